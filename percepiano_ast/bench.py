@@ -1,0 +1,77 @@
+"""Speeds against a peer in the same run: ``python -m percepiano_ast bench NAME`` prints JSON lines.
+
+Medians of interleaved runs with equal threads; ratio above 1: we are ahead.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import librosa
+import numpy as np
+import scipy.fft
+
+from percepiano_ast import audio
+from percepiano_ast.config import PRESETS, FrontEnd, Statistics
+from percepiano_ast.training.pretrain import Pretraining
+
+RUNS = 7
+
+
+def _medians(*functions: Callable[[], object]) -> list[float]:
+    """Median seconds of each, run in turn after a warm-up."""
+    times = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(RUNS):
+        for mine, function in zip(times, functions):
+            start = time.perf_counter()
+            function()
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(mine) for mine in times]
+
+
+def log_mel() -> Iterator[dict]:
+    """Log-mel of a minute of sound, against librosa with the same settings."""
+    front_end = FrontEnd()
+    wave = np.random.default_rng(0).normal(0, 0.1, 60 * front_end.sample_rate).astype(np.float32)
+
+    def peer():
+        power = librosa.feature.melspectrogram(
+            y=wave,
+            sr=front_end.sample_rate,
+            n_fft=front_end.n_fft,
+            win_length=front_end.win_length,
+            hop_length=front_end.hop_length,
+            n_mels=front_end.n_mels,
+            fmin=front_end.fmin,
+            fmax=front_end.fmax,
+            pad_mode="constant",
+        )
+        return librosa.power_to_db(power, amin=front_end.amin, top_db=None)
+
+    with scipy.fft.set_workers(1):
+        ours, theirs = _medians(lambda: audio.log_mel(wave, front_end), peer)
+    speed = {"name": "log-mel", "value": round(60 / ours), "unit": "x real time"}
+    yield speed | {"peer": "librosa.feature.melspectrogram", "ratio": round(theirs / ours, 2)}
+
+
+def pretrain_step() -> Iterator[dict]:
+    """One pre-training step of the demo preset: windows a second on this machine's devices."""
+    preset = PRESETS["demo"]
+    run = Pretraining(preset.model, preset.pretrain, preset.front_end, Statistics(-40.0, 20.0, 1, 0.0, 0.0), 100)
+    shape = (preset.pretrain.batch_size, preset.model.n_frames, preset.model.n_mels)
+    codes = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    state = run.init()
+
+    def step():
+        nonlocal state
+        state, losses = run.step(state, codes)
+        jax.block_until_ready(losses)
+
+    (seconds,) = _medians(step)
+    yield {"name": "pretrain-step", "value": round(shape[0] / seconds, 1), "unit": "windows/s"}
+
+
+BENCHMARKS = {"log-mel": log_mel, "pretrain-step": pretrain_step}

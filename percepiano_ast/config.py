@@ -1,0 +1,244 @@
+"""Every number that is a choice, in frozen dataclasses; derived numbers are properties, never typed twice."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Bad input or usage. The message names the value and the next action; the command line exits with 2."""
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Log-mel front end: stored with every shard and every model.
+
+    Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness is a label.
+    """
+
+    sample_rate: int = 22_050
+    n_fft: int = 1024
+    win_length: int = 551  # 25 ms, AST's window
+    hop_length: int = 220  # 9.98 ms, AST's hop: 1,024 frames are 10.2 s
+    n_mels: int = 128
+    fmin: float = 20.0
+    fmax: float = 11_025.0
+    amin: float = 1e-10
+    floor_db: float = -80.0  # uint8 code 0
+    step_db: float = 0.5
+
+    @property
+    def ceiling_db(self) -> float:
+        """Level of uint8 code 255."""
+        return self.floor_db + 255 * self.step_db
+
+    def n_frames(self, n_samples: int) -> int:
+        """Frames of a recording of ``n_samples``: frame k is centred on sample ``k * hop_length``."""
+        return 1 + n_samples // self.hop_length
+
+    def seconds(self, n_frames: int) -> float:
+        """Duration of ``n_frames`` hops."""
+        return n_frames * self.hop_length / self.sample_rate
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Level of a training split in dB over all its mel bins, and the shares of values at the ends of the uint8 range.
+
+    The model sees ``(dB - mean) / (2 std)`` (Gong et al. 2021, section 2.1).
+    """
+
+    mean_db: float
+    std_db: float
+    count: int
+    at_floor: float
+    at_ceiling: float
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time)."""
+
+    name: str
+    width: int
+    depth: int
+    num_heads: int
+    mlp_ratio: int = 4
+    patch_size: tuple[int, int] = (16, 16)
+    stride: tuple[int, int] = (16, 16)
+    n_mels: int = 128
+    n_frames: int = 1024
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (frequency, time)."""
+        sizes = (self.n_mels, self.n_frames)
+        return tuple(
+            (size - patch) // stride + 1 for size, patch, stride in zip(sizes, self.patch_size, self.stride)
+        )
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens of one window."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in one patch."""
+        return self.patch_size[0] * self.patch_size[1]
+
+
+# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and the demo on a CPU.
+MODELS = {
+    model.name: model
+    for model in (
+        ModelConfig("micro", width=96, depth=4, num_heads=4),
+        ModelConfig("tiny", width=192, depth=12, num_heads=3),
+        ModelConfig("small", width=384, depth=12, num_heads=6),
+        ModelConfig("base", width=768, depth=12, num_heads=12),
+    )
+}
+
+
+def choose(table: dict, name: str, what: str):
+    """Look ``name`` up in ``table`` or say which names there are.
+
+    Raises:
+        InputError: unknown name, with the nearest known ones.
+    """
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(str(name), table, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"unknown {what} {name!r}.{hint} Choose one of: {', '.join(table)}.")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """SSAST pre-training. ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}."""
+
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    warmup_steps: int
+    mask_ratio: float = 400 / 512
+    cluster: tuple[int, int] = (3, 5)
+    generative_weight: float = 10.0
+    softmax_over: str = "targets"
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    seed: int = 0
+
+    def num_masked(self, model: ModelConfig) -> int:
+        """Masked patches of one window."""
+        return round(self.mask_ratio * model.num_patches)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Rating head and encoder on PercePiano.
+
+    ``train_encoder=False`` keeps the encoder frozen and trains the heads on pooled embeddings of whole clips;
+    ``True`` trains everything on random windows.
+    """
+
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    train_encoder: bool
+    encoder_rate: float = 0.1  # learning rate of the encoder relative to the heads'
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    warmup_steps: int = 20
+    hidden: int = 64
+    dropout: float = 0.2
+    protocol: str = "content"
+    seed: int = 0
+
+
+MAESTRO_URL = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip"
+PERCEPIANO_URL = "https://github.com/JonghoKimSNU/PercePiano/archive/e672299b8661f63802cd5cd73bb3c76218a13029.zip"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What one choice of PRESET in the notebooks means. ``maestro`` and ``percepiano`` are the default sources."""
+
+    name: str
+    model: ModelConfig
+    pretrain: PretrainConfig
+    finetune: FinetuneConfig
+    maestro: str = MAESTRO_URL
+    percepiano: str = PERCEPIANO_URL
+    synthesizers: tuple[str, ...] = ("fluidr3mono", "musescore-small")
+    front_end: FrontEnd = field(default_factory=FrontEnd)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "demo",
+            dataclasses.replace(MODELS["micro"], n_frames=256),
+            PretrainConfig(batch_size=32, epochs=8, learning_rate=1e-3, warmup_steps=20),
+            FinetuneConfig(batch_size=32, epochs=20, learning_rate=2e-3, train_encoder=False),
+            maestro="demo",
+            percepiano="demo",
+            synthesizers=("builtin",),
+        ),
+        Preset(
+            "small",
+            MODELS["small"],
+            PretrainConfig(batch_size=128, epochs=20, learning_rate=5e-4, warmup_steps=1000),
+            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, train_encoder=True),
+        ),
+        Preset(
+            "base",
+            MODELS["base"],
+            PretrainConfig(batch_size=128, epochs=40, learning_rate=5e-4, warmup_steps=1000),
+            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, train_encoder=True),
+        ),
+    )
+}
+
+
+def claim_directory(directory: str | Path, settings: dict) -> Path:
+    """Make ``directory`` the home of one configuration, or find that it already is.
+
+    The settings are kept in ``settings.json``; a second run with the same ones resumes, with others it is refused.
+
+    Raises:
+        InputError: the directory holds the output of another configuration.
+    """
+    directory = Path(directory)
+    wanted = json.loads(json.dumps(settings))
+    path = directory / "settings.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+        if changed:
+            what = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} asked" for key in changed)
+            raise InputError(
+                f"{directory} holds the output of another configuration ({what}). "
+                "Choose another output directory, or delete this one to start over."
+            )
+        return directory
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
+    return directory
+
+
+def _short(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def write_json(path: Path, value) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)

@@ -1,0 +1,1 @@
+"""Sources, shards, splits and batches."""

@@ -1,0 +1,97 @@
+"""MIDI performances rendered into an archive in MAESTRO's shape: real playing to pre-train on where 108 GB are too much.
+
+Source: the ASAP set (Foscarin et al. 2020), github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0; half of it are parts of
+MAESTRO's recordings.
+"""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast import synthesis
+from percepiano_ast.config import InputError
+from percepiano_ast.data import maestro
+from percepiano_ast.performance import Performance, read_midi, trimmed
+
+SAMPLE_RATE = 22_050
+COLUMNS = ("composer", "title", "midi_performance")
+
+
+def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
+    """The table of performances and their MIDI files, from a folder or a tar archive."""
+    if midi.is_dir():
+        files = {str(path.relative_to(midi)): path.read_bytes() for path in midi.rglob("*.mid")}
+        table = midi / "metadata.csv"
+    elif midi.is_file():
+        with tarfile.open(midi) as archive:
+            members = ((m.name.partition("/")[2], archive.extractfile(m).read()) for m in archive if m.isfile())
+            files = dict(members)
+        table = io.BytesIO(files.get("metadata.csv", b""))
+    else:
+        raise InputError(f"no folder or archive at {midi}")
+    try:
+        rows = pd.read_csv(table)
+    except (FileNotFoundError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{midi} holds no metadata.csv; give the folder or archive of ASAP's performances") from error
+    missing = [column for column in COLUMNS if column not in rows]
+    if missing:
+        raise InputError(f"metadata.csv of {midi} lacks the columns {', '.join(missing)}")
+    return rows, files
+
+
+def render_archive(
+    midi: str | Path,
+    path: str | Path,
+    *,
+    hours: float,
+    synthesizers: list[str],
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Render about ``hours`` of performances, pieces in random order, one performance of each piece before a second.
+
+    The synthesizers take turns. All performances of a piece share a split: one piece in twelve is for validation, one for
+    test.
+
+    Raises:
+        InputError: no performances there, or a missing soundfont.
+    """
+    table, files = _read(Path(midi))
+    pianos = [synthesis.make_synthesizer(name) for name in synthesizers]
+    rows = table.sample(frac=1, random_state=seed).reset_index(drop=True)
+    piece = rows["composer"] + rows["title"]
+    number_of_piece = {name: number for number, name in enumerate(piece.unique())}
+    rows["split"] = piece.map(number_of_piece).map(lambda n: {10: "validation", 11: "test"}.get(n % 12, "train"))
+    rows["turn"] = piece.groupby(piece).cumcount()
+    order = rows.sort_values("turn", kind="stable")
+    return maestro.write_archive(path, _recordings(order, files, pianos, hours, log), SAMPLE_RATE)
+
+
+def _recordings(rows: pd.DataFrame, files: dict, pianos: list, hours: float, log) -> Iterator[tuple]:
+    seconds, skipped = 0.0, 0
+    for number, row in enumerate(rows.itertuples()):
+        if seconds >= hours * 3600:
+            break
+        try:
+            performance = _performance(row.midi_performance, files)
+        except InputError as error:
+            skipped += 1
+            log(f"  skipped {row.midi_performance}: {error}")
+            continue
+        wave = pianos[number % len(pianos)].render(performance, SAMPLE_RATE)
+        seconds += len(wave) / SAMPLE_RATE
+        names = {"canonical_composer": row.composer, "canonical_title": row.title}
+        yield {**names, "split": row.split, "year": 2026}, np.clip(wave, -1, 1), files[row.midi_performance]
+        if number % 10 == 9:
+            log(f"  {seconds / 3600:.2f} of {hours} h")
+    log(f"{seconds / 3600:.2f} h rendered, {skipped} performances skipped")
+
+
+def _performance(name: str, files: dict[str, bytes]) -> Performance:
+    if name not in files:
+        raise InputError("listed in metadata.csv, but there is no such file")
+    return trimmed(read_midi(files[name], name))

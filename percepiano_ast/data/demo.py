@@ -1,0 +1,232 @@
+"""The embedded data set, made from code and a seed: simulated performers play public-domain tunes, simulated raters rate.
+
+It comes in the shapes of the real sources, so that the demo goes through the code that real data goes through: a zip archive
+like MAESTRO v3 and a folder like PercePiano. Nothing in it was played or rated by a person; ``dataset.json`` says so and
+every table made from it is called simulated.
+
+Twelve expressive parameters (standard normal, a habit of the performer plus the day's form) shape a performance. A rating is a
+fixed linear function of them and of the tune, heard by twelve raters at a single-rater reliability (ICC) of .26, which is
+PercePiano's own.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast.config import claim_directory, write_json
+from percepiano_ast.data import maestro, percepiano
+from percepiano_ast.data.tunes import RATED, UNRATED, Tune
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance, trimmed, write_midi
+from percepiano_ast.synthesis import make_synthesizer
+
+PARAMETERS = (
+    "tempo",
+    "rubato",
+    "jitter",
+    "asynchrony",
+    "legato",
+    "pedal",
+    "half_pedal",
+    "loudness",
+    "velocity_spread",
+    "voicing",
+    "contour",
+    "una_corda",
+)
+PERFORMERS = 11
+RATERS = 12
+ICC = 0.26
+FOLDS = 4
+RECORDINGS_PER_TUNE = 3
+
+# What each rating hears, as weights on the parameters; "minor" is 1 for a tune in minor, -1 in major, "touch" the tune's
+# note rate. Signs follow what PercePiano's raters do (research on its MIDI), sizes are made up.
+_HEARD = {
+    "timing_stable_unstable": {"rubato": 0.7, "jitter": 0.9, "asynchrony": 0.4},
+    "articulation_short_long": {"legato": 1.0, "pedal": 0.5, "tempo": -0.4},
+    "articulation_soft_hard": {"loudness": 0.9, "legato": -0.4, "una_corda": -0.4},
+    "pedal_dry_wet": {"pedal": 1.1, "half_pedal": -0.3},
+    "pedal_clean_blurred": {"pedal": 0.9, "half_pedal": -0.4, "touch": 0.3},
+    "timbre_even_colorful": {"velocity_spread": 0.6, "voicing": 0.6, "contour": 0.4},
+    "timbre_shallow_rich": {"pedal": 0.6, "voicing": 0.4, "loudness": 0.5},
+    "timbre_bright_dark": {"una_corda": 0.6, "loudness": -0.6, "minor": 0.6},
+    "timbre_soft_loud": {"loudness": 1.1, "una_corda": -0.3},
+    "dynamics_mellow_raw": {"loudness": 0.8, "velocity_spread": 0.4, "pedal": -0.3},
+    "dynamics_little_large_range": {"contour": 0.9, "velocity_spread": 0.5},
+    "music_fast_slow": {"tempo": -1.0, "touch": -0.5},
+    "music_flat_spacious": {"rubato": 0.6, "contour": 0.5, "pedal": 0.4},
+    "music_disproportioned_balanced": {"jitter": -0.7, "velocity_spread": -0.5, "voicing": 0.3},
+    "music_pure_dramatic": {"contour": 0.6, "rubato": 0.5, "loudness": 0.5, "minor": 0.3},
+    "mood_optimistic_dark": {"minor": 0.9, "tempo": -0.5, "loudness": -0.2},
+    "mood_low_high_energy": {"loudness": 0.7, "tempo": 0.6, "contour": 0.2},
+    "mood_honest_imaginative": {"rubato": 0.7, "velocity_spread": 0.3, "half_pedal": 0.3},
+    "interpretation_doubtful_convincing": {"jitter": -0.6, "voicing": 0.5, "contour": 0.4, "rubato": 0.2},
+}
+
+
+def perform(tune: Tune, style: dict[str, float], rng: np.random.Generator, transpose: int = 0) -> Performance:
+    """Play ``tune`` in ``style`` (each parameter in standard deviations around a plain performance)."""
+    onset_beats, beats, pitch, melody = tune.notes().T
+    onset = _clock(onset_beats, tune, style)
+    end = _clock(onset_beats + beats, tune, style)
+    jitter = 0.016 * np.exp(0.8 * style["jitter"])
+    onset = onset + rng.normal(0, jitter, len(onset))
+    onset -= melody * 0.015 * max(style["asynchrony"] + 1, 0)  # the melody leads, as pianists' melodies do
+    onset -= onset.min()
+    held = (end - onset) * np.clip(0.72 + 0.24 * style["legato"], 0.2, 1.15)
+    velocity = 62 + 17 * style["loudness"] + melody * (10 + 9 * style["voicing"])
+    velocity += 16 * max(style["contour"] + 1, 0) * _arch(onset_beats, tune)
+    velocity += rng.normal(0, 6 * np.exp(0.7 * style["velocity_spread"]), len(onset))
+    notes = np.zeros(len(onset), NOTE)
+    notes["onset"], notes["offset"] = onset, onset + np.maximum(held, 0.05)
+    notes["pitch"] = pitch + transpose
+    notes["velocity"] = np.clip(np.round(velocity), 8, 125)
+    notes.sort(order=["onset", "pitch"])
+    return Performance(notes, _pedals(tune, style, onset[-1]))
+
+
+def _clock(at_beats: np.ndarray, tune: Tune, style: dict[str, float]) -> np.ndarray:
+    """Seconds at which beats fall: a tempo, and rubato as its slow swing over two bars, slower at phrase ends."""
+    per_beat = 60 / (tune.bpm * np.exp(0.22 * style["tempo"]))
+    swing = 0.14 * max(style["rubato"] + 1.2, 0)
+    phrase = 2 * np.pi * at_beats / (4 * tune.beats)
+    return per_beat * (at_beats - swing * np.sin(phrase) * tune.beats / 3)
+
+
+def _arch(at_beats: np.ndarray, tune: Tune) -> np.ndarray:
+    return np.sin(np.pi * (at_beats % (4 * tune.beats)) / (4 * tune.beats)) - 0.5
+
+
+def _pedals(tune: Tune, style: dict[str, float], last: float) -> np.ndarray:
+    """Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda throughout or not."""
+    depth = 127 if style["half_pedal"] < 0.3 else 64
+    share = np.clip(0.45 + 0.3 * style["pedal"], 0, 0.97)
+    half_bars = np.arange(0, len(tune.chords.split()) * tune.beats, tune.beats / 2)
+    rows = [(0.0, UNA_CORDA, 127 if style["una_corda"] > 0.7 else 0)]
+    if share > 0.1:
+        for beat in half_bars:
+            start, stop = _clock(np.array([beat, beat + share * tune.beats / 2]), tune, style)
+            rows += [(max(start + 0.03, 0), SUSTAIN, depth), (max(stop, 0), SUSTAIN, 0)]
+    pedals = np.array([row for row in rows if row[0] <= last], PEDAL)
+    return pedals[np.argsort(pedals["time"], kind="stable")]
+
+
+def _styles(rng: np.random.Generator, performers: int, pieces: int) -> np.ndarray:
+    """(performers, pieces, parameters): half of the variance is the performer's habit, half the day's form."""
+    habit = rng.normal(size=(performers, 1, len(PARAMETERS)))
+    form = rng.normal(size=(performers, pieces, len(PARAMETERS)))
+    return np.clip((habit + form) / np.sqrt(2), -2, 2)
+
+
+def _latent(tune: Tune, style: dict[str, float]) -> np.ndarray:
+    """What an unerring rater hears, one value a dimension, in units of about one standard deviation."""
+    rate = len(tune.notes()) / (tune.notes()[-1, 0] * 60 / tune.bpm)
+    heard = {**style, "minor": 1.0 if tune.minor else -1.0, "touch": (rate - 5) / 2}
+    weights = [_HEARD[key] for key in KEYS]
+    return np.array([sum(w * heard[p] for p, w in row.items()) / np.sqrt(sum(w**2 for w in row.values())) for row in weights])
+
+
+def write_maestro(path: str | Path, seed: int = 0, recordings_per_tune: int = RECORDINGS_PER_TUNE) -> Path:
+    """Write the MAESTRO-shaped archive (none of the rated tunes is in it); an existing one is kept."""
+    path = Path(path)
+    if path.exists():
+        return path
+    return maestro.write_archive(path, _recordings(seed, recordings_per_tune, path.parent), 22_050)
+
+
+def _recordings(seed: int, per_tune: int, scratch: Path) -> Iterator[tuple[dict, np.ndarray, bytes]]:
+    rng = np.random.default_rng([seed, 1])
+    piano = make_synthesizer("builtin")
+    splits = ["train"] * (len(UNRATED) - 2) + ["validation", "test"]
+    midi = scratch / "recording.mid.partial"
+    for tune, split in zip(UNRATED, splits):
+        for number in range(per_tune):
+            takes = _styles(rng, 1, 2)[0]
+            # Two takes in a row make a recording of half a minute, as long as some of MAESTRO's shortest.
+            pieces = [perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6))) for take in takes]
+            performance = _joined(pieces)
+            write_midi(performance, midi)
+            row = {"canonical_composer": tune.composer, "canonical_title": tune.title, "split": split, "year": 2026}
+            yield row, piano.render(performance, 22_050), midi.read_bytes()
+    midi.unlink()
+
+
+def _joined(pieces: list[Performance]) -> Performance:
+    notes, pedals, start = [], [], 0.0
+    for piece in pieces:
+        moved, pressed = piece.notes.copy(), piece.pedals.copy()
+        moved["onset"], moved["offset"] = moved["onset"] + start, moved["offset"] + start
+        pressed["time"] += start
+        notes.append(moved)
+        pedals.append(pressed)
+        start += piece.duration + 1.0
+    return Performance(np.concatenate(notes), np.concatenate(pedals))
+
+
+def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
+    """Write the PercePiano-shaped folder: MIDI, label JSON, rater CSV, index. A complete one is kept."""
+    folder = claim_directory(folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"})
+    if (folder / "dataset.json").exists():
+        return folder
+    (folder / percepiano.MIDI_FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / "labels").mkdir(exist_ok=True)
+    rng = np.random.default_rng([seed, 2])
+    styles = _styles(rng, performers, len(RATED))
+    latent, index = {}, []
+    for number, tune in enumerate(RATED):
+        piece = "".join(word.capitalize() for word in tune.title.replace(",", "").split()) + "_8bars"
+        for player in [*range(performers), "Score"]:
+            human = player != "Score"
+            style = dict(zip(PARAMETERS, styles[player, number] if human else _deadpan()))
+            clip = f"{piece}_{player}_1"
+            performance = perform(tune, style, rng)
+            write_midi(trimmed(performance), folder / percepiano.MIDI_FOLDER / f"{clip}.mid")
+            latent[clip] = _latent(tune, style)
+            index.append(_index_row(clip, piece, number, player, human, rng))
+    pd.DataFrame(index).to_csv(folder / "index.csv", index=False)
+    _write_ratings(folder, latent, rng)
+    write_json(folder / "dataset.json", {"name": "simulated PercePiano", "simulated": True, "seed": seed})
+    return folder
+
+
+def _deadpan() -> np.ndarray:
+    style = dict.fromkeys(PARAMETERS, 0.0) | {"rubato": -1.2, "jitter": -2.0, "asynchrony": -1.0, "pedal": -1.5}
+    return np.array(list((style | {"velocity_spread": -2.0, "contour": -1.0}).values()))
+
+
+def _index_row(clip: str, piece: str, number: int, player, human: bool, rng: np.random.Generator) -> dict:
+    fold = number % FOLDS
+    return {
+        "clip": clip,
+        "composition": piece,
+        "piece": piece,
+        "segment": f"{piece}_1",
+        "content_group": f"{piece}_1",
+        "player": player,
+        "human": human,
+        "fold_random": int(rng.integers(FOLDS)),
+        "fold_performer": int(player) % FOLDS if human else FOLDS - 1,
+        "fold_content": fold,
+    }
+
+
+def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.Generator) -> None:
+    """Twelve raters on a scale of 1 to 7, their file, and the mean ratings divided by 7."""
+    noise = np.sqrt((1 - ICC) / ICC)
+    labels, rows = {}, []
+    for number, (clip, heard) in enumerate(latent.items()):
+        rated = np.round(4 + 0.7 * (heard + noise * rng.normal(size=(RATERS, len(KEYS)))))
+        rated = np.clip(rated, 1, 7)
+        # The last value stands where upstream keeps a player token.
+        labels[clip] = [float(value) for value in rated.mean(axis=0) / 7] + [0]
+        rows += [[100 + rater, number, f"{clip}.wav", *values, ""] for rater, values in enumerate(rated)]
+    (folder / percepiano.LABELS).write_text(json.dumps(labels))
+    with (folder / "labels" / "total_2rounds.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["user", "dataID", "filename", *KEYS, "message"])
+        writer.writerows(rows)

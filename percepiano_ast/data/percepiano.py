@@ -1,0 +1,219 @@
+"""PercePiano (Park et al. 2024): rated MIDI clips -> rendered log-mel shards with 19 ratings each.
+
+Source: github.com/JonghoKimSNU/PercePiano, MIT licence, in its own layout: ``virtuoso/data/all_2rounds/*.mid`` and the label
+JSON at the root. No audio is published, so every clip is rendered with one or several pianos at fixed gain. The index
+(clip, segment, performer, content group, folds) is shipped with this package; a folder that brings its own ``index.csv``
+is another data set in the same shape, as the demo is.
+"""
+
+import functools
+import json
+import math
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+
+from percepiano_ast import audio, synthesis
+from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.config import FrontEnd, InputError, claim_directory
+from percepiano_ast.data import shards
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.evaluation import metrics
+
+LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
+MIDI_FOLDER = "virtuoso/data/all_2rounds"
+SPLIT = "rated"
+LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
+MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast preprocess --percepiano FOLDER`"
+
+
+class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):
+    """Log-mel of whole rendered PercePiano clips with their 19 mean ratings (0 to 1)."""
+
+    name = "percepiano_log_mel"
+    FEATURES = {
+        "log_mel": shards.log_mel_feature(),
+        "clip": tfds.features.Text(),
+        "synthesizer": tfds.features.Text(),
+        "ratings": tfds.features.Tensor(shape=(len(KEYS),), dtype=np.float32),
+    }
+
+
+def load_index(folder: str | Path) -> pd.DataFrame:
+    """The folder's own ``index.csv``, or the one shipped for the real PercePiano."""
+    own = Path(folder) / "index.csv"
+    return metrics.load_index(own if own.exists() else None)
+
+
+def is_simulated(folder: str | Path) -> bool:
+    """Whether the folder says that its ratings are simulated (``dataset.json``)."""
+    path = Path(folder) / "dataset.json"
+    return path.exists() and json.loads(path.read_text())["simulated"]
+
+
+def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Mean ratings of every clip of the index: float32 (19,) in the order of ``KEYS``, 0 to 1.
+
+    Raises:
+        InputError: labels missing, half written, of another label file, malformed or out of range.
+    """
+    path = Path(folder) / LABELS
+    if not path.is_file():
+        raise InputError(
+            f"no {LABELS} in {folder}. Give the folder that holds it and {MIDI_FOLDER}/, "
+            "a checkout of github.com/JonghoKimSNU/PercePiano"
+        )
+    try:
+        labels = {name.strip(): values for name, values in json.loads(path.read_text()).items()}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged or half written ({error}); fetch it again") from error
+    lacking = sorted(set(index["clip"]) - set(labels))
+    if lacking:
+        raise InputError(
+            f"{path} rates {len(labels):,} clips, {len(index):,} are expected; {len(lacking)} lack a label, "
+            f"{lacking[0]} among them. Use the JSON at the root of PercePiano, not the one in labels/"
+        )
+    return {clip: _check_ratings(clip, labels[clip], path) for clip in index["clip"]}
+
+
+def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
+    # The 20th value is a player token of the original models.
+    if not isinstance(values, list) or len(values) not in (len(KEYS), len(KEYS) + 1):
+        raise InputError(f"{path}: {clip} should have {len(KEYS)} ratings and a player token, has {values!r:.80}")
+    for key, value in zip(KEYS, values):
+        if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+            raise InputError(f"{path}: {clip} has {key} = {value!r}; ratings are means divided by 7, from 0 to 1")
+    return np.array(values[: len(KEYS)], np.float32)
+
+
+def find_midi(folder: str | Path) -> dict[str, Path]:
+    """MIDI file of every clip; the clip's name is the file's stem without surrounding spaces.
+
+    Raises:
+        InputError: no MIDI folder, or an empty one.
+    """
+    where = Path(folder) / MIDI_FOLDER
+    files = {path.stem.strip(): path for path in sorted(where.glob("*.mid"))}
+    if not files:
+        raise InputError(f"no MIDI files in {where}; the data directory is missing or half written, fetch it again")
+    return files
+
+
+_synthesizer = functools.lru_cache(maxsize=None)(synthesis.make_synthesizer)  # a soundfont takes seconds to load
+
+
+def _produce(item: shards.Item, *, midi: dict[str, Path], front_end: FrontEnd) -> dict[str, np.ndarray]:
+    clip, name = item.fields["clip"], item.fields["synthesizer"]
+    if clip not in midi:
+        raise InputError(f"no MIDI file {clip}.mid")
+    performance = trimmed(read_midi(midi[clip]))
+    wave = _synthesizer(name).render(performance, front_end.sample_rate)
+    audio.check_waveform(wave, front_end.sample_rate, clip)
+    codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
+    features = audio.classic_features(wave, front_end.sample_rate)
+    return {
+        "log_mel": codes,
+        "clipped": np.float32(clipped),
+        "feature_names": np.array(list(features)),
+        "features": np.array(list(features.values()), np.float32),
+    }
+
+
+def _examples(items: list[shards.Item], staged: Path) -> Iterator[tuple[str, dict]]:
+    for item in items:
+        yield item.key, {"log_mel": shards.read_staged(staged, item)["log_mel"], **item.fields}
+
+
+def preprocess(
+    folder: str | Path,
+    out: str | Path,
+    front_end: FrontEnd,
+    *,
+    synthesizers: tuple[str, ...],
+    workers: int,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` below ``out``.
+
+    Beside the shards it writes ``classic_features.csv`` (for the feed-forward baseline), ``index.csv`` and ``skipped.csv``.
+
+    Raises:
+        InputError: unusable data, missing synthesizer or soundfont, ``out`` of another configuration.
+    """
+    index, midi = load_index(folder), find_midi(folder)
+    ratings = read_ratings(folder, index)
+    settings = {"clips": len(index), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
+    out = claim_directory(out, {**settings, "simulated": is_simulated(folder)})
+    if shards.is_complete(out):
+        log(f"shards in {out} are complete")
+        return out
+    for name in synthesizers:
+        _synthesizer(name)  # a missing soundfont is said before hours of work, not in the midst of it
+    items = [
+        shards.Item(f"{clip}@{name}", SPLIT, {"clip": clip, "synthesizer": name, "ratings": ratings[clip]})
+        for name in synthesizers
+        for clip in index["clip"]
+    ]
+    log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
+    unrated = [(shards.Item(name, SPLIT, {}), "no label") for name in sorted(midi.keys() - set(index["clip"]))]
+    produce = functools.partial(_produce, midi=midi, front_end=front_end)
+    skipped = shards.stage(items, produce, out / "staged", workers=workers, log=log)
+    shards.report_skipped(unrated + skipped, len(unrated) + len(items), out / "skipped.csv", log)
+    failed = {item.key for item, _ in skipped}
+    _pack([item for item in items if item.key not in failed], out, index, front_end, is_simulated(folder))
+    return out
+
+
+def _pack(kept: list[shards.Item], out: Path, index: pd.DataFrame, front_end: FrontEnd, simulated: bool) -> None:
+    staged = out / "staged"
+    index.to_csv(out / "index.csv", index=False)
+    rows = []
+    for item in kept:
+        arrays = shards.read_staged(staged, item)
+        names = {"clip": item.fields["clip"], "synthesizer": item.fields["synthesizer"]}
+        rows.append(names | dict(zip(arrays["feature_names"].tolist(), arrays["features"].tolist())))
+    pd.DataFrame(rows).to_csv(out / "classic_features.csv", index=False)
+    statistics = shards.level_statistics((shards.read_staged(staged, item)["log_mel"] for item in kept), front_end)
+    description = {"licence": "simulated, made from code" if simulated else LICENCE, "simulated": simulated}
+    examples = {SPLIT: functools.partial(_examples, kept, staged)}
+    shards.pack(
+        PercepianoLogMel, out, staged, examples, front_end=front_end, statistics=statistics, description=description
+    )
+
+
+def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
+    """Download PercePiano's archive and unpack what is needed of it (labels, MIDI, licence) into ``folder``.
+
+    Raises:
+        InputError: the address does not answer or sends no complete zip archive.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        return folder
+    log(f"fetching {url}")
+    with tempfile.TemporaryFile() as file:
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                shutil.copyfileobj(answer, file)
+            archive = zipfile.ZipFile(file)
+        except (urllib.error.URLError, OSError, zipfile.BadZipFile) as error:
+            raise InputError(f"cannot fetch PercePiano from {url}: {error}. Give a local copy instead") from error
+        partial = folder.with_name(folder.name + ".partial")
+        for name in archive.namelist():
+            inner = name.partition("/")[2]
+            if inner in (LABELS, "LICENSE") or (inner.startswith(MIDI_FOLDER) and inner.endswith(".mid")):
+                target = partial / inner
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(archive.read(name))
+        find_midi(partial)
+        partial.replace(folder)
+    return folder

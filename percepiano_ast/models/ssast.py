@@ -1,0 +1,178 @@
+"""Self-supervised AST (SSAST): masked spectrogram patches are told apart and reconstructed.
+
+Source: Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022 (arXiv 2110.09784), section 2.
+Three departures from its published code: one forward pass serves both heads, a sampler without edge bias draws the
+mask, and the InfoNCE softmax runs over the targets as equation 1 of the paper says (the code's axis is there for
+parity).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
+
+
+class PredictionHead(nn.Module):
+    """Linear(D) - ReLU - Linear(patch values), SSAST section 2.3."""
+
+    patch_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """(B, M, D) -> float32 (B, M, patch_dim)."""
+        hidden = nn.relu(nn.Dense(tokens.shape[-1], dtype=self.dtype, name="hidden")(tokens))
+        return nn.Dense(self.patch_dim, dtype=self.dtype, name="out")(hidden).astype(jnp.float32)
+
+
+class SSAST(nn.Module):
+    """Encoder with a discriminative and a generative head.
+
+    Attributes:
+        config: geometry.
+        dtype: compute dtype; parameters and outputs are float32.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, log_mel: jax.Array, mask_index: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Predict the masked patches.
+
+        Args:
+            log_mel: (B, T, F), normalised.
+            mask_index: Int (B, M), distinct patch indices of every clip.
+
+        Returns:
+            outputs ``discriminative``, ``generative`` and ``target`` (the raw patches), float32 (B, M, patch_dim) in
+            the order of ``mask_index``; and the encoder's intermediates with ``tokens`` (B, 2 + N, D).
+        """
+        config = self.config
+        patches = patchify(log_mel, config.patch_size, config.stride)
+        rows = jnp.arange(log_mel.shape[0])[:, None]
+        masked = jnp.zeros(patches.shape[:2], bool).at[rows, mask_index].set(True)
+        tokens, intermediates = Encoder(config, self.dtype, name="encoder")(log_mel, masked=masked)
+        # Gathered before the heads: they see M tokens, not N.
+        chosen = jnp.take_along_axis(tokens, mask_index[:, :, None] + PREFIX_TOKENS, axis=1)
+        outputs = {
+            name: PredictionHead(config.patch_dim, self.dtype, name=name)(chosen)
+            for name in ("discriminative", "generative")
+        }
+        outputs["target"] = jnp.take_along_axis(patches, mask_index[:, :, None], axis=1).astype(jnp.float32)
+        return outputs, intermediates | {"tokens": tokens}
+
+
+def losses(
+    outputs: dict[str, jax.Array], *, generative_weight: float = 10.0, softmax_over: str = "targets"
+) -> dict[str, jax.Array]:
+    """Joint objective of SSAST, equations 1 to 3: InfoNCE within each clip + ``generative_weight`` x MSE.
+
+    Args:
+        outputs: of `SSAST`.
+        generative_weight: lambda of equation 3.
+        softmax_over: ``targets`` (the paper: each prediction finds its target among the clip's masked patches) or
+            ``predictions`` (the published code).
+
+    Returns:
+        float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches told apart rightly).
+
+    Raises:
+        InputError: unknown ``softmax_over``.
+    """
+    if softmax_over not in ("targets", "predictions"):
+        raise InputError(f"unknown softmax_over {softmax_over!r}. Choose one of: targets, predictions.")
+    target = outputs["target"].astype(jnp.float32)
+    discriminative = outputs["discriminative"].astype(jnp.float32)
+    # Without 'highest' a TPU multiplies float32 in bfloat16, and near patches become one.
+    logits = jnp.einsum("bid,bjd->bij", target, discriminative, precision="highest")  # target i, prediction j
+    log_probs = jax.nn.log_softmax(logits, axis=1 if softmax_over == "targets" else 2)
+    nce = -jnp.diagonal(log_probs, axis1=1, axis2=2).mean()
+    mse = jnp.square(outputs["generative"].astype(jnp.float32) - target).mean()
+    # Both ways ask which target a prediction picks; the published code asks it after its own softmax.
+    picked = jnp.argmax(logits if softmax_over == "targets" else log_probs, axis=1)
+    accuracy = (picked == jnp.arange(target.shape[1])[None, :]).mean(dtype=jnp.float32)
+    return {"loss": nce + generative_weight * mse, "nce": nce, "mse": mse, "accuracy": accuracy}
+
+
+def sample_mask_index(
+    rng: jax.Array, batch: int, grid: tuple[int, int], num_masked: int, cluster: tuple[int, int] = (3, 5)
+) -> jax.Array:
+    """Draw clustered masks, SSAST section 2.2: Int32 (B, M) distinct patch indices, a mask of its own for every clip.
+
+    Per clip a cluster size C is drawn; blocks of C x C fall in random order, their starts hanging over every edge, so
+    that every patch, at an edge or not, lies under C x C possible blocks; the first M patches hit are masked. Static
+    shapes: can be jitted (all but ``rng`` static). One key per clip is folded from ``rng``.
+
+    Raises:
+        InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range of sizes above 0.
+    """
+    patches = grid[0] * grid[1]
+    if not 1 <= num_masked <= patches:
+        raise InputError(f"cannot mask {num_masked} of {patches} patches; choose 1 to {patches}.")
+    if not 1 <= cluster[0] <= cluster[1]:
+        raise InputError(f"cluster sizes {cluster} are no range; give (smallest, largest), both above 0.")
+    keys = jax.vmap(lambda clip: jax.random.fold_in(rng, clip))(jnp.arange(batch))
+    return jax.vmap(functools.partial(_sample_one, grid=grid, num_masked=num_masked, cluster=cluster))(keys)
+
+
+def _sample_one(rng: jax.Array, grid: tuple[int, int], num_masked: int, cluster: tuple[int, int]) -> jax.Array:
+    """One clip of `sample_mask_index`: Int32 (M,)."""
+    size_key, order_key, tie_key = jax.random.split(rng, 3)
+    size = jax.random.randint(size_key, (), cluster[0], cluster[1] + 1)
+    largest = cluster[1]
+    starts = tuple(side + largest - 1 for side in grid)  # start s of an axis stands for s - (largest - 1)
+    turn = jax.random.permutation(order_key, starts[0] * starts[1]).reshape(starts)  # when the block there falls
+    first_hit = jnp.full(grid, turn.size)
+    for back_f in range(largest):
+        for back_t in range(largest):
+            low_f, low_t = largest - 1 - back_f, largest - 1 - back_t
+            falls = turn[low_f : low_f + grid[0], low_t : low_t + grid[1]]
+            covers = (back_f < size) & (back_t < size)
+            first_hit = jnp.where(covers, jnp.minimum(first_hit, falls), first_hit)
+    # Patches of one block tie: where the last block is cut short, chance decides, not the order of the patches.
+    score = first_hit.reshape(-1).astype(jnp.float32) + jax.random.uniform(tie_key, (first_hit.size,))
+    return jax.lax.top_k(-score, num_masked)[1].astype(jnp.int32)
+
+
+def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+    """Inverse of `patchify` without overlap: (B, F' * T', p_f * p_t) -> (B, T' * p_t, F' * p_f)."""
+    x = patches.reshape(-1, *grid, *patch_size).transpose(0, 2, 4, 1, 3)
+    return x.reshape(-1, grid[1] * patch_size[1], grid[0] * patch_size[0])
+
+
+def reconstruct(
+    log_mel: jax.Array, generative: jax.Array, mask_index: jax.Array, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Spectrograms to look at: what the encoder saw, and that with the predicted patches put in.
+
+    Args:
+        log_mel: (B, T, F).
+        generative: (B, M, patch_dim) predictions of `SSAST`.
+        mask_index: Int (B, M).
+        config: geometry, patches without overlap.
+
+    Returns:
+        masked and reconstructed float32 (B, T, F); masked patches are NaN in the first, which figures leave blank.
+        Frames after the last whole patch are those of ``log_mel`` in both.
+
+    Raises:
+        InputError: overlapping patches, of which there is no one reconstruction.
+    """
+    if config.stride != config.patch_size:
+        raise InputError(f"stride {config.stride} is not patch_size {config.patch_size}: give a model without overlap.")
+    grid = patch_grid(log_mel, config.patch_size, config.stride)
+    patches = np.array(patchify(log_mel, config.patch_size, config.stride), np.float32)
+    rows, mask_index = np.arange(len(patches))[:, None], np.asarray(mask_index)
+    images = []
+    for filling in (np.nan, np.asarray(generative, np.float32)):
+        patches[rows, mask_index] = filling
+        image, whole = np.array(log_mel, np.float32), unpatchify(patches, config.patch_size, grid)
+        image[:, : whole.shape[1], : whole.shape[2]] = whole
+        images.append(image)
+    return images[0], images[1]

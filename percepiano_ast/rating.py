@@ -1,0 +1,115 @@
+"""Rate a recording on the 19 dimensions with the models of a fine-tuned run."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from percepiano_ast import audio
+from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics
+from percepiano_ast.data import batches
+from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.training.checkpoints import open_latest
+from percepiano_ast.training.finetune import Finetuning, Scaler
+
+LONGEST_SECONDS = 100  # of PercePiano's clips
+MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
+
+
+@dataclass(frozen=True)
+class FoldModel:
+    """One fold's self-contained model."""
+
+    run: Finetuning
+    params: dict
+    scaler: Scaler
+    simulated: bool
+
+    def rate(self, codes: np.ndarray) -> np.ndarray:
+        """Ratings (19,) of a whole recording, uint8 codes (time, mel)."""
+        windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
+        return self.run.rate(self.params, self.scaler, self.run.embed(self.params, windows, 1))[0]
+
+
+class Rater:
+    """All fold models of a run: the rating is their mean, the uncertainty their standard deviation.
+
+    Args:
+        run: directory of a run.
+        model: its name below ``run/finetune``; by default the only one, or the pre-trained one.
+
+    Raises:
+        InputError: no such model, or none finished.
+    """
+
+    def __init__(self, run: str | Path, model: str = ""):
+        home = Path(run) / "finetune"
+        found = sorted(path.name for path in home.glob("ast-*")) if home.is_dir() else []
+        wanted = [name for name in found if name == model] if model else [n for n in found if n.endswith("-ssast")] or found
+        if len(wanted) != 1:
+            raise InputError(f"{home} has {', '.join(found) or 'no models'}, asked for {model or 'one'}. Run {MADE_BY} first")
+        folders = sorted((home / wanted[0]).glob("fold_*/model"))
+        if not folders:
+            raise InputError(f"no fold of {wanted[0]} in {home} is finished. Run {MADE_BY} first; it continues")
+        self.name = wanted[0]
+        self.models = [_load(folder) for folder in folders]
+
+    def rate(self, file: str | Path) -> dict:
+        """``{"file", "ratings", "uncertainty", "warnings"}`` of one recording, values on the scale 0 to 1.
+
+        Raises:
+            InputError: see ``audio.load``.
+        """
+        front_end = self.models[0].run.front_end
+        wave = audio.load(file, front_end.sample_rate)
+        codes, _ = audio.quantize(audio.log_mel(wave, front_end), front_end)
+        rated = np.stack([model.rate(codes) for model in self.models])
+        warnings = []
+        if self.models[0].simulated:
+            warnings.append("this model learned from simulated ratings: its values mean nothing about real playing")
+        if len(wave) > LONGEST_SECONDS * front_end.sample_rate:
+            seconds = len(wave) / front_end.sample_rate
+            warnings.append(f"{seconds:.0f} s long; the clips that people rated last {LONGEST_SECONDS} s at most")
+        return {
+            "file": str(file),
+            "ratings": dict(zip(KEYS, rated.mean(axis=0).round(4).tolist())),
+            "uncertainty": dict(zip(KEYS, rated.std(axis=0).round(4).tolist())),
+            "warnings": warnings,
+        }
+
+    def rate_or_explain(self, file: str | Path) -> dict:
+        """``rate``, or ``{"file", "error"}`` where the file cannot be rated."""
+        try:
+            return self.rate(file)
+        except InputError as error:
+            return {"file": str(file), "error": str(error)}
+
+
+@functools.lru_cache(maxsize=None)
+def _load(folder: Path) -> FoldModel:
+    tree, meta = open_latest(folder, made_by=MADE_BY)
+    front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
+    run = Finetuning(_config(ModelConfig, meta["model"]), _config(FinetuneConfig, meta["finetune"]), front_end, statistics, 1)
+    return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"])
+
+
+def _config(kind: type, values: dict):
+    # JSON has lists where the configurations have tuples.
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def as_text(results: list[dict]) -> str:
+    """The results for a person: one line a dimension, from one pole to the other."""
+    lines = []
+    for result in results:
+        lines.append(result["file"])
+        if "error" in result:
+            lines.append(f"  not rated: {result['error']}")
+            continue
+        lines += [f"  note: {warning}" for warning in result["warnings"]]
+        for key, family, low, high in DIMENSIONS:
+            value, spread = result["ratings"][key], result["uncertainty"][key]
+            bar = "." * round(20 * min(max(value, 0), 1))
+            lines.append(f"  {family:17} {low:>23} {bar + '|':21} {high:20} {value:.2f} +- {spread:.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Training loops. Batches come in as iterables; nothing here imports grain, tfds or librosa."""

@@ -1,0 +1,270 @@
+"""Recordings become the log-mel spectrograms that the contract promises, or are refused in words. About 10 s."""
+
+import io
+import time
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from percepiano_ast import audio
+from percepiano_ast.config import FrontEnd, InputError
+
+FRONT_END = FrontEnd()
+RATE = FRONT_END.sample_rate
+
+
+def sine(frequency=440.0, seconds=2.0, sample_rate=RATE, amplitude=0.5):
+    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(
+        np.float32
+    )
+
+
+def wav(wave, sample_rate=RATE, subtype="PCM_16", kind="WAV"):
+    file = io.BytesIO()
+    soundfile.write(file, wave, sample_rate, subtype=subtype, format=kind)
+    file.seek(0)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "tolerance"),
+    [
+        ("WAV", "PCM_U8", 0.01),
+        ("WAV", "PCM_16", 1e-3),
+        ("WAV", "PCM_24", 1e-3),
+        ("WAV", "PCM_32", 1e-3),
+        ("WAV", "FLOAT", 1e-3),
+        ("WAV", "DOUBLE", 1e-3),
+        ("FLAC", "PCM_24", 1e-3),
+        ("OGG", "VORBIS", 0.05),
+        ("MP3", "MPEG_LAYER_III", 0.05),
+    ],
+)
+@pytest.mark.parametrize("sample_rate", [22_050, 44_100, 48_000])
+def test_a_sine_keeps_frequency_level_and_length_in_every_format(kind, subtype, tolerance, sample_rate):
+    wave = audio.load(wav(sine(sample_rate=sample_rate), sample_rate, subtype, kind))
+    assert wave.dtype == np.float32 and wave.ndim == 1
+    assert len(wave) == pytest.approx(2 * RATE, abs=0 if kind == "WAV" else 2500)
+    middle = wave[RATE // 2 : RATE // 2 + RATE]  # one second: bin k of its spectrum is k Hz
+    assert np.argmax(np.abs(np.fft.rfft(middle))) == 440
+    assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.5, abs=tolerance)
+
+
+def test_a_96_khz_24_bit_stereo_recording_from_a_path_is_read_as_the_mean_of_its_channels(tmp_path):
+    left, right = sine(440, sample_rate=96_000), sine(1000, sample_rate=96_000, amplitude=0.25)
+    path = tmp_path / "hires.wav"
+    soundfile.write(path, np.stack([left, right], axis=1), 96_000, subtype="PCM_24")
+    expected = 0.5 * (sine(440) + sine(1000, amplitude=0.25))
+    difference = (audio.load(path) - expected)[500:-500]
+    assert np.abs(difference).max() < 1e-3  # right phase too: resampling does not shift
+
+
+def test_more_than_two_channels_are_averaged():
+    channels = np.stack([sine(amplitude=a) for a in (0.1, 0.2, 0.6)], axis=1)
+    np.testing.assert_allclose(audio.load(wav(channels, subtype="FLOAT")), sine(amplitude=0.3), atol=1e-6)
+
+
+def test_block_by_block_resampling_equals_resampling_at_once():
+    import soxr
+
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 700_000).astype(np.float32)  # three blocks
+    whole = soxr.resample(noise, 48_000, RATE, quality="HQ")
+    loaded = audio.load(wav(noise, 48_000, "FLOAT"))
+    assert len(loaded) == len(whole)
+    np.testing.assert_allclose(loaded, whole, atol=1e-5)
+
+
+def test_only_the_first_seconds_are_read_where_asked():
+    assert len(audio.load(wav(sine(seconds=10)), max_seconds=3)) == 3 * RATE
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(InputError, match="nowhere.wav: no such file"):
+        audio.load("nowhere.wav")
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"This is a text. " * 100])
+def test_what_is_no_audio_is_refused(tmp_path, content):
+    path = tmp_path / "notes.wav"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="notes.wav: cannot be read as audio"):
+        audio.load(path)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "FLOAT"])
+def test_a_half_written_wav_says_how_much_is_missing(tmp_path, subtype):
+    path = tmp_path / "half.wav"
+    content = wav(sine(seconds=4), subtype=subtype).getvalue()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"half.wav: half written, [\d,]+ of [\d,]+ bytes .*about 2\.0 s"):
+        audio.load(path)
+
+
+def test_a_half_written_flac_is_refused(tmp_path):
+    path = tmp_path / "half.flac"
+    content = wav(np.random.default_rng(0).uniform(-0.5, 0.5, 4 * RATE), kind="FLAC").getvalue()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="half.flac"):
+        audio.load(path)
+
+
+def test_a_wav_from_a_pipe_has_no_length_in_its_header_and_is_read():
+    content = bytearray(wav(sine()).getvalue())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = content[4:8] = b"\xff\xff\xff\xff"
+    assert len(audio.load(io.BytesIO(bytes(content)))) == 2 * RATE
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (np.zeros(0), "empty"),
+        (sine(seconds=0.5), r"0\.50 s long.*at least 1 s"),
+        (np.zeros(2 * RATE), "silent, it holds zeros only"),
+        (sine(amplitude=5e-5), "silent, it peaks at -86 dBFS"),
+        (np.where(np.arange(2 * RATE) == RATE, np.nan, sine()), r"NaN or infinity, first near 1\.00 s"),
+        (np.where(np.arange(2 * RATE) == RATE, np.inf, sine()), r"NaN or infinity, first near 1\.00 s"),
+    ],
+)
+def test_what_cannot_be_rated_is_refused_with_the_file_and_the_reason(tmp_path, wave, message):
+    path = tmp_path / "take.wav"
+    soundfile.write(path, wave.astype(np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(InputError, match=f"take.wav: .*{message}"):
+        audio.load(path)
+
+
+def test_nan_is_found_after_resampling_too():
+    wave = sine(sample_rate=48_000)
+    wave[48_000] = np.nan
+    with pytest.raises(InputError, match="NaN or infinity"):
+        audio.load(wav(wave, 48_000, "FLOAT"))
+
+
+def test_a_quiet_recording_is_not_silent():
+    assert len(audio.load(wav(sine(amplitude=2e-4), subtype="FLOAT")))
+
+
+def test_trimming_takes_silent_ends_but_for_a_margin():
+    silence = np.full(RATE, 1e-5, dtype=np.float32)
+    trimmed = audio.trim_silence(np.concatenate([silence, sine(), silence]), RATE)
+    assert len(trimmed) == pytest.approx(2 * RATE + 2 * 0.1 * RATE, abs=20)
+
+
+def music_like(seconds=5, seed=0):
+    """Decaying harmonic tones over a noise floor at -60 dB."""
+    rng = np.random.default_rng(seed)
+    wave = 1e-3 * rng.standard_normal(seconds * RATE)
+    for onset in range(0, seconds * RATE - RATE, RATE // 4):
+        time_ = np.arange(RATE) / RATE
+        f0 = 440 * 2 ** (rng.integers(-24, 24) / 12)
+        partials = sum(np.sin(2 * np.pi * f0 * k * time_) / k for k in range(1, 6) if f0 * k < RATE / 2)
+        wave[onset : onset + RATE] += 0.1 * partials * np.exp(-3 * time_)
+    return wave.astype(np.float32)
+
+
+def librosa_log_mel(wave):
+    mel = librosa.feature.melspectrogram(
+        y=wave,
+        sr=RATE,
+        n_fft=FRONT_END.n_fft,
+        win_length=FRONT_END.win_length,
+        hop_length=FRONT_END.hop_length,
+        n_mels=FRONT_END.n_mels,
+        fmin=FRONT_END.fmin,
+        fmax=FRONT_END.fmax,
+        center=True,
+        pad_mode="constant",
+        power=2.0,
+    )
+    return 10 * np.log10(np.maximum(mel, FRONT_END.amin)).T
+
+
+@pytest.mark.parametrize("n", [RATE, 220 * 300, 220 * 300 - 1, 220 * 300 + 1, 220 * 256 + 7, 5 * RATE])
+def test_log_mel_agrees_with_librosa(n):
+    wave = music_like()[:n]
+    ours, theirs = audio.log_mel(wave, FRONT_END), librosa_log_mel(wave)
+    assert ours.dtype == np.float32 and ours.shape == theirs.shape == (FRONT_END.n_frames(n), 128)
+    assert np.abs(ours - theirs)[theirs > FRONT_END.floor_db].max() < 1e-3
+
+
+@pytest.mark.parametrize("k", [0, 1, 57, 299])
+def test_a_click_at_sample_220_k_peaks_at_frame_k(k):
+    wave = np.zeros(220 * 300, dtype=np.float32)
+    wave[220 * k] = 1
+    assert np.argmax(audio.log_mel(wave, FRONT_END).mean(axis=1)) == k
+
+
+def test_loudness_is_kept():
+    wave = music_like()
+    np.testing.assert_allclose(audio.log_mel(wave) - audio.log_mel(0.1 * wave), 20, atol=0.05)
+
+
+def test_silence_lies_at_the_floor_of_the_logarithm():
+    np.testing.assert_allclose(audio.log_mel(np.zeros(RATE, dtype=np.float32)), -100, rtol=1e-6)
+
+
+def test_no_mel_band_is_empty():
+    noise = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    assert audio.log_mel(noise).min(axis=0).min() > -40
+
+
+def test_codes_are_within_a_quarter_of_a_db():
+    levels = np.linspace(-80, 47.5, 10_001, dtype=np.float32)
+    codes, clipped = audio.quantize(levels)
+    assert codes.dtype == np.uint8 and clipped == 0
+    assert np.abs(audio.dequantize(codes) - levels).max() <= 0.25 + 1e-5
+
+
+def test_what_lies_above_the_range_is_counted_and_what_lies_below_becomes_the_floor():
+    codes, clipped = audio.quantize(np.array([-100, -80, 0, 60], dtype=np.float32))
+    np.testing.assert_array_equal(audio.dequantize(codes), [-80, -80, 0, 47.5])
+    assert clipped == 0.25
+
+
+def test_full_scale_sound_fits_the_range():
+    square = np.sign(sine(55, seconds=2)).astype(np.float32)
+    for loudest in (square, sine(amplitude=1.0), sine(30, amplitude=1.0)):
+        assert audio.quantize(audio.log_mel(loudest))[1] == 0
+
+
+@pytest.mark.slow
+def test_log_mel_is_faster_than_librosa():
+    wave = music_like(60)
+
+    def seconds(function):
+        function(wave)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            function(wave)
+            times.append(time.perf_counter() - start)
+        return np.median(times)
+
+    assert seconds(audio.log_mel) < seconds(librosa_log_mel)
+
+
+def test_classic_features_are_named_ordered_and_finite():
+    names = audio.classic_feature_names()
+    assert len(set(names)) == len(names) == 136
+    click = np.zeros(2 * RATE, dtype=np.float32)
+    click[RATE] = 1
+    for wave in (music_like(3), sine(), click):
+        features = audio.classic_features(wave)
+        assert tuple(features) == names
+        assert np.isfinite(list(features.values())).all()
+
+
+def test_classic_features_hear_level_brightness_pitch_class_and_onsets():
+    low, high = audio.classic_features(sine(440)), audio.classic_features(sine(3520, amplitude=0.05))
+    assert low["level_db_mean"] - high["level_db_mean"] == pytest.approx(20, abs=1)
+    assert low["spectral_centroid_q50"] == pytest.approx(440, rel=0.05)
+    assert high["spectral_centroid_q50"] == pytest.approx(3520, rel=0.05)
+    chroma = [low[f"chroma_{band}_mean"] for band in range(12)]
+    assert np.argmax(chroma) == 9  # A, counted from C
+    slow, fast = (
+        np.concatenate([sine(440, seconds) * np.exp(-np.arange(round(seconds * RATE)) / 2000)] * round(6 / seconds))
+        for seconds in (1.0, 0.25)
+    )
+    assert audio.classic_features(fast)["onset_rate"] > 2.5 * audio.classic_features(slow)["onset_rate"]

@@ -1,0 +1,206 @@
+"""colab_setup.sh, requirements.txt and .ci: what a stranger types first. Cost: 3 s; -m slow installs for real."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONSTRAINTS = REPOSITORY / ".ci" / "colab-versions.txt"
+
+
+def requirement_lines(path: Path) -> list[str]:
+    """The lines of a requirements file that are not comments."""
+    return [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """This process's environment without what steers the script; ``extra`` on top."""
+    steering = {"PYTHON", "PIP_CONSTRAINT", "COLAB_RELEASE_TAG", "COLAB_TPU_ADDR", "TPU_NAME"}
+    return {name: value for name, value in os.environ.items() if name not in steering} | extra
+
+
+def setup(checkout: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run the script of a checkout from somewhere else, as nobody at a keyboard."""
+    return subprocess.run(
+        ["bash", str(checkout / "colab_setup.sh"), *arguments],
+        cwd="/", env=clean_environment(**environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the project without its environment and runs."""
+    keep_out = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".pytest_cache")
+    return shutil.copytree(REPOSITORY, tmp_path / "checkout with space", ignore=keep_out)
+
+
+def fake_python(folder: Path, patch: str) -> Path:
+    """An interpreter that runs for real but for one line of Python done to it at start."""
+    (folder / "patch").mkdir(parents=True)
+    (folder / "patch" / "sitecustomize.py").write_text(f"import sys\n{patch}\n")
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\nPYTHONPATH='{folder}/patch' exec '{sys.executable}' \"$@\"\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("script", ["colab_setup.sh", ".ci/run"])
+def test_scripts_parse_and_stop_at_errors(script):
+    path = REPOSITORY / script
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+    assert "set -euo pipefail" in path.read_text()
+
+
+def test_ci_runs_the_users_test_command():
+    text = (REPOSITORY / ".ci" / "run").read_text()
+    assert re.search(r"^exec bash colab_setup\.sh test\b", text, re.M)
+    assert os.access(REPOSITORY / ".ci" / "run", os.X_OK)
+
+
+def test_help_names_every_mode(checkout):
+    run = setup(checkout, "help")
+    assert run.returncode == 0
+    assert all(mode in run.stdout for mode in ("demo", "test", "PYTHON="))
+
+
+@pytest.mark.parametrize("arguments", [["demos"], ["demo", "base"], ["--force"]])
+def test_unknown_argument_is_refused_before_anything_is_made(checkout, arguments):
+    run = setup(checkout, *arguments)
+    assert run.returncode == 2
+    assert arguments[-1] in run.stderr and "colab_setup.sh demo" in run.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_old_python_is_refused_by_version(checkout, tmp_path):
+    old = fake_python(tmp_path / "old", "sys.version_info = (3, 9, 18, 'final', 0)")
+    run = setup(checkout, PYTHON=str(old))
+    assert run.returncode == 2
+    assert "is Python 3.9" in run.stderr and "3.11" in run.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_python_that_does_not_run_is_refused(checkout):
+    run = setup(checkout, PYTHON="no-such-python")
+    assert run.returncode == 2
+    assert "no-such-python" in run.stderr
+
+
+def test_python_without_ensurepip_names_the_package_to_install(checkout, tmp_path):
+    bare = fake_python(tmp_path / "bare", "sys.modules['ensurepip'] = None")
+    run = setup(checkout, PYTHON=str(bare))
+    assert run.returncode == 1
+    assert f"apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv" in run.stderr
+
+
+def test_no_python_at_all_says_so(checkout, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("bash", "cat", "dirname", "mktemp", "rm", "sort"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    run = setup(checkout, PATH=str(tools), HOME=str(tmp_path))
+    assert run.returncode == 1
+    assert "no Python of 3.11 to 3.13" in run.stderr
+
+
+def test_an_environment_made_by_somebody_else_is_left_alone(checkout):
+    mine = checkout / ".venv" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    run = setup(checkout, PYTHON=sys.executable)
+    assert run.returncode == 2
+    assert "was not made by this script" in run.stderr
+    assert mine.read_text() == "precious"
+
+
+def test_requirements_are_lower_bounds_with_a_reason():
+    for line in requirement_lines(REPOSITORY / "requirements.txt"):
+        requirement, _, reason = line.partition("#")
+        assert reason.strip(), f"{line}: why?"
+        assert {part.operator for part in Requirement(requirement).specifier} == {">="}, f"{line}: a lower bound only"
+
+
+def test_colab_has_what_the_lower_bounds_ask_for():
+    colab = {}
+    for line in requirement_lines(CONSTRAINTS):
+        requirement = Requirement(line)
+        colab[requirement.name.lower()] = next(iter(requirement.specifier)).version
+        assert str(requirement.marker) == 'python_version == "3.13"', f"{line}: would bind another Python too"
+    absent = {"pretty_midi", "pyfluidsynth"}  # the two that Colab lacks
+    for line in requirement_lines(REPOSITORY / "requirements.txt"):
+        requirement = Requirement(line.partition("#")[0])
+        if requirement.name not in absent:
+            assert colab[requirement.name.lower()] in requirement.specifier, f"Colab's {requirement.name} is too old"
+
+
+def freeze(python: Path) -> dict[str, str]:
+    """Versions of everything installed, by name; without the package under test."""
+    run = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
+    versions = dict(line.split("==") for line in run.stdout.splitlines())
+    return {name: version for name, version in versions.items() if not name.startswith("percepiano")}
+
+
+@pytest.mark.slow
+def test_installs_once_and_repairs_what_a_kill_left(checkout):
+    first = setup(checkout, PYTHON=sys.executable)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "all work" in first.stdout
+    before = freeze(checkout / ".venv/bin/python")
+
+    start = time.monotonic()
+    again = setup(checkout, PYTHON=sys.executable)
+    assert again.returncode == 0 and "up to date" in again.stdout, again.stdout + again.stderr
+    assert time.monotonic() - start < 30
+    assert freeze(checkout / ".venv/bin/python") == before
+
+    # A kill in mid-installation: the process group dies while pip runs, and leaves what it leaves.
+    with open(checkout / "requirements.txt", "a") as file:
+        file.write("\nsix>=1.0  # asks for another installation\n")
+    command = ["bash", str(checkout / "colab_setup.sh")]
+    environment = clean_environment(PYTHON=sys.executable)
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert "installing" in run.stdout.readline()
+        os.killpg(run.pid, 9)
+    shutil.rmtree(next((checkout / ".venv").glob("lib/python3*/site-packages/numpy")))
+    repaired = setup(checkout, PYTHON=sys.executable)
+    assert repaired.returncode == 0, repaired.stdout + repaired.stderr
+    assert "anew" in repaired.stdout and "all work" in repaired.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info[:2] != (3, 13), reason="Colab's versions are those of Python 3.13")
+def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", tmp_path / "colab"], check=True)
+    python = tmp_path / "colab/bin/python"
+    colab = tmp_path / "colab.txt"  # with the tensorflow-metadata that Colab has and that does not load
+    colab.write_text(CONSTRAINTS.read_text().replace("tensorflow-metadata==1.17.2", "tensorflow-metadata==1.21.0"))
+    have = [
+        line.partition("#")[0].strip()
+        for line in requirement_lines(checkout / "requirements.txt")
+        if not line.startswith(("pretty_midi", "pyfluidsynth"))
+    ]
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", colab, *have], check=True, capture_output=True)
+    before = freeze(python)
+    assert before["tensorflow-metadata"] == "1.21.0"
+
+    on_colab = {"COLAB_RELEASE_TAG": "release-test", "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    run = setup(checkout, **on_colab)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "tensorflow-metadata by 1.17.2" in run.stdout and "all work" in run.stdout
+    after = freeze(python)
+    moved = {name for name in before if after.get(name) != before[name]}
+    assert moved == {"tensorflow-metadata"}
+    new = set(after) - set(before)
+    assert {"pretty_midi", "pyfluidsynth"} <= new <= {"pretty_midi", "pyfluidsynth", "mido", "importlib_resources"}
+    assert not (checkout / ".venv").exists()
+
+    again = setup(checkout, **on_colab)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "installing" not in again.stdout and freeze(python) == after
