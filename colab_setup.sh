@@ -202,7 +202,7 @@ setup_colab() {
     pip_install -c "$before" "${missing[@]}" || fail 1 "pip could not install these; its last words are above"
   fi
   if [[ -n $gcsfs ]] && ! pip_install -c "$before" "$gcsfs" 2>/dev/null; then # each release wants its own fsspec
-    say "gcsfs is left out: $(grep -m 1 ERROR "$log"). It is optional here: gs:// is read over HTTPS."
+    say "gcsfs is left out, pip says: $(grep -m 1 ERROR "$log" | cut -c 1-80) ... It is optional: HTTPS serves as well."
   fi
   if ! (cd / && "$python" -c "import percepiano_ast as p; assert p.__file__.startswith('''$PWD/''')" 2>/dev/null); then
     pip_install --no-deps -e . || fail 1 "pip could not install this package; its last words are above"

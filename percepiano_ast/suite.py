@@ -88,14 +88,17 @@ def workers() -> int:
 
 def preprocess_maestro(run: Run, source: str = "", log: Callable[[str], None] = print) -> Path:
     """Step 1: recordings -> log-mel shards. ``source``: archive, folder or address; by default the preset's."""
-    source = source or run.preset.maestro
-    simulated = source == "demo"
-    if simulated:
-        log("writing the embedded recordings (simulated performances of public-domain tunes)")
-        source = demo.write_maestro(run.root / "demo" / "maestro.zip")
+    where = maestro_source(run, source)
+    simulated = (source or run.preset.maestro) == "demo"
     return maestro.preprocess(
-        source, run.maestro, run.preset.front_end, workers=workers(), simulated=simulated, log=log
+        where, run.maestro, run.preset.front_end, workers=workers(), simulated=simulated, log=log
     )
+
+
+def maestro_source(run: Run, source: str = "") -> str:
+    """Address or path of the recordings; the embedded ones are written when they are asked for."""
+    source = source or run.preset.maestro
+    return str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
 
 
 def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
@@ -123,18 +126,6 @@ def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
         log=log,
     )
     return pd.DataFrame(rows)
-
-
-def reconstructions(run: Run, count: int = 3) -> tuple[np.ndarray, ...]:
-    """Original, masked and reconstructed validation windows in dB, each (count, time, mel), by the newest checkpoint."""
-    preset = run.preset
-    tree, description = open_latest(run.pretrain / "checkpoints", made_by=MADE_BY_PRETRAIN)
-    held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    windows = batches.pretrain_batches(held_out, n_frames=preset.model.n_frames, batch_size=count, seed=1)
-    trained = pretraining.Pretraining(
-        preset.model, preset.pretrain, held_out.front_end, Statistics(**description["statistics"]), 1
-    )
-    return pretraining.reconstruction(trained, tree["state"]["params"], next(windows.one_epoch()))
 
 
 def preprocess_percepiano(

@@ -24,13 +24,13 @@ FLOORS = {
     "data": 3,
     "models": 4,
     "training": 5,
-    "rating": 6, "report": 6, "suite": 6,
+    "rating": 6, "report": 6, "suite": 6, "views": 6,
     "__main__": 7, "bench": 7, "colab": 7, "notebooks": 7,
 }  # fmt: skip
 # The only rooms that look across on their own floor: who -> whom.
 NEIGHBOURS = {
     ("synthesis", "performance"), ("synthesis", "audio"),
-    ("suite", "report"), ("suite", "rating"),
+    ("suite", "report"), ("suite", "rating"), ("views", "suite"), ("views", "report"),
     ("__main__", "bench"), ("__main__", "colab"), ("__main__", "notebooks"), ("notebooks", "colab"),
 }  # fmt: skip
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.
