@@ -107,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(function=function)
         return command
 
+    _add_steps(add)
+    _add_tools(add)
+    return parser
+
+
+def _add_steps(add):
     command = add("notebooks", _notebooks, "Run the four notebooks headless.")
     _add_run(command)
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in a row of the forms")
@@ -127,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--init", default="ssast", help="ssast, scratch, or baseline (the feed-forward one)")
     command.add_argument("--epochs", dest="finetune_epochs", type=int, default=0, help="instead of the preset's")
 
+
+def _add_tools(add):
     command = add("evaluate", _evaluate, "Metrics, comparisons and a report from predictions.")
     command.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="predictions*.csv or .csv.gz")
     command.add_argument("--out", required=True, metavar="DIR", help="directory of the report")
@@ -140,14 +148,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="one JSON array on standard output")
 
     command = add("render", _render, "Render MIDI performances into an archive in MAESTRO's shape.")
-    command.add_argument("midi", help="ASAP's folder or .tar archive, with metadata.csv beside or in it")
-    command.add_argument("--to", required=True, metavar="ZIP")
+    command.add_argument("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
+    command.add_argument("--to", required=True, metavar="ZIP", help="the archive to write")
     command.add_argument("--hours", type=float, default=4.0, help="how much to render (default: 4)")
     command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
 
     command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
-    command.add_argument("name", metavar="NAME")
-    return parser
+    command.add_argument("name", metavar="NAME", help="log-mel or pretrain-step")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -150,12 +150,12 @@ class FinetuneConfig:
     learning_rate: float
     train_encoder: bool
     encoder_rate: float = 0.1  # learning rate of the encoder relative to the heads'
-    weight_decay: float = 0.05
+    weight_decay: float = 1.0
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
     warmup_steps: int = 20
-    hidden: int = 64
-    dropout: float = 0.2
+    hidden: int = 128
+    dropout: float = 0.5
     protocol: str = "content"
     seed: int = 0
 
@@ -184,8 +184,8 @@ PRESETS = {
         Preset(
             "demo",
             dataclasses.replace(MODELS["micro"], n_frames=256),
-            PretrainConfig(batch_size=32, epochs=8, learning_rate=1e-3, warmup_steps=20),
-            FinetuneConfig(batch_size=32, epochs=20, learning_rate=2e-3, train_encoder=False),
+            PretrainConfig(batch_size=32, epochs=12, learning_rate=2e-3, warmup_steps=20),
+            FinetuneConfig(batch_size=32, epochs=20, learning_rate=1e-3, train_encoder=False),
             maestro="demo",
             percepiano="demo",
             synthesizers=("builtin",),

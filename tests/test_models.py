@@ -339,7 +339,7 @@ class TestRater:
 
     def test_dropout_only_when_training(self):
         apply = jax.jit(heads.RatingHead(dropout=0.5).apply, static_argnames="deterministic")
-        params, embedding = {"params": rater_params()["head"]}, spectrograms(0, mels=2 * SMALL.width)[0]
+        params, embedding = {"params": rater_params()["head"]}, spectrograms(0, mels=2 * SMALL.grid[0] * SMALL.width)[0]
         np.testing.assert_array_equal(apply(params, embedding), apply(params, embedding))
         noisy = apply(params, embedding, deterministic=False, rngs={"dropout": jax.random.key(0)})
         assert not np.allclose(noisy, apply(params, embedding))

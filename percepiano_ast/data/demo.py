@@ -45,28 +45,30 @@ FOLDS = 4
 RECORDINGS_PER_TUNE = 3
 
 # What each rating hears, as weights on the parameters; "minor" is 1 for a tune in minor, -1 in major, "touch" the tune's
-# note rate. Signs follow what PercePiano's raters do (research on its MIDI), sizes are made up.
+# note rate. Signs, and which parameters count at all, follow the correlations of PercePiano's ratings with its MIDI.
 _HEARD = {
-    "timing_stable_unstable": {"rubato": 0.7, "jitter": 0.9, "asynchrony": 0.4},
-    "articulation_short_long": {"legato": 1.0, "pedal": 0.5, "tempo": -0.4},
-    "articulation_soft_hard": {"loudness": 0.9, "legato": -0.4, "una_corda": -0.4},
-    "pedal_dry_wet": {"pedal": 1.1, "half_pedal": -0.3},
-    "pedal_clean_blurred": {"pedal": 0.9, "half_pedal": -0.4, "touch": 0.3},
-    "timbre_even_colorful": {"velocity_spread": 0.6, "voicing": 0.6, "contour": 0.4},
-    "timbre_shallow_rich": {"pedal": 0.6, "voicing": 0.4, "loudness": 0.5},
-    "timbre_bright_dark": {"una_corda": 0.6, "loudness": -0.6, "minor": 0.6},
-    "timbre_soft_loud": {"loudness": 1.1, "una_corda": -0.3},
-    "dynamics_mellow_raw": {"loudness": 0.8, "velocity_spread": 0.4, "pedal": -0.3},
-    "dynamics_little_large_range": {"contour": 0.9, "velocity_spread": 0.5},
-    "music_fast_slow": {"tempo": -1.0, "touch": -0.5},
-    "music_flat_spacious": {"rubato": 0.6, "contour": 0.5, "pedal": 0.4},
-    "music_disproportioned_balanced": {"jitter": -0.7, "velocity_spread": -0.5, "voicing": 0.3},
-    "music_pure_dramatic": {"contour": 0.6, "rubato": 0.5, "loudness": 0.5, "minor": 0.3},
-    "mood_optimistic_dark": {"minor": 0.9, "tempo": -0.5, "loudness": -0.2},
-    "mood_low_high_energy": {"loudness": 0.7, "tempo": 0.6, "contour": 0.2},
-    "mood_honest_imaginative": {"rubato": 0.7, "velocity_spread": 0.3, "half_pedal": 0.3},
-    "interpretation_doubtful_convincing": {"jitter": -0.6, "voicing": 0.5, "contour": 0.4, "rubato": 0.2},
+    "timing_stable_unstable": {"rubato": 0.7, "jitter": 0.6, "asynchrony": 0.4, "pedal": 0.4, "loudness": -0.3},
+    "articulation_short_long": {"legato": 0.8, "pedal": 0.8, "loudness": -0.4, "tempo": -0.4},
+    "articulation_soft_hard": {"loudness": 0.9, "pedal": -0.5, "legato": -0.4, "una_corda": -0.3},
+    "pedal_dry_wet": {"pedal": 1.0, "half_pedal": 0.3, "legato": 0.4, "loudness": -0.3},
+    "pedal_clean_blurred": {"pedal": 0.9, "half_pedal": 0.3, "legato": 0.3, "touch": 0.3},
+    "timbre_even_colorful": {"velocity_spread": 0.6, "contour": 0.5, "voicing": 0.5, "pedal": 0.5},
+    "timbre_shallow_rich": {"pedal": 0.8, "loudness": -0.4, "voicing": 0.4, "rubato": 0.3},
+    "timbre_bright_dark": {"loudness": -0.5, "tempo": -0.5, "una_corda": 0.4, "pedal": 0.4, "minor": 0.4},
+    "timbre_soft_loud": {"loudness": 1.0, "tempo": 0.4, "una_corda": -0.3, "pedal": -0.3},
+    "dynamics_mellow_raw": {"loudness": 0.9, "pedal": -0.6, "tempo": 0.3, "una_corda": -0.3},
+    "dynamics_little_large_range": {"contour": 0.8, "velocity_spread": 0.6, "pedal": 0.3},
+    "music_fast_slow": {"tempo": -1.0, "loudness": -0.4, "pedal": 0.4, "touch": -0.4},
+    "music_flat_spacious": {"pedal": 0.7, "rubato": 0.5, "loudness": -0.5, "contour": 0.4, "tempo": -0.3},
+    "music_disproportioned_balanced": {"loudness": -0.6, "pedal": 0.6, "jitter": -0.4, "tempo": -0.3, "voicing": 0.3},
+    "music_pure_dramatic": {"contour": 0.6, "velocity_spread": 0.5, "pedal": 0.5, "rubato": 0.3},
+    "mood_optimistic_dark": {"tempo": -0.6, "minor": 0.6, "pedal": 0.4, "loudness": -0.3},
+    "mood_low_high_energy": {"loudness": 0.9, "tempo": 0.7, "pedal": -0.3, "contour": 0.2},
+    "mood_honest_imaginative": {"pedal": 0.7, "rubato": 0.5, "loudness": -0.5, "velocity_spread": 0.3, "tempo": -0.3},
+    "interpretation_doubtful_convincing": {"pedal": 0.6, "loudness": -0.5, "voicing": 0.4, "contour": 0.3, "jitter": -0.4},
 }
+# Players who do one of these do the others: they share a third of their variance.
+_EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
 
 
 def perform(tune: Tune, style: dict[str, float], rng: np.random.Generator, transpose: int = 0) -> Performance:
@@ -120,7 +122,10 @@ def _styles(rng: np.random.Generator, performers: int, pieces: int) -> np.ndarra
     """(performers, pieces, parameters): half of the variance is the performer's habit, half the day's form."""
     habit = rng.normal(size=(performers, 1, len(PARAMETERS)))
     form = rng.normal(size=(performers, pieces, len(PARAMETERS)))
-    return np.clip((habit + form) / np.sqrt(2), -2, 2)
+    own = (habit + form) / np.sqrt(2)
+    common = rng.normal(size=(performers, pieces, 1))
+    shared = np.sqrt([1 / 3 if name in _EXPRESSIVE else 0 for name in PARAMETERS])
+    return np.clip(np.sqrt(1 - shared**2) * own + shared * common, -2, 2)
 
 
 def _latent(tune: Tune, style: dict[str, float]) -> np.ndarray:

@@ -30,7 +30,7 @@ def patch_validity(frame_valid: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
-    """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over valid patches."""
+    """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over the valid ones of N."""
     tokens = jnp.where(patch_valid[:, :, None], tokens.astype(jnp.float32), 0.0)
     return patch_valid.sum(axis=1).astype(jnp.float32), tokens.sum(axis=1), jnp.square(tokens).sum(axis=1)
 
@@ -49,6 +49,13 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
     mean = total / number
     variance = jnp.maximum(total_squared / number - jnp.square(mean), 0.0)
     return jnp.concatenate([mean, jnp.sqrt(variance + _VARIANCE_FLOOR)], axis=1)
+
+
+def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax.Array, jax.Array]:
+    """(B, F' * T', D) -> (B, T', F' * D): what all bands say at one time, as one vector; and Bool (B, T')."""
+    batch, number, width = tokens.shape
+    grid = tokens.reshape(batch, bands, number // bands, width).transpose(0, 2, 1, 3)
+    return grid.reshape(batch, number // bands, bands * width), patch_valid.reshape(batch, bands, -1)[:, 0]
 
 
 class RatingHead(nn.Module):
@@ -116,7 +123,7 @@ class Rater(nn.Module):
 
         Returns:
             ratings float32 (B, 19) in the order of ``dimensions.KEYS``, and the encoder's intermediates with ``tokens``
-            (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding`` (B, 2 D).
+            (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding`` (B, 2 F' D).
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)
@@ -127,7 +134,7 @@ class Rater(nn.Module):
         return self._encode(log_mel, frame_valid)[0]
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, 19) of pooled clips (B, 2 D), see `moments_to_embedding`."""
+        """Ratings float32 (B, 19) of pooled clips (B, 2 F' D), see `moments_to_embedding`."""
         return self.head(embedding, deterministic=deterministic)
 
     def _encode(self, log_mel: jax.Array, frame_valid: jax.Array) -> tuple[Moments, dict[str, jax.Array]]:
@@ -135,5 +142,5 @@ class Rater(nn.Module):
         log_mel = jnp.where(frame_valid[:, :, None], log_mel, 0.0)
         patch_valid = patch_validity(frame_valid, self.config)
         tokens, intermediates = self.encoder(log_mel, patch_valid=patch_valid)
-        moments = pool_moments(tokens[:, PREFIX_TOKENS:], patch_valid)
+        moments = pool_moments(*_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0]))
         return moments, intermediates | {"tokens": tokens, "patch_valid": patch_valid}

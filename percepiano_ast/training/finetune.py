@@ -69,7 +69,7 @@ class Finetuning:
         return self.module.apply({"params": params}, log_mel, valid, method=Rater.embed)
 
     def embed(self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int) -> np.ndarray:
-        """Embeddings float32 (n_clips, 2 D) of whole clips: mean and standard deviation over all their patches."""
+        """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and deviation over time for each band."""
         total = None
         for batch in windows:
             moments = _moments(self, {"encoder": params["encoder"]}, batch["codes"], batch["n_valid"])
@@ -79,7 +79,7 @@ class Finetuning:
         return np.asarray(moments_to_embedding(*total))[:n_clips]
 
     def rate(self, params: dict, scaler: "Scaler", embeddings: np.ndarray) -> np.ndarray:
-        """Ratings float32 (n, 19) of embeddings (n, 2 D)."""
+        """Ratings float32 (n, 19) of embeddings (n, 2 F' D)."""
         return np.asarray(_rate(self, params["head"], scaler, embeddings))
 
     def loss(self, params: dict, batch: dict, scaler: "Scaler", rng: jax.Array) -> jax.Array:
@@ -124,12 +124,12 @@ class Scaler:
 
     @classmethod
     def fit(cls, embeddings: np.ndarray) -> "Scaler":
-        """Mean and deviation of (n, 2 D); a constant value is left at zero."""
+        """Mean and deviation of (n, 2 F' D); a constant value is left at zero."""
         std = embeddings.std(axis=0)
         return cls(jnp.asarray(embeddings.mean(axis=0)), jnp.asarray(np.where(std > 1e-6, std, 1.0)))
 
     def apply(self, embeddings: jax.Array) -> jax.Array:
-        """(n, 2 D) -> (n, 2 D)."""
+        """(n, 2 F' D) -> the same shape."""
         return (embeddings - self.mean[None, :]) / self.std[None, :]
 
 
@@ -150,7 +150,7 @@ def finetune_fold(
 
     Args:
         params: of encoder and head, before training.
-        embeddings: (n, 2 D) of all renderings by that encoder; ``ratings`` (n, 19).
+        embeddings: (n, 2 F' D) of all renderings by that encoder; ``ratings`` (n, 19).
         train: positions of the renderings outside the fold.
         windows: ``windows(k)`` yields random windows with ratings from step k on; used when the encoder is trained.
         directory: of this fold; holds ``checkpoints``, ``history.csv`` and, at the end, ``model``.
