@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from percepiano_ast.config import PRESETS, InputError, choose
+from percepiano_ast.config import PRESETS, InputError, RunFailed, choose
 
 
 def _run(arguments):
@@ -21,7 +21,10 @@ def _notebooks(arguments):
 
     choose(PRESETS, arguments.preset, "preset")
     out = Path(arguments.out or f"runs/{arguments.preset}").resolve()
-    values = {"PRESET": arguments.preset, "RUN_DIR": str(out)}
+    home = notebooks.FOLDER.parent
+    # Notebooks run in the repository: what they show needs no more of this machine's paths than that.
+    shown = out.relative_to(home) if out.is_relative_to(home) else out
+    values = {"PRESET": arguments.preset, "RUN_DIR": str(shown)}
     for pair in arguments.set:
         name, equals, value = pair.partition("=")
         if not equals:
@@ -168,11 +171,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
         return 1
-    except Exception as error:
-        if type(error).__name__ == "NotebookFailed":
-            print(f"error: {error}", file=sys.stderr)
-            return 1
-        raise
+    except (FloatingPointError, OSError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

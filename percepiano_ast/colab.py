@@ -1,6 +1,7 @@
 """Where a notebook runs and where its outputs go. The only module that imports ``google.colab``, inside functions."""
 
 import os
+import warnings
 from pathlib import Path
 
 import jax
@@ -40,6 +41,8 @@ def open_run(preset: str, run_dir: str = "", *, wants: str = "", log=print) -> R
     else:
         root = Path("runs") / preset
     root.mkdir(parents=True, exist_ok=True)
+    # Progress is text; where there are no widgets, tqdm need not say so.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     log(f"preset {preset}: model {chosen.model.name}, outputs in {root}, {describe_devices()}")
     return Run(chosen, root)
 

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """Bad input or usage. The message names the value and the next action; the command line exits with 2."""
 
 
+class RunFailed(RuntimeError):
+    """A run failed for a reason that the message tells whole; the command line exits with 1, without a traceback."""
+
+
 @dataclass(frozen=True)
 class FrontEnd:
     """Log-mel front end: stored with every shard and every model.

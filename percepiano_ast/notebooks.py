@@ -1,5 +1,6 @@
 """Run the four notebooks headless, as a person would with "Run all", and keep them as the project ships them."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -9,15 +10,11 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from percepiano_ast.config import InputError
+from percepiano_ast.config import InputError, RunFailed
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = ("01_preprocess_maestro", "02_ssast_pretrain_tpu", "03_finetune_percepiano_gpu", "04_evaluate")
 _FORM = re.compile(r"^(?P<name>[A-Z_]+)(?P<middle> = )(?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE)
-
-
-class NotebookFailed(RuntimeError):
-    """A cell raised; the message is the cell's own."""
 
 
 def with_form(notebook: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
@@ -57,8 +54,8 @@ def run(
         keep: also put the outputs, without sound and clutter, into the notebooks that are shipped.
 
     Raises:
-        InputError: a value that no form has a row for.
-        NotebookFailed: a cell raised.
+        InputError: a value that no form has a row for, or one raised in a cell.
+        RunFailed: a cell raised anything else.
     """
     loaded = {name: nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in names}
     rows = set().union(*(form_of(notebook) for notebook in loaded.values()))
@@ -81,37 +78,41 @@ def run(
             nbformat.write(tidy(notebook), FOLDER / f"{name}.ipynb")
 
 
-def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> None:
-    def show(cell, cell_index, execute_reply=None):
-        for output in cell.get("outputs", []):
-            if output.output_type == "stream":
-                for line in output.text.splitlines():
-                    log(f"    {line}")
+class _Client(NotebookClient):
+    """Passes on what cells print while they run, not when they end."""
 
-    client = NotebookClient(
-        notebook,
-        timeout=None,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(FOLDER.parent)}},
-        on_cell_executed=show,
-    )
+    say: Callable[[str], None] = print
+
+    def process_message(self, message, cell, cell_index):
+        content = message["content"]
+        if message["msg_type"] == "stream" and content["name"] == "stdout":
+            for line in content["text"].splitlines():
+                self.say(f"    {line}")
+        return super().process_message(message, cell, cell_index)
+
+
+def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> None:
+    resources = {"metadata": {"path": str(FOLDER.parent)}}
+    client = _Client(notebook, timeout=None, kernel_name="python3", resources=resources)
+    client.say = log
     try:
-        client.execute()
+        # The variable spares every kernel four lines about its debugger.
+        client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     except CellExecutionError as error:
-        for cell in notebook.cells:
-            show(cell, 0) if any(o.output_type == "error" for o in cell.get("outputs", [])) else None
-        raise NotebookFailed(f"{error.ename}: {error.evalue}") from error
+        if error.ename == InputError.__name__:
+            raise InputError(error.evalue) from error
+        raise RunFailed(f"{error.ename}: {error.evalue}") from error
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Outputs fit to be committed: no sound, no widget state, no timings, no counts."""
+    """Outputs fit to be committed: no sound, no warnings, no widget state, no timings, no counts."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
-        cell.outputs = [output for output in cell.outputs if not _is_sound(output)]
+        cell.outputs = [output for output in cell.outputs if not _is_sound(output) and output.get("name") != "stderr"]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = None

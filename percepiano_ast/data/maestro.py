@@ -6,9 +6,11 @@ that it names. Members are read one at a time, straight out of the archive, loca
 """
 
 import functools
+import hashlib
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -33,10 +35,13 @@ CHUNK_FRAMES = 2048
 MIN_FRAMES = 1024  # one window of the model
 
 # PercePiano's own works: a model that is evaluated on PercePiano must not have heard them in pre-training.
+# MAESTRO's table counts the catalogue number up over the movements of a sonata: "Sonata in B-flat Major, D. 961" to "D. 963"
+# are movements of D. 960, while "D. 960" in A or in C minor is one of D. 959 or D. 958.
 PERCEPIANO_WORKS = (
-    ("Schubert", r"D\.?\s*960"),
-    ("Schubert", r"D\.?\s*935.*No\.?\s*3|Op\.?\s*142.*No\.?\s*3|D\.?\s*935\s*/\s*3"),
-    ("Schubert", r"D\.?\s*935\s*$|Op\.?\s*142(_3)?\s*$"),  # the whole set holds No. 3; ASAP writes op142_3
+    ("Schubert", r"^(?!.*\bin [AC]\b).*D\.?\s*960"),
+    ("Schubert", r"\bB(b|.?flat)\b.*D\.?\s*96[123]"),
+    # Op. 142 No. 3, and the set unless another number is named; ASAP writes op142_3.
+    ("Schubert", r"^(?!.*(No\.?\s*|142_|935\s*/\s*)[124]\b).*(D\.?\s*935|Op\.?\s*142)"),
     ("Beethoven", r"WoO\.?\s*80|32 Variations"),
 )
 
@@ -59,7 +64,7 @@ class Source:
     """A MAESTRO-shaped zip archive (path, ``https://`` or ``gs://``) or unpacked folder.
 
     Raises:
-        InputError: nothing there, not a complete archive, no CSV or not MAESTRO's columns.
+        InputError: nothing there, not a complete archive, no CSV or not MAESTRO's columns and values.
     """
 
     def __init__(self, where: str):
@@ -84,34 +89,62 @@ class Source:
             self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
             raise InputError(f"{self.where} is not a complete zip archive ({error}); download it again") from error
-        except (OSError, ImportError) as error:
-            raise InputError(f"cannot open {self.where}: {error}") from error
+        except Exception as error:  # the network stack's own exception types are open-ended
+            raise InputError(f"cannot open {self.where}: {error!r}; check the address or give a local copy") from error
 
     def _read_table(self, name: str) -> pd.DataFrame:
-        table = pd.read_csv(io.BytesIO(self._zip.read(name)) if self._zip else self._folder / name)
-        missing = [column for column in COLUMNS if column not in table]
-        if missing:
-            raise InputError(f"{name} in {self.where} lacks the columns {', '.join(missing)}; MAESTRO v3 has them")
-        unknown = sorted(set(table["split"]) - set(SPLITS))
-        if unknown:
-            raise InputError(f"{name} in {self.where}: split {unknown[0]!r} is none of {', '.join(SPLITS)}")
+        content = self._read(name)
+        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+        text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
+        try:
+            table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise InputError(f"{name} in {self.where} is no readable CSV table ({error}); fetch it again") from error
+        _check_table(table, f"{name} in {self.where}")
         return table
+
+    def _read(self, name: str) -> bytes:
+        """The bytes of a file of the archive or folder; raises like ``open``."""
+        try:
+            return self._zip.read(name) if self._zip else (self._folder / name).read_bytes()
+        except (KeyError, FileNotFoundError) as error:
+            if isinstance(error, KeyError) or not self._zip:
+                raise InputError(f"{name} is listed but not in {self.where}") from error
+            raise ConnectionError(f"{self.where} is gone while {name} was read; run again, it continues") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise InputError(f"{name} is damaged in {self.where}: {error}") from error
+        except Exception as error:
+            # A broken connection must not pass for a damaged recording. Some of the network stack's exceptions do not
+            # survive the way from a worker process; this one does.
+            raise ConnectionError(f"reading {name} from {self.where} failed ({error!r}); run again, it continues") from error
 
     def open(self, audio_filename: str) -> io.BytesIO:
         """One recording, read once from front to back.
 
         Raises:
             InputError: the archive lacks it, or its bytes are damaged.
+            ConnectionError: the source stopped answering.
         """
-        try:
-            if self._zip:
-                name = f"{self._root}/{audio_filename}" if self._root else audio_filename
-                return io.BytesIO(self._zip.read(name))
-            return io.BytesIO((self._folder / audio_filename).read_bytes())
-        except (KeyError, FileNotFoundError) as error:
-            raise InputError(f"{audio_filename} is listed but not in {self.where}") from error
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{audio_filename} is damaged in {self.where}: {error}") from error
+        return io.BytesIO(self._read(f"{self._root}/{audio_filename}" if self._root else audio_filename))
+
+
+def _check_table(table: pd.DataFrame, name: str) -> None:
+    missing = [column for column in COLUMNS if column not in table]
+    if missing:
+        raise InputError(f"{name} lacks the columns {', '.join(missing)}; MAESTRO v3 has them")
+    if table.empty:
+        raise InputError(f"{name} lists no recordings; fetch it again")
+    numbers = table[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
+    for column in ("canonical_composer", "canonical_title", "split", "audio_filename", "year", "duration"):
+        bad = (numbers if column in numbers else table)[column].isna()
+        if bad.any():
+            raise InputError(f"{name}, line {bad.idxmax() + 2}: {column} is {table[column][bad.idxmax()]!r}; correct it")
+    unknown = sorted(set(table["split"]) - set(SPLITS))
+    if unknown:
+        raise InputError(f"{name}: split {unknown[0]!r} is none of {', '.join(SPLITS)}")
+    repeated = table["audio_filename"].duplicated()
+    if repeated.any():
+        raise InputError(f"{name} lists {table['audio_filename'][repeated].iloc[0]} twice; keep one line of each")
 
 
 _open = functools.lru_cache(maxsize=1)(Source)  # one directory read per worker process
@@ -159,7 +192,7 @@ def preprocess(
         InputError: unusable source, ``out`` of another configuration, or no readable recording.
     """
     source = Source(where)
-    settings = {"source": Path(where).name, "recordings": len(source.table), "front_end": asdict(front_end)}
+    settings = {"source": Path(where).name, "table": source.fingerprint, "front_end": asdict(front_end)}
     out = claim_directory(out, settings)
     if shards.is_complete(out):
         log(f"shards in {out} are complete")

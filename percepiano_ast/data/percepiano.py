@@ -7,16 +7,17 @@ is another data set in the same shape, as the demo is.
 """
 
 import functools
+import hashlib
+import http.client
 import json
-import math
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,32 @@ def load_index(folder: str | Path) -> pd.DataFrame:
 def is_simulated(folder: str | Path) -> bool:
     """Whether the folder says that its ratings are simulated (``dataset.json``)."""
     path = Path(folder) / "dataset.json"
-    return path.exists() and json.loads(path.read_text())["simulated"]
+    return path.exists() and bool(_read_json(path).get("simulated", False))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged or half written ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold a JSON object, holds {content!r:.40}; fetch it again")
+    return content
+
+
+def read_labels(folder: str | Path) -> dict[str, list]:
+    """The label file as it is: values of every clip that it names, surrounding spaces stripped.
+
+    Raises:
+        InputError: missing, damaged or half written.
+    """
+    path = Path(folder) / LABELS
+    if not path.is_file():
+        raise InputError(
+            f"no {LABELS} in {folder}. Give the folder that holds it and {MIDI_FOLDER}/, "
+            "a checkout of github.com/JonghoKimSNU/PercePiano"
+        )
+    return {name.strip(): values for name, values in _read_json(path).items()}
 
 
 def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -66,16 +92,7 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
     Raises:
         InputError: labels missing, half written, of another label file, malformed or out of range.
     """
-    path = Path(folder) / LABELS
-    if not path.is_file():
-        raise InputError(
-            f"no {LABELS} in {folder}. Give the folder that holds it and {MIDI_FOLDER}/, "
-            "a checkout of github.com/JonghoKimSNU/PercePiano"
-        )
-    try:
-        labels = {name.strip(): values for name, values in json.loads(path.read_text()).items()}
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or half written ({error}); fetch it again") from error
+    path, labels = Path(folder) / LABELS, read_labels(folder)
     lacking = sorted(set(index["clip"]) - set(labels))
     if lacking:
         raise InputError(
@@ -90,7 +107,7 @@ def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
     if not isinstance(values, list) or len(values) not in (len(KEYS), len(KEYS) + 1):
         raise InputError(f"{path}: {clip} should have {len(KEYS)} ratings and a player token, has {values!r:.80}")
     for key, value in zip(KEYS, values):
-        if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN is not either
             raise InputError(f"{path}: {clip} has {key} = {value!r}; ratings are means divided by 7, from 0 to 1")
     return np.array(values[: len(KEYS)], np.float32)
 
@@ -151,26 +168,37 @@ def preprocess(
     """
     index, midi = load_index(folder), find_midi(folder)
     ratings = read_ratings(folder, index)
-    settings = {"clips": len(index), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
+    settings = {"ratings": _fingerprint(ratings), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
+    if not shards.is_complete(Path(out)):
+        for name in synthesizers:
+            _synthesizer(name)  # a missing soundfont is said before hours of work and before ``out`` is claimed
     out = claim_directory(out, {**settings, "simulated": is_simulated(folder)})
     if shards.is_complete(out):
         log(f"shards in {out} are complete")
         return out
-    for name in synthesizers:
-        _synthesizer(name)  # a missing soundfont is said before hours of work, not in the midst of it
     items = [
         shards.Item(f"{clip}@{name}", SPLIT, {"clip": clip, "synthesizer": name, "ratings": ratings[clip]})
         for name in synthesizers
         for clip in index["clip"]
     ]
     log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
-    unrated = [(shards.Item(name, SPLIT, {}), "no label") for name in sorted(midi.keys() - set(index["clip"]))]
+    unrated = _not_in_index(index, midi.keys(), read_labels(folder).keys())
     produce = functools.partial(_produce, midi=midi, front_end=front_end)
     skipped = shards.stage(items, produce, out / "staged", workers=workers, log=log)
     shards.report_skipped(unrated + skipped, len(unrated) + len(items), out / "skipped.csv", log)
     failed = {item.key for item, _ in skipped}
     _pack([item for item in items if item.key not in failed], out, index, front_end, is_simulated(folder))
     return out
+
+
+def _fingerprint(ratings: dict[str, np.ndarray]) -> str:
+    return hashlib.sha256(json.dumps({clip: r.tolist() for clip, r in ratings.items()}).encode()).hexdigest()[:16]
+
+
+def _not_in_index(index: pd.DataFrame, midi: set[str], labels: set[str]) -> list[tuple[shards.Item, str]]:
+    """Clips that the folder holds a MIDI file or a label of but that cannot be used, with the reason."""
+    names = sorted((midi | labels) - set(index["clip"]))
+    return [(shards.Item(n, SPLIT, {}), "not in the index" if n in labels else "no label") for n in names]
 
 
 def _pack(kept: list[shards.Item], out: Path, index: pd.DataFrame, front_end: FrontEnd, simulated: bool) -> None:
@@ -194,26 +222,32 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
     """Download PercePiano's archive and unpack what is needed of it (labels, MIDI, licence) into ``folder``.
 
     Raises:
-        InputError: the address does not answer or sends no complete zip archive.
+        InputError: the address does not answer, or what it sends is no complete zip archive with labels and MIDI.
     """
     folder = Path(folder)
     if folder.exists():
         return folder
     log(f"fetching {url}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
     with tempfile.TemporaryFile() as file:
         try:
             with urllib.request.urlopen(url, timeout=60) as answer:
                 shutil.copyfileobj(answer, file)
-            archive = zipfile.ZipFile(file)
-        except (urllib.error.URLError, OSError, zipfile.BadZipFile) as error:
+            _unpack(zipfile.ZipFile(file), partial)
+        except (OSError, ValueError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"cannot fetch PercePiano from {url}: {error}. Give a local copy instead") from error
-        partial = folder.with_name(folder.name + ".partial")
-        for name in archive.namelist():
-            inner = name.partition("/")[2]
-            if inner in (LABELS, "LICENSE") or (inner.startswith(MIDI_FOLDER) and inner.endswith(".mid")):
-                target = partial / inner
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.read(name))
-        find_midi(partial)
-        partial.replace(folder)
+    partial.replace(folder)
     return folder
+
+
+def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
+    for name in archive.namelist():
+        inner = PurePosixPath(name.partition("/")[2])
+        # The parent is compared as it is written, so no name leads out of the folder.
+        if str(inner) in (LABELS, "LICENSE") or (str(inner.parent) == MIDI_FOLDER and inner.suffix == ".mid"):
+            target = folder / inner
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(archive.read(name))
+    find_midi(folder)
+    read_labels(folder)

@@ -165,9 +165,9 @@ def pack(
     """Write the data set below ``directory`` and remove what was staged; returns the data set's own directory."""
     metadata = {"front_end": asdict(front_end), "statistics": asdict(statistics), **description}
     tfds.disable_progress_bar()
+    # What a killed run left half packed; the builder would take a version that is there already for its own.
+    shutil.rmtree(directory / builder.name, ignore_errors=True)
     made = builder(data_dir=directory, examples=examples, metadata=metadata)
-    if Path(made.data_dir).exists():
-        shutil.rmtree(made.data_dir)
     made.download_and_prepare()
     # TFDS leaves an empty download cache; the marker below is what says that the data set is complete.
     shutil.rmtree(directory / "downloads", ignore_errors=True)
@@ -207,7 +207,10 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     if not is_complete(directory):
         state = "is incomplete" if directory.exists() else "does not exist"
         raise InputError(f"the shards {directory} {state}. Run {made_by} first; it continues where it stopped.")
-    (home,) = (path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json"))
+    homes = [path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json")]
+    if len(homes) != 1:
+        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. Delete it and run {made_by} again.")
+    home = homes[0]
     builder = tfds.builder_from_directory(home)
     if split not in builder.info.splits:
         raise InputError(f"{home} has no split {split!r}, only {', '.join(sorted(builder.info.splits))}")

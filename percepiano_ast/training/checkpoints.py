@@ -31,6 +31,34 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _bundle(tree: dict, folder: Path) -> Path:
+    """Write ``tree`` as one tar file into ``folder``, on the local disk.
+
+    Raises:
+        OSError: that disk is full.
+    """
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            # As numpy: an array of JAX could be restored only where the device that held it exists.
+            checkpointer.save(folder / "state", jax.device_get(tree))
+    except ValueError as error:  # what Orbax makes of every failed write
+        if "os_error_code" in str(error):
+            raise OSError(str(error).partition(" [")[0]) from error
+        raise
+    bundle = folder / "state.tar"
+    with tarfile.open(bundle, "w") as archive:
+        archive.add(folder / "state", "state")
+    return bundle
+
+
+def _read_marker(marker: Path) -> dict:
+    """The description in a JSON marker; empty where the file is: a mount may keep the name and lose the bytes."""
+    try:
+        return json.loads(marker.read_text())
+    except ValueError:
+        return {}
+
+
 @dataclass(frozen=True)
 class Checkpoints:
     """The checkpoints of one run below ``directory``; the last ``keep`` stay."""
@@ -43,33 +71,39 @@ class Checkpoints:
         """Write one checkpoint; when this returns it has been read back and found whole.
 
         Raises:
-            OSError: the bytes that arrived are not those that were written, or the disk is full; older ones stay.
+            OSError: the bytes that arrived are not those that were written, or a disk is full; older ones stay.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         final = self.directory / f"step_{step:08d}.tar"
-        with tempfile.TemporaryDirectory() as local:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(Path(local) / "state", tree)
-            bundle = Path(local) / final.name
-            with tarfile.open(bundle, "w") as archive:
-                archive.add(Path(local) / "state", "state")
-            digest, size = _sha256(bundle), bundle.stat().st_size
-            partial = final.with_suffix(".partial")
-            shutil.copyfile(bundle, partial)
-        if _sha256(partial) != digest:
-            raise OSError(f"{partial} was written but reads back differently; the disk or the mount is failing")
-        partial.replace(final)
-        write_json(final.with_suffix(".json"), {"step": step, "sha256": digest, "bytes": size, **description})
+        partial = final.with_suffix(".partial")
+        try:
+            with tempfile.TemporaryDirectory() as local:
+                bundle = _bundle(tree, Path(local))
+                digest, size = _sha256(bundle), bundle.stat().st_size
+                shutil.copyfile(bundle, partial)
+            if _sha256(partial) != digest:
+                raise OSError("it reads back differently; the disk or the mount is failing")
+            partial.replace(final)
+            write_json(final.with_suffix(".json"), {"step": step, "sha256": digest, "bytes": size, **description})
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(
+                f"checkpoint {final} could not be written ({error}). "
+                "Make room or mend the mount and run again: it continues from the checkpoint before"
+            ) from error
         self._remove_old()
         return final
 
     def _remove_old(self) -> None:
+        """Delete all but the last ``keep``, and what killed saves left behind."""
+        kept = self._markers()[-self.keep :]
         for marker in self._markers()[: -self.keep]:
             marker.unlink()
+        orphans = [bundle for bundle in self.directory.glob("step_*.tar") if bundle.with_suffix(".json") not in kept]
+        for file in [*orphans, *self.directory.glob("step_*.partial")]:
             # Drive counts what lies in its trash: leave an empty file there, not a gigabyte.
-            bundle = marker.with_suffix(".tar")
-            bundle.write_bytes(b"")
-            bundle.unlink()
+            file.write_bytes(b"")
+            file.unlink()
 
     def _markers(self) -> list[Path]:
         return sorted(self.directory.glob("step_*.json"))
@@ -82,11 +116,10 @@ class Checkpoints:
         """
         markers = self._markers()
         for marker in reversed(markers):
-            description = json.loads(marker.read_text())
-            bundle = marker.with_suffix(".tar")
-            if bundle.exists() and _sha256(bundle) == description["sha256"]:
+            description, bundle = _read_marker(marker), marker.with_suffix(".tar")
+            if bundle.exists() and _sha256(bundle) == description.get("sha256"):
                 return description
-            self.log(f"  {bundle} is damaged or missing (checksum differs): trying the one before it")
+            self.log(f"  {bundle} or its JSON file is damaged or missing (checksum differs): trying the one before it")
         if markers:
             raise InputError(f"no checkpoint in {self.directory} is whole; delete the directory to start over")
         return None

@@ -26,6 +26,7 @@ from percepiano_ast.training.state import (
     make_optimizer,
     new_state,
     normalise,
+    require_finite,
 )
 
 
@@ -157,6 +158,7 @@ def finetune_fold(
         settings: what else makes this run what it is; kept with every checkpoint.
     """
     settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
+    settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
     claim_directory(directory, settings)
     finished = Checkpoints(directory / "model", keep=1, log=log)
     if found := finished.latest():
@@ -170,8 +172,7 @@ def finetune_fold(
     state = _train(run, new_state(trained, run.optimizer), scaler, batches, steps_per_epoch, directory, settings, log)
     params = params | state.params
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
-    front = {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
-    finished.save(int(state.step), tree, {**settings, **front})
+    finished.save(int(state.step), tree, settings)
     return params, scaler
 
 
@@ -191,6 +192,7 @@ def _train(run, state, scaler, batches, steps_per_epoch, directory, settings, lo
     if found := checkpoints.latest():
         log(f"  resuming after epoch {found['epoch']}")
         state, rows = checkpoints.restore(found["step"], {"state": state})["state"], found["history"]
+        history.write(directory / "history.csv", rows)
     started, shown = time.monotonic(), 0.0
     stream = batches(len(rows) * steps_per_epoch)
     for epoch in range(len(rows), config.epochs):
@@ -198,9 +200,9 @@ def _train(run, state, scaler, batches, steps_per_epoch, directory, settings, lo
         for _ in range(steps_per_epoch):
             state, loss = _step(run, state, next(stream), scaler)
             losses.append(loss)
-        mean = float(np.mean([float(loss) for loss in losses]))
-        if not np.isfinite(mean):
-            raise FloatingPointError(f"the loss is {mean} at step {int(state.step)}; lower the learning rate")
+        losses = [float(loss) for loss in losses]
+        require_finite(losses, epoch * steps_per_epoch + 1)
+        mean = float(np.mean(losses))
         rows.append({"epoch": epoch + 1, "step": int(state.step), "loss": mean})
         checkpoints.save(int(state.step), {"state": state}, {**settings, "epoch": epoch + 1, "history": rows})
         history.write(directory / "history.csv", rows)

@@ -25,6 +25,7 @@ from percepiano_ast.training.state import (
     make_optimizer,
     new_state,
     normalise,
+    require_finite,
 )
 
 LOSSES = ("loss", "nce", "mse", "accuracy")
@@ -118,7 +119,8 @@ def pretrain(
         InputError: ``directory`` holds a run of another configuration.
         FloatingPointError: the loss is no longer a number; names the step.
     """
-    settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end), **description}
+    settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
+    settings |= {"statistics": asdict(statistics), **description}
     directory = claim_directory(directory, {**settings, "steps_per_epoch": steps_per_epoch})
     run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch)
     state = run.init()
@@ -130,9 +132,9 @@ def pretrain(
     for epoch in range(first, config.epochs):
         state, means = _epoch(run, state, stream, steps_per_epoch)
         row = {"epoch": epoch + 1, "step": int(state.step), **means, **_validate(run, state.params, validation())}
+        require_finite([row["validation_loss"]], row["step"])  # else the last step's gradient could break the checkpoint
         rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
-        meta = {**settings, "statistics": asdict(statistics), "epoch": epoch + 1, "history": rows}
-        checkpoints.save(int(state.step), {"state": state}, meta)
+        checkpoints.save(row["step"], {"state": state}, {**settings, "epoch": epoch + 1, "history": rows})
         history.write(directory / "history.csv", rows)
         left = (time.monotonic() - started) / (epoch + 1 - first) * (config.epochs - epoch - 1)
         log(f"  epoch {epoch + 1}/{config.epochs}: {_show(row)}, about {left:.0f} s left")
@@ -153,10 +155,9 @@ def _epoch(run: Pretraining, state: TrainState, stream: Iterator, steps: int) ->
     for _ in range(steps):
         state, losses = run.step(state, next(stream))
         collected.append(losses)
-    means = {name: float(np.mean([float(losses[name]) for losses in collected])) for name in LOSSES}
-    if not np.isfinite(means["loss"]):
-        raise FloatingPointError(f"the loss is {means['loss']} at step {int(state.step)}; lower the learning rate")
-    return state, means
+    values = {name: [float(losses[name]) for losses in collected] for name in LOSSES}
+    require_finite(values["loss"], int(state.step) - steps + 1)
+    return state, {name: float(np.mean(values[name])) for name in LOSSES}
 
 
 def _validate(run: Pretraining, params: dict, batches: Iterable[np.ndarray]) -> dict[str, float]:

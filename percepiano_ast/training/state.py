@@ -64,6 +64,17 @@ def apply_gradients(state: TrainState, gradients: dict, optimizer: optax.Gradien
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
 
+def require_finite(losses: list[float], step: int) -> None:
+    """Check the losses of consecutive steps, the first of which is ``step``, counted from 1.
+
+    Raises:
+        FloatingPointError: one is no number; names the first such step.
+    """
+    for number, loss in enumerate(losses, step):
+        if not np.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} at step {number}; lower the learning rate")
+
+
 def count_parameters(params: dict) -> int:
     """Number of values in a parameter tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,183 @@
+"""The notebooks: house rules of their cells, and all four run headless end to end. Cost: about 100 s on two idle cores."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import soundfile
+
+from percepiano_ast import colab, notebooks, synthesis
+from percepiano_ast.__main__ import main
+from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.performance import read_midi
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+LOADED = {name: nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4) for name in notebooks.NAMES}
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", notebooks.NAMES)
+class TestRules:
+    def test_starts_with_title_and_badge_then_set_up_then_form(self, name):
+        title, set_up, form = LOADED[name].cells[:3]
+        assert title.source.startswith("# ") and f"/blob/main/notebooks/{name}.ipynb" in title.source
+        assert "git clone" in set_up.source and "bash colab_setup.sh" in set_up.source
+        assert next(iter(notebooks.form_of(LOADED[name]))) == "PRESET"
+        assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "small", "base"]'
+
+    def test_cells_are_short_and_hold_no_logic(self, name):
+        for cell in code_cells(LOADED[name]):
+            assert len(cell.source.splitlines()) <= 25
+            assert not re.search(r"^\s*(def|class|try|except|async)\b|\blambda\b", cell.source, re.MULTILINE)
+
+    def test_committed_with_outputs_and_without_clutter(self, name):
+        notebook = LOADED[name]
+        assert any(cell.outputs for cell in code_cells(notebook)), "run `notebooks --keep-outputs` before committing"
+        assert "widgets" not in notebook.metadata
+        assert "<audio" not in json.dumps(notebook)
+        for cell in code_cells(notebook):
+            assert cell.execution_count is None and "execution" not in cell.metadata
+            assert not any(output.get("name") == "stderr" or output.output_type == "error" for output in cell.outputs)
+
+    def test_ends_by_saying_what_comes_next(self, name):
+        assert re.search(r"next: notebook|all notebooks are done", LOADED[name].cells[-1].source)
+
+
+def test_the_form_offers_every_preset():
+    assert set(PRESETS) == {"demo", "small", "base"}
+
+
+def test_filling_in_a_form_changes_that_row_alone():
+    name = "02_ssast_pretrain_tpu"
+    notebook = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
+    filled = notebooks.form_of(notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "RUN_DIR": "it's here"}))
+    assert filled == notebooks.form_of(LOADED[name]) | {"PRETRAIN_EPOCHS": "3", "RUN_DIR": '"it\'s here"'}
+
+
+def test_unknown_form_row_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(InputError, match="no notebook has a form row EPOCHS"):
+        notebooks.run(tmp_path, {"EPOCHS": 1})
+    assert not list(tmp_path.iterdir())
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "percepiano_ast", *map(str, arguments)], capture_output=True, text=True, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo by the command line, two epochs of each training: where it wrote, and what it printed."""
+    out = tmp_path_factory.mktemp("demo")
+    short = ["--set", "PRETRAIN_EPOCHS=2", "--set", "FINETUNE_EPOCHS=2"]
+    done = command("notebooks", "--preset", "demo", "--out", out, *short)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+def test_demo_says_where_the_report_is(demo):
+    out, printed = demo
+    assert printed.rstrip().endswith(f"report: {out / 'evaluation' / 'report.html'}")
+    assert "simulated" in (out / "evaluation" / "report.html").read_text().lower()
+
+
+def test_demo_shows_progress_of_every_notebook(demo):
+    for name in notebooks.NAMES:
+        assert re.search(rf"{name} done, \d+ s", demo[1])
+    assert "epoch 2/2" in demo[1]
+
+
+def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
+    out, _ = demo
+    index = pd.read_csv(out / "percepiano" / "index.csv").set_index("clip")
+    for model in ("ast-micro-ssast", "ast-micro-scratch", "mlp"):
+        table = pd.read_csv(out / f"predictions_{model}.csv")
+        assert sorted(table["clip"].unique()) == sorted(index.index)
+        assert set(table.groupby("clip")["dimension"].count()) == {len(KEYS)}
+        assert (table["fold"] == table["clip"].map(index["fold_content"])).all()
+    metrics = pd.read_csv(out / "evaluation" / "metrics.csv")
+    assert set(metrics["dimension"]) == {*KEYS, "mean"}
+
+
+def test_demo_checkpoints_every_epoch_and_keeps_the_last_two(demo):
+    out, _ = demo
+    for home in (out / "pretrain", out / "finetune" / "ast-micro-ssast" / "fold_0"):
+        assert len(pd.read_csv(home / "history.csv")) == 2
+        assert len(list((home / "checkpoints").glob("step_*.tar"))) == 2
+
+
+def test_second_run_continues_from_what_is_there(demo):
+    out, _ = demo
+    before = (out / "predictions_ast-micro-ssast.csv").read_bytes()
+    done = command("finetune", "--out", out, "--epochs", 2)
+    assert done.returncode == 0, done.stderr
+    assert (out / "predictions_ast-micro-ssast.csv").read_bytes() == before
+
+
+def test_other_settings_in_the_same_place_are_refused(demo):
+    done = command("pretrain", "--out", demo[0], "--epochs", 5)
+    assert done.returncode == 2
+    assert "another configuration" in done.stderr and "epochs" in done.stderr and "Choose another" in done.stderr
+
+
+def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path):
+    midi = next((demo[0] / "demo" / "percepiano").rglob("*.mid"))
+    wave = synthesis.make_synthesizer("builtin").render(read_midi(midi), 44_100)
+    soundfile.write(tmp_path / "good.wav", wave, 44_100)
+    (tmp_path / "bad.wav").write_bytes(b"not a recording")
+    files = [tmp_path / "good.wav", tmp_path / "bad.wav"]
+    done = command("rate", *files, "--run", demo[0], "--json", env={"PATH": "", "CI": "true"})
+    good, bad = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert list(good["ratings"]) == list(KEYS) == list(good["uncertainty"])
+    assert "simulated" in good["warnings"][0]
+    assert set(bad) == {"file", "error"} and bad["error"] in done.stderr
+    assert len(done.stderr.strip().splitlines()[-1:]) == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["notebooks", "--preset", "demmo"], "Did you mean 'demo'"),
+        (["pretrain", "--out", "{tmp}"], "Run notebook 01_preprocess_maestro"),
+        (["finetune", "--out", "{tmp}"], "Run notebook 03_finetune_percepiano_gpu"),
+        (["rate", "x.wav", "--run", "{tmp}"], "Run notebook 03_finetune_percepiano_gpu"),
+        (["evaluate", "{tmp}/none.csv", "--out", "{tmp}/report"], "none.csv"),
+        (["preprocess", "--source", "{tmp}/none.zip", "--out", "{tmp}"], "none.zip"),
+        (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or half written"),
+        (["bench", "nothing"], "Choose one of: log-mel"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp_path, capsys):
+    assert main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
+    done = command("notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: no MAESTRO archive")
+
+
+def test_long_presets_are_refused_on_the_wrong_runtime():
+    with pytest.raises(InputError, match="PRESET = 'demo'"):
+        colab.check_runtime(PRESETS["base"], "tpu")
+    colab.check_runtime(PRESETS["base"], "")  # notebooks 01 and 04 need no accelerator
+    colab.check_runtime(PRESETS["demo"], "tpu")
+
+
+@pytest.mark.parametrize("arguments", [[], ["pretrian"], ["rate"], ["evaluate", "x.csv"]])
+def test_usage_errors_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
