@@ -1,13 +1,12 @@
 """Rate a recording on the 19 dimensions with the models of a fine-tuned run."""
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from percepiano_ast import audio
-from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics
+from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, choose
 from percepiano_ast.data import batches
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.training.checkpoints import open_latest
@@ -44,16 +43,13 @@ class Rater:
     """
 
     def __init__(self, run: str | Path, model: str = ""):
-        home = Path(run) / "finetune"
-        found = sorted(path.name for path in home.glob("ast-*")) if home.is_dir() else []
-        wanted = [name for name in found if name == model] if model else [n for n in found if n.endswith("-ssast")] or found
-        if len(wanted) != 1:
-            raise InputError(f"{home} has {', '.join(found) or 'no models'}, asked for {model or 'one'}. Run {MADE_BY} first")
-        folders = sorted((home / wanted[0]).glob("fold_*/model"))
-        if not folders:
-            raise InputError(f"no fold of {wanted[0]} in {home} is finished. Run {MADE_BY} first; it continues")
-        self.name = wanted[0]
-        self.models = [_load(folder) for folder in folders]
+        home = _model_directory(Path(run) / "finetune", model)
+        self.name = home.name
+        finished = sorted({marker.parent for marker in home.glob("fold_*/model/step_*.json")})
+        if not finished:
+            raise InputError(f"no fold in {home} is finished. Run {MADE_BY} first; it continues")
+        self.models = [_load(folder) for folder in finished]
+        self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished})
 
     def rate(self, file: str | Path) -> dict:
         """``{"file", "ratings", "uncertainty", "warnings"}`` of one recording, values on the scale 0 to 1.
@@ -63,9 +59,14 @@ class Rater:
         """
         front_end = self.models[0].run.front_end
         wave = audio.load(file, front_end.sample_rate)
-        codes, _ = audio.quantize(audio.log_mel(wave, front_end), front_end)
-        rated = np.stack([model.rate(codes) for model in self.models])
+        codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
+        # In float64, so that rounded values print with four digits.
+        rated = np.stack([model.rate(codes) for model in self.models]).astype(np.float64)
         warnings = []
+        if self.unfinished:
+            warnings.append(f"{', '.join(self.unfinished)} of {self.name} not finished: rated by the other folds")
+        if clipped:
+            warnings.append(f"{clipped:.2%} of it is louder than the model can tell; export it within full scale")
         if self.models[0].simulated:
             warnings.append("this model learned from simulated ratings: its values mean nothing about real playing")
         if len(wave) > LONGEST_SECONDS * front_end.sample_rate:
@@ -86,7 +87,18 @@ class Rater:
             return {"file": str(file), "error": str(error)}
 
 
-@functools.lru_cache(maxsize=None)
+def _model_directory(home: Path, model: str) -> Path:
+    names = sorted(path.name for path in home.glob("ast-*") if path.is_dir())
+    if not names:
+        raise InputError(f"no model in {home}. Run {MADE_BY} first")
+    if model:
+        return choose({name: home / name for name in names}, model, "model")
+    wanted = [name for name in names if name.endswith("-ssast")] or names
+    if len(wanted) > 1:
+        raise InputError(f"{home} has several models: {', '.join(wanted)}. Name one with --model")
+    return home / wanted[0]
+
+
 def _load(folder: Path) -> FoldModel:
     tree, meta = open_latest(folder, made_by=MADE_BY)
     front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])

@@ -6,10 +6,18 @@ Batches carry uint8 codes of the front end; the training step turns them into le
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import grain
 import numpy as np
+from absl import logging
+
+# On import grain warns about profiling of worker processes, which there are none of here.
+_verbosity = logging.get_verbosity()
+logging.set_verbosity(logging.ERROR)
+import grain  # noqa: E402
+
+logging.set_verbosity(_verbosity)
 
 from percepiano_ast.config import InputError
+from percepiano_ast.data.maestro import CHUNK_FRAMES
 from percepiano_ast.data.shards import ShardSet
 
 # Reading is light; two threads with a short queue hide it behind the step.
@@ -17,24 +25,29 @@ READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class _Crops:
-    """A chunk once for every whole window in it; each time another part of the chunk is cropped."""
+    """Every chunk as often as windows fit into a chunk of usual length; each visit crops another stretch of it.
+
+    Chunks differ a little in length, but asking each for its own would read all shards before the first step.
+    """
 
     def __init__(self, shards: ShardSet, n_frames: int):
         self.shards, self.n_frames = shards, n_frames
-        lengths = [len(shards[i]["log_mel"]) for i in range(len(shards))]
-        self.slots = [(i, k) for i, length in enumerate(lengths) for k in range(length // n_frames)]
+        self.per_chunk = max(CHUNK_FRAMES // n_frames, 1)
 
     def __len__(self) -> int:
-        return len(self.slots)
+        return len(self.shards) * self.per_chunk
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        chunk, slot = self.slots[int(index)]
-        return self.shards[chunk]["log_mel"], slot * self.n_frames
+        chunk, visit = divmod(int(index), self.per_chunk)
+        return self.shards[chunk]["log_mel"], visit
 
     def crop(self, element: tuple[np.ndarray, int], rng: np.random.Generator) -> np.ndarray:
-        codes, start = element
-        jitter = rng.integers(0, min(self.n_frames, len(codes) - start - self.n_frames + 1))
-        return codes[start + jitter : start + jitter + self.n_frames]
+        codes, visit = element
+        last = len(codes) - self.n_frames
+        if last < 0:
+            raise InputError(f"a chunk of {len(codes)} frames is shorter than the model's window of {self.n_frames}")
+        start = int((visit + rng.random()) / self.per_chunk * (last + 1))
+        return codes[start : start + self.n_frames]
 
 
 @dataclass(frozen=True)
@@ -54,7 +67,7 @@ class PretrainBatches:
 
 
 def pretrain_batches(shards: ShardSet, *, n_frames: int, batch_size: int, seed: int) -> PretrainBatches:
-    """Shuffled random crops of ``n_frames``; an epoch holds as many crops as whole windows fit into the chunks.
+    """Shuffled random crops of ``n_frames``; an epoch holds about as many crops as whole windows fit into the chunks.
 
     Raises:
         InputError: fewer crops than one batch.

@@ -35,8 +35,8 @@ CHUNK_FRAMES = 2048
 MIN_FRAMES = 1024  # one window of the model
 
 # PercePiano's own works: a model that is evaluated on PercePiano must not have heard them in pre-training.
-# MAESTRO's table counts the catalogue number up over the movements of a sonata: "Sonata in B-flat Major, D. 961" to "D. 963"
-# are movements of D. 960, while "D. 960" in A or in C minor is one of D. 959 or D. 958.
+# MAESTRO's table counts the catalogue number up over the movements of a sonata: "Sonata in B-flat Major, D. 961" is a
+# movement of D. 960, while "D. 960" in A or in C minor is one of D. 959 or D. 958.
 PERCEPIANO_WORKS = (
     ("Schubert", r"^(?!.*\bin [AC]\b).*D\.?\s*960"),
     ("Schubert", r"\bB(b|.?flat)\b.*D\.?\s*96[123]"),
@@ -90,7 +90,7 @@ class Source:
         except zipfile.BadZipFile as error:
             raise InputError(f"{self.where} is not a complete zip archive ({error}); download it again") from error
         except Exception as error:  # the network stack's own exception types are open-ended
-            raise InputError(f"cannot open {self.where}: {error!r}; check the address or give a local copy") from error
+            raise InputError(f"cannot open {self.where} ({_what(error)}); give another address or a copy") from error
 
     def _read_table(self, name: str) -> pd.DataFrame:
         content = self._read(name)
@@ -107,25 +107,28 @@ class Source:
         """The bytes of a file of the archive or folder; raises like ``open``."""
         try:
             return self._zip.read(name) if self._zip else (self._folder / name).read_bytes()
-        except (KeyError, FileNotFoundError) as error:
-            if isinstance(error, KeyError) or not self._zip:
-                raise InputError(f"{name} is listed but not in {self.where}") from error
-            raise ConnectionError(f"{self.where} is gone while {name} was read; run again, it continues") from error
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise InputError(f"{name} is damaged in {self.where}: {error}") from error
-        except Exception as error:
-            # A broken connection must not pass for a damaged recording. Some of the network stack's exceptions do not
-            # survive the way from a worker process; this one does.
-            raise ConnectionError(f"reading {name} from {self.where} failed ({error!r}); run again, it continues") from error
+        except Exception as error:  # the network stack's own exception types are open-ended
+            if isinstance(error, KeyError if self._zip else FileNotFoundError):
+                raise InputError(f"{name} is listed but not in {self.where}") from error
+            # A broken connection must end the run, not pass for a damaged recording; and some of the network stack's
+            # exceptions do not survive the way from a worker process.
+            what = f"reading {name} from {self.where} failed ({_what(error)})"
+            raise OSError(f"{what}; run again, it continues") from error
 
     def open(self, audio_filename: str) -> io.BytesIO:
         """One recording, read once from front to back.
 
         Raises:
             InputError: the archive lacks it, or its bytes are damaged.
-            ConnectionError: the source stopped answering.
+            OSError: the source stopped answering.
         """
         return io.BytesIO(self._read(f"{self._root}/{audio_filename}" if self._root else audio_filename))
+
+
+def _what(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _check_table(table: pd.DataFrame, name: str) -> None:
@@ -138,7 +141,7 @@ def _check_table(table: pd.DataFrame, name: str) -> None:
     for column in ("canonical_composer", "canonical_title", "split", "audio_filename", "year", "duration"):
         bad = (numbers if column in numbers else table)[column].isna()
         if bad.any():
-            raise InputError(f"{name}, line {bad.idxmax() + 2}: {column} is {table[column][bad.idxmax()]!r}; correct it")
+            raise InputError(f"{name}, line {bad.idxmax() + 2}: {column} is {table[column][bad.idxmax()]!r}")
     unknown = sorted(set(table["split"]) - set(SPLITS))
     if unknown:
         raise InputError(f"{name}: split {unknown[0]!r} is none of {', '.join(SPLITS)}")

@@ -5,7 +5,9 @@ function of the staged files, so an interrupted run ends with the same shards as
 TensorFlow to read: ``tfds.builder_from_directory(DIR).as_data_source()``.
 """
 
+import contextlib
 import csv
+import io
 import multiprocessing
 import shutil
 import time
@@ -168,7 +170,8 @@ def pack(
     # What a killed run left half packed; the builder would take a version that is there already for its own.
     shutil.rmtree(directory / builder.name, ignore_errors=True)
     made = builder(data_dir=directory, examples=examples, metadata=metadata)
-    made.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloading; nothing is downloaded
+        made.download_and_prepare()
     # TFDS leaves an empty download cache; the marker below is what says that the data set is complete.
     shutil.rmtree(directory / "downloads", ignore_errors=True)
     write_json(directory / "complete.json", {"data_set": builder.name, "version": VERSION})
@@ -209,7 +212,7 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
         raise InputError(f"the shards {directory} {state}. Run {made_by} first; it continues where it stopped.")
     homes = [path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json")]
     if len(homes) != 1:
-        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. Delete it and run {made_by} again.")
+        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. Delete it, run {made_by} again.")
     home = homes[0]
     builder = tfds.builder_from_directory(home)
     if split not in builder.info.splits:

@@ -12,11 +12,3 @@ def write(path: Path, rows: list[dict]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)
-
-
-def read(path: Path) -> list[dict]:
-    """The rows written so far, numbers as float; none when there is no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,135 @@
+"""Rating recordings with the folds of a fine-tuned run. About 15 s."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from tiny import CLIPS, compiled_once, embed, finetuning, fold_to
+
+from percepiano_ast import rating
+from percepiano_ast.config import InputError
+from percepiano_ast.dimensions import DIMENSIONS, KEYS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def start() -> tuple[dict, np.ndarray]:
+    """Untrained parameters and the embeddings of all clips by them."""
+    params = finetuning().init(0)
+    return params, embed(finetuning(), params, CLIPS)
+
+
+@pytest.fixture(scope="module")
+def finetuned(start, tmp_path_factory) -> Path:
+    """A run of two folds, as the fine-tuning step leaves it."""
+    root = tmp_path_factory.mktemp("run")
+    for fold in range(2):
+        directory = root / "finetune" / "ast-test-ssast" / f"fold_{fold}"
+        fold_to(directory, start, finetuning(seed=fold), init="ssast", fold=fold)
+    return root
+
+
+def write_wav(path: Path, seconds: float, gain: float = 0.4) -> Path:
+    """Sine bursts, two a second."""
+    time = np.arange(int(seconds * 22_050)) / 22_050
+    pitch = 220 * 2 ** ((np.floor(time * 2) % 12) / 12)
+    wave = gain * np.sin(2 * np.pi * pitch * time) * np.exp(-6 * (time * 2 % 1))
+    soundfile.write(path, wave, 22_050, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory) -> Path:
+    return write_wav(tmp_path_factory.mktemp("wav") / "bursts.wav", 3)
+
+
+class TestRating:
+    def test_rates_a_recording_on_all_dimensions(self, finetuned, wav):
+        result = rating.Rater(finetuned).rate(wav)
+        assert result["file"] == str(wav)
+        assert tuple(result["ratings"]) == KEYS == tuple(result["uncertainty"])
+        assert all(0 < value < 1 and len(str(value)) <= 6 for value in result["ratings"].values())
+        assert rating.Rater(finetuned).rate(wav) == result
+        assert len(result["warnings"]) == 1 and "simulated ratings" in result["warnings"][0]
+
+    def test_uncertainty_is_the_deviation_of_the_folds(self, finetuned, wav, tmp_path):
+        each = []
+        for fold in ("fold_0", "fold_1"):
+            model = Path("finetune") / "ast-test-ssast" / fold
+            shutil.copytree(finetuned / model, tmp_path / fold / model)
+            each.append(list(rating.Rater(tmp_path / fold).rate(wav)["ratings"].values()))
+        both = rating.Rater(finetuned).rate(wav)
+        np.testing.assert_allclose(list(both["ratings"].values()), np.mean(each, axis=0), atol=2e-4)
+        np.testing.assert_allclose(list(both["uncertainty"].values()), np.std(each, axis=0), atol=2e-4)
+        assert max(both["uncertainty"].values()) > 0.001
+
+    def test_the_rating_is_that_of_the_fold_model(self, finetuned, start):
+        """Frozen encoder: rating from the stored model alone equals rating the embedding that it trained on."""
+        params, scaler = fold_to(finetuned / "finetune/ast-test-ssast/fold_1", start, finetuning(seed=1), init="ssast", fold=1)
+        expected = finetuning().rate(params, scaler, start[1][2:3])[0]
+        np.testing.assert_allclose(rating.Rater(finetuned).models[1].rate(CLIPS[2]), expected, atol=1e-5)
+
+    def test_a_long_recording_is_rated_with_a_note(self, finetuned, tmp_path):
+        result = rating.Rater(finetuned).rate(write_wav(tmp_path / "long.wav", 103))
+        assert "103 s long" in result["warnings"][-1]
+        assert np.isfinite(list(result["ratings"].values())).all()
+
+    def test_levels_beyond_the_scale_are_noted(self, finetuned, tmp_path):
+        result = rating.Rater(finetuned).rate(write_wav(tmp_path / "loud.wav", 2, gain=30_000.0))
+        assert any("louder than the model can tell" in warning for warning in result["warnings"])
+
+    def test_an_unfinished_fold_is_noted(self, finetuned, wav, tmp_path):
+        shutil.copytree(finetuned, tmp_path / "run")
+        for marker in (tmp_path / "run").glob("finetune/*/fold_1/model/*.json"):
+            marker.unlink()
+        assert any("fold_1" in w and "not finished" in w for w in rating.Rater(tmp_path / "run").rate(wav)["warnings"])
+
+    def test_a_model_trained_anew_is_the_one_that_rates(self, finetuned, start, wav, tmp_path):
+        shutil.copytree(finetuned, tmp_path / "run")
+        first = rating.Rater(tmp_path / "run").rate(wav)
+        directory = tmp_path / "run/finetune/ast-test-ssast/fold_0"
+        shutil.rmtree(directory)
+        fold_to(directory, start, finetuning(seed=9), init="ssast", fold=0)
+        assert rating.Rater(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
+
+    def test_as_text_is_for_people(self, finetuned, wav):
+        lines = rating.as_text([rating.Rater(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]).split("\n")
+        assert lines[0] == str(wav) and lines[1].startswith("  note: ")
+        assert lines[-2:] == ["x.wav", "  not rated: no such file"]
+        for line, dimension in zip(lines[2:21], DIMENSIONS, strict=True):
+            assert dimension.family in line and dimension.low in line and dimension.high in line
+            assert re.search(r"\.+\| .* 0\.\d\d \+- 0\.\d\d$", line)
+        assert max(map(len, lines[2:21])) <= 100
+
+    def test_a_file_that_cannot_be_rated_is_explained(self, finetuned, tmp_path):
+        (tmp_path / "text.wav").write_text("no sound")
+        rater = rating.Rater(finetuned)
+        for name, why in [("text.wav", "cannot be read as audio"), ("none.wav", "no such file")]:
+            result = rater.rate_or_explain(tmp_path / name)
+            assert set(result) == {"file", "error"} and why in result["error"]
+
+    def test_which_model_is_asked_for(self, finetuned, tmp_path):
+        shutil.copytree(finetuned, tmp_path / "run")
+        home = tmp_path / "run" / "finetune"
+        shutil.copytree(home / "ast-test-ssast", home / "ast-test-scratch")
+        assert rating.Rater(tmp_path / "run").name == "ast-test-ssast"
+        assert rating.Rater(tmp_path / "run", "ast-test-scratch").name == "ast-test-scratch"
+        with pytest.raises(InputError, match="unknown model 'ast-tset-ssast'. Did you mean 'ast-test-ssast'"):
+            rating.Rater(tmp_path / "run", "ast-tset-ssast")
+        (home / "ast-big-ssast").mkdir()
+        with pytest.raises(InputError, match="several models: ast-big-ssast, ast-test-ssast. Name one with --model"):
+            rating.Rater(tmp_path / "run")
+        with pytest.raises(InputError, match="no fold in .* is finished. Run notebook 03.*; it continues"):
+            rating.Rater(tmp_path / "run", "ast-big-ssast")
+
+    def test_no_run(self, tmp_path):
+        with pytest.raises(InputError, match="no model in .*missing.finetune. Run notebook 03"):
+            rating.Rater(tmp_path / "missing")

@@ -1,0 +1,289 @@
+"""Pre-training and fine-tuning on a tiny model: they learn, repeat bit for bit, and go on after a kill. About 40 s."""
+
+import csv
+import dataclasses
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import (
+    CLIPS,
+    FRONT_END,
+    MODEL,
+    PRETRAIN,
+    RATINGS,
+    STATISTICS,
+    STEPS,
+    TRAIN,
+    be_interrupted,
+    bits,
+    codes_of,
+    compiled_once,
+    embed,
+    finetuning,
+    fold_to,
+    pretrain_to,
+    pretrained_bits,
+    stream,
+    windows_from,
+    without_seconds,
+)
+
+from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.data.batches import clip_windows
+from percepiano_ast.training.checkpoints import Checkpoints, open_latest
+from percepiano_ast.training.pretrain import Pretraining, reconstruction
+from percepiano_ast.training.state import compute_dtype, learning_rate, make_optimizer, normalise
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory):
+    """Of child processes that find what is compiled already."""
+    with compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+        yield os.environ | variables
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """An uninterrupted run: its directory and history."""
+    directory = tmp_path_factory.mktemp("pretrain") / "run"
+    return directory, pretrain_to(directory)
+
+
+class TestPretrain:
+    def test_it_learns_what_can_be_learned(self, pretrained):
+        first, last = pretrained[1][0], pretrained[1][-1]
+        for name in ("loss", "mse", "validation_loss", "validation_mse"):
+            assert last[name] < 0.8 * first[name], name
+
+    def test_history_is_a_row_an_epoch(self, pretrained):
+        directory, rows = pretrained
+        assert [(row["epoch"], row["step"]) for row in rows] == [(1, 20), (2, 40), (3, 60)]
+        with (directory / "history.csv").open(newline="") as file:
+            written = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        assert written == rows
+
+    def test_checkpoint_tells_all_that_a_user_of_the_weights_needs(self, pretrained):
+        _, description = open_latest(pretrained[0] / "checkpoints", made_by="")
+        assert description["data"] == "made here"
+        assert Statistics(**description["statistics"]) == STATISTICS
+        assert FrontEnd(**description["front_end"]) == FRONT_END
+        assert description["model"]["width"] == 16 and description["pretrain"]["seed"] == 0
+
+    def test_interrupted_and_resumed_equals_uninterrupted(self, pretrained, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_to(tmp_path, batches=lambda start: stream(start, STEPS + 9, be_interrupted))
+        asked = []
+        rows = pretrain_to(tmp_path, batches=lambda start: asked.append(start) or stream(start))
+        assert asked == [STEPS]
+        assert without_seconds(rows) == without_seconds(pretrained[1])
+        assert pretrained_bits(tmp_path) == pretrained_bits(pretrained[0])
+
+    def test_killed_and_resumed_equals_uninterrupted(self, pretrained, environment, tmp_path):
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[1]); import tiny as t; from pathlib import Path; "
+            "t.pretrain_to(Path(sys.argv[2]), batches=lambda start: t.stream(start, 2 * t.STEPS + 9, t.be_killed))"
+        )
+        command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
+        killed = subprocess.run(command, env=environment)
+        assert killed.returncode == -signal.SIGKILL
+        rows = pretrain_to(tmp_path)
+        assert without_seconds(rows) == without_seconds(pretrained[1])
+        assert pretrained_bits(tmp_path) == pretrained_bits(pretrained[0])
+
+    def test_a_finished_run_trains_nothing(self, pretrained):
+        directory, rows = pretrained
+        before = pretrained_bits(directory)
+        assert pretrain_to(directory, batches=lambda start: pytest.fail("asked for batches")) == rows
+        assert pretrained_bits(directory) == before
+
+    @pytest.mark.parametrize("what", ["pretrain", "statistics"])
+    def test_another_configuration_is_refused(self, pretrained, what):
+        changed = {
+            "pretrain": {"config": dataclasses.replace(PRETRAIN, learning_rate=1.0)},
+            "statistics": {"statistics": dataclasses.replace(STATISTICS, mean_db=-21.0)},
+        }
+        with pytest.raises(InputError, match=rf"another configuration \({what}: .*Choose another output directory"):
+            pretrain_to(pretrained[0], **changed[what])
+
+    def test_a_loss_that_is_no_number_names_its_step(self, tmp_path):
+        # Warm-up: the first step does not move, the second does, the third computes with what came of it.
+        with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 3; lower the learning rate"):
+            pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, learning_rate=1e30))
+        assert Checkpoints(tmp_path / "checkpoints").latest() is None
+
+    def test_masks_are_new_in_training_and_the_same_in_validation(self, tmp_path):
+        # Nothing moves at rate 0, and every step sees the same clips: only the masks can make a difference.
+        frozen = dataclasses.replace(PRETRAIN, learning_rate=0.0, epochs=2)
+        first, second = pretrain_to(tmp_path, frozen, batches=lambda start: itertools.repeat(codes_of(0)))
+        assert first["mse"] != second["mse"]
+        assert {key: first[key] for key in first if "validation" in key} == {
+            key: second[key] for key in second if "validation" in key
+        }
+
+    def test_every_clip_and_step_has_its_own_mask(self):
+        run = Pretraining(MODEL, PRETRAIN, FRONT_END, STATISTICS, 10)
+        masks = np.sort(np.concatenate([run.sample_mask(jax.random.key(step), 4) for step in range(2)]), axis=1)
+        assert masks.shape == (8, 25) and len(np.unique(masks, axis=0)) == 8
+
+    def test_no_validation_batch_is_said(self, tmp_path):
+        with pytest.raises(InputError, match="validation split does not fill one batch; choose a smaller batch size"):
+            pretrain_to(tmp_path, validation=list)
+
+    def test_reconstruction_is_in_decibels_and_leaves_visible_patches_alone(self, pretrained):
+        run = Pretraining(MODEL, PRETRAIN, FRONT_END, STATISTICS, 1)
+        params = open_latest(pretrained[0] / "checkpoints", made_by="")[0]["state"]["params"]
+        codes = codes_of(5)
+        original, masked, rebuilt = reconstruction(run, params, codes)
+        np.testing.assert_allclose(original, codes * 0.5 - 80, atol=1e-4)
+        hidden = np.isnan(masked)
+        assert hidden.mean() == 25 / 32
+        np.testing.assert_allclose(rebuilt[~hidden], original[~hidden], atol=1e-4)
+        assert np.isfinite(rebuilt).all() and not np.allclose(rebuilt[hidden], original[hidden])
+
+
+# --- Fine-tuning ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def start() -> tuple[dict, np.ndarray]:
+    """Untrained parameters and the embeddings of all clips by them."""
+    params = finetuning().init(0)
+    return params, embed(finetuning(), params, CLIPS)
+
+
+@pytest.fixture(scope="module")
+def frozen(start, tmp_path_factory) -> tuple:
+    """Directory, parameters and scaler of a fold whose encoder was frozen."""
+    directory = tmp_path_factory.mktemp("frozen") / "fold_0"
+    return directory, *fold_to(directory, start, finetuning())
+
+
+@pytest.fixture(scope="module")
+def moved(start, tmp_path_factory) -> tuple:
+    """The same, trained through."""
+    directory = tmp_path_factory.mktemp("moved") / "fold_0"
+    return directory, *fold_to(directory, start, finetuning(train_encoder=True))
+
+
+class TestFinetune:
+    def test_a_frozen_encoder_keeps_every_bit(self, start, frozen):
+        assert bits(frozen[1]["encoder"]) == bits(start[0]["encoder"])
+        assert all(a != b for a, b in zip(bits(frozen[1]["head"]), bits(start[0]["head"])))
+
+    def test_training_brings_ratings_nearer(self, start, frozen):
+        params, embeddings = start
+        before = finetuning().rate(params, frozen[2], embeddings[TRAIN])
+        after = finetuning().rate(frozen[1], frozen[2], embeddings[TRAIN])
+        assert np.square(after - RATINGS[TRAIN]).mean() < 0.95 * np.square(before - RATINGS[TRAIN]).mean()
+
+    def test_only_training_clips_set_the_scale(self, start, frozen):
+        scaled = np.asarray(frozen[2].apply(jnp.asarray(start[1])))
+        np.testing.assert_allclose(scaled[TRAIN].mean(axis=0), 0, atol=1e-3)
+        assert not np.allclose(scaled.mean(axis=0), 0, atol=1e-3)
+
+    def test_a_trained_encoder_changes(self, start, moved):
+        before, after = start[0]["encoder"], moved[1]["encoder"]
+        changed = [a != b for a, b in zip(bits(before), bits(after))]
+        assert np.mean(changed) > 0.8
+
+    def test_the_encoder_learns_at_its_own_rate(self):
+        params = {part: {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3)} for part in ("encoder", "head")}
+        gradients = jax.tree.map(lambda leaf: jnp.cos(leaf + 1), params)
+
+        def update(rate):
+            optimizer = finetuning(train_encoder=True, encoder_rate=rate, warmup_steps=0).optimizer
+            return optimizer.update(gradients, optimizer.init(params), params)[0]
+
+        still, slow, full = update(0.0), update(0.25), update(1.0)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(still["encoder"]))
+        assert all(np.any(leaf) for leaf in jax.tree.leaves(full["encoder"]))
+        assert bits(slow["encoder"]) == bits(jax.tree.map(lambda leaf: leaf * 0.25, full["encoder"]))
+        assert bits(still["head"]) == bits(slow["head"]) == bits(full["head"])
+
+    def test_resumed_with_frozen_encoder_equals_uninterrupted(self, start, frozen, tmp_path):
+        # As a kill in the last epoch leaves it.
+        shutil.copytree(frozen[0], tmp_path / "fold_0")
+        shutil.rmtree(tmp_path / "fold_0" / "model")
+        for file in (tmp_path / "fold_0" / "checkpoints").glob("step_00000006.*"):
+            file.unlink()
+        params, scaler = fold_to(tmp_path / "fold_0", start, finetuning())
+        assert bits((params, scaler)) == bits(frozen[1:])
+        history = "history.csv"
+        assert (tmp_path / "fold_0" / history).read_text() == (frozen[0] / history).read_text()
+
+    def test_killed_before_the_last_row_of_history(self, start, frozen, tmp_path):
+        shutil.copytree(frozen[0], tmp_path / "fold_0")
+        shutil.rmtree(tmp_path / "fold_0" / "model")
+        (tmp_path / "fold_0" / "history.csv").write_text("epoch,step,loss\n1,2,0.5\n")
+        fold_to(tmp_path / "fold_0", start, finetuning())
+        assert (tmp_path / "fold_0" / "history.csv").read_text() == (frozen[0] / "history.csv").read_text()
+
+    def test_resumed_with_trained_encoder_equals_uninterrupted(self, start, moved, tmp_path):
+        run = finetuning(train_encoder=True)
+        with pytest.raises(KeyboardInterrupt):
+            fold_to(tmp_path, start, run, lambda step: windows_from(step, stop_at=3))
+        assert not (tmp_path / "model").exists()
+        asked = []
+        result = fold_to(tmp_path, start, run, lambda step: asked.append(step) or windows_from(step))
+        assert asked == [2]
+        assert bits(result) == bits(moved[1:])
+
+    def test_a_finished_fold_is_read_not_trained(self, start, moved):
+        directory, params, scaler = moved
+        run = finetuning(train_encoder=True)
+        again = fold_to(directory, start, run, lambda step: pytest.fail("asked for windows"))
+        assert bits(again) == bits((params, scaler))
+
+    def test_another_configuration_is_refused(self, start, frozen):
+        with pytest.raises(InputError, match="another configuration"):
+            fold_to(frozen[0], start, finetuning(learning_rate=1.0))
+
+    def test_a_loss_that_is_no_number_names_its_step(self, start, tmp_path):
+        broken = (start[0], np.where(np.arange(12)[:, None] == 4, np.nan, start[1]).astype(np.float32))
+        with pytest.raises(FloatingPointError, match="the loss is nan at step 1; lower the learning rate"):
+            fold_to(tmp_path, broken, finetuning())
+
+    def test_an_embedding_depends_on_its_clip_alone(self, start):
+        params, together = start
+        run = finetuning()
+        alone = np.concatenate([embed(run, params, [clip]) for clip in CLIPS])
+        np.testing.assert_allclose(alone, together, atol=1e-5)
+        np.testing.assert_allclose(embed(run, params, CLIPS[::-1], batch_size=3)[::-1], together, atol=1e-5)
+        assert np.abs(together[:, None] - together[None]).max(axis=-1)[~np.eye(12, dtype=bool)].min() > 1e-2
+
+    def test_what_stands_behind_the_end_of_a_clip_is_not_heard(self, start):
+        params, together = start
+        (batch,) = clip_windows([CLIPS[1]], n_frames=64, batch_size=8)
+        loud = np.where(np.arange(64)[None, :, None] >= batch["n_valid"][:, None, None], 255, batch["codes"])
+        heard = finetuning().embed(params, [batch | {"codes": loud.astype(np.uint8)}], 1)
+        np.testing.assert_allclose(heard, together[1:2], atol=1e-5)
+
+
+class TestState:
+    def test_the_model_hears_deviations_from_the_mean_in_two_standard_deviations(self):
+        codes = jnp.asarray([0, 120, 255], jnp.uint8)
+        np.testing.assert_allclose(normalise(codes, FRONT_END, STATISTICS), [-60 / 24, 0.0, 67.5 / 24], rtol=1e-6)
+
+    def test_rate_warms_up_and_falls_to_zero(self):
+        config = dataclasses.replace(PRETRAIN, warmup_steps=10, learning_rate=0.5)
+        schedule = learning_rate(config, 210)
+        np.testing.assert_allclose([schedule(k) for k in (0, 5, 10, 110, 210)], [0, 0.25, 0.5, 0.25, 0], atol=1e-6)
+        # A run too short for the warm-up spends a tenth on it.
+        np.testing.assert_allclose([learning_rate(config, 20)(k) for k in (0, 1, 2, 20)], [0, 0.25, 0.5, 0], atol=1e-6)
+
+    def test_vectors_do_not_decay(self):
+        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+        optimizer = make_optimizer(dataclasses.replace(PRETRAIN, warmup_steps=0, weight_decay=0.1), 10)
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        np.testing.assert_allclose(updates["kernel"], -0.1 * PRETRAIN.learning_rate, rtol=1e-5)
+        np.testing.assert_array_equal(updates["bias"], 0.0)
+
+    def test_a_cpu_computes_in_float32(self):
+        assert compute_dtype() == jnp.float32

@@ -1,0 +1,138 @@
+"""A model so small that training it is a matter of seconds, and runs of it: what the tests of training and rating share."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig, PretrainConfig, Statistics
+from percepiano_ast.data.batches import clip_windows
+from percepiano_ast.training.checkpoints import open_latest
+from percepiano_ast.training.finetune import Finetuning, finetune_fold
+from percepiano_ast.training.pretrain import pretrain
+
+MODEL = ModelConfig("test", width=16, depth=1, num_heads=2, n_frames=64)
+FRONT_END, STATISTICS = FrontEnd(), Statistics(-20.0, 12.0, 1, 0.0, 0.0)
+PRETRAIN = PretrainConfig(batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, cluster=(2, 3))
+STEPS = 20
+
+
+def bits(tree) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def codes_of(step: int, frames: int = MODEL.n_frames, batch: int = 4) -> np.ndarray:
+    """Harmonic stripes whose pitch and rhythm change from clip to clip: uint8 (batch, frames, mel)."""
+    pitch, beat = np.random.default_rng(step).uniform(0, 1.5, (2, batch, 1, 1))
+    time, mel = np.arange(frames)[None, :, None], np.arange(MODEL.n_mels)[None, None, :]
+    return np.uint8(120 + 60 * np.sin(mel / 5 + pitch) + 30 * np.sin(time / 7 + beat))
+
+
+def stream(start: int, stop_at: int | None = None, stop=None):
+    """Batches from step ``start`` on; ``stop()`` is called instead of making batch ``stop_at``."""
+    for step in itertools.count(start):
+        if step == stop_at:
+            stop()
+        yield codes_of(step)
+
+
+def validation_batches() -> list[np.ndarray]:
+    return [codes_of(1000), codes_of(1001)]
+
+
+def pretrain_to(
+    directory, config=PRETRAIN, *, batches=stream, statistics=STATISTICS, validation=validation_batches
+) -> list[dict]:
+    return pretrain(
+        MODEL,
+        config,
+        FRONT_END,
+        statistics,
+        batches=batches,
+        steps_per_epoch=STEPS,
+        validation=validation,
+        directory=directory,
+        description={"data": "made here"},
+        log=lambda line: None,
+    )
+
+
+def be_killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_interrupted():
+    raise KeyboardInterrupt
+
+
+def without_seconds(rows: list[dict]) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def pretrained_bits(directory) -> list[bytes]:
+    """Parameters, optimiser state and step of the newest checkpoint."""
+    return bits(open_latest(directory / "checkpoints", made_by="")[0])
+
+
+@contextlib.contextmanager
+def compiled_once(folder: Path):
+    """Within, equal functions are compiled once, here and in child processes that get the environment it yields."""
+    wanted = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    try:
+        yield {name.upper(): str(value) for name, value in wanted.items()}
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+FINETUNE = FinetuneConfig(
+    batch_size=4, epochs=3, learning_rate=1e-2, train_encoder=False, warmup_steps=2, hidden=8, dropout=0.1
+)
+LENGTHS = (64, 30, 150, 200, 64, 65, 128, 40, 100, 90, 64, 180)
+TRAIN = np.arange(10)
+CLIPS = [codes_of(100 + k, length, 1)[0] for k, length in enumerate(LENGTHS)]
+RATINGS = np.random.default_rng(3).uniform(0.2, 0.8, (12, 19)).astype(np.float32)
+
+
+def finetuning(**changes) -> Finetuning:
+    return Finetuning(MODEL, dataclasses.replace(FINETUNE, **changes), FRONT_END, STATISTICS, 6)
+
+
+def windows_from(start: int, stop_at: int | None = None):
+    for step in itertools.count(start):
+        if step == stop_at:
+            be_interrupted()
+        n_valid = np.array([64, 50, 64, 20], np.int32)
+        yield {"codes": codes_of(step), "n_valid": n_valid, "ratings": RATINGS[(np.arange(4) + step) % 12]}
+
+
+def embed(run: Finetuning, params: dict, clips: list[np.ndarray], batch_size: int = 8) -> np.ndarray:
+    return run.embed(params, clip_windows(clips, n_frames=64, batch_size=batch_size), len(clips))
+
+
+def fold_to(directory: Path, start, run: Finetuning, windows=windows_from, **settings) -> tuple:
+    params, embeddings = start
+    return finetune_fold(
+        run,
+        params,
+        embeddings,
+        ratings=RATINGS,
+        train=TRAIN,
+        windows=windows,
+        steps_per_epoch=2,
+        directory=directory,
+        settings={"data": "made here", "simulated": True, **settings},
+        log=lambda line: None,
+    )
