@@ -222,7 +222,10 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
     wanted = json.loads(json.dumps(settings))
     path = directory / "settings.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is damaged ({error}). Choose another output directory, or delete this one") from error
         changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
         if changed:
             what = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} asked" for key in changed)

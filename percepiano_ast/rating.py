@@ -1,5 +1,6 @@
 """Rate a recording on the 19 dimensions with the models of a fine-tuned run."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,10 +100,15 @@ def _model_directory(home: Path, model: str) -> Path:
     return home / wanted[0]
 
 
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)  # standard output is for ratings alone
+
+
 def _load(folder: Path) -> FoldModel:
-    tree, meta = open_latest(folder, made_by=MADE_BY)
+    tree, meta = open_latest(folder, made_by=MADE_BY, log=_say)
     front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
-    run = Finetuning(_config(ModelConfig, meta["model"]), _config(FinetuneConfig, meta["finetune"]), front_end, statistics, 1)
+    model, config = _config(ModelConfig, meta["model"]), _config(FinetuneConfig, meta["finetune"])
+    run = Finetuning(model, config, front_end, statistics, 1)
     return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"])
 
 

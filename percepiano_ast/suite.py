@@ -165,9 +165,9 @@ def finetune(run: Run, init: str = "ssast", log: Callable[[str], None] = print) 
     trainer = functools.partial(
         finetuning.Finetuning, run.preset.model, config, shard_set.front_end, Statistics(**pretrained["statistics"])
     )
-    params = trainer(1).init(config.seed)
+    params, weights = trainer(1).init(config.seed), None
     if init == "ssast":
-        params["encoder"] = tree["state"]["params"]["encoder"]
+        params["encoder"], weights = tree["state"]["params"]["encoder"], pretrained["sha256"]
     embeddings = trainer(1).embed(params, cut(clips.codes), len(clips.codes))
     rated = np.full((len(held_out), len(KEYS)), np.nan, np.float32)
     for number in sorted(set(fold.values())):
@@ -186,7 +186,7 @@ def finetune(run: Run, init: str = "ssast", log: Callable[[str], None] = print) 
             windows=functools.partial(batches.from_step, windows),
             steps_per_epoch=steps,
             directory=run.finetune(name) / f"fold_{number}",
-            settings={"init": init, "fold": number, **_source(shard_set)},
+            settings={"init": init, "pretrained": weights, "fold": number, **_source(shard_set)},
             log=log,
         )
         heard = embeddings[test]

@@ -73,7 +73,8 @@ class TestRating:
 
     def test_the_rating_is_that_of_the_fold_model(self, finetuned, start):
         """Frozen encoder: rating from the stored model alone equals rating the embedding that it trained on."""
-        params, scaler = fold_to(finetuned / "finetune/ast-test-ssast/fold_1", start, finetuning(seed=1), init="ssast", fold=1)
+        directory = finetuned / "finetune" / "ast-test-ssast" / "fold_1"
+        params, scaler = fold_to(directory, start, finetuning(seed=1), init="ssast", fold=1)
         expected = finetuning().rate(params, scaler, start[1][2:3])[0]
         np.testing.assert_allclose(rating.Rater(finetuned).models[1].rate(CLIPS[2]), expected, atol=1e-5)
 
@@ -101,7 +102,8 @@ class TestRating:
         assert rating.Rater(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
 
     def test_as_text_is_for_people(self, finetuned, wav):
-        lines = rating.as_text([rating.Rater(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]).split("\n")
+        results = [rating.Rater(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]
+        lines = rating.as_text(results).split("\n")
         assert lines[0] == str(wav) and lines[1].startswith("  note: ")
         assert lines[-2:] == ["x.wav", "  not rated: no such file"]
         for line, dimension in zip(lines[2:21], DIMENSIONS, strict=True):

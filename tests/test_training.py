@@ -77,24 +77,18 @@ class TestPretrain:
         assert FrontEnd(**description["front_end"]) == FRONT_END
         assert description["model"]["width"] == 16 and description["pretrain"]["seed"] == 0
 
-    def test_interrupted_and_resumed_equals_uninterrupted(self, pretrained, tmp_path):
-        with pytest.raises(KeyboardInterrupt):
-            pretrain_to(tmp_path, batches=lambda start: stream(start, STEPS + 9, be_interrupted))
-        asked = []
-        rows = pretrain_to(tmp_path, batches=lambda start: asked.append(start) or stream(start))
-        assert asked == [STEPS]
-        assert without_seconds(rows) == without_seconds(pretrained[1])
-        assert pretrained_bits(tmp_path) == pretrained_bits(pretrained[0])
-
-    def test_killed_and_resumed_equals_uninterrupted(self, pretrained, environment, tmp_path):
+    def test_killed_then_interrupted_and_resumed_equals_uninterrupted(self, pretrained, environment, tmp_path):
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import tiny as t; from pathlib import Path; "
-            "t.pretrain_to(Path(sys.argv[2]), batches=lambda start: t.stream(start, 2 * t.STEPS + 9, t.be_killed))"
+            "import sys; sys.path.insert(0, sys.argv[1]); import tiny; from pathlib import Path; "
+            "tiny.pretrain_to(Path(sys.argv[2]), batches=lambda start: tiny.stream(start, 29, tiny.be_killed))"
         )
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
-        killed = subprocess.run(command, env=environment)
-        assert killed.returncode == -signal.SIGKILL
-        rows = pretrain_to(tmp_path)
+        assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
+        asked = []
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_to(tmp_path, batches=lambda start: asked.append(start) or stream(start, 49, be_interrupted))
+        rows = pretrain_to(tmp_path, batches=lambda start: asked.append(start) or stream(start))
+        assert asked == [STEPS, 2 * STEPS]
         assert without_seconds(rows) == without_seconds(pretrained[1])
         assert pretrained_bits(tmp_path) == pretrained_bits(pretrained[0])
 

@@ -1,9 +1,9 @@
 """Checkpoints that describe and prove themselves, one file per step.
 
-Orbax writes the state to the local disk; the files are bundled into one uniquely named archive, which is what reaches the
-run's directory (Google Drive uploads single files and may lose them). It is read back and compared by SHA-256, and only then
-its JSON marker appears, which also holds configuration, normalisation and licence. Restoring verifies the checksum first:
-Orbax itself does not notice flipped bits.
+Orbax writes the state to the local disk; the files are bundled into one uniquely named archive, which is what reaches
+the run's directory (Google Drive uploads single files and may lose them). It is read back and compared by SHA-256, and
+only then its JSON marker appears, which also holds configuration, normalisation and licence. ``latest`` verifies the
+checksum: Orbax itself does not notice flipped bits.
 """
 
 import hashlib
@@ -134,13 +134,15 @@ class Checkpoints:
                 return checkpointer.restore(Path(local) / "state", abstract)
 
 
-def open_latest(directory: str | Path, *, made_by: str) -> tuple[dict, dict]:
-    """Tree and description of the newest whole checkpoint.
+def open_latest(
+    directory: str | Path, *, made_by: str, log: Callable[[str], None] = print
+) -> tuple[dict, dict]:
+    """Tree and description of the newest whole checkpoint; damage on the way to it is told to ``log``.
 
     Raises:
         InputError: there is none; the message names the step that makes one.
     """
-    checkpoints = Checkpoints(Path(directory))
+    checkpoints = Checkpoints(Path(directory), log=log)
     description = checkpoints.latest() if Path(directory).is_dir() else None
     if description is None:
         raise InputError(f"no checkpoint in {directory}. Run {made_by} first")

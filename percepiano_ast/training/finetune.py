@@ -1,7 +1,7 @@
 """Fine-tuning on PercePiano: grouped rating heads on an encoder, frozen or trained with them, fold by fold.
 
-Nothing is selected: a fold trains for the configured epochs on everything outside it and predicts its own clips once, from
-all windows of the whole clip. Batches come in as iterators; see ``data/batches.py``.
+Nothing is selected: a fold trains for the configured epochs on everything outside it and predicts its own clips once,
+from all windows of the whole clip. Batches come in as iterators; see ``data/batches.py``.
 """
 
 import functools

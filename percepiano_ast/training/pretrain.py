@@ -132,7 +132,8 @@ def pretrain(
     for epoch in range(first, config.epochs):
         state, means = _epoch(run, state, stream, steps_per_epoch)
         row = {"epoch": epoch + 1, "step": int(state.step), **means, **_validate(run, state.params, validation())}
-        require_finite([row["validation_loss"]], row["step"])  # else the last step's gradient could break the checkpoint
+        # A last gradient that is no number would not show in the epoch's losses, but break the checkpoint.
+        require_finite([row["validation_loss"]], row["step"])
         rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
         checkpoints.save(row["step"], {"state": state}, {**settings, "epoch": epoch + 1, "history": rows})
         history.write(directory / "history.csv", rows)

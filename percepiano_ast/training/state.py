@@ -19,7 +19,7 @@ class TrainState:
 
 
 def compute_dtype() -> jnp.dtype:
-    """bfloat16 where the hardware multiplies in it (TPU, Ampere and newer GPUs), else float32; parameters stay float32."""
+    """bfloat16 where the hardware multiplies in it (TPU, Ampere and newer), else float32; parameters stay float32."""
     device = jax.devices()[0]
     if device.platform == "tpu":
         return jnp.bfloat16
