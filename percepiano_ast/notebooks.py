@@ -93,7 +93,9 @@ class _Client(NotebookClient):
 
 def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> None:
     resources = {"metadata": {"path": str(FOLDER.parent)}}
-    client = _Client(notebook, timeout=None, kernel_name="python3", resources=resources)
+    # Kernels on this machine's own address: newer ones warn that the connection is not encrypted.
+    quiet = ["--IPKernelApp.log_level=ERROR"]
+    client = _Client(notebook, timeout=None, kernel_name="python3", resources=resources, extra_arguments=quiet)
     client.say = log
     try:
         # The variable spares every kernel four lines about its debugger.
