@@ -8,15 +8,16 @@ from percepiano_ast.data.batches import RatedClips, clip_windows, finetune_batch
 from percepiano_ast.data.shards import ShardSet
 
 
+@pytest.fixture(scope="module")
+def train() -> ShardSet:
+    """Three chunks of noise, so that a frame says where it is from."""
+    rng = np.random.default_rng(0)
+    chunks = [{"log_mel": rng.integers(0, 256, (n, 128), np.uint8)} for n in (2500, 1024, 1300)]
+    return ShardSet(chunks, FrontEnd(), Statistics(0.0, 1.0, 1, 0.0, 0.0), {})
+
+
 class TestPretrainBatches:
     """Batches are a function of (seed, step)."""
-
-    @pytest.fixture(scope="class")
-    def train(self) -> ShardSet:
-        """Three chunks of noise, so that a frame says where it is from."""
-        rng = np.random.default_rng(0)
-        chunks = [{"log_mel": rng.integers(0, 256, (n, 128), np.uint8)} for n in (2500, 1024, 1300)]
-        return ShardSet(chunks, FrontEnd(), Statistics(0.0, 1.0, 1, 0.0, 0.0), {})
 
     def make(self, train, seed=0, batch_size=4):
         return pretrain_batches(train, n_frames=256, batch_size=batch_size, seed=seed)

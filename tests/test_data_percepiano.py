@@ -311,12 +311,14 @@ class TestRealData:
         assert len(skipped) == 1199 and set(skipped["reason"]) == {"not in the index"}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """The embedded PercePiano-shaped folder."""
+    return demo.write_percepiano(tmp_path_factory.mktemp("demo") / "a", seed=0)
+
+
 class TestDemo:
     """Simulated data: a function of the seed, and said to be simulated."""
-
-    @pytest.fixture(scope="class")
-    def made(self, tmp_path_factory) -> Path:
-        return demo.write_percepiano(tmp_path_factory.mktemp("demo") / "a", seed=0)
 
     def files(self, folder: Path) -> dict[str, bytes]:
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
