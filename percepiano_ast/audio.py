@@ -137,16 +137,6 @@ def check_waveform(wave: np.ndarray, sample_rate: int, name: str) -> None:
         raise InputError(f"{name}: silent, it {level}. Check microphone and level, and record it again.")
 
 
-def trim_silence(
-    wave: np.ndarray, sample_rate: int, *, threshold_db: float = -60.0, margin_seconds: float = 0.1
-) -> np.ndarray:
-    """``wave`` (n,) without the ends that stay below ``threshold_db`` relative to its peak, but for a margin."""
-    level = np.abs(wave)
-    loud = np.flatnonzero(level >= level.max() * 10 ** (threshold_db / 20))
-    margin = round(margin_seconds * sample_rate)
-    return wave[max(0, loud[0] - margin) : loud[-1] + 1 + margin]
-
-
 # --- Log-mel ----------------------------------------------------------------------------------------------------------
 
 

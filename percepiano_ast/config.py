@@ -33,11 +33,6 @@ class FrontEnd:
     floor_db: float = -80.0  # uint8 code 0
     step_db: float = 0.5
 
-    @property
-    def ceiling_db(self) -> float:
-        """Level of uint8 code 255."""
-        return self.floor_db + 255 * self.step_db
-
     def n_frames(self, n_samples: int) -> int:
         """Frames of a recording of ``n_samples``: frame k is centred on sample ``k * hop_length``."""
         return 1 + n_samples // self.hop_length
