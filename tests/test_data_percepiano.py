@@ -292,7 +292,7 @@ class TestRealData:
             for name in names:
                 synthesis.make_synthesizer(name)
         except InputError as error:
-            pytest.skip(str(error))
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
         clips = ["Schubert_D935_no.3_4bars_2_1", "Beethoven_WoO80_thema_8bars_11_1", "Beethoven_WoO80_thema_8bars_14_1"]
         shutil.copy(percepiano_dir / percepiano.LABELS, linked / percepiano.LABELS)
         index = percepiano.load_index(percepiano_dir)

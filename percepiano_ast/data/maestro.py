@@ -204,7 +204,8 @@ def preprocess(
     rated = [is_percepiano_work(c, t) for c, t in zip(rows["canonical_composer"], rows["canonical_title"])]
     items = [_item(row) for row in rows[~np.array(rated)].itertuples()]
     left_out = [(_item(row), "a work that PercePiano rates") for row in rows[rated].itertuples()]
-    log(f"{len(items)} recordings, {rows['duration'].sum() / 3600:.2f} h, {len(left_out)} left out as PercePiano's works")
+    hours = rows["duration"][~np.array(rated)].sum() / 3600
+    log(f"{len(items)} recordings, {hours:.2f} h; {len(left_out)} left out as PercePiano's works")
     staged = out / "staged"
     produce = functools.partial(_produce, where=str(where), front_end=front_end)
     skipped = shards.stage(items, produce, staged, workers=workers, log=log)

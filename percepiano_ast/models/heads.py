@@ -1,7 +1,8 @@
 """From tokens to ratings: pooling over real patches, the head in three groups, and the whole rater.
 
 A clip longer than one window is pooled exactly: every window gives its count, sum and sum of squares over real patches,
-and those moments add up. Mean and standard deviation together rate better than the mean alone.
+and those moments add up. Mean and standard deviation together rate better than the mean alone. They are taken
+over time for each band of patches, so that bass and treble stay apart.
 """
 
 import jax
