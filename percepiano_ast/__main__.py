@@ -5,15 +5,16 @@ import json
 import sys
 from pathlib import Path
 
-from percepiano_ast.config import PRESETS, InputError, RunFailed, choose
+from percepiano_ast.config import PRESETS, PRETRAININGS, InputError, RunFailed, choose
+
+EXECUTION = ("precision", "accumulate", "remat", "attention", "shard_params")
 
 
 def _run(arguments):
     from percepiano_ast.suite import Run
 
     preset = choose(PRESETS, arguments.preset, "preset")
-    run = Run(preset, Path(arguments.out or f"runs/{preset.name}"))
-    return run.with_epochs(getattr(arguments, "pretrain_epochs", 0), getattr(arguments, "finetune_epochs", 0))
+    return Run(preset, Path(arguments.out or f"runs/{preset.name}"))
 
 
 def _notebooks(arguments):
@@ -39,7 +40,8 @@ def _preprocess(arguments):
 
     run = _run(arguments)
     if arguments.percepiano:
-        print(suite.preprocess_percepiano(run, arguments.percepiano, tuple(arguments.synthesizers)))
+        synthesizers = tuple(arguments.synthesizers)
+        print(suite.preprocess_percepiano(run, arguments.percepiano, synthesizers, init=arguments.init))
     else:
         print(suite.preprocess_maestro(run, arguments.source))
 
@@ -47,17 +49,27 @@ def _preprocess(arguments):
 def _pretrain(arguments):
     from percepiano_ast import suite
 
-    suite.pretrain(_run(arguments))
+    run = _run(arguments).for_pretraining(arguments.pretraining)
+    run = run.changed("pretrain", epochs=arguments.epochs, batch_size=arguments.batch_size)
+    run = run.changed("execution", **{name: getattr(arguments, name) for name in EXECUTION})
+    if not arguments.dry_run:
+        suite.pretrain(run)
+        return
+    from percepiano_ast.training import dryrun
+
+    for target in arguments.target:
+        print(dryrun.dry_run(run.preset, target), flush=True)
 
 
 def _finetune(arguments):
     from percepiano_ast import suite
 
-    run = _run(arguments)
+    run = _run(arguments).changed("finetune", epochs=arguments.epochs)
+    run = run.changed("execution", precision=arguments.precision, attention=arguments.attention)
     if arguments.init == "baseline":
         suite.baseline(run)
     else:
-        suite.finetune(run, arguments.init)
+        suite.finetune(run, arguments.init, arguments.weights)
 
 
 def _evaluate(arguments):
@@ -90,6 +102,12 @@ def _render(arguments):
     from percepiano_ast.data import asap
 
     print(asap.render_archive(arguments.midi, arguments.to, hours=arguments.hours, synthesizers=arguments.synthesizers))
+
+
+def _convert(arguments):
+    from percepiano_ast import exchange
+
+    print(exchange.convert(arguments.source, arguments.to, arguments.kind))
 
 
 def _add_run(parser):
@@ -126,15 +144,41 @@ def _add_steps(add):
     command.add_argument("--source", default="", help="MAESTRO archive, folder, https:// or gs:// (default: the preset's)")
     command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead (or: demo)")
     command.add_argument("--synthesizers", nargs="+", default=[], help="builtin, soundfont names or .sf2/.sf3 files")
+    command.add_argument("--init", default="", help="audioset: in the papers' front end too, which its weights need")
 
     command = add("pretrain", _pretrain, "SSAST pre-training on the shards; a checkpoint every epoch.")
     _add_run(command)
-    command.add_argument("--epochs", dest="pretrain_epochs", type=int, default=0, help="instead of the preset's")
+    _add_pretraining(command)
 
     command = add("finetune", _finetune, "Rating heads on PercePiano, fold by fold; writes out-of-fold predictions.")
     _add_run(command)
-    command.add_argument("--init", default="ssast", help="ssast, scratch, or baseline (the feed-forward one)")
-    command.add_argument("--epochs", dest="finetune_epochs", type=int, default=0, help="instead of the preset's")
+    starts = f"{', '.join(PRETRAININGS)} (my pre-training), scratch, audioset, or baseline (the feed-forward one)"
+    command.add_argument("--init", default="ssast", help=f"where the encoder starts: {starts}")
+    command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
+    command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
+    _add_precision(command)
+
+
+def _add_pretraining(command):
+    command.add_argument(
+        "--pretraining",
+        default="ssast",
+        help="ssast (400 of 512 patches masked), ssast15 (15 %%), ssastframe (frames for patches), visible (the encoder sees "
+        "visible patches alone: faster)",
+    )
+    command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
+    command.add_argument("--batch-size", type=int, default=0, help="over all devices, instead of the preset's")
+    command.add_argument("--accumulate", type=int, default=0, help="micro-batches that a batch is cut into (default: 1)")
+    command.add_argument("--remat", action=argparse.BooleanOptionalAction, help="compute activations twice to save memory")
+    command.add_argument("--shard-params", action="store_true", default=None, help="spread parameters over the devices")
+    _add_precision(command)
+    command.add_argument("--dry-run", action="store_true", help="compile for the targets, say what fits, train nothing")
+    command.add_argument("--target", nargs="+", default=["v5e-1"], help="of a dry run: v5e-1, v6e-1, v5e-8, v3-8")
+
+
+def _add_precision(command):
+    command.add_argument("--precision", default="", help="float32, bfloat16, float16 (default: the device's fastest)")
+    command.add_argument("--attention", default="", help="xla or cudnn (default: cudnn where it runs)")
 
 
 def _add_tools(add):
@@ -150,6 +194,11 @@ def _add_tools(add):
     command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
     command.add_argument("--json", action="store_true", help="one JSON array on standard output")
 
+    command = add("convert", _convert, "Weights in and out: ours, the authors' AST and SSAST, Hugging Face's AST.")
+    command.add_argument("source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder")
+    command.add_argument("--to", required=True, help=".safetensors file to write; for hf_ast a folder")
+    command.add_argument("--kind", default="", help="ast or hf_ast (default: as it is)")
+
     command = add("render", _render, "Render MIDI performances into an archive in MAESTRO's shape.")
     command.add_argument("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
     command.add_argument("--to", required=True, metavar="ZIP", help="the archive to write")
@@ -157,7 +206,7 @@ def _add_tools(add):
     command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
 
     command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
-    command.add_argument("name", metavar="NAME", help="log-mel or pretrain-step")
+    command.add_argument("name", metavar="NAME", help="log-mel, pretrain-step or model")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,10 @@ class FrontEnd:
     """Log-mel front end: stored with every shard and every model.
 
     Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness is a label.
+    ``kind`` is ``slaney``, librosa's centred STFT and mel bands, or ``kaldi``, the papers' filter bank (`KALDI`).
     """
 
+    kind: str = "slaney"
     sample_rate: int = 22_050
     n_fft: int = 1024
     win_length: int = 551  # 25 ms, AST's window
@@ -34,7 +37,12 @@ class FrontEnd:
     step_db: float = 0.5
 
     def n_frames(self, n_samples: int) -> int:
-        """Frames of a recording of ``n_samples``: frame k is centred on sample ``k * hop_length``."""
+        """Frames of a recording of ``n_samples``.
+
+        ``slaney``: frame k is centred on sample ``k * hop_length``. ``kaldi``: whole windows only, frame k starts there.
+        """
+        if self.kind == "kaldi":
+            return max(1 + (n_samples - self.win_length) // self.hop_length, 0)
         return 1 + n_samples // self.hop_length
 
     def seconds(self, n_frames: int) -> float:
@@ -56,9 +64,29 @@ class Statistics:
     at_ceiling: float
 
 
+# The front end of AST and SSAST (Gong et al. 2021, section 2.1), which AudioSet weights need: Kaldi's fbank at 16 kHz.
+# Its natural logarithms are kept in dB, so that shards and statistics have one unit.
+KALDI = FrontEnd(
+    kind="kaldi",
+    sample_rate=16_000,
+    n_fft=512,
+    win_length=400,
+    hop_length=160,
+    fmax=8_000.0,
+    amin=1.1920928955078125e-07,
+)
+_DB_PER_NEPER = 10 / math.log(10)  # of power
+# AudioSet's mean and deviation in natural logarithms, as published with AST (``ast_models.py``, ``run.py``).
+AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
-    """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time)."""
+    """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time).
+
+    Raises:
+        InputError: heads that do not divide the width, or a window smaller than a patch.
+    """
 
     name: str
     width: int
@@ -69,6 +97,17 @@ class ModelConfig:
     stride: tuple[int, int] = (16, 16)
     n_mels: int = 128
     n_frames: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise InputError(
+                f"{self.num_heads} heads do not divide a width of {self.width}; choose a number of heads that does."
+            )
+        if self.n_mels < self.patch_size[0] or self.n_frames < self.patch_size[1]:
+            raise InputError(
+                f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch of "
+                f"{self.patch_size[0]} x {self.patch_size[1]}; choose a longer window or smaller patches."
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -116,7 +155,13 @@ def choose(table: dict, name: str, what: str):
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """SSAST pre-training. ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}."""
+    """SSAST pre-training. ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}.
+
+    ``decoder_depth`` 0: the encoder sees masked patches as mask tokens (Gong et al. 2022). Above 0: it sees visible
+    patches alone, and a decoder of so many blocks predicts the others (MAE-AST, Baade et al. 2022, which has 2).
+    ``optimizer``: ``adamw``, or ``published``, SSAST's Adam with coupled L2 (betas and decay are its own then).
+    ``ema_decay`` above 0 keeps a moving average of the parameters, which fine-tuning then starts from.
+    """
 
     batch_size: int
     epochs: int
@@ -126,14 +171,48 @@ class PretrainConfig:
     cluster: tuple[int, int] = (3, 5)
     generative_weight: float = 10.0
     softmax_over: str = "targets"
+    decoder_depth: int = 0
+    optimizer: str = "adamw"
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: float = 1.0
+    ema_decay: float = 0.0
     seed: int = 0
 
     def num_masked(self, model: ModelConfig) -> int:
-        """Masked patches of one window."""
-        return round(self.mask_ratio * model.num_patches)
+        """Masked patches of one window.
+
+        Raises:
+            InputError: none would be masked, or none visible.
+        """
+        masked = round(self.mask_ratio * model.num_patches)
+        if not 1 <= masked < model.num_patches:
+            raise InputError(
+                f"mask ratio {self.mask_ratio:g} masks {masked} of {model.num_patches} patches: "
+                f"choose one from {1 / model.num_patches:.3g} to {1 - 1 / model.num_patches:.3g}."
+            )
+        return masked
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a training step is computed. Nothing here changes what is learned but for rounding, so a run may be resumed
+    with another one on other hardware.
+
+    Attributes:
+        precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the fastest that the device has.
+            Parameters, LayerNorm statistics, softmax and losses are float32 always.
+        accumulate: micro-batches that a batch is cut into; their gradients are averaged.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        attention: ``xla``, ``cudnn`` (fused, Ampere and newer, 16-bit) or ``auto``, cudnn where it runs.
+        shard_params: spread parameters and optimiser state over the devices, not only the batch.
+    """
+
+    precision: str = "auto"
+    accumulate: int = 1
+    remat: bool = False
+    attention: str = "auto"
+    shard_params: bool = False
 
 
 @dataclass(frozen=True)
@@ -175,7 +254,16 @@ class Preset:
     percepiano: str = PERCEPIANO_URL
     synthesizers: tuple[str, ...] = ("fluidr3mono", "musescore-small")
     front_end: FrontEnd = field(default_factory=FrontEnd)
+    execution: Execution = field(default_factory=Execution)
 
+
+# What can be pre-trained: name in tables -> changes of the preset's pre-training and of its model. ``ssast`` is the paper's.
+PRETRAININGS: dict[str, tuple[dict, dict]] = {
+    "ssast": ({}, {}),
+    "ssast15": ({"mask_ratio": 0.15}, {}),
+    "ssastframe": ({}, {"patch_size": (128, 2), "stride": (128, 2)}),
+    "visible": ({"decoder_depth": 2}, {}),
+}
 
 PRESETS = {
     preset.name: preset
@@ -194,12 +282,14 @@ PRESETS = {
             MODELS["small"],
             PretrainConfig(batch_size=128, epochs=20, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, train_encoder=True),
+            execution=Execution(remat=True),  # batch 128 needs it on a chip of 16 GB
         ),
         Preset(
             "base",
             MODELS["base"],
             PretrainConfig(batch_size=128, epochs=40, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, train_encoder=True),
+            execution=Execution(remat=True),  # batch 128 needs it on a chip of 16 GB
         ),
     )
 }
@@ -237,6 +327,11 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
 def _short(value) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def from_json(kind: type, values: dict):
+    """A configuration of ``kind`` from what JSON made of it: lists where it has tuples."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def write_json(path: Path, value) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import audio
-from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, choose
+from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, choose, from_json
 from percepiano_ast.data import batches
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.training.checkpoints import open_latest
@@ -107,14 +107,9 @@ def _say(line: str) -> None:
 def _load(folder: Path) -> FoldModel:
     tree, meta = open_latest(folder, made_by=MADE_BY, log=_say)
     front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
-    model, config = _config(ModelConfig, meta["model"]), _config(FinetuneConfig, meta["finetune"])
+    model, config = from_json(ModelConfig, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
     run = Finetuning(model, config, front_end, statistics, 1)
     return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"])
-
-
-def _config(kind: type, values: dict):
-    # JSON has lists where the configurations have tuples.
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def as_text(results: list[dict]) -> str:

@@ -1,26 +1,31 @@
 """The four steps of the suite, as notebooks and command line call them. Each starts from what the one before wrote.
 
-Below a run's root: ``maestro/`` (shards), ``pretrain/``, ``percepiano/`` (shards), ``finetune/<model>/fold_<k>/``,
-``predictions_<model>.csv`` and ``evaluation/``. Every step resumes; none overwrites the output of another configuration.
+Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards; ``percepiano_kaldi/`` in the
+papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``. Every step resumes; none
+overwrites the output of another configuration.
 """
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 
 from percepiano_ast import report
-from percepiano_ast.config import InputError, Preset, Statistics, choose
-from percepiano_ast.data import batches, demo, maestro, percepiano, shards, splits
+from percepiano_ast.config import KALDI, MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose
+from percepiano_ast.data import audioset, batches, demo, maestro, percepiano, shards, splits
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import metrics
+from percepiano_ast.models import convert, weights
 from percepiano_ast.models.baselines import fit_mlp
 from percepiano_ast.training import finetune as finetuning
+from percepiano_ast.training import parallel
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import open_latest
 
@@ -29,15 +34,17 @@ MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano
 
 # Windows of a rated clip that go through the encoder at once.
 EMBED_BATCH = 32
-INITS = {"ssast": "our pre-training", "scratch": "random weights"}
+INITS = {name: "from my pre-training" for name in PRETRAININGS}
+INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A preset and the directory that its outputs live in."""
+    """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant."""
 
     preset: Preset
     root: Path
+    pretraining: str = "ssast"
 
     @property
     def maestro(self) -> Path:
@@ -47,12 +54,16 @@ class Run:
     @property
     def pretrain(self) -> Path:
         """Pre-training: settings, history, checkpoints."""
-        return self.root / "pretrain"
+        return self.root / "pretrain" / self.pretraining
 
     @property
     def percepiano(self) -> Path:
         """Shards of rated clips, classic features, index."""
-        return self.root / "percepiano"
+        return self.percepiano_in(self.preset.front_end)
+
+    def percepiano_in(self, front_end: FrontEnd) -> Path:
+        """The same in another front end."""
+        return self.root / ("percepiano" if front_end == self.preset.front_end else f"percepiano_{front_end.kind}")
 
     @property
     def evaluation(self) -> Path:
@@ -67,18 +78,84 @@ class Run:
         """Out-of-fold predictions of one model."""
         return self.root / f"predictions_{model}.csv"
 
-    def model_name(self, init: str) -> str:
-        """Name in tables, such as ``ast-base-ssast``."""
-        return f"ast-{self.preset.model.name}-{init}"
+    def for_pretraining(self, name: str) -> "Run":
+        """The same run with another kind of pre-training."""
+        training, geometry = choose(PRETRAININGS, name, "pre-training")
+        preset = dataclasses.replace(
+            self.preset,
+            pretrain=dataclasses.replace(self.preset.pretrain, **training),
+            model=dataclasses.replace(self.preset.model, **geometry),
+        )
+        return dataclasses.replace(self, preset=preset, pretraining=name)
 
-    def with_epochs(self, pretrain: int = 0, finetune: int = 0) -> "Run":
-        """The same run with other numbers of epochs; 0 keeps the preset's."""
-        preset = self.preset
-        if pretrain:
-            preset = dataclasses.replace(preset, pretrain=dataclasses.replace(preset.pretrain, epochs=pretrain))
-        if finetune:
-            preset = dataclasses.replace(preset, finetune=dataclasses.replace(preset.finetune, epochs=finetune))
-        return dataclasses.replace(self, preset=preset)
+    def changed(self, part: str, **values) -> "Run":
+        """The same run with other values in the preset's ``pretrain``, ``finetune`` or ``execution``.
+
+        None, 0 and empty text keep the preset's value, as an empty row of a notebook's form does.
+        """
+        meant = {name: value for name, value in values.items() if value or value is False}
+        changed = dataclasses.replace(getattr(self.preset, part), **meant)
+        return dataclasses.replace(self, preset=dataclasses.replace(self.preset, **{part: changed}))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where fine-tuning starts from.
+
+    Attributes:
+        name: of the model in tables, such as ``ast-base-ssast``.
+        model, front_end, statistics: what the encoder expects.
+        encoder: its parameters; None for random ones.
+        weights: what identifies them: a checksum, or None.
+    """
+
+    name: str
+    model: ModelConfig
+    front_end: FrontEnd
+    statistics: Statistics
+    encoder: dict | None
+    weights: str | None
+
+
+def init_named(run: Run, label: str) -> str:
+    """Which of ``INITS`` a notebook's form means: ``from my pre-training``, ``from scratch`` or ``from AudioSet AST``."""
+    inits = {label: init for init, label in INITS.items()} | {INITS[run.pretraining]: run.pretraining}
+    return choose(inits, label, "start")
+
+
+def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = print) -> Start:
+    """Find the weights that ``init``, one of ``INITS``, names.
+
+    Args:
+        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by default they are fetched
+            into the run's ``weights`` folder.
+
+    Raises:
+        InputError: unknown ``init``; no pre-training yet, or one of another geometry.
+    """
+    choose(INITS, init, "start of the encoder")
+    if init == "audioset":
+        folder = source or audioset.fetch(run.root / "weights" / "audioset", log=log)
+        found = weights.read_weights(folder)
+        sizes = {(size.width, size.depth): name for name, size in MODELS.items()}
+        encoder = found.params["encoder"]
+        name = f"ast-{sizes.get((found.config.width, found.config.depth), 'custom')}-audioset"
+        checksum = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(encoder))).hexdigest()
+        return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
+    run = run.for_pretraining(init) if init in PRETRAININGS else run
+    name = f"ast-{run.preset.model.name}-{init}"
+    if init == "scratch" and not run.pretrain.exists():
+        log(f"no pre-training in {run.pretrain}: levels are normalised by the statistics of the rated clips themselves")
+        rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
+        return Start(name, run.preset.model, rated.front_end, rated.statistics, None, None)
+    # One normalisation for our starts: the statistics of the pre-training split.
+    tree, made = open_latest(run.pretrain / "checkpoints", made_by=MADE_BY_PRETRAIN)
+    front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
+    if init == "scratch":
+        return Start(name, run.preset.model, front_end, statistics, None, None)
+    state = tree["state"]
+    encoder = (state["ema"] or state["params"])["encoder"]
+    return Start(name, run.preset.model, front_end, statistics, encoder, made["sha256"])
 
 
 def workers() -> int:
@@ -103,6 +180,7 @@ def maestro_source(run: Run, source: str = "") -> str:
 
 def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
     """Step 2: SSAST on the shards of step 1; returns the history, a row an epoch."""
+    parallel.initialize()
     preset = run.preset
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
@@ -111,6 +189,7 @@ def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
         n_frames=preset.model.n_frames,
         batch_size=preset.pretrain.batch_size,
         seed=preset.pretrain.seed,
+        process=(jax.process_index(), jax.process_count()),
     )
     training, validation = make(train), make(held_out)
     rows = pretraining.pretrain(
@@ -123,58 +202,74 @@ def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
         validation=validation.one_epoch,
         directory=run.pretrain,
         description={"data": train.metadata["licence"]},
+        execution=preset.execution,
         log=log,
     )
     return pd.DataFrame(rows)
 
 
 def preprocess_percepiano(
-    run: Run, folder: str = "", synthesizers: tuple[str, ...] = (), log: Callable[[str], None] = print
+    run: Run,
+    folder: str = "",
+    synthesizers: tuple[str, ...] = (),
+    *,
+    init: str = "",
+    log: Callable[[str], None] = print,
 ) -> Path:
-    """Step 3a: rated MIDI clips -> log-mel shards. ``folder``: PercePiano's checkout; by default the preset's source."""
+    """Step 3a: rated MIDI clips -> log-mel shards.
+
+    Args:
+        folder: PercePiano's checkout; by default the preset's source.
+        init: where fine-tuning will start; ``audioset`` needs shards in the papers' front end beside those in ours.
+
+    Returns:
+        the folder of the shards in our front end.
+    """
     folder = folder or run.preset.percepiano
     if folder == "demo":
         log("writing the embedded PercePiano-shaped data (simulated performances and ratings)")
         folder = demo.write_percepiano(run.root / "demo" / "percepiano")
     elif "://" in folder:
         folder = percepiano.fetch(folder, run.root / "percepiano_source", log)
-    return percepiano.preprocess(
-        folder,
-        run.percepiano,
-        run.preset.front_end,
-        synthesizers=tuple(synthesizers) or run.preset.synthesizers,
-        workers=workers(),
-        log=log,
-    )
+    for front_end in [run.preset.front_end] + [KALDI] * (init == "audioset"):
+        percepiano.preprocess(
+            folder,
+            run.percepiano_in(front_end),
+            front_end,
+            synthesizers=tuple(synthesizers) or run.preset.synthesizers,
+            workers=workers(),
+            log=log,
+        )
+    return run.percepiano
 
 
-def finetune(run: Run, init: str = "ssast", log: Callable[[str], None] = print) -> pd.DataFrame:
+def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = print) -> pd.DataFrame:
     """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold predictions.
 
     Args:
-        init: where the encoder's weights come from, one of ``INITS``.
+        init, source: where the encoder's weights come from, see `start_of`.
     """
-    choose(INITS, init, "start of the encoder")
-    config, name = run.preset.finetune, run.model_name(init)
-    shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
-    tree, pretrained = open_latest(run.pretrain / "checkpoints", made_by=MADE_BY_PRETRAIN)
-    clips, fold = batches.rated_clips(shard_set), _folds(run)
-    held_out = np.array([fold.get(clip, -1) for clip in clips.clip])
-    cut = functools.partial(batches.clip_windows, n_frames=run.preset.model.n_frames, batch_size=EMBED_BATCH)
-    # One normalisation for both starts: the statistics of the pre-training split.
-    trainer = functools.partial(
-        finetuning.Finetuning, run.preset.model, config, shard_set.front_end, Statistics(**pretrained["statistics"])
-    )
-    params, weights = trainer(1).init(config.seed), None
-    if init == "ssast":
-        params["encoder"], weights = tree["state"]["params"]["encoder"], pretrained["sha256"]
+    config = run.preset.finetune
+    start = start_of(run, init, source, log)
+    name, n_frames = start.name, start.model.n_frames
+    home = run.percepiano_in(start.front_end)
+    shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
+    clips = batches.rated_clips(shard_set)
+    fold, held_out = _folds(run, home, clips)
+    cut = functools.partial(batches.clip_windows, n_frames=n_frames, batch_size=EMBED_BATCH)
+    expected = (start.model, config, shard_set.front_end, start.statistics)
+
+    def trainer(steps: int) -> finetuning.Finetuning:
+        return finetuning.Finetuning(*expected, steps, run.preset.execution)
+
+    params = _first_params(trainer(1), start)
     embeddings = trainer(1).embed(params, cut(clips.codes), len(clips.codes))
     rated = np.full((len(held_out), len(KEYS)), np.nan, np.float32)
     for number in sorted(set(fold.values())):
         train, test = np.flatnonzero(held_out != number), np.flatnonzero(held_out == number)
         log(f"{name}, fold {number}: {len(train)} renderings to train on, {len(test)} held out")
         windows, steps = batches.finetune_batches(
-            clips, train, n_frames=run.preset.model.n_frames, batch_size=config.batch_size, seed=config.seed
+            clips, train, n_frames=n_frames, batch_size=config.batch_size, seed=config.seed
         )
         fold_run = trainer(config.epochs * steps)
         trained, scaler = finetuning.finetune_fold(
@@ -186,7 +281,7 @@ def finetune(run: Run, init: str = "ssast", log: Callable[[str], None] = print) 
             windows=functools.partial(batches.from_step, windows),
             steps_per_epoch=steps,
             directory=run.finetune(name) / f"fold_{number}",
-            settings={"init": init, "pretrained": weights, "fold": number, **_source(shard_set)},
+            settings={"init": init, "pretrained": start.weights, "fold": number, **_source(shard_set)},
             log=log,
         )
         heard = embeddings[test]
@@ -196,9 +291,19 @@ def finetune(run: Run, init: str = "ssast", log: Callable[[str], None] = print) 
     return _write_predictions(run, name, clips, rated, fold)
 
 
-def _folds(run: Run) -> dict[str, int]:
-    index = metrics.load_index(run.percepiano / "index.csv")
-    return splits.fold_of_clip(index, run.preset.finetune.protocol)
+def _first_params(trainer: finetuning.Finetuning, start: Start) -> dict:
+    """Parameters of encoder and heads before fine-tuning."""
+    params = trainer.init(trainer.config.seed)
+    if start.encoder is not None:
+        convert.require_same_shapes(start.encoder, params["encoder"], f"the encoder of {start.name}")
+        params["encoder"] = start.encoder
+    return params
+
+
+def _folds(run: Run, home: Path, clips: batches.RatedClips) -> tuple[dict[str, int], np.ndarray]:
+    """Fold of every clip that the protocol evaluates, and that of every rendering, -1 where it is in none."""
+    fold = splits.fold_of_clip(metrics.load_index(home / "index.csv"), run.preset.finetune.protocol)
+    return fold, np.array([fold.get(clip, -1) for clip in clips.clip])
 
 
 def _source(shard_set: shards.ShardSet) -> dict:
@@ -212,8 +317,7 @@ def baseline(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
     clips, index = batches.rated_clips(shard_set), metrics.load_index(run.percepiano / "index.csv")
     table = pd.read_csv(run.percepiano / "classic_features.csv").set_index(["clip", "synthesizer"])
     features = table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
-    fold = _folds(run)
-    held_out = np.array([fold.get(clip, -1) for clip in clips.clip])
+    fold, held_out = _folds(run, run.percepiano, clips)
     groups = index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()
     rated = np.full((len(held_out), len(KEYS)), np.nan, np.float32)
     for number in sorted(set(fold.values())):

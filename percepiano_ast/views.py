@@ -42,7 +42,7 @@ def reconstructions(run: Run, count: int = 3) -> tuple[np.ndarray, ...]:
     windows = batches.pretrain_batches(held_out, n_frames=preset.model.n_frames, batch_size=count, seed=1)
     statistics = Statistics(**description["statistics"])
     trained = pretraining.Pretraining(preset.model, preset.pretrain, held_out.front_end, statistics, 1)
-    return pretraining.reconstruction(trained, tree["state"]["params"], next(windows.one_epoch()))
+    return pretraining.reconstruction(trained, tree["state"]["params"], next(windows.one_epoch())["codes"])
 
 
 def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:

@@ -7,8 +7,10 @@ compared; a file that holds anything else gives ``{"case": ..., "error": ...}`` 
 the tests' work.
 """
 
+import dataclasses
 import json
 import math
+import re
 import sys
 import zipfile
 import zlib
@@ -22,11 +24,20 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
 
-from percepiano_ast.config import InputError, ModelConfig  # noqa: E402
+from percepiano_ast import audio  # noqa: E402
+from percepiano_ast.config import KALDI, FrontEnd, InputError, ModelConfig  # noqa: E402
 from percepiano_ast.models import convert, ssast  # noqa: E402
-from percepiano_ast.models.ast import Classifier, resize_positions  # noqa: E402
+from percepiano_ast.models.ast import Classifier  # noqa: E402
+from percepiano_ast.training.state import published_optimizer  # noqa: E402
 
 HUGGING_FACE_EPSILON = 1e-12
+
+
+class Meta(dict):
+    """Metadata of a file; asks for what is not there in words."""
+
+    def __missing__(self, name: str):
+        raise InputError(f"the file's metadata have no {name!r}.")
 
 
 class Stored:
@@ -36,7 +47,7 @@ class Stored:
         try:
             with open(path, "rb") as file, np.load(file) as archive:
                 self._values = dict(archive)
-            self.meta = json.loads(str(self._values.pop("meta_json")))
+            self.meta = json.loads(str(self._values.pop("meta_json")), object_hook=Meta)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path} is no parity file: {error}.") from error
         self._unread = set(self._values)
@@ -54,7 +65,11 @@ class Stored:
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """All stored arrays below ``prefix``, by the rest of their names."""
-        return {name[len(prefix) :]: self.read(name) for name in list(self._values) if name.startswith(prefix)}
+        return {name[len(prefix) :]: self.read(name) for name in self.names(prefix)}
+
+    def names(self, prefix: str) -> list[str]:
+        """Names of all stored arrays that begin with ``prefix``; they count as unread."""
+        return [name for name in self._values if name.startswith(prefix)]
 
     def compare(self, name: str, value, stored=None) -> None:
         """Note the largest absolute error of ``value`` against what is stored (NaN counts as infinite)."""
@@ -64,10 +79,18 @@ class Stored:
         error = float(np.abs(value.astype(np.float64) - stored).max(initial=0.0))
         self.errors[name] = math.inf if math.isnan(error) else error
 
+    def compare_present(self, values: dict) -> None:
+        """`compare` those of ``values`` that the file stores: full-size cases hold fewer."""
+        for name, value in values.items():
+            if name in self:
+                self.compare(name, value)
+
     def finish(self) -> dict[str, float]:
         """The errors. Raises InputError when something stored was not compared."""
         if self._unread:
             raise InputError(f"stored quantities that nothing compares: {sorted(self._unread)[:5]}.")
+        if not self.errors:
+            raise InputError("the file stores no result to compare with.")
         return self.errors
 
 
@@ -96,32 +119,54 @@ def load_params(stored: Stored, kind: str, config: ModelConfig, init: Callable[[
         blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), jax.eval_shape(init)["params"])
         shapes = {name: value.shape for name, value in convert.to_torch(blank, kind, config.patch_size).items()}
         weights = weights_by_recipe(shapes)
-        if kind == "ast":
-            del weights["mask_embed"]  # the supervised model has none
     return convert.from_torch(weights, kind)
 
 
 def compare_activations(stored: Stored, intermediates: dict[str, jax.Array]) -> None:
     """``act/*``: whole activations, or in full-size cases a corner of the last and the norms of the others."""
-    for name in stored.under("act/"):
+    for name in (name.removeprefix("act/") for name in stored.names("act/")):
         if name == "final_norm_slice":
             shape = stored.read(f"act/{name}").shape
             value = np.asarray(intermediates["tokens"])[:, : shape[1], : shape[2]]
         elif name == "block_norms":
-            blocks = [key for key in intermediates if key.startswith("block")]
-            value = [np.linalg.norm(np.asarray(intermediates[key], np.float64)) for key in blocks]
+            blocks = range(sum(key.startswith("block") for key in intermediates))
+            value = [np.linalg.norm(np.asarray(intermediates[f"block{index}"], np.float64)) for index in blocks]
+        elif name == "final_norm":
+            value = intermediates["tokens"]
+        elif name in intermediates:
+            value = intermediates[name]
         else:
-            value = intermediates["tokens" if name == "final_norm" else name]
+            continue  # stays unread, and is told so in the end
         stored.compare(f"act/{name}", value)
 
 
 def compare_gradients(stored: Stored, grads: dict, kind: str, patch_size: tuple[int, int]) -> None:
     """``g/*``, and ``grad_norms`` of the metadata."""
     ours = convert.to_torch(jax.device_get(grads), kind, patch_size)
-    for name in stored.under("g/"):
-        stored.compare(f"g/{name}", ours[name])
+    for name in stored.names("g/"):
+        stored.compare(name, _gradient(ours, name.removeprefix("g/")))
     for name, norm in stored.meta.get("grad_norms", {}).items():
-        stored.compare(f"grad_norms/{name}", np.linalg.norm(ours[name].astype(np.float64)), stored=norm)
+        stored.compare(f"grad_norms/{name}", np.linalg.norm(_gradient(ours, name).astype(np.float64)), stored=norm)
+
+
+def _gradient(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
+    if name not in grads:
+        raise InputError(f"the file stores a gradient of {name!r}, which is no parameter here.")
+    return grads[name]
+
+
+def has_gradients(stored: Stored) -> bool:
+    """Whether a file holds gradients or their norms; a full-size model goes forward only otherwise."""
+    return bool(stored.names("g/") or stored.meta.get("grad_norms"))
+
+
+def evaluate(stored: Stored, objective: Callable, params: dict, config: ModelConfig) -> tuple[jax.Array, tuple]:
+    """``objective(params)``, a loss and what else it returns; compares the loss's gradients where there are any."""
+    if not has_gradients(stored):
+        return jax.jit(objective)(params)
+    results, grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
+    compare_gradients(stored, grads, stored.meta["kind"], config.patch_size)
+    return results
 
 
 def accuracy_interval(outputs: dict, softmax_over: str) -> tuple[float, float]:
@@ -138,7 +183,7 @@ def accuracy_interval(outputs: dict, softmax_over: str) -> tuple[float, float]:
 
 def clamp_ties(stored: Stored, accuracy: float, expected: float, outputs: dict, softmax_over: str) -> float:
     """``accuracy``, or where patches tie the value nearest to ``expected`` that some order among them gives."""
-    if not stored.meta["acc_has_ties"]:
+    if not stored.meta.get("acc_has_ties", False):
         return float(accuracy)
     return float(np.clip(expected, *accuracy_interval(jax.device_get(outputs), softmax_over)))
 
@@ -146,46 +191,41 @@ def clamp_ties(stored: Stored, accuracy: float, expected: float, outputs: dict, 
 def compare_pretraining(stored: Stored) -> None:
     """Both losses, predictions, activations, gradients and the optimiser's trajectory of SSAST."""
     meta = stored.meta
-    config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), (meta["fshape"], meta["tshape"]))
+    patch_size = (meta.get("fshape", 16), meta.get("tshape", 16))
+    config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size))
     model = ssast.SSAST(config)
     log_mel, mask_index = jnp.asarray(stored.read("input")), jnp.asarray(stored.read("mask_index"))
     params = load_params(
         stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1], mask_index[:1])
     )
 
-    @jax.jit
-    def loss_and_grad(params: dict):
-        def objective(params: dict):
-            outputs, intermediates = model.apply({"params": params}, log_mel, mask_index)
-            code = ssast.losses(outputs, softmax_over="predictions")
-            return code["loss"], (code, ssast.losses(outputs), outputs, intermediates)
+    def objective(params: dict) -> tuple[jax.Array, tuple]:
+        outputs, intermediates = model.apply({"params": params}, log_mel, mask_index)
+        code = ssast.losses(outputs, softmax_over="predictions")
+        return code["loss"], (code, ssast.losses(outputs), outputs, intermediates)
 
-        return jax.value_and_grad(objective, has_aux=True)(params)
-
-    (_, (code, paper, outputs, intermediates)), grads = loss_and_grad(params)
-    for name in ("mse", "loss"):
-        stored.compare(name, code[name])
-    for name, values, axis in (("code", code, "predictions"), ("paper", paper, "targets")):
-        stored.compare(f"nce_{name}", values["nce"])
-        expected = float(stored.read(f"acc_{name}"))
-        stored.compare(f"acc_{name}", clamp_ties(stored, values["accuracy"], expected, outputs, axis))
+    _, (code, paper, outputs, intermediates) = evaluate(stored, objective, params, config)
+    stored.compare_present({"mse": code["mse"], "loss": code["loss"]})
+    stored.compare_present({"nce_code": code["nce"], "nce_paper": paper["nce"]})
+    for name, values, axis in (("acc_code", code, "predictions"), ("acc_paper", paper, "targets")):
+        if name in stored:
+            expected = float(stored.read(name))
+            stored.compare(name, clamp_ties(stored, values["accuracy"], expected, outputs, axis))
     for name, output in (("pred_c", "discriminative"), ("pred_g", "generative"), ("target", "target")):
-        stored.compare(name, np.asarray(outputs[output])[:, : stored.read(name).shape[1]])
+        if name in stored:
+            stored.compare(name, np.asarray(outputs[output])[:, : stored.read(name).shape[1]])
     compare_activations(stored, intermediates)
-    compare_gradients(stored, grads, meta["kind"], config.patch_size)
-    trajectory = stored.read("traj")
-    if trajectory.size:
-        compare_trajectory(stored, trajectory, params, loss_and_grad)
+    if "traj" in stored and stored.read("traj").size:
+        compare_trajectory(stored, objective, params)
 
 
-def compare_trajectory(stored: Stored, trajectory: np.ndarray, params: dict, loss_and_grad: Callable) -> None:
+def compare_trajectory(stored: Stored, objective: Callable, params: dict) -> None:
     """``traj`` (steps, 4): accuracy, InfoNCE, MSE and loss before each step of the published optimiser."""
     adam = stored.meta["adam"]
-    optimizer = optax.chain(
-        optax.add_decayed_weights(adam["weight_decay_l2"]),
-        optax.scale_by_adam(adam["b1"], adam["b2"], adam["eps"]),
-        optax.scale(-stored.meta["lr"]),
+    optimizer = published_optimizer(
+        stored.meta["lr"], b1=adam["b1"], b2=adam["b2"], eps=adam["eps"], weight_decay=adam["weight_decay_l2"]
     )
+    loss_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
     opt_state = jax.jit(optimizer.init)(params)
 
     @jax.jit
@@ -194,7 +234,7 @@ def compare_trajectory(stored: Stored, trajectory: np.ndarray, params: dict, los
         return optax.apply_updates(params, updates), opt_state
 
     rows = []
-    for expected in trajectory:
+    for expected in stored.read("traj"):
         (_, (code, _, outputs, _)), grads = loss_and_grad(params)
         accuracy = clamp_ties(stored, code["accuracy"], expected[0], outputs, "predictions")
         rows.append([accuracy, *(float(code[name]) for name in ("nce", "mse", "loss"))])
@@ -204,54 +244,47 @@ def compare_trajectory(stored: Stored, trajectory: np.ndarray, params: dict, los
 
 def compare_finetuning(stored: Stored) -> None:
     """Resized position tables and the logits of both poolings, for every input length and stride."""
-    meta = stored.meta
-    before = _config(meta, (meta["pre"]["F"], meta["pre"]["T"]), (meta["pre"]["stride"],) * 2)
+    meta, pre = stored.meta, stored.meta["pre"]
+    patch_size = (meta.get("fshape", 16), meta.get("tshape", 16))
+    before = _config(meta, (pre["F"], pre["T"]), patch_size, _stride(pre, patch_size))
     shape = (1, before.n_frames, before.n_mels)
+    classes = stored.read(f"{meta['cases'][0]['key']}/avgtok").shape[-1]
     params = load_params(
-        stored, meta["kind"], before, lambda: Classifier(before, 1).init(jax.random.key(0), jnp.zeros(shape))
+        stored, meta["kind"], before, lambda: Classifier(before, classes).init(jax.random.key(0), jnp.zeros(shape))
     )
-    classes = len(params["head"]["bias"])
     for case in meta["cases"]:
         key = case["key"]
         log_mel = stored.read(f"{key}/input")
-        config = _config(meta, (log_mel.shape[2], case["T"]), (case["stride"],) * 2)
-        table = resize_positions(params["encoder"]["pos_embed"], before.grid, tuple(case["grid"]))
-        stored.compare(f"{key}/pos_embed", table)
-        resized = {"params": params | {"encoder": params["encoder"] | {"pos_embed": table}}}
+        config = _config(meta, (log_mel.shape[2], log_mel.shape[1]), patch_size, _stride(case, patch_size))
+        stored.compare(f"{key}/grid", config.grid, stored=case["grid"])
+        resized = convert.fit_positions(params, before, config)
+        stored.compare(f"{key}/pos_embed", resized["encoder"]["pos_embed"])
         models = {"avgtok": Classifier(config, classes, "mean"), "cls": Classifier(config, classes, "prefix")}
         both = jax.jit(lambda x, params, models=models: {name: models[name].apply(params, x)[0] for name in models})
-        for name, logits in both(log_mel, resized).items():
+        for name, logits in both(log_mel, {"params": resized}).items():
             stored.compare(f"{key}/{name}", logits)
 
 
 def compare_classifier(stored: Stored) -> None:
     """Supervised AST: logits, activations, binary cross-entropy and its gradients."""
     meta = stored.meta
-    strides = (meta["fstride"], meta["tstride"])
-    config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), strides, (meta["fshape"], meta["tshape"]))
+    patch_size = (meta["fshape"], meta["tshape"])
+    config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size))
     model = Classifier(
         config, meta["label_dim"], norm_epsilon=meta["ln_eps_blocks"], head_epsilon=meta["ln_eps_head"]
     )
     log_mel = jnp.asarray(stored.read("input"))
     params = load_params(stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1]))
-    labels = jnp.asarray(stored.read("labels")) if "labels" in stored else jnp.zeros((len(log_mel), meta["label_dim"]))
+    # Where the file has nothing of the loss, the labels are no matter.
+    needed = "labels" in stored or "bce" in stored or has_gradients(stored)
+    labels = jnp.asarray(stored.read("labels")) if needed else jnp.zeros((len(log_mel), meta["label_dim"]))
 
-    @jax.jit
-    def loss_and_grad(params: dict):
-        def objective(params: dict):
-            logits, intermediates = model.apply({"params": params}, log_mel)
-            return optax.sigmoid_binary_cross_entropy(logits, labels).mean(), (logits, intermediates)
-
-        return jax.value_and_grad(objective, has_aux=True)(params)
-
-    (loss, (logits, intermediates)), grads = loss_and_grad(params)
-    stored.compare("logits", logits)
-    if "bce" in stored:
-        stored.compare("bce", loss)
-    if "pooled" in stored:
-        stored.compare("pooled", intermediates["pooled"])
+    def objective(params: dict) -> tuple[jax.Array, tuple]:
+        logits, intermediates = model.apply({"params": params}, log_mel)
+        return optax.sigmoid_binary_cross_entropy(logits, labels).mean(), (logits, intermediates)
+    loss, (logits, intermediates) = evaluate(stored, objective, params, config)
+    stored.compare_present({"logits": logits, "bce": loss, "pooled": intermediates["pooled"]})
     compare_activations(stored, intermediates)
-    compare_gradients(stored, grads, meta["kind"], config.patch_size)
 
 
 def compare_hugging_face(stored: Stored) -> None:
@@ -272,18 +305,54 @@ def compare_hugging_face(stored: Stored) -> None:
     epsilons = {"norm_epsilon": theirs["layer_norm_eps"], "head_epsilon": HUGGING_FACE_EPSILON}
     model = Classifier(config, len(params["head"]["bias"]), **epsilons)
     logits, intermediates = jax.jit(model.apply)({"params": params}, stored.read("input"))
-    stored.compare("logits", logits)
-    stored.compare("last_hidden_state", intermediates["tokens"])
-    stored.compare("pooled", intermediates["pooled"])
+    stored.compare_present(
+        {"logits": logits, "last_hidden_state": intermediates["tokens"], "pooled": intermediates["pooled"]}
+    )
     states = [intermediates["with_pos"], *(intermediates[f"block{index}"] for index in range(config.depth))]
-    for index, state in enumerate(states):
-        stored.compare(f"act/hidden{index}", state)
+    stored.compare_present({f"act/hidden{index}": state for index, state in enumerate(states)})
 
 
-def _config(meta: dict, size: tuple[int, int], stride: tuple[int, int], patch_size=(16, 16)) -> ModelConfig:
-    """Geometry from a file's metadata; ``size``, ``stride`` and ``patch_size`` are (frequency, time)."""
+def compare_fbank(stored: Stored) -> None:
+    """Kaldi's filter bank, ``wav_<rate>`` into ``fbank_<rate>``, and ``melbank_<rate>``, at every rate in the file."""
+    meta = stored.meta
+    for name, ours in (("preemph", 0.97), ("remove_dc", True), ("pow2", True), ("snip_edges", True)):
+        if meta.get(name, ours) != ours:
+            raise InputError(f"a filter bank with {name} {meta[name]} is not covered, only with {ours}.")
+    for suffix in (name.removeprefix("wav_") for name in stored.names("wav_")):
+        rate = re.match(r"\d+", suffix)
+        if not rate:
+            raise InputError(f"'wav_{suffix}' names no sampling rate.")
+        front_end = _kaldi(meta, int(rate[0]), stored.read(f"fbank_{suffix}").shape[-1])
+        stored.compare(f"fbank_{suffix}", audio.fbank(stored.read(f"wav_{suffix}"), front_end))
+        stored.compare_present({f"melbank_{suffix}": audio.kaldi_mel_bank(front_end)})
+
+
+def _kaldi(meta: dict, rate: int, n_mels: int) -> FrontEnd:
+    """AST's filter bank at another sampling rate: windows of 25 ms every 10 ms, up to Nyquist."""
+    win_length, high = int(rate * 0.025), meta.get("high", "nyquist")
+    return dataclasses.replace(
+        KALDI,
+        sample_rate=rate,
+        n_fft=1 << (win_length - 1).bit_length(),
+        win_length=win_length,
+        hop_length=int(rate * 0.010),
+        n_mels=n_mels,
+        fmin=float(meta.get("low", KALDI.fmin)),
+        fmax=rate / 2 if high == "nyquist" else float(high),
+        amin=meta.get("eps", KALDI.amin),
+    )
+
+
+def _config(meta: dict, size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int]) -> ModelConfig:
+    """Geometry from a file's metadata; ``size``, ``patch_size`` and ``stride`` are (frequency, time)."""
     widths = (meta["embed"], meta["depth"], meta["heads"])
     return ModelConfig("parity", *widths, patch_size=patch_size, stride=stride, n_mels=size[0], n_frames=size[1])
+
+
+def _stride(meta: dict, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """``fstride`` and ``tstride``, or one ``stride`` for both axes, or the patch size: no overlap."""
+    both = meta.get("stride")
+    return tuple(meta.get(name, both or size) for name, size in zip(("fstride", "tstride"), patch_size))
 
 
 COMPARISONS = {
@@ -291,6 +360,7 @@ COMPARISONS = {
     "ssast_finetune": compare_finetuning,
     "ast": compare_classifier,
     "hf_ast": compare_hugging_face,
+    "fbank": compare_fbank,
 }
 
 
@@ -301,7 +371,8 @@ def errors_of(path: Path) -> dict[str, float]:
         InputError: not a parity file, a kind that is not covered, or a quantity that nothing compares.
     """
     stored = Stored(path)
-    kind = stored.meta.get("kind")
+    # The filter bank's file tells its source only.
+    kind = "fbank" if "kaldi.fbank" in stored.meta.get("src", "") else stored.meta.get("kind")
     if kind not in COMPARISONS:
         raise InputError(f"no comparison for files of kind {kind!r} yet; there are: {', '.join(COMPARISONS)}.")
     with jax.default_matmul_precision("highest"):

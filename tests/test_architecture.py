@@ -24,7 +24,7 @@ FLOORS = {
     "data": 3,
     "models": 4,
     "training": 5,
-    "rating": 6, "report": 6, "suite": 6, "views": 6,
+    "exchange": 6, "rating": 6, "report": 6, "suite": 6, "views": 6,
     "__main__": 7, "bench": 7, "colab": 7, "notebooks": 7,
 }  # fmt: skip
 # The only rooms that look across on their own floor: who -> whom.

@@ -1,5 +1,6 @@
 """Recordings become the log-mel spectrograms that the contract promises, or are refused in words. About 10 s."""
 
+import dataclasses
 import io
 import time
 
@@ -9,7 +10,7 @@ import pytest
 import soundfile
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd, InputError
 
 FRONT_END = FrontEnd()
 RATE = FRONT_END.sample_rate
@@ -221,6 +222,82 @@ def test_full_scale_sound_fits_the_range():
     square = np.sign(sine(55, seconds=2)).astype(np.float32)
     for loudest in (square, sine(amplitude=1.0), sine(30, amplitude=1.0)):
         assert audio.quantize(audio.log_mel(loudest))[1] == 0
+
+
+class TestKaldi:
+    """Whether the numbers are torchaudio's is the parity tests' work; here is what follows from the definition."""
+
+    WAVE = music_like(12)[: 11 * 16_000]  # of any sampling rate
+
+    @pytest.mark.parametrize(("n", "frames"), [(400, 1), (559, 1), (560, 2), (160_000, 998), (176_000, 1098)])
+    def test_whole_windows_only(self, n, frames):
+        assert audio.fbank(self.WAVE[:n]).shape == (frames, 128)
+        assert KALDI.n_frames(n) == frames
+
+    def test_one_window_by_the_definition(self):
+        wave = self.WAVE[:400].astype(np.float64)
+        wave = wave - wave.mean()
+        emphasised = np.array([x - 0.97 * (wave[k - 1] if k else x) for k, x in enumerate(wave)])
+        emphasised *= 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
+        basis = np.exp(-2j * np.pi * np.outer(np.arange(256), np.arange(400)) / 512)
+        mel = 1127 * np.log(1 + np.arange(256) * 16_000 / 512 / 700)
+        edges = np.linspace(1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 8000 / 700), 130)
+        weights = np.array([np.interp(mel, edges[k : k + 3], [0, 1, 0]) for k in range(128)])
+        expected = np.log(np.maximum(weights @ np.abs(basis @ emphasised) ** 2, 1.1920928955078125e-07))
+        np.testing.assert_allclose(audio.fbank(self.WAVE[:400])[0], expected, atol=1e-3)
+
+    def test_decibels_are_the_natural_logarithm_rescaled(self):
+        np.testing.assert_allclose(audio.log_mel(self.WAVE, KALDI), 10 / np.log(10) * audio.fbank(self.WAVE), rtol=1e-6)
+        assert audio.log_mel(self.WAVE, KALDI).dtype == np.float32
+        assert (AUDIOSET.mean_db, AUDIOSET.std_db) == pytest.approx((-18.534, 19.843), abs=1e-3)
+
+    def test_silence_lies_at_the_floor(self):
+        levels = audio.log_mel(np.zeros(16_000, dtype=np.float32), KALDI)
+        np.testing.assert_allclose(levels, 10 * np.log10(KALDI.amin), rtol=1e-6)
+
+    def test_a_constant_offset_is_not_heard(self):
+        heard = audio.fbank(self.WAVE)
+        loud = heard > heard.max(axis=1, keepdims=True) - 7  # the offset costs the samples their last digits
+        np.testing.assert_allclose(audio.fbank(self.WAVE + np.float32(0.25))[loud], heard[loud], atol=2e-3)
+
+    def test_ten_times_the_amplitude_is_20_db(self):
+        quiet, loud = (audio.log_mel(np.float32(gain) * self.WAVE, KALDI) for gain in (0.1, 1))
+        above = quiet > 10 * np.log10(KALDI.amin) + 6
+        assert above.mean() > 0.3
+        np.testing.assert_allclose((loud - quiet)[above], 20, atol=0.01)
+
+    def test_a_frame_is_the_same_alone_and_within_a_recording(self):
+        wave = self.WAVE - self.WAVE.mean()
+        whole = audio.fbank(wave)
+        np.testing.assert_array_equal(audio.fbank(wave), whole)
+        for k in (0, 255, 256, 700):  # about the ends of the blocks that it is computed in
+            loud = whole[k] > whole[k].max() - 12
+            alone = audio.fbank(wave[160 * k : 160 * k + 400])[0]  # its own mean, not the clip's, goes first
+            np.testing.assert_allclose(alone[loud], whole[k][loud], atol=1e-3)
+
+    def test_codes_are_within_a_quarter_of_a_db(self):
+        levels = audio.log_mel(self.WAVE, KALDI)
+        codes, clipped = audio.quantize(levels, KALDI)
+        assert clipped == 0
+        assert np.abs(audio.dequantize(codes, KALDI) - levels).max() <= 0.25 + 1e-4
+
+    @pytest.mark.parametrize("rate", [8000, 22_050, 44_100])
+    def test_other_sampling_rates_hear_a_tone_in_its_band(self, rate):
+        win_length = rate * 25 // 1000
+        size = {"n_fft": 1 << (win_length - 1).bit_length(), "win_length": win_length, "hop_length": rate // 100}
+        front_end = dataclasses.replace(KALDI, sample_rate=rate, fmax=rate / 2, **size)
+        band = np.argmax(audio.fbank(sine(2000, sample_rate=rate), front_end).mean(axis=0))
+        low, high = (1127 * np.log(1 + hertz / 700) for hertz in (20, rate / 2))
+        assert band + 1 == pytest.approx((1127 * np.log(1 + 2000 / 700) - low) / (high - low) * 129, abs=1)
+
+    @pytest.mark.parametrize("n", [0, 1, 100, 399])
+    def test_less_than_one_window_is_refused(self, n):
+        with pytest.raises(InputError, match=rf"^{n} samples .*one window of 400 \(25 ms\)"):
+            audio.log_mel(self.WAVE[:n], KALDI)
+
+    def test_an_unknown_front_end_is_refused(self):
+        with pytest.raises(InputError, match="'htk'.*Choose one of: slaney, kaldi"):
+            audio.log_mel(self.WAVE, dataclasses.replace(KALDI, kind="htk"))
 
 
 @pytest.mark.slow

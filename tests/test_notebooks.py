@@ -6,16 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 
 from percepiano_ast import colab, notebooks, synthesis
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, InputError, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.models import ast, weights
 from percepiano_ast.performance import read_midi
+from percepiano_ast.training.checkpoints import open_latest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LOADED = {name: nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4) for name in notebooks.NAMES}
@@ -111,7 +116,7 @@ def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
 
 def test_demo_checkpoints_every_epoch_and_keeps_the_last_two(demo):
     out, _ = demo
-    for home in (out / "pretrain", out / "finetune" / "ast-micro-ssast" / "fold_0"):
+    for home in (out / "pretrain" / "ssast", out / "finetune" / "ast-micro-ssast" / "fold_0"):
         assert len(pd.read_csv(home / "history.csv")) == 2
         assert len(list((home / "checkpoints").glob("step_*.tar"))) == 2
 
@@ -122,6 +127,35 @@ def test_second_run_continues_from_what_is_there(demo):
     done = command("finetune", "--out", out, "--epochs", 2)
     assert done.returncode == 0, done.stderr
     assert (out / "predictions_ast-micro-ssast.csv").read_bytes() == before
+
+
+def test_published_weights_are_a_start_too(demo, tmp_path):
+    """In Hugging Face's form, as those of AudioSet are; random and small here."""
+    out, _ = demo
+    config = ModelConfig("tiny", width=64, depth=1, num_heads=1, stride=(10, 10), n_frames=256)
+    params = ast.Classifier(config, 5).init(jax.random.key(0), jnp.zeros((1, 256, 128)))["params"]
+    folder = weights.write_weights(tmp_path / "published", weights.Weights(params, config, "hf_ast", norm_epsilon=1e-12))
+    for arguments in (["preprocess", "--percepiano", "demo"], ["finetune", "--weights", folder, "--epochs", 2]):
+        done = command(*arguments, "--init", "audioset", "--out", out)
+        assert done.returncode == 0, done.stderr
+    table = pd.read_csv(out / "predictions_ast-custom-audioset.csv")
+    assert table["clip"].nunique() == len(pd.read_csv(out / "percepiano" / "index.csv"))
+    assert table.groupby("dimension")["prediction"].std().min() > 0
+    # The fold's model carries Kaldi's front end and AudioSet's levels with it.
+    _, made = open_latest(out / "finetune/ast-custom-audioset/fold_0/model", made_by="")
+    assert FrontEnd(**made["front_end"]) == KALDI and Statistics(**made["statistics"]) == AUDIOSET
+    assert made["model"]["stride"] == [10, 10]
+
+
+def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
+    done = command("convert", demo[0] / "pretrain" / "ssast", "--to", tmp_path / "mine.safetensors")
+    assert done.returncode == 0, done.stderr
+    back = weights.read_weights(tmp_path / "mine.safetensors")
+    trained = open_latest(demo[0] / "pretrain/ssast/checkpoints", made_by="")[0]["state"]["params"]
+    jax.tree.map(np.testing.assert_array_equal, back.params, trained)
+    assert back.front_end == FrontEnd() and back.description["data"] == "made from code"
+    done = command("convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast")
+    assert done.returncode == 2 and "cannot become 'hf_ast'" in done.stderr
 
 
 def test_other_settings_in_the_same_place_are_refused(demo):
@@ -156,6 +190,9 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
         (["preprocess", "--source", "{tmp}/none.zip", "--out", "{tmp}"], "none.zip"),
         (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or half written"),
         (["bench", "nothing"], "Choose one of: log-mel"),
+        (["pretrain", "--pretraining", "sast", "--out", "{tmp}"], "Did you mean 'ssast'"),
+        (["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"], "no weights at"),
+        (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp_path, capsys):

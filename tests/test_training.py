@@ -24,6 +24,7 @@ from tiny import (
     STEPS,
     TRAIN,
     be_interrupted,
+    batch_of,
     bits,
     codes_of,
     compiled_once,
@@ -37,11 +38,11 @@ from tiny import (
     without_seconds,
 )
 
-from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.config import Execution, FrontEnd, InputError, Statistics
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
 from percepiano_ast.training.pretrain import Pretraining, reconstruction
-from percepiano_ast.training.state import compute_dtype, learning_rate, make_optimizer, normalise
+from percepiano_ast.training.state import compute_for, learning_rate, make_optimizer, normalise
 
 @pytest.fixture(scope="module", autouse=True)
 def environment(tmp_path_factory):
@@ -107,16 +108,21 @@ class TestPretrain:
         with pytest.raises(InputError, match=rf"another configuration \({what}: .*Choose another output directory"):
             pretrain_to(pretrained[0], **changed[what])
 
-    def test_a_loss_that_is_no_number_names_its_step(self, tmp_path):
-        # Warm-up: the first step does not move, the second does, the third computes with what came of it.
-        with pytest.raises(FloatingPointError, match="the loss is (nan|inf) at step 3; lower the learning rate"):
-            pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, learning_rate=1e30))
+    @pytest.mark.parametrize("rate, broken", [(1e30, 2), (1e17, 3)])
+    def test_what_is_no_number_names_its_step_and_keeps_the_state_before(self, tmp_path, rate, broken):
+        # Warm-up: the first step does not move. At 1e30 the second update overflows, at 1e17 the loss after it.
+        with pytest.raises(FloatingPointError, match=f"at step {broken}, on the clips clip 0 of batch {broken - 1}, ") as error:
+            pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, learning_rate=rate))
+        assert f"after {broken - 1} steps, is kept" in str(error.value) and "Lower the learning rate" in str(error.value)
         assert Checkpoints(tmp_path / "checkpoints").latest() is None
+        tree, kept = open_latest(tmp_path / "stopped", made_by="")
+        assert kept["step"] == tree["state"]["step"] == broken - 1 and kept["clips"] == batch_of(broken - 1)["clip"]
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
     def test_masks_are_new_in_training_and_the_same_in_validation(self, tmp_path):
         # Nothing moves at rate 0, and every step sees the same clips: only the masks can make a difference.
         frozen = dataclasses.replace(PRETRAIN, learning_rate=0.0, epochs=2)
-        first, second = pretrain_to(tmp_path, frozen, batches=lambda start: itertools.repeat(codes_of(0)))
+        first, second = pretrain_to(tmp_path, frozen, batches=lambda start: itertools.repeat(batch_of(0)))
         assert first["mse"] != second["mse"]
         assert {key: first[key] for key in first if "validation" in key} == {
             key: second[key] for key in second if "validation" in key
@@ -280,4 +286,4 @@ class TestState:
         np.testing.assert_array_equal(updates["bias"], 0.0)
 
     def test_a_cpu_computes_in_float32(self):
-        assert compute_dtype() == jnp.float32
+        assert compute_for(Execution(), jax.devices()[0]).dtype == jnp.float32

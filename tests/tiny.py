@@ -33,16 +33,20 @@ def codes_of(step: int, frames: int = MODEL.n_frames, batch: int = 4) -> np.ndar
     return np.uint8(120 + 60 * np.sin(mel / 5 + pitch) + 30 * np.sin(time / 7 + beat))
 
 
+def batch_of(step: int, batch: int = 4) -> dict:
+    return {"codes": codes_of(step, batch=batch), "clip": [f"clip {row} of batch {step}" for row in range(batch)]}
+
+
 def stream(start: int, stop_at: int | None = None, stop=None):
     """Batches from step ``start`` on; ``stop()`` is called instead of making batch ``stop_at``."""
     for step in itertools.count(start):
         if step == stop_at:
             stop()
-        yield codes_of(step)
+        yield batch_of(step)
 
 
-def validation_batches() -> list[np.ndarray]:
-    return [codes_of(1000), codes_of(1001)]
+def validation_batches() -> list[dict]:
+    return [batch_of(1000), batch_of(1001)]
 
 
 def pretrain_to(
@@ -71,7 +75,9 @@ def be_interrupted():
 
 
 def without_seconds(rows: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    """Rows without what no two runs have alike."""
+    timed = ("seconds", "clips_per_second", "mfu")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def pretrained_bits(directory) -> list[bytes]:

@@ -37,47 +37,57 @@ class _Crops:
     def __len__(self) -> int:
         return len(self.shards) * self.per_chunk
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int) -> tuple[dict, int]:
         chunk, visit = divmod(int(index), self.per_chunk)
-        return self.shards[chunk]["log_mel"], visit
+        return self.shards[chunk], visit
 
-    def crop(self, element: tuple[np.ndarray, int], rng: np.random.Generator) -> np.ndarray:
-        codes, visit = element
-        last = len(codes) - self.n_frames
+    def crop(self, element: tuple[dict, int], rng: np.random.Generator) -> dict:
+        chunk, visit = element
+        codes, last = chunk["log_mel"], len(chunk["log_mel"]) - self.n_frames
         if last < 0:
             raise InputError(f"a chunk of {len(codes)} frames is shorter than the model's window of {self.n_frames}")
         start = int((visit + rng.random()) / self.per_chunk * (last + 1))
-        return codes[start : start + self.n_frames]
+        name = f"{chunk['recording'].decode()} from frame {chunk['start_frame'] + start}"
+        return {"codes": codes[start : start + self.n_frames], "clip": name}
 
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Random crops of a split: ``from_step(k)`` yields uint8 (batch, time, mel) for step k, k + 1, ... for ever."""
+    """Random crops of a split: dicts of uint8 ``codes`` (batch, time, mel), and in ``clip`` where each was cut."""
 
     dataset: grain.MapDataset
     steps_per_epoch: int
 
-    def from_step(self, step: int) -> Iterator[np.ndarray]:
-        """Batches from ``step`` on: the same ones that an uninterrupted run sees."""
+    def from_step(self, step: int) -> Iterator[dict]:
+        """Batches of step ``step``, the next one, ... for ever: the same ones that an uninterrupted run sees."""
         return from_step(self.dataset, step)
 
-    def one_epoch(self) -> Iterator[np.ndarray]:
+    def one_epoch(self) -> Iterator[dict]:
         """The batches of the first epoch."""
         return iter(self.dataset.to_iter_dataset(READ_OPTIONS))
 
 
-def pretrain_batches(shards: ShardSet, *, n_frames: int, batch_size: int, seed: int) -> PretrainBatches:
+def pretrain_batches(
+    shards: ShardSet, *, n_frames: int, batch_size: int, seed: int, process: tuple[int, int] = (0, 1)
+) -> PretrainBatches:
     """Shuffled random crops of ``n_frames``; an epoch holds about as many crops as whole windows fit into the chunks.
 
+    Args:
+        process: number of this process and how many there are. Each reads and gets its own rows of every batch, and the
+            rows of all, one below the other, are the batch that a single process gets.
+
     Raises:
-        InputError: fewer crops than one batch.
+        InputError: fewer crops than one batch, or a batch that the processes do not divide.
     """
     crops = _Crops(shards, n_frames)
+    number, count = process
+    if batch_size % count:
+        raise InputError(f"a batch of {batch_size} is not divided by {count} processes; choose a multiple of {count}")
     if len(crops) < batch_size:
         raise InputError(f"{len(crops)} windows of {n_frames} frames do not fill one batch of {batch_size}")
     dataset = grain.MapDataset.source(crops).seed(seed).shuffle().random_map(crops.crop)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    return PretrainBatches(dataset, len(dataset))
+    dataset = dataset[: len(crops) // batch_size * batch_size].batch(batch_size // count)
+    return PretrainBatches(dataset[number::count], len(crops) // batch_size)
 
 
 def pad_window(codes: np.ndarray, n_frames: int) -> np.ndarray:

@@ -5,6 +5,8 @@ and its published PyTorch code (``ast_models.py`` on timm's distilled DeiT). Spe
 normalised. Patches are counted along time first: patch ``f * T' + t`` of a grid of ``F' x T'``.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,7 +17,7 @@ PREFIX_TOKENS = 2  # cls and distillation token stand before the patches
 
 # Scales with the width, so that the narrow presets train too. The published .02 is meant for width 768.
 _kernel_init = nn.initializers.xavier_uniform()
-_token_init = nn.initializers.normal(0.02)
+token_init = nn.initializers.normal(0.02)
 
 
 Mask = jax.Array | None  # Bool; None is no mask
@@ -87,26 +89,59 @@ def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tupl
     return jnp.concatenate([prefix, patches.reshape(1, -1, table.shape[2])], axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the encoder computes; what it computes is the same but for rounding.
+
+    Attributes:
+        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are float32 always.
+        remat: keep only the input of every block and compute the rest again in the backward pass.
+        attention: ``xla``, or ``cudnn`` for its fused kernel (16-bit types on Ampere and newer).
+    """
+
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    attention: str = "xla"
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention; logits and softmax in float32 whatever the compute ``dtype``."""
+    """Multi-head self-attention; logits and softmax in float32 whatever the compute type.
+
+    Attributes:
+        num_heads: must divide the width.
+        compute: see `Compute`.
+        need_weights: return the attention weights too; they are always computed by XLA then.
+    """
 
     num_heads: int
-    dtype: jnp.dtype
+    compute: Compute
+    need_weights: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, jax.Array]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), weights float32 (B, H, L, L); invalid keys get weight 0."""
+    def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, Mask]:
+        """(B, L, D), Bool (B, L) or None -> (B, L, D), weights float32 (B, H, L, L) or None; invalid keys get 0."""
         batch, length, width = x.shape
-        head_dim = width // self.num_heads
+        dtype = self.compute.dtype
         # One product for query, key and value; columns are q | k | v, each head-major, as in timm.
-        qkv = nn.Dense(3 * width, dtype=self.dtype, kernel_init=_qkv_init, name="qkv")(x)
-        query, key, value = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, head_dim), axis=2)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
-        if key_valid is not None:
-            logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits, axis=-1)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(self.dtype), value).reshape(batch, length, width)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=_kernel_init, name="proj")(out), weights
+        qkv = nn.Dense(3 * width, dtype=dtype, kernel_init=_qkv_init, name="qkv")(x)
+        qkv = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2)
+        weights = None
+        if self.compute.attention == "cudnn" and not self.need_weights:
+            mask = None if key_valid is None else key_valid[:, None, None, :]
+            out = jax.nn.dot_product_attention(*qkv, mask=mask, implementation="cudnn")
+        else:
+            out, weights = _attend(*qkv, key_valid)
+        out = nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="proj")(out.reshape(batch, length, width))
+        return out, weights if self.need_weights else None
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask) -> tuple[jax.Array, jax.Array]:
+    """Three (B, L, H, hd) -> (B, L, H, hd) and the weights (B, H, L, L)."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    if key_valid is not None:
+        logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value), weights
 
 
 def _qkv_init(rng: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -121,23 +156,58 @@ class Block(nn.Module):
 
     num_heads: int
     mlp_ratio: int
-    dtype: jnp.dtype
+    compute: Compute
     norm_epsilon: float
+    need_weights: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, jax.Array]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), attention weights (B, H, L, L)."""
-        width = x.shape[-1]
-        normed = _layer_norm(self.norm_epsilon, self.dtype, "norm1")(x)
-        attended, weights = Attention(self.num_heads, self.dtype, name="attention")(normed, key_valid)
+    def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, tuple[jax.Array, Mask]]:
+        """(B, L, D), Bool (B, L) or None -> (B, L, D), and for the record that again and the attention weights."""
+        width, dtype = x.shape[-1], self.compute.dtype
+        normed = layer_norm(self.norm_epsilon, dtype, "norm1")(x)
+        attention = Attention(self.num_heads, self.compute, self.need_weights, name="attention")
+        attended, weights = attention(normed, key_valid)
         x = x + attended
-        hidden = _layer_norm(self.norm_epsilon, self.dtype, "norm2")(x)
-        hidden = nn.Dense(self.mlp_ratio * width, dtype=self.dtype, kernel_init=_kernel_init, name="mlp_in")(hidden)
+        hidden = layer_norm(self.norm_epsilon, dtype, "norm2")(x)
+        hidden = nn.Dense(self.mlp_ratio * width, dtype=dtype, kernel_init=_kernel_init, name="mlp_in")(hidden)
         hidden = nn.gelu(hidden, approximate=False)
-        return x + nn.Dense(width, dtype=self.dtype, kernel_init=_kernel_init, name="mlp_out")(hidden), weights
+        x = x + nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="mlp_out")(hidden)
+        return x, (x, weights)
 
 
-def _layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+def run_blocks(
+    x: jax.Array,
+    key_valid: Mask = None,
+    *,
+    depth: int,
+    num_heads: int,
+    mlp_ratio: int,
+    compute: Compute,
+    norm_epsilon: float,
+    need_attention: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """A stack of `Block` in the calling module, as submodule ``blocks``; one compiled body serves all of them.
+
+    Every parameter has a leading axis, the depth. Must be called in a compact method.
+
+    Returns:
+        (B, L, D), and intermediates ``block0`` ... and, if wanted, ``attention0`` ...
+    """
+    stack = nn.scan(
+        nn.remat(Block, prevent_cse=False) if compute.remat else Block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+    )
+    x, (states, weights) = stack(num_heads, mlp_ratio, compute, norm_epsilon, need_attention, name="blocks")(x, key_valid)
+    intermediates = {f"block{index}": states[index] for index in range(depth)}
+    if need_attention:
+        intermediates |= {f"attention{index}": weights[index] for index in range(depth)}
+    return x, intermediates
+
+
+def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
     """LayerNorm with float32 statistics by the two-pass formula: E[x^2] - E[x]^2 costs parity its last digits."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
@@ -148,64 +218,81 @@ class Encoder(nn.Module):
     Attributes:
         config: geometry. Its ``n_frames`` and ``n_mels`` set the size of the learned position table only: for another
             input the table is resized as `resize_positions` does.
-        dtype: compute dtype. Parameters, LayerNorm statistics and softmax are float32 always.
+        compute: see `Compute`.
         norm_epsilon: of every LayerNorm (1e-6 as published).
     """
 
     config: ModelConfig
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
     norm_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
-        self, log_mel: jax.Array, *, patch_valid: Mask = None, masked: Mask = None, need_attention: bool = False
+        self,
+        log_mel: jax.Array,
+        *,
+        patch_valid: Mask = None,
+        masked: Mask = None,
+        visible_index: jax.Array | None = None,
+        need_attention: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Encode normalised log-mel spectrograms.
 
         Args:
             log_mel: (B, T, F).
-            patch_valid: Bool (B, N); False patches are no attention keys for any token.
+            patch_valid: Bool (B, N); False patches are no attention keys for any token. Not with ``visible_index``.
             masked: Bool (B, N); True patches are replaced by the learned ``mask_embed`` before positions are added.
+            visible_index: Int (B, V); only these patches are embedded, each with its own position.
             need_attention: also return the attention weights.
 
         Returns:
-            tokens (B, 2 + N, D) after the final LayerNorm: cls, distillation, patches; and intermediates
-            ``patch_embed``, ``with_pos``, ``block0`` ... and, if asked for, ``attention0`` ... (B, H, 2 + N, 2 + N).
+            tokens (B, 2 + N, D) after the final LayerNorm: cls, distillation, patches (V of them with
+            ``visible_index``, in its order); and intermediates ``patch_embed``, ``with_pos``, ``block0`` ... and, if
+            asked for, ``attention0`` ... (B, H, 2 + N, 2 + N).
 
         Raises:
             InputError: see `patch_grid`.
         """
-        config = self.config
+        config, dtype = self.config, self.compute.dtype
         grid = patch_grid(log_mel, config.patch_size, config.stride)
-        patches = patchify(log_mel, config.patch_size, config.stride).astype(self.dtype)
-        x = nn.Dense(config.width, dtype=self.dtype, name="patch_embed")(patches)
+        patches = patchify(log_mel, config.patch_size, config.stride).astype(dtype)
+        if visible_index is not None:
+            patches = jnp.take_along_axis(patches, visible_index[:, :, None], axis=1)
+        x = nn.Dense(config.width, dtype=dtype, name="patch_embed")(patches)
         intermediates = {"patch_embed": x}
         # Created also where nothing is masked: the same parameters fit pre-training and rating.
-        mask_embed = self.param("mask_embed", _token_init, (1, 1, config.width))
+        mask_embed = self.param("mask_embed", token_init, (1, 1, config.width))
         if masked is not None:
-            x = jnp.where(masked[:, :, None], mask_embed.astype(self.dtype), x)
-        x = intermediates["with_pos"] = self._with_positions(x, grid)
+            x = jnp.where(masked[:, :, None], mask_embed.astype(dtype), x)
+        x = intermediates["with_pos"] = self._with_positions(x, grid, visible_index)
         if patch_valid is not None:  # the prefix tokens are keys always
             patch_valid = jnp.pad(patch_valid, ((0, 0), (PREFIX_TOKENS, 0)), constant_values=True)
-        for index in range(config.depth):
-            block = Block(config.num_heads, config.mlp_ratio, self.dtype, self.norm_epsilon, name=f"block{index}")
-            x, weights = block(x, patch_valid)
-            intermediates[f"block{index}"] = x
-            if need_attention:
-                intermediates[f"attention{index}"] = weights
-        return _layer_norm(self.norm_epsilon, self.dtype, "norm")(x), intermediates
+        x, states = run_blocks(
+            x,
+            patch_valid,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            compute=self.compute,
+            norm_epsilon=self.norm_epsilon,
+            need_attention=need_attention,
+        )
+        return layer_norm(self.norm_epsilon, dtype, "norm")(x), intermediates | states
 
-    def _with_positions(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    def _with_positions(self, x: jax.Array, grid: tuple[int, int], visible_index: jax.Array | None) -> jax.Array:
         """Put the prefix tokens before the patches (B, N, D) and add the position table, resized to ``grid``."""
         config = self.config
-        width = config.width
-        prefix = [self.param(name, _token_init, (1, 1, width)) for name in ("cls_token", "dist_token")]
-        prefix = jnp.concatenate(prefix, axis=1).astype(self.dtype)
-        positions = self.param("pos_embed", _token_init, (1, PREFIX_TOKENS + config.num_patches, width))
+        width, dtype = config.width, self.compute.dtype
+        prefix = [self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")]
+        table = self.param("pos_embed", token_init, (1, PREFIX_TOKENS + config.num_patches, width))
         if grid != config.grid:
-            positions = resize_positions(positions, config.grid, grid)
+            table = resize_positions(table, config.grid, grid)
+        prefix = (jnp.concatenate(prefix, axis=1) + table[:, :PREFIX_TOKENS]).astype(dtype)
+        positions = table[:, PREFIX_TOKENS:].astype(dtype)
+        if visible_index is not None:
+            positions = positions[0][visible_index]
         prefix = jnp.broadcast_to(prefix, (x.shape[0], PREFIX_TOKENS, width))
-        return jnp.concatenate([prefix, x], axis=1) + positions.astype(self.dtype)
+        return jnp.concatenate([prefix, x + positions], axis=1)
 
 
 class Classifier(nn.Module):
@@ -215,14 +302,14 @@ class Classifier(nn.Module):
         config: geometry of the encoder.
         num_classes: outputs.
         pool: ``prefix``, the mean of cls and distillation token (AST); ``mean``, that of the patches (SSAST).
-        dtype: compute dtype.
+        compute: see `Compute`.
         norm_epsilon, head_epsilon: LayerNorms of the encoder and of the head, as published.
     """
 
     config: ModelConfig
     num_classes: int
     pool: str = "prefix"
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
     norm_epsilon: float = 1e-6
     head_epsilon: float = 1e-5
 
@@ -235,9 +322,9 @@ class Classifier(nn.Module):
         """
         if self.pool not in ("prefix", "mean"):
             raise InputError(f"unknown pool {self.pool!r}. Choose one of: prefix, mean.")
-        tokens, intermediates = Encoder(self.config, self.dtype, self.norm_epsilon, name="encoder")(log_mel)
+        tokens, intermediates = Encoder(self.config, self.compute, self.norm_epsilon, name="encoder")(log_mel)
         tokens = tokens.astype(jnp.float32)
         chosen = tokens[:, :PREFIX_TOKENS] if self.pool == "prefix" else tokens[:, PREFIX_TOKENS:]
         pooled = chosen.mean(axis=1)
-        logits = nn.Dense(self.num_classes, name="head")(_layer_norm(self.head_epsilon, jnp.float32, "norm")(pooled))
+        logits = nn.Dense(self.num_classes, name="head")(layer_norm(self.head_epsilon, jnp.float32, "norm")(pooled))
         return logits, intermediates | {"tokens": tokens, "pooled": pooled}

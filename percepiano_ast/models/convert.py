@@ -1,13 +1,17 @@
-"""Published PyTorch weights into this package's parameters, and back.
+"""Published PyTorch weights into this package's parameters, and back: dictionaries of arrays (`weights` has the files).
 
 Names are those of the published AST and SSAST code (``ast_models.py`` on timm 0.4.5) and of Hugging Face's
 ``ASTForAudioClassification``. Matrices are transposed; the patch convolution (O, 1, f, t) becomes the matrix of the
-patch embedding (f * t, O); fused qkv rows are q | k | v in both worlds.
+patch embedding (f * t, O); fused qkv rows are q | k | v in both worlds. The blocks, one by one there, are stacked here.
 """
 
+import re
+
+import jax
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.models.ast import resize_positions
 
 KINDS = ("ssast_pretrain", "ssast_finetune", "ast", "hf_ast")
 
@@ -33,108 +37,232 @@ _HEADS = {
 # the heads of pre-training.
 _UNUSED = ("v.head.", "v.head_dist.", "p_input_fdim", "p_input_tdim")
 _UNUSED_IN_FINETUNING = ("cpredlayer.", "gpredlayer.")
+_PARALLEL = "module."  # before every name that nn.DataParallel saved, as the published files are
 
 _HF_PREFIX = "audio_spectrogram_transformer."
 _HF_NAMES = {
-    "embeddings.cls_token": "v.cls_token",
-    "embeddings.distillation_token": "v.dist_token",
-    "embeddings.position_embeddings": "v.pos_embed",
-    "embeddings.patch_embeddings.projection": "v.patch_embed.proj",
-    "layernorm": "v.norm",
+    f"{_HF_PREFIX}embeddings.cls_token": "v.cls_token",
+    f"{_HF_PREFIX}embeddings.distillation_token": "v.dist_token",
+    f"{_HF_PREFIX}embeddings.position_embeddings": "v.pos_embed",
 }
+_HF_MODULES = {
+    f"{_HF_PREFIX}embeddings.patch_embeddings.projection": "v.patch_embed.proj",
+    f"{_HF_PREFIX}layernorm": "v.norm",
+    "classifier.layernorm": "mlp_head.0",
+    "classifier.dense": "mlp_head.1",
+}
+# In files, whatever the version of transformers; the second spelling is that of a model in memory since version 5.
 _HF_BLOCK = {
     "layernorm_before": "norm1",
-    "attention.o_proj": "attn.proj",
+    "attention.attention.query": "attn.query",
+    "attention.attention.key": "attn.key",
+    "attention.attention.value": "attn.value",
+    "attention.output.dense": "attn.proj",
     "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+_HF_BLOCK_IN_MEMORY = {
+    "attention.q_proj": "attn.query",
+    "attention.k_proj": "attn.key",
+    "attention.v_proj": "attn.value",
+    "attention.o_proj": "attn.proj",
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+_HF_LAYER = re.compile(rf"{re.escape(_HF_PREFIX)}(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
+_QKV = ("query", "key", "value")
 
 
-def _layout(depth: int, kind: str) -> dict[str, tuple[str, ...]]:
-    """Published name -> path of the parameter here, for a model of ``depth`` blocks."""
-    modules = [("v.patch_embed.proj", ("encoder", "patch_embed")), ("v.norm", ("encoder", "norm"))]
-    for index in range(depth):
-        modules += [(f"v.blocks.{index}.{name}", ("encoder", f"block{index}", *path)) for name, path in _BLOCK]
-    modules += _HEADS["ssast_pretrain" if kind == "ssast_pretrain" else "classifier"]
-    layout = {f"v.{name}": ("encoder", name) for name in ("cls_token", "dist_token", "pos_embed")}
-    layout["mask_embed"] = ("encoder", "mask_embed")
-    for name, path in modules:
-        is_norm = path[-1].startswith("norm")
-        layout[f"{name}.weight"] = (*path, "scale" if is_norm else "kernel")
-        layout[f"{name}.bias"] = (*path, "bias")
+def _layout(depth: int, kind: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """For every parameter its published names, one of each block where it is stacked, and its path here."""
+    modules = [(("v.patch_embed.proj",), ("encoder", "patch_embed")), (("v.norm",), ("encoder", "norm"))]
+    for name, path in _BLOCK:
+        names = tuple(f"v.blocks.{index}.{name}" for index in range(depth))
+        modules.append((names, ("encoder", "blocks", *path)))
+    heads = _HEADS["ssast_pretrain" if kind == "ssast_pretrain" else "classifier"]
+    modules += [((name,), path) for name, path in heads]
+    layout = [((f"v.{name}",), ("encoder", name)) for name in ("cls_token", "dist_token", "pos_embed")]
+    layout.append((("mask_embed",), ("encoder", "mask_embed")))
+    for names, path in modules:
+        matrix = "scale" if path[-1].startswith("norm") else "kernel"
+        layout.append((tuple(f"{name}.weight" for name in names), (*path, matrix)))
+        layout.append((tuple(f"{name}.bias" for name in names), (*path, "bias")))
     return layout
 
 
-def _depth(names) -> int:
-    """Number of blocks that published ``names`` speak of."""
-    return 1 + max((int(name.split(".")[2]) for name in names if name.startswith("v.blocks.")), default=-1)
+def count_blocks(names) -> int:
+    """Number of transformer blocks that published ``names`` speak of."""
+    found = (re.match(r"v\.blocks\.(\d+)\.", name) for name in names)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def published_names(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """Weights of ``kind`` as they are stored, under the names that AST and SSAST publish.
+
+    The prefix of ``nn.DataParallel`` goes; of Hugging Face's names query, key and value become one matrix. Unknown
+    names stay as they are.
+    """
+    if all(name.startswith(_PARALLEL) for name in weights):
+        weights = {name.removeprefix(_PARALLEL): value for name, value in weights.items()}
+    return _from_hugging_face(weights) if kind == "hf_ast" else weights
 
 
 def from_torch(weights: dict[str, np.ndarray], kind: str) -> dict:
-    """Published weights -> ``params``.
+    """Published weights -> ``params``, float32.
 
     Args:
-        weights: torch name -> array.
+        weights: torch name -> array, of any floating type.
         kind: ``ssast_pretrain`` -> params of `ssast.SSAST`; ``ssast_finetune``, ``ast`` and ``hf_ast`` -> params of
-            `ast.Classifier`. ``mask_embed`` is zero where the published model has none (``ast``, ``hf_ast``). The
-            position table keeps its grid: fit it with `ast.resize_positions`.
+            `ast.Classifier`. ``mask_embed`` is zero where the weights have none (any but ``ssast_pretrain``). The
+            position table keeps its grid: fit it with `fit_positions`.
 
     Raises:
-        InputError: unknown kind; a weight is missing or one too many.
+        InputError: unknown kind; a weight is missing, one too many, or of another shape than in the other blocks.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
-    if kind == "hf_ast":
-        weights = _from_hugging_face(weights)
-    if kind in ("ast", "hf_ast") and "v.cls_token" in weights:
+    weights = published_names(weights, kind)
+    if kind != "ssast_pretrain" and "v.cls_token" in weights:
         weights = {"mask_embed": np.zeros_like(weights["v.cls_token"])} | weights
-    layout = _layout(_depth(weights), kind)
+    layout = _layout(max(count_blocks(weights), 1), kind)
     unused = _UNUSED + (_UNUSED_IN_FINETUNING if kind == "ssast_finetune" else ())
-    missing = sorted(set(layout) - set(weights))
-    surplus = sorted(name for name in set(weights) - set(layout) if not name.startswith(unused))
+    known = {name for names, _ in layout for name in names}
+    missing = sorted(known - set(weights))
+    surplus = sorted(name for name in set(weights) - known if not name.startswith(unused))
     if missing or surplus:
         raise InputError(f"not the weights of a {kind} model: missing {missing[:3]}, unknown {surplus[:3]}.")
     params: dict = {}
-    for name, path in layout.items():
+    for names, path in layout:
         node = params
         for part in path[:-1]:
             node = node.setdefault(part, {})
-        value = np.asarray(weights[name], np.float32)
-        node[path[-1]] = value.reshape(len(value), -1).T if path[-1] == "kernel" else value
+        values = [_to_leaf(weights[name], path[-1]) for name in names]
+        node[path[-1]] = _stack(names, values) if "blocks" in path else values[0]
     return params
 
 
+def _to_leaf(value: np.ndarray, leaf: str) -> np.ndarray:
+    value = np.asarray(value, np.float32)
+    return value.reshape(len(value), -1).T if leaf == "kernel" and value.ndim > 1 else value
+
+
+def _stack(names: tuple[str, ...], values: list[np.ndarray]) -> np.ndarray:
+    for name, value in zip(names, values):
+        if value.shape != values[0].shape:
+            raise InputError(f"{name} is {value.shape} and {names[0]} {values[0].shape}, but blocks are alike.")
+    return np.stack(values)
+
+
 def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Inverse of `from_torch`, in the published names (``kind`` as there, without ``hf_ast``)."""
-    depth = sum(name.startswith("block") for name in params["encoder"])
+    """Inverse of `from_torch`: torch name -> float32 array, for ``hf_ast`` in Hugging Face's names.
+
+    ``mask_embed`` is written for every kind but ``hf_ast``; published models that mask nothing pass it over with
+    ``strict=False``, which DeiT's unused heads ask for anyway.
+
+    Raises:
+        InputError: unknown kind, or the parameters of another model, such as a decoder, which no published one has.
+    """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
+    leaves = _leaves(params)
+    depth = len(leaves.get("encoder/blocks/norm1/scale", ()))
+    layout = {"/".join(path): names for names, path in _layout(depth, kind)}
+    if leaves.keys() != layout.keys():
+        missing, surplus = sorted(layout.keys() - leaves.keys()), sorted(leaves.keys() - layout.keys())
+        raise InputError(
+            f"not the parameters of a {kind} model, as it is published: missing {missing[:3]}, unknown {surplus[:3]}. "
+            "Models with a decoder or rating heads are kept in this package's own checkpoints."
+        )
     weights = {}
-    for name, path in _layout(depth, kind).items():
-        value = params
-        for part in path:
-            value = value[part]
-        value = np.asarray(value)
-        weights[name] = value.T if path[-1] == "kernel" else value
+    for path, names in layout.items():
+        value = np.asarray(leaves[path], np.float32)
+        for name, one in zip(names, value if "/blocks/" in path else [value]):
+            weights[name] = one.T if path.endswith("/kernel") else one
     convolution = weights["v.patch_embed.proj.weight"]
     weights["v.patch_embed.proj.weight"] = convolution.reshape(len(convolution), 1, *patch_size)
-    return weights
+    return _to_hugging_face(weights) if kind == "hf_ast" else weights
 
 
 def _from_hugging_face(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Hugging Face names -> published names; query, key and value become one matrix. Unknown names stay as they are."""
-    names = {_HF_PREFIX + theirs: ours for theirs, ours in _HF_NAMES.items()}
-    names |= {"classifier.layernorm": "mlp_head.0", "classifier.dense": "mlp_head.1"}
-    depth = 1 + max((int(n.split(".")[2]) for n in weights if n.startswith(f"{_HF_PREFIX}layers.")), default=-1)
-    for index in range(depth):
-        block = f"{_HF_PREFIX}layers.{index}."
-        names |= {block + theirs: f"v.blocks.{index}.{ours}" for theirs, ours in _HF_BLOCK.items()}
-    leaves = ("", ".weight", ".bias")
-    renamed = {theirs + leaf: ours + leaf for theirs, ours in names.items() for leaf in leaves}
-    weights = dict(weights)
-    fused = {}
-    for index in range(depth):
+    renamed = {_from_hf_name(name): value for name, value in weights.items()}
+    for index in range(count_blocks(renamed)):
         for leaf in ("weight", "bias"):
-            parts = [f"{_HF_PREFIX}layers.{index}.attention.{part}_proj.{leaf}" for part in "qkv"]
-            if all(part in weights for part in parts):
-                fused[f"v.blocks.{index}.attn.qkv.{leaf}"] = np.concatenate([weights.pop(part) for part in parts])
-    return fused | {renamed.get(name, name): value for name, value in weights.items()}
+            parts = [f"v.blocks.{index}.attn.{part}.{leaf}" for part in _QKV]
+            shapes = {renamed[part].shape if part in renamed else None for part in parts}
+            if len(shapes) == 1 and None not in shapes:
+                renamed[f"v.blocks.{index}.attn.qkv.{leaf}"] = np.concatenate([renamed.pop(part) for part in parts])
+    return renamed
+
+
+def _from_hf_name(name: str) -> str:
+    module, _, leaf = name.rpartition(".")
+    if name in _HF_NAMES or module in _HF_MODULES:
+        return _HF_NAMES.get(name) or f"{_HF_MODULES[module]}.{leaf}"
+    layer = _HF_LAYER.fullmatch(name)
+    ours = layer and (_HF_BLOCK | _HF_BLOCK_IN_MEMORY).get(layer[2])
+    return f"v.blocks.{layer[1]}.{ours}.{layer[3]}" if ours else name
+
+
+def _to_hugging_face(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = {ours: theirs for theirs, ours in _HF_NAMES.items()}
+    modules = {ours: theirs for theirs, ours in _HF_MODULES.items()}
+    for index in range(count_blocks(weights)):
+        block = f"{_HF_PREFIX}encoder.layer.{index}."
+        modules |= {f"v.blocks.{index}.{ours}": block + theirs for theirs, ours in _HF_BLOCK.items()}
+        for leaf in ("weight", "bias"):
+            fused = weights.pop(f"v.blocks.{index}.attn.qkv.{leaf}")
+            weights |= {f"v.blocks.{index}.attn.{part}.{leaf}": value for part, value in zip(_QKV, np.split(fused, 3))}
+    del weights["mask_embed"]
+    for name in list(weights):
+        module, _, leaf = name.rpartition(".")
+        weights[names.get(name) or f"{modules[module]}.{leaf}"] = weights.pop(name)
+    return weights
+
+
+def _leaves(tree: dict) -> dict[str, object]:
+    """Path -> leaf of nested dictionaries."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+
+
+def require_same_shapes(params: dict, like: dict, what: str) -> None:
+    """Hold ``params``, read from ``what``, against the parameters (or shapes) ``like`` of the model that they are for.
+
+    Raises:
+        InputError: names the first leaf that differs, is missing or is one too many, with both shapes.
+    """
+    found = {path: tuple(leaf.shape) for path, leaf in _leaves(params).items()}
+    wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(like).items()}
+    for path in sorted(found.keys() | wanted.keys()):
+        there, here = found.get(path, "missing"), wanted.get(path, "missing")
+        if there != here:
+            raise InputError(
+                f"{path} is {there} in {what}, {here} in the model. Choose the model that these weights were trained "
+                "with (size, patches, mel bands), or weights of this one."
+            )
+
+
+def fit_positions(params: dict, from_config: ModelConfig, to_config: ModelConfig) -> dict:
+    """Params with an ``encoder`` of one geometry, for a window length or stride of another (AST section 2.2).
+
+    Raises:
+        InputError: patches of another shape, or another number of mel bands: no resizing makes these alike.
+    """
+    old, new = from_config.patch_size, to_config.patch_size
+    if old != new:  # 128 x 2 and 16 x 16 have kernels of one shape
+        raise InputError(
+            f"the weights are for patches of {old} (frequency, time), the model has patches of {new}; "
+            "choose weights or a model of the same patches."
+        )
+    table = params["encoder"]["pos_embed"]
+    if from_config.n_mels != to_config.n_mels:
+        shape = (1, 2 + to_config.num_patches, to_config.width)
+        raise InputError(
+            f"encoder/pos_embed is {table.shape} for {from_config.n_mels} mel bands in the weights, {shape} for "
+            f"{to_config.n_mels} in the model; choose a front end with the bands of the weights."
+        )
+    if from_config.grid == to_config.grid:
+        return params
+    table = np.asarray(resize_positions(table, from_config.grid, to_config.grid))
+    return params | {"encoder": params["encoder"] | {"pos_embed": table}}

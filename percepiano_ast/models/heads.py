@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from percepiano_ast.config import ModelConfig
 from percepiano_ast.dimensions import group_indices
-from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
+from percepiano_ast.models.ast import PREFIX_TOKENS, Compute, Encoder, windows
 
 Moments = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -99,17 +99,17 @@ class Rater(nn.Module):
 
     Attributes:
         config: geometry.
-        dtype: compute dtype of the encoder; pooling and head are float32.
+        compute: of the encoder, see `ast.Compute`; pooling and head are float32.
         hidden, dropout: of the head.
     """
 
     config: ModelConfig
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
     hidden: int = RatingHead.hidden
     dropout: float = RatingHead.dropout
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config, self.dtype)
+        self.encoder = Encoder(self.config, self.compute)
         self.head = RatingHead(self.hidden, self.dropout)
 
     def __call__(

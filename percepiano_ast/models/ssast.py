@@ -3,7 +3,7 @@
 Source: Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022 (arXiv 2110.09784), section 2.
 Three departures from its published code: one forward pass serves both heads, a sampler without edge bias draws the
 mask, and the InfoNCE softmax runs over the targets as equation 1 of the paper says (the code's axis is there for
-parity).
+parity). `SSAST.decoder_depth` gives the cheaper form beside it.
 """
 
 import functools
@@ -14,7 +14,16 @@ import numpy as np
 from flax import linen as nn
 
 from percepiano_ast.config import InputError, ModelConfig
-from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
+from percepiano_ast.models.ast import (
+    PREFIX_TOKENS,
+    Compute,
+    Encoder,
+    layer_norm,
+    patch_grid,
+    patchify,
+    run_blocks,
+    token_init,
+)
 
 
 class PredictionHead(nn.Module):
@@ -30,38 +39,90 @@ class PredictionHead(nn.Module):
         return nn.Dense(self.patch_dim, dtype=self.dtype, name="out")(hidden).astype(jnp.float32)
 
 
+def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
+    """Int (B, M) masked patches of ``num_patches`` -> Int32 (B, N - M), the others in ascending order."""
+    rows = jnp.arange(mask_index.shape[0])[:, None]
+    masked = jnp.zeros((mask_index.shape[0], num_patches), jnp.int32).at[rows, mask_index].set(1)
+    return jnp.argsort(masked, axis=1, stable=True)[:, : num_patches - mask_index.shape[1]].astype(jnp.int32)
+
+
+class Decoder(nn.Module):
+    """A few blocks that see mask tokens beside what the encoder made of visible patches (MAE-AST, Baade et al. 2022).
+
+    Attributes:
+        config: geometry of the encoder, whose width, heads and grid the decoder shares.
+        depth: blocks.
+        compute: see `ast.Compute`.
+    """
+
+    config: ModelConfig
+    depth: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, visible: jax.Array, masked: jax.Array) -> jax.Array:
+        """(B, 2 + V, D), Int (B, V), Int (B, M) -> (B, M, D), the tokens of the masked patches in their order.
+
+        The order of tokens is of no account to attention: mask tokens simply follow those of the encoder.
+        """
+        config, dtype = self.config, self.compute.dtype
+        mask_token = self.param("mask_token", token_init, (1, 1, config.width)).astype(dtype)
+        table = self.param("pos_embed", token_init, (1, config.num_patches, config.width)).astype(dtype)[0]
+        seen = tokens[:, PREFIX_TOKENS:] + table[visible]
+        x = jnp.concatenate([tokens[:, :PREFIX_TOKENS], seen, mask_token + table[masked]], axis=1)
+        x, _ = run_blocks(
+            x,
+            depth=self.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            compute=self.compute,
+            norm_epsilon=1e-6,
+        )
+        return layer_norm(1e-6, dtype, "norm")(x[:, -masked.shape[1] :])
+
+
 class SSAST(nn.Module):
     """Encoder with a discriminative and a generative head.
 
     Attributes:
         config: geometry.
-        dtype: compute dtype; parameters and outputs are float32.
+        compute: see `ast.Compute`; parameters and outputs are float32.
+        decoder_depth: 0 is SSAST, whose encoder sees mask tokens. Above 0 the encoder sees visible patches alone and a
+            `Decoder` of so many blocks the rest: the same objective at about a third of the cost.
     """
 
     config: ModelConfig
-    dtype: jnp.dtype = jnp.float32
+    compute: Compute = Compute()
+    decoder_depth: int = 0
 
     @nn.compact
     def __call__(self, log_mel: jax.Array, mask_index: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """Predict the masked patches.
 
         Args:
-            log_mel: (B, T, F), normalised.
+            log_mel: (B, T, F), normalised; with a decoder of the configured size.
             mask_index: Int (B, M), distinct patch indices of every clip.
 
         Returns:
             outputs ``discriminative``, ``generative`` and ``target`` (the raw patches), float32 (B, M, patch_dim) in
-            the order of ``mask_index``; and the encoder's intermediates with ``tokens`` (B, 2 + N, D).
+            the order of ``mask_index``; and the encoder's intermediates with ``tokens`` (B, 2 + N, D), with a decoder
+            (B, 2 + N - M, D).
         """
         config = self.config
         patches = patchify(log_mel, config.patch_size, config.stride)
-        rows = jnp.arange(log_mel.shape[0])[:, None]
-        masked = jnp.zeros(patches.shape[:2], bool).at[rows, mask_index].set(True)
-        tokens, intermediates = Encoder(config, self.dtype, name="encoder")(log_mel, masked=masked)
-        # Gathered before the heads: they see M tokens, not N.
-        chosen = jnp.take_along_axis(tokens, mask_index[:, :, None] + PREFIX_TOKENS, axis=1)
+        encoder = Encoder(config, self.compute, name="encoder")
+        if self.decoder_depth:
+            visible = visible_index(mask_index, patches.shape[1])
+            tokens, intermediates = encoder(log_mel, visible_index=visible)
+            chosen = Decoder(config, self.decoder_depth, self.compute, name="decoder")(tokens, visible, mask_index)
+        else:
+            rows = jnp.arange(log_mel.shape[0])[:, None]
+            masked = jnp.zeros(patches.shape[:2], bool).at[rows, mask_index].set(True)
+            tokens, intermediates = encoder(log_mel, masked=masked)
+            # Gathered before the heads: they see M tokens, not N.
+            chosen = jnp.take_along_axis(tokens, mask_index[:, :, None] + PREFIX_TOKENS, axis=1)
         outputs = {
-            name: PredictionHead(config.patch_dim, self.dtype, name=name)(chosen)
+            name: PredictionHead(config.patch_dim, self.compute.dtype, name=name)(chosen)
             for name in ("discriminative", "generative")
         }
         outputs["target"] = jnp.take_along_axis(patches, mask_index[:, :, None], axis=1).astype(jnp.float32)

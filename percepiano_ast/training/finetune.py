@@ -15,18 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory
+from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import history
 from percepiano_ast.training.checkpoints import Checkpoints
 from percepiano_ast.training.state import (
     TrainState,
-    apply_gradients,
-    compute_dtype,
+    compute_for,
     make_optimizer,
     new_state,
     normalise,
     require_finite,
+    train_step,
 )
 
 
@@ -39,11 +39,13 @@ class Finetuning:
     front_end: FrontEnd
     statistics: Statistics
     total_steps: int
+    execution: Execution = Execution()
 
     @functools.cached_property
     def module(self) -> Rater:
         """The Flax module, computing in the hardware's type."""
-        return Rater(self.model, compute_dtype(), hidden=self.config.hidden, dropout=self.config.dropout)
+        compute = compute_for(self.execution, jax.devices()[0])
+        return Rater(self.model, compute, hidden=self.config.hidden, dropout=self.config.dropout)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -111,8 +113,15 @@ def _rate(run: Finetuning, head: dict, scaler: "Scaler", embeddings: jax.Array) 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _step(run: Finetuning, state: TrainState, batch: dict, scaler: "Scaler") -> tuple[TrainState, jax.Array]:
     rng = jax.random.fold_in(jax.random.key(run.config.seed), state.step)
-    loss, gradients = jax.value_and_grad(run.loss)(state.params, batch, scaler, rng)
-    return apply_gradients(state, gradients, run.optimizer), loss
+
+    def objective(params, batch):
+        loss = run.loss(params, batch, scaler, rng)
+        return loss, {"loss": loss}
+
+    state, metrics = train_step(
+        state, batch, objective, run.optimizer, half=run.module.compute.dtype == jnp.float16
+    )
+    return state, metrics["loss"]
 
 
 @jax.tree_util.register_dataclass

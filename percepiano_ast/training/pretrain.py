@@ -1,67 +1,108 @@
 """SSAST pre-training (Gong et al. 2022): masked spectrogram patches, discriminative and generative, on any device.
 
-Batches come in as iterators of uint8 codes (batch, time, mel); see ``data/batches.py``.
+Batches come in as iterators of dicts with uint8 ``codes`` (batch, time, mel), the rows of this process, and ``clip``, a name
+for each row; see ``data/batches.py``.
 """
 
+import collections
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from percepiano_ast.config import FrontEnd, InputError, ModelConfig, PretrainConfig, Statistics, claim_directory
+from percepiano_ast.config import (
+    Execution,
+    FrontEnd,
+    InputError,
+    ModelConfig,
+    PretrainConfig,
+    RunFailed,
+    Statistics,
+    choose,
+    claim_directory,
+)
 from percepiano_ast.models import ssast
-from percepiano_ast.training import history
+from percepiano_ast.training import flops, history, parallel
 from percepiano_ast.training.checkpoints import Checkpoints
 from percepiano_ast.training.state import (
     TrainState,
-    apply_gradients,
-    compute_dtype,
+    compute_for,
     count_parameters,
+    learning_rate,
     make_optimizer,
     new_state,
     normalise,
-    require_finite,
+    published_optimizer,
+    train_step,
 )
 
 LOSSES = ("loss", "nce", "mse", "accuracy")
+CHECKED = ("loss", "gradient_norm", "update_norm")  # a step is good when they are numbers
+METRICS = (*LOSSES, "gradient_norm", "update_norm", "skipped")
+# Steps between two looks at the metrics, which wait for the device. Rows of steps.csv are means over as many.
+LOOK_EVERY = 20
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Everything that one pre-training step depends on."""
+    """Everything that one pre-training step depends on.
+
+    Attributes:
+        model, config, front_end, statistics, total_steps: what is learned.
+        execution, layout: how and where it is computed; by default on all devices.
+    """
 
     model: ModelConfig
     config: PretrainConfig
     front_end: FrontEnd
     statistics: Statistics
     total_steps: int
+    execution: Execution = Execution()
+    layout: parallel.Layout = field(default_factory=parallel.Layout.over)
 
     @functools.cached_property
     def module(self) -> ssast.SSAST:
         """The Flax module, computing in the hardware's type."""
-        return ssast.SSAST(self.model, dtype=compute_dtype())
+        return ssast.SSAST(self.model, compute_for(self.execution, self.layout.device), self.config.decoder_depth)
+
+    @functools.cached_property
+    def schedule(self):
+        """Learning rate by step: warm-up and cosine over the whole run."""
+        return learning_rate(self.config, self.total_steps)
 
     @functools.cached_property
     def optimizer(self):
-        """AdamW with warm-up and cosine over the whole run."""
-        return make_optimizer(self.config, self.total_steps)
+        """As the configuration names it."""
+        make = {
+            "adamw": lambda: make_optimizer(self.config, self.total_steps),
+            "published": lambda: published_optimizer(self.schedule),
+        }
+        return choose(make, self.config.optimizer, "optimizer")()
+
+    def _first_state(self) -> TrainState:
+        codes = jnp.zeros((1, self.model.n_frames, self.model.n_mels), jnp.uint8)
+        mask = jnp.arange(self.config.num_masked(self.model))[None, :]
+        log_mel = normalise(codes, self.front_end, self.statistics)
+        params = self.module.init(jax.random.key(self.config.seed), log_mel, mask)["params"]
+        return new_state(params, self.optimizer, ema=self.config.ema_decay > 0)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes and types of the state."""
+        return jax.eval_shape(self._first_state)
 
     def init(self) -> TrainState:
         """The state before the first step, from the seed."""
-        codes = jnp.zeros((1, self.model.n_frames, self.model.n_mels), jnp.uint8)
-        mask = jnp.zeros((1, self.config.num_masked(self.model)), jnp.int32)
-        rng = jax.random.key(self.config.seed)
-        params = jax.jit(self.module.init)(rng, normalise(codes, self.front_end, self.statistics), mask)["params"]
-        return new_state(params, self.optimizer)
+        return jax.jit(self._first_state, out_shardings=self.layout.of_state(self.abstract_state))()
 
-    def losses(self, params: dict, codes: jax.Array, rng: jax.Array) -> dict[str, jax.Array]:
-        """Both objectives on one batch under freshly drawn masks: float32 scalars ``LOSSES``."""
-        mask = self.sample_mask(rng, codes.shape[0])
+    def losses(self, params: dict, codes: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+        """Both objectives on (B, T, F) codes under (B, M) masks: float32 scalars ``LOSSES``."""
         log_mel = normalise(codes, self.front_end, self.statistics)
         outputs, _ = self.module.apply({"params": params}, log_mel, mask)
         config = self.config
@@ -74,25 +115,43 @@ class Pretraining:
 
     @functools.cached_property
     def step(self) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict]]:
-        """Jitted training step; the state that goes in is donated. Step k draws its masks from ``fold_in(key, k)``."""
+        """Jitted training step; the state that goes in is donated. Step k draws its masks from ``fold_in(key, k)``.
 
-        @functools.partial(jax.jit, donate_argnums=0)
+        Raises:
+            InputError: devices and micro-batches do not divide the batch.
+        """
+        layout, execution = self.layout, self.execution
+        layout.check_batch(self.config.batch_size, execution.accumulate)
+
+        def objective(params, part):
+            losses = self.losses(params, part["codes"], part["mask"])
+            return losses["loss"], losses
+
         def step(state: TrainState, codes: jax.Array):
             rng = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+            batch = {"codes": codes, "mask": self.sample_mask(rng, codes.shape[0])}
+            return train_step(
+                state,
+                batch,
+                objective,
+                self.optimizer,
+                accumulate=execution.accumulate,
+                half=self.module.compute.dtype == jnp.float16,
+                ema_decay=self.config.ema_decay,
+            )
 
-            def objective(params):
-                losses = self.losses(params, codes, rng)
-                return losses["loss"], losses
-
-            gradients, losses = jax.grad(objective, has_aux=True)(state.params)
-            return apply_gradients(state, gradients, self.optimizer), losses
-
-        return step
+        shardings = layout.of_state(self.abstract_state)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(shardings, layout.sharding(parallel.DATA)),
+            out_shardings=(shardings, layout.sharding()),
+        )
 
     @functools.cached_property
     def validation(self) -> Callable[[dict, jax.Array, jax.Array], dict]:
-        """Jitted losses without a step."""
-        return jax.jit(self.losses)
+        """Jitted losses without a step: params, (B, T, F) codes, rng -> ``LOSSES``."""
+        return jax.jit(lambda params, codes, rng: self.losses(params, codes, self.sample_mask(rng, codes.shape[0])))
 
 
 def pretrain(
@@ -101,70 +160,167 @@ def pretrain(
     front_end: FrontEnd,
     statistics: Statistics,
     *,
-    batches: Callable[[int], Iterator[np.ndarray]],
+    batches: Callable[[int], Iterator[dict]],
     steps_per_epoch: int,
-    validation: Callable[[], Iterable[np.ndarray]],
+    validation: Callable[[], Iterable[dict]],
     directory: str | Path,
     description: dict,
+    execution: Execution = Execution(),
     log: Callable[[str], None] = print,
 ) -> list[dict]:
     """Pre-train, checkpoint every epoch, resume from the newest whole checkpoint; returns the history.
+
+    Writes ``history.csv`` (a row an epoch), ``steps.csv`` (a row every few steps) and ``checkpoints`` into ``directory``.
 
     Args:
         batches: ``batches(k)`` yields the batches of step k, k + 1, ...
         validation: yields the validation batches, the same ones every time.
         description: travels with every checkpoint (source, licence, ...).
+        execution: how to compute; a run may be resumed with another one.
 
     Raises:
-        InputError: ``directory`` holds a run of another configuration.
-        FloatingPointError: the loss is no longer a number; names the step.
+        InputError: ``directory`` holds a run of another configuration, or the batch cannot be divided as asked.
+        FloatingPointError: loss or gradient is no longer a number; names the step and the clips of its batch.
+        RunFailed: the batch does not fit into the device's memory.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
     directory = claim_directory(directory, {**settings, "steps_per_epoch": steps_per_epoch})
-    run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch)
-    state = run.init()
-    log(f"SSAST {model.name}: {count_parameters(state.params):,} parameters, {run.total_steps} steps")
-    checkpoints = Checkpoints(directory / "checkpoints", log=log)
-    state, rows = _resume(checkpoints, state, directory / "history.csv", log)
-    started, first = time.monotonic(), len(rows)
-    stream = batches(first * steps_per_epoch) if first < config.epochs else iter(())
-    for epoch in range(first, config.epochs):
-        state, means = _epoch(run, state, stream, steps_per_epoch)
-        row = {"epoch": epoch + 1, "step": int(state.step), **means, **_validate(run, state.params, validation())}
-        # A last gradient that is no number would not show in the epoch's losses, but break the checkpoint.
-        require_finite([row["validation_loss"]], row["step"])
-        rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
-        checkpoints.save(row["step"], {"state": state}, {**settings, "epoch": epoch + 1, "history": rows})
-        history.write(directory / "history.csv", rows)
-        left = (time.monotonic() - started) / (epoch + 1 - first) * (config.epochs - epoch - 1)
-        log(f"  epoch {epoch + 1}/{config.epochs}: {_show(row)}, about {left:.0f} s left")
-    return rows
+    layout = parallel.Layout.over(shard_params=execution.shard_params)
+    run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch, execution, layout)
+    loop = _Loop(run, directory, settings, log if parallel.is_lead() else lambda line: None)
+    try:
+        return loop.run_epochs(batches, steps_per_epoch, validation)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise RunFailed(
+            f"a batch of {config.batch_size} in {execution.accumulate} micro-batches does not fit into the memory of "
+            f"{layout.size} x {layout.device.device_kind}: choose accumulate={2 * execution.accumulate}"
+            f"{'' if execution.remat else ' or remat=True'}. The device says: {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
-def _resume(checkpoints: Checkpoints, state: TrainState, path: Path, log) -> tuple[TrainState, list[dict]]:
-    found = checkpoints.latest()
-    if found is None:
-        return state, []
-    log(f"  resuming after epoch {found['epoch']}")
-    history.write(path, found["history"])
-    return checkpoints.restore(found["step"], {"state": state})["state"], found["history"]
+class _Loop:
+    """What a run carries from step to step beside its state."""
+
+    def __init__(self, run: Pretraining, directory: Path, settings: dict, log: Callable[[str], None]):
+        self.run, self.directory, self.settings, self.log = run, directory, settings, log
+        self.checkpoints = Checkpoints(directory / "checkpoints", log=log)
+        device, dtype = run.layout.device, run.module.compute.dtype
+        self.clip_flops = flops.pretrain_flops(run.model, run.config)
+        self.peak = run.layout.size * flops.matrix_peak(dtype, device)
+        # The batches whose metrics nobody has looked at yet, and those metrics.
+        self.unseen: collections.deque[tuple[list[str], dict]] = collections.deque()
+        self.looked = time.monotonic()
+        self.step: Callable | None = None  # compiled with the first batch
+
+    def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
+        """All epochs that are left; returns the whole history."""
+        run, epochs = self.run, self.run.config.epochs
+        run.step  # divides the batch, or says that it cannot, before anything is waited for
+        state, rows = self._resume()
+        parameters, precision = count_parameters(state.params), jnp.dtype(run.module.compute.dtype).name
+        self.log(
+            f"SSAST {run.model.name}: {parameters:,} parameters, {run.total_steps} steps on {run.layout.size} x "
+            f"{run.layout.device.device_kind} in {precision}"
+        )
+        started, first = time.monotonic(), len(rows)
+        self.step_log = history.StepLog(self.directory, first * steps_per_epoch) if parallel.is_lead() else None
+        stream = batches(first * steps_per_epoch) if first < epochs else iter(())
+        for epoch in range(first, epochs):
+            state, means = self._epoch(state, stream, steps_per_epoch, epoch * steps_per_epoch)
+            row = {"epoch": epoch + 1, "step": (epoch + 1) * steps_per_epoch, **means}
+            row |= _validate(run, state.params, validation())
+            rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
+            self._save(state, rows)
+            left = (time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1)
+            self.log(f"  epoch {epoch + 1}/{epochs}: {_show(row)}, about {left:.0f} s left")
+        return rows
+
+    def _resume(self) -> tuple[TrainState, list[dict]]:
+        found = self.checkpoints.latest()
+        if found is None:
+            return self.run.init(), []
+        self.log(f"  resuming after epoch {found['epoch']}")
+        if parallel.is_lead():
+            history.write(self.directory / "history.csv", found["history"])
+        state = self.checkpoints.restore(found["step"], {"state": self.run.abstract_state})["state"]
+        return self.run.layout.put_state(state), found["history"]
+
+    def _save(self, state: TrainState, rows: list[dict]) -> None:
+        tree = {"state": self.run.layout.to_host(state)}
+        if parallel.is_lead():
+            description = {**self.settings, "epoch": rows[-1]["epoch"], "history": rows}
+            self.checkpoints.save(rows[-1]["step"], tree, description)
+            history.write(self.directory / "history.csv", rows)
+            self.step_log.flush()
+        parallel.wait_for_all(f"saved epoch {rows[-1]['epoch']}")
+
+    def _epoch(self, state: TrainState, stream: Iterator, steps: int, done: int) -> tuple[TrainState, dict]:
+        looks = []
+        self.looked = time.monotonic()
+        for number, batch in enumerate(itertools.islice(stream, steps), start=done + 1):
+            codes = self.run.layout.put_batch(batch["codes"])
+            if self.step is None:
+                self._compile(state, codes)
+            state, metrics = self.step(state, codes)
+            self.unseen.append((batch["clip"], metrics))
+            if number % LOOK_EVERY == 0 or number == done + steps:
+                looks.append(self._look(state, number))
+        weights = [look.pop("steps") for look in looks]
+        means = {name: float(np.average([look[name] for look in looks], weights=weights)) for name in looks[0]}
+        means["skipped"] = round(means["skipped"] * steps)
+        return state, means
+
+    def _compile(self, state: TrainState, codes: jax.Array) -> None:
+        """Apart from the first step, whose speed would otherwise be that of the compiler."""
+        start = time.monotonic()
+        self.step = self.run.step.lower(state, codes).compile()
+        self.looked = time.monotonic()
+        self.log(f"  the step was compiled in {self.looked - start:.0f} s")
+
+    def _look(self, state: TrainState, last: int) -> dict:
+        """Wait for the steps up to ``last``, check them, and note their means."""
+        values = jax.device_get([metrics for _, metrics in self.unseen])
+        for number, one in enumerate(values, start=last - len(values) + 1):
+            if not one["skipped"] and not np.isfinite([one[name] for name in CHECKED]).all():
+                self._stop(state, number, one, self.unseen[number - last - 1][0])
+        seconds = time.monotonic() - self.looked
+        self.looked = time.monotonic()
+        self.unseen.clear()
+        means = {name: float(np.mean([one[name] for one in values])) for name in METRICS}
+        means["learning_rate"] = float(self.run.schedule(last - 1))
+        speed = len(values) * self.run.config.batch_size / seconds
+        means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
+        if self.step_log:
+            self.step_log.add({"step": last, **{name: f"{value:.6g}" for name, value in means.items()}})
+        return {"steps": len(values), **means}
+
+    def _stop(self, state: TrainState, number: int, metrics: dict, clips: list[str]) -> None:
+        """Keep the last good state, and say at which step and on what the run broke."""
+        tree = {"state": self.run.layout.to_host(state)}
+        good = number - 1
+        home = self.directory / "stopped"
+        if parallel.is_lead():
+            named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
+            Checkpoints(home, keep=1, log=self.log).save(good, tree, {**self.settings, "broke_at_step": number, **named})
+            self.step_log.flush()
+        shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
+        raise FloatingPointError(
+            f"the loss is {metrics['loss']:.4g}, the gradient's norm {metrics['gradient_norm']:.4g} and the update's "
+            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state before it, after {good} steps, is kept in {home}. Lower the learning rate, or look at "
+            "those clips"
+        )
 
 
-def _epoch(run: Pretraining, state: TrainState, stream: Iterator, steps: int) -> tuple[TrainState, dict]:
-    collected = []
-    for _ in range(steps):
-        state, losses = run.step(state, next(stream))
-        collected.append(losses)
-    values = {name: [float(losses[name]) for losses in collected] for name in LOSSES}
-    require_finite(values["loss"], int(state.step) - steps + 1)
-    return state, {name: float(np.mean(values[name])) for name in LOSSES}
-
-
-def _validate(run: Pretraining, params: dict, batches: Iterable[np.ndarray]) -> dict[str, float]:
+def _validate(run: Pretraining, params: dict, batches: Iterable[dict]) -> dict[str, float]:
     # The masks of validation are the same every time, and none of training's: they come from another stream.
     key = jax.random.fold_in(jax.random.key(run.config.seed), np.uint32(2**32 - 1))
-    losses = [run.validation(params, codes, jax.random.fold_in(key, k)) for k, codes in enumerate(batches)]
+    losses = [
+        run.validation(params, run.layout.put_batch(batch["codes"]), jax.random.fold_in(key, k))
+        for k, batch in enumerate(batches)
+    ]
     if not losses:
         raise InputError("the validation split does not fill one batch; choose a smaller batch size")
     return {f"validation_{name}": float(np.mean([float(one[name]) for one in losses])) for name in LOSSES}
@@ -173,7 +329,7 @@ def _validate(run: Pretraining, params: dict, batches: Iterable[np.ndarray]) -> 
 def _show(row: dict) -> str:
     return (
         f"loss {row['loss']:.3f} (validation {row['validation_loss']:.3f}), InfoNCE {row['nce']:.3f}, "
-        f"MSE {row['mse']:.4f}, accuracy {100 * row['accuracy']:.1f} %"
+        f"MSE {row['mse']:.4f}, accuracy {100 * row['accuracy']:.1f} %, {row['clips_per_second']:.3g} clips/s"
     )
 
 

@@ -1,4 +1,6 @@
-"""Training state, optimiser and what every step needs: levels from codes, step randomness, the compute type."""
+"""Training state, optimisers, precision, and the step that all training shares: accumulate, check, update."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -6,26 +8,62 @@ import numpy as np
 import optax
 from flax import struct
 
-from percepiano_ast.config import FinetuneConfig, FrontEnd, PretrainConfig, Statistics
+from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, InputError, PretrainConfig, Statistics
+from percepiano_ast.models.ast import Compute
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+# Loss scaling of float16 (Micikevicius et al. 2018, section 3.2), with the usual constants.
+FIRST_SCALE, GROW_AFTER, LARGEST_SCALE = 2.0**15, 2000, 2.0**24
 
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds. The random stream is ``fold_in(key(seed), step)``, so the step is all of it."""
+    """What a checkpoint holds. The random stream is ``fold_in(key(seed), step)``, so the step is all of it.
+
+    Attributes:
+        step: steps taken.
+        params, opt_state: as Flax and optax have them.
+        ema: moving average of the parameters, or None.
+        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16; always there, so that a run may go
+            on in another precision.
+        healthy: False from the first loss or gradient on that was no number; no step changes anything from then on.
+    """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    ema: dict | None
+    loss_scale: dict[str, jax.Array]
+    healthy: jax.Array
 
 
-def compute_dtype() -> jnp.dtype:
-    """bfloat16 where the hardware multiplies in it (TPU, Ampere and newer), else float32; parameters stay float32."""
-    device = jax.devices()[0]
-    if device.platform == "tpu":
-        return jnp.bfloat16
-    if device.platform == "gpu" and float(getattr(device, "compute_capability", 0)) >= 8:
-        return jnp.bfloat16
-    return jnp.float32
+def compute_for(execution: Execution, device: jax.Device) -> Compute:
+    """How a model computes on ``device``: what ``auto`` means there.
+
+    bfloat16 on TPUs and on GPUs from Ampere on; float16 on older ones such as the T4; float32 on a CPU.
+
+    Raises:
+        InputError: an unknown precision or kind of attention, or one that the device does not have.
+    """
+    gpu = float(getattr(device, "compute_capability", 0)) if device.platform == "gpu" else 0.0
+    precision, attention = execution.precision, execution.attention
+    if precision == "auto":
+        modern = device.platform == "tpu" or gpu >= 8
+        precision = "bfloat16" if modern else "float16" if gpu >= 7 else "float32"
+    if precision not in DTYPES:
+        raise InputError(f"unknown precision {precision!r}. Choose one of: auto, {', '.join(DTYPES)}")
+    fused = gpu >= 8 and precision != "float32"
+    if attention == "auto":
+        attention = "cudnn" if fused else "xla"
+    if attention not in ("xla", "cudnn"):
+        raise InputError(f"unknown attention {attention!r}. Choose one of: auto, xla, cudnn")
+    if attention == "cudnn" and not fused:
+        raise InputError(
+            f"attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not {device.device_kind} in {precision}; "
+            "choose 'xla' or 'auto'"
+        )
+    return Compute(DTYPES[precision], execution.remat, attention)
 
 
 def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> jax.Array:
@@ -41,10 +79,10 @@ def learning_rate(config: PretrainConfig | FinetuneConfig, total_steps: int) -> 
 
 
 def make_optimizer(config: PretrainConfig | FinetuneConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; biases, norms and other vectors do not decay."""
+    """AdamW with clipping by global norm; only kernels decay, not biases, norms, tokens or positions."""
 
     def decays(params):
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
     schedule = learning_rate(config, total_steps)
     return optax.chain(
@@ -53,15 +91,113 @@ def make_optimizer(config: PretrainConfig | FinetuneConfig, total_steps: int) ->
     )
 
 
-def new_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+def published_optimizer(
+    rate: float | optax.Schedule,
+    *,
+    b1: float = 0.95,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 5e-7,
+) -> optax.GradientTransformation:
+    """Adam with L2 coupled into the gradient, as SSAST's published training has it (``traintest_mask.py``)."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate)
+    )
+
+
+def new_state(params: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
     """State before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        loss_scale={"scale": jnp.float32(FIRST_SCALE), "finite": jnp.zeros((), jnp.int32)},
+        healthy=jnp.ones((), bool),
+    )
 
 
-def apply_gradients(state: TrainState, gradients: dict, optimizer: optax.GradientTransformation) -> TrainState:
-    """One optimiser step."""
+Objective = Callable[[dict, dict], tuple[jax.Array, dict]]
+
+
+def gradients_of(objective: Objective, params: dict, batch: dict, accumulate: int, scale: jax.Array | None):
+    """Gradients and metrics of a batch, the mean over ``accumulate`` micro-batches.
+
+    ``objective(params, batch)`` gives a loss, the mean over its clips, and metrics that are means too: so the result is
+    that of the whole batch within rounding. A micro-batch takes every ``accumulate``-th clip, which keeps each device's
+    clips where they are. ``scale`` multiplies the loss within the backward pass, for float16.
+    """
+
+    def scaled(params, part):
+        loss, metrics = objective(params, part)
+        return loss if scale is None else loss * scale, metrics
+
+    grad = jax.grad(scaled, has_aux=True)
+    if accumulate == 1:
+        gradients, metrics = grad(params, batch)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts)))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(params, part)), None
+
+        total, _ = jax.lax.scan(add, zero, parts)
+        gradients, metrics = jax.tree.map(lambda x: x / accumulate, total)
+    if scale is not None:
+        gradients = jax.tree.map(lambda g: g / scale, gradients)
+    return gradients, metrics
+
+
+def train_step(
+    state: TrainState,
+    batch: dict,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    half: bool = False,
+    ema_decay: float = 0.0,
+) -> tuple[TrainState, dict]:
+    """One optimiser step, but for what is no number.
+
+    Returns:
+        the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and ``skipped`` (1 where float16
+        overflowed: the step counts, its update is left out and the scale halved). Any other loss, gradient or update that
+        is no number leaves parameters and step as they were and the state no longer ``healthy``.
+    """
+    scale = state.loss_scale["scale"] if half else None
+    gradients, metrics = gradients_of(objective, state.params, batch, accumulate, scale)
+    norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    moved = optax.tree.norm(updates)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(moved)
+    # At scale 1 the fault is not the scale's.
+    overflow = ~finite & jnp.isfinite(metrics["loss"]) & (state.loss_scale["scale"] > 1) if half else jnp.zeros((), bool)
+    healthy = state.healthy & (finite | overflow)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = jax.tree.map(lambda old, new: old + (1 - ema_decay) * (new - old), ema, params)
+    updated = {"params": params, "opt_state": opt_state, "ema": ema}
+    kept = {name: getattr(state, name) for name in updated}
+    updated = jax.tree.map(lambda new, old: jnp.where(healthy & finite, new, old), updated, kept)
+    loss_scale = _next_scale(state.loss_scale, finite) if half else state.loss_scale
+    metrics |= {"gradient_norm": norm, "update_norm": moved, "skipped": (healthy & overflow).astype(jnp.float32)}
+    step = state.step + healthy.astype(jnp.int32)
+    return TrainState(step=step, **updated, loss_scale=loss_scale, healthy=healthy), metrics
+
+
+def _next_scale(loss_scale: dict, finite: jax.Array) -> dict:
+    """Half after an overflow; double after so many steps without one."""
+    count = jnp.where(finite, loss_scale["finite"] + 1, 0)
+    grow = count >= GROW_AFTER
+    scale = loss_scale["scale"]
+    grown = jnp.where(grow, jnp.minimum(2 * scale, LARGEST_SCALE), scale)
+    return {
+        "scale": jnp.where(finite, grown, jnp.maximum(scale / 2, 1.0)),
+        "finite": jnp.where(grow, 0, count),
+    }
 
 
 def require_finite(losses: list[float], step: int) -> None:

@@ -1,0 +1,53 @@
+"""Weights from one world into another: our checkpoints, the authors' files, Hugging Face's folders."""
+
+from pathlib import Path
+
+from percepiano_ast.config import FrontEnd, InputError, ModelConfig, Statistics, from_json
+from percepiano_ast.models.weights import Weights, read_weights, write_weights
+from percepiano_ast.training.checkpoints import open_latest
+
+# An AST is the same model in both forms; a pre-training has no classifier, and so no other form.
+_FORMS = {"ast": ("ast", "hf_ast"), "hf_ast": ("hf_ast", "ast")}
+
+
+def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
+    """Read weights from ``source`` and write them to ``to``.
+
+    Args:
+        source: directory of a pre-training (``runs/base/pretrain/ssast``), or what ``weights.read_weights`` takes.
+        to: a ``.safetensors`` file, or for the kind ``hf_ast`` a folder.
+        kind: ``ast`` or ``hf_ast`` for an AST; by default the kind that it is.
+
+    Raises:
+        InputError: no weights there, or a form that they do not have.
+    """
+    home = Path(source) / "checkpoints"
+    found = from_pretraining(home) if home.is_dir() else read_weights(source)
+    forms = _FORMS.get(found.kind, (found.kind,))
+    if kind and kind not in forms:
+        raise InputError(f"{source} holds weights of the kind {found.kind!r}, which cannot become {kind!r}; it can be "
+                         f"written as: {', '.join(forms)}")
+    return write_weights(to, Weights(**{**vars(found), "kind": kind or found.kind}))
+
+
+def from_pretraining(checkpoints: str | Path) -> Weights:
+    """The newest whole checkpoint of an SSAST pre-training, its moving average where it has one.
+
+    Raises:
+        InputError: there is none, or it has a decoder: SSAST's published form does not.
+    """
+    tree, made = open_latest(checkpoints, made_by="`python -m percepiano_ast pretrain`")
+    if made["pretrain"]["decoder_depth"]:
+        raise InputError(
+            f"{checkpoints} holds a pre-training with a decoder, which SSAST's published form does not have; use it with "
+            "`finetune --init visible`"
+        )
+    state = tree["state"]
+    return Weights(
+        params=state["ema"] or state["params"],
+        config=from_json(ModelConfig, made["model"]),
+        kind="ssast_pretrain",
+        front_end=FrontEnd(**made["front_end"]),
+        statistics=Statistics(**made["statistics"]),
+        description={"data": made["data"], "epoch": made["epoch"], "checkpoint": made["sha256"]},
+    )

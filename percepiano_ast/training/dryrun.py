@@ -1,0 +1,237 @@
+"""Does a pre-training step fit on a TPU, and how long would a run take? Answered without a TPU, by compiling for one.
+
+``libtpu`` compiles ahead of time for a topology that is only described, and says what the program needs in the memory of
+each device. It reads the environment when it is loaded, so every compilation has a process of its own.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from percepiano_ast.config import AUDIOSET, InputError, Preset, RunFailed, choose
+from percepiano_ast.training import flops
+from percepiano_ast.training.parallel import DATA, Layout
+from percepiano_ast.training.pretrain import Pretraining
+
+GIB = 2**30
+MUSIC_HOURS = 200  # MAESTRO v3
+UTILISATION = 0.3  # of the published peak, which a training step on one chip or eight should reach
+_LIMIT_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """A TPU to compile for.
+
+    Attributes:
+        topology: libtpu's name of it.
+        chips_per_host: along x, y, z; one host has them all.
+        devices: what JAX sees: chips, or cores where a chip has two.
+        memory: bytes per device that a program may use, as libtpu's compiler says itself.
+        peak: published bfloat16 FLOP/s per device.
+    """
+
+    topology: str
+    chips_per_host: tuple[int, int, int]
+    devices: int
+    memory: int
+    peak: float
+
+
+# Peaks: cloud.google.com/tpu/docs/{v5e,v6e,v3}; 123e12 of a v3 chip are two cores'.
+TARGETS = {
+    "v5e-1": Target("v5e:1x1", (1, 1, 1), 1, int(15.75 * GIB), 197e12),
+    "v6e-1": Target("v6e:1x1", (1, 1, 1), 1, int(31.25 * GIB), 918e12),
+    "v5e-8": Target("v5e:2x4", (2, 4, 1), 8, int(15.75 * GIB), 197e12),
+    "v3-8": Target("v3:2x2", (2, 2, 1), 8, int(15.48 * GIB), 61.5e12),
+}
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A pre-training step that has been compiled for a target, and fits.
+
+    Attributes:
+        target, model, batch_size, accumulate: what was compiled.
+        devices: that the batch is spread over.
+        memory: bytes per device that there are.
+        arguments, outputs, temporaries: bytes per device; outputs without those that take the place of arguments.
+        compile_seconds: on this machine.
+        clip_flops: FLOPs of one clip, forward and backward (`flops.pretrain_flops`).
+        hours: an estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of music, at
+            `UTILISATION`.
+    """
+
+    target: str
+    model: str
+    batch_size: int
+    accumulate: int
+    devices: int
+    memory: int
+    arguments: int
+    outputs: int
+    temporaries: int
+    compile_seconds: float
+    clip_flops: float
+    epochs: int
+    hours: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes per device that the step needs."""
+        return self.arguments + self.outputs + self.temporaries
+
+    def __str__(self) -> str:
+        cut = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
+        return (
+            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {self.devices} "
+            f"device{'s' if self.devices > 1 else ''} fits: {self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device "
+            f"(arguments {self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries "
+            f"{self.temporaries / GIB:.2f}), compiled in {self.compile_seconds:.0f} s\n"
+            f"  {self.clip_flops / 1e9:.4g} GFLOP a clip: {MUSIC_HOURS} h of music x {self.epochs} epochs would take "
+            f"{self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published peak (an estimate from the peak, not a "
+            "measurement)"
+        )
+
+
+def dry_run(preset: Preset, target: str) -> DryRun:
+    """Compile the pre-training step of ``preset`` for ``target``, one of `TARGETS`.
+
+    Raises:
+        InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the batch, or the batch does
+            not fit; then the message gives the numbers and the smallest accumulation that has been compiled and fits.
+        RunFailed: the compiler failed or took too long.
+    """
+    place = choose(TARGETS, target, "target")
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(
+            f"compiling for {target} needs libtpu, which is not installed: pip install 'jax[tpu]=={jax.__version__}'"
+        )
+    made = _compile(preset, place)
+    if "refused" in made:
+        raise InputError(f"{target}: {made['refused']}")
+    if "exceeds" in made:
+        raise InputError(_does_not_fit(preset, target, made["exceeds"]))
+    return _result(preset, target, made)
+
+
+def _result(preset: Preset, target: str, made: dict) -> DryRun:
+    place, model, config = TARGETS[target], preset.model, preset.pretrain
+    clip_flops = flops.pretrain_flops(model, config)
+    clips = config.epochs * MUSIC_HOURS * 3600 / preset.front_end.seconds(model.n_frames)
+    return DryRun(
+        target=target,
+        model=model.name,
+        batch_size=config.batch_size,
+        accumulate=preset.execution.accumulate,
+        devices=place.devices,
+        memory=place.memory,
+        **made,
+        clip_flops=clip_flops,
+        epochs=config.epochs,
+        hours=clips * clip_flops / (UTILISATION * place.peak * place.devices) / 3600,
+    )
+
+
+def _does_not_fit(preset: Preset, target: str, needs: str) -> str:
+    """The message: what is needed, what there is, and what would fit."""
+    place, asked, batch = TARGETS[target], preset.execution.accumulate, preset.pretrain.batch_size
+    text = f"batch {batch} needs {needs} per device on {target}, which has {place.memory / GIB:.2f} GiB"
+    accumulate = 2 * asked
+    while batch % (place.devices * accumulate) == 0:
+        execution = dataclasses.replace(preset.execution, accumulate=accumulate)
+        made = _compile(dataclasses.replace(preset, execution=execution), place)
+        if "exceeds" not in made:
+            fitting = _result(preset, target, made)
+            return f"{text}: choose --accumulate {accumulate} (compiled: {fitting.peak / GIB:.2f} GiB)"
+        accumulate *= 2
+    hint = "a smaller batch or model" if preset.execution.remat else "--remat, a smaller batch or a smaller model"
+    return f"{text}, and no accumulation up to one clip at a time makes it fit: choose {hint}"
+
+
+def _compile(preset: Preset, place: Target) -> dict:
+    """In a process of its own: fields of `DryRun`; or ``exceeds``, what is needed instead; or ``refused``, and why."""
+    quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
+    wanted = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", f"from {__name__} import compile_described; compile_described()"],
+            input=pickle.dumps((preset, place)),
+            cwd=Path(__file__).resolve().parents[2],  # where the package is found
+            env=os.environ | quiet | wanted,
+            capture_output=True,
+            timeout=_LIMIT_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(f"the compiler has not finished after {_LIMIT_SECONDS:.0f} s; choose a smaller model") from error
+    if child.returncode:
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        raise RunFailed(f"compiling for {place.topology} failed (exit {child.returncode}): {lines[-1] if lines else ''}")
+    made = json.loads(child.stdout.splitlines()[-1])
+    if "exceeds" not in made and "refused" not in made:
+        needed = made["arguments"] + made["outputs"] + made["temporaries"]
+        if needed > place.memory:
+            return {"exceeds": f"{needed / GIB:.2f} GiB"}
+    return made
+
+
+def compile_described() -> None:
+    """Compile what comes pickled on standard input, and print the result as JSON: the child process of `dry_run`."""
+    preset, place = pickle.load(sys.stdin.buffer)
+    try:
+        made = _compile_here(preset, place)
+    except InputError as error:
+        made = {"refused": str(error)}
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        made = {"exceeds": _exceeded(str(error))}
+    print(json.dumps(made))
+
+
+def _compile_here(preset: Preset, place: Target) -> dict:
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=place.topology, chips_per_host_bounds=list(place.chips_per_host)
+    )
+    layout = Layout.over(topology.devices, preset.execution.shard_params)
+    # Neither the statistics nor the number of steps change what the compiler has to do.
+    run = Pretraining(
+        preset.model, preset.pretrain, preset.front_end, AUDIOSET, 1000, execution=preset.execution, layout=layout
+    )
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        run.abstract_state,
+        layout.of_state(run.abstract_state),
+    )
+    shape = (preset.pretrain.batch_size, preset.model.n_frames, preset.model.n_mels)
+    start = time.perf_counter()
+    compiled = run.step.lower(state, jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=layout.sharding(DATA))).compile()
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "compile_seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _exceeded(message: str) -> str:
+    """What is needed, from the compiler's refusal: all of it, or the one array that is too large alone."""
+    if used := re.search(r"Used ([\d.]+)([MGT]) of", message):
+        return f"{float(used[1]) * {'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]]:.2f} GiB"
+    if array := re.search(r"Allocation \(size=(\d+)\)", message):
+        return f"{int(array[1]) / GIB:.2f} GiB for one array alone"
+    raise RunFailed(f"the compiler ran out of memory and does not say how much it needs: {message[:300]}")

@@ -1,0 +1,46 @@
+"""Model FLOPs of a training step, and what share of a device's matrix peak a run reaches (MFU)."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from percepiano_ast.config import ModelConfig, PretrainConfig
+from percepiano_ast.models.ast import PREFIX_TOKENS
+
+# Sides of the square matrices that the peak is measured with: long enough to saturate, short enough to take a moment.
+_PEAK_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
+_PEAK_RUNS = 5
+
+
+def block_flops(width: int, mlp_ratio: int, depth: int, tokens: int) -> float:
+    """Forward FLOPs of ``depth`` transformer blocks for one clip: products with weights, and attention; 2 per multiply-add."""
+    weights = (4 + 2 * mlp_ratio) * width**2
+    return depth * tokens * (2 * weights + 4 * tokens * width)
+
+
+def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
+    """FLOPs of one training clip, forward and backward (3 x forward); what remat computes again does not count."""
+    masked, patches = config.num_masked(model), model.num_patches
+    seen = patches - masked if config.decoder_depth else patches
+    forward = 2 * seen * model.patch_dim * model.width
+    forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + seen)
+    forward += block_flops(model.width, model.mlp_ratio, config.decoder_depth, PREFIX_TOKENS + patches)
+    forward += 2 * 2 * masked * model.width * (model.width + model.patch_dim)  # two heads
+    forward += 2 * masked**2 * model.patch_dim  # InfoNCE
+    return 3.0 * forward
+
+
+def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
+    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of a few."""
+    side = _PEAK_SIDE.get(device.platform, _PEAK_SIDE["cpu"])
+    with jax.default_device(device):
+        matrix = jnp.ones((side, side), dtype)
+        multiply = jax.jit(lambda x: x @ x).lower(matrix).compile()
+        multiply(matrix).block_until_ready()
+        best = float("inf")
+        for _ in range(_PEAK_RUNS):
+            start = time.perf_counter()
+            multiply(matrix).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return 2.0 * side**3 / best

@@ -1,0 +1,268 @@
+"""Published weights in and out: names, files that we write, Hugging Face's, foreign geometries. About 10 s.
+
+Tests marked ``peer`` compare with transformers itself.
+"""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from percepiano_ast.config import KALDI, FrontEnd, InputError, ModelConfig, Statistics
+from percepiano_ast.models import ast, convert, ssast, weights
+
+SMALL = ModelConfig("custom", width=64, depth=2, num_heads=1, n_mels=32, n_frames=96)
+
+
+def shapes_of(kind: str, config: ModelConfig = SMALL) -> dict:
+    log_mel = jnp.zeros((1, config.n_frames, config.n_mels))
+    if kind == "ssast_pretrain":
+        arguments = (ssast.SSAST(config), log_mel, jnp.zeros((1, 1), jnp.int32))
+    else:
+        arguments = (ast.Classifier(config, 3), log_mel)
+    return jax.eval_shape(arguments[0].init, jax.random.key(0), *arguments[1:])["params"]
+
+
+@functools.cache
+def params_of(kind: str, config: ModelConfig = SMALL) -> dict:
+    """Random parameters; those that the published model of this kind does not have are zero."""
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(kind, config))
+    if kind == "hf_ast":
+        params["encoder"]["mask_embed"][:] = 0
+    return params
+
+
+def assert_equal(params: dict, expected: dict) -> None:
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+
+
+class TestNames:
+    """Dictionaries of arrays."""
+
+    @pytest.mark.parametrize("kind", convert.KINDS)
+    def test_round_trip_is_exact(self, kind):
+        tensors = convert.to_torch(params_of(kind), kind, SMALL.patch_size)
+        assert_equal(convert.from_torch(tensors, kind), params_of(kind))
+        again = convert.to_torch(convert.from_torch(tensors, kind), kind, SMALL.patch_size)
+        assert again.keys() == tensors.keys()
+        assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
+
+    def test_published_form(self):
+        tensors = convert.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
+        blocks = params_of("ssast_pretrain")["encoder"]["blocks"]
+        assert tensors["v.patch_embed.proj.weight"].shape == (64, 1, 16, 16)
+        np.testing.assert_array_equal(tensors["v.blocks.1.attn.qkv.weight"], blocks["attention"]["qkv"]["kernel"][1].T)
+        unused = {"v.head.weight": np.zeros(1), "p_input_fdim": np.zeros(())}
+        parallel = {f"module.{name}": value for name, value in (tensors | unused).items()}
+        assert_equal(convert.from_torch(parallel, "ssast_pretrain"), params_of("ssast_pretrain"))
+
+    def test_hugging_face_names_of_version_5_in_memory(self):
+        tensors = convert.to_torch(params_of("hf_ast"), "hf_ast", SMALL.patch_size)
+        prefix = "audio_spectrogram_transformer."
+        assert f"{prefix}encoder.layer.1.attention.attention.key.bias" in tensors
+        spelling = {
+            "encoder.layer.": "layers.", "attention.attention.query": "attention.q_proj", "output.dense": "mlp.fc2",
+            "attention.attention.key": "attention.k_proj", "attention.attention.value": "attention.v_proj",
+            "attention.mlp.fc2": "attention.o_proj", "intermediate.dense": "mlp.fc1",
+        }  # fmt: skip
+        for old, new in spelling.items():
+            tensors = {name.replace(old, new): value for name, value in tensors.items()}
+        assert f"{prefix}layers.0.attention.o_proj.weight" in tensors
+        assert_equal(convert.from_torch(tensors, "hf_ast"), params_of("hf_ast"))
+
+    @pytest.mark.parametrize("kind", ["ssast_finetune", "ast"])
+    def test_mask_token_is_zero_where_none_is_published(self, kind):
+        tensors = convert.to_torch(params_of(kind), kind, SMALL.patch_size)
+        del tensors["mask_embed"]
+        assert not convert.from_torch(tensors, kind)["encoder"]["mask_embed"].any()
+
+    def test_wrong_weights_are_refused(self):
+        tensors = convert.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
+        with pytest.raises(InputError, match="missing .'cpredlayer.0.bias'"):
+            convert.from_torch({k: v for k, v in tensors.items() if k != "cpredlayer.0.bias"}, "ssast_pretrain")
+        with pytest.raises(InputError, match="unknown .'v.rogue'"):
+            convert.from_torch(tensors | {"v.rogue": np.zeros(1)}, "ssast_pretrain")
+        with pytest.raises(InputError, match="v.blocks.1.norm1.bias is .3,. and v.blocks.0.norm1.bias .64,."):
+            convert.from_torch(tensors | {"v.blocks.1.norm1.bias": np.zeros(3)}, "ssast_pretrain")
+        with pytest.raises(InputError, match="Choose one of"):
+            convert.from_torch(tensors, "beats")
+        with pytest.raises(InputError, match="missing .'mlp_head"):
+            convert.from_torch({k: v for k, v in tensors.items() if not k.startswith("v.blocks")}, "ast")
+
+    def test_models_without_a_published_form_are_refused(self):
+        decoder = params_of("ssast_pretrain") | {"decoder": {"mask_token": np.zeros((1, 1, 64))}}
+        with pytest.raises(InputError, match="unknown .'decoder/mask_token'.*own checkpoints"):
+            convert.to_torch(decoder, "ssast_pretrain", SMALL.patch_size)
+        with pytest.raises(InputError, match="missing .'head/bias'"):
+            convert.to_torch({"encoder": params_of("ast")["encoder"]}, "ast", SMALL.patch_size)
+
+
+class TestOtherModels:
+    """Weights that meet another model."""
+
+    def test_first_differing_leaf_is_named(self):
+        like = shapes_of("ast", dataclasses.replace(SMALL, width=32))
+        wanted = (
+            r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, \(2, 32\) in the model\. Choose the model"
+        )
+        with pytest.raises(InputError, match=wanted):
+            convert.require_same_shapes(params_of("ast"), like, "old.pth")
+        convert.require_same_shapes(params_of("ast"), shapes_of("ast"), "old.pth")
+        with pytest.raises(InputError, match=r"head/bias is missing in old\.pth, \(3,\) in the model"):
+            convert.require_same_shapes({"encoder": params_of("ast")["encoder"]}, shapes_of("ast"), "old.pth")
+        with pytest.raises(InputError, match=r"discriminative/hidden/bias is \(64,\) in old\.pth, missing in the"):
+            convert.require_same_shapes(params_of("ssast_pretrain"), shapes_of("ast"), "old.pth")
+
+    def test_an_encoder_runs_in_another_window_and_stride(self):
+        other = dataclasses.replace(SMALL, stride=(10, 10), n_frames=64)
+        fitted = convert.fit_positions(params_of("ast"), SMALL, other)
+        convert.require_same_shapes(fitted, shapes_of("ast", other), "weights")
+        expected = ast.resize_positions(params_of("ast")["encoder"]["pos_embed"], SMALL.grid, other.grid)
+        np.testing.assert_array_equal(fitted["encoder"]["pos_embed"], expected)
+        assert convert.fit_positions(params_of("ast"), SMALL, SMALL) is params_of("ast")
+
+    def test_what_no_resizing_makes_alike_is_refused(self):
+        tall = dataclasses.replace(SMALL, n_mels=128)
+        frames = dataclasses.replace(tall, patch_size=(128, 2), stride=(128, 2))
+        assert tall.patch_dim == frames.patch_dim  # shapes do not tell these apart
+        with pytest.raises(InputError, match=r"patches of \(128, 2\) .* patches of \(16, 16\)"):
+            convert.fit_positions(params_of("ast"), frames, tall)
+        wanted = r"encoder/pos_embed is \(1, 14, 64\) for 32 mel bands in the weights, \(1, 50, 64\) for 128 in the"
+        with pytest.raises(InputError, match=wanted):
+            convert.fit_positions(params_of("ast"), SMALL, tall)
+
+
+class TestFiles:
+    """`weights` on files that this package wrote."""
+
+    @pytest.mark.parametrize("kind", convert.KINDS)
+    def test_what_is_written_is_read(self, kind, tmp_path):
+        ours = {"front_end": FrontEnd(), "statistics": Statistics(-20.1, 12.3, 5, 0.0, 0.1)}
+        written = weights.Weights(
+            params_of(kind), SMALL, kind, description={"licence": "CC0", "steps": 3}, norm_epsilon=1e-12,
+            **({} if kind == "hf_ast" else ours),
+        )  # fmt: skip
+        path = weights.write_weights(tmp_path / "new" / ("hf" if kind == "hf_ast" else "w.safetensors"), written)
+        read = weights.read_weights(path)
+        assert_equal(read.params, written.params)
+        assert dataclasses.replace(read, params={}) == dataclasses.replace(written, params={})
+        assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing partial is left
+        if kind == "ssast_pretrain":
+            assert load_file(path)["p_input_tdim"].shape == () and load_file(path)["p_input_tdim"] == 96
+
+    def test_wrong_files_are_refused(self, tmp_path):
+        good = weights.Weights(params_of("ast"), SMALL, "ast")
+        path = weights.write_weights(tmp_path / "good.safetensors", good)
+        half = tmp_path / "half.safetensors"
+        half.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(InputError, match="half.safetensors is damaged"):
+            weights.read_weights(half)
+        with pytest.raises(InputError, match="no weights at .*absent"):
+            weights.read_weights(tmp_path / "absent")
+        save_file(load_file(path), tmp_path / "odd.safetensors", {"kind": "ast", "config": "{}"})
+        with pytest.raises(InputError, match="describes itself"):
+            weights.read_weights(tmp_path / "odd.safetensors")
+        save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
+        with pytest.raises(InputError, match="not the weights of a ast model"):
+            weights.read_weights(tmp_path / "other.safetensors")
+        with pytest.raises(InputError, match="end in .safetensors"):
+            weights.write_weights(tmp_path / "good.npz", good)
+        wide = dataclasses.replace(good, config=dataclasses.replace(SMALL, width=128))
+        with pytest.raises(InputError, match="encoder/blocks/attention/proj/bias is .2, 64. in what is to be written"):
+            weights.write_weights(path, wide)
+
+    def test_hugging_face_folders_that_lie_are_refused(self, tmp_path):
+        good = weights.Weights(params_of("hf_ast"), SMALL, "hf_ast")
+        folder = weights.write_weights(tmp_path / "hf", good)
+        with pytest.raises(InputError, match="holds something already"):
+            weights.write_weights(folder, good)
+        with pytest.raises(InputError, match="Write it as kind 'ast'"):
+            weights.write_weights(tmp_path / "no", dataclasses.replace(good, front_end=FrontEnd()))
+        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"format": "pt"})
+        level = {"sampling_rate": 16_000, "mean": -6.845978, "std": 5.5654526}
+        (folder / "preprocessor_config.json").write_text(json.dumps(level))
+        read = weights.read_weights(folder / "model.safetensors")
+        assert read.config == SMALL and read.front_end == KALDI and read.head_epsilon == 1e-6
+        assert read.statistics.mean_db == pytest.approx(10 * np.log10(np.exp(-6.845978)))
+        config = json.loads((folder / "config.json").read_text())
+        for change, message in (
+            ({"hidden_size": 128, "intermediate_size": 512}, "proj/bias is .2, 64. in .*, .2, 128. in the model"),
+            ({"num_hidden_layers": 3}, "attention/proj/bias is .2, 64."),
+            ({"hidden_act": "relu"}, "hidden_act = 'relu', an AST has 'gelu'"),
+            ({"max_length": 200}, "encoder/pos_embed is .1, 14, 64."),
+            ({"patch_size": None}, "does not describe an AST"),
+        ):
+            (folder / "config.json").write_text(json.dumps(config | change))
+            with pytest.raises(InputError, match=message):
+                weights.read_weights(folder)
+        (folder / "config.json").unlink()
+        with pytest.raises(InputError, match="no .*config.json"):
+            weights.read_weights(folder)
+
+
+class TestPeer:
+    """transformers' own files and numbers. Run with ``-m peer`` where it is installed."""
+
+    pytestmark = pytest.mark.peer
+    CONFIG = dataclasses.replace(SMALL, stride=(10, 10), num_heads=2)
+
+    @staticmethod
+    def spectrograms(config: ModelConfig) -> np.ndarray:
+        return np.random.default_rng(3).normal(size=(2, config.n_frames, config.n_mels)).astype(np.float32)
+
+    @staticmethod
+    def logits(read: weights.Weights, log_mel: np.ndarray) -> np.ndarray:
+        epsilons = {"norm_epsilon": read.norm_epsilon, "head_epsilon": read.head_epsilon}
+        model = ast.Classifier(read.config, len(read.params["head"]["bias"]), **epsilons)
+        return np.asarray(jax.jit(model.apply)({"params": read.params}, log_mel)[0])
+
+    @pytest.mark.parametrize("half", [False, True])
+    def test_hugging_face_to_us(self, tmp_path, half):
+        import torch
+        import transformers
+
+        config, log_mel = self.CONFIG, self.spectrograms(self.CONFIG)
+        torch.manual_seed(0)
+        theirs = transformers.ASTForAudioClassification(
+            transformers.ASTConfig(
+                hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256,
+                max_length=config.n_frames, num_mel_bins=config.n_mels, num_labels=5, initializer_range=0.2,
+            )
+        ).eval()  # fmt: skip
+        with torch.no_grad():
+            for value in theirs.parameters():
+                value += 0.1 * torch.randn_like(value)
+            if half:
+                theirs = theirs.bfloat16()
+            theirs.save_pretrained(tmp_path)
+            transformers.ASTFeatureExtractor(num_mel_bins=config.n_mels, mean=-6.5, std=5.5).save_pretrained(tmp_path)
+            expected = theirs.float()(torch.from_numpy(log_mel)).logits.numpy()
+        read = weights.read_weights(tmp_path)
+        assert read.config == config and np.ptp(expected) > 1
+        np.testing.assert_allclose(self.logits(read, log_mel), expected, atol=1e-5)
+        assert read.statistics.mean_db == pytest.approx(-6.5 * 10 / np.log(10))
+
+    def test_us_to_hugging_face(self, tmp_path):
+        import torch
+        import transformers
+
+        config, log_mel = self.CONFIG, self.spectrograms(self.CONFIG)
+        params = jax.tree.map(lambda leaf: leaf * np.float32(0.2), params_of("hf_ast", config))
+        ours = weights.Weights(params, config, "hf_ast", norm_epsilon=1e-12, head_epsilon=1e-12)
+        folder = weights.write_weights(tmp_path / "hf", ours)
+        model, report = transformers.ASTForAudioClassification.from_pretrained(folder, output_loading_info=True)
+        assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        with torch.no_grad():
+            theirs = model.eval()(torch.from_numpy(log_mel)).logits.numpy()
+        np.testing.assert_allclose(self.logits(ours, log_mel), theirs, atol=1e-5)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        assert (extractor.mean, extractor.std) == pytest.approx((-4.2677393, 4.5689974), rel=1e-7)
+        assert (extractor.max_length, extractor.num_mel_bins) == (config.n_frames, config.n_mels)
