@@ -133,6 +133,48 @@ class TestPretrain:
         masks = np.sort(np.concatenate([run.sample_mask(jax.random.key(step), 4) for step in range(2)]), axis=1)
         assert masks.shape == (8, 25) and len(np.unique(masks, axis=0)) == 8
 
+    def test_steps_are_noted_with_all_that_tells_a_healthy_run(self, pretrained):
+        with (pretrained[0] / "steps.csv").open(newline="") as file:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        assert [row["step"] for row in rows] == [20, 40, 60]
+        assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in pretrained[1]], rel=1e-5)
+        for row in rows:
+            assert row["gradient_norm"] > 0 and row["update_norm"] > 0 and row["skipped"] == 0
+            assert 0 < row["mfu"] < 1 and row["clips_per_second"] > 0 and 0 <= row["accuracy"] <= 1
+        assert rows[1]["learning_rate"] == pytest.approx(float(learning_rate(PRETRAIN, 60)(39)), rel=1e-5)
+
+    def test_tensorboard_gets_the_same_numbers(self, pretrained):
+        pytest.importorskip("tensorboard")
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        board = EventAccumulator(str(pretrained[0] / "tensorboard"))
+        board.Reload()
+        points = [(event.step, event.value) for event in board.Scalars("loss")]
+        assert points == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in pretrained[1]]
+
+    def test_a_moving_average_of_the_parameters(self, pretrained, tmp_path):
+        pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, ema_decay=0.5, epochs=1))
+        state = open_latest(tmp_path / "checkpoints", made_by="")[0]["state"]
+        gaps = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(state["ema"]), jax.tree.leaves(state["params"]))]
+        assert 0 < max(gaps) < 0.1  # behind, but not far: the rate has fallen to nearly nothing
+        assert open_latest(pretrained[0] / "checkpoints", made_by="")[0]["state"]["ema"] is None
+
+    def test_the_published_optimiser_learns_too(self, tmp_path):
+        published = dataclasses.replace(PRETRAIN, optimizer="published", learning_rate=3e-3, epochs=2)
+        first, last = pretrain_to(tmp_path, published)
+        assert last["loss"] < first["loss"]
+        with pytest.raises(InputError, match="unknown optimizer 'sgd'.* adamw, published"):
+            Pretraining(MODEL, dataclasses.replace(PRETRAIN, optimizer="sgd"), FRONT_END, STATISTICS, 1).init()
+
+    @pytest.mark.parametrize("ratio, masked", [(0.01, 0), (0.99, 32)])
+    def test_a_mask_that_leaves_nothing_to_see_or_to_guess_is_refused(self, tmp_path, ratio, masked):
+        with pytest.raises(InputError, match=f"masks {masked} of 32 patches: choose one from 0.0312 to 0.969"):
+            pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, mask_ratio=ratio))
+
+    def test_the_visible_form_learns(self, tmp_path):
+        first, *_, last = pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, decoder_depth=1))
+        assert last["validation_mse"] < 0.8 * first["validation_mse"]
+
     def test_no_validation_batch_is_said(self, tmp_path):
         with pytest.raises(InputError, match="validation split does not fill one batch; choose a smaller batch size"):
             pretrain_to(tmp_path, validation=list)
@@ -278,12 +320,21 @@ class TestState:
         # A run too short for the warm-up spends a tenth on it.
         np.testing.assert_allclose([learning_rate(config, 20)(k) for k in (0, 1, 2, 20)], [0, 0.25, 0.5, 0], atol=1e-6)
 
-    def test_vectors_do_not_decay(self):
-        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    def test_only_kernels_decay(self):
+        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2))}  # of stacked blocks a bias has two axes
         optimizer = make_optimizer(dataclasses.replace(PRETRAIN, warmup_steps=0, weight_decay=0.1), 10)
         updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
         np.testing.assert_allclose(updates["kernel"], -0.1 * PRETRAIN.learning_rate, rtol=1e-5)
         np.testing.assert_array_equal(updates["bias"], 0.0)
+
+    def test_what_a_device_cannot_do_is_refused(self):
+        (cpu, *_) = jax.devices()
+        with pytest.raises(InputError, match="unknown precision 'fp8'.* float32, bfloat16, float16"):
+            compute_for(Execution(precision="fp8"), cpu)
+        with pytest.raises(InputError, match="'cudnn' needs a GPU from Ampere on .* not cpu in float32"):
+            compute_for(Execution(attention="cudnn"), cpu)
+        with pytest.raises(InputError, match="unknown attention 'flash'"):
+            compute_for(Execution(attention="flash"), cpu)
 
     def test_a_cpu_computes_in_float32(self):
         assert compute_for(Execution(), jax.devices()[0]).dtype == jnp.float32
