@@ -12,6 +12,7 @@ bash colab_setup.sh help        this text
 
 PYTHON=/path/to/python3.12      builds .venv with this Python; otherwise the newest of 3.11 to 3.13 that runs
 PIP_CONSTRAINT=/path/to/file    versions that pip has to keep to
+TPU_COMPILER=1                  also installs libtpu, which `pretrain --dry-run` needs on a machine without a TPU
 USAGE
 }
 
@@ -97,7 +98,10 @@ has_tpu() { # device ids of jax/_src/hardware_utils.py: Google's vendor id alone
 }
 
 jax_requirement() {
-  if has_tpu; then echo 'jax[tpu]'; elif nvidia-smi -L >/dev/null 2>&1; then echo 'jax[cuda12]'; else echo jax; fi
+  local extras=()
+  if has_tpu || [[ -n ${TPU_COMPILER:-} ]]; then extras+=(tpu); fi
+  if nvidia-smi -L >/dev/null 2>&1; then extras+=(cuda12); fi
+  if [[ ${#extras[@]} -eq 0 ]]; then echo jax; else (IFS=, && echo "jax[${extras[*]}]"); fi
 }
 
 # ---------------------------------------------------------------- elsewhere than Colab: .venv

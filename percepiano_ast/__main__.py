@@ -178,7 +178,7 @@ def _add_pretraining(command):
 
 def _add_precision(command):
     command.add_argument("--precision", default="", help="float32, bfloat16, float16 (default: the device's fastest)")
-    command.add_argument("--attention", default="", help="xla or cudnn (default: cudnn where it runs)")
+    command.add_argument("--attention", default="", help="xla, cudnn or heads (default: the fastest)")
 
 
 def _add_tools(add):

@@ -204,7 +204,8 @@ class Execution:
             Parameters, LayerNorm statistics, softmax and losses are float32 always.
         accumulate: micro-batches that a batch is cut into; their gradients are averaged.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        attention: ``xla``, ``cudnn`` (fused, Ampere and newer, 16-bit) or ``auto``, cudnn where it runs.
+        attention: ``xla``, ``cudnn`` (fused, Ampere and newer, 16-bit), ``heads`` (one at a time, for a CPU) or ``auto``, the
+            fastest of them.
         shard_params: spread parameters and optimiser state over the devices, not only the batch.
     """
 

@@ -12,7 +12,10 @@ from percepiano_ast.data.shards import ShardSet
 def train() -> ShardSet:
     """Three chunks of noise, so that a frame says where it is from."""
     rng = np.random.default_rng(0)
-    chunks = [{"log_mel": rng.integers(0, 256, (n, 128), np.uint8)} for n in (2500, 1024, 1300)]
+    chunks = [
+        {"log_mel": rng.integers(0, 256, (n, 128), np.uint8), "recording": f"{n}.wav".encode(), "start_frame": 100}
+        for n in (2500, 1024, 1300)
+    ]
     return ShardSet(chunks, FrontEnd(), Statistics(0.0, 1.0, 1, 0.0, 0.0), {})
 
 
@@ -26,22 +29,35 @@ class TestPretrainBatches:
         made = self.make(train)
         steps = made.steps_per_epoch
         stream = made.from_step(0)
-        whole = [next(stream) for _ in range(2 * steps + 2)]
+        whole = [next(stream)["codes"] for _ in range(2 * steps + 2)]
         assert all(batch.shape == (4, 256, 128) and batch.dtype == np.uint8 for batch in whole)
         for step in (1, steps - 1, steps, steps + 1, 2 * steps + 1):
-            np.testing.assert_array_equal(next(self.make(train).from_step(step)), whole[step])
+            np.testing.assert_array_equal(next(self.make(train).from_step(step))["codes"], whole[step])
         assert not np.array_equal(whole[0], whole[steps]), "the second epoch repeats the first one's crops"
-        np.testing.assert_array_equal(np.stack(list(made.one_epoch())), np.stack(whole[:steps]))
+        np.testing.assert_array_equal(np.stack([batch["codes"] for batch in made.one_epoch()]), np.stack(whole[:steps]))
 
     def test_another_seed_is_another_order(self, train):
-        assert not np.array_equal(next(self.make(train).from_step(0)), next(self.make(train, 1).from_step(0)))
+        first, other = (next(self.make(train, seed).from_step(0))["codes"] for seed in (0, 1))
+        assert not np.array_equal(first, other)
+
+    def test_the_rows_of_all_processes_are_the_batch_of_one(self, train):
+        alone = self.make(train).from_step(3)
+        parts = [pretrain_batches(train, n_frames=256, batch_size=4, seed=0, process=(k, 2)).from_step(3) for k in (0, 1)]
+        for _ in range(8):  # into the next epoch
+            whole, halves = next(alone), [next(part) for part in parts]
+            np.testing.assert_array_equal(whole["codes"], np.concatenate([half["codes"] for half in halves]))
+            assert list(whole["clip"]) == [name for half in halves for name in half["clip"]]
+        with pytest.raises(InputError, match="a batch of 4 is not divided by 3 processes"):
+            pretrain_batches(train, n_frames=256, batch_size=4, seed=0, process=(0, 3))
 
     def test_an_epoch_visits_every_stretch_of_every_chunk_once(self, train):
         chunks = [train[i]["log_mel"] for i in range(len(train))]
         at = {chunk[k].tobytes(): (i, k) for i, chunk in enumerate(chunks) for k in range(len(chunk))}
         stretches = []
-        for (crop,) in self.make(train, batch_size=1).one_epoch():
+        for batch in self.make(train, batch_size=1).one_epoch():
+            (crop,), (name,) = batch["codes"], batch["clip"]
             chunk, start = at[crop[0].tobytes()]
+            assert name == f"{len(chunks[chunk])}.wav from frame {100 + start}"
             np.testing.assert_array_equal(crop, chunks[chunk][start : start + 256])
             stretches.append((chunk, int(8 * start / (len(chunks[chunk]) - 255))))
         assert sorted(stretches) == [(chunk, stretch) for chunk in range(3) for stretch in range(8)]

@@ -18,7 +18,8 @@ import pytest
 
 from percepiano_ast.config import MODELS, InputError, ModelConfig
 from percepiano_ast.dimensions import KEYS, group_indices
-from percepiano_ast.models import ast, baselines, convert, heads, ssast
+from percepiano_ast.models import ast, baselines, heads, ssast
+from percepiano_ast.models.transformer import Compute
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "parity.py"
@@ -165,11 +166,23 @@ class TestEncoder:
         with pytest.raises(InputError, match="32 bands x 10 frames is smaller than a patch of 16 x 16"):
             dataclasses.replace(SMALL, n_frames=10)
 
+    def test_attention_head_by_head_is_the_same_attention(self):
+        x, valid = spectrograms(3), jnp.ones((2, SMALL.num_patches), bool).at[0, 3].set(False)
+
+        def ratings_and_gradient(attention: str):
+            model = heads.Rater(SMALL, compute=Compute(attention=attention))
+            frames = jnp.repeat(valid[:, : SMALL.grid[1]], 16, axis=1)
+            objective = lambda params: model.apply({"params": params}, x, frames)[0].sum()  # noqa: E731
+            return jax.jit(jax.value_and_grad(objective))(rater_params())
+
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+        jax.tree.map(close, ratings_and_gradient("heads"), ratings_and_gradient("xla"))
+
     def test_recomputing_activations_changes_no_gradient(self):
         x, index = spectrograms(2), jnp.array([[0, 4, 7], [1, 2, 3]])
 
         def gradient(remat: bool):
-            model = ssast.SSAST(SMALL, ast.Compute(remat=remat))
+            model = ssast.SSAST(SMALL, Compute(remat=remat))
             objective = lambda params: ssast.losses(model.apply({"params": params}, x, index)[0])["loss"]  # noqa: E731
             return jax.jit(jax.grad(objective))(ssast_params())
 
@@ -414,13 +427,13 @@ class TestRater:
 
     def test_bfloat16_computes_near_float32_and_keeps_parameters(self):
         x, valid = spectrograms(2), jnp.ones((2, SMALL.n_frames), bool)
-        half = heads.Rater(SMALL, compute=ast.Compute(dtype=jnp.bfloat16))
+        half = heads.Rater(SMALL, compute=Compute(dtype=jnp.bfloat16))
         shapes = jax.eval_shape(half.init, jax.random.key(0), x, valid)["params"]
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
         ratings, intermediates = jax.jit(half.apply)({"params": rater_params()}, x, valid)
         assert ratings.dtype == jnp.float32 and intermediates["block0"].dtype == jnp.bfloat16
         np.testing.assert_allclose(ratings, self.apply({"params": rater_params()}, x, valid)[0], atol=0.1)
-        model, index = ssast.SSAST(SMALL, compute=ast.Compute(dtype=jnp.bfloat16)), jnp.array([[0, 1], [2, 3]])
+        model, index = ssast.SSAST(SMALL, compute=Compute(dtype=jnp.bfloat16)), jnp.array([[0, 1], [2, 3]])
         slope = jax.grad(lambda params: ssast.losses(model.apply({"params": params}, x, index)[0])["loss"])
         grads = jax.jit(slope)(ssast_params())
         assert all(leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))

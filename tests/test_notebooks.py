@@ -184,7 +184,7 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
     [
         (["notebooks", "--preset", "demmo"], "Did you mean 'demo'"),
         (["pretrain", "--out", "{tmp}"], "Run notebook 01_preprocess_maestro"),
-        (["finetune", "--out", "{tmp}"], "Run notebook 03_finetune_percepiano_gpu"),
+        (["finetune", "--out", "{tmp}"], "Run notebook 02_ssast_pretrain_tpu"),
         (["rate", "x.wav", "--run", "{tmp}"], "Run notebook 03_finetune_percepiano_gpu"),
         (["evaluate", "{tmp}/none.csv", "--out", "{tmp}/report"], "none.csv"),
         (["preprocess", "--source", "{tmp}/none.zip", "--out", "{tmp}"], "none.zip"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig, PretrainConfig, Statistics
+from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, PretrainConfig, Statistics
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, finetune_fold
@@ -50,7 +50,14 @@ def validation_batches() -> list[dict]:
 
 
 def pretrain_to(
-    directory, config=PRETRAIN, *, batches=stream, statistics=STATISTICS, validation=validation_batches
+    directory,
+    config=PRETRAIN,
+    *,
+    batches=stream,
+    statistics=STATISTICS,
+    validation=validation_batches,
+    steps=STEPS,
+    execution=Execution(),
 ) -> list[dict]:
     return pretrain(
         MODEL,
@@ -58,10 +65,11 @@ def pretrain_to(
         FRONT_END,
         statistics,
         batches=batches,
-        steps_per_epoch=STEPS,
+        steps_per_epoch=steps,
         validation=validation,
         directory=directory,
         description={"data": "made here"},
+        execution=execution,
         log=lambda line: None,
     )
 

@@ -5,22 +5,14 @@ and its published PyTorch code (``ast_models.py`` on timm's distilled DeiT). Spe
 normalised. Patches are counted along time first: patch ``f * T' + t`` of a grid of ``F' x T'``.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.models.transformer import Compute, Mask, layer_norm, per_token, run_blocks, token_init
 
 PREFIX_TOKENS = 2  # cls and distillation token stand before the patches
-
-# Scales with the width, so that the narrow presets train too. The published .02 is meant for width 768.
-_kernel_init = nn.initializers.xavier_uniform()
-token_init = nn.initializers.normal(0.02)
-
-
-Mask = jax.Array | None  # Bool; None is no mask
 
 
 def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
@@ -89,129 +81,6 @@ def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tupl
     return jnp.concatenate([prefix, patches.reshape(1, -1, table.shape[2])], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Compute:
-    """How the encoder computes; what it computes is the same but for rounding.
-
-    Attributes:
-        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are float32 always.
-        remat: keep only the input of every block and compute the rest again in the backward pass.
-        attention: ``xla``, or ``cudnn`` for its fused kernel (16-bit types on Ampere and newer).
-    """
-
-    dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    attention: str = "xla"
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention; logits and softmax in float32 whatever the compute type.
-
-    Attributes:
-        num_heads: must divide the width.
-        compute: see `Compute`.
-        need_weights: return the attention weights too; they are always computed by XLA then.
-    """
-
-    num_heads: int
-    compute: Compute
-    need_weights: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, Mask]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), weights float32 (B, H, L, L) or None; invalid keys get 0."""
-        batch, length, width = x.shape
-        dtype = self.compute.dtype
-        # One product for query, key and value; columns are q | k | v, each head-major, as in timm.
-        qkv = nn.Dense(3 * width, dtype=dtype, kernel_init=_qkv_init, name="qkv")(x)
-        qkv = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2)
-        weights = None
-        if self.compute.attention == "cudnn" and not self.need_weights:
-            mask = None if key_valid is None else key_valid[:, None, None, :]
-            out = jax.nn.dot_product_attention(*qkv, mask=mask, implementation="cudnn")
-        else:
-            out, weights = _attend(*qkv, key_valid)
-        out = nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="proj")(out.reshape(batch, length, width))
-        return out, weights if self.need_weights else None
-
-
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask) -> tuple[jax.Array, jax.Array]:
-    """Three (B, L, H, hd) -> (B, L, H, hd) and the weights (B, H, L, L)."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    if key_valid is not None:
-        logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value), weights
-
-
-def _qkv_init(rng: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Initialise the fused kernel (D, 3D) as three (D, D) ones: Xavier must not see the fused width."""
-    width = shape[0]
-    parts = [_kernel_init(key, (width, width), dtype) for key in jax.random.split(rng, 3)]
-    return jnp.concatenate(parts, axis=1)
-
-
-class Block(nn.Module):
-    """Pre-LN transformer block with exact (erf) GELU and no dropout, as published."""
-
-    num_heads: int
-    mlp_ratio: int
-    compute: Compute
-    norm_epsilon: float
-    need_weights: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, tuple[jax.Array, Mask]]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), and for the record that again and the attention weights."""
-        width, dtype = x.shape[-1], self.compute.dtype
-        normed = layer_norm(self.norm_epsilon, dtype, "norm1")(x)
-        attention = Attention(self.num_heads, self.compute, self.need_weights, name="attention")
-        attended, weights = attention(normed, key_valid)
-        x = x + attended
-        hidden = layer_norm(self.norm_epsilon, dtype, "norm2")(x)
-        hidden = nn.Dense(self.mlp_ratio * width, dtype=dtype, kernel_init=_kernel_init, name="mlp_in")(hidden)
-        hidden = nn.gelu(hidden, approximate=False)
-        x = x + nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="mlp_out")(hidden)
-        return x, (x, weights)
-
-
-def run_blocks(
-    x: jax.Array,
-    key_valid: Mask = None,
-    *,
-    depth: int,
-    num_heads: int,
-    mlp_ratio: int,
-    compute: Compute,
-    norm_epsilon: float,
-    need_attention: bool = False,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A stack of `Block` in the calling module, as submodule ``blocks``; one compiled body serves all of them.
-
-    Every parameter has a leading axis, the depth. Must be called in a compact method.
-
-    Returns:
-        (B, L, D), and intermediates ``block0`` ... and, if wanted, ``attention0`` ...
-    """
-    stack = nn.scan(
-        nn.remat(Block, prevent_cse=False) if compute.remat else Block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=depth,
-    )
-    x, (states, weights) = stack(num_heads, mlp_ratio, compute, norm_epsilon, need_attention, name="blocks")(x, key_valid)
-    intermediates = {f"block{index}": states[index] for index in range(depth)}
-    if need_attention:
-        intermediates |= {f"attention{index}": weights[index] for index in range(depth)}
-    return x, intermediates
-
-
-def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics by the two-pass formula: E[x^2] - E[x]^2 costs parity its last digits."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
-
-
 class Encoder(nn.Module):
     """AST encoder of spectrograms of any length; see the module docstring for the order of tokens.
 
@@ -258,7 +127,7 @@ class Encoder(nn.Module):
         patches = patchify(log_mel, config.patch_size, config.stride).astype(dtype)
         if visible_index is not None:
             patches = jnp.take_along_axis(patches, visible_index[:, :, None], axis=1)
-        x = nn.Dense(config.width, dtype=dtype, name="patch_embed")(patches)
+        x = per_token(nn.Dense(config.width, dtype=dtype, name="patch_embed"), patches)
         intermediates = {"patch_embed": x}
         # Created also where nothing is masked: the same parameters fit pre-training and rating.
         mask_embed = self.param("mask_embed", token_init, (1, 1, config.width))

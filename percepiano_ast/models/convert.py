@@ -21,8 +21,8 @@ _BLOCK = (
     ("attn.qkv", ("attention", "qkv")),
     ("attn.proj", ("attention", "proj")),
     ("norm2", ("norm2",)),
-    ("mlp.fc1", ("mlp_in",)),
-    ("mlp.fc2", ("mlp_out",)),
+    ("mlp.fc1", ("mlp", "in")),
+    ("mlp.fc2", ("mlp", "out")),
 )
 _HEADS = {
     "ssast_pretrain": (

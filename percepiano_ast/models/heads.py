@@ -12,7 +12,8 @@ from flax import linen as nn
 
 from percepiano_ast.config import ModelConfig
 from percepiano_ast.dimensions import group_indices
-from percepiano_ast.models.ast import PREFIX_TOKENS, Compute, Encoder, windows
+from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
+from percepiano_ast.models.transformer import Compute
 
 Moments = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -99,7 +100,7 @@ class Rater(nn.Module):
 
     Attributes:
         config: geometry.
-        compute: of the encoder, see `ast.Compute`; pooling and head are float32.
+        compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
         hidden, dropout: of the head.
     """
 

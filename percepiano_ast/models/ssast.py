@@ -14,16 +14,8 @@ import numpy as np
 from flax import linen as nn
 
 from percepiano_ast.config import InputError, ModelConfig
-from percepiano_ast.models.ast import (
-    PREFIX_TOKENS,
-    Compute,
-    Encoder,
-    layer_norm,
-    patch_grid,
-    patchify,
-    run_blocks,
-    token_init,
-)
+from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
+from percepiano_ast.models.transformer import Compute, layer_norm, per_token, run_blocks, token_init
 
 
 class PredictionHead(nn.Module):
@@ -35,8 +27,8 @@ class PredictionHead(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """(B, M, D) -> float32 (B, M, patch_dim)."""
-        hidden = nn.relu(nn.Dense(tokens.shape[-1], dtype=self.dtype, name="hidden")(tokens))
-        return nn.Dense(self.patch_dim, dtype=self.dtype, name="out")(hidden).astype(jnp.float32)
+        hidden = nn.relu(per_token(nn.Dense(tokens.shape[-1], dtype=self.dtype, name="hidden"), tokens))
+        return per_token(nn.Dense(self.patch_dim, dtype=self.dtype, name="out"), hidden).astype(jnp.float32)
 
 
 def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
@@ -49,10 +41,13 @@ def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
 class Decoder(nn.Module):
     """A few blocks that see mask tokens beside what the encoder made of visible patches (MAE-AST, Baade et al. 2022).
 
+    They are half as wide as the encoder, with half as many heads, as in MAE (He et al. 2022, table 1b): a quarter of the
+    cost for every token, and all tokens come here.
+
     Attributes:
-        config: geometry of the encoder, whose width, heads and grid the decoder shares.
+        config: geometry of the encoder.
         depth: blocks.
-        compute: see `ast.Compute`.
+        compute: see `transformer.Compute`.
     """
 
     config: ModelConfig
@@ -61,19 +56,21 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: jax.Array, visible: jax.Array, masked: jax.Array) -> jax.Array:
-        """(B, 2 + V, D), Int (B, V), Int (B, M) -> (B, M, D), the tokens of the masked patches in their order.
+        """(B, 2 + V, D), Int (B, V), Int (B, M) -> (B, M, D / 2), the tokens of the masked patches in their order.
 
         The order of tokens is of no account to attention: mask tokens simply follow those of the encoder.
         """
         config, dtype = self.config, self.compute.dtype
-        mask_token = self.param("mask_token", token_init, (1, 1, config.width)).astype(dtype)
-        table = self.param("pos_embed", token_init, (1, config.num_patches, config.width)).astype(dtype)[0]
+        width = config.width // 2
+        tokens = per_token(nn.Dense(width, dtype=dtype, name="embed"), tokens)
+        mask_token = self.param("mask_token", token_init, (1, 1, width)).astype(dtype)
+        table = self.param("pos_embed", token_init, (1, config.num_patches, width)).astype(dtype)[0]
         seen = tokens[:, PREFIX_TOKENS:] + table[visible]
         x = jnp.concatenate([tokens[:, :PREFIX_TOKENS], seen, mask_token + table[masked]], axis=1)
         x, _ = run_blocks(
             x,
             depth=self.depth,
-            num_heads=config.num_heads,
+            num_heads=max(config.num_heads // 2, 1),
             mlp_ratio=config.mlp_ratio,
             compute=self.compute,
             norm_epsilon=1e-6,
@@ -86,7 +83,7 @@ class SSAST(nn.Module):
 
     Attributes:
         config: geometry.
-        compute: see `ast.Compute`; parameters and outputs are float32.
+        compute: see `transformer.Compute`; parameters and outputs are float32.
         decoder_depth: 0 is SSAST, whose encoder sees mask tokens. Above 0 the encoder sees visible patches alone and a
             `Decoder` of so many blocks the rest: the same objective at about a third of the cost.
     """

@@ -1,7 +1,7 @@
 """Does a pre-training step fit on a TPU, and how long would a run take? Answered without a TPU, by compiling for one.
 
-``libtpu`` compiles ahead of time for a topology that is only described, and says what the program needs in the memory of
-each device. It reads the environment when it is loaded, so every compilation has a process of its own.
+``libtpu`` compiles ahead of time for a topology that is only described, and says what the program needs in the memory
+of each device. It reads the environment when it is loaded, so every compilation has a process of its own.
 """
 
 import dataclasses
@@ -94,11 +94,12 @@ class DryRun:
 
     def __str__(self) -> str:
         cut = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
+        devices = f"{self.devices} device{'s' if self.devices > 1 else ''}"
         return (
-            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {self.devices} "
-            f"device{'s' if self.devices > 1 else ''} fits: {self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device "
-            f"(arguments {self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries "
-            f"{self.temporaries / GIB:.2f}), compiled in {self.compile_seconds:.0f} s\n"
+            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {devices} fits: "
+            f"{self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device (arguments "
+            f"{self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}), "
+            f"compiled in {self.compile_seconds:.0f} s\n"
             f"  {self.clip_flops / 1e9:.4g} GFLOP a clip: {MUSIC_HOURS} h of music x {self.epochs} epochs would take "
             f"{self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published peak (an estimate from the peak, not a "
             "measurement)"
@@ -109,8 +110,9 @@ def dry_run(preset: Preset, target: str) -> DryRun:
     """Compile the pre-training step of ``preset`` for ``target``, one of `TARGETS`.
 
     Raises:
-        InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the batch, or the batch does
-            not fit; then the message gives the numbers and the smallest accumulation that has been compiled and fits.
+        InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the batch, or the batch
+            does not fit; then the message gives the numbers and the smallest accumulation that fits, which
+            has been compiled.
         RunFailed: the compiler failed or took too long.
     """
     place = choose(TARGETS, target, "target")
@@ -174,10 +176,10 @@ def _compile(preset: Preset, place: Target) -> dict:
             timeout=_LIMIT_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise RunFailed(f"the compiler has not finished after {_LIMIT_SECONDS:.0f} s; choose a smaller model") from error
+        raise RunFailed(f"no end to the compilation after {_LIMIT_SECONDS:.0f} s; choose a smaller model") from error
     if child.returncode:
-        lines = child.stderr.decode(errors="replace").strip().splitlines()
-        raise RunFailed(f"compiling for {place.topology} failed (exit {child.returncode}): {lines[-1] if lines else ''}")
+        last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise RunFailed(f"compiling for {place.topology} failed (exit {child.returncode}): {last}")
     made = json.loads(child.stdout.splitlines()[-1])
     if "exceeds" not in made and "refused" not in made:
         needed = made["arguments"] + made["outputs"] + made["temporaries"]

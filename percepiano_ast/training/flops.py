@@ -25,8 +25,12 @@ def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
     seen = patches - masked if config.decoder_depth else patches
     forward = 2 * seen * model.patch_dim * model.width
     forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + seen)
-    forward += block_flops(model.width, model.mlp_ratio, config.decoder_depth, PREFIX_TOKENS + patches)
-    forward += 2 * 2 * masked * model.width * (model.width + model.patch_dim)  # two heads
+    width = model.width
+    if config.decoder_depth:
+        width //= 2
+        forward += 2 * (PREFIX_TOKENS + seen) * model.width * width
+        forward += block_flops(width, model.mlp_ratio, config.decoder_depth, PREFIX_TOKENS + patches)
+    forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
     forward += 2 * masked**2 * model.patch_dim  # InfoNCE
     return 3.0 * forward
 

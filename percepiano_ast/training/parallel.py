@@ -1,7 +1,7 @@
 """One code path from a CPU to a pod: a mesh of all devices, the batch spread over it, parameters copied or spread.
 
 Arrays are global: a step compiled for a mesh computes what one device would, and XLA inserts the communication. With
-several processes each feeds its own rows of a batch (`local_rows`).
+several processes each feeds its own rows of a batch.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ _METADATA_SECONDS = 5.0
 def environment_is_distributed() -> bool:
     """Whether the environment says that this process is one of several.
 
-    It says so in JAX's own variables, in those of a launcher (``srun`` of SLURM, ``mpirun`` of Open MPI), or because the
-    TPU slice has several hosts, which on Google Cloud only the machine's metadata tell. ``jax.distributed`` looks in the
-    same places; but it would also gather the one process of a lone TPU host or of a SLURM job that was not launched.
+    It says so in JAX's own variables, in those of a launcher (``srun`` of SLURM, ``mpirun`` of Open MPI), or because
+    the TPU slice has several hosts, which on Google Cloud only the machine's metadata tell. ``jax.distributed`` looks
+    in the same places; but it would also gather the one process of a lone TPU host or of a SLURM shell.
 
     Raises:
         InputError: JAX's own variables are incomplete, or a number is none.
@@ -78,8 +78,8 @@ def _metadata(attribute: str) -> str | None:
 def initialize() -> None:
     """Join the other processes where the environment says that there are any; before anything else asks for devices.
 
-    ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` describe them; under
-    ``srun``, ``mpirun`` and on the hosts of a TPU slice JAX finds out by itself. A second call does nothing.
+    ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` describe them;
+    under ``srun``, ``mpirun`` and on the hosts of a TPU slice JAX finds out by itself. A second call does nothing.
 
     Raises:
         InputError: see `environment_is_distributed`.
@@ -101,20 +101,14 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def local_rows(array: np.ndarray) -> np.ndarray:
-    """The rows of a whole batch that this process feeds."""
-    count = len(array) // jax.process_count()
-    return array[jax.process_index() * count : (jax.process_index() + 1) * count]
-
-
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Where arrays live.
 
     Attributes:
         mesh: one axis, ``data``, over all devices.
-        shard_params: spread parameters, their average and the optimiser state too, instead of copying them: for models that
-            do not fit (ZeRO-3, Rajbhandari et al. 2020; XLA gathers each layer when it is computed).
+        shard_params: spread parameters, their average and the optimiser state too, instead of copying them: for models
+            that do not fit (ZeRO-3, Rajbhandari et al. 2020; XLA gathers each layer when it is computed).
     """
 
     mesh: jax.sharding.Mesh
@@ -122,9 +116,10 @@ class Layout:
 
     @classmethod
     def over(cls, devices: Sequence[jax.Device] | None = None, shard_params: bool = False) -> "Layout":
-        """Over ``devices``, by default over all of all processes."""
-        devices = np.array(jax.devices() if devices is None else devices)
-        return cls(jax.sharding.Mesh(devices, (DATA,), axis_types=(AxisType.Auto,)), shard_params)
+        """Over ``devices``, by default over all of all processes; one process's lie side by side, as its rows do."""
+        devices = jax.devices() if devices is None else devices
+        devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+        return cls(jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,)), shard_params)
 
     @property
     def size(self) -> int:
@@ -171,6 +166,7 @@ class Layout:
 
     def put_state(self, state):
         """A state that every process holds whole (numpy, or arrays of its own) -> laid out on the devices."""
+
         def put(leaf, sharding):
             leaf = np.asarray(leaf)
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

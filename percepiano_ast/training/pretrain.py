@@ -69,7 +69,8 @@ class Pretraining:
     @functools.cached_property
     def module(self) -> ssast.SSAST:
         """The Flax module, computing in the hardware's type."""
-        return ssast.SSAST(self.model, compute_for(self.execution, self.layout.device), self.config.decoder_depth)
+        compute = compute_for(self.execution, self.layout.device, self.layout.size)
+        return ssast.SSAST(self.model, compute, self.config.decoder_depth)
 
     @functools.cached_property
     def schedule(self):
@@ -185,7 +186,11 @@ def pretrain(
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
-    directory = claim_directory(directory, {**settings, "steps_per_epoch": steps_per_epoch})
+    claimed = {**settings, "steps_per_epoch": steps_per_epoch}
+    if parallel.is_lead():
+        claim_directory(directory, claimed)
+    parallel.wait_for_all("directory claimed")
+    directory = claim_directory(directory, claimed)  # the others compare with what the lead wrote
     layout = parallel.Layout.over(shard_params=execution.shard_params)
     run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch, execution, layout)
     loop = _Loop(run, directory, settings, log if parallel.is_lead() else lambda line: None)

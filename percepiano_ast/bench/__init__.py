@@ -1,0 +1,50 @@
+"""Speeds against a peer in the same run: ``python -m percepiano_ast bench NAME`` prints JSON lines.
+
+Medians of interleaved runs with equal threads; ratio above 1: we are ahead.
+"""
+
+from collections.abc import Iterator
+
+import librosa
+import numpy as np
+import scipy.fft
+
+from percepiano_ast import audio
+from percepiano_ast.bench.steps import model, step_function
+from percepiano_ast.bench.timing import medians
+from percepiano_ast.config import PRESETS, FrontEnd
+
+
+def log_mel() -> Iterator[dict]:
+    """Log-mel of a minute of sound, against librosa with the same settings."""
+    front_end = FrontEnd()
+    wave = np.random.default_rng(0).normal(0, 0.1, 60 * front_end.sample_rate).astype(np.float32)
+
+    def peer():
+        power = librosa.feature.melspectrogram(
+            y=wave,
+            sr=front_end.sample_rate,
+            n_fft=front_end.n_fft,
+            win_length=front_end.win_length,
+            hop_length=front_end.hop_length,
+            n_mels=front_end.n_mels,
+            fmin=front_end.fmin,
+            fmax=front_end.fmax,
+            pad_mode="constant",
+        )
+        return librosa.power_to_db(power, amin=front_end.amin, top_db=None)
+
+    with scipy.fft.set_workers(1):
+        ours, theirs = medians(lambda: audio.log_mel(wave, front_end), peer)
+    speed = {"name": "log-mel", "value": round(60 / ours), "unit": "x real time"}
+    yield speed | {"peer": "librosa.feature.melspectrogram", "ratio": round(theirs / ours, 2)}
+
+
+def pretrain_step() -> Iterator[dict]:
+    """One pre-training step of the demo preset: windows a second on this machine's devices."""
+    preset = PRESETS["demo"]
+    (seconds,) = medians(step_function(preset.model, preset.pretrain, preset.execution)[1])
+    yield {"name": "pretrain-step", "value": round(preset.pretrain.batch_size / seconds, 1), "unit": "windows/s"}
+
+
+BENCHMARKS = {"log-mel": log_mel, "pretrain-step": pretrain_step, "model": model}

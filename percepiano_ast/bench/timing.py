@@ -1,0 +1,20 @@
+"""How speeds are measured: medians of interleaved runs, so that a machine whose speed drifts is fair to all."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+RUNS = 7
+
+
+def medians(*functions: Callable[[], object], runs: int = RUNS) -> list[float]:
+    """Median seconds of each of ``functions``, run in turn after a warm-up."""
+    times = [[] for _ in functions]
+    for function in functions:
+        function()
+    for _ in range(runs):
+        for mine, function in zip(times, functions):
+            start = time.perf_counter()
+            function()
+            mine.append(time.perf_counter() - start)
+    return [statistics.median(mine) for mine in times]
