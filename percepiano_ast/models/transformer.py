@@ -96,7 +96,7 @@ def _attend_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_vali
 
 
 def per_token(layer: nn.Module, x: jax.Array) -> jax.Array:
-    """Apply a layer to (B, L, D) as to B * L rows: a CPU multiplies two axes in the weights' gradient 1.4 times as fast."""
+    """Apply a layer to (B, L, D) as to B * L rows: the weights' gradient is then a plain product."""
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
