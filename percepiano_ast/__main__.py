@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from percepiano_ast.config import PRESETS, PRETRAININGS, InputError, RunFailed, choose
+from percepiano_ast.config import PRESETS, PRETRAININGS, InputError, RunFailed, as_path, choose
 
 EXECUTION = ("precision", "accumulate", "remat", "attention", "shard_params")
 
@@ -14,7 +14,7 @@ def _run(arguments):
     from percepiano_ast.suite import Run
 
     preset = choose(PRESETS, arguments.preset, "preset")
-    return Run(preset, Path(arguments.out or f"runs/{preset.name}"))
+    return Run(preset, as_path(arguments.out or f"runs/{preset.name}"))
 
 
 def _notebooks(arguments):
@@ -39,11 +39,31 @@ def _preprocess(arguments):
     from percepiano_ast import suite
 
     run = _run(arguments)
+    if arguments.verify:
+        return _verify(run.percepiano if arguments.percepiano else run.maestro)
     if arguments.percepiano:
         synthesizers = tuple(arguments.synthesizers)
         print(suite.preprocess_percepiano(run, arguments.percepiano, synthesizers, init=arguments.init))
-    else:
-        print(suite.preprocess_maestro(run, arguments.source))
+        return 0
+    beam_options = tuple(f"--{option}" for option in arguments.beam_option)
+    workers = arguments.workers or suite.workers()
+    work = suite.Work(workers, arguments.max_bad, arguments.beam_runner, beam_options)
+    options = {"limit_hours": arguments.limit_hours, "stored": arguments.stored}
+    print(suite.preprocess_maestro(run, arguments.source, work, **options))
+    return 0
+
+
+def _verify(directory: Path) -> int:
+    from percepiano_ast.data import manifest
+
+    wrong = manifest.verify(directory)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        print(f"error: {len(wrong)} faults. Delete the files named, run preprocess again: it makes them anew", file=sys.stderr)
+        return 1
+    print(f"{directory}: every file is as it was written")
+    return 0
 
 
 def _pretrain(arguments):
@@ -141,10 +161,17 @@ def _add_steps(add):
 
     command = add("preprocess", _preprocess, "Recordings, or PercePiano's MIDI, to log-mel shards.")
     _add_run(command)
-    command.add_argument("--source", default="", help="MAESTRO archive, folder, https:// or gs:// (default: the preset's)")
+    command.add_argument("--source", default="", help="MAESTRO's archive (path, https://, gs://) or any folder of recordings")
     command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead (or: demo)")
     command.add_argument("--synthesizers", nargs="+", default=[], help="builtin, soundfont names or .sf2/.sf3 files")
     command.add_argument("--init", default="", help="audioset: in the papers' front end too, which its weights need")
+    command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="about so many hours (default: all)")
+    command.add_argument("--stored", default="uint8", help="uint8 (steps of half a dB) or float16, twice as large")
+    command.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad recordings to do without (default: 0)")
+    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--verify", action="store_true", help="read the finished shards again, compare their checksums")
+    command.add_argument("--beam-runner", default="", help="Apache Beam's DirectRunner, DataflowRunner ... make the shards")
+    command.add_argument("--beam-option", action="append", default=[], metavar="NAME=VALUE", help="of Beam's pipeline")
 
     command = add("pretrain", _pretrain, "SSAST pre-training on the shards; a checkpoint every epoch.")
     _add_run(command)

@@ -1,5 +1,6 @@
 """Where a notebook runs and where its outputs go. The only module that imports ``google.colab``, inside functions."""
 
+import dataclasses
 import os
 import warnings
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import jax
 
 from percepiano_ast.config import PRESETS, InputError, Preset, choose
+from percepiano_ast.data import manifest
 from percepiano_ast.suite import Run
 
 DRIVE = Path("/content/drive")
 DRIVE_FOLDER = DRIVE / "MyDrive" / "percepiano_ast"
+SHARDS = Path("/content/percepiano_ast_shards")  # on the runtime's own disk
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
 
 
@@ -45,6 +48,16 @@ def open_run(preset: str, run_dir: str = "", *, wants: str = "", log=print) -> R
     warnings.filterwarnings("ignore", message="IProgress not found")
     log(f"preset {preset}: model {chosen.model.name}, outputs in {root}, {describe_devices()}")
     return Run(chosen, root)
+
+
+def bring_shards(run: Run, log=print) -> Run:
+    """The run with the shards for pre-training on this runtime's own disk; off Colab they are read where they lie.
+
+    Training reads at random, which a mounted Drive is slow at; copying is fast, and compares checksums on the way.
+    """
+    if not on_colab() or not run.maestro.is_relative_to(DRIVE):
+        return run
+    return dataclasses.replace(run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log))
 
 
 def check_runtime(preset: Preset, wants: str) -> None:

@@ -7,6 +7,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from etils import epath
+
 
 class InputError(ValueError):
     """Bad input or usage. The message names the value and the next action; the command line exits with 2."""
@@ -296,15 +298,27 @@ PRESETS = {
 }
 
 
+def as_path(place: str | Path) -> Path:
+    """A path on this machine, or what behaves like one at ``gs://``.
+
+    Raises:
+        InputError: an address of another kind.
+    """
+    scheme, there, _ = str(place).partition("://")
+    if there and scheme != "gs":
+        raise InputError(f"cannot write to {place}: give a directory of this machine, or gs://")
+    return epath.Path(place) if there else Path(place)
+
+
 def claim_directory(directory: str | Path, settings: dict) -> Path:
     """Make ``directory`` the home of one configuration, or find that it already is.
 
     The settings are kept in ``settings.json``; a second run with the same ones resumes, with others it is refused.
 
     Raises:
-        InputError: the directory holds the output of another configuration.
+        InputError: the directory holds the output of another configuration, or cannot be written to.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     wanted = json.loads(json.dumps(settings))
     path = directory / "settings.json"
     if path.exists():
@@ -320,8 +334,11 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
                 "Choose another output directory, or delete this one to start over."
             )
         return directory
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, wanted)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    except OSError as error:
+        raise InputError(f"cannot write to {directory} ({error}). Choose another output directory") from error
     return directory
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 from percepiano_ast import report
 from percepiano_ast.config import KALDI, MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose
 from percepiano_ast.data import audioset, batches, demo, maestro, percepiano, shards, splits
+from percepiano_ast.data.build import Work
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import metrics
 from percepiano_ast.models import convert, weights
@@ -40,16 +41,20 @@ INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
 
 @dataclass(frozen=True)
 class Run:
-    """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant."""
+    """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant.
+
+    ``shards`` may name a copy of the shards for pre-training on a faster disk.
+    """
 
     preset: Preset
     root: Path
     pretraining: str = "ssast"
+    shards: Path | None = None
 
     @property
     def maestro(self) -> Path:
         """Shards for pre-training."""
-        return self.root / "maestro"
+        return self.shards or self.root / "maestro"
 
     @property
     def pretrain(self) -> Path:
@@ -163,13 +168,18 @@ def workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def preprocess_maestro(run: Run, source: str = "", log: Callable[[str], None] = print) -> Path:
-    """Step 1: recordings -> log-mel shards. ``source``: archive, folder or address; by default the preset's."""
-    where = maestro_source(run, source)
+def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
+    """Step 1: recordings -> log-mel shards.
+
+    Args:
+        source: archive, folder or address; by default the preset's.
+        work: how; by default with all cores, and without bad recordings.
+        options: ``limit_hours`` and ``stored``, see `maestro.preprocess`.
+    """
     simulated = (source or run.preset.maestro) == "demo"
-    return maestro.preprocess(
-        where, run.maestro, run.preset.front_end, workers=workers(), simulated=simulated, log=log
-    )
+    where = maestro_source(run, source)
+    work = work or Work(workers())
+    return maestro.preprocess(where, run.maestro, run.preset.front_end, work, simulated=simulated, **options)
 
 
 def maestro_source(run: Run, source: str = "") -> str:
@@ -236,9 +246,9 @@ def preprocess_percepiano(
             folder,
             run.percepiano_in(front_end),
             front_end,
+            # What cannot be rendered is listed; every table counts the clips that it rests on.
+            Work(workers(), max_bad=None, log=log),
             synthesizers=tuple(synthesizers) or run.preset.synthesizers,
-            workers=workers(),
-            log=log,
         )
     return run.percepiano
 

@@ -7,26 +7,57 @@ import pandas as pd
 
 from percepiano_ast import audio, report
 from percepiano_ast.config import Statistics
-from percepiano_ast.data import batches, maestro, percepiano, shards
+from percepiano_ast.data import batches, manifest, maestro, percepiano, shards, sources, tables
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.suite import MADE_BY_PRETRAIN, Run, maestro_source
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import open_latest
 
 
-def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
-    """Title and beginning, float32 mono, of the shortest recording that went into the shards."""
-    recording = recordings(run).sort_values("seconds").iloc[0]
-    sound = maestro.Source(maestro_source(run, source)).open(recording["audio_filename"])
-    wave = audio.load(sound, run.preset.front_end.sample_rate, max_seconds=seconds)
-    return f"{recording['composer']}: {recording['title']}", wave
+def source_table(run: Run, source: str = "") -> pd.DataFrame:
+    """What a source says that it holds, before anything of it is read: columns as `recordings` has them."""
+    return _named(tables.read_table(sources.open_source(maestro_source(run, source))).rows)
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    table = table.rename(columns=lambda name: name.removeprefix("canonical_"))
+    seconds = table["seconds"] if "seconds" in table else table["duration"]
+    return table.assign(seconds=seconds, minutes=seconds / 60)
 
 
 def recordings(run: Run) -> pd.DataFrame:
-    """The recordings in the pre-training shards: composer, title, split, year, seconds, minutes, audio_filename."""
-    table = pd.read_csv(run.maestro / "recordings.csv").rename(columns={"duration": "seconds"})
-    table.columns = table.columns.str.removeprefix("canonical_")
-    return table.assign(minutes=table["seconds"] / 60)
+    """The recordings in the pre-training shards, in their order: composer, title, split, year, seconds, minutes,
+    audio_filename, source_rate, channels, n_frames and ``shard``, the file that each lies in."""
+    table = _named(pd.read_csv(run.maestro / "recordings.csv"))
+    where = {}
+    for path in (run.maestro / "records").glob("*.json"):
+        where |= {facts["key"]: path.stem for facts in json.loads(path.read_text())["recordings"]}
+    return table.assign(shard=table["audio_filename"].map(where)).sort_values(["shard", "audio_filename"])
+
+
+def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
+    """Title and beginning, float32 mono, of the shortest recording that went into the shards."""
+    recording = recordings(run).sort_values("seconds").iloc[0]
+    files = sources.open_source(maestro_source(run, source))
+    with files.open(tables.read_table(files).root + recording["audio_filename"]) as sound:
+        wave = audio.load(sound, run.preset.front_end.sample_rate, max_seconds=seconds)
+    return f"{recording['composer']}: {recording['title']}", wave
+
+
+def costs(run: Run) -> pd.Series:
+    """What the pre-training shards cost: hours, bytes on disk, bytes that were read for them."""
+    files = manifest.read(run.maestro)["files"]
+    facts = [
+        one
+        for path in sorted((run.maestro / "records").glob("*.json"))
+        for one in json.loads(path.read_text())["recordings"]
+    ]
+    hours = sum(one["seconds"] for one in facts) / 3600
+    stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
+    read = sum(one["source_bytes"] for one in facts)
+    rows = {"hours": hours, "read from the source (GB)": read / 1e9, "shards (GB)": stored / 1e9}
+    rows |= {"shards, MB per hour": stored / 1e6 / hours, "shards, if there were 200 h (GB)": 200 * stored / 1e9 / hours}
+    return pd.Series(rows).round(3)
 
 
 def shard_statistics(run: Run) -> Statistics:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import io
+import subprocess
+import sys
 import time
 
 import librosa
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from percepiano_ast import audio
+from percepiano_ast import audio, synthesis
 from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd, InputError
 
 FRONT_END = FrontEnd()
@@ -184,6 +186,69 @@ def test_log_mel_agrees_with_librosa(n):
     assert np.abs(ours - theirs)[theirs > FRONT_END.floor_db].max() < 1e-3
 
 
+def worst(wave):
+    """Largest difference from librosa in dB: where the level is at the uint8 floor or more, and below."""
+    theirs = librosa_log_mel(wave)
+    difference = np.abs(audio.log_mel(wave, FRONT_END) - theirs)
+    return difference[theirs >= FRONT_END.floor_db].max(), difference[theirs < FRONT_END.floor_db].max(initial=0)
+
+
+def test_log_mel_agrees_with_librosa_on_loud_tones_and_noise():
+    noise = np.random.default_rng(0).uniform(-1, 1, 5 * RATE).astype(np.float32)
+    tones = [sine(frequency, amplitude=1.0) for frequency in (27.5, 440, 4186, 10_000)]
+    quiet_beside_loud = sine(55, amplitude=1.0) + sine(8000, amplitude=1e-6)
+    for wave in (noise, 1e-4 * noise, quiet_beside_loud, *tones):
+        assert max(worst(wave)) < 1e-3
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["builtin", "fluidr3mono", "musescore-small"])
+def test_log_mel_agrees_with_librosa_on_rendered_piano(name, percepiano_dir):
+    try:
+        synthesizer = synthesis.make_synthesizer(name)
+    except InputError as error:
+        pytest.skip(str(error))
+    path = min((percepiano_dir / "virtuoso" / "data" / "all_2rounds").glob("*.mid"))
+    assert max(worst(synthesizer.render(synthesis.read_midi(path), RATE))) < 1e-3
+
+
+def test_the_bank_is_librosas():
+    for front_end in (FRONT_END, dataclasses.replace(FRONT_END, n_mels=64, fmin=0.0, fmax=8000.0, n_fft=2048)):
+        expected = librosa.filters.mel(
+            sr=RATE, n_fft=front_end.n_fft, n_mels=front_end.n_mels, fmin=front_end.fmin, fmax=front_end.fmax
+        )
+        np.testing.assert_allclose(audio.slaney_mel_bank(front_end), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("front_end", [FRONT_END, KALDI], ids=["slaney", "kaldi"])
+@pytest.mark.parametrize("sizes", [[1], [100], [220], [551, 3], [20_000], [56_651], [56_320], [200_000], [0, 70_000]])
+def test_log_mel_of_blocks_is_log_mel_of_the_whole(front_end, sizes):
+    for n in (7 * len(sizes) * 220, 56_320, 57_000, 4 * RATE) if sizes != [1] else (2000,):
+        wave, blocks, start = music_like()[:n], [], 0
+        while start < n:
+            blocks.append(wave[start : start + sizes[len(blocks) % len(sizes)]])
+            start += len(blocks[-1])
+        whole = audio.log_mel(wave, front_end)
+        assert whole.shape == (front_end.n_frames(n), 128)
+        np.testing.assert_array_equal(np.concatenate(list(audio.log_mel_blocks(blocks, front_end))), whole)
+
+
+def test_levels_are_there_as_soon_as_their_sound_is():
+    heard = 0
+
+    def blocks():
+        nonlocal heard
+        for block in np.split(music_like(20), 20):
+            heard += len(block)
+            yield block
+
+    done = 0
+    for levels in audio.log_mel_blocks(blocks(), FRONT_END):
+        done += len(levels)
+        assert heard - done * FRONT_END.hop_length < 4 * RATE
+    assert done == FRONT_END.n_frames(20 * RATE)
+
+
 @pytest.mark.parametrize("k", [0, 1, 57, 299])
 def test_a_click_at_sample_220_k_peaks_at_frame_k(k):
     wave = np.zeros(220 * 300, dtype=np.float32)
@@ -298,6 +363,15 @@ class TestKaldi:
     def test_an_unknown_front_end_is_refused(self):
         with pytest.raises(InputError, match="'htk'.*Choose one of: slaney, kaldi"):
             audio.log_mel(self.WAVE, dataclasses.replace(KALDI, kind="htk"))
+
+
+def test_a_process_that_makes_spectrograms_loads_little():
+    code = (
+        "import sys, numpy as np; from percepiano_ast import audio; audio.log_mel(np.zeros(30_000, np.float32))\n"
+        "assert not (loaded := {'numba', 'scipy.signal', 'librosa.core', 'jax'} & set(sys.modules)), loaded"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.slow

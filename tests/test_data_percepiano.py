@@ -19,7 +19,7 @@ import pytest
 
 from percepiano_ast import synthesis
 from percepiano_ast.config import FrontEnd, InputError
-from percepiano_ast.data import batches, demo, maestro, percepiano, shards
+from percepiano_ast.data import batches, build, demo, percepiano, shards, sources, tables
 from percepiano_ast.data.splits import fold_of_clip
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
@@ -70,8 +70,8 @@ def change_labels(folder: Path, **values) -> None:
 
 def preprocess(folder, out, synthesizers=("builtin",), workers=1) -> list[str]:
     lines = []
-    options = {"synthesizers": synthesizers, "workers": workers, "log": lines.append}
-    percepiano.preprocess(folder, out, FRONT_END, **options)
+    work = build.Work(workers, max_bad=None, log=lines.append)
+    percepiano.preprocess(folder, out, FRONT_END, work, synthesizers=synthesizers)
     return lines
 
 
@@ -335,10 +335,10 @@ class TestDemo:
     def test_recordings_follow_the_seed(self, tmp_path):
         made = [demo.write_maestro(tmp_path / f"{n}.zip", seed=s, recordings_per_tune=1) for n, s in ((1, 0), (2, 0))]
         assert made[0].read_bytes() == made[1].read_bytes()
-        source = maestro.Source(str(made[0]))
-        assert set(source.table["split"]) == set(maestro.SPLITS) and source.table["duration"].min() > 10.3
+        rows = tables.read_table(sources.open_source(str(made[0]))).rows
+        assert set(rows["split"]) == set(tables.SPLITS) and rows["duration"].min() > 10.3
         rated = set(pd.read_csv(demo.write_percepiano(tmp_path / "p", performers=1) / "index.csv")["piece"])
-        titles = {"".join(t.capitalize() for t in title.split()) for title in source.table["canonical_title"]}
+        titles = {"".join(t.capitalize() for t in title.split()) for title in rows["canonical_title"]}
         assert not {piece.removesuffix("_8bars") for piece in rated} & titles
 
     def test_it_says_that_it_is_simulated_and_is_whole(self, made):

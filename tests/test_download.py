@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from percepiano_ast.config import InputError
-from percepiano_ast.data import audioset, download
+from percepiano_ast.data import audioset, retry
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -65,7 +65,7 @@ class TestDownload:
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch):
-        monkeypatch.setattr(download, "_FIRST_WAIT", 0.01)
+        monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
 
     def test_arrives_once_and_is_checked_after(self, served, tmp_path):
         handler, url = served

@@ -362,8 +362,14 @@ def test_figures_show_what_they_are_given(predictions):
     assert len({panel.images[0].get_clim() for panel in panels}) == 1
     history = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "val_loss": [3.0, np.nan, 2.0]})
     assert [len(axes.lines[0].get_xdata()) for axes in plots.training_curves(history).axes] == [3, 2]
-    lengths = pd.DataFrame({"split": ["train"] * 9 + ["test"], "seconds": [60.0 * n for n in range(1, 11)]})
-    assert "train: 9 recordings, 45 min" in plots.durations(lengths).axes[0].get_legend().texts[0].get_text()
+    table = pd.DataFrame({"split": ["train"] * 9 + ["test"], "seconds": [60.0 * n for n in range(1, 11)]})
+    table = table.assign(composer=["Bach", "Liszt"] * 5, year=[2004, 2018] * 5, shard=["a"] * 9 + ["b"])
+    by_composer, _, by_length = plots.collection(table).axes
+    assert "train: 9 recordings, 45 min" in by_length.get_legend().texts[0].get_text()
+    names = [label.get_text() for label in by_composer.get_yticklabels()]
+    widths = [sum(bar.get_width() for bar in by_composer.patches if bar.get_y() < k + 0.5 < bar.get_y() + 1) for k in (0, 1)]
+    assert dict(zip(names, widths)) == pytest.approx({"Bach": 25 / 60, "Liszt": 30 / 60})
+    assert [len(blocks.get_paths()) for blocks in plots.shard_layout(table).axes[0].collections] == [9, 1]
     ratings = dict(zip(KEYS, np.linspace(0, 1, 19)))
     bars = plots.rating_profile(ratings, dict.fromkeys(KEYS, 0.1)).axes[0].patches
     assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx(list(ratings.values()))

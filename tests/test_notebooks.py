@@ -203,7 +203,7 @@ def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp
 
 def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
     done = command("notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: no MAESTRO archive")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: no archive or folder of recordings")
 
 
 def test_long_presets_are_refused_on_the_wrong_runtime():

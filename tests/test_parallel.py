@@ -26,6 +26,7 @@ from tiny import (
     codes_of,
     compiled_once,
     pretrain_to,
+    shard_set,
     without_seconds,
 )
 
@@ -173,16 +174,14 @@ class TestEightDevices:
 
 # --- Runs that move from one device to eight, and to two processes ----------------------------------------------------
 
-RUN = dataclasses.replace(PRETRAIN, batch_size=8)
+# Slow, so that rounding does not grow over 36 steps of Adam.
+RUN = dataclasses.replace(PRETRAIN, batch_size=8, learning_rate=2e-3)
 EPOCH = 12  # steps
 
 
 def shards() -> ShardSet:
-    """Three chunks of stripes."""
-    chunks = [
-        {"log_mel": codes_of(k, 1024, 1)[0], "recording": f"recording {k}".encode(), "start_frame": 0} for k in range(3)
-    ]
-    return ShardSet(chunks, FRONT_END, STATISTICS, {})
+    """Three recordings of stripes, 32 windows each."""
+    return shard_set({f"recording {k}": codes_of(k, 33 * MODEL.n_frames, 1)[0] for k in range(3)}, 100)
 
 
 def run_to(directory: str | Path, stop_at: int | None = None) -> list[dict]:
@@ -232,7 +231,9 @@ def assert_same_run(directory: Path, uninterrupted: tuple[Path, list[dict]]) -> 
     )
     assert found["step"] == wanted["step"] == 3 * EPOCH
     for row, other in zip(without_seconds(found["history"]), without_seconds(uninterrupted[1]), strict=True):
-        assert row == pytest.approx(other, rel=1e-3)
+        # Rounding reaches the gradient's norm most, and turns a guess or two of 2,400 that are nearly a tie.
+        near = {name: pytest.approx(value, rel=5e-3, abs=1e-3 * ("accuracy" in name)) for name, value in other.items()}
+        assert row == near
     assert len((directory / "history.csv").read_text().splitlines()) == 1 + 3
     one, other = (leaves_of(whole["state"]["params"]) for whole in (tree, wanted_tree))
     assert one.keys() == other.keys()

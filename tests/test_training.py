@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -34,10 +35,12 @@ from tiny import (
     pretrain_to,
     pretrained_bits,
     stream,
+    validation_batches,
     windows_from,
     without_seconds,
 )
 
+from percepiano_ast.audio import dequantize, quantize
 from percepiano_ast.config import Execution, FrontEnd, InputError, Statistics
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
@@ -141,7 +144,30 @@ class TestPretrain:
         for row in rows:
             assert row["gradient_norm"] > 0 and row["update_norm"] > 0 and row["skipped"] == 0
             assert 0 < row["mfu"] < 1 and row["clips_per_second"] > 0 and 0 <= row["accuracy"] <= 1
+            assert 0 < row["input_wait"] < PRETRAIN.batch_size / row["clips_per_second"]
         assert rows[1]["learning_rate"] == pytest.approx(float(learning_rate(PRETRAIN, 60)(39)), rel=1e-5)
+
+    def test_a_run_tells_how_long_it_waits_for_batches(self, tmp_path):
+        def slow(start):
+            for batch in stream(start):
+                time.sleep(0.05)
+                yield batch
+
+        (row,) = pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), batches=slow, steps=5)
+        # The first batch is waited for before the step is compiled, which no row counts.
+        assert 4 / 5 * 0.05 <= row["input_wait"] < PRETRAIN.batch_size / row["clips_per_second"]
+
+    def test_float16_levels_train_as_uint8_codes_do(self, pretrained, tmp_path):
+        def as_levels(batch):
+            return batch | {"codes": dequantize(batch["codes"], FRONT_END).astype(np.float16)}
+
+        rows = pretrain_to(
+            tmp_path,
+            batches=lambda start: map(as_levels, stream(start)),
+            validation=lambda: map(as_levels, validation_batches()),
+        )
+        # The codes' steps of 0.5 dB are float16 numbers.
+        assert without_seconds(rows) == without_seconds(pretrained[1])
 
     def test_tensorboard_gets_the_same_numbers(self, pretrained):
         pytest.importorskip("tensorboard")
@@ -312,6 +338,13 @@ class TestState:
     def test_the_model_hears_deviations_from_the_mean_in_two_standard_deviations(self):
         codes = jnp.asarray([0, 120, 255], jnp.uint8)
         np.testing.assert_allclose(normalise(codes, FRONT_END, STATISTICS), [-60 / 24, 0.0, 67.5 / 24], rtol=1e-6)
+
+    def test_float16_levels_are_heard_as_their_codes_within_half_a_step(self):
+        levels = np.random.default_rng(0).uniform(-80, 47, (2, 64, 128)).astype(np.float16)
+        codes, _ = quantize(levels.astype(np.float32), FRONT_END)
+        heard = [normalise(jnp.asarray(stored), FRONT_END, STATISTICS) for stored in (levels, codes)]
+        assert heard[0].dtype == jnp.float32
+        np.testing.assert_allclose(*heard, rtol=0, atol=FRONT_END.step_db / 2 / (2 * STATISTICS.std_db) + 1e-6)
 
     def test_rate_warms_up_and_falls_to_zero(self):
         config = dataclasses.replace(PRETRAIN, warmup_steps=10, learning_rate=0.5)

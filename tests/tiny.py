@@ -9,9 +9,11 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 
 from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, PretrainConfig, Statistics
 from percepiano_ast.data.batches import clip_windows
+from percepiano_ast.data.shards import ShardSet, chunks
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, finetune_fold
 from percepiano_ast.training.pretrain import pretrain
@@ -49,6 +51,27 @@ def validation_batches() -> list[dict]:
     return [batch_of(1000), batch_of(1001)]
 
 
+def shard_set(recordings: dict[str, np.ndarray], chunk_frames: int) -> ShardSet:
+    """An opened split of these recordings, (time, mel) each, as TFDS would serialise it."""
+    dtype = next(iter(recordings.values())).dtype
+    features = tfds.features.FeaturesDict(
+        {
+            "log_mel": tfds.features.Tensor(shape=(None, 128), dtype=dtype, encoding="bytes"),
+            "recording": tfds.features.Text(),
+            "year": np.int32,
+            "start_frame": np.int32,
+        }
+    )
+    raw = [
+        features.serialize_example({"log_mel": chunk, "recording": key, "year": 2004, "start_frame": start})
+        for key, codes in recordings.items()
+        for start, chunk in chunks([codes], chunk_frames)
+    ]
+    examples = [features.deserialize_example_np(record) for record in raw]
+    n_frames = np.array([len(codes) for codes in recordings.values()])
+    return ShardSet(examples, FRONT_END, STATISTICS, {"stored": dtype.name}, n_frames, chunk_frames, raw)
+
+
 def pretrain_to(
     directory,
     config=PRETRAIN,
@@ -84,7 +107,7 @@ def be_interrupted():
 
 def without_seconds(rows: list[dict]) -> list[dict]:
     """Rows without what no two runs have alike."""
-    timed = ("seconds", "clips_per_second", "mfu")
+    timed = ("seconds", "clips_per_second", "mfu", "input_wait")
     return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 

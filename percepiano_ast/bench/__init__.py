@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 
 from percepiano_ast import audio
+from percepiano_ast.bench import batches
 from percepiano_ast.bench.steps import model, step_function
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import PRESETS, FrontEnd
@@ -47,4 +48,4 @@ def pretrain_step() -> Iterator[dict]:
     yield {"name": "pretrain-step", "value": round(preset.pretrain.batch_size / seconds, 1), "unit": "windows/s"}
 
 
-BENCHMARKS = {"log-mel": log_mel, "pretrain-step": pretrain_step, "model": model}
+BENCHMARKS = {"log-mel": log_mel, "pretrain-step": pretrain_step, "model": model, "batches": batches.batches}

@@ -1,8 +1,11 @@
 """Shards -> batches, with grain. Every batch is a pure function of (seed, step), so resuming needs no iterator state.
 
-Batches carry uint8 codes of the front end; the training step turns them into levels, which moves a quarter of the bytes.
+Batches carry levels as they are stored, uint8 codes or float16 dB. The training step normalises them on the device, to
+which uint8 moves a quarter of float32's bytes; `normalised` does the same on the host.
 """
 
+import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,78 +19,125 @@ import grain  # noqa: E402
 
 logging.set_verbosity(_verbosity)
 
-from percepiano_ast.config import InputError
-from percepiano_ast.data.maestro import CHUNK_FRAMES
+from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.data.records import Recordings
 from percepiano_ast.data.shards import ShardSet
 
 # Reading is light; two threads with a short queue hide it behind the step.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
-class _Crops:
-    """Every chunk as often as windows fit into a chunk of usual length; each visit crops another stretch of it.
+class _Windows:
+    """Where the windows of every epoch lie.
 
-    Chunks differ a little in length, but asking each for its own would read all shards before the first step.
+    A recording has as many as fit into it wherever the first one starts. They lie end to end and the first starts
+    anywhere, anew in every epoch: none of them overlap, and every alignment is as likely as any other.
     """
 
-    def __init__(self, shards: ShardSet, n_frames: int):
-        self.shards, self.n_frames = shards, n_frames
-        self.per_chunk = max(CHUNK_FRAMES // n_frames, 1)
+    def __init__(self, n_frames: np.ndarray, length: int, seed: int):
+        self.length, self.seed = length, seed
+        counts = np.maximum(n_frames // length - 1, 1)
+        self.recording = np.repeat(np.arange(len(counts)), counts)
+        number = np.arange(len(self.recording)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.behind_first = number * length
+        self.last_phase = n_frames - counts * length
+        # Two epochs are in work where one ends and the next is read ahead.
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
-        return len(self.shards) * self.per_chunk
+        return len(self.recording)
 
-    def __getitem__(self, index: int) -> tuple[dict, int]:
-        chunk, visit = divmod(int(index), self.per_chunk)
-        return self.shards[chunk], visit
-
-    def crop(self, element: tuple[dict, int], rng: np.random.Generator) -> dict:
-        chunk, visit = element
-        codes, last = chunk["log_mel"], len(chunk["log_mel"]) - self.n_frames
-        if last < 0:
-            raise InputError(f"a chunk of {len(codes)} frames is shorter than the model's window of {self.n_frames}")
-        start = int((visit + rng.random()) / self.per_chunk * (last + 1))
-        name = f"{chunk['recording'].decode()} from frame {chunk['start_frame'] + start}"
-        return {"codes": codes[start : start + self.n_frames], "clip": name}
+    def _epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Recording and first frame of every window, in the order of the epoch."""
+        rng = np.random.default_rng([self.seed, number])
+        phase = rng.integers(self.last_phase, endpoint=True)
+        order = rng.permutation(len(self))
+        recording = self.recording[order]
+        return recording, phase[recording] + self.behind_first[order]
 
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Random crops of a split: dicts of uint8 ``codes`` (batch, time, mel), and in ``clip`` where each was cut."""
+    """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and in ``clip`` where each
+    was cut.
 
-    dataset: grain.MapDataset
+    The step is the whole position: ``from_step(k)`` goes on wherever a checkpoint says that k steps were taken. The
+    iterators are grain's; their ``get_state`` and ``set_state`` count the batches from where the iterator began.
+
+    Attributes:
+        steps_per_epoch: whole batches in the windows of an epoch; those that fill no batch are left out of it.
+    """
+
     steps_per_epoch: int
+    _recordings: Recordings
+    _windows: _Windows
+    _batch_size: int
+    _rows: slice
 
-    def from_step(self, step: int) -> Iterator[dict]:
+    def from_step(self, step: int) -> grain.DatasetIterator:
         """Batches of step ``step``, the next one, ... for ever: the same ones that an uninterrupted run sees."""
-        return from_step(self.dataset, step)
+        return self._iterate(step, sys.maxsize)
 
-    def one_epoch(self) -> Iterator[dict]:
+    def one_epoch(self) -> grain.DatasetIterator:
         """The batches of the first epoch."""
-        return iter(self.dataset.to_iter_dataset(READ_OPTIONS))
+        return self._iterate(0, self.steps_per_epoch)
+
+    def _iterate(self, first: int, stop: int) -> grain.DatasetIterator:
+        return iter(grain.MapDataset.range(first, stop).map(self._batch).to_iter_dataset(READ_OPTIONS))
+
+    def _batch(self, step: int) -> dict:
+        epoch, place = divmod(step, self.steps_per_epoch)
+        whole = slice(place * self._batch_size, (place + 1) * self._batch_size)
+        recordings, starts = (column[whole][self._rows].tolist() for column in self._windows.epoch(epoch))
+        shape = (len(starts), self._windows.length, self._recordings.n_mels)
+        codes = np.empty(shape, self._recordings.dtype)
+        keys = [self._recordings.read(*window) for window in zip(recordings, starts, codes)]
+        return {"codes": codes, "clip": [f"{key} from frame {start}" for key, start in zip(keys, starts)]}
 
 
 def pretrain_batches(
     shards: ShardSet, *, n_frames: int, batch_size: int, seed: int, process: tuple[int, int] = (0, 1)
 ) -> PretrainBatches:
-    """Shuffled random crops of ``n_frames``; an epoch holds about as many crops as whole windows fit into the chunks.
+    """Windows of ``n_frames``; those of a recording do not overlap within an epoch, which visits nearly all of it.
 
     Args:
         process: number of this process and how many there are. Each reads and gets its own rows of every batch, and the
             rows of all, one below the other, are the batch that a single process gets.
 
     Raises:
-        InputError: fewer crops than one batch, or a batch that the processes do not divide.
+        InputError: a recording shorter than a window, fewer windows than one batch, or a batch that the processes do
+            not divide; from the iterators: a damaged record.
     """
-    crops = _Crops(shards, n_frames)
     number, count = process
     if batch_size % count:
         raise InputError(f"a batch of {batch_size} is not divided by {count} processes; choose a multiple of {count}")
-    if len(crops) < batch_size:
-        raise InputError(f"{len(crops)} windows of {n_frames} frames do not fill one batch of {batch_size}")
-    dataset = grain.MapDataset.source(crops).seed(seed).shuffle().random_map(crops.crop)
-    dataset = dataset[: len(crops) // batch_size * batch_size].batch(batch_size // count)
-    return PretrainBatches(dataset[number::count], len(crops) // batch_size)
+    if (shortest := shards.n_frames.min()) < n_frames:
+        raise InputError(f"a recording of {shortest} frames is shorter than the model's window of {n_frames}")
+    windows = _Windows(shards.n_frames, n_frames, seed)
+    if len(windows) < batch_size:
+        raise InputError(f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}")
+    rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
+    return PretrainBatches(len(windows) // batch_size, Recordings(shards), windows, batch_size, rows)
+
+
+def normalised(
+    stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None
+) -> np.ndarray:
+    """What the training step makes of a batch, on the host: float32 ``(dB - mean) / (2 std)``, up to rounding.
+
+    Args:
+        stored: (batch, time, mel) uint8 codes or float16 dB.
+        out: float32 of the same shape to write to: new memory for every batch takes longer than the arithmetic.
+    """
+    step, floor = (front_end.step_db, front_end.floor_db) if stored.dtype == np.uint8 else (1.0, 0.0)
+    scale = np.float32(step / (2 * statistics.std_db))
+    offset = np.float32((floor - statistics.mean_db) / (2 * statistics.std_db))
+    out = np.empty(stored.shape, np.float32) if out is None else out
+    for values, row in zip(stored, out):  # a row stays in the cache
+        np.copyto(row, values)
+        row *= scale
+        row += offset
+    return out
 
 
 def pad_window(codes: np.ndarray, n_frames: int) -> np.ndarray:

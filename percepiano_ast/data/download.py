@@ -6,9 +6,7 @@ Hugging Face names the SHA-256 of a large file on the first of its answers, the 
 
 import email.message
 import hashlib
-import http.client
 import re
-import ssl
 import time
 import urllib.error
 import urllib.request
@@ -16,13 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from percepiano_ast.config import InputError
+from percepiano_ast.data import retry
 
-_ATTEMPTS = 6  # without a byte of progress
-_FIRST_WAIT = 1.0  # seconds, doubled with every attempt
 _BLOCK = 2**20
 _LOG_EVERY = 5.0  # seconds
-_BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
-_TRY_AGAIN = {408, 425, 429}  # and every 5xx
 
 
 def sha256_of(path: Path) -> str:
@@ -44,20 +39,19 @@ def download(url: str, path: str | Path, *, log: Callable[[str], None] = print) 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    failures = 0
+    patience = retry.Patience()
     while True:
         before = _size(partial)
         try:
             promised = _transfer(url, partial, log)
             break
-        except _BROKEN as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in _TRY_AGAIN:
+        except retry.BROKEN as error:
+            if retry.is_final(error):
                 raise InputError(f"cannot fetch {url}: {error}. Give a local copy instead.") from error
-            failures = 1 if _size(partial) > before else failures + 1
-            if failures >= _ATTEMPTS:
-                what = f"cannot fetch {url}: {error}, {failures} times"
+            wait = patience.wait_after(error, progress=_size(partial) > before)
+            if wait is None:
+                what = f"cannot fetch {url}: {error}, {patience.failures} times"
                 raise InputError(f"{what}. Run again later, it continues, or give a local copy.") from error
-            wait = _FIRST_WAIT * 2 ** (failures - 1)
             log(f"  {path.name}: {error}; trying again in {wait:.0f} s")
             time.sleep(wait)
     digest = sha256_of(partial)
@@ -87,7 +81,7 @@ def _transfer(url: str, partial: Path, log: Callable[[str], None]) -> str | None
     redirects = _Redirects()
     try:
         request = urllib.request.Request(url, headers=headers)
-        answer = urllib.request.build_opener(redirects).open(request, timeout=60)
+        answer = urllib.request.build_opener(redirects).open(request, timeout=retry.TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise

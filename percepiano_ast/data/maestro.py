@@ -1,4 +1,4 @@
-"""MAESTRO v3 and anything shaped like it: archive or folder -> log-mel shards.
+"""MAESTRO v3 and anything shaped like it, or a folder of recordings of one's own: recordings -> log-mel shards.
 
 Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The archive holds one CSV
 (``canonical_composer, canonical_title, split, year, midi_filename, audio_filename, duration``) and the WAV and MIDI files
@@ -6,33 +6,27 @@ that it names. Members are read one at a time, straight out of the archive, loca
 """
 
 import functools
-import hashlib
 import io
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pandas as pd
 import soundfile
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError, claim_directory
-from percepiano_ast.data import shards
+from percepiano_ast.config import FrontEnd, InputError, as_path, choose, claim_directory
+from percepiano_ast.data import build, shards, sources, tables
+from percepiano_ast.data.staging import Job
 
-COLUMNS = ("canonical_composer", "canonical_title", "split", "year", "midi_filename", "audio_filename", "duration")
-SPLITS = ("train", "validation", "test")
-LICENCE = "MAESTRO v3: CC BY-NC-SA 4.0, https://magenta.tensorflow.org/datasets/maestro"
 MADE_BY = "notebook 01_preprocess_maestro or `python -m percepiano_ast preprocess`"
-
-# 20.4 s: two windows of the model, small enough to be read whole for one crop.
-CHUNK_FRAMES = 2048
 MIN_FRAMES = 1024  # one window of the model
+MIN_SAMPLE_RATE = 16_000  # of a recording: below it the upper bands would be empty
+MAX_FULL_SCALE = 0.01  # share of samples at full scale: above it a recording is distorted, its dynamics are lost
 
 # PercePiano's own works: a model that is evaluated on PercePiano must not have heard them in pre-training.
 # MAESTRO's table counts the catalogue number up over the movements of a sonata: "Sonata in B-flat Major, D. 961" is a
@@ -47,11 +41,10 @@ PERCEPIANO_WORKS = (
 
 
 class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):
-    """Log-mel of MAESTRO recordings in chunks of about 20 s, uint8 over the front end's range."""
+    """Log-mel of recordings in chunks of about 5 s: uint8 codes over the front end's range, or float16 dB."""
 
     name = "maestro_log_mel"
     FEATURES = {
-        "log_mel": shards.log_mel_feature(),
         "recording": tfds.features.Text(),
         "composer": tfds.features.Text(),
         "title": tfds.features.Text(),
@@ -60,180 +53,105 @@ class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):
     }
 
 
-class Source:
-    """A MAESTRO-shaped zip archive (path, ``https://`` or ``gs://``) or unpacked folder.
-
-    Raises:
-        InputError: nothing there, not a complete archive, no CSV or not MAESTRO's columns and values.
-    """
-
-    def __init__(self, where: str):
-        self.where = str(where)
-        self._zip = None
-        self._folder = Path(self.where)
-        if "://" in self.where or self._folder.is_file():
-            self._open_zip()
-        elif not self._folder.is_dir():
-            raise InputError(f"no MAESTRO archive or folder at {self.where!r}; give a path, https:// or gs:// address")
-        names = self._zip.namelist() if self._zip else [p.name for p in self._folder.glob("*.csv")]
-        tables = [name for name in names if name.endswith(".csv") and name.count("/") <= 1]
-        if len(tables) != 1:
-            raise InputError(f"{self.where} should hold one CSV table like maestro-v3.0.0.csv, found {tables or 'none'}")
-        self._root = tables[0].rpartition("/")[0]
-        self.table = self._read_table(tables[0])
-
-    def _open_zip(self) -> None:
-        try:
-            # Small blocks: reading ahead by megabytes would fetch members twice over.
-            file = fsspec.open(self.where, "rb", **({"block_size": 2**16} if "://" in self.where else {})).open()
-            self._zip = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{self.where} is not a complete zip archive ({error}); download it again") from error
-        except Exception as error:  # the network stack's own exception types are open-ended
-            raise InputError(f"cannot open {self.where} ({_what(error)}); give another address or a copy") from error
-
-    def _read_table(self, name: str) -> pd.DataFrame:
-        content = self._read(name)
-        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
-        text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
-        try:
-            table = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
-        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-            raise InputError(f"{name} in {self.where} is no readable CSV table ({error}); fetch it again") from error
-        _check_table(table, f"{name} in {self.where}")
-        return table
-
-    def _read(self, name: str) -> bytes:
-        """The bytes of a file of the archive or folder; raises like ``open``."""
-        try:
-            return self._zip.read(name) if self._zip else (self._folder / name).read_bytes()
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{name} is damaged in {self.where}: {error}") from error
-        except Exception as error:  # the network stack's own exception types are open-ended
-            if isinstance(error, KeyError if self._zip else FileNotFoundError):
-                raise InputError(f"{name} is listed but not in {self.where}") from error
-            # A broken connection must end the run, not pass for a damaged recording; and some of the network stack's
-            # exceptions do not survive the way from a worker process.
-            what = f"reading {name} from {self.where} failed ({_what(error)})"
-            raise OSError(f"{what}; run again, it continues") from error
-
-    def open(self, audio_filename: str) -> io.BytesIO:
-        """One recording, read once from front to back.
-
-        Raises:
-            InputError: the archive lacks it, or its bytes are damaged.
-            OSError: the source stopped answering.
-        """
-        return io.BytesIO(self._read(f"{self._root}/{audio_filename}" if self._root else audio_filename))
-
-
-def _what(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _check_table(table: pd.DataFrame, name: str) -> None:
-    missing = [column for column in COLUMNS if column not in table]
-    if missing:
-        raise InputError(f"{name} lacks the columns {', '.join(missing)}; MAESTRO v3 has them")
-    if table.empty:
-        raise InputError(f"{name} lists no recordings; fetch it again")
-    numbers = table[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
-    for column in ("canonical_composer", "canonical_title", "split", "audio_filename", "year", "duration"):
-        bad = (numbers if column in numbers else table)[column].isna()
-        if bad.any():
-            raise InputError(f"{name}, line {bad.idxmax() + 2}: {column} is {table[column][bad.idxmax()]!r}")
-    unknown = sorted(set(table["split"]) - set(SPLITS))
-    if unknown:
-        raise InputError(f"{name}: split {unknown[0]!r} is none of {', '.join(SPLITS)}")
-    repeated = table["audio_filename"].duplicated()
-    if repeated.any():
-        raise InputError(f"{name} lists {table['audio_filename'][repeated].iloc[0]} twice; keep one line of each")
-
-
-_open = functools.lru_cache(maxsize=1)(Source)  # one directory read per worker process
-
-
 def is_percepiano_work(composer: str, title: str) -> bool:
     """Whether a recording is of a work that PercePiano rates."""
     return any(name in composer and re.search(work, title, re.IGNORECASE) for name, work in PERCEPIANO_WORKS)
 
 
-def _produce(item: shards.Item, *, where: str, front_end: FrontEnd) -> dict[str, np.ndarray]:
-    wave = audio.load(_open(where).open(item.key), front_end.sample_rate)
-    codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
-    if len(codes) < MIN_FRAMES:
-        seconds = front_end.seconds(len(codes))
+_open = functools.lru_cache(maxsize=1)(sources.open_source)  # one directory read per worker process
+
+
+def _produce(
+    item: shards.Item, facts: dict, *, where: str, root: str, front_end: FrontEnd, stored: str
+) -> Iterator[np.ndarray]:
+    """One recording in blocks (time, mel) as they are stored.
+
+    Raises:
+        InputError: it cannot be read, or is nothing to learn from.
+    """
+    files, name = _open(where), root + item.key
+    facts["source_bytes"] = files.size(name)
+    frames = 0
+    with files.open(name) as file:
+        recording = audio.Recording(file, name=item.key, min_rate=MIN_SAMPLE_RATE)
+        for levels in audio.log_mel_blocks(recording.blocks(front_end.sample_rate), front_end):
+            frames += len(levels)
+            yield audio.quantize(levels, front_end)[0] if stored == "uint8" else levels.astype(np.float16)
+    if frames < MIN_FRAMES:
+        seconds = front_end.seconds(frames)
         raise InputError(f"{seconds:.1f} s long, shorter than one window of {front_end.seconds(MIN_FRAMES):.1f} s")
-    return {"log_mel": codes, "clipped": np.float32(clipped)}
-
-
-def _examples(items: list[shards.Item], staged: Path) -> Iterator[tuple[str, dict]]:
-    for item in items:
-        codes = shards.read_staged(staged, item)["log_mel"]
-        # The last chunk takes the rest, so every chunk holds at least one window.
-        for number in range(max(len(codes) // CHUNK_FRAMES, 1)):
-            start = number * CHUNK_FRAMES
-            last = number + 1 >= len(codes) // CHUNK_FRAMES
-            chunk = codes[start:] if last else codes[start : start + CHUNK_FRAMES]
-            yield f"{item.key}@{start}", {"log_mel": chunk, "start_frame": start, "recording": item.key, **item.fields}
+    if recording.full_scale > MAX_FULL_SCALE:
+        share = 100 * recording.full_scale
+        raise InputError(f"clipped, {share:.1f} % of its samples are at full scale; record or export it at a lower level")
+    facts["source_rate"], facts["channels"] = recording.sample_rate, recording.channels
+    facts["seconds"], facts["full_scale"] = round(recording.seconds, 3), recording.full_scale
 
 
 def preprocess(
     where: str,
     out: str | Path,
     front_end: FrontEnd,
+    work: build.Work,
     *,
-    workers: int,
+    limit_hours: float = 0.0,
+    stored: str = "uint8",
     simulated: bool = False,
-    log: Callable[[str], None] = print,
 ) -> Path:
-    """Turn a MAESTRO-shaped source into the data set ``maestro_log_mel`` below ``out``; continues an interrupted run.
+    """Turn a source of recordings into the data set ``maestro_log_mel`` below ``out``; continues an interrupted run.
 
-    Beside the shards it writes ``recordings.csv`` (what is in), ``skipped.csv`` (what is not, and why).
+    Beside the shards it writes ``recordings.csv`` (what is in), ``skipped.csv`` (what is not, and why), ``records/`` (what is
+    known of every shard and recording) and ``manifest.json`` (checksums).
+
+    Args:
+        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's shape, or a folder of recordings.
+        limit_hours: about so many hours of all splits; 0 for all.
+        stored: ``uint8`` or ``float16``.
 
     Raises:
-        InputError: unusable source, ``out`` of another configuration, or no readable recording.
+        InputError: unusable source, ``out`` of another configuration, no readable recording, or too little room.
+        RunFailed: bad recordings, a full disk, a source that stopped answering; all good work is kept.
     """
-    source = Source(where)
-    settings = {"source": Path(where).name, "table": source.fingerprint, "front_end": asdict(front_end)}
-    out = claim_directory(out, settings)
-    if shards.is_complete(out):
-        log(f"shards in {out} are complete")
+    choose(shards.DTYPES, stored, "form to store levels in")
+    if not isinstance(as_path(out), Path) and not work.beam_runner:
+        raise InputError(f"{out}: only --beam-runner writes there; give a directory of this machine")
+    table = tables.read_table(_open(str(where)))
+    settings = {"source": Path(where).name, "table": table.fingerprint, "front_end": asdict(front_end)}
+    out = claim_directory(out, {**settings, "stored": stored, "limit_hours": limit_hours})
+    if build.is_whole(out, work.log):
         return out
-    rows = source.table.sort_values("audio_filename")
-    rated = [is_percepiano_work(c, t) for c, t in zip(rows["canonical_composer"], rows["canonical_title"])]
-    items = [_item(row) for row in rows[~np.array(rated)].itertuples()]
-    left_out = [(_item(row), "a work that PercePiano rates") for row in rows[rated].itertuples()]
-    hours = rows["duration"][~np.array(rated)].sum() / 3600
-    log(f"{len(items)} recordings, {hours:.2f} h; {len(left_out)} left out as PercePiano's works")
-    staged = out / "staged"
-    produce = functools.partial(_produce, where=str(where), front_end=front_end)
-    skipped = shards.stage(items, produce, staged, workers=workers, log=log)
-    shards.report_skipped(left_out + skipped, len(rows), out / "skipped.csv", log)
-    failed = {item.key for item, _ in skipped}
-    kept = [item for item in items if item.key not in failed]
-    _pack(kept, rows, out, staged, front_end, simulated)
+    rows = table.rows
+    rated = np.array([is_percepiano_work(c, t) for c, t in zip(rows["canonical_composer"], rows["canonical_title"])], bool)
+    left_out = dict.fromkeys(rows["audio_filename"][rated], "a work that PercePiano rates")
+    rows = tables.limited(rows[~rated], limit_hours) if limit_hours else rows[~rated]
+    work.log(
+        f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} left out as PercePiano's works"
+        + (f"; limited to about {limit_hours:g} h of {table.rows['duration'].sum() / 3600:.2f} h" if limit_hours else "")
+    )
+    produce = functools.partial(_produce, where=str(where), root=table.root, front_end=front_end, stored=stored)
+    build.build(
+        Job(MaestroLogMel, produce, out, front_end, stored),
+        build.Contents(
+            [_item(row) for row in rows.itertuples()],
+            left_out,
+            table.refused,
+            statistics_of="train",
+            description={"licence": "made from code" if simulated else table.licence, "simulated": simulated},
+            tables=functools.partial(_tables, rows),
+        ),
+        work,
+    )
     return out
 
 
 def _item(row) -> shards.Item:
     fields = {"composer": row.canonical_composer, "title": row.canonical_title, "year": int(row.year)}
-    return shards.Item(row.audio_filename, row.split, fields)
+    return shards.Item(row.audio_filename, row.split, {**fields, "recording": row.audio_filename}, float(row.duration))
 
 
-def _pack(kept: list[shards.Item], rows, out: Path, staged: Path, front_end: FrontEnd, simulated: bool) -> None:
-    by_split = {split: [item for item in kept if item.split == split] for split in SPLITS}
-    if not by_split["train"]:
-        raise InputError("no readable recording in the training split: there is nothing to learn from")
-    arrays = (shards.read_staged(staged, item) for item in by_split["train"])
-    statistics = shards.level_statistics((a["log_mel"] for a in arrays), front_end)
-    listing = rows[rows["audio_filename"].isin([item.key for item in kept])]
-    listing.to_csv(out / "recordings.csv", index=False)
-    examples = {split: functools.partial(_examples, part, staged) for split, part in by_split.items() if part}
-    description = {"licence": "made from code" if simulated else LICENCE, "simulated": simulated}
-    shards.pack(
-        MaestroLogMel, out, staged, examples, front_end=front_end, statistics=statistics, description=description
-    )
+def _tables(rows: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
+    """``recordings.csv``: the rows of what is in, with what was found out about each."""
+    known = pd.DataFrame(facts)[["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "sha256"]]
+    return {"recordings.csv": rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")}
 
 
 def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray, bytes]], sample_rate: int) -> Path:
@@ -256,7 +174,7 @@ def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray,
             _add(archive, f"{root}/{names['audio_filename']}", sound.getvalue())
             _add(archive, f"{root}/{names['midi_filename']}", midi)
             rows.append({**row, **names, "duration": len(wave) / sample_rate})
-        _add(archive, f"{root}/{root}.csv", pd.DataFrame(rows)[list(COLUMNS)].to_csv(index=False).encode())
+        _add(archive, f"{root}/{root}.csv", pd.DataFrame(rows)[list(tables.COLUMNS)].to_csv(index=False).encode())
     partial.replace(path)
     return path
 

@@ -26,13 +26,15 @@ import tensorflow_datasets as tfds
 from percepiano_ast import audio, synthesis
 from percepiano_ast.performance import read_midi, trimmed
 from percepiano_ast.config import FrontEnd, InputError, claim_directory
-from percepiano_ast.data import shards
+from percepiano_ast.data import build, shards
+from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import metrics
 
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
 SPLIT = "rated"
+_USUAL_SECONDS = 20.0  # of a clip, to spread clips over shards
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast preprocess --percepiano FOLDER`"
 
@@ -41,8 +43,8 @@ class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):
     """Log-mel of whole rendered PercePiano clips with their 19 mean ratings (0 to 1)."""
 
     name = "percepiano_log_mel"
+    CHUNK_FRAMES = 0
     FEATURES = {
-        "log_mel": shards.log_mel_feature(),
         "clip": tfds.features.Text(),
         "synthesizer": tfds.features.Text(),
         "ratings": tfds.features.Tensor(shape=(len(KEYS),), dtype=np.float32),
@@ -128,36 +130,21 @@ def find_midi(folder: str | Path) -> dict[str, Path]:
 _synthesizer = functools.lru_cache(maxsize=None)(synthesis.make_synthesizer)  # a soundfont takes seconds to load
 
 
-def _produce(item: shards.Item, *, midi: dict[str, Path], front_end: FrontEnd) -> dict[str, np.ndarray]:
+def _produce(
+    item: shards.Item, facts: dict, *, midi: dict[str, Path], front_end: FrontEnd
+) -> Iterator[np.ndarray]:
     clip, name = item.fields["clip"], item.fields["synthesizer"]
     if clip not in midi:
         raise InputError(f"no MIDI file {clip}.mid")
     performance = trimmed(read_midi(midi[clip]))
     wave = _synthesizer(name).render(performance, front_end.sample_rate)
     audio.check_waveform(wave, front_end.sample_rate, clip)
-    codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
-    features = audio.classic_features(wave, front_end.sample_rate)
-    return {
-        "log_mel": codes,
-        "clipped": np.float32(clipped),
-        "feature_names": np.array(list(features)),
-        "features": np.array(list(features.values()), np.float32),
-    }
-
-
-def _examples(items: list[shards.Item], staged: Path) -> Iterator[tuple[str, dict]]:
-    for item in items:
-        yield item.key, {"log_mel": shards.read_staged(staged, item)["log_mel"], **item.fields}
+    facts |= {"clip": clip, "synthesizer": name, "features": audio.classic_features(wave, front_end.sample_rate)}
+    yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
 
 def preprocess(
-    folder: str | Path,
-    out: str | Path,
-    front_end: FrontEnd,
-    *,
-    synthesizers: tuple[str, ...],
-    workers: int,
-    log: Callable[[str], None] = print,
+    folder: str | Path, out: str | Path, front_end: FrontEnd, work: build.Work, *, synthesizers: tuple[str, ...]
 ) -> Path:
     """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` below ``out``.
 
@@ -172,22 +159,26 @@ def preprocess(
     if not shards.is_complete(Path(out)):
         for name in synthesizers:
             _synthesizer(name)  # a missing soundfont is said before hours of work and before ``out`` is claimed
-    out = claim_directory(out, {**settings, "simulated": is_simulated(folder)})
-    if shards.is_complete(out):
-        log(f"shards in {out} are complete")
+    simulated = is_simulated(folder)
+    out = claim_directory(out, {**settings, "simulated": simulated})
+    if build.is_whole(out, work.log):
         return out
     items = [
-        shards.Item(f"{clip}@{name}", SPLIT, {"clip": clip, "synthesizer": name, "ratings": ratings[clip]})
+        shards.Item(f"{clip}@{name}", SPLIT, {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}, _USUAL_SECONDS)
         for name in synthesizers
         for clip in index["clip"]
     ]
-    log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
-    unrated = _not_in_index(index, midi.keys(), read_labels(folder).keys())
+    work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
+    contents = build.Contents(
+        items,
+        left_out={},
+        refused=_not_in_index(index, midi.keys(), read_labels(folder).keys()),
+        statistics_of=SPLIT,
+        description={"licence": "simulated, made from code" if simulated else LICENCE, "simulated": simulated},
+        tables=functools.partial(_tables, index),
+    )
     produce = functools.partial(_produce, midi=midi, front_end=front_end)
-    skipped = shards.stage(items, produce, out / "staged", workers=workers, log=log)
-    shards.report_skipped(unrated + skipped, len(unrated) + len(items), out / "skipped.csv", log)
-    failed = {item.key for item, _ in skipped}
-    _pack([item for item in items if item.key not in failed], out, index, front_end, is_simulated(folder))
+    build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
     return out
 
 
@@ -195,27 +186,15 @@ def _fingerprint(ratings: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(json.dumps({clip: r.tolist() for clip, r in ratings.items()}).encode()).hexdigest()[:16]
 
 
-def _not_in_index(index: pd.DataFrame, midi: set[str], labels: set[str]) -> list[tuple[shards.Item, str]]:
+def _not_in_index(index: pd.DataFrame, midi: set[str], labels: set[str]) -> dict[str, str]:
     """Clips that the folder holds a MIDI file or a label of but that cannot be used, with the reason."""
     names = sorted((midi | labels) - set(index["clip"]))
-    return [(shards.Item(n, SPLIT, {}), "not in the index" if n in labels else "no label") for n in names]
+    return {name: "not in the index" if name in labels else "no label" for name in names}
 
 
-def _pack(kept: list[shards.Item], out: Path, index: pd.DataFrame, front_end: FrontEnd, simulated: bool) -> None:
-    staged = out / "staged"
-    index.to_csv(out / "index.csv", index=False)
-    rows = []
-    for item in kept:
-        arrays = shards.read_staged(staged, item)
-        names = {"clip": item.fields["clip"], "synthesizer": item.fields["synthesizer"]}
-        rows.append(names | dict(zip(arrays["feature_names"].tolist(), arrays["features"].tolist())))
-    pd.DataFrame(rows).to_csv(out / "classic_features.csv", index=False)
-    statistics = shards.level_statistics((shards.read_staged(staged, item)["log_mel"] for item in kept), front_end)
-    description = {"licence": "simulated, made from code" if simulated else LICENCE, "simulated": simulated}
-    examples = {SPLIT: functools.partial(_examples, kept, staged)}
-    shards.pack(
-        PercepianoLogMel, out, staged, examples, front_end=front_end, statistics=statistics, description=description
-    )
+def _tables(index: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
+    features = [{"clip": one["clip"], "synthesizer": one["synthesizer"], **one["features"]} for one in facts]
+    return {"index.csv": index, "classic_features.csv": pd.DataFrame(features)}
 
 
 def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:

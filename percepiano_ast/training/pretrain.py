@@ -1,12 +1,11 @@
 """SSAST pre-training (Gong et al. 2022): masked spectrogram patches, discriminative and generative, on any device.
 
-Batches come in as iterators of dicts with uint8 ``codes`` (batch, time, mel), the rows of this process, and ``clip``, a name
-for each row; see ``data/batches.py``.
+Batches come in as iterators of dicts with ``codes`` (batch, time, mel), uint8 or float16 dB, the rows of this process,
+and ``clip``, a name for each row; see ``data/batches.py``.
 """
 
 import collections
 import functools
-import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -217,7 +216,7 @@ class _Loop:
         self.peak = run.layout.size * flops.matrix_peak(dtype, device)
         # The batches whose metrics nobody has looked at yet, and those metrics.
         self.unseen: collections.deque[tuple[list[str], dict]] = collections.deque()
-        self.looked = time.monotonic()
+        self.looked, self.waited = time.monotonic(), 0.0
         self.step: Callable | None = None  # compiled with the first batch
 
     def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
@@ -264,8 +263,11 @@ class _Loop:
 
     def _epoch(self, state: TrainState, stream: Iterator, steps: int, done: int) -> tuple[TrainState, dict]:
         looks = []
-        self.looked = time.monotonic()
-        for number, batch in enumerate(itertools.islice(stream, steps), start=done + 1):
+        self.looked, self.waited = time.monotonic(), 0.0
+        for number in range(done + 1, done + steps + 1):
+            asked = time.monotonic()
+            batch = next(stream)
+            self.waited += time.monotonic() - asked
             codes = self.run.layout.put_batch(batch["codes"])
             if self.step is None:
                 self._compile(state, codes)
@@ -282,7 +284,7 @@ class _Loop:
         """Apart from the first step, whose speed would otherwise be that of the compiler."""
         start = time.monotonic()
         self.step = self.run.step.lower(state, codes).compile()
-        self.looked = time.monotonic()
+        self.looked, self.waited = time.monotonic(), 0.0
         self.log(f"  the step was compiled in {self.looked - start:.0f} s")
 
     def _look(self, state: TrainState, last: int) -> dict:
@@ -292,12 +294,14 @@ class _Loop:
             if not one["skipped"] and not np.isfinite([one[name] for name in CHECKED]).all():
                 self._stop(state, number, one, self.unseen[number - last - 1][0])
         seconds = time.monotonic() - self.looked
+        waited, self.waited = self.waited, 0.0
         self.looked = time.monotonic()
         self.unseen.clear()
         means = {name: float(np.mean([one[name] for one in values])) for name in METRICS}
         means["learning_rate"] = float(self.run.schedule(last - 1))
         speed = len(values) * self.run.config.batch_size / seconds
         means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
+        means["input_wait"] = waited / len(values)
         if self.step_log:
             self.step_log.add({"step": last, **{name: f"{value:.6g}" for name, value in means.items()}})
         return {"steps": len(values), **means}

@@ -67,8 +67,10 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
 
 
 def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> jax.Array:
-    """uint8 codes (..., time, mel) -> what the model hears, ``(dB - mean) / (2 std)`` (Gong et al. 2021)."""
-    level = codes.astype(jnp.float32) * front_end.step_db + front_end.floor_db
+    """uint8 codes or float16 dB (..., time, mel) -> what a model hears, ``(dB - mean) / (2 std)`` (Gong et al. 2021)."""
+    level = codes.astype(jnp.float32)
+    if codes.dtype == jnp.uint8:
+        level = level * front_end.step_db + front_end.floor_db
     return (level - statistics.mean_db) / (2 * statistics.std_db)
 
 

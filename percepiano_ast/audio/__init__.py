@@ -1,0 +1,44 @@
+"""Recordings to log-mel spectrograms: decode, check, resample, log-mel, 8-bit codes.
+
+Levels are absolute (dB of full-scale power), never normalised per recording: loudness is a rated quality. There are two
+front ends: ours, as librosa computes it, and Kaldi's, with which the published AST and SSAST models were trained.
+
+A recording of any length becomes a spectrogram in bounded memory: ``log_mel_blocks(Recording(file).blocks(rate))``.
+"""
+
+from percepiano_ast.audio.decode import (
+    MIN_SECONDS,
+    SILENCE_DB,
+    Recording,
+    check_waveform,
+    duration,
+    load,
+)
+from percepiano_ast.audio.features import classic_feature_names, classic_features
+from percepiano_ast.audio.mel import (
+    dequantize,
+    fbank,
+    kaldi_mel_bank,
+    log_mel,
+    log_mel_blocks,
+    quantize,
+    slaney_mel_bank,
+)
+
+__all__ = [
+    "MIN_SECONDS",
+    "SILENCE_DB",
+    "Recording",
+    "check_waveform",
+    "classic_feature_names",
+    "classic_features",
+    "dequantize",
+    "duration",
+    "fbank",
+    "kaldi_mel_bank",
+    "load",
+    "log_mel",
+    "log_mel_blocks",
+    "quantize",
+    "slaney_mel_bank",
+]

@@ -1,0 +1,246 @@
+"""Recordings to mono waveforms: from front to back, in blocks, and refused in words where they are no use."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soxr
+
+from percepiano_ast.audio import ffmpeg, sndfile
+from percepiano_ast.config import InputError
+
+SILENCE_DB = -80.0  # dBFS: a recording that never rises above this is silent
+MIN_SECONDS = 1.0
+
+_READ_FRAMES = 1 << 17  # frames decoded at a time: 3 s at 44.1 kHz, a MB
+_PIECE = 1 << 20  # bytes
+_INT16 = 32768  # full scale of 16-bit samples
+_LOUDEST = (_INT16 - 1) / _INT16  # a sample from here on is at full scale, of 16 bits the last step on either side
+
+
+class Recording:
+    """A recording that is decoded once, from front to back, in memory that does not grow with its length.
+
+    Reads what libsndfile reads: WAV of 8 to 32 bits or float, FLAC, OGG, MP3; and from a path what an installed ffmpeg
+    reads beyond that: M4A, AAC, WMA.
+
+    Args:
+        source: path; seekable binary file object; or a binary object that can only be read forward (``seekable()`` is
+            False). From the latter, WAV and FLAC are decoded as they come, other formats are read whole first, and a
+            ``size`` in bytes is heeded where it has one.
+        name: what messages call the recording.
+        min_rate: lowest sampling rate in Hz to accept.
+
+    Attributes:
+        sample_rate, channels: of the source.
+        peak: largest magnitude in the blocks so far, full scale at 1; of the recording once they are exhausted.
+
+    Raises:
+        InputError: missing, not audio, cut off before its end, or below ``min_rate``.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO, *, name: str | None = None, min_rate: int = 0):
+        is_path = isinstance(source, (str, Path))
+        self.name = name or str(source if is_path else getattr(source, "name", None) or "audio data")
+        self._once = None if is_path or source.seekable() else source
+        try:
+            self._decoder = _decoder(source, self.name)
+        except InputError:
+            self._read_to_end()
+            raise
+        self.sample_rate, self.channels = self._decoder.sample_rate, self._decoder.channels
+        self.peak = 0.0
+        self._frames = self._loudest = 0
+        if self.sample_rate < min_rate:
+            self._decoder.close()
+            raise InputError(f"{self.name}: recorded at {self.sample_rate:,} Hz; at least {min_rate:,} Hz is needed.")
+
+    @property
+    def seconds(self) -> float:
+        """Duration of what was decoded so far; of the recording once the blocks are exhausted."""
+        return self._frames / self.sample_rate
+
+    @property
+    def full_scale(self) -> float:
+        """Share of the samples decoded so far, of all channels, whose magnitude is 32767/32768 or more."""
+        return self._loudest / max(self._frames * self.channels, 1)
+
+    def blocks(self, sample_rate: int, *, max_seconds: float | None = None) -> Iterator[np.ndarray]:
+        """Decode the recording, which can be done once: the mean of its channels, resampled by soxr at high quality.
+
+        A source that can only be read forward is then at its end, where it may compare a checksum; also when the
+        recording is refused, so that damage is reported as such. What the source raises is raised here as it is.
+
+        Args:
+            max_seconds: decode the first so many seconds only.
+
+        Yields:
+            float32 (n,) at ``sample_rate``, full scale at 1.
+
+        Raises:
+            InputError: cut off before its end, damaged, or refused by `check_waveform`; shortness and silence are known
+                after the last block.
+        """
+        n = 0
+        try:
+            for block in self._resampled(sample_rate, max_seconds):
+                self.peak = max(self.peak, _peak(block, n, sample_rate, self.name))
+                n += len(block)
+                yield block
+            _check_length(n, sample_rate, self.name)
+            _check_level(self.peak, self.name)
+        except InputError:
+            self._read_to_end()
+            raise
+        finally:
+            self._decoder.close()
+
+    def _resampled(self, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
+        """Blocks of mono sound at ``sample_rate``, none of them empty."""
+        mono = map(_mono, self._samples(max_seconds))
+        if sample_rate == self.sample_rate:
+            yield from mono
+            return
+        stream = soxr.ResampleStream(self.sample_rate, sample_rate, 1, dtype="float32", quality="HQ")
+        for block in mono:
+            if len(part := stream.resample_chunk(block)):
+                yield part
+        if len(part := stream.resample_chunk(np.empty(0, dtype=np.float32), last=True)):
+            yield part
+
+    def _samples(self, max_seconds: float | None) -> Iterator[np.ndarray]:
+        """Blocks (n, channels) as decoded, int16 or float32; counts them, and checks that none is missing."""
+        limit = math.inf if max_seconds is None else round(max_seconds * self.sample_rate)
+        declared = math.inf if self._decoder.frames is None else self._decoder.frames
+        wanted = min(declared, limit)
+        while self._frames < wanted:
+            block = self._decoder.read(min(_READ_FRAMES, wanted - self._frames))
+            if not len(block):
+                break
+            self._frames += len(block)
+            self._loudest += _at_full_scale(block)
+            yield block
+        if self._frames < wanted and declared < math.inf:
+            raise InputError(
+                f"{self.name}: half written, sound ends {(wanted - self._frames) / self.sample_rate:.1f} s before the"
+                f" length it declares ({wanted / self.sample_rate:.1f} s). Copy or export it again."
+            )
+        if self._frames < limit:
+            self._read_to_end()
+
+    def _read_to_end(self) -> None:
+        while self._once and self._once.read(_PIECE):
+            pass
+
+
+def _decoder(source: str | Path | BinaryIO, name: str) -> sndfile.Decoder | ffmpeg.Decoder:
+    """libsndfile's; for a path whose format libsndfile does not know, ffmpeg's."""
+    if not isinstance(source, (str, Path)):
+        return sndfile.Decoder(source, name)
+    _check_exists(source, name)
+    try:
+        return sndfile.Decoder(source, name)
+    except sndfile.UnknownFormat:
+        return ffmpeg.Decoder(source, name)
+
+
+def _check_exists(path: str | Path, name: str) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"{name}: no such file. Check the path.")
+
+
+def load(
+    source: str | Path | BinaryIO, sample_rate: int = 22_050, *, max_seconds: float | None = None
+) -> np.ndarray:
+    """Read a recording as mono at ``sample_rate``: the blocks of `Recording`, in one array.
+
+    Args:
+        source: path or binary file object, see `Recording`.
+        max_seconds: read the first so many seconds only.
+
+    Returns:
+        float32 (n,), full scale at 1.
+
+    Raises:
+        InputError: missing, not audio, cut off before its end, or refused by `check_waveform`.
+    """
+    return np.concatenate(list(Recording(source).blocks(sample_rate, max_seconds=max_seconds)))
+
+
+def duration(path: str | Path) -> float:
+    """Seconds that the header of a recording declares; a recording without such a header is decoded for it.
+
+    Raises:
+        InputError: missing, not audio, or of a format that needs ffmpeg where that is not installed.
+    """
+    _check_exists(path, str(path))
+    try:
+        seconds = sndfile.duration(path)
+    except sndfile.UnknownFormat:
+        return ffmpeg.duration(path)
+    if seconds is None:
+        recording = Recording(path)
+        for _ in recording.blocks(recording.sample_rate):
+            pass
+        seconds = recording.seconds
+    return seconds
+
+
+def check_waveform(wave: np.ndarray, sample_rate: int, name: str) -> None:
+    """Refuse what cannot be rated or learned from.
+
+    Args:
+        wave: float (n,), full scale at 1.
+        name: what the message calls the recording.
+
+    Raises:
+        InputError: empty, shorter than ``MIN_SECONDS``, with NaN or infinity, or silent throughout.
+    """
+    _check_length(len(wave), sample_rate, name)
+    _check_level(_peak(wave, 0, sample_rate, name), name)
+
+
+def _check_length(n: int, sample_rate: int, name: str) -> None:
+    if not n:
+        raise InputError(f"{name}: empty, it holds no samples. Record or copy it again.")
+    if n < MIN_SECONDS * sample_rate:
+        raise InputError(
+            f"{name}: {n / sample_rate:.2f} s long. Give a recording of at least {MIN_SECONDS:g} s."
+        )
+
+
+def _peak(block: np.ndarray, start: int, sample_rate: int, name: str) -> float:
+    """Largest magnitude of a block that begins at sample ``start``; NaN and infinity are refused."""
+    peak = max(float(block.max()), -float(block.min()))
+    if not np.isfinite(peak):  # the maximum of NaN and anything is NaN
+        seconds = (start + np.argmin(np.isfinite(block))) / sample_rate
+        raise InputError(f"{name}: holds NaN or infinity, first near {seconds:.2f} s. Export it again.")
+    return peak
+
+
+def _check_level(peak: float, name: str) -> None:
+    if peak < 10 ** (SILENCE_DB / 20):
+        level = f"peaks at {20 * np.log10(peak):.0f} dBFS" if peak else "holds zeros only"
+        raise InputError(f"{name}: silent, it {level}. Check microphone and level, and record it again.")
+
+
+def _mono(block: np.ndarray) -> np.ndarray:
+    """Mean of the channels of int16 or float32 (n, channels): float32 (n,), full scale at 1."""
+    full_scale = _INT16 if block.dtype == np.int16 else 1
+    samples = block.astype(np.float32, copy=False)
+    # Adding columns is some twenty times faster than a mean over the last axis.
+    mono = samples[:, 0].copy()
+    for channel in range(1, samples.shape[1]):
+        mono += samples[:, channel]
+    mono /= np.float32(samples.shape[1] * full_scale)
+    return mono
+
+
+def _at_full_scale(block: np.ndarray) -> int:
+    """Samples of a block, int16 or float32, that are at full scale."""
+    loudest = _INT16 - 1 if block.dtype == np.int16 else np.float32(_LOUDEST)
+    if block.max() < loudest and block.min() > -loudest:  # nearly always
+        return 0
+    return int(np.count_nonzero((block >= loudest) | (block <= -loudest)))

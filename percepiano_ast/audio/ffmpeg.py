@@ -1,0 +1,107 @@
+"""Formats that libsndfile does not know, such as M4A, through an installed ffmpeg."""
+
+import re
+import shutil
+import struct
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from percepiano_ast.config import InputError
+
+
+class Decoder:
+    """What ffmpeg decodes of the first audio stream of a file, in one pass, through a pipe.
+
+    Attributes:
+        sample_rate, channels: of the file.
+        frames: None, because a compressed file declares its length roughly at most.
+
+    Raises:
+        InputError: ffmpeg is not installed, or finds no sound in the file.
+    """
+
+    frames = None
+
+    def __init__(self, path: str | Path, name: str):
+        self._name = name
+        command = [_program(name), "-v", "error", *_input(path), "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "-"]
+        self._messages = tempfile.TemporaryFile()  # a pipe that nobody reads meanwhile could fill up
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
+        header = self._process.stdout.read(24)  # six numbers; behind them samples until the pipe ends
+        if len(header) < 24:
+            code, message = self._end()
+            self.close()
+            raise _refusal(name, message or f"ffmpeg ends with code {code}")
+        _, start, _, _, self.sample_rate, self.channels = struct.unpack(">6I", header)
+        self._process.stdout.read(start - len(header))
+
+    def read(self, frames: int) -> np.ndarray:
+        """The next samples: float32 (n, channels), fewer than asked only at the end.
+
+        Raises:
+            InputError: at the end, where ffmpeg has complained, as it does of truncated and damaged files.
+        """
+        content = self._process.stdout.read(4 * frames * self.channels)
+        if len(content) < 4 * frames * self.channels:
+            code, message = self._end()
+            if code or message:
+                what = message or f"it ends with code {code}"
+                raise InputError(f"{self._name}: damaged or cut off, says ffmpeg: {what}. Copy or export it again.")
+        return np.frombuffer(content, ">f4").astype(np.float32).reshape(-1, self.channels)
+
+    def close(self) -> None:
+        """End ffmpeg; a second time does nothing."""
+        self._process.kill()
+        self._process.stdout.close()
+        self._process.wait()
+        self._messages.close()
+
+    def _end(self) -> tuple[int, str]:
+        """Exit code, and the first line that ffmpeg wrote."""
+        code = self._process.wait()
+        self._messages.seek(0)
+        return code, _without_address(self._messages.readline().decode(errors="replace"))
+
+
+def duration(path: str | Path) -> float:
+    """Seconds that a file declares; of raw AAC, which declares none, ffmpeg's guess from the bit rate.
+
+    Raises:
+        InputError: ffmpeg is not installed, finds no sound in the file, or no length.
+    """
+    run = subprocess.run([_program(str(path)), "-hide_banner", *_input(path)], capture_output=True)
+    lines = run.stderr.decode(errors="replace").splitlines()  # the code is 1, because no output is asked for
+    declared = [match for line in lines if (match := re.match(r"  Duration: (\d+):(\d\d):([\d.]+)", line))]
+    if not declared or not any("Audio:" in line for line in lines):
+        raise _refusal(str(path), _without_address(lines[-1]) if lines else "ffmpeg says nothing")
+    hours, minutes, seconds = declared[0].groups()
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def _program(name: str) -> str:
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise InputError(
+            f"{name}: cannot be read as audio without ffmpeg, which is not installed. Install it (Debian, Ubuntu: sudo"
+            " apt-get install -y ffmpeg; macOS: brew install ffmpeg), or give a WAV, FLAC, OGG or MP3 file."
+        )
+    return program
+
+
+def _input(path: str | Path) -> list[str]:
+    # The prefix and the whitelist keep a file's name and contents from leading ffmpeg to other machines.
+    return ["-nostdin", "-protocol_whitelist", "file,pipe", "-i", f"file:{path}"]
+
+
+def _refusal(name: str, reason: str) -> InputError:
+    return InputError(
+        f"{name}: cannot be read as audio ({reason.rstrip('.')}). Give a complete recording, or copy it again."
+    )
+
+
+def _without_address(line: str) -> str:
+    """A line of ffmpeg's without the part of the program that it begins with: ``[aac @ 0x55fb1cf68f40]``."""
+    return re.sub(r"^(\[[^\]]*\] *)+", "", line).strip()

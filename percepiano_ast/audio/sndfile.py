@@ -1,0 +1,230 @@
+"""Sound files through libsndfile: from a path, a seekable file object, or bytes that can be read once."""
+
+import contextlib
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from percepiano_ast.config import InputError
+
+_UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what encoders that write to a pipe declare as the length of the data
+_UNKNOWN_FORMAT = (1, 4)  # libsndfile's numbers for a container, or a codec in one, that it does not know
+_STREAMS = (b"RIFF", b"RF64", b"fLaC")  # WAV and FLAC: read from front to back
+_W64 = b"riff"  # so is this form of WAV, where the size of the file is known, which tells whether it is whole
+_AHEAD = 1 << 22  # bytes that may lie between the parts of a header, such as a picture
+_ENDLESS = 1 << 62  # what libsndfile is told of a file whose size nobody knows
+_NO_LENGTH = 1 << 46  # frames: what no file has is what libsndfile makes of a header without a length
+_PIECE = 1 << 20  # bytes
+
+
+class UnknownFormat(InputError):
+    """Nothing that libsndfile reads; another decoder may."""
+
+
+class Decoder:
+    """What libsndfile reads of a recording, in one pass.
+
+    Attributes:
+        sample_rate, channels: of the file.
+        frames: the length that it declares, or None.
+
+    Raises:
+        UnknownFormat: no format or codec that libsndfile knows.
+        InputError: no complete sound file.
+    """
+
+    def __init__(self, source: str | Path | BinaryIO, name: str):
+        self._name = name
+        self._stream = None if isinstance(source, (str, Path)) else _stream(source)
+        with self._refusing():
+            self._file = _SoundFile(self._stream or str(source))
+        if self._stream:
+            self._stream.opening = False
+        self.sample_rate, self.channels = self._file.samplerate, self._file.channels
+        self._dtype = "int16" if self._file.subtype == "PCM_16" else "float32"
+        self.frames = self._file.frames
+        if self.frames >= _NO_LENGTH or f"\ndata : {max(_UNKNOWN_SIZE)}\n" in self._file.extra_info:
+            self.frames = None
+        self._check_whole()
+
+    def read(self, frames: int) -> np.ndarray:
+        """The next samples: (n, channels), int16 of 16-bit sound, else float32; fewer than asked only at the end.
+
+        Raises:
+            InputError: damaged.
+        """
+        with self._refusing():
+            return self._file.read(frames, dtype=self._dtype, always_2d=True)
+
+    def close(self) -> None:
+        """Let go of the file; a second time does nothing."""
+        self._file.close()
+
+    def _check_whole(self) -> None:
+        """libsndfile reads a half-written file to its end without complaint; its log tells what the header declared.
+
+        Raises:
+            InputError: the data are shorter than the header says.
+        """
+        declared, present = _data_bytes(self._file)
+        if declared > present and declared not in _UNKNOWN_SIZE:
+            self.close()
+            seconds = self._file.frames / self.sample_rate * (declared - present) / max(present, 1)
+            raise InputError(
+                f"{self._name}: half written, {declared - present:,} of {declared:,} bytes of sound are missing"
+                f" (about {seconds:.1f} s at the end). Copy or export it again."
+            )
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """What the source raised within the context is raised at its end; what libsndfile raised, as a refusal."""
+        failure = None
+        try:
+            yield
+        except soundfile.LibsndfileError as error:
+            failure = error
+        if self._stream and self._stream.error:
+            raise self._stream.error
+        if failure:
+            raise _refusal(self._name, failure) from failure
+
+
+class _SoundFile(soundfile.SoundFile):
+    def seekable(self) -> bool:
+        # Or soundfile would seek to where it is after every read. Decoders of MP3, FLAC and ADPCM go back for that,
+        # and MP3 has an audible seam there.
+        return False
+
+
+def duration(path: str | Path) -> float | None:
+    """Seconds that a file declares; None where it declares none.
+
+    Raises:
+        UnknownFormat, InputError: as `Decoder`.
+    """
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise _refusal(str(path), error) from error
+    return info.duration if info.frames < _NO_LENGTH else None
+
+
+def _refusal(name: str, error: soundfile.LibsndfileError) -> InputError:
+    kind = UnknownFormat if error.code in _UNKNOWN_FORMAT else InputError
+    return kind(
+        f"{name}: cannot be read as audio ({error.error_string.rstrip('.')}). "
+        "Give a complete WAV, FLAC, OGG or MP3 file, or copy it again."
+    )
+
+
+def _data_bytes(file: soundfile.SoundFile) -> tuple[int, int]:
+    """Bytes of sound that the header of an uncompressed file declares and that are there; (0, 0) where it is whole."""
+    log = file.extra_info
+    if file.format in ("RF64", "W64"):
+        declared = re.search(r"^(?:  Data size|data) : (\d+)", log, re.MULTILINE)
+        frame = re.search(r"^  Block Align +: (\d+)", log, re.MULTILINE)
+        header = 24 if file.format == "W64" else 0  # which W64 counts as well
+        return (int(declared[1]) - header, file.frames * int(frame[1])) if declared and frame else (0, 0)
+    # WAV, AIFF, AU
+    sizes = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    return (int(sizes[1]), int(sizes[2])) if sizes else (0, 0)
+
+
+# --- File objects -----------------------------------------------------------------------------------------------------
+
+
+def _stream(file: BinaryIO) -> "_Stream":
+    """A file object as libsndfile needs it."""
+    if file.seekable():
+        return _Stream(file)
+    head = _read(file, 4)
+    size = getattr(file, "size", None)
+    if head in _STREAMS or (head == _W64 and size):
+        return _Once(file, head, size or _ENDLESS)
+    return _Stream(io.BytesIO(head + b"".join(iter(lambda: file.read(_PIECE), b""))))
+
+
+def _read(file: BinaryIO, size: int) -> bytes:
+    """``size`` bytes, fewer only at the end of the file: libsndfile takes a short read for the end."""
+    parts = [file.read(size)]
+    while parts[-1] and (size := size - len(parts[-1])):
+        parts.append(file.read(size))
+    return b"".join(parts)
+
+
+class _Stream:
+    """A file object for libsndfile.
+
+    Attributes:
+        error: what the file raised, for the caller: within a callback of libsndfile it would be printed and lost.
+        opening: whether libsndfile still looks for the sound.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.error: BaseException | None = None
+        self.opening = True
+        self._file = file
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        return self._guarded(0, self._file.tell)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position."""
+        return self._guarded(0, self._file.seek, offset, whence)
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes; fewer at the end and after an error."""
+        return self._guarded(b"", _read, self._file, size)
+
+    def _guarded(self, otherwise, function, *arguments):
+        if self.error is None:
+            try:
+                return function(*arguments)
+            except BaseException as error:
+                self.error = error
+        return otherwise
+
+
+class _Once(_Stream):
+    """A file that is read once, from front to back, for libsndfile, which seeks while it looks for the sound.
+
+    What it reads until then is kept. It looks for more behind the sound too, and is told that nothing is there: what
+    it needs stands before the sound, and only across that it jumps further than `_AHEAD`.
+    """
+
+    def __init__(self, file: BinaryIO, head: bytes, size: int):
+        super().__init__(file)
+        self._size = size
+        self._head = bytearray(head)
+        self._taken = len(head)
+        self._at = 0
+
+    def tell(self) -> int:
+        """Position in bytes, as libsndfile believes."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position; the file itself stays where it is."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        """``size`` bytes; fewer at the end, after an error, and far ahead while opening."""
+        if self.opening and self._at <= self._taken + _AHEAD:
+            self._head += self._take(self._at + size - self._taken)
+        part = bytes(self._head[self._at : self._at + size])
+        if not self.opening and self._at + len(part) == self._taken:
+            part += self._take(size - len(part))
+        self._at += len(part)
+        return part
+
+    def _take(self, size: int) -> bytes:
+        part = self._guarded(b"", _read, self._file, size) if size > 0 else b""
+        self._taken += len(part)
+        return part

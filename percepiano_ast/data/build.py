@@ -1,0 +1,147 @@
+"""From recordings to a complete data set: plan, make the shards here or on a cluster, list what is not in, declare it done."""
+
+import csv
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.data import beam, manifest, shards
+from percepiano_ast.data.shards import Item, Shard
+from percepiano_ast.data.staging import Job, LocalRun
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the shards are made.
+
+    Attributes:
+        workers: processes on this machine.
+        max_bad: bad recordings that are put up with; None for any number.
+        beam_runner, beam_options: of Apache Beam, instead of processes on this machine.
+        log: called with every line of progress.
+    """
+
+    workers: int = 1
+    max_bad: int | None = 0
+    beam_runner: str = ""
+    beam_options: tuple[str, ...] = ()
+    log: Callable[[str], None] = print
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is to be in a data set, and what is known not to be.
+
+    Attributes:
+        left_out: on purpose, with the reason.
+        refused: not usable, as the source alone tells, with the reason.
+        statistics_of: the split whose levels normalise everything.
+        description: goes into the data set's metadata.
+        tables: file name -> table, made from the facts of the recordings that are in.
+    """
+
+    items: list[Item]
+    left_out: dict[str, str]
+    refused: dict[str, str]
+    statistics_of: str
+    description: dict
+    tables: Callable[[list[dict]], dict[str, pd.DataFrame]] = field(default=lambda facts: {})
+
+
+def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
+    """Whether a complete data set lies below ``directory``; if files of it were lost, it becomes an incomplete one."""
+    if not shards.is_complete(directory):
+        return False
+    lost = manifest.shortcomings(directory)
+    if not lost:
+        log(f"shards in {directory} are complete")
+        return True
+    for line in lost[:20]:
+        log(f"  {line}")
+    log(f"{len(lost)} files of {directory} are not as the manifest has them: they are made anew")
+    (directory / shards.MANIFEST).unlink()
+    return False
+
+
+def build(job: Job, contents: Contents, work: Work) -> None:
+    """Make the data set; what an interrupted call left is continued.
+
+    Raises:
+        InputError: no recording can be read, none of the split that statistics are of, or too little room.
+        RunFailed: more bad recordings than ``work.max_bad``, or see `LocalRun.run`; all good work is kept.
+    """
+    plan = shards.plan(contents.items)
+    limit = len(contents.items) + len(contents.refused) if work.max_bad is None else work.max_bad
+    if work.beam_runner:
+        bad = beam.run(job, plan, work.beam_runner, work.beam_options, work.log)
+    else:
+        rate = job.front_end.sample_rate / job.front_end.hop_length * job.front_end.n_mels
+        rate *= shards.DTYPES[job.stored]().itemsize
+        bad = LocalRun(job, work.workers, rate, work.log).run(plan, limit - len(contents.refused))
+    bad = contents.refused | bad
+    total = len(contents.items) + len(contents.left_out) + len(contents.refused)
+    _list_skipped(job.directory / "skipped.csv", contents.left_out, bad, total, work.log)
+    if len(contents.items) + len(contents.refused) == len(bad):
+        raise InputError(f"none of the {len(bad)} recordings could be read; reasons are in {job.directory}/skipped.csv")
+    if len(bad) > limit:
+        raise RunFailed(
+            f"{len(bad)} bad recordings, {limit} allowed; reasons are in {job.directory}/skipped.csv. All others are done: "
+            f"run again with --max-bad {len(bad)} (MAX_BAD in the notebook) to go without, or with a better source"
+        )
+    _finish(job, plan, contents, work)
+
+
+def _list_skipped(path: Path, left_out: dict, bad: dict, total: int, log: Callable[[str], None]) -> None:
+    """Count and list what is not in, on the log and in a CSV file."""
+    rows = [(key, "left out", reason) for key, reason in left_out.items()]
+    rows += [(key, "bad", reason) for key, reason in bad.items()]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["key", "kind", "reason"])
+    writer.writerows(rows)
+    path.write_text(text.getvalue())
+    for key, _, reason in rows[:20]:
+        log(f"  skipped {key}: {reason}")
+    if rows:
+        log(f"  {len(rows)} of {total} recordings skipped ({len(bad)} bad), all listed in {path}")
+
+
+def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None:
+    """Describe the shards, and write the manifest that declares them complete."""
+    records = [job.written(shard) for shard in plan]
+    if None in records:
+        lost = plan[records.index(None)].name
+        raise RunFailed(f"the shard {lost} of {job.directory} is gone again; run again, it is made anew")
+    size = job.builder.CHUNK_FRAMES
+    n_frames: dict[str, list[int]] = {}
+    lengths: dict[str, list[int]] = {}
+    num_bytes: dict[str, int] = {}
+    for shard, record in zip(plan, records):
+        frames = [facts["n_frames"] for facts in record["recordings"]]
+        n_frames.setdefault(shard.split, []).extend(frames)
+        lengths.setdefault(shard.split, []).append(sum(shards.chunk_count(n, size) for n in frames))
+        num_bytes[shard.split] = num_bytes.get(shard.split, 0) + record["bytes"]
+    n_frames = {split: frames for split, frames in n_frames.items() if frames}
+    if contents.statistics_of not in n_frames:
+        raise InputError(f"no readable recording in the split {contents.statistics_of!r}: there is nothing to learn from")
+    facts = [one for record in records for one in record["recordings"]]
+    of_split = [record for shard, record in zip(plan, records) if shard.split == contents.statistics_of]
+    statistics = shards.level_statistics(one for record in of_split for one in record["recordings"])
+    metadata = {"front_end": asdict(job.front_end), "statistics": asdict(statistics), "stored": job.stored}
+    metadata |= {"n_frames": n_frames, "chunk_frames": size, **contents.description}
+    for split in lengths.keys() - n_frames:  # all of it was bad
+        del lengths[split], num_bytes[split]
+    # TFDS would take the description of an earlier, damaged data set for this one's.
+    (job.builder.home(job.directory) / "dataset_info.json").unlink(missing_ok=True)
+    job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(lengths, num_bytes)
+    for name, table in contents.tables(facts).items():
+        (job.directory / name).write_text(table.to_csv(index=False))
+    shutil.rmtree(job.directory / "staged", ignore_errors=True)
+    manifest.write(job.directory, job.builder.name)
+    hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600
+    work.log(f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in {len(plan)} shards")

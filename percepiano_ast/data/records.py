@@ -1,0 +1,109 @@
+"""Stretches of recordings out of the shards' records, without decoding what nobody asked for.
+
+A record is a serialised ``tf.train.Example`` of one chunk. TFDS's own decoding takes every feature through a list and
+checks its shape; here protobuf's parser finds the bytes of the levels, and they are looked at where they lie.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
+
+from percepiano_ast.config import InputError
+from percepiano_ast.data.shards import DTYPES, ShardSet, chunk_count
+
+_REMEDY = "`python -m percepiano_ast preprocess --verify` finds what else is damaged"
+
+
+class Chunk(NamedTuple):
+    """What of a record is needed to cut windows.
+
+    Attributes:
+        recording: key of the recording.
+        start: frame of the recording that the chunk starts with.
+        stored: (time, mel) uint8 codes or float16 dB, read-only.
+    """
+
+    recording: str
+    start: int
+    stored: np.ndarray
+
+
+def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
+    """The chunk in a serialised example, whose levels TFDS stored as bytes of ``dtype``.
+
+    Raises:
+        InputError: it is no such example.
+    """
+    try:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        # Protobuf answers with an empty list where something is missing, which does not unpack.
+        (log_mel,) = features["log_mel"].bytes_list.value
+        (recording,) = features["recording"].bytes_list.value
+        (start,) = features["start_frame"].int64_list.value if "start_frame" in features else (0,)
+        return Chunk(recording.decode(), start, np.frombuffer(log_mel, dtype).reshape(-1, n_mels))
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"it is no example of a log-mel chunk ({error})") from error
+
+
+class Recordings:
+    """Random access to frames of the recordings of a split, whatever chunks they lie in.
+
+    Args:
+        shards: the opened split. Its ``metadata["stored"]`` names the type of the levels.
+
+    Raises:
+        InputError: the split does not hold as many chunks as its recordings have.
+
+    Attributes:
+        n_frames: int64 (recordings,).
+        dtype: of the stored levels.
+        n_mels: bands.
+    """
+
+    def __init__(self, shards: ShardSet):
+        self.n_frames = shards.n_frames
+        self.dtype, self.n_mels = np.dtype(DTYPES[shards.metadata["stored"]]), shards.front_end.n_mels
+        self._raw, self._chunk_frames = shards.raw, shards.chunk_frames
+        self._counts = [chunk_count(int(frames), shards.chunk_frames) for frames in shards.n_frames]
+        self._first = np.cumsum([0, *self._counts]).tolist()  # record of a recording's first chunk
+        if self._first[-1] != len(shards.raw):
+            raise InputError(
+                f"the split's {len(self.n_frames)} recordings make {self._first[-1]} chunks, its shards hold "
+                f"{len(shards.raw)}. {_REMEDY}"
+            )
+
+    def read(self, recording: int, start: int, out: np.ndarray) -> str:
+        """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the recording's key.
+
+        Raises:
+            InputError: a chunk is damaged, or not the one that belongs there.
+        """
+        number = min(start // self._chunk_frames, self._counts[recording] - 1) if self._chunk_frames else 0
+        filled = 0
+        while filled < len(out):
+            chunk = self._chunk(recording, number)
+            skipped = start + filled - chunk.start
+            piece = chunk.stored[skipped : skipped + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            number += 1
+        return chunk.recording
+
+    def _chunk(self, recording: int, number: int) -> Chunk:
+        position = self._first[recording] + number
+        try:
+            chunk = parse(self._raw[position], self.dtype, self.n_mels)
+        except (InputError, RuntimeError) as error:  # RuntimeError: array_record, of a wrong checksum for one
+            raise InputError(f"record {position} of the shards cannot be read: {error}. {_REMEDY}") from error
+        start = number * self._chunk_frames
+        last = number + 1 == self._counts[recording]
+        frames = int(self.n_frames[recording]) - start if last else self._chunk_frames
+        if (chunk.start, len(chunk.stored)) != (start, frames):
+            raise InputError(
+                f"record {position} of the shards holds {len(chunk.stored)} frames of {chunk.recording} from "
+                f"{chunk.start}, not {frames} from {start}. {_REMEDY}"
+            )
+        return chunk
+

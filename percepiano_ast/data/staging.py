@@ -1,0 +1,339 @@
+"""How shards are made: recordings are staged one by one, then joined, shard by shard; any machine, any interruption.
+
+A finished recording is one file below ``staged/`` that appears whole or not at all; as soon as all of a shard's recordings
+are there the shard is written, and what was staged for it is removed. So an interrupted run loses the recordings in work
+and nothing else, never needs room for the data twice, and ends with the same bytes as an uninterrupted one: a staged file
+is a function of its recording alone, a shard of its staged files.
+"""
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from array_record.python import array_record_module
+from etils import epath
+
+from percepiano_ast.config import FrontEnd, InputError, RunFailed, write_json
+from percepiano_ast.data import shards
+from percepiano_ast.data.download import sha256_of
+from percepiano_ast.data.progress import Progress
+from percepiano_ast.data.remote import Unreachable
+from percepiano_ast.data.shards import Item, Shard
+
+GIVE_UP_AFTER = 3  # recordings in a row that the source did not deliver
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """ArrayRecord's writer raises a RuntimeError with the system's words in it, everything else an OSError."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return isinstance(error, RuntimeError) and any(os.strerror(number) in str(error) for number in _FULL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that a process, here or on another machine, has to know to make a shard.
+
+    Attributes:
+        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as they are stored, and may add to
+            ``facts`` what else is worth keeping of it, as JSON has it. An ``InputError`` says that the recording is bad.
+            It crosses process borders: a module's own function, or a ``functools.partial`` of one.
+        directory: below which the data set, ``records/`` and ``staged/`` lie.
+    """
+
+    builder: type[shards.LogMelBuilder]
+    produce: Callable[[Item, dict], Iterator[np.ndarray]]
+    directory: Path
+    front_end: FrontEnd
+    stored: str = "uint8"
+
+    def staged(self, shard: Shard, position: int) -> Path:
+        """Staged file of one recording of a shard, without its ending."""
+        return self.directory / "staged" / shard.name / f"{position:04d}"
+
+    def record(self, shard: Shard) -> Path:
+        """What is known of a written shard: its checksum, and the facts of every recording in it."""
+        return self.directory / "records" / f"{shard.name}.json"
+
+    def file_of(self, shard: Shard) -> Path:
+        """The shard."""
+        return self.builder.file_of(self.directory, shard)
+
+    def written(self, shard: Shard) -> dict | None:
+        """The record of a shard that is there at its full length, or None."""
+        path, file = self.record(shard), self.file_of(shard)
+        if not path.exists() or not file.exists():
+            return None
+        record = json.loads(path.read_text())
+        return record if shards.size_of(file) == record["bytes"] else None
+
+    def stage(self, shard: Shard, position: int) -> dict:
+        """Compute one recording, unless it is staged already; returns its facts.
+
+        Raises:
+            InputError: the recording is bad.
+        """
+        path = self.staged(shard, position)
+        done = path.with_suffix(".json")
+        if done.exists():
+            return json.loads(done.read_text())
+        item = shard.items[position]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            facts = self._stage(item, partial)
+            partial.replace(path.with_suffix(".array_record"))
+        finally:
+            partial.unlink(missing_ok=True)
+        write_json(done, facts)
+        return facts
+
+    def _stage(self, item: Item, path: Path) -> dict:
+        """Write the recording's examples, in order, and return its facts."""
+        facts: dict = {"key": item.key}
+        levels, digest, frames = shards.Levels(self.front_end), hashlib.sha256(), 0
+        features = self.builder.features_of(self.stored)
+        writer = array_record_module.ArrayRecordWriter(str(path), shards.WRITER_OPTIONS)
+        try:
+            for start, chunk in shards.chunks(self.produce(item, facts), self.builder.CHUNK_FRAMES):
+                levels.add(chunk)
+                digest.update(np.ascontiguousarray(chunk))
+                frames += len(chunk)
+                place = {"start_frame": start} if self.builder.CHUNK_FRAMES else {}
+                writer.write(features.serialize_example({"log_mel": chunk, **place, **item.fields}))
+        finally:
+            writer.close()
+        return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels.facts()}
+
+    def write(self, shard: Shard, bad: dict[str, str]) -> None:
+        """Join what is staged of a shard, all but the ``bad`` recordings, into its file, then its record."""
+        file = self.file_of(shard)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+        facts = []
+        try:
+            writer = array_record_module.ArrayRecordWriter(str(partial), shards.WRITER_OPTIONS)
+            for position, item in enumerate(shard.items):
+                if item.key not in bad:
+                    facts.append(self._append(writer, shard, position))
+            writer.close()
+            record = {"file": file.name, "bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+        self.record(shard).parent.mkdir(exist_ok=True)
+        write_json(self.record(shard), record | {"recordings": facts, "bad": bad})
+        shutil.rmtree(self.staged(shard, 0).parent)
+
+    def _append(self, writer, shard: Shard, position: int) -> dict:
+        """Copy the examples of one staged recording; returns its facts."""
+        path = self.staged(shard, position)
+        try:
+            reader = array_record_module.ArrayRecordReader(str(path.with_suffix(".array_record")))
+            for example in reader.read_all():
+                writer.write(example)
+            reader.close()
+            return json.loads(path.with_suffix(".json").read_text())
+        except (ValueError, RuntimeError, OSError) as error:
+            if _disk_is_full(error):
+                raise
+            path.with_suffix(".json").unlink(missing_ok=True)  # so that it is computed anew
+            raise RunFailed(f"{path} was damaged since it was staged ({error}); run again, it is made anew") from error
+
+    def make(self, shard: Shard) -> None:
+        """Make a whole shard in a temporary folder and bring it to its place, which may be ``gs://``."""
+        with tempfile.TemporaryDirectory() as scratch:
+            local = replace(self, directory=Path(scratch))
+            bad = {}
+            for position, item in enumerate(shard.items):
+                try:
+                    local.stage(shard, position)
+                except InputError as error:
+                    bad[item.key] = str(error)
+            local.staged(shard, 0).parent.mkdir(parents=True, exist_ok=True)
+            local.write(shard, bad)
+            for path in (local.file_of(shard), local.record(shard)):  # the record last: it says that the shard is there
+                target = self.directory / path.relative_to(scratch)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                epath.Path(path).copy(target, overwrite=True)
+
+
+# ---------------------------------------------------------------- on this machine
+
+
+@dataclass
+class _Outcome:
+    """What became of one recording in a worker process."""
+
+    facts: dict | None = None
+    bad: str = ""
+    unreachable: str = ""
+    disk: str = ""
+
+
+def _attempt(job: Job, shard: Shard, position: int) -> _Outcome:
+    try:
+        return _Outcome(facts=job.stage(shard, position))
+    except InputError as error:
+        return _Outcome(bad=str(error))
+    except Unreachable as error:
+        return _Outcome(unreachable=str(error))
+    except (OSError, RuntimeError) as error:
+        if not _disk_is_full(error):
+            raise
+        return _Outcome(disk=str(error))
+
+
+def _die_with_parent() -> None:
+    """End this worker when its parent is killed, so that the next run is alone."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class LocalRun:
+    """Makes the shards of a plan with worker processes on this machine.
+
+    Args:
+        bytes_per_second: of stored levels for a second of sound, to foresee the room on disk.
+    """
+
+    def __init__(self, job: Job, workers: int, bytes_per_second: float, log: Callable[[str], None]):
+        self.job, self.workers, self.log = job, workers, log
+        self.bytes_per_second = bytes_per_second
+        self.bad: dict[str, str] = {}
+        self.unreachable: dict[str, str] = {}
+        self.stop = ""  # why no more work is given out
+
+    def run(self, plan: list[Shard], max_bad: int) -> dict[str, str]:
+        """Make every shard that is not there; returns the bad recordings with their reasons.
+
+        Raises:
+            InputError: not enough room on the disk.
+            RunFailed: the disk filled up, the source stopped answering, or a worker was killed; what is done is kept.
+        """
+        missing = [shard for shard in plan if not self.job.written(shard)]
+        todo = [(shard, k) for shard in missing for k in range(len(shard.items)) if not self._is_staged(shard, k)]
+        self._clean()
+        self.left = {shard.name: sum(s.name == shard.name for s, _ in todo) for shard in missing}
+        everything = [item for shard in plan for item in shard.items]
+        self.progress = Progress(everything, [shard.items[k] for shard, k in todo], self.job.directory, self.log)
+        self._require_room(sum(shard.items[k].seconds for shard, k in todo))
+        # Fork is unsafe beside JAX's threads; spawned workers import only what the front end needs.
+        context = multiprocessing.get_context("spawn")
+        size = max(min(self.workers, len(todo) + len(missing)), 1)
+        try:
+            with ProcessPoolExecutor(size, mp_context=context, initializer=_die_with_parent) as self.pool:
+                try:
+                    self._stage_all(missing, todo)
+                    if not self.stop and len(self.bad) <= max_bad:
+                        self._finish([self._write(shard) for shard in missing if not self.job.written(shard)])
+                finally:
+                    self.pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise RunFailed(f"a worker process was killed ({error}): too little memory? Run again, it continues") from error
+        if self.stop:
+            raise RunFailed(self.stop)
+        return self.bad
+
+    def _is_staged(self, shard: Shard, position: int) -> bool:
+        return self.job.staged(shard, position).with_suffix(".json").exists()
+
+    def _clean(self) -> None:
+        """Remove what a killed run left half written."""
+        for litter in [*self.job.directory.glob("staged/*/*.partial"), *self.job.directory.glob("*/*/*.partial")]:
+            litter.unlink(missing_ok=True)
+
+    def _stage_all(self, missing: list[Shard], todo: list[tuple[Shard, int]]) -> None:
+        queue = iter(todo)
+        running: dict[Future, tuple[Shard, int]] = {}
+        writing = [self._write(shard) for shard in missing if not self.left[shard.name]]
+        while True:
+            while not self.stop and len(running) < self.workers and (task := next(queue, None)):
+                self._keep_room()
+                if not self.stop:
+                    running[self.pool.submit(_attempt, self.job, *task)] = task
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                shard, position = running.pop(future)
+                if self._note(shard, position, future.result()):
+                    writing.append(self._write(shard))
+        self._finish(writing)
+
+    def _write(self, shard: Shard) -> Future:
+        keys = {item.key for item in shard.items}
+        bad = {key: reason for key, reason in self.bad.items() if key in keys}
+        return self.pool.submit(self.job.write, shard, bad)
+
+    def _finish(self, writing: list[Future]) -> None:
+        for future in writing:
+            try:
+                future.result()
+            except (OSError, RuntimeError) as error:
+                if not _disk_is_full(error):
+                    raise
+                self.stop = self._full(str(error))
+
+    def _note(self, shard: Shard, position: int, outcome: _Outcome) -> bool:
+        """Take in what became of a recording; whether its shard can be written now."""
+        item = shard.items[position]
+        self.progress.done(item, outcome.facts)
+        if outcome.disk:
+            self.stop = self.stop or self._full(outcome.disk)
+            return False
+        if outcome.bad:
+            self.bad[item.key] = outcome.bad
+            return False
+        if outcome.unreachable:
+            self.bad[item.key] = outcome.unreachable
+            self.unreachable[item.key] = outcome.unreachable
+            if len(self.unreachable) >= GIVE_UP_AFTER:
+                self.stop = f"the source does not deliver any more: {outcome.unreachable}. Run again, it continues"
+            return False
+        self.unreachable.clear()
+        self.left[shard.name] -= 1
+        return not self.left[shard.name]
+
+    # Room for what is in work: a worker's staged recording and a shard that is written beside its staged files.
+    def _reserve(self) -> float:
+        return (shards.SHARD_SECONDS + 3600 * self.workers) * self.bytes_per_second
+
+    def _require_room(self, seconds: float) -> None:
+        need = seconds * self.bytes_per_second
+        need += min(need, self._reserve())
+        free = shutil.disk_usage(self.job.directory).free
+        if free < need:
+            raise InputError(
+                f"{self.job.directory} has {free / 1e9:.2f} GB free, the shards need {need / 1e9:.2f} GB: "
+                f"{(need - free) / 1e9:.2f} GB are missing. Free them, choose another directory, or limit the hours"
+            )
+
+    def _keep_room(self) -> None:
+        need = min(self._reserve(), self.progress.seconds_left * self.bytes_per_second * 2)
+        if (free := shutil.disk_usage(self.job.directory).free) < need:
+            self.stop = self._full(f"{free / 1e9:.2f} GB are left")
+
+    def _full(self, what: str) -> str:
+        missing = self.progress.seconds_left * self.bytes_per_second / 1e9
+        return (
+            f"the disk of {self.job.directory} is full ({what}); about {missing:.2f} GB are needed for the rest. "
+            "Free them and run again, it continues"
+        )

@@ -1,0 +1,351 @@
+"""Making shards, whatever interrupts it: killed, out of room, cut off, damaged. Cost: 60 s, most of it workers that start."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_record.python import array_record_module
+
+from archives import FRONT_END, ROOT, data_set_bytes, preprocess, wav, sound, write_archive_of, write_usual_archive
+from percepiano_ast.__main__ import main
+from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.data import manifest, maestro, shards, staging
+from servers import RangeServer, StorageEmulator
+
+# Shards of half a minute, so that there are several; servers are asked again soon. Workers run this file too.
+SCRIPT = """
+import sys
+from percepiano_ast.__main__ import main
+from percepiano_ast.data import retry, shards
+shards.SHARD_SECONDS, retry.FIRST_WAIT = 25, 0.01
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    return write_usual_archive(tmp_path_factory.mktemp("source") / "maestro.zip")
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("script") / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(script, archive, tmp_path_factory) -> Path:
+    """The output of an uninterrupted run, with several shards in the training split."""
+    out = tmp_path_factory.mktemp("run")
+    done = start(script, archive, out, capture_output=True, text=True).communicate()
+    assert len(list((out / "maestro" / "records").glob("train-*"))) == 2, done
+    return out / "maestro"
+
+
+def start(script: Path, source, out: Path, *options: str, capture_output=False, text=False) -> subprocess.Popen:
+    """The command, in a process group of its own."""
+    repository = Path(__file__).resolve().parent.parent
+    command = [sys.executable, script, "preprocess", "--source", str(source), "--out", str(out), *options]
+    pipe = subprocess.PIPE if capture_output else subprocess.DEVNULL
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=text, start_new_session=True)
+
+
+def finish(script: Path, source, out: Path, *options: str) -> tuple[int, str]:
+    """Run the command to its end; exit code, and all that it printed."""
+    process = start(script, source, out, *options, capture_output=True, text=True)
+    printed = "".join(process.communicate(timeout=120))
+    return process.returncode, printed
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(script, archive, run, tmp_path):
+    """Killed when the first recording is staged, when the first shard is being written, when it is, and whenever."""
+    home = tmp_path / "out" / "maestro"
+    moments = [
+        lambda: list(home.glob("staged/*/*.json")),
+        lambda: list(home.glob("maestro_log_mel/*/*.partial")) or list(home.glob("records/*")),
+        lambda: list(home.glob("records/*")),
+    ]
+    kept = []
+    for moment in moments:
+        process = start(script, archive, tmp_path / "out")
+        wait_for(moment, process)
+        time.sleep(random.Random(len(kept)).uniform(0, 0.02))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not shards.is_complete(home)
+        with pytest.raises(InputError, match="is incomplete. Run this first"):
+            shards.open_shards(home, "train", made_by="this")
+        kept.append(len(list(home.glob("staged/*/*.json"))) + sum(len(json.loads(p.read_text())["recordings"])
+                                                               for p in home.glob("records/*.json")))  # fmt: skip
+    assert kept[0] >= 1 and kept == sorted(kept), "a finished recording was lost"
+    code, printed = finish(script, archive, tmp_path / "out")
+    assert code == 0 and f"{kept[-1]} of 6 were ready already" in printed, printed
+    assert data_set_bytes(home) == data_set_bytes(run)
+    assert not list(home.rglob("*.partial")) and not (home / "staged").exists()
+
+
+def test_when_the_command_is_killed_its_workers_end(script, archive, tmp_path):
+    process = start(script, archive, tmp_path / "out", "--workers", "2")
+    wait_for(lambda: list((tmp_path / "out").rglob("*.json")), process)
+    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while alive := _members(process.pid):
+        assert time.monotonic() < deadline, f"{alive} are still at work"
+        time.sleep(0.05)
+
+
+def _members(group: int) -> list[str]:
+    """Processes of a group that are not dead."""
+    listed = subprocess.run(["ps", "-eww", "-o", "pgid=,pid=,stat=,args="], capture_output=True, text=True).stdout
+    return [line for line in listed.splitlines() if line.split()[0] == str(group) and "Z" not in line.split()[2]]
+
+
+def test_a_killed_worker_is_said_and_the_next_run_continues(script, archive, run, tmp_path):
+    with RangeServer(archive) as server:
+        server.delay = 0.3  # so that the worker is at work when it is killed
+        process = start(script, server.url, tmp_path / "out", "--workers", "1", capture_output=True, text=True)
+        wait_for(lambda: list((tmp_path / "out" / "maestro").glob("staged/*/*.json")), process)
+        (worker,) = [line.split()[1] for line in _members(process.pid) if "spawn_main" in line]
+        os.kill(int(worker), signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a worker process was killed" in error and "Traceback" not in error
+    assert finish(script, archive, tmp_path / "out")[0] == 0
+    assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
+
+
+class TestRemote:
+    """The archive at an address: a real server by ranges, and Google's store, emulated."""
+
+    def test_every_byte_is_fetched_once_whatever_breaks(self, script, archive, run, tmp_path):
+        with RangeServer(archive) as server, zipfile.ZipFile(archive) as file:
+            members = sum(i.compress_size for i in file.infolist() if i.filename.endswith(("_0000.wav", ".csv")))
+            members += sum(i.compress_size for i in file.infolist() if re.search(r"_000[1-5].wav", i.filename))
+            server.cut_after, server.failures = [2000, 300_000, 5000, 40_000], [503, 500, 429]
+            code, printed = finish(script, server.url, tmp_path / "out", "--workers", "2")
+            assert code == 0, printed
+            assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
+            directory = 65_557 * 3  # the archive's end, for the command and each of its workers
+            assert members < server.sent <= 1.05 * members + directory
+
+    def test_a_source_that_goes_away_ends_the_run_and_it_continues(self, script, archive, run, tmp_path):
+        with RangeServer(archive) as server, zipfile.ZipFile(archive) as file:
+            server.broken = (file.infolist()[4].header_offset, archive.stat().st_size - 70_000)  # its end still comes
+            code, printed = finish(script, server.url, tmp_path / "out", "--workers", "1")
+            assert code == 1 and "the source does not deliver any more" in printed and "503" in printed
+            assert "Traceback" not in printed and "Run again, it continues" in printed
+            server.broken = (0, 0)
+            code, printed = finish(script, server.url, tmp_path / "out")
+            assert code == 0 and "2 of 6 were ready already" in printed, printed
+        assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
+
+    def test_one_recording_that_does_not_come_is_listed(self, script, archive, tmp_path):
+        with RangeServer(archive) as server, zipfile.ZipFile(archive) as file:
+            offset = file.getinfo(f"{ROOT}/2026/recording_0002.wav").header_offset
+            server.broken = (offset + 100_000, offset + 100_001)
+            code, printed = finish(script, server.url, tmp_path / "out")
+            assert code == 1 and "skipped 2026/recording_0002.wav" in printed and "1 bad recordings, 0 allowed" in printed
+            code, printed = finish(script, server.url, tmp_path / "out", "--max-bad", "1")
+            assert code == 0 and "5 of 6 were ready already" in printed, printed
+
+    @pytest.mark.parametrize("fault, message", [({"ranges": False}, "cannot be read in parts"), ({"failures": [403]}, "403"),
+                                                ({"failures": [404]}, "404")])  # fmt: skip
+    def test_what_no_patience_helps_is_said_at_once(self, fault, message, archive, tmp_path, capsys):
+        with RangeServer(archive) as server:
+            for name, value in fault.items():
+                setattr(server, name, value)
+            began = time.monotonic()
+            assert main(["preprocess", "--source", server.url, "--out", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err and time.monotonic() - began < 20
+
+    def test_googles_store(self, script, archive, run, tmp_path):
+        pytest.importorskip("gcsfs", reason="gcsfs is optional: Colab's TPU runtime has none")
+        with StorageEmulator() as emulator:
+            code, printed = finish(script, emulator.upload("maestro.zip", archive.read_bytes()), tmp_path / "out")
+        assert code == 0, printed
+        assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 4 MB; needs root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+class TestRoom:
+    """A disk that is small, or fills up."""
+
+    def test_too_small_a_disk_is_said_before_anything_is_read(self, small_disk, tmp_path):
+        source = write_archive_of(tmp_path / "long.zip", {f"{k}.wav": wav(sound(12)) for k in range(1)})
+        _claim_hours(source, 1.0)
+        with pytest.raises(InputError, match=r"0\.00 GB free, the shards need 0\.09 GB: 0\.09 GB are missing"):
+            preprocess(source, small_disk / "out")
+
+    def test_a_disk_that_fills_up_stops_the_run_with_all_work_kept(self, archive, small_disk, run, tmp_path):
+        lines = []
+
+        def fill(line: str) -> None:
+            lines.append(line)
+            if re.search(r"[1-5]/6", line):
+                (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+
+        work = maestro.build.Work(1, log=fill)
+        with pytest.raises(RunFailed, match="is full .* GB are needed for the rest. Free them and run again"):
+            maestro.preprocess(str(archive), small_disk / "out", FRONT_END, work)
+        kept = len(list((small_disk / "out").glob("staged/*/*.json")))
+        assert kept and not list(small_disk.rglob("*.partial"))
+        (small_disk / "others").unlink()
+        log = preprocess(archive, small_disk / "out")
+        assert any(f"{kept} of 6 were ready already" in line for line in log)
+        assert shards.is_complete(small_disk / "out")
+
+    def test_a_disk_that_is_full_at_once_leaves_nothing_half_written(self, small_disk):
+        item = shards.Item("noise", "train", {"recording": "n", "composer": "", "title": "", "year": 0}, 60.0)
+        job = staging.Job(maestro.MaestroLogMel, _noise, small_disk, FRONT_END)
+        (shard,) = shards.plan([item])
+        outcome = staging._attempt(job, shard, 0)
+        assert "No space left" in outcome.disk and not outcome.facts
+        assert not [path for path in small_disk.rglob("*") if path.is_file()]
+
+
+def _noise(item: shards.Item, facts: dict):
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        yield rng.integers(0, 256, (1000, 128), np.uint8)
+
+
+def _claim_hours(archive: Path, hours: float) -> None:
+    """Rewrite the table of an archive: each recording is said to last so long."""
+    with zipfile.ZipFile(archive) as file:
+        contents = {name: file.read(name) for name in file.namelist()}
+    contents["odd.csv"] = contents["odd.csv"].replace(b",12\n", f",{3600 * hours:.0f}\n".encode())
+    with zipfile.ZipFile(archive, "w") as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+
+
+def test_a_place_where_nothing_may_be_written_is_said(archive, tmp_path, capsys):
+    if os.geteuid():
+        pytest.skip("becoming somebody else needs root")
+    tmp_path.chmod(0o755)
+    for parent in tmp_path.parents:  # another user may look for the source
+        if parent.is_relative_to("/tmp") and parent != Path("/tmp"):
+            parent.chmod(parent.stat().st_mode | 0o055)
+    archive.parent.chmod(0o755)
+    os.seteuid(65_534)
+    try:
+        code = main(["preprocess", "--source", str(archive), "--out", str(tmp_path / "closed")])
+    finally:
+        os.seteuid(0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2 and "cannot write" in line and "Choose another" in line
+
+
+class TestVerify:
+    """``preprocess --verify``, and what a damaged data set is mended by."""
+
+    @pytest.fixture
+    def copy(self, run, tmp_path) -> Path:
+        return shutil.copytree(run, tmp_path / "run" / "maestro")
+
+    def test_a_whole_one_is_said_to_be(self, copy, capsys):
+        assert main(["preprocess", "--verify", "--out", str(copy.parent)]) == 0
+        assert "every file is as it was written" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete", "stray"])
+    def test_every_damage_is_named_and_mended(self, damage, copy, archive, script, run, capsys):
+        path = sorted(copy.glob("maestro_log_mel/*/*train*"))[1]
+        content, name = path.read_bytes(), path.relative_to(copy).as_posix()
+        if damage == "flip":
+            half = len(content) // 2
+            path.write_bytes(content[:half] + bytes([content[half] ^ 4]) + content[half + 1 :])
+        elif damage == "stray":
+            path = path.with_name("maestro_log_mel-train.array_record-00007-of-00002")
+            path.write_bytes(b"?")
+        elif damage == "delete":
+            path.unlink()
+        else:
+            path.write_bytes(content[: len(content) // 2] if damage == "truncate" else b"")
+        assert main(["preprocess", "--verify", "--out", str(copy.parent)]) == 1
+        said = capsys.readouterr().err
+        expected = {"flip": "its SHA-256 is not the manifest's", "stray": "not in the manifest", "delete": "missing"}
+        assert expected.get(damage, "bytes instead of") in said
+        if damage == "flip":
+            assert name in said and re.search(r"2026/recording_000\d.wav cannot be read", said)
+        path.unlink(missing_ok=True)
+        code, printed = finish(script, archive, copy.parent)
+        assert code == 0, printed
+        assert manifest.verify(copy) == [] and data_set_bytes(copy) == data_set_bytes(run)
+
+    def test_what_was_never_finished_cannot_be_verified(self, tmp_path, capsys):
+        assert main(["preprocess", "--verify", "--out", str(tmp_path)]) == 2
+        assert "the data set is incomplete" in capsys.readouterr().err
+
+
+def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
+    job = staging.Job(maestro.MaestroLogMel, _short_noise, tmp_path, FRONT_END)
+    items = [shards.Item(k, "train", {"recording": k, "composer": "", "title": "", "year": 0}, 12.0) for k in "ab"]
+    (shard,) = shards.plan(items)
+    for position in (0, 1):
+        job.stage(shard, position)
+    staged = job.staged(shard, 1).with_suffix(".array_record")
+    content = bytearray(staged.read_bytes())
+    content[len(content) // 2] ^= 1
+    staged.write_bytes(content)
+    with pytest.raises(RunFailed, match="was damaged since it was staged .* run again"):
+        job.write(shard, {})
+    assert not job.written(shard)
+    for position in (0, 1):
+        job.stage(shard, position)
+    job.write(shard, {})
+    reader = array_record_module.ArrayRecordReader(str(job.file_of(shard)))
+    assert reader.num_records() == 4 and len(job.written(shard)["recordings"]) == 2
+    reader.close()
+
+
+def _short_noise(item: shards.Item, facts: dict):
+    yield np.random.default_rng(ord(item.key)).integers(0, 256, (1200, 128), np.uint8)
+
+
+def test_chunks_lose_no_frame():
+    frames = np.arange(10_000)[:, None]
+    for size in (0, 256, 1024):
+        for length in (1, 255, 256, 511, 512, 2047, 2048, 5000):
+            blocks = np.array_split(frames[:length], 1 + length // 190)
+            made = list(shards.chunks(blocks, size))
+            np.testing.assert_array_equal(np.concatenate([chunk for _, chunk in made]), frames[:length])
+            assert [start for start, _ in made] == [size * k for k in range(len(made))]
+            assert len(made) == shards.chunk_count(length, size)
+            assert all(len(chunk) == size for _, chunk in made[:-1])
+
+
+def test_no_thread_or_process_is_left(archive, tmp_path):
+    before = threading.active_count()
+    preprocess(archive, tmp_path / "out", limit_hours=0.001)
+    assert threading.active_count() == before
