@@ -233,7 +233,7 @@ def _add_tools(add):
     command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
 
     command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
-    command.add_argument("name", metavar="NAME", help="log-mel, pretrain-step or model")
+    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step or model")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -109,8 +109,9 @@ def test_hours_from_a_server_killed_over_and_over(tmp_path):
         report["fetched_per_byte"] = round(server.sent / members, 4)
         server.sent, kills, done = 0, 0, False
         while not done:
-            # Most fall into the work, some into start and end.
-            code, peak, printed = _run(server.url, tmp_path / "killed", rng.uniform(4, 8 + seconds / 6) if kills < KILLS else None)
+            # From the command's start to some way into its work, so that the work lasts for all of them.
+            moment = rng.uniform(3, 6 + seconds / KILLS) if kills < KILLS else None
+            code, peak, printed = _run(server.url, tmp_path / "killed", moment)
             memory, done = max(memory, peak), code == 0
             kills += code == -signal.SIGKILL
             assert code in (0, -signal.SIGKILL), printed[-2000:]

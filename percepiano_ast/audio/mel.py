@@ -93,7 +93,7 @@ def _slaney(blocks: Iterable[np.ndarray], front_end: FrontEnd) -> Iterator[np.nd
     hop, window = front_end.hop_length, front_end.win_length
     # Samples of a window before its centre, where librosa pads the window to n_fft.
     before = front_end.n_fft // 2 - (front_end.n_fft - window) // 2
-    group = (_MEL_FRAMES - 1) * hop + window  # samples
+    group = (_MEL_FRAMES - 1) * hop + max(window, hop)  # samples
     transform = _Transform(front_end)
     waiting, n_waiting, n, done = [np.zeros(before, dtype=np.float32)], before, 0, 0
     for block in blocks:
