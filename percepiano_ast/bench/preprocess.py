@@ -19,7 +19,7 @@ from percepiano_ast.synthesis import BuiltinPiano
 _SECONDS = 120
 _SOURCE_RATE = 44_100
 _RECORDINGS = 40  # for one process or two: some seconds of work
-_RUNS = 3  # of the processes
+_RUNS = 7  # of the processes
 
 
 def preprocess() -> Iterator[dict]:
