@@ -12,6 +12,8 @@ import pytest
 import soundfile
 import tensorflow_datasets as tfds
 
+from percepiano_ast.data.batches import grain  # imported without its warning
+
 from archives import FRONT_END, RATE, ROOT, SECONDS, data_set_bytes, preprocess, row, sound, table_of, tone, wav
 from archives import write_archive_of, write_usual_archive
 from percepiano_ast import audio
@@ -53,6 +55,12 @@ def test_shards_read_with_plain_tfds(run):
     assert statistics["count"] == levels.size
     assert statistics["at_floor"] == np.mean(levels == 0) and statistics["at_ceiling"] == np.mean(levels == 255)
     assert "CC BY-NC-SA" in builder.info.metadata["licence"] and not builder.info.metadata["simulated"]
+
+
+def test_shards_read_with_grain(run):
+    source = tfds.builder_from_directory(run[0] / "maestro_log_mel" / shards.VERSION).as_data_source(split="train")
+    dataset = grain.MapDataset.source(source).seed(0).shuffle().map(lambda example: example["log_mel"][:512]).batch(2)
+    assert next(iter(dataset.to_iter_dataset())).shape == (2, 512, 128)
 
 
 def test_chunks_join_to_the_recording_in_the_split_and_order_of_the_table(archive, run):

@@ -308,6 +308,40 @@ class TestVerify:
         assert "the data set is incomplete" in capsys.readouterr().err
 
 
+class TestCopy:
+    """Shards brought to a faster disk."""
+
+    def test_arrives_whole_and_only_once(self, run, tmp_path):
+        lines = []
+        manifest.copy(run, tmp_path / "here", lines.append)
+        assert data_set_bytes(tmp_path / "here") == data_set_bytes(run)
+        assert len(shards.open_shards(tmp_path / "here", "train", made_by="it"))
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*array_record*")}
+        damaged, *_ = before
+        damaged.write_bytes(b"half")
+        manifest.copy(run, tmp_path / "here", lines.append)
+        changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
+        assert changed == [damaged] and data_set_bytes(tmp_path / "here") == data_set_bytes(run)
+
+    def test_what_is_damaged_or_unfinished_is_not_passed_on(self, run, tmp_path):
+        source = shutil.copytree(run, tmp_path / "source")
+        path = next(source.rglob("*train*array_record*"))
+        content = bytearray(path.read_bytes())
+        content[5000] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(RunFailed, match="does not arrive as it was written; check it with preprocess --verify"):
+            manifest.copy(source, tmp_path / "here", log=lambda line: None)
+        assert not shards.is_complete(tmp_path / "here")
+        (source / shards.MANIFEST).unlink()
+        with pytest.raises(InputError, match="run notebook 01"):
+            manifest.copy(source, tmp_path / "here")
+
+    def test_no_room_is_said(self, run, small_disk):
+        (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
+        with pytest.raises(InputError, match="GB free, the shards need"):
+            manifest.copy(run, small_disk / "here")
+
+
 def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
     job = staging.Job(maestro.MaestroLogMel, _short_noise, tmp_path, FRONT_END)
     items = [shards.Item(k, "train", {"recording": k, "composer": "", "title": "", "year": 0}, 12.0) for k in "ab"]
