@@ -48,6 +48,11 @@ def beam(tmp_path_factory) -> Path:
     return place / "bin" / "python"
 
 
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    return write_usual_archive(tmp_path_factory.mktemp("source") / "maestro.zip")
+
+
 def run(python: Path, *arguments) -> subprocess.CompletedProcess:
     command = [python, "-m", "percepiano_ast", "preprocess", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
@@ -62,10 +67,6 @@ def recordings_of(out: Path) -> list[dict]:
 @pytest.mark.slow
 class TestBeam:
     """``preprocess --beam-runner DirectRunner``."""
-
-    @pytest.fixture(scope="class")
-    def archive(self, tmp_path_factory) -> Path:
-        return write_usual_archive(tmp_path_factory.mktemp("source") / "maestro.zip")
 
     def test_shards_are_equal_in_content(self, beam, archive, tmp_path):
         done = run(beam, "--source", archive, "--out", tmp_path / "beam", "--beam-runner", "DirectRunner")

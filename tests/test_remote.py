@@ -444,15 +444,16 @@ def test_importing_is_light():
     assert run.stdout.strip() == "[]"
 
 
+@pytest.fixture(scope="module")
+def emulator():
+    pytest.importorskip("gcsfs", reason="gcsfs is not installed")
+    pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed")
+    with StorageEmulator() as emulator:
+        yield emulator
+
+
 class TestGoogle:
     """``gs://`` addresses: Google's store emulated, a private file, and no gcsfs."""
-
-    @pytest.fixture(scope="class")
-    def emulator(self):
-        pytest.importorskip("gcsfs", reason="gcsfs is not installed")
-        pytest.importorskip("gcp_storage_emulator", reason="gcp-storage-emulator is not installed")
-        with StorageEmulator() as emulator:
-            yield emulator
 
     def test_reads_an_archive(self, emulator, archive):
         url = emulator.upload("folder/six members #1?.zip", archive.read_bytes())

@@ -20,7 +20,7 @@ from array_record.python import array_record_module
 from archives import FRONT_END, ROOT, data_set_bytes, preprocess, wav, sound, write_archive_of, write_usual_archive
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import InputError, RunFailed
-from percepiano_ast.data import manifest, maestro, shards, staging
+from percepiano_ast.data import manifest, maestro, records, shards, staging
 from servers import RangeServer, StorageEmulator
 
 # Shards of half a minute, so that there are several; servers are asked again soon. Workers run this file too.
@@ -365,6 +365,15 @@ def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
 
 def _short_noise(item: shards.Item, facts: dict):
     yield np.random.default_rng(ord(item.key)).integers(0, 256, (1200, 128), np.uint8)
+
+
+def test_a_record_is_the_same_in_every_process():
+    features = maestro.MaestroLogMel.features_of("uint8")
+    names = ["composer", "log_mel", "recording", "start_frame", "title", "year"]
+    values = dict.fromkeys(names, "x") | {"log_mel": np.zeros((3, 128), np.uint8), "start_frame": 1, "year": 2}
+    record = records.serialise(features, values)
+    places = [record.index(name.encode()) for name in names]
+    assert places == sorted(places), "protobuf's own order of features changes from process to process"
 
 
 def test_chunks_lose_no_frame():

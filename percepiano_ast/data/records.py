@@ -7,6 +7,7 @@ checks its shape; here protobuf's parser finds the bytes of the levels, and they
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -45,6 +46,12 @@ def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
         return Chunk(recording.decode(), start, np.frombuffer(log_mel, dtype).reshape(-1, n_mels))
     except (DecodeError, ValueError) as error:
         raise InputError(f"it is no example of a log-mel chunk ({error})") from error
+
+
+def serialise(features: tfds.features.FeaturesDict, example: dict) -> bytes:
+    """A record of an example, always the same bytes: protobuf alone orders its features anew in every process."""
+    serialised = tf_example_pb2.Example.FromString(features.serialize_example(example))
+    return serialised.SerializeToString(deterministic=True)
 
 
 class Recordings:

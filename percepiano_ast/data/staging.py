@@ -26,7 +26,7 @@ from array_record.python import array_record_module
 from etils import epath
 
 from percepiano_ast.config import FrontEnd, InputError, RunFailed, write_json
-from percepiano_ast.data import shards
+from percepiano_ast.data import records, shards
 from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.progress import Progress
 from percepiano_ast.data.remote import Unreachable
@@ -34,6 +34,7 @@ from percepiano_ast.data.shards import Item, Shard
 
 GIVE_UP_AFTER = 3  # recordings in a row that the source did not deliver
 
+_AT_ONCE = 100  # examples
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -114,7 +115,7 @@ class Job:
                 digest.update(np.ascontiguousarray(chunk))
                 frames += len(chunk)
                 place = {"start_frame": start} if self.builder.CHUNK_FRAMES else {}
-                writer.write(features.serialize_example({"log_mel": chunk, **place, **item.fields}))
+                writer.write(records.serialise(features, {"log_mel": chunk, **place, **item.fields}))
         finally:
             writer.close()
         return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels.facts()}
@@ -144,8 +145,9 @@ class Job:
         path = self.staged(shard, position)
         try:
             reader = array_record_module.ArrayRecordReader(str(path.with_suffix(".array_record")))
-            for example in reader.read_all():
-                writer.write(example)
+            for first in range(0, reader.num_records(), _AT_ONCE):  # hours of sound are not held in memory
+                for example in reader.read(first, min(first + _AT_ONCE, reader.num_records())):
+                    writer.write(example)
             reader.close()
             return json.loads(path.with_suffix(".json").read_text())
         except (ValueError, RuntimeError, OSError) as error:
