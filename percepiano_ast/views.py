@@ -29,9 +29,7 @@ def recordings(run: Run) -> pd.DataFrame:
     """The recordings in the pre-training shards, in their order: composer, title, split, year, seconds, minutes,
     audio_filename, source_rate, channels, n_frames and ``shard``, the file that each lies in."""
     table = _named(pd.read_csv(run.maestro / "recordings.csv"))
-    where = {}
-    for path in (run.maestro / "records").glob("*.json"):
-        where |= {facts["key"]: path.stem for facts in json.loads(path.read_text())["recordings"]}
+    where = {facts["key"]: facts["shard"] for facts in manifest.recordings(run.maestro)}
     return table.assign(shard=table["audio_filename"].map(where)).sort_values(["shard", "audio_filename"])
 
 
@@ -47,11 +45,7 @@ def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.nda
 def costs(run: Run) -> pd.Series:
     """What the pre-training shards cost: hours, bytes on disk, bytes that were read for them."""
     files = manifest.read(run.maestro)["files"]
-    facts = [
-        one
-        for path in sorted((run.maestro / "records").glob("*.json"))
-        for one in json.loads(path.read_text())["recordings"]
-    ]
+    facts = manifest.recordings(run.maestro)
     hours = sum(one["seconds"] for one in facts) / 3600
     stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
     read = sum(one["source_bytes"] for one in facts)

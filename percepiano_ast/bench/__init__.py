@@ -5,7 +5,6 @@ Medians of interleaved runs with equal threads; ratio above 1: we are ahead.
 
 from collections.abc import Iterator
 
-import librosa
 import numpy as np
 import scipy.fft
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
@@ -22,22 +21,10 @@ def log_mel() -> Iterator[dict]:
     front_end = FrontEnd()
     wave = np.random.default_rng(0).normal(0, 0.1, 60 * front_end.sample_rate).astype(np.float32)
 
-    def peer():
-        power = librosa.feature.melspectrogram(
-            y=wave,
-            sr=front_end.sample_rate,
-            n_fft=front_end.n_fft,
-            win_length=front_end.win_length,
-            hop_length=front_end.hop_length,
-            n_mels=front_end.n_mels,
-            fmin=front_end.fmin,
-            fmax=front_end.fmax,
-            pad_mode="constant",
-        )
-        return librosa.power_to_db(power, amin=front_end.amin, top_db=None)
-
     with scipy.fft.set_workers(1), threadpool_limits(1):
-        ours, theirs = medians(lambda: audio.log_mel(wave, front_end), peer)
+        ours, theirs = medians(
+            lambda: audio.log_mel(wave, front_end), lambda: preprocess.librosa_log_mel(wave, front_end)
+        )
     speed = {"name": "log-mel", "value": round(60 / ours), "unit": "x real time"}
     yield speed | {"peer": "librosa.feature.melspectrogram", "ratio": round(theirs / ours, 2)}
 

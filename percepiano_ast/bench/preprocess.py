@@ -50,8 +50,8 @@ def _codes(content: bytes, front_end: FrontEnd) -> np.ndarray:
     return np.concatenate([audio.quantize(levels, front_end)[0] for levels in audio.log_mel_blocks(blocks, front_end)])
 
 
-def _librosa_levels(content: bytes, front_end: FrontEnd) -> np.ndarray:
-    wave, _ = librosa.load(io.BytesIO(content), sr=front_end.sample_rate)
+def librosa_log_mel(wave: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    """The peer: librosa's log-mel spectrogram with the front end's settings, float32 (n_mels, n_frames) in dB."""
     power = librosa.feature.melspectrogram(
         y=wave,
         sr=front_end.sample_rate,
@@ -63,7 +63,12 @@ def _librosa_levels(content: bytes, front_end: FrontEnd) -> np.ndarray:
         fmax=front_end.fmax,
         pad_mode="constant",
     )
-    return librosa.power_to_db(power, amin=front_end.amin, top_db=None).T
+    return librosa.power_to_db(power, amin=front_end.amin, top_db=None)
+
+
+def _librosa_levels(content: bytes, front_end: FrontEnd) -> np.ndarray:
+    wave, _ = librosa.load(io.BytesIO(content), sr=front_end.sample_rate)
+    return librosa_log_mel(wave, front_end).T
 
 
 def _librosa_codes(content: bytes, front_end: FrontEnd) -> np.ndarray:

@@ -44,6 +44,12 @@ def _records(directory: Path, damaged: set[str] = frozenset()) -> dict[str, dict
     return {path.stem: json.loads(path.read_text()) for path in paths if f"records/{path.name}" not in damaged}
 
 
+def recordings(directory: Path) -> list[dict]:
+    """Facts of every recording of a data set, in the order of its shards, with the ``shard`` that each lies in."""
+    known = _records(directory)
+    return [facts | {"shard": shard} for shard, record in known.items() for facts in record["recordings"]]
+
+
 def read(directory: Path) -> dict:
     """The manifest of a complete data set.
 
