@@ -20,7 +20,7 @@ from array_record.python import array_record_module
 from archives import FRONT_END, ROOT, data_set_bytes, preprocess, wav, sound, write_archive_of, write_usual_archive
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import InputError, RunFailed
-from percepiano_ast.data import manifest, maestro, records, shards, staging
+from percepiano_ast.data import manifest, maestro, records, shards, sources, staging
 from servers import RangeServer, StorageEmulator
 
 # Shards of half a minute, so that there are several; servers are asked again soon. Workers run this file too.
@@ -361,6 +361,20 @@ def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
     reader = array_record_module.ArrayRecordReader(str(job.file_of(shard)))
     assert reader.num_records() == 4 and len(job.written(shard)["recordings"]) == 2
     reader.close()
+
+
+def test_bytes_that_were_damaged_on_the_way_are_fetched_again(tmp_path):
+    tries = []
+
+    def damaged_once(item: shards.Item, facts: dict):
+        tries.append(item.key)
+        yield from _short_noise(item, facts)
+        if len(tries) == 1:
+            raise sources.Damaged("bad CRC")
+
+    job = staging.Job(maestro.MaestroLogMel, damaged_once, tmp_path, FRONT_END)
+    item = shards.Item("a", "train", {"recording": "a", "composer": "", "title": "", "year": 0}, 12.0)
+    assert job.stage(shards.plan([item])[0], 0)["n_frames"] == 1200 and tries == ["a", "a"]
 
 
 def _short_noise(item: shards.Item, facts: dict):

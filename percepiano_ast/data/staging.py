@@ -31,6 +31,7 @@ from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.progress import Progress
 from percepiano_ast.data.remote import Unreachable
 from percepiano_ast.data.shards import Item, Shard
+from percepiano_ast.data.sources import Damaged
 
 GIVE_UP_AFTER = 3  # recordings in a row that the source did not deliver
 
@@ -96,7 +97,10 @@ class Job:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         try:
-            facts = self._stage(item, partial)
+            try:
+                facts = self._stage(item, partial)
+            except Damaged:  # on the way, perhaps: then it comes well the next time
+                facts = self._stage(item, partial)
             partial.replace(path.with_suffix(".array_record"))
         finally:
             partial.unlink(missing_ok=True)
@@ -260,7 +264,7 @@ class LocalRun:
 
     def _clean(self) -> None:
         """Remove what a killed run left half written."""
-        for litter in [*self.job.directory.glob("staged/*/*.partial"), *self.job.directory.glob("*/*/*.partial")]:
+        for litter in list(self.job.directory.rglob("*.partial")):
             litter.unlink(missing_ok=True)
 
     def _stage_all(self, missing: list[Shard], todo: list[tuple[Shard, int]]) -> None:
