@@ -326,11 +326,9 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
             found = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is damaged ({error}). Choose another output directory, or delete this one") from error
-        changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        if changed:
-            what = "; ".join(f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} asked" for key in changed)
+        if changed := difference(found, wanted):
             raise InputError(
-                f"{directory} holds the output of another configuration ({what}). "
+                f"{directory} holds the output of another configuration ({changed}). "
                 "Choose another output directory, or delete this one to start over."
             )
         return directory
@@ -340,6 +338,13 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to {directory} ({error}). Choose another output directory") from error
     return directory
+
+
+def difference(found: dict, wanted: dict) -> str:
+    """What differs between the settings that were found and those asked for, as JSON has them; empty if nothing does."""
+    found, wanted = json.loads(json.dumps([found, wanted]))
+    changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    return "; ".join(f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} asked" for key in changed)
 
 
 def _short(value) -> str:

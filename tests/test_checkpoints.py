@@ -1,9 +1,14 @@
-"""Checkpoints: what was saved comes back bit for bit; what a disk, a kill or a mount did is noticed. About 10 s."""
+"""Checkpoints: what was saved comes back bit for bit; what a disk, a kill or a mount did is noticed. About 15 s."""
 
+import io
 import json
 import os
+import pickle
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import jax
@@ -12,6 +17,8 @@ import numpy as np
 import pytest
 
 from percepiano_ast.config import FinetuneConfig, InputError
+from percepiano_ast.training import checkpoints as module
+from percepiano_ast.training import packing
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
 
@@ -43,31 +50,38 @@ def assert_same_bits(a, b):
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
 
 
+def save(directory, step: int, tree=None, description=None, **options):
+    """One checkpoint, written and arrived."""
+    with Checkpoints(directory, log=options.pop("log", print)) as checkpoints:
+        checkpoints.load()
+        checkpoints.save(step, tree or {"state": trained_state(step)}, description or {"licence": "CC BY"}, **options)
+
+
 @pytest.fixture(scope="module")
 def template(tmp_path_factory) -> Path:
     """Three saves with ``keep=2``; tests damage copies of it."""
     directory = tmp_path_factory.mktemp("checkpoints") / "run"
     for step in (1, 2, 3):
-        Checkpoints(directory).save(step, {"state": trained_state(step)}, {"licence": "CC BY", "epoch": step})
+        save(directory, step, description={"licence": "CC BY", "epoch": step})
     return directory
 
 
 @pytest.fixture
-def saved(template, tmp_path) -> tuple[Checkpoints, list[str]]:
-    """The last two checkpoints and what is logged."""
+def saved(template, tmp_path) -> tuple[Checkpoints, list[str], Path]:
+    """The last two checkpoints, what is logged, and where they lie."""
     directory, lines = tmp_path / "run", []
-    directory.mkdir()
-    for file in template.iterdir():
-        (directory / file.name).write_bytes(file.read_bytes())
-    return Checkpoints(directory, log=lines.append), lines
+    shutil.copytree(template, directory)
+    return Checkpoints(directory, log=lines.append), lines, directory
 
 
-def tar(checkpoints: Checkpoints, step: int) -> Path:
-    return checkpoints.directory / f"step_{step:08d}.tar"
+def file(directory: Path, step: int, kind: str = "tar") -> Path:
+    (path,) = directory.glob(f"step_{step:08d}.*.{kind}")
+    return path
 
 
-def names(checkpoints: Checkpoints) -> list[str]:
-    return sorted(path.name for path in checkpoints.directory.iterdir())
+def stems(directory: Path) -> list[str]:
+    """Steps and endings of everything that is there, without the names' random parts."""
+    return sorted(f"{int(path.name[5:13])}{''.join(path.suffixes[1:])}" for path in directory.iterdir())
 
 
 def flip_a_bit(path: Path):
@@ -76,110 +90,198 @@ def flip_a_bit(path: Path):
     path.write_bytes(content)
 
 
+def empty(path: Path):
+    path.write_bytes(b"")
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
 class TestWhole:
     def test_state_optimiser_and_step_come_back_bit_for_bit(self, saved):
-        checkpoints, lines = saved
-        found = checkpoints.latest()
+        checkpoints, lines, _ = saved
+        tree, found = checkpoints.load({"state": trained_state(0)})
         assert found["step"] == 3 and lines == []
-        restored = checkpoints.restore(3, {"state": trained_state(0)})["state"]
-        assert_same_bits(restored, trained_state(3))
+        assert_same_bits(tree["state"], trained_state(3))
         # The next step from it is the next step of the run.
-        assert_same_bits(advanced(restored, 3), advanced(trained_state(3), 3))
+        assert_same_bits(advanced(tree["state"], 3), advanced(trained_state(3), 3))
 
     def test_without_a_template_it_is_a_tree_of_numpy_arrays(self, saved):
-        tree = saved[0].restore(3)
+        tree, _ = saved[0].load()
         assert {type(leaf) for leaf in jax.tree.leaves(tree)} == {np.ndarray}
         assert_same_bits(tree["state"]["params"], jax.device_get(trained_state(3).params))
 
-    def test_the_two_newest_stay(self, saved):
-        stems = ["step_00000002", "step_00000003"]
-        assert names(saved[0]) == [f"{stem}.{kind}" for stem in stems for kind in ("json", "tar")]
+    def test_16_bit_numbers_and_flags_too(self, tmp_path):
+        tree = {"half": jnp.arange(3, dtype=jnp.bfloat16), "flag": np.array(True), "none": None}
+        save(tmp_path, 1, tree)
+        found, _ = open_latest(tmp_path, made_by="")
+        assert found["none"] is None
+        assert_same_bits(found["half"], np.asarray(tree["half"])), assert_same_bits(found["flag"], tree["flag"])
 
-    def test_a_checkpoint_describes_itself(self, saved):
-        description = json.loads(tar(saved[0], 3).with_suffix(".json").read_text())
-        assert description["licence"] == "CC BY" and description["bytes"] == tar(saved[0], 3).stat().st_size
+    def test_what_is_saved_is_what_was_there_when_it_was_saved(self, tmp_path):
+        """The state goes on, in the same memory, while it is written; so does the history."""
+        step = jax.jit(lambda state: advanced(state, 1.0), donate_argnums=0)
+        state, rows = jax.tree.map(jnp.array, trained_state(1)), [1]
+        wanted = jax.tree.map(lambda leaf: np.array(leaf), state)
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(1, {"state": state}, {"history": rows})
+            rows.append(2)
+            for _ in range(50):
+                state = step(state)
+        tree, description = open_latest(tmp_path, made_by="")
+        assert_same_bits(jax.tree.leaves(tree["state"]["params"]), jax.tree.leaves(wanted.params))
+        assert description["history"] == [1]
+
+    def test_the_two_newest_stay_and_the_best(self, template, tmp_path):
+        assert stems(template) == ["2.json", "2.tar", "3.json", "3.tar"]
+        with Checkpoints(tmp_path) as checkpoints:
+            for step, score in enumerate((0.9, 0.2, 0.5, float("inf"), 0.3), start=1):
+                checkpoints.save(step, {"a": np.ones(3)}, {}, score)
+        assert stems(tmp_path) == ["2.json", "2.tar", "4.json", "4.tar", "5.json", "5.tar"]
+        with Checkpoints(tmp_path) as checkpoints:  # another process knows the best too
+            checkpoints.prepare(100)
+            checkpoints.save(6, {"a": np.ones(3)}, {}, 0.4)
+        assert stems(tmp_path) == ["2.json", "2.tar", "5.json", "5.tar", "6.json", "6.tar"]
+
+    def test_a_checkpoint_describes_itself(self, template):
+        description = json.loads(file(template, 3, "json").read_text())
+        assert description["licence"] == "CC BY" and description["bytes"] == file(template, 3).stat().st_size
+        assert description["code_version"] and len(description["dimensions"]) == 19
+        with tarfile.open(file(template, 3)) as archive:
+            assert [one["name"] for one in description["files"]] == archive.getnames()
 
     def test_what_is_deleted_is_emptied_first(self, saved):
         # Drive's trash keeps what a file held when it was deleted: a second name of the file shows it.
-        checkpoints, _ = saved
-        trash = checkpoints.directory.parent / "trash"
-        os.link(tar(checkpoints, 2), trash)
-        checkpoints.save(4, {"state": trained_state(1)}, {})
-        assert not tar(checkpoints, 2).exists() and trash.stat().st_size == 0
+        trash = saved[2].parent / "trash"
+        os.link(file(saved[2], 2), trash)
+        save(saved[2], 4)
+        assert stems(saved[2]) == ["3.json", "3.tar", "4.json", "4.tar"] and trash.stat().st_size == 0
+
+    def test_what_others_put_there_stays(self, saved):
+        others = ["step_00000001.tar", "step_00000003.tar.partial", "step_00000001.0123abcd (1).tar", "notes.json"]
+        for name in others:
+            (saved[2] / name).write_text("mine")
+        with Checkpoints(saved[2]) as checkpoints:
+            checkpoints.prepare(100)
+            checkpoints.save(4, {"a": np.ones(3)}, {})
+        assert all((saved[2] / name).read_text() == "mine" for name in others)
 
     def test_weights_from_another_device_can_be_opened(self, tmp_path):
         """Pre-trained on a TPU, fine-tuned on a GPU: here, saved from a device that this process does not have."""
         code = (
-            "import sys, jax, jax.numpy as jnp; from percepiano_ast.training.checkpoints import Checkpoints; "
-            "from pathlib import Path; array = jax.device_put(jnp.arange(4.0), jax.devices()[1]); "
-            "Checkpoints(Path(sys.argv[1])).save(1, {'a': array}, {})"
+            "import sys, jax, jax.numpy as jnp; from percepiano_ast.training.checkpoints import Checkpoints\n"
+            "array = jax.device_put(jnp.arange(4.0), jax.devices()[1])\n"
+            "with Checkpoints(sys.argv[1]) as checkpoints: checkpoints.save(1, {'a': array}, {})"
         )
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ | flags, check=True)
         tree, _ = open_latest(tmp_path, made_by="step 2")
         np.testing.assert_array_equal(tree["a"], np.arange(4.0))
 
-
-def empty(path: Path):
-    path.write_bytes(b"")
-
-
-def truncate(path: Path):
-    path.write_bytes(path.read_bytes()[:-700])
+    def test_before_the_run_it_says_what_it_will_need(self, tmp_path):
+        lines = []
+        Checkpoints(tmp_path, log=lines.append).prepare(2_000_000_000)
+        assert "checkpoints of 2.00 GB in " in lines[0] and "at most 8.00 GB" in lines[0] and "GB are free" in lines[0]
+        with pytest.raises(InputError, match=r"one checkpoint needs 90000000.00 GB: make room"):
+            Checkpoints(tmp_path, log=lines.append).prepare(9 * 10**16)
 
 
 class TestDamaged:
+    @pytest.mark.parametrize("kind", ["tar", "json"])
     @pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty, Path.unlink])
-    def test_the_one_before_is_used_and_the_log_says_so(self, saved, damage):
-        checkpoints, lines = saved
-        damage(tar(checkpoints, 3))
-        assert checkpoints.latest()["step"] == 2
-        assert len(lines) == 1 and "step_00000003.tar" in lines[0] and "damaged or missing" in lines[0]
-        assert_same_bits(checkpoints.restore(2, {"state": trained_state(0)})["state"], trained_state(2))
+    def test_the_one_before_is_used_and_the_log_says_so(self, saved, damage, kind):
+        checkpoints, lines, directory = saved
+        name = file(directory, 3).name
+        damage(file(directory, 3, kind))
+        tree, found = checkpoints.load({"state": trained_state(0)})
+        assert found["step"] == 2
+        assert_same_bits(tree["state"], trained_state(2))
+        if (damage, kind) == (Path.unlink, "json"):
+            assert lines == []  # without its marker it was never complete
+        else:
+            assert len(lines) == 1 and name in lines[0] and "damaged or missing" in lines[0]
 
-    @pytest.mark.parametrize("left", ["", '{"step": 3, "sha', "{}"])
-    def test_so_does_a_marker_whose_bytes_a_mount_lost(self, saved, left):
-        checkpoints, lines = saved
-        tar(checkpoints, 3).with_suffix(".json").write_text(left)
-        assert checkpoints.latest()["step"] == 2
+    def test_every_bit_of_a_marker_counts(self, saved):
+        checkpoints, _, directory = saved
+        path = file(directory, 3, "json")
+        content = path.read_bytes()
+        for position in range(0, len(content), 37):
+            path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+            _, found = checkpoints.load()
+            assert found["step"] == 2 or found["epoch"] == 3 and chr(content[position]).isspace()
+
+    @pytest.mark.parametrize("left", ["", '{"step": 3, "sha', "{}", "[1]", "[" * 100_000, "null"])
+    def test_so_does_a_marker_that_is_none(self, saved, left):
+        checkpoints, lines, directory = saved
+        file(directory, 3, "json").write_text(left)
+        assert checkpoints.load()[1]["step"] == 2
         assert len(lines) == 1 and "step_00000003" in lines[0]
 
     def test_nothing_whole_names_the_way_out(self, saved):
-        checkpoints, _ = saved
-        flip_a_bit(tar(checkpoints, 2))
-        empty(tar(checkpoints, 3).with_suffix(".json"))
+        checkpoints, _, directory = saved
+        flip_a_bit(file(directory, 2))
+        empty(file(directory, 3, "json"))
         with pytest.raises(InputError, match="no checkpoint in .* is whole; delete the directory to start over"):
-            checkpoints.latest()
+            checkpoints.load()
 
     def test_the_damaged_one_is_replaced_by_the_next_save(self, saved):
-        checkpoints, _ = saved
-        truncate(tar(checkpoints, 3))
-        checkpoints.save(3, {"state": trained_state(3)}, {})
-        assert checkpoints.latest()["step"] == 3 and len(names(checkpoints)) == 4
+        directory = saved[2]
+        truncate(file(directory, 3))
+        save(directory, 3)
+        assert stems(directory) == ["2.json", "2.tar", "3.json", "3.tar"]
+        assert Checkpoints(directory).load()[1]["step"] == 3
+
+    def test_another_configuration_is_refused_with_the_difference(self, saved):
+        with pytest.raises(InputError, match='another configuration .licence: "CC BY" there, "MIT" asked.*Choose'):
+            saved[0].load(settings={"licence": "MIT"})
+        assert saved[0].load(settings={"licence": "CC BY"})[1]["step"] == 3
+
+    @pytest.mark.parametrize(
+        "like, message",
+        [
+            ({"a": np.zeros(4, np.float32)}, "'a'. is float32.3. there, float32.4. in this run"),
+            ({"a": np.zeros(3, np.float64)}, "'a'. is float32.3. there, float64.3. in this run"),
+            ({"b": np.zeros(3, np.float32)}, "Orbax does not read it"),
+        ],
+    )
+    def test_a_state_of_another_shape_is_not_stretched(self, tmp_path, like, message):
+        save(tmp_path, 1, {"a": np.ones(3, np.float32)})
+        lines = []
+        with pytest.raises(InputError, match="no checkpoint"):
+            Checkpoints(tmp_path, log=lines.append).load(like)
+        assert re.search(message, lines[0])
 
 
-class TestKilled:
-    def test_litter_of_killed_saves_neither_disturbs_nor_stays(self, saved):
-        checkpoints, lines = saved
+class TestLitter:
+    def test_litter_of_killed_saves_neither_disturbs_nor_stays(self, saved, tmp_path):
+        checkpoints, lines, directory = saved
         litter = [
-            tar(checkpoints, 4).with_suffix(".partial"),  # killed while copying
-            tar(checkpoints, 3).with_suffix(".partial"),
-            tar(checkpoints, 4),  # killed before the marker
-            checkpoints.directory / "step_00000004.json.partial",
-            tar(checkpoints, 1),  # killed between the deletions
+            directory / "step_00000004.0123abcd.tar.partial",  # killed while copying
+            directory / "step_00000004.0123abce.tar",  # killed before the marker
+            directory / "step_00000004.0123abce.json.partial",
+            directory / "step_00000001.0123abcf.tar",  # killed between the deletions
         ]
         for path in litter:
             path.write_bytes(b"half")
-        assert checkpoints.latest()["step"] == 3 and lines == []
-        checkpoints.save(5, {"state": trained_state(1)}, {})
-        assert checkpoints.latest()["step"] == 5
-        assert not any(path.exists() for path in litter) and len(names(checkpoints)) == 4
+        assert checkpoints.load()[1]["step"] == 3 and lines == []
+        checkpoints.prepare(100)
+        assert not any(path.exists() for path in litter) and len(stems(directory)) == 4
+
+    def test_what_was_packed_for_a_killed_run_goes_too(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        killed = Checkpoints(tmp_path / "run")
+        killed.save(1, {"a": np.ones(3)}, {})
+        killed.finish()
+        folder = [path for path in tmp_path.iterdir() if path.name.startswith("percepiano_ast-")]
+        assert len(folder) == 1
+        Checkpoints(tmp_path / "run").prepare(100)
+        assert not folder[0].exists()
 
     def test_killed_before_the_first_marker_is_a_fresh_start(self, saved):
-        checkpoints, _ = saved
-        for marker in checkpoints.directory.glob("*.json"):
+        for marker in saved[2].glob("*.json"):
             marker.unlink()
-        assert checkpoints.latest() is None
+        assert saved[0].load() is None
 
 
 class TestNoCheckpoint:
@@ -189,44 +291,120 @@ class TestNoCheckpoint:
             open_latest(tmp_path / name, made_by="notebook 02")
 
 
-# Saves a checkpoint of 1.6 MB where nothing larger than argv[2] bytes can be written; prints the error.
-LIMITED = """
-import resource, signal, sys, numpy as np; from pathlib import Path
-from percepiano_ast.training.checkpoints import Checkpoints
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-try:
-    Checkpoints(Path(sys.argv[1])).save(4, {"a": np.random.default_rng(0).integers(0, 2**62, 200_000)}, {})
-except OSError as error:
-    print(error)
-"""
+# --- From a stranger ---------------------------------------------------------------------------------------------------
 
 
-class TestDiskFull:
-    @pytest.mark.parametrize("limit", [400_000, 1_610_000], ids=["of the state", "of the archive"])
-    def test_a_write_that_fails_says_so_and_older_ones_stay(self, saved, limit):
-        checkpoints, lines = saved
-        before = names(checkpoints)
-        command = [sys.executable, "-c", LIMITED, str(checkpoints.directory), str(limit)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "step_00000004.tar could not be written" in done.stdout and "File too large" in done.stdout
-        assert "run again: it continues from the checkpoint before" in done.stdout
-        assert names(checkpoints) == before and checkpoints.latest()["step"] == 3 and lines == []
+class Boom:
+    """Its pickle runs a command."""
 
-    def test_a_full_directory_is_not_left_full(self, saved, tmp_path):
-        checkpoints, _ = saved
-        disk = tmp_path / "disk"
-        disk.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
-        if mounted.returncode:
-            pytest.skip("mounting a small disk needs root")
-        try:
-            small = Checkpoints(disk)
-            small.save(1, {"state": trained_state(1)}, {})
-            with pytest.raises(OSError, match="No space left on device.*Make room"):
-                small.save(2, {"a": np.random.default_rng(0).integers(0, 2**62, 200_000)}, {})
-            assert names(small) == ["step_00000001.json", "step_00000001.tar"]
-            assert small.latest()["step"] == 1
-            assert_same_bits(small.restore(1, {"state": trained_state(0)})["state"], trained_state(1))
-        finally:
-            subprocess.run(["umount", str(disk)], check=True)
+    def __reduce__(self):
+        return os.system, ("touch boom",)
+
+
+def forge(directory: Path, members: list[tuple[tarfile.TarInfo, bytes]], names: list[str] | None = None) -> None:
+    """A checkpoint of step 9 with these members; every checksum fits."""
+    directory.mkdir(exist_ok=True)
+    stem, files = directory / "step_00000009.00000000", []
+    with tarfile.open(f"{stem}.tar", "w") as archive:
+        for info, content in members:
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+            files.append({"name": info.name, "bytes": len(content), "sha256": module.hashlib.sha256(content).hexdigest()})
+    whole = Path(f"{stem}.tar").read_bytes()
+    digest = module.hashlib.sha256(whole).hexdigest()
+    files = [one | {"name": name} for one, name in zip(files, names or [one["name"] for one in files])]
+    marker = {"step": 9, "score": None, "bytes": len(whole), "sha256": digest, "files": files}
+    Path(f"{stem}.json").write_text(json.dumps(marker | {"marker": module._checksum(marker)}))
+
+
+def members_of(directory: Path, step: int) -> dict[str, bytes]:
+    with tarfile.open(file(directory, step)) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive}
+
+
+def refused(directory: Path) -> str:
+    """What the log says of the only checkpoint there, which must not be read."""
+    lines = []
+    with pytest.raises(InputError, match="no checkpoint in .* is whole"):
+        Checkpoints(directory, log=lines.append).load()
+    return lines[0]
+
+
+class TestStrangers:
+    @pytest.mark.parametrize("name", ["../escaped", "state/../../escaped", "{absolute}", "state/./x", "state//x", "other/x"])
+    def test_nothing_is_written_outside(self, tmp_path, name):
+        name = name.format(absolute=tmp_path / "escaped")
+        forge(tmp_path / "run", [(tarfile.TarInfo(name), b"gotcha")])
+        assert "a name or size that no checkpoint has" in refused(tmp_path / "run")
+        assert not list(tmp_path.rglob("escaped"))
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+    def test_links_and_devices_are_refused(self, tmp_path, kind):
+        info = tarfile.TarInfo("state/x")
+        info.type, info.linkname = kind, "/etc/passwd"
+        forge(tmp_path / "run", [(info, b"")])
+        assert "'state/x' is not in its manifest, or no plain file" in refused(tmp_path / "run")
+
+    def test_what_the_manifest_does_not_name_is_refused(self, tmp_path):
+        forge(tmp_path / "run", [(tarfile.TarInfo("state/x"), b"1")], names=["state/y"])
+        assert "'state/x' is not in its manifest" in refused(tmp_path / "run")
+
+    def test_a_pickle_is_never_loaded(self, template, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        boom = pickle.dumps(Boom())
+        for name in members_of(template, 3):
+            members = members_of(template, 3) | {name: boom, "state/checkpoint": boom, "state/data.pkl": boom}
+            forge(tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()])
+            lines = []
+            try:
+                Checkpoints(tmp_path / "run", log=lines.append).load()
+            except InputError:
+                assert lines
+        (tmp_path / "run" / "step_00000009.00000000.json").write_bytes(boom)
+        refused(tmp_path / "run")
+        assert not (tmp_path / "boom").exists()
+
+    @pytest.mark.parametrize("change, message", [
+        ({"shape": [10**12], "chunks": [10**12]}, "says that it has shape .10+., which its files do not hold"),
+        ({"shape": [10**6, 10**6], "chunks": [3, 4]}, "which its files do not hold"),
+        ({"compressor": {"id": "zstd", "level": 1}}, "is compressed, which ours are not"),
+        ({"compressor": {"id": "blosc"}}, "is compressed"),
+        ({"filters": [{"id": "gzip"}]}, "is compressed"),
+        ({"dtype": "|O"}, "of a type that no checkpoint has"),
+        ({"dtype": "|V1000000000"}, "of a type that no checkpoint has"),
+        ({"dtype": [["a", "<f4", [10**9]]]}, "its description of arrays is none"),
+        ({"shape": [-3, -4]}, "has no shape"),
+    ])  # fmt: skip
+    def test_a_bomb_is_not_inflated(self, template, tmp_path, change, message):
+        members = members_of(template, 3)
+        (name,) = [name for name in members if name.endswith("state.params.dense.kernel/.zarray")]
+        members[name] = json.dumps(json.loads(members[name]) | change).encode()
+        forge(tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()])
+        assert re.search(message, refused(tmp_path / "run"))
+
+    def test_nor_is_a_name_followed_to_another_folder(self, template, tmp_path):
+        members = members_of(template, 3)
+        members["state/_METADATA"] = members["state/_METADATA"].replace(b'"key": "kernel"', b'"key": "../../kernel"')
+        forge(tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()])
+        assert "an array with a name that is none" in refused(tmp_path / "run")
+
+    @pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
+    def test_a_compressed_archive_is_none(self, tmp_path, mode):
+        archive = tmp_path / "bomb.tar"
+        with tarfile.open(archive, mode) as target:
+            info = tarfile.TarInfo("state/x")
+            info.size = 10**7
+            target.addfile(info, io.BytesIO(bytes(10**7)))
+        with pytest.raises(InputError, match="no whole tar archive"):
+            packing.unpack(archive, [{"name": "state/x", "bytes": 10**7, "sha256": ""}], tmp_path / "to")
+
+    def test_more_bytes_than_the_marker_admits_are_not_fetched(self, saved):
+        _, lines, directory = saved
+        with file(directory, 3).open("ab") as archive:
+            archive.write(bytes(10_000))
+        assert saved[0].load()[1]["step"] == 2
+        assert "it is larger than" in lines[0]
+
+
+# --- Places that fail --------------------------------------------------------------------------------------------------
+

@@ -21,7 +21,7 @@ from tiny import (
     MODEL,
     PRETRAIN,
     STATISTICS,
-    be_killed,
+    be_killed_after,
     bits,
     codes_of,
     compiled_once,
@@ -193,7 +193,7 @@ def run_to(directory: str | Path, stop_at: int | None = None) -> list[dict]:
     def stream(first: int):
         for step, batch in enumerate(made.from_step(first), first):
             if step == stop_at:
-                be_killed()
+                be_killed_after(directory, stop_at // EPOCH * EPOCH)
             yield batch
 
     # One kind of attention wherever it runs: one device alone would go head by head, and rounding grows over 36 steps.

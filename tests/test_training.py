@@ -83,8 +83,8 @@ class TestPretrain:
 
     def test_killed_then_interrupted_and_resumed_equals_uninterrupted(self, pretrained, environment, tmp_path):
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import tiny; from pathlib import Path; "
-            "tiny.pretrain_to(Path(sys.argv[2]), batches=lambda start: tiny.stream(start, 29, tiny.be_killed))"
+            "import sys; sys.path.insert(0, sys.argv[1]); import tiny; home = sys.argv[2]; "
+            "tiny.pretrain_to(home, batches=lambda start: tiny.stream(start, 29, lambda: tiny.be_killed_after(home, 20)))"
         )
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
         assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
@@ -117,7 +117,7 @@ class TestPretrain:
         with pytest.raises(FloatingPointError, match=f"at step {broken}, on the clips clip 0 of batch {broken - 1}, ") as error:
             pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, learning_rate=rate))
         assert f"after {broken - 1} steps, is kept" in str(error.value) and "Lower the learning rate" in str(error.value)
-        assert Checkpoints(tmp_path / "checkpoints").latest() is None
+        assert Checkpoints(tmp_path / "checkpoints").load() is None
         tree, kept = open_latest(tmp_path / "stopped", made_by="")
         assert kept["step"] == tree["state"]["step"] == broken - 1 and kept["clips"] == batch_of(broken - 1)["clip"]
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))

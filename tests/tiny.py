@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -99,6 +100,13 @@ def pretrain_to(
 
 def be_killed():
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def be_killed_after(directory: Path, step: int):
+    """Once the checkpoint of ``step``, which is written while training goes on, has arrived."""
+    while not list(Path(directory).glob(f"checkpoints/step_{step:08d}.*.json")):
+        time.sleep(0.01)
+    be_killed()
 
 
 def be_interrupted():

@@ -7,7 +7,7 @@ from all windows of the whole clip. Batches come in as iterators; see ``data/bat
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ import optax
 from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import history
-from percepiano_ast.training.checkpoints import Checkpoints
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -154,6 +154,8 @@ def finetune_fold(
     steps_per_epoch: int,
     directory: Path,
     settings: dict,
+    store: str | Path = "",
+    save_minutes: float = SAVE_MINUTES,
     log: Callable[[str], None] = print,
 ) -> tuple[dict, Scaler]:
     """Train one fold, checkpoint every epoch, resume; returns its parameters and scaler.
@@ -165,23 +167,32 @@ def finetune_fold(
         windows: ``windows(k)`` yields random windows with ratings from step k on; used when the encoder is trained.
         directory: of this fold; holds ``checkpoints``, ``history.csv`` and, at the end, ``model``.
         settings: what else makes this run what it is; kept with every checkpoint.
+        store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
+        save_minutes: within a long epoch there is a checkpoint every so many minutes.
+
+    Raises:
+        InputError: ``directory`` or ``store`` holds a run of another configuration.
+        StoreFailed: all is trained, but the model did not reach its store.
     """
     settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
     settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
     claim_directory(directory, settings)
-    finished = Checkpoints(directory / "model", keep=1, log=log)
-    if found := finished.latest():
-        tree = finished.restore(found["step"])
+    finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
+    if found := finished.load(settings=settings):
+        tree, _ = found
         return tree["params"], Scaler(**tree["scaler"])
     scaler = Scaler.fit(embeddings[train])
     trained, batches = jax.tree.map(jnp.array, params), windows
     if not run.config.train_encoder:
         trained = {"head": trained["head"]}
         batches = functools.partial(_embedding_batches, embeddings, ratings, train, run.config)
-    state = _train(run, new_state(trained, run.optimizer), scaler, batches, steps_per_epoch, directory, settings, log)
+    with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
+        fold = _Fold(run, scaler, checkpoints, directory, settings, save_minutes, log)
+        state = fold.train(new_state(trained, run.optimizer), batches, steps_per_epoch)
     params = params | state.params
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
-    finished.save(int(state.step), tree, settings)
+    with finished:
+        finished.save(int(state.step), tree, {**settings, "seed": run.config.seed, "epoch": run.config.epochs})
     return params, scaler
 
 
@@ -195,28 +206,69 @@ def _embedding_batches(embeddings, ratings, train, config: FinetuneConfig, step:
         step += 1
 
 
-def _train(run, state, scaler, batches, steps_per_epoch, directory, settings, log) -> TrainState:
-    checkpoints = Checkpoints(directory / "checkpoints", log=log)
-    rows, config = [], run.config
-    if found := checkpoints.latest():
-        log(f"  resuming after epoch {found['epoch']}")
-        state, rows = checkpoints.restore(found["step"], {"state": state})["state"], found["history"]
-        history.write(directory / "history.csv", rows)
-    started, shown = time.monotonic(), 0.0
-    stream = batches(len(rows) * steps_per_epoch)
-    for epoch in range(len(rows), config.epochs):
-        losses = []
-        for _ in range(steps_per_epoch):
-            state, loss = _step(run, state, next(stream), scaler)
-            losses.append(loss)
-        losses = [float(loss) for loss in losses]
-        require_finite(losses, epoch * steps_per_epoch + 1)
-        mean = float(np.mean(losses))
-        rows.append({"epoch": epoch + 1, "step": int(state.step), "loss": mean})
-        checkpoints.save(int(state.step), {"state": state}, {**settings, "epoch": epoch + 1, "history": rows})
-        history.write(directory / "history.csv", rows)
-        elapsed = time.monotonic() - started
-        if elapsed - shown > 10:
-            shown = elapsed
-            log(f"  epoch {epoch + 1}/{config.epochs}: mean squared error {mean:.4f}, {elapsed:.0f} s")
-    return state
+@dataclass
+class _Fold:
+    """What the training of a fold carries beside its state.
+
+    Attributes:
+        rows: history of the epochs that are over.
+        losses: of the steps of the epoch that is not.
+    """
+
+    run: Finetuning
+    scaler: Scaler
+    checkpoints: Checkpoints
+    directory: Path
+    settings: dict
+    save_minutes: float
+    log: Callable[[str], None]
+    rows: list[dict] = field(default_factory=list)
+    losses: list = field(default_factory=list)
+
+    def train(self, state: TrainState, batches: Callable[[int], Iterator[dict]], steps_per_epoch: int) -> TrainState:
+        """All epochs that are left."""
+        epochs, started, shown = self.run.config.epochs, time.monotonic(), 0.0
+        state, done = self._resume(state)
+        stream = batches(done)
+        for epoch in range(done // steps_per_epoch, epochs):
+            end = (epoch + 1) * steps_per_epoch
+            state = self._epoch(state, stream, done, end)
+            require_finite(self.losses, end - steps_per_epoch + 1)
+            self.rows.append({"epoch": epoch + 1, "step": end, "loss": float(np.mean(self.losses))})
+            done, self.losses = end, []
+            self._save(state, done)
+            history.write(self.directory / "history.csv", self.rows)
+            elapsed = time.monotonic() - started
+            if elapsed - shown > 10:
+                shown = elapsed
+                self.log(f"  epoch {epoch + 1}/{epochs}: mean squared error {self.rows[-1]['loss']:.4f}, {elapsed:.0f} s")
+        return state
+
+    def _resume(self, state: TrainState) -> tuple[TrainState, int]:
+        self.checkpoints.prepare(size_of(state))
+        found = self.checkpoints.load({"state": state}, self.settings)
+        if found is None:
+            return state, 0
+        tree, kept = found
+        self.rows, self.losses = kept["history"], kept["losses"]
+        self.log(f"  resuming after epoch {kept['epoch']}" + (f" and {len(self.losses)} steps" if self.losses else ""))
+        if self.rows:
+            history.write(self.directory / "history.csv", self.rows)
+        return tree["state"], kept["step"]
+
+    def _epoch(self, state: TrainState, stream: Iterator[dict], done: int, end: int) -> TrainState:
+        saved = time.monotonic()
+        for number in range(done + 1, end + 1):
+            state, loss = _step(self.run, state, next(stream), self.scaler)
+            self.losses.append(loss)
+            due = time.monotonic() - saved >= 60 * self.save_minutes and number < end
+            if due and not self.checkpoints.busy:
+                saved = time.monotonic()
+                self.losses = [float(one) for one in self.losses]
+                self._save(state, number)
+        self.losses = [float(one) for one in self.losses]
+        return state
+
+    def _save(self, state: TrainState, step: int) -> None:
+        progress = {"epoch": len(self.rows), "history": self.rows, "losses": self.losses}
+        self.checkpoints.save(step, {"state": state}, {**self.settings, "seed": self.run.config.seed, **progress})

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from percepiano_ast.config import InputError
+from percepiano_ast.config import InputError, RunFailed
 
 DATA = "data"  # name of the mesh axis
 
@@ -99,6 +99,21 @@ def wait_for_all(what: str) -> None:
     """Block until every process has come here; ``what`` is the same in all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def as_lead_says(yes: bool) -> bool:
+    """The lead's answer, in every process."""
+    if jax.process_count() > 1:
+        return bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
+    return yes
+
+
+def require_same(number: int, what: str) -> None:
+    """Raises RunFailed when not all processes have the same number."""
+    if jax.process_count() > 1:
+        numbers = multihost_utils.process_allgather(np.asarray(number))
+        if len(set(numbers.tolist())) > 1:
+            raise RunFailed(f"processes differ in {what}: {numbers.tolist()}. They must all see the same files")
 
 
 @dataclasses.dataclass(frozen=True)

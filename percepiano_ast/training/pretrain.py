@@ -6,6 +6,7 @@ and ``clip``, a name for each row; see ``data/batches.py``.
 
 import collections
 import functools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.models import ssast
 from percepiano_ast.training import flops, history, parallel
-from percepiano_ast.training.checkpoints import Checkpoints
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -165,23 +166,29 @@ def pretrain(
     validation: Callable[[], Iterable[dict]],
     directory: str | Path,
     description: dict,
+    store: str | Path = "",
+    save_minutes: float = SAVE_MINUTES,
     execution: Execution = Execution(),
     log: Callable[[str], None] = print,
 ) -> list[dict]:
     """Pre-train, checkpoint every epoch, resume from the newest whole checkpoint; returns the history.
 
-    Writes ``history.csv`` (a row an epoch), ``steps.csv`` (a row every few steps) and ``checkpoints`` into ``directory``.
+    Writes ``history.csv`` (a row an epoch), ``steps.csv`` (a row every few steps) and ``checkpoints`` into ``directory``,
+    the latter into ``store`` where one is given.
 
     Args:
         batches: ``batches(k)`` yields the batches of step k, k + 1, ...
         validation: yields the validation batches, the same ones every time.
         description: travels with every checkpoint (source, licence, ...).
+        store: another folder for the checkpoints, or ``gs://BUCKET/PREFIX``.
+        save_minutes: within a long epoch there is a checkpoint every so many minutes.
         execution: how to compute; a run may be resumed with another one.
 
     Raises:
         InputError: ``directory`` holds a run of another configuration, or the batch cannot be divided as asked.
         FloatingPointError: loss or gradient is no longer a number; names the step and the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
+        StoreFailed: all is trained, but the last checkpoint did not reach its store.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
@@ -192,9 +199,11 @@ def pretrain(
     directory = claim_directory(directory, claimed)  # the others compare with what the lead wrote
     layout = parallel.Layout.over(shard_params=execution.shard_params)
     run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch, execution, layout)
-    loop = _Loop(run, directory, settings, log if parallel.is_lead() else lambda line: None)
+    log = log if parallel.is_lead() else lambda line: None
     try:
-        return loop.run_epochs(batches, steps_per_epoch, validation)
+        with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
+            loop = _Loop(run, directory, claimed, checkpoints, save_minutes, log)
+            return loop.run_epochs(batches, steps_per_epoch, validation)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -208,9 +217,12 @@ def pretrain(
 class _Loop:
     """What a run carries from step to step beside its state."""
 
-    def __init__(self, run: Pretraining, directory: Path, settings: dict, log: Callable[[str], None]):
+    def __init__(self, run: Pretraining, directory: Path, settings: dict, checkpoints: Checkpoints, save_minutes, log):
         self.run, self.directory, self.settings, self.log = run, directory, settings, log
-        self.checkpoints = Checkpoints(directory / "checkpoints", log=log)
+        self.checkpoints, self.save_minutes = checkpoints, save_minutes
+        self.saved = time.monotonic()
+        self.rows: list[dict] = []  # of the epochs that are over
+        self.looks: list[dict] = []  # at the steps of the epoch that is not
         device, dtype = run.layout.device, run.module.compute.dtype
         self.clip_flops = flops.pretrain_flops(run.model, run.config)
         self.peak = run.layout.size * flops.matrix_peak(dtype, device)
@@ -223,48 +235,62 @@ class _Loop:
         """All epochs that are left; returns the whole history."""
         run, epochs = self.run, self.run.config.epochs
         run.step  # divides the batch, or says that it cannot, before anything is waited for
-        state, rows = self._resume()
+        state, done = self._resume()
         parameters, precision = count_parameters(state.params), jnp.dtype(run.module.compute.dtype).name
         self.log(
             f"SSAST {run.model.name}: {parameters:,} parameters, {run.total_steps} steps on {run.layout.size} x "
             f"{run.layout.device.device_kind} in {precision}"
         )
-        started, first = time.monotonic(), len(rows)
-        self.step_log = history.StepLog(self.directory, first * steps_per_epoch) if parallel.is_lead() else None
-        stream = batches(first * steps_per_epoch) if first < epochs else iter(())
-        for epoch in range(first, epochs):
-            state, means = self._epoch(state, stream, steps_per_epoch, epoch * steps_per_epoch)
-            row = {"epoch": epoch + 1, "step": (epoch + 1) * steps_per_epoch, **means}
+        started, first = time.monotonic(), done
+        self.step_log = history.StepLog(self.directory, done) if parallel.is_lead() else None
+        stream = batches(done) if done < run.total_steps else iter(())
+        for epoch in range(done // steps_per_epoch, epochs):
+            end = (epoch + 1) * steps_per_epoch
+            state, means = self._epoch(state, stream, done, end, steps_per_epoch)
+            done = end
+            row = {"epoch": epoch + 1, "step": done, **means}
             row |= _validate(run, state.params, validation())
-            rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
-            self._save(state, rows)
-            left = (time.monotonic() - started) / (epoch + 1 - first) * (epochs - epoch - 1)
+            self.rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
+            self._save(state, done, row["validation_loss"])
+            if parallel.is_lead():
+                history.write(self.directory / "history.csv", self.rows)
+                self.step_log.flush()
+            left = (time.monotonic() - started) / (done - first) * (run.total_steps - done)
             self.log(f"  epoch {epoch + 1}/{epochs}: {_show(row)}, about {left:.0f} s left")
-        return rows
+        return self.rows
 
-    def _resume(self) -> tuple[TrainState, list[dict]]:
-        found = self.checkpoints.latest()
-        if found is None:
-            return self.run.init(), []
-        self.log(f"  resuming after epoch {found['epoch']}")
+    def _resume(self) -> tuple[TrainState, int]:
+        """The state to go on from, and the steps that it took."""
         if parallel.is_lead():
-            history.write(self.directory / "history.csv", found["history"])
-        state = self.checkpoints.restore(found["step"], {"state": self.run.abstract_state})["state"]
-        return self.run.layout.put_state(state), found["history"]
+            self.checkpoints.prepare(size_of(self.run.abstract_state))
+        parallel.wait_for_all("litter removed")
+        found = self.checkpoints.load({"state": self.run.abstract_state}, self.settings)
+        tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": []})
+        parallel.require_same(kept["step"], "the step of the newest checkpoint")
+        self.rows, self.looks = kept["history"], kept["looks"]
+        if tree is None:
+            return self.run.init(), 0
+        within = f" and {sum(look['steps'] for look in self.looks)} steps" if self.looks else ""
+        self.log(f"  resuming after epoch {kept['epoch']}{within}")
+        if parallel.is_lead() and self.rows:
+            history.write(self.directory / "history.csv", self.rows)
+        return self.run.layout.put_state(tree["state"]), kept["step"]
 
-    def _save(self, state: TrainState, rows: list[dict]) -> None:
+    def _save(self, state: TrainState, step: int, score: float = math.inf) -> None:
         tree = {"state": self.run.layout.to_host(state)}
         if parallel.is_lead():
-            description = {**self.settings, "epoch": rows[-1]["epoch"], "history": rows}
-            self.checkpoints.save(rows[-1]["step"], tree, description)
-            history.write(self.directory / "history.csv", rows)
-            self.step_log.flush()
-        parallel.wait_for_all(f"saved epoch {rows[-1]['epoch']}")
+            progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks}
+            self.checkpoints.save(step, tree, {**self.settings, "seed": self.run.config.seed, **progress}, score)
+        self.saved = time.monotonic()
 
-    def _epoch(self, state: TrainState, stream: Iterator, steps: int, done: int) -> tuple[TrainState, dict]:
-        looks = []
+    def _is_due(self) -> bool:
+        """Whether to save within the epoch; not while another checkpoint is on its way."""
+        due = time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
+        return parallel.as_lead_says(due)
+
+    def _epoch(self, state: TrainState, stream: Iterator, done: int, end: int, steps: int) -> tuple[TrainState, dict]:
         self.looked, self.waited = time.monotonic(), 0.0
-        for number in range(done + 1, done + steps + 1):
+        for number in range(done + 1, end + 1):
             asked = time.monotonic()
             batch = next(stream)
             self.waited += time.monotonic() - asked
@@ -273,10 +299,13 @@ class _Loop:
                 self._compile(state, codes)
             state, metrics = self.step(state, codes)
             self.unseen.append((batch["clip"], metrics))
-            if number % LOOK_EVERY == 0 or number == done + steps:
-                looks.append(self._look(state, number))
-        weights = [look.pop("steps") for look in looks]
-        means = {name: float(np.average([look[name] for look in looks], weights=weights)) for name in looks[0]}
+            if number % LOOK_EVERY == 0 or number == end:
+                self.looks.append(self._look(state, number))
+                if number < end and self._is_due():
+                    self._save(state, number)
+        looks, self.looks = self.looks, []
+        weights = [look["steps"] for look in looks]
+        means = {name: float(np.average([look[name] for look in looks], weights=weights)) for name in looks[0] if name != "steps"}
         means["skipped"] = round(means["skipped"] * steps)
         return state, means
 
@@ -313,7 +342,8 @@ class _Loop:
         home = self.directory / "stopped"
         if parallel.is_lead():
             named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
-            Checkpoints(home, keep=1, log=self.log).save(good, tree, {**self.settings, "broke_at_step": number, **named})
+            with Checkpoints(home, keep=1, log=self.log) as stopped:
+                stopped.save(good, tree, {**self.settings, "broke_at_step": number, **named})
             self.step_log.flush()
         shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
         raise FloatingPointError(

@@ -1,0 +1,197 @@
+"""A state as one file: what Orbax writes, in a tar archive whose every member is known before it is read.
+
+Arrays are stored as they are, uncompressed (Zarr, one chunk an array), so no file can hold more than its size says.
+Nothing is taken on faith on the way back: an archive may come from a stranger.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import re
+import tarfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from percepiano_ast.config import InputError
+
+_FOLDER = "state"
+_ARRAY = ".zarray"
+_PART = re.compile(r"[\w\-. ]+")  # one part of a member's name
+_DTYPE = re.compile(r"bfloat16|[<|][biuf][1248]")
+_BLOCK = 2**22
+_MOST_MEMBERS = 100_000
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Orbax warns that there is no database to merge, which is what is asked for."""
+    return "Skipping merge of OCDBT" not in str(record.msg)
+
+
+def _orbax() -> ocp.Checkpointer:
+    """Orbax without its barriers between processes: one of them saves, and each may read for itself."""
+    here = jax.process_index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=options)
+    logging.getLogger("absl").addFilter(_quiet)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+def pack(tree: dict, archive: Path) -> list[dict]:
+    """Write a tree of numpy arrays as one tar file; returns its manifest, ``{"name", "bytes", "sha256"}`` a member.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    folder = archive.with_suffix(".orbax")
+    try:
+        with _orbax() as checkpointer:
+            checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
+    except ValueError as error:  # what Orbax makes of every failed write
+        if "os_error_code" in str(error):
+            raise OSError(str(error).partition(" [")[0]) from error
+        raise
+    manifest = []
+    with tarfile.open(archive, "w") as target:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(f"{_FOLDER}/{path.relative_to(folder).as_posix()}")
+            member.size = path.stat().st_size
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+                target.addfile(member, file)
+            manifest.append({"name": member.name, "bytes": member.size, "sha256": digest})
+            path.unlink()  # so that the state is on this disk once, not twice
+    return manifest
+
+
+def unpack(archive: Path, manifest: list[dict], folder: Path) -> None:
+    """Write the members of an archive below ``folder``: those in the manifest, plain files, as long as it says.
+
+    Raises:
+        InputError: anything else is in it, or a member is damaged; the message names it.
+    """
+    wanted = _admitted(manifest)
+    try:
+        with tarfile.open(archive, "r:") as source:
+            for member in source:
+                if member.name not in wanted or not member.isreg():
+                    raise InputError(f"{member.name!r} is not in its manifest, or no plain file")
+                entry = wanted.pop(member.name)
+                if member.size != entry["bytes"] or member.issparse():
+                    raise InputError(f"{member.name!r} has {member.size:,} bytes, its manifest says {entry['bytes']:,}")
+                _extract(source, member, entry, folder)
+    except InputError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError) as error:  # the latter from headers that are none
+        raise InputError(f"no whole tar archive: {error}") from error
+    if wanted:
+        raise InputError(f"{min(wanted)!r} is missing in it")
+
+
+def _admitted(manifest: list[dict]) -> dict[str, dict]:
+    """The manifest by name, if it is one."""
+    if not isinstance(manifest, list) or len(manifest) > _MOST_MEMBERS:
+        raise InputError("its manifest is none")
+    for entry in manifest:
+        shape = isinstance(entry, dict) and {name: type(value) for name, value in entry.items()}
+        if shape != {"name": str, "bytes": int, "sha256": str}:
+            raise InputError(f"its manifest has an entry that is none: {str(entry)[:80]}")
+        parts = entry["name"].split("/")
+        plain = all(_PART.fullmatch(part) and part.strip(".") for part in parts)
+        if parts[0] != _FOLDER or not plain or not 0 <= entry["bytes"] < 2**45:
+            raise InputError(f"its manifest has a name or size that no checkpoint has: {entry['name'][:80]!r}")
+    return {entry["name"]: entry for entry in manifest}
+
+
+def _extract(source: tarfile.TarFile, member: tarfile.TarInfo, entry: dict, folder: Path) -> None:
+    path, digest = folder / member.name, hashlib.sha256()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with source.extractfile(member) as content, path.open("xb") as target:
+        while block := content.read(_BLOCK):
+            digest.update(block)
+            target.write(block)
+    if digest.hexdigest() != entry["sha256"]:
+        raise InputError(f"{member.name!r} is damaged (checksum differs)")
+
+
+def restore(folder: Path, like: dict | None = None) -> dict:
+    """The tree in an unpacked archive, as numpy; ``like`` gives structure, shapes and types.
+
+    Raises:
+        InputError: it claims arrays that its files do not hold, or is no state like the one asked for.
+    """
+    state = folder / _FOLDER
+    _check_arrays(state)
+    arrays = ocp.RestoreArgs(restore_type=np.ndarray)
+    try:
+        with _orbax() as checkpointer:
+            if like is None:
+                return checkpointer.restore(state)
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            args = ocp.args.PyTreeRestore(abstract, restore_args=jax.tree.map(lambda leaf: arrays, abstract))
+            tree = checkpointer.restore(state, args=args)
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise InputError(f"Orbax does not read it: {str(error)[:300]}") from error
+    _require_alike(tree, abstract)
+    return tree
+
+
+def _check_arrays(state: Path) -> None:
+    """Every array has the bytes that its shape needs, uncompressed and in its own folder.
+
+    Orbax would allocate what the shape says, inflate what says that it is compressed, and follow a name anywhere.
+    """
+    try:
+        metadata = json.loads((state / "_METADATA").read_bytes())
+        if metadata["use_ocdbt"] or metadata["use_zarr3"]:
+            raise InputError("its arrays are not plain Zarr")
+        leaves = metadata["tree_metadata"].values()
+        names = [".".join(str(key["key"]) for key in leaf["key_metadata"]) for leaf in leaves]
+        stored = {path.parent.name for path in state.glob(f"*/{_ARRAY}")}
+        if wrong := [name for name in names if "/" in name or name in (".", "..")]:
+            raise InputError(f"it has an array with a name that is none: {wrong[0][:80]!r}")
+        for name in stored:
+            _check_array(state / name)
+        # Everything that has bytes; None and empty containers have none.
+        with_bytes = (leaf["value_metadata"] for leaf in leaves)
+        for name, value in zip(names, with_bytes):
+            if not value.get("skip_deserialize") and name not in stored:
+                raise InputError(f"the array {name[:80]!r} is missing in it")
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"its description of arrays is none ({type(error).__name__}: {error})") from error
+
+
+def _check_array(folder: Path) -> None:
+    array = json.loads((folder / _ARRAY).read_bytes())
+    shape, chunks = array["shape"], array["chunks"]
+    if array["compressor"] is not None or array["filters"] or len(shape) != len(chunks):
+        raise InputError(f"the array {folder.name!r} is compressed, which ours are not")
+    if not all(isinstance(size, int) and size > 0 for size in [*shape, *chunks]):
+        raise InputError(f"the array {folder.name!r} has no shape: {shape}")
+    if not _DTYPE.fullmatch(array["dtype"]):
+        raise InputError(f"the array {folder.name!r} is of a type that no checkpoint has: {array['dtype'][:40]}")
+    size = 2 if array["dtype"] == "bfloat16" else np.dtype(array["dtype"]).itemsize
+    chunk, files = math.prod(chunks) * size, [path for path in folder.iterdir() if path.name != _ARRAY]
+    count = math.prod(-(-whole // part) for whole, part in zip(shape, chunks))
+    if len(files) != count or any(path.stat().st_size != chunk for path in files):
+        raise InputError(f"the array {folder.name!r} says that it has shape {shape}, which its files do not hold")
+
+
+def _require_alike(tree: dict, abstract: dict) -> None:
+    """Orbax casts and reshapes in silence."""
+    for (path, wanted), (_, found) in zip(
+        jax.tree_util.tree_leaves_with_path(abstract), jax.tree_util.tree_leaves_with_path(tree)
+    ):
+        if wanted.shape != found.shape or wanted.dtype != found.dtype:
+            name = jax.tree_util.keystr(path)
+            raise InputError(
+                f"{name} is {found.dtype}{list(found.shape)} there, {wanted.dtype}{list(wanted.shape)} in this run"
+            )

@@ -1,0 +1,304 @@
+"""Where checkpoints are kept: a folder, which may be a mounted Drive, or ``gs://``. Small, slow and unreliable places.
+
+Whatever a place does, training must go on: every operation has a time limit without progress, is tried a few times, and
+fails with one exception that carries the system's words. What is written is read back and compared before it counts.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from percepiano_ast.config import InputError
+
+BLOCK = 2**22
+PATIENCE = 120.0  # seconds without a byte: a mount that hangs does so for ever
+ATTEMPTS = 3
+FIRST_WAIT = 0.5  # seconds, doubled with every attempt
+# Another try at once does not help; the next checkpoint's may.
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EFBIG}
+
+Beat = Callable[[], None]
+
+
+class StoreFailed(OSError):
+    """A store did not do what it was asked; the message names the file and has the system's words.
+
+    Attributes:
+        number: the system's, as in ``errno``, where it gave one.
+    """
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.number = number
+
+
+def _blocks(file: BinaryIO, beat: Beat) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        beat()
+        yield block
+
+
+def sha256_of(file: BinaryIO, beat: Beat = lambda: None) -> str:
+    """SHA-256 of the rest of an open file, in hexadecimal."""
+    digest = hashlib.sha256()
+    for block in _blocks(file, beat):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _watched(work: Callable[[Beat], object], patience: float):
+    """The result of ``work(beat)``, given up when it has not called ``beat`` for so many seconds.
+
+    The thread of a system call that never returns cannot be ended; it is left behind.
+    """
+    outcome, alive, over = {}, [time.monotonic()], threading.Event()
+
+    def beat() -> None:
+        alive[0] = time.monotonic()
+
+    def run() -> None:
+        try:
+            outcome["result"] = work(beat)
+        except BaseException as error:  # whoever waits gets it
+            outcome["error"] = error
+        over.set()
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    while not over.wait(min(patience, max(alive[0] + patience - time.monotonic(), 0.01))):
+        if time.monotonic() - alive[0] >= patience:
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer for {patience:g} s")
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+class Store:
+    """Files by name in one place; names are plain, there are no folders in it.
+
+    Attributes:
+        place: its path or address.
+        patience: seconds without progress after which an operation is given up.
+    """
+
+    failures: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, place: str):
+        self.place, self.patience = place, PATIENCE
+
+    def path_of(self, name: str) -> str:
+        """Path or address of a file, for messages."""
+        return f"{self.place.rstrip('/')}/{name}"
+
+    def put(self, name: str, local: Path) -> str:
+        """Copy a local file there, read it back and compare; returns its SHA-256.
+
+        Raises:
+            StoreFailed: it could not be written, or reads back differently.
+        """
+        with local.open("rb") as file:
+            wanted = sha256_of(file)
+
+        def copy(beat: Beat) -> None:
+            with local.open("rb") as source:
+                self._write(name, _blocks(source, beat))
+
+        self._put(name, copy, wanted)
+        return wanted
+
+    def write(self, name: str, content: bytes) -> None:
+        """The same for a small file, from memory."""
+        self._put(name, lambda beat: self._write(name, iter([content])), hashlib.sha256(content).hexdigest())
+
+    def _put(self, name: str, write: Callable[[Beat], None], wanted: str) -> None:
+        def whole(beat: Beat) -> None:
+            write(beat)
+            with self._open(name) as file:
+                if sha256_of(file, beat) != wanted:
+                    raise OSError(errno.EIO, "it reads back differently; the disk or the mount is failing")
+
+        self._attempt("write", name, whole)
+
+    def get(self, name: str, local: Path, largest: int) -> str:
+        """Copy a file from there, but no more than ``largest`` bytes; returns its SHA-256.
+
+        Raises:
+            StoreFailed: it cannot be read, or is larger.
+        """
+
+        def copy(beat: Beat) -> str:
+            left, digest = largest, hashlib.sha256()
+            with self._open(name) as source, local.open("wb") as target:
+                for block in _blocks(source, beat):
+                    left -= len(block)
+                    if left < 0:
+                        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
+                    digest.update(block)
+                    target.write(block)
+            return digest.hexdigest()
+
+        return self._attempt("read", name, copy)
+
+    def read(self, name: str, largest: int = 2**26) -> bytes:
+        """The content of a small file.
+
+        Raises:
+            StoreFailed: it cannot be read, or is not small.
+        """
+
+        def fetch(beat: Beat) -> bytes:
+            with self._open(name) as file:
+                content = file.read(largest + 1)
+            if len(content) > largest:
+                raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
+            return content
+
+        return self._attempt("read", name, fetch)
+
+    def names(self) -> list[str]:
+        """All files, sorted; none where the place does not exist yet."""
+        return sorted(self._attempt("list", "", lambda beat: self._names()))
+
+    def remove(self, name: str, *, emptied: bool = False) -> None:
+        """Delete a file, ``emptied`` first where a trash would keep and count it; one that is gone is no error."""
+        self._attempt("delete", name, lambda beat: self._remove(name, emptied))
+
+    def free(self) -> int | None:
+        """Bytes that are free there; None where nobody counts."""
+        return self._attempt("ask for the room in", "", lambda beat: self._free())
+
+    def _attempt(self, what: str, name: str, work: Callable[[Beat], object]):
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return _watched(work, self.patience)
+            except self.failures as error:
+                # A call that hangs leaves its thread behind: not another one.
+                number = error.errno if isinstance(error, OSError) else None
+                lasting = isinstance(error, TimeoutError) or number in _LASTING
+                if lasting or attempt == ATTEMPTS:
+                    words = str(error) or type(error).__name__
+                    raise StoreFailed(f"cannot {what} {self.path_of(name)}: {words}", number) from error
+                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+
+    def _write(self, name: str, blocks: Iterator[bytes]) -> None:
+        raise NotImplementedError
+
+    def _open(self, name: str) -> BinaryIO:
+        raise NotImplementedError
+
+    def _names(self) -> list[str]:
+        raise NotImplementedError
+
+    def _remove(self, name: str, emptied: bool) -> None:
+        raise NotImplementedError
+
+    def _free(self) -> int | None:
+        return None
+
+
+class Folder(Store):
+    """A directory of this machine; a mounted Drive is one."""
+
+    def __init__(self, place: str | Path):
+        super().__init__(str(place))
+        self.folder = Path(place)
+
+    def _write(self, name: str, blocks: Iterator[bytes]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{name}.partial"
+        try:
+            with partial.open("wb") as file:
+                for block in blocks:
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+                if hasattr(os, "posix_fadvise"):  # so that reading back asks the disk, not the memory
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            partial.replace(self.folder / name)
+        except OSError:
+            self._discard(partial)
+            raise
+
+    def _discard(self, partial: Path) -> None:
+        try:
+            self._remove(partial.name, True)
+        except OSError:
+            pass  # the place is failing; what remains is removed by the next start
+
+    def _open(self, name: str) -> BinaryIO:
+        return (self.folder / name).open("rb")
+
+    def _names(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir() if path.is_file()] if self.folder.is_dir() else []
+
+    def _remove(self, name: str, emptied: bool) -> None:
+        path = self.folder / name
+        try:
+            if emptied:
+                os.truncate(path, 0)
+            path.unlink()
+        except FileNotFoundError:
+            pass
+
+    def _free(self) -> int:
+        there = self.folder
+        while not there.exists():
+            there = there.parent
+        return shutil.disk_usage(there).free
+
+
+class Bucket(Store):
+    """A prefix in Google Cloud Storage, by gcsfs; objects appear there whole or not at all."""
+
+    # gcsfs, aiohttp and google-auth have many ways to say no, and share no class of errors.
+    failures = (Exception,)
+
+    def __init__(self, place: str):
+        super().__init__(place)
+        try:
+            import gcsfs
+        except ImportError as error:
+            raise InputError(f"{place} needs gcsfs: pip install gcsfs, or keep checkpoints in a folder") from error
+        # An emulator knows nobody; else gcsfs looks for credentials where Google's tools keep them.
+        token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
+        self.system = gcsfs.GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
+
+    def _write(self, name: str, blocks: Iterator[bytes]) -> None:
+        with self.system.open(self.path_of(name), "wb", block_size=2 * BLOCK) as file:
+            for block in blocks:
+                file.write(block)
+
+    def _open(self, name: str) -> BinaryIO:
+        return self.system.open(self.path_of(name), "rb", block_size=BLOCK, cache_type="readahead")
+
+    def _names(self) -> list[str]:
+        try:
+            found = self.system.ls(self.place, detail=True)
+        except FileNotFoundError:
+            return []
+        return [entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file"]
+
+    def _remove(self, name: str, emptied: bool) -> None:
+        try:
+            self.system.rm_file(self.path_of(name))
+        except FileNotFoundError:
+            pass
+
+
+def open_store(place: str | Path) -> Store:
+    """The store at a folder's path or a ``gs://`` address; nothing is asked of it yet.
+
+    Raises:
+        InputError: another kind of address, or gcsfs is missing.
+    """
+    scheme, there, rest = str(place).partition("://")
+    if not there:
+        return Folder(Path(place))
+    if scheme != "gs" or not rest.strip("/"):
+        raise InputError(f"cannot keep checkpoints at {place}: give a folder, or gs://BUCKET/PREFIX")
+    return Bucket(str(place))
