@@ -14,7 +14,7 @@ def _run(arguments):
     from percepiano_ast.suite import Run
 
     preset = choose(PRESETS, arguments.preset, "preset")
-    return Run(preset, as_path(arguments.out or f"runs/{preset.name}"))
+    return Run(preset, as_path(arguments.out or f"runs/{preset.name}"), store=getattr(arguments, "store", ""))
 
 
 def _notebooks(arguments):
@@ -175,15 +175,21 @@ def _add_steps(add):
 
     command = add("pretrain", _pretrain, "SSAST pre-training on the shards; a checkpoint every epoch.")
     _add_run(command)
+    _add_store(command)
     _add_pretraining(command)
 
     command = add("finetune", _finetune, "Rating heads on PercePiano, fold by fold; writes out-of-fold predictions.")
     _add_run(command)
+    _add_store(command)
     starts = f"{', '.join(PRETRAININGS)} (my pre-training), scratch, audioset, or baseline (the feed-forward one)"
     command.add_argument("--init", default="ssast", help=f"where the encoder starts: {starts}")
     command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
     command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
     _add_precision(command)
+
+
+def _add_store(command):
+    command.add_argument("--store", default="", metavar="PLACE", help="checkpoints go to this folder or gs://BUCKET/PREFIX instead")
 
 
 def _add_pretraining(command):
@@ -217,7 +223,7 @@ def _add_tools(add):
 
     command = add("rate", _rate, "Rate recordings on the 19 dimensions, with a fine-tuned run.")
     command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
-    command.add_argument("--run", required=True, metavar="DIR", help="directory of a run that was fine-tuned")
+    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store")
     command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
     command.add_argument("--json", action="store_true", help="one JSON array on standard output")
 
@@ -233,7 +239,7 @@ def _add_tools(add):
     command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
 
     command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
-    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step or model")
+    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model or checkpoint")
 
 
 def main(arguments: list[str] | None = None) -> int:

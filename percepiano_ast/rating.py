@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import audio
-from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, choose, from_json
+from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, as_path, choose, from_json
 from percepiano_ast.data import batches
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.training.checkpoints import open_latest
@@ -36,7 +36,7 @@ class Rater:
     """All fold models of a run: the rating is their mean, the uncertainty their standard deviation.
 
     Args:
-        run: directory of a run.
+        run: directory of a run, or the store that its models were kept in.
         model: its name below ``run/finetune``; by default the only one, or the pre-trained one.
 
     Raises:
@@ -44,7 +44,7 @@ class Rater:
     """
 
     def __init__(self, run: str | Path, model: str = ""):
-        home = _model_directory(Path(run) / "finetune", model)
+        home = _model_directory(as_path(run) / "finetune", model)
         self.name = home.name
         finished = sorted({marker.parent for marker in home.glob("fold_*/model/step_*.json")})
         if not finished:

@@ -43,13 +43,15 @@ INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
 class Run:
     """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant.
 
-    ``shards`` may name a copy of the shards for pre-training on a faster disk.
+    ``shards`` may name a copy of the shards for pre-training on a faster disk, ``store`` another place for checkpoints and
+    models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a mounted Drive.
     """
 
     preset: Preset
     root: Path
     pretraining: str = "ssast"
     shards: Path | None = None
+    store: str = ""
 
     @property
     def maestro(self) -> Path:
@@ -82,6 +84,10 @@ class Run:
     def predictions(self, model: str) -> Path:
         """Out-of-fold predictions of one model."""
         return self.root / f"predictions_{model}.csv"
+
+    def kept(self, directory: Path) -> str:
+        """Where the checkpoints of a step lie whose other outputs are in ``directory``, below the run's root."""
+        return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}" if self.store else str(directory)
 
     def for_pretraining(self, name: str) -> "Run":
         """The same run with another kind of pre-training."""
@@ -149,12 +155,12 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
         return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
     run = run.for_pretraining(init) if init in PRETRAININGS else run
     name = f"ast-{run.preset.model.name}-{init}"
-    if init == "scratch" and not run.pretrain.exists():
+    if init == "scratch" and not (run.store or run.pretrain.exists()):
         log(f"no pre-training in {run.pretrain}: levels are normalised by the statistics of the rated clips themselves")
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return Start(name, run.preset.model, rated.front_end, rated.statistics, None, None)
     # One normalisation for our starts: the statistics of the pre-training split.
-    tree, made = open_latest(run.pretrain / "checkpoints", made_by=MADE_BY_PRETRAIN)
+    tree, made = open_latest(f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN, log=log)
     front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
     if init == "scratch":
         return Start(name, run.preset.model, front_end, statistics, None, None)
@@ -211,6 +217,7 @@ def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
         steps_per_epoch=training.steps_per_epoch,
         validation=validation.one_epoch,
         directory=run.pretrain,
+        store=run.kept(run.pretrain),
         description={"data": train.metadata["licence"]},
         execution=preset.execution,
         log=log,
@@ -269,6 +276,9 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
     cut = functools.partial(batches.clip_windows, n_frames=n_frames, batch_size=EMBED_BATCH)
     expected = (start.model, config, shard_set.front_end, start.statistics)
 
+    def home_of(number: int) -> Path:
+        return run.finetune(name) / f"fold_{number}"
+
     def trainer(steps: int) -> finetuning.Finetuning:
         return finetuning.Finetuning(*expected, steps, run.preset.execution)
 
@@ -290,7 +300,8 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
             train=train,
             windows=functools.partial(batches.from_step, windows),
             steps_per_epoch=steps,
-            directory=run.finetune(name) / f"fold_{number}",
+            directory=home_of(number),
+            store=run.kept(home_of(number)),
             settings={"init": init, "pretrained": start.weights, "fold": number, **_source(shard_set)},
             log=log,
         )

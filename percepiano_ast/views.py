@@ -62,7 +62,7 @@ def shard_statistics(run: Run) -> Statistics:
 def reconstructions(run: Run, count: int = 3) -> tuple[np.ndarray, ...]:
     """Original, masked and reconstructed validation windows in dB, each (count, time, mel), by the newest checkpoint."""
     preset = run.preset
-    tree, description = open_latest(run.pretrain / "checkpoints", made_by=MADE_BY_PRETRAIN)
+    tree, description = open_latest(f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
     windows = batches.pretrain_batches(held_out, n_frames=preset.model.n_frames, batch_size=count, seed=1)
     statistics = Statistics(**description["statistics"])
