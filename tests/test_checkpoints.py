@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back bit for bit; what a disk, a kill or a mount did is noticed. About 15 s."""
 
+import hashlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import jax
@@ -17,9 +19,8 @@ import numpy as np
 import pytest
 
 from percepiano_ast.config import FinetuneConfig, InputError
-from percepiano_ast.training import checkpoints as module
-from percepiano_ast.training import packing
-from percepiano_ast.training.checkpoints import Checkpoints, open_latest
+from percepiano_ast.training import packing, pieces
+from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, False, weight_decay=0.1), 10)
@@ -80,8 +81,8 @@ def file(directory: Path, step: int, kind: str = "tar") -> Path:
 
 
 def stems(directory: Path) -> list[str]:
-    """Steps and endings of everything that is there, without the names' random parts."""
-    return sorted(f"{int(path.name[5:13])}{''.join(path.suffixes[1:])}" for path in directory.iterdir())
+    """Steps and endings of everything that is there, without the names' random parts and the process."""
+    return sorted(f"{int(path.name[5:13])}{path.suffix}" for path in directory.iterdir())
 
 
 def flip_a_bit(path: Path):
@@ -140,7 +141,7 @@ class TestWhole:
                 checkpoints.save(step, {"a": np.ones(3)}, {}, score)
         assert stems(tmp_path) == ["2.json", "2.tar", "4.json", "4.tar", "5.json", "5.tar"]
         with Checkpoints(tmp_path) as checkpoints:  # another process knows the best too
-            checkpoints.prepare(100)
+            checkpoints.prepare()
             checkpoints.save(6, {"a": np.ones(3)}, {}, 0.4)
         assert stems(tmp_path) == ["2.json", "2.tar", "5.json", "5.tar", "6.json", "6.tar"]
 
@@ -148,8 +149,17 @@ class TestWhole:
         description = json.loads(file(template, 3, "json").read_text())
         assert description["licence"] == "CC BY" and description["bytes"] == file(template, 3).stat().st_size
         assert description["code_version"] and len(description["dimensions"]) == 19
+        assert datetime.now(UTC) - datetime.fromisoformat(description["saved"]) < timedelta(hours=1)
         with tarfile.open(file(template, 3)) as archive:
-            assert [one["name"] for one in description["files"]] == archive.getnames()
+            assert [one["name"] for one in description["parts"][0]["files"]] == archive.getnames()
+
+    def test_they_can_be_listed_without_being_read(self, saved):
+        _, lines, directory = saved
+        file(directory, 2).unlink()
+        assert [one["step"] for one in listing(directory)] == [2, 3]
+        truncate(file(directory, 3, "json"))
+        assert [one["step"] for one in listing(directory, lines.append)] == [2] and "step_00000003" in lines[0]
+        assert listing(directory / "none") == []
 
     def test_what_is_deleted_is_emptied_first(self, saved):
         # Drive's trash keeps what a file held when it was deleted: a second name of the file shows it.
@@ -159,12 +169,14 @@ class TestWhole:
         assert stems(saved[2]) == ["3.json", "3.tar", "4.json", "4.tar"] and trash.stat().st_size == 0
 
     def test_what_others_put_there_stays(self, saved):
-        others = ["step_00000001.tar", "step_00000003.tar.partial", "step_00000001.0123abcd (1).tar", "notes.json"]
+        others = ["step_00000001.tar", "step_00000003.tar.partial", "step_00000001.0123abcd.p0 (1).tar", "notes.json"]
         for name in others:
             (saved[2] / name).write_text("mine")
         with Checkpoints(saved[2]) as checkpoints:
-            checkpoints.prepare(100)
+            checkpoints.prepare()
             checkpoints.save(4, {"a": np.ones(3)}, {})
+        Checkpoints(saved[2]).clear()
+        assert sorted(path.name for path in saved[2].iterdir()) == sorted(others)
         assert all((saved[2] / name).read_text() == "mine" for name in others)
 
     def test_weights_from_another_device_can_be_opened(self, tmp_path):
@@ -181,10 +193,10 @@ class TestWhole:
 
     def test_before_the_run_it_says_what_it_will_need(self, tmp_path):
         lines = []
-        Checkpoints(tmp_path, log=lines.append).prepare(2_000_000_000)
+        require_room(tmp_path, 2_000_000_000, "8.00 GB", lines.append)
         assert "checkpoints of 2.00 GB in " in lines[0] and "at most 8.00 GB" in lines[0] and "GB are free" in lines[0]
         with pytest.raises(InputError, match=r"one checkpoint needs 90000000.00 GB: make room"):
-            Checkpoints(tmp_path, log=lines.append).prepare(9 * 10**16)
+            require_room(tmp_path, 9 * 10**16, "", lines.append)
 
 
 class TestDamaged:
@@ -192,7 +204,7 @@ class TestDamaged:
     @pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty, Path.unlink])
     def test_the_one_before_is_used_and_the_log_says_so(self, saved, damage, kind):
         checkpoints, lines, directory = saved
-        name = file(directory, 3).name
+        name = file(directory, 3).name.removesuffix(".p0.tar")
         damage(file(directory, 3, kind))
         tree, found = checkpoints.load({"state": trained_state(0)})
         assert found["step"] == 2
@@ -240,9 +252,10 @@ class TestDamaged:
     @pytest.mark.parametrize(
         "like, message",
         [
-            ({"a": np.zeros(4, np.float32)}, "'a'. is float32.3. there, float32.4. in this run"),
-            ({"a": np.zeros(3, np.float64)}, "'a'. is float32.3. there, float64.3. in this run"),
-            ({"b": np.zeros(3, np.float32)}, "Orbax does not read it"),
+            ({"a": np.zeros(4, np.float32)}, "a is float32.3. there, float32.4. in this run"),
+            ({"a": np.zeros(3, np.float64)}, "a is float32.3. there, float64.3. in this run"),
+            ({"a": np.zeros(3, np.float32), "b": np.zeros(3)}, "b is not in it"),
+            ({}, "a is in it, which this run does not have"),
         ],
     )
     def test_a_state_of_another_shape_is_not_stretched(self, tmp_path, like, message):
@@ -257,15 +270,17 @@ class TestLitter:
     def test_litter_of_killed_saves_neither_disturbs_nor_stays(self, saved, tmp_path):
         checkpoints, lines, directory = saved
         litter = [
-            directory / "step_00000004.0123abcd.tar.partial",  # killed while copying
-            directory / "step_00000004.0123abce.tar",  # killed before the marker
+            directory / "step_00000004.0123abcd.p0.tar.partial",  # killed while copying
+            directory / "step_00000004.0123abce.p0.tar",  # killed before the marker
+            directory / "step_00000004.0123abce.p1.tar",
+            directory / "step_00000004.0123abce.p1.json",
             directory / "step_00000004.0123abce.json.partial",
-            directory / "step_00000001.0123abcf.tar",  # killed between the deletions
+            directory / "step_00000001.0123abcf.p0.tar",  # killed between the deletions
         ]
         for path in litter:
             path.write_bytes(b"half")
         assert checkpoints.load()[1]["step"] == 3 and lines == []
-        checkpoints.prepare(100)
+        checkpoints.prepare()
         assert not any(path.exists() for path in litter) and len(stems(directory)) == 4
 
     def test_what_was_packed_for_a_killed_run_goes_too(self, tmp_path, monkeypatch):
@@ -275,7 +290,7 @@ class TestLitter:
         killed.finish()
         folder = [path for path in tmp_path.iterdir() if path.name.startswith("percepiano_ast-")]
         assert len(folder) == 1
-        Checkpoints(tmp_path / "run").prepare(100)
+        Checkpoints(tmp_path / "run").prepare()
         assert not folder[0].exists()
 
     def test_killed_before_the_first_marker_is_a_fresh_start(self, saved):
@@ -301,20 +316,25 @@ class Boom:
         return os.system, ("touch boom",)
 
 
-def forge(directory: Path, members: list[tuple[tarfile.TarInfo, bytes]], names: list[str] | None = None) -> None:
+def forge(directory: Path, members: list[tuple[tarfile.TarInfo, bytes]], names: list[str] | None = None, **changes) -> None:
     """A checkpoint of step 9 with these members; every checksum fits."""
     directory.mkdir(exist_ok=True)
     stem, files = directory / "step_00000009.00000000", []
-    with tarfile.open(f"{stem}.tar", "w") as archive:
+    with tarfile.open(f"{stem}.p0.tar", "w") as archive:
         for info, content in members:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-            files.append({"name": info.name, "bytes": len(content), "sha256": module.hashlib.sha256(content).hexdigest()})
-    whole = Path(f"{stem}.tar").read_bytes()
-    digest = module.hashlib.sha256(whole).hexdigest()
-    files = [one | {"name": name} for one, name in zip(files, names or [one["name"] for one in files])]
-    marker = {"step": 9, "score": None, "bytes": len(whole), "sha256": digest, "files": files}
-    Path(f"{stem}.json").write_text(json.dumps(marker | {"marker": module._checksum(marker)}))
+            files.append({"name": info.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    whole = Path(f"{stem}.p0.tar").read_bytes()
+    part = {"name": f"{stem.name}.p0.tar", "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+    part["files"] = [one | {"name": name} for one, name in zip(files, names or [one["name"] for one in files])]
+    sign(Path(f"{stem}.json"), {"step": 9, "score": None, "bytes": len(whole), "sha256": "", "parts": [part]} | changes)
+
+
+def sign(path: Path, marker: dict) -> None:
+    """Write a marker whose own checksum fits."""
+    digest = hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(marker | {"marker": digest}))
 
 
 def members_of(directory: Path, step: int) -> dict[str, bytes]:
@@ -398,6 +418,12 @@ class TestStrangers:
         with pytest.raises(InputError, match="no whole tar archive"):
             packing.unpack(archive, [{"name": "state/x", "bytes": 10**7, "sha256": ""}], tmp_path / "to")
 
+    @pytest.mark.parametrize("name", ["../step_00000009.00000000.p0.tar", "/etc/passwd", "step_00000008.00000000.p0.tar", 7])
+    def test_a_marker_names_no_other_files(self, tmp_path, name):
+        part = {"name": name, "bytes": 1, "sha256": "", "files": []}
+        forge(tmp_path / "run", [(tarfile.TarInfo("state/x"), b"1")], parts=[part])
+        assert "its JSON file says what no checkpoint's does" in refused(tmp_path / "run")
+
     def test_more_bytes_than_the_marker_admits_are_not_fetched(self, saved):
         _, lines, directory = saved
         with file(directory, 3).open("ab") as archive:
@@ -406,5 +432,28 @@ class TestStrangers:
         assert "it is larger than" in lines[0]
 
 
-# --- Places that fail --------------------------------------------------------------------------------------------------
+# --- Several processes -------------------------------------------------------------------------------------------------
 
+
+class TestShares:
+    """Arrays that are spread over processes come together again; see `test_parallel.py` for real processes."""
+
+    def test_pieces_are_joined_where_they_belong(self):
+        whole = np.arange(24.0).reshape(4, 6)
+        shares = [{"a": {"at_0_0": whole[:2]}, "b": [{"at": np.float32(7)}], "c": None, "d": np.ones(2)},
+                  {"a": {"at_2_0": whole[2:, :3], "at_2_3": whole[2:, 3:]}, "b": [{}], "c": None, "d": {}}]  # fmt: skip
+        tree = pieces.join(shares)
+        np.testing.assert_array_equal(tree["a"], whole)
+        assert tree["b"] == [7] and tree["c"] is None and tree["d"].tolist() == [1, 1]
+
+    @pytest.mark.parametrize("lost, message", [
+        ({"a": {"at_0": np.ones(2)}}, "a piece of an array is missing"),
+        ({"a": {"at_0": np.ones(2), "at_999999999999": np.ones(1)}}, "a piece of an array is missing"),
+        ({"a": {"at_0": np.ones(2), "at_2": np.ones(2, np.int8)}}, "do not fit together"),
+        ({"a": {"at_0": np.ones((2, 2))}}, "do not fit together"),
+        ({"b": {"at_0": np.ones(2)}}, "of different states"),
+        ({"a": [np.ones(2)]}, "of different states"),
+    ])  # fmt: skip
+    def test_pieces_that_are_not_of_one_array_are_refused(self, lost, message):
+        with pytest.raises(InputError, match=message):
+            pieces.join([{"a": {"at_3": np.ones(2)}}, lost])

@@ -92,7 +92,7 @@ def few_steps(run: Pretraining, steps: int = STEPS) -> tuple[dict, list[dict]]:
     for step in range(steps):
         state, one = run.step(state, run.layout.put_batch(codes_of(step, batch=run.config.batch_size)))
         metrics.append(jax.device_get(one))
-    return run.layout.to_host(state), metrics
+    return jax.device_get(state), metrics
 
 
 def leaves_of(tree) -> dict[str, np.ndarray]:
@@ -184,8 +184,11 @@ def shards() -> ShardSet:
     return shard_set({f"recording {k}": codes_of(k, 33 * MODEL.n_frames, 1)[0] for k in range(3)}, 100)
 
 
-def run_to(directory: str | Path, stop_at: int | None = None) -> list[dict]:
-    """Pre-train on this process's rows of all batches; it is killed when it asks for those of step ``stop_at``."""
+def run_to(directory: str | Path, stop_at: int | None = None, spread: bool = False) -> list[dict]:
+    """Pre-train on this process's rows of all batches; it is killed when it asks for those of step ``stop_at``.
+
+    ``spread``: parameters are spread over the devices.
+    """
     process = (jax.process_index(), jax.process_count())
     made = pretrain_batches(shards(), n_frames=MODEL.n_frames, batch_size=8, seed=0, process=process)
     assert made.steps_per_epoch == EPOCH
@@ -197,7 +200,7 @@ def run_to(directory: str | Path, stop_at: int | None = None) -> list[dict]:
             yield batch
 
     # One kind of attention wherever it runs: one device alone would go head by head, and rounding grows over 36 steps.
-    execution = Execution(attention="xla")
+    execution = Execution(attention="xla", shard_params=spread)
     return pretrain_to(directory, RUN, batches=stream, validation=made.one_epoch, steps=EPOCH, execution=execution)
 
 
@@ -205,7 +208,7 @@ def in_one_of_two(directory: str, stop_at: int | None = None) -> None:
     """In each of two child processes: what the command line does."""
     parallel.initialize()
     assert jax.process_count() == 2 and jax.device_count() == 2 and jax.local_device_count() == 1
-    run_to(directory, stop_at)
+    run_to(directory, stop_at, spread=True)
 
 
 def two(environment: dict, calls: list[str]) -> list[subprocess.Popen]:
@@ -249,19 +252,34 @@ class TestMovingRuns:
         run_to(tmp_path)
         assert_same_run(tmp_path, uninterrupted)
 
-    def test_two_processes_are_one_run_and_only_the_first_writes(self, environment, uninterrupted, tmp_path):
-        first, second = tmp_path / "first", tmp_path / "second"
-        children = two(environment, [f"in_one_of_two({str(one)!r}, {EPOCH + 1})" for one in (first, second)])
+    def test_two_processes_are_one_run_and_each_keeps_its_share(self, environment, uninterrupted, tmp_path):
+        children = two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r}, {EPOCH + 1})"])
         try:
             children[0].wait(timeout=120)
         finally:  # the other may wait for the one that is gone
             for child in children:
                 child.kill()
                 child.communicate()
-        assert [path.name for path in second.iterdir()] == ["settings.json"]
-        assert open_latest(first / "checkpoints", made_by="")[1]["epoch"] == 1
-        finish(*two(environment, 2 * [f"in_one_of_two({str(first)!r})"]))
-        assert_same_run(first, uninterrupted)
+        _, found = open_latest(tmp_path / "checkpoints", made_by="")
+        assert found["epoch"] == 1
+        # The state is spread: half of it is in either file, and neither file is all.
+        assert [part["name"][-6:] for part in found["parts"]] == ["p0.tar", "p1.tar"]
+        assert max(part["bytes"] for part in found["parts"]) < 0.7 * found["bytes"]
+        finish(*two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r})"]))
+        assert_same_run(tmp_path, uninterrupted)
+        litter = [path.name for path in (tmp_path / "checkpoints").iterdir() if ".p" in path.name and path.suffix == ".json"]
+        assert litter == []
+
+    def test_from_two_processes_to_one(self, environment, uninterrupted, tmp_path):
+        children = two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r}, {2 * EPOCH + 1})"])
+        try:
+            children[0].wait(timeout=120)
+        finally:
+            for child in children:
+                child.kill()
+                child.communicate()
+        run_to(tmp_path)
+        assert_same_run(tmp_path, uninterrupted)
 
 
 # --- Who is told to be distributed ------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from tiny import (
 from percepiano_ast.audio import dequantize, quantize
 from percepiano_ast.config import Execution, FrontEnd, InputError, Statistics
 from percepiano_ast.data.batches import clip_windows
+from percepiano_ast.training import history
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
 from percepiano_ast.training.pretrain import Pretraining, reconstruction
 from percepiano_ast.training.state import compute_for, learning_rate, make_optimizer, normalise
@@ -59,6 +60,13 @@ def pretrained(tmp_path_factory) -> tuple[Path, list[dict]]:
     """An uninterrupted run: its directory and history."""
     directory = tmp_path_factory.mktemp("pretrain") / "run"
     return directory, pretrain_to(directory)
+
+
+def slow_at(steps: tuple[int, ...], batches):
+    """Checkpoints that are on their way arrive before these steps."""
+    for step, batch in enumerate(batches):
+        time.sleep(1.0 * (step in steps))
+        yield batch
 
 
 class TestPretrain:
@@ -95,6 +103,20 @@ class TestPretrain:
         assert asked == [STEPS, 2 * STEPS]
         assert without_seconds(rows) == without_seconds(pretrained[1])
         assert pretrained_bits(tmp_path) == pretrained_bits(pretrained[0])
+
+    def test_interrupted_within_an_epoch_it_goes_on_there(self, tmp_path):
+        """Long epochs have checkpoints in between; what is known of the epoch so far comes back too. With accumulation."""
+        options = {"steps": 50, "config": dataclasses.replace(PRETRAIN, epochs=2), "execution": Execution(accumulate=2)}
+        rows = pretrain_to(tmp_path / "whole", **options)
+        asked, lines = [], []
+        with pytest.raises(KeyboardInterrupt):
+            cut = {"batches": lambda start: slow_at((57, 77), stream(start, 93, be_interrupted)), "save_minutes": 0}
+            pretrain_to(tmp_path / "cut", **options | cut)
+        cut = {"batches": lambda start: asked.append(start) or stream(start), "log": lines.append}
+        assert without_seconds(pretrain_to(tmp_path / "cut", **options | cut)) == without_seconds(rows)
+        assert asked in ([60], [80])  # one that was due while another was on its way is left out
+        assert f"  resuming after epoch 1 and {asked[0] - 50} steps" in lines
+        assert pretrained_bits(tmp_path / "cut") == pretrained_bits(tmp_path / "whole")
 
     def test_a_finished_run_trains_nothing(self, pretrained):
         directory, rows = pretrained
@@ -275,23 +297,41 @@ class TestFinetune:
         assert bits(slow["encoder"]) == bits(jax.tree.map(lambda leaf: leaf * 0.25, full["encoder"]))
         assert bits(still["head"]) == bits(slow["head"]) == bits(full["head"])
 
-    def test_resumed_with_frozen_encoder_equals_uninterrupted(self, start, frozen, tmp_path):
-        # As a kill in the last epoch leaves it.
-        shutil.copytree(frozen[0], tmp_path / "fold_0")
-        shutil.rmtree(tmp_path / "fold_0" / "model")
-        for file in (tmp_path / "fold_0" / "checkpoints").glob("step_00000006.*"):
-            file.unlink()
-        params, scaler = fold_to(tmp_path / "fold_0", start, finetuning())
-        assert bits((params, scaler)) == bits(frozen[1:])
-        history = "history.csv"
-        assert (tmp_path / "fold_0" / history).read_text() == (frozen[0] / history).read_text()
+    @pytest.mark.parametrize("epoch", [2, 3])
+    def test_resumed_with_frozen_encoder_equals_uninterrupted(self, start, frozen, tmp_path, epoch):
+        """Interrupted between the checkpoint of an epoch and its row of history."""
+        written = []
 
-    def test_killed_before_the_last_row_of_history(self, start, frozen, tmp_path):
-        shutil.copytree(frozen[0], tmp_path / "fold_0")
-        shutil.rmtree(tmp_path / "fold_0" / "model")
-        (tmp_path / "fold_0" / "history.csv").write_text("epoch,step,loss\n1,2,0.5\n")
-        fold_to(tmp_path / "fold_0", start, finetuning())
-        assert (tmp_path / "fold_0" / "history.csv").read_text() == (frozen[0] / "history.csv").read_text()
+        def cut(path, rows):
+            write(path, rows) if len(rows) < epoch else be_interrupted()
+
+        write = history.write
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(history, "write", cut)
+            fold_to(tmp_path / "fold_0", start, finetuning())
+        params, scaler = fold_to(tmp_path / "fold_0", start, finetuning(), log=written.append)
+        assert written == [f"  resuming after epoch {epoch}"]
+        assert bits((params, scaler)) == bits(frozen[1:])
+        name = "history.csv"
+        assert (tmp_path / "fold_0" / name).read_text() == (frozen[0] / name).read_text()
+
+    def test_resumed_within_an_epoch_equals_uninterrupted(self, start, moved, tmp_path):
+        run = finetuning(train_encoder=True)
+        with pytest.raises(KeyboardInterrupt):
+            fold_to(tmp_path, start, run, lambda step: slow_at((2,), windows_from(step, stop_at=3)), save_minutes=0)
+        asked, lines = [], []
+        again = fold_to(tmp_path, start, run, lambda step: asked.append(step) or windows_from(step), log=lines.append)
+        assert asked == [3] and lines == ["  resuming after epoch 1 and 1 steps"]
+        assert bits(again) == bits(moved[1:])
+        assert (tmp_path / "history.csv").read_text() == (moved[0] / "history.csv").read_text()
+
+    def test_when_the_model_is_there_its_checkpoints_go(self, moved, start, tmp_path):
+        """Five folds with the states of their optimisers would not fit beside the shards."""
+        assert list((moved[0] / "checkpoints").iterdir()) == [] and len(list((moved[0] / "model").iterdir())) == 2
+        shutil.copytree(moved[0], tmp_path / "fold_0")  # as a kill just before that leaves it
+        shutil.copytree(moved[0] / "model", tmp_path / "fold_0" / "checkpoints", dirs_exist_ok=True)
+        fold_to(tmp_path / "fold_0", start, finetuning(train_encoder=True))
+        assert list((tmp_path / "fold_0" / "checkpoints").iterdir()) == []
 
     def test_resumed_with_trained_encoder_equals_uninterrupted(self, start, moved, tmp_path):
         run = finetuning(train_encoder=True)

@@ -82,6 +82,7 @@ def pretrain_to(
     validation=validation_batches,
     steps=STEPS,
     execution=Execution(),
+    **options,
 ) -> list[dict]:
     return pretrain(
         MODEL,
@@ -94,7 +95,7 @@ def pretrain_to(
         directory=directory,
         description={"data": "made here"},
         execution=execution,
-        log=lambda line: None,
+        **{"log": lambda line: None} | options,
     )
 
 
@@ -104,7 +105,7 @@ def be_killed():
 
 def be_killed_after(directory: Path, step: int):
     """Once the checkpoint of ``step``, which is written while training goes on, has arrived."""
-    while not list(Path(directory).glob(f"checkpoints/step_{step:08d}.*.json")):
+    while not list(Path(directory).glob(f"checkpoints/step_{step:08d}.????????.json")):
         time.sleep(0.01)
     be_killed()
 
@@ -170,7 +171,9 @@ def embed(run: Finetuning, params: dict, clips: list[np.ndarray], batch_size: in
     return run.embed(params, clip_windows(clips, n_frames=64, batch_size=batch_size), len(clips))
 
 
-def fold_to(directory: Path, start, run: Finetuning, windows=windows_from, **settings) -> tuple:
+def fold_to(
+    directory: Path, start, run: Finetuning, windows=windows_from, *, save_minutes=10, log=lambda line: None, **settings
+) -> tuple:
     params, embeddings = start
     return finetune_fold(
         run,
@@ -182,5 +185,6 @@ def fold_to(directory: Path, start, run: Finetuning, windows=windows_from, **set
         steps_per_epoch=2,
         directory=directory,
         settings={"data": "made here", "simulated": True, **settings},
-        log=lambda line: None,
+        save_minutes=save_minutes,
+        log=log,
     )

@@ -18,7 +18,7 @@ import optax
 from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import history
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, size_of
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -165,7 +165,7 @@ def finetune_fold(
         embeddings: (n, 2 F' D) of all renderings by that encoder; ``ratings`` (n, 19).
         train: positions of the renderings outside the fold.
         windows: ``windows(k)`` yields random windows with ratings from step k on; used when the encoder is trained.
-        directory: of this fold; holds ``checkpoints``, ``history.csv`` and, at the end, ``model``.
+        directory: of this fold; holds ``checkpoints`` while it is trained, ``history.csv`` and, at the end, ``model``.
         settings: what else makes this run what it is; kept with every checkpoint.
         store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
         save_minutes: within a long epoch there is a checkpoint every so many minutes.
@@ -177,22 +177,26 @@ def finetune_fold(
     settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
     settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
     claim_directory(directory, settings)
+    checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
     finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
+    finished.prepare()
     if found := finished.load(settings=settings):
         tree, _ = found
+        checkpoints.clear()
         return tree["params"], Scaler(**tree["scaler"])
     scaler = Scaler.fit(embeddings[train])
     trained, batches = jax.tree.map(jnp.array, params), windows
     if not run.config.train_encoder:
         trained = {"head": trained["head"]}
         batches = functools.partial(_embedding_batches, embeddings, ratings, train, run.config)
-    with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
+    with checkpoints:
         fold = _Fold(run, scaler, checkpoints, directory, settings, save_minutes, log)
         state = fold.train(new_state(trained, run.optimizer), batches, steps_per_epoch)
     params = params | state.params
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
     with finished:
         finished.save(int(state.step), tree, {**settings, "seed": run.config.seed, "epoch": run.config.epochs})
+    checkpoints.clear()  # a store has room for those of one fold, not of all
     return params, scaler
 
 
@@ -245,7 +249,7 @@ class _Fold:
         return state
 
     def _resume(self, state: TrainState) -> tuple[TrainState, int]:
-        self.checkpoints.prepare(size_of(state))
+        self.checkpoints.prepare()
         found = self.checkpoints.load({"state": state}, self.settings)
         if found is None:
             return state, 0

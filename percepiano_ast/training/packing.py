@@ -4,6 +4,7 @@ Arrays are stored as they are, uncompressed (Zarr, one chunk an array), so no fi
 Nothing is taken on faith on the way back: an archive may come from a stranger.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -13,8 +14,10 @@ import tarfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 
 from percepiano_ast.config import InputError
 
@@ -27,17 +30,41 @@ _MOST_MEMBERS = 100_000
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Orbax warns that there is no database to merge, which is what is asked for."""
-    return "Skipping merge of OCDBT" not in str(record.msg)
+    """Orbax warns that there is no database to merge and no jax.Array, which is what is asked for."""
+    return not any(words in str(record.msg) for words in ("Skipping merge of OCDBT", "No jax.Array in TypeHandlerRegistry"))
+
+
+class _Arrays(ocp.type_handlers.NumpyHandler):
+    """Writes numpy arrays as Orbax does, but in every process and from where they are: Orbax's own writes in the first
+    process alone, and makes a second copy of the whole state before."""
+
+    async def serialize(self, values, infos, args=None) -> list:
+        """Write all; nothing is left to wait for."""
+        await asyncio.gather(*(self._write(value, info) for value, info in zip(values, infos)))
+        return []
+
+    async def _write(self, value: np.ndarray, info) -> None:
+        await info.await_path_creation()
+        dtype = "bfloat16" if value.dtype == jnp.bfloat16 else value.dtype.str
+        array = {"shape": value.shape, "chunks": value.shape, "dtype": dtype, "compressor": None, "dimension_separator": "."}
+        store = {"driver": "file", "path": f"{info.parent_dir / info.name}/"}
+        spec = ts.Spec({"driver": "zarr", "kvstore": store, "metadata": array})
+        target = await ts.open(spec, create=True, context=info.ts_context)
+        await target.write(value, can_reference_source_data_indefinitely=True)
 
 
 def _orbax() -> ocp.Checkpointer:
-    """Orbax without its barriers between processes: one of them saves, and each may read for itself."""
+    """Orbax without its barriers between processes: each saves its own share, and reads for itself."""
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
     )
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, multiprocessing_options=options)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        use_compression=False,
+        multiprocessing_options=options,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, _Arrays())),
+    )
     logging.getLogger("absl").addFilter(_quiet)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
@@ -120,26 +147,19 @@ def _extract(source: tarfile.TarFile, member: tarfile.TarInfo, entry: dict, fold
         raise InputError(f"{member.name!r} is damaged (checksum differs)")
 
 
-def restore(folder: Path, like: dict | None = None) -> dict:
-    """The tree in an unpacked archive, as numpy; ``like`` gives structure, shapes and types.
+def restore(folder: Path) -> dict:
+    """The tree in an unpacked archive, as dicts, lists and numpy arrays.
 
     Raises:
-        InputError: it claims arrays that its files do not hold, or is no state like the one asked for.
+        InputError: it claims arrays that its files do not hold, or Orbax does not read it.
     """
     state = folder / _FOLDER
     _check_arrays(state)
-    arrays = ocp.RestoreArgs(restore_type=np.ndarray)
     try:
         with _orbax() as checkpointer:
-            if like is None:
-                return checkpointer.restore(state)
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            args = ocp.args.PyTreeRestore(abstract, restore_args=jax.tree.map(lambda leaf: arrays, abstract))
-            tree = checkpointer.restore(state, args=args)
+            return checkpointer.restore(state)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise InputError(f"Orbax does not read it: {str(error)[:300]}") from error
-    _require_alike(tree, abstract)
-    return tree
 
 
 def _check_arrays(state: Path) -> None:
@@ -183,15 +203,3 @@ def _check_array(folder: Path) -> None:
     count = math.prod(-(-whole // part) for whole, part in zip(shape, chunks))
     if len(files) != count or any(path.stat().st_size != chunk for path in files):
         raise InputError(f"the array {folder.name!r} says that it has shape {shape}, which its files do not hold")
-
-
-def _require_alike(tree: dict, abstract: dict) -> None:
-    """Orbax casts and reshapes in silence."""
-    for (path, wanted), (_, found) in zip(
-        jax.tree_util.tree_leaves_with_path(abstract), jax.tree_util.tree_leaves_with_path(tree)
-    ):
-        if wanted.shape != found.shape or wanted.dtype != found.dtype:
-            name = jax.tree_util.keystr(path)
-            raise InputError(
-                f"{name} is {found.dtype}{list(found.shape)} there, {wanted.dtype}{list(wanted.shape)} in this run"
-            )

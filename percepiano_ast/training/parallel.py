@@ -101,11 +101,11 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def as_lead_says(yes: bool) -> bool:
-    """The lead's answer, in every process."""
+def as_lead_says(number: int) -> int:
+    """The lead's number (32 bits), in every process."""
     if jax.process_count() > 1:
-        return bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
-    return yes
+        return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    return number
 
 
 def require_same(number: int, what: str) -> None:
@@ -187,9 +187,3 @@ class Layout:
             return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
         return jax.tree.map(put, state, self.of_state(state))
-
-    def to_host(self, tree):
-        """A state as numpy, whole, in every process."""
-        if jax.process_count() > 1:
-            return multihost_utils.process_allgather(tree, tiled=True)
-        return jax.device_get(tree)

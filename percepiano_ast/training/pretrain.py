@@ -29,7 +29,8 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.models import ssast
 from percepiano_ast.training import flops, history, parallel
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, size_of
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
+from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -261,10 +262,12 @@ class _Loop:
 
     def _resume(self) -> tuple[TrainState, int]:
         """The state to go on from, and the steps that it took."""
-        if parallel.is_lead():
-            self.checkpoints.prepare(size_of(self.run.abstract_state))
+        checkpoints, one = self.checkpoints, size_of(self.run.abstract_state)
+        most = f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one on its way)"
+        require_room(checkpoints.place, one, most, self.log)
+        checkpoints.prepare()
         parallel.wait_for_all("litter removed")
-        found = self.checkpoints.load({"state": self.run.abstract_state}, self.settings)
+        found = checkpoints.load({"state": self.run.abstract_state}, self.settings)
         tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": []})
         parallel.require_same(kept["step"], "the step of the newest checkpoint")
         self.rows, self.looks = kept["history"], kept["looks"]
@@ -277,16 +280,15 @@ class _Loop:
         return self.run.layout.put_state(tree["state"]), kept["step"]
 
     def _save(self, state: TrainState, step: int, score: float = math.inf) -> None:
-        tree = {"state": self.run.layout.to_host(state)}
-        if parallel.is_lead():
-            progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks}
-            self.checkpoints.save(step, tree, {**self.settings, "seed": self.run.config.seed, **progress}, score)
+        progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks}
+        description = {**self.settings, "seed": self.run.config.seed, **progress}
+        self.checkpoints.save(step, {"state": state}, description, score)
         self.saved = time.monotonic()
 
     def _is_due(self) -> bool:
         """Whether to save within the epoch; not while another checkpoint is on its way."""
         due = time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
-        return parallel.as_lead_says(due)
+        return bool(parallel.as_lead_says(due))
 
     def _epoch(self, state: TrainState, stream: Iterator, done: int, end: int, steps: int) -> tuple[TrainState, dict]:
         self.looked, self.waited = time.monotonic(), 0.0
@@ -337,13 +339,12 @@ class _Loop:
 
     def _stop(self, state: TrainState, number: int, metrics: dict, clips: list[str]) -> None:
         """Keep the last good state, and say at which step and on what the run broke."""
-        tree = {"state": self.run.layout.to_host(state)}
         good = number - 1
         home = self.directory / "stopped"
-        if parallel.is_lead():
-            named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
-            with Checkpoints(home, keep=1, log=self.log) as stopped:
-                stopped.save(good, tree, {**self.settings, "broke_at_step": number, **named})
+        named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
+        with Checkpoints(home, keep=1, log=self.log) as stopped:
+            stopped.save(good, {"state": state}, {**self.settings, "broke_at_step": number, **named})
+        if self.step_log:
             self.step_log.flush()
         shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
         raise FloatingPointError(
