@@ -1,5 +1,6 @@
 """Making shards, whatever interrupts it: killed, out of room, cut off, damaged. Cost: 60 s, most of it workers that start."""
 
+import hashlib
 import json
 import os
 import random
@@ -335,6 +336,24 @@ class TestCopy:
         (source / shards.MANIFEST).unlink()
         with pytest.raises(InputError, match="run notebook 01"):
             manifest.copy(source, tmp_path / "here")
+
+    @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\\..\\escaped", "", "."])
+    def test_a_manifest_from_a_stranger_leads_nowhere_else(self, tmp_path, name):
+        source = tmp_path / "source"
+        source.mkdir()
+        (tmp_path / "escaped").write_text("mine")
+        known = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
+        (source / shards.MANIFEST).write_text(json.dumps({"data_set": "x", "version": "2.0.0", "files": {name: known}}))
+        with pytest.raises(InputError, match="which no data set of this package has: do not use it"):
+            manifest.copy(source, tmp_path / "a" / "b")
+        assert (tmp_path / "escaped").read_text() == "mine" and not (tmp_path / "a").exists()
+
+    def test_no_more_is_copied_than_the_manifest_admits(self, run, tmp_path):
+        source = shutil.copytree(run, tmp_path / "source")
+        with next(source.rglob("*train*array_record*")).open("ab") as file:
+            file.write(bytes(10**6))
+        with pytest.raises(RunFailed, match="has not the length that was written"):
+            manifest.copy(source, tmp_path / "here", log=lambda line: None)
 
     def test_no_room_is_said(self, run, small_disk):
         (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
@@ -54,15 +54,27 @@ def read(directory: Path) -> dict:
     """The manifest of a complete data set.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: there is none, it is damaged, or it names what cannot be a file of a data set.
     """
     path = directory / MANIFEST
     if not path.exists():
         raise InputError(f"{directory} holds no {MANIFEST}: the data set is incomplete; run notebook 01 or `preprocess`, it continues")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        manifest = json.loads(path.read_text())
+        files = manifest["files"].items()
+        # Data sets are passed on: a stranger's must not write or read elsewhere, nor more than it says.
+        odd = [name for name, known in files if not _is_below(name) or type(known["bytes"]) is not int or known["bytes"] < 0]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}); delete it and run preprocess again, it is written anew") from error
+    if odd:
+        raise InputError(f"{path} names {odd[0]!r}, which no data set of this package has: do not use it")
+    return manifest
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name stays in the folder that it is looked up in."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and "\\" not in name and ".." not in parts
 
 
 def shortcomings(directory: Path) -> list[str]:
@@ -118,6 +130,8 @@ def copy(directory: Path, target: Path, log: Callable[[str], None] = print) -> P
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         partial = (target / name).with_suffix(".partial")
+        if size_of(directory / name) != known["bytes"]:
+            raise RunFailed(f"{directory / name} has not the length that was written; check it with preprocess --verify")
         shutil.copyfile(directory / name, partial)
         if not _is(partial, known):
             raise RunFailed(f"{directory / name} does not arrive as it was written; check it with preprocess --verify")
