@@ -184,24 +184,26 @@ def shards() -> ShardSet:
     return shard_set({f"recording {k}": codes_of(k, 33 * MODEL.n_frames, 1)[0] for k in range(3)}, 100)
 
 
-def run_to(directory: str | Path, stop_at: int | None = None, spread: bool = False) -> list[dict]:
+def run_to(directory: str | Path, stop_at: int | None = None, spread: bool = False, accumulate: int = 1) -> list[dict]:
     """Pre-train on this process's rows of all batches; it is killed when it asks for those of step ``stop_at``.
 
-    ``spread``: parameters are spread over the devices.
+    ``spread``: parameters are spread over the devices. ``accumulate``: so many batches of 8 make one.
     """
-    process = (jax.process_index(), jax.process_count())
-    made = pretrain_batches(shards(), n_frames=MODEL.n_frames, batch_size=8, seed=0, process=process)
-    assert made.steps_per_epoch == EPOCH
+    process, batch = (jax.process_index(), jax.process_count()), 8 * accumulate
+    made = pretrain_batches(shards(), n_frames=MODEL.n_frames, batch_size=batch, seed=0, process=process)
+    steps = EPOCH // accumulate
+    assert made.steps_per_epoch == steps
 
     def stream(first: int):
         for step, batch in enumerate(made.from_step(first), first):
             if step == stop_at:
-                be_killed_after(directory, stop_at // EPOCH * EPOCH)
+                be_killed_after(directory, stop_at // steps * steps)
             yield batch
 
     # One kind of attention wherever it runs: one device alone would go head by head, and rounding grows over 36 steps.
-    execution = Execution(attention="xla", shard_params=spread)
-    return pretrain_to(directory, RUN, batches=stream, validation=made.one_epoch, steps=EPOCH, execution=execution)
+    execution = Execution(attention="xla", shard_params=spread, accumulate=accumulate)
+    config = dataclasses.replace(RUN, batch_size=batch)
+    return pretrain_to(directory, config, batches=stream, validation=made.one_epoch, steps=steps, execution=execution)
 
 
 def in_one_of_two(directory: str, stop_at: int | None = None) -> None:
@@ -245,6 +247,18 @@ def assert_same_run(directory: Path, uninterrupted: tuple[Path, list[dict]]) -> 
 
 
 class TestMovingRuns:
+    def test_resumed_on_eight_devices_equals_uninterrupted_bit_for_bit(self, environment, tmp_path):
+        """Parameters and optimiser spread over the devices, and micro-batches."""
+        whole, cut, options = tmp_path / "whole", tmp_path / "cut", "spread=True, accumulate=2"
+        eight(environment, f"run_to({str(whole)!r}, {options})")
+        killed = f"run_to({str(cut)!r}, {EPOCH // 2 + 4}, {options})"
+        finish(start(environment, killed, XLA_FLAGS="--xla_force_host_platform_device_count=8"), code=-signal.SIGKILL)
+        assert open_latest(cut / "checkpoints", made_by="")[1]["epoch"] == 1
+        eight(environment, f"run_to({str(cut)!r}, {options})")
+        (tree, found), (wanted_tree, wanted) = (open_latest(one / "checkpoints", made_by="") for one in (cut, whole))
+        assert bits(tree) == bits(wanted_tree) and found["step"] == 3 * EPOCH // 2
+        assert without_seconds(found["history"]) == without_seconds(wanted["history"])
+
     def test_from_one_device_to_eight_and_back(self, environment, uninterrupted, tmp_path):
         for stop_at, variables in ((EPOCH + 1, ""), (2 * EPOCH + 1, "--xla_force_host_platform_device_count=8")):
             killed = start(environment, f"run_to({str(tmp_path)!r}, {stop_at})", XLA_FLAGS=variables)
