@@ -298,6 +298,11 @@ PRESETS = {
 }
 
 
+def say(line: str) -> None:
+    """Print a line in one piece, also where several threads do."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def as_path(place: str | Path) -> Path:
     """A path on this machine, or what behaves like one at ``gs://``.
 

@@ -149,9 +149,7 @@ def test_killed_once_at_every_point_in_one_run(nursery, whole, tmp_path):
     assert_as_whole(training, whole)
 
 
-# Rows since the last flush are only in memory when a checkpoint within an epoch is saved.
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a checkpoint within an epoch does not flush steps.csv: a kill loses its rows")
 def test_a_kill_within_an_epoch_loses_no_row_of_steps(nursery, whole, tmp_path):
     training = Training(nursery, tmp_path)
     assert training.run(aim=["after the marker", 0], pause=0.02) == -signal.SIGKILL, training.printed()

@@ -168,9 +168,7 @@ class TestFolder:
         assert training.started_from() is None
 
 
-    # Only the room there is asked for before training, not whether a file can be written.
     @pytest.mark.slow
-    @pytest.mark.xfail(strict=True, reason="a place that takes no file from the start is noticed after hours of training")
     def test_a_place_that_is_read_only_from_the_start_is_said_before_training(self, breakable, nursery, tmp_path):
         breakable("EROFS", tmp_path / "place").begin()
         request = {"work": "command", "store": str(tmp_path / "place"), "changes": SHORT}
@@ -199,9 +197,8 @@ class TestLocalDisk:
         assert outcome(training.store) == whole and os.listdir(training.temporary) == []
 
 
-# history.csv, steps.csv and TensorBoard's files lie beside the checkpoints, and are written by the thread that trains.
+# history.csv and steps.csv lie beside the checkpoints.
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a run whose own directory fails stops, or hangs, at its history.csv")
 @kinds(quick=tuple(WORDS))
 def test_a_run_without_store_whose_directory_fails_goes_on(kind, breakable, nursery, whole, tmp_path):
     place = breakable(kind, tmp_path / "run" / "out")
@@ -246,7 +243,6 @@ class TestBucket:
 
     # gcsfs logs every failure with its traceback, which Python prints where nobody has set up logging.
     @pytest.mark.slow
-    @pytest.mark.xfail(strict=True, reason="gcsfs's own tracebacks, hundreds of lines, come between ours")
     def test_what_is_said_of_a_failing_service_can_be_read(self, front, nursery, tmp_path):
         front.begin("503")
         request = {"work": "command", "changes": SHORT | {"stores.PATIENCE": 60.0}}

@@ -103,10 +103,15 @@ def be_killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def be_killed_after(directory: Path, step: int):
-    """Once the checkpoint of ``step``, which is written while training goes on, has arrived."""
+def wait_until_arrived(directory: Path, step: int):
+    """Until the checkpoint of ``step``, which is written while training goes on, has arrived."""
     while not list(Path(directory).glob(f"checkpoints/step_{step:08d}.????????.json")):
         time.sleep(0.01)
+
+
+def be_killed_after(directory: Path, step: int):
+    """Once the checkpoint of ``step`` has arrived."""
+    wait_until_arrived(directory, step)
     be_killed()
 
 

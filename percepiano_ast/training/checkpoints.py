@@ -24,13 +24,14 @@ from pathlib import Path
 import jax
 
 from percepiano_ast import __version__
-from percepiano_ast.config import InputError, difference
+from percepiano_ast.config import InputError, difference, say
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.training import parallel, parcels, pieces
 from percepiano_ast.training.courier import Courier
 from percepiano_ast.training.stores import Store, StoreFailed, open_store
 
 SAVE_MINUTES = 10.0  # between checkpoints within a long epoch
+LONG = 20.0  # seconds on the way that are worth a line
 
 
 def shown(size: int) -> str:
@@ -38,7 +39,7 @@ def shown(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
-def require_room(place: str | Path, one: int, most: str, log: Callable[[str], None] = print) -> None:
+def require_room(place: str | Path, one: int, most: str, log: Callable[[str], None] = say) -> None:
     """Before a run: say what its checkpoints will need, and refuse where not even one fits.
 
     Args:
@@ -48,14 +49,18 @@ def require_room(place: str | Path, one: int, most: str, log: Callable[[str], No
     Raises:
         InputError: there is no room for one.
         OSError: there is none on the local disk, where it is packed.
-        StoreFailed: the place does not answer.
+        StoreFailed: the place does not answer, or takes no file.
     """
-    free = open_store(place).free()
+    store = open_store(place)
+    free = store.free()
     log(f"checkpoints of {shown(one)} in {place}: at most {most}{'' if free is None else f'; {shown(free)} are free'}")
     if free is not None and free < one:
         raise InputError(
             f"{place} has {shown(free)} free, one checkpoint needs {shown(one)}: make room, or choose another directory"
         )
+    probe = parcels.probe_name(secrets.token_hex(4))  # whether it takes a file at all
+    store.write(probe, b"a probe")
+    store.remove(probe)
     _require_local(2 * one)
 
 
@@ -81,7 +86,7 @@ class Checkpoints:
         place: a folder, or ``gs://BUCKET/PREFIX``, which all processes see.
     """
 
-    def __init__(self, place: str | Path, *, keep: int = 2, log: Callable[[str], None] = print):
+    def __init__(self, place: str | Path, *, keep: int = 2, log: Callable[[str], None] = say):
         self.store: Store = open_store(place)
         self.place, self.keep, self.log = place, keep, log
         self._scores: dict[str, float] = {}  # by stem, of all whose marker is there
@@ -207,6 +212,8 @@ class Checkpoints:
             score: lower is better; the best one stays.
         """
         self._courier.wait_for_turn()
+        if (seconds := self._courier.seconds_in_hand) > LONG:
+            self.log(f"  a checkpoint has been on its way to {self.place} for {seconds:.0f} s: training goes on")
         if trouble := self._courier.trouble:
             self.log(f"  checkpoints do not reach {self.place} ({trouble}): training goes on, the next one is tried now")
         if self._local is None:
@@ -229,7 +236,7 @@ class Checkpoints:
         before = f"the last that did is of step {parcels.step_of(last)}" if last else "none did"
         raise StoreFailed(
             f"checkpoint of step {self._courier.waiting.marker['step']} did not reach {self.place} ({self._courier.trouble}); "
-            f"{before}. Make room or mend the mount and run again: it continues from there"
+            f"{before}. Mend that and run again: it continues from there"
         )
 
     def clear(self) -> None:
@@ -270,7 +277,7 @@ class Checkpoints:
         return True
 
 
-def listing(place: str | Path, log: Callable[[str], None] = print) -> list[dict]:
+def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
     """What the markers of all checkpoints at a place say, oldest first; their files are not read.
 
     Fields of each: ``step``, ``bytes``, ``saved`` (UTC), and what was saved with it; damaged markers are told to ``log``.
@@ -288,7 +295,7 @@ def listing(place: str | Path, log: Callable[[str], None] = print) -> list[dict]
 
 
 def open_latest(
-    place: str | Path, *, made_by: str, log: Callable[[str], None] = print
+    place: str | Path, *, made_by: str, log: Callable[[str], None] = say
 ) -> tuple[dict, dict]:
     """Tree and description of the newest whole checkpoint; damage on the way to it is told to ``log``.
 

@@ -39,6 +39,7 @@ class Courier:
         self._changed = threading.Condition()
         self._packing: Parcel | None = None
         self._in_hand: Parcel | None = None  # being delivered
+        self._taken = 0.0  # when that began
         self._fault: BaseException | None = None  # an error that is no disk's and no store's
 
     @property
@@ -46,12 +47,17 @@ class Courier:
         """Whether something is packed or delivered at this moment."""
         return bool(self._packing or self._in_hand)
 
-    def wait_for_turn(self) -> None:
-        """Wait until another parcel may be sent: the one before is packed, and has arrived or takes long."""
+    @property
+    def seconds_in_hand(self) -> float:
+        """Since when something is being delivered; 0 when nothing is."""
+        return time.monotonic() - self._taken if self._in_hand else 0.0
+
+    def wait_for_turn(self, soon: float | None = None) -> None:
+        """Wait until another parcel may be sent: the one before is packed, and has arrived or takes long (``SOON``)."""
         with self._changed:
             self._changed.wait_for(lambda: not self._packing)
             if self.trouble is None:
-                self._changed.wait_for(lambda: not self._in_hand, timeout=SOON)
+                self._changed.wait_for(lambda: not self._in_hand, timeout=SOON if soon is None else soon)
             if self.waiting and not self.waiting.packed:
                 self.waiting = None  # overtaken: its memory is needed
         self._raise_fault()
@@ -93,7 +99,7 @@ class Courier:
             overtaken = before if before not in (None, parcel, self._in_hand) else None
             mine = self._in_hand is None
             if mine:
-                self._in_hand = parcel
+                self._in_hand, self._taken = parcel, time.monotonic()
             self._changed.notify_all()
         if overtaken:
             overtaken.discard()
@@ -109,6 +115,7 @@ class Courier:
                 if arrived and newest:
                     self.waiting = None
                 self._in_hand = None if newest or self._fault else self.waiting
+                self._taken = time.monotonic()
                 self._changed.notify_all()
             if arrived or not newest:
                 parcel.discard()

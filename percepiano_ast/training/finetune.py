@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory
+from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory, say
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import history
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
@@ -156,7 +156,7 @@ def finetune_fold(
     settings: dict,
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> tuple[dict, Scaler]:
     """Train one fold, checkpoint every epoch, resume; returns its parameters and scaler.
 
@@ -192,6 +192,7 @@ def finetune_fold(
     with checkpoints:
         fold = _Fold(run, scaler, checkpoints, directory, settings, save_minutes, log)
         state = fold.train(new_state(trained, run.optimizer), batches, steps_per_epoch)
+    fold.record.finish()
     params = params | state.params
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
     with finished:
@@ -229,6 +230,11 @@ class _Fold:
     rows: list[dict] = field(default_factory=list)
     losses: list = field(default_factory=list)
 
+    @functools.cached_property
+    def record(self) -> history.Record:
+        """``history.csv``."""
+        return history.Record(self.directory, self.log)
+
     def train(self, state: TrainState, batches: Callable[[int], Iterator[dict]], steps_per_epoch: int) -> TrainState:
         """All epochs that are left."""
         epochs, started, shown = self.run.config.epochs, time.monotonic(), 0.0
@@ -241,7 +247,7 @@ class _Fold:
             self.rows.append({"epoch": epoch + 1, "step": end, "loss": float(np.mean(self.losses))})
             done, self.losses = end, []
             self._save(state, done)
-            history.write(self.directory / "history.csv", self.rows)
+            self.record.send(self.rows)
             elapsed = time.monotonic() - started
             if elapsed - shown > 10:
                 shown = elapsed
@@ -257,7 +263,7 @@ class _Fold:
         self.rows, self.losses = kept["history"], kept["losses"]
         self.log(f"  resuming after epoch {kept['epoch']}" + (f" and {len(self.losses)} steps" if self.losses else ""))
         if self.rows:
-            history.write(self.directory / "history.csv", self.rows)
+            self.record.send(self.rows)
         return tree["state"], kept["step"]
 
     def _epoch(self, state: TrainState, stream: Iterator[dict], done: int, end: int) -> TrainState:

@@ -1,77 +1,133 @@
-"""The record of a run: a CSV row per epoch and one per few steps, and TensorBoard files where tensorboard is installed."""
+"""The record of a run: a CSV row per epoch and one per few steps, and TensorBoard files where tensorboard is installed.
+
+It is written beside training: a directory that fails or hangs, as a mounted Drive may, stops nothing. What it holds is in
+every checkpoint too, so a run that is resumed writes it anew.
+"""
 
 import csv
 import importlib.util
+import io
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from percepiano_ast.training import stores
+from percepiano_ast.training.courier import Courier
 
 FLUSH_SECONDS = 10.0
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    """Write ``rows`` (all with the same keys) as CSV, old file or new one, never half."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+def as_csv(rows: list[dict]) -> bytes:
+    """``rows``, all with the same keys, as the content of a CSV file."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
-class StepLog:
-    """Rows about single stretches of steps: ``steps.csv`` in ``directory``, and the same numbers for TensorBoard.
+class Record:
+    """``history.csv`` and ``steps.csv`` in ``directory``, old files or new ones, never half.
 
-    A resumed run drops the rows behind the step that it starts from: none stands there twice.
+    Args:
+        steps: rows of ``steps.csv`` that there are already, from the checkpoint that the run goes on from.
+        board: keep TensorBoard's files too, if tensorboard is installed.
     """
 
-    def __init__(self, directory: Path, from_step: int):
-        self.path = directory / "steps.csv"
-        self._rows = self._until(from_step)
-        self._written = time.monotonic()
-        self._board = _Board(directory / "tensorboard", from_step) if importlib.util.find_spec("tensorboard") else None
-
-    def _until(self, step: int) -> list[dict]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    def __init__(self, directory: Path, log: Callable[[str], None], steps: list[dict] = (), *, board: bool = False):
+        self.steps = list(steps)
+        self._store, self._log = stores.Folder(directory), log
+        self._courier = Courier(self._complain)
+        self._sent = time.monotonic()
+        board = board and importlib.util.find_spec("tensorboard")
+        self._board = _Board(directory / "tensorboard", self.steps) if board else None
 
     def add(self, row: dict) -> None:
-        """Note one row, whose first column is ``step``; it is on disk some seconds later."""
-        self._rows.append(row)
-        if self._board:
-            self._board.add(row)
-        if time.monotonic() - self._written > FLUSH_SECONDS:
-            self.flush()
+        """Note one row of ``steps.csv``, whose first column is ``step``; it is on disk some seconds later."""
+        self.steps.append(row)
+        if time.monotonic() - self._sent > FLUSH_SECONDS:
+            self.send()
 
-    def flush(self) -> None:
-        """Write what has been noted."""
-        if self._rows:
-            write(self.path, self._rows)
-        if self._board:
-            self._board.flush()
-        self._written = time.monotonic()
+    def send(self, history: list[dict] = ()) -> None:
+        """Have all that is known written; returns at once. A failure is logged, and tried again with the next call."""
+        self._sent = time.monotonic()
+        tables = {"history.csv": history, "steps.csv": self.steps}
+        files = {name: as_csv(rows) for name, rows in tables.items() if rows}
+        self._courier.wait_for_turn(0.0)
+        self._courier.send(_Page(self._store, files, self._board, list(self.steps)))
+
+    def finish(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            StoreFailed: it cannot be, after another try.
+        """
+        if not self._courier.insist():
+            raise stores.StoreFailed(f"the history of the run was not written: {self._courier.trouble}")
+
+    def _complain(self, error: OSError) -> None:
+        self._log(f"  warning: {error}; training goes on, and the history of the run is written when the place is mended")
+
+
+class _Page:
+    """What is to be written, as of one moment."""
+
+    packed = True
+
+    def __init__(self, store: stores.Store, files: dict[str, bytes], board: "_Board | None", steps: list[dict]):
+        self._store, self._files, self._board, self._steps = store, files, board, steps
+
+    def pack(self) -> None:
+        """It is in memory already."""
+
+    def deliver(self) -> None:
+        """Write the files."""
+        for name, content in self._files.items():
+            self._store.write(name, content)
+        if self._board and not self._board.failed:
+            try:
+                stores.watched(lambda beat: self._board.write(self._steps), self._store.patience)
+            except OSError:
+                self._board.failed = True
+                raise
+
+    def discard(self) -> None:
+        """Nothing of it is on the local disk."""
 
 
 class _Board:
-    """TensorBoard's event files, written with its own writer: neither TensorFlow nor PyTorch is needed."""
+    """TensorBoard's event files, written with its own writer: neither TensorFlow nor PyTorch is needed.
 
-    def __init__(self, directory: Path, from_step: int):
+    Attributes:
+        failed: the writer was lost with its file; it is not tried again.
+    """
+
+    def __init__(self, directory: Path, steps: list[dict]):
+        self._directory, self._writer, self.failed = directory, None, False
+        self._last = steps[-1]["step"] if steps else 0
+
+    def write(self, steps: list[dict]) -> None:
+        """Write the rows that are new."""
+        if self._writer is None:
+            self._open()
+        for row in (row for row in steps if row["step"] > self._last):
+            self._add(row)
+            self._last = row["step"]
+        self._writer.flush()
+
+    def _open(self) -> None:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._events = event_pb2
-        self._writer = EventFileWriter(str(directory))
+        self._writer = EventFileWriter(str(self._directory))
         # TensorBoard forgets what an interrupted run had noted behind this step.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=from_step + 1, session_log=start))
+        self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=self._last + 1, session_log=start))
 
-    def add(self, row: dict) -> None:
+    def _add(self, row: dict) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in row.items() if name != "step"]
-        event = self._events.Event(wall_time=time.time(), step=int(row["step"]), summary=Summary(value=values))
+        event = self._events.Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
         self._writer.add_event(event)
-
-    def flush(self) -> None:
-        self._writer.flush()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -36,6 +37,11 @@ def stem_of(step: int, run: str) -> str:
 def step_of(stem: str) -> int:
     """The step that a checkpoint is of."""
     return int(_NAME.fullmatch(f"{stem}.json")[2])
+
+
+def probe_name(run: str) -> str:
+    """Of a small file that only shows whether a place takes one; left behind, it is litter like any other."""
+    return f"{stem_of(0, run)}.p0.json"
 
 
 def stem_in(name: str) -> str | None:
@@ -132,9 +138,10 @@ class Parcel:
         """Tree to archive."""
         try:
             self.part["files"] = packing.pack(self.tree, self.archive)
-        except OSError:
+        except OSError as error:
             self.discard()
-            raise
+            here = tempfile.gettempdir()
+            raise OSError(error.errno, f"it cannot be packed in {here} ({error}): make room there, or set TMPDIR") from error
         self.tree = None
 
     def deliver(self) -> None:
@@ -172,4 +179,6 @@ class Parcel:
         """Nothing of it stays on the local disk."""
         with contextlib.suppress(OSError):  # the next start removes it
             self.archive.unlink(missing_ok=True)
-        shutil.rmtree(self.archive.with_suffix(".orbax"), ignore_errors=True)
+        # Orbax writes beside its folder first.
+        for folder in self.archive.parent.glob(f"{self.archive.stem}.orbax*"):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -5,6 +5,7 @@ and ``clip``, a name for each row; see ``data/batches.py``.
 """
 
 import collections
+import contextlib
 import functools
 import math
 import time
@@ -26,11 +27,13 @@ from percepiano_ast.config import (
     Statistics,
     choose,
     claim_directory,
+    say,
 )
 from percepiano_ast.models import ssast
 from percepiano_ast.training import flops, history, parallel
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
 from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training.stores import StoreFailed
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -170,7 +173,7 @@ def pretrain(
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
     execution: Execution = Execution(),
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> list[dict]:
     """Pre-train, checkpoint every epoch, resume from the newest whole checkpoint; returns the history.
 
@@ -189,7 +192,7 @@ def pretrain(
         InputError: ``directory`` holds a run of another configuration, or the batch cannot be divided as asked.
         FloatingPointError: loss or gradient is no longer a number; names the step and the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: all is trained, but the last checkpoint did not reach its store.
+        StoreFailed: all is trained, but the last checkpoint or the history did not reach its place.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
@@ -204,7 +207,10 @@ def pretrain(
     try:
         with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
             loop = _Loop(run, directory, claimed, checkpoints, save_minutes, log)
-            return loop.run_epochs(batches, steps_per_epoch, validation)
+            rows = loop.run_epochs(batches, steps_per_epoch, validation)
+        if loop.record:
+            loop.record.finish()
+        return rows
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -230,6 +236,7 @@ class _Loop:
         # The batches whose metrics nobody has looked at yet, and those metrics.
         self.unseen: collections.deque[tuple[list[str], dict]] = collections.deque()
         self.looked, self.waited = time.monotonic(), 0.0
+        self.record: history.Record | None = None  # in the lead
         self.step: Callable | None = None  # compiled with the first batch
 
     def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
@@ -243,7 +250,6 @@ class _Loop:
             f"{run.layout.device.device_kind} in {precision}"
         )
         started, first = time.monotonic(), done
-        self.step_log = history.StepLog(self.directory, done) if parallel.is_lead() else None
         stream = batches(done) if done < run.total_steps else iter(())
         for epoch in range(done // steps_per_epoch, epochs):
             end = (epoch + 1) * steps_per_epoch
@@ -253,9 +259,6 @@ class _Loop:
             row |= _validate(run, state.params, validation())
             self.rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
             self._save(state, done, row["validation_loss"])
-            if parallel.is_lead():
-                history.write(self.directory / "history.csv", self.rows)
-                self.step_log.flush()
             left = (time.monotonic() - started) / (done - first) * (run.total_steps - done)
             self.log(f"  epoch {epoch + 1}/{epochs}: {_show(row)}, about {left:.0f} s left")
         return self.rows
@@ -268,21 +271,26 @@ class _Loop:
         checkpoints.prepare()
         parallel.wait_for_all("litter removed")
         found = checkpoints.load({"state": self.run.abstract_state}, self.settings)
-        tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": []})
+        tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": [], "steps": []})
         parallel.require_same(kept["step"], "the step of the newest checkpoint")
         self.rows, self.looks = kept["history"], kept["looks"]
+        if parallel.is_lead():
+            self.record = history.Record(self.directory, self.log, kept["steps"], board=True)
         if tree is None:
             return self.run.init(), 0
         within = f" and {sum(look['steps'] for look in self.looks)} steps" if self.looks else ""
         self.log(f"  resuming after epoch {kept['epoch']}{within}")
-        if parallel.is_lead() and self.rows:
-            history.write(self.directory / "history.csv", self.rows)
+        if self.record:
+            self.record.send(self.rows)
         return self.run.layout.put_state(tree["state"]), kept["step"]
 
     def _save(self, state: TrainState, step: int, score: float = math.inf) -> None:
-        progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks}
+        steps = self.record.steps if self.record else []
+        progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks, "steps": steps}
         description = {**self.settings, "seed": self.run.config.seed, **progress}
         self.checkpoints.save(step, {"state": state}, description, score)
+        if self.record:
+            self.record.send(self.rows)
         self.saved = time.monotonic()
 
     def _is_due(self) -> bool:
@@ -333,8 +341,8 @@ class _Loop:
         speed = len(values) * self.run.config.batch_size / seconds
         means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
         means["input_wait"] = waited / len(values)
-        if self.step_log:
-            self.step_log.add({"step": last, **{name: f"{value:.6g}" for name, value in means.items()}})
+        if self.record:
+            self.record.add({"step": last, **{name: f"{value:.6g}" for name, value in means.items()}})
         return {"steps": len(values), **means}
 
     def _stop(self, state: TrainState, number: int, metrics: dict, clips: list[str]) -> None:
@@ -344,8 +352,10 @@ class _Loop:
         named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
         with Checkpoints(home, keep=1, log=self.log) as stopped:
             stopped.save(good, {"state": state}, {**self.settings, "broke_at_step": number, **named})
-        if self.step_log:
-            self.step_log.flush()
+        if self.record:
+            self.record.send(self.rows)
+            with contextlib.suppress(StoreFailed):  # has been logged
+                self.record.finish()
         shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
         raise FloatingPointError(
             f"the loss is {metrics['loss']:.4g}, the gradient's norm {metrics['gradient_norm']:.4g} and the update's "

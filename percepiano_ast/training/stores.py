@@ -6,6 +6,7 @@ fails with one exception that carries the system's words. What is written is rea
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -52,8 +53,8 @@ def sha256_of(file: BinaryIO, beat: Beat = lambda: None) -> str:
     return digest.hexdigest()
 
 
-def _watched(work: Callable[[Beat], object], patience: float):
-    """The result of ``work(beat)``, given up when it has not called ``beat`` for so many seconds.
+def watched(work: Callable[[Beat], object], patience: float):
+    """The result of ``work(beat)``, in a thread of its own, given up when it has not called ``beat`` for so many seconds.
 
     The thread of a system call that never returns cannot be ended; it is left behind.
     """
@@ -175,7 +176,7 @@ class Store:
     def _attempt(self, what: str, name: str, work: Callable[[Beat], object]):
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return _watched(work, self.patience)
+                return watched(work, self.patience)
             except self.failures as error:
                 # A call that hangs leaves its thread behind: not another one.
                 number = error.errno if isinstance(error, OSError) else None
@@ -264,6 +265,8 @@ class Bucket(Store):
             import gcsfs
         except ImportError as error:
             raise InputError(f"{place} needs gcsfs: pip install gcsfs, or keep checkpoints in a folder") from error
+        # It logs every failed try with a traceback; what is wrong in the end is in the exception.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         # An emulator knows nobody; else gcsfs looks for credentials where Google's tools keep them.
         token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
         self.system = gcsfs.GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
