@@ -95,6 +95,7 @@ class Checkpoints:
         where = str(place) if "://" in str(place) else os.path.abspath(place)
         # Of what the next start of this process removes from the local disk.
         self._prefix = f"percepiano_ast-{hashlib.sha256(where.encode()).hexdigest()[:12]}-{jax.process_index()}-"
+        self._copies: dict = {}  # of the state, as of the last save
         self._writes = False
         self._local: Path | None = None
 
@@ -221,7 +222,7 @@ class Checkpoints:
         marker = {"step": step, "score": score if math.isfinite(score) else None}
         marker |= {"code_version": __version__, "dimensions": list(KEYS), **description}
         marker = json.loads(json.dumps(marker))  # as it is now: a history grows while it is written
-        share = pieces.own_share(tree)
+        share = pieces.own_share(tree, self._copies)
         self._courier.send(parcels.Parcel(self.store, self._run, share, marker, self._local, self._note))
 
     def finish(self) -> None:

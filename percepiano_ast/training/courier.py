@@ -108,17 +108,19 @@ class Courier:
 
     def _deliver_newest(self) -> None:
         """Deliver what is in hand, then what has been packed meanwhile."""
-        while parcel := self._in_hand:
+        parcel = self._in_hand
+        while parcel:
             arrived = parcel.packed and self._attempt(parcel.deliver)
             with self._changed:
                 newest = self.waiting is parcel
                 if arrived and newest:
                     self.waiting = None
-                self._in_hand = None if newest or self._fault else self.waiting
-                self._taken = time.monotonic()
+                # From here on another thread may take one in hand: what this one goes on with is settled here.
+                done, parcel = parcel, None if newest or self._fault else self.waiting
+                self._in_hand, self._taken = parcel, time.monotonic()
                 self._changed.notify_all()
             if arrived or not newest:
-                parcel.discard()
+                done.discard()
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         try:

@@ -12,6 +12,7 @@ import math
 import re
 import tarfile
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,7 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
 
 def _orbax() -> ocp.Checkpointer:
     """Orbax without its barriers between processes: each saves its own share, and reads for itself."""
+    logging.getLogger("absl").addFilter(_quiet)
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
@@ -65,8 +67,20 @@ def _orbax() -> ocp.Checkpointer:
         multiprocessing_options=options,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, _Arrays())),
     )
-    logging.getLogger("absl").addFilter(_quiet)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
+
+
+class _Hashed:
+    """A file whose checksum is known when it has been read."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        """The next bytes."""
+        block = self._file.read(size)
+        self.digest.update(block)
+        return block
 
 
 def pack(tree: dict, archive: Path) -> list[dict]:
@@ -84,15 +98,14 @@ def pack(tree: dict, archive: Path) -> list[dict]:
             raise OSError(str(error).partition(" [")[0]) from error
         raise
     manifest = []
-    with tarfile.open(archive, "w") as target:
+    with tarfile.open(archive, "w", copybufsize=_BLOCK) as target:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             member = tarfile.TarInfo(f"{_FOLDER}/{path.relative_to(folder).as_posix()}")
             member.size = path.stat().st_size
             with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                file.seek(0)
-                target.addfile(member, file)
-            manifest.append({"name": member.name, "bytes": member.size, "sha256": digest})
+                read = _Hashed(file)
+                target.addfile(member, read)
+            manifest.append({"name": member.name, "bytes": member.size, "sha256": read.digest.hexdigest()})
             path.unlink()  # so that the state is on this disk once, not twice
     return manifest
 

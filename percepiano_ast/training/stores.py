@@ -102,28 +102,32 @@ class Store:
         Raises:
             StoreFailed: it could not be written, or reads back differently.
         """
-        with local.open("rb") as file:
-            wanted = sha256_of(file)
-
-        def copy(beat: Beat) -> None:
+        def blocks(beat: Beat) -> Iterator[bytes]:
             with local.open("rb") as source:
-                self._write(name, _blocks(source, beat))
+                yield from _blocks(source, beat)
 
-        self._put(name, copy, wanted)
-        return wanted
+        return self._put(name, blocks)
 
     def write(self, name: str, content: bytes) -> None:
         """The same for a small file, from memory."""
-        self._put(name, lambda beat: self._write(name, iter([content])), hashlib.sha256(content).hexdigest())
+        self._put(name, lambda beat: iter([content]))
 
-    def _put(self, name: str, write: Callable[[Beat], None], wanted: str) -> None:
-        def whole(beat: Beat) -> None:
-            write(beat)
+    def _put(self, name: str, blocks: Callable[[Beat], Iterator[bytes]]) -> str:
+        def whole(beat: Beat) -> str:
+            digest = hashlib.sha256()
+
+            def hashed() -> Iterator[bytes]:
+                for block in blocks(beat):
+                    digest.update(block)
+                    yield block
+
+            self._write(name, hashed())
             with self._open(name) as file:
-                if sha256_of(file, beat) != wanted:
+                if sha256_of(file, beat) != digest.hexdigest():
                     raise OSError(errno.EIO, "it reads back differently; the disk or the mount is failing")
+            return digest.hexdigest()
 
-        self._attempt("write", name, whole)
+        return self._attempt("write", name, whole)
 
     def get(self, name: str, local: Path, largest: int) -> str:
         """Copy a file from there, but no more than ``largest`` bytes; returns its SHA-256.
