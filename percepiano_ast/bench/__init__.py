@@ -10,7 +10,7 @@ import scipy.fft
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from percepiano_ast import audio
-from percepiano_ast.bench import batches, preprocess
+from percepiano_ast.bench import batches, checkpoint, preprocess
 from percepiano_ast.bench.steps import model, step_function
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import PRESETS, FrontEnd
@@ -42,4 +42,5 @@ BENCHMARKS = {
     "batches": batches.batches,
     "pretrain-step": pretrain_step,
     "model": model,
+    "checkpoint": checkpoint.checkpoint,
 }

@@ -1,0 +1,227 @@
+"""What a checkpoint of AST-base costs training, in time and memory, and what it takes to go on from one."""
+
+import dataclasses
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from percepiano_ast.bench.timing import medians
+from percepiano_ast.config import PRESETS, Execution, InputError, RunFailed, Statistics
+from percepiano_ast.training.checkpoints import Checkpoints, shown
+from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training.pretrain import Pretraining
+
+CPU_BATCH, ACCELERATOR_BATCH = 1, 32
+RUNS = 3  # each of four windows of steps, which take most of half a minute on two cores
+EPOCH = 60.0  # seconds of the shortest epoch that the figures are shares of
+ROOM = 8  # states on the disk at most: packed, kept, replaced, and the peers'
+STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
+
+
+def checkpoint() -> Iterator[dict]:
+    """Saving the state of AST-base with its SSAST heads, AdamW's moments and the moving average, beside real steps.
+
+    ``checkpoint-wait``: seconds that training stands still in `Checkpoints.save`; all that saving costs where an accelerator
+    takes the steps. ``checkpoint-cost``: by how much a window of steps with one save takes longer than the same steps
+    without, as a share of an epoch of a minute. The window holds the whole of packing, copying and reading back, so on a
+    CPU this counts the cores that writing takes from the steps. Peers write into the same folder, once, and read nothing
+    back: Orbax's manager, which returns when all is written, and the same with its default, writing in the background.
+    Windows are interleaved. ``checkpoint-resume``: from the start of a process to the end of its first step, without the
+    opening of a data set. ``checkpoint-memory``: the peak of a process that saves at every other step, above the peak of
+    its steps alone, in states.
+
+    Raises:
+        InputError: the temporary directory has too little room.
+        RunFailed: a child process failed, for instance because the system does not tell what memory it has.
+    """
+    with tempfile.TemporaryDirectory(prefix="percepiano_ast-bench-") as directory:
+        yield from _saving(Path(directory))
+        yield _in_child("resume", directory, time.time())
+        yield _in_child("memory", directory)
+
+
+class _Training:
+    """Pre-training steps of the base model on one random batch."""
+
+    def __init__(self):
+        preset = PRESETS["base"]
+        batch = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH * jax.device_count()
+        config = dataclasses.replace(preset.pretrain, batch_size=batch, ema_decay=0.999)
+        self.run = Pretraining(preset.model, config, preset.front_end, STATISTICS, 1000, Execution())
+        shape = (batch, preset.model.n_frames, preset.model.n_mels)
+        codes = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+        self.codes = self.run.layout.put_batch(codes)
+        self.size = size_of(self.run.abstract_state)
+        self.state = None
+
+    def steps(self, number: int = 1) -> None:
+        """Take so many steps and wait for each."""
+        for _ in range(number):
+            self.state, metrics = self.run.step(self.state, self.codes)
+            jax.block_until_ready(metrics)
+
+    def start(self) -> None:
+        """Make the first state, and take steps enough that all is compiled."""
+        self.state = self.run.init()
+        self.steps(2)
+
+    @property
+    def tree(self) -> dict:
+        """What is saved."""
+        return {"state": self.state}
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+# ---------------------------------------------------------------- beside training
+
+
+class _Saver:
+    """A way to save, called with a step and a tree, and one to wait until that is written; notes how long saves took."""
+
+    def __init__(self, save: Callable[[int, dict], object], finish: Callable[[], object]):
+        self.save, self.finish = save, finish
+        self.waits: list[float] = []
+
+    def window(self, training: _Training, steps: int) -> None:
+        """A save, so many steps, and what is left of the writing."""
+        start = time.perf_counter()
+        self.save(len(self.waits) + 1, training.tree)
+        self.waits.append(time.perf_counter() - start)
+        training.steps(steps)
+        self.finish()
+
+    @property
+    def wait(self) -> float:
+        """Median seconds of a save, without the first."""
+        return statistics.median(self.waits[1:])
+
+
+def _orbax(folder: Path, in_background: bool) -> ocp.CheckpointManager:
+    """As most projects save: Orbax's manager with its defaults."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=in_background)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _saver(manager: ocp.CheckpointManager) -> _Saver:
+    return _Saver(
+        lambda step, tree: manager.save(step, args=ocp.args.StandardSave(tree)), manager.wait_until_finished
+    )
+
+
+def _saving(directory: Path) -> Iterator[dict]:
+    training = _Training()
+    if (free := shutil.disk_usage(directory).free) < ROOM * training.size:
+        raise InputError(f"{directory} has {shown(free)} free of the {shown(ROOM * training.size)} needed: set TMPDIR")
+    training.start()
+    with (
+        Checkpoints(directory / "ours", keep=1, log=_complain) as checkpoints,
+        _orbax(directory / "plain", False) as waiting,
+        _orbax(directory / "behind", True) as going_on,
+    ):
+        checkpoints.prepare()
+        ours = _Saver(lambda step, tree: checkpoints.save(step, tree, {}), checkpoints.finish)
+        plain, behind = _saver(waiting), _saver(going_on)
+        steps, written = _length(training, checkpoints)
+        without, with_ours, _, with_behind = medians(
+            lambda: training.steps(steps),
+            lambda: ours.window(training, steps),
+            lambda: plain.window(training, 0),
+            lambda: behind.window(training, steps),
+            runs=RUNS,
+        )
+    peer = {"peer": "Orbax's manager, synchronous"}
+    line = {"name": "checkpoint-wait", "value": round(ours.wait, 3), "unit": "s", **peer}
+    line |= {"ratio": round(plain.wait / ours.wait, 2), "percent_of_epoch": round(100 * ours.wait / EPOCH, 2)}
+    line |= {"orbax_synchronous": round(plain.wait, 3), "orbax_in_background": round(behind.wait, 3)}
+    yield line | {"gigabytes": round(training.size / 1e9, 2)}
+    cost = with_ours - without
+    line = {"name": "checkpoint-cost", "value": round(100 * cost / EPOCH, 2), "unit": "% of an epoch of a minute", **peer}
+    # Noise of the steps may be larger than the cost.
+    line |= {"ratio": round(plain.wait / max(cost, ours.wait), 2), "seconds": round(cost, 2)}
+    line |= {"orbax_in_background": round(with_behind - without, 2), "steps": steps}
+    yield line | {"seconds_per_step": round(without / steps, 2), "written_after": round(written, 1)}
+
+
+def _length(training: _Training, checkpoints: Checkpoints) -> tuple[int, float]:
+    """Steps that last as long as the writing of a checkpoint beside them, and the seconds of that."""
+    start = time.perf_counter()
+    checkpoints.save(0, training.tree, {})
+    steps = 0
+    while checkpoints.busy:
+        training.steps()
+        steps += 1
+    checkpoints.finish()
+    # Some more: the writing takes longer at other times, and what is not written at the end is waited for.
+    return math.ceil(1.3 * steps), time.perf_counter() - start
+
+
+# ---------------------------------------------------------------- in a process of its own
+
+
+def _in_child(what: str, *arguments) -> dict:
+    """The line that ``_resume`` or ``_memory`` of a new process makes."""
+    code = f"from percepiano_ast.bench import checkpoint; checkpoint._{what}(*{arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RunFailed(f"the process that measures {what!r} failed; its words are above")
+    return json.loads(done.stdout)
+
+
+def _resume(directory: str, started: float) -> None:
+    """Go on from the checkpoint there as a training does; ``started`` is when this process was asked for."""
+    times = {"imports": time.time()}
+    training = _Training()
+    tree, _ = Checkpoints(Path(directory, "ours"), log=_complain).load({"state": training.run.abstract_state})
+    times["load"] = time.time()
+    training.state = training.run.layout.put_state(tree["state"])
+    del tree
+    jax.block_until_ready(training.state)
+    times["to_device"] = time.time()
+    compiled = training.run.step.lower(training.state, training.codes).compile()
+    times["compile"] = time.time()
+    jax.block_until_ready(compiled(training.state, training.codes))
+    times["step"] = end = time.time()
+    line = {"name": "checkpoint-resume", "value": round(end - started, 1), "unit": "s"}
+    for name, until in times.items():
+        line[name], started = round(until - started, 1), until
+    print(json.dumps(line))
+
+
+def _memory(directory: str) -> None:
+    """Steps alone, then with saves so close that one is on its way when the next begins."""
+    training = _Training()
+    training.start()
+    alone = _peak_while(lambda: training.steps(2))
+    with Checkpoints(Path(directory, "twice"), keep=1, log=_complain) as checkpoints:
+        checkpoints.prepare()
+
+        def saving() -> None:
+            for step in (1, 2):
+                checkpoints.save(step, training.tree, {})
+                training.steps()
+            checkpoints.finish()
+
+        extra = (_peak_while(saving) - alone) / training.size
+    print(json.dumps({"name": "checkpoint-memory", "value": round(extra, 2), "unit": "states more"}))
+
+
+def _peak_while(work: Callable[[], object]) -> int:
+    """The most bytes that this process has in memory while it works; Linux alone tells."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    work()
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
