@@ -25,14 +25,15 @@ def _notebooks(arguments):
     home = notebooks.FOLDER.parent
     # Notebooks run in the repository: what they show needs no more of this machine's paths than that.
     shown = out.relative_to(home) if out.is_relative_to(home) else out
-    values = {"PRESET": arguments.preset, "RUN_DIR": str(shown)}
+    values = {"PRESET": arguments.preset, "KEEP_IN": str(shown)}
     for pair in arguments.set:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair!r} is not NAME=VALUE")
         values[name] = int(value) if value.isdigit() else value
     notebooks.run(out, values, keep=arguments.keep_outputs)
-    print(f"report: {out / 'evaluation' / 'report.html'}")
+    if values["KEEP_IN"] == str(shown):  # else the last notebook has said where it is
+        print(f"report: {out / 'evaluation' / 'report.html'}")
 
 
 def _preprocess(arguments):
@@ -109,6 +110,16 @@ def _rate(arguments):
         if "error" in result:
             print(f"{result['file']}: {result['error']}", file=sys.stderr)
     return 2 if any("error" in result for result in results) else 0
+
+
+def _status(arguments):
+    from percepiano_ast import views
+
+    run = _run(arguments)
+    table = views.kept(run)
+    if table.empty:
+        raise InputError(f"nothing of a run in {run.root}{f' and {run.store}' if run.store else ''}: name its --out and --store")
+    print(table.to_string(index=False))
 
 
 def _bench(arguments):
@@ -220,6 +231,10 @@ def _add_tools(add):
     command.add_argument("--out", required=True, metavar="DIR", help="directory of the report")
     command.add_argument("--index", default="", metavar="FILE", help="index of clips (default: PercePiano's)")
     command.add_argument("--partial", action="store_true", help="allow predictions that do not cover the protocol")
+
+    command = add("status", _status, "What of a run is where, how far it is, how old, and whether it is whole.")
+    _add_run(command)
+    _add_store(command)
 
     command = add("rate", _rate, "Rate recordings on the 19 dimensions, with a fine-tuned run.")
     command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")

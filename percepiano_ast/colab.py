@@ -1,20 +1,28 @@
-"""Where a notebook runs and where its outputs go. The only module that imports ``google.colab``, inside functions."""
+"""Where a notebook runs and where its outputs are kept. The only module that imports ``google.colab``, inside functions."""
 
 import dataclasses
 import os
+import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 
-from percepiano_ast.config import PRESETS, InputError, Preset, choose
+from percepiano_ast.config import PRESETS, InputError, Preset, RunFailed, choose
 from percepiano_ast.data import manifest
+from percepiano_ast.data.download import sha256_of
+from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.suite import Run
+from percepiano_ast.training.stores import StoreFailed, open_store
 
+ON_DRIVE, HERE = "Google Drive", "this runtime only"  # what the form offers; it also takes a folder or gs://BUCKET/PREFIX
 DRIVE = Path("/content/drive")
-DRIVE_FOLDER = DRIVE / "MyDrive" / "percepiano_ast"
-SHARDS = Path("/content/percepiano_ast_shards")  # on the runtime's own disk
+RUNTIME = Path("/content/percepiano_ast")  # on the runtime's own disk, which ends with it
+SHARDS = Path("/content/percepiano_ast_shards")  # the same, for a copy of what lies on Drive
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
+_RED, _PLAIN = "\033[31m", "\033[0m"
 
 
 def on_colab() -> bool:
@@ -22,42 +30,199 @@ def on_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ
 
 
-def open_run(preset: str, run_dir: str = "", *, wants: str = "", log=print) -> Run:
-    """The run that a notebook works on: its preset and its directory, on Drive in Colab.
+def open_run(preset: str, keep_in: str = ON_DRIVE, *, wants: str = "", log: Callable[[str], None] = print) -> Run:
+    """The run that a notebook works on: its preset, and the place where it is kept.
 
     Args:
         preset: ``demo``, ``small`` or ``base``.
-        run_dir: directory of the run; empty for ``MyDrive/percepiano_ast/<preset>`` in Colab (Drive is mounted, which asks
-            for permission) and ``runs/<preset>`` elsewhere.
+        keep_in: ``Google Drive``: ``MyDrive/percepiano_ast/<preset>``, mounted on the way, which asks for permission;
+            ``this runtime only``: a folder that ends with it. Off Colab both mean ``runs/<preset>``.
+            A folder is used as given. At ``gs://BUCKET/PREFIX`` shards, checkpoints and models are kept, while the run works
+            in a folder of this machine; what else is there is made again from them in minutes.
         wants: accelerator that the notebook's work is meant for, ``tpu``, ``gpu`` or none.
 
     Raises:
-        InputError: unknown preset, or one that is out of reach of this runtime's devices.
+        InputError: unknown preset, or one that is out of reach of this runtime's devices; a place that cannot be used.
     """
     chosen = choose(PRESETS, preset, "preset")
     check_runtime(chosen, wants)
-    if run_dir:
-        root = Path(run_dir)
-    elif on_colab():
-        mount_drive()
-        root = DRIVE_FOLDER / preset
-    else:
-        root = Path("runs") / preset
+    root, store = _places(preset, keep_in.strip(), log)
     root.mkdir(parents=True, exist_ok=True)
     # Progress is text; where there are no widgets, tqdm need not say so.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    log(f"preset {preset}: model {chosen.model.name}, outputs in {root}, {describe_devices()}")
-    return Run(chosen, root)
+    kept = f", shards, checkpoints and models in {store}" if store else ""
+    log(f"preset {preset}: model {chosen.model.name}, outputs in {root}{kept}, {describe_devices()}")
+    if on_colab() and not store and not root.is_relative_to(DRIVE):
+        log(
+            f"{_RED}NOTHING OF THIS RUN WILL BE KEPT: {root} is deleted when this runtime ends, which may be at any second. "
+            f"To keep it choose KEEP_IN = {ON_DRIVE!r} or gs://BUCKET/PREFIX, and run all cells again.{_PLAIN}"
+        )
+    return Run(chosen, root, store=store)
 
 
-def bring_shards(run: Run, log=print) -> Run:
-    """The run with the shards for pre-training on this runtime's own disk; off Colab they are read where they lie.
+def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path, str]:
+    """The run's folder, and its store where that is another place; both can be written to."""
+    if not keep_in:
+        raise InputError(f"KEEP_IN is empty: choose {ON_DRIVE!r} or {HERE!r}, or name a folder or gs://BUCKET/PREFIX")
+    own = (RUNTIME if on_colab() else Path("runs")) / preset
+    if "://" in keep_in:
+        open_store(keep_in)  # refuses what is no address of a bucket
+        if on_colab():
+            _sign_in()
+        _require_writable(keep_in)
+        return own, keep_in.rstrip("/")
+    root = {ON_DRIVE: DRIVE / "MyDrive" / "percepiano_ast" / preset, HERE: own}.get(keep_in, Path(keep_in))
+    if keep_in == ON_DRIVE and not on_colab():
+        log(f"there is no Google Drive outside Colab: outputs go to the folder {own}")
+        root = own
+    if root.is_relative_to(DRIVE):
+        mount_drive()
+    if root.is_file():
+        raise InputError(f"KEEP_IN = {keep_in!r} is a file: name a folder")
+    _require_writable(root)
+    return root, ""
+
+
+def _require_writable(place: Path | str) -> None:
+    """Write a small file there, read it back and delete it.
+
+    Raises:
+        InputError: that fails.
+    """
+    store = open_store(place)
+    try:
+        store.write("writable", b"?")
+        store.remove("writable", emptied=True)
+    except StoreFailed as error:
+        cause = f"{place} cannot be used ({error})"
+        if "://" in str(place):
+            advice = "Check that the bucket exists and that you may write and delete there, or choose another KEEP_IN"
+        elif Path(place).is_relative_to(DRIVE):
+            advice = (
+                f"Drive is mounted, but nothing can be written there: look at drive.google.com whether it is full, choose "
+                f"Runtime > Disconnect and delete runtime and start again, or set KEEP_IN = {HERE!r} or gs://BUCKET/PREFIX"
+            )
+        else:
+            advice = "Choose another KEEP_IN"
+        raise InputError(f"{cause}. {advice}") from error
+
+
+def _sign_in() -> None:
+    """Google's libraries find the bucket's owner after this; asks for permission once a runtime."""
+    from google.colab import auth
+
+    try:
+        auth.authenticate_user()
+    except Exception as error:  # Colab raises its own types: any means no permission
+        raise InputError(
+            f"no access to Google Cloud ({error}). Run the cell again and allow it, or choose another KEEP_IN"
+        ) from error
+
+
+def mount_drive() -> None:
+    """Mount Google Drive; a second call does nothing.
+
+    Raises:
+        InputError: this is not Colab, permission was refused or the mount failed.
+    """
+    if os.path.isdir(DRIVE / "MyDrive"):  # false, too, where a mount is there but does not answer
+        return
+    if not on_colab():
+        raise InputError(f"{DRIVE} is Google Drive in Colab, which this is not: name a folder of this machine")
+    from google.colab import drive
+
+    try:
+        drive.mount(str(DRIVE))
+    except Exception as error:  # Colab raises bare ValueErrors and its own types: any means no Drive
+        raise InputError(
+            f"Google Drive was not mounted ({error}). Run the cell again and allow access, or set KEEP_IN = {HERE!r}, which is "
+            "lost when the runtime ends, or gs://BUCKET/PREFIX"
+        ) from error
+
+
+def flush(run: Run, log: Callable[[str], None] = print) -> None:
+    """At the end of the work on Drive: have Colab upload what it still holds back, and mount Drive again.
+
+    Elsewhere it does nothing. Not after each epoch, since a checkpoint is fsynced as it is written, which is all that a mount
+    offers, while unmounting would pull the folder away from under the training. It is no proof either: files were seen lost
+    even after it. What counts is what drive.google.com shows.
+    """
+    if not (on_colab() and run.root.is_relative_to(DRIVE)):
+        return
+    from google.colab import drive
+
+    log("uploading to Google Drive what this runtime still holds, then mounting it again; this may take half an hour")
+    started = time.monotonic()
+    try:
+        drive.flush_and_unmount()
+    except Exception as error:  # as in `mount_drive`; a training that is done shall not end in this
+        log(f"{_RED}Drive did not confirm it ({error}): look at drive.google.com before you close this runtime{_PLAIN}")
+    mount_drive()
+    log(f"done in {time.monotonic() - started:.0f} s; drive.google.com shows what has arrived")
+
+
+def keep_shards(run: Run, log: Callable[[str], None] = print) -> None:
+    """Copy finished shards from this machine to the run's ``gs://``, the manifest last; elsewhere they lie in their place.
+
+    Raises:
+        InputError: they are not complete.
+        StoreFailed: the bucket does not take them.
+    """
+    if not run.in_bucket:
+        return
+    files, there = manifest.read(run.maestro)["files"], open_store(run.kept(run.root / "maestro"))
+    whole = (run.maestro / MANIFEST).read_bytes()
+    if MANIFEST in there.names():
+        if there.read(MANIFEST) == whole:
+            log(f"shards are in {there.place} already")
+            return
+        there.remove(MANIFEST)  # what is there is not whole until it is all replaced
+    for number, (name, known) in enumerate(files.items(), start=1):
+        if there.put(name, run.maestro / name) != known["sha256"]:
+            raise RunFailed(f"{run.maestro / name} is not as it was written; delete it and run preprocess again")
+        if number % 10 == 0 or number == len(files):
+            log(f"  {number}/{len(files)} files of the shards copied to {there.place}")
+    there.write(MANIFEST, whole)
+
+
+def bring_shards(run: Run, log: Callable[[str], None] = print) -> Run:
+    """The run with the shards for pre-training on this machine's own disk: from a mounted Drive, or from ``gs://``.
 
     Training reads at random, which a mounted Drive is slow at; copying is fast, and compares checksums on the way.
+
+    Raises:
+        InputError: nothing complete is there.
+        RunFailed: a file does not arrive as it was written.
     """
-    if not on_colab() or not run.maestro.is_relative_to(DRIVE):
-        return run
-    return dataclasses.replace(run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log))
+    if run.in_bucket:
+        _fetch_shards(run.kept(run.root / "maestro"), run.maestro, log)
+    elif on_colab() and run.maestro.is_relative_to(DRIVE):
+        return dataclasses.replace(run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log))
+    return run
+
+
+def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
+    there = open_store(place)
+    if MANIFEST not in there.names():
+        raise InputError(f"{place} holds no {MANIFEST}: run notebook 01 with the same KEEP_IN first, it puts the shards there")
+    with tempfile.TemporaryDirectory() as folder:
+        there.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
+        files, whole = manifest.read(Path(folder))["files"], (Path(folder) / MANIFEST).read_bytes()
+    todo = {name: known for name, known in files.items() if not _holds(target / name, known["sha256"])}
+    (target / MANIFEST).unlink(missing_ok=True)
+    for number, (name, known) in enumerate(todo.items(), start=1):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        partial = (target / name).with_suffix(".partial")
+        if there.get(name, partial, known["bytes"]) != known["sha256"]:
+            raise RunFailed(f"{there.path_of(name)} does not arrive as it was written: run notebook 01 again, it is replaced")
+        partial.replace(target / name)
+        if number % 10 == 0 or number == len(todo):
+            log(f"  {number}/{len(todo)} files of the shards copied from {place}")
+    (target / MANIFEST).write_bytes(whole)
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    return path.is_file() and sha256_of(path) == sha256
 
 
 def check_runtime(preset: Preset, wants: str) -> None:
@@ -80,25 +245,6 @@ def describe_devices() -> str:
     """Such as ``1 x TPU v5 lite``."""
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind}"
-
-
-def mount_drive() -> None:
-    """Mount Google Drive; a second call does nothing.
-
-    Raises:
-        InputError: permission was refused or the mount failed.
-    """
-    if DRIVE_FOLDER.parent.exists():
-        return
-    from google.colab import drive
-
-    try:
-        drive.mount(str(DRIVE))
-    except Exception as error:  # Colab raises bare ValueErrors and its own types: any means no Drive
-        raise InputError(
-            f"Google Drive was not mounted ({error}). Run the cell again and allow access, or set RUN_DIR to a folder "
-            "of this runtime, which is lost when it ends"
-        ) from error
 
 
 def play(wave, sample_rate: int):

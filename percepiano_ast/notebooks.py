@@ -50,7 +50,7 @@ def run(
     """Run notebooks one after the other; executed copies go to ``out/notebooks``.
 
     Args:
-        values: of the form, by name (``PRESET``, ``RUN_DIR``, ...); every name must be a row of some notebook's form.
+        values: of the form, by name (``PRESET``, ``KEEP_IN``, ...); every name must be a row of some notebook's form.
         keep: also put the outputs, without sound and clutter, into the notebooks that are shipped.
 
     Raises:

@@ -18,17 +18,16 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import report
-from percepiano_ast.config import KALDI, MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose
+from percepiano_ast.config import KALDI, MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose, say
 from percepiano_ast.data import audioset, batches, demo, maestro, percepiano, shards, splits
 from percepiano_ast.data.build import Work
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import metrics
 from percepiano_ast.models import convert, weights
 from percepiano_ast.models.baselines import fit_mlp
+from percepiano_ast.training import checkpoints, parallel
 from percepiano_ast.training import finetune as finetuning
-from percepiano_ast.training import parallel
 from percepiano_ast.training import pretrain as pretraining
-from percepiano_ast.training.checkpoints import open_latest
 
 MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain`"
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
@@ -44,7 +43,8 @@ class Run:
     """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant.
 
     ``shards`` may name a copy of the shards for pre-training on a faster disk, ``store`` another place for checkpoints and
-    models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a mounted Drive.
+    models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a mounted Drive. What else is below ``root`` is
+    made again from them in minutes, but for the shards for pre-training, which `colab` takes to a bucket and back.
     """
 
     preset: Preset
@@ -86,8 +86,13 @@ class Run:
         return self.root / f"predictions_{model}.csv"
 
     def kept(self, directory: Path) -> str:
-        """Where the checkpoints of a step lie whose other outputs are in ``directory``, below the run's root."""
+        """Where what must last of a step lies whose other outputs are in ``directory``, below the run's root."""
         return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}" if self.store else str(directory)
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether what must last lies at ``gs://``."""
+        return self.store.startswith("gs://")
 
     def for_pretraining(self, name: str) -> "Run":
         """The same run with another kind of pre-training."""
@@ -134,7 +139,7 @@ def init_named(run: Run, label: str) -> str:
     return choose(inits, label, "start")
 
 
-def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = print) -> Start:
+def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = say) -> Start:
     """Find the weights that ``init``, one of ``INITS``, names.
 
     Args:
@@ -155,12 +160,13 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
         return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
     run = run.for_pretraining(init) if init in PRETRAININGS else run
     name = f"ast-{run.preset.model.name}-{init}"
-    if init == "scratch" and not (run.store or run.pretrain.exists()):
-        log(f"no pre-training in {run.pretrain}: levels are normalised by the statistics of the rated clips themselves")
+    made_before = f"{run.kept(run.pretrain)}/checkpoints"
+    if init == "scratch" and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
+        log(f"no pre-training in {run.kept(run.pretrain)}: levels are normalised by the statistics of the rated clips themselves")
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return Start(name, run.preset.model, rated.front_end, rated.statistics, None, None)
     # One normalisation for our starts: the statistics of the pre-training split.
-    tree, made = open_latest(f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN, log=log)
+    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
     front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
     if init == "scratch":
         return Start(name, run.preset.model, front_end, statistics, None, None)
@@ -194,7 +200,7 @@ def maestro_source(run: Run, source: str = "") -> str:
     return str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
 
 
-def pretrain(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
+def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 2: SSAST on the shards of step 1; returns the history, a row an epoch."""
     parallel.initialize()
     preset = run.preset
@@ -231,7 +237,7 @@ def preprocess_percepiano(
     synthesizers: tuple[str, ...] = (),
     *,
     init: str = "",
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = say,
 ) -> Path:
     """Step 3a: rated MIDI clips -> log-mel shards.
 
@@ -260,7 +266,7 @@ def preprocess_percepiano(
     return run.percepiano
 
 
-def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = print) -> pd.DataFrame:
+def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold predictions.
 
     Args:
@@ -274,24 +280,21 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
     clips = batches.rated_clips(shard_set)
     fold, held_out = _folds(run, home, clips)
     cut = functools.partial(batches.clip_windows, n_frames=n_frames, batch_size=EMBED_BATCH)
-    expected = (start.model, config, shard_set.front_end, start.statistics)
-
-    def home_of(number: int) -> Path:
-        return run.finetune(name) / f"fold_{number}"
 
     def trainer(steps: int) -> finetuning.Finetuning:
-        return finetuning.Finetuning(*expected, steps, run.preset.execution)
+        return finetuning.Finetuning(start.model, config, shard_set.front_end, start.statistics, steps, run.preset.execution)
 
     params = _first_params(trainer(1), start)
     embeddings = trainer(1).embed(params, cut(clips.codes), len(clips.codes))
     rated = np.full((len(held_out), len(KEYS)), np.nan, np.float32)
+    finetuning.say_room(trainer(1), params, len(set(fold.values())), run.kept(run.finetune(name)), log)
     for number in sorted(set(fold.values())):
         train, test = np.flatnonzero(held_out != number), np.flatnonzero(held_out == number)
         log(f"{name}, fold {number}: {len(train)} renderings to train on, {len(test)} held out")
         windows, steps = batches.finetune_batches(
             clips, train, n_frames=n_frames, batch_size=config.batch_size, seed=config.seed
         )
-        fold_run = trainer(config.epochs * steps)
+        fold_run, fold_home = trainer(config.epochs * steps), run.finetune(name) / f"fold_{number}"
         trained, scaler = finetuning.finetune_fold(
             fold_run,
             params,
@@ -300,14 +303,13 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
             train=train,
             windows=functools.partial(batches.from_step, windows),
             steps_per_epoch=steps,
-            directory=home_of(number),
-            store=run.kept(home_of(number)),
+            directory=fold_home,
+            store=run.kept(fold_home),
             settings={"init": init, "pretrained": start.weights, "fold": number, **_source(shard_set)},
             log=log,
         )
-        heard = embeddings[test]
-        if config.train_encoder:
-            heard = fold_run.embed(trained, cut([clips.codes[i] for i in test]), len(test))
+        again = config.train_encoder  # then the embeddings are those of another encoder
+        heard = fold_run.embed(trained, cut([clips.codes[i] for i in test]), len(test)) if again else embeddings[test]
         rated[test] = fold_run.rate(trained, scaler, heard)
     return _write_predictions(run, name, clips, rated, fold)
 
@@ -331,7 +333,7 @@ def _source(shard_set: shards.ShardSet) -> dict:
     return {"data": shard_set.metadata["licence"], "simulated": shard_set.metadata["simulated"]}
 
 
-def baseline(run: Run, log: Callable[[str], None] = print) -> pd.DataFrame:
+def baseline(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 3c: the feed-forward baseline (``mlp``) on classic features, over the same folds."""
     config = run.preset.finetune
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)

@@ -1,17 +1,22 @@
 """What the notebooks show of a run: a recording to hear, tables and arrays for ``plots``."""
 
 import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from percepiano_ast import audio, report
-from percepiano_ast.config import Statistics
+from percepiano_ast.config import PRETRAININGS, InputError, Statistics
 from percepiano_ast.data import batches, manifest, maestro, percepiano, shards, sources, tables
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.suite import MADE_BY_PRETRAIN, Run, maestro_source
 from percepiano_ast.training import pretrain as pretraining
-from percepiano_ast.training.checkpoints import open_latest
+from percepiano_ast.training.checkpoints import listing, open_latest
+from percepiano_ast.training.stores import open_store
+
+KEPT = ["what", "step", "epoch", "MB", "age", "whole", "where"]
 
 
 def source_table(run: Run, source: str = "") -> pd.DataFrame:
@@ -87,10 +92,17 @@ def label(run: Run, title: str) -> str:
 def finetune_history(run: Run) -> pd.DataFrame:
     """Training loss by epoch, mean over folds, one column a model."""
     parts = []
-    for path in sorted((run.root / "finetune").glob("*/fold_*/history.csv")):
-        rows = pd.read_csv(path)
-        parts.append(rows[["epoch"]].assign(loss=rows["loss"], model=path.parent.parent.name))
-    return pd.concat(parts).pivot_table(index="epoch", columns="model", values="loss").add_suffix(" loss").reset_index()
+    for model, fold, place in _folds(run):
+        own = run.root / "finetune" / model / fold / "history.csv"
+        if own.exists():
+            rows = pd.read_csv(own)[["epoch", "loss"]]
+        elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):  # trained on another machine
+            rows = pd.DataFrame(made[-1].get("history") or [{"epoch": made[-1]["epoch"], "loss": np.nan}])[["epoch", "loss"]]
+        else:
+            continue
+        parts.append(rows.assign(model=model))
+    table = pd.concat(parts).pivot_table(index="epoch", columns="model", values="loss", dropna=False)
+    return table.add_suffix(" loss").reset_index()
 
 
 def metrics_table(run: Run) -> pd.DataFrame:
@@ -103,3 +115,105 @@ def headlines(run: Run) -> list[str]:
     config = run.preset.finetune
     comparisons = pd.read_csv(run.evaluation / "comparisons.csv")
     return report.headlines(metrics_table(run), comparisons, config.protocol, config.seed)
+
+
+
+def kept(run: Run) -> pd.DataFrame:
+    """What of a run is where, how far it is, how old, and whether it is whole, as manifests and markers say.
+
+    Names and lengths are compared, nothing big is read. At a mounted Drive it is what this machine sees, not what has been
+    uploaded.
+
+    Returns:
+        columns ``KEPT``, empty where one means nothing; no rows for an empty run.
+    """
+    places = dict.fromkeys([str(run.root / "maestro"), run.kept(run.root / "maestro")])
+    rows = [row for place in places for row in _shard_rows("shards for pre-training", place)]
+    for name in PRETRAININGS:
+        rows += _checkpoint_rows(f"pre-training {name}", f"{run.kept(run.root / 'pretrain' / name)}/checkpoints")
+    for home in sorted(run.root.glob("percepiano*/records")):
+        rows += _shard_rows("shards of rated clips", str(home.parent))
+    for model, fold, place in _folds(run):
+        title = f"{model}, {fold.replace('_', ' ')}"
+        finished = _checkpoint_rows(title, f"{place}/model")
+        rows += finished or _checkpoint_rows(f"{title}, in training", f"{place}/checkpoints")
+    for path in [*sorted(run.root.glob("predictions_*.csv")), *run.evaluation.glob("report.html")]:
+        size, saved = _stat(str(path))
+        rows.append({"what": path.name, "bytes": size, "saved": saved, "where": str(path.parent)})
+    return pd.DataFrame([_in_words(row) for row in rows], columns=KEPT)
+
+
+def _folds(run: Run) -> list[tuple[str, str, str]]:
+    """Model, fold and place of all folds that were begun."""
+    home = run.kept(run.root / "finetune")
+    if "://" in home:  # buckets have no folders, only names of files
+        names = open_store(home).system.find(home)
+        found = {tuple(name.split("/finetune/")[1].split("/")[:2]) for name in names}
+    else:
+        found = {(path.parent.name, path.name) for path in Path(home).glob("*/fold_*")}
+    return [(model, fold, f"{home}/{model}/{fold}") for model, fold in sorted(found)]
+
+
+def _stat(file: str) -> tuple[int, datetime]:
+    """Bytes of a file and when it was written, here or at ``gs://``.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
+    if "://" in file:
+        known = open_store(file).system.info(file)
+        return known["size"], known["mtime"]
+    known = Path(file).stat()
+    return known.st_size, datetime.fromtimestamp(known.st_mtime, UTC)
+
+
+def _shard_rows(what: str, place: str) -> list[dict]:
+    """One row about a data set, none where nothing of it is there."""
+    store = open_store(place)
+    if shards.MANIFEST not in store.names():
+        return [{"what": what, "whole": "no: not finished", "where": place}] if store.names() else []
+    row = {"what": what, "saved": _stat(store.path_of(shards.MANIFEST))[1], "where": place}
+    try:
+        if "://" in place:  # it is written last
+            files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
+        else:
+            files, lost = manifest.read(Path(place))["files"], manifest.shortcomings(Path(place))
+    except (InputError, ValueError) as error:
+        return [row | {"whole": f"no: {error}"}]
+    whole = f"no: {len(lost)} files are not as its manifest says, such as {lost[0]}" if lost else "yes, by its manifest"
+    return [row | {"bytes": sum(known["bytes"] for known in files.values()), "whole": whole}]
+
+
+def _checkpoint_rows(what: str, place: str) -> list[dict]:
+    """A row for each checkpoint at a place, the newest first, and for each damaged one."""
+    damaged: list[str] = []
+    rows = []
+    for made in reversed(listing(place, damaged.append)):
+        row = {name: made.get(name) for name in ("step", "epoch", "bytes")} | {"what": what, "where": place}
+        lost = [part["name"] for part in made["parts"] if not _has_length(f"{place}/{part['name']}", part["bytes"])]
+        whole = f"no: {lost[0]} is not as its marker says" if lost else "yes, by its marker"
+        rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "whole": whole})
+    return rows + [{"what": what, "whole": f"no: {line.strip()}", "where": place} for line in damaged]
+
+
+def _has_length(file: str, size: int) -> bool:
+    try:
+        return _stat(file)[0] == size
+    except FileNotFoundError:
+        return False
+
+
+def _in_words(row: dict) -> dict:
+    if "bytes" in row:
+        row["MB"] = round(row["bytes"] / 1e6, 1)
+    if "saved" in row:
+        row["age"] = _age(datetime.now(UTC) - row["saved"])
+    return {name: row.get(name, "") for name in KEPT}
+
+
+def _age(age: timedelta) -> str:
+    """Such as ``3 minutes``."""
+    for unit, seconds in {"day": 86_400, "hour": 3_600, "minute": 60}.items():
+        if count := int(age.total_seconds() // seconds):
+            return f"{count} {unit}{'s' * (count > 1)}"
+    return "under a minute"

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from percepiano_ast.config import FinetuneConfig, InputError
 from percepiano_ast.training import packing, pieces
 from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
+from percepiano_ast.training.courier import Courier
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, False, weight_decay=0.1), 10)
@@ -430,6 +432,35 @@ class TestStrangers:
             archive.write(bytes(10_000))
         assert saved[0].load()[1]["step"] == 2
         assert "it is larger than" in lines[0]
+
+
+# --- On the way --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_packed_while_the_one_before_is_cleared_away_is_delivered_once():
+    """The thread that clears away the first must not go on with a second that another thread has in hand."""
+
+    class Slow:
+        def __init__(self, pack: float, deliver: float, discard: float):
+            self.packed, self.delivered, self.seconds = False, 0, (pack, deliver, discard)
+
+        def pack(self):
+            time.sleep(self.seconds[0])
+            self.packed = True
+
+        def deliver(self):
+            self.delivered += 1
+            time.sleep(self.seconds[1])
+
+        def discard(self):
+            time.sleep(self.seconds[2])
+
+    courier, first, second = Courier(pytest.fail), Slow(0, 0.3, 0.4), Slow(0.4, 0.5, 0)
+    courier.send(first)
+    time.sleep(0.05)
+    courier.send(second)  # is packed when the first has arrived and is not yet cleared away
+    time.sleep(0.6)
+    assert courier.insist() and (first.delivered, second.delivered) == (1, 1)
 
 
 # --- Several processes -------------------------------------------------------------------------------------------------

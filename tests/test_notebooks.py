@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from percepiano_ast import colab, notebooks, synthesis
+from percepiano_ast import colab, notebooks, suite, synthesis, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, InputError, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
@@ -64,8 +64,8 @@ def test_the_form_offers_every_preset():
 def test_filling_in_a_form_changes_that_row_alone():
     name = "02_ssast_pretrain_tpu"
     notebook = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
-    filled = notebooks.form_of(notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "RUN_DIR": "it's here"}))
-    assert filled == notebooks.form_of(LOADED[name]) | {"PRETRAIN_EPOCHS": "3", "RUN_DIR": '"it\'s here"'}
+    filled = notebooks.form_of(notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"}))
+    assert filled == notebooks.form_of(LOADED[name]) | {"PRETRAIN_EPOCHS": "3", "KEEP_IN": '"it\'s here"'}
 
 
 def test_unknown_form_row_is_refused_before_anything_runs(tmp_path):
@@ -114,11 +114,24 @@ def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
     assert set(metrics["dimension"]) == {*KEYS, "mean"}
 
 
-def test_demo_checkpoints_every_epoch_and_keeps_the_last_two(demo):
+def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
     out, _ = demo
-    for home in (out / "pretrain" / "ssast", out / "finetune" / "ast-micro-ssast" / "fold_0"):
-        assert len(pd.read_csv(home / "history.csv")) == 2
-        assert len(list((home / "checkpoints").glob("step_*.tar"))) == 2
+    pretraining, fold = out / "pretrain" / "ssast", out / "finetune" / "ast-micro-ssast" / "fold_0"
+    for home, files in {pretraining / "checkpoints": 2, fold / "checkpoints": 0, fold / "model": 1}.items():
+        assert len(pd.read_csv(home.parent / "history.csv")) == 2
+        assert len(list(home.glob("step_*.tar"))) == files
+
+
+def test_status_finds_all_of_the_demo_whole(demo):
+    out, _ = demo
+    rows = views.kept(suite.Run(PRESETS["demo"], out))
+    counts = rows["what"].str.replace(r", fold \d", "", regex=True).value_counts()
+    wanted = {"shards for pre-training": 1, "shards of rated clips": 1, "pre-training ssast": 2, "report.html": 1}
+    wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4}  # folds
+    assert wanted.items() <= counts.to_dict().items()
+    trained = rows[rows["step"] != ""]
+    assert set(trained["whole"]) == {"yes, by its marker"} and set(trained["epoch"]) == {1, 2}
+    assert not rows["whole"].str.startswith("no").any()
 
 
 def test_second_run_continues_from_what_is_there(demo):

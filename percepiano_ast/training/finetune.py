@@ -18,7 +18,8 @@ import optax
 from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, claim_directory, say
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import history
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
+from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -199,6 +200,14 @@ def finetune_fold(
         finished.save(int(state.step), tree, {**settings, "seed": run.config.seed, "epoch": run.config.epochs})
     checkpoints.clear()  # a store has room for those of one fold, not of all
     return params, scaler
+
+
+def say_room(run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say) -> None:
+    """Before the first fold: what all of them will need, see `require_room`."""
+    trained = params if run.config.train_encoder else {"head": params["head"]}
+    state, model = size_of(jax.eval_shape(lambda: new_state(trained, run.optimizer))), size_of(params)
+    most = f"{shown(3 * state + (folds + 1) * model)} (while a fold is trained three, and at the end a model of each of {folds} folds)"
+    require_room(place, max(state, model), most, log)
 
 
 def _embedding_batches(embeddings, ratings, train, config: FinetuneConfig, step: int) -> Iterator[dict]:

@@ -1,0 +1,332 @@
+"""Where notebooks keep their runs: Colab's Drive (simulated), folders, a bucket (emulated), and what the status table says.
+
+Nothing of Colab can be installed elsewhere: a fake ``google.colab`` and a folder in place of its mount are what is tested.
+"""
+
+import os
+import shutil
+import sys
+import types
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from servers import StorageEmulator
+
+from percepiano_ast import colab, suite, views
+from percepiano_ast.__main__ import main
+from percepiano_ast.config import PRESETS, InputError, RunFailed
+from percepiano_ast.data import manifest
+from percepiano_ast.training.checkpoints import Checkpoints, listing
+from percepiano_ast.training.stores import open_store
+
+BUCKET = "gs://bucket/mine"
+RED = "\033[31m"
+
+
+class FakeColab:
+    """``google.colab``: its Drive appears as a folder when it is mounted and is gone when it is not.
+
+    Attributes:
+        calls: what was asked of it.
+        refusal: raised by the next call.
+    """
+
+    def __init__(self, drive: Path):
+        self.drive, self.calls, self.refusal = drive, [], None
+        self._aside = drive.with_name("cloud")
+        (self._aside / "MyDrive").mkdir(parents=True)
+
+    def _note(self, call: str) -> None:
+        self.calls.append(call)
+        if self.refusal:
+            raise self.refusal
+
+    def mount(self, mountpoint: str) -> None:
+        self._note("mount")
+        assert Path(mountpoint) == self.drive
+        self._aside.rename(self.drive)
+
+    def flush_and_unmount(self) -> None:
+        self._note("flush")
+        self.drive.rename(self._aside)
+
+    def authenticate_user(self) -> None:
+        self._note("sign in")
+
+
+@pytest.fixture
+def at_colab(tmp_path, monkeypatch) -> FakeColab:
+    """A runtime of Colab whose ``/content`` is a temporary folder."""
+    fake = FakeColab(tmp_path / "content" / "drive")
+    module = types.ModuleType("google.colab")
+    module.drive = module.auth = fake
+    monkeypatch.setitem(sys.modules, "google.colab", module)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    monkeypatch.setattr(colab, "DRIVE", fake.drive)
+    monkeypatch.setattr(colab, "RUNTIME", tmp_path / "content" / "percepiano_ast")
+    monkeypatch.setattr(colab, "SHARDS", tmp_path / "content" / "shards")
+    return fake
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch) -> Path:
+    """A machine that is no runtime of Colab, and its working folder."""
+    monkeypatch.delenv("COLAB_RELEASE_TAG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with StorageEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+def make_shards(run) -> Path:
+    """Something with a manifest at the place of the run's shards."""
+    for name, content in {"maestro_log_mel/2.0.0/one.array_record": b"one" * 999, "recordings.csv": b"title\n"}.items():
+        path = run.maestro / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    manifest.write(run.maestro, "maestro_log_mel")
+    return run.maestro
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestDrive:
+    def test_is_mounted_once_and_used(self, at_colab, lines):
+        runs = [colab.open_run("demo", "Google Drive", log=lines.append) for _ in range(2)]
+        assert at_colab.calls == ["mount"]
+        assert runs[0] == runs[1] and runs[0].root == at_colab.drive / "MyDrive" / "percepiano_ast" / "demo"
+        assert not runs[0].store and not any(RED in line for line in lines)
+        assert not list(runs[0].root.iterdir())  # the trial of writing leaves nothing
+
+    def test_is_mounted_for_a_folder_of_it_too(self, at_colab):
+        place = at_colab.drive / "MyDrive" / "elsewhere"
+        assert colab.open_run("demo", str(place), log=print).root == place and at_colab.calls == ["mount"]
+
+    def test_refused_permission_is_said_with_the_other_choices(self, at_colab):
+        at_colab.refusal = ValueError("mount failed: access was not granted")
+        with pytest.raises(InputError, match="access was not granted.*Run the cell again.*this runtime only.*gs://"):
+            colab.open_run("demo", "Google Drive")
+
+    def test_a_mount_that_takes_nothing_is_said(self, at_colab):
+        at_colab.mount(str(at_colab.drive))
+        (at_colab.drive / "MyDrive" / "percepiano_ast").write_text("in the way of every folder")
+        with pytest.raises(InputError, match="Drive is mounted, but nothing can be written there.*drive.google.com"):
+            colab.open_run("demo", "Google Drive")
+
+    def test_shards_are_copied_to_the_fast_disk(self, at_colab):
+        run = colab.open_run("demo", "Google Drive")
+        there = make_shards(run)
+        fast = colab.bring_shards(run)
+        assert fast.maestro == colab.SHARDS / "demo" and contents(fast.maestro) == contents(there)
+
+    def test_flush_uploads_and_mounts_again(self, at_colab, lines):
+        run = colab.open_run("demo", "Google Drive")
+        (run.root / "kept").touch()
+        colab.flush(run, lines.append)
+        assert at_colab.calls == ["mount", "flush", "mount"] and (run.root / "kept").exists()
+        assert "uploading to Google Drive" in lines[0] and "drive.google.com" in lines[-1]
+
+    def test_a_flush_that_fails_ends_nothing(self, at_colab, lines):
+        run = colab.open_run("demo", "Google Drive")
+        at_colab.refusal = ValueError("timed out")
+        colab.flush(run, lines.append)
+        assert run.root.is_dir()
+        assert [line for line in lines if RED in line and "timed out" in line and "drive.google.com" in line]
+
+
+class TestElsewhereInColab:
+    @pytest.mark.parametrize("keep_in", ["this runtime only", "{tmp}/folder"])
+    def test_a_red_line_says_that_nothing_will_be_kept(self, keep_in, at_colab, tmp_path, lines):
+        run = colab.open_run("demo", keep_in.format(tmp=tmp_path), log=lines.append)
+        (warning,) = [line for line in lines if RED in line]
+        assert str(run.root) in warning and "Google Drive" in warning and "gs://" in warning
+        assert "\n" not in warning and warning.endswith("\033[0m")
+        colab.flush(run, lines.append)
+        assert not at_colab.calls and len(lines) == 2
+
+    def test_a_bucket_is_signed_in_to_and_needs_no_red_line(self, at_colab, bucket, lines):
+        run = colab.open_run("demo", BUCKET + "/", log=lines.append)
+        assert at_colab.calls == ["sign in"] and (run.root, run.store) == (colab.RUNTIME / "demo", BUCKET)
+        assert BUCKET in lines[-1] and not any(RED in line for line in lines)
+
+    def test_a_bucket_without_permission_is_said(self, at_colab, bucket):
+        at_colab.refusal = RuntimeError("popup was closed")
+        with pytest.raises(InputError, match="popup was closed"):
+            colab.open_run("demo", BUCKET)
+
+
+class TestOffColab:
+    def test_the_choices_of_the_form_mean_a_folder(self, elsewhere, lines):
+        assert colab.open_run("demo", "Google Drive", log=lines.append).root == Path("runs/demo")
+        assert "no Google Drive" in lines[0] and "runs/demo" in lines[0]
+        assert colab.open_run("demo", "this runtime only", log=lines.append).root == Path("runs/demo")
+        assert len(lines) == 3 and not any(RED in line for line in lines)
+
+    def test_a_folder_is_used_as_given(self, elsewhere, lines):
+        run = colab.open_run("demo", "my/folder", log=lines.append)
+        assert run.root == Path("my/folder") and run.root.is_dir() and len(lines) == 1
+        make_shards(run)
+        assert colab.bring_shards(run) == run
+        colab.keep_shards(run, lines.append)
+        colab.flush(run, lines.append)
+        assert len(lines) == 1
+
+    @pytest.mark.parametrize(
+        "keep_in, message",
+        [
+            ("", "KEEP_IN is empty: choose"),
+            ("s3://bucket/run", "s3://bucket/run: give a folder, or gs://"),
+            ("gs://", "gs://: give a folder, or gs://BUCKET/PREFIX"),
+            ("a file", "'a file' is a file: name a folder"),
+            ("a file/below", "a file/below cannot be used .*Choose another KEEP_IN"),
+            ("/content/drive/MyDrive/x", "which this is not"),
+        ],
+    )
+    def test_what_cannot_be_used_is_refused(self, keep_in, message, elsewhere):
+        Path("a file").touch()
+        with pytest.raises(InputError, match=message):
+            colab.open_run("demo", keep_in)
+
+    def test_a_bucket_that_is_not_there_is_refused(self, elsewhere, bucket):
+        with pytest.raises(InputError, match="gs://nobodys/run cannot be used.*Check that the bucket exists"):
+            colab.open_run("demo", "gs://nobodys/run")
+
+
+class TestBucket:
+    def test_brings_back_the_shards_that_were_put_there(self, elsewhere, bucket, lines):
+        run = colab.open_run("demo", f"{BUCKET}/shards", log=lines.append)
+        with pytest.raises(InputError, match="run notebook 01 with the same KEEP_IN"):
+            colab.bring_shards(run)
+        before = contents(make_shards(run))
+        colab.keep_shards(run, lines.append)
+        colab.keep_shards(run, lines.append)
+        assert lines[-1].endswith("already")
+        shutil.rmtree(run.root)  # a new runtime
+        assert colab.bring_shards(run, lines.append) == run
+        assert contents(run.maestro) == before
+        (run.maestro / "recordings.csv").write_text("cut")
+        colab.bring_shards(run, lines.append)
+        assert contents(run.maestro) == before and "1/1 files" in lines[-1]
+
+    def test_shards_that_are_not_what_was_written_go_nowhere(self, elsewhere, bucket):
+        run = colab.open_run("demo", f"{BUCKET}/damaged")
+        (make_shards(run) / "recordings.csv").write_text("other")
+        with pytest.raises(RunFailed, match="recordings.csv is not as it was written"):
+            colab.keep_shards(run)
+        with pytest.raises(InputError, match="run notebook 01"):
+            colab.bring_shards(run)
+
+    def test_a_file_damaged_there_is_not_taken(self, elsewhere, bucket):
+        run = colab.open_run("demo", f"{BUCKET}/flipped")
+        make_shards(run)
+        colab.keep_shards(run)
+        open_store(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
+        shutil.rmtree(run.maestro)
+        with pytest.raises(RunFailed, match="recordings.csv does not arrive as it was written"):
+            colab.bring_shards(run)
+
+
+def table_of(run) -> dict[str, list[dict]]:
+    rows: dict[str, list[dict]] = {}
+    for row in views.kept(run).to_dict("records"):
+        rows.setdefault(row["what"], []).append(row)
+    return rows
+
+
+def save_epochs(place: Path, *epochs: int) -> None:
+    """Checkpoints as a training leaves them, three steps an epoch; `test_notebooks` looks at those of real trainings."""
+    with Checkpoints(place) as checkpoints:
+        for epoch in epochs:
+            history = [{"epoch": number + 1, "loss": 0.5} for number in range(epoch)]
+            checkpoints.save(3 * epoch, {"weights": np.zeros(999)}, {"epoch": epoch, "history": history})
+
+
+@pytest.fixture
+def run(tmp_path) -> suite.Run:
+    """A run with shards, a pre-training, a finished fold and predictions."""
+    run = suite.Run(PRESETS["demo"], tmp_path / "run")
+    make_shards(run)
+    save_epochs(run.pretrain / "checkpoints", 2, 3)
+    save_epochs(run.finetune("ast-test-ssast") / "fold_0" / "model", 3)
+    run.predictions("ast-test-ssast").write_text("clip\n")
+    return run
+
+
+class TestStatus:
+    def test_says_what_is_where_and_how_far(self, run):
+        rows = table_of(run)
+        pretraining = rows["pre-training ssast"]
+        assert [(row["step"], row["epoch"]) for row in pretraining] == [(9, 3), (6, 2)]  # the newest first
+        assert {row["where"] for row in pretraining} == {f"{run.pretrain}/checkpoints"}
+        (model,) = rows["ast-test-ssast, fold 0"]
+        assert model["epoch"] == 3 and model["where"].endswith("fold_0/model")
+        (shards,) = rows["shards for pre-training"]
+        assert shards["MB"] == 0.0 and shards["where"] == str(run.maestro)
+        assert all(row["whole"].startswith("yes, by its m") for row in [*pretraining, model, shards])
+        assert rows["predictions_ast-test-ssast.csv"][0]["age"] == "under a minute"
+
+    def test_ages_are_in_words(self, run):
+        then = (datetime.now(UTC) - timedelta(hours=2, minutes=50)).timestamp()
+        os.utime(run.maestro / "manifest.json", (then, then))
+        assert table_of(run)["shards for pre-training"][0]["age"] == "2 hours"
+
+    def test_names_what_is_damaged(self, run):
+        newest = max((run.pretrain / "checkpoints").glob("*.tar"))
+        os.truncate(newest, 10)
+        min((run.pretrain / "checkpoints").glob("step_*.json")).write_text("{}")
+        (run.maestro / "recordings.csv").unlink()
+        rows = table_of(run)
+        cut, damaged = rows["pre-training ssast"]
+        assert cut["step"] == 9 and cut["whole"].startswith("no: ") and newest.name in cut["whole"]
+        assert damaged["whole"].startswith("no: ") and "damaged" in damaged["whole"]
+        assert "recordings.csv: missing" in rows["shards for pre-training"][0]["whole"]
+
+    def test_tells_unfinished_shards_and_folds(self, run):
+        (run.maestro / "manifest.json").unlink()
+        fold = run.finetune("ast-test-ssast") / "fold_1"
+        shutil.copytree(run.pretrain / "checkpoints", fold / "checkpoints")
+        rows = table_of(run)
+        assert rows["shards for pre-training"][0]["whole"] == "no: not finished"
+        assert [row["step"] for row in rows["ast-test-ssast, fold 1, in training"]] == [9, 6]
+
+    def test_command_prints_it_and_refuses_an_empty_place(self, run, tmp_path, capsys):
+        assert main(["status", "--out", str(run.root)]) == 0
+        printed = capsys.readouterr().out
+        assert "pre-training ssast" in printed and f"{run.pretrain}/checkpoints" in printed and "under a minute" in printed
+        assert main(["status", "--out", str(tmp_path / "nothing")]) == 2
+        assert "nothing of a run in" in capsys.readouterr().err
+
+    def test_reads_a_bucket(self, run, bucket, lines):
+        """What was trained there is shown on a machine that has nothing of it."""
+        here = suite.Run(run.preset, run.root.with_name("empty"), store=f"{BUCKET}/status")
+        save_epochs(here.kept(here.pretrain / "checkpoints"), 2, 3)
+        save_epochs(here.kept(here.finetune("ast-test-ssast") / "fold_0" / "model"), 3)
+        rows = table_of(here)
+        assert [row["step"] for row in rows["pre-training ssast"]] == [9, 6]
+        assert rows["ast-test-ssast, fold 0"][0]["where"] == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
+        assert {row["whole"] for part in rows.values() for row in part} == {"yes, by its marker"}
+        place = here.kept(here.pretrain / "checkpoints")
+        open_store(place).remove(listing(place)[0]["parts"][0]["name"])
+        assert [row["whole"][:3] for row in table_of(here)["pre-training ssast"]] == ["yes", "no:"]
+        copied = suite.Run(run.preset, run.root, store=f"{BUCKET}/status")
+        colab.keep_shards(copied, lines.append)
+        both = table_of(copied)["shards for pre-training"]
+        assert [row["where"] for row in both] == [str(run.maestro), f"{BUCKET}/status/maestro"]
+
+    def test_curves_of_another_machine_come_from_its_checkpoints(self, run):
+        save_epochs(run.finetune("ast-test-ssast") / "fold_1" / "checkpoints", 1)
+        curves = views.finetune_history(run)
+        assert curves.to_dict("list") == {"epoch": [1, 2, 3], "ast-test-ssast loss": [0.5, 0.5, 0.5]}
