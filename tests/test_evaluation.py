@@ -1,7 +1,10 @@
 """Evaluation: numbers against scipy and scikit-learn, intervals that cover, bad tables refused, honest reports."""
 
 import gzip
+import os
+import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -235,6 +238,31 @@ BROKEN = {
     "other labels": (lambda t: t.assign(rating=t["rating"].where(t["model"] == "mlp", 0.5)), "differ by"),
     "a clip less": (lambda t: t[(t["clip"] != "g03s1p2") | (t["model"] == "mlp")], "covers 143 of 144 held-out clips"),
 }  # fmt: skip
+
+
+class Boom:
+    """Its pickle runs a command."""
+
+    def __reduce__(self):
+        return os.system, ("touch boom",)
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.csv.gz", "predictions.pkl"])
+def test_a_pickle_from_a_stranger_is_no_table(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    content = pickle.dumps(Boom())
+    Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(InputError, match="predictions"):
+        metrics.read_predictions(name)
+    assert not Path("boom").exists()
+
+
+def test_a_bomb_is_not_inflated(tmp_path):
+    with gzip.open(tmp_path / "predictions.csv.gz", "wb", compresslevel=1) as file:
+        for _ in range(2**9):
+            file.write(bytes(2**20))
+    with pytest.raises(InputError, match="more than 268,435,456 bytes"):
+        metrics.read_predictions(tmp_path / "predictions.csv.gz")
 
 
 @pytest.mark.parametrize("case", BROKEN)

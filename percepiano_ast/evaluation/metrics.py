@@ -15,6 +15,7 @@ Conventions:
 * A metric that does not exist (r of a constant) is NaN and named by ``undefined``; it is never set to zero.
 """
 
+import io
 import logging
 import warnings
 from importlib import resources
@@ -26,6 +27,7 @@ import pandas as pd
 
 from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.evaluation.reading import content_of
 
 METRICS = ("pearson", "spearman", "r2", "mae", "ccc")
 SCOPES = ("overall", "within_segment", "humans_only", "within_segment_humans")
@@ -261,7 +263,7 @@ def _read_csv(path, what: str) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a line that is too long
-            return pd.read_csv(path, dtype=str, index_col=False)
+            return pd.read_csv(io.BytesIO(content_of(path)), dtype=str, index_col=False)
     except FileNotFoundError:
         raise InputError(f"no {what} file {path}; check the path, or run the command that writes it.") from None
     except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
