@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -209,6 +210,10 @@ def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
         there.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
         files, whole = manifest.read(Path(folder))["files"], (Path(folder) / MANIFEST).read_bytes()
     todo = {name: known for name, known in files.items() if not _holds(target / name, known["sha256"])}
+    target.mkdir(parents=True, exist_ok=True)
+    size = sum(known["bytes"] for known in todo.values())
+    if (free := shutil.disk_usage(target).free) < size:
+        raise InputError(f"{target} has {free / 1e9:.1f} GB free, the shards need {size / 1e9:.1f} GB; free them")
     (target / MANIFEST).unlink(missing_ok=True)
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -197,7 +197,8 @@ def finetune_fold(
     params = params | state.params
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
     with finished:
-        finished.save(int(state.step), tree, {**settings, "seed": run.config.seed, "epoch": run.config.epochs})
+        made = {"seed": run.config.seed, "epoch": run.config.epochs, "history": fold.rows}
+        finished.save(int(state.step), tree, settings | made)
     checkpoints.clear()  # a store has room for those of one fold, not of all
     return params, scaler
 
