@@ -1,6 +1,6 @@
 """Trainings that are killed, at random instants and at chosen points: they go on from their newest checkpoint, bit for bit.
 
-Cost: about 60 s, most of it children that start; the slow ones, with a hundred random kills, take 9 min.
+Cost: about 30 s, most of it children that start; the slow ones, with a hundred random kills, take 10 min.
 """
 
 import csv
@@ -137,6 +137,7 @@ def test_killed_a_hundred_times_at_random_it_ends_as_if_it_never_was(nursery, wh
     assert sum(each) == 100 and len(each) > 3
 
 
+@pytest.mark.slow
 def test_killed_once_at_every_point_in_one_run(nursery, whole, tmp_path):
     training = Training(nursery, tmp_path)
     assert training.run(aim=["after the marker", 1], pause=0.02) == -signal.SIGKILL, training.printed()

@@ -284,6 +284,7 @@ class TestMovingRuns:
         litter = [path.name for path in (tmp_path / "checkpoints").iterdir() if ".p" in path.name and path.suffix == ".json"]
         assert litter == []
 
+    @pytest.mark.slow
     def test_from_two_processes_to_one(self, environment, uninterrupted, tmp_path):
         children = two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r}, {2 * EPOCH + 1})"])
         try:
