@@ -145,7 +145,7 @@ class TestFolder:
         error = [line for line in printed.splitlines() if line.startswith("error: ")]
         assert len(error) == 1 and printed.splitlines()[-1] == error[0], printed
         assert re.search(rf"checkpoint of step {LAST} did not reach {training.store} \(.*{WORDS[kind]}", error[0])
-        assert f"the last that did is of step {STEPS}. Make room or mend the mount and run again" in error[0]
+        assert f"the last that did is of step {STEPS}. Mend that and run again" in error[0]
         # It tried again at the end, more than once.
         last = printed[printed.index(f"epoch {EPOCHS}/{EPOCHS}") :]
         assert last.count(NOT_THERE) >= 2, printed
