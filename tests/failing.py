@@ -312,7 +312,7 @@ def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
             yield block
 
     def write(self, name, content):
-        dies = name.endswith(kind) and now()
+        dies = _is(name, kind) and now()
         if dies and kind == ".json":  # what stands in a buffer would be lost with the process: write through
             open_ = Path.open
             Path.open = lambda path, mode="r", *rest, **named: open_(path, mode, 0 if mode == "wb" else -1, **named)
@@ -351,7 +351,12 @@ def _aim_tar(skip: int, members: int = 3) -> None:
 
 
 def _named(kind: str):
-    return lambda store, name, *rest: name.endswith(kind)
+    return lambda store, name, *rest: _is(name, kind)
+
+
+def _is(name: str, kind: str) -> bool:
+    """Whether a file is an archive, or a marker and not the probe of a place."""
+    return parcels.is_marker(name) if kind == ".json" else name.endswith(kind)
 
 
 _AIMS = {
@@ -384,7 +389,7 @@ if __name__ == "__main__":
     import numpy as np
     import tiny
 
-    from percepiano_ast.training import checkpoints, courier, finetune, packing, pretrain, stores  # noqa: F401
+    from percepiano_ast.training import checkpoints, courier, finetune, packing, parcels, pretrain, stores  # noqa: F401
 
     try:
         import gcsfs.retry
