@@ -85,15 +85,9 @@ def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path
 
 
 def _require_writable(place: Path | str) -> None:
-    """Write a small file there, read it back and delete it.
-
-    Raises:
-        InputError: that fails.
-    """
-    store = open_store(place)
+    """Raises InputError, with what to do, where no file can be written."""
     try:
-        store.write("writable", b"?")
-        store.remove("writable", emptied=True)
+        open_store(place).require_writable("writable")
     except StoreFailed as error:
         cause = f"{place} cannot be used ({error})"
         if "://" in str(place):

@@ -117,7 +117,6 @@ def headlines(run: Run) -> list[str]:
     return report.headlines(metrics_table(run), comparisons, config.protocol, config.seed)
 
 
-
 def kept(run: Run) -> pd.DataFrame:
     """What of a run is where, how far it is, how old, and whether it is whole, as manifests and markers say.
 

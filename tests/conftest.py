@@ -30,3 +30,15 @@ def percepiano_dir() -> Path:
     if named or os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory):
+    """Starts trainings that are to be killed, or to meet places that fail; see `failing`."""
+    from failing import Nursery
+    from tiny import compiled_once
+
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled by children") as variables:
+        nursery = Nursery(variables)
+        yield nursery
+        nursery.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from failing import EPOCHS, LOOK_EVERY, STEPS, Nursery, Training
-from tiny import bits, compiled_once, without_seconds
+from tiny import bits, without_seconds
 
 from percepiano_ast.training.checkpoints import listing, open_latest
 
@@ -30,14 +30,6 @@ POINTS = (
     "between emptying and deletion",
 )
 POINTS_OF_LOADING = ("while loading fetches", "while loading unpacks", "while loading restores")
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    with compiled_once(tmp_path_factory.getbasetemp() / "compiled by children") as variables:
-        nursery = Nursery(variables)
-        yield nursery
-        nursery.close()
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from failing import EPOCHS, STEPS, Nursery, Training
 from failing_places import Front, Fuse, Small
 from servers import StorageEmulator
-from tiny import bits, compiled_once, without_seconds
+from tiny import bits, without_seconds
 
 from percepiano_ast.training.checkpoints import listing, open_latest
 
@@ -24,14 +24,6 @@ SHORT |= {"courier.SOON": 10.0}
 BROKEN, MENDED = STEPS + 5, 3 * STEPS + 5  # steps before which a place breaks, and is mended
 LAST = EPOCHS * STEPS
 NOT_THERE = "warning: the checkpoint is not in "
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory):
-    with compiled_once(tmp_path_factory.getbasetemp() / "compiled by children") as variables:
-        nursery = Nursery(variables)
-        yield nursery
-        nursery.close()
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,7 @@ def require_room(place: str | Path, one: int, most: str, log: Callable[[str], No
         raise InputError(
             f"{place} has {shown(free)} free, one checkpoint needs {shown(one)}: make room, or choose another directory"
         )
-    probe = parcels.probe_name(secrets.token_hex(4))  # whether it takes a file at all
-    store.write(probe, b"a probe")
-    store.remove(probe)
+    store.require_writable(parcels.probe_name(secrets.token_hex(4)))
     _require_local(2 * one)
 
 

@@ -80,7 +80,7 @@ def watched(work: Callable[[Beat], object], patience: float):
 
 
 class Store:
-    """Files by name in one place; names are plain, there are no folders in it.
+    """Files by name in one place. A name may lead into a folder, which `names` does not look into.
 
     Attributes:
         place: its path or address.
@@ -102,6 +102,7 @@ class Store:
         Raises:
             StoreFailed: it could not be written, or reads back differently.
         """
+
         def blocks(beat: Beat) -> Iterator[bytes]:
             with local.open("rb") as source:
                 yield from _blocks(source, beat)
@@ -164,6 +165,15 @@ class Store:
             return content
 
         return self._attempt("read", name, fetch)
+
+    def require_writable(self, probe: str) -> None:
+        """Write a small file of this name, read it back and delete it.
+
+        Raises:
+            StoreFailed: the place takes no file, or does not let go of it.
+        """
+        self.write(probe, b"?")
+        self.remove(probe)
 
     def names(self) -> list[str]:
         """All files, sorted; none where the place does not exist yet."""
