@@ -276,14 +276,16 @@ class Bucket(Store):
     def __init__(self, place: str):
         super().__init__(place)
         try:
-            import gcsfs
+            from gcsfs.core import GCSFileSystem
         except ImportError as error:
             raise InputError(f"{place} needs gcsfs: pip install gcsfs, or keep checkpoints in a folder") from error
         # It logs every failed try with a traceback; what is wrong in the end is in the exception.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         # An emulator knows nobody; else gcsfs looks for credentials where Google's tools keep them.
         token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
-        self.system = gcsfs.GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
+        # Not `gcsfs.GCSFileSystem`: since 2026 that asks another service what kind of bucket it is, and hangs where that
+        # does not answer; plain objects are all that is needed.
+        self.system = GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
 
     def _write(self, name: str, blocks: Iterator[bytes]) -> None:
         with self.system.open(self.path_of(name), "wb", block_size=2 * BLOCK) as file:
