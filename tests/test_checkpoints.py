@@ -23,6 +23,7 @@ from percepiano_ast.config import FinetuneConfig, InputError
 from percepiano_ast.training import packing, pieces
 from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
 from percepiano_ast.training.courier import Courier
+from percepiano_ast.training.stores import Folder
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, False, weight_decay=0.1), 10)
@@ -162,6 +163,17 @@ class TestWhole:
         truncate(file(directory, 3, "json"))
         assert [one["step"] for one in listing(directory, lines.append)] == [2] and "step_00000003" in lines[0]
         assert listing(directory / "none") == []
+
+    def test_one_that_a_training_deletes_meanwhile_is_no_error(self, saved, monkeypatch):
+        names = Folder.names
+
+        def names_before(store):
+            found = names(store)
+            file(saved[2], 2, "json").unlink()
+            return found
+
+        monkeypatch.setattr(Folder, "names", names_before)
+        assert [one["step"] for one in listing(saved[2], pytest.fail)] == [3]
 
     def test_what_is_deleted_is_emptied_first(self, saved):
         # Drive's trash keeps what a file held when it was deleted: a second name of the file shows it.

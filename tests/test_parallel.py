@@ -259,6 +259,7 @@ class TestMovingRuns:
         assert bits(tree) == bits(wanted_tree) and found["step"] == 3 * EPOCH // 2
         assert without_seconds(found["history"]) == without_seconds(wanted["history"])
 
+    @pytest.mark.slow
     def test_from_one_device_to_eight_and_back(self, environment, uninterrupted, tmp_path):
         for stop_at, variables in ((EPOCH + 1, ""), (2 * EPOCH + 1, "--xla_force_host_platform_device_count=8")):
             killed = start(environment, f"run_to({str(tmp_path)!r}, {stop_at})", XLA_FLAGS=variables)

@@ -290,6 +290,10 @@ def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
             found.append(parcels.describe(store, stem))
         except InputError as error:
             log(f"  {store.path_of(stem)}: {error}")
+        except StoreFailed as error:
+            if error.number != errno.ENOENT:
+                raise
+            # A training that goes on has deleted it since it was listed.
     return found
 
 

@@ -194,6 +194,8 @@ class Store:
             except self.failures as error:
                 # A call that hangs leaves its thread behind: not another one.
                 number = error.errno if isinstance(error, OSError) else None
+                if isinstance(error, FileNotFoundError):  # gcsfs's have no number
+                    number = errno.ENOENT
                 lasting = isinstance(error, TimeoutError) or number in _LASTING
                 if lasting or attempt == ATTEMPTS:
                     words = str(error) or type(error).__name__
