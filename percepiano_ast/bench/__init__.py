@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from percepiano_ast import audio
 from percepiano_ast.bench import batches, checkpoint, preprocess
+from percepiano_ast.bench.evaluate import evaluation
 from percepiano_ast.bench.steps import model, step_function
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import PRESETS, FrontEnd
@@ -42,5 +43,6 @@ BENCHMARKS = {
     "batches": batches.batches,
     "pretrain-step": pretrain_step,
     "model": model,
+    "evaluate": evaluation,
     "checkpoint": checkpoint.checkpoint,
 }

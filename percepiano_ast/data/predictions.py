@@ -1,0 +1,39 @@
+"""The predictions table: how any model's ratings of held-out clips are written, so that evaluation never touches a model."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.evaluation.table import COLUMNS
+
+
+def tidy(
+    run: tuple[str, str, int], fold: dict[str, int], clips: np.ndarray, ratings: np.ndarray, rated: np.ndarray
+) -> pd.DataFrame:
+    """One row per clip and dimension, in ``COLUMNS``; the renderings of a clip are averaged.
+
+    Args:
+        run: model, protocol and seed.
+        fold: of each clip that the protocol evaluates; other clips are left out.
+        clips: name of the clip of each rendering, (n,).
+        ratings, rated: (n, 19) in the order of ``KEYS``: what people and the model say.
+    """
+    predicted = pd.DataFrame(rated, columns=KEYS).groupby(clips).mean()
+    truth = pd.DataFrame(ratings, columns=KEYS).groupby(clips).first()
+    table = truth.stack().rename("rating").to_frame().join(predicted.stack().rename("prediction"))
+    table = table.rename_axis(["clip", "dimension"]).reset_index()
+    table = table[table["clip"].isin(fold)].sort_values("clip", kind="stable")
+    table["fold"] = table["clip"].map(fold)
+    model, protocol, seed = run
+    return table.assign(model=model, protocol=protocol, seed=seed)[COLUMNS].reset_index(drop=True)
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a predictions table whole or not at all; gzipped, without time stamp, where the name ends with ``.gz``."""
+    content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n").encode()
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+    partial.replace(path)

@@ -1,0 +1,106 @@
+"""95 % intervals that respect how clips belong together: jackknife over content groups.
+
+Clips that share music are not independent, so what is left out, or drawn, are whole content groups. From the values
+without one group each come a standard error (cluster jackknife; Efron & Stein 1981; MacKinnon, Nielsen & Webb 2023: the
+most reliable one for few and unequal clusters) and Satterthwaite's degrees of freedom. The interval is symmetric on a
+scale on which the metric is nearly normal (Fisher's z for correlations) and is carried back.
+
+Chosen by simulation: 1,202 clips in PercePiano's 47 content groups (9 to 156 clips each), rating and prediction with the
+same within-group correlation of .2 or .5, true r .3, .6 and .8, 4,000 tables each (standard error .3). Share of
+intervals that hold the true value in %, from the lowest to the highest of the three:
+
+========  ==========  ==========  ==========  ==========  ==========  ==========
+metric    jackknife               percentile bootstrap    BCa bootstrap
+--------  ----------------------  ----------------------  ----------------------
+within    .2          .5          .2          .5          .2          .5
+========  ==========  ==========  ==========  ==========  ==========  ==========
+pearson   95.0-95.6   95.3-95.7   92.4-92.8   92.3-92.7   88.5-89.3   86.2-87.2
+spearman  94.0-95.1   94.7-95.5   91.0-92.6   91.0-91.8   87.8-88.7   85.5-86.2
+r2        95.0-96.0   95.3-96.3   91.4-91.6   90.1-91.4   89.3-90.1   87.9-88.9
+mae       93.7-94.4   93.0-93.6   90.7-91.8   90.0-91.0   89.9-91.1   89.2-90.1
+ccc       95.0-95.2   94.6-95.2   91.8-92.4   91.3-91.8   88.1-89.6   85.8-87.4
+========  ==========  ==========  ==========  ==========  ==========  ==========
+
+A bootstrap draws the few large groups too often or not at all, and BCa's correction is estimated from the same few. The
+studentised bootstrap covers r as well (95.1, 95.3) with intervals a tenth wider. MAE stays short of 95 % where whole groups
+err alike, because a few large groups then decide it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+
+_EDGE = 1e-12  # metrics at the end of their range stay finite on the other scale
+
+
+class Estimate(NamedTuple):
+    """Value, interval, standard error and degrees of freedom of each column; NaN where there are none.
+
+    ``error`` and ``freedom`` are on the scale of the interval (see ``SCALES``).
+    """
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    error: np.ndarray
+    freedom: np.ndarray
+
+
+class Scale(NamedTuple):
+    """A scale on which a metric is nearly normal, and the way back.
+
+    ``tails`` is 2 k / (k - 1) for deviations of kurtosis k: 3 for normal ones, near 2 for the skewed ones of errors.
+    """
+
+    to: Callable[[np.ndarray], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
+    tails: float = 3.0
+
+
+FISHER = Scale(lambda r: np.arctanh(np.clip(r, _EDGE - 1, 1 - _EDGE)), np.tanh)
+LOG = Scale(lambda v: np.log(np.maximum(v, _EDGE)), np.exp, tails=2.0)
+LOG_UNEXPLAINED = Scale(lambda v: -np.log(np.maximum(1 - v, _EDGE)), lambda z: 1 - np.exp(-z))
+ARCSINE = Scale(lambda p: np.arcsin(np.sqrt(np.clip(p, 0, 1))), lambda z: np.sin(np.clip(z, 0, np.pi / 2)) ** 2)
+PLAIN = Scale(lambda values: values, lambda values: values)
+SCALES = {"pearson": FISHER, "spearman": FISHER, "ccc": FISHER, "r2": LOG_UNEXPLAINED, "mae": LOG}
+
+
+def leave_one_out(sums: np.ndarray) -> np.ndarray:
+    """Sums of all content groups and then without each: (..., groups, columns) -> (..., 1 + groups, columns)."""
+    total = sums.sum(axis=-2, keepdims=True)
+    return np.concatenate([total, total - sums], axis=-2)
+
+
+def spread(values: np.ndarray, tails: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error and degrees of freedom of each column of ``values`` (1 + groups, columns).
+
+    Row 0 is the value of all groups, the others the values without each. Satterthwaite's degrees of freedom of a sum of
+    squared deviations d^2 are 2 (sum d^2)^2 / sum var(d^2), and var(d^2) is 2 / ``tails`` of the mean d^4; from 1 to
+    groups - 1. NaN where there are fewer than two groups or a value is not defined.
+    """
+    groups = len(values) - 1
+    if groups < 2:
+        return np.full((2, values.shape[1]), np.nan)
+    squares = (values[1:] - values[1:].mean(axis=0)) ** 2
+    squares[:, ~np.isfinite(values).all(axis=0)] = np.nan
+    total, fourth = squares.sum(axis=0), (squares**2).sum(axis=0)
+    freedom = np.where(fourth > 0, tails * total**2 / np.where(fourth > 0, fourth, 1), groups - 1.0)
+    return np.sqrt((groups - 1) / groups * total), np.clip(freedom, 1, groups - 1)
+
+
+def jackknife(values: np.ndarray, scale: Scale = PLAIN) -> Estimate:
+    """Estimate of each column of ``values`` (1 + groups, columns): row 0 all content groups, then without each."""
+    moved = scale.to(values)
+    return around(values[0], moved[0], *spread(moved, scale.tails), scale)
+
+
+def around(value: np.ndarray, centre: np.ndarray, error: np.ndarray, freedom: np.ndarray, scale: Scale) -> Estimate:
+    """The estimate of ``value`` whose interval is ``centre`` plus and minus t times ``error`` on ``scale``."""
+    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
+    ends = np.where(np.isfinite(reach), [centre - reach, centre + reach], np.nan)
+    low, high = scale.back(ends)
+    return Estimate(value, low, high, error, freedom)

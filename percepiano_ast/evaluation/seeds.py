@@ -1,0 +1,105 @@
+"""Seeds as a factor: what training anew with another seed changes, and comparisons that hold for seeds not tried.
+
+A model trained with several seeds has two sources of error: the content groups that happened to be rated, and the seeds
+that happened to be drawn. Their variances add: the jackknife's of the mean over seeds, and the variance between seeds
+divided by their number. Degrees of freedom are Satterthwaite's.
+"""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.evaluation import intervals, metrics
+from percepiano_ast.evaluation.scores import ROWS, without_each_group
+from percepiano_ast.evaluation.significance import common, detectable, holm
+from percepiano_ast.evaluation.table import SCOPES, Run
+
+COLUMNS = ["model", "protocol", "scope", "metric", "dimension", "seeds", "value", "seed_sd", "low", "high"]
+PAIR_COLUMNS = ["model_a", "model_b", "protocol", "scope", "metric", "dimension", "seeds_a", "seeds_b", "difference",
+                "low", "high", "p", "p_holm", "detectable"]  # fmt: skip
+
+
+def evaluate(runs: list[Run], names: tuple[str, ...] = metrics.METRICS) -> pd.DataFrame:
+    """Mean over seeds of every metric for each model with at least two: the columns ``COLUMNS``.
+
+    ``seed_sd`` is the standard deviation between seeds; ``low`` and ``high`` allow for content groups and seeds.
+    """
+    tables = []
+    for (model, protocol), same in _by_model(runs).items():
+        for scope in SCOPES if len(same) > 1 else ():
+            for name, values in _values(same, scope, names).items():
+                scale = intervals.SCALES[name]
+                moved = scale.to(values)
+                error, freedom = _added([intervals.spread(moved.mean(axis=0), scale.tails), _between(moved[:, 0])])
+                value = values[:, 0].mean(axis=0)
+                estimate = intervals.around(value, moved[:, 0].mean(axis=0), error, freedom, scale)
+                tables.append(pd.DataFrame({
+                    "model": model, "protocol": protocol, "scope": scope, "metric": name, "dimension": ROWS,
+                    "seeds": len(same), "value": value, "seed_sd": values[:, 0].std(axis=0, ddof=1),
+                    "low": estimate.low, "high": estimate.high,
+                }))  # fmt: skip
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def compare(runs: list[Run], names: tuple[str, ...] = metrics.METRICS) -> pd.DataFrame:
+    """Difference of the means over seeds of every two models with at least two seeds: the columns ``PAIR_COLUMNS``.
+
+    ``p`` is a t test whose error allows for content groups and seeds; ``p_holm`` is corrected over the 19 dimensions.
+    """
+    tables = []
+    models = {key: same for key, same in _by_model(runs).items() if len(same) > 1}
+    for (a, b), scope in ((pair, scope) for pair in combinations(models, 2) for scope in SCOPES):
+        if a[1] == b[1]:
+            tables.append(_compare(models[a], models[b], scope, names))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=PAIR_COLUMNS)
+
+
+def _compare(a: list[Run], b: list[Run], scope: str, names) -> pd.DataFrame:
+    shared = common([*a, *b])
+    of_a, of_b = _values(shared[: len(a)], scope, names), _values(shared[len(a) :], scope, names)
+    tables = []
+    for name in names:
+        value = of_a[name].mean(axis=0) - of_b[name].mean(axis=0)
+        errors = [intervals.spread(value), _between(of_a[name][:, 0]), _between(of_b[name][:, 0])]
+        error, freedom = _added(errors)
+        estimate = intervals.around(value[0], value[0], error, freedom, intervals.PLAIN)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            p = np.where(error > 0, 2 * stats.t.sf(np.abs(value[0]) / error, freedom), np.nan)
+        tables.append(pd.DataFrame({
+            "model_a": a[0].model, "model_b": b[0].model, "protocol": a[0].protocol, "scope": scope, "metric": name,
+            "dimension": ROWS, "seeds_a": len(a), "seeds_b": len(b), "difference": value[0],
+            "low": estimate.low, "high": estimate.high, "p": p,
+            "p_holm": np.concatenate([holm(p[: len(KEYS)]), p[len(KEYS) :]]), "detectable": detectable(error, freedom),
+        }))  # fmt: skip
+    return pd.concat(tables, ignore_index=True)
+
+
+def _by_model(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
+    """(model, protocol) -> its runs, a seed each."""
+    found = {}
+    for run in runs:
+        found.setdefault(run.name[:2], []).append(run)
+    return found
+
+
+def _values(runs: list[Run], scope: str, names) -> dict[str, np.ndarray]:
+    """Metric -> (seeds, 1 + groups, rows of ``ROWS``), on the clips that all seeds rate."""
+    each = [without_each_group(run, scope, names) for run in common(runs)]
+    return {name: np.stack([values[name] for values in each]) for name in names}
+
+
+def _between(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error of the mean over seeds of ``values`` (seeds, columns), and its degrees of freedom."""
+    seeds = len(values)
+    return values.std(axis=0, ddof=1) / np.sqrt(seeds), np.full(values.shape[1], seeds - 1.0)
+
+
+def _added(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error and degrees of freedom of a sum of independent errors (Satterthwaite 1946)."""
+    variances = np.stack([error**2 for error, _ in parts])
+    total = variances.sum(axis=0)
+    weights = (variances**2 / np.stack([freedom for _, freedom in parts])).sum(axis=0)
+    return np.sqrt(total), np.where(weights > 0, total**2 / np.where(weights > 0, weights, 1), parts[0][1])
