@@ -16,6 +16,7 @@ from percepiano_ast.audio.decode import (
 )
 from percepiano_ast.audio.features import classic_feature_names, classic_features
 from percepiano_ast.audio.mel import (
+    band_centres,
     dequantize,
     fbank,
     kaldi_mel_bank,
@@ -29,6 +30,7 @@ __all__ = [
     "MIN_SECONDS",
     "SILENCE_DB",
     "Recording",
+    "band_centres",
     "check_waveform",
     "classic_feature_names",
     "classic_features",

@@ -69,6 +69,15 @@ def slaney_mel_bank(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
     return triangles * 2 / (right - left)
 
 
+def band_centres(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
+    """Frequency in Hz of each mel band's peak, float64 (n_mels,), rising."""
+    ends = np.array([front_end.fmin, front_end.fmax])
+    if front_end.kind == "kaldi":
+        low, high = 1127 * np.log(1 + ends / 700)
+        return 700 * np.expm1(np.linspace(low, high, front_end.n_mels + 2)[1:-1] / 1127)
+    return _hertz(np.linspace(*_slaney_mel(ends), front_end.n_mels + 2))[1:-1]
+
+
 _LINEAR = 3 / 200  # mel per hertz up to 1 kHz; above, 27 mel for every factor of 6.4
 _LOGARITHMIC = 27 / np.log(6.4)
 

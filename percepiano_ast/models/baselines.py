@@ -1,4 +1,7 @@
-"""The feed-forward baseline (``mlp`` in tables): classic features of a clip in, ratings out."""
+"""The feed-forward baselines: classic features of a clip in, ratings out.
+
+``mlp`` in tables is one network for all dimensions (multi-task), ``mlp-single`` one for each.
+"""
 
 import functools
 from dataclasses import dataclass
@@ -98,6 +101,30 @@ def fit_mlp(
     parts = [(x[rows], y[rows]) for rows in (~held_out, held_out)]
     params, epochs = _train(trainer, *parts, rng, max_epochs, patience)
     return MLP(trainer.network, params, *statistics, epochs)
+
+
+@dataclass(frozen=True)
+class SingleTasks:
+    """A network for each dimension, in order."""
+
+    models: tuple[MLP, ...]
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Features (n, n_features) -> ratings float32 (n, n_dimensions); raises as `MLP.predict` does."""
+        return np.concatenate([model.predict(features) for model in self.models], axis=1)
+
+
+def fit_single_tasks(
+    features: np.ndarray, ratings: np.ndarray, *, seed: int, groups: np.ndarray | None = None, **options
+) -> SingleTasks:
+    """`fit_mlp` for each dimension by itself, each with its own early stopping on the same inner validation part.
+
+    Raises:
+        InputError: as `fit_mlp`.
+    """
+    ratings = _table(ratings, "ratings")
+    columns = (ratings[:, [column]] for column in range(ratings.shape[1]))
+    return SingleTasks(tuple(fit_mlp(features, column, seed=seed, groups=groups, **options) for column in columns))
 
 
 def _aligned(features, ratings, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

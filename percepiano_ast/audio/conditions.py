@@ -1,0 +1,114 @@
+"""The same playing, recorded otherwise: rooms, noise, MP3, level, tuning, silence. A rating should not hear them.
+
+Each condition takes a waveform and returns another one that a listener would still call the same performance.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.signal
+import soundfile
+import soxr
+
+from percepiano_ast.config import InputError
+
+# MPEG-2 layer III, which MP3 at 16 to 24 kHz is: libsndfile takes its bit rate as a share of this range.
+_MP3_RATES = (16_000, 22_050, 24_000)
+_MP3_LOWEST, _MP3_HIGHEST = 8, 160  # kbit/s
+_PREDELAY = 0.012  # seconds between the direct sound and the room's answer
+# Direct over reverberant energy in dB for each reverberation time in seconds: a small room, a hall, a church.
+_DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way in which a recording may differ without the playing being another.
+
+    Attributes:
+        kind: ``room``, ``noise``, ``mp3``, ``gain``, ``tuning`` or ``silence``.
+        amount: in ``unit``.
+        change: (wave, sample_rate, amount, rng) -> wave.
+    """
+
+    kind: str
+    amount: float
+    unit: str
+    change: Callable[[np.ndarray, int, float, np.random.Generator], np.ndarray]
+
+    @property
+    def label(self) -> str:
+        """Kind and amount in words."""
+        return f"{self.kind} {self.unit.format(self.amount)}"
+
+    def apply(self, wave: np.ndarray, sample_rate: int, seed: int) -> np.ndarray:
+        """``wave`` float32 (n,) under this condition, float32 (m,); the same seed gives the same noise and room.
+
+        Raises:
+            InputError: MP3 at a sampling rate other than 16,000, 22,050 or 24,000 Hz, or libsndfile cannot write it.
+        """
+        changed = self.change(wave, sample_rate, self.amount, np.random.default_rng(seed))
+        return np.ascontiguousarray(changed, dtype=np.float32)
+
+
+def _room(wave, sample_rate, seconds, rng):
+    """Reverberation that decays by 60 dB in ``seconds``, faster for high frequencies; the direct sound stays as it is."""
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    tail = rng.standard_normal(len(time)) * np.exp(-np.log(1000) * time / seconds)
+    dull = scipy.signal.lfilter([0.3], [1, -0.7], tail)
+    fade = np.exp(-3 * time / seconds)  # the bright part dies away first
+    tail = fade * tail + (1 - fade) * dull
+    tail *= 10 ** (-_DIRECT[seconds] / 20) / np.linalg.norm(tail)
+    response = np.concatenate([np.zeros(round(_PREDELAY * sample_rate)), tail])
+    return wave + scipy.signal.oaconvolve(wave, response)[: len(wave)]
+
+
+def _noise(wave, sample_rate, snr, rng):
+    """Pink noise (power falls by 3 dB an octave, as of rooms and ventilation), ``snr`` dB below the clip's mean power."""
+    spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
+    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 20 * len(wave) / sample_rate))  # level below 20 Hz
+    noise = np.fft.irfft(spectrum, len(wave))
+    return wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (snr / 10))
+
+
+def _mp3(wave, sample_rate, kbit, rng):
+    """Encoded and decoded at a constant bit rate, with the delay of some ten milliseconds that low rates bring."""
+    if sample_rate not in _MP3_RATES or "MP3" not in soundfile.available_formats():
+        raise InputError(
+            f"cannot write MP3 at {sample_rate} Hz with libsndfile {soundfile.__libsndfile_version__}: it needs version 1.1 "
+            f"or newer and {', '.join(map(str, _MP3_RATES))} Hz. Run: pip install -U soundfile"
+        )
+    level = 1 - (kbit - _MP3_LOWEST) / (_MP3_HIGHEST - _MP3_LOWEST)
+    file = io.BytesIO()
+    soundfile.write(file, wave, sample_rate, format="MP3", bitrate_mode="CONSTANT", compression_level=level)
+    file.seek(0)
+    return soundfile.read(file, dtype="float32")[0]
+
+
+def _gain(wave, sample_rate, decibel, rng):
+    """Louder or softer; what exceeds full scale is cut off, as in a file."""
+    return np.clip(wave * 10 ** (decibel / 20), -1, 1)
+
+
+def _tuning(wave, sample_rate, cents, rng):
+    """A piano tuned higher or lower, by resampling, so that the clip gets shorter or longer by the same share."""
+    return soxr.resample(wave, sample_rate * 2 ** (cents / 1200), sample_rate, quality="HQ")
+
+
+def _silence(wave, sample_rate, seconds, rng):
+    return np.concatenate([np.zeros(round(seconds * sample_rate), dtype=wave.dtype), wave])
+
+
+CONDITIONS = tuple(
+    Condition(kind, amount, unit, change)
+    for kind, unit, change, amounts in (
+        ("room", "RT60 {:g} s", _room, tuple(_DIRECT)),
+        ("noise", "SNR {:g} dB", _noise, (40, 20)),
+        ("mp3", "{:g} kbit/s", _mp3, (80, 32)),
+        ("gain", "{:+g} dB", _gain, (-12, 12)),
+        ("tuning", "{:+g} cents", _tuning, (-20, 20)),
+        ("silence", "{:g} s before", _silence, (1, 3)),
+    )
+    for amount in amounts
+)

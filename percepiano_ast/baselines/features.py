@@ -1,0 +1,134 @@
+"""Tables of what the statistics baselines are given, a row a clip; made once, by all cores, and kept.
+
+A row is kept under a hash of everything that it depends on (the MIDI file, the soundfont, the code), so it is never stale,
+and an interrupted run continues.
+"""
+
+import functools
+import hashlib
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pandas as pd
+
+from percepiano_ast import alignment, audio, descriptors, performance, synthesis
+from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.workers import die_with_parent
+
+SAMPLE_RATE = 22_050
+_FEW = 8  # clips that are not worth the start of worker processes
+_EVERY = 10.0  # seconds between lines of progress, and between saves
+
+_synthesizer = functools.lru_cache(maxsize=None)(synthesis.make_synthesizer)  # a soundfont takes seconds to load
+
+
+def midi_statistics(path: Path) -> dict[str, float]:
+    """Descriptors of one clip, see `descriptors.describe`."""
+    return descriptors.describe(performance.trimmed(performance.read_midi(path)))
+
+
+def audio_statistics(synthesizer: str, path: Path) -> dict[str, float]:
+    """Statistics of one clip as a synthesizer plays it, see `audio.classic_features`."""
+    wave = _synthesizer(synthesizer).render(performance.trimmed(performance.read_midi(path)), SAMPLE_RATE)
+    audio.check_waveform(wave, SAMPLE_RATE, path.name)
+    return audio.classic_features(wave, SAMPLE_RATE)
+
+
+def midi_table(midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print) -> pd.DataFrame:
+    """`midi_statistics` of every clip: the table, clips as its index."""
+    code = [performance, alignment, audio.features, *_files(descriptors)]
+    return _table(folder / "midi.csv", midi, midi_statistics, tuple(descriptors.DESCRIPTORS), _key(code), workers, log)
+
+
+def audio_table(
+    midi: dict[str, Path], synthesizer: str, folder: Path, workers: int, log: Callable[[str], None] = print
+) -> pd.DataFrame:
+    """`audio_statistics` of every clip with one synthesizer: the table, clips as its index.
+
+    Raises:
+        InputError: the synthesizer is unknown or not installed, a MIDI file is unreadable or makes no sound.
+        RunFailed: a worker was killed; what is done is kept.
+    """
+    piano = _synthesizer(synthesizer)
+    font = Path(piano.path).read_bytes() if isinstance(piano, synthesis.FluidSynth) else b""
+    key = _key([performance, synthesis, audio.features], synthesizer.encode() + font)
+    hear = functools.partial(audio_statistics, synthesizer)
+    path = folder / f"audio_{Path(synthesizer).stem}.csv"
+    return _table(path, midi, hear, audio.classic_feature_names(), key, workers, log)
+
+
+def _files(package) -> list:
+    """The modules of a package."""
+    return [package, *(value for value in vars(package).values() if getattr(value, "__package__", "") == package.__name__)]
+
+
+def _key(modules: list, more: bytes = b"") -> bytes:
+    """Hash of what all rows of a table depend on."""
+    content = hashlib.sha256(more)
+    for name in sorted({module.__file__ for module in modules}):
+        content.update(Path(name).read_bytes())
+    return content.digest()
+
+
+def _table(path, midi, hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
+    """The rows kept in ``path`` that are still valid, and the others made anew."""
+    keys = {clip: hashlib.sha256(key + file.read_bytes()).hexdigest()[:16] for clip, file in midi.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = _kept(path, keys, names)
+    todo = [clip for clip in midi if clip not in rows]
+    if todo:
+        log(f"{path.stem}: {len(names)} statistics of {len(todo):,} clips ({len(rows):,} were there already)")
+        saved = started = time.monotonic()
+        for count, clip in enumerate(_made(todo, midi, hear, names, rows, workers), 1):
+            if (now := time.monotonic()) - saved > _EVERY or count == len(todo):
+                saved = now
+                _save(path, rows, keys, names)
+                left = (now - started) / count * (len(todo) - count)
+                log(f"  {count:,} of {len(todo):,}, about {left:.0f} s left")
+    # Read back in any case: what was made now and what was kept are the same numbers.
+    return pd.DataFrame.from_dict(_kept(path, keys, names), orient="index", columns=names).loc[list(midi)]
+
+
+def _kept(path: Path, keys: dict[str, str], names: tuple[str, ...]) -> dict[str, tuple]:
+    """clip -> values of the rows whose key still holds."""
+    if not path.exists():
+        return {}
+    try:
+        table = pd.read_csv(path, dtype={"clip": str, "key": str})
+    except ValueError as error:  # pandas' own errors are ValueErrors
+        raise InputError(f"{path} is no readable table ({error}); delete it, it is made anew.") from error
+    if list(table.columns) != ["clip", "key", *names]:
+        return {}
+    valid = table["clip"].map(keys) == table["key"]
+    return {row[0]: row[2:] for row in table[valid].itertuples(index=False, name=None)}
+
+
+def _save(path: Path, rows: dict[str, tuple], keys: dict[str, str], names: tuple[str, ...]) -> None:
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=names)
+    table.insert(0, "key", [keys[clip] for clip in rows])
+    partial = path.with_name(path.name + ".partial")
+    table.rename_axis("clip").to_csv(partial, float_format="%.7g", lineterminator="\n")
+    partial.replace(path)
+
+
+def _made(todo: list[str], midi: dict[str, Path], hear: Callable, names, rows: dict[str, tuple], workers: int):
+    """Fill ``rows``; yields each clip when it is done."""
+    files = [midi[clip] for clip in todo]
+    if len(todo) <= _FEW or workers == 1:
+        for clip, values in zip(todo, map(hear, files), strict=True):
+            rows[clip] = tuple(values[name] for name in names)
+            yield clip
+        return
+    # Fork is unsafe beside JAX's threads.
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
+            for clip, values in zip(todo, pool.map(hear, files, chunksize=_FEW), strict=True):
+                rows[clip] = tuple(values[name] for name in names)
+                yield clip
+    except BrokenProcessPool as error:
+        raise RunFailed(f"a worker process was killed ({error}): too little memory? Run again, it continues") from error

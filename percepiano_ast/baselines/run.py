@@ -1,0 +1,217 @@
+"""All baselines under all protocols, as predictions; every piece is kept, and the same command continues."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast.baselines import features, identity, statistics
+from percepiano_ast.config import InputError, claim_directory, write_json
+from percepiano_ast.data import demo, percepiano, predictions, splits
+from percepiano_ast.evaluation import table
+from percepiano_ast.models import baselines as networks
+
+STATISTICS = ("audio-stats", "midi-stats")
+NETWORKS = {"mlp": networks.fit_mlp, "mlp-single": networks.fit_single_tasks}
+BASELINES = (*identity.BASELINES, *STATISTICS, *NETWORKS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of a run of baselines.
+
+    Attributes:
+        protocols: names in the index or in `identity.EXHAUSTIVE`; empty for all.
+        baselines: names in ``BASELINES``; empty for all.
+        synthesizers: that play what the audio baselines hear; the ratings of their renderings are averaged.
+        seed: of the trees and the networks.
+        workers: processes that make the tables.
+    """
+
+    protocols: tuple[str, ...] = ()
+    baselines: tuple[str, ...] = ()
+    synthesizers: tuple[str, ...] = ("musescore-small",)
+    seed: int = 0
+    workers: int = 1
+
+
+def run(folder: str | Path, out: str | Path, settings: Settings, log: Callable[[str], None] = print) -> Path:
+    """Write ``predictions_<model>_<protocol>.csv.gz`` of every baseline and protocol into ``out``; returns it.
+
+    Beside them: ``index.csv`` (with the folds of `identity.EXHAUSTIVE`, for ``evaluate --index``), ``features/`` (what was
+    heard), ``chosen_<baseline>_<protocol>.json`` (hyper-parameters of each fold) and ``left_out.csv`` (which baseline was not
+    made under which protocol, and why).
+
+    Args:
+        folder: PercePiano's, or ``demo`` for the embedded data.
+
+    Raises:
+        InputError: unknown protocol or baseline, one that was asked for by name and says nothing under a protocol asked for
+            by name, unusable data, or ``out`` of another configuration.
+    """
+    out = Path(out)
+    folder = demo.write_percepiano(out / "demo" / "percepiano") if str(folder) == "demo" else Path(folder)
+    work = _Work(folder, out, settings, log)
+    left_out = []
+    for protocol in settings.protocols or table.protocols(work.index):
+        for baseline in settings.baselines or BASELINES:
+            try:
+                work.make(baseline, protocol)
+            except NotMade as reason:
+                if settings.protocols and settings.baselines:
+                    raise InputError(str(reason)) from reason
+                left_out.append({"baseline": baseline, "protocol": protocol, "reason": str(reason)})
+    if left_out:
+        pd.DataFrame(left_out).to_csv(out / "left_out.csv", index=False, lineterminator="\n")
+        log(f"{len(left_out)} baselines say nothing under a protocol and were left out there: see left_out.csv")
+    return out
+
+
+class Renderings(NamedTuple):
+    """What a baseline learns from, a row a rendering of a clip.
+
+    Attributes:
+        features: (n, n_features); ratings: (n, 19); groups: content group (n,).
+        folds: (n,); the rows of a negative one are neither learned from nor predicted.
+    """
+
+    features: np.ndarray
+    ratings: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+
+
+def fold_by_fold(
+    baseline: str, data: Renderings, seed: int, log: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray], dict[int, dict]]:
+    """Fit a baseline in ``STATISTICS`` or ``NETWORKS`` outside each fold and predict it.
+
+    Returns:
+        model -> (n, 19), NaN outside the folds (a statistics baseline is several models, see `baselines`); and fold ->
+        hyper-parameters that were chosen in it.
+    """
+    rated, chosen = {}, {}
+    for number in sorted(set(data.folds[data.folds >= 0].tolist())):
+        train, test = (data.folds != number) & (data.folds >= 0), data.folds == number
+        log(f"fold {number}: {train.sum():,} renderings to train on, {test.sum():,} held out")
+        learned = data.features[train], data.ratings[train]
+        if baseline in NETWORKS:
+            fitted = NETWORKS[baseline](*learned, seed=seed, groups=data.groups[train])
+            said = {baseline: fitted.predict(data.features[test])}
+        else:
+            fitted = statistics.fit(*learned, data.groups[train], seed=seed)
+            each = fitted.predict_each(data.features[test])
+            said = {baseline: np.mean(list(each.values()), axis=0)}
+            said |= {f"{baseline}-{name}": values for name, values in each.items()}
+            chosen[number] = fitted.chosen
+        for name, values in said.items():
+            rated.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = values
+    return rated, chosen
+
+
+def floor(
+    data: Renderings, clips: np.ndarray, index: pd.DataFrame, seed: int, log: Callable[[str], None]
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What every table of results stands on: ``mlp``, ``audio-stats``, and what is known without hearing anything.
+
+    Args:
+        clips: name of the clip of each rendering, (n,).
+
+    Returns:
+        model -> clips (m,), ratings (m, 19) and predictions (m, 19). An identity baseline that the folds leave nothing to
+        know is left out; the log says why.
+    """
+    made = {}
+    for name in ("mlp", "audio-stats"):
+        rated, _ = fold_by_fold(name, data, seed, lambda line, name=name: log(f"{name}, {line}"))
+        made[name] = (clips, data.ratings, rated[name])
+    names, first = np.unique(clips, return_index=True)
+    facts, ratings = index.set_index("clip").loc[names].reset_index(), data.ratings[first].astype(float)
+    for name in identity.BASELINES:
+        try:
+            made[name] = (names, ratings, identity.predict(name, facts, data.folds[first], ratings))
+        except InputError as reason:  # nothing known, or an index that does not say who plays
+            log(f"left out: {reason}")
+    return made
+
+
+class NotMade(Exception):
+    """A baseline has no place under a protocol; the message says why."""
+
+
+class _Work:
+    """One data set, one output directory: what the baselines of a run share."""
+
+    def __init__(self, folder: Path, out: Path, settings: Settings, log: Callable[[str], None]):
+        for name in settings.baselines:
+            if name not in BASELINES:
+                raise InputError(f"unknown baseline {name!r}; choose from {', '.join(BASELINES)}.")
+        self.settings, self.log, self.out = settings, log, out
+        self.index = identity.with_exhaustive(percepiano.load_index(folder))
+        for protocol in settings.protocols:
+            table.check_protocol(self.index, protocol)
+        rated = percepiano.read_ratings(folder, self.index)
+        self.ratings = np.stack([rated[clip] for clip in self.index["clip"]]).astype(float)
+        files = percepiano.find_midi(folder)
+        if lacking := [clip for clip in self.index["clip"] if clip not in files]:
+            raise InputError(f"{folder} has no MIDI file of {len(lacking)} clips, {lacking[0]} among them; fetch it again.")
+        self.midi = {clip: files[clip] for clip in self.index["clip"]}
+        claim_directory(out, {"ratings": hashlib.sha256(self.ratings.tobytes()).hexdigest()[:16],
+                              "index": hashlib.sha256(self.index.to_csv().encode()).hexdigest()[:16],
+                              "synthesizers": list(settings.synthesizers), "seed": settings.seed,
+                              "simulated": percepiano.is_simulated(folder)})  # fmt: skip
+        self.index.to_csv(out / "index.csv", index=False, lineterminator="\n")
+
+    def make(self, baseline: str, protocol: str) -> None:
+        """Write the predictions of one baseline under one protocol, where they are not there yet.
+
+        Raises:
+            NotMade: it has nothing to say, or far too much to fit.
+        """
+        names = [baseline]
+        if baseline in STATISTICS:
+            names += [f"{baseline}-{regressor}" for regressor in statistics.REGRESSORS]
+        paths = {name: self.out / f"predictions_{name}_{protocol}.csv.gz" for name in names}
+        if all(path.exists() for path in paths.values()):
+            self.log(f"{baseline}, {protocol}: there already")
+            return
+        started, fold = time.monotonic(), splits.fold_of_clip(self.index, protocol)
+        clips, ratings, rated = self._rate(baseline, protocol, fold)
+        for name, values in rated.items():
+            made = predictions.tidy((name, protocol, self.settings.seed), fold, clips, ratings, values)
+            predictions.write(made, paths[name])
+        self.log(f"{baseline}, {protocol}: done in {time.monotonic() - started:.0f} s")
+
+    def _rate(self, baseline: str, protocol: str, fold: dict[str, int]) -> tuple[np.ndarray, np.ndarray, dict]:
+        """Clip and ratings of each row, and what each model of the baseline predicts for it."""
+        clips = self.index["clip"].to_numpy()
+        folds = np.array([fold.get(clip, -1) for clip in clips])
+        if baseline in identity.BASELINES:
+            try:
+                return clips, self.ratings, {baseline: identity.predict(baseline, self.index, folds, self.ratings)}
+            except identity.NothingKnown as error:
+                raise NotMade(str(error)) from error
+        if protocol in identity.EXHAUSTIVE:
+            raise NotMade(f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit it in each; "
+                          "choose another protocol.")  # fmt: skip
+        heard = self._heard(baseline)
+        rows = np.tile(np.arange(len(clips)), len(heard))
+        x = np.concatenate([one.to_numpy() for one in heard])
+        groups = self.index["content_group"].to_numpy()[rows]
+        data = Renderings(x, self.ratings[rows], groups, folds[rows])
+        rated, chosen = fold_by_fold(baseline, data, self.settings.seed, lambda line: self.log(f"{baseline}, {protocol}, {line}"))
+        if chosen:
+            write_json(self.out / f"chosen_{baseline}_{protocol}.json", chosen)
+        return clips[rows], self.ratings[rows], rated
+
+    def _heard(self, baseline: str) -> list[pd.DataFrame]:
+        """What a baseline is given: a table for each synthesizer, or the one of the MIDI."""
+        folder, workers = self.out / "features", self.settings.workers
+        if baseline == "midi-stats":
+            return [features.midi_table(self.midi, folder, workers, self.log)]
+        return [features.audio_table(self.midi, name, folder, workers, self.log) for name in self.settings.synthesizers]

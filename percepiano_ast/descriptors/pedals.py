@@ -1,0 +1,94 @@
+"""What the feet do: how much, how deep, how often, and what the pedal lets run together.
+
+A controller is 0 to 127; half pedal are the values between which a damper touches the strings in part. Pedal as PercePiano's
+authors and Liang, Fazekas and Sandler (2019), "Piano sustain-pedal detection", understand it: down from 64.
+"""
+
+import numpy as np
+
+from percepiano_ast.descriptors.view import Descriptor, View, mean
+from percepiano_ast.performance import SUSTAIN, UNA_CORDA
+
+_DOWN = 64
+_HALF = (20, 107)  # values between which a pedal is neither up nor down
+_GRID = 0.05  # seconds at which what sounds is counted
+_RING = 4.0  # seconds after which a string that no damper touches is taken to be inaudible
+
+TABLE = {
+    "pedal_share": Descriptor("", "share of time with the sustain pedal down"),
+    "pedal_mean": Descriptor("value", "mean value of the sustain pedal over time"),
+    "pedal_std": Descriptor("value", "deviation of that value over time"),
+    "pedal_depth": Descriptor("value", "mean value while it is down; 0 where it never is"),
+    "half_pedal_share": Descriptor("", "share of time at half pedal"),
+    "half_pedal_of_down": Descriptor("", "share of half pedal in the time that the pedal is not up"),
+    "pedal_changes": Descriptor("1/s", "how often the pedal is put down"),
+    "pedal_movement": Descriptor("value/s", "way of the pedal per second, up and down"),
+    "pedal_held": Descriptor("s", "mean time for which it is down; 0 where it never is"),
+    "pedal_lag": Descriptor("s", "mean time from the last chord to putting the pedal down, at most 1; 0 where it never is"),
+    "pedalled_notes": Descriptor("", "share of notes struck with the pedal down"),
+    "una_corda_share": Descriptor("", "share of time with the soft pedal down"),
+    "una_corda_mean": Descriptor("value", "mean value of the soft pedal over time"),
+    "ringing_mean": Descriptor("log s", "mean logarithm of how long notes ring, by key or pedal, at most 4 s"),
+    "ringing_notes": Descriptor("notes", "mean number of notes that ring together"),
+    "blur": Descriptor("", "neighbouring semitones and whole tones that ring together, per ringing note"),
+}
+
+
+def measure(view: View) -> dict[str, float]:
+    """The descriptors of ``TABLE``."""
+    time = np.arange(view.onset.min(), view.offset.max(), _GRID)
+    value = _value_at(view, SUSTAIN, time)
+    soft = _value_at(view, UNA_CORDA, time)
+    down, half = value >= _DOWN, (value > _HALF[0]) & (value < _HALF[1])
+    ups, downs = _edges(view)
+    before = view.start[np.maximum(np.searchsorted(view.start, downs) - 1, 0)]
+    off_floor = (value > _HALF[0]).mean()
+    return {
+        "pedal_share": down.mean(),
+        "pedal_mean": value.mean(),
+        "pedal_std": value.std(),
+        "pedal_depth": mean(value[down]),
+        "half_pedal_share": half.mean(),
+        "half_pedal_of_down": half.mean() / off_floor if off_floor else 0.0,
+        "pedal_changes": len(downs) / view.seconds,
+        "pedal_movement": np.abs(np.diff(value)).sum() / view.seconds,
+        "pedal_held": mean(ups - downs),
+        "pedal_lag": mean(np.clip(downs - before, 0.0, 1.0)),
+        "pedalled_notes": (_value_at(view, SUSTAIN, view.onset) >= _DOWN).mean(),
+        "una_corda_share": (soft >= _DOWN).mean(),
+        "una_corda_mean": soft.mean(),
+        **_ringing(view, time, ups, downs),
+    }
+
+
+def _value_at(view: View, number: int, time: np.ndarray) -> np.ndarray:
+    """Value of a pedal at moments ``time``; 0 before its first event."""
+    events = view.performance.pedals[view.performance.pedals["number"] == number]
+    values = np.concatenate([[0.0], events["value"]])
+    return values[np.searchsorted(events["time"], time, side="right")]
+
+
+def _edges(view: View) -> tuple[np.ndarray, np.ndarray]:
+    """When the sustain pedal is lifted and when it was put down, one of each per pedalling; lifted at the end at last."""
+    events = view.performance.pedals[view.performance.pedals["number"] == SUSTAIN]
+    turns = np.diff(np.concatenate([[0], (events["value"] >= _DOWN).astype(int)]))
+    downs, ups = events["time"][turns > 0], events["time"][turns < 0]
+    return np.append(ups, view.offset.max())[: len(downs)], downs
+
+
+def _ringing(view: View, time: np.ndarray, ups: np.ndarray, downs: np.ndarray) -> dict[str, float]:
+    """How long and how many notes ring, and how many of them are a second apart."""
+    end = view.offset.copy()
+    for up, down in zip(ups, downs, strict=True):
+        caught = (view.offset >= down) & (view.offset < up)
+        end[caught] = up
+    end = np.minimum(end, view.onset + _RING)
+    sounding = np.zeros((128, len(time)), dtype=bool)
+    for pitch, first, last in zip(view.pitch.astype(int), *np.searchsorted(time, (view.onset, end)), strict=True):
+        sounding[pitch, first:last] = True
+    clashes = sum((sounding[step:] & sounding[:-step]).sum() for step in (1, 2))
+    return {
+        "ringing_mean": np.log(np.maximum(end - view.onset, _GRID)).mean(),
+        "ringing_notes": sounding.sum(axis=0).mean(),
+        "blur": clashes / max(sounding.sum(), 1),
+    }

@@ -1,0 +1,93 @@
+"""What every family of descriptors looks at: notes, chords and voices of a performance, worked out once."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from percepiano_ast.alignment import chords
+from percepiano_ast.performance import Performance
+
+SHORTEST = 0.02  # seconds: no ratio is taken to less time
+
+
+class Descriptor(NamedTuple):
+    """Unit and meaning of one number; ``unit`` is empty for shares, ratios and correlations."""
+
+    unit: str
+    words: str
+
+
+class View:
+    """A performance with its chords (see `alignment.chords`) and voices.
+
+    Attributes:
+        performance: what is looked at.
+        onset, offset: seconds, float (n_notes,).
+        pitch, velocity: MIDI numbers, float (n_notes,).
+        chord: of each note, int (n_notes,).
+    """
+
+    def __init__(self, performance: Performance):
+        self.performance = performance
+        notes = performance.notes
+        self.onset, self.offset = notes["onset"], notes["offset"]
+        self.pitch, self.velocity = notes["pitch"].astype(float), notes["velocity"].astype(float)
+        self.chord = chords(notes)
+
+    @cached_property
+    def size(self) -> np.ndarray:
+        """Notes of each chord, (n_chords,)."""
+        return np.bincount(self.chord)
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """First onset of each chord in seconds, (n_chords,)."""
+        return self.of_chords(np.minimum, self.onset)
+
+    @cached_property
+    def between(self) -> np.ndarray:
+        """Seconds from each chord to the next, (n_chords - 1,); for a single chord, how long it is held, (1,)."""
+        steps = np.diff(self.start) if len(self.start) > 1 else np.array([self.offset.max() - self.onset.min()])
+        return np.maximum(steps, SHORTEST)
+
+    @cached_property
+    def seconds(self) -> float:
+        """From the first onset to the last release."""
+        return float(self.offset.max() - self.onset.min())
+
+    @cached_property
+    def top(self) -> np.ndarray:
+        """Whether a note is the highest of its chord: the melody, bool (n_notes,)."""
+        return self.pitch == self.of_chords(np.maximum, self.pitch)[self.chord]
+
+    @cached_property
+    def bottom(self) -> np.ndarray:
+        """Whether a note is the lowest of its chord, bool (n_notes,)."""
+        return self.pitch == self.of_chords(np.minimum, self.pitch)[self.chord]
+
+    @cached_property
+    def together(self) -> np.ndarray:
+        """Whether a note sounds with others of its chord, bool (n_notes,)."""
+        return self.size[self.chord] > 1
+
+    def of_chords(self, reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
+        """``reduce`` (``np.maximum``, ``np.add`` ...) of ``values`` (n_notes,) over each chord, (n_chords,)."""
+        order = np.argsort(self.chord, kind="stable")
+        return reduce.reduceat(values[order], np.concatenate([[0], np.cumsum(np.bincount(self.chord))[:-1]]))
+
+    def mean_of_chords(self, values: np.ndarray) -> np.ndarray:
+        """Mean of ``values`` (n_notes,) over each chord, (n_chords,)."""
+        return self.of_chords(np.add, values) / self.size
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's r, 0 where either does not vary."""
+    if len(x) < 2 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def mean(values: np.ndarray, neutral: float = 0.0) -> float:
+    """The mean, ``neutral`` of nothing."""
+    return float(np.mean(values)) if len(values) else neutral

@@ -1,0 +1,16 @@
+"""Worker processes that do not outlive the process that started them."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+
+
+def die_with_parent() -> None:
+    """End this worker when its parent is killed, so that the next run is alone: the initializer of a process pool."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,305 @@
+"""Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on real data. About 25 s."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.ensemble import ExtraTreesRegressor
+
+from percepiano_ast.__main__ import main
+from percepiano_ast.baselines import features, identity, run, statistics
+from percepiano_ast.config import InputError
+from percepiano_ast.data import demo, percepiano
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.evaluation import table
+from percepiano_ast.models import baselines as networks
+
+# The research's baselines.csv: mean r of the average of ridge, SVR and trees, from other code on the same folds.
+RESEARCH = {
+    "audio-stats": {"random": 0.731, "segment": 0.662, "performer": 0.678, "content": 0.602, "movement": 0.434,
+                    "composition": 0.388},
+    "midi-stats": {"random": 0.771, "segment": 0.730, "performer": 0.722, "content": 0.701, "movement": 0.546,
+                   "composition": 0.516},
+}  # fmt: skip
+IDENTITY = {
+    ("identity-segment", "leave_player_out"): 0.53,
+    ("identity-segment-deadpan", "leave_player_out"): 0.64,
+    ("identity-additive", "leave_one_out"): 0.756,
+    ("identity-additive", "random"): 0.745,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The embedded data in PercePiano's shape."""
+    return demo.write_percepiano(tmp_path_factory.mktemp("demo") / "percepiano", performers=2)
+
+
+def mean_r(predictions: pd.DataFrame) -> float:
+    """Mean over dimensions of Pearson's r over clips."""
+    return predictions.groupby("dimension")[["rating", "prediction"]].apply(
+        lambda part: np.corrcoef(part["rating"], part["prediction"])[0, 1]
+    ).mean()  # fmt: skip
+
+
+# --- Who plays what ---------------------------------------------------------------------------------------------------
+
+
+def grid(passages=4, players=5):
+    """An index of every player in every passage, and ratings that are the sum of a passage's and a player's."""
+    index = pd.DataFrame([
+        {"clip": f"{s}_{p}", "composition": "c", "player": p, "segment": f"s{s}", "content_group": f"s{s}", "human": p > 0,
+         "fold_random": (s + p) % 2, "fold_content": s % 2, "fold_performer": p % 2}
+        for s in range(passages) for p in range(players)
+    ])  # fmt: skip
+    rng = np.random.default_rng(0)
+    of_passage, of_player = rng.normal(size=(passages, 19)), rng.normal(size=(players, 19))
+    ratings = np.array([of_passage[s] + of_player[p] for s in range(passages) for p in range(players)])
+    return identity.with_exhaustive(index), ratings
+
+
+def folds_of(index, protocol):
+    return index[table.fold_column(protocol)].to_numpy()
+
+
+def test_leave_one_out_is_what_the_formula_says_and_never_sees_the_clip():
+    index, ratings = grid()
+    rated = identity.predict("identity-segment", index, folds_of(index, "leave_one_out"), ratings)
+    spoilt = ratings.copy()
+    spoilt[7] += 100
+    again = identity.predict("identity-segment", index, folds_of(index, "leave_one_out"), spoilt)
+    np.testing.assert_allclose(again[7], rated[7])
+    assert (np.abs(again[[5, 6, 8, 9]] - rated[[5, 6, 8, 9]]) > 1).all()
+    # Direct: 19 clips, an intercept, and effects with one pseudo-clip of shrinkage.
+    others = np.arange(20) != 7
+    design = np.hstack([np.ones((20, 1)), (index["segment"].to_numpy()[:, None] == np.unique(index["segment"]))])
+    normal = design[others].T @ design[others] + np.diag([0, 1, 1, 1, 1])
+    np.testing.assert_allclose(rated[7], design[7] @ np.linalg.solve(normal, design[others].T @ ratings[others]))
+
+
+def test_additive_finds_what_is_additive_as_far_as_the_protocol_tells_it():
+    index, ratings = grid(passages=30, players=30)
+    spread = ratings.std(axis=0).mean()
+
+    def error(name, protocol):
+        rated = identity.predict(name, index, folds_of(index, protocol), ratings)
+        return np.sqrt(np.mean((rated - ratings) ** 2)) / spread
+
+    assert error("identity-additive", "leave_one_out") < 0.1
+    assert error("identity-additive", "random") < 0.2
+    assert error("identity-player", "content") > 0.5
+    assert error("identity-additive", "content") == pytest.approx(error("identity-player", "content"), abs=0.01)
+    assert error("identity-additive", "performer") == pytest.approx(error("identity-segment", "performer"), abs=0.01)
+
+
+def test_protocols_that_hold_out_all_that_is_known_are_refused():
+    index, ratings = grid()
+    with pytest.raises(identity.NothingKnown, match="no segment of a held-out clip is in training"):
+        identity.predict("identity-segment", index, folds_of(index, "content"), ratings)
+    with pytest.raises(identity.NothingKnown, match="identity-player"):
+        identity.predict("identity-player", index, folds_of(index, "performer"), ratings)
+
+
+def test_an_index_without_players_has_the_other_baselines():
+    index, ratings = grid()
+    unknown = index.drop(columns=["player", "fold_leave_player_out"])
+    assert identity.with_exhaustive(unknown).columns.equals(unknown.columns)
+    with pytest.raises(InputError, match="lacks player"):
+        identity.predict("identity-player", unknown, folds_of(index, "random"), ratings)
+    assert np.isfinite(identity.predict("identity-segment", unknown, folds_of(index, "random"), ratings)).all()
+
+
+def test_clips_of_no_fold_are_neither_learned_from_nor_predicted():
+    index, ratings = grid()
+    folds = folds_of(index, "random").copy()
+    folds[:5] = -1
+    rated = identity.predict("identity-player", index, folds, ratings)
+    spoilt = ratings.copy()
+    spoilt[:5] = 1e6
+    np.testing.assert_array_equal(identity.predict("identity-player", index, folds, spoilt), rated)
+    assert np.isnan(rated[:5]).all() and np.isfinite(rated[5:]).all()
+
+
+# --- Statistics -------------------------------------------------------------------------------------------------------
+
+
+def problem(n=60, seed=0):
+    """Features of which three matter, ratings of two dimensions, content groups of five clips."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 10)) * np.logspace(-3, 3, 10)
+    y = 0.5 + 0.1 * (x / np.logspace(-3, 3, 10))[:, :3] @ rng.normal(size=(3, 2)) + 0.02 * rng.normal(size=(n, 2))
+    return x, y, np.arange(n) // 5
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    x, y, groups = problem()
+    return statistics.fit(x[:45], y[:45], groups[:45], seed=0)
+
+
+def test_regressors_predict_and_are_averaged(fitted):
+    x, y, _ = problem()
+    each = fitted.predict_each(x[45:])
+    assert set(each) == set(statistics.REGRESSORS) == set(fitted.chosen)
+    for values in each.values():
+        assert np.corrcoef(values[:, 0], y[45:, 0])[0, 1] > 0.6
+    np.testing.assert_allclose(fitted.predict(x[45:]), np.mean(list(each.values()), axis=0))
+
+
+def test_a_seed_gives_the_same_ratings_and_a_unit_none_other(fitted):
+    x, y, groups = problem()
+    again = statistics.fit(x[:45] * 1000, y[:45], groups[:45], seed=0)
+    np.testing.assert_allclose(again.predict(x[45:] * 1000), fitted.predict(x[45:]), rtol=1e-6)
+
+
+def test_kernel_regression_is_scikit_learns():
+    from sklearn.multioutput import MultiOutputRegressor
+    from sklearn.svm import SVR
+
+    x, y, _ = problem()
+    x = x / x.std(axis=0)
+    ours = statistics.KernelSVR(C=0.5, width=2.0, epsilon=0.1).fit(x, y).predict(x[:7])
+    theirs = MultiOutputRegressor(SVR(C=0.5, gamma=1 / (2.0 * 10), epsilon=0.1)).fit(x, y).predict(x[:7])
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_bad_tables_are_named(fitted):
+    x, y, groups = problem()
+    spoilt = x.copy()
+    spoilt[3, 4] = np.nan
+    with pytest.raises(InputError, match="row 3, column 4"):
+        statistics.fit(spoilt, y, groups, seed=0)
+    with pytest.raises(InputError, match="59 of ratings"):
+        statistics.fit(x, y[1:], groups, seed=0)
+    with pytest.raises(InputError, match="1 content group"):
+        statistics.fit(x, y, np.zeros(60), seed=0)
+    with pytest.raises(InputError, match="9 features per clip, the baseline was fitted on 10"):
+        fitted.predict(x[:, 1:])
+
+
+def test_single_task_networks_are_those_of_each_dimension():
+    x, y, groups = problem()
+    options = {"seed": 3, "groups": groups, "hidden": (8,), "max_epochs": 3}
+    both = networks.fit_single_tasks(x, y, **options).predict(x)
+    second = networks.fit_mlp(x, y[:, [1]], **options).predict(x)
+    assert both.shape == (60, 2)
+    np.testing.assert_array_equal(both[:, [1]], second)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
+    midi = dict(list(percepiano.find_midi(folder).items())[:6])
+    first = features.midi_table(midi, tmp_path, 1, log=lambda line: None)
+    assert list(first.index) == list(midi) and np.isfinite(first.to_numpy()).all()
+    kept = pd.read_csv(tmp_path / "midi.csv")
+    kept.drop(index=[1]).to_csv(tmp_path / "midi.csv", index=False)
+    asked = []
+    hear = features.midi_statistics
+    monkeypatch.setattr(features, "midi_statistics", lambda path: asked.append(path) or hear(path))
+    lines = []
+    again = features.midi_table(midi, tmp_path, 1, log=lines.append)
+    assert asked == [list(midi.values())[1]] and "5 were there already" in lines[0]
+    pd.testing.assert_frame_equal(again, first)
+    names = list(midi)
+    exchanged = midi | {names[0]: midi[names[2]]}  # another file under the same name
+    assert features.midi_table(exchanged, tmp_path, 1, log=lines.append).loc[names[0]].equals(
+        first.loc[names[2]].rename(names[0])
+    )
+    (tmp_path / "midi.csv").write_text("")
+    with pytest.raises(InputError, match="delete it"):
+        features.midi_table(midi, tmp_path, 1)
+
+
+# --- The whole --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """Two protocols on the embedded data, by the command; and what it said."""
+    out = tmp_path_factory.mktemp("baselines")
+    few = statistics.REGRESSORS | {"extratrees": (ExtraTreesRegressor(10), {"min_samples_leaf": [2]}, {})}
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(statistics, "REGRESSORS", few)
+    call = ["baseline", "--percepiano", str(folder), "--out", str(out), "--synthesizers", "builtin", "--workers", "1"]
+    call += ["--baselines", "identity-segment-deadpan", "audio-stats", "mlp", "--protocol", "content"]
+    assert main(call) == 0
+    yield out, call
+    monkeypatch.undo()
+
+
+def test_predictions_are_evaluated_like_any_others(made, folder):
+    out, _ = made
+    paths = sorted(out.glob("predictions_*.csv.gz"))
+    assert {path.name.removeprefix("predictions_").removesuffix("_content.csv.gz") for path in paths} == {
+        "audio-stats", "audio-stats-extratrees", "audio-stats-ridge", "audio-stats-svr", "identity-segment-deadpan", "mlp"
+    }  # fmt: skip
+    index = table.load_index(out / "index.csv")
+    assert {"leave_one_out", "leave_player_out"} < set(table.protocols(index))
+    joined = table.validate_predictions(pd.concat([table.read_predictions(path) for path in paths]), index)
+    assert joined.groupby("model").size().eq(len(index) * len(KEYS)).all()
+    rated = percepiano.read_ratings(folder, index)
+    truth = np.array([rated[clip][KEYS.index(key)] for clip, key in zip(joined["clip"], joined["dimension"], strict=True)])
+    np.testing.assert_allclose(joined["rating"], truth, atol=1e-6)
+    scores = {model: mean_r(part) for model, part in joined.groupby("model")}
+    assert scores["audio-stats"] > 0.3 and min(scores.values()) > -0.2
+    chosen = json.loads((out / "chosen_audio-stats_content.json").read_text())
+    assert set(chosen) == {"0", "1", "2", "3"} and set(chosen["0"]) == set(statistics.REGRESSORS)
+
+
+def test_the_same_command_continues_and_another_seed_is_refused(made, capsys):
+    out, call = made
+    (out / "predictions_identity-segment-deadpan_content.csv.gz").unlink()
+    assert main(call) == 0
+    said = capsys.readouterr().out
+    assert "audio-stats, content: there already" in said and "identity-segment-deadpan, content: done" in said
+    assert main([*call, "--seed", "1"]) == 2
+    assert "another configuration (seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--baselines", "guess"], "unknown baseline 'guess'"),
+        (["--protocol", "nobody"], "no protocol 'nobody'"),
+        (["--baselines", "identity-segment"], "has nothing to say"),
+        (["--baselines", "mlp", "--protocol", "leave_one_out"], "folds, too many"),
+    ],
+)
+def test_what_cannot_be_made_is_said_in_one_line(made, change, message, capsys):
+    _, call = made
+    assert main(call + change) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_what_says_nothing_is_listed(folder, tmp_path):
+    settings = run.Settings(baselines=("identity-segment", "identity-additive"))
+    run.run(folder, tmp_path, settings, log=lambda line: None)
+    listed = pd.read_csv(tmp_path / "left_out.csv")
+    assert set(listed.loc[listed["baseline"] == "identity-segment", "protocol"]) >= {"content"}
+    assert (tmp_path / "predictions_identity-segment_leave_one_out.csv.gz").exists()
+
+
+# --- Real data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_data
+def test_identity_baselines_are_those_of_the_research(percepiano_dir, tmp_path):
+    for (baseline, protocol), r in IDENTITY.items():
+        run.run(percepiano_dir, tmp_path, run.Settings((protocol,), (baseline,)), log=lambda line: None)
+        made = table.read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
+        assert mean_r(made) == pytest.approx(r, abs=0.01), (baseline, protocol)
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_statistics_reach_the_floor_under_every_protocol(percepiano_dir, tmp_path):
+    settings = run.Settings(tuple(RESEARCH["midi-stats"]), run.STATISTICS, workers=2)
+    run.run(percepiano_dir, tmp_path, settings)
+    for baseline, row in RESEARCH.items():
+        for protocol, r in row.items():
+            made = table.read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
+            assert mean_r(made) > r - 0.02, (baseline, protocol)
