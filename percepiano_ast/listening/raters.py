@@ -1,0 +1,180 @@
+"""Rating functions that a listening test can be given: whatever has the four members of `Rate`.
+
+Ratings are held out: each clip is rated by a model that was fitted without its content group.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast import audio, descriptors, rating
+from percepiano_ast.audio import features as audio_features
+from percepiano_ast.baselines import statistics
+from percepiano_ast.config import InputError
+from percepiano_ast.data import splits
+from percepiano_ast.performance import Performance
+
+PROTOCOL = "content"
+SAMPLE_RATE = 22_050
+
+
+class Rate(Protocol):
+    """Anything that rates performances.
+
+    Attributes:
+        name: of the model in tables.
+        hears: ``audio`` or ``midi``.
+        sample_rate: in Hz, of the sound that it wants; means nothing for ``midi``.
+        key: another one whenever its ratings would be others: ratings are kept under it.
+    """
+
+    name: str
+    hears: str
+    sample_rate: int
+    key: str
+
+    def rate(self, clip: str, takes: Sequence[np.ndarray | Performance]) -> np.ndarray:
+        """Ratings (n, 19), 0 to 1, of takes of one clip: waves float32 (n_samples,), or performances."""
+
+
+def imported(name: str) -> Rate:
+    """Anybody's rating function: ``module:attribute`` names a `Rate`, as ``my_model:rater`` in ``my_model.py`` here.
+
+    Raises:
+        InputError: no such module or attribute, or one that lacks a member of `Rate`.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        rate = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot import {name!r} ({error}); write module:attribute, the module where Python finds it.") from error
+    if missing := [member for member in ("name", "hears", "sample_rate", "key", "rate") if not hasattr(rate, member)]:
+        raise InputError(f"{name} has no {', '.join(missing)}; a rating function has name, hears, sample_rate, key and rate.")
+    return rate
+
+
+class StatisticsRater:
+    """Statistics of what is heard, and for each fold a model fitted on the clips outside it: a `Rate`.
+
+    Args:
+        name, hears, key: see `Rate`.
+        hear: a take -> (n_features,).
+        fold: of each clip.
+        models: fold -> anything with ``predict(features) -> ratings``.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, name: str, hears: str, key: str, hear: Callable, fold: dict[str, int], models: dict):
+        self.name, self.hears, self.key = name, hears, key
+        self._hear, self._fold, self._models = hear, fold, models
+
+    def rate(self, clip: str, takes: Sequence[np.ndarray | Performance]) -> np.ndarray:
+        """See `Rate.rate`."""
+        return self._models[self._fold[clip]].predict(np.stack([self._hear(take) for take in takes]))
+
+
+class Statistics(NamedTuple):
+    """What a statistics baseline is given: ``hears`` audio or midi, ``hear`` a take, ``code`` that its numbers come from."""
+
+    hears: str
+    hear: Callable[[np.ndarray | Performance], np.ndarray]
+    code: str
+
+
+def _code(*modules: ModuleType) -> str:
+    """Hash of the source of modules and packages."""
+    content = hashlib.sha256()
+    for path in (Path(module.__file__) for module in modules):
+        for file in sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]:
+            content.update(file.read_bytes())
+    return content.hexdigest()
+
+
+STATISTICS = {
+    "audio-stats": Statistics(
+        "audio",
+        lambda wave: np.array(list(audio.classic_features(wave, SAMPLE_RATE).values())),
+        _code(audio_features),
+    ),
+    "midi-stats": Statistics(
+        "midi",
+        lambda performance: np.array(list(descriptors.describe(performance).values())),
+        _code(descriptors),
+    ),
+}
+
+
+def fit_statistics(name: str, features: pd.DataFrame, ratings: np.ndarray, index: pd.DataFrame, seed: int) -> StatisticsRater:
+    """Fit a statistics baseline (a name in ``STATISTICS``) fold by fold.
+
+    Args:
+        features: what it hears, a row a clip, with the clips as index.
+        ratings: (n_clips, 19), in the same order.
+        index: whose ``content`` folds are held out; clips outside them are not learned from.
+
+    Raises:
+        InputError: the index has no such folds, or a content group in two of them; see `statistics.fit`.
+    """
+    fold = splits.fold_of_clip(index, PROTOCOL)
+    folds = np.array([fold.get(clip, -1) for clip in features.index])
+    groups = index.set_index("clip")["content_group"].reindex(features.index).to_numpy()
+    x, y, models = features.to_numpy(), np.asarray(ratings), {}
+    for held_out in sorted(set(fold.values())):
+        train = (folds != held_out) & (folds >= 0)
+        models[held_out] = statistics.fit(x[train], y[train], groups[train], seed=seed)
+    content = hashlib.sha256(x.tobytes() + y.tobytes() + folds.tobytes())
+    key = f"{name} {seed} {content.hexdigest()} {STATISTICS[name].code} {_code(statistics)}"
+    return StatisticsRater(name, STATISTICS[name].hears, key, STATISTICS[name].hear, fold, models)
+
+
+class RunRater:
+    """The fold models of a fine-tuned run; each clip is rated by the one that did not hear its fold.
+
+    Args:
+        run: its directory or store.
+        index: whose folds it was trained on.
+        model: name below ``run/finetune``, see `rating.Rater`.
+
+    Raises:
+        InputError: no such model, none finished, or folds that the index does not have.
+    """
+
+    hears = "audio"
+
+    def __init__(self, run: str | Path, index: pd.DataFrame, model: str = ""):
+        rater = rating.Rater(run, model)
+        self.name, self._models = rater.name, dict(zip(rater.folds, rater.models, strict=True))
+        self._front_end = rater.models[0].run.front_end
+        self.sample_rate = self._front_end.sample_rate
+        self._fold = splits.fold_of_clip(index, rater.models[0].run.config.protocol)
+        if missing := sorted(set(self._fold.values()) - set(self._models)):
+            raise InputError(
+                f"fold {missing[0]} of {self.name} in {run} is not finished, and its clips cannot be rated by a model that "
+                f"did not learn from them. Run {rating.MADE_BY} again; it continues"
+            )
+        content = hashlib.sha256()
+        for fold, one in sorted(self._models.items()):
+            content.update(f"{fold} {one.run.model} {one.run.front_end} {_digest(one.params)} {_digest(one.scaler)}".encode())
+        self.key = f"{self.name} {content.hexdigest()}"
+
+    def rate(self, clip: str, takes: Sequence[np.ndarray]) -> np.ndarray:
+        """See `Rate.rate`."""
+        model, front_end = self._models[self._fold[clip]], self._front_end
+        codes = (audio.quantize(audio.log_mel(wave, front_end), front_end)[0] for wave in takes)
+        return np.stack([model.rate(one) for one in codes]).astype(np.float64)
+
+
+def _digest(tree) -> str:
+    import jax
+
+    content = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        content.update(np.asarray(leaf).tobytes())
+    return content.hexdigest()
