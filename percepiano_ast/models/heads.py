@@ -135,14 +135,20 @@ class Rater(nn.Module):
         """Moments of every window (arguments as in a call), to be added up with `combine_moments`."""
         return self._encode(log_mel, frame_valid)[0]
 
+    def attend(self, log_mel: jax.Array, frame_valid: jax.Array) -> tuple[Moments, dict[str, jax.Array]]:
+        """As `embed`, and the encoder's intermediates with ``attention0`` ... and ``patch_valid``."""
+        return self._encode(log_mel, frame_valid, need_attention=True)
+
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
         """Ratings float32 (B, 19) of pooled clips (B, 2 F' D), see `moments_to_embedding`."""
         return self.head(embedding, deterministic=deterministic)
 
-    def _encode(self, log_mel: jax.Array, frame_valid: jax.Array) -> tuple[Moments, dict[str, jax.Array]]:
+    def _encode(
+        self, log_mel: jax.Array, frame_valid: jax.Array, *, need_attention: bool = False
+    ) -> tuple[Moments, dict[str, jax.Array]]:
         # A patch at the border holds padded frames: they are put at the training mean, whatever they were.
         log_mel = jnp.where(frame_valid[:, :, None], log_mel, 0.0)
         patch_valid = patch_validity(frame_valid, self.config)
-        tokens, intermediates = self.encoder(log_mel, patch_valid=patch_valid)
+        tokens, intermediates = self.encoder(log_mel, patch_valid=patch_valid, need_attention=need_attention)
         moments = pool_moments(*_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0]))
         return moments, intermediates | {"tokens": tokens, "patch_valid": patch_valid}

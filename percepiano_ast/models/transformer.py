@@ -39,7 +39,8 @@ class Attention(nn.Module):
     Attributes:
         num_heads: must divide the width.
         compute: see `Compute`.
-        need_weights: return the attention weights too; ``attention`` is always ``xla`` then.
+        need_weights: return the attention weights too; ``attention`` is always ``xla`` then. What the collection
+            ``perturbations`` holds as ``weights`` is added to them: zeros there make gradients by attention.
     """
 
     num_heads: int
@@ -56,7 +57,11 @@ class Attention(nn.Module):
         qkv = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2)
         weights = None
         if self.need_weights or self.compute.attention == "xla":
-            out, weights = _attend(*qkv, key_valid)
+            query, key, value = qkv
+            weights = _attention_weights(query, key, key_valid)
+            if self.need_weights:
+                weights = self.perturb("weights", weights)
+            out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value)
         elif self.compute.attention == "heads":
             out = _attend_by_head(*qkv, key_valid)
         else:
@@ -67,17 +72,16 @@ class Attention(nn.Module):
         return per_token(project, out.reshape(batch, length, width)), weights if self.need_weights else None
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask) -> tuple[jax.Array, jax.Array]:
-    """Three (B, L, H, hd) -> (B, L, H, hd) and the weights (B, H, L, L)."""
+def _attention_weights(query: jax.Array, key: jax.Array, key_valid: Mask) -> jax.Array:
+    """Two (B, L, H, hd) -> softmax over keys, float32 (B, H, L, L)."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     if key_valid is not None:
         logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value), weights
+    return jax.nn.softmax(logits, axis=-1)
 
 
 def _attend_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask) -> jax.Array:
-    """As `_attend`, without weights: a loop over the heads of all clips, each recomputed in the backward pass."""
+    """Three (B, L, H, hd) -> (B, L, H, hd): a loop over the heads of all clips, each recomputed in the backward pass."""
     batch, length, heads, head_dim = query.shape
 
     @jax.checkpoint
@@ -190,7 +194,7 @@ def run_blocks(
     """
     stack = nn.scan(
         nn.remat(Block, prevent_cse=False) if compute.remat else Block,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "perturbations": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
         length=depth,

@@ -1,0 +1,133 @@
+"""Maps to notes: what each note of a known performance added to a rating, or took from it."""
+
+import functools
+
+import numpy as np
+import pandas as pd
+import pretty_midi
+
+from percepiano_ast import audio
+from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.explain.maps import Explanation, Recording
+from percepiano_ast.performance import SUSTAIN, Performance
+
+LONGEST_SILENCE = 5.0  # seconds that a recording may go on after the last key was released
+LARGEST_SHIFT = 0.1  # seconds between MIDI and sound, beyond which notes would get what belongs to others
+_SEARCHED = 2.0  # seconds to either side, in which the MIDI's place is looked for
+_DECAY = 0.6  # seconds in which a note's power falls to 1 / e
+_RELEASE = 0.1  # seconds that a damped string still sounds
+_PARTIALS = 16
+_SPILL = 1e-4  # of a note's peak power, expected in every band: hammer, resonance, the window's side lobes
+
+
+def note_table(explanation: Explanation, performance: Performance) -> pd.DataFrame:
+    """Contribution of every note, the largest first.
+
+    A point of the map belongs to the notes that sound there, in proportion to the power that each is expected to have: its
+    fundamental and partials (amplitude 1 / k) as the front end hears them, by its velocity, falling from the onset until key
+    and pedal let go. Between partials it belongs to all that sound. The last row is what comes when no note sounds, so the
+    column adds up to the whole map.
+
+    Returns:
+        ``note`` (number in order of onset, -1 for the rest), ``onset`` and ``offset`` in seconds, ``pitch``, ``name``,
+        ``velocity``, ``contribution`` on the rating's scale, ``share`` of the sum of all contributions' sizes.
+
+    Raises:
+        InputError: the performance is not that of the recording, see `check_alignment`.
+    """
+    check_alignment(explanation.recording, performance)
+    front_end, attributed = explanation.recording.front_end, explanation.map
+    expected = np.zeros(attributed.shape)
+    parts = list(_expected(performance, front_end, len(attributed)))
+    for frames, power in parts:
+        expected[frames] += power
+    per_power = np.divide(attributed, expected, out=np.zeros(attributed.shape), where=expected > 0)
+    notes = pd.DataFrame({name: performance.notes[name] for name in ("onset", "offset", "pitch", "velocity")})
+    notes.insert(0, "note", np.arange(len(notes)))
+    notes.insert(4, "name", [pretty_midi.note_number_to_name(pitch) for pitch in notes["pitch"]])
+    notes["contribution"] = [float((per_power[frames] * power).sum()) for frames, power in parts]
+    rest = {"note": -1, "name": "no note", "contribution": float(attributed[expected == 0].sum(dtype=np.float64))}
+    notes = notes.sort_values("contribution", key=np.abs, ascending=False, kind="stable")
+    table = pd.concat([notes.astype({"pitch": "Int64", "velocity": "Int64"}), pd.DataFrame([rest])], ignore_index=True)
+    sizes = table["contribution"].abs()
+    return table.assign(share=sizes / max(sizes.sum(), 1e-12)).round({"onset": 4, "offset": 4})
+
+
+def _expected(performance: Performance, front_end: FrontEnd, n_frames: int):
+    """For every note, the frames that it sounds in (a slice) and its expected power there (frames, bands)."""
+    hop = front_end.hop_length / front_end.sample_rate
+    before = front_end.win_length / front_end.sample_rate / 2  # a frame hears so much of what comes after its centre
+    ends = _damped(performance) + _RELEASE
+    for note, end in zip(performance.notes, ends):
+        first = max(int(np.ceil((note["onset"] - before) / hop)), 0)
+        frames = slice(first, min(max(int(end / hop) + 1, first + 1), n_frames))
+        since = np.arange(frames.start, frames.stop) * hop - note["onset"]
+        power = (note["velocity"] / 127) ** 2 * np.exp(-np.maximum(since, 0) / _DECAY)
+        bands = _bands(int(note["pitch"]), front_end)
+        yield frames, power[:, None] * bands[None, :]
+
+
+def _damped(performance: Performance) -> np.ndarray:
+    """When key and sustaining pedal have both let go of each note, seconds float64 (n,)."""
+    pedal = performance.pedals[performance.pedals["number"] == SUSTAIN]
+    ends, last = performance.notes["offset"].copy(), performance.duration
+    down = pedal["value"] >= 64
+    for i, offset in enumerate(ends):
+        now = np.searchsorted(pedal["time"], offset, side="right")
+        if now and down[now - 1]:
+            raised = np.flatnonzero(~down[now:])
+            ends[i] = pedal["time"][now + raised[0]] if len(raised) else last
+    return ends
+
+
+@functools.lru_cache(maxsize=256)
+def _bands(pitch: int, front_end: FrontEnd) -> np.ndarray:
+    """Power that a note of this pitch puts into each band, float64 (n_mels,), at most 1: a sound of sines, heard."""
+    fundamental = 440 * 2 ** ((pitch - 69) / 12)
+    time = np.arange(4 * front_end.win_length) / front_end.sample_rate
+    partials = [k for k in range(1, _PARTIALS + 1) if k == 1 or k * fundamental < 0.95 * front_end.sample_rate / 2]
+    wave = sum(np.sin(2 * np.pi * k * fundamental * time + k) / k for k in partials)
+    level = audio.log_mel(np.float32(0.1 * wave), front_end)
+    power = 10 ** (level[len(level) // 2].astype(np.float64) / 10)
+    power /= power.max()
+    return np.maximum(power, _SPILL)
+
+
+def check_alignment(recording: Recording, performance: Performance) -> None:
+    """Refuse a performance whose notes are not where the recording's sound is.
+
+    Raises:
+        InputError: notes after the recording's end, a recording that goes on long after the last note, or onsets that fit the
+            sound much better elsewhere.
+    """
+    first, last, end = performance.notes["onset"].min(), performance.notes["onset"].max(), performance.duration
+    if last >= recording.seconds or recording.seconds - end > LONGEST_SILENCE:
+        raise InputError(
+            f"the MIDI's notes last from {first:.1f} to {end:.1f} s, the recording {recording.name} {recording.seconds:.1f} s: "
+            "give the MIDI of this recording, both from the same beginning"
+        )
+    shift = _best_shift(recording, performance)
+    if abs(shift) > LARGEST_SHIFT:
+        raise InputError(
+            f"the MIDI's onsets fit the sound of {recording.name} when they are moved by {shift:+.2f} s: cut both to the same "
+            "beginning"
+        )
+
+
+def _best_shift(recording: Recording, performance: Performance) -> float:
+    """Seconds by which the onsets are to be moved to fall where most bands get louder; 0 where that is not clear."""
+    front_end = recording.front_end
+    hop = front_end.hop_length / front_end.sample_rate
+    audible = np.maximum(recording.level, recording.level.max() - 60)
+    rise = np.maximum(np.diff(audible, axis=0, prepend=audible[:1]), 0).sum(axis=1)
+    struck = np.zeros(len(rise))
+    frames = np.minimum(np.round(performance.notes["onset"] / hop).astype(int), len(rise) - 1)
+    np.maximum.at(struck, frames, performance.notes["velocity"] / 127)
+    near = np.exp(-0.5 * (np.arange(-5, 6) / 2) ** 2)  # onsets are sharp to about 20 ms
+    struck = np.convolve(struck, near, mode="same")
+    shifts = np.arange(-round(_SEARCHED / hop), round(_SEARCHED / hop) + 1)
+    shifts = shifts[np.abs(shifts) < len(rise)]
+    fits = [float(np.dot(rise[max(k, 0) : len(rise) + min(k, 0)], struck[max(-k, 0) : len(rise) - max(k, 0)])) for k in shifts]
+    best = int(np.argmax(fits))
+    # Music repeats: a neighbouring beat fits nearly as well as the true place.
+    return float(shifts[best] * hop) if fits[best] > 1.2 * fits[int(np.flatnonzero(shifts == 0)[0])] else 0.0

@@ -1,0 +1,324 @@
+"""Which parts of a spectrogram a rating came from: integrated gradients, attention rollout, relevance through attention.
+
+A clip (T, F) is rated by windows whose embeddings add up, so its rating is a function of that sum. Everything here
+follows it: the gradient of the rating by the sum is the same for all windows and is carried back through each of them.
+Maps are (T, F) over the whole clip, in units of the rating; frames that lie in two windows get what both say, as they
+count twice in the rating, and padded frames get nothing, because nothing of them reaches the rating.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.models.ast import PREFIX_TOKENS, patchify
+from percepiano_ast.models.heads import patch_validity
+
+FRAMES = 8 * 1024  # of windows that are computed at once: about 4 GB for the base size with its backward pass
+STEPS = 32  # points of Gauss and Legendre on the way from the baseline
+
+Tree = dict | tuple | jax.Array
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What attribution needs to know of a rating model.
+
+    Attributes:
+        embed: (params, log-mel (B, T, F), real frames Bool (B, T)) -> arrays (B, ...) that add up over a clip's windows.
+        rate: (params, such sums (C, ...) of C clips) -> ratings (C, D).
+        n_frames: T, of a window.
+        attend: (params, log-mel, real frames, shift (depth, B, H, L, L)) -> as ``embed``, the attention weights of all
+            layers (depth, B, H, L, L) with ``shift`` added, and real patches Bool (B, N). The two maps of attention need it.
+        config: geometry of the patches; as ``attend``.
+    """
+
+    embed: Callable[[Tree, jax.Array, jax.Array], Tree]
+    rate: Callable[[Tree, Tree], jax.Array]
+    n_frames: int
+    attend: Callable | None = None
+    config: ModelConfig | None = None
+
+
+class Attribution(NamedTuple):
+    """Integrated gradients of one clip.
+
+    Attributes:
+        maps: float32 (D, T, F): what each point added to each rating, or took from it, compared with the baseline.
+        ratings, baseline: float32 (D,) of the clip and of the baseline.
+        gap: float32 (D,), ``ratings - baseline - sum of the map``: 0 but for the error of the integral.
+    """
+
+    maps: np.ndarray
+    ratings: np.ndarray
+    baseline: np.ndarray
+    gap: np.ndarray
+
+
+class _Windows:
+    """The windows of a clip (T, F): float32 (W, n, F) padded with 0 at the end, and real frames Bool (W, n)."""
+
+    def __init__(self, starts: Iterable[int], length: int, n_frames: int):
+        self.starts, self.length, self.n_frames = list(starts), length, n_frames
+        ends = [min(start + n_frames, length) for start in self.starts]
+        self.valid = np.arange(n_frames)[None, :] < np.subtract(ends, self.starts)[:, None]
+
+    def cut(self, clip: np.ndarray) -> np.ndarray:
+        """(T, F) -> (W, n, F)."""
+        padded = np.pad(clip, ((0, max(self.n_frames - self.length, 0)), (0, 0)))
+        return np.stack([padded[start : start + self.n_frames] for start in self.starts]).astype(np.float32)
+
+    def put_back(self, windows: np.ndarray) -> np.ndarray:
+        """(..., W, n, F) -> (..., T, F), what lies in several windows added up."""
+        clip = np.zeros((*windows.shape[:-3], max(self.length, self.n_frames), windows.shape[-1]), np.float32)
+        for number, start in enumerate(self.starts):
+            clip[..., start : start + self.n_frames, :] += windows[..., number, :, :]
+        return clip[..., : self.length, :]
+
+
+def rate_variants(
+    listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]
+) -> np.ndarray:
+    """Ratings float32 (V, D) of V clips of one shape (T, F), normalised, with windows that start at ``starts``."""
+    windows = _Windows(starts, len(variants[0]), listener.n_frames)
+    rows = ((number, *row) for number, clip in enumerate(variants) for row in zip(windows.cut(clip), windows.valid))
+    return np.asarray(_rate(listener, params, _embed(listener, params, rows)))
+
+
+def _embed(listener: Listener, params: Tree, rows: Iterator[tuple]) -> Tree:
+    """Rows (number of a clip, window (n, F), real frames (n,)) -> sums (C, ...), clips counted from 0 in order."""
+    parts, owners = [], []
+    for numbers, *batch in _batches(rows, listener.n_frames):
+        parts.append(jax.tree.map(np.asarray, _embed_rows(listener, params, *batch)))
+        owners += numbers
+    return jax.tree.map(lambda *arrays: _added_up(arrays, owners), *parts)
+
+
+def _added_up(arrays: tuple[np.ndarray, ...], owners: list[int]) -> np.ndarray:
+    values = np.concatenate(arrays)[: len(owners)]
+    total = np.zeros((owners[-1] + 1, *values.shape[1:]), values.dtype)
+    np.add.at(total, owners, values)
+    return total
+
+
+def _batches(rows: Iterator[tuple], n_frames: int) -> Iterator[tuple]:
+    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last row stands in for those that are missing."""
+    size, waiting = max(FRAMES // n_frames, 1), []
+    for row in rows:
+        waiting.append(row)
+        if len(waiting) == size:
+            yield _stacked(waiting, size)
+            waiting = []
+    if waiting:
+        yield _stacked(waiting, size)
+
+
+def _stacked(rows: list[tuple], size: int) -> tuple:
+    numbers, *arrays = zip(*rows)
+    filled = [jax.tree.map(lambda *x: np.stack(x + x[-1:] * (size - len(x))), *column) for column in arrays]
+    return list(numbers), *filled
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_rows(listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array) -> Tree:
+    return listener.embed(params, log_mel, valid)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rate(listener: Listener, params: Tree, sums: Tree) -> jax.Array:
+    return listener.rate(params, sums)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _rating_gradients(listener: Listener, params: Tree, sums: Tree, dimensions: jax.Array) -> Tree:
+    """Sums (C, ...), Int (D,) -> d rating / d sums, (C, D, ...); each clip's rating depends on its own sums alone."""
+    _, pull = jax.vjp(lambda sums: listener.rate(params, sums)[:, dimensions], sums)
+    clips = jax.tree.leaves(sums)[0].shape[0]
+    wanted = jnp.broadcast_to(jnp.eye(len(dimensions))[:, None, :], (len(dimensions), clips, len(dimensions)))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.vmap(lambda row: pull(row)[0])(wanted))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pull(listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array, gradients: Tree) -> jax.Array:
+    """Gradients (B, D, ...) by the sums -> gradients (B, D, T, F) by the windows (B, T, F); one forward pass for all D."""
+    _, pull = jax.vjp(lambda log_mel: listener.embed(params, log_mel, valid), log_mel)
+    return jnp.swapaxes(jax.vmap(lambda row: pull(row)[0], in_axes=1)(gradients), 0, 1)
+
+
+# --- Integrated gradients ---------------------------------------------------------------------------------------------
+
+
+def integrated_gradients(
+    listener: Listener,
+    params: Tree,
+    clip: np.ndarray,
+    baseline: np.ndarray,
+    *,
+    starts: Iterable[int],
+    dimensions: Iterable[int],
+    steps: int = STEPS,
+) -> Attribution:
+    """Integrated gradients of whole-clip ratings (Sundararajan, Taly and Yan 2017, equation 1).
+
+    ``(x - b) * integral over a from 0 to 1 of the gradient at b + a (x - b)``, by Gauss-Legendre quadrature. The sum of a
+    map is the rating of the clip less that of the baseline (their proposition 1, completeness); ``gap`` is what is missing.
+
+    Cost: ``steps`` x windows rows, each two forward passes and one backward pass per dimension, ``FRAMES`` frames at a time.
+
+    Args:
+        clip, baseline: (T, F), normalised.
+        starts: first frames of the windows.
+        dimensions: positions of the ratings that are explained.
+        steps: points of the quadrature.
+
+    Raises:
+        InputError: ``clip`` and ``baseline`` of different shapes, or no step.
+    """
+    if clip.shape != baseline.shape or steps < 1:
+        raise InputError(f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and a step or more.")
+    dimensions = jnp.asarray(list(dimensions), jnp.int32)
+    windows = _Windows(starts, len(clip), listener.n_frames)
+    heard, from_there = windows.cut(baseline), windows.cut(clip - baseline)
+    points, weights = np.polynomial.legendre.leggauss(steps)
+    # The ends come last: their ratings are wanted, their gradients are not.
+    way = np.float32([*(points + 1) / 2, 0, 1])
+
+    def rows(count):
+        for number in range(count):
+            for window, valid in enumerate(windows.valid):
+                yield number, heard[window] + way[number] * from_there[window], valid
+
+    sums = _embed(listener, params, rows(steps + 2))
+    gradients = _rating_gradients(listener, params, jax.tree.map(lambda x: x[:steps], sums), dimensions)
+    gradients = jax.tree.map(np.asarray, gradients)
+    ratings = np.asarray(_rate(listener, params, sums))[:, dimensions]
+    total = np.zeros((len(windows.starts), len(dimensions), *heard.shape[1:]), np.float64)
+    with_gradients = ((row, *row[1:], jax.tree.map(lambda x: x[row[0]], gradients)) for row in rows(steps))
+    numbered = (((row[0], index % len(windows.starts)), *rest) for index, (row, *rest) in enumerate(with_gradients))
+    for numbers, *batch in _batches(numbered, listener.n_frames):
+        for (step, window), gradient in zip(numbers, np.asarray(_pull(listener, params, *batch))):
+            total[window] += weights[step] / 2 * gradient
+    maps = windows.put_back(np.swapaxes(total * from_there[:, None], 0, 1))
+    difference = ratings[steps + 1] - ratings[steps]
+    gap = difference - maps.sum(axis=(1, 2), dtype=np.float64)
+    return Attribution(maps, ratings[steps + 1], ratings[steps], gap.astype(np.float32))
+
+
+# --- Attention --------------------------------------------------------------------------------------------------------
+
+
+def rollout(attention: jax.Array) -> jax.Array:
+    """Attention rollout (Abnar and Zuidema 2020, equation 1): (depth, B, H, L, L) -> (B, L, L), rows sum to 1.
+
+    Heads are averaged, half of every layer is its residual connection, and layers are multiplied: row i says which inputs
+    token i was mixed from, if attention alone mixed.
+    """
+    identity = jnp.eye(attention.shape[-1])[None, :, :]
+    total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
+    for weights in attention:
+        total = (0.5 * weights.mean(axis=1) + 0.5 * identity) @ total
+    return total
+
+
+def relevance(attention: jax.Array, gradients: jax.Array) -> jax.Array:
+    """Relevance through self-attention (Chefer, Gur and Wolf 2021, equations 5 and 6): twice (depth, B, H, L, L) -> (B, L, L).
+
+    Per layer, the mean over heads of the positive part of gradient x attention, added to what it mixes. Less the identity
+    that it begins with, which says of every patch the same.
+    """
+    identity = jnp.eye(attention.shape[-1])[None, :, :]
+    total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
+    for weights, gradient in zip(attention, gradients):
+        total = total + jax.nn.relu(weights * gradient).mean(axis=1) @ total
+    return total - identity
+
+
+def attention_maps(
+    listener: Listener,
+    params: Tree,
+    clip: np.ndarray,
+    *,
+    starts: Iterable[int],
+    dimensions: Iterable[int],
+    towards: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both 0 or more, of a normalised clip (T, F).
+
+    The rating pools over patch tokens, so the maps are means over the rows of real patches. Rollout is the share of the
+    clip that they are mixed from; it sums to 1 less what the two prefix tokens hold. A patch's value is spread over its
+    points. Cost: per window one forward pass for rollout, two and one backward pass per dimension for relevance.
+
+    Args:
+        towards: (D,) of +1 or -1: relevance is to the rating's rise or to its fall.
+
+    Raises:
+        InputError: a listener without ``attend``.
+    """
+    if listener.attend is None:
+        raise InputError("this model gives no attention weights; use integrated gradients")
+    windows = _Windows(starts, len(clip), listener.n_frames)
+    dimensions = jnp.asarray(list(dimensions), jnp.int32)
+    pieces = windows.cut(clip)
+    sums = _embed(listener, params, ((0, *row) for row in zip(pieces, windows.valid)))
+    gradients = jax.tree.map(lambda x: x[0], _rating_gradients(listener, params, sums, dimensions))
+    maps = []
+    for piece, valid in zip(pieces, windows.valid):  # one at a time: (depth, H, L, L) is large
+        maps.append(np.asarray(_look(listener, params, piece, valid, gradients, jnp.asarray(towards, jnp.float32))))
+    maps = windows.put_back(np.stack(maps, axis=1))
+    rows = int(patch_validity(jnp.asarray(windows.valid), listener.config).sum())
+    return maps[0] / max(rows, 1), maps[1:]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _look(listener: Listener, params: Tree, piece: jax.Array, valid: jax.Array, gradients: Tree, towards: jax.Array):
+    """One window (T, F) -> (1 + D, T, F): rollout, then relevance to each dimension, summed over the rows of real patches."""
+
+    def attend(shift):
+        sums, weights, patch_valid = listener.attend(params, piece[None], valid[None], shift)
+        return sums, (weights, patch_valid[0])
+
+    shape = jax.eval_shape(lambda: listener.attend(params, piece[None], valid[None], None))[1]
+    _, pull, (weights, patch_valid) = jax.vjp(attend, jnp.zeros(shape.shape), has_aux=True)
+    found = [rollout(weights)[0]]
+    for number in range(len(towards)):
+        (gradient,) = pull(jax.tree.map(lambda x: x[None, number], gradients))
+        found.append(relevance(weights, gradient * towards[number])[0])
+    rows = jnp.where(patch_valid[None, :, None], jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:], 0.0).sum(axis=1)
+    spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), listener.config)
+    return spread * valid[None, :, None]
+
+
+def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
+    """Values (B, N) of patches -> (B, T, F), each spread evenly over the points of its patch; where patches overlap, added."""
+    empty = jnp.zeros((values.shape[0], config.n_frames, config.n_mels))
+    _, put_back = jax.vjp(lambda log_mel: patchify(log_mel, config.patch_size, config.stride), empty)
+    return put_back(jnp.broadcast_to(values[:, :, None] / config.patch_dim, (*values.shape, config.patch_dim)))[0]
+
+
+# --- Weights made random ----------------------------------------------------------------------------------------------
+
+
+def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str, dict]]:
+    """Parameters of a `heads.Rater` made random from the top down, as in Adebayo et al. 2018, section 3 (cascading).
+
+    Args:
+        params: trained, ``head`` and ``encoder``.
+        fresh: the same tree with random values.
+        stages: steps that the encoder's blocks are taken in, the last block first.
+
+    Yields:
+        What is random by now, and the parameters: the head, more and more blocks, and at last everything.
+    """
+    yield "head", params | {"head": fresh["head"]}
+    blocks = params["encoder"]["blocks"]
+    depth = jax.tree.leaves(blocks)[0].shape[0]
+    for kept in sorted({round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth}, reverse=True):
+        mixed = jax.tree.map(lambda old, new: jnp.concatenate([old[:kept], new[kept:]]), blocks, fresh["encoder"]["blocks"])
+        encoder = params["encoder"] | {"blocks": mixed, "norm": fresh["encoder"]["norm"]}
+        yield f"{depth - kept} of {depth} blocks", {"head": fresh["head"], "encoder": encoder}
+    yield "everything", fresh
