@@ -50,6 +50,7 @@ class Rater:
         if not finished:
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} first; it continues")
         self.models = [_load(folder) for folder in finished]
+        self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]  # that each model has not heard
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished})
 
     def rate(self, file: str | Path) -> dict:

@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import report
+from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose, say
-from percepiano_ast.data import audioset, batches, demo, maestro, percepiano, shards, splits
+from percepiano_ast.data import audioset, batches, demo, maestro, percepiano, predictions, shards, splits
 from percepiano_ast.data.build import Work
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import metrics
+from percepiano_ast.evaluation import reliability
+from percepiano_ast.evaluation.table import load_index
 from percepiano_ast.models import convert, weights
-from percepiano_ast.models.baselines import fit_mlp
 from percepiano_ast.training import checkpoints, parallel
 from percepiano_ast.training import finetune as finetuning
 from percepiano_ast.training import pretrain as pretraining
@@ -263,6 +264,9 @@ def preprocess_percepiano(
             Work(workers(), max_bad=None, log=log),
             synthesizers=tuple(synthesizers) or run.preset.synthesizers,
         )
+    if (Path(folder) / "index.csv").exists() and (Path(folder) / reliability.RATERS).exists():
+        agreement = reliability.split_half(reliability.read_raters(folder), percepiano.load_index(folder))
+        reliability.ceiling(agreement).to_csv(run.percepiano / "noise_ceiling.csv", float_format="%.4f", lineterminator="\n")
     return run.percepiano
 
 
@@ -289,7 +293,7 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
     rated = np.full((len(held_out), len(KEYS)), np.nan, np.float32)
     finetuning.say_room(trainer(1), params, len(set(fold.values())), run.kept(run.finetune(name)), log)
     for number in sorted(set(fold.values())):
-        train, test = np.flatnonzero(held_out != number), np.flatnonzero(held_out == number)
+        train, test = np.flatnonzero((held_out != number) & (held_out >= 0)), np.flatnonzero(held_out == number)
         log(f"{name}, fold {number}: {len(train)} renderings to train on, {len(test)} held out")
         windows, steps = batches.finetune_batches(
             clips, train, n_frames=n_frames, batch_size=config.batch_size, seed=config.seed
@@ -311,7 +315,7 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
         again = config.train_encoder  # then the embeddings are those of another encoder
         heard = fold_run.embed(trained, cut([clips.codes[i] for i in test]), len(test)) if again else embeddings[test]
         rated[test] = fold_run.rate(trained, scaler, heard)
-    return _write_predictions(run, name, clips, rated, fold)
+    return _write_predictions(run, name, clips.clip, clips.ratings, rated, fold)
 
 
 def _first_params(trainer: finetuning.Finetuning, start: Start) -> dict:
@@ -325,7 +329,7 @@ def _first_params(trainer: finetuning.Finetuning, start: Start) -> dict:
 
 def _folds(run: Run, home: Path, clips: batches.RatedClips) -> tuple[dict[str, int], np.ndarray]:
     """Fold of every clip that the protocol evaluates, and that of every rendering, -1 where it is in none."""
-    fold = splits.fold_of_clip(metrics.load_index(home / "index.csv"), run.preset.finetune.protocol)
+    fold = splits.fold_of_clip(load_index(home / "index.csv"), run.preset.finetune.protocol)
     return fold, np.array([fold.get(clip, -1) for clip in clips.clip])
 
 
@@ -333,38 +337,28 @@ def _source(shard_set: shards.ShardSet) -> dict:
     return {"data": shard_set.metadata["licence"], "simulated": shard_set.metadata["simulated"]}
 
 
-def baseline(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
-    """Step 3c: the feed-forward baseline (``mlp``) on classic features, over the same folds."""
-    config = run.preset.finetune
+def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
+    """Step 3c: the floor of every table, over the same folds; returns (and writes) the predictions of all of them.
+
+    ``mlp`` and ``audio-stats`` on classic features of the same renderings, and what is known without hearing anything
+    (``identity-*``), as far as the protocol leaves anything known of a held-out clip. See `baselines`.
+    """
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
-    clips, index = batches.rated_clips(shard_set), metrics.load_index(run.percepiano / "index.csv")
+    clips, index = batches.rated_clips(shard_set), load_index(run.percepiano / "index.csv")
     table = pd.read_csv(run.percepiano / "classic_features.csv").set_index(["clip", "synthesizer"])
     features = table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
     fold, held_out = _folds(run, run.percepiano, clips)
     groups = index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()
-    rated = np.full((len(held_out), len(KEYS)), np.nan, np.float32)
-    for number in sorted(set(fold.values())):
-        train, test = held_out != number, held_out == number
-        fitted = fit_mlp(features[train], clips.ratings[train], seed=config.seed, groups=groups[train])
-        rated[test] = fitted.predict(features[test])
-        log(f"mlp, fold {number}: {train.sum()} renderings to train on, stopped after epoch {fitted.epochs}")
-    return _write_predictions(run, "mlp", clips, rated, fold)
+    data = floor.Renderings(features, clips.ratings, groups, held_out)
+    made = floor.floor(data, clips.clip, index, run.preset.finetune.seed, log)
+    return pd.concat([_write_predictions(run, name, *rated, fold) for name, rated in made.items()], ignore_index=True)
 
 
-def _write_predictions(run: Run, model: str, clips: batches.RatedClips, rated, folds: dict[str, int]) -> pd.DataFrame:
+def _write_predictions(run: Run, model: str, clips, ratings, rated, folds: dict[str, int]) -> pd.DataFrame:
     """Average the renderings of each clip and write the tidy table: one row per clip and dimension."""
-    rated = pd.DataFrame(rated, columns=KEYS).groupby(clips.clip).mean()
-    truth = pd.DataFrame(clips.ratings, columns=KEYS).groupby(clips.clip).first()
-    table = truth.stack().rename("rating").to_frame().join(rated.stack().rename("prediction"))
-    table = table.rename_axis(["clip", "dimension"]).reset_index()
-    table = table[table["clip"].isin(folds)].sort_values("clip", kind="stable")
-    table["fold"] = table["clip"].map(folds)
-    fixed = {"model": model, "protocol": run.preset.finetune.protocol, "seed": run.preset.finetune.seed}
-    columns = ["model", "protocol", "seed", "fold", "clip", "dimension", "rating", "prediction"]
-    table = table.assign(**fixed)[columns].reset_index(drop=True)
-    partial = run.predictions(model).with_suffix(".partial")
-    table.to_csv(partial, index=False, float_format="%.6f")
-    partial.replace(run.predictions(model))
+    config = run.preset.finetune
+    table = predictions.tidy((model, config.protocol, config.seed), folds, clips, ratings, rated)
+    predictions.write(table, run.predictions(model))
     return table
 
 
@@ -384,6 +378,13 @@ def evaluate(run: Run) -> Path:
         paths,
         run.evaluation,
         index=index,
-        partial=rendered < len(metrics.load_index(index)),  # the report lists what is not covered
+        partial=rendered < len(load_index(index)),  # the report lists what is not covered
         simulated=shard_set.metadata["simulated"],
+        ceiling=ceiling_of(run),
     )
+
+
+def ceiling_of(run: Run) -> Path | None:
+    """The noise ceiling of a data set with raters of its own; PercePiano's own comes with the package."""
+    path = run.percepiano / "noise_ceiling.csv"
+    return path if path.exists() else None

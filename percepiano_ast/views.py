@@ -7,11 +7,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, report
+from matplotlib.figure import Figure
+
+from percepiano_ast import audio, plots, report
 from percepiano_ast.config import PRETRAININGS, InputError, Statistics
 from percepiano_ast.data import batches, manifest, maestro, percepiano, shards, sources, tables
-from percepiano_ast.dimensions import KEYS
-from percepiano_ast.suite import MADE_BY_PRETRAIN, Run, maestro_source
+from percepiano_ast.dimensions import KEYS, PRIMARY
+from percepiano_ast.evaluation import reliability, summary
+from percepiano_ast.evaluation.table import fold_column, load_index
+from percepiano_ast.explain import maps
+from percepiano_ast.plots import explain as explain_plots
+from percepiano_ast.rating import Rater
+from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_store
@@ -105,16 +112,75 @@ def finetune_history(run: Run) -> pd.DataFrame:
     return table.add_suffix(" loss").reset_index()
 
 
-def metrics_table(run: Run) -> pd.DataFrame:
-    """``metrics.csv`` of the run's evaluation, the rows of its protocol."""
-    return pd.read_csv(run.evaluation / "metrics.csv")
+def results(run: Run) -> dict[str, pd.DataFrame]:
+    """The tables of the run's evaluation by name, see `evaluation.evaluate`: the rows of its protocol, nothing of others.
+
+    ``ceiling`` is among them where the noise ceiling is known: (19 dimensions, scopes).
+    """
+    protocol = run.preset.finetune.protocol
+    tables = {path.stem: pd.read_csv(path) for path in sorted(run.evaluation.glob("*.csv"))}
+    tables = {name: table[table["protocol"] == protocol].reset_index(drop=True) for name, table in tables.items()}
+    ceiling = reliability.load_ceiling(load_index(run.percepiano / "index.csv"), ceiling_of(run))
+    return tables if ceiling is None else tables | {"ceiling": ceiling}
 
 
 def headlines(run: Run) -> list[str]:
     """What the numbers say, in sentences."""
-    config = run.preset.finetune
-    comparisons = pd.read_csv(run.evaluation / "comparisons.csv")
-    return report.headlines(metrics_table(run), comparisons, config.protocol, config.seed)
+    found = results(run)
+    return report.headlines(found["summary"], found["differences"], run.preset.finetune.protocol)
+
+
+def gains(run: Run) -> pd.DataFrame:
+    """Differences of Pearson's r, overall, between every model and the reference, as `plots.gains` draws them.
+
+    The reference is the best model that hears audio alone and is no audio encoder.
+    """
+    found = results(run)
+    models = list(report.wording.ranking(found["summary"]).index)
+    reference = report.comparison.reference_of(models)
+    pairs = found["differences"]
+    pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
+    each = [summary.between(pairs, model, reference) for model in models if model != reference]
+    return pd.concat(each[: plots.MOST], ignore_index=True)
+
+
+def pairs(run: Run) -> pd.DataFrame:
+    """How often performances by people are put in the right order, as `plots.pairwise` draws it."""
+    table = results(run)["pairwise"]
+    table = table[table["scope"] == "within_segment_humans"]
+    return table[table["min_difference"] == table["min_difference"].max()]
+
+
+def explained(run: Run, dimension: str) -> Figure:
+    """What raised and lowered a rating of `rated_clip`, by the best encoder's model that has not heard its music."""
+    models = report.wording.ranking(results(run)["summary"]).index
+    encoders = [name for name in models if report.wording.is_encoder(name)]
+    if not encoders:
+        raise InputError(f"no audio encoder (ast-*) has predicted anything in {run.root}. Run {MADE_BY_FINETUNE} first")
+    level, clip, _ = rated_clip(run)
+    held_out = load_index(run.percepiano / "index.csv").set_index("clip").loc[clip, fold_column(run.preset.finetune.protocol)]
+    rater = Rater(run.store or run.root, encoders[0])
+    rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
+    front_end = rater.models[0].run.front_end
+    recording = maps.Recording(clip, np.zeros(0, np.float32), level, front_end)
+    explanation = maps.Explainer(rater).explain(recording, [dimension], methods=("gradients",))[0]
+    start, stop, _ = explanation.stretch()
+    return explain_plots.attribution_map(
+        level, explanation.map, hertz=audio.band_centres(front_end), front_end=front_end, dimension=dimension, marked=(start, stop),
+        title=label(run, f"{clip}: rated {explanation.rating:.2f} by {encoders[0]}"),
+    )  # fmt: skip
+
+
+def primary(run: Run) -> pd.DataFrame:
+    """Pearson's r of the primary dimensions, overall: a row a dimension, a column a model, and the noise ceiling if known."""
+    found = results(run)
+    rows = found["summary"][(found["summary"]["scope"] == "overall") & (found["summary"]["metric"] == "pearson")]
+    wide = rows.pivot(index="dimension", columns="model", values="value")
+    keys = [key for keys in PRIMARY.values() for key in keys]
+    table = wide.loc[keys].rename_axis(columns=None)
+    if "ceiling" in found:
+        table["noise ceiling"] = found["ceiling"].loc[keys, "overall"]
+    return table.round(2)
 
 
 def kept(run: Run) -> pd.DataFrame:

@@ -94,6 +94,9 @@ def test_demo_says_where_the_report_is(demo):
     out, printed = demo
     assert printed.rstrip().endswith(f"report: {out / 'evaluation' / 'report.html'}")
     assert "simulated" in (out / "evaluation" / "report.html").read_text().lower()
+    assert (out / "evaluation" / "comparison.html").exists()
+    # The simulated raters have a noise ceiling of their own.
+    assert "| noise ceiling |" in (out / "evaluation" / "report.md").read_text()
 
 
 def test_demo_shows_progress_of_every_notebook(demo):
@@ -105,7 +108,7 @@ def test_demo_shows_progress_of_every_notebook(demo):
 def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
     out, _ = demo
     index = pd.read_csv(out / "percepiano" / "index.csv").set_index("clip")
-    for model in ("ast-micro-ssast", "ast-micro-scratch", "mlp"):
+    for model in ("ast-micro-ssast", "ast-micro-scratch", "mlp", "audio-stats", "identity-segment-deadpan"):
         table = pd.read_csv(out / f"predictions_{model}.csv")
         assert sorted(table["clip"].unique()) == sorted(index.index)
         assert set(table.groupby("clip")["dimension"].count()) == {len(KEYS)}

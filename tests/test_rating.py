@@ -57,7 +57,7 @@ class TestRating:
         assert result["file"] == str(wav)
         assert tuple(result["ratings"]) == KEYS == tuple(result["uncertainty"])
         assert all(0 < value < 1 and len(str(value)) <= 6 for value in result["ratings"].values())
-        assert rating.Rater(finetuned).rate(wav) == result
+        assert rating.Rater(finetuned).rate(wav) == result and rating.Rater(finetuned).folds == [0, 1]
         assert len(result["warnings"]) == 1 and "simulated ratings" in result["warnings"][0]
 
     def test_uncertainty_is_the_deviation_of_the_folds(self, finetuned, wav, tmp_path):

@@ -145,6 +145,12 @@ def pad_window(codes: np.ndarray, n_frames: int) -> np.ndarray:
     return np.pad(codes, ((0, n_frames - len(codes)), (0, 0)))
 
 
+def window_starts(length: int, n_frames: int) -> list[int]:
+    """First frames of the windows of a clip of ``length`` frames: a hop of half a window, the last one ends with the clip."""
+    last = max(length - n_frames, 0)
+    return list(range(0, last, n_frames // 2)) + [last]
+
+
 def clip_windows(clips: list[np.ndarray], *, n_frames: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """Every clip cut into windows with a hop of half a window, the last one aligned with the clip's end.
 
@@ -154,9 +160,7 @@ def clip_windows(clips: list[np.ndarray], *, n_frames: int, batch_size: int) -> 
     """
     windows = []
     for number, codes in enumerate(clips):
-        last = max(len(codes) - n_frames, 0)
-        starts = list(range(0, last, n_frames // 2)) + [last]
-        windows += [(number, start) for start in starts]
+        windows += [(number, start) for start in window_starts(len(codes), n_frames)]
     for first in range(0, len(windows), batch_size):
         part = windows[first : first + batch_size]
         part += [(-1, 0)] * (batch_size - len(part))

@@ -233,5 +233,6 @@ def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.G
     (folder / percepiano.LABELS).write_text(json.dumps(labels))
     with (folder / "labels" / "total_2rounds.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["user", "dataID", "filename", *KEYS, "message"])
+        questions = [f"Question_{number}" for number in range(1, len(KEYS) + 1)]
+        writer.writerow(["user", "dataID", "filename", *questions, "message"])
         writer.writerows(rows)

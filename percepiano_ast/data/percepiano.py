@@ -29,7 +29,7 @@ from percepiano_ast.config import FrontEnd, InputError, claim_directory
 from percepiano_ast.data import build, shards
 from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import metrics
+from percepiano_ast.evaluation import table
 
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
@@ -54,7 +54,7 @@ class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):
 def load_index(folder: str | Path) -> pd.DataFrame:
     """The folder's own ``index.csv``, or the one shipped for the real PercePiano."""
     own = Path(folder) / "index.csv"
-    return metrics.load_index(own if own.exists() else None)
+    return table.load_index(own if own.exists() else None)
 
 
 def is_simulated(folder: str | Path) -> bool:

@@ -10,11 +10,9 @@ import errno
 import hashlib
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +30,7 @@ from percepiano_ast.data.progress import Progress
 from percepiano_ast.data.remote import Unreachable
 from percepiano_ast.data.shards import Item, Shard
 from percepiano_ast.data.sources import Damaged
+from percepiano_ast.workers import die_with_parent
 
 GIVE_UP_AFTER = 3  # recordings in a row that the source did not deliver
 
@@ -204,16 +203,6 @@ def _attempt(job: Job, shard: Shard, position: int) -> _Outcome:
         return _Outcome(disk=str(error))
 
 
-def _die_with_parent() -> None:
-    """End this worker when its parent is killed, so that the next run is alone."""
-
-    def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 class LocalRun:
     """Makes the shards of a plan with worker processes on this machine.
 
@@ -246,7 +235,7 @@ class LocalRun:
         context = multiprocessing.get_context("spawn")
         size = max(min(self.workers, len(todo) + len(missing)), 1)
         try:
-            with ProcessPoolExecutor(size, mp_context=context, initializer=_die_with_parent) as self.pool:
+            with ProcessPoolExecutor(size, mp_context=context, initializer=die_with_parent) as self.pool:
                 try:
                     self._stage_all(missing, todo)
                     if not self.stop and len(self.bad) <= max_bad:

@@ -1,0 +1,22 @@
+"""What several commands share: which run they are about."""
+
+from percepiano_ast.config import PRESETS, as_path, choose
+
+
+def run_of(arguments):
+    """The run that ``--preset``, ``--out`` and ``--store`` name."""
+    from percepiano_ast.suite import Run
+
+    preset = choose(PRESETS, arguments.preset, "preset")
+    return Run(preset, as_path(arguments.out or f"runs/{preset.name}"), store=getattr(arguments, "store", ""))
+
+
+def add_run(parser) -> None:
+    """Options ``--preset`` and ``--out``."""
+    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default: demo)")
+    parser.add_argument("--out", default="", metavar="DIR", help="directory of the run (default: runs/PRESET)")
+
+
+def add_store(command) -> None:
+    """Option ``--store``."""
+    command.add_argument("--store", default="", metavar="PLACE", help="checkpoints go to this folder or gs://BUCKET/PREFIX instead")

@@ -1,0 +1,82 @@
+"""One thing at a time: rate, explain, convert, render, bench."""
+
+import json
+import sys
+
+from percepiano_ast.config import choose
+
+
+def _rate(arguments):
+    from percepiano_ast import rating
+
+    rater = rating.Rater(arguments.run, arguments.model)
+    results = [rater.rate_or_explain(file) for file in arguments.files]
+    print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results))
+    for result in results:
+        if "error" in result:
+            print(f"{result['file']}: {result['error']}", file=sys.stderr)
+    return 2 if any("error" in result for result in results) else 0
+
+
+def _explain(arguments):
+    from percepiano_ast.explain import written
+
+    names = ("run", "out", "model", "midi", "baseline", "seconds")
+    options = {name: getattr(arguments, name) for name in names}
+    written.explain_files(arguments.files, dimensions=arguments.dimension, with_checks=arguments.checks, **options)
+
+
+def _bench(arguments):
+    from percepiano_ast import bench
+
+    for line in choose(bench.BENCHMARKS, arguments.name, "benchmark")():
+        print(json.dumps(line), flush=True)
+
+
+def _render(arguments):
+    from percepiano_ast.data import asap
+
+    print(asap.render_archive(arguments.midi, arguments.to, hours=arguments.hours, synthesizers=arguments.synthesizers))
+
+
+def _convert(arguments):
+    from percepiano_ast import exchange
+
+    print(exchange.convert(arguments.source, arguments.to, arguments.kind))
+
+
+def add_commands(add) -> None:
+    """Put the commands of this module into a parser by ``add(name, function, text)``."""
+    command = add("rate", _rate, "Rate recordings on the 19 dimensions, with a fine-tuned run.")
+    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
+    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store")
+    command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
+    command.add_argument("--json", action="store_true", help="one JSON array on standard output")
+
+    command = add("convert", _convert, "Weights in and out: ours, the authors' AST and SSAST, Hugging Face's AST.")
+    command.add_argument("source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder")
+    command.add_argument("--to", required=True, help=".safetensors file to write; for hf_ast a folder")
+    command.add_argument("--kind", default="", help="ast or hf_ast (default: as it is)")
+
+    command = add("render", _render, "Render MIDI performances into an archive in MAESTRO's shape.")
+    command.add_argument("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
+    command.add_argument("--to", required=True, metavar="ZIP", help="the archive to write")
+    command.add_argument("--hours", type=float, default=4.0, help="how much to render (default: 4)")
+    command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
+
+    command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
+    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint or evaluate")
+    _add_explain(add)
+
+
+def _add_explain(add):
+    command = add("explain", _explain, "What in a recording moved a rating: maps, seconds, notes, and whether to trust them.")
+    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
+    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store")
+    command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
+    command.add_argument("--dimension", nargs="+", required=True, metavar="KEY", help="such as timing_stable_unstable")
+    command.add_argument("--midi", default="", metavar="FILE", help="of the one recording: contributions of its notes too")
+    command.add_argument("--out", required=True, metavar="DIR", help="figures, tables and excerpts; a folder for each file")
+    command.add_argument("--baseline", default="mean", help="compare with the recording's mean spectrum, or with silence")
+    command.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of the excerpt (default: 5)")
+    command.add_argument("--checks", action="store_true", help="deletion curves and randomised weights over all FILEs")

@@ -1,0 +1,42 @@
+"""Arrays and tables -> matplotlib Figures, without pyplot's global state: save the figure, or let a notebook show it.
+
+Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readable with any colour vision.
+"""
+
+from percepiano_ast.plots.rating import rating_profile
+from percepiano_ast.plots.recordings import collection, shard_layout
+from percepiano_ast.plots.results import (
+    by_protocol,
+    by_scope,
+    calibration,
+    deadpan,
+    gains,
+    heatmap,
+    noise_ceiling,
+    pairwise,
+    pearson_by_dimension,
+    scatter,
+)
+from percepiano_ast.plots.sound import masking, spectrogram
+from percepiano_ast.plots.style import MOST
+from percepiano_ast.plots.training import training_curves
+
+__all__ = [
+    "MOST",
+    "by_protocol",
+    "by_scope",
+    "calibration",
+    "collection",
+    "deadpan",
+    "gains",
+    "heatmap",
+    "masking",
+    "noise_ceiling",
+    "pairwise",
+    "pearson_by_dimension",
+    "rating_profile",
+    "scatter",
+    "shard_layout",
+    "spectrogram",
+    "training_curves",
+]

@@ -1,0 +1,249 @@
+"""Figures of explanations: maps over the spectrogram, notes, and the checks on both.
+
+What raised a rating is vermilion, what lowered it blue (Okabe and Ito's, told apart with any colour vision); the
+spectrogram below is grey.
+"""
+
+import numpy as np
+import pandas as pd
+import scipy.ndimage
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.dimensions import DIMENSIONS
+from percepiano_ast.plots.style import DIVERGING, DOWN, FREQUENCIES, UP
+
+OCTAVES = {f"C{octave}": 440 * 2 ** ((12 * octave + 12 - 69) / 12) for octave in range(4, 9)}
+INK, FAINT = "#222222", "#C8C8C8"
+TILE = (0.1, 4)  # seconds, bands: contributions are drawn per area of this size
+SMOOTH = (0.05, 1.0)  # seconds, bands: deviation of the Gaussian that maps are drawn through
+_BLACK_KEYS = (1, 3, 6, 8, 10)
+ORDER_STYLES = {
+    "most relevant first": (UP, "-", "o"),
+    "random": ("#666666", "--", "s"),
+    "least relevant first": (DOWN, "-.", "^"),
+}
+METHOD_NAMES = {"gradients": "integrated gradients", "relevance": "attention relevance", "rollout": "attention rollout"}
+LIKENESSES = {
+    "spearman": ("rank correlation of contributions", UP, "o"),
+    "spearman_size": ("rank correlation of their sizes", "#009E73", "s"),
+    "ssim": ("structural similarity (SSIM)", DOWN, "^"),
+}
+
+
+def attribution_map(
+    level: np.ndarray,
+    values: np.ndarray,
+    *,
+    hertz: np.ndarray,
+    front_end: FrontEnd,
+    dimension: str,
+    marked: tuple[float, float] | None = None,
+    title: str = "",
+) -> Figure:
+    """What raised and what lowered a rating, over the spectrogram, with its sums over frequency and over time.
+
+    Args:
+        level: (frames, bands) in dB.
+        values: (frames, bands), contributions on the rating's scale.
+        hertz: (bands,) their centres, rising.
+        dimension: key of the rating.
+        marked: start and stop in seconds of the stretch to mark.
+
+    Raises:
+        InputError: shapes that do not fit.
+    """
+    if level.shape != values.shape or level.shape[1:] != hertz.shape:
+        raise InputError(f"cannot draw: level {level.shape}, values {values.shape} and {hertz.shape} bands do not fit")
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    panels = figure.subplots(2, 2, width_ratios=(6, 1), height_ratios=(3, 1.25), sharex="col", sharey="row")
+    (main, side), (below, corner) = panels
+    corner.remove()
+    seconds = front_end.seconds(len(level))
+    image = _overlay(main, level, values, front_end, seconds)
+    _frequency_axis(main, hertz)
+    _filled(side, values.sum(axis=0, dtype=np.float64), np.arange(len(hertz)), vertical=True)
+    side.set_xlabel("per band")
+    _pitch_axis(side, hertz)
+    hop = seconds / len(level)
+    width = round(1 / hop)
+    curve = scipy.ndimage.uniform_filter1d(values.sum(axis=1, dtype=np.float64), width, mode="constant") / hop
+    _filled(below, curve, (np.arange(len(level)) + 0.5) * hop)
+    below.set(xlabel="time (s)", ylabel="per second", xlim=(0, seconds))
+    if marked is not None:
+        for axes in (main, below):
+            axes.axvspan(*marked, fill=False, edgecolor=INK, linewidth=1.6)
+        below.axvspan(*marked, color="#F0E442", alpha=0.35, linewidth=0, zorder=0)
+        main.text(sum(marked) / 2, len(hertz) - 3, f"the {marked[1] - marked[0]:.1f} s that moved it most",
+                  ha="center", va="top", fontsize=9, color=INK,
+                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5})  # fmt: skip
+    bar = figure.colorbar(image, ax=side, location="right", aspect=30, pad=0.04)
+    bar.set_label(f"contribution to the rating, 1/1000 per {TILE[0]:g} s and {TILE[1]} bands")
+    low, high = _poles(dimension)
+    figure.suptitle(f"{title}\nvermilion: towards \u201c{high}\u201d    blue: towards \u201c{low}\u201d", fontsize=11)
+    return figure
+
+
+def _overlay(axes: Axes, level: np.ndarray, values: np.ndarray, front_end: FrontEnd, seconds: float) -> ScalarMappable:
+    """Draw the spectrogram in grey and contributions in colour, the fainter the smaller; returns what the colour bar shows."""
+    extent = (0, seconds, -0.5, level.shape[1] - 0.5)
+    common = {"origin": "lower", "aspect": "auto", "extent": extent}
+    top = float(level.max())
+    axes.imshow(level.T, cmap="Greys", vmin=max(top - 80, float(level.min()) - 1e-3), vmax=top + 25, **common)
+    per_second = len(level) / seconds
+    area = TILE[0] * per_second * TILE[1]
+    smooth = scipy.ndimage.gaussian_filter(values.astype(np.float64), (SMOOTH[0] * per_second, SMOOTH[1])) * area * 1000
+    most = max(float(np.quantile(np.abs(smooth), 0.998)), 1e-9)
+    colours = DIVERGING(0.5 + 0.5 * np.sign(smooth))
+    colours[..., 3] = np.clip(np.abs(smooth) / most, 0, 1) ** 0.75
+    axes.imshow(colours.swapaxes(0, 1), interpolation="bilinear", **common)
+    return ScalarMappable(Normalize(-most, most), DIVERGING)
+
+
+def _filled(axes: Axes, values: np.ndarray, places: np.ndarray, vertical: bool = False) -> None:
+    fill = axes.fill_betweenx if vertical else axes.fill_between
+    for part, colour in ((np.maximum(values, 0), UP), (np.minimum(values, 0), DOWN)):
+        fill(places, part, color=colour, linewidth=0, alpha=0.85)
+    (axes.axvline if vertical else axes.axhline)(0, color=INK, linewidth=0.8)
+    most = max(1.08 * float(np.abs(values).max()), 1e-9)
+    (axes.set_xlim if vertical else axes.set_ylim)(-most, most)
+    (axes.xaxis if vertical else axes.yaxis).set_major_locator(MaxNLocator(nbins=3, symmetric=True))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _frequency_axis(axes: Axes, hertz: np.ndarray) -> None:
+    ticks = [tick for tick in FREQUENCIES if hertz[0] <= tick <= hertz[-1]]
+    axes.set_yticks(np.interp(ticks, hertz, np.arange(len(hertz))), [f"{tick:,}" for tick in ticks])
+    axes.set_ylabel("frequency (Hz)")
+
+
+def _pitch_axis(axes: Axes, hertz: np.ndarray) -> None:
+    """Names of pitches on the right of a panel whose y axis counts bands."""
+    names = {name: tick for name, tick in OCTAVES.items() if hertz[0] <= tick <= hertz[-1]}
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(np.interp(list(names.values()), hertz, np.arange(len(hertz))), list(names))
+    right.set_ylabel("pitch")
+
+
+def note_roll(
+    table: pd.DataFrame, *, dimension: str, marked: tuple[float, float] | None = None, title: str = ""
+) -> Figure:
+    """A piano roll coloured by what each note added to a rating, or took from it.
+
+    Args:
+        table: as ``explain.note_table`` returns it; its last row, what belongs to no note, is told below.
+        dimension, marked: as in `attribution_map`.
+    """
+    notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
+    pitches = notes["pitch"].to_numpy(int)
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    axes = figure.subplots()
+    low, high = pitches.min() - 3, pitches.max() + 4
+    for pitch in range(low, high + 1):
+        if pitch % 12 in _BLACK_KEYS:
+            axes.axhspan(pitch - 0.5, pitch + 0.5, color="#F1F1F1", zorder=0)
+        if pitch % 12 == 0:
+            axes.axhline(pitch - 0.5, color=FAINT, linewidth=0.7, zorder=0)
+    values = 1000 * notes["contribution"].to_numpy()
+    most = max(float(np.quantile(np.abs(values), 0.98)), 1e-9)
+    image = ScalarMappable(Normalize(-most, most), DIVERGING)
+    onset, length = notes["onset"].to_numpy(), (notes["offset"] - notes["onset"]).to_numpy()
+    axes.barh(pitches, length, left=onset, height=0.86, color=image.to_rgba(values), edgecolor="#555555", linewidth=0.5)
+    for _, note in notes.head(6).iterrows():
+        axes.annotate(f"{note['name']} {1000 * note['contribution']:+.1f}", (note["onset"], note["pitch"] + 0.5),
+                      textcoords="offset points", xytext=(0, 3), fontsize=8, weight="bold", color=INK)  # fmt: skip
+    if marked is not None:
+        axes.axvspan(*marked, color="#F0E442", alpha=0.3, linewidth=0, zorder=0)
+    octaves = [pitch for pitch in range(low, high + 1) if pitch % 12 == 0]
+    axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
+    axes.set(xlabel="time (s)", ylabel="pitch", ylim=(low - 0.5, high + 0.5), xlim=(0, notes["offset"].max() + 0.3))
+    axes.spines[["top", "right"]].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
+    bar.set_label("contribution to the rating (1/1000)")
+    poles = _poles(dimension)
+    share = f"the six largest are named; moments without a note: {1000 * rest['contribution'].sum():+.1f}/1000"
+    towards = f"vermilion: towards \u201c{poles[1]}\u201d    blue: towards \u201c{poles[0]}\u201d"
+    figure.suptitle(f"{title}\n{towards}    ({share})", fontsize=11)
+    return figure
+
+
+def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
+    """How far the rating moves as cells are taken away, most relevant, random and least relevant first.
+
+    Args:
+        deletion: as ``explain.checks.Checks.deletion``. Lines are means over recordings, bands 95 % intervals by t.
+    """
+    dimensions = list(dict.fromkeys(deletion["dimension"]))
+    methods = [name for name in METHOD_NAMES if name in set(deletion["method"])]
+    figure = Figure(figsize=(3.6 * len(methods) + 0.8, 2.7 * len(dimensions) + 1.2), layout="constrained")
+    panels = figure.subplots(len(dimensions), len(methods), sharex=True, sharey="row", squeeze=False)
+    for axes, method in zip(panels[0], methods):
+        axes.set_title(METHOD_NAMES[method])
+    for row, dimension in zip(panels, dimensions):
+        for axes, method in zip(row, methods):
+            part = deletion[(deletion["dimension"] == dimension) & (deletion["method"] == method)]
+            for order, (colour, dash, marker) in ORDER_STYLES.items():
+                curves = part[part["order"] == order].pivot(index="recording", columns="share", values="moved")
+                mean, reach = curves.mean(), _reach(curves.to_numpy())
+                axes.fill_between(100 * mean.index, mean - reach, mean + reach, color=colour, alpha=0.15, linewidth=0)
+                axes.plot(100 * mean.index, mean, dash, color=colour, marker=marker, markersize=3.5, label=order)
+            axes.axhline(0, color=INK, linewidth=0.8)
+            axes.spines[["top", "right"]].set_visible(False)
+        row[0].set_ylabel(f"{_label(dimension)}\nrating moved by", fontsize=9)
+    for axes in panels[-1]:
+        axes.set_xlabel("cells at the baseline (%)")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: str = "") -> Figure:
+    """Likeness of the map to the trained model's as weights are made random from the top down.
+
+    Args:
+        randomisation: as ``explain.checks.Checks.randomisation``.
+        threshold: likeness above which a map counts as the same, drawn as a line.
+    """
+    dimensions = list(dict.fromkeys(randomisation["dimension"]))
+    figure = Figure(figsize=(max(3.8 * len(dimensions), 5.5), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(dimensions), sharey=True, squeeze=False)[0]
+    for axes, dimension in zip(panels, dimensions):
+        part = randomisation[randomisation["dimension"] == dimension]
+        stages = list(dict.fromkeys(part["stage"]))
+        for name, (label, colour, marker) in LIKENESSES.items():
+            curves = part.pivot(index="recording", columns="stage", values=name)[stages].to_numpy()
+            curves = np.concatenate([np.ones((len(curves), 1)), curves], axis=1)
+            x = np.arange(curves.shape[1])
+            axes.plot(x, curves.T, color=colour, linewidth=0.6, alpha=0.3)
+            axes.plot(x, curves.mean(axis=0), color=colour, marker=marker, linewidth=2, label=label)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.axhline(threshold, color="#666666", linewidth=0.8, linestyle=":")
+        axes.set_xticks(range(len(stages) + 1), ["nothing", *stages], rotation=35, ha="right", rotation_mode="anchor")
+        axes.set(title=_label(dimension), xlabel="random from the top down", ylim=(-0.4, 1.05))
+        axes.title.set_fontsize(10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("likeness to the trained model's map")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def _reach(curves: np.ndarray) -> np.ndarray:
+    """Half of a 95 % interval of the mean over rows; 0 where there is but one."""
+    n = len(curves)
+    if n < 2:
+        return np.zeros(curves.shape[1])
+    return scipy.stats.t.ppf(0.975, n - 1) * curves.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def _poles(key: str) -> tuple[str, str]:
+    return next((one.low, one.high) for one in DIMENSIONS if one.key == key)
+
+
+def _label(key: str) -> str:
+    return next(f"{one.family}: {one.low} \u2013 {one.high}" for one in DIMENSIONS if one.key == key)

@@ -1,0 +1,59 @@
+"""Spectrograms, and what of them an encoder saw."""
+
+import functools
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from percepiano_ast.config import FrontEnd
+from percepiano_ast.plots.style import FREQUENCIES, GREY
+
+
+def spectrogram(log_mel_db: np.ndarray, front_end: FrontEnd, title: str = "") -> Figure:
+    """A log-mel spectrogram: ``log_mel_db`` is (frames, mels) in dB."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    image = _mel_image(axes, log_mel_db, front_end, _levels(log_mel_db))
+    axes.set(title=title, xlabel="time (s)")
+    figure.colorbar(image, ax=axes, label="level (dB)", pad=0.01)
+    return figure
+
+
+def masking(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray, front_end: FrontEnd) -> Figure:
+    """What the encoder saw and what it filled in: (frames, mels) arrays in dB; NaN in ``masked`` is drawn grey."""
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True, sharey=True)
+    titles = ("original", "masked: what the encoder sees", "reconstructed from the rest")
+    for axes, values, title in zip(panels, (original, masked, reconstructed), titles):
+        image = _mel_image(axes, values, front_end, _levels(original))
+        axes.set_title(title, loc="left")
+    panels[-1].set_xlabel("time (s)")
+    figure.colorbar(image, ax=list(panels), label="level (dB)", pad=0.01, aspect=45)
+    return figure
+
+
+def _mel_image(axes: Axes, values: np.ndarray, front_end: FrontEnd, levels: tuple[float, float]):
+    """Draw (frames, mels) with time in seconds and the mel axis labelled in Hz."""
+    import librosa  # here, as it takes a second to load and the other figures do not need it
+
+    end = front_end.seconds(len(values))
+    image = axes.imshow(
+        np.ma.masked_invalid(values.T), origin="lower", aspect="auto", interpolation="nearest",
+        extent=(0, end, -0.5, front_end.n_mels - 0.5), vmin=levels[0], vmax=levels[1], cmap="magma",
+    )  # fmt: skip
+    axes.set_facecolor(GREY)  # hidden patches
+    # band k is centred on point k + 1 of n_mels + 2 equal steps in mel
+    to_mel = functools.partial(librosa.hz_to_mel, htk=front_end.kind == "kaldi")
+    low, high = to_mel([front_end.fmin, front_end.fmax])
+    ticks = [hz for hz in FREQUENCIES if front_end.fmin < hz < front_end.fmax]
+    places = (to_mel(ticks) - low) / (high - low) * (front_end.n_mels + 1) - 1
+    axes.set_yticks(places, [f"{hz:,}" for hz in ticks])
+    axes.set_ylabel("frequency (Hz)")
+    return image
+
+
+def _levels(values: np.ndarray) -> tuple[float, float]:
+    """Colour scale: the loudest 80 dB of ``values``, less where they span less."""
+    top = float(np.nanmax(values))
+    return max(top - 80.0, float(np.nanmin(values)) - 1e-3), top

@@ -1,0 +1,32 @@
+"""Curves over training."""
+
+from itertools import cycle
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from percepiano_ast.config import InputError
+from percepiano_ast.plots.style import COLOURS, clean, require
+
+
+def training_curves(history: pd.DataFrame, columns: list[str] | None = None, title: str = "") -> Figure:
+    """Curves over training, one panel per column so that each keeps its scale.
+
+    Args:
+        history: has the column ``step`` or ``epoch``, and the columns to draw. NaN (not measured there) is left out.
+        columns: what to draw; every column with "loss" in its name by default.
+    """
+    x = next((name for name in ("step", "epoch") if name in history), None)
+    columns = [name for name in history.columns if "loss" in name] if columns is None else columns
+    if x is None or not columns:
+        raise InputError(f"history has the columns {list(history.columns)}; it needs step or epoch, and a loss.")
+    require(history, columns)
+    figure = Figure(figsize=(max(5.0, 3.6 * len(columns)), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(columns), squeeze=False)[0]
+    for axes, name, colour in zip(panels, columns, cycle(COLOURS)):
+        part = history[[x, name]].dropna()
+        axes.plot(part[x], part[name], color=colour, marker="o" if len(part) <= 30 else "", markersize=4)
+        axes.set(title=name.replace("_", " "), xlabel=x)
+        clean(axes)
+    figure.suptitle(title)
+    return figure

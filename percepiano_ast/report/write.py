@@ -1,0 +1,133 @@
+"""Files in, a folder out: the command ``evaluate``."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from percepiano_ast.config import InputError
+from percepiano_ast.evaluation import Settings, evaluate, reliability, remarks, table
+from percepiano_ast.report import comparison, methods
+from percepiano_ast.report.page import Page
+from percepiano_ast.report.sections import Results, protocol_section
+from percepiano_ast.report.wording import PROTOCOLS, headlines, in_order
+
+# With few groups the error of an interval is itself hardly known.
+FEW_GROUPS = 20
+
+
+def evaluate_files(
+    paths: list[str | Path], out: str | Path, index: str | Path | None = None, partial: bool = False,
+    simulated: bool = False, settings: Settings = Settings(), ceiling: str | Path | None = None, reference: str = "",
+) -> Path:  # fmt: skip
+    """Evaluate predictions files together and write the report: the command ``evaluate``.
+
+    Without ``index`` the clips are PercePiano's, and their ratings must be the published ones.
+
+    Args:
+        reference: the model that the comparison page compares others with, see `comparison.reference_of`.
+
+    Raises:
+        InputError: see ``table.read_predictions``, ``table.load_index``, ``table.validate_predictions`` and
+            ``reliability.load_ceiling``; an unknown reference.
+    """
+    if not paths:
+        raise InputError("no predictions to evaluate; name at least one predictions CSV.")
+    rows = pd.concat([table.read_predictions(path) for path in paths], ignore_index=True)
+    facts = table.load_index(index)
+    rows = table.validate_predictions(rows, None if index is None else facts, partial=partial)
+    known = None if simulated and ceiling is None else reliability.load_ceiling(facts, ceiling)
+    options = ["--out", str(out)]
+    for name, value in (("index", index), ("ceiling", ceiling), ("reference", reference)):
+        options += [f"--{name}", str(value)] if value else []
+    standard = Settings()
+    for name, flag in (("n_permutations", "permutations"), ("seed", "seed"), ("min_difference", "min-difference")):
+        value = getattr(settings, name)
+        options += [f"--{flag}", str(value)] if value != getattr(standard, name) else []
+    command = methods.command_of(paths, options + ["--partial"] * partial)
+    return write(rows, facts, out, simulated=simulated, settings=settings, ceiling=known, reference=reference, command=command,
+                 files=methods.checksums(paths))  # fmt: skip
+
+
+def write(
+    predictions: pd.DataFrame, index: pd.DataFrame, out_dir: str | Path, *, simulated: bool = False,
+    settings: Settings = Settings(), ceiling: pd.DataFrame | None = None, reference: str = "", command: str = "",
+    files: dict[str, str] | None = None, title: str = "How well are piano performances rated?",
+) -> Path:  # fmt: skip
+    """Evaluate and write report, comparison page, figures and tables into ``out_dir``.
+
+    Files of these names from an earlier report are overwritten; nothing else in ``out_dir`` is touched.
+
+    Args:
+        simulated: the ratings do not come from people: title, captions and figures say so.
+        ceiling: the noise ceiling, (19 dimensions, scopes), if it is known.
+        reference: see `comparison.reference_of`.
+        command, files: see `methods.write`.
+
+    Returns:
+        The path of report.html, which holds its figures and can be sent as it is.
+
+    Raises:
+        InputError: see ``table.validate_predictions`` (coverage is not asked for here); ``out_dir`` is a file; an unknown
+            reference.
+    """
+    out = Path(out_dir)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a directory for the report.")
+    predictions = table.validate_predictions(predictions, index, partial=True)
+    if reference:
+        comparison.reference_of(sorted(predictions["model"].unique()), reference)
+    results = Results(evaluate(predictions, index, settings, ceiling), predictions, ceiling, simulated)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in results.tables.items():
+        rows.to_csv(out / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
+    mark = " (simulated ratings)" * simulated
+    beside = Page(out, f"Models side by side{mark}")
+    comparison.write(beside, results, reference)
+    beside.write("comparison")
+    page = Page(out, title + mark)
+    _summary(page, results, index)
+    for number, protocol in enumerate(in_order(predictions["protocol"])):
+        protocol_section(page, results, protocol, whole=number == 0)
+    methods.write(page, results, index, settings, command, files or {})
+    return page.write("report")
+
+
+def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
+    """Headlines and what must be known to read the numbers."""
+    predictions, tables = results.predictions, results.tables
+    names = in_order(predictions["protocol"])
+    if results.simulated:
+        page.text("**The ratings are simulated**, not given by people: the figures show that the pipeline works, not how well "
+                  "anything rates real performances.")  # fmt: skip
+    page.heading("In short")
+    page.list([line for name in names for line in headlines(tables["summary"], tables["differences"], name)])
+    page.text("Models side by side, with what others report: [comparison.html](comparison.html).")
+    page.heading("How to read this")
+    groups = index[index["clip"].isin(predictions["clip"])]["content_group"].nunique()
+    notes = [
+        *(f"Protocol `{name}`: {PROTOCOLS.get(name, 'defined by the index')}." for name in names),
+        "Intervals are 95 % over content groups; p is two-sided and not corrected for the number of models. What was done, and "
+        "how well it was measured to work, stands under Methods.",
+    ]
+    if groups < FEW_GROUPS:
+        notes.append(f"With only {groups} content group(s), intervals are uncertain themselves or absent: read differences "
+                     "with care.")
+    if (tables["summary"]["seeds"] == 1).all():
+        notes.append("Single seed: the spread between training runs is not known and not in the intervals.")
+    if any(model.startswith("identity-") for model in predictions["model"]):
+        notes.append("`identity-segment` predicts each clip from the others of its segment: where those are known, its r within "
+                     "segment is negative by construction and says nothing.")
+    page.list(notes + _incomplete(predictions, index))
+    if warnings := remarks(predictions, index, tables["metrics"]):
+        page.heading("Warnings")
+        page.list(warnings)
+
+
+def _incomplete(predictions: pd.DataFrame, index: pd.DataFrame) -> list[str]:
+    """One sentence for each run that does not cover its protocol."""
+    lines = []
+    for (model, protocol, seed), clips in predictions.groupby(table.RUN)["clip"]:
+        of = int((index[table.fold_column(protocol)] >= 0).sum())
+        if (n := clips.nunique()) < of:
+            lines.append(f"**Partial**: `{model}`, `{protocol}`, seed {seed} covers {n} of {of} held-out clips.")
+    return lines
