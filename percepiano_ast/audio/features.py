@@ -9,7 +9,6 @@ is no quality of playing.
 import librosa
 import numpy as np
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import find_peaks, peak_widths
 
 _CLASSIC_FFT, _CLASSIC_HOP = 2048, 512  # librosa's defaults: 93 and 23 ms at 22,050 Hz
 _MEL_BANDS = 32  # of four of librosa's 128
@@ -177,6 +176,9 @@ def _strokes(wave: np.ndarray, sample_rate: int) -> list[float]:
     (nPVI / 100) and where a rhythm repeats; height and log lag of the flux's first autocorrelation peak; of strength and width
     (seconds, of the rise of a chord: wide where its notes are spread) mean, deviation and tenths; flux between strokes.
     """
+    # Here, as it takes half a second to load and spectrograms do not need it.
+    from scipy.signal import find_peaks, peak_widths
+
     flux = librosa.onset.onset_strength(y=wave, sr=sample_rate, **_FINE)
     rate = sample_rate / _FINE["hop_length"]
     loud = max(float(np.quantile(flux, 0.99)), 1e-6)
