@@ -118,6 +118,7 @@ def killed_often(nursery: Nursery, home: Path, whole: dict, kills: int, seed: in
     return each
 
 
+@pytest.mark.slow
 def test_killed_ten_times_at_random_it_ends_as_if_it_never_was(nursery, whole, tmp_path):
     assert sum(killed_often(nursery, tmp_path, whole, 10, seed=0)) == 10
 

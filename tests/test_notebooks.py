@@ -145,6 +145,7 @@ def test_second_run_continues_from_what_is_there(demo):
     assert (out / "predictions_ast-micro-ssast.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_published_weights_are_a_start_too(demo, tmp_path):
     """In Hugging Face's form, as those of AudioSet are; random and small here."""
     out, _ = demo

@@ -247,6 +247,7 @@ def assert_same_run(directory: Path, uninterrupted: tuple[Path, list[dict]]) -> 
 
 
 class TestMovingRuns:
+    @pytest.mark.slow
     def test_resumed_on_eight_devices_equals_uninterrupted_bit_for_bit(self, environment, tmp_path):
         """Parameters and optimiser spread over the devices, and micro-batches."""
         whole, cut, options = tmp_path / "whole", tmp_path / "cut", "spread=True, accumulate=2"
@@ -267,6 +268,7 @@ class TestMovingRuns:
         run_to(tmp_path)
         assert_same_run(tmp_path, uninterrupted)
 
+    @pytest.mark.slow
     def test_two_processes_are_one_run_and_each_keeps_its_share(self, environment, uninterrupted, tmp_path):
         children = two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r}, {EPOCH + 1})"])
         try:
