@@ -230,27 +230,39 @@ class TestRatedWindows:
         counts = np.bincount(np.concatenate([batch["clip"] for batch in made]) + 1)[1:]
         assert counts.tolist() == [1, 1, 2, 2, 6]
 
-    def test_fine_tuning_crops_stay_in_their_clip(self, rated):
+    @pytest.mark.parametrize("max_windows", [1, 3])
+    def test_fine_tuning_windows_are_spread_over_their_clip(self, rated, max_windows):
         members = np.array([0, 2, 4])
-        dataset, steps = finetune_batches(rated, members, n_frames=64, batch_size=3, seed=0)
+        dataset, steps = finetune_batches(rated, members, n_frames=64, max_windows=max_windows, batch_size=3, seed=0)
         assert steps == 1
-        stream = from_step(dataset, 0)
-        starts = set()
+        stream, starts = from_step(dataset, 0), set()
         for _ in range(30):
             batch = next(stream)
-            clips = [int(codes[0, 0]) - 10 for codes in batch["codes"]]
-            assert sorted(clips) == members.tolist()
-            for clip, codes, n_valid, ratings in zip(clips, batch["codes"], batch["n_valid"], batch["ratings"]):
-                assert n_valid == min(self.LENGTHS[clip], 64) and not codes[n_valid:].any()
-                np.testing.assert_array_equal(codes[:n_valid, 1], codes[0, 1] + np.arange(n_valid))
-                np.testing.assert_array_equal(ratings, rated.ratings[clip])
-                starts |= {int(codes[0, 1])} if clip == 4 else set()
-        assert len(starts) > 10 and max(starts) <= 1 + 200 - 64
+            assert sorted(batch["clip"].tolist()) == members.tolist()
+            assert batch["codes"].shape == (3, max_windows, 64, 128) and batch["codes"].dtype == np.uint8
+            for clip, windows, n_valid in zip(batch["clip"], batch["codes"], batch["n_valid"]):
+                # What a rating hears: 1, 2 and 6 windows.
+                assert (n_valid > 0).sum() == min({0: 1, 2: 2, 4: 6}[int(clip)], max_windows)
+                for codes, length in zip(windows, n_valid):
+                    assert length in (0, min(self.LENGTHS[clip], 64)) and not codes[length:].any()
+                    assert (codes[:length, 0] == 10 + clip).all()
+                    np.testing.assert_array_equal(codes[:length, 1], codes[0, 1] + np.arange(length))
+                if clip == 4:
+                    first = windows[:, 0, 1].tolist()
+                    starts.add(first[0])
+                    assert first == sorted(first) and all(start <= 1 + 200 - 64 for start in first)
+                    parts = 136 / max_windows  # each window starts in a part of its own
+                    assert all(place * parts - 1 <= start - 1 <= (place + 1) * parts for place, start in enumerate(first))
+        assert len(starts) > 10
+
+    def test_no_window_of_a_clip_is_refused(self, rated):
+        with pytest.raises(InputError, match="0 windows of a clip are none"):
+            finetune_batches(rated, np.arange(5), n_frames=64, max_windows=0, batch_size=2, seed=0)
 
     def test_fine_tuning_resumes_at_any_step(self, rated):
         def stream(step, seed=0):
             return from_step(
-                finetune_batches(rated, np.arange(5), n_frames=64, batch_size=2, seed=seed)[0], step
+                finetune_batches(rated, np.arange(5), n_frames=64, max_windows=2, batch_size=2, seed=seed)[0], step
             )
 
         whole = stream(0)

@@ -1,72 +1,32 @@
 """PercePiano-shaped folders to rated shards, folds, and the simulated data.
 
-Cost: 35 s, most of it soundfonts that load and worker processes that start.
+Cost: 50 s, most of it soundfonts that load and worker processes that start.
 """
 
-import functools
-import http.server
-import io
 import json
 import os
 import shutil
-import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from percepiano_ast import synthesis
 from percepiano_ast.config import FrontEnd, InputError
-from percepiano_ast.data import batches, build, demo, percepiano, shards, sources, tables
+from percepiano_ast.data import batches, build, demo, percepiano, percepiano_tables, shards, sources, tables, variants
+from percepiano_ast.data.percepiano_files import ClipName
 from percepiano_ast.data.splits import fold_of_clip
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import reliability
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_folder import CLIPS, change_labels, index_row, ratings_of, write_clip, write_folder, write_labels
 
 FRONT_END = FrontEnd()
-CLIPS = ("Piece_8bars_1_1", "Piece_8bars_2_1", "Other_8bars_1_1", "Other_8bars_Score_1")
-
-
-def write_clip(path: Path, pitch: int = 60) -> None:
-    """Three seconds of notes."""
-    notes = np.zeros(6, NOTE)
-    notes["onset"] = 0.5 + 0.5 * np.arange(6)
-    notes["offset"], notes["pitch"], notes["velocity"] = notes["onset"] + 0.4, pitch + np.arange(6), 70
-    write_midi(Performance(notes, np.zeros(0, PEDAL)), path)
-
-
-def ratings_of(number: int) -> list[float]:
-    return [round(0.2 + 0.01 * dimension + 0.1 * number, 4) for dimension in range(len(KEYS))]
-
-
-def index_row(clip: str, fold: int) -> dict:
-    group = clip.split("_")[0]
-    return {"clip": clip, "segment": group, "content_group": group, "human": "Score" not in clip, "fold_content": fold}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Four clips with ratings, one of them with a space before its file name, and an index of their own."""
-    folder = tmp_path / "data"
-    (folder / percepiano.MIDI_FOLDER).mkdir(parents=True)
-    for number, clip in enumerate(CLIPS):
-        name = f" {clip}.mid" if number == 1 else f"{clip}.mid"
-        write_clip(folder / percepiano.MIDI_FOLDER / name, 55 + number)
-    names = [f" {CLIPS[1]}" if number == 1 else clip for number, clip in enumerate(CLIPS)]
-    write_labels(folder, {name: ratings_of(number) + [3] for number, name in enumerate(names)})
-    pd.DataFrame([index_row(clip, number // 2) for number, clip in enumerate(CLIPS)]).to_csv(folder / "index.csv")
-    return folder
-
-
-def write_labels(folder: Path, labels: dict) -> None:
-    (folder / percepiano.LABELS).write_text(json.dumps(labels))
-
-
-def change_labels(folder: Path, **values) -> None:
-    labels = json.loads((folder / percepiano.LABELS).read_text()) | values
-    write_labels(folder, {name: value for name, value in labels.items() if value != "gone"})
+    return write_folder(tmp_path / "data")
 
 
 def preprocess(folder, out, synthesizers=("builtin",), workers=1) -> list[str]:
@@ -98,11 +58,109 @@ def test_rated_shards_and_everything_left_out_is_listed(folder, tmp_path):
     assert all(abs(len(codes) - expected) <= 1 and codes.dtype == np.uint8 for codes in rated.codes)
     features = pd.read_csv(out / "classic_features.csv")
     assert features["clip"].tolist() == list(CLIPS[:2]) and np.isfinite(features.iloc[:, 2:].to_numpy()).all()
+    levels = pd.read_csv(out / "levels.csv")
+    assert (levels["peak_db"] > levels["level_db"]).all() and (levels["over"] == 0).all()
+    assert any("builtin: " in line and "0 of 2 renderings exceed it" in line for line in log)
     # The same again is kept; other ratings are another configuration.
     assert preprocess(folder, out) == [f"shards in {out} are complete"]
     change_labels(folder, **{CLIPS[0]: ratings_of(3)})
     with pytest.raises(InputError, match="another configuration .*ratings"):
         preprocess(folder, out)
+
+
+def test_renderings_are_kept_and_variants_differ_from_them(folder, tmp_path):
+    names = ("builtin", "builtin+stretch", "builtin+room")
+    preprocess(folder, tmp_path / "one" / "out", names)
+    made = sorted((tmp_path / "one" / "renderings").iterdir())
+    assert len(made) == 8  # of four clips as they are and stretched; a room is added to what is there
+    rated = batches.rated_clips(shards.open_shards(tmp_path / "one" / "out", percepiano.SPLIT, made_by="it"))
+    assert rated.synthesizer.tolist() == sorted(names) * 4 and variants.plain(rated.synthesizer).sum() == 4
+    for plain, room, stretched in zip(*(rated.codes[k::3] for k in range(3))):
+        assert len(plain) == len(room) and (plain != room).any()
+        assert abs(len(stretched) / len(plain) - 1) < 0.06
+    # Another run beside it hears what was rendered.
+    stamps = [path.stat().st_mtime_ns for path in made]
+    preprocess(folder, tmp_path / "one" / "again")
+    assert [path.stat().st_mtime_ns for path in made] == stamps
+    assert sorted((tmp_path / "one" / "renderings").iterdir()) == made
+
+
+class TestOwnRenderings:
+    """A recording of each clip in a synthesizer's place."""
+
+    @pytest.fixture
+    def recordings(self, folder, tmp_path) -> Path:
+        """The four clips as the built-in piano plays them, after two seconds of nothing."""
+        where = tmp_path / "grand"
+        where.mkdir()
+        for clip, path in percepiano.find_midi(folder).items():
+            wave = synthesis.BuiltinPiano().render(synthesis.trimmed(synthesis.read_midi(path)), 22_050)
+            soundfile.write(where / f"{clip}.flac", np.concatenate([np.zeros(44_100), wave, np.zeros(22_050)]), 22_050)
+        return where
+
+    def make(self, folder, out, recordings, **options) -> list[str]:
+        lines = []
+        work = build.Work(1, max_bad=None, log=lines.append)
+        percepiano.preprocess(folder, out, FRONT_END, work, recordings=recordings, **options)
+        return lines
+
+    def test_recordings_sound_as_a_synthesizer_would(self, folder, recordings, tmp_path):
+        (recordings / "notes.txt").write_text("not a recording")
+        shutil.copy(recordings / f"{CLIPS[0]}.flac", recordings / "Stranger.flac")
+        log = self.make(folder, tmp_path / "out", recordings, synthesizers=("own", "builtin"))
+        assert any("1 recordings are of no clip and are not used: Stranger" in line for line in log)
+        rated = batches.rated_clips(shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it"))
+        assert rated.synthesizer.tolist() == ["builtin", "own"] * 4
+        for rendered, recorded in zip(rated.codes[::2], rated.codes[1::2]):
+            assert len(rendered) == len(recorded)  # silence at both ends is gone
+            onsets = [np.argmax(codes.mean(axis=1) > codes.mean()) for codes in (rendered, recorded)]
+            assert abs(onsets[0] - onsets[1]) <= 2 and abs(rendered.mean() - recorded.mean()) < 2
+
+    def test_missing_ones_are_listed_and_refused_unless_partial(self, folder, recordings, tmp_path):
+        (recordings / f"{CLIPS[2]}.flac").unlink()
+        with pytest.raises(InputError, match=f"lacks recordings of 1 of 4 clips: {CLIPS[2]}"):
+            self.make(folder, tmp_path / "out", recordings)
+        assert not (tmp_path / "out").exists()
+        log = self.make(folder, tmp_path / "out", recordings, partial=True)
+        assert any("1 clips have no recording" in line for line in log)
+        skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
+        assert skipped.to_dict() == {f"{CLIPS[2]}@own": "no recording of this clip"}
+        assert len(shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it")) == 3
+
+    def test_what_is_no_recording_of_the_clip_is_listed_by_name(self, folder, recordings, tmp_path):
+        wave, rate = soundfile.read(recordings / f"{CLIPS[0]}.flac")
+        soundfile.write(recordings / f"{CLIPS[0]}.flac", np.tile(wave, 5), rate)
+        soundfile.write(recordings / f"{CLIPS[1]}.flac", 0 * wave, rate)
+        self.make(folder, tmp_path / "out", recordings)
+        skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
+        assert "is it of another clip" in skipped[f"{CLIPS[0]}@own"] and f"{CLIPS[0]}.flac" in skipped[f"{CLIPS[0]}@own"]
+        assert "silent" in skipped[f"{CLIPS[1]}@own"] and len(skipped) == 2
+
+    @pytest.mark.parametrize(
+        ("harm", "options", "message"),
+        [
+            (shutil.rmtree, {}, "no folder of recordings"),
+            (lambda f: [path.unlink() for path in f.iterdir()], {}, "holds no recording of any of 4 clips"),
+            (lambda f: shutil.copy(f / f"{CLIPS[0]}.flac", f / f"{CLIPS[0]}.wav"), {}, "both of clip"),
+            (lambda f: None, {"synthesizers": ("builtin",)}, "'own' is the synthesizer that stands for a folder"),
+        ],
+    )
+    def test_bad_folders_are_refused(self, folder, recordings, tmp_path, harm, options, message):
+        harm(recordings)
+        with pytest.raises(InputError, match=message):
+            self.make(folder, tmp_path / "out", recordings, **options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_performance_of_hours_is_listed_by_name(folder, tmp_path):
+    path = folder / percepiano.MIDI_FOLDER / f"{CLIPS[0]}.mid"
+    performance = synthesis.read_midi(path)
+    performance.notes["onset"][-1] += 4_600
+    performance.notes["offset"][-1] += 4_600
+    synthesis.write_midi(performance, path)
+    preprocess(folder, tmp_path / "out")
+    skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
+    assert f"{CLIPS[0]}: 1.3 h long; at most 1 h" in skipped[f"{CLIPS[0]}@builtin"]
 
 
 def test_ratings_come_in_the_order_of_the_index(folder):
@@ -181,60 +239,6 @@ def test_only_a_folder_that_says_so_is_simulated(folder):
     assert percepiano.is_simulated(folder)
 
 
-class TestFetch:
-    """Download from a real server."""
-
-    @pytest.fixture
-    def url(self, tmp_path):
-        served = tmp_path / "served"
-        served.mkdir()
-        quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-        handler = functools.partial(quiet, directory=served)
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            yield f"http://127.0.0.1:{server.server_port}", served
-            server.shutdown()
-
-    def archive(self, folder: Path, leave_out: str = "nothing") -> bytes:
-        """The folder as GitHub packs a commit, with files that nobody needs."""
-        content = io.BytesIO()
-        with zipfile.ZipFile(content, "w") as archive:
-            for path in sorted(folder.rglob("*")):
-                inner = path.relative_to(folder).as_posix()
-                if path.is_file() and path.name != "index.csv" and leave_out not in inner:
-                    archive.write(path, f"PercePiano-e672299/{inner}")
-            archive.writestr("PercePiano-e672299/LICENSE", "MIT")
-            archive.writestr("PercePiano-e672299/virtuoso/data/score_midi/Piece.mid", b"score")
-            archive.writestr(f"PercePiano-e672299/{percepiano.MIDI_FOLDER}/../../../../../outside.mid", b"no")
-        return content.getvalue()
-
-    def test_what_is_needed_arrives_and_is_kept(self, url, folder, tmp_path):
-        address, served = url
-        (served / "e672299.zip").write_bytes(self.archive(folder))
-        got = percepiano.fetch(f"{address}/e672299.zip", tmp_path / "runs" / "source")
-        files = {path.relative_to(got).as_posix() for path in got.rglob("*") if path.is_file()}
-        midi = {f"{percepiano.MIDI_FOLDER}/{path.name}" for path in (folder / percepiano.MIDI_FOLDER).iterdir()}
-        assert files == {percepiano.LABELS, "LICENSE", *midi}
-        assert percepiano.find_midi(got).keys() == set(CLIPS)
-        assert not list(tmp_path.rglob("outside.mid"))
-        (served / "e672299.zip").unlink()
-        assert percepiano.fetch(f"{address}/e672299.zip", got) == got
-
-    @pytest.mark.parametrize("what", ["wrong", "scheme", "half", "no labels", "no midi", "damaged"])
-    def test_what_cannot_be_used_is_refused(self, url, folder, tmp_path, what):
-        address, served = url
-        content = self.archive(folder, {"no labels": percepiano.LABELS, "no midi": "all_2rounds"}.get(what, "nothing"))
-        content = content[: len(content) // 2] if what == "half" else content
-        if what == "damaged":
-            at = content.index(b"MThd")
-            content = content[:at] + bytes(20) + content[at + 20 :]
-        (served / "some.zip").write_bytes(content)
-        asked = {"wrong": f"{address}/none.zip", "scheme": "nothing://here"}.get(what, f"{address}/some.zip")
-        with pytest.raises(InputError, match=f"cannot fetch PercePiano from {asked}: .* Give a local copy"):
-            percepiano.fetch(asked, tmp_path / "source")
-        assert not (tmp_path / "source").exists()
-
-
 class TestFolds:
     """Folds come from the index."""
 
@@ -283,9 +287,19 @@ class TestRealData:
         assert not percepiano.is_simulated(percepiano_dir)
 
     def test_the_wrong_label_file_is_refused(self, percepiano_dir, linked, tmp_path):
+        """In labels/ 13 clips of Score were merged into those of Score2."""
         shutil.copy(percepiano_dir / "labels" / percepiano.LABELS, linked / percepiano.LABELS)
-        with pytest.raises(InputError, match="rates 1,189 clips, 1,202 are expected; .* not the one in labels/"):
+        lacking = set(percepiano.read_labels(percepiano_dir)) - set(percepiano.read_labels(linked))
+        assert len(lacking) == 13 and {ClipName.of(clip).player for clip in lacking} == {"Score"}
+        with pytest.raises(InputError, match="rates 1,189 clips, 1,202 are expected; 13 lack.* not the one in labels/"):
             preprocess(linked, tmp_path / "out")
+
+    def test_ratings_of_another_version_are_refused_under_the_shipped_index(self, percepiano_dir, linked):
+        labels = json.loads((percepiano_dir / percepiano.LABELS).read_text())
+        labels["Beethoven_WoO80_var10_8bars_2_8"][3] = 0.5
+        write_labels(linked, labels)
+        with pytest.raises(InputError, match="ratings of 1 of 1202 clips are not those .*Beethoven_WoO80_var10_8bars_2_8"):
+            percepiano.read_ratings(linked, percepiano.load_index(linked))
 
     def test_real_clips_with_two_soundfonts(self, percepiano_dir, linked, tmp_path):
         try:
@@ -354,14 +368,14 @@ class TestDemo:
             demo.write_percepiano(made, seed=1)
 
     def test_raters_agree_as_little_as_percepianos(self, made):
-        table = reliability.read_raters(made)
+        table = percepiano_tables.raters(made)
         grouped = table.groupby("clip")[list(KEYS)]
         raters = len(table) / grouped.ngroups
         between = raters * grouped.mean().var()
         within = grouped.var().mean()
         icc = (between - within) / (between + (raters - 1) * within)
         assert 0.2 < icc.mean() < 0.33
-        labels = percepiano.read_ratings(made, percepiano.load_index(made))
-        means = grouped.mean() / 7
-        for clip, values in labels.items():
-            np.testing.assert_allclose(means.loc[clip], values, atol=1e-6)
+        assert percepiano_tables.rebuild(made).means.shape == (192, len(KEYS))
+
+    def test_every_passage_has_its_score(self, made):
+        assert percepiano.find_scores(made).keys() == set(percepiano.load_index(made)["segment"])

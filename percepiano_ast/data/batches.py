@@ -195,21 +195,36 @@ def rated_clips(shards: ShardSet) -> RatedClips:
 
 
 def finetune_batches(
-    clips: RatedClips, members: np.ndarray, *, n_frames: int, batch_size: int, seed: int
+    clips: RatedClips, members: np.ndarray, *, n_frames: int, max_windows: int, batch_size: int, seed: int
 ) -> tuple[grain.MapDataset, int]:
-    """Random windows of the clips at positions ``members``, one per clip and epoch, and the steps of an epoch."""
+    """The clips at positions ``members`` as windows, each clip once an epoch, and the steps of an epoch.
 
-    def crop(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    A clip has as many windows as a rating hears of it (`window_starts`), at most ``max_windows``; each starts anywhere in its
+    own part of the clip, so that together they are spread over it and no two epochs hear the same.
+
+    Returns:
+        batches of ``codes`` (batch, max_windows, time, mel) as stored, ``n_valid`` int32 (batch, max_windows) real frames, 0
+        where a clip has fewer windows, and ``clip`` int32 (batch,), its position; and their number in an epoch.
+
+    Raises:
+        InputError: no window at all.
+    """
+    if max_windows < 1:
+        raise InputError(f"{max_windows} windows of a clip are none; choose at least 1")
+
+    def cut(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         codes = clips.codes[number]
-        start = rng.integers(0, max(len(codes) - n_frames, 0) + 1)
-        piece = codes[start : start + n_frames]
-        return {
-            "codes": pad_window(piece, n_frames),
-            "n_valid": np.int32(len(piece)),
-            "ratings": clips.ratings[number],
-        }
+        last = max(len(codes) - n_frames, 0)
+        count = min(len(window_starts(len(codes), n_frames)), max_windows)
+        pieces = np.zeros((max_windows, n_frames, codes.shape[1]), codes.dtype)
+        n_valid = np.zeros(max_windows, np.int32)
+        for place in range(count):
+            start = rng.integers(place * last // count, (place + 1) * last // count, endpoint=True)
+            piece = codes[start : start + n_frames]
+            pieces[place, : len(piece)], n_valid[place] = piece, len(piece)
+        return {"codes": pieces, "n_valid": n_valid, "clip": np.int32(number)}
 
-    dataset = grain.MapDataset.source(members.tolist()).seed(seed).shuffle().random_map(crop)
+    dataset = grain.MapDataset.source(members.tolist()).seed(seed).shuffle().random_map(cut)
     dataset = dataset.batch(min(batch_size, len(members)), drop_remainder=True)
     return dataset, len(dataset)
 

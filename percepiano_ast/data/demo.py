@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import soundfile
 
 from percepiano_ast.config import claim_directory, write_json
 from percepiano_ast.data import maestro, percepiano
@@ -66,6 +67,12 @@ _HEARD = {
     "mood_low_high_energy": {"loudness": 0.9, "tempo": 0.7, "pedal": -0.3, "contour": 0.2},
     "mood_honest_imaginative": {"pedal": 0.7, "rubato": 0.5, "loudness": -0.5, "velocity_spread": 0.3, "tempo": -0.3},
     "interpretation_doubtful_convincing": {"pedal": 0.6, "loudness": -0.5, "voicing": 0.4, "contour": 0.3, "jitter": -0.4},
+}
+# Names of one's own for what some of these ratings hear.
+_OWN = {
+    "pace": "music_fast_slow",
+    "force": "mood_low_high_energy",
+    "would listen again": "interpretation_doubtful_convincing",
 }
 # Players who do one of these do the others: they share a third of their variance.
 _EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
@@ -174,12 +181,12 @@ def _joined(pieces: list[Performance]) -> Performance:
 
 
 def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
-    """Write the PercePiano-shaped folder: MIDI, label JSON, rater CSV, index. A complete one is kept."""
+    """Write the PercePiano-shaped folder: MIDI, scores, label JSON, rater CSV, index. A complete one is kept."""
     folder = claim_directory(folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"})
     if (folder / "dataset.json").exists():
         return folder
-    (folder / percepiano.MIDI_FOLDER).mkdir(parents=True, exist_ok=True)
-    (folder / "labels").mkdir(exist_ok=True)
+    for part in (percepiano.MIDI_FOLDER, percepiano.SCORE_FOLDER, "labels"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 2])
     styles = _styles(rng, performers, len(RATED))
     latent, index = {}, []
@@ -191,6 +198,8 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
             clip = f"{piece}_{player}_1"
             performance = perform(tune, style, rng)
             write_midi(trimmed(performance), folder / percepiano.MIDI_FOLDER / f"{clip}.mid")
+            if not human:  # PercePiano's scores are what its deadpan clips are rendered from
+                write_midi(trimmed(performance), folder / percepiano.SCORE_FOLDER / f"{clip}.mid")
             latent[clip] = _latent(tune, style)
             index.append(_index_row(clip, piece, number, player, human, rng))
     pd.DataFrame(index).to_csv(folder / "index.csv", index=False)
@@ -231,8 +240,33 @@ def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.G
         labels[clip] = [float(value) for value in rated.mean(axis=0) / 7] + [0]
         rows += [[100 + rater, number, f"{clip}.wav", *values, ""] for rater, values in enumerate(rated)]
     (folder / percepiano.LABELS).write_text(json.dumps(labels))
-    with (folder / "labels" / "total_2rounds.csv").open("w", newline="") as file:
+    with (folder / percepiano.RATERS).open("w", newline="") as file:
         writer = csv.writer(file)
-        questions = [f"Question_{number}" for number in range(1, len(KEYS) + 1)]
+        questions = (f"Question_{number}" for number in range(1, len(KEYS) + 1))
         writer.writerow(["user", "dataID", "filename", *questions, "message"])
         writer.writerows(rows)
+
+
+def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
+    """Two dozen recordings and ratings of them under names that PercePiano does not have: ``(folder of recordings, CSV)``.
+
+    Four tunes, six simulated performances each, rated 0 to 100 by one simulated listener. A complete set is kept.
+    """
+    folder = claim_directory(folder, {"seed": seed, "what": "simulated recordings and ratings"})
+    csv_file = folder / "ratings.csv"
+    if csv_file.exists():
+        return folder / "recordings", csv_file
+    (folder / "recordings").mkdir(exist_ok=True)
+    rng, piano = np.random.default_rng([seed, 3]), make_synthesizer("builtin")
+    heard = [KEYS.index(key) for key in _OWN.values()]
+    rows = []
+    for tune in RATED[:4]:
+        for number, values in enumerate(_styles(rng, 1, 6)[0]):
+            style = dict(zip(PARAMETERS, values))
+            clip = f"{tune.title.replace(',', '')}, take {number + 1}"
+            wave = piano.render(trimmed(perform(tune, style, rng)), 22_050)
+            soundfile.write(folder / "recordings" / f"{clip}.flac", np.clip(wave, -1, 1), 22_050)
+            rated = 50 + 15 * (_latent(tune, style)[heard] + rng.normal(size=len(heard)))
+            rows.append({"clip": clip, "tune": tune.title, **dict(zip(_OWN, rated.clip(0, 100).round()))})
+    pd.DataFrame(rows).to_csv(csv_file, index=False)
+    return folder / "recordings", csv_file

@@ -1,38 +1,64 @@
 """PercePiano (Park et al. 2024): rated MIDI clips -> rendered log-mel shards with 19 ratings each.
 
-Source: github.com/JonghoKimSNU/PercePiano, MIT licence, in its own layout: ``virtuoso/data/all_2rounds/*.mid`` and the label
-JSON at the root. No audio is published, so every clip is rendered with one or several pianos at fixed gain. The index
-(clip, segment, performer, content group, folds) is shipped with this package; a folder that brings its own ``index.csv``
-is another data set in the same shape, as the demo is.
+No audio is published, so every clip is rendered with one or several pianos at fixed gain, or taken from recordings of one's
+own. The index (clip, segment, performer, content group, folds) is shipped with this package; a folder that brings its own
+``index.csv`` is another data set in the same shape, as the demo is. `percepiano_files` knows the folder's files,
+`percepiano_tables` the raters and what the data say.
 """
 
 import functools
 import hashlib
-import http.client
 import json
-import shutil
-import tempfile
-import urllib.request
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from percepiano_ast import audio, synthesis
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, InputError, claim_directory
-from percepiano_ast.data import build, shards
+from percepiano_ast.data import build, percepiano_tables, shards, variants
+from percepiano_ast.data.own_renderings import OWN, OwnRenderings
+from percepiano_ast.data.percepiano_files import (
+    LABELS,
+    MIDI_FOLDER,
+    RATERS,
+    SCORE_FOLDER,
+    fetch,
+    find_midi,
+    find_scores,
+    read_json,
+    read_labels,
+    same_playing,
+)
+from percepiano_ast.data.renderings import Renderings, level
 from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import published, table
+from percepiano_ast.performance import read_midi, trimmed
 
-LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
-MIDI_FOLDER = "virtuoso/data/all_2rounds"
+__all__ = [
+    "LABELS",
+    "LICENCE",
+    "MADE_BY",
+    "MIDI_FOLDER",
+    "RATERS",
+    "SCORE_FOLDER",
+    "SPLIT",
+    "PercepianoLogMel",
+    "fetch",
+    "find_midi",
+    "find_scores",
+    "is_simulated",
+    "load_index",
+    "preprocess",
+    "read_labels",
+    "read_ratings",
+    "same_playing",
+]
+
 SPLIT = "rated"
 _USUAL_SECONDS = 20.0  # of a clip, to spread clips over shards
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
@@ -60,39 +86,15 @@ def load_index(folder: str | Path) -> pd.DataFrame:
 def is_simulated(folder: str | Path) -> bool:
     """Whether the folder says that its ratings are simulated (``dataset.json``)."""
     path = Path(folder) / "dataset.json"
-    return path.exists() and bool(_read_json(path).get("simulated", False))
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or half written ({error}); fetch it again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, holds {content!r:.40}; fetch it again")
-    return content
-
-
-def read_labels(folder: str | Path) -> dict[str, list]:
-    """The label file as it is: values of every clip that it names, surrounding spaces stripped.
-
-    Raises:
-        InputError: missing, damaged or half written.
-    """
-    path = Path(folder) / LABELS
-    if not path.is_file():
-        raise InputError(
-            f"no {LABELS} in {folder}. Give the folder that holds it and {MIDI_FOLDER}/, "
-            "a checkout of github.com/JonghoKimSNU/PercePiano"
-        )
-    return {name.strip(): values for name, values in _read_json(path).items()}
+    return path.exists() and bool(read_json(path).get("simulated", False))
 
 
 def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarray]:
     """Mean ratings of every clip of the index: float32 (19,) in the order of ``KEYS``, 0 to 1.
 
     Raises:
-        InputError: labels missing, half written, of another label file, malformed or out of range.
+        InputError: labels missing, half written, of another label file, malformed or out of range; under the shipped index,
+            ratings other than the published ones.
     """
     path, labels = Path(folder) / LABELS, read_labels(folder)
     lacking = sorted(set(index["clip"]) - set(labels))
@@ -101,7 +103,16 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
             f"{path} rates {len(labels):,} clips, {len(index):,} are expected; {len(lacking)} lack a label, "
             f"{lacking[0]} among them. Use the JSON at the root of PercePiano, not the one in labels/"
         )
-    return {clip: _check_ratings(clip, labels[clip], path) for clip in index["clip"]}
+    ratings = {clip: _check_ratings(clip, labels[clip], path) for clip in index["clip"]}
+    if not (Path(folder) / "index.csv").exists():
+        _check_published(ratings)
+    return ratings
+
+
+def _check_published(ratings: dict[str, np.ndarray]) -> None:
+    """The shipped index belongs to the published ratings alone."""
+    wide = pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)).rename_axis("clip").reset_index()
+    published.check_ratings(wide.melt("clip", var_name="dimension", value_name="rating"))
 
 
 def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
@@ -114,72 +125,111 @@ def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
     return np.array(values[: len(KEYS)], np.float32)
 
 
-def find_midi(folder: str | Path) -> dict[str, Path]:
-    """MIDI file of every clip; the clip's name is the file's stem without surrounding spaces.
-
-    Raises:
-        InputError: no MIDI folder, or an empty one.
-    """
-    where = Path(folder) / MIDI_FOLDER
-    files = {path.stem.strip(): path for path in sorted(where.glob("*.mid"))}
-    if not files:
-        raise InputError(f"no MIDI files in {where}; the data directory is missing or half written, fetch it again")
-    return files
+@functools.cache
+def _renderings(folder: Path, synthesizer: str, sample_rate: int) -> Renderings:
+    """One for each process: a soundfont takes seconds to load and to hash."""
+    return Renderings(folder, synthesizer, sample_rate)
 
 
-_synthesizer = functools.lru_cache(maxsize=None)(synthesis.make_synthesizer)  # a soundfont takes seconds to load
+def _heard(clip: str, name: str, midi: Path, sample_rate: int, kept: Path, own: OwnRenderings | None) -> np.ndarray:
+    """A clip as a synthesizer plays it, or as it was recorded, or a variant of either."""
+    piano, variant = variants.named(name)
+    rng = variants.rng_of(clip, variant) if variant else None
+    performance = trimmed(read_midi(midi))
+    if piano == OWN:
+        wave = own.wave(clip, performance, sample_rate)
+        return variant.sound(wave, sample_rate, rng) if variant else wave
+    if variant and variant.playing:
+        return _renderings(kept, piano, sample_rate).wave(variant.playing(performance, rng), clip)
+    wave = _renderings(kept, piano, sample_rate).wave(performance, clip)
+    return variant.sound(wave, sample_rate, rng) if variant else wave
 
 
 def _produce(
-    item: shards.Item, facts: dict, *, midi: dict[str, Path], front_end: FrontEnd
+    item: shards.Item, facts: dict, *, midi: dict[str, Path], front_end: FrontEnd, kept: Path, own: OwnRenderings | None
 ) -> Iterator[np.ndarray]:
     clip, name = item.fields["clip"], item.fields["synthesizer"]
     if clip not in midi:
         raise InputError(f"no MIDI file {clip}.mid")
-    performance = trimmed(read_midi(midi[clip]))
-    wave = _synthesizer(name).render(performance, front_end.sample_rate)
-    audio.check_waveform(wave, front_end.sample_rate, clip)
-    facts |= {"clip": clip, "synthesizer": name, "features": audio.classic_features(wave, front_end.sample_rate)}
+    wave = _heard(clip, name, midi[clip], front_end.sample_rate, kept, own)
+    facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
+    facts |= {"features": audio.classic_features(wave, front_end.sample_rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
 
 def preprocess(
-    folder: str | Path, out: str | Path, front_end: FrontEnd, work: build.Work, *, synthesizers: tuple[str, ...]
+    folder: str | Path,
+    out: str | Path,
+    front_end: FrontEnd,
+    work: build.Work,
+    *,
+    synthesizers: tuple[str, ...] = (OWN,),
+    recordings: str | Path = "",
+    partial: bool = False,
 ) -> Path:
     """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` below ``out``.
 
-    Beside the shards it writes ``classic_features.csv`` (for the feed-forward baseline), ``index.csv`` and ``skipped.csv``.
+    Beside the shards it writes ``classic_features.csv`` (for the feed-forward baseline), ``levels.csv`` (loudness and peak of
+    each rendering), ``raters.csv`` (how often each clip was rated and how far the ratings differ; where the folder holds the
+    rater table), ``index.csv`` and ``skipped.csv``. Renderings are kept in ``renderings`` beside ``out``.
+
+    Args:
+        synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; with a variant of either behind a
+            plus, such as ``fluidr3mono+room``, see `variants`.
+        recordings: a folder with a recording of each clip by an instrument of one's own, see `OwnRenderings`.
+        partial: whether ``recordings`` may lack clips, which are listed then.
 
     Raises:
-        InputError: unusable data, missing synthesizer or soundfont, ``out`` of another configuration.
+        InputError: unusable data, ratings other than the published ones under the shipped index, a missing synthesizer or
+            soundfont, ``recordings`` that lack a clip or are not used, ``out`` of another configuration.
     """
     index, midi = load_index(folder), find_midi(folder)
     ratings = read_ratings(folder, index)
+    pianos = {variants.named(name)[0] for name in synthesizers}
+    if bool(recordings) != (OWN in pianos):
+        raise InputError(f"synthesizers {', '.join(synthesizers)} with recordings {str(recordings)!r}: {OWN!r} is the "
+                         "synthesizer that stands for a folder of recordings; give both or neither")
+    own = OwnRenderings(recordings, index["clip"], partial) if recordings else None
     settings = {"ratings": _fingerprint(ratings), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
+    settings |= {"recordings": own.fingerprint()} if own else {}
+    kept = Path(out).absolute().parent / "renderings"
     if not shards.is_complete(Path(out)):
-        for name in synthesizers:
-            _synthesizer(name)  # a missing soundfont is said before hours of work and before ``out`` is claimed
+        for name in sorted(pianos - {OWN}):
+            _renderings(kept, name, front_end.sample_rate)  # a bad soundfont is said before hours of work
     simulated = is_simulated(folder)
     out = claim_directory(out, {**settings, "simulated": simulated})
     if build.is_whole(out, work.log):
         return out
-    items = [
-        shards.Item(f"{clip}@{name}", SPLIT, {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}, _USUAL_SECONDS)
-        for name in synthesizers
-        for clip in index["clip"]
-    ]
-    work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
-    contents = build.Contents(
+    contents = _contents(folder, index, ratings, synthesizers, own, simulated)
+    work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(contents.items)} renderings")
+    work.log(f"  they are kept in {kept} for whatever else hears them; delete them when nothing will")
+    for line in _remarks(folder, own):
+        work.log(f"  {line}")
+    produce = functools.partial(_produce, midi=midi, front_end=front_end, kept=kept, own=own)
+    build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
+    _say_levels(out, work)
+    return out
+
+
+def _contents(
+    folder, index: pd.DataFrame, ratings: dict, synthesizers: tuple[str, ...], own: OwnRenderings | None, simulated: bool
+) -> build.Contents:
+    """What is to be rendered, what cannot be, and what is written beside it."""
+    items, left_out = [], {}
+    for name in synthesizers:
+        missing = set(own.missing) if variants.named(name)[0] == OWN else set()
+        left_out |= dict.fromkeys((f"{clip}@{name}" for clip in sorted(missing)), "no recording of this clip")
+        for clip in index["clip"][~index["clip"].isin(missing)]:
+            fields = {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}
+            items.append(shards.Item(f"{clip}@{name}", SPLIT, fields, _USUAL_SECONDS))
+    return build.Contents(
         items,
-        left_out={},
-        refused=_not_in_index(index, midi.keys(), read_labels(folder).keys()),
+        left_out=left_out,
+        refused=_not_in_index(index, find_midi(folder).keys(), read_labels(folder).keys()),
         statistics_of=SPLIT,
         description={"licence": "simulated, made from code" if simulated else LICENCE, "simulated": simulated},
-        tables=functools.partial(_tables, index),
+        tables=functools.partial(_tables, Path(folder), index),
     )
-    produce = functools.partial(_produce, midi=midi, front_end=front_end)
-    build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
-    return out
 
 
 def _fingerprint(ratings: dict[str, np.ndarray]) -> str:
@@ -192,41 +242,33 @@ def _not_in_index(index: pd.DataFrame, midi: set[str], labels: set[str]) -> dict
     return {name: "not in the index" if name in labels else "no label" for name in names}
 
 
-def _tables(index: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
-    features = [{"clip": one["clip"], "synthesizer": one["synthesizer"], **one["features"]} for one in facts]
-    return {"index.csv": index, "classic_features.csv": pd.DataFrame(features)}
+def _remarks(folder: str | Path, own: OwnRenderings | None) -> list[str]:
+    """What of the data should be known before it is used."""
+    lines = []
+    if groups := same_playing(folder):
+        lines.append(f"{sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)} groups such as "
+                     f"{' and '.join(groups[0])}: each keeps its own ratings")
+    if own and own.strangers:
+        lines.append(f"{len(own.strangers)} recordings are of no clip and are not used: {', '.join(own.strangers[:5])}")
+    if own and own.missing:
+        lines.append(f"{len(own.missing)} clips have no recording: listed in skipped.csv")
+    return lines
 
 
-def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
-    """Download PercePiano's archive and unpack what is needed of it (labels, MIDI, licence) into ``folder``.
+def _tables(folder: Path, index: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
+    def of_renderings(what: str) -> pd.DataFrame:
+        return pd.DataFrame([{"clip": one["clip"], "synthesizer": one["synthesizer"], **one[what]} for one in facts])
 
-    Raises:
-        InputError: the address does not answer, or what it sends is no complete zip archive with labels and MIDI.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        return folder
-    log(f"fetching {url}")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with tempfile.TemporaryFile() as file:
-        try:
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                shutil.copyfileobj(answer, file)
-            _unpack(zipfile.ZipFile(file), partial)
-        except (OSError, ValueError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"cannot fetch PercePiano from {url}: {error}. Give a local copy instead") from error
-    partial.replace(folder)
-    return folder
+    tables = {"index.csv": index, "classic_features.csv": of_renderings("features"), "levels.csv": of_renderings("level")}
+    if (folder / RATERS).is_file():
+        tables["raters.csv"] = percepiano_tables.agreement(percepiano_tables.raters(folder)).reset_index()
+    return tables
 
 
-def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
-    for name in archive.namelist():
-        inner = PurePosixPath(name.partition("/")[2])
-        # The parent is compared as it is written, so no name leads out of the folder.
-        if str(inner) in (LABELS, "LICENSE") or (str(inner.parent) == MIDI_FOLDER and inner.suffix == ".mid"):
-            target = folder / inner
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(archive.read(name))
-    find_midi(folder)
-    read_labels(folder)
+def _say_levels(out: Path, work: build.Work) -> None:
+    """How loud the renderings are, and how many exceed full scale."""
+    levels = pd.read_csv(out / "levels.csv")
+    for name, part in levels.groupby("synthesizer"):
+        over = (part["over"] > 0).sum()
+        work.log(f"  {name}: {part['level_db'].min():.0f} to {part['level_db'].max():.0f} dB, peaks up to "
+                 f"{part['peak_db'].max():.1f} dB re full scale; {over} of {len(part)} renderings exceed it")

@@ -11,7 +11,12 @@ from percepiano_ast.evaluation.table import COLUMNS
 
 
 def tidy(
-    run: tuple[str, str, int], fold: dict[str, int], clips: np.ndarray, ratings: np.ndarray, rated: np.ndarray
+    run: tuple[str, str, int],
+    fold: dict[str, int],
+    clips: np.ndarray,
+    ratings: np.ndarray,
+    rated: np.ndarray,
+    uncertainty: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """One row per clip and dimension, in ``COLUMNS``; the renderings of a clip are averaged.
 
@@ -20,15 +25,21 @@ def tidy(
         fold: of each clip that the protocol evaluates; other clips are left out.
         clips: name of the clip of each rendering, (n,).
         ratings, rated: (n, 19) in the order of ``KEYS``: what people and the model say.
+        uncertainty: (n, 19) standard deviations, which become a column of their own. Those of a clip's renderings are
+            averaged as they are: their errors are one error, not independent ones.
     """
     predicted = pd.DataFrame(rated, columns=KEYS).groupby(clips).mean()
     truth = pd.DataFrame(ratings, columns=KEYS).groupby(clips).first()
     table = truth.stack().rename("rating").to_frame().join(predicted.stack().rename("prediction"))
+    columns = COLUMNS
+    if uncertainty is not None:
+        deviations = pd.DataFrame(uncertainty, columns=KEYS).groupby(clips).mean()
+        table, columns = table.join(deviations.stack().rename("uncertainty")), [*COLUMNS, "uncertainty"]
     table = table.rename_axis(["clip", "dimension"]).reset_index()
     table = table[table["clip"].isin(fold)].sort_values("clip", kind="stable")
     table["fold"] = table["clip"].map(fold)
     model, protocol, seed = run
-    return table.assign(model=model, protocol=protocol, seed=seed)[COLUMNS].reset_index(drop=True)
+    return table.assign(model=model, protocol=protocol, seed=seed)[columns].reset_index(drop=True)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

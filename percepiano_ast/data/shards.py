@@ -8,7 +8,7 @@ can be made one by one, in any order and by any machine, and come out the same.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
