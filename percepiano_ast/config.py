@@ -9,6 +9,8 @@ from pathlib import Path
 
 from etils import epath
 
+from percepiano_ast.finetune_config import FinetuneConfig
+
 
 class InputError(ValueError):
     """Bad input or usage. The message names the value and the next action; the command line exits with 2."""
@@ -218,29 +220,6 @@ class Execution:
     shard_params: bool = False
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """Rating head and encoder on PercePiano.
-
-    ``train_encoder=False`` keeps the encoder frozen and trains the heads on pooled embeddings of whole clips;
-    ``True`` trains everything on random windows.
-    """
-
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    train_encoder: bool
-    encoder_rate: float = 0.1  # learning rate of the encoder relative to the heads'
-    weight_decay: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip_norm: float = 1.0
-    warmup_steps: int = 20
-    hidden: int = 128
-    dropout: float = 0.5
-    protocol: str = "content"
-    seed: int = 0
-
-
 MAESTRO_URL = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip"
 PERCEPIANO_URL = "https://github.com/JonghoKimSNU/PercePiano/archive/e672299b8661f63802cd5cd73bb3c76218a13029.zip"
 
@@ -275,7 +254,7 @@ PRESETS = {
             "demo",
             dataclasses.replace(MODELS["micro"], n_frames=256),
             PretrainConfig(batch_size=32, epochs=12, learning_rate=2e-3, warmup_steps=20),
-            FinetuneConfig(batch_size=32, epochs=20, learning_rate=1e-3, train_encoder=False),
+            FinetuneConfig(batch_size=32, epochs=20, learning_rate=1e-3),
             maestro="demo",
             percepiano="demo",
             synthesizers=("builtin",),
@@ -284,14 +263,14 @@ PRESETS = {
             "small",
             MODELS["small"],
             PretrainConfig(batch_size=128, epochs=20, learning_rate=5e-4, warmup_steps=1000),
-            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, train_encoder=True),
+            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
             execution=Execution(remat=True),  # batch 128 needs it on a chip of 16 GB
         ),
         Preset(
             "base",
             MODELS["base"],
             PretrainConfig(batch_size=128, epochs=40, learning_rate=5e-4, warmup_steps=1000),
-            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, train_encoder=True),
+            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
             execution=Execution(remat=True),  # batch 128 needs it on a chip of 16 GB
         ),
     )

@@ -1,7 +1,8 @@
 """Rate a recording on the 19 dimensions with the models of a fine-tuned run."""
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from percepiano_ast import audio
 from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, as_path, choose, from_json
 from percepiano_ast.data import batches
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
 
@@ -28,12 +30,20 @@ class FoldModel:
 
     def rate(self, codes: np.ndarray) -> np.ndarray:
         """Ratings (19,) of a whole recording, uint8 codes (time, mel)."""
+        return self.distribution(codes)[0]
+
+    def distribution(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `rate`, and the standard deviations (19,) that the heads predict, not calibrated; NaN where they predict none."""
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
-        return self.run.rate(self.params, self.scaler, self.run.embed(self.params, windows, 1))[0]
+        found = self.run.distribution(self.params, self.scaler, self.run.embed(self.params, windows, 1))
+        return found[0][0], found[1][0]
 
 
 class Rater:
     """All fold models of a run: the rating is their mean, the uncertainty their standard deviation.
+
+    Where the heads predict an uncertainty, it is the deviation of the mixture of their normal distributions: the mean of the
+    predicted variances, calibrated, and the variance between the folds (Lakshminarayanan et al. 2017, section 2.4).
 
     Args:
         run: directory of a run, or the store that its models were kept in.
@@ -50,6 +60,8 @@ class Rater:
         if not finished:
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} first; it continues")
         self.models = [_load(folder) for folder in finished]
+        factor = home / "temperature.json"
+        self.temperature = json.loads(factor.read_text())["temperature"] if factor.exists() else None
         self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]  # that each model has not heard
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished})
 
@@ -63,8 +75,14 @@ class Rater:
         wave = audio.load(file, front_end.sample_rate)
         codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
         # In float64, so that rounded values print with four digits.
-        rated = np.stack([model.rate(codes) for model in self.models]).astype(np.float64)
+        found = [model.distribution(codes) for model in self.models]
+        rated, predicted = np.stack(found, axis=1).astype(np.float64)
+        variance = rated.var(axis=0)
         warnings = []
+        if np.isfinite(predicted).all():
+            variance += np.square((self.temperature or 1.0) * predicted).mean(axis=0)
+            if self.temperature is None:
+                warnings.append("the uncertainty is not calibrated: that takes all folds; finish them")
         if self.unfinished:
             warnings.append(f"{', '.join(self.unfinished)} of {self.name} not finished: rated by the other folds")
         if clipped:
@@ -77,7 +95,7 @@ class Rater:
         return {
             "file": str(file),
             "ratings": dict(zip(KEYS, rated.mean(axis=0).round(4).tolist())),
-            "uncertainty": dict(zip(KEYS, rated.std(axis=0).round(4).tolist())),
+            "uncertainty": dict(zip(KEYS, np.sqrt(variance).round(4).tolist())),
             "warnings": warnings,
         }
 
@@ -90,7 +108,7 @@ class Rater:
 
 
 def _model_directory(home: Path, model: str) -> Path:
-    names = sorted(path.name for path in home.glob("ast-*") if path.is_dir())
+    names = sorted(path.name for path in home.glob("*") if path.is_dir())
     if not names:
         raise InputError(f"no model in {home}. Run {MADE_BY} first")
     if model:
@@ -108,7 +126,13 @@ def _say(line: str) -> None:
 def _load(folder: Path) -> FoldModel:
     tree, meta = open_latest(folder, made_by=MADE_BY, log=_say)
     front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
-    model, config = from_json(ModelConfig, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
+    if odd := meta["finetune"].keys() - {field.name for field in fields(FinetuneConfig)}:
+        raise InputError(
+            f"{folder} is of version {meta['code_version']}, which had other settings ({', '.join(sorted(odd))}). "
+            f"Run {MADE_BY} again in a new directory, or rate with that version"
+        )
+    kind = CNNConfig if "channels" in meta["model"] else ModelConfig
+    model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
     run = Finetuning(model, config, front_end, statistics, 1)
     return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"])
 

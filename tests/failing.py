@@ -245,7 +245,7 @@ def _command(home: Path, store: str, gates, pause: float) -> None:
 
 def _folds(home: Path, store: str, gates, pause: float) -> None:
     """Five folds, one after the other; their parameters go to ``folds`` as checksums."""
-    run = tiny.finetuning(train_encoder=True)
+    run = tiny.finetuning(strategy="full")
     params = run.init(0)
     embeddings = tiny.embed(run, params, tiny.CLIPS)
     sums = []
@@ -255,7 +255,7 @@ def _folds(home: Path, store: str, gates, pause: float) -> None:
             return tiny.windows_from(start)
 
         outside = [clip for clip in range(len(tiny.CLIPS)) if clip % 5 != number]
-        result = finetune.finetune_fold(
+        result = folds.finetune_fold(
             run, params, embeddings, ratings=tiny.RATINGS, train=np.array(outside), windows=windows, steps_per_epoch=2,
             directory=home / "out" / f"fold_{number}", settings={"data": "made here", "fold": number}, save_minutes=0.0,
         )  # fmt: skip
@@ -389,7 +389,7 @@ if __name__ == "__main__":
     import numpy as np
     import tiny
 
-    from percepiano_ast.training import checkpoints, courier, finetune, packing, parcels, pretrain, stores  # noqa: F401
+    from percepiano_ast.training import checkpoints, courier, folds, packing, parcels, pretrain, stores  # noqa: F401
 
     try:
         import gcsfs.retry

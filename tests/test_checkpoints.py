@@ -26,7 +26,7 @@ from percepiano_ast.training.courier import Courier
 from percepiano_ast.training.stores import Folder
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
 
-OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, False, weight_decay=0.1), 10)
+OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, weight_decay=0.1), 10)
 
 
 def trained_state(steps: int) -> TrainState:

@@ -1,5 +1,6 @@
-"""Rating recordings with the folds of a fine-tuned run. About 15 s."""
+"""Rating recordings with the folds of a fine-tuned run. About 25 s."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from tiny import CLIPS, compiled_once, embed, finetuning, fold_to
+from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, finetuning, fold_to
 
-from percepiano_ast import rating
+from percepiano_ast import audio, rating
 from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.explain.maps import listener
+from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.training.checkpoints import Checkpoints, open_latest
+from percepiano_ast.training.finetune import Finetuning
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,6 +105,49 @@ class TestRating:
         shutil.rmtree(directory)
         fold_to(directory, start, finetuning(seed=9), init="ssast", fold=0)
         assert rating.Rater(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
+
+    def test_a_predicted_uncertainty_joins_that_between_folds(self, start, wav, tmp_path):
+        """Of two folds: the calibrated predicted variances' mean, and the variance of the folds' ratings."""
+        home = tmp_path / "finetune" / "ast-test-ssast"
+        for fold in range(2):
+            run = finetuning(seed=fold, predict_uncertainty=True, rating_scale="dimension")
+            begin = start[0] | {"head": run.init_head(fold)}, start[1]
+            fold_to(home / f"fold_{fold}", begin, run, init="ssast", fold=fold)
+        rater = rating.Rater(tmp_path)
+        codes = audio.quantize(audio.log_mel(audio.load(wav, 22_050)))[0]
+        rated, predicted = np.stack([model.distribution(codes) for model in rater.models], axis=1)
+        assert (predicted > 0.02).all() and (predicted < 1).all()  # on the scale of the ratings, not of standardised ones
+        expected = np.sqrt(np.square(predicted).mean(axis=0) + rated.var(axis=0))
+        result = rater.rate(wav)
+        np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
+        assert any("not calibrated" in warning for warning in result["warnings"])
+        (home / "temperature.json").write_text('{"temperature": 1.5}')
+        result = rating.Rater(tmp_path).rate(wav)
+        expected = np.sqrt(np.square(1.5 * predicted).mean(axis=0) + rated.var(axis=0))
+        np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
+        assert not any("not calibrated" in warning for warning in result["warnings"])
+
+    def test_the_convolutional_baseline_rates_but_has_no_attention_to_explain(self, wav, tmp_path):
+        config = dataclasses.replace(FINETUNE, strategy="full", encoder_rate=1.0)
+        run = Finetuning(CNNConfig(channels=(4, 8, 8, 8), n_frames=64), config, FRONT_END, STATISTICS, 6)
+        params = run.init(0)
+        fold_to(tmp_path / "finetune" / "cnn" / "fold_0", (params, embed(run, params, CLIPS)), run, init="cnn", fold=0)
+        rater = rating.Rater(tmp_path)
+        assert rater.name == "cnn" and np.isfinite(list(rater.rate(wav)["ratings"].values())).all()
+        with pytest.raises(InputError, match="cnn has no attention to explain its ratings by; choose an ast-"):
+            listener(run)
+
+    def test_a_model_of_other_settings_is_refused(self, finetuned, tmp_path):
+        shutil.copytree(finetuned, tmp_path / "run")
+        (marker,) = (tmp_path / "run").glob("finetune/*/fold_1/model/*.json")
+        tree, made = open_latest(marker.parent, made_by="")
+        made["finetune"]["train_encoder"] = False
+        shutil.rmtree(marker.parent)
+        with Checkpoints(marker.parent, keep=1) as model:
+            names = ("model", "finetune", "front_end", "statistics", "simulated")
+            model.save(6, tree, {name: made[name] for name in names})
+        with pytest.raises(InputError, match="which had other settings .train_encoder.. Run notebook 03"):
+            rating.Rater(tmp_path / "run")
 
     def test_as_text_is_for_people(self, finetuned, wav):
         results = [rating.Rater(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]

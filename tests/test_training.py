@@ -263,7 +263,7 @@ def frozen(start, tmp_path_factory) -> tuple:
 def moved(start, tmp_path_factory) -> tuple:
     """The same, trained through."""
     directory = tmp_path_factory.mktemp("moved") / "fold_0"
-    return directory, *fold_to(directory, start, finetuning(train_encoder=True))
+    return directory, *fold_to(directory, start, finetuning(strategy="full"))
 
 
 class TestFinetune:
@@ -292,7 +292,7 @@ class TestFinetune:
         gradients = jax.tree.map(lambda leaf: jnp.cos(leaf + 1), params)
 
         def update(rate):
-            optimizer = finetuning(train_encoder=True, encoder_rate=rate, warmup_steps=0).optimizer
+            optimizer = finetuning(strategy="full", encoder_rate=rate, warmup_steps=0).optimizer
             return optimizer.update(gradients, optimizer.init(params), params)[0]
 
         still, slow, full = update(0.0), update(0.25), update(1.0)
@@ -320,7 +320,7 @@ class TestFinetune:
         assert (tmp_path / "fold_0" / name).read_text() == (frozen[0] / name).read_text()
 
     def test_resumed_within_an_epoch_equals_uninterrupted(self, start, moved, tmp_path):
-        run = finetuning(train_encoder=True)
+        run = finetuning(strategy="full")
         with pytest.raises(KeyboardInterrupt):
             fold_to(tmp_path, start, run, lambda step: waiting(tmp_path, {2: 2}, windows_from(step, stop_at=3)), save_minutes=0)
         asked, lines = [], []
@@ -334,11 +334,11 @@ class TestFinetune:
         assert list((moved[0] / "checkpoints").iterdir()) == [] and len(list((moved[0] / "model").iterdir())) == 2
         shutil.copytree(moved[0], tmp_path / "fold_0")  # as a kill just before that leaves it
         shutil.copytree(moved[0] / "model", tmp_path / "fold_0" / "checkpoints", dirs_exist_ok=True)
-        fold_to(tmp_path / "fold_0", start, finetuning(train_encoder=True))
+        fold_to(tmp_path / "fold_0", start, finetuning(strategy="full"))
         assert list((tmp_path / "fold_0" / "checkpoints").iterdir()) == []
 
     def test_resumed_with_trained_encoder_equals_uninterrupted(self, start, moved, tmp_path):
-        run = finetuning(train_encoder=True)
+        run = finetuning(strategy="full")
         with pytest.raises(KeyboardInterrupt):
             fold_to(tmp_path, start, run, lambda step: windows_from(step, stop_at=3))
         assert not (tmp_path / "model").exists()
@@ -349,7 +349,7 @@ class TestFinetune:
 
     def test_a_finished_fold_is_read_not_trained(self, start, moved):
         directory, params, scaler = moved
-        run = finetuning(train_encoder=True)
+        run = finetuning(strategy="full")
         again = fold_to(directory, start, run, lambda step: pytest.fail("asked for windows"))
         assert bits(again) == bits((params, scaler))
 

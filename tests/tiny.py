@@ -16,7 +16,8 @@ from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConf
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.data.shards import ShardSet, chunks
 from percepiano_ast.training.checkpoints import open_latest
-from percepiano_ast.training.finetune import Finetuning, finetune_fold
+from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.training.folds import finetune_fold
 from percepiano_ast.training.pretrain import pretrain
 
 MODEL = ModelConfig("test", width=16, depth=1, num_heads=2, n_frames=64)
@@ -152,7 +153,7 @@ def compiled_once(folder: Path):
 
 
 FINETUNE = FinetuneConfig(
-    batch_size=4, epochs=3, learning_rate=1e-2, train_encoder=False, warmup_steps=2, hidden=8, dropout=0.1
+    batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, hidden=8, dropout=0.1
 )
 LENGTHS = (64, 30, 150, 200, 64, 65, 128, 40, 100, 90, 64, 180)
 TRAIN = np.arange(10)
@@ -168,8 +169,9 @@ def windows_from(start: int, stop_at: int | None = None):
     for step in itertools.count(start):
         if step == stop_at:
             be_interrupted()
-        n_valid = np.array([64, 50, 64, 20], np.int32)
-        yield {"codes": codes_of(step), "n_valid": n_valid, "ratings": RATINGS[(np.arange(4) + step) % 12]}
+        codes = np.stack([codes_of(step), codes_of(1000 + step)], axis=1)
+        n_valid = np.array([[64, 64], [50, 0], [64, 30], [20, 0]], np.int32)
+        yield {"codes": codes, "n_valid": n_valid, "clip": (np.arange(4) + step) % 10}
 
 
 def embed(run: Finetuning, params: dict, clips: list[np.ndarray], batch_size: int = 8) -> np.ndarray:

@@ -10,13 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from percepiano_ast.config import ModelConfig
-from percepiano_ast.dimensions import group_indices
+from percepiano_ast.config import InputError, ModelConfig, choose
+from percepiano_ast.dimensions import KEYS, group_indices
+from percepiano_ast.finetune_config import HEADS
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
-from percepiano_ast.models.transformer import Compute
+from percepiano_ast.models.cnn import CNN, CNNConfig
+from percepiano_ast.models.transformer import Compute, token_init
 
 Moments = tuple[jax.Array, jax.Array, jax.Array]
 
+_MIDDLE = 0.5  # of the rating scale
+_LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose deviation is .13
 _VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite where all tokens agree
 
 
@@ -60,58 +64,156 @@ def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax
     return grid.reshape(batch, number // bands, bands * width), patch_valid.reshape(batch, bands, -1)[:, 0]
 
 
+def head_groups(head: str) -> dict[str, tuple[int, ...]]:
+    """Name and dimensions (positions in ``KEYS``) of each part of a head with an output layer of its own.
+
+    Raises:
+        InputError: unknown ``head``.
+    """
+    choose(dict.fromkeys(HEADS), head, "head")
+    return {"all": tuple(range(len(KEYS)))} if head == "joint" else group_indices()
+
+
+class CrossTaskAttention(nn.Module):
+    """One learned query token for each group reads the bands; then the groups' tokens read one another.
+
+    That every task attends to shared features is MTAN's idea (Liu, Johns and Davison 2019), that tasks attend to each
+    other DenseMTL's (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for Dense Multi-task Learning").
+    Both work on the pixels of dense maps; here a task is one token with a learned query (as an object is in DETR, Carion
+    et al. 2020), and what it reads are the pooled bands, a few hundred values where a dense layer has as many thousand.
+
+    Attributes:
+        width: of the tokens.
+        bands, moments: of the embedding.
+        num_heads: must divide the width.
+    """
+
+    width: int
+    bands: int
+    moments: int
+    num_heads: int = 4
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        """(B, moments * F' * D) -> (B, groups, width).
+
+        Raises:
+            InputError: heads that do not divide the width.
+        """
+        if self.width % self.num_heads:
+            raise InputError(f"a hidden width of {self.width} is not divided by {self.num_heads} heads; choose a multiple")
+        batch, groups = embedding.shape[0], len(group_indices())
+        of_bands = embedding.reshape(batch, self.moments, self.bands, -1).swapaxes(1, 2).reshape(batch, self.bands, -1)
+        tokens = nn.Dense(self.width, name="band")(of_bands)
+        tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
+        # Unit variance: queries that start alike would read alike.
+        queries = self.param("queries", nn.initializers.normal(1.0), (1, groups, self.width))
+        queries = jnp.broadcast_to(queries, (batch, groups, self.width))
+        queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(queries, tokens)
+        normed = nn.LayerNorm(name="norm")(queries)
+        return queries + nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")(normed, normed)
+
+
 class RatingHead(nn.Module):
     """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on the 0 to 1 scale.
 
     Attributes:
         hidden: width of each group's hidden layer.
         dropout: rate.
+        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to what their hidden layers see.
+        pooling: ``mean`` leaves the deviations over time out.
+        bands: F' of the embedding.
+        uncertain: with a variance for every rating.
     """
 
     hidden: int = 64
     dropout: float = 0.1
+    kind: str = "grouped"
+    pooling: str = "mean_std"
+    bands: int = 1
+    uncertain: bool = False
 
-    @nn.compact
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, 2 D) -> float32 ratings (B, 19) in the order of ``dimensions.KEYS``.
+        """(B, 2 F' D) -> float32 ratings (B, 19) in the order of ``dimensions.KEYS``.
 
         Needs a ``dropout`` rng unless deterministic.
         """
+        return self.distribution(embedding, deterministic=deterministic)[0]
+
+    @nn.compact
+    def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:
+        """As a call, with the natural logarithm of the ratings' variance (B, 19), or None where none is predicted.
+
+        A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994, section 2.
+        """
+        if self.pooling == "mean":
+            embedding = embedding[:, : embedding.shape[1] // 2]
         normed = nn.LayerNorm(name="norm")(embedding.astype(jnp.float32))
-        groups = group_indices()
-        parts = []
-        for group, indices in groups.items():
-            hidden = nn.gelu(nn.Dense(self.hidden, name=f"{group}_hidden")(normed), approximate=False)
+        groups = head_groups(self.kind)
+        tokens = None
+        if self.kind == "attention":
+            tokens = CrossTaskAttention(self.hidden, self.bands, 1 if self.pooling == "mean" else 2, name="attention")(normed)
+        means, variances = [], []
+        for number, (group, indices) in enumerate(groups.items()):
+            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(normed)
+            hidden = hidden if tokens is None else hidden + tokens[:, number]
+            hidden = nn.gelu(hidden, approximate=False)
             hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
-            # Training starts near the middle of the scale, not a standard deviation of its own away.
-            out = nn.Dense(
-                len(indices),
-                kernel_init=nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal"),
-                bias_init=nn.initializers.constant(0.5),
-                name=f"{group}_out",
-            )
-            parts.append(out(hidden))
+            means.append(_output(len(indices), _MIDDLE, f"{group}_out")(hidden))
+            if self.uncertain:
+                variances.append(_output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")(hidden))
         order = np.argsort(np.concatenate(list(groups.values())))
-        return jnp.concatenate(parts, axis=1)[:, order]
+        means, *variances = [jnp.concatenate(parts, axis=1)[:, order] for parts in (means, variances) if parts]
+        return means, variances[0] if variances else None
+
+
+def _output(features: int, bias: float, name: str) -> nn.Dense:
+    # Training starts near the middle of the scale, not a standard deviation of its own away.
+    small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
+    return nn.Dense(features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name)
+
+
+def standardised(head: dict, kind: str) -> dict:
+    """A head before training on standardised ratings: it starts at their mean 0 and, if it predicts one, variance 1."""
+    outputs = [f"{group}_{output}" for group in head_groups(kind) for output in ("out", "log_variance")]
+    zeros = {name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])} for name in outputs if name in head}
+    return head | zeros
+
+
+def in_rating_units(head: dict, kind: str, mean: np.ndarray, std: np.ndarray) -> dict:
+    """The head whose outputs are ``mean + std`` times those of ``head``, (19,) each: nothing else has to know of a scale."""
+    changed = {}
+    for group, indices in head_groups(kind).items():
+        shift, scale = (jnp.asarray(values[list(indices)], jnp.float32) for values in (mean, std))
+        out = head[f"{group}_out"]
+        changed[f"{group}_out"] = {"kernel": out["kernel"] * scale[None, :], "bias": out["bias"] * scale + shift}
+        if (name := f"{group}_log_variance") in head:
+            changed[name] = head[name] | {"bias": head[name]["bias"] + 2 * jnp.log(scale)}
+    return head | changed
 
 
 class Rater(nn.Module):
     """Encoder and rating head: ``params['encoder']`` is that of `ssast.SSAST` and can be exchanged with it.
 
     Attributes:
-        config: geometry.
+        config: geometry; with that of a `CNN` the convolutions stand in the encoder's place.
         compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
-        hidden, dropout: of the head.
+        hidden, dropout, kind, pooling, uncertain: of the head.
     """
 
-    config: ModelConfig
+    config: ModelConfig | CNNConfig
     compute: Compute = Compute()
     hidden: int = RatingHead.hidden
     dropout: float = RatingHead.dropout
+    kind: str = RatingHead.kind
+    pooling: str = RatingHead.pooling
+    uncertain: bool = RatingHead.uncertain
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.config, self.compute)
-        self.head = RatingHead(self.hidden, self.dropout)
+        convolutional = isinstance(self.config, CNNConfig)
+        self.encoder = CNN(self.config, self.compute.dtype) if convolutional else Encoder(self.config, self.compute)
+        bands = self.config.grid[0]
+        self.head = RatingHead(self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain)
 
     def __call__(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, deterministic: bool = True
@@ -143,12 +245,19 @@ class Rater(nn.Module):
         """Ratings float32 (B, 19) of pooled clips (B, 2 F' D), see `moments_to_embedding`."""
         return self.head(embedding, deterministic=deterministic)
 
+    def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:
+        """As `rate`, with the logarithm of the variances, see `RatingHead.distribution`."""
+        return self.head.distribution(embedding, deterministic=deterministic)
+
     def _encode(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, need_attention: bool = False
     ) -> tuple[Moments, dict[str, jax.Array]]:
         # A patch at the border holds padded frames: they are put at the training mean, whatever they were.
         log_mel = jnp.where(frame_valid[:, :, None], log_mel, 0.0)
         patch_valid = patch_validity(frame_valid, self.config)
+        if isinstance(self.config, CNNConfig):
+            columns, intermediates = self.encoder(log_mel)
+            return pool_moments(columns, patch_valid), intermediates | {"patch_valid": patch_valid}
         tokens, intermediates = self.encoder(log_mel, patch_valid=patch_valid, need_attention=need_attention)
         moments = pool_moments(*_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0]))
         return moments, intermediates | {"tokens": tokens, "patch_valid": patch_valid}

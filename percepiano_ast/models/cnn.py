@@ -1,0 +1,77 @@
+"""A convolutional baseline: four layers on the log-mel, in the AST's place below the same pooling and heads.
+
+Source: CNN6 of Kong et al. 2020 (PANNs, arXiv 1912.10211, table 1): convolution, normalisation, ReLU, average pooling of
+2 x 2, four times with twice the channels, then the mean over frequency; a mel CNN of four layers is also the ablation of
+arXiv 2601.19029. It differs in kernels of 3 x 3; in LayerNorm over the channels of each place (as in ConvNeXt, Liu et al.
+2022) for BatchNorm, whose statistics would depend on how far the clips of a batch are padded; and in pooling over time, which
+is the AST's: mean and deviation of the whole clip.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from percepiano_ast.config import ModelConfig
+from percepiano_ast.models.transformer import layer_norm
+
+_EPSILON = 1e-6  # of LayerNorm
+
+
+@dataclass(frozen=True)
+class CNNConfig:
+    """Geometry of the baseline; the properties are those that pooling asks of `config.ModelConfig`."""
+
+    name: str = "cnn"
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+    n_mels: int = 128
+    n_frames: int = 1024
+
+    @classmethod
+    def beside(cls, model: ModelConfig) -> "CNNConfig":
+        """The baseline of an AST: its window, and its width in the last layer."""
+        channels = tuple(model.width // 2**layer for layer in (3, 2, 1, 0))
+        return cls(channels=channels, n_mels=model.n_mels, n_frames=model.n_frames)
+
+    @property
+    def width(self) -> int:
+        """Channels of the last layer."""
+        return self.channels[-1]
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """What one output column stands for: all bands, and the frames that the pooling takes together."""
+        return self.n_mels, 2 ** len(self.channels)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Columns do not overlap."""
+        return self.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Outputs along (frequency, time)."""
+        return 1, self.n_frames // self.patch_size[1]
+
+
+class CNN(nn.Module):
+    """The convolutions.
+
+    Attributes:
+        config: geometry.
+        dtype: of activations; parameters and statistics are float32.
+    """
+
+    config: CNNConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(B, T, F), normalised -> (B, T // 2^layers, D), and ``layer0`` ..."""
+        x, intermediates = log_mel[..., None].astype(self.dtype), {}
+        for number, channels in enumerate(self.config.channels):
+            x = nn.Conv(channels, (3, 3), use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
+            x = layer_norm(_EPSILON, self.dtype, f"norm{number}")(x)
+            x = intermediates[f"layer{number}"] = nn.avg_pool(nn.relu(x), (2, 2), strides=(2, 2))
+        return x.mean(axis=2), intermediates

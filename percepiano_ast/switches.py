@@ -1,0 +1,190 @@
+"""Does each switch of the rating heads help: the same folds, the same embeddings, one thing changed at a time.
+
+A study trains every variant on the cached embeddings of one frozen encoder with several seeds, and compares its mean r with
+that of the reference by `evaluation.seeds`, whose intervals allow for content groups and seeds. With PercePiano's 47 groups
+differences under about .03 are noise: drawing the folds anew moves r by .01. What a preset should choose is asked with
+``inner``: then an outer fold's training part is studied by itself, cut by the other folds, and the clips that later tell how
+good the choice is have no say in it.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast.config import FinetuneConfig, InputError, choose, say
+from percepiano_ast.data import predictions
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.evaluation import seeds as over_seeds
+from percepiano_ast.evaluation import table
+from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.training.folds import fit_heads, steps_of_epoch
+
+REFERENCE = "reference"
+# Switch, choice -> what differs from the reference, which has the preset's heads, loss and pooling.
+SWITCHES: dict[tuple[str, str], dict] = {
+    ("heads", "joint"): {"head": "joint"},
+    ("heads", "grouped"): {"head": "grouped"},
+    ("cross-task attention", "on"): {"head": "attention"},
+    ("pooling", "mean"): {"pooling": "mean"},
+    ("pooling", "mean_std"): {"pooling": "mean_std"},
+    ("normalisation", "none"): {"rating_scale": "none"},
+    ("normalisation", "dimension"): {"rating_scale": "dimension"},
+    ("normalisation", "group"): {"rating_scale": "group"},
+    ("weighting", "uncertainty"): {"weighting": "uncertainty"},
+    ("weighting", "dwa"): {"weighting": "dwa"},
+    ("rater weights", "on"): {"weigh_by_raters": True},
+    ("predicted uncertainty", "on"): {"predict_uncertainty": True},
+}
+NOISE = 0.03  # of a difference in mean r under ``content``, see the research on PercePiano's content groups
+COLUMNS = ["switch", "choice", "r", "seed_sd", "difference", "low", "high", "p", "verdict"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Material:
+    """Embeddings of whole renderings, and all that cross-validation asks.
+
+    Attributes:
+        run: of the encoder that made them; its ``config`` is the reference.
+        embeddings: (n, 2 F' D).
+        clip: (n,) names; ``ratings`` (n, 19).
+        raters: (n,) how many rated each clip, or None where nobody knows.
+        index: of the clips, with content groups and folds.
+    """
+
+    run: Finetuning
+    embeddings: np.ndarray
+    clip: np.ndarray
+    ratings: np.ndarray
+    raters: np.ndarray | None
+    index: pd.DataFrame
+
+    @property
+    def folds(self) -> dict[str, int]:
+        """Fold of each clip that the protocol evaluates."""
+        protocol = self.run.config.protocol
+        column = table.fold_column(protocol)
+        return dict(zip(*table.check_protocol(self.index, protocol)[["clip", column]].to_numpy().T))
+
+
+def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str], FinetuneConfig]:
+    """The configurations to compare, the reference first; what equals it, or needs raters that nobody counted, is left out."""
+    found = {(REFERENCE, ""): config}
+    for name, changes in SWITCHES.items():
+        changed = dataclasses.replace(config, **changes)
+        if changed not in found.values() and (raters_known or not changed.weigh_by_raters):
+            found[name] = changed
+    return found
+
+
+def cross_validate(material: Material, config: FinetuneConfig, name: str, folds: dict[str, int]) -> pd.DataFrame:
+    """Out-of-fold predictions of one variant under one seed, a row a clip and dimension.
+
+    Args:
+        name: of the model in the table.
+        folds: of the clips that are predicted; each fold's heads learn from the clips of the others.
+
+    Raises:
+        InputError: a strategy that trains the encoder, or rater weights without raters.
+    """
+    # One schedule for all folds, as long as the largest training part asks: what is compiled serves all of them.
+    largest = len(folds) - min(np.unique(list(folds.values()), return_counts=True)[1])
+    run = dataclasses.replace(material.run, config=config, total_steps=config.epochs * steps_of_epoch(config, largest))
+    member = np.array([folds.get(clip, -1) for clip in material.clip])
+    rated = np.full((len(member), len(KEYS)), np.nan, np.float32)
+    params = {"encoder": {}, "head": run.init_head(config.seed)}
+    for number in sorted(set(folds.values())):
+        train, test = np.flatnonzero((member >= 0) & (member != number)), np.flatnonzero(member == number)
+        known = {"ratings": material.ratings, "raters": material.raters}
+        kept, scaler = fit_heads(run, params, material.embeddings, train=train, **known)
+        rated[test] = run.rate(kept, scaler, material.embeddings[test])
+    used = member >= 0
+    return predictions.tidy(
+        (name, config.protocol, config.seed), folds, material.clip[used], material.ratings[used], rated[used]
+    )
+
+
+def study(
+    material: Material, *, seeds: tuple[int, ...] = (0, 1, 2), inner: int | None = None, log: Callable[[str], None] = say
+) -> pd.DataFrame:
+    """Predictions of all variants with all seeds, in one table.
+
+    Args:
+        seeds: at least two.
+        inner: an outer fold whose clips nobody sees: a choice made by this study may be tested on them.
+
+    Raises:
+        InputError: one seed, or an outer fold that there is not.
+    """
+    if len(seeds) < 2:
+        raise InputError(f"a study of {len(seeds)} seed cannot tell a switch from a seed; give at least 2")
+    folds = material.folds
+    if inner is not None:
+        choose(dict.fromkeys(map(str, sorted(set(folds.values())))), str(inner), "outer fold")
+        folds = {clip: number for clip, number in folds.items() if number != inner}
+    tables = []
+    for (switch, choice), config in variants(material.run.config, material.raters is not None).items():
+        for seed in seeds:
+            name = f"{switch} {choice}".strip()
+            tables.append(cross_validate(material, dataclasses.replace(config, seed=seed), name, folds))
+        log(f"{name}: {len(seeds)} seeds")
+    return pd.concat(tables, ignore_index=True)
+
+
+def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
+    """The table of switches: the columns ``COLUMNS``, a row a variant, the reference first.
+
+    ``difference`` is in mean r to the reference, with its 95 % interval and p; ``verdict`` says ``noise`` where the interval
+    holds 0, and says so where a difference is under `NOISE`: other folds of the same clips may turn that round.
+    """
+    runs = table.runs(predicted, index)
+    wanted = {"scope": "overall", "metric": "pearson", "dimension": "mean"}
+    values = _only(over_seeds.evaluate(runs, ("pearson",)), wanted).set_index("model")
+    # Against the reference alone: the study asks nothing else.
+    others = [name for name in (f"{switch} {choice}" for switch, choice in SWITCHES) if name in values.index]
+    rows = [{"switch": REFERENCE, "choice": "", "r": values["value"][REFERENCE], "seed_sd": values["seed_sd"][REFERENCE]}]
+    for name in others:
+        pair = [run for run in runs if run.model == name] + [run for run in runs if run.model == REFERENCE]
+        found = _only(over_seeds.compare(pair, ("pearson",)), wanted).iloc[0]
+        switch, choice = next((s, c) for s, c in SWITCHES if f"{s} {c}" == name)
+        rows.append(
+            {"switch": switch, "choice": choice, "r": values["value"][name], "seed_sd": values["seed_sd"][name]}
+            | {column: found[column] for column in ("difference", "low", "high", "p")}
+            | {"verdict": _verdict(found)}
+        )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _verdict(found: pd.Series) -> str:
+    if found["low"] <= 0 <= found["high"]:
+        return "noise"
+    direction = "better" if found["difference"] > 0 else "worse"
+    return direction if abs(found["difference"]) >= NOISE else f"{direction}, by less than {NOISE:g}"
+
+
+def _only(rows: pd.DataFrame, wanted: dict[str, str]) -> pd.DataFrame:
+    return rows[np.logical_and.reduce([rows[name] == value for name, value in wanted.items()])]
+
+
+def write(found: pd.DataFrame, predicted: pd.DataFrame, directory: Path, title: str) -> Path:
+    """``switches.csv``, ``switches.md`` and the predictions that they were made from; returns the Markdown file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found.to_csv(directory / "switches.csv", index=False, float_format="%.4f")
+    predictions.write(predicted, directory / "predictions_switches.csv.gz")
+    lines = [f"# {title}", "",
+             "Mean Pearson r over the 19 dimensions, out of fold, mean of the seeds. Differences are to the reference, with",
+             "95 % intervals over content groups and seeds: noise where the interval holds 0; under "
+             f"{NOISE:g} other folds may differ.",
+             "", "| switch | choice | r | between seeds | difference | 95 % interval | p | |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for row in found.itertuples():
+        cells = [row.switch, row.choice, f"{row.r:.3f}", f"{row.seed_sd:.3f}"]
+        interval = f"{row.low:+.3f} to {row.high:+.3f}"
+        compared = [f"{row.difference:+.3f}", interval, f"{row.p:.3f}", row.verdict]
+        cells += [""] * len(compared) if row.switch == REFERENCE else compared
+        lines.append(f"| {' | '.join(cells)} |")
+    path = directory / "switches.md"
+    path.write_text("\n".join(lines) + "\n")
+    return path

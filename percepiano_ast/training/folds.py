@@ -1,0 +1,314 @@
+"""Fine-tuning fold by fold, and what a fold learns from.
+
+Nothing is selected: a fold trains for the configured epochs on everything outside it and predicts its own clips once,
+from all windows of the whole clip. Batches come in as iterators; see ``data/batches.py``.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from percepiano_ast.config import FinetuneConfig, InputError, choose, claim_directory, say
+from percepiano_ast.dimensions import group_indices
+from percepiano_ast.finetune_config import SCALES
+from percepiano_ast.models import heads
+from percepiano_ast.training import history, losses, strategies
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
+from percepiano_ast.training.finetune import Finetuning, Scaler, step
+from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training.state import TrainState, new_state, require_finite
+
+Batches = Callable[[int], Iterator[dict]]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What one fold learns: ratings on the heads' scale, and what each clip counts.
+
+    Attributes:
+        ratings: (n, 19), standardised.
+        weights: (n,), their mean over the training clips is 1.
+        mean, std: (19,) of the scale.
+    """
+
+    ratings: np.ndarray
+    weights: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def fit(cls, config: FinetuneConfig, ratings: np.ndarray, raters: np.ndarray | None, train: np.ndarray) -> "Targets":
+        """By the training clips alone.
+
+        Raises:
+            InputError: an unknown scale; weights by raters where their number is not known.
+        """
+        mean, std = _scale(config.rating_scale, ratings[train])
+        weights = np.ones(len(ratings), np.float32)
+        if config.weigh_by_raters:
+            if raters is None or not np.all(np.asarray(raters)[train] > 0):
+                raise InputError(
+                    "weigh_by_raters needs the number of raters of every clip, at least 1: give them, or turn it off"
+                )
+            weights = (raters / np.mean(raters[train])).astype(np.float32)
+        return cls(((ratings - mean) / std).astype(np.float32), weights, mean, std)
+
+    def of(self, batch: dict) -> dict:
+        """The batch with ``ratings`` and ``weights`` in the place of ``clip``, positions (B,).
+
+        Clips that were mixed with others of the batch (``mixed_with``, ``share``, see ``data/augment.py``) have their ratings
+        mixed alike.
+        """
+        ratings, weights = self.ratings[batch["clip"]], self.weights[batch["clip"]]
+        if "mixed_with" in batch:
+            share = batch["share"][:, None]
+            ratings = share * ratings + (1 - share) * ratings[batch["mixed_with"]]
+        rest = {name: values for name, values in batch.items() if name not in ("clip", "mixed_with", "share")}
+        return rest | {"ratings": ratings, "weights": weights}
+
+
+def _scale(kind: str, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (19,) that ratings (n, 19) are standardised by; a constant dimension is only centred."""
+    choose(dict.fromkeys(SCALES), kind, "scale of ratings")
+    mean, std = np.zeros(ratings.shape[1], np.float32), np.ones(ratings.shape[1], np.float32)
+    if kind != "none":
+        parts = group_indices().values() if kind == "group" else [(i,) for i in range(ratings.shape[1])]
+        for indices in map(list, parts):
+            mean[indices], std[indices] = ratings[:, indices].mean(), ratings[:, indices].std()
+    return mean, np.where(std > 1e-6, std, 1.0)
+
+
+def finetune_fold(
+    run: Finetuning,
+    params: dict,
+    embeddings: np.ndarray,
+    *,
+    ratings: np.ndarray,
+    train: np.ndarray,
+    windows: Batches,
+    steps_per_epoch: int,
+    directory: Path,
+    settings: dict,
+    raters: np.ndarray | None = None,
+    store: str | Path = "",
+    save_minutes: float = SAVE_MINUTES,
+    log: Callable[[str], None] = say,
+) -> tuple[dict, Scaler]:
+    """Train one fold, checkpoint every epoch, resume; returns its parameters and scaler.
+
+    Args:
+        params: of encoder and head, before training.
+        embeddings: (n, 2 F' D) of all renderings by that encoder; ``ratings`` (n, 19).
+        train: positions of the renderings outside the fold.
+        windows: ``windows(k)`` yields clips as windows from step k on, see `batches.finetune_batches`; used when the encoder
+            is trained.
+        directory: of this fold; holds ``checkpoints`` while it is trained, ``history.csv`` and, at the end, ``model``.
+        settings: what else makes this run what it is; kept with every checkpoint.
+        raters: (n,) how many rated each rendering's clip; for ``weigh_by_raters``.
+        store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
+        save_minutes: within a long epoch there is a checkpoint every so many minutes.
+
+    Raises:
+        InputError: ``directory`` or ``store`` holds a run of another configuration; see `Targets.fit`.
+        StoreFailed: all is trained, but the model did not reach its store.
+    """
+    settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
+    settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
+    targets = Targets.fit(run.config, ratings, raters, train)
+    claim_directory(directory, settings)
+    checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
+    finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
+    finished.prepare()
+    if found := finished.load(settings=settings):
+        tree, _ = found
+        checkpoints.clear()
+        return tree["params"], Scaler(**tree["scaler"])
+    keeper = _Keeper(run.config, checkpoints, directory, settings, save_minutes, log)
+    with checkpoints:
+        state, scaler, rows = _train(run, params, embeddings, targets, train, windows, steps_per_epoch, keeper)
+    keeper.record.finish()
+    params = _finished(run, params, state, targets)
+    tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
+    with finished:
+        made = {"seed": run.config.seed, "epoch": run.config.epochs, "history": rows}
+        finished.save(int(state.step), tree, settings | made)
+    checkpoints.clear()  # a store has room for those of one fold, not of all
+    return params, scaler
+
+
+def fit_heads(
+    run: Finetuning,
+    params: dict,
+    embeddings: np.ndarray,
+    *,
+    ratings: np.ndarray,
+    train: np.ndarray,
+    raters: np.ndarray | None = None,
+) -> tuple[dict, Scaler]:
+    """As `finetune_fold` with a frozen encoder, in memory: a study of hundreds of heads keeps none of them.
+
+    Raises:
+        InputError: another strategy than ``frozen``; see `Targets.fit`.
+    """
+    if run.config.trains_encoder:
+        raise InputError(f"strategy {run.config.strategy!r} trains the encoder; heads alone are fitted with 'frozen'")
+    targets = Targets.fit(run.config, ratings, raters, train)
+    steps_per_epoch = steps_of_epoch(run.config, len(train))
+    state, scaler, _ = _train(run, params, embeddings, targets, train, None, steps_per_epoch, None)
+    return _finished(run, params, state, targets), scaler
+
+
+def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
+    """Steps in which a frozen encoder's heads see so many training clips once; what fills no batch is left out."""
+    return max(clips // config.batch_size, 1)
+
+
+def say_room(run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say) -> None:
+    """Before the first fold: what all of them will need, see `require_room`."""
+    state = size_of(jax.eval_shape(lambda: new_state(strategies.split(run.config, params), run.optimizer)))
+    model = size_of(params)
+    total = shown(3 * state + (folds + 1) * model)
+    most = f"{total} (while a fold is trained three, and at the end a model of each of {folds} folds)"
+    require_room(place, max(state, model), most, log)
+
+
+def _train(run, params, embeddings, targets, train, windows, steps_per_epoch, keeper) -> tuple[TrainState, Scaler, list[dict]]:
+    scaler = Scaler.fit(embeddings[train])
+    encoder, batches = params["encoder"], windows
+    if not run.config.trains_encoder:
+        encoder, batches = {}, functools.partial(_embedding_batches, embeddings, train, run.config)
+    elif run.config.strategy in ("full", "gradual"):
+        encoder = {}  # all of it is in the state
+    fold = _Fold(run, encoder, scaler, targets, keeper)
+    state = new_state(strategies.split(run.config, params), run.optimizer)
+    return fold.train(state, batches, steps_per_epoch), scaler, fold.rows
+
+
+def _finished(run: Finetuning, params: dict, state: TrainState, targets: Targets) -> dict:
+    """The rater in one piece, whatever was trained of it, rating on the scale of 0 to 1."""
+    params = strategies.join(run.config, params["encoder"], state.params)
+    return params | {"head": heads.in_rating_units(params["head"], run.config.head, targets.mean, targets.std)}
+
+
+def _embedding_batches(embeddings, train, config: FinetuneConfig, step: int) -> Iterator[dict]:
+    per_epoch = steps_of_epoch(config, len(train))
+    while True:
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([config.seed, epoch]).permutation(train)
+        chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
+        yield {"embeddings": embeddings[chosen], "clip": chosen}
+        step += 1
+
+
+@dataclass
+class _Keeper:
+    """Where a fold's training is kept, so that it goes on after a kill."""
+
+    config: FinetuneConfig
+    checkpoints: Checkpoints
+    directory: Path
+    settings: dict
+    save_minutes: float
+    log: Callable[[str], None]
+    saved: float = 0.0
+
+    @functools.cached_property
+    def record(self) -> history.Record:
+        """``history.csv``."""
+        return history.Record(self.directory, self.log)
+
+    def resume(self, state: TrainState) -> tuple[dict, dict] | None:
+        """Tree and description of the newest checkpoint, or None."""
+        self.checkpoints.prepare()
+        self.saved = time.monotonic()
+        found = self.checkpoints.load({"state": state}, self.settings)
+        if found:
+            _, kept = found
+            steps = f" and {len(kept['losses'])} steps" if kept["losses"] else ""
+            self.log(f"  resuming after epoch {kept['epoch']}{steps}")
+            if kept["history"]:
+                self.record.send(kept["history"])
+        return found
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint within an epoch, and the one before is not on its way."""
+        return time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
+
+    def save(self, state: TrainState, step: int, rows: list[dict], losses: list) -> None:
+        """Copy the state; it is written while training goes on."""
+        self.saved = time.monotonic()
+        progress = {"epoch": len(rows), "history": rows, "losses": losses}
+        self.checkpoints.save(step, {"state": state}, {**self.settings, "seed": self.config.seed, **progress})
+
+
+@dataclass
+class _Fold:
+    """What the training of a fold carries beside its state.
+
+    Attributes:
+        encoder: what stays as it is.
+        keeper: None where nothing is kept.
+        rows: history of the epochs that are over.
+        losses: of the steps of the epoch that is not, see `finetune.step`.
+    """
+
+    run: Finetuning
+    encoder: dict
+    scaler: Scaler
+    targets: Targets
+    keeper: _Keeper | None
+    rows: list[dict] = field(default_factory=list)
+    losses: list = field(default_factory=list)
+
+    def train(self, state: TrainState, batches: Batches, steps_per_epoch: int) -> TrainState:
+        """All epochs that are left."""
+        epochs, started, shown = self.run.config.epochs, time.monotonic(), 0.0
+        state, done = self._resume(state)
+        stream = batches(done)
+        for epoch in range(done // steps_per_epoch, epochs):
+            end = (epoch + 1) * steps_per_epoch
+            state = self._epoch(state, stream, done, end)
+            require_finite([found[0] for found in self.losses], end - steps_per_epoch + 1)
+            means = np.mean(self.losses, axis=0).tolist()
+            self.rows.append({"epoch": epoch + 1, "step": end} | dict(zip(("loss", *losses.COLUMNS), means)))
+            done, self.losses = end, []
+            if self.keeper is None:
+                continue
+            self.keeper.save(state, done, self.rows, self.losses)
+            self.keeper.record.send(self.rows)
+            elapsed = time.monotonic() - started
+            if elapsed - shown > 10:
+                shown = elapsed
+                self.keeper.log(f"  epoch {epoch + 1}/{epochs}: loss {means[0]:.4f}, {elapsed:.0f} s")
+        return state
+
+    def _resume(self, state: TrainState) -> tuple[TrainState, int]:
+        found = self.keeper.resume(state) if self.keeper else None
+        if found is None:
+            return state, 0
+        tree, kept = found
+        self.rows, self.losses = kept["history"], kept["losses"]
+        return tree["state"], kept["step"]
+
+    def _epoch(self, state: TrainState, stream: Iterator[dict], done: int, end: int) -> TrainState:
+        # A function of the history, which every checkpoint holds.
+        group_weights = losses.dynamic_weights(self.run.config, self.rows)
+        rng = jax.random.key(self.run.config.seed)
+        for number in range(done + 1, end + 1):
+            batch = self.targets.of(next(stream)) | {"group_weights": group_weights}
+            state, found = step(self.run.seedless, state, self.encoder, batch, self.scaler, rng)
+            self.losses.append(found)
+            if self.keeper and number < end and self.keeper.due():
+                self.losses = _as_numbers(self.losses)
+                self.keeper.save(state, number, self.rows, self.losses)
+        self.losses = _as_numbers(self.losses)
+        return state
+
+
+def _as_numbers(losses: list) -> list[list[float]]:
+    return [[float(value) for value in np.asarray(one)] for one in losses]

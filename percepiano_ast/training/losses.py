@@ -1,0 +1,88 @@
+"""How far ratings are off, and what each group of dimensions counts: three tasks on one encoder, weighted in one of three ways.
+
+* ``equal``: every dimension alike, so a group counts by its share of the 19.
+* ``uncertainty``: a learned log variance s of each group; its loss L becomes (exp(-s) L + s) / 2 (Kendall, Gal and Cipolla
+  2018, "Multi-Task Learning Using Uncertainty to Weigh Losses", equation 7, in the stable form of section 3.2's end).
+* ``dwa``, dynamic weight averaging: a group whose loss fell less counts more. With r the ratio of a group's losses of the
+  last two epochs and K groups its weight is K softmax(r / temperature), and 1 in the first two epochs (Liu, Johns and Davison
+  2019, "End-to-End Multi-Task Learning with Attention", equation 7). The losses are those of the history, which every
+  checkpoint holds: a resumed run weighs as an uninterrupted one.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from percepiano_ast.config import FinetuneConfig, InputError, choose
+from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, group_indices
+from percepiano_ast.finetune_config import WEIGHTINGS
+
+COLUMNS = tuple(f"loss_{group}" for group in HEAD_GROUPS)  # of the history
+_SHARES = np.array([len(indices) / len(KEYS) for indices in group_indices().values()], np.float32)
+
+
+def check(config: FinetuneConfig) -> None:
+    """Raises InputError for an unknown weighting, or one that cannot be had with a predicted uncertainty."""
+    choose(dict.fromkeys(WEIGHTINGS), config.weighting, "weighting of losses")
+    if config.weighting != "equal" and config.predict_uncertainty:
+        raise InputError(
+            f"weighting {config.weighting!r} compares squared errors; a predicted uncertainty minimises log likelihoods, which "
+            "weigh every rating already. Choose weighting 'equal', or no predicted uncertainty"
+        )
+
+
+def errors(rated: jax.Array, log_variance: jax.Array | None, ratings: jax.Array) -> jax.Array:
+    """Squared errors (B, 19), or with ``log_variance`` negative log likelihoods without their constant (Nix and Weigend
+    1994, equation 5)."""
+    squared = jnp.square(rated - ratings)
+    return squared if log_variance is None else 0.5 * (log_variance + squared * jnp.exp(-log_variance))
+
+
+def by_group(errors: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean over clips (weighted, (B,)) and over each group's dimensions: (B, 19) -> (3,)."""
+    of_dimensions = (errors * weights[:, None]).mean(axis=0)
+    return jnp.stack([of_dimensions[jnp.asarray(indices)].mean() for indices in group_indices().values()])
+
+
+def total(groups: jax.Array, group_weights: jax.Array, log_variance: jax.Array | None) -> jax.Array:
+    """The loss to be minimised.
+
+    Args:
+        groups: losses (3,), see `by_group`.
+        group_weights: (3,) of this epoch, see `dynamic_weights`.
+        log_variance: (3,) learned, or None: see the module's docstring.
+    """
+    if log_variance is not None:
+        groups = 0.5 * (jnp.exp(-log_variance) * groups + log_variance)
+    return jnp.sum(groups * group_weights * _SHARES)
+
+
+def dynamic_weights(config: FinetuneConfig, history: list[dict]) -> np.ndarray:
+    """Weights (3,) of the groups in the epoch after ``history``, a row an epoch with ``COLUMNS``."""
+    if config.weighting != "dwa" or len(history) < 2:
+        return np.ones(len(COLUMNS), np.float32)
+    last, before = (np.array([row[name] for name in COLUMNS]) for row in (history[-1], history[-2]))
+    powers = np.exp(last / before / config.dwa_temperature)
+    return (len(COLUMNS) * powers / powers.sum()).astype(np.float32)
+
+
+def temperature(errors: np.ndarray, deviations: np.ndarray) -> float:
+    """The factor by which predicted standard deviations fit these errors best: one for all, by maximum likelihood.
+
+    Temperature scaling (Guo et al. 2017, section 4.2) for a normal distribution, where it has a closed form: the root of
+    the mean square of the standardised errors (Laves et al. 2020, equation 8).
+    """
+    return float(np.sqrt(np.mean(np.square(np.float64(errors) / deviations))))
+
+
+def calibrated(deviations: np.ndarray, errors: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Predicted deviations (n, 19) of held-out clips, each fold's times the `temperature` of the others.
+
+    The other folds' clips are all in this fold's training part, and were rated by models that had not heard them: they are
+    an inner validation that costs no further training, and no rating of a fold has a say in its own uncertainty.
+    """
+    result = np.full_like(deviations, np.nan)
+    for number in np.unique(fold[fold >= 0]):
+        others = (fold >= 0) & (fold != number)
+        result[fold == number] = deviations[fold == number] * temperature(errors[others], deviations[others])
+    return result

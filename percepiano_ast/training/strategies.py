@@ -1,0 +1,121 @@
+"""What of a rater is trained, at which rate, and from when on: see ``FinetuneConfig.strategy``.
+
+The trained part is a tree of its own, so that gradients, optimiser state and checkpoints are of that part alone; `join` makes
+the whole rater of it and of what stays.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from percepiano_ast.config import FinetuneConfig, InputError, ModelConfig, choose
+from percepiano_ast.dimensions import HEAD_GROUPS
+from percepiano_ast.finetune_config import STRATEGIES
+from percepiano_ast.models import heads, lora
+from percepiano_ast.models.cnn import CNNConfig
+
+
+def check(config: FinetuneConfig, model: ModelConfig | CNNConfig) -> None:
+    """Raises InputError for an unknown strategy, or numbers that it cannot have with this model."""
+    choose(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
+    if isinstance(model, CNNConfig):
+        if config.strategy not in ("full", "frozen"):
+            raise InputError(f"strategy {config.strategy!r} is one of a transformer's blocks; train the CNN with 'full'")
+    elif config.strategy == "last" and not 1 <= config.last_blocks <= model.depth:
+        raise InputError(f"the last {config.last_blocks} of {model.depth} blocks: choose from 1 to {model.depth}")
+    if config.strategy == "lora" and config.lora_rank < 1:
+        raise InputError(f"adapters of rank {config.lora_rank} are none; choose at least 1")
+    if config.strategy == "gradual" and config.unfreeze_epochs < 1:
+        raise InputError(f"a block every {config.unfreeze_epochs} epochs: choose at least 1")
+
+
+def split(config: FinetuneConfig, params: dict) -> dict:
+    """What is trained of ``params`` (``encoder``, ``head``), and what training adds: adapters, the groups' variances."""
+    head = params["head"]
+    trained = {"head": head if config.rating_scale == "none" else heads.standardised(head, config.head)}
+    if config.weighting == "uncertainty":
+        trained["groups"] = {"log_variance": jnp.zeros(len(HEAD_GROUPS))}
+    encoder = params["encoder"]
+    if config.strategy in ("gradual", "full"):
+        trained["encoder"] = encoder
+    elif config.strategy == "last":
+        blocks = jax.tree.map(lambda leaf: leaf[-config.last_blocks :], encoder["blocks"])
+        trained["encoder"] = {"blocks": blocks, "norm": encoder["norm"]}
+    elif config.strategy == "lora":
+        trained["lora"] = lora.init(encoder, config.lora_rank, jax.random.key(config.seed))
+    return jax.tree.map(jnp.array, trained)
+
+
+def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
+    """``encoder`` and ``head`` of the rater from the encoder as it was and what is trained; adapters are merged."""
+    if config.strategy in ("gradual", "full"):
+        encoder = trained["encoder"]
+    elif config.strategy == "last":
+        lower = jax.tree.map(lambda leaf: leaf[: -config.last_blocks], encoder["blocks"])
+        blocks = jax.tree.map(lambda *parts: jnp.concatenate(parts), lower, trained["encoder"]["blocks"])
+        encoder = encoder | trained["encoder"] | {"blocks": blocks}
+    elif config.strategy == "lora":
+        encoder = lora.merge(encoder, trained["lora"], config.lora_alpha / config.lora_rank)
+    return {"encoder": encoder, "head": trained["head"]}
+
+
+def _ranks(encoder: dict) -> dict:
+    """How many blocks up to the top every parameter must pass, itself counted: arrays that broadcast against the parameters.
+
+    1 for the top block, 2 for the one below ...; 0 for what is above the blocks; below them one more than for the lowest.
+    All of a CNN has 0.
+    """
+    lowest = jax.tree.leaves(encoder["blocks"])[0].shape[0] + 1 if "blocks" in encoder else 0
+
+    def rank(path, leaf):
+        if path[0].key == "blocks":  # stacked: the first axis is the depth
+            return jnp.arange(leaf.shape[0], 0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.full([1] * leaf.ndim, 0 if path[0].key == "norm" else lowest)
+
+    return jax.tree_util.tree_map_with_path(rank, encoder)
+
+
+def scale_rates(config: FinetuneConfig) -> optax.GradientTransformation:
+    """The encoder's updates times ``encoder_rate``, and ``layer_decay`` to the power of the rank (see `_ranks`)."""
+
+    def update(updates, params=None):
+        if "encoder" not in updates:
+            return updates
+        scaled = jax.tree.map(
+            lambda leaf, rank: leaf * (config.encoder_rate * jnp.float32(config.layer_decay) ** rank),
+            updates["encoder"],
+            _ranks(updates["encoder"]),
+        )
+        return updates | {"encoder": scaled}
+
+    return optax.stateless(update)
+
+
+def unfreeze(steps_per_block: int) -> optax.GradientTransformation:
+    """Zero for what of the encoder is still frozen: first all of it, then one block less every so many steps, from the top;
+    what lies above the blocks goes with the highest, what lies below after the lowest."""
+
+    def update(updates, count, params=None):
+        thawed = count // steps_per_block
+        ranks = _ranks(updates["encoder"])
+        gated = jax.tree.map(
+            lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= thawed, leaf, 0.0), updates["encoder"], ranks
+        )
+        return updates | {"encoder": gated}, count + 1
+
+    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def optimizer(config: FinetuneConfig, base: optax.GradientTransformation, total_steps: int) -> optax.GradientTransformation:
+    """``base`` at the rates of the strategy.
+
+    Gradients of what is frozen are left out before ``base``, whose moments then start when it thaws, and updates behind
+    it, so that its weights do not decay either.
+    """
+    chain = [base, scale_rates(config)]
+    if config.strategy == "gradual":
+        gate = functools.partial(unfreeze, config.unfreeze_epochs * max(total_steps // config.epochs, 1))
+        chain = [gate(), *chain, gate()]
+    return optax.chain(*chain)
