@@ -339,5 +339,6 @@ setup_sound
 table
 case $mode in
   demo) "$python" -m percepiano_ast notebooks --preset demo --out runs/demo ;;
-  test) "$python" -m pytest "$@" ;;
+  # A file stays in one process, so that what its tests share is made once.
+  test) "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@" ;;
 esac

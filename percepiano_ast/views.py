@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from percepiano_ast import audio, plots, report
 from percepiano_ast.config import PRETRAININGS, InputError, Statistics
-from percepiano_ast.data import batches, manifest, maestro, percepiano, shards, sources, tables
+from percepiano_ast.data import batches, manifest, maestro, percepiano, percepiano_tables, shards, sources, tables
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.evaluation import reliability, summary
 from percepiano_ast.evaluation.table import fold_column, load_index
@@ -82,12 +82,45 @@ def reconstructions(run: Run, count: int = 3) -> tuple[np.ndarray, ...]:
     return pretraining.reconstruction(trained, tree["state"]["params"], next(windows.one_epoch())["codes"])
 
 
+def rated_data(folder: str | Path) -> dict:
+    """What PercePiano's folder, or one in its shape, says of itself before anything of it is rendered.
+
+    Returns:
+        ``said`` (a sentence: are the published means those of the raters?), and the tables ``compositions``,
+        ``ratings`` (clips, 19), ``human`` (clips,), ``correlations`` (19, 19), ``icc`` and ``ceiling`` of `reliability`.
+    """
+    index = percepiano.load_index(folder)
+    ratings = percepiano.read_ratings(folder, index)
+    agreement = reliability.evaluate(percepiano_tables.raters(folder), index)
+    return {
+        "said": percepiano_tables.rebuild(folder).sentence,
+        "compositions": percepiano_tables.compositions(folder, index),
+        "ratings": pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)),
+        "human": index.set_index("clip")["human"],
+        "correlations": percepiano_tables.correlations(ratings),
+        "icc": agreement["icc"],
+        "ceiling": agreement["ceiling"],
+    }
+
+
+def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.DataFrame:
+    """Pearson's r of classic features with ratings over clips, (features, 19): those that go with any rating most."""
+    ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
+    found = percepiano_tables.feature_correlations(pd.read_csv(run.percepiano / "classic_features.csv"), ratings)
+    return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]
+
+
 def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
     """The first rated clip: level in dB (time, mel), name, ratings by dimension."""
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     example = min((shard_set[i] for i in range(min(len(shard_set), 50))), key=lambda one: one["clip"])
     level = audio.dequantize(example["log_mel"], shard_set.front_end)
     return level, example["clip"].decode(), dict(zip(KEYS, example["ratings"].tolist()))
+
+
+def label_of(folder: str | Path, title: str) -> str:
+    """The title, saying so where the ratings of a PercePiano-shaped folder are simulated."""
+    return f"{title} (simulated ratings)" if percepiano.is_simulated(folder) else title
 
 
 def label(run: Run, title: str) -> str:

@@ -19,6 +19,7 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 # A room is a module or a folder of the package; it imports from lower floors only. "" is the package's __init__.
 FLOORS = {
     "": 0, "config": 0, "dimensions": 0,
+    "finetune_config": 0,  # the switches of fine-tuning; config, which has no lines left, hands them on
     "workers": 0,  # of the standard library alone, so that a worker process starts fast
     "audio": 1, "performance": 1, "synthesis": 1, "plots": 1,
     # Performances in, performances and moments out: notes alone, no sound.
@@ -30,17 +31,19 @@ FLOORS = {
     "training": 5,
     "baselines": 5,  # what is fitted without an encoder: beside training, but with scikit-learn and pandas
     "exchange": 6, "explain": 6, "listening": 6, "rating": 6, "report": 6, "suite": 6, "views": 6,
+    "switches": 6,  # a study of rating heads: trains, and compares by evaluation
     "commands": 7, "bench": 7, "colab": 7, "notebooks": 7, "__main__": 8,
 }  # fmt: skip
 # The only rooms that look across on their own floor: who -> whom.
 NEIGHBOURS = {
+    ("config", "finetune_config"),
     ("synthesis", "performance"), ("synthesis", "audio"),
     ("alignment", "performance"), ("variations", "performance"), ("variations", "alignment"),
     ("descriptors", "performance"), ("descriptors", "alignment"),
     ("descriptors", "audio"),  # one key finder
     ("listening", "rating"),  # the fold models of a run rate
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
-    ("suite", "report"), ("suite", "rating"), ("views", "suite"), ("views", "report"), ("views", "rating"), ("views", "explain"),
+    ("suite", "report"), ("suite", "rating"), ("suite", "switches"), ("views", "suite"), ("views", "report"), ("views", "rating"), ("views", "explain"),
     ("commands", "bench"), ("commands", "notebooks"), ("notebooks", "colab"),
 }  # fmt: skip
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.

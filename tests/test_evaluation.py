@@ -241,3 +241,14 @@ def test_figures_show_what_they_are_given(predictions):
                 lambda: plots.rating_profile({})):  # fmt: skip
         with pytest.raises(InputError):
             bad()
+
+
+def test_figures_of_ratings_tell_people_from_deadpan(index, predictions):
+    ratings = predictions[predictions["model"] == "mlp"].pivot(index="clip", columns="dimension", values="rating")
+    human = index.set_index("clip")["human"]
+    axes = plots.rating_distributions(ratings, human).axes[0]
+    assert len(axes.patches) == 2 * len(KEYS)
+    figure = plots.rating_distributions(ratings[human.loc[ratings.index].to_numpy()], human)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["people (120 clips)"]
+    axes = plots.correlations(ratings[list(KEYS)].corr()).axes[0]
+    assert len(axes.texts) == len(KEYS) ** 2 and axes.texts[0].get_text() == "1.0"

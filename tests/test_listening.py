@@ -10,12 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 from scipy import stats
-from test_variations import play
 from tiny import CLIPS, compiled_once, embed, finetuning
 
-from percepiano_ast import rating, synthesis
+from percepiano_ast import rating
 from percepiano_ast.__main__ import main
 from percepiano_ast.audio.conditions import CONDITIONS
 from percepiano_ast.config import InputError
@@ -24,7 +22,6 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import listening, table
 from percepiano_ast.evaluation.listening import EXPECTED, Comparison
 from percepiano_ast.listening import raters, run
-from percepiano_ast.listening.renderings import Renderings
 from percepiano_ast.plots import listening as listening_plots
 from percepiano_ast.training.finetune import Scaler
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, Variation
@@ -202,39 +199,6 @@ def test_mp3_of_fewer_bits_is_farther_from_the_original(wave):
 def test_mp3_at_another_sampling_rate_is_refused(wave):
     with pytest.raises(InputError, match="cannot write MP3 at 44100 Hz"):
         next(one for one in CONDITIONS if one.kind == "mp3").apply(wave, 44_100, 0)
-
-
-# --- Renderings -------------------------------------------------------------------------------------------------------
-
-
-def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path):
-    one, other = play((0.1, 0.5, 60, 80)), play((0.1, 0.5, 60, 81))
-    sound = Renderings(tmp_path, "builtin", RATE)
-    sound.prepare([one, other, one], workers=1, log=lambda line: None)
-    assert len({sound.path(one), sound.path(other), Renderings(tmp_path, "builtin", 16_000).path(one)}) == 3
-    expected = synthesis.BuiltinPiano().render(one, RATE)
-    np.testing.assert_allclose(sound.wave(one), expected, atol=3.1e-5)  # 16 bits of twice full scale
-    stamp = sound.path(one).stat().st_mtime_ns
-    sound.prepare([one], workers=1, log=lambda line: pytest.fail("rendered twice"))
-    assert sound.path(one).stat().st_mtime_ns == stamp and soundfile.info(sound.path(one)).samplerate == RATE
-
-
-def test_what_exceeds_full_scale_is_kept(tmp_path):
-    def cluster(step):
-        return play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90, step)])
-
-    sound = Renderings(tmp_path, "builtin", RATE)
-    assert 1 < np.abs(sound.wave(cluster(4))).max() < 2
-    with pytest.raises(InputError, match="builtin plays this performance at .* times full scale"):
-        sound.wave(cluster(1))
-
-
-def test_worker_processes_render_the_same(tmp_path):
-    takes = [play((0.1, 0.5, 40 + i, 80)) for i in range(12)]
-    Renderings(tmp_path / "a", "builtin", RATE).prepare(takes, workers=2, log=lambda line: None)
-    for take in takes:
-        there, here = (Renderings(tmp_path / name, "builtin", RATE).wave(take) for name in "ab")
-        np.testing.assert_array_equal(there, here)
 
 
 # --- Rating functions -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from percepiano_ast.__main__ import main
 from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, InputError, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.models import ast, weights
-from percepiano_ast.performance import read_midi
+from percepiano_ast.performance import read_midi, trimmed
 from percepiano_ast.training.checkpoints import open_latest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -164,6 +164,37 @@ def test_published_weights_are_a_start_too(demo, tmp_path):
     assert made["model"]["stride"] == [10, 10]
 
 
+@pytest.mark.slow
+def test_switches_are_compared_on_the_frozen_encoder(demo):
+    out, _ = demo
+    done = command("switches", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    text = Path(done.stdout.splitlines()[-1]).read_text()
+    assert text.startswith("# Switches of the rating heads on ast-micro-scratch, frozen (simulated ratings)")
+    assert "| cross-task attention | on |" in text and "| rater weights | on |" in text
+
+
+@pytest.mark.slow
+def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
+    """Recordings of all clips by an instrument of one's own; one that is missing is named."""
+    source, recordings = demo[0] / "demo" / "percepiano", tmp_path / "recordings"
+    recordings.mkdir()
+    piano = synthesis.make_synthesizer("builtin")
+    for midi in source.rglob("all_2rounds/*.mid"):
+        soundfile.write(recordings / f"{midi.stem}.wav", piano.render(trimmed(read_midi(midi)), 22_050), 22_050)
+    arguments = ["preprocess", "--percepiano", source, "--renderings", recordings, "--out", tmp_path / "run"]
+    missing = next(iter(recordings.iterdir()))
+    kept = missing.read_bytes()
+    missing.unlink()
+    done = command(*arguments)
+    assert done.returncode == 2 and missing.stem in done.stderr
+    missing.write_bytes(kept)
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    clips = pd.read_csv(tmp_path / "run" / "percepiano" / "levels.csv")
+    assert set(clips["synthesizer"]) == {"own"} and len(clips) == len(pd.read_csv(source / "index.csv"))
+
+
 def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
     done = command("convert", demo[0] / "pretrain" / "ssast", "--to", tmp_path / "mine.safetensors")
     assert done.returncode == 0, done.stderr
@@ -208,6 +239,10 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
         (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or half written"),
         (["bench", "nothing"], "Choose one of: log-mel"),
         (["pretrain", "--pretraining", "sast", "--out", "{tmp}"], "Did you mean 'ssast'"),
+        (["finetune", "--set", "stratgy=lora", "--out", "{tmp}"], "Did you mean 'strategy'"),
+        (["finetune", "--set", "strategy", "--out", "{tmp}"], "'strategy' is not NAME=VALUE"),
+        (["finetune", "--set", "mixup=much", "--out", "{tmp}"], "mixup=much: write a value of type float"),
+        (["finetune", "--set", "predict_uncertainty=yes", "--out", "{tmp}"], "write a value true or false"),
         (["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"], "no weights at"),
         (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
     ],

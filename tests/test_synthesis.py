@@ -306,7 +306,7 @@ def test_an_unknown_synthesizer_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize("name", synthesis.SOUNDFONTS)
 def test_a_missing_soundfont_names_its_package(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(synthesis, "_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(synthesis.fluid, "_FOLDERS", (str(tmp_path),))
     package = synthesis.SOUNDFONTS[name].package
     with pytest.raises(InputError, match=f"{name}.*not installed.*sudo apt-get install -y {package}"):
         synthesis.make_synthesizer(name)

@@ -15,27 +15,24 @@ from pathlib import Path
 
 import pandas as pd
 
-from percepiano_ast import alignment, audio, descriptors, performance, synthesis
+from percepiano_ast import alignment, audio, descriptors, performance
 from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.workers import die_with_parent
 
 SAMPLE_RATE = 22_050
 _FEW = 8  # clips that are not worth the start of worker processes
 _EVERY = 10.0  # seconds between lines of progress, and between saves
 
-_synthesizer = functools.lru_cache(maxsize=None)(synthesis.make_synthesizer)  # a soundfont takes seconds to load
-
-
 def midi_statistics(path: Path) -> dict[str, float]:
     """Descriptors of one clip, see `descriptors.describe`."""
     return descriptors.describe(performance.trimmed(performance.read_midi(path)))
 
 
-def audio_statistics(synthesizer: str, path: Path) -> dict[str, float]:
-    """Statistics of one clip as a synthesizer plays it, see `audio.classic_features`."""
-    wave = _synthesizer(synthesizer).render(performance.trimmed(performance.read_midi(path)), SAMPLE_RATE)
-    audio.check_waveform(wave, SAMPLE_RATE, path.name)
-    return audio.classic_features(wave, SAMPLE_RATE)
+def audio_statistics(renderings: Renderings, path: Path) -> dict[str, float]:
+    """Statistics of one clip as it is rendered, see `audio.classic_features`."""
+    wave = renderings.wave(performance.trimmed(performance.read_midi(path)), path.name)
+    return audio.classic_features(wave, renderings.sample_rate)
 
 
 def midi_table(midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print) -> pd.DataFrame:
@@ -53,10 +50,9 @@ def audio_table(
         InputError: the synthesizer is unknown or not installed, a MIDI file is unreadable or makes no sound.
         RunFailed: a worker was killed; what is done is kept.
     """
-    piano = _synthesizer(synthesizer)
-    font = Path(piano.path).read_bytes() if isinstance(piano, synthesis.FluidSynth) else b""
-    key = _key([performance, synthesis, audio.features], synthesizer.encode() + font)
-    hear = functools.partial(audio_statistics, synthesizer)
+    renderings = Renderings(folder / "renderings", synthesizer, SAMPLE_RATE)
+    key = _key([performance, audio.features], renderings.key.encode())
+    hear = functools.partial(audio_statistics, renderings)
     path = folder / f"audio_{Path(synthesizer).stem}.csv"
     return _table(path, midi, hear, audio.classic_feature_names(), key, workers, log)
 

@@ -37,7 +37,8 @@ def _preprocess(arguments):
         return _verify(run.percepiano if arguments.percepiano else run.maestro)
     if arguments.percepiano:
         synthesizers = tuple(arguments.synthesizers)
-        print(suite.preprocess_percepiano(run, arguments.percepiano, synthesizers, init=arguments.init))
+        options = {"init": arguments.init, "recordings": arguments.renderings, "partial": arguments.partial}
+        print(suite.preprocess_percepiano(run, arguments.percepiano, synthesizers, **options))
         return 0
     beam_options = tuple(f"--{option}" for option in arguments.beam_option)
     workers = arguments.workers or suite.workers()
@@ -78,12 +79,22 @@ def _pretrain(arguments):
 def _finetune(arguments):
     from percepiano_ast import suite
 
-    run = run_of(arguments).changed("finetune", epochs=arguments.epochs)
-    run = run.changed("execution", precision=arguments.precision, attention=arguments.attention)
+    run = _rating_run(arguments).changed("execution", precision=arguments.precision, attention=arguments.attention)
     if arguments.init == "baseline":
         suite.baselines(run)
     else:
         suite.finetune(run, arguments.init, arguments.weights)
+
+
+def _switches(arguments):
+    from percepiano_ast import suite
+
+    print(suite.study(_rating_run(arguments), arguments.init, arguments.weights, n_seeds=arguments.seeds, inner=arguments.inner))
+
+
+def _rating_run(arguments):
+    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning."""
+    return run_of(arguments).changed("finetune", epochs=arguments.epochs).switched(arguments.set)
 
 
 def _status(arguments):
@@ -103,19 +114,7 @@ def add_commands(add) -> None:
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in a row of the forms")
     command.add_argument("--keep-outputs", action="store_true", help="put the outputs into the shipped notebooks")
 
-    command = add("preprocess", _preprocess, "Recordings, or PercePiano's MIDI, to log-mel shards.")
-    add_run(command)
-    command.add_argument("--source", default="", help="MAESTRO's archive (path, https://, gs://) or any folder of recordings")
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead (or: demo)")
-    command.add_argument("--synthesizers", nargs="+", default=[], help="builtin, soundfont names or .sf2/.sf3 files")
-    command.add_argument("--init", default="", help="audioset: in the papers' front end too, which its weights need")
-    command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="about so many hours (default: all)")
-    command.add_argument("--stored", default="uint8", help="uint8 (steps of half a dB) or float16, twice as large")
-    command.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad recordings to do without (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    command.add_argument("--verify", action="store_true", help="read the finished shards again, compare their checksums")
-    command.add_argument("--beam-runner", default="", help="Apache Beam's DirectRunner, DataflowRunner ... make the shards")
-    command.add_argument("--beam-option", action="append", default=[], metavar="NAME=VALUE", help="of Beam's pipeline")
+    _add_preprocess(add("preprocess", _preprocess, "Recordings, or PercePiano's MIDI, to log-mel shards."))
 
     command = add("pretrain", _pretrain, "SSAST pre-training on the shards; a checkpoint every epoch.")
     add_run(command)
@@ -125,15 +124,35 @@ def add_commands(add) -> None:
     command = add("finetune", _finetune, "Rating heads on PercePiano, fold by fold; writes out-of-fold predictions.")
     add_run(command)
     add_store(command)
-    starts = f"{', '.join(PRETRAININGS)} (my pre-training), scratch, audioset, or baseline (the feed-forward one)"
-    command.add_argument("--init", default="ssast", help=f"where the encoder starts: {starts}")
-    command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
-    command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
+    _add_start(command, "scratch, audioset, cnn (another encoder, from scratch), or baseline (what learns no hearing)")
     _add_precision(command)
+
+    command = add("switches", _switches, "Does each switch of the rating heads help: one at a time, on the frozen encoder.")
+    add_run(command)
+    _add_start(command, "scratch or audioset")
+    command.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each choice (default: 3)")
+    command.add_argument("--inner", type=int, metavar="FOLD", help="leave this outer fold out: a choice may be tested on it")
 
     command = add("status", _status, "What of a run is where, how far it is, how old, and whether it is whole.")
     add_run(command)
     add_store(command)
+
+
+def _add_preprocess(command):
+    add_run(command)
+    command.add_argument("--source", default="", help="MAESTRO's archive (path, https://, gs://) or any folder of recordings")
+    command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead (or: demo)")
+    command.add_argument("--synthesizers", nargs="+", default=[], help="builtin, soundfont names or .sf2/.sf3 files")
+    command.add_argument("--renderings", default="", metavar="DIR", help="a recording of each clip, taken instead of rendering")
+    command.add_argument("--partial", action="store_true", help="DIR may lack clips, which are listed then")
+    command.add_argument("--init", default="", help="audioset: in the papers' front end too, which its weights need")
+    command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="about so many hours (default: all)")
+    command.add_argument("--stored", default="uint8", help="uint8 (steps of half a dB) or float16, twice as large")
+    command.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad recordings to do without (default: 0)")
+    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
+    command.add_argument("--verify", action="store_true", help="read the finished shards again, compare their checksums")
+    command.add_argument("--beam-runner", default="", help="Apache Beam's DirectRunner, DataflowRunner ... make the shards")
+    command.add_argument("--beam-option", action="append", default=[], metavar="NAME=VALUE", help="of Beam's pipeline")
 
 
 def _add_pretraining(command):
@@ -151,6 +170,17 @@ def _add_pretraining(command):
     _add_precision(command)
     command.add_argument("--dry-run", action="store_true", help="compile for the targets, say what fits, train nothing")
     command.add_argument("--target", nargs="+", default=["v5e-1"], help="of a dry run: v5e-1, v6e-1, v5e-8, v3-8")
+
+
+def _add_start(command, others: str):
+    names = ", ".join(PRETRAININGS)
+    command.add_argument("--init", default="ssast", help=f"where the encoder starts: {names} (my pre-training), {others}")
+    command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
+    command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help="a switch of fine-tuning, such as strategy=lora or predict_uncertainty=true; see finetune_config.py",
+    )  # fmt: skip
 
 
 def _add_precision(command):

@@ -201,7 +201,7 @@ class _Scope:
     """The clips of one scope, and how halves are correlated over them."""
 
     def __init__(self, facts: pd.DataFrame, scope: str):
-        keep = facts["human"].to_numpy(bool) if "humans" in scope else np.ones(len(facts), bool)
+        keep = facts["human"].to_numpy(bool, copy=True) if "humans" in scope else np.ones(len(facts), bool)
         self.members = None
         if scope.startswith("within_segment"):
             _, codes, sizes = np.unique(facts["segment"][keep], return_inverse=True, return_counts=True)

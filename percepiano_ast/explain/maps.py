@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import audio
-from percepiano_ast.config import Execution, FrontEnd, InputError, choose
+from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, choose
 from percepiano_ast.data import batches
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.models import attribution
@@ -284,7 +284,13 @@ def _params(model: FoldModel) -> dict:
 
 @functools.cache
 def listener(run: Finetuning) -> attribution.Listener:
-    """A run's model as attribution takes it, in float32; equal runs share one, and with it what was compiled."""
+    """A run's model as attribution takes it, in float32; equal runs share one, and with it what was compiled.
+
+    Raises:
+        InputError: a model without attention.
+    """
+    if not isinstance(run.model, ModelConfig):
+        raise InputError(f"{run.model.name} has no attention to explain its ratings by; choose an ast-* model")
     run = dataclasses.replace(run, execution=Execution(precision="float32", attention="xla"))
     module, depth = run.module, run.model.depth
 

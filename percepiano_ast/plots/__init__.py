@@ -4,6 +4,7 @@ Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readabl
 """
 
 from percepiano_ast.plots.rating import rating_profile
+from percepiano_ast.plots.ratings import correlations, rating_distributions
 from percepiano_ast.plots.recordings import collection, shard_layout
 from percepiano_ast.plots.results import (
     by_protocol,
@@ -27,6 +28,7 @@ __all__ = [
     "by_scope",
     "calibration",
     "collection",
+    "correlations",
     "deadpan",
     "gains",
     "heatmap",
@@ -34,6 +36,7 @@ __all__ = [
     "noise_ceiling",
     "pairwise",
     "pearson_by_dimension",
+    "rating_distributions",
     "rating_profile",
     "scatter",
     "shard_layout",

@@ -1,0 +1,55 @@
+"""What people's ratings look like before anything is learned from them."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.plots.style import COLOURS, GREY, LABELS, clean
+
+
+def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "") -> Figure:
+    """Mean ratings of all clips, a row a dimension: people's performances, and deadpan renderings below them.
+
+    Boxes hold the middle half of the clips, whiskers 95 % of them.
+
+    Args:
+        ratings: (clips, 19), 0 to 1, with the clips as index.
+        human: bool by clip.
+    """
+    figure = Figure(figsize=(9.5, 9), layout="constrained")
+    axes = figure.subplots()
+    is_human = human.loc[ratings.index].to_numpy(bool)
+    parts = [("people", ratings[is_human], -0.17, COLOURS[0]), ("deadpan renderings", ratings[~is_human], 0.2, COLOURS[1])]
+    for name, part, offset, colour in parts:
+        if part.empty:
+            continue
+        drawn = axes.boxplot(
+            part[list(KEYS)].to_numpy(), positions=np.arange(len(KEYS)) + offset, widths=0.28, whis=(2.5, 97.5), showfliers=False,
+            orientation="horizontal", patch_artist=True, manage_ticks=False, medianprops={"color": "white", "linewidth": 1.6},
+            boxprops={"facecolor": colour, "edgecolor": colour}, whiskerprops={"color": colour}, capprops={"color": colour},
+        )  # fmt: skip
+        drawn["boxes"][0].set_label(f"{name} ({len(part):,} clips)")
+    axes.axvline(0.5, color=GREY, linewidth=0.8)
+    axes.set_yticks(range(len(KEYS)), LABELS.values(), fontsize=9)
+    axes.set(xlim=(0, 1), ylim=(len(KEYS) - 0.4, -0.6), xlabel="mean rating of a clip (0 to 1: from the first word to the second)")
+    clean(axes)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def correlations(table: pd.DataFrame, title: str = "") -> Figure:
+    """Pearson's r as a map: rows of any kind, columns the 19 dimensions."""
+    rows = [LABELS.get(name, name) for name in table.index]
+    figure = Figure(figsize=(11, 2.6 + 0.33 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table[list(KEYS)], cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table[list(KEYS)].to_numpy()):
+        ink = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, f"{value:z.1f}".replace("0.", "."), ha="center", va="center", color=ink, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.set_xticks(range(len(KEYS)), LABELS.values(), rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
+    figure.colorbar(image, ax=axes, label="Pearson r over clips", pad=0.01)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,33 @@
+"""The four steps of the suite, as notebooks and command line call them. Each starts from what the one before wrote.
+
+Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards; ``percepiano_kaldi/`` in the
+papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``. Every step resumes; none
+overwrites the output of another configuration.
+"""
+
+from percepiano_ast.data.build import Work
+from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
+from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano, study
+from percepiano_ast.suite.run import INITS, MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, Start, init_named, start_of, workers
+
+__all__ = [
+    "INITS",
+    "MADE_BY_FINETUNE",
+    "MADE_BY_PRETRAIN",
+    "Run",
+    "Start",
+    "Work",
+    "baselines",
+    "ceiling_of",
+    "evaluate",
+    "finetune",
+    "init_named",
+    "maestro_source",
+    "percepiano_source",
+    "preprocess_maestro",
+    "preprocess_percepiano",
+    "pretrain",
+    "start_of",
+    "study",
+    "workers",
+]

@@ -1,0 +1,67 @@
+"""Steps 1 and 2: recordings to shards, and an encoder that learns to hear from them."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pandas as pd
+
+from percepiano_ast.config import say
+from percepiano_ast.data import batches, demo, maestro, shards
+from percepiano_ast.data.build import Work
+from percepiano_ast.suite.run import Run, workers
+from percepiano_ast.training import parallel
+from percepiano_ast.training import pretrain as pretraining
+
+
+
+def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
+    """Step 1: recordings -> log-mel shards.
+
+    Args:
+        source: archive, folder or address; by default the preset's.
+        work: how; by default with all cores, and without bad recordings.
+        options: ``limit_hours`` and ``stored``, see `maestro.preprocess`.
+    """
+    simulated = (source or run.preset.maestro) == "demo"
+    where = maestro_source(run, source)
+    work = work or Work(workers())
+    return maestro.preprocess(where, run.maestro, run.preset.front_end, work, simulated=simulated, **options)
+
+
+def maestro_source(run: Run, source: str = "") -> str:
+    """Address or path of the recordings; the embedded ones are written when they are asked for."""
+    source = source or run.preset.maestro
+    return str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
+
+
+def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
+    """Step 2: SSAST on the shards of step 1; returns the history, a row an epoch."""
+    parallel.initialize()
+    preset = run.preset
+    train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
+    held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
+    make = functools.partial(
+        batches.pretrain_batches,
+        n_frames=preset.model.n_frames,
+        batch_size=preset.pretrain.batch_size,
+        seed=preset.pretrain.seed,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    training, validation = make(train), make(held_out)
+    rows = pretraining.pretrain(
+        preset.model,
+        preset.pretrain,
+        train.front_end,
+        train.statistics,
+        batches=training.from_step,
+        steps_per_epoch=training.steps_per_epoch,
+        validation=validation.one_epoch,
+        directory=run.pretrain,
+        store=run.kept(run.pretrain),
+        description={"data": train.metadata["licence"]},
+        execution=preset.execution,
+        log=log,
+    )
+    return pd.DataFrame(rows)

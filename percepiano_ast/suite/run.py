@@ -1,0 +1,185 @@
+"""A run: which preset, where its outputs are, and where an encoder starts."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose, say
+from percepiano_ast.data import audioset, percepiano, shards
+from percepiano_ast.models import weights
+from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.training import checkpoints
+
+MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain`"
+MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
+
+INITS = {name: "from my pre-training" for name in PRETRAININGS}
+INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST", "cnn": "a CNN from scratch"}
+
+
+
+@dataclass(frozen=True)
+class Run:
+    """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant.
+
+    ``shards`` may name a copy of the shards for pre-training on a faster disk, ``store`` another place for checkpoints and
+    models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a mounted Drive. What else is below ``root`` is
+    made again from them in minutes, but for the shards for pre-training, which `colab` takes to a bucket and back.
+    """
+
+    preset: Preset
+    root: Path
+    pretraining: str = "ssast"
+    shards: Path | None = None
+    store: str = ""
+
+    @property
+    def maestro(self) -> Path:
+        """Shards for pre-training."""
+        return self.shards or self.root / "maestro"
+
+    @property
+    def pretrain(self) -> Path:
+        """Pre-training: settings, history, checkpoints."""
+        return self.root / "pretrain" / self.pretraining
+
+    @property
+    def percepiano(self) -> Path:
+        """Shards of rated clips, classic features, index."""
+        return self.percepiano_in(self.preset.front_end)
+
+    def percepiano_in(self, front_end: FrontEnd) -> Path:
+        """The same in another front end."""
+        return self.root / ("percepiano" if front_end == self.preset.front_end else f"percepiano_{front_end.kind}")
+
+    @property
+    def evaluation(self) -> Path:
+        """Metrics, report and figures."""
+        return self.root / "evaluation"
+
+    def finetune(self, model: str) -> Path:
+        """Folds of one fine-tuned model."""
+        return self.root / "finetune" / model
+
+    def predictions(self, model: str) -> Path:
+        """Out-of-fold predictions of one model."""
+        return self.root / f"predictions_{model}.csv"
+
+    def kept(self, directory: Path) -> str:
+        """Where what must last of a step lies whose other outputs are in ``directory``, below the run's root."""
+        return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}" if self.store else str(directory)
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether what must last lies at ``gs://``."""
+        return self.store.startswith("gs://")
+
+    def for_pretraining(self, name: str) -> "Run":
+        """The same run with another kind of pre-training."""
+        training, geometry = choose(PRETRAININGS, name, "pre-training")
+        preset = dataclasses.replace(
+            self.preset,
+            pretrain=dataclasses.replace(self.preset.pretrain, **training),
+            model=dataclasses.replace(self.preset.model, **geometry),
+        )
+        return dataclasses.replace(self, preset=preset, pretraining=name)
+
+    def changed(self, part: str, **values) -> "Run":
+        """The same run with other values in the preset's ``pretrain``, ``finetune`` or ``execution``.
+
+        None, 0 and empty text keep the preset's value, as an empty row of a notebook's form does.
+        """
+        meant = {name: value for name, value in values.items() if value or value is False}
+        changed = dataclasses.replace(getattr(self.preset, part), **meant)
+        return dataclasses.replace(self, preset=dataclasses.replace(self.preset, **{part: changed}))
+
+
+    def switched(self, pairs: Iterable[str]) -> "Run":
+        """The same run with switches of its fine-tuning set, each a ``NAME=VALUE`` of `finetune_config.FinetuneConfig`.
+
+        Raises:
+            InputError: no such switch, or a value that it cannot have.
+        """
+        config = self.preset.finetune
+        for pair in pairs:
+            name, equals, text = pair.partition("=")
+            kind = type(choose({one.name: getattr(config, one.name) for one in dataclasses.fields(config)}, name, "switch"))
+            if not equals or kind is tuple:
+                raise InputError(f"{pair!r} is not NAME=VALUE with one value")
+            try:
+                value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+            except (KeyError, ValueError):
+                wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+                raise InputError(f"{name}={text}: write a value {wanted}") from None
+            config = dataclasses.replace(config, **{name: value})
+        return dataclasses.replace(self, preset=dataclasses.replace(self.preset, finetune=config))
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where fine-tuning starts from.
+
+    Attributes:
+        name: of the model in tables, such as ``ast-base-ssast``; the convolutional baseline is ``cnn``.
+        model, front_end, statistics: what the encoder expects.
+        encoder: its parameters; None for random ones.
+        weights: what identifies them: a checksum, or None.
+    """
+
+    name: str
+    model: ModelConfig | CNNConfig
+    front_end: FrontEnd
+    statistics: Statistics
+    encoder: dict | None
+    weights: str | None
+
+
+def init_named(run: Run, label: str) -> str:
+    """Which of ``INITS`` a notebook's form means: ``from my pre-training``, ``from scratch`` or ``from AudioSet AST``."""
+    inits = {label: init for init, label in INITS.items()} | {INITS[run.pretraining]: run.pretraining}
+    return choose(inits, label, "start")
+
+
+def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = say) -> Start:
+    """Find the weights that ``init``, one of ``INITS``, names.
+
+    Args:
+        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by default they are fetched
+            into the run's ``weights`` folder.
+
+    Raises:
+        InputError: unknown ``init``; no pre-training yet, or one of another geometry.
+    """
+    choose(INITS, init, "start of the encoder")
+    if init == "audioset":
+        folder = source or audioset.fetch(run.root / "weights" / "audioset", log=log)
+        found = weights.read_weights(folder)
+        sizes = {(size.width, size.depth): name for name, size in MODELS.items()}
+        encoder = found.params["encoder"]
+        name = f"ast-{sizes.get((found.config.width, found.config.depth), 'custom')}-audioset"
+        checksum = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(encoder))).hexdigest()
+        return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
+    run = run.for_pretraining(init) if init in PRETRAININGS else run
+    model = CNNConfig.beside(run.preset.model) if init == "cnn" else run.preset.model
+    name = "cnn" if init == "cnn" else f"ast-{model.name}-{init}"
+    untrained = init in ("cnn", "scratch")
+    made_before = f"{run.kept(run.pretrain)}/checkpoints"
+    if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
+        log(f"no pre-training in {run.kept(run.pretrain)}: levels are normalised by the statistics of the rated clips themselves")
+        rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
+        return Start(name, model, rated.front_end, rated.statistics, None, None)
+    # One normalisation for our starts: the statistics of the pre-training split.
+    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
+    front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
+    encoder = None if untrained else (tree["state"]["ema"] or tree["state"]["params"])["encoder"]
+    return Start(name, model, front_end, statistics, encoder, None if untrained else made["sha256"])
+
+
+def workers() -> int:
+    """Worker processes: one per core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
