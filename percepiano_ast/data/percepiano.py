@@ -202,7 +202,7 @@ def preprocess(
         return out
     contents = _contents(folder, index, ratings, synthesizers, own, simulated)
     work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(contents.items)} renderings")
-    work.log(f"  they are kept in {kept} for whatever else hears them; delete them when nothing will")
+    work.log(f"  they are kept in {Path(out).parent / kept.name} for whatever else hears them; delete them when nothing will")
     for line in _remarks(folder, own):
         work.log(f"  {line}")
     produce = functools.partial(_produce, midi=midi, front_end=front_end, kept=kept, own=own)
