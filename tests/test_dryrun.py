@@ -1,4 +1,4 @@
-"""Dry runs: real compilations for TPUs that are not there. 90 s; the slow ones compile base for more of them."""
+"""Dry runs: real compilations for TPUs that are not there. 60 s; the slow ones compile for more of them, and what does not fit."""
 
 import dataclasses
 import importlib.util
@@ -27,6 +27,7 @@ def small(batch_size: int = 64, **execution) -> Preset:
     return dataclasses.replace(BASE, model=MODEL, pretrain=config, execution=Execution(**execution))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_what_would(libtpu, monkeypatch):
     whole = dryrun.dry_run(small(BATCH), "v5e-1")
     assert 0 < whole.temporaries < whole.peak <= whole.memory == 15.75 * 2**30
