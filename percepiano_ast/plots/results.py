@@ -29,20 +29,9 @@ def pearson_by_dimension(
     """
     table = _pearson(metrics, scope)
     models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
-    rows = [*KEYS, "mean"]
-    figure = Figure(figsize=(9.5, 9.5), layout="constrained")
-    axes = figure.subplots()
-    offsets = np.linspace(-0.28, 0.28, len(models)) if len(models) > 1 else [0.0]
-    looks = styles(models)
-    for model, offset in zip(models, offsets):
-        colour, marker = looks[model]
-        part = table[table["model"] == model].set_index("dimension").loc[rows]
-        y = np.arange(len(rows)) + offset
-        axes.hlines(y, part["low"], part["high"], color=colour, linewidth=1.6)
-        axes.plot(part["value"], y, marker, color=colour, markersize=5, label=model)
+    figure, axes = _by_dimension(table, models)
     if ceiling is not None:
         axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", color="black", markersize=14, label="noise ceiling")
-    _dimension_rows(axes, len(rows))
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="Pearson r, held-out clips (95 % interval over content groups)")
     clean(axes)
@@ -180,19 +169,8 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
         pairs: rows of `evaluation.summary.between` of one protocol, scope and metric: each model minus the reference.
     """
     models = list(dict.fromkeys(pairs["model_a"]))
-    rows, looks = [*KEYS, "mean"], styles(models)
-    figure = Figure(figsize=(9.5, 9.5), layout="constrained")
-    axes = figure.subplots()
-    offsets = np.linspace(-0.28, 0.28, len(models)) if len(models) > 1 else [0.0]
-    for model, offset in zip(models, offsets):
-        part = pairs[pairs["model_a"] == model].set_index("dimension").loc[rows]
-        y, (colour, marker) = np.arange(len(rows)) + offset, looks[model]
-        axes.hlines(y, part["low"], part["high"], color=colour, linewidth=1.4)
-        sure = (part["p_holm"] < 0.05).to_numpy()
-        axes.plot(part["difference"][~sure], y[~sure], marker, color=colour, markerfacecolor="white", markersize=5.5)
-        axes.plot(part["difference"][sure], y[sure], marker, color=colour, markersize=5.5)
-        axes.plot([], [], marker, color=colour, label=model)
-    _dimension_rows(axes, len(rows))
+    table = pairs.rename(columns={"model_a": "model", "difference": "value"}).assign(filled=pairs["p_holm"] < 0.05)
+    figure, axes = _by_dimension(table, models)
     axes.axvline(0, color="black", linewidth=1)
     axes.set(xlabel=f"Pearson r minus that of {pairs['model_b'].iloc[0]} (95 % interval); filled: survives Holm's correction")
     clean(axes)
@@ -235,16 +213,7 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
         table: `evaluation.contrasts.pairwise` of one protocol, seed, scope and smallest difference.
     """
     models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
-    rows, looks = [*KEYS, "mean"], styles(models)
-    figure = Figure(figsize=(9.5, 9.5), layout="constrained")
-    axes = figure.subplots()
-    offsets = np.linspace(-0.28, 0.28, len(models)) if len(models) > 1 else [0.0]
-    for model, offset in zip(models, offsets):
-        part = table[table["model"] == model].set_index("dimension").loc[rows]
-        y, (colour, marker) = np.arange(len(rows)) + offset, looks[model]
-        axes.hlines(y, 100 * part["low"], 100 * part["high"], color=colour, linewidth=1.4)
-        axes.plot(100 * part["value"], y, marker, color=colour, markersize=5, label=model)
-    _dimension_rows(axes, len(rows))
+    figure, axes = _by_dimension(table.assign(**(100 * table[["value", "low", "high"]])), models)
     axes.axvline(50, color="black", linewidth=1)
     axes.set(xlabel="pairs of performances put in the right order (%; 50 is chance; 95 % interval)")
     clean(axes)
@@ -297,6 +266,24 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def _by_dimension(table: pd.DataFrame, models: list[str]) -> tuple[Figure, Axes]:
+    """Values and intervals of models, a row a dimension and the mean last; open marks where ``filled``, if given, is False."""
+    rows, looks = [*KEYS, "mean"], styles(models)
+    figure = Figure(figsize=(9.5, 9.5), layout="constrained")
+    axes = figure.subplots()
+    offsets = np.linspace(-0.28, 0.28, len(models)) if len(models) > 1 else [0.0]
+    for model, offset in zip(models, offsets):
+        part = table[table["model"] == model].set_index("dimension").loc[rows]
+        y, (colour, marker) = np.arange(len(rows)) + offset, looks[model]
+        axes.hlines(y, part["low"], part["high"], color=colour, linewidth=1.5)
+        filled = part["filled"].to_numpy(bool) if "filled" in part else np.ones(len(rows), bool)
+        axes.plot(part["value"][~filled], y[~filled], marker, color=colour, markerfacecolor="white", markersize=5.5)
+        axes.plot(part["value"][filled], y[filled], marker, color=colour, markersize=5.5)
+        axes.plot([], [], marker, color=colour, label=model)
+    _dimension_rows(axes, len(rows))
+    return figure, axes
 
 
 def _dimension_rows(axes: Axes, count: int, shaded: bool = True) -> None:
