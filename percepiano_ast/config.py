@@ -159,7 +159,13 @@ def choose(table: dict, name: str, what: str):
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """SSAST pre-training. ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}.
+    """What is learned before rating, and how.
+
+    ``objective``: ``ssast``, masked patches; ``transcription``, what is played (`models.transcription`); or ``joint``, both by
+    one encoder. ``augment``: other levels, equalisation and noise for every window (`training.augment`), so that a piano that
+    was not heard in training is heard too; for masked patches alone it is off, as published.
+
+    Of masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}.
 
     ``decoder_depth`` 0: the encoder sees masked patches as mask tokens (Gong et al. 2022). Above 0: it sees visible
     patches alone, and a decoder of so many blocks predicts the others (MAE-AST, Baade et al. 2022, which has 2).
@@ -171,6 +177,8 @@ class PretrainConfig:
     epochs: int
     learning_rate: float
     warmup_steps: int
+    objective: str = "ssast"
+    augment: bool = False
     mask_ratio: float = 400 / 512
     cluster: tuple[int, int] = (3, 5)
     generative_weight: float = 10.0
@@ -239,12 +247,17 @@ class Preset:
     execution: Execution = field(default_factory=Execution)
 
 
+FRAMES = {"patch_size": (128, 2), "stride": (128, 2)}  # SSAST's frame variant
 # What can be pre-trained: name in tables -> changes of the preset's pre-training and of its model. ``ssast`` is the paper's.
 PRETRAININGS: dict[str, tuple[dict, dict]] = {
     "ssast": ({}, {}),
     "ssast15": ({"mask_ratio": 0.15}, {}),
-    "ssastframe": ({}, {"patch_size": (128, 2), "stride": (128, 2)}),
+    "ssastframe": ({}, FRAMES),
     "visible": ({"decoder_depth": 2}, {}),
+    # Two frames of all bands for a patch: as many tokens as of 16 x 16, each of 20 ms, which is the grid of onsets. Visible-only
+    # in the joint form: its masked part then costs a third of what it would beside a full pass that listens.
+    "transcription": ({"objective": "transcription", "augment": True}, FRAMES),
+    "joint": ({"objective": "joint", "augment": True, "decoder_depth": 2}, FRAMES),
 }
 
 PRESETS = {

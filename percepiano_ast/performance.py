@@ -165,7 +165,7 @@ def trimmed(performance: Performance) -> Performance:
     return replace(performance, notes=notes, pedals=np.concatenate([state, inside]))
 
 
-def write_midi(performance: Performance, path: str | Path) -> None:
+def write_midi(performance: Performance, file: str | Path | io.BytesIO) -> None:
     """Write a Standard MIDI File on a grid of half a millisecond; the same performance gives the same bytes."""
     tick = 0.5 / _RESOLUTION
     piano = pretty_midi.Instrument(program=0, name="Piano")
@@ -176,4 +176,4 @@ def write_midi(performance: Performance, path: str | Path) -> None:
         piano.control_changes.append(pretty_midi.ControlChange(number, value, time))
     midi = pretty_midi.PrettyMIDI(resolution=_RESOLUTION, initial_tempo=120)
     midi.instruments.append(piano)
-    midi.write(str(path))
+    midi.write(file if isinstance(file, io.BytesIO) else str(file))

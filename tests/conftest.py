@@ -13,6 +13,8 @@ from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 
+import percepiano_ast  # noqa: E402, F401 (sets flags of XLA, which are read once)
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

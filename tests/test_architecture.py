@@ -25,12 +25,14 @@ FLOORS = {
     # Performances in, performances and moments out: notes alone, no sound.
     "alignment": 1, "variations": 1,
     "descriptors": 1,  # a performance in, named numbers out: notes and pedals alone
+    "decoding": 1,  # what was heard in each step in, notes and pedals out: arrays alone
+    "targets": 1,  # a performance in, what is to be heard in each frame out
     "evaluation": 2,
     "data": 3,
     "models": 4,
     "training": 5,
     "baselines": 5,  # what is fitted without an encoder: beside training, but with scikit-learn and pandas
-    "exchange": 6, "explain": 6, "listening": 6, "rating": 6, "report": 6, "suite": 6, "views": 6,
+    "exchange": 6, "explain": 6, "listening": 6, "rating": 6, "report": 6, "suite": 6, "transcription": 6, "views": 6,
     "switches": 6,  # a study of rating heads: trains, and compares by evaluation
     "commands": 7, "bench": 7, "colab": 7, "notebooks": 7, "__main__": 8,
 }  # fmt: skip
@@ -39,6 +41,7 @@ NEIGHBOURS = {
     ("config", "finetune_config"),
     ("synthesis", "performance"), ("synthesis", "audio"),
     ("alignment", "performance"), ("variations", "performance"), ("variations", "alignment"),
+    ("targets", "performance"), ("decoding", "performance"), ("decoding", "targets"),
     ("descriptors", "performance"), ("descriptors", "alignment"),
     ("descriptors", "audio"),  # one key finder
     ("listening", "rating"),  # the fold models of a run rate

@@ -90,7 +90,7 @@ def few_steps(run: Pretraining, steps: int = STEPS) -> tuple[dict, list[dict]]:
     """State after a few steps, on the host, and the metrics of each."""
     state, metrics = run.init(), []
     for step in range(steps):
-        state, one = run.step(state, run.layout.put_batch(codes_of(step, batch=run.config.batch_size)))
+        state, one = run.step(state, run.put({"codes": codes_of(step, batch=run.config.batch_size)}))
         metrics.append(jax.device_get(one))
     return jax.device_get(state), metrics
 
@@ -408,7 +408,7 @@ class TestPrecision:
         run = pretraining(4, model=MODEL, precision="float16")
         state = run.init()
         scale = state.loss_scale["scale"]
-        state, metrics = run.step(state.replace(loss_scale=state.loss_scale | {"scale": 2.0**15 * scale}), codes_of(0))
+        state, metrics = run.step(state.replace(loss_scale=state.loss_scale | {"scale": 2.0**15 * scale}), {"codes": codes_of(0)})
         assert metrics["skipped"] == 1 and np.isfinite(metrics["loss"])
         untouched = run.init()
         assert bits((state.params, state.opt_state)) == bits((untouched.params, untouched.opt_state))
@@ -416,7 +416,7 @@ class TestPrecision:
 
         losses, skipped = [], []
         for step in range(1, 60):
-            state, metrics = run.step(state, codes_of(step))
+            state, metrics = run.step(state, {"codes": codes_of(step)})
             losses.append(float(metrics["loss"]))
             skipped.append(int(metrics["skipped"]))
         # Skipped until the scale fits, and never again.

@@ -61,14 +61,14 @@ class _Training:
         self.run = Pretraining(preset.model, config, preset.front_end, STATISTICS, 1000, Execution())
         shape = (batch, preset.model.n_frames, preset.model.n_mels)
         codes = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
-        self.codes = self.run.layout.put_batch(codes)
+        self.batch = self.run.put({"codes": codes})
         self.size = size_of(self.run.abstract_state)
         self.state = None
 
     def steps(self, number: int = 1) -> None:
         """Take so many steps and wait for each."""
         for _ in range(number):
-            self.state, metrics = self.run.step(self.state, self.codes)
+            self.state, metrics = self.run.step(self.state, self.batch)
             jax.block_until_ready(metrics)
 
     def start(self) -> None:
@@ -191,9 +191,9 @@ def _resume(directory: str, started: float) -> None:
     del tree
     jax.block_until_ready(training.state)
     times["to_device"] = time.time()
-    compiled = training.run.step.lower(training.state, training.codes).compile()
+    compiled = training.run.step.lower(training.state, training.batch).compile()
     times["compile"] = time.time()
-    jax.block_until_ready(compiled(training.state, training.codes))
+    jax.block_until_ready(compiled(training.state, training.batch))
     times["step"] = end = time.time()
     line = {"name": "checkpoint-resume", "value": round(end - started, 1), "unit": "s"}
     for name, until in times.items():

@@ -25,12 +25,12 @@ def step_function(
     """A run on random spectrograms, and a function that takes and waits for one step of it."""
     run = Pretraining(geometry, config, PRESETS["base"].front_end, STATISTICS, 1000, execution)
     shape = (config.batch_size, geometry.n_frames, geometry.n_mels)
-    codes = run.layout.put_batch(np.random.default_rng(0).integers(0, 255, shape, np.uint8))
+    batch = run.put({"codes": np.random.default_rng(0).integers(0, 255, shape, np.uint8)})
     state = run.init()
 
     def step() -> None:
         nonlocal state
-        state, metrics = run.step(state, codes)
+        state, metrics = run.step(state, batch)
         jax.block_until_ready(metrics)
 
     return run, step

@@ -15,7 +15,7 @@ import pandas as pd
 from percepiano_ast import synthesis
 from percepiano_ast.config import InputError
 from percepiano_ast.data import maestro
-from percepiano_ast.performance import Performance, read_midi, trimmed
+from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
 
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
@@ -85,7 +85,7 @@ def _recordings(rows: pd.DataFrame, files: dict, pianos: list, hours: float, log
         wave = pianos[number % len(pianos)].render(performance, SAMPLE_RATE)
         seconds += len(wave) / SAMPLE_RATE
         names = {"canonical_composer": row.composer, "canonical_title": row.title}
-        yield {**names, "split": row.split, "year": 2026}, np.clip(wave, -1, 1), files[row.midi_performance]
+        yield {**names, "split": row.split, "year": 2026}, np.clip(wave, -1, 1), _as_midi(performance)
         if number % 10 == 9:
             log(f"  {seconds / 3600:.2f} of {hours} h")
     log(f"{seconds / 3600:.2f} h rendered, {skipped} performances skipped")
@@ -95,3 +95,10 @@ def _performance(name: str, files: dict[str, bytes]) -> Performance:
     if name not in files:
         raise InputError("listed in metadata.csv, but there is no such file")
     return trimmed(read_midi(files[name], name))
+
+
+def _as_midi(performance: Performance) -> bytes:
+    """What was played, on the clock of its recording: the file it was read from may begin with silence."""
+    file = io.BytesIO()
+    write_midi(performance, file)
+    return file.getvalue()

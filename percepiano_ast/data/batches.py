@@ -20,6 +20,7 @@ import grain  # noqa: E402
 logging.set_verbosity(_verbosity)
 
 from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.data.hearing import Hearing
 from percepiano_ast.data.records import Recordings
 from percepiano_ast.data.shards import ShardSet
 
@@ -59,7 +60,7 @@ class _Windows:
 @dataclass(frozen=True)
 class PretrainBatches:
     """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and in ``clip`` where each
-    was cut.
+    was cut; with a `Hearing` also its ``targets`` and ``descriptors``.
 
     The step is the whole position: ``from_step(k)`` goes on wherever a checkpoint says that k steps were taken. The
     iterators are grain's; their ``get_state`` and ``set_state`` count the batches from where the iterator began.
@@ -73,6 +74,7 @@ class PretrainBatches:
     _windows: _Windows
     _batch_size: int
     _rows: slice
+    _hearing: Hearing | None = None
 
     def from_step(self, step: int) -> grain.DatasetIterator:
         """Batches of step ``step``, the next one, ... for ever: the same ones that an uninterrupted run sees."""
@@ -92,17 +94,25 @@ class PretrainBatches:
         shape = (len(starts), self._windows.length, self._recordings.n_mels)
         codes = np.empty(shape, self._recordings.dtype)
         keys = [self._recordings.read(*window) for window in zip(recordings, starts, codes)]
-        return {"codes": codes, "clip": [f"{key} from frame {start}" for key, start in zip(keys, starts)]}
+        batch = {"codes": codes, "clip": [f"{key} from frame {start}" for key, start in zip(keys, starts)]}
+        return batch | self._hearing.batch(keys, starts, self._windows.length) if self._hearing else batch
 
 
 def pretrain_batches(
-    shards: ShardSet, *, n_frames: int, batch_size: int, seed: int, process: tuple[int, int] = (0, 1)
+    shards: ShardSet,
+    *,
+    n_frames: int,
+    batch_size: int,
+    seed: int,
+    process: tuple[int, int] = (0, 1),
+    hearing: Hearing | None = None,
 ) -> PretrainBatches:
     """Windows of ``n_frames``; those of a recording do not overlap within an epoch, which visits nearly all of it.
 
     Args:
         process: number of this process and how many there are. Each reads and gets its own rows of every batch, and the
             rows of all, one below the other, are the batch that a single process gets.
+        hearing: of the same split, where what is played is to be heard.
 
     Raises:
         InputError: a recording shorter than a window, fewer windows than one batch, or a batch that the processes do
@@ -117,7 +127,7 @@ def pretrain_batches(
     if len(windows) < batch_size:
         raise InputError(f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}")
     rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
-    return PretrainBatches(len(windows) // batch_size, Recordings(shards), windows, batch_size, rows)
+    return PretrainBatches(len(windows) // batch_size, Recordings(shards), windows, batch_size, rows, hearing)
 
 
 def normalised(

@@ -43,6 +43,7 @@ class Contents:
         statistics_of: the split whose levels normalise everything.
         description: goes into the data set's metadata.
         tables: file name -> table, made from the facts of the recordings that are in.
+        sidecars: file name -> content, from the same facts.
     """
 
     items: list[Item]
@@ -51,6 +52,7 @@ class Contents:
     statistics_of: str
     description: dict
     tables: Callable[[list[dict]], dict[str, pd.DataFrame]] = field(default=lambda facts: {})
+    sidecars: Callable[[list[dict]], dict[str, bytes]] = field(default=lambda facts: {})
 
 
 def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
@@ -141,6 +143,8 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
     job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(lengths, num_bytes)
     for name, table in contents.tables(facts).items():
         (job.directory / name).write_text(table.to_csv(index=False))
+    for name, content in contents.sidecars(facts).items():
+        (job.directory / name).write_bytes(content)
     shutil.rmtree(job.directory / "staged", ignore_errors=True)
     manifest.write(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600

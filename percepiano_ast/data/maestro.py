@@ -9,7 +9,7 @@ import functools
 import io
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +20,9 @@ import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, InputError, as_path, choose, claim_directory
-from percepiano_ast.data import build, shards, sources, tables
+from percepiano_ast.data import build, performances, shards, sources, tables
 from percepiano_ast.data.staging import Job
+from percepiano_ast.performance import read_midi
 
 MADE_BY = "notebook 01_preprocess_maestro or `python -m percepiano_ast preprocess`"
 MIN_FRAMES = 1024  # one window of the model
@@ -62,9 +63,9 @@ _open = functools.lru_cache(maxsize=1)(sources.open_source)  # one directory rea
 
 
 def _produce(
-    item: shards.Item, facts: dict, *, where: str, root: str, front_end: FrontEnd, stored: str
+    item: shards.Item, facts: dict, *, where: str, root: str, midi: dict[str, str], front_end: FrontEnd, stored: str
 ) -> Iterator[np.ndarray]:
-    """One recording in blocks (time, mel) as they are stored.
+    """One recording in blocks (time, mel) as they are stored; ``midi`` names the file of what was played, by the recording's.
 
     Raises:
         InputError: it cannot be read, or is nothing to learn from.
@@ -85,6 +86,23 @@ def _produce(
         raise InputError(f"clipped, {share:.1f} % of its samples are at full scale; record or export it at a lower level")
     facts["source_rate"], facts["channels"] = recording.sample_rate, recording.channels
     facts["seconds"], facts["full_scale"] = round(recording.seconds, 3), recording.full_scale
+    facts |= _played(files, root, midi.get(item.key, ""))
+
+
+def _played(files: sources.Archive | sources.Folder, root: str, name: str) -> dict:
+    """How many notes a MIDI file holds, and the performance for `performances`; without a readable one the sound is kept."""
+    if not name:
+        return {"notes": 0}
+    try:
+        if wrong := sources.unsafe(name):
+            raise InputError(wrong)
+        with files.open(root + name) as file:
+            performance = read_midi(file if isinstance(file, Path) else file.read(), name)
+    except sources.Damaged:
+        raise  # another reading may bring better bytes
+    except InputError as error:
+        return {"notes": 0, "midi_fault": str(error)}
+    return {"notes": len(performance.notes), "performance": performances.pack(performance)}
 
 
 def preprocess(
@@ -99,8 +117,9 @@ def preprocess(
 ) -> Path:
     """Turn a source of recordings into the data set ``maestro_log_mel`` below ``out``; continues an interrupted run.
 
-    Beside the shards it writes ``recordings.csv`` (what is in), ``skipped.csv`` (what is not, and why), ``records/`` (what is
-    known of every shard and recording) and ``manifest.json`` (checksums).
+    Beside the shards it writes ``recordings.csv`` (what is in), ``skipped.csv`` (what is not, and why), ``performances.npz``
+    (what was played, where the source has MIDI), ``records/`` (what is known of every shard and recording) and
+    ``manifest.json`` (checksums).
 
     Args:
         where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's shape, or a folder of recordings.
@@ -127,7 +146,8 @@ def preprocess(
         f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} left out as PercePiano's works"
         + (f"; limited to about {limit_hours:g} h of {table.rows['duration'].sum() / 3600:.2f} h" if limit_hours else "")
     )
-    produce = functools.partial(_produce, where=str(where), root=table.root, front_end=front_end, stored=stored)
+    midi = dict(zip(rows["audio_filename"], rows["midi_filename"].fillna("")))
+    produce = functools.partial(_produce, where=str(where), root=table.root, midi=midi, front_end=front_end, stored=stored)
     build.build(
         Job(MaestroLogMel, produce, out, front_end, stored),
         build.Contents(
@@ -137,6 +157,7 @@ def preprocess(
             statistics_of="train",
             description={"licence": "made from code" if simulated else table.licence, "simulated": simulated},
             tables=functools.partial(_tables, rows),
+            sidecars=functools.partial(_sidecars, log=work.log),
         ),
         work,
     )
@@ -150,8 +171,18 @@ def _item(row) -> shards.Item:
 
 def _tables(rows: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
     """``recordings.csv``: the rows of what is in, with what was found out about each."""
-    known = pd.DataFrame(facts)[["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "sha256"]]
+    known = pd.DataFrame(facts)[["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "notes", "sha256"]]
     return {"recordings.csv": rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")}
+
+
+def _sidecars(facts: list[dict], log: Callable[[str], None]) -> dict[str, bytes]:
+    """``performances.npz`` of the recordings whose MIDI was read; says how many there are, and what was wrong with others."""
+    packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
+    for one in [one for one in facts if "midi_fault" in one][:20]:
+        log(f"  no notes of {one['key']}: {one['midi_fault']}")
+    if len(packed) < len(facts):
+        log(f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI: for ssast alone")
+    return {performances.FILE: performances.join(packed)} if packed else {}
 
 
 def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray, bytes]], sample_rate: int) -> Path:

@@ -81,6 +81,14 @@ class Recordings:
                 f"{len(shards.raw)}. {_REMEDY}"
             )
 
+    def keys(self) -> list[str]:
+        """Keys of the recordings, in their order.
+
+        Raises:
+            InputError: a chunk is damaged.
+        """
+        return [self._chunk(recording, 0).recording for recording in range(len(self.n_frames))]
+
     def read(self, recording: int, start: int, out: np.ndarray) -> str:
         """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the recording's key.
 

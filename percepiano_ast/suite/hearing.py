@@ -10,10 +10,11 @@ import pandas as pd
 from percepiano_ast.config import say
 from percepiano_ast.data import batches, demo, maestro, shards
 from percepiano_ast.data.build import Work
+from percepiano_ast.data.hearing import Hearing
+from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training import parallel
 from percepiano_ast.training import pretrain as pretraining
-
 
 
 def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
@@ -37,7 +38,7 @@ def maestro_source(run: Run, source: str = "") -> str:
 
 
 def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
-    """Step 2: SSAST on the shards of step 1; returns the history, a row an epoch."""
+    """Step 2: pre-training on the shards of step 1; returns the history, a row an epoch."""
     parallel.initialize()
     preset = run.preset
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
@@ -49,7 +50,9 @@ def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
         seed=preset.pretrain.seed,
         process=(jax.process_index(), jax.process_count()),
     )
-    training, validation = make(train), make(held_out)
+    listens = preset.pretrain.objective != "ssast"
+    heard = Hearing.open(run.maestro, train, preset.model.n_frames) if listens else None
+    training, validation = make(train, hearing=heard), make(held_out, hearing=heard and heard.of(held_out, "validation"))
     rows = pretraining.pretrain(
         preset.model,
         preset.pretrain,
@@ -60,7 +63,8 @@ def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
         validation=validation.one_epoch,
         directory=run.pretrain,
         store=run.kept(run.pretrain),
-        description={"data": train.metadata["licence"]},
+        description={"data": train.metadata["licence"]} | ({"descriptors": heard.description} if heard else {}),
+        num_descriptors=len(DESCRIPTORS) if heard else 0,
         execution=preset.execution,
         log=log,
     )

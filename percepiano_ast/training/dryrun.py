@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from percepiano_ast.config import AUDIOSET, InputError, Preset, RunFailed, choose
 from percepiano_ast.training import flops
+from percepiano_ast.training.objectives import batch_shapes
 from percepiano_ast.training.parallel import DATA, Layout
 from percepiano_ast.training.pretrain import Pretraining
 
@@ -218,9 +219,12 @@ def _compile_here(preset: Preset, place: Target) -> dict:
         run.abstract_state,
         layout.of_state(run.abstract_state),
     )
-    shape = (preset.pretrain.batch_size, preset.model.n_frames, preset.model.n_mels)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(DATA)),
+        batch_shapes(preset.model, preset.pretrain, run.num_descriptors),
+    )
     start = time.perf_counter()
-    compiled = run.step.lower(state, jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=layout.sharding(DATA))).compile()
+    compiled = run.step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     return {
         "arguments": memory.argument_size_in_bytes,

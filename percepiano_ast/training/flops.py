@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from percepiano_ast.config import ModelConfig, PretrainConfig
+from percepiano_ast.models import transcription
 from percepiano_ast.models.ast import PREFIX_TOKENS
+from percepiano_ast.targets import KEYS
 
 # Sides of the square matrices that the peak is measured with: long enough to saturate, short enough to take a moment.
 _PEAK_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
@@ -21,6 +23,21 @@ def block_flops(width: int, mlp_ratio: int, depth: int, tokens: int) -> float:
 
 def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
     """FLOPs of one training clip, forward and backward (3 x forward); what remat computes again does not count."""
+    parts = {"ssast": (_masked_flops,), "transcription": (_heard_flops,), "joint": (_masked_flops, _heard_flops)}
+    return 3.0 * sum(part(model, config) for part in parts[config.objective])
+
+
+def _heard_flops(model: ModelConfig, config: PretrainConfig) -> float:
+    """Forward FLOPs of hearing one window; what describes it is next to nothing."""
+    patches, steps = model.num_patches, transcription.steps_of(model) * model.grid[1]
+    forward = 2 * patches * model.patch_dim * model.width
+    forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + patches)
+    outputs = len(transcription.ROLLS) * KEYS + len(transcription.PEDALS)
+    return forward + 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
+
+
+def _masked_flops(model: ModelConfig, config: PretrainConfig) -> float:
+    """Forward FLOPs of guessing the masked patches of one window."""
     masked, patches = config.num_masked(model), model.num_patches
     seen = patches - masked if config.decoder_depth else patches
     forward = 2 * seen * model.patch_dim * model.width
@@ -31,8 +48,7 @@ def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
         forward += 2 * (PREFIX_TOKENS + seen) * model.width * width
         forward += block_flops(width, model.mlp_ratio, config.decoder_depth, PREFIX_TOKENS + patches)
     forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
-    forward += 2 * masked**2 * model.patch_dim  # InfoNCE
-    return 3.0 * forward
+    return forward + 2 * masked**2 * model.patch_dim  # InfoNCE
 
 
 def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:

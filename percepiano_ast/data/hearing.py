@@ -1,0 +1,98 @@
+"""What is to be heard in the windows that pre-training cuts from recordings: targets by frame, descriptors by window."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from percepiano_ast.data.performances import Performances, open_performances, require_all
+from percepiano_ast.data.records import Recordings
+from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.descriptors import DESCRIPTORS, describe
+from percepiano_ast.targets import Roll, Targets, excerpt
+
+# To describe a window takes seven times as long as to make its targets: one in so many is, the others are not asked.
+DESCRIBE_EVERY = 4
+FURTHEST = 5.0  # deviations: a descriptor beyond is an oddity of a short window
+_SCALE_WINDOWS = 256
+
+
+class Scale(NamedTuple):
+    """Mean and deviation of every descriptor over windows of the training split, float64 (descriptors,)."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """Targets of windows of one split.
+
+    Attributes:
+        scale: of the training split, for every split.
+    """
+
+    shards: ShardSet
+    performances: Performances
+    scale: Scale
+    _rolls: dict[str, Roll] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "Hearing":
+        """That of the training split of the data set below ``directory``, whose windows are of ``n_frames``.
+
+        Raises:
+            InputError: there are no performances, or not of every recording.
+        """
+        performances = open_performances(directory)
+        keys = Recordings(train).keys()
+        require_all(performances, keys, "train")
+        ends = np.cumsum(train.n_frames // n_frames)
+        rows = []
+        for place in np.linspace(0, ends[-1] - 1, min(_SCALE_WINDOWS, ends[-1])).astype(int):
+            recording = int(np.searchsorted(ends, place, side="right"))
+            number = place - (ends[recording] - train.n_frames[recording] // n_frames)
+            rows.append(_described(performances, keys[recording], number * n_frames, n_frames, train))
+        values = np.array(rows)
+        deviation = np.nanstd(values, axis=0)
+        scale = Scale(np.nanmean(values, axis=0), np.where(deviation > 1e-6, deviation, 1.0))
+        return cls(train, performances, scale)
+
+    def of(self, shards: ShardSet, split: str) -> "Hearing":
+        """The same for another split, by this one's scale.
+
+        Raises:
+            InputError: not every recording of it has a performance.
+        """
+        require_all(self.performances, Recordings(shards).keys(), split)
+        return replace(self, shards=shards, _rolls={})
+
+    @property
+    def description(self) -> dict:
+        """What a model must know to name the descriptors that it predicts: names, mean, std."""
+        return {"names": list(DESCRIPTORS), "mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
+
+    def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
+        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors) in deviations from their mean.
+
+        A row of ``descriptors`` is NaN where nothing is struck, and in all but one of `DESCRIBE_EVERY` rows.
+        """
+        targets = [self._roll(key).frames(start, n_frames) for key, start in zip(keys, starts)]
+        descriptors = np.full((len(keys), len(DESCRIPTORS)), np.nan, np.float32)
+        for row in range(0, len(keys), DESCRIBE_EVERY):
+            values = _described(self.performances, keys[row], starts[row], n_frames, self.shards)
+            descriptors[row] = np.clip((values - self.scale.mean) / self.scale.std, -FURTHEST, FURTHEST)
+        return {"targets": Targets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
+
+    def _roll(self, key: str) -> Roll:
+        if key not in self._rolls:  # two threads may make the same one
+            self._rolls[key] = Roll(self.performances[key], self.shards.front_end)
+        return self._rolls[key]
+
+
+def _described(performances: Performances, key: str, start: int, n_frames: int, shards: ShardSet) -> np.ndarray:
+    """Descriptors of a window, float64 (descriptors,); NaN where nothing is struck."""
+    begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
+    window = excerpt(performances[key], begin, end)
+    return np.full(len(DESCRIPTORS), np.nan) if window is None else np.array(list(describe(window).values()))

@@ -1,0 +1,176 @@
+"""An AST that hears what is played: onsets, keys, strings, force and pedals from its tokens, descriptors from their pool.
+
+The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) on the encoder of AST. Onsets are
+regressed as by Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls linearly from 1 at the stroke to 0 at
+`ONSET_REACH`, which tells moments finer than the steps. The pedals are targets between 0 and 1, not states: the minimum of
+the cross-entropy is their expected value.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder
+from percepiano_ast.models.transformer import Compute, gelu, layer_norm, per_token
+from percepiano_ast.targets import KEYS, Targets
+
+STEP = 2  # frames of the front end: 20 ms, under half the tolerance by which onsets are judged (50 ms)
+ONSET_REACH = 5  # frames on either side of a stroke, Kong et al.'s J: 50 ms
+HIDDEN = 256
+# A key is struck, held, sounding in about so many of all cells: without these biases the first thousand steps learn that
+# (Lin et al. 2017, arXiv 1708.02002, section 4.1).
+ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
+PEDALS = ("sustain", "una_corda")
+# Onsets are rarest and carry all descriptors of time and force; the sustain pedal is what is heard worst. Losses of rolls
+# are sums over 88 keys, those of pedals single numbers, and one window in four is described.
+WEIGHTS = {"onset": 2.0, "down": 1.0, "sounding": 0.5, "velocity": 1.0, "sustain": 4.0, "una_corda": 1.0, "descriptors": 4.0}
+LOSSES = ("loss", *WEIGHTS)
+
+
+def steps_of(model: ModelConfig) -> int:
+    """Steps of `STEP` frames that a column of patches answers for.
+
+    Raises:
+        InputError: patches overlap in time, or are no whole number of steps.
+    """
+    width = model.stride[1]
+    if model.patch_size[1] != width or width % STEP:
+        raise InputError(
+            f"patches of {model.patch_size[1]} frames every {width}: transcription needs them side by side, a multiple of "
+            f"{STEP} frames each"
+        )
+    return width // STEP
+
+
+class TranscriptionHead(nn.Module):
+    """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear, shared by all columns and all steps.
+
+    Without the norm the hidden layer, fed by all bands at once, moves so far in a step that training runs away.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> dict[str, jax.Array]:
+        """(B, F' * T', D) -> float32 logits (B, T' * steps, 88) of ``ROLLS`` and (B, T' * steps) of ``PEDALS``."""
+        batch, tokens, width = patches.shape
+        bands, steps = self.config.grid[0], steps_of(self.config)
+        columns = patches.reshape(batch, bands, tokens // bands, width).swapaxes(1, 2)
+        columns = columns.reshape(batch, tokens // bands, bands * width)
+        hidden = gelu(per_token(nn.Dense(steps * HIDDEN, dtype=self.dtype, name="hidden"), columns))
+        hidden = layer_norm(1e-6, self.dtype, "norm")(hidden.reshape(batch, -1, HIDDEN))
+        out = per_token(nn.Dense(len(ROLLS) * KEYS + len(PEDALS), dtype=self.dtype, bias_init=_base_rates, name="out"), hidden)
+        out = out.astype(jnp.float32)
+        rolls = {name: out[..., k * KEYS : (k + 1) * KEYS] for k, name in enumerate(ROLLS)}
+        return rolls | {name: out[..., len(ROLLS) * KEYS + k] for k, name in enumerate(PEDALS)}
+
+
+def _base_rates(rng: jax.Array, shape: tuple[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    rolls = jnp.repeat(jnp.asarray(list(ROLLS.values()), dtype), KEYS)
+    return jnp.concatenate([rolls, jnp.zeros(len(PEDALS), dtype)])
+
+
+class Transcriber(nn.Module):
+    """Encoder, transcription head and descriptor head.
+
+    Attributes:
+        config: geometry.
+        compute: see `transformer.Compute`; parameters and outputs are float32.
+        num_descriptors: of the window that are predicted; 0 for none.
+    """
+
+    config: ModelConfig
+    compute: Compute = Compute()
+    num_descriptors: int = 0
+
+    @nn.compact
+    def __call__(self, log_mel: jax.Array, patch_valid: jax.Array | None = None) -> tuple[dict[str, jax.Array], dict]:
+        """Hear normalised log-mel windows (B, T, F).
+
+        Args:
+            patch_valid: see `Encoder`.
+
+        Returns:
+            logits of `TranscriptionHead` and ``descriptors`` (B, num_descriptors), in deviations from their mean; and the
+            encoder's intermediates with ``tokens``.
+        """
+        tokens, intermediates = Encoder(self.config, self.compute, name="encoder")(log_mel, patch_valid=patch_valid)
+        patches = tokens[:, PREFIX_TOKENS:]
+        outputs = TranscriptionHead(self.config, self.compute.dtype, name="transcription")(patches)
+        if self.num_descriptors:
+            outputs["descriptors"] = DescriptorHead(self.num_descriptors, name="descriptors")(patches)
+        return outputs, intermediates | {"tokens": tokens}
+
+
+class DescriptorHead(nn.Module):
+    """Mean and deviation of the patches over a window, as rating pools them, -> LayerNorm - Linear - GELU - Linear."""
+
+    num_descriptors: int
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """(B, N, D) -> float32 (B, num_descriptors)."""
+        patches = patches.astype(jnp.float32)
+        # The root's slope is infinite at a deviation of zero.
+        pooled = jnp.concatenate([patches.mean(axis=1), jnp.sqrt(patches.var(axis=1) + 1e-6)], axis=-1)
+        pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
+        return nn.Dense(self.num_descriptors, name="out")(gelu(nn.Dense(HIDDEN, name="hidden")(pooled)))
+
+
+def on_steps(targets: Targets) -> dict[str, jax.Array]:
+    """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
+
+    ``onset`` is Kong et al.'s slope, ``velocity`` that of the strokes within reach, ``struck`` tells the steps of the strokes
+    themselves; keys and strings count where they do in any frame of a step, pedals by their mean.
+    """
+    frames = targets.onset.shape[1] // STEP * STEP
+
+    def paired(x):
+        return x[:, :frames].reshape(x.shape[0], -1, STEP, *x.shape[2:])
+
+    onset, velocity = targets.onset.astype(jnp.float32), targets.velocity.astype(jnp.float32)
+    padding = ((0, 0), (ONSET_REACH, ONSET_REACH), (0, 0))
+    onset_near, velocity_near = jnp.pad(onset, padding), jnp.pad(velocity, padding)
+    slope = force = jnp.zeros((onset.shape[0], frames // STEP, onset.shape[2]), jnp.float32)
+    for shift in range(1 - ONSET_REACH, STEP + ONSET_REACH - 1):
+        there = slice(ONSET_REACH + shift, ONSET_REACH + shift + frames - STEP + 1, STEP)
+        nearness = 1 - abs(shift - (STEP - 1) / 2) / ONSET_REACH
+        slope = jnp.maximum(slope, nearness * onset_near[:, there])
+        force = jnp.maximum(force, velocity_near[:, there])
+    whole = {name: paired(getattr(targets, name)).max(axis=2).astype(jnp.float32) for name in ("down", "sounding")}
+    feet = {name: paired(getattr(targets, name)).mean(axis=2, dtype=jnp.float32) for name in PEDALS}
+    return {"onset": slope, "velocity": force, "struck": paired(onset).max(axis=2), **whole, **feet}
+
+
+def losses(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Cross-entropies of `Transcriber`'s outputs, and their sum by ``WEIGHTS``.
+
+    Rolls are summed over the keys; velocity is asked where there are onsets alone (Hawthorne et al., section 3.3; Kong et
+    al., equation 5, weighted by the onset's slope); descriptors by Huber's loss, since some have long tails, 0 where they are
+    not known. All are means over the clips of what each clip alone says: micro-batches add up to the batch.
+
+    Args:
+        targets: of B windows, as many frames as the model's.
+        descriptors: (B, num_descriptors) in deviations from their mean, rows of NaN where they are not known.
+
+    Returns:
+        float32 scalars ``LOSSES``; ``descriptors`` is 0 without any.
+    """
+    wanted = on_steps(targets)
+
+    def entropy(name):
+        return optax.sigmoid_binary_cross_entropy(outputs[name], wanted[name])
+
+    parts = {name: entropy(name).sum(axis=-1).mean() for name in ("onset", "down", "sounding")}
+    struck = wanted["onset"].sum(axis=(1, 2))
+    parts["velocity"] = ((entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / jnp.maximum(struck, 1.0)).mean()
+    parts |= {name: entropy(name).mean() for name in PEDALS}
+    parts["descriptors"] = jnp.zeros(())
+    if "descriptors" in outputs and descriptors is not None:
+        known = ~jnp.isnan(descriptors)
+        errors = optax.huber_loss(outputs["descriptors"], jnp.where(known, descriptors, 0.0))
+        parts["descriptors"] = jnp.where(known, errors, 0.0).mean()
+    return {"loss": sum(WEIGHTS[name] * part for name, part in parts.items()), **parts}

@@ -1,0 +1,188 @@
+"""The steps of a pre-training: looked at, checked, noted, kept, and taken up again where they were interrupted."""
+
+import collections
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from percepiano_ast.training import flops, history, parallel
+from percepiano_ast.training.checkpoints import Checkpoints, require_room, shown
+from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training.state import TrainState, count_parameters
+from percepiano_ast.training.stores import StoreFailed
+
+CHECKED = ("loss", "gradient_norm", "update_norm")  # a step is good when they are numbers
+HEALTH = ("gradient_norm", "update_norm", "skipped")
+# Steps between two looks at the metrics, which wait for the device. Rows of steps.csv are means over as many.
+LOOK_EVERY = 20
+# What a line of the log shows of an epoch, where its objective has it, and by which factor.
+_SHOWN = {
+    "nce": ("InfoNCE {:.3f}", 1),
+    "mse": ("MSE {:.4f}", 1),
+    "accuracy": ("accuracy {:.1f} %", 100),
+    "validation_onset_f1": ("onset F1 {:.3f}", 1),
+    "validation_down_f1": ("key F1 {:.3f}", 1),
+    "validation_velocity_mae": ("velocity off by {:.1f}", 1),
+    "validation_sustain_r": ("pedal r {:.3f}", 1),
+    "masked_accuracy": ("accuracy {:.1f} %", 100),
+    "validation_heard_onset_f1": ("onset F1 {:.3f}", 1),
+    "validation_heard_sustain_r": ("pedal r {:.3f}", 1),
+}
+
+
+class Loop:
+    """What a run of `pretrain.Pretraining` carries from step to step beside its state."""
+
+    def __init__(self, run, directory: Path, settings: dict, checkpoints: Checkpoints, save_minutes, log):
+        self.run, self.directory, self.settings, self.log = run, directory, settings, log
+        self.checkpoints, self.save_minutes = checkpoints, save_minutes
+        self.saved = time.monotonic()
+        self.rows: list[dict] = []  # of the epochs that are over
+        self.looks: list[dict] = []  # at the steps of the epoch that is not
+        device, dtype = run.layout.device, run.module.compute.dtype
+        self.clip_flops = flops.pretrain_flops(run.model, run.config)
+        self.peak = run.layout.size * flops.matrix_peak(dtype, device)
+        # The batches whose metrics nobody has looked at yet, and those metrics.
+        self.unseen: collections.deque[tuple[list[str], dict]] = collections.deque()
+        self.looked, self.waited = time.monotonic(), 0.0
+        self.record: history.Record | None = None  # in the lead
+        self.step: Callable | None = None  # compiled with the first batch
+
+    def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
+        """All epochs that are left; returns the whole history."""
+        run, epochs = self.run, self.run.config.epochs
+        run.step  # divides the batch, or says that it cannot, before anything is waited for
+        state, done = self._resume()
+        parameters, precision = count_parameters(state.params), jnp.dtype(run.module.compute.dtype).name
+        self.log(
+            f"{run.config.objective} {run.model.name}: {parameters:,} parameters, {run.total_steps} steps on {run.layout.size} x "
+            f"{run.layout.device.device_kind} in {precision}"
+        )
+        started, first = time.monotonic(), done
+        stream = batches(done) if done < run.total_steps else iter(())
+        for epoch in range(done // steps_per_epoch, epochs):
+            end = (epoch + 1) * steps_per_epoch
+            state, means = self._epoch(state, stream, done, end, steps_per_epoch)
+            done = end
+            row = {"epoch": epoch + 1, "step": done, **means}
+            row |= run.validate(state.params, validation())
+            self.rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
+            self._save(state, done, row["validation_loss"])
+            left = (time.monotonic() - started) / (done - first) * (run.total_steps - done)
+            self.log(f"  epoch {epoch + 1}/{epochs}: {_show(row)}, about {left:.0f} s left")
+        return self.rows
+
+    def _resume(self) -> tuple[TrainState, int]:
+        """The state to go on from, and the steps that it took."""
+        checkpoints, one = self.checkpoints, size_of(self.run.abstract_state)
+        most = f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one on its way)"
+        require_room(checkpoints.place, one, most, self.log)
+        checkpoints.prepare()
+        parallel.wait_for_all("litter removed")
+        found = checkpoints.load({"state": self.run.abstract_state}, self.settings)
+        tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": [], "steps": []})
+        parallel.require_same(kept["step"], "the step of the newest checkpoint")
+        self.rows, self.looks = kept["history"], kept["looks"]
+        if parallel.is_lead():
+            self.record = history.Record(self.directory, self.log, kept["steps"], board=True)
+        if tree is None:
+            return self.run.init(), 0
+        within = f" and {sum(look['steps'] for look in self.looks)} steps" if self.looks else ""
+        self.log(f"  resuming after epoch {kept['epoch']}{within}")
+        if self.record:
+            self.record.send(self.rows)
+        return self.run.layout.put_state(tree["state"]), kept["step"]
+
+    def _save(self, state: TrainState, step: int, score: float = math.inf) -> None:
+        steps = self.record.steps if self.record else []
+        progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks, "steps": steps}
+        description = {**self.settings, "seed": self.run.config.seed, **progress}
+        self.checkpoints.save(step, {"state": state}, description, score)
+        if self.record:
+            self.record.send(self.rows)
+        self.saved = time.monotonic()
+
+    def _is_due(self) -> bool:
+        """Whether to save within the epoch; not while another checkpoint is on its way."""
+        due = time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
+        return bool(parallel.as_lead_says(due))
+
+    def _epoch(self, state: TrainState, stream: Iterator, done: int, end: int, steps: int) -> tuple[TrainState, dict]:
+        self.looked, self.waited = time.monotonic(), 0.0
+        for number in range(done + 1, end + 1):
+            asked = time.monotonic()
+            batch = next(stream)
+            self.waited += time.monotonic() - asked
+            placed = self.run.put(batch)
+            if self.step is None:
+                self._compile(state, placed)
+            state, metrics = self.step(state, placed)
+            self.unseen.append((batch["clip"], metrics))
+            if number % LOOK_EVERY == 0 or number == end:
+                self.looks.append(self._look(state, number))
+                if number < end and self._is_due():
+                    self._save(state, number)
+        looks, self.looks = self.looks, []
+        weights = [look["steps"] for look in looks]
+        means = {name: float(np.average([look[name] for look in looks], weights=weights)) for name in looks[0] if name != "steps"}
+        means["skipped"] = round(means["skipped"] * steps)
+        return state, means
+
+    def _compile(self, state: TrainState, batch: dict) -> None:
+        """Apart from the first step, whose speed would otherwise be that of the compiler."""
+        start = time.monotonic()
+        self.step = self.run.step.lower(state, batch).compile()
+        self.looked, self.waited = time.monotonic(), 0.0
+        self.log(f"  the step was compiled in {self.looked - start:.0f} s")
+
+    def _look(self, state: TrainState, last: int) -> dict:
+        """Wait for the steps up to ``last``, check them, and note their means."""
+        values = jax.device_get([metrics for _, metrics in self.unseen])
+        for number, one in enumerate(values, start=last - len(values) + 1):
+            if not one["skipped"] and not np.isfinite([one[name] for name in CHECKED]).all():
+                self._stop(state, number, one, self.unseen[number - last - 1][0])
+        seconds = time.monotonic() - self.looked
+        waited, self.waited = self.waited, 0.0
+        self.looked = time.monotonic()
+        self.unseen.clear()
+        means = {name: float(np.mean([one[name] for one in values])) for name in (*self.run.objective.names, *HEALTH)}
+        means["learning_rate"] = float(self.run.schedule(last - 1))
+        speed = len(values) * self.run.config.batch_size / seconds
+        means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
+        means["input_wait"] = waited / len(values)
+        if self.record:
+            self.record.add({"step": last, **{name: f"{value:.6g}" for name, value in means.items()}})
+        return {"steps": len(values), **means}
+
+    def _stop(self, state: TrainState, number: int, metrics: dict, clips: list[str]) -> None:
+        """Keep the last good state, and say at which step and on what the run broke."""
+        good = number - 1
+        home = self.directory / "stopped"
+        named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
+        with Checkpoints(home, keep=1, log=self.log) as stopped:
+            stopped.save(good, {"state": state}, {**self.settings, "broke_at_step": number, **named})
+        if self.record:
+            self.record.send(self.rows)
+            with contextlib.suppress(StoreFailed):  # has been logged
+                self.record.finish()
+        shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
+        raise FloatingPointError(
+            f"the loss is {metrics['loss']:.4g}, the gradient's norm {metrics['gradient_norm']:.4g} and the update's "
+            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state before it, after {good} steps, is kept in {home}. Lower the learning rate, or look at "
+            "those clips"
+        )
+
+
+def _show(row: dict) -> str:
+    """What of a row one looks at, whatever the objective."""
+    shown = f"loss {row['loss']:.3f} (validation {row['validation_loss']:.3f})"
+    for name, (text, scale) in _SHOWN.items():
+        if name in row:
+            shown += f", {text.format(scale * row[name])}"
+    return f"{shown}, {row['clips_per_second']:.3g} clips/s"

@@ -1,0 +1,174 @@
+"""What pre-training may ask of an encoder: masked patches, what is played, or both; all have one form.
+
+An objective draws what chance decides for a whole batch (`draw`), turns normalised windows into losses (`losses`), and in
+validation into numbers that add up over batches (`measure`, `scores`). Its parameters hold the encoder as ``encoder``.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from percepiano_ast.config import ModelConfig, PretrainConfig, choose
+from percepiano_ast.models import heard, ssast, transcription
+from percepiano_ast.models.transformer import Compute
+from percepiano_ast.targets import KEYS, Targets
+
+
+class Objective(Protocol):
+    """One of `OBJECTIVES`.
+
+    Attributes:
+        names: of the losses, ``loss`` first.
+    """
+
+    names: tuple[str, ...]
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """Parameters, from one window (1, T, F)."""
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """What chance decides for each clip of a batch; becomes part of it."""
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """Float32 scalars ``names`` of normalised windows (B, T, F)."""
+
+    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """Float32 scalars of a validation batch, to be summed."""
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """What the sums over so many validation batches come to, ``loss`` first."""
+
+
+class Masked:
+    """SSAST (Gong et al. 2022), see `models.ssast`."""
+
+    names = ("loss", "nce", "mse", "accuracy")
+
+    def __init__(self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0):
+        self.model, self.config = model, config
+        self.module = ssast.SSAST(model, compute, config.decoder_depth)
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """See `Objective`."""
+        mask = jnp.arange(self.config.num_masked(self.model))[None, :]
+        return self.module.init(rng, log_mel, mask)["params"]
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """``mask``: indices of masked patches, int32 (batch, masked)."""
+        masked = self.config.num_masked(self.model)
+        return {"mask": ssast.sample_mask_index(rng, batch, self.model.grid, masked, self.config.cluster)}
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """See `Objective`; reads the batch's ``mask``."""
+        outputs, _ = self.module.apply({"params": params}, log_mel, batch["mask"])
+        config = self.config
+        return ssast.losses(outputs, generative_weight=config.generative_weight, softmax_over=config.softmax_over)
+
+    measure = losses
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """Means of the losses."""
+        return {name: total[name] / batches for name in self.names}
+
+
+class Transcription:
+    """Onsets, keys, strings, force, pedals and descriptors, see `models.transcription`."""
+
+    names = transcription.LOSSES
+
+    def __init__(self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0):
+        transcription.steps_of(model)
+        self.module = transcription.Transcriber(model, compute, num_descriptors)
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """See `Objective`."""
+        return self.module.init(rng, log_mel)["params"]
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """Nothing."""
+        return {}
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """See `Objective`; reads the batch's ``targets`` and ``descriptors``."""
+        outputs, _ = self.module.apply({"params": params}, log_mel)
+        return transcription.losses(outputs, batch["targets"], batch["descriptors"])
+
+    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """Losses, and `heard.counts`."""
+        outputs, _ = self.module.apply({"params": params}, log_mel)
+        known = batch["targets"], batch["descriptors"]
+        return transcription.losses(outputs, *known) | {f"count_{k}": v for k, v in heard.counts(outputs, *known).items()}
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """Means of the losses, and `heard.SCORES`."""
+        counted = {name.removeprefix("count_"): value for name, value in total.items() if name.startswith("count_")}
+        return {name: total[name] / batches for name in self.names} | heard.scores(counted)
+
+
+class Joint:
+    """Both, by one encoder: it sees the masked window and the whole one, and the losses are added."""
+
+    names = ("loss", *(f"masked_{name}" for name in Masked.names), *(f"heard_{name}" for name in Transcription.names))
+
+    def __init__(self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0):
+        parts = (Masked, Transcription)
+        self.masked, self.heard = (part(model, config, compute, num_descriptors) for part in parts)
+        self.module = self.masked.module
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """Those of both; the encoder's, which are the same, once."""
+        return self.heard.init(rng, log_mel) | self.masked.init(rng, log_mel)
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """See `Masked`."""
+        return self.masked.draw(rng, batch)
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """See `Objective`."""
+        return self._both(*(part.losses(params, log_mel, batch) for part in (self.masked, self.heard)))
+
+    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """What both measure."""
+        return self._both(*(part.measure(params, log_mel, batch) for part in (self.masked, self.heard)))
+
+    @staticmethod
+    def _both(masked: dict, heard_: dict) -> dict:
+        named = {f"masked_{name}": value for name, value in masked.items()}
+        named |= {f"heard_{name}": value for name, value in heard_.items()}
+        return {"loss": masked["loss"] + heard_["loss"], **named}
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """Those of both."""
+        parts = []
+        for prefix, part in (("masked_", self.masked), ("heard_", self.heard)):
+            own = {name.removeprefix(prefix): value for name, value in total.items() if name.startswith(prefix)}
+            parts.append(part.scores(own, batches))
+        return self._both(*parts)
+
+
+OBJECTIVES = {"ssast": Masked, "transcription": Transcription, "joint": Joint}
+
+
+def objective_of(model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int) -> Objective:
+    """The objective that the configuration names.
+
+    Raises:
+        InputError: unknown, or patches that do not suit it.
+    """
+    return choose(OBJECTIVES, config.objective, "objective")(model, config, compute, num_descriptors)
+
+
+def batch_shapes(model: ModelConfig, config: PretrainConfig, num_descriptors: int) -> dict:
+    """Shapes and types of a whole batch of the configuration, as the step takes it, with codes in uint8."""
+    rows, frames = config.batch_size, model.n_frames
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct((rows, frames, *shape), dtype)
+
+    shapes = {"codes": array(jnp.uint8, model.n_mels)}
+    if config.objective == "ssast":
+        return shapes
+    rolls, feet = (array(bool, KEYS),) * 3 + (array(jnp.float32, KEYS),), (array(jnp.float32),) * 2
+    descriptors = jax.ShapeDtypeStruct((rows, num_descriptors), jnp.float32)
+    return shapes | {"targets": Targets(*rolls, *feet), "descriptors": descriptors}

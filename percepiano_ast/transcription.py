@@ -1,0 +1,108 @@
+"""Listen to whole recordings with a pre-training that hears what is played: notes, pedals, and descriptors to rate by.
+
+Windows overlap by half and are cross-faded, so that every moment is heard with sound on both sides of it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, PretrainConfig, Statistics, from_json, say
+from percepiano_ast.data.batches import pad_window, window_starts
+from percepiano_ast.decoding import Heard, cross_fade, decode
+from percepiano_ast.descriptors import DESCRIPTORS, describe
+from percepiano_ast.models.heads import patch_validity
+from percepiano_ast.models.transcription import STEP, Transcriber
+from percepiano_ast.performance import Performance, trimmed
+from percepiano_ast.targets import frame_times
+from percepiano_ast.training.checkpoints import open_latest
+from percepiano_ast.training.state import compute_for, normalise
+
+MADE_BY = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain --pretraining transcription`"
+BATCH = 16  # windows at once
+
+
+class Listener:
+    """A trained `Transcriber` and what it expects.
+
+    Args:
+        params: with ``encoder`` and ``transcription``.
+        model, front_end, statistics: of its pre-training.
+        execution: how to compute, on the first device.
+    """
+
+    def __init__(
+        self, params: dict, model: ModelConfig, front_end: FrontEnd, statistics: Statistics, execution: Execution = Execution()
+    ):
+        self.model, self.front_end, self.statistics = model, front_end, statistics
+        self._params = {name: params[name] for name in ("encoder", "transcription")}
+        module = Transcriber(model, compute_for(execution, jax.devices()[0]))
+
+        def hear(params: dict, codes: jax.Array, n_valid: jax.Array) -> dict[str, jax.Array]:
+            valid = jnp.arange(model.n_frames)[None, :] < n_valid[:, None]
+            log_mel = normalise(codes, front_end, statistics)
+            outputs, _ = module.apply({"params": params}, log_mel, patch_validity(valid, model))
+            return jax.tree.map(jax.nn.sigmoid, outputs)
+
+        self._hear = jax.jit(hear)
+
+    @classmethod
+    def open(cls, pretrained: str | Path, log: Callable[[str], None] = say) -> "Listener":
+        """That of the newest checkpoint of a pre-training below ``pretrained``.
+
+        Raises:
+            InputError: there is none, or it was not trained to hear what is played.
+        """
+        tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY, log=log)
+        objective = from_json(PretrainConfig, made["pretrain"]).objective
+        state = tree["state"]
+        params = state["ema"] or state["params"]
+        if "transcription" not in params:
+            raise InputError(
+                f"the pre-training in {pretrained} has the objective {objective!r}, which hears no notes: choose one of "
+                "transcription, joint"
+            )
+        model = from_json(ModelConfig, made["model"])
+        return cls(params, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"]))
+
+    def hear(self, codes: np.ndarray) -> Heard:
+        """What is heard in a recording, as levels are stored (T, mel): T // `STEP` steps, at least one window's worth of sound
+        padded at the floor, whose steps are left out again.
+        """
+        n_frames = self.model.n_frames
+        starts = [start - start % STEP for start in window_starts(len(codes), n_frames)]
+        pieces: list[dict[str, np.ndarray]] = []
+        for first in range(0, len(starts), BATCH):
+            part = starts[first : first + BATCH]
+            windows = [codes[start : start + n_frames] for start in part]
+            # A batch of one size compiles once; what fills it up is not looked at.
+            n_valid = np.array([len(window) for window in windows] + [n_frames] * (BATCH - len(part)))
+            stored = np.stack([pad_window(window, n_frames) for window in windows])
+            stored = np.concatenate([stored, np.repeat(stored[:1], BATCH - len(part), axis=0)])
+            heard = jax.device_get(self._hear(self._params, stored, n_valid))
+            pieces += [{name: values[row] for name, values in heard.items()} for row in range(len(part))]
+        steps = max(len(codes) // STEP, 1)
+        begins = [start // STEP for start in starts]
+        joined = {name: cross_fade([piece[name] for piece in pieces], begins, steps) for name in pieces[0]}
+        times = frame_times(0, steps * STEP, self.front_end).reshape(-1, STEP).mean(axis=1)
+        return Heard(**joined, times=times)
+
+    def listen(self, codes: np.ndarray) -> Performance | None:
+        """The performance heard in a recording (T, mel), on its clock; None where no note was."""
+        return decode(self.hear(codes))
+
+    def describe(self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say) -> np.ndarray:
+        """`DESCRIPTORS` of what is heard in each recording (T, mel): float64 (clips, descriptors).
+
+        A row is NaN where no note was heard; how many there are is told to ``log``.
+        """
+        values = np.full((len(clips), len(DESCRIPTORS)), np.nan)
+        for row, codes in enumerate(clips):
+            if (performance := self.listen(codes)) is not None:
+                values[row] = list(describe(trimmed(performance)).values())
+        if silent := int(np.isnan(values[:, 0]).sum()):
+            log(f"no note was heard in {silent} of {len(clips)} recordings: their descriptors are missing")
+        return values

@@ -1,0 +1,99 @@
+"""Notes and pedals beside the shards, and batches that say what is to be heard. Cost: 10 s."""
+
+import io
+
+import numpy as np
+import pytest
+from archives import FRONT_END, preprocess, row, sound, write_usual_archive
+
+from percepiano_ast.config import InputError
+from percepiano_ast.data import maestro
+from percepiano_ast.data.batches import pretrain_batches
+from percepiano_ast.data.hearing import DESCRIBE_EVERY, Hearing
+from percepiano_ast.data.performances import TICK, open_performances
+from percepiano_ast.data.shards import open_shards
+from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
+from percepiano_ast.targets import frames
+
+SPLITS = {"train": 3, "validation": 1}
+
+
+def midi_of(seed: int) -> bytes:
+    """Sixty notes over thirty seconds, half of them under the pedal."""
+    rng, onset = np.random.default_rng(seed), np.arange(60) * 0.5
+    notes = np.array([(t, t + 0.3, rng.integers(30, 90), rng.integers(20, 110)) for t in onset], NOTE)
+    file = io.BytesIO()
+    write_midi(Performance(notes, np.array([(0.0, SUSTAIN, 127), (15.0, SUSTAIN, 0)], PEDAL)), file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("performances")
+    splits = [split for split, count in SPLITS.items() for _ in range(count)]
+    parts = ((row(split), sound(31, number), midi_of(number)) for number, split in enumerate(splits))
+    source = maestro.write_archive(folder / "maestro.zip", parts, 22_050)
+    preprocess(source, folder / "out")
+    return folder / "out"
+
+
+def opened(directory, split):
+    return open_shards(directory, split, made_by="")
+
+
+def test_what_was_played_comes_back(made):
+    performances = open_performances(made)
+    assert len(performances) == 4
+    true, found = read_midi(midi_of(0)), performances["2026/recording_0000.wav"]
+    for name in ("onset", "offset"):
+        np.testing.assert_allclose(found.notes[name], true.notes[name], atol=TICK)
+    for name in ("pitch", "velocity"):
+        np.testing.assert_array_equal(found.notes[name], true.notes[name])
+    np.testing.assert_array_equal(found.pedals["value"], true.pedals["value"])
+
+
+def test_batches_say_what_is_to_be_heard_in_their_windows(made):
+    train = opened(made, "train")
+    hearing = Hearing.open(made, train, 1024)
+    batches = pretrain_batches(train, n_frames=1024, batch_size=3, seed=0, hearing=hearing)
+    batch = next(batches.from_step(5))
+    for number, clip in enumerate(batch["clip"]):
+        key, _, start = clip.rpartition(" from frame ")
+        for found, true in zip(batch["targets"], frames(open_performances(made)[key], int(start), 1024, FRONT_END)):
+            np.testing.assert_array_equal(found[number], true)
+    assert batch["descriptors"].shape == (3, len(DESCRIPTORS))
+    known = ~np.isnan(batch["descriptors"]).any(axis=1)
+    assert known.tolist() == [row % DESCRIBE_EVERY == 0 for row in range(3)]
+
+
+def test_a_step_has_the_same_batch_whenever_it_is_asked_for(made):
+    train = opened(made, "train")
+    first, again = (
+        next(pretrain_batches(train, n_frames=512, batch_size=2, seed=1, hearing=Hearing.open(made, train, 512)).from_step(7))
+        for _ in range(2)
+    )
+    np.testing.assert_array_equal(first["descriptors"], again["descriptors"])
+    np.testing.assert_array_equal(first["targets"].onset, again["targets"].onset)
+
+
+def test_every_split_is_described_by_the_scale_of_training(made):
+    hearing = Hearing.open(made, opened(made, "train"), 512)
+    assert hearing.of(opened(made, "validation"), "validation").description == hearing.description
+
+
+def test_sound_without_readable_midi_is_kept_and_serves_masked_patches_alone(tmp_path):
+    lines = preprocess(write_usual_archive(tmp_path / "maestro.zip"), tmp_path / "out")
+    assert "  6 of 6 recordings have no readable MIDI: for ssast alone" in lines
+    assert any("no notes of 2026/recording_0000.wav" in line and "not a readable MIDI file" in line for line in lines)
+    train = opened(tmp_path / "out", "train")
+    assert pretrain_batches(train, n_frames=1024, batch_size=2, seed=0).steps_per_epoch
+    with pytest.raises(InputError, match="hold sound alone, no performances.npz.* pre-train with ssast"):
+        Hearing.open(tmp_path / "out", train, 1024)
+
+
+def test_a_recording_without_notes_among_others_is_named(tmp_path):
+    parts = ((row("train"), sound(12, number), midi) for number, midi in enumerate((midi_of(0), b"MThd")))
+    preprocess(maestro.write_archive(tmp_path / "maestro.zip", parts, 22_050), tmp_path / "out")
+    with pytest.raises(InputError, match="1 recordings of the split 'train' have no readable MIDI, such as 2026/recording_0001"):
+        Hearing.open(tmp_path / "out", opened(tmp_path / "out", "train"), 1024)

@@ -1,0 +1,218 @@
+"""Pre-training that hears what is played, and listening with it to whole clips. Cost: 30 s, nearly all of it compiling."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import (
+    FINETUNE,
+    FRONT_END,
+    MODEL,
+    PRETRAIN,
+    STATISTICS,
+    bits,
+    compiled_once,
+    pretrain_to,
+    pretrained_bits,
+    without_seconds,
+)
+
+from percepiano_ast.config import InputError, PretrainConfig
+from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.models import heard, transcription
+from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
+from percepiano_ast.targets import Targets, frames
+from percepiano_ast.training import augment
+from percepiano_ast.training.checkpoints import open_latest
+from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.training.pretrain import Pretraining, reconstruction
+from percepiano_ast.transcription import Listener
+
+NUMBER = 5  # of descriptors
+TRANSCRIBE = dataclasses.replace(PRETRAIN, objective="transcription", learning_rate=2e-3, epochs=2)
+HOP = FRONT_END.hop_length / FRONT_END.sample_rate
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, Targets]:
+    """A stripe for every note, louder with its velocity, brighter all over with the pedal; and what is to be heard."""
+    rng = np.random.default_rng(seed)
+    begins = np.arange(4, n_frames - 12, 20) + rng.integers(0, 8)
+    notes = [(b * HOP, (b + 12) * HOP, 30 + 10 * rng.integers(6), rng.integers(30, 120)) for b in begins]
+    down = rng.integers(0, 2) * 127
+    performance = Performance(np.array(notes, NOTE), np.array([(0.0, SUSTAIN, down)], PEDAL))
+    targets = frames(performance, 0, n_frames, FRONT_END)
+    codes = np.full((n_frames, 128), 40 + down // 8, np.uint8)
+    for key in range(88):
+        codes[targets.down[:, key], key : key + 6] = 140
+        codes[targets.onset[:, key], key : key + 6] = 140 + 100 * targets.velocity[targets.onset[:, key], key][:, None]
+    return codes, targets
+
+
+def batch_of(step: int, batch: int = 4) -> dict:
+    clips = [played_clip(10 * step + row) for row in range(batch)]
+    descriptors = np.full((batch, NUMBER), np.nan, np.float32)
+    descriptors[0] = clips[0][1].sustain[0] - 0.5
+    targets = Targets(*map(np.stack, zip(*(targets for _, targets in clips))))
+    names = [f"clip {row} of batch {step}" for row in range(batch)]
+    return {"codes": np.stack([codes for codes, _ in clips]), "targets": targets, "descriptors": descriptors, "clip": names}
+
+
+def stream(start: int, stop_at: int | None = None):
+    for step in itertools.count(start):
+        if step == stop_at:
+            raise KeyboardInterrupt
+        yield batch_of(step)
+
+
+def train(directory, config, **options):
+    defaults = {"batches": stream, "validation": lambda: [batch_of(1000)], "num_descriptors": NUMBER}
+    return pretrain_to(directory, config, **defaults | options)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Directory and history of a model that has one batch to learn by heart."""
+    directory, same = tmp_path_factory.mktemp("transcription"), batch_of(0)
+    config = dataclasses.replace(TRANSCRIBE, epochs=4)
+    options = {"batches": lambda start: itertools.repeat(same), "validation": lambda: [same]}
+    return directory, train(directory, config, steps=60, **options)
+
+
+class TestTraining:
+    def test_what_is_played_is_learned(self, trained):
+        last = trained[1][-1]
+        assert last["validation_onset_f1"] > 0.3 and last["validation_sustain_r"] > 0.5
+        assert set(last) >= {f"validation_{name}" for name in (*heard.SCORES, *transcription.LOSSES)}
+
+    @pytest.mark.parametrize("objective", ["transcription", "joint"])
+    def test_resumed_equals_uninterrupted(self, tmp_path, objective):
+        config = dataclasses.replace(TRANSCRIBE, objective=objective, augment=True, decoder_depth=1)
+        rows = train(tmp_path / "whole", config, steps=3)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", config, batches=lambda step: stream(step, stop_at=4), steps=3)
+        again = train(tmp_path / "cut", config, steps=3)
+        assert pretrained_bits(tmp_path / "cut") == pretrained_bits(tmp_path / "whole")
+        assert without_seconds(again) == without_seconds(rows)
+
+    def test_the_joint_encoder_is_asked_both_and_is_one(self, tmp_path):
+        (row,) = train(tmp_path, dataclasses.replace(TRANSCRIBE, objective="joint", epochs=1), steps=3)
+        assert row["loss"] == pytest.approx(row["masked_loss"] + row["heard_loss"], rel=1e-5)
+        assert {"validation_masked_accuracy", "validation_heard_onset_f1"} <= set(row)
+        params = open_latest(tmp_path / "checkpoints", made_by="")[0]["state"]["params"]
+        assert set(params) == {"encoder", "discriminative", "generative", "transcription", "descriptors"}
+
+    @pytest.mark.parametrize("objective", ["transcription", "joint"])
+    def test_fine_tuning_takes_the_encoder(self, trained, objective):
+        params = Pretraining(MODEL, dataclasses.replace(TRANSCRIBE, objective=objective), FRONT_END, STATISTICS, 1).init().params
+        wanted = Finetuning(MODEL, FINETUNE, FRONT_END, STATISTICS, 1).init(0)["encoder"]
+        assert jax.tree.map(jnp.shape, params["encoder"]) == jax.tree.map(jnp.shape, wanted)
+
+    def test_micro_batches_add_up_to_the_batch(self):
+        run = Pretraining(MODEL, TRANSCRIBE, FRONT_END, STATISTICS, 1, num_descriptors=NUMBER)
+        params, batch = run.init().params, batch_of(3)
+
+        def losses(rows):
+            part = jax.tree.map(lambda x: x[rows], {name: batch[name] for name in ("codes", "targets", "descriptors")})
+            return run.objective.losses(params, run.hear(part), part)
+
+        whole, *parts = (losses(rows) for rows in (slice(4), slice(0, 2), slice(2, 4)))
+        for name, value in whole.items():
+            np.testing.assert_allclose(np.mean([part[name] for part in parts]), value, rtol=1e-5)
+
+    def test_unknown_objectives_and_patches_that_do_not_suit_are_refused(self):
+        with pytest.raises(InputError, match="unknown objective 'transcribe'.* Did you mean 'transcription'"):
+            Pretraining(MODEL, dataclasses.replace(TRANSCRIBE, objective="transcribe"), FRONT_END, STATISTICS, 1).init()
+        for stride in (10, 15):
+            model = dataclasses.replace(MODEL, patch_size=(16, 15 if stride == 15 else 16), stride=(16, stride))
+            with pytest.raises(InputError, match="side by side, a multiple of 2 frames each"):
+                Pretraining(model, TRANSCRIBE, FRONT_END, STATISTICS, 1).init()
+
+    def test_who_listens_masks_nothing(self):
+        run = Pretraining(MODEL, TRANSCRIBE, FRONT_END, STATISTICS, 1)
+        with pytest.raises(InputError, match="masks nothing"):
+            reconstruction(run, run.init().params, batch_of(0)["codes"])
+
+
+class TestAugment:
+    def test_targets_and_a_share_of_the_clips_stay_as_they_are(self):
+        log_mel = jnp.zeros((64, 32, 128))
+        heard_ = np.asarray(augment.apply(log_mel, augment.draw(jax.random.key(0), 64), STATISTICS))
+        same = (heard_ == 0).all(axis=(1, 2))
+        assert 4 < same.sum() < 32
+        assert np.abs(heard_[~same].mean(axis=1)).max() * 2 * STATISTICS.std_db < augment.GAIN_DB + 3 * augment.EQ_DB
+
+    def test_one_key_one_change(self):
+        log_mel = jnp.zeros((2, 32, 128))
+        one, same, other = (augment.apply(log_mel, augment.draw(jax.random.key(k), 2), STATISTICS) for k in (1, 1, 2))
+        assert bits(one) == bits(same) != bits(other)
+
+    def test_noise_covers_what_is_softer_and_leaves_what_is_louder(self):
+        drawn = {"gain": jnp.zeros(1), "eq": jnp.zeros((1, 3)), "noise": jnp.full(1, -50.0)}
+        drawn |= {"seed": jnp.zeros(1, jnp.uint32), "changed": jnp.ones(1, bool)}
+        levels = jnp.stack([jnp.full((32, 128), level) for level in (-80.0, 0.0)], axis=1).reshape(1, 64, 128)
+        change = augment.apply((levels + 20) / 24, drawn, STATISTICS) * 24 - 20 - levels
+        assert 20 < change[0, ::2].mean() < 32 and jnp.abs(change[0, 1::2]).max() < 0.1
+
+
+class TestScores:
+    def test_perfect_hearing_scores_one(self):
+        batch = batch_of(5)
+        wanted = transcription.on_steps(Targets(*map(jnp.asarray, batch["targets"])))
+        sure = {name: 40 * (values - 0.5) for name, values in wanted.items() if name in ("onset", "down", "sounding")}
+        values = {name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6)) for name in ("velocity", "sustain", "una_corda")}
+        outputs = sure | values | {"descriptors": jnp.nan_to_num(batch["descriptors"])}
+        total = heard.counts(outputs, batch["targets"], batch["descriptors"])
+        scores = heard.scores({name: float(value) for name, value in total.items()})
+        for name in ("onset_f1", "down_f1", "sounding_f1", "sustain_r", "descriptors_r2"):
+            assert scores[name] == pytest.approx(1, abs=1e-3), name
+        assert scores["velocity_mae"] < 0.01 and scores["una_corda_r"] == 0  # it never moves
+
+    def test_an_onset_two_steps_late_counts_and_three_do_not(self):
+        targets = Targets(*map(jnp.asarray, batch_of(5)["targets"]))
+        wanted = transcription.on_steps(targets)
+        base = {name: jnp.zeros_like(wanted[name]) for name in (*transcription.ROLLS, *transcription.PEDALS)}
+        for late, found in ((2, 1.0), (3, 0.0)):
+            onset = jnp.roll(40 * wanted["struck"] - 20, late, axis=1)
+            scores = heard.scores({k: float(v) for k, v in heard.counts(base | {"onset": onset}, targets).items()})
+            assert scores["onset_f1"] == found
+
+
+class TestListener:
+    def test_a_whole_clip_is_heard_with_its_notes(self, trained):
+        listener = Listener.open(trained[0], log=lambda line: None)
+        codes, targets = played_clip(77, 251)
+        heard_ = listener.hear(codes)
+        assert heard_.onset.shape == (125, 88) and heard_.sustain.shape == heard_.times.shape == (125,)
+        assert np.isfinite(heard_.onset).all() and heard_.times[1] - heard_.times[0] == pytest.approx(2 * HOP)
+        true = targets.sounding[:250].reshape(125, 2, 88).max(axis=1)
+        assert heard_.sounding[true].mean() > 2 * heard_.sounding[~true].mean()
+
+    def test_a_clip_shorter_than_a_window_is_heard_without_its_padding(self, trained):
+        listener = Listener.open(trained[0], log=lambda line: None)
+        assert listener.hear(played_clip(3)[0][:31]).onset.shape == (15, 88)
+
+    def test_clips_without_a_note_are_counted(self, trained):
+        listener, lines = Listener.open(trained[0], log=lambda line: None), []
+        values = listener.describe([np.zeros((64, 128), np.uint8), played_clip(9, 128)[0]], log=lines.append)
+        assert values.shape == (2, len(DESCRIPTORS))
+        missing = int(np.isnan(values).all(axis=1).sum())
+        assert np.isfinite(values[~np.isnan(values[:, 0])]).all()
+        assert lines == ([f"no note was heard in {missing} of 2 recordings: their descriptors are missing"] if missing else [])
+
+    def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
+        pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)
+        with pytest.raises(InputError, match="objective 'ssast', which hears no notes: choose one of transcription, joint"):
+            Listener.open(tmp_path, log=lambda line: None)
+
+
+def test_the_default_is_the_papers():
+    assert PretrainConfig(1, 1, 1.0, 1).objective == "ssast" and not PretrainConfig(1, 1, 1.0, 1).augment
