@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
-from percepiano_ast.targets import LOWEST
+from percepiano_ast.targets import HELD_FROM, LOWEST, ONSET_FROM
 
-ONSET_FROM = 0.3  # of the slope's height, Kong et al.'s threshold
-HELD_FROM = 0.5
 _PEDAL_MOVES = 4  # controller values: below, a curve trembles
 TOLERANCE = 0.05  # seconds, as in mir_eval
 

@@ -14,6 +14,9 @@ from percepiano_ast.config import FrontEnd
 from percepiano_ast.performance import PEDALS, SUSTAIN, UNA_CORDA, Performance
 
 LOWEST, KEYS = 21, 88  # MIDI pitch of the lowest key (A0), and how many a piano has
+# What counts as heard, of outputs between 0 and 1: an onset from this height of its slope on (Kong et al.'s threshold), a key
+# or string from this on.
+ONSET_FROM, HELD_FROM = 0.3, 0.5
 DOWN_FROM = 64  # value from which the sustain pedal holds strings: as MIDI, synthesizers and `descriptors` have it
 
 

@@ -9,13 +9,15 @@ import pandas as pd
 
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, report
+from percepiano_ast import audio, plots, report, targets, transcription
 from percepiano_ast.config import PRETRAININGS, InputError, Statistics
-from percepiano_ast.data import batches, manifest, maestro, percepiano, percepiano_tables, shards, sources, tables
+from percepiano_ast.data import batches, maestro, manifest, percepiano, percepiano_tables, records, shards, sources, tables
+from percepiano_ast.data.performances import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.evaluation import reliability, summary
 from percepiano_ast.evaluation.table import fold_column, load_index
 from percepiano_ast.explain import maps
+from percepiano_ast.models.transcription import STEP
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater
 from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source
@@ -23,6 +25,12 @@ from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_store
 
+# What to look at beside the losses, by objective.
+_CURVES = {
+    "ssast": ["accuracy"],
+    "transcription": ["validation_onset_f1", "validation_sustain_r"],
+    "joint": ["masked_accuracy", "validation_heard_onset_f1", "validation_heard_sustain_r"],
+}
 KEPT = ["what", "step", "epoch", "MB", "age", "whole", "where"]
 
 
@@ -71,15 +79,65 @@ def shard_statistics(run: Run) -> Statistics:
     return shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY).statistics
 
 
-def reconstructions(run: Run, count: int = 3) -> tuple[np.ndarray, ...]:
-    """Original, masked and reconstructed validation windows in dB, each (count, time, mel), by the newest checkpoint."""
+def task(run: Run) -> str:
+    """What the run's pre-training asks of the encoder, in a line."""
+    model, config = run.preset.model, run.preset.pretrain
+    parts = [f"{model.num_patches} patches of {model.patch_size[0]} bands x {model.patch_size[1]} frames"]
+    if config.objective != "transcription":
+        parts.append(f"{config.num_masked(model)} of them masked")
+    if config.objective != "ssast":
+        parts.append(f"what is played in each {1000 * run.preset.front_end.seconds(STEP):.0f} ms")
+    return "; ".join(parts)
+
+
+def learned(run: Run, history: pd.DataFrame) -> Figure:
+    """Curves over a pre-training, those that say most of its objective."""
+    return plots.training_curves(history, ["loss", "validation_loss", *_CURVES[run.preset.pretrain.objective]], "Pre-training")
+
+
+def gained(run: Run, history: pd.DataFrame) -> str:
+    """What a pre-training came to, in lines: on recordings of the validation split."""
+    config, last = run.preset.pretrain, history.iloc[-1]
+    lines = [f"validation loss {history.iloc[0].validation_loss:.2f} -> {last.validation_loss:.2f} in {int(last.epoch)} epochs"]
+    prefix = {"ssast": "validation_", "joint": "validation_masked_"}.get(config.objective)
+    if prefix:
+        chance = 100 / config.num_masked(run.preset.model)
+        lines.append(f"patches told apart {100 * last[f'{prefix}accuracy']:.1f} %, by chance {chance:.1f} %")
+    prefix = {"transcription": "validation_", "joint": "validation_heard_"}.get(config.objective)
+    if prefix:
+        lines.append(f"onsets F1 {last[f'{prefix}onset_f1']:.2f}, keys F1 {last[f'{prefix}down_f1']:.2f}, velocity off by "
+                     f"{last[f'{prefix}velocity_mae']:.1f} of 127, sustain pedal r {last[f'{prefix}sustain_r']:.2f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def filled_in(run: Run) -> Figure | None:
+    """A validation window as recorded, masked, and as the newest checkpoint paints it; None where nothing is masked."""
+    if run.preset.pretrain.objective == "transcription":
+        return None
     preset = run.preset
     tree, description = open_latest(f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    windows = batches.pretrain_batches(held_out, n_frames=preset.model.n_frames, batch_size=count, seed=1)
+    windows = batches.pretrain_batches(held_out, n_frames=preset.model.n_frames, batch_size=1, seed=1)
     statistics = Statistics(**description["statistics"])
     trained = pretraining.Pretraining(preset.model, preset.pretrain, held_out.front_end, statistics, 1)
-    return pretraining.reconstruction(trained, tree["state"]["params"], next(windows.one_epoch())["codes"])
+    codes = next(windows.one_epoch())["codes"]
+    painted = pretraining.reconstruction(trained, tree["state"]["params"], codes)
+    return plots.masking(*(levels[0] for levels in painted), preset.front_end)
+
+
+def heard(run: Run) -> Figure | None:
+    """A validation window, what was played in it, and what the newest checkpoint hears; None where it hears no notes."""
+    if run.preset.pretrain.objective == "ssast":
+        return None
+    held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
+    recordings = records.Recordings(held_out)
+    codes = np.empty((run.preset.model.n_frames, recordings.n_mels), recordings.dtype)
+    start = (int(held_out.n_frames[0]) - len(codes)) // 2  # where there is music surely
+    performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
+    said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
+    levels = audio.dequantize(codes, held_out.front_end) if codes.dtype == np.uint8 else codes.astype(np.float32)
+    played = targets.frames(performance, start, len(codes), held_out.front_end)
+    return plots.hearing(levels, played, said._asdict(), held_out.front_end)
 
 
 def rated_data(folder: str | Path) -> dict:

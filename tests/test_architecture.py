@@ -41,12 +41,12 @@ NEIGHBOURS = {
     ("config", "finetune_config"),
     ("synthesis", "performance"), ("synthesis", "audio"),
     ("alignment", "performance"), ("variations", "performance"), ("variations", "alignment"),
-    ("targets", "performance"), ("decoding", "performance"), ("decoding", "targets"),
+    ("targets", "performance"), ("plots", "targets"), ("decoding", "performance"), ("decoding", "targets"),
     ("descriptors", "performance"), ("descriptors", "alignment"),
     ("descriptors", "audio"),  # one key finder
     ("listening", "rating"),  # the fold models of a run rate
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
-    ("suite", "report"), ("suite", "rating"), ("suite", "switches"), ("views", "suite"), ("views", "report"), ("views", "rating"), ("views", "explain"),
+    ("suite", "report"), ("suite", "rating"), ("suite", "switches"), ("views", "suite"), ("views", "transcription"), ("views", "report"), ("views", "rating"), ("views", "explain"),
     ("commands", "bench"), ("commands", "notebooks"), ("notebooks", "colab"),
 }  # fmt: skip
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.

@@ -116,7 +116,7 @@ def add_commands(add) -> None:
 
     _add_preprocess(add("preprocess", _preprocess, "Recordings, or PercePiano's MIDI, to log-mel shards."))
 
-    command = add("pretrain", _pretrain, "SSAST pre-training on the shards; a checkpoint every epoch.")
+    command = add("pretrain", _pretrain, "Pre-training on the shards; a checkpoint every epoch.")
     add_run(command)
     add_store(command)
     _add_pretraining(command)
@@ -160,7 +160,7 @@ def _add_pretraining(command):
         "--pretraining",
         default="ssast",
         help="ssast (400 of 512 patches masked), ssast15 (15 %%), ssastframe (frames for patches), visible (the encoder sees "
-        "visible patches alone: faster)",
+        "visible patches alone: faster), transcription (hear what is played), joint (that and visible)",
     )
     command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
     command.add_argument("--batch-size", type=int, default=0, help="over all devices, instead of the preset's")

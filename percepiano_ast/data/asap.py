@@ -94,7 +94,9 @@ def _recordings(rows: pd.DataFrame, files: dict, pianos: list, hours: float, log
 def _performance(name: str, files: dict[str, bytes]) -> Performance:
     if name not in files:
         raise InputError("listed in metadata.csv, but there is no such file")
-    return trimmed(read_midi(files[name], name))
+    performance = trimmed(read_midi(files[name], name))
+    synthesis.check_length(performance, name)
+    return performance
 
 
 def _as_midi(performance: Performance) -> bytes:

@@ -8,10 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from percepiano_ast.models.transcription import PEDALS, on_steps
-from percepiano_ast.targets import Targets
+from percepiano_ast.targets import HELD_FROM, ONSET_FROM, Targets
 
-ONSET_FROM = 0.3  # of the slope's height, Kong et al.'s threshold
-HELD_FROM = 0.5
 TOLERANCE = 2  # steps, 40 ms; mir_eval has 50 ms
 SCORES = (
     "onset_f1", "onset_precision", "onset_recall", "down_f1", "sounding_f1", "velocity_mae",

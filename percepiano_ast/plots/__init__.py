@@ -18,7 +18,7 @@ from percepiano_ast.plots.results import (
     pearson_by_dimension,
     scatter,
 )
-from percepiano_ast.plots.sound import masking, spectrogram
+from percepiano_ast.plots.sound import hearing, masking, spectrogram
 from percepiano_ast.plots.style import MOST
 from percepiano_ast.plots.training import training_curves
 
@@ -31,6 +31,7 @@ __all__ = [
     "correlations",
     "deadpan",
     "gains",
+    "hearing",
     "heatmap",
     "masking",
     "noise_ceiling",

@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.plots.style import FREQUENCIES, GREY
+from percepiano_ast.plots.style import COLOURS, FREQUENCIES, GREY, clean
+from percepiano_ast.targets import KEYS, LOWEST, Targets
 
 
 def spectrogram(log_mel_db: np.ndarray, front_end: FrontEnd, title: str = "") -> Figure:
@@ -30,6 +31,34 @@ def masking(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray,
         axes.set_title(title, loc="left")
     panels[-1].set_xlabel("time (s)")
     figure.colorbar(image, ax=list(panels), label="level (dB)", pad=0.01, aspect=45)
+    return figure
+
+
+def hearing(log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray], front_end: FrontEnd) -> Figure:
+    """A window as recorded, the keys that were down and that were heard, and the sustain pedal.
+
+    Args:
+        log_mel_db: (T, mels); ``played``: the truth of its frames.
+        heard: ``down`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each 0 to 1, of S steps of T / S frames.
+    """
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    top, truth, said, pedal = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
+    figure.colorbar(_mel_image(top, log_mel_db, front_end, _levels(log_mel_db)), ax=top, label="level (dB)", pad=0.01)
+    top.set_title("recorded", loc="left")
+    end = front_end.seconds(len(log_mel_db))
+    rows = ((truth, "played: keys, brighter where they are struck", played.down, played.onset),
+            (said, "heard", heard["down"], heard["onset"]))  # fmt: skip
+    for axes, title, down, onset in rows:
+        image = axes.imshow((0.5 * down + 0.5 * onset).T, origin="lower", aspect="auto", interpolation="nearest",
+                            extent=(0, end, LOWEST - 0.5, LOWEST + KEYS - 0.5), vmin=0, vmax=1, cmap="magma")  # fmt: skip
+        axes.set_title(title, loc="left")
+        axes.set(ylabel="MIDI pitch", yticks=range(24, 109, 12))
+        figure.colorbar(image, ax=axes, label="share", pad=0.01)
+    for values, colour, name in ((played.sustain, GREY, "played"), (heard["sustain"], COLOURS[1], "heard")):
+        pedal.plot(np.linspace(0, end, len(values), endpoint=False), values, color=colour, label=name, drawstyle="steps-post")
+    pedal.set(xlabel="time (s)", ylabel="sustain pedal", ylim=(-0.05, 1.05))
+    pedal.legend(loc="upper right", ncols=2, fontsize="small")
+    clean(pedal)
     return figure
 
 
