@@ -1,8 +1,10 @@
-"""The 19 perceptual dimensions of PercePiano, in label order, and their groups.
+"""The 19 perceptual dimensions of PercePiano, in label order, and their groups; and what else a model may be asked to rate.
 
 Source: PercePiano (Park et al. 2024), ``labels/``: each label is the mean rating divided by 7, so 0 to 1.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -60,3 +62,50 @@ def group_indices() -> dict[str, tuple[int, ...]]:
         group: tuple(i for i, dimension in enumerate(DIMENSIONS) if dimension.family in families)
         for group, families in HEAD_GROUPS.items()
     }
+
+
+@dataclass(frozen=True)
+class Questionnaire:
+    """What a model is asked: it travels with the training and with every model.
+
+    Attributes:
+        dimensions: in the order of every array of ratings.
+        lowest, highest: value of each one's scale, in the unit of the ratings.
+        groups: head groups, name and positions in ``dimensions``.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    lowest: tuple[float, ...]
+    highest: tuple[float, ...]
+    groups: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def own(cls, names: Sequence[str], lowest: Sequence[float], highest: Sequence[float]) -> "Questionnaire":
+        """Of ratings of one's own: ``lowest`` and ``highest`` that were given.
+
+        All are one group: with few clips nothing shows which of them belong together.
+        """
+        dimensions = tuple(Dimension(name, name, f"{low:g}", f"{high:g}") for name, low, high in zip(names, lowest, highest))
+        every = ("all", tuple(range(len(dimensions))))
+        return cls(dimensions, tuple(map(float, lowest)), tuple(map(float, highest)), (every,))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Keys of the dimensions."""
+        return tuple(dimension.key for dimension in self.dimensions)
+
+    def as_settings(self) -> dict:
+        """What the settings of a model say of it; nothing for `PERCEPIANO`, which is meant where they say nothing."""
+        if self == PERCEPIANO:
+            return {}
+        return {"dimensions": list(self.names), "lowest": list(self.lowest), "highest": list(self.highest)}
+
+    @classmethod
+    def from_settings(cls, settings: dict) -> "Questionnaire":
+        """The one whose `as_settings` is part of ``settings``."""
+        if "lowest" not in settings:
+            return PERCEPIANO
+        return cls.own(settings["dimensions"], settings["lowest"], settings["highest"])
+
+
+PERCEPIANO = Questionnaire(DIMENSIONS, (0.0,) * len(KEYS), (1.0,) * len(KEYS), tuple(group_indices().items()))

@@ -11,7 +11,7 @@ STRATEGIES = ("frozen", "last", "gradual", "full", "lora")
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Rating heads and encoder on PercePiano.
+    """Rating heads and encoder, on PercePiano or on ratings of one's own.
 
     Attributes:
         strategy: what of the encoder is trained. ``frozen``: nothing, the heads see pooled embeddings of whole clips;

@@ -1,6 +1,7 @@
-"""Rate a recording on the 19 dimensions with the models of a fine-tuned run."""
+"""Rate a recording with the models of a fine-tuned run: on the 19 dimensions, or on those of one's own ratings."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from percepiano_ast import audio
 from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, as_path, choose, from_json
 from percepiano_ast.data import batches
-from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
@@ -21,19 +22,20 @@ MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast fine
 
 @dataclass(frozen=True)
 class FoldModel:
-    """One fold's self-contained model."""
+    """One fold's self-contained model; ``longest`` is the longest clip, in seconds, whose rating it learned."""
 
     run: Finetuning
     params: dict
     scaler: Scaler
     simulated: bool
+    longest: float = LONGEST_SECONDS
 
     def rate(self, codes: np.ndarray) -> np.ndarray:
-        """Ratings (19,) of a whole recording, uint8 codes (time, mel)."""
+        """Ratings (K,) of a whole recording, uint8 codes (time, mel)."""
         return self.distribution(codes)[0]
 
     def distribution(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `rate`, and the standard deviations (19,) that the heads predict, not calibrated; NaN where they predict none."""
+        """As `rate`, and the standard deviations (K,) that the heads predict, not calibrated; NaN where they predict none."""
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
         found = self.run.distribution(self.params, self.scaler, self.run.embed(self.params, windows, 1))
         return found[0][0], found[1][0]
@@ -60,13 +62,14 @@ class Rater:
         if not finished:
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} first; it continues")
         self.models = [_load(folder) for folder in finished]
+        self.questionnaire = self.models[0].run.questionnaire
         factor = home / "temperature.json"
         self.temperature = json.loads(factor.read_text())["temperature"] if factor.exists() else None
         self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]  # that each model has not heard
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished})
 
     def rate(self, file: str | Path) -> dict:
-        """``{"file", "ratings", "uncertainty", "warnings"}`` of one recording, values on the scale 0 to 1.
+        """``{"file", "ratings", "uncertainty", "warnings"}`` of one recording, values on the scales of the questionnaire.
 
         Raises:
             InputError: see ``audio.load``.
@@ -77,7 +80,7 @@ class Rater:
         # In float64, so that rounded values print with four digits.
         found = [model.distribution(codes) for model in self.models]
         rated, predicted = np.stack(found, axis=1).astype(np.float64)
-        variance = rated.var(axis=0)
+        mean, variance = rated.mean(axis=0), rated.var(axis=0)
         warnings = []
         if np.isfinite(predicted).all():
             variance += np.square((self.temperature or 1.0) * predicted).mean(axis=0)
@@ -89,15 +92,19 @@ class Rater:
             warnings.append(f"{clipped:.2%} of it is louder than the model can tell; export it within full scale")
         if self.models[0].simulated:
             warnings.append("this model learned from simulated ratings: its values mean nothing about real playing")
-        if len(wave) > LONGEST_SECONDS * front_end.sample_rate:
-            seconds = len(wave) / front_end.sample_rate
-            warnings.append(f"{seconds:.0f} s long; the clips that people rated last {LONGEST_SECONDS} s at most")
-        return {
-            "file": str(file),
-            "ratings": dict(zip(KEYS, rated.mean(axis=0).round(4).tolist())),
-            "uncertainty": dict(zip(KEYS, np.sqrt(variance).round(4).tolist())),
-            "warnings": warnings,
-        }
+        if (seconds := len(wave) / front_end.sample_rate) > (longest := self.models[0].longest):
+            warnings.append(f"{seconds:.0f} s long; the clips that people rated last {longest:.0f} s at most")
+        ratings, uncertainty = _rounded(mean, self.questionnaire), _rounded(np.sqrt(variance), self.questionnaire)
+        warnings += self._beyond(ratings)
+        return {"file": str(file), "ratings": ratings, "uncertainty": uncertainty, "warnings": warnings}
+
+    def _beyond(self, ratings: dict[str, float]) -> list[str]:
+        """A sentence for each rating outside the scale: it is not clipped."""
+        asked = self.questionnaire
+        return [
+            f"{name} is {ratings[name]:g}, beyond the scale of {low:g} to {high:g} that it learned from"
+            for name, low, high in zip(asked.names, asked.lowest, asked.highest) if not low <= ratings[name] <= high
+        ]  # fmt: skip
 
     def rate_or_explain(self, file: str | Path) -> dict:
         """``rate``, or ``{"file", "error"}`` where the file cannot be rated."""
@@ -105,6 +112,24 @@ class Rater:
             return self.rate(file)
         except InputError as error:
             return {"file": str(file), "error": str(error)}
+
+
+def require_percepiano(rater: Rater, what: str) -> None:
+    """Raises InputError where the models rate dimensions of one's own, which the command ``what`` cannot do."""
+    if (asked := rater.models[0].run.questionnaire) != PERCEPIANO:
+        raise InputError(f"{rater.name} rates {', '.join(asked.names)}, ratings of your own; {what} takes models of "
+                         f"PercePiano's {len(PERCEPIANO.names)} dimensions alone: name a run that was fine-tuned on PercePiano")
+
+
+def _digits(low: float, high: float) -> int:
+    """Decimals that tell a hundredth of a scale apart."""
+    return max(2 - math.floor(math.log10(high - low)), 0)
+
+
+def _rounded(values: np.ndarray, asked: Questionnaire) -> dict[str, float]:
+    """By dimension, to a ten-thousandth of its scale."""
+    digits = (_digits(low, high) + 2 for low, high in zip(asked.lowest, asked.highest))
+    return {name: float(value.round(places)) for name, value, places in zip(asked.names, values, digits)}
 
 
 def _model_directory(home: Path, model: str) -> Path:
@@ -133,21 +158,24 @@ def _load(folder: Path) -> FoldModel:
         )
     kind = CNNConfig if "channels" in meta["model"] else ModelConfig
     model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
-    run = Finetuning(model, config, front_end, statistics, 1)
-    return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"])
+    run = Finetuning(model, config, front_end, statistics, 1, questionnaire=Questionnaire.from_settings(meta))
+    longest = meta.get("longest", LONGEST_SECONDS)
+    return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
 
 
-def as_text(results: list[dict]) -> str:
-    """The results for a person: one line a dimension, from one pole to the other."""
-    lines = []
+def as_text(results: list[dict], questionnaire: Questionnaire = PERCEPIANO) -> str:
+    """The results for a person: one line a dimension, from one end of its scale to the other."""
+    lines, width = [], max(17, *(len(dimension.family) for dimension in questionnaire.dimensions))
     for result in results:
         lines.append(result["file"])
         if "error" in result:
             lines.append(f"  not rated: {result['error']}")
             continue
         lines += [f"  note: {warning}" for warning in result["warnings"]]
-        for key, family, low, high in DIMENSIONS:
-            value, spread = result["ratings"][key], result["uncertainty"][key]
-            bar = "." * round(20 * min(max(value, 0), 1))
-            lines.append(f"  {family:17} {low:>23} {bar + '|':21} {high:20} {value:.2f} +- {spread:.2f}")
+        scales = zip(questionnaire.dimensions, questionnaire.lowest, questionnaire.highest)
+        for (key, family, low, high), lowest, highest in scales:
+            value, spread, digits = result["ratings"][key], result["uncertainty"][key], _digits(lowest, highest)
+            bar = "." * round(20 * min(max((value - lowest) / (highest - lowest), 0), 1))
+            numbers = f"{value:.{digits}f} +- {spread:.{digits}f}"
+            lines.append(f"  {family:{width}} {low:>23} {bar + '|':21} {high:20} {numbers}")
     return "\n".join(lines)

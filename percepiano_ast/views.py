@@ -20,7 +20,7 @@ from percepiano_ast.explain import maps
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater
-from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source
+from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source, own_runs
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_store
@@ -289,11 +289,14 @@ def kept(run: Run) -> pd.DataFrame:
         rows += _checkpoint_rows(f"pre-training {name}", f"{run.kept(run.root / 'pretrain' / name)}/checkpoints")
     for home in sorted(run.root.glob("percepiano*/records")):
         rows += _shard_rows("shards of rated clips", str(home.parent))
-    for model, fold, place in _folds(run):
-        title = f"{model}, {fold.replace('_', ' ')}"
-        finished = _checkpoint_rows(title, f"{place}/model")
-        rows += finished or _checkpoint_rows(f"{title}, in training", f"{place}/checkpoints")
-    for path in [*sorted(run.root.glob("predictions_*.csv")), *run.evaluation.glob("report.html")]:
+    own = own_runs(run)
+    for whose, one in [("", run), *((f"{one.root.name}: ", one) for one in own)]:
+        for model, fold, place in _folds(one):
+            title = f"{whose}{model}, {fold.replace('_', ' ')}"
+            finished = _checkpoint_rows(title, f"{place}/model")
+            rows += finished or _checkpoint_rows(f"{title}, in training", f"{place}/checkpoints")
+    tables = [path for one in (run, *own) for path in sorted(one.root.glob("predictions_*.csv"))]
+    for path in [*tables, *run.evaluation.glob("report.html")]:
         size, saved = _stat(str(path))
         rows.append({"what": path.name, "bytes": size, "saved": saved, "where": str(path.parent)})
     return pd.DataFrame([_in_words(row) for row in rows], columns=KEPT)

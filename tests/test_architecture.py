@@ -28,6 +28,7 @@ FLOORS = {
     "decoding": 1,  # what was heard in each step in, notes and pedals out: arrays alone
     "targets": 1,  # a performance in, what is to be heard in each frame out
     "evaluation": 2,
+    "score": 2,  # performances and scores in, named numbers out: notes alone, no sound and no model
     "data": 3,
     "models": 4,
     "training": 5,

@@ -2,6 +2,7 @@
 
 import json
 
+import mido
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ from sklearn.ensemble import ExtraTreesRegressor
 from percepiano_ast.__main__ import main
 from percepiano_ast.baselines import features, identity, run, statistics
 from percepiano_ast.config import InputError
-from percepiano_ast.data import demo, percepiano
+from percepiano_ast.data import demo, percepiano, percepiano_files
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import table
 from percepiano_ast.models import baselines as networks
@@ -21,6 +22,7 @@ RESEARCH = {
                     "composition": 0.388},
     "midi-stats": {"random": 0.771, "segment": 0.730, "performer": 0.722, "content": 0.701, "movement": 0.546,
                    "composition": 0.516},
+    "midi-stats+score": {"content": 0.727},  # from another blend of regressors
 }  # fmt: skip
 IDENTITY = {
     ("identity-segment", "leave_player_out"): 0.53,
@@ -213,6 +215,24 @@ def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
         features.midi_table(midi, tmp_path, 1)
 
 
+def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folder, tmp_path):
+    midi, scores = dict(list(percepiano.find_midi(folder).items())[:4]), percepiano.find_scores(folder)
+    names, lines = list(midi), []
+    given = {clip: scores[percepiano_files.ClipName.of(clip).passage] for clip in names[:3]}
+    empty = tmp_path / "empty.mid"
+    mido.MidiFile().save(empty)
+    found, left_out = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
+    assert list(found.index) == [names[0], names[2]] and np.isfinite(found.to_numpy()).all()
+    assert left_out.keys() == {names[1], names[3]} and left_out[names[3]] == "there is no score of it"
+    assert "no notes in this score" in left_out[names[1]]
+    lines.clear()
+    again, same = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
+    pd.testing.assert_frame_equal(again, found)
+    assert same == left_out and not lines  # the refused row is kept as well
+    moved, _ = features.score_table(midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1, lines.append)
+    assert "3 were there already" not in "".join(lines) and names[2] in moved.index  # another score, another row
+
+
 # --- The whole --------------------------------------------------------------------------------------------------------
 
 
@@ -273,6 +293,23 @@ def test_what_cannot_be_made_is_said_in_one_line(made, change, message, capsys):
     assert main(call + change) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "REGRESSORS", {"ridge": statistics.REGRESSORS["ridge"]})
+    monkeypatch.setattr(statistics.fit, "__kwdefaults__", {"regressors": ("ridge",)})
+    wrong = next(iter(percepiano.find_midi(folder)))
+    scores = percepiano.find_scores(folder)
+    stranger = next(path for passage, path in scores.items() if passage != percepiano_files.ClipName.of(wrong).passage)
+    known = scores | {percepiano_files.ClipName.of(wrong).passage: stranger}
+    monkeypatch.setattr(percepiano, "find_scores", lambda _: known)
+    run.run(folder, tmp_path, run.Settings(("content",), ("midi-stats", "midi-stats+score")), log=lambda line: None)
+    alone, informed = (table.read_predictions(tmp_path / f"predictions_{name}_content.csv.gz")
+                       for name in ("midi-stats", "midi-stats+score"))  # fmt: skip
+    left_out = pd.read_csv(tmp_path / "without_score.csv")
+    assert wrong in set(left_out["clip"]) and left_out["reason"].str.contains("of the notes are in the score").all()
+    assert set(alone["clip"]) - set(informed["clip"]) == set(left_out["clip"])
+    assert informed["prediction"].notna().all()
 
 
 def test_what_says_nothing_is_listed(folder, tmp_path):

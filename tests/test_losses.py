@@ -59,7 +59,7 @@ class TestLosses:
         np.testing.assert_allclose(losses.errors(RATED, log_variance, TRUE) + constant, -np.log(density), rtol=1e-3, atol=1e-3)
 
     def test_the_group_that_falls_slowest_counts_most(self):
-        history = [dict(zip(losses.COLUMNS, row)) for row in ([9.0, 9, 9], [1.0, 1, 1], [0.9, 0.5, 0.5])]
+        history = [dict(zip(losses.columns(), row)) for row in ([9.0, 9, 9], [1.0, 1, 1], [0.9, 0.5, 0.5])]
         dwa = config(weighting="dwa", dwa_temperature=2.0)
         for known in (0, 1):
             np.testing.assert_array_equal(losses.dynamic_weights(dwa, history[:known]), 1)

@@ -130,7 +130,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
     rows = views.kept(suite.Run(PRESETS["demo"], out))
     counts = rows["what"].str.replace(r", fold \d", "", regex=True).value_counts()
     wanted = {"shards for pre-training": 1, "shards of rated clips": 1, "pre-training ssast": 2, "report.html": 1}
-    wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4}  # folds
+    wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
     assert set(trained["whole"]) == {"yes, by its marker"} and set(trained["epoch"]) == {1, 2}

@@ -93,6 +93,8 @@ def few(folder, csv):
         (lambda folder, csv: (folder / "take 00.wav").write_bytes(b""), "00.flac and take 00.wav .* both of clip 'take 00'"),
         (lambda folder, csv: csv.unlink(), "no ratings file"),
         (lambda folder, csv: csv.write_text("clip,pianist\n"), "no column of ratings"),
+        (lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"), "has 2 columns called 'Warmth'; keep one"),
+        (lambda folder, csv: pd.read_csv(csv).to_csv(csv), "column 1 has no name; name it, or take it out"),
         (lambda folder, csv: csv.write_text("name,pianist,Warmth\n"), "lacks the columns clip; it has name, pianist, Warmth"),
     ],
 )

@@ -201,13 +201,22 @@ class TestComparison:
 
     def test_others_figures_are_marked_as_not_comparable(self, tmp_path):
         index = table.load_index()
-        rows = make_predictions(index, {"ast-x": 0.1, "midi-stats": 0.01}, "performer")
+        rows = make_predictions(index, {"ast-x": 0.1, "midi-stats": 0.01, "ast-x+heard+score": 0.02}, "performer")
         report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
         shown = pd.read_csv(tmp_path / "tables/published.csv")
         assert len(shown) == len(others.published_results()) and (shown["comparable"] == "no").all()
         beside = shown.set_index("system")["nearest of ours"]
         assert beside["MERT-330M frozen, MLP"].startswith("performer: ast-x ")  # theirs hears audio, so does ours
         assert (beside[shown["hears"].str.startswith("MIDI").to_numpy()] == "not evaluated").all()
+        text = (tmp_path / "report.md").read_text()
+        assert "`ast-x+heard+score`: sees the score. It stands beside models of the playing alone" in text
+
+    def test_a_report_without_any_model_of_sound_is_written(self, tmp_path):
+        index = table.load_index()
+        rows = make_predictions(index, {"midi-stats": 0.1, "midi-stats+score": 0.05})
+        report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
+        shown = pd.read_csv(tmp_path / "tables/published.csv").set_index("system")
+        assert shown.loc["MERT-330M frozen, MLP", "nearest of ours"] == "not evaluated"
 
 
 class TestCommand:

@@ -8,6 +8,7 @@
 ``audio-stats``           statistics of the sound (`audio.classic_features`): the mean of ridge, support vectors and trees,
                           which are there by themselves as ``audio-stats-ridge``, ``-svr`` and ``-extratrees``
 ``midi-stats``            the same of the MIDI (`descriptors.describe`); not an audio model
+``midi-stats+score``      the same with the score (`score.features`): it sees what is written, no audio model either
 ``mlp``                   a feed-forward network on the statistics of the sound, all dimensions together
 ``mlp-single``            the same network, one for each dimension
 ========================  =============================================================================================

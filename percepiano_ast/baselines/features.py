@@ -13,9 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from percepiano_ast import alignment, audio, descriptors, performance
+from percepiano_ast import alignment, audio, descriptors, performance, score
 from percepiano_ast.config import InputError, RunFailed
 from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.workers import die_with_parent
@@ -23,6 +24,7 @@ from percepiano_ast.workers import die_with_parent
 SAMPLE_RATE = 22_050
 _FEW = 8  # clips that are not worth the start of worker processes
 _EVERY = 10.0  # seconds between lines of progress, and between saves
+
 
 def midi_statistics(path: Path) -> dict[str, float]:
     """Descriptors of one clip, see `descriptors.describe`."""
@@ -38,7 +40,49 @@ def audio_statistics(renderings: Renderings, path: Path) -> dict[str, float]:
 def midi_table(midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print) -> pd.DataFrame:
     """`midi_statistics` of every clip: the table, clips as its index."""
     code = [performance, alignment, audio.features, *_files(descriptors)]
-    return _table(folder / "midi.csv", midi, midi_statistics, tuple(descriptors.DESCRIPTORS), _key(code), workers, log)
+    files = {clip: (path,) for clip, path in midi.items()}
+    return _table(folder / "midi.csv", files, midi_statistics, tuple(descriptors.DESCRIPTORS), _key(code), workers, log)
+
+
+def score_statistics(midi: Path, written: Path) -> dict[str, float]:
+    """`score.features.describe` of one clip.
+
+    Raises:
+        InputError: a file is unreadable, or the clip does not play this score.
+    """
+    return score.features.describe(performance.read_midi(midi), score.read(written))
+
+
+def _score_statistics_or_nan(midi: Path, written: Path) -> dict[str, float]:
+    """The same, NaN where it is refused: one clip must not stop the table of all."""
+    try:
+        return score_statistics(midi, written)
+    except InputError:
+        return dict.fromkeys(score.features.FEATURES, np.nan)
+
+
+def score_table(
+    midi: dict[str, Path], scores: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """`score_statistics` of every clip that has a score and plays it.
+
+    Args:
+        midi, scores: files by clip; a clip without a score is absent from ``scores``.
+
+    Returns:
+        the table, clips as its index; and the clips that are left out -> why, in words.
+    """
+    left_out = {clip: "there is no score of it" for clip in midi if clip not in scores}
+    files = {clip: (path, scores[clip]) for clip, path in midi.items() if clip in scores}
+    code = [performance, alignment, audio.features, *_files(descriptors), *_files(score)]
+    names = tuple(score.features.FEATURES)
+    table = _table(folder / "score.csv", files, _score_statistics_or_nan, names, _key(code), workers, log)
+    for clip in table.index[table.isna().any(axis=1)]:
+        try:
+            score_statistics(*files[clip])
+        except InputError as reason:
+            left_out[clip] = str(reason)
+    return table.drop(index=[clip for clip in left_out if clip in files]), left_out
 
 
 def audio_table(
@@ -53,8 +97,8 @@ def audio_table(
     renderings = Renderings(folder / "renderings", synthesizer, SAMPLE_RATE)
     key = _key([performance, audio.features], renderings.key.encode())
     hear = functools.partial(audio_statistics, renderings)
-    path = folder / f"audio_{Path(synthesizer).stem}.csv"
-    return _table(path, midi, hear, audio.classic_feature_names(), key, workers, log)
+    path, files = folder / f"audio_{Path(synthesizer).stem}.csv", {clip: (path,) for clip, path in midi.items()}
+    return _table(path, files, hear, audio.classic_feature_names(), key, workers, log)
 
 
 def _files(package) -> list:
@@ -70,23 +114,24 @@ def _key(modules: list, more: bytes = b"") -> bytes:
     return content.digest()
 
 
-def _table(path, midi, hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
+def _table(path, files: dict[str, tuple[Path, ...]], hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
     """The rows kept in ``path`` that are still valid, and the others made anew."""
-    keys = {clip: hashlib.sha256(key + file.read_bytes()).hexdigest()[:16] for clip, file in midi.items()}
+    keys = {clip: hashlib.sha256(b"".join([key, *(one.read_bytes() for one in given)])).hexdigest()[:16]
+            for clip, given in files.items()}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = _kept(path, keys, names)
-    todo = [clip for clip in midi if clip not in rows]
+    todo = [clip for clip in files if clip not in rows]
     if todo:
         log(f"{path.stem}: {len(names)} statistics of {len(todo):,} clips ({len(rows):,} were there already)")
         saved = started = time.monotonic()
-        for count, clip in enumerate(_made(todo, midi, hear, names, rows, workers), 1):
+        for count, clip in enumerate(_made(todo, files, hear, names, rows, workers), 1):
             if (now := time.monotonic()) - saved > _EVERY or count == len(todo):
                 saved = now
                 _save(path, rows, keys, names)
                 left = (now - started) / count * (len(todo) - count)
                 log(f"  {count:,} of {len(todo):,}, about {left:.0f} s left")
     # Read back in any case: what was made now and what was kept are the same numbers.
-    return pd.DataFrame.from_dict(_kept(path, keys, names), orient="index", columns=names).loc[list(midi)]
+    return pd.DataFrame.from_dict(_kept(path, keys, names), orient="index", columns=names).loc[list(files)]
 
 
 def _kept(path: Path, keys: dict[str, str], names: tuple[str, ...]) -> dict[str, tuple]:
@@ -94,7 +139,7 @@ def _kept(path: Path, keys: dict[str, str], names: tuple[str, ...]) -> dict[str,
     if not path.exists():
         return {}
     try:
-        table = pd.read_csv(path, dtype={"clip": str, "key": str})
+        table = pd.read_csv(path, dtype={"clip": str, "key": str} | dict.fromkeys(names, float))
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise InputError(f"{path} is no readable table ({error}); delete it, it is made anew.") from error
     if list(table.columns) != ["clip", "key", *names]:
@@ -111,11 +156,11 @@ def _save(path: Path, rows: dict[str, tuple], keys: dict[str, str], names: tuple
     partial.replace(path)
 
 
-def _made(todo: list[str], midi: dict[str, Path], hear: Callable, names, rows: dict[str, tuple], workers: int):
+def _made(todo: list[str], files: dict[str, tuple[Path, ...]], hear: Callable, names, rows: dict[str, tuple], workers: int):
     """Fill ``rows``; yields each clip when it is done."""
-    files = [midi[clip] for clip in todo]
+    columns = list(zip(*(files[clip] for clip in todo), strict=True))
     if len(todo) <= _FEW or workers == 1:
-        for clip, values in zip(todo, map(hear, files), strict=True):
+        for clip, values in zip(todo, map(hear, *columns), strict=True):
             rows[clip] = tuple(values[name] for name in names)
             yield clip
         return
@@ -123,7 +168,7 @@ def _made(todo: list[str], midi: dict[str, Path], hear: Callable, names, rows: d
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
-            for clip, values in zip(todo, pool.map(hear, files, chunksize=_FEW), strict=True):
+            for clip, values in zip(todo, pool.map(hear, *columns, chunksize=_FEW), strict=True):
                 rows[clip] = tuple(values[name] for name in names)
                 yield clip
     except BrokenProcessPool as error:

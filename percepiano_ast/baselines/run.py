@@ -16,7 +16,7 @@ from percepiano_ast.data import demo, percepiano, predictions, splits
 from percepiano_ast.evaluation import table
 from percepiano_ast.models import baselines as networks
 
-STATISTICS = ("audio-stats", "midi-stats")
+STATISTICS = ("audio-stats", "midi-stats", "midi-stats+score")
 NETWORKS = {"mlp": networks.fit_mlp, "mlp-single": networks.fit_single_tasks}
 BASELINES = (*identity.BASELINES, *STATISTICS, *NETWORKS)
 
@@ -151,7 +151,7 @@ class _Work:
         for name in settings.baselines:
             if name not in BASELINES:
                 raise InputError(f"unknown baseline {name!r}; choose from {', '.join(BASELINES)}.")
-        self.settings, self.log, self.out = settings, log, out
+        self.settings, self.log, self.out, self.folder = settings, log, out, folder
         self.index = identity.with_exhaustive(percepiano.load_index(folder))
         for protocol in settings.protocols:
             table.check_protocol(self.index, protocol)
@@ -200,8 +200,9 @@ class _Work:
             raise NotMade(f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit it in each; "
                           "choose another protocol.")  # fmt: skip
         heard = self._heard(baseline)
-        rows = np.tile(np.arange(len(clips)), len(heard))
-        x = np.concatenate([one.to_numpy() for one in heard])
+        told = np.flatnonzero(np.isin(clips, heard[0].index))
+        rows = np.tile(told, len(heard))
+        x = np.concatenate([one.loc[clips[told]].to_numpy() for one in heard])
         groups = self.index["content_group"].to_numpy()[rows]
         data = Renderings(x, self.ratings[rows], groups, folds[rows])
         rated, chosen = fold_by_fold(baseline, data, self.settings.seed, lambda line: self.log(f"{baseline}, {protocol}, {line}"))
@@ -212,6 +213,19 @@ class _Work:
     def _heard(self, baseline: str) -> list[pd.DataFrame]:
         """What a baseline is given: a table for each synthesizer, or the one of the MIDI."""
         folder, workers = self.out / "features", self.settings.workers
-        if baseline == "midi-stats":
-            return [features.midi_table(self.midi, folder, workers, self.log)]
-        return [features.audio_table(self.midi, name, folder, workers, self.log) for name in self.settings.synthesizers]
+        if not baseline.startswith("midi-stats"):
+            return [features.audio_table(self.midi, name, folder, workers, self.log) for name in self.settings.synthesizers]
+        midi = features.midi_table(self.midi, folder, workers, self.log)
+        return [midi if baseline == "midi-stats" else midi.join(self._with_score().add_prefix("score_"), how="inner")]
+
+    def _with_score(self) -> pd.DataFrame:
+        """Score features of the clips that play their score; the others are listed in ``without_score.csv``."""
+        known = percepiano.find_scores(self.folder)
+        passage = dict(zip(self.index["clip"], self.index["segment"], strict=True)) | percepiano.MISNAMED
+        scores = {clip: known[passage[clip]] for clip in self.midi if passage[clip] in known}
+        found, left_out = features.score_table(self.midi, scores, self.out / "features", self.settings.workers, self.log)
+        if left_out:
+            rows = pd.DataFrame(left_out.items(), columns=["clip", "reason"])
+            rows.to_csv(self.out / "without_score.csv", index=False, lineterminator="\n")
+            self.log(f"{len(left_out)} clips do not play a score that is here and were left out: see without_score.csv")
+        return found

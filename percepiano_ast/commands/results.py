@@ -82,17 +82,7 @@ def add_commands(add) -> None:
         help="that the comparison page compares with (default: the best that hears audio and is no encoder)",
     )  # fmt: skip
 
-    text = "Baselines that learn no hearing, fold by fold: predictions that are the floor of every table."
-    command = add("baseline", _baseline, text)
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
-    command.add_argument("--out", required=True, metavar="DIR", help="directory of predictions and of the tables behind them")
-    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
-    command.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help="such as audio-stats (default: all)")
-    command.add_argument(
-        "--synthesizers", nargs="+", default=["musescore-small"], help="that play what is heard (default: musescore-small)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of trees and networks (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="processes that listen (default: one per core)")
+    _add_baseline(add)
 
     command = add("index", _index, "Content groups (which segments share music) from the deadpan MIDI, as CSV.")
     command.add_argument("folder", help="PercePiano's folder, or one in its layout with an index.csv")
@@ -105,6 +95,22 @@ def add_commands(add) -> None:
     command.add_argument("--splits", type=int, default=500, metavar="N", help="random splits of the raters (default: 500)")
     command.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     _add_listen(add)
+
+
+def _add_baseline(add):
+    text = "Baselines that learn no hearing, fold by fold: predictions that are the floor of every table. Those named +score "
+    text += "see the score as well; a clip that does not play its score is listed in without_score.csv."
+    command = add("baseline", _baseline, text)
+    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
+    command.add_argument("--out", required=True, metavar="DIR", help="directory of predictions and of the tables behind them")
+    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
+    names = "such as audio-stats, midi-stats+score (default: all)"
+    command.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help=names)
+    command.add_argument(
+        "--synthesizers", nargs="+", default=["musescore-small"], help="that play what is heard (default: musescore-small)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of trees and networks (default: 0)")
+    command.add_argument("--workers", type=int, default=0, help="processes that listen (default: one per core)")
 
 
 def _add_listen(add):

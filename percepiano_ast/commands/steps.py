@@ -80,10 +80,28 @@ def _finetune(arguments):
     from percepiano_ast import suite
 
     run = _rating_run(arguments).changed("execution", precision=arguments.precision, attention=arguments.attention)
-    if arguments.init == "baseline":
+    if _own(arguments):
+        _finetune_own(run, arguments)
+    elif arguments.init == "baseline":
         suite.baselines(run)
     else:
         suite.finetune(run, arguments.init, arguments.weights)
+
+
+def _own(arguments) -> bool:
+    """Whether ratings of one's own are meant."""
+    return any(getattr(arguments, name, None) for name in ("ratings", "recordings", "group", "dimensions"))
+
+
+def _finetune_own(run, arguments):
+    from percepiano_ast import suite
+
+    given = suite.own_source(run, arguments.recordings, arguments.ratings, arguments.group)
+    found = suite.finetune_own(run, *given, dimensions=arguments.dimensions, init=arguments.init, source=arguments.weights)
+    print(found.result.round(3).to_string(index=False))
+    for line in found.remarks:
+        print(line)
+    print(f"to rate another recording: python -m percepiano_ast rate FILE --run {found.home}")
 
 
 def _switches(arguments):
@@ -93,8 +111,12 @@ def _switches(arguments):
 
 
 def _rating_run(arguments):
-    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning."""
-    return run_of(arguments).changed("finetune", epochs=arguments.epochs).switched(arguments.set)
+    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning, which for own ratings is for few clips."""
+    from percepiano_ast import suite
+
+    run = run_of(arguments)
+    run = suite.few_shot(run) if _own(arguments) else run
+    return run.changed("finetune", epochs=arguments.epochs).switched(arguments.set)
 
 
 def _status(arguments):
@@ -121,8 +143,10 @@ def add_commands(add) -> None:
     add_store(command)
     _add_pretraining(command)
 
-    command = add("finetune", _finetune, "Rating heads on PercePiano, fold by fold; writes out-of-fold predictions.")
+    text = "Rating heads on PercePiano, or on ratings of your own, fold by fold; writes out-of-fold predictions."
+    command = add("finetune", _finetune, text)
     add_run(command)
+    _add_own(command)
     add_store(command)
     _add_start(command, "scratch, audioset, cnn (another encoder, from scratch), or baseline (what learns no hearing)")
     _add_precision(command)
@@ -181,6 +205,13 @@ def _add_start(command, others: str):
         "--set", action="append", default=[], metavar="NAME=VALUE",
         help="a switch of fine-tuning, such as strategy=lora or predict_uncertainty=true; see finetune_config.py",
     )  # fmt: skip
+
+
+def _add_own(command):
+    command.add_argument("--ratings", default="", metavar="CSV", help="your ratings: clip, a column that groups, numbers (or: demo)")
+    command.add_argument("--recordings", default="", metavar="DIR", help="the recordings that they are of")
+    command.add_argument("--group", default="", metavar="COLUMN", help="whose clips stay together: piece, pianist")
+    command.add_argument("--dimensions", nargs="+", default=[], metavar="COLUMN", help="that are ratings (default: all others)")
 
 
 def _add_precision(command):

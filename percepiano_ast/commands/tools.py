@@ -11,7 +11,7 @@ def _rate(arguments):
 
     rater = rating.Rater(arguments.run, arguments.model)
     results = [rater.rate_or_explain(file) for file in arguments.files]
-    print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results))
+    print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results, rater.questionnaire))
     for result in results:
         if "error" in result:
             print(f"{result['file']}: {result['error']}", file=sys.stderr)
@@ -47,9 +47,9 @@ def _convert(arguments):
 
 def add_commands(add) -> None:
     """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    command = add("rate", _rate, "Rate recordings on the 19 dimensions, with a fine-tuned run.")
+    command = add("rate", _rate, "Rate recordings with a fine-tuned run: on the 19 dimensions, or those of your own ratings.")
     command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
-    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store")
+    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, its --store, or its own/NAME")
     command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
     command.add_argument("--json", action="store_true", help="one JSON array on standard output")
 

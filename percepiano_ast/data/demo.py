@@ -257,6 +257,7 @@ def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
     if csv_file.exists():
         return folder / "recordings", csv_file
     (folder / "recordings").mkdir(exist_ok=True)
+    write_json(folder / "recordings" / "dataset.json", {"name": "simulated recordings and ratings", "simulated": True})
     rng, piano = np.random.default_rng([seed, 3]), make_synthesizer("builtin")
     heard = [KEYS.index(key) for key in _OWN.values()]
     rows = []

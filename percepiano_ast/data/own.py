@@ -5,6 +5,9 @@ on both sides of a split (the piece, the pianist), and a column of numbers per d
 enough for heads on a frozen encoder. The result is what PercePiano's shards give: `batches.RatedClips` and an index with folds.
 """
 
+import csv as csv_format
+import hashlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,8 @@ from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, InputError
 from percepiano_ast.data import sources
 from percepiano_ast.data.batches import RatedClips
+from percepiano_ast.dimensions import Questionnaire
+from percepiano_ast.evaluation.reading import content_of
 from percepiano_ast.evaluation.table import read_csv
 
 FEWEST = 20  # clips: with fewer a held-out fold holds three or less, and its r means nothing
@@ -43,6 +48,18 @@ class OwnRatings:
     ratings: np.ndarray
     files: dict[str, Path]
 
+    @property
+    def questionnaire(self) -> Questionnaire:
+        """The dimensions, each from the lowest rating that was given to the highest."""
+        return Questionnaire.own(self.dimensions, *(end(axis=0).tolist() for end in (self.ratings.min, self.ratings.max)))
+
+    def checksum(self, clips: RatedClips) -> str:
+        """SHA-256 of what is learned: groups, folds, ratings and sound."""
+        content = hashlib.sha256(self.index.to_csv(index=False).encode())
+        for part in (self.ratings, *clips.codes):
+            content.update(np.ascontiguousarray(part))
+        return content.hexdigest()
+
 
 def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[str] = ()) -> OwnRatings:
     """Read a folder of recordings and the ratings of them.
@@ -54,11 +71,12 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
         dimensions: columns of ratings; by default all but ``clip`` and ``group``.
 
     Raises:
-        InputError: columns missing, fewer than ``FEWEST`` clips or two groups, a clip twice, a rating missing or no number, a
-            dimension that is the same everywhere, a clip without recording, a recording without row; names the first of them.
+        InputError: columns missing, without a name or twice, fewer than ``FEWEST`` clips or two groups, a clip twice, a rating
+            missing or no number, a dimension that is the same everywhere, a clip without recording, a recording without row; names the first of them.
     """
-    table = read_csv(csv, "ratings").rename(columns=str.strip)
-    dimensions = tuple(dimensions) or tuple(name for name in table.columns if name not in (CLIP, group))
+    table = read_csv(csv, "ratings")
+    table.columns = _header(csv)
+    dimensions = tuple(dict.fromkeys(dimensions or (name for name in table.columns if name not in (CLIP, group))))
     if missing := [name for name in (CLIP, group, *dimensions) if name not in table.columns]:
         raise InputError(f"{csv} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}. It needs "
                          f"{CLIP}, the column that groups clips, and one per dimension")
@@ -76,6 +94,18 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
     return OwnRatings(dimensions, _index(table[CLIP], table[group].str.strip(), csv), ratings, files)
 
 
+def _header(csv) -> list[str]:
+    """Names of the columns as they stand in the file: pandas would give new ones to those that have none or are there twice."""
+    rows = csv_format.reader(io.StringIO(content_of(csv).decode("utf-8-sig")))
+    names = [name.strip() for name in next(row for row in rows if row)]
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise InputError(f"{csv}: column {number} has no name; name it, or take it out")
+        if names.count(name) > 1:
+            raise InputError(f"{csv} has {names.count(name)} columns called {name!r}; keep one, or rename them")
+    return names
+
+
 def _stem(name: str) -> str:
     """A file's name without its ending, where it has one of a recording."""
     return name.rsplit(".", 1)[0] if sources.is_audio(name) else name
@@ -88,7 +118,7 @@ def _ratings(table: pd.DataFrame, dimensions: tuple[str, ...], csv) -> np.ndarra
         cell = table[dimensions[column]].iloc[row]
         what = "is empty" if pd.isna(cell) else f"is {cell!r}"
         raise InputError(f"{csv}, line {row + 2}: {dimensions[column]} of {table[CLIP].iloc[row]!r} {what}; write a "
-                         "number, or leave the clip out")
+                         "number, leave the clip out, or name the columns that are ratings")
     for column in np.flatnonzero(np.ptp(values, axis=0) == 0):
         raise InputError(f"{csv}: {dimensions[column]} is {values[0, column]:g} for every clip, so there is nothing "
                          "to learn; leave the column out")

@@ -24,6 +24,7 @@ from percepiano_ast.data.own_renderings import OWN, OwnRenderings
 from percepiano_ast.data.percepiano_files import (
     LABELS,
     MIDI_FOLDER,
+    MISNAMED,
     RATERS,
     SCORE_FOLDER,
     fetch,
@@ -44,6 +45,7 @@ __all__ = [
     "LICENCE",
     "MADE_BY",
     "MIDI_FOLDER",
+    "MISNAMED",
     "RATERS",
     "SCORE_FOLDER",
     "SPLIT",

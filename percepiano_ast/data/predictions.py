@@ -1,6 +1,7 @@
 """The predictions table: how any model's ratings of held-out clips are written, so that evaluation never touches a model."""
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ def tidy(
     ratings: np.ndarray,
     rated: np.ndarray,
     uncertainty: np.ndarray | None = None,
+    dimensions: Sequence[str] = KEYS,
 ) -> pd.DataFrame:
     """One row per clip and dimension, in ``COLUMNS``; the renderings of a clip are averaged.
 
@@ -24,16 +26,16 @@ def tidy(
         run: model, protocol and seed.
         fold: of each clip that the protocol evaluates; other clips are left out.
         clips: name of the clip of each rendering, (n,).
-        ratings, rated: (n, 19) in the order of ``KEYS``: what people and the model say.
-        uncertainty: (n, 19) standard deviations, which become a column of their own. Those of a clip's renderings are
+        ratings, rated: (n, K) in the order of ``dimensions``: what people and the model say.
+        uncertainty: (n, K) standard deviations, which become a column of their own. Those of a clip's renderings are
             averaged as they are: their errors are one error, not independent ones.
     """
-    predicted = pd.DataFrame(rated, columns=KEYS).groupby(clips).mean()
-    truth = pd.DataFrame(ratings, columns=KEYS).groupby(clips).first()
+    predicted = pd.DataFrame(rated, columns=dimensions).groupby(clips).mean()
+    truth = pd.DataFrame(ratings, columns=dimensions).groupby(clips).first()
     table = truth.stack().rename("rating").to_frame().join(predicted.stack().rename("prediction"))
     columns = COLUMNS
     if uncertainty is not None:
-        deviations = pd.DataFrame(uncertainty, columns=KEYS).groupby(clips).mean()
+        deviations = pd.DataFrame(uncertainty, columns=dimensions).groupby(clips).mean()
         table, columns = table.join(deviations.stack().rename("uncertainty")), [*COLUMNS, "uncertainty"]
     table = table.rename_axis(["clip", "dimension"]).reset_index()
     table = table[table["clip"].isin(fold)].sort_values("clip", kind="stable")

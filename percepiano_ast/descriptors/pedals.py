@@ -7,7 +7,7 @@ authors and Liang, Fazekas and Sandler (2019), "Piano sustain-pedal detection", 
 import numpy as np
 
 from percepiano_ast.descriptors.view import Descriptor, View, mean
-from percepiano_ast.performance import SUSTAIN, UNA_CORDA
+from percepiano_ast.performance import SUSTAIN, UNA_CORDA, Performance
 
 _DOWN = 64
 _HALF = (20, 107)  # values between which a pedal is neither up nor down
@@ -40,7 +40,7 @@ def measure(view: View) -> dict[str, float]:
     value = _value_at(view, SUSTAIN, time)
     soft = _value_at(view, UNA_CORDA, time)
     down, half = value >= _DOWN, (value > _HALF[0]) & (value < _HALF[1])
-    ups, downs = _edges(view)
+    ups, downs = pedalling(view.performance)
     before = view.start[np.maximum(np.searchsorted(view.start, downs) - 1, 0)]
     off_floor = (value > _HALF[0]).mean()
     return {
@@ -68,12 +68,12 @@ def _value_at(view: View, number: int, time: np.ndarray) -> np.ndarray:
     return values[np.searchsorted(events["time"], time, side="right")]
 
 
-def _edges(view: View) -> tuple[np.ndarray, np.ndarray]:
+def pedalling(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
     """When the sustain pedal is lifted and when it was put down, one of each per pedalling; lifted at the end at last."""
-    events = view.performance.pedals[view.performance.pedals["number"] == SUSTAIN]
+    events = performance.pedals[performance.pedals["number"] == SUSTAIN]
     turns = np.diff(np.concatenate([[0], (events["value"] >= _DOWN).astype(int)]))
     downs, ups = events["time"][turns > 0], events["time"][turns < 0]
-    return np.append(ups, view.offset.max())[: len(downs)], downs
+    return np.append(ups, performance.duration)[: len(downs)], downs
 
 
 def _ringing(view: View, time: np.ndarray, ups: np.ndarray, downs: np.ndarray) -> dict[str, float]:

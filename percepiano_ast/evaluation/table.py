@@ -238,7 +238,8 @@ def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
     for name in ("model", "protocol", "clip", "dimension"):
         _refuse(table[name].isna(), table[name], where, "write a name")
         table[name] = table[name].astype(str).str.strip()
-    _refuse(~table["dimension"].isin(KEYS), table["dimension"], where, f"choose one of: {', '.join(KEYS)}")
+    known = f"choose one of: {', '.join(KEYS)}. Ratings of your own are evaluated by finetune --ratings, which learns them"
+    _refuse(~table["dimension"].isin(KEYS), table["dimension"], where, known)
     for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
         if name not in table.columns:
             continue

@@ -15,7 +15,7 @@ from percepiano_ast.explain.maps import METHODS, SECONDS, TOLERANCE, Explainer, 
 from percepiano_ast.explain.notes import check_alignment, note_table
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.performance import read_midi
-from percepiano_ast.rating import Rater
+from percepiano_ast.rating import Rater, require_percepiano
 
 _BASELINE_WORDS = {"mean": "its own mean level in every band", "silence": "silence"}
 
@@ -39,7 +39,8 @@ def explain_files(
         InputError: an unknown dimension, model or baseline, a file that cannot be read or is too short, several files with
             one MIDI or with equal names, or a MIDI that is not that of the recording.
     """
-    files = list(files)
+    files, rater = list(files), Rater(run, model)
+    require_percepiano(rater, "explain")
     for key in dimensions:
         choose(dict.fromkeys(KEYS), key, "dimension")
     if midi and len(files) > 1:
@@ -47,7 +48,7 @@ def explain_files(
     names = [Path(file).stem.strip() for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two recordings are called {', '.join(sorted(twice))}: they would share a folder; rename one")
-    explainer = Explainer(Rater(run, model), baseline)
+    explainer = Explainer(rater, baseline)
     recordings = [explainer.hear(file) for file in files]
     performance = read_midi(midi) if midi else None
     if performance is not None:

@@ -150,6 +150,7 @@ class RunRater:
 
     def __init__(self, run: str | Path, index: pd.DataFrame, model: str = ""):
         rater = rating.Rater(run, model)
+        rating.require_percepiano(rater, "listen")
         self.name, self._models = rater.name, dict(zip(rater.folds, rater.models, strict=True))
         self._front_end = rater.models[0].run.front_end
         self.sample_rate = self._front_end.sample_rate

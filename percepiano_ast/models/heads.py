@@ -11,7 +11,7 @@ import numpy as np
 from flax import linen as nn
 
 from percepiano_ast.config import InputError, ModelConfig, choose
-from percepiano_ast.dimensions import KEYS, group_indices
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import HEADS
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
 from percepiano_ast.models.cnn import CNN, CNNConfig
@@ -64,14 +64,14 @@ def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax
     return grid.reshape(batch, number // bands, bands * width), patch_valid.reshape(batch, bands, -1)[:, 0]
 
 
-def head_groups(head: str) -> dict[str, tuple[int, ...]]:
-    """Name and dimensions (positions in ``KEYS``) of each part of a head with an output layer of its own.
+def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
+    """Name and dimensions (their positions) of each part of a head with an output layer of its own.
 
     Raises:
         InputError: unknown ``head``.
     """
     choose(dict.fromkeys(HEADS), head, "head")
-    return {"all": tuple(range(len(KEYS)))} if head == "joint" else group_indices()
+    return {"all": tuple(range(len(questionnaire.dimensions)))} if head == "joint" else dict(questionnaire.groups)
 
 
 class CrossTaskAttention(nn.Module):
@@ -85,12 +85,14 @@ class CrossTaskAttention(nn.Module):
     Attributes:
         width: of the tokens.
         bands, moments: of the embedding.
+        groups: how many.
         num_heads: must divide the width.
     """
 
     width: int
     bands: int
     moments: int
+    groups: int
     num_heads: int = 4
 
     @nn.compact
@@ -102,20 +104,20 @@ class CrossTaskAttention(nn.Module):
         """
         if self.width % self.num_heads:
             raise InputError(f"a hidden width of {self.width} is not divided by {self.num_heads} heads; choose a multiple")
-        batch, groups = embedding.shape[0], len(group_indices())
+        batch = embedding.shape[0]
         of_bands = embedding.reshape(batch, self.moments, self.bands, -1).swapaxes(1, 2).reshape(batch, self.bands, -1)
         tokens = nn.Dense(self.width, name="band")(of_bands)
         tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
         # Unit variance: queries that start alike would read alike.
-        queries = self.param("queries", nn.initializers.normal(1.0), (1, groups, self.width))
-        queries = jnp.broadcast_to(queries, (batch, groups, self.width))
+        queries = self.param("queries", nn.initializers.normal(1.0), (1, self.groups, self.width))
+        queries = jnp.broadcast_to(queries, (batch, self.groups, self.width))
         queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(queries, tokens)
         normed = nn.LayerNorm(name="norm")(queries)
         return queries + nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")(normed, normed)
 
 
 class RatingHead(nn.Module):
-    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on the 0 to 1 scale.
+    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on the questionnaire's scales.
 
     Attributes:
         hidden: width of each group's hidden layer.
@@ -124,6 +126,7 @@ class RatingHead(nn.Module):
         pooling: ``mean`` leaves the deviations over time out.
         bands: F' of the embedding.
         uncertain: with a variance for every rating.
+        questionnaire: what is rated; K dimensions, 19 of PercePiano.
     """
 
     hidden: int = 64
@@ -132,9 +135,10 @@ class RatingHead(nn.Module):
     pooling: str = "mean_std"
     bands: int = 1
     uncertain: bool = False
+    questionnaire: Questionnaire = PERCEPIANO
 
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, 2 F' D) -> float32 ratings (B, 19) in the order of ``dimensions.KEYS``.
+        """(B, 2 F' D) -> float32 ratings (B, K) in the order of the questionnaire.
 
         Needs a ``dropout`` rng unless deterministic.
         """
@@ -142,17 +146,18 @@ class RatingHead(nn.Module):
 
     @nn.compact
     def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:
-        """As a call, with the natural logarithm of the ratings' variance (B, 19), or None where none is predicted.
+        """As a call, with the natural logarithm of the ratings' variance (B, K), or None where none is predicted.
 
         A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994, section 2.
         """
         if self.pooling == "mean":
             embedding = embedding[:, : embedding.shape[1] // 2]
         normed = nn.LayerNorm(name="norm")(embedding.astype(jnp.float32))
-        groups = head_groups(self.kind)
+        groups = head_groups(self.kind, self.questionnaire)
         tokens = None
         if self.kind == "attention":
-            tokens = CrossTaskAttention(self.hidden, self.bands, 1 if self.pooling == "mean" else 2, name="attention")(normed)
+            moments = 1 if self.pooling == "mean" else 2
+            tokens = CrossTaskAttention(self.hidden, self.bands, moments, len(groups), name="attention")(normed)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
             hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(normed)
@@ -173,17 +178,19 @@ def _output(features: int, bias: float, name: str) -> nn.Dense:
     return nn.Dense(features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name)
 
 
-def standardised(head: dict, kind: str) -> dict:
+def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIANO) -> dict:
     """A head before training on standardised ratings: it starts at their mean 0 and, if it predicts one, variance 1."""
-    outputs = [f"{group}_{output}" for group in head_groups(kind) for output in ("out", "log_variance")]
+    outputs = [f"{group}_{output}" for group in head_groups(kind, questionnaire) for output in ("out", "log_variance")]
     zeros = {name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])} for name in outputs if name in head}
     return head | zeros
 
 
-def in_rating_units(head: dict, kind: str, mean: np.ndarray, std: np.ndarray) -> dict:
-    """The head whose outputs are ``mean + std`` times those of ``head``, (19,) each: nothing else has to know of a scale."""
+def in_rating_units(
+    head: dict, kind: str, mean: np.ndarray, std: np.ndarray, questionnaire: Questionnaire = PERCEPIANO
+) -> dict:
+    """The head whose outputs are ``mean + std`` times those of ``head``, (K,) each: nothing else has to know of a scale."""
     changed = {}
-    for group, indices in head_groups(kind).items():
+    for group, indices in head_groups(kind, questionnaire).items():
         shift, scale = (jnp.asarray(values[list(indices)], jnp.float32) for values in (mean, std))
         out = head[f"{group}_out"]
         changed[f"{group}_out"] = {"kernel": out["kernel"] * scale[None, :], "bias": out["bias"] * scale + shift}
@@ -198,7 +205,7 @@ class Rater(nn.Module):
     Attributes:
         config: geometry; with that of a `CNN` the convolutions stand in the encoder's place.
         compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
-        hidden, dropout, kind, pooling, uncertain: of the head.
+        hidden, dropout, kind, pooling, uncertain, questionnaire: of the head.
     """
 
     config: ModelConfig | CNNConfig
@@ -208,12 +215,14 @@ class Rater(nn.Module):
     kind: str = RatingHead.kind
     pooling: str = RatingHead.pooling
     uncertain: bool = RatingHead.uncertain
+    questionnaire: Questionnaire = PERCEPIANO
 
     def setup(self) -> None:
         convolutional = isinstance(self.config, CNNConfig)
         self.encoder = CNN(self.config, self.compute.dtype) if convolutional else Encoder(self.config, self.compute)
         bands = self.config.grid[0]
-        self.head = RatingHead(self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain)
+        options = (self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain, self.questionnaire)
+        self.head = RatingHead(*options)
 
     def __call__(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, deterministic: bool = True
@@ -226,7 +235,7 @@ class Rater(nn.Module):
             deterministic: without dropout; otherwise a ``dropout`` rng is needed.
 
         Returns:
-            ratings float32 (B, 19) in the order of ``dimensions.KEYS``, and the encoder's intermediates with ``tokens``
+            ratings float32 (B, K) in the order of the questionnaire, and the encoder's intermediates with ``tokens``
             (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding`` (B, 2 F' D).
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
@@ -242,7 +251,7 @@ class Rater(nn.Module):
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, 19) of pooled clips (B, 2 F' D), see `moments_to_embedding`."""
+        """Ratings float32 (B, K) of pooled clips (B, 2 F' D), see `moments_to_embedding`."""
         return self.head(embedding, deterministic=deterministic)
 
     def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:

@@ -4,7 +4,7 @@ Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readabl
 """
 
 from percepiano_ast.plots.rating import rating_profile
-from percepiano_ast.plots.ratings import correlations, rating_distributions
+from percepiano_ast.plots.ratings import correlations, own_ratings, rating_distributions
 from percepiano_ast.plots.recordings import collection, shard_layout
 from percepiano_ast.plots.results import (
     by_protocol,
@@ -35,6 +35,7 @@ __all__ = [
     "heatmap",
     "masking",
     "noise_ceiling",
+    "own_ratings",
     "pairwise",
     "pearson_by_dimension",
     "rating_distributions",

@@ -1,11 +1,11 @@
-"""What people's ratings look like before anything is learned from them."""
+"""What people's ratings look like before anything is learned from them, and a model's beside them where they are few."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.plots.style import COLOURS, GREY, LABELS, clean
+from percepiano_ast.plots.style import COLOURS, GREY, LABELS, MARKERS, clean, require
 
 
 def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "") -> Figure:
@@ -52,4 +52,38 @@ def correlations(table: pd.DataFrame, title: str = "") -> Figure:
     axes.set_xticks(range(len(KEYS)), LABELS.values(), rotation=50, ha="right", rotation_mode="anchor", fontsize=8)
     figure.colorbar(image, ax=axes, label="Pearson r over clips", pad=0.01)
     figure.suptitle(title)
+    return figure
+
+
+def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> Figure:
+    """Predicted against given, a panel a dimension, in the unit of the ratings; clips of a colour were held out together.
+
+    Args:
+        predictions: out of fold, of one run: ``fold, dimension, rating, prediction``, under any dimension names.
+        most: panels; the title says how many dimensions are not drawn.
+    """
+    require(predictions, ("fold", "dimension", "rating", "prediction"))
+    names = list(predictions["dimension"].unique())
+    shown = names[:most]
+    columns = min(4, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = Figure(figsize=(2.9 * columns + 0.6, 2.7 * rows + 1.1), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for name, axes in zip(shown, panels):
+        part = predictions[predictions["dimension"] == name]
+        ends = part[["rating", "prediction"]].to_numpy()
+        axes.axline((ends.mean(), ends.mean()), slope=1, color=GREY, linewidth=1, zorder=0)
+        for number, (fold, clips) in enumerate(part.groupby("fold")):
+            look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
+            look |= {"markersize": 5, "alpha": 0.8, "markeredgewidth": 0, "label": f"held out in fold {fold}"}
+            axes.plot(clips["rating"], clips["prediction"], **look)
+        margin = 0.04 * np.ptp(ends)
+        limits = (ends.min() - margin, ends.max() + margin)
+        axes.set(title=name, xlim=limits, ylim=limits, aspect="equal", xlabel="given", ylabel="predicted")
+        clean(axes)
+    for axes in panels:
+        axes.set_visible(False)
+    left_out = f"; {len(names) - most} more dimensions are not drawn" * (len(names) > most)
+    figure.suptitle(f"{title}{left_out}")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure

@@ -156,7 +156,7 @@ def _published(page: Page, results: Results) -> None:
     for theirs in others.published_results().itertuples():
         ours = results.of("summary", theirs.nearest, scope="overall", metric=theirs.metric, dimension="mean")
         if theirs.hears == "audio":  # theirs hear sound alone, so do those that are set beside them
-            ours = ours[ours["model"].map(hears_audio_alone)]
+            ours = ours[ours["model"].map(hears_audio_alone).astype(bool)]
         best = ours.dropna(subset="value").nlargest(1, "value")
         beside = "not evaluated" if best.empty else f"{theirs.nearest}: {best['model'].iloc[0]} {best['value'].iloc[0]:.3f}"
         rows.append({

@@ -11,7 +11,7 @@ from percepiano_ast.evaluation.table import SCOPES
 from percepiano_ast.plots import MOST
 from percepiano_ast.report import answers
 from percepiano_ast.report.page import Page
-from percepiano_ast.report.wording import SIGNED, interval, leaky, number, ranged, ranking
+from percepiano_ast.report.wording import SIGNED, interval, leaky, number, ranged, ranking, sees_score
 
 METRIC_NAMES = {"pearson": "Pearson r", "spearman": "Spearman rho", "r2": "R2", "mae": "MAE", "ccc": "CCC"}
 SCOPE_TITLES = {
@@ -97,6 +97,9 @@ def _agreement(page: Page, results: Results, protocol: str, models: list[str]) -
         table.loc["noise ceiling"] = {name: above.get(name, "") for name in table.columns}
     caption = "Mean over the 19 dimensions: Pearson r in each scope with 95 % intervals, the other metrics overall"
     page.table(f"{protocol}_agreement", f"{caption} ({where})", table)
+    if informed := [model for model in models if sees_score(model)]:
+        page.text(f"{', '.join(f'`{model}`' for model in informed)}: sees the score. It stands beside models of the playing "
+                  "alone, which have less to go by, and does not replace them.")
     drawn = _drawn(page, values, models)
     figure = plots.by_scope(drawn, results.ceiling)
     _figure(page, f"{protocol}_scopes", "Mean Pearson r by scope", where, figure)

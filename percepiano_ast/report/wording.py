@@ -44,6 +44,11 @@ def hears_audio_alone(model: str) -> bool:
     return not any(word in model for word in _NOT_AUDIO_ALONE)
 
 
+def sees_score(model: str) -> bool:
+    """By its name: it is given what is written beside what is played."""
+    return "+score" in model
+
+
 def ranking(values: pd.DataFrame) -> pd.DataFrame:
     """Rows of mean r, overall, by model, best first; without a value, last. ``values`` of one protocol."""
     rows = values[(values["scope"] == "overall") & (values["metric"] == "pearson") & (values["dimension"] == "mean")]

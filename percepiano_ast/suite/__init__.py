@@ -1,12 +1,13 @@
 """The four steps of the suite, as notebooks and command line call them. Each starts from what the one before wrote.
 
 Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards; ``percepiano_kaldi/`` in the
-papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``. Every step resumes; none
-overwrites the output of another configuration.
+papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``; of ratings of one's own the
+same below ``own/<name>/``. Every step resumes; none overwrites the output of another configuration.
 """
 
 from percepiano_ast.data.build import Work
 from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
+from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
 from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano, study
 from percepiano_ast.suite.run import INITS, MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, Start, init_named, start_of, workers
 
@@ -14,15 +15,20 @@ __all__ = [
     "INITS",
     "MADE_BY_FINETUNE",
     "MADE_BY_PRETRAIN",
+    "OwnResult",
     "Run",
     "Start",
     "Work",
     "baselines",
     "ceiling_of",
     "evaluate",
+    "few_shot",
     "finetune",
+    "finetune_own",
     "init_named",
     "maestro_source",
+    "own_runs",
+    "own_source",
     "percepiano_source",
     "preprocess_maestro",
     "preprocess_percepiano",

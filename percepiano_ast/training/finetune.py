@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, choose
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import POOLINGS
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
@@ -31,6 +32,7 @@ class Finetuning:
     statistics: Statistics
     total_steps: int
     execution: Execution = Execution()
+    questionnaire: Questionnaire = PERCEPIANO
 
     def __post_init__(self) -> None:
         choose(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
@@ -42,7 +44,8 @@ class Finetuning:
         """The Flax module, computing in the hardware's type."""
         compute, config = compute_for(self.execution, jax.devices()[0]), self.config
         options = {"hidden": config.hidden, "dropout": config.dropout, "kind": config.head, "pooling": config.pooling}
-        return Rater(self.model, compute, **options, uncertain=config.predict_uncertainty)
+        options |= {"uncertain": config.predict_uncertainty, "questionnaire": self.questionnaire}
+        return Rater(self.model, compute, **options)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -84,21 +87,21 @@ class Finetuning:
         return np.asarray(moments_to_embedding(*total))[:n_clips]
 
     def rate(self, params: dict, scaler: "Scaler", embeddings: np.ndarray) -> np.ndarray:
-        """Ratings float32 (n, 19) of embeddings (n, 2 F' D)."""
+        """Ratings float32 (n, K) of embeddings (n, 2 F' D)."""
         return np.asarray(_distribution(self, params["head"], scaler, embeddings)[0])
 
     def distribution(self, params: dict, scaler: "Scaler", embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`rate`, and the standard deviations (n, 19) that the heads predict, not calibrated; NaN where they predict none."""
+        """`rate`, and the standard deviations (n, K) that the heads predict, not calibrated; NaN where they predict none."""
         rated, log_variance = _distribution(self, params["head"], scaler, embeddings)
         rated = np.asarray(rated)
         return rated, np.full_like(rated, np.nan) if log_variance is None else np.exp(0.5 * np.asarray(log_variance))
 
     def loss(self, trained: dict, encoder: dict, batch: dict, scaler: "Scaler", rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What is minimised, and the losses of the groups (3,).
+        """What is minimised, and the losses of the groups (G,).
 
         Args:
             trained, encoder: see ``strategies.join``.
-            batch: ``ratings`` (B, 19), ``weights`` (B,), ``group_weights`` (3,), and either ``embeddings`` or a clip's windows:
+            batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either ``embeddings`` or a clip's windows:
                 ``codes`` (B, W, T, F) and their real frames ``n_valid`` (B, W), 0 where a clip has fewer windows.
         """
         params = strategies.join(self.config, encoder, trained)
@@ -110,9 +113,10 @@ class Finetuning:
             method=Rater.distribution,
             rngs={"dropout": rng},
         )
-        groups = losses.by_group(losses.errors(rated, log_variance, batch["ratings"]), batch["weights"])
+        errors = losses.errors(rated, log_variance, batch["ratings"])
+        groups = losses.by_group(errors, batch["weights"], self.questionnaire)
         learned = trained["groups"]["log_variance"] if "groups" in trained else None
-        return losses.total(groups, batch["group_weights"], learned), groups
+        return losses.total(groups, batch["group_weights"], learned, self.questionnaire), groups
 
     def _of_windows(self, params: dict, batch: dict) -> jax.Array:
         """Embeddings (B, 2 F' D) of clips whose windows' moments add up."""
@@ -135,7 +139,7 @@ def _distribution(run: Finetuning, head: dict, scaler: "Scaler", embeddings: jax
 def step(
     run: Finetuning, state: TrainState, encoder: dict, batch: dict, scaler: "Scaler", rng: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """The next state, and float32 (4,): the loss and those of the groups; arguments as in `Finetuning.loss`.
+    """The next state, and float32 (1 + G,): the loss and those of the groups; arguments as in `Finetuning.loss`.
 
     ``rng`` is of the run; runs that differ in their seed alone share what is compiled, see `Finetuning.seedless`.
     """

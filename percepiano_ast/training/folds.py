@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from percepiano_ast.config import FinetuneConfig, InputError, choose, claim_directory, say
-from percepiano_ast.dimensions import group_indices
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import SCALES
 from percepiano_ast.models import heads
 from percepiano_ast.training import history, losses, strategies
@@ -31,9 +31,9 @@ class Targets:
     """What one fold learns: ratings on the heads' scale, and what each clip counts.
 
     Attributes:
-        ratings: (n, 19), standardised.
+        ratings: (n, K), standardised.
         weights: (n,), their mean over the training clips is 1.
-        mean, std: (19,) of the scale.
+        mean, std: (K,) of the scale.
     """
 
     ratings: np.ndarray
@@ -42,13 +42,20 @@ class Targets:
     std: np.ndarray
 
     @classmethod
-    def fit(cls, config: FinetuneConfig, ratings: np.ndarray, raters: np.ndarray | None, train: np.ndarray) -> "Targets":
+    def fit(
+        cls,
+        config: FinetuneConfig,
+        ratings: np.ndarray,
+        raters: np.ndarray | None,
+        train: np.ndarray,
+        questionnaire: Questionnaire = PERCEPIANO,
+    ) -> "Targets":
         """By the training clips alone.
 
         Raises:
             InputError: an unknown scale; weights by raters where their number is not known.
         """
-        mean, std = _scale(config.rating_scale, ratings[train])
+        mean, std = _scale(config.rating_scale, ratings[train], questionnaire)
         weights = np.ones(len(ratings), np.float32)
         if config.weigh_by_raters:
             if raters is None or not np.all(np.asarray(raters)[train] > 0):
@@ -72,15 +79,16 @@ class Targets:
         return rest | {"ratings": ratings, "weights": weights}
 
 
-def _scale(kind: str, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (19,) that ratings (n, 19) are standardised by; a constant dimension is only centred."""
+def _scale(kind: str, ratings: np.ndarray, questionnaire: Questionnaire) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (K,) that ratings (n, K) are standardised by; a constant dimension is only centred."""
     choose(dict.fromkeys(SCALES), kind, "scale of ratings")
     mean, std = np.zeros(ratings.shape[1], np.float32), np.ones(ratings.shape[1], np.float32)
     if kind != "none":
-        parts = group_indices().values() if kind == "group" else [(i,) for i in range(ratings.shape[1])]
+        parts = dict(questionnaire.groups).values() if kind == "group" else [(i,) for i in range(ratings.shape[1])]
         for indices in map(list, parts):
             mean[indices], std[indices] = ratings[:, indices].mean(), ratings[:, indices].std()
-    return mean, np.where(std > 1e-6, std, 1.0)
+    # Rounding is measured by the size of the ratings, whatever their unit.
+    return mean, np.where(std > 1e-6 * np.abs(ratings).max(axis=0), std, 1.0)
 
 
 def finetune_fold(
@@ -103,7 +111,7 @@ def finetune_fold(
 
     Args:
         params: of encoder and head, before training.
-        embeddings: (n, 2 F' D) of all renderings by that encoder; ``ratings`` (n, 19).
+        embeddings: (n, 2 F' D) of all renderings by that encoder; ``ratings`` (n, K).
         train: positions of the renderings outside the fold.
         windows: ``windows(k)`` yields clips as windows from step k on, see `batches.finetune_batches`; used when the encoder
             is trained.
@@ -119,7 +127,8 @@ def finetune_fold(
     """
     settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
     settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
-    targets = Targets.fit(run.config, ratings, raters, train)
+    settings |= run.questionnaire.as_settings()
+    targets = Targets.fit(run.config, ratings, raters, train, run.questionnaire)
     claim_directory(directory, settings)
     checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
     finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
@@ -157,7 +166,7 @@ def fit_heads(
     """
     if run.config.trains_encoder:
         raise InputError(f"strategy {run.config.strategy!r} trains the encoder; heads alone are fitted with 'frozen'")
-    targets = Targets.fit(run.config, ratings, raters, train)
+    targets = Targets.fit(run.config, ratings, raters, train, run.questionnaire)
     steps_per_epoch = steps_of_epoch(run.config, len(train))
     state, scaler, _ = _train(run, params, embeddings, targets, train, None, steps_per_epoch, None)
     return _finished(run, params, state, targets), scaler
@@ -170,7 +179,7 @@ def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
 
 def say_room(run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say) -> None:
     """Before the first fold: what all of them will need, see `require_room`."""
-    state = size_of(jax.eval_shape(lambda: new_state(strategies.split(run.config, params), run.optimizer)))
+    state = size_of(jax.eval_shape(lambda: new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)))
     model = size_of(params)
     total = shown(3 * state + (folds + 1) * model)
     most = f"{total} (while a fold is trained three, and at the end a model of each of {folds} folds)"
@@ -185,14 +194,15 @@ def _train(run, params, embeddings, targets, train, windows, steps_per_epoch, ke
     elif run.config.strategy in ("full", "gradual"):
         encoder = {}  # all of it is in the state
     fold = _Fold(run, encoder, scaler, targets, keeper)
-    state = new_state(strategies.split(run.config, params), run.optimizer)
+    state = new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)
     return fold.train(state, batches, steps_per_epoch), scaler, fold.rows
 
 
 def _finished(run: Finetuning, params: dict, state: TrainState, targets: Targets) -> dict:
-    """The rater in one piece, whatever was trained of it, rating on the scale of 0 to 1."""
+    """The rater in one piece, whatever was trained of it, rating in the unit of the ratings."""
     params = strategies.join(run.config, params["encoder"], state.params)
-    return params | {"head": heads.in_rating_units(params["head"], run.config.head, targets.mean, targets.std)}
+    head = heads.in_rating_units(params["head"], run.config.head, targets.mean, targets.std, run.questionnaire)
+    return params | {"head": head}
 
 
 def _embedding_batches(embeddings, train, config: FinetuneConfig, step: int) -> Iterator[dict]:
@@ -269,13 +279,13 @@ class _Fold:
         """All epochs that are left."""
         epochs, started, shown = self.run.config.epochs, time.monotonic(), 0.0
         state, done = self._resume(state)
-        stream = batches(done)
+        stream, columns = batches(done), losses.columns(self.run.questionnaire)
         for epoch in range(done // steps_per_epoch, epochs):
             end = (epoch + 1) * steps_per_epoch
             state = self._epoch(state, stream, done, end)
             require_finite([found[0] for found in self.losses], end - steps_per_epoch + 1)
             means = np.mean(self.losses, axis=0).tolist()
-            self.rows.append({"epoch": epoch + 1, "step": end} | dict(zip(("loss", *losses.COLUMNS), means)))
+            self.rows.append({"epoch": epoch + 1, "step": end} | dict(zip(("loss", *columns), means)))
             done, self.losses = end, []
             if self.keeper is None:
                 continue
@@ -297,7 +307,7 @@ class _Fold:
 
     def _epoch(self, state: TrainState, stream: Iterator[dict], done: int, end: int) -> TrainState:
         # A function of the history, which every checkpoint holds.
-        group_weights = losses.dynamic_weights(self.run.config, self.rows)
+        group_weights = losses.dynamic_weights(self.run.config, self.rows, self.run.questionnaire)
         rng = jax.random.key(self.run.config.seed)
         for number in range(done + 1, end + 1):
             batch = self.targets.of(next(stream)) | {"group_weights": group_weights}

@@ -1,6 +1,7 @@
-"""How far ratings are off, and what each group of dimensions counts: three tasks on one encoder, weighted in one of three ways.
+"""How far ratings are off, and what each group of dimensions counts: G tasks on one encoder (PercePiano's are three), weighted
+in one of three ways.
 
-* ``equal``: every dimension alike, so a group counts by its share of the 19.
+* ``equal``: every dimension alike, so a group counts by its share of the K dimensions.
 * ``uncertainty``: a learned log variance s of each group; its loss L becomes (exp(-s) L + s) / 2 (Kendall, Gal and Cipolla
   2018, "Multi-Task Learning Using Uncertainty to Weigh Losses", equation 7, in the stable form of section 3.2's end).
 * ``dwa``, dynamic weight averaging: a group whose loss fell less counts more. With r the ratio of a group's losses of the
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from percepiano_ast.config import FinetuneConfig, InputError, choose
-from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, group_indices
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import WEIGHTINGS
 
-COLUMNS = tuple(f"loss_{group}" for group in HEAD_GROUPS)  # of the history
-_SHARES = np.array([len(indices) / len(KEYS) for indices in group_indices().values()], np.float32)
+
+def columns(questionnaire: Questionnaire = PERCEPIANO) -> tuple[str, ...]:
+    """Of the history: one for each group."""
+    return tuple(f"loss_{group}" for group, _ in questionnaire.groups)
 
 
 def check(config: FinetuneConfig) -> None:
@@ -32,38 +35,42 @@ def check(config: FinetuneConfig) -> None:
 
 
 def errors(rated: jax.Array, log_variance: jax.Array | None, ratings: jax.Array) -> jax.Array:
-    """Squared errors (B, 19), or with ``log_variance`` negative log likelihoods without their constant (Nix and Weigend
+    """Squared errors (B, K), or with ``log_variance`` negative log likelihoods without their constant (Nix and Weigend
     1994, equation 5)."""
     squared = jnp.square(rated - ratings)
     return squared if log_variance is None else 0.5 * (log_variance + squared * jnp.exp(-log_variance))
 
 
-def by_group(errors: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean over clips (weighted, (B,)) and over each group's dimensions: (B, 19) -> (3,)."""
+def by_group(errors: jax.Array, weights: jax.Array, questionnaire: Questionnaire = PERCEPIANO) -> jax.Array:
+    """Mean over clips (weighted, (B,)) and over each group's dimensions: (B, K) -> (G,)."""
     of_dimensions = (errors * weights[:, None]).mean(axis=0)
-    return jnp.stack([of_dimensions[jnp.asarray(indices)].mean() for indices in group_indices().values()])
+    return jnp.stack([of_dimensions[jnp.asarray(indices)].mean() for _, indices in questionnaire.groups])
 
 
-def total(groups: jax.Array, group_weights: jax.Array, log_variance: jax.Array | None) -> jax.Array:
+def total(
+    groups: jax.Array, group_weights: jax.Array, log_variance: jax.Array | None, questionnaire: Questionnaire = PERCEPIANO
+) -> jax.Array:
     """The loss to be minimised.
 
     Args:
-        groups: losses (3,), see `by_group`.
-        group_weights: (3,) of this epoch, see `dynamic_weights`.
-        log_variance: (3,) learned, or None: see the module's docstring.
+        groups: losses (G,), see `by_group`.
+        group_weights: (G,) of this epoch, see `dynamic_weights`.
+        log_variance: (G,) learned, or None: see the module's docstring.
     """
     if log_variance is not None:
         groups = 0.5 * (jnp.exp(-log_variance) * groups + log_variance)
-    return jnp.sum(groups * group_weights * _SHARES)
+    shares = np.array([len(indices) / len(questionnaire.dimensions) for _, indices in questionnaire.groups], np.float32)
+    return jnp.sum(groups * group_weights * shares)
 
 
-def dynamic_weights(config: FinetuneConfig, history: list[dict]) -> np.ndarray:
-    """Weights (3,) of the groups in the epoch after ``history``, a row an epoch with ``COLUMNS``."""
+def dynamic_weights(config: FinetuneConfig, history: list[dict], questionnaire: Questionnaire = PERCEPIANO) -> np.ndarray:
+    """Weights (G,) of the groups in the epoch after ``history``, a row an epoch with `columns`."""
+    names = columns(questionnaire)
     if config.weighting != "dwa" or len(history) < 2:
-        return np.ones(len(COLUMNS), np.float32)
-    last, before = (np.array([row[name] for name in COLUMNS]) for row in (history[-1], history[-2]))
+        return np.ones(len(names), np.float32)
+    last, before = (np.array([row[name] for name in names]) for row in (history[-1], history[-2]))
     powers = np.exp(last / before / config.dwa_temperature)
-    return (len(COLUMNS) * powers / powers.sum()).astype(np.float32)
+    return (len(names) * powers / powers.sum()).astype(np.float32)
 
 
 def temperature(errors: np.ndarray, deviations: np.ndarray) -> float:
@@ -76,7 +83,7 @@ def temperature(errors: np.ndarray, deviations: np.ndarray) -> float:
 
 
 def calibrated(deviations: np.ndarray, errors: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Predicted deviations (n, 19) of held-out clips, each fold's times the `temperature` of the others.
+    """Predicted deviations (n, K) of held-out clips, each fold's times the `temperature` of the others.
 
     The other folds' clips are all in this fold's training part, and were rated by models that had not heard them: they are
     an inner validation that costs no further training, and no rating of a fold has a say in its own uncertainty.

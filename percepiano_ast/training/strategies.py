@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from percepiano_ast.config import FinetuneConfig, InputError, ModelConfig, choose
-from percepiano_ast.dimensions import HEAD_GROUPS
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import STRATEGIES
 from percepiano_ast.models import heads, lora
 from percepiano_ast.models.cnn import CNNConfig
@@ -31,12 +31,12 @@ def check(config: FinetuneConfig, model: ModelConfig | CNNConfig) -> None:
         raise InputError(f"a block every {config.unfreeze_epochs} epochs: choose at least 1")
 
 
-def split(config: FinetuneConfig, params: dict) -> dict:
+def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = PERCEPIANO) -> dict:
     """What is trained of ``params`` (``encoder``, ``head``), and what training adds: adapters, the groups' variances."""
     head = params["head"]
-    trained = {"head": head if config.rating_scale == "none" else heads.standardised(head, config.head)}
+    trained = {"head": head if config.rating_scale == "none" else heads.standardised(head, config.head, questionnaire)}
     if config.weighting == "uncertainty":
-        trained["groups"] = {"log_variance": jnp.zeros(len(HEAD_GROUPS))}
+        trained["groups"] = {"log_variance": jnp.zeros(len(questionnaire.groups))}
     encoder = params["encoder"]
     if config.strategy in ("gradual", "full"):
         trained["encoder"] = encoder

@@ -1,0 +1,112 @@
+"""What is written, whoever plays it: key, metre, tempo, register, texture, rhythm."""
+
+import numpy as np
+
+from percepiano_ast.audio.features import key_fit
+from percepiano_ast.descriptors.view import Descriptor
+from percepiano_ast.score.reading import Score
+from percepiano_ast.score.view import mean, std
+
+_SHORT, _LONG = 0.3, 0.9  # quarters: sixteenths and shorter; quarters (written to nine tenths in MIDI) and longer
+_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])  # pitch classes of C major; a minor key has those of its relative major
+
+TABLE = {
+    "written_sharps": Descriptor("", "sharps of the first key signature, flats negative; 0 where none is written"),
+    "written_major": Descriptor("", "how much better a major key fits than a minor one"),
+    "written_key_clarity": Descriptor("", "how well the best key fits"),
+    "written_chromatic": Descriptor("", "share of notes outside the scale of the key signature; 0 where none is written"),
+    "written_classes": Descriptor("bits", "entropy of the twelve pitch classes"),
+    "written_beats": Descriptor("", "beats of a bar"),
+    "written_triple": Descriptor("", "1 where a bar has three beats or a multiple of three, else 0"),
+    "written_bar": Descriptor("log2 quarters", "logarithm of the length of a bar"),
+    "written_tempo": Descriptor("log", "logarithm of the notated quarters per second; 0 where none is notated"),
+    "written_quarters": Descriptor("log", "logarithm of the length in quarters"),
+    "written_pitch": Descriptor("MIDI pitch", "mean pitch"),
+    "written_pitch_std": Descriptor("semitones", "deviation of the pitches"),
+    "written_melody": Descriptor("MIDI pitch", "mean pitch of the highest notes"),
+    "written_bass": Descriptor("MIDI pitch", "mean pitch of the lowest notes"),
+    "written_intervals": Descriptor("semitones", "mean size of the melody's intervals"),
+    "written_repeats": Descriptor("", "share of melody notes that repeat the one before"),
+    "written_rise": Descriptor("semitones", "from the first to the last melody note"),
+    "written_density": Descriptor("1/quarter", "notes per quarter"),
+    "written_moments": Descriptor("1/quarter", "moments with new notes per quarter"),
+    "written_chord": Descriptor("notes", "mean number of notes that begin together"),
+    "written_sounding": Descriptor("notes", "mean number of notes that sound together"),
+    "written_length": Descriptor("log2 quarters", "mean logarithm of note values"),
+    "written_length_std": Descriptor("log2 quarters", "deviation of that logarithm"),
+    "written_rhythm": Descriptor("bits", "entropy of the times between moments"),
+    "written_short": Descriptor("", "share of notes up to a sixteenth"),
+    "written_long": Descriptor("", "share of notes from a quarter on"),
+    "written_offbeat": Descriptor("", "share of moments between the beats"),
+    "written_force": Descriptor("velocity", "mean of the notated dynamics, as velocity"),
+    "written_force_std": Descriptor("velocity", "deviation of that"),
+}
+
+
+def measure(score: Score) -> dict[str, float]:
+    """The features of ``TABLE``; NaN for what this score does not say."""
+    return _harmony(score) | _time(score) | _texture(score)
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-np.sum(shares * np.log2(shares)))
+
+
+def _harmony(score: Score) -> dict[str, float]:
+    pitch = score.notes["pitch"].astype(int)
+    clarity, major = key_fit(np.bincount(pitch % 12, weights=score.notes["duration"], minlength=12))
+    sharps = score.keys[0][1] if score.keys else np.nan
+    scale = (_SCALE + 7 * score.keys[0][1]) % 12 if score.keys else _SCALE
+    return {
+        "written_sharps": sharps,
+        "written_major": major,
+        "written_key_clarity": clarity,
+        "written_chromatic": mean((~np.isin(pitch % 12, scale)).astype(float)) if score.keys else np.nan,
+        "written_classes": _entropy(np.bincount(pitch % 12)),
+    }
+
+
+def _time(score: Score) -> dict[str, float]:
+    notes = score.notes
+    moments = np.unique(notes["onset"])
+    _, beats, unit = score.metres[-1]
+    length = np.log2(np.maximum(notes["duration"], 1 / 16))
+    places = score.position(moments)[1]
+    quarters = (notes["onset"] + notes["duration"]).max() - moments[0]
+    between = np.unique(np.round(np.diff(moments) * 24), return_counts=True)[1]
+    return {
+        "written_beats": float(beats),
+        "written_triple": float(beats % 3 == 0),
+        "written_bar": float(np.log2(beats * unit)),
+        "written_tempo": float(np.log(score.tempo / 60)) if score.tempo else np.nan,
+        "written_quarters": float(np.log(max(quarters, 1 / 16))),
+        "written_length": mean(length),
+        "written_length_std": std(length),
+        "written_rhythm": _entropy(between) if len(between) else np.nan,
+        "written_short": mean((notes["duration"] <= _SHORT).astype(float)),
+        "written_long": mean((notes["duration"] >= _LONG).astype(float)),
+        "written_offbeat": mean((np.abs(places - np.round(places)) > 0.02).astype(float)),
+    }
+
+
+def _texture(score: Score) -> dict[str, float]:
+    notes, pitch = score.notes, score.notes["pitch"].astype(float)
+    starts = np.flatnonzero(np.r_[True, np.diff(notes["onset"]) > 0])
+    melody, bass = np.maximum.reduceat(pitch, starts), np.minimum.reduceat(pitch, starts)
+    quarters = max((notes["onset"] + notes["duration"]).max() - notes["onset"][0], 1 / 16)
+    return {
+        "written_pitch": mean(pitch),
+        "written_pitch_std": std(pitch),
+        "written_melody": mean(melody),
+        "written_bass": mean(bass),
+        "written_intervals": mean(np.abs(np.diff(melody))),
+        "written_repeats": mean((np.diff(melody) == 0).astype(float)),
+        "written_rise": melody[-1] - melody[0],
+        "written_density": len(notes) / quarters,
+        "written_moments": len(starts) / quarters,
+        "written_chord": len(notes) / len(starts),
+        "written_sounding": float(notes["duration"].sum() / quarters),
+        "written_force": mean(notes["velocity"].astype(float)),
+        "written_force_std": std(notes["velocity"].astype(float)),
+    }

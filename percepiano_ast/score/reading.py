@@ -1,0 +1,226 @@
+"""Scores from metronomic MIDI and from MusicXML: notes on the time of the bars, metre, key, tempo.
+
+Onsets and durations are quarter notes. MIDI is read by mido, whose ticks are exact; MusicXML by music21 (Cuthbert and Ariza
+2010, ISMIR), which knows ties, tuplets, grace notes and transposition. Repeats are written out (MIDI has them so; music21
+plays repeat signs, voltas, D.C. and D.S. as marked), which does no harm where a player leaves one out: what is not played is
+missing, and no played note loses its place.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mido
+import numpy as np
+
+from percepiano_ast.config import InputError
+
+NOTE = np.dtype([("onset", np.float64), ("duration", np.float64), ("pitch", np.uint8), ("velocity", np.uint8),
+                 ("staff", np.uint8), ("grace", np.bool_)])  # fmt: skip
+MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
+_DRUM_CHANNEL = 9
+_TOGETHER = 1 / 48  # quarters: closer onsets are one moment (a grid of 96 to the whole holds triplets and 32nds apart)
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What is written.
+
+    Attributes:
+        notes: of dtype ``NOTE``, sorted by onset, then pitch; onset and duration in quarters; velocity as the file
+            realises the dynamics; staff from 1, the upper, in the order of the tracks or parts.
+        metres: (onset, beats, quarters of a beat) of each time signature, such as (0, 3, 1.0) for 3/4; never empty.
+        keys: (onset, sharps) of each key signature, flats negative; empty where none is written.
+        tempi: (onset, quarters per minute) of each tempo; empty where none is written.
+        remarks: what was left out or taken as given in reading, in words.
+    """
+
+    notes: np.ndarray
+    metres: tuple[tuple[float, int, float], ...]
+    keys: tuple[tuple[float, int], ...]
+    tempi: tuple[tuple[float, float], ...]
+    remarks: tuple[str, ...] = ()
+
+    def position(self, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bar (counted from each metre's start on, float) and beat within it (0 is the downbeat, float) of ``onsets``."""
+        starts, beats, unit = (np.array(column, float) for column in zip(*self.metres, strict=True))
+        which = np.maximum(np.searchsorted(starts, onsets + _TOGETHER, side="right") - 1, 0)
+        since = (onsets - starts[which]) / unit[which] + _TOGETHER / 2
+        bar = np.floor(since / beats[which])
+        before = np.concatenate([[0], np.cumsum(np.ceil(np.diff(starts) / (beats * unit)[:-1] - _TOGETHER))])
+        return before[which] + bar, np.maximum(since - bar * beats[which] - _TOGETHER / 2, 0.0)
+
+    @property
+    def tempo(self) -> float | None:
+        """Notated quarters per minute, the mean over the score's time; ``None`` where none is written."""
+        if not self.tempi:
+            return None
+        at, speed = np.array(self.tempi).T
+        first, last = self.notes["onset"][0], (self.notes["onset"] + self.notes["duration"]).max()
+        ends = np.clip(np.append(at[1:], np.inf), first, last)
+        spans = ends - np.clip(np.append(-np.inf, at[1:]), first, last)
+        return float(spans.sum() / (spans / speed).sum())
+
+
+def read(path: str | Path) -> Score:
+    """Read a score; its format is told by the file name.
+
+    Raises:
+        InputError: missing, of another format, damaged, or without notes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such score. Check the path.")
+    if path.suffix.lower() not in (*MIDI, *MUSICXML):
+        raise InputError(f"{path}: {path.suffix or 'a file without suffix'} is no format of scores that is read; "
+                         f"export it as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))}).")  # fmt: skip
+    reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
+    try:
+        rows, metres, keys, tempi, remarks = reader(path)
+    except ImportError:  # of music21: the file is not to blame
+        raise
+    except Exception as error:  # the parsers' own exception types are open-ended: any of them means a damaged file
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path}: not a readable score ({reason:.200}). Export or download it again.") from error
+    if not rows:
+        why = f" ({'; '.join(remarks)})" if remarks else ""
+        raise InputError(f"{path}: no notes in this score{why}. Give the score of what is played.")
+    notes = np.array(rows, dtype=NOTE)
+    notes, doubled = _once_per_moment(notes)
+    remarks += [f"{doubled} notes doubled another (same key, same moment) and were merged"] if doubled else []
+    if not metres or metres[0][0] > notes["onset"][0] + _TOGETHER:
+        metres = [(0.0, 4, 1.0), *metres]
+        remarks.append("no time signature at the beginning: 4/4 is taken")
+    return Score(notes, _last_of_each(metres), _last_of_each(keys), _last_of_each(tempi), tuple(remarks))
+
+
+def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
+    """Sorted by onset; of several at one moment the last, and none that says what held already."""
+    at = {entry[0]: entry for entry in sorted(entries, key=lambda entry: entry[0])}
+    kept = []
+    for entry in at.values():
+        if not kept or entry[1:] != kept[-1][1:]:
+            kept.append(entry)
+    return tuple(kept)
+
+
+def _once_per_moment(notes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Notes in order, each key once a moment (the longest stays); and how many were merged."""
+    notes = notes[np.lexsort((-notes["duration"], notes["grace"], notes["onset"], notes["pitch"]))]
+    same = (np.diff(notes["onset"]) < 1e-6) & (np.diff(notes["pitch"].astype(int)) == 0)
+    kept = notes[np.r_[True, ~same]]
+    return kept[np.lexsort((kept["pitch"], kept["onset"]))], int(same.sum())
+
+
+def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
+    """Rows of ``NOTE``, metres, keys, tempi and remarks; a track with notes is a staff."""
+    midi = mido.MidiFile(str(path))
+    quarter = midi.ticks_per_beat
+    rows, metres, keys, tempi, drums, staff, unreleased, empty = [], [], [], [], 0, 0, 0, 0
+    for track in midi.tracks:
+        tick, down, found = 0, {}, []
+        for message in track:
+            tick += message.time
+            at = tick / quarter
+            if message.type == "time_signature":
+                metres.append((at, message.numerator, 4 / message.denominator))
+            elif message.type == "key_signature":
+                keys.append((at, _sharps(message.key)))
+            elif message.type == "set_tempo":
+                tempi.append((at, mido.tempo2bpm(message.tempo)))
+            elif message.type in ("note_on", "note_off"):
+                if message.channel == _DRUM_CHANNEL:
+                    drums += message.type == "note_on" and message.velocity > 0
+                else:
+                    empty += _stroke(message, at, down, found)
+        staff += bool(found)
+        unreleased += len(down)
+        rows += [(onset, length, pitch, velocity, staff, False) for onset, length, pitch, velocity in found]
+    counts = {"of zero length": empty, "of drums": drums, "never released": unreleased}
+    return rows, metres, keys, tempi, [f"{count} notes {what} were left out" for what, count in counts.items() if count]
+
+
+def _stroke(message, at: float, down: dict, found: list) -> bool:
+    """Keep a stroke in ``down`` and a released note in ``found`` as (onset, duration, pitch, velocity).
+
+    Returns:
+        whether a note was left out because it has no length: MuseScore writes some ornaments so.
+    """
+    key, empty = (message.channel, message.note), False
+    if key in down:  # released, or struck again
+        onset, velocity = down.pop(key)
+        empty = at == onset
+        found += [] if empty else [(onset, at - onset, message.note, velocity)]
+    if message.type == "note_on" and message.velocity:
+        down[key] = (at, message.velocity)
+    return empty
+
+
+def _sharps(key: str) -> int:
+    """Sharps of a key signature as mido names it (``Eb``, ``F#m``); flats are negative."""
+    fifths = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}[key[0]]
+    return fifths + 7 * (key.count("#") - key.count("b")) - 3 * key.endswith("m")
+
+
+def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
+    """The same of MusicXML; a part, or a staff of a part, is a staff."""
+    from music21 import converter, repeat, tempo  # half a second and 60 MB that other scores do without
+
+    written = converter.parseData(_musicxml_text(path), format="musicxml")
+    remarks = []
+    parts = list(written.parts)
+    if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
+        try:
+            parts = [part.expandRepeats() for part in parts]
+            remarks.append("repeats are written out as marked")
+        except repeat.ExpanderException as error:
+            raise ValueError(f"its repeat signs do not close: {error}") from error
+    rows, left_out = [], 0
+    for staff, part in enumerate(parts, 1):
+        notes, others = _notes_of_part(part.toSoundingPitch(), staff)
+        rows, left_out = rows + notes, left_out + others
+    remarks += [f"{left_out} chord symbols and unpitched notes were left out"] if left_out else []
+    first = parts[0].flatten() if parts else written.flatten()
+    metres = [(float(one.offset), one.numerator, 4 / one.denominator) for one in first.getElementsByClass("TimeSignature")]
+    keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
+    marks = [one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)]
+    tempi = [(float(one.offset), float(one.getQuarterBPM())) for one in marks if one.getQuarterBPM()]
+    return rows, _with_pickup(parts, metres), keys, tempi, remarks
+
+
+def _musicxml_text(path: Path) -> str:
+    """The MusicXML document of a plain or a compressed file."""
+    content = path.read_bytes()
+    if path.suffix.lower() == ".mxl":
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = [name for name in archive.namelist()
+                     if name.endswith((".xml", ".musicxml")) and not name.startswith(("META-INF", "__MACOSX"))]  # fmt: skip
+            if not names:
+                raise ValueError("no MusicXML document in the archive")
+            content = archive.read(names[0])
+    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+def _with_pickup(parts: list, metres: list[tuple]) -> list[tuple]:
+    """The metres, the first bar's own if it is short: an upbeat must not shift the downbeats that follow."""
+    bars = list(parts[0].getElementsByClass("Measure")) if parts else []
+    if not metres or len(bars) < 2:
+        return metres
+    length, (at, beats, unit) = float(bars[1].offset - bars[0].offset), metres[0]
+    if at or not 0 < length < beats * unit - 1e-6:
+        return metres
+    return [(0.0, 1, length), (length, beats, unit), *metres[1:]]
+
+
+def _notes_of_part(part, staff: int) -> tuple[list[tuple], int]:
+    """Rows of ``NOTE`` of a music21 part, ties joined; and how many of its notes are none on a piano."""
+    rows, left_out = [], 0
+    for note in part.stripTies().flatten().notes:
+        if "ChordSymbol" in note.classes or not note.pitches:
+            left_out += 1
+            continue
+        velocity = round(127 * note.volume.getRealized())
+        rows += [(float(note.offset), float(note.duration.quarterLength), pitch.midi, velocity, staff,
+                  note.duration.isGrace) for pitch in note.pitches]  # fmt: skip
+    return rows, left_out

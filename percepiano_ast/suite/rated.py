@@ -1,0 +1,145 @@
+"""Rated clips and the encoder that listens to them, PercePiano's or one's own, and their cross-validation."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast.config import FinetuneConfig, FrontEnd, as_path, write_json
+from percepiano_ast.data import augment, batches, splits, variants
+from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.models import convert
+from percepiano_ast.suite.run import Run, Start
+from percepiano_ast.training import finetune as finetuning
+from percepiano_ast.training import folds, losses
+
+# Windows of a rated clip that go through the encoder at once.
+EMBED_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Rated:
+    """What fine-tuning and a study of switches share.
+
+    Attributes:
+        run: below whose root the folds are kept.
+        start: the encoder.
+        clips: their ratings are (n, K) in the order of the questionnaire.
+        front_end: of the clips.
+        index: of the clips, with folds.
+        raters: how many ratings the mean of each rendering's clip rests on, (n,); None where nobody says.
+    """
+
+    run: Run
+    start: Start
+    config: FinetuneConfig
+    clips: batches.RatedClips
+    front_end: FrontEnd
+    index: pd.DataFrame
+    raters: np.ndarray | None = None
+    questionnaire: Questionnaire = PERCEPIANO
+
+    def trainer(self, steps: int) -> finetuning.Finetuning:
+        """For so many steps in all."""
+        model, statistics, execution = self.start.model, self.start.statistics, self.run.preset.execution
+        return finetuning.Finetuning(model, self.config, self.front_end, statistics, steps, execution, self.questionnaire)
+
+    @functools.cached_property
+    def params(self) -> dict:
+        """Of encoder and heads before fine-tuning."""
+        params = self.trainer(1).init(self.config.seed)
+        if self.start.encoder is not None:
+            convert.require_same_shapes(self.start.encoder, params["encoder"], f"the encoder of {self.start.name}")
+            params["encoder"] = self.start.encoder
+        return params
+
+    def embed(self, params: dict, which: np.ndarray) -> np.ndarray:
+        """Embeddings of whole renderings at positions ``which``."""
+        codes = [self.clips.codes[number] for number in which]
+        windows = batches.clip_windows(codes, n_frames=self.start.model.n_frames, batch_size=EMBED_BATCH)
+        return self.trainer(1).embed(params, windows, len(codes))
+
+    @functools.cached_property
+    def embeddings(self) -> np.ndarray:
+        """Of all renderings, by the encoder before fine-tuning."""
+        return self.embed(self.params, np.arange(len(self.clips.codes)))
+
+    def windows(self, train: np.ndarray) -> tuple[Callable, int]:
+        """Augmented batches from a step on, and the steps of an epoch."""
+        config = self.config
+        windows, steps = batches.finetune_batches(
+            self.clips, train, n_frames=self.start.model.n_frames, max_windows=config.max_windows, batch_size=config.batch_size,
+            seed=config.seed,
+        )  # fmt: skip
+        changes = augment.Augmentation(config.mask_bands, config.mask_frames, config.mixup, config.gain_db)
+        stream = functools.partial(batches.from_step, windows)
+        return augment.augmented(stream, changes, config.seed, self.front_end.step_db), steps
+
+
+class HeldOut(NamedTuple):
+    """What is said of renderings by models that have not heard their fold.
+
+    Attributes:
+        fold: of each clip that the protocol evaluates.
+        which: positions of the renderings, (m,).
+        rated: (m, K).
+        uncertainty: calibrated standard deviations (m, K), or None where the heads predict none.
+    """
+
+    fold: dict[str, int]
+    which: np.ndarray
+    rated: np.ndarray
+    uncertainty: np.ndarray | None
+
+
+def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> HeldOut:
+    """Train every fold of the protocol, or find it trained, and let it rate what it has not heard.
+
+    Args:
+        settings: what makes this run what it is beside its configuration; kept with every model.
+    """
+    name, clips, home = rated.start.name, rated.clips, rated.run.finetune(rated.start.name)
+    fold = splits.fold_of_clip(rated.index, rated.config.protocol)
+    held_out = np.array([fold.get(clip, -1) for clip in clips.clip])
+    said, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
+    folds.say_room(rated.trainer(1), rated.params, len(set(fold.values())), rated.run.kept(home), log)
+    for number in sorted(set(fold.values())):
+        train = np.flatnonzero((held_out != number) & (held_out >= 0))
+        # Variants are for training: what is held out is heard as it was played.
+        test = np.flatnonzero((held_out == number) & variants.plain(clips.synthesizer))
+        log(f"{name}, fold {number}: {len(train)} renderings to train on, {len(test)} held out")
+        whose = {"init": settings["init"], "pretrained": rated.start.weights, "fold": number} | settings
+        said[test], deviations[test] = _fold(rated, train, test, home / f"fold_{number}", whose, log)
+    which = np.flatnonzero(np.isfinite(said).all(axis=1))
+    uncertainty = _calibrated(rated.run, home, said - clips.ratings, deviations, held_out)
+    return HeldOut(fold, which, said[which], None if uncertainty is None else uncertainty[which])
+
+
+def _fold(rated: Rated, train, test, home: Path, settings: dict, log) -> tuple[np.ndarray, np.ndarray]:
+    """Ratings of the held-out renderings by a model of the others, and their standard deviations, NaN where it says none."""
+    windows, steps = rated.windows(train)
+    trainer = rated.trainer(rated.config.epochs * steps)
+    trained, scaler = folds.finetune_fold(
+        trainer, rated.params, rated.embeddings, ratings=rated.clips.ratings, raters=rated.raters, train=train, windows=windows,
+        steps_per_epoch=steps, directory=home, store=rated.run.kept(home), settings=settings, log=log,
+    )  # fmt: skip
+    # An encoder that was trained has other embeddings.
+    heard = rated.embed(trained, test) if rated.config.trains_encoder else rated.embeddings[test]
+    return trainer.distribution(trained, scaler, heard)
+
+
+def _calibrated(run: Run, home: Path, errors, deviations, held_out) -> np.ndarray | None:
+    """Predicted standard deviations of the held-out renderings, calibrated, and for what is rated later the factor in
+    ``temperature.json`` beside the folds; None where none are predicted."""
+    known = np.isfinite(deviations).all(axis=1)
+    if not known.any():
+        return None
+    factor = losses.temperature(errors[known], deviations[known])
+    write_json(as_path(run.kept(home)) / "temperature.json", {"temperature": factor})
+    found = np.full_like(deviations, np.nan)
+    found[known] = losses.calibrated(deviations[known], errors[known], held_out[known])
+    return found

@@ -1,0 +1,380 @@
+"""A score is read, found again in a performance, and what is told from both is right. About 10 s; 20 s with real data."""
+
+import zipfile
+from dataclasses import replace
+
+import mido
+import numpy as np
+import pytest
+
+from percepiano_ast import alignment, performance, score
+from percepiano_ast.config import InputError
+from percepiano_ast.data import demo, percepiano
+from percepiano_ast.data.tunes import RATED
+from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.score import features, match
+
+MELODY = [67, 69, 71, 72, 74, 72, 71, 69, 67, 71, 74, 79, 78, 74, 69, 72, 71, 67, 66, 69, 67, 62, 64, 67]
+BASS = [43, 50, 47, 43, 48, 45, 50, 43]
+QUARTER = 0.5  # seconds
+
+
+def write_score(path, notes, metre=(3, 4), key="G", tempo=120):
+    """A MIDI score of (onset, duration, pitch, velocity, staff), quarters."""
+    file = mido.MidiFile(ticks_per_beat=480)
+    for staff in sorted({note[4] for note in notes}) or [1]:
+        track = mido.MidiTrack()
+        file.tracks.append(track)
+        if staff == 1:
+            track.append(mido.MetaMessage("time_signature", numerator=metre[0], denominator=metre[1]))
+            track.append(mido.MetaMessage("key_signature", key=key))
+            track.append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)))
+        events = [(onset, "note_on", pitch, velocity) for onset, _, pitch, velocity, its in notes if its == staff]
+        events += [(onset + length, "note_off", pitch, 0) for onset, length, pitch, _, its in notes if its == staff]
+        before = 0
+        for at, kind, pitch, velocity in sorted(events, key=lambda event: (event[0], event[1])):
+            tick = round(480 * at)
+            track.append(mido.Message(kind, note=pitch, velocity=velocity, time=tick - before))
+            before = tick
+    file.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Eight bars of three quarters, a melody over a bass."""
+    notes = [(i, 1, pitch, 80, 1) for i, pitch in enumerate(MELODY)]
+    notes += [(3 * i, 3, pitch, 60, 2) for i, pitch in enumerate(BASS)]
+    return score.read(write_score(tmp_path_factory.mktemp("score") / "minuet.mid", notes))
+
+
+def play(written, quarter=QUARTER, late=0.0, held=1.0, velocity=64, pedals=()):
+    """A performance of a score: seconds a quarter, seconds late, share held and force, each a number or one a note."""
+    onset = written.notes["onset"] * quarter + late + 0.1
+    notes = np.zeros(len(onset), NOTE)
+    notes["onset"], notes["offset"] = onset, onset + held * written.notes["duration"] * quarter
+    notes["pitch"], notes["velocity"] = written.notes["pitch"], velocity
+    return Performance(notes[np.lexsort((notes["pitch"], notes["onset"]))], np.array(list(pedals), dtype=PEDAL))
+
+
+def damaged(one, rng, missing=0.2, spurious=0.1, jitter=0.02):
+    """A performance as a bad transcription has it; and for each of its notes the true one's number, -1 for none."""
+    notes = one.notes
+    kept = np.flatnonzero(rng.random(len(notes)) >= missing)
+    heard = notes[kept].copy()
+    for field in ("onset", "offset"):
+        heard[field] += rng.normal(0, jitter, len(kept)) if field == "onset" else 0
+    heard["offset"] = np.maximum(heard["offset"], heard["onset"] + 0.02)
+    extra = notes[rng.integers(0, len(notes), int(spurious * len(notes)))].copy()
+    extra["onset"] = rng.uniform(notes["onset"][0], notes["onset"][-1], len(extra))
+    extra["offset"] = extra["onset"] + 0.1
+    extra["pitch"] += rng.integers(1, 12, len(extra)).astype(np.uint8)
+    both, number = np.concatenate([heard, extra]), np.concatenate([kept, np.full(len(extra), -1)])
+    order = np.argsort(both["onset"], kind="stable")
+    return replace(one, notes=both[order]), number[order]
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_midi_says_notes_metre_key_tempo_and_staff(written):
+    assert len(written.notes) == 32 and written.remarks == ()
+    assert written.metres == ((0.0, 3, 1.0),) and written.keys == ((0.0, 1),)
+    assert written.tempo == pytest.approx(120)
+    first = written.notes[:2]
+    assert first["pitch"].tolist() == [43, 67] and first["staff"].tolist() == [2, 1] and first["duration"].tolist() == [3, 1]
+    bar, beat = written.position(np.array([0.0, 1.0, 3.0, 7.5]))
+    assert bar.tolist() == [0, 0, 1, 2]
+    np.testing.assert_allclose(beat, [0, 1, 0, 1.5], atol=1e-9)
+
+
+def test_an_upbeat_of_its_own_metre_does_not_shift_the_downbeats():
+    notes = np.zeros(1, score.reading.NOTE)
+    upbeat = score.Score(notes, ((0.0, 1, 0.5), (0.5, 2, 2.0)), (), ())
+    bar, beat = upbeat.position(np.array([0.0, 0.5, 2.5, 4.5]))
+    assert bar.tolist() == [0, 1, 1, 2]
+    np.testing.assert_allclose(beat, [0, 0, 1, 0], atol=1e-9)
+
+
+def test_doubled_and_empty_notes_are_told_and_merged(tmp_path):
+    notes = [(0, 1, 60, 70, 1), (0, 2, 60, 70, 2), (1, 1, 62, 70, 1)]
+    one = score.read(write_score(tmp_path / "doubled.mid", notes))
+    assert len(one.notes) == 2 and one.notes["duration"].tolist() == [2, 1]
+    assert one.remarks == ("1 notes doubled another (same key, same moment) and were merged",)
+
+
+def test_a_score_without_metre_says_what_is_taken(tmp_path):
+    file = mido.MidiFile(ticks_per_beat=480)
+    track = [mido.Message("note_on", note=60, velocity=9), mido.Message("note_off", note=60, time=480)]
+    file.tracks.append(mido.MidiTrack(track))
+    file.save(tmp_path / "bare.mid")
+    bare = score.read(tmp_path / "bare.mid")
+    assert bare.metres == ((0.0, 4, 1.0),) and bare.tempo is None and bare.keys == ()
+    assert bare.remarks == ("no time signature at the beginning: 4/4 is taken",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("song.txt", b"la la la", r"song\.txt: \.txt is no format of scores"),
+        ("sheet", b"", "a file without suffix is no format"),
+        ("noise.mid", b"not a midi file at all", "not a readable score"),
+        ("broken.musicxml", b"<score-partwise><part id='P1'><measure>", "not a readable score"),
+        ("other.xml", b"<html><body>hello</body></html>", "no notes in this score|not a readable score"),
+        ("broken.mxl", b"PK but no archive", "not a readable score"),
+    ],
+)
+def test_what_is_no_score_is_refused_by_name(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        score.read(tmp_path / name)
+    assert name in str(error.value)
+
+
+def test_missing_and_empty_scores_are_refused(tmp_path):
+    with pytest.raises(InputError, match="gone.mid: no such score"):
+        score.read(tmp_path / "gone.mid")
+    with pytest.raises(InputError, match="no notes in this score"):
+        score.read(write_score(tmp_path / "empty.mid", []))
+
+
+def musicxml(measures):
+    """A document of one part, quarters of two divisions; ``measures`` as XML."""
+    bars = "".join(f"<measure number='{i}'>{inside}</measure>" for i, inside in enumerate(measures, 1))
+    return f"""<?xml version="1.0" encoding="UTF-8"?><score-partwise version="3.1"><part-list><score-part id="P1">
+    <part-name>Piano</part-name></score-part></part-list><part id="P1">{bars}</part></score-partwise>"""
+
+
+def xml_note(step, octave, duration, more=""):
+    return f"<note><pitch><step>{step}</step><octave>{octave}</octave></pitch><duration>{duration}</duration>{more}</note>"
+
+
+HEAD = ("<attributes><divisions>2</divisions><key><fifths>-2</fifths></key><time><beats>2</beats>"
+        "<beat-type>4</beat-type></time></attributes><direction><direction-type><metronome><beat-unit>quarter</beat-unit>"
+        "<per-minute>90</per-minute></metronome></direction-type><sound tempo='90'/></direction>")  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".musicxml", ".mxl"])
+def test_musicxml_joins_ties_and_writes_repeats_out(tmp_path, suffix):
+    repeat = "<barline location='right'><bar-style>light-heavy</bar-style><repeat direction='backward'/></barline>"
+    bars = [HEAD + xml_note("C", 4, 2) + xml_note("D", 4, 2, "<tie type='start'/>"),
+            xml_note("D", 4, 2, "<tie type='stop'/>") + xml_note("E", 4, 2) + repeat]  # fmt: skip
+    path = tmp_path / f"repeated{suffix}"
+    if suffix == ".mxl":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("score.xml", musicxml(bars))
+    else:
+        path.write_text(musicxml(bars))
+    read = score.read(path)
+    assert read.notes["pitch"].tolist() == [60, 62, 64] * 2
+    assert read.notes["onset"].tolist() == [0, 1, 3, 4, 5, 7] and read.notes["duration"].tolist() == [1, 2, 1] * 2
+    assert read.metres == ((0.0, 2, 1.0),) and read.keys == ((0.0, -2),) and read.tempo == pytest.approx(90)
+    assert "repeats are written out as marked" in read.remarks
+
+
+def test_an_upbeat_in_musicxml_does_not_shift_the_downbeats(tmp_path):
+    (tmp_path / "up.musicxml").write_text(musicxml([HEAD + xml_note("G", 4, 1), xml_note("C", 5, 4), xml_note("D", 5, 4)]))
+    up = score.read(tmp_path / "up.musicxml")
+    assert up.metres == ((0.0, 1, 0.5), (0.5, 2, 1.0))
+    np.testing.assert_allclose(up.position(up.notes["onset"])[1], 0, atol=1e-9)
+
+
+def test_a_grace_note_is_found_and_has_no_time_of_its_own(tmp_path):
+    grace = "<note><grace/><pitch><step>B</step><octave>4</octave></pitch></note>"
+    bar = xml_note("C", 4, 2) + xml_note("E", 4, 2)
+    (tmp_path / "grace.musicxml").write_text(musicxml([HEAD + bar, bar, grace + bar, bar]))
+    read = score.read(tmp_path / "grace.musicxml")
+    assert read.notes["grace"].sum() == 1
+    played = play(replace(read, notes=read.notes[~read.notes["grace"]]), quarter=2 / 3)
+    early = np.array([(played.notes["onset"][4] - 0.08, played.notes["onset"][4], 71, 50)], dtype=NOTE)
+    ornamented = replace(played, notes=np.sort(np.concatenate([played.notes, early]), order="onset"))
+    plain, one = features.describe(played, read), features.describe(ornamented, read)
+    assert one["extra_share"] == one["missing_share"] == 0 and plain["missing_grace"] == 1
+    for name in features.tempo.TABLE:
+        assert one[name] == pytest.approx(plain[name], abs=1e-6), name
+
+
+# --- Matching ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_note_of_a_plain_rendition_is_found(written):
+    found = match(play(written), written)
+    assert found.share == 1 and not len(found.extra) and not len(found.missing)
+    assert np.all(np.diff(found.written) > 0)
+
+
+def test_a_repeat_that_is_left_out_costs_no_played_note(written):
+    twice = np.concatenate([written.notes, written.notes])
+    twice["onset"][len(written.notes) :] += 24
+    found = match(play(written), replace(written, notes=twice))
+    assert found.share == 1 and len(found.missing) == len(written.notes)
+
+
+def test_a_motif_that_returns_is_not_confused_with_itself(tmp_path):
+    motif = [60, 64, 67, 64] * 8
+    read = score.read(write_score(tmp_path / "ostinato.mid", [(i / 2, 0.5, pitch, 70, 1) for i, pitch in enumerate(motif)]))
+    played = play(read, late=0.1 * np.sin(read.notes["onset"]))
+    without = replace(played, notes=np.delete(played.notes, [5, 6, 17]))
+    found = match(without, read)
+    assert found.missing.tolist() == [5, 6, 17] and not len(found.extra)
+
+
+@pytest.mark.parametrize("tune", range(3))
+def test_a_bad_transcription_keeps_its_place(tune):
+    rng = np.random.default_rng(tune)
+    habits = dict.fromkeys(demo.PARAMETERS, 0.5) | {"una_corda": 1.0, "half_pedal": 0.0}
+    true = demo.perform(RATED[tune], habits, rng)
+    deadpan = demo.perform(RATED[tune], dict(zip(demo.PARAMETERS, demo._deadpan())), rng)
+    right = dict(alignment.match(true.notes, deadpan.notes).tolist())
+    heard, number = damaged(true, rng)
+    found = {number[i]: j for i, j in alignment.match(heard.notes, deadpan.notes).tolist() if number[i] >= 0}
+    known = [i for i in number if i in right]
+    assert np.mean([found.get(i) == right[i] for i in known]) > 0.9
+
+
+def test_a_performance_without_anything_in_common_matches_nothing(written):
+    other = play(written)
+    other.notes["pitch"] = 21 + np.arange(len(other.notes)) % 12
+    assert match(other, written).share == 0
+
+
+# --- Features ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_finite_named_and_the_same_again(written):
+    one = features.describe(play(written), written)
+    assert list(one) == list(features.FEATURES) and all(np.isfinite(list(one.values())))
+    assert one == features.describe(play(written), written)
+    assert all(feature.words for feature in features.FEATURES.values())
+
+
+def test_a_machine_deviates_nowhere(written):
+    one = features.describe(play(written), written)
+    for name in ("tempo_std", "irregular_std", "beat_std", "deviation_std", "async_std", "melody_lead", "held", "held_std",
+                 "force_melody", "force_arch", "extra_share", "missing_share", "tempo_of_notated"):  # fmt: skip
+        assert one[name] == pytest.approx(0, abs=1e-6), name
+    assert one["tempo_mean"] == pytest.approx(np.log(1 / QUARTER))
+
+
+def test_how_it_is_played_shows_where_it_should(written):
+    notes, top = written.notes, written.notes["staff"] == 1
+    plain = features.describe(play(written), written)
+    slower = features.describe(play(written, quarter=1.25 * QUARTER), written)
+    assert slower["tempo_of_notated"] == pytest.approx(-np.log(1.25))
+    for name in ("held", "irregular_std", "async_std", "pedal_late", "written_pitch"):
+        assert slower[name] == pytest.approx(plain[name], abs=1e-6), name
+    lead = features.describe(play(written, late=np.where(top, -0.03, 0.0)), written)
+    assert lead["melody_lead"] == pytest.approx(0.03) and lead["melody_lead_share"] == 1
+    assert lead["hands_apart"] == pytest.approx(0.03)
+    short = features.describe(play(written, held=0.4), written)
+    assert short["held"] == pytest.approx(np.log(0.4), abs=1e-3) and short["detached_share"] == 1
+    accents = features.describe(play(written, velocity=np.where(notes["onset"] % 3 == 0, 80, 60)), written)
+    assert accents["force_downbeat"] == pytest.approx(20) and accents["force_bar_pattern"] == pytest.approx(1)
+    voiced = features.describe(play(written, velocity=np.where(top, 90, 60)), written)
+    assert voiced["force_melody"] == pytest.approx(30) and voiced["force_of_notated"] == pytest.approx(1)
+    ritardando = features.describe(play(written, late=0.02 * np.maximum(notes["onset"] - 15, 0) ** 2), written)
+    assert ritardando["tempo_final"] < -0.2 < 0 < ritardando["smooth_std"]
+    uneven = np.random.default_rng(0).normal(0, 0.03, 24)[notes["onset"].astype(int)]
+    assert features.describe(play(written, late=uneven), written)["irregular_std"] > 0.03
+
+
+def test_pedal_is_told_against_the_bars(written):
+    changes = [(0.1 + 3 * QUARTER * bar + at, 64, value) for bar in range(8) for at, value in ((0.05, 127), (1.4, 0))]
+    on_bars = features.describe(play(written, pedals=changes), written)
+    assert on_bars["pedal_on_bars"] == 1 and on_bars["pedal_of_harmony"] == 1
+    assert on_bars["pedal_late"] == pytest.approx(0.05 / QUARTER, abs=1e-3) and on_bars["pedal_harmonies"] == 1
+    dry = features.describe(play(written), written)
+    assert dry["pedal_per_bar"] == dry["pedal_on_bars"] == 0 and dry["undefined"] > on_bars["undefined"]
+
+
+def test_wrong_extra_and_missing_notes_are_counted(written):
+    played = play(written)
+    notes = np.delete(played.notes, [4, 9])
+    brushed = np.array([(2.0, 2.05, 100, 20)], dtype=NOTE)
+    one = features.describe(replace(played, notes=np.sort(np.concatenate([notes, brushed]), order="onset")), written)
+    assert one["missing_share"] == pytest.approx(2 / 32) and one["extra_share"] == pytest.approx(1 / 31)
+    assert one["extra_brushed"] == pytest.approx(1 / 31) and one["extra_beside"] == 0
+
+
+def test_what_is_written_does_not_depend_on_who_plays(written):
+    one = features.describe(play(written), written)
+    other = features.describe(play(written, quarter=0.7, held=0.5, velocity=99), written)
+    for name in features.piece.TABLE:
+        assert one[name] == other[name]
+    assert one["written_sharps"] == 1 and one["written_beats"] == 3 and one["written_triple"] == 1
+    assert one["written_chromatic"] == 0 and one["written_tempo"] == pytest.approx(np.log(2))
+
+
+def test_single_notes_have_no_chords_and_it_is_counted(tmp_path):
+    read = score.read(write_score(tmp_path / "line.mid", [(i, 1, 60 + i, 70, 1) for i in range(8)]))
+    one = features.describe(play(read), read)
+    assert one["melody_lead"] == one["hands_apart"] == one["force_bass"] == 0 and one["undefined"] > 20
+
+
+def test_wrong_pieces_and_fragments_are_refused(written):
+    other = play(written)
+    other.notes["pitch"] = 21 + np.arange(len(other.notes)) % 12
+    with pytest.raises(InputError, match="0% of the notes are in the score, 70% are needed"):
+        features.describe(other, written)
+    with pytest.raises(InputError, match="3 moments .* 4 are needed"):
+        features.describe(replace(other, notes=play(written).notes[[1, 2, 3]]), written)
+
+
+def test_a_table_lists_whom_it_leaves_out(written):
+    other = play(written)
+    other.notes["pitch"] = 21 + np.arange(len(other.notes)) % 12
+    given = {"good": play(written), "other": other, "alone": play(written)}
+    table, left_out = features.table(given, {"good": written, "other": written})
+    assert list(table.index) == ["good"] and list(table.columns) == list(features.FEATURES)
+    assert left_out["alone"] == "there is no score of it" and "0% of the notes" in left_out["other"]
+
+
+# --- Real data --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.real_data
+def test_real_clips_are_found_in_their_scores_and_not_in_others(percepiano_dir):
+    midi, scores = percepiano.find_midi(percepiano_dir), percepiano.find_scores(percepiano_dir)
+    index = percepiano.load_index(percepiano_dir)
+    shares, robust, foreign = [], [], []
+    rng = np.random.default_rng(0)
+    for clip, segment in list(zip(index["clip"], index["segment"], strict=True))[::30]:
+        true, own = performance.read_midi(midi[clip]), score.read(scores[segment])
+        right = match(true, own)
+        shares.append(right.share)
+        pairs = dict(zip(right.played.tolist(), right.written.tolist(), strict=True))
+        heard, number = damaged(true, rng)
+        found = match(heard, own)
+        again = {number[i]: j for i, j in zip(found.played, found.written, strict=True) if number[i] >= 0}
+        robust.append(np.mean([again.get(i) == pairs[i] for i in number if i in pairs]))
+        stranger = "Schubert_D960_mv3_8bars_03" if segment.startswith("Beethoven") else "Beethoven_WoO80_thema_8bars_1"
+        foreign.append(match(true, score.read(scores[stranger])).share)
+    assert np.mean(shares) > 0.98 and min(shares) > 0.9
+    assert np.mean(robust) > 0.95
+    assert max(foreign) < alignment.LEAST_MATCHED
+
+
+@pytest.mark.real_data
+def test_a_misnamed_clip_plays_another_passage(percepiano_dir):
+    midi, scores = percepiano.find_midi(percepiano_dir), percepiano.find_scores(percepiano_dir)
+    named = dict(percepiano.load_index(percepiano_dir)[["clip", "segment"]].itertuples(index=False))
+    for clip, passage in percepiano.MISNAMED.items():
+        played = performance.read_midi(midi[clip])
+        assert match(played, score.read(scores[named[clip]])).share < 0.5
+        assert match(played, score.read(scores[passage])).share > 0.95
+        with pytest.raises(InputError, match="36% of the notes are in the score"):
+            features.describe(played, score.read(scores[named[clip]]))
+
+
+@pytest.mark.real_data
+def test_real_scores_say_metre_key_and_tempo_and_two_are_empty(percepiano_dir):
+    read, empty = {}, []
+    for passage, path in percepiano.find_scores(percepiano_dir).items():
+        try:
+            read[passage] = score.read(path)
+        except InputError as error:
+            assert "no notes in this score" in str(error)
+            empty.append(passage)
+    assert empty == ["Schubert_D935_no.3_4bars_43", "Schubert_D935_no.3_4bars_44"]
+    assert all(one.tempi and one.keys for one in read.values())
+    assert {one.metres[-1][1:] for one in read.values()} <= {(3, 1.0), (2, 2.0)}
