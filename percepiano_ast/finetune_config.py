@@ -26,6 +26,8 @@ class FinetuneConfig:
         head: ``joint``: one hidden layer for all dimensions; ``grouped``: one for each of ``dimensions.HEAD_GROUPS``;
             ``attention``: that, and groups that attend to the bands and to one another, see `heads.CrossTaskAttention`.
         pooling: what of the moments over time the heads see.
+        heard: the heads see, beside the embedding, what the notes and pedals that the encoder hears over the whole clip say of
+            tempo, touch, loudness ... (`descriptors`): of a frozen encoder that was pre-trained to hear them.
         rating_scale: the heads learn ratings as they are (``none``), or standardised by the training clips of the fold,
             each dimension by its own mean and deviation or all of a group by theirs.
         weighting: of the groups' losses, see `training.losses`: every dimension alike (``equal``), homoscedastic
@@ -49,6 +51,7 @@ class FinetuneConfig:
     max_windows: int = 2
     head: str = "grouped"
     pooling: str = "mean_std"
+    heard: bool = False
     rating_scale: str = "none"
     weighting: str = "equal"
     dwa_temperature: float = 2.0

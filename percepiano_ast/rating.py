@@ -1,5 +1,6 @@
 """Rate a recording with the models of a fine-tuned run: on the 19 dimensions, or on those of one's own ratings."""
 
+import functools
 import json
 import math
 import sys
@@ -11,10 +12,12 @@ import numpy as np
 from percepiano_ast import audio
 from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, as_path, choose, from_json
 from percepiano_ast.data import batches
+from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
+from percepiano_ast.transcription import Listener
 
 LONGEST_SECONDS = 100  # of PercePiano's clips
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
@@ -34,11 +37,31 @@ class FoldModel:
         """Ratings (K,) of a whole recording, uint8 codes (time, mel)."""
         return self.distribution(codes)[0]
 
-    def distribution(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As `rate`, and the standard deviations (K,) that the heads predict, not calibrated; NaN where they predict none."""
+    def distribution(self, codes: np.ndarray, beside: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """As `rate`, and the standard deviations (K,) that the heads predict, not calibrated; NaN where they predict none.
+
+        Args:
+            beside: what `beside` gives, where that is known already.
+        """
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
-        found = self.run.distribution(self.params, self.scaler, self.run.embed(self.params, windows, 1))
+        embedding = self.run.embed(self.params, windows, 1)
+        if self.run.config.heard:
+            beside = self.beside(codes) if beside is None else beside
+            embedding = np.concatenate([embedding, beside[None, :]], axis=1)
+        found = self.run.distribution(self.params, self.scaler, embedding)
         return found[0][0], found[1][0]
+
+    def beside(self, codes: np.ndarray) -> np.ndarray | None:
+        """What the heads are given beside the embedding: descriptors of the notes that are heard; None where nothing is."""
+        if not self.run.config.heard:
+            return None
+        found = self._listener.describe(codes)
+        return self.params["unheard"] if found is None else found
+
+    @functools.cached_property
+    def _listener(self) -> Listener:
+        run = self.run
+        return Listener(self.params, run.model, run.front_end, run.statistics, run.execution)
 
 
 class Rater:
@@ -78,7 +101,8 @@ class Rater:
         wave = audio.load(file, front_end.sample_rate)
         codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
         # In float64, so that rounded values print with four digits.
-        found = [model.distribution(codes) for model in self.models]
+        beside = self.models[0].beside(codes)  # of a frozen encoder: the same for all folds
+        found = [model.distribution(codes, beside) for model in self.models]
         rated, predicted = np.stack(found, axis=1).astype(np.float64)
         mean, variance = rated.mean(axis=0), rated.var(axis=0)
         warnings = []
@@ -121,6 +145,14 @@ def require_percepiano(rater: Rater, what: str) -> None:
                          f"PercePiano's {len(PERCEPIANO.names)} dimensions alone: name a run that was fine-tuned on PercePiano")
 
 
+def require_explained(rater: Rater) -> None:
+    """Raises InputError where ``explain`` would show less than what a rating rests on."""
+    require_percepiano(rater, "explain")
+    if rater.models[0].run.config.heard:
+        raise InputError(f"{rater.name} is told of the notes that it hears beside its embedding, and explain follows the embedding "
+                         "alone: name a model that was fine-tuned without heard=true")
+
+
 def _digits(low: float, high: float) -> int:
     """Decimals that tell a hundredth of a scale apart."""
     return max(2 - math.floor(math.log10(high - low)), 0)
@@ -158,7 +190,8 @@ def _load(folder: Path) -> FoldModel:
         )
     kind = CNNConfig if "channels" in meta["model"] else ModelConfig
     model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
-    run = Finetuning(model, config, front_end, statistics, 1, questionnaire=Questionnaire.from_settings(meta))
+    more = {"questionnaire": Questionnaire.from_settings(meta), "beside": len(DESCRIPTORS) if config.heard else 0}
+    run = Finetuning(model, config, front_end, statistics, 1, **more)
     longest = meta.get("longest", LONGEST_SECONDS)
     return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
 

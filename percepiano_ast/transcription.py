@@ -3,8 +3,10 @@
 Windows overlap by half and are cross-faded, so that every moment is heard with sound on both sides of it.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ import numpy as np
 from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, PretrainConfig, Statistics, from_json, say
 from percepiano_ast.data.batches import pad_window, window_starts
 from percepiano_ast.decoding import Heard, cross_fade, decode
-from percepiano_ast.descriptors import DESCRIPTORS, describe
+from percepiano_ast.descriptors import describe
 from percepiano_ast.models.heads import patch_validity
 from percepiano_ast.models.transcription import STEP, Transcriber
 from percepiano_ast.performance import Performance, trimmed
@@ -23,6 +25,19 @@ from percepiano_ast.training.state import compute_for, normalise
 
 MADE_BY = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain --pretraining transcription`"
 BATCH = 16  # windows at once
+_EVERY = 10.0  # seconds between lines of progress
+
+
+class Described(NamedTuple):
+    """`DESCRIPTORS` of what is heard in recordings.
+
+    Attributes:
+        values: float32 (clips, descriptors).
+        unheard: their mean over the clips in which notes were heard, (descriptors,): it stands for those in which none were.
+    """
+
+    values: np.ndarray
+    unheard: np.ndarray
 
 
 class Listener:
@@ -94,15 +109,28 @@ class Listener:
         """The performance heard in a recording (T, mel), on its clock; None where no note was."""
         return decode(self.hear(codes))
 
-    def describe(self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say) -> np.ndarray:
-        """`DESCRIPTORS` of what is heard in each recording (T, mel): float64 (clips, descriptors).
+    def describe(self, codes: np.ndarray) -> np.ndarray | None:
+        """`DESCRIPTORS` of what is heard in a recording (T, mel), float32 (descriptors,); None where no note is."""
+        performance = self.listen(codes)
+        return None if performance is None else np.array(list(describe(trimmed(performance)).values()), np.float32)
 
-        A row is NaN where no note was heard; how many there are is told to ``log``.
+    def describe_all(self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say) -> Described:
+        """The same of many recordings; ``log`` is told of how many no note was heard.
+
+        Raises:
+            InputError: in none of them.
         """
-        values = np.full((len(clips), len(DESCRIPTORS)), np.nan)
-        for row, codes in enumerate(clips):
-            if (performance := self.listen(codes)) is not None:
-                values[row] = list(describe(trimmed(performance)).values())
-        if silent := int(np.isnan(values[:, 0]).sum()):
-            log(f"no note was heard in {silent} of {len(clips)} recordings: their descriptors are missing")
-        return values
+        found = []
+        shown = time.monotonic()
+        for number, codes in enumerate(clips, 1):
+            found.append(self.describe(codes))
+            if time.monotonic() - shown > _EVERY:
+                shown = time.monotonic()
+                log(f"  listened to {number:,} of {len(clips):,} recordings")
+        heard = [values for values in found if values is not None]
+        if not heard:
+            raise InputError(f"no note was heard in any of {len(clips)} recordings: pre-train longer, or leave out heard=true")
+        unheard = np.mean(heard, axis=0)
+        if silent := len(found) - len(heard):
+            log(f"no note was heard in {silent:,} of {len(clips):,} recordings: the mean of the others stands for them")
+        return Described(np.stack([unheard if values is None else values for values in found]), unheard)

@@ -47,7 +47,7 @@ NEIGHBOURS = {
     ("descriptors", "audio"),  # one key finder
     ("listening", "rating"),  # the fold models of a run rate
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
-    ("suite", "report"), ("suite", "rating"), ("suite", "switches"), ("views", "suite"), ("views", "transcription"), ("views", "report"), ("views", "rating"), ("views", "explain"),
+    ("suite", "report"), ("suite", "rating"), ("suite", "switches"), ("views", "suite"), ("views", "transcription"), ("suite", "transcription"), ("rating", "transcription"), ("views", "report"), ("views", "rating"), ("views", "explain"),
     ("commands", "bench"), ("commands", "notebooks"), ("notebooks", "colab"),
 }  # fmt: skip
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.

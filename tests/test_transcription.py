@@ -200,13 +200,15 @@ class TestListener:
         listener = Listener.open(trained[0], log=lambda line: None)
         assert listener.hear(played_clip(3)[0][:31]).onset.shape == (15, 88)
 
-    def test_clips_without_a_note_are_counted(self, trained):
-        listener, lines = Listener.open(trained[0], log=lambda line: None), []
-        values = listener.describe([np.zeros((64, 128), np.uint8), played_clip(9, 128)[0]], log=lines.append)
-        assert values.shape == (2, len(DESCRIPTORS))
-        missing = int(np.isnan(values).all(axis=1).sum())
-        assert np.isfinite(values[~np.isnan(values[:, 0])]).all()
-        assert lines == ([f"no note was heard in {missing} of 2 recordings: their descriptors are missing"] if missing else [])
+    def test_clips_without_a_note_are_counted_and_have_the_mean_of_the_others(self, trained):
+        listener, lines, silence = Listener.open(trained[0], log=lambda line: None), [], np.zeros((64, 128), np.uint8)
+        clips = [silence, played_clip(0, 128)[0], played_clip(1, 128)[0]]
+        values, unheard = listener.describe_all(clips, log=lines.append)
+        assert values.shape == (3, len(DESCRIPTORS)) and np.isfinite(values).all()
+        assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
+        assert lines == ["no note was heard in 1 of 3 recordings: the mean of the others stands for them"]
+        with pytest.raises(InputError, match="no note was heard in any of 1 recordings: pre-train longer"):
+            listener.describe_all([silence])
 
     def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)

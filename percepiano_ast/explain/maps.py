@@ -18,7 +18,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.models import attribution
 from percepiano_ast.models.heads import Rater as RaterModule
 from percepiano_ast.models.heads import moments_to_embedding
-from percepiano_ast.rating import FoldModel, Rater, require_percepiano
+from percepiano_ast.rating import FoldModel, Rater, require_explained
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.state import normalise
 
@@ -157,7 +157,7 @@ class Explainer:
         self, rater: Rater, baseline: str = "mean", steps: int = attribution.STEPS, most_steps: int = MOST_STEPS
     ):
         choose(dict.fromkeys(BASELINES), baseline, "baseline")
-        require_percepiano(rater, "explain")
+        require_explained(rater)
         self.models, self.name, self.baseline = rater.models, rater.name, baseline
         self.steps, self.most_steps = steps, most_steps
         self.front_end = rater.models[0].run.front_end

@@ -15,7 +15,7 @@ from percepiano_ast.explain.maps import METHODS, SECONDS, TOLERANCE, Explainer, 
 from percepiano_ast.explain.notes import check_alignment, note_table
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.performance import read_midi
-from percepiano_ast.rating import Rater, require_percepiano
+from percepiano_ast.rating import Rater, require_explained
 
 _BASELINE_WORDS = {"mean": "its own mean level in every band", "silence": "silence"}
 
@@ -40,7 +40,7 @@ def explain_files(
             one MIDI or with equal names, or a MIDI that is not that of the recording.
     """
     files, rater = list(files), Rater(run, model)
-    require_percepiano(rater, "explain")
+    require_explained(rater)
     for key in dimensions:
         choose(dict.fromkeys(KEYS), key, "dimension")
     if midi and len(files) > 1:

@@ -21,6 +21,7 @@ Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 _MIDDLE = 0.5  # of the rating scale
 _LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose deviation is .13
+_EXTREME = 4.0  # deviations at which what is given beside an embedding is cut off: one odd clip is not extrapolated from
 _VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite where all tokens agree
 
 
@@ -126,6 +127,7 @@ class RatingHead(nn.Module):
         pooling: ``mean`` leaves the deviations over time out.
         bands: F' of the embedding.
         uncertain: with a variance for every rating.
+        beside: how many standardised numbers follow the embedding in what the head is given.
         questionnaire: what is rated; K dimensions, 19 of PercePiano.
     """
 
@@ -136,9 +138,10 @@ class RatingHead(nn.Module):
     bands: int = 1
     uncertain: bool = False
     questionnaire: Questionnaire = PERCEPIANO
+    beside: int = 0
 
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, 2 F' D) -> float32 ratings (B, K) in the order of the questionnaire.
+        """(B, 2 F' D + beside) -> float32 ratings (B, K) in the order of the questionnaire.
 
         Needs a ``dropout`` rng unless deterministic.
         """
@@ -150,6 +153,7 @@ class RatingHead(nn.Module):
 
         A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994, section 2.
         """
+        embedding, beside = jnp.split(embedding, [embedding.shape[1] - self.beside], axis=1)
         if self.pooling == "mean":
             embedding = embedding[:, : embedding.shape[1] // 2]
         normed = nn.LayerNorm(name="norm")(embedding.astype(jnp.float32))
@@ -158,9 +162,12 @@ class RatingHead(nn.Module):
         if self.kind == "attention":
             moments = 1 if self.pooling == "mean" else 2
             tokens = CrossTaskAttention(self.hidden, self.bands, moments, len(groups), name="attention")(normed)
+        seen = normed
+        if self.beside:  # apart from the norm, which is the embedding's
+            seen = jnp.concatenate([normed, jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)], axis=1)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
-            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(normed)
+            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(seen)
             hidden = hidden if tokens is None else hidden + tokens[:, number]
             hidden = nn.gelu(hidden, approximate=False)
             hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
@@ -205,7 +212,7 @@ class Rater(nn.Module):
     Attributes:
         config: geometry; with that of a `CNN` the convolutions stand in the encoder's place.
         compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
-        hidden, dropout, kind, pooling, uncertain, questionnaire: of the head.
+        hidden, dropout, kind, pooling, uncertain, questionnaire, beside: of the head.
     """
 
     config: ModelConfig | CNNConfig
@@ -216,18 +223,19 @@ class Rater(nn.Module):
     pooling: str = RatingHead.pooling
     uncertain: bool = RatingHead.uncertain
     questionnaire: Questionnaire = PERCEPIANO
+    beside: int = RatingHead.beside
 
     def setup(self) -> None:
         convolutional = isinstance(self.config, CNNConfig)
         self.encoder = CNN(self.config, self.compute.dtype) if convolutional else Encoder(self.config, self.compute)
         bands = self.config.grid[0]
-        options = (self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain, self.questionnaire)
+        options = (self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain, self.questionnaire, self.beside)
         self.head = RatingHead(*options)
 
     def __call__(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Rate clips of one window each.
+        """Rate clips of one window each, with the mean of all clips for what is given beside the embedding.
 
         Args:
             log_mel: (B, T, F), normalised.
@@ -240,7 +248,8 @@ class Rater(nn.Module):
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)
-        return self.head(embedding, deterministic=deterministic), intermediates | {"embedding": embedding}
+        given = jnp.pad(embedding, ((0, 0), (0, self.beside)))
+        return self.head(given, deterministic=deterministic), intermediates | {"embedding": embedding}
 
     def embed(self, log_mel: jax.Array, frame_valid: jax.Array) -> Moments:
         """Moments of every window (arguments as in a call), to be added up with `combine_moments`."""
@@ -251,7 +260,7 @@ class Rater(nn.Module):
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, K) of pooled clips (B, 2 F' D), see `moments_to_embedding`."""
+        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside), see `moments_to_embedding`."""
         return self.head(embedding, deterministic=deterministic)
 
     def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:

@@ -132,16 +132,16 @@ def finetune_own(
     groups = found.index["content_group"].nunique()
     log(f"{len(found.files)} clips, {groups} groups by {group}: {', '.join(found.dimensions)}")
     clips = own.rated_clips(found, start.front_end, log)
-    rated = Rated(here, start, config, clips, start.front_end, found.index, questionnaire=found.questionnaire)
+    rated = Rated(here, start, config, clips, start.front_end, found.index, questionnaire=found.questionnaire, log=log)
     simulated = percepiano.is_simulated(recordings)
     settings = {"init": init, "data": tables.OWN_LICENCE, "simulated": simulated, "ratings": found.checksum(clips)}
     settings |= {"longest": max(start.front_end.seconds(len(codes)) for codes in clips.codes)}
     held_out = cross_validate(rated, settings, log)
     table = predictions.tidy(
-        (start.name, config.protocol, config.seed), held_out.fold, clips.clip[held_out.which], clips.ratings[held_out.which],
+        (rated.name, config.protocol, config.seed), held_out.fold, clips.clip[held_out.which], clips.ratings[held_out.which],
         held_out.rated, held_out.uncertainty, found.dimensions,
     )  # fmt: skip
-    predictions.write(table, here.predictions(start.name))
+    predictions.write(table, here.predictions(rated.name))
     result = evaluation.evaluate(table, found.index)
-    result.to_csv(here.root / f"result_{start.name}.csv", index=False, float_format="%.4f")
+    result.to_csv(here.root / f"result_{rated.name}.csv", index=False, float_format="%.4f")
     return OwnResult(str(here.store or here.root), table, result, evaluation.remarks(result, found.index), simulated)

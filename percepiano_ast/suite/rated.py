@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import FinetuneConfig, FrontEnd, as_path, write_json
+from percepiano_ast import transcription
+from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, as_path, say, write_json
 from percepiano_ast.data import augment, batches, splits, variants
+from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.models import convert
 from percepiano_ast.suite.run import Run, Start
@@ -42,11 +44,32 @@ class Rated:
     index: pd.DataFrame
     raters: np.ndarray | None = None
     questionnaire: Questionnaire = PERCEPIANO
+    log: Callable[[str], None] = say
 
     def trainer(self, steps: int) -> finetuning.Finetuning:
         """For so many steps in all."""
         model, statistics, execution = self.start.model, self.start.statistics, self.run.preset.execution
-        return finetuning.Finetuning(model, self.config, self.front_end, statistics, steps, execution, self.questionnaire)
+        beside = len(DESCRIPTORS) if self.config.heard else 0
+        given = model, self.config, self.front_end, statistics, steps, execution, self.questionnaire, beside
+        return finetuning.Finetuning(*given)
+
+    @property
+    def name(self) -> str:
+        """Of the model in tables."""
+        return f"{self.start.name}-heard" if self.config.heard else self.start.name
+
+    @functools.cached_property
+    def heard(self) -> transcription.Described:
+        """What is heard of notes and pedals in every rendering, by an encoder that was pre-trained to hear them.
+
+        Raises:
+            InputError: it was not.
+        """
+        if self.start.transcription is None:
+            raise InputError(f"{self.start.name} was not pre-trained to hear notes: heard=true needs transcription or joint")
+        params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
+        listener = transcription.Listener(params, self.start.model, self.front_end, self.start.statistics, self.run.preset.execution)
+        return listener.describe_all(self.clips.codes, self.log)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -55,6 +78,8 @@ class Rated:
         if self.start.encoder is not None:
             convert.require_same_shapes(self.start.encoder, params["encoder"], f"the encoder of {self.start.name}")
             params["encoder"] = self.start.encoder
+        if self.config.heard:
+            params |= {"transcription": self.start.transcription, "unheard": self.heard.unheard}
         return params
 
     def embed(self, params: dict, which: np.ndarray) -> np.ndarray:
@@ -65,8 +90,9 @@ class Rated:
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
-        """Of all renderings, by the encoder before fine-tuning."""
-        return self.embed(self.params, np.arange(len(self.clips.codes)))
+        """Of all renderings, by the encoder before fine-tuning, with what stands beside them."""
+        embeddings = self.embed(self.params, np.arange(len(self.clips.codes)))
+        return np.concatenate([embeddings, self.heard.values], axis=1) if self.config.heard else embeddings
 
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:
         """Augmented batches from a step on, and the steps of an epoch."""
@@ -102,7 +128,7 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
     Args:
         settings: what makes this run what it is beside its configuration; kept with every model.
     """
-    name, clips, home = rated.start.name, rated.clips, rated.run.finetune(rated.start.name)
+    name, clips, home = rated.name, rated.clips, rated.run.finetune(rated.name)
     fold = splits.fold_of_clip(rated.index, rated.config.protocol)
     held_out = np.array([fold.get(clip, -1) for clip in clips.clip])
     said, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))

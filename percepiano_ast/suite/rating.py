@@ -68,13 +68,13 @@ def preprocess_percepiano(
     return run.percepiano
 
 
-def _rated(run: Run, start: Start, config: FinetuneConfig) -> tuple[Rated, shards.ShardSet]:
+def _rated(run: Run, start: Start, config: FinetuneConfig, log: Callable[[str], None]) -> tuple[Rated, shards.ShardSet]:
     """PercePiano's clips in the encoder's front end, and the shards that they were read from."""
     home = run.percepiano_in(start.front_end)
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, path = batches.rated_clips(shard_set), home / "raters.csv"
     raters = pd.read_csv(path, index_col="clip").loc[clips.clip, "n_ratings"].to_numpy() if path.exists() else None
-    return Rated(run, start, config, clips, shard_set.front_end, load_index(home / "index.csv"), raters), shard_set
+    return Rated(run, start, config, clips, shard_set.front_end, load_index(home / "index.csv"), raters, log=log), shard_set
 
 
 def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say) -> pd.DataFrame:
@@ -83,11 +83,11 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
     Args:
         init, source: where the encoder's weights come from, see `start_of`.
     """
-    rated, shard_set = _rated(run, start_of(run, init, source, log), config_for(run, init))
+    rated, shard_set = _rated(run, start_of(run, init, source, log), config_for(run, init), log)
     metadata, clips = shard_set.metadata, rated.clips
     found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
     names, ratings = clips.clip[found.which], clips.ratings[found.which]
-    return _write_predictions(run, rated.start.name, names, ratings, found.rated, found.fold, found.uncertainty)
+    return _write_predictions(run, rated.name, names, ratings, found.rated, found.fold, found.uncertainty)
 
 
 def study(
@@ -101,8 +101,8 @@ def study(
         inner: an outer fold that is left out, so that a choice may be tested on it.
     """
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    rated, shard_set = _rated(run, start_of(run, init, source, log), frozen)
-    clips, name = rated.clips, rated.start.name
+    rated, shard_set = _rated(run, start_of(run, init, source, log), frozen, log)
+    clips, name = rated.clips, rated.name
     given = rated.embeddings, clips.clip, clips.ratings, rated.raters, rated.index
     predicted = switches.study(switches.Material(rated.trainer(1), *given), seeds=tuple(range(n_seeds)), inner=inner, log=log)
     title = f"Switches of the rating heads on {name}, frozen{' (simulated ratings)' * shard_set.metadata['simulated']}"

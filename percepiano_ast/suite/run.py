@@ -128,6 +128,7 @@ class Start:
         name: of the model in tables, such as ``ast-base-ssast``; the convolutional baseline is ``cnn``.
         model, front_end, statistics: what the encoder expects.
         encoder: its parameters; None for random ones.
+        transcription: those of its transcription head, where it was pre-trained to hear notes.
         weights: what identifies them: a checksum, or None.
     """
 
@@ -137,6 +138,7 @@ class Start:
     statistics: Statistics
     encoder: dict | None
     weights: str | None
+    transcription: dict | None = None
 
 
 def init_named(run: Run, label: str) -> str:
@@ -176,8 +178,10 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     # One normalisation for our starts: the statistics of the pre-training split.
     tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
     front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
-    encoder = None if untrained else (tree["state"]["ema"] or tree["state"]["params"])["encoder"]
-    return Start(name, model, front_end, statistics, encoder, None if untrained else made["sha256"])
+    if untrained:
+        return Start(name, model, front_end, statistics, None, None)
+    params = tree["state"]["ema"] or tree["state"]["params"]
+    return Start(name, model, front_end, statistics, params["encoder"], made["sha256"], params.get("transcription"))
 
 
 def workers() -> int:

@@ -22,6 +22,9 @@ from percepiano_ast.training.state import TrainState, compute_for, make_optimize
 class Finetuning:
     """Everything that the functions of one run depend on; folds of a run share its compiled functions.
 
+    Attributes:
+        beside: how many numbers the heads are given beside an embedding; ``embeddings`` end with them everywhere but in `embed`.
+
     Raises:
         InputError: a choice that there is not, or two that do not go together.
     """
@@ -33,6 +36,7 @@ class Finetuning:
     total_steps: int
     execution: Execution = Execution()
     questionnaire: Questionnaire = PERCEPIANO
+    beside: int = 0
 
     def __post_init__(self) -> None:
         choose(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
@@ -44,7 +48,7 @@ class Finetuning:
         """The Flax module, computing in the hardware's type."""
         compute, config = compute_for(self.execution, jax.devices()[0]), self.config
         options = {"hidden": config.hidden, "dropout": config.dropout, "kind": config.head, "pooling": config.pooling}
-        options |= {"uncertain": config.predict_uncertainty, "questionnaire": self.questionnaire}
+        options |= {"uncertain": config.predict_uncertainty, "questionnaire": self.questionnaire, "beside": self.beside}
         return Rater(self.model, compute, **options)
 
     @functools.cached_property
@@ -66,7 +70,7 @@ class Finetuning:
 
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head that `init` makes, without an encoder's."""
-        embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width))
+        embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
         make = jax.jit(functools.partial(self.module.init, method=Rater.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 

@@ -110,8 +110,8 @@ def finetune_fold(
     """Train one fold, checkpoint every epoch, resume; returns its parameters and scaler.
 
     Args:
-        params: of encoder and head, before training.
-        embeddings: (n, 2 F' D) of all renderings by that encoder; ``ratings`` (n, K).
+        params: of encoder and head, before training; what else is in it goes into the model as it is.
+        embeddings: (n, 2 F' D + beside) of all renderings by that encoder; ``ratings`` (n, K).
         train: positions of the renderings outside the fold.
         windows: ``windows(k)`` yields clips as windows from step k on, see `batches.finetune_batches`; used when the encoder
             is trained.
@@ -200,7 +200,7 @@ def _train(run, params, embeddings, targets, train, windows, steps_per_epoch, ke
 
 def _finished(run: Finetuning, params: dict, state: TrainState, targets: Targets) -> dict:
     """The rater in one piece, whatever was trained of it, rating in the unit of the ratings."""
-    params = strategies.join(run.config, params["encoder"], state.params)
+    params = params | strategies.join(run.config, params["encoder"], state.params)
     head = heads.in_rating_units(params["head"], run.config.head, targets.mean, targets.std, run.questionnaire)
     return params | {"head": head}
 

@@ -20,6 +20,8 @@ from percepiano_ast.models.cnn import CNNConfig
 def check(config: FinetuneConfig, model: ModelConfig | CNNConfig) -> None:
     """Raises InputError for an unknown strategy, or numbers that it cannot have with this model."""
     choose(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
+    if config.heard and config.trains_encoder:
+        raise InputError(f"strategy {config.strategy!r} changes the encoder, which then hears no notes: heard=true needs 'frozen'")
     if isinstance(model, CNNConfig):
         if config.strategy not in ("full", "frozen"):
             raise InputError(f"strategy {config.strategy!r} is one of a transformer's blocks; train the CNN with 'full'")
