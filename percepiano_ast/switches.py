@@ -38,8 +38,19 @@ SWITCHES: dict[tuple[str, str], dict] = {
     ("rater weights", "on"): {"weigh_by_raters": True},
     ("predicted uncertainty", "on"): {"predict_uncertainty": True},
 }
+# What takes the encoder's gradient: what differs from the reference, and what it is compared with. Augmentation is of windows
+# that an encoder is trained on, so it is judged beside the same strategy without it.
+TRAINED: dict[tuple[str, str], tuple[dict, str]] = {
+    ("strategy", "last"): ({"strategy": "last"}, REFERENCE),
+    ("strategy", "gradual"): ({"strategy": "gradual"}, REFERENCE),
+    ("strategy", "full"): ({"strategy": "full"}, REFERENCE),
+    ("strategy", "lora"): ({"strategy": "lora"}, REFERENCE),
+    ("augmentation", "SpecAugment"): ({"strategy": "last", "mask_bands": 24, "mask_frames": 48}, "strategy last"),
+    ("augmentation", "mixup"): ({"strategy": "last", "mixup": 0.4}, "strategy last"),
+    ("augmentation", "gain"): ({"strategy": "last", "gain_db": 3.0}, "strategy last"),
+}
 NOISE = 0.03  # of a difference in mean r under ``content``, see the research on PercePiano's content groups
-COLUMNS = ["switch", "choice", "r", "seed_sd", "difference", "low", "high", "p", "verdict"]
+COLUMNS = ["switch", "choice", "r", "seed_sd", "against", "difference", "low", "high", "p", "verdict"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,25 +147,31 @@ def study(
 def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
     """The table of switches: the columns ``COLUMNS``, a row a variant, the reference first.
 
-    ``difference`` is in mean r to the reference, with its 95 % interval and p; ``verdict`` says ``noise`` where the interval
-    holds 0, and says so where a difference is under `NOISE`: other folds of the same clips may turn that round.
+    ``difference`` is in mean r to the reference (or to what `TRAINED` names, ``against``), with its 95 % interval and p;
+    ``verdict`` says ``noise`` where the interval holds 0, and says so where a difference is under `NOISE`: other folds of the
+    same clips may turn that round. Intervals allow for content groups, and for seeds where there are several.
     """
     runs = table.runs(predicted, index)
     wanted = {"scope": "overall", "metric": "pearson", "dimension": "mean"}
-    values = _only(over_seeds.evaluate(runs, ("pearson",)), wanted).set_index("model")
-    # Against the reference alone: the study asks nothing else.
-    others = [name for name in (f"{switch} {choice}" for switch, choice in SWITCHES) if name in values.index]
+    values = _only(over_seeds.evaluate(runs, ("pearson",), least=1), wanted).set_index("model")
     rows = [{"switch": REFERENCE, "choice": "", "r": values["value"][REFERENCE], "seed_sd": values["seed_sd"][REFERENCE]}]
-    for name in others:
-        pair = [run for run in runs if run.model == name] + [run for run in runs if run.model == REFERENCE]
-        found = _only(over_seeds.compare(pair, ("pearson",)), wanted).iloc[0]
-        switch, choice = next((s, c) for s, c in SWITCHES if f"{s} {c}" == name)
+    for (switch, choice), against in _against().items():
+        if (name := f"{switch} {choice}") not in values.index or against not in values.index:
+            continue
+        # Against that one alone: the study asks nothing else.
+        pair = [run for run in runs if run.model == name] + [run for run in runs if run.model == against]
+        found = _only(over_seeds.compare(pair, ("pearson",), least=1), wanted).iloc[0]
         rows.append(
             {"switch": switch, "choice": choice, "r": values["value"][name], "seed_sd": values["seed_sd"][name]}
-            | {column: found[column] for column in ("difference", "low", "high", "p")}
+            | {"against": against, **{column: found[column] for column in ("difference", "low", "high", "p")}}
             | {"verdict": _verdict(found)}
         )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _against() -> dict[tuple[str, str], str]:
+    """Of every variant, with what it is compared."""
+    return dict.fromkeys(SWITCHES, REFERENCE) | {name: against for name, (_, against) in TRAINED.items()}
 
 
 def _verdict(found: pd.Series) -> str:
@@ -174,15 +191,15 @@ def write(found: pd.DataFrame, predicted: pd.DataFrame, directory: Path, title: 
     found.to_csv(directory / "switches.csv", index=False, float_format="%.4f")
     predictions.write(predicted, directory / "predictions_switches.csv.gz")
     lines = [f"# {title}", "",
-             "Mean Pearson r over the 19 dimensions, out of fold, mean of the seeds. Differences are to the reference, with",
-             "95 % intervals over content groups and seeds: noise where the interval holds 0; under "
-             f"{NOISE:g} other folds may differ.",
-             "", "| switch | choice | r | between seeds | difference | 95 % interval | p | |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "Mean Pearson r over the 19 dimensions, out of fold, mean of the seeds. Differences have 95 % intervals over content",
+             f"groups, and over seeds where there are several: noise where the interval holds 0; under {NOISE:g} other folds may",
+             f"differ. Seeds: {', '.join(map(str, sorted(predicted['seed'].unique())))}.",
+             "", "| switch | choice | r | between seeds | against | difference | 95 % interval | p | |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in found.itertuples():
-        cells = [row.switch, row.choice, f"{row.r:.3f}", f"{row.seed_sd:.3f}"]
+        cells = [row.switch, row.choice, f"{row.r:.3f}", "" if np.isnan(row.seed_sd) else f"{row.seed_sd:.3f}"]
         interval = f"{row.low:+.3f} to {row.high:+.3f}"
-        compared = [f"{row.difference:+.3f}", interval, f"{row.p:.3f}", row.verdict]
+        compared = [row.against, f"{row.difference:+.3f}", interval, f"{row.p:.3f}", row.verdict]
         cells += [""] * len(compared) if row.switch == REFERENCE else compared
         lines.append(f"| {' | '.join(cells)} |")
     path = directory / "switches.md"

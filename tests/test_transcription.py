@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import (
     FINETUNE,
@@ -20,10 +21,14 @@ from tiny import (
     without_seconds,
 )
 
-from percepiano_ast.config import InputError, PretrainConfig
+from percepiano_ast.config import PRESETS, InputError, PretrainConfig
+from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.models import heard, transcription
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
+from percepiano_ast.rating import Rater, require_explained
+from percepiano_ast.suite import rated as suite_rated
+from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.targets import Targets, frames
 from percepiano_ast.training import augment
 from percepiano_ast.training.checkpoints import open_latest
@@ -214,6 +219,43 @@ class TestListener:
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)
         with pytest.raises(InputError, match="objective 'ssast', which hears no notes: choose one of transcription, joint"):
             Listener.open(tmp_path, log=lambda line: None)
+
+
+class TestRating:
+    @pytest.fixture(scope="class")
+    def rated(self, trained, tmp_path_factory) -> suite_rated.Rated:
+        """Eight clips of two lengths, rated by their pedal, in two folds."""
+        listener = Listener.open(trained[0], log=lambda line: None)
+        params = listener._params
+        start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, params["encoder"], "", params["transcription"])
+        clips = [played_clip(k, 64 + 40 * (k % 2)) for k in range(8)]
+        ratings = np.stack([np.full(19, 0.3 + 0.4 * targets.sustain[0], np.float32) for _, targets in clips])
+        names = np.array([f"clip {k}" for k in range(8)])
+        index = pd.DataFrame({"clip": names, "content_group": np.arange(8) // 2, "human": True, "fold_content": np.arange(8) // 4})
+        run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
+        config = dataclasses.replace(FINETUNE, heard=True)
+        renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
+        return suite_rated.Rated(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
+
+    def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
+        settings = {"init": "transcription", "data": "made here", "simulated": True}
+        found = suite_rated.cross_validate(rated, settings, lambda line: None)
+        width = 2 * MODEL.grid[0] * MODEL.width
+        assert rated.embeddings.shape == (8, width + len(DESCRIPTORS)) and np.isfinite(rated.embeddings).all()
+        rater = Rater(rated.run.root)
+        assert rater.name == "ast-test-transcription-heard"
+        for fold, model in zip(rater.folds, rater.models):
+            for number in np.flatnonzero(rated.index["fold_content"] == fold):
+                np.testing.assert_allclose(model.rate(rated.clips.codes[number]), found.rated[number], atol=1e-5)
+        with pytest.raises(InputError, match="is told of the notes that it hears beside its embedding"):
+            require_explained(rater)
+
+    def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
+        deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
+        with pytest.raises(InputError, match="was not pre-trained to hear notes: heard=true needs transcription or joint"):
+            deaf.params
+        with pytest.raises(InputError, match="strategy 'full' changes the encoder.*heard=true needs 'frozen'"):
+            dataclasses.replace(rated, config=dataclasses.replace(rated.config, strategy="full")).trainer(1)
 
 
 def test_the_default_is_the_papers():

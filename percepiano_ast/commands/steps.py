@@ -107,7 +107,13 @@ def _finetune_own(run, arguments):
 def _switches(arguments):
     from percepiano_ast import suite
 
-    print(suite.study(_rating_run(arguments), arguments.init, arguments.weights, n_seeds=arguments.seeds, inner=arguments.inner))
+    run, start = _rating_run(arguments), (arguments.init, arguments.weights)
+    if arguments.trained is None:
+        print(suite.study(run, *start, n_seeds=arguments.seeds or 3, inner=arguments.inner))
+    elif arguments.inner is not None:
+        raise InputError("--inner is of the heads' switches; --trained studies all folds")
+    else:
+        print(suite.study_trained(run, *start, only=arguments.trained, n_seeds=arguments.seeds or 1))
 
 
 def _rating_run(arguments):
@@ -154,8 +160,13 @@ def add_commands(add) -> None:
     command = add("switches", _switches, "Does each switch of the rating heads help: one at a time, on the frozen encoder.")
     add_run(command)
     _add_start(command, "scratch or audioset")
-    command.add_argument("--seeds", type=int, default=3, metavar="N", help="trainings of each choice (default: 3)")
+    command.add_argument("--seeds", type=int, default=0, metavar="N", help="trainings of each choice (default: 3; trained: 1)")
     command.add_argument("--inner", type=int, metavar="FOLD", help="leave this outer fold out: a choice may be tested on it")
+    command.add_argument(
+        "--trained", nargs="*", metavar="CHOICE",
+        help="instead strategies that train the encoder, and augmentations: last gradual full lora SpecAugment mixup gain "
+        "(default: all); resumes",
+    )  # fmt: skip
 
     command = add("status", _status, "What of a run is where, how far it is, how old, and whether it is whole.")
     add_run(command)

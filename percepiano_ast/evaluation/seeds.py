@@ -22,14 +22,15 @@ PAIR_COLUMNS = ["model_a", "model_b", "protocol", "scope", "metric", "dimension"
                 "low", "high", "p", "p_holm", "detectable"]  # fmt: skip
 
 
-def evaluate(runs: list[Run], names: tuple[str, ...] = metrics.METRICS) -> pd.DataFrame:
-    """Mean over seeds of every metric for each model with at least two: the columns ``COLUMNS``.
+def evaluate(runs: list[Run], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2) -> pd.DataFrame:
+    """Mean over seeds of every metric for each model with at least ``least``: the columns ``COLUMNS``.
 
-    ``seed_sd`` is the standard deviation between seeds; ``low`` and ``high`` allow for content groups and seeds.
+    ``seed_sd`` is the standard deviation between seeds; ``low`` and ``high`` allow for content groups and seeds. Of one seed
+    alone (``least`` 1) the former is NaN, and the latter allow for content groups only.
     """
     tables = []
     for (model, protocol), same in _by_model(runs).items():
-        for scope in SCOPES if len(same) > 1 else ():
+        for scope in SCOPES if len(same) >= least else ():
             for name, values in _values(same, scope, names).items():
                 scale = intervals.SCALES[name]
                 moved = scale.to(values)
@@ -38,19 +39,20 @@ def evaluate(runs: list[Run], names: tuple[str, ...] = metrics.METRICS) -> pd.Da
                 estimate = intervals.around(value, moved[:, 0].mean(axis=0), error, freedom, scale)
                 tables.append(pd.DataFrame({
                     "model": model, "protocol": protocol, "scope": scope, "metric": name, "dimension": ROWS,
-                    "seeds": len(same), "value": value, "seed_sd": values[:, 0].std(axis=0, ddof=1),
+                    "seeds": len(same), "value": value, "seed_sd": _deviation(values[:, 0]),
                     "low": estimate.low, "high": estimate.high,
                 }))  # fmt: skip
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
-def compare(runs: list[Run], names: tuple[str, ...] = metrics.METRICS) -> pd.DataFrame:
-    """Difference of the means over seeds of every two models with at least two seeds: the columns ``PAIR_COLUMNS``.
+def compare(runs: list[Run], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2) -> pd.DataFrame:
+    """Difference of the means over seeds of every two models with at least ``least`` seeds: the columns ``PAIR_COLUMNS``.
 
-    ``p`` is a t test whose error allows for content groups and seeds; ``p_holm`` is corrected over the 19 dimensions.
+    ``p`` is a t test whose error allows for content groups and seeds (of one seed alone: for content groups only); ``p_holm``
+    is corrected over the 19 dimensions.
     """
     tables = []
-    models = {key: same for key, same in _by_model(runs).items() if len(same) > 1}
+    models = {key: same for key, same in _by_model(runs).items() if len(same) >= least}
     for (a, b), scope in ((pair, scope) for pair in combinations(models, 2) for scope in SCOPES):
         if a[1] == b[1]:
             tables.append(_compare(models[a], models[b], scope, names))
@@ -94,7 +96,13 @@ def _values(runs: list[Run], scope: str, names) -> dict[str, np.ndarray]:
 def _between(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standard error of the mean over seeds of ``values`` (seeds, columns), and its degrees of freedom."""
     seeds = len(values)
-    return values.std(axis=0, ddof=1) / np.sqrt(seeds), np.full(values.shape[1], seeds - 1.0)
+    error = np.nan_to_num(_deviation(values)) / np.sqrt(seeds)  # one seed tells nothing of others
+    return error, np.full(values.shape[1], max(seeds - 1.0, 1.0))
+
+
+def _deviation(values: np.ndarray) -> np.ndarray:
+    """Standard deviation over seeds of ``values`` (seeds, columns); NaN of one seed."""
+    return values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
 
 
 def _added(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

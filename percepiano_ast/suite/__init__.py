@@ -8,8 +8,9 @@ same below ``own/<name>/``. Every step resumes; none overwrites the output of an
 from percepiano_ast.data.build import Work
 from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
 from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
-from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano, study
+from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano
 from percepiano_ast.suite.run import INITS, MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, Start, init_named, start_of, workers
+from percepiano_ast.suite.study import study, study_trained
 
 __all__ = [
     "INITS",
@@ -35,5 +36,6 @@ __all__ = [
     "pretrain",
     "start_of",
     "study",
+    "study_trained",
     "workers",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import report, switches
+from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, FinetuneConfig, InputError, say
 from percepiano_ast.data import batches, demo, percepiano, predictions, shards, splits
@@ -68,7 +68,7 @@ def preprocess_percepiano(
     return run.percepiano
 
 
-def _rated(run: Run, start: Start, config: FinetuneConfig, log: Callable[[str], None]) -> tuple[Rated, shards.ShardSet]:
+def rated_clips_of(run: Run, start: Start, config: FinetuneConfig, log: Callable[[str], None]) -> tuple[Rated, shards.ShardSet]:
     """PercePiano's clips in the encoder's front end, and the shards that they were read from."""
     home = run.percepiano_in(start.front_end)
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
@@ -83,30 +83,11 @@ def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str
     Args:
         init, source: where the encoder's weights come from, see `start_of`.
     """
-    rated, shard_set = _rated(run, start_of(run, init, source, log), config_for(run, init), log)
+    rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), config_for(run, init), log)
     metadata, clips = shard_set.metadata, rated.clips
     found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
     names, ratings = clips.clip[found.which], clips.ratings[found.which]
     return _write_predictions(run, rated.name, names, ratings, found.rated, found.fold, found.uncertainty)
-
-
-def study(
-    run: Run, init: str = "ssast", source: str = "", *, n_seeds: int = 3, inner: int | None = None, log: Callable[[str], None] = say
-) -> Path:
-    """Does each switch of the rating heads help on this encoder, frozen: ``switches.md`` and what it was made from.
-
-    Args:
-        init, source: see `start_of`.
-        n_seeds: from 0 on, at least two.
-        inner: an outer fold that is left out, so that a choice may be tested on it.
-    """
-    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    rated, shard_set = _rated(run, start_of(run, init, source, log), frozen, log)
-    clips, name = rated.clips, rated.name
-    given = rated.embeddings, clips.clip, clips.ratings, rated.raters, rated.index
-    predicted = switches.study(switches.Material(rated.trainer(1), *given), seeds=tuple(range(n_seeds)), inner=inner, log=log)
-    title = f"Switches of the rating heads on {name}, frozen{' (simulated ratings)' * shard_set.metadata['simulated']}"
-    return switches.write(switches.results(predicted, rated.index), predicted, run.root / "switches" / name, title)
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:

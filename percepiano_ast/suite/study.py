@@ -1,0 +1,97 @@
+"""Does a switch of fine-tuning help on one encoder: of the heads on its frozen embeddings, or of what trains it."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from percepiano_ast import switches
+from percepiano_ast.config import choose, claim_directory, say
+from percepiano_ast.data import predictions, shards
+from percepiano_ast.suite.rated import Rated, cross_validate
+from percepiano_ast.suite.rating import rated_clips_of
+from percepiano_ast.suite.run import Run, start_of
+
+
+def study(
+    run: Run, init: str = "ssast", source: str = "", *, n_seeds: int = 3, inner: int | None = None, log: Callable[[str], None] = say
+) -> Path:
+    """Does each switch of the rating heads help on this encoder, frozen: ``switches.md`` and what it was made from.
+
+    Args:
+        init, source: see `start_of`.
+        n_seeds: from 0 on, at least two.
+        inner: an outer fold that is left out, so that a choice may be tested on it.
+    """
+    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
+    rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), frozen, log)
+    clips = rated.clips
+    given = rated.embeddings, clips.clip, clips.ratings, rated.raters, rated.index
+    predicted = switches.study(switches.Material(rated.trainer(1), *given), seeds=tuple(range(n_seeds)), inner=inner, log=log)
+    title = _title("Switches of the rating heads", rated, shard_set, ", frozen")
+    return switches.write(switches.results(predicted, rated.index), predicted, run.root / "switches" / rated.name, title)
+
+
+def study_trained(
+    run: Run, init: str = "ssast", source: str = "", *, only: Sequence[str] = (), n_seeds: int = 1, log: Callable[[str], None] = say
+) -> Path:
+    """Do strategies that train the encoder, and augmentations, help: ``switches.md`` and what it was made from.
+
+    A training that was interrupted goes on, one that is over is not repeated; of each its predictions are kept, not its models.
+
+    Args:
+        init, source: see `start_of`.
+        only: choices in `switches.TRAINED`, such as ``lora``; by default all. What one is compared with is trained too.
+        n_seeds: from 0 on; one tells nothing of what another seed would change.
+
+    Raises:
+        InputError: unknown choice; see `start_of`.
+    """
+    start = start_of(run, init, source, log)
+    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
+    home, tables = run.root / "switches" / f"{start.name}-trained", []
+    for name, changes in _wanted(only).items():
+        for seed in range(n_seeds):
+            config = dataclasses.replace(frozen, **changes, seed=seed)
+            one = dataclasses.replace(run, root=home / name.replace(" ", "_") / f"seed_{seed}", store="")
+            rated, shard_set = rated_clips_of(run, start, config, log)
+            tables.append(_predicted(dataclasses.replace(rated, run=one), name, init, shard_set, log))
+    predicted = pd.concat(tables, ignore_index=True)
+    title = _title("Strategies and augmentations", rated, shard_set)
+    return switches.write(switches.results(predicted, rated.index), predicted, home, title)
+
+
+def _wanted(only: Sequence[str]) -> dict[str, dict]:
+    """Names of the variants to train, what each is compared with before it, and their changes."""
+    every = {f"{switch} {choice}": found for (switch, choice), found in switches.TRAINED.items()}
+    by_choice = {choice: f"{switch} {choice}" for switch, choice in switches.TRAINED}
+    names = [choose(by_choice, choice, "strategy or augmentation") for choice in only] or list(every)
+    wanted = {switches.REFERENCE: {}}
+    for name in names:
+        for needed in (every[name][1], name):
+            wanted.setdefault(needed, every[needed][0] if needed in every else {})
+    return wanted
+
+
+def _predicted(rated: Rated, name: str, init: str, shard_set: shards.ShardSet, log: Callable[[str], None]) -> pd.DataFrame:
+    """Out-of-fold predictions of one variant under one seed; its models are gone once they are written."""
+    clips, config, home = rated.clips, rated.config, rated.run.root
+    claim_directory(home, {"finetune": dataclasses.asdict(config), "pretrained": rated.start.weights})
+    path = home / "predictions.csv.gz"
+    if path.exists():
+        log(f"{name}, seed {config.seed}: there already")
+        return pd.read_csv(path)
+    log(f"{name}, seed {config.seed}")
+    metadata = shard_set.metadata
+    found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
+    names, ratings = clips.clip[found.which], clips.ratings[found.which]
+    table = predictions.tidy((name, config.protocol, config.seed), found.fold, names, ratings, found.rated)
+    predictions.write(table, path)
+    shutil.rmtree(home / "finetune")
+    return table
+
+
+def _title(what: str, rated: Rated, shard_set: shards.ShardSet, more: str = "") -> str:
+    return f"{what} on {rated.name}{more}{' (simulated ratings)' * shard_set.metadata['simulated']}"
