@@ -175,6 +175,24 @@ def test_switches_are_compared_on_the_frozen_encoder(demo):
 
 
 @pytest.mark.slow
+def test_what_trains_the_encoder_is_compared_too_and_resumes(demo):
+    out, _ = demo
+    arguments = ["switches", "--out", out, "--init", "scratch", "--epochs", 1, "--trained", "mixup"]
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    home = out / "switches" / "ast-micro-scratch-trained"
+    found = pd.read_csv(home / "switches.csv").set_index("choice")
+    # What it is compared with comes along; one seed tells nothing of others.
+    assert list(found.index) == [np.nan, "last", "mixup"] and found["seed_sd"].isna().all()
+    assert found.loc["mixup", "against"] == "strategy last" and found.loc["last", "against"] == "reference"
+    assert not list(home.rglob("finetune"))  # models are not kept
+    again = command(*arguments)
+    assert again.returncode == 0 and again.stdout.count("there already") == 3
+    wrong = command(*arguments[:-1], "mixxup")
+    assert wrong.returncode == 2 and "unknown strategy or augmentation 'mixxup'" in wrong.stderr
+
+
+@pytest.mark.slow
 def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
     """Recordings of all clips by an instrument of one's own; one that is missing is named."""
     source, recordings = demo[0] / "demo" / "percepiano", tmp_path / "recordings"
