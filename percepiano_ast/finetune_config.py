@@ -36,6 +36,8 @@ class FinetuneConfig:
         predict_uncertainty: heads with a standard deviation for every rating (Nix and Weigend 1994).
         mask_bands, mask_frames, mixup, gain_db: augmentation of the windows that an encoder is trained on, see
             ``data/augment.py``; a frozen one hears clips as they are.
+        unseen: a synthesizer whose renderings no model learns from; what is said of them becomes a table of its own, which
+            shows what another piano costs.
     """
 
     batch_size: int
@@ -67,6 +69,7 @@ class FinetuneConfig:
     warmup_steps: int = 20
     hidden: int = 128
     dropout: float = 0.5
+    unseen: str = ""
     protocol: str = "content"
     seed: int = 0
 

@@ -250,6 +250,21 @@ class TestRating:
         with pytest.raises(InputError, match="is told of the notes that it hears beside its embedding"):
             require_explained(rater)
 
+    def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated):
+        clips, lines = rated.clips, []
+        names = np.tile(["builtin", "other"], 8)
+        doubled = RatedClips([codes for codes in clips.codes for _ in "12"], np.repeat(clips.clip, 2), names,
+                             np.repeat(clips.ratings, 2, axis=0))  # fmt: skip
+        config = dataclasses.replace(rated.config, heard=False, unseen="other")
+        two = dataclasses.replace(rated, clips=doubled, config=config)
+        settings = {"init": "transcription", "data": "made here", "simulated": True}
+        found = suite_rated.cross_validate(two, settings, lines.append)
+        said = [line for line in lines if "to train on" in line]
+        assert [line.split(": ")[1] for line in said] == ["4 renderings to train on, 8 held out"] * 2
+        assert found.which.tolist() == list(range(16))
+        with pytest.raises(InputError, match="unseen=steinway: the rated clips are rendered by builtin, other; name one"):
+            dataclasses.replace(two, config=dataclasses.replace(config, unseen="steinway")).unseen
+
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
         deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
         with pytest.raises(InputError, match="was not pre-trained to hear notes: heard=true needs transcription or joint"):

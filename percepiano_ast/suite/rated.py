@@ -94,6 +94,20 @@ class Rated:
         embeddings = self.embed(self.params, np.arange(len(self.clips.codes)))
         return np.concatenate([embeddings, self.heard.values], axis=1) if self.config.heard else embeddings
 
+    @property
+    def unseen(self) -> np.ndarray:
+        """Which renderings no model learns from, Bool (n,).
+
+        Raises:
+            InputError: there is none by the synthesizer that the configuration names, or no other.
+        """
+        pianos = np.array([name.split(variants.SEPARATOR)[0] for name in self.clips.synthesizer])  # of variants too
+        found = sorted(set(pianos))
+        if self.config.unseen and (self.config.unseen not in found or len(found) < 2):
+            raise InputError(f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}; name one of at least "
+                             "two, or run preprocess with more --synthesizers")
+        return pianos == self.config.unseen
+
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:
         """Augmented batches from a step on, and the steps of an epoch."""
         config = self.config
@@ -130,11 +144,11 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
     """
     name, clips, home = rated.name, rated.clips, rated.run.finetune(rated.name)
     fold = splits.fold_of_clip(rated.index, rated.config.protocol)
-    held_out = np.array([fold.get(clip, -1) for clip in clips.clip])
+    held_out, unseen = np.array([fold.get(clip, -1) for clip in clips.clip]), rated.unseen
     said, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
     folds.say_room(rated.trainer(1), rated.params, len(set(fold.values())), rated.run.kept(home), log)
     for number in sorted(set(fold.values())):
-        train = np.flatnonzero((held_out != number) & (held_out >= 0))
+        train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training: what is held out is heard as it was played.
         test = np.flatnonzero((held_out == number) & variants.plain(clips.synthesizer))
         log(f"{name}, fold {number}: {len(train)} renderings to train on, {len(test)} held out")

@@ -14,7 +14,7 @@ from percepiano_ast.data import batches, demo, percepiano, predictions, shards, 
 from percepiano_ast.data.build import Work
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import load_index
-from percepiano_ast.suite.rated import Rated, cross_validate
+from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
 from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, workers
 
 
@@ -80,14 +80,27 @@ def rated_clips_of(run: Run, start: Start, config: FinetuneConfig, log: Callable
 def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold predictions.
 
+    Those of renderings by a synthesizer that is ``unseen`` are written as a model of their own, ``<model>@<synthesizer>``.
+
     Args:
         init, source: where the encoder's weights come from, see `start_of`.
     """
     rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), config_for(run, init), log)
-    metadata, clips = shard_set.metadata, rated.clips
+    metadata = shard_set.metadata
     found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
-    names, ratings = clips.clip[found.which], clips.ratings[found.which]
-    return _write_predictions(run, rated.name, names, ratings, found.rated, found.fold, found.uncertainty)
+    unseen = rated.unseen[found.which]
+    tables = [_of(rated, found, ~unseen, rated.name)]
+    if unseen.any():
+        tables.append(_of(rated, found, unseen, f"{rated.name}@{rated.config.unseen}"))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _of(rated: Rated, found: HeldOut, rows: np.ndarray, name: str) -> pd.DataFrame:
+    """Write the predictions of some of the held-out renderings."""
+    which = found.which[rows]
+    uncertainty = None if found.uncertainty is None else found.uncertainty[rows]
+    said = rated.clips.clip[which], rated.clips.ratings[which], found.rated[rows], found.fold, uncertainty
+    return _write_predictions(rated.run, name, *said)
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:
