@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from percepiano_ast.config import AUDIOSET, InputError, Preset, RunFailed, choose
 from percepiano_ast.training import flops
