@@ -4,6 +4,7 @@ Times are seconds, pitches and controllers MIDI numbers. A piano key is either u
 never overlap: where a file strikes a key that is still down, the earlier note ends at the new stroke.
 """
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass, replace
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import mido
 import numpy as np
-import pretty_midi
 
 from percepiano_ast.config import InputError
+
+# pretty_midi imports pyfluidsynth where there is one, which prints where it found its library; standard output is for results.
+with contextlib.redirect_stdout(None):
+    import pretty_midi
 
 NOTE = np.dtype([("onset", np.float64), ("offset", np.float64), ("pitch", np.uint8), ("velocity", np.uint8)])
 PEDAL = np.dtype([("time", np.float64), ("number", np.uint8), ("value", np.uint8)])
