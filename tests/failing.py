@@ -189,7 +189,7 @@ def _work(
     if hasty:
         gcsfs.retry.asyncio = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 50))
     _redirect(Path(home), environment or {})
-    for name, value in {"pretrain.LOOK_EVERY": LOOK_EVERY, **(changes or {})}.items():
+    for name, value in {"loop.LOOK_EVERY": LOOK_EVERY, **(changes or {})}.items():
         module, _, constant = name.rpartition(".")
         module = sys.modules[f"percepiano_ast.training.{module}"]
         getattr(module, constant)  # it must be there
@@ -389,7 +389,7 @@ if __name__ == "__main__":
     import numpy as np
     import tiny
 
-    from percepiano_ast.training import checkpoints, courier, folds, packing, parcels, pretrain, stores  # noqa: F401
+    from percepiano_ast.training import checkpoints, courier, folds, loop, packing, parcels, pretrain, stores  # noqa: F401
 
     try:
         import gcsfs.retry
