@@ -79,6 +79,9 @@ KALDI = FrontEnd(
     fmax=8_000.0,
     amin=1.1920928955078125e-07,
 )
+# For hearing notes: windows of 93 ms and bands of 15 Hz below 1 kHz tell semitones apart from C4 down, which 25 ms cannot.
+# Transcription is used to such (Hawthorne et al. 2018: 2,048 samples, 229 bands); these are 14 patches of 16 bands.
+FINE = FrontEnd(n_fft=2048, win_length=2048, n_mels=224)
 _DB_PER_NEPER = 10 / math.log(10)  # of power
 # AudioSet's mean and deviation in natural logarithms, as published with AST (``ast_models.py``, ``run.py``).
 AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 0.0, 0.0)
@@ -88,8 +91,11 @@ AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 
 class ModelConfig:
     """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time).
 
+    ``stem``: channels of the convolutions that look at a spectrogram before it is cut into patches, see `ast.Stem`; none as
+    published.
+
     Raises:
-        InputError: heads that do not divide the width, or a window smaller than a patch.
+        InputError: heads that do not divide the width, a window smaller than a patch, or a stem that does not suit the patches.
     """
 
     name: str
@@ -101,6 +107,7 @@ class ModelConfig:
     stride: tuple[int, int] = (16, 16)
     n_mels: int = 128
     n_frames: int = 1024
+    stem: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -112,6 +119,19 @@ class ModelConfig:
                 f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch of "
                 f"{self.patch_size[0]} x {self.patch_size[1]}; choose a longer window or smaller patches."
             )
+        wide = self.patch_size[1]
+        if self.stem and (self.patch_size != self.stride or self.grid[0] > 1 or wide & (wide - 1) or wide > 2 ** len(self.stem)):
+            raise InputError(
+                f"a stem of {len(self.stem)} convolutions before patches of {self.patch_size[0]} x {wide}: it needs patches of all "
+                f"{self.n_mels} bands, side by side, of 1, 2 ... {2 ** len(self.stem)} frames."
+            )
+
+    def cut(self, frames: int = 0, stem: tuple[int, ...] = ()) -> "ModelConfig":
+        """The same with patches of all bands and so many frames, behind a stem or not; 0 keeps the patches."""
+        if not frames:
+            return self
+        patch = (self.n_mels, frames)
+        return dataclasses.replace(self, patch_size=patch, stride=patch, stem=stem)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -132,11 +152,13 @@ class ModelConfig:
         return self.patch_size[0] * self.patch_size[1]
 
 
-# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and the demo on a CPU.
+# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and the demo on a CPU, mini is
+# what two cores train in an hour or two.
 MODELS = {
     model.name: model
     for model in (
         ModelConfig("micro", width=96, depth=4, num_heads=4),
+        ModelConfig("mini", width=192, depth=4, num_heads=4),
         ModelConfig("tiny", width=192, depth=12, num_heads=3),
         ModelConfig("small", width=384, depth=12, num_heads=6),
         ModelConfig("base", width=768, depth=12, num_heads=12),
@@ -247,17 +269,19 @@ class Preset:
     execution: Execution = field(default_factory=Execution)
 
 
-FRAMES = {"patch_size": (128, 2), "stride": (128, 2)}  # SSAST's frame variant
-# What can be pre-trained: name in tables -> changes of the preset's pre-training and of its model. ``ssast`` is the paper's.
+# What can be pre-trained: name in tables -> changes of the preset's pre-training and how its model is `ModelConfig.cut`.
+# ``ssast`` is the paper's.
 PRETRAININGS: dict[str, tuple[dict, dict]] = {
     "ssast": ({}, {}),
     "ssast15": ({"mask_ratio": 0.15}, {}),
-    "ssastframe": ({}, FRAMES),
+    "ssastframe": ({}, {"frames": 2}),
     "visible": ({"decoder_depth": 2}, {}),
     # Two frames of all bands for a patch: as many tokens as of 16 x 16, each of 20 ms, which is the grid of onsets. Visible-only
     # in the joint form: its masked part then costs a third of what it would beside a full pass that listens.
-    "transcription": ({"objective": "transcription", "augment": True}, FRAMES),
-    "joint": ({"objective": "joint", "augment": True, "decoder_depth": 2}, FRAMES),
+    "transcription": ({"objective": "transcription", "augment": True}, {"frames": 2}),
+    "joint": ({"objective": "joint", "augment": True, "decoder_depth": 2}, {"frames": 2}),
+    # Convolutions see what is shorter than a patch, so that half as many tokens do.
+    "transcriptionstem": ({"objective": "transcription", "augment": True}, {"frames": 4, "stem": (16, 32, 48)}),
 }
 
 PRESETS = {
@@ -271,6 +295,13 @@ PRESETS = {
             maestro="demo",
             percepiano="demo",
             synthesizers=("builtin",),
+        ),
+        Preset(
+            "mini",
+            dataclasses.replace(MODELS["mini"], n_mels=FINE.n_mels, n_frames=256),
+            PretrainConfig(batch_size=32, epochs=8, learning_rate=1e-3, warmup_steps=300),
+            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3),
+            front_end=FINE,
         ),
         Preset(
             "small",

@@ -114,23 +114,29 @@ class Listener:
         performance = self.listen(codes)
         return None if performance is None else np.array(list(describe(trimmed(performance)).values()), np.float32)
 
-    def describe_all(self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say) -> Described:
-        """The same of many recordings; ``log`` is told of how many no note was heard.
-
-        Raises:
-            InputError: in none of them.
-        """
+    def listen_all(self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say) -> list[Performance | None]:
+        """The performance heard in each of many recordings; ``log`` is told how far it is."""
         found = []
         shown = time.monotonic()
         for number, codes in enumerate(clips, 1):
-            found.append(self.describe(codes))
+            found.append(self.listen(codes))
             if time.monotonic() - shown > _EVERY:
                 shown = time.monotonic()
                 log(f"  listened to {number:,} of {len(clips):,} recordings")
-        heard = [values for values in found if values is not None]
-        if not heard:
-            raise InputError(f"no note was heard in any of {len(clips)} recordings: pre-train longer, or leave out heard=true")
-        unheard = np.mean(heard, axis=0)
-        if silent := len(found) - len(heard):
-            log(f"no note was heard in {silent:,} of {len(clips):,} recordings: the mean of the others stands for them")
-        return Described(np.stack([unheard if values is None else values for values in found]), unheard)
+        return found
+
+
+def describe_all(performances: Sequence[Performance | None], log: Callable[[str], None] = say) -> Described:
+    """`DESCRIPTORS` of performances that were heard; ``log`` is told in how many recordings no note was.
+
+    Raises:
+        InputError: in none of them.
+    """
+    rows = [None if one is None else list(describe(trimmed(one)).values()) for one in performances]
+    heard = np.array([row for row in rows if row is not None], np.float32)
+    if not len(heard):
+        raise InputError(f"no note was heard in any of {len(rows)} recordings: pre-train longer, or leave out heard=true")
+    unheard = heard.mean(axis=0)
+    if silent := len(rows) - len(heard):
+        log(f"no note was heard in {silent:,} of {len(rows):,} recordings: the mean of the others stands for them")
+    return Described(np.array([unheard if row is None else row for row in rows], np.float32), unheard)

@@ -221,6 +221,39 @@ class TestEncoder:
             ast.resize_positions(table, (3, 6), (2, 3))
 
 
+class TestStem:
+    config = SMALL.cut(frames=4, stem=(6, 8))
+
+    def encode(self, log_mel, **options):
+        encoder = ast.Encoder(self.config)
+        params = jax.jit(encoder.init)(jax.random.key(0), log_mel)
+        return jax.jit(functools.partial(encoder.apply, **options))(params, log_mel)[0]
+
+    @pytest.mark.parametrize("frames", [96, 97, 99, 40])
+    def test_one_token_for_every_whole_patch(self, frames):
+        tokens = self.encode(spectrograms(5, frames=frames))
+        assert tokens.shape == (2, 2 + frames // 4, SMALL.width) and np.isfinite(tokens).all()
+
+    def test_a_patch_is_told_by_its_own_frames_and_those_beside_them(self):
+        stem, log_mel = ast.Stem(self.config, jnp.float32), spectrograms(6)
+        params = jax.jit(stem.init)(jax.random.key(0), log_mel)
+        gradient = jax.grad(lambda x: stem.apply(params, x)[:, 10].sum())(log_mel)
+        heard = np.flatnonzero(np.abs(gradient).sum(axis=(0, 2)))
+        assert heard.min() < 40 and heard.max() >= 43 and 4 < len(heard) <= 12
+
+    def test_what_is_masked_would_be_seen(self):
+        log_mel = spectrograms(7)
+        with pytest.raises(InputError, match="see what is masked"):
+            self.encode(log_mel, masked=jnp.zeros((2, 24), bool))
+        with pytest.raises(InputError, match="see what is masked"):
+            self.encode(log_mel, visible_index=jnp.zeros((2, 3), jnp.int32))
+
+    @pytest.mark.parametrize("change", [{"stem": (6,)}, {"patch_size": (16, 4), "stride": (16, 4)}, {"stride": (32, 2)}])
+    def test_patches_that_do_not_suit_are_refused(self, change):
+        with pytest.raises(InputError, match="a stem of"):
+            dataclasses.replace(self.config, **change)
+
+
 class TestSSAST:
     def test_masked_patches_do_not_leak(self):
         x = spectrograms(5)

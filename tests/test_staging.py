@@ -403,7 +403,7 @@ def _short_noise(item: shards.Item, facts: dict):
 
 
 def test_a_record_is_the_same_in_every_process():
-    features = maestro.MaestroLogMel.features_of("uint8")
+    features = maestro.MaestroLogMel.features_of("uint8", 128)
     names = ["composer", "log_mel", "recording", "start_frame", "title", "year"]
     values = dict.fromkeys(names, "x") | {"log_mel": np.zeros((3, 128), np.uint8), "start_frame": 1, "year": 2}
     record = records.serialise(features, values)

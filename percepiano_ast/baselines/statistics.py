@@ -72,11 +72,13 @@ class Fitted:
     Attributes:
         models: regressor -> fitted on standardised features and ratings.
         chosen: regressor -> hyper-parameters that the inner cross-validation chose.
+        inner_error: mean squared error on standardised ratings in that cross-validation, mean of the regressors.
         feature_mean, feature_std, rating_mean, rating_std: of the training clips.
     """
 
     models: dict[str, BaseEstimator]
     chosen: dict[str, dict]
+    inner_error: float
     feature_mean: np.ndarray
     feature_std: np.ndarray
     rating_mean: np.ndarray
@@ -121,7 +123,7 @@ def fit(
         raise InputError(f"{found} content group cannot be cross-validated within; give clips of two or more.")
     feature_mean, feature_std, rating_mean, rating_std = *_moments(features), *_moments(ratings)
     x, y = _standard(features, feature_mean, feature_std), (ratings - rating_mean) / rating_std
-    models, chosen = {}, {}
+    models, chosen, errors = {}, {}, []
     inner = GroupKFold(min(INNER_FOLDS, found))
     for name in regressors:
         model, grid, final = REGRESSORS[name]
@@ -130,8 +132,9 @@ def fit(
             model.set_params(random_state=seed)
         search = GridSearchCV(model, grid, cv=inner, scoring="neg_mean_squared_error", refit=False)
         chosen[name] = search.fit(x, y, groups=groups).best_params_
+        errors.append(-search.best_score_)
         models[name] = clone(model).set_params(**chosen[name], **final).fit(x, y)
-    return Fitted(models, chosen, feature_mean, feature_std, rating_mean, rating_std)
+    return Fitted(models, chosen, float(np.mean(errors)), feature_mean, feature_std, rating_mean, rating_std)
 
 
 def _table(values: np.ndarray, what: str) -> np.ndarray:

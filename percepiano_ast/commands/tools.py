@@ -34,9 +34,11 @@ def _bench(arguments):
 
 
 def _render(arguments):
+    from percepiano_ast import suite
     from percepiano_ast.data import asap
 
-    print(asap.render_archive(arguments.midi, arguments.to, hours=arguments.hours, synthesizers=arguments.synthesizers))
+    options = {"hours": arguments.hours, "synthesizers": arguments.synthesizers, "workers": suite.workers()}
+    print(asap.render_archive(arguments.midi, arguments.to, **options))
 
 
 def _convert(arguments):

@@ -15,10 +15,13 @@ import pandas as pd
 from percepiano_ast import synthesis
 from percepiano_ast.config import InputError
 from percepiano_ast.data import maestro
+from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
 
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
+# Four of its performances are among PercePiano's clips: an encoder that is to rate those must not have heard them.
+RATED = "Schubert/Impromptu_op142/3/"
 
 
 def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
@@ -49,31 +52,43 @@ def render_archive(
     *,
     hours: float,
     synthesizers: list[str],
+    workers: int = 1,
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> Path:
     """Render about ``hours`` of performances, pieces in random order, one performance of each piece before a second.
 
-    The synthesizers take turns. All performances of a piece share a split: one piece in twelve is for validation, one for
-    test.
+    What PercePiano rates (`RATED`) is left out. The synthesizers take turns. All performances of a piece share a split: one
+    piece in twelve is for validation, one for test. What is rendered is kept in ``renderings`` beside the archive, so that the
+    same call goes on after an interruption.
+
+    Args:
+        workers: processes that render.
 
     Raises:
         InputError: no performances there, or a missing soundfont.
+        RunFailed: a worker was killed; what is done is kept.
     """
     table, files = _read(Path(midi))
-    pianos = [synthesis.make_synthesizer(name) for name in synthesizers]
-    rows = table.sample(frac=1, random_state=seed).reset_index(drop=True)
+    kept = {name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE) for name in synthesizers}
+    rated = table["midi_performance"].str.startswith(RATED)
+    log(f"  {rated.sum()} performances left out: PercePiano rates parts of them")
+    rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
     number_of_piece = {name: number for number, name in enumerate(piece.unique())}
     rows["split"] = piece.map(number_of_piece).map(lambda n: {10: "validation", 11: "test"}.get(n % 12, "train"))
     rows["turn"] = piece.groupby(piece).cumcount()
-    order = rows.sort_values("turn", kind="stable")
-    return maestro.write_archive(path, _recordings(order, files, pianos, hours, log), SAMPLE_RATE)
+    chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours, log)
+    pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
+    for piano in kept.values():
+        piano.prepare([performance for (_, performance), his in zip(chosen, pianos) if his is piano], workers, log)
+    return maestro.write_archive(path, _recordings(chosen, pianos), SAMPLE_RATE)
 
 
-def _recordings(rows: pd.DataFrame, files: dict, pianos: list, hours: float, log) -> Iterator[tuple]:
-    seconds, skipped = 0.0, 0
-    for number, row in enumerate(rows.itertuples()):
+def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
+    """Rows and performances of so many hours, in order."""
+    seconds, skipped, chosen = 0.0, 0, []
+    for row in rows.itertuples():
         if seconds >= hours * 3600:
             break
         try:
@@ -82,13 +97,17 @@ def _recordings(rows: pd.DataFrame, files: dict, pianos: list, hours: float, log
             skipped += 1
             log(f"  skipped {row.midi_performance}: {error}")
             continue
-        wave = pianos[number % len(pianos)].render(performance, SAMPLE_RATE)
-        seconds += len(wave) / SAMPLE_RATE
+        seconds += synthesis.lengths.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
+        chosen.append((row, performance))
+    log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
+    return chosen
+
+
+def _recordings(chosen: list[tuple], pianos: list[Renderings]) -> Iterator[tuple]:
+    for (row, performance), piano in zip(chosen, pianos):
+        wave = piano.wave(performance, row.midi_performance)
         names = {"canonical_composer": row.composer, "canonical_title": row.title}
         yield {**names, "split": row.split, "year": 2026}, np.clip(wave, -1, 1), _as_midi(performance)
-        if number % 10 == 9:
-            log(f"  {seconds / 3600:.2f} of {hours} h")
-    log(f"{seconds / 3600:.2f} h rendered, {skipped} performances skipped")
 
 
 def _performance(name: str, files: dict[str, bytes]) -> Performance:

@@ -86,22 +86,22 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     FEATURES: dict = {}
     CHUNK_FRAMES = CHUNK_FRAMES  # of an example; 0 where it is a whole recording
 
-    def __init__(self, *, data_dir: str | Path, stored: str = "uint8", metadata: dict | None = None):
+    def __init__(self, *, data_dir: str | Path, metadata: dict, stored: str = "uint8"):
         self._stored = stored
-        self._metadata = metadata or {}
+        self._metadata = metadata
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     @classmethod
-    def features_of(cls, stored: str) -> tfds.features.FeaturesDict:
+    def features_of(cls, stored: str, n_mels: int) -> tfds.features.FeaturesDict:
         """Features of an example; ``encoding='bytes'`` reads 14 times faster than the default."""
-        log_mel = tfds.features.Tensor(shape=(None, 128), dtype=DTYPES[stored], encoding="bytes")
+        log_mel = tfds.features.Tensor(shape=(None, n_mels), dtype=DTYPES[stored], encoding="bytes")
         return tfds.features.FeaturesDict({"log_mel": log_mel, **cls.FEATURES})
 
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.__doc__,
-            features=self.features_of(self._stored),
+            features=self.features_of(self._stored, self._metadata["front_end"]["n_mels"]),
             metadata=tfds.core.MetadataDict(self._metadata),
             disable_shuffling=True,
         )

@@ -110,7 +110,7 @@ class Job:
         """Write the recording's examples, in order, and return its facts."""
         facts: dict = {"key": item.key}
         levels, digest, frames = shards.Levels(self.front_end), hashlib.sha256(), 0
-        features = self.builder.features_of(self.stored)
+        features = self.builder.features_of(self.stored, self.front_end.n_mels)
         writer = array_record_module.ArrayRecordWriter(str(path), shards.WRITER_OPTIONS)
         try:
             for start, chunk in shards.chunks(self.produce(item, facts), self.builder.CHUNK_FRAMES):

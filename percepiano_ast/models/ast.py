@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from percepiano_ast.config import InputError, ModelConfig
-from percepiano_ast.models.transformer import Compute, Mask, layer_norm, per_token, run_blocks, token_init
+from percepiano_ast.models.transformer import Compute, Mask, gelu, layer_norm, per_token, run_blocks, token_init
 
 PREFIX_TOKENS = 2  # cls and distillation token stand before the patches
 
@@ -81,6 +81,33 @@ def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tupl
     return jnp.concatenate([prefix, patches.reshape(1, -1, table.shape[2])], axis=1)
 
 
+class Stem(nn.Module):
+    """Convolutions before the patches: what a partial looks like is learned once for all keys and moments.
+
+    Early convolutions help transformers (Xiao et al. 2021, arXiv 2106.14881); transcription has always begun with them
+    (Hawthorne et al. 2018). Each is followed by a GELU and halves the frequency axis, and the time axis until a step is a
+    patch; the first is 5 x 5, the others 3 x 3.
+
+    Attributes:
+        config: with a ``stem``.
+        dtype: of activations.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, log_mel: jax.Array) -> jax.Array:
+        """(B, T, F) -> (B, T', values): what stands in the place of a patch's levels."""
+        wide = self.config.patch_size[1]
+        x = log_mel[:, : log_mel.shape[1] // wide * wide, :, None].astype(self.dtype)
+        for number, channels in enumerate(self.config.stem):
+            kernel, stride = (5, 5) if number == 0 else (3, 3), (2 if wide > 1 else 1, 2)
+            x = gelu(nn.Conv(channels, kernel, stride, dtype=self.dtype, name=f"conv{number}")(x))
+            wide = max(wide // 2, 1)
+        return x.reshape(*x.shape[:2], -1)
+
+
 class Encoder(nn.Module):
     """AST encoder of spectrograms of any length; see the module docstring for the order of tokens.
 
@@ -120,11 +147,16 @@ class Encoder(nn.Module):
             asked for, ``attention0`` ... (B, H, 2 + N, 2 + N).
 
         Raises:
-            InputError: see `patch_grid`.
+            InputError: see `patch_grid`; something is to be hidden from a stem, which sees past the edges of a patch.
         """
         config, dtype = self.config, self.compute.dtype
         grid = patch_grid(log_mel, config.patch_size, config.stride)
-        patches = patchify(log_mel, config.patch_size, config.stride).astype(dtype)
+        if config.stem:
+            if masked is not None or visible_index is not None:
+                raise InputError("convolutions before the patches see what is masked; mask patches of a model without a stem.")
+            patches = Stem(config, dtype, name="stem")(log_mel)
+        else:
+            patches = patchify(log_mel, config.patch_size, config.stride).astype(dtype)
         if visible_index is not None:
             patches = jnp.take_along_axis(patches, visible_index[:, :, None], axis=1)
         x = per_token(nn.Dense(config.width, dtype=dtype, name="patch_embed"), patches)

@@ -58,9 +58,9 @@ class Rated:
         """Of the model in tables."""
         return f"{self.start.name}-heard" if self.config.heard else self.start.name
 
-    @functools.cached_property
-    def heard(self) -> transcription.Described:
-        """What is heard of notes and pedals in every rendering, by an encoder that was pre-trained to hear them.
+    @property
+    def listener(self) -> transcription.Listener:
+        """The encoder with what it was pre-trained to hear notes and pedals by.
 
         Raises:
             InputError: it was not.
@@ -68,8 +68,16 @@ class Rated:
         if self.start.transcription is None:
             raise InputError(f"{self.start.name} was not pre-trained to hear notes: heard=true needs transcription or joint")
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
-        listener = transcription.Listener(params, self.start.model, self.front_end, self.start.statistics, self.run.preset.execution)
-        return listener.describe_all(self.clips.codes, self.log)
+        return transcription.Listener(params, self.start.model, self.front_end, self.start.statistics, self.run.preset.execution)
+
+    @functools.cached_property
+    def heard(self) -> transcription.Described:
+        """What is heard of notes and pedals in every rendering.
+
+        Raises:
+            InputError: see `listener`.
+        """
+        return transcription.describe_all(self.listener.listen_all(self.clips.codes, self.log), self.log)
 
     @functools.cached_property
     def params(self) -> dict:

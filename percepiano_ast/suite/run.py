@@ -85,7 +85,7 @@ class Run:
         preset = dataclasses.replace(
             self.preset,
             pretrain=dataclasses.replace(self.preset.pretrain, **training),
-            model=dataclasses.replace(self.preset.model, **geometry),
+            model=self.preset.model.cut(**geometry),
         )
         return dataclasses.replace(self, preset=preset, pretraining=name)
 

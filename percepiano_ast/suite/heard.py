@@ -1,0 +1,68 @@
+"""What an encoder hears in every rated clip, kept: embeddings, and the notes and pedals of every rendering."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from percepiano_ast import transcription
+from percepiano_ast.config import say, write_json
+from percepiano_ast.data import performances
+from percepiano_ast.data.percepiano_files import read_json
+from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.suite.rated import Rated
+
+_NOTHING = Performance(np.zeros(0, NOTE), np.zeros(0, PEDAL))
+
+
+@dataclass(frozen=True, eq=False)
+class HeardClips:
+    """Of every rendering, in the order of the clips.
+
+    Attributes:
+        embeddings: float32 (n, 2 F' D).
+        played: what was decoded of it; None where no note was heard.
+    """
+
+    embeddings: np.ndarray
+    played: list[Performance | None]
+
+    def described(self, log: Callable[[str], None] = say) -> np.ndarray:
+        """`DESCRIPTORS` of what was heard, float32 (n, descriptors)."""
+        return transcription.describe_all(self.played, log).values
+
+
+def hear(rated: Rated) -> HeardClips:
+    """Listen to all renderings once: what is kept in ``heard/<model>`` holds as long as encoder and clips are the same.
+
+    Raises:
+        InputError: the encoder was not pre-trained to hear notes.
+    """
+    home = rated.run.root / "heard" / rated.start.name
+    key, listener = _key(rated), rated.listener
+    if not (home / "heard.json").exists() or read_json(home / "heard.json")["key"] != key:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "heard.json").unlink(missing_ok=True)
+        rated.log(f"{rated.start.name}: listening to {len(rated.clips.codes):,} renderings")
+        np.save(home / "embeddings.npy", rated.embed(rated.params, np.arange(len(rated.clips.codes))))
+        _write(home / performances.FILE, listener.listen_all(rated.clips.codes, rated.log))
+        write_json(home / "heard.json", {"key": key})
+    with np.load(home / performances.FILE) as arrays:
+        found = performances.Performances(dict(arrays))
+    played = [found[str(row)] for row in range(len(found))]
+    return HeardClips(np.load(home / "embeddings.npy"), [one if len(one.notes) else None for one in played])
+
+
+def _write(path: Path, played: list[Performance | None]) -> None:
+    packed = {str(row): performances.pack(one or _NOTHING) for row, one in enumerate(played)}
+    path.write_bytes(performances.join(packed))
+
+
+def _key(rated: Rated) -> str:
+    """Of everything that is heard, and what hears it."""
+    content = hashlib.sha256(f"{rated.start.weights} {rated.start.model} {rated.front_end} {rated.start.statistics}".encode())
+    for clip, synthesizer, codes in zip(rated.clips.clip, rated.clips.synthesizer, rated.clips.codes, strict=True):
+        content.update(f"{clip} {synthesizer}".encode() + np.ascontiguousarray(codes))
+    return content.hexdigest()

@@ -1,0 +1,169 @@
+"""Ratings by regressors on what an encoder hears, under every protocol: decoded notes, embeddings, statistics of the sound.
+
+The regressors are those of the statistics baselines (`baselines.statistics`), which on a thousand clips outdo networks. What
+they are given is chosen among `SETS` in each fold by their error in the inner cross-validation, which sees the fold's training
+clips alone; every set is reported beside the choice.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast import score
+from percepiano_ast.baselines import statistics
+from percepiano_ast.config import claim_directory, say, write_json
+from percepiano_ast.data import percepiano, predictions, splits
+from percepiano_ast.evaluation import table
+from percepiano_ast.suite.heard import HeardClips, hear
+from percepiano_ast.suite.rated import Rated
+from percepiano_ast.suite.rating import percepiano_source, rated_clips_of
+from percepiano_ast.suite.run import Run, start_of
+
+# What the regressors are given; each is a model of its own, ``<encoder>-<set>``.
+SETS: dict[str, tuple[str, ...]] = {
+    "embedding": ("embedding",),
+    "notes": ("notes",),
+    "notes-sound": ("notes", "sound"),
+    "notes-sound-embedding": ("notes", "sound", "embedding"),
+}
+JUDGED = "judged"  # the set that the inner cross-validation chose
+SCORE = "+score"
+
+
+class Material(NamedTuple):
+    """What judging learns from, a row a rendering.
+
+    Attributes:
+        parts: name -> (n, columns).
+        ratings: (n, 19); groups: content group (n,).
+        unseen: Bool (n,), renderings that are not learned from.
+    """
+
+    parts: dict[str, np.ndarray]
+    ratings: np.ndarray
+    groups: np.ndarray
+    unseen: np.ndarray
+
+    def features(self, names: tuple[str, ...]) -> np.ndarray:
+        """The parts side by side."""
+        return np.concatenate([self.parts[name] for name in names], axis=1)
+
+
+def judge(
+    run: Run, init: str, folder: str = "", *, protocols: tuple[str, ...] = (), log: Callable[[str], None] = say
+) -> list[Path]:
+    """Rate all clips under every protocol, from what the encoder hears in them; returns the predictions written.
+
+    ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run, one for each of `SETS`, for what was chosen among
+    them, for that with the score beside (``+score``), and each again for renderings by the synthesizer that is ``unseen``. What
+    is there already is not made again.
+
+    Args:
+        init: a pre-training that hears notes.
+        folder: PercePiano's, for its scores; by default the preset's.
+        protocols: names in the index; by default all.
+
+    Raises:
+        InputError: an encoder that hears no notes; an unknown protocol; see `suite.start_of`.
+    """
+    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
+    start = start_of(run, init, log=log)
+    rated, shard_set = rated_clips_of(run, start, frozen, log)
+    heard = hear(rated)
+    home = claim_directory(run.root / JUDGED / start.name, {"pretrained": start.weights, "seed": frozen.seed, "unseen": frozen.unseen})
+    material = _material(rated, heard, percepiano_source(run, folder, log), home, log)
+    written = []
+    for protocol in protocols or table.protocols(rated.index):
+        work = _Work(rated, material, home, protocol, log)
+        written += work.make()
+    return written
+
+
+def _material(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None]) -> Material:
+    clips = rated.clips
+    sound = pd.read_csv(rated.run.percepiano_in(rated.front_end) / "classic_features.csv").set_index(["clip", "synthesizer"])
+    parts = {"embedding": heard.embeddings, "notes": heard.described(log)}
+    parts["sound"] = sound.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
+    parts["score"] = _with_score(rated, heard, folder, home, log)
+    groups = rated.index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()
+    return Material(parts, clips.ratings.astype(float), groups, rated.unseen)
+
+
+def _with_score(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None]) -> np.ndarray:
+    """Score features of every rendering (n, features + 1); where what was heard is not found in the score they are 0, the
+    neutral value of all of them, and the last column is 1."""
+    known, clips = percepiano.find_scores(folder), rated.clips
+    passage = dict(zip(rated.index["clip"], rated.index["segment"], strict=True)) | percepiano.MISNAMED
+    scores = {name: score.read(path) for name, path in known.items()}
+    found, left_out = score.features.table(
+        {str(row): one for row, one in enumerate(heard.played) if one is not None},
+        {str(row): scores.get(passage[clip]) for row, clip in enumerate(clips.clip)},
+    )
+    if left_out:
+        rows = [int(row) for row in left_out]
+        pd.DataFrame({"clip": clips.clip[rows], "synthesizer": np.array(clips.synthesizer)[rows], "reason": left_out.values()}).to_csv(
+            home / "without_score.csv", index=False, lineterminator="\n"
+        )
+        log(f"{len(left_out)} of {len(clips.clip)} renderings are not found in their score: see without_score.csv")
+    found.index = found.index.astype(int)
+    every = found.reindex(range(len(clips.clip)))
+    return np.column_stack([every.fillna(0.0).to_numpy(), every.isna().all(axis=1)]).astype(np.float32)
+
+
+class _Work:
+    """One protocol."""
+
+    def __init__(self, rated: Rated, material: Material, home: Path, protocol: str, log: Callable[[str], None]):
+        self.rated, self.material, self.home, self.protocol, self.log = rated, material, home, protocol, log
+        self.fold = splits.fold_of_clip(rated.index, protocol)
+        self.folds = np.array([self.fold.get(clip, -1) for clip in rated.clips.clip])
+
+    def make(self) -> list[Path]:
+        """Write the predictions of every model."""
+        names = [*SETS, JUDGED, JUDGED + SCORE]
+        paths = {name: self._paths(name) for name in names}
+        if not all(path.exists() for pair in paths.values() for path in pair):
+            for name, said in self._said().items():
+                self._write(said, paths[name])
+        return [path for pair in paths.values() for path in pair]
+
+    def _paths(self, name: str) -> list[Path]:
+        """Of predictions for what is seen, and for what is not where there is such."""
+        model = f"{self.rated.start.name}-{name}"
+        models = [model] + [f"{model}@{self.rated.config.unseen}"] * bool(self.rated.config.unseen)
+        return [self.home / f"predictions_{one}_{self.protocol}.csv.gz" for one in models]
+
+    def _said(self) -> dict[str, np.ndarray]:
+        """Model -> ratings (n, 19), NaN outside the folds."""
+        said, choices = {}, {}
+        for number in sorted(set(self.folds[self.folds >= 0].tolist())):
+            started = time.monotonic()
+            train, test = (self.folds != number) & (self.folds >= 0) & ~self.material.unseen, self.folds == number
+            fitted = {name: self._fit(parts, train) for name, parts in SETS.items()}
+            best = min(fitted, key=lambda name: fitted[name].inner_error)
+            rated = {name: one.predict(self.material.features(SETS[name])[test]) for name, one in fitted.items()}
+            rated[JUDGED] = rated[best]
+            with_score = (*SETS[best], "score")
+            rated[JUDGED + SCORE] = self._fit(with_score, train).predict(self.material.features(with_score)[test])
+            for name, values in rated.items():
+                said.setdefault(name, np.full(self.material.ratings.shape, np.nan))[test] = values
+            choices[number] = {"chosen": best} | {name: round(one.inner_error, 4) for name, one in fitted.items()}
+            self.log(f"{self.protocol}, fold {number}: {best} chosen, {time.monotonic() - started:.0f} s")
+        write_json(self.home / f"chosen_{self.protocol}.json", choices)
+        return said
+
+    def _fit(self, parts: tuple[str, ...], train: np.ndarray) -> statistics.Fitted:
+        features = self.material.features(parts)[train]
+        return statistics.fit(features, self.material.ratings[train], self.material.groups[train], seed=self.rated.config.seed)
+
+    def _write(self, said: np.ndarray, paths: list[Path]) -> None:
+        for path, unseen in zip(paths, (False, True)):
+            rows = (self.material.unseen == unseen) & np.isfinite(said).all(axis=1)
+            model = path.name.removeprefix("predictions_").removesuffix(f"_{self.protocol}.csv.gz")
+            run = model, self.protocol, self.rated.config.seed
+            predictions.write(predictions.tidy(run, self.fold, self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]), path)
