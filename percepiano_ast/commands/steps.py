@@ -88,6 +88,14 @@ def _finetune(arguments):
         suite.finetune(run, arguments.init, arguments.weights)
 
 
+def _judge(arguments):
+    from percepiano_ast import suite
+
+    run = run_of(arguments).switched(arguments.set)
+    for path in suite.judge(run, arguments.init, arguments.percepiano, protocols=tuple(arguments.protocol)):
+        print(path)
+
+
 def _own(arguments) -> bool:
     """Whether ratings of one's own are meant."""
     return any(getattr(arguments, name, None) for name in ("ratings", "recordings", "group", "dimensions"))
@@ -157,6 +165,15 @@ def add_commands(add) -> None:
     _add_start(command, "scratch, audioset, cnn (another encoder, from scratch), or baseline (what learns no hearing)")
     _add_precision(command)
 
+    text = "Regressors on what a pre-trained encoder hears (notes, pedals, embeddings, sound), under every protocol; what they "
+    text += "are given is chosen inside the training folds. Those named +score see the score as well."
+    command = add("judge", _judge, text)
+    add_run(command)
+    command.add_argument("--init", default="transcription", help="a pre-training that hears notes (default: transcription)")
+    command.add_argument("--percepiano", default="", metavar="FOLDER", help="for its scores (default: the preset's source)")
+    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
+    _add_set(command, "seed=1 or unseen=timgm6mb")
+
     command = add("switches", _switches, "Does each switch of the rating heads help: one at a time, on the frozen encoder.")
     add_run(command)
     _add_start(command, "scratch or audioset")
@@ -195,7 +212,8 @@ def _add_pretraining(command):
         "--pretraining",
         default="ssast",
         help="ssast (400 of 512 patches masked), ssast15 (15 %%), ssastframe (frames for patches), visible (the encoder sees "
-        "visible patches alone: faster), transcription (hear what is played), joint (that and visible)",
+        "visible patches alone: faster), transcription (hear what is played), joint (that and visible), transcriptionstem "
+        "(convolutions before the patches)",
     )
     command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
     command.add_argument("--batch-size", type=int, default=0, help="over all devices, instead of the preset's")
@@ -212,9 +230,13 @@ def _add_start(command, others: str):
     command.add_argument("--init", default="ssast", help=f"where the encoder starts: {names} (my pre-training), {others}")
     command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
     command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
+    _add_set(command, "strategy=lora or predict_uncertainty=true")
+
+
+def _add_set(command, such_as: str):
     command.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
-        help="a switch of fine-tuning, such as strategy=lora or predict_uncertainty=true; see finetune_config.py",
+        help=f"a switch of fine-tuning, such as {such_as}; see finetune_config.py",
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ same below ``own/<name>/``. Every step resumes; none overwrites the output of an
 
 from percepiano_ast.data.build import Work
 from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
+from percepiano_ast.suite.judged import judge
 from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
 from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano
 from percepiano_ast.suite.run import INITS, MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, Start, init_named, start_of, workers
@@ -27,6 +28,7 @@ __all__ = [
     "finetune",
     "finetune_own",
     "init_named",
+    "judge",
     "maestro_source",
     "own_runs",
     "own_source",

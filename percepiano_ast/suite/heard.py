@@ -64,5 +64,6 @@ def _key(rated: Rated) -> str:
     """Of everything that is heard, and what hears it."""
     content = hashlib.sha256(f"{rated.start.weights} {rated.start.model} {rated.front_end} {rated.start.statistics}".encode())
     for clip, synthesizer, codes in zip(rated.clips.clip, rated.clips.synthesizer, rated.clips.codes, strict=True):
-        content.update(f"{clip} {synthesizer}".encode() + np.ascontiguousarray(codes))
+        content.update(f"{clip} {synthesizer}".encode())
+        content.update(np.ascontiguousarray(codes))
     return content.hexdigest()

@@ -1,0 +1,134 @@
+"""Regressors on what an encoder hears. Cost: 40 s, most of it compiling and fitting."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
+
+from percepiano_ast import descriptors
+from percepiano_ast.baselines import statistics
+from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.data.batches import RatedClips
+from percepiano_ast.data.predictions import COLUMNS
+from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.suite import heard, judged, rated
+from percepiano_ast.suite.run import Run, Start
+
+CLIPS, PIANOS = 24, ("builtin", "other")
+QUIET = dataclasses.replace(FINETUNE, unseen="other")
+
+
+class Listener:
+    """Hears one note more in every clip, and none in the third; counts how often it was asked."""
+
+    asked = 0
+
+    def listen_all(self, clips, log):
+        self.asked += 1
+        played = []
+        for number in range(len(clips)):
+            notes = [(0.5 * k, 0.5 * k + 0.3, 50 + (7 * k + number) % 20, 40 + number) for k in range(5 + number)]
+            played.append(None if number == 2 else Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)))
+        return played
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hearing(rated.Rated):
+    ear: Listener = dataclasses.field(default_factory=Listener)
+
+    @property
+    def listener(self):
+        return self.ear
+
+
+def make_rated(root) -> Hearing:
+    clips = np.repeat([f"clip {k}" for k in range(CLIPS)], 2)
+    ratings = np.repeat(np.linspace(0.2, 0.8, CLIPS)[:, None] + np.linspace(0, 0.1, 19)[None, :], 2, axis=0).astype(np.float32)
+    codes = [codes_of(row // 2, 64)[0] for row in range(2 * CLIPS)]
+    index = pd.DataFrame({"clip": clips[::2], "content_group": np.arange(CLIPS) // 2, "human": True, "segment": "a",
+                          "fold_content": np.arange(CLIPS) // 2 % 2})  # fmt: skip
+    run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), root)
+    start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, None, "sum", {})
+    found = Hearing(run, start, QUIET, RatedClips(codes, clips, np.tile(PIANOS, CLIPS), ratings), FRONT_END, index,
+                    log=lambda line: None)  # fmt: skip
+    found.__dict__["params"] = found.trainer(1).init(0)
+    return found
+
+
+@pytest.fixture(scope="module")
+def listened(tmp_path_factory):
+    found = make_rated(tmp_path_factory.mktemp("judged"))
+    return found, heard.hear(found)
+
+
+def test_what_was_heard_is_kept_as_long_as_encoder_and_clips_are_the_same(listened):
+    found, first = listened
+    again = heard.hear(found)
+    assert found.ear.asked == 1
+    np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    assert first.played[2] is None and [len(one.notes) for one in first.played[3:6]] == [8, 9, 10]
+    other = dataclasses.replace(found, start=dataclasses.replace(found.start, weights="another"))
+    other.__dict__["params"] = found.params
+    heard.hear(other)
+    assert found.ear.asked == 2
+    heard.hear(found)
+    assert found.ear.asked == 3
+
+
+def test_descriptors_are_those_of_what_was_heard(listened):
+    found, what = listened
+    values = what.described(lambda line: None)
+    assert values.shape == (2 * CLIPS, len(descriptors.DESCRIPTORS)) and np.isfinite(values).all()
+    np.testing.assert_allclose(values[2], np.delete(values, 2, axis=0).mean(axis=0), rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def predicted(listened, tmp_path_factory):
+    found, what = listened
+    rng, home = np.random.default_rng(0), tmp_path_factory.mktemp("predictions")
+    truth = found.clips.ratings[:, :1]
+    noise = lambda *shape: rng.normal(size=shape)  # noqa: E731
+    # The notes tell the ratings; sound, embedding and score are noise. The unseen piano turns them round.
+    parts = {"notes": np.column_stack([np.where(found.unseen[:, None], 1 - truth, truth), noise(2 * CLIPS, 2)])}
+    parts |= {"sound": noise(2 * CLIPS, 30), "embedding": noise(2 * CLIPS, 40), "score": noise(2 * CLIPS, 3)}
+    groups = np.repeat(found.index["content_group"].to_numpy(), 2)
+    material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
+    work = judged._Work(found, material, home, "content", lambda line: None)
+    return home, work, work.make()
+
+
+def test_every_set_and_the_choice_are_predicted_for_seen_and_unseen_pianos(predicted):
+    home, work, paths = predicted
+    models = {path.name.removeprefix("predictions_ast-test-transcription-").removesuffix("_content.csv.gz") for path in paths}
+    names = {*judged.SETS, judged.JUDGED, "judged+score"}
+    assert models == names | {f"{name}@other" for name in names}
+    for path in paths:
+        table = pd.read_csv(path)
+        assert list(table.columns) == COLUMNS and len(table) == CLIPS * 19 and table["clip"].nunique() == CLIPS
+    assert work.make() == paths
+
+
+def test_the_choice_is_made_by_the_training_clips_and_the_unseen_piano_teaches_nothing(predicted):
+    home, _, paths = predicted
+    assert set(pd.read_json(home / "chosen_content.json").loc["chosen"]) == {"notes"}
+    r = {path.name: pd.read_csv(path)[["rating", "prediction"]].corr().iloc[0, 1] for path in paths}
+    assert r["predictions_ast-test-transcription-judged_content.csv.gz"] > 0.6
+    assert r["predictions_ast-test-transcription-judged@other_content.csv.gz"] < 0
+    assert r["predictions_ast-test-transcription-embedding_content.csv.gz"] < 0.5
+
+
+def test_an_encoder_that_hears_no_notes_is_refused(listened):
+    found, _ = listened
+    deaf = rated.Rated(found.run, dataclasses.replace(found.start, transcription=None), found.config, found.clips, FRONT_END, found.index)
+    with pytest.raises(InputError, match="was not pre-trained to hear notes"):
+        heard.hear(deaf)
+
+
+def test_the_inner_error_tells_which_features_are_worth_more():
+    rng = np.random.default_rng(1)
+    ratings, groups = rng.normal(size=(60, 2)), np.arange(60) // 6
+    good = statistics.fit(ratings + 0.3 * rng.normal(size=(60, 2)), ratings, groups, seed=0)
+    bad = statistics.fit(rng.normal(size=(60, 2)), ratings, groups, seed=0)
+    assert good.inner_error < 0.5 < bad.inner_error
