@@ -35,7 +35,7 @@ def open_run(preset: str, keep_in: str = ON_DRIVE, *, wants: str = "", log: Call
     """The run that a notebook works on: its preset, and the place where it is kept.
 
     Args:
-        preset: ``demo``, ``small`` or ``base``.
+        preset: ``demo``, ``mini``, ``small`` or ``base``.
         keep_in: ``Google Drive``: ``MyDrive/percepiano_ast/<preset>``, mounted on the way, which asks for permission;
             ``this runtime only``: a folder that ends with it. Off Colab both mean ``runs/<preset>``.
             A folder is used as given. At ``gs://BUCKET/PREFIX`` shards, checkpoints and models are kept, while the run works

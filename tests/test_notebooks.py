@@ -37,7 +37,7 @@ class TestRules:
         assert title.source.startswith("# ") and f"/blob/main/notebooks/{name}.ipynb" in title.source
         assert "git clone" in set_up.source and "bash colab_setup.sh" in set_up.source
         assert next(iter(notebooks.form_of(LOADED[name]))) == "PRESET"
-        assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "small", "base"]'
+        assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "mini", "small", "base"]'
 
     def test_cells_are_short_and_hold_no_logic(self, name):
         for cell in code_cells(LOADED[name]):
@@ -58,7 +58,7 @@ class TestRules:
 
 
 def test_the_form_offers_every_preset():
-    assert set(PRESETS) == {"demo", "small", "base"}
+    assert set(PRESETS) == {"demo", "mini", "small", "base"}
 
 
 def test_filling_in_a_form_changes_that_row_alone():

@@ -1,4 +1,4 @@
-"""What is measured: evaluate, baseline, index, reliability, listen."""
+"""What is measured: evaluate, experiment, baseline, index, reliability, listen."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,20 @@ def _evaluate(arguments):
     options = {"partial": arguments.partial, "settings": settings, "ceiling": arguments.ceiling or None}
     options |= {"reference": arguments.reference}
     print(report.evaluate_files(arguments.predictions, arguments.out, arguments.index or None, **options))
+
+
+def _experiment(arguments):
+    from percepiano_ast import suite
+    from percepiano_ast.config import PRESETS, choose
+
+    names = ("midi", "percepiano", "hours", "unseen")
+    lists = ("voices", "pianos", "starts", "judged")
+    given = {name: getattr(arguments, name) for name in names} | {name: tuple(getattr(arguments, name)) for name in lists}
+    given = {name: value for name, value in given.items() if value} | {"seeds": tuple(range(arguments.seeds))}
+    preset = choose(PRESETS, arguments.preset, "preset")
+    made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
+    if made:
+        print(made)
 
 
 def _baseline(arguments):
@@ -82,6 +96,7 @@ def add_commands(add) -> None:
         help="that the comparison page compares with (default: the best that hears audio and is no encoder)",
     )  # fmt: skip
 
+    _add_experiment(add)
     _add_baseline(add)
 
     command = add("index", _index, "Content groups (which segments share music) from the deadpan MIDI, as CSV.")
@@ -95,6 +110,24 @@ def add_commands(add) -> None:
     command.add_argument("--splits", type=int, default=500, metavar="N", help="random splits of the raters (default: 500)")
     command.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
     _add_listen(add)
+
+
+def _add_experiment(add):
+    text = "The whole experiment: renders ASAP and PercePiano, pre-trains, rates under every protocol, evaluates. Resumes."
+    command = add("experiment", _experiment, text)
+    command.add_argument("--midi", required=True, metavar="ASAP", help="ASAP's folder or tar archive, with metadata.csv in it")
+    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
+    command.add_argument("--out", required=True, metavar="DIR", help="everything that is made; the page is in DIR/results")
+    command.add_argument("--preset", default="mini", help="size and schedule (default: mini)")
+    command.add_argument("--hours", type=float, default=0.0, help="of ASAP to render (default: 18)")
+    command.add_argument("--voices", nargs="+", default=[], metavar="NAME", help="synthesizers that take turns in it")
+    command.add_argument("--pianos", nargs="+", default=[], metavar="NAME", help="synthesizers that play what is rated")
+    command.add_argument("--unseen", default="", metavar="NAME", help="one more, which nothing learns from (default: timgm6mb)")
+    starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
+    command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
+    command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help="those that judge judges, under every protocol")
+    command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
+    command.add_argument("--minutes", type=float, default=0.0, metavar="M", help="begin no stage after so many; run it again")
 
 
 def _add_baseline(add):

@@ -165,14 +165,7 @@ def add_commands(add) -> None:
     _add_start(command, "scratch, audioset, cnn (another encoder, from scratch), or baseline (what learns no hearing)")
     _add_precision(command)
 
-    text = "Regressors on what a pre-trained encoder hears (notes, pedals, embeddings, sound), under every protocol; what they "
-    text += "are given is chosen inside the training folds. Those named +score see the score as well."
-    command = add("judge", _judge, text)
-    add_run(command)
-    command.add_argument("--init", default="transcription", help="a pre-training that hears notes (default: transcription)")
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="for its scores (default: the preset's source)")
-    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
-    _add_set(command, "seed=1 or unseen=timgm6mb")
+    _add_judge(add)
 
     command = add("switches", _switches, "Does each switch of the rating heads help: one at a time, on the frozen encoder.")
     add_run(command)
@@ -188,6 +181,17 @@ def add_commands(add) -> None:
     command = add("status", _status, "What of a run is where, how far it is, how old, and whether it is whole.")
     add_run(command)
     add_store(command)
+
+
+def _add_judge(add):
+    text = "Regressors on what a pre-trained encoder hears (notes, pedals, embeddings, sound), under every protocol; what they "
+    text += "are given is chosen inside the training folds. Those named +score see the score as well."
+    command = add("judge", _judge, text)
+    add_run(command)
+    command.add_argument("--init", default="transcription", help="a pre-training that hears notes (default: transcription)")
+    command.add_argument("--percepiano", default="", metavar="FOLDER", help="for its scores (default: the preset's source)")
+    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
+    _add_set(command, "seed=1 or unseen=timgm6mb")
 
 
 def _add_preprocess(command):

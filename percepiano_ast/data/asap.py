@@ -20,8 +20,6 @@ from percepiano_ast.performance import Performance, read_midi, trimmed, write_mi
 
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
-# Four of its performances are among PercePiano's clips: an encoder that is to rate those must not have heard them.
-RATED = "Schubert/Impromptu_op142/3/"
 
 
 def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
@@ -58,7 +56,7 @@ def render_archive(
 ) -> Path:
     """Render about ``hours`` of performances, pieces in random order, one performance of each piece before a second.
 
-    What PercePiano rates (`RATED`) is left out. The synthesizers take turns. All performances of a piece share a split: one
+    What PercePiano rates is left out. The synthesizers take turns. All performances of a piece share a split: one
     piece in twelve is for validation, one for test. What is rendered is kept in ``renderings`` beside the archive, so that the
     same call goes on after an interruption.
 
@@ -71,8 +69,9 @@ def render_archive(
     """
     table, files = _read(Path(midi))
     kept = {name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE) for name in synthesizers}
-    rated = table["midi_performance"].str.startswith(RATED)
-    log(f"  {rated.sum()} performances left out: PercePiano rates parts of them")
+    # They would be left out of the shards too, but by then they would have taken the place of others.
+    rated = np.array([maestro.is_percepiano_work(*names) for names in zip(table["composer"], table["title"])])
+    log(f"  {rated.sum()} performances left out: PercePiano's works")
     rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
     number_of_piece = {name: number for number, name in enumerate(piece.unique())}

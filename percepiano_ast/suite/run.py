@@ -27,15 +27,17 @@ INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST", "cnn": "a 
 class Run:
     """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant.
 
-    ``shards`` may name a copy of the shards for pre-training on a faster disk, ``store`` another place for checkpoints and
-    models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a mounted Drive. What else is below ``root`` is
-    made again from them in minutes, but for the shards for pre-training, which `colab` takes to a bucket and back.
+    ``shards`` may name a copy of the shards for pre-training on a faster disk, ``clips`` shards of rated clips that several runs
+    share, ``store`` another place for checkpoints and models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a
+    mounted Drive. What else is below ``root`` is made again from them in minutes, but for the shards for pre-training, which
+    `colab` takes to a bucket and back.
     """
 
     preset: Preset
     root: Path
     pretraining: str = "ssast"
     shards: Path | None = None
+    clips: Path | None = None
     store: str = ""
 
     @property
@@ -55,7 +57,9 @@ class Run:
 
     def percepiano_in(self, front_end: FrontEnd) -> Path:
         """The same in another front end."""
-        return self.root / ("percepiano" if front_end == self.preset.front_end else f"percepiano_{front_end.kind}")
+        if front_end != self.preset.front_end:
+            return self.root / f"percepiano_{front_end.kind}"
+        return self.clips or self.root / "percepiano"
 
     @property
     def evaluation(self) -> Path:

@@ -1,0 +1,82 @@
+"""The whole experiment, from MIDI to the page of results, on made-up playing and simulated ratings. Cost: 2 minutes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_asap import write_folder
+from tiny import FINETUNE, PRETRAIN
+
+from percepiano_ast import suite
+from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+
+PRESET = dataclasses.replace(
+    PRESETS["demo"],
+    model=dataclasses.replace(PRESETS["demo"].model, width=32, depth=1, num_heads=2),
+    pretrain=dataclasses.replace(PRETRAIN, epochs=12, batch_size=8, learning_rate=5e-3),
+    finetune=dataclasses.replace(FINETUNE, epochs=1),
+)
+
+
+@pytest.fixture(scope="module")
+def midi(tmp_path_factory):
+    """Long enough for windows of 10 s."""
+    folder = write_folder(tmp_path_factory.mktemp("asap"))
+    for seed, path in enumerate(sorted(folder.rglob("*.mid"))):
+        rng = np.random.default_rng(seed)
+        notes = [(0.4 * k, 0.4 * k + 0.3, rng.choice([60, 64, 67, 72]), rng.integers(60, 110)) for k in range(60)]
+        write_midi(Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(midi, tmp_path_factory):
+    out, lines = tmp_path_factory.mktemp("experiment"), []
+    given = suite.Experiment(str(midi), "demo", hours=0.2, voices=("builtin",), pianos=("builtin",), unseen="")
+    first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
+    report = suite.run_experiment(PRESET, out, given, log=lines.append)
+    return out, given, first, report, lines
+
+
+def test_a_time_limit_stops_between_stages_and_the_same_call_goes_on(done):
+    out, _, first, report, lines = done
+    assert first is None and report == out / "results" / "report.html" and report.exists()
+    assert any("minutes are over before" in line for line in lines)
+
+
+def test_results_hold_every_model_and_how_they_were_made(done):
+    out, *_ = done
+    rows = pd.concat([pd.read_csv(path) for path in (out / "results").glob("predictions_*.csv.gz")])
+    assert {"content", "performer", "composition"} <= set(rows["protocol"])
+    content = set(rows.query("protocol == 'content'")["model"])
+    name = f"ast-{PRESET.model.name}-transcriptionstem"
+    assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "audio-stats", "midi-stats"} <= content
+    assert f"{name}-judged" in set(rows.query("protocol == 'composition'")["model"])
+    made = json.loads((out / "results" / "experiment.json").read_text())
+    assert made["hours"] == 0.2 and "cores" in made["machine"]
+    stages = pd.read_csv(out / "stages.csv")
+    assert (stages["minutes"] > 0).all() and stages["stage"].str.startswith("pre-train").any()
+    assert "simulated" in (out / "results" / "report.md").read_text()
+
+
+def test_nothing_is_made_twice(done):
+    out, given, *_ = done
+    before = {path: path.stat().st_mtime for path in out.rglob("predictions_*") if "results" not in path.parts}
+    suite.run_experiment(PRESET, out, given, log=lambda line: None)
+    assert {path: path.stat().st_mtime for path in before} == before
+
+
+def test_another_experiment_is_refused_where_one_is(done):
+    out, given, *_ = done
+    with pytest.raises(InputError, match="another configuration"):
+        suite.run_experiment(PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None)
+
+
+def test_a_piano_that_is_heard_is_not_unseen():
+    with pytest.raises(InputError, match="builtin is to be unseen and is among"):
+        suite.Experiment("midi", "demo", voices=("builtin",), unseen="builtin")
+    with pytest.raises(InputError, match="Did you mean 'transcription'"):
+        suite.Experiment("midi", "demo", starts=("transcriptoin",))
