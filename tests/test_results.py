@@ -1,0 +1,71 @@
+"""The numbers that README and results page give for real predictions are those of the committed predictions. Cost: 20 s."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from percepiano_ast.evaluation import scores, table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "notebooks" / "results"
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
+SCOPES = {
+    "r": "overall",
+    "r, overall": "overall",
+    "r, people only": "humans_only",
+    "r, within segment": "within_segment",
+    "r, within segment, people": "within_segment_humans",
+    "within segment, humans only": "within_segment_humans",
+}
+NUMBER = r"-?\.\d+"
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[tuple[str, str, str], tuple[float, float, float]]:
+    """Model, protocol, scope -> mean r with its interval; of several seeds their mean."""
+    paths = sorted(RESULTS.glob("predictions_*.csv.gz"))
+    rows = table.validate_predictions(pd.concat([table.read_predictions(path) for path in paths], ignore_index=True), None)
+    found = scores.evaluate(table.runs(rows, table.load_index()))
+    found = found[(found["metric"] == "pearson") & (found["dimension"] == "mean")]
+    means = found.groupby(["model", "protocol", "scope"])[["value", "low", "high"]].mean()
+    return {key: tuple(row) for key, row in zip(means.index, means.to_numpy())}
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """Every Markdown table as rows of cells, its header first."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    rows = [[[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()] for block in blocks]
+    return [[block[0], *block[2:]] for block in rows]
+
+
+def claims(text: str) -> dict[tuple[str, str, str], str]:
+    """What a page says of models: model, protocol, scope -> the cell."""
+    found = {}
+    for header, *rows in tables(text):
+        columns = [re.sub(r"\*|\(.*\)", "", cell).strip() for cell in header]
+        for row in rows:
+            names = re.findall(r"^`([\w@+-]+)`", row[0])
+            for column, cell in zip(columns[1:], row[1:]):
+                if names and column in SCOPES:
+                    found[names[0], "content", SCOPES[column]] = cell
+                elif names and column in table.protocols(table.load_index()):
+                    found[names[0], column, "overall"] = cell
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_what_a_page_says_is_what_the_predictions_give(page, known):
+    said = {key: cell for key, cell in claims(page.read_text()).items() if re.match(NUMBER, cell)}
+    assert len(said) >= 10
+    for key, cell in said.items():
+        assert key in known, f"{page.name} gives {cell} for {key}, of which there are no predictions"
+        for text, value in zip(re.findall(NUMBER, cell), known[key]):
+            assert abs(float(text) - value) < 0.0051, f"{page.name} gives {cell} for {key}, the predictions give {known[key]}"
+
+
+def test_no_committed_predictions_go_without_a_word():
+    page = (RESULTS / "README.md").read_text()
+    models = {model for path in RESULTS.glob("predictions_*.csv.gz") for model in pd.read_csv(path, usecols=["model"])["model"]}
+    assert {model for model in models if f"`{model}`" not in page} == set()
