@@ -20,7 +20,7 @@ def _experiment(arguments):
     from percepiano_ast.config import PRESETS, choose
 
     names = ("midi", "percepiano", "hours", "unseen")
-    lists = ("voices", "pianos", "starts", "judged")
+    lists = ("voices", "pianos", "starts", "judged", "protocols")
     given = {name: getattr(arguments, name) for name in names} | {name: tuple(getattr(arguments, name)) for name in lists}
     given = {name: value for name, value in given.items() if value} | {"seeds": tuple(range(arguments.seeds))}
     preset = choose(PRESETS, arguments.preset, "preset")
@@ -126,6 +126,7 @@ def _add_experiment(add):
     starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
     command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
     command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help="those that judge judges, under every protocol")
+    command.add_argument("--protocols", nargs="+", default=[], metavar="P", help="of judge and the baselines (default: all)")
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
     command.add_argument("--minutes", type=float, default=0.0, metavar="M", help="begin no stage after so many; run it again")
 

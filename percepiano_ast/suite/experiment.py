@@ -34,6 +34,7 @@ class Experiment:
         pianos: that play what is rated, ``unseen``: one more, which no model has heard, or none.
         starts: names in `STARTS`; ``judged``: those of them that hear notes and are judged under every protocol.
         seeds: of pre-training, heads, regressors.
+        protocols: of what is judged and of the baselines, ``content`` among them; empty for all.
     """
 
     midi: str
@@ -45,6 +46,7 @@ class Experiment:
     starts: tuple[str, ...] = ("transcriptionstem",)
     judged: tuple[str, ...] = ("transcriptionstem",)
     seeds: tuple[int, ...] = (0,)
+    protocols: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in self.starts:
@@ -106,8 +108,10 @@ def _stages(preset: Preset, out: Path, given: Experiment, log) -> Iterator[tuple
                 yield f"pre-train {start}, seed {seed}", lambda run=run, start=start: hearing.pretrain(run.for_pretraining(start), log)
             yield f"rate by heads {start}, seed {seed}", lambda run=run, start=start: _rated(run, start, log)
             if start in given.judged:
-                yield f"judge {start}, seed {seed}", lambda run=run, start=start: judge(run, start, folder, log=log)
-    settings = floor.Settings(synthesizers=given.pianos, seed=given.seeds[0], workers=workers())
+                yield f"judge {start}, seed {seed}", lambda run=run, start=start: judge(
+                    run, start, folder, protocols=given.protocols, log=log
+                )
+    settings = floor.Settings(given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers())
     yield "baselines", lambda: floor.run(folder, out / "baselines", settings, log)
     yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
 

@@ -86,8 +86,10 @@ def _predicted(rated: Rated, name: str, init: str, shard_set: shards.ShardSet, l
     log(f"{name}, seed {config.seed}")
     metadata = shard_set.metadata
     found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
-    names, ratings = clips.clip[found.which], clips.ratings[found.which]
-    table = predictions.tidy((name, config.protocol, config.seed), found.fold, names, ratings, found.rated)
+    seen = ~rated.unseen[found.which]
+    which = found.which[seen]
+    said = clips.clip[which], clips.ratings[which], found.rated[seen]
+    table = predictions.tidy((name, config.protocol, config.seed), found.fold, *said)
     predictions.write(table, path)
     shutil.rmtree(home / "finetune")
     return table
