@@ -16,7 +16,7 @@ import pandas as pd
 
 from percepiano_ast import score
 from percepiano_ast.baselines import statistics
-from percepiano_ast.config import claim_directory, say, write_json
+from percepiano_ast.config import InputError, claim_directory, say, write_json
 from percepiano_ast.data import percepiano, predictions, splits
 from percepiano_ast.evaluation import table
 from percepiano_ast.suite.heard import HeardClips, hear
@@ -97,9 +97,13 @@ def _material(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Ca
 def _with_score(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None]) -> np.ndarray:
     """Score features of every rendering (n, features + 1); where what was heard is not found in the score they are 0, the
     neutral value of all of them, and the last column is 1."""
-    known, clips = percepiano.find_scores(folder), rated.clips
+    clips, scores = rated.clips, {}
+    for name, path in percepiano.find_scores(folder).items():
+        try:
+            scores[name] = score.read(path)
+        except InputError as reason:
+            log(f"left out: {reason}")
     passage = dict(zip(rated.index["clip"], rated.index["segment"], strict=True)) | percepiano.MISNAMED
-    scores = {name: score.read(path) for name, path in known.items()}
     found, left_out = score.features.table(
         {str(row): one for row, one in enumerate(heard.played) if one is not None},
         {str(row): scores.get(passage[clip]) for row, clip in enumerate(clips.clip)},
