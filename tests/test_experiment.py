@@ -13,6 +13,8 @@ from percepiano_ast import suite
 from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 
+pytestmark = pytest.mark.slow
+
 PRESET = dataclasses.replace(
     PRESETS["demo"],
     model=dataclasses.replace(PRESETS["demo"].model, width=32, depth=1, num_heads=2),
@@ -36,7 +38,7 @@ def midi(tmp_path_factory):
 def done(midi, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("experiment"), []
     given = suite.Experiment(str(midi), "demo", hours=0.2, voices=("builtin",), pianos=("builtin",), unseen="",
-                             protocols=("content", "composition"))  # fmt: skip
+                             protocols=("content", "performer"))  # fmt: skip
     first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
     report = suite.run_experiment(PRESET, out, given, log=lines.append)
     return out, given, first, report, lines
@@ -51,11 +53,11 @@ def test_a_time_limit_stops_between_stages_and_the_same_call_goes_on(done):
 def test_results_hold_every_model_and_how_they_were_made(done):
     out, *_ = done
     rows = pd.concat([pd.read_csv(path) for path in (out / "results").glob("predictions_*.csv.gz")])
-    assert {"content", "composition"} == set(rows["protocol"])
+    assert {"content", "performer"} == set(rows["protocol"])
     content = set(rows.query("protocol == 'content'")["model"])
     name = f"ast-{PRESET.model.name}-transcriptionstem"
     assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "audio-stats", "midi-stats"} <= content
-    assert f"{name}-judged" in set(rows.query("protocol == 'composition'")["model"])
+    assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])
     made = json.loads((out / "results" / "experiment.json").read_text())
     assert made["hours"] == 0.2 and "cores" in made["machine"]
     stages = pd.read_csv(out / "stages.csv")
