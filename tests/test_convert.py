@@ -158,6 +158,10 @@ class TestFiles:
         if kind == "ssast_pretrain":
             assert load_file(path)["p_input_tdim"].shape == () and load_file(path)["p_input_tdim"] == 96
 
+    def test_a_stem_has_no_published_names(self, tmp_path):
+        with pytest.raises(InputError, match="a model with a stem stays in its checkpoint"):
+            weights.write_weights(tmp_path / "w.safetensors", weights.Weights({}, SMALL.cut(4, (6, 8)), "ssast_pretrain"))
+
     def test_wrong_files_are_refused(self, tmp_path):
         good = weights.Weights(params_of("ast"), SMALL, "ast")
         path = weights.write_weights(tmp_path / "good.safetensors", good)

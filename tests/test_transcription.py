@@ -34,7 +34,7 @@ from percepiano_ast.training import augment
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.pretrain import Pretraining, reconstruction
-from percepiano_ast.transcription import Listener
+from percepiano_ast.transcription import Listener, describe_all
 
 NUMBER = 5  # of descriptors
 TRANSCRIBE = dataclasses.replace(PRETRAIN, objective="transcription", learning_rate=2e-3, epochs=2)
@@ -208,12 +208,12 @@ class TestListener:
     def test_clips_without_a_note_are_counted_and_have_the_mean_of_the_others(self, trained):
         listener, lines, silence = Listener.open(trained[0], log=lambda line: None), [], np.zeros((64, 128), np.uint8)
         clips = [silence, played_clip(0, 128)[0], played_clip(1, 128)[0]]
-        values, unheard = listener.describe_all(clips, log=lines.append)
+        values, unheard = describe_all(listener.listen_all(clips), log=lines.append)
         assert values.shape == (3, len(DESCRIPTORS)) and np.isfinite(values).all()
         assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
         assert lines == ["no note was heard in 1 of 3 recordings: the mean of the others stands for them"]
         with pytest.raises(InputError, match="no note was heard in any of 1 recordings: pre-train longer"):
-            listener.describe_all([silence])
+            describe_all(listener.listen_all([silence]))
 
     def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)

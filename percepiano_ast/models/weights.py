@@ -16,7 +16,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from percepiano_ast.config import AUDIOSET, KALDI, MODELS, FrontEnd, InputError, ModelConfig, Statistics, write_json
+from percepiano_ast.config import (
+    AUDIOSET,
+    KALDI,
+    MODELS,
+    FrontEnd,
+    InputError,
+    ModelConfig,
+    Statistics,
+    from_json,
+    write_json,
+)
 from percepiano_ast.models import convert, torch_file
 from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.ssast import SSAST
@@ -95,10 +105,12 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     one LayerNorm epsilon there, ``norm_epsilon``.
 
     Raises:
-        InputError: parameters that are not those of the kind and geometry, a folder that holds something already, or a
+        InputError: parameters that are not those of the kind and geometry, a stem, a folder that holds something already, or a
             model that ``transformers`` has no name for.
     """
     path = Path(path)
+    if weights.config.stem:
+        raise InputError("the published names have none for convolutions before the patches: a model with a stem stays in its checkpoint.")
     tensors = convert.to_torch(weights.params, weights.kind, weights.config.patch_size)
     convert.require_same_shapes(weights.params, weights.shapes(), f"what is to be written to {path}")
     metadata = {"kind": weights.kind} | {
@@ -179,12 +191,11 @@ def _described(tensors: dict, metadata: dict[str, str], path: Path) -> Weights:
     """By the metadata of `write_weights`."""
     try:
         known = {key: json.loads(value) for key, value in metadata.items() if key not in ("kind", "format")}
-        config = known.pop("config")
-        known["config"] = ModelConfig(**config | {key: tuple(config[key]) for key in ("patch_size", "stride")})
+        known["config"] = from_json(ModelConfig, known["config"])
         known["front_end"] = FrontEnd(**known["front_end"])
         known["statistics"] = Statistics(**known["statistics"])
         return Weights(convert.from_torch(tensors, metadata["kind"]), kind=metadata["kind"], **known)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} describes itself in a way that this version does not know ({error!r}).") from error
 
 
