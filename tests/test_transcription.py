@@ -267,7 +267,7 @@ class TestRating:
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
         deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
-        with pytest.raises(InputError, match="was not pre-trained to hear notes: heard=true needs transcription or joint"):
+        with pytest.raises(InputError, match="was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"):
             deaf.params
         with pytest.raises(InputError, match="strategy 'full' changes the encoder.*heard=true needs 'frozen'"):
             dataclasses.replace(rated, config=dataclasses.replace(rated.config, strategy="full")).trainer(1)

@@ -66,7 +66,7 @@ class Rated:
             InputError: it was not.
         """
         if self.start.transcription is None:
-            raise InputError(f"{self.start.name} was not pre-trained to hear notes: heard=true needs transcription or joint")
+            raise InputError(f"{self.start.name} was not pre-trained to hear notes: start from transcription, joint or transcriptionstem")
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
         return transcription.Listener(params, self.start.model, self.front_end, self.start.statistics, self.run.preset.execution)
 
