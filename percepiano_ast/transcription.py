@@ -3,14 +3,19 @@
 Windows overlap by half and are cross-faded, so that every moment is heard with sound on both sides of it.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, PretrainConfig, Statistics, from_json, say
 from percepiano_ast.data.batches import pad_window, window_starts
@@ -82,6 +87,35 @@ class Listener:
             )
         model = from_json(ModelConfig, made["model"])
         return cls(params, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"]))
+
+    def write(self, path: str | Path, description: dict) -> Path:
+        """Keep it in a ``.safetensors`` file of half precision that describes itself; `read` opens it.
+
+        Args:
+            description: what else must be known of it: data, licence, hours.
+        """
+        settings = {"model": self.model, "front_end": self.front_end, "statistics": self.statistics}
+        metadata = {name: json.dumps(asdict(value)) for name, value in settings.items()}
+        flat = flatten_dict(jax.device_get(self._params), sep="/")
+        tensors = {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}
+        save_file(tensors, path, metadata | {"description": json.dumps(description)})
+        return Path(path)
+
+    @classmethod
+    def read(cls, path: str | Path, execution: Execution = Execution()) -> "Listener":
+        """What `write` kept.
+
+        Raises:
+            InputError: no such file, damaged, or another kind of weights.
+        """
+        try:
+            with safe_open(path, "numpy") as file:
+                known = {name: json.loads(text) for name, text in file.metadata().items()}
+                flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
+            settings = from_json(ModelConfig, known["model"]), FrontEnd(**known["front_end"]), Statistics(**known["statistics"])
+        except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} holds no model that hears notes ({error!r}); give a file that Listener.write made") from error
+        return cls(unflatten_dict(flat, sep="/"), *settings, execution)
 
     def hear(self, codes: np.ndarray) -> Heard:
         """What is heard in a recording, as levels are stored (T, mel): T // `STEP` steps, at least one window's worth of sound

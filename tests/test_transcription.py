@@ -215,6 +215,18 @@ class TestListener:
         with pytest.raises(InputError, match="no note was heard in any of 1 recordings: pre-train longer"):
             describe_all(listener.listen_all([silence]))
 
+    def test_what_is_written_hears_the_same(self, trained, tmp_path):
+        listener = Listener.open(trained[0], log=lambda line: None)
+        read = Listener.read(listener.write(tmp_path / "ear.safetensors", {"licence": "made here"}))
+        first, again = (one.hear(played_clip(2, 128)[0]) for one in (listener, read))
+        for name in first._fields:
+            np.testing.assert_allclose(getattr(again, name), getattr(first, name), atol=5e-3)
+        assert (read.model, read.front_end, read.statistics) == (listener.model, listener.front_end, listener.statistics)
+        (tmp_path / "other.safetensors").write_bytes(b"no weights")
+        for name in ("other.safetensors", "missing.safetensors"):
+            with pytest.raises(InputError, match="holds no model that hears notes"):
+                Listener.read(tmp_path / name)
+
     def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)
         with pytest.raises(InputError, match="objective 'ssast', which hears no notes: choose one of transcription, joint"):
