@@ -79,7 +79,8 @@ KALDI = FrontEnd(
     fmax=8_000.0,
     amin=1.1920928955078125e-07,
 )
-# For hearing notes: windows of 93 ms and bands of 15 Hz below 1 kHz tell semitones apart from C4 down, which 25 ms cannot.
+# For hearing notes: windows of 93 ms and bands of 15 Hz below 1 kHz tell the partials of neighbouring keys apart two octaves
+# lower than windows of 25 ms do.
 # Transcription is used to such (Hawthorne et al. 2018: 2,048 samples, 229 bands); these are 14 patches of 16 bands.
 FINE = FrontEnd(n_fft=2048, win_length=2048, n_mels=224)
 _DB_PER_NEPER = 10 / math.log(10)  # of power

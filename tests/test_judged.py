@@ -5,11 +5,10 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from safetensors.numpy import load_file, save_file
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
 
 from percepiano_ast import descriptors
-from percepiano_ast.baselines import portable, statistics
+from percepiano_ast.baselines import statistics
 from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.predictions import COLUMNS
@@ -133,27 +132,3 @@ def test_the_inner_error_tells_which_features_are_worth_more():
     good = statistics.fit(ratings + 0.3 * rng.normal(size=(60, 2)), ratings, groups, seed=0)
     bad = statistics.fit(rng.normal(size=(60, 2)), ratings, groups, seed=0)
     assert good.inner_error < 0.5 < bad.inner_error
-
-
-@pytest.fixture(scope="module")
-def fitted():
-    rng = np.random.default_rng(2)
-    features = rng.normal(size=(120, 12))
-    ratings = 0.5 + 0.1 * np.stack([features[:, 0], np.tanh(features[:, 1]), features[:, 2] * features[:, 3]], axis=1)
-    return statistics.fit(features, ratings, np.arange(120) // 10, seed=0), rng.normal(size=(300, 12))
-
-
-def test_what_is_packed_rates_as_it_did_before(fitted, tmp_path):
-    model, features = fitted
-    save_file(portable.pack(model), tmp_path / "model.safetensors")
-    rated = portable.Regressors(load_file(tmp_path / "model.safetensors")).predict(features)
-    error = np.abs(rated - model.predict(features)) / model.rating_std
-    assert rated.dtype == np.float32 and error.max() < 0.02 and error.mean() < 1e-3
-
-
-def test_a_packed_model_refuses_other_features_and_lacks_none_of_its_regressors(fitted):
-    model, features = fitted
-    with pytest.raises(InputError, match="11 features per clip, the model was fitted on 12"):
-        portable.Regressors(portable.pack(model)).predict(features[:, 1:])
-    with pytest.raises(InputError, match="lacks svr"):
-        portable.pack(dataclasses.replace(model, models={"ridge": None, "extratrees": None}))

@@ -98,7 +98,7 @@ class Fitted:
         if features.shape[1] != len(self.feature_mean):
             raise InputError(f"{features.shape[1]} features per clip, the baseline was fitted on {len(self.feature_mean)}; "
                              "extract them with the same version.")  # fmt: skip
-        x = standard(features, self.feature_mean, self.feature_std)
+        x = _standard(features, self.feature_mean, self.feature_std)
         return {name: model.predict(x) * self.rating_std + self.rating_mean for name, model in self.models.items()}
 
 
@@ -122,7 +122,7 @@ def fit(
     if (found := len(np.unique(groups))) < 2:
         raise InputError(f"{found} content group cannot be cross-validated within; give clips of two or more.")
     feature_mean, feature_std, rating_mean, rating_std = *_moments(features), *_moments(ratings)
-    x, y = standard(features, feature_mean, feature_std), (ratings - rating_mean) / rating_std
+    x, y = _standard(features, feature_mean, feature_std), (ratings - rating_mean) / rating_std
     models, chosen, errors = {}, {}, []
     inner = GroupKFold(min(INNER_FOLDS, found))
     for name in regressors:
@@ -154,6 +154,5 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0), np.where(std > 1e-9, std, 1.0)
 
 
-def standard(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Features (n, columns) in deviations from their mean, cut off where they are extreme."""
+def _standard(features: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     return np.clip((features - mean) / std, -_EXTREME, _EXTREME)

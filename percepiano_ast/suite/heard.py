@@ -24,8 +24,10 @@ class HeardClips:
     Attributes:
         embeddings: float32 (n, 2 F' D).
         played: what was decoded of it; None where no note was heard.
+        key: of everything that was heard, and what heard it.
     """
 
+    key: str
     embeddings: np.ndarray
     played: list[Performance | None]
 
@@ -52,7 +54,7 @@ def hear(rated: Rated) -> HeardClips:
     with np.load(home / performances.FILE) as arrays:
         found = performances.Performances(dict(arrays))
     played = [found[str(row)] for row in range(len(found))]
-    return HeardClips(np.load(home / "embeddings.npy"), [one if len(one.notes) else None for one in played])
+    return HeardClips(key, np.load(home / "embeddings.npy"), [one if len(one.notes) else None for one in played])
 
 
 def _write(path: Path, played: list[Performance | None]) -> None:

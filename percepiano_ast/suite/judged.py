@@ -75,7 +75,8 @@ def judge(
     start = start_of(run, init, log=log)
     rated, shard_set = rated_clips_of(run, start, frozen, log)
     heard = hear(rated)
-    home = claim_directory(run.root / JUDGED / start.name, {"pretrained": start.weights, "seed": frozen.seed, "unseen": frozen.unseen})
+    settings = {"heard": heard.key, "seed": frozen.seed, "unseen": frozen.unseen}
+    home = claim_directory(run.root / JUDGED / start.name, settings)
     material = _material(rated, heard, percepiano_source(run, folder, log), home, log)
     written = []
     for protocol in protocols or table.protocols(rated.index):
