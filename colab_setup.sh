@@ -6,7 +6,7 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 bash colab_setup.sh             set up: on Colab into the running Python, elsewhere into .venv
-bash colab_setup.sh demo        set up, then run the four notebooks on the demo data into runs/demo
+bash colab_setup.sh demo        set up, then run the notebooks on the demo data into runs/demo
 bash colab_setup.sh test [...]  set up, then run the tests; what follows goes to pytest
 bash colab_setup.sh help        this text
 

@@ -1,5 +1,6 @@
 """Listen to a piano performance and say how it is played: AST, SSAST and PercePiano in JAX."""
 
+import importlib
 import os
 from importlib import metadata
 
@@ -25,3 +26,12 @@ def _leave_out_xnnpack() -> None:
 
 
 _leave_out_xnnpack()
+
+_LATER = {"rate": "rate_file", "Stream": "Stream"}
+
+
+def __getattr__(name: str):
+    """``percepiano_ast.rate`` is `recording.rate_file`, ``Stream`` its live form: loaded when asked for, as they bring JAX along."""
+    if name in _LATER:
+        return getattr(importlib.import_module("percepiano_ast.recording"), _LATER[name])
+    raise AttributeError(f"module 'percepiano_ast' has no attribute {name!r}")

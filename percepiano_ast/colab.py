@@ -1,5 +1,6 @@
 """Where a notebook runs and where its outputs are kept. The only module that imports ``google.colab``, inside functions."""
 
+import base64
 import dataclasses
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import jax
 
 from percepiano_ast.config import PRESETS, InputError, Preset, RunFailed, choose
-from percepiano_ast.data import manifest
+from percepiano_ast.data import demo, manifest
 from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.suite import Run
@@ -22,6 +23,7 @@ ON_DRIVE, HERE = "Google Drive", "this runtime only"  # what the form offers; it
 DRIVE = Path("/content/drive")
 RUNTIME = Path("/content/percepiano_ast")  # on the runtime's own disk, which ends with it
 SHARDS = Path("/content/percepiano_ast_shards")  # the same, for a copy of what lies on Drive
+RECEIVED = Path("runs/recordings")  # what was uploaded or recorded, below the folder that a notebook works in
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
 _RED, _PLAIN = "\033[31m", "\033[0m"
 
@@ -251,3 +253,65 @@ def play(wave, sample_rate: int):
     from IPython.display import Audio
 
     return Audio(wave, rate=sample_rate)
+
+
+def receive(place: str, folder: str | Path = RECEIVED) -> Path:
+    """The recording that a notebook's form means.
+
+    Args:
+        place: a path; ``upload``, which asks for a file; ``record``, which listens to the microphone until it is told to stop;
+            ``example`` or ``second example``, a tune of the demo played in two ways by the built-in piano.
+
+    Raises:
+        InputError: nothing was chosen or heard, or uploads and microphones outside Colab.
+    """
+    folder = Path(folder)
+    if place in demo.EXAMPLES:
+        return demo.write_example(folder, place)
+    if place not in ("upload", "record"):
+        return Path(place)
+    if not on_colab():
+        raise InputError(f"{place!r} is for Colab: here write the path of a recording, or 'example'")
+    folder.mkdir(parents=True, exist_ok=True)
+    return _uploaded(folder) if place == "upload" else _recorded(folder)
+
+
+def _uploaded(folder: Path) -> Path:
+    from google.colab import files
+
+    given = files.upload()
+    if not given:
+        raise InputError("no file was chosen: run the cell again and choose a recording")
+    name, content = next(iter(given.items()))
+    (folder / Path(name).name).write_bytes(content)
+    return folder / Path(name).name
+
+
+def _recorded(folder: Path) -> Path:
+    from google.colab import output
+
+    try:
+        answer = output.eval_js(_MICROPHONE)
+    except Exception as error:  # Colab hands on whatever the browser said
+        raise InputError(f"the microphone was not heard ({error}): allow it in the browser, or upload a recording") from error
+    path = folder / "recorded.webm"
+    path.write_bytes(base64.b64decode(answer.partition(",")[2]))
+    return path
+
+
+# Asks the browser for sound as it is: what makes speech clear would change how a piano sounds.
+_MICROPHONE = """(async () => {
+  const raw = {echoCancellation: false, noiseSuppression: false, autoGainControl: false};
+  const stream = await navigator.mediaDevices.getUserMedia({audio: raw}), recorder = new MediaRecorder(stream), parts = [];
+  const button = document.createElement("button");
+  button.textContent = "recording: press to stop";
+  document.querySelector("#output-area").appendChild(button);
+  recorder.ondataavailable = (event) => parts.push(event.data);
+  const stopped = new Promise((resolve) => (recorder.onstop = resolve));
+  recorder.start();
+  await new Promise((resolve) => (button.onclick = resolve));
+  recorder.stop(); await stopped; stream.getTracks().forEach((track) => track.stop()); button.remove();
+  const reader = new FileReader(), read = new Promise((resolve) => (reader.onload = resolve));
+  reader.readAsDataURL(new Blob(parts)); await read;
+  return reader.result;
+})()"""

@@ -1,4 +1,4 @@
-"""Run the four notebooks headless, as a person would with "Run all", and keep them as the project ships them."""
+"""Run the notebooks headless, as a person would with "Run all", and keep them as the project ships them."""
 
 import os
 import re
@@ -13,7 +13,9 @@ from nbclient.exceptions import CellExecutionError
 from percepiano_ast.config import InputError, RunFailed
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
-NAMES = ("01_preprocess_maestro", "02_ssast_pretrain_tpu", "03_finetune_percepiano_gpu", "04_evaluate")
+NAMES = (
+    "01_preprocess_maestro", "02_ssast_pretrain_tpu", "03_finetune_percepiano_gpu", "04_evaluate", "05_rate_a_recording"
+)  # fmt: skip
 _FORM = re.compile(r"^(?P<name>[A-Z_]+)(?P<middle> = )(?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE)
 
 

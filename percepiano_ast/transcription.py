@@ -58,7 +58,7 @@ class Listener:
         self, params: dict, model: ModelConfig, front_end: FrontEnd, statistics: Statistics, execution: Execution = Execution()
     ):
         self.model, self.front_end, self.statistics = model, front_end, statistics
-        self._params = {name: params[name] for name in ("encoder", "transcription")}
+        self.params = {name: params[name] for name in ("encoder", "transcription")}
         module = Transcriber(model, compute_for(execution, jax.devices()[0]))
 
         def hear(params: dict, codes: jax.Array, n_valid: jax.Array) -> dict[str, jax.Array]:
@@ -88,16 +88,34 @@ class Listener:
         model = from_json(ModelConfig, made["model"])
         return cls(params, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"]))
 
+    def tensors(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Its parameters in half precision and what describes them, for a ``.safetensors`` file."""
+        settings = {"model": self.model, "front_end": self.front_end, "statistics": self.statistics}
+        metadata = {name: json.dumps(asdict(value)) for name, value in settings.items()}
+        flat = flatten_dict(jax.device_get(self.params), sep="/")
+        return {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}, metadata
+
+    @classmethod
+    def of_tensors(
+        cls, tensors: dict[str, np.ndarray], metadata: dict[str, str], execution: Execution = Execution()
+    ) -> "Listener":
+        """What `tensors` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are of something else.
+        """
+        known = {name: json.loads(metadata[name]) for name in ("model", "front_end", "statistics")}
+        settings = from_json(ModelConfig, known["model"]), FrontEnd(**known["front_end"]), Statistics(**known["statistics"])
+        flat = {name: values.astype(np.float32) for name, values in tensors.items()}
+        return cls(unflatten_dict(flat, sep="/"), *settings, execution)
+
     def write(self, path: str | Path, description: dict) -> Path:
         """Keep it in a ``.safetensors`` file of half precision that describes itself; `read` opens it.
 
         Args:
             description: what else must be known of it: data, licence, hours.
         """
-        settings = {"model": self.model, "front_end": self.front_end, "statistics": self.statistics}
-        metadata = {name: json.dumps(asdict(value)) for name, value in settings.items()}
-        flat = flatten_dict(jax.device_get(self._params), sep="/")
-        tensors = {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}
+        tensors, metadata = self.tensors()
         save_file(tensors, path, metadata | {"description": json.dumps(description)})
         return Path(path)
 
@@ -110,12 +128,10 @@ class Listener:
         """
         try:
             with safe_open(path, "numpy") as file:
-                known = {name: json.loads(text) for name, text in file.metadata().items()}
-                flat = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
-            settings = from_json(ModelConfig, known["model"]), FrontEnd(**known["front_end"]), Statistics(**known["statistics"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                return cls.of_tensors(tensors, file.metadata(), execution)
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} holds no model that hears notes ({error!r}); give a file that Listener.write made") from error
-        return cls(unflatten_dict(flat, sep="/"), *settings, execution)
 
     def hear(self, codes: np.ndarray) -> Heard:
         """What is heard in a recording, as levels are stored (T, mel): T // `STEP` steps, at least one window's worth of sound
@@ -131,7 +147,7 @@ class Listener:
             n_valid = np.array([len(window) for window in windows] + [n_frames] * (BATCH - len(part)))
             stored = np.stack([pad_window(window, n_frames) for window in windows])
             stored = np.concatenate([stored, np.repeat(stored[:1], BATCH - len(part), axis=0)])
-            heard = jax.device_get(self._hear(self._params, stored, n_valid))
+            heard = jax.device_get(self._hear(self.params, stored, n_valid))
             pieces += [{name: values[row] for name, values in heard.items()} for row in range(len(part))]
         steps = max(len(codes) // STEP, 1)
         begins = [start // STEP for start in starts]

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from percepiano_ast import synthesis
+from percepiano_ast import audio, synthesis
 from percepiano_ast.config import FrontEnd, InputError
 from percepiano_ast.data import batches, build, demo, percepiano, percepiano_tables, shards, sources, tables, variants
 from percepiano_ast.data.percepiano_files import ClipName
@@ -379,3 +379,19 @@ class TestDemo:
 
     def test_every_passage_has_its_score(self, made):
         assert percepiano.find_scores(made).keys() == set(percepiano.load_index(made)["segment"])
+
+
+def test_one_loudness_for_all_give_or_take_what_a_model_must_bear(folder, tmp_path):
+    work = build.Work(1, max_bad=None, log=lambda line: None)
+    percepiano.preprocess(folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",), one_loudness=True)
+    preprocess(folder, tmp_path / "played")
+    peak, levels = {}, {}
+    for name in ("level", "played"):
+        rated = batches.rated_clips(shards.open_shards(tmp_path / name, percepiano.SPLIT, made_by="it"))
+        peak[name] = np.array([codes.max() for codes in rated.codes]) * FRONT_END.step_db
+        levels[name] = pd.read_csv(tmp_path / name / "levels.csv").set_index("clip").loc[rated.clip, "level_db"].to_numpy()
+    assert 0.2 < np.ptp(levels["level"]) < 2 * audio.JITTER_DB + 1
+    # What is stored was moved by as much as the sound was.
+    np.testing.assert_allclose(peak["level"] - peak["played"], levels["level"] - levels["played"], atol=1)
+    with pytest.raises(InputError, match="another configuration .*loudness"):
+        percepiano.preprocess(folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",))

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file, save_file
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
 
 from percepiano_ast import descriptors
-from percepiano_ast.baselines import statistics
+from percepiano_ast.baselines import portable, statistics
 from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.predictions import COLUMNS
@@ -79,7 +80,7 @@ def test_what_was_heard_is_kept_as_long_as_encoder_and_clips_are_the_same(listen
 
 def test_descriptors_are_those_of_what_was_heard(listened):
     found, what = listened
-    values = what.described(lambda line: None)
+    values = what.described(lambda line: None).values
     assert values.shape == (2 * CLIPS, len(descriptors.DESCRIPTORS)) and np.isfinite(values).all()
     np.testing.assert_allclose(values[2], np.delete(values, 2, axis=0).mean(axis=0), rtol=1e-4)
 
@@ -129,6 +130,38 @@ def test_an_encoder_that_hears_no_notes_is_refused(listened):
 def test_the_inner_error_tells_which_features_are_worth_more():
     rng = np.random.default_rng(1)
     ratings, groups = rng.normal(size=(60, 2)), np.arange(60) // 6
-    good = statistics.fit(ratings + 0.3 * rng.normal(size=(60, 2)), ratings, groups, seed=0)
-    bad = statistics.fit(rng.normal(size=(60, 2)), ratings, groups, seed=0)
-    assert good.inner_error < 0.5 < bad.inner_error
+    good = statistics.inner_error(ratings + 0.3 * rng.normal(size=(60, 2)), ratings, groups, seed=0)
+    bad = statistics.inner_error(rng.normal(size=(60, 2)), ratings, groups, seed=0)
+    assert good < 0.5 < bad
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    rng = np.random.default_rng(2)
+    features = rng.normal(size=(120, 12))
+    ratings = 0.5 + 0.1 * np.stack([features[:, 0], np.tanh(features[:, 1]), features[:, 2] * features[:, 3]], axis=1)
+    return statistics.fit(features, ratings, seed=0), rng.normal(size=(300, 12))
+
+
+def test_what_is_packed_rates_as_it_did_before(fitted, tmp_path):
+    model, features = fitted
+    arrays = {name: np.ascontiguousarray(values) for name, values in portable.pack(model).items()}
+    save_file(arrays, tmp_path / "model.safetensors")
+    each = portable.Regressors(load_file(tmp_path / "model.safetensors")).predict(features)
+    for ours, (name, theirs) in zip(each, model.predict_each(features).items(), strict=True):
+        error = np.abs(ours - theirs) / model.rating_std
+        assert error.max() < 0.03 and error.mean() < 2e-3, name
+
+
+def test_a_packed_model_refuses_other_features(fitted):
+    model, features = fitted
+    with pytest.raises(InputError, match="11 features per clip, the model was fitted on 12"):
+        portable.Regressors(portable.pack(model)).predict(features[:, 1:])
+
+
+def test_a_small_forest_is_as_asked(fitted):
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(60, 3))
+    small = statistics.fit(features, features[:, :2], seed=0, forest={"n_estimators": 7, "min_samples_leaf": 9})
+    trees = small.models["extratrees"]
+    assert len(trees.estimators_) == 7 and min(tree.tree_.n_node_samples.min() for tree in trees.estimators_) >= 9

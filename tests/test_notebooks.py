@@ -1,4 +1,4 @@
-"""The notebooks: house rules of their cells, and all four run headless end to end. Cost: about 100 s on two idle cores."""
+"""The notebooks: house rules of their cells, and all run headless end to end. Cost: about 100 s on two idle cores."""
 
 import json
 import re
@@ -36,6 +36,9 @@ class TestRules:
         title, set_up, form = LOADED[name].cells[:3]
         assert title.source.startswith("# ") and f"/blob/main/notebooks/{name}.ipynb" in title.source
         assert "git clone" in set_up.source and "bash colab_setup.sh" in set_up.source
+        if name == "05_rate_a_recording":  # takes the model that comes along
+            assert next(iter(notebooks.form_of(LOADED[name]))) == "RECORDING"
+            return
         assert next(iter(notebooks.form_of(LOADED[name]))) == "PRESET"
         assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "mini", "small", "base"]'
 

@@ -132,7 +132,7 @@ def test_colab_has_what_the_lower_bounds_ask_for():
         requirement = Requirement(line)
         colab[requirement.name.lower()] = next(iter(requirement.specifier)).version
         assert str(requirement.marker) == 'python_version == "3.13"', f"{line}: would bind another Python too"
-    absent = {"pretty_midi", "mido", "pyfluidsynth", "gcp-storage-emulator", "pytest-xdist"}  # what Colab lacks
+    absent = {"pretty_midi", "mido", "pyfluidsynth", "pyloudnorm", "gcp-storage-emulator", "pytest-xdist"}  # what Colab lacks
     for line in requirement_lines(REPOSITORY / "requirements.txt"):
         requirement = Requirement(line.partition("#")[0])
         if requirement.name not in absent:

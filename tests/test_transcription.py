@@ -238,7 +238,7 @@ class TestRating:
     def rated(self, trained, tmp_path_factory) -> suite_rated.Rated:
         """Eight clips of two lengths, rated by their pedal, in two folds."""
         listener = Listener.open(trained[0], log=lambda line: None)
-        params = listener._params
+        params = listener.params
         start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, params["encoder"], "", params["transcription"])
         clips = [played_clip(k, 64 + 40 * (k % 2)) for k in range(8)]
         ratings = np.stack([np.full(19, 0.3 + 0.4 * targets.sustain[0], np.float32) for _, targets in clips])

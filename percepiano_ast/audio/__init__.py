@@ -15,6 +15,7 @@ from percepiano_ast.audio.decode import (
     load,
 )
 from percepiano_ast.audio.features import classic_feature_names, classic_features
+from percepiano_ast.audio.loudness import BED_DB, JITTER_DB, LOUDNESS, levelled, loudness
 from percepiano_ast.audio.mel import (
     band_centres,
     dequantize,
@@ -27,6 +28,9 @@ from percepiano_ast.audio.mel import (
 )
 
 __all__ = [
+    "BED_DB",
+    "JITTER_DB",
+    "LOUDNESS",
     "MIN_SECONDS",
     "SILENCE_DB",
     "Recording",
@@ -38,9 +42,11 @@ __all__ = [
     "duration",
     "fbank",
     "kaldi_mel_bank",
+    "levelled",
     "load",
     "log_mel",
     "log_mel_blocks",
+    "loudness",
     "quantize",
     "slaney_mel_bank",
 ]

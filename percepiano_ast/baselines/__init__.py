@@ -5,8 +5,8 @@
 ``identity-segment-deadpan``  the same, and whether a person played (additive)
 ``identity-player``       the mean of the other clips of the player
 ``identity-additive``     passage and player, additive
-``audio-stats``           statistics of the sound (`audio.classic_features`): the mean of ridge, support vectors and trees,
-                          which are there by themselves as ``audio-stats-ridge``, ``-svr`` and ``-extratrees``
+``audio-stats``           statistics of the sound (`audio.classic_features`): the mean of ridge, kernel ridge and trees,
+                          which are there by themselves as ``audio-stats-ridge``, ``-kernel`` and ``-extratrees``
 ``midi-stats``            the same of the MIDI (`descriptors.describe`); not an audio model
 ``midi-stats+score``      the same with the score (`score.features`): it sees what is written, no audio model either
 ``mlp``                   a feed-forward network on the statistics of the sound, all dimensions together

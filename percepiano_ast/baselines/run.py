@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.baselines import features, identity, statistics
-from percepiano_ast.config import InputError, claim_directory, write_json
+from percepiano_ast.config import InputError, claim_directory
 from percepiano_ast.data import demo, percepiano, predictions, splits
 from percepiano_ast.evaluation import table
 from percepiano_ast.models import baselines as networks
@@ -44,8 +44,7 @@ def run(folder: str | Path, out: str | Path, settings: Settings, log: Callable[[
     """Write ``predictions_<model>_<protocol>.csv.gz`` of every baseline and protocol into ``out``; returns it.
 
     Beside them: ``index.csv`` (with the folds of `identity.EXHAUSTIVE`, for ``evaluate --index``), ``features/`` (what was
-    heard), ``chosen_<baseline>_<protocol>.json`` (hyper-parameters of each fold) and ``left_out.csv`` (which baseline was not
-    made under which protocol, and why).
+    heard) and ``left_out.csv`` (which baseline was not made under which protocol, and why).
 
     Args:
         folder: PercePiano's, or ``demo`` for the embedded data.
@@ -88,14 +87,13 @@ class Renderings(NamedTuple):
 
 def fold_by_fold(
     baseline: str, data: Renderings, seed: int, log: Callable[[str], None]
-) -> tuple[dict[str, np.ndarray], dict[int, dict]]:
+) -> dict[str, np.ndarray]:
     """Fit a baseline in ``STATISTICS`` or ``NETWORKS`` outside each fold and predict it.
 
     Returns:
-        model -> (n, 19), NaN outside the folds (a statistics baseline is several models, see `baselines`); and fold ->
-        hyper-parameters that were chosen in it.
+        model -> (n, 19), NaN outside the folds; a statistics baseline is several models, see `baselines`.
     """
-    rated, chosen = {}, {}
+    rated = {}
     for number in sorted(set(data.folds[data.folds >= 0].tolist())):
         train, test = (data.folds != number) & (data.folds >= 0), data.folds == number
         log(f"fold {number}: {train.sum():,} renderings to train on, {test.sum():,} held out")
@@ -104,14 +102,13 @@ def fold_by_fold(
             fitted = NETWORKS[baseline](*learned, seed=seed, groups=data.groups[train])
             said = {baseline: fitted.predict(data.features[test])}
         else:
-            fitted = statistics.fit(*learned, data.groups[train], seed=seed)
+            fitted = statistics.fit(*learned, seed=seed)
             each = fitted.predict_each(data.features[test])
             said = {baseline: np.mean(list(each.values()), axis=0)}
             said |= {f"{baseline}-{name}": values for name, values in each.items()}
-            chosen[number] = fitted.chosen
         for name, values in said.items():
             rated.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = values
-    return rated, chosen
+    return rated
 
 
 def floor(
@@ -128,7 +125,7 @@ def floor(
     """
     made = {}
     for name in ("mlp", "audio-stats"):
-        rated, _ = fold_by_fold(name, data, seed, lambda line, name=name: log(f"{name}, {line}"))
+        rated = fold_by_fold(name, data, seed, lambda line, name=name: log(f"{name}, {line}"))
         made[name] = (clips, data.ratings, rated[name])
     names, first = np.unique(clips, return_index=True)
     facts, ratings = index.set_index("clip").loc[names].reset_index(), data.ratings[first].astype(float)
@@ -205,9 +202,7 @@ class _Work:
         x = np.concatenate([one.loc[clips[told]].to_numpy() for one in heard])
         groups = self.index["content_group"].to_numpy()[rows]
         data = Renderings(x, self.ratings[rows], groups, folds[rows])
-        rated, chosen = fold_by_fold(baseline, data, self.settings.seed, lambda line: self.log(f"{baseline}, {protocol}, {line}"))
-        if chosen:
-            write_json(self.out / f"chosen_{baseline}_{protocol}.json", chosen)
+        rated = fold_by_fold(baseline, data, self.settings.seed, lambda line: self.log(f"{baseline}, {protocol}, {line}"))
         return clips[rows], self.ratings[rows], rated
 
     def _heard(self, baseline: str) -> list[pd.DataFrame]:

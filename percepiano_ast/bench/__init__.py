@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from percepiano_ast import audio
 from percepiano_ast.bench import batches, checkpoint, preprocess
 from percepiano_ast.bench.evaluate import evaluation
+from percepiano_ast.bench.rate import rate
 from percepiano_ast.bench.steps import model, step_function
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import PRESETS, FrontEnd
@@ -45,4 +46,5 @@ BENCHMARKS = {
     "model": model,
     "evaluate": evaluation,
     "checkpoint": checkpoint.checkpoint,
+    "rate": rate,
 }

@@ -38,6 +38,7 @@ def _preprocess(arguments):
     if arguments.percepiano:
         synthesizers = tuple(arguments.synthesizers)
         options = {"init": arguments.init, "recordings": arguments.renderings, "partial": arguments.partial}
+        options |= {"one_loudness": arguments.one_loudness}
         print(suite.preprocess_percepiano(run, arguments.percepiano, synthesizers, **options))
         return 0
     beam_options = tuple(f"--{option}" for option in arguments.beam_option)
@@ -91,9 +92,17 @@ def _finetune(arguments):
 def _judge(arguments):
     from percepiano_ast import suite
 
-    run = run_of(arguments).switched(arguments.set)
-    for path in suite.judge(run, arguments.init, arguments.percepiano, protocols=tuple(arguments.protocol)):
+    run, options = run_of(arguments).switched(arguments.set), {"protocols": tuple(arguments.protocol), "source": arguments.weights}
+    for path in suite.judge(run, arguments.init, arguments.percepiano, **options):
         print(path)
+
+
+def _package(arguments):
+    from percepiano_ast import packaged, suite
+
+    run = run_of(arguments).switched(arguments.set)
+    options = {"folder": arguments.percepiano, "source": arguments.weights}
+    print(suite.package(run, arguments.init, arguments.to or packaged.SHIPPED, **options))
 
 
 def _own(arguments) -> bool:
@@ -145,7 +154,7 @@ def _status(arguments):
 
 def add_commands(add) -> None:
     """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    command = add("notebooks", _notebooks, "Run the four notebooks headless.")
+    command = add("notebooks", _notebooks, "Run the notebooks headless.")
     add_run(command)
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in a row of the forms")
     command.add_argument("--keep-outputs", action="store_true", help="put the outputs into the shipped notebooks")
@@ -188,10 +197,24 @@ def _add_judge(add):
     text += "are given is chosen inside the training folds. Those named +score see the score as well."
     command = add("judge", _judge, text)
     add_run(command)
-    command.add_argument("--init", default="transcription", help="a pre-training that hears notes (default: transcription)")
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="for its scores (default: the preset's source)")
+    _add_ear(command)
     command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
     _add_set(command, "seed=1 or unseen=timgm6mb")
+
+
+    text = "The model that comes along: fitted on all rated clips of a run made by preprocess --one-loudness; writes it, its card, "
+    text += "and what it says of held-out clips."
+    command = add("package", _package, text)
+    add_run(command)
+    _add_ear(command)
+    command.add_argument("--to", default="", metavar="FILE", help=".safetensors to write (default: in the package)")
+    _add_set(command, "unseen=timgm6mb")
+
+
+def _add_ear(command):
+    command.add_argument("--init", default="transcription", help="a pre-training that hears notes (default: transcription)")
+    command.add_argument("--weights", default="", metavar="FILE", help="it, kept in a .safetensors file (default: this run's)")
+    command.add_argument("--percepiano", default="", metavar="FOLDER", help="for its scores (default: the preset's source)")
 
 
 def _add_preprocess(command):
@@ -201,6 +224,9 @@ def _add_preprocess(command):
     command.add_argument("--synthesizers", nargs="+", default=[], help="builtin, soundfont names or .sf2/.sf3 files")
     command.add_argument("--renderings", default="", metavar="DIR", help="a recording of each clip, taken instead of rendering")
     command.add_argument("--partial", action="store_true", help="DIR may lack clips, which are listed then")
+    command.add_argument(
+        "--one-loudness", action="store_true", help="every clip at -23 LUFS, give or take 3 dB: for models that rate at any gain"
+    )
     command.add_argument("--init", default="", help="audioset: in the papers' front end too, which its weights need")
     command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="about so many hours (default: all)")
     command.add_argument("--stored", default="uint8", help="uint8 (steps of half a dB) or float16, twice as large")

@@ -3,19 +3,56 @@
 import json
 import sys
 
-from percepiano_ast.config import choose
+from percepiano_ast.config import InputError, choose
 
 
 def _rate(arguments):
+    if not arguments.run:
+        return _rate_packaged(arguments)
     from percepiano_ast import rating
 
+    if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
+        raise InputError(f"--{given[0]} is of the model that comes along; leave it or --run out")
     rater = rating.Rater(arguments.run, arguments.model)
     results = [rater.rate_or_explain(file) for file in arguments.files]
     print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results, rater.questionnaire))
-    for result in results:
-        if "error" in result:
-            print(f"{result['file']}: {result['error']}", file=sys.stderr)
-    return 2 if any("error" in result for result in results) else 0
+    return _errors([result for result in results if "error" in result])
+
+
+def _rate_packaged(arguments):
+    """By a model of one file, that which comes along if no other is named."""
+    from percepiano_ast import packaged, recording, score
+    from percepiano_ast.recording import page
+
+    model = packaged.Packaged.read(packaged.fetched(arguments.weights) if arguments.weights else packaged.SHIPPED)
+    written = score.read(arguments.score) if arguments.score else None
+    files, others = recording.recordings_in(arguments.files)
+    rated, results, errors = [], [], []
+    for file in files:
+        try:
+            rated.append(recording.rate(model, file, written))
+            results.append(rated[-1].as_json())
+        except InputError as error:
+            errors.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
+            results.append(errors[-1])
+        if not arguments.json and results[-1] not in errors:
+            print(recording.as_text(rated[-1]), flush=True)
+    if arguments.json:
+        print(json.dumps(results, indent=1))
+    if arguments.csv:
+        recording.as_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
+    if arguments.html and rated:
+        print(page.write(rated, arguments.html), file=sys.stderr)
+    if others:
+        print(f"{len(others)} other files are no recordings: {', '.join(path.name for path in others[:5])}", file=sys.stderr)
+    return _errors(errors)
+
+
+def _errors(errors: list[dict]) -> int:
+    """A line each; the exit code."""
+    for one in errors:
+        print(f"{one['file']}: {one['error']}", file=sys.stderr)
+    return 2 if errors else 0
 
 
 def _explain(arguments):
@@ -49,11 +86,16 @@ def _convert(arguments):
 
 def add_commands(add) -> None:
     """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    command = add("rate", _rate, "Rate recordings with a fine-tuned run: on the 19 dimensions, or those of your own ratings.")
-    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
-    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, its --store, or its own/NAME")
-    command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
+    text = "Rate recordings on 19 dimensions, by the model that comes along or a run of your own; nothing leaves this machine."
+    command = add("rate", _rate, text)
+    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 (M4A with ffmpeg), or a folder of them")
     command.add_argument("--json", action="store_true", help="one JSON array on standard output")
+    command.add_argument("--csv", default="", metavar="FILE", help="a table to write, a row a recording and dimension")
+    command.add_argument("--html", default="", metavar="FILE", help="a page to write, to see and hear; two files: side by side")
+    command.add_argument("--score", default="", metavar="FILE", help="of what is played, MIDI or MusicXML: hears timing better")
+    command.add_argument("--weights", default="", metavar="FILE", help="another model, a file or URL#sha256=...")
+    command.add_argument("--run", default="", metavar="DIR", help="instead a run that was fine-tuned, its --store, or its own/NAME")
+    command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
 
     command = add("convert", _convert, "Weights in and out: ours, the authors' AST and SSAST, Hugging Face's AST.")
     command.add_argument("source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder")
@@ -67,7 +109,7 @@ def add_commands(add) -> None:
     command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
 
     command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
-    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint or evaluate")
+    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate")
     _add_explain(add)
 
 

@@ -74,6 +74,11 @@ _OWN = {
     "force": "mood_low_high_energy",
     "would listen again": "interpretation_doubtful_convincing",
 }
+# Two ways to play one tune, in the parameters' standard deviations; the others are 0.
+EXAMPLES = {
+    "example": {"rubato": 1.0, "pedal": 1.5, "legato": 1.0, "contour": 1.5, "voicing": 1.0, "tempo": -0.5},
+    "second example": {"rubato": -1.5, "pedal": -2.0, "legato": -1.5, "contour": -1.0, "loudness": 1.5, "tempo": 1.0},
+}
 # Players who do one of these do the others: they share a third of their variance.
 _EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
 
@@ -271,3 +276,13 @@ def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
             rows.append({"clip": clip, "tune": tune.title, **dict(zip(_OWN, rated.clip(0, 100).round()))})
     pd.DataFrame(rows).to_csv(csv_file, index=False)
     return folder / "recordings", csv_file
+
+
+def write_example(folder: str | Path, name: str) -> Path:
+    """One of ``EXAMPLES`` played by the built-in piano, as a WAV file; simulated, no person plays."""
+    path = Path(folder) / f"{name.replace(' ', '_')}.wav"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    style = dict.fromkeys(PARAMETERS, 0.0) | EXAMPLES[name]
+    wave = make_synthesizer("builtin").render(trimmed(perform(RATED[0], style, np.random.default_rng(0))), 22_050)
+    soundfile.write(path, np.clip(wave, -1, 1), 22_050)
+    return path

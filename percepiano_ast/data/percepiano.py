@@ -9,6 +9,7 @@ own. The index (clip, segment, performer, content group, folds) is shipped with 
 import functools
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -148,12 +149,22 @@ def _heard(clip: str, name: str, midi: Path, sample_rate: int, kept: Path, own: 
 
 
 def _produce(
-    item: shards.Item, facts: dict, *, midi: dict[str, Path], front_end: FrontEnd, kept: Path, own: OwnRenderings | None
+    item: shards.Item,
+    facts: dict,
+    *,
+    midi: dict[str, Path],
+    front_end: FrontEnd,
+    kept: Path,
+    own: OwnRenderings | None,
+    one_loudness: bool,
 ) -> Iterator[np.ndarray]:
     clip, name = item.fields["clip"], item.fields["synthesizer"]
     if clip not in midi:
         raise InputError(f"no MIDI file {clip}.mid")
     wave = _heard(clip, name, midi[clip], front_end.sample_rate, kept, own)
+    if one_loudness:
+        aside = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode())).uniform(-audio.JITTER_DB, audio.JITTER_DB)
+        wave = audio.levelled(wave, front_end.sample_rate, audio.LOUDNESS + aside)
     facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
     facts |= {"features": audio.classic_features(wave, front_end.sample_rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
@@ -168,6 +179,7 @@ def preprocess(
     synthesizers: tuple[str, ...] = (OWN,),
     recordings: str | Path = "",
     partial: bool = False,
+    one_loudness: bool = False,
 ) -> Path:
     """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` below ``out``.
 
@@ -180,6 +192,8 @@ def preprocess(
             plus, such as ``fluidr3mono+room``, see `variants`.
         recordings: a folder with a recording of each clip by an instrument of one's own, see `OwnRenderings`.
         partial: whether ``recordings`` may lack clips, which are listed then.
+        one_loudness: bring every rendering to `audio.LOUDNESS`, give or take up to `audio.JITTER_DB`, on a bed of noise, for models that rate
+            recordings of any gain; how loud a clip was played is then to be heard in its timbre alone.
 
     Raises:
         InputError: unusable data, ratings other than the published ones under the shipped index, a missing synthesizer or
@@ -194,6 +208,7 @@ def preprocess(
     own = OwnRenderings(recordings, index["clip"], partial) if recordings else None
     settings = {"ratings": _fingerprint(ratings), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
     settings |= {"recordings": own.fingerprint()} if own else {}
+    settings |= {"loudness": [audio.LOUDNESS, audio.JITTER_DB, audio.BED_DB]} if one_loudness else {}
     kept = Path(out).absolute().parent / "renderings"
     if not shards.is_complete(Path(out)):
         for name in sorted(pianos - {OWN}):
@@ -207,7 +222,7 @@ def preprocess(
     work.log(f"  they are kept in {Path(out).parent / kept.name} for whatever else hears them; delete them when nothing will")
     for line in _remarks(folder, own):
         work.log(f"  {line}")
-    produce = functools.partial(_produce, midi=midi, front_end=front_end, kept=kept, own=own)
+    produce = functools.partial(_produce, midi=midi, front_end=front_end, kept=kept, own=own, one_loudness=one_loudness)
     build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
     _say_levels(out, work)
     return out

@@ -124,11 +124,10 @@ def fit_statistics(name: str, features: pd.DataFrame, ratings: np.ndarray, index
     """
     fold = splits.fold_of_clip(index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in features.index])
-    groups = index.set_index("clip")["content_group"].reindex(features.index).to_numpy()
     x, y, models = features.to_numpy(), np.asarray(ratings), {}
     for held_out in sorted(set(fold.values())):
         train = (folds != held_out) & (folds >= 0)
-        models[held_out] = statistics.fit(x[train], y[train], groups[train], seed=seed)
+        models[held_out] = statistics.fit(x[train], y[train], seed=seed)
     content = hashlib.sha256(x.tobytes() + y.tobytes() + folds.tobytes())
     key = f"{name} {seed} {content.hexdigest()} {STATISTICS[name].code} {_code(statistics)}"
     return StatisticsRater(name, STATISTICS[name].hears, key, STATISTICS[name].hear, fold, models)

@@ -3,7 +3,7 @@
 Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readable with any colour vision.
 """
 
-from percepiano_ast.plots.rating import rating_profile
+from percepiano_ast.plots.rating import rating_course, rating_profile
 from percepiano_ast.plots.ratings import correlations, own_ratings, rating_distributions
 from percepiano_ast.plots.recordings import collection, shard_layout
 from percepiano_ast.plots.results import (
@@ -39,6 +39,7 @@ __all__ = [
     "pairwise",
     "pearson_by_dimension",
     "rating_distributions",
+    "rating_course",
     "rating_profile",
     "scatter",
     "shard_layout",

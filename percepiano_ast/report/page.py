@@ -157,7 +157,8 @@ def _html_table(caption: str, rows: pd.DataFrame) -> str:
 
 
 def _cell(text: str) -> str:
-    return f"<td{' class="words"' if len(text) > _LONG else ''}>{_inline(text)}</td>"
+    kind = ' class="words"' if len(text) > _LONG else ""
+    return f"<td{kind}>{_inline(text)}</td>"
 
 
 def _inline(text: str) -> str:

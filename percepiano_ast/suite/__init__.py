@@ -10,6 +10,7 @@ from percepiano_ast.suite.experiment import Experiment, run_experiment
 from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
 from percepiano_ast.suite.judged import judge
 from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
+from percepiano_ast.suite.packaging import package
 from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano
 from percepiano_ast.suite.run import INITS, MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, Start, init_named, start_of, workers
 from percepiano_ast.suite.study import study, study_trained
@@ -34,6 +35,7 @@ __all__ = [
     "maestro_source",
     "own_runs",
     "own_source",
+    "package",
     "percepiano_source",
     "preprocess_maestro",
     "preprocess_percepiano",

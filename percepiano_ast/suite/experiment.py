@@ -17,7 +17,9 @@ from percepiano_ast.config import PRETRAININGS, InputError, Preset, choose, clai
 from percepiano_ast.data import asap, percepiano, predictions
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
+from percepiano_ast.suite.packaging import package
 from percepiano_ast.suite.run import Run, workers
+from percepiano_ast.transcription import Listener
 
 STARTS = (*PRETRAININGS, "scratch", "cnn")
 STAGES = ["stage", "minutes", "machine"]
@@ -62,8 +64,9 @@ def run_experiment(
 ) -> Path | None:
     """Everything that is not there yet; returns the report, or None where the time was over before.
 
-    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (a run each), ``baselines`` and ``results``:
-    ``predictions_<protocol>.csv.gz``, what `report` makes of them, ``experiment.json`` and ``stages.csv``.
+    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (a run each), ``packaged`` (the model for
+    recordings of any gain), ``baselines`` and ``results``: ``predictions_<protocol>.csv.gz``, what `report` makes of them,
+    ``experiment.json`` and ``stages.csv``.
 
     Args:
         minutes: no stage is begun after so many; 0 for as many as it takes. The same call goes on.
@@ -111,6 +114,8 @@ def _stages(preset: Preset, out: Path, given: Experiment, log) -> Iterator[tuple
                 yield f"judge {start}, seed {seed}", lambda run=run, start=start: judge(
                     run, start, folder, protocols=given.protocols, log=log
                 )
+    if given.judged:
+        yield "package", lambda: _package(first, given, folder, pianos, log)
     settings = floor.Settings(given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers())
     yield "baselines", lambda: floor.run(folder, out / "baselines", settings, log)
     yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
@@ -130,12 +135,25 @@ def _rated(run: Run, start: str, log) -> None:
         write_json(done, {"models": sorted(made["model"].unique())})
 
 
+def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...], log) -> None:
+    """The first encoder that is judged in a file of its own, and the model that rates, at one loudness, with its predictions."""
+    out, start = first.root.parent, given.judged[0]
+    home = out / "packaged"
+    level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
+    ear, model = (home / f"ast-{first.preset.model.name}-{name}.safetensors" for name in (start, "judged"))
+    if not model.exists():
+        rating.preprocess_percepiano(level, folder, pianos, one_loudness=True, log=log)
+        pretrained = first.for_pretraining(start).pretrain
+        Listener.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
+        package(level, start, model, folder=folder, source=str(ear), log=log)
+
+
 def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     """One file of predictions a protocol, and the report on all of them."""
     home = out / "results"
     home.mkdir(exist_ok=True)
     found = [*out.glob("seed_*/predictions_*.csv"), *out.glob("baselines/predictions_*.csv.gz")]
-    found += out.glob(f"seed_*/{JUDGED}/*/predictions_*.csv.gz")
+    found += [*out.glob(f"seed_*/{JUDGED}/*/predictions_*.csv.gz"), *out.glob("packaged/packaged/predictions_*.csv.gz")]
     rows = pd.concat([pd.read_csv(path) for path in sorted(found)], ignore_index=True)
     # Single regressors, and sets that were not chosen, are of interest under the main protocol alone.
     whole = rows["model"].isin([*floor.BASELINES]) | rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")

@@ -31,9 +31,9 @@ class HeardClips:
     embeddings: np.ndarray
     played: list[Performance | None]
 
-    def described(self, log: Callable[[str], None] = say) -> np.ndarray:
-        """`DESCRIPTORS` of what was heard, float32 (n, descriptors)."""
-        return transcription.describe_all(self.played, log).values
+    def described(self, log: Callable[[str], None] = say) -> transcription.Described:
+        """`DESCRIPTORS` of what was heard."""
+        return transcription.describe_all(self.played, log)
 
 
 def hear(rated: Rated) -> HeardClips:

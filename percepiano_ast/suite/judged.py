@@ -1,8 +1,8 @@
 """Ratings by regressors on what an encoder hears, under every protocol: decoded notes, embeddings, statistics of the sound.
 
-The regressors are those of the statistics baselines (`baselines.statistics`), which on a thousand clips outdo networks. What
-they are given is chosen among `SETS` in each fold by their error in the inner cross-validation, which sees the fold's training
-clips alone; every set is reported beside the choice.
+The regressors are those of the statistics baselines (`baselines.statistics`), which on a thousand clips outdo networks; what they
+are given is chosen among `SETS` in each fold by their error in the inner cross-validation, which sees the fold's training clips
+alone; every set is reported beside the choice.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from percepiano_ast.suite.rated import Rated
 from percepiano_ast.suite.rating import percepiano_source, rated_clips_of
 from percepiano_ast.suite.run import Run, start_of
 
-# What the regressors are given; each is a model of its own, ``<encoder>-<set>``.
+# What the regressors are given; each is a model of its own, ``<encoder>-<set>``. The sound alone is the baseline ``audio-stats``.
 SETS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),
     "notes": ("notes",),
@@ -55,16 +55,22 @@ class Material(NamedTuple):
 
 
 def judge(
-    run: Run, init: str, folder: str = "", *, protocols: tuple[str, ...] = (), log: Callable[[str], None] = say
+    run: Run,
+    init: str,
+    folder: str = "",
+    *,
+    protocols: tuple[str, ...] = (),
+    source: str = "",
+    log: Callable[[str], None] = say,
 ) -> list[Path]:
     """Rate all clips under every protocol, from what the encoder hears in them; returns the predictions written.
 
     ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run, one for each of `SETS`, for what was chosen among
-    them, for that with the score beside (``+score``), and each again for renderings by the synthesizer that is ``unseen``. What
-    is there already is not made again.
+    them, for that with the score beside (``+score``), and each again for renderings by the synthesizer that is ``unseen``.
+    What is there already is not made again.
 
     Args:
-        init: a pre-training that hears notes.
+        init: a pre-training that hears notes, of this run or kept in the file ``source``.
         folder: PercePiano's, for its scores; by default the preset's.
         protocols: names in the index; by default all.
 
@@ -72,12 +78,12 @@ def judge(
         InputError: an encoder that hears no notes; an unknown protocol; see `suite.start_of`.
     """
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    start = start_of(run, init, log=log)
+    start = start_of(run, init, source, log)
     rated, shard_set = rated_clips_of(run, start, frozen, log)
     heard = hear(rated)
     settings = {"heard": heard.key, "seed": frozen.seed, "unseen": frozen.unseen}
     home = claim_directory(run.root / JUDGED / start.name, settings)
-    material = _material(rated, heard, percepiano_source(run, folder, log), home, log)
+    material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
     written = []
     for protocol in protocols or table.protocols(rated.index):
         work = _Work(rated, material, home, protocol, log)
@@ -85,10 +91,12 @@ def judge(
     return written
 
 
-def _material(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None]) -> Material:
+def material_of(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None] = say) -> Material:
+    """What was heard in the rated clips, and in their sound, and what is told beside the scores in PercePiano's ``folder``; which
+    renderings are not found in their score is written to ``home``."""
     clips = rated.clips
     sound = pd.read_csv(rated.run.percepiano_in(rated.front_end) / "classic_features.csv").set_index(["clip", "synthesizer"])
-    parts = {"embedding": heard.embeddings, "notes": heard.described(log)}
+    parts = {"embedding": heard.embeddings, "notes": heard.described(log).values}
     parts["sound"] = sound.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
     parts["score"] = _with_score(rated, heard, folder, home, log)
     groups = rated.index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()
@@ -149,22 +157,25 @@ class _Work:
         for number in sorted(set(self.folds[self.folds >= 0].tolist())):
             started = time.monotonic()
             train, test = (self.folds != number) & (self.folds >= 0) & ~self.material.unseen, self.folds == number
-            fitted = {name: self._fit(parts, train) for name, parts in SETS.items()}
-            best = min(fitted, key=lambda name: fitted[name].inner_error)
-            rated = {name: one.predict(self.material.features(SETS[name])[test]) for name, one in fitted.items()}
-            rated[JUDGED] = rated[best]
-            with_score = (*SETS[best], "score")
-            rated[JUDGED + SCORE] = self._fit(with_score, train).predict(self.material.features(with_score)[test])
+            errors = {name: self._inner_error(parts, train) for name, parts in SETS.items()}
+            best = min(errors, key=errors.get)
+            rated = {name: self._rate(parts, train, test) for name, parts in SETS.items()}
+            rated |= {JUDGED: rated[best], JUDGED + SCORE: self._rate((*SETS[best], "score"), train, test)}
             for name, values in rated.items():
                 said.setdefault(name, np.full(self.material.ratings.shape, np.nan))[test] = values
-            choices[number] = {"chosen": best} | {name: round(one.inner_error, 4) for name, one in fitted.items()}
+            choices[number] = {"chosen": best} | {name: round(error, 4) for name, error in errors.items()}
             self.log(f"{self.protocol}, fold {number}: {best} chosen, {time.monotonic() - started:.0f} s")
         write_json(self.home / f"chosen_{self.protocol}.json", choices)
         return said
 
-    def _fit(self, parts: tuple[str, ...], train: np.ndarray) -> statistics.Fitted:
-        features = self.material.features(parts)[train]
-        return statistics.fit(features, self.material.ratings[train], self.material.groups[train], seed=self.rated.config.seed)
+    def _inner_error(self, parts: tuple[str, ...], train: np.ndarray) -> float:
+        learned = self.material.features(parts)[train], self.material.ratings[train], self.material.groups[train]
+        return statistics.inner_error(*learned, seed=self.rated.config.seed)
+
+    def _rate(self, parts: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> np.ndarray:
+        features = self.material.features(parts)
+        fitted = statistics.fit(features[train], self.material.ratings[train], seed=self.rated.config.seed)
+        return fitted.predict(features[test])
 
     def _write(self, said: np.ndarray, paths: list[Path]) -> None:
         for path, unseen in zip(paths, (False, True)):

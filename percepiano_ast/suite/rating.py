@@ -37,6 +37,7 @@ def preprocess_percepiano(
     init: str = "",
     recordings: str = "",
     partial: bool = False,
+    one_loudness: bool = False,
     log: Callable[[str], None] = say,
 ) -> Path:
     """Step 3a: rated MIDI clips -> log-mel shards.
@@ -46,6 +47,7 @@ def preprocess_percepiano(
         init: where fine-tuning will start; ``audioset`` needs shards in the papers' front end beside those in ours.
         recordings: a folder with a recording of each clip by an instrument of one's own, instead of synthesizers.
         partial: whether it may lack clips, which are listed then.
+        one_loudness: see `percepiano.preprocess`.
 
     Returns:
         the folder of the shards in our front end.
@@ -61,6 +63,7 @@ def preprocess_percepiano(
             synthesizers=tuple(synthesizers) or ((percepiano.OWN,) if recordings else run.preset.synthesizers),
             recordings=recordings,
             partial=partial,
+            one_loudness=one_loudness,
         )
     if (Path(folder) / "index.csv").exists() and (Path(folder) / reliability.RATERS).exists():
         agreement = reliability.split_half(reliability.read_raters(folder), percepiano.load_index(folder))

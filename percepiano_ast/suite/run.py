@@ -14,6 +14,7 @@ from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.models import weights
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training import checkpoints
+from percepiano_ast.transcription import Listener
 
 MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain`"
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
@@ -156,7 +157,7 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
 
     Args:
         source: file or folder of published weights for ``audioset`` (see ``models.weights``); by default they are fetched
-            into the run's ``weights`` folder.
+            into the run's ``weights`` folder. For a pre-training: a file that `Listener.write` kept, instead of the run's.
 
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
@@ -170,6 +171,8 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
         name = f"ast-{sizes.get((found.config.width, found.config.depth), 'custom')}-audioset"
         checksum = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(encoder))).hexdigest()
         return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
+    if source and init in PRETRAININGS:
+        return _kept(Path(source), init)
     run = run.for_pretraining(init) if init in PRETRAININGS else run
     model = CNNConfig.beside(run.preset.model) if init == "cnn" else run.preset.model
     name = "cnn" if init == "cnn" else f"ast-{model.name}-{init}"
@@ -186,6 +189,14 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
         return Start(name, model, front_end, statistics, None, None)
     params = tree["state"]["ema"] or tree["state"]["params"]
     return Start(name, model, front_end, statistics, params["encoder"], made["sha256"], params.get("transcription"))
+
+
+def _kept(path: Path, init: str) -> Start:
+    """An encoder that hears notes, from its file."""
+    ear = Listener.read(path)
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    name = f"ast-{ear.model.name}-{init}"
+    return Start(name, ear.model, ear.front_end, ear.statistics, ear.params["encoder"], checksum, ear.params["transcription"])
 
 
 def workers() -> int:

@@ -1,0 +1,79 @@
+"""What was said of recordings as text and as tables; and two performances of one piece beside each other."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from percepiano_ast.config import InputError
+from percepiano_ast.dimensions import DIMENSIONS
+from percepiano_ast.recording.rating import Rating
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".wma", ".aif", ".aiff")
+SURE = 2.0  # standard deviations from which on two performances are said to differ
+
+
+def recordings_in(places: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
+    """The recordings that files and folders name, in order, and what else lies in these folders.
+
+    Raises:
+        InputError: a folder without a recording.
+    """
+    found, others = [], []
+    for place in map(Path, places):
+        if not place.is_dir():
+            found.append(place)
+            continue
+        inside = sorted(path for path in place.rglob("*") if path.is_file())
+        recordings = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        if not recordings:
+            raise InputError(f"{place} holds no recording ({', '.join(SUFFIXES)}); give another folder or a file")
+        found += recordings
+        others += [path for path in inside if path not in recordings]
+    return found, others
+
+
+def as_table(ratings: Iterable[Rating]) -> pd.DataFrame:
+    """A row a recording and dimension: ``file,dimension,rating,uncertainty,percentile,words``."""
+    rows = [
+        (one.file, key, one.ratings[key], one.uncertainty[key], one.percentiles[key], one.sentence(key))
+        for one in ratings
+        for key in one.ratings
+    ]
+    return pd.DataFrame(rows, columns=["file", "dimension", "rating", "uncertainty", "percentile", "words"])
+
+
+def as_text(rating: Rating) -> str:
+    """A recording for a person: a line a dimension, from one pole to the other, and where among PercePiano's clips it is."""
+    notes = 0 if rating.performance is None else len(rating.performance.notes)
+    lines = [f"{rating.file}: {clock(rating.seconds)}, {notes:,} notes heard"]
+    lines += [f"  note: {warning}" for warning in rating.warnings]
+    for key, family, low, high in DIMENSIONS:
+        value, spread = rating.ratings[key], rating.uncertainty[key]
+        bar = "." * round(20 * min(max(value, 0), 1))
+        numbers = f"{value:.2f} +- {spread:.2f}"
+        lines.append(f"  {family:17} {low:>23} {bar + '|':21} {high:20} {numbers}  {rating.percentiles[key]:3.0f} %")
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def compare(one: Rating, other: Rating) -> pd.DataFrame:
+    """Two performances of one piece: by dimension ``difference`` (other - one), ``deviation`` of it, and ``words``.
+
+    What the piece adds to both is the same, so that the deviation is that of errors within passages, smaller than that of
+    either rating.
+    """
+    rows = []
+    for dimension in DIMENSIONS:
+        key = dimension.key
+        difference, deviation = other.ratings[key] - one.ratings[key], 2**0.5 * one.within[key]
+        pole = dimension.high if difference > 0 else dimension.low
+        sure = abs(difference) >= SURE * deviation
+        words = f"the second is more {pole}" if sure else "no difference that could be told"
+        rows.append((key, round(difference, 4), round(deviation, 4), words))
+    return pd.DataFrame(rows, columns=["dimension", "difference", "deviation", "words"]).set_index("dimension")
+

@@ -1,0 +1,263 @@
+"""Rating recordings with the model that comes along. Cost: 60 s, most of it compiling and listening."""
+
+import dataclasses
+import hashlib
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from safetensors.numpy import load_file
+from servers import RangeServer
+from tiny import compiled_once
+
+import percepiano_ast
+from percepiano_ast import audio, packaged, recording, synthesis
+from percepiano_ast.__main__ import main
+from percepiano_ast.config import InputError
+from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.recording import page, rating
+
+RATE = 22_050
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def model():
+    return packaged.Packaged.read()
+
+
+def tune(seconds: float = 12.0, force: int = 70) -> Performance:
+    """Two voices in C, four chords a second and a half, some pedal."""
+    rng = np.random.default_rng(0)
+    scale = np.array([60, 62, 64, 65, 67, 69, 71, 72])
+    notes = []
+    for k, start in enumerate(np.arange(0, seconds - 1.0, 0.4)):
+        top = scale[(k * 3) % 8]
+        notes.append((start, start + 0.35, top, force + rng.integers(-8, 9)))
+        if k % 2 == 0:
+            notes.append((start + 0.01, start + 0.7, top - 12, force - 10))
+    return Performance(np.array(notes, NOTE), np.array([(1.0, 64, 127), (3.0, 64, 0)], PEDAL))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A recording, the same in stereo at another rate and gain, one that is noise, one that is no recording, and its score."""
+    home = tmp_path_factory.mktemp("recordings")
+    wave = synthesis.BuiltinPiano().render(tune(), RATE)
+    soundfile.write(home / "tune.wav", wave, RATE, subtype="FLOAT")
+    soundfile.write(home / "soft.wav", 0.03 * wave, RATE, subtype="FLOAT")
+    loud = synthesis.BuiltinPiano().render(tune(force=70), 44_100)
+    soundfile.write(home / "stereo.flac", np.stack([loud, loud], axis=1) * 0.5, 44_100)
+    soundfile.write(home / "noise.ogg", 0.1 * np.random.default_rng(1).normal(size=8 * RATE), RATE)
+    (home / "notes.txt").write_text("nothing to hear")
+    write_midi(tune(), home / "tune.mid")
+    return home
+
+
+@pytest.fixture(scope="module")
+def rated(model, folder):
+    return recording.rate(model, folder / "tune.wav")
+
+
+def test_a_recording_is_rated_on_all_dimensions_with_what_is_needed_to_believe_it(rated):
+    assert tuple(rated.ratings) == tuple(rated.uncertainty) == tuple(rated.percentiles) == KEYS
+    assert all(0 < value < 1 for value in rated.ratings.values())
+    assert all(0.03 < value < 0.25 for value in rated.uncertainty.values())
+    assert all(0 <= value <= 100 for value in rated.percentiles.values())
+    assert rated.course.shape == (len(rated.times), 19) and np.isfinite(rated.course).all() and (np.diff(rated.times) > 0).all()
+    assert 35 < len(rated.performance.notes) < 50  # of 41 that were played
+    high, low = rated.moments(KEYS[0])
+    assert high.rating >= low.rating and 0 <= low.start < low.stop <= rated.seconds
+
+
+def test_gain_channels_and_sampling_rate_do_not_matter(model, folder, rated):
+    for name, most in (("soft.wav", 0.002), ("stereo.flac", 0.02)):
+        other = recording.rate(model, folder / name)
+        assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < most, name
+
+
+def test_the_python_call_is_the_same(folder, rated):
+    assert percepiano_ast.rate(folder / "tune.wav").as_json() == rated.as_json()
+
+
+def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated):
+    assert not any("unlike" in warning or "no piano" in warning for warning in rated.warnings)
+    noise = recording.rate(model, folder / "noise.ogg")
+    assert noise.warnings and any(re.search("unlike|no piano|few piano", warning) for warning in noise.warnings)
+    assert np.isfinite(list(noise.ratings.values())).all()
+
+
+def test_words_say_on_which_side_and_how_far(rated):
+    timing = DIMENSIONS[0]
+    assert recording.in_words(timing, 50) == "about in the middle between stable and unstable"
+    assert recording.in_words(timing, 96.5).startswith("far more unstable than most: more than 96 %")
+    assert recording.in_words(timing, 12).startswith("clearly more stable than most: more than 88 %")
+    assert rated.sentence(KEYS[0]).startswith("Timing: ")
+
+
+def test_long_recordings_are_cut_and_short_ones_are_not():
+    assert rating.stretches(0.0, 100.0) == [(0.0, 100.0)]
+    parts = rating.stretches(2.0, 602.0)
+    assert len(parts) == 10 and parts[0][0] == 2.0 and parts[-1][1] == 602.0
+    assert all(a[1] == b[0] for a, b in zip(parts, parts[1:]))
+    assert rating.windows(1.0, 7.0) == [(1.0, 7.0)]
+    windows = rating.windows(0.0, 3600.0)
+    assert len(windows) == 200 and windows[-1] == (3592.0, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "gain", "message"),
+    [(2.0, RATE, 1.0, "at least 3 s"), (5.0, 8_000, 1.0, "8,000 Hz"), (5.0, RATE, 0.0, "silent"), (5.0, RATE, 2e-4, "-70 LUFS")],
+)
+def test_what_cannot_be_rated_is_refused_with_the_reason(model, tmp_path, seconds, rate, gain, message):
+    path = tmp_path / "bad.wav"
+    soundfile.write(path, gain * np.sin(np.arange(int(seconds * rate)) / 9), rate, subtype="FLOAT")
+    with pytest.raises(InputError, match=message):
+        recording.rate(model, path)
+
+
+def test_the_score_makes_another_rating_and_must_be_of_this_music(model, folder, rated, tmp_path):
+    informed = percepiano_ast.rate(folder / "tune.wav", score=folder / "tune.mid")
+    assert informed.informed and informed.ratings != rated.ratings
+    notes = tune().notes.copy()
+    notes["pitch"] = notes["pitch"].astype(int) + np.arange(len(notes)) % 7 * 2 - 5
+    write_midi(Performance(notes, np.zeros(0, PEDAL)), tmp_path / "other.mid")
+    with pytest.raises(InputError, match="of the notes"):
+        percepiano_ast.rate(folder / "tune.wav", score=tmp_path / "other.mid")
+
+
+def test_two_performances_are_compared_by_the_error_within_a_passage(rated):
+    moved = {key: value + 0.5 * (key == KEYS[3]) for key, value in rated.ratings.items()}
+    found = recording.compare(rated, dataclasses.replace(rated, ratings=moved))
+    assert found.words[KEYS[3]] == "the second is more saturated/wet"
+    assert (found.drop(KEYS[3]).words == "no difference that could be told").all()
+    assert (found.deviation < [2**0.5 * value for value in rated.uncertainty.values()]).mean() > 0.8
+
+
+class TestStream:
+    def test_every_second_is_rated_as_the_same_window_is_offline(self, model, folder):
+        wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
+        stream, live = percepiano_ast.Stream(RATE, model), []
+        for block in np.array_split(wave, 37):
+            live += stream.push(block)
+        assert [round(one.at, 3) for one in live] == list(range(3, int(len(wave) / RATE) + 1))
+        for second in (3, 11):
+            window = wave[max(second - 10, 0) * RATE : second * RATE]
+            alone = recording.rate_wave(model, window, with_course=False)
+            assert live[second - 3].rating.ratings == alone.ratings
+
+    def test_the_size_of_blocks_and_channels_do_not_matter(self, model, folder):
+        wave, _ = soundfile.read(folder / "stereo.flac", dtype="float32")
+        ends = []
+        for size in (441, 44_100):
+            stream = percepiano_ast.Stream(44_100, model)
+            given = [one for first in range(0, 4 * 44_100, size) for one in stream.push(wave[first : first + size])]
+            ends.append((stream.window, given[0].rating.ratings))
+        assert len(ends[0][0]) == len(ends[1][0]) and ends[0][1] == ends[1][1]
+
+    def test_what_cannot_be_rated_is_said_and_the_stream_goes_on(self, model, folder):
+        wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
+        stream = percepiano_ast.Stream(RATE, model)
+        silent = stream.push(np.zeros(3 * RATE, np.float32))
+        assert silent[0].rating is None and "-70 LUFS" in silent[0].reason
+        assert stream.push(wave[:RATE])[0].rating is not None
+        with pytest.raises(InputError, match="NaN or infinity in the sound at 4.0 s"):
+            stream.push(np.full(10, np.nan))
+        with pytest.raises(InputError, match="8,000 Hz"):
+            percepiano_ast.Stream(8_000, model)
+
+
+class TestCommand:
+    def test_a_folder_as_json_is_the_contract_and_names_what_could_not_be_rated(self, folder, tmp_path, capsys):
+        (broken := tmp_path / "broken.wav").write_bytes(b"RIFF")
+        assert main(["rate", str(folder), str(broken), "--json"]) == 2
+        out, err = capsys.readouterr()
+        results = json.loads(out)
+        assert [one["file"].rsplit("/")[-1] for one in results] == ["noise.ogg", "soft.wav", "stereo.flac", "tune.wav", "broken.wav"]
+        assert all({"file", "ratings", "uncertainty", "warnings"} <= one.keys() for one in results[:-1])
+        assert set(results[-1]) == {"file", "error"}
+        assert "2 other files are no recordings" in err and sum(line.startswith(str(broken)) for line in err.splitlines()) == 1
+
+    def test_text_table_and_page(self, folder, tmp_path, capsys):
+        files = [str(folder / name) for name in ("tune.wav", "soft.wav")]
+        assert main(["rate", *files, "--csv", str(tmp_path / "a.csv"), "--html", str(tmp_path / "a.html")]) == 0
+        out, _ = capsys.readouterr()
+        assert out.count("Timing") == 2 and "notes heard" in out
+        table = pd.read_csv(tmp_path / "a.csv")
+        assert len(table) == 38 and table["rating"].between(0, 1).all()
+        text = (tmp_path / "a.html").read_text()
+        assert text.count("<audio controls") == 2 and "Side by side" in text and "did not leave it" in text
+        assert not re.findall(r"(?:src|href)=\"(?!data:)", text)  # it needs no network
+        assert json.loads(re.search(r"const recordings = (.*);", text)[1])[0]["poles"][0] == ["Timing", "stable", "unstable"]
+
+    def test_options_of_the_other_kind_of_model_are_refused(self, folder, capsys):
+        assert main(["rate", str(folder / "tune.wav"), "--run", "runs/none", "--html", "a.html"]) == 2
+        assert "leave it or --run out" in capsys.readouterr().err
+
+
+class TestFile:
+    def test_a_model_is_written_as_it_was_read(self, model, tmp_path):
+        again = packaged.Packaged.read(model.write(tmp_path / "again.safetensors"))
+        before, after = (load_file(path) for path in (packaged.SHIPPED, tmp_path / "again.safetensors"))
+        assert before.keys() == after.keys() and again.description == model.description
+        assert all((before[name] == after[name]).all() and before[name].dtype == after[name].dtype for name in before)
+        features = np.zeros((2, len(model.judges["alone"].regressors.arrays["feature_mean"])), np.float32)
+        np.testing.assert_array_equal(again.judges["alone"].rate(features).ratings, model.judges["alone"].rate(features).ratings)
+
+    def test_what_was_measured_on_held_out_clips_is_in_it_in_order(self, model):
+        for judge in model.judges.values():
+            assert judge.known.shape == (1202, 19) and (np.diff(judge.known, axis=0) >= 0).all()
+            assert (0.1 < judge.known).all() and (judge.known < 0.95).all()
+            assert (judge.spread >= 0).all() and (0.02 < judge.within).all() and (judge.within < 0.15).all()
+
+    def test_it_is_small_and_its_card_says_what_it_is_not_for(self, model):
+        assert packaged.SHIPPED.stat().st_size <= 25e6
+        card = packaged.SHIPPED.with_suffix(".md").read_text()
+        assert f"{model.description['r']['mean']:.2f}" in card and "Not for" in card and model.description["licence"] in card
+
+    def test_something_else_is_refused(self, tmp_path):
+        (tmp_path / "x.safetensors").write_bytes(b"0" * 100)
+        with pytest.raises(InputError, match="holds no model that rates"):
+            packaged.Packaged.read(tmp_path / "x.safetensors")
+        with pytest.raises(InputError, match="holds no model that rates"):
+            packaged.Packaged.read(tmp_path / "none.safetensors")
+
+    def test_from_an_address_only_with_its_checksum(self, tmp_path):
+        (tmp_path / "m.safetensors").write_bytes(b"a model" * 100)
+        good = hashlib.sha256(b"a model" * 100).hexdigest()
+        with RangeServer(tmp_path / "m.safetensors") as server:
+            url = server.url
+            path = packaged.fetched(f"{url}#sha256={good}", tmp_path / "cache")
+            assert path.read_bytes() == b"a model" * 100
+            with pytest.raises(InputError, match="another file than was meant"):
+                packaged.fetched(f"{url}#sha256={'0' * 64}", tmp_path / "cache")
+            with pytest.raises(InputError, match="write #sha256="):
+                packaged.fetched(url, tmp_path / "cache")
+        assert packaged.fetched(f"{url}#sha256={good}", tmp_path / "cache") == path  # found again, with nobody serving
+        assert [one.name for one in (tmp_path / "cache").iterdir()] == [path.name]
+
+
+class TestLoudness:
+    def test_a_full_scale_sine_has_the_loudness_of_the_standard(self):
+        sine = np.sin(2 * np.pi * 997 * np.arange(10 * 48_000) / 48_000)
+        assert audio.loudness(sine, 48_000) == pytest.approx(-3.01, abs=0.05)
+
+    def test_what_is_levelled_is_where_it_should_be_whatever_it_was(self):
+        wave = np.random.default_rng(0).normal(size=5 * RATE).astype(np.float32)
+        for gain in (1e-3, 1.0):
+            assert audio.loudness(audio.levelled(gain * wave, RATE), RATE) == pytest.approx(audio.LOUDNESS, abs=0.02)
+
+
+def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):
+    long = dataclasses.replace(rated, seconds=page.LONGEST_SOUND + 1)
+    text = page.write([long], tmp_path / "page.html").read_text()
+    assert "<audio" not in text and "holds no sound of recordings longer than 15 minutes" in text

@@ -1,0 +1,101 @@
+"""Which recordings are said to be no piano: pianos, other instruments, noise, speech. Cost: 4 minutes; needs PercePiano and
+soundfonts, and for speech espeak-ng."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from percepiano_ast import synthesis
+from percepiano_ast.data import percepiano
+from percepiano_ast.packaged import Packaged
+from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.recording import rating
+from percepiano_ast.synthesis import fluid
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_data]
+RATE = 22_050
+PIANOS = ("musescore-small", "fluidr3mono", "timgm6mb", "builtin")
+INSTRUMENTS = {
+    "electric piano": 4, "harpsichord": 6, "vibraphone": 11, "organ": 19, "guitar": 24, "violin": 40, "strings": 48, "choir": 52,
+    "trumpet": 56, "flute": 73, "synthesizer": 80,
+}  # fmt: skip
+LANGUAGES = ("en", "de", "fr", "it", "es", "pl", "sv", "pt", "nl", "cs")
+CLIPS = 20
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Packaged.read()
+
+
+@pytest.fixture(scope="module")
+def performances(percepiano_dir):
+    files = percepiano.find_midi(percepiano_dir)
+    names = np.random.default_rng(0).choice(sorted(files), CLIPS, replace=False)
+    return [trimmed(read_midi(files[name])) for name in names]
+
+
+def share(model, waves) -> float:
+    """Of recordings that are said to be unlike a piano."""
+    said = []
+    for wave in waves:
+        warnings = rating.rate_wave(model, np.asarray(wave, np.float32), with_course=False).warnings
+        said.append(any("unlike" in one or "no piano note" in one for one in warnings))
+    return float(np.mean(said))
+
+
+def played_by(program, performance, monkeypatch):
+    """On another instrument of a General MIDI soundfont."""
+    plain = fluid._open
+
+    def opened(path, sample_rate):
+        synth = plain(path, sample_rate)
+        synth.program_select(0, 1, 0, program)
+        return synth
+
+    piano = fluid.FluidSynth("musescore-small")
+    with monkeypatch.context() as patch:
+        patch.setattr(fluid, "_open", opened)
+        return piano.render(performance, RATE)
+
+
+@pytest.mark.parametrize("piano", PIANOS)
+def test_pianos_are_hardly_ever_strangers(model, performances, piano):
+    synthesizer = synthesis.make_synthesizer(piano)
+    found = share(model, [synthesizer.render(one, RATE) for one in performances])
+    print(f"{piano}: {found:.2f}")
+    assert found <= 0.1
+
+
+def test_other_instruments_mostly_are(model, performances, monkeypatch):
+    found = {
+        name: share(model, [played_by(program, one, monkeypatch) for one in performances])
+        for name, program in INSTRUMENTS.items()
+    }
+    print(found)
+    # Struck and plucked strings come near a piano.
+    near = {"electric piano", "guitar", "harpsichord"}
+    assert np.mean([value for name, value in found.items() if name not in near]) >= 0.8
+
+
+def test_noise_and_tones_always_are(model):
+    rng, time = np.random.default_rng(0), np.arange(12 * RATE) / RATE
+    clicks = np.zeros(12 * RATE)
+    clicks[:: RATE // 3] = 0.5
+    waves = [0.1 * rng.normal(size=12 * RATE), 0.3 * np.sin(2 * np.pi * 440 * time), 0.3 * np.sin(2 * np.pi * 1200 * time), clicks]
+    assert share(model, waves) == 1.0
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_speech_always_is(model, tmp_path):
+    text = "Two performances of one piece are compared, and whatever the answer is, it is written down. " * 2
+    waves = []
+    for language in LANGUAGES:
+        subprocess.run(["espeak-ng", "-v", language, "-w", tmp_path / "speech.wav", text], check=True)
+        wave, rate = soundfile.read(tmp_path / "speech.wav", dtype="float32")
+        waves.append(soxr.resample(wave, rate, RATE))
+    assert share(model, waves) == 1.0
