@@ -31,10 +31,11 @@ class FakeColab:
     Attributes:
         calls: what was asked of it.
         refusal: raised by the next call.
+        chosen: files that are uploaded, name -> content.
     """
 
     def __init__(self, drive: Path):
-        self.drive, self.calls, self.refusal = drive, [], None
+        self.drive, self.calls, self.refusal, self.chosen = drive, [], None, {}
         self._aside = drive.with_name("cloud")
         (self._aside / "MyDrive").mkdir(parents=True)
 
@@ -55,13 +56,22 @@ class FakeColab:
     def authenticate_user(self) -> None:
         self._note("sign in")
 
+    def upload(self) -> dict[str, bytes]:
+        self._note("upload")
+        return self.chosen
+
+    def eval_js(self, code: str) -> str:
+        self._note("microphone")
+        assert "getUserMedia" in code
+        return "data:audio/webm;base64,c291bmQ="
+
 
 @pytest.fixture
 def at_colab(tmp_path, monkeypatch) -> FakeColab:
     """A runtime of Colab whose ``/content`` is a temporary folder."""
     fake = FakeColab(tmp_path / "content" / "drive")
     module = types.ModuleType("google.colab")
-    module.drive = module.auth = fake
+    module.drive = module.auth = module.files = module.output = fake
     monkeypatch.setitem(sys.modules, "google.colab", module)
     monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
     monkeypatch.setattr(colab, "DRIVE", fake.drive)
@@ -330,3 +340,32 @@ class TestStatus:
         save_epochs(run.finetune("ast-test-ssast") / "fold_1" / "checkpoints", 1)
         curves = views.finetune_history(run)
         assert curves.to_dict("list") == {"epoch": [1, 2, 3], "ast-test-ssast loss": [0.5, 0.5, 0.5]}
+
+
+class TestRecordings:
+    """What notebook 05 rates."""
+
+    def test_a_path_is_taken_as_it_is_and_examples_are_two_ways_to_play(self, tmp_path):
+        assert colab.receive("mine/a.wav", tmp_path) == Path("mine/a.wav")
+        paths = [colab.receive(name, tmp_path) for name in ("example", "second example")]
+        assert all(path.is_file() for path in paths) and paths[0].read_bytes() != paths[1].read_bytes()
+        again = colab.receive("example", tmp_path / "again")
+        assert again.read_bytes() == paths[0].read_bytes()
+
+    def test_uploads_and_the_microphone_are_colabs(self, at_colab, tmp_path):
+        at_colab.chosen = {"folder/mine.wav": b"RIFF"}
+        path = colab.receive("upload", tmp_path)
+        assert path == tmp_path / "mine.wav" and path.read_bytes() == b"RIFF"
+        assert colab.receive("record", tmp_path).read_bytes() == b"sound"
+        assert at_colab.calls == ["upload", "microphone"]
+
+    def test_nothing_chosen_and_nothing_heard_are_said(self, at_colab, tmp_path):
+        with pytest.raises(InputError, match="no file was chosen"):
+            colab.receive("upload", tmp_path)
+        at_colab.refusal = RuntimeError("NotAllowedError")
+        with pytest.raises(InputError, match="NotAllowedError.*allow it in the browser"):
+            colab.receive("record", tmp_path)
+
+    def test_elsewhere_they_are_refused(self, elsewhere, tmp_path):
+        with pytest.raises(InputError, match="'upload' is for Colab: here write the path"):
+            colab.receive("upload", tmp_path)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import soxr
 from safetensors.numpy import load_file
 from servers import RangeServer
 from tiny import compiled_once
@@ -79,10 +80,20 @@ def test_a_recording_is_rated_on_all_dimensions_with_what_is_needed_to_believe_i
     assert high.rating >= low.rating and 0 <= low.start < low.stop <= rated.seconds
 
 
-def test_gain_channels_and_sampling_rate_do_not_matter(model, folder, rated):
-    for name, most in (("soft.wav", 0.002), ("stereo.flac", 0.02)):
-        other = recording.rate(model, folder / name)
-        assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < most, name
+def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
+    """The same recording softer, in stereo at another rate, as MP3, and after two seconds of nothing."""
+    wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
+    resampled = soxr.resample(wave, RATE, 48_000)
+    soundfile.write(tmp_path / "soft.wav", 0.25 * wave, RATE, subtype="PCM_16")
+    soundfile.write(tmp_path / "stereo.flac", np.stack([resampled, resampled], axis=1), 48_000)
+    soundfile.write(tmp_path / "small.mp3", soxr.resample(wave, RATE, 44_100), 44_100, bitrate_mode="CONSTANT", compression_level=0.0)
+    soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE, subtype="FLOAT")
+    for path in sorted(tmp_path.iterdir()):
+        other = recording.rate(model, path)
+        assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.02, path.name
+    late = recording.rate(model, tmp_path / "late.wav")
+    first = [one.performance.notes["onset"][0] for one in (rated, late)]
+    assert first[1] == pytest.approx(first[0] + 2, abs=0.01) and late.times[0] == pytest.approx(rated.times[0] + 2, abs=0.05)
 
 
 def test_the_python_call_is_the_same(folder, rated):
@@ -101,6 +112,7 @@ def test_words_say_on_which_side_and_how_far(rated):
     assert recording.in_words(timing, 50) == "about in the middle between stable and unstable"
     assert recording.in_words(timing, 96.5).startswith("far more unstable than most: more than 96 %")
     assert recording.in_words(timing, 12).startswith("clearly more stable than most: more than 88 %")
+    assert recording.in_words(timing, 100) == "far more unstable than most: more than any of PercePiano's performances"
     assert rated.sentence(KEYS[0]).startswith("Timing: ")
 
 

@@ -204,3 +204,17 @@ def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
     again = setup(checkout, **on_colab)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "installing" not in again.stdout and freeze(python) == after
+
+
+@pytest.mark.slow
+def test_a_wheel_rates_a_recording_where_there_is_no_repository(checkout, tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(checkout)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("percepiano_ast-*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    code = "from percepiano_ast.data import demo; print(demo.write_example('.', 'example'))"
+    here = {"cwd": tmp_path, "env": clean_environment(PYTHONPATH=str(tmp_path / "installed")), "capture_output": True, "text": True}
+    subprocess.run([sys.executable, "-c", code], check=True, **here)
+    command = [sys.executable, "-m", "percepiano_ast", "rate", "example.wav", "--json", "--html", "page.html"]
+    done = subprocess.run(command, check=True, **here)
+    assert '"timing_stable_unstable"' in done.stdout and (tmp_path / "page.html").exists()

@@ -30,6 +30,7 @@ UNCLEAR = 0.5  # clearness of strokes
 _FEW_NOTES = 0.5  # a second, below which a piano is hardly playing
 _FEWEST_NOTES = 3  # in a window of the course, below which it says nothing
 _LEAD_SECONDS, _TAIL_SECONDS = 0.05, 1.5  # of sound before the first stroke and behind the last release, as clips are rendered
+_SILENT_DB = -50.0  # below the peak, before the first stroke
 _DISTORTED = 1e-4  # share of samples at full scale that no mastering leaves
 
 
@@ -105,7 +106,8 @@ def in_words(dimension: Dimension, percentile: float) -> str:
     if share < 60:
         return f"about in the middle between {dimension.low} and {dimension.high}"
     degree = "far more" if share >= 95 else "clearly more" if share >= 80 else "a little more"
-    return f"{degree} {pole} than most: more than {math.floor(share)} % of PercePiano's performances"
+    than = f"more than {math.floor(share)} %" if share < 99.5 else "more than any"
+    return f"{degree} {pole} than most: {than} of PercePiano's performances"
 
 
 def rate(model: Packaged, file: str | Path, written: scores.Score | None = None) -> Rating:
@@ -143,7 +145,7 @@ def rate_wave(
     seconds = len(wave) / model.listener.front_end.sample_rate
     _check_length(seconds, name)
     try:
-        sound = _Sound(model, model.level(wave))
+        sound = _Sound(model, wave)
         judge = model.judges["alone" if written is None else "score"]
         parts = [part for part in stretches(*sound.played) if sound.notes(part)] or [sound.played]
         said = judge.rate(np.stack([sound.features(part, written) for part in parts]))
@@ -174,7 +176,7 @@ def rate_file(path: str | Path, score: str | Path | None = None, weights: str | 
 
 
 class _Sound:
-    """A recording at one loudness, and what is heard in it.
+    """A recording at one loudness, and what is heard in it, on the recording's clock.
 
     Attributes:
         performance: notes and pedals; None where no note is heard.
@@ -183,14 +185,17 @@ class _Sound:
     """
 
     def __init__(self, model: Packaged, wave: np.ndarray):
-        self.model, self.wave, self.rate = model, wave, model.listener.front_end.sample_rate
-        self.performance, self.clearness = model.hear(wave)
-        self.played = (0.0, len(wave) / self.rate)
+        self.model, self.rate = model, model.listener.front_end.sample_rate
+        wave, self.begins = _from_first_sound(wave, self.rate)
+        self.wave = model.level(wave)
+        heard, self.clearness = model.hear(self.wave)
+        self.performance = None if heard is None else _moved(heard, self.begins)
+        self.played = first, last = (max(self.begins, 0.0), self.begins + len(wave) / self.rate)
         if self.performance is not None:
             notes = self.performance.notes
-            start = max(float(notes["onset"].min()) - _LEAD_SECONDS, 0.0)
+            start = max(float(notes["onset"].min()) - _LEAD_SECONDS, first)
             stop = max(float(notes["offset"].max()) + _TAIL_SECONDS, start + SHORTEST_SECONDS)
-            self.played = (min(start, max(self.played[1] - SHORTEST_SECONDS, 0.0)), min(stop, self.played[1]))
+            self.played = (min(start, max(last - SHORTEST_SECONDS, first)), min(stop, last))
 
     def notes(self, part: tuple[float, float]) -> int:
         """How many are struck in it."""
@@ -202,7 +207,24 @@ class _Sound:
         """What a judge is given of it."""
         start, stop = part
         heard = None if self.performance is None else excerpt(self.performance, start, stop)
-        return self.model.features(heard, self.wave[round(start * self.rate) : round(stop * self.rate)], written)
+        first, last = (round((at - self.begins) * self.rate) for at in part)
+        return self.model.features(heard, self.wave[first:last], written)
+
+
+def _from_first_sound(wave: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
+    """The wave from shortly before its first sound on, and when that begins in seconds; silence in front does not move what is
+    heard then. Where sound begins at once, a little silence is put before it."""
+    loud = int(np.argmax(np.abs(wave) > np.abs(wave).max() * 10 ** (_SILENT_DB / 20)))
+    begin = loud - round(_LEAD_SECONDS * rate)
+    return np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]]), begin / rate
+
+
+def _moved(performance: Performance, seconds: float) -> Performance:
+    notes, pedals = performance.notes.copy(), performance.pedals.copy()
+    for column in ("onset", "offset"):
+        notes[column] = np.maximum(notes[column] + seconds, 0.0)
+    pedals["time"] = np.maximum(pedals["time"] + seconds, 0.0)
+    return Performance(notes, pedals)
 
 
 def _check_length(seconds: float, name: str) -> None:
