@@ -218,16 +218,16 @@ class LevelRater:
 
 def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
     index = table.load_index(folder / "index.csv").set_index("clip")
-    learned = {}
+    learned, names = {}, sorted(set(index["content_group"]))
 
-    def fit(x, y, groups, *, seed):
-        """A model that knows which groups it has learned from."""
-        held_out = set(index["content_group"]) - set(groups)
-        learned.update(dict.fromkeys(held_out, set(groups)))
+    def fit(x, y, *, seed):
+        """A model that knows which groups it has learned from: their number is what it is given of a clip."""
+        groups = {names[int(number)] for number in x[:, 0]}
+        learned.update(dict.fromkeys(set(names) - groups, groups))
         return SimpleNamespace(predict=lambda features: np.full((len(features), 19), len(learned)))
 
     monkeypatch.setattr(raters.statistics, "fit", fit)
-    features = pd.DataFrame(np.zeros((len(index), 2)), index=index.index)
+    features = pd.DataFrame({"group": [names.index(group) for group in index["content_group"]], "other": 0.0}, index=index.index)
     rater = raters.fit_statistics("midi-stats", features, np.zeros((len(index), 19)), index.reset_index(), seed=0)
     for clip, row in index.iterrows():
         assert row["content_group"] not in learned[row["content_group"]]
