@@ -9,7 +9,7 @@ import pytest
 from test_asap import write_folder
 from tiny import FINETUNE, PRETRAIN
 
-from percepiano_ast import suite
+from percepiano_ast import packaged, suite
 from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 
@@ -57,6 +57,9 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     content = set(rows.query("protocol == 'content'")["model"])
     name = f"ast-{PRESET.model.name}-transcriptionstem"
     assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "audio-stats", "midi-stats"} <= content
+    assert {f"{name}-packaged", f"{name}-packaged+score"} <= content
+    model = out / "packaged" / f"ast-{PRESET.model.name}-judged.safetensors"
+    assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
     assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])
     made = json.loads((out / "results" / "experiment.json").read_text())
     assert made["hours"] == 0.2 and "cores" in made["machine"]

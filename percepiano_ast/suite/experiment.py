@@ -143,6 +143,7 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
     ear, model = (home / f"ast-{first.preset.model.name}-{name}.safetensors" for name in (start, "judged"))
     if not model.exists():
         rating.preprocess_percepiano(level, folder, pianos, one_loudness=True, log=log)
+        home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
         Listener.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
         package(level, start, model, folder=folder, source=str(ear), log=log)
