@@ -1,4 +1,5 @@
-"""Which recordings are said to be no piano: pianos, other instruments, noise, speech. Cost: 4 minutes; needs PercePiano and
+"""Which recordings are said to be no piano: pianos, other instruments, noise, speech; and what
+moves no rating. Cost: 4 minutes; needs PercePiano and
 soundfonts, and for speech espeak-ng."""
 
 import shutil
@@ -99,3 +100,22 @@ def test_speech_always_is(model, tmp_path):
         wave, rate = soundfile.read(tmp_path / "speech.wav", dtype="float32")
         waves.append(soxr.resample(wave, rate, RATE))
     assert share(model, waves) == 1.0
+
+
+def test_rate_compression_gain_and_silence_in_front_do_not_move_a_rating(model, performances, tmp_path):
+    moved = {}
+    for number, performance in enumerate(performances[:12]):
+        wave = synthesis.make_synthesizer(PIANOS[2 * (number % 2)]).render(performance, RATE)
+        wave *= 0.5 / np.abs(wave).max()
+        soundfile.write(tmp_path / "plain.wav", wave, RATE)
+        soundfile.write(tmp_path / "48k.wav", soxr.resample(wave, RATE, 48_000), 48_000)
+        soundfile.write(tmp_path / "soft.wav", wave / 4, RATE)
+        soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE)
+        small = soxr.resample(wave, RATE, 44_100)
+        soundfile.write(tmp_path / "small.mp3", small, 44_100, bitrate_mode="CONSTANT", compression_level=0.0)
+        plain = rating.rate(model, tmp_path / "plain.wav").ratings
+        for name in ("48k.wav", "soft.wav", "late.wav", "small.mp3"):
+            other = rating.rate(model, tmp_path / name).ratings
+            moved[name] = max(moved.get(name, 0.0), *(abs(other[key] - plain[key]) for key in plain))
+    print({name: round(value, 4) for name, value in moved.items()})
+    assert max(moved.values()) <= 0.02

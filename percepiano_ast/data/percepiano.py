@@ -192,8 +192,8 @@ def preprocess(
             plus, such as ``fluidr3mono+room``, see `variants`.
         recordings: a folder with a recording of each clip by an instrument of one's own, see `OwnRenderings`.
         partial: whether ``recordings`` may lack clips, which are listed then.
-        one_loudness: bring every rendering to `audio.LOUDNESS`, give or take up to `audio.JITTER_DB`, on a bed of noise, for models that rate
-            recordings of any gain; how loud a clip was played is then to be heard in its timbre alone.
+        one_loudness: bring every rendering to `audio.LOUDNESS`, give or take up to `audio.JITTER_DB`, on a bed of noise, for
+            models that rate recordings of any gain; how loud a clip was played is then to be heard in its timbre alone.
 
     Raises:
         InputError: unusable data, ratings other than the published ones under the shipped index, a missing synthesizer or

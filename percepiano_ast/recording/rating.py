@@ -118,7 +118,7 @@ def rate(model: Packaged, file: str | Path, written: scores.Score | None = None)
 
     Raises:
         InputError: no recording that can be read, see `audio.load`; shorter than 3 s or longer than an hour; it does not play
-            the score, or is longer than a clip and has one.
+            the score.
     """
     sample_rate = model.listener.front_end.sample_rate
     recording = audio.Recording(file, min_rate=LOWEST_RATE)
@@ -266,18 +266,13 @@ def _warnings(sound: _Sound, n_parts: int, strangeness: np.ndarray) -> list[str]
         found.append("no piano note is heard in it: the ratings rest on the mere sound and mean nothing about a performance")
     elif (pace := len(sound.performance.notes) / seconds) < _FEW_NOTES:
         found.append(f"few piano notes are heard in it, {pace:.2f} a second: is a piano playing alone?")
-    if is_strange(aside := float(np.median(strangeness)), sound.clearness):
+    if (aside := float(np.median(strangeness))) > STRANGE or sound.clearness < UNCLEAR:
         found.append(f"it sounds unlike the pianos that the model knows ({aside:.1f} times as far from them as one in a hundred of "
                      f"PercePiano's clips; strokes heard at {sound.clearness:.2f}, pianos about .6): the ratings may mean nothing")
     if n_parts > 1:
         found.append(f"{seconds:.0f} s long: rated in {n_parts} stretches; the clips that people rated last "
                      f"{LONGEST_SECONDS:.0f} s at most")  # fmt: skip
     return found
-
-
-def is_strange(strangeness: float, clearness: float) -> bool:
-    """Whether a recording is to be called unlike a piano, by `packaged.Said.strangeness` and `Packaged.hear`'s clearness."""
-    return strangeness > STRANGE or clearness < UNCLEAR
 
 
 def _by_key(values: np.ndarray, digits: int = 4) -> dict[str, float]:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from percepiano_ast.config import InputError
+from percepiano_ast.data import sources
 from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.recording.rating import Rating
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aac", ".wma", ".aif", ".aiff")
 SURE = 2.0  # standard deviations from which on two performances are said to differ
 
 
@@ -25,9 +25,9 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[Path], list[Path]]
             found.append(place)
             continue
         inside = sorted(path for path in place.rglob("*") if path.is_file())
-        recordings = [path for path in inside if path.suffix.lower() in SUFFIXES]
+        recordings = [path for path in inside if sources.is_audio(path.name)]
         if not recordings:
-            raise InputError(f"{place} holds no recording ({', '.join(SUFFIXES)}); give another folder or a file")
+            raise InputError(f"{place} holds no recording ({', '.join(sorted(sources.AUDIO_SUFFIXES))}); give another folder or a file")
         found += recordings
         others += [path for path in inside if path not in recordings]
     return found, others
