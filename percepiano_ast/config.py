@@ -112,9 +112,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise InputError(
-                f"{self.num_heads} heads do not divide a width of {self.width}; choose a number of heads that does."
-            )
+            raise InputError(f"{self.num_heads} heads do not divide a width of {self.width}; choose a number of heads that does.")
         if self.n_mels < self.patch_size[0] or self.n_frames < self.patch_size[1]:
             raise InputError(
                 f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch of "
@@ -138,9 +136,7 @@ class ModelConfig:
     def grid(self) -> tuple[int, int]:
         """Patches along (frequency, time)."""
         sizes = (self.n_mels, self.n_frames)
-        return tuple(
-            (size - patch) // stride + 1 for size, patch, stride in zip(sizes, self.patch_size, self.stride)
-        )
+        return tuple((size - patch) // stride + 1 for size, patch, stride in zip(sizes, self.patch_size, self.stride))
 
     @property
     def num_patches(self) -> int:

@@ -25,8 +25,10 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
     found = from_pretraining(home) if home.is_dir() else read_weights(source)
     forms = _FORMS.get(found.kind, (found.kind,))
     if kind and kind not in forms:
-        raise InputError(f"{source} holds weights of the kind {found.kind!r}, which cannot become {kind!r}; it can be "
-                         f"written as: {', '.join(forms)}")
+        raise InputError(
+            f"{source} holds weights of the kind {found.kind!r}, which cannot become {kind!r}; it can be "
+            f"written as: {', '.join(forms)}"
+        )
     return write_weights(to, Weights(**{**vars(found), "kind": kind or found.kind}))
 
 

@@ -75,7 +75,11 @@ class Judge:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What `of_tensors` reads."""
-        own = {"known": self.known.astype(np.float16), "spread": self.spread.astype(np.float32), "within": self.within.astype(np.float32)}
+        own = {
+            "known": self.known.astype(np.float16),
+            "spread": self.spread.astype(np.float32),
+            "within": self.within.astype(np.float32),
+        }
         own["farthest"] = np.array([self.farthest], np.float32)
         return own | {_REGRESSORS + name: values for name, values in self.regressors.arrays.items()}
 
@@ -185,7 +189,9 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
         return Path(place)
     url, _, wanted = place.partition("#sha256=")
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise InputError(f"{place}: write #sha256= and the 64 digits of the file's checksum behind the address, so that it is known")
+        raise InputError(
+            f"{place}: write #sha256= and the 64 digits of the file's checksum behind the address, so that it is known"
+        )
     path = Path(cache) / f"{wanted[:16]}.safetensors"
     if path.exists() and download.sha256_of(path) == wanted:
         return path

@@ -65,9 +65,7 @@ def read_midi(source: str | Path | bytes, name: str | None = None) -> Performanc
     name = name or ("MIDI bytes" if isinstance(source, bytes) else str(source))
     midi, remarks = _parse(source, name)
     piano = [instrument for instrument in midi.instruments if not instrument.is_drum]
-    notes = np.array(
-        [(note.start, note.end, note.pitch, note.velocity) for track in piano for note in track.notes], dtype=NOTE
-    )
+    notes = np.array([(note.start, note.end, note.pitch, note.velocity) for track in piano for note in track.notes], dtype=NOTE)
     if not len(notes):
         why = f" ({'; '.join(remarks)})" if remarks else ""
         raise InputError(f"{name}: no piano notes in this MIDI file{why}. Give a file with at least one note.")

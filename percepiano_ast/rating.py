@@ -141,16 +141,20 @@ class Rater:
 def require_percepiano(rater: Rater, what: str) -> None:
     """Raises InputError where the models rate dimensions of one's own, which the command ``what`` cannot do."""
     if (asked := rater.models[0].run.questionnaire) != PERCEPIANO:
-        raise InputError(f"{rater.name} rates {', '.join(asked.names)}, ratings of your own; {what} takes models of "
-                         f"PercePiano's {len(PERCEPIANO.names)} dimensions alone: name a run that was fine-tuned on PercePiano")
+        raise InputError(
+            f"{rater.name} rates {', '.join(asked.names)}, ratings of your own; {what} takes models of "
+            f"PercePiano's {len(PERCEPIANO.names)} dimensions alone: name a run that was fine-tuned on PercePiano"
+        )
 
 
 def require_explained(rater: Rater) -> None:
     """Raises InputError where ``explain`` would show less than what a rating rests on."""
     require_percepiano(rater, "explain")
     if rater.models[0].run.config.heard:
-        raise InputError(f"{rater.name} is told of the notes that it hears beside its embedding, and explain follows the embedding "
-                         "alone: name a model that was fine-tuned without heard=true")
+        raise InputError(
+            f"{rater.name} is told of the notes that it hears beside its embedding, and explain follows the embedding "
+            "alone: name a model that was fine-tuned without heard=true"
+        )
 
 
 def _digits(low: float, high: float) -> int:

@@ -112,9 +112,7 @@ def cross_validate(material: Material, config: FinetuneConfig, name: str, folds:
         kept, scaler = fit_heads(run, params, material.embeddings, train=train, **known)
         rated[test] = run.rate(kept, scaler, material.embeddings[test])
     used = member >= 0
-    return predictions.tidy(
-        (name, config.protocol, config.seed), folds, material.clip[used], material.ratings[used], rated[used]
-    )
+    return predictions.tidy((name, config.protocol, config.seed), folds, material.clip[used], material.ratings[used], rated[used])
 
 
 def study(

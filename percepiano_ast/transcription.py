@@ -96,9 +96,7 @@ class Listener:
         return {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}, metadata
 
     @classmethod
-    def of_tensors(
-        cls, tensors: dict[str, np.ndarray], metadata: dict[str, str], execution: Execution = Execution()
-    ) -> "Listener":
+    def of_tensors(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str], execution: Execution = Execution()) -> "Listener":
         """What `tensors` gave.
 
         Raises:

@@ -9,11 +9,11 @@ os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["MPLBACKEND"] = "Agg"
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
-import pytest  # noqa: E402
+import pytest
 
-import percepiano_ast  # noqa: E402, F401 (sets flags of XLA, which are read once)
+import percepiano_ast  # noqa: F401 (sets flags of XLA, which are read once)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

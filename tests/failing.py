@@ -174,9 +174,7 @@ def be_killed() -> None:
     time.sleep(60)  # the signal is on its way
 
 
-def _work(
-    *, work: str, home: str, store: str, aim=None, gates=(), changes=None, environment=None, pause=0.0, hasty=False
-) -> None:
+def _work(*, work: str, home: str, store: str, aim=None, gates=(), changes=None, environment=None, pause=0.0, hasty=False) -> None:
     """One training.
 
     Args:
@@ -250,6 +248,7 @@ def _folds(home: Path, store: str, gates, pause: float) -> None:
     embeddings = tiny.embed(run, params, tiny.CLIPS)
     sums = []
     for number in range(5):
+
         def windows(start: int, number=number):
             _note(home, f"fold {number} from {start}")
             return tiny.windows_from(start)

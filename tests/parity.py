@@ -24,11 +24,11 @@ import optax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
 
-from percepiano_ast import audio  # noqa: E402
-from percepiano_ast.config import KALDI, FrontEnd, InputError, ModelConfig  # noqa: E402
-from percepiano_ast.models import convert, ssast  # noqa: E402
-from percepiano_ast.models.ast import Classifier  # noqa: E402
-from percepiano_ast.training.state import published_optimizer  # noqa: E402
+from percepiano_ast import audio
+from percepiano_ast.config import KALDI, FrontEnd, InputError, ModelConfig
+from percepiano_ast.models import convert, ssast
+from percepiano_ast.models.ast import Classifier
+from percepiano_ast.training.state import published_optimizer
 
 HUGGING_FACE_EPSILON = 1e-12
 
@@ -195,9 +195,7 @@ def compare_pretraining(stored: Stored) -> None:
     config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size))
     model = ssast.SSAST(config)
     log_mel, mask_index = jnp.asarray(stored.read("input")), jnp.asarray(stored.read("mask_index"))
-    params = load_params(
-        stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1], mask_index[:1])
-    )
+    params = load_params(stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1], mask_index[:1]))
 
     def objective(params: dict) -> tuple[jax.Array, tuple]:
         outputs, intermediates = model.apply({"params": params}, log_mel, mask_index)
@@ -270,9 +268,7 @@ def compare_classifier(stored: Stored) -> None:
     meta = stored.meta
     patch_size = (meta["fshape"], meta["tshape"])
     config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size))
-    model = Classifier(
-        config, meta["label_dim"], norm_epsilon=meta["ln_eps_blocks"], head_epsilon=meta["ln_eps_head"]
-    )
+    model = Classifier(config, meta["label_dim"], norm_epsilon=meta["ln_eps_blocks"], head_epsilon=meta["ln_eps_head"])
     log_mel = jnp.asarray(stored.read("input"))
     params = load_params(stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1]))
     # Where the file has nothing of the loss, the labels are no matter.
@@ -282,6 +278,7 @@ def compare_classifier(stored: Stored) -> None:
     def objective(params: dict) -> tuple[jax.Array, tuple]:
         logits, intermediates = model.apply({"params": params}, log_mel)
         return optax.sigmoid_binary_cross_entropy(logits, labels).mean(), (logits, intermediates)
+
     loss, (logits, intermediates) = evaluate(stored, objective, params, config)
     stored.compare_present({"logits": logits, "bce": loss, "pooled": intermediates["pooled"]})
     compare_activations(stored, intermediates)
@@ -305,9 +302,7 @@ def compare_hugging_face(stored: Stored) -> None:
     epsilons = {"norm_epsilon": theirs["layer_norm_eps"], "head_epsilon": HUGGING_FACE_EPSILON}
     model = Classifier(config, len(params["head"]["bias"]), **epsilons)
     logits, intermediates = jax.jit(model.apply)({"params": params}, stored.read("input"))
-    stored.compare_present(
-        {"logits": logits, "last_hidden_state": intermediates["tokens"], "pooled": intermediates["pooled"]}
-    )
+    stored.compare_present({"logits": logits, "last_hidden_state": intermediates["tokens"], "pooled": intermediates["pooled"]})
     states = [intermediates["with_pos"], *(intermediates[f"block{index}"] for index in range(config.depth))]
     stored.compare_present({f"act/hidden{index}": state for index, state in enumerate(states)})
 

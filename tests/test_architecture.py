@@ -82,9 +82,7 @@ def imports(name: str, tree: ast.AST) -> list[tuple[int, str]]:
                 above = parts[: len(parts) - node.level + is_package]
                 base = ".".join(above + ([node.module] if node.module else []))
             # `from package import x` may name a module: take that reading where such a module exists.
-            found += [
-                (node.lineno, full if (full := f"{base}.{alias.name}") in MODULES else base) for alias in node.names
-            ]
+            found += [(node.lineno, full if (full := f"{base}.{alias.name}") in MODULES else base) for alias in node.names]
     return found
 
 
@@ -173,7 +171,7 @@ def reused_quotes(path: Path) -> list[int]:
                 within.pop()
             elif name in ("FSTRING_START", "STRING"):
                 quotes = token.string.lstrip("rRbBuUfF")
-                quote = quotes[:3] if quotes[:3] in ("\"\"\"", "'''") else quotes[:1]
+                quote = quotes[:3] if quotes[:3] in ('"""', "'''") else quotes[:1]
                 if any(outer in token.string for outer in within):
                     lines.append(token.start[0])
                 if name == "FSTRING_START":

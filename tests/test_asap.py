@@ -18,7 +18,9 @@ PIECES, PERFORMANCES = 13, 2
 def write_folder(folder):
     """Pieces of two notes, two performances each, and one that PercePiano rates."""
     rows = []
-    places = [(f"Bach/Fugue/{piece}/", f"Fugue_{piece}") for piece in range(PIECES)] + [("Schubert/Impromptu_op142/3/", "Impromptu_op142_3")]
+    places = [(f"Bach/Fugue/{piece}/", f"Fugue_{piece}") for piece in range(PIECES)] + [
+        ("Schubert/Impromptu_op142/3/", "Impromptu_op142_3")
+    ]
     for number, (place, title) in enumerate(places):
         for player in range(PERFORMANCES):
             path = folder / place / f"Player{player}.mid"

@@ -19,9 +19,7 @@ RATE = FRONT_END.sample_rate
 
 
 def sine(frequency=440.0, seconds=2.0, sample_rate=RATE, amplitude=0.5):
-    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(
-        np.float32
-    )
+    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(np.float32)
 
 
 def wav(wave, sample_rate=RATE, subtype="PCM_16", kind="WAV"):

@@ -1,6 +1,5 @@
 """Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on real data. About 25 s."""
 
-
 import mido
 import numpy as np
 import pandas as pd
@@ -205,9 +204,7 @@ def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, first)
     names = list(midi)
     exchanged = midi | {names[0]: midi[names[2]]}  # another file under the same name
-    assert features.midi_table(exchanged, tmp_path, 1, log=lines.append).loc[names[0]].equals(
-        first.loc[names[2]].rename(names[0])
-    )
+    assert features.midi_table(exchanged, tmp_path, 1, log=lines.append).loc[names[0]].equals(first.loc[names[2]].rename(names[0]))
     (tmp_path / "midi.csv").write_text("")
     with pytest.raises(InputError, match="delete it"):
         features.midi_table(midi, tmp_path, 1)

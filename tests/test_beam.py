@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from archives import sound, wav, write_archive_of, write_usual_archive
+from servers import StorageEmulator
 
-from archives import write_archive_of, wav, sound, write_usual_archive
 from percepiano_ast.__main__ import main
 from percepiano_ast.data import manifest, shards
-from servers import StorageEmulator
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -74,9 +74,7 @@ class TestBeam:
         assert main(["preprocess", "--source", str(archive), "--out", str(tmp_path / "here")]) == 0
         assert recordings_of(tmp_path / "beam") == recordings_of(tmp_path / "here")
         for split in ("train", "validation", "test"):
-            mine, theirs = (
-                shards.open_shards(tmp_path / name / "maestro", split, made_by="") for name in ("here", "beam")
-            )
+            mine, theirs = (shards.open_shards(tmp_path / name / "maestro", split, made_by="") for name in ("here", "beam"))
             assert mine.metadata == theirs.metadata
             assert list(mine.raw) == list(theirs.raw)
         assert manifest.verify(tmp_path / "beam" / "maestro", log=lambda line: None) == []

@@ -23,8 +23,8 @@ from percepiano_ast.config import FinetuneConfig, InputError
 from percepiano_ast.training import packing, pieces
 from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
 from percepiano_ast.training.courier import Courier
-from percepiano_ast.training.stores import Folder
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
+from percepiano_ast.training.stores import Folder
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, weight_decay=0.1), 10)
 

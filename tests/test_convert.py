@@ -110,9 +110,7 @@ class TestOtherModels:
 
     def test_first_differing_leaf_is_named(self):
         like = shapes_of("ast", dataclasses.replace(SMALL, width=32))
-        wanted = (
-            r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, \(2, 32\) in the model\. Choose the model"
-        )
+        wanted = r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, \(2, 32\) in the model\. Choose the model"
         with pytest.raises(InputError, match=wanted):
             convert.require_same_shapes(params_of("ast"), like, "old.pth")
         convert.require_same_shapes(params_of("ast"), shapes_of("ast"), "old.pth")

@@ -261,9 +261,7 @@ class TestRatedWindows:
 
     def test_fine_tuning_resumes_at_any_step(self, rated):
         def stream(step, seed=0):
-            return from_step(
-                finetune_batches(rated, np.arange(5), n_frames=64, max_windows=2, batch_size=2, seed=seed)[0], step
-            )
+            return from_step(finetune_batches(rated, np.arange(5), n_frames=64, max_windows=2, batch_size=2, seed=seed)[0], step)
 
         whole = stream(0)
         whole = [next(whole)["codes"] for _ in range(5)]

@@ -11,14 +11,26 @@ import pandas as pd
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
+from archives import (
+    FRONT_END,
+    RATE,
+    ROOT,
+    SECONDS,
+    data_set_bytes,
+    preprocess,
+    row,
+    sound,
+    table_of,
+    tone,
+    wav,
+    write_archive_of,
+    write_usual_archive,
+)
 
-from percepiano_ast.data.batches import grain  # imported without its warning
-
-from archives import FRONT_END, RATE, ROOT, SECONDS, data_set_bytes, preprocess, row, sound, table_of, tone, wav
-from archives import write_archive_of, write_usual_archive
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, InputError, RunFailed
 from percepiano_ast.data import maestro, shards, tables
+from percepiano_ast.data.batches import grain  # imported without its warning
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +104,9 @@ def test_works_of_percepiano_are_left_out_and_said(run):
 
 def test_progress_says_recordings_hours_speed_time_and_room(run):
     line = next(line for line in run[1] if "6/6" in line)
-    assert pytest.approx(sum(sum(lengths) for lengths in SECONDS.values()) / 3600, abs=0.01) == float(line.split(" of ")[1].split()[0])
+    assert pytest.approx(sum(sum(lengths) for lengths in SECONDS.values()) / 3600, abs=0.01) == float(
+        line.split(" of ")[1].split()[0]
+    )
     assert all(word in line for word in ("recordings", " h,", "MB/s", "left", "GB of disk free"))
 
 

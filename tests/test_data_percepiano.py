@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from percepiano_folder import CLIPS, change_labels, index_row, ratings_of, write_clip, write_folder, write_labels
 
 from percepiano_ast import audio, synthesis
 from percepiano_ast.config import FrontEnd, InputError
@@ -19,7 +20,6 @@ from percepiano_ast.data import batches, build, demo, percepiano, percepiano_tab
 from percepiano_ast.data.percepiano_files import ClipName
 from percepiano_ast.data.splits import fold_of_clip
 from percepiano_ast.dimensions import KEYS
-from percepiano_folder import CLIPS, change_labels, index_row, ratings_of, write_clip, write_folder, write_labels
 
 FRONT_END = FrontEnd()
 
@@ -215,9 +215,7 @@ def test_half_written_folders_are_refused(folder, tmp_path, harm, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"), [("fluidr3", "Did you mean 'fluidr3mono'"), ("none.sf2", "none.sf2: no such file")]
-)
+@pytest.mark.parametrize(("name", "message"), [("fluidr3", "Did you mean 'fluidr3mono'"), ("none.sf2", "none.sf2: no such file")])
 def test_a_missing_soundfont_is_said_before_anything_is_made(folder, tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         preprocess(folder, tmp_path / "out", ("builtin", name))

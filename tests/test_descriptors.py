@@ -129,7 +129,5 @@ def test_correlations_with_ratings_are_those_of_the_research(percepiano_dir):
     assert np.isfinite(values.to_numpy()).all()
     rated = percepiano.read_ratings(percepiano_dir, index)
     ratings = pd.DataFrame([rated[clip] for clip in index["clip"]], columns=KEYS)
-    apart = [
-        abs(np.corrcoef(values[name], ratings[key])[0, 1] - r) for name, row in RESEARCH.items() for key, r in row.items()
-    ]
+    apart = [abs(np.corrcoef(values[name], ratings[key])[0, 1] - r) for name, row in RESEARCH.items() for key, r in row.items()]
     assert np.median(apart) < 0.03 and max(apart) < 0.15

@@ -214,6 +214,7 @@ def test_share_of_the_ceiling_leaves_out_what_has_none(index, predictions, value
 
 def test_crps_is_the_integral_and_nll_scipys():
     for rating, prediction, spread in ((0.3, 0.5, 0.1), (0.9, 0.1, 0.3), (0.5, 0.5, 0.05)):
+
         def gap(x):
             return (stats.norm.cdf(x, prediction, spread) - (x >= rating)) ** 2
 

@@ -129,8 +129,12 @@ def test_jackknife_equals_the_t_interval_of_a_mean():
 
 
 def test_scales_come_back_and_keep_intervals_in_range():
-    for scale, values in ((intervals.FISHER, np.linspace(-0.99, 0.99, 9)), (intervals.LOG, np.geomspace(0.01, 5, 9)),
-                          (intervals.LOG_UNEXPLAINED, np.linspace(-2, 0.99, 9)), (intervals.ARCSINE, np.linspace(0, 1, 9))):
+    for scale, values in (
+        (intervals.FISHER, np.linspace(-0.99, 0.99, 9)),
+        (intervals.LOG, np.geomspace(0.01, 5, 9)),
+        (intervals.LOG_UNEXPLAINED, np.linspace(-2, 0.99, 9)),
+        (intervals.ARCSINE, np.linspace(0, 1, 9)),
+    ):
         np.testing.assert_allclose(scale.back(scale.to(values)), values, atol=1e-12)
     near = np.array([[0.999], *[[0.999 - 0.001 * n] for n in range(10)]])
     assert intervals.jackknife(near, intervals.FISHER).high[0] < 1
@@ -329,9 +333,7 @@ def seeded(index, spread, seeds, model, rng=9):
     """Runs of one model whose seeds share their errors but for noise of their own."""
     base = make_predictions(index, {model: 0.08}, rng=rng)
     draw = np.random.default_rng(7)
-    return [
-        base.assign(seed=seed, prediction=base["prediction"] + draw.normal(0, spread, len(base))) for seed in range(seeds)
-    ]
+    return [base.assign(seed=seed, prediction=base["prediction"] + draw.normal(0, spread, len(base))) for seed in range(seeds)]
 
 
 def test_seeds_are_reported_one_by_one_and_together(index):

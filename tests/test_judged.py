@@ -122,7 +122,9 @@ def test_the_choice_is_made_by_the_training_clips_and_the_unseen_piano_teaches_n
 
 def test_an_encoder_that_hears_no_notes_is_refused(listened):
     found, _ = listened
-    deaf = rated.Rated(found.run, dataclasses.replace(found.start, transcription=None), found.config, found.clips, FRONT_END, found.index)
+    deaf = rated.Rated(
+        found.run, dataclasses.replace(found.start, transcription=None), found.config, found.clips, FRONT_END, found.index
+    )
     with pytest.raises(InputError, match="was not pre-trained to hear notes"):
         heard.hear(deaf)
 

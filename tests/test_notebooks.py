@@ -78,9 +78,7 @@ def test_unknown_form_row_is_refused_before_anything_runs(tmp_path):
 
 
 def command(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "percepiano_ast", *map(str, arguments)], capture_output=True, text=True, **options
-    )
+    return subprocess.run([sys.executable, "-m", "percepiano_ast", *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 @pytest.fixture(scope="module")

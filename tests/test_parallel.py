@@ -231,9 +231,7 @@ def uninterrupted(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 def assert_same_run(directory: Path, uninterrupted: tuple[Path, list[dict]]) -> None:
     """Histories and last states agree but for rounding, and the history on disk is the checkpoint's."""
-    (tree, found), (wanted_tree, wanted) = (
-        open_latest(one / "checkpoints", made_by="") for one in (directory, uninterrupted[0])
-    )
+    (tree, found), (wanted_tree, wanted) = (open_latest(one / "checkpoints", made_by="") for one in (directory, uninterrupted[0]))
     assert found["step"] == wanted["step"] == 3 * EPOCH
     for row, other in zip(without_seconds(found["history"]), without_seconds(uninterrupted[1]), strict=True):
         # Rounding reaches the gradient's norm most, and turns a guess or two of 2,400 that are nearly a tie.

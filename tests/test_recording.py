@@ -86,7 +86,9 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
     resampled = soxr.resample(wave, RATE, 48_000)
     soundfile.write(tmp_path / "soft.wav", 0.25 * wave, RATE, subtype="PCM_16")
     soundfile.write(tmp_path / "stereo.flac", np.stack([resampled, resampled], axis=1), 48_000)
-    soundfile.write(tmp_path / "small.mp3", soxr.resample(wave, RATE, 44_100), 44_100, bitrate_mode="CONSTANT", compression_level=0.0)
+    soundfile.write(
+        tmp_path / "small.mp3", soxr.resample(wave, RATE, 44_100), 44_100, bitrate_mode="CONSTANT", compression_level=0.0
+    )
     soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE, subtype="FLOAT")
     for path in sorted(tmp_path.iterdir()):
         other = recording.rate(model, path)
@@ -194,7 +196,13 @@ class TestCommand:
         assert main(["rate", str(folder), str(broken), "--json"]) == 2
         out, err = capsys.readouterr()
         results = json.loads(out)
-        assert [one["file"].rsplit("/")[-1] for one in results] == ["noise.ogg", "soft.wav", "stereo.flac", "tune.wav", "broken.wav"]
+        assert [one["file"].rsplit("/")[-1] for one in results] == [
+            "noise.ogg",
+            "soft.wav",
+            "stereo.flac",
+            "tune.wav",
+            "broken.wav",
+        ]
         assert all({"file", "ratings", "uncertainty", "warnings"} <= one.keys() for one in results[:-1])
         assert set(results[-1]) == {"file", "error"}
         assert "2 other files are no recordings" in err and sum(line.startswith(str(broken)) for line in err.splitlines()) == 1

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from archives import ROOT, data_set_bytes
+from servers import RangeServer
+
 from percepiano_ast.data import demo, manifest, tables
 from percepiano_ast.data.tunes import UNRATED
 from percepiano_ast.synthesis import make_synthesizer
-from servers import RangeServer
 
 HOURS, KILLS = float(os.environ.get("SOAK_HOURS", 20)), int(os.environ.get("SOAK_KILLS", 20))
 COMMAND = [sys.executable, "-m", "percepiano_ast", "preprocess", "--workers", "2"]
@@ -82,9 +82,7 @@ def _run(url: str, out: Path, kill_after: float | None = None) -> tuple[int, flo
     """Exit code, largest memory of a process in MB, and what was printed; killed after so many seconds, if given."""
     log = out.with_suffix(".log")
     with log.open("a") as file:
-        process = subprocess.Popen(
-            [*COMMAND, "--source", url, "--out", str(out)], stdout=file, stderr=file, start_new_session=True
-        )
+        process = subprocess.Popen([*COMMAND, "--source", url, "--out", str(out)], stdout=file, stderr=file, start_new_session=True)
         began, memory = time.monotonic(), 0.0
         while process.poll() is None:
             memory = max(memory, _memory_mb(process.pid))

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from archives import FRONT_END, ROOT, data_set_bytes, preprocess, sound, wav, write_archive_of, write_usual_archive
 from array_record.python import array_record_module
+from servers import RangeServer, StorageEmulator
 
-from archives import FRONT_END, ROOT, data_set_bytes, preprocess, wav, sound, write_archive_of, write_usual_archive
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import InputError, RunFailed
-from percepiano_ast.data import manifest, maestro, records, shards, sources, staging
-from servers import RangeServer, StorageEmulator
+from percepiano_ast.data import maestro, manifest, records, shards, sources, staging
 
 # Shards of half a minute, so that there are several; servers are asked again soon. Workers run this file too.
 SCRIPT = """

@@ -159,7 +159,6 @@ class TestFolder:
         assert str(tmp_path / "place") in line and WORDS[kind] in line and "Traceback" not in training.printed()
         assert training.started_from() is None
 
-
     @pytest.mark.slow
     def test_a_place_that_is_read_only_from_the_start_is_said_before_training(self, breakable, nursery, tmp_path):
         breakable("EROFS", tmp_path / "place").begin()

@@ -74,8 +74,7 @@ def test_pianos_are_hardly_ever_strangers(model, performances, piano):
 
 def test_other_instruments_mostly_are(model, performances, monkeypatch):
     found = {
-        name: share(model, [played_by(program, one, monkeypatch) for one in performances])
-        for name, program in INSTRUMENTS.items()
+        name: share(model, [played_by(program, one, monkeypatch) for one in performances]) for name, program in INSTRUMENTS.items()
     }
     print(found)
     # Struck and plucked strings come near a piano.

@@ -75,9 +75,7 @@ def changed_blocks(before: dict, after: dict) -> list[bool]:
 
 
 class TestWhatIsTrained:
-    @pytest.mark.parametrize(
-        "strategy, blocks", [("last", [False, False, True]), ("full", [True] * 3), ("lora", [True] * 3)]
-    )
+    @pytest.mark.parametrize("strategy, blocks", [("last", [False, False, True]), ("full", [True] * 3), ("lora", [True] * 3)])
     def test_blocks_that_change(self, start, trained, strategy, blocks):
         assert changed_blocks(start[0], trained[strategy][2]) == blocks
 

@@ -261,17 +261,14 @@ def test_the_end_is_faded():
 def test_half_pedal_lies_between_pedal_up_and_down():
     piano = synthesis.BuiltinPiano()
     levels = [
-        level(piano.render(play((0.1, 0.5, 48, 90), pedals=[(0.0, SUSTAIN, value)]), RATE), 0.9, 1.3)
-        for value in (0, 55, 70, 127)
+        level(piano.render(play((0.1, 0.5, 48, 90), pedals=[(0.0, SUSTAIN, value)]), RATE), 0.9, 1.3) for value in (0, 55, 70, 127)
     ]
     assert all(np.diff(levels) > 3)
 
 
 def test_una_corda_is_softer_and_darker():
     piano = synthesis.BuiltinPiano()
-    full, soft = (
-        piano.render(play((0.1, 1.0, 60, 90), pedals=[(0.0, UNA_CORDA, value)]), RATE) for value in (0, 127)
-    )
+    full, soft = (piano.render(play((0.1, 1.0, 60, 90), pedals=[(0.0, UNA_CORDA, value)]), RATE) for value in (0, 127))
     assert level(soft, 0.1, 1) < level(full, 0.1, 1) - 1 and centroid(soft) < centroid(full)
 
 

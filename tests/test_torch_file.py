@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_convert import assert_equal, params_of, shapes_of
 
 from percepiano_ast.config import AUDIOSET, KALDI, MODELS, InputError, ModelConfig
 from percepiano_ast.models import convert, torch_file, weights
-from test_convert import assert_equal, params_of, shapes_of
 
 
 class Tensor:

@@ -24,8 +24,8 @@ from tiny import (
     STATISTICS,
     STEPS,
     TRAIN,
-    be_interrupted,
     batch_of,
+    be_interrupted,
     bits,
     codes_of,
     compiled_once,
@@ -263,6 +263,7 @@ class TestPretrain:
 
 
 # --- Fine-tuning ------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def start() -> tuple[dict, np.ndarray]:

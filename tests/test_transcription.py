@@ -173,7 +173,9 @@ class TestScores:
         batch = batch_of(5)
         wanted = transcription.on_steps(Targets(*map(jnp.asarray, batch["targets"])))
         sure = {name: 40 * (values - 0.5) for name, values in wanted.items() if name in ("onset", "down", "sounding")}
-        values = {name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6)) for name in ("velocity", "sustain", "una_corda")}
+        values = {
+            name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6)) for name in ("velocity", "sustain", "una_corda")
+        }
         outputs = sure | values | {"descriptors": jnp.nan_to_num(batch["descriptors"])}
         total = heard.counts(outputs, batch["targets"], batch["descriptors"])
         scores = heard.scores({name: float(value) for name, value in total.items()})
@@ -279,7 +281,9 @@ class TestRating:
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
         deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
-        with pytest.raises(InputError, match="was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"):
+        with pytest.raises(
+            InputError, match="was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"
+        ):
             deaf.params
         with pytest.raises(InputError, match="strategy 'full' changes the encoder.*heard=true needs 'frozen'"):
             dataclasses.replace(rated, config=dataclasses.replace(rated.config, strategy="full")).trainer(1)

@@ -152,9 +152,7 @@ def compiled_once(folder: Path):
             jax.config.update(name, default)
 
 
-FINETUNE = FinetuneConfig(
-    batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, hidden=8, dropout=0.1
-)
+FINETUNE = FinetuneConfig(batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, hidden=8, dropout=0.1)
 LENGTHS = (64, 30, 150, 200, 64, 65, 128, 40, 100, 90, 64, 180)
 TRAIN = np.arange(10)
 CLIPS = [codes_of(100 + k, length, 1)[0] for k, length in enumerate(LENGTHS)]

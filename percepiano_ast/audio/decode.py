@@ -151,9 +151,7 @@ def _check_exists(path: str | Path, name: str) -> None:
         raise InputError(f"{name}: no such file. Check the path.")
 
 
-def load(
-    source: str | Path | BinaryIO, sample_rate: int = 22_050, *, max_seconds: float | None = None
-) -> np.ndarray:
+def load(source: str | Path | BinaryIO, sample_rate: int = 22_050, *, max_seconds: float | None = None) -> np.ndarray:
     """Read a recording as mono at ``sample_rate``: the blocks of `Recording`, in one array.
 
     Args:
@@ -206,9 +204,7 @@ def _check_length(n: int, sample_rate: int, name: str) -> None:
     if not n:
         raise InputError(f"{name}: empty, it holds no samples. Record or copy it again.")
     if n < MIN_SECONDS * sample_rate:
-        raise InputError(
-            f"{name}: {n / sample_rate:.2f} s long. Give a recording of at least {MIN_SECONDS:g} s."
-        )
+        raise InputError(f"{name}: {n / sample_rate:.2f} s long. Give a recording of at least {MIN_SECONDS:g} s.")
 
 
 def _peak(block: np.ndarray, start: int, sample_rate: int, name: str) -> float:

@@ -97,9 +97,7 @@ def _input(path: str | Path) -> list[str]:
 
 
 def _refusal(name: str, reason: str) -> InputError:
-    return InputError(
-        f"{name}: cannot be read as audio ({reason.rstrip('.')}). Give a complete recording, or copy it again."
-    )
+    return InputError(f"{name}: cannot be read as audio ({reason.rstrip('.')}). Give a complete recording, or copy it again.")
 
 
 def _without_address(line: str) -> str:

@@ -166,9 +166,7 @@ def kaldi_mel_bank(front_end: FrontEnd = KALDI) -> np.ndarray:
     moves a weight by 1e-5, and nearly all agree bit by bit, which double precision would not.
     """
     low, high = (1127 * np.log(1 + np.array([front_end.fmin, front_end.fmax]) / 700)).tolist()
-    edges = np.float32(low) + np.arange(front_end.n_mels + 2, dtype=np.float32) * np.float32(
-        (high - low) / (front_end.n_mels + 1)
-    )
+    edges = np.float32(low) + np.arange(front_end.n_mels + 2, dtype=np.float32) * np.float32((high - low) / (front_end.n_mels + 1))
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     hertz = np.float32(front_end.sample_rate / front_end.n_fft) * np.arange(front_end.n_fft // 2, dtype=np.float32)
     ratio = (1 + hertz / np.float32(700)).astype(np.float64)

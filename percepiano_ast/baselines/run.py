@@ -85,9 +85,7 @@ class Renderings(NamedTuple):
     folds: np.ndarray
 
 
-def fold_by_fold(
-    baseline: str, data: Renderings, seed: int, log: Callable[[str], None]
-) -> dict[str, np.ndarray]:
+def fold_by_fold(baseline: str, data: Renderings, seed: int, log: Callable[[str], None]) -> dict[str, np.ndarray]:
     """Fit a baseline in ``STATISTICS`` or ``NETWORKS`` outside each fold and predict it.
 
     Returns:

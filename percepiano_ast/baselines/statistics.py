@@ -169,4 +169,3 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation per column; a constant column is left at 0 by a deviation of 1."""
     std = values.std(axis=0)
     return values.mean(axis=0), np.where(std > 1e-9, std, 1.0)
-

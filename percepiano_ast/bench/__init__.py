@@ -24,9 +24,7 @@ def log_mel() -> Iterator[dict]:
     wave = np.random.default_rng(0).normal(0, 0.1, 60 * front_end.sample_rate).astype(np.float32)
 
     with scipy.fft.set_workers(1), threadpool_limits(1):
-        ours, theirs = medians(
-            lambda: audio.log_mel(wave, front_end), lambda: preprocess.librosa_log_mel(wave, front_end)
-        )
+        ours, theirs = medians(lambda: audio.log_mel(wave, front_end), lambda: preprocess.librosa_log_mel(wave, front_end))
     speed = {"name": "log-mel", "value": round(60 / ours), "unit": "x real time"}
     yield speed | {"peer": "librosa.feature.melspectrogram", "ratio": round(theirs / ours, 2)}
 

@@ -117,9 +117,7 @@ def _orbax(folder: Path, in_background: bool) -> ocp.CheckpointManager:
 
 
 def _saver(manager: ocp.CheckpointManager) -> _Saver:
-    return _Saver(
-        lambda step, tree: manager.save(step, args=ocp.args.StandardSave(tree)), manager.wait_until_finished
-    )
+    return _Saver(lambda step, tree: manager.save(step, args=ocp.args.StandardSave(tree)), manager.wait_until_finished)
 
 
 def _saving(directory: Path) -> Iterator[dict]:

@@ -19,9 +19,7 @@ FORMS = ("ssast", "visible")
 STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
 
 
-def step_function(
-    geometry: ModelConfig, config: PretrainConfig, execution: Execution
-) -> tuple[Pretraining, Callable[[], None]]:
+def step_function(geometry: ModelConfig, config: PretrainConfig, execution: Execution) -> tuple[Pretraining, Callable[[], None]]:
     """A run on random spectrograms, and a function that takes and waits for one step of it."""
     run = Pretraining(geometry, config, PRESETS["base"].front_end, STATISTICS, 1000, execution)
     shape = (config.batch_size, geometry.n_frames, geometry.n_mels)

@@ -97,9 +97,7 @@ class _Encoder(nn.Module):
 
 def _head(config: ModelConfig) -> nn.Sequential:
     """Linear - ReLU - Linear(patch values), SSAST section 2.3."""
-    return nn.Sequential(
-        nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, config.patch_dim)
-    )
+    return nn.Sequential(nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, config.patch_dim))
 
 
 class TorchSSAST(nn.Module):
@@ -112,9 +110,7 @@ class TorchSSAST(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         if config.stride != config.patch_size:
-            raise InputError(
-                f"stride {config.stride} is not patch_size {config.patch_size}: give a model without overlap."
-            )
+            raise InputError(f"stride {config.stride} is not patch_size {config.patch_size}: give a model without overlap.")
         self.config = config
         self.v = _Encoder(config)
         self.mask_embed = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))

@@ -201,7 +201,6 @@ def _add_judge(add):
     command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
     _add_set(command, "seed=1 or unseen=timgm6mb")
 
-
     text = "The model that comes along: fitted on all rated clips of a run made by preprocess --one-loudness; writes it, its card, "
     text += "and what it says of held-out clips."
     command = add("package", _package, text)
@@ -271,7 +270,9 @@ def _add_set(command, such_as: str):
 
 
 def _add_own(command):
-    command.add_argument("--ratings", default="", metavar="CSV", help="your ratings: clip, a column that groups, numbers (or: demo)")
+    command.add_argument(
+        "--ratings", default="", metavar="CSV", help="your ratings: clip, a column that groups, numbers (or: demo)"
+    )
     command.add_argument("--recordings", default="", metavar="DIR", help="the recordings that they are of")
     command.add_argument("--group", default="", metavar="COLUMN", help="whose clips stay together: piece, pianist")
     command.add_argument("--dimensions", nargs="+", default=[], metavar="COLUMN", help="that are ratings (default: all others)")

@@ -109,7 +109,9 @@ def add_commands(add) -> None:
     command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
 
     command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
-    command.add_argument("name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate")
+    command.add_argument(
+        "name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate"
+    )
     _add_explain(add)
 
 

@@ -18,9 +18,7 @@ _MIX = 10.0  # both parameters of the Beta distribution of mixup, as AST has it:
 # midi-stats --clips 100`. Sound: audio statistics that heard one piano, musescore-small, 40 clips of `listening.run.sample`;
 # where a change that a listener sees through leads them astray, it belongs into training.
 ANSWERS = {
-    "specaugment": (
-        "Yes, as far as what is left tells it: nothing is changed, something is hidden. Not measured."
-    ),
+    "specaugment": ("Yes, as far as what is left tells it: nothing is changed, something is hidden. Not measured."),
     "mixup": (
         "By construction: the rating of two at once is taken to be the mean of theirs. Nobody rated two pianists at once; "
         "it regularises. Not measured."

@@ -130,9 +130,7 @@ def pretrain_batches(
     return PretrainBatches(len(windows) // batch_size, Recordings(shards), windows, batch_size, rows, hearing)
 
 
-def normalised(
-    stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None
-) -> np.ndarray:
+def normalised(stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None) -> np.ndarray:
     """What the training step makes of a batch, on the host: float32 ``(dB - mean) / (2 std)``, up to rounding.
 
     Args:

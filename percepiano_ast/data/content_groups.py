@@ -32,8 +32,10 @@ def find_groups(folder: str | Path, index: pd.DataFrame) -> pd.Series:
     for segment, clips in index.groupby("segment"):
         deadpan = sorted(clips["clip"][~clips["human"]])
         if not deadpan:
-            raise InputError(f"segment {segment!r} has no deadpan rendering in the index, and players differ in their "
-                             "notes; add one, or write its content group by hand.")
+            raise InputError(
+                f"segment {segment!r} has no deadpan rendering in the index, and players differ in their "
+                "notes; add one, or write its content group by hand."
+            )
         if deadpan[0] not in midi:
             raise InputError(f"no MIDI file {deadpan[0]}.mid in {folder}; fetch the data again.")
         grams[segment] = pitch_grams(read_midi(midi[deadpan[0]]))
@@ -72,6 +74,8 @@ def differences(found: pd.Series, index: pd.DataFrame) -> list[str]:
     for segment in found.index:
         one, other = (set(groups.index[groups == groups[segment]]) for groups in (found, stated))
         if one != other:
-            lines.append(f"segment {segment!r} shares music with {sorted(one - {segment})} by its MIDI, with "
-                         f"{sorted(other - {segment})} by the index")
+            lines.append(
+                f"segment {segment!r} shares music with {sorted(one - {segment})} by its MIDI, with "
+                f"{sorted(other - {segment})} by the index"
+            )
     return lines

@@ -58,7 +58,9 @@ def read(directory: Path) -> dict:
     """
     path = directory / MANIFEST
     if not path.exists():
-        raise InputError(f"{directory} holds no {MANIFEST}: the data set is incomplete; run notebook 01 or `preprocess`, it continues")
+        raise InputError(
+            f"{directory} holds no {MANIFEST}: the data set is incomplete; run notebook 01 or `preprocess`, it continues"
+        )
     try:
         manifest = json.loads(path.read_text())
         files = manifest["files"].items()

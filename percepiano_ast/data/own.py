@@ -78,8 +78,10 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
     table.columns = _header(csv)
     dimensions = tuple(dict.fromkeys(dimensions or (name for name in table.columns if name not in (CLIP, group))))
     if missing := [name for name in (CLIP, group, *dimensions) if name not in table.columns]:
-        raise InputError(f"{csv} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}. It needs "
-                         f"{CLIP}, the column that groups clips, and one per dimension")
+        raise InputError(
+            f"{csv} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}. It needs "
+            f"{CLIP}, the column that groups clips, and one per dimension"
+        )
     if not dimensions:
         raise InputError(f"{csv} has no column of ratings beside {CLIP} and {group}; add one per dimension")
     for name in (CLIP, group):
@@ -87,8 +89,10 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
             raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty; fill it in")
     table[CLIP] = [_stem(name.strip()) for name in table[CLIP]]
     if (twice := table[CLIP].duplicated()).any():
-        raise InputError(f"{csv}, line {twice.idxmax() + 2}: clip {table[CLIP][twice.idxmax()]!r} has a row already; "
-                         "give one row a clip, with the mean of its ratings")
+        raise InputError(
+            f"{csv}, line {twice.idxmax() + 2}: clip {table[CLIP][twice.idxmax()]!r} has a row already; "
+            "give one row a clip, with the mean of its ratings"
+        )
     ratings = _ratings(table, dimensions, csv)
     files = _files(Path(folder), table[CLIP], csv)
     return OwnRatings(dimensions, _index(table[CLIP], table[group].str.strip(), csv), ratings, files)
@@ -117,11 +121,15 @@ def _ratings(table: pd.DataFrame, dimensions: tuple[str, ...], csv) -> np.ndarra
         row, column = places[0]
         cell = table[dimensions[column]].iloc[row]
         what = "is empty" if pd.isna(cell) else f"is {cell!r}"
-        raise InputError(f"{csv}, line {row + 2}: {dimensions[column]} of {table[CLIP].iloc[row]!r} {what}; write a "
-                         "number, leave the clip out, or name the columns that are ratings")
+        raise InputError(
+            f"{csv}, line {row + 2}: {dimensions[column]} of {table[CLIP].iloc[row]!r} {what}; write a "
+            "number, leave the clip out, or name the columns that are ratings"
+        )
     for column in np.flatnonzero(np.ptp(values, axis=0) == 0):
-        raise InputError(f"{csv}: {dimensions[column]} is {values[0, column]:g} for every clip, so there is nothing "
-                         "to learn; leave the column out")
+        raise InputError(
+            f"{csv}: {dimensions[column]} is {values[0, column]:g} for every clip, so there is nothing "
+            "to learn; leave the column out"
+        )
     return values.astype(np.float32)
 
 
@@ -148,8 +156,9 @@ def _index(clips: pd.Series, groups: pd.Series, csv) -> pd.DataFrame:
     if len(clips) < FEWEST:
         raise InputError(f"{csv} rates {len(clips)} clips; at least {FEWEST} are needed to learn from some and test on others")
     if (n := groups.nunique()) < 2:
-        raise InputError(f"{csv} has all clips in one group, {groups.iloc[0]!r}; name a column with at least two, so "
-                         "that one can be held out")
+        raise InputError(
+            f"{csv} has all clips in one group, {groups.iloc[0]!r}; name a column with at least two, so that one can be held out"
+        )
     folds = np.empty(len(clips), int)
     for number, (_, held_out) in enumerate(GroupKFold(min(n, MOST_FOLDS)).split(clips, groups=groups)):
         folds[held_out] = number

@@ -48,12 +48,16 @@ class OwnRenderings:
         self.strangers = sorted(set(found) - clips)
         lacking = sorted(clips - set(found))
         if not self.files:
-            raise InputError(f"{folder} holds no recording of any of {len(clips):,} clips; name each file as its clip, "
-                             f"such as {min(clips, default='CLIP')}.wav")
+            raise InputError(
+                f"{folder} holds no recording of any of {len(clips):,} clips; name each file as its clip, "
+                f"such as {min(clips, default='CLIP')}.wav"
+            )
         if lacking and not partial:
-            raise InputError(f"{folder} lacks recordings of {len(lacking):,} of {len(clips):,} clips: "
-                             f"{', '.join(lacking[:_SHOWN])}{' ...' if len(lacking) > _SHOWN else ''}. Add them, or allow "
-                             "partial renderings, which are listed")
+            raise InputError(
+                f"{folder} lacks recordings of {len(lacking):,} of {len(clips):,} clips: "
+                f"{', '.join(lacking[:_SHOWN])}{' ...' if len(lacking) > _SHOWN else ''}. Add them, or allow "
+                "partial renderings, which are listed"
+            )
         self.missing = lacking
 
     def fingerprint(self) -> str:
@@ -76,8 +80,10 @@ class OwnRenderings:
         loud = np.flatnonzero(np.abs(wave) > np.abs(wave).max() * 10 ** (-_QUIET / 20))
         sounding, playing = (loud[-1] - loud[0]) / sample_rate, performance.duration - LEAD
         if not _SHORTER * playing <= sounding <= playing + _LONGER:
-            raise InputError(f"{path}: sounds for {sounding:.1f} s, the playing of {clip} lasts {playing:.1f} s; is "
-                             "it of another clip, or cut off?")
+            raise InputError(
+                f"{path}: sounds for {sounding:.1f} s, the playing of {clip} lasts {playing:.1f} s; is "
+                "it of another clip, or cut off?"
+            )
         first = loud[0] - round(LEAD * sample_rate)
         wave = np.concatenate([np.zeros(max(-first, 0), np.float32), wave[max(first, 0) :]])
         return wave[: int(np.ceil((performance.duration + TAIL) * sample_rate))]

@@ -203,8 +203,10 @@ def preprocess(
     ratings = read_ratings(folder, index)
     pianos = {variants.named(name)[0] for name in synthesizers}
     if bool(recordings) != (OWN in pianos):
-        raise InputError(f"synthesizers {', '.join(synthesizers)} with recordings {str(recordings)!r}: {OWN!r} is the "
-                         "synthesizer that stands for a folder of recordings; give both or neither")
+        raise InputError(
+            f"synthesizers {', '.join(synthesizers)} with recordings {str(recordings)!r}: {OWN!r} is the "
+            "synthesizer that stands for a folder of recordings; give both or neither"
+        )
     own = OwnRenderings(recordings, index["clip"], partial) if recordings else None
     settings = {"ratings": _fingerprint(ratings), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
     settings |= {"recordings": own.fingerprint()} if own else {}
@@ -263,8 +265,10 @@ def _remarks(folder: str | Path, own: OwnRenderings | None) -> list[str]:
     """What of the data should be known before it is used."""
     lines = []
     if groups := same_playing(folder):
-        lines.append(f"{sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)} groups such as "
-                     f"{' and '.join(groups[0])}: each keeps its own ratings")
+        lines.append(
+            f"{sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)} groups such as "
+            f"{' and '.join(groups[0])}: each keeps its own ratings"
+        )
     if own and own.strangers:
         lines.append(f"{len(own.strangers)} recordings are of no clip and are not used: {', '.join(own.strangers[:5])}")
     if own and own.missing:
@@ -287,5 +291,7 @@ def _say_levels(out: Path, work: build.Work) -> None:
     levels = pd.read_csv(out / "levels.csv")
     for name, part in levels.groupby("synthesizer"):
         over = (part["over"] > 0).sum()
-        work.log(f"  {name}: {part['level_db'].min():.0f} to {part['level_db'].max():.0f} dB, peaks up to "
-                 f"{part['peak_db'].max():.1f} dB re full scale; {over} of {len(part)} renderings exceed it")
+        work.log(
+            f"  {name}: {part['level_db'].min():.0f} to {part['level_db'].max():.0f} dB, peaks up to "
+            f"{part['peak_db'].max():.1f} dB re full scale; {over} of {len(part)} renderings exceed it"
+        )

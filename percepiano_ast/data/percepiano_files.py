@@ -188,8 +188,9 @@ def check_published(folder: str | Path) -> None:
         if (count, checksum) != PUBLISHED[part]:
             expected = PUBLISHED[part][0]
             what = f"{count:,} of {expected:,} files" if count != expected else "contents that differ"
-            raise InputError(f"{part} in {folder} has {what}: it is not PercePiano at commit {COMMIT[:7]}. Delete the folder "
-                             "and fetch it again")
+            raise InputError(
+                f"{part} in {folder} has {what}: it is not PercePiano at commit {COMMIT[:7]}. Delete the folder and fetch it again"
+            )
 
 
 def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:

@@ -104,8 +104,10 @@ def rebuild(folder: str | Path) -> Rebuilt:
     largest = float(off.max(axis=None))
     if not largest < _EXACT:
         clip = off.max(axis=1).idxmax()
-        raise InputError(f"{folder}: the raters' mean of clip {clip} is {largest:.4f} off its label (of all clips the most); "
-                         "take both files from one version of the data")
+        raise InputError(
+            f"{folder}: the raters' mean of clip {clip} is {largest:.4f} off its label (of all clips the most); "
+            "take both files from one version of the data"
+        )
     n = counts(folder)
     sentence = (
         f"The published means of {len(means):,} clips come out of {n['valid']:,} single ratings of {n['raters']} raters to the "
@@ -123,8 +125,9 @@ def seconds(folder: str | Path, index: pd.DataFrame) -> pd.Series:
     """
     midi = find_midi(folder)
     if lacking := sorted(set(index["clip"]) - set(midi)):
-        raise InputError(f"{len(lacking)} clips of the index have no MIDI file in {folder}, {lacking[0]} for one; "
-                         f"fetch the data again")
+        raise InputError(
+            f"{len(lacking)} clips of the index have no MIDI file in {folder}, {lacking[0]} for one; fetch the data again"
+        )
     lengths = {clip: trimmed(read_midi(midi[clip])).duration for clip in index["clip"]}
     return pd.Series(lengths, name="seconds").rename_axis("clip")
 

@@ -121,4 +121,3 @@ class Recordings:
                 f"{chunk.start}, not {frames} from {start}. {_REMEDY}"
             )
         return chunk
-

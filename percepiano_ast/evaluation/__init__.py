@@ -72,8 +72,7 @@ def remarks(predictions: pd.DataFrame, index: pd.DataFrame, values: pd.DataFrame
     for run in runs(predictions, index):
         lines = _small_segments(run)
         if len(folds := np.unique(run.fold)) == 1:
-            lines.append(f"fold {folds[0]} alone, {len(run.clip)} clips: these figures do not compare with those of whole "
-                         "runs.")
+            lines.append(f"fold {folds[0]} alone, {len(run.clip)} clips: these figures do not compare with those of whole runs.")
         for line in lines:
             said.setdefault(line, []).append(describe(run.name))
     lines = [f"{names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {line}" for line, names in said.items()]
@@ -87,8 +86,8 @@ def _small_segments(run: Run) -> list[str]:
         names, sizes = np.unique(part.segment, return_counts=True)
         small = names[sizes < FEWEST_IN_SEGMENT]
         if len(small):
-            lines.append(f"{len(small)} segments have fewer than {FEWEST_IN_SEGMENT} clips and are left out of {scope}, "
-                         f"{small[0]!r} for one.")
+            lines.append(
+                f"{len(small)} segments have fewer than {FEWEST_IN_SEGMENT} clips and are left out of {scope}, "
+                f"{small[0]!r} for one."
+            )
     return lines
-
-

@@ -72,11 +72,15 @@ def remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
         f"{len(better)} of {len(result)} are closer to the ratings than always saying the mean: {_list(better)}.",
     ]
     if groups < FEW_GROUPS:
-        lines.append(f"{clips} clips in {groups} groups: from so few groups an interval may be too narrow by luck, and one "
-                     "more group may change it.")
+        lines.append(
+            f"{clips} clips in {groups} groups: from so few groups an interval may be too narrow by luck, and one "
+            "more group may change it."
+        )
     if len(below := result["dimension"][result["high"] < 0]):
-        lines.append(f"{_list(below)}: an interval of r below 0 is no knowledge turned round. A group that is rated "
-                     "high leaves a low mean to learn from, which shows where little is heard and groups are few.")
+        lines.append(
+            f"{_list(below)}: an interval of r below 0 is no knowledge turned round. A group that is rated "
+            "high leaves a low mean to learn from, which shows where little is heard and groups are few."
+        )
     for name in result["dimension"][result["r"].isna()]:
         lines.append(f"{name} has no r: its predictions are all alike.")
     sizes = index["content_group"].value_counts()

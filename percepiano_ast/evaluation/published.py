@@ -34,6 +34,8 @@ def check_ratings(predictions: pd.DataFrame) -> None:
     found = checksums(predictions.groupby(["clip", "dimension"])["rating"].first().unstack())
     off = (found - expected.loc[found.index]).abs()
     if (wrong := off > _ROUNDING * WEIGHTS.sum()).any():
-        raise InputError(f"the ratings of {wrong.sum()} of {len(found)} clips are not those that PercePiano published, "
-                         f"{off.idxmax()!r} most of all; its figures would not compare with anybody's. Take the label "
-                         "file at the root of PercePiano (means divided by 7), or give an index of your own.")
+        raise InputError(
+            f"the ratings of {wrong.sum()} of {len(found)} clips are not those that PercePiano published, "
+            f"{off.idxmax()!r} most of all; its figures would not compare with anybody's. Take the label "
+            "file at the root of PercePiano (means divided by 7), or give an index of your own."
+        )

@@ -35,14 +35,15 @@ def read_raters(path: str | Path) -> pd.DataFrame:
     table = read_csv(path, "rater")
     questions = [name for name in table.columns if name.startswith("Question_")][: len(KEYS)]
     if len(questions) < len(KEYS) or not {"user", "filename"} <= set(table.columns):
-        raise InputError(f"{path} lacks user, filename or some of {len(KEYS)} Question_ columns; "
-                         f"give PercePiano's {RATERS}.")
+        raise InputError(f"{path} lacks user, filename or some of {len(KEYS)} Question_ columns; give PercePiano's {RATERS}.")
     values = table[questions].apply(pd.to_numeric, errors="coerce")
     wrong = values.isna() & table[questions].notna() | (values < 0)
     if len(places := np.argwhere(wrong.to_numpy())):
         row, column = places[0]
-        raise InputError(f"{path}, line {row + 2}: {questions[column]} is {table[questions].iloc[row, column]!r}; "
-                         "write a number from 1 to 7, or 0 where it is missing.")
+        raise InputError(
+            f"{path}, line {row + 2}: {questions[column]} is {table[questions].iloc[row, column]!r}; "
+            "write a number from 1 to 7, or 0 where it is missing."
+        )
     valid = ~(values > _HIGHEST).any(axis=1) & values.notna().any(axis=1)
     if not valid.any():
         raise InputError(f"{path} holds no valid rating; give PercePiano's {RATERS}.")
@@ -81,8 +82,9 @@ def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, 
     clip, rater = (np.unique(labels[given], return_inverse=True)[1] for labels in (clips, raters))
     counts = sparse.coo_array((np.ones(len(values)), (clip, rater))).toarray()
     if min(counts.shape) < 2 or counts.sum(axis=1).max() < 2:
-        raise InputError(f"{counts.shape[0]} clips and {counts.shape[1]} raters; reliability needs two of each, and clips "
-                         "that two of them rate.")
+        raise InputError(
+            f"{counts.shape[0]} clips and {counts.shape[1]} raters; reliability needs two of each, and clips that two of them rate."
+        )
     values = values - values.mean()
     k = len(counts) / (1 / counts.sum(axis=1)).sum()
     signal, noise = _one_way(values, clip, counts)
@@ -135,8 +137,9 @@ def split_half(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLI
     facts = index.set_index("clip")
     ratings = raters[raters["clip"].isin(facts.index)]
     if ratings.empty:
-        raise InputError(f"no clip of the rater table, {raters['clip'].iloc[0]!r} for one, is in the index; "
-                         "give the index it belongs to.")
+        raise InputError(
+            f"no clip of the rater table, {raters['clip'].iloc[0]!r} for one, is in the index; give the index it belongs to."
+        )
     clips, clip = np.unique(ratings["clip"], return_inverse=True)
     pair, pair_of = np.unique(np.stack([clip, pd.factorize(ratings["rater"])[0]]), axis=1, return_inverse=True)
     scopes = {scope: _Scope(facts.loc[clips], scope) for scope in SCOPES}
@@ -161,9 +164,7 @@ def ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
     return np.sqrt(reliability.clip(lower=0))
 
 
-def evaluate(
-    raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS, seed: int = 0
-) -> dict[str, pd.DataFrame]:
+def evaluate(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS, seed: int = 0) -> dict[str, pd.DataFrame]:
     """All of it: ``icc`` (19 dimensions, see ``icc``), ``split_half`` and ``ceiling`` (19 dimensions, ``SCOPES``).
 
     Raises:
@@ -189,8 +190,10 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
     table = read_csv(path, "noise ceiling")
     scopes = [scope for scope in SCOPES if scope in table.columns]
     if "dimension" not in table.columns or not scopes or set(KEYS) - set(table["dimension"]):
-        raise InputError(f"noise ceiling {path} lacks dimension, a scope ({', '.join(SCOPES)}) or a row of the 19 "
-                         "dimensions; write it with `python -m percepiano_ast reliability`.")
+        raise InputError(
+            f"noise ceiling {path} lacks dimension, a scope ({', '.join(SCOPES)}) or a row of the 19 "
+            "dimensions; write it with `python -m percepiano_ast reliability`."
+        )
     table = table.set_index("dimension").loc[list(KEYS), scopes].apply(pd.to_numeric, errors="coerce")
     if not table.apply(lambda column: column.between(0, 1)).all(axis=None):
         raise InputError(f"noise ceiling {path} holds a value that is not from 0 to 1; it is a correlation.")

@@ -51,10 +51,7 @@ def without_each_group(run: Run, scope: str, names: tuple[str, ...] = metrics.ME
     """Metric -> (1 + groups, rows of ``ROWS``): of all clips in scope, then without each content group."""
     part = cleaned(run, scope)
     sums = {kind: group_sums(part, kind) for kind in {metrics.kind_of(name) for name in names}}
-    return {
-        name: summarised(metrics.from_sums(name, intervals.leave_one_out(sums[metrics.kind_of(name)])))
-        for name in names
-    }
+    return {name: summarised(metrics.from_sums(name, intervals.leave_one_out(sums[metrics.kind_of(name)]))) for name in names}
 
 
 def cleaned(run: Run, scope: str) -> Run:
@@ -94,6 +91,8 @@ def undefined(values: pd.DataFrame) -> list[str]:
     lines = []
     for (model, protocol, seed, scope, metric), part in missing.groupby([*RUN, "scope", "metric"]):
         which = "all dimensions" if len(part) == len(KEYS) else ", ".join(part["dimension"])
-        lines.append(f"{model}, {protocol}, seed {seed}: {metric} ({scope}) is undefined for {which}: "
-                     "predictions or ratings are constant, or no clips are in this scope.")
+        lines.append(
+            f"{model}, {protocol}, seed {seed}: {metric} ({scope}) is undefined for {which}: "
+            "predictions or ratings are constant, or no clips are in this scope."
+        )
     return lines

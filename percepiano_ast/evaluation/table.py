@@ -83,8 +83,10 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     required = ["clip", "segment", "content_group", "human"]
     missing = [column for column in required if column not in index.columns]
     if missing or not folds:
-        raise InputError(f"index {name} lacks the columns {missing or ['fold_<protocol>']}; "
-                         "it needs clip, segment, content_group, human and a fold_* column per protocol.")
+        raise InputError(
+            f"index {name} lacks the columns {missing or ['fold_<protocol>']}; "
+            "it needs clip, segment, content_group, human and a fold_* column per protocol."
+        )
     empty = index[required + folds].isna().any(axis=1)
     if empty.any():
         raise InputError(f"index {name}, line {empty.idxmax() + 2}: an empty value; fill every column.")
@@ -99,8 +101,9 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
         index[column] = _whole(index[column], f"index {name}", column)
     groups = index.groupby("segment")["content_group"].nunique()
     if (groups > 1).any():
-        raise InputError(f"index {name}: segment {groups.idxmax()!r} lies in {groups.max()} content groups; "
-                         "put all clips of a segment into one.")
+        raise InputError(
+            f"index {name}: segment {groups.idxmax()!r} lies in {groups.max()} content groups; put all clips of a segment into one."
+        )
     return index
 
 
@@ -113,18 +116,24 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """
     column = fold_column(protocol)
     if column not in index.columns:
-        raise InputError(f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))}, "
-                         "or give the index these predictions were made with.")
+        raise InputError(
+            f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))}, "
+            "or give the index these predictions were made with."
+        )
     held_out = index[index[column] >= 0]
     if held_out[column].nunique() < 2:
-        raise InputError(f"protocol {protocol!r} has {held_out[column].nunique()} fold(s) in the index; without a second "
-                         "there is nothing to train on. Give each clip a fold of at least two.")
+        raise InputError(
+            f"protocol {protocol!r} has {held_out[column].nunique()} fold(s) in the index; without a second "
+            "there is nothing to train on. Give each clip a fold of at least two."
+        )
     crossing = held_out.groupby("content_group")[column].unique()
     crossing = crossing[crossing.str.len() > 1]
     if protocol in UNHEARD and len(crossing):
         folds = " and ".join(map(str, sorted(crossing.iloc[0])[:2]))
-        raise InputError(f"content group {crossing.index[0]!r} lies in folds {folds} of protocol {protocol!r}: its music "
-                         "is heard in training, and the figures would be too good. Put the group into one fold.")
+        raise InputError(
+            f"content group {crossing.index[0]!r} lies in folds {folds} of protocol {protocol!r}: its music "
+            "is heard in training, and the figures would be too good. Put the group into one fold."
+        )
     return held_out
 
 
@@ -137,9 +146,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     return _typed(read_csv(Path(path), "predictions"), lambda row: f"{path}, line {row + 2}")
 
 
-def validate_predictions(
-    table: pd.DataFrame, index: pd.DataFrame | None = None, *, partial: bool = False
-) -> pd.DataFrame:
+def validate_predictions(table: pd.DataFrame, index: pd.DataFrame | None = None, *, partial: bool = False) -> pd.DataFrame:
     """Check a predictions table against an index and return it with clean types.
 
     Without ``index`` it is PercePiano's, and the ratings must be those that PercePiano published. Predictions are in the
@@ -271,25 +278,32 @@ def _check_rows(table: pd.DataFrame):
     """Each run must have each of its clips once, in one fold, with all dimensions, with or without uncertainty."""
     folds = table.groupby([*RUN, "clip"])["fold"].nunique()
     if (folds > 1).any():
-        raise InputError(f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; "
-                         "a clip is held out once: keep the fold in which it was not trained on.")
+        raise InputError(
+            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; "
+            "a clip is held out once: keep the fold in which it was not trained on."
+        )
     repeated = table.duplicated([*RUN, "clip", "dimension"])
     if repeated.any():
         row = table[repeated].iloc[0]
-        raise InputError(f"{describe(row[[*RUN, 'clip']])}: {row['dimension']} is predicted twice; "
-                         "is the same run in two files? Give it once, or another model name or seed.")
+        raise InputError(
+            f"{describe(row[[*RUN, 'clip']])}: {row['dimension']} is predicted twice; "
+            "is the same run in two files? Give it once, or another model name or seed."
+        )
     counts = table.groupby([*RUN, "clip"])["dimension"].count()
     if (counts < len(KEYS)).any():
         clip = counts.idxmin()
         rows = (table[[*RUN, "clip"]] == list(clip)).all(axis=1)
         lacking = sorted(set(KEYS) - set(table["dimension"][rows]))
-        raise InputError(f"{describe(clip)} lacks {len(lacking)} of {len(KEYS)} dimensions, first {lacking[0]!r}; "
-                         "write all of them.")
+        raise InputError(
+            f"{describe(clip)} lacks {len(lacking)} of {len(KEYS)} dimensions, first {lacking[0]!r}; write all of them."
+        )
     if "uncertainty" in table.columns:
         given = table["uncertainty"].notna().groupby([table[name] for name in RUN]).mean()
         if (some := (given > 0) & (given < 1)).any():
-            raise InputError(f"{describe(some.idxmax())} gives an uncertainty in some rows and none in others; "
-                             "give it in all rows of a run or in none.")
+            raise InputError(
+                f"{describe(some.idxmax())} gives an uncertainty in some rows and none in others; "
+                "give it in all rows of a run or in none."
+            )
 
 
 def _check_labels(table: pd.DataFrame):
@@ -298,8 +312,10 @@ def _check_labels(table: pd.DataFrame):
     spread = same.max() - same.min()
     if (spread > _SAME_RATING).any():
         clip, dimension = spread.idxmax()
-        raise InputError(f"clip {clip!r} has ratings of {dimension} that differ by {spread.max():.3f} between runs; "
-                         "evaluate only runs on the same labels together.")
+        raise InputError(
+            f"clip {clip!r} has ratings of {dimension} that differ by {spread.max():.3f} between runs; "
+            "evaluate only runs on the same labels together."
+        )
 
 
 def _check_folds(protocol: str, part: pd.DataFrame, index: pd.DataFrame, partial: bool):
@@ -312,13 +328,17 @@ def _check_folds(protocol: str, part: pd.DataFrame, index: pd.DataFrame, partial
     wrong = part[part["fold"] != part["clip"].map(expected)]
     if len(wrong):
         row = wrong.iloc[0]
-        raise InputError(f"{describe(row[[*RUN, 'clip']])} is in fold {row['fold']}, but the index says "
-                         f"{expected[row['clip']]}; predict each clip in the index's folds.")
+        raise InputError(
+            f"{describe(row[[*RUN, 'clip']])} is in fold {row['fold']}, but the index says "
+            f"{expected[row['clip']]}; predict each clip in the index's folds."
+        )
     for run, clips in part.groupby(RUN)["clip"]:
         lacking = sorted(held_out - set(clips))
         if lacking and not partial:
-            raise InputError(f"{describe(run)} covers {len(held_out) - len(lacking)} of {len(held_out)} held-out clips; "
-                             f"first missing: {lacking[0]!r}. Finish its folds, or evaluate as partial.")
+            raise InputError(
+                f"{describe(run)} covers {len(held_out) - len(lacking)} of {len(held_out)} held-out clips; "
+                f"first missing: {lacking[0]!r}. Finish its folds, or evaluate as partial."
+            )
 
 
 def _centred(values: np.ndarray, codes: np.ndarray) -> np.ndarray:

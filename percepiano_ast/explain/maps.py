@@ -153,9 +153,7 @@ class Explainer:
         InputError: unknown baseline, or a model that rates dimensions of one's own.
     """
 
-    def __init__(
-        self, rater: Rater, baseline: str = "mean", steps: int = attribution.STEPS, most_steps: int = MOST_STEPS
-    ):
+    def __init__(self, rater: Rater, baseline: str = "mean", steps: int = attribution.STEPS, most_steps: int = MOST_STEPS):
         choose(dict.fromkeys(BASELINES), baseline, "baseline")
         require_explained(rater)
         self.models, self.name, self.baseline = rater.models, rater.name, baseline
@@ -204,9 +202,7 @@ class Explainer:
             rated.append(np.mean(each, axis=0))
         return np.concatenate(rated)
 
-    def explain(
-        self, recording: Recording, dimensions: Iterable[str], methods: tuple[str, ...] = METHODS
-    ) -> list[Explanation]:
+    def explain(self, recording: Recording, dimensions: Iterable[str], methods: tuple[str, ...] = METHODS) -> list[Explanation]:
         """One explanation for each of ``dimensions``.
 
         Cost per fold model: integrated gradients take ``steps`` x windows x (two forward passes and one backward pass per

@@ -13,8 +13,8 @@ from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.explain import checks
 from percepiano_ast.explain.maps import METHODS, SECONDS, TOLERANCE, Explainer, Explanation
 from percepiano_ast.explain.notes import check_alignment, note_table
-from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.performance import read_midi
+from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater, require_explained
 
 _BASELINE_WORDS = {"mean": "its own mean level in every band", "silence": "silence"}
@@ -64,7 +64,9 @@ def explain_files(
     if with_checks:
         found = checks.run(explainer, explained)
         _write_checks(found, out)
-        lines = [f"{row.dimension}, {explain_plots.METHOD_NAMES[row.method]}: {row.sentence}" for row in found.verdicts.itertuples()]
+        lines = [
+            f"{row.dimension}, {explain_plots.METHOD_NAMES[row.method]}: {row.sentence}" for row in found.verdicts.itertuples()
+        ]
         _tell(out / "verdicts.txt", [f"Checks over {len(recordings)} recordings", *(f"  {line}" for line in lines)], log)
 
 

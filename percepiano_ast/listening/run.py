@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.plots import listening as listening_plots
 from percepiano_ast.audio.conditions import CONDITIONS
 from percepiano_ast.config import InputError, write_json
 from percepiano_ast.data import demo, percepiano
@@ -21,6 +20,7 @@ from percepiano_ast.evaluation.listening import Comparison
 from percepiano_ast.listening import raters
 from percepiano_ast.listening.raters import Rate
 from percepiano_ast.performance import Performance, read_midi, trimmed
+from percepiano_ast.plots import listening as listening_plots
 from percepiano_ast.synthesis import SOUNDFONTS, BuiltinPiano, make_synthesizer
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation, same
 
@@ -331,9 +331,7 @@ def _draw(tables: dict[str, pd.DataFrame], folder: Path, remark: str) -> None:
     folder.mkdir(exist_ok=True)
     clips = len(tables["clips"])
     figures = {
-        f"sensitivity_{model}": listening_plots.sensitivity(
-            part, f"{model}: {clips} performances, one thing changed{remark}"
-        )
+        f"sensitivity_{model}": listening_plots.sensitivity(part, f"{model}: {clips} performances, one thing changed{remark}")
         for model, part in tables["sensitivity"].groupby("model", sort=False)
     }
     if "robustness" in tables:

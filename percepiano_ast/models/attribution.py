@@ -81,9 +81,7 @@ class _Windows:
         return clip[..., : self.length, :]
 
 
-def rate_variants(
-    listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]
-) -> np.ndarray:
+def rate_variants(listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]) -> np.ndarray:
     """Ratings float32 (V, D) of V clips of one shape (T, F), normalised, with windows that start at ``starts``."""
     windows = _Windows(starts, len(variants[0]), listener.n_frames)
     rows = ((number, *row) for number, clip in enumerate(variants) for row in zip(windows.cut(clip), windows.valid))

@@ -192,9 +192,7 @@ def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIAN
     return head | zeros
 
 
-def in_rating_units(
-    head: dict, kind: str, mean: np.ndarray, std: np.ndarray, questionnaire: Questionnaire = PERCEPIANO
-) -> dict:
+def in_rating_units(head: dict, kind: str, mean: np.ndarray, std: np.ndarray, questionnaire: Questionnaire = PERCEPIANO) -> dict:
     """The head whose outputs are ``mean + std`` times those of ``head``, (K,) each: nothing else has to know of a scale."""
     changed = {}
     for group, indices in head_groups(kind, questionnaire).items():

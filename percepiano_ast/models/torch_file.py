@@ -53,9 +53,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} holds a {type(tensors).__name__}; give a file with a state_dict, names and tensors.")
     others = [name for name, value in tensors.items() if not isinstance(value, np.ndarray)]
     if others:
-        raise InputError(
-            f"{path} is no state_dict alone, {others[0]!r} in it is no tensor: save the dictionary of weights itself."
-        )
+        raise InputError(f"{path} is no state_dict alone, {others[0]!r} in it is no tensor: save the dictionary of weights itself.")
     return dict(tensors)
 
 
@@ -122,9 +120,7 @@ class _Unpickler(pickle.Unpickler):
             self._storages[key] = values
         return key
 
-    def _rebuild_tensor(
-        self, key: str, offset: int, shape: tuple, strides: tuple, *_requires_grad_and_hooks
-    ) -> np.ndarray:
+    def _rebuild_tensor(self, key: str, offset: int, shape: tuple, strides: tuple, *_requires_grad_and_hooks) -> np.ndarray:
         """A view of a storage. Strides count values; what they reach is checked, for NumPy does not."""
         storage = self._storages[key]
         reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))

@@ -110,7 +110,9 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     """
     path = Path(path)
     if weights.config.stem:
-        raise InputError("the published names have none for convolutions before the patches: a model with a stem stays in its checkpoint.")
+        raise InputError(
+            "the published names have none for convolutions before the patches: a model with a stem stays in its checkpoint."
+        )
     tensors = convert.to_torch(weights.params, weights.kind, weights.config.patch_size)
     convert.require_same_shapes(weights.params, weights.shapes(), f"what is to be written to {path}")
     metadata = {"kind": weights.kind} | {
@@ -139,8 +141,7 @@ def _save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) 
 def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights: Weights) -> Path:
     if weights.config.patch_size[0] != weights.config.patch_size[1] or weights.front_end != KALDI:
         raise InputError(
-            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz; this model does not. "
-            "Write it as kind 'ast'."
+            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz; this model does not. Write it as kind 'ast'."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something already; choose another folder, or delete this one.")

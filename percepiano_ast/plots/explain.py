@@ -130,9 +130,7 @@ def _pitch_axis(axes: Axes, hertz: np.ndarray) -> None:
     right.set_ylabel("pitch")
 
 
-def note_roll(
-    table: pd.DataFrame, *, dimension: str, marked: tuple[float, float] | None = None, title: str = ""
-) -> Figure:
+def note_roll(table: pd.DataFrame, *, dimension: str, marked: tuple[float, float] | None = None, title: str = "") -> Figure:
     """A piano roll coloured by what each note added to a rating, or took from it.
 
     Args:

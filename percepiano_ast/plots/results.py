@@ -78,7 +78,7 @@ def scatter(predictions: pd.DataFrame, dimension: str, title: str = "") -> Figur
         axes.scatter(part["rating"], part["prediction"], s=10, color=looks[model][0], alpha=0.45, linewidths=0)
         axes.set(title=model, xlim=limits, ylim=limits, aspect="equal")
         clean(axes)
-    for axes in panels.flat[len(models):]:
+    for axes in panels.flat[len(models) :]:
         axes.set_visible(False)
     figure.supxlabel(f"rating, 0 to 1 ({LABELS[dimension]})", fontsize="medium")
     figure.supylabel("prediction", fontsize="medium")

@@ -20,9 +20,7 @@ UP, DOWN = COLOURS[1], COLOURS[0]
 DIVERGING = LinearSegmentedColormap.from_list("down_up", [DOWN, "#9CC3DD", "#F7F7F7", "#EDAE86", UP])
 FREQUENCIES = (100, 500, 1000, 2000, 4000, 8000)  # Hz, ticks of the mel axis
 
-LABELS = {
-    dimension.key: f"{dimension.family}: {dimension.low} \N{EN DASH} {dimension.high}" for dimension in DIMENSIONS
-}
+LABELS = {dimension.key: f"{dimension.family}: {dimension.low} \N{EN DASH} {dimension.high}" for dimension in DIMENSIONS}
 
 
 def require(table, columns) -> None:

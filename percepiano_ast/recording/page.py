@@ -33,7 +33,7 @@ def write(ratings: Sequence[Rating], path: str | Path) -> Path:
     style, script = ((_CODE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     data = json.dumps([_data(one) for one in ratings]).replace("</", "<\\/")
-    body = "\n".join(parts) + f'\n<script>const recordings = {data};\n{script}</script>'
+    body = "\n".join(parts) + f"\n<script>const recordings = {data};\n{script}</script>"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(

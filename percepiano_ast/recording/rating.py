@@ -267,8 +267,10 @@ def _warnings(sound: _Sound, n_parts: int, strangeness: np.ndarray) -> list[str]
     elif (pace := len(sound.performance.notes) / seconds) < _FEW_NOTES:
         found.append(f"few piano notes are heard in it, {pace:.2f} a second: is a piano playing alone?")
     if (aside := float(np.median(strangeness))) > STRANGE or sound.clearness < UNCLEAR:
-        found.append(f"it sounds unlike the pianos that the model knows ({aside:.1f} times as far from them as one in a hundred of "
-                     f"PercePiano's clips; strokes heard at {sound.clearness:.2f}, pianos about .6): the ratings may mean nothing")
+        found.append(
+            f"it sounds unlike the pianos that the model knows ({aside:.1f} times as far from them as one in a hundred of "
+            f"PercePiano's clips; strokes heard at {sound.clearness:.2f}, pianos about .6): the ratings may mean nothing"
+        )
     if n_parts > 1:
         found.append(f"{seconds:.0f} s long: rated in {n_parts} stretches; the clips that people rated last "
                      f"{LONGEST_SECONDS:.0f} s at most")  # fmt: skip

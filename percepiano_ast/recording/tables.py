@@ -27,7 +27,9 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[Path], list[Path]]
         inside = sorted(path for path in place.rglob("*") if path.is_file())
         recordings = [path for path in inside if sources.is_audio(path.name)]
         if not recordings:
-            raise InputError(f"{place} holds no recording ({', '.join(sorted(sources.AUDIO_SUFFIXES))}); give another folder or a file")
+            raise InputError(
+                f"{place} holds no recording ({', '.join(sorted(sources.AUDIO_SUFFIXES))}); give another folder or a file"
+            )
         found += recordings
         others += [path for path in inside if path not in recordings]
     return found, others
@@ -76,4 +78,3 @@ def compare(one: Rating, other: Rating) -> pd.DataFrame:
         words = f"the second is more {pole}" if sure else "no difference that could be told"
         rows.append((key, round(difference, 4), round(deviation, 4), words))
     return pd.DataFrame(rows, columns=["dimension", "difference", "deviation", "words"]).set_index("dimension")
-

@@ -22,6 +22,7 @@ from percepiano_ast.report.wording import (
     ranking,
 )
 
+
 def reference_of(models: list[str], wanted: str = "") -> str:
     """Whom the others are compared with: ``wanted``, or the best that is no audio encoder but hears audio alone.
 

@@ -139,8 +139,10 @@ def _html(blocks: list[Block], folder: Path) -> str:
             parts.append(_html_table(text, content))
         elif kind == "figure":
             image = base64.b64encode((folder / content).read_bytes()).decode()
-            parts.append(f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{image}">'
-                         f"<figcaption>{_inline(text)}</figcaption></figure>")
+            parts.append(
+                f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{image}">'
+                f"<figcaption>{_inline(text)}</figcaption></figure>"
+            )
         else:
             parts.append(f"<{tags[kind]}>{_inline(text)}</{tags[kind]}>")
     head = f'<meta charset="utf-8"><title>{html.escape(blocks[0].text)}</title><style>{STYLE}</style>'
@@ -149,9 +151,7 @@ def _html(blocks: list[Block], folder: Path) -> str:
 
 def _html_table(caption: str, rows: pd.DataFrame) -> str:
     head = "".join(f"<th>{_inline(name)}</th>" for name in [rows.index.name or "", *rows.columns])
-    body = "".join(
-        f"<tr>{''.join(map(_cell, [name, *cells]))}</tr>" for name, cells in zip(rows.index, rows.to_numpy().tolist())
-    )
+    body = "".join(f"<tr>{''.join(map(_cell, [name, *cells]))}</tr>" for name, cells in zip(rows.index, rows.to_numpy().tolist()))
     table = f"<table><caption>{_inline(caption)}</caption><tr>{head}</tr>{body}</table>"
     return f'<div class="scroll">{table}</div>'
 

@@ -98,8 +98,10 @@ def _agreement(page: Page, results: Results, protocol: str, models: list[str]) -
     caption = "Mean over the 19 dimensions: Pearson r in each scope with 95 % intervals, the other metrics overall"
     page.table(f"{protocol}_agreement", f"{caption} ({where})", table)
     if informed := [model for model in models if sees_score(model)]:
-        page.text(f"{', '.join(f'`{model}`' for model in informed)}: sees the score. It stands beside models of the playing "
-                  "alone, which have less to go by, and does not replace them.")
+        page.text(
+            f"{', '.join(f'`{model}`' for model in informed)}: sees the score. It stands beside models of the playing "
+            "alone, which have less to go by, and does not replace them."
+        )
     drawn = _drawn(page, values, models)
     figure = plots.by_scope(drawn, results.ceiling)
     _figure(page, f"{protocol}_scopes", "Mean Pearson r by scope", where, figure)

@@ -110,13 +110,16 @@ def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
         "how well it was measured to work, stands under Methods.",
     ]
     if groups < FEW_GROUPS:
-        notes.append(f"With only {groups} content group(s), intervals are uncertain themselves or absent: read differences "
-                     "with care.")
+        notes.append(
+            f"With only {groups} content group(s), intervals are uncertain themselves or absent: read differences with care."
+        )
     if (tables["summary"]["seeds"] == 1).all():
         notes.append("Single seed: the spread between training runs is not known and not in the intervals.")
     if any(model.startswith("identity-") for model in predictions["model"]):
-        notes.append("`identity-segment` predicts each clip from the others of its segment: where those are known, its r within "
-                     "segment is negative by construction and says nothing.")
+        notes.append(
+            "`identity-segment` predicts each clip from the others of its segment: where those are known, its r within "
+            "segment is negative by construction and says nothing."
+        )
     page.list(notes + _incomplete(predictions, index))
     if warnings := remarks(predictions, index, tables["metrics"]):
         page.heading("Warnings")

@@ -47,9 +47,7 @@ def describe(performance: Performance, score: Score) -> dict[str, float]:
     return {name: float(values[name]) for name in FEATURES}
 
 
-def table(
-    performances: Mapping[str, Performance], scores: Mapping[str, Score | None]
-) -> tuple[pd.DataFrame, dict[str, str]]:
+def table(performances: Mapping[str, Performance], scores: Mapping[str, Score | None]) -> tuple[pd.DataFrame, dict[str, str]]:
     """`describe` of every clip.
 
     Args:

@@ -101,18 +101,23 @@ def _stages(preset: Preset, out: Path, given: Experiment, log) -> Iterator[tuple
         yield "render performances", lambda: asap.render_archive(given.midi, archive, **options)
     yield "shards for pre-training", lambda: hearing.preprocess_maestro(first, str(archive))
     pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
-    yield "shards of rated clips", lambda: rating.preprocess_percepiano(
-        dataclasses.replace(first, root=out, clips=None), folder, pianos, log=log
+    yield (
+        "shards of rated clips",
+        lambda: rating.preprocess_percepiano(dataclasses.replace(first, root=out, clips=None), folder, pianos, log=log),
     )
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
         for start in given.starts:
             if start in PRETRAININGS:
-                yield f"pre-train {start}, seed {seed}", lambda run=run, start=start: hearing.pretrain(run.for_pretraining(start), log)
+                yield (
+                    f"pre-train {start}, seed {seed}",
+                    lambda run=run, start=start: hearing.pretrain(run.for_pretraining(start), log),
+                )
             yield f"rate by heads {start}, seed {seed}", lambda run=run, start=start: _rated(run, start, log)
             if start in given.judged:
-                yield f"judge {start}, seed {seed}", lambda run=run, start=start: judge(
-                    run, start, folder, protocols=given.protocols, log=log
+                yield (
+                    f"judge {start}, seed {seed}",
+                    lambda run=run, start=start: judge(run, start, folder, protocols=given.protocols, log=log),
                 )
     if given.judged:
         yield "package", lambda: _package(first, given, folder, pianos, log)

@@ -119,9 +119,9 @@ def _with_score(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: 
     )
     if left_out:
         rows = [int(row) for row in left_out]
-        pd.DataFrame({"clip": clips.clip[rows], "synthesizer": np.array(clips.synthesizer)[rows], "reason": left_out.values()}).to_csv(
-            home / "without_score.csv", index=False, lineterminator="\n"
-        )
+        pd.DataFrame(
+            {"clip": clips.clip[rows], "synthesizer": np.array(clips.synthesizer)[rows], "reason": left_out.values()}
+        ).to_csv(home / "without_score.csv", index=False, lineterminator="\n")
         log(f"{len(left_out)} of {len(clips.clip)} renderings are not found in their score: see without_score.csv")
     found.index = found.index.astype(int)
     every = found.reindex(range(len(clips.clip)))
@@ -182,4 +182,6 @@ class _Work:
             rows = (self.material.unseen == unseen) & np.isfinite(said).all(axis=1)
             model = path.name.removeprefix("predictions_").removesuffix(f"_{self.protocol}.csv.gz")
             run = model, self.protocol, self.rated.config.seed
-            predictions.write(predictions.tidy(run, self.fold, self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]), path)
+            predictions.write(
+                predictions.tidy(run, self.fold, self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]), path
+            )

@@ -97,8 +97,10 @@ def own_source(run: Run, recordings: str, csv: str, group: str) -> tuple[Path, P
         return *demo.write_own(run.root / "demo" / "own"), "tune"
     given = {"folder of recordings": recordings, "CSV of ratings": csv, "column that groups clips": group}
     if missing := [name for name, value in given.items() if not value]:
-        raise InputError(f"ratings of your own need three things named: {', '.join(given)}; not named: {', '.join(missing)}. "
-                         "For embedded ones name the ratings 'demo' alone")
+        raise InputError(
+            f"ratings of your own need three things named: {', '.join(given)}; not named: {', '.join(missing)}. "
+            "For embedded ones name the ratings 'demo' alone"
+        )
     return Path(recordings), Path(csv), group
 
 
@@ -125,8 +127,10 @@ def finetune_own(
     """
     config = config_for(run, init)
     if config.rating_scale != "dimension":
-        raise InputError(f"rating_scale={config.rating_scale}: ratings of your own may have any unit, and one each; leave it "
-                         "at 'dimension', which standardises each by itself")
+        raise InputError(
+            f"rating_scale={config.rating_scale}: ratings of your own may have any unit, and one each; leave it "
+            "at 'dimension', which standardises each by itself"
+        )
     found = own.read(recordings, csv, group, dimensions)
     start, here = start_of(run, init, source, log), own_run(run, csv)
     groups = found.index["content_group"].nunique()

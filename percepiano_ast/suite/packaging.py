@@ -56,8 +56,10 @@ def package(
     rated, shard_set = rated_clips_of(run, start, dataclasses.replace(run.preset.finetune, strategy="frozen"), log)
     made = read_json(run.percepiano_in(start.front_end) / "settings.json")
     if made.get("loudness") != [LOUDNESS, JITTER_DB, BED_DB]:
-        raise InputError(f"the clips in {run.percepiano_in(start.front_end)} are as loud as they were played: the packaged model "
-                         "takes recordings of any gain, make them with preprocess --one-loudness in a directory of its own")
+        raise InputError(
+            f"the clips in {run.percepiano_in(start.front_end)} are as loud as they were played: the packaged model "
+            "takes recordings of any gain, make them with preprocess --one-loudness in a directory of its own"
+        )
     heard = hear(rated)
     home = run.root / "packaged"
     home.mkdir(exist_ok=True)

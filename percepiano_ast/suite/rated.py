@@ -66,7 +66,9 @@ class Rated:
             InputError: it was not.
         """
         if self.start.transcription is None:
-            raise InputError(f"{self.start.name} was not pre-trained to hear notes: start from transcription, joint or transcriptionstem")
+            raise InputError(
+                f"{self.start.name} was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"
+            )
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
         return transcription.Listener(params, self.start.model, self.front_end, self.start.statistics, self.run.preset.execution)
 
@@ -112,8 +114,10 @@ class Rated:
         pianos = np.array([name.split(variants.SEPARATOR)[0] for name in self.clips.synthesizer])  # of variants too
         found = sorted(set(pianos))
         if self.config.unseen and (self.config.unseen not in found or len(found) < 2):
-            raise InputError(f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}; name one of at least "
-                             "two, or run preprocess with more --synthesizers")
+            raise InputError(
+                f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}; name one of at least "
+                "two, or run preprocess with more --synthesizers"
+            )
         return pianos == self.config.unseen
 
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:

@@ -19,9 +19,8 @@ from percepiano_ast.transcription import Listener
 MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain`"
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
 
-INITS = {name: "from my pre-training" for name in PRETRAININGS}
+INITS = dict.fromkeys(PRETRAININGS, "from my pre-training")
 INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST", "cnn": "a CNN from scratch"}
-
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,6 @@ class Run:
         meant = {name: value for name, value in values.items() if value or value is False}
         changed = dataclasses.replace(getattr(self.preset, part), **meant)
         return dataclasses.replace(self, preset=dataclasses.replace(self.preset, **{part: changed}))
-
 
     def switched(self, pairs: Iterable[str]) -> "Run":
         """The same run with switches of its fine-tuning set, each a ``NAME=VALUE`` of `finetune_config.FinetuneConfig`.

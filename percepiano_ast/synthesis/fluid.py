@@ -11,6 +11,7 @@ from percepiano_ast.config import InputError, choose
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.synthesis.lengths import faded, n_samples
 
+
 @dataclass(frozen=True)
 class Soundfont:
     """A General MIDI soundfont that Debian and Ubuntu package.
@@ -166,8 +167,7 @@ def _events(performance: Performance, sample_rate: int) -> list[tuple[int, tuple
         for time, (_, number, value) in zip(block(pedals["time"]).tolist(), pedals.tolist(), strict=True)
     ]
     events += [
-        (start, 2, ("noteon", pitch, velocity))
-        for start, pitch, velocity in zip(starts.tolist(), pitches, velocities, strict=True)
+        (start, 2, ("noteon", pitch, velocity)) for start, pitch, velocity in zip(starts.tolist(), pitches, velocities, strict=True)
     ]
     events.sort(key=lambda event: event[:2])  # stable: pedals of one block keep their order
     return [(time, send) for time, _, send in events]

@@ -297,9 +297,7 @@ def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
     return found
 
 
-def open_latest(
-    place: str | Path, *, made_by: str, log: Callable[[str], None] = say
-) -> tuple[dict, dict]:
+def open_latest(place: str | Path, *, made_by: str, log: Callable[[str], None] = say) -> tuple[dict, dict]:
     """Tree and description of the newest whole checkpoint; damage on the way to it is told to ``log``.
 
     Raises:

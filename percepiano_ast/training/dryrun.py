@@ -117,9 +117,7 @@ def dry_run(preset: Preset, target: str) -> DryRun:
     """
     place = choose(TARGETS, target, "target")
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(
-            f"compiling for {target} needs libtpu, which is not installed: pip install 'jax[tpu]=={jax.__version__}'"
-        )
+        raise InputError(f"compiling for {target} needs libtpu, which is not installed: pip install 'jax[tpu]=={jax.__version__}'")
     made = _compile(preset, place)
     if "refused" in made:
         raise InputError(f"{target}: {made['refused']}")
@@ -210,9 +208,7 @@ def _compile_here(preset: Preset, place: Target) -> dict:
     )
     layout = Layout.over(topology.devices, preset.execution.shard_params)
     # Neither the statistics nor the number of steps change what the compiler has to do.
-    run = Pretraining(
-        preset.model, preset.pretrain, preset.front_end, AUDIOSET, 1000, execution=preset.execution, layout=layout
-    )
+    run = Pretraining(preset.model, preset.pretrain, preset.front_end, AUDIOSET, 1000, execution=preset.execution, layout=layout)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         run.abstract_state,

@@ -153,9 +153,7 @@ def step(
         loss, groups = run.loss(trained, encoder, batch, scaler, rng)
         return loss, {"loss": loss, "groups": groups}
 
-    state, metrics = train_step(
-        state, batch, objective, run.optimizer, half=run.module.compute.dtype == jnp.float16
-    )
+    state, metrics = train_step(state, batch, objective, run.optimizer, half=run.module.compute.dtype == jnp.float16)
     return state, jnp.concatenate([metrics["loss"][None], metrics["groups"]])
 
 

@@ -59,9 +59,7 @@ class Targets:
         weights = np.ones(len(ratings), np.float32)
         if config.weigh_by_raters:
             if raters is None or not np.all(np.asarray(raters)[train] > 0):
-                raise InputError(
-                    "weigh_by_raters needs the number of raters of every clip, at least 1: give them, or turn it off"
-                )
+                raise InputError("weigh_by_raters needs the number of raters of every clip, at least 1: give them, or turn it off")
             weights = (raters / np.mean(raters[train])).astype(np.float32)
         return cls(((ratings - mean) / std).astype(np.float32), weights, mean, std)
 

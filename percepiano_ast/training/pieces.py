@@ -109,6 +109,5 @@ def fit(tree, like):
 def _by_name(tree) -> dict[str, np.ndarray]:
     """Leaves by path: ``state.opt_state.1.0.count``; fields, keys and positions are named alike."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }

@@ -102,9 +102,7 @@ def unfreeze(steps_per_block: int) -> optax.GradientTransformation:
     def update(updates, count, params=None):
         thawed = count // steps_per_block
         ranks = _ranks(updates["encoder"])
-        gated = jax.tree.map(
-            lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= thawed, leaf, 0.0), updates["encoder"], ranks
-        )
+        gated = jax.tree.map(lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= thawed, leaf, 0.0), updates["encoder"], ranks)
         return updates | {"encoder": gated}, count + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
