@@ -294,6 +294,13 @@ PRESETS = {
             synthesizers=("builtin",),
         ),
         Preset(
+            "micro",
+            dataclasses.replace(MODELS["micro"], n_mels=FINE.n_mels, n_frames=256),
+            PretrainConfig(batch_size=32, epochs=4, learning_rate=2e-3, warmup_steps=200),
+            FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3),
+            front_end=FINE,
+        ),
+        Preset(
             "mini",
             dataclasses.replace(MODELS["mini"], n_mels=FINE.n_mels, n_frames=256),
             PretrainConfig(batch_size=32, epochs=8, learning_rate=1e-3, warmup_steps=300),

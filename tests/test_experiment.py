@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 PRESET = dataclasses.replace(
     PRESETS["demo"],
     model=dataclasses.replace(PRESETS["demo"].model, width=32, depth=1, num_heads=2),
-    pretrain=dataclasses.replace(PRETRAIN, epochs=12, batch_size=8, learning_rate=5e-3),
+    pretrain=dataclasses.replace(PRETRAIN, epochs=1, batch_size=8, learning_rate=5e-3),
     finetune=dataclasses.replace(FINETUNE, epochs=1),
 )
 
@@ -38,7 +38,7 @@ def midi(tmp_path_factory):
 def done(midi, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("experiment"), []
     given = suite.Experiment(str(midi), "demo", hours=0.2, voices=("builtin",), pianos=("builtin",), unseen="",
-                             protocols=("content", "performer"))  # fmt: skip
+                             protocols=("content", "performer"), epochs={"transcriptionstem": 12})  # fmt: skip
     first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
     report = suite.run_experiment(PRESET, out, given, log=lines.append)
     return out, given, first, report, lines
@@ -66,6 +66,7 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     stages = pd.read_csv(out / "stages.csv")
     assert (stages["minutes"] > 0).all() and stages["stage"].str.startswith("pre-train").any()
     assert "simulated" in (out / "results" / "report.md").read_text()
+    assert len(pd.read_csv(out / "seed_0" / "pretrain" / "transcriptionstem" / "history.csv")) == 12
 
 
 def test_nothing_is_made_twice(done):

@@ -40,7 +40,7 @@ class TestRules:
             assert next(iter(notebooks.form_of(LOADED[name]))) == "RECORDING"
             return
         assert next(iter(notebooks.form_of(LOADED[name]))) == "PRESET"
-        assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "mini", "small", "base"]'
+        assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
 
     def test_cells_are_short_and_hold_no_logic(self, name):
         for cell in code_cells(LOADED[name]):
@@ -61,7 +61,7 @@ class TestRules:
 
 
 def test_the_form_offers_every_preset():
-    assert set(PRESETS) == {"demo", "mini", "small", "base"}
+    assert set(PRESETS) == {"demo", "micro", "mini", "small", "base"}
 
 
 def test_filling_in_a_form_changes_that_row_alone():

@@ -1,27 +1,43 @@
 """From the command to the page: rating a long recording with the model that comes along."""
 
+import importlib.util
 import json
+import math
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from percepiano_ast import audio
+from percepiano_ast.bench.timing import medians
+from percepiano_ast.config import InputError
 from percepiano_ast.data import demo
 from percepiano_ast.packaged import Packaged
+from percepiano_ast.transcription import BATCH, Listener
 
 MINUTES = 10
 RUNS = 3
+PEER_FRAMES, PEER_MELS, PEER_PATCH = 1024, 128, 16  # 10.24 s
 
 
 def rate() -> Iterator[dict]:
-    """The whole command in a process of its own, and the model alone; seconds, times real time, and memory."""
+    """The whole command in a process of its own, and its encoder against Hugging Face's AST; seconds, times real time, memory.
+
+    Raises:
+        InputError: transformers or PyTorch is missing.
+    """
+    if not all(importlib.util.find_spec(name) for name in ("torch", "transformers")):
+        raise InputError(
+            "this benchmark compares with Hugging Face's AST; run `pip install transformers`, and "
+            "`pip install torch --index-url https://download.pytorch.org/whl/cpu`."
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = _long_recording(Path(folder))
         command = [sys.executable, "-m", "percepiano_ast", "rate", str(path), "--html", f"{folder}/page.html", "--json"]
@@ -34,19 +50,40 @@ def rate() -> Iterator[dict]:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         yield {"name": "rate, command to page", "value": round(float(np.median(seconds)), 2), "unit": f"s of {MINUTES} min"}
         yield {"name": "rate, memory", "value": round(peak), "unit": "MB"}
-        yield _model_alone(path)
+        yield from _model_alone(path)
 
 
-def _model_alone(path: Path) -> dict:
+def _model_alone(path: Path) -> Iterator[dict]:
+    """What hears notes, from the sound on; and its encoder alone, from levels on, beside the peer's."""
     model = Packaged.read()
-    wave = model.level(audio.load(path, model.listener.front_end.sample_rate))
-    model.hear(wave[: 20 * model.listener.front_end.sample_rate])  # compiles
-    seconds = []
-    for _ in range(RUNS):
-        started = time.perf_counter()
-        model.hear(wave)
-        seconds.append(time.perf_counter() - started)
-    return {"name": "rate, hearing", "value": round(60 * MINUTES / float(np.median(seconds))), "unit": "x real time"}
+    ear = model.listener
+    wave = model.level(audio.load(path, ear.front_end.sample_rate))
+    codes = audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
+    whole, theirs, ours = medians(lambda: model.hear(wave), _peer(ear), lambda: ear.hear(codes), runs=RUNS)
+    yield {"name": "rate, hearing", "value": round(60 * MINUTES / whole), "unit": "x real time"}
+    line = {"name": "rate, encoder", "value": round(60 * MINUTES / ours), "unit": "x real time"}
+    yield line | {"peer": "transformers.ASTModel, patches that do not overlap", "ratio": round(theirs / ours, 2)}
+
+
+def _peer(ear: Listener) -> Callable[[], None]:
+    """An AST as wide and as deep over as much sound, each second of which it hears once; the listener hears it twice."""
+    import torch
+    from transformers import ASTConfig, ASTModel
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    size = {"hidden_size": ear.model.width, "num_hidden_layers": ear.model.depth, "num_attention_heads": ear.model.num_heads}
+    size |= {"intermediate_size": ear.model.mlp_ratio * ear.model.width, "patch_size": PEER_PATCH}
+    strides = {"frequency_stride": PEER_PATCH, "time_stride": PEER_PATCH}
+    peer = ASTModel(ASTConfig(**size, **strides, max_length=PEER_FRAMES, num_mel_bins=PEER_MELS)).eval()
+    number = math.ceil(60 * MINUTES / (PEER_FRAMES / 100))
+    windows = torch.randn(number, PEER_FRAMES, PEER_MELS, generator=torch.Generator().manual_seed(0))
+
+    def run() -> None:
+        with torch.inference_mode():
+            for first in range(0, number, BATCH):
+                peer(windows[first : first + BATCH])
+
+    return run
 
 
 def _long_recording(folder: Path) -> Path:

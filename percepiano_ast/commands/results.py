@@ -1,5 +1,6 @@
 """What is measured: evaluate, experiment, baseline, index, reliability, listen."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def _experiment(arguments):
     lists = ("voices", "pianos", "starts", "judged", "protocols")
     given = {name: getattr(arguments, name) for name in names} | {name: tuple(getattr(arguments, name)) for name in lists}
     given = {name: value for name, value in given.items() if value} | {"seeds": tuple(range(arguments.seeds))}
+    given["epochs"] = dict(arguments.epochs)
     preset = choose(PRESETS, arguments.preset, "preset")
     made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
     if made:
@@ -112,6 +114,13 @@ def add_commands(add) -> None:
     _add_listen(add)
 
 
+def _number_of(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, such as visible=4")
+    return name, int(number)
+
+
 def _add_experiment(add):
     text = "The whole experiment: renders ASAP and PercePiano, pre-trains, rates under every protocol, evaluates. Resumes."
     command = add("experiment", _experiment, text)
@@ -128,6 +137,8 @@ def _add_experiment(add):
     command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help="those that judge judges, under every protocol")
     command.add_argument("--protocols", nargs="+", default=[], metavar="P", help="of judge and the baselines (default: all)")
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
+    epochs = "of a pre-training, instead of the preset's: more for those that cost less"
+    command.add_argument("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
     command.add_argument("--minutes", type=float, default=0.0, metavar="M", help="begin no stage after so many; run it again")
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import jax
@@ -37,6 +37,7 @@ class Experiment:
         starts: names in `STARTS`; ``judged``: those of them that hear notes and are judged under every protocol.
         seeds: of pre-training, heads, regressors.
         protocols: of what is judged and of the baselines, ``content`` among them; empty for all.
+        epochs: by pre-training, where it is not the preset's: a comparison at equal cost gives more to those that cost less.
     """
 
     midi: str
@@ -49,9 +50,10 @@ class Experiment:
     judged: tuple[str, ...] = ("transcriptionstem",)
     seeds: tuple[int, ...] = (0,)
     protocols: tuple[str, ...] = ()
+    epochs: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in self.starts:
+        for name in (*self.starts, *self.epochs):
             choose(dict.fromkeys(STARTS), name, "start")
         if self.unseen in (*self.voices, *self.pianos):
             raise InputError(f"{self.unseen} is to be unseen and is among the synthesizers that are heard; name another one")
@@ -109,10 +111,8 @@ def _stages(preset: Preset, out: Path, given: Experiment, log) -> Iterator[tuple
         run = _run(preset, out, given, seed)
         for start in given.starts:
             if start in PRETRAININGS:
-                yield (
-                    f"pre-train {start}, seed {seed}",
-                    lambda run=run, start=start: hearing.pretrain(run.for_pretraining(start), log),
-                )
+                longer = run.changed("pretrain", epochs=given.epochs.get(start, 0)).for_pretraining(start)
+                yield f"pre-train {start}, seed {seed}", lambda run=longer: hearing.pretrain(run, log)
             yield f"rate by heads {start}, seed {seed}", lambda run=run, start=start: _rated(run, start, log)
             if start in given.judged:
                 yield (
