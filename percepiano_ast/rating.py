@@ -14,7 +14,7 @@ from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelCon
 from percepiano_ast.data import batches
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
 from percepiano_ast.transcription import Listener
@@ -192,7 +192,8 @@ def _load(folder: Path) -> FoldModel:
             f"{folder} is of version {meta['code_version']}, which had other settings ({', '.join(sorted(odd))}). "
             f"Run {MADE_BY} again in a new directory, or rate with that version"
         )
-    kind = CNNConfig if "channels" in meta["model"] else ModelConfig
+    name = meta["model"]["name"]
+    kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
     model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
     more = {"questionnaire": Questionnaire.from_settings(meta), "beside": len(DESCRIPTORS) if config.heard else 0}
     run = Finetuning(model, config, front_end, statistics, 1, **more)

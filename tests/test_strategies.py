@@ -152,7 +152,7 @@ class TestRates:
         ):
             with pytest.raises(InputError, match=message):
                 deep(**changes).init_head(0)
-        with pytest.raises(InputError, match="one of a transformer's blocks; train the CNN with 'full'"):
+        with pytest.raises(InputError, match="one of a transformer's blocks; train the cnn with 'full'"):
             Finetuning(CNNConfig(), dataclasses.replace(FINETUNE, strategy="last"), FRONT_END, STATISTICS, 6)
 
 

@@ -14,7 +14,7 @@ from percepiano_ast.config import InputError, ModelConfig, choose
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import HEADS
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
-from percepiano_ast.models.cnn import CNN, CNNConfig
+from percepiano_ast.models.encoders import ENCODERS, Geometry
 from percepiano_ast.models.transformer import Compute, token_init
 
 Moments = tuple[jax.Array, jax.Array, jax.Array]
@@ -25,7 +25,7 @@ _EXTREME = 4.0  # deviations at which what is given beside an embedding is cut o
 _VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite where all tokens agree
 
 
-def patch_validity(frame_valid: jax.Array, config: ModelConfig) -> jax.Array:
+def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
     """Bool (B, T), True for recorded frames -> Bool (B, N) for ``config.n_mels`` bands.
 
     A patch is valid when at least half of its frames are recorded.
@@ -208,12 +208,12 @@ class Rater(nn.Module):
     """Encoder and rating head: ``params['encoder']`` is that of `ssast.SSAST` and can be exchanged with it.
 
     Attributes:
-        config: geometry; with that of a `CNN` the convolutions stand in the encoder's place.
+        config: of the AST, or of one in `ENCODERS`, which stands in its place then.
         compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
         hidden, dropout, kind, pooling, uncertain, questionnaire, beside: of the head.
     """
 
-    config: ModelConfig | CNNConfig
+    config: Geometry
     compute: Compute = Compute()
     hidden: int = RatingHead.hidden
     dropout: float = RatingHead.dropout
@@ -224,8 +224,10 @@ class Rater(nn.Module):
     beside: int = RatingHead.beside
 
     def setup(self) -> None:
-        convolutional = isinstance(self.config, CNNConfig)
-        self.encoder = CNN(self.config, self.compute.dtype) if convolutional else Encoder(self.config, self.compute)
+        if isinstance(self.config, ModelConfig):
+            self.encoder = Encoder(self.config, self.compute)
+        else:
+            self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
         bands = self.config.grid[0]
         options = (self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain, self.questionnaire, self.beside)
         self.head = RatingHead(*options)
@@ -271,7 +273,7 @@ class Rater(nn.Module):
         # A patch at the border holds padded frames: they are put at the training mean, whatever they were.
         log_mel = jnp.where(frame_valid[:, :, None], log_mel, 0.0)
         patch_valid = patch_validity(frame_valid, self.config)
-        if isinstance(self.config, CNNConfig):
+        if not isinstance(self.config, ModelConfig):
             columns, intermediates = self.encoder(log_mel)
             return pool_moments(columns, patch_valid), intermediates | {"patch_valid": patch_valid}
         tokens, intermediates = self.encoder(log_mel, patch_valid=patch_valid, need_attention=need_attention)

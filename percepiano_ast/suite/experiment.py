@@ -15,13 +15,14 @@ from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import PRETRAININGS, InputError, Preset, choose, claim_directory, say, write_json
 from percepiano_ast.data import asap, percepiano, predictions
+from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
 from percepiano_ast.suite.packaging import package
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.transcription import Listener
 
-STARTS = (*PRETRAININGS, "scratch", "cnn")
+STARTS = (*PRETRAININGS, "scratch", *ENCODERS)
 STAGES = ["stage", "minutes", "machine"]
 _WORK = 1.0  # seconds below which a stage found its work done
 

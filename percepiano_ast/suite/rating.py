@@ -14,6 +14,7 @@ from percepiano_ast.data import batches, demo, percepiano, predictions, shards, 
 from percepiano_ast.data.build import Work
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import load_index
+from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
 from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, workers
 
@@ -107,9 +108,9 @@ def _of(rated: Rated, found: HeldOut, rows: np.ndarray, name: str) -> pd.DataFra
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:
-    """The preset's; a CNN has no pre-training to keep."""
+    """The preset's; what stands in the AST's place has no pre-training to keep."""
     config = run.preset.finetune
-    return dataclasses.replace(config, strategy="full", encoder_rate=1.0) if init == "cnn" else config
+    return dataclasses.replace(config, strategy="full", encoder_rate=1.0) if init in ENCODERS else config
 
 
 def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:

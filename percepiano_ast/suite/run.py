@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 
-from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, InputError, ModelConfig, Preset, Statistics, choose, say
+from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, InputError, Preset, Statistics, choose, say
 from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.models import weights
-from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.models.encoders import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
 from percepiano_ast.transcription import Listener
 
@@ -20,7 +20,8 @@ MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast 
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
 
 INITS = dict.fromkeys(PRETRAININGS, "from my pre-training")
-INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST", "cnn": "a CNN from scratch"}
+INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
+INITS |= {name: other.label for name, other in ENCODERS.items()}
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Start:
     """Where fine-tuning starts from.
 
     Attributes:
-        name: of the model in tables, such as ``ast-base-ssast``; the convolutional baseline is ``cnn``.
+        name: of the model in tables, such as ``ast-base-ssast``; what stands in the AST's place has its own, such as ``cnn``.
         model, front_end, statistics: what the encoder expects.
         encoder: its parameters; None for random ones.
         transcription: those of its transcription head, where it was pre-trained to hear notes.
@@ -136,7 +137,7 @@ class Start:
     """
 
     name: str
-    model: ModelConfig | CNNConfig
+    model: Geometry
     front_end: FrontEnd
     statistics: Statistics
     encoder: dict | None
@@ -172,9 +173,10 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     if source and init in PRETRAININGS:
         return _kept(Path(source), init)
     run = run.for_pretraining(init) if init in PRETRAININGS else run
-    model = CNNConfig.beside(run.preset.model) if init == "cnn" else run.preset.model
-    name = "cnn" if init == "cnn" else f"ast-{model.name}-{init}"
-    untrained = init in ("cnn", "scratch")
+    other = init in ENCODERS
+    model = ENCODERS[init].config.beside(run.preset.model) if other else run.preset.model
+    name = init if other else f"ast-{model.name}-{init}"
+    untrained = other or init == "scratch"
     made_before = f"{run.kept(run.pretrain)}/checkpoints"
     if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
         log(f"no pre-training in {run.kept(run.pretrain)}: levels are normalised by the statistics of the rated clips themselves")

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, Statistics, choose
+from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, Statistics, choose
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import POOLINGS
-from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.models.encoders import Geometry
 from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import losses, strategies
 from percepiano_ast.training.state import TrainState, compute_for, make_optimizer, normalise, train_step
@@ -29,7 +29,7 @@ class Finetuning:
         InputError: a choice that there is not, or two that do not go together.
     """
 
-    model: ModelConfig | CNNConfig
+    model: Geometry
     config: FinetuneConfig
     front_end: FrontEnd
     statistics: Statistics

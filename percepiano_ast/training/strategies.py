@@ -14,17 +14,17 @@ from percepiano_ast.config import FinetuneConfig, InputError, ModelConfig, choos
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import STRATEGIES
 from percepiano_ast.models import heads, lora
-from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.models.encoders import Geometry
 
 
-def check(config: FinetuneConfig, model: ModelConfig | CNNConfig) -> None:
+def check(config: FinetuneConfig, model: Geometry) -> None:
     """Raises InputError for an unknown strategy, or numbers that it cannot have with this model."""
     choose(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
     if config.heard and config.trains_encoder:
         raise InputError(f"strategy {config.strategy!r} changes the encoder, which then hears no notes: heard=true needs 'frozen'")
-    if isinstance(model, CNNConfig):
+    if not isinstance(model, ModelConfig):
         if config.strategy not in ("full", "frozen"):
-            raise InputError(f"strategy {config.strategy!r} is one of a transformer's blocks; train the CNN with 'full'")
+            raise InputError(f"strategy {config.strategy!r} is one of a transformer's blocks; train the {model.name} with 'full'")
     elif config.strategy == "last" and not 1 <= config.last_blocks <= model.depth:
         raise InputError(f"the last {config.last_blocks} of {model.depth} blocks: choose from 1 to {model.depth}")
     if config.strategy == "lora" and config.lora_rank < 1:
@@ -67,7 +67,7 @@ def _ranks(encoder: dict) -> dict:
     """How many blocks up to the top every parameter must pass, itself counted: arrays that broadcast against the parameters.
 
     1 for the top block, 2 for the one below ...; 0 for what is above the blocks; below them one more than for the lowest.
-    All of a CNN has 0.
+    All of what is no transformer has 0.
     """
     lowest = jax.tree.leaves(encoder["blocks"])[0].shape[0] + 1 if "blocks" in encoder else 0
 
