@@ -31,7 +31,7 @@ _LATER = {"rate": "rate_file", "Stream": "Stream"}
 
 
 def __getattr__(name: str):
-    """``percepiano_ast.rate`` is `recording.rate_file`, ``Stream`` its live form: loaded when asked for, as they bring JAX along."""
+    """``percepiano_ast.rate`` is `recording.rate_file`, ``Stream`` its live form: loaded when asked for, for they bring JAX."""
     if name in _LATER:
         return getattr(importlib.import_module("percepiano_ast.recording"), _LATER[name])
     raise AttributeError(f"module 'percepiano_ast' has no attribute {name!r}")

@@ -22,8 +22,8 @@ def chords(notes: np.ndarray) -> np.ndarray:
     Args:
         notes: of dtype ``performance.NOTE``, sorted by onset.
     """
-    numbers, start, keys = np.zeros(len(notes), dtype=int), -np.inf, set()
-    number = -1
+    numbers, start, number = np.zeros(len(notes), dtype=int), -np.inf, -1
+    keys: set[int] = set()
     for i, (onset, pitch) in enumerate(zip(notes["onset"].tolist(), notes["pitch"].tolist(), strict=True)):
         if onset - start > CHORD or pitch in keys:
             number, start, keys = number + 1, onset, set()
@@ -191,12 +191,12 @@ def _moments(played, written, pairs) -> np.ndarray:
 
 def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
     """Align the notes of each key by itself: in order, most of them, and those least far from where they are expected."""
-    pairs = []
+    found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
         ours, theirs = np.flatnonzero(played["pitch"] == pitch), np.flatnonzero(written["pitch"] == pitch)
         away = np.abs(played["onset"][ours][:, None] - expected[theirs])
-        pairs += [(ours[i], theirs[j]) for i, j in _nearest(away.tolist(), reach)]
-    pairs = np.array(pairs, dtype=int).reshape(-1, 2)
+        found += [(ours[i], theirs[j]) for i, j in _nearest(away.tolist(), reach)]
+    pairs = np.array(found, dtype=int).reshape(-1, 2)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 

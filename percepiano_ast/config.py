@@ -136,7 +136,8 @@ class ModelConfig:
     def grid(self) -> tuple[int, int]:
         """Patches along (frequency, time)."""
         sizes = (self.n_mels, self.n_frames)
-        return tuple((size - patch) // stride + 1 for size, patch, stride in zip(sizes, self.patch_size, self.stride))
+        high, wide = ((size - patch) // stride + 1 for size, patch, stride in zip(sizes, self.patch_size, self.stride))
+        return high, wide
 
     @property
     def num_patches(self) -> int:

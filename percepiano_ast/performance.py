@@ -108,7 +108,8 @@ def _drop_empty_notes(track: mido.MidiTrack) -> int:
     32 PercePiano files hold such notes (ornaments of the score, keys brushed by a player). pretty_midi would hold
     them until the next release of the key, which nobody played.
     """
-    tick, down, dropped = 0, {}, set()
+    tick, dropped = 0, set()
+    down: dict[tuple[int, int], tuple[int, int]] = {}
     for i, message in enumerate(track):
         tick += message.time
         if message.type not in ("note_on", "note_off"):

@@ -199,7 +199,8 @@ def _change_articulation(performance, strength, score):
 
 def _next_stroke(notes: np.ndarray) -> np.ndarray:
     """Seconds at which each note's key is struck again; the end of the clip for the last."""
-    strokes, upcoming = np.full(len(notes), notes["offset"].max()), {}
+    strokes = np.full(len(notes), notes["offset"].max())
+    upcoming: dict[int, float] = {}
     for i in range(len(notes) - 1, -1, -1):
         pitch = int(notes["pitch"][i])
         strokes[i] = upcoming.get(pitch, strokes[i])
@@ -220,7 +221,7 @@ def _change_asynchrony(performance, strength, score):
     notes = performance.notes.copy()
     middle = chord_means(notes["onset"], chords(notes))
     onset = middle + (1 + strength) * (notes["onset"] - middle)
-    free = {}
+    free: dict[int, float] = {}
     for i, pitch in enumerate(notes["pitch"].tolist()):
         latest = max(notes["offset"][i] - _SHORTEST, notes["onset"][i])
         notes["onset"][i] = min(max(onset[i], free.get(pitch, 0.0)), latest)

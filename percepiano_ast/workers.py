@@ -10,7 +10,9 @@ def die_with_parent() -> None:
     """End this worker when its parent is killed, so that the next run is alone: the initializer of a process pool."""
 
     def watch() -> None:
-        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        parent = multiprocessing.parent_process()
+        assert parent is not None  # a worker has one
+        multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

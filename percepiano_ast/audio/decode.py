@@ -1,5 +1,6 @@
 """Recordings to mono waveforms: from front to back, in blocks, and refused in words where they are no use."""
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from percepiano_ast.config import InputError
 
 SILENCE_DB = -80.0  # dBFS: a recording that never rises above this is silent
 MIN_SECONDS = 1.0
+
+Source = str | Path | BinaryIO | io.RawIOBase
 
 _READ_FRAMES = 1 << 17  # frames decoded at a time: 3 s at 44.1 kHz, a MB
 _PIECE = 1 << 20  # bytes
@@ -41,10 +44,10 @@ class Recording:
         InputError: missing, not audio, cut off before its end, or below ``min_rate``.
     """
 
-    def __init__(self, source: str | Path | BinaryIO, *, name: str | None = None, min_rate: int = 0):
-        is_path = isinstance(source, (str, Path))
-        self.name = name or str(source if is_path else getattr(source, "name", None) or "audio data")
-        self._once = None if is_path or source.seekable() else source
+    def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
+        stream = None if isinstance(source, (str, Path)) else source
+        self.name = name or str(source if stream is None else getattr(stream, "name", None) or "audio data")
+        self._once = None if stream is None or stream.seekable() else stream
         try:
             self._decoder = _decoder(source, self.name)
         except InputError:
@@ -116,7 +119,7 @@ class Recording:
         declared = math.inf if self._decoder.frames is None else self._decoder.frames
         wanted = min(declared, limit)
         while self._frames < wanted:
-            block = self._decoder.read(min(_READ_FRAMES, wanted - self._frames))
+            block = self._decoder.read(int(min(_READ_FRAMES, wanted - self._frames)))
             if not len(block):
                 break
             self._frames += len(block)
@@ -135,7 +138,7 @@ class Recording:
             pass
 
 
-def _decoder(source: str | Path | BinaryIO, name: str) -> sndfile.Decoder | ffmpeg.Decoder:
+def _decoder(source: Source, name: str) -> sndfile.Decoder | ffmpeg.Decoder:
     """libsndfile's; for a path whose format libsndfile does not know, ffmpeg's."""
     if not isinstance(source, (str, Path)):
         return sndfile.Decoder(source, name)
@@ -147,11 +150,15 @@ def _decoder(source: str | Path | BinaryIO, name: str) -> sndfile.Decoder | ffmp
 
 
 def _check_exists(path: str | Path, name: str) -> None:
+    if "://" in str(path):
+        raise InputError(f"{name}: an address. Download the recording and name the file.")
+    if Path(path).is_dir():
+        raise InputError(f"{name}: a folder without a recording. Name a recording, or a folder that holds some.")
     if not Path(path).is_file():
         raise InputError(f"{name}: no such file. Check the path.")
 
 
-def load(source: str | Path | BinaryIO, sample_rate: int = 22_050, *, max_seconds: float | None = None) -> np.ndarray:
+def load(source: Source, sample_rate: int = 22_050, *, max_seconds: float | None = None) -> np.ndarray:
     """Read a recording as mono at ``sample_rate``: the blocks of `Recording`, in one array.
 
     Args:

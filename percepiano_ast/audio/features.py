@@ -6,6 +6,8 @@ levels are absolute, because loudness is a rated quality. How long a recording i
 is no quality of playing.
 """
 
+from typing import Any
+
 import librosa
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -19,7 +21,7 @@ _QUIET_DB = 40.0  # below the loudest frame, a frame counts as silent
 _AROUND_ONSET = 4  # frames before and after an onset among which its rise is sought (93 ms)
 
 # Strokes are sought in windows short enough to tell the notes of a chord apart: 23 ms, every 5.8 ms.
-_FINE = {"n_fft": 512, "hop_length": 128, "n_mels": 32}
+_FINE: dict[str, Any] = {"n_fft": 512, "hop_length": 128, "n_mels": 32}
 _APART = 0.03  # seconds between two strokes at least
 _ALIKE = 0.35  # octaves: successive times between strokes closer than this are one written value played twice
 _PULSE = (0.15, 2.0)  # seconds among which a pulse is sought
@@ -98,7 +100,7 @@ def classic_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, f
         rows = np.atleast_2d(series[name])
         values += [value for statistic in statistics for value in _summary(rows, statistic)]
     rate = sample_rate / _CLASSIC_HOP
-    at = {"onset_envelope": onset_strength, "sr": sample_rate, "hop_length": _CLASSIC_HOP}
+    at: dict[str, Any] = {"onset_envelope": onset_strength, "sr": sample_rate, "hop_length": _CLASSIC_HOP}
     onsets, level = librosa.onset.onset_detect(**at), np.ravel(series["level_db"])
     values += [len(onsets) * sample_rate / len(wave), librosa.feature.tempo(**at)[0]]
     values += _between_onsets(onsets, level, rate) + _strokes(wave, sample_rate)
@@ -246,4 +248,4 @@ def key_fit(pitch_classes: np.ndarray) -> tuple[float, float]:
     for profile in (_MAJOR, _MINOR):
         fit = np.array(profile) - np.mean(profile)
         best.append(max(float(np.roll(fit, key) @ spread) for key in range(12)) / (np.linalg.norm(fit) * size))
-    return max(best), best[0] - best[1]
+    return float(max(best)), float(best[0] - best[1])

@@ -28,15 +28,18 @@ class Decoder:
     def __init__(self, path: str | Path, name: str):
         self._name = name
         command = [_program(name), "-v", "error", *_input(path), "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "-"]
-        self._messages = tempfile.TemporaryFile()  # a pipe that nobody reads meanwhile could fill up
+        # A pipe that nobody reads meanwhile could fill up; `close` closes the file.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
-        header = self._process.stdout.read(24)  # six numbers; behind them samples until the pipe ends
+        assert self._process.stdout is not None  # as it is a pipe
+        self._sound = self._process.stdout
+        header = self._sound.read(24)  # six numbers; behind them samples until the pipe ends
         if len(header) < 24:
             code, message = self._end()
             self.close()
             raise _refusal(name, message or f"ffmpeg ends with code {code}")
         _, start, _, _, self.sample_rate, self.channels = struct.unpack(">6I", header)
-        self._process.stdout.read(start - len(header))
+        self._sound.read(start - len(header))
 
     def read(self, frames: int) -> np.ndarray:
         """The next samples: float32 (n, channels), fewer than asked only at the end.
@@ -44,7 +47,7 @@ class Decoder:
         Raises:
             InputError: at the end, where ffmpeg has complained, as it does of truncated and damaged files.
         """
-        content = self._process.stdout.read(4 * frames * self.channels)
+        content = self._sound.read(4 * frames * self.channels)
         if len(content) < 4 * frames * self.channels:
             code, message = self._end()
             if code or message:
@@ -55,7 +58,7 @@ class Decoder:
     def close(self) -> None:
         """End ffmpeg; a second time does nothing."""
         self._process.kill()
-        self._process.stdout.close()
+        self._sound.close()
         self._process.wait()
         self._messages.close()
 

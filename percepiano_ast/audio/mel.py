@@ -62,7 +62,8 @@ def slaney_mel_bank(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
 
     Here, because librosa loads a second's worth of modules for it into every process that makes spectrograms.
     """
-    edges = _hertz(np.linspace(*_slaney_mel(np.array([front_end.fmin, front_end.fmax])), front_end.n_mels + 2))
+    low, high = _slaney_mel(np.array([front_end.fmin, front_end.fmax]))
+    edges = _hertz(np.linspace(low, high, front_end.n_mels + 2))
     bins = np.arange(1 + front_end.n_fft // 2) * (front_end.sample_rate / front_end.n_fft)
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     triangles = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
@@ -75,7 +76,8 @@ def band_centres(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
     if front_end.kind == "kaldi":
         low, high = 1127 * np.log(1 + ends / 700)
         return 700 * np.expm1(np.linspace(low, high, front_end.n_mels + 2)[1:-1] / 1127)
-    return _hertz(np.linspace(*_slaney_mel(ends), front_end.n_mels + 2))[1:-1]
+    low, high = _slaney_mel(ends)
+    return _hertz(np.linspace(low, high, front_end.n_mels + 2))[1:-1]
 
 
 _LINEAR = 3 / 200  # mel per hertz up to 1 kHz; above, 27 mel for every factor of 6.4

@@ -5,7 +5,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -20,6 +20,8 @@ _AHEAD = 1 << 22  # bytes that may lie between the parts of a header, such as a 
 _ENDLESS = 1 << 62  # what libsndfile is told of a file whose size nobody knows
 _NO_LENGTH = 1 << 46  # frames: what no file has is what libsndfile makes of a header without a length
 _PIECE = 1 << 20  # bytes
+
+_File = BinaryIO | io.RawIOBase
 
 
 class UnknownFormat(InputError):
@@ -38,7 +40,7 @@ class Decoder:
         InputError: no complete sound file.
     """
 
-    def __init__(self, source: str | Path | BinaryIO, name: str):
+    def __init__(self, source: str | Path | _File, name: str):
         self._name = name
         self._stream = None if isinstance(source, (str, Path)) else _stream(source)
         with self._refusing():
@@ -138,7 +140,7 @@ def _data_bytes(file: soundfile.SoundFile) -> tuple[int, int]:
 # --- File objects -----------------------------------------------------------------------------------------------------
 
 
-def _stream(file: BinaryIO) -> "_Stream":
+def _stream(file: _File) -> "_Stream":
     """A file object as libsndfile needs it."""
     if file.seekable():
         return _Stream(file)
@@ -149,7 +151,7 @@ def _stream(file: BinaryIO) -> "_Stream":
     return _Stream(io.BytesIO(head + b"".join(iter(lambda: file.read(_PIECE), b""))))
 
 
-def _read(file: BinaryIO, size: int) -> bytes:
+def _read(file: Any, size: int) -> bytes:
     """``size`` bytes, fewer only at the end of the file: libsndfile takes a short read for the end."""
     parts = [file.read(size)]
     while parts[-1] and (size := size - len(parts[-1])):
@@ -165,7 +167,7 @@ class _Stream:
         opening: whether libsndfile still looks for the sound.
     """
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: _File):
         self.error: BaseException | None = None
         self.opening = True
         self._file = file
@@ -198,7 +200,7 @@ class _Once(_Stream):
     it needs stands before the sound, and only across that it jumps further than `_AHEAD`.
     """
 
-    def __init__(self, file: BinaryIO, head: bytes, size: int):
+    def __init__(self, file: _File, head: bytes, size: int):
         super().__init__(file)
         self._size = size
         self._head = bytearray(head)

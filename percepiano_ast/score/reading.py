@@ -98,7 +98,7 @@ def read(path: str | Path) -> Score:
 def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
     """Sorted by onset; of several at one moment the last, and none that says what held already."""
     at = {entry[0]: entry for entry in sorted(entries, key=lambda entry: entry[0])}
-    kept = []
+    kept: list[tuple] = []
     for entry in at.values():
         if not kept or entry[1:] != kept[-1][1:]:
             kept.append(entry)
@@ -119,7 +119,9 @@ def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
     quarter = midi.ticks_per_beat
     rows, metres, keys, tempi, drums, staff, unreleased, empty = [], [], [], [], 0, 0, 0, 0
     for track in midi.tracks:
-        tick, down, found = 0, {}, []
+        tick = 0
+        down: dict[tuple[int, int], tuple[float, int]] = {}
+        found: list[tuple[float, float, int, int]] = []
         for message in track:
             tick += message.time
             at = tick / quarter
@@ -165,9 +167,11 @@ def _sharps(key: str) -> int:
 
 def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
     """The same of MusicXML; a part, or a staff of a part, is a staff."""
-    from music21 import converter, repeat, tempo  # half a second and 60 MB that other scores do without
+    from music21 import converter, repeat, stream, tempo  # half a second and 60 MB that other scores do without
 
     written = converter.parseData(_musicxml_text(path), format="musicxml")
+    if not isinstance(written, stream.Score):
+        raise ValueError("it is not one score")
     remarks = []
     parts = list(written.parts)
     if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
@@ -176,7 +180,8 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
             remarks.append("repeats are written out as marked")
         except repeat.ExpanderException as error:
             raise ValueError(f"its repeat signs do not close: {error}") from error
-    rows, left_out = [], 0
+    rows: list[tuple] = []
+    left_out = 0
     for staff, part in enumerate(parts, 1):
         notes, others = _notes_of_part(part.toSoundingPitch(), staff)
         rows, left_out = rows + notes, left_out + others
@@ -185,7 +190,7 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
     metres = [(float(one.offset), one.numerator, 4 / one.denominator) for one in first.getElementsByClass("TimeSignature")]
     keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
     marks = [one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)]
-    tempi = [(float(one.offset), float(one.getQuarterBPM())) for one in marks if one.getQuarterBPM()]
+    tempi = [(float(one.offset), float(speed)) for one in marks if (speed := one.getQuarterBPM())]
     return rows, _with_pickup(parts, metres), keys, tempi, remarks
 
 

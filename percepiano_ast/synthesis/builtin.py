@@ -61,7 +61,8 @@ def _controller(performance: Performance, number: int, n: int, sample_rate: int)
 
 def _next_strokes(pitches: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
     """Sample at which each note's string is struck again, or ``n``. Notes come sorted by onset."""
-    stops, upcoming = np.full(len(starts), n), {}
+    stops = np.full(len(starts), n)
+    upcoming: dict[int, int] = {}
     for i in range(len(starts) - 1, -1, -1):
         stops[i] = upcoming.get(pitches[i], n)
         upcoming[pitches[i]] = starts[i]

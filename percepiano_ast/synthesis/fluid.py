@@ -161,7 +161,7 @@ def _events(performance: Performance, sample_rate: int) -> list[tuple[int, tuple
     starts = block(notes["onset"])
     ends = np.maximum(block(notes["offset"]), starts + 1)  # a note never ends in the block that strikes it
     pitches, velocities = notes["pitch"].tolist(), notes["velocity"].tolist()
-    events = [(end, 0, ("noteoff", pitch)) for end, pitch in zip(ends.tolist(), pitches, strict=True)]
+    events: list[tuple[int, int, tuple]] = [(end, 0, ("noteoff", pitch)) for end, pitch in zip(ends.tolist(), pitches, strict=True)]
     events += [
         (time, 1, ("cc", number, value))
         for time, (_, number, value) in zip(block(pedals["time"]).tolist(), pedals.tolist(), strict=True)
