@@ -26,11 +26,11 @@ def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
     """The table of performances and their MIDI files, from a folder or a tar archive."""
     if midi.is_dir():
         files = {str(path.relative_to(midi)): path.read_bytes() for path in midi.rglob("*.mid")}
-        table = midi / "metadata.csv"
+        table: Path | io.BytesIO = midi / "metadata.csv"
     elif midi.is_file():
         with tarfile.open(midi) as archive:
-            members = ((m.name.partition("/")[2], archive.extractfile(m).read()) for m in archive if m.isfile())
-            files = dict(members)
+            found = ((m.name, archive.extractfile(m)) for m in archive if m.isfile())
+            files = {name.partition("/")[2]: content.read() for name, content in found if content}
         table = io.BytesIO(files.get("metadata.csv", b""))
     else:
         raise InputError(f"no folder or archive at {midi}")

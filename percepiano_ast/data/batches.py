@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from absl import logging
 
+from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.data.hearing import Hearing
+from percepiano_ast.data.records import Recordings
+from percepiano_ast.data.shards import ShardSet
+
 # On import grain warns about profiling of worker processes, which there are none of here.
 _verbosity = logging.get_verbosity()
 logging.set_verbosity(logging.ERROR)
 import grain  # noqa: E402
 
 logging.set_verbosity(_verbosity)
-
-from percepiano_ast.config import FrontEnd, InputError, Statistics
-from percepiano_ast.data.hearing import Hearing
-from percepiano_ast.data.records import Recordings
-from percepiano_ast.data.shards import ShardSet
 
 # Reading is light; two threads with a short queue hide it behind the step.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -220,7 +220,7 @@ def finetune_batches(
     if max_windows < 1:
         raise InputError(f"{max_windows} windows of a clip are none; choose at least 1")
 
-    def cut(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def cut(number: int, rng: np.random.Generator) -> dict[str, np.ndarray | np.int32]:
         codes = clips.codes[number]
         last = max(len(codes) - n_frames, 0)
         count = min(len(window_starts(len(codes), n_frames)), max_windows)

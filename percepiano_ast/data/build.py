@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from percepiano_ast.config import InputError, RunFailed
@@ -83,7 +85,7 @@ def build(job: Job, contents: Contents, work: Work) -> None:
         bad = beam.run(job, plan, work.beam_runner, work.beam_options, work.log)
     else:
         rate = job.front_end.sample_rate / job.front_end.hop_length * job.front_end.n_mels
-        rate *= shards.DTYPES[job.stored]().itemsize
+        rate *= np.dtype(shards.DTYPES[job.stored]).itemsize
         bad = LocalRun(job, work.workers, rate, work.log).run(plan, limit - len(contents.refused))
     bad = contents.refused | bad
     total = len(contents.items) + len(contents.left_out) + len(contents.refused)
@@ -115,10 +117,11 @@ def _list_skipped(path: Path, left_out: dict, bad: dict, total: int, log: Callab
 
 def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None:
     """Describe the shards, and write the manifest that declares them complete."""
-    records = [job.written(shard) for shard in plan]
-    if None in records:
-        lost = plan[records.index(None)].name
-        raise RunFailed(f"the shard {lost} of {job.directory} is gone again; run again, it is made anew")
+    records = []
+    for shard in plan:
+        if (record := job.written(shard)) is None:
+            raise RunFailed(f"the shard {shard.name} of {job.directory} is gone again; run again, it is made anew")
+        records.append(record)
     size = job.builder.CHUNK_FRAMES
     n_frames: dict[str, list[int]] = {}
     lengths: dict[str, list[int]] = {}
@@ -134,7 +137,7 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
     facts = [one for record in records for one in record["recordings"]]
     of_split = [record for shard, record in zip(plan, records) if shard.split == contents.statistics_of]
     statistics = shards.level_statistics(one for record in of_split for one in record["recordings"])
-    metadata = {"front_end": asdict(job.front_end), "statistics": asdict(statistics), "stored": job.stored}
+    metadata: dict[str, Any] = {"front_end": asdict(job.front_end), "statistics": asdict(statistics), "stored": job.stored}
     metadata |= {"n_frames": n_frames, "chunk_frames": size, **contents.description}
     for split in lengths.keys() - n_frames:  # all of it was bad
         del lengths[split], num_bytes[split]

@@ -162,7 +162,7 @@ def _recordings(seed: int, per_tune: int, scratch: Path) -> Iterator[tuple[dict,
     splits = ["train"] * (len(UNRATED) - 2) + ["validation", "test"]
     midi = scratch / "recording.mid.partial"
     for tune, split in zip(UNRATED, splits):
-        for number in range(per_tune):
+        for _ in range(per_tune):
             takes = _styles(rng, 1, 2)[0]
             # Two takes in a row make a recording of half a minute, as long as some of MAESTRO's shortest.
             pieces = [perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6))) for take in takes]

@@ -41,7 +41,7 @@ PERCEPIANO_WORKS = (
 )
 
 
-class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):
+class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
     """Log-mel of recordings in chunks of about 5 s: uint8 codes over the front end's range, or float16 dB."""
 
     name = "maestro_log_mel"

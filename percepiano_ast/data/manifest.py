@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
@@ -38,7 +38,7 @@ def write(directory: Path, data_set: str) -> None:
     write_json(directory / MANIFEST, {"data_set": data_set, "version": VERSION, "files": files})
 
 
-def _records(directory: Path, damaged: set[str] = frozenset()) -> dict[str, dict]:
+def _records(directory: Path, damaged: Collection[str] = frozenset()) -> dict[str, dict]:
     """What is known of every shard, but of those whose record is damaged itself."""
     paths = sorted((directory / "records").glob("*.json"))
     return {path.stem: json.loads(path.read_text()) for path in paths if f"records/{path.name}" not in damaged}

@@ -57,7 +57,7 @@ class OwnRatings:
         """SHA-256 of what is learned: groups, folds, ratings and sound."""
         content = hashlib.sha256(self.index.to_csv(index=False).encode())
         for part in (self.ratings, *clips.codes):
-            content.update(np.ascontiguousarray(part))
+            content.update(np.ascontiguousarray(part).data)
         return content.hexdigest()
 
 
@@ -72,7 +72,8 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
 
     Raises:
         InputError: columns missing, without a name or twice, fewer than ``FEWEST`` clips or two groups, a clip twice, a rating
-            missing or no number, a dimension that is the same everywhere, a clip without recording, a recording without row; names the first of them.
+            missing or no number, a dimension that is the same everywhere, a clip without recording, a recording without row;
+            names the first of them.
     """
     table = read_csv(csv, "ratings")
     table.columns = _header(csv)

@@ -10,9 +10,10 @@ import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered f
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast preprocess --percepiano FOLDER`"
 
 
-class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):
+class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
     """Log-mel of whole rendered PercePiano clips with their 19 mean ratings (0 to 1)."""
 
     name = "percepiano_log_mel"
@@ -137,15 +138,16 @@ def _renderings(folder: Path, synthesizer: str, sample_rate: int) -> Renderings:
 def _heard(clip: str, name: str, midi: Path, sample_rate: int, kept: Path, own: OwnRenderings | None) -> np.ndarray:
     """A clip as a synthesizer plays it, or as it was recorded, or a variant of either."""
     piano, variant = variants.named(name)
-    rng = variants.rng_of(clip, variant) if variant else None
     performance = trimmed(read_midi(midi))
     if piano == OWN:
+        assert own is not None  # `preprocess` asks for both or neither
         wave = own.wave(clip, performance, sample_rate)
-        return variant.sound(wave, sample_rate, rng) if variant else wave
-    if variant and variant.playing:
-        return _renderings(kept, piano, sample_rate).wave(variant.playing(performance, rng), clip)
-    wave = _renderings(kept, piano, sample_rate).wave(performance, clip)
-    return variant.sound(wave, sample_rate, rng) if variant else wave
+    elif variant and variant.playing:
+        played = variant.playing(performance, variants.rng_of(clip, variant))
+        return _renderings(kept, piano, sample_rate).wave(played, clip)
+    else:
+        wave = _renderings(kept, piano, sample_rate).wave(performance, clip)
+    return variant.sound(wave, sample_rate, variants.rng_of(clip, variant)) if variant else wave
 
 
 def _produce(
@@ -208,7 +210,11 @@ def preprocess(
             "synthesizer that stands for a folder of recordings; give both or neither"
         )
     own = OwnRenderings(recordings, index["clip"], partial) if recordings else None
-    settings = {"ratings": _fingerprint(ratings), "synthesizers": list(synthesizers), "front_end": asdict(front_end)}
+    settings: dict[str, Any] = {
+        "ratings": _fingerprint(ratings),
+        "synthesizers": list(synthesizers),
+        "front_end": asdict(front_end),
+    }
     settings |= {"recordings": own.fingerprint()} if own else {}
     settings |= {"loudness": [audio.LOUDNESS, audio.JITTER_DB, audio.BED_DB]} if one_loudness else {}
     kept = Path(out).absolute().parent / "renderings"
@@ -234,9 +240,10 @@ def _contents(
     folder, index: pd.DataFrame, ratings: dict, synthesizers: tuple[str, ...], own: OwnRenderings | None, simulated: bool
 ) -> build.Contents:
     """What is to be rendered, what cannot be, and what is written beside it."""
-    items, left_out = [], {}
+    items: list[shards.Item] = []
+    left_out: dict[str, str] = {}
     for name in synthesizers:
-        missing = set(own.missing) if variants.named(name)[0] == OWN else set()
+        missing = set(own.missing) if own and variants.named(name)[0] == OWN else set()
         left_out |= dict.fromkeys((f"{clip}@{name}" for clip in sorted(missing)), "no recording of this clip")
         for clip in index["clip"][~index["clip"].isin(missing)]:
             fields = {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}
@@ -255,7 +262,7 @@ def _fingerprint(ratings: dict[str, np.ndarray]) -> str:
     return hashlib.sha256(json.dumps({clip: r.tolist() for clip, r in ratings.items()}).encode()).hexdigest()[:16]
 
 
-def _not_in_index(index: pd.DataFrame, midi: set[str], labels: set[str]) -> dict[str, str]:
+def _not_in_index(index: pd.DataFrame, midi: Set[str], labels: Set[str]) -> dict[str, str]:
     """Clips that the folder holds a MIDI file or a label of but that cannot be used, with the reason."""
     names = sorted((midi | labels) - set(index["clip"]))
     return {name: "not in the index" if name in labels else "no label" for name in names}

@@ -4,6 +4,7 @@ Raters are read by `evaluation.reliability.read_raters`, the one reader of the r
 many people rated a clip and how far they differ, and what there is of which composition.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,5 +200,5 @@ def feature_correlations(features: pd.DataFrame, ratings: dict[str, np.ndarray])
     return (x.T @ y / len(values)).rename_axis("feature")
 
 
-def _wide(ratings: dict[str, np.ndarray]) -> pd.DataFrame:
+def _wide(ratings: Mapping[str, np.ndarray | list[float]]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS), dtype=float).rename_axis("clip")

@@ -78,7 +78,7 @@ class Performances:
 
     def __getitem__(self, key: str) -> Performance:
         row = self._row[key]
-        return Performance(*(self._rows(kind, row) for kind in _PACKED))
+        return Performance(self._rows("notes", row), self._rows("pedals", row))
 
     def _rows(self, kind: str, row: int) -> np.ndarray:
         stop = int(self._ends[kind][row])

@@ -24,7 +24,8 @@ class Progress:
         self.seconds_left = sum(item.seconds for item in todo)
         self.directory, self.log = directory, log
         self.bytes = self.seconds = 0.0
-        self.started = self.shown = None
+        self.started: float | None = None
+        self.shown = 0.0
         if self.count:
             log(f"  {self.count} of {self.total} were ready already")
 

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from percepiano_ast.data import retry, stores
 from percepiano_ast.data.stores import Unreachable
@@ -45,7 +45,7 @@ class RemoteFile(io.RawIOBase):
         self._counting = threading.Lock()
         self._store = stores.open_store(url)
         end = b"".join(self._receive(-_END, 0))
-        self.size = self._store.size
+        self.size = self._store.known_size
         # What is kept, (position, bytes): the end of the file, and what the last small request brought.
         self._end, self._block = (self.size - len(end), end), (0, b"")
 
@@ -77,8 +77,7 @@ class RemoteFile(io.RawIOBase):
         """
         if self.closed:
             raise ValueError("the file is closed")
-        whole = size is None or size < 0
-        stop = self.size if whole else min(self._position + size, self.size)
+        stop = self.size if size is None or size < 0 else min(self._position + size, self.size)
         parts = []
         while self._position < stop:
             parts.append(self._some(self._position, stop))
@@ -138,7 +137,7 @@ class RemoteFile(io.RawIOBase):
         stop: int,
         pause: Callable[[float], None] = time.sleep,
         opened: Callable[[http.client.HTTPResponse], None] = lambda answer: None,
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """The bytes ``[start, stop)`` as they come; after a failure another request brings the rest.
 
         Positions below 0 count from the end of the file.
@@ -150,7 +149,8 @@ class RemoteFile(io.RawIOBase):
                 with self._store.ask(start, stop) as answer:
                     opened(answer)
                     if start < 0:
-                        start, stop = max(self._store.size + start, 0), self._store.size
+                        stop = self._store.known_size
+                        start = max(stop + start, 0)
                     while piece := _piece(answer, min(_PIECE, stop - start)):
                         start, progress = start + len(piece), True
                         with self._counting:
@@ -188,7 +188,7 @@ class _ReadAhead:
         position: of the first byte that can still be taken.
     """
 
-    def __init__(self, receive: Callable[..., Iterator[bytes]], start: int, stop: int):
+    def __init__(self, receive: Callable[..., Generator[bytes, None, None]], start: int, stop: int):
         self.position, self.stop = start, stop
         self._changed = threading.Condition()
         self._pieces: deque[bytes] = deque()
@@ -205,7 +205,7 @@ class _ReadAhead:
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._pieces or self._error)
-                if not self._pieces:
+                if self._error and not self._pieces:
                     raise self._error
                 start, piece = position - self.position, self._pieces[0]
                 part = piece[start : start + size]
@@ -233,7 +233,7 @@ class _ReadAhead:
             # One that still waits for an answer to begin cannot be woken; it ends with it, or with retry.TIMEOUT.
             self._thread.join(1.0)
 
-    def _run(self, receive: Callable[..., Iterator[bytes]]) -> None:
+    def _run(self, receive: Callable[..., Generator[bytes, None, None]]) -> None:
         try:
             with contextlib.closing(receive(self.position, self.stop, self._pause, self._opened)) as pieces:
                 for piece in pieces:

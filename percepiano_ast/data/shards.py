@@ -24,7 +24,7 @@ SHARD_SECONDS = 7200  # 92 MB of uint8 codes: MAESTRO makes a hundred files, whi
 
 # 5.1 s: small enough that a crop reads little beside itself, large enough to be read in one piece.
 CHUNK_FRAMES = 512
-DTYPES = {"uint8": np.uint8, "float16": np.float16}
+DTYPES: dict[str, type[np.number]] = {"uint8": np.uint8, "float16": np.float16}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def plan(items: list[Item]) -> list[Shard]:
     ]
 
 
-class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
     """TFDS builder of a data set whose shards are made by `staging`. Subclasses give name and features.
 
     Args:
@@ -179,7 +179,7 @@ class Levels:
             histogram = np.bincount(stored.ravel(), minlength=256)
             levels, low, high = floor + step * np.arange(256), histogram[0], histogram[255]
         else:
-            levels, histogram = stored.astype(np.float64).ravel(), 1
+            levels, histogram = stored.astype(np.float64).ravel(), np.ones(1, int)
             low, high = np.sum(levels <= floor), np.sum(levels >= floor + 255 * step)
         self.count += stored.size
         self.at_floor += int(low)

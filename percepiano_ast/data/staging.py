@@ -115,7 +115,7 @@ class Job:
         try:
             for start, chunk in shards.chunks(self.produce(item, facts), self.builder.CHUNK_FRAMES):
                 levels.add(chunk)
-                digest.update(np.ascontiguousarray(chunk))
+                digest.update(np.ascontiguousarray(chunk).data)
                 frames += len(chunk)
                 place = {"start_frame": start} if self.builder.CHUNK_FRAMES else {}
                 writer.write(records.serialise(features, {"log_mel": chunk, **place, **item.fields}))

@@ -77,8 +77,14 @@ class Store:
 
     def __init__(self, name: str, address: str):
         self.name, self.address = name, address
-        self.size = None
+        self.size: int | None = None
         self._version: dict[str, str] = {}
+
+    @property
+    def known_size(self) -> int:
+        """``size``, after the first answer."""
+        assert self.size is not None, "nothing has been asked yet"
+        return self.size
 
     def ask(self, start: int, stop: int) -> http.client.HTTPResponse:
         """The answer with the bytes ``[start, stop)``, or with the last ``-start`` bytes; to be closed.
@@ -94,7 +100,7 @@ class Store:
             answer.close()
             with self._request("bytes=0-0") as first:
                 self._check(first, 0)
-            return self.ask(max(self.size + start, 0), self.size)
+            return self.ask(max(self.known_size + start, 0), self.known_size)
         try:
             self._check(answer, start)
         except BaseException:
@@ -104,7 +110,7 @@ class Store:
 
     def refusal(self, error: Exception) -> Exception:
         """What to raise for a final refusal: of the file, or, when it had been opened, of going on."""
-        code = error.code if isinstance(error, urllib.error.HTTPError) else None
+        code = error.code if isinstance(error, urllib.error.HTTPError) else 0
         special = {401: self.advice, 403: self.advice, 416: "It is empty or became shorter: check it"}
         advice = special.get(code, "Check the address")
         return self._failure(f"cannot read {self.name}: {error}. {advice}, or give a copy on disk")

@@ -61,12 +61,16 @@ class Tune:
 
 
 def _pitch(name: str) -> int:
-    step, accidental, octave = re.fullmatch(r"([A-G])([#b]?)(\d)", name).groups()
+    found = re.fullmatch(r"([A-G])([#b]?)(\d)", name)
+    assert found, f"{name!r} is no pitch"
+    step, accidental, octave = found.groups()
     return 12 * (int(octave) + 1) + _STEPS[step] + {"": 0, "#": 1, "b": -1}[accidental]
 
 
 def _chord(name: str) -> list[int]:
-    root, quality = re.fullmatch(r"([A-G][#b]?)(.*)", name).groups()
+    found = re.fullmatch(r"([A-G][#b]?)(.*)", name)
+    assert found, f"{name!r} is no chord"
+    root, quality = found.groups()
     bass = _pitch(root + "3")
     bass -= 12 if bass > 53 else 0
     return [bass + interval for interval in _QUALITIES[quality]]
