@@ -39,7 +39,8 @@ def patch_grid(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[in
             f"a spectrogram of {sizes[1]} frames x {sizes[0]} bands is smaller than one patch of "
             f"{patch_size[1]} x {patch_size[0]}; pad it at the log floor."
         )
-    return tuple((size - patch) // step + 1 for size, patch, step in zip(sizes, patch_size, stride))
+    high, wide = ((size - patch) // step + 1 for size, patch, step in zip(sizes, patch_size, stride))
+    return high, wide
 
 
 def patchify(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
@@ -184,11 +185,11 @@ class Encoder(nn.Module):
         """Put the prefix tokens before the patches (B, N, D) and add the position table, resized to ``grid``."""
         config = self.config
         width, dtype = config.width, self.compute.dtype
-        prefix = [self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")]
+        tokens = [self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")]
         table = self.param("pos_embed", token_init, (1, PREFIX_TOKENS + config.num_patches, width))
         if grid != config.grid:
             table = resize_positions(table, config.grid, grid)
-        prefix = (jnp.concatenate(prefix, axis=1) + table[:, :PREFIX_TOKENS]).astype(dtype)
+        prefix = (jnp.concatenate(tokens, axis=1) + table[:, :PREFIX_TOKENS]).astype(dtype)
         positions = table[:, PREFIX_TOKENS:].astype(dtype)
         if visible_index is not None:
             positions = positions[0][visible_index]

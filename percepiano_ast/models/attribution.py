@@ -7,6 +7,7 @@ count twice in the rating, and padded frames get nothing, because nothing of the
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -184,7 +185,7 @@ def integrated_gradients(
     heard, from_there = windows.cut(baseline), windows.cut(clip - baseline)
     points, weights = np.polynomial.legendre.leggauss(steps)
     # The ends come last: their ratings are wanted, their gradients are not.
-    way = np.float32([*(points + 1) / 2, 0, 1])
+    way = np.array([*(points + 1) / 2, 0, 1], np.float32)
 
     def rows(count):
         for number in range(count):
@@ -196,7 +197,7 @@ def integrated_gradients(
     gradients = jax.tree.map(np.asarray, gradients)
     ratings = np.asarray(_rate(listener, params, sums))[:, dimensions]
     total = np.zeros((len(windows.starts), len(dimensions), *heard.shape[1:]), np.float64)
-    with_gradients = ((row, *row[1:], jax.tree.map(lambda x: x[row[0]], gradients)) for row in rows(steps))
+    with_gradients = ((row, *row[1:], jax.tree.map(operator.itemgetter(row[0]), gradients)) for row in rows(steps))
     numbered = (((row[0], index % len(windows.starts)), *rest) for index, (row, *rest) in enumerate(with_gradients))
     for numbers, *batch in _batches(numbered, listener.n_frames):
         for (step, window), gradient in zip(numbers, np.asarray(_pull(listener, params, *batch))):
@@ -257,7 +258,7 @@ def attention_maps(
     Raises:
         InputError: a listener without ``attend``.
     """
-    if listener.attend is None:
+    if listener.attend is None or listener.config is None:
         raise InputError("this model gives no attention weights; use integrated gradients")
     windows = _Windows(starts, len(clip), listener.n_frames)
     dimensions = jnp.asarray(list(dimensions), jnp.int32)
@@ -267,27 +268,30 @@ def attention_maps(
     maps = []
     for piece, valid in zip(pieces, windows.valid):  # one at a time: (depth, H, L, L) is large
         maps.append(np.asarray(_look(listener, params, piece, valid, gradients, jnp.asarray(towards, jnp.float32))))
-    maps = windows.put_back(np.stack(maps, axis=1))
+    whole = windows.put_back(np.stack(maps, axis=1))
     rows = int(patch_validity(jnp.asarray(windows.valid), listener.config).sum())
-    return maps[0] / max(rows, 1), maps[1:]
+    return whole[0] / max(rows, 1), whole[1:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _look(listener: Listener, params: Tree, piece: jax.Array, valid: jax.Array, gradients: Tree, towards: jax.Array):
     """One window (T, F) -> (1 + D, T, F): rollout, then relevance to each dimension, summed over the rows of real patches."""
 
+    look, config = listener.attend, listener.config
+    assert look is not None and config is not None  # `attention_maps` refuses others
+
     def attend(shift):
-        sums, weights, patch_valid = listener.attend(params, piece[None], valid[None], shift)
+        sums, weights, patch_valid = look(params, piece[None], valid[None], shift)
         return sums, (weights, patch_valid[0])
 
-    shape = jax.eval_shape(lambda: listener.attend(params, piece[None], valid[None], None))[1]
+    shape = jax.eval_shape(lambda: look(params, piece[None], valid[None], None))[1]
     _, pull, (weights, patch_valid) = jax.vjp(attend, jnp.zeros(shape.shape), has_aux=True)
     found = [rollout(weights)[0]]
     for number in range(len(towards)):
-        (gradient,) = pull(jax.tree.map(lambda x: x[None, number], gradients))
+        (gradient,) = pull(jax.tree.map(operator.itemgetter((None, number)), gradients))
         found.append(relevance(weights, gradient * towards[number])[0])
     rows = jnp.where(patch_valid[None, :, None], jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:], 0.0).sum(axis=1)
-    spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), listener.config)
+    spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), config)
     return spread * valid[None, :, None]
 
 
@@ -316,7 +320,11 @@ def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str
     blocks = params["encoder"]["blocks"]
     depth = jax.tree.leaves(blocks)[0].shape[0]
     for kept in sorted({round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth}, reverse=True):
-        mixed = jax.tree.map(lambda old, new: jnp.concatenate([old[:kept], new[kept:]]), blocks, fresh["encoder"]["blocks"])
+        mixed = jax.tree.map(
+            lambda old, new: jnp.concatenate([old[:kept], new[kept:]]),  # noqa: B023  # called at once
+            blocks,
+            fresh["encoder"]["blocks"],
+        )
         encoder = params["encoder"] | {"blocks": mixed, "norm": fresh["encoder"]["norm"]}
         yield f"{depth - kept} of {depth} blocks", {"head": fresh["head"], "encoder": encoder}
     yield "everything", fresh

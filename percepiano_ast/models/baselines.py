@@ -5,6 +5,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -98,8 +99,8 @@ def fit_mlp(
     x = (features - statistics[0]) / statistics[1]
     y = (ratings - statistics[2]) / statistics[3]
     trainer = _Trainer(_Network(tuple(hidden), ratings.shape[1], dropout), learning_rate, weight_decay)
-    parts = [(x[rows], y[rows]) for rows in (~held_out, held_out)]
-    params, epochs = _train(trainer, *parts, rng, max_epochs, patience)
+    train, validation = ((x[rows], y[rows]) for rows in (~held_out, held_out))
+    params, epochs = _train(trainer, train, validation, rng, max_epochs, patience)
     return MLP(trainer.network, params, *statistics, epochs)
 
 
@@ -195,7 +196,7 @@ def _step(trainer: _Trainer, params: dict, opt_state: tuple, rng: jax.Array, x: 
     """One AdamW step -> params, opt_state."""
 
     def objective(params: dict) -> jax.Array:
-        out = trainer.network.apply({"params": params}, x, deterministic=False, rngs={"dropout": rng})
+        out = cast(jax.Array, trainer.network.apply({"params": params}, x, deterministic=False, rngs={"dropout": rng}))
         return jnp.square(out - y).mean()
 
     updates, opt_state = trainer.optimizer.update(jax.grad(objective)(params), opt_state, params)
@@ -205,7 +206,8 @@ def _step(trainer: _Trainer, params: dict, opt_state: tuple, rng: jax.Array, x: 
 @functools.partial(jax.jit, static_argnums=0)
 def _error(trainer: _Trainer, params: dict, x: jax.Array, y: jax.Array) -> jax.Array:
     """Mean squared error without dropout."""
-    return jnp.square(trainer.network.apply({"params": params}, x, deterministic=True) - y).mean()
+    out = cast(jax.Array, trainer.network.apply({"params": params}, x, deterministic=True))
+    return jnp.square(out - y).mean()
 
 
 def _train(trainer, train, validation, rng: np.random.Generator, max_epochs: int, patience: int) -> tuple[dict, int]:

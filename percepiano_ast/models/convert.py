@@ -6,6 +6,7 @@ patch embedding (f * t, O); fused qkv rows are q | k | v in both worlds. The blo
 """
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,21 +74,24 @@ _HF_BLOCK_IN_MEMORY = {
 _HF_LAYER = re.compile(rf"{re.escape(_HF_PREFIX)}(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
 _QKV = ("query", "key", "value")
 
+_Names = tuple[str, ...]
+_Layout = list[tuple[_Names, _Names]]
 
-def _layout(depth: int, kind: str) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+
+def _layout(depth: int, kind: str) -> _Layout:
     """For every parameter its published names, one of each block where it is stacked, and its path here."""
-    modules = [(("v.patch_embed.proj",), ("encoder", "patch_embed")), (("v.norm",), ("encoder", "norm"))]
+    modules: _Layout = [(("v.patch_embed.proj",), ("encoder", "patch_embed")), (("v.norm",), ("encoder", "norm"))]
     for name, path in _BLOCK:
         names = tuple(f"v.blocks.{index}.{name}" for index in range(depth))
         modules.append((names, ("encoder", "blocks", *path)))
     heads = _HEADS["ssast_pretrain" if kind == "ssast_pretrain" else "classifier"]
     modules += [((name,), path) for name, path in heads]
-    layout = [((f"v.{name}",), ("encoder", name)) for name in ("cls_token", "dist_token", "pos_embed")]
+    layout: _Layout = [((f"v.{name}",), ("encoder", name)) for name in ("cls_token", "dist_token", "pos_embed")]
     layout.append((("mask_embed",), ("encoder", "mask_embed")))
-    for names, path in modules:
-        matrix = "scale" if path[-1].startswith("norm") else "kernel"
-        layout.append((tuple(f"{name}.weight" for name in names), (*path, matrix)))
-        layout.append((tuple(f"{name}.bias" for name in names), (*path, "bias")))
+    for names, place in modules:
+        matrix = "scale" if place[-1].startswith("norm") else "kernel"
+        layout.append((tuple(f"{name}.weight" for name in names), (*place, matrix)))
+        layout.append((tuple(f"{name}.bias" for name in names), (*place, "bias")))
     return layout
 
 
@@ -200,8 +204,9 @@ def _from_hf_name(name: str) -> str:
     if name in _HF_NAMES or module in _HF_MODULES:
         return _HF_NAMES.get(name) or f"{_HF_MODULES[module]}.{leaf}"
     layer = _HF_LAYER.fullmatch(name)
-    ours = layer and (_HF_BLOCK | _HF_BLOCK_IN_MEMORY).get(layer[2])
-    return f"v.blocks.{layer[1]}.{ours}.{layer[3]}" if ours else name
+    if layer and (ours := (_HF_BLOCK | _HF_BLOCK_IN_MEMORY).get(layer[2])):
+        return f"v.blocks.{layer[1]}.{ours}.{layer[3]}"
+    return name
 
 
 def _to_hugging_face(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -220,7 +225,7 @@ def _to_hugging_face(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return weights
 
 
-def _leaves(tree: dict) -> dict[str, object]:
+def _leaves(tree: dict) -> dict[str, Any]:
     """Path -> leaf of nested dictionaries."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}

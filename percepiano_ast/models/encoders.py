@@ -4,15 +4,18 @@ Another encoder is a row in `ENCODERS`: a frozen dataclass that is a `Geometry` 
 columns over time of a spectrogram. Everything else finds it there: ``finetune --init``, folds, checkpoints, ``rate --run``.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from flax import linen as nn
 
+from percepiano_ast.config import ModelConfig
 from percepiano_ast.models.cnn import CNN, CNNConfig
 
 
 class Geometry(Protocol):
-    """What pooling and heads ask of an encoder's configuration; `config.ModelConfig` is one."""
+    """What pooling and heads ask of an encoder's configuration, a dataclass; `config.ModelConfig` is one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str:
@@ -43,17 +46,25 @@ class Geometry(Protocol):
         """Outputs along (frequency, time), (F', T')."""
 
 
+class Comparable(Geometry, Protocol):
+    """A `Geometry` that can be chosen to compare with an AST."""
+
+    @classmethod
+    def beside(cls, model: ModelConfig) -> Geometry:
+        """The one to compare with: its window and its width."""
+
+
 class Alternative(NamedTuple):
     """An encoder in the AST's place. It is trained from scratch, all of it.
 
     Attributes:
         label: what the notebooks' form calls it.
-        config: its `Geometry`; ``config.beside(model)`` is the one to compare with an AST: its window and its width.
+        config: its kind of `Geometry`.
         module: ``module(config, dtype)`` makes of (B, T, F), normalised, the columns (B, T', D) and a dict of intermediates.
     """
 
     label: str
-    config: type
+    config: type[Comparable]
     module: type[nn.Module]
 
 

@@ -44,7 +44,8 @@ def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
     """Moments of W windows, Int (W,) saying whose window it is -> moments of ``num_clips`` clips, by adding up."""
-    return tuple(jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments)
+    count, total, squares = (jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments)
+    return count, total, squares
 
 
 def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.Array) -> jax.Array:
@@ -175,8 +176,8 @@ class RatingHead(nn.Module):
             if self.uncertain:
                 variances.append(_output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")(hidden))
         order = np.argsort(np.concatenate(list(groups.values())))
-        means, *variances = [jnp.concatenate(parts, axis=1)[:, order] for parts in (means, variances) if parts]
-        return means, variances[0] if variances else None
+        log_variance = jnp.concatenate(variances, axis=1)[:, order] if variances else None
+        return jnp.concatenate(means, axis=1)[:, order], log_variance
 
 
 def _output(features: int, bias: float, name: str) -> nn.Dense:
@@ -225,7 +226,7 @@ class Rater(nn.Module):
 
     def setup(self) -> None:
         if isinstance(self.config, ModelConfig):
-            self.encoder = Encoder(self.config, self.compute)
+            self.encoder: nn.Module = Encoder(self.config, self.compute)
         else:
             self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
         bands = self.config.grid[0]

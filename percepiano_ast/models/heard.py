@@ -28,7 +28,7 @@ def counts(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Arr
     wanted = on_steps(targets)
     heard = {name: nn.sigmoid(logits) for name, logits in outputs.items() if name != "descriptors"}
     struck, found = wanted["struck"] > 0, peaks(heard["onset"])
-    total = {"struck": struck.sum(), "found": found.sum()}
+    total: dict[str, jax.Array | float] = {"struck": struck.sum(), "found": found.sum()}
     total |= {"struck_and_found": (struck & _within(found)).sum(), "found_and_struck": (found & _within(struck)).sum()}
     for name in ("down", "sounding"):
         is_held, seems_held = wanted[name] > 0, heard[name] >= HELD_FROM

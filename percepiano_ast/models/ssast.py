@@ -7,6 +7,7 @@ parity). `SSAST.decoder_depth` gives the cheaper form beside it.
 """
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ from flax import linen as nn
 from percepiano_ast.config import InputError, ModelConfig
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
 from percepiano_ast.models.transformer import Compute, layer_norm, per_token, run_blocks, token_init
+
+Patches = TypeVar("Patches", jax.Array, np.ndarray)
 
 
 class PredictionHead(nn.Module):
@@ -198,7 +201,7 @@ def _sample_one(rng: jax.Array, grid: tuple[int, int], num_masked: int, cluster:
     return jax.lax.top_k(-score, num_masked)[1].astype(jnp.int32)
 
 
-def unpatchify(patches: jax.Array, patch_size: tuple[int, int], grid: tuple[int, int]) -> jax.Array:
+def unpatchify(patches: Patches, patch_size: tuple[int, int], grid: tuple[int, int]) -> Patches:
     """Inverse of `patchify` without overlap: (B, F' * T', p_f * p_t) -> (B, T' * p_t, F' * p_f)."""
     x = patches.reshape(-1, *grid, *patch_size).transpose(0, 2, 4, 1, 3)
     return x.reshape(-1, grid[1] * patch_size[1], grid[0] * patch_size[0])
@@ -226,10 +229,10 @@ def reconstruct(
         raise InputError(f"stride {config.stride} is not patch_size {config.patch_size}: give a model without overlap.")
     grid = patch_grid(log_mel, config.patch_size, config.stride)
     patches = np.array(patchify(log_mel, config.patch_size, config.stride), np.float32)
-    rows, mask_index = np.arange(len(patches))[:, None], np.asarray(mask_index)
+    rows, masked = np.arange(len(patches))[:, None], np.asarray(mask_index)
     images = []
     for filling in (np.nan, np.asarray(generative, np.float32)):
-        patches[rows, mask_index] = filling
+        patches[rows, masked] = filling
         image, whole = np.array(log_mel, np.float32), unpatchify(patches, config.patch_size, grid)
         image[:, : whole.shape[1], : whole.shape[2]] = whole
         images.append(image)

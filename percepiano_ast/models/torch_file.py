@@ -18,7 +18,7 @@ import numpy as np
 
 from percepiano_ast.config import InputError
 
-_STORAGES = {
+_STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
@@ -75,7 +75,7 @@ def _not_a_zip(path: Path, error: Exception) -> str:
 def _check_sizes(pickled: bytes) -> None:
     """Refuse, with a ValueError, sizes that unpickling would allocate and the pickle does not fill."""
     for opcode, argument, _ in pickletools.genops(pickled):  # checks the lengths of strings itself
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(pickled):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and argument > len(pickled):
             raise ValueError(f"memo {argument} in a pickle of {len(pickled)} bytes")
 
 

@@ -4,6 +4,7 @@ Tokens are (batch, length, width).
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,9 @@ Mask = jax.Array | None  # Bool; None is no mask
 # Scales with the width, so that the narrow presets train too. The published .02 is meant for width 768.
 _kernel_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
+
+
+Kernel = Literal["xla", "cudnn", "heads"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Compute:
 
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
-    attention: str = "xla"
+    attention: Kernel = "xla"
 
 
 class Attention(nn.Module):
@@ -54,20 +58,19 @@ class Attention(nn.Module):
         dtype = self.compute.dtype
         # One product for query, key and value; columns are q | k | v, each head-major, as in timm.
         qkv = per_token(nn.Dense(3 * width, dtype=dtype, kernel_init=_qkv_init, name="qkv"), x)
-        qkv = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2)
+        query, key, value = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2)
         weights = None
         if self.need_weights or self.compute.attention == "xla":
-            query, key, value = qkv
             weights = _attention_weights(query, key, key_valid)
             if self.need_weights:
                 weights = self.perturb("weights", weights)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value)
         elif self.compute.attention == "heads":
-            out = _attend_by_head(*qkv, key_valid)
+            out = _attend_by_head(query, key, value, key_valid)
         else:
             # cuDNN broadcasts over heads, but not over queries.
             mask = None if key_valid is None else key_valid[:, None, None, :].repeat(length, axis=2)
-            out = jax.nn.dot_product_attention(*qkv, mask=mask, implementation=self.compute.attention)
+            out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=self.compute.attention)
         project = nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="proj")
         return per_token(project, out.reshape(batch, length, width)), weights if self.need_weights else None
 
@@ -201,7 +204,7 @@ def run_blocks(
     )
     x, (states, weights) = stack(num_heads, mlp_ratio, compute, norm_epsilon, need_attention, name="blocks")(x, key_valid)
     intermediates = {f"block{index}": states[index] for index in range(depth)}
-    if need_attention:
+    if weights is not None:
         intermediates |= {f"attention{index}": weights[index] for index in range(depth)}
     return x, intermediates
 

@@ -64,10 +64,10 @@ class Weights:
         """Parameters of the model that ``kind`` and ``config`` stand for, as shapes."""
         log_mel = jnp.zeros((1, self.config.n_frames, self.config.n_mels))
         if self.kind == "ssast_pretrain":
-            model, inputs = SSAST(self.config), (log_mel, jnp.zeros((1, 1), jnp.int32))
+            init, inputs = SSAST(self.config).init, [log_mel, jnp.zeros((1, 1), jnp.int32)]
         else:
-            model, inputs = Classifier(self.config, len(self.params["head"]["bias"])), (log_mel,)
-        return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+            init, inputs = Classifier(self.config, len(self.params["head"]["bias"])).init, [log_mel]
+        return jax.eval_shape(init, jax.random.key(0), *inputs)["params"]
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -183,7 +183,7 @@ def _hf_config(weights: Weights) -> dict:
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # it is no dict
     except (SafetensorError, TypeError, OSError) as error:
         raise InputError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from error
 
