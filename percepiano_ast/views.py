@@ -22,7 +22,7 @@ from percepiano_ast.rating import Rater
 from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source, own_runs
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
-from percepiano_ast.training.stores import open_store
+from percepiano_ast.training.stores import open_bucket, open_store
 
 # What to look at beside the losses, by objective.
 _CURVES = {
@@ -121,7 +121,8 @@ def filled_in(run: Run) -> Figure | None:
     trained = pretraining.Pretraining(preset.model, preset.pretrain, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
     painted = pretraining.reconstruction(trained, tree["state"]["params"], codes)
-    return plots.masking(*(levels[0] for levels in painted), preset.front_end)
+    original, masked, filled = (levels[0] for levels in painted)
+    return plots.masking(original, masked, filled, preset.front_end)
 
 
 def heard(run: Run) -> Figure | None:
@@ -305,7 +306,7 @@ def _folds(run: Run) -> list[tuple[str, str, str]]:
     """Model, fold and place of all folds that were begun."""
     home = run.kept(run.root / "finetune")
     if "://" in home:  # buckets have no folders, only names of files
-        names = open_store(home).system.find(home)
+        names = open_bucket(home).system.find(home)
         found = {tuple(name.split("/finetune/")[1].split("/")[:2]) for name in names}
     else:
         found = {(path.parent.name, path.name) for path in Path(home).glob("*/fold_*")}
@@ -319,7 +320,7 @@ def _stat(file: str) -> tuple[int, datetime]:
         FileNotFoundError: it is not there.
     """
     if "://" in file:
-        known = open_store(file).system.info(file)
+        known = open_bucket(file).system.info(file)
         return known["size"], known["mtime"]
     known = Path(file).stat()
     return known.st_size, datetime.fromtimestamp(known.st_mtime, UTC)

@@ -23,7 +23,7 @@ are worth with a small encoder: nothing, for dimensions as hard to hear as these
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -33,11 +33,11 @@ from percepiano_ast.evaluation import own as evaluation
 from percepiano_ast.suite.rated import Rated, cross_validate
 from percepiano_ast.suite.rating import config_for
 from percepiano_ast.suite.run import Run, start_of
-from percepiano_ast.training.stores import open_store
+from percepiano_ast.training.stores import open_bucket
 
 HOME = "own"
 PROTOCOL = "content"
-FEW_SHOT = {
+FEW_SHOT: dict[str, Any] = {
     "strategy": "frozen", "head": "joint", "rating_scale": "dimension", "weighting": "equal", "weigh_by_raters": False,
     "hidden": 128, "weight_decay": 10.0, "learning_rate": 2e-3, "batch_size": 16, "epochs": 20, "protocol": PROTOCOL,
 }  # fmt: skip
@@ -81,7 +81,7 @@ def own_runs(run: Run) -> list[Run]:
     """All runs of ratings of one's own below this one."""
     home = run.kept(run.root / HOME)
     if "://" in home:  # buckets have no folders, only names of files
-        names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in open_store(home).system.find(home)}
+        names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in open_bucket(home).system.find(home)}
     else:
         names = {path.name for path in Path(home).glob("*") if path.is_dir()}
     return [own_run(run, f"{name}.csv") for name in sorted(names)]

@@ -20,6 +20,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -89,7 +90,7 @@ class Checkpoints:
         self.place, self.keep, self.log = place, keep, log
         self._scores: dict[str, float] = {}  # by stem, of all whose marker is there
         self._bad: set[str] = set()
-        self._courier = Courier(self._complain)
+        self._courier: Courier[parcels.Parcel] = Courier(self._complain)
         where = str(place) if "://" in str(place) else os.path.abspath(place)
         # Of what the next start of this process removes from the local disk.
         self._prefix = f"percepiano_ast-{hashlib.sha256(where.encode()).hexdigest()[:12]}-{jax.process_index()}-"
@@ -133,7 +134,7 @@ class Checkpoints:
             try:
                 description = parcels.describe(self.store, stem)
                 changed = difference({name: description.get(name) for name in settings or {}}, settings or {})
-                tree = None if changed else self._read(description, like)
+                tree = {} if changed else self._read(description, like)
             except (InputError, StoreFailed) as error:
                 self._bad.add(stem)
                 unread = unread or (error if isinstance(error, StoreFailed) and error.number != errno.ENOENT else None)
@@ -153,7 +154,7 @@ class Checkpoints:
 
     def _look(self) -> list[str]:
         """Stems of all that have a marker, oldest first."""
-        stems = sorted(parcels.stem_in(name) for name in self.store.names() if parcels.is_marker(name))
+        stems = parcels.whole_stems(self.store.names())
         self._scores = {stem: self._scores.get(stem, math.inf) for stem in stems}
         return stems
 
@@ -217,7 +218,7 @@ class Checkpoints:
             self.log(f"  checkpoints do not reach {self.place} ({trouble}): training goes on, the next one is tried now")
         if self._local is None:
             self._local = Path(tempfile.mkdtemp(prefix=self._prefix))
-        marker = {"step": step, "score": score if math.isfinite(score) else None}
+        marker: dict[str, Any] = {"step": step, "score": score if math.isfinite(score) else None}
         marker |= {"code_version": __version__, "dimensions": list(KEYS), **description}
         marker = json.loads(json.dumps(marker))  # as it is now: a history grows while it is written
         share = pieces.own_share(tree, self._copies)
@@ -229,12 +230,12 @@ class Checkpoints:
         Raises:
             StoreFailed: it did not get there; older ones are as they were.
         """
-        if self._courier.insist():
+        if self._courier.insist() or (late := self._courier.waiting) is None:
             return
         last = max(self._scores.keys() - self._bad, default="")
         before = f"the last that did is of step {parcels.step_of(last)}" if last else "none did"
         raise StoreFailed(
-            f"checkpoint of step {self._courier.waiting.marker['step']} did not reach {self.place} ({self._courier.trouble}); "
+            f"checkpoint of step {late.marker['step']} did not reach {self.place} ({self._courier.trouble}); "
             f"{before}. Mend that and run again: it continues from there"
         )
 
@@ -256,7 +257,7 @@ class Checkpoints:
             self._courier.trouble = None
         self._scores[stem] = _number(marker["score"])
         good = sorted(self._scores.keys() - self._bad)
-        best = min(reversed(good), key=self._scores.get)
+        best = min(reversed(good), key=self._scores.__getitem__)
         kept = {*good[-self.keep :], *([best] if math.isfinite(self._scores[best]) else [])}
         for old in sorted(self._scores.keys() - kept):
             # The marker first: what has none is litter, and what has one is whole.
@@ -285,7 +286,7 @@ def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
         StoreFailed: the place cannot be looked into.
     """
     store, found = open_store(place), []
-    for stem in sorted(parcels.stem_in(name) for name in store.names() if parcels.is_marker(name)):
+    for stem in parcels.whole_stems(store.names()):
         try:
             found.append(parcels.describe(store, stem))
         except InputError as error:

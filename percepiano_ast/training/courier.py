@@ -3,16 +3,18 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 SOON = 1.0  # seconds that a sender waits for the parcel before to arrive; afterwards only until it is packed
 LAST_WAITS = (0.0, 2.0, 10.0)  # seconds before each last attempt, when there is nothing else to do
 
 
 class Parcel(Protocol):
-    """What is sent. ``packed`` becomes true by `pack`, which frees the sender's memory."""
+    """What is sent."""
 
-    packed: bool
+    @property
+    def packed(self) -> bool:
+        """Whether `pack` has made it ready, which frees the sender's memory."""
 
     def pack(self) -> None:
         """Make it ready on the local disk; an OSError says that it cannot be now."""
@@ -24,7 +26,10 @@ class Parcel(Protocol):
         """Delete what is left of it on the local disk."""
 
 
-class Courier:
+Sent = TypeVar("Sent", bound=Parcel)
+
+
+class Courier(Generic[Sent]):
     """One parcel is packed at a time, and one is delivered; of those that wait for delivery only the newest is kept.
 
     Attributes:
@@ -34,11 +39,11 @@ class Courier:
 
     def __init__(self, complain: Callable[[OSError], None]):
         self.trouble: OSError | None = None
-        self.waiting: Parcel | None = None
+        self.waiting: Sent | None = None
         self._complain = complain
         self._changed = threading.Condition()
-        self._packing: Parcel | None = None
-        self._in_hand: Parcel | None = None  # being delivered
+        self._packing: Sent | None = None
+        self._in_hand: Sent | None = None  # being delivered
         self._taken = 0.0  # when that began
         self._fault: BaseException | None = None  # an error that is no disk's and no store's
 
@@ -62,7 +67,7 @@ class Courier:
                 self.waiting = None  # overtaken: its memory is needed
         self._raise_fault()
 
-    def send(self, parcel: Parcel) -> None:
+    def send(self, parcel: Sent) -> None:
         """Pack and deliver; returns at once. Call `wait_for_turn` first."""
         with self._changed:
             self._packing = parcel
@@ -91,7 +96,7 @@ class Courier:
         if self._fault is not None:
             raise self._fault
 
-    def _bring(self, parcel: Parcel) -> None:
+    def _bring(self, parcel: Sent) -> None:
         if not parcel.packed:
             self._attempt(parcel.pack)
         with self._changed:

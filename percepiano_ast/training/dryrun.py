@@ -221,6 +221,7 @@ def _compile_here(preset: Preset, place: Target) -> dict:
     start = time.perf_counter()
     compiled = run.step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
+    assert memory is not None  # the compilers for CPU, GPU and TPU all tell
     return {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, Statistic
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.finetune_config import POOLINGS
 from percepiano_ast.models.encoders import Geometry
-from percepiano_ast.models.heads import Rater, combine_moments, moments_to_embedding
+from percepiano_ast.models.heads import Moments, Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import losses, strategies
 from percepiano_ast.training.state import TrainState, compute_for, make_optimizer, normalise, train_step
 
@@ -47,8 +48,13 @@ class Finetuning:
     def module(self) -> Rater:
         """The Flax module, computing in the hardware's type."""
         compute, config = compute_for(self.execution, jax.devices()[0]), self.config
-        options = {"hidden": config.hidden, "dropout": config.dropout, "kind": config.head, "pooling": config.pooling}
-        options |= {"uncertain": config.predict_uncertainty, "questionnaire": self.questionnaire, "beside": self.beside}
+        options: dict[str, Any] = {"hidden": config.hidden, "dropout": config.dropout, "kind": config.head}
+        options |= {
+            "pooling": config.pooling,
+            "uncertain": config.predict_uncertainty,
+            "questionnaire": self.questionnaire,
+            "beside": self.beside,
+        }
         return Rater(self.model, compute, **options)
 
     @functools.cached_property
@@ -74,20 +80,25 @@ class Finetuning:
         make = jax.jit(functools.partial(self.module.init, method=Rater.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
-    def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> tuple[jax.Array, ...]:
+    def apply(self, params: dict, *inputs: jax.Array, **options: Any) -> Any:
+        """What a method of the module gives, of which Flax's annotations do not know the type."""
+        return self.module.apply({"params": params}, *inputs, **options)
+
+    def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> Moments:
         """Pooling moments of windows: uint8 (B, T, F), real frames (B,) -> see ``heads.pool_moments``."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
-        return self.module.apply({"params": params}, log_mel, valid, method=Rater.embed)
+        return self.apply(params, log_mel, valid, method=Rater.embed)
 
     def embed(self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int) -> np.ndarray:
         """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and deviation over time for each band."""
-        total = None
+        total: Moments | None = None
         for batch in windows:
             moments = _moments(self, {"encoder": params["encoder"]}, batch["codes"], batch["n_valid"])
             # Windows that only fill the last batch carry the clip number -1: they go to a clip of their own.
             by_clip = combine_moments(moments, jnp.where(batch["clip"] < 0, n_clips, batch["clip"]), n_clips + 1)
             total = by_clip if total is None else jax.tree.map(jnp.add, total, by_clip)
+        assert total is not None  # every clip has a window
         return np.asarray(moments_to_embedding(*total))[:n_clips]
 
     def rate(self, params: dict, scaler: "Scaler", embeddings: np.ndarray) -> np.ndarray:
@@ -110,8 +121,8 @@ class Finetuning:
         """
         params = strategies.join(self.config, encoder, trained)
         embeddings = batch["embeddings"] if "embeddings" in batch else self._of_windows(params, batch)
-        rated, log_variance = self.module.apply(
-            {"params": {"head": params["head"]}},
+        rated, log_variance = self.apply(
+            {"head": params["head"]},
             scaler.apply(embeddings),
             deterministic=False,
             method=Rater.distribution,
@@ -136,7 +147,7 @@ _moments = jax.jit(Finetuning.moments, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def _distribution(run: Finetuning, head: dict, scaler: "Scaler", embeddings: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    return run.module.apply({"params": {"head": head}}, scaler.apply(embeddings), method=Rater.distribution)
+    return run.apply({"head": head}, scaler.apply(embeddings), method=Rater.distribution)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

@@ -30,7 +30,7 @@ def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
 def _heard_flops(model: ModelConfig, config: PretrainConfig) -> float:
     """Forward FLOPs of hearing one window; what describes it is next to nothing."""
     patches, steps = model.num_patches, transcription.steps_of(model) * model.grid[1]
-    forward = 2 * patches * model.patch_dim * model.width
+    forward: float = 2 * patches * model.patch_dim * model.width
     forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + patches)
     outputs = len(transcription.ROLLS) * KEYS + len(transcription.PEDALS)
     return forward + 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
@@ -40,7 +40,7 @@ def _masked_flops(model: ModelConfig, config: PretrainConfig) -> float:
     """Forward FLOPs of guessing the masked patches of one window."""
     masked, patches = config.num_masked(model), model.num_patches
     seen = patches - masked if config.decoder_depth else patches
-    forward = 2 * seen * model.patch_dim * model.width
+    forward: float = 2 * seen * model.patch_dim * model.width
     forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + seen)
     width = model.width
     if config.decoder_depth:

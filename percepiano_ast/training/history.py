@@ -8,8 +8,9 @@ import csv
 import importlib.util
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from percepiano_ast.training import stores
 from percepiano_ast.training.courier import Courier
@@ -17,7 +18,7 @@ from percepiano_ast.training.courier import Courier
 FLUSH_SECONDS = 10.0
 
 
-def as_csv(rows: list[dict]) -> bytes:
+def as_csv(rows: Sequence[dict]) -> bytes:
     """``rows``, all with the same keys, as the content of a CSV file."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0].keys())
@@ -34,13 +35,13 @@ class Record:
         board: keep TensorBoard's files too, if tensorboard is installed.
     """
 
-    def __init__(self, directory: Path, log: Callable[[str], None], steps: list[dict] = (), *, board: bool = False):
+    def __init__(self, directory: Path, log: Callable[[str], None], steps: Sequence[dict] = (), *, board: bool = False):
         self.steps = list(steps)
         self._store, self._log = stores.Folder(directory), log
-        self._courier = Courier(self._complain)
+        self._courier: Courier[_Page] = Courier(self._complain)
         self._sent = time.monotonic()
-        board = board and importlib.util.find_spec("tensorboard")
-        self._board = _Board(directory / "tensorboard", self.steps) if board else None
+        shown = board and importlib.util.find_spec("tensorboard") is not None
+        self._board = _Board(directory / "tensorboard", self.steps) if shown else None
 
     def add(self, row: dict) -> None:
         """Note one row of ``steps.csv``, whose first column is ``step``; it is on disk some seconds later."""
@@ -48,7 +49,7 @@ class Record:
         if time.monotonic() - self._sent > FLUSH_SECONDS:
             self.send()
 
-    def send(self, history: list[dict] = ()) -> None:
+    def send(self, history: Sequence[dict] = ()) -> None:
         """Have all that is known written; returns at once. A failure is logged, and tried again with the next call."""
         self._sent = time.monotonic()
         tables = {"history.csv": history, "steps.csv": self.steps}
@@ -84,11 +85,12 @@ class _Page:
         """Write the files."""
         for name, content in self._files.items():
             self._store.write(name, content)
-        if self._board and not self._board.failed:
+        board = self._board
+        if board and not board.failed:
             try:
-                stores.watched(lambda beat: self._board.write(self._steps), self._store.patience)
+                stores.watched(lambda beat: board.write(self._steps), self._store.patience)
             except OSError:
-                self._board.failed = True
+                board.failed = True
                 raise
 
     def discard(self) -> None:
@@ -103,7 +105,8 @@ class _Board:
     """
 
     def __init__(self, directory: Path, steps: list[dict]):
-        self._directory, self._writer, self.failed = directory, None, False
+        self._directory, self.failed = directory, False
+        self._writer: Any = None  # tensorboard may be missing, with its types
         self._last = steps[-1]["step"] if steps else 0
 
     def write(self, steps: list[dict]) -> None:

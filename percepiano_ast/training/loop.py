@@ -57,7 +57,7 @@ class Loop:
     def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
         """All epochs that are left; returns the whole history."""
         run, epochs = self.run, self.run.config.epochs
-        run.step  # divides the batch, or says that it cannot, before anything is waited for
+        _ = run.step  # divides the batch, or says that it cannot, before anything is waited for
         state, done = self._resume()
         parameters, precision = count_parameters(state.params), jnp.dtype(run.module.compute.dtype).name
         self.log(
@@ -120,9 +120,8 @@ class Loop:
             batch = next(stream)
             self.waited += time.monotonic() - asked
             placed = self.run.put(batch)
-            if self.step is None:
-                self._compile(state, placed)
-            state, metrics = self.step(state, placed)
+            step = self.step or self._compile(state, placed)
+            state, metrics = step(state, placed)
             self.unseen.append((batch["clip"], metrics))
             if number % LOOK_EVERY == 0 or number == end:
                 self.looks.append(self._look(state, number))
@@ -134,12 +133,13 @@ class Loop:
         means["skipped"] = round(means["skipped"] * steps)
         return state, means
 
-    def _compile(self, state: TrainState, batch: dict) -> None:
+    def _compile(self, state: TrainState, batch: dict) -> Callable:
         """Apart from the first step, whose speed would otherwise be that of the compiler."""
         start = time.monotonic()
-        self.step = self.run.step.lower(state, batch).compile()
+        self.step = step = self.run.step.lower(state, batch).compile()
         self.looked, self.waited = time.monotonic(), 0.0
         self.log(f"  the step was compiled in {self.looked - start:.0f} s")
+        return step
 
     def _look(self, state: TrainState, last: int) -> dict:
         """Wait for the steps up to ``last``, check them, and note their means."""
@@ -174,8 +174,8 @@ class Loop:
         shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
         raise FloatingPointError(
             f"the loss is {metrics['loss']:.4g}, the gradient's norm {metrics['gradient_norm']:.4g} and the update's "
-            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state before it, after {good} steps, is kept in {home}. Lower the learning rate, or look at "
-            "those clips"
+            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state before it, after {good} steps, is "
+            f"kept in {home}. Lower the learning rate, or look at those clips"
         )
 
 

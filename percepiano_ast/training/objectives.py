@@ -8,6 +8,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from percepiano_ast.config import ModelConfig, PretrainConfig, choose
 from percepiano_ast.models import heard, ssast, transcription
@@ -23,6 +24,10 @@ class Objective(Protocol):
     """
 
     names: tuple[str, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        """The Flax module; of the joint one the SSAST."""
 
     def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
         """Parameters, from one window (1, T, F)."""

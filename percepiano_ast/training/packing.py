@@ -98,7 +98,7 @@ def pack(tree: dict, archive: Path) -> list[dict]:
             raise OSError(str(error).partition(" [")[0]) from error
         raise
     manifest = []
-    with tarfile.open(archive, "w", copybufsize=_BLOCK) as target:
+    with tarfile.open(archive, "w", copybufsize=_BLOCK) as target:  # type: ignore[call-overload]  # typeshed lacks copybufsize
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             member = tarfile.TarInfo(f"{_FOLDER}/{path.relative_to(folder).as_posix()}")
             member.size = path.stat().st_size
@@ -152,7 +152,9 @@ def _admitted(manifest: list[dict]) -> dict[str, dict]:
 def _extract(source: tarfile.TarFile, member: tarfile.TarInfo, entry: dict, folder: Path) -> None:
     path, digest = folder / member.name, hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with source.extractfile(member) as content, path.open("xb") as target:
+    content = source.extractfile(member)
+    assert content is not None  # of a plain file, as `unpack` has seen
+    with content, path.open("xb") as target:
         while block := content.read(_BLOCK):
             digest.update(block)
             target.write(block)

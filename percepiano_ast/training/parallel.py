@@ -8,6 +8,7 @@ import dataclasses
 import os
 import urllib.request
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -87,7 +88,8 @@ def initialize() -> None:
     if jax.distributed.is_initialized() or not environment_is_distributed():
         return
     numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    jax.distributed.initialize(**{what: _number(name) for what, name in numbers.items() if name in os.environ})
+    given: dict[str, Any] = {what: _number(name) for what, name in numbers.items() if name in os.environ}
+    jax.distributed.initialize(**given)
 
 
 def is_lead() -> bool:

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +36,9 @@ def stem_of(step: int, run: str) -> str:
 
 def step_of(stem: str) -> int:
     """The step that a checkpoint is of."""
-    return int(_NAME.fullmatch(f"{stem}.json")[2])
+    found = _NAME.fullmatch(f"{stem}.json")
+    assert found, f"{stem!r} is no stem"
+    return int(found[2])
 
 
 def probe_name(run: str) -> str:
@@ -53,7 +55,12 @@ def stem_in(name: str) -> str | None:
 def is_marker(name: str) -> bool:
     """Whether a name is that of a marker, written to the end."""
     found = _NAME.fullmatch(name)
-    return bool(found) and found[4] == "json" and not found[3] and not found[5]
+    return found is not None and found[4] == "json" and not found[3] and not found[5]
+
+
+def whole_stems(names: Iterable[str]) -> list[str]:
+    """Stems, in order, of the checkpoints whose marker is among the names of files: they are whole."""
+    return sorted(stem for name in names if is_marker(name) and (stem := stem_in(name)))
 
 
 def _checksum(description: dict) -> str:

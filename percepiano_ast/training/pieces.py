@@ -6,6 +6,7 @@ name of where a piece starts: ``at_0_128`` is the one whose first element is ``[
 
 import math
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -56,7 +57,7 @@ def join(shares: list):
     """
     if len(shares) == 1:
         return shares[0]
-    full = [share for share in shares if isinstance(share, np.ndarray) or share]  # who holds nothing of it says nothing
+    full: list[Any] = [share for share in shares if isinstance(share, np.ndarray) or share]  # who holds nothing of it says nothing
     if not full or isinstance(full[0], np.ndarray):
         return (full or shares)[0]
     if all(_is_cut(share) for share in full):

@@ -116,8 +116,10 @@ class Pretraining:
         return drawn | {"augment": augment.draw(jax.random.fold_in(rng, _OTHER_STREAM), batch)} if self.config.augment else drawn
 
     @functools.cached_property
-    def step(self) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-        """Jitted training step; the state that goes in is donated. Step k draws from ``fold_in(key, k)``.
+    def step(self) -> jax.stages.Wrapped:
+        """Jitted training step, (state, batch) -> (state, metrics); the state that goes in is donated.
+
+        Step k draws from ``fold_in(key, k)``.
 
         The batch is a dict without its ``clip``.
 
@@ -169,10 +171,12 @@ class Pretraining:
         """
         # What is drawn is the same every time, and nothing of training's.
         key = jax.random.fold_in(jax.random.key(self.config.seed), _OTHER_STREAM)
-        total, count = collections.Counter(), 0
+        total: dict[str, float] = collections.defaultdict(float)
+        count = 0
         for count, batch in enumerate(batches, 1):
             part = self.measure(params, self.put(batch), jax.random.fold_in(key, count - 1))
-            total.update({name: float(value) for name, value in part.items()})
+            for name, value in part.items():
+                total[name] += float(value)
         if not count:
             raise InputError("the validation split does not fill one batch; choose a smaller batch size")
         return {f"validation_{name}": value for name, value in self.objective.scores(total, count).items()}

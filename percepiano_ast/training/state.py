@@ -1,6 +1,7 @@
 """Training state, optimisers, precision, and the step that all training shares: accumulate, check, update."""
 
 from collections.abc import Callable
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 from flax import struct
 
 from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, InputError, PretrainConfig, Statistics
-from percepiano_ast.models.transformer import Compute
+from percepiano_ast.models.transformer import Compute, Kernel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -63,7 +64,7 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
             f"attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not {device.device_kind} in {precision}; "
             "choose 'xla' or 'auto'"
         )
-    return Compute(DTYPES[precision], execution.remat, attention)
+    return Compute(DTYPES[precision], execution.remat, cast(Kernel, attention))
 
 
 def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> jax.Array:

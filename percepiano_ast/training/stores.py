@@ -4,6 +4,7 @@ Whatever a place does, training must go on: every operation has a time limit wit
 fails with one exception that carries the system's words. What is written is read back and compared before it counts.
 """
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -13,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from percepiano_ast.config import InputError
 
@@ -58,7 +59,8 @@ def watched(work: Callable[[Beat], object], patience: float):
 
     The thread of a system call that never returns cannot be ended; it is left behind.
     """
-    outcome, alive, over = {}, [time.monotonic()], threading.Event()
+    alive, over = [time.monotonic()], threading.Event()
+    outcome: dict[str, Any] = {}
 
     def beat() -> None:
         alive[0] = time.monotonic()
@@ -242,10 +244,8 @@ class Folder(Store):
             raise
 
     def _discard(self, partial: Path) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the place is failing; what remains is removed by the next start
             self._remove(partial.name, True)
-        except OSError:
-            pass  # the place is failing; what remains is removed by the next start
 
     def _open(self, name: str) -> BinaryIO:
         return (self.folder / name).open("rb")
@@ -305,10 +305,8 @@ class Bucket(Store):
         return [entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file"]
 
     def _remove(self, name: str, emptied: bool) -> None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             self.system.rm_file(self.path_of(name))
-        except FileNotFoundError:
-            pass
 
 
 def open_store(place: str | Path) -> Store:
@@ -317,9 +315,16 @@ def open_store(place: str | Path) -> Store:
     Raises:
         InputError: another kind of address, or gcsfs is missing.
     """
-    scheme, there, rest = str(place).partition("://")
-    if not there:
-        return Folder(Path(place))
+    return open_bucket(str(place)) if "://" in str(place) else Folder(Path(place))
+
+
+def open_bucket(address: str) -> Bucket:
+    """The store at a ``gs://`` address; nothing is asked of it yet.
+
+    Raises:
+        InputError: another kind of address, or gcsfs is missing.
+    """
+    scheme, _, rest = address.partition("://")
     if scheme != "gs" or not rest.strip("/"):
-        raise InputError(f"cannot keep checkpoints at {place}: give a folder, or gs://BUCKET/PREFIX")
-    return Bucket(str(place))
+        raise InputError(f"cannot keep checkpoints at {address}: give a folder, or gs://BUCKET/PREFIX")
+    return Bucket(address)
