@@ -8,7 +8,7 @@ import functools
 import hashlib
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -114,7 +114,7 @@ def _key(modules: list, more: bytes = b"") -> bytes:
     return content.digest()
 
 
-def _table(path, files: dict[str, tuple[Path, ...]], hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
+def _table(path, files: Mapping[str, tuple[Path, ...]], hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
     """The rows kept in ``path`` that are still valid, and the others made anew."""
     keys = {clip: hashlib.sha256(b"".join([key, *(one.read_bytes() for one in given)])).hexdigest()[:16]
             for clip, given in files.items()}  # fmt: skip
@@ -124,7 +124,7 @@ def _table(path, files: dict[str, tuple[Path, ...]], hear, names, key: bytes, wo
     if todo:
         log(f"{path.stem}: {len(names)} statistics of {len(todo):,} clips ({len(rows):,} were there already)")
         saved = started = time.monotonic()
-        for count, clip in enumerate(_made(todo, files, hear, names, rows, workers), 1):
+        for count, _ in enumerate(_made(todo, files, hear, names, rows, workers), 1):
             if (now := time.monotonic()) - saved > _EVERY or count == len(todo):
                 saved = now
                 _save(path, rows, keys, names)
@@ -156,7 +156,7 @@ def _save(path: Path, rows: dict[str, tuple], keys: dict[str, str], names: tuple
     partial.replace(path)
 
 
-def _made(todo: list[str], files: dict[str, tuple[Path, ...]], hear: Callable, names, rows: dict[str, tuple], workers: int):
+def _made(todo: list[str], files: Mapping[str, tuple[Path, ...]], hear: Callable, names, rows: dict[str, tuple], workers: int):
     """Fill ``rows``; yields each clip when it is done."""
     columns = list(zip(*(files[clip] for clip in todo), strict=True))
     if len(todo) <= _FEW or workers == 1:

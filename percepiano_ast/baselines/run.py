@@ -17,7 +17,7 @@ from percepiano_ast.evaluation import table
 from percepiano_ast.models import baselines as networks
 
 STATISTICS = ("audio-stats", "midi-stats", "midi-stats+score")
-NETWORKS = {"mlp": networks.fit_mlp, "mlp-single": networks.fit_single_tasks}
+NETWORKS: dict[str, Callable] = {"mlp": networks.fit_mlp, "mlp-single": networks.fit_single_tasks}
 BASELINES = (*identity.BASELINES, *STATISTICS, *NETWORKS)
 
 
@@ -91,7 +91,7 @@ def fold_by_fold(baseline: str, data: Renderings, seed: int, log: Callable[[str]
     Returns:
         model -> (n, 19), NaN outside the folds; a statistics baseline is several models, see `baselines`.
     """
-    rated = {}
+    rated: dict[str, np.ndarray] = {}
     for number in sorted(set(data.folds[data.folds >= 0].tolist())):
         train, test = (data.folds != number) & (data.folds >= 0), data.folds == number
         log(f"fold {number}: {train.sum():,} renderings to train on, {test.sum():,} held out")
@@ -121,9 +121,13 @@ def floor(
         model -> clips (m,), ratings (m, 19) and predictions (m, 19). An identity baseline that the folds leave nothing to
         know is left out; the log says why.
     """
+
+    def log_of(name: str) -> Callable[[str], None]:
+        return lambda line: log(f"{name}, {line}")
+
     made = {}
     for name in ("mlp", "audio-stats"):
-        rated = fold_by_fold(name, data, seed, lambda line, name=name: log(f"{name}, {line}"))
+        rated = fold_by_fold(name, data, seed, log_of(name))
         made[name] = (clips, data.ratings, rated[name])
     names, first = np.unique(clips, return_index=True)
     facts, ratings = index.set_index("clip").loc[names].reset_index(), data.ratings[first].astype(float)

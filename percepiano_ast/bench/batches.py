@@ -96,7 +96,7 @@ def _write(directory: Path) -> None:
     items = [shards.Item(key, "train", {"recording": key, **fields}, front_end.seconds(FRAMES)) for key in keys]
     job = Job(maestro.MaestroLogMel, _piano, directory, front_end)
     contents = build.Contents(items, {}, {}, statistics_of="train", description={"simulated": True})
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     build.build(job, contents, build.Work(workers=workers, log=lambda line: None))
 
 

@@ -183,10 +183,12 @@ def _resume(directory: str, started: float) -> None:
     """Go on from the checkpoint there as a training does; ``started`` is when this process was asked for."""
     times = {"imports": time.time()}
     training = _Training()
-    tree, _ = Checkpoints(Path(directory, "ours"), log=_complain).load({"state": training.run.abstract_state})
+    found = Checkpoints(Path(directory, "ours"), log=_complain).load({"state": training.run.abstract_state})
+    assert found is not None, "the process that asked has left no checkpoint"
+    tree, _ = found
     times["load"] = time.time()
     training.state = training.run.layout.put_state(tree["state"])
-    del tree
+    del tree, found
     jax.block_until_ready(training.state)
     times["to_device"] = time.time()
     compiled = training.run.step.lower(training.state, training.batch).compile()

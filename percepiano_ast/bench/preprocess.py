@@ -108,6 +108,9 @@ def _all(pool) -> None:
         pass
 
 
+_kept: tuple[bytes, FrontEnd]  # of a worker, set when it starts
+
+
 def _keep(content: bytes, front_end: FrontEnd) -> None:
     global _kept
     _kept = content, front_end

@@ -51,7 +51,7 @@ def _against_torch() -> Iterator[dict]:
     from percepiano_ast.bench import torch_ssast  # here: only this benchmark needs PyTorch
 
     geometry = PRESETS["base"].model
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     peer = torch_ssast.Peer(geometry, _config("ssast", CPU_BATCH), threads)
     runs = [step_function(geometry, _config(form, CPU_BATCH), Execution()) for form in FORMS]
     theirs, *ours = medians(peer.step, *(step for _, step in runs), runs=CPU_RUNS)
@@ -78,12 +78,17 @@ def _on_accelerator() -> Iterator[dict]:
 
 def _largest(geometry: ModelConfig, form: str) -> tuple[Pretraining, Callable[[], None]]:
     """The largest batch whose step fits into the device's memory, without recomputing."""
-    for batch in ACCELERATOR_BATCHES:
+
+    def tried(batch: int) -> tuple[Pretraining, Callable[[], None]]:
+        run, step = step_function(geometry, _config(form, batch), Execution())
+        step()
+        return run, step
+
+    *larger, smallest = ACCELERATOR_BATCHES
+    for batch in larger:
         try:
-            run, step = step_function(geometry, _config(form, batch), Execution())
-            step()
+            return tried(batch)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or batch == ACCELERATOR_BATCHES[-1]:
+            if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-        else:
-            return run, step
+    return tried(smallest)

@@ -9,7 +9,7 @@ RUNS = 7
 
 def medians(*functions: Callable[[], object], runs: int = RUNS) -> list[float]:
     """Median seconds of each of ``functions``, run in turn after a warm-up."""
-    times = [[] for _ in functions]
+    times: list[list[float]] = [[] for _ in functions]
     for function in functions:
         function()
     for _ in range(runs):

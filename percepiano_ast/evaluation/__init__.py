@@ -68,7 +68,7 @@ def remarks(predictions: pd.DataFrame, index: pd.DataFrame, values: pd.DataFrame
     Runs of one fold, segments too small to tell playing apart, predictions that do not vary; ``values`` is the table
     ``metrics``.
     """
-    said = {}
+    said: dict[str, list[str]] = {}
     for run in runs(predictions, index):
         lines = _small_segments(run)
         if len(folds := np.unique(run.fold)) == 1:

@@ -96,7 +96,8 @@ def _mean(sums: np.ndarray) -> np.ndarray:
 
 def _gaps(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Content group and, for rating and prediction, human minus deadpan mean (19,) of each segment that has both."""
-    groups, gaps = [], {"rating": [], "prediction": []}
+    groups = []
+    gaps: dict[str, list[np.ndarray]] = {"rating": [], "prediction": []}
     for segment in np.unique(run.segment):
         human, other = (run.take((run.segment == segment) & chosen) for chosen in (run.human, ~run.human))
         if len(human.clip) and len(other.clip):

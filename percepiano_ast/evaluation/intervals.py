@@ -84,7 +84,8 @@ def spread(values: np.ndarray, tails: float = 3.0) -> tuple[np.ndarray, np.ndarr
     """
     groups = len(values) - 1
     if groups < 2:
-        return np.full((2, values.shape[1]), np.nan)
+        nothing = np.full(values.shape[1], np.nan)
+        return nothing, nothing.copy()
     squares = (values[1:] - values[1:].mean(axis=0)) ** 2
     squares[:, ~np.isfinite(values).all(axis=0)] = np.nan
     total, fourth = squares.sum(axis=0), (squares**2).sum(axis=0)

@@ -46,9 +46,10 @@ def _run(predictions: pd.DataFrame, index: pd.DataFrame) -> tuple[Run, list[str]
     rating, prediction = (wide[name][names].to_numpy(float) for name in ("rating", "prediction"))
     fold = predictions.groupby("clip")["fold"].first().loc[facts.index].to_numpy()
     model, protocol, seed = predictions[["model", "protocol", "seed"]].iloc[0]
-    groups = (facts[name].to_numpy() for name in ("segment", "content_group", "human"))
+    segment, group, human = (facts[name].to_numpy() for name in ("segment", "content_group", "human"))
+    clips = facts.index.to_numpy()
     nothing = np.full_like(rating, np.nan)
-    return Run(model, protocol, int(seed), facts.index.to_numpy(), *groups, fold, rating, prediction, nothing), names
+    return Run(model, protocol, int(seed), clips, segment, group, human, fold, rating, prediction, nothing), names
 
 
 def _pearson(run: Run, scope: str) -> intervals.Estimate:

@@ -148,7 +148,7 @@ def split_half(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLI
     table = np.concatenate([np.where(given, values, 0), given], axis=1)
     adder = sparse.csr_array((np.ones(len(clip)), (clip, np.arange(len(clip)))), shape=(len(clips), len(clip)))
     total, rng = adder @ table, np.random.default_rng(seed)
-    sums = dict.fromkeys(SCOPES, 0.0)
+    sums: dict[str, np.ndarray | float] = dict.fromkeys(SCOPES, 0.0)
     for _ in range(n_splits):
         one = adder @ (table * _dealt(pair[0], rng)[pair_of.ravel()][:, None])
         halves = [part[:, : len(KEYS)] / np.where(part[:, len(KEYS) :] > 0, part[:, len(KEYS) :], np.nan)
@@ -183,20 +183,19 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
     Raises:
         InputError: the file is missing, lacks a dimension or a scope, or holds a value outside 0 to 1.
     """
-    if path is None:
-        if not set(index["clip"]) <= set(load_index()["clip"]):
-            return None
-        path = resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv"
-    table = read_csv(path, "noise ceiling")
+    if path is None and not set(index["clip"]) <= set(load_index()["clip"]):
+        return None
+    source = resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv" if path is None else path
+    table = read_csv(source, "noise ceiling")
     scopes = [scope for scope in SCOPES if scope in table.columns]
     if "dimension" not in table.columns or not scopes or set(KEYS) - set(table["dimension"]):
         raise InputError(
-            f"noise ceiling {path} lacks dimension, a scope ({', '.join(SCOPES)}) or a row of the 19 "
+            f"noise ceiling {source} lacks dimension, a scope ({', '.join(SCOPES)}) or a row of the 19 "
             "dimensions; write it with `python -m percepiano_ast reliability`."
         )
     table = table.set_index("dimension").loc[list(KEYS), scopes].apply(pd.to_numeric, errors="coerce")
     if not table.apply(lambda column: column.between(0, 1)).all(axis=None):
-        raise InputError(f"noise ceiling {path} holds a value that is not from 0 to 1; it is a correlation.")
+        raise InputError(f"noise ceiling {source} holds a value that is not from 0 to 1; it is a correlation.")
     return table
 
 

@@ -81,7 +81,7 @@ def _compare(a: list[Run], b: list[Run], scope: str, names) -> pd.DataFrame:
 
 def _by_model(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
     """(model, protocol) -> its runs, a seed each."""
-    found = {}
+    found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         found.setdefault(run.name[:2], []).append(run)
     return found

@@ -140,9 +140,10 @@ def _compare(a: Run, b: Run, scope: str, n_permutations: int, seed: int, names) 
     swaps, complete = exchanges(groups, n_permutations, seed)
     tables = []
     for name in names:
-        pair = sums[metrics.kind_of(name)]
-        numbers = difference(*(metrics.from_sums(name, intervals.leave_one_out(one)) for one in pair), name)
-        p = permutation_p(*pair, name, swaps, complete) if groups > 1 else np.full(len(ROWS), np.nan)
+        of_a, of_b = sums[metrics.kind_of(name)]
+        values_a, values_b = (metrics.from_sums(name, intervals.leave_one_out(one)) for one in (of_a, of_b))
+        numbers = difference(values_a, values_b, name)
+        p = permutation_p(of_a, of_b, name, swaps, complete) if groups > 1 else np.full(len(ROWS), np.nan)
         corrected = np.concatenate([holm(p[: len(KEYS)]), p[len(KEYS) :]])
         facts = {"model_a": a.model, "model_b": b.model, "protocol": a.protocol, "seed": a.seed, "scope": scope}
         facts |= {"metric": name, "dimension": ROWS, "p": p, "p_holm": corrected}

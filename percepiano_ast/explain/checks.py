@@ -80,7 +80,9 @@ def _deletion(explainer: Explainer, explanations: list[Explanation], rng: np.ran
     size = explainer.models[0].run.model.patch_size
     recording = explanations[0].recording
     shape = cells(recording.level, size).shape
-    orders = [("random", None, rng.permutation(shape[0] * shape[1])) for _ in range(ORDERS)]
+    orders: list[tuple[str, str | None, np.ndarray]] = [
+        ("random", None, rng.permutation(shape[0] * shape[1])) for _ in range(ORDERS)
+    ]
     for explanation in explanations:
         towards = 1 if explanation.rating >= explanation.baseline else -1
         for method, values in explanation.maps.items():
@@ -182,12 +184,12 @@ def _verdicts(deletion: pd.DataFrame, randomisation: pd.DataFrame, seed: int) ->
     both = areas(deletion)[["most relevant first"]].assign(random=areas(deletion, "size")["random"])
     for (dimension, method), part in both.groupby(["dimension", "method"]):
         most, random = part["most relevant first"].to_numpy(), part["random"].to_numpy()
-        value, low, high = _interval(lambda rows: _ratio(most[rows], random[rows]), len(part), seed)
+        value, low, high = _interval(_ratio, (most, random), seed)
         facts = {"dimension": dimension, "check": "deletion", "method": method, "value": value, "low": low, "high": high}
         rows.append({**facts, "recordings": len(part), "sentence": deletion_verdict(value, low, high, len(part))})
     for dimension, part in randomisation[randomisation["stage"] == "everything"].groupby("dimension"):
         like = part["spearman"].to_numpy()
-        value, low, high = _interval(lambda rows: float(like[rows].mean()), len(part), seed)
+        value, low, high = _interval(np.mean, (like,), seed)
         facts = {"dimension": dimension, "check": "randomisation", "method": "gradients", "value": value}
         facts |= {"low": low, "high": high, "recordings": len(part)}
         rows.append({**facts, "sentence": randomisation_verdict(value, low, high, len(part))})
@@ -201,13 +203,14 @@ def _ratio(most: np.ndarray, random: np.ndarray) -> float:
     return float(most.sum() / random.sum()) if random.sum() > 0 else 1.0
 
 
-def _interval(statistic, n: int, seed: int) -> tuple[float, float, float]:
-    """Value and percentile bootstrap interval over ``n`` recordings; no interval for one."""
-    value = statistic(np.arange(n))
+def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[float, float, float]:
+    """Value and percentile bootstrap interval of ``statistic(*columns)`` over recordings, (n,) each; no interval for one."""
+    value, n = float(statistic(*columns)), len(columns[0])
     if n < 2:
         return value, np.nan, np.nan
     rng = np.random.default_rng([seed, n])
-    drawn = [statistic(rng.integers(n, size=n)) for _ in range(_RESAMPLES)]
+    draws = (rng.integers(n, size=n) for _ in range(_RESAMPLES))
+    drawn = [float(statistic(*(column[rows] for column in columns))) for rows in draws]
     return value, *np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
 

@@ -134,7 +134,7 @@ class Explanation:
         first = round(start * rate)
         piece = wave[first : min(round(stop * rate), len(wave))].copy()
         fade = min(round(FADE * rate), len(piece) // 2)
-        slope = np.float32(0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / max(fade, 1)))
+        slope = (0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / max(fade, 1))).astype(np.float32)
         piece[:fade] *= slope
         piece[len(piece) - fade :] *= slope[::-1]
         return Excerpt(start, (first + len(piece)) / rate, piece, contribution)
@@ -232,9 +232,9 @@ class Explainer:
         while True:
             found = []
             for model in self.models:
-                asked, where = self._asked(model, level, chosen)
+                (listener, params, clip), where = self._asked(model, level, chosen)
                 silent = _heard(model, baseline)
-                found.append(attribution.integrated_gradients(*asked, silent, **where, steps=steps))
+                found.append(attribution.integrated_gradients(listener, params, clip, silent, **where, steps=steps))
             gap = np.mean([one.gap for one in found], axis=0)
             if np.abs(gap).max() <= TOLERANCE or 2 * steps > self.most_steps:
                 return found
@@ -286,10 +286,11 @@ def listener(run: Finetuning) -> attribution.Listener:
     Raises:
         InputError: a model without attention.
     """
-    if not isinstance(run.model, ModelConfig):
-        raise InputError(f"{run.model.name} has no attention to explain its ratings by; choose an ast-* model")
+    model = run.model
+    if not isinstance(model, ModelConfig):
+        raise InputError(f"{model.name} has no attention to explain its ratings by; choose an ast-* model")
     run = dataclasses.replace(run, execution=Execution(precision="float32", attention="xla"))
-    module, depth = run.module, run.model.depth
+    module, depth = run.module, model.depth
 
     def embed(params, log_mel, valid):
         return module.apply({"params": params["params"]}, log_mel, valid, method=RaterModule.embed)
@@ -305,4 +306,4 @@ def listener(run: Finetuning) -> attribution.Listener:
         sums, states = module.apply(variables, log_mel, valid, method=RaterModule.attend)
         return sums, jnp.stack([states[f"attention{layer}"] for layer in range(depth)]), states["patch_valid"]
 
-    return attribution.Listener(embed, rate, run.model.n_frames, attend, run.model)
+    return attribution.Listener(embed, rate, model.n_frames, attend, model)

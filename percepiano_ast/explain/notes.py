@@ -87,7 +87,7 @@ def _bands(pitch: int, front_end: FrontEnd) -> np.ndarray:
     time = np.arange(4 * front_end.win_length) / front_end.sample_rate
     partials = [k for k in range(1, _PARTIALS + 1) if k == 1 or k * fundamental < 0.95 * front_end.sample_rate / 2]
     wave = sum(np.sin(2 * np.pi * k * fundamental * time + k) / k for k in partials)
-    level = audio.log_mel(np.float32(0.1 * wave), front_end)
+    level = audio.log_mel(np.asarray(0.1 * wave, np.float32), front_end)
     power = 10 ** (level[len(level) // 2].astype(np.float64) / 10)
     power /= power.max()
     return np.maximum(power, _SPILL)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import soundfile
@@ -93,13 +94,13 @@ def _write_one(explainer: Explainer, explanation: Explanation, performance, seco
     title += f" (with {_BASELINE_WORDS[explainer.baseline]} instead: {explanation.baseline:.2f})"
     marked = (excerpt.start, excerpt.stop)
     hertz = audio.band_centres(recording.front_end)
-    values = {"level": recording.level, "values": explanation.map, "hertz": hertz, "front_end": recording.front_end}
-    figure = explain_plots.attribution_map(**values, dimension=key, marked=marked, title=title)
+    words: dict[str, Any] = {"dimension": key, "marked": marked, "title": title}
+    figure = explain_plots.attribution_map(recording.level, explanation.map, hertz=hertz, front_end=recording.front_end, **words)
     _save(figure, folder / f"map_{key}")
     if performance is not None:
         table = note_table(explanation, performance)
         table.to_csv(folder / f"notes_{key}.csv", index=False, float_format="%.6f")
-        _save(explain_plots.note_roll(table, dimension=key, marked=marked, title=title), folder / f"notes_{key}")
+        _save(explain_plots.note_roll(table, **words), folder / f"notes_{key}")
         sentences.append(f"  {_notes_sentence(table)}")
     return sentences
 
@@ -108,8 +109,10 @@ def describe(explainer: Explainer, explanation: Explanation) -> list[str]:
     """The rating, what it is compared with, and what the integral left unexplained."""
     difference = explanation.rating - explanation.baseline
     lines = [
-        f"{explanation.dimension}: rated {explanation.rating:.3f}; with {_BASELINE_WORDS[explainer.baseline]} instead it would "
-        f"be {explanation.baseline:.3f}, so the map shares out {difference:+.3f}"
+        (
+            f"{explanation.dimension}: rated {explanation.rating:.3f}; with {_BASELINE_WORDS[explainer.baseline]} instead it would "
+            f"be {explanation.baseline:.3f}, so the map shares out {difference:+.3f}"
+        )
     ]
     if abs(explanation.gap) > TOLERANCE:
         lines.append(f"  note: {explanation.gap:+.3f} of it is not in the map, because the model is too uneven on the way")

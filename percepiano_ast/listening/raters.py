@@ -5,10 +5,11 @@ Ratings are held out: each clip is rated by a model that was fitted without its 
 
 import hashlib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,11 @@ from percepiano_ast.audio import features as audio_features
 from percepiano_ast.baselines import statistics
 from percepiano_ast.config import InputError
 from percepiano_ast.data import splits
-from percepiano_ast.performance import Performance
 
 PROTOCOL = "content"
 SAMPLE_RATE = 22_050
+
+Take = Any  # a wave or a `Performance`: which of them, ``hears`` says while the program runs, and no annotation can
 
 
 class Rate(Protocol):
@@ -39,7 +41,7 @@ class Rate(Protocol):
     sample_rate: int
     key: str
 
-    def rate(self, clip: str, takes: Sequence[np.ndarray | Performance]) -> np.ndarray:
+    def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """Ratings (n, 19), 0 to 1, of takes of one clip: waves float32 (n_samples,), or performances."""
 
 
@@ -75,7 +77,7 @@ class StatisticsRater:
         self.name, self.hears, self.key = name, hears, key
         self._hear, self._fold, self._models = hear, fold, models
 
-    def rate(self, clip: str, takes: Sequence[np.ndarray | Performance]) -> np.ndarray:
+    def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """See `Rate.rate`."""
         return self._models[self._fold[clip]].predict(np.stack([self._hear(take) for take in takes]))
 
@@ -84,14 +86,14 @@ class Statistics(NamedTuple):
     """What a statistics baseline is given: ``hears`` audio or midi, ``hear`` a take, ``code`` that its numbers come from."""
 
     hears: str
-    hear: Callable[[np.ndarray | Performance], np.ndarray]
+    hear: Callable[[Take], np.ndarray]
     code: str
 
 
 def _code(*modules: ModuleType) -> str:
     """Hash of the source of modules and packages."""
     content = hashlib.sha256()
-    for path in (Path(module.__file__) for module in modules):
+    for path in (Path(inspect.getfile(module)) for module in modules):
         for file in sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]:
             content.update(file.read_bytes())
     return content.hexdigest()
@@ -164,7 +166,7 @@ class RunRater:
             content.update(f"{fold} {one.run.model} {one.run.front_end} {_digest(one.params)} {_digest(one.scaler)}".encode())
         self.key = f"{self.name} {content.hexdigest()}"
 
-    def rate(self, clip: str, takes: Sequence[np.ndarray]) -> np.ndarray:
+    def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """See `Rate.rate`."""
         model, front_end = self._models[self._fold[clip]], self._front_end
         codes = (audio.quantize(audio.log_mel(wave, front_end), front_end)[0] for wave in takes)

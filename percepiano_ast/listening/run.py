@@ -232,8 +232,8 @@ class _Session:
         names += [rater.key, str(self.settings.seed), *(condition.label for condition in CONDITIONS)]
 
         def compute() -> dict[str, np.ndarray]:
-            takes = self._sounds(pianos, one, performances) if pianos else performances
-            alike = np.array_equal if pianos else same
+            takes: Sequence[raters.Take] = self._sounds(pianos, one, performances) if pianos else performances
+            alike: Callable[[raters.Take, raters.Take], bool] = np.array_equal if pianos else same
             values = np.asarray(rater.rate(one.clip, takes), float)
             _check_ratings(values, len(takes), rater, one.clip)
             return {"ratings": values, "alike": np.array([alike(takes[0], take) for take in takes[: len(performances)]])}

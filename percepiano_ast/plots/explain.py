@@ -4,6 +4,8 @@ What raised a rating is vermilion, what lowered it blue (Okabe and Ito's, told a
 spectrogram below is grey.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import scipy.ndimage
@@ -92,7 +94,7 @@ def attribution_map(
 def _overlay(axes: Axes, level: np.ndarray, values: np.ndarray, front_end: FrontEnd, seconds: float) -> ScalarMappable:
     """Draw the spectrogram in grey and contributions in colour, the fainter the smaller; returns what the colour bar shows."""
     extent = (0, seconds, -0.5, level.shape[1] - 0.5)
-    common = {"origin": "lower", "aspect": "auto", "extent": extent}
+    common: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
     top = float(level.max())
     axes.imshow(level.T, cmap="Greys", vmin=max(top - 80, float(level.min()) - 1e-3), vmax=top + 25, **common)
     per_second = len(level) / seconds

@@ -1,5 +1,7 @@
 """What people's ratings look like before anything is learned from them, and a model's beside them where they are few."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -74,7 +76,11 @@ def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> F
         ends = part[["rating", "prediction"]].to_numpy()
         axes.axline((ends.mean(), ends.mean()), slope=1, color=GREY, linewidth=1, zorder=0)
         for number, (fold, clips) in enumerate(part.groupby("fold")):
-            look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "linestyle": ""}
+            look: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": MARKERS[number % len(MARKERS)],
+                "linestyle": "",
+            }
             look |= {"markersize": 5, "alpha": 0.8, "markeredgewidth": 0, "label": f"held out in fold {fold}"}
             axes.plot(clips["rating"], clips["prediction"], **look)
         margin = 0.04 * np.ptp(ends)

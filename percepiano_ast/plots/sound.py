@@ -74,7 +74,7 @@ def _mel_image(axes: Axes, values: np.ndarray, front_end: FrontEnd, levels: tupl
     axes.set_facecolor(GREY)  # hidden patches
     # band k is centred on point k + 1 of n_mels + 2 equal steps in mel
     to_mel = functools.partial(librosa.hz_to_mel, htk=front_end.kind == "kaldi")
-    low, high = to_mel([front_end.fmin, front_end.fmax])
+    low, high = np.asarray(to_mel([front_end.fmin, front_end.fmax]))
     ticks = [hz for hz in FREQUENCIES if front_end.fmin < hz < front_end.fmax]
     places = (to_mel(ticks) - low) / (high - low) * (front_end.n_mels + 1) - 1
     axes.set_yticks(places, [f"{hz:,}" for hz in ticks])

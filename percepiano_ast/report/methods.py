@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import shlex
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -94,11 +95,11 @@ def _ceiling(results: Results) -> str:
         clip are dealt at random into two halves (mean over the dimensions, overall: {results.ceiling["overall"].mean():.2f})."""
 
 
-def command_of(files: list[str | Path], options: list[str]) -> str:
+def command_of(files: Sequence[str | Path], options: list[str]) -> str:
     """The command line that evaluates these files."""
     return shlex.join(["python", "-m", "percepiano_ast", "evaluate", *map(str, files), *options])
 
 
-def checksums(files: list[str | Path]) -> dict[str, str]:
+def checksums(files: Sequence[str | Path]) -> dict[str, str]:
     """SHA-256 of files by name."""
     return {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}

@@ -4,7 +4,7 @@ import base64
 import html
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib import rc_context
@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
     kind: str
     text: str
-    content: object = None  # list: sentences; table: DataFrame of strings; figure: path from the page
+    content: Any = None  # list: sentences; table: DataFrame of strings; figure: path from the page
 
 
 class Page:

@@ -1,5 +1,6 @@
 """Files in, a folder out: the command ``evaluate``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ FEW_GROUPS = 20
 
 
 def evaluate_files(
-    paths: list[str | Path], out: str | Path, index: str | Path | None = None, partial: bool = False,
+    paths: Sequence[str | Path], out: str | Path, index: str | Path | None = None, partial: bool = False,
     simulated: bool = False, settings: Settings = Settings(), ceiling: str | Path | None = None, reference: str = "",
 ) -> Path:  # fmt: skip
     """Evaluate predictions files together and write the report: the command ``evaluate``.
@@ -106,8 +107,10 @@ def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
     groups = index[index["clip"].isin(predictions["clip"])]["content_group"].nunique()
     notes = [
         *(f"Protocol `{name}`: {PROTOCOLS.get(name, 'defined by the index')}." for name in names),
-        "Intervals are 95 % over content groups; p is two-sided and not corrected for the number of models. What was done, and "
-        "how well it was measured to work, stands under Methods.",
+        (
+            "Intervals are 95 % over content groups; p is two-sided and not corrected for the number of models. What was done, "
+            "and how well it was measured to work, stands under Methods."
+        ),
     ]
     if groups < FEW_GROUPS:
         notes.append(
