@@ -75,7 +75,7 @@ class Judge:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """What `of_tensors` reads."""
-        own = {
+        own: dict[str, np.ndarray] = {
             "known": self.known.astype(np.float16),
             "spread": self.spread.astype(np.float32),
             "within": self.within.astype(np.float32),
@@ -171,7 +171,7 @@ class Packaged:
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
             judges = {name: Judge.of_tensors(_below(tensors, f"{_JUDGE}{name}/")) for name in json.loads(metadata["judges"])}
             listener = Listener.of_tensors(_below(tensors, _EAR), metadata)
             return cls(listener, tensors["unheard"], judges, json.loads(metadata["description"]))

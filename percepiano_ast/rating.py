@@ -45,8 +45,8 @@ class FoldModel:
         """
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
         embedding = self.run.embed(self.params, windows, 1)
-        if self.run.config.heard:
-            beside = self.beside(codes) if beside is None else beside
+        beside = self.beside(codes) if beside is None else beside
+        if self.run.config.heard and beside is not None:
             embedding = np.concatenate([embedding, beside[None, :]], axis=1)
         found = self.run.distribution(self.params, self.scaler, embedding)
         return found[0][0], found[1][0]
@@ -61,6 +61,7 @@ class FoldModel:
     @functools.cached_property
     def _listener(self) -> Listener:
         run = self.run
+        assert isinstance(run.model, ModelConfig)  # no other encoder hears notes
         return Listener(self.params, run.model, run.front_end, run.statistics, run.execution)
 
 
@@ -195,8 +196,9 @@ def _load(folder: Path) -> FoldModel:
     name = meta["model"]["name"]
     kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
     model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
-    more = {"questionnaire": Questionnaire.from_settings(meta), "beside": len(DESCRIPTORS) if config.heard else 0}
-    run = Finetuning(model, config, front_end, statistics, 1, **more)
+    beside = len(DESCRIPTORS) if config.heard else 0
+    questionnaire = Questionnaire.from_settings(meta)
+    run = Finetuning(model, config, front_end, statistics, 1, questionnaire=questionnaire, beside=beside)
     longest = meta.get("longest", LONGEST_SECONDS)
     return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
 

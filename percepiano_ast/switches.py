@@ -108,8 +108,8 @@ def cross_validate(material: Material, config: FinetuneConfig, name: str, folds:
     params = {"encoder": {}, "head": run.init_head(config.seed)}
     for number in sorted(set(folds.values())):
         train, test = np.flatnonzero((member >= 0) & (member != number)), np.flatnonzero(member == number)
-        known = {"ratings": material.ratings, "raters": material.raters}
-        kept, scaler = fit_heads(run, params, material.embeddings, train=train, **known)
+        known, raters = material.ratings, material.raters
+        kept, scaler = fit_heads(run, params, material.embeddings, train=train, ratings=known, raters=raters)
         rated[test] = run.rate(kept, scaler, material.embeddings[test])
     used = member >= 0
     return predictions.tidy((name, config.protocol, config.seed), folds, material.clip[used], material.ratings[used], rated[used])

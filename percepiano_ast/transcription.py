@@ -90,8 +90,9 @@ class Listener:
 
     def tensors(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Its parameters in half precision and what describes them, for a ``.safetensors`` file."""
-        settings = {"model": self.model, "front_end": self.front_end, "statistics": self.statistics}
-        metadata = {name: json.dumps(asdict(value)) for name, value in settings.items()}
+        model, front_end, statistics = asdict(self.model), asdict(self.front_end), asdict(self.statistics)
+        settings = {"model": model, "front_end": front_end, "statistics": statistics}
+        metadata = {name: json.dumps(values) for name, values in settings.items()}
         flat = flatten_dict(jax.device_get(self.params), sep="/")
         return {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}, metadata
 
@@ -126,7 +127,7 @@ class Listener:
         """
         try:
             with safe_open(path, "numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
                 return cls.of_tensors(tensors, file.metadata(), execution)
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} holds no model that hears notes ({error!r}); give a file that Listener.write made") from error

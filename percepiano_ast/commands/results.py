@@ -35,8 +35,8 @@ def _baseline(arguments):
     from percepiano_ast import suite
     from percepiano_ast.baselines import run
 
-    chosen = (tuple(getattr(arguments, name)) for name in ("protocol", "baselines", "synthesizers"))
-    settings = run.Settings(*chosen, arguments.seed, arguments.workers or suite.workers())
+    protocols, baselines, pianos = (tuple(getattr(arguments, name)) for name in ("protocol", "baselines", "synthesizers"))
+    settings = run.Settings(protocols, baselines, pianos, arguments.seed, arguments.workers or suite.workers())
     print(run.run(arguments.percepiano, arguments.out, settings))
 
 

@@ -153,10 +153,11 @@ def rate_wave(
         raise InputError(f"{name}: {reason}") from reason
     weights = np.array([stop - start for start, stop in parts]) / sum(stop - start for start, stop in parts)
     ratings, deviations = weights @ said.ratings, weights @ said.deviations
+    starts, course = _course(sound) if with_course else (np.zeros(0), np.zeros((0, len(KEYS))))
     return Rating(
         name, seconds, _by_key(ratings), _by_key(deviations), _by_key(judge.percentiles(ratings), 1),
-        *(_course(sound) if with_course else (np.zeros(0), np.zeros((0, len(KEYS))))),
-        sound.performance, _warnings(sound, len(parts), said.strangeness), written is not None, _by_key(judge.within),
+        starts, course, sound.performance, _warnings(sound, len(parts), said.strangeness), written is not None,
+        _by_key(judge.within),
     )  # fmt: skip
 
 

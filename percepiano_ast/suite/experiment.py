@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 import pandas as pd
@@ -171,7 +172,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
         predictions.write(part, paths[-1])
     write_json(home / "experiment.json", asdict(given) | {"machine": _machine(), "jax": jax.__version__})
     # Models that see the score leave out who does not play it; the report lists them.
-    options = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
+    options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
     made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
     log(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
     return made

@@ -67,5 +67,5 @@ def _key(rated: Rated) -> str:
     content = hashlib.sha256(f"{rated.start.weights} {rated.start.model} {rated.front_end} {rated.start.statistics}".encode())
     for clip, synthesizer, codes in zip(rated.clips.clip, rated.clips.synthesizer, rated.clips.codes, strict=True):
         content.update(f"{clip} {synthesizer}".encode())
-        content.update(np.ascontiguousarray(codes))
+        content.update(np.ascontiguousarray(codes).data)
     return content.hexdigest()

@@ -153,12 +153,13 @@ class _Work:
 
     def _said(self) -> dict[str, np.ndarray]:
         """Model -> ratings (n, 19), NaN outside the folds."""
-        said, choices = {}, {}
+        said: dict[str, np.ndarray] = {}
+        choices = {}
         for number in sorted(set(self.folds[self.folds >= 0].tolist())):
             started = time.monotonic()
             train, test = (self.folds != number) & (self.folds >= 0) & ~self.material.unseen, self.folds == number
             errors = {name: self._inner_error(parts, train) for name, parts in SETS.items()}
-            best = min(errors, key=errors.get)
+            best = min(errors, key=errors.__getitem__)
             rated = {name: self._rate(parts, train, test) for name, parts in SETS.items()}
             rated |= {JUDGED: rated[best], JUDGED + SCORE: self._rate((*SETS[best], "score"), train, test)}
             for name, values in rated.items():

@@ -64,7 +64,8 @@ def package(
     home = run.root / "packaged"
     home.mkdir(exist_ok=True)
     material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
-    judges, tables = {}, {}
+    judges: dict[str, packaged.Judge] = {}
+    tables: dict[str, pd.DataFrame] = {}
     for name, sets in SETS.items():
         held_out = _held_out(rated, material, sets, log)
         model = f"{start.name}-packaged{SCORE if name == 'score' else ''}"
@@ -194,10 +195,11 @@ def card(description: dict, path: Path) -> str:
 
 _CARD = """# `{model}`: rates a piano performance on 19 dimensions
 
-`{file}`, {size:.1f} MB, nothing in it is run. A recording is brought to {loudness:g} LUFS and laid on faint noise; an encoder hears its notes and pedals;
-79 statistics of these and 397 of the sound are rated by the average of ridge, kernel ridge and trees.
+`{file}`, {size:.1f} MB, nothing in it is run. A recording is brought to {loudness:g} LUFS and laid on faint noise; an encoder
+hears its notes and pedals; 79 statistics of these and 397 of the sound are rated by the average of ridge, kernel ridge and trees.
 
-- **Data**: {clips} clips, rendered by {pianos}, each at {loudness:g} LUFS give or take {jitter:g} dB, on noise of {bed:g} dBFS. {data}.
+- **Data**: {clips} clips, rendered by {pianos}, each at {loudness:g} LUFS give or take {jitter:g} dB, on noise of {bed:g} dBFS.
+  {data}.
 - **Measured** under `content` (no music shared between training and test), mean r {mean:.2f}; {unseen}, which nothing was learned
   from in that measurement; with the score {scored:.2f}. What the file holds was fitted on all clips and pianos.
 - **Uncertainty** is the error on held-out clips of the piano that was not learned from, larger where the regressors disagree.

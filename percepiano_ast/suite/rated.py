@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import transcription
-from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, as_path, say, write_json
+from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, as_path, say, write_json
 from percepiano_ast.data import augment, batches, splits, variants
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
@@ -65,12 +65,13 @@ class Rated:
         Raises:
             InputError: it was not.
         """
-        if self.start.transcription is None:
+        model = self.start.model
+        if self.start.transcription is None or not isinstance(model, ModelConfig):
             raise InputError(
                 f"{self.start.name} was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"
             )
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
-        return transcription.Listener(params, self.start.model, self.front_end, self.start.statistics, self.run.preset.execution)
+        return transcription.Listener(params, model, self.front_end, self.start.statistics, self.run.preset.execution)
 
     @functools.cached_property
     def heard(self) -> transcription.Described:

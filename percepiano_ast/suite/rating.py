@@ -53,10 +53,10 @@ def preprocess_percepiano(
     Returns:
         the folder of the shards in our front end.
     """
-    folder = percepiano_source(run, folder, log)
+    checkout = percepiano_source(run, folder, log)
     for front_end in [run.preset.front_end] + [KALDI] * (init == "audioset"):
         percepiano.preprocess(
-            folder,
+            checkout,
             run.percepiano_in(front_end),
             front_end,
             # What cannot be rendered is listed; every table counts the clips that it rests on.
@@ -66,8 +66,8 @@ def preprocess_percepiano(
             partial=partial,
             one_loudness=one_loudness,
         )
-    if (Path(folder) / "index.csv").exists() and (Path(folder) / reliability.RATERS).exists():
-        agreement = reliability.split_half(reliability.read_raters(folder), percepiano.load_index(folder))
+    if (checkout / "index.csv").exists() and (checkout / reliability.RATERS).exists():
+        agreement = reliability.split_half(reliability.read_raters(checkout), percepiano.load_index(checkout))
         reliability.ceiling(agreement).to_csv(run.percepiano / "noise_ceiling.csv", float_format="%.4f", lineterminator="\n")
     return run.percepiano
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -120,7 +121,8 @@ class Run:
             except (KeyError, ValueError):
                 wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
                 raise InputError(f"{name}={text}: write a value {wanted}") from None
-            config = dataclasses.replace(config, **{name: value})
+            changed: dict[str, Any] = {name: value}
+            config = dataclasses.replace(config, **changed)
         return dataclasses.replace(self, preset=dataclasses.replace(self.preset, finetune=config))
 
 
@@ -201,4 +203,4 @@ def _kept(path: Path, init: str) -> Start:
 
 def workers() -> int:
     """Worker processes: one per core that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -68,7 +68,7 @@ def _wanted(only: Sequence[str]) -> dict[str, dict]:
     every = {f"{switch} {choice}": found for (switch, choice), found in switches.TRAINED.items()}
     by_choice = {choice: f"{switch} {choice}" for switch, choice in switches.TRAINED}
     names = [choose(by_choice, choice, "strategy or augmentation") for choice in only] or list(every)
-    wanted = {switches.REFERENCE: {}}
+    wanted: dict[str, dict] = {switches.REFERENCE: {}}
     for name in names:
         for needed in (every[name][1], name):
             wanted.setdefault(needed, every[needed][0] if needed in every else {})
