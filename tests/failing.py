@@ -390,10 +390,8 @@ if __name__ == "__main__":
 
     from percepiano_ast.training import checkpoints, courier, folds, loop, packing, parcels, pretrain, stores  # noqa: F401
 
-    try:
+    with contextlib.suppress(ImportError):
         import gcsfs.retry
-    except ImportError:
-        pass
     try:
         _serve()
     except _Forked as forked:

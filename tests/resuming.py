@@ -4,6 +4,7 @@
 where batch ``STOP_AT`` would be made. ``resuming.py look DIRECTORY`` reads the newest checkpoint. Both print JSON.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -41,7 +42,7 @@ def train(directory: str, given: str, stop_at: str = "") -> dict:
 
     arguments = {name: from_json(kind, settings[name]) for name, kind in KINDS.items()}
     rows = []
-    try:
+    with contextlib.suppress(BrokenOff):
         rows = pretrain(
             **arguments,
             batches=stream,
@@ -51,8 +52,6 @@ def train(directory: str, given: str, stop_at: str = "") -> dict:
             description={"data": "made here"},
             log=lines.append,
         )
-    except BrokenOff:
-        pass
     return {"first": first, "log": lines, "history": rows}
 
 

@@ -34,7 +34,8 @@ FLOORS = {
     "models": 4,
     "training": 5,
     "baselines": 5,  # what is fitted without an encoder: beside training, but with scikit-learn and pandas
-    "exchange": 6, "explain": 6, "listening": 6, "packaged": 6, "rating": 6, "recording": 6, "report": 6, "suite": 6, "transcription": 6, "views": 6,
+    "exchange": 6, "explain": 6, "listening": 6, "packaged": 6, "rating": 6,
+    "recording": 6, "report": 6, "suite": 6, "transcription": 6, "views": 6,
     "switches": 6,  # a study of rating heads: trains, and compares by evaluation
     "commands": 7, "bench": 7, "colab": 7, "notebooks": 7, "__main__": 8,
 }  # fmt: skip
@@ -50,7 +51,9 @@ NEIGHBOURS = {
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
     ("packaged", "transcription"), ("suite", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it
-    ("suite", "report"), ("suite", "rating"), ("suite", "switches"), ("views", "suite"), ("views", "transcription"), ("suite", "transcription"), ("rating", "transcription"), ("views", "report"), ("views", "rating"), ("views", "explain"),
+    ("suite", "report"), ("suite", "rating"), ("suite", "switches"),
+    ("suite", "transcription"), ("rating", "transcription"),
+    ("views", "suite"), ("views", "transcription"), ("views", "report"), ("views", "rating"), ("views", "explain"),
     ("commands", "bench"), ("commands", "notebooks"), ("notebooks", "colab"),
 }  # fmt: skip
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.

@@ -61,8 +61,8 @@ def test_without_libtpu_the_command_that_installs_it_is_named(monkeypatch):
     "message, needs",
     [
         # As libtpu writes them.
-        ("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 40.00G of "
-         "15.75G hbm. Exceeded hbm capacity by 24.25G.", "40.00 GiB"),
+        (("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 40.00G of "
+          "15.75G hbm. Exceeded hbm capacity by 24.25G."), "40.00 GiB"),
         ("RESOURCE_EXHAUSTED: Allocation (size=24536678400) would exceed memory (size=17179869184) :: #allocation606",
          "22.85 GiB for one array alone"),
     ],

@@ -213,12 +213,12 @@ def test_share_of_the_ceiling_leaves_out_what_has_none(index, predictions, value
 
 
 def test_crps_is_the_integral_and_nll_scipys():
+
+    def gap(x, rating, prediction, spread):
+        return (stats.norm.cdf(x, prediction, spread) - (x >= rating)) ** 2
+
     for rating, prediction, spread in ((0.3, 0.5, 0.1), (0.9, 0.1, 0.3), (0.5, 0.5, 0.05)):
-
-        def gap(x):
-            return (stats.norm.cdf(x, prediction, spread) - (x >= rating)) ** 2
-
-        expected = sum(integrate.quad(gap, *ends)[0] for ends in ((-3, rating), (rating, 4)))
+        expected = sum(integrate.quad(gap, *ends, args=(rating, prediction, spread))[0] for ends in ((-3, rating), (rating, 4)))
         arrays = [np.array([number]) for number in (rating, prediction, spread)]
         assert calibration.crps(*arrays)[0] == pytest.approx(expected, abs=1e-8)
         assert calibration.nll(*arrays)[0] == pytest.approx(-stats.norm.logpdf(rating, prediction, spread), abs=1e-12)

@@ -398,7 +398,7 @@ class TestAccumulation:
     def test_a_batch_that_cannot_be_divided_is_refused(self, batch, accumulate):
         message = f"a batch of {batch} is not divided by 1 devices x {accumulate} micro-batches; choose"
         with pytest.raises(InputError, match=message):
-            pretraining(batch, accumulate=accumulate).step
+            _ = pretraining(batch, accumulate=accumulate).step
 
 
 class TestPrecision:

@@ -95,11 +95,11 @@ class TestZip:
         with zipfile.ZipFile(tmp_path / "many.zip", "w") as file:
             for number in range(1500):
                 file.writestr(f"folder/recording_{number:05d}.wav", b"x" * 100)
-        with RangeServer(tmp_path / "many.zip") as server, RemoteFile(server.url) as source:
-            with zipfile.ZipFile(source) as file:
-                assert len(file.namelist()) == 1500
-                assert server.asked[1:] == [f"bytes={file.start_dir}-{source.size - END - 1}"]
-                assert source.fetched == source.size - file.start_dir
+        many = tmp_path / "many.zip"
+        with RangeServer(many) as server, RemoteFile(server.url) as source, zipfile.ZipFile(source) as file:
+            assert len(file.namelist()) == 1500
+            assert server.asked[1:] == [f"bytes={file.start_dir}-{source.size - END - 1}"]
+            assert source.fetched == source.size - file.start_dir
 
     def test_members_in_spans_are_one_request_each(self, server, archive):
         with zipfile.ZipFile(archive) as local, RemoteFile(server.url) as source, zipfile.ZipFile(source) as file:
@@ -377,9 +377,9 @@ class TestFailures:
         assert len(server.asked) == 3
 
     def test_a_server_without_ranges_is_refused_unread(self, large):
-        with RangeServer(large, ranges=False) as server:
-            with pytest.raises(InputError, match="large.bin cannot be read in parts .*answers 200.*copy on disk"):
-                RemoteFile(server.url)
+        refused = pytest.raises(InputError, match="large.bin cannot be read in parts .*answers 200.*copy on disk")
+        with RangeServer(large, ranges=False) as server, refused:
+            RemoteFile(server.url)
         assert server.sent < MB
 
     def test_a_server_that_counts_from_the_beginning_only(self, server, archive):

@@ -65,7 +65,7 @@ class TestFolder:
 
     def test_figures_lie_there_as_svg_and_png(self, folder):
         text = (folder / "report.md").read_text() + (folder / "comparison.md").read_text()
-        named = {name for name in re.findall(r"\]\(figures/(.*)\.png\)", text)}
+        named = set(re.findall(r"\]\(figures/(.*)\.png\)", text))
         assert {"content_scopes", "content_deadpan", "content_pairwise", "content_calibration", "content_gains"} <= named
         for name in named:
             assert (folder / "figures" / f"{name}.png").stat().st_size > 5000

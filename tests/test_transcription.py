@@ -277,14 +277,14 @@ class TestRating:
         assert [line.split(": ")[1] for line in said] == ["4 renderings to train on, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))
         with pytest.raises(InputError, match="unseen=steinway: the rated clips are rendered by builtin, other; name one"):
-            dataclasses.replace(two, config=dataclasses.replace(config, unseen="steinway")).unseen
+            _ = dataclasses.replace(two, config=dataclasses.replace(config, unseen="steinway")).unseen
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
         deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
         with pytest.raises(
             InputError, match="was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"
         ):
-            deaf.params
+            _ = deaf.params
         with pytest.raises(InputError, match="strategy 'full' changes the encoder.*heard=true needs 'frozen'"):
             dataclasses.replace(rated, config=dataclasses.replace(rated.config, strategy="full")).trainer(1)
 
