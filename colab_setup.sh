@@ -339,6 +339,12 @@ setup_sound
 table
 case $mode in
   demo) "$python" -m percepiano_ast notebooks --preset demo --out runs/demo ;;
-  # A file stays in one process, so that what its tests share is made once.
-  test) "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@" ;;
+  test)
+    # What tests/test_style.py runs. Bounded, unlike requirements.txt, as each release finds something new; and not on Colab,
+    # where nothing moves.
+    [[ -n ${COLAB_RELEASE_TAG:-} ]] || pip_install 'ruff>=0.17.6,<0.18' 'mypy>=2.4.1,<2.5' ||
+      say "ruff and mypy could not be installed: tests/test_style.py is skipped"
+    # A file stays in one process, so that what its tests share is made once.
+    "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+    ;;
 esac
