@@ -207,6 +207,35 @@ class TestCommand:
         assert set(results[-1]) == {"file", "error"}
         assert "2 other files are no recordings" in err and sum(line.startswith(str(broken)) for line in err.splitlines()) == 1
 
+    def test_each_bad_recording_gets_one_line_and_the_others_are_rated(self, folder, tmp_path, capsys):
+        tone = 0.1 * np.sin(np.arange(5 * RATE) / 9)
+        whole = (folder / "tune.wav").read_bytes()
+        for name, content in {"text.mp3": b"no sound " * 200, "empty.wav": b"", "cut.wav": whole[: len(whole) // 2]}.items():
+            (tmp_path / name).write_bytes(content)
+        broken = np.where(np.arange(len(tone)) == 99, np.nan, tone)
+        waves = {"silent.wav": 0 * tone, "short.wav": tone[: 2 * RATE], "nan.wav": broken}
+        for name, wave in waves.items():
+            soundfile.write(tmp_path / name, wave, RATE, subtype="FLOAT")
+        soundfile.write(tmp_path / "low.wav", tone, 8_000)
+        with soundfile.SoundFile(tmp_path / "3h.flac", "w", 16_000, 1) as long:
+            for _ in range(180):
+                long.write(np.tile(tone[: 16_000 * 5], 12))
+        (tmp_path / "nothing").mkdir()
+        reasons = {
+            "text.mp3": "cannot be read as audio", "empty.wav": "cannot be read as audio", "cut.wav": "are missing", "silent.wav": "silent",
+            "short.wav": "at least 3 s", "nan.wav": "NaN", "low.wav": "8,000 Hz", "3h.flac": "longer than 1 hour",
+            "nothing": "a folder without a recording", "absent.wav": "no such file",
+        }  # fmt: skip
+        files = [*(str(tmp_path / name) for name in reasons), "https://localhost/a.wav", str(folder / "tune.wav")]
+        assert main(["rate", *files, "--json"]) == 2
+        out, err = capsys.readouterr()
+        lines = {line.split(": ")[0]: line for line in err.splitlines()}
+        assert len(lines) == len(err.splitlines()) == len(reasons) + 1
+        for name, reason in reasons.items():
+            assert reason in lines[str(tmp_path / name)], lines[str(tmp_path / name)]
+        assert "an address" in lines["https://localhost/a.wav"]
+        assert [one["file"] for one in json.loads(out) if "ratings" in one] == [files[-1]]
+
     def test_text_table_and_page(self, folder, tmp_path, capsys):
         files = [str(folder / name) for name in ("tune.wav", "soft.wav")]
         assert main(["rate", *files, "--csv", str(tmp_path / "a.csv"), "--html", str(tmp_path / "a.html")]) == 0

@@ -2,31 +2,34 @@
 
 import json
 import sys
+from pathlib import Path
 
 from percepiano_ast.config import InputError, choose
 
 
 def _rate(arguments):
-    if not arguments.run:
-        return _rate_packaged(arguments)
-    from percepiano_ast import rating
+    from percepiano_ast import rating, recording
 
+    files, others = recording.recordings_in(arguments.files)
+    if others:
+        print(f"{len(others)} other files are no recordings: {', '.join(path.name for path in others[:5])}", file=sys.stderr)
+    if not arguments.run:
+        return _rate_packaged(arguments, files)
     if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
         raise InputError(f"--{given[0]} is of the model that comes along; leave it or --run out")
     rater = rating.Rater(arguments.run, arguments.model)
-    results = [rater.rate_or_explain(file) for file in arguments.files]
+    results = [rater.rate_or_explain(str(file)) for file in files]
     print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results, rater.questionnaire))
     return _errors([result for result in results if "error" in result])
 
 
-def _rate_packaged(arguments):
+def _rate_packaged(arguments, files: list[str | Path]) -> int:
     """By a model of one file, that which comes along if no other is named."""
     from percepiano_ast import packaged, recording, score
     from percepiano_ast.recording import page
 
     model = packaged.Packaged.read(packaged.fetched(arguments.weights) if arguments.weights else packaged.SHIPPED)
     written = score.read(arguments.score) if arguments.score else None
-    files, others = recording.recordings_in(arguments.files)
     rated, results, errors = [], [], []
     for file in files:
         try:
@@ -43,8 +46,6 @@ def _rate_packaged(arguments):
         recording.as_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
     if arguments.html and rated:
         print(page.write(rated, arguments.html), file=sys.stderr)
-    if others:
-        print(f"{len(others)} other files are no recordings: {', '.join(path.name for path in others[:5])}", file=sys.stderr)
     return _errors(errors)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import sources
 from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.recording.rating import Rating
@@ -13,24 +12,17 @@ from percepiano_ast.recording.rating import Rating
 SURE = 2.0  # standard deviations from which on two performances are said to differ
 
 
-def recordings_in(places: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
+def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[Path]]:
     """The recordings that files and folders name, in order, and what else lies in these folders.
 
-    Raises:
-        InputError: a folder without a recording.
+    A folder without a recording is among the former: rating it says what is wrong, and the others are rated all the same.
     """
-    found, others = [], []
-    for place in map(Path, places):
-        if not place.is_dir():
-            found.append(place)
-            continue
-        inside = sorted(path for path in place.rglob("*") if path.is_file())
+    found: list[str | Path] = []
+    others: list[Path] = []
+    for place in places:
+        inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
         recordings = [path for path in inside if sources.is_audio(path.name)]
-        if not recordings:
-            raise InputError(
-                f"{place} holds no recording ({', '.join(sorted(sources.AUDIO_SUFFIXES))}); give another folder or a file"
-            )
-        found += recordings
+        found += recordings or [place]
         others += [path for path in inside if path not in recordings]
     return found, others
 
