@@ -66,7 +66,7 @@ class TestFolder:
     def test_figures_lie_there_as_svg_and_png(self, folder):
         text = (folder / "report.md").read_text() + (folder / "comparison.md").read_text()
         named = set(re.findall(r"\]\(figures/(.*)\.png\)", text))
-        assert {"content_scopes", "content_deadpan", "content_pairwise", "content_calibration", "content_gains"} <= named
+        assert {"content_scopes", "content_deadpan", "content_pairwise", "content_errors", "content_calibration", "content_gains"} <= named
         for name in named:
             assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
             assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()[:2000]

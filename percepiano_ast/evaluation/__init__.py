@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.config import InputError
-from percepiano_ast.evaluation import calibration, contrasts, scores, seeds, significance, summary
+from percepiano_ast.evaluation import calibration, contrasts, errors, scores, seeds, significance, summary
 from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, Run, describe, runs
 
 
@@ -36,9 +36,10 @@ def evaluate(
 
     ``metrics`` and ``head_groups`` (``scores.evaluate``), ``folds`` (``scores.per_fold``), ``comparisons``
     (``significance.compare``), ``seeds`` and ``seed_comparisons`` (``seeds``), ``deadpan``, ``pairwise`` and, with a
-    noise ceiling, ``ceiling_share`` (``contrasts``), ``calibration`` (``calibration.evaluate``). A table without rows says
-    that nothing in the predictions asks for it: one model, one seed, no uncertainty. ``summary`` and ``differences``
-    (``summary``) hold a row a model or pair, whatever the number of seeds.
+    noise ceiling, ``ceiling_share`` (``contrasts``), ``calibration`` (``calibration.evaluate``), ``errors``,
+    ``errors_by_kind`` and ``shared_errors`` (``errors``). A table without rows says that nothing in the predictions asks for
+    it: one model, one seed, no uncertainty. ``summary`` and ``differences`` (``summary``) hold a row a model or pair, whatever
+    the number of seeds.
 
     Raises:
         InputError: see ``table.validate_predictions``; coverage is not asked for here.
@@ -56,6 +57,9 @@ def evaluate(
         "deadpan": contrasts.deadpan(found),
         "pairwise": contrasts.pairwise(found, settings.min_difference),
         "calibration": calibration.evaluate(found),
+        "errors": errors.evaluate(found, index, ceiling),
+        "errors_by_kind": errors.by_kind(found, index),
+        "shared_errors": errors.shared(found),
     }
     if ceiling is not None:
         tables["ceiling_share"] = contrasts.ceiling_share(found, ceiling)

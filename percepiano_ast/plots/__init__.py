@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readable with any colour vision.
 """
 
+from percepiano_ast.plots.errors import parts_of_error
 from percepiano_ast.plots.rating import rating_course, rating_profile
 from percepiano_ast.plots.ratings import correlations, own_ratings, rating_distributions
 from percepiano_ast.plots.recordings import collection, shard_layout
@@ -37,6 +38,7 @@ __all__ = [
     "noise_ceiling",
     "own_ratings",
     "pairwise",
+    "parts_of_error",
     "pearson_by_dimension",
     "rating_distributions",
     "rating_course",

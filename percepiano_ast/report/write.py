@@ -7,7 +7,7 @@ import pandas as pd
 
 from percepiano_ast.config import InputError
 from percepiano_ast.evaluation import Settings, evaluate, reliability, remarks, table
-from percepiano_ast.report import comparison, methods
+from percepiano_ast.report import comparison, errors, methods
 from percepiano_ast.report.page import Page
 from percepiano_ast.report.sections import Results, protocol_section
 from percepiano_ast.report.wording import PROTOCOLS, headlines, in_order
@@ -89,6 +89,8 @@ def write(
     _summary(page, results, index)
     for number, protocol in enumerate(in_order(predictions["protocol"])):
         protocol_section(page, results, protocol, whole=number == 0)
+        if number == 0:
+            errors.write(page, results, protocol)
     methods.write(page, results, index, settings, command, files or {})
     return page.write("report")
 
