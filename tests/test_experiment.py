@@ -87,3 +87,11 @@ def test_a_piano_that_is_heard_is_not_unseen():
         suite.Experiment("midi", "demo", voices=("builtin",), unseen="builtin")
     with pytest.raises(InputError, match="Did you mean 'transcription'"):
         suite.Experiment("midi", "demo", starts=("transcriptoin",))
+
+
+def test_what_more_labels_would_be_worth(done):
+    out, given, *_ = done
+    run = suite.Run(PRESET, out / "seed_0", shards=out / "maestro", clips=out / "percepiano")
+    table = pd.read_csv(path := suite.learning_curve(run, "transcriptionstem", str(out / "demo" / "percepiano")))
+    assert set(table["unit"]) == {"everything", "passages", "players", "clips"} and table["r"].notna().all()
+    assert path.with_suffix(".png").stat().st_size > 5000

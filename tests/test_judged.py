@@ -14,7 +14,7 @@ from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.predictions import COLUMNS
 from percepiano_ast.performance import NOTE, PEDAL, Performance
-from percepiano_ast.suite import heard, judged, rated
+from percepiano_ast.suite import curve, heard, judged, rated
 from percepiano_ast.suite.run import Run, Start
 
 CLIPS, PIANOS = 24, ("builtin", "other")
@@ -167,3 +167,15 @@ def test_a_small_forest_is_as_asked(fitted):
     small = statistics.fit(features, features[:, :2], seed=0, forest={"n_estimators": 7, "min_samples_leaf": 9})
     trees = small.models["extratrees"]
     assert len(trees.estimators_) == 7 and min(tree.tree_.n_node_samples.min() for tree in trees.estimators_) >= 9
+
+
+def test_more_passages_to_learn_from_are_worth_more_where_each_has_its_own_level(tmp_path):
+    found, rng = make_rated(tmp_path), np.random.default_rng(0)
+    x = rng.normal(size=(2 * CLIPS, 6))
+    ratings = (x @ rng.normal(size=(6, 19)) + 0.1 * rng.normal(size=(2 * CLIPS, 19))) / 10 + 0.5
+    groups = found.index.set_index("clip").loc[found.clips.clip, "content_group"].to_numpy()
+    material = judged.Material({"notes": x, "sound": x}, ratings, groups, found.unseen)
+    whole = curve._r(found, material, groups, 1.0, 0)
+    few = [curve._r(found, material, groups, 0.25, draw) for draw in range(curve.DRAWS)]
+    assert np.mean(few) < whole < 1.0 and len(set(few)) > 1
+    assert few == [curve._r(found, material, groups, 0.25, draw) for draw in range(curve.DRAWS)]

@@ -93,6 +93,9 @@ def _judge(arguments):
     from percepiano_ast import suite
 
     run, options = run_of(arguments).switched(arguments.set), {"protocols": tuple(arguments.protocol), "source": arguments.weights}
+    if arguments.curve:
+        print(suite.learning_curve(run, arguments.init, arguments.percepiano, source=arguments.weights))
+        return
     for path in suite.judge(run, arguments.init, arguments.percepiano, **options):
         print(path)
 
@@ -199,6 +202,7 @@ def _add_judge(add):
     add_run(command)
     _add_ear(command)
     command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
+    command.add_argument("--curve", action="store_true", help="instead: r by the share of passages, players, clips learned from")
     _add_set(command, "seed=1 or unseen=timgm6mb")
 
     text = "The model that comes along: fitted on all rated clips of a run made by preprocess --one-loudness; writes it, its card, "

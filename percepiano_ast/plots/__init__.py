@@ -3,7 +3,7 @@
 Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readable with any colour vision.
 """
 
-from percepiano_ast.plots.errors import parts_of_error
+from percepiano_ast.plots.errors import learning_curve, parts_of_error
 from percepiano_ast.plots.rating import rating_course, rating_profile
 from percepiano_ast.plots.ratings import correlations, own_ratings, rating_distributions
 from percepiano_ast.plots.recordings import collection, shard_layout
@@ -34,6 +34,7 @@ __all__ = [
     "gains",
     "hearing",
     "heatmap",
+    "learning_curve",
     "masking",
     "noise_ceiling",
     "own_ratings",

@@ -1,4 +1,4 @@
-"""Where a model's errors are."""
+"""Where a model's errors are, and how they fall with what is learned from."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -32,5 +32,29 @@ def parts_of_error(table: pd.DataFrame, title: str = "") -> Figure:
         ylim=(-0.6, len(rows) - 0.4),
     )
     axes.legend(loc="lower right", fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def learning_curve(table: pd.DataFrame, title: str = "") -> Figure:
+    """Mean r by the share of passages, players and clips that is learned from; bars: standard deviation of the draws.
+
+    Args:
+        table: ``unit,share,draw,r``, as `suite.learning_curve` writes it; the row of everything ends every line.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    whole = float(table.loc[table["share"] == 1, "r"].iloc[0])
+    parts = table[table["share"] < 1].groupby(["unit", "share"], sort=False)["r"].agg(["mean", "std"])
+    for unit, colour in zip(parts.index.unique("unit"), ("#0072B2", "#009E73", "#D55E00"), strict=True):
+        rows = parts.loc[unit]
+        shares, means = [*rows.index, 1.0], [*rows["mean"], whole]
+        axes.errorbar(shares, means, [*rows["std"], 0.0], color=colour, marker="o", capsize=3, label=f"of {unit}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(table["share"].unique()), [f"{100 * share:g} %" for share in sorted(table["share"].unique())])
+    axes.minorticks_off()
+    axes.set(xlabel="share that is learned from", ylabel="mean Pearson r over 19 dimensions")
+    axes.grid(alpha=0.3)
+    axes.legend(title="a random share")
     figure.suptitle(title)
     return figure

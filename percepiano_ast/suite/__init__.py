@@ -6,6 +6,7 @@ same below ``own/<name>/``. Every step resumes; none overwrites the output of an
 """
 
 from percepiano_ast.data.build import Work
+from percepiano_ast.suite.curve import learning_curve
 from percepiano_ast.suite.experiment import Experiment, run_experiment
 from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
 from percepiano_ast.suite.judged import judge
@@ -32,6 +33,7 @@ __all__ = [
     "finetune_own",
     "init_named",
     "judge",
+    "learning_curve",
     "maestro_source",
     "own_runs",
     "own_source",

@@ -77,18 +77,23 @@ def judge(
     Raises:
         InputError: an encoder that hears no notes; an unknown protocol; see `suite.start_of`.
     """
-    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    start = start_of(run, init, source, log)
-    rated, shard_set = rated_clips_of(run, start, frozen, log)
-    heard = hear(rated)
-    settings = {"heard": heard.key, "seed": frozen.seed, "unseen": frozen.unseen}
-    home = claim_directory(run.root / JUDGED / start.name, settings)
-    material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
+    rated, home, material = listened(run, init, folder, source, log)
     written = []
     for protocol in protocols or table.protocols(rated.index):
         work = _Work(rated, material, home, protocol, log)
         written += work.make()
     return written
+
+
+def listened(run: Run, init: str, folder: str, source: str, log: Callable[[str], None]) -> tuple[Rated, Path, Material]:
+    """The rated clips, where what is judged of them is kept, and what was heard in them; see `judge`."""
+    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
+    start = start_of(run, init, source, log)
+    rated = rated_clips_of(run, start, frozen, log)[0]
+    heard = hear(rated)
+    settings = {"heard": heard.key, "seed": frozen.seed, "unseen": frozen.unseen}
+    home = claim_directory(run.root / JUDGED / start.name, settings)
+    return rated, home, material_of(rated, heard, percepiano_source(run, folder, log), home, log)
 
 
 def material_of(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None] = say) -> Material:

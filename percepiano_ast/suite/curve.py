@@ -1,0 +1,79 @@
+"""What more labels would be worth: the correlation that is left where fewer passages, players or clips are learned from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast import plots
+from percepiano_ast.baselines.portable import standard
+from percepiano_ast.baselines.statistics import GaussianRidge
+from percepiano_ast.config import say
+from percepiano_ast.data import predictions, splits
+from percepiano_ast.suite.judged import Material, listened
+from percepiano_ast.suite.rated import Rated
+from percepiano_ast.suite.run import Run
+
+PROTOCOL = "content"
+SHARES = (0.125, 0.25, 0.5, 0.75)
+DRAWS = 6
+COLUMNS = ["unit", "share", "draw", "r"]
+# The middle of the grid that `baselines.statistics` averages over: one fit instead of seventeen, at .01 less of r.
+_ALPHA, _WIDTH = 0.3, 3.0
+
+
+def learning_curve(run: Run, init: str, folder: str = "", *, source: str = "", log: Callable[[str], None] = say) -> Path:
+    """Mean r over the dimensions under ``content``, on what is heard of notes and sound, by how much is learned from.
+
+    In every fold a random share of the training clips is kept: of whole passages (content groups), of the players with all that
+    they play, or of single clips.
+
+    Args:
+        init, folder, source: see `judged.judge`.
+
+    Returns:
+        ``learning_curve.csv`` beside the predictions of `judged.judge`: ``unit,share,draw,r``; a figure of it beside it.
+    """
+    rated, home, material = listened(run, init, folder, source, log)
+    by_clip = rated.index.set_index("clip").loc[rated.clips.clip]
+    units = {"passages": material.groups, "players": by_clip["player"].to_numpy(), "clips": rated.clips.clip}
+    rows = [("everything", 1.0, 0, _r(rated, material, rated.clips.clip, 1.0, 0))]
+    for unit, labels in units.items():
+        for share in SHARES:
+            found = [_r(rated, material, labels, share, draw) for draw in range(DRAWS)]
+            rows += [(unit, share, draw, r) for draw, r in enumerate(found)]
+            log(f"{share:.3g} of {unit}: r {np.mean(found):.3f}")
+    path = home / "learning_curve.csv"
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
+    plots.learning_curve(table, f"What more labels are worth ({rated.start.name}, {PROTOCOL})").savefig(
+        path.with_suffix(".png"), dpi=120
+    )
+    return path
+
+
+def _kept(labels: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
+    """Which rows have one of a random share of the labels."""
+    names = np.unique(labels)
+    return np.isin(labels, np.random.default_rng(seed).choice(names, max(1, round(share * len(names))), replace=False))
+
+
+def _r(rated: Rated, material: Material, labels: np.ndarray, share: float, draw: int) -> float:
+    """Mean r over the dimensions, of renderings by pianos that are learned from."""
+    fold = splits.fold_of_clip(rated.index, PROTOCOL)
+    folds = np.array([fold.get(clip, -1) for clip in rated.clips.clip])
+    x, y = material.features(("notes", "sound")), material.ratings
+    said = np.full(y.shape, np.nan)
+    for number in sorted(set(folds[folds >= 0].tolist())):
+        train = np.flatnonzero((folds != number) & (folds >= 0) & ~material.unseen)
+        train = train[_kept(labels[train], share, [rated.config.seed, draw, int(number)])]
+        test = (folds == number) & ~material.unseen
+        moments = x[train].mean(axis=0), np.maximum(x[train].std(axis=0), 1e-9)
+        mean, spread = y[train].mean(axis=0), y[train].std(axis=0)
+        model = GaussianRidge(_ALPHA, _WIDTH).fit(standard(x[train], *moments), (y[train] - mean) / np.maximum(spread, 1e-9))
+        said[test] = model.predict(standard(x[test], *moments)) * spread + mean
+    rows = np.isfinite(said).all(axis=1)
+    table = predictions.tidy(("curve", PROTOCOL, rated.config.seed), fold, rated.clips.clip[rows], y[rows], said[rows])
+    wide = table.pivot(index="clip", columns="dimension", values=["rating", "prediction"])
+    return float(wide["prediction"].corrwith(wide["rating"]).mean())
