@@ -222,9 +222,9 @@ class TestCommand:
                 long.write(np.tile(tone[: 16_000 * 5], 12))
         (tmp_path / "nothing").mkdir()
         reasons = {
-            "text.mp3": "cannot be read as audio", "empty.wav": "cannot be read as audio", "cut.wav": "are missing", "silent.wav": "silent",
-            "short.wav": "at least 3 s", "nan.wav": "NaN", "low.wav": "8,000 Hz", "3h.flac": "longer than 1 hour",
-            "nothing": "a folder without a recording", "absent.wav": "no such file",
+            "text.mp3": "cannot be read as audio", "empty.wav": "cannot be read as audio", "cut.wav": "are missing",
+            "silent.wav": "silent", "short.wav": "at least 3 s", "nan.wav": "NaN", "low.wav": "8,000 Hz",
+            "3h.flac": "longer than 1 hour", "nothing": "a folder without a recording", "absent.wav": "no such file",
         }  # fmt: skip
         files = [*(str(tmp_path / name) for name in reasons), "https://localhost/a.wav", str(folder / "tune.wav")]
         assert main(["rate", *files, "--json"]) == 2
