@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from percepiano_ast.evaluation import scores, table
+from percepiano_ast.evaluation import errors, reliability, scores, table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "notebooks" / "results"
@@ -63,6 +63,16 @@ def test_what_a_page_says_is_what_the_predictions_give(page, known):
         assert key in known, f"{page.name} gives {cell} for {key}, of which there are no predictions"
         for text, value in zip(re.findall(NUMBER, cell), known[key]):
             assert abs(float(text) - value) < 0.0051, f"{page.name} gives {cell} for {key}, the predictions give {known[key]}"
+
+
+def test_parts_of_the_errors_are_those_of_the_predictions():
+    (said,) = [rows for rows in tables((RESULTS / "README.md").read_text()) if rows[0][1] == "mean squared error"]
+    rows, index = table.read_predictions(RESULTS / "predictions_content.csv.gz"), table.load_index()
+    names = [row[0].strip("`") for row in said[1:]]
+    runs = table.runs(rows[rows["model"].isin(names)], index)
+    found = errors.evaluate(runs, index, reliability.load_ceiling(index)).query("dimension == 'mean'").set_index("model")
+    for name, row in zip(names, said[1:], strict=True):
+        assert [float(cell) for cell in row[1:]] == pytest.approx(found.loc[name, ["all", *errors.PARTS]].to_list(), abs=0.0051)
 
 
 def test_no_committed_predictions_go_without_a_word():
