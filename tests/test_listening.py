@@ -22,7 +22,9 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import listening, table
 from percepiano_ast.evaluation.listening import EXPECTED, Comparison
 from percepiano_ast.listening import raters, run
+from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.plots import listening as listening_plots
+from percepiano_ast.synthesis import BuiltinPiano
 from percepiano_ast.training.finetune import Scaler
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, Variation
 
@@ -279,6 +281,15 @@ def index_of(compositions=3, players=4, segments=5):
         for c in range(compositions) for p in range(players + 1) for s in range(segments)
     ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def test_the_model_that_comes_along_rates_as_rate_does_whatever_the_gain():
+    notes = np.array([(0.4 * k, 0.4 * k + 0.3, 60 + k % 12, 70) for k in range(15)], NOTE)
+    wave = BuiltinPiano().render(Performance(notes, np.zeros(0, PEDAL)), 22_050)
+    rater = raters.PackagedRater()
+    one, softer = rater.rate("any", [wave, wave / 8])
+    assert rater.hears == "audio" and one.shape == (len(KEYS),) and (0 < one).all() and (one < 1).all()
+    np.testing.assert_allclose(one, softer, atol=0.02)
 
 
 def test_clips_are_drawn_evenly_over_compositions_and_players():

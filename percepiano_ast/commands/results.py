@@ -161,7 +161,8 @@ def _add_baseline(add):
 def _add_listen(add):
     command = add("listen", _listen, "Listening tests by construction: one thing changed in real performances, rated again.")
     command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
-    models = "audio-stats, midi-stats (fitted here), directories of fine-tuned runs, module:attribute of any rating function"
+    models = "audio-stats, midi-stats (fitted here), packaged (the model that comes along) or its file, directories of fine-tuned "
+    models += "runs, module:attribute of any rating function"
     command.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=models)
     command.add_argument("--out", required=True, metavar="DIR", help="tables, figures, summary, and the renderings")
     command.add_argument("--clips", type=int, default=100, metavar="N", help="performances to draw (default: 100)")

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, descriptors, rating
+from percepiano_ast import audio, descriptors, packaged, rating
 from percepiano_ast.audio import features as audio_features
 from percepiano_ast.baselines import statistics
 from percepiano_ast.config import InputError
 from percepiano_ast.data import splits
+from percepiano_ast.packaged import SHIPPED, Packaged
 
 PROTOCOL = "content"
 SAMPLE_RATE = 22_050
@@ -171,6 +172,33 @@ class RunRater:
         model, front_end = self._models[self._fold[clip]], self._front_end
         codes = (audio.quantize(audio.log_mel(wave, front_end), front_end)[0] for wave in takes)
         return np.stack([model.rate(one) for one in codes]).astype(np.float64)
+
+
+class PackagedRater:
+    """A model of one file (`packaged.Packaged`): a `Rate`.
+
+    Not held out: the one that comes along has learned from every clip of PercePiano. How its ratings change with the playing is
+    its own all the same.
+
+    Args:
+        path: by default of the model that comes along.
+
+    Raises:
+        InputError: no such file, or another kind of file.
+    """
+
+    hears = "audio"
+
+    def __init__(self, path: str | Path = SHIPPED):
+        self._model = Packaged.read(path)
+        self.name, self.sample_rate = Path(path).stem, self._model.listener.front_end.sample_rate
+        self.key = f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()} {_code(packaged, audio_features)}"
+
+    def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
+        """See `Rate.rate`."""
+        waves = [self._model.level(wave) for wave in takes]
+        features = [self._model.features(self._model.hear(wave)[0], wave) for wave in waves]
+        return self._model.judges["alone"].rate(np.stack(features)).ratings.astype(np.float64)
 
 
 def _digest(tree) -> str:

@@ -154,7 +154,9 @@ class _Session:
         return Renderings(self.out / "renderings", synthesizer, sample_rate)
 
     def rater(self, model: str) -> Rate:
-        """The rating function that ``model`` names: a statistics baseline, fitted here, or a fine-tuned run."""
+        """The rating function that ``model`` names: a statistics baseline, fitted here, a packaged model or a fine-tuned run."""
+        if model == "packaged" or model.endswith(".safetensors"):
+            return raters.PackagedRater() if model == "packaged" else raters.PackagedRater(model)
         if model not in raters.STATISTICS:
             return raters.RunRater(model, self.folder.index)
         features = self._statistics(model)
@@ -282,7 +284,8 @@ def listen(
 
     Args:
         folder: PercePiano's, one in its shape, or ``demo`` for the embedded one.
-        models: names in `raters.STATISTICS`, directories of fine-tuned runs, rating functions, or ``module:attribute`` of one.
+        models: names in `raters.STATISTICS`, ``packaged`` or the file of such a model, directories of fine-tuned runs, rating
+            functions, or ``module:attribute`` of one.
 
     Returns:
         ``out``.
