@@ -1,7 +1,8 @@
 """Other rooms, microphones and levels for a window whose notes stay the same: what a frame says of the playing survives.
 
 A network that hears one piano at one level hears no other (a model of one soundfont loses a quarter of its correlation on
-another). Applied to normalised levels on the device, from the step's key: pure, and free beside a training step.
+another), and one that has heard dry pianos alone takes a room for the pedal. Applied to normalised levels on the device, from
+the step's key: pure, and nearly free beside a training step.
 """
 
 import jax
@@ -13,31 +14,63 @@ GAIN_DB = 6.0  # either way; beyond it, force is no longer told from the level o
 EQ_DB = 4.0  # of each of `EQ_WAVES` cosines over the mel axis: tilt, a dip, two
 EQ_WAVES = 3
 NOISE_DB = (-80.0, -45.0)  # level of noise in every band
+ROOM_SECONDS = (0.2, 2.0)  # reverberation time of the lowest band, drawn evenly over its logarithm
+ROOM_DULL = 0.6  # by so much shorter is that of the highest
+ROOM_DB = (-20.0, 0.0)  # reverberant energy over direct: near the strings, or in the tenth row of a hall
+IN_A_ROOM = 0.6  # share of the clips that are changed
 AS_RECORDED = 0.25  # share of the clips that nothing is done to: a clean recording is a case of its own
 
 
 def draw(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
     """What is done to each clip of a batch: arrays of ``batch`` rows."""
-    keys = jax.random.split(rng, 5)
+    keys = jax.random.split(rng, 8)
+    low, high = jnp.log(jnp.array(ROOM_SECONDS))
     return {
         "gain": jax.random.uniform(keys[0], (batch,), minval=-GAIN_DB, maxval=GAIN_DB),
         "eq": jax.random.uniform(keys[1], (batch, EQ_WAVES), minval=-EQ_DB, maxval=EQ_DB),
         "noise": jax.random.uniform(keys[2], (batch,), minval=NOISE_DB[0], maxval=NOISE_DB[1]),
+        "room_seconds": jnp.exp(jax.random.uniform(keys[5], (batch,), minval=low, maxval=high)),
+        "room": jnp.where(
+            jax.random.bernoulli(keys[7], IN_A_ROOM, (batch,)),
+            jax.random.uniform(keys[6], (batch,), minval=ROOM_DB[0], maxval=ROOM_DB[1]),
+            -jnp.inf,
+        ),
         "seed": jax.random.bits(keys[3], (batch,)),
         "changed": ~jax.random.bernoulli(keys[4], AS_RECORDED, (batch,)),
     }
 
 
-def apply(log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: Statistics) -> jax.Array:
-    """(B, T, F) normalised levels -> the same playing through another microphone, louder or softer, in some noise."""
+def apply(log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: Statistics, frame_seconds: float) -> jax.Array:
+    """(B, T, F) normalised levels -> the same playing in another room, through another microphone, louder or softer, in noise."""
     bands = log_mel.shape[2]
     waves = jnp.cos(jnp.pi * jnp.arange(1, EQ_WAVES + 1)[:, None] * (jnp.arange(bands)[None, :] + 0.5) / bands)
     change = drawn["gain"][:, None] + drawn["eq"] @ waves
     scale = 2 * statistics.std_db
-    heard = log_mel + change[:, None, :] / scale
+    nepers = scale * jnp.log(10.0) / 10  # per unit of normalised level
+    heard = _in_room(log_mel * nepers, drawn, frame_seconds) / nepers + change[:, None, :] / scale
     # Power of narrow-band noise is exponentially distributed.
     power = jax.vmap(lambda seed: jax.random.exponential(jax.random.key(seed), log_mel.shape[1:]))(drawn["seed"])
     level = drawn["noise"][:, None, None] + 10 * jnp.log10(power + 1e-6)
-    nepers = scale * jnp.log(10.0) / 10  # per unit of normalised level
     heard = jnp.logaddexp(heard * nepers, (level - statistics.mean_db) / scale * nepers) / nepers
     return jnp.where(drawn["changed"][:, None, None], heard, log_mel)
+
+
+def _in_room(power: jax.Array, drawn: dict[str, jax.Array], frame_seconds: float) -> jax.Array:
+    """Log power (B, T, F) with a diffuse tail behind all that sounds, in nepers.
+
+    Polack's model (1988): late reverberation is noise whose power decays exponentially, so that powers add. The direct sound
+    stays, and the tail of a steady sound has ``room`` dB more energy than it.
+    """
+    bands = power.shape[2]
+    seconds = drawn["room_seconds"][:, None] * (1 - ROOM_DULL * jnp.arange(bands)[None, :] / (bands - 1))
+    kept = 10 ** (-6 * frame_seconds / seconds)  # of the power, from frame to frame: 60 dB in ``seconds``
+    gain = (1 - kept) * 10 ** (drawn["room"][:, None] / 10)
+    sound = jnp.exp(power)
+
+    def joined(earlier, later):
+        return earlier[0] * later[0], earlier[1] * later[0] + later[1]
+
+    # The tail at a frame is what was left of all frames before it.
+    _, tail = jax.lax.associative_scan(joined, (jnp.broadcast_to(kept[:, None, :], sound.shape), sound), axis=1)
+    tail = jnp.pad(tail[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return jnp.log(sound + gain[:, None, :] * tail)

@@ -108,7 +108,8 @@ class Pretraining:
     def hear(self, batch: dict) -> jax.Array:
         """Normalised windows (B, T, F) of a batch's ``codes``, changed as its ``augment`` says where there is one."""
         log_mel = normalise(batch["codes"], self.front_end, self.statistics)
-        return augment.apply(log_mel, batch["augment"], self.statistics) if "augment" in batch else log_mel
+        seconds = self.front_end.seconds(1)
+        return augment.apply(log_mel, batch["augment"], self.statistics, seconds) if "augment" in batch else log_mel
 
     def draw(self, rng: jax.Array, batch: int) -> dict:
         """All that chance decides for the clips of one step."""
