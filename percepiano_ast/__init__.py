@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import warnings
 from importlib import metadata
 
 __version__ = "0.1.0"
@@ -26,6 +27,8 @@ def _leave_out_xnnpack() -> None:
 
 
 _leave_out_xnnpack()
+# librosa brings tqdm, which warns in red in a notebook without widgets; progress here is text.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _LATER = {"rate": "rate_file", "Stream": "Stream"}
 

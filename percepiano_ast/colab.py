@@ -6,11 +6,11 @@ import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import pandas as pd
 
 from percepiano_ast.config import PRESETS, InputError, Preset, RunFailed, choose
 from percepiano_ast.data import demo, manifest
@@ -51,8 +51,7 @@ def open_run(preset: str, keep_in: str = ON_DRIVE, *, wants: str = "", log: Call
     check_runtime(chosen, wants)
     root, store = _places(preset, keep_in.strip(), log)
     root.mkdir(parents=True, exist_ok=True)
-    # Progress is text; where there are no widgets, tqdm need not say so.
-    warnings.filterwarnings("ignore", message="IProgress not found")
+    pd.set_option("display.max_colwidth", None)  # a table of what is where, see `views.kept`, cuts no address off
     kept = f", shards, checkpoints and models in {store}" if store else ""
     log(f"preset {preset}: model {chosen.model.name}, outputs in {root}{kept}, {describe_devices()}")
     if on_colab() and not store and not root.is_relative_to(DRIVE):

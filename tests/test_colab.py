@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from servers import StorageEmulator
 
@@ -287,6 +288,11 @@ class TestStatus:
         assert shards["MB"] == 0.0 and shards["where"] == str(run.maestro)
         assert all(row["whole"].startswith("yes, by its m") for row in [*pretraining, model, shards])
         assert rows["predictions_ast-test-ssast.csv"][0]["age"] == "under a minute"
+
+    def test_a_notebook_shows_places_whole(self, run):
+        with pd.option_context("display.max_colwidth", 50):  # of pandas, and what it is afterwards
+            colab.open_run("demo", str(run.root), log=lambda line: None)
+            assert f"<td>{run.kept(run.pretrain)}/checkpoints</td>" in views.kept(run)._repr_html_()
 
     def test_ages_are_in_words(self, run):
         then = (datetime.now(UTC) - timedelta(hours=2, minutes=50)).timestamp()

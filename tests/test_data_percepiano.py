@@ -109,6 +109,7 @@ class TestOwnRenderings:
         shutil.copy(recordings / f"{CLIPS[0]}.flac", recordings / "Stranger.flac")
         log = self.make(folder, tmp_path / "out", recordings, synthesizers=("own", "builtin"))
         assert any("1 recordings are of no clip and are not used: Stranger" in line for line in log)
+        assert any(line.startswith("  8/8 recordings, ") and " h, " not in line for line in log)  # nobody knows how long before
         rated = batches.rated_clips(shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it"))
         assert rated.synthesizer.tolist() == ["builtin", "own"] * 4
         for rendered, recorded in zip(rated.codes[::2], rated.codes[1::2]):

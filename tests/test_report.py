@@ -66,7 +66,14 @@ class TestFolder:
     def test_figures_lie_there_as_svg_and_png(self, folder):
         text = (folder / "report.md").read_text() + (folder / "comparison.md").read_text()
         named = set(re.findall(r"\]\(figures/(.*)\.png\)", text))
-        assert {"content_scopes", "content_deadpan", "content_pairwise", "content_errors", "content_calibration", "content_gains"} <= named
+        assert {
+            "content_scopes",
+            "content_deadpan",
+            "content_pairwise",
+            "content_errors",
+            "content_calibration",
+            "content_gains",
+        } <= named
         for name in named:
             assert (folder / "figures" / f"{name}.png").stat().st_size > 5000
             assert "<svg" in (folder / "figures" / f"{name}.svg").read_text()[:2000]
@@ -149,7 +156,7 @@ class TestWords:
     def test_whether_the_encoder_beats_its_rivals(self, index):
         noise = {"ast-micro-ssast": 0.1, "ast-micro-scratch": 0.3, "mlp": 0.05, "ast-small-ensemble": 0.01, "cnn": 0.1}
         text = self.say(make_predictions(index, noise), index)
-        assert "best of 5 model(s) is `ast-small-ensemble`" in text
+        assert "best of 5 models is `ast-small-ensemble`" in text
         assert "best pre-trained audio encoder is `ast-micro-ssast`" in text  # an ensemble is not the encoder
         assert "`ast-micro-ssast` **does not beat** `mlp`: it is behind by" in text
         assert "`ast-micro-ssast` **beats** `ast-micro-scratch` by" in text
@@ -280,6 +287,18 @@ class TestFigures:
         hollow, filled, _ = (line for line in axes.lines if line.get_marker() not in ("None", ""))
         assert len(filled.get_xdata()) == (rows["p_holm"] < 0.05).sum()
         assert len(hollow.get_xdata()) + len(filled.get_xdata()) == len(KEYS) + 1
+
+    def test_a_model_looks_alike_beside_the_reference_and_against_it(self, index, several):
+        results = evaluate(several, index, FEW)
+        pairs = results["differences"]
+        pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
+        others = [name for name in results["summary"]["model"].unique() if name != "ast-micro-ssast"]
+        drawn = [plots.gains(pd.concat([summary.between(pairs, name, "ast-micro-ssast") for name in others])),
+                 plots.pearson_by_dimension(results["summary"])]  # fmt: skip
+        beside, alone = (
+            {line.get_label(): (line.get_color(), line.get_marker()) for line in figure.axes[0].lines} for figure in drawn
+        )
+        assert {name: beside[name] for name in others} == {name: alone[name] for name in others}
 
     def test_leaky_protocols_are_named_and_missing_ones_empty(self, index):
         rows = make_predictions(index, {"mlp": 0.1, "cnn": 0.2})

@@ -83,7 +83,7 @@ def predict(name: str, index: pd.DataFrame, folds: np.ndarray, ratings: np.ndarr
         known |= np.isin(level, elsewhere.index[elsewhere > 1])
     if not known[folds >= 0].any():
         raise NothingKnown(f"{name}: no {' or '.join(BASELINES[name])} of a held-out clip is in training under this protocol, "
-                           "so it has nothing to say; leave it out, or choose another protocol.")  # fmt: skip
+                           "so it has nothing to say")  # fmt: skip
     dummies = [(level[:, None] == np.unique(level)).astype(float) for level in levels]
     design = np.hstack([np.ones((len(index), 1)), *dummies])
     penalty = np.diag([0.0, *[_SHRINKAGE] * (design.shape[1] - 1)])

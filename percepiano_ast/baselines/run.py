@@ -194,7 +194,7 @@ class _Work:
             try:
                 return clips, self.ratings, {baseline: identity.predict(baseline, self.index, folds, self.ratings)}
             except identity.NothingKnown as error:
-                raise NotMade(str(error)) from error
+                raise NotMade(f"{error}; leave it out, or choose another protocol.") from error
         if protocol in identity.EXHAUSTIVE:
             raise NotMade(f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit it in each; "
                           "choose another protocol.")  # fmt: skip

@@ -151,4 +151,5 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
     shutil.rmtree(job.directory / "staged", ignore_errors=True)
     manifest.write(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600
-    work.log(f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in {len(plan)} shards")
+    files = f"{len(plan)} shard{'s' * (len(plan) > 1)}"
+    work.log(f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in {files}")

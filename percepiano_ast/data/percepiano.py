@@ -247,7 +247,7 @@ def _contents(
         left_out |= dict.fromkeys((f"{clip}@{name}" for clip in sorted(missing)), "no recording of this clip")
         for clip in index["clip"][~index["clip"].isin(missing)]:
             fields = {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}
-            items.append(shards.Item(f"{clip}@{name}", SPLIT, fields, _USUAL_SECONDS))
+            items.append(shards.Item(f"{clip}@{name}", SPLIT, fields, _USUAL_SECONDS, measured=False))
     return build.Contents(
         items,
         left_out=left_out,

@@ -112,7 +112,7 @@ def rebuild(folder: str | Path) -> Rebuilt:
     n = counts(folder)
     sentence = (
         f"The published means of {len(means):,} clips come out of {n['valid']:,} single ratings of {n['raters']} raters to the "
-        f"last digit (largest difference {largest:.0e}): {n['blank']} blank rows and {n['too_high']} with a value above "
+        f"last digit (largest difference {largest:.0g}): {n['blank']} blank rows and {n['too_high']} with a value above "
         f"{_HIGHEST} are left out, {n['missing']:,} zeros and empty cells count as missing."
     )
     return Rebuilt(means, largest, sentence)

@@ -20,6 +20,7 @@ class Progress:
 
     def __init__(self, everything: list[Item], todo: list[Item], directory: Path, log: Callable[[str], None]):
         self.total, self.hours = len(everything), sum(item.seconds for item in everything) / 3600
+        self.measured = all(item.measured for item in everything)
         self.count = self.total - len(todo)
         self.seconds_left = sum(item.seconds for item in todo)
         self.directory, self.log = directory, log
@@ -46,8 +47,9 @@ class Progress:
 
     def _say(self, elapsed: float) -> None:
         free = shutil.disk_usage(self.directory).free / 1e9
-        done = self.hours - self.seconds_left / 3600
-        line = f"  {self.count}/{self.total} recordings, {done:.2f} of {self.hours:.2f} h"
+        line = f"  {self.count}/{self.total} recordings"
+        if self.measured:
+            line += f", {self.hours - self.seconds_left / 3600:.2f} of {self.hours:.2f} h"
         if elapsed > 0 and self.seconds:
             left = self.seconds_left / self.seconds * elapsed
             rate = f", {self.bytes / elapsed / 1e6:.1f} MB/s" if self.bytes else ""

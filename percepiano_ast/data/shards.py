@@ -34,12 +34,14 @@ class Item:
     Attributes:
         fields: travel into every example made from it.
         seconds: its expected length.
+        measured: whether that is its own, not what is usual.
     """
 
     key: str
     split: str
     fields: dict
     seconds: float
+    measured: bool = True
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def pearson_by_dimension(
     """
     table = _pearson(metrics, scope)
     models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
-    figure, axes = _by_dimension(table, models)
+    figure, axes = _by_dimension(table, models, styles(models))
     if ceiling is not None:
         axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", color="black", markersize=14, label="noise ceiling")
     axes.axvline(0, color=GREY, linewidth=0.8)
@@ -170,9 +170,10 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
     """
     models = list(dict.fromkeys(pairs["model_a"]))
     table = pairs.rename(columns={"model_a": "model", "difference": "value"}).assign(filled=pairs["p_holm"] < 0.05)
-    figure, axes = _by_dimension(table, models)
+    reference = pairs["model_b"].iloc[0]
+    figure, axes = _by_dimension(table, models, styles([*models, reference]))  # those of the figures that draw it too
     axes.axvline(0, color="black", linewidth=1)
-    axes.set(xlabel=f"Pearson r minus that of {pairs['model_b'].iloc[0]} (95 % interval); filled: survives Holm's correction")
+    axes.set(xlabel=f"Pearson r minus that of {reference} (95 % interval); filled: survives Holm's correction")
     clean(axes)
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -213,7 +214,7 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
         table: `evaluation.contrasts.pairwise` of one protocol, seed, scope and smallest difference.
     """
     models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
-    figure, axes = _by_dimension(table.assign(**(100 * table[["value", "low", "high"]])), models)
+    figure, axes = _by_dimension(table.assign(**(100 * table[["value", "low", "high"]])), models, styles(models))
     axes.axvline(50, color="black", linewidth=1)
     axes.set(xlabel="pairs of performances put in the right order (%; 50 is chance; 95 % interval)")
     clean(axes)
@@ -268,9 +269,9 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def _by_dimension(table: pd.DataFrame, models: list[str]) -> tuple[Figure, Axes]:
+def _by_dimension(table: pd.DataFrame, models: list[str], looks: dict[str, tuple[str, str]]) -> tuple[Figure, Axes]:
     """Values and intervals of models, a row a dimension and the mean last; open marks where ``filled``, if given, is False."""
-    rows, looks = [*KEYS, "mean"], styles(models)
+    rows = [*KEYS, "mean"]
     figure = Figure(figsize=(9.5, 9.5), layout="constrained")
     axes = figure.subplots()
     offsets = np.linspace(-0.28, 0.28, len(models)) if len(models) > 1 else [0.0]

@@ -4,6 +4,7 @@ from itertools import cycle
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from percepiano_ast.config import InputError
 from percepiano_ast.plots.style import COLOURS, clean, require
@@ -26,6 +27,8 @@ def training_curves(history: pd.DataFrame, columns: list[str] | None = None, tit
     for axes, name, colour in zip(panels, columns, cycle(COLOURS)):
         part = history[[x, name]].dropna()
         axes.plot(part[x], part[name], color=colour, marker="o" if len(part) <= 30 else "", markersize=4)
+        if "accuracy" in name:  # as the log of a training says it
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set(title=name.replace("_", " "), xlabel=x)
         clean(axes)
     figure.suptitle(title)

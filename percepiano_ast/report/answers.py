@@ -43,7 +43,7 @@ def dimensions(summary: pd.DataFrame, scope: str = "overall") -> str:
         return f"`{model}` has no correlation in this scope: its predictions do not vary there."
     best = ", ".join(f"`{key}` ({value:z.2f})" for key, value in values.head(3).items())
     worst = ", ".join(f"`{key}` ({value:z.2f})" for key, value in values.tail(3)[::-1].items())
-    words = [f"{key}: {number(values.get(key, np.nan))}" for keys in PRIMARY.values() for key in keys]
+    words = [f"`{key}` {number(values.get(key, np.nan))}" for keys in PRIMARY.values() for key in keys]
     return f"`{model}` follows {best} best, {worst} least. Primary dimensions: {'; '.join(words)}."
 
 

@@ -70,7 +70,8 @@ def headlines(values: pd.DataFrame, pairs: pd.DataFrame, protocol: str) -> list[
     if means.empty:
         return [f"{where} no model can be ranked.", *without]
     best = means.iloc[0]
-    first = f"{where} the best of {len(means)} model(s) is `{best.name}` with a mean Pearson r of {ranged(best)}{_of(best)}."
+    of = f"the best of {len(means)} models" if len(means) > 1 else "the only model"
+    first = f"{where} {of} is `{best.name}` with a mean Pearson r of {ranged(best)}{_of(best)}."
     lines = [first, *without]
     encoders = [name for name in means.index if is_encoder(name)]
     pretrained = [name for name in encoders if not name.endswith("-scratch")]

@@ -54,7 +54,7 @@ def require_room(place: str | Path, one: int, most: str, log: Callable[[str], No
     """
     store = open_store(place)
     free = store.free()
-    log(f"checkpoints of {shown(one)} in {place}: at most {most}{'' if free is None else f'; {shown(free)} are free'}")
+    log(f"checkpoints of {shown(one)} in {place}:\n  at most {most}{'' if free is None else f'; {shown(free)} are free'}")
     if free is not None and free < one:
         raise InputError(
             f"{place} has {shown(free)} free, one checkpoint needs {shown(one)}: make room, or choose another directory"
