@@ -60,6 +60,9 @@ def test_every_table_has_its_columns(index, predictions):
         "deadpan": [*start, "part", "metric", *end],
         "pairwise": [*start, "scope", "min_difference", "dimension", "pairs", "value", "low", "high"],
         "calibration": [*start, "metric", *end],
+        "errors": [*start, "dimension", "all", "noise", "passage", "player", "clip"],
+        "errors_by_kind": [*start, "kind", "value", "clips", "error"],
+        "shared_errors": ["protocol", "seed", "model_a", "model_b", "correlation"],
         "ceiling_share": [*start, "scope", "ceiling", *end],
         "summary": ["model", "protocol", "scope", "metric", "dimension", "seeds", "value", "seed_sd", "low", "high"],
         "differences": [*pairs, "scope", "metric", "dimension", "seeds", "difference", "low", "high", "p", "p_holm",
@@ -68,7 +71,7 @@ def test_every_table_has_its_columns(index, predictions):
     assert set(results["metrics"]["dimension"]) == {*KEYS, "mean"}
     assert set(results["head_groups"]["dimension"]) == {"timing", "sound", "music"}
     alone = evaluate(predictions[predictions["model"] == "mlp"], index, FEW)
-    for name in ("comparisons", "seeds", "seed_comparisons", "calibration"):
+    for name in ("comparisons", "seeds", "seed_comparisons", "calibration", "shared_errors"):
         assert alone[name].empty and list(alone[name].columns) == list(results[name].columns)
 
 
