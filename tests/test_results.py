@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from percepiano_ast import packaged, recording
 from percepiano_ast.evaluation import errors, reliability, scores, table
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +75,23 @@ def test_parts_of_the_errors_are_those_of_the_predictions():
     found = errors.evaluate(runs, index, reliability.load_ceiling(index)).query("dimension == 'mean'").set_index("model")
     for name, row in zip(names, said[1:], strict=True):
         assert [float(cell) for cell in row[1:]] == pytest.approx(found.loc[name, ["all", *errors.PARTS]].to_list(), abs=0.0051)
+
+
+@pytest.mark.parametrize(("piano", "sure", "likely"), [("", 0.93, 0.81), ("@timgm6mb", 0.92, 0.80)])
+def test_two_performances_that_are_said_to_differ_do_so_for_people(piano, sure, likely):
+    rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
+    rows = rows[rows["model"] == f"ast-mini-transcriptionstem-packaged{piano}"]
+    (run,) = table.runs(rows, table.load_index())
+    deviation = 2**0.5 * packaged.Packaged.read().judges["alone"].within
+    right: dict[float, list[np.ndarray]] = {recording.SURE: [], recording.LIKELY: []}
+    for segment in np.unique(run.segment):
+        part = run.take((run.segment == segment) & run.human)
+        one, other = np.triu_indices(len(part.clip), 1)
+        said, meant = (values[one] - values[other] for values in (part.prediction, part.rating))
+        for far, found in right.items():
+            found.append((np.sign(said) == np.sign(meant))[(np.abs(said) >= far * deviation) & (meant != 0)])
+    shares = [np.concatenate(found).mean() for found in right.values()]
+    assert shares == pytest.approx([sure, likely], abs=0.0051)
 
 
 def test_no_committed_predictions_go_without_a_word():

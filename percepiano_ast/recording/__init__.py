@@ -2,9 +2,11 @@
 
 from percepiano_ast.recording.live import Live, Stream
 from percepiano_ast.recording.rating import Moment, Rating, in_words, rate, rate_file, rate_wave
-from percepiano_ast.recording.tables import as_table, as_text, compare, recordings_in
+from percepiano_ast.recording.tables import LIKELY, SURE, as_table, as_text, compare, recordings_in
 
 __all__ = [
+    "LIKELY",
+    "SURE",
     "Live",
     "Moment",
     "Rating",
