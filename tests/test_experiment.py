@@ -57,7 +57,7 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     content = set(rows.query("protocol == 'content'")["model"])
     name = f"ast-{PRESET.model.name}-transcriptionstem"
     assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "audio-stats", "midi-stats"} <= content
-    assert {f"{name}-packaged", f"{name}-packaged+score"} <= content
+    assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
     model = out / "packaged" / f"ast-{PRESET.model.name}-judged.safetensors"
     assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
     assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])

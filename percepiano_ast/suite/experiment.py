@@ -16,11 +16,13 @@ from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import PRETRAININGS, InputError, Preset, choose, claim_directory, say, write_json
 from percepiano_ast.data import asap, percepiano, predictions
+from percepiano_ast.data.variants import SEPARATOR
 from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
 from percepiano_ast.suite.packaging import package
 from percepiano_ast.suite.run import Run, workers
+from percepiano_ast.training.checkpoints import SAVE_MINUTES
 from percepiano_ast.transcription import Listener
 
 STARTS = (*PRETRAININGS, "scratch", *ENCODERS)
@@ -73,7 +75,8 @@ def run_experiment(
     ``experiment.json`` and ``stages.csv``.
 
     Args:
-        minutes: no stage is begun after so many; 0 for as many as it takes. The same call goes on.
+        minutes: no stage is begun after so many; 0 for as many as it takes. The same call goes on. A call that may be killed
+            then loses little: pre-training keeps a checkpoint every quarter of them.
 
     Raises:
         InputError: a synthesizer that is not installed, ``out`` of another experiment, and what the stages refuse.
@@ -84,7 +87,8 @@ def run_experiment(
     for name in ("midi", "percepiano"):
         settings["experiment"].pop(name)
     claim_directory(out, settings)
-    for name, stage in _stages(preset, out, experiment, log):
+    save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
+    for name, stage in _stages(preset, out, experiment, save_minutes, log):
         if minutes and time.monotonic() - begun > 60 * minutes:
             log(f"{minutes:g} minutes are over before {name}; the same command continues")
             return None
@@ -96,7 +100,7 @@ def run_experiment(
     return made
 
 
-def _stages(preset: Preset, out: Path, given: Experiment, log) -> Iterator[tuple[str, Callable]]:
+def _stages(preset: Preset, out: Path, given: Experiment, save_minutes: float, log) -> Iterator[tuple[str, Callable]]:
     first = _run(preset, out, given, given.seeds[0])
     folder = str(rating.percepiano_source(dataclasses.replace(first, root=out), given.percepiano, log))
     archive = out / "asap.zip"
@@ -114,7 +118,7 @@ def _stages(preset: Preset, out: Path, given: Experiment, log) -> Iterator[tuple
         for start in given.starts:
             if start in PRETRAININGS:
                 longer = run.changed("pretrain", epochs=given.epochs.get(start, 0)).for_pretraining(start)
-                yield f"pre-train {start}, seed {seed}", lambda run=longer: hearing.pretrain(run, log)
+                yield f"pre-train {start}, seed {seed}", lambda run=longer: hearing.pretrain(run, log, save_minutes)
             yield f"rate by heads {start}, seed {seed}", lambda run=run, start=start: _rated(run, start, log)
             if start in given.judged:
                 yield (
@@ -149,7 +153,9 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
     level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
     ear, model = (home / f"ast-{first.preset.model.name}-{name}.safetensors" for name in (start, "judged"))
     if not model.exists():
-        rating.preprocess_percepiano(level, folder, pianos, one_loudness=True, log=log)
+        # A recording is made in a room, which a model of dry pianos takes for pedal.
+        rooms = tuple(f"{piano}{SEPARATOR}room" for piano in given.pianos)
+        rating.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
         Listener.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})

@@ -15,6 +15,7 @@ from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training import parallel
 from percepiano_ast.training import pretrain as pretraining
+from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
 
 def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
@@ -37,8 +38,12 @@ def maestro_source(run: Run, source: str = "") -> str:
     return str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
 
 
-def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
-    """Step 2: pre-training on the shards of step 1; returns the history, a row an epoch."""
+def pretrain(run: Run, log: Callable[[str], None] = say, save_minutes: float = SAVE_MINUTES) -> pd.DataFrame:
+    """Step 2: pre-training on the shards of step 1; returns the history, a row an epoch.
+
+    Args:
+        save_minutes: within a long epoch there is a checkpoint every so many minutes.
+    """
     parallel.initialize()
     preset = run.preset
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
@@ -66,6 +71,7 @@ def pretrain(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
         description={"data": train.metadata["licence"]} | ({"descriptors": heard.description} if heard else {}),
         num_descriptors=len(DESCRIPTORS) if heard else 0,
         execution=preset.execution,
+        save_minutes=save_minutes,
         log=log,
     )
     return pd.DataFrame(rows)

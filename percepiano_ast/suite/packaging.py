@@ -14,7 +14,7 @@ from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
 from percepiano_ast.config import InputError, say
-from percepiano_ast.data import predictions, splits
+from percepiano_ast.data import predictions, splits, variants
 from percepiano_ast.data.percepiano_files import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.evaluation import scores, table
@@ -26,7 +26,7 @@ from percepiano_ast.suite.run import Run, start_of
 
 # What each judge is given.
 SETS = {"alone": ("notes", "sound"), "score": ("notes", "sound", "score")}
-FOREST = {"n_estimators": 100, "min_samples_leaf": 5}  # a tenth of the size of what `judge` grows
+FOREST = {"n_estimators": 75, "min_samples_leaf": 10}  # a twentieth of the size of what `judge` grows
 PROTOCOL = "content"
 LICENCE = "CC BY-NC-SA 4.0"
 
@@ -111,15 +111,22 @@ def _held_out(rated: Rated, material: Material, sets: tuple[str, ...], log) -> _
 
 
 def _tables(rated: Rated, material: Material, held_out: _HeldOut, model: str, home: Path) -> dict[str, pd.DataFrame]:
-    """Predictions for the pianos that were heard and for the one that was not, which are written too."""
+    """Predictions for the pianos that were heard, for their variants and for the one that was not, which are written too."""
     fold, spread = splits.fold_of_clip(rated.index, PROTOCOL), _spread(material, held_out)
     deviations, made = np.sqrt(spread[0] + spread[1] * held_out.each.var(axis=0)), {}
-    for name, rows in ((model, ~material.unseen), (f"{model}@{rated.config.unseen}", material.unseen)):
-        if rows.any():
-            said = rated.clips.clip[rows], material.ratings[rows], held_out.ratings[rows], deviations[rows]
-            made[name] = predictions.tidy((name, PROTOCOL, rated.config.seed), fold, *said)
-            predictions.write(made[name], home / f"predictions_{name}_{PROTOCOL}.csv.gz")
+    for kind in sorted(set(kinds := _kinds(rated, material))):
+        rows, name = kinds == kind, f"{model}@{kind}" if kind else model
+        said = rated.clips.clip[rows], material.ratings[rows], held_out.ratings[rows], deviations[rows]
+        made[name] = predictions.tidy((name, PROTOCOL, rated.config.seed), fold, *said)
+        predictions.write(made[name], home / f"predictions_{name}_{PROTOCOL}.csv.gz")
     return made
+
+
+def _kinds(rated: Rated, material: Material) -> np.ndarray:
+    """Of each rendering: the piano that is not learned from, else the variant, such as ``room``, or nothing; (n,)."""
+    named = (variants.named(name)[1] for name in rated.clips.synthesizer)
+    variant = np.array([one.name if one else "" for one in named], dtype=object)
+    return np.where(material.unseen, rated.config.unseen, variant)
 
 
 def _known(rated: Rated, held_out: _HeldOut) -> np.ndarray:
@@ -170,6 +177,7 @@ def _description(model: str, metadata: dict, rated: Rated, tables: dict[str, pd.
         "r": found[model],
         "unseen": rated.config.unseen,
         "r_unseen": found.get(f"{model}@{rated.config.unseen}", {}),
+        "r_room": found.get(f"{model}@room", {}),
         "r_score": found[model + SCORE],
         "licence": LICENCE,
     }
@@ -177,7 +185,7 @@ def _description(model: str, metadata: dict, rated: Rated, tables: dict[str, pd.
 
 def card(description: dict, path: Path) -> str:
     """The model card, Markdown."""
-    r, unseen = description["r"], description["r_unseen"]
+    r, unseen, room = (description[name] for name in ("r", "r_unseen", "r_room"))
     rows = "\n".join(
         f"| {one.family}: {one.low} to {one.high} | {r[one.key]:.2f} | {unseen[one.key]:.2f} |" if unseen
         else f"| {one.family}: {one.low} to {one.high} | {r[one.key]:.2f} | |"
@@ -187,7 +195,8 @@ def card(description: dict, path: Path) -> str:
         file=path.name, size=path.stat().st_size / 1e6, clips=f"{description['clips']:,}", pianos=", ".join(description["pianos"]),
         loudness=description["loudness"][0], jitter=description["loudness"][1], bed=description["loudness"][2], mean=r["mean"],
         scored=description["r_score"]["mean"],
-        unseen=f"{unseen['mean']:.2f} on {description['unseen']}" if unseen else "not measured", rows=rows, **{
+        unseen=f"{unseen['mean']:.2f} on {description['unseen']}" if unseen else "not measured",
+        room=f"{room['mean']:.2f} in rooms and halls" if room else "never heard in a room", rows=rows, **{
             name: description[name] for name in ("model", "licence", "data")
         },
     )  # fmt: skip
@@ -200,14 +209,15 @@ hears its notes and pedals; 79 statistics of these and 397 of the sound are rate
 
 - **Data**: {clips} clips, rendered by {pianos}, each at {loudness:g} LUFS give or take {jitter:g} dB, on noise of {bed:g} dBFS.
   {data}.
-- **Measured** under `content` (no music shared between training and test), mean r {mean:.2f}; {unseen}, which nothing was learned
-  from in that measurement; with the score {scored:.2f}. What the file holds was fitted on all clips and pianos.
+- **Measured** under `content` (no music shared between training and test), mean r {mean:.2f}; {room}; {unseen}, which nothing was
+  learned from in that measurement; with the score {scored:.2f}. What the file holds was fitted on all clips and pianos.
 - **Uncertainty** is the error on held-out clips of the piano that was not learned from, larger where the regressors disagree.
   It is no error of the playing: people agree among themselves to a noise ceiling of r .86.
 - **Loudness** is not heard as such: a soft and a loud recording of the same playing are rated alike, and how loud somebody played
   is told by the timbre alone.
 - **Never tested** on people's ratings of real recordings: PercePiano's audio is not published, all of this is on renderings. Of
-  {clips} clips of four works by Beethoven and Schubert; other styles, instruments and rooms are beyond what is known.
+  {clips} clips of four works by Beethoven and Schubert; other styles and instruments are beyond what is known,
+  and rooms were simulated.
 - **Not for** judging people: no exam, no audition, no hiring. A rating says what listeners would say on average of such a clip.
 - **Licence** {licence}, as that of the performances which the encoder learned from.
 
