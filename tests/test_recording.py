@@ -112,9 +112,9 @@ def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated)
 def test_words_say_on_which_side_and_how_far(rated):
     timing = DIMENSIONS[0]
     assert recording.in_words(timing, 50) == "about in the middle between stable and unstable"
-    assert recording.in_words(timing, 96.5).startswith("far more unstable than most: more than 96 %")
-    assert recording.in_words(timing, 12).startswith("clearly more stable than most: more than 88 %")
-    assert recording.in_words(timing, 100) == "far more unstable than most: more than any of PercePiano's performances"
+    assert recording.in_words(timing, 96.5) == "very unstable, more so than 96 % of PercePiano's performances"
+    assert recording.in_words(timing, 12) == "clearly stable, more so than 88 % of PercePiano's performances"
+    assert recording.in_words(timing, 100) == "very unstable, more so than any of PercePiano's performances"
     assert rated.sentence(KEYS[0]).startswith("Timing: ")
 
 

@@ -105,9 +105,9 @@ def in_words(dimension: Dimension, percentile: float) -> str:
     pole, share = (dimension.high, percentile) if percentile >= 50 else (dimension.low, 100 - percentile)
     if share < 60:
         return f"about in the middle between {dimension.low} and {dimension.high}"
-    degree = "far more" if share >= 95 else "clearly more" if share >= 80 else "a little more"
-    than = f"more than {math.floor(share)} %" if share < 99.5 else "more than any"
-    return f"{degree} {pole} than most: {than} of PercePiano's performances"
+    degree = "very" if share >= 95 else "clearly" if share >= 80 else "rather"
+    than = f"than {math.floor(share)} %" if share < 99.5 else "than any"
+    return f"{degree} {pole}, more so {than} of PercePiano's performances"
 
 
 def rate(model: Packaged, file: str | Path, written: scores.Score | None = None) -> Rating:
