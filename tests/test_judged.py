@@ -69,6 +69,7 @@ def test_what_was_heard_is_kept_as_long_as_encoder_and_clips_are_the_same(listen
     again = heard.hear(found)
     assert found.ear.asked == 1
     np.testing.assert_array_equal(again.embeddings, first.embeddings)
+    assert heard.hear(found, embed=False).embeddings is None
     assert first.played[2] is None and [len(one.notes) for one in first.played[3:6]] == [8, 9, 10]
     other = dataclasses.replace(found, start=dataclasses.replace(found.start, weights="another"))
     other.__dict__["params"] = found.params

@@ -22,13 +22,13 @@ class HeardClips:
     """Of every rendering, in the order of the clips.
 
     Attributes:
-        embeddings: float32 (n, 2 F' D).
+        embeddings: float32 (n, 2 F' D), or None where they were not asked for.
         played: what was decoded of it; None where no note was heard.
         key: of everything that was heard, and what heard it.
     """
 
     key: str
-    embeddings: np.ndarray
+    embeddings: np.ndarray | None
     played: list[Performance | None]
 
     def described(self, log: Callable[[str], None] = say) -> transcription.Described:
@@ -36,8 +36,11 @@ class HeardClips:
         return transcription.describe_all(self.played, log)
 
 
-def hear(rated: Rated) -> HeardClips:
+def hear(rated: Rated, embed: bool = True) -> HeardClips:
     """Listen to all renderings once: what is kept in ``heard/<model>`` holds as long as encoder and clips are the same.
+
+    Args:
+        embed: whether embeddings are wanted too, which take as long again.
 
     Raises:
         InputError: the encoder was not pre-trained to hear notes.
@@ -46,15 +49,21 @@ def hear(rated: Rated) -> HeardClips:
     key, listener = _key(rated), rated.listener
     if not (home / "heard.json").exists() or read_json(home / "heard.json")["key"] != key:
         home.mkdir(parents=True, exist_ok=True)
-        (home / "heard.json").unlink(missing_ok=True)
+        for name in ("heard.json", "embeddings.npy"):
+            (home / name).unlink(missing_ok=True)
         rated.log(f"{rated.start.name}: listening to {len(rated.clips.codes):,} renderings")
-        np.save(home / "embeddings.npy", rated.embed(rated.params, np.arange(len(rated.clips.codes))))
         _write(home / performances.FILE, listener.listen_all(rated.clips.codes, rated.log))
         write_json(home / "heard.json", {"key": key})
+    if embed and not (home / "embeddings.npy").exists():
+        rated.log(f"{rated.start.name}: embedding them")
+        partial = home / "embeddings.partial.npy"
+        np.save(partial, rated.embed(rated.params, np.arange(len(rated.clips.codes))))
+        partial.replace(home / "embeddings.npy")
     with np.load(home / performances.FILE) as arrays:
         found = performances.Performances(dict(arrays))
     played = [found[str(row)] for row in range(len(found))]
-    return HeardClips(key, np.load(home / "embeddings.npy"), [one if len(one.notes) else None for one in played])
+    embeddings = np.load(home / "embeddings.npy") if embed else None
+    return HeardClips(key, embeddings, [one if len(one.notes) else None for one in played])
 
 
 def _write(path: Path, played: list[Performance | None]) -> None:

@@ -101,7 +101,9 @@ def material_of(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: 
     renderings are not found in their score is written to ``home``."""
     clips = rated.clips
     sound = pd.read_csv(rated.run.percepiano_in(rated.front_end) / "classic_features.csv").set_index(["clip", "synthesizer"])
-    parts = {"embedding": heard.embeddings, "notes": heard.described(log).values}
+    parts = {"notes": heard.described(log).values}
+    if heard.embeddings is not None:
+        parts["embedding"] = heard.embeddings
     parts["sound"] = sound.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
     parts["score"] = _with_score(rated, heard, folder, home, log)
     groups = rated.index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()

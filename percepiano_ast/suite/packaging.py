@@ -60,7 +60,7 @@ def package(
             f"the clips in {run.percepiano_in(start.front_end)} are as loud as they were played: the packaged model "
             "takes recordings of any gain, make them with preprocess --one-loudness in a directory of its own"
         )
-    heard = hear(rated)
+    heard = hear(rated, embed=False)
     home = run.root / "packaged"
     home.mkdir(exist_ok=True)
     material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
