@@ -153,6 +153,17 @@ def test_a_seed_gives_the_same_ratings_and_a_unit_none_other(fitted):
     np.testing.assert_allclose(again.predict(x[45:] * 1000), fitted.predict(x[45:]), rtol=1e-6)
 
 
+def test_what_hardly_varied_in_training_moves_little_where_its_deviation_has_a_floor():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)), rng.normal(size=(60, 2))
+    x[:, 3] *= 0.01
+    shifted = x + np.array([0, 0, 0, 0.2])
+    small = {"n_estimators": 5}
+    free, held = (statistics.fit(x, y, seed=0, forest=small, least=least) for least in (None, np.array([0, 0, 0, 1.0])))
+    moved = [np.abs(one.predict_each(shifted)["kernel"] - one.predict_each(x)["kernel"]).max() for one in (free, held)]
+    assert moved[1] < 0.1 * moved[0] and (held.feature_std[:3] == free.feature_std[:3]).all()
+
+
 def test_the_kernel_grows_with_the_number_of_features():
     from sklearn.kernel_ridge import KernelRidge
 

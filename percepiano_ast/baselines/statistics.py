@@ -105,19 +105,24 @@ class Fitted:
         return {name: model.predict(x) * self.rating_std + self.rating_mean for name, model in self.models.items()}
 
 
-def fit(features: np.ndarray, ratings: np.ndarray, *, seed: int, forest: dict | None = None) -> Fitted:
+def fit(
+    features: np.ndarray, ratings: np.ndarray, *, seed: int, forest: dict | None = None, least: np.ndarray | None = None
+) -> Fitted:
     """Fit all of ``REGRESSORS``.
 
     Args:
         features: (n_clips, n_features), ``ratings``: (n_clips, n_dimensions).
         seed: of the trees.
         forest: other settings of the trees, for a model that must be small.
+        least: deviation that a feature is taken to have at least, (n_features,), so that what hardly varies in training is not
+            made much of where it varies for other reasons.
 
     Raises:
         InputError: NaN, tables of different length.
     """
     features, ratings = _tables(features, ratings)
     feature_mean, feature_std, rating_mean, rating_std = *_moments(features), *_moments(ratings)
+    feature_std = feature_std if least is None else np.maximum(feature_std, least)
     x, y = standard(features, feature_mean, feature_std), (ratings - rating_mean) / rating_std
     models = {}
     for name, model in REGRESSORS.items():

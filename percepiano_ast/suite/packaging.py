@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import nnls
 
-from percepiano_ast import packaged
+from percepiano_ast import audio, packaged
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
@@ -27,6 +27,7 @@ from percepiano_ast.suite.run import Run, start_of
 # What each judge is given.
 SETS = {"alone": ("notes", "sound"), "score": ("notes", "sound", "score")}
 FOREST = {"n_estimators": 75, "min_samples_leaf": 10}  # a twentieth of the size of what `judge` grows
+LEAST_DB = 1.0  # deviation of a level: below it is the bed of noise, and what rounding and compression add to it
 PROTOCOL = "content"
 LICENCE = "CC BY-NC-SA 4.0"
 
@@ -95,7 +96,12 @@ class _HeldOut:
 
 
 def _fit(material: Material, sets: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
-    return Regressors(pack(statistics.fit(material.features(sets)[train], material.ratings[train], seed=seed, forest=FOREST)))
+    least = {name: np.zeros(material.parts[name].shape[1]) for name in sets}
+    levels = [name.startswith(("mel_db", "spectral_contrast")) for name in audio.classic_feature_names()]
+    least["sound"] = np.where(levels, LEAST_DB, 0.0)
+    floor = np.concatenate([least[name] for name in sets])
+    x, y = material.features(sets)[train], material.ratings[train]
+    return Regressors(pack(statistics.fit(x, y, seed=seed, forest=FOREST, least=floor)))
 
 
 def _held_out(rated: Rated, material: Material, sets: tuple[str, ...], log) -> _HeldOut:
