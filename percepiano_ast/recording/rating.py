@@ -22,7 +22,7 @@ LONGEST_SECONDS = 100.0  # of PercePiano's clips
 SHORTEST_SECONDS, LONGEST_HOURS, LOWEST_RATE = 3.0, 1.0, 16_000  # of what is rated at all
 STRETCH_SECONDS = 60.0
 WINDOW_SECONDS = 8.0  # of the course over time: shorter ones are rated less surely
-_HOP_SECONDS, _MOST_WINDOWS = 2.0, 200
+_HOP_SECONDS, _MOST_WINDOWS = 2.0, 80  # which leave no gap in ten minutes
 # From where on a recording is said to be unlike a piano. Measured (tests/test_strangers.py): of 80 recordings of four pianos none
 # is, all noise and speech is, and of instruments that sustain or ring nine in ten; electric pianos and guitars hardly ever.
 STRANGE = 1.15  # times as far from all training clips as one in a hundred of PercePiano's clips while it was held out
