@@ -47,7 +47,7 @@ NEIGHBOURS = {
     ("targets", "performance"), ("plots", "targets"), ("decoding", "performance"), ("decoding", "targets"),
     ("descriptors", "performance"), ("descriptors", "alignment"),
     ("descriptors", "audio"),  # one key finder
-    ("listening", "packaged"), ("listening", "rating"),  # the fold models of a run rate
+    ("listening", "packaged"), ("listening", "recording"), ("listening", "rating"),  # the fold models of a run rate
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
     ("packaged", "transcription"), ("suite", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it

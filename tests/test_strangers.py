@@ -1,6 +1,7 @@
-"""Which recordings are said to be no piano: pianos, other instruments, noise, speech; and what
-moves no rating. Cost: 4 minutes; needs PercePiano and
-soundfonts, and for speech espeak-ng."""
+"""Which recordings are said to be no piano: pianos, other instruments, noise, speech; and what moves no rating.
+
+Cost: 4 minutes; needs PercePiano and soundfonts, and for speech espeak-ng.
+"""
 
 import shutil
 import subprocess

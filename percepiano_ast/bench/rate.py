@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import InputError
 from percepiano_ast.data import demo
 from percepiano_ast.packaged import Packaged
+from percepiano_ast.suite import workers
 from percepiano_ast.transcription import BATCH, Listener
 
 MINUTES = 10
@@ -73,7 +73,7 @@ def _peer(ear: Listener, stride: int) -> Callable[[], None]:
     import torch
     from transformers import ASTConfig, ASTModel
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    torch.set_num_threads(workers())
     size = {"hidden_size": ear.model.width, "num_hidden_layers": ear.model.depth, "num_attention_heads": ear.model.num_heads}
     size |= {"intermediate_size": ear.model.mlp_ratio * ear.model.width, "patch_size": PEER_PATCH}
     strides = {"frequency_stride": stride, "time_stride": stride}

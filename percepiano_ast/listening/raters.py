@@ -14,12 +14,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, descriptors, packaged, rating
+from percepiano_ast import audio, descriptors, packaged, rating, recording
 from percepiano_ast.audio import features as audio_features
 from percepiano_ast.baselines import statistics
 from percepiano_ast.config import InputError
 from percepiano_ast.data import splits
+from percepiano_ast.dimensions import KEYS
 from percepiano_ast.packaged import SHIPPED, Packaged
+from percepiano_ast.recording import rate_wave
 
 PROTOCOL = "content"
 SAMPLE_RATE = 22_050
@@ -192,13 +194,12 @@ class PackagedRater:
     def __init__(self, path: str | Path = SHIPPED):
         self._model = Packaged.read(path)
         self.name, self.sample_rate = Path(path).stem, self._model.listener.front_end.sample_rate
-        self.key = f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()} {_code(packaged, audio_features)}"
+        self.key = f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()} {_code(packaged, recording, audio_features)}"
 
     def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """See `Rate.rate`."""
-        waves = [self._model.level(wave) for wave in takes]
-        features = [self._model.features(self._model.hear(wave)[0], wave) for wave in waves]
-        return self._model.judges["alone"].rate(np.stack(features)).ratings.astype(np.float64)
+        said = (rate_wave(self._model, wave, with_course=False).ratings for wave in takes)
+        return np.array([[one[key] for key in KEYS] for one in said])
 
 
 def _digest(tree) -> str:

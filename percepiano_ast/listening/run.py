@@ -156,7 +156,7 @@ class _Session:
     def rater(self, model: str) -> Rate:
         """The rating function that ``model`` names: a statistics baseline, fitted here, a packaged model or a fine-tuned run."""
         if model == "packaged" or model.endswith(".safetensors"):
-            return raters.PackagedRater() if model == "packaged" else raters.PackagedRater(model)
+            return raters.PackagedRater(raters.SHIPPED if model == "packaged" else model)
         if model not in raters.STATISTICS:
             return raters.RunRater(model, self.folder.index)
         features = self._statistics(model)
