@@ -13,6 +13,7 @@ from percepiano_ast.config import PRESETS, FrontEnd, InputError
 from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.data.batches import normalised, pretrain_batches
 from percepiano_ast.data.staging import Job
+from percepiano_ast.suite import workers
 
 N_FRAMES, BATCH = PRESETS["base"].model.n_frames, PRESETS["base"].pretrain.batch_size
 RECORDINGS, FRAMES = 60, 39_000  # 6.5 h in 300 MB of codes, more than caches of processors hold
@@ -96,8 +97,7 @@ def _write(directory: Path) -> None:
     items = [shards.Item(key, "train", {"recording": key, **fields}, front_end.seconds(FRAMES)) for key in keys]
     job = Job(maestro.MaestroLogMel, _piano, directory, front_end)
     contents = build.Contents(items, {}, {}, statistics_of="train", description={"simulated": True})
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    build.build(job, contents, build.Work(workers=workers, log=lambda line: None))
+    build.build(job, contents, build.Work(workers=workers(), log=lambda line: None))
 
 
 def _piano(item: shards.Item, facts: dict) -> Iterator[np.ndarray]:

@@ -1,7 +1,6 @@
 """Pre-training steps of AST-base: against PyTorch on a CPU, against the matrix peak on an accelerator."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -9,6 +8,7 @@ import numpy as np
 
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import PRESETS, PRETRAININGS, Execution, ModelConfig, PretrainConfig, Statistics
+from percepiano_ast.suite import workers
 from percepiano_ast.training import flops
 from percepiano_ast.training.pretrain import Pretraining
 
@@ -51,7 +51,7 @@ def _against_torch() -> Iterator[dict]:
     from percepiano_ast.bench import torch_ssast  # here: only this benchmark needs PyTorch
 
     geometry = PRESETS["base"].model
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = workers()
     peer = torch_ssast.Peer(geometry, _config("ssast", CPU_BATCH), threads)
     runs = [step_function(geometry, _config(form, CPU_BATCH), Execution()) for form in FORMS]
     theirs, *ours = medians(peer.step, *(step for _, step in runs), runs=CPU_RUNS)
