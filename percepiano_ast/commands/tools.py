@@ -2,13 +2,14 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from percepiano_ast.config import InputError, choose
 
 
 def _rate(arguments):
-    from percepiano_ast import rating, recording
+    from percepiano_ast import recording
 
     files, others = recording.recordings_in(arguments.files)
     if others:
@@ -17,6 +18,8 @@ def _rate(arguments):
         return _rate_packaged(arguments, files)
     if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
         raise InputError(f"--{given[0]} is of the model that comes along; leave it or --run out")
+    from percepiano_ast import rating  # here, as it takes a second to load what reads a run
+
     rater = rating.Rater(arguments.run, arguments.model)
     results = [rater.rate_or_explain(str(file)) for file in files]
     print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results, rater.questionnaire))
@@ -30,10 +33,13 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
 
     model = packaged.Packaged.read(packaged.fetched(arguments.weights) if arguments.weights else packaged.SHIPPED)
     written = score.read(arguments.score) if arguments.score else None
-    rated, results, errors = [], [], []
+    rated, sounds, results, errors = [], [], [], []
+    beside = ThreadPoolExecutor(1)
     for file in files:
+        encoding = [beside.submit(page.sound, file)] if arguments.html else []
         try:
             rated.append(recording.rate(model, file, written))
+            sounds += encoding
             results.append(rated[-1].as_json())
         except InputError as error:
             errors.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
@@ -45,7 +51,7 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
     if arguments.csv:
         recording.as_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
     if arguments.html and rated:
-        print(page.write(rated, arguments.html), file=sys.stderr)
+        print(page.write(rated, arguments.html, [encoded.result() for encoded in sounds]), file=sys.stderr)
     return _errors(errors)
 
 

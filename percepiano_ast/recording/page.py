@@ -23,13 +23,18 @@ _SOUND_RATE = 22_050
 _CODE = Path(__file__).parent
 
 
-def write(ratings: Sequence[Rating], path: str | Path) -> Path:
-    """Write the page of one or several recordings; two are compared as performances of one piece."""
+def write(ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] | None = None) -> Path:
+    """Write the page of one or several recordings; two are compared as performances of one piece.
+
+    Args:
+        sounds: of each what `sound` made, where that is at hand: to encode takes a while that can be spent beside the rating.
+    """
+    sounds = [sound(one.file) for one in ratings] if sounds is None else sounds
     title = ", ".join(Path(one.file).name for one in ratings[:3]) + (" ..." if len(ratings) > 3 else "")
     parts = [f"<h1>{html.escape(title)}</h1>", _PROMISE]
     if len(ratings) == 2:
         parts.append(_beside(*ratings))
-    parts += [_recording(number, one) for number, one in enumerate(ratings)]
+    parts += [_recording(number, one, sounds[number]) for number, one in enumerate(ratings)]
     style, script = ((_CODE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
     data = json.dumps([_data(one) for one in ratings]).replace("</", "<\\/")
@@ -50,14 +55,15 @@ _PROMISE = (
 )
 
 
-def _recording(number: int, one: Rating) -> str:
+def _recording(number: int, one: Rating, encoded: bytes) -> str:
     warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in one.warnings)
     notes = 0 if one.performance is None else len(one.performance.notes)
     name = html.escape(Path(one.file).name)
     rows = "".join(_row(number, one, k) for k in range(len(KEYS)))
     return (
         f'<section id="recording{number}"><h2>{name}</h2><p>{clock(one.seconds)}, {notes:,} notes heard.</p>{warnings}'
-        f'{_sound(one)}<div class="course"><p class="which"></p><svg viewBox="0 0 1000 200" preserveAspectRatio="none" role="img" '
+        f'{_player(encoded)}<div class="course"><p class="which"></p>'
+        f'<svg viewBox="0 0 1000 200" preserveAspectRatio="none" role="img" '
         f'aria-label="course of a rating over time"></svg><p class="moments"></p></div>'
         f'<table><tr><th colspan="2"></th><th class="scale">0 to 1</th><th></th><th>%</th><th>in words</th></tr>{rows}</table>'
         "</section>"
@@ -79,16 +85,27 @@ def _row(number: int, one: Rating, k: int) -> str:
     )
 
 
-def _sound(one: Rating) -> str:
-    if one.seconds > LONGEST_SOUND:
-        return f"<p>The page holds no sound of recordings longer than {LONGEST_SOUND / 60:.0f} minutes.</p>"
-    wave = audio.load(one.file, _SOUND_RATE)
+def sound(file: str | Path) -> bytes:
+    """A recording as the page holds it, Ogg Vorbis at 22,050 Hz; nothing of one that is longer than ``LONGEST_SOUND``.
+
+    Raises:
+        InputError: it cannot be read, see `audio.load`.
+    """
+    wave = audio.load(file, _SOUND_RATE, max_seconds=LONGEST_SOUND + 1)
+    if len(wave) > LONGEST_SOUND * _SOUND_RATE:
+        return b""
     wave = wave / max(float(np.abs(wave).max()), 1.0)
     content = io.BytesIO()
-    with soundfile.SoundFile(content, "w", _SOUND_RATE, 1, format="OGG", subtype="VORBIS") as file:
+    with soundfile.SoundFile(content, "w", _SOUND_RATE, 1, format="OGG", subtype="VORBIS") as ogg:
         for first in range(0, len(wave), _SOUND_RATE):  # libsndfile's encoder overflows the stack on long blocks
-            file.write(wave[first : first + _SOUND_RATE])
-    return f'<audio controls src="data:audio/ogg;base64,{base64.b64encode(content.getvalue()).decode()}"></audio>'
+            ogg.write(wave[first : first + _SOUND_RATE])
+    return content.getvalue()
+
+
+def _player(encoded: bytes) -> str:
+    if not encoded:
+        return f"<p>The page holds no sound of recordings longer than {LONGEST_SOUND / 60:.0f} minutes.</p>"
+    return f'<audio controls src="data:audio/ogg;base64,{base64.b64encode(encoded).decode()}"></audio>'
 
 
 def _beside(one: Rating, other: Rating) -> str:
