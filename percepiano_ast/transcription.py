@@ -184,7 +184,10 @@ def describe_all(performances: Sequence[Performance | None], log: Callable[[str]
     rows = [None if one is None else list(describe(trimmed(one)).values()) for one in performances]
     heard = np.array([row for row in rows if row is not None], np.float32)
     if not len(heard):
-        raise InputError(f"no note was heard in any of {len(rows)} recordings: pre-train longer, or leave out heard=true")
+        raise InputError(
+            f"no note was heard in any of {len(rows)} recordings: pre-train longer or on more (the demo's twenty minutes are too "
+            "few), or rate by the embedding alone"
+        )
     unheard = heard.mean(axis=0)
     if silent := len(rows) - len(heard):
         log(f"no note was heard in {silent:,} of {len(rows):,} recordings: the mean of the others stands for them")

@@ -14,8 +14,8 @@ from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.predictions import COLUMNS
 from percepiano_ast.performance import NOTE, PEDAL, Performance
-from percepiano_ast.suite import curve, heard, judged, rated
-from percepiano_ast.suite.run import Run, Start
+from percepiano_ast.suite import curve, heard, judged, rated, rating
+from percepiano_ast.suite.run import INITS, Run, Start, hears_notes
 
 CLIPS, PIANOS = 24, ("builtin", "other")
 QUIET = dataclasses.replace(FINETUNE, unseen="other")
@@ -99,6 +99,21 @@ def predicted(listened, tmp_path_factory):
     material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
     work = judged._Work(found, material, home, "content", lambda line: None)
     return home, work, work.make()
+
+
+def test_what_was_chosen_is_evaluated_beside_the_heads(tmp_path):
+    names = ["notes", "judged", "judged+score", "judged@other"]
+    made = [f"judged/ast-a/predictions_ast-a-{name}_{protocol}.csv.gz" for name in names for protocol in ("content", "segment")]
+    for name in ["predictions_ast-a.csv", *made]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [path.name for path in rating.predicted(Run(PRESETS["demo"], tmp_path))]
+    assert found == ["predictions_ast-a.csv", *sorted(f"predictions_ast-a-{name}_content.csv.gz" for name in names[1:])]
+
+
+def test_only_what_learned_to_hear_notes_is_judged():
+    heard = {init for init in INITS if hears_notes(init)}
+    assert heard == {"transcription", "joint", "transcriptionstem"}
 
 
 def test_every_set_and_the_choice_are_predicted_for_seen_and_unseen_pianos(predicted):

@@ -13,7 +13,17 @@ from percepiano_ast.suite.judged import judge
 from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
 from percepiano_ast.suite.packaging import package
 from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano
-from percepiano_ast.suite.run import INITS, MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, Start, init_named, start_of, workers
+from percepiano_ast.suite.run import (
+    INITS,
+    MADE_BY_FINETUNE,
+    MADE_BY_PRETRAIN,
+    Run,
+    Start,
+    hears_notes,
+    init_named,
+    start_of,
+    workers,
+)
 from percepiano_ast.suite.study import study, study_trained
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "ceiling_of",
     "evaluate",
     "few_shot",
+    "hears_notes",
     "finetune",
     "finetune_own",
     "init_named",

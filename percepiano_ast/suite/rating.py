@@ -145,7 +145,7 @@ def evaluate(run: Run) -> Path:
     Raises:
         InputError: there are no predictions yet.
     """
-    paths = sorted(run.root.glob("predictions_*.csv"))
+    paths = predicted(run)
     if not paths:
         raise InputError(f"no predictions_*.csv in {run.root}. Run {MADE_BY_FINETUNE} first")
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
@@ -159,6 +159,12 @@ def evaluate(run: Run) -> Path:
         simulated=shard_set.metadata["simulated"],
         ceiling=ceiling_of(run),
     )
+
+
+def predicted(run: Run) -> list[Path]:
+    """Every table of predictions of the preset's protocol; of those that `judge` made, what was chosen and its ``+score``."""
+    judged = f"judged/*/predictions_*-judged*_{run.preset.finetune.protocol}.csv.gz"
+    return [*sorted(run.root.glob("predictions_*.csv")), *sorted(run.root.glob(judged))]
 
 
 def ceiling_of(run: Run) -> Path | None:

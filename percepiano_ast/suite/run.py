@@ -153,6 +153,11 @@ def init_named(run: Run, label: str) -> str:
     return choose(inits, label, "start")
 
 
+def hears_notes(init: str) -> bool:
+    """Whether what ``init`` names learned to hear notes, so that `judge` can judge them."""
+    return init in PRETRAININGS and PRETRAININGS[init][0].get("objective", "ssast") != "ssast"
+
+
 def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = say) -> Start:
     """Find the weights that ``init``, one of ``INITS``, names.
 
