@@ -136,7 +136,7 @@ def test_folds_that_leak_are_refused_where_unheard_music_is_promised(index, pred
     with pytest.raises(InputError, match="content group 'g01' lies in folds 1 and 2 of protocol 'content'"):
         table.validate_predictions(moved, crossing)
     assert len(table.check_protocol(index, "random")) == len(index)  # known to leak, and shown as such
-    with pytest.raises(InputError, match=r"has 1 fold\(s\) in the index"):
+    with pytest.raises(InputError, match=r"has 1 fold in the index"):
         table.validate_predictions(predictions.assign(fold=0), index.assign(fold_content=0))
 
 

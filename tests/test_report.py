@@ -103,7 +103,7 @@ class TestFolder:
         columns = "model,protocol,seed,scope,metric,dimension,value,low,high"
         assert (tmp_path / "a/metrics.csv").read_text().startswith(columns + "\n")
         text = (tmp_path / "a/report.md").read_text()
-        assert "only 12 content group(s)" in text and "Single seed" in text
+        assert "only 12 content groups" in text and "Single seed" in text
         assert "Not known for these ratings" in text and "| noise ceiling |" not in text
         assert "simulated ratings" not in text.lower()
         assert "clips of this evaluation are not PercePiano's" in (tmp_path / "a/comparison.md").read_text()

@@ -123,7 +123,7 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
     held_out = index[index[column] >= 0]
     if held_out[column].nunique() < 2:
         raise InputError(
-            f"protocol {protocol!r} has {held_out[column].nunique()} fold(s) in the index; without a second "
+            f"protocol {protocol!r} has {held_out[column].nunique() or 'no'} fold in the index; without a second "
             "there is nothing to train on. Give each clip a fold of at least two."
         )
     crossing = held_out.groupby("content_group")[column].unique()
