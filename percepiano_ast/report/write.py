@@ -116,7 +116,8 @@ def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
     ]
     if groups < FEW_GROUPS:
         notes.append(
-            f"With only {groups} content group{'s' * (groups != 1)}, intervals are uncertain themselves or absent: read differences with care."
+            f"With only {groups} content group{'s' * (groups != 1)}, intervals are uncertain themselves or absent: "
+            "read differences with care."
         )
     if (tables["summary"]["seeds"] == 1).all():
         notes.append("Single seed: the spread between training runs is not known and not in the intervals.")
