@@ -142,16 +142,17 @@ class TestLearning:
         assert PERCEPIANO.as_settings() == {} and Questionnaire.from_settings({"dimensions": list(KEYS)}) == PERCEPIANO
 
 
-class TestRating:
-    @pytest.fixture(scope="class")
-    def heard(self, tmp_path_factory) -> dict[str, Path]:
-        """Recordings that nobody has rated: soft, loud, and a long one."""
-        home, rng, found = tmp_path_factory.mktemp("heard"), np.random.default_rng(9), {}
-        for name, level, seconds in (("soft", -2.8, 1), ("loud", -1.2, 1), ("long", -2, 3)):
-            found[name] = home / f"{name}.wav"
-            soundfile.write(found[name], 10**level * rng.standard_normal(seconds * RATE), RATE)
-        return found
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory) -> dict[str, Path]:
+    """Recordings that nobody has rated: soft, loud, and a long one."""
+    home, rng, found = tmp_path_factory.mktemp("heard"), np.random.default_rng(9), {}
+    for name, level, seconds in (("soft", -2.8, 1), ("loud", -1.2, 1), ("long", -2, 3)):
+        found[name] = home / f"{name}.wav"
+        soundfile.write(found[name], 10**level * rng.standard_normal(seconds * RATE), RATE)
+    return found
 
+
+class TestRating:
     def test_further_recordings_are_rated_in_the_unit_of_the_ratings(self, learned, heard, capsys):
         assert main(["rate", str(heard["soft"]), str(heard["loud"]), "--run", str(learned), "--json"]) == 0
         soft, loud = json.loads(capsys.readouterr().out)

@@ -254,22 +254,23 @@ class TestListener:
             Listener.open(tmp_path, log=lambda line: None)
 
 
-class TestRating:
-    @pytest.fixture(scope="class")
-    def rated(self, trained, tmp_path_factory) -> suite_rated.Rated:
-        """Eight clips of two lengths, rated by their pedal, in two folds."""
-        listener = Listener.open(trained[0], log=lambda line: None)
-        params = listener.params
-        start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, params["encoder"], "", params["transcription"])
-        clips = [played_clip(k, 64 + 40 * (k % 2)) for k in range(8)]
-        ratings = np.stack([np.full(19, 0.3 + 0.4 * targets.sustain[0], np.float32) for _, targets in clips])
-        names = np.array([f"clip {k}" for k in range(8)])
-        index = pd.DataFrame({"clip": names, "content_group": np.arange(8) // 2, "human": True, "fold_content": np.arange(8) // 4})
-        run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
-        config = dataclasses.replace(FINETUNE, heard=True)
-        renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
-        return suite_rated.Rated(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
+@pytest.fixture(scope="module")
+def rated(trained, tmp_path_factory) -> suite_rated.Rated:
+    """Eight clips of two lengths, rated by their pedal, in two folds."""
+    listener = Listener.open(trained[0], log=lambda line: None)
+    params = listener.params
+    start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, params["encoder"], "", params["transcription"])
+    clips = [played_clip(k, 64 + 40 * (k % 2)) for k in range(8)]
+    ratings = np.stack([np.full(19, 0.3 + 0.4 * targets.sustain[0], np.float32) for _, targets in clips])
+    names = np.array([f"clip {k}" for k in range(8)])
+    index = pd.DataFrame({"clip": names, "content_group": np.arange(8) // 2, "human": True, "fold_content": np.arange(8) // 4})
+    run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
+    config = dataclasses.replace(FINETUNE, heard=True)
+    renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
+    return suite_rated.Rated(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
 
+
+class TestRating:
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
         settings = {"init": "transcription", "data": "made here", "simulated": True}
         found = suite_rated.cross_validate(rated, settings, lambda line: None)
