@@ -10,6 +10,7 @@ from test_asap import write_folder
 from tiny import FINETUNE, PRETRAIN
 
 from percepiano_ast import packaged, suite
+from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 
@@ -80,6 +81,29 @@ def test_another_experiment_is_refused_where_one_is(done):
     out, given, *_ = done
     with pytest.raises(InputError, match="another configuration"):
         suite.run_experiment(PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("starts", "judged"), [(["scratch", "ssast"], []), (["scratch", "transcriptionstem"], ["transcriptionstem"])]
+)
+def test_what_is_compared_without_hearing_notes_is_not_judged(midi, tmp_path, capsys, starts, judged):
+    out = tmp_path / "compared"
+    command = [
+        "experiment",
+        "--midi",
+        str(midi),
+        "--percepiano",
+        "demo",
+        "--out",
+        str(out),
+        "--preset",
+        "demo",
+        "--unseen",
+        "musescore-small",
+    ]
+    assert main([*command, "--voices", "builtin", "--pianos", "builtin", "--starts", *starts, "--minutes", "0.000001"]) == 0
+    assert "minutes are over before" in capsys.readouterr().out
+    assert json.loads((out / "settings.json").read_text())["experiment"]["judged"] == judged
 
 
 def test_a_piano_that_is_heard_is_not_unseen():

@@ -24,6 +24,8 @@ def _experiment(arguments):
     lists = ("voices", "pianos", "starts", "judged", "protocols")
     given = {name: getattr(arguments, name) for name in names} | {name: tuple(getattr(arguments, name)) for name in lists}
     given = {name: value for name, value in given.items() if value} | {"seeds": tuple(range(arguments.seeds))}
+    if arguments.starts and not arguments.judged:
+        given["judged"] = tuple(name for name in suite.Experiment.judged if name in arguments.starts)
     given["epochs"] = dict(arguments.epochs)
     preset = choose(PRESETS, arguments.preset, "preset")
     made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
@@ -134,7 +136,8 @@ def _add_experiment(add):
     command.add_argument("--unseen", default="", metavar="NAME", help="one more, which nothing learns from (default: timgm6mb)")
     starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
     command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help="those that judge judges, under every protocol")
+    judged = "those that judge judges, under every protocol (default: transcriptionstem, where it is compared)"
+    command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help=judged)
     command.add_argument("--protocols", nargs="+", default=[], metavar="P", help="of judge and the baselines (default: all)")
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
     epochs = "of a pre-training, instead of the preset's: more for those that cost less"
