@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from percepiano_ast import packaged, recording
-from percepiano_ast.evaluation import errors, reliability, scores, table
+from percepiano_ast.evaluation import errors, reliability, scores, seeds, table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "notebooks" / "results"
@@ -65,6 +65,34 @@ def test_what_a_page_says_is_what_the_predictions_give(page, known):
         assert key in known, f"{page.name} gives {cell} for {key}, of which there are no predictions"
         for text, value in zip(re.findall(NUMBER, cell), known[key]):
             assert abs(float(text) - value) < 0.0051, f"{page.name} gives {cell} for {key}, the predictions give {known[key]}"
+
+
+def test_what_pretraining_is_worth_is_what_its_predictions_give():
+    (said,) = [rows for rows in tables((RESULTS / "README.md").read_text()) if rows[0][0].startswith("start, frozen")]
+    runs = table.runs(table.read_predictions(RESULTS / "pretrainings_content.csv.gz"), table.load_index())
+    known = seeds.evaluate(runs, ("pearson",), least=1).query("dimension == 'mean'").set_index(["model", "scope"])
+    names = [row[0].strip("`") for row in said[1:]]
+    assert {run.model for run in runs} == {f"{name}{piano}" for name in names for piano in ("", "@timgm6mb")}
+    for name, row in zip(names, said[1:], strict=True):
+        overall, people = known.loc[(name, "overall")], known.loc[(name, "within_segment_humans")]
+        spread = [] if np.isnan(overall["seed_sd"]) else [overall["seed_sd"]]
+        values = [overall["value"], overall["low"], overall["high"], *spread, people["value"]]
+        values += [known.loc[(f"{name}@timgm6mb", "overall"), "value"]]
+        assert int(row[1]) == overall["seeds"]
+        assert numbers(row[2:6]) == pytest.approx(values, abs=0.0051)
+        for cell, (piano, scope) in zip(row[6:], (("", "overall"), ("", "within_segment_humans"), ("@timgm6mb", "overall"))):
+            pair = [f"ast-micro-scratch{piano}", f"{name}{piano}"]
+            if pair[0] != pair[1]:
+                two = [run for run in runs if run.model in pair]
+                (found,) = seeds.compare(two, ("pearson",), least=1).query(f"dimension == 'mean' and scope == '{scope}'").iloc
+                signed = [found["difference"], found["low"], found["high"]]
+                signed = signed if found["model_a"] == pair[1] else [-signed[0], -signed[2], -signed[1]]
+                assert numbers([cell]) == pytest.approx(signed, abs=0.00051)
+
+
+def numbers(cells: list[str]) -> list[float]:
+    """Every number in some cells of a table."""
+    return [float(text) for cell in cells for text in re.findall(NUMBER, cell)]
 
 
 def test_parts_of_the_errors_are_those_of_the_predictions():
