@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,6 +89,16 @@ def test_what_pretraining_is_worth_is_what_its_predictions_give():
                 signed = [found["difference"], found["low"], found["high"]]
                 signed = signed if found["model_a"] == pair[1] else [-signed[0], -signed[2], -signed[1]]
                 assert numbers([cell]) == pytest.approx(signed, abs=0.00051)
+
+
+def test_the_notebook_that_rates_says_how_well_as_the_predictions_do(known):
+    (text,) = [
+        cell.source
+        for cell in nbformat.read(RESULTS.parent / "05_rate_a_recording.ipynb", 4).cells
+        if "How far to trust" in cell.source
+    ]
+    said = [known[f"ast-mini-transcriptionstem-packaged{where}", "content", "overall"][0] for where in ("", "@room", "@timgm6mb")]
+    assert numbers([text])[:3] == pytest.approx(said, abs=0.0051)
 
 
 def numbers(cells: list[str]) -> list[float]:
