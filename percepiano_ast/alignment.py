@@ -117,7 +117,7 @@ def check_share(share: float) -> None:
         InputError: less than ``LEAST_MATCHED`` of the played notes are in the score.
     """
     if share < LEAST_MATCHED:
-        raise InputError(f"{share:.0%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed; give its own score.")
+        raise InputError(f"{share:.1%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed; give its own score.")
 
 
 def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:

@@ -19,7 +19,7 @@ from percepiano_ast.baselines.portable import Regressors
 from percepiano_ast.config import InputError
 from percepiano_ast.data import download
 from percepiano_ast.decoding import decode
-from percepiano_ast.descriptors import describe
+from percepiano_ast.descriptors import DESCRIPTORS, describe
 from percepiano_ast.performance import Performance, trimmed
 from percepiano_ast.targets import ONSET_FROM
 from percepiano_ast.transcription import Listener
@@ -101,7 +101,7 @@ class Packaged:
         unheard: stands for the descriptors of notes where none is heard, (descriptors,).
         judges: ``alone``, on what is heard of notes, then statistics of the sound; ``score``, on these and what they tell beside
             the score.
-        description: data, protocol, figures, licence.
+        description: data, protocol, figures, licence; ``descriptors``: names of those that the judges are given.
     """
 
     listener: Listener
@@ -140,7 +140,7 @@ class Packaged:
         Raises:
             InputError: it does not play this score.
         """
-        notes = self.unheard if performance is None else np.array(list(describe(trimmed(performance)).values()), np.float32)
+        notes = self.unheard if performance is None else self._described(performance)
         sound = audio.classic_features(wave, self.listener.front_end.sample_rate)
         parts = [notes, np.array(list(sound.values()), np.float32)]
         if written is not None:
@@ -148,6 +148,10 @@ class Packaged:
                 raise InputError("no note is heard in it, so that it cannot be laid beside the score; rate it without")
             parts.append(np.array([*score.features.describe(performance, written).values(), 0.0], np.float32))  # found
         return np.concatenate(parts)
+
+    def _described(self, performance: Performance) -> np.ndarray:
+        names = {name: DESCRIPTORS[name] for name in self.description["descriptors"]}
+        return np.array(list(describe(trimmed(performance), names).values()), np.float32)
 
     def write(self, path: str | Path) -> Path:
         """Keep it in a ``.safetensors`` file; `read` opens it."""
@@ -173,8 +177,10 @@ class Packaged:
                 metadata = file.metadata()
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
             judges = {name: Judge.of_tensors(_below(tensors, f"{_JUDGE}{name}/")) for name in json.loads(metadata["judges"])}
-            listener = Listener.of_tensors(_below(tensors, _EAR), metadata)
-            return cls(listener, tensors["unheard"], judges, json.loads(metadata["description"]))
+            listener, description = Listener.of_tensors(_below(tensors, _EAR), metadata), json.loads(metadata["description"])
+            if strangers := [name for name in description["descriptors"] if name not in DESCRIPTORS]:
+                raise ValueError(f"of another version, which knew the descriptors {', '.join(strangers)}")
+            return cls(listener, tensors["unheard"], judges, description)
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} holds no model that rates ({error!r}); give a file that `package` made") from error
 

@@ -197,6 +197,11 @@ def _load(folder: Path) -> FoldModel:
     kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
     model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
     beside = len(DESCRIPTORS) if config.heard else 0
+    if config.heard and (told := len(tree["params"]["unheard"])) != beside:
+        raise InputError(
+            f"{folder} is of version {meta['code_version']}, whose heads are told {told} descriptors of notes, not {beside}. "
+            f"Run {MADE_BY} again in a new directory, or rate with that version"
+        )
     questionnaire = Questionnaire.from_settings(meta)
     run = Finetuning(model, config, front_end, statistics, 1, questionnaire=questionnaire, beside=beside)
     longest = meta.get("longest", LONGEST_SECONDS)

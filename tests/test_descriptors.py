@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast import descriptors
+from percepiano_ast import descriptors, score
 from percepiano_ast.data import percepiano
-from percepiano_ast.descriptors import DESCRIPTORS, describe
+from percepiano_ast.descriptors import DESCRIPTORS, OF_EXCERPTS, describe, tempo
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance, read_midi, trimmed
 
@@ -57,7 +57,7 @@ def test_every_descriptor_is_there_in_order_documented_and_finite():
         assert list(values) == list(DESCRIPTORS)
         assert all(isinstance(value, float) and np.isfinite(value) for value in values.values()), values
     assert all(len(one.words) > 10 for one in DESCRIPTORS.values())
-    tables = [set(family.TABLE) for family in descriptors.FAMILIES.values()]
+    tables = [set(family.TABLE) for family in descriptors.FAMILIES]
     assert sum(map(len, tables)) == len(DESCRIPTORS)  # no name twice
 
 
@@ -89,6 +89,55 @@ def test_pace_rubato_and_asynchrony():
     assert late["spread_share"] == 1 and describe(chorale())["asynchrony"] == 0
     slowing = describe(play(0.1 + np.cumsum([0] + [0.3] * 16 + [0.6] * 3), np.resize(SCALE, 20)))
     assert slowing["final_slowing"] == pytest.approx(np.log(2))
+
+
+RHYTHM = np.tile([1, 0.5, 0.5, 1.5, 0.5, 1, 1, 0.25, 0.25, 0.5, 1], 4)
+
+
+def test_tempo_is_told_apart_from_rhythm():
+    slower = np.r_[np.zeros(33), 0.3 * np.linspace(0, 1, 11)]
+    plain, slowing = tempo.guess(0.5 * RHYTHM), tempo.guess(0.5 * RHYTHM * np.exp(slower))
+    ratios = np.exp(tempo._VALUES[plain.value])
+    np.testing.assert_allclose(ratios / ratios[0], RHYTHM)
+    np.testing.assert_array_equal(slowing.value, plain.value)
+    assert np.ptp(plain.pace) == 0
+    assert slowing.pace[-1] - slowing.pace[0] == pytest.approx(-0.3, abs=0.1)
+
+
+def test_descriptors_of_tempo():
+    def played(steps):
+        return describe(play(0.1 + np.r_[0, np.cumsum(steps)], np.resize(SCALE, len(steps) + 1)))
+
+    plain = played(0.5 * RHYTHM)
+    assert [plain[name] for name in tempo.TABLE if name.startswith("tempo")] == pytest.approx([0] * 5, abs=1e-9)
+    assert plain["rhythm_variety"] > 1 > played(np.full(44, 0.5))["rhythm_variety"] == 0
+    assert played(np.full(44, 0.5))["rhythm_repeats"] == 1
+    ritardando = played(0.5 * RHYTHM * np.exp(np.r_[np.zeros(33), 0.3 * np.linspace(0, 1, 11)]))
+    assert ritardando["tempo_final"] < -0.1 and ritardando["tempo_std"] > 0.05
+    rubato = played(0.5 * RHYTHM * np.exp(0.2 * np.sin(np.arange(44) / 3)))
+    assert rubato["tempo_travel"] > 2 * ritardando["tempo_travel"]
+    assert rubato["rhythm_likelihood"] < plain["rhythm_likelihood"]
+    short = describe(play(STEPS[:5] + 0.01, SCALE[:5])), describe(play(STEPS[:4], SCALE[:4]))
+    assert short[0]["rhythm_repeats"] == 1 and not any(short[1][name] for name in tempo.TABLE)
+
+
+def test_an_excerpt_is_described_without_its_tempo():
+    whole = describe(chorale())
+    assert describe(chorale(), OF_EXCERPTS) == {name: whole[name] for name in DESCRIPTORS if name not in tempo.TABLE}
+
+
+@pytest.mark.real_data
+def test_the_guessed_tempo_agrees_with_what_scores_tell(percepiano_dir):
+    """Measured on all clips: .45 and .45."""
+    midi, scores = percepiano.find_midi(percepiano_dir), percepiano.find_scores(percepiano_dir)
+    index = percepiano.load_index(percepiano_dir)[::12]
+    rows = [
+        (describe(one := trimmed(read_midi(midi[clip]))), score.features.describe(one, score.read(scores[segment])))
+        for clip, segment in zip(index["clip"], index["segment"], strict=True)
+    ]
+    guessed, told = (pd.DataFrame(part) for part in zip(*rows))
+    assert guessed["tempo_std"].corr(told["tempo_std"]) > 0.3
+    assert guessed["tempo_travel"].corr(told["tempo_changes"]) > 0.3
 
 
 def test_touch():

@@ -12,7 +12,7 @@ from percepiano_ast.data.batches import pretrain_batches
 from percepiano_ast.data.hearing import DESCRIBE_EVERY, Hearing
 from percepiano_ast.data.performances import TICK, open_performances
 from percepiano_ast.data.shards import open_shards
-from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.descriptors import OF_EXCERPTS
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
 from percepiano_ast.targets import frames
 
@@ -62,7 +62,7 @@ def test_batches_say_what_is_to_be_heard_in_their_windows(made):
         key, _, start = clip.rpartition(" from frame ")
         for found, true in zip(batch["targets"], frames(open_performances(made)[key], int(start), 1024, FRONT_END)):
             np.testing.assert_array_equal(found[number], true)
-    assert batch["descriptors"].shape == (3, len(DESCRIPTORS))
+    assert batch["descriptors"].shape == (3, len(OF_EXCERPTS))
     known = ~np.isnan(batch["descriptors"]).any(axis=1)
     assert known.tolist() == [row % DESCRIBE_EVERY == 0 for row in range(3)]
 

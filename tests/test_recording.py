@@ -282,6 +282,15 @@ class TestFile:
         with pytest.raises(InputError, match="holds no model that rates"):
             packaged.Packaged.read(tmp_path / "none.safetensors")
 
+    def test_it_is_given_the_descriptors_that_it_names_and_no_others(self, model, tmp_path):
+        performance, names = tune(), model.description["descriptors"]
+        wave = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
+        fewer = dataclasses.replace(model, description=model.description | {"descriptors": names[1:]})
+        np.testing.assert_array_equal(fewer.features(performance, wave), model.features(performance, wave)[1:])
+        other = dataclasses.replace(model, description=model.description | {"descriptors": [*names, "swing"]})
+        with pytest.raises(InputError, match="another version, which knew the descriptors swing"):
+            packaged.Packaged.read(other.write(tmp_path / "other.safetensors"))
+
     def test_from_an_address_only_with_its_checksum(self, tmp_path):
         (tmp_path / "m.safetensors").write_bytes(b"a model" * 100)
         good = hashlib.sha256(b"a model" * 100).hexdigest()

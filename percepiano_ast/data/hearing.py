@@ -9,7 +9,7 @@ import numpy as np
 from percepiano_ast.data.performances import Performances, open_performances, require_all
 from percepiano_ast.data.records import Recordings
 from percepiano_ast.data.shards import ShardSet
-from percepiano_ast.descriptors import DESCRIPTORS, describe
+from percepiano_ast.descriptors import OF_EXCERPTS, describe
 from percepiano_ast.targets import Roll, Targets, excerpt
 
 # To describe a window takes seven times as long as to make its targets: one in so many is, the others are not asked.
@@ -71,7 +71,7 @@ class Hearing:
     @property
     def description(self) -> dict:
         """What a model must know to name the descriptors that it predicts: names, mean, std."""
-        return {"names": list(DESCRIPTORS), "mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
+        return {"names": list(OF_EXCERPTS), "mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
 
     def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
         """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors) in deviations from their mean.
@@ -79,7 +79,7 @@ class Hearing:
         A row of ``descriptors`` is NaN where nothing is struck, and in all but one of `DESCRIBE_EVERY` rows.
         """
         targets = [self._roll(key).frames(start, n_frames) for key, start in zip(keys, starts)]
-        descriptors = np.full((len(keys), len(DESCRIPTORS)), np.nan, np.float32)
+        descriptors = np.full((len(keys), len(OF_EXCERPTS)), np.nan, np.float32)
         for row in range(0, len(keys), DESCRIBE_EVERY):
             values = _described(self.performances, keys[row], starts[row], n_frames, self.shards)
             descriptors[row] = np.clip((values - self.scale.mean) / self.scale.std, -FURTHEST, FURTHEST)
@@ -95,4 +95,4 @@ def _described(performances: Performances, key: str, start: int, n_frames: int, 
     """Descriptors of a window, float64 (descriptors,); NaN where nothing is struck."""
     begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
     window = excerpt(performances[key], begin, end)
-    return np.full(len(DESCRIPTORS), np.nan) if window is None else np.array(list(describe(window).values()))
+    return np.full(len(OF_EXCERPTS), np.nan) if window is None else np.array(list(describe(window, OF_EXCERPTS).values()))

@@ -1,29 +1,43 @@
 """Descriptors of a performance: what its MIDI says about how it is played, as named numbers with units.
 
 ``describe(performance)`` gives them all, without score and without sound; ``DESCRIPTORS`` says what each one is. They are the
-input of the MIDI-statistics baseline, and a vocabulary for whoever wants to know what a rating goes with.
+input of the MIDI-statistics baseline, and a vocabulary for whoever wants to know what a rating goes with. A few seconds tell
+all of them but the tempo: ``describe(excerpt, OF_EXCERPTS)`` gives the others, which encoders learn to predict.
 
 Every number is finite for any performance that ``read_midi`` accepts: a quantity that a performance has no instance of (time
 between chords, of a single chord; force of a melody over its accompaniment, of single notes) takes the neutral value that its
 description names. All but the counts per second are independent of where a clip was cut.
 """
 
-from percepiano_ast.descriptors import force, music, pedals, timing, touch
+from collections.abc import Mapping
+
+from percepiano_ast.descriptors import force, music, pedals, tempo, timing, touch
 from percepiano_ast.descriptors.view import Descriptor, View
 from percepiano_ast.performance import Performance
 
-FAMILIES = {"force": force, "timing": timing, "touch": touch, "pedals": pedals, "music": music}
-DESCRIPTORS: dict[str, Descriptor] = {name: one for family in FAMILIES.values() for name, one in family.TABLE.items()}
-
-__all__ = ["DESCRIPTORS", "FAMILIES", "Descriptor", "describe"]
+_OF_EXCERPTS = (force, timing, touch, pedals, music)
+FAMILIES = (*_OF_EXCERPTS, tempo)
 
 
-def describe(performance: Performance) -> dict[str, float]:
-    """Every descriptor of a performance, in the order of ``DESCRIPTORS``, in the unit that it names.
+def _named(families) -> dict[str, Descriptor]:
+    return {name: one for family in families for name, one in family.TABLE.items()}
+
+
+OF_EXCERPTS = _named(_OF_EXCERPTS)
+DESCRIPTORS = _named(FAMILIES)
+
+__all__ = ["DESCRIPTORS", "FAMILIES", "OF_EXCERPTS", "Descriptor", "describe"]
+
+
+def describe(performance: Performance, names: Mapping[str, Descriptor] = DESCRIPTORS) -> dict[str, float]:
+    """The descriptors of a performance in ``names``, in that order, in the unit that each names.
 
     Args:
         performance: ``trimmed``; silence at either end would count as time without pedal.
+        names: ``DESCRIPTORS`` or ``OF_EXCERPTS``.
     """
-    view = View(performance)
-    values = {name: float(value) for family in FAMILIES.values() for name, value in family.measure(view).items()}
-    return {name: values[name] for name in DESCRIPTORS}
+    view, values = View(performance), {}
+    for family in FAMILIES:
+        if not family.TABLE.keys().isdisjoint(names):
+            values |= family.measure(view)
+    return {name: float(values[name]) for name in names}

@@ -11,7 +11,7 @@ from percepiano_ast.config import say
 from percepiano_ast.data import batches, demo, maestro, shards
 from percepiano_ast.data.build import Work
 from percepiano_ast.data.hearing import Hearing
-from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.descriptors import OF_EXCERPTS
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training import parallel
 from percepiano_ast.training import pretrain as pretraining
@@ -69,7 +69,7 @@ def pretrain(run: Run, log: Callable[[str], None] = say, save_minutes: float = S
         directory=run.pretrain,
         store=run.kept(run.pretrain),
         description={"data": train.metadata["licence"]} | ({"descriptors": heard.description} if heard else {}),
-        num_descriptors=len(DESCRIPTORS) if heard else 0,
+        num_descriptors=len(OF_EXCERPTS) if heard else 0,
         execution=preset.execution,
         save_minutes=save_minutes,
         log=log,

@@ -16,6 +16,7 @@ from percepiano_ast.baselines.portable import Regressors, pack
 from percepiano_ast.config import InputError, say
 from percepiano_ast.data import predictions, splits, variants
 from percepiano_ast.data.percepiano_files import read_json
+from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.evaluation import scores, table
 from percepiano_ast.suite.heard import hear
@@ -178,6 +179,7 @@ def _description(model: str, metadata: dict, rated: Rated, tables: dict[str, pd.
         "simulated": metadata["simulated"],
         "clips": int(rated.index["clip"].nunique()),
         "pianos": sorted(set(rated.clips.synthesizer)),
+        "descriptors": list(DESCRIPTORS),
         "loudness": [LOUDNESS, JITTER_DB, BED_DB],
         "protocol": PROTOCOL,
         "r": found[model],
@@ -200,7 +202,7 @@ def card(description: dict, path: Path) -> str:
     return _CARD.format(
         file=path.name, size=path.stat().st_size / 1e6, clips=f"{description['clips']:,}", pianos=", ".join(description["pianos"]),
         loudness=description["loudness"][0], jitter=description["loudness"][1], bed=description["loudness"][2], mean=r["mean"],
-        scored=description["r_score"]["mean"],
+        scored=description["r_score"]["mean"], descriptors=len(description["descriptors"]),
         unseen=f"{unseen['mean']:.2f} on {description['unseen']}" if unseen else "not measured",
         room=f"{room['mean']:.2f} in rooms and halls" if room else "never heard in a room", rows=rows, **{
             name: description[name] for name in ("model", "licence", "data")
@@ -211,7 +213,8 @@ def card(description: dict, path: Path) -> str:
 _CARD = """# `{model}`: rates a piano performance on 19 dimensions
 
 `{file}`, {size:.1f} MB, nothing in it is run. A recording is brought to {loudness:g} LUFS and laid on faint noise; an encoder
-hears its notes and pedals; 79 statistics of these and 397 of the sound are rated by the average of ridge, kernel ridge and trees.
+hears its notes and pedals; {descriptors} statistics of these and 397 of the sound are rated by the average of ridge, kernel
+ridge and trees.
 
 - **Data**: {clips} clips, rendered by {pianos}, each at {loudness:g} LUFS give or take {jitter:g} dB, on noise of {bed:g} dBFS.
   {data}.

@@ -1,0 +1,137 @@
+"""Tempo without a score: the note values and the tempo curve that explain best when the chords are struck.
+
+A longer time between chords may be a longer note or a slower tempo. A hidden Markov model settles both together, after Raphael
+(2002), Artificial Intelligence 137 ("A hybrid graphical model for rhythmic parsing"): its state is the tempo and the note value
+of a step; the tempo wanders little from step to step, values stay what they were or change by simple ratios, simple ones more
+often. The most likely path is found by Viterbi's algorithm. Values are relative: a half at double tempo is a quarter.
+
+Constants and descriptors follow the agreement with the tempo that PercePiano's scores tell (`score.tempo`); no ratings.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from percepiano_ast.descriptors.view import Descriptor, View
+
+_LEAST = 4  # steps between chords that tell of a tempo
+_VALUES = np.log([1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8])  # of notes, in units of the tempo
+_RARE = np.array([4, 2.5, 3, 1.2, 3.5, 3, 0, 2, 0.8, 2, 1.5, 3, 3])  # how much rarer each is than a unit, in multiples of _PRIOR
+_PRIOR, _AGAIN = 0.8, 0.24  # what rareness costs in nats at the beginning, and at every step after it
+_NEAR = 0.3  # what a unit costs at the beginning that is not the median time, times the squared logarithm of their ratio
+_DOUBLED, _OTHER = 0.9, 1.6  # what a value costs that is twice, four times ... the one before or its half; any other
+_LEVEL = 0.03  # between levels of the logarithm of tempo
+_FARTHEST = 40  # levels that a tempo may be from one chord in the median time
+_JUMP = 10  # levels that it may change by from step to step
+_WANDER = 0.06  # mean change of log tempo in a quarter of a second
+_LOOSE, _JITTER = 0.1, 0.012  # deviation of a step: a share of it, and that of a stroke in seconds
+_OUTLIER = 30.0  # squared deviations beyond which a step is no less likely
+_FIRST, _FINAL = 0.2, 0.8  # shares of a clip: the beginning, and where the end begins
+
+TABLE = {
+    "tempo_std": Descriptor("log", "deviation of the logarithm of the guessed tempo, over time; 0 of fewer than five chords"),
+    "tempo_jumps": Descriptor("log", "change of the guessed tempo from step to step that a tenth exceed; 0 as above"),
+    "tempo_travel": Descriptor("log/s", "all changes of the guessed tempo together, per second; 0 as above"),
+    "tempo_first": Descriptor("log", "guessed tempo of the first fifth over the rest; 0 as above"),
+    "tempo_final": Descriptor("log", "guessed tempo of the last fifth over the rest; 0 as above"),
+    "rhythm_likelihood": Descriptor("nats", "logarithm of the likelihood of the guess, per step; 0 as above"),
+    "rhythm_variety": Descriptor("nats", "entropy of the guessed note values; 0 as above"),
+    "rhythm_repeats": Descriptor("", "share of steps whose guessed value is that of the step before; 0 as above"),
+}
+
+
+class Guess(NamedTuple):
+    """Tempo and note values of n steps between chords.
+
+    Attributes:
+        pace: logarithm of units per second, (n,).
+        value: number of the note value, int (n,).
+        likelihood: logarithm of that of the whole.
+    """
+
+    pace: np.ndarray
+    value: np.ndarray
+    likelihood: float
+
+
+def measure(view: View) -> dict[str, float]:
+    """The descriptors of ``TABLE``."""
+    if len(view.start) <= _LEAST:
+        return dict.fromkeys(TABLE, 0.0)
+    steps = view.between
+    pace, value, likelihood = guess(steps)
+    weight = steps / steps.sum()
+    place = np.cumsum(weight) - weight / 2
+    changes = np.abs(np.diff(pace))
+    shares = np.bincount(value) / len(value)
+    return {
+        "tempo_std": np.sqrt(weight @ (pace - weight @ pace) ** 2),
+        "tempo_jumps": np.quantile(changes, 0.9),
+        "tempo_travel": changes.sum() / steps.sum(),
+        "tempo_first": _over(pace, place < _FIRST),
+        "tempo_final": _over(pace, place > _FINAL),
+        "rhythm_likelihood": likelihood / len(steps),
+        "rhythm_variety": -np.sum(shares[shares > 0] * np.log(shares[shares > 0])),
+        "rhythm_repeats": np.mean(value[1:] == value[:-1]),
+    }
+
+
+def _over(pace: np.ndarray, part: np.ndarray) -> float:
+    return float(pace[part].mean() - pace[~part].mean()) if part.any() and not part.all() else 0.0
+
+
+def guess(steps: np.ndarray) -> Guess:
+    """The most likely tempo and note values of steps in seconds, (n,), n at least 2."""
+    log, levels = np.log(steps), _LEVEL * np.arange(-_FARTHEST, _FARTHEST + 1)
+    period = np.median(log) + levels  # logarithm of seconds a unit
+    change, rare = _changes()
+    jumps = _jumps((steps[1:] + steps[:-1]) / 2)
+    best = [_fit(log[0], steps[0], period) - rare[:, None] - _NEAR * levels**2]
+    for number, jump in enumerate(jumps, 1):
+        best.append(_reached(best[-1], change, jump) + _fit(log[number], steps[number], period))
+    path = [np.unravel_index(best[-1].argmax(), best[-1].shape)]
+    for before, jump in zip(best[-2::-1], jumps[::-1], strict=True):
+        path.append(_origin(before, change, jump, *path[-1]))
+    values, chosen = np.array(path[::-1]).T
+    return Guess(-period[chosen], values, float(best[-1].max()))
+
+
+def _fit(log: float, step: float, period: np.ndarray) -> np.ndarray:
+    """Log likelihood of a step with every note value at every tempo, (values, levels)."""
+    deviation = np.sqrt(_LOOSE**2 + 2 * (_JITTER / step) ** 2)
+    away = (log - period - _VALUES[:, None]) / deviation
+    return -np.minimum(away**2, _OUTLIER) / 2 - np.log(deviation)
+
+
+def _jumps(seconds: np.ndarray) -> np.ndarray:
+    """What changes of tempo by -_JUMP to _JUMP levels cost after ``seconds`` (n,), (n, 2 _JUMP + 1)."""
+    wander = _WANDER * np.sqrt(np.clip(seconds / 0.25, 0.3, 4))[:, None]
+    return np.abs(np.arange(-_JUMP, _JUMP + 1)) * _LEVEL / wander + np.log(2 * wander)
+
+
+def _reached(best: np.ndarray, change: np.ndarray, jump: np.ndarray) -> np.ndarray:
+    """How likely every state is by the likeliest way there from states that are as likely as ``best``, both (values, levels)."""
+    valued = (best[:, None] - change[:, :, None]).max(axis=0)
+    padded = np.full((len(valued), valued.shape[1] + 2 * _JUMP), -np.inf)
+    padded[:, _JUMP:-_JUMP] = valued
+    shifted = np.lib.stride_tricks.sliding_window_view(padded, valued.shape[1], axis=1)
+    return (shifted - jump[:, None]).max(axis=1)
+
+
+def _origin(best: np.ndarray, change: np.ndarray, jump: np.ndarray, value: int, level: int) -> tuple[int, int]:
+    """The state that this way comes from to a note value and level of tempo."""
+    first, end = max(level - _JUMP, 0), level + _JUMP + 1
+    near = best[:, first:end]
+    ways = near - change[:, value, None] - jump[first - level + _JUMP :][: near.shape[1]]
+    before, away = np.unravel_index(ways.argmax(), ways.shape)
+    return before, first + away
+
+
+@functools.cache
+def _changes() -> tuple[np.ndarray, np.ndarray]:
+    """What it costs to go from each note value to each, (values, values), and to begin with it, (values,)."""
+    octaves = (_VALUES[:, None] - _VALUES) / np.log(2)
+    whole = np.abs(octaves - np.round(octaves)) < 1e-6
+    kind = np.where(np.abs(octaves) < 1e-6, 0.0, np.where(whole, _DOUBLED, _OTHER))
+    return kind + _AGAIN * _RARE, _PRIOR * _RARE
