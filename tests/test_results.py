@@ -116,7 +116,7 @@ def test_parts_of_the_errors_are_those_of_the_predictions():
         assert [float(cell) for cell in row[1:]] == pytest.approx(found.loc[name, ["all", *errors.PARTS]].to_list(), abs=0.0051)
 
 
-@pytest.mark.parametrize(("piano", "sure", "likely"), [("", 0.93, 0.81), ("@timgm6mb", 0.93, 0.80), ("@room", 0.90, 0.77)])
+@pytest.mark.parametrize(("piano", "sure", "likely"), [("", 0.92, 0.81), ("@timgm6mb", 0.91, 0.81), ("@room", 0.90, 0.78)])
 def test_two_performances_that_are_said_to_differ_do_so_for_people(piano, sure, likely):
     rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
     rows = rows[rows["model"] == f"ast-mini-transcriptionstem-packaged{piano}"]

@@ -10,8 +10,8 @@ from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.recording.rating import Rating
 
 # Deviations from which on two performances are said to differ, or to differ probably. Of pairs of held-out performances of one
-# passage that lie as far apart, people's ratings order 93 % and 81 % the same way, on an unseen piano 93 % and 80 %, in rooms
-# 90 % and 77 % (tests/test_results.py); of all pairs 62 %.
+# passage that lie as far apart, people's ratings order 92 % and 81 % the same way, on an unseen piano 91 % and 81 %, in rooms
+# 90 % and 78 % (tests/test_results.py); of all pairs 62 %.
 SURE, LIKELY = 1.0, 0.5
 
 
