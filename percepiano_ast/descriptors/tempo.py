@@ -46,7 +46,7 @@ class Guess(NamedTuple):
 
     Attributes:
         pace: logarithm of units per second, (n,).
-        value: number of the note value, int (n,).
+        value: place of the note value in ``_VALUES``, int (n,).
         likelihood: logarithm of that of the whole.
     """
 
