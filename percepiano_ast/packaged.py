@@ -140,7 +140,10 @@ class Packaged:
         Raises:
             InputError: it does not play this score.
         """
-        notes = self.unheard if performance is None else self._described(performance)
+        notes = self.unheard
+        if performance is not None:
+            told = describe(trimmed(performance), self.description["descriptors"])
+            notes = np.array(list(told.values()), np.float32)
         sound = audio.classic_features(wave, self.listener.front_end.sample_rate)
         parts = [notes, np.array(list(sound.values()), np.float32)]
         if written is not None:
@@ -148,10 +151,6 @@ class Packaged:
                 raise InputError("no note is heard in it, so that it cannot be laid beside the score; rate it without")
             parts.append(np.array([*score.features.describe(performance, written).values(), 0.0], np.float32))  # found
         return np.concatenate(parts)
-
-    def _described(self, performance: Performance) -> np.ndarray:
-        names = {name: DESCRIPTORS[name] for name in self.description["descriptors"]}
-        return np.array(list(describe(trimmed(performance), names).values()), np.float32)
 
     def write(self, path: str | Path) -> Path:
         """Keep it in a ``.safetensors`` file; `read` opens it."""

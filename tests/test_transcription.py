@@ -21,6 +21,7 @@ from tiny import (
     without_seconds,
 )
 
+from percepiano_ast import rating
 from percepiano_ast.config import PRESETS, InputError, PretrainConfig
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.descriptors import DESCRIPTORS
@@ -271,6 +272,12 @@ def rated(trained, tmp_path_factory) -> suite_rated.Rated:
 
 
 class TestRating:
+    def test_a_model_that_was_told_other_descriptors_is_refused(self, rated, monkeypatch):
+        suite_rated.cross_validate(rated, {"init": "transcription", "data": "made here", "simulated": True}, lambda line: None)
+        monkeypatch.setattr(rating, "DESCRIPTORS", dict(list(DESCRIPTORS.items())[1:]))
+        with pytest.raises(InputError, match=f"are told {len(DESCRIPTORS)} descriptors of notes, not {len(DESCRIPTORS) - 1}. Run"):
+            Rater(rated.run.root)
+
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
         settings = {"init": "transcription", "data": "made here", "simulated": True}
         found = suite_rated.cross_validate(rated, settings, lambda line: None)

@@ -9,7 +9,7 @@ between chords, of a single chord; force of a melody over its accompaniment, of 
 description names. All but the counts per second are independent of where a clip was cut.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from percepiano_ast.descriptors import force, music, pedals, tempo, timing, touch
 from percepiano_ast.descriptors.view import Descriptor, View
@@ -29,12 +29,12 @@ DESCRIPTORS = _named(FAMILIES)
 __all__ = ["DESCRIPTORS", "FAMILIES", "OF_EXCERPTS", "Descriptor", "describe"]
 
 
-def describe(performance: Performance, names: Mapping[str, Descriptor] = DESCRIPTORS) -> dict[str, float]:
+def describe(performance: Performance, names: Collection[str] = DESCRIPTORS) -> dict[str, float]:
     """The descriptors of a performance in ``names``, in that order, in the unit that each names.
 
     Args:
         performance: ``trimmed``; silence at either end would count as time without pedal.
-        names: ``DESCRIPTORS`` or ``OF_EXCERPTS``.
+        names: of descriptors, such as ``OF_EXCERPTS``; by default all.
     """
     view, values = View(performance), {}
     for family in FAMILIES:
