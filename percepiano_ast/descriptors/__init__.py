@@ -36,7 +36,8 @@ def describe(performance: Performance, names: Collection[str] = DESCRIPTORS) -> 
         performance: ``trimmed``; silence at either end would count as time without pedal.
         names: of descriptors, such as ``OF_EXCERPTS``; by default all.
     """
-    view, values = View(performance), {}
+    view = View(performance)
+    values: dict[str, float] = {}
     for family in FAMILIES:
         if not family.TABLE.keys().isdisjoint(names):
             values |= family.measure(view)
