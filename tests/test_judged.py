@@ -136,6 +136,21 @@ def test_the_choice_is_made_by_the_training_clips_and_the_unseen_piano_teaches_n
     assert r["predictions_ast-test-transcription-embedding_content.csv.gz"] < 0.5
 
 
+def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
+    found = dataclasses.replace(listened[0], config=dataclasses.replace(QUIET, unseen=""))
+    noise = np.random.default_rng(4).normal(size=(2 * CLIPS, 3))
+    groups = np.repeat(found.index["content_group"].to_numpy(), 2)
+    parts = dict.fromkeys(("notes", "sound", "embedding", "score"), noise)
+    material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
+    paths = judged._Work(found, material, tmp_path, "content", lambda line: None).make()
+    said = {path.name.split("transcription-")[1]: pd.read_csv(path)["prediction"] for path in paths if "-judged" in path.name}
+    names = ["judged", "judged@builtin", "judged@other"]
+    assert set(said) == {f"{name}_content.csv.gz" for name in ["judged+score", *names]}
+    both, *each = (said[f"{name}_content.csv.gz"] for name in names)
+    np.testing.assert_allclose((each[0] + each[1]) / 2, both, atol=2e-4)
+    assert (each[0] - each[1]).abs().max() > 1e-3
+
+
 def test_an_encoder_that_hears_no_notes_is_refused(listened):
     found, _ = listened
     deaf = rated.Rated(

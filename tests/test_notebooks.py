@@ -83,9 +83,9 @@ def command(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo by the command line, two epochs of each training: where it wrote, and what it printed."""
+    """The demo by the command line, two epochs of each training, another seed: where it wrote, and what it printed."""
     out = tmp_path_factory.mktemp("demo")
-    short = ["--set", "PRETRAIN_EPOCHS=2", "--set", "FINETUNE_EPOCHS=2"]
+    short = ["--set", "PRETRAIN_EPOCHS=2", "--set", "FINETUNE_EPOCHS=2", "--set", "SEED=1"]
     done = command("notebooks", "--preset", "demo", "--out", out, *short)
     assert done.returncode == 0, done.stdout + done.stderr
     return out, done.stdout
@@ -113,7 +113,7 @@ def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
         table = pd.read_csv(out / f"predictions_{model}.csv")
         assert sorted(table["clip"].unique()) == sorted(index.index)
         assert set(table.groupby("clip")["dimension"].count()) == {len(KEYS)}
-        assert (table["fold"] == table["clip"].map(index["fold_content"])).all()
+        assert (table["fold"] == table["clip"].map(index["fold_content"])).all() and set(table["seed"]) == {1}
     metrics = pd.read_csv(out / "evaluation" / "metrics.csv")
     assert set(metrics["dimension"]) == {*KEYS, "mean"}
 
@@ -121,6 +121,8 @@ def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
 def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
     out, _ = demo
     pretraining, fold = out / "pretrain" / "ssast", out / "finetune" / "ast-micro-ssast" / "fold_0"
+    for home in (pretraining, fold):
+        assert re.search(r'"seed": 1\b', (home / "settings.json").read_text())
     for home, files in {pretraining / "checkpoints": 2, fold / "checkpoints": 0, fold / "model": 1}.items():
         assert len(pd.read_csv(home.parent / "history.csv")) == 2
         assert len(list(home.glob("step_*.tar"))) == files
@@ -141,7 +143,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
 def test_second_run_continues_from_what_is_there(demo):
     out, _ = demo
     before = (out / "predictions_ast-micro-ssast.csv").read_bytes()
-    done = command("finetune", "--out", out, "--epochs", 2)
+    done = command("finetune", "--out", out, "--epochs", 2, "--set", "seed=1")
     assert done.returncode == 0, done.stderr
     assert (out / "predictions_ast-micro-ssast.csv").read_bytes() == before
 

@@ -66,8 +66,9 @@ def judge(
     """Rate all clips under every protocol, from what the encoder hears in them; returns the predictions written.
 
     ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run, one for each of `SETS`, for what was chosen among
-    them, for that with the score beside (``+score``), and each again for renderings by the synthesizer that is ``unseen``.
-    What is there already is not made again.
+    them, for that with the score beside (``+score``), and each again for renderings by the synthesizer that is ``unseen``. The
+    mean over the pianos that were learned from is a better guess than one of them, and the unseen one is alone: to compare like
+    with like, what was chosen is also written for each piano by itself. What is there already is not made again.
 
     Args:
         init: a pre-training that hears notes, of this run or kept in the file ``source``.
@@ -145,18 +146,23 @@ class _Work:
 
     def make(self) -> list[Path]:
         """Write the predictions of every model."""
-        names = [*SETS, JUDGED, JUDGED + SCORE]
-        paths = {name: self._paths(name) for name in names}
-        if not all(path.exists() for pair in paths.values() for path in pair):
+        paths = {name: self._paths(name) for name in (*SETS, JUDGED, JUDGED + SCORE)}
+        if not all(path.exists() for kinds in paths.values() for path in kinds.values()):
             for name, said in self._said().items():
                 self._write(said, paths[name])
-        return [path for pair in paths.values() for path in pair]
+        return [path for kinds in paths.values() for path in kinds.values()]
 
-    def _paths(self, name: str) -> list[Path]:
-        """Of predictions for what is seen, and for what is not where there is such."""
+    def _paths(self, name: str) -> dict[str, Path]:
+        """Kind of rendering -> predictions: ``""`` are all that are learned from."""
+        kinds = ["", *([self.rated.config.unseen] if self.rated.config.unseen else [])]
+        kinds += self._pianos() if name == JUDGED else []
         model = f"{self.rated.start.name}-{name}"
-        models = [model] + [f"{model}@{self.rated.config.unseen}"] * bool(self.rated.config.unseen)
-        return [self.home / f"predictions_{one}_{self.protocol}.csv.gz" for one in models]
+        return {kind: self.home / f"predictions_{model}{f'@{kind}' if kind else ''}_{self.protocol}.csv.gz" for kind in kinds}
+
+    def _pianos(self) -> list[str]:
+        """Those that are learned from, where there are several."""
+        found = sorted(set(np.array(self.rated.clips.synthesizer)[~self.material.unseen].tolist()))
+        return found if len(found) > 1 else []
 
     def _said(self) -> dict[str, np.ndarray]:
         """Model -> ratings (n, 19), NaN outside the folds."""
@@ -185,9 +191,11 @@ class _Work:
         fitted = statistics.fit(features[train], self.material.ratings[train], seed=self.rated.config.seed)
         return fitted.predict(features[test])
 
-    def _write(self, said: np.ndarray, paths: list[Path]) -> None:
-        for path, unseen in zip(paths, (False, True)):
-            rows = (self.material.unseen == unseen) & np.isfinite(said).all(axis=1)
+    def _write(self, said: np.ndarray, paths: dict[str, Path]) -> None:
+        pianos, unseen = np.array(self.rated.clips.synthesizer), self.material.unseen
+        for kind, path in paths.items():
+            rows = (unseen if kind == self.rated.config.unseen else pianos == kind) if kind else ~unseen
+            rows = rows & np.isfinite(said).all(axis=1)
             model = path.name.removeprefix("predictions_").removesuffix(f"_{self.protocol}.csv.gz")
             run = model, self.protocol, self.rated.config.seed
             predictions.write(
