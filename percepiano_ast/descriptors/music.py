@@ -4,6 +4,7 @@ Key by Krumhansl and Schmuckler, see `audio.features.key_fit`.
 """
 
 import numpy as np
+from scipy.special import entr
 
 from percepiano_ast.audio.features import key_fit
 from percepiano_ast.descriptors.view import Descriptor, View, mean
@@ -55,7 +56,7 @@ def measure(view: View) -> dict[str, float]:
         "repeated_share": mean(steps == 0),
         "majorness": majorness,
         "key_clarity": clarity,
-        "pitch_classes": -np.sum(shares[shares > 0] * np.log2(shares[shares > 0])),
+        "pitch_classes": entr(shares).sum() / np.log(2),
         "seconds_share": _seconds_share(view),
     }
 

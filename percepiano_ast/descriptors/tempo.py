@@ -12,6 +12,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import entr
 
 from percepiano_ast.descriptors.view import Descriptor, View
 
@@ -72,7 +73,7 @@ def measure(view: View) -> dict[str, float]:
         "tempo_first": _over(pace, place < _FIRST),
         "tempo_final": _over(pace, place > _FINAL),
         "rhythm_likelihood": likelihood / len(steps),
-        "rhythm_variety": -np.sum(shares[shares > 0] * np.log(shares[shares > 0])),
+        "rhythm_variety": entr(shares).sum(),
         "rhythm_repeats": np.mean(value[1:] == value[:-1]),
     }
 

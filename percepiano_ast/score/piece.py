@@ -1,6 +1,7 @@
 """What is written, whoever plays it: key, metre, tempo, register, texture, rhythm."""
 
 import numpy as np
+from scipy.special import entr
 
 from percepiano_ast.audio.features import key_fit
 from percepiano_ast.descriptors.view import Descriptor
@@ -49,8 +50,7 @@ def measure(score: Score) -> dict[str, float]:
 
 
 def _entropy(counts: np.ndarray) -> float:
-    shares = counts[counts > 0] / counts.sum()
-    return float(-np.sum(shares * np.log2(shares)))
+    return float(entr(counts / counts.sum()).sum() / np.log(2))
 
 
 def _harmony(score: Score) -> dict[str, float]:
