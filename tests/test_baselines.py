@@ -1,14 +1,18 @@
 """Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on real data. About 25 s."""
 
+import dataclasses
+import os
+
 import mido
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
+from percepiano_ast import suite, synthesis
 from percepiano_ast.__main__ import main
 from percepiano_ast.baselines import features, identity, run, statistics
-from percepiano_ast.config import InputError
+from percepiano_ast.config import PRESETS, InputError
 from percepiano_ast.data import demo, percepiano, percepiano_files
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import table
@@ -343,3 +347,27 @@ def test_statistics_reach_the_floor_under_every_protocol(percepiano_dir, tmp_pat
         for protocol, r in row.items():
             made = table.read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
             assert mean_r(made) > r - 0.02, (baseline, protocol)
+
+
+def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(folder, tmp_path):
+    try:
+        synthesis.make_synthesizer("timgm6mb")
+    except InputError as reason:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(reason))
+    demo_run = suite.Run(PRESETS["demo"], tmp_path)
+    suite.preprocess_percepiano(demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None)
+    table = demo_run.percepiano / "classic_features.csv"
+
+    def said(**config) -> bytes:
+        finetune = dataclasses.replace(demo_run.preset.finetune, **config)
+        changed = dataclasses.replace(demo_run, preset=dataclasses.replace(demo_run.preset, finetune=finetune))
+        suite.baselines(changed, lambda line: None)
+        return demo_run.predictions("audio-stats").read_bytes()
+
+    both, without = said(), said(unseen="timgm6mb")
+    heard = pd.read_csv(table)
+    heard.loc[heard["synthesizer"] == "timgm6mb", heard.columns[2:]] = 0.0
+    heard.to_csv(table, index=False)
+    assert both != without == said(unseen="timgm6mb")

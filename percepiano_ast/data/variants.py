@@ -92,6 +92,11 @@ def rng_of(clip: str, variant: Variant, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(f"{clip} {variant.name}".encode())])
 
 
+def pianos(synthesizers: np.ndarray) -> np.ndarray:
+    """The synthesizer of each rendering, of a variant that of what it is a variant of, (n,)."""
+    return np.array([name.split(SEPARATOR)[0] for name in synthesizers])
+
+
 def plain(synthesizers: np.ndarray) -> np.ndarray:
     """Which renderings are no variants, bool (n,): what is held out is rated by them alone."""
     return np.array([SEPARATOR not in name for name in synthesizers], bool)

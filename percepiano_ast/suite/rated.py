@@ -112,7 +112,7 @@ class Rated:
         Raises:
             InputError: there is none by the synthesizer that the configuration names, or no other.
         """
-        pianos = np.array([name.split(variants.SEPARATOR)[0] for name in self.clips.synthesizer])  # of variants too
+        pianos = variants.pianos(self.clips.synthesizer)
         found = sorted(set(pianos))
         if self.config.unseen and (self.config.unseen not in found or len(found) < 2):
             raise InputError(

@@ -10,7 +10,7 @@ import pandas as pd
 from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, FinetuneConfig, InputError, say
-from percepiano_ast.data import batches, demo, percepiano, predictions, shards, splits
+from percepiano_ast.data import batches, demo, percepiano, predictions, shards, splits, variants
 from percepiano_ast.data.build import Work
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import load_index
@@ -116,18 +116,21 @@ def config_for(run: Run, init: str) -> FinetuneConfig:
 def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 3c: the floor of every table, over the same folds; returns (and writes) the predictions of all of them.
 
-    ``mlp`` and ``audio-stats`` on classic features of the same renderings, and what is known without hearing anything
-    (``identity-*``), as far as the protocol leaves anything known of a held-out clip. See `baselines`.
+    ``mlp`` and ``audio-stats`` on classic features of the renderings that an encoder learns from, without those by the ``unseen``
+    synthesizer, and what is known without hearing anything (``identity-*``), as far as the protocol leaves anything known of a
+    held-out clip. See `baselines`.
     """
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(run.percepiano / "index.csv")
     table = pd.read_csv(run.percepiano / "classic_features.csv").set_index(["clip", "synthesizer"])
     features = table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
     fold = splits.fold_of_clip(index, run.preset.finetune.protocol)
-    held_out = np.array([fold.get(clip, -1) for clip in clips.clip])
-    groups = index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()
-    data = floor.Renderings(features, clips.ratings, groups, held_out)
-    made = floor.floor(data, clips.clip, index, run.preset.finetune.seed, log)
+    seen = variants.pianos(clips.synthesizer) != run.preset.finetune.unseen
+    names = np.array(clips.clip)[seen]
+    held_out = np.array([fold.get(clip, -1) for clip in names])
+    groups = index.set_index("clip").loc[names, "content_group"].to_numpy()
+    data = floor.Renderings(features[seen], clips.ratings[seen], groups, held_out)
+    made = floor.floor(data, names, index, run.preset.finetune.seed, log)
     return pd.concat([_write_predictions(run, name, *rated, fold) for name, rated in made.items()], ignore_index=True)
 
 
