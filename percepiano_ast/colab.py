@@ -25,6 +25,7 @@ RUNTIME = Path("/content/percepiano_ast")  # on the runtime's own disk, which en
 SHARDS = Path("/content/percepiano_ast_shards")  # the same, for a copy of what lies on Drive
 RECEIVED = Path("runs/recordings")  # what was uploaded or recorded, below the folder that a notebook works in
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
+_SMALL = ("micro", "mini")  # presets that were trained on two CPU cores: an hour or two for 45 h of music
 _RED, _PLAIN = "\033[31m", "\033[0m"
 
 
@@ -48,7 +49,7 @@ def open_run(preset: str, keep_in: str = ON_DRIVE, *, wants: str = "", log: Call
         InputError: unknown preset, or one that is out of reach of this runtime's devices; a place that cannot be used.
     """
     chosen = choose(PRESETS, preset, "preset")
-    check_runtime(chosen, wants)
+    check_runtime(chosen, wants, log)
     root, store = _places(preset, keep_in.strip(), log)
     root.mkdir(parents=True, exist_ok=True)
     pd.set_option("display.max_colwidth", None)  # a table of what is where, see `views.kept`, cuts no address off
@@ -225,8 +226,8 @@ def _holds(path: Path, sha256: str) -> bool:
     return path.is_file() and sha256_of(path) == sha256
 
 
-def check_runtime(preset: Preset, wants: str) -> None:
-    """Refuse hours of hopeless work: presets other than the demo need an accelerator.
+def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print) -> None:
+    """Refuse days of hopeless work: the large presets need an accelerator. The small ones take hours without, which is said.
 
     Raises:
         InputError: names the runtime to choose.
@@ -235,6 +236,9 @@ def check_runtime(preset: Preset, wants: str) -> None:
     if not wants or preset.name == "demo" or platform in ("tpu", "gpu", "cuda"):
         return
     where = f"Runtime > Change runtime type > {_WANTED[wants]}" if on_colab() else f"a machine with a {_WANTED[wants]}"
+    if preset.name in _SMALL:
+        log(f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}; after a break it continues")
+        return
     raise InputError(
         f"preset {preset.name!r} takes days on this {platform.upper()}: choose {where} and run all cells again, "
         "or PRESET = 'demo', which runs anywhere in minutes"

@@ -282,6 +282,9 @@ def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
 def test_long_presets_are_refused_on_the_wrong_runtime():
     with pytest.raises(InputError, match="PRESET = 'demo'"):
         colab.check_runtime(PRESETS["base"], "tpu")
+    said: list[str] = []
+    colab.check_runtime(PRESETS["mini"], "tpu", said.append)
+    assert said == ["preset 'mini' takes hours on this CPU, less on a machine with a TPU; after a break it continues"]
     colab.check_runtime(PRESETS["base"], "")  # notebooks 01 and 04 need no accelerator
     colab.check_runtime(PRESETS["demo"], "tpu")
 
