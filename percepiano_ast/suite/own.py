@@ -40,6 +40,7 @@ PROTOCOL = "content"
 FEW_SHOT: dict[str, Any] = {
     "strategy": "frozen", "head": "joint", "rating_scale": "dimension", "weighting": "equal", "weigh_by_raters": False,
     "hidden": 128, "weight_decay": 10.0, "learning_rate": 2e-3, "batch_size": 16, "epochs": 20, "protocol": PROTOCOL,
+    "unseen": "",  # recordings of one's own are by no synthesizer
 }  # fmt: skip
 
 
