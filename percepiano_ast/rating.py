@@ -169,8 +169,13 @@ def _rounded(values: np.ndarray, asked: Questionnaire) -> dict[str, float]:
     return {name: float(value.round(places)) for name, value, places in zip(asked.names, values, digits)}
 
 
+def names_of_models(home: Path) -> list[str]:
+    """Of everything that was fine-tuned below ``home``, the folder ``finetune`` of a run or its store."""
+    return sorted(path.name for path in home.glob("*") if path.is_dir())
+
+
 def _model_directory(home: Path, model: str) -> Path:
-    names = sorted(path.name for path in home.glob("*") if path.is_dir())
+    names = names_of_models(home)
     if not names:
         raise InputError(f"no model in {home}. Run {MADE_BY} first")
     if model:

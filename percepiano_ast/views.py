@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from percepiano_ast import audio, plots, report, targets, transcription
-from percepiano_ast.config import PRETRAININGS, InputError, Statistics
+from percepiano_ast.config import PRETRAININGS, InputError, Statistics, as_path
 from percepiano_ast.data import batches, maestro, manifest, percepiano, percepiano_tables, records, shards, sources, tables
 from percepiano_ast.data.performances import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
@@ -18,7 +18,7 @@ from percepiano_ast.evaluation.table import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.plots import explain as explain_plots
-from percepiano_ast.rating import Rater
+from percepiano_ast.rating import Rater, names_of_models
 from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source, own_runs
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
@@ -243,14 +243,16 @@ def pairs(run: Run) -> pd.DataFrame:
 
 
 def explained(run: Run, dimension: str) -> Figure:
-    """What raised and lowered a rating of `rated_clip`, by the best encoder's model that has not heard its music."""
+    """What raised and lowered a rating of `rated_clip`, by the best encoder's model that has not heard its music; regressors on
+    what is heard (`suite.judge`) have no gradients to follow."""
     models = report.wording.ranking(results(run)["summary"]).index
-    encoders = [name for name in models if report.wording.is_encoder(name)]
+    home = as_path(run.store or run.root)
+    encoders = [name for name in models if report.wording.is_encoder(name) and name in names_of_models(home / "finetune")]
     if not encoders:
-        raise InputError(f"no audio encoder (ast-*) has predicted anything in {run.root}. Run {MADE_BY_FINETUNE} first")
+        raise InputError(f"no audio encoder (ast-*) was fine-tuned in {home}. Run {MADE_BY_FINETUNE} first")
     level, clip, _ = rated_clip(run)
     held_out = load_index(run.percepiano / "index.csv").set_index("clip").loc[clip, fold_column(run.preset.finetune.protocol)]
-    rater = Rater(run.store or run.root, encoders[0])
+    rater = Rater(home, encoders[0])
     rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
     front_end = rater.models[0].run.front_end
     recording = maps.Recording(clip, np.zeros(0, np.float32), level, front_end)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,19 @@ def test_status_finds_all_of_the_demo_whole(demo):
     trained = rows[rows["step"] != ""]
     assert set(trained["whole"]) == {"yes, by its marker"} and set(trained["epoch"]) == {1, 2}
     assert not rows["whole"].str.startswith("no").any()
+
+
+def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path):
+    shutil.copytree(demo[0], tmp_path / "demo")
+    run = suite.Run(PRESETS["demo"], tmp_path / "demo")
+    judged = pd.read_csv(run.predictions("ast-micro-ssast")).assign(model="ast-micro-ssast-judged")
+    judged["prediction"] += 0.9 * (judged["rating"] - judged["prediction"])
+    (run.root / "judged" / "ear").mkdir(parents=True)
+    judged.to_csv(run.root / "judged" / "ear" / "predictions_ast-micro-ssast-judged_content.csv.gz", index=False)
+    suite.evaluate(run)
+    assert views.results(run)["summary"].query("model == 'ast-micro-ssast-judged'").shape[0]
+    title = views.explained(run, "timbre_soft_loud").get_suptitle()
+    assert re.search(r"by ast-micro-(ssast|scratch)$", title, re.MULTILINE)
 
 
 def test_second_run_continues_from_what_is_there(demo):
