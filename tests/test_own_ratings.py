@@ -314,3 +314,8 @@ def test_a_figure_draws_a_panel_a_dimension_and_says_what_it_leaves_out():
     assert figure.get_suptitle() == "Mine; 1 more dimensions are not drawn"
     with pytest.raises(InputError, match="cannot draw: .'prediction'. missing"):
         plots.own_ratings(table.drop(columns="prediction"))
+
+
+def test_recordings_of_ones_own_are_learned_from_whatever_piano_was_to_be_unseen(tmp_path):
+    run = suite.Run(PRESETS["demo"], tmp_path).switched(["unseen=timgm6mb"])
+    assert run.preset.finetune.unseen == "timgm6mb" and suite.few_shot(run).preset.finetune.unseen == ""
