@@ -25,7 +25,7 @@ RUNTIME = Path("/content/percepiano_ast")  # on the runtime's own disk, which en
 SHARDS = Path("/content/percepiano_ast_shards")  # the same, for a copy of what lies on Drive
 RECEIVED = Path("runs/recordings")  # what was uploaded or recorded, below the folder that a notebook works in
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
-_SMALL = ("micro", "mini")  # presets that were trained on two CPU cores: an hour or two for 45 h of music
+_SMALL = ("micro", "mini")  # presets that were trained on CPU cores: `mini` hears 45 h of music twice in an hour of one
 _RED, _PLAIN = "\033[31m", "\033[0m"
 
 

@@ -247,7 +247,8 @@ def explained(run: Run, dimension: str) -> Figure:
     what is heard (`suite.judge`) have no gradients to follow."""
     models = report.wording.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
-    encoders = [name for name in models if report.wording.is_encoder(name) and name in names_of_models(home / "finetune")]
+    tuned = names_of_models(home / "finetune")
+    encoders = [name for name in models if report.wording.is_encoder(name) and name in tuned]
     if not encoders:
         raise InputError(f"no audio encoder (ast-*) was fine-tuned in {home}. Run {MADE_BY_FINETUNE} first")
     level, clip, _ = rated_clip(run)

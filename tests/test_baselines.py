@@ -1,4 +1,4 @@
-"""Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on real data. About 25 s."""
+"""Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on real data. A minute."""
 
 import dataclasses
 import os
@@ -358,7 +358,7 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
         pytest.skip(str(reason))
     demo_run = suite.Run(PRESETS["demo"], tmp_path)
     suite.preprocess_percepiano(demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None)
-    table = demo_run.percepiano / "classic_features.csv"
+    path = demo_run.percepiano / "classic_features.csv"
 
     def said(**config) -> bytes:
         finetune = dataclasses.replace(demo_run.preset.finetune, **config)
@@ -367,7 +367,7 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
         return demo_run.predictions("audio-stats").read_bytes()
 
     both, without = said(), said(unseen="timgm6mb")
-    heard = pd.read_csv(table)
+    heard = pd.read_csv(path)
     heard.loc[heard["synthesizer"] == "timgm6mb", heard.columns[2:]] = 0.0
-    heard.to_csv(table, index=False)
+    heard.to_csv(path, index=False)
     assert both != without == said(unseen="timgm6mb")

@@ -146,23 +146,29 @@ class _Work:
 
     def make(self) -> list[Path]:
         """Write the predictions of every model."""
-        paths = {name: self._paths(name) for name in (*SETS, JUDGED, JUDGED + SCORE)}
-        if not all(path.exists() for kinds in paths.values() for path in kinds.values()):
+        which = {name: self._renderings(name) for name in (*SETS, JUDGED, JUDGED + SCORE)}
+        paths = [self._path(self._model(name, kind)) for name, kinds in which.items() for kind in kinds]
+        if not all(path.exists() for path in paths):
             for name, said in self._said().items():
-                self._write(said, paths[name])
-        return [path for kinds in paths.values() for path in kinds.values()]
+                for kind, rows in which[name].items():
+                    self._write(said, rows & np.isfinite(said).all(axis=1), self._model(name, kind))
+        return paths
 
-    def _paths(self, name: str) -> dict[str, Path]:
-        """Kind of rendering -> predictions: ``""`` are all that are learned from."""
-        kinds = ["", *([self.rated.config.unseen] if self.rated.config.unseen else [])]
-        kinds += self._pianos() if name == JUDGED else []
-        model = f"{self.rated.start.name}-{name}"
-        return {kind: self.home / f"predictions_{model}{f'@{kind}' if kind else ''}_{self.protocol}.csv.gz" for kind in kinds}
+    def _renderings(self, name: str) -> dict[str, np.ndarray]:
+        """Kind -> which renderings, bool (n,): all that are learned from (``""``), those of the unseen piano, and, for what is
+        chosen, those of each piano that is learned from, where there are several."""
+        pianos, unseen = np.array(self.rated.clips.synthesizer), self.material.unseen
+        kinds = {"": ~unseen}
+        if self.rated.config.unseen:
+            kinds[self.rated.config.unseen] = unseen
+        seen = sorted(set(pianos[~unseen].tolist()))
+        return kinds | {piano: pianos == piano for piano in seen if name == JUDGED and len(seen) > 1}
 
-    def _pianos(self) -> list[str]:
-        """Those that are learned from, where there are several."""
-        found = sorted(set(np.array(self.rated.clips.synthesizer)[~self.material.unseen].tolist()))
-        return found if len(found) > 1 else []
+    def _model(self, name: str, kind: str) -> str:
+        return f"{self.rated.start.name}-{name}" + (f"@{kind}" if kind else "")
+
+    def _path(self, model: str) -> Path:
+        return self.home / f"predictions_{model}_{self.protocol}.csv.gz"
 
     def _said(self) -> dict[str, np.ndarray]:
         """Model -> ratings (n, 19), NaN outside the folds."""
@@ -191,13 +197,7 @@ class _Work:
         fitted = statistics.fit(features[train], self.material.ratings[train], seed=self.rated.config.seed)
         return fitted.predict(features[test])
 
-    def _write(self, said: np.ndarray, paths: dict[str, Path]) -> None:
-        pianos, unseen = np.array(self.rated.clips.synthesizer), self.material.unseen
-        for kind, path in paths.items():
-            rows = (unseen if kind == self.rated.config.unseen else pianos == kind) if kind else ~unseen
-            rows = rows & np.isfinite(said).all(axis=1)
-            model = path.name.removeprefix("predictions_").removesuffix(f"_{self.protocol}.csv.gz")
-            run = model, self.protocol, self.rated.config.seed
-            predictions.write(
-                predictions.tidy(run, self.fold, self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]), path
-            )
+    def _write(self, said: np.ndarray, rows: np.ndarray, model: str) -> None:
+        run = model, self.protocol, self.rated.config.seed
+        of_rows = self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]
+        predictions.write(predictions.tidy(run, self.fold, *of_rows), self._path(model))
