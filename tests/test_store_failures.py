@@ -84,7 +84,8 @@ def train_until_broken(nursery: Nursery, home: Path, place, **request) -> Traini
     training = Training(nursery, home, {"work": "command", "gates": [BROKEN, MENDED], "changes": SHORT} | request)
     training.start()
     training.until_gate(BROKEN)
-    training.until(lambda: training.newest() == STEPS)
+    # Its marker is seen before the training knows that it is there; then the archive on the local disk goes.
+    training.until(lambda: training.newest() == STEPS and not any(files for *_, files in os.walk(training.temporary)))
     place.begin()
     training.open_gate(BROKEN)
     return training
