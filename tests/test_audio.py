@@ -13,6 +13,7 @@ import soundfile
 
 from percepiano_ast import audio, synthesis
 from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd, InputError
+from percepiano_ast.performance import NOTE, PEDAL, Performance
 
 FRONT_END = FrontEnd()
 RATE = FRONT_END.sample_rate
@@ -157,6 +158,12 @@ def music_like(seconds=5, seed=0):
         partials = sum(np.sin(2 * np.pi * f0 * k * time_) / k for k in range(1, 6) if f0 * k < RATE / 2)
         wave[onset : onset + RATE] += 0.1 * partials * np.exp(-3 * time_)
     return wave.astype(np.float32)
+
+
+def chords() -> np.ndarray:
+    """Twelve seconds of piano."""
+    notes = [(start, start + 0.8, key, 70) for start in range(12) for key in (36 + 5 * start % 12, 60 + start, 67 + start)]
+    return synthesis.BuiltinPiano().render(Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE)
 
 
 def librosa_log_mel(wave):
@@ -389,6 +396,24 @@ def test_log_mel_is_faster_than_librosa():
         return np.median(times)
 
     assert seconds(audio.log_mel) < seconds(librosa_log_mel)
+
+
+@pytest.mark.parametrize("cents", [-45, -20, 0, 8, 20, 45])
+def test_the_tuning_of_a_piano_is_found_within_five_cents(cents):
+    wave = audio.retuned(chords(), RATE, cents)
+    assert len(wave) == pytest.approx(len(chords()) / 2 ** (cents / 1200), abs=2)
+    assert abs((audio.tuning(wave, RATE) - cents + 50) % 100 - 50) <= 5
+    # A semitone higher is in tune, and transposed.
+    assert audio.tuning(audio.retuned(wave, RATE, 100), RATE) == pytest.approx(audio.tuning(wave, RATE), abs=2)
+
+
+def test_the_tuning_of_a_long_recording_is_of_all_of_it():
+    wave = np.concatenate([np.zeros(300 * RATE, np.float32), np.tile(audio.retuned(chords(), RATE, 20), 20)])
+    assert audio.tuning(wave, RATE) == pytest.approx(20, abs=5)
+
+
+def test_what_has_no_tone_has_no_tuning():
+    assert audio.tuning(np.zeros(5 * RATE, np.float32), RATE) == 0 == audio.tuning(np.zeros(0, np.float32), RATE)
 
 
 def test_classic_features_are_named_ordered_and_finite():

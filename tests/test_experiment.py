@@ -39,7 +39,8 @@ def midi(tmp_path_factory):
 def done(midi, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("experiment"), []
     given = suite.Experiment(str(midi), "demo", hours=0.2, voices=("builtin",), pianos=("builtin",), unseen="",
-                             protocols=("content", "performer"), epochs={"transcriptionstem": 12})  # fmt: skip
+                             starts=("transcriptionstem", "cnn"), protocols=("content", "performer"),
+                             epochs={"transcriptionstem": 12, "cnn": 2})  # fmt: skip
     first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
     report = suite.run_experiment(PRESET, out, given, log=lines.append)
     return out, given, first, report, lines
@@ -57,7 +58,7 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert {"content", "performer"} == set(rows["protocol"])
     content = set(rows.query("protocol == 'content'")["model"])
     name = f"ast-{PRESET.model.name}-transcriptionstem"
-    assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "audio-stats", "midi-stats"} <= content
+    assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "cnn", "audio-stats", "midi-stats"} <= content
     assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
     model = out / "packaged" / f"ast-{PRESET.model.name}-judged.safetensors"
     assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
@@ -68,6 +69,9 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert (stages["minutes"] > 0).all() and stages["stage"].str.startswith("pre-train").any()
     assert "simulated" in (out / "results" / "report.md").read_text()
     assert len(pd.read_csv(out / "seed_0" / "pretrain" / "transcriptionstem" / "history.csv")) == 12
+    # What has no pre-training is fine-tuned for as long; heads on the encoder that has one are the preset's.
+    cnn, heads = (out / "seed_0" / "finetune" / name / "fold_0" / "history.csv" for name in ("cnn", name))
+    assert (len(pd.read_csv(cnn)), len(pd.read_csv(heads))) == (2, 1)
 
 
 def test_nothing_is_made_twice(done):

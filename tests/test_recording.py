@@ -98,6 +98,22 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
     assert first[1] == pytest.approx(first[0] + 2, abs=0.01) and late.times[0] == pytest.approx(rated.times[0] + 2, abs=0.05)
 
 
+@pytest.mark.parametrize("cents", [-35, 8, 35])
+def test_a_piano_at_another_pitch_is_rated_alike(model, folder, rated, tmp_path, cents):
+    wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
+    soundfile.write(tmp_path / "other.wav", audio.retuned(wave, RATE, cents), RATE, subtype="FLOAT")
+    other = recording.rate(model, tmp_path / "other.wav")
+    assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.03
+    assert other.tuning == pytest.approx(rated.tuning + cents, abs=2)
+    a4 = 440 * 2 ** (other.tuning / 1200)
+    assert f"notes heard, tuned to A4 = {a4:.0f} Hz" in recording.as_text(other)
+    # Notes, course and length are on the recording's own clock, which runs slower or faster by two in a hundred.
+    shorter = 2 ** (-cents / 1200)
+    assert other.seconds == pytest.approx(rated.seconds * shorter, abs=0.01)
+    last = [one.performance.notes["onset"][-1] for one in (rated, other)]
+    assert last[1] == pytest.approx(last[0] * shorter, abs=0.03)
+
+
 def test_the_python_call_is_the_same(folder, rated):
     assert percepiano_ast.rate(folder / "tune.wav").as_json() == rated.as_json()
 

@@ -26,6 +26,7 @@ from percepiano_ast.audio.mel import (
     quantize,
     slaney_mel_bank,
 )
+from percepiano_ast.audio.tuning import retuned, tuning
 
 __all__ = [
     "BED_DB",
@@ -48,5 +49,7 @@ __all__ = [
     "log_mel_blocks",
     "loudness",
     "quantize",
+    "retuned",
     "slaney_mel_bank",
+    "tuning",
 ]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.signal
 import soundfile
-import soxr
 
+from percepiano_ast.audio.tuning import retuned
 from percepiano_ast.config import InputError
 
 # MPEG-2 layer III, which MP3 at 16 to 24 kHz is: libsndfile takes its bit rate as a share of this range.
@@ -93,7 +93,7 @@ def _gain(wave, sample_rate, decibel, rng):
 
 def _tuning(wave, sample_rate, cents, rng):
     """A piano tuned higher or lower, by resampling, so that the clip gets shorter or longer by the same share."""
-    return soxr.resample(wave, sample_rate * 2 ** (cents / 1200), sample_rate, quality="HQ")
+    return retuned(wave, sample_rate, cents)
 
 
 def _silence(wave, sample_rate, seconds, rng):

@@ -140,7 +140,7 @@ def _add_experiment(add):
     command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help=judged)
     command.add_argument("--protocols", nargs="+", default=[], metavar="P", help="of judge and the baselines (default: all)")
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
-    epochs = "of a pre-training, instead of the preset's: more for those that cost less"
+    epochs = "of a start, instead of the preset's: more for those that cost less; of its heads where it has no pre-training"
     command.add_argument("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
     command.add_argument("--minutes", type=float, default=0.0, metavar="M", help="begin no stage after so many; run it again")
 

@@ -16,7 +16,7 @@ import soundfile
 from percepiano_ast import audio
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.recording.rating import Rating
-from percepiano_ast.recording.tables import clock, compare
+from percepiano_ast.recording.tables import compare, in_short
 
 LONGEST_SOUND = 900.0  # seconds of sound that a page holds, about 6 MB
 _SOUND_RATE = 22_050
@@ -57,11 +57,10 @@ _PROMISE = (
 
 def _recording(number: int, one: Rating, encoded: bytes) -> str:
     warnings = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in one.warnings)
-    notes = 0 if one.performance is None else len(one.performance.notes)
     name = html.escape(Path(one.file).name)
     rows = "".join(_row(number, one, k) for k in range(len(KEYS)))
     return (
-        f'<section id="recording{number}"><h2>{name}</h2><p>{clock(one.seconds)}, {notes:,} notes heard.</p>{warnings}'
+        f'<section id="recording{number}"><h2>{name}</h2><p>{in_short(one)}.</p>{warnings}'
         f'{_player(encoded)}<div class="course"><p class="which"></p>'
         f'<svg viewBox="0 0 1000 200" preserveAspectRatio="none" role="img" '
         f'aria-label="course of a rating over time"></svg><p class="moments"></p></div>'

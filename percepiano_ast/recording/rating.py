@@ -63,6 +63,7 @@ class Rating:
         warnings: what should be known before any of it is believed, in sentences.
         informed: whether the score was given.
         within: by dimension, standard deviation of errors among performances of one passage.
+        tuning: cents above A4 = 440 Hz, see `audio.tuning`; what is rated is the same sound at 440 Hz.
     """
 
     file: str
@@ -76,6 +77,7 @@ class Rating:
     warnings: list[str] = field(default_factory=list)
     informed: bool = False
     within: dict[str, float] = field(default_factory=dict)
+    tuning: float = 0.0
 
     def sentence(self, key: str) -> str:
         """One dimension in words."""
@@ -157,7 +159,7 @@ def rate_wave(
     return Rating(
         name, seconds, _by_key(ratings), _by_key(deviations), _by_key(judge.percentiles(ratings), 1),
         starts, course, sound.performance, _warnings(sound, len(parts), said.strangeness), written is not None,
-        _by_key(judge.within),
+        _by_key(judge.within), round(sound.tuning, 1),
     )  # fmt: skip
 
 
@@ -177,9 +179,10 @@ def rate_file(path: str | Path, score: str | Path | None = None, weights: str | 
 
 
 class _Sound:
-    """A recording at one loudness, and what is heard in it, on the recording's clock.
+    """A recording at one loudness and one tuning, and what is heard in it, on the recording's clock.
 
     Attributes:
+        tuning: cents above 440 Hz that it was found at.
         performance: notes and pedals; None where no note is heard.
         clearness: see `Packaged.hear`.
         played: seconds from the first stroke until the last note has rung, as PercePiano's clips are cut.
@@ -188,9 +191,11 @@ class _Sound:
     def __init__(self, model: Packaged, wave: np.ndarray):
         self.model, self.rate = model, model.listener.front_end.sample_rate
         wave, self.begins = _from_first_sound(wave, self.rate)
-        self.wave = model.level(wave)
+        self.tuning = audio.tuning(wave, self.rate)
+        self.slower = 2 ** (self.tuning / 1200)  # seconds of ``self.wave`` that one of the recording takes
+        self.wave = model.level(audio.retuned(wave, self.rate, -self.tuning))
         heard, self.clearness = model.hear(self.wave)
-        self.performance = None if heard is None else _moved(heard, self.begins)
+        self.performance = None if heard is None else _moved(heard, self.begins, self.slower)
         self.played = first, last = (max(self.begins, 0.0), self.begins + len(wave) / self.rate)
         if self.performance is not None:
             notes = self.performance.notes
@@ -208,7 +213,7 @@ class _Sound:
         """What a judge is given of it."""
         start, stop = part
         heard = None if self.performance is None else excerpt(self.performance, start, stop)
-        first, last = (round((at - self.begins) * self.rate) for at in part)
+        first, last = (round((at - self.begins) * self.slower * self.rate) for at in part)
         return self.model.features(heard, self.wave[first:last], written)
 
 
@@ -220,11 +225,11 @@ def _from_first_sound(wave: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
     return np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]]), begin / rate
 
 
-def _moved(performance: Performance, seconds: float) -> Performance:
+def _moved(performance: Performance, seconds: float, slower: float) -> Performance:
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
     for column in ("onset", "offset"):
-        notes[column] = np.maximum(notes[column] + seconds, 0.0)
-    pedals["time"] = np.maximum(pedals["time"] + seconds, 0.0)
+        notes[column] = np.maximum(notes[column] / slower + seconds, 0.0)
+    pedals["time"] = np.maximum(pedals["time"] / slower + seconds, 0.0)
     return Performance(notes, pedals)
 
 

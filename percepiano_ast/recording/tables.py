@@ -42,8 +42,7 @@ def as_table(ratings: Iterable[Rating]) -> pd.DataFrame:
 
 def as_text(rating: Rating) -> str:
     """A recording for a person: a line a dimension, from one pole to the other, and where among PercePiano's clips it is."""
-    notes = 0 if rating.performance is None else len(rating.performance.notes)
-    lines = [f"{rating.file}: {clock(rating.seconds)}, {notes:,} notes heard"]
+    lines = [f"{rating.file}: {in_short(rating)}"]
     lines += [f"  note: {warning}" for warning in rating.warnings]
     for key, family, low, high in DIMENSIONS:
         value, spread = rating.ratings[key], rating.uncertainty[key]
@@ -51,6 +50,14 @@ def as_text(rating: Rating) -> str:
         numbers = f"{value:.2f} +- {spread:.2f}"
         lines.append(f"  {family:17} {low:>23} {bar + '|':21} {high:20} {numbers}  {rating.percentiles[key]:3.0f} %")
     return "\n".join(lines)
+
+
+def in_short(rating: Rating) -> str:
+    """Length, notes and tuning of a recording."""
+    if rating.performance is None:
+        return f"{clock(rating.seconds)}, no notes heard"
+    a4 = 440 * 2 ** (rating.tuning / 1200)
+    return f"{clock(rating.seconds)}, {len(rating.performance.notes):,} notes heard, tuned to A4 = {a4:.0f} Hz"
 
 
 def clock(seconds: float) -> str:

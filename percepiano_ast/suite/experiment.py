@@ -41,7 +41,8 @@ class Experiment:
         starts: names in `STARTS`; ``judged``: those of them that hear notes and are judged under every protocol.
         seeds: of pre-training, heads, regressors.
         protocols: of what is judged and of the baselines, ``content`` among them; empty for all.
-        epochs: by pre-training, where it is not the preset's: a comparison at equal cost gives more to those that cost less.
+        epochs: by start, where it is not the preset's, of pre-training, or where there is none of fine-tuning: a comparison at
+            equal cost gives more to those that cost less.
     """
 
     midi: str
@@ -116,10 +117,13 @@ def _stages(preset: Preset, out: Path, given: Experiment, save_minutes: float, l
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
         for start in given.starts:
+            heads, epochs = run, given.epochs.get(start, 0)
             if start in PRETRAININGS:
-                longer = run.changed("pretrain", epochs=given.epochs.get(start, 0)).for_pretraining(start)
+                longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
                 yield f"pre-train {start}, seed {seed}", lambda run=longer: hearing.pretrain(run, log, save_minutes)
-            yield f"rate by heads {start}, seed {seed}", lambda run=run, start=start: _rated(run, start, log)
+            else:
+                heads = run.changed("finetune", epochs=epochs)
+            yield f"rate by heads {start}, seed {seed}", lambda run=heads, start=start: _rated(run, start, log)
             if start in given.judged:
                 yield (
                     f"judge {start}, seed {seed}",
