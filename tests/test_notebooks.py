@@ -293,6 +293,15 @@ def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: no archive or folder of recordings")
 
 
+def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
+    hum = 0.1 * np.sin(2 * np.pi * 50 * np.arange(8 * 22_050) / 22_050)
+    soundfile.write(tmp_path / "hum.wav", hum, 22_050)
+    values = {"RECORDING": str(tmp_path / "hum.wav"), "SECOND": ""}
+    notebooks.run(tmp_path, values, names=("05_rate_a_recording",), log=lambda line: None)
+    assert "no piano note is heard" in (tmp_path / "notebooks" / "05_rate_a_recording.ipynb").read_text()
+    assert (tmp_path / "hum.html").exists()
+
+
 def test_long_presets_are_refused_on_the_wrong_runtime():
     with pytest.raises(InputError, match="PRESET = 'demo'"):
         colab.check_runtime(PRESETS["base"], "tpu")

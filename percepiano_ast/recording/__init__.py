@@ -2,7 +2,7 @@
 
 from percepiano_ast.recording.live import Live, Stream
 from percepiano_ast.recording.rating import Moment, Rating, in_words, rate, rate_file, rate_wave
-from percepiano_ast.recording.tables import LIKELY, SURE, as_table, as_text, compare, recordings_in
+from percepiano_ast.recording.tables import LIKELY, SURE, as_table, as_text, compare, in_short, recordings_in
 
 __all__ = [
     "LIKELY",
@@ -14,6 +14,7 @@ __all__ = [
     "as_table",
     "as_text",
     "compare",
+    "in_short",
     "in_words",
     "rate",
     "rate_file",
