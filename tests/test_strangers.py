@@ -1,6 +1,6 @@
 """Which recordings are said to be no piano: pianos, other instruments, noise, speech; and what moves no rating.
 
-Cost: 4 minutes; needs PercePiano and soundfonts, and for speech espeak-ng.
+Cost: 5 minutes; needs PercePiano and soundfonts, and for speech espeak-ng.
 """
 
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import soxr
 
-from percepiano_ast import synthesis
+from percepiano_ast import audio, synthesis
 from percepiano_ast.data import percepiano
 from percepiano_ast.packaged import Packaged
 from percepiano_ast.performance import read_midi, trimmed
@@ -119,3 +119,14 @@ def test_rate_compression_gain_and_silence_in_front_do_not_move_a_rating(model, 
             moved[name] = max(moved.get(name, 0.0), *(abs(other[key] - plain[key]) for key in plain))
     print({name: round(value, 4) for name, value in moved.items()})
     assert max(moved.values()) <= 0.02
+
+
+@pytest.mark.parametrize("cents", [-20, 8, 20])  # 8 is A4 = 442 Hz, as European concert pianos are tuned
+def test_tuning_hardly_moves_a_rating(model, performances, cents):
+    moved = []
+    for number, performance in enumerate(performances[:12]):
+        wave = synthesis.make_synthesizer(PIANOS[number % 3]).render(performance, RATE)
+        plain, other = (rating.rate_wave(model, one, with_course=False).ratings for one in (wave, audio.retuned(wave, RATE, cents)))
+        moved.append([abs(other[key] - plain[key]) for key in plain])
+    print(f"{cents:+} cents: {np.mean(moved):.4f} in the mean, {np.max(moved):.4f} at most")
+    assert np.max(moved) <= 0.05 and np.mean(moved) <= 0.01
