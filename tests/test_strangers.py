@@ -118,8 +118,7 @@ def test_rate_compression_gain_and_silence_in_front_do_not_move_a_rating(model, 
             other = rating.rate(model, tmp_path / name).ratings
             moved[name] = max(moved.get(name, 0.0), *(abs(other[key] - plain[key]) for key in plain))
     print({name: round(value, 4) for name, value in moved.items()})
-    # Softer in 16 bits, another tuning is found by a little, which moves what is heard.
-    assert moved.pop("soft.wav") <= 0.03 and max(moved.values()) <= 0.02
+    assert max(moved.values()) <= 0.02
 
 
 @pytest.mark.parametrize("cents", [-20, 8, 20])  # 8 is A4 = 442 Hz, as European concert pianos are tuned

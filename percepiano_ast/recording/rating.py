@@ -30,6 +30,9 @@ UNCLEAR = 0.5  # clearness of strokes
 _FEW_NOTES = 0.5  # a second, below which a piano is hardly playing
 _FEWEST_NOTES = 3  # in a window of the course, below which it says nothing
 _LEAD_SECONDS, _TAIL_SECONDS = 0.05, 1.5  # of sound before the first stroke and behind the last release, as clips are rendered
+# Cents. Any other ratio of resampling moves ratings by some hundredths: a piano in tune stays as it is, and a tuning that is found
+# a little otherwise in a softer or compressed file of the same changes nothing.
+_TUNING_STEP = 7.0
 _SILENT_DB = -50.0  # below the peak, before the first stroke
 _DISTORTED = 1e-4  # share of samples at full scale that no mastering leaves
 
@@ -63,7 +66,7 @@ class Rating:
         warnings: what should be known before any of it is believed, in sentences.
         informed: whether the score was given.
         within: by dimension, standard deviation of errors among performances of one passage.
-        tuning: cents above A4 = 440 Hz, see `audio.tuning`; what is rated is the same sound at 440 Hz.
+        tuning: cents above A4 = 440 Hz, see `audio.tuning`; what is rated is the same sound within 4 cents of it.
     """
 
     file: str
@@ -192,8 +195,9 @@ class _Sound:
         self.model, self.rate = model, model.listener.front_end.sample_rate
         wave, self.begins = _from_first_sound(wave, self.rate)
         self.tuning = audio.tuning(wave, self.rate)
-        self.slower = 2 ** (self.tuning / 1200)  # seconds of ``self.wave`` that one of the recording takes
-        self.wave = model.level(audio.retuned(wave, self.rate, -self.tuning))
+        off = _TUNING_STEP * round(self.tuning / _TUNING_STEP)
+        self.slower = 2 ** (off / 1200)  # seconds of ``self.wave`` that one of the recording takes
+        self.wave = model.level(audio.retuned(wave, self.rate, -off))
         heard, self.clearness = model.hear(self.wave)
         self.performance = None if heard is None else _moved(heard, self.begins, self.slower)
         self.played = first, last = (max(self.begins, 0.0), self.begins + len(wave) / self.rate)
