@@ -11,6 +11,7 @@ from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
 from percepiano_ast import descriptors
 from percepiano_ast.baselines import portable, statistics
 from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.data import predictions
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.predictions import COLUMNS
 from percepiano_ast.performance import NOTE, PEDAL, Performance
@@ -149,6 +150,20 @@ def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
     both, *each = (said[f"{name}_content.csv.gz"] for name in names)
     np.testing.assert_allclose((each[0] + each[1]) / 2, both, atol=2e-4)
     assert (each[0] - each[1]).abs().max() > 1e-3
+
+
+def test_an_ensemble_is_the_mean_of_all_seeds_of_a_model():
+    def said(model, seed, *values):
+        run = {"model": model, "protocol": "content", "seed": seed, "fold": 0, "dimension": "pedal_dry_wet", "rating": 0.5}
+        return pd.DataFrame([run | {"clip": f"clip {k}", "prediction": value} for k, value in enumerate(values)])[COLUMNS]
+
+    rows = pd.concat([said("a-judged@b", 1, 0.2, 0.3), said("a-judged@b", 2, 0.4, 0.6), said("a-judged", 1, 0.1, 0.1)])
+    made = predictions.ensemble(rows, "judged")
+    assert made.columns.to_list() == COLUMNS and made["prediction"].to_list() == pytest.approx([0.3, 0.45])
+    assert set(made["model"]) == {"a-judged-ensemble@b"} and set(made["seed"]) == {1}
+    with pytest.raises(InputError, match="a-judged, content: clip 1 is not rated by all of its 2 seeds"):
+        predictions.ensemble(pd.concat([rows, said("a-judged", 2, 0.1)]), "judged")
+    assert predictions.ensemble(rows[rows["seed"] == 1], "judged").empty
 
 
 def test_an_encoder_that_hears_no_notes_is_refused(listened):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from percepiano_ast import packaged, recording
+from percepiano_ast.data import predictions
 from percepiano_ast.evaluation import errors, reliability, seeds, table
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,8 @@ def known() -> dict[tuple[str, str, str], tuple[float, float, float]]:
     """Model, protocol, scope -> mean r with its interval, which allows for seeds where a model has several."""
     paths = sorted(RESULTS.glob("predictions_*.csv.gz"))
     rows = table.validate_predictions(pd.concat([table.read_predictions(path) for path in paths], ignore_index=True), None)
+    several = predictions.ensemble(rows[rows["model"].str.contains("-judged")], "judged")
+    rows = pd.concat([rows, several], ignore_index=True)
     found = seeds.evaluate(table.runs(rows, table.load_index()), ("pearson",), least=1).query("dimension == 'mean'")
     found = found.set_index(["model", "protocol", "scope"])[["value", "low", "high"]]
     return {key: tuple(row) for key, row in zip(found.index, found.to_numpy())}

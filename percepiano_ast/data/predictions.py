@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation.table import COLUMNS
 
@@ -42,6 +43,31 @@ def tidy(
     table["fold"] = table["clip"].map(fold)
     model, protocol, seed = run
     return table.assign(model=model, protocol=protocol, seed=seed)[columns].reset_index(drop=True)
+
+
+def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
+    """The mean of a model's seeds, as a model of its own: of every model in ``table`` that has several, under each protocol.
+
+    Args:
+        table: in ``COLUMNS``.
+        word: part of the models' names behind which ``-ensemble`` is set; the seed is the lowest of them.
+
+    Raises:
+        InputError: seeds of a model that did not rate the same clips.
+    """
+    kept = [table.iloc[:0][COLUMNS]]
+    for (model, protocol), part in table.groupby(["model", "protocol"]):
+        if (seeds := part["seed"].nunique()) < 2:
+            continue
+        one = part.groupby(["fold", "clip", "dimension"], as_index=False).agg(
+            rating=("rating", "first"), prediction=("prediction", "mean"), count=("seed", "nunique")
+        )
+        if len(short := one[one["count"] < seeds]):
+            raise InputError(f"{model}, {protocol}: {short['clip'].iloc[0]} is not rated by all of its {seeds} seeds; "
+                             "finish the seed that lacks it, or leave that seed out.")  # fmt: skip
+        name = model.replace(word, f"{word}-ensemble")
+        kept.append(one.assign(model=name, protocol=protocol, seed=part["seed"].min())[COLUMNS])
+    return pd.concat(kept, ignore_index=True)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:

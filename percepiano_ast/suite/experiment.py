@@ -176,6 +176,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     # Single regressors, and sets that were not chosen, are of interest under the main protocol alone.
     whole = rows["model"].isin([*floor.BASELINES]) | rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")
     rows = rows[whole | (rows["protocol"] == "content")]
+    rows = pd.concat([rows, predictions.ensemble(rows[rows["model"].str.contains(f"-{JUDGED}")], JUDGED)], ignore_index=True)
     paths = []
     for protocol, part in rows.groupby("protocol"):
         paths.append(home / f"predictions_{protocol}.csv.gz")
