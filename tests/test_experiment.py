@@ -39,7 +39,7 @@ def midi(tmp_path_factory):
 def done(midi, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("experiment"), []
     given = suite.Experiment(str(midi), "demo", hours=0.2, voices=("builtin",), pianos=("builtin",), unseen="",
-                             starts=("transcriptionstem", "cnn"), protocols=("content", "performer"),
+                             starts=("transcriptionstem", "cnn"), seeds=(0, 1), protocols=("content", "performer"),
                              epochs={"transcriptionstem": 12, "cnn": 2})  # fmt: skip
     first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
     report = suite.run_experiment(PRESET, out, given, log=lines.append)
@@ -59,6 +59,8 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     content = set(rows.query("protocol == 'content'")["model"])
     name = f"ast-{PRESET.model.name}-transcriptionstem"
     assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "cnn", "audio-stats", "midi-stats"} <= content
+    assert {f"{name}-judged-ensemble", f"{name}-judged-ensemble+score"} <= content
+    assert set(rows[rows["model"] == f"{name}-judged"]["seed"]) == {0, 1}
     assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
     model = out / "packaged" / f"ast-{PRESET.model.name}-judged.safetensors"
     assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()

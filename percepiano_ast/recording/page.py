@@ -50,7 +50,7 @@ def write(ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] |
 
 _PROMISE = (
     "<p>Computed on this machine; the recording did not leave it. A rating is what listeners would say on average, from 0 to 1; "
-    "the band is one standard deviation of the error to each side. Percentages compare with 1,202 performances of four works by "
+    "the band is one standard deviation of the error to each side. Percentages compare with 1,202 performances of three works by "
     "Beethoven and Schubert that people rated for PercePiano.</p>"
 )
 
