@@ -225,8 +225,8 @@ ridge and trees.
 - **Loudness** is not heard as such: a soft and a loud recording of the same playing are rated alike, and how loud somebody played
   is told by the timbre alone.
 - **Tested on renderings** of {clips} clips of three works by Beethoven and Schubert: PercePiano's audio is not published, and
-  people's ratings of real recordings are known for a single one. Works that were not learned from are rated worse (r .48 by the like of it,
-  `notebooks/results`); other styles and instruments are beyond what is known, and rooms were simulated.
+  people's ratings of real recordings are known for a single one. Works that were not learned from are rated worse (`composition`
+  in `notebooks/results`); other styles and instruments are beyond what is known, and rooms were simulated.
 - **Not for** judging people: no exam, no audition, no hiring. A rating says what listeners would say on average of such a clip.
 - **Licence** {licence}, as that of the performances which the encoder learned from.
 
