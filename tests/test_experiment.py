@@ -112,6 +112,14 @@ def test_what_is_compared_without_hearing_notes_is_not_judged(midi, tmp_path, ca
     assert json.loads((out / "settings.json").read_text())["experiment"]["judged"] == judged
 
 
+def test_heads_are_trained_as_it_is_told(midi, tmp_path, capsys):
+    command = ["experiment", "--midi", str(midi), "--percepiano", "demo", "--out", str(tmp_path), "--preset", "base"]
+    command += ["--voices", "builtin", "--pianos", "builtin", "--unseen", "musescore-small", "--minutes", "0.000001"]
+    assert main([*command, "--set", "seed=3"]) == 2 and "use --seeds" in capsys.readouterr().err
+    assert main([*command, "--set", "strategy=frozen"]) == 0
+    assert json.loads((tmp_path / "settings.json").read_text())["preset"]["finetune"]["strategy"] == "frozen"
+
+
 def test_a_piano_that_is_heard_is_not_unseen():
     with pytest.raises(InputError, match="builtin is to be unseen and is among"):
         suite.Experiment("midi", "demo", voices=("builtin",), unseen="builtin")

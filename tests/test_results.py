@@ -93,6 +93,14 @@ def test_what_pretraining_is_worth_is_what_its_predictions_give():
                 assert numbers([cell]) == pytest.approx(signed, abs=0.00051)
 
 
+def test_what_masked_pretraining_is_said_to_teach_is_in_its_predictions():
+    runs = table.runs(table.read_predictions(RESULTS / "pretrainings_content.csv.gz"), table.load_index())
+    two = [run for run in runs if run.model in ("ast-micro-visible", "ast-micro-scratch")]
+    (found,) = seeds.compare(two, ("pearson",), least=1).query("dimension == 'mean' and scope == 'within_segment'").iloc
+    said = "{:.3f} [{:.3f}, {:.3f}]".format(-found["difference"], -found["high"], -found["low"]).replace("0.", ".")
+    assert all(said in page.read_text() for page in PAGES)
+
+
 def test_the_notebook_that_rates_says_how_well_as_the_predictions_do(known):
     (text,) = [
         cell.source

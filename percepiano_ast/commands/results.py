@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from percepiano_ast.commands.shared import add_set
+
 
 def _evaluate(arguments):
     from percepiano_ast import report
@@ -18,7 +20,7 @@ def _evaluate(arguments):
 
 def _experiment(arguments):
     from percepiano_ast import suite
-    from percepiano_ast.config import PRESETS, choose
+    from percepiano_ast.config import PRESETS, InputError, choose
 
     names = ("midi", "percepiano", "hours", "unseen")
     lists = ("voices", "pianos", "starts", "judged", "protocols")
@@ -27,7 +29,9 @@ def _experiment(arguments):
     if arguments.starts and not arguments.judged:
         given["judged"] = tuple(name for name in suite.Experiment.judged if name in arguments.starts)
     given["epochs"] = dict(arguments.epochs)
-    preset = choose(PRESETS, arguments.preset, "preset")
+    if own := [pair for pair in arguments.set if pair.partition("=")[0] in ("seed", "unseen", "epochs")]:
+        raise InputError(f"--set {own[0]}: experiment has an option of its own for it; use --seeds, --unseen or --epochs")
+    preset = suite.Run(choose(PRESETS, arguments.preset, "preset"), Path(arguments.out)).switched(arguments.set).preset
     made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
     if made:
         print(made)
@@ -142,6 +146,7 @@ def _add_experiment(add):
     command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
     epochs = "of a start, instead of the preset's: more for those that cost less; of its heads where it has no pre-training"
     command.add_argument("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
+    add_set(command, "strategy=frozen")
     command.add_argument("--minutes", type=float, default=0.0, metavar="M", help="begin no stage after so many; run it again")
 
 

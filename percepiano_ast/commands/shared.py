@@ -20,3 +20,11 @@ def add_run(parser) -> None:
 def add_store(command) -> None:
     """Option ``--store``."""
     command.add_argument("--store", default="", metavar="PLACE", help="checkpoints go to this folder or gs://BUCKET/PREFIX instead")
+
+
+def add_set(command, such_as: str) -> None:
+    """Option ``--set``."""
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE",
+        help=f"a switch of fine-tuning, such as {such_as}; see finetune_config.py",
+    )  # fmt: skip

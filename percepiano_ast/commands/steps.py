@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from percepiano_ast.commands.shared import add_run, add_store, run_of
+from percepiano_ast.commands.shared import add_run, add_set, add_store, run_of
 from percepiano_ast.config import PRESETS, PRETRAININGS, InputError, choose
 
 EXECUTION = ("precision", "accumulate", "remat", "attention", "shard_params")
@@ -203,7 +203,7 @@ def _add_judge(add):
     _add_ear(command)
     command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
     command.add_argument("--curve", action="store_true", help="instead: r by the share of passages, players, clips learned from")
-    _add_set(command, "seed=1 or unseen=timgm6mb")
+    add_set(command, "seed=1 or unseen=timgm6mb")
 
     text = "The model that comes along: fitted on all rated clips of a run made by preprocess --one-loudness; writes it, its card, "
     text += "and what it says of held-out clips."
@@ -211,7 +211,7 @@ def _add_judge(add):
     add_run(command)
     _add_ear(command)
     command.add_argument("--to", default="", metavar="FILE", help=".safetensors to write (default: in the package)")
-    _add_set(command, "unseen=timgm6mb")
+    add_set(command, "unseen=timgm6mb")
 
 
 def _add_ear(command):
@@ -263,14 +263,7 @@ def _add_start(command, others: str):
     command.add_argument("--init", default="ssast", help=f"where the encoder starts: {names} (my pre-training), {others}")
     command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
     command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
-    _add_set(command, "strategy=lora or predict_uncertainty=true")
-
-
-def _add_set(command, such_as: str):
-    command.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE",
-        help=f"a switch of fine-tuning, such as {such_as}; see finetune_config.py",
-    )  # fmt: skip
+    add_set(command, "strategy=lora or predict_uncertainty=true")
 
 
 def _add_own(command):
