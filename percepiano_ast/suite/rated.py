@@ -102,6 +102,7 @@ class Rated:
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
         """Of all renderings, by the encoder before fine-tuning, with what stands beside them."""
+        self.log(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
         embeddings = self.embed(self.params, np.arange(len(self.clips.codes)))
         return np.concatenate([embeddings, self.heard.values], axis=1) if self.config.heard else embeddings
 
