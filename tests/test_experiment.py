@@ -1,4 +1,4 @@
-"""The whole experiment, from MIDI to the page of results, on made-up playing and simulated ratings. Cost: 16 minutes of one core."""
+"""The whole experiment, from MIDI to the page of results, on made-up playing and simulated ratings. Cost: 16 minutes a core."""
 
 import dataclasses
 import json
