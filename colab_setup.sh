@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Sets percepiano_ast up, on Colab and anywhere else; `bash colab_setup.sh help` says how. It can be run again at any
-# time: what is there is left alone, what is half made is made anew.
+# Sets percepiano_ast up, on Colab and elsewhere; `bash colab_setup.sh help` prints the usage. It can be run again at any time:
+# a finished environment is left alone, an unfinished one is rebuilt.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
-bash colab_setup.sh             set up: on Colab into the running Python, elsewhere into .venv
-bash colab_setup.sh demo        set up, then run the notebooks on the demo data into runs/demo
-bash colab_setup.sh test [...]  set up, then run the tests; what follows goes to pytest
-bash colab_setup.sh help        this text
+bash colab_setup.sh rate FILE [...]  install what rating needs, then rate FILE; options as in `percepiano rate --help`
+bash colab_setup.sh                  install everything: on Colab into the running Python, elsewhere into .venv
+bash colab_setup.sh demo             install everything, then run the notebooks on the demo data into runs/demo
+bash colab_setup.sh test [...]       install everything, then run the tests; further arguments go to pytest
+bash colab_setup.sh help             print this text
 
-PYTHON=/path/to/python3.12      builds .venv with this Python; otherwise the newest of 3.11 to 3.13 that runs
-PIP_CONSTRAINT=/path/to/file    versions that pip has to keep to
-TPU_COMPILER=1                  also installs libtpu, which `pretrain --dry-run` needs on a machine without a TPU
+PYTHON=/path/to/python3.12           build .venv with this Python; default: the newest of 3.11 to 3.13 that runs
+PIP_CONSTRAINT=/path/to/file         version constraints for pip
+TPU_COMPILER=1                       also install libtpu, which `pretrain --dry-run` needs on a machine without a TPU
 USAGE
 }
 
@@ -33,8 +34,8 @@ pip_install() { quietly "$python" -m pip install --quiet --no-input "$@"; }
 
 # ---------------------------------------------------------------- which Python, which jax
 
-# Prints "3.12 yes /usr/bin/python3.12": version, whether it can make environments, and the interpreter itself even when
-# $1 belongs to an environment. Written for Python 2 too, which has to be told that it is too old.
+# Prints "3.12 yes /usr/bin/python3.12": version, whether it can create environments, and the base interpreter even if $1
+# belongs to an environment. Runs on Python 2 too, so that its version can be reported as too old.
 probe() {
   "$1" -c '
 import os, sys
@@ -47,14 +48,14 @@ path = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 print("%d.%d %s %s" % (sys.version_info[0], sys.version_info[1], "yes" if able else "no", path))' 2>/dev/null
 }
 
-candidates() { # candidates 3.13: everything that may be that Python
+candidates() { # candidates 3.13: commands that may be that Python
   type -aP "python$1" || true
   compgen -G "${HOME:-}/.pyenv/versions/$1.*/bin/python" | sort -rV || true
   type -aP python3 || true
 }
 
 no_ensurepip() { # no_ensurepip VERSION PATH
-  fail 1 "$2 (Python $1) cannot make environments: 'ensurepip' is missing. On Debian and Ubuntu:
+  fail 1 "$2 (Python $1) cannot create environments: 'ensurepip' is missing. On Debian and Ubuntu:
   sudo apt-get install python$1-venv
 then run this again, or name another Python: PYTHON=/path/to/python bash colab_setup.sh"
 }
@@ -86,7 +87,7 @@ or name it: PYTHON=/path/to/python bash colab_setup.sh"
 
 supported() { [[ $1 == 3.11 || $1 == 3.12 || $1 == 3.13 ]]; }
 
-has_tpu() { # device ids of jax/_src/hardware_utils.py: Google's vendor id alone would match its network card too
+has_tpu() { # device ids of jax/_src/hardware_utils.py: Google's vendor id alone would also match its network card
   local device
   [[ -z ${COLAB_TPU_ADDR:-}${TPU_NAME:-} ]] || return 0
   compgen -G '/dev/accel[0-9]*' >/dev/null && return 0
@@ -99,6 +100,10 @@ has_tpu() { # device ids of jax/_src/hardware_utils.py: Google's vendor id alone
 
 jax_requirement() {
   local extras=()
+  if [[ $packages == rate ]]; then # on the CPU
+    echo jax
+    return
+  fi
   if has_tpu || [[ -n ${TPU_COMPILER:-} ]]; then extras+=(tpu); fi
   if nvidia-smi -L >/dev/null 2>&1; then extras+=(cuda12); fi
   if [[ ${#extras[@]} -eq 0 ]]; then echo jax; else (IFS=, && echo "jax[${extras[*]}]"); fi
@@ -106,10 +111,10 @@ jax_requirement() {
 
 # ---------------------------------------------------------------- elsewhere than Colab: .venv
 
-# The stamp says what .venv was made from, or "unfinished" while it is being made: after a kill nothing half installed
-# is trusted. Its first line is the Python and the place (another one: made anew), its second what is installed.
+# The stamp records what .venv was built from, or "unfinished" during the installation, so that a killed installation is not
+# trusted. Line 1: the Python and the folder (if they change, .venv is rebuilt). Line 2: what is installed; "all" includes "rate".
 setup_venv() {
-  local stamp=.venv/setup-stamp had="" made jax installed
+  local stamp=.venv/setup-stamp had="" made jax installed lines=requirements.txt size="1.9 GB"
   choose_python
   jax=$(jax_requirement)
   made="Python $version $base in $PWD"
@@ -120,34 +125,38 @@ setup_venv() {
   elif [[ -d .venv && -n $(ls -A .venv) ]]; then
     fail 2 "$PWD/.venv was not made by this script; rename or remove it and run this again"
   fi
-  if [[ $had == "$made"$'\n'"$installed" ]] && "$python" -c '' 2>/dev/null; then
-    say ".venv is up to date (Python $version)"
+  if [[ $had == "$made"$'\n'"$installed $packages" || $had == "$made"$'\n'*" all" && $packages == rate ]] && "$python" -c '' 2>/dev/null; then
+    [[ $packages == rate ]] || say ".venv is up to date (Python $version)"
     return
   fi
   if [[ ${had%%$'\n'*} != "$made" ]] || ! "$python" -m pip --version >/dev/null 2>&1; then
     make_venv "$stamp" "$had"
   fi
   echo unfinished >"$stamp"
-  say "installing requirements.txt with $jax (some 1.5 GB on disk, a minute or two)"
-  pip_install -r requirements.txt "$jax" || fail 1 "pip could not install requirements.txt; its last words are above"
-  pip_install --no-deps -e . || fail 1 "pip could not install this package; its last words are above"
-  printf '%s\n%s\n' "$made" "$installed" >"$stamp"
+  if [[ $packages == rate ]]; then
+    lines=$scratch/rating.txt size="1.5 GB"
+    sed -n '/^# Rating/,/^$/p' requirements.txt >"$lines"
+  fi
+  say "installing the packages for $packages with $jax into .venv (about $size on disk, one or two minutes)"
+  pip_install -r "$lines" "$jax" || fail 1 "pip could not install the requirements; its last lines are above"
+  pip_install --no-deps -e . || fail 1 "pip could not install this package; its last lines are above"
+  printf '%s\n%s\n' "$made" "$installed $packages" >"$stamp"
 }
 
-make_venv() { # make_venv STAMP WHAT-IT-SAID
+make_venv() { # make_venv STAMP OLD-CONTENT
   rm -rf .venv.old
   if [[ -n $2 ]]; then
-    say "the .venv that is here is unfinished, was moved or has another Python: making it anew"
+    say "the existing .venv is unfinished, was moved or has another Python: rebuilding it"
     mv .venv .venv.old # one step, so that a kill leaves no .venv without its stamp
     rm -rf .venv.old
   fi
-  say "making .venv with Python $version ($base)"
+  say "creating .venv with Python $version ($base)"
   mkdir -p .venv
   echo unfinished >"$1"
-  quietly "$base" -m venv .venv || fail 1 "$base could not make .venv; its last words are above"
+  quietly "$base" -m venv .venv || fail 1 "$base could not create .venv; its last lines are above"
 }
 
-# ---------------------------------------------------------------- Colab: the running Python, nothing moves
+# ---------------------------------------------------------------- Colab: the running Python, no version changes
 
 installed_versions() { # NAME==VERSION of everything installed, as pip constraints
   "$python" - <<'PY'
@@ -166,7 +175,7 @@ print("\n".join(f"{name}=={version}" for name, version in sorted(seen.items())))
 PY
 }
 
-wanting() { # what requirements.txt asks for and is not there; fails when something is there but too old
+wanting() { # lines of requirements.txt that are not installed; fails if an installed version is too old
   "$python" - <<'PY'
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -202,29 +211,29 @@ setup_colab() {
     esac
   done <<<"$lines"
   if [[ ${#missing[@]} -gt 0 ]]; then
-    say "installing what this runtime lacks, moving nothing: ${missing[*]}"
-    pip_install -c "$before" "${missing[@]}" || fail 1 "pip could not install these; its last words are above"
+    say "installing the packages that this runtime lacks, changing no version: ${missing[*]}"
+    pip_install -c "$before" "${missing[@]}" || fail 1 "pip could not install these; its last lines are above"
   fi
   if [[ -n $gcsfs ]] && ! pip_install -c "$before" "$gcsfs" 2>/dev/null; then # each release wants its own fsspec
     say "gcsfs is left out, pip says: $(grep -m 1 ERROR "$log" | cut -c 1-80) ... It is optional: HTTPS serves as well."
   fi
   if ! (cd / && "$python" -c "import percepiano_ast as p; assert p.__file__.startswith('''$PWD/''')" 2>/dev/null); then
-    pip_install --no-deps -e . || fail 1 "pip could not install this package; its last words are above"
+    pip_install --no-deps -e . || fail 1 "pip could not install this package; its last lines are above"
   fi
   installed_versions >"$before.now"
-  moved=$(grep -vxFf "$before.now" "$before" || true) # what was here and is not any more: numpy, jax, anything
-  [[ -z $moved ]] || fail 1 "the installation moved what it must not: ${moved//$'\n'/, } gone.
+  moved=$(grep -vxFf "$before.now" "$before" || true) # versions that were replaced: numpy, jax, any
+  [[ -z $moved ]] || fail 1 "the installation replaced packages of this runtime: ${moved//$'\n'/, }.
 Runtime > Disconnect and delete runtime undoes it; please report this."
   if ! tfds_loads; then
-    say "tensorflow_datasets does not load here (tfds.core): replacing tensorflow-metadata by 1.17.2, nothing else"
+    say "tensorflow_datasets does not import here (tfds.core): replacing tensorflow-metadata by 1.17.2, nothing else"
     pip_install --no-deps tensorflow-metadata==1.17.2 && tfds_loads ||
-      fail 1 "tensorflow_datasets still does not load; see: python3 -c 'import tensorflow_datasets as tfds; tfds.core'"
+      fail 1 "tensorflow_datasets still does not import; see: python3 -c 'import tensorflow_datasets as tfds; tfds.core'"
   fi
 }
 
 # ---------------------------------------------------------------- FluidSynth and soundfonts
 
-# Without recommended packages: they would bring a desktop program and 120 MB of another soundfont.
+# Without recommended packages, which include a desktop program and another soundfont of 120 MB.
 setup_sound() {
   local wanted=(fluidsynth timgm6mb-soundfont fluidr3mono-gm-soundfont musescore-general-soundfont-small)
   local missing=() package command as_root=(env)
@@ -239,15 +248,15 @@ setup_sound() {
   command="apt-get update && apt-get install --no-install-recommends ${missing[*]}"
   if [[ $(id -u) -ne 0 ]]; then
     if ! sudo -n true 2>/dev/null; then
-      say "to render MIDI with soundfonts (the demo does not need it) run: sudo sh -c '$command'"
+      say "to render MIDI with soundfonts (not needed by the demo) run: sudo sh -c '$command'"
       return
     fi
     as_root=(sudo -n env)
   fi
-  say "installing ${missing[*]} with apt (some 60 MB)"
+  say "installing ${missing[*]} with apt (about 60 MB)"
   as_root+=(DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -q)
   as_root+=(-o Acquire::http::Timeout=30 -o DPkg::Lock::Timeout=60)
-  quietly "${as_root[@]}" update || say "apt-get update failed (above); trying with the package lists that are here"
+  quietly "${as_root[@]}" update || say "apt-get update failed (above); trying with the existing package lists"
   quietly "${as_root[@]}" install -y --no-install-recommends "${missing[@]}" ||
     say "apt-get failed (above): MIDI cannot be rendered with soundfonts until this has run: $command"
 }
@@ -318,15 +327,17 @@ PY
 
 # ---------------------------------------------------------------- main
 
-mode=${1:-}
+mode=${1:-} packages=all
 [[ $# -eq 0 ]] || shift
 case $mode in
   '' | demo) [[ $# -eq 0 ]] || { usage >&2; fail 2 "unexpected argument '$1'"; } ;;
   test) ;;
+  rate) [[ $# -gt 0 ]] && packages=rate || { usage >&2; fail 2 "rate: no FILE given; name a recording or a folder of recordings"; } ;;
   help | -h | --help) usage; exit 0 ;;
   *) usage >&2; fail 2 "unknown argument '$mode'" ;;
 esac
 [[ ${PYTHON:-} != */* || $PYTHON == /* ]] || PYTHON=$PWD/$PYTHON
+called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 version="" base="" python=""
@@ -334,17 +345,31 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 log=$scratch/log
 
-if [[ -n ${COLAB_RELEASE_TAG:-} ]]; then setup_colab; else setup_venv; fi
+setup() { if [[ -n ${COLAB_RELEASE_TAG:-} ]]; then setup_colab; else setup_venv; fi; }
+
+if [[ $mode == rate ]]; then # standard output is for the ratings; FILE is relative to the caller's folder
+  setup >&2
+  cd "$called_from"
+  "$python" -P -m percepiano_ast rate "$@"
+  exit
+fi
+setup
 setup_sound
 table
+percepiano=$(dirname "$python")/percepiano
+[[ -x $percepiano ]] || percepiano=percepiano
 case $mode in
-  demo) "$python" -m percepiano_ast notebooks --preset demo --out runs/demo ;;
+  '') say "ready. Next: $percepiano rate FILE --html page.html" ;;
+  demo)
+    "$python" -m percepiano_ast notebooks --preset demo --out runs/demo
+    say "to rate a recording: $percepiano rate FILE --html page.html"
+    ;;
   test)
-    # What tests/test_style.py runs. Bounded, unlike requirements.txt, as each release finds something new; and not on Colab,
-    # where nothing moves.
+    # Used by tests/test_style.py. Bounded, unlike requirements.txt, because each release has new rules; not on Colab, where no
+    # version changes.
     [[ -n ${COLAB_RELEASE_TAG:-} ]] || pip_install 'ruff>=0.17.6,<0.18' 'mypy>=2.4.1,<2.5' ||
       say "ruff and mypy could not be installed: tests/test_style.py is skipped"
-    # A file stays in one process, so that what its tests share is made once.
+    # A file stays in one process, so that its shared fixtures are built once.
     "$python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
     ;;
 esac

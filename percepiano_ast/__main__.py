@@ -1,22 +1,24 @@
-"""Command line: ``python -m percepiano_ast COMMAND``. Exit codes: 0 done, 2 bad input or usage, 1 the run failed."""
+"""Command line: ``percepiano COMMAND``. Exit codes: 0 done, 2 bad input or usage, 1 the run failed."""
 
 import argparse
 import sys
 
+from percepiano_ast import __version__
 from percepiano_ast.commands import results, steps, tools
 from percepiano_ast.config import InputError, RunFailed
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m percepiano_ast",
-        description="Listen to a piano performance and say how it is played.",
-        epilog="Steps in order: preprocess, pretrain, preprocess --percepiano, finetune, evaluate. Each resumes.",
+        prog="percepiano",
+        description="Rate how a piano performance is played, and train and evaluate models that do.",
+        epilog="Training, in order: preprocess, pretrain, preprocess --percepiano, finetune, evaluate. Each step resumes.",
     )
+    parser.add_argument("--version", action="version", version=f"percepiano {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name, function, text):
-        command = commands.add_parser(name, help=text, description=text)
+    def add(name, function, text, example=""):
+        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}" if example else None)
         command.set_defaults(function=function)
         return command
 
@@ -34,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print("interrupted. The same command continues", file=sys.stderr)
         return 1
     except (FloatingPointError, OSError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Chords of a performance, and where a performance is in its score: the ground that timing is measured on."""
+"""Chord grouping, and alignment of a performance with its score: the basis of timing measures."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ import numpy as np
 from percepiano_ast.config import InputError
 from percepiano_ast.performance import Performance
 
-CHORD = 0.05  # seconds: notes that begin within this of a chord's first note belong to it
-LEAST_MATCHED = 0.7  # share of the played notes that must be found in the score
-STEP = 0.2  # seconds between anchors of a tempo curve: closer ones tell of ornaments and touch, not of tempo
-_AROUND = 4  # chords on either side that say where one is expected
-_WIDE, _NARROW = 1.0, 0.4  # seconds from where it is expected that a note may be: by whole chords, by notes
+CHORD = 0.05  # seconds: notes that start within this of a chord's first note belong to it
+LEAST_MATCHED = 0.7  # minimum share of played notes that match the score
+STEP = 0.2  # minimum seconds between anchors of a tempo curve: closer ones reflect ornaments and touch, not tempo
+_AROUND = 4  # chords on either side that determine the expected time of a chord
+_WIDE, _NARROW = 1.0, 0.4  # maximum seconds between a note and its expected time: from chord anchors, from note anchors
 
 
 def chords(notes: np.ndarray) -> np.ndarray:
-    """Number of the chord that each note belongs to, int (n,), counted from 0 in order of onset.
+    """Index of each note's chord, int (n,), from 0 in order of onset.
 
-    A chord begins with a note and takes what follows within ``CHORD`` seconds of it, each key once.
+    A chord consists of a note and the notes within ``CHORD`` seconds after its onset, each key once.
 
     Args:
         notes: of dtype ``performance.NOTE``, sorted by onset.
@@ -39,11 +39,11 @@ def chord_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TempoCurve:
-    """Moments of a performance and of its metronomic score that belong together, both rising.
+    """Aligned onsets of a performance and its metronomic score, both ascending.
 
     Attributes:
         played, written: seconds, (n,), n at least 3.
-        matched: share of the played notes that were found in the score.
+        matched: share of played notes that match the score.
     """
 
     played: np.ndarray
@@ -52,13 +52,13 @@ class TempoCurve:
 
     @property
     def rubato(self) -> float:
-        """Standard deviation of the logarithm of local tempo; 0 for a metronome."""
+        """Standard deviation of log local tempo; 0 for a metronome."""
         return float(np.std(np.log(np.diff(self.written) / np.diff(self.played))))
 
     def stretched(self, times: np.ndarray, rubato: float) -> np.ndarray:
-        """``times`` in seconds moved as if rubato, the deviation of log tempo, were ``rubato`` times what it is.
+        """``times`` in seconds, warped so that rubato, the deviations of log tempo, is scaled by the factor ``rubato``.
 
-        The first and the last anchor stay where they are, and so does what lies before and after them.
+        Times up to the first anchor and from the last anchor on are unchanged.
         """
         steps, written = np.diff(self.played), np.diff(self.written)
         steps = written * (steps / written) ** rubato
@@ -70,35 +70,35 @@ class TempoCurve:
 
 
 def match(played: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """Which note of a performance is which note of its score, each of either at most once: indices, int (n, 2), by onset.
+    """Note alignment of a performance with its score, one to one: indices, int (n, 2), by onset.
 
-    Whole chords first, so that a motif that returns is not confused with itself: the alignment that keeps the order and has
-    the most keys in common (Needleman and Wunsch 1970, no cost for what is left out). It says when a note of the score is
-    about to be played; around that moment each key is aligned by itself, so that arpeggios, crossed hands and grace notes
-    keep their notes (after Gingras and McAdams 2011, J. New Music Research 40(1); Peter et al. 2023, ISMIR).
+    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving alignment with the most
+    common keys (Needleman and Wunsch 1970, without gap costs). It predicts the time of each score note. Near that time, the
+    notes of each key are aligned separately, which handles arpeggios, crossed hands and grace notes (after Gingras and McAdams
+    2011, J. New Music Research 40(1); Peter et al. 2023, ISMIR).
 
     Args:
         played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
-        written: the same of the score; its onsets in any unit that grows with time (seconds, quarter notes).
+        written: the same for the score; onsets in any unit that increases with time (seconds, quarter notes).
     """
     ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
     anchors = _anchors(played, ours, written, theirs)
     if not len(anchors):
         return np.zeros((0, 2), dtype=int)
-    # Where a key is struck again and again, chords are found one too early or late as well: neighbours know better.
+    # Smoothing corrects chord anchors that are off by one chord in repeated notes.
     pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
-    # Once more from what was found: now notes of every key tell when, each for itself, not whole chords alone.
+    # A second pass uses the matched notes of all keys as anchors, not only whole chords.
     found = _moments(played, written, pairs)
     return _by_key(played, written, _expected(found, written["onset"]), _NARROW) if len(found) else pairs
 
 
 def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
-    """Align a performance with a metronomic rendition of its score, see `match`.
+    """Align a performance with a metronomic rendering of its score, see `match`.
 
-    A chord is played where the mean of its matched notes is.
+    The onset of a chord is the mean onset of its matched notes.
 
     Raises:
-        InputError: less than ``LEAST_MATCHED`` of the played notes are in the score, or fewer than three moments remain.
+        InputError: less than ``LEAST_MATCHED`` of the played notes are in the score, or fewer than three onsets remain.
     """
     written = score.notes.copy()
     written["onset"] = chord_means(written["onset"], chords(written))
@@ -106,25 +106,25 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
     check_share(share := len(pairs) / len(performance.notes))
     moments = spaced(_moments(performance.notes, written, pairs))
     if len(moments) < 3:
-        raise InputError(f"{len(moments)} moments of the score are found in it, a tempo curve needs 3; give a longer clip.")
+        raise InputError(f"{len(moments)} onsets of the score match the performance, a tempo curve needs 3. Give a longer clip.")
     return TempoCurve(moments[:, 0], moments[:, 1], share)
 
 
 def check_share(share: float) -> None:
-    """Refuse a performance of something else.
+    """Refuse a performance of other music.
 
     Raises:
         InputError: less than ``LEAST_MATCHED`` of the played notes are in the score.
     """
     if share < LEAST_MATCHED:
-        raise InputError(f"{share:.1%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed; give its own score.")
+        raise InputError(f"{share:.1%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed. Give the matching score.")
 
 
 def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
-    """Those of ``moments`` (n, 2), played and written, that are far enough from the one before to tell of tempo.
+    """The rows of ``moments`` (n, 2), played and written, that are far enough from the previous one to measure tempo.
 
     Args:
-        least: distance in the score, in its unit; ``STEP`` is that in playing.
+        least: minimum distance in the score, in its unit; ``STEP`` is the minimum in the performance.
     """
     kept = [0] if len(moments) else []
     for i in range(1, len(moments)):
@@ -134,7 +134,7 @@ def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
 
 
 def _anchors(played, ours, written, theirs) -> np.ndarray:
-    """Moments (played, written) of the chords that belong together, (n, 2), both rising."""
+    """Onsets (played, written) of aligned chords, (n, 2), both ascending."""
     keys = []
     for part, numbers in ((played, ours), (written, theirs)):
         present = np.zeros((numbers.max() + 1, 128), np.float32)
@@ -159,7 +159,7 @@ def _anchors(played, ours, written, theirs) -> np.ndarray:
 
 
 def _smoothed(moments: np.ndarray) -> np.ndarray:
-    """``moments`` (n, 2) as played on the straight lines through their neighbours, ``_AROUND`` on either side."""
+    """``moments`` (n, 2) with played onsets replaced by a local linear fit over ``_AROUND`` neighbours on either side."""
     if len(moments) <= 2 * _AROUND:
         return moments
     played, written = np.lib.stride_tricks.sliding_window_view(moments, 2 * _AROUND + 1, axis=0).transpose(1, 0, 2)
@@ -171,7 +171,7 @@ def _smoothed(moments: np.ndarray) -> np.ndarray:
 
 
 def _expected(moments: np.ndarray, onsets: np.ndarray) -> np.ndarray:
-    """When notes written at ``onsets`` are about to be played: between ``moments`` in proportion, beyond them at mean tempo."""
+    """Expected times of score ``onsets``: interpolated between ``moments``, extrapolated at the mean tempo."""
     played, written = moments.T
     inside = np.clip(onsets, written[0], written[-1])
     pace = np.ptp(played) / np.ptp(written) if len(moments) > 1 else 0.0
@@ -179,18 +179,18 @@ def _expected(moments: np.ndarray, onsets: np.ndarray) -> np.ndarray:
 
 
 def _moments(played, written, pairs) -> np.ndarray:
-    """Mean onset of the matched notes of each written moment and that moment, (n, 2), both rising."""
+    """Mean played onset of the matched notes of each score onset, and the score onset, (n, 2), both ascending."""
     if not len(pairs):
         return np.zeros((0, 2))
     at, numbers = np.unique(written["onset"][pairs[:, 1]], return_inverse=True)
     when = np.bincount(numbers, played["onset"][pairs[:, 0]]) / np.bincount(numbers)
-    # A stray match that is played before what is written earlier would turn time back.
+    # Drop wrong matches that would make time run backwards.
     rising = np.r_[True, when[1:] > np.maximum.accumulate(when)[:-1]]
     return np.stack([when, at], axis=1)[rising]
 
 
 def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
-    """Align the notes of each key by itself: in order, most of them, and those least far from where they are expected."""
+    """Align the notes of each key separately, in order, with as many notes as close to their expected times as possible."""
     found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
         ours, theirs = np.flatnonzero(played["pitch"] == pitch), np.flatnonzero(written["pitch"] == pitch)
@@ -201,7 +201,7 @@ def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _nearest(away: list[list[float]], reach: float) -> list[tuple[int, int]]:
-    """The pairs in order of the greatest sum of ``reach - away``; pairs farther than ``reach`` never count."""
+    """The order-preserving pairs with the largest sum of ``reach - away``; pairs beyond ``reach`` are excluded."""
     n, m = len(away), len(away[0])
     best = [[0.0] * (m + 1) for _ in range(n + 1)]
     for i in range(n):

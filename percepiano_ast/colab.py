@@ -1,4 +1,4 @@
-"""Where a notebook runs and where its outputs are kept. The only module that imports ``google.colab``, inside functions."""
+"""Colab runtimes and storage for the notebooks. The only module that imports ``google.colab``, inside functions."""
 
 import base64
 import dataclasses
@@ -12,92 +12,128 @@ from pathlib import Path
 import jax
 import pandas as pd
 
+from percepiano_ast import suite
 from percepiano_ast.config import PRESETS, InputError, Preset, RunFailed, choose
 from percepiano_ast.data import demo, manifest
 from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.shards import MANIFEST
-from percepiano_ast.suite import Run
+from percepiano_ast.training import checkpoints
 from percepiano_ast.training.stores import StoreFailed, open_store
 
-ON_DRIVE, HERE = "Google Drive", "this runtime only"  # what the form offers; it also takes a folder or gs://BUCKET/PREFIX
+HERE, ON_DRIVE = "this runtime only", "Google Drive"  # choices of the form, which also takes a folder or gs://BUCKET/PREFIX
 DRIVE = Path("/content/drive")
-RUNTIME = Path("/content/percepiano_ast")  # on the runtime's own disk, which ends with it
-SHARDS = Path("/content/percepiano_ast_shards")  # the same, for a copy of what lies on Drive
-RECEIVED = Path("runs/recordings")  # what was uploaded or recorded, below the folder that a notebook works in
+RUNTIME = Path("/content/percepiano_ast")  # on the runtime's disk, deleted with the runtime
+SHARDS = Path("/content/percepiano_ast_shards")  # on the same disk: a copy of the shards on Drive
+RECEIVED = Path("runs/recordings")  # uploads and microphone recordings, relative to the notebook's working directory
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
-_SMALL = ("micro", "mini")  # presets that were trained on CPU cores: `mini` hears 45 h of music twice in an hour of one
+_SMALL = ("micro", "mini")  # trainable on CPU: `mini` takes about an hour on one core for two epochs of 45 h of music
 _RED, _PLAIN = "\033[31m", "\033[0m"
 
 
 def on_colab() -> bool:
-    """Whether this is a Colab runtime."""
+    """True on a Colab runtime."""
     return "COLAB_RELEASE_TAG" in os.environ
 
 
-def open_run(preset: str, keep_in: str = ON_DRIVE, *, wants: str = "", log: Callable[[str], None] = print) -> Run:
-    """The run that a notebook works on: its preset, and the place where it is kept.
+def open_run(preset: str, keep_in: str = HERE, *, wants: str = "", log: Callable[[str], None] = print) -> suite.Run:
+    """Open the run of a notebook: check the runtime, and prepare its storage location.
 
     Args:
-        preset: ``demo``, ``mini``, ``small`` or ``base``.
-        keep_in: ``Google Drive``: ``MyDrive/percepiano_ast/<preset>``, mounted on the way, which asks for permission;
-            ``this runtime only``: a folder that ends with it. Off Colab both mean ``runs/<preset>``.
-            A folder is used as given. At ``gs://BUCKET/PREFIX`` shards, checkpoints and models are kept, while the run works
-            in a folder of this machine; what else is there is made again from them in minutes.
-        wants: accelerator that the notebook's work is meant for, ``tpu``, ``gpu`` or none.
+        preset: ``demo``, ``micro``, ``mini``, ``small`` or ``base``.
+        keep_in: storage location. ``this runtime only``: a folder on the runtime's disk, deleted with the runtime.
+            ``Google Drive``: ``MyDrive/percepiano_ast/<preset>``; Drive is mounted, which asks for permission.
+            Off Colab both mean ``runs/<preset>``. A folder is used as given. With ``gs://BUCKET/PREFIX``, shards,
+            checkpoints and models are stored in the bucket; all other outputs stay in a folder on this machine and can be
+            recomputed from them in minutes.
+        wants: recommended accelerator, ``tpu``, ``gpu`` or none.
 
     Raises:
-        InputError: unknown preset, or one that is out of reach of this runtime's devices; a place that cannot be used.
+        InputError: unknown preset, preset too large for this runtime's devices, or storage location not writable.
     """
     chosen = choose(PRESETS, preset, "preset")
     check_runtime(chosen, wants, log)
     root, store = _places(preset, keep_in.strip(), log)
     root.mkdir(parents=True, exist_ok=True)
-    pd.set_option("display.max_colwidth", None)  # a table of what is where, see `views.kept`, cuts no address off
+    pd.set_option("display.max_colwidth", None)  # the table of `views.kept` shows full paths
     kept = f", shards, checkpoints and models in {store}" if store else ""
     log(f"preset {preset}: model {chosen.model.name}, outputs in {root}{kept}, {describe_devices()}")
     if on_colab() and not store and not root.is_relative_to(DRIVE):
-        log(
-            f"{_RED}NOTHING OF THIS RUN WILL BE KEPT: {root} is deleted when this runtime ends, which may be at any second. "
-            f"To keep it choose KEEP_IN = {ON_DRIVE!r} or gs://BUCKET/PREFIX, and run all cells again.{_PLAIN}"
-        )
-    return Run(chosen, root, store=store)
+        if preset == "demo":
+            log(f"{root} is deleted with this runtime")
+        else:
+            log(
+                f"{_RED}NOTHING WILL BE KEPT: {root} is deleted with this runtime, which Colab may end at any time. "
+                f"Set KEEP_IN to {ON_DRIVE!r} or gs://BUCKET/PREFIX and run all cells again.{_PLAIN}"
+            )
+    return suite.Run(chosen, root, store=store)
+
+
+def prepare_demo(run: suite.Run, needs: str, log: Callable[[str], None] = print) -> None:
+    """For the demo, run the steps of earlier notebooks whose outputs are missing; do nothing for other presets.
+
+    Colab gives each notebook its own runtime. With ``this runtime only``, outputs of earlier notebooks are not available.
+
+    Args:
+        needs: ``shards`` (made by notebook 01), ``encoder`` (02) or ``predictions`` (03).
+    """
+    if run.preset.name != "demo" or run.store:
+        return
+    made = {
+        "shards": (run.maestro / MANIFEST).exists(),
+        "encoder": bool(checkpoints.listing(run.pretrain / "checkpoints", log)),
+        "predictions": any(run.root.glob("predictions_*.csv")),
+    }
+    if made[needs]:
+        return
+    if not made["shards"]:
+        log("demo: making the shards of notebook 01 (under a minute)")
+        suite.preprocess_maestro(run)
+    if needs != "shards" and not made["encoder"]:
+        log("demo: pre-training the encoder of notebook 02 (about a minute)")
+        suite.pretrain(run)
+    if needs == "predictions":
+        log("demo: making the predictions of notebook 03 (about a minute)")
+        suite.preprocess_percepiano(run, init=run.pretraining)
+        for init in (run.pretraining, "scratch"):
+            suite.finetune(run, init)
+        suite.baselines(run)
 
 
 def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path, str]:
-    """The run's folder, and its store where that is another place; both can be written to."""
+    """The run's folder, and its store ("" if that is the folder itself). Both are checked to be writable."""
     if not keep_in:
-        raise InputError(f"KEEP_IN is empty: choose {ON_DRIVE!r} or {HERE!r}, or name a folder or gs://BUCKET/PREFIX")
+        raise InputError(f"KEEP_IN is empty: choose {HERE!r} or {ON_DRIVE!r}, or enter a folder or gs://BUCKET/PREFIX")
     own = (RUNTIME if on_colab() else Path("runs")) / preset
     if "://" in keep_in:
-        open_store(keep_in)  # refuses what is no address of a bucket
+        open_store(keep_in)  # raises InputError if this is not a bucket address
         if on_colab():
             _sign_in()
         _require_writable(keep_in)
         return own, keep_in.rstrip("/")
     root = {ON_DRIVE: DRIVE / "MyDrive" / "percepiano_ast" / preset, HERE: own}.get(keep_in, Path(keep_in))
     if keep_in == ON_DRIVE and not on_colab():
-        log(f"there is no Google Drive outside Colab: outputs go to the folder {own}")
+        log(f"Google Drive is available on Colab only: outputs go to the folder {own}")
         root = own
     if root.is_relative_to(DRIVE):
         mount_drive()
     if root.is_file():
-        raise InputError(f"KEEP_IN = {keep_in!r} is a file: name a folder")
+        raise InputError(f"KEEP_IN = {keep_in!r} is a file: enter a folder")
     _require_writable(root)
     return root, ""
 
 
 def _require_writable(place: Path | str) -> None:
-    """Raises InputError, with what to do, where no file can be written."""
+    """Raises InputError, with the next action, if no file can be written."""
     try:
         open_store(place).require_writable("writable")
     except StoreFailed as error:
-        cause = f"{place} cannot be used ({error})"
+        cause = f"{place} is not writable ({error})"
         if "://" in str(place):
-            advice = "Check that the bucket exists and that you may write and delete there, or choose another KEEP_IN"
+            advice = "Check that the bucket exists and that you have permission to write and delete, or choose another KEEP_IN"
         elif Path(place).is_relative_to(DRIVE):
             advice = (
-                f"Drive is mounted, but nothing can be written there: look at drive.google.com whether it is full, choose "
-                f"Runtime > Disconnect and delete runtime and start again, or set KEEP_IN = {HERE!r} or gs://BUCKET/PREFIX"
+                "Drive is mounted: check at drive.google.com that it is not full, or choose Runtime > Disconnect and delete "
+                f"runtime and start again, or set KEEP_IN to {HERE!r} or gs://BUCKET/PREFIX"
             )
         else:
             advice = "Choose another KEEP_IN"
@@ -105,14 +141,14 @@ def _require_writable(place: Path | str) -> None:
 
 
 def _sign_in() -> None:
-    """Google's libraries find the bucket's owner after this; asks for permission once a runtime."""
+    """Authenticate Google's client libraries; asks for permission once per runtime."""
     from google.colab import auth
 
     try:
         auth.authenticate_user()
-    except Exception as error:  # Colab raises its own types: any means no permission
+    except Exception as error:  # Colab raises its own types: any of them means no permission
         raise InputError(
-            f"no access to Google Cloud ({error}). Run the cell again and allow it, or choose another KEEP_IN"
+            f"no access to Google Cloud ({error}). Run the cell again and allow access, or choose another KEEP_IN"
         ) from error
 
 
@@ -122,48 +158,48 @@ def mount_drive() -> None:
     Raises:
         InputError: this is not Colab, permission was refused or the mount failed.
     """
-    if os.path.isdir(DRIVE / "MyDrive"):  # false, too, where a mount is there but does not answer
+    if os.path.isdir(DRIVE / "MyDrive"):  # False also when a mount does not respond
         return
     if not on_colab():
-        raise InputError(f"{DRIVE} is Google Drive in Colab, which this is not: name a folder of this machine")
+        raise InputError(f"{DRIVE} is Google Drive, which is available on Colab only: enter a folder on this machine")
     from google.colab import drive
 
     try:
         drive.mount(str(DRIVE))
-    except Exception as error:  # Colab raises bare ValueErrors and its own types: any means no Drive
+    except Exception as error:  # ValueError or Colab's own types: any of them means no Drive
         raise InputError(
-            f"Google Drive was not mounted ({error}). Run the cell again and allow access, or set KEEP_IN = {HERE!r}, which is "
-            "lost when the runtime ends, or gs://BUCKET/PREFIX"
+            f"Google Drive was not mounted ({error}). Run the cell again and allow access, or set KEEP_IN to {HERE!r} (deleted "
+            "with the runtime) or gs://BUCKET/PREFIX"
         ) from error
 
 
-def flush(run: Run, log: Callable[[str], None] = print) -> None:
-    """At the end of the work on Drive: have Colab upload what it still holds back, and mount Drive again.
+def flush(run: suite.Run, log: Callable[[str], None] = print) -> None:
+    """Upload pending writes to Drive, then mount Drive again; does nothing for other storage locations.
 
-    Elsewhere it does nothing. Not after each epoch, since a checkpoint is fsynced as it is written, which is all that a mount
-    offers, while unmounting would pull the folder away from under the training. It is no proof either: files were seen lost
-    even after it. What counts is what drive.google.com shows.
+    Call it at the end of a notebook, not after each epoch: unmounting removes the folder while training writes to it, and
+    checkpoints are fsynced when written. A flush does not guarantee the upload: files were lost even after one. Only
+    drive.google.com shows which files have arrived.
     """
     if not (on_colab() and run.root.is_relative_to(DRIVE)):
         return
     from google.colab import drive
 
-    log("uploading to Google Drive what this runtime still holds, then mounting it again; this may take half an hour")
+    log("uploading pending files to Google Drive, then mounting it again; this may take half an hour")
     started = time.monotonic()
     try:
         drive.flush_and_unmount()
-    except Exception as error:  # as in `mount_drive`; a training that is done shall not end in this
-        log(f"{_RED}Drive did not confirm it ({error}): look at drive.google.com before you close this runtime{_PLAIN}")
+    except Exception as error:  # as in `mount_drive`; a finished training must not fail here
+        log(f"{_RED}Drive did not confirm the upload ({error}): check drive.google.com before closing this runtime{_PLAIN}")
     mount_drive()
-    log(f"done in {time.monotonic() - started:.0f} s; drive.google.com shows what has arrived")
+    log(f"done in {time.monotonic() - started:.0f} s; drive.google.com shows which files have arrived")
 
 
-def keep_shards(run: Run, log: Callable[[str], None] = print) -> None:
-    """Copy finished shards from this machine to the run's ``gs://``, the manifest last; elsewhere they lie in their place.
+def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
+    """Copy finished shards from this machine to the run's bucket, the manifest last; does nothing without a bucket.
 
     Raises:
-        InputError: they are not complete.
-        StoreFailed: the bucket does not take them.
+        InputError: the shards are incomplete.
+        StoreFailed: the bucket refuses the upload.
     """
     if not run.in_bucket:
         return
@@ -171,25 +207,25 @@ def keep_shards(run: Run, log: Callable[[str], None] = print) -> None:
     whole = (run.maestro / MANIFEST).read_bytes()
     if MANIFEST in there.names():
         if there.read(MANIFEST) == whole:
-            log(f"shards are in {there.place} already")
+            log(f"shards already in {there.place}")
             return
-        there.remove(MANIFEST)  # what is there is not whole until it is all replaced
+        there.remove(MANIFEST)  # the set is incomplete until every file is replaced
     for number, (name, known) in enumerate(files.items(), start=1):
         if there.put(name, run.maestro / name) != known["sha256"]:
-            raise RunFailed(f"{run.maestro / name} is not as it was written; delete it and run preprocess again")
+            raise RunFailed(f"{run.maestro / name} does not match its checksum: delete it and run preprocess again")
         if number % 10 == 0 or number == len(files):
             log(f"  {number}/{len(files)} files of the shards copied to {there.place}")
     there.write(MANIFEST, whole)
 
 
-def bring_shards(run: Run, log: Callable[[str], None] = print) -> Run:
-    """The run with the shards for pre-training on this machine's own disk: from a mounted Drive, or from ``gs://``.
+def bring_shards(run: suite.Run, log: Callable[[str], None] = print) -> suite.Run:
+    """Copy the pre-training shards from a mounted Drive or from ``gs://`` to this machine's disk; returns the run with them.
 
-    Training reads at random, which a mounted Drive is slow at; copying is fast, and compares checksums on the way.
+    Training reads at random positions, which is slow on a mounted Drive. The copy is verified by checksums.
 
     Raises:
-        InputError: nothing complete is there.
-        RunFailed: a file does not arrive as it was written.
+        InputError: no complete set of shards.
+        RunFailed: a copied file does not match its checksum.
     """
     if run.in_bucket:
         _fetch_shards(run.kept(run.root / "maestro"), run.maestro, log)
@@ -201,7 +237,7 @@ def bring_shards(run: Run, log: Callable[[str], None] = print) -> Run:
 def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
     there = open_store(place)
     if MANIFEST not in there.names():
-        raise InputError(f"{place} holds no {MANIFEST}: run notebook 01 with the same KEEP_IN first, it puts the shards there")
+        raise InputError(f"{place} has no {MANIFEST}: run notebook 01 with the same KEEP_IN first")
     with tempfile.TemporaryDirectory() as folder:
         there.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
         files, whole = manifest.read(Path(folder))["files"], (Path(folder) / MANIFEST).read_bytes()
@@ -209,13 +245,13 @@ def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     size = sum(known["bytes"] for known in todo.values())
     if (free := shutil.disk_usage(target).free) < size:
-        raise InputError(f"{target} has {free / 1e9:.1f} GB free, the shards need {size / 1e9:.1f} GB; free them")
+        raise InputError(f"{target} has {free / 1e9:.1f} GB free, but the shards need {size / 1e9:.1f} GB: free disk space")
     (target / MANIFEST).unlink(missing_ok=True)
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         partial = (target / name).with_suffix(".partial")
         if there.get(name, partial, known["bytes"]) != known["sha256"]:
-            raise RunFailed(f"{there.path_of(name)} does not arrive as it was written: run notebook 01 again, it is replaced")
+            raise RunFailed(f"{there.path_of(name)} does not match its checksum: run notebook 01 again, which replaces it")
         partial.replace(target / name)
         if number % 10 == 0 or number == len(todo):
             log(f"  {number}/{len(todo)} files of the shards copied from {place}")
@@ -227,21 +263,21 @@ def _holds(path: Path, sha256: str) -> bool:
 
 
 def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print) -> None:
-    """Refuse days of hopeless work: the large presets need an accelerator. The small ones take hours without, which is said.
+    """Check that the devices suit the preset: large presets need an accelerator; for small ones only a hint is logged.
 
     Raises:
-        InputError: names the runtime to choose.
+        InputError: a large preset without an accelerator; the message names the runtime to choose.
     """
     platform = jax.default_backend()
     if not wants or preset.name == "demo" or platform in ("tpu", "gpu", "cuda"):
         return
     where = f"Runtime > Change runtime type > {_WANTED[wants]}" if on_colab() else f"a machine with a {_WANTED[wants]}"
     if preset.name in _SMALL:
-        log(f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}; after a break it continues")
+        log(f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}; it resumes after an interruption")
         return
     raise InputError(
         f"preset {preset.name!r} takes days on this {platform.upper()}: choose {where} and run all cells again, "
-        "or PRESET = 'demo', which runs anywhere in minutes"
+        "or set PRESET to 'demo', which takes minutes on any machine"
     )
 
 
@@ -252,21 +288,22 @@ def describe_devices() -> str:
 
 
 def play(wave, sample_rate: int):
-    """A player for a mono recording, in a notebook."""
+    """Audio player for a mono recording, for display in a notebook."""
     from IPython.display import Audio
 
     return Audio(wave, rate=sample_rate)
 
 
 def receive(place: str, folder: str | Path = RECEIVED) -> Path:
-    """The recording that a notebook's form means.
+    """Path of the recording that a row of a notebook's form names.
 
     Args:
-        place: a path; ``upload``, which asks for a file; ``record``, which listens to the microphone until it is told to stop;
-            ``example`` or ``second example``, a tune of the demo played in two ways by the built-in piano.
+        place: a path; ``upload``, which opens a file dialog; ``record``, which records from the microphone until stopped;
+            ``example`` or ``second example``, two renderings of one demo tune by the built-in piano.
+        folder: for uploads, microphone recordings and examples.
 
     Raises:
-        InputError: nothing was chosen or heard, or uploads and microphones outside Colab.
+        InputError: no file chosen, no microphone access, or ``upload`` and ``record`` off Colab.
     """
     folder = Path(folder)
     if place in demo.EXAMPLES:
@@ -274,7 +311,7 @@ def receive(place: str, folder: str | Path = RECEIVED) -> Path:
     if place not in ("upload", "record"):
         return Path(place)
     if not on_colab():
-        raise InputError(f"{place!r} is for Colab: here write the path of a recording, or 'example'")
+        raise InputError(f"{place!r} works on Colab only: enter the path of a recording, or 'example'")
     folder.mkdir(parents=True, exist_ok=True)
     return _uploaded(folder) if place == "upload" else _recorded(folder)
 
@@ -295,19 +332,19 @@ def _recorded(folder: Path) -> Path:
 
     try:
         answer = output.eval_js(_MICROPHONE)
-    except Exception as error:  # Colab hands on whatever the browser said
-        raise InputError(f"the microphone was not heard ({error}): allow it in the browser, or upload a recording") from error
+    except Exception as error:  # Colab passes on the browser's error
+        raise InputError(f"no microphone access ({error}): allow it in the browser, or upload a recording") from error
     path = folder / "recorded.webm"
     path.write_bytes(base64.b64decode(answer.partition(",")[2]))
     return path
 
 
-# Asks the browser for sound as it is: what makes speech clear would change how a piano sounds.
+# Disables the browser's speech processing, which would change the piano sound.
 _MICROPHONE = """(async () => {
   const raw = {echoCancellation: false, noiseSuppression: false, autoGainControl: false};
   const stream = await navigator.mediaDevices.getUserMedia({audio: raw}), recorder = new MediaRecorder(stream), parts = [];
   const button = document.createElement("button");
-  button.textContent = "recording: press to stop";
+  button.textContent = "Recording: press to stop";
   document.querySelector("#output-area").appendChild(button);
   recorder.ondataavailable = (event) => parts.push(event.data);
   const stopped = new Promise((resolve) => (recorder.onstop = resolve));

@@ -1,4 +1,4 @@
-"""Every number that is a choice, in frozen dataclasses; derived numbers are properties, never typed twice."""
+"""All configuration values, in frozen dataclasses; derived values are properties."""
 
 import dataclasses
 import difflib
@@ -13,19 +13,19 @@ from percepiano_ast.finetune_config import FinetuneConfig
 
 
 class InputError(ValueError):
-    """Bad input or usage. The message names the value and the next action; the command line exits with 2."""
+    """Bad input or usage. The message names the value, the problem and the next action; the command line exits with 2."""
 
 
 class RunFailed(RuntimeError):
-    """A run failed for a reason that the message tells whole; the command line exits with 1, without a traceback."""
+    """A run failed for a known reason, which the message states; the command line exits with 1, without a traceback."""
 
 
 @dataclass(frozen=True)
 class FrontEnd:
-    """Log-mel front end: stored with every shard and every model.
+    """Configuration of the log-mel front end, stored with every data set and model.
 
-    Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness is a label.
-    ``kind`` is ``slaney``, librosa's centred STFT and mel bands, or ``kaldi``, the papers' filter bank (`KALDI`).
+    Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness is a rated quality.
+    ``kind`` is ``slaney``, librosa's centred STFT and mel bands, or ``kaldi``, the filter bank of AST and SSAST (`KALDI`).
     """
 
     kind: str = "slaney"
@@ -43,7 +43,7 @@ class FrontEnd:
     def n_frames(self, n_samples: int) -> int:
         """Frames of a recording of ``n_samples``.
 
-        ``slaney``: frame k is centred on sample ``k * hop_length``. ``kaldi``: whole windows only, frame k starts there.
+        ``slaney``: frame k is centred on sample ``k * hop_length``. ``kaldi``: complete windows only, frame k starts there.
         """
         if self.kind == "kaldi":
             return max(1 + (n_samples - self.win_length) // self.hop_length, 0)
@@ -56,9 +56,9 @@ class FrontEnd:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Level of a training split in dB over all its mel bins, and the shares of values at the ends of the uint8 range.
+    """Level statistics of a training split in dB over all mel bins, and the shares of values at the ends of the uint8 range.
 
-    The model sees ``(dB - mean) / (2 std)`` (Gong et al. 2021, section 2.1).
+    The model's input is ``(dB - mean) / (2 std)`` (Gong et al. 2021, section 2.1).
     """
 
     mean_db: float
@@ -68,8 +68,8 @@ class Statistics:
     at_ceiling: float
 
 
-# The front end of AST and SSAST (Gong et al. 2021, section 2.1), which AudioSet weights need: Kaldi's fbank at 16 kHz.
-# Its natural logarithms are kept in dB, so that shards and statistics have one unit.
+# The front end of AST and SSAST (Gong et al. 2021, section 2.1), required by AudioSet weights: Kaldi's fbank at 16 kHz.
+# Its natural logarithms are converted to dB, so that shards and statistics have one unit.
 KALDI = FrontEnd(
     kind="kaldi",
     sample_rate=16_000,
@@ -79,12 +79,12 @@ KALDI = FrontEnd(
     fmax=8_000.0,
     amin=1.1920928955078125e-07,
 )
-# For hearing notes: windows of 93 ms and bands of 15 Hz below 1 kHz tell the partials of neighbouring keys apart two octaves
-# lower than windows of 25 ms do.
-# Transcription is used to such (Hawthorne et al. 2018: 2,048 samples, 229 bands); these are 14 patches of 16 bands.
+# For transcription: windows of 93 ms and bands of 15 Hz below 1 kHz resolve the partials of neighbouring keys two octaves
+# lower than windows of 25 ms. This is close to the standard in transcription (Hawthorne et al. 2018: 2,048 samples, 229
+# bands); 224 bands are 14 patches of 16 bands.
 FINE = FrontEnd(n_fft=2048, win_length=2048, n_mels=224)
 _DB_PER_NEPER = 10 / math.log(10)  # of power
-# AudioSet's mean and deviation in natural logarithms, as published with AST (``ast_models.py``, ``run.py``).
+# AudioSet's mean and standard deviation in natural logarithms, as published with AST (``ast_models.py``, ``run.py``).
 AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 0.0, 0.0)
 
 
@@ -92,11 +92,11 @@ AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 
 class ModelConfig:
     """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time).
 
-    ``stem``: channels of the convolutions that look at a spectrogram before it is cut into patches, see `ast.Stem`; none as
-    published.
+    ``stem``: channels of the convolutions applied to a spectrogram before patching, see `ast.Stem`; empty as published.
 
     Raises:
-        InputError: heads that do not divide the width, a window smaller than a patch, or a stem that does not suit the patches.
+        InputError: a width that is not divisible by the number of heads, a window smaller than a patch, or a stem that does
+            not match the patches.
     """
 
     name: str
@@ -112,21 +112,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise InputError(f"{self.num_heads} heads do not divide a width of {self.width}; choose a number of heads that does.")
+            raise InputError(f"width {self.width} is not divisible by {self.num_heads} heads. Choose another number of heads.")
         if self.n_mels < self.patch_size[0] or self.n_frames < self.patch_size[1]:
             raise InputError(
                 f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch of "
-                f"{self.patch_size[0]} x {self.patch_size[1]}; choose a longer window or smaller patches."
+                f"{self.patch_size[0]} x {self.patch_size[1]}. Choose a longer window or smaller patches."
             )
         wide = self.patch_size[1]
         if self.stem and (self.patch_size != self.stride or self.grid[0] > 1 or wide & (wide - 1) or wide > 2 ** len(self.stem)):
             raise InputError(
-                f"a stem of {len(self.stem)} convolutions before patches of {self.patch_size[0]} x {wide}: it needs patches of all "
-                f"{self.n_mels} bands, side by side, of 1, 2 ... {2 ** len(self.stem)} frames."
+                f"a stem of {len(self.stem)} convolutions does not match patches of {self.patch_size[0]} x {wide}. Choose "
+                f"non-overlapping patches of all {self.n_mels} bands and 1, 2 ... {2 ** len(self.stem)} frames (a power of 2)."
             )
 
     def cut(self, frames: int = 0, stem: tuple[int, ...] = ()) -> "ModelConfig":
-        """The same with patches of all bands and so many frames, behind a stem or not; 0 keeps the patches."""
+        """The same model with patches of all bands and ``frames`` frames, and an optional stem; 0 keeps the patches."""
         if not frames:
             return self
         patch = (self.n_mels, frames)
@@ -141,17 +141,17 @@ class ModelConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patch tokens of one window."""
+        """Number of patch tokens per window."""
         return self.grid[0] * self.grid[1]
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch."""
+        """Number of values per patch."""
         return self.patch_size[0] * self.patch_size[1]
 
 
-# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and the demo on a CPU, mini is
-# what two cores train in an hour or two.
+# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and the demo on a CPU, mini
+# trains on two cores in an hour or two.
 MODELS = {
     model.name: model
     for model in (
@@ -165,10 +165,10 @@ MODELS = {
 
 
 def choose(table: dict, name: str, what: str):
-    """Look ``name`` up in ``table`` or say which names there are.
+    """Look up ``name`` in ``table``.
 
     Raises:
-        InputError: unknown name, with the nearest known ones.
+        InputError: unknown name; the message lists the valid names and suggests the closest one.
     """
     if name in table:
         return table[name]
@@ -179,17 +179,17 @@ def choose(table: dict, name: str, what: str):
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """What is learned before rating, and how.
+    """Configuration of pre-training.
 
-    ``objective``: ``ssast``, masked patches; ``transcription``, what is played (`models.transcription`); or ``joint``, both by
-    one encoder. ``augment``: other levels, equalisation and noise for every window (`training.augment`), so that a piano that
-    was not heard in training is heard too; for masked patches alone it is off, as published.
+    ``objective``: ``ssast``, masked patches; ``transcription``, notes and pedals (`models.transcription`); or ``joint``, both
+    with one encoder. ``augment``: random level, equalisation and noise for every window (`training.augment`), to generalise
+    to held-out pianos; off for masked patches alone, as published.
 
-    Of masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}.
+    For masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}.
 
-    ``decoder_depth`` 0: the encoder sees masked patches as mask tokens (Gong et al. 2022). Above 0: it sees visible
-    patches alone, and a decoder of so many blocks predicts the others (MAE-AST, Baade et al. 2022, which has 2).
-    ``optimizer``: ``adamw``, or ``published``, SSAST's Adam with coupled L2 (betas and decay are its own then).
+    ``decoder_depth`` 0: the encoder receives mask tokens for masked patches (Gong et al. 2022). Above 0: it receives only
+    visible patches, and a decoder of this many blocks predicts the others (MAE-AST, Baade et al. 2022, which has 2).
+    ``optimizer``: ``adamw``, or ``published``, SSAST's Adam with coupled L2 (with its own betas and decay).
     ``ema_decay`` above 0 keeps a moving average of the parameters, which fine-tuning then starts from.
     """
 
@@ -212,33 +212,33 @@ class PretrainConfig:
     seed: int = 0
 
     def num_masked(self, model: ModelConfig) -> int:
-        """Masked patches of one window.
+        """Number of masked patches per window.
 
         Raises:
-            InputError: none would be masked, or none visible.
+            InputError: no masked or no visible patch.
         """
         masked = round(self.mask_ratio * model.num_patches)
         if not 1 <= masked < model.num_patches:
             raise InputError(
-                f"mask ratio {self.mask_ratio:g} masks {masked} of {model.num_patches} patches: "
-                f"choose one from {1 / model.num_patches:.3g} to {1 - 1 / model.num_patches:.3g}."
+                f"mask ratio {self.mask_ratio:g} masks {masked} of {model.num_patches} patches. "
+                f"Choose one from {1 / model.num_patches:.3g} to {1 - 1 / model.num_patches:.3g}."
             )
         return masked
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training step is computed. Nothing here changes what is learned but for rounding, so a run may be resumed
-    with another one on other hardware.
+    """How a training step is computed. These options change the result only by rounding, so a run can be resumed on other
+    hardware with other options.
 
     Attributes:
-        precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the fastest that the device has.
-            Parameters, LayerNorm statistics, softmax and losses are float32 always.
-        accumulate: micro-batches that a batch is cut into; their gradients are averaged.
-        remat: recompute each block in the backward pass instead of keeping its activations.
-        attention: ``xla``, ``cudnn`` (fused, Ampere and newer, 16-bit), ``heads`` (one at a time, for a CPU) or ``auto``, the
-            fastest of them.
-        shard_params: spread parameters and optimiser state over the devices, not only the batch.
+        precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the fastest on the device.
+            Parameters, LayerNorm statistics, softmax and losses are always float32.
+        accumulate: number of micro-batches per batch; their gradients are averaged.
+        remat: recompute each block in the backward pass instead of storing its activations.
+        attention: ``xla``, ``cudnn`` (fused, Ampere or later, 16-bit), ``heads`` (one head at a time, for CPUs) or ``auto``,
+            the fastest of them.
+        shard_params: shard parameters and optimiser state over the devices, not only the batch.
     """
 
     precision: str = "auto"
@@ -254,7 +254,7 @@ PERCEPIANO_URL = "https://github.com/JonghoKimSNU/PercePiano/archive/e672299b866
 
 @dataclass(frozen=True)
 class Preset:
-    """What one choice of PRESET in the notebooks means. ``maestro`` and ``percepiano`` are the default sources."""
+    """The configuration of one PRESET in the notebooks. ``maestro`` and ``percepiano`` are the default sources."""
 
     name: str
     model: ModelConfig
@@ -267,18 +267,18 @@ class Preset:
     execution: Execution = field(default_factory=Execution)
 
 
-# What can be pre-trained: name in tables -> changes of the preset's pre-training and how its model is `ModelConfig.cut`.
-# ``ssast`` is the paper's.
+# Pre-training variants: name in tables -> changes of the preset's pre-training, and arguments of `ModelConfig.cut`.
+# ``ssast`` is as published.
 PRETRAININGS: dict[str, tuple[dict, dict]] = {
     "ssast": ({}, {}),
     "ssast15": ({"mask_ratio": 0.15}, {}),
     "ssastframe": ({}, {"frames": 2}),
     "visible": ({"decoder_depth": 2}, {}),
-    # Two frames of all bands for a patch: as many tokens as of 16 x 16, each of 20 ms, which is the grid of onsets. Visible-only
-    # in the joint form: its masked part then costs a third of what it would beside a full pass that listens.
+    # Patches of two frames and all bands: as many tokens as with 16 x 16, each of 20 ms, the time resolution of onsets. In the
+    # joint form the masked part encodes only visible patches, which takes a third of the time of a full pass.
     "transcription": ({"objective": "transcription", "augment": True}, {"frames": 2}),
     "joint": ({"objective": "joint", "augment": True, "decoder_depth": 2}, {"frames": 2}),
-    # Convolutions see what is shorter than a patch, so that half as many tokens do.
+    # Convolutions resolve details shorter than a patch, so half as many tokens suffice.
     "transcriptionstem": ({"objective": "transcription", "augment": True}, {"frames": 4, "stem": (16, 32, 48)}),
 }
 
@@ -313,43 +313,43 @@ PRESETS = {
             MODELS["small"],
             PretrainConfig(batch_size=128, epochs=20, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
-            execution=Execution(remat=True),  # batch 128 needs it on a chip of 16 GB
+            execution=Execution(remat=True),  # required for batch 128 on a 16 GB device
         ),
         Preset(
             "base",
             MODELS["base"],
             PretrainConfig(batch_size=128, epochs=40, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
-            execution=Execution(remat=True),  # batch 128 needs it on a chip of 16 GB
+            execution=Execution(remat=True),  # required for batch 128 on a 16 GB device
         ),
     )
 }
 
 
 def say(line: str) -> None:
-    """Print a line in one piece, also where several threads do."""
+    """Print a line atomically, also from several threads."""
     print(f"{line}\n", end="", flush=True)
 
 
 def as_path(place: str | Path) -> Path:
-    """A path on this machine, or what behaves like one at ``gs://``.
+    """A local path, or a path object for ``gs://``.
 
     Raises:
-        InputError: an address of another kind.
+        InputError: an address with another scheme.
     """
     scheme, there, _ = str(place).partition("://")
     if there and scheme != "gs":
-        raise InputError(f"cannot write to {place}: give a directory of this machine, or gs://")
+        raise InputError(f"cannot write to {place}: give a local directory or a gs:// address")
     return epath.Path(place) if there else Path(place)
 
 
 def claim_directory(directory: str | Path, settings: dict) -> Path:
-    """Make ``directory`` the home of one configuration, or find that it already is.
+    """Reserve ``directory`` for one configuration, or verify that it is already reserved for it.
 
-    The settings are kept in ``settings.json``; a second run with the same ones resumes, with others it is refused.
+    The settings are stored in ``settings.json``. A second run with the same settings resumes; other settings are refused.
 
     Raises:
-        InputError: the directory holds the output of another configuration, or cannot be written to.
+        InputError: the directory holds the output of another configuration, or is not writable.
     """
     directory = as_path(directory)
     wanted = json.loads(json.dumps(settings))
@@ -358,7 +358,7 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
         try:
             found = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is damaged ({error}). Choose another output directory, or delete this one") from error
+            raise InputError(f"{path} is damaged ({error}). Choose another output directory, or delete this one.") from error
         if changed := difference(found, wanted):
             raise InputError(
                 f"{directory} holds the output of another configuration ({changed}). "
@@ -369,15 +369,15 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
     except OSError as error:
-        raise InputError(f"cannot write to {directory} ({error}). Choose another output directory") from error
+        raise InputError(f"cannot write to {directory} ({error}). Choose another output directory.") from error
     return directory
 
 
 def difference(found: dict, wanted: dict) -> str:
-    """What differs between the settings that were found and those asked for, as JSON has them; empty if nothing does."""
+    """The differences between existing and requested settings, compared as JSON; empty if equal."""
     found, wanted = json.loads(json.dumps([found, wanted]))
     changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    return "; ".join(f"{key}: {_short(found.get(key))} there, {_short(wanted.get(key))} asked" for key in changed)
+    return "; ".join(f"{key}: found {_short(found.get(key))}, requested {_short(wanted.get(key))}" for key in changed)
 
 
 def _short(value) -> str:
@@ -386,12 +386,12 @@ def _short(value) -> str:
 
 
 def from_json(kind: type, values: dict):
-    """A configuration of ``kind`` from what JSON made of it: lists where it has tuples."""
+    """A configuration of ``kind`` from JSON values, with lists converted to tuples."""
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def write_json(path: Path, value) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
+    """Write JSON atomically: readers see either the old or the new file."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     partial.replace(path)

@@ -1,7 +1,8 @@
-"""From what a network heard in each step to notes and pedals, and how near they come to what was played.
+"""Decode a network's frame-wise outputs to notes and pedals, and score the transcription.
 
-Notes begin where the regressed onset culminates, finer than a step (Kong et al. 2021, arXiv 2010.01815, section III-E), and end
-where the key goes up. The outcome is a `Performance` like one read from MIDI; ``trimmed``, `descriptors.describe` accepts it.
+Notes start at peaks of the regressed onset, with a resolution finer than a step (Kong et al. 2021, arXiv 2010.01815, section
+III-E), and end when the key is released. The result is a `Performance` as if read from MIDI; once ``trimmed``,
+`descriptors.describe` accepts it.
 """
 
 from typing import NamedTuple
@@ -11,12 +12,12 @@ import numpy as np
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
 from percepiano_ast.targets import HELD_FROM, LOWEST, ONSET_FROM
 
-_PEDAL_MOVES = 4  # controller values: below, a curve trembles
+_PEDAL_MOVES = 4  # controller values: smaller changes are treated as noise
 TOLERANCE = 0.05  # seconds, as in mir_eval
 
 
 class Heard(NamedTuple):
-    """What was heard in S steps; all values 0 to 1, columns are keys from A0 up.
+    """Transcription outputs of S steps; all values 0 to 1, columns are keys from A0 up.
 
     Attributes:
         onset, down, sounding, velocity: float (S, 88).
@@ -34,9 +35,9 @@ class Heard(NamedTuple):
 
 
 def cross_fade(pieces: list[np.ndarray], starts: list[int], length: int) -> np.ndarray:
-    """Join overlapping pieces (steps, ...) that begin at ``starts`` to one of ``length`` steps.
+    """Cross-fade overlapping pieces (steps, ...) that start at ``starts`` into one of ``length`` steps.
 
-    Each counts most in its middle and next to nothing at its ends, where a network has heard one side alone.
+    Weights are highest in the middle of a piece and lowest at its ends, where the network has context on one side only.
     """
     total = np.zeros((length, *pieces[0].shape[1:]), np.float32)
     weight = np.zeros(length, np.float32)
@@ -49,10 +50,10 @@ def cross_fade(pieces: list[np.ndarray], starts: list[int], length: int) -> np.n
 
 
 def decode(heard: Heard, onset_from: float = ONSET_FROM) -> Performance | None:
-    """The performance that was heard, on the clock of the recording; None where no note was.
+    """The transcribed performance, in the time of the recording; None without notes.
 
     Args:
-        onset_from: height above which an onset's culmination is a note.
+        onset_from: minimum height of an onset peak.
     """
     step = float(heard.times[1] - heard.times[0]) if len(heard.times) > 1 else 0.0
     padded = np.pad(heard.onset, ((1, 1), (0, 0)))
@@ -61,7 +62,7 @@ def decode(heard: Heard, onset_from: float = ONSET_FROM) -> Performance | None:
     if not len(steps):
         return None
     left, right, height = before[steps, keys], after[steps, keys], at[steps, keys]
-    # On a symmetric slope the culmination lies by so much of a step to the side of the higher neighbour.
+    # For symmetric slopes the peak is this fraction of a step towards the higher neighbour.
     aside = 0.5 * (right - left) / np.maximum(height - np.minimum(left, right), 1e-6)
     notes = np.empty(len(steps), NOTE)
     notes["onset"] = np.maximum(heard.times[steps] + step * np.clip(aside, -0.5, 0.5), 0.0)
@@ -76,18 +77,18 @@ def decode(heard: Heard, onset_from: float = ONSET_FROM) -> Performance | None:
 
 
 def _last_steps(down: np.ndarray, steps: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The last step in which each note's key is down; its first one counts always."""
+    """The last step in which each note's key is down; at least the step of its onset."""
     last = len(down) - 1
-    # For every step the next one at which the key is up.
+    # For every step, the next one in which the key is up.
     number = np.arange(len(down))[:, None]
     up = np.where(down < HELD_FROM, number, last + 1)
     next_up = np.minimum.accumulate(up[::-1], axis=0)[::-1]
-    # In the step of the stroke itself the key may not yet count as down.
+    # In the step of the onset itself the key may not yet be detected as down.
     return np.maximum(next_up[np.minimum(steps + 1, last), keys] - 1, steps)
 
 
 def _one_at_a_time(notes: np.ndarray) -> np.ndarray:
-    """Notes by onset, each ended by the next stroke of its key."""
+    """Notes by onset, each ending no later than the next onset of its key."""
     notes = notes[np.lexsort((notes["onset"], notes["pitch"]))]
     same = np.diff(notes["pitch"].astype(int)) == 0
     notes["offset"][:-1][same] = np.minimum(notes["offset"][:-1], notes["onset"][1:])[same]
@@ -95,7 +96,7 @@ def _one_at_a_time(notes: np.ndarray) -> np.ndarray:
 
 
 def _events(times: np.ndarray, curve: np.ndarray, number: int) -> np.ndarray:
-    """Events of a pedal where its curve has moved by `_PEDAL_MOVES`, or across the middle."""
+    """Pedal events at changes of the curve by `_PEDAL_MOVES` or across the value 64."""
     values = np.clip(np.rint(127 * curve), 0, 127).astype(int)
     kept, now = [], 0
     for k, value in enumerate(values.tolist()):
@@ -106,13 +107,13 @@ def _events(times: np.ndarray, curve: np.ndarray, number: int) -> np.ndarray:
 
 
 def note_scores(played: Performance, heard: Performance | None, tolerance: float = TOLERANCE) -> dict[str, float]:
-    """Note onsets as mir_eval judges them: same pitch, within ``tolerance`` seconds, each note matched once at most.
+    """Note onset scores as in mir_eval: same pitch, within ``tolerance`` seconds, each note matched at most once.
 
-    Among the notes of one pitch the earliest that is near enough is taken, in order of time, which on a line is a matching
-    of the largest size: the one that mir_eval finds by its bipartite graph.
+    For each pitch, the earliest note within the tolerance is matched, in order of time. In one dimension this gives a matching
+    of maximum size, as does mir_eval's bipartite graph.
 
     Args:
-        heard: on the clock of ``played``, or None where nothing was heard.
+        `heard`: the transcription, in the time of ``played``, or None without notes.
 
     Returns:
         ``precision``, ``recall``, ``f1``, and ``velocity_mae`` in MIDI units over the matched notes (NaN without any).

@@ -1,6 +1,6 @@
-"""The 19 perceptual dimensions of PercePiano, in label order, and their groups; and what else a model may be asked to rate.
+"""The 19 perceptual dimensions of PercePiano, in label order, and their groups; and custom dimensions.
 
-Source: PercePiano (Park et al. 2024), ``labels/``: each label is the mean rating divided by 7, so 0 to 1.
+Source: PercePiano (Park et al. 2024), ``labels/``. Each label is the mean rating divided by 7, from 0 to 1.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Dimension(NamedTuple):
-    """One rating scale: its key in every table, its family in the questionnaire, and its two poles."""
+    """One rating scale: its key in all tables, its family in the questionnaire, and its two poles."""
 
     key: str
     family: str
@@ -48,7 +48,7 @@ HEAD_GROUPS = {
     "music": ("Music making", "Emotion and mood", "Interpretation"),
 }
 
-# The project's primary dimensions. "Musical expression" is no column of PercePiano: two dimensions stand for it.
+# The project's primary dimensions. PercePiano has no column "Musical expression"; two dimensions represent it.
 PRIMARY = {
     "Timing": ("timing_stable_unstable",),
     "Dynamics": ("dynamics_mellow_raw", "dynamics_little_large_range"),
@@ -66,12 +66,12 @@ def group_indices() -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Questionnaire:
-    """What a model is asked: it travels with the training and with every model.
+    """The dimensions that a model rates, stored with its training data and its weights.
 
     Attributes:
-        dimensions: in the order of every array of ratings.
-        lowest, highest: value of each one's scale, in the unit of the ratings.
-        groups: head groups, name and positions in ``dimensions``.
+        dimensions: in the order of all rating arrays.
+        lowest, highest: end points of each scale, in the unit of the ratings.
+        groups: head groups: name and positions in ``dimensions``.
     """
 
     dimensions: tuple[Dimension, ...]
@@ -81,9 +81,9 @@ class Questionnaire:
 
     @classmethod
     def own(cls, names: Sequence[str], lowest: Sequence[float], highest: Sequence[float]) -> "Questionnaire":
-        """Of ratings of one's own: ``lowest`` and ``highest`` that were given.
+        """The questionnaire of custom ratings: ``lowest`` and ``highest`` are the ends of the given ratings.
 
-        All are one group: with few clips nothing shows which of them belong together.
+        All dimensions are in one group, because a grouping cannot be inferred from few clips.
         """
         dimensions = tuple(Dimension(name, name, f"{low:g}", f"{high:g}") for name, low, high in zip(names, lowest, highest))
         every = ("all", tuple(range(len(dimensions))))
@@ -95,14 +95,14 @@ class Questionnaire:
         return tuple(dimension.key for dimension in self.dimensions)
 
     def as_settings(self) -> dict:
-        """What the settings of a model say of it; nothing for `PERCEPIANO`, which is meant where they say nothing."""
+        """Entries for a model's settings; empty for `PERCEPIANO`, the default."""
         if self == PERCEPIANO:
             return {}
         return {"dimensions": list(self.names), "lowest": list(self.lowest), "highest": list(self.highest)}
 
     @classmethod
     def from_settings(cls, settings: dict) -> "Questionnaire":
-        """The one whose `as_settings` is part of ``settings``."""
+        """The questionnaire described by ``settings``, see `as_settings`."""
         if "lowest" not in settings:
             return PERCEPIANO
         return cls.own(settings["dimensions"], settings["lowest"], settings["highest"])

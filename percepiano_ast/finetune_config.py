@@ -1,4 +1,4 @@
-"""What fine-tuning may choose: the heads, the loss, and what of the encoder is trained. Every row is a switch of its own."""
+"""Fine-tuning options: heads, loss, and the trained part of the encoder. Each option can be ablated separately."""
 
 from dataclasses import dataclass
 
@@ -11,33 +11,33 @@ STRATEGIES = ("frozen", "last", "gradual", "full", "lora")
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Rating heads and encoder, on PercePiano or on ratings of one's own.
+    """Configuration of rating heads and encoder, for PercePiano or custom ratings.
 
     Attributes:
-        strategy: what of the encoder is trained. ``frozen``: nothing, the heads see pooled embeddings of whole clips;
-            ``last``: its last ``last_blocks`` blocks; ``gradual``: one block more, from the top, every ``unfreeze_epochs``
+        strategy: trained part of the encoder. ``frozen``: none, the heads receive pooled embeddings of whole clips;
+            ``last``: its last ``last_blocks`` blocks; ``gradual``: one more block, from the top, every ``unfreeze_epochs``
             epochs (ULMFiT, Howard and Ruder 2018, section 3.3); ``full``: all of it; ``lora``: adapters of rank
-            ``lora_rank`` beside the attention's q, k, v and o, whose output counts ``lora_alpha / lora_rank`` (Hu et al.
-            2022, equation 3).
-        encoder_rate: learning rate of the encoder's top relative to the heads'; adapters learn at the heads' rate.
-        layer_decay: the rate of each block relative to the one above it (BEiT, Bao et al. 2022, appendix; MAE, He et al.
-            2022, table 9), ULMFiT's discriminative rates (section 3.2).
-        max_windows: of a clip in a training batch, spread over it; a rating hears all of it.
+            ``lora_rank`` on the attention's q, k, v and o, scaled by ``lora_alpha / lora_rank`` (Hu et al. 2022, equation 3).
+        encoder_rate: learning rate of the encoder's top block relative to the heads'; adapters use the heads' rate.
+        layer_decay: learning rate of each block relative to the one above it (BEiT, Bao et al. 2022, appendix; MAE, He et al.
+            2022, table 9), as ULMFiT's discriminative rates (section 3.2).
+        max_windows: maximum number of windows per clip in a training batch, spread over the clip; inference uses the whole
+            clip.
         head: ``joint``: one hidden layer for all dimensions; ``grouped``: one for each of ``dimensions.HEAD_GROUPS``;
-            ``attention``: that, and groups that attend to the bands and to one another, see `heads.CrossTaskAttention`.
-        pooling: what of the moments over time the heads see.
-        heard: the heads see, beside the embedding, what the notes and pedals that the encoder hears over the whole clip say of
-            tempo, touch, loudness ... (`descriptors`): of a frozen encoder that was pre-trained to hear them.
-        rating_scale: the heads learn ratings as they are (``none``), or standardised by the training clips of the fold,
-            each dimension by its own mean and deviation or all of a group by theirs.
-        weighting: of the groups' losses, see `training.losses`: every dimension alike (``equal``), homoscedastic
+            ``attention``: grouped, with attention to bands and between groups, see `heads.CrossTaskAttention`.
+        pooling: statistics over time that the heads receive.
+        `heard`: in addition to the embedding, the heads receive descriptors (tempo, touch, loudness ..., see `descriptors`) of
+            the notes and pedals that the encoder transcribes over the whole clip; needs a frozen encoder pre-trained to transcribe.
+        rating_scale: the heads are trained on the original ratings (``none``), or on ratings standardised over the fold's
+            training clips, per dimension or per group.
+        weighting: of the groups' losses, see `training.losses`: the same for all dimensions (``equal``), homoscedastic
             uncertainty, or dynamic weight averaging with ``dwa_temperature``.
-        weigh_by_raters: a clip counts by the number of its raters: the variance of a mean of n ratings falls as 1 / n.
-        predict_uncertainty: heads with a standard deviation for every rating (Nix and Weigend 1994).
-        mask_bands, mask_frames, mixup, gain_db: augmentation of the windows that an encoder is trained on, see
-            ``data/augment.py``; a frozen one hears clips as they are.
-        unseen: a synthesizer whose renderings no model learns from; what is said of them becomes a table of its own, which
-            shows what another piano costs.
+        weigh_by_raters: weight clips by their number of raters: the variance of a mean of n ratings decreases as 1 / n.
+        predict_uncertainty: the heads also predict a standard deviation for every rating (Nix and Weigend 1994).
+        mask_bands, mask_frames, mixup, gain_db: augmentation of the encoder's training windows, see ``data/augment.py``; with
+            a frozen encoder, clips are not augmented.
+        unseen: a held-out soundfont: its renderings are excluded from training, and their predictions are written to a separate
+            table, to measure the loss on an unknown piano.
     """
 
     batch_size: int
@@ -75,5 +75,5 @@ class FinetuneConfig:
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether anything of the encoder is trained, so that training hears windows."""
+        """Whether any part of the encoder is trained, which requires windows of clips in training."""
         return self.strategy != "frozen"

@@ -1,4 +1,4 @@
-"""Run the notebooks headless, as a person would with "Run all", and keep them as the project ships them."""
+"""Run the notebooks headless, as "Run all" does, and save their outputs for the repository."""
 
 import os
 import re
@@ -20,9 +20,9 @@ _FORM = re.compile(r"^(?P<name>[A-Z_]+)(?P<middle> = )(?P<value>.+?)(?P<param>\s
 
 
 def with_form(notebook: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
-    """The notebook with form rows ``NAME = value  #@param`` set to ``values``; rows it does not have are left out.
+    """Set the form rows ``NAME = value  #@param`` of a notebook; values without a row are ignored.
 
-    Cells are otherwise untouched: what runs is what a person runs after filling in the form.
+    Nothing else in the cells changes.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -36,7 +36,7 @@ def _fill(row: re.Match, values: dict) -> str:
 
 
 def form_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
-    """Names and source text of the form's values, in order."""
+    """Names of the form's rows, in order, with the source text of their values."""
     rows = [row for cell in notebook.cells if cell.cell_type == "code" for row in _FORM.finditer(cell.source)]
     return {row["name"]: row["value"] for row in rows}
 
@@ -49,20 +49,20 @@ def run(
     keep: bool = False,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Run notebooks one after the other; executed copies go to ``out/notebooks``.
+    """Run notebooks in order; executed copies go to ``out/notebooks``.
 
     Args:
-        values: of the form, by name (``PRESET``, ``KEEP_IN``, ...); every name must be a row of some notebook's form.
-        keep: also put the outputs, without sound and clutter, into the notebooks that are shipped.
+        values: form values by name (``PRESET``, ``KEEP_IN``, ...); each name must be a row of at least one form.
+        keep: also save the outputs, cleaned by `tidy`, in the notebooks of the repository.
 
     Raises:
-        InputError: a value that no form has a row for, or one raised in a cell.
-        RunFailed: a cell raised anything else.
+        InputError: a name without a form row, or an InputError raised in a cell.
+        RunFailed: a cell raised another error.
     """
     loaded = {name: nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in names}
     rows = set().union(*(form_of(notebook) for notebook in loaded.values()))
     if unknown := sorted(values.keys() - rows):
-        raise InputError(f"no notebook has a form row {unknown[0]}; rows are {', '.join(sorted(rows))}")
+        raise InputError(f"no notebook has a form row {unknown[0]}. Use one of {', '.join(sorted(rows))}")
     copies = Path(out) / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -73,7 +73,7 @@ def run(
             _execute(with_form(notebook, values), log)
         finally:
             nbformat.write(notebook, copies / f"{name}.ipynb")
-        log(f"[{number}/{len(loaded)}] {name} done, {time.monotonic() - started:.0f} s in all")
+        log(f"[{number}/{len(loaded)}] {name} done, {time.monotonic() - started:.0f} s in total")
         if keep:
             for cell, source in zip(notebook.cells, shipped):
                 cell.source = source
@@ -81,7 +81,7 @@ def run(
 
 
 class _Client(NotebookClient):
-    """Passes on what cells print while they run, not when they end."""
+    """Forwards printed lines while cells run."""
 
     say: Callable[[str], None] = print
 
@@ -95,12 +95,12 @@ class _Client(NotebookClient):
 
 def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> None:
     resources = {"metadata": {"path": str(FOLDER.parent)}}
-    # Kernels on this machine's own address: newer ones warn that the connection is not encrypted.
+    # Kernels listen on the local address; recent ones warn that the connection is not encrypted.
     quiet = ["--IPKernelApp.log_level=ERROR"]
     client = _Client(notebook, timeout=None, kernel_name="python3", resources=resources, extra_arguments=quiet)
     client.say = log
     try:
-        # The variable spares every kernel four lines about its debugger.
+        # The variable suppresses four lines about the debugger in each kernel.
         client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     except CellExecutionError as error:
         if error.ename == InputError.__name__:
@@ -109,7 +109,7 @@ def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> Non
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Outputs fit to be committed: no sound, no warnings, no widget state, no timings, no counts."""
+    """Remove audio, stderr, widget state, timings and execution counts from the outputs."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

@@ -1,7 +1,7 @@
-"""The model that comes along: hears notes and sound in a recording of any gain, and rates by regressors on both.
+"""`piano-rater`, the bundled model: transcribes a recording and rates it by regressors on the transcription and the sound.
 
-One ``.safetensors`` file that nothing is run from: the ear (`transcription.Listener`), two judges, one of them for recordings
-whose score is at hand, what they said of PercePiano's clips while those were held out, and a description. ``package`` makes it.
+One ``.safetensors`` file, nothing in it is executed: the transcriber (`transcription.Listener`), two sets of regressors (one uses
+the score too), people's ratings that a rating is ranked among, the measured error, and a description. ``package`` makes it.
 """
 
 import json
@@ -25,89 +25,98 @@ from percepiano_ast.targets import ONSET_FROM
 from percepiano_ast.transcription import Listener
 
 CACHE = Path.home() / ".cache" / "percepiano_ast"
-SHIPPED = Path(__file__).parent / "weights" / "ast-mini-judged.safetensors"
+SHIPPED = Path(__file__).parent / "weights" / "piano-rater.safetensors"
 NEIGHBOURS = 10  # nearest training clips that a recording's distance is measured to
 _EAR, _JUDGE, _REGRESSORS = "ear/", "judge/", "regressors/"
 
 
 class Said(NamedTuple):
-    """What is said of n recordings, or stretches of one.
+    """Ratings of n recordings, or of n stretches of one.
 
     Attributes:
         ratings: float32 (n, 19), 0 to 1.
-        deviations: standard deviations of them, (n, 19).
-        strangeness: how far each is from all that was trained on, (n,); 1 is as far as one in a hundred held-out clips.
+        novelty: distance from the training clips, (n,); 1 is the 99th percentile of held-out clips.
     """
 
     ratings: np.ndarray
-    deviations: np.ndarray
-    strangeness: np.ndarray
+    novelty: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Rates what is heard.
+    """Regressors with their calibration, and what their ratings are compared with.
 
     Attributes:
         regressors: on features of a recording.
-        known: what was said of PercePiano's clips while they were held out, ascending for each dimension, (clips, 19).
-        spread: variance of a rating is ``spread[0] + spread[1]`` times the variance between the regressors, (2, 19).
-        within: standard deviation of the errors among performances of one passage, (19,): what two of them have in common to be
-            misjudged by does not part them.
-        farthest: distance that one in a hundred held-out clips exceeds.
+        calibration: intercept and slope, (2, 19): rating = intercept + slope * mean of the regressors. Fitted on people's ratings
+            of performances of works that were left out of training.
+        reference: mean ratings by people of PercePiano's human performances, ascending for each dimension, (performances, 19).
+        deviation: standard deviation of the errors for works, a soundfont and a room that were left out of training, (19,).
+        within: standard deviation of the errors among performances of one passage, (19,): errors that two performances share
+            cancel in their difference.
+        farthest: distance from the training clips that one in a hundred held-out clips exceeds.
     """
 
     regressors: Regressors
-    known: np.ndarray
-    spread: np.ndarray
+    calibration: np.ndarray
+    reference: np.ndarray
+    deviation: np.ndarray
     within: np.ndarray
     farthest: float
 
     def rate(self, features: np.ndarray) -> Said:
-        """What is said of rows of features (n, n_features)."""
-        each = self.regressors.predict(features)
-        deviations = np.sqrt(self.spread[0] + self.spread[1] * each.var(axis=0))
-        return Said(each.mean(axis=0), deviations, distance(self.regressors, features) / self.farthest)
+        """Ratings of rows of features (n, n_features)."""
+        predicted = self.regressors.predict(features).mean(axis=0)
+        ratings = self.calibration[0] + self.calibration[1] * predicted
+        return Said(ratings.astype(np.float32), distance(self.regressors, features) / self.farthest)
 
     def percentiles(self, ratings: np.ndarray) -> np.ndarray:
-        """Percentage of PercePiano's clips that are rated lower, (19,) -> (19,)."""
-        return 100 * (self.known < ratings).mean(axis=0)
+        """Percentage of PercePiano's human performances that people rated lower, (..., 19) -> (..., 19)."""
+        return 100 * (self.reference < np.asarray(ratings)[..., None, :]).mean(axis=-2)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """What `of_tensors` reads."""
-        own: dict[str, np.ndarray] = {
-            "known": self.known.astype(np.float16),
-            "spread": self.spread.astype(np.float32),
-            "within": self.within.astype(np.float32),
-        }
+        """Tensors of a file, which `of_tensors` reads."""
+        own = {name: getattr(self, name).astype(np.float32) for name in ("calibration", "reference", "deviation", "within")}
         own["farthest"] = np.array([self.farthest], np.float32)
         return own | {_REGRESSORS + name: values for name, values in self.regressors.arrays.items()}
 
     @classmethod
     def of_tensors(cls, tensors: dict[str, np.ndarray]) -> "Judge":
-        """What `tensors` gave."""
-        return cls(
-            Regressors(_below(tensors, _REGRESSORS)), tensors["known"].astype(np.float32), tensors["spread"],
-            tensors["within"], float(tensors["farthest"][0]),
-        )  # fmt: skip
+        """The inverse of `tensors`."""
+        own = {name: tensors[name] for name in ("calibration", "reference", "deviation", "within")}
+        return cls(Regressors(_below(tensors, _REGRESSORS)), **own, farthest=float(tensors["farthest"][0]))
 
 
 @dataclass(frozen=True, eq=False)
 class Packaged:
-    """A model of one file.
+    """A rating model in one file.
 
     Attributes:
-        listener: what hears notes and pedals.
-        unheard: stands for the descriptors of notes where none is heard, (descriptors,).
-        judges: ``alone``, on what is heard of notes, then statistics of the sound; ``score``, on these and what they tell beside
-            the score.
-        description: data, protocol, figures, licence; ``descriptors``: names of those that the judges are given.
+        listener: the transcriber of notes and pedals.
+        unheard: descriptors that are used when no note is transcribed, (descriptors,).
+        ``judges``: two sets of regressors; ``alone``: on descriptors of the transcription, then statistics of the sound; ``score``:
+            on these and on features of the transcription aligned with the score.
+        description: data, protocol, figures, licence; ``descriptors``: names of the descriptors that are features.
     """
 
     listener: Listener
     unheard: np.ndarray
     judges: dict[str, Judge]
     description: dict
+
+    @property
+    def limits(self) -> str:
+        """What the model was validated on and what it must not be used for, in two sentences; empty for other models."""
+        if "r_works" not in self.description:
+            return ""
+        known, works = (self.description[name]["mean"] for name in ("r", "r_works"))
+        return (
+            "The model was trained on renderings of three works by Beethoven and Schubert: its mean correlation with people's "
+            f"ratings is {known:.2f} on held-out passages of these works and {works:.2f} on works left out of training, and the "
+            "onset F1 of its transcription of a real Disklavier is 0.74. It does not measure quality (on 83 learners' "
+            "performances rated by ten people each, “doubtful to convincing” ordered better from worse at chance) and is not "
+            "for judging people."
+        )
 
     def level(self, wave: np.ndarray) -> np.ndarray:
         """The wave at the loudness that the model was trained on.
@@ -118,11 +127,11 @@ class Packaged:
         return audio.levelled(wave, self.listener.front_end.sample_rate)
 
     def hear(self, wave: np.ndarray) -> tuple[Performance | None, float]:
-        """What is heard in a wave float32 (n,) that `level` made.
+        """Transcribe a wave float32 (n,) that `level` returned.
 
         Returns:
-            notes and pedals, or None where no note is heard; and how clearly strokes are heard, 0 to 1: the mean height of the
-            onsets that count as such. Pianos are about .6, other instruments below .5.
+            notes and pedals, or None if no note is detected; and the mean onset probability of the detected onsets, 0 to 1:
+            about 0.6 for pianos, below 0.5 for other instruments.
         """
         front_end = self.listener.front_end
         heard = self.listener.hear(audio.quantize(audio.log_mel(wave, front_end), front_end)[0])
@@ -130,35 +139,34 @@ class Packaged:
         return decode(heard), float(onsets.mean()) if len(onsets) else 0.0
 
     def features(self, performance: Performance | None, wave: np.ndarray, written: score.Score | None = None) -> np.ndarray:
-        """What a judge is given of a recording or a stretch of it, float32 (n_features,).
+        """Features of a recording or a stretch of it, float32 (n_features,).
 
         Args:
-            performance: heard in it, on its clock; None where no note was.
-            wave: float32 (n,) as `level` made it.
-            written: its score, for the judge that is told of it.
+            performance: its transcription; None if no note was detected.
+            wave: float32 (n,) as `level` returned it.
+            written: its score, for the score-informed regressors.
 
         Raises:
-            InputError: it does not play this score.
+            InputError: the transcription does not match the score.
         """
         notes = self.unheard
         if performance is not None:
-            told = describe(trimmed(performance), self.description["descriptors"])
-            notes = np.array(list(told.values()), np.float32)
+            notes = np.array(list(describe(trimmed(performance), self.description["descriptors"]).values()), np.float32)
         sound = audio.classic_features(wave, self.listener.front_end.sample_rate)
         parts = [notes, np.array(list(sound.values()), np.float32)]
         if written is not None:
             if performance is None:
-                raise InputError("no note is heard in it, so that it cannot be laid beside the score; rate it without")
+                raise InputError("no notes were detected, so it cannot be aligned with the score. Rate it without the score")
             parts.append(np.array([*score.features.describe(performance, written).values(), 0.0], np.float32))  # found
         return np.concatenate(parts)
 
     def write(self, path: str | Path) -> Path:
-        """Keep it in a ``.safetensors`` file; `read` opens it."""
+        """Save as a ``.safetensors`` file, which `read` loads."""
         ear, metadata = self.listener.tensors()
         tensors = {_EAR + name: values for name, values in ear.items()} | {"unheard": self.unheard.astype(np.float32)}
         for name, judge in self.judges.items():
             tensors |= {f"{_JUDGE}{name}/{key}": values for key, values in judge.tensors().items()}
-        # safetensors writes the memory of an array as it lies, whatever its strides say.
+        # safetensors writes an array's memory as it is, whatever its strides are.
         tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata | {"description": json.dumps(self.description), "judges": json.dumps([*self.judges])})
@@ -166,43 +174,43 @@ class Packaged:
 
     @classmethod
     def read(cls, path: str | Path = SHIPPED) -> "Packaged":
-        """What `write` kept, by default the model that comes along.
+        """Load a file that `write` saved, by default the bundled model.
 
         Raises:
-            InputError: no such file, damaged, or another kind of model.
+            InputError: no such file, a damaged one, another kind of model, or one of another version.
         """
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
             judges = {name: Judge.of_tensors(_below(tensors, f"{_JUDGE}{name}/")) for name in json.loads(metadata["judges"])}
             listener, description = Listener.of_tensors(_below(tensors, _EAR), metadata), json.loads(metadata["description"])
-            if strangers := [name for name in description["descriptors"] if name not in DESCRIPTORS]:
-                raise ValueError(f"of another version, which knew the descriptors {', '.join(strangers)}")
+            if unknown := [name for name in description["descriptors"] if name not in DESCRIPTORS]:
+                raise ValueError(f"made by another version, with the descriptors {', '.join(unknown)}")
             return cls(listener, tensors["unheard"], judges, description)
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} holds no model that rates ({error!r}); give a file that `package` made") from error
+            raise InputError(
+                f"{path}: not a rating model of this version ({error!r}). Give a file made by this version's `percepiano package`"
+            ) from error
 
 
 def fetched(place: str, cache: str | Path = CACHE) -> Path:
-    """A model file here, or fetched from ``https://...#sha256=...`` into ``cache``, where it is found again.
+    """Path of a model file; one at ``https://...#sha256=...`` is downloaded into ``cache`` once.
 
     Raises:
-        InputError: an address without a checksum, or what came is something else.
+        InputError: a URL without a checksum, or a file with another one.
     """
     if "://" not in place:
         return Path(place)
     url, _, wanted = place.partition("#sha256=")
     if not re.fullmatch(r"[0-9a-f]{64}", wanted):
-        raise InputError(
-            f"{place}: write #sha256= and the 64 digits of the file's checksum behind the address, so that it is known"
-        )
+        raise InputError(f"{place}: a URL without a checksum. Append #sha256= and the file's 64-digit SHA-256")
     path = Path(cache) / f"{wanted[:16]}.safetensors"
     if path.exists() and download.sha256_of(path) == wanted:
         return path
     if (found := download.download(url, path)) != wanted:
         path.unlink()
-        raise InputError(f"{url} has the SHA-256 {found}, not {wanted}: it is another file than was meant, and was not kept")
+        raise InputError(f"{url}: its SHA-256 is {found}, not {wanted}, so it was deleted. Check the URL and the checksum")
     return path
 
 

@@ -1,7 +1,7 @@
-"""Piano performances: what a MIDI file says about keys and pedals.
+"""Piano performances: notes and pedals, read from and written to MIDI.
 
-Times are seconds, pitches and controllers MIDI numbers. A piano key is either up or down, so the notes of one pitch
-never overlap: where a file strikes a key that is still down, the earlier note ends at the new stroke.
+Times are in seconds, pitches and controllers are MIDI numbers. A piano key is either up or down, so notes of one pitch never
+overlap: if a key is struck again while down, the earlier note ends at the new onset.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 
 from percepiano_ast.config import InputError
 
-# pretty_midi imports pyfluidsynth where there is one, which prints where it found its library; standard output is for results.
+# pretty_midi imports pyfluidsynth if installed, which prints the path of its library; standard output is reserved for results.
 with contextlib.redirect_stdout(None):
     import pretty_midi
 
@@ -25,9 +25,9 @@ PEDAL = np.dtype([("time", np.float64), ("number", np.uint8), ("value", np.uint8
 SUSTAIN, SOSTENUTO, UNA_CORDA = 64, 66, 67
 PEDALS = (SUSTAIN, SOSTENUTO, UNA_CORDA)
 
-LEAD = 0.1  # seconds before the first onset of a trimmed performance: a window's worth of silence before the attack
+LEAD = 0.1  # seconds before the first onset of a trimmed performance: one window of silence before the attack
 _DRUM_CHANNEL = 9
-_RESOLUTION = 1000  # ticks per quarter at 120 to the minute: half a millisecond
+_RESOLUTION = 1000  # ticks per quarter at 120 quarters per minute: half a millisecond
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Performance:
     Attributes:
         notes: structured array of dtype ``NOTE``, sorted by onset, then pitch.
         pedals: structured array of dtype ``PEDAL`` (controllers 64, 66 and 67, values 0 to 127), sorted by time.
-        remarks: what was merged, shortened or left out in reading, in words; empty for a clean file.
+        remarks: notes merged, shortened or ignored in reading; empty for a clean file.
     """
 
     notes: np.ndarray
@@ -51,16 +51,16 @@ class Performance:
 
 
 def read_midi(source: str | Path | bytes, name: str | None = None) -> Performance:
-    """Read every note and pedal of a Standard MIDI File, all tracks but drums merged into one piano.
+    """Read the notes and pedals of a Standard MIDI File, with all tracks except drums merged into one piano.
 
-    Notes of zero length, notes that are never released and drums are left out and counted in ``remarks``.
+    Notes of zero length, notes that are never released and drums are ignored and counted in ``remarks``.
 
     Args:
         source: path, or the file's bytes.
-        name: what messages call the file; by default its path.
+        name: the file's name in messages; by default its path.
 
     Raises:
-        InputError: missing, does not parse, or holds no piano note that lasts.
+        InputError: missing, unreadable, or without piano notes of non-zero length.
     """
     name = name or ("MIDI bytes" if isinstance(source, bytes) else str(source))
     midi, remarks = _parse(source, name)
@@ -76,7 +76,7 @@ def read_midi(source: str | Path | bytes, name: str | None = None) -> Performanc
 
 
 def _parse(source, name: str) -> tuple[pretty_midi.PrettyMIDI, list[str]]:
-    """The parsed file and remarks on it (pretty_midi's warnings, notes that it drops)."""
+    """The parsed file and remarks on it (pretty_midi's warnings, ignored notes)."""
     if not isinstance(source, bytes):
         if not Path(source).is_file():
             raise InputError(f"{name}: no such file. Check the path.")
@@ -88,25 +88,25 @@ def _parse(source, name: str) -> tuple[pretty_midi.PrettyMIDI, list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             parsed = pretty_midi.PrettyMIDI(mido_object=midi)
-    except Exception as error:  # the parser's own exception types are open-ended: any of them means bad bytes
+    except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
         reason = str(error) or type(error).__name__
         raise InputError(f"{name}: not a readable MIDI file ({reason}). Export or download it again.") from error
     drums = sum(message.channel == _DRUM_CHANNEL for message in strokes)
     read = sum(len(track.notes) for track in parsed.instruments if not track.is_drum)
     counts = {
-        "of zero length were left out": empty,
-        "never released were left out": len(strokes) - drums - read,
-        "of drums were left out": drums,
+        "of zero length were ignored": empty,
+        "never released were ignored": len(strokes) - drums - read,
+        "of drums were ignored": drums,
     }
     remarks = [str(warning.message) for warning in caught]
     return parsed, remarks + [f"{count} notes {what}" for what, count in counts.items() if count]
 
 
 def _drop_empty_notes(track: mido.MidiTrack) -> int:
-    """Take notes that are released at the tick of their stroke out of ``track``, in place; return how many.
+    """Remove notes that are released at the tick of their onset from ``track``, in place; return their number.
 
-    32 PercePiano files hold such notes (ornaments of the score, keys brushed by a player). pretty_midi would hold
-    them until the next release of the key, which nobody played.
+    32 PercePiano files contain such notes (ornaments of the score, keys brushed by a player). pretty_midi would wrongly
+    extend them to the next release of the key.
     """
     tick, dropped = 0, set()
     down: dict[tuple[int, int], tuple[int, int]] = {}
@@ -116,7 +116,7 @@ def _drop_empty_notes(track: mido.MidiTrack) -> int:
             continue
         key = (message.channel, message.note)
         if message.type == "note_on" and message.velocity:
-            down.setdefault(key, (tick, i))  # of two strokes, a release at this tick belongs to the earlier
+            down.setdefault(key, (tick, i))  # of two onsets, a release at this tick belongs to the earlier
         else:
             struck, at = down.pop(key, (None, None))
             if struck == tick:
@@ -134,7 +134,7 @@ def _drop_empty_notes(track: mido.MidiTrack) -> int:
 
 
 def _one_note_per_key(notes: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Merge notes that strike one key at one moment (the louder wins); end a note where its key is struck again."""
+    """Merge simultaneous notes of one key (the louder is kept); end a note at the next onset of its key."""
     notes = notes[np.lexsort((-notes["velocity"].astype(int), notes["onset"], notes["pitch"]))]
     first = np.ones(len(notes), dtype=bool)
     first[1:] = (np.diff(notes["pitch"].astype(int)) != 0) | (np.diff(notes["onset"]) != 0)
@@ -144,17 +144,17 @@ def _one_note_per_key(notes: np.ndarray) -> tuple[np.ndarray, list[str]]:
     merged["offset"][:-1][overlaps] = merged["onset"][1:][overlaps]
     changes = []
     if len(merged) < len(notes):
-        changes.append(f"{len(notes) - len(merged)} notes doubled another (same key, same moment) and were merged")
+        changes.append(f"{len(notes) - len(merged)} duplicate notes (same key, same onset) were merged")
     if overlaps.any():
-        changes.append(f"{int(overlaps.sum())} notes were shortened to the next stroke of the same key")
+        changes.append(f"{int(overlaps.sum())} notes were shortened to the next onset of the same key")
     return merged[np.lexsort((merged["pitch"], merged["onset"]))], changes
 
 
 def trimmed(performance: Performance) -> Performance:
-    """The same playing with its first onset at ``LEAD`` seconds and nothing after the last key release.
+    """The performance with its first onset at ``LEAD`` seconds and no events after the last key release.
 
-    Raw PercePiano files carry up to 1.6 s of leading and 15 s of trailing silence. Pedal events that fall before time
-    zero are reduced to the state they leave, set at zero.
+    Raw PercePiano files have up to 1.6 s of leading and 15 s of trailing silence. Pedal events before time zero are replaced
+    by their final state at time zero.
     """
     shift = LEAD - performance.notes["onset"].min()
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
@@ -169,7 +169,7 @@ def trimmed(performance: Performance) -> Performance:
 
 
 def write_midi(performance: Performance, file: str | Path | io.BytesIO) -> None:
-    """Write a Standard MIDI File on a grid of half a millisecond; the same performance gives the same bytes."""
+    """Write a Standard MIDI File with a resolution of half a millisecond; the output is deterministic."""
     tick = 0.5 / _RESOLUTION
     piano = pretty_midi.Instrument(program=0, name="Piano")
     for onset, offset, pitch, velocity in performance.notes.tolist():

@@ -1,4 +1,4 @@
-"""Rate a recording with the models of a fine-tuned run: on the 19 dimensions, or on those of one's own ratings."""
+"""Rate a recording with the models of a fine-tuned run, on the 19 dimensions or on those of custom ratings."""
 
 import functools
 import json
@@ -20,12 +20,12 @@ from percepiano_ast.training.finetune import Finetuning, Scaler
 from percepiano_ast.transcription import Listener
 
 LONGEST_SECONDS = 100  # of PercePiano's clips
-MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
+MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano finetune`"
 
 
 @dataclass(frozen=True)
 class FoldModel:
-    """One fold's self-contained model; ``longest`` is the longest clip, in seconds, whose rating it learned."""
+    """One fold's self-contained model; ``longest`` is the longest training clip, in seconds."""
 
     run: Finetuning
     params: dict
@@ -38,10 +38,10 @@ class FoldModel:
         return self.distribution(codes)[0]
 
     def distribution(self, codes: np.ndarray, beside: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As `rate`, and the standard deviations (K,) that the heads predict, not calibrated; NaN where they predict none.
+        """As `rate`, and the predicted standard deviations (K,), not calibrated; NaN if the heads predict none.
 
         Args:
-            beside: what `beside` gives, where that is known already.
+            beside: the result of `beside`, if it is already known.
         """
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
         embedding = self.run.embed(self.params, windows, 1)
@@ -52,7 +52,7 @@ class FoldModel:
         return found[0][0], found[1][0]
 
     def beside(self, codes: np.ndarray) -> np.ndarray | None:
-        """What the heads are given beside the embedding: descriptors of the notes that are heard; None where nothing is."""
+        """Extra inputs of the heads: descriptors of the transcription, or their mean without notes; None for other models."""
         if not self.run.config.heard:
             return None
         found = self._listener.describe(codes)
@@ -61,22 +61,23 @@ class FoldModel:
     @functools.cached_property
     def _listener(self) -> Listener:
         run = self.run
-        assert isinstance(run.model, ModelConfig)  # no other encoder hears notes
+        assert isinstance(run.model, ModelConfig)  # the only encoder that can transcribe
         return Listener(self.params, run.model, run.front_end, run.statistics, run.execution)
 
 
 class Rater:
     """All fold models of a run: the rating is their mean, the uncertainty their standard deviation.
 
-    Where the heads predict an uncertainty, it is the deviation of the mixture of their normal distributions: the mean of the
-    predicted variances, calibrated, and the variance between the folds (Lakshminarayanan et al. 2017, section 2.4).
+    If the heads predict an uncertainty, the result is the standard deviation of the mixture of their normal distributions: its
+    variance is the mean of the calibrated predicted variances plus the variance between folds (Lakshminarayanan et al. 2017,
+    section 2.4).
 
     Args:
-        run: directory of a run, or the store that its models were kept in.
+        run: directory of a run, or the store of its models.
         model: its name below ``run/finetune``; by default the only one, or the pre-trained one.
 
     Raises:
-        InputError: no such model, or none finished.
+        InputError: no such model, or no finished fold.
     """
 
     def __init__(self, run: str | Path, model: str = ""):
@@ -84,16 +85,16 @@ class Rater:
         self.name = home.name
         finished = sorted({marker.parent for marker in home.glob("fold_*/model/step_*.json")})
         if not finished:
-            raise InputError(f"no fold in {home} is finished. Run {MADE_BY} first; it continues")
+            raise InputError(f"no fold in {home} is finished. Run {MADE_BY} to resume")
         self.models = [_load(folder) for folder in finished]
         self.questionnaire = self.models[0].run.questionnaire
         factor = home / "temperature.json"
         self.temperature = json.loads(factor.read_text())["temperature"] if factor.exists() else None
-        self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]  # that each model has not heard
+        self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]  # held out for each model
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished})
 
     def rate(self, file: str | Path) -> dict:
-        """``{"file", "ratings", "uncertainty", "warnings"}`` of one recording, values on the scales of the questionnaire.
+        """``{"file", "ratings", "uncertainty", "warnings"}`` for one recording, with values on the questionnaire's scales.
 
         Raises:
             InputError: see ``audio.load``.
@@ -102,7 +103,7 @@ class Rater:
         wave = audio.load(file, front_end.sample_rate)
         codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
         # In float64, so that rounded values print with four digits.
-        beside = self.models[0].beside(codes)  # of a frozen encoder: the same for all folds
+        beside = self.models[0].beside(codes)  # the encoder is frozen, so this is the same for all folds
         found = [model.distribution(codes, beside) for model in self.models]
         rated, predicted = np.stack(found, axis=1).astype(np.float64)
         mean, variance = rated.mean(axis=0), rated.var(axis=0)
@@ -110,29 +111,29 @@ class Rater:
         if np.isfinite(predicted).all():
             variance += np.square((self.temperature or 1.0) * predicted).mean(axis=0)
             if self.temperature is None:
-                warnings.append("the uncertainty is not calibrated: that takes all folds; finish them")
+                warnings.append("the uncertainty is not calibrated: calibration needs all folds; finish training them")
         if self.unfinished:
-            warnings.append(f"{', '.join(self.unfinished)} of {self.name} not finished: rated by the other folds")
+            warnings.append(f"{', '.join(self.unfinished)} of {self.name} not finished: rated with the other folds only")
         if clipped:
-            warnings.append(f"{clipped:.2%} of it is louder than the model can tell; export it within full scale")
+            warnings.append(f"{clipped:.2%} of it is above the model's loudest level; export it within full scale")
         if self.models[0].simulated:
-            warnings.append("this model learned from simulated ratings: its values mean nothing about real playing")
+            warnings.append("this model was trained on simulated ratings: its values are meaningless for real performances")
         if (seconds := len(wave) / front_end.sample_rate) > (longest := self.models[0].longest):
-            warnings.append(f"{seconds:.0f} s long; the clips that people rated last {longest:.0f} s at most")
+            warnings.append(f"{seconds:.0f} s long; the longest training clip has {longest:.0f} s")
         ratings, uncertainty = _rounded(mean, self.questionnaire), _rounded(np.sqrt(variance), self.questionnaire)
         warnings += self._beyond(ratings)
         return {"file": str(file), "ratings": ratings, "uncertainty": uncertainty, "warnings": warnings}
 
     def _beyond(self, ratings: dict[str, float]) -> list[str]:
-        """A sentence for each rating outside the scale: it is not clipped."""
+        """A warning for each rating outside its scale; ratings are not clipped."""
         asked = self.questionnaire
         return [
-            f"{name} is {ratings[name]:g}, beyond the scale of {low:g} to {high:g} that it learned from"
+            f"{name} is {ratings[name]:g}, outside the scale of the training ratings, {low:g} to {high:g}"
             for name, low, high in zip(asked.names, asked.lowest, asked.highest) if not low <= ratings[name] <= high
         ]  # fmt: skip
 
     def rate_or_explain(self, file: str | Path) -> dict:
-        """``rate``, or ``{"file", "error"}`` where the file cannot be rated."""
+        """``rate``, or ``{"file", "error"}`` if the file cannot be rated."""
         try:
             return self.rate(file)
         except InputError as error:
@@ -140,37 +141,37 @@ class Rater:
 
 
 def require_percepiano(rater: Rater, what: str) -> None:
-    """Raises InputError where the models rate dimensions of one's own, which the command ``what`` cannot do."""
+    """Raises InputError if the models predict custom ratings, which the command ``what`` does not support."""
     if (asked := rater.models[0].run.questionnaire) != PERCEPIANO:
         raise InputError(
-            f"{rater.name} rates {', '.join(asked.names)}, ratings of your own; {what} takes models of "
-            f"PercePiano's {len(PERCEPIANO.names)} dimensions alone: name a run that was fine-tuned on PercePiano"
+            f"{rater.name} predicts custom ratings ({', '.join(asked.names)}), but {what} supports only PercePiano's "
+            f"{len(PERCEPIANO.names)} dimensions. Choose a run that was fine-tuned on PercePiano"
         )
 
 
 def require_explained(rater: Rater) -> None:
-    """Raises InputError where ``explain`` would show less than what a rating rests on."""
+    """Raises InputError if ratings depend on inputs that ``explain`` does not cover."""
     require_percepiano(rater, "explain")
     if rater.models[0].run.config.heard:
         raise InputError(
-            f"{rater.name} is told of the notes that it hears beside its embedding, and explain follows the embedding "
-            "alone: name a model that was fine-tuned without heard=true"
+            f"{rater.name} uses transcription descriptors besides its embedding, but explain covers only the embedding. "
+            "Choose a model that was fine-tuned without `heard=true`"
         )
 
 
 def _digits(low: float, high: float) -> int:
-    """Decimals that tell a hundredth of a scale apart."""
+    """Number of decimals for a resolution of a hundredth of the scale."""
     return max(2 - math.floor(math.log10(high - low)), 0)
 
 
 def _rounded(values: np.ndarray, asked: Questionnaire) -> dict[str, float]:
-    """By dimension, to a ten-thousandth of its scale."""
+    """Values by dimension, rounded to a ten-thousandth of the scale."""
     digits = (_digits(low, high) + 2 for low, high in zip(asked.lowest, asked.highest))
     return {name: float(value.round(places)) for name, value, places in zip(asked.names, values, digits)}
 
 
 def names_of_models(home: Path) -> list[str]:
-    """Of everything that was fine-tuned below ``home``, the folder ``finetune`` of a run or its store."""
+    """Names of all fine-tuned models in ``home``, the folder ``finetune`` of a run or its store."""
     return sorted(path.name for path in home.glob("*") if path.is_dir())
 
 
@@ -182,12 +183,12 @@ def _model_directory(home: Path, model: str) -> Path:
         return choose({name: home / name for name in names}, model, "model")
     wanted = [name for name in names if name.endswith("-ssast")] or names
     if len(wanted) > 1:
-        raise InputError(f"{home} has several models: {', '.join(wanted)}. Name one with --model")
+        raise InputError(f"{home} has several models: {', '.join(wanted)}. Choose one with --model")
     return home / wanted[0]
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)  # standard output is for ratings alone
+    print(line, file=sys.stderr)  # standard output is for ratings only
 
 
 def _load(folder: Path) -> FoldModel:
@@ -195,7 +196,7 @@ def _load(folder: Path) -> FoldModel:
     front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
     if odd := meta["finetune"].keys() - {field.name for field in fields(FinetuneConfig)}:
         raise InputError(
-            f"{folder} is of version {meta['code_version']}, which had other settings ({', '.join(sorted(odd))}). "
+            f"{folder} was written by version {meta['code_version']}, with other settings ({', '.join(sorted(odd))}). "
             f"Run {MADE_BY} again in a new directory, or rate with that version"
         )
     name = meta["model"]["name"]
@@ -204,7 +205,7 @@ def _load(folder: Path) -> FoldModel:
     beside = len(DESCRIPTORS) if config.heard else 0
     if config.heard and (told := len(tree["params"]["unheard"])) != beside:
         raise InputError(
-            f"{folder} is of version {meta['code_version']}, whose heads are told {told} descriptors of notes, not {beside}. "
+            f"{folder} was written by version {meta['code_version']}, whose heads use {told} descriptors, not {beside}. "
             f"Run {MADE_BY} again in a new directory, or rate with that version"
         )
     questionnaire = Questionnaire.from_settings(meta)
@@ -214,7 +215,7 @@ def _load(folder: Path) -> FoldModel:
 
 
 def as_text(results: list[dict], questionnaire: Questionnaire = PERCEPIANO) -> str:
-    """The results for a person: one line a dimension, from one end of its scale to the other."""
+    """The results as readable text: one line per dimension, with the two ends of its scale."""
     lines, width = [], max(17, *(len(dimension.family) for dimension in questionnaire.dimensions))
     for result in results:
         lines.append(result["file"])

@@ -1,10 +1,10 @@
-"""Does each switch of the rating heads help: the same folds, the same embeddings, one thing changed at a time.
+"""Ablations of the rating heads: the same folds and embeddings, with one option changed at a time.
 
-A study trains every variant on the cached embeddings of one frozen encoder with several seeds, and compares its mean r with
-that of the reference by `evaluation.seeds`, whose intervals allow for content groups and seeds. With PercePiano's 47 groups
-differences under about .03 are noise: drawing the folds anew moves r by .01. What a preset should choose is asked with
-``inner``: then an outer fold's training part is studied by itself, cut by the other folds, and the clips that later tell how
-good the choice is have no say in it.
+A study trains every variant on the cached embeddings of one frozen encoder with several seeds. It compares the mean r of each
+variant with the reference by `evaluation.seeds`, whose intervals account for content groups and seeds. With PercePiano's 47
+groups, differences below about 0.03 are noise: another random choice of folds changes r by 0.01. To choose a preset's options, use
+``inner``: the study then runs on an outer fold's training part only, split by the other folds, so that the clips for testing the
+choice do not influence it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.folds import fit_heads, steps_of_epoch
 
 REFERENCE = "reference"
-# Switch, choice -> what differs from the reference, which has the preset's heads, loss and pooling.
+# Option, choice -> changes relative to the reference, which has the preset's heads, loss and pooling.
 SWITCHES: dict[tuple[str, str], dict] = {
     ("heads", "joint"): {"head": "joint"},
     ("heads", "grouped"): {"head": "grouped"},
@@ -38,8 +38,8 @@ SWITCHES: dict[tuple[str, str], dict] = {
     ("rater weights", "on"): {"weigh_by_raters": True},
     ("predicted uncertainty", "on"): {"predict_uncertainty": True},
 }
-# What takes the encoder's gradient: what differs from the reference, and what it is compared with. Augmentation is of windows
-# that an encoder is trained on, so it is judged beside the same strategy without it.
+# Variants that train the encoder: changes, and the variant to compare with. Augmentation applies to windows for training the
+# encoder, so it is compared with the same strategy without augmentation.
 TRAINED: dict[tuple[str, str], tuple[dict, str]] = {
     ("strategy", "last"): ({"strategy": "last"}, REFERENCE),
     ("strategy", "gradual"): ({"strategy": "gradual"}, REFERENCE),
@@ -49,19 +49,19 @@ TRAINED: dict[tuple[str, str], tuple[dict, str]] = {
     ("augmentation", "mixup"): ({"strategy": "last", "mixup": 0.4}, "strategy last"),
     ("augmentation", "gain"): ({"strategy": "last", "gain_db": 3.0}, "strategy last"),
 }
-NOISE = 0.03  # of a difference in mean r under ``content``, see the research on PercePiano's content groups
+NOISE = 0.03  # smallest relevant difference in mean r under ``content``, see the module's docstring
 COLUMNS = ["switch", "choice", "r", "seed_sd", "against", "difference", "low", "high", "p", "verdict"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Material:
-    """Embeddings of whole renderings, and all that cross-validation asks.
+    """Embeddings of whole renderings, and the other inputs of the cross-validation.
 
     Attributes:
-        run: of the encoder that made them; its ``config`` is the reference.
+        run: of the encoder of the embeddings; its ``config`` is the reference.
         embeddings: (n, 2 F' D).
         clip: (n,) names; ``ratings`` (n, 19).
-        raters: (n,) how many rated each clip, or None where nobody knows.
+        raters: (n,) number of raters of each clip, or None if unknown.
         index: of the clips, with content groups and folds.
     """
 
@@ -81,7 +81,7 @@ class Material:
 
 
 def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str], FinetuneConfig]:
-    """The configurations to compare, the reference first; what equals it, or needs raters that nobody counted, is left out."""
+    """The configurations to compare, the reference first, without duplicates and without options that need unknown raters."""
     found = {(REFERENCE, ""): config}
     for name, changes in SWITCHES.items():
         changed = dataclasses.replace(config, **changes)
@@ -91,16 +91,16 @@ def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str]
 
 
 def cross_validate(material: Material, config: FinetuneConfig, name: str, folds: dict[str, int]) -> pd.DataFrame:
-    """Out-of-fold predictions of one variant under one seed, a row a clip and dimension.
+    """Out-of-fold predictions of one variant with one seed, one row per clip and dimension.
 
     Args:
         name: of the model in the table.
-        folds: of the clips that are predicted; each fold's heads learn from the clips of the others.
+        folds: fold of each clip to predict; the heads for a fold are trained on the other folds.
 
     Raises:
         InputError: a strategy that trains the encoder, or rater weights without raters.
     """
-    # One schedule for all folds, as long as the largest training part asks: what is compiled serves all of them.
+    # One schedule for all folds, for the largest training part, so that they share compiled functions.
     largest = len(folds) - min(np.unique(list(folds.values()), return_counts=True)[1])
     run = dataclasses.replace(material.run, config=config, total_steps=config.epochs * steps_of_epoch(config, largest))
     member = np.array([folds.get(clip, -1) for clip in material.clip])
@@ -122,13 +122,13 @@ def study(
 
     Args:
         seeds: at least two.
-        inner: an outer fold whose clips nobody sees: a choice made by this study may be tested on them.
+        inner: an outer fold to exclude completely, so that a choice based on this study can be tested on it.
 
     Raises:
-        InputError: one seed, or an outer fold that there is not.
+        InputError: only one seed, or an unknown outer fold.
     """
     if len(seeds) < 2:
-        raise InputError(f"a study of {len(seeds)} seed cannot tell a switch from a seed; give at least 2")
+        raise InputError(f"{len(seeds)} seed gives no estimate of the variation between seeds; use at least 2")
     folds = material.folds
     if inner is not None:
         choose(dict.fromkeys(map(str, sorted(set(folds.values())))), str(inner), "outer fold")
@@ -143,11 +143,11 @@ def study(
 
 
 def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
-    """The table of switches: the columns ``COLUMNS``, a row a variant, the reference first.
+    """The table of ablations with the columns ``COLUMNS``, one row per variant, the reference first.
 
-    ``difference`` is in mean r to the reference (or to what `TRAINED` names, ``against``), with its 95 % interval and p;
-    ``verdict`` says ``noise`` where the interval holds 0, and says so where a difference is under `NOISE`: other folds of the
-    same clips may turn that round. Intervals allow for content groups, and for seeds where there are several.
+    ``difference`` is the difference in mean r to the reference, or to the variant ``against`` given by `TRAINED`, with its 95 %
+    interval and p. ``verdict`` is ``noise`` if the interval contains 0, and notes a difference below `NOISE`, whose sign may change
+    with other folds of the same clips. Intervals account for content groups, and for seeds if there are several.
     """
     runs = table.runs(predicted, index)
     wanted = {"scope": "overall", "metric": "pearson", "dimension": "mean"}
@@ -156,7 +156,7 @@ def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
     for (switch, choice), against in _against().items():
         if (name := f"{switch} {choice}") not in values.index or against not in values.index:
             continue
-        # Against that one alone: the study asks nothing else.
+        # Only this one comparison: the study needs no others.
         pair = [run for run in runs if run.model == name] + [run for run in runs if run.model == against]
         found = _only(over_seeds.compare(pair, ("pearson",), least=1), wanted).iloc[0]
         rows.append(
@@ -168,7 +168,7 @@ def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
 
 
 def _against() -> dict[tuple[str, str], str]:
-    """Of every variant, with what it is compared."""
+    """The variant that each variant is compared with."""
     return dict.fromkeys(SWITCHES, REFERENCE) | {name: against for name, (_, against) in TRAINED.items()}
 
 
@@ -184,15 +184,16 @@ def _only(rows: pd.DataFrame, wanted: dict[str, str]) -> pd.DataFrame:
 
 
 def write(found: pd.DataFrame, predicted: pd.DataFrame, directory: Path, title: str) -> Path:
-    """``switches.csv``, ``switches.md`` and the predictions that they were made from; returns the Markdown file."""
+    """Write ``switches.csv``, ``switches.md`` and the predictions behind them; returns the path of the Markdown file."""
     directory.mkdir(parents=True, exist_ok=True)
     found.to_csv(directory / "switches.csv", index=False, float_format="%.4f")
     predictions.write(predicted, directory / "predictions_switches.csv.gz")
     lines = [f"# {title}", "",
-             "Mean Pearson r over the 19 dimensions, out of fold, mean of the seeds. Differences have 95 % intervals over content",
-             f"groups, and over seeds where there are several: noise where the interval holds 0; under {NOISE:g} other folds may",
-             f"differ. Seeds: {', '.join(map(str, sorted(predicted['seed'].unique())))}.",
-             "", "| switch | choice | r | between seeds | against | difference | 95 % interval | p | |",
+             "Mean Pearson r over the 19 dimensions, out of fold, averaged over seeds. Differences have 95 % intervals over",
+             "content groups, and over seeds if there are several. A difference is noise if its interval contains 0. The sign",
+             f"of a difference below {NOISE:g} may change with other folds.",
+             f"Seeds: {', '.join(map(str, sorted(predicted['seed'].unique())))}.",
+             "", "| option | choice | r | SD between seeds | against | difference | 95 % interval | p | |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for row in found.itertuples():
         cells = [row.switch, row.choice, f"{row.r:.3f}", "" if np.isnan(row.seed_sd) else f"{row.seed_sd:.3f}"]

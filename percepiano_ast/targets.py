@@ -1,9 +1,9 @@
-"""What is to be heard in a recording of a performance, frame by frame: onsets, keys, strings, force and pedals.
+"""Frame-wise transcription targets of a performance: onsets, keys, sounding strings, velocity and pedals.
 
-Frames are those of the front end, so that row t of a target says what is played at the centre of row t of the log-mel
+Frames are those of the front end: row t of a target describes the performance at the centre of row t of the log-mel
 spectrogram. The five kinds of targets are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153: onset, frame,
-velocity) and of high-resolution transcription with pedals (Kong et al. 2021, arXiv 2010.01815), but that pedals keep their
-values where the latter asks whether one is down: half pedal and una corda are degrees.
+velocity) and of high-resolution transcription with pedals (Kong et al. 2021, arXiv 2010.01815). Pedals keep their continuous
+values, which include half pedal, where Kong et al. use binary targets.
 """
 
 from typing import NamedTuple
@@ -13,21 +13,20 @@ import numpy as np
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.performance import PEDALS, SUSTAIN, UNA_CORDA, Performance
 
-LOWEST, KEYS = 21, 88  # MIDI pitch of the lowest key (A0), and how many a piano has
-# What counts as heard, of outputs between 0 and 1: an onset from this height of its slope on (Kong et al.'s threshold), a key
-# or string from this on.
+LOWEST, KEYS = 21, 88  # MIDI pitch of the lowest key (A0), and the number of keys
+# Detection thresholds of outputs between 0 and 1: of the regressed onset (Kong et al.), and of keys and strings.
 ONSET_FROM, HELD_FROM = 0.3, 0.5
-DOWN_FROM = 64  # value from which the sustain pedal holds strings: as MIDI, synthesizers and `descriptors` have it
+DOWN_FROM = 64  # value from which the sustain pedal holds strings, as in MIDI, synthesizers and `descriptors`
 
 
 class Targets(NamedTuple):
     """Targets of T frames; columns are the piano's keys from A0 up.
 
     Attributes:
-        onset: Bool (T, 88), in the frame whose centre is nearest to the stroke.
+        onset: Bool (T, 88), in the frame whose centre is nearest to the onset.
         down: Bool (T, 88), the key is held.
         sounding: Bool (T, 88), key or sustain pedal keeps the damper off the struck string.
-        velocity: float32 (T, 88), MIDI velocity / 127 where there is an onset, else 0.
+        velocity: float32 (T, 88), MIDI velocity / 127 at onsets, else 0.
         sustain: float32 (T,), controller 64 / 127.
         una_corda: float32 (T,), controller 67 / 127.
     """
@@ -46,20 +45,20 @@ def frame_times(start: int, n_frames: int, front_end: FrontEnd) -> np.ndarray:
 
 
 def _centre(front_end: FrontEnd) -> float:
-    """Sample that frame 0 is centred on; Kaldi's frames start, ours are centred, at multiples of the hop."""
+    """Sample at the centre of frame 0; Kaldi's frames start at multiples of the hop, librosa's are centred there."""
     return front_end.win_length / 2 if front_end.kind == "kaldi" else 0.0
 
 
 def frames(performance: Performance, start: int, n_frames: int, front_end: FrontEnd) -> Targets:
-    """Targets of the frames ``start`` to ``start + n_frames`` of a recording whose time zero is the performance's.
+    """Targets of the frames ``start`` to ``start + n_frames`` of a recording that starts with the performance.
 
-    Notes outside a piano's 88 keys have no column and are left out; the sostenuto pedal is not regarded.
+    Notes outside the 88 keys and the sostenuto pedal are ignored.
     """
     return Roll(performance, front_end).frames(start, n_frames)
 
 
 class Roll:
-    """A performance on the front end's frames: made once for a recording, from which `frames` of any window follow fast.
+    """A performance quantised to the front end's frames: computed once per recording, so that `frames` of any window is fast.
 
     Args:
         performance, front_end: see `frames`.
@@ -73,13 +72,13 @@ class Roll:
         )
         self._key = notes["pitch"][of_piano].astype(np.int32) - LOWEST
         self._velocity = notes["velocity"][of_piano] / np.float32(127)
-        self._onset, self._release = onset, np.maximum(release, onset + 1)  # each lasts a frame at least
+        self._onset, self._release = onset, np.maximum(release, onset + 1)  # each lasts at least one frame
         self._silent = np.maximum(silent, self._release)
         pedals = performance.pedals
         self._pedals = [pedals[pedals["number"] == number] for number in (SUSTAIN, UNA_CORDA)]
 
     def _nearest(self, seconds: np.ndarray) -> np.ndarray:
-        """Frames whose centres are nearest to moments, int32."""
+        """Frames whose centres are nearest to the given times, int32."""
         frame = (seconds * self.front_end.sample_rate - _centre(self.front_end)) / self.front_end.hop_length
         return np.minimum(np.rint(frame), 2**30).astype(np.int32)
 
@@ -102,18 +101,18 @@ class Roll:
 
 
 def damped(performance: Performance) -> np.ndarray:
-    """Seconds at which the damper falls on each note's string, or it is struck again, (n_notes,).
+    """Time in seconds at which each note's string is damped or struck again, (n_notes,).
 
-    That is the release, or later, when the sustain pedal that holds at the release is lifted; infinite if it never is.
+    A string is damped at the key's release or, if the sustain pedal is down then, at the pedal's release; infinite without one.
     """
     notes = performance.notes
     events = performance.pedals[performance.pedals["number"] == SUSTAIN]
     holds = np.concatenate([[False], events["value"] >= DOWN_FROM])  # before the first event, after each
-    # Behind event i the pedal is next up with event lifted[i] (or never).
+    # After event i the pedal is next up at event lifted[i] (or never).
     up = np.where(holds, len(holds), np.arange(len(holds)))
     lifted = np.minimum.accumulate(up[::-1])[::-1]
     when = np.concatenate([[-np.inf], events["time"], [np.inf]])
-    # An event at the very moment of the release counts as before it.
+    # A pedal event at the time of the release counts as before it.
     end = np.maximum(notes["offset"], when[lifted[np.searchsorted(events["time"], notes["offset"], side="right")]])
     order = np.lexsort((notes["onset"], notes["pitch"]))
     again = np.full(len(notes), np.inf)
@@ -123,15 +122,15 @@ def damped(performance: Performance) -> np.ndarray:
 
 
 def _values_at(events: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Value / 127 of one pedal's events at moments ``times``, float32; 0 before the first event."""
+    """Value / 127 of one pedal at ``times``, float32; 0 before the first event."""
     values = np.concatenate([[0], events["value"]]).astype(np.float32) / np.float32(127)
     return values[np.searchsorted(events["time"], times, side="right")]
 
 
 def excerpt(performance: Performance, start: float, stop: float) -> Performance | None:
-    """The notes struck from ``start`` to ``stop`` seconds, with their pedals, on a clock that begins at ``start``.
+    """The notes with onsets from ``start`` to ``stop`` seconds, and the pedals, with times relative to ``start``.
 
-    Releases behind ``stop`` come at ``stop``; pedals begin in the state that they were in. None if nothing is struck.
+    Releases after ``stop`` are moved to ``stop``; pedals start in their state at ``start``. None without onsets.
     """
     notes = performance.notes[(performance.notes["onset"] >= start) & (performance.notes["onset"] < stop)].copy()
     if not len(notes):

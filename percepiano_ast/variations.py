@@ -1,8 +1,8 @@
-"""One performance, one parameter changed: listening tests by construction.
+"""Controlled variations of a performance: one expressive parameter changed at a time, for sensitivity tests.
 
-A parameter (loudness, tempo, pedal ...) is changed by a signed strength, and whatever it does not name under ``touches``
-stays as it was played. So a change in a rating has one cause, which no collection of recordings can offer: there,
-players who use more pedal also play softer.
+A parameter (loudness, tempo, pedal ...) is changed by a signed strength; everything not listed in ``touches`` is unchanged.
+So a change of rating has one cause. In collections of recordings parameters are confounded: players who use more pedal also
+play softer.
 """
 
 from collections.abc import Callable
@@ -14,30 +14,30 @@ from percepiano_ast.alignment import chord_means, chords, tempo_curve
 from percepiano_ast.config import InputError
 from percepiano_ast.performance import PEDAL, SUSTAIN, UNA_CORDA, Performance
 
-DOWN = 64  # controller value from which a pedal is down: the MIDI standard's, and FluidSynth's
+DOWN = 64  # controller value from which a pedal is down, as in the MIDI standard and FluidSynth
 LOWEST, HIGHEST = 21, 108  # MIDI pitches of the keyboard
-_SHORTEST = 0.02  # seconds of a note that is shortened
-_LOCAL = 1.0  # seconds, standard deviation of the bell that the local loudness is taken over
+_SHORTEST = 0.02  # minimum seconds of a shortened note
+_LOCAL = 1.0  # seconds; standard deviation of the Gaussian kernel for local velocity
 
 
 class CannotVary(InputError):
-    """A performance in which this parameter cannot be changed; the message says why."""
+    """The parameter cannot be changed in this performance; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Something about a performance that can be changed by itself.
+    """An expressive parameter of a performance that can be changed separately.
 
     Attributes:
         name: in tables.
-        words: what a performance is called that has less and that has more of it.
-        unit: of ``strengths``; ``{}`` is where the number goes.
-        strengths: the amounts, negative for less of it.
-        touches: what may change: ``onset``, ``offset``, ``pitch``, ``velocity`` of notes, ``sustain`` and ``una_corda``
-            (events of that pedal), ``pedal_time`` (when events of the pedals fall).
+        words: labels of a performance with less and with more of it.
+        unit: format string of ``strengths``, with ``{}`` for the number.
+        strengths: the amounts, negative for less.
+        touches: the fields that may change: ``onset``, ``offset``, ``pitch``, ``velocity`` of notes, ``sustain`` and
+            ``una_corda`` (events of that pedal), ``pedal_time`` (times of pedal events).
         change: (performance, strength, score) -> performance.
-        measure: (performance, score) -> how much of it there is.
-        needs_score: whether it is told from a metronomic rendition of the score alone.
+        measure: (performance, score) -> value of the parameter.
+        needs_score: whether it requires a metronomic rendering of the score.
     """
 
     name: str
@@ -59,26 +59,26 @@ class Variation:
 
     @property
     def name(self) -> str:
-        """What the result is called: ``softer``, ``more pedal``."""
+        """Label of the result: ``softer``, ``more pedal``."""
         return self.parameter.words[self.strength > 0]
 
     @property
     def label(self) -> str:
-        """Name and amount in words."""
+        """Name and amount with its unit."""
         return f"{self.name} ({self.parameter.unit.format(self.strength)})"
 
     def apply(self, performance: Performance, score: Performance | None = None) -> Performance:
-        """The same playing with the parameter changed; where there is nothing to change, as it was.
+        """The performance with the parameter changed; unchanged if the parameter has no instance in it.
 
         Args:
             performance: `performance.trimmed`.
-            score: a metronomic rendition of the same passage, for parameters that need one.
+            score: a metronomic rendering of the same passage, for parameters that need one.
 
         Raises:
-            CannotVary: it needs a score and has none, or would leave the keyboard.
+            CannotVary: the score is missing or does not match, or the result would exceed the keyboard.
         """
         if self.parameter.needs_score and score is None:
-            raise CannotVary(f"{self.parameter.name} is told from a rendition of the score, and there is none of this clip")
+            raise CannotVary(f"{self.parameter.name} needs a deadpan rendering of the score, and this clip has none")
         return self.parameter.change(performance, self.strength, score)
 
 
@@ -101,7 +101,7 @@ def _velocity(performance: Performance) -> np.ndarray:
 
 
 def _spread_about(centre: Callable[[Performance], np.ndarray]):
-    """Make the deviation of velocity from ``centre`` (1 + strength) times what it is."""
+    """Scale the deviation of velocity from ``centre`` by (1 + strength)."""
 
     def change(performance, strength, score):
         middle = centre(performance)
@@ -129,7 +129,7 @@ def _chord_mean(performance: Performance) -> np.ndarray:
 
 
 def _melody(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each note is the top of a chord, and how many notes its chord has."""
+    """Whether each note is the highest of its chord, and the number of notes of its chord."""
     numbers = chords(performance.notes)
     pitch = performance.notes["pitch"]
     top = np.zeros(numbers[-1] + 1, dtype=int)
@@ -138,7 +138,7 @@ def _melody(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bring_out(performance, strength, score):
-    """Raise the top note of each chord over the rest by ``strength``; the chord's mean force stays."""
+    """Raise the velocity of each chord's top note over the rest by ``strength``; the chord's mean is unchanged."""
     top, size = _melody(performance)
     shift = np.where(top, (size - 1) / size, -1 / size) * strength
     return _with_velocity(performance, _velocity(performance) + np.where(size > 1, shift, 0))
@@ -157,7 +157,7 @@ def _melody_lead(performance, score) -> float:
 
 
 def _moved(performance: Performance, clock: Callable[[np.ndarray], np.ndarray]) -> Performance:
-    """Every note and pedal at the moment that a rising ``clock`` makes of its own."""
+    """Map the times of all notes and pedal events by the monotonic function ``clock``."""
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
     for part, field in ((notes, "onset"), (notes, "offset"), (pedals, "time")):
         part[field] = clock(part[field])
@@ -186,7 +186,7 @@ def _curve(performance, score):
 
 
 def _change_articulation(performance, strength, score):
-    """Keys held (1 + strength) times as long, at most to the next stroke of the same key or the end of the clip."""
+    """Scale key-down times by (1 + strength), at most up to the next onset of the same key or the end of the clip."""
     notes = performance.notes.copy()
     longer = notes["onset"] + (1 + strength) * (notes["offset"] - notes["onset"])
     if strength > 0:
@@ -198,7 +198,7 @@ def _change_articulation(performance, strength, score):
 
 
 def _next_stroke(notes: np.ndarray) -> np.ndarray:
-    """Seconds at which each note's key is struck again; the end of the clip for the last."""
+    """Time in seconds of the next onset of each note's key; the end of the clip if there is none."""
     strokes = np.full(len(notes), notes["offset"].max())
     upcoming: dict[int, float] = {}
     for i in range(len(notes) - 1, -1, -1):
@@ -209,7 +209,7 @@ def _next_stroke(notes: np.ndarray) -> np.ndarray:
 
 
 def _key_overlap(performance, score) -> float:
-    """Median length of a note relative to the time until the next chord."""
+    """Median duration of a note relative to the time until the next chord."""
     notes, numbers = performance.notes, chords(performance.notes)
     starts = np.array([notes["onset"][numbers == k].min() for k in range(numbers[-1] + 1)])
     until = np.append(starts, notes["offset"].max())[numbers + 1] - notes["onset"]
@@ -217,7 +217,7 @@ def _key_overlap(performance, score) -> float:
 
 
 def _change_asynchrony(performance, strength, score):
-    """Onsets (1 + strength) times as far from their chord's mean; never before the key is free or after its release."""
+    """Scale the distance of onsets from their chord's mean by (1 + strength), within the key's previous and own release."""
     notes = performance.notes.copy()
     middle = chord_means(notes["onset"], chords(notes))
     onset = middle + (1 + strength) * (notes["onset"] - middle)
@@ -238,7 +238,7 @@ def _asynchrony(performance, score) -> float:
 
 
 def _with_pedal(performance: Performance, number: int, events: list[tuple[float, int, int]]) -> Performance:
-    """``performance`` with ``events`` (time, number, value) in place of those of one pedal."""
+    """``performance`` with the events of one pedal replaced by ``events`` (time, number, value)."""
     others = performance.pedals[performance.pedals["number"] != number]
     pedals = np.concatenate([others, np.array(events, dtype=PEDAL)])
     return replace(performance, pedals=pedals[np.argsort(pedals["time"], kind="stable")])
@@ -249,12 +249,12 @@ def _events(performance: Performance, number: int) -> np.ndarray:
 
 
 def _change_pedal(performance, strength, score):
-    """-1: never down. 1: down throughout. Between: lifted earlier or later, by that share of how long it is down or up."""
+    """-1: never down. 1: down throughout. Between: released earlier or later, by that share of the time it is down or up."""
     if abs(strength) == 1:
         return _with_pedal(performance, SUSTAIN, [(0.0, SUSTAIN, 127)] if strength > 0 else [])
     events = _events(performance, SUSTAIN)
     time, value = events["time"], events["value"]
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], value >= DOWN])))  # events that put it down and up, in turn
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], value >= DOWN])))  # presses and releases in turn
     keep, new = np.ones(len(events), dtype=bool), []
     for turn, (start, stop) in enumerate(zip(time[edges], np.append(time[edges[1:]], performance.duration))):
         if turn % 2 == 0 and strength < 0:
@@ -270,7 +270,7 @@ def _change_pedal(performance, strength, score):
 
 
 def _change_depth(performance, strength, score):
-    """A pedal that is down goes (1 + strength) of the way from half pedal, ``DOWN``, to where it was."""
+    """Scale the depth of a pedal that is down, relative to ``DOWN``, by (1 + strength)."""
     events = _events(performance, SUSTAIN).copy()
     deep = events["value"] > DOWN
     events["value"][deep] = np.round(DOWN + (1 + strength) * (events["value"][deep].astype(float) - DOWN))
@@ -302,7 +302,7 @@ def _transpose(performance, strength, score):
     notes = performance.notes.copy()
     pitch = notes["pitch"].astype(int) + int(strength)
     if pitch.min() < LOWEST or pitch.max() > HIGHEST:
-        raise CannotVary(f"{strength:+g} semitones lead off the keyboard (pitches {pitch.min()} to {pitch.max()})")
+        raise CannotVary(f"{strength:+g} semitones exceed the keyboard (pitches {pitch.min()} to {pitch.max()})")
     notes["pitch"] = pitch
     return replace(performance, notes=notes)
 

@@ -1,4 +1,4 @@
-"""What the notebooks show of a run: a recording to hear, tables and arrays for ``plots``."""
+"""Tables, arrays, figures and sentences about a run, for the notebooks."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -24,17 +24,17 @@ from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_bucket, open_store
 
-# What to look at beside the losses, by objective.
+# Metrics plotted next to the losses, by objective.
 _CURVES = {
     "ssast": ["accuracy"],
     "transcription": ["validation_onset_f1", "validation_sustain_r"],
     "joint": ["masked_accuracy", "validation_heard_onset_f1", "validation_heard_sustain_r"],
 }
-KEPT = ["what", "step", "epoch", "MB", "age", "whole", "where"]
+KEPT = ["item", "step", "epoch", "MB", "age", "integrity", "location"]
 
 
 def source_table(run: Run, source: str = "") -> pd.DataFrame:
-    """What a source says that it holds, before anything of it is read: columns as `recordings` has them."""
+    """The metadata table of a source, read before any audio; columns as in `recordings`."""
     return _named(tables.read_table(sources.open_source(maestro_source(run, source))).rows)
 
 
@@ -45,15 +45,15 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recordings(run: Run) -> pd.DataFrame:
-    """The recordings in the pre-training shards, in their order: composer, title, split, year, seconds, minutes,
-    audio_filename, source_rate, channels, n_frames and ``shard``, the file that each lies in."""
+    """The recordings in the pre-training shards, in storage order: composer, title, split, year, seconds, minutes,
+    audio_filename, source_rate, channels, n_frames, and ``shard``, the name of the shard file."""
     table = _named(pd.read_csv(run.maestro / "recordings.csv"))
     where = {facts["key"]: facts["shard"] for facts in manifest.recordings(run.maestro)}
     return table.assign(shard=table["audio_filename"].map(where)).sort_values(["shard", "audio_filename"])
 
 
 def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
-    """Title and beginning, float32 mono, of the shortest recording that went into the shards."""
+    """Title and first ``seconds``, float32 mono (n,), of the shortest recording in the shards."""
     recording = recordings(run).sort_values("seconds").iloc[0]
     files = sources.open_source(maestro_source(run, source))
     with files.open(tables.read_table(files).root + recording["audio_filename"]) as sound:
@@ -62,14 +62,14 @@ def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.nda
 
 
 def costs(run: Run) -> pd.Series:
-    """What the pre-training shards cost: hours, bytes on disk, bytes that were read for them."""
+    """Size of the pre-training shards: hours, bytes read from the source, bytes on disk."""
     files = manifest.read(run.maestro)["files"]
     facts = manifest.recordings(run.maestro)
     hours = sum(one["seconds"] for one in facts) / 3600
     stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
     read = sum(one["source_bytes"] for one in facts)
     rows = {"hours": hours, "read from the source (GB)": read / 1e9, "shards (GB)": stored / 1e9}
-    rows |= {"shards, MB per hour": stored / 1e6 / hours, "shards, if there were 200 h (GB)": 200 * stored / 1e9 / hours}
+    rows |= {"shards, MB per hour": stored / 1e6 / hours, "shards, extrapolated to 200 h (GB)": 200 * stored / 1e9 / hours}
     return pd.Series(rows).round(3)
 
 
@@ -79,38 +79,38 @@ def shard_statistics(run: Run) -> Statistics:
 
 
 def task(run: Run) -> str:
-    """What the run's pre-training asks of the encoder, in a line."""
+    """The run's pre-training task in one line."""
     model, config = run.preset.model, run.preset.pretrain
     parts = [f"{model.num_patches} patches of {model.patch_size[0]} bands x {model.patch_size[1]} frames"]
     if config.objective != "transcription":
         parts.append(f"{config.num_masked(model)} of them masked")
     if config.objective != "ssast":
-        parts.append(f"what is played in each {1000 * run.preset.front_end.seconds(STEP):.0f} ms")
+        parts.append(f"notes and pedals transcribed every {1000 * run.preset.front_end.seconds(STEP):.0f} ms")
     return "; ".join(parts)
 
 
 def learned(run: Run, history: pd.DataFrame) -> Figure:
-    """Curves over a pre-training, those that say most of its objective."""
+    """Losses and main metrics of a pre-training by epoch."""
     return plots.training_curves(history, ["loss", "validation_loss", *_CURVES[run.preset.pretrain.objective]], "Pre-training")
 
 
 def gained(run: Run, history: pd.DataFrame) -> str:
-    """What a pre-training came to, in lines: on recordings of the validation split."""
+    """Results of a pre-training on the validation split, one per line."""
     config, last = run.preset.pretrain, history.iloc[-1]
     lines = [f"validation loss {history.iloc[0].validation_loss:.2f} -> {last.validation_loss:.2f} in {int(last.epoch)} epochs"]
     prefix = {"ssast": "validation_", "joint": "validation_masked_"}.get(config.objective)
     if prefix:
         chance = 100 / config.num_masked(run.preset.model)
-        lines.append(f"patches told apart {100 * last[f'{prefix}accuracy']:.1f} %, by chance {chance:.1f} %")
+        lines.append(f"masked patches identified {100 * last[f'{prefix}accuracy']:.1f} %, chance {chance:.1f} %")
     prefix = {"transcription": "validation_", "joint": "validation_heard_"}.get(config.objective)
     if prefix:
-        lines.append(f"onsets F1 {last[f'{prefix}onset_f1']:.2f}, keys F1 {last[f'{prefix}down_f1']:.2f}, velocity off by "
+        lines.append(f"onset F1 {last[f'{prefix}onset_f1']:.2f}, key F1 {last[f'{prefix}down_f1']:.2f}, velocity error "
                      f"{last[f'{prefix}velocity_mae']:.1f} of 127, sustain pedal r {last[f'{prefix}sustain_r']:.2f}")  # fmt: skip
     return "\n".join(lines)
 
 
 def filled_in(run: Run) -> Figure | None:
-    """A validation window as recorded, masked, and as the newest checkpoint paints it; None where nothing is masked."""
+    """A validation window: original, masked, and reconstructed by the newest checkpoint. None without masked modelling."""
     if run.preset.pretrain.objective == "transcription":
         return None
     preset = run.preset
@@ -125,14 +125,14 @@ def filled_in(run: Run) -> Figure | None:
     return plots.masking(original, masked, filled, preset.front_end)
 
 
-def heard(run: Run) -> Figure | None:
-    """A validation window, what was played in it, and what the newest checkpoint hears; None where it hears no notes."""
+def transcribed(run: Run) -> Figure | None:
+    """A validation window, its true notes, and the newest checkpoint's transcription. None if it does not transcribe."""
     if run.preset.pretrain.objective == "ssast":
         return None
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
     recordings = records.Recordings(held_out)
     codes = np.empty((run.preset.model.n_frames, recordings.n_mels), recordings.dtype)
-    start = (int(held_out.n_frames[0]) - len(codes)) // 2  # where there is music surely
+    start = (int(held_out.n_frames[0]) - len(codes)) // 2  # the middle of the recording always contains music
     performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
     said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
     levels = audio.dequantize(codes, held_out.front_end) if codes.dtype == np.uint8 else codes.astype(np.float32)
@@ -141,10 +141,10 @@ def heard(run: Run) -> Figure | None:
 
 
 def rated_data(folder: str | Path) -> dict:
-    """What PercePiano's folder, or one in its shape, says of itself before anything of it is rendered.
+    """Clips, ratings and rater agreement of PercePiano's folder, or of one in the same format.
 
     Returns:
-        ``said`` (a sentence: are the published means those of the raters?), and the tables ``compositions``,
+        ``said`` (a sentence that compares the published means with the raters' ratings), and the tables ``compositions``,
         ``ratings`` (clips, 19), ``human`` (clips,), ``correlations`` (19, 19), ``icc`` and ``ceiling`` of `reliability`.
     """
     index = percepiano.load_index(folder)
@@ -162,7 +162,7 @@ def rated_data(folder: str | Path) -> dict:
 
 
 def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.DataFrame:
-    """Pearson's r of classic features with ratings over clips, (features, 19): those that go with any rating most."""
+    """Pearson's r between audio features and ratings over clips, (most, 19): the features with the highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
     found = percepiano_tables.feature_correlations(pd.read_csv(run.percepiano / "classic_features.csv"), ratings)
     return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]
@@ -177,18 +177,18 @@ def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
 
 
 def label_of(folder: str | Path, title: str) -> str:
-    """The title, saying so where the ratings of a PercePiano-shaped folder are simulated."""
+    """The title, marked as simulated if the ratings in a PercePiano folder are."""
     return f"{title} (simulated ratings)" if percepiano.is_simulated(folder) else title
 
 
 def label(run: Run, title: str) -> str:
-    """The title, saying so where ratings are simulated."""
+    """The title, marked as simulated if the run's ratings are."""
     simulated = json.loads((run.percepiano / "settings.json").read_text())["simulated"]
     return f"{title} (simulated ratings)" if simulated else title
 
 
 def finetune_history(run: Run) -> pd.DataFrame:
-    """Training loss by epoch, mean over folds, one column a model."""
+    """Training loss by epoch, mean over folds, one column per model."""
     parts = []
     for model, fold, place in _folds(run):
         own = run.root / "finetune" / model / fold / "history.csv"
@@ -204,9 +204,9 @@ def finetune_history(run: Run) -> pd.DataFrame:
 
 
 def results(run: Run) -> dict[str, pd.DataFrame]:
-    """The tables of the run's evaluation by name, see `evaluation.evaluate`: the rows of its protocol, nothing of others.
+    """The tables of the run's evaluation by name, see `evaluation.evaluate`, restricted to the run's protocol.
 
-    ``ceiling`` is among them where the noise ceiling is known: (19 dimensions, scopes).
+    ``ceiling`` (19 dimensions, scopes) is included if the noise ceiling is known.
     """
     protocol = run.preset.finetune.protocol
     tables = {path.stem: pd.read_csv(path) for path in sorted(run.evaluation.glob("*.csv"))}
@@ -216,15 +216,15 @@ def results(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def headlines(run: Run) -> list[str]:
-    """What the numbers say, in sentences."""
+    """The main results of the run's evaluation, one sentence each."""
     found = results(run)
     return report.headlines(found["summary"], found["differences"], run.preset.finetune.protocol)
 
 
 def gains(run: Run) -> pd.DataFrame:
-    """Differences of Pearson's r, overall, between every model and the reference, as `plots.gains` draws them.
+    """Differences in Pearson's r, overall, between every model and the reference, for `plots.gains`.
 
-    The reference is the best model that hears audio alone and is no audio encoder.
+    The reference is the best audio-only model that is not an audio encoder.
     """
     found = results(run)
     models = list(report.wording.ranking(found["summary"]).index)
@@ -236,21 +236,23 @@ def gains(run: Run) -> pd.DataFrame:
 
 
 def pairs(run: Run) -> pd.DataFrame:
-    """How often performances by people are put in the right order, as `plots.pairwise` draws it."""
+    """Share of pairs of human performances ranked as in the ratings, for `plots.pairwise`."""
     table = results(run)["pairwise"]
     table = table[table["scope"] == "within_segment_humans"]
     return table[table["min_difference"] == table["min_difference"].max()]
 
 
 def explained(run: Run, dimension: str) -> Figure:
-    """What raised and lowered a rating of `rated_clip`, by the best encoder's model that has not heard its music; regressors on
-    what is heard (`suite.judge`) have no gradients to follow."""
+    """Attribution map of one rating of `rated_clip`, for the best encoder that was fine-tuned, by the model of the clip's fold.
+
+    Regressors on the transcription (`suite.judge`) have no gradients.
+    """
     models = report.wording.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
     tuned = names_of_models(home / "finetune")
     encoders = [name for name in models if report.wording.is_encoder(name) and name in tuned]
     if not encoders:
-        raise InputError(f"no audio encoder (ast-*) was fine-tuned in {home}. Run {MADE_BY_FINETUNE} first")
+        raise InputError(f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first")
     level, clip, _ = rated_clip(run)
     held_out = load_index(run.percepiano / "index.csv").set_index("clip").loc[clip, fold_column(run.preset.finetune.protocol)]
     rater = Rater(home, encoders[0])
@@ -266,7 +268,7 @@ def explained(run: Run, dimension: str) -> Figure:
 
 
 def primary(run: Run) -> pd.DataFrame:
-    """Pearson's r of the primary dimensions, overall: a row a dimension, a column a model, and the noise ceiling if known."""
+    """Pearson's r of the primary dimensions, overall: one row per dimension, one column per model, and the noise ceiling."""
     found = results(run)
     rows = found["summary"][(found["summary"]["scope"] == "overall") & (found["summary"]["metric"] == "pearson")]
     wide = rows.pivot(index="dimension", columns="model", values="value")
@@ -278,13 +280,13 @@ def primary(run: Run) -> pd.DataFrame:
 
 
 def kept(run: Run) -> pd.DataFrame:
-    """What of a run is where, how far it is, how old, and whether it is whole, as manifests and markers say.
+    """List the files of a run with progress, age, integrity and location, from manifests and markers.
 
-    Names and lengths are compared, nothing big is read. At a mounted Drive it is what this machine sees, not what has been
-    uploaded.
+    Names and file sizes are compared; checksums are not. On a mounted Drive, the table shows this machine's view, which may
+    include files that have not been uploaded yet.
 
     Returns:
-        columns ``KEPT``, empty where one means nothing; no rows for an empty run.
+        columns ``KEPT``, with empty cells where a column does not apply; no rows for an empty run.
     """
     places = dict.fromkeys([str(run.root / "maestro"), run.kept(run.root / "maestro")])
     rows = [row for place in places for row in _shard_rows("shards for pre-training", place)]
@@ -301,14 +303,14 @@ def kept(run: Run) -> pd.DataFrame:
     tables = [path for one in (run, *own) for path in sorted(one.root.glob("predictions_*.csv"))]
     for path in [*tables, *run.evaluation.glob("report.html")]:
         size, saved = _stat(str(path))
-        rows.append({"what": path.name, "bytes": size, "saved": saved, "where": str(path.parent)})
+        rows.append({"item": path.name, "bytes": size, "saved": saved, "location": str(path.parent)})
     return pd.DataFrame([_in_words(row) for row in rows], columns=KEPT)
 
 
 def _folds(run: Run) -> list[tuple[str, str, str]]:
-    """Model, fold and place of all folds that were begun."""
+    """Model, fold and location of all folds with training output."""
     home = run.kept(run.root / "finetune")
-    if "://" in home:  # buckets have no folders, only names of files
+    if "://" in home:  # buckets have no folders, only file names
         names = open_bucket(home).system.find(home)
         found = {tuple(name.split("/finetune/")[1].split("/")[:2]) for name in names}
     else:
@@ -317,10 +319,10 @@ def _folds(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _stat(file: str) -> tuple[int, datetime]:
-    """Bytes of a file and when it was written, here or at ``gs://``.
+    """Size in bytes and modification time of a local file or one at ``gs://``.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: no such file.
     """
     if "://" in file:
         known = open_bucket(file).system.info(file)
@@ -329,33 +331,33 @@ def _stat(file: str) -> tuple[int, datetime]:
     return known.st_size, datetime.fromtimestamp(known.st_mtime, UTC)
 
 
-def _shard_rows(what: str, place: str) -> list[dict]:
-    """One row about a data set, none where nothing of it is there."""
+def _shard_rows(item: str, place: str) -> list[dict]:
+    """One row about a dataset, none if the location is empty."""
     store = open_store(place)
     if shards.MANIFEST not in store.names():
-        return [{"what": what, "whole": "no: not finished", "where": place}] if store.names() else []
-    row = {"what": what, "saved": _stat(store.path_of(shards.MANIFEST))[1], "where": place}
+        return [{"item": item, "integrity": "incomplete: no manifest yet", "location": place}] if store.names() else []
+    row = {"item": item, "saved": _stat(store.path_of(shards.MANIFEST))[1], "location": place}
     try:
-        if "://" in place:  # it is written last
+        if "://" in place:  # the manifest is uploaded last
             files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
         else:
             files, lost = manifest.read(Path(place))["files"], manifest.shortcomings(Path(place))
     except (InputError, ValueError) as error:
-        return [row | {"whole": f"no: {error}"}]
-    whole = f"no: {len(lost)} files are not as its manifest says, such as {lost[0]}" if lost else "yes, by its manifest"
-    return [row | {"bytes": sum(known["bytes"] for known in files.values()), "whole": whole}]
+        return [row | {"integrity": f"damaged: {error}"}]
+    integrity = f"damaged: {len(lost)} files differ from the manifest, such as {lost[0]}" if lost else "intact (manifest)"
+    return [row | {"bytes": sum(known["bytes"] for known in files.values()), "integrity": integrity}]
 
 
-def _checkpoint_rows(what: str, place: str) -> list[dict]:
-    """A row for each checkpoint at a place, the newest first, and for each damaged one."""
+def _checkpoint_rows(item: str, place: str) -> list[dict]:
+    """One row per checkpoint in a location, newest first, then one per damaged marker."""
     damaged: list[str] = []
     rows = []
     for made in reversed(listing(place, damaged.append)):
-        row = {name: made.get(name) for name in ("step", "epoch", "bytes")} | {"what": what, "where": place}
+        row = {name: made.get(name) for name in ("step", "epoch", "bytes")} | {"item": item, "location": place}
         lost = [part["name"] for part in made["parts"] if not _has_length(f"{place}/{part['name']}", part["bytes"])]
-        whole = f"no: {lost[0]} is not as its marker says" if lost else "yes, by its marker"
-        rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "whole": whole})
-    return rows + [{"what": what, "whole": f"no: {line.strip()}", "where": place} for line in damaged]
+        integrity = f"damaged: {lost[0]} differs from its marker" if lost else "intact (marker)"
+        rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "integrity": integrity})
+    return rows + [{"item": item, "integrity": f"damaged: {line.strip()}", "location": place} for line in damaged]
 
 
 def _has_length(file: str, size: int) -> bool:
@@ -374,7 +376,7 @@ def _in_words(row: dict) -> dict:
 
 
 def _age(age: timedelta) -> str:
-    """Such as ``3 minutes``."""
+    """An age in its largest unit, such as ``3 minutes``."""
     for unit, seconds in {"day": 86_400, "hour": 3_600, "minute": 60}.items():
         if count := int(age.total_seconds() // seconds):
             return f"{count} {unit}{'s' * (count > 1)}"

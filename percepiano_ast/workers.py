@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive the process that started them."""
+"""Terminate worker processes together with their parent process."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -7,11 +7,11 @@ import threading
 
 
 def die_with_parent() -> None:
-    """End this worker when its parent is killed, so that the next run is alone: the initializer of a process pool."""
+    """Process pool initializer: terminate this worker if its parent is killed, so that it cannot interfere with the next run."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
-        assert parent is not None  # a worker has one
+        assert parent is not None  # every worker has one
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 

@@ -47,7 +47,7 @@ def test_nothing_that_percepiano_rates_is_rendered(source, tmp_path):
     made = table_of(asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"], log=said.append))
     assert len(made) == PIECES * PERFORMANCES
     assert not made["canonical_title"].str.contains("op142").any()
-    assert "2 performances left out" in said[0]
+    assert "2 performances of PercePiano's works excluded" in said[0]
 
 
 def test_all_performances_of_a_piece_share_a_split(source, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from tiny import CLIPS, FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once, embed
 
 from percepiano_ast.config import InputError
-from percepiano_ast.data.batches import normalised, window_starts
+from percepiano_ast.data.batches import normalised
+from percepiano_ast.data.windows import window_starts
 from percepiano_ast.explain.maps import listener
 from percepiano_ast.models import attribution
 from percepiano_ast.models.heads import Rater
@@ -107,7 +108,7 @@ class TestIntegratedGradients:
     def test_what_does_not_fit_is_refused(self, model):
         run, params = model
         clip, where = heard(SHORT), {"starts": [0], "dimensions": [0]}
-        with pytest.raises(InputError, match="give equal shapes, and a step or more"):
+        with pytest.raises(InputError, match="give equal shapes, and at least one step"):
             attribution.integrated_gradients(listener(run), params, clip, clip[1:], **where)
         with pytest.raises(InputError, match="0 steps"):
             attribution.integrated_gradients(listener(run), params, clip, clip, steps=0, **where)

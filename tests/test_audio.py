@@ -100,7 +100,7 @@ def test_a_half_written_wav_says_how_much_is_missing(tmp_path, subtype):
     path = tmp_path / "half.wav"
     content = wav(sine(seconds=4), subtype=subtype).getvalue()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"half.wav: half written, [\d,]+ of [\d,]+ bytes .*about 2\.0 s"):
+    with pytest.raises(InputError, match=r"half.wav: truncated, [\d,]+ of [\d,]+ bytes .*about 2\.0 s"):
         audio.load(path)
 
 

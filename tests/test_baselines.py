@@ -99,7 +99,7 @@ def test_additive_finds_what_is_additive_as_far_as_the_protocol_tells_it():
 
 def test_protocols_that_hold_out_all_that_is_known_are_refused():
     index, ratings = grid()
-    with pytest.raises(identity.NothingKnown, match="no segment of a held-out clip is in training"):
+    with pytest.raises(identity.NothingKnown, match="no segment of a held-out clip is in the training data"):
         identity.predict("identity-segment", index, folds_of(index, "content"), ratings)
     with pytest.raises(identity.NothingKnown, match="identity-player"):
         identity.predict("identity-player", index, folds_of(index, "performer"), ratings)
@@ -188,7 +188,7 @@ def test_bad_tables_are_named(fitted):
         statistics.fit(x, y[1:], seed=0)
     with pytest.raises(InputError, match="1 content group"):
         statistics.inner_error(x, y, np.zeros(60), seed=0)
-    with pytest.raises(InputError, match="9 features per clip, the baseline was fitted on 10"):
+    with pytest.raises(InputError, match="9 features per clip, but the baseline was fitted on 10"):
         fitted.predict(x[:, 1:])
 
 
@@ -215,7 +215,7 @@ def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "midi_statistics", lambda path: asked.append(path) or hear(path))
     lines = []
     again = features.midi_table(midi, tmp_path, 1, log=lines.append)
-    assert asked == [list(midi.values())[1]] and "5 were there already" in lines[0]
+    assert asked == [list(midi.values())[1]] and "(5 cached)" in lines[0]
     pd.testing.assert_frame_equal(again, first)
     names = list(midi)
     exchanged = midi | {names[0]: midi[names[2]]}  # another file under the same name
@@ -233,14 +233,14 @@ def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folde
     mido.MidiFile().save(empty)
     found, left_out = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
     assert list(found.index) == [names[0], names[2]] and np.isfinite(found.to_numpy()).all()
-    assert left_out.keys() == {names[1], names[3]} and left_out[names[3]] == "there is no score of it"
+    assert left_out.keys() == {names[1], names[3]} and left_out[names[3]] == "it has no score"
     assert "no notes in this score" in left_out[names[1]]
     lines.clear()
     again, same = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
     pd.testing.assert_frame_equal(again, found)
     assert same == left_out and not lines  # the refused row is kept as well
     moved, _ = features.score_table(midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1, lines.append)
-    assert "3 were there already" not in "".join(lines) and names[2] in moved.index  # another score, another row
+    assert "(3 cached)" not in "".join(lines) and names[2] in moved.index  # another score, another row
 
 
 # --- The whole --------------------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_the_same_command_continues_and_another_seed_is_refused(made, capsys):
     (out / "predictions_identity-segment-deadpan_content.csv.gz").unlink()
     assert main(call) == 0
     said = capsys.readouterr().out
-    assert "audio-stats, content: there already" in said and "identity-segment-deadpan, content: done" in said
+    assert "audio-stats, content: already done" in said and "identity-segment-deadpan, content: done" in said
     assert main([*call, "--seed", "1"]) == 2
     assert "another configuration (seed" in capsys.readouterr().err
 
@@ -292,7 +292,7 @@ def test_the_same_command_continues_and_another_seed_is_refused(made, capsys):
     [
         (["--baselines", "guess"], "unknown baseline 'guess'"),
         (["--protocol", "nobody"], "no protocol 'nobody'"),
-        (["--baselines", "identity-segment"], "has nothing to say"),
+        (["--baselines", "identity-segment"], "identity-segment is undefined"),
         (["--baselines", "mlp", "--protocol", "leave_one_out"], "folds, too many"),
     ],
 )

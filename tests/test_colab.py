@@ -1,9 +1,10 @@
-"""Where notebooks keep their runs: Colab's Drive (simulated), folders, a bucket (emulated), and what the status table says.
+"""Storage locations of the notebooks: Drive (simulated), folders, a bucket (emulated); and the status table.
 
-Nothing of Colab can be installed elsewhere: a fake ``google.colab`` and a folder in place of its mount are what is tested.
+``google.colab`` cannot be installed off Colab: the tests use a fake module, and a folder instead of the mount.
 """
 
 import os
+import re
 import shutil
 import sys
 import types
@@ -134,7 +135,7 @@ class TestDrive:
     def test_a_mount_that_takes_nothing_is_said(self, at_colab):
         at_colab.mount(str(at_colab.drive))
         (at_colab.drive / "MyDrive" / "percepiano_ast").write_text("in the way of every folder")
-        with pytest.raises(InputError, match="Drive is mounted, but nothing can be written there.*drive.google.com"):
+        with pytest.raises(InputError, match="is not writable .*Drive is mounted: check at drive.google.com that it is not full"):
             colab.open_run("demo", "Google Drive")
 
     def test_shards_are_copied_to_the_fast_disk(self, at_colab):
@@ -148,7 +149,7 @@ class TestDrive:
         (run.root / "kept").touch()
         colab.flush(run, lines.append)
         assert at_colab.calls == ["mount", "flush", "mount"] and (run.root / "kept").exists()
-        assert "uploading to Google Drive" in lines[0] and "drive.google.com" in lines[-1]
+        assert "uploading pending files to Google Drive" in lines[0] and "drive.google.com" in lines[-1]
 
     def test_a_flush_that_fails_ends_nothing(self, at_colab, lines):
         run = colab.open_run("demo", "Google Drive")
@@ -161,12 +162,18 @@ class TestDrive:
 class TestElsewhereInColab:
     @pytest.mark.parametrize("keep_in", ["this runtime only", "{tmp}/folder"])
     def test_a_red_line_says_that_nothing_will_be_kept(self, keep_in, at_colab, tmp_path, lines):
-        run = colab.open_run("demo", keep_in.format(tmp=tmp_path), log=lines.append)
+        run = colab.open_run("mini", keep_in.format(tmp=tmp_path), log=lines.append)
         (warning,) = [line for line in lines if RED in line]
+        assert "NOTHING WILL BE KEPT" in warning
         assert str(run.root) in warning and "Google Drive" in warning and "gs://" in warning
         assert "\n" not in warning and warning.endswith("\033[0m")
         colab.flush(run, lines.append)
         assert not at_colab.calls and len(lines) == 2
+
+    def test_the_default_opens_no_dialog_and_the_demo_needs_no_red_line(self, at_colab, lines):
+        run = colab.open_run("demo", log=lines.append)
+        assert run.root == colab.RUNTIME / "demo" and not at_colab.calls
+        assert lines[-1] == f"{run.root} is deleted with this runtime"
 
     def test_a_bucket_is_signed_in_to_and_needs_no_red_line(self, at_colab, bucket, lines):
         run = colab.open_run("demo", BUCKET + "/", log=lines.append)
@@ -182,7 +189,7 @@ class TestElsewhereInColab:
 class TestOffColab:
     def test_the_choices_of_the_form_mean_a_folder(self, elsewhere, lines):
         assert colab.open_run("demo", "Google Drive", log=lines.append).root == Path("runs/demo")
-        assert "no Google Drive" in lines[0] and "runs/demo" in lines[0]
+        assert "Google Drive is available on Colab only" in lines[0] and "runs/demo" in lines[0]
         assert colab.open_run("demo", "this runtime only", log=lines.append).root == Path("runs/demo")
         assert len(lines) == 3 and not any(RED in line for line in lines)
 
@@ -201,9 +208,9 @@ class TestOffColab:
             ("", "KEEP_IN is empty: choose"),
             ("s3://bucket/run", "s3://bucket/run: give a folder, or gs://"),
             ("gs://", "gs://: give a folder, or gs://BUCKET/PREFIX"),
-            ("a file", "'a file' is a file: name a folder"),
-            ("a file/below", "a file/below cannot be used .*Choose another KEEP_IN"),
-            ("/content/drive/MyDrive/x", "which this is not"),
+            ("a file", "'a file' is a file: enter a folder"),
+            ("a file/below", "a file/below is not writable .*Choose another KEEP_IN"),
+            ("/content/drive/MyDrive/x", "available on Colab only"),
         ],
     )
     def test_what_cannot_be_used_is_refused(self, keep_in, message, elsewhere):
@@ -212,8 +219,36 @@ class TestOffColab:
             colab.open_run("demo", keep_in)
 
     def test_a_bucket_that_is_not_there_is_refused(self, elsewhere, bucket):
-        with pytest.raises(InputError, match="gs://nobodys/run cannot be used.*Check that the bucket exists"):
+        with pytest.raises(InputError, match="gs://nobodys/run is not writable.*Check that the bucket exists"):
             colab.open_run("demo", "gs://nobodys/run")
+
+
+class TestDemo:
+    """Each Colab notebook has its own runtime: with ``this runtime only``, outputs of the notebooks before are missing."""
+
+    STEPS = ("preprocess_maestro", "pretrain", "preprocess_percepiano", "finetune", "baselines")
+
+    @pytest.fixture
+    def steps(self, monkeypatch) -> list[tuple]:
+        """Calls of the steps, which write nothing."""
+        calls = []
+        for name in self.STEPS:
+            monkeypatch.setattr(suite, name, lambda run, *given, name=name, **options: calls.append((name, *given)))
+        return calls
+
+    @pytest.mark.parametrize(("needs", "number"), [("shards", 1), ("encoder", 2), ("predictions", 6)])
+    def test_missing_outputs_of_earlier_notebooks_are_made(self, needs, number, steps, elsewhere, lines):
+        colab.prepare_demo(suite.Run(PRESETS["demo"], elsewhere), needs, lines.append)
+        wanted = [("preprocess_maestro",), ("pretrain",), ("preprocess_percepiano",), ("finetune", "ssast"),
+                  ("finetune", "scratch"), ("baselines",)]  # fmt: skip
+        assert steps == wanted[:number] and len(lines) == min(number, 3)
+
+    def test_existing_outputs_and_other_presets_are_left_alone(self, steps, run):
+        for needs in ("shards", "encoder", "predictions"):
+            colab.prepare_demo(run, needs)
+            colab.prepare_demo(suite.Run(PRESETS["mini"], run.root / "empty"), needs)
+            colab.prepare_demo(suite.Run(PRESETS["demo"], run.root / "empty", store=BUCKET), needs)
+        assert not steps
 
 
 class TestBucket:
@@ -224,7 +259,7 @@ class TestBucket:
         before = contents(make_shards(run))
         colab.keep_shards(run, lines.append)
         colab.keep_shards(run, lines.append)
-        assert lines[-1].endswith("already")
+        assert lines[-1].startswith("shards already in gs://")
         shutil.rmtree(run.root)  # a new runtime
         assert colab.bring_shards(run, lines.append) == run
         assert contents(run.maestro) == before
@@ -235,7 +270,7 @@ class TestBucket:
     def test_shards_that_are_not_what_was_written_go_nowhere(self, elsewhere, bucket):
         run = colab.open_run("demo", f"{BUCKET}/damaged")
         (make_shards(run) / "recordings.csv").write_text("other")
-        with pytest.raises(RunFailed, match="recordings.csv is not as it was written"):
+        with pytest.raises(RunFailed, match="recordings.csv does not match its checksum"):
             colab.keep_shards(run)
         with pytest.raises(InputError, match="run notebook 01"):
             colab.bring_shards(run)
@@ -246,14 +281,14 @@ class TestBucket:
         colab.keep_shards(run)
         open_store(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
         shutil.rmtree(run.maestro)
-        with pytest.raises(RunFailed, match="recordings.csv does not arrive as it was written"):
+        with pytest.raises(RunFailed, match="recordings.csv does not match its checksum: run notebook 01 again"):
             colab.bring_shards(run)
 
 
 def table_of(run) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
     for row in views.kept(run).to_dict("records"):
-        rows.setdefault(row["what"], []).append(row)
+        rows.setdefault(row["item"], []).append(row)
     return rows
 
 
@@ -281,12 +316,13 @@ class TestStatus:
         rows = table_of(run)
         pretraining = rows["pre-training ssast"]
         assert [(row["step"], row["epoch"]) for row in pretraining] == [(9, 3), (6, 2)]  # the newest first
-        assert {row["where"] for row in pretraining} == {f"{run.pretrain}/checkpoints"}
+        assert {row["location"] for row in pretraining} == {f"{run.pretrain}/checkpoints"}
         (model,) = rows["ast-test-ssast, fold 0"]
-        assert model["epoch"] == 3 and model["where"].endswith("fold_0/model")
+        assert model["epoch"] == 3 and model["location"].endswith("fold_0/model")
         (shards,) = rows["shards for pre-training"]
-        assert shards["MB"] == 0.0 and shards["where"] == str(run.maestro)
-        assert all(row["whole"].startswith("yes, by its m") for row in [*pretraining, model, shards])
+        assert shards["MB"] == 0.0 and shards["location"] == str(run.maestro)
+        assert {row["integrity"] for row in [*pretraining, model]} == {"intact (marker)"}
+        assert shards["integrity"] == "intact (manifest)"
         assert rows["predictions_ast-test-ssast.csv"][0]["age"] == "under a minute"
 
     def test_a_notebook_shows_places_whole(self, run):
@@ -306,16 +342,16 @@ class TestStatus:
         (run.maestro / "recordings.csv").unlink()
         rows = table_of(run)
         cut, damaged = rows["pre-training ssast"]
-        assert cut["step"] == 9 and cut["whole"].startswith("no: ") and newest.name in cut["whole"]
-        assert damaged["whole"].startswith("no: ") and "damaged" in damaged["whole"]
-        assert "recordings.csv: missing" in rows["shards for pre-training"][0]["whole"]
+        assert cut["step"] == 9 and cut["integrity"].startswith("damaged: ") and newest.name in cut["integrity"]
+        assert damaged["integrity"].startswith("damaged: ") and "step_00000006" in damaged["integrity"]
+        assert re.match("damaged: .*recordings.csv: missing", rows["shards for pre-training"][0]["integrity"])
 
     def test_tells_unfinished_shards_and_folds(self, run):
         (run.maestro / "manifest.json").unlink()
         fold = run.finetune("ast-test-ssast") / "fold_1"
         shutil.copytree(run.pretrain / "checkpoints", fold / "checkpoints")
         rows = table_of(run)
-        assert rows["shards for pre-training"][0]["whole"] == "no: not finished"
+        assert rows["shards for pre-training"][0]["integrity"] == "incomplete: no manifest yet"
         assert [row["step"] for row in rows["ast-test-ssast, fold 1, in training"]] == [9, 6]
 
     def test_command_prints_it_and_refuses_an_empty_place(self, run, tmp_path, capsys):
@@ -323,7 +359,7 @@ class TestStatus:
         printed = capsys.readouterr().out
         assert "pre-training ssast" in printed and f"{run.pretrain}/checkpoints" in printed and "under a minute" in printed
         assert main(["status", "--out", str(tmp_path / "nothing")]) == 2
-        assert "nothing of a run in" in capsys.readouterr().err
+        assert "no run in" in capsys.readouterr().err
 
     def test_reads_a_bucket(self, run, bucket, lines):
         """What was trained there is shown on a machine that has nothing of it."""
@@ -332,15 +368,15 @@ class TestStatus:
         save_epochs(here.kept(here.finetune("ast-test-ssast") / "fold_0" / "model"), 3)
         rows = table_of(here)
         assert [row["step"] for row in rows["pre-training ssast"]] == [9, 6]
-        assert rows["ast-test-ssast, fold 0"][0]["where"] == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
-        assert {row["whole"] for part in rows.values() for row in part} == {"yes, by its marker"}
+        assert rows["ast-test-ssast, fold 0"][0]["location"] == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
+        assert {row["integrity"] for part in rows.values() for row in part} == {"intact (marker)"}
         place = here.kept(here.pretrain / "checkpoints")
         open_store(place).remove(listing(place)[0]["parts"][0]["name"])
-        assert [row["whole"][:3] for row in table_of(here)["pre-training ssast"]] == ["yes", "no:"]
+        assert [row["integrity"][:6] for row in table_of(here)["pre-training ssast"]] == ["intact", "damage"]
         copied = suite.Run(run.preset, run.root, store=f"{BUCKET}/status")
         colab.keep_shards(copied, lines.append)
         both = table_of(copied)["shards for pre-training"]
-        assert [row["where"] for row in both] == [str(run.maestro), f"{BUCKET}/status/maestro"]
+        assert [row["location"] for row in both] == [str(run.maestro), f"{BUCKET}/status/maestro"]
 
     def test_curves_of_another_machine_come_from_its_checkpoints(self, run):
         save_epochs(run.finetune("ast-test-ssast") / "fold_1" / "checkpoints", 1)
@@ -373,5 +409,5 @@ class TestRecordings:
             colab.receive("record", tmp_path)
 
     def test_elsewhere_they_are_refused(self, elsewhere, tmp_path):
-        with pytest.raises(InputError, match="'upload' is for Colab: here write the path"):
+        with pytest.raises(InputError, match="'upload' works on Colab only: enter the path"):
             colab.receive("upload", tmp_path)

@@ -58,7 +58,7 @@ def test_an_index_that_says_otherwise_is_named(folder, capsys):
     index.assign(content_group=index["segment"]).to_csv(folder / "index.csv", index=False)
     assert main(["index", str(folder), "--check"]) == 1
     errors = capsys.readouterr().err
-    assert "segment 'a' shares music with ['b', 'long'] by its MIDI, with [] by the index" in errors
+    assert "segment 'a' shares music with ['b', 'long'] according to its MIDI, with [] according to the index" in errors
     assert "segment 'c'" not in errors
 
 

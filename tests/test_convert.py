@@ -99,7 +99,7 @@ class TestNames:
 
     def test_models_without_a_published_form_are_refused(self):
         decoder = params_of("ssast_pretrain") | {"decoder": {"mask_token": np.zeros((1, 1, 64))}}
-        with pytest.raises(InputError, match="unknown .'decoder/mask_token'.*own checkpoints"):
+        with pytest.raises(InputError, match="unknown .'decoder/mask_token'.*as checkpoints of this package"):
             convert.to_torch(decoder, "ssast_pretrain", SMALL.patch_size)
         with pytest.raises(InputError, match="missing .'head/bias'"):
             convert.to_torch({"encoder": params_of("ast")["encoder"]}, "ast", SMALL.patch_size)
@@ -110,13 +110,13 @@ class TestOtherModels:
 
     def test_first_differing_leaf_is_named(self):
         like = shapes_of("ast", dataclasses.replace(SMALL, width=32))
-        wanted = r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, \(2, 32\) in the model\. Choose the model"
+        wanted = r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, but \(2, 32\) in the model\. Choose the model"
         with pytest.raises(InputError, match=wanted):
             convert.require_same_shapes(params_of("ast"), like, "old.pth")
         convert.require_same_shapes(params_of("ast"), shapes_of("ast"), "old.pth")
-        with pytest.raises(InputError, match=r"head/bias is missing in old\.pth, \(3,\) in the model"):
+        with pytest.raises(InputError, match=r"head/bias is missing in old\.pth, but \(3,\) in the model"):
             convert.require_same_shapes({"encoder": params_of("ast")["encoder"]}, shapes_of("ast"), "old.pth")
-        with pytest.raises(InputError, match=r"discriminative/hidden/bias is \(64,\) in old\.pth, missing in the"):
+        with pytest.raises(InputError, match=r"discriminative/hidden/bias is \(64,\) in old\.pth, but missing in the"):
             convert.require_same_shapes(params_of("ssast_pretrain"), shapes_of("ast"), "old.pth")
 
     def test_an_encoder_runs_in_another_window_and_stride(self):
@@ -157,7 +157,7 @@ class TestFiles:
             assert load_file(path)["p_input_tdim"].shape == () and load_file(path)["p_input_tdim"] == 96
 
     def test_a_stem_has_no_published_names(self, tmp_path):
-        with pytest.raises(InputError, match="a model with a stem stays in its checkpoint"):
+        with pytest.raises(InputError, match="no names for convolutions before the patches; use this model's checkpoint"):
             weights.write_weights(tmp_path / "w.safetensors", weights.Weights({}, SMALL.cut(4, (6, 8)), "ssast_pretrain"))
 
     def test_wrong_files_are_refused(self, tmp_path):
@@ -170,7 +170,7 @@ class TestFiles:
         with pytest.raises(InputError, match="no weights at .*absent"):
             weights.read_weights(tmp_path / "absent")
         save_file(load_file(path), tmp_path / "odd.safetensors", {"kind": "ast", "config": "{}"})
-        with pytest.raises(InputError, match="describes itself"):
+        with pytest.raises(InputError, match="has metadata that this version cannot read"):
             weights.read_weights(tmp_path / "odd.safetensors")
         save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
         with pytest.raises(InputError, match="not the weights of a ast model"):
@@ -178,13 +178,13 @@ class TestFiles:
         with pytest.raises(InputError, match="end in .safetensors"):
             weights.write_weights(tmp_path / "good.npz", good)
         wide = dataclasses.replace(good, config=dataclasses.replace(SMALL, width=128))
-        with pytest.raises(InputError, match="encoder/blocks/attention/proj/bias is .2, 64. in what is to be written"):
+        with pytest.raises(InputError, match="encoder/blocks/attention/proj/bias is .2, 64. in the parameters for "):
             weights.write_weights(path, wide)
 
     def test_hugging_face_folders_that_lie_are_refused(self, tmp_path):
         good = weights.Weights(params_of("hf_ast"), SMALL, "hf_ast")
         folder = weights.write_weights(tmp_path / "hf", good)
-        with pytest.raises(InputError, match="holds something already"):
+        with pytest.raises(InputError, match="is not empty; choose another folder"):
             weights.write_weights(folder, good)
         with pytest.raises(InputError, match="Write it as kind 'ast'"):
             weights.write_weights(tmp_path / "no", dataclasses.replace(good, front_end=FrontEnd()))
@@ -196,9 +196,9 @@ class TestFiles:
         assert read.statistics.mean_db == pytest.approx(10 * np.log10(np.exp(-6.845978)))
         config = json.loads((folder / "config.json").read_text())
         for change, message in (
-            ({"hidden_size": 128, "intermediate_size": 512}, "proj/bias is .2, 64. in .*, .2, 128. in the model"),
+            ({"hidden_size": 128, "intermediate_size": 512}, "proj/bias is .2, 64. in .*, but .2, 128. in the model"),
             ({"num_hidden_layers": 3}, "attention/proj/bias is .2, 64."),
-            ({"hidden_act": "relu"}, "hidden_act = 'relu', an AST has 'gelu'"),
+            ({"hidden_act": "relu"}, "hidden_act = 'relu'; an AST needs 'gelu'"),
             ({"max_length": 200}, "encoder/pos_embed is .1, 14, 64."),
             ({"patch_size": None}, "does not describe an AST"),
         ):
@@ -206,7 +206,7 @@ class TestFiles:
             with pytest.raises(InputError, match=message):
                 weights.read_weights(folder)
         (folder / "config.json").unlink()
-        with pytest.raises(InputError, match="no .*config.json"):
+        with pytest.raises(InputError, match="config.json is missing"):
             weights.read_weights(folder)
 
 

@@ -35,7 +35,7 @@ from percepiano_ast.data.batches import grain  # imported without its warning
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """Six recordings in three splits, and one of a work that PercePiano rates."""
+    """Six recordings in three splits, and one of a work of PercePiano."""
     return write_usual_archive(tmp_path_factory.mktemp("source") / "maestro.zip")
 
 
@@ -93,9 +93,9 @@ def test_chunks_join_to_the_recording_in_the_split_and_order_of_the_table(archiv
 def test_works_of_percepiano_are_left_out_and_said(run):
     out, log = run
     skipped = pd.read_csv(out / "skipped.csv")
-    assert skipped[["kind", "reason"]].values.tolist() == [["left out", "a work that PercePiano rates"]]
-    assert any("1 left out as PercePiano's works" in line for line in log)
-    assert any("1 of 7 recordings skipped (0 bad)" in line for line in log)
+    assert skipped[["kind", "reason"]].values.tolist() == [["left out", "a work of PercePiano"]]
+    assert any("1 of PercePiano's works excluded" in line for line in log)
+    assert any("1 of 7 recordings skipped (0 unusable)" in line for line in log)
     recordings = pd.read_csv(out / "recordings.csv")
     assert len(recordings) == 6 and not set(recordings["audio_filename"]) & set(skipped["key"])
     assert recordings["seconds"].round().astype(int).tolist() == [s for lengths in SECONDS.values() for s in lengths]
@@ -174,7 +174,7 @@ def test_float16_holds_levels_as_they_are(archive, run, tmp_path):
     assert statistics[0].mean_db == pytest.approx(statistics[1].mean_db, abs=0.02)
     with pytest.raises(InputError, match="another configuration .*stored"):
         preprocess(archive, tmp_path / "out")
-    with pytest.raises(InputError, match="unknown form to store levels in 'int8'"):
+    with pytest.raises(InputError, match="unknown storage format of levels 'int8'"):
         preprocess(archive, tmp_path / "other", stored="int8")
 
 
@@ -222,7 +222,7 @@ class TestOwnRecordings:
 
     def test_what_cannot_be_read_is_named(self, folder, tmp_path):
         (folder / "broken.wav").write_bytes(b"RIFF")
-        with pytest.raises(RunFailed, match="1 bad recordings, 0 allowed"):
+        with pytest.raises(RunFailed, match="1 unusable recordings, 0 allowed"):
             preprocess(folder, tmp_path / "out")
         skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")
         assert skipped.loc["broken.wav", "kind"] == "bad"
@@ -239,13 +239,13 @@ ODD = {
     "short.wav": ("0.50 s long", lambda: wav(sound(0.5))),
     "below_a_window.wav": ("shorter than one window", lambda: wav(sound(9))),
     "nan.wav": ("NaN", lambda: wav(np.where(np.arange(12 * RATE) == 1000, np.nan, sound(12)), subtype="FLOAT")),
-    "truncated.wav": ("half written", lambda: wav(sound(12))[:100_000]),
+    "truncated.wav": ("truncated", lambda: wav(sound(12))[:100_000]),
     "no_audio.wav": ("cannot be read as audio", lambda: b"<html>not found</html>"),
     "empty.wav": ("empty", lambda: wav(np.zeros(0))),
-    "clipped.wav": ("clipped, 6", lambda: wav(np.clip(4 * tone(RATE), -1, 1))),
+    "clipped.wav": ("clipped: 6", lambda: wav(np.clip(4 * tone(RATE), -1, 1))),
     "telephone.wav": ("at least 16,000 Hz", lambda: wav(sound(12, rate=8000), 8000)),
     "missing.wav": ("is listed but not in", lambda: None),
-    "../outside.wav": ("leads out of the source", lambda: None),
+    "../outside.wav": ("points outside the source", lambda: None),
     "back\\slash.wav": ("has a backslash", lambda: wav(sound(12))),
 }
 
@@ -260,12 +260,12 @@ def test_every_unusable_recording_is_listed_and_odd_formats_come_through(tmp_pat
     write_archive_of(source, {**fine, **{name: make() for name, (_, make) in ODD.items()}, "stray.wav": wav(sound(12))},
                      [*fine, *ODD])  # fmt: skip
     _damage(source, "damaged.wav")
-    reasons = {name: reason for name, (reason, _) in ODD.items()} | {"stray.wav": "no row of the table names it"}
-    with pytest.raises(RunFailed, match=rf"{len(reasons)} bad recordings, 0 allowed; .* --max-bad {len(reasons)}"):
+    reasons = {name: reason for name, (reason, _) in ODD.items()} | {"stray.wav": "not listed in the table"}
+    with pytest.raises(RunFailed, match=rf"{len(reasons)} unusable recordings, 0 allowed; .* --max-bad {len(reasons)}"):
         preprocess(source, tmp_path / "out")
     assert not shards.is_complete(tmp_path / "out")
     log = preprocess(source, tmp_path / "out", max_bad=len(reasons))
-    assert any("3 of 13 were ready already" in line for line in log), log
+    assert any("3 of 13 are done already" in line for line in log), log
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
     assert set(skipped.index) == set(reasons)
     for name, reason in reasons.items():
@@ -299,14 +299,14 @@ GOOD = ",".join(tables.COLUMNS) + "\nA,B,train,2004,a.midi,a.wav,12\n"
     ("csv", "message"),
     [
         (GOOD.replace("split", "part"), "lacks the columns split"),
-        (GOOD.replace("train", "dev"), "split 'dev' is none of train, validation, test"),
+        (GOOD.replace("train", "dev"), "unknown split 'dev'. Use one of: train, validation, test"),
         (GOOD.replace("train", ""), "line 2: split is nan"),
         (GOOD.replace(",2004", ",MMIV"), "line 2: year is 'MMIV'"),
         (GOOD.replace("B,", ","), "line 2: canonical_title is nan"),
         (GOOD + GOOD.splitlines()[1], "lists a.wav twice"),
         (GOOD.splitlines()[0], "lists no recordings"),
-        ("", "no readable CSV"),
-        ("\xff\xfe", "no readable CSV"),
+        ("", "not a readable CSV"),
+        ("\xff\xfe", "not a readable CSV"),
     ],
 )
 def test_unusable_tables_are_refused(csv, message, tmp_path):
@@ -328,7 +328,7 @@ def test_unusable_sources_are_refused(archive, tmp_path):
     for name, message in {
         "half.zip": "is not a complete zip archive",
         "empty": "neither a CSV table",
-        "none.zip": "no archive or folder of recordings",
+        "none.zip": "no such archive or folder of recordings",
         "table.zip": "is damaged",
     }.items():
         with pytest.raises(InputError, match=message):
@@ -351,8 +351,8 @@ def test_output_of_another_configuration_is_refused_and_a_complete_one_kept(arch
 def test_opening_shards_says_what_is_missing(run, tmp_path):
     with pytest.raises(InputError, match="does not exist. Run notebook 01"):
         shards.open_shards(tmp_path / "none", "train", made_by="notebook 01")
-    with pytest.raises(InputError, match="no split 'rated', only test, train, validation"):
+    with pytest.raises(InputError, match="no split 'rated'. Choose one of: test, train, validation"):
         shards.open_shards(run[0], "rated", made_by="notebook 01")
     (tmp_path / shards.MANIFEST).write_text("{}")
-    with pytest.raises(InputError, match="should hold one data set, holds 0. Delete it, run notebook 01"):
+    with pytest.raises(InputError, match="should hold one data set, holds 0. Delete it and run notebook 01"):
         shards.open_shards(tmp_path, "train", made_by="notebook 01")

@@ -108,7 +108,7 @@ class TestOwnRenderings:
         (recordings / "notes.txt").write_text("not a recording")
         shutil.copy(recordings / f"{CLIPS[0]}.flac", recordings / "Stranger.flac")
         log = self.make(folder, tmp_path / "out", recordings, synthesizers=("own", "builtin"))
-        assert any("1 recordings are of no clip and are not used: Stranger" in line for line in log)
+        assert any("1 recordings match no clip and are ignored: Stranger" in line for line in log)
         assert any(line.startswith("  8/8 recordings, ") and " h, " not in line for line in log)  # nobody knows how long before
         rated = batches.rated_clips(shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it"))
         assert rated.synthesizer.tolist() == ["builtin", "own"] * 4
@@ -134,16 +134,16 @@ class TestOwnRenderings:
         soundfile.write(recordings / f"{CLIPS[1]}.flac", 0 * wave, rate)
         self.make(folder, tmp_path / "out", recordings)
         skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
-        assert "is it of another clip" in skipped[f"{CLIPS[0]}@own"] and f"{CLIPS[0]}.flac" in skipped[f"{CLIPS[0]}@own"]
+        assert "Check that it is the right clip" in skipped[f"{CLIPS[0]}@own"] and f"{CLIPS[0]}.flac" in skipped[f"{CLIPS[0]}@own"]
         assert "silent" in skipped[f"{CLIPS[1]}@own"] and len(skipped) == 2
 
     @pytest.mark.parametrize(
         ("harm", "options", "message"),
         [
-            (shutil.rmtree, {}, "no folder of recordings"),
-            (lambda f: [path.unlink() for path in f.iterdir()], {}, "holds no recording of any of 4 clips"),
+            (shutil.rmtree, {}, "no such folder"),
+            (lambda f: [path.unlink() for path in f.iterdir()], {}, "has no recording of any of 4 clips"),
             (lambda f: shutil.copy(f / f"{CLIPS[0]}.flac", f / f"{CLIPS[0]}.wav"), {}, "both of clip"),
-            (lambda f: None, {"synthesizers": ("builtin",)}, "'own' is the synthesizer that stands for a folder"),
+            (lambda f: None, {"synthesizers": ("builtin",)}, "synthesizer 'own' and a folder of recordings require each other"),
         ],
     )
     def test_bad_folders_are_refused(self, folder, recordings, tmp_path, harm, options, message):
@@ -161,7 +161,7 @@ def test_a_performance_of_hours_is_listed_by_name(folder, tmp_path):
     synthesis.write_midi(performance, path)
     preprocess(folder, tmp_path / "out")
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
-    assert f"{CLIPS[0]}: 1.3 h long; at most 1 h" in skipped[f"{CLIPS[0]}@builtin"]
+    assert f"{CLIPS[0]}: 1.3 h long; the limit is 1 h" in skipped[f"{CLIPS[0]}@builtin"]
 
 
 def test_ratings_come_in_the_order_of_the_index(folder):
@@ -199,8 +199,8 @@ def halve(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda f: halve(f / percepiano.LABELS), "damaged or half written"),
-        (lambda f: (f / percepiano.LABELS).write_bytes(b""), "damaged or half written"),
+        (lambda f: halve(f / percepiano.LABELS), "damaged or truncated"),
+        (lambda f: (f / percepiano.LABELS).write_bytes(b""), "damaged or truncated"),
         (lambda f: (f / percepiano.LABELS).write_text("[1, 2]"), "should hold a JSON object"),
         (lambda f: (f / percepiano.LABELS).unlink(), f"no {percepiano.LABELS} in"),
         (lambda f: shutil.rmtree(f / percepiano.MIDI_FOLDER), "no MIDI files in"),
@@ -258,7 +258,7 @@ class TestFolds:
             fold_of_clip(index, "contents")
         with pytest.raises(InputError, match="has 1 fold"):
             fold_of_clip(index.assign(fold_content=0), "content")
-        with pytest.raises(InputError, match="'Piece' lies in folds 0 and 1"):
+        with pytest.raises(InputError, match="'Piece' is in folds 0 and 1"):
             fold_of_clip(index.assign(fold_content=[0, 1, 1, 1]), "content")
 
 
@@ -297,7 +297,7 @@ class TestRealData:
         labels = json.loads((percepiano_dir / percepiano.LABELS).read_text())
         labels["Beethoven_WoO80_var10_8bars_2_8"][3] = 0.5
         write_labels(linked, labels)
-        with pytest.raises(InputError, match="ratings of 1 of 1202 clips are not those .*Beethoven_WoO80_var10_8bars_2_8"):
+        with pytest.raises(InputError, match="ratings of 1 of 1202 clips differ from those .*Beethoven_WoO80_var10_8bars_2_8"):
             percepiano.read_ratings(linked, percepiano.load_index(linked))
 
     def test_real_clips_with_two_soundfonts(self, percepiano_dir, linked, tmp_path):

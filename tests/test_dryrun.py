@@ -38,11 +38,11 @@ def test_what_does_not_fit_is_refused_with_what_would(libtpu, monkeypatch):
     with pytest.raises(InputError) as refused:
         dryrun.dry_run(small(BATCH), "v5e-1")
     assert str(refused.value).startswith(f"batch {BATCH} needs {whole.peak / 2**30:.2f} GiB per device on v5e-1, which has ")
-    assert "choose --accumulate 2 (compiled: " in str(refused.value)
+    assert "Choose --accumulate 2 (compiled: " in str(refused.value)
 
 
 def test_a_batch_that_the_devices_do_not_divide(libtpu):
-    with pytest.raises(InputError, match="v5e-8: a batch of 36 is not divided by 8 devices x 1 micro-batches"):
+    with pytest.raises(InputError, match="v5e-8: a batch of 36 is not divisible by 8 devices x 1 micro-batches"):
         dryrun.dry_run(small(36), "v5e-8")
 
 
@@ -53,7 +53,7 @@ def test_an_unknown_target():
 
 def test_without_libtpu_the_command_that_installs_it_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs libtpu, which is not installed: pip install 'jax\[tpu\]==\d"):
+    with pytest.raises(InputError, match=r"needs libtpu. Install it with: pip install 'jax\[tpu\]==\d"):
         dryrun.dry_run(BASE, "v5e-1")
 
 
@@ -64,7 +64,7 @@ def test_without_libtpu_the_command_that_installs_it_is_named(monkeypatch):
         (("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 40.00G of "
           "15.75G hbm. Exceeded hbm capacity by 24.25G."), "40.00 GiB"),
         ("RESOURCE_EXHAUSTED: Allocation (size=24536678400) would exceed memory (size=17179869184) :: #allocation606",
-         "22.85 GiB for one array alone"),
+         "22.85 GiB for a single array"),
     ],
 )  # fmt: skip
 def test_what_the_compiler_says_is_understood(message, needs):
@@ -91,5 +91,5 @@ def test_base_fits_everywhere_with_room_to_spare(libtpu, target):
 @pytest.mark.slow
 def test_without_remat_base_needs_accumulation(libtpu):
     without = dataclasses.replace(BASE, execution=Execution())
-    with pytest.raises(InputError, match=r"batch 128 needs 22.85 GiB for one array alone .* choose --accumulate \d+ "):
+    with pytest.raises(InputError, match=r"batch 128 needs 22.85 GiB for a single array .* Choose --accumulate \d+ "):
         dryrun.dry_run(without, "v5e-1")

@@ -78,7 +78,7 @@ def test_every_table_has_its_columns(index, predictions):
 BROKEN = {
     "a column less": (lambda t: t.drop(columns="fold"), "lack the columns ['fold']"),
     "no rows": (lambda t: t.head(0), "no rows"),
-    "rating of 1 to 7": (lambda t: t.assign(rating=t["rating"] * 7), "divide raw ones by 7"),
+    "rating of 1 to 7": (lambda t: t.assign(rating=t["rating"] * 7), "divide raw ratings by 7"),
     "text as a number": (lambda t: t.astype({"prediction": object}).replace({"prediction": {t["prediction"][4]: "x"}}),
                          "row 4: prediction is 'x'"),
     "NaN": (lambda t: t.assign(prediction=t["prediction"].mask(t.index == 7)), "row 7: prediction is nan"),
@@ -88,11 +88,11 @@ BROKEN = {
     "dimension missing": (lambda t: t.drop(index=3), f"lacks 1 of 19 dimensions, first '{KEYS[3]}'"),
     "twice": (lambda t: pd.concat([t, t.head(1)]), f"{KEYS[0]} is predicted twice"),
     "two folds": (lambda t: pd.concat([t, t.head(19).assign(fold=2)]), "has predictions in 2 folds"),
-    "fold of another table": (lambda t: t.assign(fold=(t["fold"] + 1) % 4), "is in fold 1, but the index says 0"),
+    "fold of another table": (lambda t: t.assign(fold=(t["fold"] + 1) % 4), "is in fold 1, but in fold 0 of the index"),
     "unknown clip": (lambda t: t.assign(clip=t["clip"].replace("g00s0p0", "g99")), "'g99' is not in the index"),
     "unknown protocol": (lambda t: t.assign(protocol="contents"), "no protocol 'contents'; choose one of content"),
     "uncertainty here and there": (lambda t: t.assign(uncertainty=np.where(t.index == 5, np.nan, 0.1)),
-                                   "gives an uncertainty in some rows and none in others"),
+                                   "has an uncertainty in some rows only"),
     "other labels": (lambda t: t.assign(rating=t["rating"].where(t["model"] == "mlp", 0.5)), "differ by"),
     "a clip less": (lambda t: t[(t["clip"] != "g03s1p2") | (t["model"] == "mlp")], "covers 143 of 144 held-out clips"),
 }  # fmt: skip
@@ -133,7 +133,7 @@ def test_bad_predictions_are_refused(case, index, predictions):
 def test_folds_that_leak_are_refused_where_unheard_music_is_promised(index, predictions):
     crossing = index.assign(fold_content=index["fold_content"].where(index["clip"] != "g01s0p0", 2))
     moved = predictions.assign(fold=predictions["fold"].where(predictions["clip"] != "g01s0p0", 2))
-    with pytest.raises(InputError, match="content group 'g01' lies in folds 1 and 2 of protocol 'content'"):
+    with pytest.raises(InputError, match="content group 'g01' is in folds 1 and 2 of protocol 'content'"):
         table.validate_predictions(moved, crossing)
     assert len(table.check_protocol(index, "random")) == len(index)  # known to leak, and shown as such
     with pytest.raises(InputError, match=r"has 1 fold in the index"):
@@ -144,16 +144,16 @@ def test_one_fold_and_small_segments_are_named(index, predictions):
     some = predictions[(predictions["fold"] == 2) & ~predictions["clip"].isin(["g02s0p0", "g02s0p1"])]
     values = scores.evaluate(table.runs(some, index))
     lines = "\n".join(remarks(some, index, values))
-    assert "ast-micro-ssast, protocol content, seed 0 and 1 more: fold 2 alone, 34 clips" in lines
+    assert "ast-micro-ssast, protocol content, seed 0 and 1 more: only fold 2 (34 clips)" in lines
     few = predictions[~predictions["clip"].isin([f"g02s0p{player}" for player in range(4)])]
     lines = "\n".join(remarks(few, index, scores.evaluate(table.runs(few, index))))
-    assert "1 segments have fewer than 3 clips and are left out of within_segment, 'g02s0' for one" in lines
+    assert "1 segments have fewer than 3 clips and are excluded from within_segment, for example 'g02s0'" in lines
 
 
 def test_ratings_of_another_label_file_are_refused():
     index = table.load_index()
     rows = make_predictions(index, {"mlp": 0.1})
-    with pytest.raises(InputError, match="of 1202 clips are not those that PercePiano published"):
+    with pytest.raises(InputError, match="of 1202 clips differ from those that PercePiano published"):
         table.validate_predictions(rows)
     assert len(table.validate_predictions(rows, index)) == len(rows)  # a named index is a data set of its own
 
@@ -165,7 +165,7 @@ def test_published_ratings_pass_with_few_digits_and_one_changed_rating_does_not(
     published.check_ratings(rows)
     published.check_ratings(rows.round(3))
     rows.loc[100, "rating"] += 0.1
-    with pytest.raises(InputError, match=f"ratings of 1 of 1202 clips.*'{rows['clip'][100]}' most of all"):
+    with pytest.raises(InputError, match=f"ratings of 1 of 1202 clips.*'{rows['clip'][100]}' the most"):
         published.check_ratings(rows)
 
 
@@ -184,15 +184,15 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
     plain = tmp_path / "predictions.csv"
     for lines, message in (
         ([*text[:4], text[4].replace("content,0,", "content,x,")], "line 5: seed is 'x'"),
-        ([*text[:4], text[4] + ",1"], "no readable CSV"),
+        ([*text[:4], text[4] + ",1"], "not a readable CSV"),
         ([*text[:4], text[4][:10]], "line 5"),
-        ([], "no readable CSV"),
+        ([], "not a readable CSV"),
     ):
         plain.write_text("\n".join(lines))
         with pytest.raises(InputError, match=message):
             table.read_predictions(plain)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(InputError, match="no readable CSV"):
+    with pytest.raises(InputError, match="not a readable CSV"):
         table.read_predictions(path)
     with pytest.raises(InputError, match="no predictions file"):
         table.read_predictions(tmp_path / "none.csv")
@@ -204,8 +204,8 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
     (lambda t: pd.concat([t, t.head(1)]), "lists clip 'g00s0p0' twice"),
     (lambda t: t.assign(human="yes"), "human is 'yes'"),
     (lambda t: t.assign(fold_content="a"), "fold_content is 'a'"),
-    (lambda t: t.assign(segment=t["segment"].mask(t.index == 2)), "line 4: an empty value"),
-    (lambda t: t.assign(segment="s"), "lies in 12 content groups"),
+    (lambda t: t.assign(segment=t["segment"].mask(t.index == 2)), "line 4: a value is empty"),
+    (lambda t: t.assign(segment="s"), "is in 12 content groups"),
 ])  # fmt: skip
 def test_bad_index_is_refused(damage, message, index, tmp_path):
     damage(index).to_csv(tmp_path / "index.csv", index=False)
@@ -252,6 +252,6 @@ def test_figures_of_ratings_tell_people_from_deadpan(index, predictions):
     axes = plots.rating_distributions(ratings, human).axes[0]
     assert len(axes.patches) == 2 * len(KEYS)
     figure = plots.rating_distributions(ratings[human.loc[ratings.index].to_numpy()], human)
-    assert [text.get_text() for text in figure.legends[0].texts] == ["people (120 clips)"]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["human performances (120 clips)"]
     axes = plots.correlations(ratings[list(KEYS)].corr()).axes[0]
     assert len(axes.texts) == len(KEYS) ** 2 and axes.texts[0].get_text() == "1.0"

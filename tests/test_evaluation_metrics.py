@@ -193,7 +193,7 @@ def test_pairwise_accuracy_counts_pairs_of_one_segment(index, predictions):
                         right += 0.5 if y[one] == y[other] else float((y[one] > y[other]) == (difference > 0))
             row = found.loc[(scope, least, KEYS[0])]
             assert row["pairs"] == pairs and row["value"] == pytest.approx(right / pairs, abs=1e-12)
-    with pytest.raises(InputError, match="smallest difference is -1"):
+    with pytest.raises(InputError, match="minimum difference is -1"):
         contrasts.pairwise([], -1)
 
 

@@ -49,7 +49,7 @@ def done(midi, tmp_path_factory):
 def test_a_time_limit_stops_between_stages_and_the_same_call_goes_on(done):
     out, _, first, report, lines = done
     assert first is None and report == out / "results" / "report.html" and report.exists()
-    assert any("minutes are over before" in line for line in lines)
+    assert any("reached before: " in line for line in lines)
 
 
 def test_results_hold_every_model_and_how_they_were_made(done):
@@ -62,7 +62,7 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert {f"{name}-judged-ensemble", f"{name}-judged-ensemble+score"} <= content
     assert set(rows[rows["model"] == f"{name}-judged"]["seed"]) == {0, 1}
     assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
-    model = out / "packaged" / f"ast-{PRESET.model.name}-judged.safetensors"
+    model = out / "packaged" / "piano-rater.safetensors"
     assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
     assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])
     made = json.loads((out / "results" / "experiment.json").read_text())
@@ -108,7 +108,7 @@ def test_what_is_compared_without_hearing_notes_is_not_judged(midi, tmp_path, ca
         "musescore-small",
     ]
     assert main([*command, "--voices", "builtin", "--pianos", "builtin", "--starts", *starts, "--minutes", "0.000001"]) == 0
-    assert "minutes are over before" in capsys.readouterr().out
+    assert "reached before: " in capsys.readouterr().out
     assert json.loads((out / "settings.json").read_text())["experiment"]["judged"] == judged
 
 
@@ -121,7 +121,7 @@ def test_heads_are_trained_as_it_is_told(midi, tmp_path, capsys):
 
 
 def test_a_piano_that_is_heard_is_not_unseen():
-    with pytest.raises(InputError, match="builtin is to be unseen and is among"):
+    with pytest.raises(InputError, match="the held-out soundfont builtin is also used for training"):
         suite.Experiment("midi", "demo", voices=("builtin",), unseen="builtin")
     with pytest.raises(InputError, match="Did you mean 'transcription'"):
         suite.Experiment("midi", "demo", starts=("transcriptoin",))

@@ -123,13 +123,13 @@ class TestKnownAnswer:
         assert excerpt.contribution > 0.8 * (found.rating - found.baseline)
         assert excerpt.wave[0] == pytest.approx(0, abs=1e-4) == excerpt.wave[-1] and np.abs(excerpt.wave).max() > 0.1
         check = checks.silence_excerpt(known, found, excerpt)
-        assert check.rank == 1 and check.moved > 5 * check.others and "more than without any other stretch" in check.sentence()
+        assert check.rank == 1 and check.moved > 5 * check.others and "the largest change of " in check.sentence()
 
     def test_an_excerpt_longer_than_the_recording_is_all_of_it(self, known, found, wavs):
         whole = found.excerpt(60)
         assert whole.start == 0 and len(whole.wave) == len(found.recording.wave)
-        assert "no other seconds" in checks.silence_excerpt(known, found, whole).sentence()
-        with pytest.raises(InputError, match="0 seconds is none"):
+        assert "no other excerpt" in checks.silence_excerpt(known, found, whole).sentence()
+        with pytest.raises(InputError, match="excerpt length is 0 seconds"):
             found.excerpt(0)
 
     def test_excerpts_can_be_asked_for_at_once(self, known, found, wavs):
@@ -159,26 +159,26 @@ class TestKnownAnswer:
         assert (area["random"] > area["least relevant first"]).all()
         verdicts = result.verdicts.set_index("check")
         assert 1.5 < verdicts.loc["deletion", "low"] <= verdicts.loc["deletion", "value"] <= verdicts.loc["deletion", "high"]
-        assert verdicts.loc["deletion", "sentence"].startswith("maps point at what matters: deletion moves the rating ")
+        assert verdicts.loc["deletion", "sentence"].startswith("maps are faithful: deletion moves the rating ")
         assert (result.randomisation[["spearman", "spearman_size", "ssim"]] > 0.999).all(axis=None)
-        assert verdicts.loc["randomisation", "sentence"].startswith("maps do not depend on what the model learned")
+        assert verdicts.loc["randomisation", "sentence"].startswith("maps do not depend on the trained weights")
 
 
 class TestVerdicts:
     def test_deletion_in_words(self):
         assert checks.deletion_verdict(3.14, 2.1, 4.2, 12) == (
-            "maps point at what matters: deletion moves the rating 3.1 times as fast as random order (95 % interval 2.1 to "
+            "maps are faithful: deletion moves the rating 3.1 times as fast as random order (95 % interval 2.1 to "
             "4.2, 12 recordings)"
         )
-        assert checks.deletion_verdict(0.5, 0.2, 0.8, 12).startswith("maps do not point at what matters")
-        assert checks.deletion_verdict(1.2, 0.8, 1.7, 12).startswith("it is not shown that maps point at what matters")
+        assert checks.deletion_verdict(0.5, 0.2, 0.8, 12).startswith("maps are not faithful")
+        assert checks.deletion_verdict(1.2, 0.8, 1.7, 12).startswith("inconclusive whether maps are faithful")
         assert "one recording, no interval" in checks.deletion_verdict(3.0, np.nan, np.nan, 1)
-        assert checks.deletion_verdict(3.0, 2.0, 4.0, 3).startswith("not decided by fewer than 5 recordings")
+        assert checks.deletion_verdict(3.0, 2.0, 4.0, 3).startswith("no verdict from fewer than 5 recordings")
 
     def test_randomisation_in_words(self):
-        assert checks.randomisation_verdict(0.1, 0, 0.2, 9).startswith("maps depend on what the model learned")
-        assert checks.randomisation_verdict(0.5, 0.4, 0.6, 9).startswith("it is not shown that maps depend")
-        assert checks.randomisation_verdict(0.9, 0.8, 1.0, 9).startswith("maps do not depend on what the model learned")
+        assert checks.randomisation_verdict(0.1, 0, 0.2, 9).startswith("maps depend on the trained weights")
+        assert checks.randomisation_verdict(0.5, 0.4, 0.6, 9).startswith("inconclusive whether maps depend")
+        assert checks.randomisation_verdict(0.9, 0.8, 1.0, 9).startswith("maps do not depend on the trained weights")
 
     def test_structural_similarity(self):
         image = np.random.default_rng(0).uniform(-1, 1, (40, 8))
@@ -196,11 +196,11 @@ class TestWrongMidi:
     def test_of_another_length(self, found):
         with pytest.raises(InputError, match="notes last from 0.1 to 5.9 s, the recording take 0 20.4 s"):
             explain.note_table(found, performance(seconds=6))
-        with pytest.raises(InputError, match="give the MIDI of this recording"):
+        with pytest.raises(InputError, match="Give the MIDI of this recording"):
             explain.note_table(found, performance(seconds=30))
 
     def test_moved(self, found):
-        with pytest.raises(InputError, match=r"moved by [+-]0\.\d\d s: cut both to the same beginning"):
+        with pytest.raises(InputError, match=r"moved by [+-]0\.\d\d s. Trim both to start at the same time"):
             explain.note_table(found, performance(shift=0.4))
 
 
@@ -242,7 +242,8 @@ class TestCommand:
         assert rate == RATE and len(wave) / rate == pytest.approx(3, abs=0.02)
         told = capsys.readouterr().out
         assert told.strip() == (folder / "explanation.txt").read_text().strip()
-        for part in ("rated 0.", "moved most by", "without them the rating moves by", "notes that moved it most", "simulated"):
+        notes = "notes with the largest contribution"
+        for part in ("rated 0.", "largest contribution: ", "without it the rating changes by", notes, "simulated"):
             assert part in told
 
     def test_checks_over_recordings(self, finetuned, short_wavs, tmp_path, capsys):
@@ -251,7 +252,7 @@ class TestCommand:
             assert {path.suffix for path in (tmp_path / "out").glob(f"{name}.*")} == {".csv", ".png", ".svg"}
         verdicts = pd.read_csv(tmp_path / "out" / "verdicts.csv")
         assert len(verdicts) == 4 and (verdicts["recordings"] == 2).all()
-        assert verdicts["sentence"].str.startswith("not decided by fewer than 5").all()
+        assert verdicts["sentence"].str.startswith("no verdict from fewer than 5").all()
         assert verdicts["sentence"][0] in capsys.readouterr().out
 
     @pytest.mark.parametrize(
@@ -274,7 +275,7 @@ class TestCommand:
             ([tmp_path / "click.wav"], (), "Give a recording of at least 1 s"),
             ([wavs[0], wavs[1]], midi, "one MIDI for 2 recordings"),
             ([wavs[0], wavs[0]], (), "two recordings are called take 0"),
-            ([wavs[0]], midi, "give the MIDI of this recording"),
+            ([wavs[0]], midi, "Give the MIDI of this recording"),
         ]:
             assert self.run(finetuned, tmp_path / "out", *files, "--dimension", LOUD, *options) == 2
             assert why in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_an_ensemble_is_the_mean_of_all_seeds_of_a_model():
     made = predictions.ensemble(rows, "judged")
     assert made.columns.to_list() == COLUMNS and made["prediction"].to_list() == pytest.approx([0.3, 0.45])
     assert set(made["model"]) == {"a-judged-ensemble@b"} and set(made["seed"]) == {1}
-    with pytest.raises(InputError, match="a-judged, content: clip 1 is not rated by all of its 2 seeds"):
+    with pytest.raises(InputError, match="a-judged, content: clip 1 is not rated by all 2 seeds"):
         predictions.ensemble(pd.concat([rows, said("a-judged", 2, 0.1)]), "judged")
     assert predictions.ensemble(rows[rows["seed"] == 1], "judged").empty
 
@@ -171,7 +171,7 @@ def test_an_encoder_that_hears_no_notes_is_refused(listened):
     deaf = rated.Rated(
         found.run, dataclasses.replace(found.start, transcription=None), found.config, found.clips, FRONT_END, found.index
     )
-    with pytest.raises(InputError, match="was not pre-trained to hear notes"):
+    with pytest.raises(InputError, match="was not pre-trained to transcribe"):
         heard.hear(deaf)
 
 
@@ -203,7 +203,7 @@ def test_what_is_packed_rates_as_it_did_before(fitted, tmp_path):
 
 def test_a_packed_model_refuses_other_features(fitted):
     model, features = fitted
-    with pytest.raises(InputError, match="11 features per clip, the model was fitted on 12"):
+    with pytest.raises(InputError, match="11 features per clip, but the model was fitted on 12"):
         portable.Regressors(portable.pack(model)).predict(features[:, 1:])
 
 

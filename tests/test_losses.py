@@ -129,7 +129,7 @@ class TestHeads:
         assert list(HEAD_GROUPS)[0] == "timing" and all(change[:, i].max() > 1e-5 for i in range(len(KEYS)))
 
     def test_a_width_that_heads_do_not_divide_is_refused(self):
-        with pytest.raises(InputError, match="a hidden width of 6 is not divided by 4 heads"):
+        with pytest.raises(InputError, match="a hidden width of 6 is not divisible by 4 heads"):
             heads.RatingHead(hidden=6, bands=4, kind="attention").init(jax.random.key(0), self.EMBEDDING)
 
 

@@ -1,5 +1,6 @@
-"""The notebooks: house rules of their cells, and all run headless end to end. Cost: about 100 s on two idle cores."""
+"""The notebooks: rules for their cells, and headless runs of all of them. Cost: about 100 s on two idle cores."""
 
+import html
 import json
 import re
 import shutil
@@ -14,8 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from IPython.core.formatters import DisplayFormatter
+from matplotlib.figure import Figure
 
-from percepiano_ast import colab, notebooks, suite, synthesis, views
+from percepiano_ast import colab, notebooks, plots, suite, synthesis, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, InputError, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
@@ -24,11 +27,18 @@ from percepiano_ast.performance import read_midi, trimmed
 from percepiano_ast.training.checkpoints import open_latest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RUNTIMES = {"02_ssast_pretrain_tpu": ("TPU", "V5E1"), "03_finetune_percepiano_gpu": ("GPU", "T4")}  # as Colab writes them
 LOADED = {name: nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4) for name in notebooks.NAMES}
 
 
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def images(notebook) -> list[str]:
+    """The ``img`` elements in the outputs."""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    return re.findall(r"<img [^>]*>", "\n".join(output.get("data", {}).get("text/html", "") for output in outputs))
 
 
 @pytest.mark.parametrize("name", notebooks.NAMES)
@@ -37,11 +47,33 @@ class TestRules:
         title, set_up, form = LOADED[name].cells[:3]
         assert title.source.startswith("# ") and f"/blob/main/notebooks/{name}.ipynb" in title.source
         assert "git clone" in set_up.source and "bash colab_setup.sh" in set_up.source
-        if name == "05_rate_a_recording":  # takes the model that comes along
+        if name == "05_rate_a_recording":  # uses the bundled model
             assert next(iter(notebooks.form_of(LOADED[name]))) == "RECORDING"
             return
         assert next(iter(notebooks.form_of(LOADED[name]))) == "PRESET"
-        assert form.source.splitlines()[1] == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
+        preset, keep_in = form.source.splitlines()[1:3]
+        assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
+        # "Run all" of the demo opens no Drive dialog.
+        choices = f'["{colab.HERE}", "{colab.ON_DRIVE}"] {{allow-input: true}}'
+        assert keep_in == f'KEEP_IN = "{colab.HERE}"  #@param {choices}'
+
+    def test_metadata_names_the_runtime_and_hides_the_forms(self, name):
+        nbformat.validate(LOADED[name])
+        metadata = LOADED[name].metadata
+        assert (metadata.get("accelerator"), metadata.colab.get("gpuType")) == RUNTIMES.get(name, (None, None))
+        titled = [cell for cell in code_cells(LOADED[name]) if cell.source.startswith("#@title ")]
+        assert titled[:2] == LOADED[name].cells[1:3]
+        assert [cell for cell in code_cells(LOADED[name]) if cell.metadata.get("cellView") == "form"] == titled
+        assert all("#@param" not in cell.source for cell in code_cells(LOADED[name]) if cell not in titled)
+
+    def test_every_figure_has_an_alt_text(self, name):
+        shown = images(LOADED[name])
+        assert shown and not any(
+            "image/png" in output.get("data", {}) for cell in code_cells(LOADED[name]) for output in cell.outputs
+        )
+        for tag in shown:
+            alt = html.unescape(re.search(r'alt="([^"]*)"', tag)[1])
+            assert "axis: " in alt and len(alt) > 40, alt
 
     def test_cells_are_short_and_hold_no_logic(self, name):
         for cell in code_cells(LOADED[name]):
@@ -59,6 +91,20 @@ class TestRules:
 
     def test_ends_by_saying_what_comes_next(self, name):
         assert re.search(r"next: notebook|all notebooks are done", "\n".join(cell.source for cell in LOADED[name].cells[-2:]))
+
+
+def test_figures_are_displayed_as_html_with_alt_text(monkeypatch):
+    shown: list[dict] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    formatter = DisplayFormatter()
+    formatter.formatters["image/png"].for_type(Figure, lambda figure: b"png")  # as `%matplotlib inline` does
+    assert formatter.format(plots.rating_profile(dict.fromkeys(KEYS, 0.4), title='"Air" & more')) == ({}, {})
+    (data,) = shown
+    assert data["text/plain"] == (
+        '"Air" & more. X axis: rating (0 to 1; 0.5 is the middle of the scale). '
+        "Y axis: 19 entries from stable to unsatisfactory/doubtful."
+    )
+    assert f'alt="{html.escape(data["text/plain"])}"' in data["text/html"] and data["text/html"].startswith("<img ")
 
 
 def test_the_form_offers_every_preset():
@@ -132,13 +178,13 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
 def test_status_finds_all_of_the_demo_whole(demo):
     out, _ = demo
     rows = views.kept(suite.Run(PRESETS["demo"], out))
-    counts = rows["what"].str.replace(r", fold \d", "", regex=True).value_counts()
+    counts = rows["item"].str.replace(r", fold \d", "", regex=True).value_counts()
     wanted = {"shards for pre-training": 1, "shards of rated clips": 1, "pre-training ssast": 2, "report.html": 1}
     wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
-    assert set(trained["whole"]) == {"yes, by its marker"} and set(trained["epoch"]) == {1, 2}
-    assert not rows["whole"].str.startswith("no").any()
+    assert set(trained["integrity"]) == {"intact (marker)"} and set(trained["epoch"]) == {1, 2}
+    assert rows["integrity"].str.match(r"intact|$").all()
 
 
 def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path):
@@ -187,7 +233,7 @@ def test_switches_are_compared_on_the_frozen_encoder(demo):
     done = command("switches", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     text = Path(done.stdout.splitlines()[-1]).read_text()
-    assert text.startswith("# Switches of the rating heads on ast-micro-scratch, frozen (simulated ratings)")
+    assert text.startswith("# Ablations of the rating heads on ast-micro-scratch, frozen (simulated ratings)")
     assert "| cross-task attention | on |" in text and "| rater weights | on |" in text
 
 
@@ -204,7 +250,7 @@ def test_what_trains_the_encoder_is_compared_too_and_resumes(demo):
     assert found.loc["mixup", "against"] == "strategy last" and found.loc["last", "against"] == "reference"
     assert not list(home.rglob("finetune"))  # models are not kept
     again = command(*arguments)
-    assert again.returncode == 0 and again.stdout.count("there already") == 3
+    assert again.returncode == 0 and again.stdout.count("already done") == 3
     wrong = command(*arguments[:-1], "mixxup")
     assert wrong.returncode == 2 and "unknown strategy or augmentation 'mixxup'" in wrong.stderr
 
@@ -238,7 +284,7 @@ def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, back.params, trained)
     assert back.front_end == FrontEnd() and back.description["data"] == "made from code"
     done = command("convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast")
-    assert done.returncode == 2 and "cannot become 'hf_ast'" in done.stderr
+    assert done.returncode == 2 and "cannot be converted to 'hf_ast'" in done.stderr
 
 
 def test_other_settings_in_the_same_place_are_refused(demo):
@@ -271,13 +317,13 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
         (["rate", "x.wav", "--run", "{tmp}"], "Run notebook 03_finetune_percepiano_gpu"),
         (["evaluate", "{tmp}/none.csv", "--out", "{tmp}/report"], "none.csv"),
         (["preprocess", "--source", "{tmp}/none.zip", "--out", "{tmp}"], "none.zip"),
-        (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or half written"),
+        (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or incomplete"),
         (["bench", "nothing"], "Choose one of: log-mel"),
         (["pretrain", "--pretraining", "sast", "--out", "{tmp}"], "Did you mean 'ssast'"),
         (["finetune", "--set", "stratgy=lora", "--out", "{tmp}"], "Did you mean 'strategy'"),
-        (["finetune", "--set", "strategy", "--out", "{tmp}"], "'strategy' is not NAME=VALUE"),
-        (["finetune", "--set", "mixup=much", "--out", "{tmp}"], "mixup=much: write a value of type float"),
-        (["finetune", "--set", "predict_uncertainty=yes", "--out", "{tmp}"], "write a value true or false"),
+        (["finetune", "--set", "strategy", "--out", "{tmp}"], "'strategy' does not have the form NAME=VALUE"),
+        (["finetune", "--set", "mixup=much", "--out", "{tmp}"], "mixup=much: the value must be of type float"),
+        (["finetune", "--set", "predict_uncertainty=yes", "--out", "{tmp}"], "=yes: the value must be true or false"),
         (["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"], "no weights at"),
         (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
     ],
@@ -290,7 +336,8 @@ def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp
 
 def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
     done = command("notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip")
-    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: no archive or folder of recordings")
+    (line,) = done.stderr.splitlines()[-1:]
+    assert done.returncode == 2 and line.startswith(f"error: '{tmp_path}/none.zip': no such archive or folder of recordings")
 
 
 def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
@@ -301,16 +348,16 @@ def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
     arguments = [sys.executable, "-c", run, str(tmp_path), str(tmp_path / "hum.wav")]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no piano note is heard" in (tmp_path / "notebooks" / "05_rate_a_recording.ipynb").read_text()
+    assert "no piano notes were detected" in (tmp_path / "notebooks" / "05_rate_a_recording.ipynb").read_text()
     assert (tmp_path / "hum.html").exists()
 
 
 def test_long_presets_are_refused_on_the_wrong_runtime():
-    with pytest.raises(InputError, match="PRESET = 'demo'"):
+    with pytest.raises(InputError, match="set PRESET to 'demo'"):
         colab.check_runtime(PRESETS["base"], "tpu")
     said: list[str] = []
     colab.check_runtime(PRESETS["mini"], "tpu", said.append)
-    assert said == ["preset 'mini' takes hours on this CPU, less on a machine with a TPU; after a break it continues"]
+    assert said == ["preset 'mini' takes hours on this CPU, less on a machine with a TPU; it resumes after an interruption"]
     colab.check_runtime(PRESETS["base"], "")  # notebooks 01 and 04 need no accelerator
     colab.check_runtime(PRESETS["demo"], "tpu")
 

@@ -57,13 +57,13 @@ def test_columns_can_be_chosen(made):
 @pytest.mark.parametrize(
     ("row", "column", "value", "message"),
     [
-        (3, "Warmth", "", "line 5: Warmth of 'take 03' is empty; write a number"),
-        (3, "Warmth", "high", "line 5: Warmth of 'take 03' is 'high'; write a number"),
+        (3, "Warmth", "", "line 5: Warmth of 'take 03' is empty. Enter a number"),
+        (3, "Warmth", "high", "line 5: Warmth of 'take 03' is 'high'. Enter a number"),
         (3, "Warmth", "inf", "line 5: Warmth of 'take 03' is 'inf'"),
         (3, "pianist", "", "line 5: pianist is empty"),
         (3, "clip", "", "line 5: clip is empty"),
         (3, "clip", "take 02.flac", "line 5: clip 'take 02' has a row already"),
-        (3, "clip", "take 99", r"1 clips \(take 99\) are rated in .* and not in"),
+        (3, "clip", "take 99", r"1 clips \(take 99\) are rated in .* but missing in"),
         (slice(None), "Warmth", "3", "Warmth is 3 for every clip"),
         (slice(None), "pianist", "she", "all clips in one group, 'she'"),
     ],
@@ -88,13 +88,13 @@ def few(folder, csv):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (drop_rows, r"1 clips \(take 00\) are in .* and not rated"),
-        (few, "rates 19 clips; at least 20"),
+        (drop_rows, r"1 clips \(take 00\) are in .* but not rated"),
+        (few, "rates 19 clips. .* at least 20"),
         (lambda folder, csv: (folder / "take 00.wav").write_bytes(b""), "00.flac and take 00.wav .* both of clip 'take 00'"),
         (lambda folder, csv: csv.unlink(), "no ratings file"),
         (lambda folder, csv: csv.write_text("clip,pianist\n"), "no column of ratings"),
-        (lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"), "has 2 columns called 'Warmth'; keep one"),
-        (lambda folder, csv: pd.read_csv(csv).to_csv(csv), "column 1 has no name; name it, or take it out"),
+        (lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"), "has 2 columns named 'Warmth'. Keep one"),
+        (lambda folder, csv: pd.read_csv(csv).to_csv(csv), "column 1 has no name. Name it, or remove it"),
         (lambda folder, csv: csv.write_text("name,pianist,Warmth\n"), "lacks the columns clip; it has name, pianist, Warmth"),
     ],
 )
@@ -105,7 +105,7 @@ def test_bad_folders_and_tables_are_refused(made, harm, message):
 
 
 def test_a_missing_folder_and_a_bad_recording_are_named(made):
-    with pytest.raises(InputError, match="no folder of recordings at nowhere"):
+    with pytest.raises(InputError, match="nowhere: no such folder of recordings"):
         own.read("nowhere", made[1], group="pianist")
     found = own.read(*made, group="pianist")
     (made[0] / "take 03.wav").write_bytes(b"no sound")

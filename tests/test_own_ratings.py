@@ -92,7 +92,7 @@ class TestLearning:
         assert finetune(learned.parent.parent, *material) == 0
         printed = capsys.readouterr().out
         assert "epoch" not in printed and (learned / "predictions_ast-micro-ssast.csv").read_bytes() == before
-        assert "1 of 2 dimensions are told on held-out groups (interval of r above 0): Loudness." in printed
+        assert "1 of 2 dimensions are predicted above chance on held-out groups (interval of r above 0): Loudness." in printed
         assert "24 clips in 6 groups" in printed and f"rate FILE --run {learned}" in printed
 
     def test_other_ratings_under_the_same_name_are_refused(self, learned, material, tmp_path, capsys):
@@ -104,9 +104,9 @@ class TestLearning:
 
     def test_status_lists_it(self, learned):
         rows = views.kept(suite.Run(PRESETS["demo"], learned.parent.parent))
-        folds = rows[rows["what"].str.startswith("ratings: ast-micro-ssast, fold")]
-        assert len(folds) == 5 and set(folds["whole"]) == {"yes, by its marker"}
-        assert "predictions_ast-micro-ssast.csv" in set(rows["what"])
+        folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
+        assert len(folds) == 5 and set(folds["integrity"]) == {"intact (marker)"}
+        assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
 
     def test_evaluate_names_the_place_where_they_are_evaluated(self, learned, tmp_path, capsys):
         assert main(["evaluate", str(learned / "predictions_ast-micro-ssast.csv"), "--out", str(tmp_path)]) == 2
@@ -163,7 +163,7 @@ class TestRating:
     def test_the_text_goes_from_the_lowest_rating_to_the_highest(self, learned, heard, capsys):
         assert main(["rate", str(heard["long"]), "--run", str(learned)]) == 0
         _, note, loud, taste = capsys.readouterr().out.rstrip().split("\n")
-        assert "3 s long; the clips that people rated last 1 s at most" in note
+        assert "3 s long; the longest training clip has 1 s" in note
         given = rating.Rater(learned).questionnaire
         assert loud.split()[:2] == ["Loudness", f"{given.lowest[0]:g}"] and f" {given.highest[0]:g} " in loud
         assert taste.startswith("  would go again ") and loud.index("|") > 0
@@ -175,13 +175,13 @@ class TestRating:
         result = rater.rate(heard["loud"])
         assert result["ratings"]["Loudness"] > 65
         (warning,) = result["warnings"]
-        assert warning.startswith("Loudness is ") and "beyond the scale of" in warning
+        assert warning.startswith("Loudness is ") and "outside the scale of the training ratings" in warning
 
     def test_what_knows_percepiano_alone_says_so(self, learned, heard, tmp_path, capsys):
         arguments = ["explain", heard["soft"], "--run", learned, "--dimension", "Loudness", "--out", tmp_path / "why"]
         assert main([str(argument) for argument in arguments]) == 2
-        assert "explain takes models of PercePiano's 19 dimensions alone" in capsys.readouterr().err
-        with pytest.raises(InputError, match="rates Loudness, would go again, ratings of your own; listen takes models"):
+        assert "explain supports only PercePiano's 19 dimensions" in capsys.readouterr().err
+        with pytest.raises(InputError, match=r"predicts custom ratings \(Loudness, would go again\), but listen supports only"):
             RunRater(learned, TestEvaluation.INDEX)
 
 
@@ -201,8 +201,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("row", "column", "value", "message"),
         [
-            (3, "Loudness", "", "line 5: Loudness of 'take 03' is empty; write a number"),
-            (3, "Loudness", "loud", "line 5: Loudness of 'take 03' is 'loud'; write a number"),
+            (3, "Loudness", "", "line 5: Loudness of 'take 03' is empty. Enter a number"),
+            (3, "Loudness", "loud", "line 5: Loudness of 'take 03' is 'loud'. Enter a number"),
             (3, "pianist", "", "line 5: pianist is empty"),
             (3, "clip", "take 02", "line 5: clip 'take 02' has a row already"),
             (3, "clip", "take 99", "1 clips (take 99) are rated in"),
@@ -223,7 +223,7 @@ class TestRefused:
         for path in sorted(made[0].iterdir())[19:]:
             path.unlink()
         table.iloc[:19].to_csv(made[1], index=False)
-        assert "rates 19 clips; at least 20" in self.refused(capsys, tmp_path / "run", *made)
+        assert "rates 19 clips. Training and testing need at least 20" in self.refused(capsys, tmp_path / "run", *made)
 
     def test_silence(self, pretrained, made, tmp_path, capsys):
         shutil.copytree(pretrained / "pretrain", tmp_path / "run" / "pretrain")
@@ -235,12 +235,12 @@ class TestRefused:
 
     def test_a_scale_that_units_would_break(self, made, tmp_path, capsys):
         line = self.refused(capsys, tmp_path / "run", *made, "--set", "rating_scale=none")
-        assert "rating_scale=none: ratings of your own may have any unit" in line
+        assert "rating_scale=none: custom ratings may have a different unit for each dimension" in line
 
     @pytest.mark.parametrize("named", [["--ratings", "x.csv"], ["--dimensions", "pace"], ["--ratings", "demo", "--group", "x"]])
     def test_half_of_what_is_needed(self, named, tmp_path, capsys):
         assert main(["finetune", "--out", str(tmp_path), *named]) == 2
-        assert "folder of recordings" in capsys.readouterr().err.split("not named: ")[1]
+        assert "folder of recordings" in capsys.readouterr().err.split("missing: ")[1]
 
 
 def predictions(index: pd.DataFrame, rating: np.ndarray, prediction: np.ndarray) -> pd.DataFrame:
@@ -283,9 +283,9 @@ class TestEvaluation:
         found = evaluation.evaluate(predictions(index, rating, prediction), index)
         assert found["r"].isna().tolist() == [False, True] and found["r_within_groups"].isna().all()
         lines = evaluation.remarks(found, index)
-        assert "a has no r: its predictions are all alike." in lines
+        assert "a: r is undefined because the predictions are constant." in lines
         assert any(line.startswith("20 groups have fewer") for line in lines)
-        assert lines[1] == "1 of 2 are closer to the ratings than always saying the mean: b."
+        assert lines[1] == "1 of 2 dimensions have a lower mean absolute error than predicting the mean: b."
 
     def test_two_groups_are_enough_for_an_interval_and_too_few_to_trust(self):
         index = self.INDEX.assign(content_group=np.where(np.arange(20) < 10, "x", "y"))
@@ -300,7 +300,7 @@ class TestEvaluation:
         others = np.where(np.arange(20)[:, None] < 10, rating[10:].mean(axis=0), rating[:10].mean(axis=0))
         found = evaluation.evaluate(predictions(self.INDEX, rating, others), self.INDEX)
         assert (found["high"] < 0).all() and found["mae"].tolist() == pytest.approx(found["mae_of_mean"].tolist())
-        (line,) = [line for line in evaluation.remarks(found, self.INDEX) if "an interval of r below 0" in line]
+        (line,) = [line for line in evaluation.remarks(found, self.INDEX) if "the interval of r is below 0" in line]
         assert line.startswith("b, a: ")
 
 

@@ -377,7 +377,7 @@ class TestDetection:
 
     def test_no_number_is_refused(self, only):
         only(BY_HAND | {"JAX_NUM_PROCESSES": "four"})
-        with pytest.raises(InputError, match="JAX_NUM_PROCESSES='four' is no number"):
+        with pytest.raises(InputError, match="JAX_NUM_PROCESSES='four' is not a number"):
             parallel.initialize()
 
     def test_alone_nobody_is_waited_for(self, only):
@@ -396,7 +396,7 @@ class TestAccumulation:
 
     @pytest.mark.parametrize("batch, accumulate", [(6, 4), (4, 0), (2, 4)])
     def test_a_batch_that_cannot_be_divided_is_refused(self, batch, accumulate):
-        message = f"a batch of {batch} is not divided by 1 devices x {accumulate} micro-batches; choose"
+        message = f"a batch of {batch} is not divisible by 1 devices x {accumulate} micro-batches; choose"
         with pytest.raises(InputError, match=message):
             _ = pretraining(batch, accumulate=accumulate).step
 

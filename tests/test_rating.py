@@ -90,7 +90,7 @@ class TestRating:
 
     def test_levels_beyond_the_scale_are_noted(self, finetuned, tmp_path):
         result = rating.Rater(finetuned).rate(write_wav(tmp_path / "loud.wav", 2, gain=30_000.0))
-        assert any("louder than the model can tell" in warning for warning in result["warnings"])
+        assert any("above the model's loudest level" in warning for warning in result["warnings"])
 
     def test_an_unfinished_fold_is_noted(self, finetuned, wav, tmp_path):
         shutil.copytree(finetuned, tmp_path / "run")
@@ -134,7 +134,7 @@ class TestRating:
         fold_to(tmp_path / "finetune" / "cnn" / "fold_0", (params, embed(run, params, CLIPS)), run, init="cnn", fold=0)
         rater = rating.Rater(tmp_path)
         assert rater.name == "cnn" and np.isfinite(list(rater.rate(wav)["ratings"].values())).all()
-        with pytest.raises(InputError, match="cnn has no attention to explain its ratings by; choose an ast-"):
+        with pytest.raises(InputError, match="cnn has no attention, which explanations need; choose an ast-"):
             listener(run)
 
     def test_a_model_of_other_settings_is_refused(self, finetuned, tmp_path):
@@ -146,7 +146,7 @@ class TestRating:
         with Checkpoints(marker.parent, keep=1) as model:
             names = ("model", "finetune", "front_end", "statistics", "simulated")
             model.save(6, tree, {name: made[name] for name in names})
-        with pytest.raises(InputError, match="which had other settings .train_encoder.. Run notebook 03"):
+        with pytest.raises(InputError, match="with other settings .train_encoder.. Run notebook 03"):
             rating.Rater(tmp_path / "run")
 
     def test_as_text_is_for_people(self, finetuned, wav):
@@ -175,9 +175,9 @@ class TestRating:
         with pytest.raises(InputError, match="unknown model 'ast-tset-ssast'. Did you mean 'ast-test-ssast'"):
             rating.Rater(tmp_path / "run", "ast-tset-ssast")
         (home / "ast-big-ssast").mkdir()
-        with pytest.raises(InputError, match="several models: ast-big-ssast, ast-test-ssast. Name one with --model"):
+        with pytest.raises(InputError, match="several models: ast-big-ssast, ast-test-ssast. Choose one with --model"):
             rating.Rater(tmp_path / "run")
-        with pytest.raises(InputError, match="no fold in .* is finished. Run notebook 03.*; it continues"):
+        with pytest.raises(InputError, match="no fold in .* is finished. Run notebook 03.* to resume"):
             rating.Rater(tmp_path / "run", "ast-big-ssast")
 
     def test_no_run(self, tmp_path):

@@ -1,4 +1,4 @@
-"""The README's three recipes, followed to the letter in a copy of the package. Cost: 4 minutes."""
+"""The three recipes of docs/recipes.md, run as written in a copy of the package. Cost: 4 minutes."""
 
 import json
 import os
@@ -18,13 +18,13 @@ from percepiano_ast.data import demo
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-COMMAND = "python -m percepiano_ast"
+COMMAND = "percepiano "  # run as ``python -m percepiano_ast``, which needs no installation
 
 
 def recipe(name: str) -> list[str]:
-    """The blocks of code that follow the recipe's mark in the README, up to the next paragraph in bold."""
-    text = (ROOT / "README.md").read_text().split(f"<!-- recipe: {name} -->")[1]
-    return re.findall(r"```\w+\n(.*?)```", re.split(r"\n\*\*|\n## ", text)[0], re.DOTALL)
+    """The blocks of code that follow the recipe's mark in docs/recipes.md, up to the next heading."""
+    text = (ROOT / "docs" / "recipes.md").read_text().split(f"<!-- recipe: {name} -->")[1]
+    return re.findall(r"```\w+\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
 
 
 def follow(home: Path, block: str, **values: str) -> list[subprocess.CompletedProcess]:
@@ -46,7 +46,7 @@ def home(tmp_path_factory) -> Path:
     shutil.copytree(ROOT / "percepiano_ast", home / "percepiano_ast", ignore=shutil.ignore_patterns("__pycache__"))
     run = "--preset demo --out runs/demo"
     steps = (f"preprocess {run}", f"pretrain {run} --epochs 1", f"preprocess {run} --percepiano demo")
-    follow(home, "\n".join(f"{COMMAND} {step}" for step in steps))
+    follow(home, "\n".join(f"{COMMAND}{step}" for step in steps))
     return home
 
 
@@ -69,7 +69,7 @@ def test_add_a_data_set(home):
     table.parent.rename(home / "corpus")
     (block,) = recipe("data set")
     header = block.splitlines()[1].removeprefix("# ")
-    assert header == (home / "corpus" / "corpus.csv").read_text().splitlines()[0], "the README names other columns"
+    assert header == (home / "corpus" / "corpus.csv").read_text().splitlines()[0], "docs/recipes.md has other columns"
     follow(home, block)
     history = pd.read_csv(home / "runs" / "corpus" / "pretrain" / "transcription" / "history.csv")
     assert np.isfinite(history["loss"]).all() and history["loss"].iloc[-1] < history["loss"].iloc[0]
@@ -83,5 +83,5 @@ def test_add_an_encoder(home):
     follow(home, command)
     predictions = pd.read_csv(home / "runs" / "demo" / "predictions_gru.csv")
     assert set(predictions["model"]) == {"gru"} and predictions["prediction"].std() > 0
-    shown = follow(home, f"{COMMAND} rate {demo.write_example(home, 'example')} --run runs/demo --model gru --json")
+    shown = follow(home, f"{COMMAND}rate {demo.write_example(home, 'example')} --run runs/demo --model gru --json")
     assert "timing_stable_unstable" in shown[0].stdout

@@ -34,7 +34,7 @@ def test_what_exceeds_full_scale_is_kept(tmp_path):
 
     sound = Renderings(tmp_path, "builtin", RATE)
     assert 1 < np.abs(sound.wave(cluster(4))).max() < 2
-    with pytest.raises(InputError, match="builtin plays this performance at .* times full scale"):
+    with pytest.raises(InputError, match="builtin renders this performance at .* times full scale"):
         sound.wave(cluster(1))
 
 
@@ -65,8 +65,8 @@ def test_levels_say_how_loud_it_is_and_what_exceeds_full_scale():
 @pytest.mark.parametrize(
     ("takes", "message"),
     [
-        (play((0.1, 0.5, 60, 80), (5_000.0, 5_000.5, 60, 80)), "take 3: 1.4 h long; at most 1 h are rendered"),
-        (play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90)]), "builtin plays take 3 at .* times full scale"),
+        (play((0.1, 0.5, 60, 80), (5_000.0, 5_000.5, 60, 80)), "take 3: 1.4 h long; the limit is 1 h"),
+        (play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90)]), "builtin renders take 3 at .* times full scale"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused_by_name(tmp_path, takes, message):
@@ -95,5 +95,5 @@ def test_a_soundfont_that_plays_silence_is_refused(tmp_path):
     size = struct.unpack("<I", content[at : at + 4])[0]
     content[at + 4 : at + 4 + size] = bytes(size)
     (tmp_path / "mute.sf2").write_bytes(content)
-    with pytest.raises(InputError, match="mute.sf2: its piano plays silence. Choose another soundfont"):
+    with pytest.raises(InputError, match="mute.sf2: the soundfont's piano is silent. Choose another one"):
         Renderings(tmp_path, str(tmp_path / "mute.sf2"), RATE)

@@ -104,14 +104,14 @@ class TestFolder:
         assert (tmp_path / "a/metrics.csv").read_text().startswith(columns + "\n")
         text = (tmp_path / "a/report.md").read_text()
         assert "only 12 content groups" in text and "Single seed" in text
-        assert "Not known for these ratings" in text and "| noise ceiling |" not in text
+        assert "Unknown for these ratings" in text and "| noise ceiling |" not in text
         assert "simulated ratings" not in text.lower()
         assert "clips of this evaluation are not PercePiano's" in (tmp_path / "a/comparison.md").read_text()
 
     def test_the_noise_ceiling_stands_in_tables_and_figures(self, folder):
         text = (folder / "report.md").read_text()
         assert "| noise ceiling |  | 0.90 | 0.90 | 0.90 | 0.90 |" in text
-        assert "share of it, first model" in text
+        assert "share of ceiling, first model" in text
         assert "noise ceiling" in (folder / "figures/content_scopes.svg").read_text()
         assert "noise ceiling" in (folder / "figures/content_pearson_overall.svg").read_text()
 
@@ -157,11 +157,11 @@ class TestWords:
         noise = {"ast-micro-ssast": 0.1, "ast-micro-scratch": 0.3, "mlp": 0.05, "ast-small-ensemble": 0.01, "cnn": 0.1}
         text = self.say(make_predictions(index, noise), index)
         assert "best of 5 models is `ast-small-ensemble`" in text
-        assert "best pre-trained audio encoder is `ast-micro-ssast`" in text  # an ensemble is not the encoder
-        assert "`ast-micro-ssast` **does not beat** `mlp`: it is behind by" in text
+        assert "best model with a pre-trained audio encoder is `ast-micro-ssast`" in text  # an ensemble is not the encoder
+        assert "`ast-micro-ssast` **does not beat** `mlp`: its mean r is lower by" in text
         assert "`ast-micro-ssast` **beats** `ast-micro-scratch` by" in text
         level = self.say(make_predictions(index, {"ast-micro-ssast": 0.0999, "mlp": 0.1}, rng=1), index)
-        assert "**beats**" not in level and "within the noise" in level and "no `ast-*-scratch` model" in level
+        assert "**beats**" not in level and "the interval includes zero" in level and "no `ast-*-scratch` model" in level
 
     def test_a_model_that_sees_the_score_is_no_audio_encoder(self):
         assert report.wording.is_encoder("ast-small-ssast")
@@ -172,13 +172,14 @@ class TestWords:
         rows = make_predictions(index, {"good": 0.05, "bad": 0.4, "identity-player": 0.6})
         results = evaluate(rows, index, SOME, CEILING)
         text = answers.agreement(results["summary"], CEILING)
-        assert text.startswith("`good` comes nearest") and "allows 0.90" in text and "(`identity-player`)" in text
-        assert "`good` follows `" in answers.dimensions(results["summary"])
-        assert answers.differences(results["differences"]).startswith("3 of 3 differences in mean r leave out zero")
+        assert text.startswith("`good` has the highest mean r: ") and "(noise ceiling 0.90)" in text
+        assert "(`identity-player`)" in text
+        assert "`good` predicts `" in answers.dimensions(results["summary"])
+        assert answers.differences(results["differences"]).startswith("The intervals of 3 of 3 differences in mean r exclude zero.")
         gap = answers.deadpan(results["deadpan"])
         shares = dict(re.findall(r"`(good|bad|identity-player)` (-?\d+) %", gap))
         assert 80 <= int(shares["good"]) <= 120
-        assert "`good` puts" in answers.pairwise(results["pairwise"])
+        assert "`good` orders " in answers.pairwise(results["pairwise"])
 
     def test_answers_where_there_is_nothing_to_say(self, index):
         rows = make_predictions(index, {"one": 0.1}).assign(prediction=0.5)
@@ -187,7 +188,7 @@ class TestWords:
         assert answers.differences(results["differences"]) == "There are no two models to compare."
         people = index[index["human"]]
         alone = rows[rows["clip"].isin(people["clip"])]
-        assert "No passage has both" in answers.deadpan(evaluate(alone, index, FEW)["deadpan"])
+        assert "No segment has both" in answers.deadpan(evaluate(alone, index, FEW)["deadpan"])
 
 
 class TestComparison:
@@ -201,8 +202,8 @@ class TestComparison:
 
     def test_what_is_gained_and_survives_is_said(self, folder):
         text = (folder / "comparison.md").read_text()
-        assert "## What others gain on mlp" in text
-        assert re.search(r"- `ast-micro-ssast`: most gained on `\w+` \(\+0\.\d+\).*Really better on \d+: ", text)
+        assert "## Differences from mlp" in text
+        assert re.search(r"- `ast-micro-ssast`: largest difference on `\w+` \(\+0\.\d+\).*Significantly better on \d+: ", text)
         starred = [line for line in text.splitlines() if line.startswith(f"| {KEYS[0]} ")]
         assert len(starred) == 1 and "* [" in starred[0]
 
@@ -214,9 +215,9 @@ class TestComparison:
         assert len(shown) == len(others.published_results()) and (shown["comparable"] == "no").all()
         beside = shown.set_index("system")["nearest of ours"]
         assert beside["MERT-330M frozen, MLP"].startswith("performer: ast-x ")  # theirs hears audio, so does ours
-        assert (beside[shown["hears"].str.startswith("MIDI").to_numpy()] == "not evaluated").all()
+        assert (beside[shown["input"].str.startswith("MIDI").to_numpy()] == "not evaluated").all()
         text = (tmp_path / "report.md").read_text()
-        assert "`ast-x+heard+score`: sees the score. It stands beside models of the playing alone" in text
+        assert "`ast-x+heard+score`: score-informed. Models without the score have less information" in text
 
     def test_a_report_without_any_model_of_sound_is_written(self, tmp_path):
         index = table.load_index()
@@ -260,7 +261,7 @@ class TestCommand:
     def test_methods_can_go_into_a_paper(self, folder):
         text = (folder / "report.md").read_text()
         methods = text[text.index("## Methods") :]
-        assert "144 clips, 120 performances by people and 24 deadpan renderings" in methods
+        assert "144 clips (120 human performances and 24 deadpan renderings of the score)" in methods
         assert "`ast-micro-ssast` (3 seeds), `mlp` (1 seed)" in methods
         assert "jackknife" in methods and "4,096 exchanges, seed 0" in methods and "Holm" in methods
         assert re.search(r"Versions: percepiano_ast [\d.]+, Python 3\.\d+\.\d+, numpy ", methods)

@@ -100,7 +100,7 @@ def test_doubled_and_empty_notes_are_told_and_merged(tmp_path):
     notes = [(0, 1, 60, 70, 1), (0, 2, 60, 70, 2), (1, 1, 62, 70, 1)]
     one = score.read(write_score(tmp_path / "doubled.mid", notes))
     assert len(one.notes) == 2 and one.notes["duration"].tolist() == [2, 1]
-    assert one.remarks == ("1 notes doubled another (same key, same moment) and were merged",)
+    assert one.remarks == ("1 duplicate notes (same key, same onset) were merged",)
 
 
 def test_a_score_without_metre_says_what_is_taken(tmp_path):
@@ -110,14 +110,14 @@ def test_a_score_without_metre_says_what_is_taken(tmp_path):
     file.save(tmp_path / "bare.mid")
     bare = score.read(tmp_path / "bare.mid")
     assert bare.metres == ((0.0, 4, 1.0),) and bare.tempo is None and bare.keys == ()
-    assert bare.remarks == ("no time signature at the beginning: 4/4 is taken",)
+    assert bare.remarks == ("no time signature at the beginning: 4/4 is assumed",)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("song.txt", b"la la la", r"song\.txt: \.txt is no format of scores"),
-        ("sheet", b"", "a file without suffix is no format"),
+        ("song.txt", b"la la la", r"song\.txt: \.txt is not a supported score format"),
+        ("sheet", b"", "a file without extension is not a supported"),
         ("noise.mid", b"not a midi file at all", "not a readable score"),
         ("broken.musicxml", b"<score-partwise><part id='P1'><measure>", "not a readable score"),
         ("other.xml", b"<html><body>hello</body></html>", "no notes in this score|not a readable score"),
@@ -169,7 +169,7 @@ def test_musicxml_joins_ties_and_writes_repeats_out(tmp_path, suffix):
     assert read.notes["pitch"].tolist() == [60, 62, 64] * 2
     assert read.notes["onset"].tolist() == [0, 1, 3, 4, 5, 7] and read.notes["duration"].tolist() == [1, 2, 1] * 2
     assert read.metres == ((0.0, 2, 1.0),) and read.keys == ((0.0, -2),) and read.tempo == pytest.approx(90)
-    assert "repeats are written out as marked" in read.remarks
+    assert "repeats are expanded as marked" in read.remarks
 
 
 def test_an_upbeat_in_musicxml_does_not_shift_the_downbeats(tmp_path):
@@ -316,7 +316,7 @@ def test_wrong_pieces_and_fragments_are_refused(written):
     other.notes["pitch"] = 21 + np.arange(len(other.notes)) % 12
     with pytest.raises(InputError, match="0% of the notes are in the score, 70% are needed"):
         features.describe(other, written)
-    with pytest.raises(InputError, match="3 moments .* 4 are needed"):
+    with pytest.raises(InputError, match="3 onsets .* 4 are needed"):
         features.describe(replace(other, notes=play(written).notes[[1, 2, 3]]), written)
 
 
@@ -326,7 +326,7 @@ def test_a_table_lists_whom_it_leaves_out(written):
     given = {"good": play(written), "other": other, "alone": play(written)}
     table, left_out = features.table(given, {"good": written, "other": written})
     assert list(table.index) == ["good"] and list(table.columns) == list(features.FEATURES)
-    assert left_out["alone"] == "there is no score of it" and "0% of the notes" in left_out["other"]
+    assert left_out["alone"] == "no score" and "0% of the notes" in left_out["other"]
 
 
 # --- Real data --------------------------------------------------------------------------------------------------------

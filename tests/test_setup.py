@@ -1,5 +1,6 @@
 """colab_setup.sh, requirements.txt and .ci: what a stranger types first. Cost: 3 s; -m slow installs for real."""
 
+import json
 import os
 import re
 import shutil
@@ -8,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import imageio_ffmpeg
 import pytest
 from packaging.requirements import Requirement
+
+from percepiano_ast.data import demo
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONSTRAINTS = REPOSITORY / ".ci" / "colab-versions.txt"
@@ -67,10 +71,10 @@ def test_ci_runs_the_users_test_command():
 def test_help_names_every_mode(checkout):
     run = setup(checkout, "help")
     assert run.returncode == 0
-    assert all(mode in run.stdout for mode in ("demo", "test", "PYTHON="))
+    assert all(mode in run.stdout for mode in ("rate FILE", "demo", "test", "PYTHON="))
 
 
-@pytest.mark.parametrize("arguments", [["demos"], ["demo", "base"], ["--force"]])
+@pytest.mark.parametrize("arguments", [["demos"], ["demo", "base"], ["--force"], ["rate"]])
 def test_unknown_argument_is_refused_before_anything_is_made(checkout, arguments):
     run = setup(checkout, *arguments)
     assert run.returncode == 2
@@ -139,6 +143,57 @@ def test_colab_has_what_the_lower_bounds_ask_for():
             assert colab[requirement.name.lower()] in requirement.specifier, f"Colab's {requirement.name} is too old"
 
 
+def rating_lines() -> list[Requirement]:
+    """What `colab_setup.sh rate` installs."""
+    section = (REPOSITORY / "requirements.txt").read_text().split("# Rating")[1].split("\n\n")[0]
+    return [Requirement(line.partition("#")[0]) for line in section.splitlines()[1:]]
+
+
+def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
+    everything = {Requirement(line.partition("#")[0]).name for line in requirement_lines(REPOSITORY / "requirements.txt")}
+    left_out = everything - {one.name for one in rating_lines()}
+    assert {"tensorflow-datasets", "grain", "array_record", "matplotlib", "gcsfs", "pytest"} <= left_out
+    modules = {name.replace("-", "_").removeprefix("py") for name in left_out} - {
+        "orbax_checkpoint",
+        "scikit_learn",
+        "etils",
+        "absl_py",
+        "tqdm",
+    }
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({sorted(modules | {'fluidsynth', 'orbax.checkpoint'})!r}))\n"
+        "from percepiano_ast.__main__ import main\n"
+        "sys.exit(main(['rate', 'example.wav', '--json', '--html', 'page.html', '--csv', 'table.csv']))"
+    )
+    demo.write_example(tmp_path, "example")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "page.html").exists() and "timing_stable_unstable" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_recording_is_rated_by_one_command_without_soundfonts_tests_or_ffmpeg(checkout, tmp_path):
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    wave = demo.write_example(here, "example")
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", wave, "-b:a", "192k", here / "take.m4a"], check=True)
+    tools = tmp_path / "tools"  # a PATH without ffmpeg
+    tools.mkdir()
+    for tool in ("bash", "cat", "cksum", "dirname", "ls", "mkdir", "mktemp", "mv", "rm", "sed", "sort", "tail"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    run = subprocess.run(
+        ["bash", checkout / "colab_setup.sh", "rate", "example.wav", "take.m4a", "--json"],
+        cwd=here, env=clean_environment(PYTHON=sys.executable, PATH=str(tools)), capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    rated = json.loads(run.stdout)
+    assert max(abs(rated[0]["ratings"][key] - rated[1]["ratings"][key]) for key in rated[0]["ratings"]) < 0.02
+    installed = freeze(checkout / ".venv/bin/python")
+    assert not {"pytest", "pyfluidsynth", "tensorflow-datasets", "grain"} & installed.keys()
+    command = subprocess.run([checkout / ".venv/bin/percepiano", "--version"], capture_output=True, text=True)
+    assert command.returncode == 0 and command.stdout.startswith("percepiano ")
+
+
 def freeze(python: Path) -> dict[str, str]:
     """Versions of everything installed, by name; without the package under test."""
     run = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
@@ -170,7 +225,7 @@ def test_installs_once_and_repairs_what_a_kill_left(checkout):
     shutil.rmtree(next((checkout / ".venv").glob("lib/python3*/site-packages/numpy")))
     repaired = setup(checkout, PYTHON=sys.executable)
     assert repaired.returncode == 0, repaired.stdout + repaired.stderr
-    assert "anew" in repaired.stdout and "all work" in repaired.stdout
+    assert "rebuilding" in repaired.stdout and "all work" in repaired.stdout
 
 
 @pytest.mark.slow

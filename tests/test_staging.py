@@ -102,7 +102,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(script, archive, run, 
         kept.append(len(staged) + sum(done.values()))
     assert kept[0] >= 1 and kept == sorted(kept), "a finished recording was lost"
     code, printed = finish(script, archive, tmp_path / "out")
-    assert code == 0 and f"{kept[-1]} of 6 were ready already" in printed, printed
+    assert code == 0 and f"{kept[-1]} of 6 are done already" in printed, printed
     assert data_set_bytes(home) == data_set_bytes(run)
     assert not list(home.rglob("*.partial")) and not (home / "staged").exists()
 
@@ -156,11 +156,11 @@ class TestRemote:
         with RangeServer(archive) as server, zipfile.ZipFile(archive) as file:
             server.broken = (file.infolist()[4].header_offset, archive.stat().st_size - 70_000)  # its end still comes
             code, printed = finish(script, server.url, tmp_path / "out", "--workers", "1")
-            assert code == 1 and "the source does not deliver any more" in printed and "503" in printed
-            assert "Traceback" not in printed and "Run again, it continues" in printed
+            assert code == 1 and "the source stopped delivering" in printed and "503" in printed
+            assert "Traceback" not in printed and "run again to resume" in printed
             server.broken = (0, 0)
             code, printed = finish(script, server.url, tmp_path / "out")
-            assert code == 0 and "2 of 6 were ready already" in printed, printed
+            assert code == 0 and "2 of 6 are done already" in printed, printed
         assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
 
     def test_one_recording_that_does_not_come_is_listed(self, script, archive, tmp_path):
@@ -168,11 +168,11 @@ class TestRemote:
             offset = file.getinfo(f"{ROOT}/2026/recording_0002.wav").header_offset
             server.broken = (offset + 100_000, offset + 100_001)
             code, printed = finish(script, server.url, tmp_path / "out")
-            assert code == 1 and "skipped 2026/recording_0002.wav" in printed and "1 bad recordings, 0 allowed" in printed
+            assert code == 1 and "skipped 2026/recording_0002.wav" in printed and "1 unusable recordings, 0 allowed" in printed
             code, printed = finish(script, server.url, tmp_path / "out", "--max-bad", "1")
-            assert code == 0 and "5 of 6 were ready already" in printed, printed
+            assert code == 0 and "5 of 6 are done already" in printed, printed
 
-    @pytest.mark.parametrize("fault, message", [({"ranges": False}, "cannot be read in parts"), ({"failures": [403]}, "403"),
+    @pytest.mark.parametrize("fault, message", [({"ranges": False}, "cannot be read by ranges"), ({"failures": [403]}, "403"),
                                                 ({"failures": [404]}, "404")])  # fmt: skip
     def test_what_no_patience_helps_is_said_at_once(self, fault, message, archive, tmp_path, capsys):
         with RangeServer(archive) as server:
@@ -225,7 +225,7 @@ class TestRoom:
         assert kept and not list(small_disk.rglob("*.partial"))
         (small_disk / "others").unlink()
         log = preprocess(archive, small_disk / "out")
-        assert any(f"{kept} of 6 were ready already" in line for line in log)
+        assert any(f"{kept} of 6 are done already" in line for line in log)
         assert shards.is_complete(small_disk / "out")
 
     def test_a_disk_that_is_full_at_once_leaves_nothing_half_written(self, small_disk):
@@ -279,7 +279,7 @@ class TestVerify:
 
     def test_a_whole_one_is_said_to_be(self, copy, capsys):
         assert main(["preprocess", "--verify", "--out", str(copy.parent)]) == 0
-        assert "every file is as it was written" in capsys.readouterr().out
+        assert "all files match their checksums" in capsys.readouterr().out
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "delete", "stray"])
     def test_every_damage_is_named_and_mended(self, damage, copy, archive, script, run, capsys):
@@ -297,8 +297,8 @@ class TestVerify:
             path.write_bytes(content[: len(content) // 2] if damage == "truncate" else b"")
         assert main(["preprocess", "--verify", "--out", str(copy.parent)]) == 1
         said = capsys.readouterr().err
-        expected = {"flip": "its SHA-256 is not the manifest's", "stray": "not in the manifest", "delete": "missing"}
-        assert expected.get(damage, "bytes instead of") in said
+        expected = {"flip": "its SHA-256 does not match the manifest", "stray": "not in the manifest", "delete": "missing"}
+        assert expected.get(damage, "bytes, expected") in said
         if damage == "flip":
             assert name in said and re.search(r"2026/recording_000\d.wav cannot be read", said)
         path.unlink(missing_ok=True)
@@ -332,11 +332,11 @@ class TestCopy:
         content = bytearray(path.read_bytes())
         content[5000] ^= 1
         path.write_bytes(content)
-        with pytest.raises(RunFailed, match="does not arrive as it was written; check it with preprocess --verify"):
+        with pytest.raises(RunFailed, match="has the wrong checksum. Check it with `percepiano preprocess --verify`"):
             manifest.copy(source, tmp_path / "here", log=lambda line: None)
         assert not shards.is_complete(tmp_path / "here")
         (source / shards.MANIFEST).unlink()
-        with pytest.raises(InputError, match="run notebook 01"):
+        with pytest.raises(InputError, match="Run notebook 01"):
             manifest.copy(source, tmp_path / "here")
 
     @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\\..\\escaped", "", "."])
@@ -346,7 +346,7 @@ class TestCopy:
         (tmp_path / "escaped").write_text("mine")
         known = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
         (source / shards.MANIFEST).write_text(json.dumps({"data_set": "x", "version": "2.0.0", "files": {name: known}}))
-        with pytest.raises(InputError, match="which no data set of this package has: do not use it"):
+        with pytest.raises(InputError, match="which is not a valid file of a data set. Do not use"):
             manifest.copy(source, tmp_path / "a" / "b")
         assert (tmp_path / "escaped").read_text() == "mine" and not (tmp_path / "a").exists()
 
@@ -354,7 +354,7 @@ class TestCopy:
         source = shutil.copytree(run, tmp_path / "source")
         with next(source.rglob("*train*array_record*")).open("ab") as file:
             file.write(bytes(10**6))
-        with pytest.raises(RunFailed, match="has not the length that was written"):
+        with pytest.raises(RunFailed, match="has the wrong length"):
             manifest.copy(source, tmp_path / "here", log=lambda line: None)
 
     def test_no_room_is_said(self, run, small_disk):
@@ -373,7 +373,7 @@ def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
     content = bytearray(staged.read_bytes())
     content[len(content) // 2] ^= 1
     staged.write_bytes(content)
-    with pytest.raises(RunFailed, match="was damaged since it was staged .* run again"):
+    with pytest.raises(RunFailed, match="was damaged after staging .* Run again"):
         job.write(shard, {})
     assert not job.written(shard)
     for position in (0, 1):

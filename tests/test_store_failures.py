@@ -69,7 +69,7 @@ WORDS = {
     "ENOTCONN": "Transport endpoint is not connected",
     "ENOSPC": "No space left on device",
     "EROFS": "Read-only file system",
-    "hang": "no answer for 1 s",
+    "hang": "no response for 1 s",
 }
 
 
@@ -99,12 +99,12 @@ def go_on_to_the_end(training: Training, seconds: float = 60.0) -> tuple[int, st
 
 def assert_said(printed: str, words: str, place, epochs: tuple[int, ...]) -> None:
     """At once, and when each of these epochs was saved."""
-    assert re.search(rf"{NOT_THERE}{place} yet: .*({words}).* Older ones stay; training goes on", printed)
+    assert re.search(rf"{NOT_THERE}{place} yet: .*({words}).* Older ones are not deleted; training continues", printed)
     # Two threads print, perhaps into one line. A save comes before its epoch's line: its warning stands between two of them.
     at = {int(found[1]): found.start() for found in re.finditer(r"  epoch (\d)/", printed)}
     for number in epochs:
         between = printed[at[number - 1] : at[number]]
-        assert re.search(rf"checkpoints do not reach {place} \(.*({words})", between), printed
+        assert re.search(rf"checkpoints cannot be saved in {place} \(.*({words})", between), printed
 
 
 class TestFolder:
@@ -122,7 +122,7 @@ class TestFolder:
         assert code == 0, printed
         assert_said(printed, WORDS[kind], training.store, (3,))
         assert "Traceback" not in printed
-        assert f"{training.store} takes checkpoints again: step {LAST} is there" in printed
+        assert f"{training.store} is writable again: the checkpoint of step {LAST} is saved" in printed
         assert outcome(training.store) == whole
         assert len(list(training.store.iterdir())) <= 6 and os.listdir(training.temporary) == []
 
@@ -137,8 +137,8 @@ class TestFolder:
         assert "Traceback" not in printed
         error = [line for line in printed.splitlines() if line.startswith("error: ")]
         assert len(error) == 1 and printed.splitlines()[-1] == error[0], printed
-        assert re.search(rf"checkpoint of step {LAST} did not reach {training.store} \(.*{WORDS[kind]}", error[0])
-        assert f"the last that did is of step {STEPS}. Mend that and run again" in error[0]
+        assert re.search(rf"checkpoint of step {LAST} was not saved in {training.store} \(.*{WORDS[kind]}", error[0])
+        assert f"the last saved checkpoint is of step {STEPS}. Fix the storage location and run again" in error[0]
         # It tried again at the end, more than once.
         last = printed[printed.index(f"epoch {EPOCHS}/{EPOCHS}") :]
         assert last.count(NOT_THERE) >= 2, printed
@@ -262,10 +262,10 @@ class TestBucket:
             front.end()
         code, printed = go_on_to_the_end(training)
         assert code == (0 if mended else 1), printed
-        words = {"503": "503", "500": "500", "refuses": "Cannot connect", "hangs": "no answer for 1 s"}[mode]
+        words = {"503": "503", "500": "500", "refuses": "Cannot connect", "hangs": "no response for 1 s"}[mode]
         assert_said(printed, words, place, (3,) if mended else (3, 4))
         if not mended:
-            assert printed.splitlines()[-1].startswith(f"error: checkpoint of step {LAST} did not reach {place} (")
+            assert printed.splitlines()[-1].startswith(f"error: the checkpoint of step {LAST} was not saved in {place} (")
         front.end()
         assert [one["step"] for one in listing(place)] == ([STEPS, LAST] if mended else [STEPS])
         training.finish()

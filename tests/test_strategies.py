@@ -142,9 +142,9 @@ class TestRates:
     def test_bad_numbers_are_refused(self):
         for changes, message in (
             ({"strategy": "all"}, "unknown strategy 'all'. Choose one of: frozen, last, gradual, full, lora"),
-            ({"strategy": "last", "last_blocks": 4}, "the last 4 of 3 blocks: choose from 1 to 3"),
-            ({"strategy": "lora", "lora_rank": 0}, "adapters of rank 0"),
-            ({"strategy": "gradual", "unfreeze_epochs": 0}, "a block every 0 epochs"),
+            ({"strategy": "last", "last_blocks": 4}, "last_blocks=4 of a model with 3 blocks: choose from 1 to 3"),
+            ({"strategy": "lora", "lora_rank": 0}, "lora_rank=0 is too small"),
+            ({"strategy": "gradual", "unfreeze_epochs": 0}, "unfreeze_epochs=0 is too small"),
             ({"head": "separate"}, "unknown head 'separate'"),
             ({"pooling": "max"}, "unknown pooling 'max'"),
             ({"weighting": "gradnorm"}, "unknown weighting of losses 'gradnorm'"),
@@ -152,7 +152,7 @@ class TestRates:
         ):
             with pytest.raises(InputError, match=message):
                 deep(**changes).init_head(0)
-        with pytest.raises(InputError, match="one of a transformer's blocks; train the cnn with 'full'"):
+        with pytest.raises(InputError, match="works on transformer blocks only; train the cnn with 'full'"):
             Finetuning(CNNConfig(), dataclasses.replace(FINETUNE, strategy="last"), FRONT_END, STATISTICS, 6)
 
 

@@ -99,7 +99,7 @@ def test_tracks_and_channels_are_merged_and_drums_left_out_with_a_remark():
     read = synthesis.read_midi(midi_bytes(right, left, drums))
     assert read.notes["pitch"].tolist() == [72, 48]
     np.testing.assert_allclose(read.notes["onset"], [0, 0.25])
-    assert read.remarks == ("1 notes of drums were left out",)
+    assert read.remarks == ("1 notes of drums were ignored",)
 
 
 def test_only_the_three_pedals_are_kept():
@@ -112,7 +112,7 @@ def test_a_key_struck_while_down_ends_the_earlier_note():
     read = synthesis.read_midi(midi_bytes([on(60, 80), on(60, 70, 480), on(60, 0, 480)]))
     np.testing.assert_allclose(read.notes["onset"], [0, 0.5])
     np.testing.assert_allclose(read.notes["offset"], [0.5, 1.0])
-    assert read.remarks == ("1 notes were shortened to the next stroke of the same key",)
+    assert read.remarks == ("1 notes were shortened to the next onset of the same key",)
 
 
 def test_doubled_notes_are_merged_and_the_louder_counts():
@@ -125,13 +125,13 @@ def test_a_note_of_zero_length_is_left_out_and_does_not_last_until_the_next_rele
     # pretty_midi alone would hold the first stroke from 0 to 1.5 s.
     read = synthesis.read_midi(midi_bytes([on(60, 30), on(60, 0), on(60, 90, 960), on(60, 0, 480)]))
     assert read.notes.tolist() == [(1.0, 1.5, 60, 90)]
-    assert read.remarks == ("1 notes of zero length were left out",)
+    assert read.remarks == ("1 notes of zero length were ignored",)
 
 
 def test_a_note_never_released_is_left_out_with_a_remark():
     read = synthesis.read_midi(midi_bytes([on(60, 30), on(62, 90, 480), on(62, 0, 480)]))
     assert read.notes["pitch"].tolist() == [62]
-    assert read.remarks == ("1 notes never released were left out",)
+    assert read.remarks == ("1 notes never released were ignored",)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ class TestPretrain:
         # Warm-up: the first step does not move. At 1e30 the second update overflows, at 1e17 the loss after it.
         with pytest.raises(FloatingPointError, match=f"at step {broken}, on the clips clip 0 of batch {broken - 1}, ") as error:
             pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, learning_rate=rate))
-        assert f"after {broken - 1} steps, is kept" in str(error.value) and "Lower the learning rate" in str(error.value)
+        assert f"after {broken - 1} steps is saved in" in str(error.value) and "Lower the learning rate" in str(error.value)
         assert Checkpoints(tmp_path / "checkpoints").load() is None
         tree, kept = open_latest(tmp_path / "stopped", made_by="")
         assert kept["step"] == tree["state"]["step"] == broken - 1 and kept["clips"] == batch_of(broken - 1)["clip"]
@@ -239,7 +239,7 @@ class TestPretrain:
 
     @pytest.mark.parametrize("ratio, masked", [(0.01, 0), (0.99, 32)])
     def test_a_mask_that_leaves_nothing_to_see_or_to_guess_is_refused(self, tmp_path, ratio, masked):
-        with pytest.raises(InputError, match=f"masks {masked} of 32 patches: choose one from 0.0312 to 0.969"):
+        with pytest.raises(InputError, match=f"masks {masked} of 32 patches. Choose one from 0.0312 to 0.969"):
             pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, mask_ratio=ratio))
 
     def test_the_visible_form_learns(self, tmp_path):

@@ -139,12 +139,12 @@ class TestTraining:
             Pretraining(MODEL, dataclasses.replace(TRANSCRIBE, objective="transcribe"), FRONT_END, STATISTICS, 1).init()
         for stride in (10, 15):
             model = dataclasses.replace(MODEL, patch_size=(16, 15 if stride == 15 else 16), stride=(16, stride))
-            with pytest.raises(InputError, match="side by side, a multiple of 2 frames each"):
+            with pytest.raises(InputError, match="adjacent patches without overlap, with a width that is a multiple of 2 frames"):
                 Pretraining(model, TRANSCRIBE, FRONT_END, STATISTICS, 1).init()
 
     def test_who_listens_masks_nothing(self):
         run = Pretraining(MODEL, TRANSCRIBE, FRONT_END, STATISTICS, 1)
-        with pytest.raises(InputError, match="masks nothing"):
+        with pytest.raises(InputError, match="objective 'transcription' does not mask patches"):
             reconstruction(run, run.init().params, batch_of(0)["codes"])
 
 
@@ -233,8 +233,8 @@ class TestListener:
         values, unheard = describe_all(listener.listen_all(clips), log=lines.append)
         assert values.shape == (3, len(DESCRIPTORS)) and np.isfinite(values).all()
         assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
-        assert lines == ["no note was heard in 1 of 3 recordings: the mean of the others stands for them"]
-        with pytest.raises(InputError, match="no note was heard in any of 1 recordings: pre-train longer"):
+        assert lines == ["no notes were detected in 1 of 3 recordings; the mean of the others is used for them"]
+        with pytest.raises(InputError, match="no notes were detected in any of 1 recordings. Pre-train longer"):
             describe_all(listener.listen_all([silence]))
 
     def test_what_is_written_hears_the_same(self, trained, tmp_path):
@@ -246,12 +246,12 @@ class TestListener:
         assert (read.model, read.front_end, read.statistics) == (listener.model, listener.front_end, listener.statistics)
         (tmp_path / "other.safetensors").write_bytes(b"no weights")
         for name in ("other.safetensors", "missing.safetensors"):
-            with pytest.raises(InputError, match="holds no model that hears notes"):
+            with pytest.raises(InputError, match="does not hold a transcription model"):
                 Listener.read(tmp_path / name)
 
     def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)
-        with pytest.raises(InputError, match="objective 'ssast', which hears no notes: choose one of transcription, joint"):
+        with pytest.raises(InputError, match="objective 'ssast', which does not include transcription. Choose one with"):
             Listener.open(tmp_path, log=lambda line: None)
 
 
@@ -275,7 +275,7 @@ class TestRating:
     def test_a_model_that_was_told_other_descriptors_is_refused(self, rated, monkeypatch):
         suite_rated.cross_validate(rated, {"init": "transcription", "data": "made here", "simulated": True}, lambda line: None)
         monkeypatch.setattr(rating, "DESCRIPTORS", dict(list(DESCRIPTORS.items())[1:]))
-        with pytest.raises(InputError, match=f"are told {len(DESCRIPTORS)} descriptors of notes, not {len(DESCRIPTORS) - 1}. Run"):
+        with pytest.raises(InputError, match=f"heads use {len(DESCRIPTORS)} descriptors, not {len(DESCRIPTORS) - 1}. Run"):
             Rater(rated.run.root)
 
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
@@ -288,7 +288,7 @@ class TestRating:
         for fold, model in zip(rater.folds, rater.models):
             for number in np.flatnonzero(rated.index["fold_content"] == fold):
                 np.testing.assert_allclose(model.rate(rated.clips.codes[number]), found.rated[number], atol=1e-5)
-        with pytest.raises(InputError, match="is told of the notes that it hears beside its embedding"):
+        with pytest.raises(InputError, match="uses transcription descriptors besides its embedding"):
             require_explained(rater)
 
     def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated):
@@ -300,19 +300,19 @@ class TestRating:
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
         found = suite_rated.cross_validate(two, settings, lines.append)
-        said = [line for line in lines if "to train on" in line]
-        assert [line.split(": ")[1] for line in said] == ["4 renderings to train on, 8 held out"] * 2
+        said = [line for line in lines if "held out" in line]
+        assert [line.split(": ")[1] for line in said] == ["4 training renderings, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))
-        with pytest.raises(InputError, match="unseen=steinway: the rated clips are rendered by builtin, other; name one"):
+        with pytest.raises(InputError, match="unseen=steinway: the rated clips are rendered by builtin, other. Choose one"):
             _ = dataclasses.replace(two, config=dataclasses.replace(config, unseen="steinway")).unseen
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
         deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
         with pytest.raises(
-            InputError, match="was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"
+            InputError, match="was not pre-trained to transcribe; start from transcription, joint or transcriptionstem"
         ):
             _ = deaf.params
-        with pytest.raises(InputError, match="strategy 'full' changes the encoder.*heard=true needs 'frozen'"):
+        with pytest.raises(InputError, match="strategy 'full' changes the encoder.*`heard=true` needs 'frozen'"):
             dataclasses.replace(rated, config=dataclasses.replace(rated.config, strategy="full")).trainer(1)
 
 

@@ -187,7 +187,7 @@ def test_chords_together_begin_at_one_moment():
 
 def test_transposition_stops_at_the_ends_of_the_keyboard():
     assert vary("transposition", 5, play((0.1, 1, 60, 50))).notes["pitch"].tolist() == [65]
-    with pytest.raises(CannotVary, match="off the keyboard .pitches 110 to 110"):
+    with pytest.raises(CannotVary, match="exceed the keyboard .pitches 110 to 110"):
         vary("transposition", 5, play((0.1, 1, 105, 50)))
 
 
@@ -203,7 +203,7 @@ def test_without_rubato_the_score_is_played_at_one_tempo_in_the_same_time():
 
 def test_rubato_needs_the_score_of_the_clip():
     performance, _ = played()
-    with pytest.raises(CannotVary, match="rubato is told from a rendition of the score"):
+    with pytest.raises(CannotVary, match="rubato needs a deadpan rendering of the score"):
         vary("rubato", -1, performance)
     other = replace(performance, notes=performance.notes[::3].copy())
     other.notes["pitch"] = 21 + np.arange(len(other.notes)) % 5
@@ -238,5 +238,5 @@ def test_a_tempo_curve_survives_wrong_and_missing_notes():
 
 def test_a_clip_of_two_moments_has_no_tempo_curve():
     short = play((0.1, 1, 60, 50), (1.1, 2, 62, 50))
-    with pytest.raises(InputError, match="2 moments .* needs 3"):
+    with pytest.raises(InputError, match="2 onsets .* needs 3"):
         alignment.tempo_curve(short, short)

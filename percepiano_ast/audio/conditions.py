@@ -1,6 +1,6 @@
-"""The same playing, recorded otherwise: rooms, noise, MP3, level, tuning, silence. A rating should not hear them.
+"""Recording conditions: rooms, noise, MP3, level, tuning, silence. Ratings should be invariant to them.
 
-Each condition takes a waveform and returns another one that a listener would still call the same performance.
+Each condition takes a waveform and returns the same performance recorded differently.
 """
 
 import io
@@ -14,17 +14,18 @@ import soundfile
 from percepiano_ast.audio.tuning import retuned
 from percepiano_ast.config import InputError
 
-# MPEG-2 layer III, which MP3 at 16 to 24 kHz is: libsndfile takes its bit rate as a share of this range.
+# MP3 at 16 to 24 kHz is MPEG-2 layer III; libsndfile takes its bit rate as a share of this range.
 _MP3_RATES = (16_000, 22_050, 24_000)
 _MP3_LOWEST, _MP3_HIGHEST = 8, 160  # kbit/s
-_PREDELAY = 0.012  # seconds between the direct sound and the room's answer
-# Direct over reverberant energy in dB for each reverberation time in seconds: a small room, a hall, a church.
-_DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0}
+_PREDELAY = 0.012  # seconds between the direct sound and the reverberation
+# Direct-to-reverberant ratio in dB for each reverberation time in seconds: a small room, a hall, a church; and a living room
+# recorded from some distance, which is for testing only.
+_DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0, 0.7: 0.0}
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way in which a recording may differ without the playing being another.
+    """One change of a recording that leaves the performance the same.
 
     Attributes:
         kind: ``room``, ``noise``, ``mp3``, ``gain``, ``tuning`` or ``silence``.
@@ -39,7 +40,7 @@ class Condition:
 
     @property
     def label(self) -> str:
-        """Kind and amount in words."""
+        """Kind and amount with its unit."""
         return f"{self.kind} {self.unit.format(self.amount)}"
 
     def apply(self, wave: np.ndarray, sample_rate: int, seed: int) -> np.ndarray:
@@ -53,11 +54,11 @@ class Condition:
 
 
 def _room(wave, sample_rate, seconds, rng):
-    """Reverberation that decays by 60 dB in ``seconds``, faster for high frequencies; the direct sound stays as it is."""
+    """Reverberation that decays by 60 dB in ``seconds``, faster for high frequencies; the direct sound is unchanged."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     tail = rng.standard_normal(len(time)) * np.exp(-np.log(1000) * time / seconds)
     dull = scipy.signal.lfilter([0.3], [1, -0.7], tail)
-    fade = np.exp(-3 * time / seconds)  # the bright part dies away first
+    fade = np.exp(-3 * time / seconds)  # high frequencies decay first
     tail = fade * tail + (1 - fade) * dull
     tail *= 10 ** (-_DIRECT[seconds] / 20) / np.linalg.norm(tail)
     response = np.concatenate([np.zeros(round(_PREDELAY * sample_rate)), tail])
@@ -65,19 +66,19 @@ def _room(wave, sample_rate, seconds, rng):
 
 
 def _noise(wave, sample_rate, snr, rng):
-    """Pink noise (power falls by 3 dB an octave, as of rooms and ventilation), ``snr`` dB below the clip's mean power."""
+    """Pink noise (-3 dB per octave, as from rooms and ventilation), ``snr`` dB below the clip's mean power."""
     spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
-    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 20 * len(wave) / sample_rate))  # level below 20 Hz
+    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 20 * len(wave) / sample_rate))  # flat below 20 Hz
     noise = np.fft.irfft(spectrum, len(wave))
     return wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (snr / 10))
 
 
 def _mp3(wave, sample_rate, kbit, rng):
-    """Encoded and decoded at a constant bit rate, with the delay of some ten milliseconds that low rates bring."""
+    """Encode and decode at a constant bit rate; low rates add a delay of some ten milliseconds."""
     if sample_rate not in _MP3_RATES or "MP3" not in soundfile.available_formats():
         raise InputError(
             f"cannot write MP3 at {sample_rate} Hz with libsndfile {soundfile.__libsndfile_version__}: it needs version 1.1 "
-            f"or newer and {', '.join(map(str, _MP3_RATES))} Hz. Run: pip install -U soundfile"
+            f"or later and one of {', '.join(map(str, _MP3_RATES))} Hz. Run: pip install -U soundfile"
         )
     level = 1 - (kbit - _MP3_LOWEST) / (_MP3_HIGHEST - _MP3_LOWEST)
     file = io.BytesIO()
@@ -87,12 +88,12 @@ def _mp3(wave, sample_rate, kbit, rng):
 
 
 def _gain(wave, sample_rate, decibel, rng):
-    """Louder or softer; what exceeds full scale is cut off, as in a file."""
+    """Change the level; samples beyond full scale are clipped, as in a file."""
     return np.clip(wave * 10 ** (decibel / 20), -1, 1)
 
 
 def _tuning(wave, sample_rate, cents, rng):
-    """A piano tuned higher or lower, by resampling, so that the clip gets shorter or longer by the same share."""
+    """Change the tuning by resampling, which also changes the clip's duration by the same factor."""
     return retuned(wave, sample_rate, cents)
 
 
@@ -103,7 +104,7 @@ def _silence(wave, sample_rate, seconds, rng):
 CONDITIONS = tuple(
     Condition(kind, amount, unit, change)
     for kind, unit, change, amounts in (
-        ("room", "RT60 {:g} s", _room, tuple(_DIRECT)),
+        ("room", "RT60 {:g} s", _room, (0.4, 1.2, 2.5)),
         ("noise", "SNR {:g} dB", _noise, (40, 20)),
         ("mp3", "{:g} kbit/s", _mp3, (80, 32)),
         ("gain", "{:+g} dB", _gain, (-12, 12)),
@@ -112,3 +113,5 @@ CONDITIONS = tuple(
     )
     for amount in amounts
 )
+# A held-out room: not used in training or by augmentation.
+HELD_OUT_ROOM = Condition("room", 0.7, "RT60 {:g} s", _room)

@@ -1,4 +1,4 @@
-"""Recordings to mono waveforms: from front to back, in blocks, and refused in words where they are no use."""
+"""Decode recordings to mono waveforms: streamed in blocks and validated, with a message for each unusable file."""
 
 import io
 import math
@@ -12,36 +12,36 @@ import soxr
 from percepiano_ast.audio import ffmpeg, sndfile
 from percepiano_ast.config import InputError
 
-SILENCE_DB = -80.0  # dBFS: a recording that never rises above this is silent
+SILENCE_DB = -80.0  # dBFS: a recording whose peak is below this is silent
 MIN_SECONDS = 1.0
 
 Source = str | Path | BinaryIO | io.RawIOBase
 
-_READ_FRAMES = 1 << 17  # frames decoded at a time: 3 s at 44.1 kHz, a MB
+_READ_FRAMES = 1 << 17  # frames per block: 3 s at 44.1 kHz, 1 MB
 _PIECE = 1 << 20  # bytes
 _INT16 = 32768  # full scale of 16-bit samples
-_LOUDEST = (_INT16 - 1) / _INT16  # a sample from here on is at full scale, of 16 bits the last step on either side
+_LOUDEST = (_INT16 - 1) / _INT16  # samples of at least this magnitude are at full scale: the last 16-bit step on either side
 
 
 class Recording:
-    """A recording that is decoded once, from front to back, in memory that does not grow with its length.
+    """A recording, decoded once in order, in constant memory.
 
-    Reads what libsndfile reads: WAV of 8 to 32 bits or float, FLAC, OGG, MP3; and from a path what an installed ffmpeg
-    reads beyond that: M4A, AAC, WMA.
+    Formats: those of libsndfile (WAV of 8 to 32 bits or float, FLAC, OGG, MP3); from a path also those of ffmpeg (M4A, AAC,
+    WMA).
 
     Args:
-        source: path; seekable binary file object; or a binary object that can only be read forward (``seekable()`` is
-            False). From the latter, WAV and FLAC are decoded as they come, other formats are read whole first, and a
-            ``size`` in bytes is heeded where it has one.
-        name: what messages call the recording.
-        min_rate: lowest sampling rate in Hz to accept.
+        source: path, seekable binary file object, or forward-only binary object (``seekable()`` is False). From the
+            latter, WAV and FLAC are decoded as a stream, other formats are read completely first; its attribute ``size``
+            in bytes is used if present.
+        name: the recording's name in messages.
+        min_rate: lowest accepted sampling rate in Hz.
 
     Attributes:
         sample_rate, channels: of the source.
-        peak: largest magnitude in the blocks so far, full scale at 1; of the recording once they are exhausted.
+        peak: largest magnitude of the blocks so far, full scale at 1; of the whole recording after the last block.
 
     Raises:
-        InputError: missing, not audio, cut off before its end, or below ``min_rate``.
+        InputError: missing, not audio, truncated, or below ``min_rate``.
     """
 
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
@@ -62,29 +62,29 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        """Duration of what was decoded so far; of the recording once the blocks are exhausted."""
+        """Duration decoded so far; of the whole recording after the last block."""
         return self._frames / self.sample_rate
 
     @property
     def full_scale(self) -> float:
-        """Share of the samples decoded so far, of all channels, whose magnitude is 32767/32768 or more."""
+        """Share of samples decoded so far, over all channels, with a magnitude of 32767/32768 or more."""
         return self._loudest / max(self._frames * self.channels, 1)
 
     def blocks(self, sample_rate: int, *, max_seconds: float | None = None) -> Iterator[np.ndarray]:
-        """Decode the recording, which can be done once: the mean of its channels, resampled by soxr at high quality.
+        """Decode the recording, possible only once: the mean of its channels, resampled by soxr at high quality.
 
-        A source that can only be read forward is then at its end, where it may compare a checksum; also when the
-        recording is refused, so that damage is reported as such. What the source raises is raised here as it is.
+        A forward-only source is always read to its end, where it may verify a checksum; also if the recording is refused,
+        so that damage is reported as damage. Exceptions of the source pass unchanged.
 
         Args:
-            max_seconds: decode the first so many seconds only.
+            max_seconds: decode only the first ``max_seconds``.
 
         Yields:
             float32 (n,) at ``sample_rate``, full scale at 1.
 
         Raises:
-            InputError: cut off before its end, damaged, or refused by `check_waveform`; shortness and silence are known
-                after the last block.
+            InputError: truncated, damaged, or refused by `check_waveform`; a short or silent recording is detected after
+                the last block.
         """
         n = 0
         try:
@@ -101,7 +101,7 @@ class Recording:
             self._decoder.close()
 
     def _resampled(self, sample_rate: int, max_seconds: float | None) -> Iterator[np.ndarray]:
-        """Blocks of mono sound at ``sample_rate``, none of them empty."""
+        """Non-empty mono blocks at ``sample_rate``."""
         mono = map(_mono, self._samples(max_seconds))
         if sample_rate == self.sample_rate:
             yield from mono
@@ -114,7 +114,7 @@ class Recording:
             yield part
 
     def _samples(self, max_seconds: float | None) -> Iterator[np.ndarray]:
-        """Blocks (n, channels) as decoded, int16 or float32; counts them, and checks that none is missing."""
+        """Blocks (n, channels) as decoded, int16 or float32; counts their frames and detects truncation."""
         limit = math.inf if max_seconds is None else round(max_seconds * self.sample_rate)
         declared = math.inf if self._decoder.frames is None else self._decoder.frames
         wanted = min(declared, limit)
@@ -127,7 +127,7 @@ class Recording:
             yield block
         if self._frames < wanted and declared < math.inf:
             raise InputError(
-                f"{self.name}: half written, sound ends {(wanted - self._frames) / self.sample_rate:.1f} s before the"
+                f"{self.name}: truncated, the audio ends {(wanted - self._frames) / self.sample_rate:.1f} s before the"
                 f" length it declares ({wanted / self.sample_rate:.1f} s). Copy or export it again."
             )
         if self._frames < limit:
@@ -139,7 +139,7 @@ class Recording:
 
 
 def _decoder(source: Source, name: str) -> sndfile.Decoder | ffmpeg.Decoder:
-    """libsndfile's; for a path whose format libsndfile does not know, ffmpeg's."""
+    """libsndfile's decoder; ffmpeg's for a path of a format that libsndfile does not support."""
     if not isinstance(source, (str, Path)):
         return sndfile.Decoder(source, name)
     _check_exists(source, name)
@@ -159,26 +159,26 @@ def _check_exists(path: str | Path, name: str) -> None:
 
 
 def load(source: Source, sample_rate: int = 22_050, *, max_seconds: float | None = None) -> np.ndarray:
-    """Read a recording as mono at ``sample_rate``: the blocks of `Recording`, in one array.
+    """Load a recording as mono at ``sample_rate``: the blocks of `Recording` in one array.
 
     Args:
         source: path or binary file object, see `Recording`.
-        max_seconds: read the first so many seconds only.
+        max_seconds: load only the first ``max_seconds``.
 
     Returns:
         float32 (n,), full scale at 1.
 
     Raises:
-        InputError: missing, not audio, cut off before its end, or refused by `check_waveform`.
+        InputError: missing, not audio, truncated, or refused by `check_waveform`.
     """
     return np.concatenate(list(Recording(source).blocks(sample_rate, max_seconds=max_seconds)))
 
 
 def duration(path: str | Path) -> float:
-    """Seconds that the header of a recording declares; a recording without such a header is decoded for it.
+    """Duration in seconds from a recording's header; a recording whose header has no length is decoded.
 
     Raises:
-        InputError: missing, not audio, or of a format that needs ffmpeg where that is not installed.
+        InputError: missing, not audio, or of a format that needs ffmpeg if ffmpeg is not installed.
     """
     _check_exists(path, str(path))
     try:
@@ -194,11 +194,11 @@ def duration(path: str | Path) -> float:
 
 
 def check_waveform(wave: np.ndarray, sample_rate: int, name: str) -> None:
-    """Refuse what cannot be rated or learned from.
+    """Refuse a waveform that is unusable for rating and training.
 
     Args:
         wave: float (n,), full scale at 1.
-        name: what the message calls the recording.
+        name: the recording's name in messages.
 
     Raises:
         InputError: empty, shorter than ``MIN_SECONDS``, with NaN or infinity, or silent throughout.
@@ -215,7 +215,7 @@ def _check_length(n: int, sample_rate: int, name: str) -> None:
 
 
 def _peak(block: np.ndarray, start: int, sample_rate: int, name: str) -> float:
-    """Largest magnitude of a block that begins at sample ``start``; NaN and infinity are refused."""
+    """Largest magnitude of a block that starts at sample ``start``; NaN and infinity are refused."""
     peak = max(float(block.max()), -float(block.min()))
     if not np.isfinite(peak):  # the maximum of NaN and anything is NaN
         seconds = (start + np.argmin(np.isfinite(block))) / sample_rate
@@ -233,7 +233,7 @@ def _mono(block: np.ndarray) -> np.ndarray:
     """Mean of the channels of int16 or float32 (n, channels): float32 (n,), full scale at 1."""
     full_scale = _INT16 if block.dtype == np.int16 else 1
     samples = block.astype(np.float32, copy=False)
-    # Adding columns is some twenty times faster than a mean over the last axis.
+    # Adding columns is about twenty times faster than a mean over the last axis.
     mono = samples[:, 0].copy()
     for channel in range(1, samples.shape[1]):
         mono += samples[:, channel]
@@ -242,8 +242,8 @@ def _mono(block: np.ndarray) -> np.ndarray:
 
 
 def _at_full_scale(block: np.ndarray) -> int:
-    """Samples of a block, int16 or float32, that are at full scale."""
+    """Number of samples of a block, int16 or float32, at full scale."""
     loudest = _INT16 - 1 if block.dtype == np.int16 else np.float32(_LOUDEST)
-    if block.max() < loudest and block.min() > -loudest:  # nearly always
+    if block.max() < loudest and block.min() > -loudest:  # the usual case
         return 0
     return int(np.count_nonzero((block >= loudest) | (block <= -loudest)))

@@ -1,9 +1,8 @@
-"""Statistics of a recording by classic signal processing: what the baselines that learn no hearing are given.
+"""Hand-crafted audio statistics of a recording: the input of the baselines without a trained encoder.
 
-Series over time (log-mel, MFCC, chroma, spectral shape, level, onset strength) are summarised by moments and quantiles;
-events (onsets, and what the level does between them) and the slow course of the level are summarised by themselves. All
-levels are absolute, because loudness is a rated quality. How long a recording is, is not among them: where a clip was cut
-is no quality of playing.
+Series over time (log-mel, MFCC, chroma, spectral shape, level, onset strength) are summarised by moments and quantiles.
+Events (onsets, and the level between them) and the slow level curve have their own statistics. All levels are absolute,
+because loudness is a rated quality. The duration of a recording is not included: it depends on where a clip was cut.
 """
 
 from typing import Any
@@ -13,18 +12,18 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 _CLASSIC_FFT, _CLASSIC_HOP = 2048, 512  # librosa's defaults: 93 and 23 ms at 22,050 Hz
-_MEL_BANDS = 32  # of four of librosa's 128
-_WIDE_BANDS = 8  # of 16 of them, in which rises and falls are counted
-_LAGS = (0.25, 0.5, 1.0, 2.0)  # seconds after which the harmony is compared with itself
-_SLOW = (1.0, 3.0)  # seconds over which the level is smoothed to hear its course
-_QUIET_DB = 40.0  # below the loudest frame, a frame counts as silent
-_AROUND_ONSET = 4  # frames before and after an onset among which its rise is sought (93 ms)
+_MEL_BANDS = 32  # each of four of librosa's 128 bands
+_WIDE_BANDS = 8  # each of 16 of them, for rises and falls
+_LAGS = (0.25, 0.5, 1.0, 2.0)  # seconds; lags of the chroma autocorrelation
+_SLOW = (1.0, 3.0)  # seconds; smoothing windows of the slow level curve
+_QUIET_DB = 40.0  # frames this far below the loudest frame count as silent
+_AROUND_ONSET = 4  # frames before and after an onset in which its rise is measured (93 ms)
 
-# Strokes are sought in windows short enough to tell the notes of a chord apart: 23 ms, every 5.8 ms.
+# Fine-grained onsets use windows short enough to separate the notes of a chord: 23 ms, every 5.8 ms.
 _FINE: dict[str, Any] = {"n_fft": 512, "hop_length": 128, "n_mels": 32}
-_APART = 0.03  # seconds between two strokes at least
-_ALIKE = 0.35  # octaves: successive times between strokes closer than this are one written value played twice
-_PULSE = (0.15, 2.0)  # seconds among which a pulse is sought
+_APART = 0.03  # minimum seconds between two onsets
+_ALIKE = 0.35  # octaves: successive inter-onset intervals closer than this are taken as the same written value
+_PULSE = (0.15, 2.0)  # seconds; range of lags in which the pulse is searched
 
 # Series over time: (name, bands, statistics). Quantiles are written q10, q50, q90.
 _MEAN_STD = ("mean", "std")
@@ -62,13 +61,13 @@ _SINGLE = (
     "key_clarity",
     "majorness",
 )
-# How well each pitch class fits a key of C, major and minor: Krumhansl and Kessler (1982).
+# Key profiles of C major and C minor: Krumhansl and Kessler (1982).
 _MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88)
 _MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
 
 def classic_feature_names() -> tuple[str, ...]:
-    """Names of ``classic_features``, in its order: ``series[_band]_statistic``, then single numbers."""
+    """Names of ``classic_features``, in its order: ``series[_band]_statistic``, then single values."""
     series = (
         f"{name}_{band}_{statistic}" if bands > 1 else f"{name}_{statistic}"
         for name, bands, statistics in _SERIES
@@ -79,15 +78,15 @@ def classic_feature_names() -> tuple[str, ...]:
 
 
 def classic_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, float]:
-    """Descriptors of a recording, summarised over time: the input of the audio-statistics and feed-forward baselines.
+    """Features of a recording, summarised over time: the input of the audio-statistics and feed-forward baselines.
 
-    One STFT serves every descriptor. Chroma assumes the tuning A4 = 440 Hz.
+    All series share one STFT. Chroma assumes the tuning A4 = 440 Hz.
 
     Args:
         wave: float32 (n,), checked by ``check_waveform``; ``sample_rate`` at least 12,800 Hz.
 
     Returns:
-        Finite numbers in the order of ``classic_feature_names``; in dB, Hz, seconds, or without unit, by their names.
+        Finite values in the order of ``classic_feature_names``; in dB, Hz, seconds, or without unit, according to the name.
     """
     magnitude = np.abs(librosa.stft(wave, n_fft=_CLASSIC_FFT, hop_length=_CLASSIC_HOP))
     mel = librosa.feature.melspectrogram(S=magnitude**2, sr=sample_rate, n_fft=_CLASSIC_FFT)
@@ -109,7 +108,7 @@ def classic_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, f
 
 
 def _classic_series(wave, sample_rate, magnitude, mel, mel_db) -> dict[str, np.ndarray]:
-    """Every series of ``_SERIES`` but onset strength: (bands, n_frames) or (n_frames,)."""
+    """All series of ``_SERIES`` except onset strength: (bands, n_frames) or (n_frames,)."""
     feature, bins = librosa.feature, {"S": magnitude, "sr": sample_rate}
     centroid = feature.spectral_centroid(**bins)
     mfcc = feature.mfcc(S=mel_db, n_mfcc=20)
@@ -137,7 +136,7 @@ def _classic_series(wave, sample_rate, magnitude, mel, mel_db) -> dict[str, np.n
 
 
 def _banded_db(mel: np.ndarray, bands: int) -> np.ndarray:
-    """Power mel (128, n_frames) -> level of ``bands`` equally wide groups of its bands, dB (bands, n_frames)."""
+    """Power mel (128, n_frames) -> level of ``bands`` groups of equally many bands, dB (bands, n_frames)."""
     return librosa.power_to_db(mel.reshape(bands, -1, mel.shape[1]).mean(axis=1), ref=1.0, top_db=None)
 
 
@@ -149,12 +148,12 @@ def _summary(rows: np.ndarray, statistic: str) -> np.ndarray:
 
 
 def _between_onsets(onsets: np.ndarray, level: np.ndarray, rate: float) -> list[float]:
-    """Time between onsets (log seconds), rise at each, fall before the next (dB) and its speed (dB/s); mean and std.
+    """Inter-onset intervals (log seconds): std, quantiles; rise at onsets, fall before the next (dB), its rate (dB/s): mean, std.
 
-    Without two onsets the recording is one long tone: the time between onsets is its length.
+    With fewer than two onsets, the interval is the duration of the recording.
 
     Args:
-        onsets: frames, rising; ``level``: dB (n_frames,); ``rate``: frames per second.
+        onsets: frames, ascending; ``level``: dB (n_frames,); ``rate``: frames per second.
     """
     if len(onsets) < 2:
         onsets = np.array([0, len(level) - 1])
@@ -172,13 +171,13 @@ def _between_onsets(onsets: np.ndarray, level: np.ndarray, rate: float) -> list[
 
 
 def _strokes(wave: np.ndarray, sample_rate: int) -> list[float]:
-    """Timing and evenness of strokes, from spectral flux in short windows.
+    """Timing and evenness of onsets, from spectral flux in short windows.
 
-    Their rate; deviation and median of the logarithm of the time between them, its variability from one to the next
-    (nPVI / 100) and where a rhythm repeats; height and log lag of the flux's first autocorrelation peak; of strength and width
-    (seconds, of the rise of a chord: wide where its notes are spread) mean, deviation and tenths; flux between strokes.
+    Onset rate; standard deviation and median of log inter-onset intervals; their variability from one to the next, overall
+    (nPVI / 100) and between similar intervals; height and log lag of the flux's autocorrelation peak; mean, standard deviation
+    and deciles of onset strength and width (seconds; wide for spread chords); flux quantiles.
     """
-    # Here, as it takes half a second to load and spectrograms do not need it.
+    # Imported here: it takes half a second to load and spectrograms do not need it.
     from scipy.signal import find_peaks, peak_widths
 
     flux = librosa.onset.onset_strength(y=wave, sr=sample_rate, **_FINE)
@@ -200,12 +199,12 @@ def _strokes(wave: np.ndarray, sample_rate: int) -> list[float]:
 
 
 def _pulse(flux: np.ndarray, rate: float) -> tuple[float, float]:
-    """Height and logarithm of the lag in seconds of the highest autocorrelation of ``flux`` among ``_PULSE``."""
+    """Height and log lag (log seconds) of the autocorrelation peak of ``flux`` within ``_PULSE``."""
     first, last = (round(seconds * rate) for seconds in _PULSE)
     centred = flux - flux.mean()
-    from scipy.signal import correlate  # here, as above
+    from scipy.signal import correlate  # imported here as above
 
-    # Not librosa's, which warns with NumPy 2.5 (numba casts an output that is not filled yet).
+    # Not librosa's, which warns with NumPy 2.5 (numba casts an uninitialised output).
     together = correlate(centred, centred, method="fft")[len(centred) - 1 :][: last + 1]
     if together[0] < 1e-9 or len(together) <= first:
         return 0.0, 0.0
@@ -214,7 +213,7 @@ def _pulse(flux: np.ndarray, rate: float) -> tuple[float, float]:
 
 
 def _course(level: np.ndarray, rate: float) -> list[float]:
-    """Share of silent frames; of the smoothed level: deviation, range between its tenths (dB) and trend (dB over all)."""
+    """Share of silent frames; of the smoothed level: standard deviation, range between deciles 1 and 9 (dB), total trend (dB)."""
     loud = level.max() - _QUIET_DB
     values = [(level < loud).mean()]
     for seconds in _SLOW:
@@ -225,7 +224,7 @@ def _course(level: np.ndarray, rate: float) -> list[float]:
 
 
 def _harmony(chroma: np.ndarray, rate: float) -> list[float]:
-    """How alike the harmony is after each of ``_LAGS`` (cosine: blur), how clear the key is, and how major."""
+    """Chroma similarity at each of ``_LAGS`` (cosine; high with blurred pedal), key clarity, and majorness."""
     unit = chroma / np.maximum(np.linalg.norm(chroma, axis=0), 1e-9)
     frames = [min(round(lag * rate), unit.shape[1] - 1) for lag in _LAGS]
     kept = [np.sum(unit[:, lag:] * unit[:, : unit.shape[1] - lag], axis=0).mean() for lag in frames]
@@ -233,9 +232,9 @@ def _harmony(chroma: np.ndarray, rate: float) -> list[float]:
 
 
 def key_fit(pitch_classes: np.ndarray) -> tuple[float, float]:
-    """How clear the key of a weight per pitch class is, and how major: (best correlation, best major - best minor).
+    """Key clarity and majorness of pitch-class weights: (best correlation, best major - best minor).
 
-    Krumhansl and Schmuckler's key finding: Krumhansl (1990), *Cognitive Foundations of Musical Pitch*, chapter 4.
+    The Krumhansl-Schmuckler key-finding algorithm: Krumhansl (1990), *Cognitive Foundations of Musical Pitch*, chapter 4.
 
     Args:
         pitch_classes: (12,) from C; equal weights have no key and give (0, 0).

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms, ours and Kaldi's, and their 8-bit codes."""
+"""Log-mel spectrograms, librosa's and Kaldi's, and their 8-bit codes."""
 
 import functools
 from collections.abc import Iterable, Iterator
@@ -8,17 +8,17 @@ import scipy.sparse
 
 from percepiano_ast.config import KALDI, FrontEnd, InputError
 
-_MEL_FRAMES = 256  # STFT frames at a time: their spectra stay in the cache
+_MEL_FRAMES = 256  # STFT frames per block: their spectra fit in the CPU cache
 _PREEMPHASIS = 0.97  # Kaldi's
 _DB_PER_NEPER = np.float32(10 / np.log(10))  # of power
 
 
 def log_mel(wave: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Log-mel spectrogram of the front end's ``kind``: ``slaney`` as librosa computes it, ``kaldi`` see `fbank`.
+    """Log-mel spectrogram of the front end's ``kind``: ``slaney`` as in librosa, ``kaldi`` see `fbank`.
 
-    ``slaney``: power, bands normalised by their width, frame k centred on sample ``k * hop_length``, zeros around the
-    recording. From librosa 0.11 it differs by less than 1e-3 dB wherever the level is -80 dB or more; below, down to
-    ``amin``, by as little, because both transform in double precision.
+    ``slaney``: power, bands normalised by their width, frame k centred on sample ``k * hop_length``, zero padding. The
+    difference from librosa 0.11 is less than 1e-3 dB, at levels of -80 dB or more and also below, down to ``amin``: both
+    compute the FFT in double precision.
 
     Args:
         wave: float32 (n,) at ``front_end.sample_rate``.
@@ -33,7 +33,7 @@ def log_mel(wave: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
 
 
 def log_mel_blocks(blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd()) -> Iterator[np.ndarray]:
-    """`log_mel` of a wave that comes in blocks, bit for bit, whatever their sizes, in memory for one block.
+    """`log_mel` of a wave given in blocks, in the memory of one block; the result is bit-identical for any block sizes.
 
     With ``kaldi`` the whole wave is collected first, because its mean is removed.
 
@@ -41,7 +41,7 @@ def log_mel_blocks(blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd(
         blocks: float32 (n,) at ``front_end.sample_rate``.
 
     Yields:
-        float32 (m, n_mels), the spectrogram from front to back.
+        float32 (m, n_mels), the consecutive frames of the spectrogram.
 
     Raises:
         InputError: as `log_mel`.
@@ -58,9 +58,9 @@ def log_mel_blocks(blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd(
 
 
 def slaney_mel_bank(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Triangles of area 1 on Slaney's mel scale, as ``librosa.filters.mel`` has them: float64 (n_mels, 1 + n_fft // 2).
+    """Triangles of area 1 on Slaney's mel scale, as in ``librosa.filters.mel``: float64 (n_mels, 1 + n_fft // 2).
 
-    Here, because librosa loads a second's worth of modules for it into every process that makes spectrograms.
+    Implemented here because importing librosa's takes a second in every worker process.
     """
     low, high = _slaney_mel(np.array([front_end.fmin, front_end.fmax]))
     edges = _hertz(np.linspace(low, high, front_end.n_mels + 2))
@@ -71,7 +71,7 @@ def slaney_mel_bank(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
 
 
 def band_centres(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Frequency in Hz of each mel band's peak, float64 (n_mels,), rising."""
+    """Centre frequency of each mel band in Hz, float64 (n_mels,), ascending."""
     ends = np.array([front_end.fmin, front_end.fmax])
     if front_end.kind == "kaldi":
         low, high = 1127 * np.log(1 + ends / 700)
@@ -100,7 +100,7 @@ def _slaney_window_and_bank(front_end: FrontEnd):
 
 
 def _slaney(blocks: Iterable[np.ndarray], front_end: FrontEnd) -> Iterator[np.ndarray]:
-    """`log_mel_blocks` of kind ``slaney``: always the same groups of ``_MEL_FRAMES`` frames, counted from the first."""
+    """`log_mel_blocks` of kind ``slaney``, in fixed groups of ``_MEL_FRAMES`` frames, counted from the first."""
     hop, window = front_end.hop_length, front_end.win_length
     # Samples of a window before its centre, where librosa pads the window to n_fft.
     before = front_end.n_fft // 2 - (front_end.n_fft - window) // 2
@@ -125,23 +125,22 @@ def _slaney(blocks: Iterable[np.ndarray], front_end: FrontEnd) -> Iterator[np.nd
 
 
 class _Transform:
-    """Samples to levels, a group of frames at a time.
+    """Convert samples to levels, one group of frames at a time.
 
-    This outruns librosa for two reasons. Power does not depend on where the window lies in the transform, so only
-    ``win_length`` samples are multiplied, not ``n_fft``. And a frequency bin takes part in few bands, so that these are
-    a sparse product. The large arrays are kept, because a process that asks for such memory anew for every group may
-    get it from the operating system every time, which takes longer than the transform. Transforms in float32 would be
-    faster still, and miss the level of a quiet band beside a loud one by as much as .03 dB.
+    This is faster than librosa for two reasons. Power does not depend on the window's position within the FFT, so only
+    ``win_length`` samples are multiplied, not ``n_fft``. Each frequency bin contributes to few bands, so the filter bank is
+    a sparse matrix. The large arrays are reused, because allocating them for every group can take longer than the FFT. A
+    float32 FFT would be faster, but its error for a quiet band next to a loud one is up to 0.03 dB.
     """
 
     def __init__(self, front_end: FrontEnd):
         self._front_end = front_end
         self._window, self._bank = _slaney_window_and_bank(front_end)
-        self._padded = np.zeros((_MEL_FRAMES, front_end.n_fft))  # behind the window it stays zero
+        self._padded = np.zeros((_MEL_FRAMES, front_end.n_fft))  # zero after the window
         self._spectra = np.empty((_MEL_FRAMES, 1 + front_end.n_fft // 2), dtype=np.complex128)
 
     def __call__(self, samples: np.ndarray, n_frames: int) -> np.ndarray:
-        """Levels in dB float32 (n_frames, n_mels) of the frames that begin at ``samples[k * hop_length]``."""
+        """Levels in dB float32 (n_frames, n_mels) of the frames that start at ``samples[k * hop_length]``."""
         size, hop = self._front_end.win_length, self._front_end.hop_length
         padded, spectra = self._padded[:n_frames], self._spectra[:n_frames]
         frames = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop]
@@ -163,16 +162,16 @@ class _Transform:
 def kaldi_mel_bank(front_end: FrontEnd = KALDI) -> np.ndarray:
     """Triangles of height 1, evenly spaced on Kaldi's mel scale ``1127 ln(1 + f / 700)``: float32 (n_mels, n_fft // 2).
 
-    Column k weighs the power at ``k * sample_rate / n_fft`` Hz; the bin at Nyquist has no weight and no column. In
-    float32, as ``torchaudio.compliance.kaldi.get_mel_banks`` has it: at these magnitudes one rounding of the mel scale
-    moves a weight by 1e-5, and nearly all agree bit by bit, which double precision would not.
+    Column k weights the power at ``k * sample_rate / n_fft`` Hz; the Nyquist bin has zero weight and no column. Computed in
+    float32 like ``torchaudio.compliance.kaldi.get_mel_banks``: a rounding error of the mel scale changes a weight by 1e-5,
+    and nearly all weights are bit-identical, which they would not be in double precision.
     """
     low, high = (1127 * np.log(1 + np.array([front_end.fmin, front_end.fmax]) / 700)).tolist()
     edges = np.float32(low) + np.arange(front_end.n_mels + 2, dtype=np.float32) * np.float32((high - low) / (front_end.n_mels + 1))
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     hertz = np.float32(front_end.sample_rate / front_end.n_fft) * np.arange(front_end.n_fft // 2, dtype=np.float32)
     ratio = (1 + hertz / np.float32(700)).astype(np.float64)
-    mel = np.float32(1127) * np.log(ratio).astype(np.float32)  # rounded once: float32 logarithms differ by machine
+    mel = np.float32(1127) * np.log(ratio).astype(np.float32)  # rounded once: float32 logarithms differ between machines
     return np.maximum(0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)))
 
 
@@ -187,12 +186,12 @@ def _kaldi_window_and_bank(front_end: FrontEnd):
 def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
     """Kaldi's log filter bank with the settings of AST (Gong et al. 2021, ``dataloader.py``): no dither, no energy.
 
-    The clip's mean is removed; whole windows only, frame k starting at sample ``k * hop_length``; in each the mean is
-    removed, then pre-emphasis .97 (the first sample stands for its own predecessor), a symmetric Hann window, and
-    the power spectrum into `kaldi_mel_bank`. Samples, window and bank are float32 as in
-    ``torchaudio.compliance.kaldi.fbank``, transforms and sums in double precision. What remains between the two is the
-    rounding of that float32 transform: nine values of ten agree within 1e-5; a band some 70 dB below the loudest of its
-    frame may differ by 3e-4 (1.3e-3 dB), no more than torchaudio does from one machine to another.
+    The clip's mean is removed. Only complete windows are used; frame k starts at sample ``k * hop_length``. Per window: mean
+    removal, pre-emphasis 0.97 (the first sample serves as its own predecessor), a symmetric Hann window, and the power
+    spectrum through `kaldi_mel_bank`. Samples, window and bank are float32 as in ``torchaudio.compliance.kaldi.fbank``, FFT
+    and sums double precision. The remaining difference is torchaudio's rounding in its float32 FFT: nine values of ten agree
+    within 1e-5; a band some 70 dB below the loudest of its frame may differ by 3e-4 (1.3e-3 dB), no more than torchaudio
+    differs between machines.
 
     Args:
         wave: float32 (n,) at ``front_end.sample_rate``, full scale at 1.
@@ -207,7 +206,7 @@ def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
     if not n_frames:
         raise InputError(
             f"{len(wave)} samples are shorter than one window of {front_end.win_length} "
-            f"({1000 * front_end.win_length / front_end.sample_rate:.0f} ms); give a longer recording."
+            f"({1000 * front_end.win_length / front_end.sample_rate:.0f} ms). Give a longer recording."
         )
     window, bank = _kaldi_window_and_bank(front_end)
     wave = np.asarray(wave, dtype=np.float32)
@@ -233,8 +232,8 @@ def quantize(log_mel: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.
     """Levels in dB to uint8 codes in steps of ``front_end.step_db`` from ``front_end.floor_db``.
 
     Returns:
-        Codes of the same shape, and the share of values above the range. What lies below it is inaudible and becomes
-        the floor; what lies above would be lost, so a caller reports the share where it is not zero.
+        Codes of the same shape, and the share of values above the range. Values below the range are inaudible and set to
+        ``floor_db``; values above are clipped, so callers report a non-zero share.
     """
     codes = log_mel - np.float32(front_end.floor_db)
     codes /= np.float32(front_end.step_db)
@@ -244,5 +243,5 @@ def quantize(log_mel: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.
 
 
 def dequantize(codes: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Codes to float32 dB; within half a step of what was quantized."""
+    """Codes to float32 dB; the quantization error is at most half a step."""
     return codes.astype(np.float32) * np.float32(front_end.step_db) + np.float32(front_end.floor_db)

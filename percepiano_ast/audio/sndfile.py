@@ -1,4 +1,4 @@
-"""Sound files through libsndfile: from a path, a seekable file object, or bytes that can be read once."""
+"""Decode sound files with libsndfile: from a path, a seekable file object, or a forward-only stream."""
 
 import contextlib
 import io
@@ -12,32 +12,32 @@ import soundfile
 
 from percepiano_ast.config import InputError
 
-_UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # what encoders that write to a pipe declare as the length of the data
-_UNKNOWN_FORMAT = (1, 4)  # libsndfile's numbers for a container, or a codec in one, that it does not know
-_STREAMS = (b"RIFF", b"RF64", b"fLaC")  # WAV and FLAC: read from front to back
-_W64 = b"riff"  # so is this form of WAV, where the size of the file is known, which tells whether it is whole
-_AHEAD = 1 << 22  # bytes that may lie between the parts of a header, such as a picture
-_ENDLESS = 1 << 62  # what libsndfile is told of a file whose size nobody knows
-_NO_LENGTH = 1 << 46  # frames: what no file has is what libsndfile makes of a header without a length
+_UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # data lengths declared by encoders that write to a pipe
+_UNKNOWN_FORMAT = (1, 4)  # libsndfile's error codes for an unknown container or codec
+_STREAMS = (b"RIFF", b"RF64", b"fLaC")  # WAV and FLAC: decoded as a stream
+_W64 = b"riff"  # also decoded as a stream if the size of the file is known, which is needed to detect truncation
+_AHEAD = 1 << 22  # maximum bytes between the parts of a header, such as a picture
+_ENDLESS = 1 << 62  # size reported to libsndfile for a file of unknown size
+_NO_LENGTH = 1 << 46  # frames: at least this many mean that the header has no length
 _PIECE = 1 << 20  # bytes
 
 _File = BinaryIO | io.RawIOBase
 
 
 class UnknownFormat(InputError):
-    """Nothing that libsndfile reads; another decoder may."""
+    """A format that libsndfile does not support; another decoder may."""
 
 
 class Decoder:
-    """What libsndfile reads of a recording, in one pass.
+    """Decode a recording with libsndfile in one pass.
 
     Attributes:
         sample_rate, channels: of the file.
-        frames: the length that it declares, or None.
+        frames: the declared length, or None.
 
     Raises:
-        UnknownFormat: no format or codec that libsndfile knows.
-        InputError: no complete sound file.
+        UnknownFormat: a format or codec that libsndfile does not support.
+        InputError: not a complete sound file.
     """
 
     def __init__(self, source: str | Path | _File, name: str):
@@ -55,7 +55,7 @@ class Decoder:
         self._check_whole()
 
     def read(self, frames: int) -> np.ndarray:
-        """The next samples: (n, channels), int16 of 16-bit sound, else float32; fewer than asked only at the end.
+        """The next samples: (n, channels), int16 for 16-bit files, else float32; fewer than requested only at the end.
 
         Raises:
             InputError: damaged.
@@ -64,27 +64,27 @@ class Decoder:
             return self._file.read(frames, dtype=self._dtype, always_2d=True)
 
     def close(self) -> None:
-        """Let go of the file; a second time does nothing."""
+        """Close the file; repeated calls have no effect."""
         self._file.close()
 
     def _check_whole(self) -> None:
-        """libsndfile reads a half-written file to its end without complaint; its log tells what the header declared.
+        """Detect truncation: libsndfile reads truncated files without an error, but its log has the declared length.
 
         Raises:
-            InputError: the data are shorter than the header says.
+            InputError: the data are shorter than declared.
         """
         declared, present = _data_bytes(self._file)
         if declared > present and declared not in _UNKNOWN_SIZE:
             self.close()
             seconds = self._file.frames / self.sample_rate * (declared - present) / max(present, 1)
             raise InputError(
-                f"{self._name}: half written, {declared - present:,} of {declared:,} bytes of sound are missing"
+                f"{self._name}: truncated, {declared - present:,} of {declared:,} bytes of audio are missing"
                 f" (about {seconds:.1f} s at the end). Copy or export it again."
             )
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
-        """What the source raised within the context is raised at its end; what libsndfile raised, as a refusal."""
+        """Re-raise the source's exceptions at the end of the context, and libsndfile's as InputError."""
         failure = None
         try:
             yield
@@ -98,13 +98,13 @@ class Decoder:
 
 class _SoundFile(soundfile.SoundFile):
     def seekable(self) -> bool:
-        # Or soundfile would seek to where it is after every read. Decoders of MP3, FLAC and ADPCM go back for that,
-        # and MP3 has an audible seam there.
+        # Otherwise soundfile seeks to its own position after every read. Decoders of MP3, FLAC and ADPCM go back for that,
+        # which in MP3 causes an audible discontinuity.
         return False
 
 
 def duration(path: str | Path) -> float | None:
-    """Seconds that a file declares; None where it declares none.
+    """Declared duration of a file in seconds, or None.
 
     Raises:
         UnknownFormat, InputError: as `Decoder`.
@@ -125,12 +125,12 @@ def _refusal(name: str, error: soundfile.LibsndfileError) -> InputError:
 
 
 def _data_bytes(file: soundfile.SoundFile) -> tuple[int, int]:
-    """Bytes of sound that the header of an uncompressed file declares and that are there; (0, 0) where it is whole."""
+    """Bytes of audio data declared in an uncompressed file's header, and bytes present; (0, 0) if the file is complete."""
     log = file.extra_info
     if file.format in ("RF64", "W64"):
         declared = re.search(r"^(?:  Data size|data) : (\d+)", log, re.MULTILINE)
         frame = re.search(r"^  Block Align +: (\d+)", log, re.MULTILINE)
-        header = 24 if file.format == "W64" else 0  # which W64 counts as well
+        header = 24 if file.format == "W64" else 0  # included in W64's sizes
         return (int(declared[1]) - header, file.frames * int(frame[1])) if declared and frame else (0, 0)
     # WAV, AIFF, AU
     sizes = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
@@ -141,7 +141,7 @@ def _data_bytes(file: soundfile.SoundFile) -> tuple[int, int]:
 
 
 def _stream(file: _File) -> "_Stream":
-    """A file object as libsndfile needs it."""
+    """Wrap a file object for libsndfile."""
     if file.seekable():
         return _Stream(file)
     head = _read(file, 4)
@@ -152,7 +152,7 @@ def _stream(file: _File) -> "_Stream":
 
 
 def _read(file: Any, size: int) -> bytes:
-    """``size`` bytes, fewer only at the end of the file: libsndfile takes a short read for the end."""
+    """``size`` bytes, fewer only at the end of the file: libsndfile treats a short read as the end."""
     parts = [file.read(size)]
     while parts[-1] and (size := size - len(parts[-1])):
         parts.append(file.read(size))
@@ -163,8 +163,8 @@ class _Stream:
     """A file object for libsndfile.
 
     Attributes:
-        error: what the file raised, for the caller: within a callback of libsndfile it would be printed and lost.
-        opening: whether libsndfile still looks for the sound.
+        error: the file's exception, for the caller; raised within a callback of libsndfile it would be printed and lost.
+        opening: whether libsndfile is still parsing the header.
     """
 
     def __init__(self, file: _File):
@@ -177,7 +177,7 @@ class _Stream:
         return self._guarded(0, self._file.tell)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position."""
+        """Set the position."""
         return self._guarded(0, self._file.seek, offset, whence)
 
     def read(self, size: int) -> bytes:
@@ -194,10 +194,10 @@ class _Stream:
 
 
 class _Once(_Stream):
-    """A file that is read once, from front to back, for libsndfile, which seeks while it looks for the sound.
+    """A forward-only file for libsndfile, which seeks while it parses the header.
 
-    What it reads until then is kept. It looks for more behind the sound too, and is told that nothing is there: what
-    it needs stands before the sound, and only across that it jumps further than `_AHEAD`.
+    The bytes read while parsing are buffered. Seeks of more than `_AHEAD` bytes are attempts to read behind the audio data;
+    they return no bytes, because all required parts precede the data.
     """
 
     def __init__(self, file: _File, head: bytes, size: int):
@@ -208,11 +208,11 @@ class _Once(_Stream):
         self._at = 0
 
     def tell(self) -> int:
-        """Position in bytes, as libsndfile believes."""
+        """Position in bytes from libsndfile's point of view."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position; the file itself stays where it is."""
+        """Set the position; the underlying file does not seek."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 

@@ -1,17 +1,17 @@
-"""Baselines that learn no hearing: the floor of every table of results, written as predictions like everything else.
+"""Baselines without learned audio features. Their predictions have the same format as those of the models.
 
 ========================  =============================================================================================
-``identity-segment``      hears nothing: the mean of the other clips of the passage
-``identity-segment-deadpan``  the same, and whether a person played (additive)
-``identity-player``       the mean of the other clips of the player
-``identity-additive``     passage and player, additive
+``identity-segment``      no audio: the mean of the other clips of the passage
+``identity-segment-deadpan``  the same, plus human versus deadpan (additive)
+``identity-player``       no audio: the mean of the player's other clips
+``identity-additive``     no audio: passage and player, additive
 ``audio-stats``           statistics of the sound (`audio.classic_features`): the mean of ridge, kernel ridge and trees,
-                          which are there by themselves as ``audio-stats-ridge``, ``-kernel`` and ``-extratrees``
-``midi-stats``            the same of the MIDI (`descriptors.describe`); not an audio model
-``midi-stats+score``      the same with the score (`score.features`): it sees what is written, no audio model either
-``mlp``                   a feed-forward network on the statistics of the sound, all dimensions together
+                          which are also separate models, ``audio-stats-ridge``, ``-kernel`` and ``-extratrees``
+``midi-stats``            the same regressors on MIDI descriptors (`descriptors.describe`); not an audio model
+``midi-stats+score``      ``midi-stats`` plus score features (`score.features`); not an audio model, score-informed
+``mlp``                   a feed-forward network on the statistics of the sound, for all dimensions
 ``mlp-single``            the same network, one for each dimension
 ========================  =============================================================================================
 
-`run.run` is the whole; `identity`, `statistics` and `models.baselines` predict, `features` keeps what is heard.
+`run.run` runs all baselines; `identity`, `statistics` and `models.baselines` predict, `features` caches the input features.
 """

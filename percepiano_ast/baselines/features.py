@@ -1,7 +1,7 @@
-"""Tables of what the statistics baselines are given, a row a clip; made once, by all cores, and kept.
+"""Cached feature tables for the statistics baselines, one row per clip, computed on all cores.
 
-A row is kept under a hash of everything that it depends on (the MIDI file, the soundfont, the code), so it is never stale,
-and an interrupted run continues.
+Each row has a hash of everything that it depends on (the MIDI file, the soundfont, the code), so that outdated rows are detected
+and an interrupted run can resume.
 """
 
 import functools
@@ -22,7 +22,7 @@ from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.workers import die_with_parent
 
 SAMPLE_RATE = 22_050
-_FEW = 8  # clips that are not worth the start of worker processes
+_FEW = 8  # up to this number of clips, no worker processes are started
 _EVERY = 10.0  # seconds between lines of progress, and between saves
 
 
@@ -32,13 +32,13 @@ def midi_statistics(path: Path) -> dict[str, float]:
 
 
 def audio_statistics(renderings: Renderings, path: Path) -> dict[str, float]:
-    """Statistics of one clip as it is rendered, see `audio.classic_features`."""
+    """Statistics of one rendered clip, see `audio.classic_features`."""
     wave = renderings.wave(performance.trimmed(performance.read_midi(path)), path.name)
     return audio.classic_features(wave, renderings.sample_rate)
 
 
 def midi_table(midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print) -> pd.DataFrame:
-    """`midi_statistics` of every clip: the table, clips as its index."""
+    """`midi_statistics` of every clip, a table with clips as its index."""
     code = [performance, alignment, audio.features, *_files(descriptors)]
     files = {clip: (path,) for clip, path in midi.items()}
     return _table(folder / "midi.csv", files, midi_statistics, tuple(descriptors.DESCRIPTORS), _key(code), workers, log)
@@ -48,13 +48,13 @@ def score_statistics(midi: Path, written: Path) -> dict[str, float]:
     """`score.features.describe` of one clip.
 
     Raises:
-        InputError: a file is unreadable, or the clip does not play this score.
+        InputError: a file is unreadable, or the clip does not match this score.
     """
     return score.features.describe(performance.read_midi(midi), score.read(written))
 
 
 def _score_statistics_or_nan(midi: Path, written: Path) -> dict[str, float]:
-    """The same, NaN where it is refused: one clip must not stop the table of all."""
+    """As `score_statistics`, but NaN after an InputError, so that one clip does not stop the others."""
     try:
         return score_statistics(midi, written)
     except InputError:
@@ -64,15 +64,15 @@ def _score_statistics_or_nan(midi: Path, written: Path) -> dict[str, float]:
 def score_table(
     midi: dict[str, Path], scores: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """`score_statistics` of every clip that has a score and plays it.
+    """`score_statistics` of every clip that has a score and matches it.
 
     Args:
         midi, scores: files by clip; a clip without a score is absent from ``scores``.
 
     Returns:
-        the table, clips as its index; and the clips that are left out -> why, in words.
+        the table, with clips as its index; and excluded clips -> reason.
     """
-    left_out = {clip: "there is no score of it" for clip in midi if clip not in scores}
+    left_out = {clip: "it has no score" for clip in midi if clip not in scores}
     files = {clip: (path, scores[clip]) for clip, path in midi.items() if clip in scores}
     code = [performance, alignment, audio.features, *_files(descriptors), *_files(score)]
     names = tuple(score.features.FEATURES)
@@ -88,11 +88,11 @@ def score_table(
 def audio_table(
     midi: dict[str, Path], synthesizer: str, folder: Path, workers: int, log: Callable[[str], None] = print
 ) -> pd.DataFrame:
-    """`audio_statistics` of every clip with one synthesizer: the table, clips as its index.
+    """`audio_statistics` of every clip with one synthesizer, a table with clips as its index.
 
     Raises:
-        InputError: the synthesizer is unknown or not installed, a MIDI file is unreadable or makes no sound.
-        RunFailed: a worker was killed; what is done is kept.
+        InputError: the synthesizer is unknown or not installed, or a MIDI file is unreadable or silent.
+        RunFailed: a worker was killed; completed rows are saved.
     """
     renderings = Renderings(folder / "renderings", synthesizer, SAMPLE_RATE)
     key = _key([performance, audio.features], renderings.key.encode())
@@ -107,7 +107,7 @@ def _files(package) -> list:
 
 
 def _key(modules: list, more: bytes = b"") -> bytes:
-    """Hash of what all rows of a table depend on."""
+    """Hash of everything that all rows of a table depend on."""
     content = hashlib.sha256(more)
     for name in sorted({module.__file__ for module in modules}):
         content.update(Path(name).read_bytes())
@@ -115,14 +115,14 @@ def _key(modules: list, more: bytes = b"") -> bytes:
 
 
 def _table(path, files: Mapping[str, tuple[Path, ...]], hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
-    """The rows kept in ``path`` that are still valid, and the others made anew."""
+    """The table in ``path``, with missing and outdated rows computed."""
     keys = {clip: hashlib.sha256(b"".join([key, *(one.read_bytes() for one in given)])).hexdigest()[:16]
             for clip, given in files.items()}  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = _kept(path, keys, names)
     todo = [clip for clip in files if clip not in rows]
     if todo:
-        log(f"{path.stem}: {len(names)} statistics of {len(todo):,} clips ({len(rows):,} were there already)")
+        log(f"{path.stem}: computing {len(names)} statistics of {len(todo):,} clips ({len(rows):,} cached)")
         saved = started = time.monotonic()
         for count, _ in enumerate(_made(todo, files, hear, names, rows, workers), 1):
             if (now := time.monotonic()) - saved > _EVERY or count == len(todo):
@@ -130,18 +130,18 @@ def _table(path, files: Mapping[str, tuple[Path, ...]], hear, names, key: bytes,
                 _save(path, rows, keys, names)
                 left = (now - started) / count * (len(todo) - count)
                 log(f"  {count:,} of {len(todo):,}, about {left:.0f} s left")
-    # Read back in any case: what was made now and what was kept are the same numbers.
+    # Always read back, so that new and cached rows have the same rounding.
     return pd.DataFrame.from_dict(_kept(path, keys, names), orient="index", columns=names).loc[list(files)]
 
 
 def _kept(path: Path, keys: dict[str, str], names: tuple[str, ...]) -> dict[str, tuple]:
-    """clip -> values of the rows whose key still holds."""
+    """clip -> values, for rows with a valid key."""
     if not path.exists():
         return {}
     try:
         table = pd.read_csv(path, dtype={"clip": str, "key": str} | dict.fromkeys(names, float))
-    except ValueError as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{path} is no readable table ({error}); delete it, it is made anew.") from error
+    except ValueError as error:  # includes errors of pandas
+        raise InputError(f"{path} is not a readable table ({error}); delete it to recompute it.") from error
     if list(table.columns) != ["clip", "key", *names]:
         return {}
     valid = table["clip"].map(keys) == table["key"]
@@ -157,14 +157,14 @@ def _save(path: Path, rows: dict[str, tuple], keys: dict[str, str], names: tuple
 
 
 def _made(todo: list[str], files: Mapping[str, tuple[Path, ...]], hear: Callable, names, rows: dict[str, tuple], workers: int):
-    """Fill ``rows``; yields each clip when it is done."""
+    """Compute missing rows and add them to ``rows``; yields each clip when it is done."""
     columns = list(zip(*(files[clip] for clip in todo), strict=True))
     if len(todo) <= _FEW or workers == 1:
         for clip, values in zip(todo, map(hear, *columns), strict=True):
             rows[clip] = tuple(values[name] for name in names)
             yield clip
         return
-    # Fork is unsafe beside JAX's threads.
+    # Forking is unsafe with JAX's threads.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
@@ -172,4 +172,4 @@ def _made(todo: list[str], files: Mapping[str, tuple[Path, ...]], hear: Callable
                 rows[clip] = tuple(values[name] for name in names)
                 yield clip
     except BrokenProcessPool as error:
-        raise RunFailed(f"a worker process was killed ({error}): too little memory? Run again, it continues") from error
+        raise RunFailed(f"a worker process was killed ({error}), perhaps for lack of memory. Run again to resume") from error

@@ -1,18 +1,19 @@
-"""What can be said of a clip without hearing it: which passage it is, who plays, and whether anybody does.
+"""Baselines without audio: predictions from the identity of passage and player, and from human versus deadpan.
 
-A rating is modelled as the mean of all training clips plus an effect of each thing that is known (least squares, one dummy
-variable a level). An effect is shrunk as if one more clip without it had been rated, so that a level that was never trained
-on has the effect zero. What a baseline says thus depends on the protocol:
+A rating is modelled as the mean of all training clips plus one effect per known factor (least squares, one dummy variable per
+level). Each effect is shrunk as if one more clip without it had been rated, so that a level without training clips has effect
+zero. The information in a baseline therefore depends on the protocol:
 
-* ``leave_one_out``: every other clip is known. ``identity-segment`` is the mean of the other clips of the passage.
-* ``leave_player_out``: all clips of one player of a composition are held out, so that a passage is what *others* make of it.
+* ``leave_one_out``: all other clips are known. ``identity-segment`` is the mean of the other clips of the passage.
+* ``leave_player_out``: all clips of one player of a composition are held out, so that only *other* players of the passage are
+  known.
 * ``random``: four fifths of passages and players are known.
-* ``segment``, ``content``, ``movement``, ``composition``: no passage of a held-out clip is known; ``identity-additive`` is
-  what the player does elsewhere, ``identity-segment-deadpan`` the deadpan flag.
-* ``performer``: the passages are known, the players are not.
+* ``segment``, ``content``, ``movement``, ``composition``: no passage of a held-out clip is known; ``identity-additive`` uses the
+  player's other clips, ``identity-segment-deadpan`` the deadpan flag.
+* ``performer``: passages are known, players are not.
 
-Where no held-out clip has anything known about it the baseline would be a mean, and a correlation with it would mean
-nothing: such protocols are refused. Players are counted within a composition (``player`` numbers of PercePiano are).
+If no factor of any held-out clip is known, the baseline would be a constant and its correlation meaningless; such protocols are
+rejected. Players are identified within a composition, as PercePiano's ``player`` numbers are.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ import pandas as pd
 from percepiano_ast.config import InputError
 from percepiano_ast.evaluation.table import fold_column
 
-# What each knows.
+# Factors of each baseline.
 BASELINES = {
     "identity-segment": ("segment",),
     "identity-segment-deadpan": ("segment", "human"),
@@ -29,18 +30,18 @@ BASELINES = {
     "identity-additive": ("segment", "player"),
 }
 LEAVE_ONE_OUT, LEAVE_PLAYER_OUT = "leave_one_out", "leave_player_out"
-EXHAUSTIVE = (LEAVE_ONE_OUT, LEAVE_PLAYER_OUT)  # too many folds for anything but arithmetic
+EXHAUSTIVE = (LEAVE_ONE_OUT, LEAVE_PLAYER_OUT)  # too many folds to train a model in each
 _SHRINKAGE = 1.0  # clips
 
 
 class NothingKnown(InputError):
-    """Under this protocol nothing that the baseline knows helps with any held-out clip; the message says what."""
+    """The protocol holds out all factors of the baseline; the message names them."""
 
 
 def with_exhaustive(index: pd.DataFrame) -> pd.DataFrame:
-    """The index with folds of the protocols ``EXHAUSTIVE`` beside its own, so that they are evaluated as any other.
+    """The index with additional folds for the protocols ``EXHAUSTIVE``, so that they are evaluated like any other.
 
-    An index that does not say who plays gets no ``leave_player_out``.
+    An index without player identities gets no ``leave_player_out``.
     """
     index = index.assign(**{fold_column(LEAVE_ONE_OUT): np.arange(len(index))})
     if not _lacking(index):
@@ -49,17 +50,17 @@ def with_exhaustive(index: pd.DataFrame) -> pd.DataFrame:
 
 
 def _lacking(index: pd.DataFrame) -> list[str]:
-    """The columns that a player is known by and that the index does not have."""
+    """The columns for identifying players that the index lacks."""
     return [name for name in ("composition", "player") if name not in index]
 
 
 def _levels(index: pd.DataFrame, what: str) -> np.ndarray:
-    """Which passage, player or sort of player each clip is of, (n,)."""
+    """Passage, player or human/deadpan flag of each clip, (n,)."""
     if what != "player":
         return index[what].to_numpy()
     if missing := _lacking(index):
-        raise InputError(f"the index lacks {', '.join(missing)}, by which players are known; add a column of each, or leave "
-                         "identity-player and identity-additive out.")  # fmt: skip
+        raise InputError(f"the index lacks {', '.join(missing)} for identifying players. Add these columns, or leave out "
+                         "identity-player and identity-additive.")  # fmt: skip
     return (index["composition"].astype(str) + " " + index["player"].astype(str)).to_numpy()
 
 
@@ -69,12 +70,12 @@ def predict(name: str, index: pd.DataFrame, folds: np.ndarray, ratings: np.ndarr
     Args:
         name: in ``BASELINES``.
         index: of the n clips.
-        folds: (n,) fold of each; the clips of a negative one are neither learned from nor predicted (NaN).
+        folds: (n,) fold of each; clips with a negative fold are neither used for training nor predicted (NaN).
         ratings: (n, 19).
 
     Raises:
-        NothingKnown: the protocol holds out everything that the baseline knows.
-        InputError: the index does not say who plays.
+        NothingKnown: the protocol holds out all factors of the baseline.
+        InputError: the index lacks player identities.
     """
     known, levels = np.zeros(len(index), dtype=bool), [_levels(index, what) for what in BASELINES[name]]
     for level in levels:
@@ -82,8 +83,8 @@ def predict(name: str, index: pd.DataFrame, folds: np.ndarray, ratings: np.ndarr
         elsewhere = table.groupby("level")["fold"].nunique()
         known |= np.isin(level, elsewhere.index[elsewhere > 1])
     if not known[folds >= 0].any():
-        raise NothingKnown(f"{name}: no {' or '.join(BASELINES[name])} of a held-out clip is in training under this protocol, "
-                           "so it has nothing to say")  # fmt: skip
+        raise NothingKnown(f"{name} is undefined: no {' or '.join(BASELINES[name])} of a held-out clip is in the training data "
+                           "under this protocol")  # fmt: skip
     dummies = [(level[:, None] == np.unique(level)).astype(float) for level in levels]
     design = np.hstack([np.ones((len(index), 1)), *dummies])
     penalty = np.diag([0.0, *[_SHRINKAGE] * (design.shape[1] - 1)])

@@ -1,7 +1,7 @@
-"""Fitted regressors as plain arrays: kept in a file that nothing is run from, and evaluated without scikit-learn.
+"""Fitted regressors as plain arrays, saved without executable code and evaluated without scikit-learn.
 
-Large tables are kept in half precision: features are standardised and cut off at four deviations, leaves are standardised
-ratings, and what the rounding costs is under a hundredth of a rating's deviation.
+Large tables are saved in half precision: features are standardised and clipped at four standard deviations, and leaves are
+standardised ratings. The rounding error is below a hundredth of a rating's standard deviation.
 """
 
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ import numpy as np
 
 from percepiano_ast.config import InputError
 
-_EXTREME = 4.0  # standard deviations at which a feature is cut off, so that one odd clip is not extrapolated from
-_ROWS = 256  # rated at once: bounds the memory of the forest
-_LEAF = -1  # instead of a feature
+_EXTREME = 4.0  # standard deviations at which features are clipped, to avoid extrapolation from outliers
+_ROWS = 256  # rows per batch; limits the memory of the forest
+_LEAF = -1  # in the place of a feature number
 
 
 def standard(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Features (n, n_features) as regressors are given them."""
+    """Standardised and clipped features (n, n_features), the regressors' input."""
     return np.clip((values - mean) / std, -_EXTREME, _EXTREME)
 
 
 def pack(fitted) -> dict[str, np.ndarray]:
-    """Arrays of a `statistics.Fitted` with all of its regressors, named ``ridge/coef`` ...; `Regressors` reads them."""
+    """Arrays of a `statistics.Fitted` with all its regressors, named ``ridge/coef`` ...; `Regressors` reads them."""
     moments = {name: getattr(fitted, name) for name in ("feature_mean", "feature_std", "rating_mean", "rating_std")}
     arrays = {name: values.astype(np.float32) for name, values in moments.items()}
     ridges, kernels = fitted.models["ridge"].models_, fitted.models["kernel"].models_
-    # The mean of linear models is one; so is that of kernel models of one width.
+    # The mean of linear models is a linear model; the mean of kernel models of equal width is a kernel model.
     arrays["ridge/coef"] = np.mean([one.coef_.T for one in ridges], axis=0).astype(np.float32)
     arrays["ridge/intercept"] = np.mean([one.intercept_ for one in ridges], axis=0).astype(np.float32)
     gammas = sorted({one.gamma for one in kernels})
@@ -37,17 +37,17 @@ def pack(fitted) -> dict[str, np.ndarray]:
 
 
 def _forest(trees: list) -> dict[str, np.ndarray]:
-    """All nodes of all trees in one row. Trees were grown depth first, so that the left child is the next node; ``other`` is the
-    place of the right one, or, of a leaf, the row of its value."""
+    """The nodes of all trees, concatenated. Trees are stored depth first, so that the left child is the next node. ``other`` is
+    the position of the right child, or, for a leaf, the row of its value."""
     starts = np.cumsum([0] + [tree.node_count for tree in trees[:-1]])
     leaves = 0
     columns: dict[str, list] = {"feature": [], "threshold": [], "other": [], "value": []}
     for start, tree in zip(starts, trees, strict=True):
         leaf = tree.children_left < 0
         if not (tree.children_left[~leaf] == np.flatnonzero(~leaf) + 1).all():
-            raise ValueError("this scikit-learn grows its trees in another order than depth first")
+            raise ValueError("this version of scikit-learn does not store its trees depth first")
         columns["feature"].append(np.where(leaf, _LEAF, tree.feature).astype(np.int16))
-        # Halves would send a value that lies beside a threshold to the other side.
+        # Not in half precision: rounding could move a value to the other side of its threshold.
         columns["threshold"].append(tree.threshold.astype(np.float32))
         row = leaves + np.cumsum(leaf) - 1
         columns["other"].append(np.where(leaf, row, start + tree.children_right).astype(np.int32))
@@ -58,25 +58,25 @@ def _forest(trees: list) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Regressors:
-    """What `pack` made."""
+    """The regressors in arrays of `pack`."""
 
     arrays: Mapping[str, np.ndarray]
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n, n_features) -> ratings float32 (3, n, n_dimensions): by ridge, kernel ridge and trees, which are to be averaged.
+        """(n, n_features) -> ratings float32 (3, n, n_dimensions) of ridge, kernel ridge and trees; the caller averages them.
 
         Raises:
             InputError: another number of features than in training.
         """
         arrays = self.arrays
         if features.shape[1] != len(arrays["feature_mean"]):
-            raise InputError(f"{features.shape[1]} features per clip, the model was fitted on {len(arrays['feature_mean'])}")
+            raise InputError(f"{features.shape[1]} features per clip, but the model was fitted on {len(arrays['feature_mean'])}")
         x = self.standardised(features)
         rated = np.stack([self._ridge(x), self._kernel(x), self._trees(x)])
         return (rated * arrays["rating_std"] + arrays["rating_mean"]).astype(np.float32)
 
     def standardised(self, features: np.ndarray) -> np.ndarray:
-        """As the regressors see them, float32."""
+        """Standardised features, the regressors' input, float32."""
         return standard(features, self.arrays["feature_mean"], self.arrays["feature_std"]).astype(np.float32)
 
     def distances(self, x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""All baselines under all protocols, as predictions; every piece is kept, and the same command continues."""
+"""Run all baselines under all protocols. Every result is saved, so the same command resumes an interrupted run."""
 
 import hashlib
 import time
@@ -28,9 +28,9 @@ class Settings:
     Attributes:
         protocols: names in the index or in `identity.EXHAUSTIVE`; empty for all.
         baselines: names in ``BASELINES``; empty for all.
-        synthesizers: that play what the audio baselines hear; the ratings of their renderings are averaged.
-        seed: of the trees and the networks.
-        workers: processes that make the tables.
+        synthesizers: for the renderings of the audio baselines; predictions for a clip's renderings are averaged.
+        seed: for trees and networks.
+        workers: processes for computing feature tables.
     """
 
     protocols: tuple[str, ...] = ()
@@ -41,17 +41,17 @@ class Settings:
 
 
 def run(folder: str | Path, out: str | Path, settings: Settings, log: Callable[[str], None] = print) -> Path:
-    """Write ``predictions_<model>_<protocol>.csv.gz`` of every baseline and protocol into ``out``; returns it.
+    """Write ``predictions_<model>_<protocol>.csv.gz`` for every baseline and protocol to ``out``; returns ``out``.
 
-    Beside them: ``index.csv`` (with the folds of `identity.EXHAUSTIVE`, for ``evaluate --index``), ``features/`` (what was
-    heard) and ``left_out.csv`` (which baseline was not made under which protocol, and why).
+    Further output: ``index.csv`` (with the folds of `identity.EXHAUSTIVE`, for ``evaluate --index``), ``features/`` (feature
+    tables) and ``left_out.csv`` (baselines that are undefined under a protocol, with the reason).
 
     Args:
         folder: PercePiano's, or ``demo`` for the embedded data.
 
     Raises:
-        InputError: unknown protocol or baseline, one that was asked for by name and says nothing under a protocol asked for
-            by name, unusable data, or ``out`` of another configuration.
+        InputError: unknown protocol or baseline; a requested baseline that is undefined under a requested protocol; invalid
+            data; or ``out`` of another configuration.
     """
     out = Path(out)
     folder = demo.write_percepiano(out / "demo" / "percepiano") if str(folder) == "demo" else Path(folder)
@@ -67,16 +67,16 @@ def run(folder: str | Path, out: str | Path, settings: Settings, log: Callable[[
                 left_out.append({"baseline": baseline, "protocol": protocol, "reason": str(reason)})
     if left_out:
         pd.DataFrame(left_out).to_csv(out / "left_out.csv", index=False, lineterminator="\n")
-        log(f"{len(left_out)} baselines say nothing under a protocol and were left out there: see left_out.csv")
+        log(f"skipped {len(left_out)} combinations of baseline and protocol, see left_out.csv")
     return out
 
 
 class Renderings(NamedTuple):
-    """What a baseline learns from, a row a rendering of a clip.
+    """Data of a baseline, one row per rendering of a clip.
 
     Attributes:
         features: (n, n_features); ratings: (n, 19); groups: content group (n,).
-        folds: (n,); the rows of a negative one are neither learned from nor predicted.
+        folds: (n,); rows with a negative fold are neither used for training nor predicted.
     """
 
     features: np.ndarray
@@ -86,7 +86,7 @@ class Renderings(NamedTuple):
 
 
 def fold_by_fold(baseline: str, data: Renderings, seed: int, log: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """Fit a baseline in ``STATISTICS`` or ``NETWORKS`` outside each fold and predict it.
+    """For each fold, fit a baseline in ``STATISTICS`` or ``NETWORKS`` on the other folds and predict the fold.
 
     Returns:
         model -> (n, 19), NaN outside the folds; a statistics baseline is several models, see `baselines`.
@@ -94,7 +94,7 @@ def fold_by_fold(baseline: str, data: Renderings, seed: int, log: Callable[[str]
     rated: dict[str, np.ndarray] = {}
     for number in sorted(set(data.folds[data.folds >= 0].tolist())):
         train, test = (data.folds != number) & (data.folds >= 0), data.folds == number
-        log(f"fold {number}: {train.sum():,} renderings to train on, {test.sum():,} held out")
+        log(f"fold {number}: {train.sum():,} training renderings, {test.sum():,} held out")
         learned = data.features[train], data.ratings[train]
         if baseline in NETWORKS:
             fitted = NETWORKS[baseline](*learned, seed=seed, groups=data.groups[train])
@@ -112,14 +112,14 @@ def fold_by_fold(baseline: str, data: Renderings, seed: int, log: Callable[[str]
 def floor(
     data: Renderings, clips: np.ndarray, index: pd.DataFrame, seed: int, log: Callable[[str], None]
 ) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What every table of results stands on: ``mlp``, ``audio-stats``, and what is known without hearing anything.
+    """The baselines for comparison with a fine-tuned model: ``mlp``, ``audio-stats`` and the identity baselines without audio.
 
     Args:
         clips: name of the clip of each rendering, (n,).
 
     Returns:
-        model -> clips (m,), ratings (m, 19) and predictions (m, 19). An identity baseline that the folds leave nothing to
-        know is left out; the log says why.
+        model -> clips (m,), ratings (m, 19) and predictions (m, 19). Identity baselines that are undefined under the protocol
+        are skipped; the reason is logged.
     """
 
     def log_of(name: str) -> Callable[[str], None]:
@@ -134,17 +134,17 @@ def floor(
     for name in identity.BASELINES:
         try:
             made[name] = (names, ratings, identity.predict(name, facts, data.folds[first], ratings))
-        except InputError as reason:  # nothing known, or an index that does not say who plays
-            log(f"left out: {reason}")
+        except InputError as reason:  # undefined under this protocol, or an index without player identities
+            log(f"skipped: {reason}")
     return made
 
 
 class NotMade(Exception):
-    """A baseline has no place under a protocol; the message says why."""
+    """A baseline is undefined or infeasible under a protocol; the message holds the reason."""
 
 
 class _Work:
-    """One data set, one output directory: what the baselines of a run share."""
+    """Data and output directory of a run."""
 
     def __init__(self, folder: Path, out: Path, settings: Settings, log: Callable[[str], None]):
         for name in settings.baselines:
@@ -158,7 +158,7 @@ class _Work:
         self.ratings = np.stack([rated[clip] for clip in self.index["clip"]]).astype(float)
         files = percepiano.find_midi(folder)
         if lacking := [clip for clip in self.index["clip"] if clip not in files]:
-            raise InputError(f"{folder} has no MIDI file of {len(lacking)} clips, {lacking[0]} among them; fetch it again.")
+            raise InputError(f"{folder} lacks the MIDI files of {len(lacking)} clips, such as {lacking[0]}; download it again.")
         self.midi = {clip: files[clip] for clip in self.index["clip"]}
         claim_directory(out, {"ratings": hashlib.sha256(self.ratings.tobytes()).hexdigest()[:16],
                               "index": hashlib.sha256(self.index.to_csv().encode()).hexdigest()[:16],
@@ -167,17 +167,17 @@ class _Work:
         self.index.to_csv(out / "index.csv", index=False, lineterminator="\n")
 
     def make(self, baseline: str, protocol: str) -> None:
-        """Write the predictions of one baseline under one protocol, where they are not there yet.
+        """Write the predictions of one baseline under one protocol, unless they exist.
 
         Raises:
-            NotMade: it has nothing to say, or far too much to fit.
+            NotMade: the baseline is undefined, or there are too many folds to fit it.
         """
         names = [baseline]
         if baseline in STATISTICS:
             names += [f"{baseline}-{regressor}" for regressor in statistics.REGRESSORS]
         paths = {name: self.out / f"predictions_{name}_{protocol}.csv.gz" for name in names}
         if all(path.exists() for path in paths.values()):
-            self.log(f"{baseline}, {protocol}: there already")
+            self.log(f"{baseline}, {protocol}: already done")
             return
         started, fold = time.monotonic(), splits.fold_of_clip(self.index, protocol)
         clips, ratings, rated = self._rate(baseline, protocol, fold)
@@ -187,17 +187,17 @@ class _Work:
         self.log(f"{baseline}, {protocol}: done in {time.monotonic() - started:.0f} s")
 
     def _rate(self, baseline: str, protocol: str, fold: dict[str, int]) -> tuple[np.ndarray, np.ndarray, dict]:
-        """Clip and ratings of each row, and what each model of the baseline predicts for it."""
+        """Clip and ratings of each row, and the predictions of each model of the baseline."""
         clips = self.index["clip"].to_numpy()
         folds = np.array([fold.get(clip, -1) for clip in clips])
         if baseline in identity.BASELINES:
             try:
                 return clips, self.ratings, {baseline: identity.predict(baseline, self.index, folds, self.ratings)}
             except identity.NothingKnown as error:
-                raise NotMade(f"{error}; leave it out, or choose another protocol.") from error
+                raise NotMade(f"{error}. Leave it out, or choose another protocol.") from error
         if protocol in identity.EXHAUSTIVE:
-            raise NotMade(f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit it in each; "
-                          "choose another protocol.")  # fmt: skip
+            raise NotMade(f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit one model per fold. "
+                          "Choose another protocol.")  # fmt: skip
         heard = self._heard(baseline)
         told = np.flatnonzero(np.isin(clips, heard[0].index))
         rows = np.tile(told, len(heard))
@@ -208,7 +208,7 @@ class _Work:
         return clips[rows], self.ratings[rows], rated
 
     def _heard(self, baseline: str) -> list[pd.DataFrame]:
-        """What a baseline is given: a table for each synthesizer, or the one of the MIDI."""
+        """The features of a baseline: one table per synthesizer, or one of the MIDI files."""
         folder, workers = self.out / "features", self.settings.workers
         if not baseline.startswith("midi-stats"):
             return [features.audio_table(self.midi, name, folder, workers, self.log) for name in self.settings.synthesizers]
@@ -216,7 +216,7 @@ class _Work:
         return [midi if baseline == "midi-stats" else midi.join(self._with_score().add_prefix("score_"), how="inner")]
 
     def _with_score(self) -> pd.DataFrame:
-        """Score features of the clips that play their score; the others are listed in ``without_score.csv``."""
+        """Score features of the clips that match their score; the others are listed in ``without_score.csv``."""
         known = percepiano.find_scores(self.folder)
         passage = dict(zip(self.index["clip"], self.index["segment"], strict=True)) | percepiano.MISNAMED
         scores = {clip: known[passage[clip]] for clip in self.midi if passage[clip] in known}
@@ -224,5 +224,5 @@ class _Work:
         if left_out:
             rows = pd.DataFrame(left_out.items(), columns=["clip", "reason"])
             rows.to_csv(self.out / "without_score.csv", index=False, lineterminator="\n")
-            self.log(f"{len(left_out)} clips do not play a score that is here and were left out: see without_score.csv")
+            self.log(f"skipped {len(left_out)} clips without a matching score, see without_score.csv")
         return found

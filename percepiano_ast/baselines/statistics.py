@@ -1,13 +1,13 @@
 """Ridge, kernel ridge and extremely randomised trees on the statistics of a clip, and the average of the three.
 
-Each is fitted on the training clips of a fold alone; features and ratings are standardised by them. No hyper-parameter is
-chosen: ridge and kernel ridge are averaged over a grid that spans one to three decades around common values, which on
-PercePiano's folds is worth as much as the best point of it (kernel ridge r .67 on what is heard of notes and sound, .64 to .67
-point by point), and more than the point that an inner cross-validation chooses. What the inner cross-validation over whole
-content groups is for is its error, by which tables of features are compared on music that was not trained on.
+Each is fitted on the training clips of a fold, which also standardise features and ratings. No hyperparameters are tuned: ridge
+and kernel ridge are averaged over a grid that spans one to three decades around common values. On PercePiano's folds, the average
+is as good as the best point of the grid (kernel ridge on transcription and sound: r 0.67 for the average, 0.64 to 0.67 for single
+points), and better than the point chosen by an inner cross-validation. The error in an inner cross-validation over whole content
+groups serves to compare feature tables on music outside the training data.
 
-Extremely randomised trees: Geurts, Ernst and Wehenkel (2006), half of the features tried at each split, which inner errors
-prefer to a tenth or a third; kernel ridge: Saunders, Gammerman and Vovk (1998).
+Extremely randomised trees: Geurts, Ernst and Wehenkel (2006), with half of the features tried at each split, which has lower
+inner errors than a tenth or a third; kernel ridge: Saunders, Gammerman and Vovk (1998).
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class GaussianRidge(KernelRidge):
 
 
 class Averaged(RegressorMixin, BaseEstimator):
-    """One regressor fitted at every point of a grid; the mean of what they say.
+    """A regressor fitted at every point of a grid, with the mean of the predictions.
 
     Args:
         model: the regressor.
@@ -74,7 +74,7 @@ REGRESSORS: dict[str, BaseEstimator] = {
 
 @dataclass(frozen=True)
 class Fitted:
-    """Regressors on statistics and the training statistics that go with them.
+    """Regressors on clip statistics, and the training statistics for standardisation.
 
     Attributes:
         models: regressor -> fitted on standardised features and ratings.
@@ -92,15 +92,15 @@ class Fitted:
         return np.mean(list(self.predict_each(features).values()), axis=0)
 
     def predict_each(self, features: np.ndarray) -> dict[str, np.ndarray]:
-        """The same of every regressor.
+        """The ratings predicted by each regressor.
 
         Raises:
             InputError: NaN, or another number of features than in training.
         """
         features = _table(features, "features")
         if features.shape[1] != len(self.feature_mean):
-            raise InputError(f"{features.shape[1]} features per clip, the baseline was fitted on {len(self.feature_mean)}; "
-                             "extract them with the same version.")  # fmt: skip
+            raise InputError(f"{features.shape[1]} features per clip, but the baseline was fitted on {len(self.feature_mean)}. "
+                             "Extract them with the version used for fitting.")  # fmt: skip
         x = standard(features, self.feature_mean, self.feature_std)
         return {name: model.predict(x) * self.rating_std + self.rating_mean for name, model in self.models.items()}
 
@@ -112,13 +112,13 @@ def fit(
 
     Args:
         features: (n_clips, n_features), ``ratings``: (n_clips, n_dimensions).
-        seed: of the trees.
-        forest: other settings of the trees, for a model that must be small.
-        least: deviation that a feature is taken to have at least, (n_features,), so that what hardly varies in training is not
-            made much of where it varies for other reasons.
+        seed: for the trees.
+        forest: other settings of the trees, for a small model.
+        least: smallest standard deviation per feature, (n_features,), so that features that hardly vary in the training data are
+            not amplified in other data.
 
     Raises:
-        InputError: NaN, tables of different length.
+        InputError: NaN, or tables of different lengths.
     """
     features, ratings = _tables(features, ratings)
     feature_mean, feature_std, rating_mean, rating_std = *_moments(features), *_moments(ratings)
@@ -134,7 +134,7 @@ def fit(
 
 
 def inner_error(features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *, seed: int) -> float:
-    """Mean squared error, in squared deviations of the ratings, in a cross-validation over whole content groups.
+    """Mean squared error of standardised ratings in a cross-validation over whole content groups.
 
     Args:
         features, ratings, seed: see `fit`; ``groups``: content group (n_clips,).
@@ -144,7 +144,7 @@ def inner_error(features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *
     """
     features, ratings = _tables(features, ratings)
     if (found := len(np.unique(groups))) < 2:
-        raise InputError(f"{found} content group cannot be cross-validated within; give clips of two or more.")
+        raise InputError(f"{found} content group is not enough for an inner cross-validation; give clips of two or more.")
     errors = np.zeros_like(ratings)
     for train, test in GroupKFold(min(INNER_FOLDS, found)).split(features, ratings, groups):
         errors[test] = fit(features[train], ratings[train], seed=seed).predict(features[test]) - ratings[test]
@@ -154,7 +154,7 @@ def inner_error(features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *
 def _tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features, ratings = _table(features, "features"), _table(ratings, "ratings")
     if len(features) != len(ratings):
-        raise InputError(f"{len(features)} rows of features and {len(ratings)} of ratings do not belong together; "
+        raise InputError(f"{len(features)} rows of features and {len(ratings)} of ratings do not match; "
                          "give one of each per clip.")  # fmt: skip
     return features, ratings
 
@@ -163,14 +163,14 @@ def _table(values: np.ndarray, what: str) -> np.ndarray:
     """``values`` as float64 (clips, columns) without NaN or infinity."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
-        raise InputError(f"{what} of shape {values.shape} are no table (clips, columns); give one row per clip.")
+        raise InputError(f"{what} of shape {values.shape} are not a table (clips, columns); give one row per clip.")
     if len(bad := np.argwhere(~np.isfinite(values))):
-        raise InputError(f"{what} hold {len(bad)} values that are NaN or infinite, first in row {bad[0][0]}, column "
-                         f"{bad[0][1]}; leave those clips out or repair their recording.")  # fmt: skip
+        raise InputError(f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]}, column "
+                         f"{bad[0][1]}. Remove those clips or repair their recordings.")  # fmt: skip
     return values
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per column; a constant column is left at 0 by a deviation of 1."""
+    """Mean and standard deviation per column; 1 for constant columns, which become 0."""
     std = values.std(axis=0)
     return values.mean(axis=0), np.where(std > 1e-9, std, 1.0)

@@ -1,6 +1,6 @@
-"""Speeds against a peer in the same run: ``python -m percepiano_ast bench NAME`` prints JSON lines.
+"""Speed benchmarks against a peer in the same run: ``percepiano bench NAME`` prints JSON lines.
 
-Medians of interleaved runs with equal threads; ratio above 1: we are ahead.
+Values are medians of interleaved runs with equal threads. A ratio above 1 means that this package is faster.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from percepiano_ast.config import PRESETS, FrontEnd
 
 
 def log_mel() -> Iterator[dict]:
-    """Log-mel of a minute of sound, against librosa with the same settings."""
+    """Log-mel of one minute of audio, against librosa with the same settings."""
     front_end = FrontEnd()
     wave = np.random.default_rng(0).normal(0, 0.1, 60 * front_end.sample_rate).astype(np.float32)
 
@@ -30,7 +30,7 @@ def log_mel() -> Iterator[dict]:
 
 
 def pretrain_step() -> Iterator[dict]:
-    """One pre-training step of the demo preset: windows a second on this machine's devices."""
+    """One pre-training step of the demo preset: windows per second on this machine's devices."""
     preset = PRESETS["demo"]
     (seconds,) = medians(step_function(preset.model, preset.pretrain, preset.execution)[1])
     yield {"name": "pretrain-step", "value": round(preset.pretrain.batch_size / seconds, 1), "unit": "windows/s"}

@@ -1,4 +1,4 @@
-"""Batches out of shards: clips that one core makes ready for the device in a second, against TFDS's plain way."""
+"""Reading batches from shards: clips per second on one core, against plain TFDS."""
 
 import contextlib
 import os
@@ -16,17 +16,17 @@ from percepiano_ast.data.staging import Job
 from percepiano_ast.suite import workers
 
 N_FRAMES, BATCH = PRESETS["base"].model.n_frames, PRESETS["base"].pretrain.batch_size
-RECORDINGS, FRAMES = 60, 39_000  # 6.5 h in 300 MB of codes, more than caches of processors hold
+RECORDINGS, FRAMES = 60, 39_000  # 6.5 h in 300 MB of codes, larger than processor caches
 
 
 def batches() -> Iterator[dict]:
-    """Random windows out of a temporary data set of 300 MB, which the file system's cache holds.
+    """Random windows from a temporary data set of 300 MB, which fits into the file system's cache.
 
-    The float32 batches are normalised on the host; training moves the ``uint8`` ones and normalises on the device. The
-    peer decodes the same chunks with TFDS, crops, normalises and stacks.
+    The float32 batches are normalised on the host. Training transfers the ``uint8`` batches and normalises them on the device.
+    The peer decodes the same chunks with TFDS, crops, normalises and stacks.
 
     Raises:
-        InputError: the system cannot keep a process on one core.
+        InputError: the system cannot pin a process to one core.
     """
     with tempfile.TemporaryDirectory() as directory:
         _write(Path(directory))
@@ -35,7 +35,7 @@ def batches() -> Iterator[dict]:
             made = pretrain_batches(train, n_frames=N_FRAMES, batch_size=BATCH, seed=0)
             out = np.empty((BATCH, N_FRAMES, train.front_end.n_mels), np.float32)
 
-            # Whole epochs: reading ahead ends within them, and takes no time of the others.
+            # Whole epochs, so that prefetching does not run into the next measurement.
             def as_float32() -> None:
                 for batch in made.one_epoch():
                     normalised(batch["codes"], train.front_end, train.statistics, out)
@@ -54,9 +54,9 @@ def batches() -> Iterator[dict]:
 
 @contextlib.contextmanager
 def _one_core() -> Iterator[None]:
-    """Keep this thread, and those that it starts, on one core."""
+    """Pin this thread, and the threads that it starts, to one core."""
     if not hasattr(os, "sched_setaffinity"):
-        raise InputError("this system cannot keep a process on one core; run this benchmark on Linux")
+        raise InputError("this system cannot pin a process to one core; run this benchmark on Linux")
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -66,7 +66,7 @@ def _one_core() -> Iterator[None]:
 
 
 def _plainly(train: shards.ShardSet, steps: int) -> None:
-    """So many batches of random windows by the shortest code that makes them from decoded examples."""
+    """Make ``steps`` batches of random windows from decoded examples, with the simplest code."""
     rng = np.random.default_rng(0)
     counts = [shards.chunk_count(n, train.chunk_frames) for n in train.n_frames.tolist()]
     first = np.cumsum(counts) - counts
@@ -90,7 +90,7 @@ def _plainly(train: shards.ShardSet, steps: int) -> None:
 
 
 def _write(directory: Path) -> None:
-    """Make the data set with the writer of real ones."""
+    """Write the data set with the writer for real data."""
     front_end = FrontEnd()
     fields = {"composer": "", "title": "", "year": 2004}
     keys = [f"{number}.wav" for number in range(RECORDINGS)]
@@ -101,7 +101,7 @@ def _write(directory: Path) -> None:
 
 
 def _piano(item: shards.Item, facts: dict) -> Iterator[np.ndarray]:
-    """Codes that compress as those of recorded piano do: decaying partials over the noise of a room."""
+    """Codes that compress like those of recorded piano: decaying partials over room noise."""
     rng = np.random.default_rng(int(Path(item.key).stem))
     floor = np.linspace(-50, -72, 128, dtype=np.float32)  # dB, falling with pitch
     for first in range(0, FRAMES, 4096):

@@ -1,4 +1,4 @@
-"""What a checkpoint of AST-base costs training, in time and memory, and what it takes to go on from one."""
+"""Checkpoints of AST-base: cost of saving in time and memory, and time to resume."""
 
 import dataclasses
 import json
@@ -23,27 +23,26 @@ from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH, ACCELERATOR_BATCH = 1, 32
-RUNS = 3  # each of four windows of steps, which take most of half a minute on two cores
-EPOCH = 60.0  # seconds of the shortest epoch that the figures are shares of
-ROOM = 8  # states on the disk at most: packed, kept, replaced, and the peers'
+RUNS = 3  # each of four windows of steps, which take almost half a minute on two cores
+EPOCH = 60.0  # costs are shares of an epoch of this many seconds, the shortest expected
+ROOM = 8  # largest number of states on the disk: packed, saved, replaced, and those of the peers
 STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
 
 
 def checkpoint() -> Iterator[dict]:
-    """Saving the state of AST-base with its SSAST heads, AdamW's moments and the moving average, beside real steps.
+    """Save the state of AST-base with its SSAST heads, AdamW's moments and the moving average, during real training steps.
 
-    ``checkpoint-wait``: seconds that training stands still in `Checkpoints.save`; all that saving costs where an accelerator
-    takes the steps. ``checkpoint-cost``: by how much a window of steps with one save takes longer than the same steps
-    without, as a share of an epoch of a minute. The window holds the whole of packing, copying and reading back, so on a
-    CPU this counts the cores that writing takes from the steps. Peers write into the same folder, once, and read nothing
-    back: Orbax's manager, which returns when all is written, and the same with its default, writing in the background.
-    Windows are interleaved. ``checkpoint-resume``: from the start of a process to the end of its first step, without the
-    opening of a data set. ``checkpoint-memory``: the peak of a process that saves at every other step, above the peak of
-    its steps alone, in states.
+    ``checkpoint-wait``: seconds that training waits in `Checkpoints.save`, which is the total cost if an accelerator computes the
+    steps. ``checkpoint-cost``: additional time of a window of steps with one save, compared with the same steps without, as a
+    share of an epoch of one minute. The window includes packing, copying and reading back, so on a CPU it counts the time that
+    writing takes from the steps. The peers write to the same folder, once, and read nothing back: Orbax's manager, synchronous,
+    and the same with its default, saving in the background. Windows are interleaved. ``checkpoint-resume``: from the start of a
+    process to the end of its first step, without opening a data set. ``checkpoint-memory``: peak memory of a process that saves
+    at every other step, minus the peak of the steps alone, in states.
 
     Raises:
-        InputError: the temporary directory has too little room.
-        RunFailed: a child process failed, for instance because the system does not tell what memory it has.
+        InputError: the temporary directory has too little space.
+        RunFailed: a child process failed, for example because the system does not report memory usage.
     """
     with tempfile.TemporaryDirectory(prefix="percepiano_ast-bench-") as directory:
         yield from _saving(Path(directory))
@@ -66,19 +65,19 @@ class _Training:
         self.state = None
 
     def steps(self, number: int = 1) -> None:
-        """Take so many steps and wait for each."""
+        """Take ``number`` steps and wait for each."""
         for _ in range(number):
             self.state, metrics = self.run.step(self.state, self.batch)
             jax.block_until_ready(metrics)
 
     def start(self) -> None:
-        """Make the first state, and take steps enough that all is compiled."""
+        """Make the initial state, and take two steps so that everything is compiled."""
         self.state = self.run.init()
         self.steps(2)
 
     @property
     def tree(self) -> dict:
-        """What is saved."""
+        """The tree to save."""
         return {"state": self.state}
 
 
@@ -86,18 +85,18 @@ def _complain(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-# ---------------------------------------------------------------- beside training
+# ---------------------------------------------------------------- during training
 
 
 class _Saver:
-    """A way to save, called with a step and a tree, and one to wait until that is written; notes how long saves took."""
+    """A save function, called with a step and a tree, and a function that waits until it is written; records save times."""
 
     def __init__(self, save: Callable[[int, dict], object], finish: Callable[[], object]):
         self.save, self.finish = save, finish
         self.waits: list[float] = []
 
     def window(self, training: _Training, steps: int) -> None:
-        """A save, so many steps, and what is left of the writing."""
+        """One save, ``steps`` training steps, and the rest of the writing."""
         start = time.perf_counter()
         self.save(len(self.waits) + 1, training.tree)
         self.waits.append(time.perf_counter() - start)
@@ -106,12 +105,12 @@ class _Saver:
 
     @property
     def wait(self) -> float:
-        """Median seconds of a save, without the first."""
+        """Median seconds of a save, excluding the first."""
         return statistics.median(self.waits[1:])
 
 
 def _orbax(folder: Path, in_background: bool) -> ocp.CheckpointManager:
-    """As most projects save: Orbax's manager with its defaults."""
+    """Orbax's manager with its defaults, as in most projects."""
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=in_background)
     return ocp.CheckpointManager(folder, options=options)
 
@@ -123,7 +122,7 @@ def _saver(manager: ocp.CheckpointManager) -> _Saver:
 def _saving(directory: Path) -> Iterator[dict]:
     training = _Training()
     if (free := shutil.disk_usage(directory).free) < ROOM * training.size:
-        raise InputError(f"{directory} has {shown(free)} free of the {shown(ROOM * training.size)} needed: set TMPDIR")
+        raise InputError(f"{directory} has {shown(free)} free, but {shown(ROOM * training.size)} are needed. Set TMPDIR")
     training.start()
     with (
         Checkpoints(directory / "ours", keep=1, log=_complain) as checkpoints,
@@ -148,14 +147,14 @@ def _saving(directory: Path) -> Iterator[dict]:
     yield line | {"gigabytes": round(training.size / 1e9, 2)}
     cost = with_ours - without
     line = {"name": "checkpoint-cost", "value": round(100 * cost / EPOCH, 2), "unit": "% of an epoch of a minute", **peer}
-    # Noise of the steps may be larger than the cost.
+    # The noise of step times may exceed the cost.
     line |= {"ratio": round(plain.wait / max(cost, ours.wait), 2), "seconds": round(cost, 2)}
     line |= {"orbax_in_background": round(with_behind - without, 2), "steps": steps}
     yield line | {"seconds_per_step": round(without / steps, 2), "written_after": round(written, 1)}
 
 
 def _length(training: _Training, checkpoints: Checkpoints) -> tuple[int, float]:
-    """Steps that last as long as the writing of a checkpoint beside them, and the seconds of that."""
+    """Number of steps during the writing of a checkpoint, and its seconds."""
     start = time.perf_counter()
     checkpoints.save(0, training.tree, {})
     steps = 0
@@ -163,28 +162,28 @@ def _length(training: _Training, checkpoints: Checkpoints) -> tuple[int, float]:
         training.steps()
         steps += 1
     checkpoints.finish()
-    # Some more: the writing takes longer at other times, and what is not written at the end is waited for.
+    # A margin for slower writes; the window waits for the rest of the writing at its end.
     return math.ceil(1.3 * steps), time.perf_counter() - start
 
 
-# ---------------------------------------------------------------- in a process of its own
+# ---------------------------------------------------------------- in a separate process
 
 
 def _in_child(what: str, *arguments) -> dict:
-    """The line that ``_resume`` or ``_memory`` of a new process makes."""
+    """The line printed by ``_resume`` or ``_memory`` in a new process."""
     code = f"from percepiano_ast.bench import checkpoint; checkpoint._{what}(*{arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise RunFailed(f"the process that measures {what!r} failed; its words are above")
+        raise RunFailed(f"the process that measures {what!r} failed; see its output above")
     return json.loads(done.stdout)
 
 
 def _resume(directory: str, started: float) -> None:
-    """Go on from the checkpoint there as a training does; ``started`` is when this process was asked for."""
+    """Resume from the checkpoint as training does; ``started`` is the time when this process was started."""
     times = {"imports": time.time()}
     training = _Training()
     found = Checkpoints(Path(directory, "ours"), log=_complain).load({"state": training.run.abstract_state})
-    assert found is not None, "the process that asked has left no checkpoint"
+    assert found is not None, "the parent process has saved no checkpoint"
     tree, _ = found
     times["load"] = time.time()
     training.state = training.run.layout.put_state(tree["state"])
@@ -202,7 +201,7 @@ def _resume(directory: str, started: float) -> None:
 
 
 def _memory(directory: str) -> None:
-    """Steps alone, then with saves so close that one is on its way when the next begins."""
+    """Steps alone, then with saves so close that they overlap."""
     training = _Training()
     training.start()
     alone = _peak_while(lambda: training.steps(2))
@@ -220,8 +219,8 @@ def _memory(directory: str) -> None:
 
 
 def _peak_while(work: Callable[[], object]) -> int:
-    """The most bytes that this process has in memory while it works; Linux alone tells."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+    """Peak memory of this process during ``work``, in bytes; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     work()
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

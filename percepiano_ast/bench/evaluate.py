@@ -1,4 +1,4 @@
-"""All tables of an evaluation as large as PercePiano's: six models, 1,202 clips, 2,000 permutations."""
+"""All tables of an evaluation of PercePiano's size: six models, 1,202 clips, 2,000 permutations."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ MODELS, PERMUTATIONS = 6, 2000
 
 
 def evaluation() -> Iterator[dict]:
-    """Seconds from predictions to every table, made-up ratings and predictions on PercePiano's index."""
+    """Seconds from predictions to all tables, for random ratings and predictions on PercePiano's index."""
     index = table.load_index()
     ceiling, settings = reliability.load_ceiling(index), Settings(n_permutations=PERMUTATIONS)
     predictions = _predictions(index)
@@ -23,7 +23,7 @@ def evaluation() -> Iterator[dict]:
 
 
 def _predictions(index: pd.DataFrame) -> pd.DataFrame:
-    """Models with an uncertainty, so that nothing which an evaluation does is left out."""
+    """Models with an uncertainty, so that all parts of the evaluation run."""
     rng = np.random.default_rng(0)
     rating = rng.uniform(size=(len(index), len(KEYS)))
     rows = {

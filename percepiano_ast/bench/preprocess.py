@@ -1,4 +1,4 @@
-"""Speed from WAV files to stored codes, against librosa, with one process and with two; and what the codes cost."""
+"""Speed from WAV files to stored codes, against librosa, with one and two processes; and quantisation error of the codes."""
 
 import io
 import multiprocessing
@@ -18,12 +18,12 @@ from percepiano_ast.synthesis import BuiltinPiano
 
 _SECONDS = 120
 _SOURCE_RATE = 44_100
-_RECORDINGS = 40  # for one process or two: some seconds of work
+_RECORDINGS = 40  # for one or two processes: some seconds of work
 _RUNS = 7  # of the processes
 
 
 def preprocess() -> Iterator[dict]:
-    """Two minutes of a rendered piano, 44.1 kHz stereo 16 bit, from the bytes of a WAV file to uint8 codes."""
+    """Two minutes of rendered piano, 44.1 kHz stereo 16 bit, from the bytes of a WAV file to uint8 codes."""
     front_end, content = FrontEnd(), _wav(_SECONDS)
     with scipy.fft.set_workers(1), threadpool_limits(1):
         ours, theirs = medians(lambda: _codes(content, front_end), lambda: _librosa_codes(content, front_end))
@@ -76,7 +76,7 @@ def _librosa_codes(content: bytes, front_end: FrontEnd) -> np.ndarray:
 
 
 def _wav(seconds: float) -> bytes:
-    """A WAV file of random chords with pedal; left and right hear the piano from a little apart."""
+    """A WAV file of random chords with pedal; the right channel is delayed and softer."""
     rng = np.random.default_rng(0)
     onsets = np.sort(rng.uniform(0, seconds - 4, round(8 * seconds)))
     notes = [(onset, onset + rng.uniform(0.1, 1.5), rng.integers(28, 100), rng.integers(20, 120)) for onset in onsets]
@@ -93,7 +93,7 @@ def _wav(seconds: float) -> bytes:
 
 
 def _processes(content: bytes, front_end: FrontEnd) -> tuple[float, float]:
-    """Median seconds of the same recordings with one process and with two."""
+    """Median seconds for the same recordings with one and with two processes."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, _keep, (content, front_end)) as one, context.Pool(2, _keep, (content, front_end)) as two:
         times = medians(*(lambda pool=pool: _all(pool) for pool in (one, two)), runs=_RUNS)

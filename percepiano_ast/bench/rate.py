@@ -1,4 +1,4 @@
-"""From the command to the page: rating a long recording with the model that comes along."""
+"""From command to page: rating a long recording with the bundled model."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ PEER_STRIDES = {10: "as published", 16: "patches that do not overlap"}
 
 
 def rate() -> Iterator[dict]:
-    """The whole command in a process of its own, and its encoder against Hugging Face's AST; seconds, times real time, memory.
+    """The whole command in a separate process, and its encoder against Hugging Face's AST: seconds, real-time factor, memory.
 
     Raises:
         InputError: transformers or PyTorch is missing.
@@ -55,21 +55,21 @@ def rate() -> Iterator[dict]:
 
 
 def _model_alone(path: Path) -> Iterator[dict]:
-    """What hears notes, from the sound on; and its encoder alone, from levels on, beside the peer's."""
+    """Transcription from audio, and its encoder from levels, against the peer's encoder."""
     model = Packaged.read()
     ear = model.listener
     wave = model.level(audio.load(path, ear.front_end.sample_rate))
     codes = audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
     peers = [_peer(ear, stride) for stride in PEER_STRIDES]
     whole, ours, *theirs = medians(lambda: model.hear(wave), lambda: ear.hear(codes), *peers, runs=RUNS)
-    yield {"name": "rate, hearing", "value": round(60 * MINUTES / whole), "unit": "x real time"}
+    yield {"name": "rate, transcription", "value": round(60 * MINUTES / whole), "unit": "x real time"}
     line = {"name": "rate, encoder", "value": round(60 * MINUTES / ours), "unit": "x real time"}
     for words, seconds in zip(PEER_STRIDES.values(), theirs):
         yield line | {"peer": f"transformers.ASTModel, {words}", "ratio": round(seconds / ours, 2)}
 
 
 def _peer(ear: Listener, stride: int) -> Callable[[], None]:
-    """An AST as wide and as deep over as much sound, each second of which it hears once; the listener hears it twice."""
+    """An AST of equal width and depth on the same duration, without overlap; the transcriber's windows overlap by half."""
     import torch
     from transformers import ASTConfig, ASTModel
 
@@ -90,7 +90,7 @@ def _peer(ear: Listener, stride: int) -> Callable[[], None]:
 
 
 def _long_recording(folder: Path) -> Path:
-    """The example over and over, with a breath between."""
+    """The example, repeated with short pauses."""
     wave, rate = soundfile.read(demo.write_example(folder, "example"), dtype="float32")
     once = np.concatenate([wave, np.zeros(rate // 2, np.float32)])
     path = folder / "long.wav"

@@ -1,4 +1,4 @@
-"""Pre-training steps of AST-base: against PyTorch on a CPU, against the matrix peak on an accelerator."""
+"""Pre-training steps of AST-base: against PyTorch on a CPU, relative to the matrix peak on an accelerator."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH = 8
 CPU_RUNS = 3  # a round takes half a minute on two cores
-ACCELERATOR_BATCHES = (512, 256, 128, 64, 32, 16)  # the largest that fits is measured
+ACCELERATOR_BATCHES = (512, 256, 128, 64, 32, 16)  # the largest that fits is used
 FORMS = ("ssast", "visible")
 STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
 
 
 def step_function(geometry: ModelConfig, config: PretrainConfig, execution: Execution) -> tuple[Pretraining, Callable[[], None]]:
-    """A run on random spectrograms, and a function that takes and waits for one step of it."""
+    """A run on random spectrograms, and a function that takes one step of it and waits for the result."""
     run = Pretraining(geometry, config, PRESETS["base"].front_end, STATISTICS, 1000, execution)
     shape = (config.batch_size, geometry.n_frames, geometry.n_mels)
     batch = run.put({"codes": np.random.default_rng(0).integers(0, 255, shape, np.uint8)})
@@ -35,10 +35,10 @@ def step_function(geometry: ModelConfig, config: PretrainConfig, execution: Exec
 
 
 def model() -> Iterator[dict]:
-    """Steps of AST-base, SSAST's own form and the visible-only one: clips a second on this machine's devices.
+    """Steps of AST-base in SSAST's published form and in the visible-only form: clips per second on this machine's devices.
 
-    On a CPU the peer is the published algorithm in PyTorch (`torch_ssast`), with the same batch and threads; on an
-    accelerator the measure is the share of its measured matrix peak (MFU), and the batch the largest that fits.
+    On a CPU the peer is the published algorithm in PyTorch (`torch_ssast`), with the same batch and threads. On an accelerator
+    the result includes the share of its measured matrix peak (MFU), with the largest batch that fits.
     """
     return _against_torch() if jax.default_backend() == "cpu" else _on_accelerator()
 
@@ -77,7 +77,7 @@ def _on_accelerator() -> Iterator[dict]:
 
 
 def _largest(geometry: ModelConfig, form: str) -> tuple[Pretraining, Callable[[], None]]:
-    """The largest batch whose step fits into the device's memory, without recomputing."""
+    """The largest batch whose step fits into the device's memory, without remat."""
 
     def tried(batch: int) -> tuple[Pretraining, Callable[[], None]]:
         run, step = step_function(geometry, _config(form, batch), Execution())

@@ -1,4 +1,4 @@
-"""How speeds are measured: medians of interleaved runs, so that a machine whose speed drifts is fair to all."""
+"""Timing by medians of interleaved runs, so that drifts in the machine's speed affect all candidates equally."""
 
 import statistics
 import time

@@ -1,14 +1,14 @@
 """The peer of ``bench model``: SSAST pre-training as published, in PyTorch, vectorised over the clips of a batch.
 
 Source: Gong et al. 2022 (arXiv 2110.09784), section 2, with the published code's step: one masked forward and backward
-for the discriminative objective and another, under another mask, for the generative one; then Adam with coupled L2.
-What the published code does clip by clip in Python (masks, losses) is done for the batch here, attention is PyTorch's
-fused one, and the heads see masked tokens alone: the peer is as fast as its algorithm allows in eager PyTorch.
+pass for the discriminative objective and another, with another mask, for the generative one; then Adam with coupled L2.
+Masks and losses, which the published code computes clip by clip in Python, are computed for the batch. Attention is PyTorch's
+fused kernel, and the heads process only masked tokens, so that the peer is as fast as its algorithm allows in eager PyTorch.
 
-Parameters have the published names, so `convert.to_torch` of our SSAST fits ``load_state_dict``.
+Parameters have the published names, so that `convert.to_torch` of this package's SSAST works with ``load_state_dict``.
 
 Raises:
-    InputError: on import, where PyTorch is missing.
+    InputError: on import, if PyTorch is missing.
 """
 
 from percepiano_ast.config import InputError, ModelConfig, PretrainConfig
@@ -71,7 +71,7 @@ class _Block(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """Kernel of the published convolution; without overlap it is a product with flat patches."""
+    """The published convolution, computed as a product with flat patches, because patches do not overlap."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -82,7 +82,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """What timm's distilled DeiT contributes, the learned position table among it."""
+    """The part from timm's distilled DeiT, including the learned position table."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -101,16 +101,16 @@ def _head(config: ModelConfig) -> nn.Sequential:
 
 
 class TorchSSAST(nn.Module):
-    """SSAST with both heads; each objective runs the encoder for itself, as published.
+    """SSAST with both heads; each objective runs the encoder separately, as published.
 
     Raises:
-        InputError: overlapping patches, which pre-training has not.
+        InputError: overlapping patches, which pre-training does not support.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         if config.stride != config.patch_size:
-            raise InputError(f"stride {config.stride} is not patch_size {config.patch_size}: give a model without overlap.")
+            raise InputError(f"stride {config.stride} differs from patch_size {config.patch_size}; give a model without overlap.")
         self.config = config
         self.v = _Encoder(config)
         self.mask_embed = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
@@ -130,7 +130,7 @@ class TorchSSAST(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), right)
 
     def generative(self, log_mel: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the masked patches: float32 scalar (equation 2); arguments as `discriminative`."""
+        """Mean squared error of the masked patches: float32 scalar (equation 2); arguments as in `discriminative`."""
         tokens, target = self._masked_tokens(log_mel, mask_index)
         return F.mse_loss(self.gpredlayer(tokens), target)
 
@@ -154,9 +154,9 @@ class TorchSSAST(nn.Module):
 
 
 def sample_mask_index(batch: int, config: ModelConfig, pretrain: PretrainConfig) -> torch.Tensor:
-    """Clustered masks of a batch: int64 (B, M). Blocks of C x C fall in random order, the first M patches are masked.
+    """Clustered masks of a batch: int64 (B, M). Blocks of C x C are placed in random order until M patches are masked.
 
-    A block's turn is a random number; a patch is hit at the least turn among the blocks over it, a minimum over C x C.
+    Each block has a random number as its rank. A patch is masked at the smallest rank of the C x C blocks that cover it.
     """
     smallest, largest = pretrain.cluster
     size = torch.randint(smallest, largest + 1, (batch, 1, 1, 1))
@@ -174,7 +174,7 @@ def make_optimizer(model: TorchSSAST, learning_rate: float) -> torch.optim.Optim
 
 
 class Peer:
-    """A model in training on random spectrograms, with so many threads."""
+    """A model in training on random spectrograms, with this number of threads."""
 
     def __init__(self, config: ModelConfig, pretrain: PretrainConfig, threads: int):
         torch.set_num_threads(threads)
@@ -184,11 +184,11 @@ class Peer:
         self.log_mel = 0.5 * torch.randn(pretrain.batch_size, config.n_frames, config.n_mels)
 
     def step(self) -> tuple[float, float]:
-        """One published training step: two masked forwards and backwards, one update. Returns nce and mse."""
+        """One published training step: two masked forward and backward passes, one update. Returns nce and mse."""
         self.optimizer.zero_grad()
         model, batch = self.model, len(self.log_mel)
         nce = model.discriminative(self.log_mel, sample_mask_index(batch, model.config, self.pretrain))
-        nce.backward()  # before the other forward: its activations are freed
+        nce.backward()  # before the second forward pass, so that activations are freed
         mse = model.generative(self.log_mel, sample_mask_index(batch, model.config, self.pretrain))
         (self.pretrain.generative_weight * mse).backward()
         self.optimizer.step()

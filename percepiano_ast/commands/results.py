@@ -1,4 +1,4 @@
-"""What is measured: evaluate, experiment, baseline, index, reliability, listen."""
+"""Commands for evaluation: evaluate, experiment, baseline, index, reliability, listen."""
 
 import argparse
 import sys
@@ -30,7 +30,7 @@ def _experiment(arguments):
         given["judged"] = tuple(name for name in suite.Experiment.judged if name in arguments.starts)
     given["epochs"] = dict(arguments.epochs)
     if own := [pair for pair in arguments.set if pair.partition("=")[0] in ("seed", "unseen", "epochs")]:
-        raise InputError(f"--set {own[0]}: experiment has an option of its own for it; use --seeds, --unseen or --epochs")
+        raise InputError(f"--set {own[0]} is not available in experiment; use --seeds, --unseen or --epochs.")
     preset = suite.Run(choose(PRESETS, arguments.preset, "preset"), Path(arguments.out)).switched(arguments.set).preset
     made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
     if made:
@@ -58,7 +58,7 @@ def _index(arguments):
     for line in (wrong := content_groups.differences(found, index)):
         print(f"error: {line}", file=sys.stderr)
     if not wrong:
-        print(f"{found.nunique()} content groups of {len(found)} segments, as the index has them")
+        print(f"{found.nunique()} content groups of {len(found)} segments, consistent with the index")
     return 1 if wrong else 0
 
 
@@ -86,97 +86,103 @@ def _listen(arguments):
 
 
 def add_commands(add) -> None:
-    """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    command = add("evaluate", _evaluate, "Metrics, comparisons and a report from predictions.")
+    """Add the commands of this module to a parser by ``add(name, function, text)``."""
+    command = add("evaluate", _evaluate, "Evaluate predictions: metrics, comparisons and a report.")
     command.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="predictions*.csv or .csv.gz")
-    command.add_argument("--out", required=True, metavar="DIR", help="directory of the report")
-    command.add_argument("--index", default="", metavar="FILE", help="index of clips (default: PercePiano's)")
+    command.add_argument("--out", required=True, metavar="DIR", help="output directory of the report")
+    command.add_argument("--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)")
     command.add_argument("--partial", action="store_true", help="allow predictions that do not cover the protocol")
-    command.add_argument("--permutations", type=int, metavar="N", help="of each comparison (default: 2000)")
-    command.add_argument("--seed", type=int, help="of the permutations (default: 0)")
+    command.add_argument("--permutations", type=int, metavar="N", help="permutations per comparison (default: 2000)")
+    command.add_argument("--seed", type=int, help="seed of the permutations (default: 0)")
     command.add_argument(
         "--min-difference", type=float, metavar="D",
-        help="pairs of performances rated closer than this are not told apart (default: .074, a standard error)",
+        help="compare pairs of performances whose ratings, from 0 to 1, differ by at least D (default: 0.074, a standard error)",
     )  # fmt: skip
-    command.add_argument("--ceiling", default="", metavar="FILE", help="noise ceiling, as reliability writes it")
+    command.add_argument(
+        "--ceiling", default="", metavar="FILE", help="CSV of the noise ceiling from `reliability` (default: PercePiano's)"
+    )
     command.add_argument(
         "--reference", default="", metavar="MODEL",
-        help="that the comparison page compares with (default: the best that hears audio and is no encoder)",
+        help="reference model of the comparison page (default: the best audio-only model that is not an encoder)",
     )  # fmt: skip
 
     _add_experiment(add)
     _add_baseline(add)
 
-    command = add("index", _index, "Content groups (which segments share music) from the deadpan MIDI, as CSV.")
-    command.add_argument("folder", help="PercePiano's folder, or one in its layout with an index.csv")
-    command.add_argument("--check", action="store_true", help="compare with the index instead of writing")
+    command = add("index", _index, "Compute content groups (segments that share music) from the deadpan MIDI; prints CSV.")
+    command.add_argument("folder", help="PercePiano's folder, or one with its layout and an index.csv")
+    command.add_argument("--check", action="store_true", help="compare with the index instead of printing")
 
-    command = add("reliability", _reliability, "How far raters agree: ICC, split-half reliability, noise ceiling.")
+    command = add("reliability", _reliability, "Inter-rater agreement: ICC, split-half reliability, noise ceiling.")
     command.add_argument("raters", help="PercePiano's folder, or a rater CSV")
-    command.add_argument("--out", required=True, metavar="DIR", help="directory of icc.csv, split_half.csv, ceiling.csv")
-    command.add_argument("--index", default="", metavar="FILE", help="index of clips (default: PercePiano's)")
+    command.add_argument("--out", required=True, metavar="DIR", help="output directory of icc.csv, split_half.csv, ceiling.csv")
+    command.add_argument("--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)")
     command.add_argument("--splits", type=int, default=500, metavar="N", help="random splits of the raters (default: 500)")
-    command.add_argument("--seed", type=int, default=0, help="of the splits (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
     _add_listen(add)
 
 
 def _number_of(text: str) -> tuple[str, int]:
     name, _, number = text.partition("=")
     if not number.isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, such as visible=4")
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example visible=4")
     return name, int(number)
 
 
 def _add_experiment(add):
-    text = "The whole experiment: renders ASAP and PercePiano, pre-trains, rates under every protocol, evaluates. Resumes."
+    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol, evaluate; resumes."
     command = add("experiment", _experiment, text)
-    command.add_argument("--midi", required=True, metavar="ASAP", help="ASAP's folder or tar archive, with metadata.csv in it")
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
-    command.add_argument("--out", required=True, metavar="DIR", help="everything that is made; the page is in DIR/results")
-    command.add_argument("--preset", default="mini", help="size and schedule (default: mini)")
-    command.add_argument("--hours", type=float, default=0.0, help="of ASAP to render (default: 18)")
-    command.add_argument("--voices", nargs="+", default=[], metavar="NAME", help="synthesizers that take turns in it")
-    command.add_argument("--pianos", nargs="+", default=[], metavar="NAME", help="synthesizers that play what is rated")
-    command.add_argument("--unseen", default="", metavar="NAME", help="one more, which nothing learns from (default: timgm6mb)")
+    command.add_argument("--midi", required=True, metavar="ASAP", help="ASAP's folder or tar archive with metadata.csv")
+    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo")
+    command.add_argument("--out", required=True, metavar="DIR", help="directory of all outputs; the report is in DIR/results")
+    command.add_argument("--preset", default="mini", help="model size and schedule (default: mini)")
+    command.add_argument("--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)")
+    voices = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
+    command.add_argument("--voices", nargs="+", default=[], metavar="NAME", help=voices)
+    pianos = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
+    command.add_argument("--pianos", nargs="+", default=[], metavar="NAME", help=pianos)
+    command.add_argument("--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)")
     starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
     command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    judged = "those that judge judges, under every protocol (default: transcriptionstem, where it is compared)"
+    judged = "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
     command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help=judged)
-    command.add_argument("--protocols", nargs="+", default=[], metavar="P", help="of judge and the baselines (default: all)")
-    command.add_argument("--seeds", type=int, default=1, metavar="N", help="of everything (default: 1)")
-    epochs = "of a start, instead of the preset's: more for those that cost less; of its heads where it has no pre-training"
+    protocols = "protocols of `judge` and the baselines (default: all)"
+    command.add_argument("--protocols", nargs="+", default=[], metavar="P", help=protocols)
+    command.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)")
+    epochs = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from the preset)"
     command.add_argument("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
     add_set(command, "strategy=frozen")
-    command.add_argument("--minutes", type=float, default=0.0, metavar="M", help="begin no stage after so many; run it again")
+    minutes = "start no stage after M minutes; the same command resumes (default: no limit)"
+    command.add_argument("--minutes", type=float, default=0.0, metavar="M", help=minutes)
 
 
 def _add_baseline(add):
-    text = "Baselines that learn no hearing, fold by fold: predictions that are the floor of every table. Those named +score "
-    text += "see the score as well; a clip that does not play its score is listed in without_score.csv."
+    text = "Baselines without a learned audio encoder, fold by fold; writes out-of-fold predictions. Models named +score are "
+    text += "score-informed; clips that do not match their score are listed in without_score.csv."
     command = add("baseline", _baseline, text)
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
-    command.add_argument("--out", required=True, metavar="DIR", help="directory of predictions and of the tables behind them")
+    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo")
+    command.add_argument("--out", required=True, metavar="DIR", help="output directory of predictions and features")
     command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
-    names = "such as audio-stats, midi-stats+score (default: all)"
+    names = "baselines, such as audio-stats or midi-stats+score (default: all)"
     command.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help=names)
     command.add_argument(
-        "--synthesizers", nargs="+", default=["musescore-small"], help="that play what is heard (default: musescore-small)"
+        "--synthesizers", nargs="+", default=["musescore-small"], help="synthesizers of the audio (default: musescore-small)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of trees and networks (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="processes that listen (default: one per core)")
+    command.add_argument("--seed", type=int, default=0, help="seed of trees and networks (default: 0)")
+    command.add_argument("--workers", type=int, default=0, help="feature extraction processes (default: one per core)")
 
 
 def _add_listen(add):
-    command = add("listen", _listen, "Listening tests by construction: one thing changed in real performances, rated again.")
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder (or: demo)")
-    models = "audio-stats, midi-stats (fitted here), packaged (the model that comes along) or its file, directories of fine-tuned "
-    models += "runs, module:attribute of any rating function"
+    command = add("listen", _listen, "Sensitivity test: rate real performances before and after one change each.")
+    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo")
+    models = "audio-stats and midi-stats (fitted here), packaged (the bundled model), a model file, directories of fine-tuned "
+    models += "runs, or module:attribute of a rating function"
     command.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=models)
-    command.add_argument("--out", required=True, metavar="DIR", help="tables, figures, summary, and the renderings")
-    command.add_argument("--clips", type=int, default=100, metavar="N", help="performances to draw (default: 100)")
-    command.add_argument("--synthesizer", default="", help="that they are heard with (default: musescore-small)")
+    command.add_argument("--out", required=True, metavar="DIR", help="output directory of tables, figures, summary and renderings")
+    command.add_argument("--clips", type=int, default=100, metavar="N", help="number of performances to draw (default: 100)")
+    command.add_argument("--synthesizer", default="", help="synthesizer of the test (default: musescore-small)")
     command.add_argument(
-        "--other-synthesizers", nargs="*", metavar="NAME", help="that a rating should not depend on (default: all known)"
+        "--other-synthesizers", nargs="*", metavar="NAME", help="further synthesizers for the robustness test (default: all)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of clips, noise and rooms (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="processes that render (default: one per core)")
+    command.add_argument("--seed", type=int, default=0, help="seed of clips, noise and rooms (default: 0)")
+    command.add_argument("--workers", type=int, default=0, help="rendering processes (default: one per core)")

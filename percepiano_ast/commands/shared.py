@@ -1,10 +1,10 @@
-"""What several commands share: which run they are about."""
+"""Options shared by several commands."""
 
 from percepiano_ast.config import PRESETS, as_path, choose
 
 
 def run_of(arguments):
-    """The run that ``--preset``, ``--out`` and ``--store`` name."""
+    """The run given by ``--preset``, ``--out`` and ``--store``."""
     from percepiano_ast.suite import Run
 
     preset = choose(PRESETS, arguments.preset, "preset")
@@ -13,18 +13,19 @@ def run_of(arguments):
 
 def add_run(parser) -> None:
     """Options ``--preset`` and ``--out``."""
-    parser.add_argument("--preset", default="demo", help=f"one of {', '.join(PRESETS)} (default: demo)")
+    parser.add_argument("--preset", default="demo", help=f"size and schedule: {', '.join(PRESETS)} (default: demo)")
     parser.add_argument("--out", default="", metavar="DIR", help="directory of the run (default: runs/PRESET)")
 
 
 def add_store(command) -> None:
     """Option ``--store``."""
-    command.add_argument("--store", default="", metavar="PLACE", help="checkpoints go to this folder or gs://BUCKET/PREFIX instead")
+    text = "storage location of checkpoints: a folder or gs://BUCKET/PREFIX (default: the directory of the run)"
+    command.add_argument("--store", default="", metavar="LOCATION", help=text)
 
 
 def add_set(command, such_as: str) -> None:
     """Option ``--set``."""
     command.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE",
-        help=f"a switch of fine-tuning, such as {such_as}; see finetune_config.py",
+        help=f"setting of fine-tuning, such as {such_as}; repeatable; see finetune_config.py",
     )  # fmt: skip

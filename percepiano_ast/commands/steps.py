@@ -1,4 +1,4 @@
-"""The steps of the suite: notebooks, preprocess, pretrain, finetune; and status."""
+"""Commands for the steps of the suite: notebooks, preprocess, pretrain, finetune, judge, package, switches; and status."""
 
 import argparse
 import sys
@@ -16,16 +16,16 @@ def _notebooks(arguments):
     choose(PRESETS, arguments.preset, "preset")
     out = Path(arguments.out or f"runs/{arguments.preset}").resolve()
     home = notebooks.FOLDER.parent
-    # Notebooks run in the repository: what they show needs no more of this machine's paths than that.
+    # Notebooks run in the repository and show paths relative to it.
     shown = out.relative_to(home) if out.is_relative_to(home) else out
     values = {"PRESET": arguments.preset, "KEEP_IN": str(shown)}
     for pair in arguments.set:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise InputError(f"--set {pair!r} is not NAME=VALUE")
+            raise InputError(f"--set {pair!r} is not NAME=VALUE; write for example SEED=1.")
         values[name] = int(value) if value.isdigit() else value
     notebooks.run(out, values, keep=arguments.keep_outputs)
-    if values["KEEP_IN"] == str(shown):  # else the last notebook has said where it is
+    if values["KEEP_IN"] == str(shown):  # otherwise the last notebook has printed the path
         print(f"report: {out / 'evaluation' / 'report.html'}")
 
 
@@ -56,9 +56,9 @@ def _verify(directory: Path) -> int:
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if wrong:
-        print(f"error: {len(wrong)} faults. Delete the files named, run preprocess again: it makes them anew", file=sys.stderr)
+        print(f"error: {len(wrong)} faults. Delete the named files and run preprocess again to rebuild them.", file=sys.stderr)
         return 1
-    print(f"{directory}: every file is as it was written")
+    print(f"{directory}: all files match their checksums")
     return 0
 
 
@@ -109,7 +109,7 @@ def _package(arguments):
 
 
 def _own(arguments) -> bool:
-    """Whether ratings of one's own are meant."""
+    """Whether an option of custom ratings is given."""
     return any(getattr(arguments, name, None) for name in ("ratings", "recordings", "group", "dimensions"))
 
 
@@ -121,7 +121,7 @@ def _finetune_own(run, arguments):
     print(found.result.round(3).to_string(index=False))
     for line in found.remarks:
         print(line)
-    print(f"to rate another recording: python -m percepiano_ast rate FILE --run {found.home}")
+    print(f"to rate another recording: percepiano rate FILE --run {found.home}")
 
 
 def _switches(arguments):
@@ -131,13 +131,13 @@ def _switches(arguments):
     if arguments.trained is None:
         print(suite.study(run, *start, n_seeds=arguments.seeds or 3, inner=arguments.inner))
     elif arguments.inner is not None:
-        raise InputError("--inner is of the heads' switches; --trained studies all folds")
+        raise InputError("--inner does not apply to --trained, which uses all folds; omit one of them.")
     else:
         print(suite.study_trained(run, *start, only=arguments.trained, n_seeds=arguments.seeds or 1))
 
 
 def _rating_run(arguments):
-    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning, which for own ratings is for few clips."""
+    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning; few-shot settings for custom ratings."""
     from percepiano_ast import suite
 
     run = run_of(arguments)
@@ -151,130 +151,137 @@ def _status(arguments):
     run = run_of(arguments)
     table = views.kept(run)
     if table.empty:
-        raise InputError(f"nothing of a run in {run.root}{f' and {run.store}' if run.store else ''}: name its --out and --store")
+        raise InputError(f"no run in {run.root}{f' and {run.store}' if run.store else ''}; give its --out and --store.")
     print(table.to_string(index=False))
 
 
 def add_commands(add) -> None:
-    """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    command = add("notebooks", _notebooks, "Run the notebooks headless.")
+    """Add the commands of this module to a parser by ``add(name, function, text)``."""
+    command = add("notebooks", _notebooks, "Run the notebooks without a browser.")
     add_run(command)
-    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="fill in a row of the forms")
-    command.add_argument("--keep-outputs", action="store_true", help="put the outputs into the shipped notebooks")
+    text = "value of a form field, such as SEED=1; repeatable"
+    command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
+    command.add_argument("--keep-outputs", action="store_true", help="save the outputs in the notebooks of the repository")
 
-    _add_preprocess(add("preprocess", _preprocess, "Recordings, or PercePiano's MIDI, to log-mel shards."))
+    _add_preprocess(add("preprocess", _preprocess, "Convert recordings, or renderings of PercePiano's MIDI, to log-mel shards."))
 
-    command = add("pretrain", _pretrain, "Pre-training on the shards; a checkpoint every epoch.")
+    command = add("pretrain", _pretrain, "Pre-train on the shards; saves a checkpoint every epoch and resumes.")
     add_run(command)
     add_store(command)
     _add_pretraining(command)
 
-    text = "Rating heads on PercePiano, or on ratings of your own, fold by fold; writes out-of-fold predictions."
+    text = "Train rating heads on PercePiano or on custom ratings, fold by fold; writes out-of-fold predictions."
     command = add("finetune", _finetune, text)
     add_run(command)
     _add_own(command)
     add_store(command)
-    _add_start(command, "scratch, audioset, cnn (another encoder, from scratch), or baseline (what learns no hearing)")
+    _add_start(command, "scratch, audioset, cnn (a CNN from scratch), or baseline (models without a learned audio encoder)")
     _add_precision(command)
 
     _add_judge(add)
 
-    command = add("switches", _switches, "Does each switch of the rating heads help: one at a time, on the frozen encoder.")
+    command = add("switches", _switches, "Ablations of the rating heads on the frozen encoder, one setting at a time.")
     add_run(command)
     _add_start(command, "scratch or audioset")
-    command.add_argument("--seeds", type=int, default=0, metavar="N", help="trainings of each choice (default: 3; trained: 1)")
-    command.add_argument("--inner", type=int, metavar="FOLD", help="leave this outer fold out: a choice may be tested on it")
+    command.add_argument("--seeds", type=int, default=0, metavar="N", help="seeds per setting (default: 3; with --trained: 1)")
+    command.add_argument("--inner", type=int, metavar="FOLD", help="exclude this outer fold, to test the selected settings on it")
     command.add_argument(
         "--trained", nargs="*", metavar="CHOICE",
-        help="instead strategies that train the encoder, and augmentations: last gradual full lora SpecAugment mixup gain "
-        "(default: all); resumes",
+        help="instead compare strategies that train the encoder, and augmentations: last gradual full lora SpecAugment mixup "
+        "gain (default: all); resumes",
     )  # fmt: skip
 
-    command = add("status", _status, "What of a run is where, how far it is, how old, and whether it is whole.")
+    command = add("status", _status, "List the shards, checkpoints and results of a run: location, progress, age and integrity.")
     add_run(command)
     add_store(command)
 
 
 def _add_judge(add):
-    text = "Regressors on what a pre-trained encoder hears (notes, pedals, embeddings, sound), under every protocol; what they "
-    text += "are given is chosen inside the training folds. Those named +score see the score as well."
+    text = "Train regressors on the transcription and features of a pre-trained encoder (notes, pedals, embeddings, sound "
+    text += "statistics) under every protocol; features are selected within the training folds. Models named +score are "
+    text += "score-informed."
     command = add("judge", _judge, text)
     add_run(command)
     _add_ear(command)
     command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
-    command.add_argument("--curve", action="store_true", help="instead: r by the share of passages, players, clips learned from")
+    command.add_argument("--curve", action="store_true", help="instead: learning curve over passages, players and clips")
     add_set(command, "seed=1 or unseen=timgm6mb")
 
-    text = "The model that comes along: fitted on all rated clips of a run made by preprocess --one-loudness; writes it, its card, "
-    text += "and what it says of held-out clips."
+    text = "Build the bundled model: fit it on all rated clips of a run with shards from preprocess --one-loudness; writes the "
+    text += "model, its card and held-out predictions."
     command = add("package", _package, text)
     add_run(command)
     _add_ear(command)
-    command.add_argument("--to", default="", metavar="FILE", help=".safetensors to write (default: in the package)")
+    command.add_argument("--to", default="", metavar="FILE", help="output .safetensors file (default: that of the package)")
     add_set(command, "unseen=timgm6mb")
 
 
 def _add_ear(command):
-    command.add_argument("--init", default="transcription", help="a pre-training that hears notes (default: transcription)")
-    command.add_argument("--weights", default="", metavar="FILE", help="it, kept in a .safetensors file (default: this run's)")
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="for its scores (default: the preset's source)")
+    init = "pre-training with a transcription objective (default: transcription)"
+    command.add_argument("--init", default="transcription", help=init)
+    command.add_argument("--weights", default="", metavar="FILE", help=".safetensors file of the encoder (default: from the run)")
+    command.add_argument("--percepiano", default="", metavar="FOLDER", help="PercePiano's folder (default: from the preset)")
 
 
 def _add_preprocess(command):
     add_run(command)
-    command.add_argument("--source", default="", help="MAESTRO's archive (path, https://, gs://) or any folder of recordings")
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead (or: demo)")
-    command.add_argument("--synthesizers", nargs="+", default=[], help="builtin, soundfont names or .sf2/.sf3 files")
-    command.add_argument("--renderings", default="", metavar="DIR", help="a recording of each clip, taken instead of rendering")
-    command.add_argument("--partial", action="store_true", help="DIR may lack clips, which are listed then")
+    source = "MAESTRO's archive (path, https://, gs://) or a folder of recordings (default: from the preset)"
+    command.add_argument("--source", default="", help=source)
+    command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead: its folder, or demo")
+    synthesizers = "builtin, soundfont names or .sf2/.sf3 files (default: from the preset)"
+    command.add_argument("--synthesizers", nargs="+", default=[], help=synthesizers)
+    command.add_argument("--renderings", default="", metavar="DIR", help="recordings of all clips, used instead of rendering")
+    command.add_argument("--partial", action="store_true", help="allow clips without a recording in DIR, and list them")
     command.add_argument(
-        "--one-loudness", action="store_true", help="every clip at -23 LUFS, give or take 3 dB: for models that rate at any gain"
+        "--one-loudness", action="store_true", help="normalise clips to -23 LUFS, varied by up to 3 dB, to rate at any gain"
     )
-    command.add_argument("--init", default="", help="audioset: in the papers' front end too, which its weights need")
-    command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="about so many hours (default: all)")
-    command.add_argument("--stored", default="uint8", help="uint8 (steps of half a dB) or float16, twice as large")
-    command.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad recordings to do without (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="processes (default: one per core)")
-    command.add_argument("--verify", action="store_true", help="read the finished shards again, compare their checksums")
-    command.add_argument("--beam-runner", default="", help="Apache Beam's DirectRunner, DataflowRunner ... make the shards")
-    command.add_argument("--beam-option", action="append", default=[], metavar="NAME=VALUE", help="of Beam's pipeline")
+    command.add_argument("--init", default="", help="audioset: also write shards with AST's front end, which its weights need")
+    command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="use about H hours (default: all)")
+    command.add_argument("--stored", default="uint8", help="uint8 (0.5 dB steps) or float16, twice as large (default: uint8)")
+    command.add_argument("--max-bad", type=int, default=0, metavar="N", help="unreadable recordings to tolerate (default: 0)")
+    command.add_argument("--workers", type=int, default=0, help="number of processes (default: one per core)")
+    command.add_argument("--verify", action="store_true", help="verify the checksums of finished shards")
+    command.add_argument("--beam-runner", default="", help="Apache Beam runner for the shards: DirectRunner, DataflowRunner, ...")
+    command.add_argument("--beam-option", action="append", default=[], metavar="NAME=VALUE", help="Beam option; repeatable")
 
 
 def _add_pretraining(command):
     command.add_argument(
         "--pretraining",
         default="ssast",
-        help="ssast (400 of 512 patches masked), ssast15 (15 %%), ssastframe (frames for patches), visible (the encoder sees "
-        "visible patches alone: faster), transcription (hear what is played), joint (that and visible), transcriptionstem "
-        "(convolutions before the patches)",
+        help="ssast (400 of 512 patches masked), ssast15 (15 %% masked), ssastframe (frames as patches), visible (faster: the "
+        "encoder input is visible patches only), transcription (notes and pedals), joint (transcription and visible), "
+        "transcriptionstem (transcription with convolutions before the patches); default: ssast",
     )
-    command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
-    command.add_argument("--batch-size", type=int, default=0, help="over all devices, instead of the preset's")
-    command.add_argument("--accumulate", type=int, default=0, help="micro-batches that a batch is cut into (default: 1)")
-    command.add_argument("--remat", action=argparse.BooleanOptionalAction, help="compute activations twice to save memory")
-    command.add_argument("--shard-params", action="store_true", default=None, help="spread parameters over the devices")
+    command.add_argument("--epochs", type=int, default=0, help="number of epochs (default: from the preset)")
+    command.add_argument("--batch-size", type=int, default=0, help="batch size over all devices (default: from the preset)")
+    command.add_argument("--accumulate", type=int, default=0, help="micro-batches per batch (default: 1)")
+    command.add_argument("--remat", action=argparse.BooleanOptionalAction, help="recompute activations to save memory")
+    command.add_argument("--shard-params", action="store_true", default=None, help="shard parameters over the devices")
     _add_precision(command)
-    command.add_argument("--dry-run", action="store_true", help="compile for the targets, say what fits, train nothing")
-    command.add_argument("--target", nargs="+", default=["v5e-1"], help="of a dry run: v5e-1, v6e-1, v5e-8, v3-8")
+    command.add_argument("--dry-run", action="store_true", help="compile for the targets and report whether the model fits")
+    targets = "targets of --dry-run: v5e-1, v6e-1, v5e-8, v3-8 (default: v5e-1)"
+    command.add_argument("--target", nargs="+", default=["v5e-1"], help=targets)
 
 
 def _add_start(command, others: str):
     names = ", ".join(PRETRAININGS)
-    command.add_argument("--init", default="ssast", help=f"where the encoder starts: {names} (my pre-training), {others}")
-    command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: fetched)")
-    command.add_argument("--epochs", type=int, default=0, help="instead of the preset's")
+    init = f"initial encoder: {names} (pre-training of this run), {others}; default: ssast"
+    command.add_argument("--init", default="ssast", help=init)
+    command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: downloaded)")
+    command.add_argument("--epochs", type=int, default=0, help="number of epochs (default: from the preset)")
     add_set(command, "strategy=lora or predict_uncertainty=true")
 
 
 def _add_own(command):
     command.add_argument(
-        "--ratings", default="", metavar="CSV", help="your ratings: clip, a column that groups, numbers (or: demo)"
+        "--ratings", default="", metavar="CSV", help="custom ratings: a clip column, a group column and ratings; or demo"
     )
-    command.add_argument("--recordings", default="", metavar="DIR", help="the recordings that they are of")
-    command.add_argument("--group", default="", metavar="COLUMN", help="whose clips stay together: piece, pianist")
-    command.add_argument("--dimensions", nargs="+", default=[], metavar="COLUMN", help="that are ratings (default: all others)")
+    command.add_argument("--recordings", default="", metavar="DIR", help="recordings of the custom ratings")
+    command.add_argument("--group", default="", metavar="COLUMN", help="column of held-out groups, such as piece or pianist")
+    command.add_argument("--dimensions", nargs="+", default=[], metavar="COLUMN", help="rating columns (default: all others)")
 
 
 def _add_precision(command):
-    command.add_argument("--precision", default="", help="float32, bfloat16, float16 (default: the device's fastest)")
-    command.add_argument("--attention", default="", help="xla, cudnn or heads (default: the fastest)")
+    command.add_argument("--precision", default="", help="float32, bfloat16 or float16 (default: the fastest of the device)")
+    command.add_argument("--attention", default="", help="attention kernel: xla, cudnn or heads (default: the fastest)")

@@ -1,6 +1,7 @@
-"""One thing at a time: rate, explain, convert, render, bench."""
+"""Commands on single recordings and files: rate, explain, convert, render, bench."""
 
 import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +14,12 @@ def _rate(arguments):
 
     files, others = recording.recordings_in(arguments.files)
     if others:
-        print(f"{len(others)} other files are no recordings: {', '.join(path.name for path in others[:5])}", file=sys.stderr)
+        print(f"{len(others)} other files are not recordings: {', '.join(path.name for path in others[:5])}", file=sys.stderr)
     if not arguments.run:
         return _rate_packaged(arguments, files)
     if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
-        raise InputError(f"--{given[0]} is of the model that comes along; leave it or --run out")
-    from percepiano_ast import rating  # here, as it takes a second to load what reads a run
+        raise InputError(f"--{given[0]} is an option of the bundled model and does not go with --run. Omit one of the two")
+    from percepiano_ast import rating  # here, because the modules that read a run take a second to import
 
     rater = rating.Rater(arguments.run, arguments.model)
     results = [rater.rate_or_explain(str(file)) for file in files]
@@ -27,36 +28,57 @@ def _rate(arguments):
 
 
 def _rate_packaged(arguments, files: list[str | Path]) -> int:
-    """By a model of one file, that which comes along if no other is named."""
+    """With the bundled model, or that of ``--weights``."""
     from percepiano_ast import packaged, recording, score
     from percepiano_ast.recording import page
 
-    model = packaged.Packaged.read(packaged.fetched(arguments.weights) if arguments.weights else packaged.SHIPPED)
+    model = recording.load_model(arguments.weights or packaged.SHIPPED)
     written = score.read(arguments.score) if arguments.score else None
     rated, sounds, results, errors = [], [], [], []
-    beside = ThreadPoolExecutor(1)
-    for file in files:
-        encoding = [beside.submit(page.sound, file)] if arguments.html else []
+    executor = ThreadPoolExecutor(1)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    for number, file in enumerate(files, 1):
+        encoding = [executor.submit(page.sound, file)] if arguments.html else []
+        progress = _Progress(f"{number}/{len(files)} {Path(file).name}")
         try:
-            rated.append(recording.rate(model, file, written))
+            rated.append(recording.rate(model, file, written, progress))
             sounds += encoding
             results.append(rated[-1].as_json())
         except InputError as error:
             errors.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
             results.append(errors[-1])
+        finally:
+            progress("")
         if not arguments.json and results[-1] not in errors:
-            print(recording.as_text(rated[-1]), flush=True)
+            print(recording.as_text(rated[-1], colour, ascii_only) + "\n", flush=True)
     if arguments.json:
         print(json.dumps(results, indent=1))
+    elif len(rated) == len(files) == 2:
+        print(recording.comparison_text(*rated) + "\n")
+    output = sys.stderr if arguments.json else sys.stdout
     if arguments.csv:
         recording.as_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
+        print(f"table: {Path(arguments.csv).resolve().as_uri()}", file=output)
     if arguments.html and rated:
-        print(page.write(rated, arguments.html, [encoded.result() for encoded in sounds]), file=sys.stderr)
+        path = page.write(rated, arguments.html, [encoded.result() for encoded in sounds])
+        print(f"page: {path.resolve().as_uri()}", file=output)
     return _errors(errors)
 
 
+class _Progress:
+    """A line on a terminal that shows the current stage of a recording and is erased at the end; nothing elsewhere."""
+
+    def __init__(self, name: str):
+        self.name, self.shown = name[:44], sys.stderr.isatty()
+
+    def __call__(self, stage: str) -> None:
+        if self.shown:
+            print(f"\r\x1b[K{self.name}: {stage}" if stage else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def _errors(errors: list[dict]) -> int:
-    """A line each; the exit code."""
+    """Print one line per error; returns the exit code."""
     for one in errors:
         print(f"{one['file']}: {one['error']}", file=sys.stderr)
     return 2 if errors else 0
@@ -93,29 +115,29 @@ def _convert(arguments):
 
 def add_commands(add) -> None:
     """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    text = "Rate recordings on 19 dimensions, by the model that comes along or a run of your own; nothing leaves this machine."
-    command = add("rate", _rate, text)
-    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 (M4A with ffmpeg), or a folder of them")
-    command.add_argument("--json", action="store_true", help="one JSON array on standard output")
-    command.add_argument("--csv", default="", metavar="FILE", help="a table to write, a row a recording and dimension")
-    command.add_argument("--html", default="", metavar="FILE", help="a page to write, to see and hear; two files: side by side")
-    command.add_argument("--score", default="", metavar="FILE", help="of what is played, MIDI or MusicXML: hears timing better")
-    command.add_argument("--weights", default="", metavar="FILE", help="another model, a file or URL#sha256=...")
-    command.add_argument("--run", default="", metavar="DIR", help="instead a run that was fine-tuned, its --store, or its own/NAME")
+    text = "Rate recordings on 19 dimensions, by the bundled model piano-rater or a run of your own. Nothing leaves this machine."
+    command = add("rate", _rate, text, "percepiano rate take.m4a --html page.html")
+    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or M4A, or a folder of them")
+    command.add_argument("--json", action="store_true", help="print one JSON array to standard output")
+    command.add_argument("--csv", default="", metavar="FILE", help="write a table with one row per recording and dimension")
+    command.add_argument("--html", default="", metavar="FILE", help="write a page with the sound; two recordings are compared")
+    command.add_argument("--score", default="", metavar="FILE", help="score of the music, MIDI or MusicXML: timing is rated better")
+    command.add_argument("--weights", default="", metavar="FILE", help="another rating model, a file or URL#sha256=...")
+    command.add_argument("--run", default="", metavar="DIR", help="use a fine-tuned run instead: its folder, --store or own/NAME")
     command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
 
-    command = add("convert", _convert, "Weights in and out: ours, the authors' AST and SSAST, Hugging Face's AST.")
+    command = add("convert", _convert, "Convert weights: ours, the authors' AST and SSAST, Hugging Face's AST.")
     command.add_argument("source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder")
     command.add_argument("--to", required=True, help=".safetensors file to write; for hf_ast a folder")
-    command.add_argument("--kind", default="", help="ast or hf_ast (default: as it is)")
+    command.add_argument("--kind", default="", help="ast or hf_ast (default: unchanged)")
 
-    command = add("render", _render, "Render MIDI performances into an archive in MAESTRO's shape.")
+    command = add("render", _render, "Render MIDI performances into an archive with MAESTRO's layout.")
     command.add_argument("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
     command.add_argument("--to", required=True, metavar="ZIP", help="the archive to write")
-    command.add_argument("--hours", type=float, default=4.0, help="how much to render (default: 4)")
-    command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="used in turn")
+    command.add_argument("--hours", type=float, default=4.0, help="hours to render (default: 4)")
+    command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="synthesizers, used in turn")
 
-    command = add("bench", _bench, "Measure a speed against a peer in the same run; JSON lines.")
+    command = add("bench", _bench, "Measure a speed and that of a peer in the same run; prints JSON lines.")
     command.add_argument(
         "name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate"
     )
@@ -123,13 +145,17 @@ def add_commands(add) -> None:
 
 
 def _add_explain(add):
-    command = add("explain", _explain, "What in a recording moved a rating: maps, seconds, notes, and whether to trust them.")
+    command = add("explain", _explain, "Attribute a rating to time, frequency and notes, and check the attribution.")
     command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
     command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store")
     command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
     command.add_argument("--dimension", nargs="+", required=True, metavar="KEY", help="such as timing_stable_unstable")
-    command.add_argument("--midi", default="", metavar="FILE", help="of the one recording: contributions of its notes too")
-    command.add_argument("--out", required=True, metavar="DIR", help="figures, tables and excerpts; a folder for each file")
-    command.add_argument("--baseline", default="mean", help="compare with the recording's mean spectrum, or with silence")
+    command.add_argument(
+        "--midi", default="", metavar="FILE", help="MIDI of the (single) recording: contributions of its notes too"
+    )
+    command.add_argument("--out", required=True, metavar="DIR", help="output folder: figures, tables and excerpts of each file")
+    command.add_argument(
+        "--baseline", default="mean", help="baseline of the attribution: mean (the mean spectrum) or silence (default: mean)"
+    )
     command.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of the excerpt (default: 5)")
     command.add_argument("--checks", action="store_true", help="deletion curves and randomised weights over all FILEs")

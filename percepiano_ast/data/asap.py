@@ -1,7 +1,7 @@
-"""MIDI performances rendered into an archive in MAESTRO's shape: real playing to pre-train on where 108 GB are too much.
+"""Render ASAP's MIDI performances into an archive in MAESTRO's format: a small pre-training set instead of MAESTRO's 108 GB.
 
-Source: the ASAP set (Foscarin et al. 2020), github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0; half of it are parts of
-MAESTRO's recordings.
+Source: the ASAP dataset (Foscarin et al. 2020), github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0. Half of its
+performances are excerpts of MAESTRO's recordings.
 """
 
 import io
@@ -33,14 +33,14 @@ def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
             files = {name.partition("/")[2]: content.read() for name, content in found if content}
         table = io.BytesIO(files.get("metadata.csv", b""))
     else:
-        raise InputError(f"no folder or archive at {midi}")
+        raise InputError(f"{midi}: no such folder or archive. Check the path.")
     try:
         rows = pd.read_csv(table)
     except (FileNotFoundError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{midi} holds no metadata.csv; give the folder or archive of ASAP's performances") from error
+        raise InputError(f"{midi} has no metadata.csv. Give the folder or archive of the ASAP dataset.") from error
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
-        raise InputError(f"metadata.csv of {midi} lacks the columns {', '.join(missing)}")
+        raise InputError(f"metadata.csv of {midi} lacks the columns {', '.join(missing)}. Use the one of the ASAP dataset.")
     return rows, files
 
 
@@ -56,22 +56,22 @@ def render_archive(
 ) -> Path:
     """Render about ``hours`` of performances, pieces in random order, one performance of each piece before a second.
 
-    What PercePiano rates is left out. The synthesizers take turns. All performances of a piece share a split: one
-    piece in twelve is for validation, one for test. What is rendered is kept in ``renderings`` beside the archive, so that the
-    same call goes on after an interruption.
+    PercePiano's works are excluded. The synthesizers alternate. All performances of a piece share a split: one piece in
+    twelve goes to validation, one to test. Renderings are cached in ``renderings`` next to the archive, so an interrupted
+    call resumes.
 
     Args:
-        workers: processes that render.
+        workers: number of rendering processes.
 
     Raises:
-        InputError: no performances there, or a missing soundfont.
-        RunFailed: a worker was killed; what is done is kept.
+        InputError: no performances, or a missing soundfont.
+        RunFailed: a worker was killed; finished renderings are kept.
     """
     table, files = _read(Path(midi))
     kept = {name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE) for name in synthesizers}
-    # They would be left out of the shards too, but by then they would have taken the place of others.
+    # `preprocess` excludes them too, but here they would use up part of the hours.
     rated = np.array([maestro.is_percepiano_work(*names) for names in zip(table["composer"], table["title"])])
-    log(f"  {rated.sum()} performances left out: PercePiano's works")
+    log(f"  {rated.sum()} performances of PercePiano's works excluded")
     rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
     number_of_piece = {name: number for number, name in enumerate(piece.unique())}
@@ -85,7 +85,7 @@ def render_archive(
 
 
 def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
-    """Rows and performances of so many hours, in order."""
+    """The first rows, with their performances, that add up to ``hours``."""
     seconds, skipped, chosen = 0.0, 0, []
     for row in rows.itertuples():
         if seconds >= hours * 3600:
@@ -111,14 +111,14 @@ def _recordings(chosen: list[tuple], pianos: list[Renderings]) -> Iterator[tuple
 
 def _performance(name: str, files: dict[str, bytes]) -> Performance:
     if name not in files:
-        raise InputError("listed in metadata.csv, but there is no such file")
+        raise InputError("listed in metadata.csv, but the file is missing")
     performance = trimmed(read_midi(files[name], name))
     synthesis.check_length(performance, name)
     return performance
 
 
 def _as_midi(performance: Performance) -> bytes:
-    """What was played, on the clock of its recording: the file it was read from may begin with silence."""
+    """The performance as MIDI, aligned to its rendering; the source file may start with silence."""
     file = io.BytesIO()
     write_midi(performance, file)
     return file.getvalue()

@@ -1,7 +1,7 @@
-"""The published AST that was fine-tuned on AudioSet: weights to start from instead of a pre-training of one's own.
+"""Download the published AST fine-tuned on AudioSet, whose weights can replace your own pre-training.
 
-Source: Gong, Chung and Glass 2021, in Hugging Face's form. AST base, stride 10, 1,024 frames of Kaldi's front end,
-527 labels, mAP .459; read it with `models.weights.read_weights`.
+Source: Gong, Chung and Glass 2021, in Hugging Face's format. AST base, stride 10, 1,024 frames of Kaldi's front end,
+527 labels, mAP 0.459. Read it with `models.weights.read_weights`.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from percepiano_ast.data.download import download, sha256_of
 URL = "https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main"
 LICENCE = "AST fine-tuned on AudioSet: BSD-3-Clause, huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593"
 FILES = ("config.json", "model.safetensors")
-CHECKSUMS = "SHA256SUMS"  # in the form of sha256sum
+CHECKSUMS = "SHA256SUMS"  # in sha256sum's format
 
 
 def fetch(folder: str | Path, url: str = URL, *, log: Callable[[str], None] = print) -> Path:
-    """Download the published AST into ``folder``; a second call checks what is there and fetches nothing.
+    """Download the published AST into ``folder``; later calls only verify the files.
 
     Raises:
-        InputError: the address does not answer, or what it sends is not what it promised.
+        InputError: the server does not respond, or the file does not match the server's checksum.
     """
     folder = Path(folder)
     known = _read_checksums(folder / CHECKSUMS)
@@ -28,10 +28,10 @@ def fetch(folder: str | Path, url: str = URL, *, log: Callable[[str], None] = pr
         path = folder / name
         if path.is_file() and name in known:
             if sha256_of(path) == known[name]:
-                log(f"{path} is there and whole")
+                log(f"{path} is complete")
                 continue
-            log(f"{path} is not what was fetched once; fetching it again")
-        log(f"fetching {url}/{name}")
+            log(f"{path} does not match its checksum; downloading it again")
+        log(f"downloading {url}/{name}")
         known[name] = download(f"{url}/{name}", path, log=log)
         _write_checksums(folder / CHECKSUMS, known)
     return folder
@@ -42,7 +42,7 @@ def _read_checksums(path: Path) -> dict[str, str]:
         return {}
     pairs = [line.split("  ") for line in path.read_text().splitlines()]
     if any(len(pair) != 2 for pair in pairs):
-        raise InputError(f"{path} is damaged; delete it, and what lies beside it is fetched and checked anew.")
+        raise InputError(f"{path} is damaged. Delete it and run again: the weights are downloaded and verified again.")
     return {name: digest for digest, name in pairs}
 
 

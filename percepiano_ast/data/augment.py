@@ -1,7 +1,7 @@
-"""Augmentation: of batches while training (SpecAugment, mixup, level) and of clips while shards are made (variants).
+"""Augmentation of batches during training (SpecAugment, mixup, level) and of clips during preprocessing (variants).
 
-Everything is a pure function of its seed and of the step or the clip, so a resumed run sees the same. A rating is a rating of
-the playing, so each augmentation has to answer whether it survives: `ANSWERS`.
+Each augmentation is a pure function of its seed and of the step or clip, so a resumed run draws the same values. Ratings
+describe the performance; `ANSWERS` states for each augmentation whether they stay valid.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -11,54 +11,58 @@ import numpy as np
 
 from percepiano_ast.config import InputError
 
-_MIX = 10.0  # both parameters of the Beta distribution of mixup, as AST has it: mostly near a half
+_MIX = 10.0  # both parameters of mixup's Beta distribution, as in AST: mostly near a half
 
-# Does the rating survive? Figures are shifts in standard deviations of a model's held-out ratings of clips that people played
-# (PercePiano, ``content`` folds); nobody rated the changed clips. Playing: 65 MIDI statistics, 100 clips, `listen --model
-# midi-stats --clips 100`. Sound: audio statistics that heard one piano, musescore-small, 40 clips of `listening.run.sample`;
-# where a change that a listener sees through leads them astray, it belongs into training.
+# Does the rating stay valid? Numbers are shifts of a model's held-out predictions in standard deviations over human
+# performances (PercePiano, ``content`` folds); no person rated the changed clips. Performance: 65 MIDI statistics, 100 clips,
+# `listen --model midi-stats --clips 100`. Sound: audio statistics fitted on one piano, musescore-small, 40 clips of
+# `listening.run.sample`. A change that shifts predictions but should not shift ratings belongs in training.
 ANSWERS = {
-    "specaugment": ("Yes, as far as what is left tells it: nothing is changed, something is hidden. Not measured."),
+    "specaugment": ("Yes, as far as the visible part determines the rating: parts are hidden, none are changed. Not measured."),
     "mixup": (
-        "By construction: the rating of two at once is taken to be the mean of theirs. Nobody rated two pianists at once; "
-        "it regularises. Not measured."
+        "By construction: the rating of a mix is taken as the weighted mean of both ratings. No person rated two performances "
+        "at once; mixup regularises. Not measured."
     ),
     "gain": (
-        "Not by itself: at fixed gain level tells force. 12 dB more move mellow-raw and energy by 1.4, soft-hard by 1.3; "
-        "10 velocities more move energy by .6. Only for a model that shall be deaf to the recording's level."
+        "No: at fixed gain, level reflects playing force. A gain of 12 dB moves mellow-raw and energy by 1.4, soft-hard by 1.3; "
+        "10 MIDI velocities move energy by 0.6. Use it only for a model that should ignore the recording level."
     ),
     "stretch": (
-        "Nearly, up to 5 %: at 10 % pace moves by .14, energy by .12, soft-loud by .11, all others by less than .1; at 25 "
-        "% pace by .37 and energy by .31. So 5 % is drawn at most."
+        "Nearly, up to 5 %: at 10 % pace moves by 0.14, energy by 0.12, soft-loud by 0.11, all others by less than 0.1; "
+        "at 25 % pace by 0.37 and energy by 0.31. The draw is limited to 5 %."
     ),
     "transpose": (
-        "Nearly, up to a semitone: at 2 semitones bright-dark moves by .17, optimistic-dark by .13, all others by less "
-        "than .1; at 5 by .43 and .34. So one is drawn at most."
+        "Nearly, up to a semitone: at 2 semitones bright-dark moves by 0.17, optimistic-dark by 0.13, all others by less "
+        "than 0.1; at 5 semitones by 0.43 and 0.34. The draw is limited to one semitone."
     ),
     "soundfont": (
-        "Yes for a listener, who hears the playing through the piano; the statistics do not: fluidr3mono moves them by 1 "
-        "and more in 16 dimensions, even-colorful by 4.1."
+        "Yes for people, who rate the performance and not the piano. The statistics shift: fluidr3mono moves them by 1 "
+        "or more in 16 dimensions, even-colorful by 4.1."
     ),
     "room": (
-        "All but pedal: 1.2 s of reverberation move clean-blurred by 1.0, dry-wet by .8, dynamic range by .7, all others "
-        "by .5 at most; a listener too may take it for pedal."
+        "All but pedal: 1.2 s of reverberation move clean-blurred by 1.0, dry-wet by 0.8, dynamic range by 0.7, all others "
+        "by 0.5 at most. People too may mistake reverberation for pedal."
+    ),
+    "livingroom": (
+        "As for room: a room with an RT60 of 0.7 s at a direct-to-reverberant ratio of 0 dB. It is for testing only: no training "
+        "uses it. Not measured separately."
     ),
     "noise": (
-        "Yes for a listener; the statistics are led astray: 40 dB below the clip it moves even-colorful by 1.3, pure- "
-        "dramatic by 1.2, timing by 1.1."
+        "Yes for people. The statistics shift: noise 40 dB below the clip moves even-colorful by 1.3, pure-dramatic by 1.2, "
+        "timing by 1.1."
     ),
 }
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to batches. The defaults do nothing; `AST` is what AST's recipe has.
+    """Augmentation of batches. The defaults change nothing; `AST` is AST's recipe.
 
     Attributes:
-        mel_width: bands that a mask hides at most (SpecAugment, Park et al. 2019; one mask, as in AST).
-        time_width: frames that a mask hides at most (likewise).
-        mixup: share of windows that are mixed with another of the batch.
-        gain_db: level is moved by so much at most, up or down.
+        mel_width: maximum width of the frequency mask in bands (SpecAugment, Park et al. 2019; one mask, as in AST).
+        time_width: maximum width of the time mask in frames (likewise).
+        mixup: share of windows that are mixed with another window of the batch.
+        gain_db: maximum level change in dB, up or down.
     """
 
     mel_width: int = 0
@@ -68,9 +72,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.mel_width < 0 or self.time_width < 0 or self.gain_db < 0:
-            raise InputError(f"{self}: widths and gain are 0 or more.")
+            raise InputError(f"{self}: mask widths and gain must be 0 or more.")
         if not 0 <= self.mixup <= 1:
-            raise InputError(f"mixup is {self.mixup:g}; it is the share of windows that are mixed, from 0 to 1.")
+            raise InputError(f"mixup is {self.mixup:g}. Give the share of windows to mix, from 0 to 1.")
 
 
 # Gong et al. (2021), section 3.1 and egs/audioset/run.sh: masks of 48 bands and 192 of 1,024 frames, half of the clips mixed.
@@ -80,16 +84,16 @@ AST = Augmentation(mel_width=48, time_width=192, mixup=0.5)
 def augmented(
     batches: Callable[[int], Iterable[dict]], config: Augmentation, seed: int, step_db: float = 0.5
 ) -> Callable[[int], Iterator[dict]]:
-    """``batches`` with ``config`` applied: called with a step, it yields the batches of that step, the next one, ...
+    """``batches`` with ``config`` applied; the result takes a step and yields batches from that step on.
 
     Args:
-        batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` yields the batch of step k first.
+        batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` starts with the batch of step k.
             Batches have ``codes`` uint8 (batch, time, mel) or (batch, windows, time, mel) and ``n_valid`` (batch,) or (batch,
-            windows); what else they hold passes unchanged. Mixup adds ``mixed_with`` int32 (batch,), the row that a clip was
-            mixed with, and ``share`` float32 (batch,), its own part, so that whoever holds its targets mixes them alike;
-            ``ratings`` (batch, dimensions) in the batch are mixed here.
-        seed: of all draws; those of a step depend on seed and step alone.
-        step_db: decibels of one code, see `FrontEnd`.
+            windows); other entries pass unchanged. Mixup adds ``mixed_with`` int32 (batch,), the row that a clip was
+            mixed with, and ``share`` float32 (batch,), the clip's own weight, so that targets stored elsewhere can be mixed
+            in the same way; ``ratings`` (batch, dimensions) in the batch are mixed here.
+        seed: of all draws; the draws of a step depend only on seed and step.
+        step_db: decibels per code, see `FrontEnd`.
     """
 
     def from_step(step: int) -> Iterator[dict]:
@@ -100,9 +104,9 @@ def augmented(
 
 
 def augment(batch: dict, config: Augmentation, rng: np.random.Generator, step_db: float = 0.5) -> dict:
-    """One batch, see `augmented`: mixed, then louder or softer, then masked; the one given is left as it is."""
+    """Augment one batch, see `augmented`: mixup, then gain, then masks; the input is not modified."""
     batch = dict(batch)
-    # All draws are made whatever the configuration, so that one augmentation's do not depend on another's being on.
+    # One generator per augmentation: the draws of each do not depend on which others are enabled.
     mixing, levels, masks = rng.spawn(3)
     if config.mixup:
         batch |= _mixed(batch, config.mixup, mixing)
@@ -116,7 +120,7 @@ def augment(batch: dict, config: Augmentation, rng: np.random.Generator, step_db
 def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
     """Mixup of log-mel levels and ratings (Zhang et al. 2018; on log-mel as in PANNs, Kong et al. 2020, section IV-B).
 
-    All windows of a clip are mixed with those of one other, and frames that only one of the two has are valid no more.
+    All windows of a clip are mixed with those of one other clip. Frames that only one of the two has become invalid.
     """
     codes, n_valid, n = batch["codes"], batch["n_valid"], len(batch["codes"])
     other = rng.permutation(n)
@@ -135,16 +139,16 @@ def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
 
 
 def _moved(codes: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    """Every clip louder or softer by a number of codes of its own; what is at the floor stays there, as padding does."""
+    """Shift each clip's level by a random number of codes; values at code 0, and so padding, stay."""
     shift = np.rint(rng.uniform(-most, most, len(codes))).astype(np.int16).reshape(-1, *[1] * (codes.ndim - 1))
     return np.where(codes > 0, np.clip(codes.astype(np.int16) + shift, 0, 255), 0).astype(np.uint8)
 
 
 def _masked(codes: np.ndarray, n_valid: np.ndarray, config: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """One band and one stretch of time of each window at the window's mean level (about 0 to the model, as in SpecAugment)."""
+    """Set one band and one time span of each window to its mean level (about 0 in the model's input, as in SpecAugment)."""
     codes = codes.copy()
     for window, length in zip(codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist(), strict=True):
-        heard = window[:length]  # padding is masked out by the model already
+        heard = window[:length]  # the model masks padding itself
         mean = np.rint(heard.mean()) if length else 0
         for axis, most in ((1, config.mel_width), (0, config.time_width)):
             extent = heard.shape[axis]

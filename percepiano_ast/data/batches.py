@@ -1,7 +1,7 @@
 """Shards -> batches, with grain. Every batch is a pure function of (seed, step), so resuming needs no iterator state.
 
-Batches carry levels as they are stored, uint8 codes or float16 dB. The training step normalises them on the device, to
-which uint8 moves a quarter of float32's bytes; `normalised` does the same on the host.
+Batches hold levels as stored, uint8 codes or float16 dB. The training step normalises them on the device: uint8 needs a
+quarter of float32's transfer. `normalised` does the same on the host.
 """
 
 import functools
@@ -16,23 +16,24 @@ from percepiano_ast.config import FrontEnd, InputError, Statistics
 from percepiano_ast.data.hearing import Hearing
 from percepiano_ast.data.records import Recordings
 from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.data.windows import pad_window, window_starts
 
-# On import grain warns about profiling of worker processes, which there are none of here.
+# On import grain warns about the profiling of worker processes; none are used here.
 _verbosity = logging.get_verbosity()
 logging.set_verbosity(logging.ERROR)
 import grain  # noqa: E402
 
 logging.set_verbosity(_verbosity)
 
-# Reading is light; two threads with a short queue hide it behind the step.
+# Reading is cheap: two threads and a short queue overlap it with the training step.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class _Windows:
-    """Where the windows of every epoch lie.
+    """Window positions of every epoch.
 
-    A recording has as many as fit into it wherever the first one starts. They lie end to end and the first starts
-    anywhere, anew in every epoch: none of them overlap, and every alignment is as likely as any other.
+    The number of windows per recording is the number that fits for any start of the first one. Windows are contiguous, and
+    the first start is drawn again in every epoch: windows do not overlap, and all alignments are equally likely.
     """
 
     def __init__(self, n_frames: np.ndarray, length: int, seed: int):
@@ -42,14 +43,14 @@ class _Windows:
         number = np.arange(len(self.recording)) - np.repeat(np.cumsum(counts) - counts, counts)
         self.behind_first = number * length
         self.last_phase = n_frames - counts * length
-        # Two epochs are in work where one ends and the next is read ahead.
+        # Two epochs are in use when one ends while the next is prefetched.
         self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
         return len(self.recording)
 
     def _epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Recording and first frame of every window, in the order of the epoch."""
+        """Recording and first frame of every window, in the epoch's order."""
         rng = np.random.default_rng([self.seed, number])
         phase = rng.integers(self.last_phase, endpoint=True)
         order = rng.permutation(len(self))
@@ -59,14 +60,14 @@ class _Windows:
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and in ``clip`` where each
-    was cut; with a `Hearing` also its ``targets`` and ``descriptors``.
+    """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and ``clip``, the source of each
+    window; with a `Hearing` also its ``targets`` and ``descriptors``.
 
-    The step is the whole position: ``from_step(k)`` goes on wherever a checkpoint says that k steps were taken. The
-    iterators are grain's; their ``get_state`` and ``set_state`` count the batches from where the iterator began.
+    The step is the complete state: ``from_step(k)`` resumes after k steps. The iterators are grain's; their ``get_state``
+    and ``set_state`` count batches from the iterator's start.
 
     Attributes:
-        steps_per_epoch: whole batches in the windows of an epoch; those that fill no batch are left out of it.
+        steps_per_epoch: full batches per epoch; an epoch's remaining windows are dropped.
     """
 
     steps_per_epoch: int
@@ -77,7 +78,7 @@ class PretrainBatches:
     _hearing: Hearing | None = None
 
     def from_step(self, step: int) -> grain.DatasetIterator:
-        """Batches of step ``step``, the next one, ... for ever: the same ones that an uninterrupted run sees."""
+        """Endless batches from ``step`` on, the same as in an uninterrupted run."""
         return self._iterate(step, sys.maxsize)
 
     def one_epoch(self) -> grain.DatasetIterator:
@@ -107,31 +108,35 @@ def pretrain_batches(
     process: tuple[int, int] = (0, 1),
     hearing: Hearing | None = None,
 ) -> PretrainBatches:
-    """Windows of ``n_frames``; those of a recording do not overlap within an epoch, which visits nearly all of it.
+    """Windows of ``n_frames``; within an epoch they do not overlap and cover nearly all of each recording.
 
     Args:
-        process: number of this process and how many there are. Each reads and gets its own rows of every batch, and the
-            rows of all, one below the other, are the batch that a single process gets.
-        hearing: of the same split, where what is played is to be heard.
+        process: index of this process and number of processes. Each process reads its own rows of every batch; stacked,
+            the rows of all processes equal the batch of a single process.
+        hearing: transcription targets of the same split, if any.
 
     Raises:
-        InputError: a recording shorter than a window, fewer windows than one batch, or a batch that the processes do
-            not divide; from the iterators: a damaged record.
+        InputError: a recording shorter than a window, fewer windows than one batch, or a batch size that is not a
+            multiple of the number of processes; from the iterators: a damaged record.
     """
     number, count = process
     if batch_size % count:
-        raise InputError(f"a batch of {batch_size} is not divided by {count} processes; choose a multiple of {count}")
+        raise InputError(f"batch size {batch_size} is not divisible by {count} processes. Choose a multiple of {count}.")
     if (shortest := shards.n_frames.min()) < n_frames:
-        raise InputError(f"a recording of {shortest} frames is shorter than the model's window of {n_frames}")
+        raise InputError(
+            f"a recording of {shortest} frames is shorter than the model's window of {n_frames}. Preprocess longer recordings."
+        )
     windows = _Windows(shards.n_frames, n_frames, seed)
     if len(windows) < batch_size:
-        raise InputError(f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}")
+        raise InputError(
+            f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}. Choose a smaller batch size."
+        )
     rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
     return PretrainBatches(len(windows) // batch_size, Recordings(shards), windows, batch_size, rows, hearing)
 
 
 def normalised(stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None) -> np.ndarray:
-    """What the training step makes of a batch, on the host: float32 ``(dB - mean) / (2 std)``, up to rounding.
+    """The training step's normalisation, computed on the host: float32 ``(dB - mean) / (2 std)``, up to rounding.
 
     Args:
         stored: (batch, time, mel) uint8 codes or float16 dB.
@@ -141,30 +146,19 @@ def normalised(stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, 
     scale = np.float32(step / (2 * statistics.std_db))
     offset = np.float32((floor - statistics.mean_db) / (2 * statistics.std_db))
     out = np.empty(stored.shape, np.float32) if out is None else out
-    for values, row in zip(stored, out):  # a row stays in the cache
+    for values, row in zip(stored, out):  # row by row, so that a row stays in the CPU cache
         np.copyto(row, values)
         row *= scale
         row += offset
     return out
 
 
-def pad_window(codes: np.ndarray, n_frames: int) -> np.ndarray:
-    """Pad (time, mel) codes at the end with the floor's code 0 up to ``n_frames``."""
-    return np.pad(codes, ((0, n_frames - len(codes)), (0, 0)))
-
-
-def window_starts(length: int, n_frames: int) -> list[int]:
-    """First frames of the windows of a clip of ``length`` frames: a hop of half a window, the last one ends with the clip."""
-    last = max(length - n_frames, 0)
-    return list(range(0, last, n_frames // 2)) + [last]
-
-
 def clip_windows(clips: list[np.ndarray], *, n_frames: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Every clip cut into windows with a hop of half a window, the last one aligned with the clip's end.
+    """Cut every clip into windows with a hop of half a window; the last window ends with the clip.
 
     Yields:
-        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) real frames, ``clip`` int32 (batch,) position in
-        ``clips`` or -1 where the last batch is filled up.
+        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32 (batch,) position in
+        ``clips``, or -1 for padding rows of the last batch.
     """
     windows = []
     for number, codes in enumerate(clips):
@@ -182,7 +176,7 @@ def clip_windows(clips: list[np.ndarray], *, n_frames: int, batch_size: int) -> 
 
 @dataclass(frozen=True)
 class RatedClips:
-    """Whole clips with their ratings (n, 19), held in memory as uint8 (1,202 clips in two pianos: half a gigabyte)."""
+    """Whole clips with their ratings (n, 19), held in memory as uint8 (1,202 clips with two pianos: half a gigabyte)."""
 
     codes: list[np.ndarray]
     clip: np.ndarray
@@ -205,20 +199,20 @@ def rated_clips(shards: ShardSet) -> RatedClips:
 def finetune_batches(
     clips: RatedClips, members: np.ndarray, *, n_frames: int, max_windows: int, batch_size: int, seed: int
 ) -> tuple[grain.MapDataset, int]:
-    """The clips at positions ``members`` as windows, each clip once an epoch, and the steps of an epoch.
+    """The clips at positions ``members`` as windows, each clip once per epoch, and the number of steps per epoch.
 
-    A clip has as many windows as a rating hears of it (`window_starts`), at most ``max_windows``; each starts anywhere in its
-    own part of the clip, so that together they are spread over it and no two epochs hear the same.
+    A clip has as many windows as at inference (`window_starts`), at most ``max_windows``. Each starts at random within its
+    own part of the clip, so the windows spread over the clip and differ between epochs.
 
     Returns:
-        batches of ``codes`` (batch, max_windows, time, mel) as stored, ``n_valid`` int32 (batch, max_windows) real frames, 0
-        where a clip has fewer windows, and ``clip`` int32 (batch,), its position; and their number in an epoch.
+        batches of ``codes`` (batch, max_windows, time, mel) as stored, ``n_valid`` int32 (batch, max_windows) valid frames, 0
+        for windows that a clip lacks, and ``clip`` int32 (batch,), its position; and the number of batches per epoch.
 
     Raises:
-        InputError: no window at all.
+        InputError: ``max_windows`` below 1.
     """
     if max_windows < 1:
-        raise InputError(f"{max_windows} windows of a clip are none; choose at least 1")
+        raise InputError(f"{max_windows} windows per clip: choose at least 1")
 
     def cut(number: int, rng: np.random.Generator) -> dict[str, np.ndarray | np.int32]:
         codes = clips.codes[number]
@@ -238,5 +232,5 @@ def finetune_batches(
 
 
 def from_step(dataset: grain.MapDataset, step: int) -> Iterator:
-    """Batches of endless epochs from ``step`` on: the same ones that an uninterrupted run sees."""
+    """Endless batches from ``step`` on, the same as in an uninterrupted run."""
     return iter(dataset.repeat()[step:].to_iter_dataset(READ_OPTIONS))

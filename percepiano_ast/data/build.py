@@ -1,4 +1,4 @@
-"""From recordings to a complete data set: plan, make the shards here or on a cluster, list what is not in, declare it done."""
+"""Build a data set from recordings: plan, make the shards locally or on a cluster, list skipped recordings, write the manifest."""
 
 import csv
 import io
@@ -22,9 +22,9 @@ class Work:
     """How the shards are made.
 
     Attributes:
-        workers: processes on this machine.
-        max_bad: bad recordings that are put up with; None for any number.
-        beam_runner, beam_options: of Apache Beam, instead of processes on this machine.
+        workers: number of local processes.
+        max_bad: maximum number of unusable recordings; None for no limit.
+        beam_runner, beam_options: of Apache Beam, instead of local processes.
         log: called with every line of progress.
     """
 
@@ -37,15 +37,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Contents:
-    """What is to be in a data set, and what is known not to be.
+    """Contents of a data set, and recordings that are known to be excluded.
 
     Attributes:
-        left_out: on purpose, with the reason.
-        refused: not usable, as the source alone tells, with the reason.
-        statistics_of: the split whose levels normalise everything.
-        description: goes into the data set's metadata.
-        tables: file name -> table, made from the facts of the recordings that are in.
-        sidecars: file name -> content, from the same facts.
+        left_out: excluded on purpose, with the reason.
+        refused: unusable according to the source's listing, with the reason.
+        statistics_of: split whose level statistics normalise all splits.
+        description: added to the data set's metadata.
+        tables: returns file name -> table, given the facts of the included recordings.
+        sidecars: returns file name -> content, given the same facts.
     """
 
     items: list[Item]
@@ -58,7 +58,7 @@ class Contents:
 
 
 def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
-    """Whether a complete data set lies below ``directory``; if files of it were lost, it becomes an incomplete one."""
+    """Whether ``directory`` holds a complete data set; if files are missing, it is marked as incomplete."""
     if not shards.is_complete(directory):
         return False
     lost = manifest.shortcomings(directory)
@@ -67,17 +67,17 @@ def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
         return True
     for line in lost[:20]:
         log(f"  {line}")
-    log(f"{len(lost)} files of {directory} are not as the manifest has them: they are made anew")
+    log(f"{len(lost)} files in {directory} do not match the manifest; making them again")
     (directory / shards.MANIFEST).unlink()
     return False
 
 
 def build(job: Job, contents: Contents, work: Work) -> None:
-    """Make the data set; what an interrupted call left is continued.
+    """Make the data set; resumes an interrupted call.
 
     Raises:
-        InputError: no recording can be read, none of the split that statistics are of, or too little room.
-        RunFailed: more bad recordings than ``work.max_bad``, or see `LocalRun.run`; all good work is kept.
+        InputError: no readable recording at all or in the split ``statistics_of``, or too little disk space.
+        RunFailed: more unusable recordings than ``work.max_bad``, or see `LocalRun.run`; finished work is kept.
     """
     plan = shards.plan(contents.items)
     limit = len(contents.items) + len(contents.refused) if work.max_bad is None else work.max_bad
@@ -91,17 +91,17 @@ def build(job: Job, contents: Contents, work: Work) -> None:
     total = len(contents.items) + len(contents.left_out) + len(contents.refused)
     _list_skipped(job.directory / "skipped.csv", contents.left_out, bad, total, work.log)
     if len(contents.items) + len(contents.refused) == len(bad):
-        raise InputError(f"none of the {len(bad)} recordings could be read; reasons are in {job.directory}/skipped.csv")
+        raise InputError(f"none of the {len(bad)} recordings could be read. The reasons are in {job.directory}/skipped.csv.")
     if len(bad) > limit:
         raise RunFailed(
-            f"{len(bad)} bad recordings, {limit} allowed; reasons are in {job.directory}/skipped.csv. All others are done: "
-            f"run again with --max-bad {len(bad)} (MAX_BAD in the notebook) to go without, or with a better source"
+            f"{len(bad)} unusable recordings, {limit} allowed; the reasons are in {job.directory}/skipped.csv. All others are "
+            f"done: run again with --max-bad {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
         )
     _finish(job, plan, contents, work)
 
 
 def _list_skipped(path: Path, left_out: dict, bad: dict, total: int, log: Callable[[str], None]) -> None:
-    """Count and list what is not in, on the log and in a CSV file."""
+    """List skipped recordings in a CSV file, and count them in the log."""
     rows = [(key, "left out", reason) for key, reason in left_out.items()]
     rows += [(key, "bad", reason) for key, reason in bad.items()]
     text = io.StringIO()
@@ -112,15 +112,15 @@ def _list_skipped(path: Path, left_out: dict, bad: dict, total: int, log: Callab
     for key, _, reason in rows[:20]:
         log(f"  skipped {key}: {reason}")
     if rows:
-        log(f"  {len(rows)} of {total} recordings skipped ({len(bad)} bad), all listed in {path}")
+        log(f"  {len(rows)} of {total} recordings skipped ({len(bad)} unusable); see {path}")
 
 
 def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None:
-    """Describe the shards, and write the manifest that declares them complete."""
+    """Write the metadata, and then the manifest that marks the data set as complete."""
     records = []
     for shard in plan:
         if (record := job.written(shard)) is None:
-            raise RunFailed(f"the shard {shard.name} of {job.directory} is gone again; run again, it is made anew")
+            raise RunFailed(f"shard {shard.name} of {job.directory} has disappeared. Run again to make it again.")
         records.append(record)
     size = job.builder.CHUNK_FRAMES
     n_frames: dict[str, list[int]] = {}
@@ -133,15 +133,17 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
         num_bytes[shard.split] = num_bytes.get(shard.split, 0) + record["bytes"]
     n_frames = {split: frames for split, frames in n_frames.items() if frames}
     if contents.statistics_of not in n_frames:
-        raise InputError(f"no readable recording in the split {contents.statistics_of!r}: there is nothing to learn from")
+        raise InputError(
+            f"no readable recording in the split {contents.statistics_of!r}. Give a source with recordings for this split."
+        )
     facts = [one for record in records for one in record["recordings"]]
     of_split = [record for shard, record in zip(plan, records) if shard.split == contents.statistics_of]
     statistics = shards.level_statistics(one for record in of_split for one in record["recordings"])
     metadata: dict[str, Any] = {"front_end": asdict(job.front_end), "statistics": asdict(statistics), "stored": job.stored}
     metadata |= {"n_frames": n_frames, "chunk_frames": size, **contents.description}
-    for split in lengths.keys() - n_frames:  # all of it was bad
+    for split in lengths.keys() - n_frames:  # no readable recording in it
         del lengths[split], num_bytes[split]
-    # TFDS would take the description of an earlier, damaged data set for this one's.
+    # TFDS would reuse the description of an earlier, damaged data set.
     (job.builder.home(job.directory) / "dataset_info.json").unlink(missing_ok=True)
     job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(lengths, num_bytes)
     for name, table in contents.tables(facts).items():

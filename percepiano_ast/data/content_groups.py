@@ -1,8 +1,8 @@
-"""Content groups: which segments share music, found in the MIDI of their deadpan renderings.
+"""Content groups: segments that share music, computed from the MIDI of their deadpan renderings.
 
-Segments of 16 bars hold ones of 8, movements repeat whole passages. Two segments are linked where the overlap coefficient
-of their pitch 8-grams, shared ones over those of the smaller set, exceeds .3; connected segments form a group. The pitches
-are those of the score rendering in order of onset, chords from the lowest note up.
+Segments of 16 bars contain segments of 8 bars, and movements repeat whole passages. Two segments are linked if the overlap
+coefficient of their pitch 8-grams (shared n-grams divided by the size of the smaller set) exceeds 0.3. Connected segments
+form a group. Pitches are those of the deadpan rendering in order of onset, chords from the lowest note up.
 """
 
 from itertools import combinations
@@ -20,9 +20,9 @@ THRESHOLD = 0.3
 
 
 def find_groups(folder: str | Path, index: pd.DataFrame) -> pd.Series:
-    """Content group of each segment of the index, by the MIDI in ``folder`` (PercePiano's layout).
+    """Content group of each segment of the index, from the MIDI in ``folder`` (PercePiano's layout).
 
-    A group is named by one of its segments. The first deadpan rendering of a segment, by name, stands for it.
+    A group is named after one of its segments. Each segment is represented by its first deadpan rendering by name.
 
     Raises:
         InputError: no MIDI folder, a segment without a deadpan rendering, a missing file, or one of fewer than 8 notes.
@@ -33,26 +33,28 @@ def find_groups(folder: str | Path, index: pd.DataFrame) -> pd.Series:
         deadpan = sorted(clips["clip"][~clips["human"]])
         if not deadpan:
             raise InputError(
-                f"segment {segment!r} has no deadpan rendering in the index, and players differ in their "
-                "notes; add one, or write its content group by hand."
+                f"segment {segment!r} has no deadpan rendering in the index, and the notes of human performances differ. "
+                "Add one, or write its content group by hand."
             )
         if deadpan[0] not in midi:
-            raise InputError(f"no MIDI file {deadpan[0]}.mid in {folder}; fetch the data again.")
+            raise InputError(f"no MIDI file {deadpan[0]}.mid in {folder}. Download the data again.")
         grams[segment] = pitch_grams(read_midi(midi[deadpan[0]]))
         if not grams[segment]:
-            raise InputError(f"{midi[deadpan[0]]} has fewer than {GRAM} notes; too few to find shared music by.")
+            raise InputError(
+                f"{midi[deadpan[0]]} has fewer than {GRAM} notes, too few to detect shared music. Write its content group by hand."
+            )
     return connected(grams)
 
 
 def pitch_grams(performance: Performance) -> set[tuple[int, ...]]:
-    """Every run of 8 pitches; onsets within the same millisecond are a chord."""
+    """Every sequence of 8 pitches; onsets within the same millisecond form a chord."""
     notes = performance.notes
     pitches = notes["pitch"][np.lexsort((notes["pitch"], np.round(notes["onset"], 3)))].tolist()
     return {tuple(pitches[first : first + GRAM]) for first in range(len(pitches) - GRAM + 1)}
 
 
 def connected(grams: dict[str, set]) -> pd.Series:
-    """Segment -> the segment that names its group: connected components of overlaps above ``THRESHOLD``."""
+    """Segment -> the segment its group is named after: connected components of overlaps above ``THRESHOLD``."""
     leader = {segment: segment for segment in grams}
 
     def group(segment: str) -> str:
@@ -68,14 +70,14 @@ def connected(grams: dict[str, set]) -> pd.Series:
 
 
 def differences(found: pd.Series, index: pd.DataFrame) -> list[str]:
-    """A sentence for each segment whose group in the index has other members than the one found; names do not matter."""
+    """A sentence for each segment whose computed group differs from the index in its members; group names are ignored."""
     stated = index.drop_duplicates("segment").set_index("segment")["content_group"]
     lines = []
     for segment in found.index:
         one, other = (set(groups.index[groups == groups[segment]]) for groups in (found, stated))
         if one != other:
             lines.append(
-                f"segment {segment!r} shares music with {sorted(one - {segment})} by its MIDI, with "
-                f"{sorted(other - {segment})} by the index"
+                f"segment {segment!r} shares music with {sorted(one - {segment})} according to its MIDI, with "
+                f"{sorted(other - {segment})} according to the index"
             )
     return lines

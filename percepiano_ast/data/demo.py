@@ -1,12 +1,12 @@
-"""The embedded data set, made from code and a seed: simulated performers play public-domain tunes, simulated raters rate.
+"""The built-in demo data set, generated from a seed: simulated performances of public-domain tunes with simulated ratings.
 
-It comes in the shapes of the real sources, so that the demo goes through the code that real data goes through: a zip archive
-like MAESTRO v3 and a folder like PercePiano. Nothing in it was played or rated by a person; ``dataset.json`` says so and
-every table made from it is called simulated.
+It has the formats of the real sources, so the demo runs the same code as real data: a zip archive like MAESTRO v3 and a
+folder like PercePiano. No person played or rated any of it; ``dataset.json`` says so, and every table made from it is
+labelled as simulated.
 
-Twelve expressive parameters (standard normal, a habit of the performer plus the day's form) shape a performance. A rating is a
-fixed linear function of them and of the tune, heard by twelve raters at a single-rater reliability (ICC) of .26, which is
-PercePiano's own.
+Twelve expressive parameters (standard normal: a performer effect plus a performance effect) shape a performance. A rating is
+a fixed linear function of these parameters and of the tune, observed by twelve raters with a single-rater reliability (ICC)
+of 0.26, the value of PercePiano.
 """
 
 import csv
@@ -45,8 +45,8 @@ ICC = 0.26
 FOLDS = 4
 RECORDINGS_PER_TUNE = 3
 
-# What each rating hears, as weights on the parameters; "minor" is 1 for a tune in minor, -1 in major, "touch" the tune's
-# note rate. Signs, and which parameters count at all, follow the correlations of PercePiano's ratings with its MIDI.
+# Weights of the parameters in each rating; "minor" is 1 for a tune in minor, -1 in major, "touch" the tune's note rate.
+# Signs and the selection of parameters follow the correlations of PercePiano's ratings with its MIDI.
 _HEARD = {
     "timing_stable_unstable": {"rubato": 0.7, "jitter": 0.6, "asynchrony": 0.4, "pedal": 0.4, "loudness": -0.3},
     "articulation_short_long": {"legato": 0.8, "pedal": 0.8, "loudness": -0.4, "tempo": -0.4},
@@ -68,29 +68,29 @@ _HEARD = {
     "mood_honest_imaginative": {"pedal": 0.7, "rubato": 0.5, "loudness": -0.5, "velocity_spread": 0.3, "tempo": -0.3},
     "interpretation_doubtful_convincing": {"pedal": 0.6, "loudness": -0.5, "voicing": 0.4, "contour": 0.3, "jitter": -0.4},
 }
-# Names of one's own for what some of these ratings hear.
+# Custom dimension names -> the rating that each one equals.
 _OWN = {
     "pace": "music_fast_slow",
     "force": "mood_low_high_energy",
     "would listen again": "interpretation_doubtful_convincing",
 }
-# Two ways to play one tune, in the parameters' standard deviations; the others are 0.
+# Two interpretations of one tune, in standard deviations of the parameters; the others are 0.
 EXAMPLES = {
     "example": {"rubato": 1.0, "pedal": 1.5, "legato": 1.0, "contour": 1.5, "voicing": 1.0, "tempo": -0.5},
     "second example": {"rubato": -1.5, "pedal": -2.0, "legato": -1.5, "contour": -1.0, "loudness": 1.5, "tempo": 1.0},
 }
-# Players who do one of these do the others: they share a third of their variance.
+# These parameters are correlated: they share a third of their variance.
 _EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
 
 
 def perform(tune: Tune, style: dict[str, float], rng: np.random.Generator, transpose: int = 0) -> Performance:
-    """Play ``tune`` in ``style`` (each parameter in standard deviations around a plain performance)."""
+    """Render ``tune`` in ``style`` (each parameter in standard deviations around a plain performance) as notes and pedals."""
     onset_beats, beats, pitch, melody = tune.notes().T
     onset = _clock(onset_beats, tune, style)
     end = _clock(onset_beats + beats, tune, style)
     jitter = 0.016 * np.exp(0.8 * style["jitter"])
     onset = onset + rng.normal(0, jitter, len(onset))
-    onset -= melody * 0.015 * max(style["asynchrony"] + 1, 0)  # the melody leads, as pianists' melodies do
+    onset -= melody * 0.015 * max(style["asynchrony"] + 1, 0)  # melody lead, as in pianists' playing
     onset -= onset.min()
     held = (end - onset) * np.clip(0.72 + 0.24 * style["legato"], 0.2, 1.15)
     velocity = 62 + 17 * style["loudness"] + melody * (10 + 9 * style["voicing"])
@@ -105,7 +105,7 @@ def perform(tune: Tune, style: dict[str, float], rng: np.random.Generator, trans
 
 
 def _clock(at_beats: np.ndarray, tune: Tune, style: dict[str, float]) -> np.ndarray:
-    """Seconds at which beats fall: a tempo, and rubato as its slow swing over two bars, slower at phrase ends."""
+    """Times of beats in seconds: a tempo, and rubato as a sinusoid over two bars, slower at phrase ends."""
     per_beat = 60 / (tune.bpm * np.exp(0.22 * style["tempo"]))
     swing = 0.14 * max(style["rubato"] + 1.2, 0)
     phrase = 2 * np.pi * at_beats / (4 * tune.beats)
@@ -117,7 +117,7 @@ def _arch(at_beats: np.ndarray, tune: Tune) -> np.ndarray:
 
 
 def _pedals(tune: Tune, style: dict[str, float], last: float) -> np.ndarray:
-    """Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda throughout or not."""
+    """Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda on throughout or off."""
     depth = 127 if style["half_pedal"] < 0.3 else 64
     share = np.clip(0.45 + 0.3 * style["pedal"], 0, 0.97)
     half_bars = np.arange(0, len(tune.chords.split()) * tune.beats, tune.beats / 2)
@@ -131,7 +131,7 @@ def _pedals(tune: Tune, style: dict[str, float], last: float) -> np.ndarray:
 
 
 def _styles(rng: np.random.Generator, performers: int, pieces: int) -> np.ndarray:
-    """(performers, pieces, parameters): half of the variance is the performer's habit, half the day's form."""
+    """(performers, pieces, parameters): half of the variance is between performers, half within."""
     habit = rng.normal(size=(performers, 1, len(PARAMETERS)))
     form = rng.normal(size=(performers, pieces, len(PARAMETERS)))
     own = (habit + form) / np.sqrt(2)
@@ -141,7 +141,7 @@ def _styles(rng: np.random.Generator, performers: int, pieces: int) -> np.ndarra
 
 
 def _latent(tune: Tune, style: dict[str, float]) -> np.ndarray:
-    """What an unerring rater hears, one value a dimension, in units of about one standard deviation."""
+    """The error-free rating, one value per dimension, in units of about one standard deviation."""
     rate = len(tune.notes()) / (tune.notes()[-1, 0] * 60 / tune.bpm)
     heard = {**style, "minor": 1.0 if tune.minor else -1.0, "touch": (rate - 5) / 2}
     weights = [_HEARD[key] for key in KEYS]
@@ -149,7 +149,7 @@ def _latent(tune: Tune, style: dict[str, float]) -> np.ndarray:
 
 
 def write_maestro(path: str | Path, seed: int = 0, recordings_per_tune: int = RECORDINGS_PER_TUNE) -> Path:
-    """Write the MAESTRO-shaped archive (none of the rated tunes is in it); an existing one is kept."""
+    """Write the archive in MAESTRO's format, without the rated tunes; an existing one is kept."""
     path = Path(path)
     if path.exists():
         return path
@@ -164,7 +164,7 @@ def _recordings(seed: int, per_tune: int, scratch: Path) -> Iterator[tuple[dict,
     for tune, split in zip(UNRATED, splits):
         for _ in range(per_tune):
             takes = _styles(rng, 1, 2)[0]
-            # Two takes in a row make a recording of half a minute, as long as some of MAESTRO's shortest.
+            # Two takes in a row last half a minute, as long as some of MAESTRO's shortest recordings.
             pieces = [perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6))) for take in takes]
             performance = _joined(pieces)
             write_midi(performance, midi)
@@ -186,7 +186,7 @@ def _joined(pieces: list[Performance]) -> Performance:
 
 
 def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
-    """Write the PercePiano-shaped folder: MIDI, scores, label JSON, rater CSV, index. A complete one is kept."""
+    """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A complete one is kept."""
     folder = claim_directory(folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"})
     if (folder / "dataset.json").exists():
         return folder
@@ -203,7 +203,7 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
             clip = f"{piece}_{player}_1"
             performance = perform(tune, style, rng)
             write_midi(trimmed(performance), folder / percepiano.MIDI_FOLDER / f"{clip}.mid")
-            if not human:  # PercePiano's scores are what its deadpan clips are rendered from
+            if not human:  # as in PercePiano, deadpan clips are renderings of the scores
                 write_midi(trimmed(performance), folder / percepiano.SCORE_FOLDER / f"{clip}.mid")
             latent[clip] = _latent(tune, style)
             index.append(_index_row(clip, piece, number, player, human, rng))
@@ -235,13 +235,13 @@ def _index_row(clip: str, piece: str, number: int, player, human: bool, rng: np.
 
 
 def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-    """Twelve raters on a scale of 1 to 7, their file, and the mean ratings divided by 7."""
+    """Write the ratings of twelve raters on a scale of 1 to 7, and their means divided by 7."""
     noise = np.sqrt((1 - ICC) / ICC)
     labels, rows = {}, []
     for number, (clip, heard) in enumerate(latent.items()):
         rated = np.round(4 + 0.7 * (heard + noise * rng.normal(size=(RATERS, len(KEYS)))))
         rated = np.clip(rated, 1, 7)
-        # The last value stands where upstream keeps a player token.
+        # The last value takes the position of upstream's player token.
         labels[clip] = [float(value) for value in rated.mean(axis=0) / 7] + [0]
         rows += [[100 + rater, number, f"{clip}.wav", *values, ""] for rater, values in enumerate(rated)]
     (folder / percepiano.LABELS).write_text(json.dumps(labels))
@@ -253,9 +253,9 @@ def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.G
 
 
 def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
-    """Two dozen recordings and ratings of them under names that PercePiano does not have: ``(folder of recordings, CSV)``.
+    """Write 24 recordings with ratings under custom dimension names; returns ``(folder of recordings, CSV)``.
 
-    Four tunes, six simulated performances each, rated 0 to 100 by one simulated listener. A complete set is kept.
+    Four tunes, six simulated performances each, rated 0 to 100 by one simulated rater. A complete set is kept.
     """
     folder = claim_directory(folder, {"seed": seed, "what": "simulated recordings and ratings"})
     csv_file = folder / "ratings.csv"
@@ -279,7 +279,7 @@ def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
 
 
 def write_example(folder: str | Path, name: str) -> Path:
-    """One of ``EXAMPLES`` played by the built-in piano, as a WAV file; simulated, no person plays."""
+    """Write one of ``EXAMPLES``, rendered by the built-in piano, as a WAV file; the performance is simulated."""
     path = Path(folder) / f"{name.replace(' ', '_')}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     style = dict.fromkeys(PARAMETERS, 0.0) | EXAMPLES[name]

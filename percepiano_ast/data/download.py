@@ -1,7 +1,7 @@
-"""Large files over HTTP: resumed where they broke off, tried again, and checked.
+"""Download large files over HTTP with resuming, retries and checksums.
 
-Hugging Face names the SHA-256 of a large file on the first of its answers, the one that redirects to a store
-(``X-Linked-ETag``); other servers promise a length only.
+Hugging Face states the SHA-256 of a large file in its first response, the redirect to the object store
+(``X-Linked-ETag``). Other servers state only a length.
 """
 
 import email.message
@@ -27,15 +27,15 @@ def sha256_of(path: Path) -> str:
 
 
 def download(url: str, path: str | Path, *, log: Callable[[str], None] = print) -> str:
-    """Fetch ``url`` into ``path`` and return its SHA-256; what an interrupted call left is continued.
+    """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
-    The file stands under its name only when its length, and its SHA-256 where the server says it, are right.
+    The file gets its final name after its length, and its SHA-256 if the server states one, are verified.
 
     Raises:
-        InputError: the address is refused or does not answer, or what it sends is not what it promised.
+        InputError: the server refuses or does not respond, or the file does not match the stated checksum.
     """
     if not url.startswith(("http://", "https://")):
-        raise InputError(f"cannot fetch {url!r}: give an http:// or https:// address.")
+        raise InputError(f"cannot download {url!r}: give an http:// or https:// address.")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -47,35 +47,35 @@ def download(url: str, path: str | Path, *, log: Callable[[str], None] = print) 
             break
         except retry.BROKEN as error:
             if retry.is_final(error):
-                raise InputError(f"cannot fetch {url}: {error}. Give a local copy instead.") from error
+                raise InputError(f"cannot download {url}: {error}. Give a local copy instead.") from error
             wait = patience.wait_after(error, progress=_size(partial) > before)
             if wait is None:
-                what = f"cannot fetch {url}: {error}, {patience.failures} times"
-                raise InputError(f"{what}. Run again later, it continues, or give a local copy.") from error
-            log(f"  {path.name}: {error}; trying again in {wait:.0f} s")
+                what = f"cannot download {url}: {error}, {patience.failures} times"
+                raise InputError(f"{what}. Run again later to resume, or give a local copy.") from error
+            log(f"  {path.name}: {error}; retrying in {wait:.0f} s")
             time.sleep(wait)
     digest = sha256_of(partial)
     if promised not in (None, digest):
         partial.unlink()
-        raise InputError(f"{url} sent SHA-256 {digest}, {promised} was promised. Run again, it starts over.")
+        raise InputError(f"{url} has SHA-256 {digest}, expected {promised}. Run again to download it from the start.")
     partial.replace(path)
     return digest
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects and keeps what the redirecting answers said."""
+    """Follows redirects and keeps the headers of the redirecting responses."""
 
     def __init__(self) -> None:
         self.answers: list[email.message.Message] = []
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        """As its parent; called for every redirect."""
+        """As in the parent class; called for every redirect."""
         self.answers.append(headers)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _transfer(url: str, partial: Path, log: Callable[[str], None]) -> str | None:
-    """Bring ``partial`` to the full length; the SHA-256 that the server promised, if it did."""
+    """Complete ``partial``; returns the SHA-256 that the server states, if any."""
     start = _size(partial)
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     redirects = _Redirects()
@@ -85,13 +85,13 @@ def _transfer(url: str, partial: Path, log: Callable[[str], None]) -> str | None
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        with error:  # nothing lies behind the end of the partial file: it is whole, or longer than the file is now
+        with error:  # no bytes after the end of the partial file: it is complete, or longer than the file is now
             if _total(error.headers) == start:
                 return _promised([*redirects.answers, error.headers])
         partial.unlink()
         return _transfer(url, partial, log)
     with answer:
-        if start and answer.status != 206:  # the server knows no ranges
+        if start and answer.status != 206:  # the server does not support ranges
             start = 0
         total = _total(answer.headers) if answer.status == 206 else _length(answer.headers)
         _receive(answer, partial, start, total, log)
@@ -112,7 +112,7 @@ def _receive(answer, partial: Path, start: int, total: int | None, log: Callable
                 name = partial.name.removesuffix(".partial")
                 log(f"  {name}: {done / 1e6:.1f} of {total / 1e6:.1f} MB, about {left:.0f} s left")
     if total is not None and done < total:
-        raise ConnectionError(f"the connection broke off after {done:,} of {total:,} bytes")
+        raise ConnectionError(f"the connection was lost after {done:,} of {total:,} bytes")
 
 
 def _length(headers: email.message.Message) -> int | None:
@@ -121,7 +121,7 @@ def _length(headers: email.message.Message) -> int | None:
 
 
 def _total(headers: email.message.Message) -> int | None:
-    """Of ``Content-Range: bytes 10-19/20`` or ``bytes */20``."""
+    """The total length in ``Content-Range: bytes 10-19/20`` or ``bytes */20``."""
     found = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 

@@ -1,4 +1,4 @@
-"""What is to be heard in the windows that pre-training cuts from recordings: targets by frame, descriptors by window."""
+"""Transcription targets of pre-training windows: note and pedal targets per frame, descriptors per window."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +12,14 @@ from percepiano_ast.data.shards import ShardSet
 from percepiano_ast.descriptors import OF_EXCERPTS, describe
 from percepiano_ast.targets import Roll, Targets, excerpt
 
-# To describe a window takes seven times as long as to make its targets: one in so many is, the others are not asked.
+# Descriptors take seven times as long as targets: they are computed for one window in this many, the others have NaN.
 DESCRIBE_EVERY = 4
-FURTHEST = 5.0  # deviations: a descriptor beyond is an oddity of a short window
+FURTHEST = 5.0  # standard deviations: descriptors are clipped here, larger values are artefacts of short windows
 _SCALE_WINDOWS = 256
 
 
 class Scale(NamedTuple):
-    """Mean and deviation of every descriptor over windows of the training split, float64 (descriptors,)."""
+    """Mean and standard deviation of every descriptor over windows of the training split, float64 (descriptors,)."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -27,10 +27,10 @@ class Scale(NamedTuple):
 
 @dataclass(frozen=True)
 class Hearing:
-    """Targets of windows of one split.
+    """Transcription targets of the windows of one split.
 
     Attributes:
-        scale: of the training split, for every split.
+        scale: of the training split, used for all splits.
     """
 
     shards: ShardSet
@@ -40,10 +40,10 @@ class Hearing:
 
     @classmethod
     def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "Hearing":
-        """That of the training split of the data set below ``directory``, whose windows are of ``n_frames``.
+        """Open the targets of the training split of the data set in ``directory``, with windows of ``n_frames``.
 
         Raises:
-            InputError: there are no performances, or not of every recording.
+            InputError: no performances, or a recording without one.
         """
         performances = open_performances(directory)
         keys = Recordings(train).keys()
@@ -60,23 +60,23 @@ class Hearing:
         return cls(train, performances, scale)
 
     def of(self, shards: ShardSet, split: str) -> "Hearing":
-        """The same for another split, by this one's scale.
+        """The targets of another split, with the scale of this one.
 
         Raises:
-            InputError: not every recording of it has a performance.
+            InputError: a recording without a performance.
         """
         require_all(self.performances, Recordings(shards).keys(), split)
         return replace(self, shards=shards, _rolls={})
 
     @property
     def description(self) -> dict:
-        """What a model must know to name the descriptors that it predicts: names, mean, std."""
+        """Metadata of the predicted descriptors, saved with a model: names, mean, std."""
         return {"names": list(OF_EXCERPTS), "mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
 
     def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
-        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors) in deviations from their mean.
+        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors), standardised.
 
-        A row of ``descriptors`` is NaN where nothing is struck, and in all but one of `DESCRIBE_EVERY` rows.
+        A row of ``descriptors`` is NaN for a window without onsets, and in all but one of `DESCRIBE_EVERY` rows.
         """
         targets = [self._roll(key).frames(start, n_frames) for key, start in zip(keys, starts)]
         descriptors = np.full((len(keys), len(OF_EXCERPTS)), np.nan, np.float32)
@@ -86,13 +86,13 @@ class Hearing:
         return {"targets": Targets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
 
     def _roll(self, key: str) -> Roll:
-        if key not in self._rolls:  # two threads may make the same one
+        if key not in self._rolls:  # two threads may both compute it
             self._rolls[key] = Roll(self.performances[key], self.shards.front_end)
         return self._rolls[key]
 
 
 def _described(performances: Performances, key: str, start: int, n_frames: int, shards: ShardSet) -> np.ndarray:
-    """Descriptors of a window, float64 (descriptors,); NaN where nothing is struck."""
+    """Descriptors of a window, float64 (descriptors,); NaN for a window without onsets."""
     begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
     window = excerpt(performances[key], begin, end)
     return np.full(len(OF_EXCERPTS), np.nan) if window is None else np.array(list(describe(window, OF_EXCERPTS).values()))

@@ -1,8 +1,8 @@
-"""MAESTRO v3 and anything shaped like it, or a folder of recordings of one's own: recordings -> log-mel shards.
+"""Preprocess MAESTRO v3, a source in its format, or a folder of your own recordings: recordings -> log-mel shards.
 
-Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The archive holds one CSV
+Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The archive contains one CSV
 (``canonical_composer, canonical_title, split, year, midi_filename, audio_filename, duration``) and the WAV and MIDI files
-that it names. Members are read one at a time, straight out of the archive, local or remote; no WAV is stored.
+that it lists. Members are streamed from the local or remote archive one at a time; no WAV is stored.
 """
 
 import functools
@@ -24,18 +24,18 @@ from percepiano_ast.data import build, performances, shards, sources, tables
 from percepiano_ast.data.staging import Job
 from percepiano_ast.performance import read_midi
 
-MADE_BY = "notebook 01_preprocess_maestro or `python -m percepiano_ast preprocess`"
+MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
 MIN_FRAMES = 1024  # one window of the model
 MIN_SAMPLE_RATE = 16_000  # of a recording: below it the upper bands would be empty
-MAX_FULL_SCALE = 0.01  # share of samples at full scale: above it a recording is distorted, its dynamics are lost
+MAX_FULL_SCALE = 0.01  # maximum share of samples at full scale: above it a recording is distorted
 
-# PercePiano's own works: a model that is evaluated on PercePiano must not have heard them in pre-training.
-# MAESTRO's table counts the catalogue number up over the movements of a sonata: "Sonata in B-flat Major, D. 961" is a
-# movement of D. 960, while "D. 960" in A or in C minor is one of D. 959 or D. 958.
+# PercePiano's works, excluded from pre-training to prevent leakage into the evaluation on PercePiano.
+# MAESTRO's table increments the catalogue number over the movements of a sonata: "Sonata in B-flat Major, D. 961" is a
+# movement of D. 960, while "D. 960" in A or in C minor is a movement of D. 959 or D. 958.
 PERCEPIANO_WORKS = (
     ("Schubert", r"^(?!.*\bin [AC]\b).*D\.?\s*960"),
     ("Schubert", r"\bB(b|.?flat)\b.*D\.?\s*96[123]"),
-    # Op. 142 No. 3, and the set unless another number is named; ASAP writes op142_3.
+    # Op. 142 No. 3, and the whole set unless another number is given; ASAP writes op142_3.
     ("Schubert", r"^(?!.*(No\.?\s*|142_|935\s*/\s*)[124]\b).*(D\.?\s*935|Op\.?\s*142)"),
     ("Beethoven", r"WoO\.?\s*80|32 Variations"),
 )
@@ -55,7 +55,7 @@ class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):  # type: igno
 
 
 def is_percepiano_work(composer: str, title: str) -> bool:
-    """Whether a recording is of a work that PercePiano rates."""
+    """Whether a recording is of a work in PercePiano."""
     return any(name in composer and re.search(work, title, re.IGNORECASE) for name, work in PERCEPIANO_WORKS)
 
 
@@ -65,10 +65,10 @@ _open = functools.lru_cache(maxsize=1)(sources.open_source)  # one directory rea
 def _produce(
     item: shards.Item, facts: dict, *, where: str, root: str, midi: dict[str, str], front_end: FrontEnd, stored: str
 ) -> Iterator[np.ndarray]:
-    """One recording in blocks (time, mel) as they are stored; ``midi`` names the file of what was played, by the recording's.
+    """One recording in blocks (time, mel) as stored; ``midi``: recording -> MIDI file of the performance.
 
     Raises:
-        InputError: it cannot be read, or is nothing to learn from.
+        InputError: the recording is unreadable, too short or clipped.
     """
     files, name = _open(where), root + item.key
     facts["source_bytes"] = files.size(name)
@@ -83,14 +83,14 @@ def _produce(
         raise InputError(f"{seconds:.1f} s long, shorter than one window of {front_end.seconds(MIN_FRAMES):.1f} s")
     if recording.full_scale > MAX_FULL_SCALE:
         share = 100 * recording.full_scale
-        raise InputError(f"clipped, {share:.1f} % of its samples are at full scale; record or export it at a lower level")
+        raise InputError(f"clipped: {share:.1f} % of its samples are at full scale; record or export it at a lower level")
     facts["source_rate"], facts["channels"] = recording.sample_rate, recording.channels
     facts["seconds"], facts["full_scale"] = round(recording.seconds, 3), recording.full_scale
     facts |= _played(files, root, midi.get(item.key, ""))
 
 
 def _played(files: sources.Archive | sources.Folder, root: str, name: str) -> dict:
-    """How many notes a MIDI file holds, and the performance for `performances`; without a readable one the sound is kept."""
+    """Number of notes in a MIDI file, and the performance for `performances`; without readable MIDI the audio is still used."""
     if not name:
         return {"notes": 0}
     try:
@@ -99,7 +99,7 @@ def _played(files: sources.Archive | sources.Folder, root: str, name: str) -> di
         with files.open(root + name) as file:
             performance = read_midi(file if isinstance(file, Path) else file.read(), name)
     except sources.Damaged:
-        raise  # another reading may bring better bytes
+        raise  # reading it again may succeed
     except InputError as error:
         return {"notes": 0, "midi_fault": str(error)}
     return {"notes": len(performance.notes), "performance": performances.pack(performance)}
@@ -115,24 +115,24 @@ def preprocess(
     stored: str = "uint8",
     simulated: bool = False,
 ) -> Path:
-    """Turn a source of recordings into the data set ``maestro_log_mel`` below ``out``; continues an interrupted run.
+    """Convert a source of recordings into the data set ``maestro_log_mel`` in ``out``; resumes an interrupted run.
 
-    Beside the shards it writes ``recordings.csv`` (what is in), ``skipped.csv`` (what is not, and why), ``performances.npz``
-    (what was played, where the source has MIDI), ``records/`` (what is known of every shard and recording) and
+    Next to the shards it writes ``recordings.csv`` (included recordings), ``skipped.csv`` (excluded recordings with reasons),
+    ``performances.npz`` (the performances, if the source has MIDI), ``records/`` (metadata of every shard and recording) and
     ``manifest.json`` (checksums).
 
     Args:
-        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's shape, or a folder of recordings.
-        limit_hours: about so many hours of all splits; 0 for all.
+        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's format, or a folder of recordings.
+        limit_hours: approximate total hours over all splits; 0 for all.
         stored: ``uint8`` or ``float16``.
 
     Raises:
-        InputError: unusable source, ``out`` of another configuration, no readable recording, or too little room.
-        RunFailed: bad recordings, a full disk, a source that stopped answering; all good work is kept.
+        InputError: unusable source, ``out`` of another configuration, no readable recording, or too little disk space.
+        RunFailed: unusable recordings, a full disk, a source that stopped responding; finished work is kept.
     """
-    choose(shards.DTYPES, stored, "form to store levels in")
+    choose(shards.DTYPES, stored, "storage format of levels")
     if not isinstance(as_path(out), Path) and not work.beam_runner:
-        raise InputError(f"{out}: only --beam-runner writes there; give a directory of this machine")
+        raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
     table = tables.read_table(_open(str(where)))
     settings = {"source": Path(where).name, "table": table.fingerprint, "front_end": asdict(front_end)}
     out = claim_directory(out, {**settings, "stored": stored, "limit_hours": limit_hours})
@@ -140,10 +140,10 @@ def preprocess(
         return out
     rows = table.rows
     rated = np.array([is_percepiano_work(c, t) for c, t in zip(rows["canonical_composer"], rows["canonical_title"])], bool)
-    left_out = dict.fromkeys(rows["audio_filename"][rated], "a work that PercePiano rates")
+    left_out = dict.fromkeys(rows["audio_filename"][rated], "a work of PercePiano")
     rows = tables.limited(rows[~rated], limit_hours) if limit_hours else rows[~rated]
     work.log(
-        f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} left out as PercePiano's works"
+        f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} of PercePiano's works excluded"
         + (f"; limited to about {limit_hours:g} h of {table.rows['duration'].sum() / 3600:.2f} h" if limit_hours else "")
     )
     midi = dict(zip(rows["audio_filename"], rows["midi_filename"].fillna("")))
@@ -170,26 +170,26 @@ def _item(row) -> shards.Item:
 
 
 def _tables(rows: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
-    """``recordings.csv``: the rows of what is in, with what was found out about each."""
+    """``recordings.csv``: the rows of the included recordings, with the measured facts of each."""
     known = pd.DataFrame(facts)[["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "notes", "sha256"]]
     return {"recordings.csv": rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")}
 
 
 def _sidecars(facts: list[dict], log: Callable[[str], None]) -> dict[str, bytes]:
-    """``performances.npz`` of the recordings whose MIDI was read; says how many there are, and what was wrong with others."""
+    """``performances.npz`` of the recordings with readable MIDI; logs how many have none, and why."""
     packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
     for one in [one for one in facts if "midi_fault" in one][:20]:
-        log(f"  no notes of {one['key']}: {one['midi_fault']}")
+        log(f"  no MIDI for {one['key']}: {one['midi_fault']}")
     if len(packed) < len(facts):
-        log(f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI: for ssast alone")
+        log(f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI; only ssast can use them")
     return {performances.FILE: performances.join(packed)} if packed else {}
 
 
 def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray, bytes]], sample_rate: int) -> Path:
-    """Write a zip archive in MAESTRO's shape from (row without file names, mono wave, MIDI bytes).
+    """Write a zip archive in MAESTRO's format from (row without file names, mono wave, MIDI bytes).
 
-    The row gives ``canonical_composer, canonical_title, split, year``; the rest follows from the audio. The same input
-    gives the same bytes.
+    The row has ``canonical_composer, canonical_title, split, year``; the other columns follow from the audio. Output is
+    deterministic.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray,
             names = {"midi_filename": f"{stem}.midi", "audio_filename": f"{stem}.wav"}
             sound = io.BytesIO()
             soundfile.write(sound, wave, sample_rate, format="WAV", subtype="PCM_16")
-            # ZipInfo's default date keeps the archive's bytes free of the clock.
+            # ZipInfo's default date keeps the archive deterministic.
             _add(archive, f"{root}/{names['audio_filename']}", sound.getvalue())
             _add(archive, f"{root}/{names['midi_filename']}", midi)
             rows.append({**row, **names, "duration": len(wave) / sample_rate})

@@ -1,8 +1,8 @@
-"""Ratings of one's own: a folder of recordings and a CSV of what people said of them, under any dimension names.
+"""Custom ratings: a folder of recordings and a CSV of ratings by people, under any dimension names.
 
-The CSV has a row per clip: the column ``clip`` (file name, with or without its ending), a column that groups what must not be
-on both sides of a split (the piece, the pianist), and a column of numbers per dimension, in whatever unit. Twenty clips are
-enough for heads on a frozen encoder. The result is what PercePiano's shards give: `batches.RatedClips` and an index with folds.
+The CSV has one row per clip: the column ``clip`` (file name, with or without its extension), a column that groups clips which
+must stay on one side of a split (the piece, the pianist), and a numeric column per dimension, in any unit. Twenty clips are
+enough for heads on a frozen encoder. The result has the form of PercePiano's: `batches.RatedClips` and an index with folds.
 """
 
 import csv as csv_format
@@ -24,22 +24,22 @@ from percepiano_ast.dimensions import Questionnaire
 from percepiano_ast.evaluation.reading import content_of
 from percepiano_ast.evaluation.table import read_csv
 
-FEWEST = 20  # clips: with fewer a held-out fold holds three or less, and its r means nothing
+FEWEST = 20  # clips: with fewer, a held-out fold has three or less, too few for a correlation
 MOST_FOLDS = 5
 CLIP = "clip"
-SYNTHESIZER = "recording"  # where rendered clips name their piano
+SYNTHESIZER = "recording"  # in place of a synthesizer's name
 _SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True, eq=False)
 class OwnRatings:
-    """Rated recordings, checked.
+    """Validated recordings with ratings.
 
     Attributes:
         dimensions: names of the rated qualities, in the order of the columns.
-        index: ``clip, segment, content_group, human, fold_content``, the form of every index: a group is a content group,
-            folds hold whole groups.
-        ratings: float32 (clips, dimensions), as they were given.
+        index: ``clip, segment, content_group, human, fold_content``, as in every index; groups serve as content groups, and
+            no group is split over folds.
+        ratings: float32 (clips, dimensions), unscaled.
         files: clip -> recording.
     """
 
@@ -50,11 +50,11 @@ class OwnRatings:
 
     @property
     def questionnaire(self) -> Questionnaire:
-        """The dimensions, each from the lowest rating that was given to the highest."""
+        """The dimensions, each with the range of its given ratings."""
         return Questionnaire.own(self.dimensions, *(end(axis=0).tolist() for end in (self.ratings.min, self.ratings.max)))
 
     def checksum(self, clips: RatedClips) -> str:
-        """SHA-256 of what is learned: groups, folds, ratings and sound."""
+        """SHA-256 of the training data: groups, folds, ratings and audio."""
         content = hashlib.sha256(self.index.to_csv(index=False).encode())
         for part in (self.ratings, *clips.codes):
             content.update(np.ascontiguousarray(part).data)
@@ -62,18 +62,18 @@ class OwnRatings:
 
 
 def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[str] = ()) -> OwnRatings:
-    """Read a folder of recordings and the ratings of them.
+    """Read a folder of recordings and their ratings.
 
     Args:
-        folder: recordings as `audio.load` reads them; files of other kinds are not looked at.
+        folder: recordings in any format of `audio.load`; other files are ignored.
         csv: their ratings, see above.
-        group: the column that says what belongs together.
+        group: the column of groups.
         dimensions: columns of ratings; by default all but ``clip`` and ``group``.
 
     Raises:
-        InputError: columns missing, without a name or twice, fewer than ``FEWEST`` clips or two groups, a clip twice, a rating
-            missing or no number, a dimension that is the same everywhere, a clip without recording, a recording without row;
-            names the first of them.
+        InputError: columns missing, unnamed or duplicated, fewer than ``FEWEST`` clips or two groups, a duplicated clip, a
+            missing or non-numeric rating, a constant dimension, a clip without a recording, a recording without a row; the
+            message names the first fault.
     """
     table = read_csv(csv, "ratings")
     table.columns = _header(csv)
@@ -81,18 +81,18 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
     if missing := [name for name in (CLIP, group, *dimensions) if name not in table.columns]:
         raise InputError(
             f"{csv} lacks the columns {', '.join(missing)}; it has {', '.join(table.columns)}. It needs "
-            f"{CLIP}, the column that groups clips, and one per dimension"
+            f"{CLIP}, a column that groups clips, and one per dimension."
         )
     if not dimensions:
-        raise InputError(f"{csv} has no column of ratings beside {CLIP} and {group}; add one per dimension")
+        raise InputError(f"{csv} has no column of ratings besides {CLIP} and {group}. Add one per dimension.")
     for name in (CLIP, group):
         if (empty := table[name].isna()).any():
-            raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty; fill it in")
+            raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty. Fill it in.")
     table[CLIP] = [_stem(name.strip()) for name in table[CLIP]]
     if (twice := table[CLIP].duplicated()).any():
         raise InputError(
-            f"{csv}, line {twice.idxmax() + 2}: clip {table[CLIP][twice.idxmax()]!r} has a row already; "
-            "give one row a clip, with the mean of its ratings"
+            f"{csv}, line {twice.idxmax() + 2}: clip {table[CLIP][twice.idxmax()]!r} has a row already. "
+            "Give one row per clip, with the mean of its ratings."
         )
     ratings = _ratings(table, dimensions, csv)
     files = _files(Path(folder), table[CLIP], csv)
@@ -100,19 +100,19 @@ def read(folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[s
 
 
 def _header(csv) -> list[str]:
-    """Names of the columns as they stand in the file: pandas would give new ones to those that have none or are there twice."""
+    """Column names as written in the file; pandas would rename unnamed and duplicated columns."""
     rows = csv_format.reader(io.StringIO(content_of(csv).decode("utf-8-sig")))
     names = [name.strip() for name in next(row for row in rows if row)]
     for number, name in enumerate(names, 1):
         if not name:
-            raise InputError(f"{csv}: column {number} has no name; name it, or take it out")
+            raise InputError(f"{csv}: column {number} has no name. Name it, or remove it.")
         if names.count(name) > 1:
-            raise InputError(f"{csv} has {names.count(name)} columns called {name!r}; keep one, or rename them")
+            raise InputError(f"{csv} has {names.count(name)} columns named {name!r}. Keep one, or rename them.")
     return names
 
 
 def _stem(name: str) -> str:
-    """A file's name without its ending, where it has one of a recording."""
+    """A file's name without its extension, if it is that of an audio file."""
     return name.rsplit(".", 1)[0] if sources.is_audio(name) else name
 
 
@@ -123,28 +123,27 @@ def _ratings(table: pd.DataFrame, dimensions: tuple[str, ...], csv) -> np.ndarra
         cell = table[dimensions[column]].iloc[row]
         what = "is empty" if pd.isna(cell) else f"is {cell!r}"
         raise InputError(
-            f"{csv}, line {row + 2}: {dimensions[column]} of {table[CLIP].iloc[row]!r} {what}; write a "
-            "number, leave the clip out, or name the columns that are ratings"
+            f"{csv}, line {row + 2}: {dimensions[column]} of {table[CLIP].iloc[row]!r} {what}. Enter a "
+            "number, remove the clip, or name the columns that are ratings."
         )
     for column in np.flatnonzero(np.ptp(values, axis=0) == 0):
         raise InputError(
-            f"{csv}: {dimensions[column]} is {values[0, column]:g} for every clip, so there is nothing "
-            "to learn; leave the column out"
+            f"{csv}: {dimensions[column]} is {values[0, column]:g} for every clip, so it cannot be learned. Remove the column."
         )
     return values.astype(np.float32)
 
 
 def _files(folder: Path, clips: pd.Series, csv) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(f"no folder of recordings at {folder}; check the path")
+        raise InputError(f"{folder}: no such folder of recordings. Check the path.")
     found: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if sources.is_audio(path.name)):
         if (clip := path.stem.strip()) in found:
-            raise InputError(f"{found[clip].name} and {path.name} in {folder} are both of clip {clip!r}; keep one of them")
+            raise InputError(f"{found[clip].name} and {path.name} in {folder} are both of clip {clip!r}. Keep one of them.")
         found[clip] = path
     for lacking, what in (
-        (sorted(set(clips) - set(found)), f"rated in {csv} and not in {folder}; add the recordings or take the rows out"),
-        (sorted(set(found) - set(clips)), f"in {folder} and not rated in {csv}; add rows or take the recordings out"),
+        (sorted(set(clips) - set(found)), f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."),
+        (sorted(set(found) - set(clips)), f"in {folder} but not rated in {csv}. Add rows or remove the recordings."),
     ):
         if lacking:
             names = ", ".join(lacking[:_SHOWN]) + " ..." * (len(lacking) > _SHOWN)
@@ -155,10 +154,10 @@ def _files(folder: Path, clips: pd.Series, csv) -> dict[str, Path]:
 def _index(clips: pd.Series, groups: pd.Series, csv) -> pd.DataFrame:
     """Folds of whole groups, as equal in size as the groups allow."""
     if len(clips) < FEWEST:
-        raise InputError(f"{csv} rates {len(clips)} clips; at least {FEWEST} are needed to learn from some and test on others")
+        raise InputError(f"{csv} rates {len(clips)} clips. Training and testing need at least {FEWEST}.")
     if (n := groups.nunique()) < 2:
         raise InputError(
-            f"{csv} has all clips in one group, {groups.iloc[0]!r}; name a column with at least two, so that one can be held out"
+            f"{csv} has all clips in one group, {groups.iloc[0]!r}. Name a column with at least two, so that one can be held out."
         )
     folds = np.empty(len(clips), int)
     for number, (_, held_out) in enumerate(GroupKFold(min(n, MOST_FOLDS)).split(clips, groups=groups)):
@@ -168,10 +167,10 @@ def _index(clips: pd.Series, groups: pd.Series, csv) -> pd.DataFrame:
 
 
 def rated_clips(own: OwnRatings, front_end: FrontEnd, log: Callable[[str], None] = print) -> RatedClips:
-    """Listen to all recordings: their codes in memory, in the order of the index.
+    """Compute the log-mel codes of all recordings, in the order of the index; all are held in memory.
 
     Raises:
-        InputError: a recording cannot be read, is silent or too short; names it.
+        InputError: a recording is unreadable, silent or too short; the message names it.
     """
     codes = []
     for number, path in enumerate(own.files.values(), 1):

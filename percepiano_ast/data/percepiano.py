@@ -1,9 +1,9 @@
 """PercePiano (Park et al. 2024): rated MIDI clips -> rendered log-mel shards with 19 ratings each.
 
-No audio is published, so every clip is rendered with one or several pianos at fixed gain, or taken from recordings of one's
-own. The index (clip, segment, performer, content group, folds) is shipped with this package; a folder that brings its own
-``index.csv`` is another data set in the same shape, as the demo is. `percepiano_files` knows the folder's files,
-`percepiano_tables` the raters and what the data say.
+No audio is published, so every clip is rendered with one or more pianos at fixed gain, or taken from custom recordings.
+The index (clip, segment, performer, content group, folds) is part of this package; a folder with its own ``index.csv`` is
+another data set in the same format, such as the demo. `percepiano_files` reads the folder's files, `percepiano_tables`
+analyses raters and ratings.
 """
 
 import functools
@@ -64,9 +64,9 @@ __all__ = [
 ]
 
 SPLIT = "rated"
-_USUAL_SECONDS = 20.0  # of a clip, to spread clips over shards
+_USUAL_SECONDS = 20.0  # typical length of a clip, to distribute clips over shards
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
-MADE_BY = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast preprocess --percepiano FOLDER`"
+MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano preprocess --percepiano FOLDER`"
 
 
 class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
@@ -82,13 +82,13 @@ class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: i
 
 
 def load_index(folder: str | Path) -> pd.DataFrame:
-    """The folder's own ``index.csv``, or the one shipped for the real PercePiano."""
+    """The folder's own ``index.csv``, or the package's index of the real PercePiano."""
     own = Path(folder) / "index.csv"
     return table.load_index(own if own.exists() else None)
 
 
 def is_simulated(folder: str | Path) -> bool:
-    """Whether the folder says that its ratings are simulated (``dataset.json``)."""
+    """Whether the folder's ratings are simulated, according to its ``dataset.json``."""
     path = Path(folder) / "dataset.json"
     return path.exists() and bool(read_json(path).get("simulated", False))
 
@@ -97,15 +97,15 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
     """Mean ratings of every clip of the index: float32 (19,) in the order of ``KEYS``, 0 to 1.
 
     Raises:
-        InputError: labels missing, half written, of another label file, malformed or out of range; under the shipped index,
-            ratings other than the published ones.
+        InputError: labels missing, truncated, of another label file, malformed or out of range; with the package's index,
+            ratings that differ from the published ones.
     """
     path, labels = Path(folder) / LABELS, read_labels(folder)
     lacking = sorted(set(index["clip"]) - set(labels))
     if lacking:
         raise InputError(
             f"{path} rates {len(labels):,} clips, {len(index):,} are expected; {len(lacking)} lack a label, "
-            f"{lacking[0]} among them. Use the JSON at the root of PercePiano, not the one in labels/"
+            f"{lacking[0]} among them. Use the JSON at the root of PercePiano, not the one in labels/."
         )
     ratings = {clip: _check_ratings(clip, labels[clip], path) for clip in index["clip"]}
     if not (Path(folder) / "index.csv").exists():
@@ -114,7 +114,7 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
 
 
 def _check_published(ratings: dict[str, np.ndarray]) -> None:
-    """The shipped index belongs to the published ratings alone."""
+    """The package's index is valid only for the published ratings."""
     wide = pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)).rename_axis("clip").reset_index()
     published.check_ratings(wide.melt("clip", var_name="dimension", value_name="rating"))
 
@@ -122,21 +122,23 @@ def _check_published(ratings: dict[str, np.ndarray]) -> None:
 def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
     # The 20th value is a player token of the original models.
     if not isinstance(values, list) or len(values) not in (len(KEYS), len(KEYS) + 1):
-        raise InputError(f"{path}: {clip} should have {len(KEYS)} ratings and a player token, has {values!r:.80}")
+        raise InputError(
+            f"{path}: {clip} should have {len(KEYS)} ratings and a player token, has {values!r:.80}. Download the data again."
+        )
     for key, value in zip(KEYS, values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # NaN is not either
-            raise InputError(f"{path}: {clip} has {key} = {value!r}; ratings are means divided by 7, from 0 to 1")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:  # also rejects NaN
+            raise InputError(f"{path}: {clip} has {key} = {value!r}. Ratings must be means divided by 7, from 0 to 1.")
     return np.array(values[: len(KEYS)], np.float32)
 
 
 @functools.cache
 def _renderings(folder: Path, synthesizer: str, sample_rate: int) -> Renderings:
-    """One for each process: a soundfont takes seconds to load and to hash."""
+    """Cached per process: loading and hashing a soundfont takes seconds."""
     return Renderings(folder, synthesizer, sample_rate)
 
 
 def _heard(clip: str, name: str, midi: Path, sample_rate: int, kept: Path, own: OwnRenderings | None) -> np.ndarray:
-    """A clip as a synthesizer plays it, or as it was recorded, or a variant of either."""
+    """The audio of a clip: a synthesizer's rendering, a recording, or a variant of either."""
     piano, variant = variants.named(name)
     performance = trimmed(read_midi(midi))
     if piano == OWN:
@@ -183,31 +185,31 @@ def preprocess(
     partial: bool = False,
     one_loudness: bool = False,
 ) -> Path:
-    """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` below ``out``.
+    """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` in ``out``.
 
-    Beside the shards it writes ``classic_features.csv`` (for the feed-forward baseline), ``levels.csv`` (loudness and peak of
-    each rendering), ``raters.csv`` (how often each clip was rated and how far the ratings differ; where the folder holds the
-    rater table), ``index.csv`` and ``skipped.csv``. Renderings are kept in ``renderings`` beside ``out``.
+    Next to the shards it writes ``classic_features.csv`` (for the feed-forward baseline), ``levels.csv`` (loudness and peak of
+    each rendering), ``raters.csv`` (number and spread of each clip's ratings, if the folder has the rater table),
+    ``index.csv`` and ``skipped.csv``. Renderings are cached in ``renderings`` next to ``out``.
 
     Args:
-        synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; with a variant of either behind a
-            plus, such as ``fluidr3mono+room``, see `variants`.
-        recordings: a folder with a recording of each clip by an instrument of one's own, see `OwnRenderings`.
-        partial: whether ``recordings`` may lack clips, which are listed then.
-        one_loudness: bring every rendering to `audio.LOUDNESS`, give or take up to `audio.JITTER_DB`, on a bed of noise, for
-            models that rate recordings of any gain; how loud a clip was played is then to be heard in its timbre alone.
+        synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; a suffix selects a variant,
+            such as ``fluidr3mono+room``, see `variants`.
+        recordings: a folder with a custom recording of each clip, see `OwnRenderings`.
+        partial: whether ``recordings`` may lack clips; they are then listed.
+        one_loudness: normalise every rendering to `audio.LOUDNESS`, with a jitter of up to `audio.JITTER_DB`, and add a noise
+            bed, for models that rate recordings of any gain; playing force is then audible only in the timbre.
 
     Raises:
-        InputError: unusable data, ratings other than the published ones under the shipped index, a missing synthesizer or
-            soundfont, ``recordings`` that lack a clip or are not used, ``out`` of another configuration.
+        InputError: invalid data, ratings that differ from the published ones with the package's index, a missing synthesizer
+            or soundfont, ``recordings`` that lack a clip or are not used, ``out`` of another configuration.
     """
     index, midi = load_index(folder), find_midi(folder)
     ratings = read_ratings(folder, index)
     pianos = {variants.named(name)[0] for name in synthesizers}
     if bool(recordings) != (OWN in pianos):
         raise InputError(
-            f"synthesizers {', '.join(synthesizers)} with recordings {str(recordings)!r}: {OWN!r} is the "
-            "synthesizer that stands for a folder of recordings; give both or neither"
+            f"synthesizers {', '.join(synthesizers)} with recordings {str(recordings)!r}: synthesizer {OWN!r} and a folder of "
+            "recordings require each other. Give both or neither."
         )
     own = OwnRenderings(recordings, index["clip"], partial) if recordings else None
     settings: dict[str, Any] = {
@@ -220,14 +222,14 @@ def preprocess(
     kept = Path(out).absolute().parent / "renderings"
     if not shards.is_complete(Path(out)):
         for name in sorted(pianos - {OWN}):
-            _renderings(kept, name, front_end.sample_rate)  # a bad soundfont is said before hours of work
+            _renderings(kept, name, front_end.sample_rate)  # an unusable soundfont fails here, before hours of work
     simulated = is_simulated(folder)
     out = claim_directory(out, {**settings, "simulated": simulated})
     if build.is_whole(out, work.log):
         return out
     contents = _contents(folder, index, ratings, synthesizers, own, simulated)
     work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(contents.items)} renderings")
-    work.log(f"  they are kept in {Path(out).parent / kept.name} for whatever else hears them; delete them when nothing will")
+    work.log(f"  cached in {Path(out).parent / kept.name}; safe to delete")
     for line in _remarks(folder, own):
         work.log(f"  {line}")
     produce = functools.partial(_produce, midi=midi, front_end=front_end, kept=kept, own=own, one_loudness=one_loudness)
@@ -239,7 +241,7 @@ def preprocess(
 def _contents(
     folder, index: pd.DataFrame, ratings: dict, synthesizers: tuple[str, ...], own: OwnRenderings | None, simulated: bool
 ) -> build.Contents:
-    """What is to be rendered, what cannot be, and what is written beside it."""
+    """The clips to render, the excluded clips, and the tables of the data set."""
     items: list[shards.Item] = []
     left_out: dict[str, str] = {}
     for name in synthesizers:
@@ -263,23 +265,23 @@ def _fingerprint(ratings: dict[str, np.ndarray]) -> str:
 
 
 def _not_in_index(index: pd.DataFrame, midi: Set[str], labels: Set[str]) -> dict[str, str]:
-    """Clips that the folder holds a MIDI file or a label of but that cannot be used, with the reason."""
+    """Clips with a MIDI file or a label that are not in the index, with the reason."""
     names = sorted((midi | labels) - set(index["clip"]))
     return {name: "not in the index" if name in labels else "no label" for name in names}
 
 
 def _remarks(folder: str | Path, own: OwnRenderings | None) -> list[str]:
-    """What of the data should be known before it is used."""
+    """Remarks on the data for the log."""
     lines = []
     if groups := same_playing(folder):
         lines.append(
             f"{sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)} groups such as "
-            f"{' and '.join(groups[0])}: each keeps its own ratings"
+            f"{' and '.join(groups[0])}; each has separate ratings"
         )
     if own and own.strangers:
-        lines.append(f"{len(own.strangers)} recordings are of no clip and are not used: {', '.join(own.strangers[:5])}")
+        lines.append(f"{len(own.strangers)} recordings match no clip and are ignored: {', '.join(own.strangers[:5])}")
     if own and own.missing:
-        lines.append(f"{len(own.missing)} clips have no recording: listed in skipped.csv")
+        lines.append(f"{len(own.missing)} clips have no recording; see skipped.csv")
     return lines
 
 
@@ -294,7 +296,7 @@ def _tables(folder: Path, index: pd.DataFrame, facts: list[dict]) -> dict[str, p
 
 
 def _say_levels(out: Path, work: build.Work) -> None:
-    """How loud the renderings are, and how many exceed full scale."""
+    """Log the levels of the renderings, and how many exceed full scale."""
     levels = pd.read_csv(out / "levels.csv")
     for name, part in levels.groupby("synthesizer"):
         over = (part["over"] > 0).sum()

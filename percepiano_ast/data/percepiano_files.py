@@ -1,8 +1,8 @@
-"""PercePiano's files: where they lie, what they are called, how they are fetched and compared with the published ones.
+"""PercePiano's files: paths, naming scheme, download and verification against the published files.
 
-Source: github.com/JonghoKimSNU/PercePiano (Park et al. 2024, MIT licence) in its own layout. The commit that is used is
-pinned in ``config.PERCEPIANO_URL``; the checksums here are of its files. An archive that GitHub packs anew may have other
-bytes each time, so what is compared is what was unpacked.
+Source: github.com/JonghoKimSNU/PercePiano (Park et al. 2024, MIT licence) in its own layout. The commit is pinned in
+``config.PERCEPIANO_URL``; the checksums here are of its files. GitHub's archives are not reproducible byte by byte, so the
+unpacked files are compared.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from percepiano_ast.evaluation.reliability import RATERS
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
 SCORE_FOLDER = "virtuoso/data/score_midi"
-# Clip -> the passage that it plays, where that is not the one it is named after. Of this clip's notes 36 % are in the score of
-# its name and 99 % in this one. Its ratings are those of what was heard, so they stay.
+# Misnamed clip -> the passage that it contains. 36 % of this clip's notes match the score of its name, 99 % match this one.
+# Its ratings are of the audio that was presented, so they remain valid.
 MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"}
 COMMIT = PurePosixPath(PERCEPIANO_URL).stem
 
@@ -38,15 +38,14 @@ PUBLISHED = {
 
 
 class ClipName(NamedTuple):
-    """What a clip's name says: ``{piece}_{N}bars_{player}_{segment}``.
+    """The fields of a clip's name: ``{piece}_{N}bars_{player}_{segment}``.
 
-    The upstream README has the last two fields the wrong way round; upstream's own code and the files use player, then
-    segment.
+    The upstream README swaps the last two fields; upstream's code and files use player, then segment.
 
     Attributes:
         piece: with the number of bars, such as ``Schubert_D960_mv3_8bars``.
-        player: a number, or ``Score`` and ``Score2`` for deadpan renditions of the score.
-        segment: number of the passage within the piece, as it is written (``1`` or ``01``).
+        player: a number, or ``Score`` and ``Score2`` for deadpan renderings.
+        segment: number of the passage within the piece, as written (``1`` or ``01``).
     """
 
     piece: str
@@ -55,32 +54,32 @@ class ClipName(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "ClipName":
-        """Parse a clip's name, or a file's stem; surrounding spaces, which one published name has, do not count.
+        """Parse a clip's name or a file's stem; surrounding spaces are ignored (one published name has them).
 
         Raises:
             InputError: fewer than three fields.
         """
         fields = name.strip().rsplit("_", 2)
         if len(fields) < 3 or not all(fields):
-            raise InputError(f"{name!r} is no clip's name; they are written PIECE_PLAYER_SEGMENT.")
+            raise InputError(f"{name!r} is not a valid clip name. The format is PIECE_PLAYER_SEGMENT.")
         return cls(*fields)
 
     @property
     def passage(self) -> str:
-        """Piece and segment: what the clips that play the same bars share."""
+        """Piece and segment, which identify the bars of a clip."""
         return f"{self.piece}_{self.segment}"
 
     @property
     def deadpan(self) -> bool:
-        """Whether it is a rendition of the score rather than somebody's playing."""
+        """Whether the clip is a deadpan rendering rather than a human performance."""
         return self.player.startswith("Score")
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object in which no name, surrounding spaces apart, occurs twice.
+    """Read a JSON object and strip its names; duplicated names are an error.
 
     Raises:
-        InputError: damaged, half written, no object, or a name that occurs twice.
+        InputError: damaged, truncated, not an object, or a duplicated name.
     """
 
     def unique(pairs: list[tuple]) -> dict:
@@ -89,9 +88,9 @@ def read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or half written ({error}); fetch it again") from error
+        raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, holds {content!r:.40}; fetch it again")
+        raise InputError(f"{path} should hold a JSON object, holds {content!r:.40}. Download it again.")
     return content
 
 
@@ -99,28 +98,28 @@ def _once(pairs: Iterable[tuple], where: str) -> dict:
     found: dict = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"{where} has {name!r} twice (spaces around a name do not count); keep one of them")
+            raise InputError(f"{where} has {name!r} twice (spaces around a name are ignored). Keep one of them.")
         found[name] = value
     return found
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
-    """The label file as it is: values of every clip that it names, surrounding spaces stripped.
+    """Read the label file: the values of every clip, with surrounding spaces stripped from clip names.
 
     Raises:
-        InputError: missing, damaged, half written, or with a clip twice.
+        InputError: missing, damaged, truncated, or with a duplicated clip.
     """
     path = Path(folder) / LABELS
     if not path.is_file():
         raise InputError(
-            f"no {LABELS} in {folder}. Give the folder that holds it and {MIDI_FOLDER}/, "
-            "a checkout of github.com/JonghoKimSNU/PercePiano"
+            f"no {LABELS} in {folder}. Give the folder with this file and {MIDI_FOLDER}/, "
+            "a checkout of github.com/JonghoKimSNU/PercePiano."
         )
     return read_json(path)
 
 
 def find_midi(folder: str | Path) -> dict[str, Path]:
-    """MIDI file of every clip; the clip's name is the file's stem without surrounding spaces.
+    """MIDI file of every clip; a clip's name is the file's stem without surrounding spaces.
 
     Raises:
         InputError: no MIDI folder, an empty one, or two files of one clip.
@@ -128,12 +127,12 @@ def find_midi(folder: str | Path) -> dict[str, Path]:
     where = Path(folder) / MIDI_FOLDER
     files = _once(((path.stem.strip(), path) for path in sorted(where.glob("*.mid"))), str(where))
     if not files:
-        raise InputError(f"no MIDI files in {where}; the data directory is missing or half written, fetch it again")
+        raise InputError(f"no MIDI files in {where}: the data directory is missing or incomplete. Download it again.")
     return files
 
 
 def find_scores(folder: str | Path) -> dict[str, Path]:
-    """Score of every passage as MIDI: ``ClipName.passage`` -> file of the ``Score`` rendition.
+    """Score of every passage as MIDI: ``ClipName.passage`` -> file of the ``Score`` rendering.
 
     Raises:
         InputError: no scores in the folder.
@@ -142,15 +141,15 @@ def find_scores(folder: str | Path) -> dict[str, Path]:
     for path in sorted((Path(folder) / SCORE_FOLDER).glob("*_Score_*.mid")):
         scores[ClipName.of(path.stem).passage] = path
     if not scores:
-        raise InputError(f"no scores in {Path(folder) / SCORE_FOLDER}; fetch PercePiano again, they are part of it")
+        raise InputError(f"no scores in {Path(folder) / SCORE_FOLDER}. Download PercePiano again, which includes them.")
     return scores
 
 
 def same_playing(folder: str | Path) -> list[list[str]]:
-    """Clips whose MIDI files are equal byte by byte under different names, as sorted groups of two or more.
+    """Clips with identical MIDI files under different names, as sorted groups of two or more.
 
-    PercePiano holds 21 such groups: a passage that returns is rendered from the score alike each time, and a few of people's
-    clips were filed twice. They were rated apart, so each stays a clip of its own; one content group holds all of a group.
+    PercePiano has 21 such groups: deadpan renderings of repeated passages are identical, and a few human performances were
+    stored twice. They were rated separately, so each remains a clip; all clips of a group are in one content group.
     """
     groups: dict[str, list[str]] = {}
     for clip, path in find_midi(folder).items():
@@ -163,7 +162,7 @@ def _sha256(path: Path) -> str:
 
 
 def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
-    """For each part of the data the number of its files and one SHA-256 over their names and contents."""
+    """For each part of the data, the number of files and one SHA-256 over their names and contents."""
     folder = Path(folder)
     parts = {
         LABELS: [folder / LABELS],
@@ -182,33 +181,34 @@ def check_published(folder: str | Path) -> None:
     """Compare the files of a folder with those of the pinned commit.
 
     Raises:
-        InputError: a part is missing or differs; names it.
+        InputError: a part is missing or differs; the message names it.
     """
     for part, (count, checksum) in fingerprints(folder).items():
         if (count, checksum) != PUBLISHED[part]:
             expected = PUBLISHED[part][0]
-            what = f"{count:,} of {expected:,} files" if count != expected else "contents that differ"
+            what = f"{count:,} of {expected:,} files" if count != expected else "different contents"
             raise InputError(
-                f"{part} in {folder} has {what}: it is not PercePiano at commit {COMMIT[:7]}. Delete the folder and fetch it again"
+                f"{part} in {folder} has {what}: it is not PercePiano at commit {COMMIT[:7]}. "
+                "Delete the folder and download it again."
             )
 
 
 def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
     """Download PercePiano's archive and unpack labels, rater table, MIDI, scores and licence into ``folder``.
 
-    An address that names the pinned commit must deliver that commit's files, and a folder fetched from it before must still
-    hold them; of any other address it is said that its files were not compared.
+    A URL of the pinned commit must deliver the files of that commit, and a folder downloaded earlier must still have them.
+    For any other URL the log states that the files were not compared.
 
     Raises:
-        InputError: the address does not answer, or what it sends is no complete zip archive with labels and MIDI, or other
-            files than the pinned commit's.
+        InputError: the server does not respond, the download is not a complete zip archive with labels and MIDI, or its
+            files differ from those of the pinned commit.
     """
     folder, pinned = Path(folder), COMMIT in url
     if folder.exists():
         if pinned:
             check_published(folder)
         return folder
-    log(f"fetching {url}")
+    log(f"downloading {url}")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with tempfile.TemporaryFile() as file:
@@ -219,9 +219,9 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
             if pinned:
                 check_published(partial)
         except (OSError, ValueError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"cannot fetch PercePiano from {url}: {error}. Give a local copy instead") from error
+            raise InputError(f"cannot download PercePiano from {url}: {str(error).rstrip('.')}. Give a local copy.") from error
     if not pinned:
-        log(f"  this is not commit {COMMIT[:7]}, the one that results refer to: its files were not compared")
+        log(f"  files not compared: this is not commit {COMMIT[:7]}, which the results refer to")
     partial.replace(folder)
     return folder
 
@@ -229,7 +229,7 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
 def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
     for name in archive.namelist():
         inner = PurePosixPath(name.partition("/")[2])
-        # The parent is compared as it is written, so no name leads out of the folder.
+        # The parent must equal one of two fixed folders, so no name can escape the target folder.
         is_midi = str(inner.parent) in (MIDI_FOLDER, SCORE_FOLDER) and inner.suffix == ".mid"
         if is_midi or str(inner) in (LABELS, RATERS, "LICENSE"):
             target = folder / inner

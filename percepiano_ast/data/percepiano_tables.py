@@ -1,7 +1,7 @@
-"""What PercePiano's data say of themselves: raters, the published means rebuilt from them, and tables for a reader.
+"""Descriptive statistics of PercePiano: raters, the published means recomputed from them, and summary tables.
 
-Raters are read by `evaluation.reliability.read_raters`, the one reader of the rater table; here are what it set aside, how
-many people rated a clip and how far they differ, and what there is of which composition.
+`evaluation.reliability.read_raters` reads the rater table. This module reports the rows that it excludes, the number and
+spread of ratings per clip, and the contents of each composition.
 """
 
 from collections.abc import Mapping
@@ -18,17 +18,17 @@ from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import read_csv
 from percepiano_ast.performance import read_midi, trimmed
 
-# D960 was rated first, by other people than WoO80 and D935 (Park et al. 2024, section 3): rater and music are confounded.
+# D960 was rated first, by other raters than WoO80 and D935 (Park et al. 2024, section 3): rater and music are confounded.
 _FIRST_ROUND = "D960"
-_EXACT = 1e-9  # means that differ by less differ by rounding alone
+_EXACT = 1e-9  # smaller differences between means are rounding errors
 _HIGHEST = 7  # of the rating scale
 
 
 def raters(folder: str | Path) -> pd.DataFrame:
     """Every valid rating, one row per rater and clip: ``rater``, ``clip``, ``round`` and the 19 dimensions.
 
-    Values are 1 to 7, NaN where one is missing; see `reliability.read_raters` for what is no rating, and `counts` for how
-    much of it there is. ``round`` is 1 for the clips of D960 and 2 for all others.
+    Values are 1 to 7, NaN if missing. See `reliability.read_raters` for the validity rules and `counts` for the number of
+    excluded rows. ``round`` is 1 for the clips of D960 and 2 for all others.
 
     Raises:
         InputError: see `reliability.read_raters`.
@@ -39,16 +39,15 @@ def raters(folder: str | Path) -> pd.DataFrame:
 
 
 def counts(folder: str | Path) -> dict[str, int]:
-    """What the rater table holds and what of it counts: ``rows``, ``blank`` (nothing was rated), ``too_high`` (a value above
-    the scale, so nothing of the row is believed), ``valid``, ``missing`` (zeros and empty cells in valid rows), ``raters``
-    and ``clips``.
+    """Row counts of the rater table: ``rows``, ``blank`` (no rating), ``too_high`` (a value above the scale, which excludes
+    the whole row), ``valid``, ``missing`` (zeros and empty cells in valid rows), ``raters`` and ``clips``.
 
     Raises:
         InputError: see `reliability.read_raters`.
     """
     valid = reliability.read_raters(folder)
     rows = read_csv(Path(folder) / RATERS, "rater")
-    questions = rows.filter(like="Question_").iloc[:, : len(KEYS)]  # the last one asks for words
+    questions = rows.filter(like="Question_").iloc[:, : len(KEYS)]  # the last one asks for free text
     blank = int(questions.isna().all(axis=1).sum())
     return {
         "rows": len(rows),
@@ -62,11 +61,11 @@ def counts(folder: str | Path) -> dict[str, int]:
 
 
 def agreement(table: pd.DataFrame) -> pd.DataFrame:
-    """How often each clip was rated and how far the ratings differ, a row a clip: ``n_ratings``, ``n_raters``, and for each
-    dimension the standard deviation of the ratings in units of the labels (0 to 1; NaN for a single one).
+    """Number and spread of the ratings of each clip, one row per clip: ``n_ratings``, ``n_raters``, and for each dimension
+    the standard deviation of the ratings in units of the labels (0 to 1; NaN for a single rating).
 
-    Many raters of PercePiano rated a clip more than once: 12.2 ratings a clip come from 9.2 people. The published means count
-    each rating. ``table``: see `raters`.
+    Many raters of PercePiano rated a clip more than once: 12.2 ratings per clip come from 9.2 people. The published means
+    count each rating. ``table``: see `raters`.
     """
     by_clip = table.groupby("clip")
     found = by_clip[list(KEYS)].std(ddof=1) / _HIGHEST
@@ -76,12 +75,12 @@ def agreement(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class Rebuilt(NamedTuple):
-    """Means over raters beside the published labels.
+    """Means over raters, compared with the published labels.
 
     Attributes:
         means: (clips, 19), 0 to 1.
-        largest: greatest absolute difference from a published label.
-        sentence: says so.
+        largest: largest absolute difference from a published label.
+        sentence: a summary of the comparison.
     """
 
     means: pd.DataFrame
@@ -90,54 +89,54 @@ class Rebuilt(NamedTuple):
 
 
 def rebuild(folder: str | Path) -> Rebuilt:
-    """The published labels, computed from the single ratings.
+    """Recompute the published labels from the individual ratings.
 
     Raises:
-        InputError: files missing, a rated clip without label or a label without ratings (named), or means that are not the
-            published ones.
+        InputError: files missing, a rated clip without label or a label without ratings (named), or means that differ from
+            the published ones.
     """
     means, labels = reliability.mean_ratings(reliability.read_raters(folder)), read_labels(folder)
     for clip in sorted(set(means.index) ^ set(labels)):
         lacks = f"no label in {LABELS}" if clip in means.index else f"no valid rating in {RATERS}"
-        raise InputError(f"{folder}: clip {clip} has {lacks}; take both files from one version of the data")
+        raise InputError(f"{folder}: clip {clip} has {lacks}. Use both files from one version of the data.")
     stated = _wide({clip: values[: len(KEYS)] for clip, values in labels.items()})
     off = (means - stated.loc[means.index]).abs()
     largest = float(off.max(axis=None))
     if not largest < _EXACT:
         clip = off.max(axis=1).idxmax()
         raise InputError(
-            f"{folder}: the raters' mean of clip {clip} is {largest:.4f} off its label (of all clips the most); "
-            "take both files from one version of the data"
+            f"{folder}: the raters' mean of clip {clip} differs from its label by {largest:.4f}, the most of all clips. "
+            "Use both files from one version of the data."
         )
     n = counts(folder)
     sentence = (
-        f"The published means of {len(means):,} clips come out of {n['valid']:,} single ratings of {n['raters']} raters to the "
-        f"last digit (largest difference {largest:.0g}): {n['blank']} blank rows and {n['too_high']} with a value above "
-        f"{_HIGHEST} are left out, {n['missing']:,} zeros and empty cells count as missing."
+        f"{n['valid']:,} ratings of {n['raters']} raters reproduce the published means of {len(means):,} clips exactly "
+        f"(largest difference {largest:.0g}). {n['blank']} blank rows and {n['too_high']} rows with a value above "
+        f"{_HIGHEST} are excluded; {n['missing']:,} zeros and empty cells count as missing."
     )
     return Rebuilt(means, largest, sentence)
 
 
 def seconds(folder: str | Path, index: pd.DataFrame) -> pd.Series:
-    """Seconds of each clip of the index, from its first stroke to its last key release (`performance.trimmed`).
+    """Duration of each clip of the index in seconds, as of `performance.trimmed`.
 
     Raises:
-        InputError: a clip without MIDI file, or one that cannot be read.
+        InputError: a clip without a readable MIDI file.
     """
     midi = find_midi(folder)
     if lacking := sorted(set(index["clip"]) - set(midi)):
         raise InputError(
-            f"{len(lacking)} clips of the index have no MIDI file in {folder}, {lacking[0]} for one; fetch the data again"
+            f"{len(lacking)} clips of the index have no MIDI file in {folder}, such as {lacking[0]}. Download the data again."
         )
     lengths = {clip: trimmed(read_midi(midi[clip])).duration for clip in index["clip"]}
     return pd.Series(lengths, name="seconds").rename_axis("clip")
 
 
 def compositions(folder: str | Path, index: pd.DataFrame) -> pd.DataFrame:
-    """What there is of each composition, a row each and ``all``: ``human_clips``, ``players``, ``deadpan_clips``, ``segments``,
+    """Contents of each composition, one row each and ``all``: ``human_clips``, ``players``, ``deadpan_clips``, ``segments``,
     ``median_seconds``, ``raters`` and ``ratings_per_clip``.
 
-    Players, segments and seconds: of people's clips. ``index`` needs ``composition`` and ``player``.
+    Players and seconds: of human performances. ``index`` needs ``composition`` and ``player``.
 
     Raises:
         InputError: see `seconds` and `raters`.
@@ -162,8 +161,8 @@ def compositions(folder: str | Path, index: pd.DataFrame) -> pd.DataFrame:
 
 
 def distributions(ratings: dict[str, np.ndarray], index: pd.DataFrame) -> pd.DataFrame:
-    """How each dimension is rated, a row each: ``mean, std, min, median, max`` over clips, and ``deadpan``, how many standard
-    deviations of people's clips the deadpan ones lie above people's mean (negative: below; NaN where there are none).
+    """Distribution of each dimension's ratings, one row each: ``mean, std, min, median, max`` over clips, and ``deadpan``, the
+    mean of deadpan renderings minus that of human performances, in standard deviations of the latter (NaN without deadpan ones).
 
     ``ratings``: clip -> (19,), see `percepiano.read_ratings`.
     """
@@ -176,16 +175,16 @@ def distributions(ratings: dict[str, np.ndarray], index: pd.DataFrame) -> pd.Dat
 
 
 def correlations(ratings: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Pearson's r between the mean ratings of every two dimensions over clips, (19, 19)."""
+    """Pearson's r between the mean ratings of all pairs of dimensions over clips, (19, 19)."""
     return _wide(ratings).corr()
 
 
 def feature_correlations(features: pd.DataFrame, ratings: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Pearson's r of features with ratings over clips, (features, 19); NaN for a feature that does not vary.
+    """Pearson's r of features with ratings over clips, (features, 19); NaN for a constant feature.
 
     Args:
-        features: a row per clip or rendering, with the column ``clip`` and numbers (``classic_features.csv``, say); several
-            renderings of a clip are averaged.
+        features: one row per clip or rendering, with the column ``clip`` and numeric columns, such as
+            ``classic_features.csv``; renderings of a clip are averaged.
 
     Raises:
         InputError: no clip of the table is rated.
@@ -194,7 +193,7 @@ def feature_correlations(features: pd.DataFrame, ratings: dict[str, np.ndarray])
     values = _wide(ratings)
     values = values.loc[values.index.intersection(means.index)]
     if values.empty:
-        raise InputError(f"no clip of the features is rated, {means.index[0]!r} for one; give features of the rated clips")
+        raise InputError(f"none of the clips of the features, such as {means.index[0]!r}, is rated. Give features of rated clips.")
     x, y = means.loc[values.index], values
     x, y = (x - x.mean()) / x.std(ddof=0).replace(0, np.nan), (y - y.mean()) / y.std(ddof=0)
     return (x.T @ y / len(values)).rename_axis("feature")

@@ -1,7 +1,7 @@
-"""What was played in the recordings of a data set: notes and pedals, in one file beside the shards.
+"""The performances of a data set's recordings: notes and pedals in one file next to the shards.
 
-Not in the records: those are chunks of five seconds, and a note or a pedal lasts longer. MAESTRO's seven million notes take
-some tens of megabytes here, so a training run holds them all; a data set without the file is as readable as before.
+They are not in the records, which are chunks of five seconds: notes and pedals may be longer. MAESTRO's seven million notes
+take some tens of megabytes, so a training run holds all of them in memory. The file is optional.
 """
 
 import base64
@@ -17,9 +17,9 @@ from percepiano_ast.config import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 
 FILE = "performances.npz"
-TICK = 1e-4  # seconds: times are kept in so many, a hundredth of a frame
+TICK = 1e-4  # seconds: the unit of stored times, a hundredth of a frame
 _TIME = np.uint32
-# How structured arrays of a performance are kept: columns, and the type of each.
+# Storage format of a performance's structured arrays: columns and their types.
 _PACKED = {
     "notes": {"onset": _TIME, "offset": _TIME, "pitch": np.uint8, "velocity": np.uint8},
     "pedals": {"time": _TIME, "number": np.uint8, "value": np.uint8},
@@ -28,7 +28,7 @@ _TYPES = {"notes": NOTE, "pedals": PEDAL}
 
 
 def pack(performance: Performance) -> str:
-    """A performance as text that goes with the facts of its recording: the columns of `FILE` for it alone."""
+    """Encode one performance as text, for the facts of its recording: the columns of `FILE`."""
     return base64.b64encode(_archive(_columns(performance))).decode()
 
 
@@ -44,12 +44,12 @@ def _columns(performance: Performance) -> dict[str, np.ndarray]:
 
 def _archive(arrays: dict[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # stamps its members with a fixed date: the same arrays, the same bytes
+    np.savez_compressed(file, **arrays)  # uses a fixed date for its members, so the bytes are deterministic
     return file.getvalue()
 
 
 def join(packed: dict[str, str]) -> bytes:
-    """Content of `FILE` for recordings by their keys, each as `pack` made it."""
+    """Content of `FILE` for recordings by their keys, each encoded by `pack`."""
     parts = [dict(np.load(io.BytesIO(base64.b64decode(text)))) for text in packed.values()]
     arrays = {"key": np.array(list(packed))}
     for kind, types in _PACKED.items():
@@ -92,7 +92,7 @@ class Performances:
 
 @functools.lru_cache(maxsize=2)
 def open_performances(directory: Path) -> Performances:
-    """The performances of the data set below ``directory``.
+    """The performances of the data set in ``directory``.
 
     Raises:
         InputError: the data set has none, or the file is damaged.
@@ -100,25 +100,25 @@ def open_performances(directory: Path) -> Performances:
     path = directory / FILE
     if not path.exists():
         raise InputError(
-            f"the shards {directory} hold sound alone, no {FILE}: transcription is learned from the MIDI beside each recording. "
-            "Preprocess a source that has it (MAESTRO has) into another directory, or pre-train with ssast"
+            f"the shards in {directory} have no {FILE}, and transcription is trained on the MIDI of each recording. "
+            "Preprocess a source with MIDI, such as MAESTRO, into another directory, or pre-train with ssast."
         )
     try:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             return Performances(dict(arrays))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged ({error}); run preprocess again, it is written anew") from error
+        raise InputError(f"{path} is damaged ({error}). Run preprocess again to restore it.") from error
 
 
 def require_all(performances: Performances, keys: Iterable[str], split: str) -> None:
-    """Check that every recording of a split has its performance.
+    """Check that every recording of a split has a performance.
 
     Raises:
-        InputError: names how many have none, and the first.
+        InputError: recordings without one; the message has their number and the first.
     """
     without = [key for key in keys if key not in performances]
     if without:
         raise InputError(
-            f"{len(without)} recordings of the split {split!r} have no readable MIDI, such as {without[0]}; the column notes of "
-            "recordings.csv names them. Give MIDI for them, preprocess without them, or pre-train with ssast"
+            f"{len(without)} recordings of the split {split!r} have no readable MIDI, such as {without[0]}; in recordings.csv "
+            "their column notes is 0. Add their MIDI, preprocess without them, or pre-train with ssast."
         )

@@ -1,4 +1,4 @@
-"""The predictions table: how any model's ratings of held-out clips are written, so that evaluation never touches a model."""
+"""The predictions table: the format of all models' ratings of held-out clips, and the only input of evaluation."""
 
 import gzip
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ def tidy(
 
     Args:
         run: model, protocol and seed.
-        fold: of each clip that the protocol evaluates; other clips are left out.
-        clips: name of the clip of each rendering, (n,).
-        ratings, rated: (n, K) in the order of ``dimensions``: what people and the model say.
-        uncertainty: (n, K) standard deviations, which become a column of their own. Those of a clip's renderings are
-            averaged as they are: their errors are one error, not independent ones.
+        fold: of each clip that the protocol evaluates; other clips are excluded.
+        clips: clip name of each rendering, (n,).
+        ratings, rated: (n, K) in the order of ``dimensions``: human ratings and predictions.
+        uncertainty: (n, K) standard deviations, written as a further column. Those of a clip's renderings are averaged
+            without shrinkage: their errors are not independent.
     """
     predicted = pd.DataFrame(rated, columns=dimensions).groupby(clips).mean()
     truth = pd.DataFrame(ratings, columns=dimensions).groupby(clips).first()
@@ -46,14 +46,14 @@ def tidy(
 
 
 def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
-    """The mean of a model's seeds, as a model of its own: of every model in ``table`` that has several, under each protocol.
+    """The mean over seeds as a separate model, for every model in ``table`` with several seeds, under each protocol.
 
     Args:
         table: in ``COLUMNS``.
-        word: part of the models' names behind which ``-ensemble`` is set; the seed is the lowest of them.
+        word: part of the model names after which ``-ensemble`` is inserted; the lowest seed is used as seed.
 
     Raises:
-        InputError: seeds of a model that did not rate the same clips.
+        InputError: the seeds of a model rated different clips.
     """
     kept = [table.iloc[:0][COLUMNS]]
     for (model, protocol), part in table.groupby(["model", "protocol"]):
@@ -63,15 +63,15 @@ def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
             rating=("rating", "first"), prediction=("prediction", "mean"), count=("seed", "nunique")
         )
         if len(short := one[one["count"] < seeds]):
-            raise InputError(f"{model}, {protocol}: {short['clip'].iloc[0]} is not rated by all of its {seeds} seeds; "
-                             "finish the seed that lacks it, or leave that seed out.")  # fmt: skip
+            raise InputError(f"{model}, {protocol}: {short['clip'].iloc[0]} is not rated by all {seeds} seeds. "
+                             "Finish the missing seed, or exclude it.")  # fmt: skip
         name = model.replace(word, f"{word}-ensemble")
         kept.append(one.assign(model=name, protocol=protocol, seed=part["seed"].min())[COLUMNS])
     return pd.concat(kept, ignore_index=True)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a predictions table whole or not at all; gzipped, without time stamp, where the name ends with ``.gz``."""
+    """Write a predictions table atomically; gzipped without timestamp if the name ends with ``.gz``."""
     content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n").encode()
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

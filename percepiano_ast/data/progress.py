@@ -1,4 +1,4 @@
-"""Text progress of long work on recordings: how many, how fast, how long still, how much room."""
+"""Text progress of long work on recordings: count, rate, time left and free disk space."""
 
 import shutil
 import time
@@ -11,11 +11,11 @@ EVERY_SECONDS = 5.0
 
 
 class Progress:
-    """Counts recordings and says every few seconds where the work stands.
+    """Counts recordings and logs the progress every few seconds.
 
     Args:
-        everything: all recordings; ``todo``: those that are not done yet.
-        directory: whose disk is watched.
+        everything: all recordings; ``todo``: those not done yet.
+        directory: its disk is monitored.
     """
 
     def __init__(self, everything: list[Item], todo: list[Item], directory: Path, log: Callable[[str], None]):
@@ -28,10 +28,10 @@ class Progress:
         self.started: float | None = None
         self.shown = 0.0
         if self.count:
-            log(f"  {self.count} of {self.total} were ready already")
+            log(f"  {self.count} of {self.total} are done already")
 
     def done(self, item: Item, facts: dict | None) -> None:
-        """One more recording is through, well or not."""
+        """Count one more recording, successful or not."""
         self.count += 1
         self.seconds_left -= item.seconds
         now = time.monotonic()
@@ -58,5 +58,5 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    seconds = max(seconds, 0.0)  # of expected lengths: what was longer than it said leaves less than nothing
+    seconds = max(seconds, 0.0)  # negative if recordings were longer than expected
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

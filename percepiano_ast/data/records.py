@@ -1,7 +1,7 @@
-"""Stretches of recordings out of the shards' records, without decoding what nobody asked for.
+"""Random access to frames of recordings in the shards, without decoding unused features.
 
-A record is a serialised ``tf.train.Example`` of one chunk. TFDS's own decoding takes every feature through a list and
-checks its shape; here protobuf's parser finds the bytes of the levels, and they are looked at where they lie.
+A record is a serialised ``tf.train.Example`` of one chunk. TFDS's own decoding converts every feature through a list and
+checks its shape; here protobuf's parser locates the bytes of the levels, which are used without a copy.
 """
 
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from tensorflow_datasets.proto import tf_example_pb2
 from percepiano_ast.config import InputError
 from percepiano_ast.data.shards import DTYPES, ShardSet, chunk_count
 
-_REMEDY = "`python -m percepiano_ast preprocess --verify` finds what else is damaged"
+_REMEDY = "Run `percepiano preprocess --verify` to list all damage."
 
 
 class Chunk(NamedTuple):
-    """What of a record is needed to cut windows.
+    """The parts of a record that are needed to cut windows.
 
     Attributes:
         recording: key of the recording.
-        start: frame of the recording that the chunk starts with.
+        start: the chunk's first frame within the recording.
         stored: (time, mel) uint8 codes or float16 dB, read-only.
     """
 
@@ -32,36 +32,36 @@ class Chunk(NamedTuple):
 
 
 def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
-    """The chunk in a serialised example, whose levels TFDS stored as bytes of ``dtype``.
+    """Parse a serialised example, whose levels TFDS stored as bytes of ``dtype``.
 
     Raises:
-        InputError: it is no such example.
+        InputError: not such an example.
     """
     try:
         features = tf_example_pb2.Example.FromString(record).features.feature
-        # Protobuf answers with an empty list where something is missing, which does not unpack.
+        # Protobuf returns an empty list for a missing feature, which fails to unpack.
         (log_mel,) = features["log_mel"].bytes_list.value
         (recording,) = features["recording"].bytes_list.value
         (start,) = features["start_frame"].int64_list.value if "start_frame" in features else (0,)
         return Chunk(recording.decode(), start, np.frombuffer(log_mel, dtype).reshape(-1, n_mels))
     except (DecodeError, ValueError) as error:
-        raise InputError(f"it is no example of a log-mel chunk ({error})") from error
+        raise InputError(f"not an example of a log-mel chunk ({error})") from error
 
 
 def serialise(features: tfds.features.FeaturesDict, example: dict) -> bytes:
-    """A record of an example, always the same bytes: protobuf alone orders its features anew in every process."""
+    """Serialise an example deterministically; by default protobuf's feature order differs between processes."""
     serialised = tf_example_pb2.Example.FromString(features.serialize_example(example))
     return serialised.SerializeToString(deterministic=True)
 
 
 class Recordings:
-    """Random access to frames of the recordings of a split, whatever chunks they lie in.
+    """Random access to frames of the recordings of a split, across chunks.
 
     Args:
-        shards: the opened split. Its ``metadata["stored"]`` names the type of the levels.
+        shards: the opened split. Its ``metadata["stored"]`` is the type of the levels.
 
     Raises:
-        InputError: the split does not hold as many chunks as its recordings have.
+        InputError: the number of chunks in the split does not match its recordings.
 
     Attributes:
         n_frames: int64 (recordings,).
@@ -74,10 +74,10 @@ class Recordings:
         self.dtype, self.n_mels = np.dtype(DTYPES[shards.metadata["stored"]]), shards.front_end.n_mels
         self._raw, self._chunk_frames = shards.raw, shards.chunk_frames
         self._counts = [chunk_count(int(frames), shards.chunk_frames) for frames in shards.n_frames]
-        self._first = np.cumsum([0, *self._counts]).tolist()  # record of a recording's first chunk
+        self._first = np.cumsum([0, *self._counts]).tolist()  # record number of each recording's first chunk
         if self._first[-1] != len(shards.raw):
             raise InputError(
-                f"the split's {len(self.n_frames)} recordings make {self._first[-1]} chunks, its shards hold "
+                f"the split's {len(self.n_frames)} recordings have {self._first[-1]} chunks, its shards hold "
                 f"{len(shards.raw)}. {_REMEDY}"
             )
 
@@ -93,7 +93,7 @@ class Recordings:
         """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the recording's key.
 
         Raises:
-            InputError: a chunk is damaged, or not the one that belongs there.
+            InputError: a chunk is damaged, or not the expected one.
         """
         number = min(start // self._chunk_frames, self._counts[recording] - 1) if self._chunk_frames else 0
         filled = 0
@@ -110,14 +110,14 @@ class Recordings:
         position = self._first[recording] + number
         try:
             chunk = parse(self._raw[position], self.dtype, self.n_mels)
-        except (InputError, RuntimeError) as error:  # RuntimeError: array_record, of a wrong checksum for one
+        except (InputError, RuntimeError) as error:  # RuntimeError: array_record, for example on a wrong checksum
             raise InputError(f"record {position} of the shards cannot be read: {error}. {_REMEDY}") from error
         start = number * self._chunk_frames
         last = number + 1 == self._counts[recording]
         frames = int(self.n_frames[recording]) - start if last else self._chunk_frames
         if (chunk.start, len(chunk.stored)) != (start, frames):
             raise InputError(
-                f"record {position} of the shards holds {len(chunk.stored)} frames of {chunk.recording} from "
-                f"{chunk.start}, not {frames} from {start}. {_REMEDY}"
+                f"record {position} of the shards holds {len(chunk.stored)} frames of {chunk.recording} from frame "
+                f"{chunk.start}, expected {frames} from frame {start}. {_REMEDY}"
             )
         return chunk

@@ -1,6 +1,6 @@
-"""A big file at an address, read by ranges while it is worked on: MAESTRO's archive is 108 GB, a free disk is smaller.
+"""Read a large remote file by HTTP ranges while it is processed: MAESTRO's archive has 108 GB, more than most free disks.
 
-Every byte is fetched once, and a transfer that breaks off continues with the byte after the last.
+Every byte is fetched once. An interrupted transfer resumes after the last byte received.
 """
 
 import contextlib
@@ -15,25 +15,25 @@ from collections.abc import Callable, Generator, Iterator
 from percepiano_ast.data import retry, stores
 from percepiano_ast.data.stores import Unreachable
 
-_END = 65_557  # bytes; a zip archive's end record, at its longest, lies within them
-_LEAST = 4096  # bytes of a request outside a span: a zip member's header with its name costs one
-_PIECE = 2**20  # bytes, at most, that come at once
-_AHEAD = 16 * 2**20  # bytes that wait to be read
+_END = 65_557  # bytes; maximum length of a zip archive's end record
+_LEAST = 4096  # minimum bytes of a request outside a span: a zip member's header with its name needs one request
+_PIECE = 2**20  # maximum bytes per read
+_AHEAD = 16 * 2**20  # maximum bytes of read-ahead
 
 
 class RemoteFile(io.RawIOBase):
-    """A file at ``https://``, ``http://`` or ``gs://``, read by ranges; seekable, for reading only.
+    """A file at ``https://``, ``http://`` or ``gs://``, read by ranges; seekable and read-only.
 
-    A read returns all bytes that it asks for, but for the end of the file. It serves one thread.
+    A read returns all requested bytes, except at the end of the file. Not thread-safe.
 
     Attributes:
-        name: its address.
+        name: its URL.
         size: bytes.
-        fetched: bytes received so far, those read ahead too.
+        fetched: bytes received so far, including read-ahead.
 
     Raises:
-        InputError: no such address, the server refuses, or it does not serve ranges.
-        Unreachable: it does not answer; from reading also when it stopped, refuses, or serves another file than before.
+        InputError: invalid URL, or the server refuses or does not support ranges.
+        Unreachable: the server does not respond; while reading also if it refuses or the file has changed.
     """
 
     def __init__(self, url: str):
@@ -46,7 +46,7 @@ class RemoteFile(io.RawIOBase):
         self._store = stores.open_store(url)
         end = b"".join(self._receive(-_END, 0))
         self.size = self._store.known_size
-        # What is kept, (position, bytes): the end of the file, and what the last small request brought.
+        # Cached as (position, bytes): the end of the file, and the last small request.
         self._end, self._block = (self.size - len(end), end), (0, b"")
 
     def readable(self) -> bool:
@@ -62,7 +62,7 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position, in bytes from the beginning, here or the end; nothing is fetched."""
+        """Set the position in bytes, relative to the start, the current position or the end; sends no request."""
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
         if position < 0:
             raise ValueError(f"position {position} is before the beginning")
@@ -70,7 +70,7 @@ class RemoteFile(io.RawIOBase):
         return position
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next ``size`` bytes, all that are left without one; fewer only at the end of the file.
+        """The next ``size`` bytes, by default all remaining ones; fewer only at the end of the file.
 
         Raises:
             Unreachable: see the class.
@@ -85,7 +85,7 @@ class RemoteFile(io.RawIOBase):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readall(self) -> bytes:
-        """All bytes that are left."""
+        """All remaining bytes."""
         return self.read()
 
     def readinto(self, buffer) -> int:
@@ -97,9 +97,9 @@ class RemoteFile(io.RawIOBase):
 
     @contextlib.contextmanager
     def span(self, start: int, stop: int) -> Iterator[None]:
-        """Announce that the bytes ``[start, stop)`` are read next, front to back.
+        """Announce that the bytes ``[start, stop)`` are read next, in order.
 
-        One request brings them, some MiB ahead of the reader; leaving the context ends it.
+        A single request fetches them, some MiB ahead of the reader; leaving the context ends it.
         """
         if self._span is not None:
             raise ValueError("spans of one file cannot be nested")
@@ -111,12 +111,12 @@ class RemoteFile(io.RawIOBase):
             span.close()
 
     def close(self) -> None:
-        """Forget what is kept; a second time does nothing."""
+        """Drop the cached bytes; repeated calls have no effect."""
         self._end = self._block = (0, b"")
         super().close()
 
     def _some(self, position: int, stop: int) -> bytes:
-        """At least one byte from ``position`` on, at most up to ``stop``: of what is kept, of the span, or fetched."""
+        """At least one byte from ``position`` on, at most up to ``stop``: from the cache, the span, or a new request."""
         for start, content in (self._end, self._block):
             if start <= position < start + len(content):
                 return content[position - start : stop - start]
@@ -138,7 +138,7 @@ class RemoteFile(io.RawIOBase):
         pause: Callable[[float], None] = time.sleep,
         opened: Callable[[http.client.HTTPResponse], None] = lambda answer: None,
     ) -> Generator[bytes, None, None]:
-        """The bytes ``[start, stop)`` as they come; after a failure another request brings the rest.
+        """Yield the bytes ``[start, stop)`` as they arrive; after a failure a new request fetches the rest.
 
         Positions below 0 count from the end of the file.
         """
@@ -157,19 +157,19 @@ class RemoteFile(io.RawIOBase):
                             self.fetched += len(piece)
                         yield piece
                 if start < stop:
-                    raise ConnectionError(f"the connection broke off {stop - start:,} bytes early")
+                    raise ConnectionError(f"the connection was lost {stop - start:,} bytes early")
             except retry.BROKEN as error:
                 if retry.is_final(error):
                     raise self._store.refusal(error) from error
                 wait = patience.wait_after(error, progress=progress)
                 if wait is None:
-                    what = f"{self.name} does not answer: {error}, {patience.failures} times in a row"
-                    raise Unreachable(f"{what}. Run again later, or give a copy on disk") from error
+                    what = f"{self.name} does not respond: {error}, {patience.failures} times in a row"
+                    raise Unreachable(f"{what}. Run again later, or give a copy on disk.") from error
                 pause(wait)
 
 
 def _piece(answer: http.client.HTTPResponse, size: int) -> bytes:
-    # read() would lose what it has when the connection is reset before it has all.
+    # read() would lose the bytes already received if the connection is reset.
     with stores.network():
         return answer.read1(size) if size else b""
 
@@ -178,14 +178,14 @@ def _piece(answer: http.client.HTTPResponse, size: int) -> bytes:
 
 
 class _Left(Exception):
-    """Nobody reads the span any more."""
+    """The span has been closed."""
 
 
 class _ReadAhead:
-    """The bytes ``[start, stop)``, received by a thread of its own while they are worked on.
+    """The bytes ``[start, stop)``, received by a separate thread while they are processed.
 
     Attributes:
-        position: of the first byte that can still be taken.
+        position: of the first byte that is still available.
     """
 
     def __init__(self, receive: Callable[..., Generator[bytes, None, None]], start: int, stop: int):
@@ -201,7 +201,7 @@ class _ReadAhead:
             self._thread.start()
 
     def take(self, position: int, size: int) -> bytes:
-        """At least one byte from ``position`` on, at most ``size``; waits for it, and drops what lies before it."""
+        """At least one byte from ``position`` on, at most ``size``; waits for it and drops earlier bytes."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._pieces or self._error)
@@ -226,11 +226,11 @@ class _ReadAhead:
             self._left = True
             self._changed.notify_all()
             if self._connection:
-                # Wakes a thread that waits for bytes; closing would not.
+                # Wakes the thread if it waits for bytes; closing the socket would not.
                 with contextlib.suppress(OSError):
                     self._connection.shutdown(socket.SHUT_RDWR)
         if self._thread.ident:
-            # One that still waits for an answer to begin cannot be woken; it ends with it, or with retry.TIMEOUT.
+            # A thread that waits for a response to start cannot be woken; it ends with the response or after retry.TIMEOUT.
             self._thread.join(1.0)
 
     def _run(self, receive: Callable[..., Generator[bytes, None, None]]) -> None:
@@ -240,7 +240,7 @@ class _ReadAhead:
                     self._put(piece)
         except _Left:
             pass
-        except BaseException as error:  # the reader gets it
+        except BaseException as error:  # raised in the reader's thread
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
@@ -265,7 +265,7 @@ class _ReadAhead:
         with self._changed:
             self._stay()
             self._forget_connection()
-            # A second handle: the answer closes its own when it ends, at any moment.
+            # A second handle: the response may close its own at any time.
             self._connection = socket.fromfd(answer.fileno(), socket.AF_INET, socket.SOCK_STREAM)
 
     def _stay(self) -> None:

@@ -1,9 +1,9 @@
-"""Log-mel shards: what a packed data set looks like, and how it is opened. `staging` makes them.
+"""Log-mel shards: the format of a packed data set, and how to open it. `staging` makes them.
 
-A data set is a TFDS data set of ArrayRecord files that no TensorFlow is needed to read:
+A data set is a TFDS data set of ArrayRecord files that can be read without TensorFlow:
 ``tfds.builder_from_directory(DIR).as_data_source()``. Its records are in order: the recordings of a split as planned, the
-chunks of a recording one after the other. Which recording lies in which file follows from the plan alone, so files
-can be made one by one, in any order and by any machine, and come out the same.
+chunks of a recording one after the other. The plan alone determines which recording is in which file, so files can be made
+in any order and on any machine with the same result.
 """
 
 import math
@@ -18,23 +18,23 @@ from etils import epath
 from percepiano_ast.config import FrontEnd, InputError, Statistics
 
 VERSION = "2.0.0"
-MANIFEST = "manifest.json"  # written last: where it is, the data set is complete
-WRITER_OPTIONS = "group_size:1"  # one record a group, as random access wants it
-SHARD_SECONDS = 7200  # 92 MB of uint8 codes: MAESTRO makes a hundred files, which Drive can bear
+MANIFEST = "manifest.json"  # written last: a data set with this file is complete
+WRITER_OPTIONS = "group_size:1"  # one record per group, for random access
+SHARD_SECONDS = 7200  # 92 MB of uint8 codes: a hundred files for MAESTRO, few enough for Drive
 
-# 5.1 s: small enough that a crop reads little beside itself, large enough to be read in one piece.
+# 5.1 s: a compromise between few reads per crop and few unused frames.
 CHUNK_FRAMES = 512
 DTYPES: dict[str, type[np.number]] = {"uint8": np.uint8, "float16": np.float16}
 
 
 @dataclass(frozen=True)
 class Item:
-    """One recording on its way to the shards.
+    """One recording to be written to the shards.
 
     Attributes:
-        fields: travel into every example made from it.
+        fields: copied into every example of the recording.
         seconds: its expected length.
-        measured: whether that is its own, not what is usual.
+        measured: whether that length is measured rather than a typical value.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: number ``number`` of the ``count`` files of a split, and what goes into it."""
+    """One file of a data set: number ``number`` of the ``count`` files of a split, and its recordings."""
 
     split: str
     number: int
@@ -60,7 +60,7 @@ class Shard:
 
 
 def plan(items: list[Item]) -> list[Shard]:
-    """Spread items over shards of about ``SHARD_SECONDS`` each, in their order; nothing but the items decides."""
+    """Distribute items over shards of about ``SHARD_SECONDS`` each, in their order; a function of the items alone."""
     parts: dict[str, list[list[Item]]] = {}
     for item in items:
         of_split = parts.setdefault(item.split, [[]])
@@ -75,18 +75,18 @@ def plan(items: list[Item]) -> list[Shard]:
 
 
 class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """TFDS builder of a data set whose shards are made by `staging`. Subclasses give name and features.
+    """TFDS builder of a data set whose shards are made by `staging`. Subclasses define name and features.
 
     Args:
-        data_dir: the data set lies in ``data_dir/NAME/VERSION``.
+        data_dir: the data set is in ``data_dir/NAME/VERSION``.
         stored: ``uint8`` codes of the front end's range, or ``float16`` levels in dB.
-        metadata: kept in the data set; `open_shards` needs ``front_end``, ``statistics``, ``n_frames``, ``chunk_frames``.
+        metadata: stored in the data set; `open_shards` needs ``front_end``, ``statistics``, ``n_frames``, ``chunk_frames``.
     """
 
     VERSION = tfds.core.Version(VERSION)
     pkg_dir_path = epath.Path(__file__).parent
     FEATURES: dict = {}
-    CHUNK_FRAMES = CHUNK_FRAMES  # of an example; 0 where it is a whole recording
+    CHUNK_FRAMES = CHUNK_FRAMES  # of an example; 0 if it is a whole recording
 
     def __init__(self, *, data_dir: str | Path, metadata: dict, stored: str = "uint8"):
         self._stored = stored
@@ -109,24 +109,24 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         )
 
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("shards are made by percepiano_ast.data.staging, which can be interrupted")
+        raise NotImplementedError("shards are made by percepiano_ast.data.staging, which can resume")
 
     def _generate_examples(self):
-        raise NotImplementedError("shards are made by percepiano_ast.data.staging, which can be interrupted")
+        raise NotImplementedError("shards are made by percepiano_ast.data.staging, which can resume")
 
     @classmethod
     def home(cls, directory: Path) -> Path:
-        """Where the files of the data set below ``directory`` lie."""
+        """Directory of the data set's files within ``directory``."""
         return directory / cls.name / VERSION
 
     @classmethod
     def file_of(cls, directory: Path, shard: Shard) -> Path:
-        """File of one shard, under TFDS's name for it."""
+        """File of one shard, named by TFDS's convention."""
         numbers = f"{shard.number:05d}-of-{shard.count:05d}"
         return cls.home(directory) / f"{cls.name}-{shard.split}.array_record-{numbers}"
 
     def write_info(self, lengths: dict[str, list[int]], num_bytes: dict[str, int]) -> None:
-        """Write what makes the files a TFDS data set, given the records of every shard of every split."""
+        """Write TFDS's metadata, given the number of records per shard and the bytes of each split."""
         splits = [
             tfds.core.SplitInfo(
                 name=split,
@@ -143,8 +143,8 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 def chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Cut a recording, given in blocks (time, mel), into chunks of ``size`` frames: ``(start frame, chunk)``.
 
-    The last one takes the rest, so every chunk of a recording of at least ``size`` frames holds at least as many. A
-    ``size`` of 0 keeps the recording whole.
+    The last chunk includes the remainder, so all chunks of a recording of at least ``size`` frames have at least ``size``
+    frames. A ``size`` of 0 keeps the recording whole.
     """
     held: list[np.ndarray] = []
     frames = start = 0
@@ -162,12 +162,12 @@ def chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.nd
 
 
 def chunk_count(n_frames: int, size: int) -> int:
-    """How many chunks `chunks` makes of a recording of ``n_frames``."""
+    """Number of chunks that `chunks` makes from a recording of ``n_frames``."""
     return max(n_frames // size, 1) if size else 1
 
 
 class Levels:
-    """What is known of the stored levels of one recording, gathered block by block; exact for uint8 codes."""
+    """Statistics of the stored levels of one recording, accumulated block by block; exact for uint8 codes."""
 
     def __init__(self, front_end: FrontEnd):
         self.front_end = front_end
@@ -190,13 +190,13 @@ class Levels:
         self.sums[1] += float((histogram * levels**2).sum())
 
     def facts(self) -> dict:
-        """As JSON has it; `level_statistics` joins those of many recordings."""
+        """As a JSON object; `level_statistics` combines those of many recordings."""
         names = {"count": self.count, "at_floor": self.at_floor, "at_ceiling": self.at_ceiling}
         return names | {"sum_db": self.sums[0], "sum_squared_db": self.sums[1]}
 
 
 def level_statistics(facts: Iterable[dict]) -> Statistics:
-    """Mean and standard deviation of the level in dB over recordings; the same in whatever order they come."""
+    """Mean and standard deviation of the level in dB over recordings, independent of their order."""
     facts = list(facts)
     count = sum(one["count"] for one in facts)
     mean = math.fsum(one["sum_db"] for one in facts) / count
@@ -206,24 +206,24 @@ def level_statistics(facts: Iterable[dict]) -> Statistics:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, here or at ``gs://``."""
+    """Size of a local file or one at ``gs://`` in bytes."""
     stat = path.stat()
     return stat.st_size if isinstance(path, Path) else stat.length
 
 
 def is_complete(directory: Path) -> bool:
-    """Whether the data set below ``directory`` was finished."""
+    """Whether the data set in ``directory`` is complete."""
     return (directory / MANIFEST).exists()
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a packed data set: random access to examples, and what the shards say of themselves.
+    """One split of a packed data set: random access to examples, and the data set's metadata.
 
     Attributes:
-        examples: decoded examples; a recording's chunks follow one another.
+        examples: decoded examples; the chunks of a recording are consecutive.
         n_frames: int64 (recordings,), frames of each recording in the order of the examples.
-        chunk_frames: frames of an example but a recording's last, which takes the rest; 0: an example is a recording.
+        chunk_frames: frames per example, except a recording's last, which includes the remainder; 0: one example per recording.
         raw: the serialised examples.
     """
 
@@ -243,22 +243,22 @@ class ShardSet:
 
 
 def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
-    """Open a split of the data set below ``directory``.
+    """Open a split of the data set in ``directory``.
 
     Raises:
-        InputError: nothing complete is there (the message names ``made_by``, the step that writes it), or no such split.
+        InputError: no complete data set (the message names ``made_by``, the step that writes it), or no such split.
     """
     directory = Path(directory)
     if not is_complete(directory):
         state = "is incomplete" if directory.exists() else "does not exist"
-        raise InputError(f"the shards {directory} {state}. Run {made_by} first; it continues where it stopped.")
+        raise InputError(f"the data set {directory} {state}. Run {made_by} first; an interrupted run resumes.")
     homes = [path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json")]
     if len(homes) != 1:
-        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. Delete it, run {made_by} again.")
+        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. Delete it and run {made_by} again.")
     home = homes[0]
     builder = tfds.builder_from_directory(home)
     if split not in builder.info.splits:
-        raise InputError(f"{home} has no split {split!r}, only {', '.join(sorted(builder.info.splits))}")
+        raise InputError(f"{home} has no split {split!r}. Choose one of: {', '.join(sorted(builder.info.splits))}.")
     metadata = dict(builder.info.metadata)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     return ShardSet(

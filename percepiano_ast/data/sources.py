@@ -1,6 +1,6 @@
-"""Where recordings come from: the members of a zip archive, local or remote, or the files of a folder.
+"""Sources of recordings: the members of a local or remote zip archive, or the files of a folder.
 
-A member of an archive is read once, from front to back, while it is turned into a spectrogram: it is never stored.
+A member of an archive is streamed once while its spectrogram is computed; it is never stored.
 """
 
 import contextlib
@@ -13,26 +13,26 @@ from pathlib import Path, PurePosixPath
 from percepiano_ast.config import InputError
 from percepiano_ast.data.remote import RemoteFile, Unreachable
 
-# What libsndfile reads, and what ffmpeg reads for it where it is there.
+# Formats of libsndfile and of ffmpeg.
 AUDIO_SUFFIXES = frozenset(".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split())
 
 
 class Damaged(InputError):
-    """Bytes that are not what the source itself says they should be; another reading may bring better ones."""
+    """The bytes do not match the source's checksum; reading again may succeed."""
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name says that it is a recording; hidden files are none."""
+    """Whether a file name has an audio extension and is not hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 
 def unsafe(name: str) -> str:
-    """What is wrong with a name that leads out of its source, or may elsewhere; empty for a good one."""
+    """The fault of a name that escapes its source on any system; empty for a valid one."""
     if "\\" in name:
         return f"its name {name!r} has a backslash; write / between folders"
     if ".." in name.split("/") or name.startswith("/") or ":" in name.split("/")[0]:
-        return f"its name {name!r} leads out of the source"
+        return f"its name {name!r} points outside the source"
     return ""
 
 
@@ -43,8 +43,8 @@ class Archive:
         names: of the members, without folders.
 
     Raises:
-        InputError: nothing there, no ranges, or not a complete zip archive.
-        Unreachable: the address stopped answering.
+        InputError: no such file, no support for ranges, or not a complete zip archive.
+        Unreachable: the server stopped responding.
     """
 
     def __init__(self, where: str):
@@ -53,19 +53,19 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(self._remote or where)
         except zipfile.BadZipFile as error:
-            raise InputError(f"{where} is not a complete zip archive ({error}); download it again") from error
+            raise InputError(f"{where} is not a complete zip archive ({error}). Download it again.") from error
         except OSError as error:
             if isinstance(error, Unreachable):
                 raise
-            raise InputError(f"cannot open {where} ({error}); give another address or a copy") from error
+            raise InputError(f"cannot open {where} ({error}). Give another address or a local copy.") from error
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
         self.names = list(self._members)
-        # A member ends where the next one, or the directory, begins.
+        # A member ends at the start of the next one, or of the central directory.
         starts = sorted(info.header_offset for info in self._members.values())
         self._stops = dict(zip(starts, [*starts[1:], self._zip.start_dir]))
 
     def size(self, name: str) -> int:
-        """Bytes that reading the file takes."""
+        """Compressed size of a member in bytes."""
         return self._members[name].compress_size if name in self._members else 0
 
     def read(self, name: str) -> bytes:
@@ -75,11 +75,11 @@ class Archive:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[io.RawIOBase]:
-        """One member, to be read once and to its end, where its checksum is compared.
+        """Open one member to be read once; its checksum is verified at its end.
 
         Raises:
-            InputError: the archive lacks it, cannot read it, or its bytes are damaged; from within the context too.
-            Unreachable: the address stopped answering.
+            InputError: the member is missing, unreadable or damaged; also raised within the context.
+            Unreachable: the server stopped responding.
         """
         info = self._members.get(name)
         if info is None:
@@ -91,12 +91,12 @@ class Archive:
                 yield _Member(file, name, info.file_size)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise Damaged(f"{name} is damaged in {self.where}: {error}") from error
-        except NotImplementedError as error:  # a compression method that this Python does not know
+        except NotImplementedError as error:  # a compression method that this Python does not support
             raise InputError(f"{name} cannot be read from {self.where}: {error}") from error
 
 
 class _Member(io.RawIOBase):
-    """A member that can only be read forward, so that nobody rewinds it, which would fetch it again."""
+    """A forward-only member: rewinding would fetch it again."""
 
     def __init__(self, file, name: str, size: int):
         self.file, self.name, self.size = file, name, size
@@ -112,7 +112,7 @@ class Folder:
     """Files below a folder.
 
     Attributes:
-        names: paths of the files below it, with ``/``.
+        names: relative paths of its files, with ``/``.
     """
 
     def __init__(self, where: str):
@@ -146,11 +146,11 @@ def open_source(where: str) -> Archive | Folder:
     """The files at a path, ``https://`` or ``gs://`` address.
 
     Raises:
-        InputError: neither archive nor folder; see `Archive`.
+        InputError: neither an archive nor a folder; see `Archive`.
     """
     path = Path(where)
     if "://" in where or path.is_file():
         return Archive(where)
     if not path.is_dir():
-        raise InputError(f"no archive or folder of recordings at {where!r}; give a path, https:// or gs:// address")
+        raise InputError(f"{where!r}: no such archive or folder of recordings. Give a path, https:// or gs:// address.")
     return Folder(where)

@@ -1,9 +1,9 @@
-"""How shards are made: recordings are staged one by one, then joined, shard by shard; any machine, any interruption.
+"""Make shards resumably and reproducibly: recordings are staged one by one, then joined into shards.
 
-A finished recording is one file below ``staged/`` that appears whole or not at all; as soon as all of a shard's recordings
-are there the shard is written, and what was staged for it is removed. So an interrupted run loses the recordings in work
-and nothing else, never needs room for the data twice, and ends with the same bytes as an uninterrupted one: a staged file
-is a function of its recording alone, a shard of its staged files.
+A finished recording is written atomically as one file in ``staged/``. When all recordings of a shard are staged, the shard
+is written and its staged files are deleted. An interrupted run therefore loses only the recordings in progress, the disk
+never holds the data twice, and the result is identical to an uninterrupted run: a staged file depends only on its
+recording, a shard only on its staged files.
 """
 
 import errno
@@ -32,14 +32,14 @@ from percepiano_ast.data.shards import Item, Shard
 from percepiano_ast.data.sources import Damaged
 from percepiano_ast.workers import die_with_parent
 
-GIVE_UP_AFTER = 3  # recordings in a row that the source did not deliver
+GIVE_UP_AFTER = 3  # consecutive recordings that the source did not deliver
 
 _AT_ONCE = 100  # examples
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """ArrayRecord's writer raises a RuntimeError with the system's words in it, everything else an OSError."""
+    """ArrayRecord's writer raises a RuntimeError with the system's error message, everything else an OSError."""
     if isinstance(error, OSError):
         return error.errno in _FULL
     return isinstance(error, RuntimeError) and any(os.strerror(number) in str(error) for number in _FULL)
@@ -47,13 +47,13 @@ def _disk_is_full(error: Exception) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that a process, here or on another machine, has to know to make a shard.
+    """Everything that a local or remote process needs to make a shard.
 
     Attributes:
-        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as they are stored, and may add to
-            ``facts`` what else is worth keeping of it, as JSON has it. An ``InputError`` says that the recording is bad.
-            It crosses process borders: a module's own function, or a ``functools.partial`` of one.
-        directory: below which the data set, ``records/`` and ``staged/`` lie.
+        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as stored, and may add JSON-serialisable
+            metadata to ``facts``. It raises ``InputError`` for an unusable recording. It must be picklable: a module-level
+            function, or a ``functools.partial`` of one.
+        directory: of the data set, ``records/`` and ``staged/``.
     """
 
     builder: type[shards.LogMelBuilder]
@@ -63,19 +63,19 @@ class Job:
     stored: str = "uint8"
 
     def staged(self, shard: Shard, position: int) -> Path:
-        """Staged file of one recording of a shard, without its ending."""
+        """Staged file of one recording of a shard, without its extension."""
         return self.directory / "staged" / shard.name / f"{position:04d}"
 
     def record(self, shard: Shard) -> Path:
-        """What is known of a written shard: its checksum, and the facts of every recording in it."""
+        """File with the record of a written shard: its checksum, and the facts of its recordings."""
         return self.directory / "records" / f"{shard.name}.json"
 
     def file_of(self, shard: Shard) -> Path:
-        """The shard."""
+        """File of the shard."""
         return self.builder.file_of(self.directory, shard)
 
     def written(self, shard: Shard) -> dict | None:
-        """The record of a shard that is there at its full length, or None."""
+        """The record of a shard if its file exists with the right length, otherwise None."""
         path, file = self.record(shard), self.file_of(shard)
         if not path.exists() or not file.exists():
             return None
@@ -86,7 +86,7 @@ class Job:
         """Compute one recording, unless it is staged already; returns its facts.
 
         Raises:
-            InputError: the recording is bad.
+            InputError: the recording is unusable.
         """
         path = self.staged(shard, position)
         done = path.with_suffix(".json")
@@ -98,7 +98,7 @@ class Job:
         try:
             try:
                 facts = self._stage(item, partial)
-            except Damaged:  # on the way, perhaps: then it comes well the next time
+            except Damaged:  # possibly a transfer error: retry once
                 facts = self._stage(item, partial)
             partial.replace(path.with_suffix(".array_record"))
         finally:
@@ -124,7 +124,7 @@ class Job:
         return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels.facts()}
 
     def write(self, shard: Shard, bad: dict[str, str]) -> None:
-        """Join what is staged of a shard, all but the ``bad`` recordings, into its file, then its record."""
+        """Join a shard's staged recordings, except the ``bad`` ones, into its file, then write its record."""
         file = self.file_of(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
@@ -148,7 +148,7 @@ class Job:
         path = self.staged(shard, position)
         try:
             reader = array_record_module.ArrayRecordReader(str(path.with_suffix(".array_record")))
-            for first in range(0, reader.num_records(), _AT_ONCE):  # hours of sound are not held in memory
+            for first in range(0, reader.num_records(), _AT_ONCE):  # in batches: hours of audio would not fit in memory
                 for example in reader.read(first, min(first + _AT_ONCE, reader.num_records())):
                     writer.write(example)
             reader.close()
@@ -156,11 +156,11 @@ class Job:
         except (ValueError, RuntimeError, OSError) as error:
             if _disk_is_full(error):
                 raise
-            path.with_suffix(".json").unlink(missing_ok=True)  # so that it is computed anew
-            raise RunFailed(f"{path} was damaged since it was staged ({error}); run again, it is made anew") from error
+            path.with_suffix(".json").unlink(missing_ok=True)  # so that it is computed again
+            raise RunFailed(f"{path} was damaged after staging ({error}). Run again to make it again.") from error
 
     def make(self, shard: Shard) -> None:
-        """Make a whole shard in a temporary folder and bring it to its place, which may be ``gs://``."""
+        """Make a whole shard in a temporary folder and copy it to its directory, which may be at ``gs://``."""
         with tempfile.TemporaryDirectory() as scratch:
             local = replace(self, directory=Path(scratch))
             bad = {}
@@ -171,7 +171,7 @@ class Job:
                     bad[item.key] = str(error)
             local.staged(shard, 0).parent.mkdir(parents=True, exist_ok=True)
             local.write(shard, bad)
-            for path in (local.file_of(shard), local.record(shard)):  # the record last: it says that the shard is there
+            for path in (local.file_of(shard), local.record(shard)):  # the record last: it marks the shard as complete
                 target = self.directory / path.relative_to(scratch)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 epath.Path(path).copy(target, overwrite=True)
@@ -182,7 +182,7 @@ class Job:
 
 @dataclass
 class _Outcome:
-    """What became of one recording in a worker process."""
+    """Result of one recording in a worker process."""
 
     facts: dict | None = None
     bad: str = ""
@@ -204,10 +204,10 @@ def _attempt(job: Job, shard: Shard, position: int) -> _Outcome:
 
 
 class LocalRun:
-    """Makes the shards of a plan with worker processes on this machine.
+    """Makes the shards of a plan with local worker processes.
 
     Args:
-        bytes_per_second: of stored levels for a second of sound, to foresee the room on disk.
+        bytes_per_second: of stored levels per second of audio, to estimate the disk space needed.
     """
 
     def __init__(self, job: Job, workers: int, bytes_per_second: float, log: Callable[[str], None]):
@@ -215,14 +215,14 @@ class LocalRun:
         self.bytes_per_second = bytes_per_second
         self.bad: dict[str, str] = {}
         self.unreachable: dict[str, str] = {}
-        self.stop = ""  # why no more work is given out
+        self.stop = ""  # reason to submit no more work
 
     def run(self, plan: list[Shard], max_bad: int) -> dict[str, str]:
-        """Make every shard that is not there; returns the bad recordings with their reasons.
+        """Make all missing shards; returns the unusable recordings with their reasons.
 
         Raises:
-            InputError: not enough room on the disk.
-            RunFailed: the disk filled up, the source stopped answering, or a worker was killed; what is done is kept.
+            InputError: not enough disk space.
+            RunFailed: the disk is full, the source stopped responding, or a worker was killed; finished work is kept.
         """
         missing = [shard for shard in plan if not self.job.written(shard)]
         todo = [(shard, k) for shard in missing for k in range(len(shard.items)) if not self._is_staged(shard, k)]
@@ -231,7 +231,7 @@ class LocalRun:
         everything = [item for shard in plan for item in shard.items]
         self.progress = Progress(everything, [shard.items[k] for shard, k in todo], self.job.directory, self.log)
         self._require_room(sum(shard.items[k].seconds for shard, k in todo))
-        # Fork is unsafe beside JAX's threads; spawned workers import only what the front end needs.
+        # Fork is unsafe with JAX's threads; spawned workers import only the front end's dependencies.
         context = multiprocessing.get_context("spawn")
         size = max(min(self.workers, len(todo) + len(missing)), 1)
         try:
@@ -243,7 +243,7 @@ class LocalRun:
                 finally:
                     self.pool.shutdown(cancel_futures=True)
         except BrokenProcessPool as error:
-            raise RunFailed(f"a worker process was killed ({error}): too little memory? Run again, it continues") from error
+            raise RunFailed(f"a worker process was killed ({error}), perhaps for lack of memory. Run again to resume.") from error
         if self.stop:
             raise RunFailed(self.stop)
         return self.bad
@@ -252,7 +252,7 @@ class LocalRun:
         return self.job.staged(shard, position).with_suffix(".json").exists()
 
     def _clean(self) -> None:
-        """Remove what a killed run left half written."""
+        """Remove partial files of a killed run."""
         for litter in list(self.job.directory.rglob("*.partial")):
             litter.unlink(missing_ok=True)
 
@@ -288,7 +288,7 @@ class LocalRun:
                 self.stop = self._full(str(error))
 
     def _note(self, shard: Shard, position: int, outcome: _Outcome) -> bool:
-        """Take in what became of a recording; whether its shard can be written now."""
+        """Register a recording's result; returns whether its shard can be written now."""
         item = shard.items[position]
         self.progress.done(item, outcome.facts)
         if outcome.disk:
@@ -301,13 +301,13 @@ class LocalRun:
             self.bad[item.key] = outcome.unreachable
             self.unreachable[item.key] = outcome.unreachable
             if len(self.unreachable) >= GIVE_UP_AFTER:
-                self.stop = f"the source does not deliver any more: {outcome.unreachable}. Run again, it continues"
+                self.stop = f"the source stopped delivering (run again to resume): {outcome.unreachable}"
             return False
         self.unreachable.clear()
         self.left[shard.name] -= 1
         return not self.left[shard.name]
 
-    # Room for what is in work: a worker's staged recording and a shard that is written beside its staged files.
+    # Disk space for work in progress: one staged recording per worker, and a shard next to its staged files.
     def _reserve(self) -> float:
         return (shards.SHARD_SECONDS + 3600 * self.workers) * self.bytes_per_second
 
@@ -318,7 +318,7 @@ class LocalRun:
         if free < need:
             raise InputError(
                 f"{self.job.directory} has {free / 1e9:.2f} GB free, the shards need {need / 1e9:.2f} GB: "
-                f"{(need - free) / 1e9:.2f} GB are missing. Free them, choose another directory, or limit the hours"
+                f"{(need - free) / 1e9:.2f} GB are missing. Free disk space, choose another directory, or limit the hours."
             )
 
     def _keep_room(self) -> None:
@@ -330,5 +330,5 @@ class LocalRun:
         missing = self.progress.seconds_left * self.bytes_per_second / 1e9
         return (
             f"the disk of {self.job.directory} is full ({what}); about {missing:.2f} GB are needed for the rest. "
-            "Free them and run again, it continues"
+            "Free them and run again to resume."
         )

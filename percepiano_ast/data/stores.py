@@ -1,7 +1,7 @@
-"""Servers of big files, asked for ranges: ``https://``, ``http://``, ``gs://``.
+"""HTTP range requests to servers of large files: ``https://``, ``http://``, ``gs://``.
 
-Google's ``gs://`` is the same HTTP at another address and, where a file is not open to all, with a token; gcsfs knows
-both. Its own requests are not used: they cannot be streamed, and wait by rules of their own before they give up.
+``gs://`` is plain HTTP at another URL, with a token for files that are not public; gcsfs provides both. Its own requests are
+not used: they cannot be streamed, and have their own retry policy.
 """
 
 import contextlib
@@ -16,19 +16,19 @@ from percepiano_ast.config import InputError
 from percepiano_ast.data import retry
 
 SCHEMES = "https://, http:// or gs://BUCKET/OBJECT"
-_GOOGLE = "https://storage.googleapis.com"  # serves what is open to all, without gcsfs
+_GOOGLE = "https://storage.googleapis.com"  # for public files, without gcsfs
 
 
 class Unreachable(OSError):
-    """A file that does not come: its server stopped answering, or no longer serves what it had served.
+    """A file became unavailable: its server stopped responding, or the file was removed or changed.
 
-    The message names the address, what happened, how often, and what to do.
+    The message has the address, the error, the number of attempts, and the next action.
     """
 
 
 @contextlib.contextmanager
 def network() -> Iterator[None]:
-    """A network that goes away raises more kinds of OSError than `retry.BROKEN` lists."""
+    """Convert OSErrors of a lost network that are not in `retry.BROKEN` to ConnectionError."""
     try:
         yield
     except OSError as error:
@@ -38,7 +38,7 @@ def network() -> Iterator[None]:
 
 
 def open_store(url: str) -> "Store":
-    """The server's side of a file at one of ``SCHEMES``; nothing is asked yet.
+    """The store of a file at one of ``SCHEMES``; sends no request yet.
 
     Raises:
         InputError: another kind of address.
@@ -48,9 +48,9 @@ def open_store(url: str) -> "Store":
         if bucket and key:
             return _google_store(url, bucket, key)
     elif re.match(r"https?://[^/]", url):
-        # Spaces and letters beyond ASCII are written as servers read them; what is quoted stays as it is.
+        # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
         return Store(url, urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
-    raise InputError(f"cannot read {url!r}: give an address that begins with {SCHEMES}")
+    raise InputError(f"cannot read {url!r}: give an address that starts with {SCHEMES}")
 
 
 def _google_store(url: str, bucket: str, key: str) -> "Store":
@@ -58,22 +58,22 @@ def _google_store(url: str, bucket: str, key: str) -> "Store":
         import gcsfs
     except ImportError:
         store = Store(url, f"{_GOOGLE}/{bucket}/{urllib.parse.quote(key)}")
-        store.advice = "Without gcsfs only a file that is open to all can be read: install gcsfs"
+        store.advice = "Without gcsfs only public files can be read: install gcsfs"
         return store
-    # Asynchronous: no event loop is started for two strings.
+    # Asynchronous, so that no event loop is started.
     anonymous = gcsfs.GCSFileSystem(token="anon", asynchronous=True, use_listings_cache=False)
     return _GoogleStore(url, anonymous.url(f"{bucket}/{key}"))
 
 
 class Store:
-    """A server's side of one file.
+    """Range requests for one file.
 
     Attributes:
-        size: bytes; known after the first answer.
-        advice: what helps where the server wants to know who asks.
+        size: bytes; known after the first response.
+        advice: the next action if the server requires authentication.
     """
 
-    advice = "Give an address that is open to all"
+    advice = "Give a public address"
 
     def __init__(self, name: str, address: str):
         self.name, self.address = name, address
@@ -82,21 +82,21 @@ class Store:
 
     @property
     def known_size(self) -> int:
-        """``size``, after the first answer."""
-        assert self.size is not None, "nothing has been asked yet"
+        """``size``, after the first response."""
+        assert self.size is not None, "no request has been sent yet"
         return self.size
 
     def ask(self, start: int, stop: int) -> http.client.HTTPResponse:
-        """The answer with the bytes ``[start, stop)``, or with the last ``-start`` bytes; to be closed.
+        """The response with the bytes ``[start, stop)``, or with the last ``-start`` bytes; the caller closes it.
 
         Raises:
-            InputError: the server does not serve ranges.
-            Unreachable: it serves another file than before.
-            retry.BROKEN: anything else.
+            InputError: the server does not support ranges.
+            Unreachable: the file has changed.
+            retry.BROKEN: any other error.
         """
         answer = self._request(f"bytes={start}-{stop - 1}" if start >= 0 else f"bytes={start}")
         if start < 0 and answer.status == 200:
-            # Azure's store, and emulators of Google's, know ranges but those that count from the end.
+            # Azure's store and emulators of Google's support ranges, but not suffix ranges.
             answer.close()
             with self._request("bytes=0-0") as first:
                 self._check(first, 0)
@@ -109,11 +109,11 @@ class Store:
         return answer
 
     def refusal(self, error: Exception) -> Exception:
-        """What to raise for a final refusal: of the file, or, when it had been opened, of going on."""
+        """The exception for a final refusal: InputError on opening, Unreachable after the first response."""
         code = error.code if isinstance(error, urllib.error.HTTPError) else 0
-        special = {401: self.advice, 403: self.advice, 416: "It is empty or became shorter: check it"}
+        special = {401: self.advice, 403: self.advice, 416: "Check the file, which is empty or became shorter"}
         advice = special.get(code, "Check the address")
-        return self._failure(f"cannot read {self.name}: {error}. {advice}, or give a copy on disk")
+        return self._failure(f"cannot read {self.name}: {error}. {advice}, or give a copy on disk.")
 
     def _failure(self, message: str) -> Exception:
         return InputError(message) if self.size is None else Unreachable(message)
@@ -138,28 +138,28 @@ class Store:
         """Add credentials to a request."""
 
     def _check(self, answer: http.client.HTTPResponse, start: int) -> None:
-        """Raise unless the answer begins at ``start`` of a file that is the same as before."""
+        """Raise unless the response starts at ``start`` and the file is unchanged."""
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         if answer.status != 206 or not found:
-            what = f"{self.name} cannot be read in parts (its server answers {answer.status} when asked for some bytes)"
-            raise self._failure(f"{what}. Give another address, or a copy on disk")
+            what = f"{self.name} cannot be read by ranges (its server returns {answer.status} for a range request)"
+            raise self._failure(f"{what}. Give another address, or a copy on disk.")
         first, size = int(found[1]), int(found[2])
         expected = start if start >= 0 else max(size + start, 0)
         version = {name: answer.headers[name] for name in ("ETag", "Last-Modified") if name in answer.headers}
-        # Servers that share an address may date a file differently; the tag then says that it is the same.
+        # Servers behind one address may report different dates for a file; the ETag identifies it.
         mark = next((name for name in ("ETag", "Last-Modified") if name in version and name in self._version), None)
         if self.size not in (None, size) or (mark and version[mark] != self._version[mark]):
             now = f"{mark} {version[mark]}, was {self._version[mark]}" if mark else f"{size:,} bytes, was {self.size:,}"
-            raise Unreachable(f"{self.name} changed while it was read ({now}). Start anew with a file that stays")
+            raise Unreachable(f"{self.name} changed while it was read ({now}). Start again with a file that does not change.")
         if first != expected:
-            raise self._failure(f"{self.name}: its server sends other bytes than asked for. Give a copy on disk")
+            raise self._failure(f"{self.name}: its server sends other bytes than requested. Give a copy on disk.")
         self.size, self._version = size, self._version or version
 
 
 class _GoogleStore(Store):
-    """A file of Google Cloud Storage; credentials are looked for when it is not open to all.
+    """A file of Google Cloud Storage; credentials are used only if it is not public.
 
-    Not before: a Colab machine without a login has credentials that fail, which would shut out public files.
+    A Colab machine without a login has invalid credentials, with which requests for public files fail.
     """
 
     advice = "Log in (on Colab google.colab.auth.authenticate_user(), elsewhere GOOGLE_APPLICATION_CREDENTIALS)"
@@ -188,7 +188,7 @@ class _GoogleStore(Store):
             self._credentials.apply(headers)
         except TransportError as error:
             raise ConnectionError(f"no access token: {error}") from error
-        except Exception as error:  # gcsfs and google-auth have many ways to say no
+        except Exception as error:  # gcsfs and google-auth raise many kinds of exceptions
             raise self._failure(f"cannot read {self.name}: no access token ({error}). {self.advice}") from error
         for name, value in headers.items():
-            request.add_unredirected_header(name, value)  # whoever it redirects to is not meant
+            request.add_unredirected_header(name, value)  # not sent to redirect targets

@@ -1,4 +1,4 @@
-"""Which recordings a source has: MAESTRO's table, or a table made from a folder of one's own recordings."""
+"""The table of a source's recordings: MAESTRO's, or one made from a folder of your own recordings."""
 
 import hashlib
 import io
@@ -24,9 +24,9 @@ class Table:
 
     Attributes:
         rows: ``COLUMNS``, ordered by file name; ``duration`` in seconds.
-        root: folder within the source that file names are below, empty or with a slash at its end.
-        fingerprint: of what the table was made from.
-        refused: files that should be recordings and are none that can be used, with the reason.
+        root: folder within the source that file names are relative to, empty or ending with a slash.
+        fingerprint: of the table's source.
+        refused: unusable recordings, with the reason.
         licence: of the recordings.
     """
 
@@ -38,7 +38,7 @@ class Table:
 
 
 def read_table(files: Archive | Folder) -> Table:
-    """The source's one CSV table in MAESTRO's form; where a folder has none, a table of the recordings in it.
+    """Read the source's only CSV table in MAESTRO's format; for a folder without one, make a table of its recordings.
 
     Raises:
         InputError: no table and no recordings, more than one table, or not MAESTRO's columns and values.
@@ -47,13 +47,16 @@ def read_table(files: Archive | Folder) -> Table:
     if not tables and isinstance(files, Folder):
         return _own(files)
     if len(tables) != 1:
-        raise InputError(f"{files.where} should hold one CSV table like maestro-v3.0.0.csv, found {tables or 'none'}")
+        raise InputError(
+            f"{files.where} should hold one CSV table like maestro-v3.0.0.csv, found {tables or 'none'}. "
+            "Give MAESTRO's archive, or a source in its format."
+        )
     name, content = tables[0], files.read(tables[0])
     text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
     try:
         rows = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} in {files.where} is no readable CSV table ({error}); fetch it again") from error
+        raise InputError(f"{name} in {files.where} is not a readable CSV table ({error}). Download it again.") from error
     _check(rows, f"{name} in {files.where}")
     root = name[: name.rfind("/") + 1]
     rows = rows.sort_values("audio_filename", ignore_index=True)
@@ -65,24 +68,24 @@ def read_table(files: Archive | Folder) -> Table:
 def _check(table: pd.DataFrame, name: str) -> None:
     missing = [column for column in COLUMNS if column not in table]
     if missing:
-        raise InputError(f"{name} lacks the columns {', '.join(missing)}; MAESTRO v3 has them")
+        raise InputError(f"{name} lacks the columns {', '.join(missing)}. Use the columns of MAESTRO v3.")
     if table.empty:
-        raise InputError(f"{name} lists no recordings; fetch it again")
+        raise InputError(f"{name} lists no recordings. Download it again.")
     numbers = table[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
     for column in ("canonical_composer", "canonical_title", "split", "audio_filename", "year", "duration"):
         bad = (numbers if column in numbers else table)[column].isna()
         if bad.any():
-            raise InputError(f"{name}, line {bad.idxmax() + 2}: {column} is {table[column][bad.idxmax()]!r}")
+            raise InputError(f"{name}, line {bad.idxmax() + 2}: {column} is {table[column][bad.idxmax()]!r}. Correct the value.")
     unknown = sorted(set(table["split"]) - set(SPLITS))
     if unknown:
-        raise InputError(f"{name}: split {unknown[0]!r} is none of {', '.join(SPLITS)}")
+        raise InputError(f"{name}: unknown split {unknown[0]!r}. Use one of: {', '.join(SPLITS)}.")
     repeated = table["audio_filename"].duplicated()
     if repeated.any():
-        raise InputError(f"{name} lists {table['audio_filename'][repeated].iloc[0]} twice; keep one line of each")
+        raise InputError(f"{name} lists {table['audio_filename'][repeated].iloc[0]} twice. Keep one line per recording.")
 
 
 def _refused(listed: pd.Series, root: str, files: Archive | Folder) -> dict[str, str]:
-    """Rows without a file, files without a row, and names that nobody should follow."""
+    """Rows without a file, files without a row, and unsafe names, with the reason."""
     there = set(files.names)
     refused = {name: what for name in listed if (what := sources.unsafe(name))}
     for name in listed:
@@ -90,14 +93,16 @@ def _refused(listed: pd.Series, root: str, files: Archive | Folder) -> dict[str,
             refused[name] = f"{name} is listed but not in {files.where}"
     rows = {root + name for name in listed}
     strays = (name for name in files.names if sources.is_audio(name) and name not in rows)
-    return refused | {name: sources.unsafe(name) or "no row of the table names it" for name in strays}
+    return refused | {name: sources.unsafe(name) or "not listed in the table" for name in strays}
 
 
 def _own(files: Folder) -> Table:
-    """A row for every recording of a folder: its folder stands for the composer, its file for the title."""
+    """One row per recording of a folder; the folder's name serves as composer, the file's as title."""
     names = [name for name in files.names if sources.is_audio(name)]
     if not names:
-        raise InputError(f"{files.where} holds neither a CSV table like maestro-v3.0.0.csv nor a recording")
+        raise InputError(
+            f"{files.where} has neither a CSV table like maestro-v3.0.0.csv nor a recording. Give a folder of recordings."
+        )
     rows, refused = [], {}
     for name in names:
         try:
@@ -117,14 +122,14 @@ def _own(files: Folder) -> Table:
 
 
 def _order(name: str) -> str:
-    """A random but fixed place for a name, whatever other names there are."""
+    """A sort key for a random but fixed order, independent of other names."""
     return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _splits(names: pd.Series) -> pd.Series:
-    """A tenth for validation, a tenth for test, at least one of each where there are three.
+    """A tenth for validation and a tenth for test, at least one of each if there are three or more.
 
-    What shares a folder shares a split where there are folders enough: takes of one piece are often kept together.
+    With three or more folders, recordings of a folder share a split: takes of one piece are often in one folder.
     """
     folders = names.map(lambda name: Path(name).parent.as_posix())
     groups = folders if folders.nunique() >= 3 else names
@@ -139,15 +144,15 @@ def _splits(names: pd.Series) -> pd.Series:
 
 
 def limited(rows: pd.DataFrame, hours: float) -> pd.DataFrame:
-    """About ``hours`` of the recordings, each split's share of them, at least one recording each.
+    """About ``hours`` of the recordings, in proportion to the splits, at least one recording of each.
 
-    A fixed random choice: a higher limit holds all that a lower one does.
+    The random choice is fixed: a higher limit includes all recordings of a lower one.
 
     Raises:
-        InputError: no hours at all.
+        InputError: ``hours`` of 0 or less.
     """
     if hours <= 0:
-        raise InputError(f"a limit of {hours:g} hours leaves nothing; give more, or 0 for no limit")
+        raise InputError(f"a limit of {hours:g} hours selects no recordings. Give more, or 0 for no limit.")
     share = hours * 3600 / rows["duration"].sum()
     kept = []
     for _, part in rows.groupby("split", sort=False):

@@ -1,6 +1,6 @@
-"""Public-domain tunes as notes, for the embedded demo data.
+"""Public-domain tunes as notes, for the built-in demo data.
 
-Melodies are bars of ``pitch:beats`` (one beat when not given, R is a rest); chords are one or two a bar. Every tune is
+Melodies are bars of ``pitch:beats`` (default one beat, R is a rest), with one or two chords per bar. Every tune is
 traditional or by a composer who died before 1900.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 
 _STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _QUALITIES = {"": (0, 4, 7), "m": (0, 3, 7), "7": (0, 4, 10), "m7": (0, 3, 10)}
-# Which chord tone sounds on which share of a chord's time.
+# Chord tones, start and duration, as shares of the chord's duration.
 _PATTERNS = {
     "block": (((0, 1, 2), 0.0, 1.0),),
     "alberti": (((0,), 0.0, 0.25), ((2,), 0.25, 0.25), ((1,), 0.5, 0.25), ((2,), 0.75, 0.25)),
@@ -22,7 +22,7 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class Tune:
-    """A melody with chords. ``beats`` per bar, ``bpm`` of a middling performance, ``minor`` for the simulated mood."""
+    """A melody with chords. ``beats`` per bar, ``bpm`` of an average performance, ``minor`` for the simulated mood."""
 
     title: str
     composer: str
@@ -62,21 +62,21 @@ class Tune:
 
 def _pitch(name: str) -> int:
     found = re.fullmatch(r"([A-G])([#b]?)(\d)", name)
-    assert found, f"{name!r} is no pitch"
+    assert found, f"{name!r} is not a pitch"
     step, accidental, octave = found.groups()
     return 12 * (int(octave) + 1) + _STEPS[step] + {"": 0, "#": 1, "b": -1}[accidental]
 
 
 def _chord(name: str) -> list[int]:
     found = re.fullmatch(r"([A-G][#b]?)(.*)", name)
-    assert found, f"{name!r} is no chord"
+    assert found, f"{name!r} is not a chord"
     root, quality = found.groups()
     bass = _pitch(root + "3")
     bass -= 12 if bass > 53 else 0
     return [bass + interval for interval in _QUALITIES[quality]]
 
 
-# Rated tunes (the PercePiano-shaped part): eight bars or sixteen short ones each.
+# Rated tunes (in PercePiano's format): eight bars or sixteen short ones each.
 RATED = (
     Tune(
         "Ode to Joy",
@@ -246,7 +246,7 @@ RATED = (
     ),
 )
 
-# Tunes for pre-training (the MAESTRO-shaped part): none of the rated ones.
+# Tunes for pre-training (in MAESTRO's format), without the rated ones.
 UNRATED = (
     Tune(
         "Au clair de la lune",

@@ -1,8 +1,9 @@
-"""Variants of a clip: the same playing a little faster, higher, in a room, with noise, as further renderings in the shards.
+"""Variants of a clip as further renderings in the shards: the same performance slightly faster, transposed, in a room, or
+with noise.
 
-A rendering of a variant is called by its synthesizer and the variant, ``fluidr3mono+room``. Where the playing is known as
-MIDI it is changed there and rendered again, which leaves no trace; a recording of one's own is stretched and shifted by
-librosa. What the rating makes of each change: `augment.ANSWERS`.
+A variant is named by synthesizer and variant, ``fluidr3mono+room``. If the MIDI is known, it is changed and rendered again,
+without artefacts; custom recordings are stretched and shifted by librosa. `augment.ANSWERS` states the effect of each
+change on the ratings.
 """
 
 import zlib
@@ -12,22 +13,22 @@ from dataclasses import dataclass
 import librosa
 import numpy as np
 
-from percepiano_ast.audio.conditions import CONDITIONS
+from percepiano_ast.audio.conditions import CONDITIONS, HELD_OUT_ROOM
 from percepiano_ast.config import choose
 from percepiano_ast.performance import Performance
 from percepiano_ast.variations import HIGHEST, LOWEST, PARAMETERS
 
 SEPARATOR = "+"
-_FASTER = 0.05  # of the tempo, at most, up or down
-_HIGHER = 1  # semitones, at most, up or down
+_FASTER = 0.05  # maximum tempo change as a share, up or down
+_HIGHER = 1  # maximum transposition in semitones, up or down
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of variant. ``playing`` changes a performance, ``sound`` a wave; a variant of the playing has both.
+    """One kind of variant. ``playing`` changes a performance, ``sound`` a wave; variants of the performance have both.
 
     Attributes:
-        playing: (performance, rng) -> performance, or None where only the sound changes.
+        playing: (performance, rng) -> performance, or None if only the sound changes.
         sound: (wave, sample_rate, rng) -> wave.
     """
 
@@ -37,7 +38,7 @@ class Variant:
 
 
 def _tempo(rng: np.random.Generator) -> float:
-    """Share by which the tempo is faster."""
+    """Relative tempo change."""
     return float(rng.uniform(-_FASTER, _FASTER))
 
 
@@ -46,7 +47,7 @@ def _stretched(performance: Performance, rng: np.random.Generator) -> Performanc
 
 
 def _transposed(performance: Performance, rng: np.random.Generator) -> Performance:
-    """Up or down, where the keyboard ends in the direction that it allows."""
+    """Up or down at random; near the ends of the keyboard only in the possible direction."""
     pitch = performance.notes["pitch"].astype(int)
     steps = [step for step in (-_HIGHER, _HIGHER) if LOWEST <= pitch.min() + step and pitch.max() + step <= HIGHEST]
     return PARAMETERS["transposition"].change(performance, rng.choice(steps), None) if steps else performance
@@ -57,7 +58,7 @@ def _shifted(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np
 
 
 def _one_of(kind: str):
-    """A condition of that kind, drawn."""
+    """Apply a random condition of that kind."""
     conditions = [condition for condition in CONDITIONS if condition.kind == kind]
 
     def sound(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
@@ -72,13 +73,14 @@ VARIANTS = {
         Variant("stretch", _stretched, lambda wave, sample_rate, rng: librosa.effects.time_stretch(wave, rate=1 + _tempo(rng))),
         Variant("transpose", _transposed, _shifted),
         Variant("room", None, _one_of("room")),
+        Variant("livingroom", None, lambda wave, rate, rng: HELD_OUT_ROOM.apply(wave, rate, int(rng.integers(2**31)))),
         Variant("noise", None, _one_of("noise")),
     )
 }
 
 
 def named(synthesizer: str) -> tuple[str, Variant | None]:
-    """The synthesizer and the variant of ``fluidr3mono+room``; no variant of a plain synthesizer.
+    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant is None for a plain synthesizer.
 
     Raises:
         InputError: an unknown variant.
@@ -88,15 +90,15 @@ def named(synthesizer: str) -> tuple[str, Variant | None]:
 
 
 def rng_of(clip: str, variant: Variant, seed: int = 0) -> np.random.Generator:
-    """What a clip's variant is drawn from: the same one with every piano."""
+    """Random generator of a clip's variant, the same for every piano."""
     return np.random.default_rng([seed, zlib.crc32(f"{clip} {variant.name}".encode())])
 
 
 def pianos(synthesizers: np.ndarray) -> np.ndarray:
-    """The synthesizer of each rendering, of a variant that of what it is a variant of, (n,)."""
+    """The synthesizer of each rendering, without the variant, (n,)."""
     return np.array([name.split(SEPARATOR)[0] for name in synthesizers])
 
 
 def plain(synthesizers: np.ndarray) -> np.ndarray:
-    """Which renderings are no variants, bool (n,): what is held out is rated by them alone."""
+    """Mask of renderings without a variant, bool (n,): held-out clips are rated on these alone."""
     return np.array([SEPARATOR not in name for name in synthesizers], bool)

@@ -1,12 +1,12 @@
-"""Descriptors of a performance: what its MIDI says about how it is played, as named numbers with units.
+"""Descriptors of a performance: MIDI statistics of expressive parameters, with names and units.
 
-``describe(performance)`` gives them all, without score and without sound; ``DESCRIPTORS`` says what each one is. They are the
-input of the MIDI-statistics baseline, and a vocabulary for whoever wants to know what a rating goes with. A few seconds tell
-all of them but the tempo: ``describe(excerpt, OF_EXCERPTS)`` gives the others, which encoders learn to predict.
+``describe(performance)`` computes all of them, without score or audio; ``DESCRIPTORS`` documents each one. They are the input
+of the MIDI-statistics baseline and explain ratings in musical terms. All but the tempo descriptors can be computed from a few
+seconds: ``describe(excerpt, OF_EXCERPTS)`` returns these, which encoders are trained to predict.
 
-Every number is finite for any performance that ``read_midi`` accepts: a quantity that a performance has no instance of (time
-between chords, of a single chord; force of a melody over its accompaniment, of single notes) takes the neutral value that its
-description names. All but the counts per second are independent of where a clip was cut.
+All values are finite for any performance that ``read_midi`` accepts. A descriptor without an instance in a performance
+(inter-onset intervals of a single chord; velocity of melody over accompaniment without chords) has the neutral value in its
+description. All except rates per second are independent of the clip's boundaries.
 """
 
 from collections.abc import Collection
@@ -30,7 +30,7 @@ __all__ = ["DESCRIPTORS", "FAMILIES", "OF_EXCERPTS", "Descriptor", "describe"]
 
 
 def describe(performance: Performance, names: Collection[str] = DESCRIPTORS) -> dict[str, float]:
-    """The descriptors of a performance in ``names``, in that order, in the unit that each names.
+    """The descriptors ``names`` of a performance, in that order, in the units of ``DESCRIPTORS``.
 
     Args:
         performance: ``trimmed``; silence at either end would count as time without pedal.

@@ -1,32 +1,32 @@
-"""How hard the keys are struck: level, spread, course over time, voicing. Velocities are MIDI's, 1 to 127.
+"""Velocity descriptors: level, spread, contour over time, voicing. MIDI velocities, 1 to 127.
 
-Voicing after Goebl (2001), "Melody lead in piano performance: expressive device or artifact?", JASA 110(1).
+Voicing: Goebl (2001), "Melody lead in piano performance: expressive device or artifact?", JASA 110(1).
 """
 
 import numpy as np
 
 from percepiano_ast.descriptors.view import Descriptor, View, correlation, mean
 
-_PHRASE = 1.5  # seconds, standard deviation of the bell that the course of force is smoothed by
+_PHRASE = 1.5  # seconds; standard deviation of the Gaussian kernel for the velocity contour
 
 TABLE = {
-    "velocity_mean": Descriptor("velocity", "mean force of the notes"),
-    "velocity_std": Descriptor("velocity", "deviation of the notes' force"),
-    "velocity_q10": Descriptor("velocity", "force that a tenth of the notes stay below"),
-    "velocity_q50": Descriptor("velocity", "median force"),
-    "velocity_q90": Descriptor("velocity", "force that a tenth of the notes exceed"),
-    "velocity_max": Descriptor("velocity", "force of the hardest note"),
-    "velocity_skew": Descriptor("", "skewness of the notes' force; 0 where all are equal"),
-    "velocity_contour": Descriptor("velocity", "deviation of the force smoothed over phrases: crescendo, diminuendo"),
-    "velocity_contour_range": Descriptor("velocity", "range of the smoothed force"),
-    "velocity_trend": Descriptor("velocity", "rise of force from the first to the last note, by a straight line"),
-    "velocity_accents": Descriptor("velocity", "deviation of chords' force from the smoothed force"),
-    "velocity_steps": Descriptor("velocity", "mean change of force from one chord to the next"),
-    "velocity_of_pitch": Descriptor("", "correlation of force and pitch"),
-    "voicing_std": Descriptor("velocity", "deviation of force within chords"),
-    "voicing_melody": Descriptor("velocity", "force of the highest note of chords over the others; 0 without chords"),
-    "voicing_bass": Descriptor("velocity", "force of the lowest note of chords over the others; 0 without chords"),
-    "melody_std": Descriptor("velocity", "deviation of the melody's force"),
+    "velocity_mean": Descriptor("velocity", "mean velocity"),
+    "velocity_std": Descriptor("velocity", "standard deviation of velocity"),
+    "velocity_q10": Descriptor("velocity", "0.1 quantile of velocity"),
+    "velocity_q50": Descriptor("velocity", "median velocity"),
+    "velocity_q90": Descriptor("velocity", "0.9 quantile of velocity"),
+    "velocity_max": Descriptor("velocity", "maximum velocity"),
+    "velocity_skew": Descriptor("", "skewness of velocity; 0 if constant"),
+    "velocity_contour": Descriptor("velocity", "standard deviation of the velocity smoothed over phrases (crescendo, diminuendo)"),
+    "velocity_contour_range": Descriptor("velocity", "range of the smoothed velocity"),
+    "velocity_trend": Descriptor("velocity", "change of velocity from the first to the last note, linear fit"),
+    "velocity_accents": Descriptor("velocity", "standard deviation of chord velocity minus smoothed velocity"),
+    "velocity_steps": Descriptor("velocity", "mean absolute change of velocity from one chord to the next"),
+    "velocity_of_pitch": Descriptor("", "correlation of velocity and pitch"),
+    "voicing_std": Descriptor("velocity", "standard deviation of velocity within chords"),
+    "voicing_melody": Descriptor("velocity", "velocity of the highest notes of chords minus that of the others; 0 without chords"),
+    "voicing_bass": Descriptor("velocity", "velocity of the lowest notes of chords minus that of the others; 0 without chords"),
+    "melody_std": Descriptor("velocity", "standard deviation of the melody's velocity"),
 }
 
 
@@ -60,11 +60,11 @@ def measure(view: View) -> dict[str, float]:
 
 
 def _smoothed(time: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``values`` (n,) at ``time`` averaged under a bell."""
+    """``values`` (n,) at ``time`` averaged with a Gaussian kernel."""
     weights = np.exp(-0.5 * ((time[:, None] - time) / _PHRASE) ** 2)
     return weights @ values / weights.sum(axis=1)
 
 
 def _over_others(view: View, voice: np.ndarray) -> float:
-    """Mean force of one voice of chords less that of the rest."""
+    """Mean velocity of one voice of chords minus that of the other notes."""
     return mean(view.velocity[view.together & voice]) - mean(view.velocity[view.together & ~voice])

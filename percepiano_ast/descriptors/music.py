@@ -1,6 +1,6 @@
-"""What is played rather than how: register, texture, key. Ratings go with the music as well, so a model must be given it.
+"""Descriptors of the music rather than its performance: register, texture, key. Ratings depend on the music too.
 
-Key by Krumhansl and Schmuckler, see `audio.features.key_fit`.
+Key by the Krumhansl-Schmuckler algorithm, see `audio.features.key_fit`.
 """
 
 import numpy as np
@@ -10,23 +10,23 @@ from percepiano_ast.audio.features import key_fit
 from percepiano_ast.descriptors.view import Descriptor, View, mean
 
 TABLE = {
-    "pitch_mean": Descriptor("MIDI pitch", "mean pitch of the notes"),
-    "pitch_std": Descriptor("semitones", "deviation of the pitches"),
+    "pitch_mean": Descriptor("MIDI pitch", "mean pitch of all notes"),
+    "pitch_std": Descriptor("semitones", "standard deviation of pitch"),
     "pitch_melody": Descriptor("MIDI pitch", "mean pitch of the highest notes"),
     "pitch_bass": Descriptor("MIDI pitch", "mean pitch of the lowest notes"),
-    "pitch_highest": Descriptor("MIDI pitch", "pitch that a twentieth of the notes exceed"),
-    "pitch_lowest": Descriptor("MIDI pitch", "pitch that a twentieth of the notes stay below"),
-    "melody_steps": Descriptor("semitones", "mean size of the melody's intervals; 0 of a single note"),
-    "melody_pitch_std": Descriptor("semitones", "deviation of the melody's pitch"),
-    "chord_size": Descriptor("notes", "mean number of notes struck together"),
-    "chord_size_std": Descriptor("notes", "deviation of that number"),
-    "single_share": Descriptor("", "share of moments at which one note is struck"),
-    "chord_width": Descriptor("semitones", "mean distance of the highest from the lowest note of chords; 0 without"),
-    "repeated_share": Descriptor("", "share of chords with the melody note of the one before"),
-    "majorness": Descriptor("", "how much better a major key fits than a minor one"),
-    "key_clarity": Descriptor("", "how well the best key fits"),
+    "pitch_highest": Descriptor("MIDI pitch", "0.95 quantile of pitch"),
+    "pitch_lowest": Descriptor("MIDI pitch", "0.05 quantile of pitch"),
+    "melody_steps": Descriptor("semitones", "mean size of the melody's intervals; 0 for a single note"),
+    "melody_pitch_std": Descriptor("semitones", "standard deviation of the melody's pitch"),
+    "chord_size": Descriptor("notes", "mean number of notes per chord"),
+    "chord_size_std": Descriptor("notes", "standard deviation of the number of notes per chord"),
+    "single_share": Descriptor("", "share of chords of one note"),
+    "chord_width": Descriptor("semitones", "mean interval from the lowest to the highest note of chords; 0 without chords"),
+    "repeated_share": Descriptor("", "share of chords that repeat the previous melody note"),
+    "majorness": Descriptor("", "fit of the best major key minus that of the best minor key"),
+    "key_clarity": Descriptor("", "fit of the best key"),
     "pitch_classes": Descriptor("bits", "entropy of the twelve pitch classes"),
-    "seconds_share": Descriptor("", "semitones and whole tones among the intervals within chords; 0 without chords"),
+    "seconds_share": Descriptor("", "share of semitones and whole tones among the intervals within chords; 0 without chords"),
 }
 
 
@@ -62,7 +62,7 @@ def measure(view: View) -> dict[str, float]:
 
 
 def _seconds_share(view: View) -> float:
-    """Share of seconds (1 or 2 semitones, in any octave but the unison's) among the neighbouring intervals of chords."""
+    """Share of seconds, sevenths and their compounds (1, 2, 10 or 11 semitones mod 12) among intervals of adjacent chord notes."""
     order = np.lexsort((view.pitch, view.chord))
     same = np.diff(view.chord[order]) == 0
     intervals = np.diff(view.pitch[order])[same] % 12

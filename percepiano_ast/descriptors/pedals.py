@@ -1,7 +1,7 @@
-"""What the feet do: how much, how deep, how often, and what the pedal lets run together.
+"""Pedal descriptors: amount, depth, frequency of changes, and blurring.
 
-A controller is 0 to 127; half pedal are the values between which a damper touches the strings in part. Pedal as PercePiano's
-authors and Liang, Fazekas and Sandler (2019), "Piano sustain-pedal detection", understand it: down from 64.
+Controller values are 0 to 127. At half pedal, the dampers touch the strings partially. The pedal counts as down from 64 on, as
+for PercePiano's authors and Liang, Fazekas and Sandler (2019), "Piano sustain-pedal detection".
 """
 
 import numpy as np
@@ -10,27 +10,27 @@ from percepiano_ast.descriptors.view import Descriptor, View, mean
 from percepiano_ast.performance import SUSTAIN, UNA_CORDA, Performance
 
 _DOWN = 64
-_HALF = (20, 107)  # values between which a pedal is neither up nor down
-_GRID = 0.05  # seconds at which what sounds is counted
-_RING = 4.0  # seconds after which a string that no damper touches is taken to be inaudible
+_HALF = (20, 107)  # between these values, the pedal is neither fully up nor fully down
+_GRID = 0.05  # seconds; time grid for counting sounding notes
+_RING = 4.0  # seconds; an undamped string is assumed to be inaudible afterwards
 
 TABLE = {
     "pedal_share": Descriptor("", "share of time with the sustain pedal down"),
     "pedal_mean": Descriptor("value", "mean value of the sustain pedal over time"),
-    "pedal_std": Descriptor("value", "deviation of that value over time"),
-    "pedal_depth": Descriptor("value", "mean value while it is down; 0 where it never is"),
+    "pedal_std": Descriptor("value", "standard deviation of the sustain pedal over time"),
+    "pedal_depth": Descriptor("value", "mean value while the sustain pedal is down; 0 if it never is"),
     "half_pedal_share": Descriptor("", "share of time at half pedal"),
     "half_pedal_of_down": Descriptor("", "share of half pedal in the time that the pedal is not up"),
-    "pedal_changes": Descriptor("1/s", "how often the pedal is put down"),
-    "pedal_movement": Descriptor("value/s", "way of the pedal per second, up and down"),
-    "pedal_held": Descriptor("s", "mean time for which it is down; 0 where it never is"),
-    "pedal_lag": Descriptor("s", "mean time from the last chord to putting the pedal down, at most 1; 0 where it never is"),
+    "pedal_changes": Descriptor("1/s", "pedal presses per second"),
+    "pedal_movement": Descriptor("value/s", "total pedal movement per second, up and down"),
+    "pedal_held": Descriptor("s", "mean duration of a pedalling; 0 without pedal"),
+    "pedal_lag": Descriptor("s", "mean time from the last chord to the pedal press, at most 1; 0 without pedal"),
     "pedalled_notes": Descriptor("", "share of notes struck with the pedal down"),
     "una_corda_share": Descriptor("", "share of time with the soft pedal down"),
     "una_corda_mean": Descriptor("value", "mean value of the soft pedal over time"),
-    "ringing_mean": Descriptor("log s", "mean logarithm of how long notes ring, by key or pedal, at most 4 s"),
-    "ringing_notes": Descriptor("notes", "mean number of notes that ring together"),
-    "blur": Descriptor("", "neighbouring semitones and whole tones that ring together, per ringing note"),
+    "ringing_mean": Descriptor("log s", "mean log sounding time of notes, held by key or pedal, at most 4 s"),
+    "ringing_notes": Descriptor("notes", "mean number of notes sounding simultaneously"),
+    "blur": Descriptor("", "number of simultaneous semitones and whole tones per sounding note"),
 }
 
 
@@ -62,14 +62,14 @@ def measure(view: View) -> dict[str, float]:
 
 
 def _value_at(view: View, number: int, time: np.ndarray) -> np.ndarray:
-    """Value of a pedal at moments ``time``; 0 before its first event."""
+    """Value of a pedal at times ``time``; 0 before its first event."""
     events = view.performance.pedals[view.performance.pedals["number"] == number]
     values = np.concatenate([[0.0], events["value"]])
     return values[np.searchsorted(events["time"], time, side="right")]
 
 
 def pedalling(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
-    """When the sustain pedal is lifted and when it was put down, one of each per pedalling; lifted at the end at last."""
+    """Release and press times of the sustain pedal, one of each per pedalling; it is released at the end at the latest."""
     events = performance.pedals[performance.pedals["number"] == SUSTAIN]
     turns = np.diff(np.concatenate([[0], (events["value"] >= _DOWN).astype(int)]))
     downs, ups = events["time"][turns > 0], events["time"][turns < 0]
@@ -77,7 +77,7 @@ def pedalling(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ringing(view: View, time: np.ndarray, ups: np.ndarray, downs: np.ndarray) -> dict[str, float]:
-    """How long and how many notes ring, and how many of them are a second apart."""
+    """Sounding time and number of sounding notes, and the number of simultaneous seconds."""
     end = view.offset.copy()
     for up, down in zip(ups, downs, strict=True):
         caught = (view.offset >= down) & (view.offset < up)

@@ -1,11 +1,12 @@
-"""Tempo without a score: the note values and the tempo curve that explain best when the chords are struck.
+"""Tempo estimation without a score: the most likely note values and tempo curve, given the chord onsets.
 
-A longer time between chords may be a longer note or a slower tempo. A hidden Markov model settles both together, after Raphael
-(2002), Artificial Intelligence 137 ("A hybrid graphical model for rhythmic parsing"): its state is the tempo and the note value
-of a step; the tempo wanders little from step to step, values stay what they were or change by simple ratios, simple ones more
-often. The most likely path is found by Viterbi's algorithm. Values are relative: a half at double tempo is a quarter.
+A longer inter-onset interval may be a longer note or a slower tempo. A hidden Markov model estimates both jointly, after
+Raphael (2002), Artificial Intelligence 137 ("A hybrid graphical model for rhythmic parsing"). Its state is the tempo and the
+note value of a step. Tempo changes little from step to step; note values repeat or change by simple ratios, and simple values
+are more likely. The Viterbi algorithm finds the most likely path. Values are relative: a half at double tempo is a quarter.
 
-Constants and descriptors follow the agreement with the tempo that PercePiano's scores tell (`score.tempo`); no ratings.
+Constants and descriptors were chosen by their agreement with score-informed tempo on PercePiano (`score.tempo`), without
+using ratings.
 """
 
 import functools
@@ -16,39 +17,39 @@ from scipy.special import entr
 
 from percepiano_ast.descriptors.view import Descriptor, View
 
-_LEAST = 4  # steps between chords that tell of a tempo
-_VALUES = np.log([1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8])  # of notes, in units of the tempo
-_RARE = np.array([4, 2.5, 3, 1.2, 3.5, 3, 0, 2, 0.8, 2, 1.5, 3, 3])  # how much rarer each is than a unit, in multiples of _PRIOR
-_PRIOR, _AGAIN = 0.8, 0.24  # what rareness costs in nats at the beginning, and at every step after it
-_NEAR = 0.3  # what a unit costs at the beginning that is not the median time, times the squared logarithm of their ratio
-_DOUBLED, _OTHER = 0.9, 1.6  # what a value costs that is twice, four times ... the one before or its half; any other
-_LEVEL = 0.03  # between levels of the logarithm of tempo
-_FARTHEST = 40  # levels that a tempo may be from one chord in the median time
-_JUMP = 10  # levels that it may change by from step to step
+_LEAST = 4  # up to this many chords, the tempo descriptors are 0
+_VALUES = np.log([1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8])  # note values in units of the tempo
+_RARE = np.array([4, 2.5, 3, 1.2, 3.5, 3, 0, 2, 0.8, 2, 1.5, 3, 3])  # rarity of each value relative to the unit
+_PRIOR, _AGAIN = 0.8, 0.24  # cost of rarity in nats at the first step, and at every later step
+_NEAR = 0.3  # cost of an initial unit that differs from the median interval, times the squared log ratio
+_DOUBLED, _OTHER = 0.9, 1.6  # cost of a change of value by a power of two; cost of any other change
+_LEVEL = 0.03  # spacing of log tempo levels
+_FARTHEST = 40  # maximum distance in levels of the tempo from one unit per median interval
+_JUMP = 10  # maximum change in levels per step
 _WANDER = 0.06  # mean change of log tempo in a quarter of a second
-_LOOSE, _JITTER = 0.1, 0.012  # deviation of a step: a share of it, and that of a stroke in seconds
-_OUTLIER = 30.0  # squared deviations beyond which a step is no less likely
-_FIRST, _FINAL = 0.2, 0.8  # shares of a clip: the beginning, and where the end begins
+_LOOSE, _JITTER = 0.1, 0.012  # standard deviation of a step: relative, and per onset in seconds
+_OUTLIER = 30.0  # upper limit of squared deviations
+_FIRST, _FINAL = 0.2, 0.8  # shares of a clip: end of its beginning, and start of its end
 
 TABLE = {
-    "tempo_std": Descriptor("log", "deviation of the logarithm of the guessed tempo, over time; 0 of fewer than five chords"),
-    "tempo_jumps": Descriptor("log", "change of the guessed tempo from step to step that a tenth exceed; 0 as above"),
-    "tempo_travel": Descriptor("log/s", "all changes of the guessed tempo together, per second; 0 as above"),
-    "tempo_first": Descriptor("log", "guessed tempo of the first fifth over the rest; 0 as above"),
-    "tempo_final": Descriptor("log", "guessed tempo of the last fifth over the rest; 0 as above"),
-    "rhythm_likelihood": Descriptor("nats", "logarithm of the likelihood of the guess, per step; 0 as above"),
-    "rhythm_variety": Descriptor("nats", "entropy of the guessed note values; 0 as above"),
-    "rhythm_repeats": Descriptor("", "share of steps whose guessed value is that of the step before; 0 as above"),
+    "tempo_std": Descriptor("log", "standard deviation of estimated log tempo over time; 0 for fewer than five chords"),
+    "tempo_jumps": Descriptor("log", "0.9 quantile of the absolute change of estimated tempo per step; 0 as above"),
+    "tempo_travel": Descriptor("log/s", "sum of absolute changes of estimated tempo, per second; 0 as above"),
+    "tempo_first": Descriptor("log", "estimated tempo of the first fifth relative to the rest; 0 as above"),
+    "tempo_final": Descriptor("log", "estimated tempo of the last fifth relative to the rest; 0 as above"),
+    "rhythm_likelihood": Descriptor("nats", "log-likelihood of the most likely path, per step; 0 as above"),
+    "rhythm_variety": Descriptor("nats", "entropy of the estimated note values; 0 as above"),
+    "rhythm_repeats": Descriptor("", "share of steps with the same estimated value as the previous one; 0 as above"),
 }
 
 
 class Guess(NamedTuple):
-    """Tempo and note values of n steps between chords.
+    """Estimated tempo and note values of n steps between chords.
 
     Attributes:
-        pace: logarithm of units per second, (n,).
-        value: place of the note value in ``_VALUES``, int (n,).
-        likelihood: logarithm of that of the whole.
+        pace: log of units per second, (n,).
+        value: index of the note value in ``_VALUES``, int (n,).
+        likelihood: log-likelihood of the path.
     """
 
     pace: np.ndarray
@@ -85,7 +86,7 @@ def _over(pace: np.ndarray, part: np.ndarray) -> float:
 def guess(steps: np.ndarray) -> Guess:
     """The most likely tempo and note values of steps in seconds, (n,), n at least 2."""
     log, levels = np.log(steps), _LEVEL * np.arange(-_FARTHEST, _FARTHEST + 1)
-    period = np.median(log) + levels  # logarithm of seconds a unit
+    period = np.median(log) + levels  # log of seconds per unit
     change, rare = _changes()
     jumps = _jumps((steps[1:] + steps[:-1]) / 2)
     best = [_fit(log[0], steps[0], period) - rare[:, None] - _NEAR * levels**2]
@@ -106,13 +107,13 @@ def _fit(log: float, step: float, period: np.ndarray) -> np.ndarray:
 
 
 def _jumps(seconds: np.ndarray) -> np.ndarray:
-    """What changes of tempo by -_JUMP to _JUMP levels cost after ``seconds`` (n,), (n, 2 _JUMP + 1)."""
+    """Cost of tempo changes by -_JUMP to _JUMP levels after ``seconds`` (n,), (n, 2 _JUMP + 1)."""
     wander = _WANDER * np.sqrt(np.clip(seconds / 0.25, 0.3, 4))[:, None]
     return np.abs(np.arange(-_JUMP, _JUMP + 1)) * _LEVEL / wander + np.log(2 * wander)
 
 
 def _reached(best: np.ndarray, change: np.ndarray, jump: np.ndarray) -> np.ndarray:
-    """How likely every state is by the likeliest way there from states that are as likely as ``best``, both (values, levels)."""
+    """Viterbi step: log-likelihood of the best path to every state, given that of the previous states, both (values, levels)."""
     valued = (best[:, None] - change[:, :, None]).max(axis=0)
     padded = np.full((len(valued), valued.shape[1] + 2 * _JUMP), -np.inf)
     padded[:, _JUMP:-_JUMP] = valued
@@ -121,7 +122,7 @@ def _reached(best: np.ndarray, change: np.ndarray, jump: np.ndarray) -> np.ndarr
 
 
 def _origin(best: np.ndarray, change: np.ndarray, jump: np.ndarray, value: int, level: int) -> tuple[int, int]:
-    """The state that this way comes from to a note value and level of tempo."""
+    """Viterbi backtracking: the previous state on the best path to a note value and tempo level."""
     first, end = max(level - _JUMP, 0), level + _JUMP + 1
     near = best[:, first:end]
     ways = near - change[:, value, None] - jump[first - level + _JUMP :][: near.shape[1]]
@@ -131,7 +132,7 @@ def _origin(best: np.ndarray, change: np.ndarray, jump: np.ndarray, value: int, 
 
 @functools.cache
 def _changes() -> tuple[np.ndarray, np.ndarray]:
-    """What it costs to go from each note value to each, (values, values), and to begin with it, (values,)."""
+    """Cost of a transition between note values, (values, values), and of each initial value, (values,)."""
     octaves = (_VALUES[:, None] - _VALUES) / np.log(2)
     whole = np.abs(octaves - np.round(octaves)) < 1e-6
     kind = np.where(np.abs(octaves) < 1e-6, 0.0, np.where(whole, _DOUBLED, _OTHER))

@@ -1,38 +1,38 @@
-"""When the notes are struck: pace, unevenness, spread of chords.
+"""Timing descriptors: onset rate, irregularity, asynchrony of chords.
 
-Without a score the tempo is not known, so unevenness is told from the time between chords (inter-onset intervals): their
-spread mixes rhythm with rubato, their local variability less so. nPVI: Grabe and Low (2002); spread of chords and melody
-lead: Goebl (2001), JASA 110(1).
+Without a score the tempo is unknown, so irregularity is measured on inter-onset intervals (IOIs) between chords. Their spread
+mixes rhythm and rubato, their local variability less so. nPVI: Grabe and Low (2002); asynchrony and melody lead: Goebl (2001),
+JASA 110(1).
 """
 
 import numpy as np
 
 from percepiano_ast.descriptors.view import Descriptor, View, mean
 
-_TOGETHER = 0.01  # seconds: more than this apart and a chord is heard as spread
-_STRETCH = 2.0  # seconds of a stretch in which the local pace is counted
-_FINAL = 0.2  # share of a clip that may slow down at the end
+_TOGETHER = 0.01  # seconds: a chord with a larger spread counts as spread
+_STRETCH = 2.0  # seconds; window of the local onset rate
+_FINAL = 0.2  # share of a clip that counts as its end
 
 TABLE = {
     "chord_rate": Descriptor("1/s", "chords and single notes per second"),
     "note_rate": Descriptor("1/s", "notes per second"),
-    "ioi_log_std": Descriptor("log s", "deviation of the logarithm of time between chords"),
-    "ioi_log_q10": Descriptor("log s", "time between chords that a tenth stay below, logarithm"),
-    "ioi_log_q50": Descriptor("log s", "median time between chords, logarithm"),
-    "ioi_log_q90": Descriptor("log s", "time between chords that a tenth exceed, logarithm"),
-    "ioi_npvi": Descriptor("", "mean relative difference of successive times between chords (nPVI / 100)"),
-    "rubato": Descriptor("log s", "deviation of repeated rhythm: log ratio of successive times that are about equal"),
-    "grid_deviation": Descriptor("octaves", "distance of ratios of successive times from 1:1, 1:2, 1:3 and their inverses"),
-    "pace_std": Descriptor("log", "deviation of the logarithm of the local pace, over stretches of 2 s"),
-    "final_slowing": Descriptor("log", "median time between chords in the last fifth over the rest, logarithm"),
-    "asynchrony": Descriptor("s", "deviation of onsets from their chord's mean, over chords; 0 without chords"),
+    "ioi_log_std": Descriptor("log s", "standard deviation of log IOIs between chords"),
+    "ioi_log_q10": Descriptor("log s", "0.1 quantile of log IOIs between chords"),
+    "ioi_log_q50": Descriptor("log s", "median of log IOIs between chords"),
+    "ioi_log_q90": Descriptor("log s", "0.9 quantile of log IOIs between chords"),
+    "ioi_npvi": Descriptor("", "mean relative difference of successive IOIs (nPVI / 100)"),
+    "rubato": Descriptor("log s", "root mean square log ratio of successive IOIs that are about equal"),
+    "grid_deviation": Descriptor("octaves", "mean distance of successive IOI ratios from 1:1, 1:2, 1:3 and their inverses"),
+    "pace_std": Descriptor("log", "standard deviation of the log onset rate in windows of 2 s"),
+    "final_slowing": Descriptor("log", "log of the median IOI in the last fifth relative to the rest"),
+    "asynchrony": Descriptor("s", "standard deviation of onsets from their chord's mean; 0 without chords"),
     "asynchrony_spread": Descriptor("s", "mean time from the first to the last note of a chord; 0 without chords"),
-    "asynchrony_q90": Descriptor("s", "spread that a tenth of the chords exceed; 0 without chords"),
-    "spread_share": Descriptor("", "share of chords that are more than 10 ms apart"),
-    "melody_lead": Descriptor("s", "how much earlier the highest note of chords is than the others; 0 without chords"),
+    "asynchrony_q90": Descriptor("s", "0.9 quantile of the time from first to last note of a chord; 0 without chords"),
+    "spread_share": Descriptor("", "share of chords spread by more than 10 ms; 0 without chords"),
+    "melody_lead": Descriptor("s", "mean lead of the highest note of chords over the others; 0 without chords"),
 }
 _RATIOS = np.log2([1 / 3, 1 / 2, 1, 2, 3])
-_ALIKE = 0.35  # octaves: successive times closer than this are one written value played twice
+_ALIKE = 0.35  # octaves: successive IOIs closer than this are taken as the same written value
 
 
 def measure(view: View) -> dict[str, float]:
@@ -61,7 +61,7 @@ def measure(view: View) -> dict[str, float]:
 
 
 def _pace_std(view: View) -> float:
-    """Deviation of the log of chords per stretch, stretches overlapping by half; 0 where there are fewer than three."""
+    """Standard deviation of the log number of chords per window, with half-overlapping windows; 0 for fewer than three."""
     edges = np.arange(view.start[0], view.start[-1] - _STRETCH, _STRETCH / 2)
     if len(edges) < 3:
         return 0.0
@@ -70,7 +70,7 @@ def _pace_std(view: View) -> float:
 
 
 def _spread(view: View) -> dict[str, float]:
-    """How far apart the notes of chords are."""
+    """Asynchrony of the notes of chords."""
     away = view.onset - view.mean_of_chords(view.onset)[view.chord]
     width = view.of_chords(np.maximum, view.onset) - view.start
     width = width[view.size > 1]

@@ -1,25 +1,25 @@
-"""How long keys are held: staccato to legato. Key overlap after Bresin and Battel (2000), J. New Music Research 29(3)."""
+"""Articulation descriptors, staccato to legato. Key overlap after Bresin and Battel (2000), J. New Music Research 29(3)."""
 
 import numpy as np
 
 from percepiano_ast.descriptors.view import SHORTEST, Descriptor, View, correlation
 
 TABLE = {
-    "held_mean": Descriptor("log s", "mean logarithm of how long keys are held"),
-    "held_std": Descriptor("log s", "deviation of that logarithm"),
-    "held_q10": Descriptor("log s", "logarithm of the time that a tenth of the keys are held for less"),
-    "held_q90": Descriptor("log s", "logarithm of the time that a tenth of the keys are held for more"),
-    "legato_mean": Descriptor("", "time a key is held relative to the time until the next chord, at most 4; mean"),
-    "legato_q10": Descriptor("", "the same, what a tenth of the notes stay below"),
-    "legato_q50": Descriptor("", "the same, median"),
-    "legato_q90": Descriptor("", "the same, what a tenth of the notes exceed"),
-    "legato_std": Descriptor("", "the same, deviation"),
+    "held_mean": Descriptor("log s", "mean log key-down time"),
+    "held_std": Descriptor("log s", "standard deviation of log key-down time"),
+    "held_q10": Descriptor("log s", "0.1 quantile of log key-down time"),
+    "held_q90": Descriptor("log s", "0.9 quantile of log key-down time"),
+    "legato_mean": Descriptor("", "key-down time relative to the time until the next chord, at most 4, mean"),
+    "legato_q10": Descriptor("", "relative key-down time, 0.1 quantile"),
+    "legato_q50": Descriptor("", "relative key-down time, median"),
+    "legato_q90": Descriptor("", "relative key-down time, 0.9 quantile"),
+    "legato_std": Descriptor("", "relative key-down time, standard deviation"),
     "staccato_share": Descriptor("", "share of notes held for less than half the time until the next chord"),
     "overlap_share": Descriptor("", "share of notes still held when the next chord is struck"),
-    "legato_melody": Descriptor("", "legato of the highest notes, median"),
-    "force_of_length": Descriptor("", "correlation of force and of the time a key is held"),
+    "legato_melody": Descriptor("", "relative key-down time of the highest notes, median"),
+    "force_of_length": Descriptor("", "correlation of velocity and log key-down time"),
 }
-_MOST = 4.0  # a held bass note under a run tells no more than this
+_MOST = 4.0  # upper limit, reached for example by a held bass note under a run
 
 
 def measure(view: View) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What every family of descriptors looks at: notes, chords and voices of a performance, worked out once."""
+"""The common input of all descriptors: notes, chords and voices of a performance, computed once."""
 
 from functools import cached_property
 from typing import NamedTuple
@@ -8,11 +8,11 @@ import numpy as np
 from percepiano_ast.alignment import chords
 from percepiano_ast.performance import Performance
 
-SHORTEST = 0.02  # seconds: no ratio is taken to less time
+SHORTEST = 0.02  # seconds; lower limit of times in ratios and logarithms
 
 
 class Descriptor(NamedTuple):
-    """Unit and meaning of one number; ``unit`` is empty for shares, ratios and correlations."""
+    """Unit and meaning of a descriptor; ``unit`` is empty for shares, ratios and correlations."""
 
     unit: str
     words: str
@@ -22,10 +22,10 @@ class View:
     """A performance with its chords (see `alignment.chords`) and voices.
 
     Attributes:
-        performance: what is looked at.
+        performance: the input.
         onset, offset: seconds, float (n_notes,).
         pitch, velocity: MIDI numbers, float (n_notes,).
-        chord: of each note, int (n_notes,).
+        chord: index of each note's chord, int (n_notes,).
     """
 
     def __init__(self, performance: Performance):
@@ -37,7 +37,7 @@ class View:
 
     @cached_property
     def size(self) -> np.ndarray:
-        """Notes of each chord, (n_chords,)."""
+        """Number of notes of each chord, (n_chords,)."""
         return np.bincount(self.chord)
 
     @cached_property
@@ -47,13 +47,13 @@ class View:
 
     @cached_property
     def between(self) -> np.ndarray:
-        """Seconds from each chord to the next, (n_chords - 1,); for a single chord, how long it is held, (1,)."""
+        """Seconds from each chord to the next, (n_chords - 1,); for a single chord, its duration, (1,)."""
         steps = np.diff(self.start) if len(self.start) > 1 else np.array([self.offset.max() - self.onset.min()])
         return np.maximum(steps, SHORTEST)
 
     @cached_property
     def seconds(self) -> float:
-        """From the first onset to the last release."""
+        """Seconds from the first onset to the last release."""
         return float(self.offset.max() - self.onset.min())
 
     @cached_property
@@ -68,7 +68,7 @@ class View:
 
     @cached_property
     def together(self) -> np.ndarray:
-        """Whether a note sounds with others of its chord, bool (n_notes,)."""
+        """Whether a note is in a chord of several notes, bool (n_notes,)."""
         return self.size[self.chord] > 1
 
     def of_chords(self, reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
@@ -82,12 +82,12 @@ class View:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r, 0 where either does not vary."""
+    """Pearson's r, 0 if either input is constant."""
     if len(x) < 2 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
         return 0.0
     return float(np.corrcoef(x, y)[0, 1])
 
 
 def mean(values: np.ndarray, neutral: float = 0.0) -> float:
-    """The mean, ``neutral`` of nothing."""
+    """The mean; ``neutral`` for no values."""
     return float(np.mean(values)) if len(values) else neutral

@@ -1,9 +1,9 @@
-"""How good are the ratings: tables in, tables out. No model and no audio is touched here.
+"""Evaluation of predicted ratings: tables in, tables out, without models or audio.
 
-``evaluate`` turns a predictions table, ours or a stranger's, into every table of results. The rooms: ``table`` (what is
-read and refused), ``metrics`` (two arrays -> numbers), ``scores`` (runs -> metrics with intervals), ``intervals``,
-``significance`` and ``seeds`` (comparisons), ``summary`` (a row a model), ``contrasts``, ``calibration``, ``others`` (what
-is published), and ``reliability`` (of the raters).
+``evaluate`` turns any predictions table into every table of results. Modules: ``table`` (reading and validation),
+``metrics`` (two arrays -> numbers), ``scores`` (runs -> metrics with intervals), ``intervals``, ``significance`` and
+``seeds`` (comparisons), ``summary`` (one row per model), ``contrasts``, ``calibration``, ``errors``, ``others`` (published
+results), ``own`` (custom ratings), ``listening`` (sensitivity and robustness) and ``reliability`` (of the raters).
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, Run, describe, ru
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation may choose; the seed is the one source of its random choices."""
+    """Options of an evaluation; ``seed`` determines all random choices."""
 
     n_permutations: int = 2000
     seed: int = 0
@@ -26,23 +26,22 @@ class Settings:
 
     def __post_init__(self):
         if self.n_permutations < 1:
-            raise InputError(f"{self.n_permutations} permutations test nothing; give at least 1, better 1,000.")
+            raise InputError(f"{self.n_permutations} permutations are too few; give at least 1, better 1,000.")
 
 
 def evaluate(
     predictions: pd.DataFrame, index: pd.DataFrame, settings: Settings = Settings(), ceiling: pd.DataFrame | None = None
 ) -> dict[str, pd.DataFrame]:
-    """Every table of results, by name; each is a CSV of the report.
+    """Every table of results by name; the report writes each as a CSV.
 
     ``metrics`` and ``head_groups`` (``scores.evaluate``), ``folds`` (``scores.per_fold``), ``comparisons``
     (``significance.compare``), ``seeds`` and ``seed_comparisons`` (``seeds``), ``deadpan``, ``pairwise`` and, with a
     noise ceiling, ``ceiling_share`` (``contrasts``), ``calibration`` (``calibration.evaluate``), ``errors``,
-    ``errors_by_kind`` and ``shared_errors`` (``errors``). A table without rows says that nothing in the predictions asks for
-    it: one model, one seed, no uncertainty. ``summary`` and ``differences`` (``summary``) hold a row a model or pair, whatever
-    the number of seeds.
+    ``errors_by_kind`` and ``shared_errors`` (``errors``). A table is empty where it does not apply: one model, one seed, no
+    uncertainty. ``summary`` and ``differences`` (``summary``) have one row per model or pair, for any number of seeds.
 
     Raises:
-        InputError: see ``table.validate_predictions``; coverage is not asked for here.
+        InputError: see ``table.validate_predictions``; runs may be partial.
     """
     found = runs(predictions, index)
     values = scores.evaluate(found)
@@ -67,16 +66,18 @@ def evaluate(
 
 
 def remarks(predictions: pd.DataFrame, index: pd.DataFrame, values: pd.DataFrame) -> list[str]:
-    """What a reader must know about these predictions before trusting a figure, a sentence each.
+    """Caveats about these predictions, one sentence each.
 
-    Runs of one fold, segments too small to tell playing apart, predictions that do not vary; ``values`` is the table
-    ``metrics``.
+    They concern runs of a single fold, segments too small for within-segment metrics, and constant predictions.
+
+    Args:
+        values: the table ``metrics``.
     """
     said: dict[str, list[str]] = {}
     for run in runs(predictions, index):
         lines = _small_segments(run)
         if len(folds := np.unique(run.fold)) == 1:
-            lines.append(f"fold {folds[0]} alone, {len(run.clip)} clips: these figures do not compare with those of whole runs.")
+            lines.append(f"only fold {folds[0]} ({len(run.clip)} clips): not comparable with complete runs.")
         for line in lines:
             said.setdefault(line, []).append(describe(run.name))
     lines = [f"{names[0]}{f' and {len(names) - 1} more' * (len(names) > 1)}: {line}" for line, names in said.items()]
@@ -84,14 +85,14 @@ def remarks(predictions: pd.DataFrame, index: pd.DataFrame, values: pd.DataFrame
 
 
 def _small_segments(run: Run) -> list[str]:
-    """A sentence for each within-segment scope that leaves segments out."""
+    """One sentence for each within-segment scope that excludes segments."""
     lines = []
     for scope, part in (("within_segment", run), ("within_segment_humans", run.take(run.human))):
         names, sizes = np.unique(part.segment, return_counts=True)
         small = names[sizes < FEWEST_IN_SEGMENT]
         if len(small):
             lines.append(
-                f"{len(small)} segments have fewer than {FEWEST_IN_SEGMENT} clips and are left out of {scope}, "
-                f"{small[0]!r} for one."
+                f"{len(small)} segments have fewer than {FEWEST_IN_SEGMENT} clips and are excluded from {scope}, "
+                f"for example {small[0]!r}."
             )
     return lines

@@ -1,7 +1,7 @@
-"""Is a model's uncertainty worth anything: do its intervals hold the ratings, is it larger where it errs?
+"""Calibration of predicted uncertainty: interval coverage, correlation with the errors, CRPS and NLL.
 
-The prediction is read as a normal distribution with the uncertainty as its standard deviation. The rating is the mean of
-a dozen raters and noisy itself, so that a model which is sure of the true value seems too sure.
+Each prediction is a normal distribution with the uncertainty as its standard deviation. The rating is the mean of about a
+dozen raters and is noisy itself: a model certain of the true value appears overconfident.
 """
 
 import numpy as np
@@ -17,11 +17,11 @@ COLUMNS = [*RUN, "metric", "dimension", "value", "low", "high"]
 
 
 def evaluate(runs: list[Run]) -> pd.DataFrame:
-    """``model,protocol,seed,metric,dimension,value,low,high`` of the runs that give an uncertainty.
+    """``model,protocol,seed,metric,dimension,value,low,high`` of the runs with an uncertainty.
 
     Metrics: ``coverage_50``, ``coverage_80``, ``coverage_95`` (share of ratings inside the central interval),
     ``error_correlation`` (Pearson's r of the absolute error and the uncertainty), ``crps`` (Gneiting & Raftery 2007,
-    eq. 5, in the unit of the ratings, as MAE is) and ``nll`` (natural logarithm; NaN where an uncertainty is 0).
+    eq. 5, in the unit of the ratings, like MAE) and ``nll`` (natural logarithm; NaN where an uncertainty is 0).
     """
     tables = []
     for run in runs:
@@ -32,7 +32,7 @@ def evaluate(runs: list[Run]) -> pd.DataFrame:
 
 
 def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """Continuous ranked probability score of normal predictions, elementwise; the absolute error where they are certain."""
+    """Continuous ranked probability score of normal predictions, elementwise; the absolute error where the uncertainty is 0."""
     error = rating - prediction
     certain = uncertainty == 0
     z = error / np.where(certain, 1, uncertainty)
@@ -41,13 +41,13 @@ def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) ->
 
 
 def nll(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """Negative log likelihood of normal predictions, elementwise; NaN where they are certain."""
+    """Negative log likelihood of normal predictions, elementwise; NaN where the uncertainty is 0."""
     spread = np.where(uncertainty > 0, uncertainty, np.nan)
     return -stats.norm.logpdf(rating, prediction, spread)
 
 
 def _values(run: Run) -> dict[str, tuple[np.ndarray, intervals.Scale]]:
-    """Metric -> (1 + groups, 19) and the scale of its interval."""
+    """Metric -> values (1 + groups, 19) and the scale of its interval."""
     parts = run.rating, run.prediction, run.uncertainty
     error = np.abs(run.rating - run.prediction)
     of_clips = {}
@@ -63,6 +63,6 @@ def _values(run: Run) -> dict[str, tuple[np.ndarray, intervals.Scale]]:
 
 
 def _means(run: Run, values: np.ndarray) -> np.ndarray:
-    """Mean over clips of ``values`` (clips, 19) with all content groups, then without each."""
+    """Mean over clips of ``values`` (clips, 19): over all content groups, then without each group."""
     totals, counts = intervals.leave_one_out(by_group(run.content_group, np.stack([values, np.ones_like(values)])))
     return totals / np.where(counts > 0.5, counts, np.nan)

@@ -1,4 +1,4 @@
-"""What one number per model hides: deadpan against human, performers of one passage, the share of the noise ceiling."""
+"""Contrasts within a run: human versus deadpan, pairs of performances of one segment, share of the noise ceiling."""
 
 import numpy as np
 import pandas as pd
@@ -9,17 +9,18 @@ from percepiano_ast.evaluation import intervals
 from percepiano_ast.evaluation.scores import by_group, rows, without_each_group
 from percepiano_ast.evaluation.table import SCOPES, Run
 
-# One standard error of the difference of two mean ratings of PercePiano: ratings of one clip vary by 1.27 of 7 points
-# (mean over dimensions), and a clip has 12. A pair that differs by more is in its true order more than five times in six.
+# One standard error of the difference of two mean ratings of PercePiano: ratings of one clip have an SD of 1.27 on the
+# 7-point scale (mean over dimensions), and a clip has 12. Pairs that differ by more are in their true order more than five
+# times in six.
 MIN_DIFFERENCE = 0.074
 
 
 def deadpan(runs: list[Run]) -> pd.DataFrame:
-    """Human performances and deadpan renderings apart: ``model,protocol,seed,part,metric,dimension,value,low,high``.
+    """Human versus deadpan: ``model,protocol,seed,part,metric,dimension,value,low,high``.
 
     ``part`` is ``humans`` or ``deadpan`` with the five metrics, or ``gap`` with ``rating`` and ``prediction``: the mean
-    of human performances minus that of deadpan renderings of the same segment, over the segments that have both. A model
-    that hears the difference has the ratings' gap.
+    of human performances minus the mean of deadpan renderings of the same segment, averaged over the segments with both. A
+    perfect model has the same gap in its predictions as in the ratings.
     """
     tables = []
     for run in runs:
@@ -35,18 +36,18 @@ def deadpan(runs: list[Run]) -> pd.DataFrame:
 
 
 def pairwise(runs: list[Run], min_difference: float = MIN_DIFFERENCE) -> pd.DataFrame:
-    """Of two performances of one segment, how often is the better rated one predicted to be?
+    """Share of pairs of performances of one segment whose predictions are in the order of their ratings.
 
-    Columns ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``. Pairs whose ratings are equal, or
-    differ by less than ``min_difference``, are not counted: which is higher would be the raters' noise. Once with
-    ``min_difference`` and once with 0, for all clips (``within_segment``) and humans alone. Equal predictions count half,
-    so that .5 is chance. The mean is over the dimensions.
+    Columns ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``. Pairs with equal ratings, or ratings
+    that differ by less than ``min_difference``, are excluded: their order is noise of the raters. Computed with
+    ``min_difference`` and with 0, for all clips (``within_segment``) and for humans only. Equal predictions count as 0.5,
+    the chance level. The mean is over the dimensions.
 
     Raises:
-        InputError: ``min_difference`` is negative or no number.
+        InputError: ``min_difference`` is not a number from 0 to 1.
     """
     if not 0 <= min_difference < 1:
-        raise InputError(f"the smallest difference is {min_difference}; give a number from 0 to 1 in units of the ratings.")
+        raise InputError(f"the minimum difference is {min_difference}; give a number from 0 to 1 in units of the ratings.")
     tables = []
     for run in runs:
         for scope in ("within_segment", "within_segment_humans"):
@@ -67,9 +68,11 @@ def pairwise(runs: list[Run], min_difference: float = MIN_DIFFERENCE) -> pd.Data
 def ceiling_share(runs: list[Run], ceiling: pd.DataFrame) -> pd.DataFrame:
     """Pearson's r as a share of the noise ceiling: ``model,protocol,seed,scope,ceiling,dimension,value,low,high``.
 
-    ``ceiling`` is (19 dimensions, scopes) as ``reliability.load_ceiling`` gives it, taken as known exactly. Where it is 0
-    the ratings carry no reliable signal: the share is NaN, and the dimension is left out of the mean, which is mean r over
-    mean ceiling.
+    The intervals treat the ceiling as exact. A ceiling of 0 means that the ratings carry no reliable signal: the share is
+    NaN and the dimension is excluded from the mean, which is mean r divided by the mean ceiling.
+
+    Args:
+        ceiling: (19 dimensions, scopes), see ``reliability.load_ceiling``.
     """
     tables = []
     for run in runs:
@@ -89,13 +92,13 @@ _NAMES = [*KEYS, "mean"]
 
 
 def _mean(sums: np.ndarray) -> np.ndarray:
-    """Means out of (totals, counts), (2, rows, 19) -> (rows, 19 + 1), the last column their mean; NaN without a count."""
+    """Means from (totals, counts): (2, rows, 19) -> (rows, 19 + 1), the last column their mean; NaN where the count is 0."""
     means = sums[0] / np.where(sums[1] > 0.5, sums[1], np.nan)
     return np.column_stack([means, means.mean(axis=1)])
 
 
 def _gaps(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Content group and, for rating and prediction, human minus deadpan mean (19,) of each segment that has both."""
+    """Content group and, for rating and prediction, human minus deadpan mean (19,) of each segment with both."""
     groups = []
     gaps: dict[str, list[np.ndarray]] = {"rating": [], "prediction": []}
     for segment in np.unique(run.segment):
@@ -108,7 +111,7 @@ def _gaps(run: Run) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def _pairs(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Content group, rating difference and prediction difference, (pairs, 19), of every two clips of one segment."""
+    """Content group, rating difference and prediction difference, (pairs, 19), of all pairs of clips of one segment."""
     first, second = [np.zeros(0, int)], [np.zeros(0, int)]
     for segment in np.unique(run.segment):
         rows_of = np.flatnonzero(run.segment == segment)
@@ -116,6 +119,6 @@ def _pairs(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         first.append(rows_of[one])
         second.append(rows_of[other])
     one, other = np.concatenate(first), np.concatenate(second)
-    # Means of equal ratings differ by rounding alone.
+    # Means of equal ratings can differ by rounding.
     rated, predicted = (np.round(values[one] - values[other], 9) for values in (run.rating, run.prediction))
     return run.content_group[one], rated, predicted

@@ -1,8 +1,8 @@
-"""Where the errors are: what raters disagree about, what the music has, what the player has, and the clip itself.
+"""Decomposition of the squared error: rater noise, passage, player and clip.
 
-Squared errors of a run, in units of the ratings' variance, are taken apart as in a two-way analysis of variance without
-interaction (Searle, Casella and McCulloch 1992, chapter 4): the mean error of each content group, then what each player adds to
-it, then the rest, of which the noise of the mean rating (1 - ceiling squared) is a part that no model can avoid.
+Squared errors of a run, in units of the ratings' variance, are decomposed by a two-way analysis of variance without
+interaction (Searle, Casella and McCulloch 1992, chapter 4): the mean error of each content group, then the additional error
+of each player, then the remainder. The noise of the mean rating (1 - ceiling squared) is the irreducible part of the remainder.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ import pandas as pd
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation.table import RUN, Run
 
-PARTS = ("noise", "passage", "player", "clip")  # together ``all``, but for the overall bias
+PARTS = ("noise", "passage", "player", "clip")  # sum to ``all`` except for the overall bias
 
 
 def evaluate(runs: list[Run], index: pd.DataFrame, ceiling: pd.DataFrame | None = None) -> pd.DataFrame:
     """``model,protocol,seed,dimension,all,noise,passage,player,clip``: shares of the ratings' variance; and a row ``mean``.
 
-    Components of variance, so that the few clips of a player or passage do not make their share look larger. Without a ceiling
-    noise is 0 and its share in ``clip``; in an index without players theirs is 0 and in ``clip``.
+    The parts are variance components, which removes the bias from small numbers of clips per player or passage. Without a
+    ceiling, ``noise`` is 0 and its share is in ``clip``; without players in the index, ``player`` is 0 and its share in ``clip``.
     """
     player = index.set_index("clip")["player"].astype(str) if "player" in index else None
     noise = 1 - ceiling["overall"].to_numpy() ** 2 if ceiling is not None and "overall" in ceiling else np.zeros(len(KEYS))
@@ -33,9 +33,10 @@ def evaluate(runs: list[Run], index: pd.DataFrame, ceiling: pd.DataFrame | None 
 
 
 def shared(runs: list[Run]) -> pd.DataFrame:
-    """``protocol,seed,model_a,model_b,correlation``: of the errors of two runs on the clips that both rate, mean over dimensions.
+    """``protocol,seed,model_a,model_b,correlation``: correlation of the errors of two runs on their common clips, mean over
+    dimensions.
 
-    Near 1, both lack the same, and neither is what the other lacks.
+    Near 1, the two models make the same errors and do not complement each other.
     """
     rows = []
     for number, a in enumerate(runs):
@@ -52,7 +53,7 @@ def shared(runs: list[Run]) -> pd.DataFrame:
 
 def by_kind(runs: list[Run], index: pd.DataFrame) -> pd.DataFrame:
     """``model,protocol,seed,kind,value,clips,error``: root mean squared error in standard deviations of the ratings, mean over
-    dimensions, of each composition (where the index names them) and of people and deadpan renderings."""
+    dimensions, for each composition (if the index has them), for human performances and for deadpan renderings."""
     rows = []
     for run in runs:
         squared = (standardised(run) ** 2).mean(axis=1)
@@ -72,7 +73,7 @@ def standardised(run: Run) -> np.ndarray:
 
 
 def _components(error: np.ndarray, groups: list[np.ndarray], noise: np.ndarray) -> dict[str, np.ndarray]:
-    """Shares of each part, (19,) each."""
+    """Share of each part, (19,) each."""
     n, total = len(error), (error**2).mean(axis=0)
     rest, known = error - error.mean(axis=0), np.ones((n, 1))
     shares, degrees = [], []
@@ -84,7 +85,7 @@ def _components(error: np.ndarray, groups: list[np.ndarray], noise: np.ndarray) 
         rest, known = left, more
     free = n - np.linalg.matrix_rank(known)
     each = (rest**2).sum(axis=0) / free if free else np.zeros(error.shape[1])
-    # A component that is estimated below zero is none.
+    # Negative estimates of a variance component are set to 0.
     found = [np.maximum(share - df * each / n, 0.0) for share, df in zip(shares, degrees, strict=True)]
     passage, player = [*found, np.zeros_like(total)][:2]
     return {"all": total, "noise": noise, "passage": passage, "player": player, "clip": np.maximum(each - noise, 0.0)}

@@ -1,15 +1,14 @@
-"""Listening tests by construction, the tables: what a change in the playing does to ratings, and what a change in the
-recording does.
+"""Tables of the sensitivity test: effects of changes to the playing and to the recording on the ratings.
 
 Three tables:
 
 * ``sensitivity``: mean change of each rating with each variation of the playing, in standard deviations of the same
-  model's ratings over the untouched clips (a unit, taken as it is), so that models of any scale compare; with the sign that
-  a musician expects.
-* ``robustness``: change of each rating with each condition of the recording, which no rating should hear, and the
-  correlation with the ratings of the untouched recordings.
-* ``experts``: how people's ratings go with the same parameters over real clips. Players change many things at once, so a
-  correlation may differ from what the parameter does by itself; where it does, the table says so.
+  model's ratings of the original clips, which makes models of any scale comparable; with the sign that musicians expect.
+  The intervals treat this standard deviation as exact.
+* ``robustness``: change of each rating with each recording condition, ideally none, and the correlation with the ratings
+  of the original recordings.
+* ``experts``: correlation of people's ratings with the same parameters over real clips. Players vary many parameters
+  together, so a correlation may differ from the effect of one parameter; the column ``differs`` marks these cases.
 
 Intervals are 95 % jackknife intervals over content groups, see `intervals`.
 """
@@ -26,13 +25,13 @@ from percepiano_ast.evaluation.scores import by_group
 from percepiano_ast.variations import Variation
 
 UNHEARD, UNCLEAR, YES, NO = "unheard", "unclear", "yes", "no"
-CLEAR = 0.2  # |r| from which experts' ratings go with a parameter
+CLEAR = 0.2  # |r| from which experts' ratings are said to correlate with a parameter
 
-# What more of a parameter does to a rating, 1 towards the second word of the dimension's name, -1 towards the first. Only
-# where musicians would agree whatever the piece; blank elsewhere. Grounds: force is loudness, brightness and hardness of
-# touch (Askenfelt & Jansson 1991; Goebl et al. 2014); fast and high music sounds brighter in mood, slow and low music
-# darker (Gabrielsson & Lindstroem 2010); the pedal joins, blurs and enriches (Repp 1996); a tempo that gives, loud against
-# soft and voiced chords are what teachers call expression (Palmer 1997).
+# Expected effect of more of a parameter: 1 towards the second pole of the dimension, -1 towards the first. Listed only where
+# musicians would agree for any piece. Sources: force raises loudness, brightness and hardness of touch (Askenfelt & Jansson
+# 1991; Goebl et al. 2014); fast and high music is brighter in mood, slow and low music darker (Gabrielsson & Lindstroem
+# 2010); the pedal connects, blurs and enriches (Repp 1996); tempo variation, dynamic contrast and voiced chords are what
+# teachers call expression (Palmer 1997).
 EXPECTED: dict[str, dict[str, int]] = {
     "loudness": {
         "articulation_soft_hard": 1, "timbre_bright_dark": -1, "timbre_soft_loud": 1, "dynamics_mellow_raw": 1,
@@ -65,11 +64,11 @@ EXPECTED: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Ratings of the same clips untouched and changed in one way.
+    """Ratings of the same clips, original and with one change.
 
     Attributes:
-        before, after: (n, 19) in the order of ``KEYS``; NaN in ``after`` where a clip could not be changed so.
-        alike: bool (n,), where the model was given exactly the same, as of a soft pedal that a synthesizer does not have.
+        before, after: (n, 19) in the order of ``KEYS``; NaN in ``after`` if the change does not apply to a clip.
+        alike: bool (n,), True where the model's input did not change, for example a soft pedal that the synthesizer ignores.
     """
 
     before: np.ndarray
@@ -78,22 +77,22 @@ class Comparison:
 
     @property
     def changed(self) -> np.ndarray:
-        """Bool (n,), the clips that could be changed so."""
+        """Bool (n,), the clips to which the change applies."""
         return np.isfinite(self.after).all(axis=1)
 
 
 def sensitivity(model: str, groups: np.ndarray, found: dict[Variation, Comparison]) -> pd.DataFrame:
-    """A row a variation and dimension, see the module's text and the columns' names.
+    """One row per variation and dimension, see the module docstring.
 
-    ``clips`` counts those that could be changed so, ``alike`` those of them that sounded the same to the model.
-    ``agrees`` is ``yes`` or ``no`` where the interval leaves 0 out, ``unclear`` where it does not, ``unheard`` where all are
-    alike, and empty where no sign is expected.
+    ``clips`` is the number of clips to which the variation applies, ``alike`` the number of these whose model input did not
+    change. ``agrees`` is ``yes`` or ``no`` if the interval excludes 0, ``unclear`` if it does not, `unheard` if all inputs
+    are unchanged, and empty if no sign is expected.
 
     Args:
         groups: (n,) content group of each clip.
 
     Raises:
-        InputError: a variation that no clip could be changed by, or ratings that do not differ between clips.
+        InputError: a variation that applies to no clip, or constant ratings.
     """
     return pd.concat([_effect(model, groups, *item) for item in found.items()], ignore_index=True)
 
@@ -124,8 +123,8 @@ def _agreement(expected: np.ndarray, estimate: intervals.Estimate, unheard: bool
 
 
 def robustness(model: str, groups: np.ndarray, found: dict[str, Comparison]) -> pd.DataFrame:
-    """A row a condition and dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
-    deviations of the ratings over clips), and ``pearson`` with the ratings of the untouched clips, ``low`` to ``high``.
+    """One row per condition and dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
+    deviations of the ratings over clips), and ``pearson`` with the ratings of the original clips, ``low`` to ``high``.
 
     Args:
         groups: (n,) content group of each clip.
@@ -151,25 +150,25 @@ def robustness(model: str, groups: np.ndarray, found: dict[str, Comparison]) -> 
 def _checked(model: str, label: str, found: Comparison) -> np.ndarray:
     kept = found.changed
     if not kept.any():
-        raise InputError(f"{label}: no clip could be changed so; give clips that can, or leave this variation out.")
+        raise InputError(f"{label}: this change applies to no clip; give other clips or omit the variation.")
     constant = np.ptp(found.before[kept], axis=0) == 0
     if constant.any():
         which = KEYS[int(np.argmax(constant))]
         raise InputError(
-            f"{model} rates {which} alike in all {kept.sum()} clips: there is no spread to measure a change by. "
-            "Give more clips, or a model that tells them apart."
+            f"{model} gives all {kept.sum()} clips the same rating of {which}: a change cannot be standardised. "
+            "Give more clips or another model."
         )
     return kept
 
 
 def experts(measures: pd.DataFrame, ratings: np.ndarray, segments: np.ndarray) -> pd.DataFrame:
-    """How people's ratings go with how much there is of each parameter: a row a parameter and dimension.
+    """Correlation of people's ratings with each parameter: one row per parameter and dimension.
 
-    ``r`` is over all clips; ``r_within`` with both centred on their segment, so that the music is left out. ``differs`` is
-    whether ``r_within`` is at least ``CLEAR`` in size and of the sign that ``expected`` does not have.
+    ``r`` is over all clips; ``r_within`` is the same with both centred on their segment, which removes the music. ``differs``
+    is True where ``r_within`` is at least ``CLEAR`` in size and has the opposite sign of ``expected``.
 
     Args:
-        measures: a row a clip, a column a parameter; NaN where it could not be measured.
+        measures: one row per clip, one column per parameter; NaN if it could not be measured.
         ratings: (n, 19), mean ratings.
         segments: (n,).
     """
@@ -188,26 +187,26 @@ def experts(measures: pd.DataFrame, ratings: np.ndarray, segments: np.ndarray) -
 
 
 def _r(x: pd.Series, y: pd.Series) -> float:
-    """Pearson r; NaN where one does not vary."""
+    """Pearson r; NaN if one is constant."""
     return float(metrics.pearson(x.to_numpy()[:, None], y.to_numpy()[:, None])[0]) if np.ptp(x) and np.ptp(y) else np.nan
 
 
 def summary(table: pd.DataFrame) -> list[str]:
-    """What the sensitivity of each model says about the signs that musicians expect, a few sentences each."""
+    """Sensitivity of each model compared with the signs that musicians expect, a few sentences each."""
     lines = []
     for model, part in table[table["expected"] != 0].groupby("model", sort=False):
         counts = part["agrees"].value_counts()
         judged = sum(counts.get(answer, 0) for answer in (YES, NO, UNCLEAR))
         lines.append(
             f"{model}: of {judged} signs that musicians expect, {counts.get(YES, 0)} are found, {counts.get(NO, 0)} are "
-            f"found reversed and {counts.get(UNCLEAR, 0)} are unclear (the interval holds 0)."
+            f"reversed and {counts.get(UNCLEAR, 0)} are unclear (the interval includes 0)."
         )
         heard = part[part["agrees"] != UNHEARD]
         found = [f"{name} {(one['agrees'] == YES).sum()}/{len(one)}" for name, one in heard.groupby("parameter", sort=False)]
         lines.append(f"  found: {', '.join(found)}")
         if len(unheard := part[part["agrees"] == UNHEARD]):
             names = ", ".join(unheard["label"].unique())
-            lines.append(f"  not in the sound, so not counted ({len(unheard)} signs): {names} change nothing here")
+            lines.append(f"  no change in the sound, not counted ({len(unheard)} signs): {names}")
         for label, one in part[part["agrees"] == NO].groupby("label", sort=False):
             cells = ", ".join(f"{row.dimension} {row.standardised:+.2f} SD" for row in one.itertuples())
             lines.append(f"  reversed, {label}: {cells}")
@@ -215,13 +214,13 @@ def summary(table: pd.DataFrame) -> list[str]:
 
 
 def robustness_summary(table: pd.DataFrame) -> list[str]:
-    """The conditions that change the ratings of each model most and least, a sentence each."""
+    """The conditions that change the ratings of each model most and least, one sentence each."""
     lines = []
     for model, part in table.groupby("model", sort=False):
         by_condition = part.groupby("condition")[["standardised", "pearson"]].median().sort_values("standardised")
         words = [f"{row.Index} ({row.standardised:.2f} SD, r {row.pearson:.2f})" for row in by_condition.itertuples()]
         lines.append(
-            f"{model}, recorded otherwise (median over dimensions of the mean absolute change, and r with the untouched "
-            f"recordings): least {', '.join(words[:2])}; most {', '.join(words[:-4:-1])}."
+            f"{model}, other recording conditions (median over dimensions of the mean absolute change, and r with the "
+            f"ratings of the original recordings): smallest change {', '.join(words[:2])}; largest {', '.join(words[:-4:-1])}."
         )
     return lines

@@ -1,14 +1,13 @@
-"""Point metrics of two tables of numbers, in mir_eval's shape: ``validate``, one function a metric, ``evaluate``.
+"""Point metrics of two arrays, with the interface of mir_eval: ``validate``, one function per metric, ``evaluate``.
 
 Conventions:
 
-* ``rating`` and ``prediction`` are (clips, dimensions); each metric is taken per dimension over the clips.
-* Population moments (divisor n) throughout. R2 compares with the mean of the ratings given, as scikit-learn does.
-* A metric that does not exist (r of a constant) is NaN; it is never set to zero. CCC of a constant prediction exists and
-  is 0.
-* Every metric is a function of sums over clips (``features``), so that the sums of content groups give any resample,
-  jackknife or permutation without touching clips again. Spearman is Pearson of ranks that are taken once, on all clips:
-  ranking anew in each resample would cost a hundred times more and change nothing that matters.
+* ``rating`` and ``prediction`` are (clips, dimensions); each metric is computed per dimension over the clips.
+* Population moments (divisor n) throughout. R2 uses the mean of the given ratings as reference, like scikit-learn.
+* An undefined metric (r of a constant) is NaN, never zero. CCC of a constant prediction is defined and 0.
+* Every metric is a function of sums over clips (``features``): sums per content group give any resample, jackknife or
+  permutation without another pass over the clips. Spearman is Pearson of ranks that are computed once, on all clips:
+  ranking within each resample would cost a hundred times more for a negligible difference.
 """
 
 import numpy as np
@@ -18,14 +17,14 @@ from percepiano_ast.config import InputError
 
 METRICS = ("pearson", "spearman", "r2", "mae", "ccc")
 
-_CONSTANT = 1e-6  # spread below this share of the values' size is rounding, not variation
+_CONSTANT = 1e-6  # a spread below this share of the values' magnitude is rounding error
 
 
 def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both tables as float64 (clips, dimensions).
+    """Both arrays as float64 (clips, dimensions).
 
     Raises:
-        InputError: no tables of equal shape, fewer than two clips, NaN or infinity.
+        InputError: unequal or wrong shapes, fewer than two clips, NaN or infinity.
     """
     tables = []
     for name, values in (("rating", rating), ("prediction", prediction)):
@@ -37,7 +36,7 @@ def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
             raise InputError(f"{name}, row {row}, column {column} is {values[row, column]}; write finite numbers.")
         tables.append(values)
     if tables[0].shape != tables[1].shape:
-        raise InputError(f"rating has shape {tables[0].shape}, prediction {tables[1].shape}; give one of each per clip.")
+        raise InputError(f"rating has shape {tables[0].shape}, prediction {tables[1].shape}; give arrays of equal shape.")
     return tables[0], tables[1]
 
 
@@ -52,7 +51,7 @@ def spearman(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def r2(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Share of the ratings' variance that is explained, per dimension, (dimensions,); below 0: worse than their mean."""
+    """Explained share of the ratings' variance per dimension, (dimensions,); below 0: worse than their mean."""
     return evaluate(rating, prediction, ("r2",))["r2"]
 
 
@@ -82,35 +81,35 @@ def evaluate(rating: np.ndarray, prediction: np.ndarray, names: tuple[str, ...] 
 
 
 def kind_of(metric: str) -> str:
-    """What a metric is computed on (see ``prepared``)."""
+    """Kind of input of a metric (see ``prepared``)."""
     return {"pearson": "standardised", "spearman": "ranks"}.get(metric, "values")
 
 
 def prepared(rating: np.ndarray, prediction: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings and predictions as a kind of metric takes them: ``values``, ``standardised`` or ``ranks``.
+    """Ratings and predictions as a kind of metric needs them: ``values``, ``standardised`` or ``ranks``.
 
-    Correlations do not see the scale of a prediction. Standardising first lets the predictions of two models be
-    exchanged with each other, and keeps the digits that variances out of sums would lose.
+    Correlations do not depend on the scale of a prediction. Standardising makes the predictions of two models exchangeable
+    and preserves the precision that variances from sums would lose.
     """
     if not len(rating):
         return rating, prediction
-    if kind == "values":  # these metrics do not see a common shift, and sums of squares keep more digits near zero
+    if kind == "values":  # a common shift does not affect these metrics, and sums of squares are more precise near zero
         return rating - rating.mean(axis=0), prediction - rating.mean(axis=0)
     if kind == "ranks":
-        # Ties of centred values are split by rounding errors, so those are rounded away.
+        # Rounding errors would break ties of centred values.
         rating, prediction = (pd.DataFrame(np.round(values, 9)).rank().to_numpy() for values in (rating, prediction))
     return _standard(rating), _standard(prediction)
 
 
 def without_rounding(prediction: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Predictions in which a column that varies by rounding alone is constant; ``size`` is what it is measured by."""
+    """Predictions with columns that vary only by rounding, relative to ``size``, made constant."""
     if not len(prediction):
         return prediction
     return np.where(np.ptp(prediction, axis=0) <= _CONSTANT * size, prediction[:1], prediction)
 
 
 def features(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What must be summed over clips: (8, clips, dimensions) of x, the ratings, and y, the predictions."""
+    """Terms to sum over clips: (8, clips, dimensions) of x, the ratings, and y, the predictions."""
     error = y - x
     return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y, error**2, np.abs(error)])
 
@@ -126,14 +125,14 @@ def from_sums(metric: str, sums: np.ndarray) -> np.ndarray:
     if metric == "r2":
         return 1 - squared / n / of_x
     of_y, together = _variance(yy / n, y), xy / n - x * y
-    if metric == "ccc":  # a constant prediction has no variance, but a concordance of 0
+    if metric == "ccc":  # a constant prediction has a concordance of 0
         varies = np.isfinite(of_y)
         return 2 * np.where(varies, together, 0) / (of_x + np.where(varies, of_y, 0) + (y - x) ** 2)
     return together / np.sqrt(of_x * of_y)
 
 
 def _variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Variance from the mean square and the mean; NaN where it is rounding alone."""
+    """Variance from the mean square and the mean; NaN where it is only rounding error."""
     variance = square - mean**2
     return np.where(variance > 1e-12 * square, variance, np.nan)
 

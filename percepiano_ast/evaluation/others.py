@@ -1,4 +1,4 @@
-"""What others report on PercePiano, as they report it; none of it was measured here."""
+"""Published results of other systems on PercePiano, as reported; not reproduced here."""
 
 from importlib import resources
 
@@ -6,9 +6,9 @@ import pandas as pd
 
 
 def published_results() -> pd.DataFrame:
-    """A row a published figure: ``system,source,hears,protocol,nearest,metric,value,why_not``.
+    """One row per published result: `system,source,hears,protocol,nearest,metric,value,why_not`.
 
-    ``nearest`` is the protocol of ours that is most like theirs, ``why_not`` what stands against comparing the two. Values
-    are means over the 19 dimensions, copied from the sources named.
+    `hears` is the input of the system, ``nearest`` the most similar protocol of this package, ``why_not`` the reason why the
+    two are not comparable. Values are means over the 19 dimensions, copied from the named sources.
     """
     return pd.read_csv(resources.files("percepiano_ast") / "data" / "published_results.csv")

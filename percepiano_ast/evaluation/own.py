@@ -1,9 +1,9 @@
-"""Ratings of one's own, a few clips in a few groups: what their held-out predictions are worth.
+"""Evaluation of held-out predictions of custom ratings: few clips in few groups.
 
-The same measures as everywhere (`metrics`, `intervals`), with two things in front that few clips ask for: how many groups an
-interval rests on, and whether the model errs less than somebody who always says the mean of the clips it learned from. For
-that somebody no r is given: in pooled folds it is below zero whatever the ratings, as a fold that is rated high leaves
-a low mean behind. For the same reason the r of a model that hears nothing is not 0 here but a little below.
+The metrics are those of `metrics` and `intervals`, with two additions for small data: the number of groups behind an
+interval, and the error of a baseline that predicts the mean of the training folds. The baseline has no r: over pooled folds
+it is always below 0, because holding out a highly rated fold lowers the mean of the others. For the same reason the r of an
+uninformative model is slightly below 0 here.
 """
 
 import numpy as np
@@ -17,16 +17,16 @@ FEW_GROUPS = 10
 
 
 def evaluate(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
-    """``COLUMNS``, a row a dimension.
+    """``COLUMNS``, one row per dimension.
 
-    ``r`` is Pearson's over all held-out clips, ``low`` and ``high`` its 95 % interval over groups; ``r_within_groups`` the same
-    after ratings and predictions were centred on the mean of their group, over groups of `FEWEST_IN_SEGMENT` and more; ``mae``
-    the mean absolute error in the unit of the ratings, ``mae_of_mean`` that of the mean rating of the other folds. NaN where
-    there is no such number: a prediction that does not vary, an interval of less than two groups.
+    ``r`` is Pearson's r over all held-out clips, ``low`` and ``high`` its 95 % interval over groups; ``r_within_groups`` is r
+    of ratings and predictions centred on the mean of their group, over groups of at least `FEWEST_IN_SEGMENT` clips; ``mae``
+    is the mean absolute error in the unit of the ratings, ``mae_of_mean`` that of the mean rating of the other folds. NaN
+    where undefined: a constant prediction, an interval from fewer than two groups.
 
     Args:
-        predictions: of one run, the columns of `table.COLUMNS`; dimensions and units of any kind.
-        index: of the clips: ``clip, segment, content_group, human``.
+        predictions: of one run, with the columns of `table.COLUMNS`; any dimensions and units.
+        index: of the clips, with ``clip, segment, content_group, human``.
     """
     run, names = _run(predictions, index)
     values = {scope: _pearson(run, scope) for scope in ("overall", "within_segment")}
@@ -38,7 +38,7 @@ def evaluate(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
 
 
 def _run(predictions: pd.DataFrame, index: pd.DataFrame) -> tuple[Run, list[str]]:
-    """One row per clip, in the order of the index, and the names of the dimensions in their own."""
+    """The run with one row per clip in the order of the index, and the dimension names in the order of the table."""
     names = list(predictions["dimension"].unique())
     wide = predictions.pivot(index="clip", columns="dimension", values=["rating", "prediction"])
     facts = index.set_index("clip").loc[[clip for clip in index["clip"] if clip in wide.index]]
@@ -64,29 +64,30 @@ def _means_of_others(run: Run) -> np.ndarray:
 
 
 def remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
-    """What a reader must know before trusting `evaluate`'s table, a sentence each."""
+    """Summary and caveats of the table of `evaluate`, one sentence each."""
     heard = result["dimension"][result["low"] > 0]
     better = result["dimension"][result["mae"] < result["mae_of_mean"]]
     clips, groups = result[["clips", "groups"]].iloc[0]
+    chance = "are predicted above chance on held-out groups (interval of r above 0)"
     lines = [
-        f"{len(heard)} of {len(result)} dimensions are told on held-out groups (interval of r above 0): {_list(heard)}.",
-        f"{len(better)} of {len(result)} are closer to the ratings than always saying the mean: {_list(better)}.",
+        f"{len(heard)} of {len(result)} dimensions {chance}: {_list(heard)}.",
+        f"{len(better)} of {len(result)} dimensions have a lower mean absolute error than predicting the mean: {_list(better)}.",
     ]
     if groups < FEW_GROUPS:
         lines.append(
-            f"{clips} clips in {groups} groups: from so few groups an interval may be too narrow by luck, and one "
+            f"{clips} clips in {groups} groups: with so few groups an interval may be too narrow by chance, and one "
             "more group may change it."
         )
     if len(below := result["dimension"][result["high"] < 0]):
         lines.append(
-            f"{_list(below)}: an interval of r below 0 is no knowledge turned round. A group that is rated "
-            "high leaves a low mean to learn from, which shows where little is heard and groups are few."
+            f"{_list(below)}: the interval of r is below 0, an artefact of cross-validation with few groups. "
+            "Holding out a highly rated group lowers the mean of the training clips."
         )
     for name in result["dimension"][result["r"].isna()]:
-        lines.append(f"{name} has no r: its predictions are all alike.")
+        lines.append(f"{name}: r is undefined because the predictions are constant.")
     sizes = index["content_group"].value_counts()
     if few := int((sizes < FEWEST_IN_SEGMENT).sum()):
-        lines.append(f"{few} groups have fewer than {FEWEST_IN_SEGMENT} clips and are left out of r_within_groups.")
+        lines.append(f"{few} groups have fewer than {FEWEST_IN_SEGMENT} clips and are excluded from r_within_groups.")
     return lines
 
 

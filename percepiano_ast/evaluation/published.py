@@ -1,8 +1,7 @@
-"""Are these the ratings that PercePiano published? One checksum per clip answers it without holding the ratings.
+"""Comparison of ratings with those that PercePiano published, by one checksum per clip instead of the ratings.
 
-The checksum of a clip is the sum of its 19 ratings (0 to 1), each times a weight from 1 to 2. Nineteen ratings cannot be
-had back from one number; a cryptographic hash would hide them too, but it would refuse ratings that were only written
-with fewer digits, and those are the same ratings.
+The checksum of a clip is the sum of its 19 ratings (0 to 1), each times a weight from 1 to 2. The ratings cannot be
+recovered from it. A cryptographic hash would reject ratings that are rounded to fewer digits.
 """
 
 from importlib import resources
@@ -13,9 +12,9 @@ import pandas as pd
 from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
 
-# Fractions of multiples of the golden ratio: irregular, so that exchanged dimensions do not cancel.
+# Fractional parts of multiples of the golden ratio: distinct weights, so that swapped dimensions change the sum.
 WEIGHTS = 1 + np.arange(1, len(KEYS) + 1) * (np.sqrt(5) - 1) / 2 % 1
-_ROUNDING = 5e-4  # of a rating that is written with three decimals
+_ROUNDING = 5e-4  # largest rounding error of a rating with three decimals
 
 
 def checksums(ratings: pd.DataFrame) -> pd.Series:
@@ -24,10 +23,10 @@ def checksums(ratings: pd.DataFrame) -> pd.Series:
 
 
 def check_ratings(predictions: pd.DataFrame) -> None:
-    """Compare the ratings of a checked predictions table, all of whose clips are PercePiano's, with the published ones.
+    """Compare the ratings of a validated predictions table of PercePiano's clips with the published ones.
 
     Raises:
-        InputError: a clip's ratings differ by more than three decimals explain.
+        InputError: a clip's ratings differ by more than rounding to three decimals.
     """
     path = resources.files("percepiano_ast") / "data" / "percepiano_checksums.csv"
     expected = pd.read_csv(path, index_col="clip")["checksum"]
@@ -35,7 +34,7 @@ def check_ratings(predictions: pd.DataFrame) -> None:
     off = (found - expected.loc[found.index]).abs()
     if (wrong := off > _ROUNDING * WEIGHTS.sum()).any():
         raise InputError(
-            f"the ratings of {wrong.sum()} of {len(found)} clips are not those that PercePiano published, "
-            f"{off.idxmax()!r} most of all; its figures would not compare with anybody's. Take the label "
-            "file at the root of PercePiano (means divided by 7), or give an index of your own."
+            f"the ratings of {wrong.sum()} of {len(found)} clips differ from those that PercePiano published, "
+            f"{off.idxmax()!r} the most. Use the label file at the root of PercePiano (means divided by 7), or give "
+            "your own index with --index."
         )

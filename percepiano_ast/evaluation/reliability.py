@@ -1,8 +1,8 @@
-"""How far the raters agree, and so how well anything can do: ICC, split-half reliability, the noise ceiling.
+"""Inter-rater agreement and the resulting upper bound for predictions: ICC, split-half reliability, noise ceiling.
 
-The rater table is PercePiano's ``labels/total_2rounds.csv``: a row per rater and clip, values 1 to 7. A 0 is a missing
-value; blank rows, and rows with a value above 7, are no ratings. Cleaned so, the means over raters divided by 7 are the
-published labels exactly.
+The rater table is PercePiano's ``labels/total_2rounds.csv``: one row per rater and clip, values 1 to 7. A 0 is a missing
+value; blank rows and rows with a value above 7 are discarded. After this cleaning, the means over raters divided by 7 equal
+the published labels exactly.
 """
 
 from importlib import resources
@@ -19,34 +19,34 @@ from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, SCOPES, load_inde
 RATERS = "labels/total_2rounds.csv"
 N_SPLITS = 500
 
-_HIGHEST = 7.1  # as upstream's cleaning has it
+_HIGHEST = 7.1  # as in PercePiano's own cleaning
 
 
 def read_raters(path: str | Path) -> pd.DataFrame:
-    """Every valid rating: columns ``rater``, ``clip`` and the 19 dimensions, 1 to 7, NaN where one is missing.
+    """All valid ratings: columns ``rater``, ``clip`` and the 19 dimensions, 1 to 7, NaN where missing.
 
     Args:
-        path: the rater CSV, or the folder of PercePiano that holds it.
+        path: the rater CSV, or the PercePiano folder that contains it.
 
     Raises:
-        InputError: no such file, columns missing, a value that is no number, or no valid row.
+        InputError: missing file or columns, a value that is not a number, or no valid row.
     """
     path = Path(path) / RATERS if Path(path).is_dir() else Path(path)
     table = read_csv(path, "rater")
     questions = [name for name in table.columns if name.startswith("Question_")][: len(KEYS)]
     if len(questions) < len(KEYS) or not {"user", "filename"} <= set(table.columns):
-        raise InputError(f"{path} lacks user, filename or some of {len(KEYS)} Question_ columns; give PercePiano's {RATERS}.")
+        raise InputError(f"{path} lacks user, filename or some of the {len(KEYS)} Question_ columns; give PercePiano's {RATERS}.")
     values = table[questions].apply(pd.to_numeric, errors="coerce")
     wrong = values.isna() & table[questions].notna() | (values < 0)
     if len(places := np.argwhere(wrong.to_numpy())):
         row, column = places[0]
         raise InputError(
             f"{path}, line {row + 2}: {questions[column]} is {table[questions].iloc[row, column]!r}; "
-            "write a number from 1 to 7, or 0 where it is missing."
+            "write a number from 1 to 7, or 0 for a missing value."
         )
     valid = ~(values > _HIGHEST).any(axis=1) & values.notna().any(axis=1)
     if not valid.any():
-        raise InputError(f"{path} holds no valid rating; give PercePiano's {RATERS}.")
+        raise InputError(f"{path} has no valid rating; give PercePiano's {RATERS}.")
     names = table["filename"].str.strip().str.removesuffix(".wav").str.strip()
     ratings = values.where(values > 0).set_axis(list(KEYS), axis=1)
     ratings.insert(0, "clip", names)
@@ -55,24 +55,24 @@ def read_raters(path: str | Path) -> pd.DataFrame:
 
 
 def mean_ratings(raters: pd.DataFrame) -> pd.DataFrame:
-    """Mean rating of each clip divided by 7, (clips, 19): the labels."""
+    """The labels: mean rating of each clip divided by 7, (clips, 19)."""
     return raters.groupby("clip")[list(KEYS)].mean() / 7
 
 
 def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, float]:
     """Intraclass correlations of one dimension (Shrout & Fleiss 1979): ``icc1, icc2, icc3, icc1k, icc2k, icc3k, k``.
 
-    1: raters differ from clip to clip; 2: raters are a random sample; 3: these raters. The single ones are of one rating,
-    those with k of the mean of ``k`` ratings, the harmonic mean of ratings per clip.
+    Case 1: each clip has different raters; 2: raters are a random sample; 3: fixed raters. ``icc1`` to ``icc3`` are for a
+    single rating, those with k for the mean of ``k`` ratings, where ``k`` is the harmonic mean of ratings per clip.
 
-    Not every rater rates every clip, so the variance components are estimated for unbalanced data: from the one-way
-    analysis of variance for 1, from reductions in sums of squares of the crossed random model without interaction for 2 and
-    3 (Henderson 1953, method 3; Searle, Casella & McCulloch 1992, ch. 5.5). On complete data both are Shrout & Fleiss's
-    formulas. Components may come out negative.
+    Not every rater rates every clip, so the variance components are estimated for unbalanced data: by one-way analysis of
+    variance for case 1, by reductions in sums of squares of the crossed random model without interaction for cases 2 and 3
+    (Henderson 1953, method 3; Searle, Casella & McCulloch 1992, ch. 5.5). For complete data both equal Shrout & Fleiss's
+    formulas. Components may be negative.
 
     Args:
         values: (ratings,), NaN where missing.
-        clips, raters: (ratings,) labels; a rater may rate a clip several times.
+        clips, raters: (ratings,) labels; a rater may rate a clip more than once.
 
     Raises:
         InputError: fewer than two clips or raters, or no clip with two ratings.
@@ -83,7 +83,7 @@ def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, 
     counts = sparse.coo_array((np.ones(len(values)), (clip, rater))).toarray()
     if min(counts.shape) < 2 or counts.sum(axis=1).max() < 2:
         raise InputError(
-            f"{counts.shape[0]} clips and {counts.shape[1]} raters; reliability needs two of each, and clips that two of them rate."
+            f"{counts.shape[0]} clips and {counts.shape[1]} raters; reliability needs two of each and clips with two ratings."
         )
     values = values - values.mean()
     k = len(counts) / (1 / counts.sum(axis=1)).sum()
@@ -106,17 +106,17 @@ def _one_way(values: np.ndarray, clip: np.ndarray, counts: np.ndarray) -> tuple[
 
 
 def _two_way(values, clip, rater, counts) -> tuple[float, float, float]:
-    """Variance of clips, of raters and of the rest, crossed without interaction."""
+    """Variance of clips, raters and residual, crossed without interaction."""
     n, per_clip, per_rater = len(values), counts.sum(axis=1), counts.sum(axis=0)
     of_clips, of_raters = np.bincount(clip, values), np.bincount(rater, values)
     by_clip, by_rater = (of_clips**2 / per_clip).sum(), (of_raters**2 / per_rater).sum()
-    # The clips are eliminated from the normal equations, which leaves one equation a rater.
+    # Eliminating the clips from the normal equations leaves one equation per rater.
     left = np.diag(per_rater) - counts.T @ (counts / per_clip[:, None])
     right = of_raters - counts.T @ (of_clips / per_clip)
     solution, _, rank, _ = np.linalg.lstsq(left, right, rcond=1e-10)
     both = by_clip + right @ solution
     rest = ((values**2).sum() - both) / (n - len(counts) - rank)
-    parts = len(counts) + rank  # rank of the whole model
+    parts = len(counts) + rank  # rank of the full model
     clips = (both - by_rater - rest * (parts - len(per_rater))) / (n - (counts**2 / per_rater).sum())
     raters = (both - by_clip - rest * rank) / (n - (counts**2 / per_clip[:, None]).sum())
     return clips, raters, rest
@@ -125,20 +125,20 @@ def _two_way(values, clip, rater, counts) -> tuple[float, float, float]:
 def split_half(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS, seed: int = 0) -> pd.DataFrame:
     """Reliability of the mean rating by scope, (19 dimensions, ``SCOPES``): split-half, Spearman-Brown corrected.
 
-    In each split the raters of every clip are dealt at random into two halves; all ratings of a rater stay on one side.
-    The halves' means are correlated over clips as the metrics of that scope are, the correlations averaged over splits,
-    and r becomes 2 r / (1 + r), the reliability of both halves together. Below 0: no reliable signal.
+    In each split the raters of every clip are assigned at random to two halves; all ratings of a rater for a clip are in one
+    half. The halves' means are correlated over the clips of the scope, the correlations are averaged over splits, and r
+    becomes 2 r / (1 + r), the reliability of both halves together. A value below 0 means no reliable signal.
 
     Raises:
         InputError: fewer than one split, or no rated clip in the index.
     """
     if n_splits < 1:
-        raise InputError(f"{n_splits} splits give no reliability; give at least 1.")
+        raise InputError(f"{n_splits} splits are too few; give at least 1.")
     facts = index.set_index("clip")
     ratings = raters[raters["clip"].isin(facts.index)]
     if ratings.empty:
         raise InputError(
-            f"no clip of the rater table, {raters['clip'].iloc[0]!r} for one, is in the index; give the index it belongs to."
+            f"no clip of the rater table (for example {raters['clip'].iloc[0]!r}) is in the index; give the matching index."
         )
     clips, clip = np.unique(ratings["clip"], return_inverse=True)
     pair, pair_of = np.unique(np.stack([clip, pd.factorize(ratings["rater"])[0]]), axis=1, return_inverse=True)
@@ -160,12 +160,12 @@ def split_half(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLI
 
 
 def ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
-    """Highest r against the mean rating that the raters' agreement allows: square root of the reliability, 0 below 0."""
+    """Noise ceiling, the highest possible r with the mean rating: square root of the reliability, 0 if that is negative."""
     return np.sqrt(reliability.clip(lower=0))
 
 
 def evaluate(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """All of it: ``icc`` (19 dimensions, see ``icc``), ``split_half`` and ``ceiling`` (19 dimensions, ``SCOPES``).
+    """All tables: ``icc`` (19 dimensions, see ``icc``), ``split_half`` and ``ceiling`` (19 dimensions, ``SCOPES``).
 
     Raises:
         InputError: see ``icc`` and ``split_half``.
@@ -178,10 +178,10 @@ def evaluate(raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS
 
 
 def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.DataFrame | None:
-    """The noise ceiling, (19 dimensions, scopes): of ``path``, else PercePiano's if all clips are its own, else None.
+    """The noise ceiling (19 dimensions, scopes) from ``path``; without it PercePiano's if all clips are PercePiano's, else None.
 
     Raises:
-        InputError: the file is missing, lacks a dimension or a scope, or holds a value outside 0 to 1.
+        InputError: the file is missing, lacks a dimension or a scope, or has a value outside 0 to 1.
     """
     if path is None and not set(index["clip"]) <= set(load_index()["clip"]):
         return None
@@ -190,17 +190,17 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
     scopes = [scope for scope in SCOPES if scope in table.columns]
     if "dimension" not in table.columns or not scopes or set(KEYS) - set(table["dimension"]):
         raise InputError(
-            f"noise ceiling {source} lacks dimension, a scope ({', '.join(SCOPES)}) or a row of the 19 "
-            "dimensions; write it with `python -m percepiano_ast reliability`."
+            f"noise ceiling {source} lacks the column dimension, a scope ({', '.join(SCOPES)}) or a row of the 19 "
+            "dimensions; create it with `percepiano reliability`."
         )
     table = table.set_index("dimension").loc[list(KEYS), scopes].apply(pd.to_numeric, errors="coerce")
     if not table.apply(lambda column: column.between(0, 1)).all(axis=None):
-        raise InputError(f"noise ceiling {source} holds a value that is not from 0 to 1; it is a correlation.")
+        raise InputError(f"noise ceiling {source} has a value that is not from 0 to 1; write correlations.")
     return table
 
 
 class _Scope:
-    """The clips of one scope, and how halves are correlated over them."""
+    """The clips of one scope and the correlation of halves over them."""
 
     def __init__(self, facts: pd.DataFrame, scope: str):
         keep = facts["human"].to_numpy(bool, copy=True) if "humans" in scope else np.ones(len(facts), bool)
@@ -214,7 +214,7 @@ class _Scope:
         self.keep = keep
 
     def correlation(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Pearson's r per dimension, (19,), over the clips that have both halves, (clips, 19) each."""
+        """Pearson's r per dimension, (19,), over the clips with both halves, (clips, 19) each."""
         one, other = one[self.keep], other[self.keep]
         both = np.isfinite(one) & np.isfinite(other)
         x, y = (self._centred(np.where(both, values, 0), both) for values in (one, other))
@@ -222,7 +222,7 @@ class _Scope:
             return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
 
     def _centred(self, values: np.ndarray, both: np.ndarray) -> np.ndarray:
-        """Values minus their mean, or their segment's, over the clips that have both halves; 0 elsewhere."""
+        """Values minus their mean, or their segment's, over the clips with both halves; 0 elsewhere."""
         if self.members is None:
             return np.where(both, values - values.sum(axis=0) / both.sum(axis=0), 0)
         means = (self.members @ values) / np.maximum(self.members @ both.astype(float), 1)
@@ -230,7 +230,7 @@ class _Scope:
 
 
 def _dealt(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """1.0 for a random half of the (clip, rater) pairs of each clip, (pairs,), sorted by clip; the odd one is left out."""
+    """1.0 for a random half of the (clip, rater) pairs of each clip, (pairs,), sorted by clip; an odd pair gets 0."""
     order = np.lexsort((rng.random(len(clip)), clip))
     first = np.searchsorted(clip, clip)
     half = np.empty(len(clip))

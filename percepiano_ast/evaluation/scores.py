@@ -1,11 +1,11 @@
-"""Every metric of every run, with intervals: the table ``metrics.csv`` and its relatives.
+"""All metrics of all runs, with intervals: the table ``metrics.csv`` and related tables.
 
-* A run's held-out folds are pooled, then each metric is taken per dimension; the row ``mean`` is the plain mean over the
-  19 dimensions, a head group's row the mean over its dimensions.
-* Scopes: ``overall``; ``humans_only`` (without deadpan score renderings); ``within_segment`` (rating and prediction
-  both centred on the mean of their segment, then pooled: is the playing told apart, not the music?);
+* The held-out folds of a run are pooled, then each metric is computed per dimension; the row ``mean`` is the plain mean over
+  the 19 dimensions, the row of a head group the mean over its dimensions.
+* Scopes: ``overall``; ``humans_only`` (without deadpan renderings); ``within_segment`` (rating and prediction both centred
+  on the mean of their segment, then pooled: differences between performances without differences between pieces);
   ``within_segment_humans``.
-* Intervals: see ``intervals``. With a single content group there is none: ``low`` and ``high`` are NaN.
+* Intervals: see ``intervals``. With a single content group ``low`` and ``high`` are NaN.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ ROWS = [*KEYS, *GROUPS, "mean"]  # the columns of every array below
 
 
 def evaluate(runs: list[Run]) -> pd.DataFrame:
-    """``model,protocol,seed,scope,metric,dimension,value,low,high``; ``dimension`` is also a head group and ``mean``."""
+    """``model,protocol,seed,scope,metric,dimension,value,low,high``; ``dimension`` includes the head groups and ``mean``."""
     tables = []
     for run in runs:
         for scope in SCOPES:
@@ -31,9 +31,9 @@ def evaluate(runs: list[Run]) -> pd.DataFrame:
 
 
 def per_fold(runs: list[Run]) -> pd.DataFrame:
-    """``model,protocol,seed,fold,scope,metric,dimension,value,clips``: each held-out fold by itself, without intervals.
+    """``model,protocol,seed,fold,scope,metric,dimension,value,clips``: each held-out fold separately, without intervals.
 
-    The folds' spread is no error of the pooled value: a fold has its own music, and less of it.
+    The spread over folds does not estimate the error of the pooled value: folds differ in their music and are smaller.
     """
     tables = []
     for run in runs:
@@ -48,21 +48,21 @@ def per_fold(runs: list[Run]) -> pd.DataFrame:
 
 
 def without_each_group(run: Run, scope: str, names: tuple[str, ...] = metrics.METRICS) -> dict[str, np.ndarray]:
-    """Metric -> (1 + groups, rows of ``ROWS``): of all clips in scope, then without each content group."""
+    """Metric -> (1 + groups, rows of ``ROWS``): over all clips in scope, then without each content group."""
     part = cleaned(run, scope)
     sums = {kind: group_sums(part, kind) for kind in {metrics.kind_of(name) for name in names}}
     return {name: summarised(metrics.from_sums(name, intervals.leave_one_out(sums[metrics.kind_of(name)]))) for name in names}
 
 
 def cleaned(run: Run, scope: str) -> Run:
-    """The clips in scope; a prediction that varies by rounding alone, measured by its size before centring, is constant."""
+    """The clips in scope; predictions that vary only by rounding, relative to their size before centring, become constant."""
     size = np.abs(run.prediction).max(axis=0, initial=0.0)
     part = in_scope(run, scope)
     return part._replace(prediction=metrics.without_rounding(part.prediction, size))
 
 
 def group_sums(part: Run, kind: str) -> np.ndarray:
-    """Sums of what a kind of metric needs over the clips of each content group, (8, groups, 19)."""
+    """Sums of the terms of a kind of metric over the clips of each content group, (8, groups, 19)."""
     return by_group(part.content_group, metrics.features(*metrics.prepared(part.rating, part.prediction, kind)))
 
 
@@ -74,7 +74,7 @@ def by_group(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def summarised(values: np.ndarray) -> np.ndarray:
-    """Dimensions, then the means over each head group and over all: (..., 19) -> (..., rows of ``ROWS``)."""
+    """Append the means over each head group and over all dimensions: (..., 19) -> (..., rows of ``ROWS``)."""
     means = [values[..., list(which)].mean(axis=-1) for which in group_indices().values()]
     return np.concatenate([values, np.stack([*means, values.mean(axis=-1)], axis=-1)], axis=-1)
 
@@ -86,13 +86,13 @@ def rows(run: Run, facts: dict, estimate: intervals.Estimate, names: list[str] =
 
 
 def undefined(values: pd.DataFrame) -> list[str]:
-    """One sentence for each run, scope and metric of ``evaluate`` that has no value in some dimension."""
+    """One sentence for each run, scope and metric of ``evaluate`` that is undefined in some dimension."""
     missing = values[values["value"].isna() & values["dimension"].isin(KEYS)]
     lines = []
     for (model, protocol, seed, scope, metric), part in missing.groupby([*RUN, "scope", "metric"]):
         which = "all dimensions" if len(part) == len(KEYS) else ", ".join(part["dimension"])
         lines.append(
             f"{model}, {protocol}, seed {seed}: {metric} ({scope}) is undefined for {which}: "
-            "predictions or ratings are constant, or no clips are in this scope."
+            "predictions or ratings are constant, or the scope has no clips."
         )
     return lines

@@ -1,8 +1,8 @@
-"""Seeds as a factor: what training anew with another seed changes, and comparisons that hold for seeds not tried.
+"""Training seeds as a random factor: variation between seeds, and comparisons that generalise to other seeds.
 
-A model trained with several seeds has two sources of error: the content groups that happened to be rated, and the seeds
-that happened to be drawn. Their variances add: the jackknife's of the mean over seeds, and the variance between seeds
-divided by their number. Degrees of freedom are Satterthwaite's.
+A model trained with several seeds has two sources of error: the sample of content groups and the sample of seeds. Their
+variances add: the jackknife variance of the mean over seeds, and the variance between seeds divided by their number. Degrees
+of freedom are Satterthwaite's.
 """
 
 from itertools import combinations
@@ -23,10 +23,10 @@ PAIR_COLUMNS = ["model_a", "model_b", "protocol", "scope", "metric", "dimension"
 
 
 def evaluate(runs: list[Run], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2) -> pd.DataFrame:
-    """Mean over seeds of every metric for each model with at least ``least``: the columns ``COLUMNS``.
+    """Mean over seeds of every metric for each model with at least ``least`` seeds: the columns ``COLUMNS``.
 
-    ``seed_sd`` is the standard deviation between seeds; ``low`` and ``high`` allow for content groups and seeds. Of one seed
-    alone (``least`` 1) the former is NaN, and the latter allow for content groups only.
+    ``seed_sd`` is the standard deviation between seeds; the interval ``low`` to ``high`` covers variation of content groups and
+    seeds. For a single seed (``least`` 1) ``seed_sd`` is NaN and the interval covers content groups only.
     """
     tables = []
     for (model, protocol), same in _by_model(runs).items():
@@ -48,7 +48,7 @@ def evaluate(runs: list[Run], names: tuple[str, ...] = metrics.METRICS, *, least
 def compare(runs: list[Run], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2) -> pd.DataFrame:
     """Difference of the means over seeds of every two models with at least ``least`` seeds: the columns ``PAIR_COLUMNS``.
 
-    ``p`` is a t test whose error allows for content groups and seeds (of one seed alone: for content groups only); ``p_holm``
+    ``p`` is from a t test whose error includes content groups and seeds (for a single seed: content groups only); ``p_holm``
     is corrected over the 19 dimensions.
     """
     tables = []
@@ -80,7 +80,7 @@ def _compare(a: list[Run], b: list[Run], scope: str, names) -> pd.DataFrame:
 
 
 def _by_model(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
-    """(model, protocol) -> its runs, a seed each."""
+    """(model, protocol) -> its runs, one per seed."""
     found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         found.setdefault(run.name[:2], []).append(run)
@@ -88,7 +88,7 @@ def _by_model(runs: list[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def _values(runs: list[Run], scope: str, names) -> dict[str, np.ndarray]:
-    """Metric -> (seeds, 1 + groups, rows of ``ROWS``), on the clips that all seeds rate."""
+    """Metric -> (seeds, 1 + groups, rows of ``ROWS``), on the clips common to all seeds."""
     each = [without_each_group(run, scope, names) for run in common(runs)]
     return {name: np.stack([values[name] for values in each]) for name in names}
 
@@ -96,12 +96,12 @@ def _values(runs: list[Run], scope: str, names) -> dict[str, np.ndarray]:
 def _between(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Standard error of the mean over seeds of ``values`` (seeds, columns), and its degrees of freedom."""
     seeds = len(values)
-    error = np.nan_to_num(_deviation(values)) / np.sqrt(seeds)  # one seed tells nothing of others
+    error = np.nan_to_num(_deviation(values)) / np.sqrt(seeds)  # unknown for one seed
     return error, np.full(values.shape[1], max(seeds - 1.0, 1.0))
 
 
 def _deviation(values: np.ndarray) -> np.ndarray:
-    """Standard deviation over seeds of ``values`` (seeds, columns); NaN of one seed."""
+    """Standard deviation over seeds of ``values`` (seeds, columns); NaN for one seed."""
     return values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1], np.nan)
 
 

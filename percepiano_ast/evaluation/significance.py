@@ -1,15 +1,15 @@
-"""Is one model better than another: paired permutation within content groups, corrected and with its size.
+"""Comparison of two models: paired permutation test over content groups, with correction and effect sizes.
 
-Both models rate the same clips, so what makes a clip hard for both cancels. Under the null hypothesis the two models'
-predictions for a content group can be exchanged; whole groups are, because the clips of a group are not independent.
-Correlations do not see a prediction's scale, so predictions are standardised (or ranked) before they are exchanged, and the
-difference is divided by its jackknife error, without which standardising makes the test too bold (Chung & Romano 2013).
+The test is paired: both models rate the same clips. Under the null hypothesis the two models' predictions for a content group
+are exchangeable; the test exchanges entire groups, because the clips of a group are not independent. Correlations do not
+depend on the scale of a prediction, so predictions are standardised (or ranked) before the exchange. The difference is divided
+by its jackknife error; without this the test of standardised predictions is anticonservative (Chung & Romano 2013).
 
-Level, simulated with PercePiano's 47 group sizes (two models of true r .6, 7,600 pairs each): p is below .05 in 5.4, 4.9
-and 5.4 % where ratings and both models' errors have a within-group correlation of 0, .2 and .5. Models of equal r whose
-errors are clustered unequally are not exchangeable, and p is too small: 6.4 % (.2 against .5), 8.1 % (.5 against 0); a p
-near .05 between very different models is no evidence. Intervals of the difference hold 0 in 94.5, 95.9, 96.3, 94.7 and
-91.9 %.
+Level, simulated with PercePiano's 47 group sizes (two models with true r of 0.6, 7,600 pairs each): p is below 0.05 in 5.4,
+4.9 and 5.4 % if ratings and both models' errors have a within-group correlation of 0, 0.2 and 0.5. Models of equal r whose
+errors are clustered unequally are not exchangeable, and p is too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0). A p
+near 0.05 between very different models is weak evidence. Intervals of the difference include 0 in 94.5, 95.9, 96.3, 94.7
+and 91.9 %.
 """
 
 from itertools import combinations
@@ -27,40 +27,38 @@ POWER = 0.8
 COLUMNS = ["model_a", "model_b", *RUN[1:], "scope", "metric", "dimension", "difference", "low", "high", "p", "p_holm",
            "effect", "cohens_q", "detectable"]  # fmt: skip
 
-_MEANS = summarised(np.eye(len(KEYS)))[:, len(KEYS) :]  # (19, means): which dimensions a mean is over
+_MEANS = summarised(np.eye(len(KEYS)))[:, len(KEYS) :]  # (19, means): weights of the dimensions in each mean
 _EQUAL = 1e-11  # differences closer than this are ties
 
 
 def compare(
     runs: list[Run], *, n_permutations: int = 2000, seed: int = 0, names: tuple[str, ...] = metrics.METRICS
 ) -> pd.DataFrame:
-    """Difference of every metric between every two models of the same protocol and seed, on the clips both rate.
+    """Difference of every metric between every two models of the same protocol and seed, on their common clips.
 
-    Returns the columns ``COLUMNS``, a row per pair, scope, metric and dimension (also head groups and ``mean``):
+    Returns the columns ``COLUMNS``, one row per pair, scope, metric and dimension (including head groups and ``mean``):
 
     * ``difference``: a minus b, with ``low`` and ``high`` by the jackknife over content groups;
-    * ``p``: two-sided, by ``n_permutations`` exchanges of whole content groups, or all of them where they are no more;
-      at least 1 / (n_permutations + 1) (Phipson & Smyth 2010);
-    * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is one test and stays as it is;
-    * ``effect``: the difference in standard deviations of its groups' pseudo-values, Cohen's d of paired groups;
-    * ``cohens_q``: difference of Fisher's z (Cohen 1988: .1 small, .3 medium, .5 large); correlations of one dimension
-      or their means alone;
-    * ``detectable``: the smallest difference that would be found in 80 % of such experiments, (t_.975 + t_.8) standard
-      errors (Bloom 1995).
+    * ``p``: two-sided, from ``n_permutations`` exchanges of entire content groups, or from all exchanges if there are at most
+      as many; a sampled p is at least 1 / (n_permutations + 1) (Phipson & Smyth 2010);
+    * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is a single test and not corrected;
+    * ``effect``: the difference in standard deviations of the groups' pseudo-values, Cohen's d of paired groups;
+    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large); for correlations only;
+    * ``detectable``: minimum detectable difference at 80 % power, (t_.975 + t_.8) standard errors (Bloom 1995).
 
-    NaN where a difference has no value: no common clips, a constant, or (all but the difference) a single content group.
+    NaN where undefined: no common clips, a constant, or (except for the difference) a single content group.
     """
     tables = [_compare(a, b, scope, n_permutations, seed, names) for a, b in pairs(runs) for scope in SCOPES]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
 def pairs(runs: list[Run]) -> list[tuple[Run, Run]]:
-    """Every two runs that differ in the model alone."""
+    """All pairs of runs that differ only in the model."""
     return [(a, b) for a, b in combinations(runs, 2) if a.name[1:] == b.name[1:]]
 
 
 def common(runs: list[Run]) -> list[Run]:
-    """The runs on the clips that all of them rate."""
+    """The runs restricted to their common clips."""
     shared = set.intersection(*(set(run.clip) for run in runs))
     if all(len(run.clip) == len(shared) for run in runs):
         return list(runs)
@@ -68,7 +66,7 @@ def common(runs: list[Run]) -> list[Run]:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p values (tests,) corrected for their number (Holm 1979, step-down); NaN where p is, which is no test."""
+    """p values (tests,) corrected for their number (Holm 1979, step-down); NaN stays NaN and does not count as a test."""
     p = np.asarray(p, float)
     tests = np.isfinite(p).sum()
     order = np.argsort(p)  # NaN last
@@ -79,7 +77,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def exchanges(groups: int, n_permutations: int, seed: int) -> tuple[np.ndarray, bool]:
-    """Which groups are exchanged: 0 or 1 as (permutations, groups), and whether these are all there are."""
+    """Exchanged groups as 0 or 1, (permutations, groups), and whether these are all possible exchanges."""
     if 2**groups <= n_permutations:
         return (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(float), True
     return np.random.default_rng(seed).integers(0, 2, (n_permutations, groups)).astype(float), False
@@ -91,7 +89,7 @@ def permutation_p(a: np.ndarray, b: np.ndarray, metric: str, swaps: np.ndarray, 
     Args:
         a, b: sums of features of the two models, (8, groups, 19) each.
         swaps: (permutations, groups) of 0 and 1, see ``exchanges``.
-        complete: whether ``swaps`` holds every exchange, the unchanged one among them.
+        complete: whether ``swaps`` contains every exchange, including the identity.
     """
     swaps = np.vstack([np.zeros(a.shape[1]), swaps])
     change = swaps @ (b - a)  # one matrix product: (8, 1 + permutations, 19)
@@ -108,11 +106,11 @@ def permutation_p(a: np.ndarray, b: np.ndarray, metric: str, swaps: np.ndarray, 
 def _errors(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray, swaps: np.ndarray) -> np.ndarray:
     """Jackknife error of the difference in r after each exchange, up to a constant: (1 + permutations, rows of ``ROWS``).
 
-    ``of_a`` and ``of_b`` are the sums after each exchange, (8, 1 + permutations, 19). This is where the time of an
-    evaluation goes, so r is written out: what concerns the ratings alone is the same for all exchanges.
+    ``of_a`` and ``of_b`` are the sums after each exchange, (8, 1 + permutations, 19). This function dominates the run time of
+    an evaluation, so r is written out: the terms of the ratings are the same for all exchanges.
     """
     n, x, xx = (a[part].sum(axis=0) - a[part] for part in (0, 1, 3))
-    # A constant prediction has no r, before or after any exchange: such columns may hold anything, their p is NaN.
+    # r of a constant prediction is undefined for every exchange; its p becomes NaN, so its values here do not matter.
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         x, spread_x = x / n, np.sqrt(xx / n - (x / n) ** 2)
         which = [2, 4, 5]  # y, yy, xy
@@ -152,10 +150,10 @@ def _compare(a: Run, b: Run, scope: str, n_permutations: int, seed: int, names) 
 
 
 def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.ndarray]:
-    """Difference, interval, effect sizes and smallest detectable difference, each for the rows of ``ROWS``.
+    """Difference, interval, effect sizes and minimum detectable difference, each for the rows of ``ROWS``.
 
     Args:
-        of_a, of_b: values of ``metric``, (1 + groups, 19): all content groups, then without each.
+        of_a, of_b: values of ``metric``, (1 + groups, 19): over all content groups, then without each group.
     """
     a, b = summarised(of_a), summarised(of_b)
     estimate = intervals.jackknife(a - b)
@@ -172,5 +170,5 @@ def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.
 
 
 def detectable(error: np.ndarray, freedom: np.ndarray) -> np.ndarray:
-    """Smallest difference found with probability ``POWER``, two-sided at 5 % (Bloom 1995, eq. 1)."""
+    """Minimum detectable difference at ``POWER``, two-sided at 5 % (Bloom 1995, eq. 1)."""
     return (stats.t.ppf((1 + intervals.LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom)) * error

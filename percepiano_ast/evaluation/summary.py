@@ -1,7 +1,7 @@
-"""One row a model, whatever the number of its seeds: what a reader of results is shown.
+"""Tables for the report: one row per model, for any number of seeds.
 
-A model trained with several seeds is shown as their mean, with an interval that allows for content groups and seeds; one
-with a single seed as it is.
+A model trained with several seeds is summarised by their mean, with an interval that covers content groups and seeds; a model
+with a single seed by its own values.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _PAIR = ["model_a", "model_b", "protocol"]
 
 
 def values(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Every metric of every model: the columns ``VALUES``, out of the tables of `evaluation.evaluate`."""
+    """All metrics of all models: the columns ``VALUES``, from the tables of `evaluation.evaluate`."""
     single = pd.concat([tables["metrics"], tables["head_groups"]], ignore_index=True)
     several = tables["seeds"]
     trained_often = _names(several, ["model", "protocol"])
@@ -23,10 +23,10 @@ def values(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def differences(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Every difference between two models: the columns ``DIFFERENCES``.
+    """All differences between two models: the columns ``DIFFERENCES``.
 
-    ``seeds`` says how many of each, as ``3 and 3``. Where one of two models has a single seed, they are compared at it, by
-    the permutation test of `significance`; where both have several, by the t test of `seeds`.
+    ``seeds`` is the number of seeds of each, such as ``3 and 3``. If one of the models has a single seed, the two are compared at
+    that seed by the permutation test of `significance`; if both have several, by the t test of `seeds`.
     """
     several = tables["seed_comparisons"].copy()
     several["seeds"] = [f"{a} and {b}" for a, b in zip(several["seeds_a"], several["seeds_b"])]
@@ -36,7 +36,7 @@ def differences(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def between(pairs: pd.DataFrame, model: str, reference: str) -> pd.DataFrame:
-    """The rows of ``differences`` of two models, as ``model`` minus ``reference`` whichever way round they stand."""
+    """The rows of ``differences`` of two models, as ``model`` minus ``reference`` for either order in the table."""
     same = pairs[(pairs["model_a"] == model) & (pairs["model_b"] == reference)]
     other = pairs[(pairs["model_a"] == reference) & (pairs["model_b"] == model)]
     seeds = [" and ".join(reversed(text.split(" and "))) for text in other["seeds"]]

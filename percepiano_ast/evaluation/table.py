@@ -1,8 +1,8 @@
-"""Predictions tables and indexes: what is read, what is refused, and how a table becomes runs.
+"""Read and validate predictions tables and indexes, and split a table into runs.
 
 A *run* is one (model, protocol, seed). A predictions table has one row per clip and dimension: ``model, protocol, seed,
-fold, clip, dimension, rating, prediction`` and optionally ``uncertainty`` (a standard deviation, for whole runs). The
-index says which clips there are, how they belong together and in which fold each protocol holds them out.
+fold, clip, dimension, rating, prediction`` and optionally ``uncertainty`` (a standard deviation, in all rows of a run). The
+index lists the clips, their segments and content groups, and the fold in which each protocol holds them out.
 """
 
 import io
@@ -22,19 +22,19 @@ from percepiano_ast.evaluation.reading import content_of
 SCOPES = ("overall", "within_segment", "humans_only", "within_segment_humans")
 RUN = ["model", "protocol", "seed"]
 COLUMNS = [*RUN, "fold", "clip", "dimension", "rating", "prediction"]
-# Protocols that promise music which was never heard in training: no content group may lie in two of their folds.
+# Protocols with unseen music: each content group must be in one fold.
 UNHEARD = ("content", "movement", "composition")
-# Within a segment of two clips, centred values mirror each other, so that a model is only ever right or wrong.
+# In a segment of two clips the centred values are x and -x: a prediction is either right or wrong.
 FEWEST_IN_SEGMENT = 3
 
-_SAME_RATING = 1e-3  # labels written with fewer digits are still the same labels
+_SAME_RATING = 1e-3  # tolerance for labels with fewer digits
 
 
 class Run(NamedTuple):
     """One (model, protocol, seed) as arrays with one row per clip, in the order of the index.
 
-    ``rating``, ``prediction`` and ``uncertainty`` are (clips, 19) in the order of ``KEYS``; ``uncertainty`` is NaN where
-    the run gives none.
+    ``rating``, ``prediction`` and ``uncertainty`` are (clips, 19) in the order of ``KEYS``; ``uncertainty`` is NaN if the run
+    has none.
     """
 
     model: str
@@ -60,21 +60,21 @@ class Run(NamedTuple):
 
 
 def fold_column(protocol: str) -> str:
-    """Name of the index column that holds a protocol's folds; -1 and below: not in its validation folds."""
+    """Name of the index column with a protocol's folds; a negative fold means that the clip is never held out."""
     return protocol if protocol.startswith("upstream_") else f"fold_{protocol}"
 
 
 def protocols(index: pd.DataFrame) -> list[str]:
-    """The protocols that an index has folds for."""
+    """The protocols of an index, from its fold columns."""
     return [name.removeprefix("fold_") for name in index.columns if name.startswith(("fold_", "upstream_"))]
 
 
 def load_index(path: str | Path | None = None) -> pd.DataFrame:
-    """Read an index of clips; without ``path`` PercePiano's, which the package ships (folds, no ratings).
+    """Read an index of clips; without ``path`` PercePiano's, which the package includes (folds, no ratings).
 
     Raises:
-        InputError: missing file or column, an empty or repeated value, a fold that is no integer, or a segment that
-            lies in two content groups.
+        InputError: missing file or column, an empty or repeated value, a fold that is not an integer, or a segment in two
+            content groups.
     """
     default = resources.files("percepiano_ast") / "data" / "percepiano_index.csv"
     index = read_csv(default if path is None else Path(path), "index")
@@ -89,10 +89,10 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
         )
     empty = index[required + folds].isna().any(axis=1)
     if empty.any():
-        raise InputError(f"index {name}, line {empty.idxmax() + 2}: an empty value; fill every column.")
+        raise InputError(f"index {name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
     index["clip"] = index["clip"].str.strip()
     if (repeated := index["clip"].duplicated()).any():
-        raise InputError(f"index {name} lists clip {index['clip'][repeated].iloc[0]!r} twice; keep one line of each.")
+        raise InputError(f"index {name} lists clip {index['clip'][repeated].iloc[0]!r} twice; keep one line per clip.")
     if not index["human"].isin(["True", "False"]).all():
         wrong = index["human"][~index["human"].isin(["True", "False"])].iloc[0]
         raise InputError(f"index {name}: human is {wrong!r}; write True or False.")
@@ -102,7 +102,7 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     groups = index.groupby("segment")["content_group"].nunique()
     if (groups > 1).any():
         raise InputError(
-            f"index {name}: segment {groups.idxmax()!r} lies in {groups.max()} content groups; put all clips of a segment into one."
+            f"index {name}: segment {groups.idxmax()!r} is in {groups.max()} content groups; put all its clips into one."
         )
     return index
 
@@ -111,37 +111,37 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
     """The clips of the index that a protocol holds out.
 
     Raises:
-        InputError: unknown protocol, fewer than two folds, or a content group on both sides of a protocol that promises
-            unheard music (``UNHEARD``).
+        InputError: unknown protocol, fewer than two folds, or a content group in two folds of a protocol with unseen music
+            (``UNHEARD``).
     """
     column = fold_column(protocol)
     if column not in index.columns:
         raise InputError(
             f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))}, "
-            "or give the index these predictions were made with."
+            "or give the index of these predictions with --index."
         )
     held_out = index[index[column] >= 0]
     if held_out[column].nunique() < 2:
         raise InputError(
-            f"protocol {protocol!r} has {held_out[column].nunique() or 'no'} fold in the index; without a second "
-            "there is nothing to train on. Give each clip a fold of at least two."
+            f"protocol {protocol!r} has {held_out[column].nunique() or 'no'} fold in the index, which leaves no training "
+            "data. Assign the clips to at least two folds."
         )
     crossing = held_out.groupby("content_group")[column].unique()
     crossing = crossing[crossing.str.len() > 1]
     if protocol in UNHEARD and len(crossing):
         folds = " and ".join(map(str, sorted(crossing.iloc[0])[:2]))
         raise InputError(
-            f"content group {crossing.index[0]!r} lies in folds {folds} of protocol {protocol!r}: its music "
-            "is heard in training, and the figures would be too good. Put the group into one fold."
+            f"content group {crossing.index[0]!r} is in folds {folds} of protocol {protocol!r}: its music would leak from "
+            "training into evaluation. Put the group into one fold."
         )
     return held_out
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Read ``predictions*.csv`` or ``.csv.gz`` and check columns and values (not coverage: ``validate_predictions``).
+    """Read ``predictions*.csv`` or ``.csv.gz`` and check columns and values (for coverage see ``validate_predictions``).
 
     Raises:
-        InputError: no such file, no CSV, or a value that cannot be; names the line.
+        InputError: missing file, invalid CSV or invalid value; names the line.
     """
     return _typed(read_csv(Path(path), "predictions"), lambda row: f"{path}, line {row + 2}")
 
@@ -149,9 +149,9 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 def validate_predictions(table: pd.DataFrame, index: pd.DataFrame | None = None, *, partial: bool = False) -> pd.DataFrame:
     """Check a predictions table against an index and return it with clean types.
 
-    Without ``index`` it is PercePiano's, and the ratings must be those that PercePiano published. Predictions are in the
-    unit of the ratings and may leave 0..1; ratings may not. Without ``partial``, each run must cover every clip that its
-    protocol holds out; folds must be the index's in either case.
+    Without ``index``, PercePiano's is used and the ratings must be those that PercePiano published. Predictions are in the
+    unit of the ratings and may be outside 0 to 1; ratings may not. Without ``partial``, each run must cover every clip that
+    its protocol holds out. Folds must always match the index.
 
     Raises:
         InputError: anything that would make a metric wrong; names the value and the next action.
@@ -168,10 +168,10 @@ def validate_predictions(table: pd.DataFrame, index: pd.DataFrame | None = None,
 
 
 def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[Run]:
-    """Split a predictions table into runs, sorted by model, protocol and seed, clips in the order of the index.
+    """Split a predictions table into runs, sorted by model, protocol and seed, with clips in the order of the index.
 
     Raises:
-        InputError: see ``validate_predictions``; coverage is not asked for.
+        InputError: see ``validate_predictions``; runs may be partial.
     """
     table = validate_predictions(predictions, index, partial=True)
     if "uncertainty" not in table.columns:
@@ -189,10 +189,10 @@ def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[Run]:
 
 
 def in_scope(run: Run, scope: str) -> Run:
-    """The clips of ``run`` that belong to ``scope``.
+    """The clips of ``run`` in ``scope``.
 
     Within segment, ratings and predictions are both centred on the mean of their segment; segments of fewer than
-    ``FEWEST_IN_SEGMENT`` clips are left out.
+    ``FEWEST_IN_SEGMENT`` clips are excluded.
     """
     if "humans" in scope:
         run = run.take(run.human.astype(bool))
@@ -205,23 +205,23 @@ def in_scope(run: Run, scope: str) -> Run:
 
 
 def read_csv(path, what: str) -> pd.DataFrame:
-    """Read a CSV as text cells, so that a bad value can be named as it stands in the file.
+    """Read a CSV as text cells, so that messages can quote a bad value as written in the file.
 
     Raises:
-        InputError: no such file, or no CSV.
+        InputError: missing file or invalid CSV.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a line that is too long
             return pd.read_csv(io.BytesIO(content_of(path)), dtype=str, index_col=False)
     except FileNotFoundError:
-        raise InputError(f"no {what} file {path}; check the path, or run the command that writes it.") from None
+        raise InputError(f"no {what} file {path}; check the path or run the command that writes it.") from None
     except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
-        raise InputError(f"{path} is no readable CSV ({error}); write it again.") from None
+        raise InputError(f"{path} is not a readable CSV file ({error}); write it again.") from None
 
 
 def describe(run) -> str:
-    """A run (model, protocol, seed), or a clip of a run, in words."""
+    """Text for a run (model, protocol, seed) or a clip of a run."""
     model, protocol, seed, *clip = run
     return f"{model}, protocol {protocol}, seed {seed}" + (f", clip {clip[0]!r}" if clip else "")
 
@@ -238,36 +238,36 @@ def _whole(column: pd.Series, where: str, name: str) -> pd.Series:
 def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
     """Check columns, types and ranges of a predictions table; ``where(row)`` names a row in messages."""
     if missing := [column for column in COLUMNS if column not in table.columns]:
-        raise InputError(f"predictions lack the columns {missing}; they need {', '.join(COLUMNS)}.")
+        raise InputError(f"predictions lack the columns {missing}; give {', '.join(COLUMNS)}.")
     if table.empty:
         raise InputError("the predictions table has no rows; run the fine-tuning that writes it.")
     table = table.copy()
     for name in ("model", "protocol", "clip", "dimension"):
         _refuse(table[name].isna(), table[name], where, "write a name")
         table[name] = table[name].astype(str).str.strip()
-    known = f"choose one of: {', '.join(KEYS)}. Ratings of your own are evaluated by finetune --ratings, which learns them"
+    known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`, which trains and evaluates"
     _refuse(~table["dimension"].isin(KEYS), table["dimension"], where, known)
     for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
         if name not in table.columns:
             continue
         numbers = pd.to_numeric(table[name], errors="coerce")
         wrong = ~np.isfinite(numbers)
-        if name == "uncertainty":  # whole runs may have none, see _check_rows
+        if name == "uncertainty":  # optional per run, see _check_rows
             wrong &= table[name].notna()
         _refuse(wrong, table[name], where, "write a finite number")
         if name in ("seed", "fold"):
             _refuse((numbers % 1 != 0) | (numbers < 0), table[name], where, "write a whole number from 0")
             numbers = numbers.astype(int)
         elif name == "rating":
-            _refuse((numbers < 0) | (numbers > 1), table[name], where, "ratings are 0 to 1: divide raw ones by 7")
+            _refuse((numbers < 0) | (numbers > 1), table[name], where, "ratings are 0 to 1: divide raw ratings by 7")
         elif name == "uncertainty":
-            _refuse(numbers < 0, table[name], where, "a standard deviation is not negative")
+            _refuse(numbers < 0, table[name], where, "write a standard deviation, 0 or more")
         table[name] = numbers
     return table
 
 
 def _refuse(wrong: pd.Series, values: pd.Series, where, action: str):
-    """Raise for the first row that is wrong."""
+    """Raise for the first wrong row."""
     if wrong.any():
         row = wrong.idxmax()
         shown = repr(values[row]) if isinstance(values[row], str) else values[row]
@@ -275,19 +275,19 @@ def _refuse(wrong: pd.Series, values: pd.Series, where, action: str):
 
 
 def _check_rows(table: pd.DataFrame):
-    """Each run must have each of its clips once, in one fold, with all dimensions, with or without uncertainty."""
+    """Each run must have each clip once, in one fold, with all dimensions, and uncertainties in all rows or none."""
     folds = table.groupby([*RUN, "clip"])["fold"].nunique()
     if (folds > 1).any():
         raise InputError(
             f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; "
-            "a clip is held out once: keep the fold in which it was not trained on."
+            "keep only the fold that was held out from training."
         )
     repeated = table.duplicated([*RUN, "clip", "dimension"])
     if repeated.any():
         row = table[repeated].iloc[0]
         raise InputError(
-            f"{describe(row[[*RUN, 'clip']])}: {row['dimension']} is predicted twice; "
-            "is the same run in two files? Give it once, or another model name or seed."
+            f"{describe(row[[*RUN, 'clip']])}: {row['dimension']} is predicted twice, "
+            "probably because two files contain the same run. Give it once, or change the model name or seed."
         )
     counts = table.groupby([*RUN, "clip"])["dimension"].count()
     if (counts < len(KEYS)).any():
@@ -295,49 +295,48 @@ def _check_rows(table: pd.DataFrame):
         rows = (table[[*RUN, "clip"]] == list(clip)).all(axis=1)
         lacking = sorted(set(KEYS) - set(table["dimension"][rows]))
         raise InputError(
-            f"{describe(clip)} lacks {len(lacking)} of {len(KEYS)} dimensions, first {lacking[0]!r}; write all of them."
+            f"{describe(clip)} lacks {len(lacking)} of {len(KEYS)} dimensions, first {lacking[0]!r}; give all dimensions."
         )
     if "uncertainty" in table.columns:
         given = table["uncertainty"].notna().groupby([table[name] for name in RUN]).mean()
         if (some := (given > 0) & (given < 1)).any():
             raise InputError(
-                f"{describe(some.idxmax())} gives an uncertainty in some rows and none in others; "
-                "give it in all rows of a run or in none."
+                f"{describe(some.idxmax())} has an uncertainty in some rows only; give it in all rows of a run or in none."
             )
 
 
 def _check_labels(table: pd.DataFrame):
-    """All runs must be on the same labels."""
+    """All runs must have the same labels."""
     same = table.groupby(["clip", "dimension"])["rating"]
     spread = same.max() - same.min()
     if (spread > _SAME_RATING).any():
         clip, dimension = spread.idxmax()
         raise InputError(
             f"clip {clip!r} has ratings of {dimension} that differ by {spread.max():.3f} between runs; "
-            "evaluate only runs on the same labels together."
+            "evaluate only runs with the same labels together."
         )
 
 
 def _check_folds(protocol: str, part: pd.DataFrame, index: pd.DataFrame, partial: bool):
-    """Clips must be in the index, in the fold that the index gives them, and (unless ``partial``) all there."""
+    """Clips must be in the index, in the fold of the index, and (unless ``partial``) complete."""
     held_out = set(check_protocol(index, protocol)["clip"])
     expected = index.set_index("clip")[fold_column(protocol)]
     unknown = part["clip"][~part["clip"].isin(expected.index)]
     if len(unknown):
-        raise InputError(f"clip {unknown.iloc[0]!r} is not in the index; give the index it belongs to.")
+        raise InputError(f"clip {unknown.iloc[0]!r} is not in the index; give the matching index with --index.")
     wrong = part[part["fold"] != part["clip"].map(expected)]
     if len(wrong):
         row = wrong.iloc[0]
         raise InputError(
-            f"{describe(row[[*RUN, 'clip']])} is in fold {row['fold']}, but the index says "
-            f"{expected[row['clip']]}; predict each clip in the index's folds."
+            f"{describe(row[[*RUN, 'clip']])} is in fold {row['fold']}, but in fold {expected[row['clip']]} of the index; "
+            "use the folds of the index."
         )
     for run, clips in part.groupby(RUN)["clip"]:
         lacking = sorted(held_out - set(clips))
         if lacking and not partial:
             raise InputError(
                 f"{describe(run)} covers {len(held_out) - len(lacking)} of {len(held_out)} held-out clips; "
-                f"first missing: {lacking[0]!r}. Finish its folds, or evaluate as partial."
+                f"first missing: {lacking[0]!r}. Finish its folds, or evaluate with --partial."
             )
 
 

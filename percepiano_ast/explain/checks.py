@@ -1,11 +1,11 @@
-"""Do maps point at what matters? Deletion curves and randomised weights, with the verdict in words whatever it is.
+"""Checks of attribution maps: deletion curves and weight randomisation, each with a verdict in words.
 
 **Deletion** (Samek et al. 2017; Petsiuk, Das and Saenko 2018): cells of the spectrogram, as large as the model's patches, are
-replaced by the baseline, those first that the map says made the rating what it is, and the rating is asked again. A map
-that is right takes the rating towards the baseline's sooner than a random order does. Insertion, cells put back into the
-baseline, is the same curve of the opposite order read from its end.
+replaced by the baseline, most relevant cells first, and the recording is rated again. A faithful map moves the rating towards
+the baseline's rating faster than a random order. Insertion, which restores cells into the baseline, is the curve of the
+opposite order read from its end.
 
-**Randomised weights** (Adebayo et al. 2018): a map that stays the same when the model forgets what it learned shows the
+**Randomised weights** (Adebayo et al. 2018): a map that does not change when the weights are randomised reflects the
 spectrogram, not the model.
 """
 
@@ -22,24 +22,24 @@ from percepiano_ast.explain.maps import METHODS, Excerpt, Explainer, Explanation
 from percepiano_ast.models import attribution
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 1.0)  # of the cells replaced; symmetric
-ORDERS = 5  # random ones
-STEPS = attribution.STEPS // 2  # with random weights: the order of cells settles before the sums do
-ALIKE = 0.5  # rank correlation above which a map of random weights is still the same map
+ORDERS = 5  # number of random orders
+STEPS = attribution.STEPS // 2  # with random weights: the order of cells converges before the sums do
+ALIKE = 0.5  # rank correlation above which the map of random weights counts as unchanged
 LEVEL = 0.95
-FEWEST = 5  # recordings that a verdict is given for: a bootstrap of fewer says too much
+FEWEST = 5  # minimum number of recordings for a verdict: bootstrap intervals of fewer are too narrow
 _RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
 class Checks:
-    """What was measured over recordings.
+    """Results of the checks over recordings.
 
     Attributes:
         deletion: ``recording, dimension, method, order`` (``most relevant first``, ``random``, ``least relevant first``),
-            ``share`` of the cells replaced, ``moved``: how far the rating went towards that of the baseline, and ``size``: how
-            far it went either way. Random orders are means over `ORDERS`.
-        randomisation: ``recording, dimension, stage, spearman, spearman_size, ssim``: likeness to the map of the trained
-            model, ranks of cells with and without sign, and structural similarity.
+            ``share`` of the cells replaced, ``moved``: change of the rating towards that of the baseline, and ``size``: its
+            absolute change. Random orders are means over `ORDERS`.
+        randomisation: ``recording, dimension, stage, spearman, spearman_size, ssim``: similarity to the map of the trained
+            model by rank correlation of cells, of their absolute values, and by structural similarity.
         verdicts: ``dimension, check, method, value, low, high, recordings, sentence``.
     """
 
@@ -49,14 +49,14 @@ class Checks:
 
 
 def run(explainer: Explainer, explained: Iterable[list[Explanation]], seed: int = 0) -> Checks:
-    """Both checks: deletion for every map that there is, randomised weights for integrated gradients.
+    """Both checks: deletion for all maps, randomised weights for integrated gradients.
 
     Cost per recording and fold model: 11 shares x (2 orders x maps x dimensions + 5 random orders) x windows forward passes,
     and six times integrated gradients of `STEPS` steps.
 
     Args:
-        explained: what ``explainer`` found, a list of equal dimensions and methods for each recording.
-        seed: of the random orders, the random weights and the bootstrap.
+        explained: explanations by ``explainer``, a list with the same dimensions and methods for each recording.
+        seed: for the random orders, the random weights and the bootstrap.
     """
     deletions, likenesses = [], []
     for number, explanations in enumerate(explained):
@@ -86,7 +86,7 @@ def _deletion(explainer: Explainer, explanations: list[Explanation], rng: np.ran
     for explanation in explanations:
         towards = 1 if explanation.rating >= explanation.baseline else -1
         for method, values in explanation.maps.items():
-            # Attention says how much, not in which direction: it has no sign to turn.
+            # Attention has no sign.
             relevance = cells(values, size).ravel() * (towards if method == "gradients" else 1)
             most = np.argsort(-relevance, kind="stable")
             orders += [(explanation.dimension, method, most), (explanation.dimension, method, most[::-1])]
@@ -96,7 +96,7 @@ def _deletion(explainer: Explainer, explanations: list[Explanation], rng: np.ran
 
 
 def _replaced(explainer, recording, size, shape, orders) -> Iterator[np.ndarray]:
-    """Levels with the first cells of each order at the baseline, a share after the other."""
+    """Levels with the first cells of each order replaced by the baseline, for each share in turn."""
     baseline = explainer.baseline_of(recording.level)
     for order in orders:
         for share in SHARES:
@@ -123,7 +123,7 @@ def _deletion_rows(explanations: list[Explanation], orders: list[tuple], curves:
 
 
 def areas(deletion: pd.DataFrame, values: str = "moved") -> pd.DataFrame:
-    """Area below every curve of ``values``: index ``dimension, method, recording``, a column for each order."""
+    """Area under every curve of ``values``: index ``dimension, method, recording``, one column per order."""
     keys = ["dimension", "method", "recording", "order"]
     area = deletion.groupby(keys).apply(lambda part: np.trapezoid(part[values], part["share"]), include_groups=False)
     return area.unstack("order")
@@ -154,14 +154,14 @@ def _likeness(explainer: Explainer, explanations: list[Explanation], seed: int) 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0  # an empty map has nothing in common with any
+        return 0.0  # a constant map correlates with no other
     return float(scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic)
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Mean structural similarity of two images with values from -1 to 1 (Wang et al. 2004, equation 13).
 
-    Gaussian windows of deviation 1.5, K1 = .01, K2 = .03 and a range of 2.
+    Gaussian windows with a standard deviation of 1.5, K1 = 0.01, K2 = 0.03 and a range of 2.
     """
 
     def blurred(image):
@@ -180,7 +180,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def _verdicts(deletion: pd.DataFrame, randomisation: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
-    # Random orders are given credit for any movement: holes in a spectrogram can drive a model away from both ends.
+    # Random orders count any movement: holes in a spectrogram can move a rating beyond both end points.
     both = areas(deletion)[["most relevant first"]].assign(random=areas(deletion, "size")["random"])
     for (dimension, method), part in both.groupby(["dimension", "method"]):
         most, random = part["most relevant first"].to_numpy(), part["random"].to_numpy()
@@ -199,12 +199,12 @@ def _verdicts(deletion: pd.DataFrame, randomisation: pd.DataFrame, seed: int) ->
 
 
 def _ratio(most: np.ndarray, random: np.ndarray) -> float:
-    """How much larger the area is, of sums over recordings; a rating that nothing moves has no ratio and counts as 1."""
+    """Ratio of the areas, summed over recordings; 1 if the random order does not move the rating."""
     return float(most.sum() / random.sum()) if random.sum() > 0 else 1.0
 
 
 def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[float, float, float]:
-    """Value and percentile bootstrap interval of ``statistic(*columns)`` over recordings, (n,) each; no interval for one."""
+    """Value and percentile bootstrap interval of ``statistic(*columns)`` over recordings, (n,) each; NaN for one."""
     value, n = float(statistic(*columns)), len(columns[0])
     if n < 2:
         return value, np.nan, np.nan
@@ -215,28 +215,28 @@ def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[fl
 
 
 def deletion_verdict(value: float, low: float, high: float, recordings: int) -> str:
-    """What a ratio of areas, most relevant first to random, means."""
+    """Verdict on the ratio of areas, most relevant first to random."""
     numbers = f"deletion moves the rating {value:.1f} times as fast as random order ({_range(low, high, recordings, '.1f')})"
     if recordings < FEWEST:
-        return f"not decided by fewer than {FEWEST} recordings: {numbers}"
+        return f"no verdict from fewer than {FEWEST} recordings: {numbers}"
     if low > 1:
-        return f"maps point at what matters: {numbers}"
+        return f"maps are faithful: {numbers}"
     if high < 1:
-        return f"maps do not point at what matters: {numbers}"
-    return f"it is not shown that maps point at what matters: {numbers}"
+        return f"maps are not faithful: {numbers}"
+    return f"inconclusive whether maps are faithful: {numbers}"
 
 
 def randomisation_verdict(value: float, low: float, high: float, recordings: int) -> str:
-    """What the likeness of maps of trained and of random weights means."""
-    numbers = f"with random weights their rank correlation with the trained model's is {value:.2f}"
-    numbers += f" ({_range(low, high, recordings, '.2f')}; the same map would be 1, none in common 0)"
+    """Verdict on the similarity of the maps of trained and random weights."""
+    numbers = f"the rank correlation of maps of random and trained weights is {value:.2f}"
+    numbers += f" ({_range(low, high, recordings, '.2f')}; 1: identical, 0: unrelated)"
     if recordings < FEWEST:
-        return f"not decided by fewer than {FEWEST} recordings: {numbers}"
+        return f"no verdict from fewer than {FEWEST} recordings: {numbers}"
     if high < ALIKE:
-        return f"maps depend on what the model learned: {numbers}"
+        return f"maps depend on the trained weights: {numbers}"
     if low > ALIKE:
-        return f"maps do not depend on what the model learned: {numbers}"
-    return f"it is not shown that maps depend on what the model learned: {numbers}"
+        return f"maps do not depend on the trained weights: {numbers}"
+    return f"inconclusive whether maps depend on the trained weights: {numbers}"
 
 
 def _range(low: float, high: float, recordings: int, digits: str) -> str:
@@ -245,18 +245,18 @@ def _range(low: float, high: float, recordings: int, digits: str) -> str:
     return f"95 % interval {low:{digits}} to {high:{digits}}, {recordings} recordings"
 
 
-# --- The five seconds -------------------------------------------------------------------------------------------------
+# --- The excerpt ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Silenced:
-    """What replacing an excerpt by the baseline does, beside other stretches of the same length.
+    """Effect of replacing an excerpt by the baseline, compared with other excerpts of the same length.
 
     Attributes:
-        moved: rating less that without the excerpt.
-        others: median size of the same for all other stretches, half a length apart; NaN where there are none.
-        rank: 1 where no other stretch moves the rating more.
-        stretches: how many were compared, the excerpt among them.
+        moved: rating minus the rating without the excerpt.
+        others: median absolute value of the same for all other excerpts, half a length apart; NaN if there are none.
+        rank: 1 if no other excerpt moves the rating more.
+        stretches: number of compared excerpts, including this one.
     """
 
     moved: float
@@ -267,15 +267,18 @@ class Silenced:
     def sentence(self) -> str:
         """The result in words."""
         if self.stretches == 1:
-            return f"without them the rating moves by {-self.moved:+.3f}; there are no other seconds to compare with"
-        place = "more than without any other stretch"
+            return f"without it the rating changes by {-self.moved:+.3f}; there is no other excerpt to compare with"
+        place = "the largest change"
         if self.rank > 1:
-            place = f"which is place {self.rank} among {self.stretches} stretches"
-        return f"without them the rating moves by {-self.moved:+.3f}, {place} (median size {self.others:.3f})"
+            place = f"rank {self.rank}"
+        return (
+            f"without it the rating changes by {-self.moved:+.3f}, {place} of {self.stretches} excerpts of this length "
+            f"(median of the others {self.others:.3f})"
+        )
 
 
 def silence_excerpt(explainer: Explainer, explanation: Explanation, excerpt: Excerpt) -> Silenced:
-    """Ask the model again without the excerpt, and without other stretches of its length that do not overlap it by half."""
+    """Rate again without the excerpt, and without other excerpts of its length that overlap it by less than half."""
     recording = explanation.recording
     per_second = recording.front_end.sample_rate / recording.front_end.hop_length
     n = round((excerpt.stop - excerpt.start) * per_second)

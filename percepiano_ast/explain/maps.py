@@ -1,4 +1,4 @@
-"""Recordings to maps, one for each dimension, by all fold models of a run."""
+"""Attribution maps of recordings, one per dimension, averaged over all fold models of a run."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import pandas as pd
 
 from percepiano_ast import audio
 from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, choose
-from percepiano_ast.data import batches
+from percepiano_ast.data.windows import window_starts
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.models import attribution
 from percepiano_ast.models.heads import Rater as RaterModule
@@ -25,19 +25,19 @@ from percepiano_ast.training.state import normalise
 SECONDS = 5.0  # of an excerpt
 FADE = 0.03  # seconds at both ends of an excerpt
 BASELINES = ("mean", "silence")
-METHODS = ("gradients", "relevance", "rollout")  # integrated gradients (signed); the other two by attention, 0 or more
-TOLERANCE = 0.005  # on the rating's scale: the integral is refined until what it leaves unexplained is less
+METHODS = ("gradients", "relevance", "rollout")  # integrated gradients (signed); the others from attention, 0 or more
+TOLERANCE = 0.005  # on the rating's scale: steps are doubled until the unexplained remainder is smaller
 MOST_STEPS = 4 * attribution.STEPS
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """A recording as the models hear it.
+    """A recording and its spectrogram, the input of the models.
 
     Attributes:
-        name: of its file, without suffix.
+        name: file name without suffix.
         wave: float32 (n,), mono.
-        level: float32 (T, F) in dB, as the front end's codes have it.
+        level: float32 (T, F) in dB, quantised by the front end.
     """
 
     name: str
@@ -53,12 +53,12 @@ class Recording:
 
 @dataclass(frozen=True, eq=False)
 class Excerpt:
-    """The seconds of a recording that moved a rating most.
+    """The excerpt of a recording with the largest contribution to a rating.
 
     Attributes:
         start, stop: seconds.
         wave: float32 (n,), faded at both ends.
-        contribution: what these seconds added to the rating, or took from it (sum of the map).
+        contribution: signed contribution to the rating (sum of the map).
     """
 
     start: float
@@ -69,12 +69,12 @@ class Excerpt:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Where one rating of one recording came from; all values on the rating's scale of 0 to 1.
+    """Attribution of one rating of one recording; all values on the rating's scale of 0 to 1.
 
     Attributes:
-        recording, dimension: what is explained.
-        rating, baseline: of the recording and of the baseline, means over the fold models.
-        gap: ``rating - baseline`` less the sum of ``maps["gradients"]``.
+        recording, dimension: the explained rating.
+        rating, baseline: ratings of the recording and of the baseline, means over the fold models.
+        gap: ``rating - baseline`` minus the sum of ``maps["gradients"]``.
         maps: method -> float32 (T, F), see `METHODS`.
     """
 
@@ -106,16 +106,16 @@ class Explanation:
         return pd.DataFrame({"hertz": hertz.round(1), "contribution": self.map.sum(axis=0, dtype=np.float64)})
 
     def stretch(self, seconds: float = SECONDS) -> tuple[float, float, float]:
-        """The stretch of ``seconds`` with the largest contribution, up or down; of a shorter recording all of it.
+        """The excerpt of ``seconds`` with the largest absolute contribution, or the entire recording if it is shorter.
 
         Returns:
             start and stop in seconds, and the contribution.
 
         Raises:
-            InputError: not above 0.
+            InputError: ``seconds`` is not above 0.
         """
         if not seconds > 0:
-            raise InputError(f"an excerpt of {seconds:g} seconds is none; choose more than 0")
+            raise InputError(f"excerpt length is {seconds:g} seconds; give a number above 0.")
         front_end = self.recording.front_end
         n = min(max(round(seconds * front_end.sample_rate / front_end.hop_length), 1), len(self.map))
         sums = np.concatenate([[0.0], np.cumsum(self.over_time())])
@@ -124,10 +124,10 @@ class Explanation:
         return front_end.seconds(first), front_end.seconds(first + n), float(contributions[first])
 
     def excerpt(self, seconds: float = SECONDS) -> Excerpt:
-        """The sound of `stretch`, to be played.
+        """The audio of `stretch`.
 
         Raises:
-            InputError: not above 0.
+            InputError: ``seconds`` is not above 0.
         """
         start, stop, contribution = self.stretch(seconds)
         rate, wave = self.recording.front_end.sample_rate, self.recording.wave
@@ -141,16 +141,16 @@ class Explanation:
 
 
 class Explainer:
-    """Explains what the models of ``rater`` say, all folds together, in float32.
+    """Explains the ratings of the fold models of ``rater``, averaged over folds, in float32.
 
     Args:
         rater: fold models of a fine-tuned run.
-        baseline: see the package's docstring.
-        steps, most_steps: of integrated gradients to begin with, doubled while ``Explanation.gap`` is above `TOLERANCE`,
-            at most to ``most_steps``.
+        baseline: see the package docstring.
+        steps, most_steps: initial and maximum number of steps of integrated gradients, doubled while ``Explanation.gap`` is
+            above `TOLERANCE`.
 
     Raises:
-        InputError: unknown baseline, or a model that rates dimensions of one's own.
+        InputError: unknown baseline, or a model of custom ratings.
     """
 
     def __init__(self, rater: Rater, baseline: str = "mean", steps: int = attribution.STEPS, most_steps: int = MOST_STEPS):
@@ -163,7 +163,7 @@ class Explainer:
 
     @staticmethod
     def listen(run: Finetuning) -> attribution.Listener:
-        """The run's model as attribution takes it."""
+        """The run's model in the form that attribution needs."""
         return listener(run)
 
     def hear(self, file: str | Path) -> Recording:
@@ -177,10 +177,10 @@ class Explainer:
         return Recording(Path(file).stem.strip(), wave, audio.dequantize(codes, self.front_end), self.front_end)
 
     def excerpt(self, recording: str | Path | Recording, dimension: str, seconds: float = SECONDS) -> Excerpt:
-        """The seconds that moved this rating, to be played.
+        """The audio excerpt with the largest contribution to this rating.
 
         Raises:
-            InputError: a file that cannot be read, or an unknown dimension.
+            InputError: unreadable file or unknown dimension.
         """
         heard = recording if isinstance(recording, Recording) else self.hear(recording)
         return self.explain(heard, [dimension], methods=("gradients",))[0].excerpt(seconds)
@@ -191,10 +191,10 @@ class Explainer:
         return np.broadcast_to(mean.astype(np.float32), level.shape)
 
     def rate(self, variants: Iterable[np.ndarray]) -> np.ndarray:
-        """Ratings (V, 19) of V variants of a recording, levels in dB (T, F) of one shape; means over the fold models."""
+        """Ratings (V, 19) of V variants of a recording, levels in dB (T, F) of equal shape; means over the fold models."""
         rated = []
-        for part in _parts(variants):  # not all at once: the variants of a long recording are large
-            starts = batches.window_starts(len(part[0]), self.models[0].run.model.n_frames)
+        for part in _parts(variants):  # in batches: the variants of a long recording are large
+            starts = window_starts(len(part[0]), self.models[0].run.model.n_frames)
             each = []
             for model in self.models:
                 heard = [_heard(model, level) for level in part]
@@ -206,7 +206,7 @@ class Explainer:
         """One explanation for each of ``dimensions``.
 
         Cost per fold model: integrated gradients take ``steps`` x windows x (two forward passes and one backward pass per
-        dimension), the maps of attention three passes per window.
+        dimension), attention maps three passes per window.
 
         Raises:
             InputError: unknown dimension.
@@ -227,7 +227,7 @@ class Explainer:
         ]  # fmt: skip
 
     def _integrate(self, level: np.ndarray, chosen: list[int]) -> list[attribution.Attribution]:
-        """Integrated gradients by every fold model."""
+        """Integrated gradients of every fold model."""
         steps, baseline = self.steps, self.baseline_of(level)
         while True:
             found = []
@@ -241,7 +241,7 @@ class Explainer:
             steps *= 2
 
     def _attention(self, level: np.ndarray, chosen: list[int], towards: np.ndarray) -> dict[str, np.ndarray]:
-        """The maps of attention, (D, T, F) each, means over the fold models."""
+        """Attention maps, (D, T, F) each, means over the fold models."""
         each = []
         for model in self.models:
             asked, where = self._asked(model, level, chosen)
@@ -250,12 +250,12 @@ class Explainer:
         return {"rollout": np.broadcast_to(rollout, relevance.shape), "relevance": relevance}
 
     def _asked(self, model: FoldModel, level: np.ndarray, chosen: list[int]) -> tuple[tuple, dict]:
-        """What every function of `attribution` wants to know first."""
-        starts = batches.window_starts(len(level), model.run.model.n_frames)
+        """The first arguments of every function of `attribution`."""
+        starts = window_starts(len(level), model.run.model.n_frames)
         return (self.listen(model.run), _params(model), _heard(model, level)), {"starts": starts, "dimensions": chosen}
 
     def randomised(self, seed: int, steps: int) -> Iterator[tuple[str, "Explainer"]]:
-        """This explainer, of so many steps, with weights made random from the top down, see ``attribution.randomised``."""
+        """This explainer with ``steps`` steps and weights randomised from the top layer down, see ``attribution.randomised``."""
         stages = [attribution.randomised(model.params, model.run.init(seed + i)) for i, model in enumerate(self.models)]
         for parts in zip(*stages):
             other = object.__new__(type(self))
@@ -271,7 +271,7 @@ def _parts(values: Iterable[np.ndarray], size: int = 32) -> Iterator[list[np.nda
 
 
 def _heard(model: FoldModel, level: np.ndarray) -> np.ndarray:
-    """Levels in dB (T, F) as the model takes them."""
+    """Levels in dB (T, F), normalised for the model."""
     return np.asarray(normalise(jnp.asarray(level), model.run.front_end, model.run.statistics))
 
 
@@ -281,14 +281,14 @@ def _params(model: FoldModel) -> dict:
 
 @functools.cache
 def listener(run: Finetuning) -> attribution.Listener:
-    """A run's model as attribution takes it, in float32; equal runs share one, and with it what was compiled.
+    """A run's model in the form that attribution needs, in float32; equal runs share one and its compiled functions.
 
     Raises:
         InputError: a model without attention.
     """
     model = run.model
     if not isinstance(model, ModelConfig):
-        raise InputError(f"{model.name} has no attention to explain its ratings by; choose an ast-* model")
+        raise InputError(f"{model.name} has no attention, which explanations need; choose an ast-* model.")
     run = dataclasses.replace(run, execution=Execution(precision="float32", attention="xla"))
     module, depth = run.module, model.depth
 

@@ -1,4 +1,4 @@
-"""Maps to notes: what each note of a known performance added to a rating, or took from it."""
+"""Contribution of each note of a MIDI performance to a rating, from an attribution map."""
 
 import functools
 
@@ -11,29 +11,29 @@ from percepiano_ast.config import FrontEnd, InputError
 from percepiano_ast.explain.maps import Explanation, Recording
 from percepiano_ast.performance import SUSTAIN, Performance
 
-LONGEST_SILENCE = 5.0  # seconds that a recording may go on after the last key was released
-LARGEST_SHIFT = 0.1  # seconds between MIDI and sound, beyond which notes would get what belongs to others
-_SEARCHED = 2.0  # seconds to either side, in which the MIDI's place is looked for
+LONGEST_SILENCE = 5.0  # seconds of recording allowed after the last key release
+LARGEST_SHIFT = 0.1  # seconds between MIDI and audio; beyond it contributions would go to the wrong notes
+_SEARCHED = 2.0  # seconds to either side in which the offset of the MIDI is searched
 _DECAY = 0.6  # seconds in which a note's power falls to 1 / e
-_RELEASE = 0.1  # seconds that a damped string still sounds
+_RELEASE = 0.1  # seconds that a damped string sounds
 _PARTIALS = 16
-_SPILL = 1e-4  # of a note's peak power, expected in every band: hammer, resonance, the window's side lobes
+_SPILL = 1e-4  # share of a note's peak power expected in every band: hammer, resonance, side lobes of the window
 
 
 def note_table(explanation: Explanation, performance: Performance) -> pd.DataFrame:
     """Contribution of every note, the largest first.
 
-    A point of the map belongs to the notes that sound there, in proportion to the power that each is expected to have: its
-    fundamental and partials (amplitude 1 / k) as the front end hears them, by its velocity, falling from the onset until key
-    and pedal let go. Between partials it belongs to all that sound. The last row is what comes when no note sounds, so the
-    column adds up to the whole map.
+    A point of the map is divided among the notes that sound there in proportion to their expected power: fundamental and
+    partials (amplitude 1 / k) in the bands of the front end, scaled by velocity, decaying from the onset until key and pedal are
+    released. Between partials it is divided among all sounding notes. The last row is the contribution of frames without a
+    note, so the column sums to the total of the map.
 
     Returns:
         ``note`` (number in order of onset, -1 for the rest), ``onset`` and ``offset`` in seconds, ``pitch``, ``name``,
-        ``velocity``, ``contribution`` on the rating's scale, ``share`` of the sum of all contributions' sizes.
+        ``velocity``, ``contribution`` on the rating's scale, ``share`` of the sum of all absolute contributions.
 
     Raises:
-        InputError: the performance is not that of the recording, see `check_alignment`.
+        InputError: the performance does not match the recording, see `check_alignment`.
     """
     check_alignment(explanation.recording, performance)
     front_end, attributed = explanation.recording.front_end, explanation.map
@@ -54,9 +54,9 @@ def note_table(explanation: Explanation, performance: Performance) -> pd.DataFra
 
 
 def _expected(performance: Performance, front_end: FrontEnd, n_frames: int):
-    """For every note, the frames that it sounds in (a slice) and its expected power there (frames, bands)."""
+    """For every note, the frames in which it sounds (a slice) and its expected power there (frames, bands)."""
     hop = front_end.hop_length / front_end.sample_rate
-    before = front_end.win_length / front_end.sample_rate / 2  # a frame hears so much of what comes after its centre
+    before = front_end.win_length / front_end.sample_rate / 2  # half a window: a frame includes sound after its centre
     ends = _damped(performance) + _RELEASE
     for note, end in zip(performance.notes, ends):
         first = max(int(np.ceil((note["onset"] - before) / hop)), 0)
@@ -68,7 +68,7 @@ def _expected(performance: Performance, front_end: FrontEnd, n_frames: int):
 
 
 def _damped(performance: Performance) -> np.ndarray:
-    """When key and sustaining pedal have both let go of each note, seconds float64 (n,)."""
+    """Time at which key and sustain pedal are both released for each note, seconds float64 (n,)."""
     pedal = performance.pedals[performance.pedals["number"] == SUSTAIN]
     ends, last = performance.notes["offset"].copy(), performance.duration
     down = pedal["value"] >= 64
@@ -82,7 +82,7 @@ def _damped(performance: Performance) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _bands(pitch: int, front_end: FrontEnd) -> np.ndarray:
-    """Power that a note of this pitch puts into each band, float64 (n_mels,), at most 1: a sound of sines, heard."""
+    """Relative power of a note of this pitch in each band, float64 (n_mels,), at most 1, from a synthesized sum of sines."""
     fundamental = 440 * 2 ** ((pitch - 69) / 12)
     time = np.arange(4 * front_end.win_length) / front_end.sample_rate
     partials = [k for k in range(1, _PARTIALS + 1) if k == 1 or k * fundamental < 0.95 * front_end.sample_rate / 2]
@@ -94,28 +94,28 @@ def _bands(pitch: int, front_end: FrontEnd) -> np.ndarray:
 
 
 def check_alignment(recording: Recording, performance: Performance) -> None:
-    """Refuse a performance whose notes are not where the recording's sound is.
+    """Check that the notes of a performance match the audio of the recording.
 
     Raises:
-        InputError: notes after the recording's end, a recording that goes on long after the last note, or onsets that fit the
-            sound much better elsewhere.
+        InputError: notes after the end of the recording, a recording that continues long after the last note, or onsets that
+            match the audio much better with an offset.
     """
     first, last, end = performance.notes["onset"].min(), performance.notes["onset"].max(), performance.duration
     if last >= recording.seconds or recording.seconds - end > LONGEST_SILENCE:
         raise InputError(
-            f"the MIDI's notes last from {first:.1f} to {end:.1f} s, the recording {recording.name} {recording.seconds:.1f} s: "
-            "give the MIDI of this recording, both from the same beginning"
+            f"the MIDI's notes last from {first:.1f} to {end:.1f} s, the recording {recording.name} {recording.seconds:.1f} s. "
+            "Give the MIDI of this recording, starting at the same time."
         )
     shift = _best_shift(recording, performance)
     if abs(shift) > LARGEST_SHIFT:
         raise InputError(
-            f"the MIDI's onsets fit the sound of {recording.name} when they are moved by {shift:+.2f} s: cut both to the same "
-            "beginning"
+            f"the MIDI's onsets match the audio of {recording.name} only when moved by {shift:+.2f} s. Trim both to start at the "
+            "same time."
         )
 
 
 def _best_shift(recording: Recording, performance: Performance) -> float:
-    """Seconds by which the onsets are to be moved to fall where most bands get louder; 0 where that is not clear."""
+    """Offset in seconds that aligns the onsets with rises in level over bands; 0 if ambiguous."""
     front_end = recording.front_end
     hop = front_end.hop_length / front_end.sample_rate
     audible = np.maximum(recording.level, recording.level.max() - 60)
@@ -123,11 +123,11 @@ def _best_shift(recording: Recording, performance: Performance) -> float:
     struck = np.zeros(len(rise))
     frames = np.minimum(np.round(performance.notes["onset"] / hop).astype(int), len(rise) - 1)
     np.maximum.at(struck, frames, performance.notes["velocity"] / 127)
-    near = np.exp(-0.5 * (np.arange(-5, 6) / 2) ** 2)  # onsets are sharp to about 20 ms
+    near = np.exp(-0.5 * (np.arange(-5, 6) / 2) ** 2)  # onsets are accurate to about 20 ms
     struck = np.convolve(struck, near, mode="same")
     shifts = np.arange(-round(_SEARCHED / hop), round(_SEARCHED / hop) + 1)
     shifts = shifts[np.abs(shifts) < len(rise)]
     fits = [float(np.dot(rise[max(k, 0) : len(rise) + min(k, 0)], struck[max(-k, 0) : len(rise) - max(k, 0)])) for k in shifts]
     best = int(np.argmax(fits))
-    # Music repeats: a neighbouring beat fits nearly as well as the true place.
+    # Music repeats: an offset of one beat matches nearly as well as the true offset.
     return float(shifts[best] * hop) if fits[best] > 1.2 * fits[int(np.flatnonzero(shifts == 0)[0])] else 0.0

@@ -1,4 +1,4 @@
-"""Explanations as files: figures, tables, the excerpt, and the sentences that say what they show."""
+"""Explanations as files: figures, tables, the excerpt, and a summary in sentences."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ from percepiano_ast.performance import read_midi
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater, require_explained
 
-_BASELINE_WORDS = {"mean": "its own mean level in every band", "silence": "silence"}
+_BASELINE_WORDS = {"mean": "its mean level in every band", "silence": "silence"}
 
 
 def explain_files(
@@ -34,21 +34,21 @@ def explain_files(
     with_checks: bool = False,
     log: Callable[[str], None] = print,
 ) -> None:
-    """What ``python -m percepiano_ast explain`` does: a folder for each file below ``out``, checks over all of them.
+    """The command ``explain``: write one folder per file below ``out``, and checks over all files.
 
     Raises:
-        InputError: an unknown dimension, model or baseline, a file that cannot be read or is too short, several files with
-            one MIDI or with equal names, or a MIDI that is not that of the recording.
+        InputError: an unknown dimension, model or baseline, a file that is unreadable or too short, several files with one
+            MIDI or with equal names, or a MIDI that does not match the recording.
     """
     files, rater = list(files), Rater(run, model)
     require_explained(rater)
     for key in dimensions:
         choose(dict.fromkeys(KEYS), key, "dimension")
     if midi and len(files) > 1:
-        raise InputError(f"one MIDI for {len(files)} recordings: give --midi with its own recording alone")
+        raise InputError(f"one MIDI for {len(files)} recordings: give --midi with a single recording.")
     names = [Path(file).stem.strip() for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two recordings are called {', '.join(sorted(twice))}: they would share a folder; rename one")
+        raise InputError(f"two recordings are called {', '.join(sorted(twice))} and would share a folder; rename one.")
     explainer = Explainer(rater, baseline)
     recordings = [explainer.hear(file) for file in files]
     performance = read_midi(midi) if midi else None
@@ -78,7 +78,7 @@ def _tell(path: Path, lines: list[str], log: Callable[[str], None]) -> None:
 
 
 def _write_one(explainer: Explainer, explanation: Explanation, performance, seconds: float, folder: Path) -> list[str]:
-    """All files of one dimension of one recording, and what they show in words."""
+    """Write all files of one dimension of one recording; returns their summary in sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     key, recording = explanation.dimension, explanation.recording
     excerpt = explanation.excerpt(seconds)
@@ -87,11 +87,11 @@ def _write_one(explainer: Explainer, explanation: Explanation, performance, seco
     explanation.bands_table().to_csv(folder / f"bands_{key}.csv", index=False, float_format="%.6f")
     sentences = describe(explainer, explanation)
     sentences.append(
-        f"  moved most by {excerpt.start:.1f} to {excerpt.stop:.1f} s ({excerpt.contribution:+.3f}); "
+        f"  largest contribution: {excerpt.start:.1f} to {excerpt.stop:.1f} s ({excerpt.contribution:+.3f}); "
         + checks.silence_excerpt(explainer, explanation, excerpt).sentence()
     )
     title = f"{recording.name} \u2013 {_family(key)}, rated {explanation.rating:.2f}"
-    title += f" (with {_BASELINE_WORDS[explainer.baseline]} instead: {explanation.baseline:.2f})"
+    title += f" (baseline, {_BASELINE_WORDS[explainer.baseline]}: {explanation.baseline:.2f})"
     marked = (excerpt.start, excerpt.stop)
     hertz = audio.band_centres(recording.front_end)
     words: dict[str, Any] = {"dimension": key, "marked": marked, "title": title}
@@ -106,18 +106,18 @@ def _write_one(explainer: Explainer, explanation: Explanation, performance, seco
 
 
 def describe(explainer: Explainer, explanation: Explanation) -> list[str]:
-    """The rating, what it is compared with, and what the integral left unexplained."""
+    """The rating, the rating of the baseline, and the remainder that the integral does not explain."""
     difference = explanation.rating - explanation.baseline
     lines = [
         (
-            f"{explanation.dimension}: rated {explanation.rating:.3f}; with {_BASELINE_WORDS[explainer.baseline]} instead it would "
-            f"be {explanation.baseline:.3f}, so the map shares out {difference:+.3f}"
+            f"{explanation.dimension}: rated {explanation.rating:.3f}; baseline ({_BASELINE_WORDS[explainer.baseline]}): "
+            f"{explanation.baseline:.3f}; the map attributes the difference of {difference:+.3f}"
         )
     ]
     if abs(explanation.gap) > TOLERANCE:
-        lines.append(f"  note: {explanation.gap:+.3f} of it is not in the map, because the model is too uneven on the way")
+        lines.append(f"  note: the map does not include {explanation.gap:+.3f} of it, because the integral did not converge")
     if explainer.simulated:
-        lines.append("  note: this model learned from simulated ratings: its values mean nothing about real playing")
+        lines.append("  note: this model was trained on simulated ratings; its values are not valid for real performances")
     return lines
 
 
@@ -126,8 +126,8 @@ def _notes_sentence(table: pd.DataFrame) -> str:
     named = ", ".join(f"{one['name']} at {one.onset:.1f} s ({one.contribution:+.4f})" for _, one in notes.head(3).iterrows())
     ten = notes["contribution"].abs().head(10).sum() / max(notes["contribution"].abs().sum(), 1e-12)
     return (
-        f"notes that moved it most: {named}; the first ten of {len(notes)} hold {ten:.0%} of what notes moved, "
-        f"moments without a note {rest['contribution'].sum():+.4f}"
+        f"notes with the largest contribution: {named}; the first ten of {len(notes)} account for {ten:.0%} of the contributions "
+        f"of notes, frames without a note for {rest['contribution'].sum():+.4f}"
     )
 
 
@@ -144,7 +144,7 @@ def _write_checks(found: checks.Checks, out: Path) -> None:
     for name in ("deletion", "randomisation", "verdicts"):
         getattr(found, name).to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
     recordings = found.deletion["recording"].nunique()
-    title = f"Does the rating move when the map's cells are taken away? ({recordings} recordings)"
+    title = f"Deletion curves ({recordings} recordings)"
     _save(explain_plots.deletion_curves(found.deletion, title), out / "deletion")
-    title = "Does the map change when the model forgets?"
+    title = "Weight randomisation"
     _save(explain_plots.randomisation_curves(found.randomisation, checks.ALIKE, title), out / "randomisation")

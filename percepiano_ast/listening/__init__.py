@@ -1,6 +1,6 @@
-"""Listening tests by construction: real performances with one thing changed, rendered, and rated by any model.
+"""Sensitivity test: real performances with one change each, rendered and rated by any model.
 
-``run.listen`` is the whole; ``raters.Rate`` is what a rating function has to offer; `data.renderings` keeps the sound.
+``run.listen`` runs the test; ``raters.Rate`` is the interface of a rating function; `data.renderings` caches the audio.
 The changes are in `variations` (of the playing) and `audio.conditions` (of the recording), the tables in
 `evaluation.listening`.
 """

@@ -1,6 +1,7 @@
-"""Rating functions that a listening test can be given: whatever has the four members of `Rate`.
+"""Rating functions for the sensitivity test: any object with the interface of `Rate`.
 
-Ratings are held out: each clip is rated by a model that was fitted without its content group.
+Ratings of the statistics baselines and of fine-tuned runs are held out: each clip is rated by a model fitted without its
+content group.
 """
 
 import hashlib
@@ -26,17 +27,17 @@ from percepiano_ast.recording import rate_wave
 PROTOCOL = "content"
 SAMPLE_RATE = 22_050
 
-Take = Any  # a wave or a `Performance`: which of them, ``hears`` says while the program runs, and no annotation can
+Take = Any  # a wave or a `Performance`, depending at run time on the attribute `hears`
 
 
 class Rate(Protocol):
     """Anything that rates performances.
 
     Attributes:
-        name: of the model in tables.
-        hears: ``audio`` or ``midi``.
-        sample_rate: in Hz, of the sound that it wants; means nothing for ``midi``.
-        key: another one whenever its ratings would be others: ratings are kept under it.
+        name: model name in tables.
+        `hears`: type of input, ``audio`` or ``midi``.
+        sample_rate: of the audio input in Hz; not used for ``midi``.
+        key: cache key of the ratings; must change whenever the ratings would.
     """
 
     name: str
@@ -49,28 +50,29 @@ class Rate(Protocol):
 
 
 def imported(name: str) -> Rate:
-    """Anybody's rating function: ``module:attribute`` names a `Rate`, as ``my_model:rater`` in ``my_model.py`` here.
+    """Import a rating function: ``module:attribute`` names a `Rate`, such as ``my_model:rater`` in ``my_model.py``.
 
     Raises:
-        InputError: no such module or attribute, or one that lacks a member of `Rate`.
+        InputError: no such module or attribute, or it lacks a member of `Rate`.
     """
     module, _, attribute = name.partition(":")
     try:
         rate = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import {name!r} ({error}); write module:attribute, the module where Python finds it.") from error
+        raise InputError(f"cannot import {name!r} ({error}); write module:attribute with a module on Python's path.") from error
     if missing := [member for member in ("name", "hears", "sample_rate", "key", "rate") if not hasattr(rate, member)]:
-        raise InputError(f"{name} has no {', '.join(missing)}; a rating function has name, hears, sample_rate, key and rate.")
+        needed = "`name`, `hears`, `sample_rate`, `key` and `rate`"
+        raise InputError(f"{name} has no {', '.join(missing)}; a rating function needs {needed}.")
     return rate
 
 
 class StatisticsRater:
-    """Statistics of what is heard, and for each fold a model fitted on the clips outside it: a `Rate`.
+    """A statistics baseline: features, and for each fold a model fitted on the clips outside it. Implements `Rate`.
 
     Args:
-        name, hears, key: see `Rate`.
-        hear: a take -> (n_features,).
-        fold: of each clip.
+        `name, hears, key`: see `Rate`.
+        `hear`: feature extractor, a take -> (n_features,).
+        fold: fold of each clip.
         models: fold -> anything with ``predict(features) -> ratings``.
     """
 
@@ -86,7 +88,7 @@ class StatisticsRater:
 
 
 class Statistics(NamedTuple):
-    """What a statistics baseline is given: ``hears`` audio or midi, ``hear`` a take, ``code`` that its numbers come from."""
+    """Input of a statistics baseline: type (audio or midi), feature extractor, and hash of its source code."""
 
     hears: str
     hear: Callable[[Take], np.ndarray]
@@ -120,12 +122,12 @@ def fit_statistics(name: str, features: pd.DataFrame, ratings: np.ndarray, index
     """Fit a statistics baseline (a name in ``STATISTICS``) fold by fold.
 
     Args:
-        features: what it hears, a row a clip, with the clips as index.
+        features: one row per clip, with the clips as index.
         ratings: (n_clips, 19), in the same order.
-        index: whose ``content`` folds are held out; clips outside them are not learned from.
+        index: its ``content`` folds are held out; clips without a fold are not used for training.
 
     Raises:
-        InputError: the index has no such folds, or a content group in two of them; see `statistics.fit`.
+        InputError: the index has no such folds, or a content group in two folds; see `statistics.fit`.
     """
     fold = splits.fold_of_clip(index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in features.index])
@@ -139,15 +141,15 @@ def fit_statistics(name: str, features: pd.DataFrame, ratings: np.ndarray, index
 
 
 class RunRater:
-    """The fold models of a fine-tuned run; each clip is rated by the one that did not hear its fold.
+    """The fold models of a fine-tuned run; each clip is rated by the model that held it out.
 
     Args:
-        run: its directory or store.
-        index: whose folds it was trained on.
+        run: its directory or storage location.
+        index: index of the training, with its folds.
         model: name below ``run/finetune``, see `rating.Rater`.
 
     Raises:
-        InputError: no such model, none finished, or folds that the index does not have.
+        InputError: no such model, none finished, or folds that are not in the index.
     """
 
     hears = "audio"
@@ -161,8 +163,8 @@ class RunRater:
         self._fold = splits.fold_of_clip(index, rater.models[0].run.config.protocol)
         if missing := sorted(set(self._fold.values()) - set(self._models)):
             raise InputError(
-                f"fold {missing[0]} of {self.name} in {run} is not finished, and its clips cannot be rated by a model that "
-                f"did not learn from them. Run {rating.MADE_BY} again; it continues"
+                f"fold {missing[0]} of {self.name} in {run} is not finished, so its clips have no held-out model. "
+                f"Run {rating.MADE_BY} again; it resumes."
             )
         content = hashlib.sha256()
         for fold, one in sorted(self._models.items()):
@@ -177,16 +179,16 @@ class RunRater:
 
 
 class PackagedRater:
-    """A model of one file (`packaged.Packaged`): a `Rate`.
+    """A single-file model (`packaged.Packaged`). Implements `Rate`.
 
-    Not held out: the one that comes along has learned from every clip of PercePiano. How its ratings change with the playing is
-    its own all the same.
+    Its ratings are not held out: the bundled model was trained on all clips of PercePiano. Its sensitivity to changes of the
+    playing is informative nevertheless.
 
     Args:
-        path: by default of the model that comes along.
+        path: by default the bundled model.
 
     Raises:
-        InputError: no such file, or another kind of file.
+        InputError: missing or wrong file.
     """
 
     hears = "audio"

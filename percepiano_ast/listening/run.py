@@ -1,4 +1,4 @@
-"""The listening test as a whole: sample clips, change them, render, rate, and write tables, figures and a summary."""
+"""Run the sensitivity test: sample clips, vary, render and rate them, and write tables, figures and a summary."""
 
 import hashlib
 import time
@@ -24,21 +24,21 @@ from percepiano_ast.plots import listening as listening_plots
 from percepiano_ast.synthesis import SOUNDFONTS, BuiltinPiano, make_synthesizer
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation, same
 
-_EVERY = 10.0  # seconds between lines of progress
-SYNTHESIZER = "musescore-small"  # of the soundfonts, the one in which force is timbre too
+_EVERY = 10.0  # seconds between progress lines
+SYNTHESIZER = "musescore-small"  # the soundfont in which velocity changes the timbre too
 OTHERS = (*SOUNDFONTS, BuiltinPiano.name)
 
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """Choices of a listening test.
+    """Options of a sensitivity test.
 
     Attributes:
-        clips: how many to draw.
-        synthesizer: that renders them.
-        others: synthesizers that a rating should not depend on; None for all that the package knows.
-        seed: of every random choice: clips, noise, rooms, the fit of the statistics baselines.
-        workers: processes that render.
+        clips: number of clips to draw.
+        synthesizer: renders the original and varied clips.
+        others: further synthesizers for the robustness test; None for all of the package.
+        seed: for all random choices: clips, noise, rooms, fit of the statistics baselines.
+        workers: number of rendering processes.
     """
 
     clips: int = 100
@@ -49,14 +49,14 @@ class Settings:
 
     @property
     def other_pianos(self) -> tuple[str, ...]:
-        """``others``, without the one that is heard anyway."""
+        """``others`` without ``synthesizer``."""
         names = OTHERS if self.others is None else self.others
         return tuple(name for name in names if name != self.synthesizer)
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """One clip: how it was played, how it is varied, and by which variations it cannot be, with the reason."""
+    """One clip: its performance, its variations, and the variations that do not apply to it, with the reason."""
 
     clip: str
     group: str
@@ -66,21 +66,21 @@ class Material:
 
 
 def sample(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """``n`` clips that people played: as many of each composition, and within one of each player, as there are.
+    """Draw ``n`` human performances, balanced over compositions and, within each, over players.
 
     Args:
         index: with the columns ``clip``, ``composition``, ``player`` and ``human``.
 
     Raises:
-        InputError: a column is missing, or fewer than ``n`` such clips.
+        InputError: a column is missing, or there are fewer than ``n`` such clips.
     """
     if missing := [name for name in ("composition", "player") if name not in index]:
-        raise InputError(f"the index lacks {', '.join(missing)}, by which clips are drawn; add a column of each.")
+        raise InputError(f"the index lacks {', '.join(missing)}, which the selection of clips needs; add these columns.")
     played = index[index["human"]]
     if not 2 <= n <= len(played):
-        raise InputError(f"{n} clips asked for, {len(played)} in the index are played by people; choose from 2 to that many.")
+        raise InputError(f"{n} clips requested of {len(played)} human performances in the index; choose from 2 to that number.")
     played = played.sample(frac=1, random_state=seed)
-    # In turn: every player's first clip before any second one, every composition's first before any second.
+    # Round robin: every player's first clip before any second one, every composition's first before any second.
     turn = played.groupby(["composition", "player"]).cumcount()
     played = played.iloc[np.argsort(turn, kind="stable")]
     turn = played.groupby("composition").cumcount()
@@ -88,7 +88,7 @@ def sample(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
 
 
 class _Folder:
-    """PercePiano's folder, or one in its shape: performances, the scores of their segments, ratings."""
+    """PercePiano's folder, or one with its layout: performances, the scores of their segments, ratings."""
 
     def __init__(self, folder: str | Path):
         self.index = percepiano.load_index(folder)
@@ -101,15 +101,15 @@ class _Folder:
     def play(self, clip: str) -> Performance:
         """The clip's performance, trimmed."""
         if clip not in self._midi:
-            raise InputError(f"no MIDI file {clip}.mid, which the index names; fetch the data again.")
+            raise InputError(f"no MIDI file {clip}.mid, which the index lists; download the data again.")
         return trimmed(read_midi(self._midi[clip]))
 
     def score(self, segment: str) -> Performance | None:
-        """The deadpan rendition of a segment, or None."""
+        """The deadpan rendering of a segment, or None."""
         return self.play(self._score[segment]) if segment in self._score else None
 
     def material(self, chosen: pd.DataFrame) -> list[Material]:
-        """The clips that were drawn, with all their variations."""
+        """The drawn clips with all their variations."""
         found = []
         for clip, segment, group in zip(chosen["clip"], chosen["segment"], chosen["content_group"], strict=True):
             played, score, varied, left_out = self.play(clip), self.score(segment), {}, {}
@@ -122,7 +122,7 @@ class _Folder:
         return found
 
     def experts(self) -> pd.DataFrame:
-        """`evaluation.listening.experts` of all clips that people played."""
+        """`evaluation.listening.experts` of all human performances."""
         played = self.index[self.index["human"]]
         rows = [_measures(self.play(clip), self.score(segment)) for clip, segment in zip(played["clip"], played["segment"])]
         ratings = np.stack([self.ratings[clip] for clip in played["clip"]]).astype(float)
@@ -141,7 +141,7 @@ def _measures(performance: Performance, score: Performance | None) -> dict[str, 
 
 
 class _Session:
-    """What the models of one test share: clips, renderings, and the ratings that were made before."""
+    """State shared by the models of one test: clips, renderings and cached ratings."""
 
     def __init__(self, folder: _Folder, out: Path, settings: Settings, log: Callable[[str], None]):
         self.folder, self.out, self.settings, self.log = folder, out, settings, log
@@ -150,11 +150,11 @@ class _Session:
         self.groups = self.chosen["content_group"].to_numpy()
 
     def renderings(self, synthesizer: str, sample_rate: int) -> Renderings:
-        """Of one piano at one sampling rate."""
+        """Renderings by one synthesizer at one sampling rate."""
         return Renderings(self.out / "renderings", synthesizer, sample_rate)
 
     def rater(self, model: str) -> Rate:
-        """The rating function that ``model`` names: a statistics baseline, fitted here, a packaged model or a fine-tuned run."""
+        """The rating function of ``model``: a statistics baseline (fitted here), a single-file model or a fine-tuned run."""
         if model == "packaged" or model.endswith(".safetensors"):
             return raters.PackagedRater(raters.SHIPPED if model == "packaged" else model)
         if model not in raters.STATISTICS:
@@ -165,7 +165,7 @@ class _Session:
         return raters.fit_statistics(model, features, ratings, self.folder.index, self.settings.seed)
 
     def _statistics(self, model: str) -> pd.DataFrame:
-        """What a statistics baseline hears of all rated clips, a row a clip."""
+        """Features of a statistics baseline for all rated clips, one row per clip."""
         hears, hear, code = raters.STATISTICS[model]
         clips = sorted(self.folder.index["clip"])
         takes = [self.folder.play(clip) for clip in clips]
@@ -173,13 +173,13 @@ class _Session:
             return pd.DataFrame([hear(take) for take in takes], index=clips)
         sound = self.renderings(self.settings.synthesizer, raters.SAMPLE_RATE)
         sound.prepare(takes, self.settings.workers, self.log)
-        self.log(f"{model}: listening to {len(clips):,} clips")
+        self.log(f"{model}: extracting features of {len(clips):,} clips")
         names = [code, *(sound.path(take).name for take in takes)]
         found = self._kept(names, lambda: {"features": np.stack([hear(sound.wave(take)) for take in takes])})
         return pd.DataFrame(found["features"], index=clips)
 
     def _kept(self, names: list[str], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """What ``compute`` makes of everything that ``names`` tells of, from an earlier run where there is one."""
+        """The result of ``compute``, cached under the hash of ``names``."""
         path = self.out / "kept" / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,9 +191,9 @@ class _Session:
             return dict(file)
 
     def tables(self, rater: Rate) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-        """Sensitivity, and robustness for a model that hears audio."""
+        """Sensitivity, and robustness for a model with audio input."""
         if rater.hears not in ("audio", "midi"):
-            raise InputError(f"{rater.name} hears {rater.hears!r}; a rating function hears audio or midi.")
+            raise InputError(f"{rater.name}: `hears` is {rater.hears!r}; set it to audio or midi.")
         pianos = self._pianos(rater) if rater.hears == "audio" else []
         rated, start = [], time.monotonic()
         shown = start
@@ -216,7 +216,7 @@ class _Session:
         return sensitivity, listening.robustness(rater.name, self.groups, found)
 
     def _pianos(self, rater: Rate) -> list[Renderings]:
-        """The piano of the test and the other ones, with everything rendered that will be heard."""
+        """Renderings by the synthesizer of the test and by the others, with all needed audio rendered."""
         names = (self.settings.synthesizer, *self.settings.other_pianos)
         pianos = [self.renderings(name, rater.sample_rate) for name in names]
         played = [one.played for one in self.material]
@@ -226,8 +226,8 @@ class _Session:
         return pianos
 
     def _rated(self, rater: Rate, pianos: list[Renderings], one: Material) -> tuple[np.ndarray, np.ndarray]:
-        """Ratings (takes, 19) of one clip - as played, varied, on other pianos, under all conditions - and which of the
-        varied takes are the same as what was played; kept from an earlier run where nothing has changed."""
+        """Ratings (takes, 19) of one clip - original, varied, by other synthesizers, under all conditions - and which of the
+        varied takes equal the original; cached between runs."""
         performances = [one.played, *one.varied.values()]
         names = [str(pianos[0].path(p).name if pianos else (p.notes.tobytes(), p.pedals.tobytes())) for p in performances]
         names += [piano.path(one.played).name for piano in pianos[1:]]
@@ -258,7 +258,7 @@ class _Session:
         return Comparison(before, after, alike)
 
     def left_out(self) -> pd.DataFrame:
-        """Clips that could not be varied in some way, and why."""
+        """Variations that do not apply to a clip, and why."""
         rows = [(one.clip, variation.label, why) for one in self.material for variation, why in one.left_out.items()]
         return pd.DataFrame(rows, columns=["clip", "variation", "reason"])
 
@@ -266,8 +266,8 @@ class _Session:
 def _check_ratings(values: np.ndarray, takes: int, rater: Rate, clip: str) -> None:
     if values.shape != (takes, len(KEYS)) or not np.isfinite(values).all():
         raise InputError(
-            f"{rater.name} gave ratings of shape {values.shape} for {takes} takes of {clip}; a rating function returns one row "
-            f"of {len(KEYS)} finite numbers a take."
+            f"{rater.name} returned ratings of shape {values.shape} for {takes} takes of {clip}; return {len(KEYS)} finite "
+            "numbers per take."
         )
 
 
@@ -278,26 +278,26 @@ def listen(
     settings: Settings = Settings(),
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Test models; writes ``sensitivity.csv``, ``robustness.csv`` (of models that hear audio), ``experts.csv``,
-    ``clips.csv``, ``left_out.csv``, ``summary.txt`` and ``figures/`` into ``out``. What was rendered and rated before is
-    kept below it, so an interrupted test continues.
+    """Test models; writes ``sensitivity.csv``, ``robustness.csv`` (models with audio input), ``experts.csv``, ``clips.csv``,
+    ``left_out.csv``, ``summary.txt`` and ``figures/`` into ``out``. Renderings and ratings are cached there, so an interrupted
+    test resumes.
 
     Args:
-        folder: PercePiano's, one in its shape, or ``demo`` for the embedded one.
-        models: names in `raters.STATISTICS`, ``packaged`` or the file of such a model, directories of fine-tuned runs, rating
-            functions, or ``module:attribute`` of one.
+        folder: PercePiano's, one with its layout, or ``demo`` for the embedded data.
+        models: names in `raters.STATISTICS`, ``packaged`` for the bundled model, a model file, directories of fine-tuned runs,
+            rating functions, or ``module:attribute`` of one.
 
     Returns:
         ``out``.
 
     Raises:
-        InputError: unusable data or model, a synthesizer that is not installed, too few clips.
+        InputError: invalid data or model, a synthesizer that is not installed, too few clips.
     """
     out = Path(out)
     models = [raters.imported(one) if isinstance(one, str) and ":" in one and "://" not in one else one for one in models]
     if any(_hears(model) == "audio" for model in models):
         for name in (settings.synthesizer, *settings.other_pianos):
-            make_synthesizer(name)  # a missing soundfont is said before the work
+            make_synthesizer(name)  # report a missing soundfont before the work starts
     if str(folder) == "demo":
         folder = demo.write_percepiano(out / "demo" / "percepiano")
     session = _Session(_Folder(folder), out, settings, log)
@@ -324,7 +324,7 @@ def listen(
 
 
 def _hears(model: str | Rate) -> str:
-    """``audio`` or ``midi``; a fine-tuned run hears audio."""
+    """Type of input, ``audio`` or ``midi``; audio for fine-tuned runs and model files."""
     if isinstance(model, str):
         return raters.STATISTICS[model].hears if model in raters.STATISTICS else "audio"
     return model.hears
@@ -334,12 +334,12 @@ def _draw(tables: dict[str, pd.DataFrame], folder: Path, remark: str) -> None:
     folder.mkdir(exist_ok=True)
     clips = len(tables["clips"])
     figures = {
-        f"sensitivity_{model}": listening_plots.sensitivity(part, f"{model}: {clips} performances, one thing changed{remark}")
+        f"sensitivity_{model}": listening_plots.sensitivity(part, f"{model}: {clips} performances, one change each{remark}")
         for model, part in tables["sensitivity"].groupby("model", sort=False)
     }
     if "robustness" in tables:
         figures["robustness"] = listening_plots.robustness(
-            tables["robustness"], f"{clips} performances, recorded otherwise{remark}"
+            tables["robustness"], f"{clips} performances under other recording conditions{remark}"
         )
     for name, figure in figures.items():
         for suffix in ("svg", "png"):
@@ -347,20 +347,20 @@ def _draw(tables: dict[str, pd.DataFrame], folder: Path, remark: str) -> None:
 
 
 def _summary(tables: dict[str, pd.DataFrame], session: _Session) -> list[str]:
-    """What came out, in sentences."""
-    lines = ["Ratings are simulated: they mean nothing about real playing."] if session.folder.simulated else []
+    """The results in sentences."""
+    lines = ["Ratings are simulated: the results do not apply to real performances."] if session.folder.simulated else []
     lines += listening.summary(tables["sensitivity"])
     if "robustness" in tables:
         lines += listening.robustness_summary(tables["robustness"])
     for model in tables["sensitivity"]["model"].unique():
         if "robustness" not in tables or model not in set(tables["robustness"]["model"]):
-            lines.append(f"{model} reads MIDI: sound does not reach it, so its robustness to recordings is not tested.")
+            lines.append(f"{model} has MIDI input, so its robustness to recording conditions is not tested.")
     differing = tables["experts"][tables["experts"]["differs"]]
     if differing.empty:
-        lines.append(f"No expected sign is contradicted by people's ratings (|r| of {listening.CLEAR} within segment).")
+        lines.append(f"People's ratings contradict no expected sign (|r| of {listening.CLEAR} within segment).")
     for parameter, part in differing.groupby("parameter", sort=False):
         cells = ", ".join(f"{row.dimension} (r {row.r_within:+.2f} within segment)" for row in part.itertuples())
-        lines.append(f"People's ratings go the other way than expected with more {parameter}: {cells}.")
+        lines.append(f"People's ratings have the opposite sign of the expected for more {parameter}: {cells}.")
     if len(tables["left_out"]):
-        lines.append(f"{len(tables['left_out'])} variations of clips were not possible: see left_out.csv.")
+        lines.append(f"{len(tables['left_out'])} variations did not apply to a clip: see left_out.csv.")
     return lines

@@ -1,1 +1,1 @@
-"""Encoders, heads and baselines: arrays in, ``(output, intermediates)`` out. No audio, no files, no training loop."""
+"""Encoders, heads and baselines: arrays in, ``(output, intermediates)`` out, without audio, files or training loops."""

@@ -12,13 +12,13 @@ from flax import linen as nn
 from percepiano_ast.config import InputError, ModelConfig
 from percepiano_ast.models.transformer import Compute, Mask, gelu, layer_norm, per_token, run_blocks, token_init
 
-PREFIX_TOKENS = 2  # cls and distillation token stand before the patches
+PREFIX_TOKENS = 2  # cls and distillation token, before the patches
 
 
 def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
     """Cut ``axis`` of n values into 1 + (n - size) // stride windows: (..., n, ...) -> (..., windows, size, ...)."""
     count = (x.shape[axis] - size) // stride + 1
-    if size == stride:  # a reshape: no gather, which is dear on a TPU
+    if size == stride:  # a reshape avoids a gather, which is slow on a TPU
         kept = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
         return kept.reshape(x.shape[:axis] + (count, size) + x.shape[axis + 1 :])
     index = jnp.arange(count)[:, None] * stride + jnp.arange(size)[None, :]
@@ -26,7 +26,7 @@ def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
 
 
 def patch_grid(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
-    """Patches along (frequency, time) of a (B, T, F) spectrogram.
+    """Number of patches along (frequency, time) of a (B, T, F) spectrogram.
 
     Raises:
         InputError: not three axes, or smaller than one patch.
@@ -57,17 +57,17 @@ def patchify(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int,
 
 
 def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
-    """Fit a position table (1, 2 + N, D) to another (frequency, time) grid: (1, 2 + N', D).
+    """Resize a position table (1, 2 + N, D) to another (frequency, time) grid: (1, 2 + N', D).
 
-    Each axis is cut around its centre when it gets shorter and interpolated (bilinear, half-pixel centres) when it gets
-    longer; the two prefix tokens keep their rows (AST section 2.2 and ``ast_models.py``).
+    An axis that gets shorter is cropped around its centre; one that gets longer is interpolated (bilinear, half-pixel centres).
+    The rows of the two prefix tokens do not change (AST section 2.2 and ``ast_models.py``).
 
     Raises:
-        InputError: the table does not hold ``old_grid``.
+        InputError: the number of rows does not match ``old_grid``.
     """
     if table.shape[1] != PREFIX_TOKENS + old_grid[0] * old_grid[1]:
         raise InputError(
-            f"a position table of {table.shape[1]} rows does not hold 2 + {old_grid[0]} x {old_grid[1]} tokens; "
+            f"a position table of {table.shape[1]} rows does not match 2 + {old_grid[0]} x {old_grid[1]} tokens; "
             "give the grid that it was trained with."
         )
     prefix, patches = table[:, :PREFIX_TOKENS], table[:, PREFIX_TOKENS:]
@@ -83,11 +83,11 @@ def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tupl
 
 
 class Stem(nn.Module):
-    """Convolutions before the patches: what a partial looks like is learned once for all keys and moments.
+    """Convolutions before the patches: filters for partials that are shared by all keys and times.
 
-    Early convolutions help transformers (Xiao et al. 2021, arXiv 2106.14881); transcription has always begun with them
-    (Hawthorne et al. 2018). Each is followed by a GELU and halves the frequency axis, and the time axis until a step is a
-    patch; the first is 5 x 5, the others 3 x 3.
+    Early convolutions improve transformers (Xiao et al. 2021, arXiv 2106.14881) and are standard in transcription (Hawthorne et
+    al. 2018). Each is followed by a GELU and halves the frequency axis, and also the time axis until a step is one patch wide.
+    The first kernel is 5 x 5, the others are 3 x 3.
 
     Attributes:
         config: with a ``stem``.
@@ -99,7 +99,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> jax.Array:
-        """(B, T, F) -> (B, T', values): what stands in the place of a patch's levels."""
+        """(B, T, F) -> (B, T', values): the inputs of the patch embedding, instead of the patches' levels."""
         wide = self.config.patch_size[1]
         x = log_mel[:, : log_mel.shape[1] // wide * wide, :, None].astype(self.dtype)
         for number, channels in enumerate(self.config.stem):
@@ -110,11 +110,11 @@ class Stem(nn.Module):
 
 
 class Encoder(nn.Module):
-    """AST encoder of spectrograms of any length; see the module docstring for the order of tokens.
+    """AST encoder for spectrograms of any length; see the module docstring for the order of tokens.
 
     Attributes:
-        config: geometry. Its ``n_frames`` and ``n_mels`` set the size of the learned position table only: for another
-            input the table is resized as `resize_positions` does.
+        config: geometry. Its ``n_frames`` and ``n_mels`` only set the size of the learned position table. For other inputs
+            `resize_positions` resizes the table.
         compute: see `Compute`.
         norm_epsilon: of every LayerNorm (1e-6 as published).
     """
@@ -137,7 +137,7 @@ class Encoder(nn.Module):
 
         Args:
             log_mel: (B, T, F).
-            patch_valid: Bool (B, N); False patches are no attention keys for any token. Not with ``visible_index``.
+            patch_valid: Bool (B, N); False patches are excluded as attention keys. Not with ``visible_index``.
             masked: Bool (B, N); True patches are replaced by the learned ``mask_embed`` before positions are added.
             visible_index: Int (B, V); only these patches are embedded, each with its own position.
             need_attention: also return the attention weights.
@@ -145,16 +145,16 @@ class Encoder(nn.Module):
         Returns:
             tokens (B, 2 + N, D) after the final LayerNorm: cls, distillation, patches (V of them with
             ``visible_index``, in its order); and intermediates ``patch_embed``, ``with_pos``, ``block0`` ... and, if
-            asked for, ``attention0`` ... (B, H, 2 + N, 2 + N).
+            requested, ``attention0`` ... (B, H, 2 + N, 2 + N).
 
         Raises:
-            InputError: see `patch_grid`; something is to be hidden from a stem, which sees past the edges of a patch.
+            InputError: see `patch_grid`; or patches are masked in a model with a stem, whose receptive field exceeds a patch.
         """
         config, dtype = self.config, self.compute.dtype
         grid = patch_grid(log_mel, config.patch_size, config.stride)
         if config.stem:
             if masked is not None or visible_index is not None:
-                raise InputError("convolutions before the patches see what is masked; mask patches of a model without a stem.")
+                raise InputError("convolutions before the patches leak masked patches; mask patches of a model without a stem.")
             patches = Stem(config, dtype, name="stem")(log_mel)
         else:
             patches = patchify(log_mel, config.patch_size, config.stride).astype(dtype)
@@ -162,12 +162,12 @@ class Encoder(nn.Module):
             patches = jnp.take_along_axis(patches, visible_index[:, :, None], axis=1)
         x = per_token(nn.Dense(config.width, dtype=dtype, name="patch_embed"), patches)
         intermediates = {"patch_embed": x}
-        # Created also where nothing is masked: the same parameters fit pre-training and rating.
+        # Created even without masking, so that pre-training and rating have the same parameters.
         mask_embed = self.param("mask_embed", token_init, (1, 1, config.width))
         if masked is not None:
             x = jnp.where(masked[:, :, None], mask_embed.astype(dtype), x)
         x = intermediates["with_pos"] = self._with_positions(x, grid, visible_index)
-        if patch_valid is not None:  # the prefix tokens are keys always
+        if patch_valid is not None:  # the prefix tokens are always valid keys
             patch_valid = jnp.pad(patch_valid, ((0, 0), (PREFIX_TOKENS, 0)), constant_values=True)
         x, states = run_blocks(
             x,
@@ -182,7 +182,7 @@ class Encoder(nn.Module):
         return layer_norm(self.norm_epsilon, dtype, "norm")(x), intermediates | states
 
     def _with_positions(self, x: jax.Array, grid: tuple[int, int], visible_index: jax.Array | None) -> jax.Array:
-        """Put the prefix tokens before the patches (B, N, D) and add the position table, resized to ``grid``."""
+        """Prepend the prefix tokens to the patches (B, N, D) and add the position table, resized to ``grid``."""
         config = self.config
         width, dtype = config.width, self.compute.dtype
         tokens = [self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")]
@@ -203,7 +203,7 @@ class Classifier(nn.Module):
     Attributes:
         config: geometry of the encoder.
         num_classes: outputs.
-        pool: ``prefix``, the mean of cls and distillation token (AST); ``mean``, that of the patches (SSAST).
+        pool: ``prefix``, the mean of cls and distillation token (AST); ``mean``, the mean of the patches (SSAST).
         compute: see `Compute`.
         norm_epsilon, head_epsilon: LayerNorms of the encoder and of the head, as published.
     """

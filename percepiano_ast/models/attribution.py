@@ -1,9 +1,9 @@
-"""Which parts of a spectrogram a rating came from: integrated gradients, attention rollout, relevance through attention.
+"""Attribution of a rating to parts of a spectrogram: integrated gradients, attention rollout, relevance through attention.
 
-A clip (T, F) is rated by windows whose embeddings add up, so its rating is a function of that sum. Everything here
-follows it: the gradient of the rating by the sum is the same for all windows and is carried back through each of them.
-Maps are (T, F) over the whole clip, in units of the rating; frames that lie in two windows get what both say, as they
-count twice in the rating, and padded frames get nothing, because nothing of them reaches the rating.
+The embeddings of a clip's windows add up, and the rating of a clip (T, F) is a function of that sum. The gradient of the rating
+with respect to the sum is therefore the same for all windows, and is backpropagated through each of them. Maps are (T, F) over
+the whole clip, in units of the rating. Frames in two windows get the sum of both attributions, because they count twice in the
+rating. Padded frames get 0, because they do not affect the rating.
 """
 
 import functools
@@ -20,23 +20,23 @@ from percepiano_ast.config import InputError, ModelConfig
 from percepiano_ast.models.ast import PREFIX_TOKENS, patchify
 from percepiano_ast.models.heads import patch_validity
 
-FRAMES = 8 * 1024  # of windows that are computed at once: about 4 GB for the base size with its backward pass
-STEPS = 32  # points of Gauss and Legendre on the way from the baseline
+FRAMES = 8 * 1024  # frames computed at once: about 4 GB for the base size, including the backward pass
+STEPS = 32  # Gauss-Legendre points on the path from the baseline
 
 Tree = dict | tuple | jax.Array
 
 
 @dataclass(frozen=True)
 class Listener:
-    """What attribution needs to know of a rating model.
+    """A rating model's functions, as attribution needs them.
 
     Attributes:
-        embed: (params, log-mel (B, T, F), real frames Bool (B, T)) -> arrays (B, ...) that add up over a clip's windows.
-        rate: (params, such sums (C, ...) of C clips) -> ratings (C, D).
+        embed: (params, log-mel (B, T, F), valid frames Bool (B, T)) -> arrays (B, ...) that add up over a clip's windows.
+        rate: (params, these sums (C, ...) of C clips) -> ratings (C, D).
         n_frames: T, of a window.
-        attend: (params, log-mel, real frames, shift (depth, B, H, L, L)) -> as ``embed``, the attention weights of all
-            layers (depth, B, H, L, L) with ``shift`` added, and real patches Bool (B, N). The two maps of attention need it.
-        config: geometry of the patches; as ``attend``.
+        attend: (params, log-mel, valid frames, shift (depth, B, H, L, L)) -> the result of ``embed``, the attention weights of
+            all layers (depth, B, H, L, L) with ``shift`` added, and valid patches Bool (B, N). Only for attention maps.
+        config: geometry of the patches. Only for attention maps.
     """
 
     embed: Callable[[Tree, jax.Array, jax.Array], Tree]
@@ -50,9 +50,9 @@ class Attribution(NamedTuple):
     """Integrated gradients of one clip.
 
     Attributes:
-        maps: float32 (D, T, F): what each point added to each rating, or took from it, compared with the baseline.
+        maps: float32 (D, T, F): contribution of each point to each rating, positive or negative, compared with the baseline.
         ratings, baseline: float32 (D,) of the clip and of the baseline.
-        gap: float32 (D,), ``ratings - baseline - sum of the map``: 0 but for the error of the integral.
+        gap: float32 (D,), ``ratings - baseline - sum of the map``: the error of the numerical integration.
     """
 
     maps: np.ndarray
@@ -62,7 +62,7 @@ class Attribution(NamedTuple):
 
 
 class _Windows:
-    """The windows of a clip (T, F): float32 (W, n, F) padded with 0 at the end, and real frames Bool (W, n)."""
+    """The windows of a clip (T, F): float32 (W, n, F) padded with 0 at the end, and valid frames Bool (W, n)."""
 
     def __init__(self, starts: Iterable[int], length: int, n_frames: int):
         self.starts, self.length, self.n_frames = list(starts), length, n_frames
@@ -75,7 +75,7 @@ class _Windows:
         return np.stack([padded[start : start + self.n_frames] for start in self.starts]).astype(np.float32)
 
     def put_back(self, windows: np.ndarray) -> np.ndarray:
-        """(..., W, n, F) -> (..., T, F), what lies in several windows added up."""
+        """(..., W, n, F) -> (..., T, F); overlapping windows are added."""
         clip = np.zeros((*windows.shape[:-3], max(self.length, self.n_frames), windows.shape[-1]), np.float32)
         for number, start in enumerate(self.starts):
             clip[..., start : start + self.n_frames, :] += windows[..., number, :, :]
@@ -83,14 +83,14 @@ class _Windows:
 
 
 def rate_variants(listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]) -> np.ndarray:
-    """Ratings float32 (V, D) of V clips of one shape (T, F), normalised, with windows that start at ``starts``."""
+    """Ratings float32 (V, D) of V normalised clips of equal shape (T, F), with windows that start at ``starts``."""
     windows = _Windows(starts, len(variants[0]), listener.n_frames)
     rows = ((number, *row) for number, clip in enumerate(variants) for row in zip(windows.cut(clip), windows.valid))
     return np.asarray(_rate(listener, params, _embed(listener, params, rows)))
 
 
 def _embed(listener: Listener, params: Tree, rows: Iterator[tuple]) -> Tree:
-    """Rows (number of a clip, window (n, F), real frames (n,)) -> sums (C, ...), clips counted from 0 in order."""
+    """Rows (clip number, window (n, F), valid frames (n,)) -> sums (C, ...); clips are numbered from 0, in order."""
     parts, owners = [], []
     for numbers, *batch in _batches(rows, listener.n_frames):
         parts.append(jax.tree.map(np.asarray, _embed_rows(listener, params, *batch)))
@@ -106,7 +106,7 @@ def _added_up(arrays: tuple[np.ndarray, ...], owners: list[int]) -> np.ndarray:
 
 
 def _batches(rows: Iterator[tuple], n_frames: int) -> Iterator[tuple]:
-    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last row stands in for those that are missing."""
+    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last batch is padded with copies of its last row."""
     size, waiting = max(FRAMES // n_frames, 1), []
     for row in rows:
         waiting.append(row)
@@ -135,7 +135,7 @@ def _rate(listener: Listener, params: Tree, sums: Tree) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rating_gradients(listener: Listener, params: Tree, sums: Tree, dimensions: jax.Array) -> Tree:
-    """Sums (C, ...), Int (D,) -> d rating / d sums, (C, D, ...); each clip's rating depends on its own sums alone."""
+    """Sums (C, ...), Int (D,) -> d rating / d sums, (C, D, ...); each clip's rating depends only on its own sums."""
     _, pull = jax.vjp(lambda sums: listener.rate(params, sums)[:, dimensions], sums)
     clips = jax.tree.leaves(sums)[0].shape[0]
     wanted = jnp.broadcast_to(jnp.eye(len(dimensions))[:, None, :], (len(dimensions), clips, len(dimensions)))
@@ -144,7 +144,7 @@ def _rating_gradients(listener: Listener, params: Tree, sums: Tree, dimensions: 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pull(listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array, gradients: Tree) -> jax.Array:
-    """Gradients (B, D, ...) by the sums -> gradients (B, D, T, F) by the windows (B, T, F); one forward pass for all D."""
+    """Gradients (B, D, ...) w.r.t. the sums -> gradients (B, D, T, F) w.r.t. windows (B, T, F); one forward pass for all D."""
     _, pull = jax.vjp(lambda log_mel: listener.embed(params, log_mel, valid), log_mel)
     return jnp.swapaxes(jax.vmap(lambda row: pull(row)[0], in_axes=1)(gradients), 0, 1)
 
@@ -165,26 +165,26 @@ def integrated_gradients(
     """Integrated gradients of whole-clip ratings (Sundararajan, Taly and Yan 2017, equation 1).
 
     ``(x - b) * integral over a from 0 to 1 of the gradient at b + a (x - b)``, by Gauss-Legendre quadrature. The sum of a
-    map is the rating of the clip less that of the baseline (their proposition 1, completeness); ``gap`` is what is missing.
+    map is the rating of the clip minus that of the baseline (their proposition 1, completeness); ``gap`` is the numerical error.
 
     Cost: ``steps`` x windows rows, each two forward passes and one backward pass per dimension, ``FRAMES`` frames at a time.
 
     Args:
         clip, baseline: (T, F), normalised.
         starts: first frames of the windows.
-        dimensions: positions of the ratings that are explained.
+        dimensions: positions of the ratings to explain.
         steps: points of the quadrature.
 
     Raises:
-        InputError: ``clip`` and ``baseline`` of different shapes, or no step.
+        InputError: ``clip`` and ``baseline`` of different shapes, or fewer than one step.
     """
     if clip.shape != baseline.shape or steps < 1:
-        raise InputError(f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and a step or more.")
+        raise InputError(f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and at least one step.")
     dimensions = jnp.asarray(list(dimensions), jnp.int32)
     windows = _Windows(starts, len(clip), listener.n_frames)
     heard, from_there = windows.cut(baseline), windows.cut(clip - baseline)
     points, weights = np.polynomial.legendre.leggauss(steps)
-    # The ends come last: their ratings are wanted, their gradients are not.
+    # The end points come last: only their ratings are needed, not their gradients.
     way = np.array([*(points + 1) / 2, 0, 1], np.float32)
 
     def rows(count):
@@ -214,8 +214,8 @@ def integrated_gradients(
 def rollout(attention: jax.Array) -> jax.Array:
     """Attention rollout (Abnar and Zuidema 2020, equation 1): (depth, B, H, L, L) -> (B, L, L), rows sum to 1.
 
-    Heads are averaged, half of every layer is its residual connection, and layers are multiplied: row i says which inputs
-    token i was mixed from, if attention alone mixed.
+    Heads are averaged, the identity of the residual connection gets weight 1/2 in every layer, and layers are multiplied. Row i
+    holds the shares of the inputs in token i, if only attention mixed tokens.
     """
     identity = jnp.eye(attention.shape[-1])[None, :, :]
     total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
@@ -227,8 +227,8 @@ def rollout(attention: jax.Array) -> jax.Array:
 def relevance(attention: jax.Array, gradients: jax.Array) -> jax.Array:
     """Relevance through self-attention (Chefer, Gur and Wolf 2021, equations 5 and 6): twice (depth, B, H, L, L) -> (B, L, L).
 
-    Per layer, the mean over heads of the positive part of gradient x attention, added to what it mixes. Less the identity
-    that it begins with, which says of every patch the same.
+    Each layer adds the mean over heads of the positive part of gradient x attention, multiplied by the relevance so far. The
+    initial identity, which is the same for every patch, is subtracted at the end.
     """
     identity = jnp.eye(attention.shape[-1])[None, :, :]
     total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
@@ -246,20 +246,20 @@ def attention_maps(
     dimensions: Iterable[int],
     towards: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both 0 or more, of a normalised clip (T, F).
+    """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both non-negative, of a normalised clip (T, F).
 
-    The rating pools over patch tokens, so the maps are means over the rows of real patches. Rollout is the share of the
-    clip that they are mixed from; it sums to 1 less what the two prefix tokens hold. A patch's value is spread over its
-    points. Cost: per window one forward pass for rollout, two and one backward pass per dimension for relevance.
+    The rating pools over patch tokens, so the maps are means over the rows of valid patches. Rollout is the share of each input
+    in these tokens; it sums to 1 minus the share of the two prefix tokens. A patch's value is distributed over its points.
+    Cost per window: one forward pass for rollout, two forward passes and one backward pass per dimension for relevance.
 
     Args:
-        towards: (D,) of +1 or -1: relevance is to the rating's rise or to its fall.
+        towards: (D,) of +1 or -1: relevance for an increase or a decrease of the rating.
 
     Raises:
-        InputError: a listener without ``attend``.
+        InputError: a model without ``attend``.
     """
     if listener.attend is None or listener.config is None:
-        raise InputError("this model gives no attention weights; use integrated gradients")
+        raise InputError("this model has no attention weights; use integrated gradients")
     windows = _Windows(starts, len(clip), listener.n_frames)
     dimensions = jnp.asarray(list(dimensions), jnp.int32)
     pieces = windows.cut(clip)
@@ -275,10 +275,10 @@ def attention_maps(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _look(listener: Listener, params: Tree, piece: jax.Array, valid: jax.Array, gradients: Tree, towards: jax.Array):
-    """One window (T, F) -> (1 + D, T, F): rollout, then relevance to each dimension, summed over the rows of real patches."""
+    """One window (T, F) -> (1 + D, T, F): rollout, then relevance for each dimension, summed over the rows of valid patches."""
 
     look, config = listener.attend, listener.config
-    assert look is not None and config is not None  # `attention_maps` refuses others
+    assert look is not None and config is not None  # checked by `attention_maps`
 
     def attend(shift):
         sums, weights, patch_valid = look(params, piece[None], valid[None], shift)
@@ -296,25 +296,25 @@ def _look(listener: Listener, params: Tree, piece: jax.Array, valid: jax.Array, 
 
 
 def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
-    """Values (B, N) of patches -> (B, T, F), each spread evenly over the points of its patch; where patches overlap, added."""
+    """Values (B, N) of patches -> (B, T, F), each distributed evenly over its patch; overlapping patches are added."""
     empty = jnp.zeros((values.shape[0], config.n_frames, config.n_mels))
     _, put_back = jax.vjp(lambda log_mel: patchify(log_mel, config.patch_size, config.stride), empty)
     return put_back(jnp.broadcast_to(values[:, :, None] / config.patch_dim, (*values.shape, config.patch_dim)))[0]
 
 
-# --- Weights made random ----------------------------------------------------------------------------------------------
+# --- Randomised weights -----------------------------------------------------------------------------------------------
 
 
 def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str, dict]]:
-    """Parameters of a `heads.Rater` made random from the top down, as in Adebayo et al. 2018, section 3 (cascading).
+    """Parameters of a `heads.Rater`, randomised from the top down (cascading, Adebayo et al. 2018, section 3).
 
     Args:
         params: trained, ``head`` and ``encoder``.
         fresh: the same tree with random values.
-        stages: steps that the encoder's blocks are taken in, the last block first.
+        stages: number of stages for the encoder's blocks, the last block first.
 
     Yields:
-        What is random by now, and the parameters: the head, more and more blocks, and at last everything.
+        the name of the randomised part, and the parameters: the head, then more and more blocks, at last everything.
     """
     yield "head", params | {"head": fresh["head"]}
     blocks = params["encoder"]["blocks"]

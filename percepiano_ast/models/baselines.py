@@ -1,6 +1,6 @@
-"""The feed-forward baselines: classic features of a clip in, ratings out.
+"""Feed-forward baselines that predict ratings from the classic features of a clip.
 
-``mlp`` in tables is one network for all dimensions (multi-task), ``mlp-single`` one for each.
+In tables, ``mlp`` is one network for all dimensions (multi-task) and ``mlp-single`` one network per dimension.
 """
 
 import functools
@@ -36,7 +36,7 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True)
 class MLP:
-    """A fitted baseline: the network and the training statistics that its inputs and outputs are standardised by."""
+    """A fitted baseline: the network, and the training statistics for standardising its inputs and outputs."""
 
     network: _Network
     params: dict
@@ -44,7 +44,7 @@ class MLP:
     feature_std: np.ndarray
     rating_mean: np.ndarray
     rating_std: np.ndarray
-    epochs: int  # the epoch whose weights were kept
+    epochs: int  # the epoch of these weights
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """Features (n, n_features) -> ratings float32 (n, n_dimensions).
@@ -55,8 +55,8 @@ class MLP:
         features = _table(features, "features")
         if features.shape[1] != len(self.feature_mean):
             raise InputError(
-                f"{features.shape[1]} features per clip, but the baseline was fitted on {len(self.feature_mean)}; "
-                "extract them with the same version."
+                f"{features.shape[1]} features per clip, but the baseline was fitted on {len(self.feature_mean)}. "
+                "Extract them with the version used for fitting."
             )
         standard = (features - self.feature_mean) / self.feature_std
         out = self.network.apply({"params": self.params}, standard, deterministic=True)
@@ -76,21 +76,21 @@ def fit_mlp(
     max_epochs: int = 200,
     patience: int = 20,
 ) -> MLP:
-    """Fit the baseline by AdamW on the mean squared error of standardised ratings, with early stopping.
+    """Fit the baseline with AdamW on the mean squared error of standardised ratings, with early stopping.
 
     Args:
         features: (n_clips, n_features).
         ratings: (n_clips, n_dimensions), 0 to 1.
-        seed: of the inner validation part, the weights, the order of clips and the dropout.
-        groups: (n_clips,) labels such as the content group; the inner validation part (15 %) takes whole groups.
-            Without it every clip is a group of its own.
+        seed: for the inner validation set, the weights, the order of clips and the dropout.
+        groups: (n_clips,) labels such as the content group; the inner validation set (15 %) consists of whole groups.
+            By default every clip is its own group.
         hidden: widths of the hidden layers.
         dropout, learning_rate, weight_decay: of the training.
-        max_epochs: passes over the training part at most.
-        patience: epochs without a better validation error before stopping; the best epoch's weights are kept.
+        max_epochs: largest number of epochs.
+        patience: epochs without a lower validation error before stopping; the result has the best epoch's weights.
 
     Raises:
-        InputError: NaN, tables of different length, fewer than two groups.
+        InputError: NaN, tables of different lengths, or fewer than two groups.
     """
     features, ratings, groups = _aligned(features, ratings, groups)
     rng = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def fit_mlp(
 
 @dataclass(frozen=True)
 class SingleTasks:
-    """A network for each dimension, in order."""
+    """One network per dimension, in the order of dimensions."""
 
     models: tuple[MLP, ...]
 
@@ -118,10 +118,10 @@ class SingleTasks:
 def fit_single_tasks(
     features: np.ndarray, ratings: np.ndarray, *, seed: int, groups: np.ndarray | None = None, **options
 ) -> SingleTasks:
-    """`fit_mlp` for each dimension by itself, each with its own early stopping on the same inner validation part.
+    """`fit_mlp` for each dimension separately, with separate early stopping on the same inner validation set.
 
     Raises:
-        InputError: as `fit_mlp`.
+        InputError: as in `fit_mlp`.
     """
     ratings = _table(ratings, "ratings")
     columns = (ratings[:, [column]] for column in range(ratings.shape[1]))
@@ -134,8 +134,8 @@ def _aligned(features, ratings, groups) -> tuple[np.ndarray, np.ndarray, np.ndar
     groups = np.arange(len(features)) if groups is None else np.asarray(groups)
     if not len(features) == len(ratings) == len(groups):
         raise InputError(
-            f"{len(features)} rows of features, {len(ratings)} of ratings and {len(groups)} groups do not belong "
-            "together; give one row of each per clip."
+            f"{len(features)} rows of features, {len(ratings)} of ratings and {len(groups)} groups do not match; "
+            "give one row of each per clip."
         )
     return features, ratings, groups
 
@@ -144,24 +144,24 @@ def _table(values: np.ndarray, what: str) -> np.ndarray:
     """``values`` as a float32 table without NaN or infinity."""
     values = np.asarray(values, np.float32)
     if values.ndim != 2 or not values.size:
-        raise InputError(f"{what} of shape {values.shape} are no table (clips, columns); give one row per clip.")
+        raise InputError(f"{what} of shape {values.shape} are not a table (clips, columns); give one row per clip.")
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         raise InputError(
-            f"{what} hold {len(bad)} values that are NaN or infinite, first in row {bad[0][0]}, column {bad[0][1]}; "
-            "leave those clips out or repair their recording."
+            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]}, column {bad[0][1]}. "
+            "Remove those clips or repair their recordings."
         )
     return values
 
 
 def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation per column; a constant column is left at 0 by a deviation of 1."""
+    """Mean and standard deviation per column; 1 for constant columns, which become 0."""
     std = values.std(axis=0)
     return values.mean(axis=0), np.where(std > 1e-8, std, np.float32(1.0))
 
 
 def _hold_out(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bool (n,), True for the inner validation part: whole groups, in random order, until it holds its share."""
+    """Bool (n,), True for the inner validation set: whole groups, in random order, until it reaches its share."""
     names = rng.permutation(np.unique(groups))
     if len(names) < 2:
         raise InputError(f"{len(names)} group cannot be split into training and validation; give clips of two or more.")
@@ -173,7 +173,7 @@ def _hold_out(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What a training step is made of; hashable, so that folds of a cross-validation share one compilation."""
+    """Network and hyperparameters of a training step; hashable, so that the folds of a cross-validation share one compilation."""
 
     network: _Network
     learning_rate: float
@@ -211,11 +211,11 @@ def _error(trainer: _Trainer, params: dict, x: jax.Array, y: jax.Array) -> jax.A
 
 
 def _train(trainer, train, validation, rng: np.random.Generator, max_epochs: int, patience: int) -> tuple[dict, int]:
-    """Early-stopped training -> best params, their epoch."""
+    """Training with early stopping -> best params, their epoch."""
     x, y = train
     init_key, dropout_key = jax.random.split(jax.random.key(int(rng.integers(2**31))))
     params, opt_state = _start(trainer, init_key, x[:1])
-    steps = max(1, len(x) // BATCH_SIZE)  # whole batches only: one shape, one compilation
+    steps = max(1, len(x) // BATCH_SIZE)  # full batches only: one shape, one compilation
     best, best_error, best_epoch = params, np.inf, 0
     for epoch in range(1, max_epochs + 1):
         order = rng.permutation(len(x))

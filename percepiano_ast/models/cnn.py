@@ -1,10 +1,10 @@
-"""A convolutional baseline: four layers on the log-mel, in the AST's place below the same pooling and heads.
+"""A convolutional baseline: four layers on the log-mel, instead of the AST, with the same pooling and heads.
 
-Source: CNN6 of Kong et al. 2020 (PANNs, arXiv 1912.10211, table 1): convolution, normalisation, ReLU, average pooling of
-2 x 2, four times with twice the channels, then the mean over frequency; a mel CNN of four layers is also the ablation of
-arXiv 2601.19029. It differs in kernels of 3 x 3; in LayerNorm over the channels of each place (as in ConvNeXt, Liu et al.
-2022) for BatchNorm, whose statistics would depend on how far the clips of a batch are padded; and in pooling over time, which
-is the AST's: mean and deviation of the whole clip.
+Source: CNN6 of Kong et al. 2020 (PANNs, arXiv 1912.10211, table 1): four layers of convolution, normalisation, ReLU and 2 x 2
+average pooling, each with twice the channels of the previous one, then the mean over frequency. A mel CNN of four layers is also
+the ablation of arXiv 2601.19029. Differences: kernels are 3 x 3. LayerNorm over the channels at each position (as in ConvNeXt,
+Liu et al. 2022) replaces BatchNorm, whose statistics would depend on the padding of the clips in a batch. Pooling over time is
+that of the AST: mean and standard deviation of the whole clip.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _EPSILON = 1e-6  # of LayerNorm
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """Geometry of the baseline; the properties are those that pooling asks of `config.ModelConfig`."""
+    """Geometry of the baseline, with the properties of `config.ModelConfig` that pooling uses."""
 
     name: str = "cnn"
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -30,7 +30,7 @@ class CNNConfig:
 
     @classmethod
     def beside(cls, model: ModelConfig) -> "CNNConfig":
-        """The baseline of an AST: its window, and its width in the last layer."""
+        """The baseline for an AST, with the same window, and the same width in the last layer."""
         channels = tuple(model.width // 2**layer for layer in (3, 2, 1, 0))
         return cls(channels=channels, n_mels=model.n_mels, n_frames=model.n_frames)
 
@@ -41,7 +41,7 @@ class CNNConfig:
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """What one output column stands for: all bands, and the frames that the pooling takes together."""
+        """Bands and frames per output column: all bands, and the frames that are pooled together."""
         return self.n_mels, 2 ** len(self.channels)
 
     @property
@@ -51,7 +51,7 @@ class CNNConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Outputs along (frequency, time)."""
+        """Number of outputs along (frequency, time)."""
         return 1, self.n_frames // self.patch_size[1]
 
 

@@ -1,8 +1,8 @@
-"""Published PyTorch weights into this package's parameters, and back: dictionaries of arrays (`weights` has the files).
+"""Conversion of published PyTorch weights to this package's parameters and back, as dictionaries of arrays (files: `weights`).
 
 Names are those of the published AST and SSAST code (``ast_models.py`` on timm 0.4.5) and of Hugging Face's
-``ASTForAudioClassification``. Matrices are transposed; the patch convolution (O, 1, f, t) becomes the matrix of the
-patch embedding (f * t, O); fused qkv rows are q | k | v in both worlds. The blocks, one by one there, are stacked here.
+``ASTForAudioClassification``. Matrices are transposed. The patch convolution (O, 1, f, t) becomes the matrix of the patch
+embedding (f * t, O). Fused qkv rows are q | k | v in both formats. Blocks are separate in PyTorch and stacked here.
 """
 
 import re
@@ -16,7 +16,7 @@ from percepiano_ast.models.ast import resize_positions
 
 KINDS = ("ssast_pretrain", "ssast_finetune", "ast", "hf_ast")
 
-# (published name, path here) inside one block; each stands for a weight and a bias.
+# (published name, path here) within one block; each has a weight and a bias.
 _BLOCK = (
     ("norm1", ("norm1",)),
     ("attn.qkv", ("attention", "qkv")),
@@ -34,11 +34,11 @@ _HEADS = {
     ),
     "classifier": (("mlp_head.0", ("norm",)), ("mlp_head.1", ("head",))),
 }
-# In checkpoints, but no part of what is computed: DeiT's own heads, SSAST's record of its geometry, and in fine-tuning
-# the heads of pre-training.
+# In checkpoints, but unused: DeiT's own heads, SSAST's record of its geometry, and after fine-tuning the heads of
+# pre-training.
 _UNUSED = ("v.head.", "v.head_dist.", "p_input_fdim", "p_input_tdim")
 _UNUSED_IN_FINETUNING = ("cpredlayer.", "gpredlayer.")
-_PARALLEL = "module."  # before every name that nn.DataParallel saved, as the published files are
+_PARALLEL = "module."  # prefix of all names saved by nn.DataParallel, as in the published files
 
 _HF_PREFIX = "audio_spectrogram_transformer."
 _HF_NAMES = {
@@ -52,7 +52,7 @@ _HF_MODULES = {
     "classifier.layernorm": "mlp_head.0",
     "classifier.dense": "mlp_head.1",
 }
-# In files, whatever the version of transformers; the second spelling is that of a model in memory since version 5.
+# Names in files, for all versions of transformers; below, those of a model in memory since version 5.
 _HF_BLOCK = {
     "layernorm_before": "norm1",
     "attention.attention.query": "attn.query",
@@ -79,7 +79,7 @@ _Layout = list[tuple[_Names, _Names]]
 
 
 def _layout(depth: int, kind: str) -> _Layout:
-    """For every parameter its published names, one of each block where it is stacked, and its path here."""
+    """The published names of every parameter (one per block if it is stacked), and its path here."""
     modules: _Layout = [(("v.patch_embed.proj",), ("encoder", "patch_embed")), (("v.norm",), ("encoder", "norm"))]
     for name, path in _BLOCK:
         names = tuple(f"v.blocks.{index}.{name}" for index in range(depth))
@@ -96,16 +96,16 @@ def _layout(depth: int, kind: str) -> _Layout:
 
 
 def count_blocks(names) -> int:
-    """Number of transformer blocks that published ``names`` speak of."""
+    """Number of transformer blocks in published ``names``."""
     found = (re.match(r"v\.blocks\.(\d+)\.", name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
 def published_names(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """Weights of ``kind`` as they are stored, under the names that AST and SSAST publish.
+    """Stored weights of ``kind``, renamed to the published names of AST and SSAST.
 
-    The prefix of ``nn.DataParallel`` goes; of Hugging Face's names query, key and value become one matrix. Unknown
-    names stay as they are.
+    The prefix of ``nn.DataParallel`` is removed. Hugging Face's query, key and value are joined into one matrix. Unknown names do
+    not change.
     """
     if all(name.startswith(_PARALLEL) for name in weights):
         weights = {name.removeprefix(_PARALLEL): value for name, value in weights.items()}
@@ -118,11 +118,11 @@ def from_torch(weights: dict[str, np.ndarray], kind: str) -> dict:
     Args:
         weights: torch name -> array, of any floating type.
         kind: ``ssast_pretrain`` -> params of `ssast.SSAST`; ``ssast_finetune``, ``ast`` and ``hf_ast`` -> params of
-            `ast.Classifier`. ``mask_embed`` is zero where the weights have none (any but ``ssast_pretrain``). The
-            position table keeps its grid: fit it with `fit_positions`.
+            `ast.Classifier`. ``mask_embed`` is zero if the weights have none (any kind but ``ssast_pretrain``). The
+            position table keeps its grid; resize it with `fit_positions`.
 
     Raises:
-        InputError: unknown kind; a weight is missing, one too many, or of another shape than in the other blocks.
+        InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
@@ -154,18 +154,18 @@ def _to_leaf(value: np.ndarray, leaf: str) -> np.ndarray:
 def _stack(names: tuple[str, ...], values: list[np.ndarray]) -> np.ndarray:
     for name, value in zip(names, values):
         if value.shape != values[0].shape:
-            raise InputError(f"{name} is {value.shape} and {names[0]} {values[0].shape}, but blocks are alike.")
+            raise InputError(f"{name} is {value.shape} and {names[0]} {values[0].shape}, but all blocks must have equal shapes.")
     return np.stack(values)
 
 
 def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Inverse of `from_torch`: torch name -> float32 array, for ``hf_ast`` in Hugging Face's names.
+    """Inverse of `from_torch`: torch name -> float32 array, for ``hf_ast`` with Hugging Face's names.
 
-    ``mask_embed`` is written for every kind but ``hf_ast``; published models that mask nothing pass it over with
-    ``strict=False``, which DeiT's unused heads ask for anyway.
+    ``mask_embed`` is written for every kind but ``hf_ast``. Published models without masking ignore it with ``strict=False``,
+    which DeiT's unused heads require in any case.
 
     Raises:
-        InputError: unknown kind, or the parameters of another model, such as a decoder, which no published one has.
+        InputError: unknown kind, or parameters of another model, for example with a decoder, which no published model has.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
@@ -175,8 +175,8 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
     if leaves.keys() != layout.keys():
         missing, surplus = sorted(layout.keys() - leaves.keys()), sorted(leaves.keys() - layout.keys())
         raise InputError(
-            f"not the parameters of a {kind} model, as it is published: missing {missing[:3]}, unknown {surplus[:3]}. "
-            "Models with a decoder or rating heads are kept in this package's own checkpoints."
+            f"not the parameters of a published {kind} model: missing {missing[:3]}, unknown {surplus[:3]}. "
+            "Save models with a decoder or rating heads as checkpoints of this package."
         )
     weights = {}
     for path, names in layout.items():
@@ -232,10 +232,10 @@ def _leaves(tree: dict) -> dict[str, Any]:
 
 
 def require_same_shapes(params: dict, like: dict, what: str) -> None:
-    """Hold ``params``, read from ``what``, against the parameters (or shapes) ``like`` of the model that they are for.
+    """Compare the shapes of ``params``, read from ``what``, with the parameters (or shapes) ``like`` of the model.
 
     Raises:
-        InputError: names the first leaf that differs, is missing or is one too many, with both shapes.
+        InputError: a leaf differs, is missing or is superfluous; the message names the first one and both shapes.
     """
     found = {path: tuple(leaf.shape) for path, leaf in _leaves(params).items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(like).items()}
@@ -243,29 +243,29 @@ def require_same_shapes(params: dict, like: dict, what: str) -> None:
         there, here = found.get(path, "missing"), wanted.get(path, "missing")
         if there != here:
             raise InputError(
-                f"{path} is {there} in {what}, {here} in the model. Choose the model that these weights were trained "
-                "with (size, patches, mel bands), or weights of this one."
+                f"{path} is {there} in {what}, but {here} in the model. Choose the model of these weights (size, patches, "
+                "mel bands), or weights of this model."
             )
 
 
 def fit_positions(params: dict, from_config: ModelConfig, to_config: ModelConfig) -> dict:
-    """Params with an ``encoder`` of one geometry, for a window length or stride of another (AST section 2.2).
+    """Params whose ``encoder`` is resized to the window length or stride of another geometry (AST section 2.2).
 
     Raises:
-        InputError: patches of another shape, or another number of mel bands: no resizing makes these alike.
+        InputError: patches of another shape, or another number of mel bands, which cannot be resized.
     """
     old, new = from_config.patch_size, to_config.patch_size
-    if old != new:  # 128 x 2 and 16 x 16 have kernels of one shape
+    if old != new:  # shapes alone do not show it: 128 x 2 and 16 x 16 patches have kernels of equal shape
         raise InputError(
-            f"the weights are for patches of {old} (frequency, time), the model has patches of {new}; "
-            "choose weights or a model of the same patches."
+            f"the weights are for patches of {old} (frequency, time), but the model has patches of {new}; "
+            "choose weights and a model with the same patches."
         )
     table = params["encoder"]["pos_embed"]
     if from_config.n_mels != to_config.n_mels:
         shape = (1, 2 + to_config.num_patches, to_config.width)
         raise InputError(
             f"encoder/pos_embed is {table.shape} for {from_config.n_mels} mel bands in the weights, {shape} for "
-            f"{to_config.n_mels} in the model; choose a front end with the bands of the weights."
+            f"{to_config.n_mels} in the model. Choose a front end with the number of bands of the weights."
         )
     if from_config.grid == to_config.grid:
         return params

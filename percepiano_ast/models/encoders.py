@@ -1,7 +1,7 @@
-"""Encoders that can stand in the AST's place below pooling and heads, and what is asked of one.
+"""Alternative encoders that can replace the AST before pooling and heads, and their interface.
 
-Another encoder is a row in `ENCODERS`: a frozen dataclass that is a `Geometry` and has ``beside``, and a module that makes
-columns over time of a spectrogram. Everything else finds it there: ``finetune --init``, folds, checkpoints, ``rate --run``.
+To add an encoder, add a row to `ENCODERS`: a frozen dataclass that implements `Geometry` and ``beside``, and a module that turns
+a spectrogram into columns over time. ``finetune --init``, folds, checkpoints and ``rate --run`` then support it.
 """
 
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -13,21 +13,21 @@ from percepiano_ast.models.cnn import CNN, CNNConfig
 
 
 class Geometry(Protocol):
-    """What pooling and heads ask of an encoder's configuration, a dataclass; `config.ModelConfig` is one."""
+    """The part of an encoder's configuration, a dataclass, that pooling and heads use; `config.ModelConfig` is one."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str:
-        """Of the encoder; where it is in `ENCODERS`, its key there."""
+        """Name of the encoder; its key in `ENCODERS` if it is listed there."""
 
     @property
     def width(self) -> int:
-        """Numbers per output, D."""
+        """Width of an output, D."""
 
     @property
     def n_mels(self) -> int:
-        """Bands of a window, F."""
+        """Mel bands of a window, F."""
 
     @property
     def n_frames(self) -> int:
@@ -35,32 +35,32 @@ class Geometry(Protocol):
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """What an output stands for, (bands, frames)."""
+        """Size of the input of an output, (bands, frames)."""
 
     @property
     def stride(self) -> tuple[int, int]:
-        """From one output to the next, (bands, frames)."""
+        """Distance between outputs, (bands, frames)."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Outputs along (frequency, time), (F', T')."""
+        """Number of outputs along (frequency, time), (F', T')."""
 
 
 class Comparable(Geometry, Protocol):
-    """A `Geometry` that can be chosen to compare with an AST."""
+    """A `Geometry` that can be matched to an AST for a comparison."""
 
     @classmethod
     def beside(cls, model: ModelConfig) -> Geometry:
-        """The one to compare with: its window and its width."""
+        """The geometry with the AST's window and width."""
 
 
 class Alternative(NamedTuple):
-    """An encoder in the AST's place. It is trained from scratch, all of it.
+    """An encoder that replaces the AST. All of it is trained from scratch.
 
     Attributes:
-        label: what the notebooks' form calls it.
-        config: its kind of `Geometry`.
-        module: ``module(config, dtype)`` makes of (B, T, F), normalised, the columns (B, T', D) and a dict of intermediates.
+        label: its name in the notebooks' form.
+        config: its `Geometry` class.
+        module: ``module(config, dtype)`` maps (B, T, F), normalised, to columns (B, T', D) and a dict of intermediates.
     """
 
     label: str

@@ -1,8 +1,8 @@
-"""From tokens to ratings: pooling over real patches, the head in three groups, and the whole rater.
+"""From tokens to ratings: pooling over valid patches, the rating head in three groups, and the complete rater.
 
-A clip longer than one window is pooled exactly: every window gives its count, sum and sum of squares over real patches,
-and those moments add up. Mean and standard deviation together rate better than the mean alone. They are taken
-over time for each band of patches, so that bass and treble stay apart.
+Clips longer than one window are pooled exactly: each window contributes the count, sum and sum of squares over its valid
+patches, and these moments add up. Mean and standard deviation together predict better than the mean alone. They are computed
+over time for each band of patches, so that bass and treble stay separate.
 """
 
 import jax
@@ -20,9 +20,9 @@ from percepiano_ast.models.transformer import Compute, token_init
 Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 _MIDDLE = 0.5  # of the rating scale
-_LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose deviation is .13
-_EXTREME = 4.0  # deviations at which what is given beside an embedding is cut off: one odd clip is not extrapolated from
-_VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite where all tokens agree
+_LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose standard deviation is 0.13
+_EXTREME = 4.0  # standard deviations at which extra inputs are clipped, to avoid extrapolation from outliers
+_VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite if all tokens are equal
 
 
 def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
@@ -43,7 +43,7 @@ def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
 
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
-    """Moments of W windows, Int (W,) saying whose window it is -> moments of ``num_clips`` clips, by adding up."""
+    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips, the sums over windows."""
     count, total, squares = (jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments)
     return count, total, squares
 
@@ -51,7 +51,7 @@ def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> 
 def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.Array) -> jax.Array:
     """Count (B,), sum (B, D), sum of squares (B, D) -> mean and standard deviation (B, 2 D), float32.
 
-    A clip without a valid patch gets mean 0. The gradient is finite also where all tokens are equal.
+    A clip without a valid patch gets mean 0. The gradient is finite even if all tokens are equal.
     """
     number = jnp.maximum(count, 1.0)[:, None]
     mean = total / number
@@ -60,14 +60,14 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
 
 
 def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax.Array, jax.Array]:
-    """(B, F' * T', D) -> (B, T', F' * D): what all bands say at one time, as one vector; and Bool (B, T')."""
+    """(B, F' * T', D) -> (B, T', F' * D), one vector per time step with all bands; and Bool (B, T')."""
     batch, number, width = tokens.shape
     grid = tokens.reshape(batch, bands, number // bands, width).transpose(0, 2, 1, 3)
     return grid.reshape(batch, number // bands, bands * width), patch_valid.reshape(batch, bands, -1)[:, 0]
 
 
 def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
-    """Name and dimensions (their positions) of each part of a head with an output layer of its own.
+    """Name and dimensions (their positions) of each part of a head with its own output layer.
 
     Raises:
         InputError: unknown ``head``.
@@ -77,17 +77,17 @@ def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[st
 
 
 class CrossTaskAttention(nn.Module):
-    """One learned query token for each group reads the bands; then the groups' tokens read one another.
+    """One learned query token per group attends to the bands; then the groups' tokens attend to one another.
 
-    That every task attends to shared features is MTAN's idea (Liu, Johns and Davison 2019), that tasks attend to each
-    other DenseMTL's (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for Dense Multi-task Learning").
-    Both work on the pixels of dense maps; here a task is one token with a learned query (as an object is in DETR, Carion
-    et al. 2020), and what it reads are the pooled bands, a few hundred values where a dense layer has as many thousand.
+    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019). Attention between tasks follows
+    DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for Dense Multi-task Learning"). Both work on the
+    pixels of dense maps. Here a task is one token with a learned query (like an object in DETR, Carion et al. 2020) that attends
+    to the pooled bands, a few hundred values instead of a dense layer's thousands.
 
     Attributes:
         width: of the tokens.
         bands, moments: of the embedding.
-        groups: how many.
+        groups: number of groups.
         num_heads: must divide the width.
     """
 
@@ -102,15 +102,15 @@ class CrossTaskAttention(nn.Module):
         """(B, moments * F' * D) -> (B, groups, width).
 
         Raises:
-            InputError: heads that do not divide the width.
+            InputError: the number of heads does not divide the width.
         """
         if self.width % self.num_heads:
-            raise InputError(f"a hidden width of {self.width} is not divided by {self.num_heads} heads; choose a multiple")
+            raise InputError(f"a hidden width of {self.width} is not divisible by {self.num_heads} heads; choose a multiple")
         batch = embedding.shape[0]
         of_bands = embedding.reshape(batch, self.moments, self.bands, -1).swapaxes(1, 2).reshape(batch, self.bands, -1)
         tokens = nn.Dense(self.width, name="band")(of_bands)
         tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
-        # Unit variance: queries that start alike would read alike.
+        # Unit variance: queries with similar initial values would attend to the same bands.
         queries = self.param("queries", nn.initializers.normal(1.0), (1, self.groups, self.width))
         queries = jnp.broadcast_to(queries, (batch, self.groups, self.width))
         queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(queries, tokens)
@@ -124,12 +124,12 @@ class RatingHead(nn.Module):
     Attributes:
         hidden: width of each group's hidden layer.
         dropout: rate.
-        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to what their hidden layers see.
-        pooling: ``mean`` leaves the deviations over time out.
+        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to the pre-activations of their hidden layers.
+        pooling: ``mean`` drops the standard deviations over time.
         bands: F' of the embedding.
-        uncertain: with a variance for every rating.
-        beside: how many standardised numbers follow the embedding in what the head is given.
-        questionnaire: what is rated; K dimensions, 19 of PercePiano.
+        uncertain: whether to predict a variance for every rating.
+        beside: number of standardised extra inputs after the embedding.
+        questionnaire: the K dimensions to rate, 19 for PercePiano.
     """
 
     hidden: int = 64
@@ -150,7 +150,7 @@ class RatingHead(nn.Module):
 
     @nn.compact
     def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:
-        """As a call, with the natural logarithm of the ratings' variance (B, K), or None where none is predicted.
+        """The ratings and the natural logarithm of their variance (B, K), or None if no variance is predicted.
 
         A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994, section 2.
         """
@@ -164,7 +164,7 @@ class RatingHead(nn.Module):
             moments = 1 if self.pooling == "mean" else 2
             tokens = CrossTaskAttention(self.hidden, self.bands, moments, len(groups), name="attention")(normed)
         seen = normed
-        if self.beside:  # apart from the norm, which is the embedding's
+        if self.beside:  # the extra inputs are not part of the LayerNorm
             seen = jnp.concatenate([normed, jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)], axis=1)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
@@ -181,20 +181,20 @@ class RatingHead(nn.Module):
 
 
 def _output(features: int, bias: float, name: str) -> nn.Dense:
-    # Training starts near the middle of the scale, not a standard deviation of its own away.
+    # Small weights, so that initial predictions are near the middle of the scale.
     small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
     return nn.Dense(features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name)
 
 
 def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIANO) -> dict:
-    """A head before training on standardised ratings: it starts at their mean 0 and, if it predicts one, variance 1."""
+    """The initial head for standardised ratings, with zero biases: mean 0 and, if it predicts a variance, variance 1."""
     outputs = [f"{group}_{output}" for group in head_groups(kind, questionnaire) for output in ("out", "log_variance")]
     zeros = {name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])} for name in outputs if name in head}
     return head | zeros
 
 
 def in_rating_units(head: dict, kind: str, mean: np.ndarray, std: np.ndarray, questionnaire: Questionnaire = PERCEPIANO) -> dict:
-    """The head whose outputs are ``mean + std`` times those of ``head``, (K,) each: nothing else has to know of a scale."""
+    """The head with outputs rescaled to ``mean + std * output``, (K,) each, so that it predicts in rating units."""
     changed = {}
     for group, indices in head_groups(kind, questionnaire).items():
         shift, scale = (jnp.asarray(values[list(indices)], jnp.float32) for values in (mean, std))
@@ -206,10 +206,10 @@ def in_rating_units(head: dict, kind: str, mean: np.ndarray, std: np.ndarray, qu
 
 
 class Rater(nn.Module):
-    """Encoder and rating head: ``params['encoder']`` is that of `ssast.SSAST` and can be exchanged with it.
+    """Encoder and rating head. ``params['encoder']`` has the structure of that in `ssast.SSAST`, so they are interchangeable.
 
     Attributes:
-        config: of the AST, or of one in `ENCODERS`, which stands in its place then.
+        config: of the AST, or of an alternative encoder in `ENCODERS`.
         compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
         hidden, dropout, kind, pooling, uncertain, questionnaire, beside: of the head.
     """
@@ -236,11 +236,11 @@ class Rater(nn.Module):
     def __call__(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Rate clips of one window each, with the mean of all clips for what is given beside the embedding.
+        """Rate clips of one window each, with the extra inputs at their mean over clips, 0.
 
         Args:
             log_mel: (B, T, F), normalised.
-            frame_valid: Bool (B, T), False where the clip is padded; what stands there has no influence.
+            frame_valid: Bool (B, T), False for padded frames, whose content has no effect.
             deterministic: without dropout; otherwise a ``dropout`` rng is needed.
 
         Returns:
@@ -253,7 +253,7 @@ class Rater(nn.Module):
         return self.head(given, deterministic=deterministic), intermediates | {"embedding": embedding}
 
     def embed(self, log_mel: jax.Array, frame_valid: jax.Array) -> Moments:
-        """Moments of every window (arguments as in a call), to be added up with `combine_moments`."""
+        """Moments of every window, to be added up with `combine_moments`; arguments as in ``__call__``."""
         return self._encode(log_mel, frame_valid)[0]
 
     def attend(self, log_mel: jax.Array, frame_valid: jax.Array) -> tuple[Moments, dict[str, jax.Array]]:
@@ -271,7 +271,7 @@ class Rater(nn.Module):
     def _encode(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, need_attention: bool = False
     ) -> tuple[Moments, dict[str, jax.Array]]:
-        # A patch at the border holds padded frames: they are put at the training mean, whatever they were.
+        # A patch at the border may hold padded frames: set them to the training mean, 0.
         log_mel = jnp.where(frame_valid[:, :, None], log_mel, 0.0)
         patch_valid = patch_validity(frame_valid, self.config)
         if not isinstance(self.config, ModelConfig):

@@ -1,6 +1,6 @@
-"""How well a `Transcriber` hears: counts that add up over batches on the device, and the scores that they come to.
+"""Transcription scores of a `Transcriber`, from counts that are summed over batches on the device.
 
-Onsets are judged as by mir_eval's note onsets, on the grid of steps: within `TOLERANCE` steps of a stroke of the same key.
+Onsets are matched as in mir_eval's note onsets, but on the grid of steps: within `TOLERANCE` steps of an onset of the same key.
 """
 
 import jax
@@ -10,7 +10,7 @@ from flax import linen as nn
 from percepiano_ast.models.transcription import PEDALS, on_steps
 from percepiano_ast.targets import HELD_FROM, ONSET_FROM, Targets
 
-TOLERANCE = 2  # steps, 40 ms; mir_eval has 50 ms
+TOLERANCE = 2  # steps, 40 ms; mir_eval uses 50 ms
 SCORES = (
     "onset_f1", "onset_precision", "onset_recall", "down_f1", "sounding_f1", "velocity_mae",
     "sustain_mae", "sustain_r", "una_corda_mae", "una_corda_r", "descriptors_r2",
@@ -18,13 +18,13 @@ SCORES = (
 
 
 def peaks(onset: jax.Array) -> jax.Array:
-    """Float (B, steps, 88) heights of the onset's slope -> Bool, where it culminates above `ONSET_FROM`."""
+    """Onset activations, float (B, steps, 88) -> Bool, True at local maxima above `ONSET_FROM`."""
     padded = jnp.pad(onset, ((0, 0), (1, 1), (0, 0)))
     return (onset >= ONSET_FROM) & (onset >= padded[:, :-2]) & (onset > padded[:, 2:])
 
 
 def counts(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Float32 scalars of a batch, to be added up over batches and given to `scores`; arguments as of `transcription.losses`."""
+    """Counts of a batch, float32 scalars, to be summed over batches for `scores`; arguments as in `transcription.losses`."""
     wanted = on_steps(targets)
     heard = {name: nn.sigmoid(logits) for name, logits in outputs.items() if name != "descriptors"}
     struck, found = wanted["struck"] > 0, peaks(heard["onset"])
@@ -49,17 +49,17 @@ def counts(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Arr
 
 
 def _within(marks: jax.Array) -> jax.Array:
-    """Bool (B, steps, 88): whether a mark of the same key lies within `TOLERANCE` steps."""
+    """Bool (B, steps, 88): whether there is a mark of the same key within `TOLERANCE` steps."""
     width = 2 * TOLERANCE + 1
     return nn.max_pool(marks.astype(jnp.float32), (width,), padding="SAME") > 0
 
 
 def scores(total: dict[str, float]) -> dict[str, float]:
-    """``SCORES`` of summed `counts`.
+    """``SCORES`` from summed `counts`.
 
-    F1, precision and recall of onsets and of keys and strings by step; mean absolute error of velocity in MIDI units where
-    keys are struck; that of the pedals in shares of their way, and their correlation over all steps, 0 where a pedal never
-    moves; the share of the descriptors' variance that is predicted (0 without any).
+    F1, precision and recall of onsets; F1 of keys and strings per step; mean absolute error of velocity at onsets in MIDI units;
+    mean absolute error of the pedals as a share of their travel, and their correlation over all steps (0 if a pedal never
+    moves); explained variance of the descriptors (0 without descriptors).
     """
     precision = total["found_and_struck"] / max(total["found"], 1)
     recall = total["struck_and_found"] / max(total["struck"], 1)

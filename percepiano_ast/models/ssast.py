@@ -1,9 +1,9 @@
-"""Self-supervised AST (SSAST): masked spectrogram patches are told apart and reconstructed.
+"""Self-supervised AST (SSAST): masked spectrogram patches are discriminated and reconstructed.
 
 Source: Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022 (arXiv 2110.09784), section 2.
-Three departures from its published code: one forward pass serves both heads, a sampler without edge bias draws the
-mask, and the InfoNCE softmax runs over the targets as equation 1 of the paper says (the code's axis is there for
-parity). `SSAST.decoder_depth` gives the cheaper form beside it.
+There are three differences from its published code: both heads share one forward pass, masks are sampled without edge bias, and
+the InfoNCE softmax is over the targets as in equation 1 of the paper (the code's axis is available for parity).
+`SSAST.decoder_depth` selects a cheaper variant with a decoder.
 """
 
 import functools
@@ -35,17 +35,17 @@ class PredictionHead(nn.Module):
 
 
 def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
-    """Int (B, M) masked patches of ``num_patches`` -> Int32 (B, N - M), the others in ascending order."""
+    """Int (B, M), the masked ones of ``num_patches`` -> Int32 (B, N - M), the visible ones in ascending order."""
     rows = jnp.arange(mask_index.shape[0])[:, None]
     masked = jnp.zeros((mask_index.shape[0], num_patches), jnp.int32).at[rows, mask_index].set(1)
     return jnp.argsort(masked, axis=1, stable=True)[:, : num_patches - mask_index.shape[1]].astype(jnp.int32)
 
 
 class Decoder(nn.Module):
-    """A few blocks that see mask tokens beside what the encoder made of visible patches (MAE-AST, Baade et al. 2022).
+    """A few blocks on mask tokens and the encoder's tokens of visible patches (MAE-AST, Baade et al. 2022).
 
-    They are half as wide as the encoder, with half as many heads, as in MAE (He et al. 2022, table 1b): a quarter of the
-    cost for every token, and all tokens come here.
+    They have half the encoder's width and half as many heads, as in MAE (He et al. 2022, table 1b). They process all tokens, at a
+    quarter of the cost per token.
 
     Attributes:
         config: geometry of the encoder.
@@ -61,7 +61,7 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array, visible: jax.Array, masked: jax.Array) -> jax.Array:
         """(B, 2 + V, D), Int (B, V), Int (B, M) -> (B, M, D / 2), the tokens of the masked patches in their order.
 
-        The order of tokens is of no account to attention: mask tokens simply follow those of the encoder.
+        Attention does not depend on the order of tokens, so the mask tokens follow those of the encoder.
         """
         config, dtype = self.config, self.compute.dtype
         width = config.width // 2
@@ -87,8 +87,8 @@ class SSAST(nn.Module):
     Attributes:
         config: geometry.
         compute: see `transformer.Compute`; parameters and outputs are float32.
-        decoder_depth: 0 is SSAST, whose encoder sees mask tokens. Above 0 the encoder sees visible patches alone and a
-            `Decoder` of so many blocks the rest: the same objective at about a third of the cost.
+        decoder_depth: 0 is SSAST, whose encoder processes mask tokens. Above 0, the encoder processes only visible patches, and a
+            `Decoder` of this depth all tokens: the same objective at about a third of the cost.
     """
 
     config: ModelConfig
@@ -100,7 +100,7 @@ class SSAST(nn.Module):
         """Predict the masked patches.
 
         Args:
-            log_mel: (B, T, F), normalised; with a decoder of the configured size.
+            log_mel: (B, T, F), normalised; with a decoder, of the configured size.
             mask_index: Int (B, M), distinct patch indices of every clip.
 
         Returns:
@@ -119,7 +119,7 @@ class SSAST(nn.Module):
             rows = jnp.arange(log_mel.shape[0])[:, None]
             masked = jnp.zeros(patches.shape[:2], bool).at[rows, mask_index].set(True)
             tokens, intermediates = encoder(log_mel, masked=masked)
-            # Gathered before the heads: they see M tokens, not N.
+            # Gathered before the heads, so that they process M tokens instead of N.
             chosen = jnp.take_along_axis(tokens, mask_index[:, :, None] + PREFIX_TOKENS, axis=1)
         outputs = {
             name: PredictionHead(config.patch_dim, self.compute.dtype, name=name)(chosen)
@@ -137,11 +137,11 @@ def losses(
     Args:
         outputs: of `SSAST`.
         generative_weight: lambda of equation 3.
-        softmax_over: ``targets`` (the paper: each prediction finds its target among the clip's masked patches) or
+        softmax_over: ``targets`` (the paper: each prediction is matched to one of the clip's masked patches) or
             ``predictions`` (the published code).
 
     Returns:
-        float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches told apart rightly).
+        float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches that are matched correctly).
 
     Raises:
         InputError: unknown ``softmax_over``.
@@ -150,12 +150,12 @@ def losses(
         raise InputError(f"unknown softmax_over {softmax_over!r}. Choose one of: targets, predictions.")
     target = outputs["target"].astype(jnp.float32)
     discriminative = outputs["discriminative"].astype(jnp.float32)
-    # Without 'highest' a TPU multiplies float32 in bfloat16, and near patches become one.
+    # Without 'highest' a TPU multiplies float32 in bfloat16, which cannot distinguish similar patches.
     logits = jnp.einsum("bid,bjd->bij", target, discriminative, precision="highest")  # target i, prediction j
     log_probs = jax.nn.log_softmax(logits, axis=1 if softmax_over == "targets" else 2)
     nce = -jnp.diagonal(log_probs, axis1=1, axis2=2).mean()
     mse = jnp.square(outputs["generative"].astype(jnp.float32) - target).mean()
-    # Both ways ask which target a prediction picks; the published code asks it after its own softmax.
+    # The target chosen by each prediction, in both modes; the published code chooses after its own softmax.
     picked = jnp.argmax(logits if softmax_over == "targets" else log_probs, axis=1)
     accuracy = (picked == jnp.arange(target.shape[1])[None, :]).mean(dtype=jnp.float32)
     return {"loss": nce + generative_weight * mse, "nce": nce, "mse": mse, "accuracy": accuracy}
@@ -164,11 +164,11 @@ def losses(
 def sample_mask_index(
     rng: jax.Array, batch: int, grid: tuple[int, int], num_masked: int, cluster: tuple[int, int] = (3, 5)
 ) -> jax.Array:
-    """Draw clustered masks, SSAST section 2.2: Int32 (B, M) distinct patch indices, a mask of its own for every clip.
+    """Draw clustered masks, SSAST section 2.2: Int32 (B, M) distinct patch indices, a separate mask for every clip.
 
-    Per clip a cluster size C is drawn; blocks of C x C fall in random order, their starts hanging over every edge, so
-    that every patch, at an edge or not, lies under C x C possible blocks; the first M patches hit are masked. Static
-    shapes: can be jitted (all but ``rng`` static). One key per clip is folded from ``rng``.
+    A cluster size C is drawn for each clip. Blocks of C x C patches are placed in random order until M patches are masked. Blocks
+    may extend over every edge, so that each patch, also at an edge, is covered by C x C possible blocks. Shapes are static, so the
+    function can be jitted (all arguments static except ``rng``). One key per clip is folded from ``rng``.
 
     Raises:
         InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range of sizes above 0.
@@ -177,7 +177,7 @@ def sample_mask_index(
     if not 1 <= num_masked <= patches:
         raise InputError(f"cannot mask {num_masked} of {patches} patches; choose 1 to {patches}.")
     if not 1 <= cluster[0] <= cluster[1]:
-        raise InputError(f"cluster sizes {cluster} are no range; give (smallest, largest), both above 0.")
+        raise InputError(f"cluster sizes {cluster} are not a range; give (smallest, largest), both above 0.")
     keys = jax.vmap(lambda clip: jax.random.fold_in(rng, clip))(jnp.arange(batch))
     return jax.vmap(functools.partial(_sample_one, grid=grid, num_masked=num_masked, cluster=cluster))(keys)
 
@@ -187,8 +187,8 @@ def _sample_one(rng: jax.Array, grid: tuple[int, int], num_masked: int, cluster:
     size_key, order_key, tie_key = jax.random.split(rng, 3)
     size = jax.random.randint(size_key, (), cluster[0], cluster[1] + 1)
     largest = cluster[1]
-    starts = tuple(side + largest - 1 for side in grid)  # start s of an axis stands for s - (largest - 1)
-    turn = jax.random.permutation(order_key, starts[0] * starts[1]).reshape(starts)  # when the block there falls
+    starts = tuple(side + largest - 1 for side in grid)  # index s of an axis is the position s - (largest - 1)
+    turn = jax.random.permutation(order_key, starts[0] * starts[1]).reshape(starts)  # order in which blocks are placed
     first_hit = jnp.full(grid, turn.size)
     for back_f in range(largest):
         for back_t in range(largest):
@@ -196,7 +196,7 @@ def _sample_one(rng: jax.Array, grid: tuple[int, int], num_masked: int, cluster:
             falls = turn[low_f : low_f + grid[0], low_t : low_t + grid[1]]
             covers = (back_f < size) & (back_t < size)
             first_hit = jnp.where(covers, jnp.minimum(first_hit, falls), first_hit)
-    # Patches of one block tie: where the last block is cut short, chance decides, not the order of the patches.
+    # Patches of one block tie: if only part of the last block is needed, patches are chosen at random, not by index.
     score = first_hit.reshape(-1).astype(jnp.float32) + jax.random.uniform(tie_key, (first_hit.size,))
     return jax.lax.top_k(-score, num_masked)[1].astype(jnp.int32)
 
@@ -210,7 +210,7 @@ def unpatchify(patches: Patches, patch_size: tuple[int, int], grid: tuple[int, i
 def reconstruct(
     log_mel: jax.Array, generative: jax.Array, mask_index: jax.Array, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Spectrograms to look at: what the encoder saw, and that with the predicted patches put in.
+    """Spectrograms for figures: the masked input, and the input with the predicted patches filled in.
 
     Args:
         log_mel: (B, T, F).
@@ -220,13 +220,13 @@ def reconstruct(
 
     Returns:
         masked and reconstructed float32 (B, T, F); masked patches are NaN in the first, which figures leave blank.
-        Frames after the last whole patch are those of ``log_mel`` in both.
+        Frames after the last complete patch are copied from ``log_mel`` in both.
 
     Raises:
-        InputError: overlapping patches, of which there is no one reconstruction.
+        InputError: overlapping patches, for which the reconstruction is not unique.
     """
     if config.stride != config.patch_size:
-        raise InputError(f"stride {config.stride} is not patch_size {config.patch_size}: give a model without overlap.")
+        raise InputError(f"stride {config.stride} differs from patch_size {config.patch_size}; give a model without overlap.")
     grid = patch_grid(log_mel, config.patch_size, config.stride)
     patches = np.array(patchify(log_mel, config.patch_size, config.stride), np.float32)
     rows, masked = np.arange(len(patches))[:, None], np.asarray(mask_index)

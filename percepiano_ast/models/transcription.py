@@ -1,9 +1,9 @@
-"""An AST that hears what is played: onsets, keys, strings, force and pedals from its tokens, descriptors from their pool.
+"""An AST for transcription: onsets, keys, strings, velocity and pedals from its tokens, descriptors from the pooled tokens.
 
-The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) on the encoder of AST. Onsets are
-regressed as by Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls linearly from 1 at the stroke to 0 at
-`ONSET_REACH`, which tells moments finer than the steps. The pedals are targets between 0 and 1, not states: the minimum of
-the cross-entropy is their expected value.
+The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) on the encoder of AST. Onsets are regressed as
+in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls linearly from 1 at the onset to 0 at `ONSET_REACH`, so
+that onset times can be estimated more finely than the steps. Pedal targets are values between 0 and 1, not binary states; the
+cross-entropy is minimal at their expected value.
 """
 
 import jax
@@ -16,30 +16,30 @@ from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder
 from percepiano_ast.models.transformer import Compute, gelu, layer_norm, per_token
 from percepiano_ast.targets import KEYS, Targets
 
-STEP = 2  # frames of the front end: 20 ms, under half the tolerance by which onsets are judged (50 ms)
-ONSET_REACH = 5  # frames on either side of a stroke, Kong et al.'s J: 50 ms
+STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
+ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
 HIDDEN = 256
-# A key is struck, held, sounding in about so many of all cells: without these biases the first thousand steps learn that
-# (Lin et al. 2017, arXiv 1708.02002, section 4.1).
+# Output biases: log-odds of an onset, a held key and a sounding string in a cell. Without them the first thousand training steps
+# only learn these base rates (Lin et al. 2017, arXiv 1708.02002, section 4.1).
 ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
-# Onsets are rarest and carry all descriptors of time and force; the sustain pedal is what is heard worst. Losses of rolls
-# are sums over 88 keys, those of pedals single numbers, and one window in four is described.
+# Onsets are rarest, and all descriptors of timing and dynamics depend on them; the sustain pedal is hardest to transcribe. Losses
+# of rolls are sums over 88 keys, those of pedals are single values, and one window in four has descriptors.
 WEIGHTS = {"onset": 2.0, "down": 1.0, "sounding": 0.5, "velocity": 1.0, "sustain": 4.0, "una_corda": 1.0, "descriptors": 4.0}
 LOSSES = ("loss", *WEIGHTS)
 
 
 def steps_of(model: ModelConfig) -> int:
-    """Steps of `STEP` frames that a column of patches answers for.
+    """Number of steps of `STEP` frames per column of patches.
 
     Raises:
-        InputError: patches overlap in time, or are no whole number of steps.
+        InputError: patches overlap in time, or their width is not a multiple of `STEP`.
     """
     width = model.stride[1]
     if model.patch_size[1] != width or width % STEP:
         raise InputError(
-            f"patches of {model.patch_size[1]} frames every {width}: transcription needs them side by side, a multiple of "
-            f"{STEP} frames each"
+            f"patches of {model.patch_size[1]} frames every {width} frames: transcription needs adjacent patches without overlap, "
+            f"with a width that is a multiple of {STEP} frames"
         )
     return width // STEP
 
@@ -47,7 +47,7 @@ def steps_of(model: ModelConfig) -> int:
 class TranscriptionHead(nn.Module):
     """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear, shared by all columns and all steps.
 
-    Without the norm the hidden layer, fed by all bands at once, moves so far in a step that training runs away.
+    Without the norm, training diverges: the hidden layer has inputs from all bands and changes too much in one training step.
     """
 
     config: ModelConfig
@@ -79,7 +79,7 @@ class Transcriber(nn.Module):
     Attributes:
         config: geometry.
         compute: see `transformer.Compute`; parameters and outputs are float32.
-        num_descriptors: of the window that are predicted; 0 for none.
+        num_descriptors: number of descriptors of the window to predict; 0 for none.
     """
 
     config: ModelConfig
@@ -88,14 +88,14 @@ class Transcriber(nn.Module):
 
     @nn.compact
     def __call__(self, log_mel: jax.Array, patch_valid: jax.Array | None = None) -> tuple[dict[str, jax.Array], dict]:
-        """Hear normalised log-mel windows (B, T, F).
+        """Transcribe normalised log-mel windows (B, T, F).
 
         Args:
             patch_valid: see `Encoder`.
 
         Returns:
-            logits of `TranscriptionHead` and ``descriptors`` (B, num_descriptors), in deviations from their mean; and the
-            encoder's intermediates with ``tokens``.
+            logits of `TranscriptionHead` and ``descriptors`` (B, num_descriptors), standardised; and the encoder's intermediates
+            with ``tokens``.
         """
         tokens, intermediates = Encoder(self.config, self.compute, name="encoder")(log_mel, patch_valid=patch_valid)
         patches = tokens[:, PREFIX_TOKENS:]
@@ -106,7 +106,7 @@ class Transcriber(nn.Module):
 
 
 class DescriptorHead(nn.Module):
-    """Mean and deviation of the patches over a window, as rating pools them, -> LayerNorm - Linear - GELU - Linear."""
+    """Mean and standard deviation of the patches over a window, as pooled for rating, -> LayerNorm - Linear - GELU - Linear."""
 
     num_descriptors: int
 
@@ -114,7 +114,7 @@ class DescriptorHead(nn.Module):
     def __call__(self, patches: jax.Array) -> jax.Array:
         """(B, N, D) -> float32 (B, num_descriptors)."""
         patches = patches.astype(jnp.float32)
-        # The root's slope is infinite at a deviation of zero.
+        # The gradient of the square root is infinite at 0.
         pooled = jnp.concatenate([patches.mean(axis=1), jnp.sqrt(patches.var(axis=1) + 1e-6)], axis=-1)
         pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
         return nn.Dense(self.num_descriptors, name="out")(gelu(nn.Dense(HIDDEN, name="hidden")(pooled)))
@@ -123,8 +123,8 @@ class DescriptorHead(nn.Module):
 def on_steps(targets: Targets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
-    ``onset`` is Kong et al.'s slope, ``velocity`` that of the strokes within reach, ``struck`` tells the steps of the strokes
-    themselves; keys and strings count where they do in any frame of a step, pedals by their mean.
+    ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and ``struck`` marks the steps of the
+    onsets themselves. Keys and strings are active if they are active in any frame of a step; pedals are averaged over a step.
     """
     frames = targets.onset.shape[1] // STEP * STEP
 
@@ -146,15 +146,15 @@ def on_steps(targets: Targets) -> dict[str, jax.Array]:
 
 
 def losses(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Cross-entropies of `Transcriber`'s outputs, and their sum by ``WEIGHTS``.
+    """Cross-entropies of `Transcriber`'s outputs, and their sum weighted by ``WEIGHTS``.
 
-    Rolls are summed over the keys; velocity is asked where there are onsets alone (Hawthorne et al., section 3.3; Kong et
-    al., equation 5, weighted by the onset's slope); descriptors by Huber's loss, since some have long tails, 0 where they are
-    not known. All are means over the clips of what each clip alone says: micro-batches add up to the batch.
+    Rolls are summed over the keys. The velocity loss counts only near onsets (Hawthorne et al., section 3.3; Kong et al.,
+    equation 5, weighted by the onset's slope). Descriptors have a Huber loss, because some have long tails; it is 0 for unknown
+    values. Every loss is a mean over clips of a per-clip value, so that micro-batches add up to the batch.
 
     Args:
-        targets: of B windows, as many frames as the model's.
-        descriptors: (B, num_descriptors) in deviations from their mean, rows of NaN where they are not known.
+        targets: of B windows, with the model's number of frames.
+        descriptors: (B, num_descriptors), standardised; NaN rows if they are unknown.
 
     Returns:
         float32 scalars ``LOSSES``; ``descriptors`` is 0 without any.

@@ -1,4 +1,4 @@
-"""The transformer inside AST: pre-LN blocks with exact GELU (timm's ViT, which AST took over), in three ways to compute.
+"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT, as in AST), with three implementations of attention.
 
 Tokens are (batch, length, width).
 """
@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-Mask = jax.Array | None  # Bool; None is no mask
+Mask = jax.Array | None  # Bool; None: no mask
 
-# Scales with the width, so that the narrow presets train too. The published .02 is meant for width 768.
+# Scales with the width, so that narrow presets train too. The published 0.02 is meant for width 768.
 _kernel_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
 
@@ -23,13 +23,13 @@ Kernel = Literal["xla", "cudnn", "heads"]
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
-    """How the encoder computes; what it computes is the same but for rounding.
+    """Implementation options of the encoder; results are equal up to rounding.
 
     Attributes:
-        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are float32 always.
-        remat: keep only the input of every block and compute the rest again in the backward pass.
+        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are always float32.
+        remat: keep only the input of every block and recompute the rest in the backward pass.
         attention: ``xla``; ``cudnn`` for its fused kernel (16-bit types on Ampere and newer); ``heads``, one head of one
-            clip at a time and computed twice, which stays in a CPU's cache.
+            clip at a time, recomputed in the backward pass, which fits into a CPU's cache.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -38,13 +38,13 @@ class Compute:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; logits and softmax in float32 whatever the compute type.
+    """Multi-head self-attention; logits and softmax are float32 for every compute type.
 
     Attributes:
         num_heads: must divide the width.
         compute: see `Compute`.
-        need_weights: return the attention weights too; ``attention`` is always ``xla`` then. What the collection
-            ``perturbations`` holds as ``weights`` is added to them: zeros there make gradients by attention.
+        need_weights: return the attention weights too, always computed as with ``xla``. ``weights`` of the collection
+            ``perturbations`` is added to them; zeros give the gradient with respect to attention.
     """
 
     num_heads: int
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         elif self.compute.attention == "heads":
             out = _attend_by_head(query, key, value, key_valid)
         else:
-            # cuDNN broadcasts over heads, but not over queries.
+            # cuDNN broadcasts the mask over heads, but not over queries.
             mask = None if key_valid is None else key_valid[:, None, None, :].repeat(length, axis=2)
             out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=self.compute.attention)
         project = nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="proj")
@@ -84,7 +84,7 @@ def _attention_weights(query: jax.Array, key: jax.Array, key_valid: Mask) -> jax
 
 
 def _attend_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask) -> jax.Array:
-    """Three (B, L, H, hd) -> (B, L, H, hd): a loop over the heads of all clips, each recomputed in the backward pass."""
+    """Three (B, L, H, hd) -> (B, L, H, hd), with a loop over the heads of all clips; recomputed in the backward pass."""
     batch, length, heads, head_dim = query.shape
 
     @jax.checkpoint
@@ -103,26 +103,26 @@ def _attend_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_vali
 
 
 def per_token(layer: nn.Module, x: jax.Array) -> jax.Array:
-    """Apply a layer to (B, L, D) as to B * L rows: the weights' gradient is then a plain product."""
+    """Apply a layer to (B, L, D) as B * L rows, so that the weights' gradient is a plain matrix product."""
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 def gelu(x: jax.Array) -> jax.Array:
     """Exact GELU, x Phi(x) (Hendrycks and Gimpel 2016)."""
-    if x.dtype == jnp.float32:  # by erf, which is cheaper than JAX's erfc and as exact in this type alone
+    if x.dtype == jnp.float32:  # erf is cheaper than JAX's erfc, and as exact only in this type
         return x * (0.5 + 0.5 * jax.lax.erf(x * np.float32(0.5**0.5)))
     return nn.gelu(x, approximate=False)
 
 
 def _qkv_init(rng: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Initialise the fused kernel (D, 3D) as three (D, D) ones: Xavier must not see the fused width."""
+    """Initialise the fused kernel (D, 3D) as three (D, D) kernels, because Xavier's scale depends on the width."""
     width = shape[0]
     parts = [_kernel_init(key, (width, width), dtype) for key in jax.random.split(rng, 3)]
     return jnp.concatenate(parts, axis=1)
 
 
 class _Affine(nn.Module):
-    """Parameters of a dense layer, as `nn.Dense` has them."""
+    """Parameters of a dense layer, as in `nn.Dense`."""
 
     features: int
     dtype: jnp.dtype
@@ -136,10 +136,10 @@ class _Affine(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense - GELU - Dense, the hidden layer ``ratio`` times as wide as the model.
+    """Dense - GELU - Dense, with a hidden layer ``ratio`` times as wide as the model.
 
-    GELU is computed again in the backward pass: a few elementwise operations instead of three more arrays of the size of
-    the hidden layer to keep.
+    GELU is recomputed in the backward pass: a few elementwise operations instead of storing three more arrays of the size of the
+    hidden layer.
     """
 
     ratio: int
@@ -166,7 +166,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, tuple[jax.Array, Mask]]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), and for the record that again and the attention weights."""
+        """(B, L, D), Bool (B, L) or None -> (B, L, D), and as intermediates the same array and the attention weights."""
         width, dtype = x.shape[-1], self.compute.dtype
         normed = layer_norm(self.norm_epsilon, dtype, "norm1")(x)
         attention = Attention(self.num_heads, self.compute, self.need_weights, name="attention")
@@ -188,12 +188,12 @@ def run_blocks(
     norm_epsilon: float,
     need_attention: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A stack of `Block` in the calling module, as submodule ``blocks``; one compiled body serves all of them.
+    """A stack of `Block` in the calling module, as submodule ``blocks``; all blocks share one compiled body.
 
-    Every parameter has a leading axis, the depth. Must be called in a compact method.
+    The first axis of every parameter is the depth. Must be called in a compact method.
 
     Returns:
-        (B, L, D), and intermediates ``block0`` ... and, if wanted, ``attention0`` ...
+        (B, L, D), and intermediates ``block0`` ... and, if requested, ``attention0`` ...
     """
     stack = nn.scan(
         nn.remat(Block, prevent_cse=False) if compute.remat else Block,
@@ -210,5 +210,5 @@ def run_blocks(
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics by the two-pass formula: E[x^2] - E[x]^2 costs parity its last digits."""
+    """LayerNorm with float32 statistics from the two-pass formula; E[x^2] - E[x]^2 is too inexact for parity with PyTorch."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

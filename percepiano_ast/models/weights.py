@@ -1,7 +1,7 @@
-"""Files of published weights, read and written: AST, SSAST, and Hugging Face's ``ASTForAudioClassification``.
+"""Read and write files of published weights: AST, SSAST, and Hugging Face's ``ASTForAudioClassification``.
 
-What a file does not say about itself is worked out from its shapes; a model that does not come out of that whole is
-refused. Nothing in a file is run (`torch_file`).
+Geometry that is missing from a file is inferred from its shapes. Files that do not match a complete model are rejected. No code
+in a file is executed (`torch_file`).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp  # also what makes NumPy know bfloat16
+import jax.numpy as jnp  # also registers bfloat16 with NumPy
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -32,7 +32,7 @@ from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.ssast import SSAST
 
 _HEAD_WIDTH = 64  # of an attention head, in every published size
-# Strides and window lengths of the published models: AudioSet, ESC-50, Speech commands. No two have as many patches.
+# Strides and window lengths of the published models: AudioSet, ESC-50, Speech Commands. The number of patches identifies each.
 _STRIDES, _LENGTHS, _N_MELS = (10, 12, 14, 16), (1024, 512, 128), 128
 _HF_TYPE = "audio-spectrogram-transformer"
 _NEPER = 10 / math.log(10)  # dB of power; Hugging Face's statistics are in nepers, natural logarithms
@@ -40,14 +40,14 @@ _NEPER = 10 / math.log(10)  # dB of power; Hugging Face's statistics are in nepe
 
 @dataclass(frozen=True)
 class Weights:
-    """A published model, or one of ours in its form.
+    """A published model, or a model of this package in a published form.
 
     Attributes:
         params: float32; of `ssast.SSAST` for the kind ``ssast_pretrain``, else of `ast.Classifier`.
-        config: geometry, the position table's among it.
+        config: geometry, including that of the position table.
         kind: one of `convert.KINDS`.
-        front_end, statistics: what its spectrograms were made and normalised with.
-        description: what else is known of it, such as its data and its licence.
+        front_end, statistics: computation and normalisation of its spectrograms.
+        description: further information, such as data and licence.
         norm_epsilon, head_epsilon: of the LayerNorms in the encoder and in the classifier's head.
     """
 
@@ -61,7 +61,7 @@ class Weights:
     head_epsilon: float = 1e-5
 
     def shapes(self) -> dict:
-        """Parameters of the model that ``kind`` and ``config`` stand for, as shapes."""
+        """Shapes of the parameters of the model described by ``kind`` and ``config``."""
         log_mel = jnp.zeros((1, self.config.n_frames, self.config.n_mels))
         if self.kind == "ssast_pretrain":
             init, inputs = SSAST(self.config).init, [log_mel, jnp.zeros((1, 1), jnp.int32)]
@@ -75,12 +75,12 @@ def read_weights(path: str | Path) -> Weights:
 
     Args:
         path: ``.safetensors`` of `write_weights`; Hugging Face's folder, or its ``model.safetensors`` with
-            ``config.json`` beside it; or a ``.pth`` of the authors of AST or SSAST, or the same as ``.safetensors``.
-            These last say nothing of their geometry: the published sizes are recognised. A published SSAST after
-            fine-tuning has the names of an AST and is taken for one; the encoders do not differ.
+            ``config.json`` in the same folder; or a ``.pth`` of the authors of AST or SSAST, or the same as ``.safetensors``.
+            The authors' files do not describe their geometry: only the published sizes are recognised. A published SSAST after
+            fine-tuning has the names of an AST and is read as one; the encoders are the same.
 
     Raises:
-        InputError: missing, damaged, not such a model, or of a geometry that cannot be told.
+        InputError: missing, damaged, not such a model, or of an unknown geometry.
     """
     path = Path(path)
     if path.is_dir():
@@ -99,22 +99,22 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def write_weights(path: str | Path, weights: Weights) -> Path:
-    """Write weights under their published names: a ``.safetensors`` file that describes itself in its metadata.
+    """Write weights under their published names: a ``.safetensors`` file with its description in the metadata.
 
-    The kind ``hf_ast`` becomes a folder that ``transformers`` loads, with the same metadata for `read_weights`; it has
-    one LayerNorm epsilon there, ``norm_epsilon``.
+    The kind ``hf_ast`` is written as a folder that ``transformers`` loads, with the same metadata for `read_weights`. It has only
+    one LayerNorm epsilon, ``norm_epsilon``.
 
     Raises:
-        InputError: parameters that are not those of the kind and geometry, a stem, a folder that holds something already, or a
-            model that ``transformers`` has no name for.
+        InputError: parameters that do not match kind and geometry, a model with a stem, a folder that is not empty, or a model
+            that ``transformers`` does not support.
     """
     path = Path(path)
     if weights.config.stem:
         raise InputError(
-            "the published names have none for convolutions before the patches: a model with a stem stays in its checkpoint."
+            "published formats have no names for convolutions before the patches; use this model's checkpoint instead."
         )
     tensors = convert.to_torch(weights.params, weights.kind, weights.config.patch_size)
-    convert.require_same_shapes(weights.params, weights.shapes(), f"what is to be written to {path}")
+    convert.require_same_shapes(weights.params, weights.shapes(), f"the parameters for {path}")
     metadata = {"kind": weights.kind} | {
         field.name: json.dumps(getattr(weights, field.name), default=asdict)
         for field in dataclasses.fields(weights)
@@ -122,17 +122,17 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     }
     if weights.kind == "hf_ast":
         return _write_folder(path, tensors, metadata, weights)
-    if weights.kind == "ssast_pretrain":  # the published fine-tuning asks for them
+    if weights.kind == "ssast_pretrain":  # the published fine-tuning code needs them
         tensors |= {"p_input_fdim": np.array(weights.config.n_mels), "p_input_tdim": np.array(weights.config.n_frames)}
     if path.suffix != ".safetensors":
-        raise InputError(f"{path} should end in .safetensors; name it so.")
+        raise InputError(f"{path} should end in .safetensors; change the name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     _save(path, tensors, metadata)
     return path
 
 
 def _save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """All of the file or nothing; safetensors writes memory as it lies, so transposed views are copied."""
+    """Write the file atomically. safetensors writes raw memory, so transposed views are copied first."""
     partial = path.with_name(path.name + ".partial")
     save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, metadata)
     partial.replace(path)
@@ -141,10 +141,10 @@ def _save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) 
 def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights: Weights) -> Path:
     if weights.config.patch_size[0] != weights.config.patch_size[1] or weights.front_end != KALDI:
         raise InputError(
-            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz; this model does not. Write it as kind 'ast'."
+            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz, unlike this model. Write it as kind 'ast'."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} holds something already; choose another folder, or delete this one.")
+        raise InputError(f"{folder} is not empty; choose another folder, or delete this one.")
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "config.json", _hf_config(weights))
@@ -183,13 +183,13 @@ def _hf_config(weights: Weights) -> dict:
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # it is no dict
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
     except (SafetensorError, TypeError, OSError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file ({error}); fetch it again.") from error
+        raise InputError(f"{path} is damaged or not a safetensors file ({error}); download it again.") from error
 
 
 def _described(tensors: dict, metadata: dict[str, str], path: Path) -> Weights:
-    """By the metadata of `write_weights`."""
+    """Weights described by the metadata of `write_weights`."""
     try:
         known = {key: json.loads(value) for key, value in metadata.items() if key not in ("kind", "format")}
         known["config"] = from_json(ModelConfig, known["config"])
@@ -197,16 +197,16 @@ def _described(tensors: dict, metadata: dict[str, str], path: Path) -> Weights:
         known["statistics"] = Statistics(**known["statistics"])
         return Weights(convert.from_torch(tensors, metadata["kind"]), kind=metadata["kind"], **known)
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} describes itself in a way that this version does not know ({error!r}).") from error
+        raise InputError(f"{path} has metadata that this version cannot read ({error!r}). Update the package.") from error
 
 
 def _hugging_face(tensors: dict, folder: Path) -> Weights:
-    """By ``config.json``, and ``preprocessor_config.json`` where there is one; AudioSet's statistics where not."""
+    """Weights described by ``config.json`` and ``preprocessor_config.json``; without the latter, AudioSet's statistics."""
     theirs = _read_json(folder / "config.json")
     expected = {"model_type": _HF_TYPE, "hidden_act": "gelu", "qkv_bias": True}
     for key, value in expected.items():
         if theirs.get(key, value) != value:
-            raise InputError(f"{folder}/config.json has {key} = {theirs[key]!r}, an AST has {value!r}.")
+            raise InputError(f"{folder}/config.json has {key} = {theirs[key]!r}; an AST needs {value!r}.")
     try:
         width = theirs["hidden_size"]
         config = _named(
@@ -222,7 +222,7 @@ def _hugging_face(tensors: dict, folder: Path) -> Weights:
         epsilon = float(theirs["layer_norm_eps"])
         statistics = _hf_statistics(folder / "preprocessor_config.json")
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder} does not describe an AST: {error!r}; fetch its JSON files again.") from error
+        raise InputError(f"{folder} does not describe an AST: {error!r}. Download its JSON files again.") from error
     params = convert.from_torch(tensors, "hf_ast")
     return Weights(params, config, "hf_ast", statistics=statistics, norm_epsilon=epsilon, head_epsilon=epsilon)
 
@@ -232,7 +232,7 @@ def _hf_statistics(path: Path) -> Statistics:
         return AUDIOSET
     theirs = _read_json(path)
     if theirs.get("sampling_rate", KALDI.sample_rate) != KALDI.sample_rate:
-        raise InputError(f"{path} has a sampling_rate of {theirs['sampling_rate']}; only {KALDI.sample_rate} is known.")
+        raise InputError(f"{path} has a sampling_rate of {theirs['sampling_rate']}; only {KALDI.sample_rate} is supported.")
     if not {"mean", "std"} <= theirs.keys():
         return AUDIOSET  # the extractor's own default
     return Statistics(theirs["mean"] * _NEPER, theirs["std"] * _NEPER, 0, 0.0, 0.0)
@@ -242,16 +242,16 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"no {path}; weights in Hugging Face's names need the one that was beside them.") from error
+        raise InputError(f"{path} is missing; weights in Hugging Face's format need it. Download the complete folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); fetch it again.") from error
+        raise InputError(f"{path} is damaged ({error}); download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, holds {content!r:.40}; fetch it again.")
+        raise InputError(f"{path} should hold a JSON object, but holds {content!r:.40}; download it again.")
     return content
 
 
 def _inferred(tensors: dict, path: Path) -> Weights:
-    """By names and shapes; the published sizes only."""
+    """Weights whose geometry is inferred from names and shapes; published sizes only."""
     kind = "ssast_pretrain" if any("cpredlayer." in name for name in tensors) else "ast"
     named = convert.published_names(tensors, kind)
     if kind == "ast" and "mask_embed" in named:
@@ -259,7 +259,7 @@ def _inferred(tensors: dict, path: Path) -> Weights:
     params = convert.from_torch(tensors, kind)
     kernel = named["v.patch_embed.proj.weight"]
     if kernel.ndim != 4:
-        raise InputError(f"v.patch_embed.proj.weight in {path} is {kernel.shape}, a convolution has four axes.")
+        raise InputError(f"v.patch_embed.proj.weight in {path} is {kernel.shape}, but a convolution has four axes.")
     width, patch_size = kernel.shape[0], kernel.shape[2:]
     num_patches = named["v.pos_embed"].shape[1] - 2
     if kind == "ssast_pretrain" and {"p_input_fdim", "p_input_tdim"} <= named.keys():
@@ -281,18 +281,18 @@ def _inferred(tensors: dict, path: Path) -> Weights:
         if config.num_patches == num_patches:
             return Weights(params, config, kind)
     raise InputError(
-        f"{path} has {num_patches} positions for patches of {patch_size}, which no published model has: its stride and "
-        "window cannot be told. Give the file from before fine-tuning, or the model in Hugging Face's form."
+        f"{path} has {num_patches} positions for patches of {patch_size}, unlike every published model, so its stride and window "
+        "are unknown. Give the file from before fine-tuning, or the model in Hugging Face's format."
     )
 
 
 def _whole(number: int, divisor: int, what: str) -> int:
     if number % divisor or number < divisor:
-        raise InputError(f"{what} is {number}, no multiple of {divisor}: not the size of a published model.")
+        raise InputError(f"{what} is {number}, not a multiple of {divisor}; published models have no such size.")
     return number // divisor
 
 
 def _named(width: int, depth: int, num_heads: int, **geometry) -> ModelConfig:
-    """A model by the name of its size in `MODELS`, or ``custom``."""
+    """A model with the name of its size in `MODELS`, or ``custom``."""
     sizes = {(model.width, model.depth, model.num_heads): model.name for model in MODELS.values()}
     return ModelConfig(sizes.get((width, depth, num_heads), "custom"), width, depth, num_heads, **geometry)

@@ -1,10 +1,10 @@
-"""Arrays and tables -> matplotlib Figures, without pyplot's global state: save the figure, or let a notebook show it.
+"""Arrays and tables -> matplotlib Figures, without pyplot's global state: save them or display them in a notebook.
 
-Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``: readable with any colour vision.
+Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``, which are safe for colour-blind readers.
 """
 
 from percepiano_ast.plots.errors import learning_curve, parts_of_error
-from percepiano_ast.plots.rating import rating_course, rating_profile
+from percepiano_ast.plots.rating import percentile_profile, rating_course, rating_profile
 from percepiano_ast.plots.ratings import correlations, own_ratings, rating_distributions
 from percepiano_ast.plots.recordings import collection, shard_layout
 from percepiano_ast.plots.results import (
@@ -42,6 +42,7 @@ __all__ = [
     "parts_of_error",
     "pearson_by_dimension",
     "rating_distributions",
+    "percentile_profile",
     "rating_course",
     "rating_profile",
     "scatter",

@@ -1,19 +1,18 @@
-"""Where a model's errors are, and how they fall with what is learned from."""
+"""Decomposition of a model's errors, and learning curves."""
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.plots.style import LABELS
+from percepiano_ast.plots.style import LABELS, Figure
 
 _PARTS = {
-    "noise": ("#999999", "raters disagree"), "passage": ("#0072B2", "level of the passage"),
-    "player": ("#009E73", "level of the player"), "clip": ("#D55E00", "this playing of this passage"),
+    "noise": ("#999999", "rater noise"), "passage": ("#0072B2", "level of the passage"),
+    "player": ("#009E73", "level of the player"), "clip": ("#D55E00", "individual performance"),
 }  # fmt: skip
 
 
 def parts_of_error(table: pd.DataFrame, title: str = "") -> Figure:
-    """Bars a dimension, largest error on top: shares of the ratings' variance that a model does not explain.
+    """Unexplained share of the ratings' variance by part, one bar per dimension, largest error at the top.
 
     Args:
         table: rows of one run of `evaluation.errors.evaluate`.
@@ -37,10 +36,10 @@ def parts_of_error(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def learning_curve(table: pd.DataFrame, title: str = "") -> Figure:
-    """Mean r by the share of passages, players and clips that is learned from; bars: standard deviation of the draws.
+    """Mean r against the share of passages, players and clips in training; error bars: standard deviation over draws.
 
     Args:
-        table: ``unit,share,draw,r``, as `suite.learning_curve` writes it; the row of everything ends every line.
+        table: ``unit,share,draw,r``, from `suite.learning_curve`; the row with share 1 is the end point of every line.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -53,8 +52,8 @@ def learning_curve(table: pd.DataFrame, title: str = "") -> Figure:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(table["share"].unique()), [f"{100 * share:g} %" for share in sorted(table["share"].unique())])
     axes.minorticks_off()
-    axes.set(xlabel="share that is learned from", ylabel="mean Pearson r over 19 dimensions")
+    axes.set(xlabel="share of the training data", ylabel="mean Pearson r over 19 dimensions")
     axes.grid(alpha=0.3)
-    axes.legend(title="a random share")
+    axes.legend(title="random share")
     figure.suptitle(title)
     return figure

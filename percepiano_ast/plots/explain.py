@@ -1,7 +1,7 @@
-"""Figures of explanations: maps over the spectrogram, notes, and the checks on both.
+"""Figures of explanations: attribution maps over the spectrogram, notes, and checks of both.
 
-What raised a rating is vermilion, what lowered it blue (Okabe and Ito's, told apart with any colour vision); the
-spectrogram below is grey.
+Positive contributions are vermilion, negative ones blue (Okabe and Ito's palette, safe for colour-blind readers); the
+spectrogram is grey.
 """
 
 from typing import Any
@@ -13,17 +13,16 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from percepiano_ast.config import FrontEnd, InputError
 from percepiano_ast.dimensions import DIMENSIONS
-from percepiano_ast.plots.style import DIVERGING, DOWN, FREQUENCIES, UP
+from percepiano_ast.plots.style import DIVERGING, DOWN, FREQUENCIES, UP, Figure
 
 OCTAVES = {f"C{octave}": 440 * 2 ** ((12 * octave + 12 - 69) / 12) for octave in range(4, 9)}
 INK, FAINT = "#222222", "#C8C8C8"
 TILE = (0.1, 4)  # seconds, bands: contributions are drawn per area of this size
-SMOOTH = (0.05, 1.0)  # seconds, bands: deviation of the Gaussian that maps are drawn through
+SMOOTH = (0.05, 1.0)  # seconds, bands: standard deviation of the Gaussian that smooths drawn maps
 _BLACK_KEYS = (1, 3, 6, 8, 10)
 ORDER_STYLES = {
     "most relevant first": (UP, "-", "o"),
@@ -33,7 +32,7 @@ ORDER_STYLES = {
 METHOD_NAMES = {"gradients": "integrated gradients", "relevance": "attention relevance", "rollout": "attention rollout"}
 LIKENESSES = {
     "spearman": ("rank correlation of contributions", UP, "o"),
-    "spearman_size": ("rank correlation of their sizes", "#009E73", "s"),
+    "spearman_size": ("rank correlation of absolute contributions", "#009E73", "s"),
     "ssim": ("structural similarity (SSIM)", DOWN, "^"),
 }
 
@@ -48,20 +47,20 @@ def attribution_map(
     marked: tuple[float, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """What raised and what lowered a rating, over the spectrogram, with its sums over frequency and over time.
+    """Contributions to a rating over the spectrogram, with their sums over frequency and over time.
 
     Args:
         level: (frames, bands) in dB.
         values: (frames, bands), contributions on the rating's scale.
-        hertz: (bands,) their centres, rising.
+        hertz: (bands,), band centres, rising.
         dimension: key of the rating.
-        marked: start and stop in seconds of the stretch to mark.
+        marked: start and stop in seconds of the excerpt to mark.
 
     Raises:
-        InputError: shapes that do not fit.
+        InputError: shapes that do not match.
     """
     if level.shape != values.shape or level.shape[1:] != hertz.shape:
-        raise InputError(f"cannot draw: level {level.shape}, values {values.shape} and {hertz.shape} bands do not fit")
+        raise InputError(f"cannot draw: shapes of level {level.shape}, values {values.shape} and bands {hertz.shape} do not match")
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     panels = figure.subplots(2, 2, width_ratios=(6, 1), height_ratios=(3, 1.25), sharex="col", sharey="row")
     (main, side), (below, corner) = panels
@@ -81,7 +80,7 @@ def attribution_map(
         for axes in (main, below):
             axes.axvspan(*marked, fill=False, edgecolor=INK, linewidth=1.6)
         below.axvspan(*marked, color="#F0E442", alpha=0.35, linewidth=0, zorder=0)
-        main.text(sum(marked) / 2, len(hertz) - 3, f"the {marked[1] - marked[0]:.1f} s that moved it most",
+        main.text(sum(marked) / 2, len(hertz) - 3, f"{marked[1] - marked[0]:.1f} s with the largest contribution",
                   ha="center", va="top", fontsize=9, color=INK,
                   bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5})  # fmt: skip
     bar = figure.colorbar(image, ax=side, location="right", aspect=30, pad=0.04)
@@ -92,7 +91,7 @@ def attribution_map(
 
 
 def _overlay(axes: Axes, level: np.ndarray, values: np.ndarray, front_end: FrontEnd, seconds: float) -> ScalarMappable:
-    """Draw the spectrogram in grey and contributions in colour, the fainter the smaller; returns what the colour bar shows."""
+    """Draw the spectrogram in grey and contributions in colour, smaller ones fainter; returns the mappable of the colour bar."""
     extent = (0, seconds, -0.5, level.shape[1] - 0.5)
     common: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
     top = float(level.max())
@@ -125,7 +124,7 @@ def _frequency_axis(axes: Axes, hertz: np.ndarray) -> None:
 
 
 def _pitch_axis(axes: Axes, hertz: np.ndarray) -> None:
-    """Names of pitches on the right of a panel whose y axis counts bands."""
+    """Pitch names on the right of a panel whose y axis is in bands."""
     names = {name: tick for name, tick in OCTAVES.items() if hertz[0] <= tick <= hertz[-1]}
     right = axes.secondary_yaxis("right")
     right.set_yticks(np.interp(list(names.values()), hertz, np.arange(len(hertz))), list(names))
@@ -133,10 +132,10 @@ def _pitch_axis(axes: Axes, hertz: np.ndarray) -> None:
 
 
 def note_roll(table: pd.DataFrame, *, dimension: str, marked: tuple[float, float] | None = None, title: str = "") -> Figure:
-    """A piano roll coloured by what each note added to a rating, or took from it.
+    """A piano roll coloured by the contribution of each note to a rating.
 
     Args:
-        table: as ``explain.note_table`` returns it; its last row, what belongs to no note, is told below.
+        table: from ``explain.note_table``; the title shows its last row, the contribution without a note.
         dimension, marked: as in `attribution_map`.
     """
     notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
@@ -166,17 +165,17 @@ def note_roll(table: pd.DataFrame, *, dimension: str, marked: tuple[float, float
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
     bar.set_label("contribution to the rating (1/1000)")
     poles = _poles(dimension)
-    share = f"the six largest are named; moments without a note: {1000 * rest['contribution'].sum():+.1f}/1000"
+    share = f"the six largest are labelled; frames without a note: {1000 * rest['contribution'].sum():+.1f}/1000"
     towards = f"vermilion: towards \u201c{poles[1]}\u201d    blue: towards \u201c{poles[0]}\u201d"
     figure.suptitle(f"{title}\n{towards}    ({share})", fontsize=11)
     return figure
 
 
 def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
-    """How far the rating moves as cells are taken away, most relevant, random and least relevant first.
+    """Change of the rating as cells are replaced by the baseline, in three orders: most relevant, random, least relevant first.
 
     Args:
-        deletion: as ``explain.checks.Checks.deletion``. Lines are means over recordings, bands 95 % intervals by t.
+        deletion: as ``explain.checks.Checks.deletion``. Lines are means over recordings, bands 95 % t intervals.
     """
     dimensions = list(dict.fromkeys(deletion["dimension"]))
     methods = [name for name in METHOD_NAMES if name in set(deletion["method"])]
@@ -194,20 +193,20 @@ def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
                 axes.plot(100 * mean.index, mean, dash, color=colour, marker=marker, markersize=3.5, label=order)
             axes.axhline(0, color=INK, linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(f"{_label(dimension)}\nrating moved by", fontsize=9)
+        row[0].set_ylabel(f"{_label(dimension)}\nchange of the rating", fontsize=9)
     for axes in panels[-1]:
-        axes.set_xlabel("cells at the baseline (%)")
+        axes.set_xlabel("cells replaced by the baseline (%)")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     return figure
 
 
 def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: str = "") -> Figure:
-    """Likeness of the map to the trained model's as weights are made random from the top down.
+    """Similarity of the map to the trained model's as weights are randomised from the top layer down.
 
     Args:
         randomisation: as ``explain.checks.Checks.randomisation``.
-        threshold: likeness above which a map counts as the same, drawn as a line.
+        threshold: similarity above which a map counts as the same, drawn as a line.
     """
     dimensions = list(dict.fromkeys(randomisation["dimension"]))
     figure = Figure(figsize=(max(3.8 * len(dimensions), 5.5), 4.4), layout="constrained")
@@ -223,18 +222,18 @@ def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: s
             axes.plot(x, curves.mean(axis=0), color=colour, marker=marker, linewidth=2, label=label)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.axhline(threshold, color="#666666", linewidth=0.8, linestyle=":")
-        axes.set_xticks(range(len(stages) + 1), ["nothing", *stages], rotation=35, ha="right", rotation_mode="anchor")
-        axes.set(title=_label(dimension), xlabel="random from the top down", ylim=(-0.4, 1.05))
+        axes.set_xticks(range(len(stages) + 1), ["none", *stages], rotation=35, ha="right", rotation_mode="anchor")
+        axes.set(title=_label(dimension), xlabel="randomised layers, from the top", ylim=(-0.4, 1.05))
         axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("likeness to the trained model's map")
+    panels[0].set_ylabel("similarity to the trained model's map")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(title)
     return figure
 
 
 def _reach(curves: np.ndarray) -> np.ndarray:
-    """Half of a 95 % interval of the mean over rows; 0 where there is but one."""
+    """Half of a 95 % interval of the mean over rows; 0 for a single row."""
     n = len(curves)
     if n < 2:
         return np.zeros(curves.shape[1])

@@ -1,29 +1,28 @@
-"""Figures of listening tests: what changes in the playing do to ratings, and what changes in the recording do.
+"""Figures of the sensitivity test: effects of changes to the playing and to the recording on the ratings.
 
-Vermilion is towards the second word of a dimension, blue towards the first (Okabe and Ito's, told apart with any colour
-vision).
+Vermilion is towards the second pole of a dimension, blue towards the first (Okabe and Ito's palette, safe for colour-blind
+readers).
 """
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
-from percepiano_ast.plots.style import COLOURS, DIVERGING, GREY, MARKERS
+from percepiano_ast.plots.style import COLOURS, DIVERGING, GREY, MARKERS, Figure
 
 LIMIT = 1.0  # standard deviations at the ends of the colours
 _SIGNS = {1: "+", -1: "\N{MINUS SIGN}"}
-# How an expected sign is written: found, reversed, not clear, not to be heard.
+# Colour of an expected sign that is found, reversed, unclear, or without a change in the sound.
 _INKS = {"yes": "black", "no": "black", "unclear": "#6E6E6E", "unheard": "#B5B5B5"}
 
 
 def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
-    """Variations by dimensions for one model: colour is the standardised change, a sign what musicians expect.
+    """Variations by dimensions for one model: colour is the standardised change, a sign the expectation of musicians.
 
-    Cells whose change is clearly opposite to what is expected are framed.
+    Cells with a significant change opposite to the expectation are framed.
 
     Args:
         table: `evaluation.listening.sensitivity` of one model.
@@ -46,11 +45,11 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
         axes.axhline(row + 0.5, color="black", linewidth=0.6)
     figure.colorbar(image, ax=axes, extend="both", pad=0.01, label="change (SD of the model's ratings over clips)")
     handles = [
-        Line2D([], [], linestyle="", marker=f"${_SIGNS[1]}$", color="black", label="rise expected"),
-        Line2D([], [], linestyle="", marker=f"${_SIGNS[-1]}$", color="black", label="fall expected"),
-        Line2D([], [], linestyle="", marker=f"${_SIGNS[1]}$", color=_INKS["unclear"], label="not clear"),
-        Line2D([], [], linestyle="", marker=f"${_SIGNS[1]}$", color=_INKS["unheard"], label="not in the sound"),
-        Rectangle((0, 0), 1, 1, fill=False, edgecolor="black", linewidth=2, label="clearly reversed"),
+        Line2D([], [], linestyle="", marker=f"${_SIGNS[1]}$", color="black", label="increase expected"),
+        Line2D([], [], linestyle="", marker=f"${_SIGNS[-1]}$", color="black", label="decrease expected"),
+        Line2D([], [], linestyle="", marker=f"${_SIGNS[1]}$", color=_INKS["unclear"], label="unclear"),
+        Line2D([], [], linestyle="", marker=f"${_SIGNS[1]}$", color=_INKS["unheard"], label="no change in the sound"),
+        Rectangle((0, 0), 1, 1, fill=False, edgecolor="black", linewidth=2, label="reversed"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     figure.suptitle(title)
@@ -58,7 +57,7 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _mark(axes: Axes, row: int, column: int, value: float, expected: int, agrees: str) -> None:
-    """Write the expected sign into a cell, and frame it where the change is clearly the other way."""
+    """Write the expected sign into a cell, and frame the cell if the change is reversed."""
     if not expected:
         return
     ink = "white" if agrees in ("yes", "no") and abs(value) > 0.85 * LIMIT else _INKS[agrees]
@@ -68,7 +67,7 @@ def _mark(axes: Axes, row: int, column: int, value: float, expected: int, agrees
 
 
 def robustness(table: pd.DataFrame, title: str = "") -> Figure:
-    """Conditions of a recording: mean absolute change and correlation, a faint mark a dimension, a bold one their median.
+    """Recording conditions: mean absolute change and correlation; faint marks are dimensions, bold marks their median.
 
     Args:
         table: `evaluation.listening.robustness` of any number of models.
@@ -92,7 +91,7 @@ def robustness(table: pd.DataFrame, title: str = "") -> Figure:
     panels[0].set_yticks(range(len(labels)), labels, fontsize=9)
     panels[0].set(xlabel="mean absolute change (SD of ratings over clips)", ylim=(len(labels) - 0.5, -0.5))
     panels[0].set_xlim(left=0)
-    panels[1].set(xlabel="Pearson r with the ratings of the untouched recordings")
+    panels[1].set(xlabel="Pearson r with the ratings of the original recordings")
     panels[1].axvline(1, color=GREY, linewidth=0.8)
     handles, names = panels[0].get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle="", marker="|", color=GREY, label="one dimension"))

@@ -1,19 +1,18 @@
-"""What people's ratings look like before anything is learned from them, and a model's beside them where they are few."""
+"""Distributions and correlations of people's ratings, and predictions against custom ratings."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.plots.style import COLOURS, GREY, LABELS, MARKERS, clean, require
+from percepiano_ast.plots.style import COLOURS, GREY, LABELS, MARKERS, Figure, clean, require
 
 
 def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "") -> Figure:
-    """Mean ratings of all clips, a row a dimension: people's performances, and deadpan renderings below them.
+    """Mean ratings of all clips, one row per dimension: human performances, and deadpan renderings below them.
 
-    Boxes hold the middle half of the clips, whiskers 95 % of them.
+    Boxes span the middle half of the clips, whiskers 95 % of them.
 
     Args:
         ratings: (clips, 19), 0 to 1, with the clips as index.
@@ -22,7 +21,8 @@ def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "
     figure = Figure(figsize=(9.5, 9), layout="constrained")
     axes = figure.subplots()
     is_human = human.loc[ratings.index].to_numpy(bool)
-    parts = [("people", ratings[is_human], -0.17, COLOURS[0]), ("deadpan renderings", ratings[~is_human], 0.2, COLOURS[1])]
+    parts = [("human performances", ratings[is_human], -0.17, COLOURS[0]),
+             ("deadpan renderings", ratings[~is_human], 0.2, COLOURS[1])]  # fmt: skip
     for name, part, offset, colour in parts:
         if part.empty:
             continue
@@ -34,7 +34,7 @@ def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "
         drawn["boxes"][0].set_label(f"{name} ({len(part):,} clips)")
     axes.axvline(0.5, color=GREY, linewidth=0.8)
     axes.set_yticks(range(len(KEYS)), LABELS.values(), fontsize=9)
-    axes.set(xlim=(0, 1), ylim=(len(KEYS) - 0.4, -0.6), xlabel="mean rating of a clip (0 to 1: from the first word to the second)")
+    axes.set(xlim=(0, 1), ylim=(len(KEYS) - 0.4, -0.6), xlabel="mean rating of a clip (0 to 1: from the first pole to the second)")
     clean(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
@@ -42,7 +42,7 @@ def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "
 
 
 def correlations(table: pd.DataFrame, title: str = "") -> Figure:
-    """Pearson's r as a map: rows of any kind, columns the 19 dimensions."""
+    """Heatmap of Pearson's r: any rows, the 19 dimensions as columns."""
     rows = [LABELS.get(name, name) for name in table.index]
     figure = Figure(figsize=(11, 2.6 + 0.33 * len(rows)), layout="constrained")
     axes = figure.subplots()
@@ -58,11 +58,11 @@ def correlations(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> Figure:
-    """Predicted against given, a panel a dimension, in the unit of the ratings; clips of a colour were held out together.
+    """Predictions against ratings, one panel per dimension, in the unit of the ratings; colours are held-out folds.
 
     Args:
-        predictions: out of fold, of one run: ``fold, dimension, rating, prediction``, under any dimension names.
-        most: panels; the title says how many dimensions are not drawn.
+        predictions: out-of-fold predictions of one run: ``fold, dimension, rating, prediction``, any dimension names.
+        most: maximum number of panels; the title says how many dimensions are not drawn.
     """
     require(predictions, ("fold", "dimension", "rating", "prediction"))
     names = list(predictions["dimension"].unique())
@@ -85,7 +85,7 @@ def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> F
             axes.plot(clips["rating"], clips["prediction"], **look)
         margin = 0.04 * np.ptp(ends)
         limits = (ends.min() - margin, ends.max() + margin)
-        axes.set(title=name, xlim=limits, ylim=limits, aspect="equal", xlabel="given", ylabel="predicted")
+        axes.set(title=name, xlim=limits, ylim=limits, aspect="equal", xlabel="rating", ylabel="prediction")
         clean(axes)
     for axes in panels:
         axes.set_visible(False)

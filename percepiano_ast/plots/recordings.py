@@ -1,18 +1,17 @@
-"""Collections of recordings: what is in them, and how they lie in shards."""
+"""Collections of recordings: their contents and their layout in shards."""
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from percepiano_ast.plots.style import COLOURS, clean, colours, require
+from percepiano_ast.plots.style import COLOURS, Figure, clean, colours, require
 
 
 def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Figure:
     """Hours of a collection by composer, by year and by length, each stacked by split.
 
     Args:
-        table: a row a recording with the columns ``split``, ``seconds``, ``composer`` and ``year``.
-        composers: so many with the most hours get a bar of their own.
+        table: one row per recording with the columns ``split``, ``seconds``, ``composer`` and ``year``.
+        composers: number of composers with their own bar, those with the most hours.
     """
     require(table, ("split", "seconds", "composer", "year"))
     figure = Figure(figsize=(10, 5.2), layout="constrained")
@@ -47,10 +46,10 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
 
 
 def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
-    """How recordings lie in the files of a data set: a row a file, a block a recording, its width its length.
+    """Layout of recordings in the files of a data set: one row per file, one block per recording as wide as its duration.
 
     Args:
-        table: in order, with the columns ``split``, ``shard`` (a file's name) and ``seconds``.
+        table: in order, with the columns ``split``, ``shard`` (file name) and ``seconds``.
     """
     require(table, ("split", "shard", "seconds"))
     names = list(dict.fromkeys(table["shard"]))
@@ -65,7 +64,7 @@ def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
             axes.broken_barh(blocks, row, facecolor=colour, edgecolor="white", linewidth=0.5, label=split)
     step = max(1, len(names) // 40)
     axes.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
-    axes.set(title=title, xlabel="minutes of sound in the file", ylim=(len(names) - 0.5, -0.5))
+    axes.set(title=title, xlabel="minutes of audio in the file", ylim=(len(names) - 0.5, -0.5))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
     axes.legend(handles.values(), handles.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     clean(axes)
@@ -73,13 +72,13 @@ def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _splits(table: pd.DataFrame) -> list[str]:
-    """The splits of a table, always in one order, so that a split keeps its colour from figure to figure."""
+    """The splits of a table in a fixed order, so that a split has the same colour in every figure."""
     order = {name: place for place, name in enumerate(("train", "validation", "test"))}
     return sorted(table["split"].unique(), key=lambda name: order.get(name, len(order)))
 
 
 def _stacked(bar, hours: pd.DataFrame, splits: list[str], colour_of: dict[str, str], base: str) -> None:
-    """Bars of (category x split) hours, one split upon the other; ``base`` is where ``bar`` takes their foot."""
+    """Stacked bars of (category x split) hours; ``base`` is the argument of ``bar`` for their start."""
     foot = np.zeros(len(hours))
     for split in splits:
         if split in hours:

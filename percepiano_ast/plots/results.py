@@ -1,19 +1,18 @@
-"""Results of an evaluation: models side by side, with intervals and the noise ceiling."""
+"""Results of an evaluation: comparison of models with intervals and the noise ceiling."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.plots.style import COLOURS, GREY, LABELS, MARKERS, clean, styles
+from percepiano_ast.plots.style import COLOURS, GREY, LABELS, MARKERS, Figure, clean, styles
 
 SCOPE_NAMES = {
     "overall": "overall",
-    "humans_only": "people only",
+    "humans_only": "humans only",
     "within_segment": "within segment",
-    "within_segment_humans": "within segment,\npeople only",
+    "within_segment_humans": "within segment,\nhumans only",
 }
 
 
@@ -23,9 +22,9 @@ def pearson_by_dimension(
     """Pearson r per dimension with its interval, one colour and marker per model, the best mean first.
 
     Args:
-        metrics: metrics of one protocol and seed, as ``evaluation.metrics.evaluate`` returns them.
+        metrics: metrics of one protocol and seed, from ``evaluation.scores.evaluate``.
         scope: one of its scopes.
-        ceiling: noise ceiling per dimension key, drawn as a tick: what agreement between raters allows.
+        ceiling: noise ceiling per dimension key, drawn as a tick: the limit from inter-rater agreement.
     """
     table = _pearson(metrics, scope)
     models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
@@ -53,7 +52,7 @@ def heatmap(metrics: pd.DataFrame, scope: str = "overall", title: str = "") -> F
         axes.text(column, row, text, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
     axes.axhline(len(KEYS) - 0.5, color="black", linewidth=1.5)
     axes.set_xticks(range(len(wide.columns)), wide.columns, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), [*LABELS.values(), "mean of the 19"], fontsize=9)
+    axes.set_yticks(range(len(rows)), [*LABELS.values(), "mean of 19 dimensions"], fontsize=9)
     figure.colorbar(image, ax=axes, label="Pearson r")
     figure.suptitle(title)
     return figure
@@ -89,9 +88,9 @@ def scatter(predictions: pd.DataFrame, dimension: str, title: str = "") -> Figur
 def _pearson(metrics: pd.DataFrame, scope: str) -> pd.DataFrame:
     table = metrics[(metrics["metric"] == "pearson") & (metrics["scope"] == scope)]
     if table.empty:
-        raise InputError(f"metrics have no pearson in scope {scope!r}; evaluate first.")
+        raise InputError(f"metrics have no pearson in scope {scope!r}; run the evaluation first.")
     if table.duplicated(["model", "dimension"]).any():
-        raise InputError("metrics hold several protocols or seeds; choose one of each before drawing.")
+        raise InputError("metrics have several protocols or seeds; select one of each before drawing.")
     return table
 
 
@@ -133,7 +132,7 @@ def by_protocol(
 
     Args:
         summary: of any protocols, see `evaluation.summary.values`.
-        protocols: those to draw, in this order, with the words below each.
+        protocols: protocols to draw in this order -> tick labels.
         ceiling: mean noise ceiling of the scope.
     """
     rows = summary[(summary["metric"] == "pearson") & (summary["scope"] == scope) & (summary["dimension"] == "mean")]
@@ -161,9 +160,9 @@ def by_protocol(
 
 
 def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
-    """What models gain on a reference, dimension by dimension, as differences of Pearson's r with intervals.
+    """Differences in Pearson's r from a reference model per dimension, with intervals.
 
-    A filled mark is a difference that survives Holm's correction over the 19 dimensions (p below .05), an open one is not.
+    Filled marks are significant after Holm's correction over the 19 dimensions (p below 0.05), open marks are not.
 
     Args:
         pairs: rows of `evaluation.summary.between` of one protocol, scope and metric: each model minus the reference.
@@ -171,9 +170,9 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
     models = list(dict.fromkeys(pairs["model_a"]))
     table = pairs.rename(columns={"model_a": "model", "difference": "value"}).assign(filled=pairs["p_holm"] < 0.05)
     reference = pairs["model_b"].iloc[0]
-    figure, axes = _by_dimension(table, models, styles([*models, reference]))  # those of the figures that draw it too
+    figure, axes = _by_dimension(table, models, styles([*models, reference]))  # same styles as in figures with the reference
     axes.axvline(0, color="black", linewidth=1)
-    axes.set(xlabel=f"Pearson r minus that of {reference} (95 % interval); filled: survives Holm's correction")
+    axes.set(xlabel=f"Pearson r minus that of {reference} (95 % interval); filled: significant after Holm's correction")
     clean(axes)
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -181,7 +180,7 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
 
 
 def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
-    """How much higher people are rated than deadpan renderings of the same passage, and how much of it models predict.
+    """Human minus deadpan renderings of the same segment: ratings as bars, predictions of each model as marks.
 
     Args:
         table: `evaluation.contrasts.deadpan` of one protocol and seed.
@@ -200,7 +199,7 @@ def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
         axes.plot(part["value"], y, looks[model][1], color=looks[model][0], markersize=5.5, label=model)
     _dimension_rows(axes, len(KEYS), shaded=False)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(xlabel="people minus deadpan, same passage (ratings of 0 to 1; 95 % interval)")
+    axes.set(xlabel="human minus deadpan, same segment (ratings from 0 to 1; 95 % interval)")
     clean(axes)
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -208,15 +207,15 @@ def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
-    """How often the better rated of two performances of a passage is predicted to be, per dimension.
+    """Share of correctly ordered pairs of performances of a segment, per dimension.
 
     Args:
-        table: `evaluation.contrasts.pairwise` of one protocol, seed, scope and smallest difference.
+        table: `evaluation.contrasts.pairwise` of one protocol, seed, scope and minimum difference.
     """
     models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
     figure, axes = _by_dimension(table.assign(**(100 * table[["value", "low", "high"]])), models, styles(models))
     axes.axvline(50, color="black", linewidth=1)
-    axes.set(xlabel="pairs of performances put in the right order (%; 50 is chance; 95 % interval)")
+    axes.set(xlabel="correctly ordered pairs of performances (%; chance is 50; 95 % interval)")
     clean(axes)
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -224,7 +223,7 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def calibration(table: pd.DataFrame, title: str = "") -> Figure:
-    """Does a model's uncertainty hold: share of ratings inside its intervals, and whether it is larger where it errs.
+    """Calibration of the uncertainty: coverage of prediction intervals, and correlation with the absolute error.
 
     Args:
         table: `evaluation.calibration.evaluate` of one protocol and seed.
@@ -242,7 +241,7 @@ def calibration(table: pd.DataFrame, title: str = "") -> Figure:
         known = part.loc["error_correlation"]
         right.hlines(row, known["low"], known["high"], color=colour, linewidth=1.6)
         right.plot(known["value"], row, marker, color=colour)
-    left.set(xlabel="interval of the prediction (%)", ylabel="ratings inside it (%)", xlim=(40, 100), ylim=(0, 102))
+    left.set(xlabel="nominal coverage of the interval (%)", ylabel="observed coverage (%)", xlim=(40, 100), ylim=(0, 102))
     right.axvline(0, color=GREY, linewidth=0.8)
     right.set_yticks(range(len(models)), models, fontsize=8)
     right.set(xlabel="Pearson r of absolute error and uncertainty (95 % interval)", ylim=(len(models) - 0.5, -0.5))
@@ -254,7 +253,7 @@ def calibration(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
-    """The highest Pearson r that agreement between raters allows, per dimension and scope: (19 dimensions, scopes)."""
+    """The noise ceiling: highest Pearson r given inter-rater agreement, (19 dimensions, scopes)."""
     figure = Figure(figsize=(9.5, 8.2), layout="constrained")
     axes = figure.subplots()
     scopes = [scope for scope in SCOPE_NAMES if scope in ceiling]
@@ -270,7 +269,7 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _by_dimension(table: pd.DataFrame, models: list[str], looks: dict[str, tuple[str, str]]) -> tuple[Figure, Axes]:
-    """Values and intervals of models, a row a dimension and the mean last; open marks where ``filled``, if given, is False."""
+    """Values and intervals of models, one row per dimension and the mean last; open marks where ``filled``, if given, is False."""
     rows = [*KEYS, "mean"]
     figure = Figure(figsize=(9.5, 9.5), layout="constrained")
     axes = figure.subplots()
@@ -288,10 +287,10 @@ def _by_dimension(table: pd.DataFrame, models: list[str], looks: dict[str, tuple
 
 
 def _dimension_rows(axes: Axes, count: int, shaded: bool = True) -> None:
-    """Name the rows of a figure by dimension, the mean last if there is one more, and tell them apart."""
+    """Label the rows of a figure by dimension, with the mean as an optional last row, and shade every second row."""
     for row in range(0, count, 2) if shaded else ():
         axes.axhspan(row - 0.5, row + 0.5, color="#F3F3F3", zorder=0)
     if count > len(KEYS):
         axes.axhline(len(KEYS) - 0.5, color="black", linewidth=0.8)
-    axes.set_yticks(range(count), [*LABELS.values(), "mean of the 19"][:count], fontsize=9)
+    axes.set_yticks(range(count), [*LABELS.values(), "mean of 19 dimensions"][:count], fontsize=9)
     axes.set_ylim(count - 0.5, -0.5)

@@ -1,13 +1,12 @@
-"""Spectrograms, and what of them an encoder saw."""
+"""Spectrograms, masked reconstructions and transcriptions."""
 
 import functools
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.plots.style import COLOURS, FREQUENCIES, GREY, clean
+from percepiano_ast.plots.style import COLOURS, FREQUENCIES, GREY, Figure, clean
 from percepiano_ast.targets import KEYS, LOWEST, Targets
 
 
@@ -22,10 +21,10 @@ def spectrogram(log_mel_db: np.ndarray, front_end: FrontEnd, title: str = "") ->
 
 
 def masking(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray, front_end: FrontEnd) -> Figure:
-    """What the encoder saw and what it filled in: (frames, mels) arrays in dB; NaN in ``masked`` is drawn grey."""
+    """Original, masked input and reconstruction: (frames, mels) arrays in dB; NaN in ``masked`` is drawn grey."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True, sharey=True)
-    titles = ("original", "masked: what the encoder sees", "reconstructed from the rest")
+    titles = ("original", "masked: input of the encoder", "reconstruction")
     for axes, values, title in zip(panels, (original, masked, reconstructed), titles):
         image = _mel_image(axes, values, front_end, _levels(original))
         axes.set_title(title, loc="left")
@@ -35,26 +34,28 @@ def masking(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray,
 
 
 def hearing(log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray], front_end: FrontEnd) -> Figure:
-    """A window as recorded, the keys that were down and that were heard, and the sustain pedal.
+    """A window of a recording, its reference and transcribed keys, and the sustain pedal.
 
     Args:
-        log_mel_db: (T, mels); ``played``: the truth of its frames.
-        heard: ``down`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each 0 to 1, of S steps of T / S frames.
+        log_mel_db: (T, mels).
+        played: ground truth of its frames.
+        `heard`: the transcription: ``down`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each 0 to 1, for S steps of T / S
+            frames.
     """
     figure = Figure(figsize=(9, 8), layout="constrained")
     top, truth, said, pedal = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
     figure.colorbar(_mel_image(top, log_mel_db, front_end, _levels(log_mel_db)), ax=top, label="level (dB)", pad=0.01)
-    top.set_title("recorded", loc="left")
+    top.set_title("recording", loc="left")
     end = front_end.seconds(len(log_mel_db))
-    rows = ((truth, "played: keys, brighter where they are struck", played.down, played.onset),
-            (said, "heard", heard["down"], heard["onset"]))  # fmt: skip
+    rows = ((truth, "reference: keys, onsets brighter", played.down, played.onset),
+            (said, "transcription", heard["down"], heard["onset"]))  # fmt: skip
     for axes, title, down, onset in rows:
         image = axes.imshow((0.5 * down + 0.5 * onset).T, origin="lower", aspect="auto", interpolation="nearest",
                             extent=(0, end, LOWEST - 0.5, LOWEST + KEYS - 0.5), vmin=0, vmax=1, cmap="magma")  # fmt: skip
         axes.set_title(title, loc="left")
         axes.set(ylabel="MIDI pitch", yticks=range(24, 109, 12))
-        figure.colorbar(image, ax=axes, label="share", pad=0.01)
-    for values, colour, name in ((played.sustain, GREY, "played"), (heard["sustain"], COLOURS[1], "heard")):
+        figure.colorbar(image, ax=axes, label="activation", pad=0.01)
+    for values, colour, name in ((played.sustain, GREY, "reference"), (heard["sustain"], COLOURS[1], "transcription")):
         pedal.plot(np.linspace(0, end, len(values), endpoint=False), values, color=colour, label=name, drawstyle="steps-post")
     pedal.set(xlabel="time (s)", ylabel="sustain pedal", ylim=(-0.05, 1.05))
     pedal.legend(loc="upper right", ncols=2, fontsize="small")
@@ -64,7 +65,7 @@ def hearing(log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray
 
 def _mel_image(axes: Axes, values: np.ndarray, front_end: FrontEnd, levels: tuple[float, float]):
     """Draw (frames, mels) with time in seconds and the mel axis labelled in Hz."""
-    import librosa  # here, as it takes a second to load and the other figures do not need it
+    import librosa  # imported here: it takes a second to load and other figures do not need it
 
     end = front_end.seconds(len(values))
     image = axes.imshow(
@@ -83,6 +84,6 @@ def _mel_image(axes: Axes, values: np.ndarray, front_end: FrontEnd, levels: tupl
 
 
 def _levels(values: np.ndarray) -> tuple[float, float]:
-    """Colour scale: the loudest 80 dB of ``values``, less where they span less."""
+    """Colour scale: the top 80 dB of ``values``, or their full range if that is smaller."""
     top = float(np.nanmax(values))
     return max(top - 80.0, float(np.nanmin(values)) - 1e-3), top

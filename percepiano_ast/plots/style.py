@@ -1,11 +1,16 @@
-"""What all figures share: colours, markers, names of dimensions.
+"""Colours, markers and dimension labels of all figures.
 
-Colours are Okabe and Ito's palette: told apart with any colour vision, and never the only thing that tells models apart.
+Colours are Okabe and Ito's palette, which is safe for colour-blind readers. Models differ in marker as well as colour.
 """
 
+import base64
+import html
+import io
 from itertools import cycle
 
+import matplotlib.figure
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 
 from percepiano_ast.config import InputError
@@ -13,7 +18,7 @@ from percepiano_ast.dimensions import DIMENSIONS
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
-MOST = len(MARKERS)  # models in a figure that can be told apart
+MOST = len(MARKERS)  # maximum number of models in a figure
 GREY = "#9A9A9A"
 # Two directions: vermilion up, blue down.
 UP, DOWN = COLOURS[1], COLOURS[0]
@@ -24,21 +29,60 @@ LABELS = {dimension.key: f"{dimension.family}: {dimension.low} \N{EN DASH} {dime
 
 
 def require(table, columns) -> None:
-    """Refuse to draw a table, or anything with names in it, that lacks one of ``columns``."""
+    """Raise InputError if a table or mapping lacks one of ``columns``."""
     if missing := [name for name in columns if name not in table]:
         raise InputError(f"cannot draw: {missing} missing; give {', '.join(columns)}.")
 
 
 def styles(models: list[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each model, by name: the same in every figure of the same models."""
+    """Colour and marker of each model by name, the same in all figures of the same models."""
     return dict(zip(sorted(models), zip(cycle(COLOURS), cycle(MARKERS))))
 
 
 def colours(n: int) -> list[str]:
-    """The first ``n`` colours, over again where there are not so many."""
+    """``n`` colours; they repeat if the palette is shorter."""
     return [colour for colour, _ in zip(cycle(COLOURS), range(n))]
 
 
 def clean(axes: Axes) -> None:
-    """Take the frame's upper and right line away."""
+    """Remove the upper and right spine."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure with alt text in notebooks."""
+
+    def _ipython_display_(self) -> None:
+        # HTML instead of image/png, for which JupyterLab writes no alt attribute.
+        from IPython.display import display
+
+        file = io.BytesIO()
+        self.savefig(file, format="png", bbox_inches="tight")
+        image, alt = base64.b64encode(file.getvalue()).decode(), alt_text(self)
+        tag = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{image}" style="max-width: 100%">'
+        display({"text/html": tag, "text/plain": alt}, raw=True)
+
+
+def alt_text(figure: matplotlib.figure.Figure) -> str:
+    """The alt text of a figure: its title, the title, axes and colour scale of each panel, and the legend."""
+    sentences, legends = [figure.get_suptitle()], list(figure.legends)
+    for axes in figure.axes:
+        if axes.get_label() == "<colorbar>":
+            sentences.append(f"Colour scale: {axes.get_ylabel() or axes.get_xlabel()}")
+        else:
+            sentences.append(axes.get_title() or axes.get_title("left"))
+            sentences += [_axis_text("X", axes.xaxis), _axis_text("Y", axes.yaxis)]
+            legends += filter(None, [axes.get_legend()])
+    shared = {"X": figure.get_supxlabel(), "Y": figure.get_supylabel()}
+    sentences += [f"{name} axis: {label}" for name, label in shared.items() if label]
+    sentences += ["Legend: " + ", ".join(text.get_text() for text in legend.get_texts()) for legend in legends]
+    return ". ".join(" ".join(sentence.split()) for sentence in sentences if sentence) + "."
+
+
+def _axis_text(name: str, axis: Axis) -> str:
+    """Label of an axis; without one, the number of its named rows or columns with the first and the last name."""
+    label = axis.get_label().get_text()
+    entries = [text.get_text() for text in axis.get_ticklabels() if text.get_text()[:1].isalpha()]
+    if not label and len(entries) > 1:
+        label = f"{len(entries)} entries from {entries[0]} to {entries[-1]}"
+    return f"{name} axis: {label}" if label else ""

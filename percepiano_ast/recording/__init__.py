@@ -1,21 +1,35 @@
-"""Rate recordings and show it: `rate` for one, `page` for a page that can be heard, `tables` for numbers, `Stream` for live."""
+"""Rate recordings: `load_model` and `rate`; `page` for a page with the sound, `tables` for text, `Stream` for live sound."""
 
 from percepiano_ast.recording.live import Live, Stream
-from percepiano_ast.recording.rating import Moment, Rating, in_words, rate, rate_file, rate_wave
-from percepiano_ast.recording.tables import LIKELY, SURE, as_table, as_text, compare, in_short, recordings_in
+from percepiano_ast.recording.rating import Moment, PianoRater, Rating, in_words, load_model, rate, rate_file, rate_wave
+from percepiano_ast.recording.tables import (
+    LIKELY,
+    SHARES,
+    SURE,
+    as_table,
+    as_text,
+    compare,
+    comparison_text,
+    in_short,
+    recordings_in,
+)
 
 __all__ = [
     "LIKELY",
+    "SHARES",
     "SURE",
     "Live",
     "Moment",
+    "PianoRater",
     "Rating",
     "Stream",
     "as_table",
     "as_text",
     "compare",
+    "comparison_text",
     "in_short",
     "in_words",
+    "load_model",
     "rate",
     "rate_file",
     "rate_wave",

@@ -1,4 +1,4 @@
-"""Rate while somebody plays: sound comes in blocks, and every second the last ten are rated."""
+"""Rate live sound: it arrives in blocks, and every second the last ten seconds are rated."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ import soxr
 
 from percepiano_ast.config import InputError
 from percepiano_ast.packaged import Packaged
-from percepiano_ast.recording.rating import LOWEST_RATE, SHORTEST_SECONDS, Rating, rate_wave
+from percepiano_ast.recording.rating import LOWEST_RATE, SHORTEST_SECONDS, Rating, load_model, rate_wave
 
-SECONDS = 10.0  # that a rating hears
+SECONDS = 10.0  # length of the window that is rated
 EVERY = 1.0  # seconds from one rating to the next
 
 
@@ -18,8 +18,8 @@ class Live(NamedTuple):
 
     Attributes:
         at: seconds since the stream began.
-        rating: as `rate_wave` gives it for the same window, without a course; None where that cannot be rated.
-        reason: why not; empty where it is rated.
+        rating: that of `rate_wave` for the same window, without a course; None if the window cannot be rated.
+        reason: why it cannot be rated; empty if it can.
     """
 
     at: float
@@ -28,14 +28,14 @@ class Live(NamedTuple):
 
 
 class Stream:
-    """Sound in, ratings out. The first comes after three seconds, of what there is by then.
+    """Rates live sound once a second, from the third second on.
 
     Args:
         sample_rate: of the sound, in Hz.
-        model: by default the one that comes along.
+        model: by default the bundled model.
 
     Attributes:
-        window: what the next rating would hear, float32 (n,) at the model's sampling rate.
+        window: the last ten seconds, float32 (n,) at the model's sampling rate.
 
     Raises:
         InputError: a sampling rate below 16 kHz.
@@ -44,14 +44,14 @@ class Stream:
     def __init__(self, sample_rate: int, model: Packaged | None = None):
         if sample_rate < LOWEST_RATE:
             raise InputError(f"sound at {sample_rate:,} Hz; at least {LOWEST_RATE:,} Hz is needed")
-        self.model = model or Packaged.read()
+        self.model = model or load_model()
         self._rate = self.model.listener.front_end.sample_rate
         self._resampler = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="float32", quality="HQ")
         self.window = np.zeros(0, np.float32)
         self._heard = self._waiting = 0
 
     def push(self, block: np.ndarray) -> list[Live]:
-        """Take the next sound, float (n,) or (n, channels), full scale at 1; what became due is rated.
+        """Append a block, float (n,) or (n, channels), full scale at 1; returns the ratings that became due.
 
         Raises:
             InputError: NaN or infinity in it.

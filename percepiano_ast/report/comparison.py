@@ -1,4 +1,4 @@
-"""The comparison page: models side by side, what they gain on a reference, and what others report."""
+"""The comparison page: all models, differences from a reference model, and published results."""
 
 import pandas as pd
 
@@ -24,10 +24,10 @@ from percepiano_ast.report.wording import (
 
 
 def reference_of(models: list[str], wanted: str = "") -> str:
-    """Whom the others are compared with: ``wanted``, or the best that is no audio encoder but hears audio alone.
+    """The reference model: ``wanted``, or the best audio-only model that is not an audio encoder.
 
     Args:
-        models: best first.
+        models: names, best first.
 
     Raises:
         InputError: ``wanted`` is not among the models.
@@ -54,7 +54,7 @@ def write(page: Page, results: Results, wanted: str = "") -> None:
 
 
 def _side_by_side(page: Page, results: Results, names: list[str]) -> None:
-    page.heading("Side by side")
+    page.heading("All models")
     rows = []
     for protocol in names:
         values = results.of("summary", protocol)
@@ -65,18 +65,18 @@ def _side_by_side(page: Page, results: Results, names: list[str]) -> None:
                 row[SCOPE_TITLES[scope]] = ranged(mean.loc[(model, scope, "pearson")])
             row["R2"] = ranged(mean.loc[(model, "overall", "r2")])
             row["MAE"] = number(mean.loc[(model, "overall", "mae"), "value"], "z.3f")
-            row["share of the ceiling"] = _share(results, protocol, model)
+            row["share of noise ceiling"] = _share(results, protocol, model)
             rows.append(row | {"seeds": str(mean.loc[(model, "overall", "pearson"), "seeds"])})
     table = pd.DataFrame(rows).set_index("protocol")
     simulated = ", SIMULATED ratings" if results.simulated else ""
-    caption = f"Every model under every protocol: mean over the 19 dimensions, Pearson r with 95 % intervals{simulated}"
+    caption = f"All models under all protocols: mean over the 19 dimensions, Pearson r with 95 % intervals{simulated}"
     page.table("comparison", caption, table)
     if len(names) > 1:
         values = results.tables["summary"]
         best = values[(values["metric"] == "pearson") & (values["scope"] == "overall") & (values["dimension"] == "mean")]
         models = list(best.groupby("model")["value"].max().sort_values(ascending=False).index)
         if len(models) > MOST:
-            page.text(f"The figure shows the best {MOST} of {len(models)} models; the table holds all.")
+            page.text(f"The figure shows the best {MOST} of {len(models)} models; the table lists all.")
         ceiling = results.ceiling_of("overall")
         labels = {name: name.replace("_", "\n") + ("\n(leaky)" if leaky(name) else "") for name in names}
         figure = plots.by_protocol(values[values["model"].isin(models[:MOST])], labels,
@@ -93,24 +93,24 @@ def _share(results: Results, protocol: str, model: str) -> str:
 
 
 def _gains(page: Page, results: Results, protocol: str, reference: str, models: list[str]) -> None:
-    """What each model gains on the reference, dimension by dimension, and what survives correction."""
-    page.heading(f"What others gain on {reference}")
-    page.text(f"""Pearson r of each model minus that of `{reference}`, {results.where(protocol)}. Real is what survives Holm's
-        correction over the 19 dimensions at {SURE}; the correction is not for the number of models.""")
+    """Difference of each model from the reference per dimension, and its significance after correction."""
+    page.heading(f"Differences from {reference}")
+    page.text(f"""Pearson r of each model minus that of `{reference}`, {results.where(protocol)}. Significant means p below
+        {SURE} after Holm's correction over the 19 dimensions; p is not corrected for the number of models.""")
     pairs = results.of("differences", protocol, scope="overall", metric="pearson")
     each = {model: summary.between(pairs, model, reference) for model in models}
     each = {model: rows for model, rows in each.items() if len(rows)}
     if without := [model for model in models if model not in each]:
-        page.text(f"Not compared, as they share no seed with it: {', '.join(f'`{name}`' for name in without)}.")
+        page.text(f"Not compared because they share no seed with it: {', '.join(f'`{name}`' for name in without)}.")
     page.list([_what_survives(rows, model, reference) for model, rows in each.items()])
     if not each:
         return
     table = pd.DataFrame({model: [_gain(row) for _, row in _by_key(rows)] for model, rows in each.items()}, [*KEYS, "mean"])
-    caption = f"Differences in Pearson r from {reference} with 95 % intervals; * survives Holm's correction"
+    caption = f"Differences in Pearson r from {reference} with 95 % intervals; * significant after Holm's correction"
     page.table(f"{protocol}_gains", f"{caption} ({results.where(protocol)})", table)
     shown = pd.concat(list(each.values())[:MOST], ignore_index=True)
     figure = plots.gains(shown)
-    caption = f"What models gain on {reference}, dimension by dimension ({results.where(protocol)})"
+    caption = f"Differences in Pearson r from {reference} per dimension ({results.where(protocol)})"
     figure.suptitle(caption, fontsize="medium")
     page.figure(f"{protocol}_gains", caption, figure)
 
@@ -125,7 +125,7 @@ def _gain(row) -> str:
 
 
 def _what_survives(rows: pd.DataFrame, model: str, reference: str) -> str:
-    """A sentence: which dimensions gain and lose most, and which of these differences are real."""
+    """A sentence: the dimensions with the largest and smallest difference, and the significant differences."""
     of_keys = rows[rows["dimension"].isin(KEYS)].sort_values("difference", ascending=False)
     real = of_keys[of_keys["p_holm"] < SURE]
     said = {name: f"`{name}` ({value:{SIGNED}})" for name, value in zip(real["dimension"], real["difference"])}
@@ -136,32 +136,32 @@ def _what_survives(rows: pd.DataFrame, model: str, reference: str) -> str:
     if most.empty:
         return line + "no dimension can be compared."
     top, bottom = most.iloc[0], most.iloc[-1]
-    line += f"most gained on `{top['dimension']}` ({top['difference']:{SIGNED}}), least on `{bottom['dimension']}` "
+    line += f"largest difference on `{top['dimension']}` ({top['difference']:{SIGNED}}), smallest on `{bottom['dimension']}` "
     line += f"({bottom['difference']:{SIGNED}}). "
     if not len(real):
-        return line + f"No difference from `{reference}` in any dimension survives correction."
-    line += f"Really better on {len(better)}" + (f": {', '.join(better)}" if better else "") + "; "
-    return line + f"really worse on {len(worse)}" + (f": {', '.join(worse)}." if worse else ".")
+        return line + f"No difference from `{reference}` is significant."
+    line += f"Significantly better on {len(better)}" + (f": {', '.join(better)}" if better else "") + "; "
+    return line + f"significantly worse on {len(worse)}" + (f": {', '.join(worse)}." if worse else ".")
 
 
 def _published(page: Page, results: Results) -> None:
-    """What others report, marked as not comparable, and our own R2 under the nearest protocol for orientation."""
-    page.heading("What others report on PercePiano")
+    """Published results, marked as not comparable, and our own R2 under the nearest protocol for orientation."""
+    page.heading("Published results on PercePiano")
     if results.simulated or results.ceiling is None:
-        page.text("Nothing here compares: the clips of this evaluation are not PercePiano's.")
+        page.text("No published results apply: the clips of this evaluation are not PercePiano's.")
         return
-    page.text("""As published, mean R2 over the 19 dimensions. **None of these is comparable** with the figures above: each
-        differs in what it hears, in its folds or in how it was selected. The last column gives our own best R2 under the nearest
-        protocol, hearing sound alone where theirs do, for orientation alone.""")
+    page.text("""As published, mean R2 over the 19 dimensions. **None of these is comparable** with the results above: each
+        differs in its input, its folds or its model selection. The last column gives our own best R2 under the nearest
+        protocol, from audio only where theirs is, for orientation only.""")
     rows = []
     for theirs in others.published_results().itertuples():
         ours = results.of("summary", theirs.nearest, scope="overall", metric=theirs.metric, dimension="mean")
-        if theirs.hears == "audio":  # theirs hear sound alone, so do those that are set beside them
+        if theirs.hears == "audio":  # compare only with our audio-only models
             ours = ours[ours["model"].map(hears_audio_alone).astype(bool)]
         best = ours.dropna(subset="value").nlargest(1, "value")
         beside = "not evaluated" if best.empty else f"{theirs.nearest}: {best['model'].iloc[0]} {best['value'].iloc[0]:.3f}"
         rows.append({
-            "system": theirs.system, "source": theirs.source, "hears": theirs.hears, "protocol": theirs.protocol,
+            "system": theirs.system, "source": theirs.source, "input": theirs.hears, "protocol": theirs.protocol,
             "R2": f"{theirs.value:.3f}", "comparable": "no", "why not": theirs.why_not, "nearest of ours": beside,
         })  # fmt: skip
     page.table("published", "Published results, not comparable", pd.DataFrame(rows).set_index("system"))

@@ -1,4 +1,4 @@
-"""How an evaluation was done: a paragraph that can go into a paper, the command that repeats it, and the versions."""
+"""The section "Methods": text for a paper, the command that repeats the evaluation, and the versions."""
 
 import hashlib
 import platform
@@ -24,18 +24,18 @@ def write(page: Page, results: Results, index: pd.DataFrame, settings: Settings,
     """The section "Methods".
 
     Args:
-        command: that repeats the evaluation, or nothing where a program made it.
+        command: that repeats the evaluation; empty if it was called from Python.
         files: name -> SHA-256 of the predictions files.
     """
     page.heading("Methods")
     for text in (_data(results, index), _models(results), _measures(), _inference(settings), _ceiling(results)):
         page.text(text)
     if command:
-        page.text("The command:")
+        page.text("Command:")
         page.code(command)
     if files:
         rows = pd.DataFrame({"SHA-256": [f"`{digest[:16]}`" for digest in files.values()]}, list(files))
-        page.table("files", "Predictions that were evaluated, with the first 16 digits of their checksums", rows)
+        page.table("files", "Evaluated predictions, with the first 16 digits of their checksums", rows)
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     page.text(f"Versions: percepiano_ast {percepiano_ast.__version__}, Python {platform.python_version()}, {versions}.")
 
@@ -46,53 +46,53 @@ def _data(results: Results, index: pd.DataFrame) -> str:
     protocols = []
     for protocol in in_order(results.predictions["protocol"]):
         folds = index[fold_column(protocol)]
-        words = PROTOCOLS.get(protocol, "as the index says").replace("**", "")
+        words = PROTOCOLS.get(protocol, "defined by the index").replace("**", "")
         protocols.append(f"Protocol `{protocol}` ({folds[folds >= 0].nunique()} folds): {words}.")
     names = "; ".join(f"{name}: {', '.join(f'`{key}`' for key in keys)}" for name, keys in PRIMARY.items())
     return f"""
-        **Data.** {len(clips):,} clips, {people:,} performances by people and {len(clips) - people:,} deadpan renderings of the
-        score, of {clips["segment"].nunique()} segments in {clips["content_group"].nunique()} content groups (segments that share
+        **Data.** {len(clips):,} clips ({people:,} human performances and {len(clips) - people:,} deadpan renderings of the
+        score) of {clips["segment"].nunique()} segments in {clips["content_group"].nunique()} content groups (segments that share
         music), each with mean ratings from 0 to 1 on {len(KEYS)} dimensions. {"The ratings are simulated." * results.simulated}
-        {" ".join(protocols)} Primary dimensions: {names}; musical expression is no column of PercePiano, two dimensions stand
-        for it."""
+        {" ".join(protocols)} Primary dimensions: {names}. PercePiano does not rate musical expression; two of its
+        dimensions represent it."""
 
 
 def _models(results: Results) -> str:
     seeds = results.predictions.groupby("model")["seed"].nunique()
     names = ", ".join(f"`{model}` ({n} seed{'s' * (n > 1)})" for model, n in seeds.items())
     return f"""
-        **Models.** {names}. Every clip is predicted once by a model that was not trained on its fold; the held-out folds of a run
-        are pooled before a metric is taken."""
+        **Models.** {names}. Every clip is predicted once, by a model that was not trained on its fold; the held-out folds of a
+        run are pooled before metrics are computed."""
 
 
 def _measures() -> str:
     return f"""
-        **Metrics.** Pearson's r, Spearman's rho, R2 against the mean of the ratings, mean absolute error (unit of the ratings)
-        and Lin's concordance, per dimension; `mean` is their plain mean over the 19. Scopes: all clips; people only; within
-        segment, where ratings and predictions are centred on the mean of their segment and pooled, over segments of at least
-        {FEWEST_IN_SEGMENT} clips; and both. What is constant has no correlation: it is reported as such, never as zero."""
+        **Metrics.** Pearson's r, Spearman's rho, R2 relative to the mean of the ratings, mean absolute error (unit of the
+        ratings) and Lin's concordance correlation, per dimension; `mean` is the plain mean over the 19 dimensions. Scopes: all
+        clips; human performances only; within segment, where ratings and predictions are centred on the mean of their segment
+        and pooled, over segments of at least {FEWEST_IN_SEGMENT} clips; and within segment for human performances only. The
+        correlation of a constant is reported as undefined, never as zero."""
 
 
 def _inference(settings: Settings) -> str:
     return f"""
-        **Inference.** {100 * intervals.LEVEL:.0f} % intervals come from the jackknife over content groups with Satterthwaite's
-        degrees of freedom, for correlations on Fisher's scale; in simulations with the sizes of PercePiano's groups they held the
-        true value in 95.0 to 95.7 % (Pearson's r), 93.0 to 94.4 % (mean absolute error) and 95.0 to 96.3 % (R2), a percentile
-        bootstrap over groups in 90.0 to 92.8 %. Models are compared on the clips that both rate by a studentised permutation test
-        that exchanges whole content groups ({settings.n_permutations:,} exchanges, seed {settings.seed}; its level in simulations
-        is 4.9 to 5.4 % where errors are equally clustered, up to 8.1 % where they are not: a p near .05 between very different
-        models is weak), corrected over the 19 dimensions after Holm. Models with several seeds are compared by a t test whose
-        error allows for content groups and seeds. The smallest difference that is found in {100 * significance.POWER:.0f} % of
-        such experiments stands beside each. Pairs of performances count where their ratings differ by at least
-        {settings.min_difference:.3f}."""
+        **Inference.** {100 * intervals.LEVEL:.0f} % intervals are from the jackknife over content groups with Satterthwaite's
+        degrees of freedom, for correlations on Fisher's z scale. In simulations with PercePiano's group sizes their coverage was
+        95.0 to 95.7 % (Pearson's r), 93.0 to 94.4 % (mean absolute error) and 95.0 to 96.3 % (R2); that of a percentile bootstrap
+        over groups was 90.0 to 92.8 %. Models are compared on their common clips by a studentised permutation test that exchanges
+        entire content groups ({settings.n_permutations:,} exchanges, seed {settings.seed}), with Holm's correction over the 19
+        dimensions. In simulations its level was 4.9 to 5.4 % for equally clustered errors and up to 8.1 % otherwise: a p near
+        0.05 between very different models is weak evidence. Models with several seeds are compared by a t test whose error
+        includes content groups and seeds. The minimum detectable difference is for {100 * significance.POWER:.0f} % power. Pairs
+        of performances are compared if their ratings differ by at least {settings.min_difference:.3f}."""
 
 
 def _ceiling(results: Results) -> str:
     if results.ceiling is None:
-        return "**Noise ceiling.** Not known for these ratings."
+        return "**Noise ceiling.** Unknown for these ratings."
     return f"""
         **Noise ceiling.** Square root of the split-half reliability of the mean rating, Spearman-Brown corrected: the raters of a
-        clip are dealt at random into two halves (mean over the dimensions, overall: {results.ceiling["overall"].mean():.2f})."""
+        clip are split at random into two halves (mean over the dimensions, overall: {results.ceiling["overall"].mean():.2f})."""
 
 
 def command_of(files: Sequence[str | Path], options: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""A page of a report, written once as Markdown and once as HTML that holds its figures."""
+"""A page of a report, written as Markdown and as HTML with embedded figures."""
 
 import base64
 import html
@@ -21,8 +21,8 @@ th { border-bottom: 2px solid #999; } tr:nth-child(even) td { background: #f7f7f
 figure { margin: 1.5rem 0; } img { max-width: 100%; } code { background: #f1f1f1; padding: 0 .25em; }
 pre { background: #f1f1f1; padding: .6rem .8rem; overflow-x: auto; font-size: .86rem; }
 """
-_LONG = 40  # letters in a cell from which on it is wrapped
-# The same figure gives the same bytes: matplotlib would put a date and random names into SVG files.
+_LONG = 40  # cells with more characters are wrapped
+# Reproducible SVG files: by default matplotlib writes a date and random names into them.
 _REPEATABLE = {"svg.hashsalt": "percepiano_ast", "svg.fonttype": "none"}
 
 
@@ -35,11 +35,11 @@ class Block(NamedTuple):
 
 
 class Page:
-    """Blocks in order; tables and figures are written as files when they are added.
+    """Blocks in order; adding a table or figure writes its files.
 
     Args:
-        folder: of the page, of ``figures/`` and of ``tables/``.
-        title: in plain text.
+        folder: parent of the page, ``figures/`` and ``tables/``.
+        title: plain text.
     """
 
     def __init__(self, folder: Path, title: str):
@@ -54,20 +54,20 @@ class Page:
         self.blocks.append(Block("subheading", text))
 
     def text(self, text: str) -> None:
-        """A paragraph, with `code` and **bold** as in Markdown; lines are joined."""
+        """A paragraph, with `code` and **bold** as in Markdown; line breaks become spaces."""
         self.blocks.append(Block("text", " ".join(text.split())))
 
     def code(self, text: str) -> None:
-        """Lines to be copied."""
+        """A code block."""
         self.blocks.append(Block("code", text))
 
     def list(self, lines: list[str]) -> None:
-        """Sentences as a list; nothing for none."""
+        """Sentences as a list; an empty list adds nothing."""
         if lines:
             self.blocks.append(Block("list", "", lines))
 
     def table(self, name: str, caption: str, rows: pd.DataFrame) -> None:
-        """A table of strings, its index as first column; ``tables/NAME.csv`` and ``.tex`` hold it too."""
+        """A table of strings with its index as first column; also written to ``tables/NAME.csv`` and ``.tex``."""
         folder = self.folder / "tables"
         folder.mkdir(exist_ok=True)
         plain = rows.rename(index=_plain, columns=_plain).map(_plain).rename_axis(index=rows.index.name or "")
@@ -78,7 +78,7 @@ class Page:
         self.blocks.append(Block("table", caption, rows))
 
     def figure(self, name: str, caption: str, figure: Figure) -> None:
-        """A figure under its caption; ``figures/NAME.png`` and ``.svg`` hold it."""
+        """A figure with a caption, written to ``figures/NAME.png`` and ``.svg``."""
         folder = self.folder / "figures"
         folder.mkdir(exist_ok=True)
         with rc_context(_REPEATABLE):
@@ -87,7 +87,7 @@ class Page:
         self.blocks.append(Block("figure", caption, Path("figures") / f"{name}.png"))
 
     def write(self, name: str) -> Path:
-        """Write ``NAME.md`` and ``NAME.html``; returns the latter, which holds its figures and can be sent as it is."""
+        """Write ``NAME.md`` and ``NAME.html``; returns the path of the HTML file, which embeds its figures."""
         (self.folder / f"{name}.md").write_text(_markdown(self.blocks), encoding="utf-8")
         path = self.folder / f"{name}.html"
         path.write_text(_html(self.blocks, self.folder), encoding="utf-8")
@@ -95,12 +95,12 @@ class Page:
 
 
 def _plain(text):
-    """Without Markdown's marks."""
+    """Text without Markdown markup."""
     return re.sub(r"\*\*|`", "", text) if isinstance(text, str) else text
 
 
 def _latex(text: str) -> str:
-    """Words for a caption, in which LaTeX's own characters are written as themselves."""
+    """A caption with LaTeX's special characters escaped."""
     return re.sub(r"([%_&#$])", r"\\\1", _plain(text))
 
 
@@ -162,7 +162,7 @@ def _cell(text: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped text with Markdown's `code`, **bold** and [links](address) as HTML."""
+    """Escaped text with `code`, **bold** and [links](address) converted from Markdown to HTML."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
     text = re.sub(r"\[([^\]]+)\]\(([\w./-]+)\)", r'<a href="\2">\1</a>', text)
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)

@@ -1,4 +1,4 @@
-"""The sections of a report: one a protocol, the first with everything, the others with what compares."""
+"""The sections of a report: one per protocol, complete for the first, shorter for the others."""
 
 from dataclasses import dataclass
 
@@ -15,20 +15,20 @@ from percepiano_ast.report.wording import SIGNED, interval, leaky, number, range
 
 METRIC_NAMES = {"pearson": "Pearson r", "spearman": "Spearman rho", "r2": "R2", "mae": "MAE", "ccc": "CCC"}
 SCOPE_TITLES = {
-    "overall": "overall", "within_segment": "within segment", "humans_only": "people only",
-    "within_segment_humans": "within segment, people only",
+    "overall": "overall", "within_segment": "within segment", "humans_only": "humans only",
+    "within_segment_humans": "within segment, humans only",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation found, and what must be said with it.
+    """Results of an evaluation and their context.
 
     Attributes:
         tables: of `evaluation.evaluate`.
-        predictions: checked, see `evaluation.table.validate_predictions`.
-        ceiling: noise ceiling (19 dimensions, scopes), if it is known.
-        simulated: the ratings do not come from people.
+        predictions: validated, see `evaluation.table.validate_predictions`.
+        ceiling: noise ceiling (19 dimensions, scopes), None if unknown.
+        simulated: whether the ratings are simulated.
     """
 
     tables: dict[str, pd.DataFrame]
@@ -37,28 +37,28 @@ class Results:
     simulated: bool
 
     def of(self, name: str, protocol: str, **equal) -> pd.DataFrame:
-        """The rows of a table that belong to a protocol and have these values."""
+        """The rows of a table with this protocol and these column values."""
         table = self.tables[name]
         for column, value in {"protocol": protocol, **equal}.items():
             table = table[table[column] == value]
         return table
 
     def where(self, protocol: str) -> str:
-        """Words for captions."""
+        """Protocol and marks for captions."""
         return f"{protocol} protocol{leaky(protocol)}" + (", SIMULATED ratings" if self.simulated else "")
 
     def ceiling_of(self, scope: str) -> pd.Series | None:
-        """Noise ceiling of the 19 dimensions in a scope, if it is known."""
+        """Noise ceiling of the 19 dimensions in a scope, None if unknown."""
         return None if self.ceiling is None or scope not in self.ceiling else self.ceiling[scope]
 
     def first_seed(self, name: str, protocol: str, **equal) -> pd.DataFrame:
-        """The rows of each model's lowest seed, for tables that hold every seed."""
+        """The rows of each model's lowest seed, for tables with one row per seed."""
         rows = self.of(name, protocol, **equal)
         return rows[rows["seed"] == rows.groupby("model")["seed"].transform("min")]
 
 
 def protocol_section(page: Page, results: Results, protocol: str, whole: bool) -> None:
-    """All about one protocol; ``whole`` adds what only the primary one is read for."""
+    """The section of one protocol; ``whole`` adds the parts for the primary protocol."""
     where = results.where(protocol)
     page.heading(where[0].upper() + where[1:])
     models = list(ranking(results.of("summary", protocol)).index)
@@ -73,16 +73,16 @@ def protocol_section(page: Page, results: Results, protocol: str, whole: bool) -
 
 
 def _drawn(page: Page, values: pd.DataFrame, models: list[str]) -> pd.DataFrame:
-    """The rows of the best models; says so where that leaves some out of the figures."""
+    """The rows of the best models; the page says so if some are not drawn."""
     if len(models) <= MOST:
         return values
-    page.text(f"Figures show the best {MOST} of {len(models)} models by mean Pearson r; tables hold all.")
+    page.text(f"Figures show the best {MOST} of {len(models)} models by mean Pearson r; tables list all.")
     return values[values["model"].isin(models[:MOST])]
 
 
 def _agreement(page: Page, results: Results, protocol: str, models: list[str]) -> None:
     where, values = results.where(protocol), results.of("summary", protocol)
-    page.subheading("How near do predictions come to the ratings?")
+    page.subheading("Agreement with the ratings")
     page.text(answers.agreement(values, results.ceiling))
     mean = values[values["dimension"] == "mean"].set_index(["model", "scope", "metric"])
     rows = {}
@@ -99,8 +99,8 @@ def _agreement(page: Page, results: Results, protocol: str, models: list[str]) -
     page.table(f"{protocol}_agreement", f"{caption} ({where})", table)
     if informed := [model for model in models if sees_score(model)]:
         page.text(
-            f"{', '.join(f'`{model}`' for model in informed)}: sees the score. It stands beside models of the playing "
-            "alone, which have less to go by, and does not replace them."
+            f"{', '.join(f'`{model}`' for model in informed)}: score-informed. Models without the score have less "
+            "information and are not directly comparable."
         )
     drawn = _drawn(page, values, models)
     figure = plots.by_scope(drawn, results.ceiling)
@@ -109,7 +109,7 @@ def _agreement(page: Page, results: Results, protocol: str, models: list[str]) -
 
 def _dimensions(page: Page, results: Results, protocol: str, models: list[str], whole: bool) -> None:
     where, values = results.where(protocol), results.of("summary", protocol)
-    page.subheading("Which dimensions are heard?")
+    page.subheading("Agreement per dimension")
     page.text(answers.dimensions(values))
     overall = values[(values["scope"] == "overall") & (values["metric"] == "pearson")].set_index(["model", "dimension"])
     keys = [*KEYS, *HEAD_GROUPS, "mean"]
@@ -120,7 +120,7 @@ def _dimensions(page: Page, results: Results, protocol: str, models: list[str], 
         each["noise ceiling"] = [*(f"{value:.2f}" for value in ceiling), *blank, f"{ceiling.mean():.2f}"]
         shares = [number(best[key] / ceiling[key] if ceiling[key] > 0 else float("nan")) for key in KEYS]
         share = results.first_seed("ceiling_share", protocol, scope="overall", dimension="mean", model=models[0])
-        each["share of it, first model"] = [*shares, *blank, ranged(share.iloc[0])]
+        each["share of ceiling, first model"] = [*shares, *blank, ranged(share.iloc[0])]
     primary = {key for keys in PRIMARY.values() for key in keys}
     groups = {name: f"head group {name}" for name in HEAD_GROUPS}
     each.index = [f"**{key}**" if key in primary else groups.get(key, key) for key in keys]
@@ -129,12 +129,12 @@ def _dimensions(page: Page, results: Results, protocol: str, models: list[str], 
     drawn = values[values["model"].isin(models[:MOST])]
     scopes = {"overall": "Pearson r per dimension"}
     if whole:
-        scopes["within_segment_humans"] = "Pearson r within segment, people only: the playing apart from the music"
+        scopes["within_segment_humans"] = "Pearson r per dimension within segment, humans only"
     for scope, words in scopes.items():
         figure = plots.pearson_by_dimension(drawn, scope, results.ceiling_of(scope))
         _figure(page, f"{protocol}_pearson_{scope}", words, where, figure)
     if whole:
-        _figure(page, f"{protocol}_heatmap", "Pearson r, models side by side", where, plots.heatmap(drawn))
+        _figure(page, f"{protocol}_heatmap", "Pearson r per dimension and model", where, plots.heatmap(drawn))
 
 
 def _differences(page: Page, results: Results, protocol: str) -> None:
@@ -142,35 +142,35 @@ def _differences(page: Page, results: Results, protocol: str) -> None:
     if pairs.empty:
         return
     where = results.where(protocol)
-    page.subheading("Which differences are real?")
+    page.subheading("Differences between models")
     page.text(answers.differences(results.of("differences", protocol)))
     rows = pd.DataFrame({
         "model b": pairs["model_b"], "seeds": pairs["seeds"],
         "r of a minus r of b": [number(value, SIGNED) for value in pairs["difference"]],
         "95 % interval": [interval(row, SIGNED) for _, row in pairs.iterrows()],
         "p": [number(value, "z.3f") for value in pairs["p"]],
-        "could be found from": [number(value, "z.3f") for value in pairs["detectable"]],
+        "minimum detectable": [number(value, "z.3f") for value in pairs["detectable"]],
     }).set_index(pairs["model_a"].rename("model a"))  # fmt: skip
-    caption = "Paired differences in mean Pearson r, overall; the last column is the smallest that is found in 80 % of cases"
+    caption = "Paired differences in mean Pearson r, overall; minimum detectable difference at 80 % power"
     page.table(f"{protocol}_differences", f"{caption} ({where})", rows)
 
 
 def _performers(page: Page, results: Results, protocol: str) -> None:
     where, gaps = results.where(protocol), results.first_seed("deadpan", protocol)
-    page.subheading("Are people told from deadpan renderings, and performers from each other?")
+    page.subheading("Human versus deadpan, and pairs of performances")
     models = _best_of(gaps, results, protocol)
     page.text(answers.deadpan(gaps))
     if gaps[gaps["part"] == "gap"]["value"].notna().any():
         figure = plots.deadpan(gaps[gaps["model"].isin(models)])
-        _figure(page, f"{protocol}_deadpan", "People minus deadpan renderings of the same passage", where, figure)
+        _figure(page, f"{protocol}_deadpan", "Human minus deadpan, mean over segments", where, figure)
     pairs = results.first_seed("pairwise", protocol, scope="within_segment_humans")
     pairs = pairs[pairs["min_difference"] == pairs["min_difference"].max()]
     counts = pairs[pairs["dimension"] == "mean"]["pairs"]
     page.text(answers.pairwise(pairs))
     if pairs["value"].notna().any():
         least = pairs["min_difference"].iloc[0]
-        words = "Pairs of people's performances of one passage in the right order"
-        words += f"; {counts.max():,} pairs over 19 dimensions, rated at least {least:.3f} apart"
+        words = "Correctly ordered pairs of human performances of the same segment"
+        words += f"; {counts.max():,} pairs over 19 dimensions, ratings at least {least:.3f} apart"
         figure = plots.pairwise(pairs[pairs["model"].isin(models)])
         _figure(page, f"{protocol}_pairwise", words, where, figure)
 
@@ -180,22 +180,22 @@ def _uncertainty(page: Page, results: Results, protocol: str) -> None:
     if found.empty:
         return
     where, names = results.where(protocol), list(dict.fromkeys(found["metric"]))
-    page.subheading("Is the stated uncertainty worth anything?")
+    page.subheading("Calibration of the uncertainty")
     mean = found[found["dimension"] == "mean"].set_index(["model", "metric"])
     models = list(dict.fromkeys(found["model"]))
     rows = pd.DataFrame({name: [ranged(mean.loc[(model, name)]) for model in models] for name in names}, models)
     page.table(f"{protocol}_calibration", f"Calibration, mean over the 19 dimensions ({where})", rows)
     figure = plots.calibration(found[found["model"].isin(_best_of(found, results, protocol))])
-    _figure(page, f"{protocol}_calibration", "Intervals of predictions and the ratings inside them", where, figure)
+    _figure(page, f"{protocol}_calibration", "Coverage of prediction intervals", where, figure)
 
 
 def _spread(page: Page, results: Results, protocol: str) -> None:
     where = results.where(protocol)
-    page.subheading("How much do folds and seeds differ?")
+    page.subheading("Variation over folds and seeds")
     folds = results.first_seed("folds", protocol, scope="overall", metric="pearson", dimension="mean")
     wide = folds.pivot(index="model", columns="fold", values="value")
     rows = wide.map(number).rename(columns=lambda fold: f"fold {fold}").rename_axis(None)
-    caption = "Mean Pearson r of each held-out fold by itself; a fold has its own music, so the spread is no error bar"
+    caption = "Mean Pearson r of each held-out fold; folds differ in their music, so the spread does not estimate the error"
     page.table(f"{protocol}_folds", f"{caption} ({where})", rows)
     several = results.of("summary", protocol, scope="overall", metric="pearson", dimension="mean")
     several = several[several["seeds"] > 1]
@@ -208,18 +208,18 @@ def _spread(page: Page, results: Results, protocol: str) -> None:
 
 
 def _clouds(page: Page, results: Results, protocol: str, models: list[str]) -> None:
-    page.subheading("The predictions themselves")
+    page.subheading("Predictions against ratings")
     where, rows = results.where(protocol), results.predictions
     rows = rows[(rows["protocol"] == protocol) & rows["model"].isin(models[:MOST])]
     rows = rows[rows["seed"] == rows.groupby("model")["seed"].transform("min")]
     for name, keys in PRIMARY.items():
         for key in keys:
-            words = f"{name}: rating and prediction of {key}"
+            words = f"{name}: predictions against ratings of {key}"
             _figure(page, f"{protocol}_scatter_{key}", words, where, plots.scatter(rows, key))
 
 
 def _best_of(table: pd.DataFrame, results: Results, protocol: str) -> list[str]:
-    """The models of a table that figures have room for, best first."""
+    """The best models of a table, at most as many as a figure shows."""
     return [name for name in ranking(results.of("summary", protocol)).index if name in set(table["model"])][:MOST]
 
 

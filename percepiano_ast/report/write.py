@@ -1,4 +1,4 @@
-"""Files in, a folder out: the command ``evaluate``."""
+"""Evaluate predictions files and write the report folder: the command ``evaluate``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from percepiano_ast.report.page import Page
 from percepiano_ast.report.sections import Results, protocol_section
 from percepiano_ast.report.wording import PROTOCOLS, headlines, in_order
 
-# With few groups the error of an interval is itself hardly known.
+# With fewer groups the intervals themselves are uncertain.
 FEW_GROUPS = 20
 
 
@@ -22,17 +22,17 @@ def evaluate_files(
 ) -> Path:  # fmt: skip
     """Evaluate predictions files together and write the report: the command ``evaluate``.
 
-    Without ``index`` the clips are PercePiano's, and their ratings must be the published ones.
+    Without ``index`` the clips must be PercePiano's with the published ratings.
 
     Args:
-        reference: the model that the comparison page compares others with, see `comparison.reference_of`.
+        reference: reference model of the comparison page, see `comparison.reference_of`.
 
     Raises:
         InputError: see ``table.read_predictions``, ``table.load_index``, ``table.validate_predictions`` and
             ``reliability.load_ceiling``; an unknown reference.
     """
     if not paths:
-        raise InputError("no predictions to evaluate; name at least one predictions CSV.")
+        raise InputError("no predictions to evaluate; give at least one predictions CSV.")
     rows = pd.concat([table.read_predictions(path) for path in paths], ignore_index=True)
     facts = table.load_index(index)
     rows = table.validate_predictions(rows, None if index is None else facts, partial=partial)
@@ -52,28 +52,27 @@ def evaluate_files(
 def write(
     predictions: pd.DataFrame, index: pd.DataFrame, out_dir: str | Path, *, simulated: bool = False,
     settings: Settings = Settings(), ceiling: pd.DataFrame | None = None, reference: str = "", command: str = "",
-    files: dict[str, str] | None = None, title: str = "How well are piano performances rated?",
+    files: dict[str, str] | None = None, title: str = "Evaluation of predicted performance ratings",
 ) -> Path:  # fmt: skip
     """Evaluate and write report, comparison page, figures and tables into ``out_dir``.
 
-    Files of these names from an earlier report are overwritten; nothing else in ``out_dir`` is touched.
+    Files of these names from an earlier report are overwritten; other files in ``out_dir`` are not changed.
 
     Args:
-        simulated: the ratings do not come from people: title, captions and figures say so.
-        ceiling: the noise ceiling, (19 dimensions, scopes), if it is known.
+        simulated: whether the ratings are simulated; title, captions and figures are marked.
+        ceiling: the noise ceiling (19 dimensions, scopes), None if unknown.
         reference: see `comparison.reference_of`.
         command, files: see `methods.write`.
 
     Returns:
-        The path of report.html, which holds its figures and can be sent as it is.
+        The path of report.html, which embeds its figures.
 
     Raises:
-        InputError: see ``table.validate_predictions`` (coverage is not asked for here); ``out_dir`` is a file; an unknown
-            reference.
+        InputError: see ``table.validate_predictions`` (runs may be partial); ``out_dir`` is a file; an unknown reference.
     """
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a directory for the report.")
+        raise InputError(f"{out} is a file; give a directory for the report.")
     predictions = table.validate_predictions(predictions, index, partial=True)
     if reference:
         comparison.reference_of(sorted(predictions["model"].unique()), reference)
@@ -82,7 +81,7 @@ def write(
     for name, rows in results.tables.items():
         rows.to_csv(out / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
     mark = " (simulated ratings)" * simulated
-    beside = Page(out, f"Models side by side{mark}")
+    beside = Page(out, f"Comparison of models{mark}")
     comparison.write(beside, results, reference)
     beside.write("comparison")
     page = Page(out, title + mark)
@@ -96,35 +95,35 @@ def write(
 
 
 def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
-    """Headlines and what must be known to read the numbers."""
+    """Headlines, notes on the numbers, and warnings."""
     predictions, tables = results.predictions, results.tables
     names = in_order(predictions["protocol"])
     if results.simulated:
-        page.text("**The ratings are simulated**, not given by people: the figures show that the pipeline works, not how well "
-                  "anything rates real performances.")  # fmt: skip
-    page.heading("In short")
+        page.text("**The ratings are simulated**: the results show that the pipeline works, not how well models rate real "
+                  "performances.")  # fmt: skip
+    page.heading("Summary")
     page.list([line for name in names for line in headlines(tables["summary"], tables["differences"], name)])
-    page.text("Models side by side, with what others report: [comparison.html](comparison.html).")
-    page.heading("How to read this")
+    page.text("Comparison of all models, with published results: [comparison.html](comparison.html).")
+    page.heading("Notes")
     groups = index[index["clip"].isin(predictions["clip"])]["content_group"].nunique()
     notes = [
         *(f"Protocol `{name}`: {PROTOCOLS.get(name, 'defined by the index')}." for name in names),
         (
-            "Intervals are 95 % over content groups; p is two-sided and not corrected for the number of models. What was done, "
-            "and how well it was measured to work, stands under Methods."
+            "Intervals are 95 % over content groups; p is two-sided and not corrected for the number of models. See Methods for "
+            "procedures and their simulated coverage."
         ),
     ]
     if groups < FEW_GROUPS:
         notes.append(
-            f"With only {groups} content group{'s' * (groups != 1)}, intervals are uncertain themselves or absent: "
-            "read differences with care."
+            f"With only {groups} content group{'s' * (groups != 1)}, intervals are uncertain or undefined: interpret "
+            "differences with care."
         )
     if (tables["summary"]["seeds"] == 1).all():
-        notes.append("Single seed: the spread between training runs is not known and not in the intervals.")
+        notes.append("Single seed: the intervals do not include the variation between training runs.")
     if any(model.startswith("identity-") for model in predictions["model"]):
         notes.append(
-            "`identity-segment` predicts each clip from the others of its segment: where those are known, its r within "
-            "segment is negative by construction and says nothing."
+            "`identity-segment` predicts each clip from the other clips of its segment: if those are in training, its r within "
+            "segment is negative by construction and not meaningful."
         )
     page.list(notes + _incomplete(predictions, index))
     if warnings := remarks(predictions, index, tables["metrics"]):

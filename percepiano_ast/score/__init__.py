@@ -1,8 +1,8 @@
-"""The score as a second input: what is written, where the playing is in it, and how the playing differs from it.
+"""The score as an optional second input: reading, note alignment, and score-informed features.
 
-``read(path)`` takes a score from MIDI or MusicXML, ``match(performance, score)`` says which note is which, and
-``features.describe(performance, score)`` gives numbers that are told only with the score. A model that is given them sees
-more than sound: its name ends in ``+score`` and it stands beside audio alone, never instead.
+``read(path)`` reads a score from MIDI or MusicXML, ``match(performance, score)`` aligns notes, and
+``features.describe(performance, score)`` computes the features. The names of score-informed models end in ``+score``; they
+are reported in addition to audio-only models, never in place of them.
 """
 
 from percepiano_ast.score import features

@@ -1,9 +1,8 @@
-"""Numbers that are told only with the score: how the playing differs from it, and what is written.
+"""Score-informed features: deviations of the performance from the score, and properties of the score.
 
-``FEATURES`` says what each one is. Like `descriptors.DESCRIPTORS` they are finite for whatever is accepted: what a clip has
-no instance of (lead of the melody, of single notes; tempo over the notated one, of a score without) is 0, and ``undefined``
-counts how many are. The quantities are differences, correlations, shares and logarithms of ratios, so that 0 is the neutral
-value: as written, no relation, none.
+``FEATURES`` describes each of them. Like `descriptors.DESCRIPTORS` they are finite for all valid input: a feature without an
+instance in the clip (melody lead without chords; tempo relative to the notated one without a notated tempo) is 0, and
+``undefined`` counts these. The features are differences, correlations, shares and log ratios, so 0 is the neutral value.
 """
 
 from collections.abc import Mapping
@@ -20,27 +19,27 @@ from percepiano_ast.score.matching import match
 from percepiano_ast.score.reading import Score
 from percepiano_ast.score.view import View
 
-LEAST_STEPS = 4  # moments of the score, far enough apart to tell of tempo, that a performance is described from
+LEAST_STEPS = 4  # minimum number of matched score onsets, spaced widely enough for a tempo estimate
 FAMILIES = {"tempo": tempo, "touch": touch, "piece": piece}
 FEATURES: dict[str, Descriptor] = {name: one for family in FAMILIES.values() for name, one in family.TABLE.items()}
-FEATURES["undefined"] = Descriptor("features", "how many of the others have no instance in this clip and are 0")
+FEATURES["undefined"] = Descriptor("features", "number of features that have no instance in this clip and are 0")
 
 
 def describe(performance: Performance, score: Score) -> dict[str, float]:
-    """Every feature of a performance of a score, in the order of ``FEATURES``, in the unit that it names.
+    """All features of a performance of a score, in the order and units of ``FEATURES``.
 
     Args:
-        performance: as a MIDI file has it or decoded from sound; where it is in time does not matter.
+        performance: from a MIDI file or a transcription; an offset in time has no effect.
 
     Raises:
-        InputError: less than `alignment.LEAST_MATCHED` of its notes are in the score, or it is too short to have a tempo.
+        InputError: less than `alignment.LEAST_MATCHED` of its notes are in the score, or it is too short for a tempo.
     """
     found = match(performance, score)
     check_share(found.share)
     view = View(performance, score, found)
     if (steps := len(view.steps)) < LEAST_STEPS:
-        raise InputError(f"{steps} moments of the score are found in it, {LEAST_STEPS} are needed; "
-                         "give a longer clip.")  # fmt: skip
+        raise InputError(f"{steps} onsets of the score match the performance, {LEAST_STEPS} are needed. "
+                         "Give a longer clip.")  # fmt: skip
     values = tempo.measure(view) | touch.measure(view) | piece.measure(score)
     undefined = [name for name, value in values.items() if not np.isfinite(value)]
     values |= dict.fromkeys(undefined, 0.0) | {"undefined": len(undefined)}
@@ -51,16 +50,16 @@ def table(performances: Mapping[str, Performance], scores: Mapping[str, Score | 
     """`describe` of every clip.
 
     Args:
-        performances: by clip: true ones, or decoded from sound.
-        scores: by clip; ``None`` or absent where there is none.
+        performances: by clip; from MIDI or transcriptions.
+        scores: by clip; ``None`` or absent for a clip without a score.
 
     Returns:
-        the features, a row a clip, clips as its index; and the clips that are left out -> why, in words.
+        the features, one row per clip, indexed by clip; and the excluded clips -> reason.
     """
     rows, left_out = {}, {}
     for clip, performance in performances.items():
         if (score := scores.get(clip)) is None:
-            left_out[clip] = "there is no score of it"
+            left_out[clip] = "no score"
             continue
         try:
             rows[clip] = describe(performance, score)

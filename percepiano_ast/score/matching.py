@@ -1,4 +1,4 @@
-"""Which played note is which written one."""
+"""Note alignment of a performance with its score."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from percepiano_ast.score.reading import Score
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """The notes of a performance and of its score that belong together.
+    """Note alignment of a performance and its score.
 
     Attributes:
-        played, written: indices of the matched notes, int (n,), in order of playing.
-        extra: indices of played notes that are not written, int; wrong notes, ornaments, slips.
-        missing: indices of written notes that are not played, int.
+        played, written: indices of the matched notes, int (n,), in the order of the performance.
+        extra: indices of played notes that are not in the score, int: wrong notes, ornaments, slips.
+        missing: indices of score notes that are not played, int.
     """
 
     played: np.ndarray
@@ -31,9 +31,9 @@ class Match:
 
 
 def match(performance: Performance, score: Score) -> Match:
-    """Align note by note, see `alignment.match`; the notes may be a MIDI file's or decoded from sound.
+    """Align note by note, see `alignment.match`; the notes may come from a MIDI file or a transcription.
 
-    A performance of something else is matched badly and not refused here: look at ``share``.
+    A performance of other music is not refused here: check ``share``.
     """
     played, written = alignment.match(performance.notes, score.notes).T
     extra = np.setdiff1d(np.arange(len(performance.notes)), played)

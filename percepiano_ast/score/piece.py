@@ -1,4 +1,4 @@
-"""What is written, whoever plays it: key, metre, tempo, register, texture, rhythm."""
+"""Features of the score alone: key, metre, tempo, register, texture, rhythm."""
 
 import numpy as np
 from scipy.special import entr
@@ -9,43 +9,43 @@ from percepiano_ast.score.reading import Score
 from percepiano_ast.score.view import mean, std
 
 _SHORT, _LONG = 0.3, 0.9  # quarters: sixteenths and shorter; quarters (written to nine tenths in MIDI) and longer
-_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])  # pitch classes of C major; a minor key has those of its relative major
+_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])  # pitch classes of C major; a minor key uses those of its relative major
 
 TABLE = {
-    "written_sharps": Descriptor("", "sharps of the first key signature, flats negative; 0 where none is written"),
-    "written_major": Descriptor("", "how much better a major key fits than a minor one"),
-    "written_key_clarity": Descriptor("", "how well the best key fits"),
-    "written_chromatic": Descriptor("", "share of notes outside the scale of the key signature; 0 where none is written"),
+    "written_sharps": Descriptor("", "sharps of the first key signature, flats negative; 0 without one"),
+    "written_major": Descriptor("", "fit of the best major key minus that of the best minor key"),
+    "written_key_clarity": Descriptor("", "fit of the best key"),
+    "written_chromatic": Descriptor("", "share of notes outside the scale of the key signature; 0 without one"),
     "written_classes": Descriptor("bits", "entropy of the twelve pitch classes"),
-    "written_beats": Descriptor("", "beats of a bar"),
-    "written_triple": Descriptor("", "1 where a bar has three beats or a multiple of three, else 0"),
-    "written_bar": Descriptor("log2 quarters", "logarithm of the length of a bar"),
-    "written_tempo": Descriptor("log", "logarithm of the notated quarters per second; 0 where none is notated"),
-    "written_quarters": Descriptor("log", "logarithm of the length in quarters"),
+    "written_beats": Descriptor("", "beats per bar"),
+    "written_triple": Descriptor("", "1 if the beats per bar are a multiple of three, else 0"),
+    "written_bar": Descriptor("log2 quarters", "log length of a bar"),
+    "written_tempo": Descriptor("log", "log of the notated quarters per second; 0 without a notated tempo"),
+    "written_quarters": Descriptor("log", "log of the length in quarters"),
     "written_pitch": Descriptor("MIDI pitch", "mean pitch"),
-    "written_pitch_std": Descriptor("semitones", "deviation of the pitches"),
+    "written_pitch_std": Descriptor("semitones", "standard deviation of pitch"),
     "written_melody": Descriptor("MIDI pitch", "mean pitch of the highest notes"),
     "written_bass": Descriptor("MIDI pitch", "mean pitch of the lowest notes"),
     "written_intervals": Descriptor("semitones", "mean size of the melody's intervals"),
-    "written_repeats": Descriptor("", "share of melody notes that repeat the one before"),
-    "written_rise": Descriptor("semitones", "from the first to the last melody note"),
+    "written_repeats": Descriptor("", "share of melody notes that repeat the previous one"),
+    "written_rise": Descriptor("semitones", "interval from the first to the last melody note"),
     "written_density": Descriptor("1/quarter", "notes per quarter"),
-    "written_moments": Descriptor("1/quarter", "moments with new notes per quarter"),
-    "written_chord": Descriptor("notes", "mean number of notes that begin together"),
-    "written_sounding": Descriptor("notes", "mean number of notes that sound together"),
-    "written_length": Descriptor("log2 quarters", "mean logarithm of note values"),
-    "written_length_std": Descriptor("log2 quarters", "deviation of that logarithm"),
-    "written_rhythm": Descriptor("bits", "entropy of the times between moments"),
-    "written_short": Descriptor("", "share of notes up to a sixteenth"),
-    "written_long": Descriptor("", "share of notes from a quarter on"),
-    "written_offbeat": Descriptor("", "share of moments between the beats"),
+    "written_moments": Descriptor("1/quarter", "distinct onsets per quarter"),
+    "written_chord": Descriptor("notes", "mean number of notes with the same onset"),
+    "written_sounding": Descriptor("notes", "mean number of simultaneous notes"),
+    "written_length": Descriptor("log2 quarters", "mean log note value"),
+    "written_length_std": Descriptor("log2 quarters", "standard deviation of log note values"),
+    "written_rhythm": Descriptor("bits", "entropy of the inter-onset intervals"),
+    "written_short": Descriptor("", "share of notes of a sixteenth or shorter"),
+    "written_long": Descriptor("", "share of notes of a quarter or longer"),
+    "written_offbeat": Descriptor("", "share of onsets between beats"),
     "written_force": Descriptor("velocity", "mean of the notated dynamics, as velocity"),
-    "written_force_std": Descriptor("velocity", "deviation of that"),
+    "written_force_std": Descriptor("velocity", "standard deviation of the notated dynamics"),
 }
 
 
 def measure(score: Score) -> dict[str, float]:
-    """The features of ``TABLE``; NaN for what this score does not say."""
+    """The features of ``TABLE``; NaN for features that this score does not define."""
     return _harmony(score) | _time(score) | _texture(score)
 
 

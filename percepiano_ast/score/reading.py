@@ -1,9 +1,9 @@
-"""Scores from metronomic MIDI and from MusicXML: notes on the time of the bars, metre, key, tempo.
+"""Read scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo.
 
-Onsets and durations are quarter notes. MIDI is read by mido, whose ticks are exact; MusicXML by music21 (Cuthbert and Ariza
-2010, ISMIR), which knows ties, tuplets, grace notes and transposition. Repeats are written out (MIDI has them so; music21
-plays repeat signs, voltas, D.C. and D.S. as marked), which does no harm where a player leaves one out: what is not played is
-missing, and no played note loses its place.
+Onsets and durations are in quarter notes. MIDI is read with mido, whose ticks are exact; MusicXML with music21 (Cuthbert and
+Ariza 2010, ISMIR), which handles ties, tuplets, grace notes and transposition. Repeats are expanded (MIDI contains them
+already; music21 follows repeat signs, voltas, D.C. and D.S.). If a player omits a repeat, its notes are counted as missing
+and the alignment of the played notes is unaffected.
 """
 
 import io
@@ -20,20 +20,20 @@ NOTE = np.dtype([("onset", np.float64), ("duration", np.float64), ("pitch", np.u
                  ("staff", np.uint8), ("grace", np.bool_)])  # fmt: skip
 MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
 _DRUM_CHANNEL = 9
-_TOGETHER = 1 / 48  # quarters: closer onsets are one moment (a grid of 96 to the whole holds triplets and 32nds apart)
+_TOGETHER = 1 / 48  # quarters: closer onsets are simultaneous (a grid of 96 per whole note separates triplets and 32nds)
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What is written.
+    """The contents of a score.
 
     Attributes:
-        notes: of dtype ``NOTE``, sorted by onset, then pitch; onset and duration in quarters; velocity as the file
-            realises the dynamics; staff from 1, the upper, in the order of the tracks or parts.
-        metres: (onset, beats, quarters of a beat) of each time signature, such as (0, 3, 1.0) for 3/4; never empty.
-        keys: (onset, sharps) of each key signature, flats negative; empty where none is written.
-        tempi: (onset, quarters per minute) of each tempo; empty where none is written.
-        remarks: what was left out or taken as given in reading, in words.
+        notes: of dtype ``NOTE``, sorted by onset, then pitch; onset and duration in quarters; velocity from the file's
+            dynamics; staff numbers start at 1, the upper one, in the order of the tracks or parts.
+        metres: (onset, beats, quarters per beat) of each time signature, such as (0, 3, 1.0) for 3/4; never empty.
+        keys: (onset, sharps) of each key signature, flats negative; may be empty.
+        tempi: (onset, quarters per minute) of each tempo; may be empty.
+        remarks: omissions and assumptions made in reading.
     """
 
     notes: np.ndarray
@@ -43,7 +43,7 @@ class Score:
     remarks: tuple[str, ...] = ()
 
     def position(self, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bar (counted from each metre's start on, float) and beat within it (0 is the downbeat, float) of ``onsets``."""
+        """Bar (counted from the start of each metre, float) and beat within it (0 is the downbeat, float) of ``onsets``."""
         starts, beats, unit = (np.array(column, float) for column in zip(*self.metres, strict=True))
         which = np.maximum(np.searchsorted(starts, onsets + _TOGETHER, side="right") - 1, 0)
         since = (onsets - starts[which]) / unit[which] + _TOGETHER / 2
@@ -53,7 +53,7 @@ class Score:
 
     @property
     def tempo(self) -> float | None:
-        """Notated quarters per minute, the mean over the score's time; ``None`` where none is written."""
+        """Notated quarters per minute, averaged over the score's duration; ``None`` without a notated tempo."""
         if not self.tempi:
             return None
         at, speed = np.array(self.tempi).T
@@ -64,39 +64,39 @@ class Score:
 
 
 def read(path: str | Path) -> Score:
-    """Read a score; its format is told by the file name.
+    """Read a score; the file extension determines the format.
 
     Raises:
-        InputError: missing, of another format, damaged, or without notes.
+        InputError: missing, of an unsupported format, damaged, or without notes.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such score. Check the path.")
     if path.suffix.lower() not in (*MIDI, *MUSICXML):
-        raise InputError(f"{path}: {path.suffix or 'a file without suffix'} is no format of scores that is read; "
-                         f"export it as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))}).")  # fmt: skip
+        raise InputError(f"{path}: {path.suffix or 'a file without extension'} is not a supported score format. "
+                         f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))}).")  # fmt: skip
     reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
     try:
         rows, metres, keys, tempi, remarks = reader(path)
-    except ImportError:  # of music21: the file is not to blame
+    except ImportError:  # music21 is missing: not a fault of the file
         raise
-    except Exception as error:  # the parsers' own exception types are open-ended: any of them means a damaged file
+    except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
         reason = str(error) or type(error).__name__
         raise InputError(f"{path}: not a readable score ({reason:.200}). Export or download it again.") from error
     if not rows:
         why = f" ({'; '.join(remarks)})" if remarks else ""
-        raise InputError(f"{path}: no notes in this score{why}. Give the score of what is played.")
+        raise InputError(f"{path}: no notes in this score{why}. Give the score of the performance.")
     notes = np.array(rows, dtype=NOTE)
     notes, doubled = _once_per_moment(notes)
-    remarks += [f"{doubled} notes doubled another (same key, same moment) and were merged"] if doubled else []
+    remarks += [f"{doubled} duplicate notes (same key, same onset) were merged"] if doubled else []
     if not metres or metres[0][0] > notes["onset"][0] + _TOGETHER:
         metres = [(0.0, 4, 1.0), *metres]
-        remarks.append("no time signature at the beginning: 4/4 is taken")
+        remarks.append("no time signature at the beginning: 4/4 is assumed")
     return Score(notes, _last_of_each(metres), _last_of_each(keys), _last_of_each(tempi), tuple(remarks))
 
 
 def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
-    """Sorted by onset; of several at one moment the last, and none that says what held already."""
+    """Sorted by onset, with only the last of several at one onset, and without repeats of the value in force."""
     at = {entry[0]: entry for entry in sorted(entries, key=lambda entry: entry[0])}
     kept: list[tuple] = []
     for entry in at.values():
@@ -106,7 +106,7 @@ def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
 
 
 def _once_per_moment(notes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Notes in order, each key once a moment (the longest stays); and how many were merged."""
+    """Sorted notes with each key at most once per onset (the longest is kept), and the number of merged notes."""
     notes = notes[np.lexsort((-notes["duration"], notes["grace"], notes["onset"], notes["pitch"]))]
     same = (np.diff(notes["onset"]) < 1e-6) & (np.diff(notes["pitch"].astype(int)) == 0)
     kept = notes[np.r_[True, ~same]]
@@ -114,7 +114,7 @@ def _once_per_moment(notes: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
-    """Rows of ``NOTE``, metres, keys, tempi and remarks; a track with notes is a staff."""
+    """Rows of ``NOTE``, metres, keys, tempi and remarks; each track with notes is a staff."""
     midi = mido.MidiFile(str(path))
     quarter = midi.ticks_per_beat
     rows, metres, keys, tempi, drums, staff, unreleased, empty = [], [], [], [], 0, 0, 0, 0
@@ -140,14 +140,14 @@ def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
         unreleased += len(down)
         rows += [(onset, length, pitch, velocity, staff, False) for onset, length, pitch, velocity in found]
     counts = {"of zero length": empty, "of drums": drums, "never released": unreleased}
-    return rows, metres, keys, tempi, [f"{count} notes {what} were left out" for what, count in counts.items() if count]
+    return rows, metres, keys, tempi, [f"{count} notes {what} were ignored" for what, count in counts.items() if count]
 
 
 def _stroke(message, at: float, down: dict, found: list) -> bool:
-    """Keep a stroke in ``down`` and a released note in ``found`` as (onset, duration, pitch, velocity).
+    """Store a note-on in ``down`` and a released note in ``found`` as (onset, duration, pitch, velocity).
 
     Returns:
-        whether a note was left out because it has no length: MuseScore writes some ornaments so.
+        whether a note was ignored because of zero length: MuseScore writes some ornaments this way.
     """
     key, empty = (message.channel, message.note), False
     if key in down:  # released, or struck again
@@ -160,32 +160,32 @@ def _stroke(message, at: float, down: dict, found: list) -> bool:
 
 
 def _sharps(key: str) -> int:
-    """Sharps of a key signature as mido names it (``Eb``, ``F#m``); flats are negative."""
+    """Sharps of a key signature in mido's notation (``Eb``, ``F#m``); flats are negative."""
     fifths = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}[key[0]]
     return fifths + 7 * (key.count("#") - key.count("b")) - 3 * key.endswith("m")
 
 
 def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
-    """The same of MusicXML; a part, or a staff of a part, is a staff."""
-    from music21 import converter, repeat, stream, tempo  # half a second and 60 MB that other scores do without
+    """The same from MusicXML; each part, or each staff of a part, is a staff."""
+    from music21 import converter, repeat, stream, tempo  # imported here: takes half a second and 60 MB
 
     written = converter.parseData(_musicxml_text(path), format="musicxml")
     if not isinstance(written, stream.Score):
-        raise ValueError("it is not one score")
+        raise ValueError("not a single score")
     remarks = []
     parts = list(written.parts)
     if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
         try:
             parts = [part.expandRepeats() for part in parts]
-            remarks.append("repeats are written out as marked")
+            remarks.append("repeats are expanded as marked")
         except repeat.ExpanderException as error:
-            raise ValueError(f"its repeat signs do not close: {error}") from error
+            raise ValueError(f"unmatched repeat signs: {error}") from error
     rows: list[tuple] = []
     left_out = 0
     for staff, part in enumerate(parts, 1):
         notes, others = _notes_of_part(part.toSoundingPitch(), staff)
         rows, left_out = rows + notes, left_out + others
-    remarks += [f"{left_out} chord symbols and unpitched notes were left out"] if left_out else []
+    remarks += [f"{left_out} chord symbols and unpitched notes were ignored"] if left_out else []
     first = parts[0].flatten() if parts else written.flatten()
     metres = [(float(one.offset), one.numerator, 4 / one.denominator) for one in first.getElementsByClass("TimeSignature")]
     keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
@@ -208,7 +208,7 @@ def _musicxml_text(path: Path) -> str:
 
 
 def _with_pickup(parts: list, metres: list[tuple]) -> list[tuple]:
-    """The metres, the first bar's own if it is short: an upbeat must not shift the downbeats that follow."""
+    """The metres, with a separate one for a short first bar, so that an upbeat does not shift the following downbeats."""
     bars = list(parts[0].getElementsByClass("Measure")) if parts else []
     if not metres or len(bars) < 2:
         return metres
@@ -219,7 +219,7 @@ def _with_pickup(parts: list, metres: list[tuple]) -> list[tuple]:
 
 
 def _notes_of_part(part, staff: int) -> tuple[list[tuple], int]:
-    """Rows of ``NOTE`` of a music21 part, ties joined; and how many of its notes are none on a piano."""
+    """Rows of ``NOTE`` of a music21 part, with ties joined; and the number of ignored notes, which are not piano notes."""
     rows, left_out = [], 0
     for note in part.stripTies().flatten().notes:
         if "ChordSymbol" in note.classes or not note.pitches:

@@ -1,8 +1,8 @@
-"""When the notes are played against when they are written: tempo, timing of notes, chords that are not together.
+"""Timing relative to the score: tempo, timing deviations, asynchrony of chords.
 
-Tempo curve and its smooth part after Desain and Honing (1993), "Tempo curves considered harmful": what notes do around the
-smooth tempo is told apart from it. Final slowing: Friberg and Sundberg (1999), JASA 105(3). Melody lead: Goebl (2001), JASA
-110(1). Long-short contrast: Gabrielsson (1987).
+The tempo curve and its smooth part follow Desain and Honing (1993), "Tempo curves considered harmful": note timing is
+measured relative to the smooth tempo. Final slowing: Friberg and Sundberg (1999), JASA 105(3). Melody lead: Goebl (2001),
+JASA 110(1). Long-short contrast: Gabrielsson (1987).
 """
 
 import numpy as np
@@ -10,63 +10,63 @@ import numpy as np
 from percepiano_ast.descriptors.view import Descriptor
 from percepiano_ast.score.view import View, arch, correlation, mean, pattern, quantile, slope, std
 
-_FINAL = 0.2  # share of a clip that may slow down at the end
-_SPREAD, _ARPEGGIO = 0.03, 0.08  # seconds: heard as not together; played as an arpeggio
-_RUN = 0.5  # quarters: notes that are at most this long are a run
-_GRACE = 0.15  # quarters: shorter times are ornaments, whose written length is a convention
+_FINAL = 0.2  # share of a clip that counts as its beginning or end
+_SPREAD, _ARPEGGIO = 0.03, 0.08  # seconds: spread of an audibly asynchronous chord, and of an arpeggio
+_RUN = 0.5  # quarters: maximum note value of a run
+_GRACE = 0.15  # quarters: shorter intervals are ornaments, whose notated length is a convention
 
 TABLE = {
-    "tempo_mean": Descriptor("log 1/s", "logarithm of quarters per second, whole clip"),
-    "tempo_of_notated": Descriptor("log", "tempo over the notated one; 0 where none is notated"),
-    "tempo_std": Descriptor("log", "deviation of local tempo"),
-    "tempo_low": Descriptor("log", "tempo that a tenth of the steps stay below, under the median"),
-    "tempo_high": Descriptor("log", "tempo that a tenth of the steps exceed, over the median"),
-    "tempo_drift": Descriptor("log", "change of tempo from beginning to end, by a straight line"),
-    "tempo_arch": Descriptor("log", "how much faster the middle is than the ends, by a parabola"),
-    "tempo_first": Descriptor("log", "tempo of the first fifth over the rest"),
-    "tempo_final": Descriptor("log", "tempo of the last fifth over the rest"),
-    "tempo_last_step": Descriptor("log", "the last step's tempo over the median"),
-    "tempo_changes": Descriptor("log", "mean change of tempo from step to step"),
-    "tempo_changes_q90": Descriptor("log", "change of tempo that a tenth of the steps exceed"),
-    "tempo_memory": Descriptor("", "correlation of successive steps' tempo"),
-    "smooth_std": Descriptor("log", "deviation of the tempo smoothed over phrases"),
+    "tempo_mean": Descriptor("log 1/s", "log of quarters per second over the whole clip"),
+    "tempo_of_notated": Descriptor("log", "tempo relative to the notated one; 0 without a notated tempo"),
+    "tempo_std": Descriptor("log", "standard deviation of local tempo"),
+    "tempo_low": Descriptor("log", "0.1 quantile of local tempo relative to the median"),
+    "tempo_high": Descriptor("log", "0.9 quantile of local tempo relative to the median"),
+    "tempo_drift": Descriptor("log", "change of tempo from beginning to end, linear fit"),
+    "tempo_arch": Descriptor("log", "tempo in the middle relative to the ends, quadratic fit"),
+    "tempo_first": Descriptor("log", "tempo of the first fifth relative to the rest"),
+    "tempo_final": Descriptor("log", "tempo of the last fifth relative to the rest"),
+    "tempo_last_step": Descriptor("log", "tempo of the last step relative to the median"),
+    "tempo_changes": Descriptor("log", "mean absolute change of tempo from step to step"),
+    "tempo_changes_q90": Descriptor("log", "0.9 quantile of the absolute change of tempo from step to step"),
+    "tempo_memory": Descriptor("", "correlation of the tempo of successive steps"),
+    "smooth_std": Descriptor("log", "standard deviation of the tempo smoothed over phrases"),
     "smooth_range": Descriptor("log", "range of the tempo smoothed over phrases"),
-    "irregular_std": Descriptor("log", "deviation of local from smooth tempo"),
-    "irregular_q90": Descriptor("log", "distance of local from smooth tempo that a tenth exceed"),
-    "irregular_fine": Descriptor("log", "the same deviation from a tempo smoothed over a quarter and a half"),
-    "beat_std": Descriptor("log", "deviation of the tempo of beats"),
-    "beat_changes": Descriptor("log", "mean change of tempo from beat to beat"),
-    "beat_worst": Descriptor("log", "greatest change of tempo from beat to beat"),
-    "bar_std": Descriptor("log", "deviation of the tempo of bars"),
-    "bar_changes": Descriptor("log", "mean change of tempo from bar to bar"),
-    "bar_pattern": Descriptor("", "share of the variance of beats' tempo that their place in the bar explains"),
-    "first_beat": Descriptor("log", "tempo of first beats over the other beats"),
-    "last_beat": Descriptor("log", "tempo of last beats over the other beats"),
-    "deviation_std": Descriptor("s", "deviation of moments from where the smooth tempo puts them"),
-    "deviation_q90": Descriptor("s", "distance from there that a tenth of the moments exceed"),
-    "deviation_quarters": Descriptor("quarters", "deviation from there in quarters"),
-    "deviation_beats": Descriptor("s", "deviation of moments between beats from the line between the beats"),
-    "offbeat_late": Descriptor("quarters", "how late moments between beats are on that line"),
-    "run_uneven": Descriptor("log", "deviation of successive times in runs of equal notes"),
-    "contrast": Descriptor("log", "how much long to short is exaggerated in successive unequal notes"),
-    "contrast_std": Descriptor("log", "deviation of that"),
-    "async_std": Descriptor("s", "deviation of notes from the mean of their chord"),
+    "irregular_std": Descriptor("log", "standard deviation of local minus smooth tempo"),
+    "irregular_q90": Descriptor("log", "0.9 quantile of the absolute difference of local and smooth tempo"),
+    "irregular_fine": Descriptor("log", "standard deviation of local tempo minus tempo smoothed over 1.5 quarters"),
+    "beat_std": Descriptor("log", "standard deviation of the tempo of beats"),
+    "beat_changes": Descriptor("log", "mean absolute change of tempo from beat to beat"),
+    "beat_worst": Descriptor("log", "largest change of tempo from beat to beat"),
+    "bar_std": Descriptor("log", "standard deviation of the tempo of bars"),
+    "bar_changes": Descriptor("log", "mean absolute change of tempo from bar to bar"),
+    "bar_pattern": Descriptor("", "share of the variance of beat tempo explained by the position in the bar"),
+    "first_beat": Descriptor("log", "tempo of first beats relative to other beats"),
+    "last_beat": Descriptor("log", "tempo of last beats relative to other beats"),
+    "deviation_std": Descriptor("s", "standard deviation of onsets from the smooth tempo's onsets"),
+    "deviation_q90": Descriptor("s", "0.9 quantile of the absolute deviation from the smooth tempo's onsets"),
+    "deviation_quarters": Descriptor("quarters", "the standard deviation in quarters"),
+    "deviation_beats": Descriptor("s", "standard deviation of onsets between beats from interpolated beats"),
+    "offbeat_late": Descriptor("quarters", "mean delay of onsets between beats relative to interpolated beats"),
+    "run_uneven": Descriptor("log", "standard deviation of the log ratio of successive intervals in runs of equal notes"),
+    "contrast": Descriptor("log", "mean exaggeration of the long-short ratio of successive unequal notes"),
+    "contrast_std": Descriptor("log", "standard deviation of this exaggeration"),
+    "async_std": Descriptor("s", "standard deviation of onsets from their chord's mean"),
     "async_spread": Descriptor("s", "mean time from first to last note of a chord"),
-    "async_q90": Descriptor("s", "time that a tenth of the chords exceed"),
+    "async_q90": Descriptor("s", "0.9 quantile of the time from first to last note of a chord"),
     "async_share": Descriptor("", "share of chords spread by more than 30 ms"),
-    "async_varies": Descriptor("s", "deviation of that spread over chords"),
-    "arpeggio_share": Descriptor("", "share of chords spread by more than 80 ms, the bass first"),
-    "melody_lead": Descriptor("s", "how much earlier the melody is than the rest of its chord"),
-    "melody_lead_std": Descriptor("s", "deviation of that"),
-    "melody_lead_share": Descriptor("", "share of chords in which it is more than 10 ms early"),
-    "bass_lead": Descriptor("s", "how much earlier the bass is than the rest of its chord"),
-    "hands_apart": Descriptor("s", "how much earlier the upper staff is than the lower"),
-    "hands_apart_std": Descriptor("s", "deviation of that"),
+    "async_varies": Descriptor("s", "standard deviation of the spread over chords"),
+    "arpeggio_share": Descriptor("", "share of chords spread by more than 80 ms with the bass first"),
+    "melody_lead": Descriptor("s", "mean lead of the melody over the rest of its chord"),
+    "melody_lead_std": Descriptor("s", "standard deviation of the melody lead"),
+    "melody_lead_share": Descriptor("", "share of chords with a melody lead of more than 10 ms"),
+    "bass_lead": Descriptor("s", "mean lead of the bass over the rest of its chord"),
+    "hands_apart": Descriptor("s", "mean lead of the upper over the lower staff"),
+    "hands_apart_std": Descriptor("s", "standard deviation of the lead of the upper staff"),
 }
 
 
 def measure(view: View) -> dict[str, float]:
-    """The features of ``TABLE``; NaN for what this clip has no instance of."""
+    """The features of ``TABLE``; NaN for features without an instance in this clip."""
     return _tempo(view) | _smooth(view) | _beats(view) | _deviations(view) | _rhythm(view) | _chords(view)
 
 
@@ -106,7 +106,7 @@ def _smooth(view: View) -> dict[str, float]:
 
 
 def _grid(view: View, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moments in ``of`` that are among the steps of tempo or as far apart: indices, and log tempo from each to the next."""
+    """Onsets selected by ``of``: indices, and log tempo from each to the next (NaN for intervals of 0.1 s or less)."""
     chosen = np.flatnonzero(of)
     if len(chosen) < 3:
         return chosen[:0], np.zeros(0)
@@ -135,7 +135,7 @@ def _beats(view: View) -> dict[str, float]:
 
 
 def _deviations(view: View) -> dict[str, float]:
-    """Moments against the running sum of the smooth tempo, and those between beats against the line between the beats."""
+    """Deviation of onsets from the integral of the smooth tempo, and of onsets between beats from interpolated beats."""
     grid = view.quarters
     middles = (grid[1:] + grid[:-1]) / 2
     expected = np.concatenate([[0], np.cumsum(np.diff(grid) * np.exp(-view.smooth(middles)))])
@@ -158,7 +158,7 @@ def _deviations(view: View) -> dict[str, float]:
 
 
 def _rhythm(view: View) -> dict[str, float]:
-    """Successive times between moments: of equal length in runs, and of unequal."""
+    """Successive inter-onset intervals: equal ones in runs, and unequal ones."""
     written, played = np.diff(view.quarters), np.diff(view.seconds)
     ok = (played[1:] > 0.02) & (played[:-1] > 0.02)
     asked = np.log(written[1:] / written[:-1])[ok]

@@ -1,7 +1,7 @@
-"""How the notes are played against how they are written: length, force, what is added and left out, pedal and harmony.
+"""Articulation, velocity, extra and missing notes, and pedalling, relative to the score.
 
-Articulation as played over notated duration: Bresin and Battel (2000), J. New Music Research 29(3). Accents by metre and
-melody: Sloboda (1983), QJEP 35A; Palmer (1997), Annual Review of Psychology 48.
+Articulation as played relative to notated duration: Bresin and Battel (2000), J. New Music Research 29(3). Accents by metre
+and melody: Sloboda (1983), QJEP 35A; Palmer (1997), Annual Review of Psychology 48.
 """
 
 import numpy as np
@@ -10,79 +10,79 @@ from percepiano_ast.descriptors.pedals import pedalling
 from percepiano_ast.descriptors.view import Descriptor
 from percepiano_ast.score.view import View, arch, correlation, mean, pattern, quantile, slope, std
 
-_SHORT, _LONG = 0.5, 1.0  # quarters: a note is short up to the first, long from the second
+_SHORT, _LONG = 0.5, 1.0  # quarters: maximum length of a short note, minimum length of a long note
 _MIDDLE_C = 60
-_FINAL = 0.2  # share of a clip that is its end
-_NEAR = 0.25  # quarters: a change of pedal belongs to a beat or a harmony this near
-_CATCH = 0.1  # seconds: a chord that is struck so shortly before the pedal changes belongs to what follows
-_SLIP = 0.1  # seconds: an unwritten note that is shorter was brushed
-_CLOSE = 0.3  # seconds within which a neighbouring key is a slip of the finger
+_FINAL = 0.2  # share of a clip that counts as its end
+_NEAR = 0.25  # quarters: maximum distance of a pedal change from its beat or harmony
+_CATCH = 0.1  # seconds: a chord struck this shortly before a pedal change belongs to the next pedalling
+_SLIP = 0.1  # seconds: a shorter extra note counts as brushed
+_CLOSE = 0.3  # seconds: maximum distance in time of an extra note from a neighbouring key
 
 TABLE = {
-    "held": Descriptor("log", "time a key is held over what is written at the tempo of the phrase; mean logarithm"),
-    "held_std": Descriptor("log", "the same, deviation"),
-    "held_q10": Descriptor("log", "the same, what a tenth of the notes stay below"),
-    "held_q50": Descriptor("log", "the same, median"),
-    "held_q90": Descriptor("log", "the same, what a tenth of the notes exceed"),
-    "held_melody": Descriptor("log", "the same of the melody over the other notes"),
-    "held_bass": Descriptor("log", "the same of the bass over the other notes"),
-    "held_low": Descriptor("log", "the same below middle C over that above"),
-    "held_short": Descriptor("log", "the same of notes up to an eighth"),
-    "held_long": Descriptor("log", "the same of notes from a quarter on"),
-    "held_of_length": Descriptor("", "correlation of it with the written length"),
-    "held_of_pitch": Descriptor("", "correlation of it with pitch"),
-    "held_final": Descriptor("log", "the same in the last fifth over the rest"),
-    "held_changes": Descriptor("log", "mean change of it from one melody note to the next"),
-    "detached_share": Descriptor("", "share of notes held for less than half of what is written"),
-    "overheld_share": Descriptor("", "share of notes held for a tenth longer than written"),
-    "melody_overlap": Descriptor("", "how far melody notes reach into the next, over the time between them, within 1; mean"),
-    "melody_overlap_std": Descriptor("", "the same, deviation"),
-    "force_downbeat": Descriptor("velocity", "force at the beginnings of bars over the rest"),
-    "force_beat": Descriptor("velocity", "force on beats over that between"),
-    "force_bar_pattern": Descriptor("", "share of the variance of force that the place in the bar explains"),
-    "force_melody": Descriptor("velocity", "force of the melody over the rest of its chord"),
-    "force_melody_std": Descriptor("velocity", "deviation of that"),
-    "force_bass": Descriptor("velocity", "force of the bass over the rest of its chord"),
-    "force_hands": Descriptor("velocity", "force of the upper over the lower staff"),
-    "force_melody_varies": Descriptor("velocity", "deviation of the melody's force"),
-    "force_rest_varies": Descriptor("velocity", "deviation of the other notes' force"),
-    "force_of_pitch": Descriptor("", "correlation of force with pitch"),
-    "force_of_melody": Descriptor("", "correlation of the melody's force with its pitch"),
-    "force_of_length": Descriptor("", "correlation of force with written length"),
-    "force_of_notated": Descriptor("", "correlation of force with the score's dynamics; 0 where they do not change"),
-    "force_notated_range": Descriptor("velocity", "change of force from the softest to the loudest notated, by a line"),
-    "force_trend": Descriptor("velocity", "change of force from beginning to end, by a straight line"),
-    "force_arch": Descriptor("velocity", "how much louder the middle is than the ends, by a parabola"),
-    "force_final": Descriptor("velocity", "force of the last fifth over the rest"),
-    "force_bars": Descriptor("velocity", "deviation of the mean force of bars"),
-    "force_bar_changes": Descriptor("velocity", "mean change of force from bar to bar"),
-    "force_within_bars": Descriptor("velocity", "deviation of moments from their bar's force"),
-    "force_of_tempo": Descriptor("", "correlation of force with the smooth tempo: faster and louder"),
-    "force_of_held": Descriptor("", "correlation of force with articulation"),
-    "extra_share": Descriptor("", "share of the played notes that are not written"),
-    "extra_brushed": Descriptor("", "share of the played notes that are not written and shorter than a tenth of a second"),
-    "extra_beside": Descriptor("", "share of the played notes that are not written and next to a written key of that moment"),
-    "missing_share": Descriptor("", "share of the written notes that are not played"),
-    "missing_bass": Descriptor("", "share of the lowest written notes that are not played"),
-    "missing_grace": Descriptor("", "share of the missing notes that are written as grace notes"),
-    "pedal_per_beat": Descriptor("", "how often the pedal is put down per beat"),
-    "pedal_per_bar": Descriptor("", "how often the pedal is put down per bar"),
-    "pedal_on_beats": Descriptor("", "share of it within a sixteenth of a beat"),
-    "pedal_on_bars": Descriptor("", "share of it within a sixteenth of a downbeat"),
-    "pedal_late": Descriptor("quarters", "mean time from the last written moment to putting the pedal down, at most 1"),
-    "pedal_of_harmony": Descriptor("", "share of new bass notes with a change of pedal within a sixteenth"),
-    "pedal_harmonies": Descriptor("notes", "mean number of different bass notes under one pedal"),
-    "pedal_downbeats": Descriptor("", "share of downbeats with the pedal down just after them, over that of other moments"),
+    "held": Descriptor("log", "articulation (key-down time relative to the notated duration at the smooth tempo), mean"),
+    "held_std": Descriptor("log", "articulation, standard deviation"),
+    "held_q10": Descriptor("log", "articulation, 0.1 quantile"),
+    "held_q50": Descriptor("log", "articulation, median"),
+    "held_q90": Descriptor("log", "articulation, 0.9 quantile"),
+    "held_melody": Descriptor("log", "articulation of the melody relative to the other notes"),
+    "held_bass": Descriptor("log", "articulation of the bass relative to the other notes"),
+    "held_low": Descriptor("log", "articulation below middle C relative to the other notes"),
+    "held_short": Descriptor("log", "articulation of notes of an eighth or shorter"),
+    "held_long": Descriptor("log", "articulation of notes of a quarter or longer"),
+    "held_of_length": Descriptor("", "correlation of articulation with log notated duration"),
+    "held_of_pitch": Descriptor("", "correlation of articulation with pitch"),
+    "held_final": Descriptor("log", "articulation of the last fifth relative to the rest"),
+    "held_changes": Descriptor("log", "mean absolute change of articulation from one melody note to the next"),
+    "detached_share": Descriptor("", "share of notes held for less than half of the notated duration"),
+    "overheld_share": Descriptor("", "share of notes held for more than 1.1 of the notated duration"),
+    "melody_overlap": Descriptor("", "overlap of successive melody notes relative to their interval, within 1, mean"),
+    "melody_overlap_std": Descriptor("", "overlap of successive melody notes, standard deviation"),
+    "force_downbeat": Descriptor("velocity", "velocity at downbeats minus that of other onsets"),
+    "force_beat": Descriptor("velocity", "velocity on beats minus that between beats"),
+    "force_bar_pattern": Descriptor("", "share of the variance of velocity explained by the position in the bar"),
+    "force_melody": Descriptor("velocity", "velocity of the melody minus that of the rest of its chord"),
+    "force_melody_std": Descriptor("velocity", "standard deviation of this difference"),
+    "force_bass": Descriptor("velocity", "velocity of the bass minus that of the rest of its chord"),
+    "force_hands": Descriptor("velocity", "velocity of the upper minus that of the lower staff"),
+    "force_melody_varies": Descriptor("velocity", "standard deviation of the melody's velocity"),
+    "force_rest_varies": Descriptor("velocity", "standard deviation of the other notes' velocity"),
+    "force_of_pitch": Descriptor("", "correlation of velocity with pitch"),
+    "force_of_melody": Descriptor("", "correlation of the melody's velocity with its pitch"),
+    "force_of_length": Descriptor("", "correlation of velocity with log notated duration"),
+    "force_of_notated": Descriptor("", "correlation of velocity with the notated dynamics; 0 if they are constant"),
+    "force_notated_range": Descriptor("velocity", "change of velocity from the softest to the loudest notated, linear fit"),
+    "force_trend": Descriptor("velocity", "change of velocity from beginning to end, linear fit"),
+    "force_arch": Descriptor("velocity", "velocity in the middle relative to the ends, quadratic fit"),
+    "force_final": Descriptor("velocity", "velocity of the last fifth minus that of the rest"),
+    "force_bars": Descriptor("velocity", "standard deviation of the mean velocity of bars"),
+    "force_bar_changes": Descriptor("velocity", "mean absolute change of velocity from bar to bar"),
+    "force_within_bars": Descriptor("velocity", "standard deviation of onsets' velocity from their bar's mean"),
+    "force_of_tempo": Descriptor("", "correlation of velocity with the smooth tempo"),
+    "force_of_held": Descriptor("", "correlation of velocity with articulation"),
+    "extra_share": Descriptor("", "share of played notes that are not in the score"),
+    "extra_brushed": Descriptor("", "share of played notes that are not in the score and shorter than 0.1 s"),
+    "extra_beside": Descriptor("", "share of played notes that are not in the score and within 2 semitones of a matched note"),
+    "missing_share": Descriptor("", "share of score notes that are not played"),
+    "missing_bass": Descriptor("", "share of the score's lowest notes that are not played"),
+    "missing_grace": Descriptor("", "share of grace notes among the missing notes"),
+    "pedal_per_beat": Descriptor("", "number of pedal presses per beat"),
+    "pedal_per_bar": Descriptor("", "number of pedal presses per bar"),
+    "pedal_on_beats": Descriptor("", "share of pedal presses within a sixteenth of a beat"),
+    "pedal_on_bars": Descriptor("", "share of pedal presses within a sixteenth of a downbeat"),
+    "pedal_late": Descriptor("quarters", "mean time from the last score onset to the pedal press, at most 1"),
+    "pedal_of_harmony": Descriptor("", "share of new bass notes with a pedal press within a sixteenth"),
+    "pedal_harmonies": Descriptor("notes", "mean number of different bass notes per pedalling"),
+    "pedal_downbeats": Descriptor("", "share of downbeats with the pedal down just after them, minus that of other onsets"),
 }
 
 
 def measure(view: View) -> dict[str, float]:
-    """The features of ``TABLE``; NaN for what this clip has no instance of."""
+    """The features of ``TABLE``; NaN for features without an instance in this clip."""
     return _length(view) | _overlap(view) | _accents(view) | _course(view) | _slips(view) | _pedal(view)
 
 
 def _over(values: np.ndarray, which: np.ndarray) -> float:
-    """Mean of ``values`` where ``which``, less that of the rest."""
+    """Mean of ``values`` selected by ``which``, minus that of the rest."""
     return mean(values[which]) - mean(values[~which])
 
 
@@ -114,7 +114,7 @@ def _length(view: View) -> dict[str, float]:
 
 
 def _overlap(view: View) -> dict[str, float]:
-    """Melody notes that are written to reach the next one, and how they do."""
+    """Overlap of melody notes whose notated end reaches the next melody note."""
     onset, end = view.onset[view.top], (view.onset + view.held)[view.top]
     at, until = view.at[view.top], (view.at + view.length)[view.top]
     between = np.diff(onset)
@@ -173,7 +173,7 @@ def _slips(view: View) -> dict[str, float]:
     for i, note in enumerate(extra):
         near = np.abs(view.onset - note["onset"]) < _CLOSE
         beside[i] = np.any(np.abs(view.pitch[near] - float(note["pitch"])) <= 2)
-    starts = np.flatnonzero(np.r_[True, np.diff(written["onset"]) > 0])  # sorted by pitch within a moment: the lowest notes
+    starts = np.flatnonzero(np.r_[True, np.diff(written["onset"]) > 0])  # sorted by pitch within an onset: the lowest notes
     return {
         "extra_share": len(extra) / len(notes),
         "extra_brushed": np.sum(extra["offset"] - extra["onset"] < _SLIP) / len(notes),
@@ -185,7 +185,7 @@ def _slips(view: View) -> dict[str, float]:
 
 
 def _pedal(view: View) -> dict[str, float]:
-    """Where the pedal is put down in the bars; NaN where it never is."""
+    """Pedal presses relative to the metre and the harmony; NaN without any."""
     ups, downs = pedalling(view.performance)
     played, written = view.steps.T
     bars, places = view.score.position(np.array([written[0], written[-1]]))

@@ -1,4 +1,4 @@
-"""What every family of score features looks at: the matched notes, side by side as written and as played."""
+"""The common input of all score-informed features: matched notes as notated and as played."""
 
 from functools import cached_property
 
@@ -10,24 +10,24 @@ from percepiano_ast.performance import Performance
 from percepiano_ast.score.matching import Match
 from percepiano_ast.score.reading import Score
 
-LOCAL = 4.0  # quarters, standard deviation of the bell that the tempo of a phrase is taken over
-_STEP = 0.2  # quarters between moments that tell of tempo: closer ones are ornaments
-_SLACK = 0.05  # quarters: what ends within this of a moment does not sound any more
-_SHORTEST = 0.02  # seconds: no logarithm is taken of less
+LOCAL = 4.0  # quarters; standard deviation of the Gaussian kernel for the smooth tempo
+_STEP = 0.2  # quarters; minimum distance of onsets used for tempo: closer ones are ornaments
+_SLACK = 0.05  # quarters: notes that end this shortly after an onset do not count as sounding
+_SHORTEST = 0.02  # seconds; lower limit before taking logarithms
 
 
 class View:
-    """A performance and its score, note by matched note in order of the score; grace notes, which have no time, apart.
+    """A performance and its score, by matched note in score order, without grace notes, which have no duration.
 
     Attributes:
-        performance, score, match: what is looked at.
+        performance, score, match: the inputs.
         plain: the score's notes without grace notes.
-        at, length: onset and duration in quarters, float (n_matched,).
-        onset, held: onset and time that the key is down in seconds, float (n_matched,).
-        pitch, velocity, notated: pitch, velocity played and velocity in the score, float (n_matched,).
+        at, length: notated onset and duration in quarters, float (n_matched,).
+        onset, held: onset and key-down time in seconds, float (n_matched,).
+        pitch, velocity, notated: pitch, played velocity and velocity in the score, float (n_matched,).
         staff: int (n_matched,).
-        moment: number of the written moment of each note, int (n_matched,), into ``quarters``.
-        quarters, seconds: each matched moment as written and as played (mean of its notes), float (n_moments,).
+        moment: index of each note's score onset in ``quarters``, int (n_matched,).
+        quarters, seconds: each matched onset as notated and as played (mean of its notes), float (n_moments,).
     """
 
     def __init__(self, performance: Performance, score: Score, match: Match):
@@ -47,22 +47,22 @@ class View:
 
     @cached_property
     def size(self) -> np.ndarray:
-        """Matched notes of each moment, int (n_moments,)."""
+        """Number of matched notes of each onset, int (n_moments,)."""
         return np.bincount(self.moment)
 
     @cached_property
     def together(self) -> np.ndarray:
-        """Whether a note is written together with others, bool (n_matched,)."""
+        """Whether a note shares its score onset with others, bool (n_matched,)."""
         return self.size[self.moment] > 1
 
     @cached_property
     def top(self) -> np.ndarray:
-        """Whether a note is the highest that is written at its moment: the melody, bool (n_matched,)."""
+        """Whether a note is the highest in the score at its onset: the melody, bool (n_matched,)."""
         return self._extreme(np.maximum)
 
     @cached_property
     def bottom(self) -> np.ndarray:
-        """Whether a note is the lowest that is written at its moment, bool (n_matched,)."""
+        """Whether a note is the lowest in the score at its onset, bool (n_matched,)."""
         return self._extreme(np.minimum)
 
     def _extreme(self, which: np.ufunc) -> np.ndarray:
@@ -73,7 +73,7 @@ class View:
 
     @cached_property
     def bass(self) -> np.ndarray:
-        """Lowest written pitch that sounds at each moment, float (n_moments,)."""
+        """Lowest pitch in the score that sounds at each onset, float (n_moments,)."""
         notes = self.plain
         onset, end, at = notes["onset"], notes["onset"] + notes["duration"], self.quarters[:, None]
         sounds = (onset <= at) & ((end > at + _SLACK) | (onset == at))
@@ -81,22 +81,22 @@ class View:
 
     @cached_property
     def beats(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bar and beat of each moment, see `Score.position`."""
+        """Bar and beat of each onset, see `Score.position`."""
         return self.score.position(self.quarters)
 
     @cached_property
     def downbeat(self) -> np.ndarray:
-        """Whether a moment begins a bar, bool (n_moments,)."""
+        """Whether an onset is a downbeat, bool (n_moments,)."""
         return self.beats[1] < 0.02
 
     @cached_property
     def on_beat(self) -> np.ndarray:
-        """Whether a moment begins a beat, bool (n_moments,)."""
+        """Whether an onset is on a beat, bool (n_moments,)."""
         return np.abs(self.beats[1] - np.round(self.beats[1])) < 0.02
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """Moments that tell of tempo, (n, 2): seconds and quarters, see `alignment.spaced`; both rise."""
+        """Onsets used for tempo, (n, 2): seconds and quarters, see `alignment.spaced`; both ascending."""
         return alignment.spaced(self._rising, _STEP)
 
     @cached_property
@@ -107,33 +107,33 @@ class View:
 
     @cached_property
     def pace(self) -> np.ndarray:
-        """Logarithm of quarters per second from each of ``steps`` to the next, (n - 1,)."""
+        """Local tempo: log of quarters per second from each of ``steps`` to the next, (n - 1,)."""
         seconds, quarters = np.diff(self.steps, axis=0).T
         return np.log(quarters / seconds)
 
     @cached_property
     def middle(self) -> np.ndarray:
-        """Middle of each of these steps in quarters, (n - 1,)."""
+        """Midpoint of each of these steps in quarters, (n - 1,)."""
         return (self.steps[1:, 1] + self.steps[:-1, 1]) / 2
 
     def smooth(self, quarters: np.ndarray, width: float = LOCAL) -> np.ndarray:
-        """Logarithm of the tempo around ``quarters``: the steps' mean under a bell, weighted by what they last."""
+        """Smooth log tempo at ``quarters``: the steps' mean under a Gaussian kernel, weighted by their duration."""
         weights = np.exp(-0.5 * ((quarters[:, None] - self.middle) / width) ** 2) * np.diff(self.steps[:, 1])
-        weights += 1e-12 * np.diff(self.steps[:, 1])  # far from every step the mean of all counts
+        weights += 1e-12 * np.diff(self.steps[:, 1])  # far from all steps, use the overall mean
         return weights @ self.pace / weights.sum(axis=1)
 
     @cached_property
     def late(self) -> np.ndarray:
-        """How much later than its moment a note is played, seconds (n_matched,)."""
+        """Delay of each note relative to the mean of its onset, seconds (n_matched,)."""
         return self.onset - self.seconds[self.moment]
 
     @cached_property
     def articulation(self) -> np.ndarray:
-        """Logarithm of the time a key is held over what is written at the tempo of the phrase, (n_matched,)."""
+        """Log of the key-down time relative to the notated duration at the smooth tempo, (n_matched,)."""
         return np.log(self.held) - np.log(np.maximum(self.length, 1 / 16)) + self.smooth(self.at)
 
     def of_moments(self, values: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
-        """Mean of ``values`` (n_matched,) at each moment, of the notes in ``which`` alone; NaN where there is none."""
+        """Mean of ``values`` (n_matched,) at each onset over the notes selected by ``which``; NaN without notes."""
         which = np.ones(len(values), bool) if which is None else which
         count = np.bincount(self.moment[which], minlength=len(self.quarters)).astype(float)
         count[count == 0] = np.nan
@@ -141,25 +141,25 @@ class View:
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of what is finite; NaN of nothing."""
+    """The mean of finite values; NaN without any."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else np.nan
 
 
 def std(values: np.ndarray) -> float:
-    """The standard deviation of what is finite; NaN of fewer than two."""
+    """The standard deviation of finite values; NaN for fewer than two."""
     values = values[np.isfinite(values)]
     return float(values.std()) if len(values) > 1 else np.nan
 
 
 def quantile(values: np.ndarray, share: float) -> float:
-    """The quantile of what is finite; NaN of nothing."""
+    """The quantile of finite values; NaN without any."""
     values = values[np.isfinite(values)]
     return float(np.quantile(values, share)) if len(values) else np.nan
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r of what is finite; NaN of fewer than four, or where either does not vary."""
+    """Pearson's r of finite pairs; NaN for fewer than four, or if either input is constant."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 4 or np.ptp(x[both]) < 1e-9 or np.ptp(y[both]) < 1e-9:
         return np.nan
@@ -167,7 +167,7 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Change of ``y`` from the least to the greatest ``x`` by a straight line; NaN where there is none."""
+    """Change of ``y`` from the smallest to the largest ``x`` in a linear fit; NaN for fewer than three points or constant ``x``."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 3 or np.ptp(x[both]) < 1e-9:
         return np.nan
@@ -175,7 +175,7 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def arch(x: np.ndarray, y: np.ndarray) -> float:
-    """How much higher ``y`` is in the middle than at the ends, by a parabola; NaN of fewer than four."""
+    """Height of ``y`` in the middle above the ends in a quadratic fit; NaN for fewer than four points."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 4 or np.ptp(x[both]) < 1e-9:
         return np.nan
@@ -183,7 +183,7 @@ def arch(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def pattern(bars: np.ndarray, values: np.ndarray, positions: np.ndarray) -> float:
-    """Share of the variance of ``values`` that the position within the bar explains; NaN within fewer than two bars."""
+    """Share of the variance of ``values`` explained by the position in the bar; NaN for fewer than two bars."""
     ok = np.isfinite(values)
     if len(np.unique(bars[ok])) < 2 or np.ptp(values[ok]) < 1e-9:
         return np.nan

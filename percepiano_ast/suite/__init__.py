@@ -1,8 +1,8 @@
-"""The four steps of the suite, as notebooks and command line call them. Each starts from what the one before wrote.
+"""The four steps of the suite, as called by notebooks and command line. Each step reads the output of the previous one.
 
-Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards; ``percepiano_kaldi/`` in the
-papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``; of ratings of one's own the
-same below ``own/<name>/``. Every step resumes; none overwrites the output of another configuration.
+Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards; ``percepiano_kaldi/`` with the
+papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``; for custom ratings the same
+below ``own/<name>/``. Every step can be resumed, and none overwrites the output of another configuration.
 """
 
 from percepiano_ast.data.build import Work

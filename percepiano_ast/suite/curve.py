@@ -1,4 +1,4 @@
-"""What more labels would be worth: the correlation that is left where fewer passages, players or clips are learned from."""
+"""Learning curve: the correlation with fewer passages, players or clips in the training data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,21 +19,21 @@ PROTOCOL = "content"
 SHARES = (0.125, 0.25, 0.5, 0.75)
 DRAWS = 6
 COLUMNS = ["unit", "share", "draw", "r"]
-# The middle of the grid that `baselines.statistics` averages over: one fit instead of seventeen, at .01 less of r.
+# The centre of the grid that `baselines.statistics` averages over: one fit instead of seventeen, with an r lower by 0.01.
 _ALPHA, _WIDTH = 0.3, 3.0
 
 
 def learning_curve(run: Run, init: str, folder: str = "", *, source: str = "", log: Callable[[str], None] = say) -> Path:
-    """Mean r over the dimensions under ``content``, on what is heard of notes and sound, by how much is learned from.
+    """Mean r over the dimensions under ``content``, from transcription and sound statistics, by the amount of training data.
 
-    In every fold a random share of the training clips is kept: of whole passages (content groups), of the players with all that
-    they play, or of single clips.
+    In every fold, a random share of the training clips is used: of whole passages (content groups), of players with all their
+    clips, or of single clips.
 
     Args:
         init, folder, source: see `judged.judge`.
 
     Returns:
-        ``learning_curve.csv`` beside the predictions of `judged.judge`: ``unit,share,draw,r``; a figure of it beside it.
+        ``learning_curve.csv`` (``unit,share,draw,r``) in the folder of `judged.judge`'s predictions, with a figure as PNG.
     """
     rated, home, material = listened(run, init, folder, source, log)
     by_clip = rated.index.set_index("clip").loc[rated.clips.clip]
@@ -47,20 +47,18 @@ def learning_curve(run: Run, init: str, folder: str = "", *, source: str = "", l
     path = home / "learning_curve.csv"
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
-    plots.learning_curve(table, f"What more labels are worth ({rated.start.name}, {PROTOCOL})").savefig(
-        path.with_suffix(".png"), dpi=120
-    )
+    plots.learning_curve(table, f"Learning curve ({rated.start.name}, {PROTOCOL})").savefig(path.with_suffix(".png"), dpi=120)
     return path
 
 
 def _kept(labels: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
-    """Which rows have one of a random share of the labels."""
+    """Bool (n,), True for rows whose label is in a random share of the labels."""
     names = np.unique(labels)
     return np.isin(labels, np.random.default_rng(seed).choice(names, max(1, round(share * len(names))), replace=False))
 
 
 def _r(rated: Rated, material: Material, labels: np.ndarray, share: float, draw: int) -> float:
-    """Mean r over the dimensions, of renderings by pianos that are learned from."""
+    """Mean r over the dimensions, for renderings by pianos in the training data."""
     fold = splits.fold_of_clip(rated.index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in rated.clips.clip])
     x, y = material.features(("notes", "sound")), material.ratings

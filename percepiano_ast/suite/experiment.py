@@ -1,4 +1,4 @@
-"""The whole experiment: from raw MIDI to the page of results, in stages that each go on where they were interrupted."""
+"""The whole experiment: from raw MIDI to the report, in stages that can be interrupted and resumed."""
 
 import dataclasses
 import os
@@ -27,22 +27,22 @@ from percepiano_ast.transcription import Listener
 
 STARTS = (*PRETRAININGS, "scratch", *ENCODERS)
 STAGES = ["stage", "minutes", "machine"]
-_WORK = 1.0  # seconds below which a stage found its work done
+_WORK = 1.0  # a stage that took fewer seconds had nothing to do
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is compared, and on what.
+    """Models and data of a comparison.
 
     Attributes:
         midi: ASAP's folder or archive, ``percepiano``: PercePiano's folder.
-        hours: of ASAP that are rendered, ``voices``: synthesizers that take turns in it.
-        pianos: that play what is rated, ``unseen``: one more, which no model has heard, or none.
-        starts: names in `STARTS`; ``judged``: those of them that hear notes and are judged under every protocol.
-        seeds: of pre-training, heads, regressors.
-        protocols: of what is judged and of the baselines, ``content`` among them; empty for all.
-        epochs: by start, where it is not the preset's, of pre-training, or where there is none of fine-tuning: a comparison at
-            equal cost gives more to those that cost less.
+        hours: of ASAP to render; ``voices``: synthesizers, used in turn.
+        pianos: synthesizers for the rated clips; ``unseen``: a held-out soundfont, or empty.
+        starts: names in `STARTS`; ``judged``: those with transcription, for which regressors are fitted under every protocol.
+        seeds: for pre-training, heads, regressors.
+        protocols: for regressors and baselines, including ``content``; empty for all.
+        epochs: by start, if different from the preset's: epochs of pre-training, or of fine-tuning without pre-training. A
+            comparison at equal cost gives more epochs to cheaper models.
     """
 
     midi: str
@@ -61,7 +61,7 @@ class Experiment:
         for name in (*self.starts, *self.epochs):
             choose(dict.fromkeys(STARTS), name, "start")
         if self.unseen in (*self.voices, *self.pianos):
-            raise InputError(f"{self.unseen} is to be unseen and is among the synthesizers that are heard; name another one")
+            raise InputError(f"the held-out soundfont {self.unseen} is also used for training; choose another one")
         if strangers := set(self.judged) - set(self.starts):
             raise InputError(f"judged: {', '.join(sorted(strangers))} is not among the starts {', '.join(self.starts)}")
 
@@ -69,29 +69,29 @@ class Experiment:
 def run_experiment(
     preset: Preset, out: str | Path, experiment: Experiment, minutes: float = 0.0, log: Callable[[str], None] = say
 ) -> Path | None:
-    """Everything that is not there yet; returns the report, or None where the time was over before.
+    """Run all stages that are not complete; returns the report, or None if the time limit was reached before.
 
-    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (a run each), ``packaged`` (the model for
-    recordings of any gain), ``baselines`` and ``results``: ``predictions_<protocol>.csv.gz``, what `report` makes of them,
-    ``experiment.json`` and ``stages.csv``.
+    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (one run each), ``packaged`` (the model for
+    recordings of any gain), ``baselines`` and ``results``: ``predictions_<protocol>.csv.gz``, the report on them, and
+    ``experiment.json``; and ``stages.csv``.
 
     Args:
-        minutes: no stage is begun after so many; 0 for as many as it takes. The same call goes on. A call that may be killed
-            then loses little: pre-training keeps a checkpoint every quarter of them.
+        minutes: time after which no new stage starts; 0 for no limit. The same call resumes. Pre-training saves a checkpoint at
+            least every quarter of this time, so that an interrupted call loses little.
 
     Raises:
-        InputError: a synthesizer that is not installed, ``out`` of another experiment, and what the stages refuse.
+        InputError: a synthesizer that is not installed, ``out`` of another experiment, and errors of the stages.
     """
     out, begun = Path(out), time.monotonic()
     settings = {"preset": asdict(preset), "experiment": asdict(experiment)}
-    # Where data lie may change between machines.
+    # Data paths may differ between machines.
     for name in ("midi", "percepiano"):
         settings["experiment"].pop(name)
     claim_directory(out, settings)
     save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
     for name, stage in _stages(preset, out, experiment, save_minutes, log):
         if minutes and time.monotonic() - begun > 60 * minutes:
-            log(f"{minutes:g} minutes are over before {name}; the same command continues")
+            log(f"time limit of {minutes:g} minutes reached before: {name}. Run the same command again to continue")
             return None
         started = time.monotonic()
         log(f"== {name}")
@@ -123,10 +123,10 @@ def _stages(preset: Preset, out: Path, given: Experiment, save_minutes: float, l
                 yield f"pre-train {start}, seed {seed}", lambda run=longer: hearing.pretrain(run, log, save_minutes)
             else:
                 heads = run.changed("finetune", epochs=epochs)
-            yield f"rate by heads {start}, seed {seed}", lambda run=heads, start=start: _rated(run, start, log)
+            yield f"fine-tune rating heads {start}, seed {seed}", lambda run=heads, start=start: _rated(run, start, log)
             if start in given.judged:
                 yield (
-                    f"judge {start}, seed {seed}",
+                    f"regress {start}, seed {seed}",
                     lambda run=run, start=start: judge(run, start, folder, protocols=given.protocols, log=log),
                 )
     if given.judged:
@@ -143,7 +143,7 @@ def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
 
 
 def _rated(run: Run, start: str, log) -> None:
-    """Predictions of the heads; those that are there are not made again."""
+    """Predictions of the rating heads, unless they exist."""
     done = run.root / f"rated_{start}.json"
     if not done.exists():
         made = rating.finetune(run, start, log=log)
@@ -151,14 +151,15 @@ def _rated(run: Run, start: str, log) -> None:
 
 
 def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...], log) -> None:
-    """The first encoder that is judged in a file of its own, and the model that rates, at one loudness, with its predictions."""
+    """The first encoder of ``judged`` as a file, and a rating model on clips of equal loudness, with its predictions."""
     out, start = first.root.parent, given.judged[0]
     home = out / "packaged"
     level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
-    ear, model = (home / f"ast-{first.preset.model.name}-{name}.safetensors" for name in (start, "judged"))
+    ear, model = home / f"ast-{first.preset.model.name}-{start}.safetensors", home / "piano-rater.safetensors"
     if not model.exists():
-        # A recording is made in a room, which a model of dry pianos takes for pedal.
-        rooms = tuple(f"{piano}{SEPARATOR}room" for piano in given.pianos)
+        # Recordings have reverberation, which a model trained on dry pianos mistakes for the pedal.
+        rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
+        rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []  # for the uncertainty alone
         rating.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
@@ -167,13 +168,13 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
 
 
 def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
-    """One file of predictions a protocol, and the report on all of them."""
+    """One file of predictions per protocol, and the report on all of them."""
     home = out / "results"
     home.mkdir(exist_ok=True)
     found = [*out.glob("seed_*/predictions_*.csv"), *out.glob("baselines/predictions_*.csv.gz")]
     found += [*out.glob(f"seed_*/{JUDGED}/*/predictions_*.csv.gz"), *out.glob("packaged/packaged/predictions_*.csv.gz")]
     rows = pd.concat([pd.read_csv(path) for path in sorted(found)], ignore_index=True)
-    # Single regressors, and sets that were not chosen, are of interest under the main protocol alone.
+    # Single regressors, and feature sets that were not chosen, are reported under the main protocol only.
     whole = rows["model"].isin([*floor.BASELINES]) | rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")
     rows = rows[whole | (rows["protocol"] == "content")]
     rows = pd.concat([rows, predictions.ensemble(rows[rows["model"].str.contains(f"-{JUDGED}")], JUDGED)], ignore_index=True)
@@ -182,7 +183,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
         paths.append(home / f"predictions_{protocol}.csv.gz")
         predictions.write(part, paths[-1])
     write_json(home / "experiment.json", asdict(given) | {"machine": _machine(), "jax": jax.__version__})
-    # Models that see the score leave out who does not play it; the report lists them.
+    # Score-informed models skip clips that do not match their score; the report lists them.
     options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
     made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
     log(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
@@ -190,7 +191,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
 
 
 def _note(out: Path, name: str, seconds: float) -> None:
-    """A line in ``stages.csv``: what took how long, where; a stage that was interrupted has one for each time that it ran."""
+    """Add a row to ``stages.csv``: stage, duration, machine. An interrupted stage has one row per run."""
     row = pd.DataFrame([[name, round(seconds / 60, 2), _machine()]], columns=STAGES)
     path = out / "stages.csv"
     row.to_csv(path, mode="a", header=not path.exists(), index=False)

@@ -1,4 +1,4 @@
-"""What an encoder hears in every rated clip, kept: embeddings, and the notes and pedals of every rendering."""
+"""An encoder's output for every rated clip, cached: embeddings, and the transcription of every rendering."""
 
 import hashlib
 from collections.abc import Callable
@@ -19,12 +19,12 @@ _NOTHING = Performance(np.zeros(0, NOTE), np.zeros(0, PEDAL))
 
 @dataclass(frozen=True, eq=False)
 class HeardClips:
-    """Of every rendering, in the order of the clips.
+    """Embeddings and transcriptions of all renderings, in the order of the clips.
 
     Attributes:
-        embeddings: float32 (n, 2 F' D), or None where they were not asked for.
-        played: what was decoded of it; None where no note was heard.
-        key: of everything that was heard, and what heard it.
+        embeddings: float32 (n, 2 F' D), or None if they were not requested.
+        played: transcription of each rendering; None if no note was detected.
+        key: checksum of the renderings and the encoder.
     """
 
     key: str
@@ -32,18 +32,18 @@ class HeardClips:
     played: list[Performance | None]
 
     def described(self, log: Callable[[str], None] = say) -> transcription.Described:
-        """`DESCRIPTORS` of what was heard."""
+        """`DESCRIPTORS` of the transcriptions."""
         return transcription.describe_all(self.played, log)
 
 
 def hear(rated: Rated, embed: bool = True) -> HeardClips:
-    """Listen to all renderings once: what is kept in ``heard/<model>`` holds as long as encoder and clips are the same.
+    """Transcribe all renderings once. The cached result is valid as long as encoder and clips do not change.
 
     Args:
-        embed: whether embeddings are wanted too, which take as long again.
+        embed: whether to compute embeddings too, which doubles the time.
 
     Raises:
-        InputError: the encoder was not pre-trained to hear notes.
+        InputError: the encoder was not pre-trained to transcribe.
     """
     home = rated.run.root / "heard" / rated.start.name
     key, listener = _key(rated), rated.listener
@@ -51,11 +51,11 @@ def hear(rated: Rated, embed: bool = True) -> HeardClips:
         home.mkdir(parents=True, exist_ok=True)
         for name in ("heard.json", "embeddings.npy"):
             (home / name).unlink(missing_ok=True)
-        rated.log(f"{rated.start.name}: listening to {len(rated.clips.codes):,} renderings")
+        rated.log(f"{rated.start.name}: transcribing {len(rated.clips.codes):,} renderings")
         _write(home / performances.FILE, listener.listen_all(rated.clips.codes, rated.log))
         write_json(home / "heard.json", {"key": key})
     if embed and not (home / "embeddings.npy").exists():
-        rated.log(f"{rated.start.name}: embedding them")
+        rated.log(f"{rated.start.name}: embedding {len(rated.clips.codes):,} renderings")
         partial = home / "embeddings.partial.npy"
         np.save(partial, rated.embed(rated.params, np.arange(len(rated.clips.codes))))
         partial.replace(home / "embeddings.npy")
@@ -72,7 +72,7 @@ def _write(path: Path, played: list[Performance | None]) -> None:
 
 
 def _key(rated: Rated) -> str:
-    """Of everything that is heard, and what hears it."""
+    """Checksum of the renderings and the encoder."""
     content = hashlib.sha256(f"{rated.start.weights} {rated.start.model} {rated.front_end} {rated.start.statistics}".encode())
     for clip, synthesizer, codes in zip(rated.clips.clip, rated.clips.synthesizer, rated.clips.codes, strict=True):
         content.update(f"{clip} {synthesizer}".encode())

@@ -1,4 +1,4 @@
-"""Steps 1 and 2: recordings to shards, and an encoder that learns to hear from them."""
+"""Steps 1 and 2: preprocess recordings into shards, and pre-train an encoder on them."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
 
     Args:
         source: archive, folder or address; by default the preset's.
-        work: how; by default with all cores, and without bad recordings.
+        work: workers and limits; by default all cores, and no unreadable recordings.
         options: ``limit_hours`` and ``stored``, see `maestro.preprocess`.
     """
     simulated = (source or run.preset.maestro) == "demo"
@@ -33,16 +33,16 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
 
 
 def maestro_source(run: Run, source: str = "") -> str:
-    """Address or path of the recordings; the embedded ones are written when they are asked for."""
+    """Address or path of the recordings; for ``demo``, the embedded recordings are written first."""
     source = source or run.preset.maestro
     return str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
 
 
 def pretrain(run: Run, log: Callable[[str], None] = say, save_minutes: float = SAVE_MINUTES) -> pd.DataFrame:
-    """Step 2: pre-training on the shards of step 1; returns the history, a row an epoch.
+    """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 
     Args:
-        save_minutes: within a long epoch there is a checkpoint every so many minutes.
+        save_minutes: minutes between checkpoints within a long epoch.
     """
     parallel.initialize()
     preset = run.preset

@@ -1,8 +1,8 @@
-"""Ratings by regressors on what an encoder hears, under every protocol: decoded notes, embeddings, statistics of the sound.
+"""Ratings by regressors on an encoder's transcription, its embeddings and sound statistics, under every protocol.
 
-The regressors are those of the statistics baselines (`baselines.statistics`), which on a thousand clips outdo networks; what they
-are given is chosen among `SETS` in each fold by their error in the inner cross-validation, which sees the fold's training clips
-alone; every set is reported beside the choice.
+The regressors are those of the statistics baselines (`baselines.statistics`), which are better than networks on a thousand clips.
+In each fold, one of the feature sets in `SETS` is chosen by its error in an inner cross-validation on the fold's training clips.
+Every set is also reported separately.
 """
 
 import dataclasses
@@ -24,24 +24,24 @@ from percepiano_ast.suite.rated import Rated
 from percepiano_ast.suite.rating import percepiano_source, rated_clips_of
 from percepiano_ast.suite.run import Run, start_of
 
-# What the regressors are given; each is a model of its own, ``<encoder>-<set>``. The sound alone is the baseline ``audio-stats``.
+# Feature sets of the regressors; each is a separate model, ``<encoder>-<set>``. Sound alone is the baseline ``audio-stats``.
 SETS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),
     "notes": ("notes",),
     "notes-sound": ("notes", "sound"),
     "notes-sound-embedding": ("notes", "sound", "embedding"),
 }
-JUDGED = "judged"  # the set that the inner cross-validation chose
+JUDGED = "judged"  # the set chosen by the inner cross-validation
 SCORE = "+score"
 
 
 class Material(NamedTuple):
-    """What judging learns from, a row a rendering.
+    """Training data of the regressors, one row per rendering.
 
     Attributes:
         parts: name -> (n, columns).
         ratings: (n, 19); groups: content group (n,).
-        unseen: Bool (n,), renderings that are not learned from.
+        unseen: Bool (n,), renderings by the held-out soundfont.
     """
 
     parts: dict[str, np.ndarray]
@@ -50,7 +50,7 @@ class Material(NamedTuple):
     unseen: np.ndarray
 
     def features(self, names: tuple[str, ...]) -> np.ndarray:
-        """The parts side by side."""
+        """The named parts, concatenated."""
         return np.concatenate([self.parts[name] for name in names], axis=1)
 
 
@@ -63,20 +63,20 @@ def judge(
     source: str = "",
     log: Callable[[str], None] = say,
 ) -> list[Path]:
-    """Rate all clips under every protocol, from what the encoder hears in them; returns the predictions written.
+    """Rate all clips under every protocol, with regressors on the encoder's output; returns the paths of the predictions.
 
-    ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run, one for each of `SETS`, for what was chosen among
-    them, for that with the score beside (``+score``), and each again for renderings by the synthesizer that is ``unseen``. The
-    mean over the pianos that were learned from is a better guess than one of them, and the unseen one is alone: to compare like
-    with like, what was chosen is also written for each piano by itself. What is there already is not made again.
+    Writes ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run: one for each of `SETS`, for the chosen set, for
+    the chosen set with score features (``+score``), and each again for renderings by the held-out soundfont ``unseen``. The mean
+    over the training pianos is better than the prediction for a single one. For a fair comparison with the single held-out
+    soundfont, predictions of the chosen set are also written for each training piano. Existing files are not computed again.
 
     Args:
-        init: a pre-training that hears notes, of this run or kept in the file ``source``.
+        init: a pre-training with transcription, of this run or saved in the file ``source``.
         folder: PercePiano's, for its scores; by default the preset's.
         protocols: names in the index; by default all.
 
     Raises:
-        InputError: an encoder that hears no notes; an unknown protocol; see `suite.start_of`.
+        InputError: an encoder without transcription; an unknown protocol; see `suite.start_of`.
     """
     rated, home, material = listened(run, init, folder, source, log)
     written = []
@@ -87,7 +87,7 @@ def judge(
 
 
 def listened(run: Run, init: str, folder: str, source: str, log: Callable[[str], None]) -> tuple[Rated, Path, Material]:
-    """The rated clips, where what is judged of them is kept, and what was heard in them; see `judge`."""
+    """The rated clips, the folder of the regressors' predictions, and the regressors' training data; see `judge`."""
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
     start = start_of(run, init, source, log)
     rated = rated_clips_of(run, start, frozen, log)[0]
@@ -98,8 +98,8 @@ def listened(run: Run, init: str, folder: str, source: str, log: Callable[[str],
 
 
 def material_of(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None] = say) -> Material:
-    """What was heard in the rated clips, and in their sound, and what is told beside the scores in PercePiano's ``folder``; which
-    renderings are not found in their score is written to ``home``."""
+    """Features of the rated clips: transcription descriptors, embeddings, sound statistics, and score features from the scores in
+    PercePiano's ``folder``. Renderings that do not match their score are listed in ``home``."""
     clips = rated.clips
     sound = pd.read_csv(rated.run.percepiano_in(rated.front_end) / "classic_features.csv").set_index(["clip", "synthesizer"])
     parts = {"notes": heard.described(log).values}
@@ -112,14 +112,14 @@ def material_of(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: 
 
 
 def _with_score(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None]) -> np.ndarray:
-    """Score features of every rendering (n, features + 1); where what was heard is not found in the score they are 0, the
-    neutral value of all of them, and the last column is 1."""
+    """Score features of every rendering (n, features + 1). If the transcription does not match the score, they are 0, the neutral
+    value of all features, and the last column is 1."""
     clips, scores = rated.clips, {}
     for name, path in percepiano.find_scores(folder).items():
         try:
             scores[name] = score.read(path)
         except InputError as reason:
-            log(f"left out: {reason}")
+            log(f"skipped: {reason}")
     passage = dict(zip(rated.index["clip"], rated.index["segment"], strict=True)) | percepiano.MISNAMED
     found, left_out = score.features.table(
         {str(row): one for row, one in enumerate(heard.played) if one is not None},
@@ -130,7 +130,7 @@ def _with_score(rated: Rated, heard: HeardClips, folder: Path, home: Path, log: 
         pd.DataFrame(
             {"clip": clips.clip[rows], "synthesizer": np.array(clips.synthesizer)[rows], "reason": left_out.values()}
         ).to_csv(home / "without_score.csv", index=False, lineterminator="\n")
-        log(f"{len(left_out)} of {len(clips.clip)} renderings are not found in their score: see without_score.csv")
+        log(f"{len(left_out)} of {len(clips.clip)} renderings do not match their score, see without_score.csv")
     found.index = found.index.astype(int)
     every = found.reindex(range(len(clips.clip)))
     return np.column_stack([every.fillna(0.0).to_numpy(), every.isna().all(axis=1)]).astype(np.float32)
@@ -145,7 +145,7 @@ class _Work:
         self.folds = np.array([self.fold.get(clip, -1) for clip in rated.clips.clip])
 
     def make(self) -> list[Path]:
-        """Write the predictions of every model."""
+        """Write the predictions of all models."""
         which = {name: self._renderings(name) for name in (*SETS, JUDGED, JUDGED + SCORE)}
         paths = [self._path(self._model(name, kind)) for name, kinds in which.items() for kind in kinds]
         if not all(path.exists() for path in paths):
@@ -155,8 +155,8 @@ class _Work:
         return paths
 
     def _renderings(self, name: str) -> dict[str, np.ndarray]:
-        """Kind -> which renderings, bool (n,): all that are learned from (``""``), those of the unseen piano, and, for what is
-        chosen, those of each piano that is learned from, where there are several."""
+        """Kind -> renderings, bool (n,): all training pianos (``""``), the held-out soundfont, and, for the chosen set, each
+        training piano if there are several."""
         pianos, unseen = np.array(self.rated.clips.synthesizer), self.material.unseen
         kinds = {"": ~unseen}
         if self.rated.config.unseen:
@@ -184,7 +184,7 @@ class _Work:
             for name, values in rated.items():
                 said.setdefault(name, np.full(self.material.ratings.shape, np.nan))[test] = values
             choices[number] = {"chosen": best} | {name: round(error, 4) for name, error in errors.items()}
-            self.log(f"{self.protocol}, fold {number}: {best} chosen, {time.monotonic() - started:.0f} s")
+            self.log(f"{self.protocol}, fold {number}: chose {best}, {time.monotonic() - started:.0f} s")
         write_json(self.home / f"chosen_{self.protocol}.json", choices)
         return said
 

@@ -1,10 +1,10 @@
-"""Ratings of one's own: a folder of recordings and a CSV, learned the way PercePiano is, from 20 clips on.
+"""Custom ratings: train on a folder of recordings and a CSV with ratings, as on PercePiano, with at least 20 clips.
 
-With so few clips the encoder stays frozen, and one hidden layer that decays strongly serves all dimensions. On random subsets
-of PercePiano's clips, treated as ratings of one's own (0 to 100, embeddings of ``ast-micro-ssast``, twelve draws, up to five
-folds of content groups), such heads were no worse than ridge regression whose penalty was chosen by leave-one-out on each
-training part, and better where clips are fewest. Mean over the 19 dimensions; the difference in r with its standard error over
-draws:
+With so few clips the encoder stays frozen, and all dimensions share one hidden layer with strong weight decay. Such heads were
+compared with ridge regression on random subsets of PercePiano's clips, treated as custom ratings (0 to 100, embeddings of
+``ast-micro-ssast``, twelve draws, up to five folds of content groups). The ridge penalty was chosen by leave-one-out on each
+training part. The heads were no worse, and better for the smallest number of clips. Means over the 19 dimensions; the difference
+in r with its standard error over draws:
 
 ======  =======  =======  ==========  =========  =========  =============
 clips   r ridge  r heads  difference  MAE ridge  MAE heads  MAE of mean
@@ -14,10 +14,10 @@ clips   r ridge  r heads  difference  MAE ridge  MAE heads  MAE of mean
 100     .36      .36      +.00 (.01)  9.5        9.4        10.4
 ======  =======  =======  ==========  =========  =========  =============
 
-So there is one kind of head for everything, with its checkpoints, its uncertainty and its switches. Of eleven choices of width,
-decay, rate, batch and epochs that were tried on these draws a rate of 3e-4 was clearly worse; the others lie within .07 (20
-clips), .05 (50) and .02 (100) of one another, and `FEW_SHOT` is a short one of the upper half. The table says too what 20 clips
-are worth with a small encoder: nothing, for dimensions as hard to hear as these.
+So the same heads are used for all data, with the same checkpoints, uncertainty and options. Of eleven choices of width, decay,
+learning rate, batch size and epochs on these draws, a learning rate of 3e-4 was clearly worse. The others differ by at most 0.07
+(20 clips), 0.05 (50) and 0.02 (100); `FEW_SHOT` is a fast choice from the better half. With a small encoder, 20 clips are not
+enough to predict these dimensions.
 """
 
 import dataclasses
@@ -40,19 +40,19 @@ PROTOCOL = "content"
 FEW_SHOT: dict[str, Any] = {
     "strategy": "frozen", "head": "joint", "rating_scale": "dimension", "weighting": "equal", "weigh_by_raters": False,
     "hidden": 128, "weight_decay": 10.0, "learning_rate": 2e-3, "batch_size": 16, "epochs": 20, "protocol": PROTOCOL,
-    "unseen": "",  # recordings of one's own are by no synthesizer
+    "unseen": "",  # recordings have no synthesizer
 }  # fmt: skip
 
 
 class OwnResult(NamedTuple):
-    """What was learned from ratings of one's own.
+    """Result of training on custom ratings.
 
     Attributes:
-        home: run of the models, for `rating.Rater` and ``rate --run``.
-        predictions: out of fold, the columns of `table.COLUMNS`.
-        result: a row a dimension, see `evaluation.own.evaluate`.
-        remarks: what to know before trusting it.
-        simulated: whether the ratings are.
+        home: run with the models, for `rating.Rater` and ``rate --run``.
+        predictions: out of fold, with the columns of `table.COLUMNS`.
+        result: one row per dimension, see `evaluation.own.evaluate`.
+        remarks: limitations of the result.
+        simulated: whether the ratings are simulated.
     """
 
     home: str
@@ -62,26 +62,26 @@ class OwnResult(NamedTuple):
     simulated: bool
 
     def label(self, title: str) -> str:
-        """The title, saying so where ratings are simulated."""
+        """The title, marked if ratings are simulated."""
         return f"{title} (simulated ratings)" if self.simulated else title
 
 
 def few_shot(run: Run) -> Run:
-    """The run with the heads and the training that few clips ask for; every switch may still be changed."""
+    """The run with heads and training for few clips; all options may still be changed."""
     finetune = dataclasses.replace(run.preset.finetune, **FEW_SHOT)
     return dataclasses.replace(run, preset=dataclasses.replace(run.preset, finetune=finetune))
 
 
 def own_run(run: Run, csv: str | Path) -> Run:
-    """Where models of a CSV of ratings are kept: ``own/<name of the file>`` below the run and its store."""
+    """The run for the models of a CSV of ratings: ``own/<name of the file>`` below the run and its store."""
     place = f"{HOME}/{Path(csv).stem}"
     return dataclasses.replace(run, root=run.root / place, store=f"{run.store.rstrip('/')}/{place}" if run.store else "")
 
 
 def own_runs(run: Run) -> list[Run]:
-    """All runs of ratings of one's own below this one."""
+    """All runs of custom ratings below this run."""
     home = run.kept(run.root / HOME)
-    if "://" in home:  # buckets have no folders, only names of files
+    if "://" in home:  # buckets have no folders, only file names
         names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in open_bucket(home).system.find(home)}
     else:
         names = {path.name for path in Path(home).glob("*") if path.is_dir()}
@@ -89,18 +89,18 @@ def own_runs(run: Run) -> list[Run]:
 
 
 def own_source(run: Run, recordings: str, csv: str, group: str) -> tuple[Path, Path, str]:
-    """Recordings, ratings and grouping column as they were named; the ratings ``demo`` are embedded ones, and simulated.
+    """Check the given recordings, ratings and grouping column; the ratings ``demo`` are embedded and simulated.
 
     Raises:
-        InputError: one of the three was not named.
+        InputError: one of the three is missing.
     """
     if csv == "demo" and not recordings and not group:
         return *demo.write_own(run.root / "demo" / "own"), "tune"
     given = {"folder of recordings": recordings, "CSV of ratings": csv, "column that groups clips": group}
     if missing := [name for name, value in given.items() if not value]:
         raise InputError(
-            f"ratings of your own need three things named: {', '.join(given)}; not named: {', '.join(missing)}. "
-            "For embedded ones name the ratings 'demo' alone"
+            "custom ratings need a folder of recordings, a CSV of ratings and a column that groups clips; missing: "
+            f"{', '.join(missing)}. For the embedded example, give only 'demo' as the ratings"
         )
     return Path(recordings), Path(csv), group
 
@@ -116,21 +116,21 @@ def finetune_own(
     source: str = "",
     log: Callable[[str], None] = say,
 ) -> OwnResult:
-    """Learn ratings of one's own, fold by fold, on the run's encoder; writes predictions and ``result.csv`` to `own_run`.
+    """Train on custom ratings, fold by fold, with the run's encoder; writes predictions and the result to `own_run`.
 
     Args:
-        run: whose pre-training is the start; its fine-tuning is as `few_shot` has it, or switched from there.
+        run: with the pre-training to start from; its fine-tuning options are those of `few_shot`, possibly changed.
         recordings, csv, group, dimensions: see `data.own.read`.
-        init, source: where the encoder's weights come from, see `start_of`.
+        init, source: the encoder's weights, see `start_of`.
 
     Raises:
-        InputError: see `data.own.read`; ratings that are not standardised; what was learned here before is of other ratings.
+        InputError: see `data.own.read`; a ``rating_scale`` other than ``dimension``; earlier models here are for other ratings.
     """
     config = config_for(run, init)
     if config.rating_scale != "dimension":
         raise InputError(
-            f"rating_scale={config.rating_scale}: ratings of your own may have any unit, and one each; leave it "
-            "at 'dimension', which standardises each by itself"
+            f"rating_scale={config.rating_scale}: custom ratings may have a different unit for each dimension. Leave it at "
+            "'dimension', which standardises each one separately"
         )
     found = own.read(recordings, csv, group, dimensions)
     start, here = start_of(run, init, source, log), own_run(run, csv)

@@ -1,4 +1,4 @@
-"""Rated clips and the encoder that listens to them, PercePiano's or one's own, and their cross-validation."""
+"""Rated clips, PercePiano's or custom ones, with an encoder, and their cross-validation."""
 
 import functools
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.training import finetune as finetuning
 from percepiano_ast.training import folds, losses
 
-# Windows of a rated clip that go through the encoder at once.
+# Windows per batch when rated clips are embedded.
 EMBED_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
 class Rated:
-    """What fine-tuning and a study of switches share.
+    """Rated clips, encoder and configuration, for fine-tuning and ablation studies.
 
     Attributes:
-        run: below whose root the folds are kept.
+        run: its root holds the folds.
         start: the encoder.
-        clips: their ratings are (n, K) in the order of the questionnaire.
+        clips: with ratings (n, K) in the order of the questionnaire.
         front_end: of the clips.
         index: of the clips, with folds.
-        raters: how many ratings the mean of each rendering's clip rests on, (n,); None where nobody says.
+        raters: number of raters of each rendering's clip, (n,); None if unknown.
     """
 
     run: Run
@@ -47,7 +47,7 @@ class Rated:
     log: Callable[[str], None] = say
 
     def trainer(self, steps: int) -> finetuning.Finetuning:
-        """For so many steps in all."""
+        """The training functions for this total number of steps."""
         model, statistics, execution = self.start.model, self.start.statistics, self.run.preset.execution
         beside = len(DESCRIPTORS) if self.config.heard else 0
         given = model, self.config, self.front_end, statistics, steps, execution, self.questionnaire, beside
@@ -55,27 +55,27 @@ class Rated:
 
     @property
     def name(self) -> str:
-        """Of the model in tables."""
+        """Name of the model in tables."""
         return f"{self.start.name}-heard" if self.config.heard else self.start.name
 
     @property
     def listener(self) -> transcription.Listener:
-        """The encoder with what it was pre-trained to hear notes and pedals by.
+        """The transcriber: the encoder with its transcription head.
 
         Raises:
-            InputError: it was not.
+            InputError: the encoder was not pre-trained to transcribe.
         """
         model = self.start.model
         if self.start.transcription is None or not isinstance(model, ModelConfig):
             raise InputError(
-                f"{self.start.name} was not pre-trained to hear notes: start from transcription, joint or transcriptionstem"
+                f"{self.start.name} was not pre-trained to transcribe; start from transcription, joint or transcriptionstem"
             )
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
         return transcription.Listener(params, model, self.front_end, self.start.statistics, self.run.preset.execution)
 
     @functools.cached_property
     def heard(self) -> transcription.Described:
-        """What is heard of notes and pedals in every rendering.
+        """Descriptors of the transcription of every rendering.
 
         Raises:
             InputError: see `listener`.
@@ -84,7 +84,7 @@ class Rated:
 
     @functools.cached_property
     def params(self) -> dict:
-        """Of encoder and heads before fine-tuning."""
+        """Parameters of encoder and heads before fine-tuning."""
         params = self.trainer(1).init(self.config.seed)
         if self.start.encoder is not None:
             convert.require_same_shapes(self.start.encoder, params["encoder"], f"the encoder of {self.start.name}")
@@ -101,29 +101,29 @@ class Rated:
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
-        """Of all renderings, by the encoder before fine-tuning, with what stands beside them."""
+        """Embeddings of all renderings by the encoder before fine-tuning, with the extra inputs appended."""
         self.log(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
         embeddings = self.embed(self.params, np.arange(len(self.clips.codes)))
         return np.concatenate([embeddings, self.heard.values], axis=1) if self.config.heard else embeddings
 
     @property
     def unseen(self) -> np.ndarray:
-        """Which renderings no model learns from, Bool (n,).
+        """Bool (n,), True for renderings by the held-out soundfont, which are not trained on.
 
         Raises:
-            InputError: there is none by the synthesizer that the configuration names, or no other.
+            InputError: there are no renderings by the configured soundfont, or only those.
         """
         pianos = variants.pianos(self.clips.synthesizer)
         found = sorted(set(pianos))
         if self.config.unseen and (self.config.unseen not in found or len(found) < 2):
             raise InputError(
-                f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}; name one of at least "
+                f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}. Choose one of at least "
                 "two, or run preprocess with more --synthesizers"
             )
         return pianos == self.config.unseen
 
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:
-        """Augmented batches from a step on, and the steps of an epoch."""
+        """A function that yields augmented batches from a step on, and the number of steps per epoch."""
         config = self.config
         windows, steps = batches.finetune_batches(
             self.clips, train, n_frames=self.start.model.n_frames, max_windows=config.max_windows, batch_size=config.batch_size,
@@ -135,13 +135,13 @@ class Rated:
 
 
 class HeldOut(NamedTuple):
-    """What is said of renderings by models that have not heard their fold.
+    """Out-of-fold predictions.
 
     Attributes:
         fold: of each clip that the protocol evaluates.
         which: positions of the renderings, (m,).
-        rated: (m, K).
-        uncertainty: calibrated standard deviations (m, K), or None where the heads predict none.
+        rated: predicted ratings (m, K).
+        uncertainty: calibrated standard deviations (m, K), or None if the heads predict none.
     """
 
     fold: dict[str, int]
@@ -151,10 +151,10 @@ class HeldOut(NamedTuple):
 
 
 def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> HeldOut:
-    """Train every fold of the protocol, or find it trained, and let it rate what it has not heard.
+    """Train every fold of the protocol, unless it is trained, and predict its held-out clips.
 
     Args:
-        settings: what makes this run what it is beside its configuration; kept with every model.
+        settings: the run's settings besides its configuration; saved with every model.
     """
     name, clips, home = rated.name, rated.clips, rated.run.finetune(rated.name)
     fold = splits.fold_of_clip(rated.index, rated.config.protocol)
@@ -163,9 +163,9 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
     folds.say_room(rated.trainer(1), rated.params, len(set(fold.values())), rated.run.kept(home), log)
     for number in sorted(set(fold.values())):
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
-        # Variants are for training: what is held out is heard as it was played.
+        # Variants are for training only: held-out clips are rated in their original form.
         test = np.flatnonzero((held_out == number) & variants.plain(clips.synthesizer))
-        log(f"{name}, fold {number}: {len(train)} renderings to train on, {len(test)} held out")
+        log(f"{name}, fold {number}: {len(train)} training renderings, {len(test)} held out")
         whose = {"init": settings["init"], "pretrained": rated.start.weights, "fold": number} | settings
         said[test], deviations[test] = _fold(rated, train, test, home / f"fold_{number}", whose, log)
     which = np.flatnonzero(np.isfinite(said).all(axis=1))
@@ -174,21 +174,21 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
 
 
 def _fold(rated: Rated, train, test, home: Path, settings: dict, log) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings of the held-out renderings by a model of the others, and their standard deviations, NaN where it says none."""
+    """Predicted ratings of the held-out renderings, and their standard deviations, NaN if the model predicts none."""
     windows, steps = rated.windows(train)
     trainer = rated.trainer(rated.config.epochs * steps)
     trained, scaler = folds.finetune_fold(
         trainer, rated.params, rated.embeddings, ratings=rated.clips.ratings, raters=rated.raters, train=train, windows=windows,
         steps_per_epoch=steps, directory=home, store=rated.run.kept(home), settings=settings, log=log,
     )  # fmt: skip
-    # An encoder that was trained has other embeddings.
+    # A fine-tuned encoder has different embeddings.
     heard = rated.embed(trained, test) if rated.config.trains_encoder else rated.embeddings[test]
     return trainer.distribution(trained, scaler, heard)
 
 
 def _calibrated(run: Run, home: Path, errors, deviations, held_out) -> np.ndarray | None:
-    """Predicted standard deviations of the held-out renderings, calibrated, and for what is rated later the factor in
-    ``temperature.json`` beside the folds; None where none are predicted."""
+    """Calibrated standard deviations of the held-out renderings, or None without predicted ones. Writes the factor for later
+    ratings to ``temperature.json`` in the folder of the folds."""
     known = np.isfinite(deviations).all(axis=1)
     if not known.any():
         return None

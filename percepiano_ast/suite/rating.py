@@ -1,4 +1,4 @@
-"""Step 3: rated clips to shards, and what learns to rate them, fold by fold; step 4: how well."""
+"""Step 3: preprocess rated clips into shards, and train rating models, fold by fold; step 4: evaluate them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,10 +20,10 @@ from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, wor
 
 
 def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = say) -> Path:
-    """PercePiano's folder, by default that of the preset's source: made (the embedded one) or fetched where it is not there."""
+    """PercePiano's folder, by default the preset's. The embedded data are written first; an address is downloaded first."""
     folder = folder or run.preset.percepiano
     if folder == "demo":
-        log("writing the embedded PercePiano-shaped data (simulated performances and ratings)")
+        log("writing the embedded demo data in PercePiano's format (simulated performances and ratings)")
         return demo.write_percepiano(run.root / "demo" / "percepiano")
     if "://" in str(folder):
         return percepiano.fetch(folder, run.root / "percepiano_source", log)
@@ -45,13 +45,13 @@ def preprocess_percepiano(
 
     Args:
         folder: PercePiano's checkout; by default the preset's source.
-        init: where fine-tuning will start; ``audioset`` needs shards in the papers' front end beside those in ours.
-        recordings: a folder with a recording of each clip by an instrument of one's own, instead of synthesizers.
-        partial: whether it may lack clips, which are listed then.
+        init: start of fine-tuning; ``audioset`` also needs shards with the papers' front end.
+        recordings: a folder with your own recording of each clip, instead of synthesizers.
+        partial: whether clips may be missing from it; they are listed.
         one_loudness: see `percepiano.preprocess`.
 
     Returns:
-        the folder of the shards in our front end.
+        the folder of the shards with the preset's front end.
     """
     checkout = percepiano_source(run, folder, log)
     for front_end in [run.preset.front_end] + [KALDI] * (init == "audioset"):
@@ -59,7 +59,7 @@ def preprocess_percepiano(
             checkout,
             run.percepiano_in(front_end),
             front_end,
-            # What cannot be rendered is listed; every table counts the clips that it rests on.
+            # Clips that cannot be rendered are listed; every table reports its number of clips.
             Work(workers(), max_bad=None, log=log),
             synthesizers=tuple(synthesizers) or ((percepiano.OWN,) if recordings else run.preset.synthesizers),
             recordings=recordings,
@@ -73,7 +73,7 @@ def preprocess_percepiano(
 
 
 def rated_clips_of(run: Run, start: Start, config: FinetuneConfig, log: Callable[[str], None]) -> tuple[Rated, shards.ShardSet]:
-    """PercePiano's clips in the encoder's front end, and the shards that they were read from."""
+    """PercePiano's clips with the encoder's front end, and their shards."""
     home = run.percepiano_in(start.front_end)
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, path = batches.rated_clips(shard_set), home / "raters.csv"
@@ -84,10 +84,10 @@ def rated_clips_of(run: Run, start: Start, config: FinetuneConfig, log: Callable
 def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold predictions.
 
-    Those of renderings by a synthesizer that is ``unseen`` are written as a model of their own, ``<model>@<synthesizer>``.
+    Predictions for renderings by the held-out soundfont ``unseen`` are written as a separate model, ``<model>@<synthesizer>``.
 
     Args:
-        init, source: where the encoder's weights come from, see `start_of`.
+        init, source: the encoder's weights, see `start_of`.
     """
     rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), config_for(run, init), log)
     metadata = shard_set.metadata
@@ -108,17 +108,17 @@ def _of(rated: Rated, found: HeldOut, rows: np.ndarray, name: str) -> pd.DataFra
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:
-    """The preset's; what stands in the AST's place has no pre-training to keep."""
+    """The preset's configuration; for alternative encoders, which are not pre-trained, with full training."""
     config = run.preset.finetune
     return dataclasses.replace(config, strategy="full", encoder_rate=1.0) if init in ENCODERS else config
 
 
 def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
-    """Step 3c: the floor of every table, over the same folds; returns (and writes) the predictions of all of them.
+    """Step 3c: baselines over the same folds; returns (and writes) the predictions of all of them.
 
-    ``mlp`` and ``audio-stats`` on classic features of the renderings that an encoder learns from, without those by the ``unseen``
-    synthesizer, and what is known without hearing anything (``identity-*``), as far as the protocol leaves anything known of a
-    held-out clip. See `baselines`.
+    ``mlp`` and ``audio-stats`` use classic features of the training renderings, without those by the held-out soundfont
+    ``unseen``. ``identity-*`` use no audio, and are skipped if the protocol holds out the identities that they need. See
+    `percepiano_ast.baselines`.
     """
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(run.percepiano / "index.csv")
@@ -143,7 +143,7 @@ def _write_predictions(run: Run, model: str, clips, ratings, rated, fold, uncert
 
 
 def evaluate(run: Run) -> Path:
-    """Step 4: metrics, comparisons, figures and report from all predictions of the run; returns ``report.html``.
+    """Step 4: metrics, comparisons, figures and report from all predictions of the run; returns the path of ``report.html``.
 
     Raises:
         InputError: there are no predictions yet.
@@ -158,19 +158,19 @@ def evaluate(run: Run) -> Path:
         paths,
         run.evaluation,
         index=index,
-        partial=rendered < len(load_index(index)),  # the report lists what is not covered
+        partial=rendered < len(load_index(index)),  # the report lists missing clips
         simulated=shard_set.metadata["simulated"],
         ceiling=ceiling_of(run),
     )
 
 
 def predicted(run: Run) -> list[Path]:
-    """Every table of predictions of the preset's protocol; of those that `judge` made, what was chosen and its ``+score``."""
+    """All tables of predictions under the preset's protocol; of `judge`, only the chosen set, without and with ``+score``."""
     judged = f"judged/*/predictions_*-judged*_{run.preset.finetune.protocol}.csv.gz"
     return [*sorted(run.root.glob("predictions_*.csv")), *sorted(run.root.glob(judged))]
 
 
 def ceiling_of(run: Run) -> Path | None:
-    """The noise ceiling of a data set with raters of its own; PercePiano's own comes with the package."""
+    """The noise ceiling of a data set with individual raters; that of PercePiano is part of the package."""
     path = run.percepiano / "noise_ceiling.csv"
     return path if path.exists() else None

@@ -1,4 +1,4 @@
-"""A run: which preset, where its outputs are, and where an encoder starts."""
+"""A run: its preset, its output paths, and the initial weights of its encoder."""
 
 import dataclasses
 import hashlib
@@ -17,8 +17,8 @@ from percepiano_ast.models.encoders import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
 from percepiano_ast.transcription import Listener
 
-MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `python -m percepiano_ast pretrain`"
-MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `python -m percepiano_ast finetune`"
+MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain`"
+MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `percepiano finetune`"
 
 INITS = dict.fromkeys(PRETRAININGS, "from my pre-training")
 INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
@@ -27,12 +27,12 @@ INITS |= {name: other.label for name, other in ENCODERS.items()}
 
 @dataclass(frozen=True)
 class Run:
-    """A preset, the directory that its outputs live in, and which pre-training (see ``config.PRETRAININGS``) is meant.
+    """A preset, an output directory, and a pre-training (see ``config.PRETRAININGS``).
 
-    ``shards`` may name a copy of the shards for pre-training on a faster disk, ``clips`` shards of rated clips that several runs
-    share, ``store`` another place for checkpoints and models: a folder, or ``gs://BUCKET/PREFIX``, which is more durable than a
-    mounted Drive. What else is below ``root`` is made again from them in minutes, but for the shards for pre-training, which
-    `colab` takes to a bucket and back.
+    ``shards`` may be a copy of the pre-training shards on a faster disk, ``clips`` shards of rated clips shared by several runs,
+    and ``store`` another storage location for checkpoints and models: a folder, or ``gs://BUCKET/PREFIX``, which is more reliable
+    than a mounted Drive. Everything else below ``root`` can be recomputed from these in minutes, except the pre-training shards,
+    which `colab` copies to a bucket and back.
     """
 
     preset: Preset
@@ -58,7 +58,7 @@ class Run:
         return self.percepiano_in(self.preset.front_end)
 
     def percepiano_in(self, front_end: FrontEnd) -> Path:
-        """The same in another front end."""
+        """Shards of rated clips, classic features and index with this front end."""
         if front_end != self.preset.front_end:
             return self.root / f"percepiano_{front_end.kind}"
         return self.clips or self.root / "percepiano"
@@ -77,12 +77,12 @@ class Run:
         return self.root / f"predictions_{model}.csv"
 
     def kept(self, directory: Path) -> str:
-        """Where what must last of a step lies whose other outputs are in ``directory``, below the run's root."""
+        """Storage location for the permanent outputs of a step whose other outputs are in ``directory``, below the root."""
         return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}" if self.store else str(directory)
 
     @property
     def in_bucket(self) -> bool:
-        """Whether what must last lies at ``gs://``."""
+        """Whether permanent outputs are stored at ``gs://``."""
         return self.store.startswith("gs://")
 
     def for_pretraining(self, name: str) -> "Run":
@@ -98,29 +98,29 @@ class Run:
     def changed(self, part: str, **values) -> "Run":
         """The same run with other values in the preset's ``pretrain``, ``finetune`` or ``execution``.
 
-        None, 0 and empty text keep the preset's value, as an empty row of a notebook's form does.
+        None, 0 and empty text keep the preset's value, like an empty field in a notebook's form.
         """
         meant = {name: value for name, value in values.items() if value or value is False}
         changed = dataclasses.replace(getattr(self.preset, part), **meant)
         return dataclasses.replace(self, preset=dataclasses.replace(self.preset, **{part: changed}))
 
     def switched(self, pairs: Iterable[str]) -> "Run":
-        """The same run with switches of its fine-tuning set, each a ``NAME=VALUE`` of `finetune_config.FinetuneConfig`.
+        """The same run with fine-tuning options set, each a ``NAME=VALUE`` of `finetune_config.FinetuneConfig`.
 
         Raises:
-            InputError: no such switch, or a value that it cannot have.
+            InputError: an unknown option, or an invalid value.
         """
         config = self.preset.finetune
         for pair in pairs:
             name, equals, text = pair.partition("=")
             kind = type(choose({one.name: getattr(config, one.name) for one in dataclasses.fields(config)}, name, "switch"))
             if not equals or kind is tuple:
-                raise InputError(f"{pair!r} is not NAME=VALUE with one value")
+                raise InputError(f"{pair!r} does not have the form NAME=VALUE with a single value")
             try:
                 value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
             except (KeyError, ValueError):
                 wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
-                raise InputError(f"{name}={text}: write a value {wanted}") from None
+                raise InputError(f"{name}={text}: the value must be {wanted}") from None
             changed: dict[str, Any] = {name: value}
             config = dataclasses.replace(config, **changed)
         return dataclasses.replace(self, preset=dataclasses.replace(self.preset, finetune=config))
@@ -128,14 +128,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Start:
-    """Where fine-tuning starts from.
+    """The initial encoder of fine-tuning.
 
     Attributes:
-        name: of the model in tables, such as ``ast-base-ssast``; what stands in the AST's place has its own, such as ``cnn``.
-        model, front_end, statistics: what the encoder expects.
-        encoder: its parameters; None for random ones.
-        transcription: those of its transcription head, where it was pre-trained to hear notes.
-        weights: what identifies them: a checksum, or None.
+        name: of the model in tables, such as ``ast-base-ssast``, or ``cnn`` for an alternative encoder.
+        model, front_end, statistics: of the encoder and its input.
+        encoder: parameters; None for random ones.
+        transcription: parameters of the transcription head, if it was pre-trained to transcribe.
+        weights: a checksum of the parameters, or None.
     """
 
     name: str
@@ -148,22 +148,22 @@ class Start:
 
 
 def init_named(run: Run, label: str) -> str:
-    """Which of ``INITS`` a notebook's form means: ``from my pre-training``, ``from scratch`` or ``from AudioSet AST``."""
+    """The one of ``INITS`` for a label of a notebook's form, such as ``from my pre-training`` or ``from scratch``."""
     inits = {label: init for init, label in INITS.items()} | {INITS[run.pretraining]: run.pretraining}
     return choose(inits, label, "start")
 
 
 def hears_notes(init: str) -> bool:
-    """Whether what ``init`` names learned to hear notes, so that `judge` can judge them."""
+    """Whether the encoder ``init`` is pre-trained to transcribe, as `judge` needs."""
     return init in PRETRAININGS and PRETRAININGS[init][0].get("objective", "ssast") != "ssast"
 
 
 def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = say) -> Start:
-    """Find the weights that ``init``, one of ``INITS``, names.
+    """Load the weights of ``init``, one of ``INITS``.
 
     Args:
-        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by default they are fetched
-            into the run's ``weights`` folder. For a pre-training: a file that `Listener.write` kept, instead of the run's.
+        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by default they are downloaded
+            to the run's ``weights`` folder. For a pre-training: a file written by `Listener.write`, instead of the run's.
 
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
@@ -186,10 +186,10 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     untrained = other or init == "scratch"
     made_before = f"{run.kept(run.pretrain)}/checkpoints"
     if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
-        log(f"no pre-training in {run.kept(run.pretrain)}: levels are normalised by the statistics of the rated clips themselves")
+        log(f"no pre-training in {run.kept(run.pretrain)}: levels are normalised with the statistics of the rated clips")
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return Start(name, model, rated.front_end, rated.statistics, None, None)
-    # One normalisation for our starts: the statistics of the pre-training split.
+    # All other starts share one normalisation: the statistics of the pre-training split.
     tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
     front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
     if untrained:
@@ -199,7 +199,7 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
 
 
 def _kept(path: Path, init: str) -> Start:
-    """An encoder that hears notes, from its file."""
+    """An encoder pre-trained to transcribe, from its file."""
     ear = Listener.read(path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     name = f"ast-{ear.model.name}-{init}"
@@ -207,5 +207,5 @@ def _kept(path: Path, init: str) -> Start:
 
 
 def workers() -> int:
-    """Worker processes: one per core that this process may use."""
+    """Number of worker processes: one per core available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Does a switch of fine-tuning help on one encoder: of the heads on its frozen embeddings, or of what trains it."""
+"""Ablations of fine-tuning on one encoder: options of the heads on its frozen embeddings, or options that train the encoder."""
 
 import dataclasses
 import shutil
@@ -18,33 +18,33 @@ from percepiano_ast.suite.run import Run, start_of
 def study(
     run: Run, init: str = "ssast", source: str = "", *, n_seeds: int = 3, inner: int | None = None, log: Callable[[str], None] = say
 ) -> Path:
-    """Does each switch of the rating heads help on this encoder, frozen: ``switches.md`` and what it was made from.
+    """Ablations of the rating heads on this encoder, frozen: writes ``switches.md`` and the tables behind it.
 
     Args:
         init, source: see `start_of`.
-        n_seeds: from 0 on, at least two.
-        inner: an outer fold that is left out, so that a choice may be tested on it.
+        n_seeds: number of seeds, from 0, at least two.
+        inner: an outer fold to exclude, so that a choice can be tested on it.
     """
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
     rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), frozen, log)
     clips = rated.clips
     given = rated.embeddings, clips.clip, clips.ratings, rated.raters, rated.index
     predicted = switches.study(switches.Material(rated.trainer(1), *given), seeds=tuple(range(n_seeds)), inner=inner, log=log)
-    title = _title("Switches of the rating heads", rated, shard_set, ", frozen")
+    title = _title("Ablations of the rating heads", rated, shard_set, ", frozen")
     return switches.write(switches.results(predicted, rated.index), predicted, run.root / "switches" / rated.name, title)
 
 
 def study_trained(
     run: Run, init: str = "ssast", source: str = "", *, only: Sequence[str] = (), n_seeds: int = 1, log: Callable[[str], None] = say
 ) -> Path:
-    """Do strategies that train the encoder, and augmentations, help: ``switches.md`` and what it was made from.
+    """Ablations of strategies that train the encoder, and of augmentations: writes ``switches.md`` and the tables behind it.
 
-    A training that was interrupted goes on, one that is over is not repeated; of each its predictions are kept, not its models.
+    Interrupted training is resumed, and completed training is not repeated. Predictions are saved, models are not.
 
     Args:
         init, source: see `start_of`.
-        only: choices in `switches.TRAINED`, such as ``lora``; by default all. What one is compared with is trained too.
-        n_seeds: from 0 on; one tells nothing of what another seed would change.
+        only: choices in `switches.TRAINED`, such as ``lora``; by default all. Their references are trained too.
+        n_seeds: number of seeds, from 0; one seed gives no estimate of the variation between seeds.
 
     Raises:
         InputError: unknown choice; see `start_of`.
@@ -64,7 +64,7 @@ def study_trained(
 
 
 def _wanted(only: Sequence[str]) -> dict[str, dict]:
-    """Names of the variants to train, what each is compared with before it, and their changes."""
+    """Names and changes of the variants to train, each after its reference."""
     every = {f"{switch} {choice}": found for (switch, choice), found in switches.TRAINED.items()}
     by_choice = {choice: f"{switch} {choice}" for switch, choice in switches.TRAINED}
     names = [choose(by_choice, choice, "strategy or augmentation") for choice in only] or list(every)
@@ -76,12 +76,12 @@ def _wanted(only: Sequence[str]) -> dict[str, dict]:
 
 
 def _predicted(rated: Rated, name: str, init: str, shard_set: shards.ShardSet, log: Callable[[str], None]) -> pd.DataFrame:
-    """Out-of-fold predictions of one variant under one seed; its models are gone once they are written."""
+    """Out-of-fold predictions of one variant with one seed; its models are deleted afterwards."""
     clips, config, home = rated.clips, rated.config, rated.run.root
     claim_directory(home, {"finetune": dataclasses.asdict(config), "pretrained": rated.start.weights})
     path = home / "predictions.csv.gz"
     if path.exists():
-        log(f"{name}, seed {config.seed}: there already")
+        log(f"{name}, seed {config.seed}: already done")
         return pd.read_csv(path)
     log(f"{name}, seed {config.seed}")
     metadata = shard_set.metadata

@@ -1,7 +1,7 @@
-"""MIDI to audio: a small piano of our own, and FluidSynth with a soundfont.
+"""Render MIDI to audio: a built-in piano, and FluidSynth with a soundfont.
 
-Every synthesizer renders mono at a fixed gain, because loudness is a rated quality, and its output depends on the
-performance alone, never on what was rendered before.
+Every synthesizer renders mono at a fixed gain, because loudness is a rated quality. The output depends only on the
+performance, not on earlier renderings.
 """
 
 from pathlib import Path
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Synthesizer(Protocol):
-    """Anything that turns a performance into sound."""
+    """Renders performances to audio."""
 
     name: str
 
@@ -46,10 +46,10 @@ class Synthesizer(Protocol):
 
 
 def make_synthesizer(name: str) -> Synthesizer:
-    """The synthesizer called ``name``: ``builtin``, a name in ``SOUNDFONTS``, or a path to an .sf2 or .sf3 file.
+    """The synthesizer ``name``: ``builtin``, a name in ``SOUNDFONTS``, or a path to an .sf2 or .sf3 file.
 
     Raises:
-        InputError: unknown name, FluidSynth or the soundfont is not installed, or the soundfont plays silence.
+        InputError: unknown name, FluidSynth or the soundfont is not installed, or the soundfont is silent.
     """
     if name == BuiltinPiano.name:
         return BuiltinPiano()

@@ -9,21 +9,21 @@ from percepiano_ast.performance import SUSTAIN, UNA_CORDA, Performance
 from percepiano_ast.synthesis.lengths import faded, n_samples
 
 _BLOCK = 256  # samples per row when a string's partials are summed as one matrix product
-_LONGEST = 8.0  # seconds that a string is kept for
-_LEVEL = 0.14  # of one note at velocity 127; the loudest of the 100 clips named at GAIN peaks at .78 of full scale
+_LONGEST = 8.0  # maximum seconds of a string's sound
+_LEVEL = 0.14  # of one note at velocity 127; the loudest of the 100 clips described at GAIN peaks at 0.78 of full scale
 _TOP_DAMPER = 88  # MIDI pitch of the highest string with a damper (E6), as on most grands
-_ROOM, _RESONANCE = 0.05, 0.12  # share of the sound that excites room and, with the dampers up, the other strings
+_ROOM, _RESONANCE = 0.05, 0.12  # share of the sound that excites the room and, with raised dampers, the other strings
 
 
 class BuiltinPiano:
-    """A small additive piano in numpy, for demonstrations and tests where no soundfont is installed.
+    """A small additive piano in numpy, for demonstrations and tests without a soundfont.
 
-    Inharmonic partials with two-stage decay, level and brightness by velocity, decay by register, dampers with half
-    pedal (a controller value between 32 and 88 damps in part), una corda (softer and darker), hammer noise, a short
-    room, and string resonance while the dampers are up. Sostenuto (controller 66) is not modelled.
+    Inharmonic partials with two-stage decay, velocity-dependent level and brightness, register-dependent decay, dampers with
+    half pedal (partial damping at controller values between 32 and 88), una corda (softer and darker), hammer noise, a short
+    room, and string resonance while the dampers are raised. Sostenuto (controller 66) is not modelled.
 
     Args:
-        seed: draws phases, hammer noise and room: another seed is another instrument of the same make.
+        seed: of phases, hammer noise and room: another seed is another instrument of the same model.
     """
 
     name = "builtin"
@@ -52,7 +52,7 @@ class BuiltinPiano:
 
 
 def _controller(performance: Performance, number: int, n: int, sample_rate: int) -> np.ndarray:
-    """Value of one controller at every sample, float32 ``(n,)``; zero before its first event."""
+    """Value of a controller at every sample, float32 ``(n,)``; zero before its first event."""
     events = performance.pedals[performance.pedals["number"] == number]
     edges = np.clip(np.round(events["time"] * sample_rate).astype(int), 0, n)
     lengths = np.diff(np.concatenate([[0], edges, [n]]))
@@ -60,7 +60,7 @@ def _controller(performance: Performance, number: int, n: int, sample_rate: int)
 
 
 def _next_strokes(pitches: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray:
-    """Sample at which each note's string is struck again, or ``n``. Notes come sorted by onset."""
+    """Sample at which each note's string is struck again, or ``n``. Notes are sorted by onset."""
     stops = np.full(len(starts), n)
     upcoming: dict[int, int] = {}
     for i in range(len(starts) - 1, -1, -1):
@@ -70,7 +70,7 @@ def _next_strokes(pitches: np.ndarray, starts: np.ndarray, n: int) -> np.ndarray
 
 
 def _touch(velocity: float, soft: float) -> np.ndarray:
-    """Weights float32 (2,) of the soft and the hard hammer's sound for a velocity and a soft pedal, both 0 to 1."""
+    """Weights float32 (2,) of the soft and the hard hammer's sound, given velocity and soft pedal, both 0 to 1."""
     level = _LEVEL * velocity**1.7 * (1 - 0.2 * soft)
     hardness = velocity**1.3 * (1 - 0.4 * soft)
     return np.array([level * (1 - hardness), level * hardness], dtype=np.float32)
@@ -79,7 +79,7 @@ def _touch(velocity: float, soft: float) -> np.ndarray:
 def _strike(dry, string, weights, contact, rate, start, release, stop) -> None:
     """Add one note to ``dry`` in place.
 
-    After ``release`` the string decays by ``exp(-rate * damper contact)``, which covers up, down and half pedal alike.
+    After ``release`` the string decays by ``exp(-rate * damper contact)``, with the pedal up, half down or down.
     """
     length = min(string.shape[1], stop - start)
     if rate:
@@ -89,7 +89,7 @@ def _strike(dry, string, weights, contact, rate, start, release, stop) -> None:
     if start + length > release:
         damped = contact[release : start + length] - contact[release]
         sound[release - start :] *= np.exp((-rate * damped).astype(np.float32))
-    if length == stop - start:  # the hammer meets a string that still moves: hand over without a click
+    if length == stop - start:  # the string is struck again while it sounds: fade out to avoid a click
         fade = min(length, 64)
         sound[length - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
     dry[start : start + length] += sound
@@ -118,7 +118,7 @@ def _string(pitch: int, sample_rate: int, seed: int) -> np.ndarray:
     phases = np.exp(2j * np.pi * rng.random(len(order)))
     amplitudes = np.concatenate([0.85 * spectra * phases, 0.15 * spectra * phases], axis=1)
 
-    # exp(s (b K + k)) = exp(s b K) exp(s k): the sum over partials of all samples is one matrix product.
+    # exp(s (b K + k)) = exp(s b K) exp(s k): the sum over partials for all samples is one matrix product.
     blocks = int(min(_LONGEST, t60) * sample_rate) // _BLOCK
     rows = np.exp(np.outer(np.arange(blocks) * _BLOCK / sample_rate, exponent))
     columns = amplitudes[:, :, None] * np.exp(np.outer(exponent, np.arange(_BLOCK) / sample_rate))
@@ -127,7 +127,7 @@ def _string(pitch: int, sample_rate: int, seed: int) -> np.ndarray:
 
 
 def _struck(sound: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    """Give the string ``(2, n)`` its attack, its hammer noise and an end without a click."""
+    """Add attack, hammer noise and a final fade to the string ``(2, n)``."""
     time = np.arange(sound.shape[1]) / sample_rate
     noise = scipy.signal.lfilter([0.3], [1, -0.7], rng.standard_normal(sound.shape[1])) * np.exp(-time / 0.012)
     sound = sound * np.minimum(1, time / np.array([[0.004], [0.0015]]))

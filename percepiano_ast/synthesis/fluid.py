@@ -14,10 +14,10 @@ from percepiano_ast.synthesis.lengths import faded, n_samples
 
 @dataclass(frozen=True)
 class Soundfont:
-    """A General MIDI soundfont that Debian and Ubuntu package.
+    """A General MIDI soundfont packaged by Debian and Ubuntu.
 
-    ``velocity_timbre`` tells whether its piano gets brighter with velocity (measured with FluidSynth 2.3.1) or only
-    louder, in which case its renderings carry no timbre of touch.
+    ``velocity_timbre``: whether its piano gets brighter with velocity (measured with FluidSynth 2.3.1). If it only gets
+    louder, playing force does not change the timbre of its renderings.
     """
 
     package: str
@@ -33,12 +33,12 @@ SOUNDFONTS = {
 }
 
 _FOLDERS = ("/usr/share/sounds/sf2", "/usr/share/sounds/sf3", "/usr/share/soundfonts")
-_FLUID_BLOCK = 64  # samples: FluidSynth starts events on its own blocks of this size (2.9 ms at 22,050 Hz)
-# One gain for all. Of 100 PercePiano clips, 60 of them chosen for the most force in a tenth of a second, the loudest
-# peaks at .66 (fluidr3mono), .70 (musescore-small) and .71 (timgm6mb) of full scale.
+_FLUID_BLOCK = 64  # samples: FluidSynth quantises events to its blocks of this size (2.9 ms at 22,050 Hz)
+# The same gain for all soundfonts. The loudest of 100 PercePiano clips, 60 of them chosen for the highest sum of velocities
+# within 0.1 s, peaks at 0.66 (fluidr3mono), 0.70 (musescore-small) and 0.71 (timgm6mb) of full scale.
 GAIN = 1.0
 
-# Everything that shapes the sound is set here, so that another FluidSynth's defaults cannot change it.
+# All settings that affect the sound are explicit, so that the defaults of other FluidSynth versions have no effect.
 _FLUID_SETTINGS = {
     "synth.chorus.active": 0,
     "synth.reverb.active": 1,
@@ -51,7 +51,7 @@ _FLUID_SETTINGS = {
 }
 
 
-# A chord over the middle of the keyboard.
+# A chord in the middle of the keyboard, to test that a soundfont sounds.
 _TRIAL = Performance(np.array([(0.0, 0.2, pitch, 80) for pitch in (36, 60, 84)], NOTE), np.zeros(0, PEDAL))
 
 
@@ -60,17 +60,17 @@ class FluidSynth:
 
     FluidSynth switches the sustain pedal at controller value 64 (no half pedal) and has no una corda.
 
-    A rendering never depends on the ones before it. ``fluid_synth_system_reset`` does not give that: after it, the same
-    clip came out up to 6 % of its peak different (FluidSynth 2.3.1). So every clip gets a fresh synthesizer, and one
-    that stays open per process and soundfont keeps the samples in FluidSynth's cache, so that a fresh one costs 10 to
-    40 ms. Instances hold a path alone, so they pickle, and each process opens its own.
+    Renderings are independent of earlier ones. ``fluid_synth_system_reset`` does not ensure that: after it, the same clip
+    differed by up to 6 % of its peak (FluidSynth 2.3.1). Therefore every clip uses a new synthesizer. Another one stays open
+    per process and soundfont and keeps the samples in FluidSynth's cache, so a new one takes 10 to 40 ms. Instances store
+    only a path, so they can be pickled, and each process opens its own synthesizer.
 
     Args:
         soundfont: a name in ``SOUNDFONTS`` or a path to an .sf2 or .sf3 file.
 
     Raises:
-        InputError: FluidSynth or the soundfont is not installed, or the file is no soundfont with a piano, or one whose
-            piano makes no sound.
+        InputError: FluidSynth or the soundfont is not installed, the file is not a soundfont with a piano, or the piano is
+            silent.
     """
 
     def __init__(self, soundfont: str | Path):
@@ -78,10 +78,10 @@ class FluidSynth:
         self.name = str(soundfont) if str(soundfont) in SOUNDFONTS else self.path.stem
         _resident(self.path, 22_050)
         if np.abs(self.render(_TRIAL)).max() < 10 ** (SILENCE_DB / 20):
-            raise InputError(f"{self.path}: its piano plays silence. Choose another soundfont, such as: {_names()}.")
+            raise InputError(f"{self.path}: the soundfont's piano is silent. Choose another one, such as: {_names()}.")
 
     def render(self, performance: Performance, sample_rate: int = 22_050) -> np.ndarray:
-        """Mono ``.5 * (left + right)`` float32 ``(n,)``; see ``Synthesizer.render``."""
+        """Mono ``0.5 * (left + right)`` float32 ``(n,)``; see ``Synthesizer.render``."""
         _resident(self.path, sample_rate)
         n = n_samples(performance, sample_rate)
         blocks = -(-n // _FLUID_BLOCK)
@@ -106,11 +106,11 @@ def _fluidsynth():
         InputError: the library or its Python binding is not installed.
     """
     try:
-        import fluidsynth  # here, because it fails on machines without the system library
+        import fluidsynth  # imported here: it fails on machines without the system library
     except ImportError as error:
         raise InputError(
             f"FluidSynth is not installed ({error}). Run: sudo apt-get install -y fluidsynth && "
-            "pip install pyfluidsynth - or choose the synthesizer 'builtin', which needs neither."
+            "pip install pyfluidsynth - or choose the synthesizer 'builtin', which does not need it."
         ) from error
     return fluidsynth
 
@@ -119,7 +119,7 @@ def _find_soundfont(soundfont: str) -> Path:
     """Path of a soundfont given by name or path."""
     if Path(soundfont).suffix.lower() in (".sf2", ".sf3"):
         if not Path(soundfont).is_file():
-            raise InputError(f"soundfont {soundfont}: no such file. Give a path that exists or one of: {_names()}.")
+            raise InputError(f"soundfont {soundfont}: no such file. Give an existing path or one of: {_names()}.")
         return Path(soundfont)
     known = choose(SOUNDFONTS, soundfont, "soundfont")
     for path in (Path(folder, file) for folder in _FOLDERS for file in known.files):
@@ -136,7 +136,7 @@ def _names() -> str:
 
 
 def _open(path: Path, sample_rate: int):
-    """A fresh ``fluidsynth.Synth`` with the soundfont's piano on channel 0."""
+    """A new ``fluidsynth.Synth`` with the soundfont's piano on channel 0."""
     synth = _fluidsynth().Synth(gain=GAIN, samplerate=sample_rate, channels=16, **_FLUID_SETTINGS)
     font = synth.sfload(str(path))
     if font == -1 or synth.program_select(0, font, 0, 0) == -1:
@@ -147,19 +147,19 @@ def _open(path: Path, sample_rate: int):
 
 @functools.cache
 def _resident(path: Path, sample_rate: int):
-    """A synthesizer that is never played: while it is open, FluidSynth keeps the soundfont's samples in memory."""
+    """A synthesizer that only keeps the soundfont's samples in FluidSynth's cache."""
     return _open(path, sample_rate)
 
 
 def _events(performance: Performance, sample_rate: int) -> list[tuple[int, tuple]]:
-    """(block, call on the synthesizer) in order of time; within a block releases, then pedals, then strokes."""
+    """(block, synthesizer call) in order of time; within a block releases, then pedals, then note-ons."""
 
     def block(seconds):
         return np.round(seconds * sample_rate / _FLUID_BLOCK).astype(int)
 
     notes, pedals = performance.notes, performance.pedals
     starts = block(notes["onset"])
-    ends = np.maximum(block(notes["offset"]), starts + 1)  # a note never ends in the block that strikes it
+    ends = np.maximum(block(notes["offset"]), starts + 1)  # a note never ends in the block of its onset
     pitches, velocities = notes["pitch"].tolist(), notes["velocity"].tolist()
     events: list[tuple[int, int, tuple]] = [(end, 0, ("noteoff", pitch)) for end, pitch in zip(ends.tolist(), pitches, strict=True)]
     events += [
@@ -169,7 +169,7 @@ def _events(performance: Performance, sample_rate: int) -> list[tuple[int, tuple
     events += [
         (start, 2, ("noteon", pitch, velocity)) for start, pitch, velocity in zip(starts.tolist(), pitches, velocities, strict=True)
     ]
-    events.sort(key=lambda event: event[:2])  # stable: pedals of one block keep their order
+    events.sort(key=lambda event: event[:2])  # stable: pedal events of one block keep their order
     return [(time, send) for time, _, send in events]
 
 

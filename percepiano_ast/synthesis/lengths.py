@@ -1,4 +1,4 @@
-"""How long a rendering is, how it ends, and which performance is too long for one."""
+"""Length of a rendering, its final fade, and the maximum length of a performance."""
 
 import numpy as np
 
@@ -6,12 +6,12 @@ from percepiano_ast.config import InputError
 from percepiano_ast.performance import Performance
 
 TAIL = 1.5  # seconds rendered after the last key release
-LONGEST = 3600.0  # seconds: a recital's half; more is a wrong tempo or a stray event, and would fill the memory
-_FADE = 0.05  # seconds at the very end, so that a pedalled last chord is not cut with a click
+LONGEST = 3600.0  # seconds; more indicates a wrong tempo or a stray event, and would exhaust the memory
+_FADE = 0.05  # seconds at the end, to avoid a click if the last chord is pedalled
 
 
 def n_samples(performance: Performance, sample_rate: int) -> int:
-    """Samples of a rendering."""
+    """Number of samples of a rendering."""
     return int(np.ceil((performance.duration + TAIL) * sample_rate))
 
 
@@ -26,10 +26,10 @@ def check_length(performance: Performance, name: str) -> None:
     """Refuse to render a performance of more than ``LONGEST`` seconds.
 
     Raises:
-        InputError: it is longer; ``name`` is what the message calls it.
+        InputError: it is longer; the message starts with ``name``.
     """
     if performance.duration > LONGEST:
         raise InputError(
-            f"{name}: {performance.duration / 3600:.1f} h long; at most {LONGEST / 3600:g} h are rendered. Is its tempo right, "
-            "or does a stray note stand far behind the others? Cut it."
+            f"{name}: {performance.duration / 3600:.1f} h long; the limit is {LONGEST / 3600:g} h. Check its tempo, and remove "
+            "stray notes at its end."
         )

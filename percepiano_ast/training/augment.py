@@ -1,8 +1,8 @@
-"""Other rooms, microphones and levels for a window whose notes stay the same: what a frame says of the playing survives.
+"""Augmentation of windows by room, microphone, level and noise; the notes and their frames do not change.
 
-A network that hears one piano at one level hears no other (a model of one soundfont loses a quarter of its correlation on
-another), and one that has heard dry pianos alone takes a room for the pedal. Applied to normalised levels on the device, from
-the step's key: pure, and nearly free beside a training step.
+Without augmentation a network does not generalise: a model trained on one soundfont loses a quarter of its correlation on
+another, and a model trained on dry pianos mistakes reverberation for the pedal. Augmentation is a pure function of normalised
+levels and the step's key. It runs on the device, at a small fraction of the cost of a training step.
 """
 
 import jax
@@ -10,19 +10,19 @@ import jax.numpy as jnp
 
 from percepiano_ast.config import Statistics
 
-GAIN_DB = 6.0  # either way; beyond it, force is no longer told from the level of the recording
-EQ_DB = 4.0  # of each of `EQ_WAVES` cosines over the mel axis: tilt, a dip, two
+GAIN_DB = 6.0  # largest gain, up or down; larger gains would hide the force of the strokes
+EQ_DB = 4.0  # largest amplitude of each of `EQ_WAVES` cosines over the mel axis: tilt, one dip, two dips
 EQ_WAVES = 3
 NOISE_DB = (-80.0, -45.0)  # level of noise in every band
-ROOM_SECONDS = (0.2, 2.0)  # reverberation time of the lowest band, drawn evenly over its logarithm
-ROOM_DULL = 0.6  # by so much shorter is that of the highest
+ROOM_SECONDS = (0.2, 2.0)  # reverberation time of the lowest band, log-uniform
+ROOM_DULL = 0.6  # the highest band's reverberation time is shorter by this share
 ROOM_DB = (-20.0, 0.0)  # reverberant energy over direct: near the strings, or in the tenth row of a hall
-IN_A_ROOM = 0.6  # share of the clips that are changed
-AS_RECORDED = 0.25  # share of the clips that nothing is done to: a clean recording is a case of its own
+IN_A_ROOM = 0.6  # share of the augmented clips that get reverberation
+AS_RECORDED = 0.25  # share of the clips that are not augmented, so that clean recordings stay in the training data
 
 
 def draw(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-    """What is done to each clip of a batch: arrays of ``batch`` rows."""
+    """Draw the augmentation of each clip of a batch: arrays of ``batch`` rows."""
     keys = jax.random.split(rng, 8)
     low, high = jnp.log(jnp.array(ROOM_SECONDS))
     return {
@@ -41,7 +41,7 @@ def draw(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
 
 
 def apply(log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: Statistics, frame_seconds: float) -> jax.Array:
-    """(B, T, F) normalised levels -> the same playing in another room, through another microphone, louder or softer, in noise."""
+    """Apply reverberation, equalisation, gain and noise to normalised levels (B, T, F); same shape."""
     bands = log_mel.shape[2]
     waves = jnp.cos(jnp.pi * jnp.arange(1, EQ_WAVES + 1)[:, None] * (jnp.arange(bands)[None, :] + 0.5) / bands)
     change = drawn["gain"][:, None] + drawn["eq"] @ waves
@@ -56,21 +56,21 @@ def apply(log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: Statistic
 
 
 def _in_room(power: jax.Array, drawn: dict[str, jax.Array], frame_seconds: float) -> jax.Array:
-    """Log power (B, T, F) with a diffuse tail behind all that sounds, in nepers.
+    """Add a diffuse reverberation tail to log power (B, T, F), in nepers.
 
     Polack's model (1988): late reverberation is noise whose power decays exponentially, so that powers add. The direct sound
-    stays, and the tail of a steady sound has ``room`` dB more energy than it.
+    does not change. The tail of a steady sound has ``room`` dB more energy than the sound.
     """
     bands = power.shape[2]
     seconds = drawn["room_seconds"][:, None] * (1 - ROOM_DULL * jnp.arange(bands)[None, :] / (bands - 1))
-    kept = 10 ** (-6 * frame_seconds / seconds)  # of the power, from frame to frame: 60 dB in ``seconds``
+    kept = 10 ** (-6 * frame_seconds / seconds)  # decay of the power per frame: 60 dB in ``seconds``
     gain = (1 - kept) * 10 ** (drawn["room"][:, None] / 10)
     sound = jnp.exp(power)
 
     def joined(earlier, later):
         return earlier[0] * later[0], earlier[1] * later[0] + later[1]
 
-    # The tail at a frame is what was left of all frames before it.
+    # The tail at a frame is the decayed sum of all earlier frames.
     _, tail = jax.lax.associative_scan(joined, (jnp.broadcast_to(kept[:, None, :], sound.shape), sound), axis=1)
     tail = jnp.pad(tail[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return jnp.log(sound + gain[:, None, :] * tail)

@@ -1,40 +1,40 @@
-"""Brings parcels to a place that may fail or hang, while whoever sends them goes on."""
+"""Background saving to a storage location that may fail or hang; the caller does not wait for it."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-SOON = 1.0  # seconds that a sender waits for the parcel before to arrive; afterwards only until it is packed
-LAST_WAITS = (0.0, 2.0, 10.0)  # seconds before each last attempt, when there is nothing else to do
+SOON = 1.0  # seconds that a caller waits for the previous upload; after that, only until it is packed
+LAST_WAITS = (0.0, 2.0, 10.0)  # seconds before each final attempt
 
 
 class Parcel(Protocol):
-    """What is sent."""
+    """One item to save."""
 
     @property
     def packed(self) -> bool:
-        """Whether `pack` has made it ready, which frees the sender's memory."""
+        """Whether `pack` has finished and freed the caller's memory."""
 
     def pack(self) -> None:
-        """Make it ready on the local disk; an OSError says that it cannot be now."""
+        """Write the item to the local disk; raises OSError if that fails for now."""
 
     def deliver(self) -> None:
-        """Bring it there; an OSError says that it cannot be now."""
+        """Upload the item; raises OSError if that fails for now."""
 
     def discard(self) -> None:
-        """Delete what is left of it on the local disk."""
+        """Delete the item's files on the local disk."""
 
 
 Sent = TypeVar("Sent", bound=Parcel)
 
 
 class Courier(Generic[Sent]):
-    """One parcel is packed at a time, and one is delivered; of those that wait for delivery only the newest is kept.
+    """Packs one item at a time and uploads one at a time; of the items that wait for upload only the newest is saved.
 
     Attributes:
-        trouble: what the last attempt failed with; None while all is well.
-        waiting: the newest parcel that has not arrived.
+        trouble: error of the last attempt, or None.
+        waiting: the newest item that has not been uploaded.
     """
 
     def __init__(self, complain: Callable[[OSError], None]):
@@ -43,45 +43,45 @@ class Courier(Generic[Sent]):
         self._complain = complain
         self._changed = threading.Condition()
         self._packing: Sent | None = None
-        self._in_hand: Sent | None = None  # being delivered
-        self._taken = 0.0  # when that began
-        self._fault: BaseException | None = None  # an error that is no disk's and no store's
+        self._in_hand: Sent | None = None  # being uploaded
+        self._taken = 0.0  # start of the upload
+        self._fault: BaseException | None = None  # an error other than those of disk and store
 
     @property
     def busy(self) -> bool:
-        """Whether something is packed or delivered at this moment."""
+        """Whether an item is being packed or uploaded."""
         return bool(self._packing or self._in_hand)
 
     @property
     def seconds_in_hand(self) -> float:
-        """Since when something is being delivered; 0 when nothing is."""
+        """Seconds since the current upload began; 0 without one."""
         return time.monotonic() - self._taken if self._in_hand else 0.0
 
     def wait_for_turn(self, soon: float | None = None) -> None:
-        """Wait until another parcel may be sent: the one before is packed, and has arrived or takes long (``SOON``)."""
+        """Wait until the next item may be sent: the previous one is packed, and uploaded unless that takes long (``SOON``)."""
         with self._changed:
             self._changed.wait_for(lambda: not self._packing)
             if self.trouble is None:
                 self._changed.wait_for(lambda: not self._in_hand, timeout=SOON if soon is None else soon)
             if self.waiting and not self.waiting.packed:
-                self.waiting = None  # overtaken: its memory is needed
+                self.waiting = None  # superseded; frees its memory
         self._raise_fault()
 
     def send(self, parcel: Sent) -> None:
-        """Pack and deliver; returns at once. Call `wait_for_turn` first."""
+        """Pack and upload in the background. Call `wait_for_turn` first."""
         with self._changed:
             self._packing = parcel
-        # Daemons: a store that hangs for ever does not keep the process.
+        # Daemon threads: a store that hangs does not block the exit of the process.
         threading.Thread(target=self._bring, args=(parcel,), name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
-        """Until nothing is on its way: all has arrived, or failed for now."""
+        """Wait until nothing is being packed or uploaded: everything is saved, or has failed for now."""
         with self._changed:
             self._changed.wait_for(lambda: not self.busy)
         self._raise_fault()
 
     def insist(self) -> bool:
-        """Wait, and try again what failed; whether everything has arrived."""
+        """Wait, and try again after errors; returns whether everything is saved."""
         for seconds in LAST_WAITS:
             self.wait()
             if self.waiting is None:
@@ -112,7 +112,7 @@ class Courier(Generic[Sent]):
             self._deliver_newest()
 
     def _deliver_newest(self) -> None:
-        """Deliver what is in hand, then what has been packed meanwhile."""
+        """Upload the current item, then the newest one packed meanwhile."""
         parcel = self._in_hand
         while parcel:
             arrived = parcel.packed and self._attempt(parcel.deliver)
@@ -120,7 +120,7 @@ class Courier(Generic[Sent]):
                 newest = self.waiting is parcel
                 if arrived and newest:
                     self.waiting = None
-                # From here on another thread may take one in hand: what this one goes on with is settled here.
+                # Choose the next item under the lock: after it another thread may start an upload.
                 done, parcel = parcel, None if newest or self._fault else self.waiting
                 self._in_hand, self._taken = parcel, time.monotonic()
                 self._changed.notify_all()
@@ -134,7 +134,7 @@ class Courier(Generic[Sent]):
             self.trouble = error
             self._complain(error)
             return False
-        except BaseException as error:  # the sender gets it
+        except BaseException as error:  # raised again in the caller
             self._fault = error
             return False
         return True

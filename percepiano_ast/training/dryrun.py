@@ -1,7 +1,7 @@
-"""Does a pre-training step fit on a TPU, and how long would a run take? Answered without a TPU, by compiling for one.
+"""Check without a TPU whether a pre-training step fits on one, and estimate the duration of a run.
 
-``libtpu`` compiles ahead of time for a topology that is only described, and says what the program needs in the memory
-of each device. It reads the environment when it is loaded, so every compilation has a process of its own.
+``libtpu`` compiles ahead of time for a described topology and reports the memory that the program needs on each device. It
+reads the environment when it is loaded, so every compilation runs in a separate process.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from percepiano_ast.training.pretrain import Pretraining
 
 GIB = 2**30
 MUSIC_HOURS = 200  # MAESTRO v3
-UTILISATION = 0.3  # of the published peak, which a training step on one chip or eight should reach
+UTILISATION = 0.3  # share of the published peak that a training step on one to eight chips should reach
 _LIMIT_SECONDS = 1800.0
 
 
@@ -35,10 +35,10 @@ class Target:
     """A TPU to compile for.
 
     Attributes:
-        topology: libtpu's name of it.
-        chips_per_host: along x, y, z; one host has them all.
-        devices: what JAX sees: chips, or cores where a chip has two.
-        memory: bytes per device that a program may use, as libtpu's compiler says itself.
+        topology: its name in libtpu.
+        chips_per_host: along x, y, z; all chips are on one host.
+        devices: number of JAX devices: chips, or cores if a chip has two.
+        memory: bytes per device that a program may use, as reported by libtpu's compiler.
         peak: published bfloat16 FLOP/s per device.
     """
 
@@ -49,7 +49,7 @@ class Target:
     peak: float
 
 
-# Peaks: cloud.google.com/tpu/docs/{v5e,v6e,v3}; 123e12 of a v3 chip are two cores'.
+# Peaks: cloud.google.com/tpu/docs/{v5e,v6e,v3}; a v3 chip's 123e12 FLOP/s are shared by two cores.
 TARGETS = {
     "v5e-1": Target("v5e:1x1", (1, 1, 1), 1, int(15.75 * GIB), 197e12),
     "v6e-1": Target("v6e:1x1", (1, 1, 1), 1, int(31.25 * GIB), 918e12),
@@ -60,17 +60,16 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class DryRun:
-    """A pre-training step that has been compiled for a target, and fits.
+    """A pre-training step that was compiled for a target and fits into its memory.
 
     Attributes:
-        target, model, batch_size, accumulate: what was compiled.
-        devices: that the batch is spread over.
-        memory: bytes per device that there are.
-        arguments, outputs, temporaries: bytes per device; outputs without those that take the place of arguments.
+        target, model, batch_size, accumulate: the compiled configuration.
+        devices: number of devices that share the batch.
+        memory: bytes available per device.
+        arguments, outputs, temporaries: bytes per device; outputs without those that reuse the memory of arguments.
         compile_seconds: on this machine.
         clip_flops: FLOPs of one clip, forward and backward (`flops.pretrain_flops`).
-        hours: an estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of music, at
-            `UTILISATION`.
+        hours: estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of music at `UTILISATION`.
     """
 
     target: str
@@ -100,7 +99,7 @@ class DryRun:
             f"{self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device (arguments "
             f"{self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}), "
             f"compiled in {self.compile_seconds:.0f} s\n"
-            f"  {self.clip_flops / 1e9:.4g} GFLOP a clip: {MUSIC_HOURS} h of music x {self.epochs} epochs would take "
+            f"  {self.clip_flops / 1e9:.4g} GFLOP per clip: {MUSIC_HOURS} h of music x {self.epochs} epochs take about "
             f"{self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published peak (an estimate from the peak, not a "
             "measurement)"
         )
@@ -111,13 +110,13 @@ def dry_run(preset: Preset, target: str) -> DryRun:
 
     Raises:
         InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the batch, or the batch
-            does not fit; then the message gives the numbers and the smallest accumulation that fits, which
-            has been compiled.
+            does not fit. In the last case the message gives the numbers and the smallest accumulation that fits, confirmed
+            by compiling it.
         RunFailed: the compiler failed or took too long.
     """
     place = choose(TARGETS, target, "target")
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(f"compiling for {target} needs libtpu, which is not installed: pip install 'jax[tpu]=={jax.__version__}'")
+        raise InputError(f"compiling for {target} needs libtpu. Install it with: pip install 'jax[tpu]=={jax.__version__}'")
     made = _compile(preset, place)
     if "refused" in made:
         raise InputError(f"{target}: {made['refused']}")
@@ -145,7 +144,7 @@ def _result(preset: Preset, target: str, made: dict) -> DryRun:
 
 
 def _does_not_fit(preset: Preset, target: str, needs: str) -> str:
-    """The message: what is needed, what there is, and what would fit."""
+    """The error message: memory needed, memory available, and a configuration that fits."""
     place, asked, batch = TARGETS[target], preset.execution.accumulate, preset.pretrain.batch_size
     text = f"batch {batch} needs {needs} per device on {target}, which has {place.memory / GIB:.2f} GiB"
     accumulate = 2 * asked
@@ -154,27 +153,27 @@ def _does_not_fit(preset: Preset, target: str, needs: str) -> str:
         made = _compile(dataclasses.replace(preset, execution=execution), place)
         if "exceeds" not in made:
             fitting = _result(preset, target, made)
-            return f"{text}: choose --accumulate {accumulate} (compiled: {fitting.peak / GIB:.2f} GiB)"
+            return f"{text}. Choose --accumulate {accumulate} (compiled: {fitting.peak / GIB:.2f} GiB)"
         accumulate *= 2
     hint = "a smaller batch or model" if preset.execution.remat else "--remat, a smaller batch or a smaller model"
-    return f"{text}, and no accumulation up to one clip at a time makes it fit: choose {hint}"
+    return f"{text}, and does not fit with micro-batches of one clip per device either. Choose {hint}"
 
 
 def _compile(preset: Preset, place: Target) -> dict:
-    """In a process of its own: fields of `DryRun`; or ``exceeds``, what is needed instead; or ``refused``, and why."""
+    """Compile in a child process; returns fields of `DryRun`, or ``exceeds`` (memory needed), or ``refused`` (reason)."""
     quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
     wanted = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     try:
         child = subprocess.run(
             [sys.executable, "-c", f"from {__name__} import compile_described; compile_described()"],
             input=pickle.dumps((preset, place)),
-            cwd=Path(__file__).resolve().parents[2],  # where the package is found
+            cwd=Path(__file__).resolve().parents[2],  # so that the package can be imported
             env=os.environ | quiet | wanted,
             capture_output=True,
             timeout=_LIMIT_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise RunFailed(f"no end to the compilation after {_LIMIT_SECONDS:.0f} s; choose a smaller model") from error
+        raise RunFailed(f"compilation did not finish within {_LIMIT_SECONDS:.0f} s; choose a smaller model") from error
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise RunFailed(f"compiling for {place.topology} failed (exit {child.returncode}): {last}")
@@ -187,7 +186,7 @@ def _compile(preset: Preset, place: Target) -> dict:
 
 
 def compile_described() -> None:
-    """Compile what comes pickled on standard input, and print the result as JSON: the child process of `dry_run`."""
+    """Child process of `dry_run`: compile the configuration pickled on standard input, and print the result as JSON."""
     preset, place = pickle.load(sys.stdin.buffer)
     try:
         made = _compile_here(preset, place)
@@ -207,7 +206,7 @@ def _compile_here(preset: Preset, place: Target) -> dict:
         platform="tpu", topology_name=place.topology, chips_per_host_bounds=list(place.chips_per_host)
     )
     layout = Layout.over(topology.devices, preset.execution.shard_params)
-    # Neither the statistics nor the number of steps change what the compiler has to do.
+    # Statistics and number of steps do not affect compilation.
     run = Pretraining(preset.model, preset.pretrain, preset.front_end, AUDIOSET, 1000, execution=preset.execution, layout=layout)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -221,7 +220,7 @@ def _compile_here(preset: Preset, place: Target) -> dict:
     start = time.perf_counter()
     compiled = run.step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
-    assert memory is not None  # the compilers for CPU, GPU and TPU all tell
+    assert memory is not None  # the compilers for CPU, GPU and TPU all report it
     return {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -231,9 +230,9 @@ def _compile_here(preset: Preset, place: Target) -> dict:
 
 
 def _exceeded(message: str) -> str:
-    """What is needed, from the compiler's refusal: all of it, or the one array that is too large alone."""
+    """Memory needed, from the compiler's error message: the total, or one array that is too large by itself."""
     if used := re.search(r"Used ([\d.]+)([MGT]) of", message):
         return f"{float(used[1]) * {'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]]:.2f} GiB"
     if array := re.search(r"Allocation \(size=(\d+)\)", message):
-        return f"{int(array[1]) / GIB:.2f} GiB for one array alone"
-    raise RunFailed(f"the compiler ran out of memory and does not say how much it needs: {message[:300]}")
+        return f"{int(array[1]) / GIB:.2f} GiB for a single array"
+    raise RunFailed(f"the compiler ran out of memory and does not report how much it needs: {message[:300]}")

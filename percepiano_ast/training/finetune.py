@@ -1,4 +1,4 @@
-"""What rates and learns to: an encoder with rating heads, its loss and its step. `folds` trains it, fold by fold."""
+"""The rater (an encoder with rating heads), its loss and its training step. `folds` trains it, fold by fold."""
 
 import functools
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ from percepiano_ast.training.state import TrainState, compute_for, make_optimize
 
 @dataclass(frozen=True)
 class Finetuning:
-    """Everything that the functions of one run depend on; folds of a run share its compiled functions.
+    """Configuration and functions of one run; the folds of a run share its compiled functions.
 
     Attributes:
-        beside: how many numbers the heads are given beside an embedding; ``embeddings`` end with them everywhere but in `embed`.
+        beside: number of extra inputs of the heads, appended to every embedding; only `embed` returns embeddings without them.
 
     Raises:
-        InputError: a choice that there is not, or two that do not go together.
+        InputError: an unknown choice, or two choices that are incompatible.
     """
 
     model: Geometry
@@ -59,12 +59,12 @@ class Finetuning:
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """AdamW at the rates of the strategy."""
+        """AdamW with the learning rates of the strategy."""
         return strategies.optimizer(self.config, make_optimizer(self.config, self.total_steps), self.total_steps)
 
     @functools.cached_property
     def seedless(self) -> "Finetuning":
-        """What runs with other seeds have in common."""
+        """The same run with seed 0; runs that differ only in their seed share its compiled functions."""
         return replace(self, config=replace(self.config, seed=0))
 
     def init(self, seed: int) -> dict:
@@ -75,27 +75,27 @@ class Finetuning:
         return jax.jit(self.module.init)(jax.random.key(seed), log_mel, valid)["params"]
 
     def init_head(self, seed: int) -> dict:
-        """The random parameters of the head that `init` makes, without an encoder's."""
+        """The random parameters of the head as in `init`, without those of the encoder."""
         embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
         make = jax.jit(functools.partial(self.module.init, method=Rater.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
     def apply(self, params: dict, *inputs: jax.Array, **options: Any) -> Any:
-        """What a method of the module gives, of which Flax's annotations do not know the type."""
+        """Call a method of the module; Flax's annotations give no return type."""
         return self.module.apply({"params": params}, *inputs, **options)
 
     def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> Moments:
-        """Pooling moments of windows: uint8 (B, T, F), real frames (B,) -> see ``heads.pool_moments``."""
+        """Pooling moments of windows: uint8 (B, T, F), number of valid frames (B,) -> see ``heads.pool_moments``."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
         return self.apply(params, log_mel, valid, method=Rater.embed)
 
     def embed(self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int) -> np.ndarray:
-        """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and deviation over time for each band."""
+        """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and standard deviation over time for each band."""
         total: Moments | None = None
         for batch in windows:
             moments = _moments(self, {"encoder": params["encoder"]}, batch["codes"], batch["n_valid"])
-            # Windows that only fill the last batch carry the clip number -1: they go to a clip of their own.
+            # Padding windows in the last batch have clip number -1; they are collected in an extra clip.
             by_clip = combine_moments(moments, jnp.where(batch["clip"] < 0, n_clips, batch["clip"]), n_clips + 1)
             total = by_clip if total is None else jax.tree.map(jnp.add, total, by_clip)
         assert total is not None  # every clip has a window
@@ -106,18 +106,18 @@ class Finetuning:
         return np.asarray(_distribution(self, params["head"], scaler, embeddings)[0])
 
     def distribution(self, params: dict, scaler: "Scaler", embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`rate`, and the standard deviations (n, K) that the heads predict, not calibrated; NaN where they predict none."""
+        """`rate`, and the predicted standard deviations (n, K), not calibrated; NaN if the heads predict none."""
         rated, log_variance = _distribution(self, params["head"], scaler, embeddings)
         rated = np.asarray(rated)
         return rated, np.full_like(rated, np.nan) if log_variance is None else np.exp(0.5 * np.asarray(log_variance))
 
     def loss(self, trained: dict, encoder: dict, batch: dict, scaler: "Scaler", rng: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What is minimised, and the losses of the groups (G,).
+        """The training loss, and the losses of the groups (G,).
 
         Args:
             trained, encoder: see ``strategies.join``.
-            batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either ``embeddings`` or a clip's windows:
-                ``codes`` (B, W, T, F) and their real frames ``n_valid`` (B, W), 0 where a clip has fewer windows.
+            batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either ``embeddings`` or the clips' windows:
+                ``codes`` (B, W, T, F) and their number of valid frames ``n_valid`` (B, W), 0 for padding windows.
         """
         params = strategies.join(self.config, encoder, trained)
         embeddings = batch["embeddings"] if "embeddings" in batch else self._of_windows(params, batch)
@@ -134,14 +134,14 @@ class Finetuning:
         return losses.total(groups, batch["group_weights"], learned, self.questionnaire), groups
 
     def _of_windows(self, params: dict, batch: dict) -> jax.Array:
-        """Embeddings (B, 2 F' D) of clips whose windows' moments add up."""
+        """Embeddings (B, 2 F' D) of clips from the summed moments of their windows."""
         clips, windows = batch["n_valid"].shape
         codes = batch["codes"].reshape(clips * windows, *batch["codes"].shape[2:])
         moments = self.moments(params, codes, batch["n_valid"].reshape(-1))
         return moments_to_embedding(*combine_moments(moments, jnp.repeat(jnp.arange(clips), windows), clips))
 
 
-# Compiled once for equal runs: the folds of a cross-validation share them.
+# Compiled once for equal runs, so that the folds of a cross-validation share the compiled function.
 _moments = jax.jit(Finetuning.moments, static_argnums=0)
 
 
@@ -154,9 +154,10 @@ def _distribution(run: Finetuning, head: dict, scaler: "Scaler", embeddings: jax
 def step(
     run: Finetuning, state: TrainState, encoder: dict, batch: dict, scaler: "Scaler", rng: jax.Array
 ) -> tuple[TrainState, jax.Array]:
-    """The next state, and float32 (1 + G,): the loss and those of the groups; arguments as in `Finetuning.loss`.
+    """One training step; returns the next state, and the total and group losses, float32 (1 + G,).
 
-    ``rng`` is of the run; runs that differ in their seed alone share what is compiled, see `Finetuning.seedless`.
+    Arguments as in `Finetuning.loss`. ``rng`` is the run's key, an argument so that runs that differ only in their seed share
+    the compiled step, see `Finetuning.seedless`.
     """
     rng = jax.random.fold_in(rng, state.step)
 
@@ -171,14 +172,14 @@ def step(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scaler:
-    """Standardises embeddings by the training clips of a fold, before any step: small differences become visible."""
+    """Standardises embeddings with the mean and standard deviation of a fold's training clips, fitted before training."""
 
     mean: jax.Array
     std: jax.Array
 
     @classmethod
     def fit(cls, embeddings: np.ndarray) -> "Scaler":
-        """Mean and deviation of (n, 2 F' D); a constant value is left at zero."""
+        """Mean and standard deviation of (n, 2 F' D); a constant column becomes 0."""
         std = embeddings.std(axis=0)
         return cls(jnp.asarray(embeddings.mean(axis=0)), jnp.asarray(np.where(std > 1e-6, std, 1.0)))
 

@@ -1,4 +1,4 @@
-"""Model FLOPs of a training step, and what share of a device's matrix peak a run reaches (MFU)."""
+"""Model FLOPs of a training step, and a device's matrix-product peak, for the model FLOPs utilisation (MFU)."""
 
 import time
 
@@ -10,25 +10,25 @@ from percepiano_ast.models import transcription
 from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.targets import KEYS
 
-# Sides of the square matrices that the peak is measured with: long enough to saturate, short enough to take a moment.
+# Sides of the square matrices for measuring the peak: large enough to saturate the device, small enough to be quick.
 _PEAK_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
 _PEAK_RUNS = 5
 
 
 def block_flops(width: int, mlp_ratio: int, depth: int, tokens: int) -> float:
-    """Forward FLOPs of ``depth`` transformer blocks for one clip: products with weights, and attention; 2 per multiply-add."""
+    """Forward FLOPs of ``depth`` transformer blocks for one clip: weight products and attention; 2 per multiply-add."""
     weights = (4 + 2 * mlp_ratio) * width**2
     return depth * tokens * (2 * weights + 4 * tokens * width)
 
 
 def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
-    """FLOPs of one training clip, forward and backward (3 x forward); what remat computes again does not count."""
+    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of remat."""
     parts = {"ssast": (_masked_flops,), "transcription": (_heard_flops,), "joint": (_masked_flops, _heard_flops)}
     return 3.0 * sum(part(model, config) for part in parts[config.objective])
 
 
 def _heard_flops(model: ModelConfig, config: PretrainConfig) -> float:
-    """Forward FLOPs of hearing one window; what describes it is next to nothing."""
+    """Forward FLOPs of transcribing one window; the descriptor head is negligible."""
     patches, steps = model.num_patches, transcription.steps_of(model) * model.grid[1]
     forward: float = 2 * patches * model.patch_dim * model.width
     forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + patches)
@@ -37,7 +37,7 @@ def _heard_flops(model: ModelConfig, config: PretrainConfig) -> float:
 
 
 def _masked_flops(model: ModelConfig, config: PretrainConfig) -> float:
-    """Forward FLOPs of guessing the masked patches of one window."""
+    """Forward FLOPs of predicting the masked patches of one window."""
     masked, patches = config.num_masked(model), model.num_patches
     seen = patches - masked if config.decoder_depth else patches
     forward: float = 2 * seen * model.patch_dim * model.width
@@ -52,7 +52,7 @@ def _masked_flops(model: ModelConfig, config: PretrainConfig) -> float:
 
 
 def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
-    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of a few."""
+    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of `_PEAK_RUNS` runs."""
     side = _PEAK_SIDE.get(device.platform, _PEAK_SIDE["cpu"])
     with jax.default_device(device):
         matrix = jnp.ones((side, side), dtype)

@@ -1,7 +1,7 @@
-"""Fine-tuning fold by fold, and what a fold learns from.
+"""Fine-tuning fold by fold, and the training targets of a fold.
 
-Nothing is selected: a fold trains for the configured epochs on everything outside it and predicts its own clips once,
-from all windows of the whole clip. Batches come in as iterators; see ``data/batches.py``.
+There is no model selection. For each fold, a rater is trained on all clips outside it for the configured number of epochs and
+predicts the fold's clips once, from all windows of each clip. Batches come in as iterators; see ``data/batches.py``.
 """
 
 import functools
@@ -28,12 +28,12 @@ Batches = Callable[[int], Iterator[dict]]
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What one fold learns: ratings on the heads' scale, and what each clip counts.
+    """Training targets of one fold: ratings on the heads' scale, and clip weights.
 
     Attributes:
         ratings: (n, K), standardised.
-        weights: (n,), their mean over the training clips is 1.
-        mean, std: (K,) of the scale.
+        weights: (n,), with mean 1 over the training clips.
+        mean, std: (K,), for the standardisation.
     """
 
     ratings: np.ndarray
@@ -50,24 +50,24 @@ class Targets:
         train: np.ndarray,
         questionnaire: Questionnaire = PERCEPIANO,
     ) -> "Targets":
-        """By the training clips alone.
+        """Fit scale and weights on the training clips only.
 
         Raises:
-            InputError: an unknown scale; weights by raters where their number is not known.
+            InputError: an unknown scale, or weights by number of raters without these numbers.
         """
         mean, std = _scale(config.rating_scale, ratings[train], questionnaire)
         weights = np.ones(len(ratings), np.float32)
         if config.weigh_by_raters:
             if raters is None or not np.all(np.asarray(raters)[train] > 0):
-                raise InputError("weigh_by_raters needs the number of raters of every clip, at least 1: give them, or turn it off")
+                raise InputError("weigh_by_raters needs the number of raters of every clip, at least 1. Supply it, or turn it off")
             weights = (raters / np.mean(raters[train])).astype(np.float32)
         return cls(((ratings - mean) / std).astype(np.float32), weights, mean, std)
 
     def of(self, batch: dict) -> dict:
-        """The batch with ``ratings`` and ``weights`` in the place of ``clip``, positions (B,).
+        """Replace ``clip``, positions (B,), in a batch by ``ratings`` and ``weights``.
 
-        Clips that were mixed with others of the batch (``mixed_with``, ``share``, see ``data/augment.py``) have their ratings
-        mixed alike.
+        The ratings of clips that were mixed with others of the batch (``mixed_with``, ``share``, see ``data/augment.py``) are
+        mixed in the same proportion.
         """
         ratings, weights = self.ratings[batch["clip"]], self.weights[batch["clip"]]
         if "mixed_with" in batch:
@@ -78,14 +78,14 @@ class Targets:
 
 
 def _scale(kind: str, ratings: np.ndarray, questionnaire: Questionnaire) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (K,) that ratings (n, K) are standardised by; a constant dimension is only centred."""
+    """Mean and standard deviation (K,) for standardising ratings (n, K); a constant dimension is only centred."""
     choose(dict.fromkeys(SCALES), kind, "scale of ratings")
     mean, std = np.zeros(ratings.shape[1], np.float32), np.ones(ratings.shape[1], np.float32)
     if kind != "none":
         parts = dict(questionnaire.groups).values() if kind == "group" else [(i,) for i in range(ratings.shape[1])]
         for indices in map(list, parts):
             mean[indices], std[indices] = ratings[:, indices].mean(), ratings[:, indices].std()
-    # Rounding is measured by the size of the ratings, whatever their unit.
+    # The threshold for "constant" is relative to the size of the ratings, so that it works in any unit.
     return mean, np.where(std > 1e-6 * np.abs(ratings).max(axis=0), std, 1.0)
 
 
@@ -105,23 +105,23 @@ def finetune_fold(
     save_minutes: float = SAVE_MINUTES,
     log: Callable[[str], None] = say,
 ) -> tuple[dict, Scaler]:
-    """Train one fold, checkpoint every epoch, resume; returns its parameters and scaler.
+    """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
 
     Args:
-        params: of encoder and head, before training; what else is in it goes into the model as it is.
-        embeddings: (n, 2 F' D + beside) of all renderings by that encoder; ``ratings`` (n, K).
+        params: of encoder and head, before training; other entries are copied into the model unchanged.
+        embeddings: (n, 2 F' D + beside) of all renderings, computed by that encoder; ``ratings`` (n, K).
         train: positions of the renderings outside the fold.
-        windows: ``windows(k)`` yields clips as windows from step k on, see `batches.finetune_batches`; used when the encoder
+        windows: ``windows(k)`` yields clips as windows from step k on, see `batches.finetune_batches`; used if the encoder
             is trained.
-        directory: of this fold; holds ``checkpoints`` while it is trained, ``history.csv`` and, at the end, ``model``.
-        settings: what else makes this run what it is; kept with every checkpoint.
-        raters: (n,) how many rated each rendering's clip; for ``weigh_by_raters``.
+        directory: of this fold; holds ``checkpoints`` during training, ``history.csv`` and, at the end, ``model``.
+        settings: the rest of the run's configuration; saved with every checkpoint.
+        raters: (n,) number of raters of each rendering's clip; for ``weigh_by_raters``.
         store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
-        save_minutes: within a long epoch there is a checkpoint every so many minutes.
+        save_minutes: minutes between checkpoints within a long epoch.
 
     Raises:
         InputError: ``directory`` or ``store`` holds a run of another configuration; see `Targets.fit`.
-        StoreFailed: all is trained, but the model did not reach its store.
+        StoreFailed: training is complete, but the model could not be saved.
     """
     settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
     settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
@@ -144,7 +144,7 @@ def finetune_fold(
     with finished:
         made = {"seed": run.config.seed, "epoch": run.config.epochs, "history": rows}
         finished.save(int(state.step), tree, settings | made)
-    checkpoints.clear()  # a store has room for those of one fold, not of all
+    checkpoints.clear()  # the store may have room for one fold's checkpoints only
     return params, scaler
 
 
@@ -157,13 +157,13 @@ def fit_heads(
     train: np.ndarray,
     raters: np.ndarray | None = None,
 ) -> tuple[dict, Scaler]:
-    """As `finetune_fold` with a frozen encoder, in memory: a study of hundreds of heads keeps none of them.
+    """As `finetune_fold` with a frozen encoder, but in memory only, for studies that train hundreds of heads.
 
     Raises:
-        InputError: another strategy than ``frozen``; see `Targets.fit`.
+        InputError: a strategy other than ``frozen``; see `Targets.fit`.
     """
     if run.config.trains_encoder:
-        raise InputError(f"strategy {run.config.strategy!r} trains the encoder; heads alone are fitted with 'frozen'")
+        raise InputError(f"strategy {run.config.strategy!r} trains the encoder; choose 'frozen' to fit the heads only")
     targets = Targets.fit(run.config, ratings, raters, train, run.questionnaire)
     steps_per_epoch = steps_of_epoch(run.config, len(train))
     state, scaler, _ = _train(run, params, embeddings, targets, train, None, steps_per_epoch, None)
@@ -171,16 +171,16 @@ def fit_heads(
 
 
 def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
-    """Steps in which a frozen encoder's heads see so many training clips once; what fills no batch is left out."""
+    """Steps per epoch for training heads on a frozen encoder; an incomplete last batch is dropped."""
     return max(clips // config.batch_size, 1)
 
 
 def say_room(run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say) -> None:
-    """Before the first fold: what all of them will need, see `require_room`."""
+    """Before the first fold: check the disk space for all folds, see `require_room`."""
     state = size_of(jax.eval_shape(lambda: new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)))
     model = size_of(params)
     total = shown(3 * state + (folds + 1) * model)
-    most = f"{total} (while a fold is trained three, and at the end a model of each of {folds} folds)"
+    most = f"{total} (three checkpoints during a fold's training, and a final model of each of {folds} folds)"
     require_room(place, max(state, model), most, log)
 
 
@@ -190,14 +190,14 @@ def _train(run, params, embeddings, targets, train, windows, steps_per_epoch, ke
     if not run.config.trains_encoder:
         encoder, batches = {}, functools.partial(_embedding_batches, embeddings, train, run.config)
     elif run.config.strategy in ("full", "gradual"):
-        encoder = {}  # all of it is in the state
+        encoder = {}  # the whole encoder is part of the training state
     fold = _Fold(run, encoder, scaler, targets, keeper)
     state = new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)
     return fold.train(state, batches, steps_per_epoch), scaler, fold.rows
 
 
 def _finished(run: Finetuning, params: dict, state: TrainState, targets: Targets) -> dict:
-    """The rater in one piece, whatever was trained of it, rating in the unit of the ratings."""
+    """Parameters of the complete rater, trained and frozen parts joined; it predicts in the unit of the ratings."""
     params = params | strategies.join(run.config, params["encoder"], state.params)
     head = heads.in_rating_units(params["head"], run.config.head, targets.mean, targets.std, run.questionnaire)
     return params | {"head": head}
@@ -215,7 +215,7 @@ def _embedding_batches(embeddings, train, config: FinetuneConfig, step: int) -> 
 
 @dataclass
 class _Keeper:
-    """Where a fold's training is kept, so that it goes on after a kill."""
+    """Saves a fold's training state, so that it can be resumed after an interruption."""
 
     config: FinetuneConfig
     checkpoints: Checkpoints
@@ -244,11 +244,11 @@ class _Keeper:
         return found
 
     def due(self) -> bool:
-        """Whether it is time for a checkpoint within an epoch, and the one before is not on its way."""
+        """Whether a checkpoint within the epoch is due; False while the previous one is being saved."""
         return time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
 
     def save(self, state: TrainState, step: int, rows: list[dict], losses: list) -> None:
-        """Copy the state; it is written while training goes on."""
+        """Copy the state, and save the copy in the background."""
         self.saved = time.monotonic()
         progress = {"epoch": len(rows), "history": rows, "losses": losses}
         self.checkpoints.save(step, {"state": state}, {**self.settings, "seed": self.config.seed, **progress})
@@ -256,13 +256,13 @@ class _Keeper:
 
 @dataclass
 class _Fold:
-    """What the training of a fold carries beside its state.
+    """The training of one fold, without its training state.
 
     Attributes:
-        encoder: what stays as it is.
-        keeper: None where nothing is kept.
-        rows: history of the epochs that are over.
-        losses: of the steps of the epoch that is not, see `finetune.step`.
+        encoder: the frozen parameters.
+        keeper: None if nothing is saved.
+        rows: history of the completed epochs.
+        losses: of the steps of the current epoch, see `finetune.step`.
     """
 
     run: Finetuning
@@ -274,7 +274,7 @@ class _Fold:
     losses: list = field(default_factory=list)
 
     def train(self, state: TrainState, batches: Batches, steps_per_epoch: int) -> TrainState:
-        """All epochs that are left."""
+        """Train the remaining epochs."""
         epochs, started, shown = self.run.config.epochs, time.monotonic(), 0.0
         state, done = self._resume(state)
         stream, columns = batches(done), losses.columns(self.run.questionnaire)
@@ -304,7 +304,7 @@ class _Fold:
         return tree["state"], kept["step"]
 
     def _epoch(self, state: TrainState, stream: Iterator[dict], done: int, end: int) -> TrainState:
-        # A function of the history, which every checkpoint holds.
+        # Depends only on the history, which every checkpoint holds.
         group_weights = losses.dynamic_weights(self.run.config, self.rows, self.run.questionnaire)
         rng = jax.random.key(self.run.config.seed)
         for number in range(done + 1, end + 1):

@@ -1,7 +1,7 @@
-"""The record of a run: a CSV row per epoch and one per few steps, and TensorBoard files where tensorboard is installed.
+"""The log of a run: a CSV row per epoch, one per few steps, and TensorBoard files if tensorboard is installed.
 
-It is written beside training: a directory that fails or hangs, as a mounted Drive may, stops nothing. What it holds is in
-every checkpoint too, so a run that is resumed writes it anew.
+It is written in the background: a directory that fails or hangs, as a mounted Drive may, does not stop training. Every
+checkpoint also holds the rows, so a resumed run rewrites the files.
 """
 
 import csv
@@ -19,7 +19,7 @@ FLUSH_SECONDS = 10.0
 
 
 def as_csv(rows: Sequence[dict]) -> bytes:
-    """``rows``, all with the same keys, as the content of a CSV file."""
+    """The content of a CSV file with these ``rows``, which all have the same keys."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, rows[0].keys())
     writer.writeheader()
@@ -28,11 +28,11 @@ def as_csv(rows: Sequence[dict]) -> bytes:
 
 
 class Record:
-    """``history.csv`` and ``steps.csv`` in ``directory``, old files or new ones, never half.
+    """``history.csv`` and ``steps.csv`` in ``directory``, replaced atomically.
 
     Args:
-        steps: rows of ``steps.csv`` that there are already, from the checkpoint that the run goes on from.
-        board: keep TensorBoard's files too, if tensorboard is installed.
+        steps: earlier rows of ``steps.csv``, from the checkpoint that the run resumes from.
+        board: write TensorBoard files too, if tensorboard is installed.
     """
 
     def __init__(self, directory: Path, log: Callable[[str], None], steps: Sequence[dict] = (), *, board: bool = False):
@@ -44,13 +44,13 @@ class Record:
         self._board = _Board(directory / "tensorboard", self.steps) if shown else None
 
     def add(self, row: dict) -> None:
-        """Note one row of ``steps.csv``, whose first column is ``step``; it is on disk some seconds later."""
+        """Add one row to ``steps.csv``, whose first column is ``step``; it is written within seconds."""
         self.steps.append(row)
         if time.monotonic() - self._sent > FLUSH_SECONDS:
             self.send()
 
     def send(self, history: Sequence[dict] = ()) -> None:
-        """Have all that is known written; returns at once. A failure is logged, and tried again with the next call."""
+        """Write all rows in the background. A failure is logged, and the next call tries again."""
         self._sent = time.monotonic()
         tables = {"history.csv": history, "steps.csv": self.steps}
         files = {name: as_csv(rows) for name, rows in tables.items() if rows}
@@ -58,20 +58,20 @@ class Record:
         self._courier.send(_Page(self._store, files, self._board, list(self.steps)))
 
     def finish(self) -> None:
-        """Wait until all is written.
+        """Wait until everything is written.
 
         Raises:
-            StoreFailed: it cannot be, after another try.
+            StoreFailed: writing failed repeatedly.
         """
         if not self._courier.insist():
             raise stores.StoreFailed(f"the history of the run was not written: {self._courier.trouble}")
 
     def _complain(self, error: OSError) -> None:
-        self._log(f"  warning: {error}; training goes on, and the history of the run is written when the place is mended")
+        self._log(f"  warning: {error}. Training continues; the history is written when the directory is writable again")
 
 
 class _Page:
-    """What is to be written, as of one moment."""
+    """A snapshot of the rows to be written."""
 
     packed = True
 
@@ -79,7 +79,7 @@ class _Page:
         self._store, self._files, self._board, self._steps = store, files, board, steps
 
     def pack(self) -> None:
-        """It is in memory already."""
+        """Nothing to do: the rows are in memory."""
 
     def deliver(self) -> None:
         """Write the files."""
@@ -94,14 +94,14 @@ class _Page:
                 raise
 
     def discard(self) -> None:
-        """Nothing of it is on the local disk."""
+        """Nothing to do: there are no local files."""
 
 
 class _Board:
-    """TensorBoard's event files, written with its own writer: neither TensorFlow nor PyTorch is needed.
+    """TensorBoard event files, written with tensorboard's own writer, without TensorFlow or PyTorch.
 
     Attributes:
-        failed: the writer was lost with its file; it is not tried again.
+        failed: whether writing failed; then no more events are written.
     """
 
     def __init__(self, directory: Path, steps: list[dict]):
@@ -110,7 +110,7 @@ class _Board:
         self._last = steps[-1]["step"] if steps else 0
 
     def write(self, steps: list[dict]) -> None:
-        """Write the rows that are new."""
+        """Write the new rows."""
         if self._writer is None:
             self._open()
         for row in (row for row in steps if row["step"] > self._last):
@@ -124,7 +124,7 @@ class _Board:
 
         self._events = event_pb2
         self._writer = EventFileWriter(str(self._directory))
-        # TensorBoard forgets what an interrupted run had noted behind this step.
+        # TensorBoard discards an interrupted run's events from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=self._last + 1, session_log=start))
 

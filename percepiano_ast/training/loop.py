@@ -1,4 +1,4 @@
-"""The steps of a pre-training: looked at, checked, noted, kept, and taken up again where they were interrupted."""
+"""The pre-training loop: take steps, check and log their metrics, save checkpoints, resume."""
 
 import collections
 import contextlib
@@ -17,18 +17,18 @@ from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.state import TrainState, count_parameters
 from percepiano_ast.training.stores import StoreFailed
 
-CHECKED = ("loss", "gradient_norm", "update_norm")  # a step is good when they are numbers
+CHECKED = ("loss", "gradient_norm", "update_norm")  # must be finite after every step
 HEALTH = ("gradient_norm", "update_norm", "skipped")
-# Steps between two looks at the metrics, which wait for the device. Rows of steps.csv are means over as many.
+# Steps between two reads of the metrics, which block until the device is done. Rows of steps.csv are means over as many steps.
 LOOK_EVERY = 20
-# What a line of the log shows of an epoch, where its objective has it, and by which factor.
+# Metrics in an epoch's log line, if the objective has them: format and factor.
 _SHOWN = {
     "nce": ("InfoNCE {:.3f}", 1),
     "mse": ("MSE {:.4f}", 1),
     "accuracy": ("accuracy {:.1f} %", 100),
     "validation_onset_f1": ("onset F1 {:.3f}", 1),
     "validation_down_f1": ("key F1 {:.3f}", 1),
-    "validation_velocity_mae": ("velocity off by {:.1f}", 1),
+    "validation_velocity_mae": ("velocity MAE {:.1f}", 1),
     "validation_sustain_r": ("pedal r {:.3f}", 1),
     "masked_accuracy": ("accuracy {:.1f} %", 100),
     "validation_heard_onset_f1": ("onset F1 {:.3f}", 1),
@@ -37,27 +37,27 @@ _SHOWN = {
 
 
 class Loop:
-    """What a run of `pretrain.Pretraining` carries from step to step beside its state."""
+    """The loop of a `pretrain.Pretraining` run, with everything it carries between steps except the training state."""
 
     def __init__(self, run, directory: Path, settings: dict, checkpoints: Checkpoints, save_minutes, log):
         self.run, self.directory, self.settings, self.log = run, directory, settings, log
         self.checkpoints, self.save_minutes = checkpoints, save_minutes
         self.saved = time.monotonic()
-        self.rows: list[dict] = []  # of the epochs that are over
-        self.looks: list[dict] = []  # at the steps of the epoch that is not
+        self.rows: list[dict] = []  # of the completed epochs
+        self.looks: list[dict] = []  # metrics of the current epoch, one entry per read
         device, dtype = run.layout.device, run.module.compute.dtype
         self.clip_flops = flops.pretrain_flops(run.model, run.config)
         self.peak = run.layout.size * flops.matrix_peak(dtype, device)
-        # The batches whose metrics nobody has looked at yet, and those metrics.
+        # Clips of the batches whose metrics have not been read yet, and those metrics.
         self.unseen: collections.deque[tuple[list[str], dict]] = collections.deque()
         self.looked, self.waited = time.monotonic(), 0.0
-        self.record: history.Record | None = None  # in the lead
+        self.record: history.Record | None = None  # in the first process
         self.step: Callable | None = None  # compiled with the first batch
 
     def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
-        """All epochs that are left; returns the whole history."""
+        """Train the remaining epochs; returns the whole history."""
         run, epochs = self.run, self.run.config.epochs
-        _ = run.step  # divides the batch, or says that it cannot, before anything is waited for
+        _ = run.step  # raises an error now if the batch cannot be divided
         state, done = self._resume()
         parameters, precision = count_parameters(state.params), jnp.dtype(run.module.compute.dtype).name
         self.log(
@@ -79,12 +79,12 @@ class Loop:
         return self.rows
 
     def _resume(self) -> tuple[TrainState, int]:
-        """The state to go on from, and the steps that it took."""
+        """The state to resume from, and its number of steps."""
         checkpoints, one = self.checkpoints, size_of(self.run.abstract_state)
-        most = f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one on its way)"
+        most = f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one being saved)"
         require_room(checkpoints.place, one, most, self.log)
         checkpoints.prepare()
-        parallel.wait_for_all("litter removed")
+        parallel.wait_for_all("old files deleted")
         found = checkpoints.load({"state": self.run.abstract_state}, self.settings)
         tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": [], "steps": []})
         parallel.require_same(kept["step"], "the step of the newest checkpoint")
@@ -109,7 +109,7 @@ class Loop:
         self.saved = time.monotonic()
 
     def _is_due(self) -> bool:
-        """Whether to save within the epoch; not while another checkpoint is on its way."""
+        """Whether a checkpoint within the epoch is due; False while the previous one is being saved."""
         due = time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
         return bool(parallel.as_lead_says(due))
 
@@ -134,15 +134,15 @@ class Loop:
         return state, means
 
     def _compile(self, state: TrainState, batch: dict) -> Callable:
-        """Apart from the first step, whose speed would otherwise be that of the compiler."""
+        """Compile the step before the first call, so that compile time does not count in the first speed."""
         start = time.monotonic()
         self.step = step = self.run.step.lower(state, batch).compile()
         self.looked, self.waited = time.monotonic(), 0.0
-        self.log(f"  the step was compiled in {self.looked - start:.0f} s")
+        self.log(f"  compiled the training step in {self.looked - start:.0f} s")
         return step
 
     def _look(self, state: TrainState, last: int) -> dict:
-        """Wait for the steps up to ``last``, check them, and note their means."""
+        """Wait for the steps up to ``last``, check their metrics, and record the means."""
         values = jax.device_get([metrics for _, metrics in self.unseen])
         for number, one in enumerate(values, start=last - len(values) + 1):
             if not one["skipped"] and not np.isfinite([one[name] for name in CHECKED]).all():
@@ -161,7 +161,7 @@ class Loop:
         return {"steps": len(values), **means}
 
     def _stop(self, state: TrainState, number: int, metrics: dict, clips: list[str]) -> None:
-        """Keep the last good state, and say at which step and on what the run broke."""
+        """Save the last finite state, and raise an error with the step and the clips of its batch."""
         good = number - 1
         home = self.directory / "stopped"
         named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
@@ -169,18 +169,18 @@ class Loop:
             stopped.save(good, {"state": state}, {**self.settings, "broke_at_step": number, **named})
         if self.record:
             self.record.send(self.rows)
-            with contextlib.suppress(StoreFailed):  # has been logged
+            with contextlib.suppress(StoreFailed):  # already logged
                 self.record.finish()
         shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
         raise FloatingPointError(
-            f"the loss is {metrics['loss']:.4g}, the gradient's norm {metrics['gradient_norm']:.4g} and the update's "
-            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state before it, after {good} steps, is "
-            f"kept in {home}. Lower the learning rate, or look at those clips"
+            f"the loss is {metrics['loss']:.4g}, the gradient norm {metrics['gradient_norm']:.4g} and the update norm "
+            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state after {good} steps is saved in "
+            f"{home}. Lower the learning rate, or check those clips"
         )
 
 
 def _show(row: dict) -> str:
-    """What of a row one looks at, whatever the objective."""
+    """The most important metrics of a row, as text, for any objective."""
     shown = f"loss {row['loss']:.3f} (validation {row['validation_loss']:.3f})"
     for name, (text, scale) in _SHOWN.items():
         if name in row:

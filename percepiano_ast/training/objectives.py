@@ -1,7 +1,7 @@
-"""What pre-training may ask of an encoder: masked patches, what is played, or both; all have one form.
+"""Pre-training objectives with one interface: masked patches, transcription, or both.
 
-An objective draws what chance decides for a whole batch (`draw`), turns normalised windows into losses (`losses`), and in
-validation into numbers that add up over batches (`measure`, `scores`). Its parameters hold the encoder as ``encoder``.
+An objective draws the random part of a batch (`draw`), computes losses of normalised windows (`losses`), and in validation
+computes sums over batches (`measure`) and scores from these sums (`scores`). Its parameters hold the encoder as ``encoder``.
 """
 
 from typing import Protocol
@@ -27,22 +27,22 @@ class Objective(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The Flax module; of the joint one the SSAST."""
+        """The Flax module; for the joint objective, the SSAST."""
 
     def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
-        """Parameters, from one window (1, T, F)."""
+        """Parameters, initialised with one window (1, T, F)."""
 
     def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-        """What chance decides for each clip of a batch; becomes part of it."""
+        """Random values for each clip of a batch, to be added to the batch."""
 
     def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """Float32 scalars ``names`` of normalised windows (B, T, F)."""
+        """The losses ``names`` of normalised windows (B, T, F), float32 scalars."""
 
     def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """Float32 scalars of a validation batch, to be summed."""
+        """Float32 scalars of a validation batch, to be summed over batches."""
 
     def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
-        """What the sums over so many validation batches come to, ``loss`` first."""
+        """Validation scores from the sums over ``batches`` batches, ``loss`` first."""
 
 
 class Masked:
@@ -78,7 +78,7 @@ class Masked:
 
 
 class Transcription:
-    """Onsets, keys, strings, force, pedals and descriptors, see `models.transcription`."""
+    """Onsets, keys, strings, velocity, pedals and descriptors, see `models.transcription`."""
 
     names = transcription.LOSSES
 
@@ -91,7 +91,7 @@ class Transcription:
         return self.module.init(rng, log_mel)["params"]
 
     def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-        """Nothing."""
+        """Nothing is drawn."""
         return {}
 
     def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
@@ -112,7 +112,7 @@ class Transcription:
 
 
 class Joint:
-    """Both, by one encoder: it sees the masked window and the whole one, and the losses are added."""
+    """Both objectives on one encoder: it encodes the masked window and the complete one, and the losses are added."""
 
     names = ("loss", *(f"masked_{name}" for name in Masked.names), *(f"heard_{name}" for name in Transcription.names))
 
@@ -122,7 +122,7 @@ class Joint:
         self.module = self.masked.module
 
     def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
-        """Those of both; the encoder's, which are the same, once."""
+        """Parameters of both objectives, with one shared encoder."""
         return self.heard.init(rng, log_mel) | self.masked.init(rng, log_mel)
 
     def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
@@ -134,7 +134,7 @@ class Joint:
         return self._both(*(part.losses(params, log_mel, batch) for part in (self.masked, self.heard)))
 
     def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """What both measure."""
+        """The sums of both objectives."""
         return self._both(*(part.measure(params, log_mel, batch) for part in (self.masked, self.heard)))
 
     @staticmethod
@@ -144,7 +144,7 @@ class Joint:
         return {"loss": masked["loss"] + heard_["loss"], **named}
 
     def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
-        """Those of both."""
+        """The scores of both objectives."""
         parts = []
         for prefix, part in (("masked_", self.masked), ("heard_", self.heard)):
             own = {name.removeprefix(prefix): value for name, value in total.items() if name.startswith(prefix)}
@@ -156,16 +156,16 @@ OBJECTIVES = {"ssast": Masked, "transcription": Transcription, "joint": Joint}
 
 
 def objective_of(model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int) -> Objective:
-    """The objective that the configuration names.
+    """The objective named in the configuration.
 
     Raises:
-        InputError: unknown, or patches that do not suit it.
+        InputError: an unknown objective, or patches that are incompatible with it.
     """
     return choose(OBJECTIVES, config.objective, "objective")(model, config, compute, num_descriptors)
 
 
 def batch_shapes(model: ModelConfig, config: PretrainConfig, num_descriptors: int) -> dict:
-    """Shapes and types of a whole batch of the configuration, as the step takes it, with codes in uint8."""
+    """Shapes and types of a full training batch, as the step expects it, with codes in uint8."""
     rows, frames = config.batch_size, model.n_frames
 
     def array(dtype, *shape):

@@ -1,7 +1,7 @@
-"""A state as one file: what Orbax writes, in a tar archive whose every member is known before it is read.
+"""A state as one file: Orbax's output in a tar archive, with a manifest of all members.
 
-Arrays are stored as they are, uncompressed (Zarr, one chunk an array), so no file can hold more than its size says.
-Nothing is taken on faith on the way back: an archive may come from a stranger.
+Arrays are stored uncompressed (Zarr, one chunk per array), so that the content cannot be larger than the file. Archives may be
+untrusted, so everything is checked before it is read.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ _MOST_MEMBERS = 100_000
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Orbax warns that there is no database to merge and no jax.Array, which is what is asked for."""
+    """Drop Orbax's warnings about the missing OCDBT database and jax.Array handler; both are intended."""
     return not any(words in str(record.msg) for words in ("Skipping merge of OCDBT", "No jax.Array in TypeHandlerRegistry"))
 
 
 class _Arrays(ocp.type_handlers.NumpyHandler):
-    """Writes numpy arrays as Orbax does, but in every process and from where they are: Orbax's own writes in the first
-    process alone, and makes a second copy of the whole state before."""
+    """Writes numpy arrays as Orbax does, but in every process and without a copy. Orbax's own handler writes in the first
+    process only, after copying the whole state."""
 
     async def serialize(self, values, infos, args=None) -> list:
-        """Write all; nothing is left to wait for."""
+        """Write all arrays; returns no futures, because the writes are complete."""
         await asyncio.gather(*(self._write(value, info) for value, info in zip(values, infos)))
         return []
 
@@ -55,7 +55,7 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
 
 
 def _orbax() -> ocp.Checkpointer:
-    """Orbax without its barriers between processes: each saves its own share, and reads for itself."""
+    """Orbax without barriers between processes: each process saves its own share and reads by itself."""
     logging.getLogger("absl").addFilter(_quiet)
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
@@ -71,7 +71,7 @@ def _orbax() -> ocp.Checkpointer:
 
 
 class _Hashed:
-    """A file whose checksum is known when it has been read."""
+    """A file that computes its checksum while it is read."""
 
     def __init__(self, file: BinaryIO):
         self._file, self.digest = file, hashlib.sha256()
@@ -84,7 +84,7 @@ class _Hashed:
 
 
 def pack(tree: dict, archive: Path) -> list[dict]:
-    """Write a tree of numpy arrays as one tar file; returns its manifest, ``{"name", "bytes", "sha256"}`` a member.
+    """Write a tree of numpy arrays as one tar file; returns its manifest, ``{"name", "bytes", "sha256"}`` per member.
 
     Raises:
         OSError: the disk is full.
@@ -93,7 +93,7 @@ def pack(tree: dict, archive: Path) -> list[dict]:
     try:
         with _orbax() as checkpointer:
             checkpointer.save(folder, args=ocp.args.PyTreeSave(tree))
-    except ValueError as error:  # what Orbax makes of every failed write
+    except ValueError as error:  # Orbax raises it for every failed write
         if "os_error_code" in str(error):
             raise OSError(str(error).partition(" [")[0]) from error
         raise
@@ -106,46 +106,46 @@ def pack(tree: dict, archive: Path) -> list[dict]:
                 read = _Hashed(file)
                 target.addfile(member, read)
             manifest.append({"name": member.name, "bytes": member.size, "sha256": read.digest.hexdigest()})
-            path.unlink()  # so that the state is on this disk once, not twice
+            path.unlink()  # so that the local disk does not hold the state twice
     return manifest
 
 
 def unpack(archive: Path, manifest: list[dict], folder: Path) -> None:
-    """Write the members of an archive below ``folder``: those in the manifest, plain files, as long as it says.
+    """Extract an archive into ``folder``; its members must be regular files with the names and sizes in the manifest.
 
     Raises:
-        InputError: anything else is in it, or a member is damaged; the message names it.
+        InputError: the archive has another member, or a member is damaged; the message names it.
     """
     wanted = _admitted(manifest)
     try:
         with tarfile.open(archive, "r:") as source:
             for member in source:
                 if member.name not in wanted or not member.isreg():
-                    raise InputError(f"{member.name!r} is not in its manifest, or no plain file")
+                    raise InputError(f"{member.name!r} is not in its manifest, or not a regular file")
                 entry = wanted.pop(member.name)
                 if member.size != entry["bytes"] or member.issparse():
-                    raise InputError(f"{member.name!r} has {member.size:,} bytes, its manifest says {entry['bytes']:,}")
+                    raise InputError(f"{member.name!r} has {member.size:,} bytes, but {entry['bytes']:,} in its manifest")
                 _extract(source, member, entry, folder)
     except InputError:
         raise
-    except (tarfile.TarError, EOFError, ValueError) as error:  # the latter from headers that are none
-        raise InputError(f"no whole tar archive: {error}") from error
+    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: invalid headers
+        raise InputError(f"incomplete or invalid tar archive: {error}") from error
     if wanted:
-        raise InputError(f"{min(wanted)!r} is missing in it")
+        raise InputError(f"{min(wanted)!r} is missing from the archive")
 
 
 def _admitted(manifest: list[dict]) -> dict[str, dict]:
-    """The manifest by name, if it is one."""
+    """The entries of a valid manifest, by name."""
     if not isinstance(manifest, list) or len(manifest) > _MOST_MEMBERS:
-        raise InputError("its manifest is none")
+        raise InputError("its manifest is invalid")
     for entry in manifest:
         shape = isinstance(entry, dict) and {name: type(value) for name, value in entry.items()}
         if shape != {"name": str, "bytes": int, "sha256": str}:
-            raise InputError(f"its manifest has an entry that is none: {str(entry)[:80]}")
+            raise InputError(f"its manifest has an invalid entry: {str(entry)[:80]}")
         parts = entry["name"].split("/")
         plain = all(_PART.fullmatch(part) and part.strip(".") for part in parts)
         if parts[0] != _FOLDER or not plain or not 0 <= entry["bytes"] < 2**45:
-            raise InputError(f"its manifest has a name or size that no checkpoint has: {entry['name'][:80]!r}")
+            raise InputError(f"its manifest has an invalid name or size: {entry['name'][:80]!r}")
     return {entry["name"]: entry for entry in manifest}
 
 
@@ -153,7 +153,7 @@ def _extract(source: tarfile.TarFile, member: tarfile.TarInfo, entry: dict, fold
     path, digest = folder / member.name, hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     content = source.extractfile(member)
-    assert content is not None  # of a plain file, as `unpack` has seen
+    assert content is not None  # `unpack` has checked that it is a regular file
     with content, path.open("xb") as target:
         while block := content.read(_BLOCK):
             digest.update(block)
@@ -166,7 +166,7 @@ def restore(folder: Path) -> dict:
     """The tree in an unpacked archive, as dicts, lists and numpy arrays.
 
     Raises:
-        InputError: it claims arrays that its files do not hold, or Orbax does not read it.
+        InputError: its files do not hold the described arrays, or Orbax cannot read it.
     """
     state = folder / _FOLDER
     _check_arrays(state)
@@ -174,13 +174,13 @@ def restore(folder: Path) -> dict:
         with _orbax() as checkpointer:
             return checkpointer.restore(state)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
-        raise InputError(f"Orbax does not read it: {str(error)[:300]}") from error
+        raise InputError(f"Orbax cannot read it: {str(error)[:300]}") from error
 
 
 def _check_arrays(state: Path) -> None:
-    """Every array has the bytes that its shape needs, uncompressed and in its own folder.
+    """Check that every array is uncompressed, is stored in its own folder, and has the size that its shape requires.
 
-    Orbax would allocate what the shape says, inflate what says that it is compressed, and follow a name anywhere.
+    Orbax itself would allocate any shape, decompress any content, and follow any path.
     """
     try:
         metadata = json.loads((state / "_METADATA").read_bytes())
@@ -190,31 +190,31 @@ def _check_arrays(state: Path) -> None:
         names = [".".join(str(key["key"]) for key in leaf["key_metadata"]) for leaf in leaves]
         stored = {path.parent.name for path in state.glob(f"*/{_ARRAY}")}
         if wrong := [name for name in names if "/" in name or name in (".", "..")]:
-            raise InputError(f"it has an array with a name that is none: {wrong[0][:80]!r}")
+            raise InputError(f"it has an array with an invalid name: {wrong[0][:80]!r}")
         for name in stored:
             _check_array(state / name)
-        # Everything that has bytes; None and empty containers have none.
+        # Only arrays have files; None and empty containers do not.
         with_bytes = (leaf["value_metadata"] for leaf in leaves)
         for name, value in zip(names, with_bytes):
             if not value.get("skip_deserialize") and name not in stored:
-                raise InputError(f"the array {name[:80]!r} is missing in it")
+                raise InputError(f"the array {name[:80]!r} is missing from it")
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"its description of arrays is none ({type(error).__name__}: {error})") from error
+        raise InputError(f"its array metadata are invalid ({type(error).__name__}: {error})") from error
 
 
 def _check_array(folder: Path) -> None:
     array = json.loads((folder / _ARRAY).read_bytes())
     shape, chunks = array["shape"], array["chunks"]
     if array["compressor"] is not None or array["filters"] or len(shape) != len(chunks):
-        raise InputError(f"the array {folder.name!r} is compressed, which ours are not")
+        raise InputError(f"the array {folder.name!r} is compressed; checkpoints hold uncompressed arrays only")
     if not all(isinstance(size, int) and size > 0 for size in [*shape, *chunks]):
-        raise InputError(f"the array {folder.name!r} has no shape: {shape}")
+        raise InputError(f"the array {folder.name!r} has an invalid shape: {shape}")
     if not _DTYPE.fullmatch(array["dtype"]):
-        raise InputError(f"the array {folder.name!r} is of a type that no checkpoint has: {array['dtype'][:40]}")
+        raise InputError(f"the array {folder.name!r} has an invalid type: {array['dtype'][:40]}")
     size = 2 if array["dtype"] == "bfloat16" else np.dtype(array["dtype"]).itemsize
     chunk, files = math.prod(chunks) * size, [path for path in folder.iterdir() if path.name != _ARRAY]
     count = math.prod(-(-whole // part) for whole, part in zip(shape, chunks))
     if len(files) != count or any(path.stat().st_size != chunk for path in files):
-        raise InputError(f"the array {folder.name!r} says that it has shape {shape}, which its files do not hold")
+        raise InputError(f"the array {folder.name!r} has shape {shape}, which does not match the size of its files")

@@ -1,7 +1,7 @@
-"""One code path from a CPU to a pod: a mesh of all devices, the batch spread over it, parameters copied or spread.
+"""One code path from a CPU to a TPU pod: a mesh of all devices, a sharded batch, and replicated or sharded parameters.
 
-Arrays are global: a step compiled for a mesh computes what one device would, and XLA inserts the communication. With
-several processes each feeds its own rows of a batch.
+Arrays are global: a step compiled for a mesh computes the same result as on one device, and XLA inserts the communication. With
+several processes, each supplies its own rows of a batch.
 """
 
 import dataclasses
@@ -19,56 +19,56 @@ from percepiano_ast.config import InputError, RunFailed
 
 DATA = "data"  # name of the mesh axis
 
-# How a user describes the processes himself; JAX reads the first, the numbers are handed on to it here.
+# Variables for describing the processes by hand. JAX reads the first; `initialize` passes it the numbers.
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Launchers that JAX knows: a variable that stands only in what they launched -> the variable with the number of tasks.
+# Launchers that JAX supports: a variable that only launched processes have -> the variable with the number of tasks.
 _LAUNCHERS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_MCA_orte_hnp_uri": "OMPI_COMM_WORLD_SIZE"}
-# The hosts of a TPU slice, where the environment names them (GKE, Colab).
+# The hosts of a TPU slice, if the environment lists them (GKE, Colab).
 _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _METADATA_SECONDS = 5.0
 
 
 def environment_is_distributed() -> bool:
-    """Whether the environment says that this process is one of several.
+    """Whether the environment describes this process as one of several.
 
-    It says so in JAX's own variables, in those of a launcher (``srun`` of SLURM, ``mpirun`` of Open MPI), or because
-    the TPU slice has several hosts, which on Google Cloud only the machine's metadata tell. ``jax.distributed`` looks
-    in the same places; but it would also gather the one process of a lone TPU host or of a SLURM shell.
+    Sources are JAX's own variables, those of a launcher (``srun`` of SLURM, ``mpirun`` of Open MPI), and the number of hosts of
+    the TPU slice, on Google Cloud from the machine's metadata server. ``jax.distributed`` reads the same sources, but would also
+    initialise for the only process of a single TPU host or of a SLURM shell.
 
     Raises:
-        InputError: JAX's own variables are incomplete, or a number is none.
+        InputError: JAX's own variables are incomplete, or one of them is not a number.
     """
     launched = any(name in os.environ and _number(count) > 1 for name, count in _LAUNCHERS.items())
     missing = [name for name in _BY_HAND if not os.environ.get(name)]
     given = [name for name in _BY_HAND if name not in missing]
     if given and missing and not launched:
-        raise InputError(f"{', '.join(given)} without {', '.join(missing)}: set all three in every process, or none")
+        raise InputError(f"{', '.join(given)} set without {', '.join(missing)}: set all three in every process, or none")
     return launched or (_number("JAX_NUM_PROCESSES") > 1 if given else _tpu_hosts() > 1)
 
 
 def _number(name: str) -> int:
     text = os.environ.get(name, "1")
     if not text.isdecimal():
-        raise InputError(f"{name}={text!r} is no number: set it to one, or unset it")
+        raise InputError(f"{name}={text!r} is not a number: set it to one, or unset it")
     return int(text)
 
 
 def _tpu_hosts() -> int:
-    """Hosts that share the TPU slice of this machine (all slices, if several work together); 1 without a TPU."""
+    """Number of hosts of this machine's TPU slice (of all slices, with several); 1 without a TPU."""
     slices = _number("MEGASCALE_NUM_SLICES")
     named = next((os.environ[name] for name in _TPU_HOSTS if os.environ.get(name)), None)
-    # JAX itself sets TPU_SKIP_MDS_QUERY on import where it finds no TPU chip; Colab does, which has no metadata server.
+    # JAX sets TPU_SKIP_MDS_QUERY on import if it finds no TPU chip. Colab sets it because it has no metadata server.
     if named is None and "TPU_SKIP_MDS_QUERY" not in os.environ:
         named = _metadata("worker-network-endpoints")
     return slices * len(named.split(",")) if named else slices
 
 
 def _metadata(attribute: str) -> str | None:
-    """An attribute of this machine of Google Cloud; None where it has none, or is a machine of somebody else."""
-    home = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as JAX asks
+    """A metadata attribute of this Google Cloud machine; None if it is missing, or on other machines."""
+    home = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # the same address as JAX uses
     url = f"http://{home}/computeMetadata/v1/instance/attributes/{attribute}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # the server is this machine's own
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the server is local
     try:
         with direct.open(request, timeout=_METADATA_SECONDS) as answer:
             return answer.read().decode()
@@ -77,10 +77,10 @@ def _metadata(attribute: str) -> str | None:
 
 
 def initialize() -> None:
-    """Join the other processes where the environment says that there are any; before anything else asks for devices.
+    """Initialise ``jax.distributed`` if the environment describes several processes. Call it before any use of devices.
 
-    ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` describe them;
-    under ``srun``, ``mpirun`` and on the hosts of a TPU slice JAX finds out by itself. A second call does nothing.
+    ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` describe the processes;
+    under ``srun``, ``mpirun`` and on the hosts of a TPU slice JAX detects them. A second call does nothing.
 
     Raises:
         InputError: see `environment_is_distributed`.
@@ -98,34 +98,34 @@ def is_lead() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Block until every process has come here; ``what`` is the same in all of them."""
+    """Block until every process has reached this call; ``what`` names the barrier and is the same in all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
 
 def as_lead_says(number: int) -> int:
-    """The lead's number (32 bits), in every process."""
+    """The first process's number (32 bits), in every process."""
     if jax.process_count() > 1:
         return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
     return number
 
 
 def require_same(number: int, what: str) -> None:
-    """Raises RunFailed when not all processes have the same number."""
+    """Raises RunFailed if the processes have different numbers."""
     if jax.process_count() > 1:
         numbers = multihost_utils.process_allgather(np.asarray(number))
         if len(set(numbers.tolist())) > 1:
-            raise RunFailed(f"processes differ in {what}: {numbers.tolist()}. They must all see the same files")
+            raise RunFailed(f"processes differ in {what}: {numbers.tolist()}. All of them need the same files")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where arrays live.
+    """Placement of arrays on devices.
 
     Attributes:
         mesh: one axis, ``data``, over all devices.
-        shard_params: spread parameters, their average and the optimiser state too, instead of copying them: for models
-            that do not fit (ZeRO-3, Rajbhandari et al. 2020; XLA gathers each layer when it is computed).
+        shard_params: shard parameters, their moving average and the optimiser state too, instead of replicating them, for models
+            that do not fit on one device (ZeRO-3, Rajbhandari et al. 2020; XLA gathers each layer when it is computed).
     """
 
     mesh: jax.sharding.Mesh
@@ -133,7 +133,7 @@ class Layout:
 
     @classmethod
     def over(cls, devices: Sequence[jax.Device] | None = None, shard_params: bool = False) -> "Layout":
-        """Over ``devices``, by default over all of all processes; one process's lie side by side, as its rows do."""
+        """A layout over ``devices``, by default all; those of a process are adjacent, and so are its rows of a batch."""
         devices = jax.devices() if devices is None else devices
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         return cls(jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,)), shard_params)
@@ -145,19 +145,19 @@ class Layout:
 
     @property
     def device(self) -> jax.Device:
-        """One of the devices; they are all alike."""
+        """One of the devices, which are all of one kind."""
         return self.mesh.devices.flat[0]
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """Of an array whose dimensions lie along these mesh axes; none: a copy on each device."""
+        """The sharding of an array whose dimensions are split along these mesh axes; without axes, replicated."""
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
-        """Raises InputError when devices and micro-batches do not divide the batch."""
+        """Raises InputError if the batch cannot be split evenly over devices and micro-batches."""
         parts = self.size * accumulate
         if accumulate < 1 or batch_size % parts:
             raise InputError(
-                f"a batch of {batch_size} is not divided by {self.size} devices x {accumulate} micro-batches; "
+                f"a batch of {batch_size} is not divisible by {self.size} devices x {accumulate} micro-batches; "
                 f"choose a batch size that is a multiple of {parts}, or another number of micro-batches"
             )
 
@@ -168,7 +168,7 @@ class Layout:
     def _of_leaf(self, path, leaf) -> NamedSharding:
         if not self.shard_params:
             return self.sharding()
-        # The leading axis of stacked blocks is walked layer by layer: it stays whole.
+        # The leading axis of stacked blocks is scanned layer by layer, so it is not split.
         stacked = any(getattr(key, "key", None) == "blocks" for key in path)
         sizes = [0 if axis < stacked else size for axis, size in enumerate(leaf.shape)]
         fitting = [axis for axis, size in enumerate(sizes) if size >= self.size and size % self.size == 0]
@@ -178,11 +178,11 @@ class Layout:
         return self.sharding(*(DATA if axis == other else None for other in range(len(leaf.shape))))
 
     def put_batch(self, rows: np.ndarray) -> jax.Array:
-        """This process's rows of a batch -> the whole batch, spread over the devices."""
+        """This process's rows of a batch -> the global batch, sharded over the devices."""
         return jax.make_array_from_process_local_data(self.sharding(DATA), rows)
 
     def put_state(self, state):
-        """A state that every process holds whole (numpy, or arrays of its own) -> laid out on the devices."""
+        """A state that every process holds completely (numpy or local arrays) -> global arrays on the devices."""
 
         def put(leaf, sharding):
             leaf = np.asarray(leaf)

@@ -1,9 +1,9 @@
-"""One checkpoint on its way to a store: names, the file of each process, and the marker that makes it count.
+"""The files of one checkpoint in a store: their names, one archive per process, and the marker that makes it valid.
 
-``step_00000100.0123abcd.p0.tar`` is what process 0 keeps of step 100; the middle part is drawn anew whenever a run starts, since
-Google Drive makes "x (1)" of a name that comes twice. ``step_00000100.0123abcd.json`` is the marker. The other processes tell
-the first one about their files in a ``...p1.json`` of their own: the store is their meeting place, so that no thread of a
-checkpoint comes between the steps of training.
+``step_00000100.0123abcd.p0.tar`` is the share of process 0 at step 100. The middle part is a random identifier, new at every
+start, because Google Drive renames a second file of the same name to "x (1)". ``step_00000100.0123abcd.json`` is the marker. The
+other processes describe their files to the first one in ``...p1.json`` and so on. They communicate through the store, so that
+saving needs no collective operation between training steps.
 """
 
 import contextlib
@@ -25,46 +25,46 @@ from percepiano_ast.training.stores import Store, StoreFailed
 
 _NAME = re.compile(r"(step_(\d{8})\.[0-9a-f]{8})(\.p\d+)?\.(tar|json)(\.partial)?")
 PATIENCE = 300.0  # seconds that the first process waits for the files of the others
-_LOOK = 0.2  # seconds between two looks for them
+_LOOK = 0.2  # seconds between two checks for them
 _PART = {"name": str, "bytes": int, "sha256": str, "files": list}
 
 
 def stem_of(step: int, run: str) -> str:
-    """What the names of all files of a checkpoint begin with."""
+    """The common beginning of the names of a checkpoint's files."""
     return f"step_{step:08d}.{run}"
 
 
 def step_of(stem: str) -> int:
-    """The step that a checkpoint is of."""
+    """The training step of a checkpoint."""
     found = _NAME.fullmatch(f"{stem}.json")
-    assert found, f"{stem!r} is no stem"
+    assert found, f"{stem!r} is not a stem"
     return int(found[2])
 
 
 def probe_name(run: str) -> str:
-    """Of a small file that only shows whether a place takes one; left behind, it is litter like any other."""
+    """Name of a small file for testing whether a storage location is writable; leftovers are deleted like incomplete files."""
     return f"{stem_of(0, run)}.p0.json"
 
 
 def stem_in(name: str) -> str | None:
-    """The stem of a file that this package writes; None for a file of somebody else."""
+    """The stem of a checkpoint file; None for any other file."""
     found = _NAME.fullmatch(name)
     return found and found[1]
 
 
 def is_marker(name: str) -> bool:
-    """Whether a name is that of a marker, written to the end."""
+    """Whether a name is that of a completely written marker."""
     found = _NAME.fullmatch(name)
     return found is not None and found[4] == "json" and not found[3] and not found[5]
 
 
 def whole_stems(names: Iterable[str]) -> list[str]:
-    """Stems, in order, of the checkpoints whose marker is among the names of files: they are whole."""
+    """Stems, in order, of the complete checkpoints: those with a marker among these file names."""
     return sorted(stem for name in names if is_marker(name) and (stem := stem_in(name)))
 
 
 def _checksum(description: dict) -> str:
-    """Of what a marker says, however it is written."""
+    """Checksum of a marker's content, independent of its formatting."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
@@ -73,10 +73,10 @@ def _signed(description: dict) -> bytes:
 
 
 def _checked(content: bytes, kinds: dict[str, type]) -> dict:
-    """The description in a JSON file, if it is whole and has these fields.
+    """The description in a JSON file, after checking its checksum and the types of these fields.
 
     Raises:
-        InputError: it is not.
+        InputError: the file is damaged.
     """
     try:
         description = json.loads(content)
@@ -90,7 +90,7 @@ def _checked(content: bytes, kinds: dict[str, type]) -> dict:
 
 
 def describe(store: Store, stem: str) -> dict:
-    """What the marker of a checkpoint says.
+    """The content of a checkpoint's marker.
 
     Raises:
         InputError: the marker is damaged.
@@ -101,15 +101,15 @@ def describe(store: Store, stem: str) -> dict:
     parts = [part if isinstance(part, dict) else {} for part in description["parts"]]
     whole = all({name: type(part.get(name)) for name in _PART} == _PART for part in parts)
     if not names or not whole or [part["name"] for part in parts] != names or description["step"] != step_of(stem):
-        raise InputError("its JSON file says what no checkpoint's does")
+        raise InputError("its JSON file does not describe a valid checkpoint")
     return description
 
 
 def fetch(store: Store, part: dict, folder: Path) -> dict:
-    """The tree in one file of a checkpoint; ``folder``, on the local disk, is for what lies between.
+    """The tree in one archive of a checkpoint; temporary files go to ``folder`` on the local disk.
 
     Raises:
-        InputError: the file is not what its marker says.
+        InputError: the archive does not match its marker.
         StoreFailed: it cannot be read.
     """
     archive = folder / "state.tar"
@@ -121,13 +121,13 @@ def fetch(store: Store, part: dict, folder: Path) -> dict:
 
 
 class Parcel:
-    """A tree in memory, then an archive on the local disk, then in the store.
+    """A checkpoint to save: first a tree in memory, then an archive on the local disk, then a file in the store.
 
     Args:
         tree: this process's share of the state, in numpy.
-        marker: what the marker will say beside the files; only the first process's counts.
+        marker: content of the marker besides the files; only the first process's is used.
         folder: on the local disk.
-        arrived: told, in the first process, when the marker is there.
+        arrived: called with stem and marker in the first process, after the marker is written.
     """
 
     def __init__(self, store: Store, run: str, tree, marker: dict, folder: Path, arrived: Callable[[str, dict], None]):
@@ -138,24 +138,24 @@ class Parcel:
 
     @property
     def packed(self) -> bool:
-        """Whether its memory is free."""
+        """Whether the tree is packed and its memory is freed."""
         return self.tree is None
 
     def pack(self) -> None:
-        """Tree to archive."""
+        """Write the tree to an archive, and free its memory."""
         try:
             self.part["files"] = packing.pack(self.tree, self.archive)
         except OSError as error:
             self.discard()
             here = tempfile.gettempdir()
-            raise OSError(error.errno, f"it cannot be packed in {here} ({error}): make room there, or set TMPDIR") from error
+            raise OSError(error.errno, f"it cannot be packed in {here} ({error}). Free space there, or set TMPDIR") from error
         self.tree = None
 
     def deliver(self) -> None:
-        """Archive to store; what counts is that the marker is there.
+        """Copy the archive to the store, then write the marker.
 
         Raises:
-            StoreFailed: it did not get there, or the file of another process did not.
+            StoreFailed: a file could not be written, or the file of another process is missing.
         """
         self.part["bytes"] = self.archive.stat().st_size
         self.part["sha256"] = self.store.put(self.part["name"], self.archive)
@@ -170,22 +170,22 @@ class Parcel:
         self._arrived(self.stem, marker)
 
     def _others(self) -> list[dict]:
-        """What the other processes say of their files."""
+        """The other processes' descriptions of their files."""
         wanted = [f"{self.stem}.p{number}.json" for number in range(1, jax.process_count())]
         end = time.monotonic() + PATIENCE
         while wanted and (missing := set(wanted) - set(self.store.names())):
             if time.monotonic() > end:
                 raise StoreFailed(
-                    f"cannot complete {self.store.path_of(self.stem)}: {min(missing)} of another process did not come within "
-                    f"{PATIENCE:g} s; all processes must see the same place"
+                    f"cannot complete {self.store.path_of(self.stem)}: {min(missing)} of another process is missing after "
+                    f"{PATIENCE:g} s. All processes need the same storage location"
                 )
             time.sleep(_LOOK)
         return [_checked(self.store.read(name), _PART) for name in wanted]
 
     def discard(self) -> None:
-        """Nothing of it stays on the local disk."""
-        with contextlib.suppress(OSError):  # the next start removes it
+        """Delete all local files of this checkpoint."""
+        with contextlib.suppress(OSError):  # the next start deletes it
             self.archive.unlink(missing_ok=True)
-        # Orbax writes beside its folder first.
+        # Orbax first writes to a temporary folder next to its target.
         for folder in self.archive.parent.glob(f"{self.archive.stem}.orbax*"):
             shutil.rmtree(folder, ignore_errors=True)

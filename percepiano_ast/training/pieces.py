@@ -1,7 +1,7 @@
-"""A state in memory: this process's share of it on the way out, the whole of it on the way back.
+"""The state in memory: split into this process's share for saving, joined from all shares on loading.
 
-Where several processes train, an array may be spread over all of them. Each process keeps its own pieces, under the
-name of where a piece starts: ``at_0_128`` is the one whose first element is ``[0, 128]`` of the array.
+With several processes, an array may be sharded over all of them. Each process saves its own pieces, named by the position where
+a piece starts: the first element of ``at_0_128`` is element ``[0, 128]`` of the array.
 """
 
 import math
@@ -17,16 +17,16 @@ _PIECE = re.compile(r"at(_\d{1,18})*")
 
 
 def size_of(tree) -> int:
-    """Bytes of all arrays, or of what they will be, in a tree."""
+    """Bytes of all arrays, or their shape descriptions, in a tree."""
     return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
 
 
 def own_share(tree, into: dict[str, np.ndarray]):
-    """A copy in numpy of what this process keeps: all of it where it is alone, else its pieces of every array.
+    """A numpy copy of this process's share: with one process the complete tree, else its pieces of every array.
 
     Args:
-        into: the arrays of the copy before, by name, which are written over and added to: memory that a process touches
-            for the first time costs several times as much as the copy.
+        into: the arrays of the previous copy, by name, which are overwritten and extended. Reusing memory is several times
+            faster than allocating it.
     """
     if jax.process_count() > 1:
         tree = jax.tree.map(_pieces, tree)
@@ -50,14 +50,14 @@ def _pieces(leaf):
 
 
 def join(shares: list):
-    """The whole of a tree from the shares of all processes, as dicts, lists and numpy arrays.
+    """Join the shares of all processes into a complete tree of dicts, lists and numpy arrays.
 
     Raises:
         InputError: pieces are missing, or do not fit together.
     """
     if len(shares) == 1:
         return shares[0]
-    full: list[Any] = [share for share in shares if isinstance(share, np.ndarray) or share]  # who holds nothing of it says nothing
+    full: list[Any] = [share for share in shares if isinstance(share, np.ndarray) or share]  # drops empty shares
     if not full or isinstance(full[0], np.ndarray):
         return (full or shares)[0]
     if all(_is_cut(share) for share in full):
@@ -65,7 +65,7 @@ def join(shares: list):
     if isinstance(full[0], list) and len({type(share) for share in full}) == 1 == len({len(share) for share in full}):
         return [join(list(parts)) for parts in zip(*full)]
     if not all(isinstance(share, dict) and share.keys() == full[0].keys() for share in full):
-        raise InputError("its files are of different states")
+        raise InputError("its files belong to different states")
     return {name: join([share[name] for share in full]) for name in full[0]}
 
 
@@ -82,7 +82,7 @@ def _assembled(pieces: dict[str, np.ndarray]) -> np.ndarray:
         raise InputError("the pieces of an array do not fit together")
     ends = [[start + size for start, size in zip(starts[name], piece.shape)] for name, piece in pieces.items()]
     shape = tuple(max(sizes) for sizes in zip(*ends))
-    # Before anything is allocated: a stranger's names may say anything.
+    # Checked before anything is allocated, because names may be untrusted.
     if sum(piece.size for piece in pieces.values()) != math.prod(shape):
         raise InputError("a piece of an array is missing")
     whole = np.zeros(shape, first[2])
@@ -92,23 +92,23 @@ def _assembled(pieces: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def fit(tree, like):
-    """The leaves of ``tree`` (dicts, lists, arrays) in the structure of ``like``, whose shapes and types they must have.
+    """The leaves of ``tree`` (dicts, lists, arrays) in the structure of ``like``, with the same shapes and types.
 
     Raises:
-        InputError: a leaf is missing, is left over, or has another shape or type; nothing is cast or stretched.
+        InputError: a leaf is missing or superfluous, or has another shape or type; nothing is cast or broadcast.
     """
     found, wanted = _by_name(tree), _by_name(like)
     if odd := min(found.keys() ^ wanted.keys(), default=""):
-        raise InputError(f"{odd} is not in it" if odd in wanted else f"{odd} is in it, which this run does not have")
+        raise InputError(f"{odd} is missing from it" if odd in wanted else f"{odd} is in it, but not in this run")
     for name, leaf in wanted.items():
         one = found[name]
         if one.shape != leaf.shape or one.dtype != leaf.dtype:
-            raise InputError(f"{name} is {one.dtype}{list(one.shape)} there, {leaf.dtype}{list(leaf.shape)} in this run")
+            raise InputError(f"{name} is {one.dtype}{list(one.shape)} in it, but {leaf.dtype}{list(leaf.shape)} in this run")
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
 
 
 def _by_name(tree) -> dict[str, np.ndarray]:
-    """Leaves by path: ``state.opt_state.1.0.count``; fields, keys and positions are named alike."""
+    """Leaves by path, such as ``state.opt_state.1.0.count``, with fields, keys and positions written the same way."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }

@@ -1,7 +1,7 @@
-"""Pre-training by any of `objectives.OBJECTIVES`, on any device.
+"""Pre-training with any of `objectives.OBJECTIVES`, on any device.
 
-Batches come in as iterators of dicts with ``codes`` (batch, time, mel), uint8 or float16 dB, the rows of this process,
-``clip``, a name for each row, and what else the objective asks for; see ``data/batches.py``. `loop` takes the steps.
+Batches come in as iterators of dicts. They hold ``codes`` (batch, time, mel), uint8 or float16 dB, this process's rows;
+``clip``, a name for each row; and further inputs of the objective, see ``data/batches.py``. `loop` runs the training steps.
 """
 
 import collections
@@ -43,18 +43,18 @@ from percepiano_ast.training.state import (
     train_step,
 )
 
-# Of the numbers folded into a key, clips have the first ones; this one is none of theirs.
+# Folded into a key; steps, batches and clips use small numbers, so this one does not collide.
 _OTHER_STREAM = np.uint32(2**32 - 1)
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Everything that one pre-training step depends on.
+    """Configuration and functions of a pre-training run.
 
     Attributes:
-        model, config, front_end, statistics, total_steps: what is learned.
+        model, config, front_end, statistics, total_steps: determine the training.
         execution, layout: how and where it is computed; by default on all devices.
-        num_descriptors: of a window that are heard with the notes; 0 for none.
+        num_descriptors: number of descriptors of a window to predict along with the notes; 0 for none.
     """
 
     model: ModelConfig
@@ -68,13 +68,13 @@ class Pretraining:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What is asked of the encoder, computing in the hardware's type."""
+        """The objective, computing in the precision chosen for the hardware."""
         compute = compute_for(self.execution, self.layout.device, self.layout.size)
         return objective_of(self.model, self.config, compute, self.num_descriptors)
 
     @property
     def module(self) -> nn.Module:
-        """The objective's Flax module; of the joint one the SSAST."""
+        """The objective's Flax module; for the joint objective, the SSAST."""
         return self.objective.module
 
     @functools.cached_property
@@ -84,7 +84,7 @@ class Pretraining:
 
     @functools.cached_property
     def optimizer(self):
-        """As the configuration names it."""
+        """The optimiser named in the configuration."""
         make = {
             "adamw": lambda: make_optimizer(self.config, self.total_steps),
             "published": lambda: published_optimizer(self.schedule),
@@ -102,23 +102,23 @@ class Pretraining:
         return jax.eval_shape(self._first_state)
 
     def init(self) -> TrainState:
-        """The state before the first step, from the seed."""
+        """The state before the first step, initialised from the seed."""
         return jax.jit(self._first_state, out_shardings=self.layout.of_state(self.abstract_state))()
 
     def hear(self, batch: dict) -> jax.Array:
-        """Normalised windows (B, T, F) of a batch's ``codes``, changed as its ``augment`` says where there is one."""
+        """Normalised windows (B, T, F) of a batch's ``codes``, augmented if the batch has ``augment``."""
         log_mel = normalise(batch["codes"], self.front_end, self.statistics)
         seconds = self.front_end.seconds(1)
         return augment.apply(log_mel, batch["augment"], self.statistics, seconds) if "augment" in batch else log_mel
 
     def draw(self, rng: jax.Array, batch: int) -> dict:
-        """All that chance decides for the clips of one step."""
+        """All random values for the clips of one step."""
         drawn = self.objective.draw(rng, batch)
         return drawn | {"augment": augment.draw(jax.random.fold_in(rng, _OTHER_STREAM), batch)} if self.config.augment else drawn
 
     @functools.cached_property
     def step(self) -> jax.stages.Wrapped:
-        """Jitted training step, (state, batch) -> (state, metrics); the state that goes in is donated.
+        """Jitted training step, (state, batch) -> (state, metrics); the input state is donated.
 
         Step k draws from ``fold_in(key, k)``.
 
@@ -156,7 +156,7 @@ class Pretraining:
 
     @functools.cached_property
     def measure(self) -> Callable[[dict, dict, jax.Array], dict]:
-        """Jitted `Objective.measure` of a batch as it was recorded: params, batch, rng -> scalars to be summed."""
+        """Jitted `Objective.measure` of a batch without augmentation: params, batch, rng -> scalars to be summed."""
 
         def measure(params, batch, rng):
             batch = batch | self.objective.draw(rng, len(batch["codes"]))
@@ -168,9 +168,9 @@ class Pretraining:
         """The objective's scores over validation batches, named ``validation_...``.
 
         Raises:
-            InputError: there is no batch.
+            InputError: there are no batches.
         """
-        # What is drawn is the same every time, and nothing of training's.
+        # The random values are the same in every validation, and independent of those in training.
         key = jax.random.fold_in(jax.random.key(self.config.seed), _OTHER_STREAM)
         total: dict[str, float] = collections.defaultdict(float)
         count = 0
@@ -183,7 +183,7 @@ class Pretraining:
         return {f"validation_{name}": value for name, value in self.objective.scores(total, count).items()}
 
     def put(self, batch: dict) -> dict:
-        """This process's rows of a batch, all but ``clip`` -> the whole batch on the devices."""
+        """This process's rows of a batch -> the global batch on the devices, without ``clip``."""
         return jax.tree.map(self.layout.put_batch, {name: value for name, value in batch.items() if name != "clip"})
 
 
@@ -204,25 +204,25 @@ def pretrain(
     num_descriptors: int = 0,
     log: Callable[[str], None] = say,
 ) -> list[dict]:
-    """Pre-train, checkpoint every epoch, resume from the newest whole checkpoint; returns the history.
+    """Pre-train with a checkpoint per epoch, or resume from the newest intact checkpoint; returns the history.
 
-    Writes ``history.csv`` (a row an epoch), ``steps.csv`` (a row every few steps) and ``checkpoints`` into ``directory``,
-    the latter into ``store`` where one is given.
+    Writes ``history.csv`` (one row per epoch), ``steps.csv`` (one row every few steps) and ``checkpoints`` to ``directory``, the
+    checkpoints to ``store`` if it is given.
 
     Args:
-        batches: ``batches(k)`` yields the batches of step k, k + 1, ...
+        batches: ``batches(k)`` yields the batches of steps k, k + 1, ...
         validation: yields the validation batches, the same ones every time.
-        description: travels with every checkpoint (source, licence, ...).
+        description: saved with every checkpoint (source, licence, ...).
         store: another folder for the checkpoints, or ``gs://BUCKET/PREFIX``.
-        save_minutes: within a long epoch there is a checkpoint every so many minutes.
-        execution: how to compute; a run may be resumed with another one.
-        num_descriptors: columns of the batches' ``descriptors``, if they have any.
+        save_minutes: minutes between checkpoints within a long epoch.
+        execution: how to compute; may differ when a run is resumed.
+        num_descriptors: number of columns of the batches' ``descriptors``; 0 for none.
 
     Raises:
-        InputError: ``directory`` holds a run of another configuration, or the batch cannot be divided as asked.
-        FloatingPointError: loss or gradient is no longer a number; names the step and the clips of its batch.
+        InputError: ``directory`` holds a run of another configuration, or the batch cannot be divided as requested.
+        FloatingPointError: loss, gradient or update is not finite; the message names the step and the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: all is trained, but the last checkpoint or the history did not reach its place.
+        StoreFailed: training is complete, but the last checkpoint or the history could not be saved.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
@@ -230,7 +230,7 @@ def pretrain(
     if parallel.is_lead():
         claim_directory(directory, claimed)
     parallel.wait_for_all("directory claimed")
-    directory = claim_directory(directory, claimed)  # the others compare with what the lead wrote
+    directory = claim_directory(directory, claimed)  # the other processes compare with the first one's file
     layout = parallel.Layout.over(shard_params=execution.shard_params)
     run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch, execution, layout, num_descriptors)
     log = log if parallel.is_lead() else lambda line: None
@@ -247,7 +247,7 @@ def pretrain(
         raise RunFailed(
             f"a batch of {config.batch_size} in {execution.accumulate} micro-batches does not fit into the memory of "
             f"{layout.size} x {layout.device.device_kind}: choose accumulate={2 * execution.accumulate}"
-            f"{'' if execution.remat else ' or remat=True'}. The device says: {str(error).splitlines()[0][:200]}"
+            f"{'' if execution.remat else ' or remat=True'}. The device reports: {str(error).splitlines()[0][:200]}"
         ) from error
 
 
@@ -255,11 +255,14 @@ def reconstruction(run: Pretraining, params: dict, codes: np.ndarray, seed: int 
     """Original, masked and reconstructed windows in dB, each (batch, time, mel), for the figure of notebook 02.
 
     Raises:
-        InputError: the objective masks nothing.
+        InputError: the objective does not mask patches.
     """
     mask = run.objective.draw(jax.random.key(seed), len(codes)).get("mask")
     if mask is None:
-        raise InputError("a pre-training that listens masks nothing: there is no reconstruction to look at")
+        raise InputError(
+            f"pre-training with objective {run.config.objective!r} does not mask patches, so there is no reconstruction to show. "
+            "Choose a checkpoint with objective ssast or joint"
+        )
     log_mel = normalise(jnp.asarray(codes), run.front_end, run.statistics)
     outputs, _ = jax.jit(run.module.apply)({"params": params}, log_mel, mask)
     masked, rebuilt = ssast.reconstruct(log_mel, outputs["generative"], mask, run.model)

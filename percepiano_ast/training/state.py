@@ -1,4 +1,4 @@
-"""Training state, optimisers, precision, and the step that all training shares: accumulate, check, update."""
+"""Training state, optimisers, precision, and the training step shared by pre-training and fine-tuning."""
 
 from collections.abc import Callable
 from typing import cast
@@ -14,21 +14,21 @@ from percepiano_ast.models.transformer import Compute, Kernel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
-# Loss scaling of float16 (Micikevicius et al. 2018, section 3.2), with the usual constants.
+# Loss scaling for float16 (Micikevicius et al. 2018, section 3.2), with the usual constants.
 FIRST_SCALE, GROW_AFTER, LARGEST_SCALE = 2.0**15, 2000, 2.0**24
 
 
 @struct.dataclass
 class TrainState:
-    """What a checkpoint holds. The random stream is ``fold_in(key(seed), step)``, so the step is all of it.
+    """The content of a checkpoint. The random stream is ``fold_in(key(seed), step)``, so it needs no state besides the step.
 
     Attributes:
-        step: steps taken.
-        params, opt_state: as Flax and optax have them.
+        step: number of steps taken.
+        params, opt_state: in the structures of Flax and optax.
         ema: moving average of the parameters, or None.
-        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16; always there, so that a run may go
-            on in another precision.
-        healthy: False from the first loss or gradient on that was no number; no step changes anything from then on.
+        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16; present in every precision, so that a run
+            may resume in another one.
+        healthy: False after the first loss, gradient or update that is not finite; further steps then change nothing.
     """
 
     step: jax.Array
@@ -40,12 +40,12 @@ class TrainState:
 
 
 def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> Compute:
-    """How a model computes on so many ``devices`` of this kind: what ``auto`` means there.
+    """Precision and attention kernel for this number of ``devices`` of this kind, with ``auto`` resolved.
 
-    bfloat16 on TPUs and on GPUs from Ampere on; float16 on older ones such as the T4; float32 on a CPU.
+    ``auto`` is bfloat16 on TPUs and on GPUs since Ampere, float16 on older GPUs such as the T4, and float32 on a CPU.
 
     Raises:
-        InputError: an unknown precision or kind of attention, or one that the device does not have.
+        InputError: an unknown precision or kind of attention, or one that the device does not support.
     """
     gpu = float(getattr(device, "compute_capability", 0)) if device.platform == "gpu" else 0.0
     precision, attention = execution.precision, execution.attention
@@ -55,20 +55,20 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
     if precision not in DTYPES:
         raise InputError(f"unknown precision {precision!r}. Choose one of: auto, {', '.join(DTYPES)}")
     fused = gpu >= 8 and precision != "float32"
-    if attention == "auto":  # a loop over the heads of all clips cannot be spread over devices
+    if attention == "auto":  # "heads" loops over heads and clips, so it cannot be sharded over devices
         attention = "cudnn" if fused else "heads" if device.platform == "cpu" and devices == 1 else "xla"
     if attention not in ("xla", "cudnn", "heads"):
         raise InputError(f"unknown attention {attention!r}. Choose one of: auto, xla, cudnn, heads")
     if attention == "cudnn" and not fused:
         raise InputError(
-            f"attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not {device.device_kind} in {precision}; "
-            "choose 'xla' or 'auto'"
+            f"attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not {device.device_kind} in {precision}. "
+            "Choose 'xla' or 'auto'"
         )
     return Compute(DTYPES[precision], execution.remat, cast(Kernel, attention))
 
 
 def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> jax.Array:
-    """uint8 codes or float16 dB (..., time, mel) -> what a model hears, ``(dB - mean) / (2 std)`` (Gong et al. 2021)."""
+    """uint8 codes or float16 dB (..., time, mel) -> model input ``(dB - mean) / (2 std)`` (Gong et al. 2021)."""
     level = codes.astype(jnp.float32)
     if codes.dtype == jnp.uint8:
         level = level * front_end.step_db + front_end.floor_db
@@ -76,13 +76,13 @@ def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> 
 
 
 def learning_rate(config: PretrainConfig | FinetuneConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up (at most a tenth of the run), then a cosine to zero."""
+    """Linear warm-up (at most a tenth of the run), then cosine decay to zero."""
     warmup = min(config.warmup_steps, max(total_steps // 10, 1))
     return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(total_steps, warmup + 1))
 
 
 def make_optimizer(config: PretrainConfig | FinetuneConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; only kernels decay, not biases, norms, tokens or positions."""
+    """AdamW with clipping by global norm; weight decay on kernels only, not on biases, norms, tokens or positions."""
 
     def decays(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -95,12 +95,12 @@ def make_optimizer(config: PretrainConfig | FinetuneConfig, total_steps: int) ->
 
 
 def norm_of(tree) -> jax.Array:
-    """Global L2 norm. By dot products, which a CPU computes faster than ``optax.tree.norm``."""
+    """Global L2 norm, with dot products, which are faster than ``optax.tree.norm`` on a CPU."""
     return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """``optax.clip_by_global_norm`` with `norm_of`, which a step computes anyway."""
+    """``optax.clip_by_global_norm`` with `norm_of`, which the step computes in any case."""
 
     def update(updates, params=None):
         norm = norm_of(updates)
@@ -118,7 +118,7 @@ def published_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 5e-7,
 ) -> optax.GradientTransformation:
-    """Adam with L2 coupled into the gradient, as SSAST's published training has it (``traintest_mask.py``)."""
+    """Adam with L2 regularisation in the gradient, as in SSAST's published training code (``traintest_mask.py``)."""
     return optax.chain(
         optax.add_decayed_weights(weight_decay), optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate)
     )
@@ -140,11 +140,11 @@ Objective = Callable[[dict, dict], tuple[jax.Array, dict]]
 
 
 def gradients_of(objective: Objective, params: dict, batch: dict, accumulate: int, scale: jax.Array | None):
-    """Gradients and metrics of a batch, the mean over ``accumulate`` micro-batches.
+    """Gradients and metrics of a batch, averaged over ``accumulate`` micro-batches.
 
-    ``objective(params, batch)`` gives a loss, the mean over its clips, and metrics that are means too: so the result is
-    that of the whole batch within rounding. A micro-batch takes every ``accumulate``-th clip, which keeps each device's
-    clips where they are. ``scale`` multiplies the loss within the backward pass, for float16.
+    ``objective(params, batch)`` returns the mean loss over the clips, and metrics that are means too, so that the result equals
+    that of the whole batch up to rounding. A micro-batch takes every ``accumulate``-th clip, so that clips stay on their devices.
+    ``scale`` multiplies the loss in the backward pass, for float16.
     """
 
     def scaled(params, part):
@@ -178,12 +178,12 @@ def train_step(
     half: bool = False,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict]:
-    """One optimiser step, but for what is no number.
+    """One optimiser step, unless loss, gradient or update is not finite.
 
     Returns:
-        the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and ``skipped`` (1 where float16
-        overflowed: the step counts, its update is left out and the scale halved). Any other loss, gradient or update that
-        is no number leaves parameters and step as they were and the state no longer ``healthy``.
+        the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and ``skipped`` (1 after a float16
+        overflow: the step counts, but its update is skipped and the scale halved). After any other non-finite loss, gradient or
+        update, parameters and step are unchanged and the state is no longer ``healthy``.
     """
     scale = state.loss_scale["scale"] if half else None
     gradients, metrics = gradients_of(objective, state.params, batch, accumulate, scale)
@@ -191,7 +191,7 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     moved = norm_of(updates)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(moved)
-    # At scale 1 the fault is not the scale's.
+    # At scale 1 the loss scale cannot be the cause.
     overflow = ~finite & jnp.isfinite(metrics["loss"]) & (state.loss_scale["scale"] > 1) if half else jnp.zeros((), bool)
     healthy = state.healthy & (finite | overflow)
     params = optax.apply_updates(state.params, updates)
@@ -208,7 +208,7 @@ def train_step(
 
 
 def _next_scale(loss_scale: dict, finite: jax.Array) -> dict:
-    """Half after an overflow; double after so many steps without one."""
+    """Halve the scale after an overflow; double it after `GROW_AFTER` steps without one."""
     count = jnp.where(finite, loss_scale["finite"] + 1, 0)
     grow = count >= GROW_AFTER
     scale = loss_scale["scale"]
@@ -220,10 +220,10 @@ def _next_scale(loss_scale: dict, finite: jax.Array) -> dict:
 
 
 def require_finite(losses: list[float], step: int) -> None:
-    """Check the losses of consecutive steps, the first of which is ``step``, counted from 1.
+    """Check the losses of consecutive steps, starting with ``step``, counted from 1.
 
     Raises:
-        FloatingPointError: one is no number; names the first such step.
+        FloatingPointError: a loss is not finite; the message names the first such step.
     """
     for number, loss in enumerate(losses, step):
         if not np.isfinite(loss):

@@ -1,7 +1,7 @@
-"""Where checkpoints are kept: a folder, which may be a mounted Drive, or ``gs://``. Small, slow and unreliable places.
+"""Storage locations for checkpoints: a folder, which may be a mounted Drive, or ``gs://``. They may be small, slow or unreliable.
 
-Whatever a place does, training must go on: every operation has a time limit without progress, is tried a few times, and
-fails with one exception that carries the system's words. What is written is read back and compared before it counts.
+Storage errors must not stop training. Every operation has a time limit without progress, is tried `ATTEMPTS` times, and then
+fails with one exception that holds the system's message. Written files are read back and compared.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from typing import Any, BinaryIO
 from percepiano_ast.config import InputError
 
 BLOCK = 2**22
-PATIENCE = 120.0  # seconds without a byte: a mount that hangs does so for ever
+PATIENCE = 120.0  # seconds without progress before an operation is given up; a hanging mount never returns
 ATTEMPTS = 3
 FIRST_WAIT = 0.5  # seconds, doubled with every attempt
-# Another try at once does not help; the next checkpoint's may.
+# Errors for which an immediate retry does not help; the next checkpoint tries again.
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EFBIG}
 
 Beat = Callable[[], None]
 
 
 class StoreFailed(OSError):
-    """A store did not do what it was asked; the message names the file and has the system's words.
+    """A storage operation failed; the message holds the file and the system's message.
 
     Attributes:
-        number: the system's, as in ``errno``, where it gave one.
+        number: the system's error number, see ``errno``, or None.
     """
 
     def __init__(self, message: str, number: int | None = None):
@@ -55,9 +55,9 @@ def sha256_of(file: BinaryIO, beat: Beat = lambda: None) -> str:
 
 
 def watched(work: Callable[[Beat], object], patience: float):
-    """The result of ``work(beat)``, in a thread of its own, given up when it has not called ``beat`` for so many seconds.
+    """Run ``work(beat)`` in a thread; returns its result, or raises TimeoutError after ``patience`` s without a ``beat``.
 
-    The thread of a system call that never returns cannot be ended; it is left behind.
+    A thread in a system call that never returns cannot be stopped; it keeps running.
     """
     alive, over = [time.monotonic()], threading.Event()
     outcome: dict[str, Any] = {}
@@ -68,24 +68,24 @@ def watched(work: Callable[[Beat], object], patience: float):
     def run() -> None:
         try:
             outcome["result"] = work(beat)
-        except BaseException as error:  # whoever waits gets it
+        except BaseException as error:  # raised again in the caller
             outcome["error"] = error
         over.set()
 
     threading.Thread(target=run, name="store", daemon=True).start()
     while not over.wait(min(patience, max(alive[0] + patience - time.monotonic(), 0.01))):
         if time.monotonic() - alive[0] >= patience:
-            raise TimeoutError(errno.ETIMEDOUT, f"no answer for {patience:g} s")
+            raise TimeoutError(errno.ETIMEDOUT, f"no response for {patience:g} s")
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
 
 
 class Store:
-    """Files by name in one place. A name may lead into a folder, which `names` does not look into.
+    """Files by name in one storage location. Names may include a folder; `names` does not list the content of folders.
 
     Attributes:
-        place: its path or address.
+        place: path or address.
         patience: seconds without progress after which an operation is given up.
     """
 
@@ -99,7 +99,7 @@ class Store:
         return f"{self.place.rstrip('/')}/{name}"
 
     def put(self, name: str, local: Path) -> str:
-        """Copy a local file there, read it back and compare; returns its SHA-256.
+        """Copy a local file to the store, read it back and compare; returns its SHA-256.
 
         Raises:
             StoreFailed: it could not be written, or reads back differently.
@@ -112,7 +112,7 @@ class Store:
         return self._put(name, blocks)
 
     def write(self, name: str, content: bytes) -> None:
-        """The same for a small file, from memory."""
+        """Write a small file from memory, read it back and compare."""
         self._put(name, lambda beat: iter([content]))
 
     def _put(self, name: str, blocks: Callable[[Beat], Iterator[bytes]]) -> str:
@@ -127,13 +127,13 @@ class Store:
             self._write(name, hashed())
             with self._open(name) as file:
                 if sha256_of(file, beat) != digest.hexdigest():
-                    raise OSError(errno.EIO, "it reads back differently; the disk or the mount is failing")
+                    raise OSError(errno.EIO, "the content read back differs; the disk or the mount is failing")
             return digest.hexdigest()
 
         return self._attempt("write", name, whole)
 
     def get(self, name: str, local: Path, largest: int) -> str:
-        """Copy a file from there, but no more than ``largest`` bytes; returns its SHA-256.
+        """Copy a file of at most ``largest`` bytes to a local file; returns its SHA-256.
 
         Raises:
             StoreFailed: it cannot be read, or is larger.
@@ -156,7 +156,7 @@ class Store:
         """The content of a small file.
 
         Raises:
-            StoreFailed: it cannot be read, or is not small.
+            StoreFailed: it cannot be read, or is larger than ``largest`` bytes.
         """
 
         def fetch(beat: Beat) -> bytes:
@@ -172,31 +172,31 @@ class Store:
         """Write a small file of this name, read it back and delete it.
 
         Raises:
-            StoreFailed: the place takes no file, or does not let go of it.
+            StoreFailed: the file cannot be written, read or deleted.
         """
         self.write(probe, b"?")
         self.remove(probe)
 
     def names(self) -> list[str]:
-        """All files, sorted; none where the place does not exist yet."""
+        """All files, sorted; an empty list if the storage location does not exist yet."""
         return sorted(self._attempt("list", "", lambda beat: self._names()))
 
     def remove(self, name: str, *, emptied: bool = False) -> None:
-        """Delete a file, ``emptied`` first where a trash would keep and count it; one that is gone is no error."""
+        """Delete a file; a missing file is not an error. ``emptied`` truncates it first, for storage locations with a trash."""
         self._attempt("delete", name, lambda beat: self._remove(name, emptied))
 
     def free(self) -> int | None:
-        """Bytes that are free there; None where nobody counts."""
-        return self._attempt("ask for the room in", "", lambda beat: self._free())
+        """Free bytes; None if unknown."""
+        return self._attempt("get the free space of", "", lambda beat: self._free())
 
     def _attempt(self, what: str, name: str, work: Callable[[Beat], object]):
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return watched(work, self.patience)
             except self.failures as error:
-                # A call that hangs leaves its thread behind: not another one.
+                # A hanging call leaves a thread behind, so it is not retried.
                 number = error.errno if isinstance(error, OSError) else None
-                if isinstance(error, FileNotFoundError):  # gcsfs's have no number
+                if isinstance(error, FileNotFoundError):  # those of gcsfs have no errno
                     number = errno.ENOENT
                 lasting = isinstance(error, TimeoutError) or number in _LASTING
                 if lasting or attempt == ATTEMPTS:
@@ -221,7 +221,7 @@ class Store:
 
 
 class Folder(Store):
-    """A directory of this machine; a mounted Drive is one."""
+    """A directory on this machine, such as a mounted Drive."""
 
     def __init__(self, place: str | Path):
         super().__init__(str(place))
@@ -236,7 +236,7 @@ class Folder(Store):
                     file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
-                if hasattr(os, "posix_fadvise"):  # so that reading back asks the disk, not the memory
+                if hasattr(os, "posix_fadvise"):  # so that the file is read back from disk, not from the page cache
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             partial.replace(self.folder / name)
         except OSError:
@@ -244,7 +244,7 @@ class Folder(Store):
             raise
 
     def _discard(self, partial: Path) -> None:
-        with contextlib.suppress(OSError):  # the place is failing; what remains is removed by the next start
+        with contextlib.suppress(OSError):  # storage is failing; the next start deletes the remaining file
             self._remove(partial.name, True)
 
     def _open(self, name: str) -> BinaryIO:
@@ -270,9 +270,9 @@ class Folder(Store):
 
 
 class Bucket(Store):
-    """A prefix in Google Cloud Storage, by gcsfs; objects appear there whole or not at all."""
+    """A prefix in Google Cloud Storage, with gcsfs. Objects are written atomically."""
 
-    # gcsfs, aiohttp and google-auth have many ways to say no, and share no class of errors.
+    # gcsfs, aiohttp and google-auth have no common exception class.
     failures = (Exception,)
 
     def __init__(self, place: str):
@@ -280,13 +280,13 @@ class Bucket(Store):
         try:
             from gcsfs.core import GCSFileSystem
         except ImportError as error:
-            raise InputError(f"{place} needs gcsfs: pip install gcsfs, or keep checkpoints in a folder") from error
-        # It logs every failed try with a traceback; what is wrong in the end is in the exception.
+            raise InputError(f"{place} needs gcsfs: pip install gcsfs, or save checkpoints in a folder") from error
+        # gcsfs logs every failed attempt with a traceback; the exception holds the final error.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-        # An emulator knows nobody; else gcsfs looks for credentials where Google's tools keep them.
+        # An emulator needs no credentials; otherwise gcsfs finds those of Google's tools.
         token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
-        # Not `gcsfs.GCSFileSystem`: since 2026 that asks another service what kind of bucket it is, and hangs where that
-        # does not answer; plain objects are all that is needed.
+        # Not `gcsfs.GCSFileSystem`: since 2026 it queries another service for the kind of bucket, and hangs if that does not
+        # respond. Plain objects are sufficient here.
         self.system = GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
 
     def _write(self, name: str, blocks: Iterator[bytes]) -> None:
@@ -310,7 +310,7 @@ class Bucket(Store):
 
 
 def open_store(place: str | Path) -> Store:
-    """The store at a folder's path or a ``gs://`` address; nothing is asked of it yet.
+    """The store at a folder's path or a ``gs://`` address, without accessing it.
 
     Raises:
         InputError: another kind of address, or gcsfs is missing.
@@ -319,12 +319,12 @@ def open_store(place: str | Path) -> Store:
 
 
 def open_bucket(address: str) -> Bucket:
-    """The store at a ``gs://`` address; nothing is asked of it yet.
+    """The store at a ``gs://`` address, without accessing it.
 
     Raises:
         InputError: another kind of address, or gcsfs is missing.
     """
     scheme, _, rest = address.partition("://")
     if scheme != "gs" or not rest.strip("/"):
-        raise InputError(f"cannot keep checkpoints at {address}: give a folder, or gs://BUCKET/PREFIX")
+        raise InputError(f"cannot save checkpoints at {address}: give a folder, or gs://BUCKET/PREFIX")
     return Bucket(address)

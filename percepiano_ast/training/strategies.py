@@ -1,7 +1,7 @@
-"""What of a rater is trained, at which rate, and from when on: see ``FinetuneConfig.strategy``.
+"""Fine-tuning strategies: which parameters are trained, at which rate, and from which step on; see ``FinetuneConfig.strategy``.
 
-The trained part is a tree of its own, so that gradients, optimiser state and checkpoints are of that part alone; `join` makes
-the whole rater of it and of what stays.
+The trained parameters are a separate tree, so that gradients, optimiser state and checkpoints cover only them. `join` combines
+them with the frozen parameters into a complete rater.
 """
 
 import functools
@@ -18,23 +18,23 @@ from percepiano_ast.models.encoders import Geometry
 
 
 def check(config: FinetuneConfig, model: Geometry) -> None:
-    """Raises InputError for an unknown strategy, or numbers that it cannot have with this model."""
+    """Raises InputError for an unknown strategy, or settings that are invalid for it and this model."""
     choose(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
     if config.heard and config.trains_encoder:
-        raise InputError(f"strategy {config.strategy!r} changes the encoder, which then hears no notes: heard=true needs 'frozen'")
+        raise InputError(f"strategy {config.strategy!r} changes the encoder, but the transcription for `heard=true` needs 'frozen'")
     if not isinstance(model, ModelConfig):
         if config.strategy not in ("full", "frozen"):
-            raise InputError(f"strategy {config.strategy!r} is one of a transformer's blocks; train the {model.name} with 'full'")
+            raise InputError(f"strategy {config.strategy!r} works on transformer blocks only; train the {model.name} with 'full'")
     elif config.strategy == "last" and not 1 <= config.last_blocks <= model.depth:
-        raise InputError(f"the last {config.last_blocks} of {model.depth} blocks: choose from 1 to {model.depth}")
+        raise InputError(f"last_blocks={config.last_blocks} of a model with {model.depth} blocks: choose from 1 to {model.depth}")
     if config.strategy == "lora" and config.lora_rank < 1:
-        raise InputError(f"adapters of rank {config.lora_rank} are none; choose at least 1")
+        raise InputError(f"lora_rank={config.lora_rank} is too small; choose at least 1")
     if config.strategy == "gradual" and config.unfreeze_epochs < 1:
-        raise InputError(f"a block every {config.unfreeze_epochs} epochs: choose at least 1")
+        raise InputError(f"unfreeze_epochs={config.unfreeze_epochs} is too small; choose at least 1")
 
 
 def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = PERCEPIANO) -> dict:
-    """What is trained of ``params`` (``encoder``, ``head``), and what training adds: adapters, the groups' variances."""
+    """The trained part of ``params`` (``encoder``, ``head``), with added parameters: adapters, the groups' variances."""
     head = params["head"]
     trained = {"head": head if config.rating_scale == "none" else heads.standardised(head, config.head, questionnaire)}
     if config.weighting == "uncertainty":
@@ -51,7 +51,7 @@ def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = P
 
 
 def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
-    """``encoder`` and ``head`` of the rater from the encoder as it was and what is trained; adapters are merged."""
+    """``encoder`` and ``head`` of the rater from the original encoder and the trained part; adapters are merged."""
     if config.strategy in ("gradual", "full"):
         encoder = trained["encoder"]
     elif config.strategy == "last":
@@ -64,10 +64,10 @@ def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
 
 
 def _ranks(encoder: dict) -> dict:
-    """How many blocks up to the top every parameter must pass, itself counted: arrays that broadcast against the parameters.
+    """Depth of every parameter, counted from the top: arrays that broadcast against the parameters.
 
-    1 for the top block, 2 for the one below ...; 0 for what is above the blocks; below them one more than for the lowest.
-    All of what is no transformer has 0.
+    1 for the top block, 2 for the next lower one, and so on; 0 above the blocks; below them, one more than for the lowest block.
+    All parameters of an encoder without blocks have 0.
     """
     lowest = jax.tree.leaves(encoder["blocks"])[0].shape[0] + 1 if "blocks" in encoder else 0
 
@@ -80,7 +80,7 @@ def _ranks(encoder: dict) -> dict:
 
 
 def scale_rates(config: FinetuneConfig) -> optax.GradientTransformation:
-    """The encoder's updates times ``encoder_rate``, and ``layer_decay`` to the power of the rank (see `_ranks`)."""
+    """Multiply the encoder's updates by ``encoder_rate`` and by ``layer_decay`` to the power of the rank (see `_ranks`)."""
 
     def update(updates, params=None):
         if "encoder" not in updates:
@@ -96,8 +96,8 @@ def scale_rates(config: FinetuneConfig) -> optax.GradientTransformation:
 
 
 def unfreeze(steps_per_block: int) -> optax.GradientTransformation:
-    """Zero for what of the encoder is still frozen: first all of it, then one block less every so many steps, from the top;
-    what lies above the blocks goes with the highest, what lies below after the lowest."""
+    """Zero the updates of the encoder's frozen part: at first all of it, then one block less every ``steps_per_block`` steps, from
+    the top. Parameters above the blocks are unfrozen with the highest block, those below after the lowest."""
 
     def update(updates, count, params=None):
         thawed = count // steps_per_block
@@ -109,10 +109,10 @@ def unfreeze(steps_per_block: int) -> optax.GradientTransformation:
 
 
 def optimizer(config: FinetuneConfig, base: optax.GradientTransformation, total_steps: int) -> optax.GradientTransformation:
-    """``base`` at the rates of the strategy.
+    """``base`` with the learning rates of the strategy.
 
-    Gradients of what is frozen are left out before ``base``, whose moments then start when it thaws, and updates behind
-    it, so that its weights do not decay either.
+    For the frozen part, gradients are zeroed before ``base``, so that its moments start at unfreezing, and updates after it, so
+    that weight decay has no effect.
     """
     chain = [base, scale_rates(config)]
     if config.strategy == "gradual":

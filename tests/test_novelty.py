@@ -66,7 +66,7 @@ def played_by(program, performance, monkeypatch):
 
 
 @pytest.mark.parametrize("piano", PIANOS)
-def test_pianos_are_hardly_ever_strangers(model, performances, piano):
+def test_pianos_rarely_get_the_warning(model, performances, piano):
     synthesizer = synthesis.make_synthesizer(piano)
     found = share(model, [synthesizer.render(one, RATE) for one in performances])
     print(f"{piano}: {found:.2f}")
