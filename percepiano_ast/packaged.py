@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -173,7 +173,7 @@ class Packaged:
         return Path(path)
 
     @classmethod
-    def read(cls, path: str | Path = SHIPPED) -> "Packaged":
+    def read(cls, path: str | Path = SHIPPED) -> Self:
         """Load a file that `write` saved, by default the bundled model.
 
         Raises:

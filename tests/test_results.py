@@ -159,6 +159,11 @@ def test_what_the_readme_says_of_the_bundled_model_is_what_the_predictions_give(
     said = [known[f"ast-mini-transcriptionstem-packaged{where}", "content", "overall"][0] for where in ("", "@room", "@timgm6mb")]
     ceiling = reliability.load_ceiling(table.load_index())["overall"].mean()
     assert numbers([text]) == pytest.approx([*said, ceiling], abs=0.0051)
+    works = known["ast-mini-transcriptionstem-packaged", "composition", "overall"][0]
+    (text,) = re.findall(r"^- \*\*Other works\*\*.*$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert numbers([text]) == pytest.approx([works], abs=0.0051)
+    description = recording.load_model().description
+    assert [description["r"]["mean"], description["r_works"]["mean"]] == pytest.approx([said[0], works], abs=0.0001)
 
 
 def difference(file: str, model: str, other: str, scope: str = "overall") -> list[float]:
