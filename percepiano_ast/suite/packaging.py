@@ -30,7 +30,6 @@ LEAST_DB = 1.0  # deviation of a level: below it are the bed of noise, rounding 
 PROTOCOL = "content"
 # Protocols whose errors the calibration and the uncertainty are fitted on: the music of a user is not that of the training.
 WORKS = ("composition", "movement")
-NAME = "piano-rater"
 LICENCE = "CC BY-NC-SA 4.0"
 
 
@@ -85,7 +84,7 @@ def package(
         farthest = float(np.quantile(held_out[PROTOCOL].distances[learned], 0.99))
         calibration, deviation = errors.fit(errors.rows)
         judges[name] = packaged.Judge(fitted, calibration, _reference(rated), deviation, errors.within(), farthest)
-    description = _description(start.name, shard_set.metadata, rated, learned, tables, coverage["alone"])
+    description = _description(Path(to).stem, start.name, shard_set.metadata, rated, learned, tables, coverage["alone"])
     path = packaged.Packaged(rated.listener, heard.described(log).unheard, judges, description).write(to)
     path.with_suffix(".md").write_text(card(description, path))
     log(f"{path}: {path.stat().st_size / 1e6:.1f} MB, r {description['r']['mean']:.3f} on held-out clips")
@@ -230,21 +229,20 @@ def _for_testing(rated: Rated, material: Material) -> np.ndarray:
 
 
 def _description(
-    start: str, metadata: dict, rated: Rated, learned: np.ndarray, tables: dict[str, pd.DataFrame], coverage: dict
+    model: str, start: str, metadata: dict, rated: Rated, learned: np.ndarray, tables: dict[str, pd.DataFrame], coverage: dict
 ) -> dict:
     """Metadata of file and card."""
 
-    def r(model: str, protocol: str) -> dict[str, float]:
-        name = f"{start}-packaged{model}"
-        if f"{name} {protocol}" not in tables:
+    def r(variant: str, protocol: str) -> dict[str, float]:
+        if (name := f"{start}-packaged{variant} {protocol}") not in tables:
             return {}
-        values = scores.evaluate(table.runs(tables[f"{name} {protocol}"], rated.index))
+        values = scores.evaluate(table.runs(tables[name], rated.index))
         overall = values[(values["metric"] == "pearson") & (values["scope"] == "overall")]
         return dict(zip(overall["dimension"], overall["value"].round(4).tolist()))
 
     unseen = rated.config.unseen
     return {
-        "model": NAME,
+        "model": model,
         "predictions": f"{start}-packaged",
         "data": f"{metadata['licence']}; encoder: see its own card",
         "simulated": metadata["simulated"],
@@ -287,6 +285,8 @@ def card(description: dict, path: Path) -> str:
         descriptors=len(description["descriptors"]), performances=f"{description['performances']:,}", coverage=coverage,
         unseen_name=description["unseen"] or "none", known=mean("r"), room=mean("r_room"), unseen=mean("r_unseen"),
         works=mean("r_works"), works_unseen=mean("r_works_unseen"), scored=mean("r_score"), works_scored=mean("r_works_score"),
+        load="" if description["model"] == packaged.NAME else f'"{path.name}"',
+        simulated="\n**Its ratings were simulated: it says nothing about real playing.**\n" if description["simulated"] else "",
         licence_id=description["licence"].lower().replace(" ", "-"),
         **{name: description[name] for name in ("model", "licence", "data", "predictions")},
     )  # fmt: skip
@@ -316,9 +316,9 @@ metrics:
 ```python
 import percepiano_ast
 
-rating = percepiano_ast.load_model().rate("take.m4a")
+rating = percepiano_ast.load_model({load}).rate("take.m4a")
 ```
-
+{simulated}
 A recording is normalised to {loudness:g} LUFS and mixed with faint noise. A transformer of 2.3M parameters transcribes notes and
 pedals; the average of ridge regression, kernel ridge and randomised trees on {descriptors} features of the transcription and 397
 statistics of the sound gives the ratings. A second set of regressors uses a score, if one is given. The transformer's embedding
