@@ -25,7 +25,7 @@ STRETCH_SECONDS = 60.0
 WINDOW_SECONDS = 8.0  # of the course over time
 _HOP_SECONDS, _MOST_WINDOWS = 2.0, 80  # no gap in ten minutes
 # Thresholds of the warning that a sound is unlike a piano. Measured (tests/test_novelty.py): none of 80 recordings of four
-# pianos exceeds them, all noise and speech does, and nine in ten instruments that sustain or ring; electric pianos and guitars
+# pianos exceeds them, all noise and speech does, and five in six instruments that sustain or ring; electric pianos and guitars
 # rarely do.
 STRANGE = 1.15  # novelty, see `packaged.Said`
 UNCLEAR = 0.5  # mean onset probability
