@@ -11,8 +11,8 @@ from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.recording.rating import Rating, on_one_side, side
 
 # A difference of at least SURE standard deviations of its error is reported, one of at least LIKELY as probable. SHARES: of pairs
-# of held-out performances of one passage that differ by as much, people's ratings order this share the same way
-# (tests/test_results.py, which also has the shares for a held-out soundfont and for rooms).
+# of performances of one passage that differ by as much, people's ratings order this share the same way, for works left out of
+# training on a held-out soundfont (tests/test_results.py, which also has the shares for the works of the training).
 SURE, LIKELY = 1.0, 0.5
 SHARES = (0.86, 0.75)
 

@@ -139,7 +139,6 @@ class _Errors:
         index = rated.index.set_index("clip").loc[rated.clips.clip]
         works = [name for name in WORKS if name in held_out] or [PROTOCOL]
         rows = index["human"].to_numpy() & (material.unseen if material.unseen.any() else True)
-        self.mean = _reference(rated).mean(axis=0)
         named = "composition" if "composition" in index and works == list(WORKS) else table.fold_column(works[0])
         self.work = index[named].astype(str).to_numpy()  # of each rendering
         self.kinds = _kinds(rated, material)
@@ -155,12 +154,13 @@ class _Errors:
     def fit(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Calibration (2, 19) and standard deviation (19,) on some rows.
 
-        Predictions for unknown music deviate too far from the mean: one slope for all dimensions takes them back towards the mean
-        of people's ratings. An intercept or a slope per dimension does not transfer from some works to another.
+        For unknown music the predictions have too large a variance: one slope, common to all dimensions, shrinks them towards the
+        mean of people's ratings in these rows. A slope per dimension does not transfer from some works to another.
         """
-        aside = self.predicted[rows] - self.mean
-        slope = float((aside * (self.ratings[rows] - self.mean)).sum() / np.square(aside).sum())
-        calibration = np.stack([(1 - slope) * self.mean, np.full(len(KEYS), slope)])
+        mean = self.ratings[rows].mean(axis=0)
+        aside = self.predicted[rows] - mean
+        slope = float((aside * (self.ratings[rows] - mean)).sum() / np.square(aside).sum())
+        calibration = np.stack([(1 - slope) * mean, np.full(len(KEYS), slope)])
         return calibration, np.sqrt(np.square(calibration[0] + slope * self.predicted[rows] - self.ratings[rows]).mean(axis=0))
 
     def uncertainty(self) -> np.ndarray:
@@ -186,8 +186,8 @@ class _Errors:
     def within(self) -> np.ndarray:
         """Standard deviation of the errors within segments, in units of the calibrated ratings, (19,).
 
-        Differences within a segment are predicted less boldly than those between works: they have a slope of their own, by which
-        the deviation is divided, so that differences of calibrated ratings can be compared with it.
+        Calibrated differences within a segment are too small by a common factor, the slope of the ratings on them. The deviation
+        is divided by it, so that calibrated differences can be compared with the deviation.
         """
         calibration, _ = self.fit(self.rows)
         group = [f"{a} {b} {c}" for a, b, c in zip(self.protocol, self.kinds[self.which], self.segment)]
