@@ -1,4 +1,5 @@
-"""Command line: ``percepiano COMMAND``. Exit codes: 0 done, 2 bad input or usage, 1 the run failed."""
+"""Command line: ``percepiano COMMAND``. Exit codes: 0 done, 2 bad input or usage, 1 the run
+failed."""
 
 import argparse
 import sys
@@ -11,14 +12,21 @@ from percepiano_ast.config import InputError, RunFailed
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="percepiano",
-        description="Rate how a piano performance is played, and train and evaluate models that do.",
-        epilog="Training, in order: preprocess, pretrain, preprocess --percepiano, finetune, evaluate. Each step resumes.",
+        description=(
+            "Rate how a piano performance is played, and train and evaluate models that do."
+        ),
+        epilog=(
+            "Training, in order: preprocess, pretrain, preprocess --percepiano, finetune, evaluate."
+            " Each step resumes."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"percepiano {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name, function, text, example=""):
-        command = commands.add_parser(name, help=text, description=text, epilog=f"Example: {example}" if example else None)
+        command = commands.add_parser(
+            name, help=text, description=text, epilog=f"Example: {example}" if example else None
+        )
         command.set_defaults(function=function)
         return command
 

@@ -9,22 +9,28 @@ from percepiano_ast.performance import Performance
 
 CHORD = 0.05  # seconds: notes that start within this of a chord's first note belong to it
 LEAST_MATCHED = 0.7  # minimum share of played notes that match the score
-STEP = 0.2  # minimum seconds between anchors of a tempo curve: closer ones reflect ornaments and touch, not tempo
+# minimum seconds between anchors of a tempo curve: closer ones reflect ornaments and touch, not
+# tempo
+STEP = 0.2
 _AROUND = 4  # chords on either side that determine the expected time of a chord
-_WIDE, _NARROW = 1.0, 0.4  # maximum seconds between a note and its expected time: from chord anchors, from note anchors
+# maximum seconds between a note and its expected time: from chord anchors, from note anchors
+_WIDE, _NARROW = 1.0, 0.4
 
 
 def chords(notes: np.ndarray) -> np.ndarray:
     """Index of each note's chord, int (n,), from 0 in order of onset.
 
-    A chord consists of a note and the notes within ``CHORD`` seconds after its onset, each key once.
+    A chord consists of a note and the notes within ``CHORD`` seconds after its onset, each key
+    once.
 
     Args:
         notes: of dtype ``performance.NOTE``, sorted by onset.
     """
     numbers, start, number = np.zeros(len(notes), dtype=int), -np.inf, -1
     keys: set[int] = set()
-    for i, (onset, pitch) in enumerate(zip(notes["onset"].tolist(), notes["pitch"].tolist(), strict=True)):
+    for i, (onset, pitch) in enumerate(
+        zip(notes["onset"].tolist(), notes["pitch"].tolist(), strict=True)
+    ):
         if onset - start > CHORD or pitch in keys:
             number, start, keys = number + 1, onset, set()
         keys.add(pitch)
@@ -56,7 +62,8 @@ class TempoCurve:
         return float(np.std(np.log(np.diff(self.written) / np.diff(self.played))))
 
     def stretched(self, times: np.ndarray, rubato: float) -> np.ndarray:
-        """``times`` in seconds, warped so that rubato, the deviations of log tempo, is scaled by the factor ``rubato``.
+        """``times`` in seconds, warped so that rubato, the deviations of log tempo, is scaled by
+        the factor ``rubato``.
 
         Times up to the first anchor and from the last anchor on are unchanged.
         """
@@ -72,14 +79,16 @@ class TempoCurve:
 def match(played: np.ndarray, written: np.ndarray) -> np.ndarray:
     """Note alignment of a performance with its score, one to one: indices, int (n, 2), by onset.
 
-    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving alignment with the most
-    common keys (Needleman and Wunsch 1970, without gap costs). It predicts the time of each score note. Near that time, the
-    notes of each key are aligned separately, which handles arpeggios, crossed hands and grace notes (after Gingras and McAdams
-    2011, J. New Music Research 40(1); Peter et al. 2023, ISMIR).
+    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving
+    alignment with the most common keys (Needleman and Wunsch 1970, without gap costs). It predicts
+    the time of each score note. Near that time, the notes of each key are aligned separately, which
+    handles arpeggios, crossed hands and grace notes (after Gingras and McAdams 2011, J. New Music
+    Research 40(1); Peter et al. 2023, ISMIR).
 
     Args:
         played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
-        written: the same for the score; onsets in any unit that increases with time (seconds, quarter notes).
+        written: the same for the score; onsets in any unit that increases with time (seconds,
+            quarter notes).
     """
     ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
     anchors = _anchors(played, ours, written, theirs)
@@ -89,7 +98,11 @@ def match(played: np.ndarray, written: np.ndarray) -> np.ndarray:
     pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
     # A second pass uses the matched notes of all keys as anchors, not only whole chords.
     found = _moments(played, written, pairs)
-    return _by_key(played, written, _expected(found, written["onset"]), _NARROW) if len(found) else pairs
+    return (
+        _by_key(played, written, _expected(found, written["onset"]), _NARROW)
+        if len(found)
+        else pairs
+    )
 
 
 def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
@@ -98,7 +111,8 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
     The onset of a chord is the mean onset of its matched notes.
 
     Raises:
-        InputError: less than ``LEAST_MATCHED`` of the played notes are in the score, or fewer than three onsets remain.
+        InputError: less than ``LEAST_MATCHED`` of the played notes are in the score, or fewer than
+            three onsets remain.
     """
     written = score.notes.copy()
     written["onset"] = chord_means(written["onset"], chords(written))
@@ -106,7 +120,10 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
     check_share(share := len(pairs) / len(performance.notes))
     moments = spaced(_moments(performance.notes, written, pairs))
     if len(moments) < 3:
-        raise InputError(f"{len(moments)} onsets of the score match the performance, a tempo curve needs 3. Give a longer clip.")
+        raise InputError(
+            f"{len(moments)} onsets of the score match the performance, a tempo curve needs 3. Give"
+            " a longer clip."
+        )
     return TempoCurve(moments[:, 0], moments[:, 1], share)
 
 
@@ -117,18 +134,26 @@ def check_share(share: float) -> None:
         InputError: less than ``LEAST_MATCHED`` of the played notes are in the score.
     """
     if share < LEAST_MATCHED:
-        raise InputError(f"{share:.1%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed. Give the matching score.")
+        raise InputError(
+            f"{share:.1%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed. Give the"
+            " matching score."
+        )
 
 
 def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
-    """The rows of ``moments`` (n, 2), played and written, that are far enough from the previous one to measure tempo.
+    """The rows of ``moments`` (n, 2), played and written, that are far enough from the previous one
+    to measure tempo.
 
     Args:
-        least: minimum distance in the score, in its unit; ``STEP`` is the minimum in the performance.
+        least: minimum distance in the score, in its unit; ``STEP`` is the minimum in the
+            performance.
     """
     kept = [0] if len(moments) else []
     for i in range(1, len(moments)):
-        if moments[i, 0] - moments[kept[-1], 0] >= STEP and moments[i, 1] - moments[kept[-1], 1] >= least:
+        if (
+            moments[i, 0] - moments[kept[-1], 0] >= STEP
+            and moments[i, 1] - moments[kept[-1], 1] >= least
+        ):
             kept.append(i)
     return moments[kept]
 
@@ -159,19 +184,25 @@ def _anchors(played, ours, written, theirs) -> np.ndarray:
 
 
 def _smoothed(moments: np.ndarray) -> np.ndarray:
-    """``moments`` (n, 2) with played onsets replaced by a local linear fit over ``_AROUND`` neighbours on either side."""
+    """``moments`` (n, 2) with played onsets replaced by a local linear fit over ``_AROUND``
+    neighbours on either side."""
     if len(moments) <= 2 * _AROUND:
         return moments
-    played, written = np.lib.stride_tricks.sliding_window_view(moments, 2 * _AROUND + 1, axis=0).transpose(1, 0, 2)
+    played, written = np.lib.stride_tricks.sliding_window_view(
+        moments, 2 * _AROUND + 1, axis=0
+    ).transpose(1, 0, 2)
     middles = [part.mean(axis=1, keepdims=True) for part in (played, written)]
-    slopes = ((played - middles[0]) * (written - middles[1])).sum(axis=1) / ((written - middles[1]) ** 2).sum(axis=1)
+    slopes = ((played - middles[0]) * (written - middles[1])).sum(axis=1) / (
+        (written - middles[1]) ** 2
+    ).sum(axis=1)
     at = np.clip(np.arange(len(moments)) - _AROUND, 0, len(slopes) - 1)
     lines = middles[0][at, 0] + slopes[at] * (moments[:, 1] - middles[1][at, 0])
     return np.stack([np.maximum.accumulate(lines), moments[:, 1]], axis=1)
 
 
 def _expected(moments: np.ndarray, onsets: np.ndarray) -> np.ndarray:
-    """Expected times of score ``onsets``: interpolated between ``moments``, extrapolated at the mean tempo."""
+    """Expected times of score ``onsets``: interpolated between ``moments``, extrapolated at the
+    mean tempo."""
     played, written = moments.T
     inside = np.clip(onsets, written[0], written[-1])
     pace = np.ptp(played) / np.ptp(written) if len(moments) > 1 else 0.0
@@ -179,7 +210,8 @@ def _expected(moments: np.ndarray, onsets: np.ndarray) -> np.ndarray:
 
 
 def _moments(played, written, pairs) -> np.ndarray:
-    """Mean played onset of the matched notes of each score onset, and the score onset, (n, 2), both ascending."""
+    """Mean played onset of the matched notes of each score onset, and the score onset, (n, 2), both
+    ascending."""
     if not len(pairs):
         return np.zeros((0, 2))
     at, numbers = np.unique(written["onset"][pairs[:, 1]], return_inverse=True)
@@ -190,10 +222,14 @@ def _moments(played, written, pairs) -> np.ndarray:
 
 
 def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
-    """Align the notes of each key separately, in order, with as many notes as close to their expected times as possible."""
+    """Align the notes of each key separately, in order, with as many notes as close to their
+    expected times as possible."""
     found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
-        ours, theirs = np.flatnonzero(played["pitch"] == pitch), np.flatnonzero(written["pitch"] == pitch)
+        ours, theirs = (
+            np.flatnonzero(played["pitch"] == pitch),
+            np.flatnonzero(written["pitch"] == pitch),
+        )
         away = np.abs(played["onset"][ours][:, None] - expected[theirs])
         found += [(ours[i], theirs[j]) for i, j in _nearest(away.tolist(), reach)]
     pairs = np.array(found, dtype=int).reshape(-1, 2)
@@ -201,7 +237,8 @@ def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
 
 
 def _nearest(away: list[list[float]], reach: float) -> list[tuple[int, int]]:
-    """The order-preserving pairs with the largest sum of ``reach - away``; pairs beyond ``reach`` are excluded."""
+    """The order-preserving pairs with the largest sum of ``reach - away``; pairs beyond ``reach``
+    are excluded."""
     n, m = len(away), len(away[0])
     best = [[0.0] * (m + 1) for _ in range(n + 1)]
     for i in range(n):

@@ -1,4 +1,5 @@
-"""Colab runtimes and storage for the notebooks. The only module that imports ``google.colab``, inside functions."""
+"""Colab runtimes and storage for the notebooks. The only module that imports ``google.colab``,
+inside functions."""
 
 import base64
 import dataclasses
@@ -20,13 +21,16 @@ from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.training import checkpoints
 from percepiano_ast.training.stores import StoreFailed, open_store
 
-HERE, ON_DRIVE = "this runtime only", "Google Drive"  # choices of the form, which also takes a folder or gs://BUCKET/PREFIX
+# choices of the form, which also takes a folder or gs://BUCKET/PREFIX
+HERE, ON_DRIVE = "this runtime only", "Google Drive"
 DRIVE = Path("/content/drive")
 RUNTIME = Path("/content/percepiano_ast")  # on the runtime's disk, deleted with the runtime
 SHARDS = Path("/content/percepiano_ast_shards")  # on the same disk: a copy of the shards on Drive
-RECEIVED = Path("runs/recordings")  # uploads and microphone recordings, relative to the notebook's working directory
+# uploads and microphone recordings, relative to the notebook's working directory
+RECEIVED = Path("runs/recordings")
 _WANTED = {"tpu": "TPU", "gpu": "GPU"}
-_SMALL = ("micro", "mini")  # trainable on CPU: `mini` takes about an hour on one core for two epochs of 45 h of music
+# trainable on CPU: `mini` takes about an hour on one core for two epochs of 45 h of music
+_SMALL = ("micro", "mini")
 _RED, _PLAIN = "\033[31m", "\033[0m"
 
 
@@ -35,20 +39,25 @@ def on_colab() -> bool:
     return "COLAB_RELEASE_TAG" in os.environ
 
 
-def open_run(preset: str, keep_in: str = HERE, *, wants: str = "", log: Callable[[str], None] = print) -> suite.Run:
+def open_run(
+    preset: str, keep_in: str = HERE, *, wants: str = "", log: Callable[[str], None] = print
+) -> suite.Run:
     """Open the run of a notebook: check the runtime, and prepare its storage location.
 
     Args:
         preset: ``demo``, ``micro``, ``mini``, ``small`` or ``base``.
-        keep_in: storage location. ``this runtime only``: a folder on the runtime's disk, deleted with the runtime.
-            ``Google Drive``: ``MyDrive/percepiano_ast/<preset>``; Drive is mounted, which asks for permission.
-            Off Colab both mean ``runs/<preset>``. A folder is used as given. With ``gs://BUCKET/PREFIX``, shards,
-            checkpoints and models are stored in the bucket; all other outputs stay in a folder on this machine and can be
-            recomputed from them in minutes.
+        keep_in: storage location. ``this runtime only``: a folder on the runtime's disk, deleted
+            with the runtime. ``Google Drive``: ``MyDrive/percepiano_ast/<preset>``; Drive is
+                mounted, which asks for permission.
+            Off Colab both mean ``runs/<preset>``. A folder is used as given. With
+            ``gs://BUCKET/PREFIX``, shards, checkpoints and models are stored in the bucket; all
+            other outputs stay in a folder on this machine and can be recomputed from them in
+            minutes.
         wants: recommended accelerator, ``tpu``, ``gpu`` or none.
 
     Raises:
-        InputError: unknown preset, preset too large for this runtime's devices, or storage location not writable.
+        InputError: unknown preset, preset too large for this runtime's devices, or storage location
+            not writable.
     """
     chosen = choose(PRESETS, preset, "preset")
     check_runtime(chosen, wants, log)
@@ -56,22 +65,27 @@ def open_run(preset: str, keep_in: str = HERE, *, wants: str = "", log: Callable
     root.mkdir(parents=True, exist_ok=True)
     pd.set_option("display.max_colwidth", None)  # the table of `views.kept` shows full paths
     kept = f", shards, checkpoints and models in {store}" if store else ""
-    log(f"preset {preset}: model {chosen.model.name}, outputs in {root}{kept}, {describe_devices()}")
+    log(
+        f"preset {preset}: model {chosen.model.name}, outputs in {root}{kept}, {describe_devices()}"
+    )
     if on_colab() and not store and not root.is_relative_to(DRIVE):
         if preset == "demo":
             log(f"{root} is deleted with this runtime")
         else:
             log(
-                f"{_RED}NOTHING WILL BE KEPT: {root} is deleted with this runtime, which Colab may end at any time. "
-                f"Set KEEP_IN to {ON_DRIVE!r} or gs://BUCKET/PREFIX and run all cells again.{_PLAIN}"
+                f"{_RED}NOTHING WILL BE KEPT: {root} is deleted with this runtime, which Colab may"
+                f" end at any time. Set KEEP_IN to {ON_DRIVE!r} or gs://BUCKET/PREFIX and run all"
+                f" cells again.{_PLAIN}"
             )
     return suite.Run(chosen, root, store=store)
 
 
 def prepare_demo(run: suite.Run, needs: str, log: Callable[[str], None] = print) -> None:
-    """For the demo, run the steps of earlier notebooks whose outputs are missing; do nothing for other presets.
+    """For the demo, run the steps of earlier notebooks whose outputs are missing; do nothing for
+    other presets.
 
-    Colab gives each notebook its own runtime. With ``this runtime only``, outputs of earlier notebooks are not available.
+    Colab gives each notebook its own runtime. With ``this runtime only``, outputs of earlier
+    notebooks are not available.
 
     Args:
         needs: ``shards`` (made by notebook 01), ``encoder`` (02) or ``predictions`` (03).
@@ -100,9 +114,13 @@ def prepare_demo(run: suite.Run, needs: str, log: Callable[[str], None] = print)
 
 
 def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path, str]:
-    """The run's folder, and its store ("" if that is the folder itself). Both are checked to be writable."""
+    """The run's folder, and its store ("" if that is the folder itself). Both are checked to be
+    writable."""
     if not keep_in:
-        raise InputError(f"KEEP_IN is empty: choose {HERE!r} or {ON_DRIVE!r}, or enter a folder or gs://BUCKET/PREFIX")
+        raise InputError(
+            f"KEEP_IN is empty: choose {HERE!r} or {ON_DRIVE!r}, or enter a folder or"
+            " gs://BUCKET/PREFIX"
+        )
     own = (RUNTIME if on_colab() else Path("runs")) / preset
     if "://" in keep_in:
         open_store(keep_in)  # raises InputError if this is not a bucket address
@@ -110,7 +128,9 @@ def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path
             _sign_in()
         _require_writable(keep_in)
         return own, keep_in.rstrip("/")
-    root = {ON_DRIVE: DRIVE / "MyDrive" / "percepiano_ast" / preset, HERE: own}.get(keep_in, Path(keep_in))
+    root = {ON_DRIVE: DRIVE / "MyDrive" / "percepiano_ast" / preset, HERE: own}.get(
+        keep_in, Path(keep_in)
+    )
     if keep_in == ON_DRIVE and not on_colab():
         log(f"Google Drive is available on Colab only: outputs go to the folder {own}")
         root = own
@@ -129,11 +149,15 @@ def _require_writable(place: Path | str) -> None:
     except StoreFailed as error:
         cause = f"{place} is not writable ({error})"
         if "://" in str(place):
-            advice = "Check that the bucket exists and that you have permission to write and delete, or choose another KEEP_IN"
+            advice = (
+                "Check that the bucket exists and that you have permission to write and delete, or"
+                " choose another KEEP_IN"
+            )
         elif Path(place).is_relative_to(DRIVE):
             advice = (
-                "Drive is mounted: check at drive.google.com that it is not full, or choose Runtime > Disconnect and delete "
-                f"runtime and start again, or set KEEP_IN to {HERE!r} or gs://BUCKET/PREFIX"
+                "Drive is mounted: check at drive.google.com that it is not full, or choose"
+                " Runtime > Disconnect and delete runtime and start again, or set KEEP_IN to"
+                f" {HERE!r} or gs://BUCKET/PREFIX"
             )
         else:
             advice = "Choose another KEEP_IN"
@@ -148,7 +172,8 @@ def _sign_in() -> None:
         auth.authenticate_user()
     except Exception as error:  # Colab raises its own types: any of them means no permission
         raise InputError(
-            f"no access to Google Cloud ({error}). Run the cell again and allow access, or choose another KEEP_IN"
+            f"no access to Google Cloud ({error}). Run the cell again and allow access, or choose"
+            " another KEEP_IN"
         ) from error
 
 
@@ -161,41 +186,55 @@ def mount_drive() -> None:
     if os.path.isdir(DRIVE / "MyDrive"):  # False also when a mount does not respond
         return
     if not on_colab():
-        raise InputError(f"{DRIVE} is Google Drive, which is available on Colab only: enter a folder on this machine")
+        raise InputError(
+            f"{DRIVE} is Google Drive, which is available on Colab only: enter a folder on this"
+            " machine"
+        )
     from google.colab import drive
 
     try:
         drive.mount(str(DRIVE))
     except Exception as error:  # ValueError or Colab's own types: any of them means no Drive
         raise InputError(
-            f"Google Drive was not mounted ({error}). Run the cell again and allow access, or set KEEP_IN to {HERE!r} (deleted "
-            "with the runtime) or gs://BUCKET/PREFIX"
+            f"Google Drive was not mounted ({error}). Run the cell again and allow access, or set"
+            f" KEEP_IN to {HERE!r} (deleted with the runtime) or gs://BUCKET/PREFIX"
         ) from error
 
 
 def flush(run: suite.Run, log: Callable[[str], None] = print) -> None:
-    """Upload pending writes to Drive, then mount Drive again; does nothing for other storage locations.
+    """Upload pending writes to Drive, then mount Drive again; does nothing for other storage
+    locations.
 
-    Call it at the end of a notebook, not after each epoch: unmounting removes the folder while training writes to it, and
-    checkpoints are fsynced when written. A flush does not guarantee the upload: files were lost even after one. Only
-    drive.google.com shows which files have arrived.
+    Call it at the end of a notebook, not after each epoch: unmounting removes the folder while
+    training writes to it, and checkpoints are fsynced when written. A flush does not guarantee the
+    upload: files were lost even after one. Only drive.google.com shows which files have arrived.
     """
     if not (on_colab() and run.root.is_relative_to(DRIVE)):
         return
     from google.colab import drive
 
-    log("uploading pending files to Google Drive, then mounting it again; this may take half an hour")
+    log(
+        "uploading pending files to Google Drive, then mounting it again; this may take half an"
+        " hour"
+    )
     started = time.monotonic()
     try:
         drive.flush_and_unmount()
     except Exception as error:  # as in `mount_drive`; a finished training must not fail here
-        log(f"{_RED}Drive did not confirm the upload ({error}): check drive.google.com before closing this runtime{_PLAIN}")
+        log(
+            f"{_RED}Drive did not confirm the upload ({error}): check drive.google.com before"
+            f" closing this runtime{_PLAIN}"
+        )
     mount_drive()
-    log(f"done in {time.monotonic() - started:.0f} s; drive.google.com shows which files have arrived")
+    log(
+        f"done in {time.monotonic() - started:.0f} s; drive.google.com shows which files have"
+        " arrived"
+    )
 
 
 def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
-    """Copy finished shards from this machine to the run's bucket, the manifest last; does nothing without a bucket.
+    """Copy finished shards from this machine to the run's bucket, the manifest last; does nothing
+    without a bucket.
 
     Raises:
         InputError: the shards are incomplete.
@@ -212,16 +251,21 @@ def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
         there.remove(MANIFEST)  # the set is incomplete until every file is replaced
     for number, (name, known) in enumerate(files.items(), start=1):
         if there.put(name, run.maestro / name) != known["sha256"]:
-            raise RunFailed(f"{run.maestro / name} does not match its checksum: delete it and run preprocess again")
+            raise RunFailed(
+                f"{run.maestro / name} does not match its checksum: delete it and run preprocess"
+                " again"
+            )
         if number % 10 == 0 or number == len(files):
             log(f"  {number}/{len(files)} files of the shards copied to {there.place}")
     there.write(MANIFEST, whole)
 
 
 def bring_shards(run: suite.Run, log: Callable[[str], None] = print) -> suite.Run:
-    """Copy the pre-training shards from a mounted Drive or from ``gs://`` to this machine's disk; returns the run with them.
+    """Copy the pre-training shards from a mounted Drive or from ``gs://`` to this machine's disk;
+    returns the run with them.
 
-    Training reads at random positions, which is slow on a mounted Drive. The copy is verified by checksums.
+    Training reads at random positions, which is slow on a mounted Drive. The copy is verified by
+    checksums.
 
     Raises:
         InputError: no complete set of shards.
@@ -230,7 +274,9 @@ def bring_shards(run: suite.Run, log: Callable[[str], None] = print) -> suite.Ru
     if run.in_bucket:
         _fetch_shards(run.kept(run.root / "maestro"), run.maestro, log)
     elif on_colab() and run.maestro.is_relative_to(DRIVE):
-        return dataclasses.replace(run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log))
+        return dataclasses.replace(
+            run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log)
+        )
     return run
 
 
@@ -241,17 +287,25 @@ def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         there.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
         files, whole = manifest.read(Path(folder))["files"], (Path(folder) / MANIFEST).read_bytes()
-    todo = {name: known for name, known in files.items() if not _holds(target / name, known["sha256"])}
+    todo = {
+        name: known for name, known in files.items() if not _holds(target / name, known["sha256"])
+    }
     target.mkdir(parents=True, exist_ok=True)
     size = sum(known["bytes"] for known in todo.values())
     if (free := shutil.disk_usage(target).free) < size:
-        raise InputError(f"{target} has {free / 1e9:.1f} GB free, but the shards need {size / 1e9:.1f} GB: free disk space")
+        raise InputError(
+            f"{target} has {free / 1e9:.1f} GB free, but the shards need {size / 1e9:.1f} GB: free"
+            " disk space"
+        )
     (target / MANIFEST).unlink(missing_ok=True)
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         partial = (target / name).with_suffix(".partial")
         if there.get(name, partial, known["bytes"]) != known["sha256"]:
-            raise RunFailed(f"{there.path_of(name)} does not match its checksum: run notebook 01 again, which replaces it")
+            raise RunFailed(
+                f"{there.path_of(name)} does not match its checksum: run notebook 01 again, which"
+                " replaces it"
+            )
         partial.replace(target / name)
         if number % 10 == 0 or number == len(todo):
             log(f"  {number}/{len(todo)} files of the shards copied from {place}")
@@ -263,7 +317,8 @@ def _holds(path: Path, sha256: str) -> bool:
 
 
 def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print) -> None:
-    """Check that the devices suit the preset: large presets need an accelerator; for small ones only a hint is logged.
+    """Check that the devices suit the preset: large presets need an accelerator; for small ones
+    only a hint is logged.
 
     Raises:
         InputError: a large preset without an accelerator; the message names the runtime to choose.
@@ -271,13 +326,20 @@ def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print
     platform = jax.default_backend()
     if not wants or preset.name == "demo" or platform in ("tpu", "gpu", "cuda"):
         return
-    where = f"Runtime > Change runtime type > {_WANTED[wants]}" if on_colab() else f"a machine with a {_WANTED[wants]}"
+    where = (
+        f"Runtime > Change runtime type > {_WANTED[wants]}"
+        if on_colab()
+        else f"a machine with a {_WANTED[wants]}"
+    )
     if preset.name in _SMALL:
-        log(f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}; it resumes after an interruption")
+        log(
+            f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}; it"
+            " resumes after an interruption"
+        )
         return
     raise InputError(
-        f"preset {preset.name!r} takes days on this {platform.upper()}: choose {where} and run all cells again, "
-        "or set PRESET to 'demo', which takes minutes on any machine"
+        f"preset {preset.name!r} takes days on this {platform.upper()}: choose {where} and run all"
+        " cells again, or set PRESET to 'demo', which takes minutes on any machine"
     )
 
 
@@ -298,8 +360,9 @@ def receive(place: str, folder: str | Path = RECEIVED) -> Path:
     """Path of the recording that a row of a notebook's form names.
 
     Args:
-        place: a path; ``upload``, which opens a file dialog; ``record``, which records from the microphone until stopped;
-            ``example`` or ``second example``, two renderings of one demo tune by the built-in piano.
+        place: a path; ``upload``, which opens a file dialog; ``record``, which records from the
+            microphone until stopped; ``example`` or ``second example``, two renderings of one demo
+            tune by the built-in piano.
         folder: for uploads, microphone recordings and examples.
 
     Raises:
@@ -311,7 +374,9 @@ def receive(place: str, folder: str | Path = RECEIVED) -> Path:
     if place not in ("upload", "record"):
         return Path(place)
     if not on_colab():
-        raise InputError(f"{place!r} works on Colab only: enter the path of a recording, or 'example'")
+        raise InputError(
+            f"{place!r} works on Colab only: enter the path of a recording, or 'example'"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     return _uploaded(folder) if place == "upload" else _recorded(folder)
 
@@ -333,7 +398,9 @@ def _recorded(folder: Path) -> Path:
     try:
         answer = output.eval_js(_MICROPHONE)
     except Exception as error:  # Colab passes on the browser's error
-        raise InputError(f"no microphone access ({error}): allow it in the browser, or upload a recording") from error
+        raise InputError(
+            f"no microphone access ({error}): allow it in the browser, or upload a recording"
+        ) from error
     path = folder / "recorded.webm"
     path.write_bytes(base64.b64decode(answer.partition(",")[2]))
     return path

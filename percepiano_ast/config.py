@@ -13,19 +13,22 @@ from percepiano_ast.finetune_config import FinetuneConfig
 
 
 class InputError(ValueError):
-    """Bad input or usage. The message names the value, the problem and the next action; the command line exits with 2."""
+    """Bad input or usage. The message names the value, the problem and the next action; the command
+    line exits with 2."""
 
 
 class RunFailed(RuntimeError):
-    """A run failed for a known reason, which the message states; the command line exits with 1, without a traceback."""
+    """A run failed for a known reason, which the message states; the command line exits with 1,
+    without a traceback."""
 
 
 @dataclass(frozen=True)
 class FrontEnd:
     """Configuration of the log-mel front end, stored with every data set and model.
 
-    Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness is a rated quality.
-    ``kind`` is ``slaney``, librosa's centred STFT and mel bands, or ``kaldi``, the filter bank of AST and SSAST (`KALDI`).
+    Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness
+    is a rated quality. ``kind`` is ``slaney``, librosa's centred STFT and mel bands, or ``kaldi``,
+    the filter bank of AST and SSAST (`KALDI`).
     """
 
     kind: str = "slaney"
@@ -43,7 +46,8 @@ class FrontEnd:
     def n_frames(self, n_samples: int) -> int:
         """Frames of a recording of ``n_samples``.
 
-        ``slaney``: frame k is centred on sample ``k * hop_length``. ``kaldi``: complete windows only, frame k starts there.
+        ``slaney``: frame k is centred on sample ``k * hop_length``. ``kaldi``: complete windows
+        only, frame k starts there.
         """
         if self.kind == "kaldi":
             return max(1 + (n_samples - self.win_length) // self.hop_length, 0)
@@ -56,7 +60,8 @@ class FrontEnd:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Level statistics of a training split in dB over all mel bins, and the shares of values at the ends of the uint8 range.
+    """Level statistics of a training split in dB over all mel bins, and the shares of values at the
+    ends of the uint8 range.
 
     The model's input is ``(dB - mean) / (2 std)`` (Gong et al. 2021, section 2.1).
     """
@@ -68,8 +73,9 @@ class Statistics:
     at_ceiling: float
 
 
-# The front end of AST and SSAST (Gong et al. 2021, section 2.1), required by AudioSet weights: Kaldi's fbank at 16 kHz.
-# Its natural logarithms are converted to dB, so that shards and statistics have one unit.
+# The front end of AST and SSAST (Gong et al. 2021, section 2.1), required by AudioSet weights:
+# Kaldi's fbank at 16 kHz. Its natural logarithms are converted to dB, so that shards and statistics
+# have one unit.
 KALDI = FrontEnd(
     kind="kaldi",
     sample_rate=16_000,
@@ -79,12 +85,14 @@ KALDI = FrontEnd(
     fmax=8_000.0,
     amin=1.1920928955078125e-07,
 )
-# For transcription: windows of 93 ms and bands of 15 Hz below 1 kHz resolve the partials of neighbouring keys two octaves
-# lower than windows of 25 ms. This is close to the standard in transcription (Hawthorne et al. 2018: 2,048 samples, 229
-# bands); 224 bands are 14 patches of 16 bands.
+# For transcription: windows of 93 ms and bands of 15 Hz below 1 kHz resolve the partials of
+# neighbouring keys two octaves lower than windows of 25 ms. This is close to the standard in
+# transcription (Hawthorne et al. 2018: 2,048 samples, 229 bands); 224 bands are 14 patches of 16
+# bands.
 FINE = FrontEnd(n_fft=2048, win_length=2048, n_mels=224)
 _DB_PER_NEPER = 10 / math.log(10)  # of power
-# AudioSet's mean and standard deviation in natural logarithms, as published with AST (``ast_models.py``, ``run.py``).
+# AudioSet's mean and standard deviation in natural logarithms, as published with AST
+# (``ast_models.py``, ``run.py``).
 AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 0.0, 0.0)
 
 
@@ -92,11 +100,12 @@ AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 
 class ModelConfig:
     """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time).
 
-    ``stem``: channels of the convolutions applied to a spectrogram before patching, see `ast.Stem`; empty as published.
+    ``stem``: channels of the convolutions applied to a spectrogram before patching, see `ast.Stem`;
+    empty as published.
 
     Raises:
-        InputError: a width that is not divisible by the number of heads, a window smaller than a patch, or a stem that does
-            not match the patches.
+        InputError: a width that is not divisible by the number of heads, a window smaller than a
+            patch, or a stem that does not match the patches.
     """
 
     name: str
@@ -112,21 +121,32 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise InputError(f"width {self.width} is not divisible by {self.num_heads} heads. Choose another number of heads.")
+            raise InputError(
+                f"width {self.width} is not divisible by {self.num_heads} heads. Choose another"
+                " number of heads."
+            )
         if self.n_mels < self.patch_size[0] or self.n_frames < self.patch_size[1]:
             raise InputError(
-                f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch of "
-                f"{self.patch_size[0]} x {self.patch_size[1]}. Choose a longer window or smaller patches."
+                f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch"
+                f" of {self.patch_size[0]} x {self.patch_size[1]}. Choose a longer window or"
+                " smaller patches."
             )
         wide = self.patch_size[1]
-        if self.stem and (self.patch_size != self.stride or self.grid[0] > 1 or wide & (wide - 1) or wide > 2 ** len(self.stem)):
+        if self.stem and (
+            self.patch_size != self.stride
+            or self.grid[0] > 1
+            or wide & (wide - 1)
+            or wide > 2 ** len(self.stem)
+        ):
             raise InputError(
-                f"a stem of {len(self.stem)} convolutions does not match patches of {self.patch_size[0]} x {wide}. Choose "
-                f"non-overlapping patches of all {self.n_mels} bands and 1, 2 ... {2 ** len(self.stem)} frames (a power of 2)."
+                f"a stem of {len(self.stem)} convolutions does not match patches of"
+                f" {self.patch_size[0]} x {wide}. Choose non-overlapping patches of all"
+                f" {self.n_mels} bands and 1, 2 ... {2 ** len(self.stem)} frames (a power of 2)."
             )
 
     def cut(self, frames: int = 0, stem: tuple[int, ...] = ()) -> "ModelConfig":
-        """The same model with patches of all bands and ``frames`` frames, and an optional stem; 0 keeps the patches."""
+        """The same model with patches of all bands and ``frames`` frames, and an optional stem; 0
+        keeps the patches."""
         if not frames:
             return self
         patch = (self.n_mels, frames)
@@ -136,7 +156,10 @@ class ModelConfig:
     def grid(self) -> tuple[int, int]:
         """Patches along (frequency, time)."""
         sizes = (self.n_mels, self.n_frames)
-        high, wide = ((size - patch) // stride + 1 for size, patch, stride in zip(sizes, self.patch_size, self.stride))
+        high, wide = (
+            (size - patch) // stride + 1
+            for size, patch, stride in zip(sizes, self.patch_size, self.stride)
+        )
         return high, wide
 
     @property
@@ -150,8 +173,8 @@ class ModelConfig:
         return self.patch_size[0] * self.patch_size[1]
 
 
-# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and the demo on a CPU, mini
-# trains on two cores in an hour or two.
+# tiny, small and base are the published sizes (Gong et al. 2022, table 5); micro is for tests and
+# the demo on a CPU, mini trains on two cores in an hour or two.
 MODELS = {
     model.name: model
     for model in (
@@ -181,16 +204,19 @@ def choose(table: dict, name: str, what: str):
 class PretrainConfig:
     """Configuration of pre-training.
 
-    ``objective``: ``ssast``, masked patches; ``transcription``, notes and pedals (`models.transcription`); or ``joint``, both
-    with one encoder. ``augment``: random level, equalisation and noise for every window (`training.augment`), to generalise
-    to held-out pianos; off for masked patches alone, as published.
+    ``objective``: ``ssast``, masked patches; ``transcription``, notes and pedals
+    (`models.transcription`); or ``joint``, both with one encoder. ``augment``: random level,
+    equalisation and noise for every window (`training.augment`), to generalise to held-out pianos;
+    off for masked patches alone, as published.
 
-    For masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3, 4, 5}.
+    For masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3,
+    4, 5}.
 
-    ``decoder_depth`` 0: the encoder receives mask tokens for masked patches (Gong et al. 2022). Above 0: it receives only
-    visible patches, and a decoder of this many blocks predicts the others (MAE-AST, Baade et al. 2022, which has 2).
-    ``optimizer``: ``adamw``, or ``published``, SSAST's Adam with coupled L2 (with its own betas and decay).
-    ``ema_decay`` above 0 keeps a moving average of the parameters, which fine-tuning then starts from.
+    ``decoder_depth`` 0: the encoder receives mask tokens for masked patches (Gong et al. 2022).
+    Above 0: it receives only visible patches, and a decoder of this many blocks predicts the others
+    (MAE-AST, Baade et al. 2022, which has 2). ``optimizer``: ``adamw``, or ``published``, SSAST's
+    Adam with coupled L2 (with its own betas and decay). ``ema_decay`` above 0 keeps a moving
+    average of the parameters, which fine-tuning then starts from.
     """
 
     batch_size: int
@@ -228,16 +254,17 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a training step is computed. These options change the result only by rounding, so a run can be resumed on other
-    hardware with other options.
+    """How a training step is computed. These options change the result only by rounding, so a run
+    can be resumed on other hardware with other options.
 
     Attributes:
-        precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the fastest on the device.
-            Parameters, LayerNorm statistics, softmax and losses are always float32.
+        precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the
+            fastest on the device. Parameters, LayerNorm statistics, softmax and losses are always
+            float32.
         accumulate: number of micro-batches per batch; their gradients are averaged.
         remat: recompute each block in the backward pass instead of storing its activations.
-        attention: ``xla``, ``cudnn`` (fused, Ampere or later, 16-bit), ``heads`` (one head at a time, for CPUs) or ``auto``,
-            the fastest of them.
+        attention: ``xla``, ``cudnn`` (fused, Ampere or later, 16-bit), ``heads`` (one head at a
+            time, for CPUs) or ``auto``, the fastest of them.
         shard_params: shard parameters and optimiser state over the devices, not only the batch.
     """
 
@@ -248,13 +275,16 @@ class Execution:
     shard_params: bool = False
 
 
-MAESTRO_URL = "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip"
+MAESTRO_URL = (
+    "https://storage.googleapis.com/magentadata/datasets/maestro/v3.0.0/maestro-v3.0.0.zip"
+)
 PERCEPIANO_URL = "https://github.com/JonghoKimSNU/PercePiano/archive/e672299b8661f63802cd5cd73bb3c76218a13029.zip"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The configuration of one PRESET in the notebooks. ``maestro`` and ``percepiano`` are the default sources."""
+    """The configuration of one PRESET in the notebooks. ``maestro`` and ``percepiano`` are the
+    default sources."""
 
     name: str
     model: ModelConfig
@@ -267,19 +297,23 @@ class Preset:
     execution: Execution = field(default_factory=Execution)
 
 
-# Pre-training variants: name in tables -> changes of the preset's pre-training, and arguments of `ModelConfig.cut`.
-# ``ssast`` is as published.
+# Pre-training variants: name in tables -> changes of the preset's pre-training, and arguments of
+# `ModelConfig.cut`. ``ssast`` is as published.
 PRETRAININGS: dict[str, tuple[dict, dict]] = {
     "ssast": ({}, {}),
     "ssast15": ({"mask_ratio": 0.15}, {}),
     "ssastframe": ({}, {"frames": 2}),
     "visible": ({"decoder_depth": 2}, {}),
-    # Patches of two frames and all bands: as many tokens as with 16 x 16, each of 20 ms, the time resolution of onsets. In the
-    # joint form the masked part encodes only visible patches, which takes a third of the time of a full pass.
+    # Patches of two frames and all bands: as many tokens as with 16 x 16, each of 20 ms, the time
+    # resolution of onsets. In the joint form the masked part encodes only visible patches, which
+    # takes a third of the time of a full pass.
     "transcription": ({"objective": "transcription", "augment": True}, {"frames": 2}),
     "joint": ({"objective": "joint", "augment": True, "decoder_depth": 2}, {"frames": 2}),
     # Convolutions resolve details shorter than a patch, so half as many tokens suffice.
-    "transcriptionstem": ({"objective": "transcription", "augment": True}, {"frames": 4, "stem": (16, 32, 48)}),
+    "transcriptionstem": (
+        {"objective": "transcription", "augment": True},
+        {"frames": 4, "stem": (16, 32, 48)},
+    ),
 }
 
 PRESETS = {
@@ -346,7 +380,8 @@ def as_path(place: str | Path) -> Path:
 def claim_directory(directory: str | Path, settings: dict) -> Path:
     """Reserve ``directory`` for one configuration, or verify that it is already reserved for it.
 
-    The settings are stored in ``settings.json``. A second run with the same settings resumes; other settings are refused.
+    The settings are stored in ``settings.json``. A second run with the same settings resumes; other
+    settings are refused.
 
     Raises:
         InputError: the directory holds the output of another configuration, or is not writable.
@@ -358,7 +393,9 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
         try:
             found = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is damaged ({error}). Choose another output directory, or delete this one.") from error
+            raise InputError(
+                f"{path} is damaged ({error}). Choose another output directory, or delete this one."
+            ) from error
         if changed := difference(found, wanted):
             raise InputError(
                 f"{directory} holds the output of another configuration ({changed}). "
@@ -369,15 +406,22 @@ def claim_directory(directory: str | Path, settings: dict) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
     except OSError as error:
-        raise InputError(f"cannot write to {directory} ({error}). Choose another output directory.") from error
+        raise InputError(
+            f"cannot write to {directory} ({error}). Choose another output directory."
+        ) from error
     return directory
 
 
 def difference(found: dict, wanted: dict) -> str:
     """The differences between existing and requested settings, compared as JSON; empty if equal."""
     found, wanted = json.loads(json.dumps([found, wanted]))
-    changed = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-    return "; ".join(f"{key}: found {_short(found.get(key))}, requested {_short(wanted.get(key))}" for key in changed)
+    changed = sorted(
+        key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
+    )
+    return "; ".join(
+        f"{key}: found {_short(found.get(key))}, requested {_short(wanted.get(key))}"
+        for key in changed
+    )
 
 
 def _short(value) -> str:
@@ -387,7 +431,12 @@ def _short(value) -> str:
 
 def from_json(kind: type, values: dict):
     """A configuration of ``kind`` from JSON values, with lists converted to tuples."""
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def write_json(path: Path, value) -> None:

@@ -1,8 +1,8 @@
 """Decode a network's frame-wise outputs to notes and pedals, and score the transcription.
 
-Notes start at peaks of the regressed onset, with a resolution finer than a step (Kong et al. 2021, arXiv 2010.01815, section
-III-E), and end when the key is released. The result is a `Performance` as if read from MIDI; once ``trimmed``,
-`descriptors.describe` accepts it.
+Notes start at peaks of the regressed onset, with a resolution finer than a step (Kong et al. 2021,
+arXiv 2010.01815, section III-E), and end when the key is released. The result is a `Performance` as
+if read from MIDI; once ``trimmed``, `descriptors.describe` accepts it.
 """
 
 from typing import NamedTuple
@@ -35,15 +35,19 @@ class Heard(NamedTuple):
 
 
 def cross_fade(pieces: list[np.ndarray], starts: list[int], length: int) -> np.ndarray:
-    """Cross-fade overlapping pieces (steps, ...) that start at ``starts`` into one of ``length`` steps.
+    """Cross-fade overlapping pieces (steps, ...) that start at ``starts`` into one of ``length``
+    steps.
 
-    Weights are highest in the middle of a piece and lowest at its ends, where the network has context on one side only.
+    Weights are highest in the middle of a piece and lowest at its ends, where the network has
+    context on one side only.
     """
     total = np.zeros((length, *pieces[0].shape[1:]), np.float32)
     weight = np.zeros(length, np.float32)
     for piece, start in zip(pieces, starts, strict=True):
         size = min(len(piece), length - start)
-        ramp = np.minimum(np.arange(1, len(piece) + 1), np.arange(len(piece), 0, -1))[:size].astype(np.float32)
+        ramp = np.minimum(np.arange(1, len(piece) + 1), np.arange(len(piece), 0, -1))[:size].astype(
+            np.float32
+        )
         total[start : start + size] += piece[:size] * ramp.reshape(-1, *[1] * (piece.ndim - 1))
         weight[start : start + size] += ramp
     return total / weight.reshape(-1, *[1] * (total.ndim - 1))
@@ -71,7 +75,10 @@ def decode(heard: Heard, onset_from: float = ONSET_FROM) -> Performance | None:
     notes["pitch"] = keys + LOWEST
     notes["velocity"] = np.clip(np.rint(127 * heard.velocity[steps, keys]), 1, 127)
     notes = _one_at_a_time(notes)
-    pedals = [_events(heard.times, curve, number) for number, curve in ((SUSTAIN, heard.sustain), (UNA_CORDA, heard.una_corda))]
+    pedals = [
+        _events(heard.times, curve, number)
+        for number, curve in ((SUSTAIN, heard.sustain), (UNA_CORDA, heard.una_corda))
+    ]
     events = np.concatenate(pedals)
     return Performance(notes, events[np.argsort(events["time"], kind="stable")])
 
@@ -106,17 +113,21 @@ def _events(times: np.ndarray, curve: np.ndarray, number: int) -> np.ndarray:
     return np.array(kept, PEDAL)
 
 
-def note_scores(played: Performance, heard: Performance | None, tolerance: float = TOLERANCE) -> dict[str, float]:
-    """Note onset scores as in mir_eval: same pitch, within ``tolerance`` seconds, each note matched at most once.
+def note_scores(
+    played: Performance, heard: Performance | None, tolerance: float = TOLERANCE
+) -> dict[str, float]:
+    """Note onset scores as in mir_eval: same pitch, within ``tolerance`` seconds, each note matched
+    at most once.
 
-    For each pitch, the earliest note within the tolerance is matched, in order of time. In one dimension this gives a matching
-    of maximum size, as does mir_eval's bipartite graph.
+    For each pitch, the earliest note within the tolerance is matched, in order of time. In one
+    dimension this gives a matching of maximum size, as does mir_eval's bipartite graph.
 
     Args:
         `heard`: the transcription, in the time of ``played``, or None without notes.
 
     Returns:
-        ``precision``, ``recall``, ``f1``, and ``velocity_mae`` in MIDI units over the matched notes (NaN without any).
+        ``precision``, ``recall``, ``f1``, and ``velocity_mae`` in MIDI units over the matched notes
+        (NaN without any).
     """
     if heard is None:
         return {"precision": 0.0, "recall": 0.0, "f1": 0.0, "velocity_mae": np.nan}
@@ -132,4 +143,9 @@ def note_scores(played: Performance, heard: Performance | None, tolerance: float
                 k += 1
     precision, recall = len(errors) / len(heard.notes), len(errors) / len(played.notes)
     f1 = 2 * precision * recall / (precision + recall) if errors else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "velocity_mae": float(np.mean(errors)) if errors else np.nan}
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "velocity_mae": float(np.mean(errors)) if errors else np.nan,
+    }

@@ -1,6 +1,8 @@
-"""The 19 perceptual dimensions of PercePiano, in label order, and their groups; and custom dimensions.
+"""The 19 perceptual dimensions of PercePiano, in label order, and their groups; and custom
+dimensions.
 
-Source: PercePiano (Park et al. 2024), ``labels/``. Each label is the mean rating divided by 7, from 0 to 1.
+Source: PercePiano (Park et al. 2024), ``labels/``. Each label is the mean rating divided by 7, from
+0 to 1.
 """
 
 from collections.abc import Sequence
@@ -9,7 +11,8 @@ from typing import NamedTuple
 
 
 class Dimension(NamedTuple):
-    """One rating scale: its key in all tables, its family in the questionnaire, and its two poles."""
+    """One rating scale: its key in all tables, its family in the questionnaire, and its two
+    poles."""
 
     key: str
     family: str
@@ -36,7 +39,12 @@ DIMENSIONS = (
     Dimension("mood_optimistic_dark", "Emotion and mood", "optimistic/pleasant", "dark"),
     Dimension("mood_low_high_energy", "Emotion and mood", "low energy", "high energy"),
     Dimension("mood_honest_imaginative", "Emotion and mood", "honest", "imaginative"),
-    Dimension("interpretation_doubtful_convincing", "Interpretation", "unsatisfactory/doubtful", "convincing"),
+    Dimension(
+        "interpretation_doubtful_convincing",
+        "Interpretation",
+        "unsatisfactory/doubtful",
+        "convincing",
+    ),
 )
 
 KEYS = tuple(dimension.key for dimension in DIMENSIONS)
@@ -48,7 +56,8 @@ HEAD_GROUPS = {
     "music": ("Music making", "Emotion and mood", "Interpretation"),
 }
 
-# The project's primary dimensions. PercePiano has no column "Musical expression"; two dimensions represent it.
+# The project's primary dimensions. PercePiano has no column "Musical expression"; two dimensions
+# represent it.
 PRIMARY = {
     "Timing": ("timing_stable_unstable",),
     "Dynamics": ("dynamics_mellow_raw", "dynamics_little_large_range"),
@@ -80,12 +89,18 @@ class Questionnaire:
     groups: tuple[tuple[str, tuple[int, ...]], ...]
 
     @classmethod
-    def own(cls, names: Sequence[str], lowest: Sequence[float], highest: Sequence[float]) -> "Questionnaire":
-        """The questionnaire of custom ratings: ``lowest`` and ``highest`` are the ends of the given ratings.
+    def own(
+        cls, names: Sequence[str], lowest: Sequence[float], highest: Sequence[float]
+    ) -> "Questionnaire":
+        """The questionnaire of custom ratings: ``lowest`` and ``highest`` are the ends of the given
+        ratings.
 
         All dimensions are in one group, because a grouping cannot be inferred from few clips.
         """
-        dimensions = tuple(Dimension(name, name, f"{low:g}", f"{high:g}") for name, low, high in zip(names, lowest, highest))
+        dimensions = tuple(
+            Dimension(name, name, f"{low:g}", f"{high:g}")
+            for name, low, high in zip(names, lowest, highest)
+        )
         every = ("all", tuple(range(len(dimensions))))
         return cls(dimensions, tuple(map(float, lowest)), tuple(map(float, highest)), (every,))
 
@@ -98,7 +113,11 @@ class Questionnaire:
         """Entries for a model's settings; empty for `PERCEPIANO`, the default."""
         if self == PERCEPIANO:
             return {}
-        return {"dimensions": list(self.names), "lowest": list(self.lowest), "highest": list(self.highest)}
+        return {
+            "dimensions": list(self.names),
+            "lowest": list(self.lowest),
+            "highest": list(self.highest),
+        }
 
     @classmethod
     def from_settings(cls, settings: dict) -> "Questionnaire":
@@ -108,4 +127,6 @@ class Questionnaire:
         return cls.own(settings["dimensions"], settings["lowest"], settings["highest"])
 
 
-PERCEPIANO = Questionnaire(DIMENSIONS, (0.0,) * len(KEYS), (1.0,) * len(KEYS), tuple(group_indices().items()))
+PERCEPIANO = Questionnaire(
+    DIMENSIONS, (0.0,) * len(KEYS), (1.0,) * len(KEYS), tuple(group_indices().items())
+)

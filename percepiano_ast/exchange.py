@@ -1,4 +1,5 @@
-"""Conversion of weights between this package's checkpoints, the authors' files and Hugging Face's folders."""
+"""Conversion of weights between this package's checkpoints, the authors' files and Hugging Face's
+folders."""
 
 from pathlib import Path
 
@@ -6,7 +7,8 @@ from percepiano_ast.config import FrontEnd, InputError, ModelConfig, Statistics,
 from percepiano_ast.models.weights import Weights, read_weights, write_weights
 from percepiano_ast.training.checkpoints import open_latest
 
-# An AST is the same model in both formats. A pre-trained model has no classifier, so there is only one format for it.
+# An AST is the same model in both formats. A pre-trained model has no classifier, so there is only
+# one format for it.
 _FORMS = {"ast": ("ast", "hf_ast"), "hf_ast": ("hf_ast", "ast")}
 
 
@@ -14,7 +16,8 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
     """Read weights from ``source`` and write them to ``to``.
 
     Args:
-        source: directory of a pre-training (``runs/base/pretrain/ssast``), or a path for ``weights.read_weights``.
+        source: directory of a pre-training (``runs/base/pretrain/ssast``), or a path for
+            ``weights.read_weights``.
         to: a ``.safetensors`` file, or for the kind ``hf_ast`` a folder.
         kind: ``ast`` or ``hf_ast`` for an AST; by default unchanged.
 
@@ -26,14 +29,15 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
     forms = _FORMS.get(found.kind, (found.kind,))
     if kind and kind not in forms:
         raise InputError(
-            f"{source} holds weights of the kind {found.kind!r}, which cannot be converted to {kind!r}. Possible kinds: "
-            f"{', '.join(forms)}"
+            f"{source} holds weights of the kind {found.kind!r}, which cannot be converted to"
+            f" {kind!r}. Possible kinds: {', '.join(forms)}"
         )
     return write_weights(to, Weights(**{**vars(found), "kind": kind or found.kind}))
 
 
 def from_pretraining(checkpoints: str | Path) -> Weights:
-    """The weights in the newest intact checkpoint of an SSAST pre-training, its moving average if it has one.
+    """The weights in the newest intact checkpoint of an SSAST pre-training, its moving average if
+    it has one.
 
     Raises:
         InputError: there is none, or the model has a decoder, unlike SSAST's published form.
@@ -41,8 +45,8 @@ def from_pretraining(checkpoints: str | Path) -> Weights:
     tree, made = open_latest(checkpoints, made_by="`percepiano pretrain`")
     if made["pretrain"]["decoder_depth"]:
         raise InputError(
-            f"{checkpoints} holds a model with a decoder, which SSAST's published form does not have. Use it with "
-            "`finetune --init visible`"
+            f"{checkpoints} holds a model with a decoder, which SSAST's published form does not"
+            " have. Use it with `finetune --init visible`"
         )
     state = tree["state"]
     return Weights(

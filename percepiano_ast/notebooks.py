@@ -14,9 +14,15 @@ from percepiano_ast.config import InputError, RunFailed
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = (
-    "01_preprocess_maestro", "02_ssast_pretrain_tpu", "03_finetune_percepiano_gpu", "04_evaluate", "05_rate_a_recording"
-)  # fmt: skip
-_FORM = re.compile(r"^(?P<name>[A-Z_]+)(?P<middle> = )(?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE)
+    "01_preprocess_maestro",
+    "02_ssast_pretrain_tpu",
+    "03_finetune_percepiano_gpu",
+    "04_evaluate",
+    "05_rate_a_recording",
+)
+_FORM = re.compile(
+    r"^(?P<name>[A-Z_]+)(?P<middle> = )(?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE
+)
 
 
 def with_form(notebook: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
@@ -37,7 +43,12 @@ def _fill(row: re.Match, values: dict) -> str:
 
 def form_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
     """Names of the form's rows, in order, with the source text of their values."""
-    rows = [row for cell in notebook.cells if cell.cell_type == "code" for row in _FORM.finditer(cell.source)]
+    rows = [
+        row
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for row in _FORM.finditer(cell.source)
+    ]
     return {row["name"]: row["value"] for row in rows}
 
 
@@ -52,7 +63,8 @@ def run(
     """Run notebooks in order; executed copies go to ``out/notebooks``.
 
     Args:
-        values: form values by name (``PRESET``, ``KEEP_IN``, ...); each name must be a row of at least one form.
+        values: form values by name (``PRESET``, ``KEEP_IN``, ...); each name must be a row of at
+            least one form.
         keep: also save the outputs, cleaned by `tidy`, in the notebooks of the repository.
 
     Raises:
@@ -62,7 +74,9 @@ def run(
     loaded = {name: nbformat.read(FOLDER / f"{name}.ipynb", as_version=4) for name in names}
     rows = set().union(*(form_of(notebook) for notebook in loaded.values()))
     if unknown := sorted(values.keys() - rows):
-        raise InputError(f"no notebook has a form row {unknown[0]}. Use one of {', '.join(sorted(rows))}")
+        raise InputError(
+            f"no notebook has a form row {unknown[0]}. Use one of {', '.join(sorted(rows))}"
+        )
     copies = Path(out) / "notebooks"
     copies.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -97,7 +111,9 @@ def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> Non
     resources = {"metadata": {"path": str(FOLDER.parent)}}
     # Kernels listen on the local address; recent ones warn that the connection is not encrypted.
     quiet = ["--IPKernelApp.log_level=ERROR"]
-    client = _Client(notebook, timeout=None, kernel_name="python3", resources=resources, extra_arguments=quiet)
+    client = _Client(
+        notebook, timeout=None, kernel_name="python3", resources=resources, extra_arguments=quiet
+    )
     client.say = log
     try:
         # The variable suppresses four lines about the debugger in each kernel.
@@ -116,7 +132,11 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
-        cell.outputs = [output for output in cell.outputs if not _is_sound(output) and output.get("name") != "stderr"]
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if not _is_sound(output) and output.get("name") != "stderr"
+        ]
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = None

@@ -1,4 +1,5 @@
-"""Rate a recording with the models of a fine-tuned run, on the 19 dimensions or on those of custom ratings."""
+"""Rate a recording with the models of a fine-tuned run, on the 19 dimensions or on those of custom
+ratings."""
 
 import functools
 import json
@@ -10,7 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import audio
-from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, Statistics, as_path, choose, from_json
+from percepiano_ast.config import (
+    FinetuneConfig,
+    FrontEnd,
+    InputError,
+    ModelConfig,
+    Statistics,
+    as_path,
+    choose,
+    from_json,
+)
 from percepiano_ast.data import batches
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
@@ -37,8 +47,11 @@ class FoldModel:
         """Ratings (K,) of a whole recording, uint8 codes (time, mel)."""
         return self.distribution(codes)[0]
 
-    def distribution(self, codes: np.ndarray, beside: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """As `rate`, and the predicted standard deviations (K,), not calibrated; NaN if the heads predict none.
+    def distribution(
+        self, codes: np.ndarray, beside: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `rate`, and the predicted standard deviations (K,), not calibrated; NaN if the heads
+        predict none.
 
         Args:
             beside: the result of `beside`, if it is already known.
@@ -52,7 +65,8 @@ class FoldModel:
         return found[0][0], found[1][0]
 
     def beside(self, codes: np.ndarray) -> np.ndarray | None:
-        """Extra inputs of the heads: descriptors of the transcription, or their mean without notes; None for other models."""
+        """Extra inputs of the heads: descriptors of the transcription, or their mean without notes;
+        None for other models."""
         if not self.run.config.heard:
             return None
         found = self._listener.describe(codes)
@@ -68,9 +82,9 @@ class FoldModel:
 class Rater:
     """All fold models of a run: the rating is their mean, the uncertainty their standard deviation.
 
-    If the heads predict an uncertainty, the result is the standard deviation of the mixture of their normal distributions: its
-    variance is the mean of the calibrated predicted variances plus the variance between folds (Lakshminarayanan et al. 2017,
-    section 2.4).
+    If the heads predict an uncertainty, the result is the standard deviation of the mixture of
+    their normal distributions: its variance is the mean of the calibrated predicted variances plus
+    the variance between folds (Lakshminarayanan et al. 2017, section 2.4).
 
     Args:
         run: directory of a run, or the store of its models.
@@ -89,12 +103,18 @@ class Rater:
         self.models = [_load(folder) for folder in finished]
         self.questionnaire = self.models[0].run.questionnaire
         factor = home / "temperature.json"
-        self.temperature = json.loads(factor.read_text())["temperature"] if factor.exists() else None
-        self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]  # held out for each model
-        self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished})
+        self.temperature = (
+            json.loads(factor.read_text())["temperature"] if factor.exists() else None
+        )
+        # held out for each model
+        self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]
+        self.unfinished = sorted(
+            {path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished}
+        )
 
     def rate(self, file: str | Path) -> dict:
-        """``{"file", "ratings", "uncertainty", "warnings"}`` for one recording, with values on the questionnaire's scales.
+        """``{"file", "ratings", "uncertainty", "warnings"}`` for one recording, with values on the
+        questionnaire's scales.
 
         Raises:
             InputError: see ``audio.load``.
@@ -103,7 +123,8 @@ class Rater:
         wave = audio.load(file, front_end.sample_rate)
         codes, clipped = audio.quantize(audio.log_mel(wave, front_end), front_end)
         # In float64, so that rounded values print with four digits.
-        beside = self.models[0].beside(codes)  # the encoder is frozen, so this is the same for all folds
+        # the encoder is frozen, so this is the same for all folds
+        beside = self.models[0].beside(codes)
         found = [model.distribution(codes, beside) for model in self.models]
         rated, predicted = np.stack(found, axis=1).astype(np.float64)
         mean, variance = rated.mean(axis=0), rated.var(axis=0)
@@ -111,26 +132,48 @@ class Rater:
         if np.isfinite(predicted).all():
             variance += np.square((self.temperature or 1.0) * predicted).mean(axis=0)
             if self.temperature is None:
-                warnings.append("the uncertainty is not calibrated: calibration needs all folds; finish training them")
+                warnings.append(
+                    "the uncertainty is not calibrated: calibration needs all folds; finish"
+                    " training them"
+                )
         if self.unfinished:
-            warnings.append(f"{', '.join(self.unfinished)} of {self.name} not finished: rated with the other folds only")
+            warnings.append(
+                f"{', '.join(self.unfinished)} of {self.name} not finished: rated with the other"
+                " folds only"
+            )
         if clipped:
-            warnings.append(f"{clipped:.2%} of it is above the model's loudest level; export it within full scale")
+            warnings.append(
+                f"{clipped:.2%} of it is above the model's loudest level; export it within full"
+                " scale"
+            )
         if self.models[0].simulated:
-            warnings.append("this model was trained on simulated ratings: its values are meaningless for real performances")
+            warnings.append(
+                "this model was trained on simulated ratings: its values are meaningless for real"
+                " performances"
+            )
         if (seconds := len(wave) / front_end.sample_rate) > (longest := self.models[0].longest):
             warnings.append(f"{seconds:.0f} s long; the longest training clip has {longest:.0f} s")
-        ratings, uncertainty = _rounded(mean, self.questionnaire), _rounded(np.sqrt(variance), self.questionnaire)
+        ratings, uncertainty = (
+            _rounded(mean, self.questionnaire),
+            _rounded(np.sqrt(variance), self.questionnaire),
+        )
         warnings += self._beyond(ratings)
-        return {"file": str(file), "ratings": ratings, "uncertainty": uncertainty, "warnings": warnings}
+        return {
+            "file": str(file),
+            "ratings": ratings,
+            "uncertainty": uncertainty,
+            "warnings": warnings,
+        }
 
     def _beyond(self, ratings: dict[str, float]) -> list[str]:
         """A warning for each rating outside its scale; ratings are not clipped."""
         asked = self.questionnaire
         return [
-            f"{name} is {ratings[name]:g}, outside the scale of the training ratings, {low:g} to {high:g}"
-            for name, low, high in zip(asked.names, asked.lowest, asked.highest) if not low <= ratings[name] <= high
-        ]  # fmt: skip
+            f"{name} is {ratings[name]:g}, outside the scale of the training ratings, {low:g} to"
+            f" {high:g}"
+            for name, low, high in zip(asked.names, asked.lowest, asked.highest)
+            if not low <= ratings[name] <= high
+        ]
 
     def rate_or_explain(self, file: str | Path) -> dict:
         """``rate``, or ``{"file", "error"}`` if the file cannot be rated."""
@@ -141,11 +184,13 @@ class Rater:
 
 
 def require_percepiano(rater: Rater, what: str) -> None:
-    """Raises InputError if the models predict custom ratings, which the command ``what`` does not support."""
+    """Raises InputError if the models predict custom ratings, which the command ``what`` does not
+    support."""
     if (asked := rater.models[0].run.questionnaire) != PERCEPIANO:
         raise InputError(
-            f"{rater.name} predicts custom ratings ({', '.join(asked.names)}), but {what} supports only PercePiano's "
-            f"{len(PERCEPIANO.names)} dimensions. Choose a run that was fine-tuned on PercePiano"
+            f"{rater.name} predicts custom ratings ({', '.join(asked.names)}), but {what} supports"
+            f" only PercePiano's {len(PERCEPIANO.names)} dimensions. Choose a run that was"
+            " fine-tuned on PercePiano"
         )
 
 
@@ -154,8 +199,8 @@ def require_explained(rater: Rater) -> None:
     require_percepiano(rater, "explain")
     if rater.models[0].run.config.heard:
         raise InputError(
-            f"{rater.name} uses transcription descriptors besides its embedding, but explain covers only the embedding. "
-            "Choose a model that was fine-tuned without `heard=true`"
+            f"{rater.name} uses transcription descriptors besides its embedding, but explain covers"
+            " only the embedding. Choose a model that was fine-tuned without `heard=true`"
         )
 
 
@@ -167,7 +212,9 @@ def _digits(low: float, high: float) -> int:
 def _rounded(values: np.ndarray, asked: Questionnaire) -> dict[str, float]:
     """Values by dimension, rounded to a ten-thousandth of the scale."""
     digits = (_digits(low, high) + 2 for low, high in zip(asked.lowest, asked.highest))
-    return {name: float(value.round(places)) for name, value, places in zip(asked.names, values, digits)}
+    return {
+        name: float(value.round(places)) for name, value, places in zip(asked.names, values, digits)
+    }
 
 
 def names_of_models(home: Path) -> list[str]:
@@ -196,8 +243,9 @@ def _load(folder: Path) -> FoldModel:
     front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
     if odd := meta["finetune"].keys() - {field.name for field in fields(FinetuneConfig)}:
         raise InputError(
-            f"{folder} was written by version {meta['code_version']}, with other settings ({', '.join(sorted(odd))}). "
-            f"Run {MADE_BY} again in a new directory, or rate with that version"
+            f"{folder} was written by version {meta['code_version']}, with other settings"
+            f" ({', '.join(sorted(odd))}). Run {MADE_BY} again in a new directory, or rate with"
+            " that version"
         )
     name = meta["model"]["name"]
     kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
@@ -205,11 +253,14 @@ def _load(folder: Path) -> FoldModel:
     beside = len(DESCRIPTORS) if config.heard else 0
     if config.heard and (told := len(tree["params"]["unheard"])) != beside:
         raise InputError(
-            f"{folder} was written by version {meta['code_version']}, whose heads use {told} descriptors, not {beside}. "
-            f"Run {MADE_BY} again in a new directory, or rate with that version"
+            f"{folder} was written by version {meta['code_version']}, whose heads use {told}"
+            f" descriptors, not {beside}. Run {MADE_BY} again in a new directory, or rate with that"
+            " version"
         )
     questionnaire = Questionnaire.from_settings(meta)
-    run = Finetuning(model, config, front_end, statistics, 1, questionnaire=questionnaire, beside=beside)
+    run = Finetuning(
+        model, config, front_end, statistics, 1, questionnaire=questionnaire, beside=beside
+    )
     longest = meta.get("longest", LONGEST_SECONDS)
     return FoldModel(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
 
@@ -225,7 +276,11 @@ def as_text(results: list[dict], questionnaire: Questionnaire = PERCEPIANO) -> s
         lines += [f"  note: {warning}" for warning in result["warnings"]]
         scales = zip(questionnaire.dimensions, questionnaire.lowest, questionnaire.highest)
         for (key, family, low, high), lowest, highest in scales:
-            value, spread, digits = result["ratings"][key], result["uncertainty"][key], _digits(lowest, highest)
+            value, spread, digits = (
+                result["ratings"][key],
+                result["uncertainty"][key],
+                _digits(lowest, highest),
+            )
             bar = "." * round(20 * min(max((value - lowest) / (highest - lowest), 0), 1))
             numbers = f"{value:.{digits}f} +- {spread:.{digits}f}"
             lines.append(f"  {family:{width}} {low:>23} {bar + '|':21} {high:20} {numbers}")

@@ -1,9 +1,11 @@
-"""Frame-wise transcription targets of a performance: onsets, keys, sounding strings, velocity and pedals.
+"""Frame-wise transcription targets of a performance: onsets, keys, sounding strings, velocity and
+pedals.
 
-Frames are those of the front end: row t of a target describes the performance at the centre of row t of the log-mel
-spectrogram. The five kinds of targets are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153: onset, frame,
-velocity) and of high-resolution transcription with pedals (Kong et al. 2021, arXiv 2010.01815). Pedals keep their continuous
-values, which include half pedal, where Kong et al. use binary targets.
+Frames are those of the front end: row t of a target describes the performance at the centre of row
+t of the log-mel spectrogram. The five kinds of targets are those of Onsets and Frames (Hawthorne et
+al. 2018, arXiv 1710.11153: onset, frame, velocity) and of high-resolution transcription with pedals
+(Kong et al. 2021, arXiv 2010.01815). Pedals keep their continuous values, which include half pedal,
+where Kong et al. use binary targets.
 """
 
 from typing import NamedTuple
@@ -14,9 +16,11 @@ from percepiano_ast.config import FrontEnd
 from percepiano_ast.performance import PEDALS, SUSTAIN, UNA_CORDA, Performance
 
 LOWEST, KEYS = 21, 88  # MIDI pitch of the lowest key (A0), and the number of keys
-# Detection thresholds of outputs between 0 and 1: of the regressed onset (Kong et al.), and of keys and strings.
+# Detection thresholds of outputs between 0 and 1: of the regressed onset (Kong et al.), and of keys
+# and strings.
 ONSET_FROM, HELD_FROM = 0.3, 0.5
-DOWN_FROM = 64  # value from which the sustain pedal holds strings, as in MIDI, synthesizers and `descriptors`
+# value from which the sustain pedal holds strings, as in MIDI, synthesizers and `descriptors`
+DOWN_FROM = 64
 
 
 class Targets(NamedTuple):
@@ -41,16 +45,20 @@ class Targets(NamedTuple):
 
 def frame_times(start: int, n_frames: int, front_end: FrontEnd) -> np.ndarray:
     """Seconds at the centres of ``n_frames`` frames from frame ``start`` on, (n_frames,)."""
-    return (np.arange(start, start + n_frames) * front_end.hop_length + _centre(front_end)) / front_end.sample_rate
+    return (
+        np.arange(start, start + n_frames) * front_end.hop_length + _centre(front_end)
+    ) / front_end.sample_rate
 
 
 def _centre(front_end: FrontEnd) -> float:
-    """Sample at the centre of frame 0; Kaldi's frames start at multiples of the hop, librosa's are centred there."""
+    """Sample at the centre of frame 0; Kaldi's frames start at multiples of the hop, librosa's are
+    centred there."""
     return front_end.win_length / 2 if front_end.kind == "kaldi" else 0.0
 
 
 def frames(performance: Performance, start: int, n_frames: int, front_end: FrontEnd) -> Targets:
-    """Targets of the frames ``start`` to ``start + n_frames`` of a recording that starts with the performance.
+    """Targets of the frames ``start`` to ``start + n_frames`` of a recording that starts with the
+    performance.
 
     Notes outside the 88 keys and the sostenuto pedal are ignored.
     """
@@ -58,7 +66,8 @@ def frames(performance: Performance, start: int, n_frames: int, front_end: Front
 
 
 class Roll:
-    """A performance quantised to the front end's frames: computed once per recording, so that `frames` of any window is fast.
+    """A performance quantised to the front end's frames: computed once per recording, so that
+    `frames` of any window is fast.
 
     Args:
         performance, front_end: see `frames`.
@@ -68,18 +77,22 @@ class Roll:
         self.front_end, notes = front_end, performance.notes
         of_piano = (notes["pitch"] >= LOWEST) & (notes["pitch"] < LOWEST + KEYS)
         onset, release, silent = (
-            self._nearest(seconds[of_piano]) for seconds in (notes["onset"], notes["offset"], damped(performance))
+            self._nearest(seconds[of_piano])
+            for seconds in (notes["onset"], notes["offset"], damped(performance))
         )
         self._key = notes["pitch"][of_piano].astype(np.int32) - LOWEST
         self._velocity = notes["velocity"][of_piano] / np.float32(127)
-        self._onset, self._release = onset, np.maximum(release, onset + 1)  # each lasts at least one frame
+        # each lasts at least one frame
+        self._onset, self._release = onset, np.maximum(release, onset + 1)
         self._silent = np.maximum(silent, self._release)
         pedals = performance.pedals
         self._pedals = [pedals[pedals["number"] == number] for number in (SUSTAIN, UNA_CORDA)]
 
     def _nearest(self, seconds: np.ndarray) -> np.ndarray:
         """Frames whose centres are nearest to the given times, int32."""
-        frame = (seconds * self.front_end.sample_rate - _centre(self.front_end)) / self.front_end.hop_length
+        frame = (
+            seconds * self.front_end.sample_rate - _centre(self.front_end)
+        ) / self.front_end.hop_length
         return np.minimum(np.rint(frame), 2**30).astype(np.int32)
 
     def frames(self, start: int, n_frames: int) -> Targets:
@@ -88,7 +101,10 @@ class Roll:
         onset, down, sounding = (np.zeros(shape, bool) for _ in range(3))
         velocity = np.zeros(shape, np.float32)
         near = np.flatnonzero((self._onset < start + n_frames) & (self._silent > start))
-        columns = (self._key[near], *(np.maximum(at[near] - start, 0) for at in (self._onset, self._release, self._silent)))
+        columns = (
+            self._key[near],
+            *(np.maximum(at[near] - start, 0) for at in (self._onset, self._release, self._silent)),
+        )
         for key, begin, up, end in zip(*(column.tolist() for column in columns)):
             down[begin:up, key] = True
             sounding[begin:end, key] = True
@@ -97,23 +113,30 @@ class Roll:
         onset[place] = True
         velocity[place] = self._velocity[struck]
         times = frame_times(start, n_frames, self.front_end)
-        return Targets(onset, down, sounding, velocity, *(_values_at(events, times) for events in self._pedals))
+        return Targets(
+            onset, down, sounding, velocity, *(_values_at(events, times) for events in self._pedals)
+        )
 
 
 def damped(performance: Performance) -> np.ndarray:
     """Time in seconds at which each note's string is damped or struck again, (n_notes,).
 
-    A string is damped at the key's release or, if the sustain pedal is down then, at the pedal's release; infinite without one.
+    A string is damped at the key's release or, if the sustain pedal is down then, at the pedal's
+    release; infinite without one.
     """
     notes = performance.notes
     events = performance.pedals[performance.pedals["number"] == SUSTAIN]
-    holds = np.concatenate([[False], events["value"] >= DOWN_FROM])  # before the first event, after each
+    # before the first event, after each
+    holds = np.concatenate([[False], events["value"] >= DOWN_FROM])
     # After event i the pedal is next up at event lifted[i] (or never).
     up = np.where(holds, len(holds), np.arange(len(holds)))
     lifted = np.minimum.accumulate(up[::-1])[::-1]
     when = np.concatenate([[-np.inf], events["time"], [np.inf]])
     # A pedal event at the time of the release counts as before it.
-    end = np.maximum(notes["offset"], when[lifted[np.searchsorted(events["time"], notes["offset"], side="right")]])
+    end = np.maximum(
+        notes["offset"],
+        when[lifted[np.searchsorted(events["time"], notes["offset"], side="right")]],
+    )
     order = np.lexsort((notes["onset"], notes["pitch"]))
     again = np.full(len(notes), np.inf)
     same = np.diff(notes["pitch"][order].astype(int)) == 0
@@ -128,11 +151,15 @@ def _values_at(events: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 def excerpt(performance: Performance, start: float, stop: float) -> Performance | None:
-    """The notes with onsets from ``start`` to ``stop`` seconds, and the pedals, with times relative to ``start``.
+    """The notes with onsets from ``start`` to ``stop`` seconds, and the pedals, with times relative
+    to ``start``.
 
-    Releases after ``stop`` are moved to ``stop``; pedals start in their state at ``start``. None without onsets.
+    Releases after ``stop`` are moved to ``stop``; pedals start in their state at ``start``. None
+    without onsets.
     """
-    notes = performance.notes[(performance.notes["onset"] >= start) & (performance.notes["onset"] < stop)].copy()
+    notes = performance.notes[
+        (performance.notes["onset"] >= start) & (performance.notes["onset"] < stop)
+    ].copy()
     if not len(notes):
         return None
     notes["offset"] = np.minimum(notes["offset"], stop) - start

@@ -1,4 +1,5 @@
-"""Transcription of whole recordings with a pre-trained model: notes, pedals, and descriptors for rating.
+"""Transcription of whole recordings with a pre-trained model: notes, pedals, and descriptors for
+rating.
 
 Windows overlap by half and are cross-faded, so that every frame has context on both sides.
 """
@@ -17,7 +18,16 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, PretrainConfig, Statistics, from_json, say
+from percepiano_ast.config import (
+    Execution,
+    FrontEnd,
+    InputError,
+    ModelConfig,
+    PretrainConfig,
+    Statistics,
+    from_json,
+    say,
+)
 from percepiano_ast.data.windows import pad_window, window_starts
 from percepiano_ast.decoding import Heard, cross_fade, decode
 from percepiano_ast.descriptors import describe
@@ -37,7 +47,8 @@ class Described(NamedTuple):
 
     Attributes:
         values: float32 (clips, descriptors).
-        unheard: mean over the clips with detected notes, (descriptors,); used for clips without any.
+        unheard: mean over the clips with detected notes, (descriptors,); used for clips without
+            any.
     """
 
     values: np.ndarray
@@ -54,7 +65,12 @@ class Listener:
     """
 
     def __init__(
-        self, params: dict, model: ModelConfig, front_end: FrontEnd, statistics: Statistics, execution: Execution = Execution()
+        self,
+        params: dict,
+        model: ModelConfig,
+        front_end: FrontEnd,
+        statistics: Statistics,
+        execution: Execution = Execution(),
     ):
         self.model, self.front_end, self.statistics = model, front_end, statistics
         self.params = {name: params[name] for name in ("encoder", "transcription")}
@@ -75,7 +91,8 @@ class Listener:
         Raises:
             InputError: there is none, or it was not trained to transcribe.
         """
-        from percepiano_ast.training.checkpoints import open_latest  # local: Orbax takes a second to import
+        # local: Orbax takes a second to import
+        from percepiano_ast.training.checkpoints import open_latest
 
         tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY, log=log)
         objective = from_json(PretrainConfig, made["pretrain"]).objective
@@ -83,34 +100,50 @@ class Listener:
         params = state["ema"] or state["params"]
         if "transcription" not in params:
             raise InputError(
-                f"the pre-training in {pretrained} has the objective {objective!r}, which does not include transcription. Choose "
-                "one with the objective transcription or joint"
+                f"the pre-training in {pretrained} has the objective {objective!r}, which does not"
+                " include transcription. Choose one with the objective transcription or joint"
             )
         model = from_json(ModelConfig, made["model"])
         return cls(params, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"]))
 
     def tensors(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Parameters in half precision and their metadata, for a ``.safetensors`` file."""
-        model, front_end, statistics = asdict(self.model), asdict(self.front_end), asdict(self.statistics)
+        model, front_end, statistics = (
+            asdict(self.model),
+            asdict(self.front_end),
+            asdict(self.statistics),
+        )
         settings = {"model": model, "front_end": front_end, "statistics": statistics}
         metadata = {name: json.dumps(values) for name, values in settings.items()}
         flat = flatten_dict(jax.device_get(self.params), sep="/")
-        return {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}, metadata
+        return {
+            name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()
+        }, metadata
 
     @classmethod
-    def of_tensors(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str], execution: Execution = Execution()) -> "Listener":
+    def of_tensors(
+        cls,
+        tensors: dict[str, np.ndarray],
+        metadata: dict[str, str],
+        execution: Execution = Execution(),
+    ) -> "Listener":
         """The inverse of `tensors`.
 
         Raises:
             KeyError, TypeError, ValueError: tensors or metadata are of another kind.
         """
         known = {name: json.loads(metadata[name]) for name in ("model", "front_end", "statistics")}
-        settings = from_json(ModelConfig, known["model"]), FrontEnd(**known["front_end"]), Statistics(**known["statistics"])
+        settings = (
+            from_json(ModelConfig, known["model"]),
+            FrontEnd(**known["front_end"]),
+            Statistics(**known["statistics"]),
+        )
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
         return cls(unflatten_dict(flat, sep="/"), *settings, execution)
 
     def write(self, path: str | Path, description: dict) -> Path:
-        """Save the model as a ``.safetensors`` file in half precision with metadata; `read` loads it.
+        """Save the model as a ``.safetensors`` file in half precision with metadata; `read` loads
+        it.
 
         Args:
             description: further metadata: data, licence, hours.
@@ -131,12 +164,16 @@ class Listener:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
                 return cls.of_tensors(tensors, file.metadata(), execution)
         except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not hold a transcription model ({error!r}); give a file of Listener.write") from error
+            raise InputError(
+                f"{path} does not hold a transcription model ({error!r}); give a file of"
+                " Listener.write"
+            ) from error
 
     def hear(self, codes: np.ndarray) -> Heard:
         """Activations for a recording of stored levels (T, mel): T // `STEP` steps.
 
-        A recording shorter than a window is padded with the lowest level; the steps of the padding are removed again.
+        A recording shorter than a window is padded with the lowest level; the steps of the padding
+        are removed again.
         """
         n_frames = self.model.n_frames
         starts = [start - start % STEP for start in window_starts(len(codes), n_frames)]
@@ -145,27 +182,41 @@ class Listener:
             part = starts[first : first + BATCH]
             windows = [codes[start : start + n_frames] for start in part]
             # Batches of constant size compile once; the outputs of padding windows are ignored.
-            n_valid = np.array([len(window) for window in windows] + [n_frames] * (BATCH - len(part)))
+            n_valid = np.array(
+                [len(window) for window in windows] + [n_frames] * (BATCH - len(part))
+            )
             stored = np.stack([pad_window(window, n_frames) for window in windows])
             stored = np.concatenate([stored, np.repeat(stored[:1], BATCH - len(part), axis=0)])
             heard = jax.device_get(self._hear(self.params, stored, n_valid))
-            pieces += [{name: values[row] for name, values in heard.items()} for row in range(len(part))]
+            pieces += [
+                {name: values[row] for name, values in heard.items()} for row in range(len(part))
+            ]
         steps = max(len(codes) // STEP, 1)
         begins = [start // STEP for start in starts]
-        joined = {name: cross_fade([piece[name] for piece in pieces], begins, steps) for name in pieces[0]}
+        joined = {
+            name: cross_fade([piece[name] for piece in pieces], begins, steps) for name in pieces[0]
+        }
         times = frame_times(0, steps * STEP, self.front_end).reshape(-1, STEP).mean(axis=1)
         return Heard(**joined, times=times)
 
     def listen(self, codes: np.ndarray) -> Performance | None:
-        """The transcription of a recording (T, mel), in the recording's time; None if no note is detected."""
+        """The transcription of a recording (T, mel), in the recording's time; None if no note is
+        detected."""
         return decode(self.hear(codes))
 
     def describe(self, codes: np.ndarray) -> np.ndarray | None:
-        """`DESCRIPTORS` of a recording's transcription (T, mel), float32 (descriptors,); None if no note is detected."""
+        """`DESCRIPTORS` of a recording's transcription (T, mel), float32 (descriptors,); None if no
+        note is detected."""
         performance = self.listen(codes)
-        return None if performance is None else np.array(list(describe(trimmed(performance)).values()), np.float32)
+        return (
+            None
+            if performance is None
+            else np.array(list(describe(trimmed(performance)).values()), np.float32)
+        )
 
-    def listen_all(self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say) -> list[Performance | None]:
+    def listen_all(
+        self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say
+    ) -> list[Performance | None]:
         """The transcription of each recording, with progress reported to ``log``."""
         found = []
         shown = time.monotonic()
@@ -177,8 +228,11 @@ class Listener:
         return found
 
 
-def describe_all(performances: Sequence[Performance | None], log: Callable[[str], None] = say) -> Described:
-    """`DESCRIPTORS` of transcribed performances; the number of recordings without notes is reported to ``log``.
+def describe_all(
+    performances: Sequence[Performance | None], log: Callable[[str], None] = say
+) -> Described:
+    """`DESCRIPTORS` of transcribed performances; the number of recordings without notes is reported
+    to ``log``.
 
     Raises:
         InputError: there are no notes in any of them.
@@ -187,10 +241,15 @@ def describe_all(performances: Sequence[Performance | None], log: Callable[[str]
     heard = np.array([row for row in rows if row is not None], np.float32)
     if not len(heard):
         raise InputError(
-            f"no notes were detected in any of {len(rows)} recordings. Pre-train longer or on more data (the demo's twenty minutes "
-            "are too few), or rate from the embedding only"
+            f"no notes were detected in any of {len(rows)} recordings. Pre-train longer or on more"
+            " data (the demo's twenty minutes are too few), or rate from the embedding only"
         )
     unheard = heard.mean(axis=0)
     if silent := len(rows) - len(heard):
-        log(f"no notes were detected in {silent:,} of {len(rows):,} recordings; the mean of the others is used for them")
-    return Described(np.array([unheard if row is None else row for row in rows], np.float32), unheard)
+        log(
+            f"no notes were detected in {silent:,} of {len(rows):,} recordings; the mean of the"
+            " others is used for them"
+        )
+    return Described(
+        np.array([unheard if row is None else row for row in rows], np.float32), unheard
+    )

@@ -1,8 +1,9 @@
-"""Controlled variations of a performance: one expressive parameter changed at a time, for sensitivity tests.
+"""Controlled variations of a performance: one expressive parameter changed at a time, for
+sensitivity tests.
 
-A parameter (loudness, tempo, pedal ...) is changed by a signed strength; everything not listed in ``touches`` is unchanged.
-So a change of rating has one cause. In collections of recordings parameters are confounded: players who use more pedal also
-play softer.
+A parameter (loudness, tempo, pedal ...) is changed by a signed strength; everything not listed in
+``touches`` is unchanged. So a change of rating has one cause. In collections of recordings
+parameters are confounded: players who use more pedal also play softer.
 """
 
 from collections.abc import Callable
@@ -33,8 +34,9 @@ class Parameter:
         words: labels of a performance with less and with more of it.
         unit: format string of ``strengths``, with ``{}`` for the number.
         strengths: the amounts, negative for less.
-        touches: the fields that may change: ``onset``, ``offset``, ``pitch``, ``velocity`` of notes, ``sustain`` and
-            ``una_corda`` (events of that pedal), ``pedal_time`` (times of pedal events).
+        touches: the fields that may change: ``onset``, ``offset``, ``pitch``, ``velocity`` of
+            notes, ``sustain`` and ``una_corda`` (events of that pedal), ``pedal_time`` (times of
+            pedal events).
         change: (performance, strength, score) -> performance.
         measure: (performance, score) -> value of the parameter.
         needs_score: whether it requires a metronomic rendering of the score.
@@ -68,17 +70,22 @@ class Variation:
         return f"{self.name} ({self.parameter.unit.format(self.strength)})"
 
     def apply(self, performance: Performance, score: Performance | None = None) -> Performance:
-        """The performance with the parameter changed; unchanged if the parameter has no instance in it.
+        """The performance with the parameter changed; unchanged if the parameter has no instance in
+        it.
 
         Args:
             performance: `performance.trimmed`.
             score: a metronomic rendering of the same passage, for parameters that need one.
 
         Raises:
-            CannotVary: the score is missing or does not match, or the result would exceed the keyboard.
+            CannotVary: the score is missing or does not match, or the result would exceed the
+                keyboard.
         """
         if self.parameter.needs_score and score is None:
-            raise CannotVary(f"{self.parameter.name} needs a deadpan rendering of the score, and this clip has none")
+            raise CannotVary(
+                f"{self.parameter.name} needs a deadpan rendering of the score, and this clip has"
+                " none"
+            )
         return self.parameter.change(performance, self.strength, score)
 
 
@@ -87,7 +94,7 @@ def same(one: Performance, other: Performance) -> bool:
     return np.array_equal(one.notes, other.notes) and np.array_equal(one.pedals, other.pedals)
 
 
-# --- Force ------------------------------------------------------------------------------------------------------------
+# --- Force --------------------------------------------------------------------------------------
 
 
 def _with_velocity(performance: Performance, velocity: np.ndarray) -> Performance:
@@ -105,7 +112,9 @@ def _spread_about(centre: Callable[[Performance], np.ndarray]):
 
     def change(performance, strength, score):
         middle = centre(performance)
-        return _with_velocity(performance, middle + (1 + strength) * (_velocity(performance) - middle))
+        return _with_velocity(
+            performance, middle + (1 + strength) * (_velocity(performance) - middle)
+        )
 
     return change
 
@@ -138,7 +147,8 @@ def _melody(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bring_out(performance, strength, score):
-    """Raise the velocity of each chord's top note over the rest by ``strength``; the chord's mean is unchanged."""
+    """Raise the velocity of each chord's top note over the rest by ``strength``; the chord's mean
+    is unchanged."""
     top, size = _melody(performance)
     shift = np.where(top, (size - 1) / size, -1 / size) * strength
     return _with_velocity(performance, _velocity(performance) + np.where(size > 1, shift, 0))
@@ -153,7 +163,7 @@ def _melody_lead(performance, score) -> float:
     return float(velocity[chord & top].mean() - velocity[chord & ~top].mean())
 
 
-# --- Time -------------------------------------------------------------------------------------------------------------
+# --- Time ---------------------------------------------------------------------------------------
 
 
 def _moved(performance: Performance, clock: Callable[[np.ndarray], np.ndarray]) -> Performance:
@@ -186,7 +196,8 @@ def _curve(performance, score):
 
 
 def _change_articulation(performance, strength, score):
-    """Scale key-down times by (1 + strength), at most up to the next onset of the same key or the end of the clip."""
+    """Scale key-down times by (1 + strength), at most up to the next onset of the same key or the
+    end of the clip."""
     notes = performance.notes.copy()
     longer = notes["onset"] + (1 + strength) * (notes["offset"] - notes["onset"])
     if strength > 0:
@@ -198,7 +209,8 @@ def _change_articulation(performance, strength, score):
 
 
 def _next_stroke(notes: np.ndarray) -> np.ndarray:
-    """Time in seconds of the next onset of each note's key; the end of the clip if there is none."""
+    """Time in seconds of the next onset of each note's key; the end of the clip if there is
+    none."""
     strokes = np.full(len(notes), notes["offset"].max())
     upcoming: dict[int, float] = {}
     for i in range(len(notes) - 1, -1, -1):
@@ -217,7 +229,8 @@ def _key_overlap(performance, score) -> float:
 
 
 def _change_asynchrony(performance, strength, score):
-    """Scale the distance of onsets from their chord's mean by (1 + strength), within the key's previous and own release."""
+    """Scale the distance of onsets from their chord's mean by (1 + strength), within the key's
+    previous and own release."""
     notes = performance.notes.copy()
     middle = chord_means(notes["onset"], chords(notes))
     onset = middle + (1 + strength) * (notes["onset"] - middle)
@@ -234,10 +247,12 @@ def _asynchrony(performance, score) -> float:
     return float(np.std(onset - chord_means(onset, chords(performance.notes))))
 
 
-# --- Pedals and pitch -------------------------------------------------------------------------------------------------
+# --- Pedals and pitch ---------------------------------------------------------------------------
 
 
-def _with_pedal(performance: Performance, number: int, events: list[tuple[float, int, int]]) -> Performance:
+def _with_pedal(
+    performance: Performance, number: int, events: list[tuple[float, int, int]]
+) -> Performance:
     """``performance`` with the events of one pedal replaced by ``events`` (time, number, value)."""
     others = performance.pedals[performance.pedals["number"] != number]
     pedals = np.concatenate([others, np.array(events, dtype=PEDAL)])
@@ -249,14 +264,18 @@ def _events(performance: Performance, number: int) -> np.ndarray:
 
 
 def _change_pedal(performance, strength, score):
-    """-1: never down. 1: down throughout. Between: released earlier or later, by that share of the time it is down or up."""
+    """-1: never down. 1: down throughout. Between: released earlier or later, by that share of the
+    time it is down or up."""
     if abs(strength) == 1:
         return _with_pedal(performance, SUSTAIN, [(0.0, SUSTAIN, 127)] if strength > 0 else [])
     events = _events(performance, SUSTAIN)
     time, value = events["time"], events["value"]
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], value >= DOWN])))  # presses and releases in turn
+    # presses and releases in turn
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], value >= DOWN])))
     keep, new = np.ones(len(events), dtype=bool), []
-    for turn, (start, stop) in enumerate(zip(time[edges], np.append(time[edges[1:]], performance.duration))):
+    for turn, (start, stop) in enumerate(
+        zip(time[edges], np.append(time[edges[1:]], performance.duration))
+    ):
         if turn % 2 == 0 and strength < 0:
             lifted = stop + strength * (stop - start)
             keep &= (time < lifted) | (time >= stop)
@@ -273,7 +292,9 @@ def _change_depth(performance, strength, score):
     """Scale the depth of a pedal that is down, relative to ``DOWN``, by (1 + strength)."""
     events = _events(performance, SUSTAIN).copy()
     deep = events["value"] > DOWN
-    events["value"][deep] = np.round(DOWN + (1 + strength) * (events["value"][deep].astype(float) - DOWN))
+    events["value"][deep] = np.round(
+        DOWN + (1 + strength) * (events["value"][deep].astype(float) - DOWN)
+    )
     return _with_pedal(performance, SUSTAIN, events.tolist())
 
 
@@ -282,11 +303,17 @@ def _change_soft_pedal(performance, strength, score):
     return _with_pedal(performance, UNA_CORDA, [(0.0, UNA_CORDA, 127)] if strength > 0 else [])
 
 
-def _held(performance: Performance, number: int, weigh: Callable[[np.ndarray], np.ndarray]) -> float:
+def _held(
+    performance: Performance, number: int, weigh: Callable[[np.ndarray], np.ndarray]
+) -> float:
     """Mean over time of ``weigh(value)`` of one pedal, 0 before its first event."""
     events = _events(performance, number)
-    edges = np.clip(np.concatenate([[0], events["time"], [performance.duration]]), 0, performance.duration)
-    return float(np.diff(edges) @ weigh(np.concatenate([[0], events["value"]])) / performance.duration)
+    edges = np.clip(
+        np.concatenate([[0], events["time"], [performance.duration]]), 0, performance.duration
+    )
+    return float(
+        np.diff(edges) @ weigh(np.concatenate([[0], events["value"]])) / performance.duration
+    )
 
 
 def _down_share(number: int):
@@ -295,19 +322,25 @@ def _down_share(number: int):
 
 def _depth(performance, score) -> float:
     down = _held(performance, SUSTAIN, lambda value: value >= DOWN)
-    return _held(performance, SUSTAIN, lambda value: np.where(value >= DOWN, value, 0)) / down if down else 0.0
+    return (
+        _held(performance, SUSTAIN, lambda value: np.where(value >= DOWN, value, 0)) / down
+        if down
+        else 0.0
+    )
 
 
 def _transpose(performance, strength, score):
     notes = performance.notes.copy()
     pitch = notes["pitch"].astype(int) + int(strength)
     if pitch.min() < LOWEST or pitch.max() > HIGHEST:
-        raise CannotVary(f"{strength:+g} semitones exceed the keyboard (pitches {pitch.min()} to {pitch.max()})")
+        raise CannotVary(
+            f"{strength:+g} semitones exceed the keyboard (pitches {pitch.min()} to {pitch.max()})"
+        )
     notes["pitch"] = pitch
     return replace(performance, notes=notes)
 
 
-# --- The table --------------------------------------------------------------------------------------------------------
+# --- The table ----------------------------------------------------------------------------------
 
 _HALVES = (-1, -0.5, 0.5, 1)
 _SHARE = "{:+.0%}"
@@ -317,53 +350,130 @@ PARAMETERS = {
     parameter.name: parameter
     for parameter in (
         Parameter(
-            "loudness", ("softer", "louder"), "{:+g} velocity", (-20, -10, 10, 20), ("velocity",),
-            lambda performance, strength, score: _with_velocity(performance, _velocity(performance) + strength),
+            "loudness",
+            ("softer", "louder"),
+            "{:+g} velocity",
+            (-20, -10, 10, 20),
+            ("velocity",),
+            lambda performance, strength, score: _with_velocity(
+                performance, _velocity(performance) + strength
+            ),
             lambda performance, score: float(_velocity(performance).mean()),
         ),
         Parameter(
-            "tempo", ("slower", "faster"), _SHARE, (-0.25, -0.1, 0.1, 0.25), ("onset", "offset", "pedal_time"),
-            _change_tempo, _chord_rate,
+            "tempo",
+            ("slower", "faster"),
+            _SHARE,
+            (-0.25, -0.1, 0.1, 0.25),
+            ("onset", "offset", "pedal_time"),
+            _change_tempo,
+            _chord_rate,
         ),
-        Parameter("pedal", ("less pedal", "more pedal"), _SHARE, _HALVES, ("sustain",), _change_pedal, _down_share(SUSTAIN)),
-        Parameter("pedal depth", ("half pedal", "full pedal"), _SHARE, (-1,), ("sustain",), _change_depth, _depth),
         Parameter(
-            "soft pedal", ("no soft pedal", "soft pedal"), _SHARE, (-1, 1), ("una_corda",), _change_soft_pedal,
+            "pedal",
+            ("less pedal", "more pedal"),
+            _SHARE,
+            _HALVES,
+            ("sustain",),
+            _change_pedal,
+            _down_share(SUSTAIN),
+        ),
+        Parameter(
+            "pedal depth",
+            ("half pedal", "full pedal"),
+            _SHARE,
+            (-1,),
+            ("sustain",),
+            _change_depth,
+            _depth,
+        ),
+        Parameter(
+            "soft pedal",
+            ("no soft pedal", "soft pedal"),
+            _SHARE,
+            (-1, 1),
+            ("una_corda",),
+            _change_soft_pedal,
             _down_share(UNA_CORDA),
         ),
         Parameter(
-            "rubato", ("less rubato", "more rubato"), _SHARE, _HALVES, ("onset", "offset", "pedal_time"), _change_rubato,
-            lambda performance, score: _curve(performance, score).rubato, needs_score=True,
+            "rubato",
+            ("less rubato", "more rubato"),
+            _SHARE,
+            _HALVES,
+            ("onset", "offset", "pedal_time"),
+            _change_rubato,
+            lambda performance, score: _curve(performance, score).rubato,
+            needs_score=True,
         ),
         Parameter(
-            "dynamics", ("flatter dynamics", "wider dynamics"), _DEVIATION, _HALVES, ("velocity",),
-            _spread_about(_clip_mean), _deviation_from(_clip_mean),
+            "dynamics",
+            ("flatter dynamics", "wider dynamics"),
+            _DEVIATION,
+            _HALVES,
+            ("velocity",),
+            _spread_about(_clip_mean),
+            _deviation_from(_clip_mean),
         ),
         Parameter(
-            "accents", ("fewer accents", "more accents"), _DEVIATION, (-1, 1), ("velocity",),
-            _spread_about(_local_mean), _deviation_from(_local_mean),
+            "accents",
+            ("fewer accents", "more accents"),
+            _DEVIATION,
+            (-1, 1),
+            ("velocity",),
+            _spread_about(_local_mean),
+            _deviation_from(_local_mean),
         ),
         Parameter(
-            "voicing", ("flat voicing", "stronger voicing"), _DEVIATION, (-1, 1), ("velocity",),
-            _spread_about(_chord_mean), _deviation_from(_chord_mean),
+            "voicing",
+            ("flat voicing", "stronger voicing"),
+            _DEVIATION,
+            (-1, 1),
+            ("velocity",),
+            _spread_about(_chord_mean),
+            _deviation_from(_chord_mean),
         ),
         Parameter(
-            "melody", ("melody held back", "melody brought out"), "{:+g} velocity", (-15, 15), ("velocity",), _bring_out,
+            "melody",
+            ("melody held back", "melody brought out"),
+            "{:+g} velocity",
+            (-15, 15),
+            ("velocity",),
+            _bring_out,
             _melody_lead,
         ),
         Parameter(
-            "articulation", ("staccato", "legato"), "key-down {:+.0%}", (-0.6, -0.3, 0.5, 1), ("offset",),
-            _change_articulation, _key_overlap,
+            "articulation",
+            ("staccato", "legato"),
+            "key-down {:+.0%}",
+            (-0.6, -0.3, 0.5, 1),
+            ("offset",),
+            _change_articulation,
+            _key_overlap,
         ),
         Parameter(
-            "asynchrony", ("chords together", "chords spread"), _DEVIATION, (-1, 1), ("onset",), _change_asynchrony,
+            "asynchrony",
+            ("chords together", "chords spread"),
+            _DEVIATION,
+            (-1, 1),
+            ("onset",),
+            _change_asynchrony,
             _asynchrony,
         ),
         Parameter(
-            "transposition", ("lower", "higher"), "{:+g} semitones", (-5, -2, 2, 5), ("pitch",), _transpose,
+            "transposition",
+            ("lower", "higher"),
+            "{:+g} semitones",
+            (-5, -2, 2, 5),
+            ("pitch",),
+            _transpose,
             lambda performance, score: float(performance.notes["pitch"].mean()),
         ),
     )
-}  # fmt: skip
+}
 
-VARIATIONS = tuple(Variation(parameter, strength) for parameter in PARAMETERS.values() for strength in parameter.strengths)
+VARIATIONS = tuple(
+    Variation(parameter, strength)
+    for parameter in PARAMETERS.values()
+    for strength in parameter.strengths
+)

@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 
 from percepiano_ast import audio, plots, report, targets, transcription
 from percepiano_ast.config import PRETRAININGS, InputError, Statistics, as_path
-from percepiano_ast.data import batches, maestro, manifest, percepiano, percepiano_tables, records, shards, sources, tables
+from percepiano_ast.data import (
+    batches,
+    maestro,
+    manifest,
+    percepiano,
+    percepiano_tables,
+    records,
+    shards,
+    sources,
+    tables,
+)
 from percepiano_ast.data.performances import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.evaluation import reliability, summary
@@ -19,7 +29,14 @@ from percepiano_ast.explain import maps
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
-from percepiano_ast.suite import MADE_BY_FINETUNE, MADE_BY_PRETRAIN, Run, ceiling_of, maestro_source, own_runs
+from percepiano_ast.suite import (
+    MADE_BY_FINETUNE,
+    MADE_BY_PRETRAIN,
+    Run,
+    ceiling_of,
+    maestro_source,
+    own_runs,
+)
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_bucket, open_store
@@ -45,11 +62,14 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recordings(run: Run) -> pd.DataFrame:
-    """The recordings in the pre-training shards, in storage order: composer, title, split, year, seconds, minutes,
-    audio_filename, source_rate, channels, n_frames, and ``shard``, the name of the shard file."""
+    """The recordings in the pre-training shards, in storage order: composer, title, split, year,
+    seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, the name of
+    the shard file."""
     table = _named(pd.read_csv(run.maestro / "recordings.csv"))
     where = {facts["key"]: facts["shard"] for facts in manifest.recordings(run.maestro)}
-    return table.assign(shard=table["audio_filename"].map(where)).sort_values(["shard", "audio_filename"])
+    return table.assign(shard=table["audio_filename"].map(where)).sort_values(
+        ["shard", "audio_filename"]
+    )
 
 
 def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
@@ -69,7 +89,10 @@ def costs(run: Run) -> pd.Series:
     stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
     read = sum(one["source_bytes"] for one in facts)
     rows = {"hours": hours, "read from the source (GB)": read / 1e9, "shards (GB)": stored / 1e9}
-    rows |= {"shards, MB per hour": stored / 1e6 / hours, "shards, extrapolated to 200 h (GB)": 200 * stored / 1e9 / hours}
+    rows |= {
+        "shards, MB per hour": stored / 1e6 / hours,
+        "shards, extrapolated to 200 h (GB)": 200 * stored / 1e9 / hours,
+    }
     return pd.Series(rows).round(3)
 
 
@@ -81,44 +104,66 @@ def shard_statistics(run: Run) -> Statistics:
 def task(run: Run) -> str:
     """The run's pre-training task in one line."""
     model, config = run.preset.model, run.preset.pretrain
-    parts = [f"{model.num_patches} patches of {model.patch_size[0]} bands x {model.patch_size[1]} frames"]
+    parts = [
+        f"{model.num_patches} patches of {model.patch_size[0]} bands x {model.patch_size[1]} frames"
+    ]
     if config.objective != "transcription":
         parts.append(f"{config.num_masked(model)} of them masked")
     if config.objective != "ssast":
-        parts.append(f"notes and pedals transcribed every {1000 * run.preset.front_end.seconds(STEP):.0f} ms")
+        parts.append(
+            f"notes and pedals transcribed every {1000 * run.preset.front_end.seconds(STEP):.0f} ms"
+        )
     return "; ".join(parts)
 
 
 def learned(run: Run, history: pd.DataFrame) -> Figure:
     """Losses and main metrics of a pre-training by epoch."""
-    return plots.training_curves(history, ["loss", "validation_loss", *_CURVES[run.preset.pretrain.objective]], "Pre-training")
+    return plots.training_curves(
+        history,
+        ["loss", "validation_loss", *_CURVES[run.preset.pretrain.objective]],
+        "Pre-training",
+    )
 
 
 def gained(run: Run, history: pd.DataFrame) -> str:
     """Results of a pre-training on the validation split, one per line."""
     config, last = run.preset.pretrain, history.iloc[-1]
-    lines = [f"validation loss {history.iloc[0].validation_loss:.2f} -> {last.validation_loss:.2f} in {int(last.epoch)} epochs"]
+    losses = f"{history.iloc[0].validation_loss:.2f} -> {last.validation_loss:.2f}"
+    lines = [f"validation loss {losses} in {int(last.epoch)} epochs"]
     prefix = {"ssast": "validation_", "joint": "validation_masked_"}.get(config.objective)
     if prefix:
         chance = 100 / config.num_masked(run.preset.model)
-        lines.append(f"masked patches identified {100 * last[f'{prefix}accuracy']:.1f} %, chance {chance:.1f} %")
+        lines.append(
+            f"masked patches identified {100 * last[f'{prefix}accuracy']:.1f} %, chance"
+            f" {chance:.1f} %"
+        )
     prefix = {"transcription": "validation_", "joint": "validation_heard_"}.get(config.objective)
     if prefix:
-        lines.append(f"onset F1 {last[f'{prefix}onset_f1']:.2f}, key F1 {last[f'{prefix}down_f1']:.2f}, velocity error "
-                     f"{last[f'{prefix}velocity_mae']:.1f} of 127, sustain pedal r {last[f'{prefix}sustain_r']:.2f}")  # fmt: skip
+        lines.append(
+            f"onset F1 {last[f'{prefix}onset_f1']:.2f}, key F1 {last[f'{prefix}down_f1']:.2f},"
+            f" velocity error {last[f'{prefix}velocity_mae']:.1f} of 127, sustain pedal r"
+            f" {last[f'{prefix}sustain_r']:.2f}"
+        )
     return "\n".join(lines)
 
 
 def filled_in(run: Run) -> Figure | None:
-    """A validation window: original, masked, and reconstructed by the newest checkpoint. None without masked modelling."""
+    """A validation window: original, masked, and reconstructed by the newest checkpoint. None
+    without masked modelling."""
     if run.preset.pretrain.objective == "transcription":
         return None
     preset = run.preset
-    tree, description = open_latest(f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN)
+    tree, description = open_latest(
+        f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN
+    )
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    windows = batches.pretrain_batches(held_out, n_frames=preset.model.n_frames, batch_size=1, seed=1)
+    windows = batches.pretrain_batches(
+        held_out, n_frames=preset.model.n_frames, batch_size=1, seed=1
+    )
     statistics = Statistics(**description["statistics"])
-    trained = pretraining.Pretraining(preset.model, preset.pretrain, held_out.front_end, statistics, 1)
+    trained = pretraining.Pretraining(
+        preset.model, preset.pretrain, held_out.front_end, statistics, 1
+    )
     codes = next(windows.one_epoch())["codes"]
     painted = pretraining.reconstruction(trained, tree["state"]["params"], codes)
     original, masked, filled = (levels[0] for levels in painted)
@@ -126,16 +171,22 @@ def filled_in(run: Run) -> Figure | None:
 
 
 def transcribed(run: Run) -> Figure | None:
-    """A validation window, its true notes, and the newest checkpoint's transcription. None if it does not transcribe."""
+    """A validation window, its true notes, and the newest checkpoint's transcription. None if it
+    does not transcribe."""
     if run.preset.pretrain.objective == "ssast":
         return None
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
     recordings = records.Recordings(held_out)
     codes = np.empty((run.preset.model.n_frames, recordings.n_mels), recordings.dtype)
-    start = (int(held_out.n_frames[0]) - len(codes)) // 2  # the middle of the recording always contains music
+    # the middle of the recording always contains music
+    start = (int(held_out.n_frames[0]) - len(codes)) // 2
     performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
     said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
-    levels = audio.dequantize(codes, held_out.front_end) if codes.dtype == np.uint8 else codes.astype(np.float32)
+    levels = (
+        audio.dequantize(codes, held_out.front_end)
+        if codes.dtype == np.uint8
+        else codes.astype(np.float32)
+    )
     played = targets.frames(performance, start, len(codes), held_out.front_end)
     return plots.hearing(levels, played, said._asdict(), held_out.front_end)
 
@@ -144,8 +195,9 @@ def rated_data(folder: str | Path) -> dict:
     """Clips, ratings and rater agreement of PercePiano's folder, or of one in the same format.
 
     Returns:
-        ``said`` (a sentence that compares the published means with the raters' ratings), and the tables ``compositions``,
-        ``ratings`` (clips, 19), ``human`` (clips,), ``correlations`` (19, 19), ``icc`` and ``ceiling`` of `reliability`.
+        ``said`` (a sentence that compares the published means with the raters' ratings), and the
+        tables ``compositions``, ``ratings`` (clips, 19), ``human`` (clips,), ``correlations`` (19,
+        19), ``icc`` and ``ceiling`` of `reliability`.
     """
     index = percepiano.load_index(folder)
     ratings = percepiano.read_ratings(folder, index)
@@ -162,16 +214,21 @@ def rated_data(folder: str | Path) -> dict:
 
 
 def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.DataFrame:
-    """Pearson's r between audio features and ratings over clips, (most, 19): the features with the highest absolute r."""
+    """Pearson's r between audio features and ratings over clips, (most, 19): the features with the
+    highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
-    found = percepiano_tables.feature_correlations(pd.read_csv(run.percepiano / "classic_features.csv"), ratings)
+    found = percepiano_tables.feature_correlations(
+        pd.read_csv(run.percepiano / "classic_features.csv"), ratings
+    )
     return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]
 
 
 def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
     """The first rated clip: level in dB (time, mel), name, ratings by dimension."""
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
-    example = min((shard_set[i] for i in range(min(len(shard_set), 50))), key=lambda one: one["clip"])
+    example = min(
+        (shard_set[i] for i in range(min(len(shard_set), 50))), key=lambda one: one["clip"]
+    )
     level = audio.dequantize(example["log_mel"], shard_set.front_end)
     return level, example["clip"].decode(), dict(zip(KEYS, example["ratings"].tolist()))
 
@@ -194,23 +251,32 @@ def finetune_history(run: Run) -> pd.DataFrame:
         own = run.root / "finetune" / model / fold / "history.csv"
         if own.exists():
             rows = pd.read_csv(own)[["epoch", "loss"]]
-        elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):  # trained on another machine
-            rows = pd.DataFrame(made[-1].get("history") or [{"epoch": made[-1]["epoch"], "loss": np.nan}])[["epoch", "loss"]]
+        # trained on another machine
+        elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):
+            rows = pd.DataFrame(
+                made[-1].get("history") or [{"epoch": made[-1]["epoch"], "loss": np.nan}]
+            )[["epoch", "loss"]]
         else:
             continue
         parts.append(rows.assign(model=model))
-    table = pd.concat(parts).pivot_table(index="epoch", columns="model", values="loss", dropna=False)
+    table = pd.concat(parts).pivot_table(
+        index="epoch", columns="model", values="loss", dropna=False
+    )
     return table.add_suffix(" loss").reset_index()
 
 
 def results(run: Run) -> dict[str, pd.DataFrame]:
-    """The tables of the run's evaluation by name, see `evaluation.evaluate`, restricted to the run's protocol.
+    """The tables of the run's evaluation by name, see `evaluation.evaluate`, restricted to the
+    run's protocol.
 
     ``ceiling`` (19 dimensions, scopes) is included if the noise ceiling is known.
     """
     protocol = run.preset.finetune.protocol
     tables = {path.stem: pd.read_csv(path) for path in sorted(run.evaluation.glob("*.csv"))}
-    tables = {name: table[table["protocol"] == protocol].reset_index(drop=True) for name, table in tables.items()}
+    tables = {
+        name: table[table["protocol"] == protocol].reset_index(drop=True)
+        for name, table in tables.items()
+    }
     ceiling = reliability.load_ceiling(load_index(run.percepiano / "index.csv"), ceiling_of(run))
     return tables if ceiling is None else tables | {"ceiling": ceiling}
 
@@ -222,7 +288,8 @@ def headlines(run: Run) -> list[str]:
 
 
 def gains(run: Run) -> pd.DataFrame:
-    """Differences in Pearson's r, overall, between every model and the reference, for `plots.gains`.
+    """Differences in Pearson's r, overall, between every model and the reference, for
+    `plots.gains`.
 
     The reference is the best audio-only model that is not an audio encoder.
     """
@@ -243,7 +310,8 @@ def pairs(run: Run) -> pd.DataFrame:
 
 
 def explained(run: Run, dimension: str) -> Figure:
-    """Attribution map of one rating of `rated_clip`, for the best encoder that was fine-tuned, by the model of the clip's fold.
+    """Attribution map of one rating of `rated_clip`, for the best encoder that was fine-tuned, by
+    the model of the clip's fold.
 
     Regressors on the transcription (`suite.judge`) have no gradients.
     """
@@ -252,9 +320,15 @@ def explained(run: Run, dimension: str) -> Figure:
     tuned = names_of_models(home / "finetune")
     encoders = [name for name in models if report.wording.is_encoder(name) and name in tuned]
     if not encoders:
-        raise InputError(f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first")
+        raise InputError(
+            f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first"
+        )
     level, clip, _ = rated_clip(run)
-    held_out = load_index(run.percepiano / "index.csv").set_index("clip").loc[clip, fold_column(run.preset.finetune.protocol)]
+    held_out = (
+        load_index(run.percepiano / "index.csv")
+        .set_index("clip")
+        .loc[clip, fold_column(run.preset.finetune.protocol)]
+    )
     rater = Rater(home, encoders[0])
     rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
     front_end = rater.models[0].run.front_end
@@ -262,15 +336,23 @@ def explained(run: Run, dimension: str) -> Figure:
     explanation = maps.Explainer(rater).explain(recording, [dimension], methods=("gradients",))[0]
     start, stop, _ = explanation.stretch()
     return explain_plots.attribution_map(
-        level, explanation.map, hertz=audio.band_centres(front_end), front_end=front_end, dimension=dimension, marked=(start, stop),
+        level,
+        explanation.map,
+        hertz=audio.band_centres(front_end),
+        front_end=front_end,
+        dimension=dimension,
+        marked=(start, stop),
         title=label(run, f"{clip}: rated {explanation.rating:.2f} by {encoders[0]}"),
-    )  # fmt: skip
+    )
 
 
 def primary(run: Run) -> pd.DataFrame:
-    """Pearson's r of the primary dimensions, overall: one row per dimension, one column per model, and the noise ceiling."""
+    """Pearson's r of the primary dimensions, overall: one row per dimension, one column per model,
+    and the noise ceiling."""
     found = results(run)
-    rows = found["summary"][(found["summary"]["scope"] == "overall") & (found["summary"]["metric"] == "pearson")]
+    rows = found["summary"][
+        (found["summary"]["scope"] == "overall") & (found["summary"]["metric"] == "pearson")
+    ]
     wide = rows.pivot(index="dimension", columns="model", values="value")
     keys = [key for keys in PRIMARY.values() for key in keys]
     table = wide.loc[keys].rename_axis(columns=None)
@@ -280,10 +362,11 @@ def primary(run: Run) -> pd.DataFrame:
 
 
 def kept(run: Run) -> pd.DataFrame:
-    """List the files of a run with progress, age, integrity and location, from manifests and markers.
+    """List the files of a run with progress, age, integrity and location, from manifests and
+    markers.
 
-    Names and file sizes are compared; checksums are not. On a mounted Drive, the table shows this machine's view, which may
-    include files that have not been uploaded yet.
+    Names and file sizes are compared; checksums are not. On a mounted Drive, the table shows this
+    machine's view, which may include files that have not been uploaded yet.
 
     Returns:
         columns ``KEPT``, with empty cells where a column does not apply; no rows for an empty run.
@@ -291,7 +374,9 @@ def kept(run: Run) -> pd.DataFrame:
     places = dict.fromkeys([str(run.root / "maestro"), run.kept(run.root / "maestro")])
     rows = [row for place in places for row in _shard_rows("shards for pre-training", place)]
     for name in PRETRAININGS:
-        rows += _checkpoint_rows(f"pre-training {name}", f"{run.kept(run.root / 'pretrain' / name)}/checkpoints")
+        rows += _checkpoint_rows(
+            f"pre-training {name}", f"{run.kept(run.root / 'pretrain' / name)}/checkpoints"
+        )
     for home in sorted(run.root.glob("percepiano*/records")):
         rows += _shard_rows("shards of rated clips", str(home.parent))
     own = own_runs(run)
@@ -303,7 +388,9 @@ def kept(run: Run) -> pd.DataFrame:
     tables = [path for one in (run, *own) for path in sorted(one.root.glob("predictions_*.csv"))]
     for path in [*tables, *run.evaluation.glob("report.html")]:
         size, saved = _stat(str(path))
-        rows.append({"item": path.name, "bytes": size, "saved": saved, "location": str(path.parent)})
+        rows.append(
+            {"item": path.name, "bytes": size, "saved": saved, "location": str(path.parent)}
+        )
     return pd.DataFrame([_in_words(row) for row in rows], columns=KEPT)
 
 
@@ -335,7 +422,11 @@ def _shard_rows(item: str, place: str) -> list[dict]:
     """One row about a dataset, none if the location is empty."""
     store = open_store(place)
     if shards.MANIFEST not in store.names():
-        return [{"item": item, "integrity": "incomplete: no manifest yet", "location": place}] if store.names() else []
+        return (
+            [{"item": item, "integrity": "incomplete: no manifest yet", "location": place}]
+            if store.names()
+            else []
+        )
     row = {"item": item, "saved": _stat(store.path_of(shards.MANIFEST))[1], "location": place}
     try:
         if "://" in place:  # the manifest is uploaded last
@@ -344,8 +435,14 @@ def _shard_rows(item: str, place: str) -> list[dict]:
             files, lost = manifest.read(Path(place))["files"], manifest.shortcomings(Path(place))
     except (InputError, ValueError) as error:
         return [row | {"integrity": f"damaged: {error}"}]
-    integrity = f"damaged: {len(lost)} files differ from the manifest, such as {lost[0]}" if lost else "intact (manifest)"
-    return [row | {"bytes": sum(known["bytes"] for known in files.values()), "integrity": integrity}]
+    integrity = (
+        f"damaged: {len(lost)} files differ from the manifest, such as {lost[0]}"
+        if lost
+        else "intact (manifest)"
+    )
+    return [
+        row | {"bytes": sum(known["bytes"] for known in files.values()), "integrity": integrity}
+    ]
 
 
 def _checkpoint_rows(item: str, place: str) -> list[dict]:
@@ -353,11 +450,21 @@ def _checkpoint_rows(item: str, place: str) -> list[dict]:
     damaged: list[str] = []
     rows = []
     for made in reversed(listing(place, damaged.append)):
-        row = {name: made.get(name) for name in ("step", "epoch", "bytes")} | {"item": item, "location": place}
-        lost = [part["name"] for part in made["parts"] if not _has_length(f"{place}/{part['name']}", part["bytes"])]
+        row = {name: made.get(name) for name in ("step", "epoch", "bytes")} | {
+            "item": item,
+            "location": place,
+        }
+        lost = [
+            part["name"]
+            for part in made["parts"]
+            if not _has_length(f"{place}/{part['name']}", part["bytes"])
+        ]
         integrity = f"damaged: {lost[0]} differs from its marker" if lost else "intact (marker)"
         rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "integrity": integrity})
-    return rows + [{"item": item, "integrity": f"damaged: {line.strip()}", "location": place} for line in damaged]
+    return rows + [
+        {"item": item, "integrity": f"damaged: {line.strip()}", "location": place}
+        for line in damaged
+    ]
 
 
 def _has_length(file: str, size: int) -> bool:

@@ -7,7 +7,8 @@ import threading
 
 
 def die_with_parent() -> None:
-    """Process pool initializer: terminate this worker if its parent is killed, so that it cannot interfere with the next run."""
+    """Process pool initializer: terminate this worker if its parent is killed, so that it cannot
+    interfere with the next run."""
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -43,16 +43,27 @@ def row(split: str = "train", title: str = "Sonata", composer: str = "Nobody") -
 
 def write_usual_archive(path: Path) -> Path:
     """Six recordings in three splits, and one of a work that PercePiano rates."""
-    recordings = [(row(split), seconds) for split, lengths in SECONDS.items() for seconds in lengths]
+    recordings = [
+        (row(split), seconds) for split, lengths in SECONDS.items() for seconds in lengths
+    ]
     recordings.append((row("test", "Sonata in B-flat Major, D. 961", "Franz Schubert"), 12))
-    parts = ((fields, sound(seconds, number), b"MThd") for number, (fields, seconds) in enumerate(recordings))
+    parts = (
+        (fields, sound(seconds, number), b"MThd")
+        for number, (fields, seconds) in enumerate(recordings)
+    )
     return maestro.write_archive(path, parts, RATE)
 
 
-def write_archive_of(path: Path, files: dict[str, bytes | None], listed: list[str] | None = None) -> Path:
-    """A deflated archive with a table, in no folder; None for a file that is listed and not there."""
+def write_archive_of(
+    path: Path, files: dict[str, bytes | None], listed: list[str] | None = None
+) -> Path:
+    """A deflated archive with a table, in no folder; None for a file that is listed and not
+    there."""
     names = list(files) if listed is None else listed
-    rows = [{**row(), "midi_filename": "none.midi", "audio_filename": name, "duration": 12} for name in names]
+    rows = [
+        {**row(), "midi_filename": "none.midi", "audio_filename": name, "duration": 12}
+        for name in names
+    ]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("odd.csv", pd.DataFrame(rows).to_csv(index=False))
         for name, content in files.items():
@@ -72,7 +83,11 @@ def preprocess(source, out, max_bad: int | None = 0, workers: int = 1, **options
 def data_set_bytes(out: Path) -> dict[str, bytes]:
     """Every file of a finished data set but its settings, which name the source."""
     files = {str(path.relative_to(out)): path for path in sorted(out.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes() for name, path in files.items() if name not in ("settings.json", "manifest.json")}
+    return {
+        name: path.read_bytes()
+        for name, path in files.items()
+        if name not in ("settings.json", "manifest.json")
+    }
 
 
 def table_of(archive: Path) -> pd.DataFrame:

@@ -1,9 +1,10 @@
-"""What all tests share: JAX strict and on the CPU, no display, and the real PercePiano data where there is any."""
+"""What all tests share: JAX strict and on the CPU, no display, and the real PercePiano data where
+there is any."""
 
 import os
 
-# Before anything imports jax or matplotlib. Matrix products in full float32, so that parity holds to 1e-5 on any
-# machine; arrays of unequal rank never broadcast silently.
+# Before anything imports jax or matplotlib. Matrix products in full float32, so that parity holds
+# to 1e-5 on any machine; arrays of unequal rank never broadcast silently.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
@@ -20,9 +21,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def percepiano_dir() -> Path:
-    """Folder of the real PercePiano data: ``PERCEPIANO_DIR``, else ``../shared/percepiano`` beside the repository.
+    """Folder of the real PercePiano data: ``PERCEPIANO_DIR``, else ``../shared/percepiano`` beside
+    the repository.
 
-    Without it the test is skipped with that reason; under ``CI`` or with a wrong ``PERCEPIANO_DIR`` it fails instead.
+    Without it the test is skipped with that reason; under ``CI`` or with a wrong ``PERCEPIANO_DIR``
+    it fails instead.
     """
     named = os.environ.get("PERCEPIANO_DIR")
     folder = Path(named) if named else REPOSITORY.parent / "shared" / "percepiano"

@@ -1,7 +1,9 @@
-"""Trainings in child processes that are killed, watched and made to end badly: what the tests of kills and failures share.
+"""Trainings in child processes that are killed, watched and made to end badly: what the tests of
+kills and failures share.
 
-A nursery has imported everything once, and forks a child for each training before JAX has any device: a start costs two
-seconds instead of six. A child is an ordinary process otherwise, and ends as one does.
+A nursery has imported everything once, and forks a child for each training before JAX has any
+device: a start costs two seconds instead of six. A child is an ordinary process otherwise, and ends
+as one does.
 """
 
 import contextlib
@@ -20,7 +22,7 @@ EPOCHS, STEPS = 4, 10
 LOOK_EVERY = 2  # steps between looks, and so between checkpoints: there are many
 
 
-# --- In the tests' own process ---------------------------------------------------------------------------------------
+# --- In the tests' own process ------------------------------------------------------------------
 
 
 class Nursery:
@@ -28,9 +30,16 @@ class Nursery:
 
     def __init__(self, variables: dict[str, str]):
         command = [sys.executable, str(HERE / "failing.py")]
-        environment = os.environ | variables | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+        environment = (
+            os.environ | variables | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
+        )
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env=environment,
         )
 
     def ask(self, **request):
@@ -48,7 +57,8 @@ class Training:
     """A training that is started again and again in one directory.
 
     Attributes:
-        home: holds the run ``out``, its local temporary files ``tmp``, and what was printed and noted.
+        home: holds the run ``out``, its local temporary files ``tmp``, and what was printed and
+            noted.
         request: what every start is asked for; see `_work`.
     """
 
@@ -77,7 +87,8 @@ class Training:
             os.kill(self.pid, signal.SIGKILL)
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Its exit code, minus the signal's number where one ended it; AssertionError where it does not end."""
+        """Its exit code, minus the signal's number where one ended it; AssertionError where it does
+        not end."""
         code = self.nursery.ask(do="wait", pid=self.pid, seconds=seconds)
         assert code is not None, f"no end after {seconds} s:\n{self.printed()}"
         return code
@@ -101,11 +112,16 @@ class Training:
 
     def started_from(self) -> int | None:
         """The step that the latest start went on from; None where it did not come so far."""
-        return next((int(event.split()[-1]) for event in self.events() if event.startswith("from")), None)
+        return next(
+            (int(event.split()[-1]) for event in self.events() if event.startswith("from")), None
+        )
 
     def newest(self) -> int:
         """Step of the newest checkpoint in the store that has a marker; 0 where there is none."""
-        return max((int(path.name[5:13]) for path in self.store.glob("step_????????.????????.json")), default=0)
+        return max(
+            (int(path.name[5:13]) for path in self.store.glob("step_????????.????????.json")),
+            default=0,
+        )
 
     def until(self, condition, seconds: float = 60.0) -> None:
         """Wait for a condition; fails where it does not come, or the training ends before."""
@@ -124,7 +140,7 @@ class Training:
         (self.home / f"gate {step}").touch()
 
 
-# --- In the nursery --------------------------------------------------------------------------------------------------
+# --- In the nursery -----------------------------------------------------------------------------
 
 
 class _Forked(BaseException):
@@ -166,7 +182,7 @@ def _serve() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-# --- In a child ------------------------------------------------------------------------------------------------------
+# --- In a child ---------------------------------------------------------------------------------
 
 
 def be_killed() -> None:
@@ -174,18 +190,32 @@ def be_killed() -> None:
     time.sleep(60)  # the signal is on its way
 
 
-def _work(*, work: str, home: str, store: str, aim=None, gates=(), changes=None, environment=None, pause=0.0, hasty=False) -> None:
+def _work(
+    *,
+    work: str,
+    home: str,
+    store: str,
+    aim=None,
+    gates=(),
+    changes=None,
+    environment=None,
+    pause=0.0,
+    hasty=False,
+) -> None:
     """One training.
 
     Args:
-        aim: the point at which it kills itself, see `_AIMS`, and how often it passes it before. It saves at every look.
+        aim: the point at which it kills itself, see `_AIMS`, and how often it passes it before. It
+            saves at every look.
         gates: it waits before the batches of these steps until the test opens them.
         changes: values of the modules' constants, ``{"stores.PATIENCE": 1}``.
         pause: seconds before every batch.
         hasty: gcsfs asks Google's store its six times within a second, not half a minute.
     """
     if hasty:
-        gcsfs.retry.asyncio = types.SimpleNamespace(sleep=lambda seconds: asyncio.sleep(seconds / 50))
+        gcsfs.retry.asyncio = types.SimpleNamespace(
+            sleep=lambda seconds: asyncio.sleep(seconds / 50)
+        )
     _redirect(Path(home), environment or {})
     for name, value in {"loop.LOOK_EVERY": LOOK_EVERY, **(changes or {})}.items():
         module, _, constant = name.rpartition(".")
@@ -195,7 +225,9 @@ def _work(*, work: str, home: str, store: str, aim=None, gates=(), changes=None,
     if aim:
         _save_at_every_look()
         _AIMS[aim[0]](*aim[1:])
-    {"pretrain": _pretrain, "folds": _folds, "command": _command}[work](Path(home), store, gates, pause)
+    {"pretrain": _pretrain, "folds": _folds, "command": _command}[work](
+        Path(home), store, gates, pause
+    )
 
 
 def _redirect(home: Path, environment: dict[str, str]) -> None:
@@ -227,10 +259,18 @@ def _pretrain(home: Path, store: str, gates, pause: float) -> None:
             yield batch
 
     pretrain.pretrain(
-        tiny.MODEL, dataclasses.replace(tiny.PRETRAIN, epochs=EPOCHS), tiny.FRONT_END, tiny.STATISTICS,
-        batches=batches, steps_per_epoch=STEPS, validation=tiny.validation_batches, directory=home / "out",
-        description={"data": "made here"}, store=store, save_minutes=1000.0 if gates else 0.0,
-    )  # fmt: skip
+        tiny.MODEL,
+        dataclasses.replace(tiny.PRETRAIN, epochs=EPOCHS),
+        tiny.FRONT_END,
+        tiny.STATISTICS,
+        batches=batches,
+        steps_per_epoch=STEPS,
+        validation=tiny.validation_batches,
+        directory=home / "out",
+        description={"data": "made here"},
+        store=store,
+        save_minutes=1000.0 if gates else 0.0,
+    )
 
 
 def _command(home: Path, store: str, gates, pause: float) -> None:
@@ -255,15 +295,24 @@ def _folds(home: Path, store: str, gates, pause: float) -> None:
 
         outside = [clip for clip in range(len(tiny.CLIPS)) if clip % 5 != number]
         result = folds.finetune_fold(
-            run, params, embeddings, ratings=tiny.RATINGS, train=np.array(outside), windows=windows, steps_per_epoch=2,
-            directory=home / "out" / f"fold_{number}", settings={"data": "made here", "fold": number}, save_minutes=0.0,
-        )  # fmt: skip
+            run,
+            params,
+            embeddings,
+            ratings=tiny.RATINGS,
+            train=np.array(outside),
+            windows=windows,
+            steps_per_epoch=2,
+            directory=home / "out" / f"fold_{number}",
+            settings={"data": "made here", "fold": number},
+            save_minutes=0.0,
+        )
         sums.append(hashlib.sha256(b"".join(tiny.bits(result))).hexdigest())
     (home / "folds").write_text("\n".join(sums))
 
 
 def _save_at_every_look() -> None:
-    """So that the number of saves does not depend on speed: wait where a training would go on without one."""
+    """So that the number of saves does not depend on speed: wait where a training would go on
+    without one."""
     busy = checkpoints.Checkpoints.busy.fget
 
     def patient(self) -> bool:
@@ -280,7 +329,9 @@ def _countdown(skip: int):
     return lambda: next(left, -1) == 0
 
 
-def _kill_around(owner, name: str, skip: int, when=lambda *arguments: True, after: bool = False) -> None:
+def _kill_around(
+    owner, name: str, skip: int, when=lambda *arguments: True, after: bool = False
+) -> None:
     """Die when a function is called for the (skip + 1)th time, or after it has done its work."""
     original, now = getattr(owner, name), _countdown(skip)
 
@@ -297,7 +348,8 @@ def _kill_around(owner, name: str, skip: int, when=lambda *arguments: True, afte
 
 
 def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
-    """After so many blocks of a file to the store have been written; blocks are small, so that there are some."""
+    """After so many blocks of a file to the store have been written; blocks are small, so that
+    there are some."""
     stores.BLOCK = 2**13
     original, now = stores.Folder._write, _countdown(skip)
 
@@ -312,9 +364,12 @@ def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
 
     def write(self, name, content):
         dies = _is(name, kind) and now()
-        if dies and kind == ".json":  # what stands in a buffer would be lost with the process: write through
+        # what stands in a buffer would be lost with the process: write through
+        if dies and kind == ".json":
             open_ = Path.open
-            Path.open = lambda path, mode="r", *rest, **named: open_(path, mode, 0 if mode == "wb" else -1, **named)
+            Path.open = lambda path, mode="r", *rest, **named: open_(
+                path, mode, 0 if mode == "wb" else -1, **named
+            )
         original(self, name, cut(content) if dies else content)
 
     stores.Folder._write = write
@@ -325,7 +380,10 @@ def _aim_orbax(skip: int) -> None:
     original, now = packing.pack, _countdown(skip)
 
     def watch():
-        while not any(path.is_file() for path in Path(tempfile.gettempdir()).glob("percepiano_ast-*/*.orbax*/**/*")):
+        while not any(
+            path.is_file()
+            for path in Path(tempfile.gettempdir()).glob("percepiano_ast-*/*.orbax*/**/*")
+        ):
             time.sleep(0.0005)
         be_killed()
 
@@ -362,16 +420,24 @@ _AIMS = {
     "while Orbax writes": _aim_orbax,
     "while it is packed": _aim_tar,
     "while it is copied": lambda skip: _aim_write(".tar", skip, 2),
-    "while it is read back": lambda skip: _kill_around(stores.Folder, "_write", skip, _named(".tar"), after=True),
+    "while it is read back": lambda skip: _kill_around(
+        stores.Folder, "_write", skip, _named(".tar"), after=True
+    ),
     "before the marker": lambda skip: _kill_around(stores.Folder, "_write", skip, _named(".json")),
     "while the marker is written": lambda skip: _aim_write(".json", skip),
-    "after the marker": lambda skip: _kill_around(stores.Folder, "_write", skip, _named(".json"), after=True),
-    "between deletions": lambda skip: _kill_around(stores.Folder, "_remove", skip, _named(".json"), after=True),
+    "after the marker": lambda skip: _kill_around(
+        stores.Folder, "_write", skip, _named(".json"), after=True
+    ),
+    "between deletions": lambda skip: _kill_around(
+        stores.Folder, "_remove", skip, _named(".json"), after=True
+    ),
     "between emptying and deletion": lambda skip: _kill_around(os, "truncate", skip, after=True),
     "while loading fetches": lambda skip: _kill_around(stores.Store, "get", skip),
     "while loading unpacks": lambda skip: _kill_around(packing, "unpack", skip, after=True),
     "while loading restores": lambda skip: _kill_around(packing, "restore", skip),
-    "while litter is removed": lambda skip: _kill_around(stores.Folder, "_remove", skip, after=True),
+    "while litter is removed": lambda skip: _kill_around(
+        stores.Folder, "_remove", skip, after=True
+    ),
     "when the model is there": lambda skip: _kill_around(checkpoints.Checkpoints, "clear", skip),
 }
 
@@ -388,7 +454,7 @@ if __name__ == "__main__":
     import numpy as np
     import tiny
 
-    from percepiano_ast.training import checkpoints, courier, folds, loop, packing, parcels, pretrain, stores  # noqa: F401
+    from percepiano_ast.training import checkpoints, folds, packing, parcels, pretrain, stores
 
     with contextlib.suppress(ImportError):
         import gcsfs.retry

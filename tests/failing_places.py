@@ -1,4 +1,5 @@
-"""Places that break and are mended, for real: file systems by the kernel, and a server before Google's store, emulated."""
+"""Places that break and are mended, for real: file systems by the kernel, and a server before
+Google's store, emulated."""
 
 import contextlib
 import ctypes
@@ -21,11 +22,12 @@ MNT_DETACH = 2
 
 
 class Fuse:
-    """A file system over a folder whose every call fails, or never ends. This process must not look into it.
+    """A file system over a folder whose every call fails, or never ends. This process must not look
+    into it.
 
     Args:
-        error: what calls fail with: ``EIO`` is answered, ``ENOTCONN`` comes from the system as nobody answers any more;
-            0: they are never answered.
+        error: what calls fail with: ``EIO`` is answered, ``ENOTCONN`` comes from the system as
+            nobody answers any more; 0: they are never answered.
     """
 
     def __init__(self, folder: Path, error: int):
@@ -68,7 +70,11 @@ class Fuse:
                 continue
             _, kind, unique = struct.unpack_from("<IIQ", request)
             # The first request settles a version: 7.31, nothing optional, 128 KB a write.
-            content = struct.pack("<IIIIHHIIHHI28x", 7, 31, 2**17, 0, 16, 12, 2**17, 1, 32, 0, 0) if kind == 26 else b""
+            content = (
+                struct.pack("<IIIIHHIIHHI28x", 7, 31, 2**17, 0, 16, 12, 2**17, 1, 32, 0, 0)
+                if kind == 26
+                else b""
+            )
             head = struct.pack("<IiQ", 16 + len(content), 0 if content else -self.error, unique)
             with contextlib.suppress(OSError):
                 os.write(self._device, head + content)
@@ -117,10 +123,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        status, headers, content = self.server.front.answer(self.command, self.path, dict(self.headers), body)
+        status, headers, content = self.server.front.answer(
+            self.command, self.path, dict(self.headers), body
+        )
         self.send_response(status)
         for name, value in headers:
-            if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+            if name.lower() not in (
+                "transfer-encoding",
+                "connection",
+                "content-length",
+                "date",
+                "server",
+            ):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -133,10 +147,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Front:
-    """Stands before the emulator, and answers 503, refuses connections or says nothing when ``mode`` is that."""
+    """Stands before the emulator, and answers 503, refuses connections or says nothing when
+    ``mode`` is that."""
 
     def __init__(self, emulator: StorageEmulator):
-        self.behind, self.mode, self.over = emulator.url.removeprefix("http://"), "", threading.Event()
+        self.behind, self.mode, self.over = (
+            emulator.url.removeprefix("http://"),
+            "",
+            threading.Event(),
+        )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -153,7 +172,9 @@ class Front:
     def _listen(self) -> None:
         self._server = _Server(("127.0.0.1", self.port), _Handler)
         self._server.front = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}
+        )
         self._thread.start()
 
     def _close(self) -> None:
@@ -177,7 +198,11 @@ class Front:
         if self.mode == "hangs":
             self.over.wait(30)
         if self.mode in ("503", "500"):
-            return int(self.mode), [], b'{"error": {"code": %s, "message": "backend error"}}' % self.mode.encode()
+            return (
+                int(self.mode),
+                [],
+                b'{"error": {"code": %s, "message": "backend error"}}' % self.mode.encode(),
+            )
         connection = http.client.HTTPConnection(self.behind, timeout=30)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers)

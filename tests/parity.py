@@ -2,9 +2,9 @@
 
     python tests/parity.py FILE.npz...
 
-One JSON line per file: ``{"case": ..., "errors": {quantity: largest absolute error}}``. Every stored quantity is
-compared; a file that holds anything else gives ``{"case": ..., "error": ...}`` and exit code 2. Judging the errors is
-the tests' work.
+One JSON line per file: ``{"case": ..., "errors": {quantity: largest absolute error}}``. Every
+stored quantity is compared; a file that holds anything else gives ``{"case": ..., "error": ...}``
+and exit code 2. Judging the errors is the tests' work.
 """
 
 import dataclasses
@@ -72,10 +72,13 @@ class Stored:
         return [name for name in self._values if name.startswith(prefix)]
 
     def compare(self, name: str, value, stored=None) -> None:
-        """Note the largest absolute error of ``value`` against what is stored (NaN counts as infinite)."""
+        """Note the largest absolute error of ``value`` against what is stored (NaN counts as
+        infinite)."""
         stored, value = np.asarray(self.read(name) if stored is None else stored), np.asarray(value)
         if stored.shape != value.shape:
-            raise InputError(f"{name} is stored with shape {stored.shape}, computed with shape {value.shape}.")
+            raise InputError(
+                f"{name} is stored with shape {stored.shape}, computed with shape {value.shape}."
+            )
         error = float(np.abs(value.astype(np.float64) - stored).max(initial=0.0))
         self.errors[name] = math.inf if math.isnan(error) else error
 
@@ -88,14 +91,17 @@ class Stored:
     def finish(self) -> dict[str, float]:
         """The errors. Raises InputError when something stored was not compared."""
         if self._unread:
-            raise InputError(f"stored quantities that nothing compares: {sorted(self._unread)[:5]}.")
+            raise InputError(
+                f"stored quantities that nothing compares: {sorted(self._unread)[:5]}."
+            )
         if not self.errors:
             raise InputError("the file stores no result to compare with.")
         return self.errors
 
 
 def weights_by_recipe(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Random weights that torch name and shape determine, as the files without stored weights use them."""
+    """Random weights that torch name and shape determine, as the files without stored weights use
+    them."""
     weights = {}
     for name, shape in shapes.items():
         noise = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).randn(*shape)
@@ -116,21 +122,30 @@ def load_params(stored: Stored, kind: str, config: ModelConfig, init: Callable[[
     """Stored weights, or those by recipe in the shapes of ``init``, as parameters."""
     weights = stored.under("w/")
     if not weights:
-        blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), jax.eval_shape(init)["params"])
-        shapes = {name: value.shape for name, value in convert.to_torch(blank, kind, config.patch_size).items()}
+        blank = jax.tree.map(
+            lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), jax.eval_shape(init)["params"]
+        )
+        shapes = {
+            name: value.shape
+            for name, value in convert.to_torch(blank, kind, config.patch_size).items()
+        }
         weights = weights_by_recipe(shapes)
     return convert.from_torch(weights, kind)
 
 
 def compare_activations(stored: Stored, intermediates: dict[str, jax.Array]) -> None:
-    """``act/*``: whole activations, or in full-size cases a corner of the last and the norms of the others."""
+    """``act/*``: whole activations, or in full-size cases a corner of the last and the norms of the
+    others."""
     for name in (name.removeprefix("act/") for name in stored.names("act/")):
         if name == "final_norm_slice":
             shape = stored.read(f"act/{name}").shape
             value = np.asarray(intermediates["tokens"])[:, : shape[1], : shape[2]]
         elif name == "block_norms":
             blocks = range(sum(key.startswith("block") for key in intermediates))
-            value = [np.linalg.norm(np.asarray(intermediates[f"block{index}"], np.float64)) for index in blocks]
+            value = [
+                np.linalg.norm(np.asarray(intermediates[f"block{index}"], np.float64))
+                for index in blocks
+            ]
         elif name == "final_norm":
             value = intermediates["tokens"]
         elif name in intermediates:
@@ -146,7 +161,11 @@ def compare_gradients(stored: Stored, grads: dict, kind: str, patch_size: tuple[
     for name in stored.names("g/"):
         stored.compare(name, _gradient(ours, name.removeprefix("g/")))
     for name, norm in stored.meta.get("grad_norms", {}).items():
-        stored.compare(f"grad_norms/{name}", np.linalg.norm(_gradient(ours, name).astype(np.float64)), stored=norm)
+        stored.compare(
+            f"grad_norms/{name}",
+            np.linalg.norm(_gradient(ours, name).astype(np.float64)),
+            stored=norm,
+        )
 
 
 def _gradient(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -156,12 +175,16 @@ def _gradient(grads: dict[str, np.ndarray], name: str) -> np.ndarray:
 
 
 def has_gradients(stored: Stored) -> bool:
-    """Whether a file holds gradients or their norms; a full-size model goes forward only otherwise."""
+    """Whether a file holds gradients or their norms; a full-size model goes forward only
+    otherwise."""
     return bool(stored.names("g/") or stored.meta.get("grad_norms"))
 
 
-def evaluate(stored: Stored, objective: Callable, params: dict, config: ModelConfig) -> tuple[jax.Array, tuple]:
-    """``objective(params)``, a loss and what else it returns; compares the loss's gradients where there are any."""
+def evaluate(
+    stored: Stored, objective: Callable, params: dict, config: ModelConfig
+) -> tuple[jax.Array, tuple]:
+    """``objective(params)``, a loss and what else it returns; compares the loss's gradients where
+    there are any."""
     if not has_gradients(stored):
         return jax.jit(objective)(params)
     results, grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
@@ -170,8 +193,11 @@ def evaluate(stored: Stored, objective: Callable, params: dict, config: ModelCon
 
 
 def accuracy_interval(outputs: dict, softmax_over: str) -> tuple[float, float]:
-    """Lowest and highest accuracy that some order among tied patches gives; identical patches make ties."""
-    logits = np.einsum("bid,bjd->bij", outputs["target"], outputs["discriminative"], dtype=np.float64)
+    """Lowest and highest accuracy that some order among tied patches gives; identical patches make
+    ties."""
+    logits = np.einsum(
+        "bid,bjd->bij", outputs["target"], outputs["discriminative"], dtype=np.float64
+    )
     if softmax_over == "predictions":
         logits = np.asarray(jax.nn.log_softmax(logits.astype(np.float32), axis=2))
     own = np.diagonal(logits, axis1=1, axis2=2)[:, None, :]
@@ -181,8 +207,11 @@ def accuracy_interval(outputs: dict, softmax_over: str) -> tuple[float, float]:
     return float(1 - tied.mean()), float(1 - beaten.mean())
 
 
-def clamp_ties(stored: Stored, accuracy: float, expected: float, outputs: dict, softmax_over: str) -> float:
-    """``accuracy``, or where patches tie the value nearest to ``expected`` that some order among them gives."""
+def clamp_ties(
+    stored: Stored, accuracy: float, expected: float, outputs: dict, softmax_over: str
+) -> float:
+    """``accuracy``, or where patches tie the value nearest to ``expected`` that some order among
+    them gives."""
     if not stored.meta.get("acc_has_ties", False):
         return float(accuracy)
     return float(np.clip(expected, *accuracy_interval(jax.device_get(outputs), softmax_over)))
@@ -192,10 +221,17 @@ def compare_pretraining(stored: Stored) -> None:
     """Both losses, predictions, activations, gradients and the optimiser's trajectory of SSAST."""
     meta = stored.meta
     patch_size = (meta.get("fshape", 16), meta.get("tshape", 16))
-    config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size))
+    config = _config(
+        meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size)
+    )
     model = ssast.SSAST(config)
     log_mel, mask_index = jnp.asarray(stored.read("input")), jnp.asarray(stored.read("mask_index"))
-    params = load_params(stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1], mask_index[:1]))
+    params = load_params(
+        stored,
+        meta["kind"],
+        config,
+        lambda: model.init(jax.random.key(0), log_mel[:1], mask_index[:1]),
+    )
 
     def objective(params: dict) -> tuple[jax.Array, tuple]:
         outputs, intermediates = model.apply({"params": params}, log_mel, mask_index)
@@ -209,7 +245,11 @@ def compare_pretraining(stored: Stored) -> None:
         if name in stored:
             expected = float(stored.read(name))
             stored.compare(name, clamp_ties(stored, values["accuracy"], expected, outputs, axis))
-    for name, output in (("pred_c", "discriminative"), ("pred_g", "generative"), ("target", "target")):
+    for name, output in (
+        ("pred_c", "discriminative"),
+        ("pred_g", "generative"),
+        ("target", "target"),
+    ):
         if name in stored:
             stored.compare(name, np.asarray(outputs[output])[:, : stored.read(name).shape[1]])
     compare_activations(stored, intermediates)
@@ -218,10 +258,15 @@ def compare_pretraining(stored: Stored) -> None:
 
 
 def compare_trajectory(stored: Stored, objective: Callable, params: dict) -> None:
-    """``traj`` (steps, 4): accuracy, InfoNCE, MSE and loss before each step of the published optimiser."""
+    """``traj`` (steps, 4): accuracy, InfoNCE, MSE and loss before each step of the published
+    optimiser."""
     adam = stored.meta["adam"]
     optimizer = published_optimizer(
-        stored.meta["lr"], b1=adam["b1"], b2=adam["b2"], eps=adam["eps"], weight_decay=adam["weight_decay_l2"]
+        stored.meta["lr"],
+        b1=adam["b1"],
+        b2=adam["b2"],
+        eps=adam["eps"],
+        weight_decay=adam["weight_decay_l2"],
     )
     loss_and_grad = jax.jit(jax.value_and_grad(objective, has_aux=True))
     opt_state = jax.jit(optimizer.init)(params)
@@ -241,24 +286,37 @@ def compare_trajectory(stored: Stored, objective: Callable, params: dict) -> Non
 
 
 def compare_finetuning(stored: Stored) -> None:
-    """Resized position tables and the logits of both poolings, for every input length and stride."""
+    """Resized position tables and the logits of both poolings, for every input length and
+    stride."""
     meta, pre = stored.meta, stored.meta["pre"]
     patch_size = (meta.get("fshape", 16), meta.get("tshape", 16))
     before = _config(meta, (pre["F"], pre["T"]), patch_size, _stride(pre, patch_size))
     shape = (1, before.n_frames, before.n_mels)
     classes = stored.read(f"{meta['cases'][0]['key']}/avgtok").shape[-1]
     params = load_params(
-        stored, meta["kind"], before, lambda: Classifier(before, classes).init(jax.random.key(0), jnp.zeros(shape))
+        stored,
+        meta["kind"],
+        before,
+        lambda: Classifier(before, classes).init(jax.random.key(0), jnp.zeros(shape)),
     )
     for case in meta["cases"]:
         key = case["key"]
         log_mel = stored.read(f"{key}/input")
-        config = _config(meta, (log_mel.shape[2], log_mel.shape[1]), patch_size, _stride(case, patch_size))
+        config = _config(
+            meta, (log_mel.shape[2], log_mel.shape[1]), patch_size, _stride(case, patch_size)
+        )
         stored.compare(f"{key}/grid", config.grid, stored=case["grid"])
         resized = convert.fit_positions(params, before, config)
         stored.compare(f"{key}/pos_embed", resized["encoder"]["pos_embed"])
-        models = {"avgtok": Classifier(config, classes, "mean"), "cls": Classifier(config, classes, "prefix")}
-        both = jax.jit(lambda x, params, models=models: {name: models[name].apply(params, x)[0] for name in models})
+        models = {
+            "avgtok": Classifier(config, classes, "mean"),
+            "cls": Classifier(config, classes, "prefix"),
+        }
+        both = jax.jit(
+            lambda x, params, models=models: {
+                name: models[name].apply(params, x)[0] for name in models
+            }
+        )
         for name, logits in both(log_mel, {"params": resized}).items():
             stored.compare(f"{key}/{name}", logits)
 
@@ -267,13 +325,26 @@ def compare_classifier(stored: Stored) -> None:
     """Supervised AST: logits, activations, binary cross-entropy and its gradients."""
     meta = stored.meta
     patch_size = (meta["fshape"], meta["tshape"])
-    config = _config(meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size))
-    model = Classifier(config, meta["label_dim"], norm_epsilon=meta["ln_eps_blocks"], head_epsilon=meta["ln_eps_head"])
+    config = _config(
+        meta, (meta["input_fdim"], meta["input_tdim"]), patch_size, _stride(meta, patch_size)
+    )
+    model = Classifier(
+        config,
+        meta["label_dim"],
+        norm_epsilon=meta["ln_eps_blocks"],
+        head_epsilon=meta["ln_eps_head"],
+    )
     log_mel = jnp.asarray(stored.read("input"))
-    params = load_params(stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1]))
+    params = load_params(
+        stored, meta["kind"], config, lambda: model.init(jax.random.key(0), log_mel[:1])
+    )
     # Where the file has nothing of the loss, the labels are no matter.
     needed = "labels" in stored or "bce" in stored or has_gradients(stored)
-    labels = jnp.asarray(stored.read("labels")) if needed else jnp.zeros((len(log_mel), meta["label_dim"]))
+    labels = (
+        jnp.asarray(stored.read("labels"))
+        if needed
+        else jnp.zeros((len(log_mel), meta["label_dim"]))
+    )
 
     def objective(params: dict) -> tuple[jax.Array, tuple]:
         logits, intermediates = model.apply({"params": params}, log_mel)
@@ -302,17 +373,34 @@ def compare_hugging_face(stored: Stored) -> None:
     epsilons = {"norm_epsilon": theirs["layer_norm_eps"], "head_epsilon": HUGGING_FACE_EPSILON}
     model = Classifier(config, len(params["head"]["bias"]), **epsilons)
     logits, intermediates = jax.jit(model.apply)({"params": params}, stored.read("input"))
-    stored.compare_present({"logits": logits, "last_hidden_state": intermediates["tokens"], "pooled": intermediates["pooled"]})
-    states = [intermediates["with_pos"], *(intermediates[f"block{index}"] for index in range(config.depth))]
+    stored.compare_present(
+        {
+            "logits": logits,
+            "last_hidden_state": intermediates["tokens"],
+            "pooled": intermediates["pooled"],
+        }
+    )
+    states = [
+        intermediates["with_pos"],
+        *(intermediates[f"block{index}"] for index in range(config.depth)),
+    ]
     stored.compare_present({f"act/hidden{index}": state for index, state in enumerate(states)})
 
 
 def compare_fbank(stored: Stored) -> None:
-    """Kaldi's filter bank, ``wav_<rate>`` into ``fbank_<rate>``, and ``melbank_<rate>``, at every rate in the file."""
+    """Kaldi's filter bank, ``wav_<rate>`` into ``fbank_<rate>``, and ``melbank_<rate>``, at every
+    rate in the file."""
     meta = stored.meta
-    for name, ours in (("preemph", 0.97), ("remove_dc", True), ("pow2", True), ("snip_edges", True)):
+    for name, ours in (
+        ("preemph", 0.97),
+        ("remove_dc", True),
+        ("pow2", True),
+        ("snip_edges", True),
+    ):
         if meta.get(name, ours) != ours:
-            raise InputError(f"a filter bank with {name} {meta[name]} is not covered, only with {ours}.")
+            raise InputError(
+                f"a filter bank with {name} {meta[name]} is not covered, only with {ours}."
+            )
     for suffix in (name.removeprefix("wav_") for name in stored.names("wav_")):
         rate = re.match(r"\d+", suffix)
         if not rate:
@@ -338,16 +426,24 @@ def _kaldi(meta: dict, rate: int, n_mels: int) -> FrontEnd:
     )
 
 
-def _config(meta: dict, size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int]) -> ModelConfig:
-    """Geometry from a file's metadata; ``size``, ``patch_size`` and ``stride`` are (frequency, time)."""
+def _config(
+    meta: dict, size: tuple[int, int], patch_size: tuple[int, int], stride: tuple[int, int]
+) -> ModelConfig:
+    """Geometry from a file's metadata; ``size``, ``patch_size`` and ``stride`` are (frequency,
+    time)."""
     widths = (meta["embed"], meta["depth"], meta["heads"])
-    return ModelConfig("parity", *widths, patch_size=patch_size, stride=stride, n_mels=size[0], n_frames=size[1])
+    return ModelConfig(
+        "parity", *widths, patch_size=patch_size, stride=stride, n_mels=size[0], n_frames=size[1]
+    )
 
 
 def _stride(meta: dict, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """``fstride`` and ``tstride``, or one ``stride`` for both axes, or the patch size: no overlap."""
+    """``fstride`` and ``tstride``, or one ``stride`` for both axes, or the patch size: no
+    overlap."""
     both = meta.get("stride")
-    return tuple(meta.get(name, both or size) for name, size in zip(("fstride", "tstride"), patch_size))
+    return tuple(
+        meta.get(name, both or size) for name, size in zip(("fstride", "tstride"), patch_size)
+    )
 
 
 COMPARISONS = {
@@ -363,13 +459,16 @@ def errors_of(path: Path) -> dict[str, float]:
     """Largest absolute error of every quantity stored in a parity file.
 
     Raises:
-        InputError: not a parity file, a kind that is not covered, or a quantity that nothing compares.
+        InputError: not a parity file, a kind that is not covered, or a quantity that nothing
+            compares.
     """
     stored = Stored(path)
     # The filter bank's file tells its source only.
     kind = "fbank" if "kaldi.fbank" in stored.meta.get("src", "") else stored.meta.get("kind")
     if kind not in COMPARISONS:
-        raise InputError(f"no comparison for files of kind {kind!r} yet; there are: {', '.join(COMPARISONS)}.")
+        raise InputError(
+            f"no comparison for files of kind {kind!r} yet; there are: {', '.join(COMPARISONS)}."
+        )
     with jax.default_matmul_precision("highest"):
         COMPARISONS[kind](stored)
     return stored.finish()

@@ -1,4 +1,5 @@
-"""A folder in PercePiano's shape with four short clips, for tests that do not need the published data."""
+"""A folder in PercePiano's shape with four short clips, for tests that do not need the published
+data."""
 
 import json
 from pathlib import Path
@@ -17,7 +18,11 @@ def write_clip(path: Path, pitch: int = 60) -> None:
     """Three seconds of notes."""
     notes = np.zeros(6, NOTE)
     notes["onset"] = 0.5 + 0.5 * np.arange(6)
-    notes["offset"], notes["pitch"], notes["velocity"] = notes["onset"] + 0.4, pitch + np.arange(6), 70
+    notes["offset"], notes["pitch"], notes["velocity"] = (
+        notes["onset"] + 0.4,
+        pitch + np.arange(6),
+        70,
+    )
     write_midi(Performance(notes, np.zeros(0, PEDAL)), path)
 
 
@@ -27,18 +32,27 @@ def ratings_of(number: int) -> list[float]:
 
 def index_row(clip: str, fold: int) -> dict:
     group = clip.split("_")[0]
-    return {"clip": clip, "segment": group, "content_group": group, "human": "Score" not in clip, "fold_content": fold}
+    return {
+        "clip": clip,
+        "segment": group,
+        "content_group": group,
+        "human": "Score" not in clip,
+        "fold_content": fold,
+    }
 
 
 def write_folder(folder: Path) -> Path:
-    """Four clips with ratings, one of them with a space before its file name, and an index of their own."""
+    """Four clips with ratings, one of them with a space before its file name, and an index of their
+    own."""
     (folder / percepiano.MIDI_FOLDER).mkdir(parents=True)
     for number, clip in enumerate(CLIPS):
         name = f" {clip}.mid" if number == 1 else f"{clip}.mid"
         write_clip(folder / percepiano.MIDI_FOLDER / name, 55 + number)
     names = [f" {CLIPS[1]}" if number == 1 else clip for number, clip in enumerate(CLIPS)]
     write_labels(folder, {name: ratings_of(number) + [3] for number, name in enumerate(names)})
-    pd.DataFrame([index_row(clip, number // 2) for number, clip in enumerate(CLIPS)]).to_csv(folder / "index.csv")
+    pd.DataFrame([index_row(clip, number // 2) for number, clip in enumerate(CLIPS)]).to_csv(
+        folder / "index.csv"
+    )
     return folder
 
 

@@ -1,7 +1,9 @@
-"""What the environments of `test_versions` run; it needs no more than the JAX stack and ``percepiano_ast.training``.
+"""What the environments of `test_versions` run; it needs no more than the JAX stack and
+``percepiano_ast.training``.
 
-``resuming.py train DIRECTORY GIVEN [STOP_AT]`` pre-trains, from the newest checkpoint on if there is one, and is broken off
-where batch ``STOP_AT`` would be made. ``resuming.py look DIRECTORY`` reads the newest checkpoint. Both print JSON.
+``resuming.py train DIRECTORY GIVEN [STOP_AT]`` pre-trains, from the newest checkpoint on if there
+is one, and is broken off where batch ``STOP_AT`` would be made. ``resuming.py look DIRECTORY``
+reads the newest checkpoint. Both print JSON.
 """
 
 import contextlib
@@ -20,7 +22,12 @@ from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import pretrain
 
 STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
-KINDS = {"model": ModelConfig, "config": PretrainConfig, "front_end": FrontEnd, "statistics": Statistics}
+KINDS = {
+    "model": ModelConfig,
+    "config": PretrainConfig,
+    "front_end": FrontEnd,
+    "statistics": Statistics,
+}
 
 
 class BrokenOff(Exception):
@@ -28,7 +35,8 @@ class BrokenOff(Exception):
 
 
 def train(directory: str, given: str, stop_at: str = "") -> dict:
-    """Pre-train on the batches in a folder; what was asked for first, what was logged, and the history."""
+    """Pre-train on the batches in a folder; what was asked for first, what was logged, and the
+    history."""
     batches = np.load(Path(given, "batches.npz"))
     settings = json.loads(Path(given, "given.json").read_text())
     first, lines = [], []
@@ -38,7 +46,10 @@ def train(directory: str, given: str, stop_at: str = "") -> dict:
         for step in itertools.count(start):
             if str(step) == stop_at:
                 raise BrokenOff
-            yield {"codes": batches["train"][step], "clip": [f"clip {row} of batch {step}" for row in range(4)]}
+            yield {
+                "codes": batches["train"][step],
+                "clip": [f"clip {row} of batch {step}" for row in range(4)],
+            }
 
     arguments = {name: from_json(kind, settings[name]) for name, kind in KINDS.items()}
     rows = []
@@ -59,10 +70,18 @@ def look(directory: str) -> dict:
     """Step and versions, and a checksum of every array of the newest checkpoint."""
     tree, description = open_latest(Path(directory, "checkpoints"), made_by="")
     arrays = {
-        jax.tree_util.keystr(path): [str(leaf.dtype), list(leaf.shape), hashlib.sha256(leaf.tobytes()).hexdigest()]
+        jax.tree_util.keystr(path): [
+            str(leaf.dtype),
+            list(leaf.shape),
+            hashlib.sha256(leaf.tobytes()).hexdigest(),
+        ]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    return {"step": description["step"], "arrays": arrays, "versions": {name: version(name) for name in STACK}}
+    return {
+        "step": description["step"],
+        "arrays": arrays,
+        "versions": {name: version(name) for name in STACK},
+    }
 
 
 if __name__ == "__main__":

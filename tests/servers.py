@@ -1,4 +1,5 @@
-"""Real servers for tests: one that serves a file by ranges and misbehaves on request, and Google's store, emulated."""
+"""Real servers for tests: one that serves a file by ranges and misbehaves on request, and Google's
+store, emulated."""
 
 import contextlib
 import email.utils
@@ -22,21 +23,26 @@ class RangeServer:
     What it shall do wrong may be changed while it runs:
 
     Attributes:
-        ranges, suffixes: whether it knows ranges, and those that count from the end; else it sends the whole file.
+        ranges, suffixes: whether it knows ranges, and those that count from the end; else it sends
+            the whole file.
         failures: status codes of the next answers.
         retry_after: the ``Retry-After`` of failures.
-        cut_after: bytes of body after which the next answers break off, ``reset``: with a reset instead of an end.
+        cut_after: bytes of body after which the next answers break off, ``reset``: with a reset
+            instead of an end.
         silent_after: bytes of body after which the next answers send nothing more, and stay open.
         broken: (start, stop), bytes that always answer 503.
         delay: seconds before every answer.
-        headers: sent with every answer; they replace ``ETag`` and ``Last-Modified``, and None leaves one out.
+        headers: sent with every answer; they replace ``ETag`` and ``Last-Modified``, and None
+            leaves one out.
         moved_to: if given, the address that every GET is redirected to.
-        token: if given, whoever does not send it as a bearer's is refused with 401; a POST to ``/token`` hands it out.
+        token: if given, whoever does not send it as a bearer's is refused with 401; a POST to
+            ``/token`` hands it out.
 
     What it saw:
 
     Attributes:
-        asked, tokens: the ``Range`` and the ``Authorization`` of every GET, None where there was none.
+        asked, tokens: the ``Range`` and the ``Authorization`` of every GET, None where there was
+            none.
         sent: bytes of bodies given to the system for sending.
     """
 
@@ -63,10 +69,14 @@ class RangeServer:
     def url(self) -> str:
         """Address of the file."""
         scheme = "https" if self._server.certificate else "http"
-        return f"{scheme}://127.0.0.1:{self._server.server_port}/{urllib.parse.quote(self.path.name)}"
+        return (
+            f"{scheme}://127.0.0.1:{self._server.server_port}/{urllib.parse.quote(self.path.name)}"
+        )
 
     def __enter__(self) -> "RangeServer":
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
         self._thread.start()
         return self
 
@@ -127,7 +137,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif failure or (span and span[0] >= size):
             self._answer(failure or 416, 0, {"Retry-After": owner.retry_after if failure else None})
         elif span:
-            self._answer(206, span[1] - span[0], {"Content-Range": f"bytes {span[0]}-{span[1] - 1}/{size}"})
+            self._answer(
+                206, span[1] - span[0], {"Content-Range": f"bytes {span[0]}-{span[1] - 1}/{size}"}
+            )
             self._send(*span)
         else:
             self._answer(200, size, {})
@@ -135,7 +147,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        content = json.dumps({"access_token": self.server.owner.token, "expires_in": 3600, "token_type": "Bearer"})
+        content = json.dumps(
+            {"access_token": self.server.owner.token, "expires_in": 3600, "token_type": "Bearer"}
+        )
         self._answer(200, len(content), {"Content-Type": "application/json"})
         self.wfile.write(content.encode())
 
@@ -187,7 +201,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class StorageEmulator:
-    """gcp-storage-emulator with one bucket, in memory, at ``STORAGE_EMULATOR_HOST`` while its context lasts."""
+    """gcp-storage-emulator with one bucket, in memory, at ``STORAGE_EMULATOR_HOST`` while its
+    context lasts."""
 
     bucket = "bucket"
 
@@ -198,7 +213,9 @@ class StorageEmulator:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         with contextlib.ExitStack() as stack:
-            stack.enter_context(create_server("127.0.0.1", port, in_memory=True, default_bucket=self.bucket))
+            stack.enter_context(
+                create_server("127.0.0.1", port, in_memory=True, default_bucket=self.bucket)
+            )
             self.url = f"http://127.0.0.1:{port}"
             stack.enter_context(mock.patch.dict(os.environ, STORAGE_EMULATOR_HOST=self.url))
             self._stack = stack.pop_all()
@@ -211,6 +228,8 @@ class StorageEmulator:
         """Put an object into the bucket; its ``gs://`` address."""
         query = urllib.parse.urlencode({"uploadType": "media", "name": name})
         where = f"{self.url}/upload/storage/v1/b/{self.bucket}/o?{query}"
-        request = urllib.request.Request(where, content, {"Content-Type": "application/octet-stream"})
+        request = urllib.request.Request(
+            where, content, {"Content-Type": "application/octet-stream"}
+        )
         urllib.request.urlopen(request, timeout=60).close()
         return f"gs://{self.bucket}/{name}"

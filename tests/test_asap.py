@@ -27,7 +27,13 @@ def write_folder(folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             notes = np.array([(0.0, 0.5, 40 + number, 60 + player), (1.0, 1.5, 72, 80)], NOTE)
             write_midi(Performance(notes, np.zeros(0, PEDAL)), path)
-            rows.append({"composer": place.split("/")[0], "title": title, "midi_performance": str(path.relative_to(folder))})
+            rows.append(
+                {
+                    "composer": place.split("/")[0],
+                    "title": title,
+                    "midi_performance": str(path.relative_to(folder)),
+                }
+            )
     pd.DataFrame(rows).to_csv(folder / "metadata.csv", index=False)
     return folder
 
@@ -44,35 +50,52 @@ def table_of(path):
 
 def test_nothing_that_percepiano_rates_is_rendered(source, tmp_path):
     said = []
-    made = table_of(asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"], log=said.append))
+    made = table_of(
+        asap.render_archive(
+            source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"], log=said.append
+        )
+    )
     assert len(made) == PIECES * PERFORMANCES
     assert not made["canonical_title"].str.contains("op142").any()
     assert "2 performances of PercePiano's works excluded" in said[0]
 
 
 def test_all_performances_of_a_piece_share_a_split(source, tmp_path):
-    made = table_of(asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]))
+    made = table_of(
+        asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
+    )
     assert (made.groupby("canonical_title")["split"].nunique() == 1).all()
     assert set(made["split"]) == {"train", "validation", "test"}
 
 
 def test_every_piece_comes_before_a_second_performance_of_one(source, tmp_path):
     hours = 0.9 * PIECES * 3 / 3600  # of three seconds each
-    made = table_of(asap.render_archive(source, tmp_path / "a.zip", hours=hours, synthesizers=["builtin"]))
+    made = table_of(
+        asap.render_archive(source, tmp_path / "a.zip", hours=hours, synthesizers=["builtin"])
+    )
     assert made["canonical_title"].is_unique
 
 
 def test_what_was_rendered_is_not_rendered_again(source, tmp_path, monkeypatch):
-    first = asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]).read_bytes()
+    first = asap.render_archive(
+        source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]
+    ).read_bytes()
     monkeypatch.setattr(renderings, "_render", lambda *_: pytest.fail("rendered again"))
-    assert asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]).read_bytes() == first
+    assert (
+        asap.render_archive(
+            source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]
+        ).read_bytes()
+        == first
+    )
 
 
 def test_the_archive_holds_what_was_played(source, tmp_path):
     path = asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
     row = table_of(path).iloc[0]
     with zipfile.ZipFile(path) as archive:
-        wave, rate = soundfile.read(io.BytesIO(archive.read(f"maestro-v3.0.0/{row['audio_filename']}")))
+        wave, rate = soundfile.read(
+            io.BytesIO(archive.read(f"maestro-v3.0.0/{row['audio_filename']}"))
+        )
     assert rate == asap.SAMPLE_RATE and np.abs(wave).max() > 0.01
     assert len(wave) / rate == pytest.approx(row["duration"])
 

@@ -1,4 +1,5 @@
-"""Integrated gradients, rollout and relevance against their definitions, on a model that is tiny or known. About 15 s."""
+"""Integrated gradients, rollout and relevance against their definitions, on a model that is tiny or
+known. About 15 s."""
 
 import dataclasses
 import functools
@@ -39,19 +40,26 @@ def heard(codes: np.ndarray) -> np.ndarray:
     return normalised(codes[None], FRONT_END, STATISTICS)[0]
 
 
-def integrate(model, codes: np.ndarray, dimensions=(0, 7), steps: int = 64) -> attribution.Attribution:
+def integrate(
+    model, codes: np.ndarray, dimensions=(0, 7), steps: int = 64
+) -> attribution.Attribution:
     run, params = model
     clip = heard(codes)
     baseline = np.broadcast_to(clip.mean(axis=0), clip.shape)
     where = {"starts": window_starts(len(clip), run.model.n_frames), "dimensions": dimensions}
-    return attribution.integrated_gradients(listener(run), params, clip, baseline, steps=steps, **where)
+    return attribution.integrated_gradients(
+        listener(run), params, clip, baseline, steps=steps, **where
+    )
 
 
 @pytest.fixture(scope="module")
 def attended(model) -> tuple:
-    """Moments with and without attention maps, the weights of all layers and real patches of two windows."""
+    """Moments with and without attention maps, the weights of all layers and real patches of two
+    windows."""
     run, params = model
-    windows = jnp.stack([jnp.asarray(heard(WHOLE)), jnp.pad(jnp.asarray(heard(SHORT)), ((0, 34), (0, 0)))])
+    windows = jnp.stack(
+        [jnp.asarray(heard(WHOLE)), jnp.pad(jnp.asarray(heard(SHORT)), ((0, 34), (0, 0)))]
+    )
     valid = jnp.arange(64)[None, :] < jnp.array([64, 30])[:, None]
     plain = jax.jit(listener(run).embed)(params, windows, valid)
     return plain, *jax.jit(listener(run).attend)(params, windows, valid, None)
@@ -61,9 +69,14 @@ class TestIntegratedGradients:
     @pytest.mark.parametrize("codes", [SHORT, WHOLE, LONG], ids=["padded", "one window", "windows"])
     def test_the_map_adds_up_to_the_difference_of_the_ratings(self, model, codes):
         found = integrate(model, codes)
-        assert found.maps.shape == (2, *codes.shape) and np.abs(found.ratings - found.baseline).min() > 0.004
+        assert (
+            found.maps.shape == (2, *codes.shape)
+            and np.abs(found.ratings - found.baseline).min() > 0.004
+        )
         assert np.abs(found.gap).max() < 2e-3
-        np.testing.assert_allclose(found.maps.sum((1, 2)) + found.gap, found.ratings - found.baseline, atol=1e-5)
+        np.testing.assert_allclose(
+            found.maps.sum((1, 2)) + found.gap, found.ratings - found.baseline, atol=1e-5
+        )
 
     def test_more_steps_leave_a_smaller_gap(self, model):
         few, many = (np.abs(integrate(model, LONG, steps=steps).gap).max() for steps in (2, 64))
@@ -71,13 +84,19 @@ class TestIntegratedGradients:
 
     def test_the_rating_is_the_one_that_the_run_gives(self, model):
         run, params = model
-        expected = run.rate(params["params"], params["scaler"], embed(run, params["params"], [LONG]))[0]
-        np.testing.assert_allclose(integrate(model, LONG, steps=1).ratings, expected[[0, 7]], atol=1e-5)
+        expected = run.rate(
+            params["params"], params["scaler"], embed(run, params["params"], [LONG])
+        )[0]
+        np.testing.assert_allclose(
+            integrate(model, LONG, steps=1).ratings, expected[[0, 7]], atol=1e-5
+        )
         clip, starts = heard(LONG), window_starts(len(LONG), MODEL.n_frames)
         variants = [clip if k % 2 else np.zeros_like(clip) for k in range(5)]
         rated = attribution.rate_variants(listener(run), params, variants, starts)
         np.testing.assert_allclose(rated[[1, 3]], np.stack([expected, expected]), atol=1e-5)
-        assert np.abs(rated[0] - rated[1]).max() > 1e-3 and np.abs(rated[::2] - rated[0]).max() < 1e-6
+        assert (
+            np.abs(rated[0] - rated[1]).max() > 1e-3 and np.abs(rated[::2] - rated[0]).max() < 1e-6
+        )
 
     def test_one_step_is_the_gradient_half_way(self, model):
         """Through overlapping windows, against JAX's gradient of the whole clip's rating."""
@@ -92,7 +111,9 @@ class TestIntegratedGradients:
 
         difference = clip - clip.mean(axis=0)[None, :]
         expected = jax.jit(jax.grad(rating))(clip - difference / 2) * difference
-        np.testing.assert_allclose(integrate(model, LONG, [7], steps=1).maps[0], expected, atol=1e-6)
+        np.testing.assert_allclose(
+            integrate(model, LONG, [7], steps=1).maps[0], expected, atol=1e-6
+        )
 
     def test_a_linear_model_is_explained_exactly(self):
         weights = np.random.default_rng(0).normal(size=128).astype(np.float32)
@@ -102,7 +123,9 @@ class TestIntegratedGradients:
 
         linear = attribution.Listener(embed_sums, lambda params, sums: sums @ params[:, None], 64)
         clip, baseline = heard(SHORT), np.zeros(SHORT.shape, np.float32)
-        found = attribution.integrated_gradients(linear, weights, clip, baseline, starts=[0], dimensions=[0], steps=1)
+        found = attribution.integrated_gradients(
+            linear, weights, clip, baseline, starts=[0], dimensions=[0], steps=1
+        )
         np.testing.assert_allclose(found.maps[0], clip * weights, atol=1e-5)
 
     def test_what_does_not_fit_is_refused(self, model):
@@ -126,7 +149,9 @@ class TestAttention:
         init = functools.partial(run.module.init, jax.random.key(0))
         assert set(jax.eval_shape(init, *args)) == {"params"}
         asked = jax.eval_shape(functools.partial(init, method=Rater.attend), *args)
-        assert jax.tree.structure(asked["params"]["encoder"]) == jax.tree.structure(params["params"]["encoder"])
+        assert jax.tree.structure(asked["params"]["encoder"]) == jax.tree.structure(
+            params["params"]["encoder"]
+        )
 
     def test_rows_of_rollout_sum_to_one_and_pads_hold_nothing(self, attended):
         *_, weights, patch_valid = attended
@@ -143,8 +168,13 @@ class TestAttention:
         np.testing.assert_allclose(attribution.rollout(weights)[0], mixed[1] @ mixed[0], atol=1e-6)
         expected = np.eye(5)
         for layer in range(2):
-            expected = expected + np.maximum(weights[layer, 0] * gradients[layer, 0], 0).mean(axis=0) @ expected
-        np.testing.assert_allclose(attribution.relevance(weights, gradients)[0], expected - np.eye(5), atol=1e-5)
+            expected = (
+                expected
+                + np.maximum(weights[layer, 0] * gradients[layer, 0], 0).mean(axis=0) @ expected
+            )
+        np.testing.assert_allclose(
+            attribution.relevance(weights, gradients)[0], expected - np.eye(5), atol=1e-5
+        )
 
     def test_the_gradient_by_attention_is_that_of_the_output(self, model):
         """A shift of one weight, against what a small change of it does."""
@@ -168,9 +198,13 @@ class TestAttention:
         for codes in (SHORT, LONG):
             where = {"starts": window_starts(len(codes), 64), "dimensions": [0, 7]}
             common = (listener(run), params, heard(codes))
-            rollout, relevance = attribution.attention_maps(*common, towards=np.array([1.0, -1.0]), **where)
+            rollout, relevance = attribution.attention_maps(
+                *common, towards=np.array([1.0, -1.0]), **where
+            )
             assert rollout.shape == codes.shape and relevance.shape == (2, *codes.shape)
-            assert 0.8 < rollout.sum() < 1 and rollout.min() >= 0 <= relevance.min() < relevance.max()
+            assert (
+                0.8 < rollout.sum() < 1 and rollout.min() >= 0 <= relevance.min() < relevance.max()
+            )
         other = attribution.attention_maps(*common, towards=np.array([1.0, 1.0]), **where)[1]
         np.testing.assert_allclose(other[0], relevance[0], atol=1e-7)
         assert np.abs(other[1] - relevance[1]).max() > 0.01 * relevance[1].max()
@@ -178,10 +212,13 @@ class TestAttention:
     def test_a_model_without_attention_says_so(self):
         blind = attribution.Listener(lambda *_: None, lambda *_: None, 64)
         with pytest.raises(InputError, match="no attention weights; use integrated gradients"):
-            attribution.attention_maps(blind, {}, heard(SHORT), starts=[0], dimensions=[0], towards=np.ones(1))
+            attribution.attention_maps(
+                blind, {}, heard(SHORT), starts=[0], dimensions=[0], towards=np.ones(1)
+            )
 
     def test_a_patch_is_spread_over_its_points(self):
-        values = jnp.zeros((1, MODEL.num_patches)).at[0, 5].set(1.0)  # second band of four columns each, second column
+        # second band of four columns each, second column
+        values = jnp.zeros((1, MODEL.num_patches)).at[0, 5].set(1.0)
         spread = np.asarray(attribution.spread_patches(values, MODEL))[0]
         assert spread.sum() == pytest.approx(1) and spread[16:32, 16:32].sum() == pytest.approx(1)
 
@@ -192,7 +229,10 @@ class TestRandomised:
         params, fresh = trained["params"], run.init(9)
         stages = dict(attribution.randomised(params, fresh))
         assert list(stages) == ["head", "1 of 2 blocks", "2 of 2 blocks", "everything"]
-        assert stages["head"]["encoder"] is params["encoder"] and stages["head"]["head"] is fresh["head"]
+        assert (
+            stages["head"]["encoder"] is params["encoder"]
+            and stages["head"]["head"] is fresh["head"]
+        )
         half = stages["1 of 2 blocks"]["encoder"]["blocks"]["mlp"]["in"]["kernel"]
         assert (half[0] == params["encoder"]["blocks"]["mlp"]["in"]["kernel"][0]).all()
         assert (half[1] == fresh["encoder"]["blocks"]["mlp"]["in"]["kernel"][1]).all()

@@ -1,4 +1,5 @@
-"""Recordings become the log-mel spectrograms that the contract promises, or are refused in words. About 10 s."""
+"""Recordings become the log-mel spectrograms that the contract promises, or are refused in words.
+About 10 s."""
 
 import dataclasses
 import io
@@ -20,7 +21,10 @@ RATE = FRONT_END.sample_rate
 
 
 def sine(frequency=440.0, seconds=2.0, sample_rate=RATE, amplitude=0.5):
-    return (amplitude * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)).astype(np.float32)
+    return (
+        amplitude
+        * np.sin(2 * np.pi * frequency * np.arange(round(seconds * sample_rate)) / sample_rate)
+    ).astype(np.float32)
 
 
 def wav(wave, sample_rate=RATE, subtype="PCM_16", kind="WAV"):
@@ -45,7 +49,9 @@ def wav(wave, sample_rate=RATE, subtype="PCM_16", kind="WAV"):
     ],
 )
 @pytest.mark.parametrize("sample_rate", [22_050, 44_100, 48_000])
-def test_a_sine_keeps_frequency_level_and_length_in_every_format(kind, subtype, tolerance, sample_rate):
+def test_a_sine_keeps_frequency_level_and_length_in_every_format(
+    kind, subtype, tolerance, sample_rate
+):
     wave = audio.load(wav(sine(sample_rate=sample_rate), sample_rate, subtype, kind))
     assert wave.dtype == np.float32 and wave.ndim == 1
     assert len(wave) == pytest.approx(2 * RATE, abs=0 if kind == "WAV" else 2500)
@@ -65,7 +71,9 @@ def test_a_96_khz_24_bit_stereo_recording_from_a_path_is_read_as_the_mean_of_its
 
 def test_more_than_two_channels_are_averaged():
     channels = np.stack([sine(amplitude=a) for a in (0.1, 0.2, 0.6)], axis=1)
-    np.testing.assert_allclose(audio.load(wav(channels, subtype="FLOAT")), sine(amplitude=0.3), atol=1e-6)
+    np.testing.assert_allclose(
+        audio.load(wav(channels, subtype="FLOAT")), sine(amplitude=0.3), atol=1e-6
+    )
 
 
 def test_block_by_block_resampling_equals_resampling_at_once():
@@ -100,7 +108,9 @@ def test_a_half_written_wav_says_how_much_is_missing(tmp_path, subtype):
     path = tmp_path / "half.wav"
     content = wav(sine(seconds=4), subtype=subtype).getvalue()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match=r"half.wav: truncated, [\d,]+ of [\d,]+ bytes .*about 2\.0 s"):
+    with pytest.raises(
+        InputError, match=r"half.wav: truncated, [\d,]+ of [\d,]+ bytes .*about 2\.0 s"
+    ):
         audio.load(path)
 
 
@@ -126,8 +136,14 @@ def test_a_wav_from_a_pipe_has_no_length_in_its_header_and_is_read():
         (sine(seconds=0.5), r"0\.50 s long.*at least 1 s"),
         (np.zeros(2 * RATE), "silent, it holds zeros only"),
         (sine(amplitude=5e-5), "silent, it peaks at -86 dBFS"),
-        (np.where(np.arange(2 * RATE) == RATE, np.nan, sine()), r"NaN or infinity, first near 1\.00 s"),
-        (np.where(np.arange(2 * RATE) == RATE, np.inf, sine()), r"NaN or infinity, first near 1\.00 s"),
+        (
+            np.where(np.arange(2 * RATE) == RATE, np.nan, sine()),
+            r"NaN or infinity, first near 1\.00 s",
+        ),
+        (
+            np.where(np.arange(2 * RATE) == RATE, np.inf, sine()),
+            r"NaN or infinity, first near 1\.00 s",
+        ),
     ],
 )
 def test_what_cannot_be_rated_is_refused_with_the_file_and_the_reason(tmp_path, wave, message):
@@ -155,15 +171,23 @@ def music_like(seconds=5, seed=0):
     for onset in range(0, seconds * RATE - RATE, RATE // 4):
         time_ = np.arange(RATE) / RATE
         f0 = 440 * 2 ** (rng.integers(-24, 24) / 12)
-        partials = sum(np.sin(2 * np.pi * f0 * k * time_) / k for k in range(1, 6) if f0 * k < RATE / 2)
+        partials = sum(
+            np.sin(2 * np.pi * f0 * k * time_) / k for k in range(1, 6) if f0 * k < RATE / 2
+        )
         wave[onset : onset + RATE] += 0.1 * partials * np.exp(-3 * time_)
     return wave.astype(np.float32)
 
 
 def chords() -> np.ndarray:
     """Twelve seconds of piano."""
-    notes = [(start, start + 0.8, key, 70) for start in range(12) for key in (36 + 5 * start % 12, 60 + start, 67 + start)]
-    return synthesis.BuiltinPiano().render(Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE)
+    notes = [
+        (start, start + 0.8, key, 70)
+        for start in range(12)
+        for key in (36 + 5 * start % 12, 60 + start, 67 + start)
+    ]
+    return synthesis.BuiltinPiano().render(
+        Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE
+    )
 
 
 def librosa_log_mel(wave):
@@ -183,7 +207,9 @@ def librosa_log_mel(wave):
     return 10 * np.log10(np.maximum(mel, FRONT_END.amin)).T
 
 
-@pytest.mark.parametrize("n", [RATE, 220 * 300, 220 * 300 - 1, 220 * 300 + 1, 220 * 256 + 7, 5 * RATE])
+@pytest.mark.parametrize(
+    "n", [RATE, 220 * 300, 220 * 300 - 1, 220 * 300 + 1, 220 * 256 + 7, 5 * RATE]
+)
 def test_log_mel_agrees_with_librosa(n):
     wave = music_like()[:n]
     ours, theirs = audio.log_mel(wave, FRONT_END), librosa_log_mel(wave)
@@ -192,10 +218,13 @@ def test_log_mel_agrees_with_librosa(n):
 
 
 def worst(wave):
-    """Largest difference from librosa in dB: where the level is at the uint8 floor or more, and below."""
+    """Largest difference from librosa in dB: where the level is at the uint8 floor or more, and
+    below."""
     theirs = librosa_log_mel(wave)
     difference = np.abs(audio.log_mel(wave, FRONT_END) - theirs)
-    return difference[theirs >= FRONT_END.floor_db].max(), difference[theirs < FRONT_END.floor_db].max(initial=0)
+    return difference[theirs >= FRONT_END.floor_db].max(), difference[
+        theirs < FRONT_END.floor_db
+    ].max(initial=0)
 
 
 def test_log_mel_agrees_with_librosa_on_loud_tones_and_noise():
@@ -218,18 +247,29 @@ def test_log_mel_agrees_with_librosa_on_rendered_piano(name, percepiano_dir):
 
 
 def test_the_bank_is_librosas():
-    for front_end in (FRONT_END, dataclasses.replace(FRONT_END, n_mels=64, fmin=0.0, fmax=8000.0, n_fft=2048)):
+    for front_end in (
+        FRONT_END,
+        dataclasses.replace(FRONT_END, n_mels=64, fmin=0.0, fmax=8000.0, n_fft=2048),
+    ):
         expected = librosa.filters.mel(
-            sr=RATE, n_fft=front_end.n_fft, n_mels=front_end.n_mels, fmin=front_end.fmin, fmax=front_end.fmax
+            sr=RATE,
+            n_fft=front_end.n_fft,
+            n_mels=front_end.n_mels,
+            fmin=front_end.fmin,
+            fmax=front_end.fmax,
         )
-        np.testing.assert_allclose(audio.slaney_mel_bank(front_end), expected, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(
+            audio.slaney_mel_bank(front_end), expected, rtol=1e-6, atol=1e-12
+        )
 
 
 SPARSE = dataclasses.replace(FRONT_END, hop_length=1000)  # most samples are in no window
 
 
 @pytest.mark.parametrize("front_end", [FRONT_END, KALDI, SPARSE], ids=["slaney", "kaldi", "sparse"])
-@pytest.mark.parametrize("sizes", [[1], [100], [220], [551, 3], [20_000], [56_651], [56_320], [200_000], [0, 70_000]])
+@pytest.mark.parametrize(
+    "sizes", [[1], [100], [220], [551, 3], [20_000], [56_651], [56_320], [200_000], [0, 70_000]]
+)
 def test_log_mel_of_blocks_is_log_mel_of_the_whole(front_end, sizes):
     for n in (7 * len(sizes) * 220, 56_320, 57_000, 4 * RATE, 300_000) if sizes != [1] else (2000,):
         wave, blocks, start = music_like(15)[:n], [], 0
@@ -238,7 +278,9 @@ def test_log_mel_of_blocks_is_log_mel_of_the_whole(front_end, sizes):
             start += len(blocks[-1])
         whole = audio.log_mel(wave, front_end)
         assert whole.shape == (front_end.n_frames(n), 128)
-        np.testing.assert_array_equal(np.concatenate(list(audio.log_mel_blocks(blocks, front_end))), whole)
+        np.testing.assert_array_equal(
+            np.concatenate(list(audio.log_mel_blocks(blocks, front_end))), whole
+        )
 
 
 def test_levels_are_there_as_soon_as_their_sound_is():
@@ -298,11 +340,14 @@ def test_full_scale_sound_fits_the_range():
 
 
 class TestKaldi:
-    """Whether the numbers are torchaudio's is the parity tests' work; here is what follows from the definition."""
+    """Whether the numbers are torchaudio's is the parity tests' work; here is what follows from the
+    definition."""
 
     WAVE = music_like(12)[: 11 * 16_000]  # of any sampling rate
 
-    @pytest.mark.parametrize(("n", "frames"), [(400, 1), (559, 1), (560, 2), (160_000, 998), (176_000, 1098)])
+    @pytest.mark.parametrize(
+        ("n", "frames"), [(400, 1), (559, 1), (560, 2), (160_000, 998), (176_000, 1098)]
+    )
     def test_whole_windows_only(self, n, frames):
         assert audio.fbank(self.WAVE[:n]).shape == (frames, 128)
         assert KALDI.n_frames(n) == frames
@@ -316,11 +361,15 @@ class TestKaldi:
         mel = 1127 * np.log(1 + np.arange(256) * 16_000 / 512 / 700)
         edges = np.linspace(1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 8000 / 700), 130)
         weights = np.array([np.interp(mel, edges[k : k + 3], [0, 1, 0]) for k in range(128)])
-        expected = np.log(np.maximum(weights @ np.abs(basis @ emphasised) ** 2, 1.1920928955078125e-07))
+        expected = np.log(
+            np.maximum(weights @ np.abs(basis @ emphasised) ** 2, 1.1920928955078125e-07)
+        )
         np.testing.assert_allclose(audio.fbank(self.WAVE[:400])[0], expected, atol=1e-3)
 
     def test_decibels_are_the_natural_logarithm_rescaled(self):
-        np.testing.assert_allclose(audio.log_mel(self.WAVE, KALDI), 10 / np.log(10) * audio.fbank(self.WAVE), rtol=1e-6)
+        np.testing.assert_allclose(
+            audio.log_mel(self.WAVE, KALDI), 10 / np.log(10) * audio.fbank(self.WAVE), rtol=1e-6
+        )
         assert audio.log_mel(self.WAVE, KALDI).dtype == np.float32
         assert (AUDIOSET.mean_db, AUDIOSET.std_db) == pytest.approx((-18.534, 19.843), abs=1e-3)
 
@@ -330,8 +379,11 @@ class TestKaldi:
 
     def test_a_constant_offset_is_not_heard(self):
         heard = audio.fbank(self.WAVE)
-        loud = heard > heard.max(axis=1, keepdims=True) - 7  # the offset costs the samples their last digits
-        np.testing.assert_allclose(audio.fbank(self.WAVE + np.float32(0.25))[loud], heard[loud], atol=2e-3)
+        # the offset costs the samples their last digits
+        loud = heard > heard.max(axis=1, keepdims=True) - 7
+        np.testing.assert_allclose(
+            audio.fbank(self.WAVE + np.float32(0.25))[loud], heard[loud], atol=2e-3
+        )
 
     def test_ten_times_the_amplitude_is_20_db(self):
         quiet, loud = (audio.log_mel(np.float32(gain) * self.WAVE, KALDI) for gain in (0.1, 1))
@@ -345,7 +397,8 @@ class TestKaldi:
         np.testing.assert_array_equal(audio.fbank(wave), whole)
         for k in (0, 255, 256, 700):  # about the ends of the blocks that it is computed in
             loud = whole[k] > whole[k].max() - 12
-            alone = audio.fbank(wave[160 * k : 160 * k + 400])[0]  # its own mean, not the clip's, goes first
+            # its own mean, not the clip's, goes first
+            alone = audio.fbank(wave[160 * k : 160 * k + 400])[0]
             np.testing.assert_allclose(alone[loud], whole[k][loud], atol=1e-3)
 
     def test_codes_are_within_a_quarter_of_a_db(self):
@@ -357,11 +410,17 @@ class TestKaldi:
     @pytest.mark.parametrize("rate", [8000, 22_050, 44_100])
     def test_other_sampling_rates_hear_a_tone_in_its_band(self, rate):
         win_length = rate * 25 // 1000
-        size = {"n_fft": 1 << (win_length - 1).bit_length(), "win_length": win_length, "hop_length": rate // 100}
+        size = {
+            "n_fft": 1 << (win_length - 1).bit_length(),
+            "win_length": win_length,
+            "hop_length": rate // 100,
+        }
         front_end = dataclasses.replace(KALDI, sample_rate=rate, fmax=rate / 2, **size)
         band = np.argmax(audio.fbank(sine(2000, sample_rate=rate), front_end).mean(axis=0))
         low, high = (1127 * np.log(1 + hertz / 700) for hertz in (20, rate / 2))
-        assert band + 1 == pytest.approx((1127 * np.log(1 + 2000 / 700) - low) / (high - low) * 129, abs=1)
+        assert band + 1 == pytest.approx(
+            (1127 * np.log(1 + 2000 / 700) - low) / (high - low) * 129, abs=1
+        )
 
     @pytest.mark.parametrize("n", [0, 1, 100, 399])
     def test_less_than_one_window_is_refused(self, n):
@@ -375,8 +434,9 @@ class TestKaldi:
 
 def test_a_process_that_makes_spectrograms_loads_little():
     code = (
-        "import sys, numpy as np; from percepiano_ast import audio; audio.log_mel(np.zeros(30_000, np.float32))\n"
-        "assert not (loaded := {'numba', 'scipy.signal', 'librosa.core', 'jax'} & set(sys.modules)), loaded"
+        "import sys, numpy as np; from percepiano_ast import audio; audio.log_mel(np.zeros(30_000,"
+        " np.float32))\nassert not (loaded := {'numba', 'scipy.signal', 'librosa.core', 'jax'} &"
+        " set(sys.modules)), loaded"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
@@ -404,16 +464,24 @@ def test_the_tuning_of_a_piano_is_found_within_five_cents(cents):
     assert len(wave) == pytest.approx(len(chords()) / 2 ** (cents / 1200), abs=2)
     assert abs((audio.tuning(wave, RATE) - cents + 50) % 100 - 50) <= 5
     # A semitone higher is in tune, and transposed.
-    assert audio.tuning(audio.retuned(wave, RATE, 100), RATE) == pytest.approx(audio.tuning(wave, RATE), abs=2)
+    assert audio.tuning(audio.retuned(wave, RATE, 100), RATE) == pytest.approx(
+        audio.tuning(wave, RATE), abs=2
+    )
 
 
 def test_the_tuning_of_a_long_recording_is_of_all_of_it():
-    wave = np.concatenate([np.zeros(300 * RATE, np.float32), np.tile(audio.retuned(chords(), RATE, 20), 20)])
+    wave = np.concatenate(
+        [np.zeros(300 * RATE, np.float32), np.tile(audio.retuned(chords(), RATE, 20), 20)]
+    )
     assert audio.tuning(wave, RATE) == pytest.approx(20, abs=5)
 
 
 def test_what_has_no_tone_has_no_tuning():
-    assert audio.tuning(np.zeros(5 * RATE, np.float32), RATE) == 0 == audio.tuning(np.zeros(0, np.float32), RATE)
+    assert (
+        audio.tuning(np.zeros(5 * RATE, np.float32), RATE)
+        == 0
+        == audio.tuning(np.zeros(0, np.float32), RATE)
+    )
 
 
 def test_classic_features_are_named_ordered_and_finite():
@@ -428,14 +496,23 @@ def test_classic_features_are_named_ordered_and_finite():
 
 
 def test_classic_features_hear_level_brightness_pitch_class_and_onsets():
-    low, high = audio.classic_features(sine(440)), audio.classic_features(sine(3520, amplitude=0.05))
+    low, high = (
+        audio.classic_features(sine(440)),
+        audio.classic_features(sine(3520, amplitude=0.05)),
+    )
     assert low["level_db_mean"] - high["level_db_mean"] == pytest.approx(20, abs=1)
     assert low["spectral_centroid_q50"] == pytest.approx(440, rel=0.05)
     assert high["spectral_centroid_q50"] == pytest.approx(3520, rel=0.05)
     chroma = [low[f"chroma_{band}_mean"] for band in range(12)]
     assert np.argmax(chroma) == 9  # A, counted from C
     slow, fast = (
-        np.concatenate([sine(440, seconds) * np.exp(-np.arange(round(seconds * RATE)) / 2000)] * round(6 / seconds))
+        np.concatenate(
+            [sine(440, seconds) * np.exp(-np.arange(round(seconds * RATE)) / 2000)]
+            * round(6 / seconds)
+        )
         for seconds in (1.0, 0.25)
     )
-    assert audio.classic_features(fast)["onset_rate"] > 2.5 * audio.classic_features(slow)["onset_rate"]
+    assert (
+        audio.classic_features(fast)["onset_rate"]
+        > 2.5 * audio.classic_features(slow)["onset_rate"]
+    )

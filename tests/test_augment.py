@@ -18,13 +18,22 @@ EVERYTHING = Augmentation(mel_width=30, time_width=60, mixup=0.5, gain_db=6)
 
 
 def stream(start: int):
-    """Batches of noise between 40 and 200, of windows of unlike length, padded with 0, from step ``start`` on."""
+    """Batches of noise between 40 and 200, of windows of unlike length, padded with 0, from step
+    ``start`` on."""
     for step in itertools.count(start):
         rng = np.random.default_rng(step)
-        codes, n_valid = rng.integers(40, 200, SHAPE).astype(np.uint8), rng.integers(80, 201, SHAPE[0]).astype(np.int32)
+        codes, n_valid = (
+            rng.integers(40, 200, SHAPE).astype(np.uint8),
+            rng.integers(80, 201, SHAPE[0]).astype(np.int32),
+        )
         for window, length in zip(codes, n_valid):
             window[length:] = 0
-        yield {"codes": codes, "n_valid": n_valid, "ratings": rng.random((SHAPE[0], 19), np.float32), "other": step}
+        yield {
+            "codes": codes,
+            "n_valid": n_valid,
+            "ratings": rng.random((SHAPE[0], 19), np.float32),
+            "other": step,
+        }
 
 
 def first(config: Augmentation, seed: int = 0, step: int = 0) -> tuple[dict, dict]:
@@ -79,10 +88,15 @@ def test_mixup_mixes_levels_and_ratings_alike():
     before, after = first(Augmentation(mixup=1.0))
     n = np.minimum.outer(before["n_valid"], before["n_valid"])
     for row in range(SHAPE[0]):
-        # The ratings are a mean of this window's and one other's; so are the levels, with the same weight.
+        # The ratings are a mean of this window's and one other's; so are the levels, with the same
+        # weight.
         for other in range(SHAPE[0]):
             apart = before["ratings"][row] - before["ratings"][other]
-            weight = np.mean((after["ratings"][row] - before["ratings"][other]) / apart) if other != row else 1.0
+            weight = (
+                np.mean((after["ratings"][row] - before["ratings"][other]) / apart)
+                if other != row
+                else 1.0
+            )
             mixed = weight * before["ratings"][row] + (1 - weight) * before["ratings"][other]
             if 0 < weight <= 1 and np.allclose(after["ratings"][row], mixed, atol=1e-5):
                 break
@@ -90,24 +104,49 @@ def test_mixup_mixes_levels_and_ratings_alike():
         levels = weight * before["codes"][row] + (1 - weight) * before["codes"][other].astype(float)
         assert after["n_valid"][row] == length and not after["codes"][row, length:].any()
         assert np.abs(after["codes"][row, :length] - levels[:length]).max() <= 0.51
-    assert 0.4 < np.mean([(first(Augmentation(mixup=0.5), step=step)[1]["share"] < 1).mean() for step in range(40)]) < 0.6
+    assert (
+        0.4
+        < np.mean(
+            [
+                (first(Augmentation(mixup=0.5), step=step)[1]["share"] < 1).mean()
+                for step in range(40)
+            ]
+        )
+        < 0.6
+    )
 
 
 def test_clips_of_several_windows_are_mixed_and_moved_as_one():
     """Without ratings in the batch, whoever holds them is told what was mixed with what."""
     before = next(stream(0))
-    batch = {"codes": before["codes"].reshape(3, 2, *SHAPE[1:]), "n_valid": before["n_valid"].reshape(3, 2)}
+    batch = {
+        "codes": before["codes"].reshape(3, 2, *SHAPE[1:]),
+        "n_valid": before["n_valid"].reshape(3, 2),
+    }
     mixed = next(augmented(lambda step: [batch], Augmentation(mixup=1.0), 0)(0))
     assert mixed["codes"].shape == batch["codes"].shape and "ratings" not in mixed
     for row, (other, share) in enumerate(zip(mixed["mixed_with"], mixed["share"])):
         for k in range(2):
             length = min(batch["n_valid"][row, k], batch["n_valid"][other, k])
-            levels = share * batch["codes"][row, k].astype(float) + (1 - share) * batch["codes"][other, k]
+            levels = (
+                share * batch["codes"][row, k].astype(float)
+                + (1 - share) * batch["codes"][other, k]
+            )
             assert mixed["n_valid"][row, k] == length and not mixed["codes"][row, k, length:].any()
             assert np.abs(mixed["codes"][row, k, :length] - levels[:length]).max() <= 0.51
-    moved = next(augmented(lambda step: [batch], Augmentation(gain_db=6), 0)(0))["codes"].astype(int) - batch["codes"]
-    assert [len(np.unique(clip[batch["codes"][row] > 0])) for row, clip in enumerate(moved)] == [1, 1, 1]
-    hidden = next(augmented(lambda step: [batch], Augmentation(mel_width=30), 0)(0))["codes"] != batch["codes"]
+    moved = (
+        next(augmented(lambda step: [batch], Augmentation(gain_db=6), 0)(0))["codes"].astype(int)
+        - batch["codes"]
+    )
+    assert [len(np.unique(clip[batch["codes"][row] > 0])) for row, clip in enumerate(moved)] == [
+        1,
+        1,
+        1,
+    ]
+    hidden = (
+        next(augmented(lambda step: [batch], Augmentation(mel_width=30), 0)(0))["codes"]
+        != batch["codes"]
+    )
     assert hidden.any(axis=(2, 3)).sum() > 3  # a mask of its own for each window
 
 
@@ -115,7 +154,11 @@ def test_gain_is_decibels_and_leaves_padding_at_the_floor():
     before, after = first(Augmentation(gain_db=6))
     shift = after["codes"].astype(int) - before["codes"]
     for moved, length in zip(shift, before["n_valid"]):
-        assert len(np.unique(moved[:length])) == 1 and abs(moved[0, 0]) <= 12 and not moved[length:].any()
+        assert (
+            len(np.unique(moved[:length])) == 1
+            and abs(moved[0, 0]) <= 12
+            and not moved[length:].any()
+        )
     assert len(np.unique(shift[:, 0, 0])) > 1
     assert next(augmented(stream, Augmentation(gain_db=200), 1)(0))["codes"].max() <= 255
 
@@ -124,18 +167,29 @@ def test_gain_of_codes_is_gain_of_the_wave():
     front_end = FrontEnd()
     wave = 0.1 * np.random.default_rng(0).standard_normal(22_050).astype(np.float32)
     codes, louder = (quantize(log_mel(gain * wave, front_end), front_end)[0] for gain in (1, 2))
-    batch = {"codes": codes[None], "n_valid": np.array([len(codes)]), "ratings": np.zeros((1, 19), np.float32)}
+    batch = {
+        "codes": codes[None],
+        "n_valid": np.array([len(codes)]),
+        "ratings": np.zeros((1, 19), np.float32),
+    }
     moved = next(augmented(lambda step: [batch], Augmentation(gain_db=6), 0)(0))["codes"][0]
     step = int(moved[5, 50]) - int(codes[5, 50])
-    assert np.abs(dequantize(moved, front_end) - 0.5 * step - dequantize(codes, front_end)).max() < 1e-3
+    assert (
+        np.abs(dequantize(moved, front_end) - 0.5 * step - dequantize(codes, front_end)).max()
+        < 1e-3
+    )
     assert np.abs(louder.astype(int) - codes - 12).max() <= 1  # 6 dB are 12 codes
 
 
 def test_it_wraps_the_batches_of_fine_tuning():
     codes = [np.full((length, 128), 90, np.uint8) for length in (50, 80, 120, 64)]
     names = np.array(list("abcd"))
-    clips = batches.RatedClips(codes, names, names, np.random.default_rng(0).random((4, 19), np.float32))
-    dataset, _ = batches.finetune_batches(clips, np.arange(4), n_frames=64, max_windows=2, batch_size=4, seed=0)
+    clips = batches.RatedClips(
+        codes, names, names, np.random.default_rng(0).random((4, 19), np.float32)
+    )
+    dataset, _ = batches.finetune_batches(
+        clips, np.arange(4), n_frames=64, max_windows=2, batch_size=4, seed=0
+    )
     windows = augmented(functools.partial(batches.from_step, dataset), AST, seed=0)
     one, again = next(windows(5)), next(itertools.islice(windows(3), 2, None))
     for key, value in one.items():
@@ -154,7 +208,7 @@ def test_every_augmentation_has_its_answer():
     assert set(variants.VARIANTS) <= set(augment.ANSWERS)
 
 
-# --- Variants ---------------------------------------------------------------------------------------------------------
+# --- Variants -----------------------------------------------------------------------------------
 
 
 def tune() -> synthesis.Performance:
@@ -166,12 +220,16 @@ def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
     drawn = []
     for number in range(20):
         variant = variants.VARIANTS["stretch"]
-        one, again = (variant.playing(tune(), variants.rng_of(f"clip {number}", variant)) for _ in "ab")
+        one, again = (
+            variant.playing(tune(), variants.rng_of(f"clip {number}", variant)) for _ in "ab"
+        )
         assert one.duration == again.duration
         drawn.append(tune().notes["onset"][-1] / one.notes["onset"][-1])
     assert 0.94 < min(drawn) < 0.98 and 1.02 < max(drawn) < 1.06
     transpose = variants.VARIANTS["transpose"].playing
-    assert {int(transpose(tune(), np.random.default_rng(k)).notes["pitch"][0]) for k in range(9)} == {59, 61}
+    assert {
+        int(transpose(tune(), np.random.default_rng(k)).notes["pitch"][0]) for k in range(9)
+    } == {59, 61}
 
 
 def test_transposition_stays_on_the_keyboard():
@@ -179,7 +237,13 @@ def test_transposition_stays_on_the_keyboard():
     notes["pitch"] = 103 + np.arange(6)
     high = synthesis.Performance(notes, tune().pedals)
     for seed in range(9):
-        assert variants.VARIANTS["transpose"].playing(high, np.random.default_rng(seed)).notes["pitch"].max() == 107
+        assert (
+            variants.VARIANTS["transpose"]
+            .playing(high, np.random.default_rng(seed))
+            .notes["pitch"]
+            .max()
+            == 107
+        )
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)

@@ -1,4 +1,5 @@
-"""Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on real data. A minute."""
+"""Baselines that learn no hearing: arithmetic that is known, tables that resume, and the floor on
+real data. A minute."""
 
 import dataclasses
 import os
@@ -18,14 +19,27 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import table
 from percepiano_ast.models import baselines as networks
 
-# The research's baselines.csv: mean r of the average of ridge, support vectors and trees, from other code on the same folds.
+# The research's baselines.csv: mean r of the average of ridge, support vectors and trees, from
+# other code on the same folds.
 RESEARCH = {
-    "audio-stats": {"random": 0.731, "segment": 0.662, "performer": 0.678, "content": 0.602, "movement": 0.434,
-                    "composition": 0.388},
-    "midi-stats": {"random": 0.771, "segment": 0.730, "performer": 0.722, "content": 0.701, "movement": 0.546,
-                   "composition": 0.516},
+    "audio-stats": {
+        "random": 0.731,
+        "segment": 0.662,
+        "performer": 0.678,
+        "content": 0.602,
+        "movement": 0.434,
+        "composition": 0.388,
+    },
+    "midi-stats": {
+        "random": 0.771,
+        "segment": 0.730,
+        "performer": 0.722,
+        "content": 0.701,
+        "movement": 0.546,
+        "composition": 0.516,
+    },
     "midi-stats+score": {"content": 0.727},  # from another blend of regressors
-}  # fmt: skip
+}
 IDENTITY = {
     ("identity-segment", "leave_player_out"): 0.53,
     ("identity-segment-deadpan", "leave_player_out"): 0.64,
@@ -42,24 +56,41 @@ def folder(tmp_path_factory):
 
 def mean_r(predictions: pd.DataFrame) -> float:
     """Mean over dimensions of Pearson's r over clips."""
-    return predictions.groupby("dimension")[["rating", "prediction"]].apply(
-        lambda part: np.corrcoef(part["rating"], part["prediction"])[0, 1]
-    ).mean()  # fmt: skip
+    return (
+        predictions.groupby("dimension")[["rating", "prediction"]]
+        .apply(lambda part: np.corrcoef(part["rating"], part["prediction"])[0, 1])
+        .mean()
+    )
 
 
-# --- Who plays what ---------------------------------------------------------------------------------------------------
+# --- Who plays what -----------------------------------------------------------------------------
 
 
 def grid(passages=4, players=5):
-    """An index of every player in every passage, and ratings that are the sum of a passage's and a player's."""
-    index = pd.DataFrame([
-        {"clip": f"{s}_{p}", "composition": "c", "player": p, "segment": f"s{s}", "content_group": f"s{s}", "human": p > 0,
-         "fold_random": (s + p) % 2, "fold_content": s % 2, "fold_performer": p % 2}
-        for s in range(passages) for p in range(players)
-    ])  # fmt: skip
+    """An index of every player in every passage, and ratings that are the sum of a passage's and a
+    player's."""
+    index = pd.DataFrame(
+        [
+            {
+                "clip": f"{s}_{p}",
+                "composition": "c",
+                "player": p,
+                "segment": f"s{s}",
+                "content_group": f"s{s}",
+                "human": p > 0,
+                "fold_random": (s + p) % 2,
+                "fold_content": s % 2,
+                "fold_performer": p % 2,
+            }
+            for s in range(passages)
+            for p in range(players)
+        ]
+    )
     rng = np.random.default_rng(0)
     of_passage, of_player = rng.normal(size=(passages, 19)), rng.normal(size=(players, 19))
-    ratings = np.array([of_passage[s] + of_player[p] for s in range(passages) for p in range(players)])
+    ratings = np.array(
+        [of_passage[s] + of_player[p] for s in range(passages) for p in range(players)]
+    )
     return identity.with_exhaustive(index), ratings
 
 
@@ -77,9 +108,13 @@ def test_leave_one_out_is_what_the_formula_says_and_never_sees_the_clip():
     assert (np.abs(again[[5, 6, 8, 9]] - rated[[5, 6, 8, 9]]) > 1).all()
     # Direct: 19 clips, an intercept, and effects with one pseudo-clip of shrinkage.
     others = np.arange(20) != 7
-    design = np.hstack([np.ones((20, 1)), (index["segment"].to_numpy()[:, None] == np.unique(index["segment"]))])
+    design = np.hstack(
+        [np.ones((20, 1)), (index["segment"].to_numpy()[:, None] == np.unique(index["segment"]))]
+    )
     normal = design[others].T @ design[others] + np.diag([0, 1, 1, 1, 1])
-    np.testing.assert_allclose(rated[7], design[7] @ np.linalg.solve(normal, design[others].T @ ratings[others]))
+    np.testing.assert_allclose(
+        rated[7], design[7] @ np.linalg.solve(normal, design[others].T @ ratings[others])
+    )
 
 
 def test_additive_finds_what_is_additive_as_far_as_the_protocol_tells_it():
@@ -93,13 +128,19 @@ def test_additive_finds_what_is_additive_as_far_as_the_protocol_tells_it():
     assert error("identity-additive", "leave_one_out") < 0.1
     assert error("identity-additive", "random") < 0.2
     assert error("identity-player", "content") > 0.5
-    assert error("identity-additive", "content") == pytest.approx(error("identity-player", "content"), abs=0.01)
-    assert error("identity-additive", "performer") == pytest.approx(error("identity-segment", "performer"), abs=0.01)
+    assert error("identity-additive", "content") == pytest.approx(
+        error("identity-player", "content"), abs=0.01
+    )
+    assert error("identity-additive", "performer") == pytest.approx(
+        error("identity-segment", "performer"), abs=0.01
+    )
 
 
 def test_protocols_that_hold_out_all_that_is_known_are_refused():
     index, ratings = grid()
-    with pytest.raises(identity.NothingKnown, match="no segment of a held-out clip is in the training data"):
+    with pytest.raises(
+        identity.NothingKnown, match="no segment of a held-out clip is in the training data"
+    ):
         identity.predict("identity-segment", index, folds_of(index, "content"), ratings)
     with pytest.raises(identity.NothingKnown, match="identity-player"):
         identity.predict("identity-player", index, folds_of(index, "performer"), ratings)
@@ -111,7 +152,9 @@ def test_an_index_without_players_has_the_other_baselines():
     assert identity.with_exhaustive(unknown).columns.equals(unknown.columns)
     with pytest.raises(InputError, match="lacks player"):
         identity.predict("identity-player", unknown, folds_of(index, "random"), ratings)
-    assert np.isfinite(identity.predict("identity-segment", unknown, folds_of(index, "random"), ratings)).all()
+    assert np.isfinite(
+        identity.predict("identity-segment", unknown, folds_of(index, "random"), ratings)
+    ).all()
 
 
 def test_clips_of_no_fold_are_neither_learned_from_nor_predicted():
@@ -125,14 +168,18 @@ def test_clips_of_no_fold_are_neither_learned_from_nor_predicted():
     assert np.isnan(rated[:5]).all() and np.isfinite(rated[5:]).all()
 
 
-# --- Statistics -------------------------------------------------------------------------------------------------------
+# --- Statistics ---------------------------------------------------------------------------------
 
 
 def problem(n=60, seed=0):
     """Features of which three matter, ratings of two dimensions, content groups of five clips."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, 10)) * np.logspace(-3, 3, 10)
-    y = 0.5 + 0.1 * (x / np.logspace(-3, 3, 10))[:, :3] @ rng.normal(size=(3, 2)) + 0.02 * rng.normal(size=(n, 2))
+    y = (
+        0.5
+        + 0.1 * (x / np.logspace(-3, 3, 10))[:, :3] @ rng.normal(size=(3, 2))
+        + 0.02 * rng.normal(size=(n, 2))
+    )
     return x, y, np.arange(n) // 5
 
 
@@ -163,8 +210,14 @@ def test_what_hardly_varied_in_training_moves_little_where_its_deviation_has_a_f
     x[:, 3] *= 0.01
     shifted = x + np.array([0, 0, 0, 0.2])
     small = {"n_estimators": 5}
-    free, held = (statistics.fit(x, y, seed=0, forest=small, least=least) for least in (None, np.array([0, 0, 0, 1.0])))
-    moved = [np.abs(one.predict_each(shifted)["kernel"] - one.predict_each(x)["kernel"]).max() for one in (free, held)]
+    free, held = (
+        statistics.fit(x, y, seed=0, forest=small, least=least)
+        for least in (None, np.array([0, 0, 0, 1.0]))
+    )
+    moved = [
+        np.abs(one.predict_each(shifted)["kernel"] - one.predict_each(x)["kernel"]).max()
+        for one in (free, held)
+    ]
     assert moved[1] < 0.1 * moved[0] and (held.feature_std[:3] == free.feature_std[:3]).all()
 
 
@@ -201,7 +254,7 @@ def test_single_task_networks_are_those_of_each_dimension():
     np.testing.assert_array_equal(both[:, [1]], second)
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------------
+# --- Tables -------------------------------------------------------------------------------------
 
 
 def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
@@ -219,19 +272,28 @@ def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, first)
     names = list(midi)
     exchanged = midi | {names[0]: midi[names[2]]}  # another file under the same name
-    assert features.midi_table(exchanged, tmp_path, 1, log=lines.append).loc[names[0]].equals(first.loc[names[2]].rename(names[0]))
+    assert (
+        features.midi_table(exchanged, tmp_path, 1, log=lines.append)
+        .loc[names[0]]
+        .equals(first.loc[names[2]].rename(names[0]))
+    )
     (tmp_path / "midi.csv").write_text("")
     with pytest.raises(InputError, match="delete it"):
         features.midi_table(midi, tmp_path, 1)
 
 
 def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folder, tmp_path):
-    midi, scores = dict(list(percepiano.find_midi(folder).items())[:4]), percepiano.find_scores(folder)
+    midi, scores = (
+        dict(list(percepiano.find_midi(folder).items())[:4]),
+        percepiano.find_scores(folder),
+    )
     names, lines = list(midi), []
     given = {clip: scores[percepiano_files.ClipName.of(clip).passage] for clip in names[:3]}
     empty = tmp_path / "empty.mid"
     mido.MidiFile().save(empty)
-    found, left_out = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
+    found, left_out = features.score_table(
+        midi, given | {names[1]: empty}, tmp_path, 1, lines.append
+    )
     assert list(found.index) == [names[0], names[2]] and np.isfinite(found.to_numpy()).all()
     assert left_out.keys() == {names[1], names[3]} and left_out[names[3]] == "it has no score"
     assert "no notes in this score" in left_out[names[1]]
@@ -239,11 +301,14 @@ def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folde
     again, same = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
     pd.testing.assert_frame_equal(again, found)
     assert same == left_out and not lines  # the refused row is kept as well
-    moved, _ = features.score_table(midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1, lines.append)
-    assert "(3 cached)" not in "".join(lines) and names[2] in moved.index  # another score, another row
+    moved, _ = features.score_table(
+        midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1, lines.append
+    )
+    # another score, another row
+    assert "(3 cached)" not in "".join(lines) and names[2] in moved.index
 
 
-# --- The whole --------------------------------------------------------------------------------------------------------
+# --- The whole ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -253,8 +318,25 @@ def made(folder, tmp_path_factory):
     few = statistics.REGRESSORS | {"extratrees": ExtraTreesRegressor(10, min_samples_leaf=2)}
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(statistics, "REGRESSORS", few)
-    call = ["baseline", "--percepiano", str(folder), "--out", str(out), "--synthesizers", "builtin", "--workers", "1"]
-    call += ["--baselines", "identity-segment-deadpan", "audio-stats", "mlp", "--protocol", "content"]
+    call = [
+        "baseline",
+        "--percepiano",
+        str(folder),
+        "--out",
+        str(out),
+        "--synthesizers",
+        "builtin",
+        "--workers",
+        "1",
+    ]
+    call += [
+        "--baselines",
+        "identity-segment-deadpan",
+        "audio-stats",
+        "mlp",
+        "--protocol",
+        "content",
+    ]
     assert main(call) == 0
     yield out, call
     monkeypatch.undo()
@@ -263,15 +345,29 @@ def made(folder, tmp_path_factory):
 def test_predictions_are_evaluated_like_any_others(made, folder):
     out, _ = made
     paths = sorted(out.glob("predictions_*.csv.gz"))
-    assert {path.name.removeprefix("predictions_").removesuffix("_content.csv.gz") for path in paths} == {
-        "audio-stats", "audio-stats-extratrees", "audio-stats-kernel", "audio-stats-ridge", "identity-segment-deadpan", "mlp"
-    }  # fmt: skip
+    assert {
+        path.name.removeprefix("predictions_").removesuffix("_content.csv.gz") for path in paths
+    } == {
+        "audio-stats",
+        "audio-stats-extratrees",
+        "audio-stats-kernel",
+        "audio-stats-ridge",
+        "identity-segment-deadpan",
+        "mlp",
+    }
     index = table.load_index(out / "index.csv")
     assert {"leave_one_out", "leave_player_out"} < set(table.protocols(index))
-    joined = table.validate_predictions(pd.concat([table.read_predictions(path) for path in paths]), index)
+    joined = table.validate_predictions(
+        pd.concat([table.read_predictions(path) for path in paths]), index
+    )
     assert joined.groupby("model").size().eq(len(index) * len(KEYS)).all()
     rated = percepiano.read_ratings(folder, index)
-    truth = np.array([rated[clip][KEYS.index(key)] for clip, key in zip(joined["clip"], joined["dimension"], strict=True)])
+    truth = np.array(
+        [
+            rated[clip][KEYS.index(key)]
+            for clip, key in zip(joined["clip"], joined["dimension"], strict=True)
+        ]
+    )
     np.testing.assert_allclose(joined["rating"], truth, atol=1e-6)
     scores = {model: mean_r(part) for model, part in joined.groupby("model")}
     assert scores["audio-stats"] > 0.3 and min(scores.values()) > -0.2
@@ -282,7 +378,10 @@ def test_the_same_command_continues_and_another_seed_is_refused(made, capsys):
     (out / "predictions_identity-segment-deadpan_content.csv.gz").unlink()
     assert main(call) == 0
     said = capsys.readouterr().out
-    assert "audio-stats, content: already done" in said and "identity-segment-deadpan, content: done" in said
+    assert (
+        "audio-stats, content: already done" in said
+        and "identity-segment-deadpan, content: done" in said
+    )
     assert main([*call, "--seed", "1"]) == 2
     assert "another configuration (seed" in capsys.readouterr().err
 
@@ -307,14 +406,28 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
     monkeypatch.setattr(statistics, "REGRESSORS", {"ridge": statistics.REGRESSORS["ridge"]})
     wrong = next(iter(percepiano.find_midi(folder)))
     scores = percepiano.find_scores(folder)
-    stranger = next(path for passage, path in scores.items() if passage != percepiano_files.ClipName.of(wrong).passage)
+    stranger = next(
+        path
+        for passage, path in scores.items()
+        if passage != percepiano_files.ClipName.of(wrong).passage
+    )
     known = scores | {percepiano_files.ClipName.of(wrong).passage: stranger}
     monkeypatch.setattr(percepiano, "find_scores", lambda _: known)
-    run.run(folder, tmp_path, run.Settings(("content",), ("midi-stats", "midi-stats+score")), log=lambda line: None)
-    alone, informed = (table.read_predictions(tmp_path / f"predictions_{name}_content.csv.gz")
-                       for name in ("midi-stats", "midi-stats+score"))  # fmt: skip
+    run.run(
+        folder,
+        tmp_path,
+        run.Settings(("content",), ("midi-stats", "midi-stats+score")),
+        log=lambda line: None,
+    )
+    alone, informed = (
+        table.read_predictions(tmp_path / f"predictions_{name}_content.csv.gz")
+        for name in ("midi-stats", "midi-stats+score")
+    )
     left_out = pd.read_csv(tmp_path / "without_score.csv")
-    assert wrong in set(left_out["clip"]) and left_out["reason"].str.contains("of the notes are in the score").all()
+    assert (
+        wrong in set(left_out["clip"])
+        and left_out["reason"].str.contains("of the notes are in the score").all()
+    )
     assert set(alone["clip"]) - set(informed["clip"]) == set(left_out["clip"])
     assert informed["prediction"].notna().all()
 
@@ -327,13 +440,15 @@ def test_what_says_nothing_is_listed(folder, tmp_path):
     assert (tmp_path / "predictions_identity-segment_leave_one_out.csv.gz").exists()
 
 
-# --- Real data --------------------------------------------------------------------------------------------------------
+# --- Real data ----------------------------------------------------------------------------------
 
 
 @pytest.mark.real_data
 def test_identity_baselines_are_those_of_the_research(percepiano_dir, tmp_path):
     for (baseline, protocol), r in IDENTITY.items():
-        run.run(percepiano_dir, tmp_path, run.Settings((protocol,), (baseline,)), log=lambda line: None)
+        run.run(
+            percepiano_dir, tmp_path, run.Settings((protocol,), (baseline,)), log=lambda line: None
+        )
         made = table.read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
         assert mean_r(made) == pytest.approx(r, abs=0.01), (baseline, protocol)
 
@@ -357,12 +472,16 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
             raise
         pytest.skip(str(reason))
     demo_run = suite.Run(PRESETS["demo"], tmp_path)
-    suite.preprocess_percepiano(demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None)
+    suite.preprocess_percepiano(
+        demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None
+    )
     path = demo_run.percepiano / "classic_features.csv"
 
     def said(**config) -> bytes:
         finetune = dataclasses.replace(demo_run.preset.finetune, **config)
-        changed = dataclasses.replace(demo_run, preset=dataclasses.replace(demo_run.preset, finetune=finetune))
+        changed = dataclasses.replace(
+            demo_run, preset=dataclasses.replace(demo_run.preset, finetune=finetune)
+        )
         suite.baselines(changed, lambda line: None)
         return demo_run.predictions("audio-stats").read_bytes()
 

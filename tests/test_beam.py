@@ -1,4 +1,5 @@
-"""The shards that Apache Beam makes are the shards that this machine makes. Slow: Beam gets an environment of its own."""
+"""The shards that Apache Beam makes are the shards that this machine makes. Slow: Beam gets an
+environment of its own."""
 
 import json
 import os
@@ -18,13 +19,25 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def test_without_beam_the_command_says_what_to_install(tmp_path, capsys):
     archive = write_archive_of(tmp_path / "one.zip", {"a.wav": wav(sound(12))})
-    command = ["preprocess", "--source", str(archive), "--out", str(tmp_path / "out"), "--beam-runner", "DirectRunner"]
+    command = [
+        "preprocess",
+        "--source",
+        str(archive),
+        "--out",
+        str(tmp_path / "out"),
+        "--beam-runner",
+        "DirectRunner",
+    ]
     assert main(command) == 2
     assert 'pip install "percepiano_ast[beam]"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "out, message", [("s3://bucket/run", "cannot write to s3://bucket/run"), ("gs://bucket/run", "only --beam-runner")]
+    "out, message",
+    [
+        ("s3://bucket/run", "cannot write to s3://bucket/run"),
+        ("gs://bucket/run", "only --beam-runner"),
+    ],
 )
 def test_without_beam_nothing_is_written_to_a_store(out, message, tmp_path, capsys):
     archive = write_archive_of(tmp_path / "one.zip", {"a.wav": wav(sound(12))})
@@ -36,14 +49,19 @@ def test_without_beam_nothing_is_written_to_a_store(out, message, tmp_path, caps
 def beam(tmp_path_factory) -> Path:
     """An interpreter that has Apache Beam, and the newest versions of everything else but gcsfs.
 
-    A newer gcsfs asks for a bucket's kind by encrypted gRPC, which the emulator does not speak, for a minute.
+    A newer gcsfs asks for a bucket's kind by encrypted gRPC, which the emulator does not speak, for
+    a minute.
     """
     place = tmp_path_factory.mktemp("beam")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet"]
     requirements = REPOSITORY / "requirements.txt"
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    subprocess.run([*pip, "-r", requirements, "gcsfs==2025.3.0", "apache-beam>=2.77"], check=True, env=environment)
+    subprocess.run(
+        [*pip, "-r", requirements, "gcsfs==2025.3.0", "apache-beam>=2.77"],
+        check=True,
+        env=environment,
+    )
     subprocess.run([*pip, "--no-deps", "-e", REPOSITORY], check=True, env=environment)
     return place / "bin" / "python"
 
@@ -69,12 +87,17 @@ class TestBeam:
     """``preprocess --beam-runner DirectRunner``."""
 
     def test_shards_are_equal_in_content(self, beam, archive, tmp_path):
-        done = run(beam, "--source", archive, "--out", tmp_path / "beam", "--beam-runner", "DirectRunner")
+        done = run(
+            beam, "--source", archive, "--out", tmp_path / "beam", "--beam-runner", "DirectRunner"
+        )
         assert done.returncode == 0, done.stderr
         assert main(["preprocess", "--source", str(archive), "--out", str(tmp_path / "here")]) == 0
         assert recordings_of(tmp_path / "beam") == recordings_of(tmp_path / "here")
         for split in ("train", "validation", "test"):
-            mine, theirs = (shards.open_shards(tmp_path / name / "maestro", split, made_by="") for name in ("here", "beam"))
+            mine, theirs = (
+                shards.open_shards(tmp_path / name / "maestro", split, made_by="")
+                for name in ("here", "beam")
+            )
             assert mine.metadata == theirs.metadata
             assert list(mine.raw) == list(theirs.raw)
         assert manifest.verify(tmp_path / "beam" / "maestro", log=lambda line: None) == []
@@ -84,10 +107,18 @@ class TestBeam:
         archive = write_archive_of(tmp_path / "odd.zip", files)
         options = ["--source", archive, "--out", tmp_path / "out", "--beam-runner", "DirectRunner"]
         done = run(beam, *options)
-        assert done.returncode == 1 and "1 unusable recordings, 0 allowed" in done.stderr and "Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and "1 unusable recordings, 0 allowed" in done.stderr
+            and "Traceback" not in done.stderr
+        )
         done = run(beam, *options, "--max-bad", 1)
         assert done.returncode == 0, done.stderr
-        assert [facts["key"] for facts in recordings_of(tmp_path / "out")] == ["0.wav", "1.wav", "2.wav"]
+        assert [facts["key"] for facts in recordings_of(tmp_path / "out")] == [
+            "0.wav",
+            "1.wav",
+            "2.wav",
+        ]
 
     def test_an_unknown_runner_is_said(self, beam, archive, tmp_path):
         done = run(beam, "--source", archive, "--out", tmp_path, "--beam-runner", "NoRunner")

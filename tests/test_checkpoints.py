@@ -1,4 +1,5 @@
-"""Checkpoints: what was saved comes back bit for bit; what a disk, a kill or a mount did is noticed. About 15 s."""
+"""Checkpoints: what was saved comes back bit for bit; what a disk, a kill or a mount did is
+noticed. About 15 s."""
 
 import hashlib
 import io
@@ -31,7 +32,9 @@ OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, weight_decay=0.1), 10)
 
 def trained_state(steps: int) -> TrainState:
     """A state whose moments, counters and parameters are all away from zero."""
-    state = new_state({"dense": {"kernel": jnp.full((3, 4), 0.3), "bias": jnp.arange(4.0)}}, OPTIMIZER, ema=True)
+    state = new_state(
+        {"dense": {"kernel": jnp.full((3, 4), 0.3), "bias": jnp.arange(4.0)}}, OPTIMIZER, ema=True
+    )
     for step in range(steps):
         state = advanced(state, step)
     return state
@@ -58,7 +61,12 @@ def save(directory, step: int, tree=None, description=None, **options):
     """One checkpoint, written and arrived."""
     with Checkpoints(directory, log=options.pop("log", print)) as checkpoints:
         checkpoints.load()
-        checkpoints.save(step, tree or {"state": trained_state(step)}, description or {"licence": "CC BY"}, **options)
+        checkpoints.save(
+            step,
+            tree or {"state": trained_state(step)},
+            description or {"licence": "CC BY"},
+            **options,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,8 @@ def file(directory: Path, step: int, kind: str = "tar") -> Path:
 
 
 def stems(directory: Path) -> list[str]:
-    """Steps and endings of everything that is there, without the names' random parts and the process."""
+    """Steps and endings of everything that is there, without the names' random parts and the
+    process."""
     return sorted(f"{int(path.name[5:13])}{path.suffix}" for path in directory.iterdir())
 
 
@@ -121,7 +130,10 @@ class TestWhole:
         save(tmp_path, 1, tree)
         found, _ = open_latest(tmp_path, made_by="")
         assert found["none"] is None
-        assert_same_bits(found["half"], np.asarray(tree["half"])), assert_same_bits(found["flag"], tree["flag"])
+        (
+            assert_same_bits(found["half"], np.asarray(tree["half"])),
+            assert_same_bits(found["flag"], tree["flag"]),
+        )
 
     def test_what_is_saved_is_what_was_there_when_it_was_saved(self, tmp_path):
         """The state goes on, in the same memory, while it is written; so does the history."""
@@ -150,7 +162,10 @@ class TestWhole:
 
     def test_a_checkpoint_describes_itself(self, template):
         description = json.loads(file(template, 3, "json").read_text())
-        assert description["licence"] == "CC BY" and description["bytes"] == file(template, 3).stat().st_size
+        assert (
+            description["licence"] == "CC BY"
+            and description["bytes"] == file(template, 3).stat().st_size
+        )
         assert description["code_version"] and len(description["dimensions"]) == 19
         assert datetime.now(UTC) - datetime.fromisoformat(description["saved"]) < timedelta(hours=1)
         with tarfile.open(file(template, 3)) as archive:
@@ -161,7 +176,9 @@ class TestWhole:
         file(directory, 2).unlink()
         assert [one["step"] for one in listing(directory)] == [2, 3]
         truncate(file(directory, 3, "json"))
-        assert [one["step"] for one in listing(directory, lines.append)] == [2] and "step_00000003" in lines[0]
+        assert [one["step"] for one in listing(directory, lines.append)] == [
+            2
+        ] and "step_00000003" in lines[0]
         assert listing(directory / "none") == []
 
     def test_one_that_a_training_deletes_meanwhile_is_no_error(self, saved, monkeypatch):
@@ -176,14 +193,22 @@ class TestWhole:
         assert [one["step"] for one in listing(saved[2], pytest.fail)] == [3]
 
     def test_what_is_deleted_is_emptied_first(self, saved):
-        # Drive's trash keeps what a file held when it was deleted: a second name of the file shows it.
+        # Drive's trash keeps what a file held when it was deleted: a second name of the file shows
+        # it.
         trash = saved[2].parent / "trash"
         os.link(file(saved[2], 2), trash)
         save(saved[2], 4)
-        assert stems(saved[2]) == ["3.json", "3.tar", "4.json", "4.tar"] and trash.stat().st_size == 0
+        assert (
+            stems(saved[2]) == ["3.json", "3.tar", "4.json", "4.tar"] and trash.stat().st_size == 0
+        )
 
     def test_what_others_put_there_stays(self, saved):
-        others = ["step_00000001.tar", "step_00000003.tar.partial", "step_00000001.0123abcd.p0 (1).tar", "notes.json"]
+        others = [
+            "step_00000001.tar",
+            "step_00000003.tar.partial",
+            "step_00000001.0123abcd.p0 (1).tar",
+            "notes.json",
+        ]
         for name in others:
             (saved[2] / name).write_text("mine")
         with Checkpoints(saved[2]) as checkpoints:
@@ -194,21 +219,28 @@ class TestWhole:
         assert all((saved[2] / name).read_text() == "mine" for name in others)
 
     def test_weights_from_another_device_can_be_opened(self, tmp_path):
-        """Pre-trained on a TPU, fine-tuned on a GPU: here, saved from a device that this process does not have."""
+        """Pre-trained on a TPU, fine-tuned on a GPU: here, saved from a device that this process
+        does not have."""
         code = (
-            "import sys, jax, jax.numpy as jnp; from percepiano_ast.training.checkpoints import Checkpoints\n"
-            "array = jax.device_put(jnp.arange(4.0), jax.devices()[1])\n"
-            "with Checkpoints(sys.argv[1]) as checkpoints: checkpoints.save(1, {'a': array}, {})"
+            "import sys, jax, jax.numpy as jnp; from percepiano_ast.training.checkpoints import"
+            " Checkpoints\narray = jax.device_put(jnp.arange(4.0), jax.devices()[1])\nwith"
+            " Checkpoints(sys.argv[1]) as checkpoints: checkpoints.save(1, {'a': array}, {})"
         )
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=os.environ | flags, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], env=os.environ | flags, check=True
+        )
         tree, _ = open_latest(tmp_path, made_by="step 2")
         np.testing.assert_array_equal(tree["a"], np.arange(4.0))
 
     def test_before_the_run_it_says_what_it_will_need(self, tmp_path):
         lines = []
         require_room(tmp_path, 2_000_000_000, "8.00 GB", lines.append)
-        assert "checkpoints of 2.00 GB in " in lines[0] and "at most 8.00 GB" in lines[0] and "GB free" in lines[0]
+        assert (
+            "checkpoints of 2.00 GB in " in lines[0]
+            and "at most 8.00 GB" in lines[0]
+            and "GB free" in lines[0]
+        )
         with pytest.raises(InputError, match=r"one checkpoint needs 90000000.00 GB. Free space"):
             require_room(tmp_path, 9 * 10**16, "", lines.append)
 
@@ -233,7 +265,9 @@ class TestDamaged:
         path = file(directory, 3, "json")
         content = path.read_bytes()
         for position in range(0, len(content), 37):
-            path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+            path.write_bytes(
+                content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
+            )
             _, found = checkpoints.load()
             assert found["step"] == 2 or found["epoch"] == 3 and chr(content[position]).isspace()
 
@@ -248,7 +282,9 @@ class TestDamaged:
         checkpoints, _, directory = saved
         flip_a_bit(file(directory, 2))
         empty(file(directory, 3, "json"))
-        with pytest.raises(InputError, match="no usable checkpoint in .*; delete the directory to start over"):
+        with pytest.raises(
+            InputError, match="no usable checkpoint in .*; delete the directory to start over"
+        ):
             checkpoints.load()
 
     def test_the_damaged_one_is_replaced_by_the_next_save(self, saved):
@@ -259,7 +295,10 @@ class TestDamaged:
         assert Checkpoints(directory).load()[1]["step"] == 3
 
     def test_another_configuration_is_refused_with_the_difference(self, saved):
-        with pytest.raises(InputError, match='another configuration .licence: found "CC BY", requested "MIT".*Choose'):
+        with pytest.raises(
+            InputError,
+            match='another configuration .licence: found "CC BY", requested "MIT".*Choose',
+        ):
             saved[0].load(settings={"licence": "MIT"})
         assert saved[0].load(settings={"licence": "CC BY"})[1]["step"] == 3
 
@@ -316,11 +355,13 @@ class TestLitter:
 class TestNoCheckpoint:
     @pytest.mark.parametrize("name", ["", "missing"])
     def test_the_message_names_the_step_to_run(self, tmp_path, name):
-        with pytest.raises(InputError, match=f"no checkpoint in {tmp_path / name}. Run notebook 02 first"):
+        with pytest.raises(
+            InputError, match=f"no checkpoint in {tmp_path / name}. Run notebook 02 first"
+        ):
             open_latest(tmp_path / name, made_by="notebook 02")
 
 
-# --- From a stranger ---------------------------------------------------------------------------------------------------
+# --- From a stranger ----------------------------------------------------------------------------
 
 
 class Boom:
@@ -330,7 +371,12 @@ class Boom:
         return os.system, ("touch boom",)
 
 
-def forge(directory: Path, members: list[tuple[tarfile.TarInfo, bytes]], names: list[str] | None = None, **changes) -> None:
+def forge(
+    directory: Path,
+    members: list[tuple[tarfile.TarInfo, bytes]],
+    names: list[str] | None = None,
+    **changes,
+) -> None:
     """A checkpoint of step 9 with these members; every checksum fits."""
     directory.mkdir(exist_ok=True)
     stem, files = directory / "step_00000009.00000000", []
@@ -338,11 +384,26 @@ def forge(directory: Path, members: list[tuple[tarfile.TarInfo, bytes]], names: 
         for info, content in members:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-            files.append({"name": info.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+            files.append(
+                {
+                    "name": info.name,
+                    "bytes": len(content),
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                }
+            )
     whole = Path(f"{stem}.p0.tar").read_bytes()
-    part = {"name": f"{stem.name}.p0.tar", "bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
-    part["files"] = [one | {"name": name} for one, name in zip(files, names or [one["name"] for one in files])]
-    sign(Path(f"{stem}.json"), {"step": 9, "score": None, "bytes": len(whole), "sha256": "", "parts": [part]} | changes)
+    part = {
+        "name": f"{stem.name}.p0.tar",
+        "bytes": len(whole),
+        "sha256": hashlib.sha256(whole).hexdigest(),
+    }
+    part["files"] = [
+        one | {"name": name} for one, name in zip(files, names or [one["name"] for one in files])
+    ]
+    sign(
+        Path(f"{stem}.json"),
+        {"step": 9, "score": None, "bytes": len(whole), "sha256": "", "parts": [part]} | changes,
+    )
 
 
 def sign(path: Path, marker: dict) -> None:
@@ -365,19 +426,26 @@ def refused(directory: Path) -> str:
 
 
 class TestStrangers:
-    @pytest.mark.parametrize("name", ["../escaped", "state/../../escaped", "{absolute}", "state/./x", "state//x", "other/x"])
+    @pytest.mark.parametrize(
+        "name",
+        ["../escaped", "state/../../escaped", "{absolute}", "state/./x", "state//x", "other/x"],
+    )
     def test_nothing_is_written_outside(self, tmp_path, name):
         name = name.format(absolute=tmp_path / "escaped")
         forge(tmp_path / "run", [(tarfile.TarInfo(name), b"gotcha")])
         assert "its manifest has an invalid name or size" in refused(tmp_path / "run")
         assert not list(tmp_path.rglob("escaped"))
 
-    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+    @pytest.mark.parametrize(
+        "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+    )
     def test_links_and_devices_are_refused(self, tmp_path, kind):
         info = tarfile.TarInfo("state/x")
         info.type, info.linkname = kind, "/etc/passwd"
         forge(tmp_path / "run", [(info, b"")])
-        assert "'state/x' is not in its manifest, or not a regular file" in refused(tmp_path / "run")
+        assert "'state/x' is not in its manifest, or not a regular file" in refused(
+            tmp_path / "run"
+        )
 
     def test_what_the_manifest_does_not_name_is_refused(self, tmp_path):
         forge(tmp_path / "run", [(tarfile.TarInfo("state/x"), b"1")], names=["state/y"])
@@ -387,8 +455,15 @@ class TestStrangers:
         monkeypatch.chdir(tmp_path)
         boom = pickle.dumps(Boom())
         for name in members_of(template, 3):
-            members = members_of(template, 3) | {name: boom, "state/checkpoint": boom, "state/data.pkl": boom}
-            forge(tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()])
+            members = members_of(template, 3) | {
+                name: boom,
+                "state/checkpoint": boom,
+                "state/data.pkl": boom,
+            }
+            forge(
+                tmp_path / "run",
+                [(tarfile.TarInfo(one), content) for one, content in members.items()],
+            )
             lines = []
             try:
                 Checkpoints(tmp_path / "run", log=lines.append).load()
@@ -398,28 +473,46 @@ class TestStrangers:
         refused(tmp_path / "run")
         assert not (tmp_path / "boom").exists()
 
-    @pytest.mark.parametrize("change, message", [
-        ({"shape": [10**12], "chunks": [10**12]}, "has shape .10+., which does not match the size of its files"),
-        ({"shape": [10**6, 10**6], "chunks": [3, 4]}, "which does not match the size of its files"),
-        ({"compressor": {"id": "zstd", "level": 1}}, "is compressed; checkpoints hold uncompressed arrays only"),
-        ({"compressor": {"id": "blosc"}}, "is compressed"),
-        ({"filters": [{"id": "gzip"}]}, "is compressed"),
-        ({"dtype": "|O"}, "has an invalid type"),
-        ({"dtype": "|V1000000000"}, "has an invalid type"),
-        ({"dtype": [["a", "<f4", [10**9]]]}, "its array metadata are invalid"),
-        ({"shape": [-3, -4]}, "has an invalid shape"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (
+                {"shape": [10**12], "chunks": [10**12]},
+                "has shape .10+., which does not match the size of its files",
+            ),
+            (
+                {"shape": [10**6, 10**6], "chunks": [3, 4]},
+                "which does not match the size of its files",
+            ),
+            (
+                {"compressor": {"id": "zstd", "level": 1}},
+                "is compressed; checkpoints hold uncompressed arrays only",
+            ),
+            ({"compressor": {"id": "blosc"}}, "is compressed"),
+            ({"filters": [{"id": "gzip"}]}, "is compressed"),
+            ({"dtype": "|O"}, "has an invalid type"),
+            ({"dtype": "|V1000000000"}, "has an invalid type"),
+            ({"dtype": [["a", "<f4", [10**9]]]}, "its array metadata are invalid"),
+            ({"shape": [-3, -4]}, "has an invalid shape"),
+        ],
+    )
     def test_a_bomb_is_not_inflated(self, template, tmp_path, change, message):
         members = members_of(template, 3)
         (name,) = [name for name in members if name.endswith("state.params.dense.kernel/.zarray")]
         members[name] = json.dumps(json.loads(members[name]) | change).encode()
-        forge(tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()])
+        forge(
+            tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()]
+        )
         assert re.search(message, refused(tmp_path / "run"))
 
     def test_nor_is_a_name_followed_to_another_folder(self, template, tmp_path):
         members = members_of(template, 3)
-        members["state/_METADATA"] = members["state/_METADATA"].replace(b'"key": "kernel"', b'"key": "../../kernel"')
-        forge(tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()])
+        members["state/_METADATA"] = members["state/_METADATA"].replace(
+            b'"key": "kernel"', b'"key": "../../kernel"'
+        )
+        forge(
+            tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()]
+        )
         assert "an array with an invalid name" in refused(tmp_path / "run")
 
     @pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
@@ -430,9 +523,14 @@ class TestStrangers:
             info.size = 10**7
             target.addfile(info, io.BytesIO(bytes(10**7)))
         with pytest.raises(InputError, match="incomplete or invalid tar archive"):
-            packing.unpack(archive, [{"name": "state/x", "bytes": 10**7, "sha256": ""}], tmp_path / "to")
+            packing.unpack(
+                archive, [{"name": "state/x", "bytes": 10**7, "sha256": ""}], tmp_path / "to"
+            )
 
-    @pytest.mark.parametrize("name", ["../step_00000009.00000000.p0.tar", "/etc/passwd", "step_00000008.00000000.p0.tar", 7])
+    @pytest.mark.parametrize(
+        "name",
+        ["../step_00000009.00000000.p0.tar", "/etc/passwd", "step_00000008.00000000.p0.tar", 7],
+    )
     def test_a_marker_names_no_other_files(self, tmp_path, name):
         part = {"name": name, "bytes": 1, "sha256": "", "files": []}
         forge(tmp_path / "run", [(tarfile.TarInfo("state/x"), b"1")], parts=[part])
@@ -446,11 +544,12 @@ class TestStrangers:
         assert "it is larger than" in lines[0]
 
 
-# --- On the way --------------------------------------------------------------------------------------------------------
+# --- On the way ---------------------------------------------------------------------------------
 
 
 def test_what_was_packed_while_the_one_before_is_cleared_away_is_delivered_once():
-    """The thread that clears away the first must not go on with a second that another thread has in hand."""
+    """The thread that clears away the first must not go on with a second that another thread has in
+    hand."""
 
     class Slow:
         def __init__(self, pack: float, deliver: float, discard: float):
@@ -475,28 +574,42 @@ def test_what_was_packed_while_the_one_before_is_cleared_away_is_delivered_once(
     assert courier.insist() and (first.delivered, second.delivered) == (1, 1)
 
 
-# --- Several processes -------------------------------------------------------------------------------------------------
+# --- Several processes --------------------------------------------------------------------------
 
 
 class TestShares:
-    """Arrays that are spread over processes come together again; see `test_parallel.py` for real processes."""
+    """Arrays that are spread over processes come together again; see `test_parallel.py` for real
+    processes."""
 
     def test_pieces_are_joined_where_they_belong(self):
         whole = np.arange(24.0).reshape(4, 6)
-        shares = [{"a": {"at_0_0": whole[:2]}, "b": [{"at": np.float32(7)}], "c": None, "d": np.ones(2)},
-                  {"a": {"at_2_0": whole[2:, :3], "at_2_3": whole[2:, 3:]}, "b": [{}], "c": None, "d": {}}]  # fmt: skip
+        shares = [
+            {"a": {"at_0_0": whole[:2]}, "b": [{"at": np.float32(7)}], "c": None, "d": np.ones(2)},
+            {
+                "a": {"at_2_0": whole[2:, :3], "at_2_3": whole[2:, 3:]},
+                "b": [{}],
+                "c": None,
+                "d": {},
+            },
+        ]
         tree = pieces.join(shares)
         np.testing.assert_array_equal(tree["a"], whole)
         assert tree["b"] == [7] and tree["c"] is None and tree["d"].tolist() == [1, 1]
 
-    @pytest.mark.parametrize("lost, message", [
-        ({"a": {"at_0": np.ones(2)}}, "a piece of an array is missing"),
-        ({"a": {"at_0": np.ones(2), "at_999999999999": np.ones(1)}}, "a piece of an array is missing"),
-        ({"a": {"at_0": np.ones(2), "at_2": np.ones(2, np.int8)}}, "do not fit together"),
-        ({"a": {"at_0": np.ones((2, 2))}}, "do not fit together"),
-        ({"b": {"at_0": np.ones(2)}}, "belong to different states"),
-        ({"a": [np.ones(2)]}, "belong to different states"),
-    ])  # fmt: skip
+    @pytest.mark.parametrize(
+        "lost, message",
+        [
+            ({"a": {"at_0": np.ones(2)}}, "a piece of an array is missing"),
+            (
+                {"a": {"at_0": np.ones(2), "at_999999999999": np.ones(1)}},
+                "a piece of an array is missing",
+            ),
+            ({"a": {"at_0": np.ones(2), "at_2": np.ones(2, np.int8)}}, "do not fit together"),
+            ({"a": {"at_0": np.ones((2, 2))}}, "do not fit together"),
+            ({"b": {"at_0": np.ones(2)}}, "belong to different states"),
+            ({"a": [np.ones(2)]}, "belong to different states"),
+        ],
+    )
     def test_pieces_that_are_not_of_one_array_are_refused(self, lost, message):
         with pytest.raises(InputError, match=message):
             pieces.join([{"a": {"at_3": np.ones(2)}}, lost])

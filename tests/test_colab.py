@@ -1,6 +1,8 @@
-"""Storage locations of the notebooks: Drive (simulated), folders, a bucket (emulated); and the status table.
+"""Storage locations of the notebooks: Drive (simulated), folders, a bucket (emulated); and the
+status table.
 
-``google.colab`` cannot be installed off Colab: the tests use a fake module, and a folder instead of the mount.
+``google.colab`` cannot be installed off Colab: the tests use a fake module, and a folder instead of
+the mount.
 """
 
 import os
@@ -28,7 +30,8 @@ RED = "\033[31m"
 
 
 class FakeColab:
-    """``google.colab``: its Drive appears as a folder when it is mounted and is gone when it is not.
+    """``google.colab``: its Drive appears as a folder when it is mounted and is gone when it is
+    not.
 
     Attributes:
         calls: what was asked of it.
@@ -103,7 +106,10 @@ def lines() -> list[str]:
 
 def make_shards(run) -> Path:
     """Something with a manifest at the place of the run's shards."""
-    for name, content in {"maestro_log_mel/2.0.0/one.array_record": b"one" * 999, "recordings.csv": b"title\n"}.items():
+    for name, content in {
+        "maestro_log_mel/2.0.0/one.array_record": b"one" * 999,
+        "recordings.csv": b"title\n",
+    }.items():
         path = run.maestro / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
@@ -112,30 +118,46 @@ def make_shards(run) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 class TestDrive:
     def test_is_mounted_once_and_used(self, at_colab, lines):
         runs = [colab.open_run("demo", "Google Drive", log=lines.append) for _ in range(2)]
         assert at_colab.calls == ["mount"]
-        assert runs[0] == runs[1] and runs[0].root == at_colab.drive / "MyDrive" / "percepiano_ast" / "demo"
+        assert (
+            runs[0] == runs[1]
+            and runs[0].root == at_colab.drive / "MyDrive" / "percepiano_ast" / "demo"
+        )
         assert not runs[0].store and not any(RED in line for line in lines)
         assert not list(runs[0].root.iterdir())  # the trial of writing leaves nothing
 
     def test_is_mounted_for_a_folder_of_it_too(self, at_colab):
         place = at_colab.drive / "MyDrive" / "elsewhere"
-        assert colab.open_run("demo", str(place), log=print).root == place and at_colab.calls == ["mount"]
+        assert colab.open_run("demo", str(place), log=print).root == place and at_colab.calls == [
+            "mount"
+        ]
 
     def test_refused_permission_is_said_with_the_other_choices(self, at_colab):
         at_colab.refusal = ValueError("mount failed: access was not granted")
-        with pytest.raises(InputError, match="access was not granted.*Run the cell again.*this runtime only.*gs://"):
+        with pytest.raises(
+            InputError, match="access was not granted.*Run the cell again.*this runtime only.*gs://"
+        ):
             colab.open_run("demo", "Google Drive")
 
     def test_a_mount_that_takes_nothing_is_said(self, at_colab):
         at_colab.mount(str(at_colab.drive))
         (at_colab.drive / "MyDrive" / "percepiano_ast").write_text("in the way of every folder")
-        with pytest.raises(InputError, match="is not writable .*Drive is mounted: check at drive.google.com that it is not full"):
+        with pytest.raises(
+            InputError,
+            match=(
+                "is not writable .*Drive is mounted: check at drive.google.com that it is not full"
+            ),
+        ):
             colab.open_run("demo", "Google Drive")
 
     def test_shards_are_copied_to_the_fast_disk(self, at_colab):
@@ -149,14 +171,21 @@ class TestDrive:
         (run.root / "kept").touch()
         colab.flush(run, lines.append)
         assert at_colab.calls == ["mount", "flush", "mount"] and (run.root / "kept").exists()
-        assert "uploading pending files to Google Drive" in lines[0] and "drive.google.com" in lines[-1]
+        assert (
+            "uploading pending files to Google Drive" in lines[0]
+            and "drive.google.com" in lines[-1]
+        )
 
     def test_a_flush_that_fails_ends_nothing(self, at_colab, lines):
         run = colab.open_run("demo", "Google Drive")
         at_colab.refusal = ValueError("timed out")
         colab.flush(run, lines.append)
         assert run.root.is_dir()
-        assert [line for line in lines if RED in line and "timed out" in line and "drive.google.com" in line]
+        assert [
+            line
+            for line in lines
+            if RED in line and "timed out" in line and "drive.google.com" in line
+        ]
 
 
 class TestElsewhereInColab:
@@ -177,7 +206,10 @@ class TestElsewhereInColab:
 
     def test_a_bucket_is_signed_in_to_and_needs_no_red_line(self, at_colab, bucket, lines):
         run = colab.open_run("demo", BUCKET + "/", log=lines.append)
-        assert at_colab.calls == ["sign in"] and (run.root, run.store) == (colab.RUNTIME / "demo", BUCKET)
+        assert at_colab.calls == ["sign in"] and (run.root, run.store) == (
+            colab.RUNTIME / "demo",
+            BUCKET,
+        )
         assert BUCKET in lines[-1] and not any(RED in line for line in lines)
 
     def test_a_bucket_without_permission_is_said(self, at_colab, bucket):
@@ -190,7 +222,9 @@ class TestOffColab:
     def test_the_choices_of_the_form_mean_a_folder(self, elsewhere, lines):
         assert colab.open_run("demo", "Google Drive", log=lines.append).root == Path("runs/demo")
         assert "Google Drive is available on Colab only" in lines[0] and "runs/demo" in lines[0]
-        assert colab.open_run("demo", "this runtime only", log=lines.append).root == Path("runs/demo")
+        assert colab.open_run("demo", "this runtime only", log=lines.append).root == Path(
+            "runs/demo"
+        )
         assert len(lines) == 3 and not any(RED in line for line in lines)
 
     def test_a_folder_is_used_as_given(self, elsewhere, lines):
@@ -219,12 +253,15 @@ class TestOffColab:
             colab.open_run("demo", keep_in)
 
     def test_a_bucket_that_is_not_there_is_refused(self, elsewhere, bucket):
-        with pytest.raises(InputError, match="gs://nobodys/run is not writable.*Check that the bucket exists"):
+        with pytest.raises(
+            InputError, match="gs://nobodys/run is not writable.*Check that the bucket exists"
+        ):
             colab.open_run("demo", "gs://nobodys/run")
 
 
 class TestDemo:
-    """Each Colab notebook has its own runtime: with ``this runtime only``, outputs of the notebooks before are missing."""
+    """Each Colab notebook has its own runtime: with ``this runtime only``, outputs of the notebooks
+    before are missing."""
 
     STEPS = ("preprocess_maestro", "pretrain", "preprocess_percepiano", "finetune", "baselines")
 
@@ -233,14 +270,26 @@ class TestDemo:
         """Calls of the steps, which write nothing."""
         calls = []
         for name in self.STEPS:
-            monkeypatch.setattr(suite, name, lambda run, *given, name=name, **options: calls.append((name, *given)))
+            monkeypatch.setattr(
+                suite, name, lambda run, *given, name=name, **options: calls.append((name, *given))
+            )
         return calls
 
-    @pytest.mark.parametrize(("needs", "number"), [("shards", 1), ("encoder", 2), ("predictions", 6)])
-    def test_missing_outputs_of_earlier_notebooks_are_made(self, needs, number, steps, elsewhere, lines):
+    @pytest.mark.parametrize(
+        ("needs", "number"), [("shards", 1), ("encoder", 2), ("predictions", 6)]
+    )
+    def test_missing_outputs_of_earlier_notebooks_are_made(
+        self, needs, number, steps, elsewhere, lines
+    ):
         colab.prepare_demo(suite.Run(PRESETS["demo"], elsewhere), needs, lines.append)
-        wanted = [("preprocess_maestro",), ("pretrain",), ("preprocess_percepiano",), ("finetune", "ssast"),
-                  ("finetune", "scratch"), ("baselines",)]  # fmt: skip
+        wanted = [
+            ("preprocess_maestro",),
+            ("pretrain",),
+            ("preprocess_percepiano",),
+            ("finetune", "ssast"),
+            ("finetune", "scratch"),
+            ("baselines",),
+        ]
         assert steps == wanted[:number] and len(lines) == min(number, 3)
 
     def test_existing_outputs_and_other_presets_are_left_alone(self, steps, run):
@@ -281,7 +330,9 @@ class TestBucket:
         colab.keep_shards(run)
         open_store(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
         shutil.rmtree(run.maestro)
-        with pytest.raises(RunFailed, match="recordings.csv does not match its checksum: run notebook 01 again"):
+        with pytest.raises(
+            RunFailed, match="recordings.csv does not match its checksum: run notebook 01 again"
+        ):
             colab.bring_shards(run)
 
 
@@ -293,11 +344,14 @@ def table_of(run) -> dict[str, list[dict]]:
 
 
 def save_epochs(place: Path, *epochs: int) -> None:
-    """Checkpoints as a training leaves them, three steps an epoch; `test_notebooks` looks at those of real trainings."""
+    """Checkpoints as a training leaves them, three steps an epoch; `test_notebooks` looks at those
+    of real trainings."""
     with Checkpoints(place) as checkpoints:
         for epoch in epochs:
             history = [{"epoch": number + 1, "loss": 0.5} for number in range(epoch)]
-            checkpoints.save(3 * epoch, {"weights": np.zeros(999)}, {"epoch": epoch, "history": history})
+            checkpoints.save(
+                3 * epoch, {"weights": np.zeros(999)}, {"epoch": epoch, "history": history}
+            )
 
 
 @pytest.fixture
@@ -315,7 +369,8 @@ class TestStatus:
     def test_says_what_is_where_and_how_far(self, run):
         rows = table_of(run)
         pretraining = rows["pre-training ssast"]
-        assert [(row["step"], row["epoch"]) for row in pretraining] == [(9, 3), (6, 2)]  # the newest first
+        # the newest first
+        assert [(row["step"], row["epoch"]) for row in pretraining] == [(9, 3), (6, 2)]
         assert {row["location"] for row in pretraining} == {f"{run.pretrain}/checkpoints"}
         (model,) = rows["ast-test-ssast, fold 0"]
         assert model["epoch"] == 3 and model["location"].endswith("fold_0/model")
@@ -342,9 +397,17 @@ class TestStatus:
         (run.maestro / "recordings.csv").unlink()
         rows = table_of(run)
         cut, damaged = rows["pre-training ssast"]
-        assert cut["step"] == 9 and cut["integrity"].startswith("damaged: ") and newest.name in cut["integrity"]
-        assert damaged["integrity"].startswith("damaged: ") and "step_00000006" in damaged["integrity"]
-        assert re.match("damaged: .*recordings.csv: missing", rows["shards for pre-training"][0]["integrity"])
+        assert (
+            cut["step"] == 9
+            and cut["integrity"].startswith("damaged: ")
+            and newest.name in cut["integrity"]
+        )
+        assert (
+            damaged["integrity"].startswith("damaged: ") and "step_00000006" in damaged["integrity"]
+        )
+        assert re.match(
+            "damaged: .*recordings.csv: missing", rows["shards for pre-training"][0]["integrity"]
+        )
 
     def test_tells_unfinished_shards_and_folds(self, run):
         (run.maestro / "manifest.json").unlink()
@@ -357,7 +420,11 @@ class TestStatus:
     def test_command_prints_it_and_refuses_an_empty_place(self, run, tmp_path, capsys):
         assert main(["status", "--out", str(run.root)]) == 0
         printed = capsys.readouterr().out
-        assert "pre-training ssast" in printed and f"{run.pretrain}/checkpoints" in printed and "under a minute" in printed
+        assert (
+            "pre-training ssast" in printed
+            and f"{run.pretrain}/checkpoints" in printed
+            and "under a minute" in printed
+        )
         assert main(["status", "--out", str(tmp_path / "nothing")]) == 2
         assert "no run in" in capsys.readouterr().err
 
@@ -368,11 +435,17 @@ class TestStatus:
         save_epochs(here.kept(here.finetune("ast-test-ssast") / "fold_0" / "model"), 3)
         rows = table_of(here)
         assert [row["step"] for row in rows["pre-training ssast"]] == [9, 6]
-        assert rows["ast-test-ssast, fold 0"][0]["location"] == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
+        assert (
+            rows["ast-test-ssast, fold 0"][0]["location"]
+            == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
+        )
         assert {row["integrity"] for part in rows.values() for row in part} == {"intact (marker)"}
         place = here.kept(here.pretrain / "checkpoints")
         open_store(place).remove(listing(place)[0]["parts"][0]["name"])
-        assert [row["integrity"][:6] for row in table_of(here)["pre-training ssast"]] == ["intact", "damage"]
+        assert [row["integrity"][:6] for row in table_of(here)["pre-training ssast"]] == [
+            "intact",
+            "damage",
+        ]
         copied = suite.Run(run.preset, run.root, store=f"{BUCKET}/status")
         colab.keep_shards(copied, lines.append)
         both = table_of(copied)["shards for pre-training"]
@@ -381,7 +454,10 @@ class TestStatus:
     def test_curves_of_another_machine_come_from_its_checkpoints(self, run):
         save_epochs(run.finetune("ast-test-ssast") / "fold_1" / "checkpoints", 1)
         curves = views.finetune_history(run)
-        assert curves.to_dict("list") == {"epoch": [1, 2, 3], "ast-test-ssast loss": [0.5, 0.5, 0.5]}
+        assert curves.to_dict("list") == {
+            "epoch": [1, 2, 3],
+            "ast-test-ssast loss": [0.5, 0.5, 0.5],
+        }
 
 
 class TestRecordings:
@@ -390,7 +466,9 @@ class TestRecordings:
     def test_a_path_is_taken_as_it_is_and_examples_are_two_ways_to_play(self, tmp_path):
         assert colab.receive("mine/a.wav", tmp_path) == Path("mine/a.wav")
         paths = [colab.receive(name, tmp_path) for name in ("example", "second example")]
-        assert all(path.is_file() for path in paths) and paths[0].read_bytes() != paths[1].read_bytes()
+        assert (
+            all(path.is_file() for path in paths) and paths[0].read_bytes() != paths[1].read_bytes()
+        )
         again = colab.receive("example", tmp_path / "again")
         assert again.read_bytes() == paths[0].read_bytes()
 

@@ -1,4 +1,5 @@
-"""Which segments share music: small melodies with known overlaps, and PercePiano's 47 groups. Cost: 3 s."""
+"""Which segments share music: small melodies with known overlaps, and PercePiano's 47 groups. Cost:
+3 s."""
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,15 @@ def folder(tmp_path):
         write_midi(performance(pitches), tmp_path / percepiano.MIDI_FOLDER / f"{name}_Score_1.mid")
         group = "c" if name == "c" else "music"
         for clip, human in ((f"{name}_Score_1", False), (f"{name}_1_1", True)):
-            rows.append({"clip": clip, "segment": name, "content_group": group, "human": human, "fold_content": 0})
+            rows.append(
+                {
+                    "clip": clip,
+                    "segment": name,
+                    "content_group": group,
+                    "human": human,
+                    "fold_content": 0,
+                }
+            )
     pd.DataFrame(rows).to_csv(tmp_path / "index.csv", index=False)
     return tmp_path
 
@@ -58,15 +67,21 @@ def test_an_index_that_says_otherwise_is_named(folder, capsys):
     index.assign(content_group=index["segment"]).to_csv(folder / "index.csv", index=False)
     assert main(["index", str(folder), "--check"]) == 1
     errors = capsys.readouterr().err
-    assert "segment 'a' shares music with ['b', 'long'] according to its MIDI, with [] according to the index" in errors
+    assert (
+        "segment 'a' shares music with ['b', 'long'] according to its MIDI, with [] according to"
+        " the index" in errors
+    )
     assert "segment 'c'" not in errors
 
 
-@pytest.mark.parametrize("case, message", [
-    ("no deadpan", "segment 'a' has no deadpan rendering"),
-    ("no file", "no MIDI file c_Score_1.mid"),
-    ("short", "has fewer than 8 notes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "case, message",
+    [
+        ("no deadpan", "segment 'a' has no deadpan rendering"),
+        ("no file", "no MIDI file c_Score_1.mid"),
+        ("short", "has fewer than 8 notes"),
+    ],
+)
 def test_what_cannot_be_grouped_is_refused(folder, case, message):
     index, midi = load_index(folder / "index.csv"), folder / percepiano.MIDI_FOLDER
     if case == "no deadpan":

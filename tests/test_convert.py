@@ -1,4 +1,5 @@
-"""Published weights in and out: names, files that we write, Hugging Face's, foreign geometries. About 10 s.
+"""Published weights in and out: names, files that we write, Hugging Face's, foreign geometries.
+About 10 s.
 
 Tests marked ``peer`` compare with transformers itself.
 """
@@ -32,7 +33,9 @@ def shapes_of(kind: str, config: ModelConfig = SMALL) -> dict:
 def params_of(kind: str, config: ModelConfig = SMALL) -> dict:
     """Random parameters; those that the published model of this kind does not have are zero."""
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(kind, config))
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes_of(kind, config)
+    )
     if kind == "hf_ast":
         params["encoder"]["mask_embed"][:] = 0
     return params
@@ -59,7 +62,9 @@ class TestNames:
         tensors = convert.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
         blocks = params_of("ssast_pretrain")["encoder"]["blocks"]
         assert tensors["v.patch_embed.proj.weight"].shape == (64, 1, 16, 16)
-        np.testing.assert_array_equal(tensors["v.blocks.1.attn.qkv.weight"], blocks["attention"]["qkv"]["kernel"][1].T)
+        np.testing.assert_array_equal(
+            tensors["v.blocks.1.attn.qkv.weight"], blocks["attention"]["qkv"]["kernel"][1].T
+        )
         unused = {"v.head.weight": np.zeros(1), "p_input_fdim": np.zeros(())}
         parallel = {f"module.{name}": value for name, value in (tensors | unused).items()}
         assert_equal(convert.from_torch(parallel, "ssast_pretrain"), params_of("ssast_pretrain"))
@@ -69,10 +74,14 @@ class TestNames:
         prefix = "audio_spectrogram_transformer."
         assert f"{prefix}encoder.layer.1.attention.attention.key.bias" in tensors
         spelling = {
-            "encoder.layer.": "layers.", "attention.attention.query": "attention.q_proj", "output.dense": "mlp.fc2",
-            "attention.attention.key": "attention.k_proj", "attention.attention.value": "attention.v_proj",
-            "attention.mlp.fc2": "attention.o_proj", "intermediate.dense": "mlp.fc1",
-        }  # fmt: skip
+            "encoder.layer.": "layers.",
+            "attention.attention.query": "attention.q_proj",
+            "output.dense": "mlp.fc2",
+            "attention.attention.key": "attention.k_proj",
+            "attention.attention.value": "attention.v_proj",
+            "attention.mlp.fc2": "attention.o_proj",
+            "intermediate.dense": "mlp.fc1",
+        }
         for old, new in spelling.items():
             tensors = {name.replace(old, new): value for name, value in tensors.items()}
         assert f"{prefix}layers.0.attention.o_proj.weight" in tensors
@@ -87,19 +96,27 @@ class TestNames:
     def test_wrong_weights_are_refused(self):
         tensors = convert.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
         with pytest.raises(InputError, match="missing .'cpredlayer.0.bias'"):
-            convert.from_torch({k: v for k, v in tensors.items() if k != "cpredlayer.0.bias"}, "ssast_pretrain")
+            convert.from_torch(
+                {k: v for k, v in tensors.items() if k != "cpredlayer.0.bias"}, "ssast_pretrain"
+            )
         with pytest.raises(InputError, match="unknown .'v.rogue'"):
             convert.from_torch(tensors | {"v.rogue": np.zeros(1)}, "ssast_pretrain")
-        with pytest.raises(InputError, match="v.blocks.1.norm1.bias is .3,. and v.blocks.0.norm1.bias .64,."):
+        with pytest.raises(
+            InputError, match="v.blocks.1.norm1.bias is .3,. and v.blocks.0.norm1.bias .64,."
+        ):
             convert.from_torch(tensors | {"v.blocks.1.norm1.bias": np.zeros(3)}, "ssast_pretrain")
         with pytest.raises(InputError, match="Choose one of"):
             convert.from_torch(tensors, "beats")
         with pytest.raises(InputError, match="missing .'mlp_head"):
-            convert.from_torch({k: v for k, v in tensors.items() if not k.startswith("v.blocks")}, "ast")
+            convert.from_torch(
+                {k: v for k, v in tensors.items() if not k.startswith("v.blocks")}, "ast"
+            )
 
     def test_models_without_a_published_form_are_refused(self):
         decoder = params_of("ssast_pretrain") | {"decoder": {"mask_token": np.zeros((1, 1, 64))}}
-        with pytest.raises(InputError, match="unknown .'decoder/mask_token'.*as checkpoints of this package"):
+        with pytest.raises(
+            InputError, match="unknown .'decoder/mask_token'.*as checkpoints of this package"
+        ):
             convert.to_torch(decoder, "ssast_pretrain", SMALL.patch_size)
         with pytest.raises(InputError, match="missing .'head/bias'"):
             convert.to_torch({"encoder": params_of("ast")["encoder"]}, "ast", SMALL.patch_size)
@@ -110,20 +127,32 @@ class TestOtherModels:
 
     def test_first_differing_leaf_is_named(self):
         like = shapes_of("ast", dataclasses.replace(SMALL, width=32))
-        wanted = r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, but \(2, 32\) in the model\. Choose the model"
+        wanted = (
+            r"encoder/blocks/attention/proj/bias is \(2, 64\) in old\.pth, but \(2, 32\) in the"
+            r" model\. Choose the model"
+        )
         with pytest.raises(InputError, match=wanted):
             convert.require_same_shapes(params_of("ast"), like, "old.pth")
         convert.require_same_shapes(params_of("ast"), shapes_of("ast"), "old.pth")
-        with pytest.raises(InputError, match=r"head/bias is missing in old\.pth, but \(3,\) in the model"):
-            convert.require_same_shapes({"encoder": params_of("ast")["encoder"]}, shapes_of("ast"), "old.pth")
-        with pytest.raises(InputError, match=r"discriminative/hidden/bias is \(64,\) in old\.pth, but missing in the"):
+        with pytest.raises(
+            InputError, match=r"head/bias is missing in old\.pth, but \(3,\) in the model"
+        ):
+            convert.require_same_shapes(
+                {"encoder": params_of("ast")["encoder"]}, shapes_of("ast"), "old.pth"
+            )
+        with pytest.raises(
+            InputError,
+            match=r"discriminative/hidden/bias is \(64,\) in old\.pth, but missing in the",
+        ):
             convert.require_same_shapes(params_of("ssast_pretrain"), shapes_of("ast"), "old.pth")
 
     def test_an_encoder_runs_in_another_window_and_stride(self):
         other = dataclasses.replace(SMALL, stride=(10, 10), n_frames=64)
         fitted = convert.fit_positions(params_of("ast"), SMALL, other)
         convert.require_same_shapes(fitted, shapes_of("ast", other), "weights")
-        expected = ast.resize_positions(params_of("ast")["encoder"]["pos_embed"], SMALL.grid, other.grid)
+        expected = ast.resize_positions(
+            params_of("ast")["encoder"]["pos_embed"], SMALL.grid, other.grid
+        )
         np.testing.assert_array_equal(fitted["encoder"]["pos_embed"], expected)
         assert convert.fit_positions(params_of("ast"), SMALL, SMALL) is params_of("ast")
 
@@ -133,7 +162,10 @@ class TestOtherModels:
         assert tall.patch_dim == frames.patch_dim  # shapes do not tell these apart
         with pytest.raises(InputError, match=r"patches of \(128, 2\) .* patches of \(16, 16\)"):
             convert.fit_positions(params_of("ast"), frames, tall)
-        wanted = r"encoder/pos_embed is \(1, 14, 64\) for 32 mel bands in the weights, \(1, 50, 64\) for 128 in the"
+        wanted = (
+            r"encoder/pos_embed is \(1, 14, 64\) for 32 mel bands in the weights, \(1, 50, 64\) for"
+            r" 128 in the"
+        )
         with pytest.raises(InputError, match=wanted):
             convert.fit_positions(params_of("ast"), SMALL, tall)
 
@@ -145,20 +177,35 @@ class TestFiles:
     def test_what_is_written_is_read(self, kind, tmp_path):
         ours = {"front_end": FrontEnd(), "statistics": Statistics(-20.1, 12.3, 5, 0.0, 0.1)}
         written = weights.Weights(
-            params_of(kind), SMALL, kind, description={"licence": "CC0", "steps": 3}, norm_epsilon=1e-12,
+            params_of(kind),
+            SMALL,
+            kind,
+            description={"licence": "CC0", "steps": 3},
+            norm_epsilon=1e-12,
             **({} if kind == "hf_ast" else ours),
-        )  # fmt: skip
-        path = weights.write_weights(tmp_path / "new" / ("hf" if kind == "hf_ast" else "w.safetensors"), written)
+        )
+        path = weights.write_weights(
+            tmp_path / "new" / ("hf" if kind == "hf_ast" else "w.safetensors"), written
+        )
         read = weights.read_weights(path)
         assert_equal(read.params, written.params)
         assert dataclasses.replace(read, params={}) == dataclasses.replace(written, params={})
         assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing partial is left
         if kind == "ssast_pretrain":
-            assert load_file(path)["p_input_tdim"].shape == () and load_file(path)["p_input_tdim"] == 96
+            assert (
+                load_file(path)["p_input_tdim"].shape == ()
+                and load_file(path)["p_input_tdim"] == 96
+            )
 
     def test_a_stem_has_no_published_names(self, tmp_path):
-        with pytest.raises(InputError, match="no names for convolutions before the patches; use this model's checkpoint"):
-            weights.write_weights(tmp_path / "w.safetensors", weights.Weights({}, SMALL.cut(4, (6, 8)), "ssast_pretrain"))
+        with pytest.raises(
+            InputError,
+            match="no names for convolutions before the patches; use this model's checkpoint",
+        ):
+            weights.write_weights(
+                tmp_path / "w.safetensors",
+                weights.Weights({}, SMALL.cut(4, (6, 8)), "ssast_pretrain"),
+            )
 
     def test_wrong_files_are_refused(self, tmp_path):
         good = weights.Weights(params_of("ast"), SMALL, "ast")
@@ -178,7 +225,9 @@ class TestFiles:
         with pytest.raises(InputError, match="end in .safetensors"):
             weights.write_weights(tmp_path / "good.npz", good)
         wide = dataclasses.replace(good, config=dataclasses.replace(SMALL, width=128))
-        with pytest.raises(InputError, match="encoder/blocks/attention/proj/bias is .2, 64. in the parameters for "):
+        with pytest.raises(
+            InputError, match="encoder/blocks/attention/proj/bias is .2, 64. in the parameters for "
+        ):
             weights.write_weights(path, wide)
 
     def test_hugging_face_folders_that_lie_are_refused(self, tmp_path):
@@ -188,7 +237,9 @@ class TestFiles:
             weights.write_weights(folder, good)
         with pytest.raises(InputError, match="Write it as kind 'ast'"):
             weights.write_weights(tmp_path / "no", dataclasses.replace(good, front_end=FrontEnd()))
-        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", {"format": "pt"})
+        save_file(
+            load_file(folder / "model.safetensors"), folder / "model.safetensors", {"format": "pt"}
+        )
         level = {"sampling_rate": 16_000, "mean": -6.845978, "std": 5.5654526}
         (folder / "preprocessor_config.json").write_text(json.dumps(level))
         read = weights.read_weights(folder / "model.safetensors")
@@ -196,7 +247,10 @@ class TestFiles:
         assert read.statistics.mean_db == pytest.approx(10 * np.log10(np.exp(-6.845978)))
         config = json.loads((folder / "config.json").read_text())
         for change, message in (
-            ({"hidden_size": 128, "intermediate_size": 512}, "proj/bias is .2, 64. in .*, but .2, 128. in the model"),
+            (
+                {"hidden_size": 128, "intermediate_size": 512},
+                "proj/bias is .2, 64. in .*, but .2, 128. in the model",
+            ),
             ({"num_hidden_layers": 3}, "attention/proj/bias is .2, 64."),
             ({"hidden_act": "relu"}, "hidden_act = 'relu'; an AST needs 'gelu'"),
             ({"max_length": 200}, "encoder/pos_embed is .1, 14, 64."),
@@ -218,7 +272,11 @@ class TestPeer:
 
     @staticmethod
     def spectrograms(config: ModelConfig) -> np.ndarray:
-        return np.random.default_rng(3).normal(size=(2, config.n_frames, config.n_mels)).astype(np.float32)
+        return (
+            np.random.default_rng(3)
+            .normal(size=(2, config.n_frames, config.n_mels))
+            .astype(np.float32)
+        )
 
     @staticmethod
     def logits(read: weights.Weights, log_mel: np.ndarray) -> np.ndarray:
@@ -235,17 +293,25 @@ class TestPeer:
         torch.manual_seed(0)
         theirs = transformers.ASTForAudioClassification(
             transformers.ASTConfig(
-                hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256,
-                max_length=config.n_frames, num_mel_bins=config.n_mels, num_labels=5, initializer_range=0.2,
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=256,
+                max_length=config.n_frames,
+                num_mel_bins=config.n_mels,
+                num_labels=5,
+                initializer_range=0.2,
             )
-        ).eval()  # fmt: skip
+        ).eval()
         with torch.no_grad():
             for value in theirs.parameters():
                 value += 0.1 * torch.randn_like(value)
             if half:
                 theirs = theirs.bfloat16()
             theirs.save_pretrained(tmp_path)
-            transformers.ASTFeatureExtractor(num_mel_bins=config.n_mels, mean=-6.5, std=5.5).save_pretrained(tmp_path)
+            transformers.ASTFeatureExtractor(
+                num_mel_bins=config.n_mels, mean=-6.5, std=5.5
+            ).save_pretrained(tmp_path)
             expected = theirs.float()(torch.from_numpy(log_mel)).logits.numpy()
         read = weights.read_weights(tmp_path)
         assert read.config == config and np.ptp(expected) > 1
@@ -260,8 +326,12 @@ class TestPeer:
         params = jax.tree.map(lambda leaf: leaf * np.float32(0.2), params_of("hf_ast", config))
         ours = weights.Weights(params, config, "hf_ast", norm_epsilon=1e-12, head_epsilon=1e-12)
         folder = weights.write_weights(tmp_path / "hf", ours)
-        model, report = transformers.ASTForAudioClassification.from_pretrained(folder, output_loading_info=True)
-        assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        model, report = transformers.ASTForAudioClassification.from_pretrained(
+            folder, output_loading_info=True
+        )
+        assert not any(
+            report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        )
         with torch.no_grad():
             theirs = model.eval()(torch.from_numpy(log_mel)).logits.numpy()
         np.testing.assert_allclose(self.logits(ours, log_mel), theirs, atol=1e-5)

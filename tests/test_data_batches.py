@@ -25,7 +25,8 @@ from percepiano_ast.data.shards import ShardSet
 from percepiano_ast.training.state import normalise
 
 LENGTHS = (2500, 256, 1300, 511, 2047)
-WINDOWS = (8, 1, 4, 1, 6)  # of 256 frames: one less than fits, so that they fit wherever the first one starts
+# of 256 frames: one less than fits, so that they fit wherever the first one starts
+WINDOWS = (8, 1, 4, 1, 6)
 
 
 def noise() -> dict[str, np.ndarray]:
@@ -65,8 +66,12 @@ class TestPretrainBatches:
         assert all(batch.shape == (4, 256, 128) and batch.dtype == np.uint8 for batch in whole)
         for step in (1, steps - 1, steps, steps + 1, 2 * steps + 1):
             np.testing.assert_array_equal(next(make(train).from_step(step))["codes"], whole[step])
-        assert not np.array_equal(whole[0], whole[steps]), "the second epoch repeats the first one's windows"
-        np.testing.assert_array_equal(np.stack([batch["codes"] for batch in made.one_epoch()]), np.stack(whole[:steps]))
+        assert not np.array_equal(whole[0], whole[steps]), (
+            "the second epoch repeats the first one's windows"
+        )
+        np.testing.assert_array_equal(
+            np.stack([batch["codes"] for batch in made.one_epoch()]), np.stack(whole[:steps])
+        )
 
     def test_grain_brings_an_iterator_back_to_the_exact_batch(self, train):
         stream = make(train).from_step(3)
@@ -77,7 +82,9 @@ class TestPretrainBatches:
         resumed = make(train).from_step(3)
         resumed.set_state(state)
         assert [next(resumed)["clip"] for _ in range(6)] == expected
-        assert next(make(train).from_step(3 + 4))["clip"] == expected[0], "the step alone says as much"
+        assert next(make(train).from_step(3 + 4))["clip"] == expected[0], (
+            "the step alone says as much"
+        )
 
     def test_another_seed_is_another_order(self, train):
         first, other = (next(make(train, seed).from_step(0))["codes"] for seed in (0, 1))
@@ -88,7 +95,9 @@ class TestPretrainBatches:
         parts = [make(train, process=(k, 2)).from_step(3) for k in (0, 1)]
         for _ in range(8):  # into the next epoch
             whole, halves = next(alone), [next(part) for part in parts]
-            np.testing.assert_array_equal(whole["codes"], np.concatenate([half["codes"] for half in halves]))
+            np.testing.assert_array_equal(
+                whole["codes"], np.concatenate([half["codes"] for half in halves])
+            )
             assert list(whole["clip"]) == [name for half in halves for name in half["clip"]]
         with pytest.raises(InputError, match="batch size 4 is not divisible by 3 processes"):
             make(train, process=(0, 3))
@@ -111,7 +120,8 @@ class TestPretrainBatches:
         assert made.steps_per_epoch == 7
         firsts = np.bincount([min(found[k : k + 7])[1] for k in range(0, len(found), 7)])
         assert len(firsts) == 70 - 7 * 8 + 1 and firsts.min() > 0
-        assert ((firsts - 20) ** 2 / 20).sum() < 36  # chi square of 15 equal chances: 99.9 % lie below
+        # chi square of 15 equal chances: 99.9 % lie below
+        assert ((firsts - 20) ** 2 / 20).sum() < 36
 
     def test_windows_come_mixed_anew_in_every_epoch(self, train):
         made = make(train, batch_size=20)
@@ -126,28 +136,42 @@ class TestPretrainBatches:
         places(made.one_epoch(), levels)
 
     def test_a_recording_shorter_than_the_window_is_refused(self, train):
-        with pytest.raises(InputError, match="a recording of 256 frames is shorter than the model's window of 300"):
+        with pytest.raises(
+            InputError, match="a recording of 256 frames is shorter than the model's window of 300"
+        ):
             make(train, n_frames=300)
 
     def test_too_few_windows(self, train):
-        with pytest.raises(InputError, match="20 windows of 256 frames do not fill one batch of 4096"):
+        with pytest.raises(
+            InputError, match="20 windows of 256 frames do not fill one batch of 4096"
+        ):
             make(train, batch_size=4096)
 
     def test_damaged_shards_are_refused(self, train):
         with pytest.raises(InputError, match="have 20 chunks, its shards hold 19"):
             make(dataclasses.replace(train, raw=train.raw[1:]))
         swapped = [train.raw[k] for k in (1, 0, *range(2, 20))]
-        with pytest.raises(InputError, match=r"record [01] .* holds 300 frames of 2500.wav from frame (0|300), expected 300 from"):
+        with pytest.raises(
+            InputError,
+            match=(
+                r"record [01] .* holds 300 frames of 2500.wav from frame (0|300), expected 300 from"
+            ),
+        ):
             list(make(dataclasses.replace(train, raw=swapped)).one_epoch())
         cut = [record[:-1000] for record in train.raw]
-        with pytest.raises(InputError, match=r"record \d+ of the shards cannot be read: .*preprocess --verify"):
+        with pytest.raises(
+            InputError, match=r"record \d+ of the shards cannot be read: .*preprocess --verify"
+        ):
             next(make(dataclasses.replace(train, raw=cut)).from_step(0))
 
 
 class TestRecords:
     """The parser finds what TFDS's own decoding finds."""
 
-    FEATURES = {"recording": tfds.features.Text(), "ratings": tfds.features.Tensor(shape=(19,), dtype=np.float32)}
+    FEATURES = {
+        "recording": tfds.features.Text(),
+        "ratings": tfds.features.Tensor(shape=(19,), dtype=np.float32),
+    }
     FEATURES |= {"start_frame": np.int32, "year": np.int32, "title": tfds.features.Text()}
 
     @pytest.mark.parametrize("dtype", [np.uint8, np.float16])
@@ -156,24 +180,34 @@ class TestRecords:
         log_mel = tfds.features.Tensor(shape=(None, 128), dtype=dtype, encoding="bytes")
         features = tfds.features.FeaturesDict(self.FEATURES | {"log_mel": log_mel})
         codes = np.random.default_rng(0).integers(0, 256, (7, 128)).astype(dtype)
-        example = {"recording": "Frédéric.wav", "start_frame": start, "year": 1998, "title": "log_mel"}
+        example = {
+            "recording": "Frédéric.wav",
+            "start_frame": start,
+            "year": 1998,
+            "title": "log_mel",
+        }
         example |= {"log_mel": codes, "ratings": np.arange(19, dtype=np.float32)}
         serialised = features.serialize_example(example)
         for record in (serialised, *self.reordered(serialised)):
-            chunk, expected = records.parse(record, dtype, 128), features.deserialize_example_np(record)
+            chunk, expected = (
+                records.parse(record, dtype, 128),
+                features.deserialize_example_np(record),
+            )
             np.testing.assert_array_equal(chunk.stored, expected["log_mel"])
             assert chunk.stored.dtype == dtype and chunk.start == expected["start_frame"] == start
             assert chunk.recording.encode() == expected["recording"]
 
     def reordered(self, serialised: bytes) -> list[bytes]:
-        """The same example with its features in the order of their names, and the other way round."""
+        """The same example with its features in the order of their names, and the other way
+        round."""
         entries = tf_example_pb2.Example.FromString(serialised).features.feature
         parts = []
         for name in sorted(entries):
             one = tf_example_pb2.Example()
             one.features.feature[name].CopyFrom(entries[name])
             parts.append(one.SerializeToString())
-        return [b"".join(parts), b"".join(reversed(parts))]  # protobuf joins messages that follow one another
+        # protobuf joins messages that follow one another
+        return [b"".join(parts), b"".join(reversed(parts))]
 
     def test_what_is_no_chunk_is_refused(self):
         (good,) = shard_set({"a.wav": np.zeros((3, 128), np.uint8)}, 0).raw
@@ -204,7 +238,8 @@ class TestRatedWindows:
 
     @pytest.fixture
     def rated(self) -> RatedClips:
-        """Clips whose codes say where they are from: 10 + clip number in band 0, the frame in band 1."""
+        """Clips whose codes say where they are from: 10 + clip number in band 0, the frame in band
+        1."""
         codes = []
         for number, length in enumerate(self.LENGTHS):
             clip = np.full((length, 128), 10 + number, np.uint8)
@@ -217,8 +252,13 @@ class TestRatedWindows:
     def test_windows_cover_every_frame_of_every_clip(self, rated):
         seen = [np.zeros(length, bool) for length in self.LENGTHS]
         made = list(clip_windows(rated.codes, n_frames=64, batch_size=4))
-        assert all(batch["codes"].shape == (4, 64, 128) and batch["codes"].dtype == np.uint8 for batch in made)
-        for codes, n_valid, clip in ((c, n, k) for b in made for c, n, k in zip(b["codes"], b["n_valid"], b["clip"])):
+        assert all(
+            batch["codes"].shape == (4, 64, 128) and batch["codes"].dtype == np.uint8
+            for batch in made
+        )
+        for codes, n_valid, clip in (
+            (c, n, k) for b in made for c, n, k in zip(b["codes"], b["n_valid"], b["clip"])
+        ):
             if clip < 0:
                 continue
             assert (codes[:n_valid, 0] == 10 + clip).all() and not codes[n_valid:].any()
@@ -233,26 +273,36 @@ class TestRatedWindows:
     @pytest.mark.parametrize("max_windows", [1, 3])
     def test_fine_tuning_windows_are_spread_over_their_clip(self, rated, max_windows):
         members = np.array([0, 2, 4])
-        dataset, steps = finetune_batches(rated, members, n_frames=64, max_windows=max_windows, batch_size=3, seed=0)
+        dataset, steps = finetune_batches(
+            rated, members, n_frames=64, max_windows=max_windows, batch_size=3, seed=0
+        )
         assert steps == 1
         stream, starts = from_step(dataset, 0), set()
         for _ in range(30):
             batch = next(stream)
             assert sorted(batch["clip"].tolist()) == members.tolist()
-            assert batch["codes"].shape == (3, max_windows, 64, 128) and batch["codes"].dtype == np.uint8
+            assert (
+                batch["codes"].shape == (3, max_windows, 64, 128)
+                and batch["codes"].dtype == np.uint8
+            )
             for clip, windows, n_valid in zip(batch["clip"], batch["codes"], batch["n_valid"]):
                 # What a rating hears: 1, 2 and 6 windows.
                 assert (n_valid > 0).sum() == min({0: 1, 2: 2, 4: 6}[int(clip)], max_windows)
                 for codes, length in zip(windows, n_valid):
                     assert length in (0, min(self.LENGTHS[clip], 64)) and not codes[length:].any()
                     assert (codes[:length, 0] == 10 + clip).all()
-                    np.testing.assert_array_equal(codes[:length, 1], codes[0, 1] + np.arange(length))
+                    np.testing.assert_array_equal(
+                        codes[:length, 1], codes[0, 1] + np.arange(length)
+                    )
                 if clip == 4:
                     first = windows[:, 0, 1].tolist()
                     starts.add(first[0])
                     assert first == sorted(first) and all(start <= 1 + 200 - 64 for start in first)
                     parts = 136 / max_windows  # each window starts in a part of its own
-                    assert all(place * parts - 1 <= start - 1 <= (place + 1) * parts for place, start in enumerate(first))
+                    assert all(
+                        place * parts - 1 <= start - 1 <= (place + 1) * parts
+                        for place, start in enumerate(first)
+                    )
         assert len(starts) > 10
 
     def test_no_window_of_a_clip_is_refused(self, rated):
@@ -261,7 +311,12 @@ class TestRatedWindows:
 
     def test_fine_tuning_resumes_at_any_step(self, rated):
         def stream(step, seed=0):
-            return from_step(finetune_batches(rated, np.arange(5), n_frames=64, max_windows=2, batch_size=2, seed=seed)[0], step)
+            return from_step(
+                finetune_batches(
+                    rated, np.arange(5), n_frames=64, max_windows=2, batch_size=2, seed=seed
+                )[0],
+                step,
+            )
 
         whole = stream(0)
         whole = [next(whole)["codes"] for _ in range(5)]

@@ -1,4 +1,5 @@
-"""Sources of recordings to shards: what is in them, what is not, and why. Cost: 40 s, most of it workers that start."""
+"""Sources of recordings to shards: what is in them, what is not, and why. Cost: 40 s, most of it
+workers that start."""
 
 import io
 import json
@@ -65,29 +66,52 @@ def test_shards_read_with_plain_tfds(run):
     assert statistics["mean_db"] == pytest.approx(decibels.mean(), abs=1e-9)
     assert statistics["std_db"] == pytest.approx(decibels.std(), abs=1e-9)
     assert statistics["count"] == levels.size
-    assert statistics["at_floor"] == np.mean(levels == 0) and statistics["at_ceiling"] == np.mean(levels == 255)
-    assert "CC BY-NC-SA" in builder.info.metadata["licence"] and not builder.info.metadata["simulated"]
+    assert statistics["at_floor"] == np.mean(levels == 0) and statistics["at_ceiling"] == np.mean(
+        levels == 255
+    )
+    assert (
+        "CC BY-NC-SA" in builder.info.metadata["licence"] and not builder.info.metadata["simulated"]
+    )
 
 
 def test_shards_read_with_grain(run):
-    source = tfds.builder_from_directory(run[0] / "maestro_log_mel" / shards.VERSION).as_data_source(split="train")
-    dataset = grain.MapDataset.source(source).seed(0).shuffle().map(lambda example: example["log_mel"][:512]).batch(2)
+    source = tfds.builder_from_directory(
+        run[0] / "maestro_log_mel" / shards.VERSION
+    ).as_data_source(split="train")
+    dataset = (
+        grain.MapDataset.source(source)
+        .seed(0)
+        .shuffle()
+        .map(lambda example: example["log_mel"][:512])
+        .batch(2)
+    )
     assert next(iter(dataset.to_iter_dataset())).shape == (2, 512, 128)
 
 
 def test_chunks_join_to_the_recording_in_the_split_and_order_of_the_table(archive, run):
     with zipfile.ZipFile(archive) as source:
-        for split, rows in table_of(archive).query("canonical_composer == 'Nobody'").groupby("split"):
+        for split, rows in (
+            table_of(archive).query("canonical_composer == 'Nobody'").groupby("split")
+        ):
             shard_set = shards.open_shards(run[0], split, made_by="it")
             names = [example["recording"].decode() for example in shard_set.examples]
             assert list(dict.fromkeys(names)) == sorted(rows["audio_filename"])
             for name, n_frames in zip(dict.fromkeys(names), shard_set.n_frames):
-                parts = [example for example in shard_set.examples if example["recording"].decode() == name]
+                parts = [
+                    example
+                    for example in shard_set.examples
+                    if example["recording"].decode() == name
+                ]
                 joined = np.concatenate([part["log_mel"] for part in parts])
                 expected, _ = audio.quantize(levels_of(source.read(f"{ROOT}/{name}")), FRONT_END)
                 np.testing.assert_array_equal(joined, expected)
-                assert len(parts) == max(n_frames // shard_set.chunk_frames, 1) and len(joined) == n_frames
-                assert [part["start_frame"] for part in parts] == [k * shard_set.chunk_frames for k in range(len(parts))]
+                assert (
+                    len(parts) == max(n_frames // shard_set.chunk_frames, 1)
+                    and len(joined) == n_frames
+                )
+                assert [part["start_frame"] for part in parts] == [
+                    k * shard_set.chunk_frames for k in range(len(parts))
+                ]
 
 
 def test_works_of_percepiano_are_left_out_and_said(run):
@@ -98,15 +122,17 @@ def test_works_of_percepiano_are_left_out_and_said(run):
     assert any("1 of 7 recordings skipped (0 unusable)" in line for line in log)
     recordings = pd.read_csv(out / "recordings.csv")
     assert len(recordings) == 6 and not set(recordings["audio_filename"]) & set(skipped["key"])
-    assert recordings["seconds"].round().astype(int).tolist() == [s for lengths in SECONDS.values() for s in lengths]
+    assert recordings["seconds"].round().astype(int).tolist() == [
+        s for lengths in SECONDS.values() for s in lengths
+    ]
     assert set(recordings["source_rate"]) == {RATE} and set(recordings["channels"]) == {1}
 
 
 def test_progress_says_recordings_hours_speed_time_and_room(run):
     line = next(line for line in run[1] if "6/6" in line)
-    assert pytest.approx(sum(sum(lengths) for lengths in SECONDS.values()) / 3600, abs=0.01) == float(
-        line.split(" of ")[1].split()[0]
-    )
+    assert pytest.approx(
+        sum(sum(lengths) for lengths in SECONDS.values()) / 3600, abs=0.01
+    ) == float(line.split(" of ")[1].split()[0])
     assert all(word in line for word in ("recordings", " h,", "MB/s", "left", "GB of disk free"))
 
 
@@ -152,7 +178,9 @@ def test_a_folder_gives_the_same_shards(archive, run, tmp_path):
     mine, reference = data_set_bytes(tmp_path / "out"), data_set_bytes(run[0])
     read_more = [name for name in mine if name.startswith("records/")]  # the files are not deflated
     for name in read_more:
-        assert _without(mine.pop(name), "source_bytes") == _without(reference.pop(name), "source_bytes")
+        assert _without(mine.pop(name), "source_bytes") == _without(
+            reference.pop(name), "source_bytes"
+        )
     assert mine == reference
 
 
@@ -170,7 +198,10 @@ def test_float16_holds_levels_as_they_are(archive, run, tmp_path):
     expected = audio.dequantize(coarse[0]["log_mel"], FRONT_END)
     inside = expected > FRONT_END.floor_db
     assert np.abs(exact[0]["log_mel"].astype(np.float32) - expected)[inside].max() <= 0.25 + 0.032
-    statistics = [shards.open_shards(out, "train", made_by="it").statistics for out in (tmp_path / "out", run[0])]
+    statistics = [
+        shards.open_shards(out, "train", made_by="it").statistics
+        for out in (tmp_path / "out", run[0])
+    ]
     assert statistics[0].mean_db == pytest.approx(statistics[1].mean_db, abs=0.02)
     with pytest.raises(InputError, match="another configuration .*stored"):
         preprocess(archive, tmp_path / "out")
@@ -180,7 +211,9 @@ def test_float16_holds_levels_as_they_are(archive, run, tmp_path):
 
 def test_a_limit_takes_each_splits_share_and_grows(tmp_path):
     names = [f"{k}.wav" for k in range(200)]
-    rows = pd.DataFrame({"audio_filename": names, "split": ["train"] * 160 + ["validation"] * 40, "duration": 360.0})
+    rows = pd.DataFrame(
+        {"audio_filename": names, "split": ["train"] * 160 + ["validation"] * 40, "duration": 360.0}
+    )
     few, more = tables.limited(rows, 2), tables.limited(rows, 5)
     assert few["duration"].sum() == pytest.approx(2 * 3600, rel=0.1)
     assert (few["split"] == "train").sum() == 16 and (few["split"] == "validation").sum() == 4
@@ -202,7 +235,9 @@ class TestOwnRecordings:
 
     @pytest.fixture
     def folder(self, tmp_path) -> Path:
-        for number, name in enumerate(["Bach/one.wav", "Bach/two.flac", "Chopin/three.ogg", "Chopin/four.mp3", "five.WAV"]):
+        for number, name in enumerate(
+            ["Bach/one.wav", "Bach/two.flac", "Chopin/three.ogg", "Chopin/four.mp3", "five.WAV"]
+        ):
             path = tmp_path / "mine" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, sound(12, number, 44_100), 44_100)
@@ -214,11 +249,16 @@ class TestOwnRecordings:
         preprocess(folder, tmp_path / "out")
         recordings = pd.read_csv(tmp_path / "out" / "recordings.csv").set_index("audio_filename")
         assert set(recordings["split"]) == {"train", "validation", "test"}
-        assert recordings.loc["Bach/two.flac", ["canonical_composer", "canonical_title"]].tolist() == ["Bach", "two"]
+        assert recordings.loc[
+            "Bach/two.flac", ["canonical_composer", "canonical_title"]
+        ].tolist() == ["Bach", "two"]
         assert recordings["seconds"].between(11.9, 12.2).all() and len(recordings) == 5
         # Three folders: what shares one shares a split.
         assert recordings.groupby("canonical_composer")["split"].nunique().max() == 1
-        assert "CC BY" not in shards.open_shards(tmp_path / "out", "train", made_by="it").metadata["licence"]
+        assert (
+            "CC BY"
+            not in shards.open_shards(tmp_path / "out", "train", made_by="it").metadata["licence"]
+        )
 
     def test_what_cannot_be_read_is_named(self, folder, tmp_path):
         (folder / "broken.wav").write_bytes(b"RIFF")
@@ -238,7 +278,10 @@ ODD = {
     "silent.wav": ("silent", lambda: wav(np.zeros(12 * RATE))),
     "short.wav": ("0.50 s long", lambda: wav(sound(0.5))),
     "below_a_window.wav": ("shorter than one window", lambda: wav(sound(9))),
-    "nan.wav": ("NaN", lambda: wav(np.where(np.arange(12 * RATE) == 1000, np.nan, sound(12)), subtype="FLOAT")),
+    "nan.wav": (
+        "NaN",
+        lambda: wav(np.where(np.arange(12 * RATE) == 1000, np.nan, sound(12)), subtype="FLOAT"),
+    ),
     "truncated.wav": ("truncated", lambda: wav(sound(12))[:100_000]),
     "no_audio.wav": ("cannot be read as audio", lambda: b"<html>not found</html>"),
     "empty.wav": ("empty", lambda: wav(np.zeros(0))),
@@ -252,16 +295,26 @@ ODD = {
 
 def test_every_unusable_recording_is_listed_and_odd_formats_come_through(tmp_path):
     fine = {
-        "96kHz_24bit_stereo.wav": wav(np.stack([tone(96_000), 0 * tone(96_000)], axis=1), 96_000, "PCM_24"),
+        "96kHz_24bit_stereo.wav": wav(
+            np.stack([tone(96_000), 0 * tone(96_000)], axis=1), 96_000, "PCM_24"
+        ),
         "odd_rate.wav": wav(0.5 * tone(44_056), 44_056),
         "float.wav": wav(0.5 * tone(48_000), 48_000, "FLOAT"),
     }
     source = tmp_path / "odd.zip"
-    write_archive_of(source, {**fine, **{name: make() for name, (_, make) in ODD.items()}, "stray.wav": wav(sound(12))},
-                     [*fine, *ODD])  # fmt: skip
+    write_archive_of(
+        source,
+        {**fine, **{name: make() for name, (_, make) in ODD.items()}, "stray.wav": wav(sound(12))},
+        [*fine, *ODD],
+    )
     _damage(source, "damaged.wav")
-    reasons = {name: reason for name, (reason, _) in ODD.items()} | {"stray.wav": "not listed in the table"}
-    with pytest.raises(RunFailed, match=rf"{len(reasons)} unusable recordings, 0 allowed; .* --max-bad {len(reasons)}"):
+    reasons = {name: reason for name, (reason, _) in ODD.items()} | {
+        "stray.wav": "not listed in the table"
+    }
+    with pytest.raises(
+        RunFailed,
+        match=rf"{len(reasons)} unusable recordings, 0 allowed; .* --max-bad {len(reasons)}",
+    ):
         preprocess(source, tmp_path / "out")
     assert not shards.is_complete(tmp_path / "out")
     log = preprocess(source, tmp_path / "out", max_bad=len(reasons))
@@ -271,13 +324,17 @@ def test_every_unusable_recording_is_listed_and_odd_formats_come_through(tmp_pat
     for name, reason in reasons.items():
         assert reason in skipped[name], name
         assert any(f"skipped {name}: " in line for line in log)
-    expected, _ = audio.quantize(audio.log_mel(0.5 * tone(RATE).astype(np.float32), FRONT_END), FRONT_END)
+    expected, _ = audio.quantize(
+        audio.log_mel(0.5 * tone(RATE).astype(np.float32), FRONT_END), FRONT_END
+    )
     loud = expected[10:-10] > 100
     assert loud.any()
     examples = examples_of(tmp_path / "out")
     assert {example["recording"].decode() for example in examples} == set(fine)
     for name in fine:
-        stored = np.concatenate([example["log_mel"] for example in examples if example["recording"].decode() == name])
+        stored = np.concatenate(
+            [example["log_mel"] for example in examples if example["recording"].decode() == name]
+        )
         assert len(stored) == len(expected)
         assert np.abs(stored[10:-10].astype(int) - expected[10:-10])[loud].max() <= 1
 
@@ -339,10 +396,14 @@ def test_output_of_another_configuration_is_refused_and_a_complete_one_kept(arch
     out, _ = run
     before = data_set_bytes(out)
     assert preprocess(archive, out) == [f"shards in {out} are complete"]
-    with pytest.raises(InputError, match="another configuration .*front_end.* Choose another output"):
+    with pytest.raises(
+        InputError, match="another configuration .*front_end.* Choose another output"
+    ):
         preprocess(archive, out, front_end=FrontEnd(fmin=30.0))
     # Another source of the same name and size is another source.
-    other = maestro.write_archive(tmp_path / "maestro.zip", [(row("test"), sound(11), b"MThd")] * 7, RATE)
+    other = maestro.write_archive(
+        tmp_path / "maestro.zip", [(row("test"), sound(11), b"MThd")] * 7, RATE
+    )
     with pytest.raises(InputError, match="another configuration .*table"):
         preprocess(other, out)
     assert data_set_bytes(out) == before
@@ -351,8 +412,12 @@ def test_output_of_another_configuration_is_refused_and_a_complete_one_kept(arch
 def test_opening_shards_says_what_is_missing(run, tmp_path):
     with pytest.raises(InputError, match="does not exist. Run notebook 01"):
         shards.open_shards(tmp_path / "none", "train", made_by="notebook 01")
-    with pytest.raises(InputError, match="no split 'rated'. Choose one of: test, train, validation"):
+    with pytest.raises(
+        InputError, match="no split 'rated'. Choose one of: test, train, validation"
+    ):
         shards.open_shards(run[0], "rated", made_by="notebook 01")
     (tmp_path / shards.MANIFEST).write_text("{}")
-    with pytest.raises(InputError, match="should hold one data set, holds 0. Delete it and run notebook 01"):
+    with pytest.raises(
+        InputError, match="should hold one data set, holds 0. Delete it and run notebook 01"
+    ):
         shards.open_shards(tmp_path, "train", made_by="notebook 01")

@@ -12,11 +12,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from percepiano_folder import CLIPS, change_labels, index_row, ratings_of, write_clip, write_folder, write_labels
+from percepiano_folder import (
+    CLIPS,
+    change_labels,
+    index_row,
+    ratings_of,
+    write_clip,
+    write_folder,
+    write_labels,
+)
 
 from percepiano_ast import audio, synthesis
 from percepiano_ast.config import FrontEnd, InputError
-from percepiano_ast.data import batches, build, demo, percepiano, percepiano_tables, shards, sources, tables, variants
+from percepiano_ast.data import (
+    batches,
+    build,
+    demo,
+    percepiano,
+    percepiano_tables,
+    shards,
+    sources,
+    tables,
+    variants,
+)
 from percepiano_ast.data.percepiano_files import ClipName
 from percepiano_ast.data.splits import fold_of_clip
 from percepiano_ast.dimensions import KEYS
@@ -54,10 +72,15 @@ def test_rated_shards_and_everything_left_out_is_listed(folder, tmp_path):
     assert rated.clip.tolist() == list(CLIPS[:2]) and rated.synthesizer.tolist() == ["builtin"] * 2
     np.testing.assert_array_equal(rated.ratings, np.float32([ratings_of(0), ratings_of(1)]))
     # First onset at .1 s, last release 2.9 s later, and the tail.
-    expected = FRONT_END.n_frames(int(np.ceil((0.1 + 2.9 + synthesis.TAIL) * FRONT_END.sample_rate)))
+    expected = FRONT_END.n_frames(
+        int(np.ceil((0.1 + 2.9 + synthesis.TAIL) * FRONT_END.sample_rate))
+    )
     assert all(abs(len(codes) - expected) <= 1 and codes.dtype == np.uint8 for codes in rated.codes)
     features = pd.read_csv(out / "classic_features.csv")
-    assert features["clip"].tolist() == list(CLIPS[:2]) and np.isfinite(features.iloc[:, 2:].to_numpy()).all()
+    assert (
+        features["clip"].tolist() == list(CLIPS[:2])
+        and np.isfinite(features.iloc[:, 2:].to_numpy()).all()
+    )
     levels = pd.read_csv(out / "levels.csv")
     assert (levels["peak_db"] > levels["level_db"]).all() and (levels["over"] == 0).all()
     assert any("builtin: " in line and "0 of 2 renderings exceed it" in line for line in log)
@@ -72,9 +95,15 @@ def test_renderings_are_kept_and_variants_differ_from_them(folder, tmp_path):
     names = ("builtin", "builtin+stretch", "builtin+room")
     preprocess(folder, tmp_path / "one" / "out", names)
     made = sorted((tmp_path / "one" / "renderings").iterdir())
-    assert len(made) == 8  # of four clips as they are and stretched; a room is added to what is there
-    rated = batches.rated_clips(shards.open_shards(tmp_path / "one" / "out", percepiano.SPLIT, made_by="it"))
-    assert rated.synthesizer.tolist() == sorted(names) * 4 and variants.plain(rated.synthesizer).sum() == 4
+    # of four clips as they are and stretched; a room is added to what is there
+    assert len(made) == 8
+    rated = batches.rated_clips(
+        shards.open_shards(tmp_path / "one" / "out", percepiano.SPLIT, made_by="it")
+    )
+    assert (
+        rated.synthesizer.tolist() == sorted(names) * 4
+        and variants.plain(rated.synthesizer).sum() == 4
+    )
     for plain, room, stretched in zip(*(rated.codes[k::3] for k in range(3))):
         assert len(plain) == len(room) and (plain != room).any()
         assert abs(len(stretched) / len(plain) - 1) < 0.06
@@ -94,8 +123,14 @@ class TestOwnRenderings:
         where = tmp_path / "grand"
         where.mkdir()
         for clip, path in percepiano.find_midi(folder).items():
-            wave = synthesis.BuiltinPiano().render(synthesis.trimmed(synthesis.read_midi(path)), 22_050)
-            soundfile.write(where / f"{clip}.flac", np.concatenate([np.zeros(44_100), wave, np.zeros(22_050)]), 22_050)
+            wave = synthesis.BuiltinPiano().render(
+                synthesis.trimmed(synthesis.read_midi(path)), 22_050
+            )
+            soundfile.write(
+                where / f"{clip}.flac",
+                np.concatenate([np.zeros(44_100), wave, np.zeros(22_050)]),
+                22_050,
+            )
         return where
 
     def make(self, folder, out, recordings, **options) -> list[str]:
@@ -109,12 +144,17 @@ class TestOwnRenderings:
         shutil.copy(recordings / f"{CLIPS[0]}.flac", recordings / "Stranger.flac")
         log = self.make(folder, tmp_path / "out", recordings, synthesizers=("own", "builtin"))
         assert any("1 recordings match no clip and are ignored: Stranger" in line for line in log)
-        assert any(line.startswith("  8/8 recordings, ") and " h, " not in line for line in log)  # nobody knows how long before
-        rated = batches.rated_clips(shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it"))
+        # nobody knows how long before
+        assert any(line.startswith("  8/8 recordings, ") and " h, " not in line for line in log)
+        rated = batches.rated_clips(
+            shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it")
+        )
         assert rated.synthesizer.tolist() == ["builtin", "own"] * 4
         for rendered, recorded in zip(rated.codes[::2], rated.codes[1::2]):
             assert len(rendered) == len(recorded)  # silence at both ends is gone
-            onsets = [np.argmax(codes.mean(axis=1) > codes.mean()) for codes in (rendered, recorded)]
+            onsets = [
+                np.argmax(codes.mean(axis=1) > codes.mean()) for codes in (rendered, recorded)
+            ]
             assert abs(onsets[0] - onsets[1]) <= 2 and abs(rendered.mean() - recorded.mean()) < 2
 
     def test_missing_ones_are_listed_and_refused_unless_partial(self, folder, recordings, tmp_path):
@@ -134,16 +174,31 @@ class TestOwnRenderings:
         soundfile.write(recordings / f"{CLIPS[1]}.flac", 0 * wave, rate)
         self.make(folder, tmp_path / "out", recordings)
         skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
-        assert "Check that it is the right clip" in skipped[f"{CLIPS[0]}@own"] and f"{CLIPS[0]}.flac" in skipped[f"{CLIPS[0]}@own"]
+        assert (
+            "Check that it is the right clip" in skipped[f"{CLIPS[0]}@own"]
+            and f"{CLIPS[0]}.flac" in skipped[f"{CLIPS[0]}@own"]
+        )
         assert "silent" in skipped[f"{CLIPS[1]}@own"] and len(skipped) == 2
 
     @pytest.mark.parametrize(
         ("harm", "options", "message"),
         [
             (shutil.rmtree, {}, "no such folder"),
-            (lambda f: [path.unlink() for path in f.iterdir()], {}, "has no recording of any of 4 clips"),
-            (lambda f: shutil.copy(f / f"{CLIPS[0]}.flac", f / f"{CLIPS[0]}.wav"), {}, "both of clip"),
-            (lambda f: None, {"synthesizers": ("builtin",)}, "synthesizer 'own' and a folder of recordings require each other"),
+            (
+                lambda f: [path.unlink() for path in f.iterdir()],
+                {},
+                "has no recording of any of 4 clips",
+            ),
+            (
+                lambda f: shutil.copy(f / f"{CLIPS[0]}.flac", f / f"{CLIPS[0]}.wav"),
+                {},
+                "both of clip",
+            ),
+            (
+                lambda f: None,
+                {"synthesizers": ("builtin",)},
+                "synthesizer 'own' and a folder of recordings require each other",
+            ),
         ],
     )
     def test_bad_folders_are_refused(self, folder, recordings, tmp_path, harm, options, message):
@@ -216,7 +271,10 @@ def test_half_written_folders_are_refused(folder, tmp_path, harm, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "message"), [("fluidr3", "Did you mean 'fluidr3mono'"), ("none.sf2", "none.sf2: no such file")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fluidr3", "Did you mean 'fluidr3mono'"), ("none.sf2", "none.sf2: no such file")],
+)
 def test_a_missing_soundfont_is_said_before_anything_is_made(folder, tmp_path, name, message):
     with pytest.raises(InputError, match=message):
         preprocess(folder, tmp_path / "out", ("builtin", name))
@@ -272,7 +330,9 @@ class TestRealData:
         """A folder with the real MIDI files and no label file."""
         folder = tmp_path / "linked"
         (folder / percepiano.MIDI_FOLDER).parent.mkdir(parents=True)
-        os.symlink((percepiano_dir / percepiano.MIDI_FOLDER).resolve(), folder / percepiano.MIDI_FOLDER)
+        os.symlink(
+            (percepiano_dir / percepiano.MIDI_FOLDER).resolve(), folder / percepiano.MIDI_FOLDER
+        )
         return folder
 
     def test_every_clip_has_ratings_and_midi(self, percepiano_dir):
@@ -290,14 +350,22 @@ class TestRealData:
         shutil.copy(percepiano_dir / "labels" / percepiano.LABELS, linked / percepiano.LABELS)
         lacking = set(percepiano.read_labels(percepiano_dir)) - set(percepiano.read_labels(linked))
         assert len(lacking) == 13 and {ClipName.of(clip).player for clip in lacking} == {"Score"}
-        with pytest.raises(InputError, match="rates 1,189 clips, 1,202 are expected; 13 lack.* not the one in labels/"):
+        with pytest.raises(
+            InputError,
+            match="rates 1,189 clips, 1,202 are expected; 13 lack.* not the one in labels/",
+        ):
             preprocess(linked, tmp_path / "out")
 
-    def test_ratings_of_another_version_are_refused_under_the_shipped_index(self, percepiano_dir, linked):
+    def test_ratings_of_another_version_are_refused_under_the_shipped_index(
+        self, percepiano_dir, linked
+    ):
         labels = json.loads((percepiano_dir / percepiano.LABELS).read_text())
         labels["Beethoven_WoO80_var10_8bars_2_8"][3] = 0.5
         write_labels(linked, labels)
-        with pytest.raises(InputError, match="ratings of 1 of 1202 clips differ from those .*Beethoven_WoO80_var10_8bars_2_8"):
+        with pytest.raises(
+            InputError,
+            match="ratings of 1 of 1202 clips differ from those .*Beethoven_WoO80_var10_8bars_2_8",
+        ):
             percepiano.read_ratings(linked, percepiano.load_index(linked))
 
     def test_real_clips_with_two_soundfonts(self, percepiano_dir, linked, tmp_path):
@@ -307,18 +375,28 @@ class TestRealData:
                 synthesis.make_synthesizer(name)
         except InputError as error:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
-        clips = ["Schubert_D935_no.3_4bars_2_1", "Beethoven_WoO80_thema_8bars_11_1", "Beethoven_WoO80_thema_8bars_14_1"]
+        clips = [
+            "Schubert_D935_no.3_4bars_2_1",
+            "Beethoven_WoO80_thema_8bars_11_1",
+            "Beethoven_WoO80_thema_8bars_14_1",
+        ]
         shutil.copy(percepiano_dir / percepiano.LABELS, linked / percepiano.LABELS)
         index = percepiano.load_index(percepiano_dir)
         index[index["clip"].isin(clips)].to_csv(linked / "index.csv", index=False)
         log = preprocess(linked, tmp_path / "out", names)
-        assert any("3 clips with fluidr3mono, musescore-small: 6 renderings" in line for line in log)
-        rated = batches.rated_clips(shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it"))
+        assert any(
+            "3 clips with fluidr3mono, musescore-small: 6 renderings" in line for line in log
+        )
+        rated = batches.rated_clips(
+            shards.open_shards(tmp_path / "out", percepiano.SPLIT, made_by="it")
+        )
         assert rated.clip.tolist() == [clip for clip in sorted(clips) for _ in names]
         assert rated.synthesizer.tolist() == [*names] * 3
         labels = json.loads((percepiano_dir / percepiano.LABELS).read_text())
         labels = {name.strip(): values[:19] for name, values in labels.items()}
-        np.testing.assert_array_equal(rated.ratings, np.float32([labels[clip] for clip in rated.clip]))
+        np.testing.assert_array_equal(
+            rated.ratings, np.float32([labels[clip] for clip in rated.clip])
+        )
         for first, second in zip(rated.codes[::2], rated.codes[1::2]):
             assert first.shape == second.shape and np.abs(first.astype(int) - second).mean() > 2
         skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
@@ -335,7 +413,11 @@ class TestDemo:
     """Simulated data: a function of the seed, and said to be simulated."""
 
     def files(self, folder: Path) -> dict[str, bytes]:
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
 
     def test_same_seed_same_bytes(self, tmp_path):
         first, again, other = (
@@ -347,12 +429,19 @@ class TestDemo:
         assert first[human] != other[human] and first[percepiano.LABELS] != other[percepiano.LABELS]
 
     def test_recordings_follow_the_seed(self, tmp_path):
-        made = [demo.write_maestro(tmp_path / f"{n}.zip", seed=s, recordings_per_tune=1) for n, s in ((1, 0), (2, 0))]
+        made = [
+            demo.write_maestro(tmp_path / f"{n}.zip", seed=s, recordings_per_tune=1)
+            for n, s in ((1, 0), (2, 0))
+        ]
         assert made[0].read_bytes() == made[1].read_bytes()
         rows = tables.read_table(sources.open_source(str(made[0]))).rows
         assert set(rows["split"]) == set(tables.SPLITS) and rows["duration"].min() > 10.3
-        rated = set(pd.read_csv(demo.write_percepiano(tmp_path / "p", performers=1) / "index.csv")["piece"])
-        titles = {"".join(t.capitalize() for t in title.split()) for title in rows["canonical_title"]}
+        rated = set(
+            pd.read_csv(demo.write_percepiano(tmp_path / "p", performers=1) / "index.csv")["piece"]
+        )
+        titles = {
+            "".join(t.capitalize() for t in title.split()) for title in rows["canonical_title"]
+        }
         assert not {piece.removesuffix("_8bars") for piece in rated} & titles
 
     def test_it_says_that_it_is_simulated_and_is_whole(self, made):
@@ -382,15 +471,28 @@ class TestDemo:
 
 def test_one_loudness_for_all_give_or_take_what_a_model_must_bear(folder, tmp_path):
     work = build.Work(1, max_bad=None, log=lambda line: None)
-    percepiano.preprocess(folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",), one_loudness=True)
+    percepiano.preprocess(
+        folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",), one_loudness=True
+    )
     preprocess(folder, tmp_path / "played")
     peak, levels = {}, {}
     for name in ("level", "played"):
-        rated = batches.rated_clips(shards.open_shards(tmp_path / name, percepiano.SPLIT, made_by="it"))
+        rated = batches.rated_clips(
+            shards.open_shards(tmp_path / name, percepiano.SPLIT, made_by="it")
+        )
         peak[name] = np.array([codes.max() for codes in rated.codes]) * FRONT_END.step_db
-        levels[name] = pd.read_csv(tmp_path / name / "levels.csv").set_index("clip").loc[rated.clip, "level_db"].to_numpy()
+        levels[name] = (
+            pd.read_csv(tmp_path / name / "levels.csv")
+            .set_index("clip")
+            .loc[rated.clip, "level_db"]
+            .to_numpy()
+        )
     assert 0.2 < np.ptp(levels["level"]) < 2 * audio.JITTER_DB + 1
     # What is stored was moved by as much as the sound was.
-    np.testing.assert_allclose(peak["level"] - peak["played"], levels["level"] - levels["played"], atol=1)
+    np.testing.assert_allclose(
+        peak["level"] - peak["played"], levels["level"] - levels["played"], atol=1
+    )
     with pytest.raises(InputError, match="another configuration .*loudness"):
-        percepiano.preprocess(folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",))
+        percepiano.preprocess(
+            folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",)
+        )

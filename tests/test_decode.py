@@ -1,6 +1,7 @@
 """Recordings are decoded from front to back in bounded memory, whole or not at all. About 8 s.
 
-The tests of M4A run with the ffmpeg on PATH, if there is one, and with that of the package imageio-ffmpeg.
+The tests of M4A run with the ffmpeg on PATH, if there is one, and with that of the package
+imageio-ffmpeg.
 """
 
 import io
@@ -25,7 +26,14 @@ RATE = FrontEnd().sample_rate
 class Forward:
     """Bytes that come once; the source may say how many, and may fail after some of them."""
 
-    def __init__(self, content: bytes, *, size: int | None = None, fails_at: int = -1, error: Exception | None = None):
+    def __init__(
+        self,
+        content: bytes,
+        *,
+        size: int | None = None,
+        fails_at: int = -1,
+        error: Exception | None = None,
+    ):
         self.file, self.size, self.fails_at, self.error = io.BytesIO(content), size, fails_at, error
 
     def seekable(self) -> bool:
@@ -34,7 +42,8 @@ class Forward:
     def read(self, size: int = -1) -> bytes:
         if self.error and self.file.tell() >= self.fails_at:
             raise self.error
-        return self.file.read(min(size, 50_000) if size >= 0 else size)  # a short read is not the end
+        # a short read is not the end
+        return self.file.read(min(size, 50_000) if size >= 0 else size)
 
     def at_end(self) -> bool:
         return not self.file.read(1)
@@ -57,7 +66,8 @@ def chunk(name: bytes, content: bytes, declared: int | None = None) -> bytes:
 
 
 def wav_file(wave, *, before=b"", after=b"", declared=None, riff=None, subtype="PCM_16") -> bytes:
-    """A WAV file with chunks before and behind its sound, and with lengths of one's own in its header."""
+    """A WAV file with chunks before and behind its sound, and with lengths of one's own in its
+    header."""
     plain = sound_file(wave, subtype=subtype)
     at = plain.index(b"data")
     (length,) = struct.unpack("<I", plain[at + 4 : at + 8])
@@ -77,7 +87,9 @@ SUBTYPES = {
 }
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [(kind, subtype) for kind, all_ in SUBTYPES.items() for subtype in all_])
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [(kind, subtype) for kind, all_ in SUBTYPES.items() for subtype in all_]
+)
 def test_what_comes_once_is_decoded_as_from_a_path(tmp_path, kind, subtype):
     content = sound_file(noise(), kind=kind, subtype=subtype)
     path = tmp_path / "take"
@@ -89,7 +101,9 @@ def test_what_comes_once_is_decoded_as_from_a_path(tmp_path, kind, subtype):
         assert source.at_end()
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("FLAC", "PCM_24")])
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("MP3", "MPEG_LAYER_III"), ("OGG", "VORBIS"), ("FLAC", "PCM_24")]
+)
 def test_blocks_leave_no_seams(kind, subtype):
     wave = np.sin(np.arange(15 * RATE) / 20)
     content = sound_file(0.5 * wave, RATE, kind, subtype)
@@ -101,7 +115,9 @@ TEXT = chunk(b"LIST", b"INFOINAM" + struct.pack("<I", 7) + b"Sonata\0\0")
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
-@pytest.mark.parametrize("before", [b"", TEXT, chunk(b"junk", b"odd"), chunk(b"JUNK", bytes(200_001))])
+@pytest.mark.parametrize(
+    "before", [b"", TEXT, chunk(b"junk", b"odd"), chunk(b"JUNK", bytes(200_001))]
+)
 @pytest.mark.parametrize("after", [b"", TEXT + chunk(b"id3 ", bytes(3001)), b"no chunk" * 100])
 def test_chunks_around_the_sound_do_not_matter(before, after, subtype):
     wave = noise(seconds=1.1, channels=1)[:-1]  # an odd number of bytes with 24 bits
@@ -128,17 +144,25 @@ def test_half_written_files_are_refused_wherever_they_come_from(kind, tmp_path):
     half = content[: len(content) // 2]
     path = tmp_path / "half"
     path.write_bytes(half)
-    for source in (path, io.BytesIO(half), Forward(half, size=len(half)), Forward(half, size=len(content))):
+    for source in (
+        path,
+        io.BytesIO(half),
+        Forward(half, size=len(half)),
+        Forward(half, size=len(content)),
+    ):
         with pytest.raises(InputError, match="truncated|cannot be read as audio .*lost sync"):
             audio.load(source)
-    with pytest.raises(InputError, match=r"truncated, .*(1\.\d s before the length it declares|about 1\.\d s)"):
+    with pytest.raises(
+        InputError, match=r"truncated, .*(1\.\d s before the length it declares|about 1\.\d s)"
+    ):
         audio.load(Forward(half))
 
 
 def test_wav_without_a_length_is_read_to_the_end():
     wave = noise()
     expected = audio.load(io.BytesIO(sound_file(wave)))
-    for lengths in ({"declared": 0xFFFFFFFF, "riff": 0xFFFFFFFF}, {"declared": 0, "riff": 8}):  # a pipe; never closed
+    # a pipe; never closed
+    for lengths in ({"declared": 0xFFFFFFFF, "riff": 0xFFFFFFFF}, {"declared": 0, "riff": 8}):
         content = wav_file(wave, before=TEXT, **lengths)
         for source in (io.BytesIO(content), Forward(content), Forward(content, size=len(content))):
             np.testing.assert_array_equal(audio.load(source), expected)
@@ -151,7 +175,9 @@ def test_flac_without_a_length_is_read_to_the_end(tmp_path):
     path = tmp_path / "take.flac"
     path.write_bytes(content)
     for source in (path, io.BytesIO(content), Forward(bytes(content))):
-        np.testing.assert_array_equal(audio.load(source), audio.load(io.BytesIO(sound_file(noise(), kind="FLAC"))))
+        np.testing.assert_array_equal(
+            audio.load(source), audio.load(io.BytesIO(sound_file(noise(), kind="FLAC")))
+        )
     assert audio.duration(path) == 3
 
 
@@ -192,11 +218,13 @@ def test_half_an_hour_becomes_a_spectrogram_in_little_memory():
     assert peak < 40e6  # the waveform would be 159 MB, the file is 318 MB
 
 
-# --- What the source says ---------------------------------------------------------------------------------------------
+# --- What the source says -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
-@pytest.mark.parametrize("error", [OSError("unplugged"), zipfile.BadZipFile("Bad CRC-32"), KeyError("its own")])
+@pytest.mark.parametrize(
+    "error", [OSError("unplugged"), zipfile.BadZipFile("Bad CRC-32"), KeyError("its own")]
+)
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_what_the_source_raises_comes_out_as_it_is(kind, error, share, capfd):
     content = sound_file(noise(), kind=kind, subtype="VORBIS" if kind == "OGG" else "PCM_16")
@@ -247,7 +275,7 @@ def test_a_refused_recording_is_read_to_its_end():
     assert silent.at_end() and broken.at_end()
 
 
-# --- What a recording knows of itself ---------------------------------------------------------------------------------
+# --- What a recording knows of itself -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT"])
@@ -266,7 +294,9 @@ def test_length_peak_and_share_at_full_scale(subtype):
 
 def test_a_recording_of_too_low_a_rate_is_refused_where_asked():
     content = sound_file(noise(rate=8000), rate=8000)
-    with pytest.raises(InputError, match="take.wav: recorded at 8,000 Hz; at least 16,000 Hz is needed"):
+    with pytest.raises(
+        InputError, match="take.wav: recorded at 8,000 Hz; at least 16,000 Hz is needed"
+    ):
         audio.Recording(io.BytesIO(content), name="take.wav", min_rate=16_000)
     assert audio.Recording(io.BytesIO(content)).sample_rate == 8000
 
@@ -277,12 +307,13 @@ def test_only_the_first_seconds_are_fetched_where_asked():
     assert not source.at_end()
 
 
-# --- ffmpeg -----------------------------------------------------------------------------------------------------------
+# --- ffmpeg -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["system", "package"])
 def ffmpeg(request, monkeypatch) -> str:
-    """The system's ffmpeg, and that of the package imageio-ffmpeg, which serves where the system has none."""
+    """The system's ffmpeg, and that of the package imageio-ffmpeg, which serves where the system
+    has none."""
     if request.param == "system":
         return shutil.which("ffmpeg") or pytest.skip("no ffmpeg on PATH")
     monkeypatch.setenv("PATH", "")
@@ -315,7 +346,8 @@ def test_m4a_sounds_like_the_wav(ffmpeg, tmp_path):
 def test_what_else_ffmpeg_reads(ffmpeg, tmp_path, name):
     coded, plain = encoded(ffmpeg, tmp_path, name, "-b:a", "192k")
     heard, expected = audio.load(coded), audio.load(plain)
-    assert len(heard) == pytest.approx(len(expected), abs=0.1 * RATE)  # an encoder's run-up stays in
+    # an encoder's run-up stays in
+    assert len(heard) == pytest.approx(len(expected), abs=0.1 * RATE)
     assert np.sum(heard**2) == pytest.approx(np.sum(expected**2), rel=0.15)
     assert audio.duration(coded) == pytest.approx(4, abs=1)  # of raw AAC a guess
 
@@ -334,7 +366,9 @@ def test_lossless_m4a_gives_the_samples_of_the_wav(ffmpeg, tmp_path):
 def test_a_cut_off_m4a_is_refused(ffmpeg, tmp_path, options, share):
     coded, _ = encoded(ffmpeg, tmp_path, "take.m4a", *options)
     coded.write_bytes(coded.read_bytes()[: int(share * coded.stat().st_size)])
-    with pytest.raises(InputError, match=r"take.m4a: (cannot be read as audio|damaged or truncated)"):
+    with pytest.raises(
+        InputError, match=r"take.m4a: (cannot be read as audio|damaged or truncated)"
+    ):
         audio.load(coded)
 
 
@@ -362,12 +396,18 @@ def test_where_ffmpeg_is_missing_the_message_says_how_to_get_it(tmp_path, monkey
     path.write_bytes(b"\0\0\0\x1cftypM4A \0\0\2\0" + bytes(100))
     for function in (audio.load, audio.duration):
         with pytest.raises(
-            InputError, match="take.m4a: .*ffmpeg, which was not found.*pip install imageio-ffmpeg.*apt-get install -y ffmpeg"
+            InputError,
+            match=(
+                "take.m4a: .*ffmpeg, which was not found.*pip install imageio-ffmpeg.*apt-get"
+                " install -y ffmpeg"
+            ),
         ):
             function(path)
 
 
-@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")])
+@pytest.mark.parametrize(
+    ("kind", "subtype"), [("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("OGG", "VORBIS")]
+)
 def test_duration_is_read_from_the_header(tmp_path, kind, subtype):
     path = tmp_path / "take"
     path.write_bytes(sound_file(noise(), kind=kind, subtype=subtype))

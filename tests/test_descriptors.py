@@ -1,4 +1,5 @@
-"""Descriptors of performances: their meaning on playing made to order, and their agreement with the research. About 5 s."""
+"""Descriptors of performances: their meaning on playing made to order, and their agreement with the
+research. About 5 s."""
 
 import numpy as np
 import pandas as pd
@@ -8,22 +9,43 @@ from percepiano_ast import descriptors, score
 from percepiano_ast.data import percepiano
 from percepiano_ast.descriptors import DESCRIPTORS, OF_EXCERPTS, describe, tempo
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance, read_midi, trimmed
+from percepiano_ast.performance import (
+    NOTE,
+    PEDAL,
+    SUSTAIN,
+    UNA_CORDA,
+    Performance,
+    read_midi,
+    trimmed,
+)
 
-# Correlations of descriptors with ratings over all clips, measured before this module was written and by other code.
+# Correlations of descriptors with ratings over all clips, measured before this module was written
+# and by other code.
 RESEARCH = {
-    "velocity_mean": {"articulation_soft_hard": 0.6, "timbre_soft_loud": 0.53, "music_fast_slow": -0.47},
+    "velocity_mean": {
+        "articulation_soft_hard": 0.6,
+        "timbre_soft_loud": 0.53,
+        "music_fast_slow": -0.47,
+    },
     "velocity_std": {"dynamics_little_large_range": 0.59, "timbre_even_colorful": 0.48},
     "velocity_contour": {"dynamics_little_large_range": 0.58, "timbre_even_colorful": 0.38},
     "chord_rate": {"music_fast_slow": -0.74, "mood_low_high_energy": 0.5},
     "rubato": {"timing_stable_unstable": 0.23, "music_flat_spacious": 0.4},
     "legato_q50": {"articulation_short_long": 0.42, "pedal_dry_wet": 0.35},
     "held_mean": {"articulation_short_long": 0.53, "music_fast_slow": 0.65},
-    "pedal_share": {"articulation_short_long": 0.73, "pedal_dry_wet": 0.63, "timbre_shallow_rich": 0.59},
+    "pedal_share": {
+        "articulation_short_long": 0.73,
+        "pedal_dry_wet": 0.63,
+        "timbre_shallow_rich": 0.59,
+    },
     "pedal_changes": {"timbre_shallow_rich": 0.41, "music_pure_dramatic": 0.42},
     "half_pedal_share": {"pedal_dry_wet": 0.56, "pedal_clean_blurred": 0.54},
     "una_corda_mean": {"dynamics_mellow_raw": -0.31, "interpretation_doubtful_convincing": 0.29},
-    "asynchrony": {"mood_honest_imaginative": 0.58, "timbre_shallow_rich": 0.55, "timing_stable_unstable": 0.4},
+    "asynchrony": {
+        "mood_honest_imaginative": 0.58,
+        "timbre_shallow_rich": 0.55,
+        "timing_stable_unstable": 0.4,
+    },
     "voicing_std": {"timbre_even_colorful": 0.48, "music_flat_spacious": 0.45},
     "pitch_mean": {"timbre_bright_dark": -0.47, "mood_low_high_energy": 0.32},
 }
@@ -55,7 +77,9 @@ def test_every_descriptor_is_there_in_order_documented_and_finite():
     for performance in (single, repeated, play(STEPS, SCALE), chorale(0.02)):
         values = describe(performance)
         assert list(values) == list(DESCRIPTORS)
-        assert all(isinstance(value, float) and np.isfinite(value) for value in values.values()), values
+        assert all(isinstance(value, float) and np.isfinite(value) for value in values.values()), (
+            values
+        )
     assert all(len(one.words) > 10 for one in DESCRIPTORS.values())
     tables = [set(family.TABLE) for family in descriptors.FAMILIES]
     assert sum(map(len, tables)) == len(DESCRIPTORS)  # no name twice
@@ -69,7 +93,10 @@ def test_force_and_voicing():
     swell = describe(play(many, np.resize(SCALE, 80), np.round(60 + 20 * np.sin(many / 3))))
     accents = describe(play(many, np.resize(SCALE, 80), np.resize([50, 70], 80)))
     assert swell["velocity_contour"] > 4 * swell["velocity_accents"]
-    assert accents["velocity_accents"] > 4 * accents["velocity_contour"] and accents["velocity_steps"] == 20
+    assert (
+        accents["velocity_accents"] > 4 * accents["velocity_contour"]
+        and accents["velocity_steps"] == 20
+    )
     brought_out = describe(chorale(melody=84))
     assert brought_out["voicing_melody"] == 20 and brought_out["voicing_bass"] < 0
     flat = describe(chorale())
@@ -78,14 +105,19 @@ def test_force_and_voicing():
 
 def test_pace_rubato_and_asynchrony():
     even = describe(play(STEPS, SCALE))
-    assert even["ioi_log_std"] == pytest.approx(0, abs=1e-9) and even["rubato"] == pytest.approx(0, abs=1e-9)
+    assert even["ioi_log_std"] == pytest.approx(0, abs=1e-9) and even["rubato"] == pytest.approx(
+        0, abs=1e-9
+    )
     assert even["ioi_log_q50"] == pytest.approx(np.log(0.5))
     uneven = describe(play(STEPS + [0, 0.03, -0.03, 0.03, -0.03, 0.03, -0.03, 0], SCALE))
     assert uneven["rubato"] > 0.1
     dotted = describe(play(0.1 + np.cumsum([0, 0.75, 0.25, 0.75, 0.25, 0.75, 0.25, 0.75]), SCALE))
-    assert dotted["grid_deviation"] == pytest.approx(0, abs=1e-9) and dotted["rubato"] == 0  # a rhythm, not a rubato
+    # a rhythm, not a rubato
+    assert dotted["grid_deviation"] == pytest.approx(0, abs=1e-9) and dotted["rubato"] == 0
     late = describe(chorale(lead=0.03))
-    assert late["melody_lead"] == pytest.approx(0.03) and late["asynchrony_spread"] == pytest.approx(0.03)
+    assert late["melody_lead"] == pytest.approx(0.03) and late[
+        "asynchrony_spread"
+    ] == pytest.approx(0.03)
     assert late["spread_share"] == 1 and describe(chorale())["asynchrony"] == 0
     slowing = describe(play(0.1 + np.cumsum([0] + [0.3] * 16 + [0.6] * 3), np.resize(SCALE, 20)))
     assert slowing["final_slowing"] == pytest.approx(np.log(2))
@@ -109,7 +141,9 @@ def test_descriptors_of_tempo():
         return describe(play(0.1 + np.r_[0, np.cumsum(steps)], np.resize(SCALE, len(steps) + 1)))
 
     plain = played(0.5 * RHYTHM)
-    assert [plain[name] for name in tempo.TABLE if name.startswith("tempo")] == pytest.approx([0] * 5, abs=1e-9)
+    assert [plain[name] for name in tempo.TABLE if name.startswith("tempo")] == pytest.approx(
+        [0] * 5, abs=1e-9
+    )
     assert plain["rhythm_variety"] > 1 > played(np.full(44, 0.5))["rhythm_variety"] == 0
     assert played(np.full(44, 0.5))["rhythm_repeats"] == 1
     ritardando = played(0.5 * RHYTHM * np.exp(np.r_[np.zeros(33), 0.3 * np.linspace(0, 1, 11)]))
@@ -123,7 +157,9 @@ def test_descriptors_of_tempo():
 
 def test_an_excerpt_is_described_without_its_tempo():
     whole = describe(chorale())
-    assert describe(chorale(), OF_EXCERPTS) == {name: whole[name] for name in DESCRIPTORS if name not in tempo.TABLE}
+    assert describe(chorale(), OF_EXCERPTS) == {
+        name: whole[name] for name in DESCRIPTORS if name not in tempo.TABLE
+    }
 
 
 @pytest.mark.real_data
@@ -132,7 +168,10 @@ def test_the_guessed_tempo_agrees_with_what_scores_tell(percepiano_dir):
     midi, scores = percepiano.find_midi(percepiano_dir), percepiano.find_scores(percepiano_dir)
     index = percepiano.load_index(percepiano_dir)[::12]
     rows = [
-        (describe(one := trimmed(read_midi(midi[clip]))), score.features.describe(one, score.read(scores[segment])))
+        (
+            describe(one := trimmed(read_midi(midi[clip]))),
+            score.features.describe(one, score.read(scores[segment])),
+        )
         for clip, segment in zip(index["clip"], index["segment"], strict=True)
     ]
     guessed, told = (pd.DataFrame(part) for part in zip(*rows))
@@ -149,12 +188,27 @@ def test_touch():
 
 def test_pedals():
     bare = describe(play(STEPS, SCALE))
-    assert bare["pedal_share"] == bare["pedal_depth"] == bare["pedal_held"] == bare["pedal_lag"] == bare["blur"] == 0
-    pressed = [(time + 0.1, SUSTAIN, 100) for time in STEPS[::2]] + [(time, SUSTAIN, 0) for time in STEPS[2::2]]
+    assert (
+        bare["pedal_share"]
+        == bare["pedal_depth"]
+        == bare["pedal_held"]
+        == bare["pedal_lag"]
+        == bare["blur"]
+        == 0
+    )
+    pressed = [(time + 0.1, SUSTAIN, 100) for time in STEPS[::2]] + [
+        (time, SUSTAIN, 0) for time in STEPS[2::2]
+    ]
     wet = describe(play(STEPS, SCALE, pedals=sorted(pressed) + [(0.1, UNA_CORDA, 127)]))
     assert wet["pedal_lag"] == pytest.approx(0.1) and wet["pedal_depth"] == 100
-    assert wet["pedal_held"] == pytest.approx((3 * 0.9 + 0.6) / 4) and wet["half_pedal_of_down"] == 1
-    assert wet["blur"] > 0 and wet["ringing_notes"] > 1.5 * bare["ringing_notes"] and wet["una_corda_share"] == 1
+    assert (
+        wet["pedal_held"] == pytest.approx((3 * 0.9 + 0.6) / 4) and wet["half_pedal_of_down"] == 1
+    )
+    assert (
+        wet["blur"] > 0
+        and wet["ringing_notes"] > 1.5 * bare["ringing_notes"]
+        and wet["una_corda_share"] == 1
+    )
     assert wet["pedal_share"] == pytest.approx(3.3 / 3.7, abs=0.03)
 
 
@@ -178,5 +232,9 @@ def test_correlations_with_ratings_are_those_of_the_research(percepiano_dir):
     assert np.isfinite(values.to_numpy()).all()
     rated = percepiano.read_ratings(percepiano_dir, index)
     ratings = pd.DataFrame([rated[clip] for clip in index["clip"]], columns=KEYS)
-    apart = [abs(np.corrcoef(values[name], ratings[key])[0, 1] - r) for name, row in RESEARCH.items() for key, r in row.items()]
+    apart = [
+        abs(np.corrcoef(values[name], ratings[key])[0, 1] - r)
+        for name, row in RESEARCH.items()
+        for key, r in row.items()
+    ]
     assert np.median(apart) < 0.03 and max(apart) < 0.15

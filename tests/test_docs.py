@@ -1,4 +1,5 @@
-"""README, docs, cards and notebooks: links and anchors resolve, documented commands parse, sizes hold. Cost: 5 s."""
+"""README, docs, cards and notebooks: links and anchors resolve, documented commands parse, sizes
+hold. Cost: 5 s."""
 
 import json
 import re
@@ -19,7 +20,8 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 CARDS = sorted((ROOT / "percepiano_ast" / "weights").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 PAGES = [README, *DOCS, *sorted(RESULTS.parent.glob("*.md")), *CARDS, *NOTEBOOKS]
-SELF = "https://github.com/percepiano-ast/percepiano-ast/blob/main/"  # a page of this repository by its address
+# a page of this repository by its address
+SELF = "https://github.com/percepiano-ast/percepiano-ast/blob/main/"
 FENCE = re.compile(r"^(```|~~~)(\w*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 FOREIGN_OPTIONS = {"--gpus-per-task"}  # of SLURM
@@ -48,7 +50,9 @@ def anchors(text: str) -> set[str]:
     """Anchors of all headings, numbered where a heading is repeated, and of explicit ids."""
     found: dict[str, int] = {}
     names = set(re.findall(r"<\w+[^>]*\b(?:id|name)=\"([^\"]+)\"", text))
-    for heading in re.findall(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", FENCE.sub("", text), re.MULTILINE):
+    for heading in re.findall(
+        r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t]*#*[ \t]*$", FENCE.sub("", text), re.MULTILINE
+    ):
         name = slug(heading)
         names.add(f"{name}-{found[name]}" if name in found else name)
         found[name] = found.get(name, 0) + 1
@@ -59,14 +63,20 @@ def links(text: str) -> list[str]:
     """Targets of inline links and images, reference definitions and HTML attributes."""
     text = without_code(text)
     inline = re.findall(r"\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)", text)
-    return inline + re.findall(r"^ {0,3}\[[^\]]+\]:\s*(\S+)", text, re.MULTILINE) + re.findall(r"\b(?:href|src)=\"([^\"]+)\"", text)
+    return (
+        inline
+        + re.findall(r"^ {0,3}\[[^\]]+\]:\s*(\S+)", text, re.MULTILINE)
+        + re.findall(r"\b(?:href|src)=\"([^\"]+)\"", text)
+    )
 
 
 def broken(page: Path) -> list[str]:
     """Links of a page to files or anchors of this repository that do not exist."""
     wrong = []
     for link in links(markdown(page)):
-        home, target = (ROOT, link.removeprefix(SELF)) if link.startswith(SELF) else (page.parent, link)
+        home, target = (
+            (ROOT, link.removeprefix(SELF)) if link.startswith(SELF) else (page.parent, link)
+        )
         if re.match(r"[a-z][a-z0-9+.-]*:", target, re.IGNORECASE):
             continue
         place, _, anchor = unquote(target).partition("#")
@@ -79,8 +89,16 @@ def broken(page: Path) -> list[str]:
 
 
 def test_slugs_follow_the_rule_of_github():
-    text = "# Two words\n## `percepiano rate`: a file\n## Two words\n## May [maps](x.md) be *trusted*?\n```\n# no heading\n```\n"
-    assert anchors(text) == {"two-words", "percepiano-rate-a-file", "two-words-1", "may-maps-be-trusted"}
+    text = (
+        "# Two words\n## `percepiano rate`: a file\n## Two words\n## May [maps](x.md) be"
+        " *trusted*?\n```\n# no heading\n```\n"
+    )
+    assert anchors(text) == {
+        "two-words",
+        "percepiano-rate-a-file",
+        "two-words-1",
+        "may-maps-be-trusted",
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -93,12 +111,22 @@ def test_a_broken_link_is_found(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "other.md").write_text("# There\n")
     page = tmp_path / "page.md"
-    page.write_text(f"[a](other.md#there) [b](other.md#here) ![c](no.png) [d](#e) `[f](g)` [h]({SELF}other.md#there) [i](../j)")
-    assert [line.split(":")[0] for line in broken(page)] == ["other.md#here", "no.png", "#e", "../j"]
+    page.write_text(
+        "[a](other.md#there) [b](other.md#here) ![c](no.png) [d](#e) `[f](g)`"
+        f" [h]({SELF}other.md#there) [i](../j)"
+    )
+    assert [line.split(":")[0] for line in broken(page)] == [
+        "other.md#here",
+        "no.png",
+        "#e",
+        "../j",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("pages", "limit"), [([README], 10_000), (DOCS, 30_000), ([RESULTS], 20_000)], ids=["README", "docs", "results"]
+    ("pages", "limit"),
+    [([README], 10_000), (DOCS, 30_000), ([RESULTS], 20_000)],
+    ids=["README", "docs", "results"],
 )
 def test_pages_stay_short(pages, limit):
     size = sum(len(page.read_bytes()) for page in pages)
@@ -114,19 +142,35 @@ def test_images_of_the_readme_have_alt_text():
 
 def blocks(text: str) -> list[str]:
     """Lines of shell code, with continued ones joined."""
-    return [line for _, name, block in FENCE.findall(text) if name == "bash" for line in block.replace("\\\n", " ").splitlines()]
+    return [
+        line
+        for _, name, block in FENCE.findall(text)
+        if name == "bash"
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
 
 
 def commands(page: Path) -> list[str]:
     """Documented command lines of the package, without the program's name."""
     text = page.read_text()
-    shell = [re.search(r"(?:^|srun |&& )(?:\.venv/bin/)?percepiano (?P<rest>[^'|]+)", line) for line in blocks(text)]
-    spans = [re.fullmatch(r"percepiano (?P<rest>[^|]+)", span) for _, span in SPAN.findall(FENCE.sub("", text))]
-    return [found["rest"].strip() for found in (*shell, *spans) if found and not found["rest"].startswith("COMMAND")]
+    shell = [
+        re.search(r"(?:^|srun |&& )(?:\.venv/bin/)?percepiano (?P<rest>[^'|]+)", line)
+        for line in blocks(text)
+    ]
+    spans = [
+        re.fullmatch(r"percepiano (?P<rest>[^|]+)", span)
+        for _, span in SPAN.findall(FENCE.sub("", text))
+    ]
+    return [
+        found["rest"].strip()
+        for found in (*shell, *spans)
+        if found and not found["rest"].startswith("COMMAND")
+    ]
 
 
 def parse(line: str):
-    """Arguments of a documented command line; None of options that print and exit, or of a command's bare name."""
+    """Arguments of a documented command line; None of options that print and exit, or of a
+    command's bare name."""
     parser, words = _parser(), shlex.split(line, comments=True)
     subparsers = next(action for action in parser._actions if action.dest == "command")
     if len(words) == 1 and not words[0].startswith("-"):
@@ -139,13 +183,17 @@ def parse(line: str):
         return None
 
 
-@pytest.mark.parametrize("page", [README, *DOCS, *CARDS, RESULTS], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [README, *DOCS, *CARDS, RESULTS], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_documented_commands_parse(page, capsys):
     for line in commands(page):
         parsed = vars(parse(line) or object)
         for name, known in (("preset", PRESETS), ("pretraining", PRETRAININGS)):
             value = parsed.get(name)
-            assert value is None or value.isupper() or value in known, f"percepiano {line}: no {name} {value!r}"
+            assert value is None or value.isupper() or value in known, (
+                f"percepiano {line}: no {name} {value!r}"
+            )
         if parsed.get("command") == "bench":
             assert parsed["name"] in BENCHMARKS, f"percepiano {line}: no such benchmark"
 
@@ -160,7 +208,11 @@ def test_every_command_is_documented():
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
 def test_documented_options_exist(page):
     subparsers = next(action for action in _parser()._actions if action.dest == "command")
-    known = {option for one in (_parser(), *subparsers.choices.values()) for option in one._option_string_actions}
+    known = {
+        option
+        for one in (_parser(), *subparsers.choices.values())
+        for option in one._option_string_actions
+    }
     spans = [span for _, span in SPAN.findall(FENCE.sub("", page.read_text()))]
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
     assert named <= known | FOREIGN_OPTIONS, f"no command has {', '.join(named - known)}"
@@ -168,8 +220,14 @@ def test_documented_options_exist(page):
 
 def test_modes_of_the_setup_script_exist():
     script = ROOT / "colab_setup.sh"
-    usage = subprocess.run(["bash", str(script), "help"], capture_output=True, text=True, check=True).stdout
-    named = {mode for page in (README, *DOCS) for mode in re.findall(r"bash colab_setup\.sh ([a-z]+)", page.read_text())}
+    usage = subprocess.run(
+        ["bash", str(script), "help"], capture_output=True, text=True, check=True
+    ).stdout
+    named = {
+        mode
+        for page in (README, *DOCS)
+        for mode in re.findall(r"bash colab_setup\.sh ([a-z]+)", page.read_text())
+    }
     assert {"rate", "demo", "test"} <= named
     wrong = [mode for mode in sorted(named) if f"bash colab_setup.sh {mode}" not in usage]
     assert not wrong, f"colab_setup.sh has no {', '.join(wrong)}"

@@ -11,7 +11,8 @@ from percepiano_ast.data import audioset, retry
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Stands in for Hugging Face: redirects to a store that serves ranges, and misbehaves as its attributes say."""
+    """Stands in for Hugging Face: redirects to a store that serves ranges, and misbehaves as its
+    attributes say."""
 
     files: dict[str, bytes]
     requests: list[tuple[str, str | None]]
@@ -29,7 +30,9 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_error(404 if content is None else self.failures.pop())
         elif where == "main":
             self.send_response(302)
-            self.send_header("X-Linked-ETag", f'"{self.promised or hashlib.sha256(content).hexdigest()}"')
+            self.send_header(
+                "X-Linked-ETag", f'"{self.promised or hashlib.sha256(content).hexdigest()}"'
+            )
             self.send_header("Location", f"/store/{name}")
             self.end_headers()
         else:
@@ -41,10 +44,16 @@ class Server(http.server.BaseHTTPRequestHandler):
                 return
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                )
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
-            stop = start + self.break_after.pop() if self.break_after and len(content) > 100 else len(content)
+            stop = (
+                start + self.break_after.pop()
+                if self.break_after and len(content) > 100
+                else len(content)
+            )
             self.wfile.write(content[start:stop])
 
     def log_message(self, *_):
@@ -57,7 +66,11 @@ class TestDownload:
     @pytest.fixture
     def served(self):
         files = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 5000}
-        handler = type("Handler", (Server,), {"files": files, "requests": [], "break_after": [], "failures": []})
+        handler = type(
+            "Handler",
+            (Server,),
+            {"files": files, "requests": [], "break_after": [], "failures": []},
+        )
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield handler, f"http://127.0.0.1:{server.server_port}/main"
@@ -79,7 +92,10 @@ class TestDownload:
         assert len(handler.requests) == asked
         (folder / "model.safetensors").write_bytes(b"spoilt")
         audioset.fetch(folder, url, log=lines.append)
-        assert handler.requests[asked:] == [("/main/model.safetensors", None), ("/store/model.safetensors", None)]
+        assert handler.requests[asked:] == [
+            ("/main/model.safetensors", None),
+            ("/store/model.safetensors", None),
+        ]
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         (folder / "SHA256SUMS").write_text("half")
         with pytest.raises(InputError, match="SHA256SUMS is damaged. Delete it"):
@@ -88,7 +104,11 @@ class TestDownload:
     @pytest.mark.parametrize("ranges", [True, False])
     def test_continues_where_it_broke_off(self, served, tmp_path, ranges):
         handler, url = served
-        handler.ranges, handler.break_after, handler.failures = ranges, [400_000, 500_000], [503, 429]
+        handler.ranges, handler.break_after, handler.failures = (
+            ranges,
+            [400_000, 500_000],
+            [503, 429],
+        )
         lines = []
         folder = audioset.fetch(tmp_path, url, log=lines.append)
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
@@ -114,7 +134,9 @@ class TestDownload:
         audioset.fetch(tmp_path, url, log=lambda line: None)
         (tmp_path / "model.safetensors").unlink()
         handler.promised = "0" * 64
-        with pytest.raises(InputError, match=f"model.safetensors has SHA-256 .*, expected {'0' * 64}"):
+        with pytest.raises(
+            InputError, match=f"model.safetensors has SHA-256 .*, expected {'0' * 64}"
+        ):
             audioset.fetch(tmp_path, url, log=lambda line: None)
         assert {path.name for path in tmp_path.iterdir()} == {"config.json", "SHA256SUMS"}
 

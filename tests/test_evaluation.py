@@ -1,4 +1,5 @@
-"""Evaluation of tables: what is refused and named, every table of results, and figures. Cost: 10 s."""
+"""Evaluation of tables: what is refused and named, every table of results, and figures. Cost: 10
+s."""
 
 import gzip
 import os
@@ -14,7 +15,15 @@ from predictions import make_index, make_predictions
 from percepiano_ast import plots
 from percepiano_ast.config import FrontEnd, InputError
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import Settings, evaluate, published, reliability, remarks, scores, table
+from percepiano_ast.evaluation import (
+    Settings,
+    evaluate,
+    published,
+    reliability,
+    remarks,
+    scores,
+    table,
+)
 from percepiano_ast.report import wording
 
 FEW = Settings(n_permutations=50)
@@ -32,7 +41,11 @@ def predictions(index):
 
 def test_shipped_index_is_the_fold_table_without_ratings():
     index = table.load_index()
-    assert len(index) == 1202 and index["content_group"].nunique() == 47 and (~index["human"]).sum() == 129
+    assert (
+        len(index) == 1202
+        and index["content_group"].nunique() == 47
+        and (~index["human"]).sum() == 129
+    )
     assert not set(index.columns) & {"rating", *KEYS}
     assert set(table.protocols(index)) <= set(wording.PROTOCOLS)
     for protocol in table.protocols(index):
@@ -42,7 +55,9 @@ def test_shipped_index_is_the_fold_table_without_ratings():
 
 
 def test_every_table_has_its_columns(index, predictions):
-    both = pd.concat([predictions, predictions.assign(seed=1, prediction=predictions["prediction"] * 0.9 + 0.01)])
+    both = pd.concat(
+        [predictions, predictions.assign(seed=1, prediction=predictions["prediction"] * 0.9 + 0.01)]
+    )
     ceiling = pd.DataFrame(0.8, index=list(KEYS), columns=list(table.SCOPES))
     results = evaluate(both.assign(uncertainty=0.1), index, FEW, ceiling)
     start = ["model", "protocol", "seed"]
@@ -52,22 +67,89 @@ def test_every_table_has_its_columns(index, predictions):
         "metrics": [*start, "scope", "metric", *end],
         "head_groups": [*start, "scope", "metric", *end],
         "folds": [*start, "fold", "scope", "metric", "dimension", "value", "clips"],
-        "comparisons": [*pairs, "seed", "scope", "metric", "dimension", "difference", "low", "high", "p", "p_holm",
-                        "effect", "cohens_q", "detectable"],
-        "seeds": ["model", "protocol", "scope", "metric", "dimension", "seeds", "value", "seed_sd", "low", "high"],
-        "seed_comparisons": [*pairs, "scope", "metric", "dimension", "seeds_a", "seeds_b", "difference", "low", "high",
-                             "p", "p_holm", "detectable"],
+        "comparisons": [
+            *pairs,
+            "seed",
+            "scope",
+            "metric",
+            "dimension",
+            "difference",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "effect",
+            "cohens_q",
+            "detectable",
+        ],
+        "seeds": [
+            "model",
+            "protocol",
+            "scope",
+            "metric",
+            "dimension",
+            "seeds",
+            "value",
+            "seed_sd",
+            "low",
+            "high",
+        ],
+        "seed_comparisons": [
+            *pairs,
+            "scope",
+            "metric",
+            "dimension",
+            "seeds_a",
+            "seeds_b",
+            "difference",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "detectable",
+        ],
         "deadpan": [*start, "part", "metric", *end],
-        "pairwise": [*start, "scope", "min_difference", "dimension", "pairs", "value", "low", "high"],
+        "pairwise": [
+            *start,
+            "scope",
+            "min_difference",
+            "dimension",
+            "pairs",
+            "value",
+            "low",
+            "high",
+        ],
         "calibration": [*start, "metric", *end],
         "errors": [*start, "dimension", "all", "noise", "passage", "player", "clip"],
         "errors_by_kind": [*start, "kind", "value", "clips", "error"],
         "shared_errors": ["protocol", "seed", "model_a", "model_b", "correlation"],
         "ceiling_share": [*start, "scope", "ceiling", *end],
-        "summary": ["model", "protocol", "scope", "metric", "dimension", "seeds", "value", "seed_sd", "low", "high"],
-        "differences": [*pairs, "scope", "metric", "dimension", "seeds", "difference", "low", "high", "p", "p_holm",
-                        "detectable"],
-    }  # fmt: skip
+        "summary": [
+            "model",
+            "protocol",
+            "scope",
+            "metric",
+            "dimension",
+            "seeds",
+            "value",
+            "seed_sd",
+            "low",
+            "high",
+        ],
+        "differences": [
+            *pairs,
+            "scope",
+            "metric",
+            "dimension",
+            "seeds",
+            "difference",
+            "low",
+            "high",
+            "p",
+            "p_holm",
+            "detectable",
+        ],
+    }
     assert set(results["metrics"]["dimension"]) == {*KEYS, "mean"}
     assert set(results["head_groups"]["dimension"]) == {"timing", "sound", "music"}
     alone = evaluate(predictions[predictions["model"] == "mlp"], index, FEW)
@@ -79,23 +161,56 @@ BROKEN = {
     "a column less": (lambda t: t.drop(columns="fold"), "lack the columns ['fold']"),
     "no rows": (lambda t: t.head(0), "no rows"),
     "rating of 1 to 7": (lambda t: t.assign(rating=t["rating"] * 7), "divide raw ratings by 7"),
-    "text as a number": (lambda t: t.astype({"prediction": object}).replace({"prediction": {t["prediction"][4]: "x"}}),
-                         "row 4: prediction is 'x'"),
-    "NaN": (lambda t: t.assign(prediction=t["prediction"].mask(t.index == 7)), "row 7: prediction is nan"),
+    "text as a number": (
+        lambda t: t.astype({"prediction": object}).replace(
+            {"prediction": {t["prediction"][4]: "x"}}
+        ),
+        "row 4: prediction is 'x'",
+    ),
+    "NaN": (
+        lambda t: t.assign(prediction=t["prediction"].mask(t.index == 7)),
+        "row 7: prediction is nan",
+    ),
     "negative uncertainty": (lambda t: t.assign(uncertainty=-0.1), "row 0: uncertainty is -0.1"),
     "half a fold": (lambda t: t.assign(fold=t["fold"] + 0.5), "fold is 0.5"),
-    "unknown dimension": (lambda t: t.replace({"dimension": {KEYS[0]: "timing"}}), "row 0: dimension is 'timing'"),
-    "dimension missing": (lambda t: t.drop(index=3), f"lacks 1 of 19 dimensions, first '{KEYS[3]}'"),
+    "unknown dimension": (
+        lambda t: t.replace({"dimension": {KEYS[0]: "timing"}}),
+        "row 0: dimension is 'timing'",
+    ),
+    "dimension missing": (
+        lambda t: t.drop(index=3),
+        f"lacks 1 of 19 dimensions, first '{KEYS[3]}'",
+    ),
     "twice": (lambda t: pd.concat([t, t.head(1)]), f"{KEYS[0]} is predicted twice"),
-    "two folds": (lambda t: pd.concat([t, t.head(19).assign(fold=2)]), "has predictions in 2 folds"),
-    "fold of another table": (lambda t: t.assign(fold=(t["fold"] + 1) % 4), "is in fold 1, but in fold 0 of the index"),
-    "unknown clip": (lambda t: t.assign(clip=t["clip"].replace("g00s0p0", "g99")), "'g99' is not in the index"),
-    "unknown protocol": (lambda t: t.assign(protocol="contents"), "no protocol 'contents'; choose one of content"),
-    "uncertainty here and there": (lambda t: t.assign(uncertainty=np.where(t.index == 5, np.nan, 0.1)),
-                                   "has an uncertainty in some rows only"),
-    "other labels": (lambda t: t.assign(rating=t["rating"].where(t["model"] == "mlp", 0.5)), "differ by"),
-    "a clip less": (lambda t: t[(t["clip"] != "g03s1p2") | (t["model"] == "mlp")], "covers 143 of 144 held-out clips"),
-}  # fmt: skip
+    "two folds": (
+        lambda t: pd.concat([t, t.head(19).assign(fold=2)]),
+        "has predictions in 2 folds",
+    ),
+    "fold of another table": (
+        lambda t: t.assign(fold=(t["fold"] + 1) % 4),
+        "is in fold 1, but in fold 0 of the index",
+    ),
+    "unknown clip": (
+        lambda t: t.assign(clip=t["clip"].replace("g00s0p0", "g99")),
+        "'g99' is not in the index",
+    ),
+    "unknown protocol": (
+        lambda t: t.assign(protocol="contents"),
+        "no protocol 'contents'; choose one of content",
+    ),
+    "uncertainty here and there": (
+        lambda t: t.assign(uncertainty=np.where(t.index == 5, np.nan, 0.1)),
+        "has an uncertainty in some rows only",
+    ),
+    "other labels": (
+        lambda t: t.assign(rating=t["rating"].where(t["model"] == "mlp", 0.5)),
+        "differ by",
+    ),
+    "a clip less": (
+        lambda t: t[(t["clip"] != "g03s1p2") | (t["model"] == "mlp")],
+        "covers 143 of 144 held-out clips",
+    ),
+}
 
 
 class Boom:
@@ -133,47 +248,69 @@ def test_bad_predictions_are_refused(case, index, predictions):
 def test_folds_that_leak_are_refused_where_unheard_music_is_promised(index, predictions):
     crossing = index.assign(fold_content=index["fold_content"].where(index["clip"] != "g01s0p0", 2))
     moved = predictions.assign(fold=predictions["fold"].where(predictions["clip"] != "g01s0p0", 2))
-    with pytest.raises(InputError, match="content group 'g01' is in folds 1 and 2 of protocol 'content'"):
+    with pytest.raises(
+        InputError, match="content group 'g01' is in folds 1 and 2 of protocol 'content'"
+    ):
         table.validate_predictions(moved, crossing)
-    assert len(table.check_protocol(index, "random")) == len(index)  # known to leak, and shown as such
+    # known to leak, and shown as such
+    assert len(table.check_protocol(index, "random")) == len(index)
     with pytest.raises(InputError, match=r"has 1 fold in the index"):
         table.validate_predictions(predictions.assign(fold=0), index.assign(fold_content=0))
 
 
 def test_one_fold_and_small_segments_are_named(index, predictions):
-    some = predictions[(predictions["fold"] == 2) & ~predictions["clip"].isin(["g02s0p0", "g02s0p1"])]
+    some = predictions[
+        (predictions["fold"] == 2) & ~predictions["clip"].isin(["g02s0p0", "g02s0p1"])
+    ]
     values = scores.evaluate(table.runs(some, index))
     lines = "\n".join(remarks(some, index, values))
     assert "ast-micro-ssast, protocol content, seed 0 and 1 more: only fold 2 (34 clips)" in lines
     few = predictions[~predictions["clip"].isin([f"g02s0p{player}" for player in range(4)])]
     lines = "\n".join(remarks(few, index, scores.evaluate(table.runs(few, index))))
-    assert "1 segments have fewer than 3 clips and are excluded from within_segment, for example 'g02s0'" in lines
+    assert (
+        "1 segments have fewer than 3 clips and are excluded from within_segment, for example"
+        " 'g02s0'" in lines
+    )
 
 
 def test_ratings_of_another_label_file_are_refused():
     index = table.load_index()
     rows = make_predictions(index, {"mlp": 0.1})
-    with pytest.raises(InputError, match="of 1202 clips differ from those that PercePiano published"):
+    with pytest.raises(
+        InputError, match="of 1202 clips differ from those that PercePiano published"
+    ):
         table.validate_predictions(rows)
-    assert len(table.validate_predictions(rows, index)) == len(rows)  # a named index is a data set of its own
+    # a named index is a data set of its own
+    assert len(table.validate_predictions(rows, index)) == len(rows)
 
 
 @pytest.mark.real_data
 def test_published_ratings_pass_with_few_digits_and_one_changed_rating_does_not(percepiano_dir):
-    ratings = reliability.mean_ratings(reliability.read_raters(percepiano_dir)).reindex(table.load_index()["clip"])
-    rows = ratings.rename_axis("clip").melt(ignore_index=False, var_name="dimension", value_name="rating").reset_index()
+    ratings = reliability.mean_ratings(reliability.read_raters(percepiano_dir)).reindex(
+        table.load_index()["clip"]
+    )
+    rows = (
+        ratings.rename_axis("clip")
+        .melt(ignore_index=False, var_name="dimension", value_name="rating")
+        .reset_index()
+    )
     published.check_ratings(rows)
     published.check_ratings(rows.round(3))
     rows.loc[100, "rating"] += 0.1
-    with pytest.raises(InputError, match=f"ratings of 1 of 1202 clips.*'{rows['clip'][100]}' the most"):
+    with pytest.raises(
+        InputError, match=f"ratings of 1 of 1202 clips.*'{rows['clip'][100]}' the most"
+    ):
         published.check_ratings(rows)
 
 
 def test_partial_and_out_of_range_predictions_are_allowed(index, predictions):
-    some = predictions[predictions["fold"] == 1].assign(prediction=lambda t: t["prediction"] * 3 - 1)
+    some = predictions[predictions["fold"] == 1].assign(
+        prediction=lambda t: t["prediction"] * 3 - 1
+    )
     assert len(table.validate_predictions(some, index, partial=True)) == len(some)
     upstream = make_predictions(index, {"mlp": 0.1}, protocol="upstream_piece")
-    assert len(table.validate_predictions(upstream, index)) < len(index) * 19  # its folds below 0 are not asked for
+    # its folds below 0 are not asked for
+    assert len(table.validate_predictions(upstream, index)) < len(index) * 19
 
 
 def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
@@ -198,15 +335,18 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
         table.read_predictions(tmp_path / "none.csv")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda t: t.drop(columns="segment"), "lacks the columns ['segment']"),
-    (lambda t: t[["clip", "segment", "content_group", "human"]], "fold_<protocol>"),
-    (lambda t: pd.concat([t, t.head(1)]), "lists clip 'g00s0p0' twice"),
-    (lambda t: t.assign(human="yes"), "human is 'yes'"),
-    (lambda t: t.assign(fold_content="a"), "fold_content is 'a'"),
-    (lambda t: t.assign(segment=t["segment"].mask(t.index == 2)), "line 4: a value is empty"),
-    (lambda t: t.assign(segment="s"), "is in 12 content groups"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda t: t.drop(columns="segment"), "lacks the columns ['segment']"),
+        (lambda t: t[["clip", "segment", "content_group", "human"]], "fold_<protocol>"),
+        (lambda t: pd.concat([t, t.head(1)]), "lists clip 'g00s0p0' twice"),
+        (lambda t: t.assign(human="yes"), "human is 'yes'"),
+        (lambda t: t.assign(fold_content="a"), "fold_content is 'a'"),
+        (lambda t: t.assign(segment=t["segment"].mask(t.index == 2)), "line 4: a value is empty"),
+        (lambda t: t.assign(segment="s"), "is in 12 content groups"),
+    ],
+)
 def test_bad_index_is_refused(damage, message, index, tmp_path):
     damage(index).to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(InputError, match=re.escape(message)):
@@ -227,31 +367,56 @@ def test_figures_show_what_they_are_given(predictions):
     hidden = np.where(np.arange(300)[:, None] % 32 < 16, np.nan, levels)
     panels = plots.masking(levels, hidden, levels * 0.5, front_end).axes[:3]
     assert len({panel.images[0].get_clim() for panel in panels}) == 1
-    history = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "val_loss": [3.0, np.nan, 2.0]})
-    assert [len(axes.lines[0].get_xdata()) for axes in plots.training_curves(history).axes] == [3, 2]
-    table = pd.DataFrame({"split": ["train"] * 9 + ["test"], "seconds": [60.0 * n for n in range(1, 11)]})
-    table = table.assign(composer=["Bach", "Liszt"] * 5, year=[2004, 2018] * 5, shard=["a"] * 9 + ["b"])
+    history = pd.DataFrame(
+        {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "val_loss": [3.0, np.nan, 2.0]}
+    )
+    assert [len(axes.lines[0].get_xdata()) for axes in plots.training_curves(history).axes] == [
+        3,
+        2,
+    ]
+    table = pd.DataFrame(
+        {"split": ["train"] * 9 + ["test"], "seconds": [60.0 * n for n in range(1, 11)]}
+    )
+    table = table.assign(
+        composer=["Bach", "Liszt"] * 5, year=[2004, 2018] * 5, shard=["a"] * 9 + ["b"]
+    )
     by_composer, _, by_length = plots.collection(table).axes
     assert "train: 9 recordings, 45 min" in by_length.get_legend().texts[0].get_text()
     names = [label.get_text() for label in by_composer.get_yticklabels()]
-    widths = [sum(bar.get_width() for bar in by_composer.patches if bar.get_y() < k + 0.5 < bar.get_y() + 1) for k in (0, 1)]
+    widths = [
+        sum(
+            bar.get_width()
+            for bar in by_composer.patches
+            if bar.get_y() < k + 0.5 < bar.get_y() + 1
+        )
+        for k in (0, 1)
+    ]
     assert dict(zip(names, widths)) == pytest.approx({"Bach": 25 / 60, "Liszt": 30 / 60})
-    assert [len(blocks.get_paths()) for blocks in plots.shard_layout(table).axes[0].collections] == [9, 1]
+    assert [
+        len(blocks.get_paths()) for blocks in plots.shard_layout(table).axes[0].collections
+    ] == [9, 1]
     ratings = dict(zip(KEYS, np.linspace(0, 1, 19)))
     bars = plots.rating_profile(ratings, dict.fromkeys(KEYS, 0.1)).axes[0].patches
     assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx(list(ratings.values()))
-    for bad in (lambda: plots.training_curves(history[["loss"]]), lambda: plots.scatter(predictions, "timing"),
-                lambda: plots.rating_profile({})):  # fmt: skip
+    for bad in (
+        lambda: plots.training_curves(history[["loss"]]),
+        lambda: plots.scatter(predictions, "timing"),
+        lambda: plots.rating_profile({}),
+    ):
         with pytest.raises(InputError):
             bad()
 
 
 def test_figures_of_ratings_tell_people_from_deadpan(index, predictions):
-    ratings = predictions[predictions["model"] == "mlp"].pivot(index="clip", columns="dimension", values="rating")
+    ratings = predictions[predictions["model"] == "mlp"].pivot(
+        index="clip", columns="dimension", values="rating"
+    )
     human = index.set_index("clip")["human"]
     axes = plots.rating_distributions(ratings, human).axes[0]
     assert len(axes.patches) == 2 * len(KEYS)
     figure = plots.rating_distributions(ratings[human.loc[ratings.index].to_numpy()], human)
-    assert [text.get_text() for text in figure.legends[0].texts] == ["human performances (120 clips)"]
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "human performances (120 clips)"
+    ]
     axes = plots.correlations(ratings[list(KEYS)].corr()).axes[0]
     assert len(axes.texts) == len(KEYS) ** 2 and axes.texts[0].get_text() == "1.0"

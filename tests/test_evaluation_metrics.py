@@ -1,4 +1,5 @@
-"""Numbers against scipy, scikit-learn, and the same thing written plainly; scopes, contrasts, calibration. Cost: 6 s."""
+"""Numbers against scipy, scikit-learn, and the same thing written plainly; scopes, contrasts,
+calibration. Cost: 6 s."""
 
 import numpy as np
 import pandas as pd
@@ -30,11 +31,18 @@ def values(index, predictions):
 def expected_metrics(x, y):
     """The five metrics by scipy, scikit-learn and Lin's formula."""
     ccc = 2 * np.cov(x, y, ddof=0)[0, 1] / (x.var() + y.var() + (x.mean() - y.mean()) ** 2)
-    return {"pearson": stats.pearsonr(x, y).statistic, "spearman": stats.spearmanr(x, y).statistic,
-            "r2": r2_score(x, y), "mae": mean_absolute_error(x, y), "ccc": ccc}  # fmt: skip
+    return {
+        "pearson": stats.pearsonr(x, y).statistic,
+        "spearman": stats.spearmanr(x, y).statistic,
+        "r2": r2_score(x, y),
+        "mae": mean_absolute_error(x, y),
+        "ccc": ccc,
+    }
 
 
-@pytest.mark.parametrize("n, scale, shift", [(5, 1, 0), (300, 1, 0.3), (1202, 0.1, 40), (50, 1e4, -3)])
+@pytest.mark.parametrize(
+    "n, scale, shift", [(5, 1, 0), (300, 1, 0.3), (1202, 0.1, 40), (50, 1e4, -3)]
+)
 def test_point_metrics_equal_scipy_and_sklearn(n, scale, shift):
     rng = np.random.default_rng(n)
     x = rng.normal(size=(n, 7))
@@ -47,12 +55,19 @@ def test_point_metrics_equal_scipy_and_sklearn(n, scale, shift):
             assert getattr(metrics, name)(x, y)[column] == found[name][column]
 
 
-@pytest.mark.parametrize("x, y, message", [
-    (np.zeros((3, 2)), np.zeros((3, 1)), "prediction \\(3, 1\\)"),
-    (np.zeros(3), np.zeros(3), "rating has shape \\(3,\\)"),
-    (np.zeros((1, 2)), np.zeros((1, 2)), "at least two clips"),
-    (np.zeros((3, 2)), np.array([[0, 1], [np.nan, 1], [1, 1]]), "prediction, row 1, column 0 is nan"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "x, y, message",
+    [
+        (np.zeros((3, 2)), np.zeros((3, 1)), "prediction \\(3, 1\\)"),
+        (np.zeros(3), np.zeros(3), "rating has shape \\(3,\\)"),
+        (np.zeros((1, 2)), np.zeros((1, 2)), "at least two clips"),
+        (
+            np.zeros((3, 2)),
+            np.array([[0, 1], [np.nan, 1], [1, 1]]),
+            "prediction, row 1, column 0 is nan",
+        ),
+    ],
+)
 def test_bad_arrays_are_refused(x, y, message):
     with pytest.raises(InputError, match=message):
         metrics.evaluate(x, y)
@@ -61,11 +76,15 @@ def test_bad_arrays_are_refused(x, y, message):
 def test_tables_hold_the_point_metrics_and_their_means(predictions, values):
     for dimension in KEYS[::6]:
         for metric, number in expected_metrics(*pair(predictions, dimension)).items():
-            assert value(values, metric, dimension=dimension) == pytest.approx(number, abs=1e-9), metric
+            assert value(values, metric, dimension=dimension) == pytest.approx(number, abs=1e-9), (
+                metric
+            )
     each = np.array([value(values, "pearson", dimension=key) for key in KEYS])
     assert value(values, "pearson", dimension="mean") == pytest.approx(each.mean(), abs=1e-12)
     for group, which in group_indices().items():
-        assert value(values, "pearson", dimension=group) == pytest.approx(each[list(which)].mean(), abs=1e-12)
+        assert value(values, "pearson", dimension=group) == pytest.approx(
+            each[list(which)].mean(), abs=1e-12
+        )
 
 
 def test_leaving_a_group_out_of_the_sums_equals_leaving_its_clips_out(index, predictions):
@@ -94,26 +113,43 @@ def test_correlations_ignore_an_affine_change_of_the_prediction(index, predictio
 
 
 def test_within_segment_sees_nothing_of_the_segment(index, predictions, values):
-    shift = dict(zip(index["segment"].unique(), np.random.default_rng(1).normal(size=index["segment"].nunique())))
+    shift = dict(
+        zip(
+            index["segment"].unique(),
+            np.random.default_rng(1).normal(size=index["segment"].nunique()),
+        )
+    )
     segment = predictions["clip"].map(index.set_index("clip")["segment"])
-    moved = scored(predictions.assign(prediction=predictions["prediction"] + segment.map(shift)), index)
+    moved = scored(
+        predictions.assign(prediction=predictions["prediction"] + segment.map(shift)), index
+    )
     within = values["scope"].str.startswith("within")
     np.testing.assert_allclose(values.loc[within, "value"], moved.loc[within, "value"], atol=1e-9)
     assert value(moved, "pearson") < value(values, "pearson") - 0.2
     codes = index["segment"].to_numpy()
     x, y = (v - pd.Series(v).groupby(codes).transform("mean").to_numpy() for v in pair(predictions))
-    assert value(values, "pearson", "within_segment") == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-10)
-    assert value(values, "mae", "within_segment") == pytest.approx(mean_absolute_error(x, y), abs=1e-10)
+    assert value(values, "pearson", "within_segment") == pytest.approx(
+        stats.pearsonr(x, y).statistic, abs=1e-10
+    )
+    assert value(values, "mae", "within_segment") == pytest.approx(
+        mean_absolute_error(x, y), abs=1e-10
+    )
 
 
 def test_segment_means_score_nothing_within_segment(index, predictions):
     segment = predictions["clip"].map(index.set_index("clip")["segment"])
     mean = predictions.groupby(["model", segment, "dimension"])["rating"].transform("mean")
-    rounding = np.random.default_rng(0).uniform(-1e-8, 1e-8, len(mean))  # float32 sums in another order
+    # float32 sums in another order
+    rounding = np.random.default_rng(0).uniform(-1e-8, 1e-8, len(mean))
     found = scored(predictions.assign(prediction=mean + rounding), index)
     assert value(found, "pearson") > 0.6
-    assert np.isnan(value(found, "pearson", "within_segment")) and np.isnan(value(found, "spearman", "within_segment"))
-    assert any("pearson (within_segment) is undefined for all dimensions" in line for line in scores.undefined(found))
+    assert np.isnan(value(found, "pearson", "within_segment")) and np.isnan(
+        value(found, "spearman", "within_segment")
+    )
+    assert any(
+        "pearson (within_segment) is undefined for all dimensions" in line
+        for line in scores.undefined(found)
+    )
 
 
 @pytest.mark.parametrize("left", [1, 2])
@@ -123,7 +159,9 @@ def test_a_segment_of_fewer_than_three_clips_is_left_out_within_segment(index, p
     none = predictions[~predictions["clip"].str.startswith("g00s0")]
     found, expected = scored(some, index), scored(none, index)
     for metric in metrics.METRICS:
-        assert value(found, metric, "within_segment") == pytest.approx(value(expected, metric, "within_segment"), abs=1e-12)
+        assert value(found, metric, "within_segment") == pytest.approx(
+            value(expected, metric, "within_segment"), abs=1e-12
+        )
     assert value(found, "mae") != value(expected, "mae")
 
 
@@ -141,17 +179,26 @@ def test_constant_prediction_is_undefined_not_zero(index, predictions):
     found = scored(predictions.assign(prediction=predictions["prediction"].mask(flat, 0.1)), index)
     for column in ("value", "low", "high"):
         assert np.isnan(value(found, "pearson", dimension=KEYS[3], column=column))
-    assert np.isnan(value(found, "pearson", dimension="mean")) and np.isnan(value(found, "pearson", dimension="sound"))
+    assert np.isnan(value(found, "pearson", dimension="mean")) and np.isnan(
+        value(found, "pearson", dimension="sound")
+    )
     assert np.isfinite(value(found, "pearson", dimension="timing"))
     assert value(found, "ccc", dimension=KEYS[3]) == 0 and value(found, "r2", dimension=KEYS[3]) < 0
-    assert any(line.startswith(f"mlp, content, seed 0: pearson (overall) is undefined for {KEYS[3]}:")
-               for line in scores.undefined(found))  # fmt: skip
+    assert any(
+        line.startswith(f"mlp, content, seed 0: pearson (overall) is undefined for {KEYS[3]}:")
+        for line in scores.undefined(found)
+    )
 
 
 def test_one_content_group_has_no_interval(index, predictions):
     one = index.assign(content_group="one", fold_random=index["fold_content"])
-    found = scored(predictions.assign(protocol="random"), one)  # a single group cannot be held out under "content"
-    assert np.isfinite(value(found, "pearson")) and found["low"].isna().all() and found["high"].isna().all()
+    # a single group cannot be held out under "content"
+    found = scored(predictions.assign(protocol="random"), one)
+    assert (
+        np.isfinite(value(found, "pearson"))
+        and found["low"].isna().all()
+        and found["high"].isna().all()
+    )
 
 
 # ---------------------------------------------------------------- contrasts
@@ -169,17 +216,25 @@ def test_deadpan_and_humans_apart(index, predictions):
         means = pd.Series(one).groupby([index["segment"], index["human"]]).mean().unstack()
         expected = (means[True] - means[False]).mean()
         row = found.loc[("gap", name, KEYS[0])]
-        assert row["value"] == pytest.approx(expected, abs=1e-12) and row["low"] < expected < row["high"]
+        assert (
+            row["value"] == pytest.approx(expected, abs=1e-12)
+            and row["low"] < expected < row["high"]
+        )
     none = contrasts.deadpan(table.runs(predictions, index.assign(human=True)))
     assert none[none["part"] != "humans"]["value"].isna().all()
 
 
 def test_pairwise_accuracy_counts_pairs_of_one_segment(index, predictions):
-    rounded = predictions.assign(rating=predictions["rating"].round(2), prediction=predictions["prediction"].round(1))
+    rounded = predictions.assign(
+        rating=predictions["rating"].round(2), prediction=predictions["prediction"].round(1)
+    )
     found = contrasts.pairwise(table.runs(rounded, index), 0.05).query("model == 'mlp'")
     found = found.set_index(["scope", "min_difference", "dimension"])
     x, y = pair(rounded)
-    for scope, part in (("within_segment", index), ("within_segment_humans", index[index["human"]])):
+    for scope, part in (
+        ("within_segment", index),
+        ("within_segment_humans", index[index["human"]]),
+    ):
         for least in (0.0, 0.05):
             right, pairs = 0.0, 0
             for rows in part.groupby("segment").indices.values():
@@ -190,7 +245,11 @@ def test_pairwise_accuracy_counts_pairs_of_one_segment(index, predictions):
                         if difference == 0 or abs(difference) < least:
                             continue
                         pairs += 1
-                        right += 0.5 if y[one] == y[other] else float((y[one] > y[other]) == (difference > 0))
+                        right += (
+                            0.5
+                            if y[one] == y[other]
+                            else float((y[one] > y[other]) == (difference > 0))
+                        )
             row = found.loc[(scope, least, KEYS[0])]
             assert row["pairs"] == pairs and row["value"] == pytest.approx(right / pairs, abs=1e-12)
     with pytest.raises(InputError, match="minimum difference is -1"):
@@ -200,12 +259,18 @@ def test_pairwise_accuracy_counts_pairs_of_one_segment(index, predictions):
 def test_share_of_the_ceiling_leaves_out_what_has_none(index, predictions, values):
     ceiling = pd.DataFrame({"overall": np.linspace(0.5, 0.9, 19)}, index=list(KEYS))
     ceiling.iloc[7] = 0.0
-    found = contrasts.ceiling_share(table.runs(predictions, index), ceiling).query("model == 'mlp'").set_index("dimension")
+    found = (
+        contrasts.ceiling_share(table.runs(predictions, index), ceiling)
+        .query("model == 'mlp'")
+        .set_index("dimension")
+    )
     assert found.loc[KEYS[0], "value"] == pytest.approx(value(values, "pearson") / 0.5, abs=1e-12)
     assert np.isnan(found.loc[KEYS[7], "value"])
     kept = [key for key in KEYS if key != KEYS[7]]
     r = np.mean([value(values, "pearson", dimension=key) for key in kept])
-    assert found.loc["mean", "value"] == pytest.approx(r / ceiling.loc[kept, "overall"].mean(), abs=1e-12)
+    assert found.loc["mean", "value"] == pytest.approx(
+        r / ceiling.loc[kept, "overall"].mean(), abs=1e-12
+    )
     assert found.loc["mean", "low"] < found.loc["mean", "value"] < found.loc["mean", "high"]
 
 
@@ -218,12 +283,19 @@ def test_crps_is_the_integral_and_nll_scipys():
         return (stats.norm.cdf(x, prediction, spread) - (x >= rating)) ** 2
 
     for rating, prediction, spread in ((0.3, 0.5, 0.1), (0.9, 0.1, 0.3), (0.5, 0.5, 0.05)):
-        expected = sum(integrate.quad(gap, *ends, args=(rating, prediction, spread))[0] for ends in ((-3, rating), (rating, 4)))
+        expected = sum(
+            integrate.quad(gap, *ends, args=(rating, prediction, spread))[0]
+            for ends in ((-3, rating), (rating, 4))
+        )
         arrays = [np.array([number]) for number in (rating, prediction, spread)]
         assert calibration.crps(*arrays)[0] == pytest.approx(expected, abs=1e-8)
-        assert calibration.nll(*arrays)[0] == pytest.approx(-stats.norm.logpdf(rating, prediction, spread), abs=1e-12)
+        assert calibration.nll(*arrays)[0] == pytest.approx(
+            -stats.norm.logpdf(rating, prediction, spread), abs=1e-12
+        )
     certain = [np.array([number]) for number in (0.3, 0.5, 0.0)]
-    assert calibration.crps(*certain)[0] == pytest.approx(0.2) and np.isnan(calibration.nll(*certain)[0])
+    assert calibration.crps(*certain)[0] == pytest.approx(0.2) and np.isnan(
+        calibration.nll(*certain)[0]
+    )
 
 
 def test_honest_uncertainty_covers_and_follows_the_error(index):
@@ -231,7 +303,9 @@ def test_honest_uncertainty_covers_and_follows_the_error(index):
     rows = make_predictions(index, {"mlp": 0.0})
     rng = np.random.default_rng(0)
     spread = rng.choice([0.02, 0.2], len(rows))
-    rows = rows.assign(prediction=rows["rating"] + spread * rng.normal(size=len(rows)), uncertainty=spread)
+    rows = rows.assign(
+        prediction=rows["rating"] + spread * rng.normal(size=len(rows)), uncertainty=spread
+    )
     both = pd.concat([rows, rows.assign(model="silent", uncertainty=np.nan)])
     found = calibration.evaluate(table.runs(both, index))
     assert set(found["model"]) == {"mlp"}

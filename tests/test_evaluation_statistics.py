@@ -1,6 +1,8 @@
-"""Do the intervals cover and do the tests keep their level: simulations with PercePiano's own group sizes.
+"""Do the intervals cover and do the tests keep their level: simulations with PercePiano's own group
+sizes.
 
-Cost: 4 s; the slow ones, which give the figures in the docstrings of ``intervals`` and ``significance``, 2 min.
+Cost: 4 s; the slow ones, which give the figures in the docstrings of ``intervals`` and
+``significance``, 2 min.
 """
 
 import itertools
@@ -28,7 +30,8 @@ def noise(rng, sizes, within, columns):
 
 
 def simulate(rng, sizes, within, r, columns):
-    """Ratings and the predictions of a calibrated model with that true correlation, (clips, columns) each."""
+    """Ratings and the predictions of a calibrated model with that true correlation, (clips,
+    columns) each."""
     rating = noise(rng, sizes, within, columns)
     return rating, r * r * rating + r * np.sqrt(1 - r * r) * noise(rng, sizes, within, columns)
 
@@ -36,8 +39,13 @@ def simulate(rng, sizes, within, r, columns):
 def truth(r):
     """The true values of ``simulate``'s metrics."""
     unexplained = np.sqrt(1 - r * r)
-    return {"pearson": r, "spearman": 6 / np.pi * np.arcsin(r / 2), "r2": r * r,
-            "mae": np.sqrt(2 / np.pi) * unexplained, "ccc": 2 * r * r / (1 + r * r)}  # fmt: skip
+    return {
+        "pearson": r,
+        "spearman": 6 / np.pi * np.arcsin(r / 2),
+        "r2": r * r,
+        "mae": np.sqrt(2 / np.pi) * unexplained,
+        "ccc": 2 * r * r / (1 + r * r),
+    }
 
 
 def sums_of(sizes, x, y, kind):
@@ -48,11 +56,14 @@ def sums_of(sizes, x, y, kind):
 
 def jackknifed(sizes, x, y, metric):
     """Values of a metric of all groups, then without each, (1 + groups, columns)."""
-    return metrics.from_sums(metric, intervals.leave_one_out(sums_of(sizes, x, y, metrics.kind_of(metric))))
+    return metrics.from_sums(
+        metric, intervals.leave_one_out(sums_of(sizes, x, y, metrics.kind_of(metric)))
+    )
 
 
 def bootstraps(sizes, x, y, metric, rng, n=1000):
-    """95 % percentile and BCa intervals over groups, {method: (low, high)} (Efron & Tibshirani 1993, ch. 13 and 14)."""
+    """95 % percentile and BCa intervals over groups, {method: (low, high)} (Efron & Tibshirani
+    1993, ch. 13 and 14)."""
     sums, without = sums_of(sizes, x, y, metrics.kind_of(metric)), jackknifed(sizes, x, y, metric)
     weights = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), n).astype(float)
     drawn = np.sort(metrics.from_sums(metric, weights @ sums), axis=0)
@@ -87,9 +98,11 @@ def coverage(within, r, columns, seed=0, metric_names=metrics.METRICS, n=1000):
 
 
 def equal_models(rng, sizes, within, other=None, r=0.6):
-    """Sums of standardised features of two models of one true r on the same ratings, each (8, groups, 19).
+    """Sums of standardised features of two models of one true r on the same ratings, each (8,
+    groups, 19).
 
-    ``within`` is the correlation in groups of the ratings and of model a's errors, ``other`` that of model b's.
+    ``within`` is the correlation in groups of the ratings and of model a's errors, ``other`` that
+    of model b's.
     """
     rating, a = simulate(rng, sizes, within, r, len(KEYS))
     own = noise(rng, sizes, within if other is None else other, len(KEYS))
@@ -98,7 +111,8 @@ def equal_models(rng, sizes, within, other=None, r=0.6):
 
 
 def level(within, other=None, tables=200, n_permutations=1000, seed=0):
-    """What equal models show, in %: p below .05 (dimensions, means), intervals of the difference that hold 0 (same)."""
+    """What equal models show, in %: p below .05 (dimensions, means), intervals of the difference
+    that hold 0 (same)."""
     rng, sizes = np.random.default_rng(seed), group_sizes()
     rejected, held = [], []
     for number in range(tables):
@@ -106,7 +120,8 @@ def level(within, other=None, tables=200, n_permutations=1000, seed=0):
         swaps, complete = significance.exchanges(len(sizes), n_permutations, number)
         rejected.append(significance.permutation_p(a, b, "pearson", swaps, complete) < 0.05)
         found = significance.difference(
-            *(metrics.from_sums("pearson", intervals.leave_one_out(sums)) for sums in (a, b)), "pearson"
+            *(metrics.from_sums("pearson", intervals.leave_one_out(sums)) for sums in (a, b)),
+            "pearson",
         )
         held.append((found["low"] < 0) & (found["high"] > 0))
     rejected, held = 100 * np.mean(rejected, axis=0), 100 * np.mean(held, axis=0)
@@ -160,8 +175,14 @@ def test_bootstraps_of_the_simulation_are_scipys():
     ours = bootstraps(sizes, x, y, "pearson", rng, 9999)
     for name, (low, high) in ours.items():
         method = "percentile" if name == "percentile" else "BCa"
-        theirs = stats.bootstrap((np.arange(len(sizes)),), statistic, vectorized=True, n_resamples=9999, method=method,
-                                 random_state=2).confidence_interval  # fmt: skip
+        theirs = stats.bootstrap(
+            (np.arange(len(sizes)),),
+            statistic,
+            vectorized=True,
+            n_resamples=9999,
+            method=method,
+            random_state=2,
+        ).confidence_interval
         assert (low[0], high[0]) == pytest.approx(tuple(theirs), abs=0.006), name
 
 
@@ -178,7 +199,9 @@ def test_intervals_cover_as_stated(within):
     found = {r: coverage(within, r, 4000) for r in (0.3, 0.6, 0.8)}
     for metric in metrics.METRICS:
         for method in found[0.6][metric]:
-            print(within, metric, method, [round(float(found[r][metric][method]), 1) for r in found])
+            print(
+                within, metric, method, [round(float(found[r][metric][method]), 1) for r in found]
+            )
         for r in found:
             covers = found[r][metric]
             assert covers["jackknife"] >= max(covers["percentile"], covers["BCa"]), (metric, r)
@@ -190,7 +213,8 @@ def test_intervals_cover_as_stated(within):
 
 @pytest.mark.parametrize("metric", ["pearson", "r2", "ccc"])
 def test_permutation_p_is_scipys(metric):
-    """All 2^9 exchanges of nine groups, by scipy's own enumeration; correlations divided by their jackknife error."""
+    """All 2^9 exchanges of nine groups, by scipy's own enumeration; correlations divided by their
+    jackknife error."""
     sizes, rng = np.full(9, 5), np.random.default_rng(3)
     rating, a = simulate(rng, sizes, 0.2, 0.5, 19)
     b = a + 0.6 * noise(rng, sizes, 0.2, 19)
@@ -204,10 +228,17 @@ def test_permutation_p_is_scipys(metric):
         one, other = (both[side.astype(int), :, groups].T[..., None] for side in (first, second))
         values = [metrics.from_sums(metric, intervals.leave_one_out(one)) for one in (one, other)]
         change = (values[0] - values[1])[:, 0]
-        return change[0] / intervals.spread((change)[:, None])[0][0] if kind != "values" else change[0]
+        return (
+            change[0] / intervals.spread((change)[:, None])[0][0] if kind != "values" else change[0]
+        )
 
-    expected = stats.permutation_test((np.zeros(9), np.ones(9)), difference, permutation_type="samples",
-                                      vectorized=False, n_resamples=np.inf)  # fmt: skip
+    expected = stats.permutation_test(
+        (np.zeros(9), np.ones(9)),
+        difference,
+        permutation_type="samples",
+        vectorized=False,
+        n_resamples=np.inf,
+    )
     swaps, complete = significance.exchanges(9, 2000, 0)
     assert complete and len(swaps) == 512
     found = significance.permutation_p(of_a, of_b, metric, swaps, complete)[4]
@@ -224,15 +255,21 @@ def test_random_exchanges_come_near_all_of_them():
 
 
 def test_holm_is_the_step_down_rule():
-    assert significance.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert significance.holm(np.array([0.5, np.nan, 0.9])) == pytest.approx([1.0, np.nan, 1.0], nan_ok=True)
+    assert significance.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
+    assert significance.holm(np.array([0.5, np.nan, 0.9])) == pytest.approx(
+        [1.0, np.nan, 1.0], nan_ok=True
+    )
     p = np.random.default_rng(0).random(19) ** 3
     ordered, expected = np.sort(p), []
     for rank, one in enumerate(ordered):
         expected.append(min(1.0, max([(19 - rank) * one, *expected])))
     np.testing.assert_allclose(np.sort(significance.holm(p)), np.sort(expected), atol=1e-12)
     statsmodels = pytest.importorskip("statsmodels.stats.multitest")
-    np.testing.assert_allclose(significance.holm(p), statsmodels.multipletests(p, method="holm")[1], atol=1e-12)
+    np.testing.assert_allclose(
+        significance.holm(p), statsmodels.multipletests(p, method="holm")[1], atol=1e-12
+    )
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +287,18 @@ def test_comparison_is_paired_and_has_its_sizes(index, predictions):
     compared = significance.compare(runs(predictions, index), n_permutations=999)
     assert list(compared.columns) == significance.COLUMNS
     row = compared.set_index(["scope", "metric", "dimension"]).loc[("overall", "pearson", "mean")]
-    better, worse = (value(values, "pearson", dimension="mean", model=m) for m in ("ast-micro-ssast", "mlp"))
+    better, worse = (
+        value(values, "pearson", dimension="mean", model=m) for m in ("ast-micro-ssast", "mlp")
+    )
     assert row["difference"] == pytest.approx(better - worse, abs=1e-12)
     assert row["cohens_q"] == pytest.approx(np.arctanh(better) - np.arctanh(worse), abs=1e-12)
-    assert 0 < row["low"] < row["difference"] < row["high"] and row["p"] == row["p_holm"] == pytest.approx(1 / 1000)
+    assert 0 < row["low"] < row["difference"] < row["high"] and row["p"] == row[
+        "p_holm"
+    ] == pytest.approx(1 / 1000)
     assert 0 < row["detectable"] < row["difference"] and row["effect"] > 1
-    dimensions = compared[(compared["scope"] == "overall") & (compared["metric"] == "pearson")].head(19)
+    dimensions = compared[
+        (compared["scope"] == "overall") & (compared["metric"] == "pearson")
+    ].head(19)
     np.testing.assert_allclose(dimensions["p_holm"], significance.holm(dimensions["p"].to_numpy()))
     worse_mae = compared.set_index(["scope", "metric", "dimension"]).loc[("overall", "mae", "mean")]
     assert worse_mae["difference"] < 0 and np.isnan(worse_mae["cohens_q"])
@@ -265,16 +308,22 @@ def test_a_model_does_not_differ_from_itself(index, predictions):
     one = predictions[predictions["model"] == "mlp"]
     twins = pd.concat([one, one.assign(model="twin")])
     same = significance.compare(runs(twins, index), n_permutations=99)
-    assert (same[["difference", "low", "high"]] == 0).all(axis=None) and (same[["p", "p_holm"]] == 1).all(axis=None)
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None) and (
+        same[["p", "p_holm"]] == 1
+    ).all(axis=None)
     scaled = pd.concat([one, one.assign(model="scaled", prediction=3 * one["prediction"] - 1)])
-    same = significance.compare(runs(scaled, index), n_permutations=99, names=("pearson", "spearman"))
+    same = significance.compare(
+        runs(scaled, index), n_permutations=99, names=("pearson", "spearman")
+    )
     assert same["difference"].abs().max() < 1e-9 and (same["p"] == 1).all()
 
 
 def test_comparison_uses_common_clips(index, predictions):
     some = predictions[(predictions["model"] != "mlp") | (predictions["fold"] < 2)]
     common = predictions[predictions["fold"] < 2]
-    compared = [significance.compare(runs(rows, index), n_permutations=50) for rows in (some, common)]
+    compared = [
+        significance.compare(runs(rows, index), n_permutations=50) for rows in (some, common)
+    ]
     pd.testing.assert_frame_equal(*compared)
 
 
@@ -298,9 +347,10 @@ def test_the_test_keeps_its_level_quickly():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("within, other, least, most", [
-    (0.0, None, 4, 6), (0.2, None, 4, 6), (0.5, None, 4, 6), (0.2, 0.5, 4, 9), (0.5, 0.0, 4, 9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "within, other, least, most",
+    [(0.0, None, 4, 6), (0.2, None, 4, 6), (0.5, None, 4, 6), (0.2, 0.5, 4, 9), (0.5, 0.0, 4, 9)],
+)
 def test_the_test_keeps_its_level_as_stated(within, other, least, most):
     """400 tables of 19 pairs each: the figures in ``significance``."""
     found = level(within, other, tables=400, n_permutations=400)
@@ -309,7 +359,8 @@ def test_the_test_keeps_its_level_as_stated(within, other, least, most):
 
 
 def test_the_detectable_difference_is_found_in_four_of_five():
-    """Model b is worse by what the first tables call detectable; the share of intervals that leave 0 out."""
+    """Model b is worse by what the first tables call detectable; the share of intervals that leave
+    0 out."""
     sizes, rng = group_sizes(), np.random.default_rng(5)
 
     def differences(worse, tables):
@@ -317,8 +368,12 @@ def test_the_detectable_difference_is_found_in_four_of_five():
             rating, a = simulate(rng, sizes, 0.2, 0.6, 19)
             r = 0.6 - worse
             b = r * r * rating + r * np.sqrt(1 - r * r) * noise(rng, sizes, 0.2, 19)
-            values = [metrics.from_sums("pearson", intervals.leave_one_out(sums_of(sizes, rating, y, "standardised")))
-                      for y in (a, b)]  # fmt: skip
+            values = [
+                metrics.from_sums(
+                    "pearson", intervals.leave_one_out(sums_of(sizes, rating, y, "standardised"))
+                )
+                for y in (a, b)
+            ]
             yield significance.difference(*values, "pearson")
 
     detectable = np.mean([one["detectable"][:19].mean() for one in differences(0.0, 10)])
@@ -333,7 +388,10 @@ def seeded(index, spread, seeds, model, rng=9):
     """Runs of one model whose seeds share their errors but for noise of their own."""
     base = make_predictions(index, {model: 0.08}, rng=rng)
     draw = np.random.default_rng(7)
-    return [base.assign(seed=seed, prediction=base["prediction"] + draw.normal(0, spread, len(base))) for seed in range(seeds)]
+    return [
+        base.assign(seed=seed, prediction=base["prediction"] + draw.normal(0, spread, len(base)))
+        for seed in range(seeds)
+    ]
 
 
 def test_seeds_are_reported_one_by_one_and_together(index):
@@ -347,7 +405,9 @@ def test_seeds_are_reported_one_by_one_and_together(index):
     assert row["seed_sd"] == pytest.approx(np.std(each, ddof=1), abs=1e-12)
     first = values[values["seed"] == 0]
     single = value(first, "pearson", column="high") - value(first, "pearson", column="low")
-    wide = pd.concat(seeded(index, 0.0, 2, "mlp") + [one.assign(seed=2) for one in seeded(index, 0.3, 1, "mlp")])
+    wide = pd.concat(
+        seeded(index, 0.0, 2, "mlp") + [one.assign(seed=2) for one in seeded(index, 0.3, 1, "mlp")]
+    )
     found = seeds.evaluate(runs(wide, index)).set_index(["scope", "metric", "dimension"])
     found = found.loc[("overall", "pearson", KEYS[0])]
     assert found["high"] - found["low"] > 1.5 * single
@@ -356,7 +416,9 @@ def test_seeds_are_reported_one_by_one_and_together(index):
 def test_seeds_make_a_comparison_more_cautious(index):
     rows = pd.concat(seeded(index, 0.1, 2, "mlp") + seeded(index, 0.02, 2, "cnn"))
     found = seeds.compare(runs(rows, index)).set_index(["scope", "metric", "dimension"])
-    assert (found["seeds_a"] == 2).all() and found.loc[("overall", "pearson", "mean"), "difference"] > 0
+    assert (found["seeds_a"] == 2).all() and found.loc[
+        ("overall", "pearson", "mean"), "difference"
+    ] > 0
     fixed = significance.compare(runs(rows[rows["seed"] == 0], index), n_permutations=50)
     fixed = fixed.set_index(["scope", "metric", "dimension"])
     assert (found["high"] - found["low"]).median() > (fixed["high"] - fixed["low"]).median()
@@ -366,16 +428,27 @@ def test_seeds_make_a_comparison_more_cautious(index):
 
 @pytest.mark.slow
 def test_seed_comparisons_keep_their_level():
-    """Equal models whose three seeds move their mean r by .02: p below .05 in about 5 % of tables, not more than 7."""
+    """Equal models whose three seeds move their mean r by .02: p below .05 in about 5 % of tables,
+    not more than 7."""
     big, rejected = make_index(30), []
     for table_of in range(60):
         draw, rows = np.random.default_rng(table_of), []
         base = make_predictions(big, {"none": 0.0}, rng=table_of)
         for model, seed in itertools.product(("a", "b"), range(3)):
             spread = 0.1 * np.exp(draw.normal(0, 0.1))
-            rows.append(base.assign(model=model, seed=seed, prediction=base["rating"] + draw.normal(0, spread, len(base))))
+            rows.append(
+                base.assign(
+                    model=model,
+                    seed=seed,
+                    prediction=base["rating"] + draw.normal(0, spread, len(base)),
+                )
+            )
         found = seeds.compare(runs(pd.concat(rows), big), names=("pearson",))
-        rejected.append((found["p"][(found["scope"] == "overall") & found["dimension"].isin(KEYS)] < 0.05).mean())
+        rejected.append(
+            (
+                found["p"][(found["scope"] == "overall") & found["dimension"].isin(KEYS)] < 0.05
+            ).mean()
+        )
     print(100 * np.mean(rejected))
     assert np.mean(rejected) <= 0.07
 
@@ -385,8 +458,11 @@ def test_a_model_that_is_constant_within_segments_is_compared_where_it_varies():
     rows = make_predictions(index, {"mlp": 0.1, "identity": 0.1})
     human = rows["clip"].map(index.set_index("clip")["human"])
     fold = rows["fold"] / 1000
-    rows["prediction"] = rows["prediction"].where(rows["model"] == "mlp", 0.1 * human + fold)  # people and folds alone
+    # people and folds alone
+    rows["prediction"] = rows["prediction"].where(rows["model"] == "mlp", 0.1 * human + fold)
     found = significance.compare(runs(rows, index), n_permutations=200, names=("pearson",))
     found = found.set_index(["scope", "dimension"])
     assert found.loc[("overall", "mean"), "p"] < 0.05
-    assert np.isnan(found.loc[("within_segment_humans", "mean"), ["difference", "p"]].to_numpy(float)).all()
+    assert np.isnan(
+        found.loc[("within_segment_humans", "mean"), ["difference", "p"]].to_numpy(float)
+    ).all()

@@ -1,4 +1,5 @@
-"""The whole experiment, from MIDI to the page of results, on made-up playing and simulated ratings. Cost: 16 minutes a core."""
+"""The whole experiment, from MIDI to the page of results, on made-up playing and simulated ratings.
+Cost: 16 minutes a core."""
 
 import dataclasses
 import json
@@ -30,7 +31,10 @@ def midi(tmp_path_factory):
     folder = write_folder(tmp_path_factory.mktemp("asap"))
     for seed, path in enumerate(sorted(folder.rglob("*.mid"))):
         rng = np.random.default_rng(seed)
-        notes = [(0.4 * k, 0.4 * k + 0.3, rng.choice([60, 64, 67, 72]), rng.integers(60, 110)) for k in range(60)]
+        notes = [
+            (0.4 * k, 0.4 * k + 0.3, rng.choice([60, 64, 67, 72]), rng.integers(60, 110))
+            for k in range(60)
+        ]
         write_midi(Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), path)
     return folder
 
@@ -38,9 +42,18 @@ def midi(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(midi, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("experiment"), []
-    given = suite.Experiment(str(midi), "demo", hours=0.2, voices=("builtin",), pianos=("builtin",), unseen="",
-                             starts=("transcriptionstem", "cnn"), seeds=(0, 1), protocols=("content", "performer"),
-                             epochs={"transcriptionstem": 12, "cnn": 2})  # fmt: skip
+    given = suite.Experiment(
+        str(midi),
+        "demo",
+        hours=0.2,
+        voices=("builtin",),
+        pianos=("builtin",),
+        unseen="",
+        starts=("transcriptionstem", "cnn"),
+        seeds=(0, 1),
+        protocols=("content", "performer"),
+        epochs={"transcriptionstem": 12, "cnn": 2},
+    )
     first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
     report = suite.run_experiment(PRESET, out, given, log=lines.append)
     return out, given, first, report, lines
@@ -58,12 +71,22 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert {"content", "performer"} == set(rows["protocol"])
     content = set(rows.query("protocol == 'content'")["model"])
     name = f"ast-{PRESET.model.name}-transcriptionstem"
-    assert {name, f"{name}-notes", f"{name}-judged", f"{name}-judged+score", "cnn", "audio-stats", "midi-stats"} <= content
+    assert {
+        name,
+        f"{name}-notes",
+        f"{name}-judged",
+        f"{name}-judged+score",
+        "cnn",
+        "audio-stats",
+        "midi-stats",
+    } <= content
     assert {f"{name}-judged-ensemble", f"{name}-judged-ensemble+score"} <= content
     assert set(rows[rows["model"] == f"{name}-judged"]["seed"]) == {0, 1}
     assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
     model = out / "packaged" / f"{PRESET.model.name}-rater.safetensors"
-    assert packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
+    assert (
+        packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
+    )
     assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])
     made = json.loads((out / "results" / "experiment.json").read_text())
     assert made["hours"] == 0.2 and "cores" in made["machine"]
@@ -71,14 +94,21 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert (stages["minutes"] > 0).all() and stages["stage"].str.startswith("pre-train").any()
     assert "simulated" in (out / "results" / "report.md").read_text()
     assert len(pd.read_csv(out / "seed_0" / "pretrain" / "transcriptionstem" / "history.csv")) == 12
-    # What has no pre-training is fine-tuned for as long; heads on the encoder that has one are the preset's.
-    cnn, heads = (out / "seed_0" / "finetune" / name / "fold_0" / "history.csv" for name in ("cnn", name))
+    # What has no pre-training is fine-tuned for as long; heads on the encoder that has one are the
+    # preset's.
+    cnn, heads = (
+        out / "seed_0" / "finetune" / name / "fold_0" / "history.csv" for name in ("cnn", name)
+    )
     assert (len(pd.read_csv(cnn)), len(pd.read_csv(heads))) == (2, 1)
 
 
 def test_nothing_is_made_twice(done):
     out, given, *_ = done
-    before = {path: path.stat().st_mtime for path in out.rglob("predictions_*") if "results" not in path.parts}
+    before = {
+        path: path.stat().st_mtime
+        for path in out.rglob("predictions_*")
+        if "results" not in path.parts
+    }
     suite.run_experiment(PRESET, out, given, log=lambda line: None)
     assert {path: path.stat().st_mtime for path in before} == before
 
@@ -86,13 +116,18 @@ def test_nothing_is_made_twice(done):
 def test_another_experiment_is_refused_where_one_is(done):
     out, given, *_ = done
     with pytest.raises(InputError, match="another configuration"):
-        suite.run_experiment(PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None)
+        suite.run_experiment(
+            PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None
+        )
 
 
 @pytest.mark.parametrize(
-    ("starts", "judged"), [(["scratch", "ssast"], []), (["scratch", "transcriptionstem"], ["transcriptionstem"])]
+    ("starts", "judged"),
+    [(["scratch", "ssast"], []), (["scratch", "transcriptionstem"], ["transcriptionstem"])],
 )
-def test_what_is_compared_without_hearing_notes_is_not_judged(midi, tmp_path, capsys, starts, judged):
+def test_what_is_compared_without_hearing_notes_is_not_judged(
+    midi, tmp_path, capsys, starts, judged
+):
     out = tmp_path / "compared"
     command = [
         "experiment",
@@ -107,21 +142,60 @@ def test_what_is_compared_without_hearing_notes_is_not_judged(midi, tmp_path, ca
         "--unseen",
         "musescore-small",
     ]
-    assert main([*command, "--voices", "builtin", "--pianos", "builtin", "--starts", *starts, "--minutes", "0.000001"]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--voices",
+                "builtin",
+                "--pianos",
+                "builtin",
+                "--starts",
+                *starts,
+                "--minutes",
+                "0.000001",
+            ]
+        )
+        == 0
+    )
     assert "reached before: " in capsys.readouterr().out
     assert json.loads((out / "settings.json").read_text())["experiment"]["judged"] == judged
 
 
 def test_heads_are_trained_as_it_is_told(midi, tmp_path, capsys):
-    command = ["experiment", "--midi", str(midi), "--percepiano", "demo", "--out", str(tmp_path), "--preset", "base"]
-    command += ["--voices", "builtin", "--pianos", "builtin", "--unseen", "musescore-small", "--minutes", "0.000001"]
+    command = [
+        "experiment",
+        "--midi",
+        str(midi),
+        "--percepiano",
+        "demo",
+        "--out",
+        str(tmp_path),
+        "--preset",
+        "base",
+    ]
+    command += [
+        "--voices",
+        "builtin",
+        "--pianos",
+        "builtin",
+        "--unseen",
+        "musescore-small",
+        "--minutes",
+        "0.000001",
+    ]
     assert main([*command, "--set", "seed=3"]) == 2 and "use --seeds" in capsys.readouterr().err
     assert main([*command, "--set", "strategy=frozen"]) == 0
-    assert json.loads((tmp_path / "settings.json").read_text())["preset"]["finetune"]["strategy"] == "frozen"
+    assert (
+        json.loads((tmp_path / "settings.json").read_text())["preset"]["finetune"]["strategy"]
+        == "frozen"
+    )
 
 
 def test_a_piano_that_is_heard_is_not_unseen():
-    with pytest.raises(InputError, match="the held-out soundfont builtin is also used for training"):
+    with pytest.raises(
+        InputError, match="the held-out soundfont builtin is also used for training"
+    ):
         suite.Experiment("midi", "demo", voices=("builtin",), unseen="builtin")
     with pytest.raises(InputError, match="Did you mean 'transcription'"):
         suite.Experiment("midi", "demo", starts=("transcriptoin",))
@@ -130,6 +204,11 @@ def test_a_piano_that_is_heard_is_not_unseen():
 def test_what_more_labels_would_be_worth(done):
     out, given, *_ = done
     run = suite.Run(PRESET, out / "seed_0", shards=out / "maestro", clips=out / "percepiano")
-    table = pd.read_csv(path := suite.learning_curve(run, "transcriptionstem", str(out / "demo" / "percepiano")))
-    assert set(table["unit"]) == {"everything", "passages", "players", "clips"} and table["r"].notna().all()
+    table = pd.read_csv(
+        path := suite.learning_curve(run, "transcriptionstem", str(out / "demo" / "percepiano"))
+    )
+    assert (
+        set(table["unit"]) == {"everything", "passages", "players", "clips"}
+        and table["r"].notna().all()
+    )
     assert path.with_suffix(".png").stat().st_size > 5000

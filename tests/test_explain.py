@@ -1,4 +1,5 @@
-"""Explanations of recordings: a model whose reasons are known, the notes, the checks and the command. About 25 s."""
+"""Explanations of recordings: a model whose reasons are known, the notes, the checks and the
+command. About 25 s."""
 
 import types
 from pathlib import Path
@@ -33,7 +34,9 @@ def _compiled_once(tmp_path_factory):
 
 def performance(at: float = AT, seconds: int = 20, shift: float = 0.0) -> Performance:
     """A note a second, A3, but for one B5."""
-    notes = [(k + 0.1 + shift, k + 0.9 + shift, TONE if k == at else 57, 90) for k in range(seconds)]
+    notes = [
+        (k + 0.1 + shift, k + 0.9 + shift, TONE if k == at else 57, 90) for k in range(seconds)
+    ]
     return Performance(np.array(notes, NOTE), np.zeros(0, PEDAL))
 
 
@@ -44,7 +47,9 @@ def write_wav(path: Path, played: Performance) -> Path:
         time = np.arange(int((note["offset"] - note["onset"]) * RATE)) / RATE
         start = int(note["onset"] * RATE)
         hertz = 440 * 2 ** ((int(note["pitch"]) - 69) / 12)
-        wave[start : start + len(time)] += 0.3 * np.sin(2 * np.pi * hertz * time) * np.exp(-4 * time)
+        wave[start : start + len(time)] += (
+            0.3 * np.sin(2 * np.pi * hertz * time) * np.exp(-4 * time)
+        )
     soundfile.write(path, wave, RATE, subtype="FLOAT")
     return path
 
@@ -75,7 +80,8 @@ def short_wavs(tmp_path_factory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def known() -> explain.Explainer:
-    """An explainer of a model that hears how loud the bands around 988 Hz are on average, whatever its weights."""
+    """An explainer of a model that hears how loud the bands around 988 Hz are on average, whatever
+    its weights."""
     bands = jnp.asarray(np.abs(audio.band_centres() - 988) < 50, jnp.float32)
 
     def embed_sums(params, log_mel, valid):
@@ -106,12 +112,18 @@ class TestKnownAnswer:
         frames = slice(int(AT / 0.00998), int((AT + 1) / 0.00998))
         near = np.abs(audio.band_centres() - 988) < 50
         assert sizes[frames][:, near].sum() > 0.8 * sizes.sum() and sizes[:, ~near].sum() == 0
-        assert found.rating - found.baseline > 0.01 and abs(found.gap) < 0.02 * (found.rating - found.baseline)
+        assert found.rating - found.baseline > 0.01 and abs(found.gap) < 0.02 * (
+            found.rating - found.baseline
+        )
 
     def test_tables_add_up_to_the_map(self, found):
         total = found.map.sum(dtype=np.float64)
         seconds, bands = found.seconds_table(), found.bands_table()
-        assert seconds["contribution"].sum() == pytest.approx(total, rel=1e-5) == bands["contribution"].sum()
+        assert (
+            seconds["contribution"].sum()
+            == pytest.approx(total, rel=1e-5)
+            == bands["contribution"].sum()
+        )
         assert seconds["start"][seconds["contribution"].idxmax()] == AT
         assert bands["hertz"][bands["contribution"].idxmax()] == pytest.approx(988, abs=50)
 
@@ -119,11 +131,22 @@ class TestKnownAnswer:
     def test_the_excerpt_holds_that_second(self, known, found, seconds):
         excerpt = found.excerpt(seconds)
         assert excerpt.start <= AT + 0.1 and excerpt.stop >= AT + 0.8
-        assert len(excerpt.wave) / RATE == pytest.approx(seconds, abs=0.02) == excerpt.stop - excerpt.start
+        assert (
+            len(excerpt.wave) / RATE
+            == pytest.approx(seconds, abs=0.02)
+            == excerpt.stop - excerpt.start
+        )
         assert excerpt.contribution > 0.8 * (found.rating - found.baseline)
-        assert excerpt.wave[0] == pytest.approx(0, abs=1e-4) == excerpt.wave[-1] and np.abs(excerpt.wave).max() > 0.1
+        assert (
+            excerpt.wave[0] == pytest.approx(0, abs=1e-4) == excerpt.wave[-1]
+            and np.abs(excerpt.wave).max() > 0.1
+        )
         check = checks.silence_excerpt(known, found, excerpt)
-        assert check.rank == 1 and check.moved > 5 * check.others and "the largest change of " in check.sentence()
+        assert (
+            check.rank == 1
+            and check.moved > 5 * check.others
+            and "the largest change of " in check.sentence()
+        )
 
     def test_an_excerpt_longer_than_the_recording_is_all_of_it(self, known, found, wavs):
         whole = found.excerpt(60)
@@ -134,56 +157,94 @@ class TestKnownAnswer:
 
     def test_excerpts_can_be_asked_for_at_once(self, known, found, wavs):
         asked = known.excerpt(wavs[0], LOUD, seconds=2)
-        assert (asked.start, asked.contribution) == (found.excerpt(2).start, found.excerpt(2).contribution)
+        assert (asked.start, asked.contribution) == (
+            found.excerpt(2).start,
+            found.excerpt(2).contribution,
+        )
 
     def test_the_note_is_found(self, found):
         table = explain.note_table(found, performance())
-        assert len(table) == 21 and table["contribution"].sum() == pytest.approx(found.map.sum(), rel=1e-5)
+        assert len(table) == 21 and table["contribution"].sum() == pytest.approx(
+            found.map.sum(), rel=1e-5
+        )
         first = table.iloc[0]
-        assert (first["name"], first["pitch"], first["note"]) == ("B5", TONE, AT) and first["share"] > 0.8
+        assert (first["name"], first["pitch"], first["note"]) == ("B5", TONE, AT) and first[
+            "share"
+        ] > 0.8
         assert table.iloc[-1]["note"] == -1 and table["share"].sum() == pytest.approx(1)
 
     def test_a_pedal_carries_a_note_on(self, found):
         pedal = np.array([(12.5, 64, 127), (14.5, 64, 0)], PEDAL)
         held = Performance(performance().notes, pedal)
-        dry, wet = (explain.note_table(found, one).set_index("note")["contribution"] for one in (performance(), held))
+        dry, wet = (
+            explain.note_table(found, one).set_index("note")["contribution"]
+            for one in (performance(), held)
+        )
         assert wet[-1] != dry[-1] and wet.sum() == pytest.approx(dry.sum(), rel=1e-5)
 
     def test_checks_tell_good_maps_and_a_model_that_learned_nothing(self, known, short_wavs):
-        """It moves fast when the map is followed; and as its weights do nothing, random ones change no map."""
-        explained = [known.explain(known.hear(wav), [LOUD], methods=("gradients",)) for wav in short_wavs]
-        result, again = checks.run(known, explained, seed=3), checks.run(known, explained[:1], seed=3)
+        """It moves fast when the map is followed; and as its weights do nothing, random ones change
+        no map."""
+        explained = [
+            known.explain(known.hear(wav), [LOUD], methods=("gradients",)) for wav in short_wavs
+        ]
+        result, again = (
+            checks.run(known, explained, seed=3),
+            checks.run(known, explained[:1], seed=3),
+        )
         pd.testing.assert_frame_equal(result.deletion[: len(again.deletion)], again.deletion)
         area = checks.areas(result.deletion)
         assert (area["most relevant first"] > 1.5 * area["random"]).all()
         assert (area["random"] > area["least relevant first"]).all()
         verdicts = result.verdicts.set_index("check")
-        assert 1.5 < verdicts.loc["deletion", "low"] <= verdicts.loc["deletion", "value"] <= verdicts.loc["deletion", "high"]
-        assert verdicts.loc["deletion", "sentence"].startswith("maps are faithful: deletion moves the rating ")
+        assert (
+            1.5
+            < verdicts.loc["deletion", "low"]
+            <= verdicts.loc["deletion", "value"]
+            <= verdicts.loc["deletion", "high"]
+        )
+        assert verdicts.loc["deletion", "sentence"].startswith(
+            "maps are faithful: deletion moves the rating "
+        )
         assert (result.randomisation[["spearman", "spearman_size", "ssim"]] > 0.999).all(axis=None)
-        assert verdicts.loc["randomisation", "sentence"].startswith("maps do not depend on the trained weights")
+        assert verdicts.loc["randomisation", "sentence"].startswith(
+            "maps do not depend on the trained weights"
+        )
 
 
 class TestVerdicts:
     def test_deletion_in_words(self):
-        assert checks.deletion_verdict(3.14, 2.1, 4.2, 12) == (
-            "maps are faithful: deletion moves the rating 3.1 times as fast as random order (95 % interval 2.1 to "
-            "4.2, 12 recordings)"
+        assert (
+            checks.deletion_verdict(3.14, 2.1, 4.2, 12)
+            == "maps are faithful: deletion moves the rating 3.1 times as fast as random order (95"
+            " % interval 2.1 to 4.2, 12 recordings)"
         )
         assert checks.deletion_verdict(0.5, 0.2, 0.8, 12).startswith("maps are not faithful")
-        assert checks.deletion_verdict(1.2, 0.8, 1.7, 12).startswith("inconclusive whether maps are faithful")
+        assert checks.deletion_verdict(1.2, 0.8, 1.7, 12).startswith(
+            "inconclusive whether maps are faithful"
+        )
         assert "one recording, no interval" in checks.deletion_verdict(3.0, np.nan, np.nan, 1)
-        assert checks.deletion_verdict(3.0, 2.0, 4.0, 3).startswith("no verdict from fewer than 5 recordings")
+        assert checks.deletion_verdict(3.0, 2.0, 4.0, 3).startswith(
+            "no verdict from fewer than 5 recordings"
+        )
 
     def test_randomisation_in_words(self):
-        assert checks.randomisation_verdict(0.1, 0, 0.2, 9).startswith("maps depend on the trained weights")
-        assert checks.randomisation_verdict(0.5, 0.4, 0.6, 9).startswith("inconclusive whether maps depend")
-        assert checks.randomisation_verdict(0.9, 0.8, 1.0, 9).startswith("maps do not depend on the trained weights")
+        assert checks.randomisation_verdict(0.1, 0, 0.2, 9).startswith(
+            "maps depend on the trained weights"
+        )
+        assert checks.randomisation_verdict(0.5, 0.4, 0.6, 9).startswith(
+            "inconclusive whether maps depend"
+        )
+        assert checks.randomisation_verdict(0.9, 0.8, 1.0, 9).startswith(
+            "maps do not depend on the trained weights"
+        )
 
     def test_structural_similarity(self):
         image = np.random.default_rng(0).uniform(-1, 1, (40, 8))
         other = np.random.default_rng(1).uniform(-1, 1, (40, 8))
-        assert checks.ssim(image, image) == pytest.approx(1) and abs(checks.ssim(image, other)) < 0.3
+        assert (
+            checks.ssim(image, image) == pytest.approx(1) and abs(checks.ssim(image, other)) < 0.3
+        )
 
     def test_cells_add_up(self):
         values = np.random.default_rng(0).normal(size=(70, 128))
@@ -194,13 +255,17 @@ class TestVerdicts:
 
 class TestWrongMidi:
     def test_of_another_length(self, found):
-        with pytest.raises(InputError, match="notes last from 0.1 to 5.9 s, the recording take 0 20.4 s"):
+        with pytest.raises(
+            InputError, match="notes last from 0.1 to 5.9 s, the recording take 0 20.4 s"
+        ):
             explain.note_table(found, performance(seconds=6))
         with pytest.raises(InputError, match="Give the MIDI of this recording"):
             explain.note_table(found, performance(seconds=30))
 
     def test_moved(self, found):
-        with pytest.raises(InputError, match=r"moved by [+-]0\.\d\d s. Trim both to start at the same time"):
+        with pytest.raises(
+            InputError, match=r"moved by [+-]0\.\d\d s. Trim both to start at the same time"
+        ):
             explain.note_table(found, performance(shift=0.4))
 
 
@@ -209,7 +274,9 @@ class TestExplainer:
         explainer = explain.Explainer(rating.Rater(finetuned), steps=8, most_steps=8)
         recording = explainer.hear(wavs[0])
         one = explainer.explain(recording, [LOUD], methods=("gradients",))[0]
-        assert one.rating == pytest.approx(rating.Rater(finetuned).rate(wavs[0])["ratings"][LOUD], abs=1e-4)
+        assert one.rating == pytest.approx(
+            rating.Rater(finetuned).rate(wavs[0])["ratings"][LOUD], abs=1e-4
+        )
         stages = dict(explainer.randomised(0, steps=8))
         assert list(stages) == ["head", "1 of 1 blocks", "everything"]
         other = stages["everything"].explain(recording, [LOUD], methods=("gradients",))[0]
@@ -222,7 +289,9 @@ class TestExplainer:
         one = explainer.explain(recording, [LOUD, KEYS[0]])[1]
         assert one.dimension == KEYS[0] and set(one.maps) == {"gradients", "relevance", "rollout"}
         assert (one.map[recording.level == -80] == 0).all()
-        with pytest.raises(InputError, match="unknown baseline 'noise'. Choose one of: mean, silence"):
+        with pytest.raises(
+            InputError, match="unknown baseline 'noise'. Choose one of: mean, silence"
+        ):
             explain.Explainer(rating.Rater(finetuned), "noise")
 
 
@@ -235,21 +304,39 @@ class TestCommand:
         options = ("--dimension", LOUD, "--midi", tmp_path / "take.mid", "--seconds", 3)
         assert self.run(finetuned, tmp_path / "out", wavs[0], *options) == 0
         folder = tmp_path / "out" / "take 0"
-        expected = {f"{name}_{LOUD}.{suffix}" for name in ("map", "notes") for suffix in ("png", "svg")}
+        expected = {
+            f"{name}_{LOUD}.{suffix}" for name in ("map", "notes") for suffix in ("png", "svg")
+        }
         expected |= {f"{name}_{LOUD}.csv" for name in ("seconds", "bands", "notes")}
-        assert {path.name for path in folder.iterdir()} == expected | {f"excerpt_{LOUD}.wav", "explanation.txt"}
+        assert {path.name for path in folder.iterdir()} == expected | {
+            f"excerpt_{LOUD}.wav",
+            "explanation.txt",
+        }
         wave, rate = soundfile.read(folder / f"excerpt_{LOUD}.wav")
         assert rate == RATE and len(wave) / rate == pytest.approx(3, abs=0.02)
         told = capsys.readouterr().out
         assert told.strip() == (folder / "explanation.txt").read_text().strip()
         notes = "notes with the largest contribution"
-        for part in ("rated 0.", "largest contribution: ", "without it the rating changes by", notes, "simulated"):
+        for part in (
+            "rated 0.",
+            "largest contribution: ",
+            "without it the rating changes by",
+            notes,
+            "simulated",
+        ):
             assert part in told
 
     def test_checks_over_recordings(self, finetuned, short_wavs, tmp_path, capsys):
-        assert self.run(finetuned, tmp_path / "out", *short_wavs[:2], "--dimension", LOUD, "--checks") == 0
+        assert (
+            self.run(finetuned, tmp_path / "out", *short_wavs[:2], "--dimension", LOUD, "--checks")
+            == 0
+        )
         for name in ("deletion", "randomisation"):
-            assert {path.suffix for path in (tmp_path / "out").glob(f"{name}.*")} == {".csv", ".png", ".svg"}
+            assert {path.suffix for path in (tmp_path / "out").glob(f"{name}.*")} == {
+                ".csv",
+                ".png",
+                ".svg",
+            }
         verdicts = pd.read_csv(tmp_path / "out" / "verdicts.csv")
         assert len(verdicts) == 4 and (verdicts["recordings"] == 2).all()
         assert verdicts["sentence"].str.startswith("no verdict from fewer than 5").all()
@@ -258,7 +345,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "why"),
         [
-            (["--dimension", "timbre_soft_lout"], "unknown dimension 'timbre_soft_lout'. Did you mean 'timbre_soft_loud'?"),
+            (
+                ["--dimension", "timbre_soft_lout"],
+                "unknown dimension 'timbre_soft_lout'. Did you mean 'timbre_soft_loud'?",
+            ),
             (["--dimension", LOUD, "--baseline", "noise"], "Choose one of: mean, silence"),
             (["--dimension", LOUD, "--model", "ast-x"], "Choose one of: ast-test-ssast"),
         ],

@@ -31,8 +31,13 @@ class Listener:
         self.asked += 1
         played = []
         for number in range(len(clips)):
-            notes = [(0.5 * k, 0.5 * k + 0.3, 50 + (7 * k + number) % 20, 40 + number) for k in range(5 + number)]
-            played.append(None if number == 2 else Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)))
+            notes = [
+                (0.5 * k, 0.5 * k + 0.3, 50 + (7 * k + number) % 20, 40 + number)
+                for k in range(5 + number)
+            ]
+            played.append(
+                None if number == 2 else Performance(np.array(notes, NOTE), np.zeros(0, PEDAL))
+            )
         return played
 
 
@@ -47,14 +52,30 @@ class Hearing(rated.Rated):
 
 def make_rated(root) -> Hearing:
     clips = np.repeat([f"clip {k}" for k in range(CLIPS)], 2)
-    ratings = np.repeat(np.linspace(0.2, 0.8, CLIPS)[:, None] + np.linspace(0, 0.1, 19)[None, :], 2, axis=0).astype(np.float32)
+    ratings = np.repeat(
+        np.linspace(0.2, 0.8, CLIPS)[:, None] + np.linspace(0, 0.1, 19)[None, :], 2, axis=0
+    ).astype(np.float32)
     codes = [codes_of(row // 2, 64)[0] for row in range(2 * CLIPS)]
-    index = pd.DataFrame({"clip": clips[::2], "content_group": np.arange(CLIPS) // 2, "human": True, "segment": "a",
-                          "fold_content": np.arange(CLIPS) // 2 % 2})  # fmt: skip
+    index = pd.DataFrame(
+        {
+            "clip": clips[::2],
+            "content_group": np.arange(CLIPS) // 2,
+            "human": True,
+            "segment": "a",
+            "fold_content": np.arange(CLIPS) // 2 % 2,
+        }
+    )
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), root)
     start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, None, "sum", {})
-    found = Hearing(run, start, QUIET, RatedClips(codes, clips, np.tile(PIANOS, CLIPS), ratings), FRONT_END, index,
-                    log=lambda line: None)  # fmt: skip
+    found = Hearing(
+        run,
+        start,
+        QUIET,
+        RatedClips(codes, clips, np.tile(PIANOS, CLIPS), ratings),
+        FRONT_END,
+        index,
+        log=lambda line: None,
+    )
     found.__dict__["params"] = found.trainer(1).init(0)
     return found
 
@@ -93,9 +114,18 @@ def predicted(listened, tmp_path_factory):
     rng, home = np.random.default_rng(0), tmp_path_factory.mktemp("predictions")
     truth = found.clips.ratings[:, :1]
     noise = lambda *shape: rng.normal(size=shape)  # noqa: E731
-    # The notes tell the ratings; sound, embedding and score are noise. The unseen piano turns them round.
-    parts = {"notes": np.column_stack([np.where(found.unseen[:, None], 1 - truth, truth), noise(2 * CLIPS, 2)])}
-    parts |= {"sound": noise(2 * CLIPS, 30), "embedding": noise(2 * CLIPS, 40), "score": noise(2 * CLIPS, 3)}
+    # The notes tell the ratings; sound, embedding and score are noise. The unseen piano turns them
+    # round.
+    parts = {
+        "notes": np.column_stack(
+            [np.where(found.unseen[:, None], 1 - truth, truth), noise(2 * CLIPS, 2)]
+        )
+    }
+    parts |= {
+        "sound": noise(2 * CLIPS, 30),
+        "embedding": noise(2 * CLIPS, 40),
+        "score": noise(2 * CLIPS, 3),
+    }
     groups = np.repeat(found.index["content_group"].to_numpy(), 2)
     material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
     work = judged._Work(found, material, home, "content", lambda line: None)
@@ -104,12 +134,19 @@ def predicted(listened, tmp_path_factory):
 
 def test_what_was_chosen_is_evaluated_beside_the_heads(tmp_path):
     names = ["notes", "judged", "judged+score", "judged@other"]
-    made = [f"judged/ast-a/predictions_ast-a-{name}_{protocol}.csv.gz" for name in names for protocol in ("content", "segment")]
+    made = [
+        f"judged/ast-a/predictions_ast-a-{name}_{protocol}.csv.gz"
+        for name in names
+        for protocol in ("content", "segment")
+    ]
     for name in ["predictions_ast-a.csv", *made]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = [path.name for path in rating.predicted(Run(PRESETS["demo"], tmp_path))]
-    assert found == ["predictions_ast-a.csv", *sorted(f"predictions_ast-a-{name}_content.csv.gz" for name in names[1:])]
+    assert found == [
+        "predictions_ast-a.csv",
+        *sorted(f"predictions_ast-a-{name}_content.csv.gz" for name in names[1:]),
+    ]
 
 
 def test_only_what_learned_to_hear_notes_is_judged():
@@ -119,12 +156,21 @@ def test_only_what_learned_to_hear_notes_is_judged():
 
 def test_every_set_and_the_choice_are_predicted_for_seen_and_unseen_pianos(predicted):
     home, work, paths = predicted
-    models = {path.name.removeprefix("predictions_ast-test-transcription-").removesuffix("_content.csv.gz") for path in paths}
+    models = {
+        path.name.removeprefix("predictions_ast-test-transcription-").removesuffix(
+            "_content.csv.gz"
+        )
+        for path in paths
+    }
     names = {*judged.SETS, judged.JUDGED, "judged+score"}
     assert models == names | {f"{name}@other" for name in names}
     for path in paths:
         table = pd.read_csv(path)
-        assert list(table.columns) == COLUMNS and len(table) == CLIPS * 19 and table["clip"].nunique() == CLIPS
+        assert (
+            list(table.columns) == COLUMNS
+            and len(table) == CLIPS * 19
+            and table["clip"].nunique() == CLIPS
+        )
     assert work.make() == paths
 
 
@@ -144,7 +190,11 @@ def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
     parts = dict.fromkeys(("notes", "sound", "embedding", "score"), noise)
     material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
     paths = judged._Work(found, material, tmp_path, "content", lambda line: None).make()
-    said = {path.name.split("transcription-")[1]: pd.read_csv(path)["prediction"] for path in paths if "-judged" in path.name}
+    said = {
+        path.name.split("transcription-")[1]: pd.read_csv(path)["prediction"]
+        for path in paths
+        if "-judged" in path.name
+    }
     names = ["judged", "judged@builtin", "judged@other"]
     assert set(said) == {f"{name}_content.csv.gz" for name in ["judged+score", *names]}
     both, *each = (said[f"{name}_content.csv.gz"] for name in names)
@@ -154,12 +204,29 @@ def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
 
 def test_an_ensemble_is_the_mean_of_all_seeds_of_a_model():
     def said(model, seed, *values):
-        run = {"model": model, "protocol": "content", "seed": seed, "fold": 0, "dimension": "pedal_dry_wet", "rating": 0.5}
-        return pd.DataFrame([run | {"clip": f"clip {k}", "prediction": value} for k, value in enumerate(values)])[COLUMNS]
+        run = {
+            "model": model,
+            "protocol": "content",
+            "seed": seed,
+            "fold": 0,
+            "dimension": "pedal_dry_wet",
+            "rating": 0.5,
+        }
+        return pd.DataFrame(
+            [run | {"clip": f"clip {k}", "prediction": value} for k, value in enumerate(values)]
+        )[COLUMNS]
 
-    rows = pd.concat([said("a-judged@b", 1, 0.2, 0.3), said("a-judged@b", 2, 0.4, 0.6), said("a-judged", 1, 0.1, 0.1)])
+    rows = pd.concat(
+        [
+            said("a-judged@b", 1, 0.2, 0.3),
+            said("a-judged@b", 2, 0.4, 0.6),
+            said("a-judged", 1, 0.1, 0.1),
+        ]
+    )
     made = predictions.ensemble(rows, "judged")
-    assert made.columns.to_list() == COLUMNS and made["prediction"].to_list() == pytest.approx([0.3, 0.45])
+    assert made.columns.to_list() == COLUMNS and made["prediction"].to_list() == pytest.approx(
+        [0.3, 0.45]
+    )
     assert set(made["model"]) == {"a-judged-ensemble@b"} and set(made["seed"]) == {1}
     with pytest.raises(InputError, match="a-judged, content: clip 1 is not rated by all 2 seeds"):
         predictions.ensemble(pd.concat([rows, said("a-judged", 2, 0.1)]), "judged")
@@ -169,7 +236,12 @@ def test_an_ensemble_is_the_mean_of_all_seeds_of_a_model():
 def test_an_encoder_that_hears_no_notes_is_refused(listened):
     found, _ = listened
     deaf = rated.Rated(
-        found.run, dataclasses.replace(found.start, transcription=None), found.config, found.clips, FRONT_END, found.index
+        found.run,
+        dataclasses.replace(found.start, transcription=None),
+        found.config,
+        found.clips,
+        FRONT_END,
+        found.index,
     )
     with pytest.raises(InputError, match="was not pre-trained to transcribe"):
         heard.hear(deaf)
@@ -187,7 +259,9 @@ def test_the_inner_error_tells_which_features_are_worth_more():
 def fitted():
     rng = np.random.default_rng(2)
     features = rng.normal(size=(120, 12))
-    ratings = 0.5 + 0.1 * np.stack([features[:, 0], np.tanh(features[:, 1]), features[:, 2] * features[:, 3]], axis=1)
+    ratings = 0.5 + 0.1 * np.stack(
+        [features[:, 0], np.tanh(features[:, 1]), features[:, 2] * features[:, 3]], axis=1
+    )
     return statistics.fit(features, ratings, seed=0), rng.normal(size=(300, 12))
 
 
@@ -210,9 +284,14 @@ def test_a_packed_model_refuses_other_features(fitted):
 def test_a_small_forest_is_as_asked(fitted):
     rng = np.random.default_rng(3)
     features = rng.normal(size=(60, 3))
-    small = statistics.fit(features, features[:, :2], seed=0, forest={"n_estimators": 7, "min_samples_leaf": 9})
+    small = statistics.fit(
+        features, features[:, :2], seed=0, forest={"n_estimators": 7, "min_samples_leaf": 9}
+    )
     trees = small.models["extratrees"]
-    assert len(trees.estimators_) == 7 and min(tree.tree_.n_node_samples.min() for tree in trees.estimators_) >= 9
+    assert (
+        len(trees.estimators_) == 7
+        and min(tree.tree_.n_node_samples.min() for tree in trees.estimators_) >= 9
+    )
 
 
 def test_more_passages_to_learn_from_are_worth_more_where_each_has_its_own_level(tmp_path):

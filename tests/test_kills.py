@@ -1,6 +1,8 @@
-"""Trainings that are killed, at random instants and at chosen points: they go on from their newest checkpoint, bit for bit.
+"""Trainings that are killed, at random instants and at chosen points: they go on from their newest
+checkpoint, bit for bit.
 
-Cost: about 30 s, most of it children that start; the slow ones, with a hundred random kills, take 10 min.
+Cost: about 30 s, most of it children that start; the slow ones, with a hundred random kills, take
+10 min.
 """
 
 import csv
@@ -43,7 +45,8 @@ def whole(nursery, tmp_path_factory) -> dict:
 
 
 def outcome(training: Training) -> dict:
-    """All that a run ends with and that does not depend on the clock; ``steps.csv`` is `losses_of_steps`."""
+    """All that a run ends with and that does not depend on the clock; ``steps.csv`` is
+    `losses_of_steps`."""
     tree, description = open_latest(training.store, made_by="")
     return {
         "step": description["step"],
@@ -64,7 +67,8 @@ def rows(path: Path) -> list[dict]:
 
 
 def go_on(training: Training, **changes) -> int:
-    """Start once more; exit code, after a look at where it went on from: the newest checkpoint, nothing else."""
+    """Start once more; exit code, after a look at where it went on from: the newest checkpoint,
+    nothing else."""
     newest = training.newest()
     code = training.run(**changes)
     assert training.started_from() in (None, newest), training.printed()
@@ -76,7 +80,9 @@ def assert_clean(training: Training) -> None:
     """Nothing is left but what shall stay."""
     kept = listing(training.store, log=pytest.fail)
     names = {re.sub(r"\.[0-9a-f]{8}\.", ".", path.name) for path in training.store.iterdir()}
-    assert names == {f"step_{one['step']:08d}.{kind}" for one in kept for kind in ("json", "p0.tar")}
+    assert names == {
+        f"step_{one['step']:08d}.{kind}" for one in kept for kind in ("json", "p0.tar")
+    }
     assert len(list(training.store.iterdir())) == len(names) and 2 <= len(kept) <= 3
     assert os.listdir(training.temporary) == []
     assert not list(training.out.rglob("*.partial")) and not (training.out / "stopped").exists()
@@ -91,11 +97,14 @@ def assert_as_whole(training: Training, whole: dict) -> None:
 
 
 def kill_at_random(training: Training, rng: random.Random) -> bool:
-    """Start and kill: while it starts, loads and compiles, or, half of the time, trains; False where it ended before."""
+    """Start and kill: while it starts, loads and compiles, or, half of the time, trains; False
+    where it ended before."""
     newest, when = training.newest(), rng.choice(["", "from", "trains", "trains"])
     training.start(pause=0.02)
     if newest < EPOCHS * STEPS:
-        training.until(lambda: not when or any(event.startswith(when) for event in training.events()))
+        training.until(
+            lambda: not when or any(event.startswith(when) for event in training.events())
+        )
     time.sleep(rng.uniform(0, 1.5))
     training.kill()
     code = training.wait()
@@ -133,11 +142,15 @@ def test_killed_a_hundred_times_at_random_it_ends_as_if_it_never_was(nursery, wh
 @pytest.mark.slow
 def test_killed_once_at_every_point_in_one_run(nursery, whole, tmp_path):
     training = Training(nursery, tmp_path)
-    assert training.run(aim=["after the marker", 1], pause=0.02) == -signal.SIGKILL, training.printed()
+    assert training.run(aim=["after the marker", 1], pause=0.02) == -signal.SIGKILL, (
+        training.printed()
+    )
     for point in (*POINTS, *POINTS_OF_LOADING):
         # As far as it was, or one checkpoint further: what had been kept is never lost.
         newest = training.newest()
-        assert go_on(training, aim=[point, 0], pause=0.02) == -signal.SIGKILL, f"{point}: {training.printed()}"
+        assert go_on(training, aim=[point, 0], pause=0.02) == -signal.SIGKILL, (
+            f"{point}: {training.printed()}"
+        )
         assert newest <= training.newest() < EPOCHS * STEPS
     assert go_on(training) == 0, training.printed()
     assert_as_whole(training, whole)
@@ -146,7 +159,9 @@ def test_killed_once_at_every_point_in_one_run(nursery, whole, tmp_path):
 @pytest.mark.slow
 def test_a_kill_within_an_epoch_loses_no_row_of_steps(nursery, whole, tmp_path):
     training = Training(nursery, tmp_path)
-    assert training.run(aim=["after the marker", 0], pause=0.02) == -signal.SIGKILL, training.printed()
+    assert training.run(aim=["after the marker", 0], pause=0.02) == -signal.SIGKILL, (
+        training.printed()
+    )
     assert 0 < training.newest() < STEPS
     assert go_on(training) == 0, training.printed()
     assert losses_of_steps(training) == whole["steps.csv"]
@@ -170,10 +185,16 @@ def test_killed_at_a_point_of_saving(nursery, whole, tmp_path, point, skip):
 def half(nursery, tmp_path_factory) -> Training:
     """A run that was killed with checkpoints and litter of every kind behind it."""
     training = Training(nursery, tmp_path_factory.mktemp("half"))
-    for point, skip in (("between deletions", 1), ("while Orbax writes", 1), ("while it is copied", 2)):
+    for point, skip in (
+        ("between deletions", 1),
+        ("while Orbax writes", 1),
+        ("while it is copied", 2),
+    ):
         assert training.run(aim=[point, skip], pause=0.02) == -signal.SIGKILL, training.printed()
     assert 0 < training.newest() < EPOCHS * STEPS
-    assert os.listdir(training.temporary) and any(".partial" in path.name for path in training.store.iterdir())
+    assert os.listdir(training.temporary) and any(
+        ".partial" in path.name for path in training.store.iterdir()
+    )
     return training
 
 
@@ -188,7 +209,7 @@ def test_killed_while_it_starts_again(half, whole):
     assert_as_whole(half, whole)
 
 
-# --- Folds -----------------------------------------------------------------------------------------------------------
+# --- Folds --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +245,9 @@ def test_five_folds_go_on_in_fold_and_epoch(nursery, five, tmp_path, point, skip
     assert done == list(range(len(done))) and len(done) in (last, last + 1)
     reached = max((one["step"] for one in fold_store(training, last, "checkpoints")), default=0)
     assert training.run() == 0, training.printed()
-    expected = [f"fold {number} from {reached if number == last else 0}" for number in range(len(done), 5)]
+    expected = [
+        f"fold {number} from {reached if number == last else 0}" for number in range(len(done), 5)
+    ]
     assert training.events() == expected
     assert (training.home / "folds").read_text().splitlines() == five
     assert_folds_clean(training)
@@ -248,7 +271,9 @@ def assert_folds_clean(training: Training) -> None:
     """Each fold has its model, and no checkpoints any more."""
     assert os.listdir(training.temporary) == []
     for number in range(5):
-        model = sorted(path.suffix for path in (training.out / f"fold_{number}" / "model").iterdir())
+        model = sorted(
+            path.suffix for path in (training.out / f"fold_{number}" / "model").iterdir()
+        )
         assert model == [".json", ".tar"]
         assert not list((training.out / f"fold_{number}" / "checkpoints").iterdir())
         assert not list((training.out / f"fold_{number}").glob("*.partial"))

@@ -1,4 +1,5 @@
-"""Listening tests: tables from known effects, conditions that keep their word, and the whole on a few clips. About 25 s."""
+"""Listening tests: tables from known effects, conditions that keep their word, and the whole on a
+few clips. About 25 s."""
 
 import os
 import signal
@@ -30,7 +31,12 @@ from percepiano_ast.variations import PARAMETERS, VARIATIONS, Variation
 
 RATE = 22_050
 LOUDER, SOFTER = (Variation(PARAMETERS["loudness"], strength) for strength in (20, -20))
-FEW = (SOFTER, LOUDER, Variation(PARAMETERS["pedal"], -1), Variation(PARAMETERS["transposition"], 5))
+FEW = (
+    SOFTER,
+    LOUDER,
+    Variation(PARAMETERS["pedal"], -1),
+    Variation(PARAMETERS["transposition"], 5),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,7 @@ def folder(tmp_path_factory):
     return demo.write_percepiano(tmp_path_factory.mktemp("demo") / "percepiano", performers=2)
 
 
-# --- Tables -----------------------------------------------------------------------------------------------------------
+# --- Tables -------------------------------------------------------------------------------------
 
 
 def compared(change, n=60, seed=0):
@@ -53,7 +59,11 @@ def compared(change, n=60, seed=0):
 def test_a_known_effect_is_found_in_standard_deviations_of_the_ratings():
     found, groups = compared(0.8)
     rows = listening.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
-    assert rows["standardised"].between(0.5, 1.2).all() and (rows["low"] > 0.3).all() and (rows["high"] < 1.4).all()
+    assert (
+        rows["standardised"].between(0.5, 1.2).all()
+        and (rows["low"] > 0.3).all()
+        and (rows["high"] < 1.4).all()
+    )
     np.testing.assert_allclose(rows["change"], (found.after - found.before).mean(axis=0))
     np.testing.assert_allclose(rows["standardised"], rows["change"] / found.before.std(axis=0))
     assert (rows["clips"] == 60).all() and (rows["alike"] == 0).all()
@@ -63,7 +73,9 @@ def test_the_interval_is_that_of_the_group_means():
     found, groups = compared(0.8)
     row = listening.sensitivity("m", groups, {LOUDER: found}).iloc[0]
     change = (found.after - found.before)[:, 0] / found.before[:, 0].std()
-    low, high = stats.t.interval(0.95, 11, change.mean(), stats.sem(change.reshape(12, 5).mean(axis=1)))
+    low, high = stats.t.interval(
+        0.95, 11, change.mean(), stats.sem(change.reshape(12, 5).mean(axis=1))
+    )
     # Satterthwaite's degrees of freedom are at most groups - 1.
     assert row["low"] <= low + 1e-9 and row["high"] >= high - 1e-9
     assert row["high"] - row["low"] < 1.2 * (high - low)
@@ -74,14 +86,22 @@ def test_a_sign_is_found_reversed_or_unclear(change, answer):
     found, groups = compared(change, seed=3)
     rows = listening.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
     assert (rows["agrees"] == "").sum() == 19 - len(EXPECTED["loudness"])
-    assert rows.loc["timbre_soft_loud", "expected"] == 1 and rows.loc["timbre_soft_loud", "agrees"] == answer
-    assert rows.loc["timbre_bright_dark", "agrees"] == {"yes": "no", "no": "yes"}.get(answer, answer)
+    assert (
+        rows.loc["timbre_soft_loud", "expected"] == 1
+        and rows.loc["timbre_soft_loud", "agrees"] == answer
+    )
+    assert rows.loc["timbre_bright_dark", "agrees"] == {"yes": "no", "no": "yes"}.get(
+        answer, answer
+    )
 
 
 def test_less_of_a_parameter_expects_the_opposite_sign():
     found, groups = compared(-0.8)
     rows = listening.sensitivity("m", groups, {SOFTER: found}).set_index("dimension")
-    assert rows.loc["timbre_soft_loud", "expected"] == -1 and rows.loc["timbre_soft_loud", "agrees"] == "yes"
+    assert (
+        rows.loc["timbre_soft_loud", "expected"] == -1
+        and rows.loc["timbre_soft_loud", "agrees"] == "yes"
+    )
 
 
 def test_what_does_not_reach_the_model_is_not_held_against_it():
@@ -89,7 +109,9 @@ def test_what_does_not_reach_the_model_is_not_held_against_it():
     deaf = Comparison(found.before, found.before, np.ones(60, bool))
     rows = listening.sensitivity("m", groups, {LOUDER: deaf})
     assert set(rows["agrees"]) == {"", "unheard"} and (rows["alike"] == 60).all()
-    assert "no change in the sound, not counted (5 signs): louder (+20 velocity)" in "\n".join(listening.summary(rows))
+    assert "no change in the sound, not counted (5 signs): louder (+20 velocity)" in "\n".join(
+        listening.summary(rows)
+    )
 
 
 def test_clips_that_could_not_be_varied_are_left_out_and_counted():
@@ -112,7 +134,9 @@ def test_robustness_tells_a_shift_from_another_order():
     found, groups = compared(0)
     shifted = Comparison(found.before, found.before + 0.05, found.alike)
     shuffled = Comparison(found.before, np.roll(found.before, 7, axis=0), found.alike)
-    rows = listening.robustness("m", groups, {"gain": shifted, "chaos": shuffled}).groupby("condition")
+    rows = listening.robustness("m", groups, {"gain": shifted, "chaos": shuffled}).groupby(
+        "condition"
+    )
     np.testing.assert_allclose(rows["absolute"].max()["gain"], 0.05)
     np.testing.assert_allclose(rows["pearson"].min()["gain"], 1, atol=1e-12)
     assert abs(rows["pearson"].median()["chaos"]) < 0.3
@@ -136,7 +160,7 @@ def test_expected_signs_are_of_known_parameters_and_dimensions():
         assert set(signs) <= set(KEYS) and set(signs.values()) <= {1, -1}
 
 
-# --- Conditions -------------------------------------------------------------------------------------------------------
+# --- Conditions ---------------------------------------------------------------------------------
 
 
 def under(label, wave, seed=0):
@@ -147,14 +171,20 @@ def under(label, wave, seed=0):
 def wave():
     """A second of A4 in three."""
     at = np.arange(3 * RATE) / RATE
-    return (0.2 * np.sin(2 * np.pi * 440 * at) * np.minimum(1, 20 * np.abs(1.5 - at)) * (at < 2.8)).astype(np.float32)
+    return (
+        0.2 * np.sin(2 * np.pi * 440 * at) * np.minimum(1, 20 * np.abs(1.5 - at)) * (at < 2.8)
+    ).astype(np.float32)
 
 
 @pytest.mark.parametrize("condition", CONDITIONS, ids=[one.label for one in CONDITIONS])
 def test_a_condition_is_float32_finite_and_repeatable(condition, wave):
     untouched = wave.copy()
     changed = condition.apply(wave, RATE, 1)
-    assert changed.dtype == np.float32 and np.isfinite(changed).all() and not np.array_equal(changed, wave)
+    assert (
+        changed.dtype == np.float32
+        and np.isfinite(changed).all()
+        and not np.array_equal(changed, wave)
+    )
     np.testing.assert_array_equal(condition.apply(wave, RATE, 1), changed)
     np.testing.assert_array_equal(wave, untouched)
 
@@ -186,7 +216,9 @@ def test_a_larger_room_rings_longer_and_keeps_the_direct_sound():
     for tail, seconds, direct in zip(tails, (0.4, 1.2, 2.5), (6, 3, 0), strict=True):
         assert tail[100] == pytest.approx(1, abs=1e-6) and np.abs(tail[101:300]).max() < 1e-6
         assert 10 * np.log10(1 / np.sum(tail[300:] ** 2)) == pytest.approx(direct, abs=0.1)
-        early, late = (np.sum(tail[int((0.02 + share * seconds) * RATE) :][:1000] ** 2) for share in (0, 0.5))
+        early, late = (
+            np.sum(tail[int((0.02 + share * seconds) * RATE) :][:1000] ** 2) for share in (0, 0.5)
+        )
         assert 10 * np.log10(early / late) > 30
 
 
@@ -195,7 +227,8 @@ def test_mp3_of_fewer_bits_is_farther_from_the_original(wave):
     fine = under("mp3 80 kbit/s", noisy)
     assert len(fine) == len(noisy) and np.corrcoef(fine, noisy)[0, 1] > 0.98
     spectrum = np.abs(np.fft.rfft(under("mp3 32 kbit/s", noisy), 4 * RATE))
-    assert spectrum[4 * 9500 :].sum() < 0.1 * spectrum[4 * 1000 : 4 * 2525].sum()  # 32 kbit/s leaves the treble out
+    # 32 kbit/s leaves the treble out
+    assert spectrum[4 * 9500 :].sum() < 0.1 * spectrum[4 * 1000 : 4 * 2525].sum()
 
 
 def test_mp3_at_another_sampling_rate_is_refused(wave):
@@ -203,19 +236,31 @@ def test_mp3_at_another_sampling_rate_is_refused(wave):
         next(one for one in CONDITIONS if one.kind == "mp3").apply(wave, 44_100, 0)
 
 
-# --- Rating functions -------------------------------------------------------------------------------------------------
+# --- Rating functions ---------------------------------------------------------------------------
 
 
 class LevelRater:
-    """Rates by what it hears: loudness in all dimensions, a little different in each clip and dimension."""
+    """Rates by what it hears: loudness in all dimensions, a little different in each clip and
+    dimension."""
 
     def __init__(self, hears, key="1"):
-        self.name, self.hears, self.sample_rate, self.key, self.asked = f"level-{hears}", hears, RATE, key, []
+        self.name, self.hears, self.sample_rate, self.key, self.asked = (
+            f"level-{hears}",
+            hears,
+            RATE,
+            key,
+            [],
+        )
 
     def rate(self, clip, takes):
         self.asked.append(clip)
-        levels = [np.std(take) if self.hears == "audio" else take.notes["velocity"].mean() / 127 for take in takes]
-        return np.array(levels)[:, None] * np.linspace(0.9, 1, 19) + 0.001 * (sum(clip.encode()) % 7)
+        levels = [
+            np.std(take) if self.hears == "audio" else take.notes["velocity"].mean() / 127
+            for take in takes
+        ]
+        return np.array(levels)[:, None] * np.linspace(0.9, 1, 19) + 0.001 * (
+            sum(clip.encode()) % 7
+        )
 
 
 def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
@@ -223,14 +268,20 @@ def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
     learned, names = {}, sorted(set(index["content_group"]))
 
     def fit(x, y, *, seed):
-        """A model that knows which groups it has learned from: their number is what it is given of a clip."""
+        """A model that knows which groups it has learned from: their number is what it is given of
+        a clip."""
         groups = {names[int(number)] for number in x[:, 0]}
         learned.update(dict.fromkeys(set(names) - groups, groups))
         return SimpleNamespace(predict=lambda features: np.full((len(features), 19), len(learned)))
 
     monkeypatch.setattr(raters.statistics, "fit", fit)
-    features = pd.DataFrame({"group": [names.index(group) for group in index["content_group"]], "other": 0.0}, index=index.index)
-    rater = raters.fit_statistics("midi-stats", features, np.zeros((len(index), 19)), index.reset_index(), seed=0)
+    features = pd.DataFrame(
+        {"group": [names.index(group) for group in index["content_group"]], "other": 0.0},
+        index=index.index,
+    )
+    rater = raters.fit_statistics(
+        "midi-stats", features, np.zeros((len(index), 19)), index.reset_index(), seed=0
+    )
     for clip, row in index.iterrows():
         assert row["content_group"] not in learned[row["content_group"]]
         assert rater._fold[clip] == row["fold_content"]
@@ -245,7 +296,11 @@ def run_of_two(tmp_path_factory):
         for seed in range(2):
             untrained = finetuning(seed=seed)
             params = untrained.init(seed)
-            models.append(rating.FoldModel(untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True))
+            models.append(
+                rating.FoldModel(
+                    untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True
+                )
+            )
         yield SimpleNamespace(name="ast-test-ssast", folds=[0, 1], models=models)
 
 
@@ -272,14 +327,22 @@ def test_a_run_with_an_unfinished_fold_is_refused(run_of_two, folder, monkeypatc
         raters.RunRater("runs/mine", in_folds(folder, 3))
 
 
-# --- The whole --------------------------------------------------------------------------------------------------------
+# --- The whole ----------------------------------------------------------------------------------
 
 
 def index_of(compositions=3, players=4, segments=5):
     rows = [
-        {"clip": f"{c}_{p}_{s}", "composition": c, "player": p, "segment": f"{c}_{s}", "human": p > 0}
-        for c in range(compositions) for p in range(players + 1) for s in range(segments)
-    ]  # fmt: skip
+        {
+            "clip": f"{c}_{p}_{s}",
+            "composition": c,
+            "player": p,
+            "segment": f"{c}_{s}",
+            "human": p > 0,
+        }
+        for c in range(compositions)
+        for p in range(players + 1)
+        for s in range(segments)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -288,7 +351,9 @@ def test_the_model_that_comes_along_rates_as_rate_does_whatever_the_gain():
     wave = BuiltinPiano().render(Performance(notes, np.zeros(0, PEDAL)), 22_050)
     rater = raters.PackagedRater()
     one, softer = rater.rate("any", [wave, wave / 8])
-    assert rater.hears == "audio" and one.shape == (len(KEYS),) and (0 < one).all() and (one < 1).all()
+    assert (
+        rater.hears == "audio" and one.shape == (len(KEYS),) and (0 < one).all() and (one < 1).all()
+    )
     np.testing.assert_allclose(one, softer, atol=0.02)
 
 
@@ -333,15 +398,27 @@ def test_the_whole_finds_what_a_known_rater_hears(folder, tmp_path, few):
     pedal = rows[(rows["model"] == "level-midi") & (rows["parameter"] == "pedal")]
     assert (pedal["standardised"] == 0).all()
     gains = pd.read_csv(tmp_path / "robustness.csv")
-    assert set(gains["model"]) == {"level-audio"} and set(gains["condition"]) == {"gain -12 dB", "gain +12 dB"}
+    assert set(gains["model"]) == {"level-audio"} and set(gains["condition"]) == {
+        "gain -12 dB",
+        "gain +12 dB",
+    }
     assert (gains["change"] * np.where(gains["condition"] == "gain +12 dB", 1, -1) > 0).all()
     names = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert names == {f"{name}.{kind}" for name in ("sensitivity_level-audio", "sensitivity_level-midi", "robustness")
-                     for kind in ("svg", "png")}  # fmt: skip
+    assert names == {
+        f"{name}.{kind}"
+        for name in ("sensitivity_level-audio", "sensitivity_level-midi", "robustness")
+        for kind in ("svg", "png")
+    }
     said = (tmp_path / "summary.txt").read_text()
     assert said in "\n".join(lines) + "\n" and said.startswith("Ratings are simulated")
-    assert "level-midi has MIDI input" in said and "reversed, louder (+20 velocity): timbre_bright_dark" in said
-    assert len(pd.read_csv(tmp_path / "clips.csv")) == 6 and len(pd.read_csv(tmp_path / "experts.csv")) == 13 * 19
+    assert (
+        "level-midi has MIDI input" in said
+        and "reversed, louder (+20 velocity): timbre_bright_dark" in said
+    )
+    assert (
+        len(pd.read_csv(tmp_path / "clips.csv")) == 6
+        and len(pd.read_csv(tmp_path / "experts.csv")) == 13 * 19
+    )
 
 
 STRANGER = """
@@ -360,12 +437,24 @@ half = 3
 def test_the_command_takes_anybodys_rating_function(folder, tmp_path, few, monkeypatch, capsys):
     (tmp_path / "stranger_model.py").write_text(STRANGER)
     monkeypatch.syspath_prepend(tmp_path)
-    command = ["listen", "--percepiano", str(folder), "--clips", "4", "--out", str(tmp_path / "out"), "--model"]
+    command = [
+        "listen",
+        "--percepiano",
+        str(folder),
+        "--clips",
+        "4",
+        "--out",
+        str(tmp_path / "out"),
+        "--model",
+    ]
     assert main([*command, "stranger_model:rater"]) == 0
     rows = pd.read_csv(tmp_path / "out/sensitivity.csv", keep_default_na=False)
     louder = rows[(rows["variation"] == "louder") & (rows["dimension"] == "timbre_soft_loud")]
     assert list(louder["model"]) == ["stranger"] and list(louder["agrees"]) == ["yes"]
-    for name, message in (("nobody:rater", "cannot import 'nobody:rater'"), ("stranger_model:half", "has no name, hears")):
+    for name, message in (
+        ("nobody:rater", "cannot import 'nobody:rater'"),
+        ("stranger_model:half", "has no name, hears"),
+    ):
         assert main([*command, name]) == 2
         assert message in capsys.readouterr().err
 
@@ -384,7 +473,9 @@ def test_what_was_rated_is_not_rated_again_unless_the_model_is_another(folder, t
 def test_a_rater_that_returns_something_else_is_named(folder, tmp_path, few):
     rater = LevelRater("midi")
     rater.rate = lambda clip, takes: np.zeros((len(takes), 18))
-    with pytest.raises(InputError, match=r"level-midi returned ratings of shape \(5, 18\) for 5 takes of"):
+    with pytest.raises(
+        InputError, match=r"level-midi returned ratings of shape \(5, 18\) for 5 takes of"
+    ):
         run.listen(folder, tmp_path, [rater], SETTINGS, lambda line: None)
     rater = LevelRater("feet")
     with pytest.raises(InputError, match="hears` is 'feet'"):
@@ -396,7 +487,10 @@ def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypat
     run.listen(folder, tmp_path, [LevelRater("midi")], SETTINGS, lambda line: None)
     left_out = pd.read_csv(tmp_path / "left_out.csv")
     assert 0 < len(left_out) < 6 and left_out["reason"].str.contains("exceed the keyboard").all()
-    assert f"{len(left_out)} variations did not apply to a clip" in (tmp_path / "summary.txt").read_text()
+    assert (
+        f"{len(left_out)} variations did not apply to a clip"
+        in (tmp_path / "summary.txt").read_text()
+    )
 
 
 def test_figures_mark_every_expected_sign_and_frame_what_is_reversed():
@@ -411,21 +505,57 @@ def test_figures_mark_every_expected_sign_and_frame_what_is_reversed():
     ("arguments", "message"),
     [
         (["--synthesizer", "organ"], "unknown synthesizer 'organ'"),
-        (["--other-synthesizers", "organ", "--synthesizer", "builtin"], "unknown synthesizer 'organ'"),
+        (
+            ["--other-synthesizers", "organ", "--synthesizer", "builtin"],
+            "unknown synthesizer 'organ'",
+        ),
         (["--model", "midi-stats", "--clips", "1"], "1 clips requested"),
-        (["--synthesizer", "builtin", "--other-synthesizers", "--model", "nowhere", "--clips", "4"], "no model in nowhere"),
+        (
+            [
+                "--synthesizer",
+                "builtin",
+                "--other-synthesizers",
+                "--model",
+                "nowhere",
+                "--clips",
+                "4",
+            ],
+            "no model in nowhere",
+        ),
     ],
 )
 def test_bad_usage_is_refused_in_a_line(folder, tmp_path, capsys, arguments, message):
-    command = ["listen", "--percepiano", str(folder), "--model", "audio-stats", "--out", str(tmp_path / "out"), *arguments]
+    command = [
+        "listen",
+        "--percepiano",
+        str(folder),
+        "--model",
+        "audio-stats",
+        "--out",
+        str(tmp_path / "out"),
+        *arguments,
+    ]
     assert main(command) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_the_command_tests_both_baselines_on_the_demo(folder, tmp_path):
-    command = ["listen", "--percepiano", str(folder), "--model", "midi-stats", "audio-stats", "--out", str(tmp_path),
-               "--clips", "6", "--synthesizer", "builtin", "--other-synthesizers"]  # fmt: skip
+    command = [
+        "listen",
+        "--percepiano",
+        str(folder),
+        "--model",
+        "midi-stats",
+        "audio-stats",
+        "--out",
+        str(tmp_path),
+        "--clips",
+        "6",
+        "--synthesizer",
+        "builtin",
+        "--other-synthesizers",
+    ]
     assert main(command) == 0
     rows = pd.read_csv(tmp_path / "sensitivity.csv", keep_default_na=False)
     assert len(rows) == 2 * len(VARIATIONS) * 19
@@ -435,9 +565,25 @@ def test_the_command_tests_both_baselines_on_the_demo(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_test_leaves_no_workers_and_continues(folder, tmp_path):
-    command = [sys.executable, "-m", "percepiano_ast", "listen", "--percepiano", str(folder), "--model", "audio-stats",
-               "--out", str(tmp_path), "--clips", "4", "--synthesizer", "builtin", "--other-synthesizers",
-               "--workers", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "percepiano_ast",
+        "listen",
+        "--percepiano",
+        str(folder),
+        "--model",
+        "audio-stats",
+        "--out",
+        str(tmp_path),
+        "--clips",
+        "4",
+        "--synthesizer",
+        "builtin",
+        "--other-synthesizers",
+        "--workers",
+        "2",
+    ]
     process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     while len(list(tmp_path.glob("renderings/*.flac"))) < 5:
         assert process.poll() is None
@@ -449,7 +595,9 @@ def test_a_killed_test_leaves_no_workers_and_continues(folder, tmp_path):
         time.sleep(0.2)
     assert not _alive(process.pid)
     there = {path.name for path in tmp_path.glob("renderings/*.flac")}
-    assert main(command[3:]) == 0 and there <= {path.name for path in tmp_path.glob("renderings/*.flac")}
+    assert main(command[3:]) == 0 and there <= {
+        path.name for path in tmp_path.glob("renderings/*.flac")
+    }
 
 
 def _alive(session: int) -> list[str]:

@@ -1,4 +1,5 @@
-"""Losses and their weights against their definitions; the heads' switches; standard deviations that fit. About 15 s."""
+"""Losses and their weights against their definitions; the heads' switches; standard deviations that
+fit. About 15 s."""
 
 import dataclasses
 
@@ -34,9 +35,13 @@ def config(**changes):
 class TestLosses:
     def test_equal_is_the_mean_over_all_ratings(self):
         groups = losses.by_group(losses.errors(RATED, None, TRUE), np.ones(6, np.float32))
-        np.testing.assert_allclose(losses.total(groups, ONES, None), np.square(RATED - TRUE).mean(), rtol=1e-6)
+        np.testing.assert_allclose(
+            losses.total(groups, ONES, None), np.square(RATED - TRUE).mean(), rtol=1e-6
+        )
         for loss, indices in zip(groups, group_indices().values()):
-            np.testing.assert_allclose(loss, np.square(RATED - TRUE)[:, list(indices)].mean(), rtol=1e-6)
+            np.testing.assert_allclose(
+                loss, np.square(RATED - TRUE)[:, list(indices)].mean(), rtol=1e-6
+            )
 
     def test_a_clip_counts_by_its_weight(self):
         weights = np.array([3, 0, 0, 0, 3, 0], np.float32)
@@ -54,12 +59,21 @@ class TestLosses:
     def test_the_likelihood_is_that_of_a_normal_distribution(self):
         log_variance = RNG.normal(-3, 1, RATED.shape).astype(np.float32)
         deviation = np.exp(0.5 * log_variance)
-        density = np.exp(-0.5 * ((TRUE - RATED) / deviation) ** 2) / (deviation * np.sqrt(2 * np.pi))
+        density = np.exp(-0.5 * ((TRUE - RATED) / deviation) ** 2) / (
+            deviation * np.sqrt(2 * np.pi)
+        )
         constant = 0.5 * np.log(2 * np.pi)
-        np.testing.assert_allclose(losses.errors(RATED, log_variance, TRUE) + constant, -np.log(density), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(
+            losses.errors(RATED, log_variance, TRUE) + constant,
+            -np.log(density),
+            rtol=1e-3,
+            atol=1e-3,
+        )
 
     def test_the_group_that_falls_slowest_counts_most(self):
-        history = [dict(zip(losses.columns(), row)) for row in ([9.0, 9, 9], [1.0, 1, 1], [0.9, 0.5, 0.5])]
+        history = [
+            dict(zip(losses.columns(), row)) for row in ([9.0, 9, 9], [1.0, 1, 1], [0.9, 0.5, 0.5])
+        ]
         dwa = config(weighting="dwa", dwa_temperature=2.0)
         for known in (0, 1):
             np.testing.assert_array_equal(losses.dynamic_weights(dwa, history[:known]), 1)
@@ -91,12 +105,15 @@ class TestTargets:
 
     @pytest.mark.parametrize("raters", [None, np.zeros(12)])
     def test_weights_without_raters_are_refused(self, raters):
-        with pytest.raises(InputError, match="weigh_by_raters needs the number of raters of every clip"):
+        with pytest.raises(
+            InputError, match="weigh_by_raters needs the number of raters of every clip"
+        ):
             Targets.fit(config(weigh_by_raters=True), RATINGS, raters, TRAIN)
 
 
 class TestHeads:
-    EMBEDDING = RNG.normal(size=(5, 2 * 4 * 6)).astype(np.float32)  # mean and deviation of 4 bands, width 6
+    # mean and deviation of 4 bands, width 6
+    EMBEDDING = RNG.normal(size=(5, 2 * 4 * 6)).astype(np.float32)
 
     def head(self, **options) -> tuple[heads.RatingHead, dict]:
         head = heads.RatingHead(hidden=8, bands=4, **options)
@@ -105,8 +122,13 @@ class TestHeads:
     @pytest.mark.parametrize("kind", ["joint", "grouped", "attention"])
     def test_a_scale_goes_into_the_output_layer(self, kind):
         head, params = self.head(kind=kind, uncertain=True)
-        mean, std = RNG.uniform(0.3, 0.7, 19).astype(np.float32), RNG.uniform(0.1, 0.2, 19).astype(np.float32)
-        apply = jax.jit(lambda params: head.apply({"params": params}, self.EMBEDDING, method="distribution"))
+        mean, std = (
+            RNG.uniform(0.3, 0.7, 19).astype(np.float32),
+            RNG.uniform(0.1, 0.2, 19).astype(np.float32),
+        )
+        apply = jax.jit(
+            lambda params: head.apply({"params": params}, self.EMBEDDING, method="distribution")
+        )
         before, after = apply(params), apply(heads.in_rating_units(params, kind, mean, std))
         before, after = ([np.asarray(part) for part in found] for found in (before, after))
         np.testing.assert_allclose(after[0], mean + std * before[0], atol=1e-5)
@@ -118,19 +140,29 @@ class TestHeads:
         head, params = self.head(pooling="mean", kind="attention")
         other = self.EMBEDDING.copy()
         other[:, 24:] += 1
-        np.testing.assert_array_equal(*(head.apply({"params": params}, x) for x in (self.EMBEDDING, other)))
+        np.testing.assert_array_equal(
+            *(head.apply({"params": params}, x) for x in (self.EMBEDDING, other))
+        )
 
     def test_groups_hear_one_another(self):
-        """What moves the tokens of one group alone moves the ratings of another by attention, and else not."""
+        """What moves the tokens of one group alone moves the ratings of another by attention, and
+        else not."""
         head, params = self.head(kind="attention")
         queries = params["attention"]["queries"]
         moved = params | {"attention": params["attention"] | {"queries": queries.at[0, 0].add(2.0)}}
-        change = np.abs(head.apply({"params": moved}, self.EMBEDDING) - head.apply({"params": params}, self.EMBEDDING))
-        assert list(HEAD_GROUPS)[0] == "timing" and all(change[:, i].max() > 1e-5 for i in range(len(KEYS)))
+        change = np.abs(
+            head.apply({"params": moved}, self.EMBEDDING)
+            - head.apply({"params": params}, self.EMBEDDING)
+        )
+        assert list(HEAD_GROUPS)[0] == "timing" and all(
+            change[:, i].max() > 1e-5 for i in range(len(KEYS))
+        )
 
     def test_a_width_that_heads_do_not_divide_is_refused(self):
         with pytest.raises(InputError, match="a hidden width of 6 is not divisible by 4 heads"):
-            heads.RatingHead(hidden=6, bands=4, kind="attention").init(jax.random.key(0), self.EMBEDDING)
+            heads.RatingHead(hidden=6, bands=4, kind="attention").init(
+                jax.random.key(0), self.EMBEDDING
+            )
 
 
 class TestCalibration:
@@ -155,4 +187,7 @@ class TestCalibration:
         found = predictions.tidy(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3], uncertainty)
         assert found.columns[-1] == "uncertainty" and len(found) == 2 * 19
         np.testing.assert_allclose(found.groupby("clip")["uncertainty"].mean(), [0.2, 0.5])
-        assert "uncertainty" not in predictions.tidy(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3]).columns
+        assert (
+            "uncertainty"
+            not in predictions.tidy(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3]).columns
+        )

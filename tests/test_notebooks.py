@@ -1,4 +1,5 @@
-"""The notebooks: rules for their cells, and headless runs of all of them. Cost: about 100 s on two idle cores."""
+"""The notebooks: rules for their cells, and headless runs of all of them. Cost: about 100 s on two
+idle cores."""
 
 import html
 import json
@@ -20,15 +21,27 @@ from matplotlib.figure import Figure
 
 from percepiano_ast import colab, notebooks, plots, suite, synthesis, views
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, InputError, ModelConfig, Statistics
+from percepiano_ast.config import (
+    AUDIOSET,
+    KALDI,
+    PRESETS,
+    FrontEnd,
+    InputError,
+    ModelConfig,
+    Statistics,
+)
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.models import ast, weights
 from percepiano_ast.performance import read_midi, trimmed
 from percepiano_ast.training.checkpoints import open_latest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-RUNTIMES = {"02_ssast_pretrain_tpu": ("TPU", "V5E1"), "03_finetune_percepiano_gpu": ("GPU", "T4")}  # as Colab writes them
-LOADED = {name: nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4) for name in notebooks.NAMES}
+# as Colab writes them
+RUNTIMES = {"02_ssast_pretrain_tpu": ("TPU", "V5E1"), "03_finetune_percepiano_gpu": ("GPU", "T4")}
+LOADED = {
+    name: nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
+    for name in notebooks.NAMES
+}
 
 
 def code_cells(notebook):
@@ -38,14 +51,18 @@ def code_cells(notebook):
 def images(notebook) -> list[str]:
     """The ``img`` elements in the outputs."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    return re.findall(r"<img [^>]*>", "\n".join(output.get("data", {}).get("text/html", "") for output in outputs))
+    return re.findall(
+        r"<img [^>]*>", "\n".join(output.get("data", {}).get("text/html", "") for output in outputs)
+    )
 
 
 @pytest.mark.parametrize("name", notebooks.NAMES)
 class TestRules:
     def test_starts_with_title_and_badge_then_set_up_then_form(self, name):
         title, set_up, form = LOADED[name].cells[:3]
-        assert title.source.startswith("# ") and f"/blob/main/notebooks/{name}.ipynb" in title.source
+        assert (
+            title.source.startswith("# ") and f"/blob/main/notebooks/{name}.ipynb" in title.source
+        )
         assert "git clone" in set_up.source and "bash colab_setup.sh" in set_up.source
         if name == "05_rate_a_recording":  # uses the bundled model
             assert next(iter(notebooks.form_of(LOADED[name]))) == "RECORDING"
@@ -60,16 +77,24 @@ class TestRules:
     def test_metadata_names_the_runtime_and_hides_the_forms(self, name):
         nbformat.validate(LOADED[name])
         metadata = LOADED[name].metadata
-        assert (metadata.get("accelerator"), metadata.colab.get("gpuType")) == RUNTIMES.get(name, (None, None))
+        assert (metadata.get("accelerator"), metadata.colab.get("gpuType")) == RUNTIMES.get(
+            name, (None, None)
+        )
         titled = [cell for cell in code_cells(LOADED[name]) if cell.source.startswith("#@title ")]
         assert titled[:2] == LOADED[name].cells[1:3]
-        assert [cell for cell in code_cells(LOADED[name]) if cell.metadata.get("cellView") == "form"] == titled
-        assert all("#@param" not in cell.source for cell in code_cells(LOADED[name]) if cell not in titled)
+        assert [
+            cell for cell in code_cells(LOADED[name]) if cell.metadata.get("cellView") == "form"
+        ] == titled
+        assert all(
+            "#@param" not in cell.source for cell in code_cells(LOADED[name]) if cell not in titled
+        )
 
     def test_every_figure_has_an_alt_text(self, name):
         shown = images(LOADED[name])
         assert shown and not any(
-            "image/png" in output.get("data", {}) for cell in code_cells(LOADED[name]) for output in cell.outputs
+            "image/png" in output.get("data", {})
+            for cell in code_cells(LOADED[name])
+            for output in cell.outputs
         )
         for tag in shown:
             alt = html.unescape(re.search(r'alt="([^"]*)"', tag)[1])
@@ -78,33 +103,49 @@ class TestRules:
     def test_cells_are_short_and_hold_no_logic(self, name):
         for cell in code_cells(LOADED[name]):
             assert len(cell.source.splitlines()) <= 25
-            assert not re.search(r"^\s*(def|class|try|except|async)\b|\blambda\b", cell.source, re.MULTILINE)
+            assert not re.search(
+                r"^\s*(def|class|try|except|async)\b|\blambda\b", cell.source, re.MULTILINE
+            )
 
     def test_committed_with_outputs_and_without_clutter(self, name):
         notebook = LOADED[name]
-        assert any(cell.outputs for cell in code_cells(notebook)), "run `notebooks --keep-outputs` before committing"
+        assert any(cell.outputs for cell in code_cells(notebook)), (
+            "run `notebooks --keep-outputs` before committing"
+        )
         assert "widgets" not in notebook.metadata
         assert "<audio" not in json.dumps(notebook)
         for cell in code_cells(notebook):
             assert cell.execution_count is None and "execution" not in cell.metadata
-            assert not any(output.get("name") == "stderr" or output.output_type == "error" for output in cell.outputs)
+            assert not any(
+                output.get("name") == "stderr" or output.output_type == "error"
+                for output in cell.outputs
+            )
 
     def test_ends_by_saying_what_comes_next(self, name):
-        assert re.search(r"next: notebook|all notebooks are done", "\n".join(cell.source for cell in LOADED[name].cells[-2:]))
+        assert re.search(
+            r"next: notebook|all notebooks are done",
+            "\n".join(cell.source for cell in LOADED[name].cells[-2:]),
+        )
 
 
 def test_figures_are_displayed_as_html_with_alt_text(monkeypatch):
     shown: list[dict] = []
     monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
     formatter = DisplayFormatter()
-    formatter.formatters["image/png"].for_type(Figure, lambda figure: b"png")  # as `%matplotlib inline` does
-    assert formatter.format(plots.rating_profile(dict.fromkeys(KEYS, 0.4), title='"Air" & more')) == ({}, {})
+    # as `%matplotlib inline` does
+    formatter.formatters["image/png"].for_type(Figure, lambda figure: b"png")
+    assert formatter.format(
+        plots.rating_profile(dict.fromkeys(KEYS, 0.4), title='"Air" & more')
+    ) == ({}, {})
     (data,) = shown
-    assert data["text/plain"] == (
-        '"Air" & more. X axis: rating (0 to 1; 0.5 is the middle of the scale). '
+    assert (
+        data["text/plain"]
+        == '"Air" & more. X axis: rating (0 to 1; 0.5 is the middle of the scale). '
         "Y axis: 19 entries from stable to unsatisfactory/doubtful."
     )
-    assert f'alt="{html.escape(data["text/plain"])}"' in data["text/html"] and data["text/html"].startswith("<img ")
+    assert f'alt="{html.escape(data["text/plain"])}"' in data["text/html"] and data[
+        "text/html"
+    ].startswith("<img ")
 
 
 def test_the_form_offers_every_preset():
@@ -114,8 +155,13 @@ def test_the_form_offers_every_preset():
 def test_filling_in_a_form_changes_that_row_alone():
     name = "02_ssast_pretrain_tpu"
     notebook = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
-    filled = notebooks.form_of(notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"}))
-    assert filled == notebooks.form_of(LOADED[name]) | {"PRETRAIN_EPOCHS": "3", "KEEP_IN": '"it\'s here"'}
+    filled = notebooks.form_of(
+        notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"})
+    )
+    assert filled == notebooks.form_of(LOADED[name]) | {
+        "PRETRAIN_EPOCHS": "3",
+        "KEEP_IN": '"it\'s here"',
+    }
 
 
 def test_unknown_form_row_is_refused_before_anything_runs(tmp_path):
@@ -125,12 +171,18 @@ def test_unknown_form_row_is_refused_before_anything_runs(tmp_path):
 
 
 def command(*arguments, **options):
-    return subprocess.run([sys.executable, "-m", "percepiano_ast", *map(str, arguments)], capture_output=True, text=True, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "percepiano_ast", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The demo by the command line, two epochs of each training, another seed: where it wrote, and what it printed."""
+    """The demo by the command line, two epochs of each training, another seed: where it wrote, and
+    what it printed."""
     out = tmp_path_factory.mktemp("demo")
     short = ["--set", "PRETRAIN_EPOCHS=2", "--set", "FINETUNE_EPOCHS=2", "--set", "SEED=1"]
     done = command("notebooks", "--preset", "demo", "--out", out, *short)
@@ -156,11 +208,19 @@ def test_demo_shows_progress_of_every_notebook(demo):
 def test_demo_predicts_every_clip_by_a_model_of_other_music(demo):
     out, _ = demo
     index = pd.read_csv(out / "percepiano" / "index.csv").set_index("clip")
-    for model in ("ast-micro-ssast", "ast-micro-scratch", "mlp", "audio-stats", "identity-segment-deadpan"):
+    for model in (
+        "ast-micro-ssast",
+        "ast-micro-scratch",
+        "mlp",
+        "audio-stats",
+        "identity-segment-deadpan",
+    ):
         table = pd.read_csv(out / f"predictions_{model}.csv")
         assert sorted(table["clip"].unique()) == sorted(index.index)
         assert set(table.groupby("clip")["dimension"].count()) == {len(KEYS)}
-        assert (table["fold"] == table["clip"].map(index["fold_content"])).all() and set(table["seed"]) == {1}
+        assert (table["fold"] == table["clip"].map(index["fold_content"])).all() and set(
+            table["seed"]
+        ) == {1}
     metrics = pd.read_csv(out / "evaluation" / "metrics.csv")
     assert set(metrics["dimension"]) == {*KEYS, "mean"}
 
@@ -170,7 +230,11 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
     pretraining, fold = out / "pretrain" / "ssast", out / "finetune" / "ast-micro-ssast" / "fold_0"
     for home in (pretraining, fold):
         assert re.search(r'"seed": 1\b', (home / "settings.json").read_text())
-    for home, files in {pretraining / "checkpoints": 2, fold / "checkpoints": 0, fold / "model": 1}.items():
+    for home, files in {
+        pretraining / "checkpoints": 2,
+        fold / "checkpoints": 0,
+        fold / "model": 1,
+    }.items():
         assert len(pd.read_csv(home.parent / "history.csv")) == 2
         assert len(list(home.glob("step_*.tar"))) == files
 
@@ -179,7 +243,12 @@ def test_status_finds_all_of_the_demo_whole(demo):
     out, _ = demo
     rows = views.kept(suite.Run(PRESETS["demo"], out))
     counts = rows["item"].str.replace(r", fold \d", "", regex=True).value_counts()
-    wanted = {"shards for pre-training": 1, "shards of rated clips": 1, "pre-training ssast": 2, "report.html": 1}
+    wanted = {
+        "shards for pre-training": 1,
+        "shards of rated clips": 1,
+        "pre-training ssast": 2,
+        "report.html": 1,
+    }
     wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
@@ -193,7 +262,10 @@ def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path
     judged = pd.read_csv(run.predictions("ast-micro-ssast")).assign(model="ast-micro-ssast-judged")
     judged["prediction"] += 0.9 * (judged["rating"] - judged["prediction"])
     (run.root / "judged" / "ear").mkdir(parents=True)
-    judged.to_csv(run.root / "judged" / "ear" / "predictions_ast-micro-ssast-judged_content.csv.gz", index=False)
+    judged.to_csv(
+        run.root / "judged" / "ear" / "predictions_ast-micro-ssast-judged_content.csv.gz",
+        index=False,
+    )
     suite.evaluate(run)
     assert views.results(run)["summary"].query("model == 'ast-micro-ssast-judged'").shape[0]
     title = views.explained(run, "timbre_soft_loud").get_suptitle()
@@ -214,8 +286,13 @@ def test_published_weights_are_a_start_too(demo, tmp_path):
     out, _ = demo
     config = ModelConfig("tiny", width=64, depth=1, num_heads=1, stride=(10, 10), n_frames=256)
     params = ast.Classifier(config, 5).init(jax.random.key(0), jnp.zeros((1, 256, 128)))["params"]
-    folder = weights.write_weights(tmp_path / "published", weights.Weights(params, config, "hf_ast", norm_epsilon=1e-12))
-    for arguments in (["preprocess", "--percepiano", "demo"], ["finetune", "--weights", folder, "--epochs", 2]):
+    folder = weights.write_weights(
+        tmp_path / "published", weights.Weights(params, config, "hf_ast", norm_epsilon=1e-12)
+    )
+    for arguments in (
+        ["preprocess", "--percepiano", "demo"],
+        ["finetune", "--weights", folder, "--epochs", 2],
+    ):
         done = command(*arguments, "--init", "audioset", "--out", out)
         assert done.returncode == 0, done.stderr
     table = pd.read_csv(out / "predictions_ast-custom-audioset.csv")
@@ -233,7 +310,9 @@ def test_switches_are_compared_on_the_frozen_encoder(demo):
     done = command("switches", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     text = Path(done.stdout.splitlines()[-1]).read_text()
-    assert text.startswith("# Ablations of the rating heads on ast-micro-scratch, frozen (simulated ratings)")
+    assert text.startswith(
+        "# Ablations of the rating heads on ast-micro-scratch, frozen (simulated ratings)"
+    )
     assert "| cross-task attention | on |" in text and "| rater weights | on |" in text
 
 
@@ -247,7 +326,10 @@ def test_what_trains_the_encoder_is_compared_too_and_resumes(demo):
     found = pd.read_csv(home / "switches.csv").set_index("choice")
     # What it is compared with comes along; one seed tells nothing of others.
     assert list(found.index) == [np.nan, "last", "mixup"] and found["seed_sd"].isna().all()
-    assert found.loc["mixup", "against"] == "strategy last" and found.loc["last", "against"] == "reference"
+    assert (
+        found.loc["mixup", "against"] == "strategy last"
+        and found.loc["last", "against"] == "reference"
+    )
     assert not list(home.rglob("finetune"))  # models are not kept
     again = command(*arguments)
     assert again.returncode == 0 and again.stdout.count("already done") == 3
@@ -262,8 +344,18 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
     recordings.mkdir()
     piano = synthesis.make_synthesizer("builtin")
     for midi in source.rglob("all_2rounds/*.mid"):
-        soundfile.write(recordings / f"{midi.stem}.wav", piano.render(trimmed(read_midi(midi)), 22_050), 22_050)
-    arguments = ["preprocess", "--percepiano", source, "--renderings", recordings, "--out", tmp_path / "run"]
+        soundfile.write(
+            recordings / f"{midi.stem}.wav", piano.render(trimmed(read_midi(midi)), 22_050), 22_050
+        )
+    arguments = [
+        "preprocess",
+        "--percepiano",
+        source,
+        "--renderings",
+        recordings,
+        "--out",
+        tmp_path / "run",
+    ]
     missing = next(iter(recordings.iterdir()))
     kept = missing.read_bytes()
     missing.unlink()
@@ -273,7 +365,9 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     clips = pd.read_csv(tmp_path / "run" / "percepiano" / "levels.csv")
-    assert set(clips["synthesizer"]) == {"own"} and len(clips) == len(pd.read_csv(source / "index.csv"))
+    assert set(clips["synthesizer"]) == {"own"} and len(clips) == len(
+        pd.read_csv(source / "index.csv")
+    )
 
 
 def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
@@ -283,14 +377,20 @@ def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
     trained = open_latest(demo[0] / "pretrain/ssast/checkpoints", made_by="")[0]["state"]["params"]
     jax.tree.map(np.testing.assert_array_equal, back.params, trained)
     assert back.front_end == FrontEnd() and back.description["data"] == "made from code"
-    done = command("convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast")
+    done = command(
+        "convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast"
+    )
     assert done.returncode == 2 and "cannot be converted to 'hf_ast'" in done.stderr
 
 
 def test_other_settings_in_the_same_place_are_refused(demo):
     done = command("pretrain", "--out", demo[0], "--epochs", 5)
     assert done.returncode == 2
-    assert "another configuration" in done.stderr and "epochs" in done.stderr and "Choose another" in done.stderr
+    assert (
+        "another configuration" in done.stderr
+        and "epochs" in done.stderr
+        and "Choose another" in done.stderr
+    )
 
 
 def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path):
@@ -321,10 +421,22 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
         (["bench", "nothing"], "Choose one of: log-mel"),
         (["pretrain", "--pretraining", "sast", "--out", "{tmp}"], "Did you mean 'ssast'"),
         (["finetune", "--set", "stratgy=lora", "--out", "{tmp}"], "Did you mean 'strategy'"),
-        (["finetune", "--set", "strategy", "--out", "{tmp}"], "'strategy' does not have the form NAME=VALUE"),
-        (["finetune", "--set", "mixup=much", "--out", "{tmp}"], "mixup=much: the value must be of type float"),
-        (["finetune", "--set", "predict_uncertainty=yes", "--out", "{tmp}"], "=yes: the value must be true or false"),
-        (["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"], "no weights at"),
+        (
+            ["finetune", "--set", "strategy", "--out", "{tmp}"],
+            "'strategy' does not have the form NAME=VALUE",
+        ),
+        (
+            ["finetune", "--set", "mixup=much", "--out", "{tmp}"],
+            "mixup=much: the value must be of type float",
+        ),
+        (
+            ["finetune", "--set", "predict_uncertainty=yes", "--out", "{tmp}"],
+            "=yes: the value must be true or false",
+        ),
+        (
+            ["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"],
+            "no weights at",
+        ),
         (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
     ],
 )
@@ -335,20 +447,30 @@ def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp
 
 
 def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
-    done = command("notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip")
+    done = command(
+        "notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip"
+    )
     (line,) = done.stderr.splitlines()[-1:]
-    assert done.returncode == 2 and line.startswith(f"error: '{tmp_path}/none.zip': no such archive or folder of recordings")
+    assert done.returncode == 2 and line.startswith(
+        f"error: '{tmp_path}/none.zip': no such archive or folder of recordings"
+    )
 
 
 def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
     hum = 0.1 * np.sin(2 * np.pi * 50 * np.arange(8 * 22_050) / 22_050)
     soundfile.write(tmp_path / "hum.wav", hum, 22_050)
-    run = "import sys; from percepiano_ast import notebooks; notebooks.run(sys.argv[1], {'RECORDING': sys.argv[2], 'SECOND': ''}, "
+    run = (
+        "import sys; from percepiano_ast import notebooks; notebooks.run(sys.argv[1], {'RECORDING':"
+        " sys.argv[2], 'SECOND': ''}, "
+    )
     run += "names=('05_rate_a_recording',))"
     arguments = [sys.executable, "-c", run, str(tmp_path), str(tmp_path / "hum.wav")]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "no piano notes were detected" in (tmp_path / "notebooks" / "05_rate_a_recording.ipynb").read_text()
+    assert (
+        "no piano notes were detected"
+        in (tmp_path / "notebooks" / "05_rate_a_recording.ipynb").read_text()
+    )
     assert (tmp_path / "hum.html").exists()
 
 
@@ -357,7 +479,8 @@ def test_long_presets_are_refused_on_the_wrong_runtime():
         colab.check_runtime(PRESETS["base"], "tpu")
     said: list[str] = []
     colab.check_runtime(PRESETS["mini"], "tpu", said.append)
-    assert said == ["preset 'mini' takes hours on this CPU, less on a machine with a TPU; it resumes after an interruption"]
+    slow = "preset 'mini' takes hours on this CPU, less on a machine with a TPU"
+    assert said == [f"{slow}; it resumes after an interruption"]
     colab.check_runtime(PRESETS["base"], "")  # notebooks 01 and 04 need no accelerator
     colab.check_runtime(PRESETS["demo"], "tpu")
 

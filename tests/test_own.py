@@ -23,7 +23,14 @@ def made(tmp_path):
         name = f"take {number:02d}.{'wav' if number % 2 else 'flac'}"
         soundfile.write(folder / name, 0.1 * rng.standard_normal(int(1.2 * RATE)), RATE)
         clip = name if number % 3 else name.rsplit(".", 1)[0]
-        rows.append({"clip": clip, "pianist": f"p{number % 6}", "Warmth": number / 2, "would go again": 10 - number})
+        rows.append(
+            {
+                "clip": clip,
+                "pianist": f"p{number % 6}",
+                "Warmth": number / 2,
+                "would go again": 10 - number,
+            }
+        )
     (folder / "notes.txt").write_text("nothing to hear")
     pd.DataFrame(rows).to_csv(tmp_path / "ratings.csv", index=False)
     return folder, tmp_path / "ratings.csv"
@@ -38,7 +45,10 @@ def change(path, row, column, value):
 def test_recordings_and_ratings_become_clips_with_folds(made):
     found = own.read(*made, group="pianist")
     assert found.dimensions == ("Warmth", "would go again") and found.ratings.dtype == np.float32
-    assert found.ratings[5].tolist() == [2.5, 5.0] and list(found.files) == found.index["clip"].tolist()
+    assert (
+        found.ratings[5].tolist() == [2.5, 5.0]
+        and list(found.files) == found.index["clip"].tolist()
+    )
     folds = fold_of_clip(found.index, "content")
     fold = found.index["clip"].map(folds)
     assert fold.groupby(found.index["content_group"]).nunique().eq(1).all() and fold.nunique() == 5
@@ -46,7 +56,9 @@ def test_recordings_and_ratings_become_clips_with_folds(made):
     clips = own.rated_clips(found, FrontEnd())
     assert clips.clip.tolist() == found.index["clip"].tolist()
     assert all(codes.shape == (FrontEnd().n_frames(int(1.2 * RATE)), 128) for codes in clips.codes)
-    dataset, steps = batches.finetune_batches(clips, np.arange(24), n_frames=64, max_windows=1, batch_size=8, seed=0)
+    dataset, steps = batches.finetune_batches(
+        clips, np.arange(24), n_frames=64, max_windows=1, batch_size=8, seed=0
+    )
     assert steps == 3 and next(batches.from_step(dataset, 0))["codes"].shape == (8, 1, 64, 128)
 
 
@@ -90,12 +102,24 @@ def few(folder, csv):
     [
         (drop_rows, r"1 clips \(take 00\) are in .* but not rated"),
         (few, "rates 19 clips. .* at least 20"),
-        (lambda folder, csv: (folder / "take 00.wav").write_bytes(b""), "00.flac and take 00.wav .* both of clip 'take 00'"),
+        (
+            lambda folder, csv: (folder / "take 00.wav").write_bytes(b""),
+            "00.flac and take 00.wav .* both of clip 'take 00'",
+        ),
         (lambda folder, csv: csv.unlink(), "no ratings file"),
         (lambda folder, csv: csv.write_text("clip,pianist\n"), "no column of ratings"),
-        (lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"), "has 2 columns named 'Warmth'. Keep one"),
-        (lambda folder, csv: pd.read_csv(csv).to_csv(csv), "column 1 has no name. Name it, or remove it"),
-        (lambda folder, csv: csv.write_text("name,pianist,Warmth\n"), "lacks the columns clip; it has name, pianist, Warmth"),
+        (
+            lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"),
+            "has 2 columns named 'Warmth'. Keep one",
+        ),
+        (
+            lambda folder, csv: pd.read_csv(csv).to_csv(csv),
+            "column 1 has no name. Name it, or remove it",
+        ),
+        (
+            lambda folder, csv: csv.write_text("name,pianist,Warmth\n"),
+            "lacks the columns clip; it has name, pianist, Warmth",
+        ),
     ],
 )
 def test_bad_folders_and_tables_are_refused(made, harm, message):

@@ -1,7 +1,7 @@
 """The rating page in a browser: widths, dark mode, print, keyboard, accessibility. Cost: 30 s.
 
-Needs ``pip install playwright axe-playwright-python`` and ``apt install chromium``, which nothing else does; skipped without them.
-``PAGE_SCREENSHOTS`` names a folder to keep the screenshots in.
+Needs ``pip install playwright axe-playwright-python`` and ``apt install chromium``, which nothing
+else does; skipped without them. ``PAGE_SCREENSHOTS`` names a folder to keep the screenshots in.
 """
 
 import importlib.util
@@ -16,14 +16,23 @@ from percepiano_ast.data import demo
 from percepiano_ast.recording import page as rating_page
 
 CHROMIUM = shutil.which("chromium")
-MISSING = [name for name in ("playwright", "axe_playwright_python") if not importlib.util.find_spec(name)]
+MISSING = [
+    name for name in ("playwright", "axe_playwright_python") if not importlib.util.find_spec(name)
+]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        bool(MISSING) or not CHROMIUM, reason="needs pip install playwright axe-playwright-python, apt install chromium"
+        bool(MISSING) or not CHROMIUM,
+        reason="needs pip install playwright axe-playwright-python, apt install chromium",
     ),
 ]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,10 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("pages")
     model = recording.load_model()
     rated = [model.rate(demo.write_example(home, name)) for name in ("example", "second example")]
-    return {"one": rating_page.write(rated[:1], home / "one.html"), "two": rating_page.write(rated, home / "two.html")}
+    return {
+        "one": rating_page.write(rated[:1], home / "one.html"),
+        "two": rating_page.write(rated, home / "two.html"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +62,19 @@ def opened(chromium, pages):
     contexts = []
 
     def open_page(name: str, width: int = 1280, scheme: str = "light", media: str = "screen"):
-        contexts.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        contexts.append(
+            chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        )
         page = contexts[-1].new_page()
         page.emulate_media(media=media, color_scheme=scheme)
         problems = []
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url))
+        page.on(
+            "request",
+            lambda request: (
+                None if request.url.startswith(("file:", "data:")) else problems.append(request.url)
+            ),
+        )
         page.goto(pages[name].as_uri())
         if folder := os.environ.get("PAGE_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/{name}-{width}-{scheme}-{media}.png", full_page=True)
@@ -96,9 +115,13 @@ def test_rows_are_buttons_and_the_curve_has_a_text_equivalent(opened):
     row = page.locator(".row").nth(3)
     row.focus()
     page.keyboard.press("Enter")
-    assert row.get_attribute("aria-pressed") == "true" and page.locator('.row[aria-pressed="true"]').count() == 1
-    assert "Pedal, sparse/dry to saturated/wet, over time. Windows of 8 s lie between" in page.locator("svg").get_attribute(
-        "aria-label"
+    assert (
+        row.get_attribute("aria-pressed") == "true"
+        and page.locator('.row[aria-pressed="true"]').count() == 1
+    )
+    assert (
+        "Pedal, sparse/dry to saturated/wet, over time. Windows of 8 s lie between"
+        in page.locator("svg").get_attribute("aria-label")
     )
     times = page.evaluate("recordings[0].times.length")
     assert page.locator("tbody tr").count() == times > 1
@@ -107,8 +130,10 @@ def test_rows_are_buttons_and_the_curve_has_a_text_equivalent(opened):
 
 def test_the_sound_plays_and_moves_the_cursor(opened):
     page = opened("one")
-    seconds = page.evaluate("new Promise((done) => { const a = document.querySelector('audio'); "
-                            "a.readyState ? done(a.duration) : a.onloadedmetadata = () => done(a.duration); })")  # fmt: skip
+    seconds = page.evaluate(
+        "new Promise((done) => { const a = document.querySelector('audio'); "
+        "a.readyState ? done(a.duration) : a.onloadedmetadata = () => done(a.duration); })"
+    )
     assert seconds == pytest.approx(page.evaluate("recordings[0].seconds"), abs=0.1)
     page.locator("svg").click(position={"x": 300, "y": 50})
     assert page.evaluate("document.querySelector('audio').currentTime") > 1

@@ -1,6 +1,8 @@
-"""One device, eight devices and two processes compute the same; precision and accumulation change only rounding. 100 s.
+"""One device, eight devices and two processes compute the same; precision and accumulation change
+only rounding. 100 s.
 
-Devices and processes are real: eight devices of the CPU in a child process, two processes that `jax.distributed` joins.
+Devices and processes are real: eight devices of the CPU in a child process, two processes that
+`jax.distributed` joins.
 """
 
 import dataclasses
@@ -37,7 +39,8 @@ from percepiano_ast.training import parallel
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import Pretraining
 
-# As many blocks as devices: parameters split along the blocks would divide evenly, and must not be split so.
+# As many blocks as devices: parameters split along the blocks would divide evenly, and must not be
+# split so.
 DEEP = dataclasses.replace(MODEL, depth=8)
 BATCH, STEPS = 16, 4
 # Float32 rounding, grown over a few steps of Adam.
@@ -46,7 +49,8 @@ CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 
 @pytest.fixture(scope="module", autouse=True)
 def environment(tmp_path_factory) -> dict:
-    """Of child processes that find what is compiled already, and of which none is told to be distributed."""
+    """Of child processes that find what is compiled already, and of which none is told to be
+    distributed."""
     with compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
         here = Path(__file__).resolve().parent
         yield os.environ | variables | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
@@ -90,7 +94,9 @@ def few_steps(run: Pretraining, steps: int = STEPS) -> tuple[dict, list[dict]]:
     """State after a few steps, on the host, and the metrics of each."""
     state, metrics = run.init(), []
     for step in range(steps):
-        state, one = run.step(state, run.put({"codes": codes_of(step, batch=run.config.batch_size)}))
+        state, one = run.step(
+            state, run.put({"codes": codes_of(step, batch=run.config.batch_size)})
+        )
         metrics.append(jax.device_get(one))
     return jax.device_get(state), metrics
 
@@ -121,11 +127,12 @@ def assert_close(one: dict, other: dict) -> None:
         np.testing.assert_allclose(one[name], other[name], **CLOSE, err_msg=name)
 
 
-# --- Eight devices ----------------------------------------------------------------------------------------------------
+# --- Eight devices ------------------------------------------------------------------------------
 
 
 def steps_on_eight(directory: str) -> None:
-    """In a child process: a few steps in several layouts, and where the leaves of a spread state lie."""
+    """In a child process: a few steps in several layouts, and where the leaves of a spread state
+    lie."""
     assert jax.device_count() == 8
     for name, execution in {
         "copied": {},
@@ -166,13 +173,15 @@ class TestEightDevices:
                 assert shard[0] == shape[0] == 8, f"{name} is split along its blocks"
             if np.prod(shard) == np.prod(shape):
                 kept_whole += np.prod(shape)
-                assert all(size % 8 for size in shape[1 if "['blocks']" in name else 0 :]), f"{name} could be spread"
+                assert all(size % 8 for size in shape[1 if "['blocks']" in name else 0 :]), (
+                    f"{name} could be spread"
+                )
             else:
                 assert np.prod(shape) == 8 * np.prod(shard), name
         assert kept_whole < 0.01 * sum(np.prod(shape) for _, shape, _ in leaves)
 
 
-# --- Runs that move from one device to eight, and to two processes ----------------------------------------------------
+# --- Runs that move from one device to eight, and to two processes ------------------------------
 
 # Slow, so that rounding does not grow over 36 steps of Adam.
 RUN = dataclasses.replace(PRETRAIN, batch_size=8, learning_rate=2e-3)
@@ -181,16 +190,24 @@ EPOCH = 12  # steps
 
 def shards() -> ShardSet:
     """Three recordings of stripes, 32 windows each."""
-    return shard_set({f"recording {k}": codes_of(k, 33 * MODEL.n_frames, 1)[0] for k in range(3)}, 100)
+    return shard_set(
+        {f"recording {k}": codes_of(k, 33 * MODEL.n_frames, 1)[0] for k in range(3)}, 100
+    )
 
 
-def run_to(directory: str | Path, stop_at: int | None = None, spread: bool = False, accumulate: int = 1) -> list[dict]:
-    """Pre-train on this process's rows of all batches; it is killed when it asks for those of step ``stop_at``.
+def run_to(
+    directory: str | Path, stop_at: int | None = None, spread: bool = False, accumulate: int = 1
+) -> list[dict]:
+    """Pre-train on this process's rows of all batches; it is killed when it asks for those of step
+    ``stop_at``.
 
-    ``spread``: parameters are spread over the devices. ``accumulate``: so many batches of 8 make one.
+    ``spread``: parameters are spread over the devices. ``accumulate``: so many batches of 8 make
+    one.
     """
     process, batch = (jax.process_index(), jax.process_count()), 8 * accumulate
-    made = pretrain_batches(shards(), n_frames=MODEL.n_frames, batch_size=batch, seed=0, process=process)
+    made = pretrain_batches(
+        shards(), n_frames=MODEL.n_frames, batch_size=batch, seed=0, process=process
+    )
     steps = EPOCH // accumulate
     assert made.steps_per_epoch == steps
 
@@ -200,10 +217,18 @@ def run_to(directory: str | Path, stop_at: int | None = None, spread: bool = Fal
                 be_killed_after(directory, stop_at // steps * steps)
             yield batch
 
-    # One kind of attention wherever it runs: one device alone would go head by head, and rounding grows over 36 steps.
+    # One kind of attention wherever it runs: one device alone would go head by head, and rounding
+    # grows over 36 steps.
     execution = Execution(attention="xla", shard_params=spread, accumulate=accumulate)
     config = dataclasses.replace(RUN, batch_size=batch)
-    return pretrain_to(directory, config, batches=stream, validation=made.one_epoch, steps=steps, execution=execution)
+    return pretrain_to(
+        directory,
+        config,
+        batches=stream,
+        validation=made.one_epoch,
+        steps=steps,
+        execution=execution,
+    )
 
 
 def in_one_of_two(directory: str, stop_at: int | None = None) -> None:
@@ -218,8 +243,15 @@ def two(environment: dict, calls: list[str]) -> list[subprocess.Popen]:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     # With XLA's optimisations: without them a step of two processes is a little off that of one.
-    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "False"}
-    return [start(environment, call, **common, JAX_PROCESS_ID=str(number)) for number, call in enumerate(calls)]
+    common = {
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_NUM_PROCESSES": "2",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "False",
+    }
+    return [
+        start(environment, call, **common, JAX_PROCESS_ID=str(number))
+        for number, call in enumerate(calls)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +262,21 @@ def uninterrupted(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 def assert_same_run(directory: Path, uninterrupted: tuple[Path, list[dict]]) -> None:
-    """Histories and last states agree but for rounding, and the history on disk is the checkpoint's."""
-    (tree, found), (wanted_tree, wanted) = (open_latest(one / "checkpoints", made_by="") for one in (directory, uninterrupted[0]))
+    """Histories and last states agree but for rounding, and the history on disk is the
+    checkpoint's."""
+    (tree, found), (wanted_tree, wanted) = (
+        open_latest(one / "checkpoints", made_by="") for one in (directory, uninterrupted[0])
+    )
     assert found["step"] == wanted["step"] == 3 * EPOCH
-    for row, other in zip(without_seconds(found["history"]), without_seconds(uninterrupted[1]), strict=True):
-        # Rounding reaches the gradient's norm most, and turns a guess or two of 2,400 that are nearly a tie.
-        near = {name: pytest.approx(value, rel=5e-3, abs=1e-3 * ("accuracy" in name)) for name, value in other.items()}
+    for row, other in zip(
+        without_seconds(found["history"]), without_seconds(uninterrupted[1]), strict=True
+    ):
+        # Rounding reaches the gradient's norm most, and turns a guess or two of 2,400 that are
+        # nearly a tie.
+        near = {
+            name: pytest.approx(value, rel=5e-3, abs=1e-3 * ("accuracy" in name))
+            for name, value in other.items()
+        }
         assert row == near
     assert len((directory / "history.csv").read_text().splitlines()) == 1 + 3
     one, other = (leaves_of(whole["state"]["params"]) for whole in (tree, wanted_tree))
@@ -251,23 +292,35 @@ class TestMovingRuns:
         whole, cut, options = tmp_path / "whole", tmp_path / "cut", "spread=True, accumulate=2"
         eight(environment, f"run_to({str(whole)!r}, {options})")
         killed = f"run_to({str(cut)!r}, {EPOCH // 2 + 4}, {options})"
-        finish(start(environment, killed, XLA_FLAGS="--xla_force_host_platform_device_count=8"), code=-signal.SIGKILL)
+        finish(
+            start(environment, killed, XLA_FLAGS="--xla_force_host_platform_device_count=8"),
+            code=-signal.SIGKILL,
+        )
         assert open_latest(cut / "checkpoints", made_by="")[1]["epoch"] == 1
         eight(environment, f"run_to({str(cut)!r}, {options})")
-        (tree, found), (wanted_tree, wanted) = (open_latest(one / "checkpoints", made_by="") for one in (cut, whole))
+        (tree, found), (wanted_tree, wanted) = (
+            open_latest(one / "checkpoints", made_by="") for one in (cut, whole)
+        )
         assert bits(tree) == bits(wanted_tree) and found["step"] == 3 * EPOCH // 2
         assert without_seconds(found["history"]) == without_seconds(wanted["history"])
 
     @pytest.mark.slow
     def test_from_one_device_to_eight_and_back(self, environment, uninterrupted, tmp_path):
-        for stop_at, variables in ((EPOCH + 1, ""), (2 * EPOCH + 1, "--xla_force_host_platform_device_count=8")):
-            killed = start(environment, f"run_to({str(tmp_path)!r}, {stop_at})", XLA_FLAGS=variables)
+        for stop_at, variables in (
+            (EPOCH + 1, ""),
+            (2 * EPOCH + 1, "--xla_force_host_platform_device_count=8"),
+        ):
+            killed = start(
+                environment, f"run_to({str(tmp_path)!r}, {stop_at})", XLA_FLAGS=variables
+            )
             finish(killed, code=-signal.SIGKILL)
         run_to(tmp_path)
         assert_same_run(tmp_path, uninterrupted)
 
     @pytest.mark.slow
-    def test_two_processes_are_one_run_and_each_keeps_its_share(self, environment, uninterrupted, tmp_path):
+    def test_two_processes_are_one_run_and_each_keeps_its_share(
+        self, environment, uninterrupted, tmp_path
+    ):
         children = two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r}, {EPOCH + 1})"])
         try:
             children[0].wait(timeout=120)
@@ -282,7 +335,11 @@ class TestMovingRuns:
         assert max(part["bytes"] for part in found["parts"]) < 0.7 * found["bytes"]
         finish(*two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r})"]))
         assert_same_run(tmp_path, uninterrupted)
-        litter = [path.name for path in (tmp_path / "checkpoints").iterdir() if ".p" in path.name and path.suffix == ".json"]
+        litter = [
+            path.name
+            for path in (tmp_path / "checkpoints").iterdir()
+            if ".p" in path.name and path.suffix == ".json"
+        ]
         assert litter == []
 
     @pytest.mark.slow
@@ -298,17 +355,32 @@ class TestMovingRuns:
         assert_same_run(tmp_path, uninterrupted)
 
 
-# --- Who is told to be distributed ------------------------------------------------------------------------------------
+# --- Who is told to be distributed --------------------------------------------------------------
 
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "node0:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
-SRUN = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[0-3]", "SLURM_NTASKS": "4", "SLURM_PROCID": "1"}
+SRUN = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[0-3]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "1",
+}
 
 
 @pytest.fixture
 def only(monkeypatch):
     """Set the variables that speak of processes to these, and unset all others."""
     for name in list(os.environ):
-        if name.startswith(("JAX_COORDINATOR", "JAX_NUM_PROC", "JAX_PROCESS", "SLURM_", "OMPI_", "TPU_", "MEGASCALE_")):
+        if name.startswith(
+            (
+                "JAX_COORDINATOR",
+                "JAX_NUM_PROC",
+                "JAX_PROCESS",
+                "SLURM_",
+                "OMPI_",
+                "TPU_",
+                "MEGASCALE_",
+            )
+        ):
             monkeypatch.delenv(name)
 
     def put(variables: dict) -> None:
@@ -350,7 +422,11 @@ class TestDetection:
         class Metadata(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 asked = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-                self.send_response(200 if self.path == asked and self.headers["Metadata-Flavor"] == "Google" else 404)
+                self.send_response(
+                    200
+                    if self.path == asked and self.headers["Metadata-Flavor"] == "Google"
+                    else 404
+                )
                 self.end_headers()
                 self.wfile.write(hosts.encode())
 
@@ -372,7 +448,9 @@ class TestDetection:
     @pytest.mark.parametrize("left_out", BY_HAND)
     def test_half_a_description_is_refused(self, only, left_out):
         only({name: value for name, value in BY_HAND.items() if name != left_out})
-        with pytest.raises(InputError, match=f"without {left_out}: set all three in every process, or none"):
+        with pytest.raises(
+            InputError, match=f"without {left_out}: set all three in every process, or none"
+        ):
             parallel.environment_is_distributed()
 
     def test_no_number_is_refused(self, only):
@@ -386,17 +464,21 @@ class TestDetection:
         assert not jax.distributed.is_initialized() and parallel.is_lead()
 
 
-# --- Micro-batches and precision --------------------------------------------------------------------------------------
+# --- Micro-batches and precision ----------------------------------------------------------------
 
 
 class TestAccumulation:
     def test_an_effective_batch_of_512_is_the_same_in_parts(self):
-        whole, parts = (compared(*few_steps(pretraining(512, model=MODEL, accumulate=n), 2)) for n in (1, 8))
+        whole, parts = (
+            compared(*few_steps(pretraining(512, model=MODEL, accumulate=n), 2)) for n in (1, 8)
+        )
         assert_close(parts, whole)
 
     @pytest.mark.parametrize("batch, accumulate", [(6, 4), (4, 0), (2, 4)])
     def test_a_batch_that_cannot_be_divided_is_refused(self, batch, accumulate):
-        message = f"a batch of {batch} is not divisible by 1 devices x {accumulate} micro-batches; choose"
+        message = (
+            f"a batch of {batch} is not divisible by 1 devices x {accumulate} micro-batches; choose"
+        )
         with pytest.raises(InputError, match=message):
             _ = pretraining(batch, accumulate=accumulate).step
 
@@ -406,10 +488,15 @@ class TestPrecision:
         run = pretraining(4, model=MODEL, precision="float16")
         state = run.init()
         scale = state.loss_scale["scale"]
-        state, metrics = run.step(state.replace(loss_scale=state.loss_scale | {"scale": 2.0**15 * scale}), {"codes": codes_of(0)})
+        state, metrics = run.step(
+            state.replace(loss_scale=state.loss_scale | {"scale": 2.0**15 * scale}),
+            {"codes": codes_of(0)},
+        )
         assert metrics["skipped"] == 1 and np.isfinite(metrics["loss"])
         untouched = run.init()
-        assert bits((state.params, state.opt_state)) == bits((untouched.params, untouched.opt_state))
+        assert bits((state.params, state.opt_state)) == bits(
+            (untouched.params, untouched.opt_state)
+        )
         assert state.step == 1 and state.healthy and state.loss_scale["scale"] == 2.0**14 * scale
 
         losses, skipped = [], []
@@ -419,10 +506,19 @@ class TestPrecision:
             skipped.append(int(metrics["skipped"]))
         # Skipped until the scale fits, and never again.
         assert 0 < sum(skipped) < 30 and skipped == sorted(skipped, reverse=True)
-        assert state.healthy and state.step == 60 and state.loss_scale["scale"] == 2.0 ** (14 - sum(skipped)) * scale
+        assert (
+            state.healthy
+            and state.step == 60
+            and state.loss_scale["scale"] == 2.0 ** (14 - sum(skipped)) * scale
+        )
         assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
     def test_bfloat16_is_near_float32(self):
-        (_, exact), (_, near) = (few_steps(pretraining(4, model=MODEL, precision=p)) for p in ("float32", "bfloat16"))
+        (_, exact), (_, near) = (
+            few_steps(pretraining(4, model=MODEL, precision=p)) for p in ("float32", "bfloat16")
+        )
         for one, other in zip(near, exact):
-            assert one["loss"] == pytest.approx(other["loss"], rel=0.02) and one["loss"] != other["loss"]
+            assert (
+                one["loss"] == pytest.approx(other["loss"], rel=0.02)
+                and one["loss"] != other["loss"]
+            )

@@ -32,7 +32,8 @@ def test_a_name_says_piece_player_and_segment():
 
 
 def test_a_clip_twice_is_refused_by_name(folder):
-    write_clip(folder / percepiano.MIDI_FOLDER / f"{CLIPS[1]}.mid")  # there is one with a space before it
+    # there is one with a space before it
+    write_clip(folder / percepiano.MIDI_FOLDER / f"{CLIPS[1]}.mid")
     with pytest.raises(InputError, match=f"all_2rounds has '{CLIPS[1]}' twice"):
         percepiano.find_midi(folder)
     path = folder / percepiano.LABELS
@@ -58,7 +59,9 @@ class TestFetch:
     def url(self, tmp_path):
         served = tmp_path / "served"
         served.mkdir()
-        quiet = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+        quiet = type(
+            "Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None}
+        )
         handler = functools.partial(quiet, directory=served)
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -74,10 +77,14 @@ class TestFetch:
                 if path.is_file() and path.name != "index.csv" and leave_out not in inner:
                     archive.write(path, f"PercePiano-e672299/{inner}")
             archive.writestr("PercePiano-e672299/LICENSE", "MIT")
-            archive.writestr(f"PercePiano-e672299/{percepiano.SCORE_FOLDER}/Piece_8bars_Score_1.mid", b"score")
+            archive.writestr(
+                f"PercePiano-e672299/{percepiano.SCORE_FOLDER}/Piece_8bars_Score_1.mid", b"score"
+            )
             archive.writestr(f"PercePiano-e672299/{percepiano.RATERS}", b"user")
             archive.writestr("PercePiano-e672299/virtuoso/features.py", b"not needed")
-            archive.writestr(f"PercePiano-e672299/{percepiano.MIDI_FOLDER}/../../../../../outside.mid", b"no")
+            archive.writestr(
+                f"PercePiano-e672299/{percepiano.MIDI_FOLDER}/../../../../../outside.mid", b"no"
+            )
         return content.getvalue()
 
     def test_what_is_needed_arrives_and_is_kept(self, url, folder, tmp_path):
@@ -87,7 +94,10 @@ class TestFetch:
         got = percepiano.fetch(f"{address}/e672299.zip", tmp_path / "runs" / "source", lines.append)
         assert "files not compared" in lines[-1]
         files = {path.relative_to(got).as_posix() for path in got.rglob("*") if path.is_file()}
-        midi = {f"{percepiano.MIDI_FOLDER}/{path.name}" for path in (folder / percepiano.MIDI_FOLDER).iterdir()}
+        midi = {
+            f"{percepiano.MIDI_FOLDER}/{path.name}"
+            for path in (folder / percepiano.MIDI_FOLDER).iterdir()
+        }
         score = f"{percepiano.SCORE_FOLDER}/Piece_8bars_Score_1.mid"
         assert files == {percepiano.LABELS, percepiano.RATERS, "LICENSE", score, *midi}
         assert percepiano.find_midi(got).keys() == set(CLIPS)
@@ -98,14 +108,20 @@ class TestFetch:
     @pytest.mark.parametrize("what", ["wrong", "scheme", "half", "no labels", "no midi", "damaged"])
     def test_what_cannot_be_used_is_refused(self, url, folder, tmp_path, what):
         address, served = url
-        content = self.archive(folder, {"no labels": percepiano.LABELS, "no midi": "all_2rounds"}.get(what, "nothing"))
+        content = self.archive(
+            folder, {"no labels": percepiano.LABELS, "no midi": "all_2rounds"}.get(what, "nothing")
+        )
         content = content[: len(content) // 2] if what == "half" else content
         if what == "damaged":
             at = content.index(b"MThd")
             content = content[:at] + bytes(20) + content[at + 20 :]
         (served / "some.zip").write_bytes(content)
-        asked = {"wrong": f"{address}/none.zip", "scheme": "nothing://here"}.get(what, f"{address}/some.zip")
-        with pytest.raises(InputError, match=f"cannot download PercePiano from {asked}: .* Give a local copy"):
+        asked = {"wrong": f"{address}/none.zip", "scheme": "nothing://here"}.get(
+            what, f"{address}/some.zip"
+        )
+        with pytest.raises(
+            InputError, match=f"cannot download PercePiano from {asked}: .* Give a local copy"
+        ):
             percepiano.fetch(asked, tmp_path / "source")
         assert not (tmp_path / "source").exists()
 
@@ -113,17 +129,30 @@ class TestFetch:
     def test_the_pinned_commit_must_be_the_pinned_commit(self, url, percepiano_dir, tmp_path):
         address, served = url
         address = f"{address}/{COMMIT}.zip"
-        parts = (percepiano.LABELS, percepiano.RATERS, percepiano.MIDI_FOLDER, percepiano.SCORE_FOLDER)
-        files = [path for part in parts for path in sorted(percepiano_dir.glob(f"{part}/*")) or [percepiano_dir / part]]
+        parts = (
+            percepiano.LABELS,
+            percepiano.RATERS,
+            percepiano.MIDI_FOLDER,
+            percepiano.SCORE_FOLDER,
+        )
+        files = [
+            path
+            for part in parts
+            for path in sorted(percepiano_dir.glob(f"{part}/*")) or [percepiano_dir / part]
+        ]
 
         def serve(changed: str = "") -> None:
             with zipfile.ZipFile(served / f"{COMMIT}.zip", "w") as archive:
                 for path in files:
                     content = path.read_bytes() + b" " * (path.name == changed)
-                    archive.writestr(f"PercePiano/{path.relative_to(percepiano_dir).as_posix()}", content)
+                    archive.writestr(
+                        f"PercePiano/{path.relative_to(percepiano_dir).as_posix()}", content
+                    )
 
         serve(changed="Beethoven_WoO80_var10_8bars_2_8.mid")
-        with pytest.raises(InputError, match="all_2rounds in .* has different contents: .* commit e672299"):
+        with pytest.raises(
+            InputError, match="all_2rounds in .* has different contents: .* commit e672299"
+        ):
             percepiano.fetch(address, tmp_path / "source", lambda line: None)
         assert not (tmp_path / "source").exists()
         serve()
@@ -150,7 +179,11 @@ class TestTraps:
         assert sum(name.deadpan for name in names) == 129
 
     def test_one_name_starts_with_a_space(self, percepiano_dir):
-        odd = [path for path in percepiano.find_midi(percepiano_dir).values() if path.name.startswith(" ")]
+        odd = [
+            path
+            for path in percepiano.find_midi(percepiano_dir).values()
+            if path.name.startswith(" ")
+        ]
         assert len(odd) == 1 and odd[0].stem.strip() in percepiano.read_labels(percepiano_dir)
 
     def test_labels_have_nineteen_values_and_a_token(self, percepiano_dir):

@@ -1,4 +1,5 @@
-"""Raters, the published means rebuilt from them, and the tables of the data. Cost: 15 s, of it 12 with the published files."""
+"""Raters, the published means rebuilt from them, and the tables of the data. Cost: 15 s, of it 12
+with the published files."""
 
 import csv
 import json
@@ -43,8 +44,12 @@ def test_what_is_no_rating_is_counted_and_not_averaged_in(folder):
     agreement = percepiano_tables.agreement(table)
     assert agreement.loc[clip, "n_raters"] == agreement.loc[clip, "n_ratings"] == 10
     values = table.loc[table["clip"] == clip, KEYS[0]]
-    assert values.isna().sum() == 1 and agreement.loc[clip, KEYS[0]] == pytest.approx(values.std() / 7)
-    with pytest.raises(InputError, match=f"the raters' mean of clip {clip} differs from its label by 0\\.\\d+"):
+    assert values.isna().sum() == 1 and agreement.loc[clip, KEYS[0]] == pytest.approx(
+        values.std() / 7
+    )
+    with pytest.raises(
+        InputError, match=f"the raters' mean of clip {clip} differs from its label by 0\\.\\d+"
+    ):
         percepiano_tables.rebuild(folder)
 
 
@@ -73,9 +78,14 @@ def test_correlations_are_over_clips():
     features = pd.DataFrame({"clip": [*ratings, *ratings], "constant": 1.0})
     features["twice_timing"] = [2 * values[0] for values in ratings.values()] * 2
     found = percepiano_tables.feature_correlations(features, ratings)
-    assert found.loc["twice_timing", KEYS[0]] == pytest.approx(1) and found.loc["constant"].isna().all()
+    assert (
+        found.loc["twice_timing", KEYS[0]] == pytest.approx(1)
+        and found.loc["constant"].isna().all()
+    )
     between = percepiano_tables.correlations(ratings)
-    assert between.shape == (19, 19) and found.loc["twice_timing", KEYS[1]] == pytest.approx(between.iloc[0, 1])
+    assert between.shape == (19, 19) and found.loc["twice_timing", KEYS[1]] == pytest.approx(
+        between.iloc[0, 1]
+    )
     with pytest.raises(InputError, match="none of the clips of the features, such as .*, is rated"):
         percepiano_tables.feature_correlations(features.assign(clip="x"), ratings)
 
@@ -87,8 +97,14 @@ class TestRealData:
     def test_raters(self, percepiano_dir):
         counts = percepiano_tables.counts(percepiano_dir)
         assert counts == {
-            "rows": 14_934, "blank": 84, "too_high": 208, "valid": 14_642, "missing": 208, "raters": 63, "clips": 1202,
-        }  # fmt: skip
+            "rows": 14_934,
+            "blank": 84,
+            "too_high": 208,
+            "valid": 14_642,
+            "missing": 208,
+            "raters": 63,
+            "clips": 1202,
+        }
         table = percepiano_tables.raters(percepiano_dir)
         assert table[list(KEYS)].min(axis=None) >= 1 and table[list(KEYS)].max(axis=None) <= 7.1
         rounds = table.groupby("round")["rater"].unique()
@@ -100,7 +116,9 @@ class TestRealData:
     def test_the_published_means_come_out_exactly(self, percepiano_dir):
         found = percepiano_tables.rebuild(percepiano_dir)
         assert found.largest < 1e-12 and found.means.shape == (1202, 19)
-        assert found.sentence.startswith("14,642 ratings of 63 raters reproduce the published means of 1,202 clips exactly")
+        assert found.sentence.startswith(
+            "14,642 ratings of 63 raters reproduce the published means of 1,202 clips exactly"
+        )
 
     def test_labels_merged_upstream_do_not_come_out(self, percepiano_dir, tmp_path):
         (tmp_path / "labels").mkdir()
@@ -110,16 +128,31 @@ class TestRealData:
             percepiano_tables.rebuild(tmp_path)
 
     def test_compositions(self, percepiano_dir):
-        found = percepiano_tables.compositions(percepiano_dir, percepiano.load_index(percepiano_dir))
+        found = percepiano_tables.compositions(
+            percepiano_dir, percepiano.load_index(percepiano_dir)
+        )
         clips = found[["human_clips", "players", "deadpan_clips", "segments"]]
-        assert clips.loc["WoO80"].tolist() == [204, 12, 34, 17] and clips.loc["D935"].tolist() == [91, 7, 26, 13]
-        assert clips.loc["D960mv2"].tolist() == [262, 12, 26, 26] and clips.loc["D960mv3"].tolist() == [516, 12, 43, 43]
-        assert found["median_seconds"].tolist() == pytest.approx([10.9, 37.5, 5.8, 16.7, 11.3], abs=0.2)
-        assert found["ratings_per_clip"].tolist() == pytest.approx([5.3, 14.7, 15.3, 5.2, 12.18], abs=0.1)
+        assert clips.loc["WoO80"].tolist() == [204, 12, 34, 17] and clips.loc["D935"].tolist() == [
+            91,
+            7,
+            26,
+            13,
+        ]
+        assert clips.loc["D960mv2"].tolist() == [262, 12, 26, 26] and clips.loc[
+            "D960mv3"
+        ].tolist() == [516, 12, 43, 43]
+        assert found["median_seconds"].tolist() == pytest.approx(
+            [10.9, 37.5, 5.8, 16.7, 11.3], abs=0.2
+        )
+        assert found["ratings_per_clip"].tolist() == pytest.approx(
+            [5.3, 14.7, 15.3, 5.2, 12.18], abs=0.1
+        )
 
     def test_deadpan_clips_are_rated_lower(self, percepiano_dir):
         index = percepiano.load_index(percepiano_dir)
-        found = percepiano_tables.distributions(percepiano.read_ratings(percepiano_dir, index), index)
+        found = percepiano_tables.distributions(
+            percepiano.read_ratings(percepiano_dir, index), index
+        )
         names = ["doubtful_convincing", "shallow_rich", "flat_spacious", "disproportioned_balanced"]
         low = found[found.index.str.contains("|".join(names))]
         assert len(low) == 4

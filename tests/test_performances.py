@@ -22,7 +22,9 @@ SPLITS = {"train": 3, "validation": 1}
 def midi_of(seed: int) -> bytes:
     """Sixty notes over thirty seconds, half of them under the pedal."""
     rng, onset = np.random.default_rng(seed), np.arange(60) * 0.5
-    notes = np.array([(t, t + 0.3, rng.integers(30, 90), rng.integers(20, 110)) for t in onset], NOTE)
+    notes = np.array(
+        [(t, t + 0.3, rng.integers(30, 90), rng.integers(20, 110)) for t in onset], NOTE
+    )
     file = io.BytesIO()
     write_midi(Performance(notes, np.array([(0.0, SUSTAIN, 127), (15.0, SUSTAIN, 0)], PEDAL)), file)
     return file.getvalue()
@@ -32,7 +34,9 @@ def midi_of(seed: int) -> bytes:
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("performances")
     splits = [split for split, count in SPLITS.items() for _ in range(count)]
-    parts = ((row(split), sound(31, number), midi_of(number)) for number, split in enumerate(splits))
+    parts = (
+        (row(split), sound(31, number), midi_of(number)) for number, split in enumerate(splits)
+    )
     source = maestro.write_archive(folder / "maestro.zip", parts, 22_050)
     preprocess(source, folder / "out")
     return folder / "out"
@@ -60,7 +64,9 @@ def test_batches_say_what_is_to_be_heard_in_their_windows(made):
     batch = next(batches.from_step(5))
     for number, clip in enumerate(batch["clip"]):
         key, _, start = clip.rpartition(" from frame ")
-        for found, true in zip(batch["targets"], frames(open_performances(made)[key], int(start), 1024, FRONT_END)):
+        for found, true in zip(
+            batch["targets"], frames(open_performances(made)[key], int(start), 1024, FRONT_END)
+        ):
             np.testing.assert_array_equal(found[number], true)
     assert batch["descriptors"].shape == (3, len(OF_EXCERPTS))
     known = ~np.isnan(batch["descriptors"]).any(axis=1)
@@ -70,7 +76,11 @@ def test_batches_say_what_is_to_be_heard_in_their_windows(made):
 def test_a_step_has_the_same_batch_whenever_it_is_asked_for(made):
     train = opened(made, "train")
     first, again = (
-        next(pretrain_batches(train, n_frames=512, batch_size=2, seed=1, hearing=Hearing.open(made, train, 512)).from_step(7))
+        next(
+            pretrain_batches(
+                train, n_frames=512, batch_size=2, seed=1, hearing=Hearing.open(made, train, 512)
+            ).from_step(7)
+        )
         for _ in range(2)
     )
     np.testing.assert_array_equal(first["descriptors"], again["descriptors"])
@@ -85,7 +95,10 @@ def test_every_split_is_described_by_the_scale_of_training(made):
 def test_sound_without_readable_midi_is_kept_and_serves_masked_patches_alone(tmp_path):
     lines = preprocess(write_usual_archive(tmp_path / "maestro.zip"), tmp_path / "out")
     assert "  6 of 6 recordings have no readable MIDI; only ssast can use them" in lines
-    assert any("no MIDI for 2026/recording_0000.wav" in line and "not a readable MIDI file" in line for line in lines)
+    assert any(
+        "no MIDI for 2026/recording_0000.wav" in line and "not a readable MIDI file" in line
+        for line in lines
+    )
     train = opened(tmp_path / "out", "train")
     assert pretrain_batches(train, n_frames=1024, batch_size=2, seed=0).steps_per_epoch
     with pytest.raises(InputError, match="have no performances.npz, .* pre-train with ssast"):
@@ -93,7 +106,14 @@ def test_sound_without_readable_midi_is_kept_and_serves_masked_patches_alone(tmp
 
 
 def test_a_recording_without_notes_among_others_is_named(tmp_path):
-    parts = ((row("train"), sound(12, number), midi) for number, midi in enumerate((midi_of(0), b"MThd")))
+    parts = (
+        (row("train"), sound(12, number), midi) for number, midi in enumerate((midi_of(0), b"MThd"))
+    )
     preprocess(maestro.write_archive(tmp_path / "maestro.zip", parts, 22_050), tmp_path / "out")
-    with pytest.raises(InputError, match="1 recordings of the split 'train' have no readable MIDI, such as 2026/recording_0001"):
+    with pytest.raises(
+        InputError,
+        match=(
+            "1 recordings of the split 'train' have no readable MIDI, such as 2026/recording_0001"
+        ),
+    ):
         Hearing.open(tmp_path / "out", opened(tmp_path / "out", "train"), 1024)

@@ -62,7 +62,10 @@ class TestRating:
         assert result["file"] == str(wav)
         assert tuple(result["ratings"]) == KEYS == tuple(result["uncertainty"])
         assert all(0 < value < 1 and len(str(value)) <= 6 for value in result["ratings"].values())
-        assert rating.Rater(finetuned).rate(wav) == result and rating.Rater(finetuned).folds == [0, 1]
+        assert rating.Rater(finetuned).rate(wav) == result and rating.Rater(finetuned).folds == [
+            0,
+            1,
+        ]
         assert len(result["warnings"]) == 1 and "simulated ratings" in result["warnings"][0]
 
     def test_uncertainty_is_the_deviation_of_the_folds(self, finetuned, wav, tmp_path):
@@ -73,15 +76,20 @@ class TestRating:
             each.append(list(rating.Rater(tmp_path / fold).rate(wav)["ratings"].values()))
         both = rating.Rater(finetuned).rate(wav)
         np.testing.assert_allclose(list(both["ratings"].values()), np.mean(each, axis=0), atol=2e-4)
-        np.testing.assert_allclose(list(both["uncertainty"].values()), np.std(each, axis=0), atol=2e-4)
+        np.testing.assert_allclose(
+            list(both["uncertainty"].values()), np.std(each, axis=0), atol=2e-4
+        )
         assert max(both["uncertainty"].values()) > 0.001
 
     def test_the_rating_is_that_of_the_fold_model(self, finetuned, start):
-        """Frozen encoder: rating from the stored model alone equals rating the embedding that it trained on."""
+        """Frozen encoder: rating from the stored model alone equals rating the embedding that it
+        trained on."""
         directory = finetuned / "finetune" / "ast-test-ssast" / "fold_1"
         params, scaler = fold_to(directory, start, finetuning(seed=1), init="ssast", fold=1)
         expected = finetuning().rate(params, scaler, start[1][2:3])[0]
-        np.testing.assert_allclose(rating.Rater(finetuned).models[1].rate(CLIPS[2]), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            rating.Rater(finetuned).models[1].rate(CLIPS[2]), expected, atol=1e-5
+        )
 
     def test_a_long_recording_is_rated_with_a_note(self, finetuned, tmp_path):
         result = rating.Rater(finetuned).rate(write_wav(tmp_path / "long.wav", 103))
@@ -96,7 +104,10 @@ class TestRating:
         shutil.copytree(finetuned, tmp_path / "run")
         for marker in (tmp_path / "run").glob("finetune/*/fold_1/model/*.json"):
             marker.unlink()
-        assert any("fold_1" in w and "not finished" in w for w in rating.Rater(tmp_path / "run").rate(wav)["warnings"])
+        assert any(
+            "fold_1" in w and "not finished" in w
+            for w in rating.Rater(tmp_path / "run").rate(wav)["warnings"]
+        )
 
     def test_a_model_trained_anew_is_the_one_that_rates(self, finetuned, start, wav, tmp_path):
         shutil.copytree(finetuned, tmp_path / "run")
@@ -107,7 +118,8 @@ class TestRating:
         assert rating.Rater(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
 
     def test_a_predicted_uncertainty_joins_that_between_folds(self, start, wav, tmp_path):
-        """Of two folds: the calibrated predicted variances' mean, and the variance of the folds' ratings."""
+        """Of two folds: the calibrated predicted variances' mean, and the variance of the folds'
+        ratings."""
         home = tmp_path / "finetune" / "ast-test-ssast"
         for fold in range(2):
             run = finetuning(seed=fold, predict_uncertainty=True, rating_scale="dimension")
@@ -116,7 +128,8 @@ class TestRating:
         rater = rating.Rater(tmp_path)
         codes = audio.quantize(audio.log_mel(audio.load(wav, 22_050)))[0]
         rated, predicted = np.stack([model.distribution(codes) for model in rater.models], axis=1)
-        assert (predicted > 0.02).all() and (predicted < 1).all()  # on the scale of the ratings, not of standardised ones
+        # on the scale of the ratings, not of standardised ones
+        assert (predicted > 0.02).all() and (predicted < 1).all()
         expected = np.sqrt(np.square(predicted).mean(axis=0) + rated.var(axis=0))
         result = rater.rate(wav)
         np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
@@ -129,12 +142,22 @@ class TestRating:
 
     def test_the_convolutional_baseline_rates_but_has_no_attention_to_explain(self, wav, tmp_path):
         config = dataclasses.replace(FINETUNE, strategy="full", encoder_rate=1.0)
-        run = Finetuning(CNNConfig(channels=(4, 8, 8, 8), n_frames=64), config, FRONT_END, STATISTICS, 6)
+        run = Finetuning(
+            CNNConfig(channels=(4, 8, 8, 8), n_frames=64), config, FRONT_END, STATISTICS, 6
+        )
         params = run.init(0)
-        fold_to(tmp_path / "finetune" / "cnn" / "fold_0", (params, embed(run, params, CLIPS)), run, init="cnn", fold=0)
+        fold_to(
+            tmp_path / "finetune" / "cnn" / "fold_0",
+            (params, embed(run, params, CLIPS)),
+            run,
+            init="cnn",
+            fold=0,
+        )
         rater = rating.Rater(tmp_path)
         assert rater.name == "cnn" and np.isfinite(list(rater.rate(wav)["ratings"].values())).all()
-        with pytest.raises(InputError, match="cnn has no attention, which explanations need; choose an ast-"):
+        with pytest.raises(
+            InputError, match="cnn has no attention, which explanations need; choose an ast-"
+        ):
             listener(run)
 
     def test_a_model_of_other_settings_is_refused(self, finetuned, tmp_path):
@@ -146,7 +169,9 @@ class TestRating:
         with Checkpoints(marker.parent, keep=1) as model:
             names = ("model", "finetune", "front_end", "statistics", "simulated")
             model.save(6, tree, {name: made[name] for name in names})
-        with pytest.raises(InputError, match="with other settings .train_encoder.. Run notebook 03"):
+        with pytest.raises(
+            InputError, match="with other settings .train_encoder.. Run notebook 03"
+        ):
             rating.Rater(tmp_path / "run")
 
     def test_as_text_is_for_people(self, finetuned, wav):
@@ -172,12 +197,19 @@ class TestRating:
         shutil.copytree(home / "ast-test-ssast", home / "ast-test-scratch")
         assert rating.Rater(tmp_path / "run").name == "ast-test-ssast"
         assert rating.Rater(tmp_path / "run", "ast-test-scratch").name == "ast-test-scratch"
-        with pytest.raises(InputError, match="unknown model 'ast-tset-ssast'. Did you mean 'ast-test-ssast'"):
+        with pytest.raises(
+            InputError, match="unknown model 'ast-tset-ssast'. Did you mean 'ast-test-ssast'"
+        ):
             rating.Rater(tmp_path / "run", "ast-tset-ssast")
         (home / "ast-big-ssast").mkdir()
-        with pytest.raises(InputError, match="several models: ast-big-ssast, ast-test-ssast. Choose one with --model"):
+        with pytest.raises(
+            InputError,
+            match="several models: ast-big-ssast, ast-test-ssast. Choose one with --model",
+        ):
             rating.Rater(tmp_path / "run")
-        with pytest.raises(InputError, match="no fold in .* is finished. Run notebook 03.* to resume"):
+        with pytest.raises(
+            InputError, match="no fold in .* is finished. Run notebook 03.* to resume"
+        ):
             rating.Rater(tmp_path / "run", "ast-big-ssast")
 
     def test_no_run(self, tmp_path):

@@ -1,4 +1,5 @@
-"""The three recipes of docs/recipes.md, run as written in a copy of the package. Cost: 4 minutes."""
+"""The three recipes of docs/recipes.md, run as written in a copy of the package. Cost: 4
+minutes."""
 
 import json
 import os
@@ -22,7 +23,8 @@ COMMAND = "percepiano "  # run as ``python -m percepiano_ast``, which needs no i
 
 
 def recipe(name: str) -> list[str]:
-    """The blocks of code that follow the recipe's mark in docs/recipes.md, up to the next heading."""
+    """The blocks of code that follow the recipe's mark in docs/recipes.md, up to the next
+    heading."""
     text = (ROOT / "docs" / "recipes.md").read_text().split(f"<!-- recipe: {name} -->")[1]
     return re.findall(r"```\w+\n(.*?)```", text.split("\n## ")[0], re.DOTALL)
 
@@ -43,9 +45,17 @@ def follow(home: Path, block: str, **values: str) -> list[subprocess.CompletedPr
 def home(tmp_path_factory) -> Path:
     """The package, and a run of the demo up to its first pre-training, of one epoch."""
     home = tmp_path_factory.mktemp("home")
-    shutil.copytree(ROOT / "percepiano_ast", home / "percepiano_ast", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "percepiano_ast",
+        home / "percepiano_ast",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     run = "--preset demo --out runs/demo"
-    steps = (f"preprocess {run}", f"pretrain {run} --epochs 1", f"preprocess {run} --percepiano demo")
+    steps = (
+        f"preprocess {run}",
+        f"pretrain {run} --epochs 1",
+        f"preprocess {run} --percepiano demo",
+    )
     follow(home, "\n".join(f"{COMMAND}{step}" for step in steps))
     return home
 
@@ -69,7 +79,9 @@ def test_add_a_data_set(home):
     table.parent.rename(home / "corpus")
     (block,) = recipe("data set")
     header = block.splitlines()[1].removeprefix("# ")
-    assert header == (home / "corpus" / "corpus.csv").read_text().splitlines()[0], "docs/recipes.md has other columns"
+    assert header == (home / "corpus" / "corpus.csv").read_text().splitlines()[0], (
+        "docs/recipes.md has other columns"
+    )
     follow(home, block)
     history = pd.read_csv(home / "runs" / "corpus" / "pretrain" / "transcription" / "history.csv")
     assert np.isfinite(history["loss"]).all() and history["loss"].iloc[-1] < history["loss"].iloc[0]
@@ -83,5 +95,8 @@ def test_add_an_encoder(home):
     follow(home, command)
     predictions = pd.read_csv(home / "runs" / "demo" / "predictions_gru.csv")
     assert set(predictions["model"]) == {"gru"} and predictions["prediction"].std() > 0
-    shown = follow(home, f"{COMMAND}rate {demo.write_example(home, 'example')} --run runs/demo --model gru --json")
+    shown = follow(
+        home,
+        f"{COMMAND}rate {demo.write_example(home, 'example')} --run runs/demo --model gru --json",
+    )
     assert "timing_stable_unstable" in shown[0].stdout

@@ -1,4 +1,5 @@
-"""Rating recordings with the model that comes along. Cost: 60 s, most of it compiling and listening."""
+"""Rating recordings with the model that comes along. Cost: 60 s, most of it compiling and
+listening."""
 
 import dataclasses
 import hashlib
@@ -56,7 +57,8 @@ def tune(seconds: float = 12.0, force: int = 70) -> Performance:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A recording, the same in stereo at another rate and gain, one that is noise, one that is no recording, and its score."""
+    """A recording, the same in stereo at another rate and gain, one that is noise, one that is no
+    recording, and its score."""
     home = tmp_path_factory.mktemp("recordings")
     wave = synthesis.BuiltinPiano().render(tune(), RATE)
     soundfile.write(home / "tune.wav", wave, RATE, subtype="FLOAT")
@@ -79,28 +81,44 @@ def test_a_recording_is_rated_on_all_dimensions_with_what_is_needed_to_believe_i
     assert all(0 < value < 1 for value in rated.ratings.values())
     assert all(0.03 < value < 0.25 for value in rated.uncertainty.values())
     assert all(0 <= value <= 100 for value in rated.percentiles.values())
-    assert rated.course.shape == (len(rated.times), 19) and np.isfinite(rated.course).all() and (np.diff(rated.times) > 0).all()
+    assert (
+        rated.course.shape == (len(rated.times), 19)
+        and np.isfinite(rated.course).all()
+        and (np.diff(rated.times) > 0).all()
+    )
     assert 35 < len(rated.performance.notes) < 50  # of 41 that were played
     high, low = rated.moments(KEYS[0])
     assert high.rating >= low.rating and 0 <= low.start < low.stop <= rated.seconds
 
 
 def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
-    """The same recording softer, in stereo at another rate, as MP3, and after two seconds of nothing."""
+    """The same recording softer, in stereo at another rate, as MP3, and after two seconds of
+    nothing."""
     wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
     resampled = soxr.resample(wave, RATE, 48_000)
     soundfile.write(tmp_path / "soft.wav", 0.25 * wave, RATE, subtype="PCM_16")
     soundfile.write(tmp_path / "stereo.flac", np.stack([resampled, resampled], axis=1), 48_000)
     soundfile.write(
-        tmp_path / "small.mp3", soxr.resample(wave, RATE, 44_100), 44_100, bitrate_mode="CONSTANT", compression_level=0.0
+        tmp_path / "small.mp3",
+        soxr.resample(wave, RATE, 44_100),
+        44_100,
+        bitrate_mode="CONSTANT",
+        compression_level=0.0,
     )
-    soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(2 * RATE, np.float32), wave]), RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "late.wav",
+        np.concatenate([np.zeros(2 * RATE, np.float32), wave]),
+        RATE,
+        subtype="FLOAT",
+    )
     for path in sorted(tmp_path.iterdir()):
         other = recording.rate(model, path)
         assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.02, path.name
     late = recording.rate(model, tmp_path / "late.wav")
     first = [one.performance.notes["onset"][0] for one in (rated, late)]
-    assert first[1] == pytest.approx(first[0] + 2, abs=0.01) and late.times[0] == pytest.approx(rated.times[0] + 2, abs=0.05)
+    assert first[1] == pytest.approx(first[0] + 2, abs=0.01) and late.times[0] == pytest.approx(
+        rated.times[0] + 2, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("cents", [-35, 8, 35])
@@ -112,7 +130,8 @@ def test_a_piano_at_another_pitch_is_rated_alike(model, folder, rated, tmp_path,
     assert other.tuning == pytest.approx(rated.tuning + cents, abs=2)
     a4 = 440 * 2 ** (other.tuning / 1200)
     assert f"notes transcribed, A4 = {a4:.0f} Hz" in recording.in_short(other)
-    # Notes, course and length are on the recording's own clock, which runs slower or faster by two in a hundred.
+    # Notes, course and length are on the recording's own clock, which runs slower or faster by two
+    # in a hundred.
     shorter = 2 ** (-cents / 1200)
     assert other.seconds == pytest.approx(rated.seconds * shorter, abs=0.01)
     last = [one.performance.notes["onset"][-1] for one in (rated, other)]
@@ -127,18 +146,34 @@ def test_the_python_calls_are_the_same(folder, rated):
 def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated):
     assert not any("unlike" in warning or "no piano" in warning for warning in rated.warnings)
     noise = recording.rate(model, folder / "noise.ogg")
-    assert noise.warnings and any(re.search("unlike|no piano|few piano", warning) for warning in noise.warnings)
+    assert noise.warnings and any(
+        re.search("unlike|no piano|few piano", warning) for warning in noise.warnings
+    )
     assert np.isfinite(list(noise.ratings.values())).all()
 
 
 def test_words_say_on_which_side_and_how_far(rated):
     timing = DIMENSIONS[0]
     assert recording.in_words(timing, 50, (30, 70)) == "between stable and unstable"
-    assert recording.in_words(timing, 70, (40, 90)) == "between stable and unstable, closer to unstable"
-    assert recording.in_words(timing, 35, (10, 60)) == "between stable and unstable, closer to stable"
-    assert recording.in_words(timing, 96.5, (80, 100)) == "very unstable, more so than 96 % of the human performances"
-    assert recording.in_words(timing, 12, (1, 40)) == "clearly stable, more so than 88 % of the human performances"
-    assert recording.in_words(timing, 100, (90, 100)) == "very unstable, more so than any of the human performances"
+    assert (
+        recording.in_words(timing, 70, (40, 90))
+        == "between stable and unstable, closer to unstable"
+    )
+    assert (
+        recording.in_words(timing, 35, (10, 60)) == "between stable and unstable, closer to stable"
+    )
+    assert (
+        recording.in_words(timing, 96.5, (80, 100))
+        == "very unstable, more so than 96 % of the human performances"
+    )
+    assert (
+        recording.in_words(timing, 12, (1, 40))
+        == "clearly stable, more so than 88 % of the human performances"
+    )
+    assert (
+        recording.in_words(timing, 100, (90, 100))
+        == "very unstable, more so than any of the human performances"
+    )
     assert rated.sentence(KEYS[0]).startswith("Timing: ")
 
 
@@ -150,8 +185,13 @@ def test_percentiles_are_shares_of_peoples_ratings_of_human_performances(model, 
     for key in KEYS:
         meant = people.get_group(key)
         assert len(meant) == rated.performances == 1073
-        assert rated.percentiles[key] == pytest.approx(100 * (meant < rated.ratings[key]).mean(), abs=0.3)
-        edges = [100 * (meant < rated.ratings[key] + sign * rated.uncertainty[key]).mean() for sign in (-1, 1)]
+        assert rated.percentiles[key] == pytest.approx(
+            100 * (meant < rated.ratings[key]).mean(), abs=0.3
+        )
+        edges = [
+            100 * (meant < rated.ratings[key] + sign * rated.uncertainty[key]).mean()
+            for sign in (-1, 1)
+        ]
         assert rated.bands[key] == pytest.approx(edges, abs=0.3)
 
 
@@ -159,16 +199,24 @@ def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
     """Of every clip and dimension, as the page and the terminal show them."""
     judge, n = model.judges["alone"], 0
     rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
-    (run,) = table.runs(rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], table.load_index())
+    (run,) = table.runs(
+        rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], table.load_index()
+    )
     for prediction, uncertainty in zip(run.prediction, run.uncertainty):
         percentiles = judge.percentiles(prediction)
         edges = judge.percentiles(np.stack([prediction - uncertainty, prediction + uncertainty]))
-        by_key = (dict(zip(KEYS, values)) for values in (prediction, uncertainty, percentiles, edges.T.tolist()))
-        shown = recording.Rating("x", 10.0, *by_key, np.zeros(0), np.zeros((0, 19)), np.zeros((0, 19)), None)
+        by_key = (
+            dict(zip(KEYS, values))
+            for values in (prediction, uncertainty, percentiles, edges.T.tolist())
+        )
+        shown = recording.Rating(
+            "x", 10.0, *by_key, np.zeros(0), np.zeros((0, 19)), np.zeros((0, 19)), None
+        )
         for row in page.rows(shown):
             median = np.median(judge.reference[:, row["number"]])
             leans = np.sign(row["percentile"] - 50)
-            assert leans * (row["rating"] - median) >= -1e-6  # the number and the bar are on the same side of the median
+            # the number and the bar are on the same side of the median
+            assert leans * (row["rating"] - median) >= -1e-6
             said = row["words"].split(", more")[0].split(", closer to ")
             if row["words"].startswith("between "):
                 assert row["band"][0] <= 50 <= row["band"][1]
@@ -192,9 +240,16 @@ def test_long_recordings_are_cut_and_short_ones_are_not():
 
 @pytest.mark.parametrize(
     ("seconds", "rate", "gain", "message"),
-    [(2.0, RATE, 1.0, "at least 3 s"), (5.0, 8_000, 1.0, "8,000 Hz"), (5.0, RATE, 0.0, "silent"), (5.0, RATE, 2e-4, "-70 LUFS")],
+    [
+        (2.0, RATE, 1.0, "at least 3 s"),
+        (5.0, 8_000, 1.0, "8,000 Hz"),
+        (5.0, RATE, 0.0, "silent"),
+        (5.0, RATE, 2e-4, "-70 LUFS"),
+    ],
 )
-def test_what_cannot_be_rated_is_refused_with_the_reason(model, tmp_path, seconds, rate, gain, message):
+def test_what_cannot_be_rated_is_refused_with_the_reason(
+    model, tmp_path, seconds, rate, gain, message
+):
     path = tmp_path / "bad.wav"
     soundfile.write(path, gain * np.sin(np.arange(int(seconds * rate)) / 9), rate, subtype="FLOAT")
     with pytest.raises(InputError, match=message):
@@ -213,7 +268,10 @@ def test_the_score_makes_another_rating_and_must_be_of_this_music(model, folder,
 
 def test_two_performances_are_compared_by_the_error_within_a_passage(rated):
     likely = -0.7 * 2**0.5 * rated.within[KEYS[0]]
-    moved = rated.ratings | {KEYS[3]: rated.ratings[KEYS[3]] + 0.5, KEYS[0]: rated.ratings[KEYS[0]] + likely}
+    moved = rated.ratings | {
+        KEYS[3]: rated.ratings[KEYS[3]] + 0.5,
+        KEYS[0]: rated.ratings[KEYS[0]] + likely,
+    }
     found = recording.compare(rated, dataclasses.replace(rated, ratings=moved))
     assert found.words[KEYS[3]] == "the second is closer to saturated/wet"
     assert found.words[KEYS[0]] == "the second is probably closer to stable"
@@ -239,7 +297,11 @@ class TestStream:
         ends = []
         for size in (441, 44_100):
             stream = percepiano_ast.Stream(44_100, model)
-            given = [one for first in range(0, 4 * 44_100, size) for one in stream.push(wave[first : first + size])]
+            given = [
+                one
+                for first in range(0, 4 * 44_100, size)
+                for one in stream.push(wave[first : first + size])
+            ]
             ends.append((stream.window, given[0].rating.ratings))
         assert len(ends[0][0]) == len(ends[1][0]) and ends[0][1] == ends[1][1]
 
@@ -256,7 +318,9 @@ class TestStream:
 
 
 class TestCommand:
-    def test_a_folder_as_json_is_the_contract_and_names_what_could_not_be_rated(self, folder, tmp_path, capsys):
+    def test_a_folder_as_json_is_the_contract_and_names_what_could_not_be_rated(
+        self, folder, tmp_path, capsys
+    ):
         (broken := tmp_path / "broken.wav").write_bytes(b"RIFF")
         assert main(["rate", str(folder), str(broken), "--json"]) == 2
         out, err = capsys.readouterr()
@@ -268,14 +332,25 @@ class TestCommand:
             "tune.wav",
             "broken.wav",
         ]
-        assert all({"file", "ratings", "uncertainty", "warnings"} <= one.keys() for one in results[:-1])
+        assert all(
+            {"file", "ratings", "uncertainty", "warnings"} <= one.keys() for one in results[:-1]
+        )
         assert set(results[-1]) == {"file", "error"}
-        assert "2 other files are not recordings" in err and sum(line.startswith(str(broken)) for line in err.splitlines()) == 1
+        assert (
+            "2 other files are not recordings" in err
+            and sum(line.startswith(str(broken)) for line in err.splitlines()) == 1
+        )
 
-    def test_each_bad_recording_gets_one_line_and_the_others_are_rated(self, folder, tmp_path, capsys):
+    def test_each_bad_recording_gets_one_line_and_the_others_are_rated(
+        self, folder, tmp_path, capsys
+    ):
         tone = 0.1 * np.sin(np.arange(5 * RATE) / 9)
         whole = (folder / "tune.wav").read_bytes()
-        for name, content in {"text.mp3": b"no sound " * 200, "empty.wav": b"", "cut.wav": whole[: len(whole) // 2]}.items():
+        for name, content in {
+            "text.mp3": b"no sound " * 200,
+            "empty.wav": b"",
+            "cut.wav": whole[: len(whole) // 2],
+        }.items():
             (tmp_path / name).write_bytes(content)
         broken = np.where(np.arange(len(tone)) == 99, np.nan, tone)
         waves = {"silent.wav": 0 * tone, "short.wav": tone[: 2 * RATE], "nan.wav": broken}
@@ -287,11 +362,22 @@ class TestCommand:
                 long.write(np.tile(tone[: 16_000 * 5], 12))
         (tmp_path / "nothing").mkdir()
         reasons = {
-            "text.mp3": "cannot be read as audio", "empty.wav": "cannot be read as audio", "cut.wav": "are missing",
-            "silent.wav": "silent", "short.wav": "at least 3 s", "nan.wav": "NaN", "low.wav": "8,000 Hz",
-            "3h.flac": "longer than 1 hour", "nothing": "a folder without a recording", "absent.wav": "no such file",
-        }  # fmt: skip
-        files = [*(str(tmp_path / name) for name in reasons), "https://localhost/a.wav", str(folder / "tune.wav")]
+            "text.mp3": "cannot be read as audio",
+            "empty.wav": "cannot be read as audio",
+            "cut.wav": "are missing",
+            "silent.wav": "silent",
+            "short.wav": "at least 3 s",
+            "nan.wav": "NaN",
+            "low.wav": "8,000 Hz",
+            "3h.flac": "longer than 1 hour",
+            "nothing": "a folder without a recording",
+            "absent.wav": "no such file",
+        }
+        files = [
+            *(str(tmp_path / name) for name in reasons),
+            "https://localhost/a.wav",
+            str(folder / "tune.wav"),
+        ]
         assert main(["rate", *files, "--json"]) == 2
         out, err = capsys.readouterr()
         lines = {line.split(": ")[0]: line for line in err.splitlines()}
@@ -303,42 +389,91 @@ class TestCommand:
 
     def test_text_table_and_page(self, folder, tmp_path, capsys):
         files = [str(folder / name) for name in ("tune.wav", "soft.wav")]
-        assert main(["rate", *files, "--csv", str(tmp_path / "a.csv"), "--html", str(tmp_path / "a.html")]) == 0
+        assert (
+            main(
+                [
+                    "rate",
+                    *files,
+                    "--csv",
+                    str(tmp_path / "a.csv"),
+                    "--html",
+                    str(tmp_path / "a.html"),
+                ]
+            )
+            == 0
+        )
         out, _ = capsys.readouterr()
-        assert out.count("Timing") == 2 and "notes transcribed" in out and "tune.wav, if both are of the same music" in out
-        assert max(map(len, out.splitlines()[:-2])) <= 80 and "\x1b" not in out  # but for the two addresses
+        assert (
+            out.count("Timing") == 2
+            and "notes transcribed" in out
+            and "tune.wav, if both are of the same music" in out
+        )
+        # but for the two addresses
+        assert max(map(len, out.splitlines()[:-2])) <= 80 and "\x1b" not in out
         assert out.splitlines()[-1] == f"page: {(tmp_path / 'a.html').as_uri()}"
         table = pd.read_csv(tmp_path / "a.csv")
         assert len(table) == 38 and table["rating"].between(0, 1).all()
         text = (tmp_path / "a.html").read_text()
-        assert text.count("<audio controls") == 2 and "compared" in text and "The sound is embedded in this page" in text
-        limits = ("three works", "works left out", "0.74", "does not measure quality", "judging people")
+        assert (
+            text.count("<audio controls") == 2
+            and "compared" in text
+            and "The sound is embedded in this page" in text
+        )
+        limits = (
+            "three works",
+            "works left out",
+            "0.74",
+            "does not measure quality",
+            "judging people",
+        )
         assert all(limit in text for limit in limits)
         assert not re.findall(r"(?:src|href)=\"(?!data:)", text)  # it needs no network
-        assert json.loads(re.search(r"const recordings = (.*);", text)[1])[0]["poles"][0] == ["Timing", "stable", "unstable"]
+        assert json.loads(re.search(r"const recordings = (.*);", text)[1])[0]["poles"][0] == [
+            "Timing",
+            "stable",
+            "unstable",
+        ]
 
     def test_options_of_the_other_kind_of_model_are_refused(self, folder, capsys):
-        assert main(["rate", str(folder / "tune.wav"), "--run", "runs/none", "--html", "a.html"]) == 2
+        assert (
+            main(["rate", str(folder / "tune.wav"), "--run", "runs/none", "--html", "a.html"]) == 2
+        )
         assert "does not go with --run" in capsys.readouterr().err
 
     def test_the_version_is_printed(self, capsys):
         with pytest.raises(SystemExit) as ended:
             main(["--version"])
-        assert ended.value.code == 0 and capsys.readouterr().out == f"percepiano {percepiano_ast.__version__}\n"
+        assert (
+            ended.value.code == 0
+            and capsys.readouterr().out == f"percepiano {percepiano_ast.__version__}\n"
+        )
 
 
 class TestFile:
     def test_a_model_is_written_as_it_was_read(self, model, tmp_path):
         again = packaged.Packaged.read(model.write(tmp_path / "again.safetensors"))
-        before, after = (load_file(path) for path in (packaged.SHIPPED, tmp_path / "again.safetensors"))
+        before, after = (
+            load_file(path) for path in (packaged.SHIPPED, tmp_path / "again.safetensors")
+        )
         assert before.keys() == after.keys() and again.description == model.description
-        assert all((before[name] == after[name]).all() and before[name].dtype == after[name].dtype for name in before)
-        features = np.zeros((2, len(model.judges["alone"].regressors.arrays["feature_mean"])), np.float32)
-        np.testing.assert_array_equal(again.judges["alone"].rate(features).ratings, model.judges["alone"].rate(features).ratings)
+        assert all(
+            (before[name] == after[name]).all() and before[name].dtype == after[name].dtype
+            for name in before
+        )
+        features = np.zeros(
+            (2, len(model.judges["alone"].regressors.arrays["feature_mean"])), np.float32
+        )
+        np.testing.assert_array_equal(
+            again.judges["alone"].rate(features).ratings,
+            model.judges["alone"].rate(features).ratings,
+        )
 
     def test_what_was_measured_on_held_out_clips_is_in_it_in_order(self, model):
         for judge in model.judges.values():
-            assert judge.reference.shape == (1073, 19) and (np.diff(judge.reference, axis=0) >= 0).all()
+            assert (
+                judge.reference.shape == (1073, 19)
+                and (np.diff(judge.reference, axis=0) >= 0).all()
+            )
             assert (0 < judge.reference).all() and (judge.reference <= 1).all()
             assert (0.05 < judge.deviation).all() and (judge.deviation < 0.2).all()
             assert (0.02 < judge.within).all() and (judge.within < 0.15).all()
@@ -346,14 +481,21 @@ class TestFile:
     def test_it_is_small_and_its_card_says_what_it_is_not_for(self, model):
         assert packaged.SHIPPED.stat().st_size <= 25e6
         card = packaged.SHIPPED.with_suffix(".md").read_text()
-        assert f"{model.description['r']['mean']:.2f}" in card and "Not for" in card and model.description["licence"] in card
+        assert (
+            f"{model.description['r']['mean']:.2f}" in card
+            and "Not for" in card
+            and model.description["licence"] in card
+        )
         head = yaml.safe_load(card.split("---")[1])
-        assert head["license"] == "cc-by-nc-sa-4.0" and {"tags", "datasets", "metrics"} <= head.keys()
+        assert (
+            head["license"] == "cc-by-nc-sa-4.0" and {"tags", "datasets", "metrics"} <= head.keys()
+        )
         for one, two in model.description["coverage"].values():
             assert f"| {one:.2f} | {two:.2f} |" in card
 
     def test_uncertainty_covers_errors_on_works_soundfont_and_room_left_out(self, model):
-        """Out of sample, as `package` measured it; recomputed from the committed predictions in tests/test_results.py."""
+        """Out of sample, as `package` measured it; recomputed from the committed predictions in
+        tests/test_results.py."""
         one, two = model.description["coverage"]["all"]
         assert 0.65 <= one <= 0.71 and 0.93 <= two <= 0.97
 
@@ -367,9 +509,15 @@ class TestFile:
     def test_it_is_given_the_descriptors_that_it_names_and_no_others(self, model, tmp_path):
         performance, names = tune(), model.description["descriptors"]
         wave = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
-        fewer = dataclasses.replace(model, description=model.description | {"descriptors": names[1:]})
-        np.testing.assert_array_equal(fewer.features(performance, wave), model.features(performance, wave)[1:])
-        other = dataclasses.replace(model, description=model.description | {"descriptors": [*names, "swing"]})
+        fewer = dataclasses.replace(
+            model, description=model.description | {"descriptors": names[1:]}
+        )
+        np.testing.assert_array_equal(
+            fewer.features(performance, wave), model.features(performance, wave)[1:]
+        )
+        other = dataclasses.replace(
+            model, description=model.description | {"descriptors": [*names, "swing"]}
+        )
         with pytest.raises(InputError, match="another version, with the descriptors swing"):
             packaged.Packaged.read(other.write(tmp_path / "other.safetensors"))
 
@@ -384,7 +532,8 @@ class TestFile:
                 packaged.fetched(f"{url}#sha256={'0' * 64}", tmp_path / "cache")
             with pytest.raises(InputError, match="Append #sha256="):
                 packaged.fetched(url, tmp_path / "cache")
-        assert packaged.fetched(f"{url}#sha256={good}", tmp_path / "cache") == path  # found again, with nobody serving
+        # found again, with nobody serving
+        assert packaged.fetched(f"{url}#sha256={good}", tmp_path / "cache") == path
         assert [one.name for one in (tmp_path / "cache").iterdir()] == [path.name]
 
 
@@ -396,17 +545,28 @@ class TestLoudness:
     def test_what_is_levelled_is_where_it_should_be_whatever_it_was(self):
         wave = np.random.default_rng(0).normal(size=5 * RATE).astype(np.float32)
         for gain in (1e-3, 1.0):
-            assert audio.loudness(audio.levelled(gain * wave, RATE), RATE) == pytest.approx(audio.LOUDNESS, abs=0.02)
+            assert audio.loudness(audio.levelled(gain * wave, RATE), RATE) == pytest.approx(
+                audio.LOUDNESS, abs=0.02
+            )
 
 
 def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):
     path = tmp_path / "long.wav"
-    noise = np.random.default_rng(0).normal(scale=0.1, size=8_000 * int(page.LONGEST_SOUND + 1)).astype(np.float32)
+    noise = (
+        np.random.default_rng(0)
+        .normal(scale=0.1, size=8_000 * int(page.LONGEST_SOUND + 1))
+        .astype(np.float32)
+    )
     soundfile.write(path, noise, 8_000)
-    text = page.write([dataclasses.replace(rated, file=str(path))], tmp_path / "page.html").read_text()
+    text = page.write(
+        [dataclasses.replace(rated, file=str(path))], tmp_path / "page.html"
+    ).read_text()
     assert "<audio" not in text and "The sound is embedded" not in text
     assert "holds no sound of recordings longer than 15 minutes" in text
 
 
 def test_the_card_is_that_of_the_file(model):
-    assert packaging.card(model.description, packaged.SHIPPED) == packaged.SHIPPED.with_suffix(".md").read_text()
+    assert (
+        packaging.card(model.description, packaged.SHIPPED)
+        == packaged.SHIPPED.with_suffix(".md").read_text()
+    )

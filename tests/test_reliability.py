@@ -1,4 +1,5 @@
-"""Agreement of raters: textbook values, simulated raters whose agreement is known, PercePiano's own. Cost: 6 s."""
+"""Agreement of raters: textbook values, simulated raters whose agreement is known, PercePiano's
+own. Cost: 6 s."""
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,11 @@ from percepiano_ast.data.percepiano import read_labels
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import reliability, table
 
-# Shrout & Fleiss (1979), table 2: six targets, four judges; the correlations are those of their table 4.
-SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
+# Shrout & Fleiss (1979), table 2: six targets, four judges; the correlations are those of their
+# table 4.
+SHROUT_FLEISS = np.array(
+    [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float
+)
 PUBLISHED = {"icc1": 0.17, "icc2": 0.29, "icc3": 0.71, "icc1k": 0.44, "icc2k": 0.62, "icc3k": 0.91}
 
 
@@ -42,10 +46,16 @@ def simulated(rng, index, raters=12, playing=1.0):
     """Ratings of every clip by every rater: clip variance 1 + 1 (music, playing), noise 4."""
     segments = pd.factorize(index["segment"])[0]
     rows = []
-    true = rng.normal(size=(segments.max() + 1, 19))[segments] + playing * rng.normal(size=(len(index), 19))
+    true = rng.normal(size=(segments.max() + 1, 19))[segments] + playing * rng.normal(
+        size=(len(index), 19)
+    )
     for rater in range(raters):
         values = 20 + true + 2 * rng.normal(size=true.shape)
-        rows.append(pd.DataFrame(values, columns=list(KEYS)).assign(rater=rater, clip=index["clip"].to_numpy()))
+        rows.append(
+            pd.DataFrame(values, columns=list(KEYS)).assign(
+                rater=rater, clip=index["clip"].to_numpy()
+            )
+        )
     return pd.concat(rows, ignore_index=True)
 
 
@@ -73,7 +83,9 @@ def test_icc_equals_the_formulas_on_complete_data(shape):
 
 def test_icc_equals_pingouin_on_complete_data():
     pingouin = pytest.importorskip("pingouin")
-    values, clips, raters = long(np.random.default_rng(1).normal(size=(30, 5)) + np.arange(30)[:, None] / 10)
+    values, clips, raters = long(
+        np.random.default_rng(1).normal(size=(30, 5)) + np.arange(30)[:, None] / 10
+    )
     frame = pd.DataFrame({"values": values, "clips": clips, "raters": raters})
     table_of = pingouin.intraclass_corr(frame, targets="clips", raters="raters", ratings="values")
     found = reliability.icc(values, clips, raters)
@@ -82,25 +94,36 @@ def test_icc_equals_pingouin_on_complete_data():
 
 
 def test_icc_of_incomplete_data_finds_the_variances():
-    """Clips of variance 1, raters of .5, noise of 2: every rater rates a third of the clips, some twice."""
+    """Clips of variance 1, raters of .5, noise of 2: every rater rates a third of the clips, some
+    twice."""
     rng = np.random.default_rng(2)
     n, k = 3000, 40
-    values = rng.normal(size=(n, 1)) + np.sqrt(0.5) * rng.normal(size=k) + np.sqrt(2) * rng.normal(size=(n, k))
+    values = (
+        rng.normal(size=(n, 1))
+        + np.sqrt(0.5) * rng.normal(size=k)
+        + np.sqrt(2) * rng.normal(size=(n, k))
+    )
     values[rng.random(values.shape) < 2 / 3] = np.nan
     ratings, clips, raters = (np.concatenate([one, one[:9000]]) for one in long(values))
-    ratings[len(values.ravel()) :] += np.sqrt(2) * rng.normal(size=9000)  # repeats have noise of their own as well
+    # repeats have noise of their own as well
+    ratings[len(values.ravel()) :] += np.sqrt(2) * rng.normal(size=9000)
     found = reliability.icc(*long(values))
-    assert found["icc3"] == pytest.approx(1 / 3, abs=0.02) and found["icc2"] == pytest.approx(1 / 3.5, abs=0.05)
+    assert found["icc3"] == pytest.approx(1 / 3, abs=0.02) and found["icc2"] == pytest.approx(
+        1 / 3.5, abs=0.05
+    )
     assert np.isfinite(list(reliability.icc(ratings, clips, raters).values())).all()
     with pytest.raises(InputError, match="needs two of each"):
         reliability.icc(np.ones(3), np.arange(3), np.arange(3))
 
 
 def test_split_half_finds_the_known_reliability(index):
-    """Twelve raters, noise 4: of the mean 1/3. Overall 2 / (2 + 1/3); within segment 1 / (1 + 1/3)."""
+    """Twelve raters, noise 4: of the mean 1/3. Overall 2 / (2 + 1/3); within segment 1 / (1 +
+    1/3)."""
     rng = np.random.default_rng(3)
     found = reliability.split_half(simulated(rng, index), index, n_splits=20).mean()
-    assert found["overall"] == pytest.approx(6 / 7, abs=0.02) and found["humans_only"] == pytest.approx(6 / 7, abs=0.02)
+    assert found["overall"] == pytest.approx(6 / 7, abs=0.02) and found[
+        "humans_only"
+    ] == pytest.approx(6 / 7, abs=0.02)
     assert found["within_segment"] == pytest.approx(0.75, abs=0.02)
     assert found["within_segment_humans"] == pytest.approx(0.75, abs=0.02)
     music_alone = reliability.split_half(simulated(rng, index, playing=0.0), index, n_splits=20)
@@ -110,20 +133,28 @@ def test_split_half_finds_the_known_reliability(index):
 
 def test_split_half_is_repeatable_and_keeps_a_rater_on_one_side(index):
     rows = simulated(np.random.default_rng(4), index, raters=2)
-    twice = pd.concat([rows, rows, rows[rows["rater"] == 0]])  # repeats change nothing: each half is one rater
+    # repeats change nothing: each half is one rater
+    twice = pd.concat([rows, rows, rows[rows["rater"] == 0]])
     one, other = (reliability.split_half(part, index, n_splits=3, seed=1) for part in (rows, twice))
     pd.testing.assert_frame_equal(one, other)
     x, y = (rows[rows["rater"] == rater][KEYS[0]].to_numpy() for rater in (0, 1))
     r = np.corrcoef(x, y)[0, 1]
-    assert one.loc[KEYS[0], "overall"] == pytest.approx(2 * r / (1 + r), abs=0.01)  # which rater is first is dealt anew
+    # which rater is first is dealt anew
+    assert one.loc[KEYS[0], "overall"] == pytest.approx(2 * r / (1 + r), abs=0.01)
 
 
 @pytest.fixture
 def rater_csv(tmp_path):
     """Three raters, two clips; one value missing, one row blank, one row out of range."""
     questions = [f"Question_{number}" for number in range(20)]
-    rows = [[1, " a.wav", *[3] * 20], [1, "b.wav", *[5] * 20], [2, "a.wav", *[4] * 20], [2, "b.wav", 0, *[2] * 19],
-            [3, "a.wav", *[""] * 20], [3, "b.wav", *[8] * 20]]  # fmt: skip
+    rows = [
+        [1, " a.wav", *[3] * 20],
+        [1, "b.wav", *[5] * 20],
+        [2, "a.wav", *[4] * 20],
+        [2, "b.wav", 0, *[2] * 19],
+        [3, "a.wav", *[""] * 20],
+        [3, "b.wav", *[8] * 20],
+    ]
     path = tmp_path / "raters.csv"
     pd.DataFrame(rows, columns=["user", "filename", *questions]).to_csv(path, index=False)
     return path
@@ -131,18 +162,26 @@ def rater_csv(tmp_path):
 
 def test_raters_are_cleaned_as_the_published_labels_were(rater_csv):
     found = reliability.read_raters(rater_csv)
-    assert found[["rater", "clip"]].to_numpy().tolist() == [["1", "a"], ["1", "b"], ["2", "a"], ["2", "b"]]
+    assert found[["rater", "clip"]].to_numpy().tolist() == [
+        ["1", "a"],
+        ["1", "b"],
+        ["2", "a"],
+        ["2", "b"],
+    ]
     means = reliability.mean_ratings(found)
     assert means.loc["a"].tolist() == [0.5] * 19
     assert means.loc["b"].tolist() == [5 / 7, *[0.5] * 18]
 
 
-@pytest.mark.parametrize("old, new, message", [
-    ("user", "person", "lacks user, filename"),
-    ("Question_0", "Q", "19 Question_ columns"),
-    ("4,4", "4,x", "line 4: Question_"),
-    ("3,3", "3,-3", "is '-3'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("user", "person", "lacks user, filename"),
+        ("Question_0", "Q", "19 Question_ columns"),
+        ("4,4", "4,x", "line 4: Question_"),
+        ("3,3", "3,-3", "is '-3'"),
+    ],
+)
 def test_bad_rater_tables_are_refused(rater_csv, old, new, message):
     text = rater_csv.read_text().replace(old, new, 1)
     if old == "Question_0":
@@ -170,10 +209,19 @@ def test_a_ceiling_is_read_checked_and_never_borrowed(tmp_path, index):
 @pytest.mark.real_data
 def test_percepiano_raters_give_labels_and_shipped_ceiling(percepiano_dir, tmp_path, capsys):
     raters = reliability.read_raters(percepiano_dir)
-    assert len(raters) == 14_642 and raters["clip"].nunique() == 1202 and raters["rater"].nunique() == 63
-    labels = pd.DataFrame({clip: values[:19] for clip, values in read_labels(percepiano_dir).items()}, index=list(KEYS)).T
+    assert (
+        len(raters) == 14_642
+        and raters["clip"].nunique() == 1202
+        and raters["rater"].nunique() == 63
+    )
+    labels = pd.DataFrame(
+        {clip: values[:19] for clip, values in read_labels(percepiano_dir).items()},
+        index=list(KEYS),
+    ).T
     means = reliability.mean_ratings(raters)
-    np.testing.assert_allclose(means.to_numpy(), labels.loc[means.index].to_numpy(float), atol=1e-12)
+    np.testing.assert_allclose(
+        means.to_numpy(), labels.loc[means.index].to_numpy(float), atol=1e-12
+    )
     assert main(["reliability", str(percepiano_dir), "--out", str(tmp_path)]) == 0
     found = pd.read_csv(tmp_path / "ceiling.csv", index_col="dimension")
     shipped = reliability.load_ceiling(table.load_index())
@@ -182,4 +230,6 @@ def test_percepiano_raters_give_labels_and_shipped_ceiling(percepiano_dir, tmp_p
     assert shipped["overall"].mean() == pytest.approx(0.862, abs=0.01)
     assert shipped["within_segment_humans"].mean() == pytest.approx(0.585, abs=0.01)
     icc = pd.read_csv(tmp_path / "icc.csv", index_col="dimension")
-    assert icc["icc1"].mean() == pytest.approx(0.2582, abs=1e-3) and icc["icc1k"].mean() == pytest.approx(0.7544, abs=1e-3)
+    assert icc["icc1"].mean() == pytest.approx(0.2582, abs=1e-3) and icc[
+        "icc1k"
+    ].mean() == pytest.approx(0.7544, abs=1e-3)

@@ -1,4 +1,5 @@
-"""Files at addresses, read by ranges from real servers that break off, refuse, change and fall silent. Cost: 12 s."""
+"""Files at addresses, read by ranges from real servers that break off, refuse, change and fall
+silent. Cost: 12 s."""
 
 import concurrent.futures
 import io
@@ -37,7 +38,11 @@ def archive(tmp_path_factory) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         for number in range(6):
             content = noise.randbytes(400_000 + 500_000 * number) + bytes(10_000)
-            file.writestr(f"folder/{number}.wav", content, zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED)
+            file.writestr(
+                f"folder/{number}.wav",
+                content,
+                zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED,
+            )
     return path
 
 
@@ -96,13 +101,21 @@ class TestZip:
             for number in range(1500):
                 file.writestr(f"folder/recording_{number:05d}.wav", b"x" * 100)
         many = tmp_path / "many.zip"
-        with RangeServer(many) as server, RemoteFile(server.url) as source, zipfile.ZipFile(source) as file:
+        with (
+            RangeServer(many) as server,
+            RemoteFile(server.url) as source,
+            zipfile.ZipFile(source) as file,
+        ):
             assert len(file.namelist()) == 1500
             assert server.asked[1:] == [f"bytes={file.start_dir}-{source.size - END - 1}"]
             assert source.fetched == source.size - file.start_dir
 
     def test_members_in_spans_are_one_request_each(self, server, archive):
-        with zipfile.ZipFile(archive) as local, RemoteFile(server.url) as source, zipfile.ZipFile(source) as file:
+        with (
+            zipfile.ZipFile(archive) as local,
+            RemoteFile(server.url) as source,
+            zipfile.ZipFile(source) as file,
+        ):
             for name, (start, stop) in spans(file).items():
                 with source.span(start, stop), file.open(name) as member:
                     parts = list(iter(lambda: member.read(10_000), b""))
@@ -113,7 +126,11 @@ class TestZip:
 
     @pytest.mark.parametrize("backwards", [False, True])
     def test_members_without_spans(self, server, archive, backwards):
-        with zipfile.ZipFile(archive) as local, RemoteFile(server.url) as source, zipfile.ZipFile(source) as file:
+        with (
+            zipfile.ZipFile(archive) as local,
+            RemoteFile(server.url) as source,
+            zipfile.ZipFile(source) as file,
+        ):
             for name in sorted(file.namelist(), reverse=backwards):
                 assert file.read(name) == local.read(name)
             assert len(server.asked) <= 1 + 2 * 6
@@ -153,11 +170,17 @@ class TestFile:
     def test_reads_what_a_local_file_reads(self, server, archive):
         choose = random.Random(1)
         with archive.open("rb") as local, RemoteFile(server.url) as source:
-            for start, stop in ((0, 0), (1_000_000, 3_000_000), (source.size - 100_000, source.size + 9)):
+            for start, stop in (
+                (0, 0),
+                (1_000_000, 3_000_000),
+                (source.size - 100_000, source.size + 9),
+            ):
                 with source.span(start, stop):
                     for _ in range(60):
                         whence = choose.choice([io.SEEK_SET, io.SEEK_END])
-                        at = choose.choice([choose.randrange(start, stop + 1), choose.randrange(source.size + 10)])
+                        at = choose.choice(
+                            [choose.randrange(start, stop + 1), choose.randrange(source.size + 10)]
+                        )
                         at -= source.size if whence == io.SEEK_END else 0
                         at = max(at, -source.size if whence == io.SEEK_END else 0)
                         size = choose.choice([0, 1, 30, 5000, 70_000])
@@ -191,11 +214,22 @@ class TestFile:
     def test_skipping_forward_and_outside_of_a_span(self, large_server, large):
         content = large.read_bytes()
         with RemoteFile(large_server.url) as source, source.span(10 * MB, 30 * MB):
-            for at in (10 * MB, 10 * MB + 5, 20 * MB, 5 * MB, 20 * MB + 10, 15 * MB, 31 * MB, 29 * MB):
+            for at in (
+                10 * MB,
+                10 * MB + 5,
+                20 * MB,
+                5 * MB,
+                20 * MB + 10,
+                15 * MB,
+                31 * MB,
+                29 * MB,
+            ):
                 source.seek(at)
                 assert source.read(3) == content[at : at + 3]
             # Five, fifteen and thirty-one lie outside, or behind.
-            assert large_server.asked[2:] == [f"bytes={at * MB}-{at * MB + 4095}" for at in (5, 15, 31)]
+            assert large_server.asked[2:] == [
+                f"bytes={at * MB}-{at * MB + 4095}" for at in (5, 15, 31)
+            ]
             source.seek(10 * MB - 5)
             with pytest.raises(ValueError, match="nested"), source.span(0, 1):
                 pass
@@ -229,7 +263,9 @@ class TestFile:
             server.silent_after = [END, 5 * MB]
             environment = os.environ | {"SSL_CERT_FILE": str(certificate)}
             command = [sys.executable, "-W", "error", "-c", LEAVE_EARLY, server.url]
-            run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+            run = subprocess.run(
+                command, cwd=REPOSITORY, env=environment, capture_output=True, text=True
+            )
         assert run.returncode == 0 and not run.stderr, run.stderr
         assert int(run.stdout) == END + 5 * MB
 
@@ -238,9 +274,14 @@ class TestFile:
 def certificate(tmp_path_factory) -> Path:
     """Key and certificate of 127.0.0.1, signed by itself."""
     path = tmp_path_factory.mktemp("certificate") / "both.pem"
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test -addext"
+        " subjectAltName=IP:127.0.0.1"
+    )
     try:
-        made = subprocess.run([*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True)
+        made = subprocess.run(
+            [*command.split(), "-keyout", "-", "-out", "-"], capture_output=True, check=True
+        )
     except FileNotFoundError:
         pytest.skip("no openssl to make a certificate with")
     path.write_bytes(made.stdout)
@@ -275,7 +316,8 @@ class TestFailures:
 
     @pytest.mark.parametrize("spanned", [False, True])
     def test_continues_with_the_byte_after_the_last(self, server, archive, spanned):
-        cuts = [100_000, 1, 0, 0, 1_200_000, 0, 0, 0, 0, 7, 300_000]  # never six failures without a byte
+        # never six failures without a byte
+        cuts = [100_000, 1, 0, 0, 1_200_000, 0, 0, 0, 0, 7, 300_000]
         with RemoteFile(server.url) as source:
             server.asked.clear()
             server.cut_after = list(cuts)
@@ -296,7 +338,10 @@ class TestFailures:
         monkeypatch.setattr(retry, "TIMEOUT", 0.2)
         server.reset, server.cut_after = True, [30_000]
         with RemoteFile(server.url) as source:
-            server.cut_after, server.silent_after = [900_000, 0, 50_000], [10_000_000, 10_000_000, 10_000_000, 40_000]
+            server.cut_after, server.silent_after = (
+                [900_000, 0, 50_000],
+                [10_000_000, 10_000_000, 10_000_000, 40_000],
+            )
             with source.span(0, source.size):
                 assert source.read() == archive.read_bytes()
         assert len(server.asked) == 2 + 5
@@ -316,13 +361,17 @@ class TestFailures:
             server.broken = (2_000_000, 2_000_001)
             server.asked.clear()
             span = (0, source.size) if spanned else (0, 0)
-            if spanned:  # the whole span is one request, which would be refused; it may be sent before anything is read
+            # the whole span is one request, which would be refused; it may be sent before anything
+            # is read
+            if spanned:
                 server.broken, server.cut_after = (0, 0), [1_000_000, *[0] * 9]
             with source.span(*span):
                 if spanned:
                     assert source.read(1_000_000) == archive.read_bytes()[:1_000_000]
                 for _ in range(2):
-                    with pytest.raises(Unreachable, match="six members.zip|six%20members.zip") as raised:
+                    with pytest.raises(
+                        Unreachable, match="six members.zip|six%20members.zip"
+                    ) as raised:
                         source.seek(1_999_990)
                         source.read(100)
             reason = "lost .* bytes early" if spanned else "503: Service Unavailable"
@@ -338,7 +387,9 @@ class TestFailures:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        with pytest.raises(Unreachable, match=f"127.0.0.1:{port}/a.zip does not respond: .*refused.*6 times"):
+        with pytest.raises(
+            Unreachable, match=f"127.0.0.1:{port}/a.zip does not respond: .*refused.*6 times"
+        ):
             RemoteFile(f"http://127.0.0.1:{port}/a.zip")
 
     def test_nobody_answers(self, server, monkeypatch):
@@ -367,18 +418,25 @@ class TestFailures:
     )
     def test_a_refusal_is_final(self, server, status, advice):
         server.failures = [status]
-        with pytest.raises(InputError, match=f"six%20members.zip: HTTP Error {status}: .*{advice}.*copy on disk"):
+        with pytest.raises(
+            InputError, match=f"six%20members.zip: HTTP Error {status}: .*{advice}.*copy on disk"
+        ):
             RemoteFile(server.url)
         assert len(server.asked) == 1
         with RemoteFile(server.url) as source:
             # What was opened is no bad input: a run must end, not list its recordings as bad.
             server.failures = [status]
-            with source.span(0, source.size), pytest.raises(Unreachable, match=f"{status}.*{advice}"):
+            with (
+                source.span(0, source.size),
+                pytest.raises(Unreachable, match=f"{status}.*{advice}"),
+            ):
                 source.read(10)
         assert len(server.asked) == 3
 
     def test_a_server_without_ranges_is_refused_unread(self, large):
-        refused = pytest.raises(InputError, match="large.bin cannot be read by ranges .*returns 200.*copy on disk")
+        refused = pytest.raises(
+            InputError, match="large.bin cannot be read by ranges .*returns 200.*copy on disk"
+        )
         with RangeServer(large, ranges=False) as server, refused:
             RemoteFile(server.url)
         assert server.sent < MB
@@ -398,7 +456,9 @@ class TestFailures:
             with RemoteFile(server.url) as source:
                 path.write_bytes(bytes(300_001) if known == "bytes" else b"1" * 300_000)
                 os.utime(path, (1, 1))
-                with pytest.raises(OSError, match=f"changing.zip changed while it was read .*{known}.*Start again"):
+                with pytest.raises(
+                    OSError, match=f"changing.zip changed while it was read .*{known}.*Start again"
+                ):
                     source.read()
         assert len(server.asked) == 2
 
@@ -409,10 +469,21 @@ class TestFailures:
             RemoteFile(server.url)
 
     @pytest.mark.parametrize(
-        "url", ["ftp://a/b.zip", "s3://a/b.zip", "a/b.zip", "gs://bucket", "gs:///b.zip", "https:///b.zip", ""]
+        "url",
+        [
+            "ftp://a/b.zip",
+            "s3://a/b.zip",
+            "a/b.zip",
+            "gs://bucket",
+            "gs:///b.zip",
+            "https:///b.zip",
+            "",
+        ],
     )
     def test_addresses_of_other_kinds(self, url):
-        with pytest.raises(InputError, match=r"cannot read '.*': .*https://, http:// or gs://BUCKET/OBJECT"):
+        with pytest.raises(
+            InputError, match=r"cannot read '.*': .*https://, http:// or gs://BUCKET/OBJECT"
+        ):
             RemoteFile(url)
 
     def test_an_address_that_is_none(self):
@@ -429,7 +500,9 @@ def open_impatiently(url: str) -> None:
 
 def test_failures_cross_process_borders(server):
     server.failures = [503] * 6
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as pool:
         with pytest.raises(Unreachable, match="503.*6 times"):
             pool.submit(open_impatiently, server.url).result()
         server.failures = [404]
@@ -440,8 +513,13 @@ def test_failures_cross_process_borders(server):
 
 def test_importing_is_light():
     heavy = ["aiohttp", "fsspec", "gcsfs", "google", "numpy", "requests"]
-    code = f"import sys, percepiano_ast.data.remote\nprint([name for name in {heavy} if name in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    code = (
+        f"import sys, percepiano_ast.data.remote\nprint([name for name in {heavy} if name in"
+        " sys.modules])"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[]"
 
 
@@ -458,7 +536,11 @@ class TestGoogle:
 
     def test_reads_an_archive(self, emulator, archive):
         url = emulator.upload("folder/six members #1?.zip", archive.read_bytes())
-        with zipfile.ZipFile(archive) as local, RemoteFile(url) as source, zipfile.ZipFile(source) as file:
+        with (
+            zipfile.ZipFile(archive) as local,
+            RemoteFile(url) as source,
+            zipfile.ZipFile(source) as file,
+        ):
             for name, span in spans(file).items():
                 with source.span(*span):
                     assert file.read(name) == local.read(name)
@@ -466,7 +548,9 @@ class TestGoogle:
 
     def test_what_is_not_there(self, emulator):
         for url in (f"gs://{emulator.bucket}/none.zip", "gs://none/none.zip"):
-            with pytest.raises(InputError, match=f"cannot read {url}: HTTP Error 404.*Check the address"):
+            with pytest.raises(
+                InputError, match=f"cannot read {url}: HTTP Error 404.*Check the address"
+            ):
                 RemoteFile(url)
 
     def test_resumes_where_it_broke_off_and_says_nothing(self, archive, monkeypatch, capfd):
@@ -483,7 +567,9 @@ class TestGoogle:
 
     # gcsfs 2025.3.0 asks for the time in a way that Python 3.12 deprecates.
     @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning:gcsfs")
-    def test_a_private_file_is_read_with_credentials(self, archive, tmp_path, certificate, monkeypatch):
+    def test_a_private_file_is_read_with_credentials(
+        self, archive, tmp_path, certificate, monkeypatch
+    ):
         pytest.importorskip("gcsfs", reason="gcsfs is not installed")
         with RangeServer(archive) as server:
             host = server.url.rpartition("/")[0]
@@ -491,17 +577,26 @@ class TestGoogle:
             monkeypatch.setenv("NO_GCE_CHECK", "true")
             monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
             server.token = "of this test"
-            with pytest.raises(InputError, match="401.*Log in .on Colab .*GOOGLE_APPLICATION_CREDENTIALS"):
+            with pytest.raises(
+                InputError, match="401.*Log in .on Colab .*GOOGLE_APPLICATION_CREDENTIALS"
+            ):
                 RemoteFile("gs://bucket/it.zip")
             key = certificate.read_text().partition("-----BEGIN CERTIFICATE-----")[0]
-            account = {"type": "service_account", "client_email": "a@b.c", "token_uri": f"{host}/token"}
+            account = {
+                "type": "service_account",
+                "client_email": "a@b.c",
+                "token_uri": f"{host}/token",
+            }
             account["private_key"] = key
             (tmp_path / "account.json").write_text(json.dumps(account))
             monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "account.json"))
             server.asked.clear()
             with RemoteFile("gs://bucket/it.zip") as source:
                 assert source.read() == archive.read_bytes()
-            assert len(server.asked) == 3 and server.tokens[-3:] == [None, *["Bearer of this test"] * 2]
+            assert len(server.asked) == 3 and server.tokens[-3:] == [
+                None,
+                *["Bearer of this test"] * 2,
+            ]
             with RangeServer(archive) as other:  # whoever it redirects to is told no secret
                 server.moved_to = other.url
                 RemoteFile("gs://bucket/it.zip").close()

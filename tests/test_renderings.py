@@ -1,4 +1,5 @@
-"""Renderings are made once, by any process, named by what they depend on, and refused in words. Cost: 8 s."""
+"""Renderings are made once, by any process, named by what they depend on, and refused in words.
+Cost: 8 s."""
 
 import os
 import struct
@@ -20,12 +21,19 @@ def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path):
     one, other = play((0.1, 0.5, 60, 80)), play((0.1, 0.5, 60, 81))
     sound = Renderings(tmp_path, "builtin", RATE)
     sound.prepare([one, other, one], workers=1, log=lambda line: None)
-    assert len({sound.path(one), sound.path(other), Renderings(tmp_path, "builtin", 16_000).path(one)}) == 3
+    assert (
+        len({sound.path(one), sound.path(other), Renderings(tmp_path, "builtin", 16_000).path(one)})
+        == 3
+    )
     expected = synthesis.BuiltinPiano().render(one, RATE)
-    np.testing.assert_allclose(sound.wave(one), expected, atol=1.3e-7)  # 24 bits of twice full scale
+    # 24 bits of twice full scale
+    np.testing.assert_allclose(sound.wave(one), expected, atol=1.3e-7)
     stamp = sound.path(one).stat().st_mtime_ns
     sound.prepare([one], workers=1, log=lambda line: pytest.fail("rendered twice"))
-    assert sound.path(one).stat().st_mtime_ns == stamp and soundfile.info(sound.path(one)).samplerate == RATE
+    assert (
+        sound.path(one).stat().st_mtime_ns == stamp
+        and soundfile.info(sound.path(one)).samplerate == RATE
+    )
 
 
 def test_what_exceeds_full_scale_is_kept(tmp_path):
@@ -50,7 +58,9 @@ def test_log_mel_of_what_is_kept_is_that_of_what_was_rendered(tmp_path):
     take = play(*[(0.1 + k / 2, 0.5 + k / 2, 40 + 5 * k, 10 + 12 * k) for k in range(8)])
     rendered = synthesis.BuiltinPiano().render(take, RATE)
     kept = Renderings(tmp_path, "builtin", RATE).wave(take)
-    one, other = (quantize(log_mel(wave, FrontEnd()), FrontEnd())[0].astype(int) for wave in (rendered, kept))
+    one, other = (
+        quantize(log_mel(wave, FrontEnd()), FrontEnd())[0].astype(int) for wave in (rendered, kept)
+    )
     assert (one == other).mean() > 0.99 and np.abs(one - other).max() <= 1
 
 
@@ -65,8 +75,14 @@ def test_levels_say_how_loud_it_is_and_what_exceeds_full_scale():
 @pytest.mark.parametrize(
     ("takes", "message"),
     [
-        (play((0.1, 0.5, 60, 80), (5_000.0, 5_000.5, 60, 80)), "take 3: 1.4 h long; the limit is 1 h"),
-        (play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90)]), "builtin renders take 3 at .* times full scale"),
+        (
+            play((0.1, 0.5, 60, 80), (5_000.0, 5_000.5, 60, 80)),
+            "take 3: 1.4 h long; the limit is 1 h",
+        ),
+        (
+            play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90)]),
+            "builtin renders take 3 at .* times full scale",
+        ),
     ],
 )
 def test_what_cannot_be_rendered_is_refused_by_name(tmp_path, takes, message):
@@ -95,5 +111,7 @@ def test_a_soundfont_that_plays_silence_is_refused(tmp_path):
     size = struct.unpack("<I", content[at : at + 4])[0]
     content[at + 4 : at + 4 + size] = bytes(size)
     (tmp_path / "mute.sf2").write_bytes(content)
-    with pytest.raises(InputError, match="mute.sf2: the soundfont's piano is silent. Choose another one"):
+    with pytest.raises(
+        InputError, match="mute.sf2: the soundfont's piano is silent. Choose another one"
+    ):
         Renderings(tmp_path, str(tmp_path / "mute.sf2"), RATE)

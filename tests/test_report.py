@@ -36,7 +36,9 @@ def several(index):
     draw = np.random.default_rng(5)
     for seed in (1, 2):
         again = rows[0].assign(seed=seed)
-        rows.append(again.assign(prediction=again["prediction"] + 0.01 * draw.normal(size=len(again))))
+        rows.append(
+            again.assign(prediction=again["prediction"] + 0.01 * draw.normal(size=len(again)))
+        )
     return pd.concat([*rows, make_predictions(index, {"mlp": 0.3})], ignore_index=True)
 
 
@@ -61,7 +63,9 @@ class TestFolder:
             found = ["".join(caption) for caption in captions(text)]
             assert len(found) > 2
             assert all("SIMULATED" in caption for caption in found)
-            assert (folder / f"{name}.html").read_text().count("data:image/png;base64,") == text.count("![")
+            assert (folder / f"{name}.html").read_text().count(
+                "data:image/png;base64,"
+            ) == text.count("![")
 
     def test_figures_lie_there_as_svg_and_png(self, folder):
         text = (folder / "report.md").read_text() + (folder / "comparison.md").read_text()
@@ -99,14 +103,19 @@ class TestFolder:
         files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
         assert len(files) > 50
         for file in files:
-            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+            assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), (
+                file
+            )
         columns = "model,protocol,seed,scope,metric,dimension,value,low,high"
         assert (tmp_path / "a/metrics.csv").read_text().startswith(columns + "\n")
         text = (tmp_path / "a/report.md").read_text()
         assert "only 12 content groups" in text and "Single seed" in text
         assert "Unknown for these ratings" in text and "| noise ceiling |" not in text
         assert "simulated ratings" not in text.lower()
-        assert "clips of this evaluation are not PercePiano's" in (tmp_path / "a/comparison.md").read_text()
+        assert (
+            "clips of this evaluation are not PercePiano's"
+            in (tmp_path / "a/comparison.md").read_text()
+        )
 
     def test_the_noise_ceiling_stands_in_tables_and_figures(self, folder):
         text = (folder / "report.md").read_text()
@@ -125,27 +134,53 @@ class TestSeeds:
     def test_a_model_of_several_seeds_is_one_row(self, index, several):
         results = evaluate(several, index, FEW)
         rows = results["summary"]
-        mean = rows[(rows["scope"] == "overall") & (rows["metric"] == "pearson") & (rows["dimension"] == "mean")]
-        assert dict(zip(mean["model"], mean["seeds"])) == {"ast-micro-ssast": 3, "ast-micro-scratch": 3, "mlp": 1}
+        mean = rows[
+            (rows["scope"] == "overall")
+            & (rows["metric"] == "pearson")
+            & (rows["dimension"] == "mean")
+        ]
+        assert dict(zip(mean["model"], mean["seeds"])) == {
+            "ast-micro-ssast": 3,
+            "ast-micro-scratch": 3,
+            "mlp": 1,
+        }
         single = results["metrics"]
-        of_seeds = single[(single["scope"] == "overall") & (single["metric"] == "pearson") & (single["dimension"] == "mean")]
+        of_seeds = single[
+            (single["scope"] == "overall")
+            & (single["metric"] == "pearson")
+            & (single["dimension"] == "mean")
+        ]
         for model, value in zip(mean["model"], mean["value"]):
-            assert value == pytest.approx(of_seeds[of_seeds["model"] == model]["value"].mean(), abs=1e-12)
+            assert value == pytest.approx(
+                of_seeds[of_seeds["model"] == model]["value"].mean(), abs=1e-12
+            )
 
     def test_differences_turn_round_and_say_their_seeds(self, index, several):
         pairs = evaluate(several, index, FEW)["differences"]
-        pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson") & (pairs["dimension"] == "mean")]
+        pairs = pairs[
+            (pairs["scope"] == "overall")
+            & (pairs["metric"] == "pearson")
+            & (pairs["dimension"] == "mean")
+        ]
         assert len(pairs) == 3
         one = summary.between(pairs, "ast-micro-ssast", "ast-micro-scratch").iloc[0]
         other = summary.between(pairs, "ast-micro-scratch", "ast-micro-ssast").iloc[0]
         assert one["seeds"] == "3 and 3"
-        assert (one["difference"], one["low"], one["high"]) == (-other["difference"], -other["high"], -other["low"])
+        assert (one["difference"], one["low"], one["high"]) == (
+            -other["difference"],
+            -other["high"],
+            -other["low"],
+        )
         assert one["difference"] > 0 and one["p"] == other["p"]
         assert summary.between(pairs, "mlp", "ast-micro-ssast").iloc[0]["seeds"] == "1 and 1"
 
     def test_the_report_says_means_of_seeds(self, folder):
         text = (folder / "report.md").read_text()
-        assert "mean of 3 seeds" in text and "Models trained with several seeds" in text and "Single seed" not in text
+        assert (
+            "mean of 3 seeds" in text
+            and "Models trained with several seeds" in text
+            and "Single seed" not in text
+        )
 
 
 class TestWords:
@@ -154,18 +189,37 @@ class TestWords:
         return "\n".join(report.headlines(results["summary"], results["differences"], "content"))
 
     def test_whether_the_encoder_beats_its_rivals(self, index):
-        noise = {"ast-micro-ssast": 0.1, "ast-micro-scratch": 0.3, "mlp": 0.05, "ast-small-ensemble": 0.01, "cnn": 0.1}
+        noise = {
+            "ast-micro-ssast": 0.1,
+            "ast-micro-scratch": 0.3,
+            "mlp": 0.05,
+            "ast-small-ensemble": 0.01,
+            "cnn": 0.1,
+        }
         text = self.say(make_predictions(index, noise), index)
         assert "best of 5 models is `ast-small-ensemble`" in text
-        assert "best model with a pre-trained audio encoder is `ast-micro-ssast`" in text  # an ensemble is not the encoder
+        # an ensemble is not the encoder
+        assert "best model with a pre-trained audio encoder is `ast-micro-ssast`" in text
         assert "`ast-micro-ssast` **does not beat** `mlp`: its mean r is lower by" in text
         assert "`ast-micro-ssast` **beats** `ast-micro-scratch` by" in text
-        level = self.say(make_predictions(index, {"ast-micro-ssast": 0.0999, "mlp": 0.1}, rng=1), index)
-        assert "**beats**" not in level and "the interval includes zero" in level and "no `ast-*-scratch` model" in level
+        level = self.say(
+            make_predictions(index, {"ast-micro-ssast": 0.0999, "mlp": 0.1}, rng=1), index
+        )
+        assert (
+            "**beats**" not in level
+            and "the interval includes zero" in level
+            and "no `ast-*-scratch` model" in level
+        )
 
     def test_a_model_that_sees_the_score_is_no_audio_encoder(self):
         assert report.wording.is_encoder("ast-small-ssast")
-        for name in ("ast-small-ssast+score", "ast-midi", "ast-base-ensemble", "mlp", "identity-player"):
+        for name in (
+            "ast-small-ssast+score",
+            "ast-midi",
+            "ast-base-ensemble",
+            "mlp",
+            "identity-player",
+        ):
             assert not report.wording.is_encoder(name)
 
     def test_answers_follow_the_numbers(self, index):
@@ -175,7 +229,9 @@ class TestWords:
         assert text.startswith("`good` has the highest mean r: ") and "(noise ceiling 0.90)" in text
         assert "(`identity-player`)" in text
         assert "`good` predicts `" in answers.dimensions(results["summary"])
-        assert answers.differences(results["differences"]).startswith("The intervals of 3 of 3 differences in mean r exclude zero.")
+        assert answers.differences(results["differences"]).startswith(
+            "The intervals of 3 of 3 differences in mean r exclude zero."
+        )
         gap = answers.deadpan(results["deadpan"])
         shares = dict(re.findall(r"`(good|bad|identity-player)` (-?\d+) %", gap))
         assert 80 <= int(shares["good"]) <= 120
@@ -184,7 +240,10 @@ class TestWords:
     def test_answers_where_there_is_nothing_to_say(self, index):
         rows = make_predictions(index, {"one": 0.1}).assign(prediction=0.5)
         results = evaluate(rows, index, FEW)
-        assert answers.agreement(results["summary"]) == "No model has a mean correlation in this scope."
+        assert (
+            answers.agreement(results["summary"])
+            == "No model has a mean correlation in this scope."
+        )
         assert answers.differences(results["differences"]) == "There are no two models to compare."
         people = index[index["human"]]
         alone = rows[rows["clip"].isin(people["clip"])]
@@ -197,27 +256,39 @@ class TestComparison:
         assert comparison.reference_of(models) == "audio-stats"
         assert comparison.reference_of(models, "mlp") == "mlp"
         assert comparison.reference_of(["midi-stats"]) == "midi-stats"
-        with pytest.raises(InputError, match="reference 'cnn' is not among the models; choose one of midi-stats, "):
+        with pytest.raises(
+            InputError, match="reference 'cnn' is not among the models; choose one of midi-stats, "
+        ):
             comparison.reference_of(models, "cnn")
 
     def test_what_is_gained_and_survives_is_said(self, folder):
         text = (folder / "comparison.md").read_text()
         assert "## Differences from mlp" in text
-        assert re.search(r"- `ast-micro-ssast`: largest difference on `\w+` \(\+0\.\d+\).*Significantly better on \d+: ", text)
+        assert re.search(
+            r"- `ast-micro-ssast`: largest difference on `\w+` \(\+0\.\d+\).*Significantly better"
+            r" on \d+: ",
+            text,
+        )
         starred = [line for line in text.splitlines() if line.startswith(f"| {KEYS[0]} ")]
         assert len(starred) == 1 and "* [" in starred[0]
 
     def test_others_figures_are_marked_as_not_comparable(self, tmp_path):
         index = table.load_index()
-        rows = make_predictions(index, {"ast-x": 0.1, "midi-stats": 0.01, "ast-x+heard+score": 0.02}, "performer")
+        rows = make_predictions(
+            index, {"ast-x": 0.1, "midi-stats": 0.01, "ast-x+heard+score": 0.02}, "performer"
+        )
         report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
         shown = pd.read_csv(tmp_path / "tables/published.csv")
         assert len(shown) == len(others.published_results()) and (shown["comparable"] == "no").all()
         beside = shown.set_index("system")["nearest of ours"]
-        assert beside["MERT-330M frozen, MLP"].startswith("performer: ast-x ")  # theirs hears audio, so does ours
+        # theirs hears audio, so does ours
+        assert beside["MERT-330M frozen, MLP"].startswith("performer: ast-x ")
         assert (beside[shown["input"].str.startswith("MIDI").to_numpy()] == "not evaluated").all()
         text = (tmp_path / "report.md").read_text()
-        assert "`ast-x+heard+score`: score-informed. Models without the score have less information" in text
+        assert (
+            "`ast-x+heard+score`: score-informed. Models without the score have less information"
+            in text
+        )
 
     def test_a_report_without_any_model_of_sound_is_written(self, tmp_path):
         index = table.load_index()
@@ -233,7 +304,10 @@ class TestCommand:
         for protocol in ("content", "random"):
             part = make_predictions(index, {"mlp": 0.1}, protocol)
             part[part["fold"] < 3].to_csv(tmp_path / f"predictions_{protocol}.csv", index=False)
-        files, facts = [str(path) for path in sorted(tmp_path.glob("predictions_*.csv"))], str(tmp_path / "index.csv")
+        files, facts = (
+            [str(path) for path in sorted(tmp_path.glob("predictions_*.csv"))],
+            str(tmp_path / "index.csv"),
+        )
         options = ["--out", str(tmp_path / "out"), "--index", facts, "--permutations", "50"]
         assert main(["evaluate", *files, *options]) == 2
         assert "covers 108 of 144" in capsys.readouterr().err
@@ -241,7 +315,9 @@ class TestCommand:
         text = (tmp_path / "out/report.md").read_text()
         assert "## Random protocol (leaky)" in text and "Protocol `random`: **leaky**" in text
         assert "**Partial**: `mlp`, `content`, seed 0 covers 108 of 144" in text
-        command = re.search(r"^python -m percepiano_ast evaluate .*", text, flags=re.MULTILINE).group()
+        command = re.search(
+            r"^python -m percepiano_ast evaluate .*", text, flags=re.MULTILINE
+        ).group()
         again = [sys.executable, *shlex.split(command)[1:]]
         before = (tmp_path / "out/report.html").read_bytes()
         (tmp_path / "out/report.html").unlink()
@@ -261,7 +337,9 @@ class TestCommand:
     def test_methods_can_go_into_a_paper(self, folder):
         text = (folder / "report.md").read_text()
         methods = text[text.index("## Methods") :]
-        assert "144 clips (120 human performances and 24 deadpan renderings of the score)" in methods
+        assert (
+            "144 clips (120 human performances and 24 deadpan renderings of the score)" in methods
+        )
         assert "`ast-micro-ssast` (3 seeds), `mlp` (1 seed)" in methods
         assert "jackknife" in methods and "4,096 exchanges, seed 0" in methods and "Holm" in methods
         assert re.search(r"Versions: percepiano_ast [\d.]+, Python 3\.\d+\.\d+, numpy ", methods)
@@ -276,7 +354,9 @@ class TestFigures:
         heights = sorted(bar.get_height() for bar in axes.patches)
         assert heights == pytest.approx(sorted(mean["value"]))
         ceiling = [line for line in axes.collections if "ceiling" in line.get_label()][0]
-        assert {round(point[1], 9) for path in ceiling.get_paths() for point in path.vertices} == {0.9}
+        assert {round(point[1], 9) for path in ceiling.get_paths() for point in path.vertices} == {
+            0.9
+        }
 
     def test_filled_marks_survive_holm(self, index, several):
         results = evaluate(several, index, FEW)
@@ -293,16 +373,31 @@ class TestFigures:
         results = evaluate(several, index, FEW)
         pairs = results["differences"]
         pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
-        others = [name for name in results["summary"]["model"].unique() if name != "ast-micro-ssast"]
-        drawn = [plots.gains(pd.concat([summary.between(pairs, name, "ast-micro-ssast") for name in others])),
-                 plots.pearson_by_dimension(results["summary"])]  # fmt: skip
+        others = [
+            name for name in results["summary"]["model"].unique() if name != "ast-micro-ssast"
+        ]
+        drawn = [
+            plots.gains(
+                pd.concat([summary.between(pairs, name, "ast-micro-ssast") for name in others])
+            ),
+            plots.pearson_by_dimension(results["summary"]),
+        ]
         beside, alone = (
-            {line.get_label(): (line.get_color(), line.get_marker()) for line in figure.axes[0].lines} for figure in drawn
+            {
+                line.get_label(): (line.get_color(), line.get_marker())
+                for line in figure.axes[0].lines
+            }
+            for figure in drawn
         )
         assert {name: beside[name] for name in others} == {name: alone[name] for name in others}
 
     def test_leaky_protocols_are_named_and_missing_ones_empty(self, index):
         rows = make_predictions(index, {"mlp": 0.1, "cnn": 0.2})
         values = evaluate(rows, index, FEW)["summary"]
-        axes = plots.by_protocol(values, {"content": "content", "random": "random\n(leaky)"}, 0.9).axes[0]
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["content", "random\n(leaky)"]
+        axes = plots.by_protocol(
+            values, {"content": "content", "random": "random\n(leaky)"}, 0.9
+        ).axes[0]
+        assert [label.get_text() for label in axes.get_xticklabels()] == [
+            "content",
+            "random\n(leaky)",
+        ]

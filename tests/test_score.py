@@ -1,4 +1,5 @@
-"""A score is read, found again in a performance, and what is told from both is right. About 10 s; 20 s with real data."""
+"""A score is read, found again in a performance, and what is told from both is right. About 10 s;
+20 s with real data."""
 
 import zipfile
 from dataclasses import replace
@@ -14,7 +15,32 @@ from percepiano_ast.data.tunes import RATED
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.score import features, match
 
-MELODY = [67, 69, 71, 72, 74, 72, 71, 69, 67, 71, 74, 79, 78, 74, 69, 72, 71, 67, 66, 69, 67, 62, 64, 67]
+MELODY = [
+    67,
+    69,
+    71,
+    72,
+    74,
+    72,
+    71,
+    69,
+    67,
+    71,
+    74,
+    79,
+    78,
+    74,
+    69,
+    72,
+    71,
+    67,
+    66,
+    69,
+    67,
+    62,
+    64,
+    67,
+]
 BASS = [43, 50, 47, 43, 48, 45, 50, 43]
 QUARTER = 0.5  # seconds
 
@@ -26,11 +52,21 @@ def write_score(path, notes, metre=(3, 4), key="G", tempo=120):
         track = mido.MidiTrack()
         file.tracks.append(track)
         if staff == 1:
-            track.append(mido.MetaMessage("time_signature", numerator=metre[0], denominator=metre[1]))
+            track.append(
+                mido.MetaMessage("time_signature", numerator=metre[0], denominator=metre[1])
+            )
             track.append(mido.MetaMessage("key_signature", key=key))
             track.append(mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(tempo)))
-        events = [(onset, "note_on", pitch, velocity) for onset, _, pitch, velocity, its in notes if its == staff]
-        events += [(onset + length, "note_off", pitch, 0) for onset, length, pitch, _, its in notes if its == staff]
+        events = [
+            (onset, "note_on", pitch, velocity)
+            for onset, _, pitch, velocity, its in notes
+            if its == staff
+        ]
+        events += [
+            (onset + length, "note_off", pitch, 0)
+            for onset, length, pitch, _, its in notes
+            if its == staff
+        ]
         before = 0
         for at, kind, pitch, velocity in sorted(events, key=lambda event: (event[0], event[1])):
             tick = round(480 * at)
@@ -49,16 +85,20 @@ def written(tmp_path_factory):
 
 
 def play(written, quarter=QUARTER, late=0.0, held=1.0, velocity=64, pedals=()):
-    """A performance of a score: seconds a quarter, seconds late, share held and force, each a number or one a note."""
+    """A performance of a score: seconds a quarter, seconds late, share held and force, each a
+    number or one a note."""
     onset = written.notes["onset"] * quarter + late + 0.1
     notes = np.zeros(len(onset), NOTE)
     notes["onset"], notes["offset"] = onset, onset + held * written.notes["duration"] * quarter
     notes["pitch"], notes["velocity"] = written.notes["pitch"], velocity
-    return Performance(notes[np.lexsort((notes["pitch"], notes["onset"]))], np.array(list(pedals), dtype=PEDAL))
+    return Performance(
+        notes[np.lexsort((notes["pitch"], notes["onset"]))], np.array(list(pedals), dtype=PEDAL)
+    )
 
 
 def damaged(one, rng, missing=0.2, spurious=0.1, jitter=0.02):
-    """A performance as a bad transcription has it; and for each of its notes the true one's number, -1 for none."""
+    """A performance as a bad transcription has it; and for each of its notes the true one's number,
+    -1 for none."""
     notes = one.notes
     kept = np.flatnonzero(rng.random(len(notes)) >= missing)
     heard = notes[kept].copy()
@@ -74,7 +114,7 @@ def damaged(one, rng, missing=0.2, spurious=0.1, jitter=0.02):
     return replace(one, notes=both[order]), number[order]
 
 
-# --- Reading ----------------------------------------------------------------------------------------------------------
+# --- Reading ------------------------------------------------------------------------------------
 
 
 def test_midi_says_notes_metre_key_tempo_and_staff(written):
@@ -82,7 +122,11 @@ def test_midi_says_notes_metre_key_tempo_and_staff(written):
     assert written.metres == ((0.0, 3, 1.0),) and written.keys == ((0.0, 1),)
     assert written.tempo == pytest.approx(120)
     first = written.notes[:2]
-    assert first["pitch"].tolist() == [43, 67] and first["staff"].tolist() == [2, 1] and first["duration"].tolist() == [3, 1]
+    assert (
+        first["pitch"].tolist() == [43, 67]
+        and first["staff"].tolist() == [2, 1]
+        and first["duration"].tolist() == [3, 1]
+    )
     bar, beat = written.position(np.array([0.0, 1.0, 3.0, 7.5]))
     assert bar.tolist() == [0, 0, 1, 2]
     np.testing.assert_allclose(beat, [0, 1, 0, 1.5], atol=1e-9)
@@ -105,7 +149,10 @@ def test_doubled_and_empty_notes_are_told_and_merged(tmp_path):
 
 def test_a_score_without_metre_says_what_is_taken(tmp_path):
     file = mido.MidiFile(ticks_per_beat=480)
-    track = [mido.Message("note_on", note=60, velocity=9), mido.Message("note_off", note=60, time=480)]
+    track = [
+        mido.Message("note_on", note=60, velocity=9),
+        mido.Message("note_off", note=60, time=480),
+    ]
     file.tracks.append(mido.MidiTrack(track))
     file.save(tmp_path / "bare.mid")
     bare = score.read(tmp_path / "bare.mid")
@@ -120,7 +167,11 @@ def test_a_score_without_metre_says_what_is_taken(tmp_path):
         ("sheet", b"", "a file without extension is not a supported"),
         ("noise.mid", b"not a midi file at all", "not a readable score"),
         ("broken.musicxml", b"<score-partwise><part id='P1'><measure>", "not a readable score"),
-        ("other.xml", b"<html><body>hello</body></html>", "no notes in this score|not a readable score"),
+        (
+            "other.xml",
+            b"<html><body>hello</body></html>",
+            "no notes in this score|not a readable score",
+        ),
         ("broken.mxl", b"PK but no archive", "not a readable score"),
     ],
 )
@@ -140,25 +191,37 @@ def test_missing_and_empty_scores_are_refused(tmp_path):
 
 def musicxml(measures):
     """A document of one part, quarters of two divisions; ``measures`` as XML."""
-    bars = "".join(f"<measure number='{i}'>{inside}</measure>" for i, inside in enumerate(measures, 1))
-    return f"""<?xml version="1.0" encoding="UTF-8"?><score-partwise version="3.1"><part-list><score-part id="P1">
-    <part-name>Piano</part-name></score-part></part-list><part id="P1">{bars}</part></score-partwise>"""
+    bars = "".join(
+        f"<measure number='{i}'>{inside}</measure>" for i, inside in enumerate(measures, 1)
+    )
+    return f"""<?xml version="1.0" encoding="UTF-8"?><score-partwise version="3.1"><part-list>
+    <score-part id="P1"><part-name>Piano</part-name></score-part></part-list>
+    <part id="P1">{bars}</part></score-partwise>"""
 
 
 def xml_note(step, octave, duration, more=""):
-    return f"<note><pitch><step>{step}</step><octave>{octave}</octave></pitch><duration>{duration}</duration>{more}</note>"
+    pitch = f"<pitch><step>{step}</step><octave>{octave}</octave></pitch>"
+    return f"<note>{pitch}<duration>{duration}</duration>{more}</note>"
 
 
-HEAD = ("<attributes><divisions>2</divisions><key><fifths>-2</fifths></key><time><beats>2</beats>"
-        "<beat-type>4</beat-type></time></attributes><direction><direction-type><metronome><beat-unit>quarter</beat-unit>"
-        "<per-minute>90</per-minute></metronome></direction-type><sound tempo='90'/></direction>")  # fmt: skip
+HEAD = (
+    "<attributes><divisions>2</divisions><key><fifths>-2</fifths></key><time><beats>2</beats>"
+    "<beat-type>4</beat-type></time></attributes><direction><direction-type><metronome>"
+    "<beat-unit>quarter</beat-unit><per-minute>90</per-minute></metronome></direction-type>"
+    "<sound tempo='90'/></direction>"
+)
 
 
 @pytest.mark.parametrize("suffix", [".musicxml", ".mxl"])
 def test_musicxml_joins_ties_and_writes_repeats_out(tmp_path, suffix):
-    repeat = "<barline location='right'><bar-style>light-heavy</bar-style><repeat direction='backward'/></barline>"
-    bars = [HEAD + xml_note("C", 4, 2) + xml_note("D", 4, 2, "<tie type='start'/>"),
-            xml_note("D", 4, 2, "<tie type='stop'/>") + xml_note("E", 4, 2) + repeat]  # fmt: skip
+    repeat = (
+        "<barline location='right'><bar-style>light-heavy</bar-style><repeat"
+        " direction='backward'/></barline>"
+    )
+    bars = [
+        HEAD + xml_note("C", 4, 2) + xml_note("D", 4, 2, "<tie type='start'/>"),
+        xml_note("D", 4, 2, "<tie type='stop'/>") + xml_note("E", 4, 2) + repeat,
+    ]
     path = tmp_path / f"repeated{suffix}"
     if suffix == ".mxl":
         with zipfile.ZipFile(path, "w") as archive:
@@ -167,13 +230,22 @@ def test_musicxml_joins_ties_and_writes_repeats_out(tmp_path, suffix):
         path.write_text(musicxml(bars))
     read = score.read(path)
     assert read.notes["pitch"].tolist() == [60, 62, 64] * 2
-    assert read.notes["onset"].tolist() == [0, 1, 3, 4, 5, 7] and read.notes["duration"].tolist() == [1, 2, 1] * 2
-    assert read.metres == ((0.0, 2, 1.0),) and read.keys == ((0.0, -2),) and read.tempo == pytest.approx(90)
+    assert (
+        read.notes["onset"].tolist() == [0, 1, 3, 4, 5, 7]
+        and read.notes["duration"].tolist() == [1, 2, 1] * 2
+    )
+    assert (
+        read.metres == ((0.0, 2, 1.0),)
+        and read.keys == ((0.0, -2),)
+        and read.tempo == pytest.approx(90)
+    )
     assert "repeats are expanded as marked" in read.remarks
 
 
 def test_an_upbeat_in_musicxml_does_not_shift_the_downbeats(tmp_path):
-    (tmp_path / "up.musicxml").write_text(musicxml([HEAD + xml_note("G", 4, 1), xml_note("C", 5, 4), xml_note("D", 5, 4)]))
+    (tmp_path / "up.musicxml").write_text(
+        musicxml([HEAD + xml_note("G", 4, 1), xml_note("C", 5, 4), xml_note("D", 5, 4)])
+    )
     up = score.read(tmp_path / "up.musicxml")
     assert up.metres == ((0.0, 1, 0.5), (0.5, 2, 1.0))
     np.testing.assert_allclose(up.position(up.notes["onset"])[1], 0, atol=1e-9)
@@ -186,15 +258,19 @@ def test_a_grace_note_is_found_and_has_no_time_of_its_own(tmp_path):
     read = score.read(tmp_path / "grace.musicxml")
     assert read.notes["grace"].sum() == 1
     played = play(replace(read, notes=read.notes[~read.notes["grace"]]), quarter=2 / 3)
-    early = np.array([(played.notes["onset"][4] - 0.08, played.notes["onset"][4], 71, 50)], dtype=NOTE)
-    ornamented = replace(played, notes=np.sort(np.concatenate([played.notes, early]), order="onset"))
+    early = np.array(
+        [(played.notes["onset"][4] - 0.08, played.notes["onset"][4], 71, 50)], dtype=NOTE
+    )
+    ornamented = replace(
+        played, notes=np.sort(np.concatenate([played.notes, early]), order="onset")
+    )
     plain, one = features.describe(played, read), features.describe(ornamented, read)
     assert one["extra_share"] == one["missing_share"] == 0 and plain["missing_grace"] == 1
     for name in features.tempo.TABLE:
         assert one[name] == pytest.approx(plain[name], abs=1e-6), name
 
 
-# --- Matching ---------------------------------------------------------------------------------------------------------
+# --- Matching -----------------------------------------------------------------------------------
 
 
 def test_every_note_of_a_plain_rendition_is_found(written):
@@ -212,7 +288,11 @@ def test_a_repeat_that_is_left_out_costs_no_played_note(written):
 
 def test_a_motif_that_returns_is_not_confused_with_itself(tmp_path):
     motif = [60, 64, 67, 64] * 8
-    read = score.read(write_score(tmp_path / "ostinato.mid", [(i / 2, 0.5, pitch, 70, 1) for i, pitch in enumerate(motif)]))
+    read = score.read(
+        write_score(
+            tmp_path / "ostinato.mid", [(i / 2, 0.5, pitch, 70, 1) for i, pitch in enumerate(motif)]
+        )
+    )
     played = play(read, late=0.1 * np.sin(read.notes["onset"]))
     without = replace(played, notes=np.delete(played.notes, [5, 6, 17]))
     found = match(without, read)
@@ -227,7 +307,11 @@ def test_a_bad_transcription_keeps_its_place(tune):
     deadpan = demo.perform(RATED[tune], dict(zip(demo.PARAMETERS, demo._deadpan())), rng)
     right = dict(alignment.match(true.notes, deadpan.notes).tolist())
     heard, number = damaged(true, rng)
-    found = {number[i]: j for i, j in alignment.match(heard.notes, deadpan.notes).tolist() if number[i] >= 0}
+    found = {
+        number[i]: j
+        for i, j in alignment.match(heard.notes, deadpan.notes).tolist()
+        if number[i] >= 0
+    }
     known = [i for i in number if i in right]
     assert np.mean([found.get(i) == right[i] for i in known]) > 0.9
 
@@ -238,7 +322,7 @@ def test_a_performance_without_anything_in_common_matches_nothing(written):
     assert match(other, written).share == 0
 
 
-# --- Features ---------------------------------------------------------------------------------------------------------
+# --- Features -----------------------------------------------------------------------------------
 
 
 def test_features_are_finite_named_and_the_same_again(written):
@@ -250,8 +334,21 @@ def test_features_are_finite_named_and_the_same_again(written):
 
 def test_a_machine_deviates_nowhere(written):
     one = features.describe(play(written), written)
-    for name in ("tempo_std", "irregular_std", "beat_std", "deviation_std", "async_std", "melody_lead", "held", "held_std",
-                 "force_melody", "force_arch", "extra_share", "missing_share", "tempo_of_notated"):  # fmt: skip
+    for name in (
+        "tempo_std",
+        "irregular_std",
+        "beat_std",
+        "deviation_std",
+        "async_std",
+        "melody_lead",
+        "held",
+        "held_std",
+        "force_melody",
+        "force_arch",
+        "extra_share",
+        "missing_share",
+        "tempo_of_notated",
+    ):
         assert one[name] == pytest.approx(0, abs=1e-6), name
     assert one["tempo_mean"] == pytest.approx(np.log(1 / QUARTER))
 
@@ -268,31 +365,53 @@ def test_how_it_is_played_shows_where_it_should(written):
     assert lead["hands_apart"] == pytest.approx(0.03)
     short = features.describe(play(written, held=0.4), written)
     assert short["held"] == pytest.approx(np.log(0.4), abs=1e-3) and short["detached_share"] == 1
-    accents = features.describe(play(written, velocity=np.where(notes["onset"] % 3 == 0, 80, 60)), written)
-    assert accents["force_downbeat"] == pytest.approx(20) and accents["force_bar_pattern"] == pytest.approx(1)
+    accents = features.describe(
+        play(written, velocity=np.where(notes["onset"] % 3 == 0, 80, 60)), written
+    )
+    assert accents["force_downbeat"] == pytest.approx(20) and accents[
+        "force_bar_pattern"
+    ] == pytest.approx(1)
     voiced = features.describe(play(written, velocity=np.where(top, 90, 60)), written)
-    assert voiced["force_melody"] == pytest.approx(30) and voiced["force_of_notated"] == pytest.approx(1)
-    ritardando = features.describe(play(written, late=0.02 * np.maximum(notes["onset"] - 15, 0) ** 2), written)
+    assert voiced["force_melody"] == pytest.approx(30) and voiced[
+        "force_of_notated"
+    ] == pytest.approx(1)
+    ritardando = features.describe(
+        play(written, late=0.02 * np.maximum(notes["onset"] - 15, 0) ** 2), written
+    )
     assert ritardando["tempo_final"] < -0.2 < 0 < ritardando["smooth_std"]
     uneven = np.random.default_rng(0).normal(0, 0.03, 24)[notes["onset"].astype(int)]
     assert features.describe(play(written, late=uneven), written)["irregular_std"] > 0.03
 
 
 def test_pedal_is_told_against_the_bars(written):
-    changes = [(0.1 + 3 * QUARTER * bar + at, 64, value) for bar in range(8) for at, value in ((0.05, 127), (1.4, 0))]
+    changes = [
+        (0.1 + 3 * QUARTER * bar + at, 64, value)
+        for bar in range(8)
+        for at, value in ((0.05, 127), (1.4, 0))
+    ]
     on_bars = features.describe(play(written, pedals=changes), written)
     assert on_bars["pedal_on_bars"] == 1 and on_bars["pedal_of_harmony"] == 1
-    assert on_bars["pedal_late"] == pytest.approx(0.05 / QUARTER, abs=1e-3) and on_bars["pedal_harmonies"] == 1
+    assert (
+        on_bars["pedal_late"] == pytest.approx(0.05 / QUARTER, abs=1e-3)
+        and on_bars["pedal_harmonies"] == 1
+    )
     dry = features.describe(play(written), written)
-    assert dry["pedal_per_bar"] == dry["pedal_on_bars"] == 0 and dry["undefined"] > on_bars["undefined"]
+    assert (
+        dry["pedal_per_bar"] == dry["pedal_on_bars"] == 0
+        and dry["undefined"] > on_bars["undefined"]
+    )
 
 
 def test_wrong_extra_and_missing_notes_are_counted(written):
     played = play(written)
     notes = np.delete(played.notes, [4, 9])
     brushed = np.array([(2.0, 2.05, 100, 20)], dtype=NOTE)
-    one = features.describe(replace(played, notes=np.sort(np.concatenate([notes, brushed]), order="onset")), written)
-    assert one["missing_share"] == pytest.approx(2 / 32) and one["extra_share"] == pytest.approx(1 / 31)
+    one = features.describe(
+        replace(played, notes=np.sort(np.concatenate([notes, brushed]), order="onset")), written
+    )
+    assert one["missing_share"] == pytest.approx(2 / 32) and one["extra_share"] == pytest.approx(
+        1 / 31
+    )
     assert one["extra_brushed"] == pytest.approx(1 / 31) and one["extra_beside"] == 0
 
 
@@ -308,7 +427,9 @@ def test_what_is_written_does_not_depend_on_who_plays(written):
 def test_single_notes_have_no_chords_and_it_is_counted(tmp_path):
     read = score.read(write_score(tmp_path / "line.mid", [(i, 1, 60 + i, 70, 1) for i in range(8)]))
     one = features.describe(play(read), read)
-    assert one["melody_lead"] == one["hands_apart"] == one["force_bass"] == 0 and one["undefined"] > 20
+    assert (
+        one["melody_lead"] == one["hands_apart"] == one["force_bass"] == 0 and one["undefined"] > 20
+    )
 
 
 def test_wrong_pieces_and_fragments_are_refused(written):
@@ -329,7 +450,7 @@ def test_a_table_lists_whom_it_leaves_out(written):
     assert left_out["alone"] == "no score" and "0% of the notes" in left_out["other"]
 
 
-# --- Real data --------------------------------------------------------------------------------------------------------
+# --- Real data ----------------------------------------------------------------------------------
 
 
 @pytest.mark.real_data
@@ -345,9 +466,15 @@ def test_real_clips_are_found_in_their_scores_and_not_in_others(percepiano_dir):
         pairs = dict(zip(right.played.tolist(), right.written.tolist(), strict=True))
         heard, number = damaged(true, rng)
         found = match(heard, own)
-        again = {number[i]: j for i, j in zip(found.played, found.written, strict=True) if number[i] >= 0}
+        again = {
+            number[i]: j for i, j in zip(found.played, found.written, strict=True) if number[i] >= 0
+        }
         robust.append(np.mean([again.get(i) == pairs[i] for i in number if i in pairs]))
-        stranger = "Schubert_D960_mv3_8bars_03" if segment.startswith("Beethoven") else "Beethoven_WoO80_thema_8bars_1"
+        stranger = (
+            "Schubert_D960_mv3_8bars_03"
+            if segment.startswith("Beethoven")
+            else "Beethoven_WoO80_thema_8bars_1"
+        )
         foreign.append(match(true, score.read(scores[stranger])).share)
     assert np.mean(shares) > 0.98 and min(shares) > 0.9
     assert np.mean(robust) > 0.95

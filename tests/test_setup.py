@@ -1,4 +1,5 @@
-"""colab_setup.sh, requirements.txt and .ci: what a stranger types first. Cost: 3 s; -m slow installs for real."""
+"""colab_setup.sh, requirements.txt and .ci: what a stranger types first. Cost: 3 s; -m slow
+installs for real."""
 
 import json
 import os
@@ -21,7 +22,9 @@ CONSTRAINTS = REPOSITORY / ".ci" / "colab-versions.txt"
 
 def requirement_lines(path: Path) -> list[str]:
     """The lines of a requirements file that are not comments."""
-    return [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    return [
+        line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")
+    ]
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -34,14 +37,20 @@ def setup(checkout: Path, *arguments: str, **environment: str) -> subprocess.Com
     """Run the script of a checkout from somewhere else, as nobody at a keyboard."""
     return subprocess.run(
         ["bash", str(checkout / "colab_setup.sh"), *arguments],
-        cwd="/", env=clean_environment(**environment), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd="/",
+        env=clean_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
     """A copy of the project without its environment and runs."""
-    keep_out = shutil.ignore_patterns(".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".pytest_cache")
+    keep_out = shutil.ignore_patterns(
+        ".git", ".venv*", "runs", "__pycache__", "*.egg-info", ".pytest_cache"
+    )
     return shutil.copytree(REPOSITORY, tmp_path / "checkout with space", ignore=keep_out)
 
 
@@ -100,7 +109,10 @@ def test_python_without_ensurepip_names_the_package_to_install(checkout, tmp_pat
     bare = fake_python(tmp_path / "bare", "sys.modules['ensurepip'] = None")
     run = setup(checkout, PYTHON=str(bare))
     assert run.returncode == 1
-    assert f"apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv" in run.stderr
+    assert (
+        f"apt-get install python{sys.version_info.major}.{sys.version_info.minor}-venv"
+        in run.stderr
+    )
 
 
 def test_no_python_at_all_says_so(checkout, tmp_path):
@@ -127,7 +139,9 @@ def test_requirements_are_lower_bounds_with_a_reason():
     for line in requirement_lines(REPOSITORY / "requirements.txt"):
         requirement, _, reason = line.partition("#")
         assert reason.strip(), f"{line}: why?"
-        assert {part.operator for part in Requirement(requirement).specifier} == {">="}, f"{line}: a lower bound only"
+        assert {part.operator for part in Requirement(requirement).specifier} == {">="}, (
+            f"{line}: a lower bound only"
+        )
 
 
 def test_colab_has_what_the_lower_bounds_ask_for():
@@ -135,12 +149,24 @@ def test_colab_has_what_the_lower_bounds_ask_for():
     for line in requirement_lines(CONSTRAINTS):
         requirement = Requirement(line)
         colab[requirement.name.lower()] = next(iter(requirement.specifier)).version
-        assert str(requirement.marker) == 'python_version == "3.13"', f"{line}: would bind another Python too"
-    absent = {"pretty_midi", "mido", "pyfluidsynth", "pyloudnorm", "gcp-storage-emulator", "pytest-xdist"}  # what Colab lacks
+        assert str(requirement.marker) == 'python_version == "3.13"', (
+            f"{line}: would bind another Python too"
+        )
+    # what Colab lacks
+    absent = {
+        "pretty_midi",
+        "mido",
+        "pyfluidsynth",
+        "pyloudnorm",
+        "gcp-storage-emulator",
+        "pytest-xdist",
+    }
     for line in requirement_lines(REPOSITORY / "requirements.txt"):
         requirement = Requirement(line.partition("#")[0])
         if requirement.name not in absent:
-            assert colab[requirement.name.lower()] in requirement.specifier, f"Colab's {requirement.name} is too old"
+            assert colab[requirement.name.lower()] in requirement.specifier, (
+                f"Colab's {requirement.name} is too old"
+            )
 
 
 def rating_lines() -> list[Requirement]:
@@ -150,9 +176,19 @@ def rating_lines() -> list[Requirement]:
 
 
 def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
-    everything = {Requirement(line.partition("#")[0]).name for line in requirement_lines(REPOSITORY / "requirements.txt")}
+    everything = {
+        Requirement(line.partition("#")[0]).name
+        for line in requirement_lines(REPOSITORY / "requirements.txt")
+    }
     left_out = everything - {one.name for one in rating_lines()}
-    assert {"tensorflow-datasets", "grain", "array_record", "matplotlib", "gcsfs", "pytest"} <= left_out
+    assert {
+        "tensorflow-datasets",
+        "grain",
+        "array_record",
+        "matplotlib",
+        "gcsfs",
+        "pytest",
+    } <= left_out
     modules = {name.replace("-", "_").removeprefix("py") for name in left_out} - {
         "orbax_checkpoint",
         "scikit_learn",
@@ -160,13 +196,16 @@ def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
         "absl_py",
         "tqdm",
     }
+    blocked = sorted(modules | {"fluidsynth", "orbax.checkpoint"})
     code = (
-        f"import sys; sys.modules.update(dict.fromkeys({sorted(modules | {'fluidsynth', 'orbax.checkpoint'})!r}))\n"
+        f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
         "from percepiano_ast.__main__ import main\n"
-        "sys.exit(main(['rate', 'example.wav', '--json', '--html', 'page.html', '--csv', 'table.csv']))"
+        "sys.exit(main(['rate', 'example.wav', '--json', '--html', 'page.html', '--csv', 't.csv']))"
     )
     demo.write_example(tmp_path, "example")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "page.html").exists() and "timing_stable_unstable" in done.stdout
 
@@ -176,29 +215,66 @@ def test_a_recording_is_rated_by_one_command_without_soundfonts_tests_or_ffmpeg(
     here = tmp_path / "elsewhere"
     here.mkdir()
     wave = demo.write_example(here, "example")
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", wave, "-b:a", "192k", here / "take.m4a"], check=True)
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-i",
+            wave,
+            "-b:a",
+            "192k",
+            here / "take.m4a",
+        ],
+        check=True,
+    )
     tools = tmp_path / "tools"  # a PATH without ffmpeg
     tools.mkdir()
-    for tool in ("bash", "cat", "cksum", "dirname", "ls", "mkdir", "mktemp", "mv", "rm", "sed", "sort", "tail"):
+    for tool in (
+        "bash",
+        "cat",
+        "cksum",
+        "dirname",
+        "ls",
+        "mkdir",
+        "mktemp",
+        "mv",
+        "rm",
+        "sed",
+        "sort",
+        "tail",
+    ):
         (tools / tool).symlink_to(shutil.which(tool))
     run = subprocess.run(
         ["bash", checkout / "colab_setup.sh", "rate", "example.wav", "take.m4a", "--json"],
-        cwd=here, env=clean_environment(PYTHON=sys.executable, PATH=str(tools)), capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=here,
+        env=clean_environment(PYTHON=sys.executable, PATH=str(tools)),
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stderr
     rated = json.loads(run.stdout)
-    assert max(abs(rated[0]["ratings"][key] - rated[1]["ratings"][key]) for key in rated[0]["ratings"]) < 0.02
+    assert (
+        max(abs(rated[0]["ratings"][key] - rated[1]["ratings"][key]) for key in rated[0]["ratings"])
+        < 0.02
+    )
     installed = freeze(checkout / ".venv/bin/python")
     assert not {"pytest", "pyfluidsynth", "tensorflow-datasets", "grain"} & installed.keys()
-    command = subprocess.run([checkout / ".venv/bin/percepiano", "--version"], capture_output=True, text=True)
+    command = subprocess.run(
+        [checkout / ".venv/bin/percepiano", "--version"], capture_output=True, text=True
+    )
     assert command.returncode == 0 and command.stdout.startswith("percepiano ")
 
 
 def freeze(python: Path) -> dict[str, str]:
     """Versions of everything installed, by name; without the package under test."""
-    run = subprocess.run([python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze"], capture_output=True, text=True, check=True
+    )
     versions = dict(line.split("==") for line in run.stdout.splitlines())
-    return {name: version for name, version in versions.items() if not name.startswith("percepiano")}
+    return {
+        name: version for name, version in versions.items() if not name.startswith("percepiano")
+    }
 
 
 @pytest.mark.slow
@@ -219,7 +295,9 @@ def test_installs_once_and_repairs_what_a_kill_left(checkout):
         file.write("\nsix>=1.0  # asks for another installation\n")
     command = ["bash", str(checkout / "colab_setup.sh")]
     environment = clean_environment(PYTHON=sys.executable)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
         assert "installing" in run.stdout.readline()
         os.killpg(run.pid, 9)
     shutil.rmtree(next((checkout / ".venv").glob("lib/python3*/site-packages/numpy")))
@@ -229,23 +307,35 @@ def test_installs_once_and_repairs_what_a_kill_left(checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.version_info[:2] != (3, 13), reason="Colab's versions are those of Python 3.13")
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 13), reason="Colab's versions are those of Python 3.13"
+)
 def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
     base = getattr(sys, "_base_executable", sys.executable)
     subprocess.run([base, "-m", "venv", tmp_path / "colab"], check=True)
     python = tmp_path / "colab/bin/python"
-    colab = tmp_path / "colab.txt"  # with the tensorflow-metadata that Colab has and that does not load
-    colab.write_text(CONSTRAINTS.read_text().replace("tensorflow-metadata==1.17.2", "tensorflow-metadata==1.21.0"))
+    # with the tensorflow-metadata that Colab has and that does not load
+    colab = tmp_path / "colab.txt"
+    colab.write_text(
+        CONSTRAINTS.read_text().replace(
+            "tensorflow-metadata==1.17.2", "tensorflow-metadata==1.21.0"
+        )
+    )
     have = [
         line.partition("#")[0].strip()
         for line in requirement_lines(checkout / "requirements.txt")
         if not line.startswith(("pretty_midi", "pyfluidsynth"))
     ]
-    subprocess.run([python, "-m", "pip", "install", "-q", "-c", colab, *have], check=True, capture_output=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "-c", colab, *have], check=True, capture_output=True
+    )
     before = freeze(python)
     assert before["tensorflow-metadata"] == "1.21.0"
 
-    on_colab = {"COLAB_RELEASE_TAG": "release-test", "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    on_colab = {
+        "COLAB_RELEASE_TAG": "release-test",
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+    }
     run = setup(checkout, **on_colab)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "tensorflow-metadata by 1.17.2" in run.stdout and "all work" in run.stdout
@@ -253,7 +343,11 @@ def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
     moved = {name for name in before if after.get(name) != before[name]}
     assert moved == {"tensorflow-metadata"}
     new = set(after) - set(before)
-    assert {"pretty_midi", "pyfluidsynth"} <= new <= {"pretty_midi", "pyfluidsynth", "mido", "importlib_resources"}
+    assert (
+        {"pretty_midi", "pyfluidsynth"}
+        <= new
+        <= {"pretty_midi", "pyfluidsynth", "mido", "importlib_resources"}
+    )
     assert not (checkout / ".venv").exists()
 
     again = setup(checkout, **on_colab)
@@ -263,13 +357,37 @@ def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
 
 @pytest.mark.slow
 def test_a_wheel_rates_a_recording_where_there_is_no_repository(checkout, tmp_path):
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(checkout)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(tmp_path),
+        str(checkout),
+    ]
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("percepiano_ast-*.whl")
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
     code = "from percepiano_ast.data import demo; print(demo.write_example('.', 'example'))"
-    here = {"cwd": tmp_path, "env": clean_environment(PYTHONPATH=str(tmp_path / "installed")), "capture_output": True, "text": True}
+    here = {
+        "cwd": tmp_path,
+        "env": clean_environment(PYTHONPATH=str(tmp_path / "installed")),
+        "capture_output": True,
+        "text": True,
+    }
     subprocess.run([sys.executable, "-c", code], check=True, **here)
-    command = [sys.executable, "-m", "percepiano_ast", "rate", "example.wav", "--json", "--html", "page.html"]
+    command = [
+        sys.executable,
+        "-m",
+        "percepiano_ast",
+        "rate",
+        "example.wav",
+        "--json",
+        "--html",
+        "page.html",
+    ]
     done = subprocess.run(command, check=True, **here)
     assert '"timing_stable_unstable"' in done.stdout and (tmp_path / "page.html").exists()

@@ -1,6 +1,8 @@
-"""The archive at its real size, slow: hours of recordings, more than 4 GiB, killed over and over. Run with ``-m slow -s``.
+"""The archive at its real size, slow: hours of recordings, more than 4 GiB, killed over and over.
+Run with ``-m slow -s``.
 
-SOAK_HOURS and SOAK_KILLS make it shorter or longer; 20 hours and 20 kills take about 20 minutes and 30 GB of disk.
+SOAK_HOURS and SOAK_KILLS make it shorter or longer; 20 hours and 20 kills take about 20 minutes and
+30 GB of disk.
 """
 
 import io
@@ -33,21 +35,33 @@ def _wav_header(frames: int, rate: int) -> bytes:
     """Of 16-bit stereo."""
     size = 4 * frames
     form = np.array([16, 1 + (2 << 16), rate, 4 * rate, 4 + (16 << 16)], "<u4").tobytes()
-    return b"RIFF" + np.uint32(36 + size).tobytes() + b"WAVEfmt " + form + b"data" + np.uint32(size).tobytes()
+    return (
+        b"RIFF"
+        + np.uint32(36 + size).tobytes()
+        + b"WAVEfmt "
+        + form
+        + b"data"
+        + np.uint32(size).tobytes()
+    )
 
 
 def _minute(rate: int, seed: int) -> np.ndarray:
     """A minute of the simulated piano in stereo, with a room's noise: int16 (n, 2)."""
     rng = np.random.default_rng(seed)
     style = dict.fromkeys(demo.PARAMETERS, 0.0) | {"loudness": rng.normal(), "pedal": rng.normal()}
-    wave = make_synthesizer("builtin").render(demo.perform(UNRATED[seed % len(UNRATED)], style, rng), rate)
+    wave = make_synthesizer("builtin").render(
+        demo.perform(UNRATED[seed % len(UNRATED)], style, rng), rate
+    )
     wave = np.resize(wave, 60 * rate)
-    stereo = np.stack([wave, np.roll(wave, rate // 1000)], axis=1) + rng.normal(0, 3e-4, (60 * rate, 2))
+    stereo = np.stack([wave, np.roll(wave, rate // 1000)], axis=1) + rng.normal(
+        0, 3e-4, (60 * rate, 2)
+    )
     return (np.clip(stereo, -1, 1) * 32767).astype("<i2")
 
 
 def write_long_archive(path: Path, hours: float) -> int:
-    """A deflated zip64 archive in MAESTRO's shape, stereo at 44.1 and 48 kHz; bytes of its recordings in it."""
+    """A deflated zip64 archive in MAESTRO's shape, stereo at 44.1 and 48 kHz; bytes of its
+    recordings in it."""
     rng, rows, total, number = random.Random(0), [], 0.0, 0
     minutes = {rate: [_minute(rate, seed) for seed in range(6)] for rate in (44_100, 48_000)}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -57,9 +71,21 @@ def write_long_archive(path: Path, hours: float) -> int:
             with archive.open(f"{ROOT}/{name}", "w", force_zip64=True) as member:
                 member.write(_wav_header(60 * rate * length, rate))
                 for _ in range(length):
-                    member.write(np.roll(rng.choice(minutes[rate]), rng.randrange(rate), axis=0).tobytes())
+                    member.write(
+                        np.roll(rng.choice(minutes[rate]), rng.randrange(rate), axis=0).tobytes()
+                    )
             split = {8: "validation", 9: "test"}.get(number % 10, "train")
-            rows.append(("Nobody", f"Piece {number}", split, 2010 + number % 10, "none.midi", name, 60 * length))
+            rows.append(
+                (
+                    "Nobody",
+                    f"Piece {number}",
+                    split,
+                    2010 + number % 10,
+                    "none.midi",
+                    name,
+                    60 * length,
+                )
+            )
             total, number = total + 60 * length, number + 1
         table = pd.DataFrame(rows, columns=tables.COLUMNS).to_csv(index=False)
         archive.writestr(f"{ROOT}/{ROOT}.csv", table)
@@ -74,15 +100,25 @@ def _memory_mb(group: int) -> float:
     for pgid, pid in (line.split() for line in listed.splitlines()):
         status = Path(f"/proc/{pid}/status")
         if pgid == str(group) and status.exists():
-            peaks += [int(line.split()[1]) / 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+            peaks += [
+                int(line.split()[1]) / 1024
+                for line in status.read_text().splitlines()
+                if line.startswith("VmHWM")
+            ]
     return max(peaks, default=0.0)
 
 
 def _run(url: str, out: Path, kill_after: float | None = None) -> tuple[int, float, str]:
-    """Exit code, largest memory of a process in MB, and what was printed; killed after so many seconds, if given."""
+    """Exit code, largest memory of a process in MB, and what was printed; killed after so many
+    seconds, if given."""
     log = out.with_suffix(".log")
     with log.open("a") as file:
-        process = subprocess.Popen([*COMMAND, "--source", url, "--out", str(out)], stdout=file, stderr=file, start_new_session=True)
+        process = subprocess.Popen(
+            [*COMMAND, "--source", url, "--out", str(out)],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
         began, memory = time.monotonic(), 0.0
         while process.poll() is None:
             memory = max(memory, _memory_mb(process.pid))
@@ -103,11 +139,16 @@ def test_hours_from_a_server_killed_over_and_over(tmp_path):
         code, memory, printed = _run(server.url, tmp_path / "whole")
         assert code == 0, printed[-2000:]
         seconds = time.monotonic() - began
-        report |= {"seconds": round(seconds), "x_real_time": round(HOURS * 3600 / seconds), "worker_mb": round(memory)}
+        report |= {
+            "seconds": round(seconds),
+            "x_real_time": round(HOURS * 3600 / seconds),
+            "worker_mb": round(memory),
+        }
         report["fetched_per_byte"] = round(server.sent / members, 4)
         server.sent, kills, done = 0, 0, False
         while not done:
-            # From the command's start to some way into its work, so that the work lasts for all of them.
+            # From the command's start to some way into its work, so that the work lasts for all of
+            # them.
             moment = rng.uniform(3, 6 + seconds / KILLS) if kills < KILLS else None
             code, peak, printed = _run(server.url, tmp_path / "killed", moment)
             memory, done = max(memory, peak), code == 0
@@ -117,7 +158,9 @@ def test_hours_from_a_server_killed_over_and_over(tmp_path):
     whole, killed = tmp_path / "whole" / "maestro", tmp_path / "killed" / "maestro"
     assert data_set_bytes(killed) == data_set_bytes(whole)
     assert manifest.verify(killed, log=lambda line: None) == []
-    report["shards_gb"] = round(sum(p.stat().st_size for p in whole.rglob("*array_record*")) / 1e9, 3)
+    report["shards_gb"] = round(
+        sum(p.stat().st_size for p in whole.rglob("*array_record*")) / 1e9, 3
+    )
     print(json.dumps(report))
     assert kills == KILLS and memory < WORKER_MB and report["fetched_per_byte"] <= 1.05
 
@@ -127,4 +170,9 @@ def test_the_header_that_the_soak_writes_is_one(tmp_path):
 
     sound = _wav_header(480, 48_000) + bytes(4 * 480)
     with soundfile.SoundFile(io.BytesIO(sound)) as file:
-        assert (file.samplerate, file.channels, file.frames, file.subtype) == (48_000, 2, 480, "PCM_16")
+        assert (file.samplerate, file.channels, file.frames, file.subtype) == (
+            48_000,
+            2,
+            480,
+            "PCM_16",
+        )

@@ -1,4 +1,5 @@
-"""Making shards, whatever interrupts it: killed, out of room, cut off, damaged. Cost: 60 s, most of it workers that start."""
+"""Making shards, whatever interrupts it: killed, out of room, cut off, damaged. Cost: 60 s, most of
+it workers that start."""
 
 import hashlib
 import json
@@ -16,7 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archives import FRONT_END, ROOT, data_set_bytes, preprocess, sound, wav, write_archive_of, write_usual_archive
+from archives import (
+    FRONT_END,
+    ROOT,
+    data_set_bytes,
+    preprocess,
+    sound,
+    wav,
+    write_archive_of,
+    write_usual_archive,
+)
 from array_record.python import array_record_module
 from servers import RangeServer, StorageEmulator
 
@@ -24,7 +34,8 @@ from percepiano_ast.__main__ import main
 from percepiano_ast.config import InputError, RunFailed
 from percepiano_ast.data import maestro, manifest, records, shards, sources, staging
 
-# Shards of half a minute, so that there are several; servers are asked again soon. Workers run this file too.
+# Shards of half a minute, so that there are several; servers are asked again soon. Workers run this
+# file too.
 SCRIPT = """
 import sys
 from percepiano_ast.__main__ import main
@@ -56,13 +67,26 @@ def run(script, archive, tmp_path_factory) -> Path:
     return out / "maestro"
 
 
-def start(script: Path, source, out: Path, *options: str, capture_output=False, text=False) -> subprocess.Popen:
+def start(
+    script: Path, source, out: Path, *options: str, capture_output=False, text=False
+) -> subprocess.Popen:
     """The command, in a process group of its own."""
     repository = Path(__file__).resolve().parent.parent
-    command = [sys.executable, script, "preprocess", "--source", str(source), "--out", str(out), *options]
+    command = [
+        sys.executable,
+        script,
+        "preprocess",
+        "--source",
+        str(source),
+        "--out",
+        str(out),
+        *options,
+    ]
     pipe = subprocess.PIPE if capture_output else subprocess.DEVNULL
     environment = os.environ | {"PYTHONPATH": str(repository)}
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=text, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=text, start_new_session=True
+    )
 
 
 def finish(script: Path, source, out: Path, *options: str) -> tuple[int, str]:
@@ -79,7 +103,8 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(script, archive, run, tmp_path):
-    """Killed when the first recording is staged, when the first shard is being written, when it is, and whenever."""
+    """Killed when the first recording is staged, when the first shard is being written, when it is,
+    and whenever."""
     home = tmp_path / "out" / "maestro"
     moments = [
         lambda: list(home.glob("staged/*/*.json")),
@@ -97,7 +122,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(script, archive, run, 
         with pytest.raises(InputError, match="is incomplete. Run this first"):
             shards.open_shards(home, "train", made_by="this")
         # What is staged stays for a moment after its shard is done: it counts once.
-        done = {path.stem: len(json.loads(path.read_text())["recordings"]) for path in home.glob("records/*.json")}
+        done = {
+            path.stem: len(json.loads(path.read_text())["recordings"])
+            for path in home.glob("records/*.json")
+        }
         staged = [path for path in home.glob("staged/*/*.json") if path.parent.name not in done]
         kept.append(len(staged) + sum(done.values()))
     assert kept[0] >= 1 and kept == sorted(kept), "a finished recording was lost"
@@ -121,19 +149,31 @@ def test_when_the_command_is_killed_its_workers_end(script, archive, tmp_path):
 
 def _members(group: int) -> list[str]:
     """Processes of a group that are not dead."""
-    listed = subprocess.run(["ps", "-eww", "-o", "pgid=,pid=,stat=,args="], capture_output=True, text=True).stdout
-    return [line for line in listed.splitlines() if line.split()[0] == str(group) and "Z" not in line.split()[2]]
+    listed = subprocess.run(
+        ["ps", "-eww", "-o", "pgid=,pid=,stat=,args="], capture_output=True, text=True
+    ).stdout
+    return [
+        line
+        for line in listed.splitlines()
+        if line.split()[0] == str(group) and "Z" not in line.split()[2]
+    ]
 
 
 def test_a_killed_worker_is_said_and_the_next_run_continues(script, archive, run, tmp_path):
     with RangeServer(archive) as server:
         server.delay = 0.3  # so that the worker is at work when it is killed
-        process = start(script, server.url, tmp_path / "out", "--workers", "1", capture_output=True, text=True)
+        process = start(
+            script, server.url, tmp_path / "out", "--workers", "1", capture_output=True, text=True
+        )
         wait_for(lambda: list((tmp_path / "out" / "maestro").glob("staged/*/*.json")), process)
         (worker,) = [line.split()[1] for line in _members(process.pid) if "spawn_main" in line]
         os.kill(int(worker), signal.SIGKILL)
         _, error = process.communicate(timeout=60)
-    assert process.returncode == 1 and "a worker process was killed" in error and "Traceback" not in error
+    assert (
+        process.returncode == 1
+        and "a worker process was killed" in error
+        and "Traceback" not in error
+    )
     assert finish(script, archive, tmp_path / "out")[0] == 0
     assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
 
@@ -143,8 +183,14 @@ class TestRemote:
 
     def test_every_byte_is_fetched_once_whatever_breaks(self, script, archive, run, tmp_path):
         with RangeServer(archive) as server, zipfile.ZipFile(archive) as file:
-            members = sum(i.compress_size for i in file.infolist() if i.filename.endswith(("_0000.wav", ".csv")))
-            members += sum(i.compress_size for i in file.infolist() if re.search(r"_000[1-5].wav", i.filename))
+            members = sum(
+                i.compress_size
+                for i in file.infolist()
+                if i.filename.endswith(("_0000.wav", ".csv"))
+            )
+            members += sum(
+                i.compress_size for i in file.infolist() if re.search(r"_000[1-5].wav", i.filename)
+            )
             server.cut_after, server.failures = [2000, 300_000, 5000, 40_000], [503, 500, 429]
             code, printed = finish(script, server.url, tmp_path / "out", "--workers", "2")
             assert code == 0, printed
@@ -152,9 +198,12 @@ class TestRemote:
             directory = 65_557 * 3  # the archive's end, for the command and each of its workers
             assert members < server.sent <= 1.05 * members + directory
 
-    def test_a_source_that_goes_away_ends_the_run_and_it_continues(self, script, archive, run, tmp_path):
+    def test_a_source_that_goes_away_ends_the_run_and_it_continues(
+        self, script, archive, run, tmp_path
+    ):
         with RangeServer(archive) as server, zipfile.ZipFile(archive) as file:
-            server.broken = (file.infolist()[4].header_offset, archive.stat().st_size - 70_000)  # its end still comes
+            # its end still comes
+            server.broken = (file.infolist()[4].header_offset, archive.stat().st_size - 70_000)
             code, printed = finish(script, server.url, tmp_path / "out", "--workers", "1")
             assert code == 1 and "the source stopped delivering" in printed and "503" in printed
             assert "Traceback" not in printed and "run again to resume" in printed
@@ -168,13 +217,25 @@ class TestRemote:
             offset = file.getinfo(f"{ROOT}/2026/recording_0002.wav").header_offset
             server.broken = (offset + 100_000, offset + 100_001)
             code, printed = finish(script, server.url, tmp_path / "out")
-            assert code == 1 and "skipped 2026/recording_0002.wav" in printed and "1 unusable recordings, 0 allowed" in printed
+            assert (
+                code == 1
+                and "skipped 2026/recording_0002.wav" in printed
+                and "1 unusable recordings, 0 allowed" in printed
+            )
             code, printed = finish(script, server.url, tmp_path / "out", "--max-bad", "1")
             assert code == 0 and "5 of 6 are done already" in printed, printed
 
-    @pytest.mark.parametrize("fault, message", [({"ranges": False}, "cannot be read by ranges"), ({"failures": [403]}, "403"),
-                                                ({"failures": [404]}, "404")])  # fmt: skip
-    def test_what_no_patience_helps_is_said_at_once(self, fault, message, archive, tmp_path, capsys):
+    @pytest.mark.parametrize(
+        "fault, message",
+        [
+            ({"ranges": False}, "cannot be read by ranges"),
+            ({"failures": [403]}, "403"),
+            ({"failures": [404]}, "404"),
+        ],
+    )
+    def test_what_no_patience_helps_is_said_at_once(
+        self, fault, message, archive, tmp_path, capsys
+    ):
         with RangeServer(archive) as server:
             for name, value in fault.items():
                 setattr(server, name, value)
@@ -185,7 +246,9 @@ class TestRemote:
     def test_googles_store(self, script, archive, run, tmp_path):
         pytest.importorskip("gcsfs", reason="gcsfs is optional: Colab's TPU runtime has none")
         with StorageEmulator() as emulator:
-            code, printed = finish(script, emulator.upload("maestro.zip", archive.read_bytes()), tmp_path / "out")
+            code, printed = finish(
+                script, emulator.upload("maestro.zip", archive.read_bytes()), tmp_path / "out"
+            )
         assert code == 0, printed
         assert data_set_bytes(tmp_path / "out" / "maestro") == data_set_bytes(run)
 
@@ -195,7 +258,10 @@ def small_disk(tmp_path):
     """A disk of 4 MB; needs root."""
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]).returncode
+    ):
         pytest.skip("mounting a small disk needs root")
     yield place
     subprocess.run(["umount", place], check=True)
@@ -205,12 +271,18 @@ class TestRoom:
     """A disk that is small, or fills up."""
 
     def test_too_small_a_disk_is_said_before_anything_is_read(self, small_disk, tmp_path):
-        source = write_archive_of(tmp_path / "long.zip", {f"{k}.wav": wav(sound(12)) for k in range(1)})
+        source = write_archive_of(
+            tmp_path / "long.zip", {f"{k}.wav": wav(sound(12)) for k in range(1)}
+        )
         _claim_hours(source, 1.0)
-        with pytest.raises(InputError, match=r"0\.00 GB free, the shards need 0\.09 GB: 0\.09 GB are missing"):
+        with pytest.raises(
+            InputError, match=r"0\.00 GB free, the shards need 0\.09 GB: 0\.09 GB are missing"
+        ):
             preprocess(source, small_disk / "out")
 
-    def test_a_disk_that_fills_up_stops_the_run_with_all_work_kept(self, archive, small_disk, run, tmp_path):
+    def test_a_disk_that_fills_up_stops_the_run_with_all_work_kept(
+        self, archive, small_disk, run, tmp_path
+    ):
         lines = []
 
         def fill(line: str) -> None:
@@ -219,7 +291,9 @@ class TestRoom:
                 (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))
 
         work = maestro.build.Work(1, log=fill)
-        with pytest.raises(RunFailed, match="is full .* GB are needed for the rest. Free them and run again"):
+        with pytest.raises(
+            RunFailed, match="is full .* GB are needed for the rest. Free them and run again"
+        ):
             maestro.preprocess(str(archive), small_disk / "out", FRONT_END, work)
         kept = len(list((small_disk / "out").glob("staged/*/*.json")))
         assert kept and not list(small_disk.rglob("*.partial"))
@@ -229,7 +303,9 @@ class TestRoom:
         assert shards.is_complete(small_disk / "out")
 
     def test_a_disk_that_is_full_at_once_leaves_nothing_half_written(self, small_disk):
-        item = shards.Item("noise", "train", {"recording": "n", "composer": "", "title": "", "year": 0}, 60.0)
+        item = shards.Item(
+            "noise", "train", {"recording": "n", "composer": "", "title": "", "year": 0}, 60.0
+        )
         job = staging.Job(maestro.MaestroLogMel, _noise, small_disk, FRONT_END)
         (shard,) = shards.plan([item])
         outcome = staging._attempt(job, shard, 0)
@@ -297,7 +373,11 @@ class TestVerify:
             path.write_bytes(content[: len(content) // 2] if damage == "truncate" else b"")
         assert main(["preprocess", "--verify", "--out", str(copy.parent)]) == 1
         said = capsys.readouterr().err
-        expected = {"flip": "its SHA-256 does not match the manifest", "stray": "not in the manifest", "delete": "missing"}
+        expected = {
+            "flip": "its SHA-256 does not match the manifest",
+            "stray": "not in the manifest",
+            "delete": "missing",
+        }
         assert expected.get(damage, "bytes, expected") in said
         if damage == "flip":
             assert name in said and re.search(r"2026/recording_000\d.wav cannot be read", said)
@@ -319,7 +399,9 @@ class TestCopy:
         manifest.copy(run, tmp_path / "here", lines.append)
         assert data_set_bytes(tmp_path / "here") == data_set_bytes(run)
         assert len(shards.open_shards(tmp_path / "here", "train", made_by="it"))
-        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*array_record*")}
+        before = {
+            path: path.stat().st_mtime_ns for path in (tmp_path / "here").rglob("*array_record*")
+        }
         damaged, *_ = before
         damaged.write_bytes(b"half")
         manifest.copy(run, tmp_path / "here", lines.append)
@@ -332,20 +414,27 @@ class TestCopy:
         content = bytearray(path.read_bytes())
         content[5000] ^= 1
         path.write_bytes(content)
-        with pytest.raises(RunFailed, match="has the wrong checksum. Check it with `percepiano preprocess --verify`"):
+        with pytest.raises(
+            RunFailed,
+            match="has the wrong checksum. Check it with `percepiano preprocess --verify`",
+        ):
             manifest.copy(source, tmp_path / "here", log=lambda line: None)
         assert not shards.is_complete(tmp_path / "here")
         (source / shards.MANIFEST).unlink()
         with pytest.raises(InputError, match="Run notebook 01"):
             manifest.copy(source, tmp_path / "here")
 
-    @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\\..\\escaped", "", "."])
+    @pytest.mark.parametrize(
+        "name", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\\..\\escaped", "", "."]
+    )
     def test_a_manifest_from_a_stranger_leads_nowhere_else(self, tmp_path, name):
         source = tmp_path / "source"
         source.mkdir()
         (tmp_path / "escaped").write_text("mine")
         known = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
-        (source / shards.MANIFEST).write_text(json.dumps({"data_set": "x", "version": "2.0.0", "files": {name: known}}))
+        (source / shards.MANIFEST).write_text(
+            json.dumps({"data_set": "x", "version": "2.0.0", "files": {name: known}})
+        )
         with pytest.raises(InputError, match="which is not a valid file of a data set. Do not use"):
             manifest.copy(source, tmp_path / "a" / "b")
         assert (tmp_path / "escaped").read_text() == "mine" and not (tmp_path / "a").exists()
@@ -365,7 +454,10 @@ class TestCopy:
 
 def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
     job = staging.Job(maestro.MaestroLogMel, _short_noise, tmp_path, FRONT_END)
-    items = [shards.Item(k, "train", {"recording": k, "composer": "", "title": "", "year": 0}, 12.0) for k in "ab"]
+    items = [
+        shards.Item(k, "train", {"recording": k, "composer": "", "title": "", "year": 0}, 12.0)
+        for k in "ab"
+    ]
     (shard,) = shards.plan(items)
     for position in (0, 1):
         job.stage(shard, position)
@@ -394,7 +486,9 @@ def test_bytes_that_were_damaged_on_the_way_are_fetched_again(tmp_path):
             raise sources.Damaged("bad CRC")
 
     job = staging.Job(maestro.MaestroLogMel, damaged_once, tmp_path, FRONT_END)
-    item = shards.Item("a", "train", {"recording": "a", "composer": "", "title": "", "year": 0}, 12.0)
+    item = shards.Item(
+        "a", "train", {"recording": "a", "composer": "", "title": "", "year": 0}, 12.0
+    )
     assert job.stage(shards.plan([item])[0], 0)["n_frames"] == 1200 and tries == ["a", "a"]
 
 
@@ -405,10 +499,16 @@ def _short_noise(item: shards.Item, facts: dict):
 def test_a_record_is_the_same_in_every_process():
     features = maestro.MaestroLogMel.features_of("uint8", 128)
     names = ["composer", "log_mel", "recording", "start_frame", "title", "year"]
-    values = dict.fromkeys(names, "x") | {"log_mel": np.zeros((3, 128), np.uint8), "start_frame": 1, "year": 2}
+    values = dict.fromkeys(names, "x") | {
+        "log_mel": np.zeros((3, 128), np.uint8),
+        "start_frame": 1,
+        "year": 2,
+    }
     record = records.serialise(features, values)
     places = [record.index(name.encode()) for name in names]
-    assert places == sorted(places), "protobuf's own order of features changes from process to process"
+    assert places == sorted(places), (
+        "protobuf's own order of features changes from process to process"
+    )
 
 
 def test_chunks_lose_no_frame():
@@ -417,7 +517,9 @@ def test_chunks_lose_no_frame():
         for length in (1, 255, 256, 511, 512, 2047, 2048, 5000):
             blocks = np.array_split(frames[:length], 1 + length // 190)
             made = list(shards.chunks(blocks, size))
-            np.testing.assert_array_equal(np.concatenate([chunk for _, chunk in made]), frames[:length])
+            np.testing.assert_array_equal(
+                np.concatenate([chunk for _, chunk in made]), frames[:length]
+            )
             assert [start for start, _ in made] == [size * k for k in range(len(made))]
             assert len(made) == shards.chunk_count(length, size)
             assert all(len(chunk) == size for _, chunk in made[:-1])

@@ -1,6 +1,8 @@
-"""Places for checkpoints that fail for real: full, read-only, gone, broken or silent file systems, and Google's store.
+"""Places for checkpoints that fail for real: full, read-only, gone, broken or silent file systems,
+and Google's store.
 
-Cost: about 45 s on two free cores, most of it children that start; the slow ones take 6 min. Needs root, for mounts.
+Cost: about 45 s on two free cores, most of it children that start; the slow ones take 6 min. Needs
+root, for mounts.
 """
 
 import contextlib
@@ -19,7 +21,8 @@ from percepiano_ast.training.checkpoints import listing, open_latest
 
 # Waits of seconds instead of minutes.
 SHORT = {"stores.PATIENCE": 1.0, "stores.FIRST_WAIT": 0.05, "courier.LAST_WAITS": [0.0, 0.2, 0.5]}
-# A save waits until the one before has arrived or failed: what is said in which epoch does not depend on speed.
+# A save waits until the one before has arrived or failed: what is said in which epoch does not
+# depend on speed.
 SHORT |= {"courier.SOON": 10.0}
 BROKEN, MENDED = STEPS + 5, 3 * STEPS + 5  # steps before which a place breaks, and is mended
 LAST = EPOCHS * STEPS
@@ -57,7 +60,9 @@ def breakable(tmp_path):
                 place = Small(folder, {"ENOSPC": "full", "EROFS": "read-only"}[kind])
                 stack.callback(place.unmount)
             else:
-                place = Fuse(folder, {"EIO": errno.EIO, "ENOTCONN": errno.ENOTCONN, "hang": 0}[kind])
+                place = Fuse(
+                    folder, {"EIO": errno.EIO, "ENOTCONN": errno.ENOTCONN, "hang": 0}[kind]
+                )
             stack.callback(place.end)
             return place
 
@@ -75,17 +80,27 @@ WORDS = {
 
 def kinds(quick=tuple(WORDS)):
     return pytest.mark.parametrize(
-        "kind", [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in WORDS]
+        "kind",
+        [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in WORDS],
     )
 
 
 def train_until_broken(nursery: Nursery, home: Path, place, **request) -> Training:
-    """A training by the command line whose first checkpoint arrived; it waits before a step, and its place is broken."""
-    training = Training(nursery, home, {"work": "command", "gates": [BROKEN, MENDED], "changes": SHORT} | request)
+    """A training by the command line whose first checkpoint arrived; it waits before a step, and
+    its place is broken."""
+    training = Training(
+        nursery, home, {"work": "command", "gates": [BROKEN, MENDED], "changes": SHORT} | request
+    )
     training.start()
     training.until_gate(BROKEN)
-    # Its marker is seen before the training knows that it is there; then the archive on the local disk goes.
-    training.until(lambda: training.newest() == STEPS and not any(files for *_, files in os.walk(training.temporary)))
+    # Its marker is seen before the training knows that it is there; then the archive on the local
+    # disk goes.
+    training.until(
+        lambda: (
+            training.newest() == STEPS
+            and not any(files for *_, files in os.walk(training.temporary))
+        )
+    )
     place.begin()
     training.open_gate(BROKEN)
     return training
@@ -99,8 +114,12 @@ def go_on_to_the_end(training: Training, seconds: float = 60.0) -> tuple[int, st
 
 def assert_said(printed: str, words: str, place, epochs: tuple[int, ...]) -> None:
     """At once, and when each of these epochs was saved."""
-    assert re.search(rf"{NOT_THERE}{place} yet: .*({words}).* Older ones are not deleted; training continues", printed)
-    # Two threads print, perhaps into one line. A save comes before its epoch's line: its warning stands between two of them.
+    assert re.search(
+        rf"{NOT_THERE}{place} yet: .*({words}).* Older ones are not deleted; training continues",
+        printed,
+    )
+    # Two threads print, perhaps into one line. A save comes before its epoch's line: its warning
+    # stands between two of them.
     at = {int(found[1]): found.start() for found in re.finditer(r"  epoch (\d)/", printed)}
     for number in epochs:
         between = printed[at[number - 1] : at[number]]
@@ -111,25 +130,39 @@ class TestFolder:
     """``--store`` is a folder, as of a mounted Drive."""
 
     @kinds(quick=("EIO", "ENOSPC"))
-    def test_training_goes_on_and_saves_when_the_place_is_back(self, kind, breakable, nursery, whole, tmp_path):
+    def test_training_goes_on_and_saves_when_the_place_is_back(
+        self, kind, breakable, nursery, whole, tmp_path
+    ):
         place = breakable(kind, tmp_path / "place")
-        training = train_until_broken(nursery, tmp_path / "run", place, store=str(tmp_path / "place"))
+        training = train_until_broken(
+            nursery, tmp_path / "run", place, store=str(tmp_path / "place")
+        )
         training.until_gate(MENDED)
-        training.until(lambda: len(re.findall(NOT_THERE, training.printed())) >= 2)  # of steps 20 and 30
+        # of steps 20 and 30
+        training.until(lambda: len(re.findall(NOT_THERE, training.printed())) >= 2)
         place.end()
-        assert training.newest() == STEPS and open_latest(training.store, made_by="")[1]["step"] == STEPS
+        assert (
+            training.newest() == STEPS
+            and open_latest(training.store, made_by="")[1]["step"] == STEPS
+        )
         code, printed = go_on_to_the_end(training)
         assert code == 0, printed
         assert_said(printed, WORDS[kind], training.store, (3,))
         assert "Traceback" not in printed
-        assert f"{training.store} is writable again: the checkpoint of step {LAST} is saved" in printed
+        assert (
+            f"{training.store} is writable again: the checkpoint of step {LAST} is saved" in printed
+        )
         assert outcome(training.store) == whole
         assert len(list(training.store.iterdir())) <= 6 and os.listdir(training.temporary) == []
 
     @kinds(quick=())
-    def test_a_place_that_stays_broken_ends_the_run_with_an_error(self, kind, breakable, nursery, whole, tmp_path):
+    def test_a_place_that_stays_broken_ends_the_run_with_an_error(
+        self, kind, breakable, nursery, whole, tmp_path
+    ):
         place = breakable(kind, tmp_path / "place")
-        training = train_until_broken(nursery, tmp_path / "run", place, store=str(tmp_path / "place"))
+        training = train_until_broken(
+            nursery, tmp_path / "run", place, store=str(tmp_path / "place")
+        )
         training.until_gate(MENDED)
         code, printed = go_on_to_the_end(training)
         assert code == 1, printed
@@ -137,8 +170,14 @@ class TestFolder:
         assert "Traceback" not in printed
         error = [line for line in printed.splitlines() if line.startswith("error: ")]
         assert len(error) == 1 and printed.splitlines()[-1] == error[0], printed
-        assert re.search(rf"checkpoint of step {LAST} was not saved in {training.store} \(.*{WORDS[kind]}", error[0])
-        assert f"the last saved checkpoint is of step {STEPS}. Fix the storage location and run again" in error[0]
+        assert re.search(
+            rf"checkpoint of step {LAST} was not saved in {training.store} \(.*{WORDS[kind]}",
+            error[0],
+        )
+        assert (
+            f"the last saved checkpoint is of step {STEPS}. Fix the storage location and run again"
+            in error[0]
+        )
         # It tried again at the end, more than once.
         last = printed[printed.index(f"epoch {EPOCHS}/{EPOCHS}") :]
         assert last.count(NOT_THERE) >= 2, printed
@@ -149,7 +188,9 @@ class TestFolder:
 
     @pytest.mark.parametrize("kind", ["EIO", "ENOTCONN", "hang"])
     @pytest.mark.parametrize("above", [True, pytest.param(False, marks=pytest.mark.slow)])
-    def test_a_run_does_not_start_over_where_its_place_is_broken(self, kind, above, breakable, nursery, tmp_path):
+    def test_a_run_does_not_start_over_where_its_place_is_broken(
+        self, kind, above, breakable, nursery, tmp_path
+    ):
         request = {"work": "command", "store": str(tmp_path / "place"), "changes": SHORT}
         training = Training(nursery, tmp_path / "run", request)
         place = breakable(kind, tmp_path / "place" if above else training.store)
@@ -157,11 +198,17 @@ class TestFolder:
         place.begin()
         assert training.run() == 1, training.printed()
         (line,) = [line for line in training.printed().splitlines() if line.startswith("error: ")]
-        assert str(tmp_path / "place") in line and WORDS[kind] in line and "Traceback" not in training.printed()
+        assert (
+            str(tmp_path / "place") in line
+            and WORDS[kind] in line
+            and "Traceback" not in training.printed()
+        )
         assert training.started_from() is None
 
     @pytest.mark.slow
-    def test_a_place_that_is_read_only_from_the_start_is_said_before_training(self, breakable, nursery, tmp_path):
+    def test_a_place_that_is_read_only_from_the_start_is_said_before_training(
+        self, breakable, nursery, tmp_path
+    ):
         breakable("EROFS", tmp_path / "place").begin()
         request = {"work": "command", "store": str(tmp_path / "place"), "changes": SHORT}
         training = Training(nursery, tmp_path / "run", request)
@@ -182,7 +229,9 @@ class TestLocalDisk:
             place.end()
         code, printed = go_on_to_the_end(training)
         assert code == (0 if mended else 1), printed
-        assert_said(printed, "No space left on device|not enough space|ENOSPC", training.store, (3,))
+        assert_said(
+            printed, "No space left on device|not enough space|ENOSPC", training.store, (3,)
+        )
         place.end()
         training.finish()
         assert training.started_from() == (None if mended else STEPS)
@@ -192,7 +241,9 @@ class TestLocalDisk:
 # history.csv and steps.csv lie beside the checkpoints.
 @pytest.mark.slow
 @kinds(quick=tuple(WORDS))
-def test_a_run_without_store_whose_directory_fails_goes_on(kind, breakable, nursery, whole, tmp_path):
+def test_a_run_without_store_whose_directory_fails_goes_on(
+    kind, breakable, nursery, whole, tmp_path
+):
     place = breakable(kind, tmp_path / "run" / "out")
     training = train_until_broken(nursery, tmp_path / "run", place)
     try:
@@ -202,7 +253,7 @@ def test_a_run_without_store_whose_directory_fails_goes_on(kind, breakable, nurs
     training.wait()
 
 
-# --- Google's store --------------------------------------------------------------------------------------------------
+# --- Google's store -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -216,9 +267,15 @@ class TestBucket:
     """``gs://``, through an emulator of Google's store."""
 
     def of(self, front: Front, **request) -> dict:
-        return {"store": "gs://bucket/run", "environment": {"STORAGE_EMULATOR_HOST": front.url}, **request}
+        return {
+            "store": "gs://bucket/run",
+            "environment": {"STORAGE_EMULATOR_HOST": front.url},
+            **request,
+        }
 
-    def test_killed_and_resumed_it_is_the_run_in_a_folder(self, front, nursery, whole, tmp_path, monkeypatch):
+    def test_killed_and_resumed_it_is_the_run_in_a_folder(
+        self, front, nursery, whole, tmp_path, monkeypatch
+    ):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
         training = Training(nursery, tmp_path, {"gates": [BROKEN, MENDED]} | self.of(front))
         place = "gs://bucket/run/checkpoints"
@@ -233,7 +290,8 @@ class TestBucket:
         assert training.started_from() == 3 * STEPS and outcome(place) == whole
         assert os.listdir(training.temporary) == []
 
-    # gcsfs logs every failure with its traceback, which Python prints where nobody has set up logging.
+    # gcsfs logs every failure with its traceback, which Python prints where nobody has set up
+    # logging.
     @pytest.mark.slow
     def test_what_is_said_of_a_failing_service_can_be_read(self, front, nursery, tmp_path):
         front.begin("503")
@@ -262,10 +320,17 @@ class TestBucket:
             front.end()
         code, printed = go_on_to_the_end(training)
         assert code == (0 if mended else 1), printed
-        words = {"503": "503", "500": "500", "refuses": "Cannot connect", "hangs": "no response for 1 s"}[mode]
+        words = {
+            "503": "503",
+            "500": "500",
+            "refuses": "Cannot connect",
+            "hangs": "no response for 1 s",
+        }[mode]
         assert_said(printed, words, place, (3,) if mended else (3, 4))
         if not mended:
-            assert printed.splitlines()[-1].startswith(f"error: the checkpoint of step {LAST} was not saved in {place} (")
+            assert printed.splitlines()[-1].startswith(
+                f"error: the checkpoint of step {LAST} was not saved in {place} ("
+            )
         front.end()
         assert [one["step"] for one in listing(place)] == ([STEPS, LAST] if mended else [STEPS])
         training.finish()

@@ -1,4 +1,5 @@
-"""What each strategy trains, at which rate and from when on; that every one of them resumes bit for bit. About 40 s."""
+"""What each strategy trains, at which rate and from when on; that every one of them resumes bit for
+bit. About 40 s."""
 
 import dataclasses
 import os
@@ -70,12 +71,20 @@ def trained(start, tmp_path_factory) -> dict:
 
 def changed_blocks(before: dict, after: dict) -> list[bool]:
     """Which of the stacked blocks differ in any parameter."""
-    pairs = list(zip(jax.tree.leaves(before["encoder"]["blocks"]), jax.tree.leaves(after["encoder"]["blocks"])))
+    pairs = list(
+        zip(
+            jax.tree.leaves(before["encoder"]["blocks"]),
+            jax.tree.leaves(after["encoder"]["blocks"]),
+        )
+    )
     return [any(np.any(a[layer] != b[layer]) for a, b in pairs) for layer in range(DEEP.depth)]
 
 
 class TestWhatIsTrained:
-    @pytest.mark.parametrize("strategy, blocks", [("last", [False, False, True]), ("full", [True] * 3), ("lora", [True] * 3)])
+    @pytest.mark.parametrize(
+        "strategy, blocks",
+        [("last", [False, False, True]), ("full", [True] * 3), ("lora", [True] * 3)],
+    )
     def test_blocks_that_change(self, start, trained, strategy, blocks):
         assert changed_blocks(start[0], trained[strategy][2]) == blocks
 
@@ -87,7 +96,9 @@ class TestWhatIsTrained:
     def test_adapters_touch_the_attention_alone(self, start, trained):
         before, after = (params["encoder"]["blocks"] for params in (start[0], trained["lora"][2]))
         assert bits(before["mlp"]) == bits(after["mlp"])
-        moved = np.asarray(after["attention"]["qkv"]["kernel"] - before["attention"]["qkv"]["kernel"])
+        moved = np.asarray(
+            after["attention"]["qkv"]["kernel"] - before["attention"]["qkv"]["kernel"]
+        )
         for layer in range(DEEP.depth):
             for product in np.split(moved[layer], 3, axis=1):
                 assert np.linalg.matrix_rank(product, tol=1e-6) <= 2
@@ -126,23 +137,43 @@ class TestRates:
         head = np.abs(found["head"]["norm"]["bias"]).max()
         blocks = np.abs(found["encoder"]["blocks"]["norm1"]["bias"]).max(axis=1)
         np.testing.assert_allclose(blocks / head, [1 / 8, 1 / 4, 1 / 2], rtol=1e-5)
-        np.testing.assert_allclose(np.abs(found["encoder"]["pos_embed"]).max() / head, 1 / 16, rtol=1e-5)
-        np.testing.assert_allclose(np.abs(found["encoder"]["norm"]["bias"]).max() / head, 1, rtol=1e-5)
+        np.testing.assert_allclose(
+            np.abs(found["encoder"]["pos_embed"]).max() / head, 1 / 16, rtol=1e-5
+        )
+        np.testing.assert_allclose(
+            np.abs(found["encoder"]["norm"]["bias"]).max() / head, 1, rtol=1e-5
+        )
 
     def test_blocks_thaw_from_the_top(self, start):
         """An epoch of two steps for each block; what is frozen does not decay either."""
-        run = dataclasses.replace(deep(strategy="gradual", unfreeze_epochs=1, epochs=8), total_steps=16)
+        run = dataclasses.replace(
+            deep(strategy="gradual", unfreeze_epochs=1, epochs=8), total_steps=16
+        )
         params = strategies.split(run.config, start[0])
-        for steps, moved in ((2, [0, 0, 0]), (3, [0, 0, 1]), (5, [0, 1, 1]), (6, [0, 1, 1]), (7, [1, 1, 1])):
+        for steps, moved in (
+            (2, [0, 0, 0]),
+            (3, [0, 0, 1]),
+            (5, [0, 1, 1]),
+            (6, [0, 1, 1]),
+            (7, [1, 1, 1]),
+        ):
             found = self.updates(run, params, steps)["encoder"]
             kernels = np.abs(found["blocks"]["attention"]["qkv"]["kernel"]).max(axis=(1, 2))
             assert (kernels > 0).astype(int).tolist() == moved
-            assert bool(np.any(found["norm"]["scale"])) == (steps > 2) and not np.any(found["patch_embed"]["kernel"])
+            assert bool(np.any(found["norm"]["scale"])) == (steps > 2) and not np.any(
+                found["patch_embed"]["kernel"]
+            )
 
     def test_bad_numbers_are_refused(self):
         for changes, message in (
-            ({"strategy": "all"}, "unknown strategy 'all'. Choose one of: frozen, last, gradual, full, lora"),
-            ({"strategy": "last", "last_blocks": 4}, "last_blocks=4 of a model with 3 blocks: choose from 1 to 3"),
+            (
+                {"strategy": "all"},
+                "unknown strategy 'all'. Choose one of: frozen, last, gradual, full, lora",
+            ),
+            (
+                {"strategy": "last", "last_blocks": 4},
+                "last_blocks=4 of a model with 3 blocks: choose from 1 to 3",
+            ),
             ({"strategy": "lora", "lora_rank": 0}, "lora_rank=0 is too small"),
             ({"strategy": "gradual", "unfreeze_epochs": 0}, "unfreeze_epochs=0 is too small"),
             ({"head": "separate"}, "unknown head 'separate'"),
@@ -152,8 +183,16 @@ class TestRates:
         ):
             with pytest.raises(InputError, match=message):
                 deep(**changes).init_head(0)
-        with pytest.raises(InputError, match="works on transformer blocks only; train the cnn with 'full'"):
-            Finetuning(CNNConfig(), dataclasses.replace(FINETUNE, strategy="last"), FRONT_END, STATISTICS, 6)
+        with pytest.raises(
+            InputError, match="works on transformer blocks only; train the cnn with 'full'"
+        ):
+            Finetuning(
+                CNNConfig(),
+                dataclasses.replace(FINETUNE, strategy="last"),
+                FRONT_END,
+                STATISTICS,
+                6,
+            )
 
 
 class TestResume:
@@ -169,8 +208,8 @@ class TestResume:
 
     def test_killed_equals_uninterrupted(self, start, trained, environment, tmp_path):
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import test_strategies as t; from pathlib import Path; "
-            "t.be_killed_in(Path(sys.argv[2]), 'lora')"
+            "import sys; sys.path.insert(0, sys.argv[1]); import test_strategies as t; from pathlib"
+            " import Path; t.be_killed_in(Path(sys.argv[2]), 'lora')"
         )
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
         assert subprocess.run(command, env=os.environ | environment).returncode == -signal.SIGKILL
@@ -230,7 +269,9 @@ class TestAdapters:
         for part in range(3):  # q, k, v
             product = adapters["qkv"]["down"][1, part] @ adapters["qkv"]["up"][1, part]
             columns = slice(part * width, (part + 1) * width)
-            expected = encoder["blocks"]["attention"]["qkv"]["kernel"][1, :, columns] + 3.0 * product
+            expected = (
+                encoder["blocks"]["attention"]["qkv"]["kernel"][1, :, columns] + 3.0 * product
+            )
             np.testing.assert_allclose(merged[1, :, columns], expected, atol=1e-5)
 
 
@@ -246,7 +287,12 @@ class TestCNN:
         params = run.init(0)
         begin = params, embed(run, params, CLIPS)
         whole = fold_to(tmp_path / "whole", begin, run)
-        assert all(np.any(a != b) for a, b in zip(jax.tree.leaves(params["encoder"]), jax.tree.leaves(whole[0]["encoder"])))
+        assert all(
+            np.any(a != b)
+            for a, b in zip(
+                jax.tree.leaves(params["encoder"]), jax.tree.leaves(whole[0]["encoder"])
+            )
+        )
         with pytest.raises(KeyboardInterrupt):
             fold_to(tmp_path / "cut", begin, run, lambda step: windows_from(step, stop_at=3))
         assert bits(fold_to(tmp_path / "cut", begin, run)) == bits(whole)
@@ -260,7 +306,11 @@ class TestCNN:
         def heard(run, frames, behind):
             codes = np.full((1, frames, 128), behind, np.uint8)
             codes[0, :32] = clip
-            batch = {"codes": codes, "n_valid": np.array([32], np.int32), "clip": np.array([0], np.int32)}
+            batch = {
+                "codes": codes,
+                "n_valid": np.array([32], np.int32),
+                "clip": np.array([0], np.int32),
+            }
             return run.embed(params, [batch], 1)
 
         np.testing.assert_allclose(heard(run, 64, 0), heard(run, 64, 255), atol=1e-6)

@@ -1,6 +1,7 @@
 """Lint, format and types: ruff over the repository, mypy over the package. Cost: half a minute.
 
-`colab_setup.sh test` installs both; of another release that happens to be there, the findings would be others.
+`colab_setup.sh test` installs both; of another release that happens to be there, the findings would
+be others.
 """
 
 import re
@@ -22,7 +23,8 @@ def wanted(tool: str) -> Requirement:
 
 
 def lacking(*requirements: Requirement) -> str:
-    """The first of these that is missing here or of another version, in words; empty where all are there."""
+    """The first of these that is missing here or of another version, in words; empty where all are
+    there."""
     for requirement in requirements:
         try:
             found = version(requirement.name)
@@ -39,8 +41,11 @@ def needs(*requirements: Requirement):
 
 
 def run(*command: str) -> None:
-    """Run a tool of this environment over the repository; what it says is shown when it finds something."""
-    done = subprocess.run([sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True)
+    """Run a tool of this environment over the repository; what it says is shown when it finds
+    something."""
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -51,9 +56,14 @@ def test_ruff_finds_nothing(command):
 
 
 def annotated() -> list[Requirement]:
-    """Colab's versions of the libraries whose annotations, which differ from release to release, the package is held against."""
+    """Colab's versions of the libraries whose annotations, which differ from release to release,
+    the package is held against."""
     lines = (REPOSITORY / ".ci" / "colab-versions.txt").read_text().splitlines()
-    found = [Requirement(line) for line in lines if re.match(r"(numpy|jax|flax|optax|matplotlib|librosa|music21|scipy)=", line)]
+    found = [
+        Requirement(line)
+        for line in lines
+        if re.match(r"(numpy|jax|flax|optax|matplotlib|librosa|music21|scipy)=", line)
+    ]
     assert len(found) == 8
     return found
 

@@ -1,4 +1,5 @@
-"""The study of switches: a difference that is there is found, one that is not is called noise. About 20 s."""
+"""The study of switches: a difference that is there is found, one that is not is called noise.
+About 20 s."""
 
 import dataclasses
 
@@ -21,7 +22,8 @@ def _compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def material() -> switches.Material:
-    """Eight content groups in four folds; what the ratings follow lies in the deviations over time alone."""
+    """Eight content groups in four folds; what the ratings follow lies in the deviations over time
+    alone."""
     rng = np.random.default_rng(0)
     group = np.repeat(np.arange(8), 12)
     names = np.array([f"clip{number:03d}" for number in range(96)])
@@ -29,9 +31,15 @@ def material() -> switches.Material:
     embeddings = rng.normal(size=(96, 2 * MODEL.grid[0] * MODEL.width)).astype(np.float32)
     embeddings[:, -40:] = hidden @ rng.normal(size=(4, 40)) + 0.1 * embeddings[:, -40:]
     ratings = np.clip(0.5 + 0.1 * hidden @ rng.normal(size=(4, 19)), 0.02, 0.98).astype(np.float32)
-    index = pd.DataFrame({
-        "clip": names, "segment": [f"s{k}" for k in group], "content_group": group, "human": True, "fold_content": group % 4,
-    })  # fmt: skip
+    index = pd.DataFrame(
+        {
+            "clip": names,
+            "segment": [f"s{k}" for k in group],
+            "content_group": group,
+            "human": True,
+            "fold_content": group % 4,
+        }
+    )
     config = dataclasses.replace(FINETUNE, batch_size=24, epochs=12, hidden=16)
     run = Finetuning(MODEL, config, FRONT_END, STATISTICS, 1)
     return switches.Material(run, embeddings, names, ratings, None, index)
@@ -40,7 +48,10 @@ def material() -> switches.Material:
 @pytest.fixture(scope="module")
 def studied(material) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
-        few = {name: switches.SWITCHES[name] for name in (("heads", "joint"), ("pooling", "mean"), ("rater weights", "on"))}
+        few = {
+            name: switches.SWITCHES[name]
+            for name in (("heads", "joint"), ("pooling", "mean"), ("rater weights", "on"))
+        }
         patch.setattr(switches, "SWITCHES", few)
         yield switches.study(material, seeds=(0, 1), log=lambda line: None)
 
@@ -53,7 +64,10 @@ def test_a_study_tells_an_effect_from_noise(material, studied, tmp_path):
     assert found.loc["heads", "verdict"] == "noise" and "rater weights" not in found.index
     path = switches.write(found.reset_index(), studied, tmp_path / "study", "A study")
     lines = path.read_text().splitlines()
-    assert lines[0] == "# A study" and sum(line.startswith("| pooling | mean |") for line in lines) == 1
+    assert (
+        lines[0] == "# A study"
+        and sum(line.startswith("| pooling | mean |") for line in lines) == 1
+    )
     assert list(pd.read_csv(path.with_suffix(".csv")).columns) == switches.COLUMNS
 
 
@@ -74,9 +88,13 @@ def test_an_inner_study_leaves_the_outer_fold_alone(material):
     """Its clips are neither predicted nor learned from: other ratings there change nothing."""
     inner = {clip: fold for clip, fold in material.folds.items() if fold != 2}
     outer = np.array([material.folds[clip] == 2 for clip in material.clip])
-    other = dataclasses.replace(material, ratings=np.where(outer[:, None], 0.9, material.ratings).astype(np.float32))
+    other = dataclasses.replace(
+        material, ratings=np.where(outer[:, None], 0.9, material.ratings).astype(np.float32)
+    )
     one, two = (switches.cross_validate(m, m.run.config, "x", inner) for m in (material, other))
-    assert set(one["fold"]) == {0, 1, 3} and one["prediction"].tolist() == two["prediction"].tolist()
+    assert (
+        set(one["fold"]) == {0, 1, 3} and one["prediction"].tolist() == two["prediction"].tolist()
+    )
 
 
 def test_what_cannot_be_studied_is_refused(material):
@@ -84,5 +102,9 @@ def test_what_cannot_be_studied_is_refused(material):
         switches.study(material, seeds=(0,))
     with pytest.raises(InputError, match="unknown outer fold '7'. Choose one of: 0, 1, 2, 3"):
         switches.study(material, inner=7)
-    with pytest.raises(InputError, match="trains the encoder; choose 'frozen' to fit the heads only"):
-        switches.cross_validate(material, dataclasses.replace(material.run.config, strategy="full"), "x", material.folds)
+    with pytest.raises(
+        InputError, match="trains the encoder; choose 'frozen' to fit the heads only"
+    ):
+        switches.cross_validate(
+            material, dataclasses.replace(material.run.config, strategy="full"), "x", material.folds
+        )

@@ -1,4 +1,5 @@
-"""MIDI files become sound that depends on the playing alone, or are refused in words. About 25 s with real data."""
+"""MIDI files become sound that depends on the playing alone, or are refused in words. About 25 s
+with real data."""
 
 import os
 import pickle
@@ -25,9 +26,12 @@ def _installed(soundfont):
 
 
 def needs(soundfont):
-    """Skip where FluidSynth or the soundfont is absent; in CI that is a failure, so nothing is skipped there."""
+    """Skip where FluidSynth or the soundfont is absent; in CI that is a failure, so nothing is
+    skipped there."""
     missing = "" if os.environ.get("CI") else _installed(soundfont)
-    return pytest.param(soundfont, marks=pytest.mark.skipif(bool(missing), reason=missing or "installed"))
+    return pytest.param(
+        soundfont, marks=pytest.mark.skipif(bool(missing), reason=missing or "installed")
+    )
 
 
 FLUID = [needs(name) for name in synthesis.SOUNDFONTS]
@@ -56,7 +60,8 @@ def centroid(wave):
 
 
 def midi_bytes(*tracks, **kwargs):
-    """A MIDI file with tracks given as lists of mido messages (120 to the minute, 480 ticks a beat)."""
+    """A MIDI file with tracks given as lists of mido messages (120 to the minute, 480 ticks a
+    beat)."""
     import io
 
     file, out = mido.MidiFile(ticks_per_beat=480, **kwargs), io.BytesIO()
@@ -70,7 +75,7 @@ def on(pitch, velocity, delay=0, channel=0):
     return mido.Message("note_on", note=pitch, velocity=velocity, time=delay, channel=channel)
 
 
-# --- MIDI in and out --------------------------------------------------------------------------------------------------
+# --- MIDI in and out ----------------------------------------------------------------------------
 
 
 def test_written_midi_reads_back_on_a_grid_of_half_a_millisecond(tmp_path):
@@ -89,7 +94,9 @@ def test_written_midi_reads_back_on_a_grid_of_half_a_millisecond(tmp_path):
 def test_bytes_and_path_read_alike(tmp_path):
     synthesis.write_midi(phrase(), tmp_path / "a.mid")
     content = (tmp_path / "a.mid").read_bytes()
-    np.testing.assert_array_equal(synthesis.read_midi(content).notes, synthesis.read_midi(tmp_path / "a.mid").notes)
+    np.testing.assert_array_equal(
+        synthesis.read_midi(content).notes, synthesis.read_midi(tmp_path / "a.mid").notes
+    )
 
 
 def test_tracks_and_channels_are_merged_and_drums_left_out_with_a_remark():
@@ -103,9 +110,16 @@ def test_tracks_and_channels_are_merged_and_drums_left_out_with_a_remark():
 
 
 def test_only_the_three_pedals_are_kept():
-    controls = [mido.Message("control_change", control=c, value=v) for c, v in ((7, 100), (64, 33), (66, 1), (67, 90))]
+    controls = [
+        mido.Message("control_change", control=c, value=v)
+        for c, v in ((7, 100), (64, 33), (66, 1), (67, 90))
+    ]
     read = synthesis.read_midi(midi_bytes([*controls, on(60, 80), on(60, 0, 480)]))
-    assert read.pedals["number"].tolist() == [64, 66, 67] and read.pedals["value"].tolist() == [33, 1, 90]
+    assert read.pedals["number"].tolist() == [64, 66, 67] and read.pedals["value"].tolist() == [
+        33,
+        1,
+        90,
+    ]
 
 
 def test_a_key_struck_while_down_ends_the_earlier_note():
@@ -116,7 +130,9 @@ def test_a_key_struck_while_down_ends_the_earlier_note():
 
 
 def test_doubled_notes_are_merged_and_the_louder_counts():
-    read = synthesis.read_midi(midi_bytes([on(60, 50), on(60, 0, 240)], [on(60, 90, channel=1), on(60, 0, 480, 1)]))
+    read = synthesis.read_midi(
+        midi_bytes([on(60, 50), on(60, 0, 240)], [on(60, 90, channel=1), on(60, 0, 480, 1)])
+    )
     assert read.notes.tolist() == [(0.0, 0.5, 60, 90)]
     assert "merged" in read.remarks[0]
 
@@ -161,7 +177,14 @@ def test_trimming_shifts_to_the_first_onset_and_keeps_the_state_of_the_pedals():
     late = play(
         (5.0, 6.0, 60, 80),
         (6.0, 7.0, 62, 80),
-        pedals=[(1.0, 64, 20), (2.0, 64, 127), (3.0, 67, 90), (4.95, 64, 40), (5.5, 64, 0), (30.0, 64, 127)],
+        pedals=[
+            (1.0, 64, 20),
+            (2.0, 64, 127),
+            (3.0, 67, 90),
+            (4.95, 64, 40),
+            (5.5, 64, 0),
+            (30.0, 64, 127),
+        ],
     )
     trimmed = synthesis.trimmed(late)
     np.testing.assert_allclose(trimmed.notes["onset"], [LEAD, 1 + LEAD])
@@ -181,7 +204,7 @@ def test_every_percepiano_file_is_read(percepiano_dir):
     assert sum("zero length" in " ".join(performance.remarks) for performance in performances) == 32
 
 
-# --- Sound ------------------------------------------------------------------------------------------------------------
+# --- Sound --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=SYNTHESIZERS)
@@ -191,7 +214,9 @@ def synthesizer(request):
 
 def test_a_rendering_is_mono_float32_of_the_promised_length(synthesizer):
     wave = synthesizer.render(phrase(), RATE)
-    assert wave.dtype == np.float32 and wave.shape == (int(np.ceil((phrase().duration + synthesis.TAIL) * RATE)),)
+    assert wave.dtype == np.float32 and wave.shape == (
+        int(np.ceil((phrase().duration + synthesis.TAIL) * RATE)),
+    )
     assert np.isfinite(wave).all() and 0.01 < np.abs(wave).max() < 1
 
 
@@ -200,12 +225,16 @@ def test_a4_sounds_at_440_hz_when_it_is_struck(synthesizer):
     strongest = np.argmax(np.abs(np.fft.rfft(wave[RATE : 2 * RATE])[200:1000])) + 200
     assert abs(strongest - 440) <= 3 or abs(strongest - 880) <= 6
     frames = log_mel(wave).max(axis=1)
-    assert np.flatnonzero(frames > frames.max() - 30)[0] * 220 / RATE == pytest.approx(0.5, abs=0.02)
+    assert np.flatnonzero(frames > frames.max() - 30)[0] * 220 / RATE == pytest.approx(
+        0.5, abs=0.02
+    )
 
 
 def strokes(synthesizer, pitch=52):
     """One note played softly, moderately and hard."""
-    return [synthesizer.render(play((0.1, 1.5, pitch, velocity)), RATE) for velocity in (30, 70, 115)]
+    return [
+        synthesizer.render(play((0.1, 1.5, pitch, velocity)), RATE) for velocity in (30, 70, 115)
+    ]
 
 
 def test_harder_strokes_are_louder(synthesizer):
@@ -222,7 +251,8 @@ def test_harder_strokes_are_brighter(name, pitch):
 
 @pytest.mark.parametrize("name", [needs("timgm6mb"), needs("fluidr3mono")])
 def test_soundfonts_without_velocity_timbre_are_as_documented(name):
-    """SOUNDFONTS says that these two only get louder: whoever reads timbre from them has to know."""
+    """SOUNDFONTS says that these two only get louder: whoever reads timbre from them has to
+    know."""
     assert not synthesis.SOUNDFONTS[name].velocity_timbre
     soft, _, hard = map(centroid, strokes(synthesis.make_synthesizer(name)))
     assert soft == pytest.approx(hard, rel=0.01)
@@ -247,28 +277,37 @@ def test_rendering_is_deterministic_and_does_not_depend_on_history(synthesizer):
 def test_a_repeated_note_sounds_twice_and_legato_does_not_cut_it(synthesizer):
     wave = synthesizer.render(play((0.1, 0.6, 60, 90), (0.6, 1.1, 60, 90)), RATE)
     assert level(wave, 0.61, 0.7) > level(wave, 0.5, 0.59) - 1  # the second stroke is an onset
-    assert level(wave, 0.9, 1.0) > level(wave, 0.1, 0.3) - 15  # and is not killed by the first one's release
+    # and is not killed by the first one's release
+    assert level(wave, 0.9, 1.0) > level(wave, 0.1, 0.3) - 15
 
 
 def test_the_end_is_faded():
-    wave = synthesis.make_synthesizer("builtin").render(play((0.1, 0.5, 40, 100), pedals=[(0, SUSTAIN, 127)]), RATE)
+    wave = synthesis.make_synthesizer("builtin").render(
+        play((0.1, 0.5, 40, 100), pedals=[(0, SUSTAIN, 127)]), RATE
+    )
     assert abs(wave[-1]) < 1e-6
 
 
-# --- The built-in piano -----------------------------------------------------------------------------------------------
+# --- The built-in piano -------------------------------------------------------------------------
 
 
 def test_half_pedal_lies_between_pedal_up_and_down():
     piano = synthesis.BuiltinPiano()
     levels = [
-        level(piano.render(play((0.1, 0.5, 48, 90), pedals=[(0.0, SUSTAIN, value)]), RATE), 0.9, 1.3) for value in (0, 55, 70, 127)
+        level(
+            piano.render(play((0.1, 0.5, 48, 90), pedals=[(0.0, SUSTAIN, value)]), RATE), 0.9, 1.3
+        )
+        for value in (0, 55, 70, 127)
     ]
     assert all(np.diff(levels) > 3)
 
 
 def test_una_corda_is_softer_and_darker():
     piano = synthesis.BuiltinPiano()
-    full, soft = (piano.render(play((0.1, 1.0, 60, 90), pedals=[(0.0, UNA_CORDA, value)]), RATE) for value in (0, 127))
+    full, soft = (
+        piano.render(play((0.1, 1.0, 60, 90), pedals=[(0.0, UNA_CORDA, value)]), RATE)
+        for value in (0, 127)
+    )
     assert level(soft, 0.1, 1) < level(full, 0.1, 1) - 1 and centroid(soft) < centroid(full)
 
 
@@ -293,11 +332,13 @@ def test_another_seed_is_another_instrument():
     assert level(ours, 0, 3) == pytest.approx(level(other, 0, 3), abs=1)
 
 
-# --- Choosing a synthesizer -------------------------------------------------------------------------------------------
+# --- Choosing a synthesizer ---------------------------------------------------------------------
 
 
 def test_an_unknown_synthesizer_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown synthesizer 'timgm6'. Did you mean 'timgm6mb'.*builtin"):
+    with pytest.raises(
+        InputError, match="unknown synthesizer 'timgm6'. Did you mean 'timgm6mb'.*builtin"
+    ):
         synthesis.make_synthesizer("timgm6")
 
 
@@ -305,16 +346,21 @@ def test_an_unknown_synthesizer_is_refused_with_the_known_ones():
 def test_a_missing_soundfont_names_its_package(monkeypatch, tmp_path, name):
     monkeypatch.setattr(synthesis.fluid, "_FOLDERS", (str(tmp_path),))
     package = synthesis.SOUNDFONTS[name].package
-    with pytest.raises(InputError, match=f"{name}.*not installed.*sudo apt-get install -y {package}"):
+    with pytest.raises(
+        InputError, match=f"{name}.*not installed.*sudo apt-get install -y {package}"
+    ):
         synthesis.make_synthesizer(name)
 
 
 def test_a_missing_library_names_its_package(monkeypatch, tmp_path):
     import sys
 
-    monkeypatch.setitem(sys.modules, "fluidsynth", None)  # what the import system does for a module that fails
+    # what the import system does for a module that fails
+    monkeypatch.setitem(sys.modules, "fluidsynth", None)
     (tmp_path / "piano.sf2").write_bytes(b"")
-    with pytest.raises(InputError, match="FluidSynth is not installed.*apt-get install -y fluidsynth"):
+    with pytest.raises(
+        InputError, match="FluidSynth is not installed.*apt-get install -y fluidsynth"
+    ):
         synthesis.make_synthesizer(str(tmp_path / "piano.sf2"))
 
 

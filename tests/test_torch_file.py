@@ -1,4 +1,5 @@
-"""Files of PyTorch, read without it: what is in them, what they may not ask for, published geometries. About 8 s.
+"""Files of PyTorch, read without it: what is in them, what they may not ask for, published
+geometries. About 8 s.
 
 Tests marked ``peer`` read what ``torch.save`` wrote.
 """
@@ -26,12 +27,23 @@ from percepiano_ast.models import convert, torch_file, weights
 class Tensor:
     """Pickles as a tensor in torch's form: a view of storage ``key`` of ``count`` values."""
 
-    def __init__(self, key: str, count: int, shape: tuple, strides: tuple, kind: str = "FloatStorage", offset: int = 0):
+    def __init__(
+        self,
+        key: str,
+        count: int,
+        shape: tuple,
+        strides: tuple,
+        kind: str = "FloatStorage",
+        offset: int = 0,
+    ):
         self.key, self.count, self.kind = key, count, kind
         self.view = (offset, shape, strides, False, collections.OrderedDict())
 
     def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, (Storage(self.key, self.count, self.kind), *self.view)
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (
+            Storage(self.key, self.count, self.kind),
+            *self.view,
+        )
 
 
 @dataclasses.dataclass
@@ -48,15 +60,25 @@ class Pickler(pickle.Pickler):
 
     def persistent_id(self, item):
         if isinstance(item, Storage):
-            return "storage", getattr(sys.modules["torch"], item.kind), item.key, "cuda:0", item.count
+            return (
+                "storage",
+                getattr(sys.modules["torch"], item.kind),
+                item.key,
+                "cuda:0",
+                item.count,
+            )
         return None
 
 
 @pytest.fixture
 def write_torch(tmp_path, monkeypatch):
-    """Writes files as torch.save does, without torch: names of its functions are all that goes into a file."""
+    """Writes files as torch.save does, without torch: names of its functions are all that goes into
+    a file."""
     utils, torch = types.ModuleType("torch._utils"), types.ModuleType("torch")
-    for module, names in ((utils, ["_rebuild_tensor_v2"]), (torch, ["FloatStorage", "HalfStorage", "LongStorage"])):
+    for module, names in (
+        (utils, ["_rebuild_tensor_v2"]),
+        (torch, ["FloatStorage", "HalfStorage", "LongStorage"]),
+    ):
         for name in names:
             setattr(module, name, type(name, (), {"__module__": module.__name__}))
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -108,9 +130,17 @@ class TestTorchFile:
 
     @pytest.mark.parametrize(
         "function, name",
-        [(os.system, "system"), (eval, "eval"), (getattr, "getattr"), (pickle.loads, "loads"), (np.dtype, "dtype")],
+        [
+            (os.system, "system"),
+            (eval, "eval"),
+            (getattr, "getattr"),
+            (pickle.loads, "loads"),
+            (np.dtype, "dtype"),
+        ],
     )
-    def test_a_pickle_that_calls_is_refused_and_not_run(self, write_torch, tmp_path, function, name):
+    def test_a_pickle_that_calls_is_refused_and_not_run(
+        self, write_torch, tmp_path, function, name
+    ):
         trace = tmp_path / "ran"
         path = write_torch({"v.norm.bias": Call(function, f"touch {trace}")}, {})
         with pytest.raises(InputError, match=rf"asks for \w+\.{name}, .*no code was executed"):
@@ -142,12 +172,17 @@ class TestTorchFile:
                 return function, (Tensor("0", 1, (10**6,), (0,)), *view)
 
         with pytest.raises(InputError, match="damaged"):
-            torch_file.read(write_torch({"a": View("0", 1, (10**6,), (1,))}, {"0": np.zeros(1, np.float32)}))
+            torch_file.read(
+                write_torch({"a": View("0", 1, (10**6,), (1,))}, {"0": np.zeros(1, np.float32)})
+            )
 
     def test_a_pickle_that_asks_for_memory_is_refused(self, tmp_path):
         with zipfile.ZipFile(tmp_path / "file.pth", "w") as archive:
-            archive.writestr("archive/data.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")  # a memo of 2**31 places
-        with pytest.raises(InputError, match="damaged or not written by torch.save .memo 2147483647"):
+            # a memo of 2**31 places
+            archive.writestr("archive/data.pkl", b"\x80\x02}r\xff\xff\xff\x7f.")
+        with pytest.raises(
+            InputError, match="damaged or not written by torch.save .memo 2147483647"
+        ):
             torch_file.read(tmp_path / "file.pth")
 
     def test_other_files_are_refused(self, write_torch, tmp_path):
@@ -163,10 +198,16 @@ class TestTorchFile:
                 torch_file.read(write_torch(content, storages))
         path = tmp_path / "other.pth"
         for content, message in (
-            (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "format of torch before 1.6.*weights_only=True"),
+            (
+                b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+                "format of torch before 1.6.*weights_only=True",
+            ),
             (b"<html>404</html>", "incomplete or not written by torch.save"),
             (b"", "incomplete or not written by torch.save"),
-            (write_torch({"a": tensor}, zeros).read_bytes()[:-30], "incomplete or not written by torch.save"),
+            (
+                write_torch({"a": tensor}, zeros).read_bytes()[:-30],
+                "incomplete or not written by torch.save",
+            ),
         ):
             path.write_bytes(content)
             with pytest.raises(InputError, match=message):
@@ -199,11 +240,19 @@ class TestGeometry:
     @staticmethod
     def write(write_torch, kind: str, config: ModelConfig) -> Path:
         """A file of the size that the authors publish, but all of its tensors lie in one zero."""
-        blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(kind, config))
-        shapes = {name: value.shape for name, value in convert.to_torch(blank, kind, config.patch_size).items()}
+        blank = jax.tree.map(
+            lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(kind, config)
+        )
+        shapes = {
+            name: value.shape
+            for name, value in convert.to_torch(blank, kind, config.patch_size).items()
+        }
         if kind == "ast":
             del shapes["mask_embed"]
-        content = {f"module.{name}": Tensor("0", 1, shape, (0,) * len(shape)) for name, shape in shapes.items()}
+        content = {
+            f"module.{name}": Tensor("0", 1, shape, (0,) * len(shape))
+            for name, shape in shapes.items()
+        }
         storages = {"0": np.zeros(1, np.float32)}
         if kind == "ssast_pretrain":
             for name, size in (("p_input_fdim", config.n_mels), ("p_input_tdim", config.n_frames)):
@@ -222,7 +271,10 @@ class TestGeometry:
         "config, message",
         [
             (dataclasses.replace(THIN, n_frames=1000), "has 496 positions for patches of .16, 16."),
-            (dataclasses.replace(THIN, width=100, num_heads=4), "the width of .* is 100, not a multiple of 64"),
+            (
+                dataclasses.replace(THIN, width=100, num_heads=4),
+                "the width of .* is 100, not a multiple of 64",
+            ),
         ],
     )
     def test_what_cannot_be_told_is_refused(self, write_torch, config, message):
@@ -240,15 +292,25 @@ class TestPeer:
 
         base = torch.arange(24.0).reshape(4, 6)
         tensors = {
-            "transposed": base.T, "shared": base[1:3, ::2], "whole": base, "half": base.half(), "bf16": base.bfloat16(),
-            "count": torch.tensor(128), "double": base.double(), "bool": base > 3, "expanded": base[0].expand(3, 6),
-            "parameter": torch.nn.Parameter(base[2]), "empty": base[:0],
-        }  # fmt: skip
+            "transposed": base.T,
+            "shared": base[1:3, ::2],
+            "whole": base,
+            "half": base.half(),
+            "bf16": base.bfloat16(),
+            "count": torch.tensor(128),
+            "double": base.double(),
+            "bool": base > 3,
+            "expanded": base[0].expand(3, 6),
+            "parameter": torch.nn.Parameter(base[2]),
+            "empty": base[:0],
+        }
         torch.save(tensors, tmp_path / "t.pth")
         read = torch_file.read(tmp_path / "t.pth")
         assert read.keys() == tensors.keys()
         for name, value in tensors.items():
-            np.testing.assert_array_equal(np.float64(read[name]), value.detach().double().numpy(), strict=True)
+            np.testing.assert_array_equal(
+                np.float64(read[name]), value.detach().double().numpy(), strict=True
+            )
         assert read["half"].dtype == np.float16 and read["bf16"].dtype == jnp.bfloat16
         torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
         with pytest.raises(InputError, match="before 1.6"):
@@ -263,7 +325,9 @@ class TestPeer:
         import torch
 
         config = dataclasses.replace(MODELS["tiny"], depth=2, name="custom")
-        tensors = convert.to_torch(params_of("ssast_pretrain", config), "ssast_pretrain", config.patch_size)
+        tensors = convert.to_torch(
+            params_of("ssast_pretrain", config), "ssast_pretrain", config.patch_size
+        )
         sizes = {"p_input_fdim": np.array(config.n_mels), "p_input_tdim": np.array(config.n_frames)}
         model = torch.nn.Module()
         for name, value in (tensors | sizes).items():
@@ -281,5 +345,7 @@ class TestPeer:
         assert (read.kind, read.config) == ("ssast_pretrain", config)
         expected = params_of("ssast_pretrain", config)
         if half:
-            expected = jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), expected)
+            expected = jax.tree.map(
+                lambda leaf: leaf.astype(np.float16).astype(np.float32), expected
+            )
         assert_equal(read.params, expected)

@@ -1,4 +1,5 @@
-"""Pre-training and fine-tuning on a tiny model: they learn, repeat bit for bit, and go on after a kill. About 40 s."""
+"""Pre-training and fine-tuning on a tiny model: they learn, repeat bit for bit, and go on after a
+kill. About 40 s."""
 
 import csv
 import dataclasses
@@ -65,7 +66,8 @@ def pretrained(tmp_path_factory) -> tuple[Path, list[dict]]:
 
 
 def waiting(directory: Path, after: dict[int, int], batches):
-    """After so many steps, wait until the checkpoint of such a step has arrived, and the one who brought it is free."""
+    """After so many steps, wait until the checkpoint of such a step has arrived, and the one who
+    brought it is free."""
     for step, batch in enumerate(batches):
         if step in after:
             wait_until_arrived(directory, after[step])
@@ -74,13 +76,17 @@ def waiting(directory: Path, after: dict[int, int], batches):
 
 
 def test_a_weight_that_is_updated_in_place_is_multiplied_by_as_it_is():
-    """What XLA does wrong on a CPU in jaxlib 0.7.2 to 0.8.1, but for a flag that the package sets; see its ``__init__``."""
+    """What XLA does wrong on a CPU in jaxlib 0.7.2 to 0.8.1, but for a flag that the package sets;
+    see its ``__init__``."""
 
     def step(weight, x):
         value, gradient = jax.value_and_grad(lambda weight: jnp.square(x @ weight).mean())(weight)
         return weight - gradient, value
 
-    x, first = jax.random.normal(jax.random.key(0), (128, 256)), jax.random.normal(jax.random.key(1), (256, 512))
+    x, first = (
+        jax.random.normal(jax.random.key(0), (128, 256)),
+        jax.random.normal(jax.random.key(1), (256, 512)),
+    )
     values = []
     for donated in ((), (0,)):
         run, weight = jax.jit(step, donate_argnums=donated), jnp.copy(first)
@@ -101,7 +107,9 @@ class TestPretrain:
         directory, rows = pretrained
         assert [(row["epoch"], row["step"]) for row in rows] == [(1, 20), (2, 40), (3, 60)]
         with (directory / "history.csv").open(newline="") as file:
-            written = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            written = [
+                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+            ]
         assert written == rows
 
     def test_checkpoint_tells_all_that_a_user_of_the_weights_needs(self, pretrained):
@@ -111,32 +119,48 @@ class TestPretrain:
         assert FrontEnd(**description["front_end"]) == FRONT_END
         assert description["model"]["width"] == 16 and description["pretrain"]["seed"] == 0
 
-    def test_killed_then_interrupted_and_resumed_equals_uninterrupted(self, pretrained, environment, tmp_path):
+    def test_killed_then_interrupted_and_resumed_equals_uninterrupted(
+        self, pretrained, environment, tmp_path
+    ):
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import tiny; home = sys.argv[2]; "
-            "tiny.pretrain_to(home, batches=lambda start: tiny.stream(start, 29, lambda: tiny.be_killed_after(home, 20)))"
+            "import sys; sys.path.insert(0, sys.argv[1]); import tiny; home = sys.argv[2];"
+            " tiny.pretrain_to(home, batches=lambda start: tiny.stream(start, 29, lambda:"
+            " tiny.be_killed_after(home, 20)))"
         )
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
         assert subprocess.run(command, env=environment).returncode == -signal.SIGKILL
         asked = []
         with pytest.raises(KeyboardInterrupt):
-            pretrain_to(tmp_path, batches=lambda start: asked.append(start) or stream(start, 49, be_interrupted))
+            pretrain_to(
+                tmp_path,
+                batches=lambda start: asked.append(start) or stream(start, 49, be_interrupted),
+            )
         rows = pretrain_to(tmp_path, batches=lambda start: asked.append(start) or stream(start))
         assert asked == [STEPS, 2 * STEPS]
         assert without_seconds(rows) == without_seconds(pretrained[1])
         assert pretrained_bits(tmp_path) == pretrained_bits(pretrained[0])
 
     def test_interrupted_within_an_epoch_it_goes_on_there(self, tmp_path):
-        """Long epochs have checkpoints in between; what is known of the epoch so far comes back too. With accumulation."""
-        options = {"steps": 50, "config": dataclasses.replace(PRETRAIN, epochs=2), "execution": Execution(accumulate=2)}
+        """Long epochs have checkpoints in between; what is known of the epoch so far comes back
+        too. With accumulation."""
+        options = {
+            "steps": 50,
+            "config": dataclasses.replace(PRETRAIN, epochs=2),
+            "execution": Execution(accumulate=2),
+        }
         rows = pretrain_to(tmp_path / "whole", **options)
         asked, lines = [], []
         with pytest.raises(KeyboardInterrupt):
             interrupted = stream(0, 73, be_interrupted)
-            cut = {"batches": lambda start: waiting(tmp_path / "cut", {55: 50}, interrupted), "save_minutes": 0}
+            cut = {
+                "batches": lambda start: waiting(tmp_path / "cut", {55: 50}, interrupted),
+                "save_minutes": 0,
+            }
             pretrain_to(tmp_path / "cut", **options | cut)
         cut = {"batches": lambda start: asked.append(start) or stream(start), "log": lines.append}
-        assert without_seconds(pretrain_to(tmp_path / "cut", **options | cut)) == without_seconds(rows)
+        assert without_seconds(pretrain_to(tmp_path / "cut", **options | cut)) == without_seconds(
+            rows
+        )
         assert asked == [60]
         assert f"  resuming after epoch 1 and {asked[0] - 50} steps" in lines
         assert pretrained_bits(tmp_path / "cut") == pretrained_bits(tmp_path / "whole")
@@ -144,7 +168,9 @@ class TestPretrain:
     def test_a_finished_run_trains_nothing(self, pretrained):
         directory, rows = pretrained
         before = pretrained_bits(directory)
-        assert pretrain_to(directory, batches=lambda start: pytest.fail("asked for batches")) == rows
+        assert (
+            pretrain_to(directory, batches=lambda start: pytest.fail("asked for batches")) == rows
+        )
         assert pretrained_bits(directory) == before
 
     @pytest.mark.parametrize("what", ["pretrain", "statistics"])
@@ -153,24 +179,40 @@ class TestPretrain:
             "pretrain": {"config": dataclasses.replace(PRETRAIN, learning_rate=1.0)},
             "statistics": {"statistics": dataclasses.replace(STATISTICS, mean_db=-21.0)},
         }
-        with pytest.raises(InputError, match=rf"another configuration \({what}: .*Choose another output directory"):
+        with pytest.raises(
+            InputError, match=rf"another configuration \({what}: .*Choose another output directory"
+        ):
             pretrain_to(pretrained[0], **changed[what])
 
     @pytest.mark.parametrize("rate, broken", [(1e30, 2), (1e17, 3)])
-    def test_what_is_no_number_names_its_step_and_keeps_the_state_before(self, tmp_path, rate, broken):
-        # Warm-up: the first step does not move. At 1e30 the second update overflows, at 1e17 the loss after it.
-        with pytest.raises(FloatingPointError, match=f"at step {broken}, on the clips clip 0 of batch {broken - 1}, ") as error:
+    def test_what_is_no_number_names_its_step_and_keeps_the_state_before(
+        self, tmp_path, rate, broken
+    ):
+        # Warm-up: the first step does not move. At 1e30 the second update overflows, at 1e17 the
+        # loss after it.
+        with pytest.raises(
+            FloatingPointError,
+            match=f"at step {broken}, on the clips clip 0 of batch {broken - 1}, ",
+        ) as error:
             pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, learning_rate=rate))
-        assert f"after {broken - 1} steps is saved in" in str(error.value) and "Lower the learning rate" in str(error.value)
+        assert f"after {broken - 1} steps is saved in" in str(
+            error.value
+        ) and "Lower the learning rate" in str(error.value)
         assert Checkpoints(tmp_path / "checkpoints").load() is None
         tree, kept = open_latest(tmp_path / "stopped", made_by="")
-        assert kept["step"] == tree["state"]["step"] == broken - 1 and kept["clips"] == batch_of(broken - 1)["clip"]
+        assert (
+            kept["step"] == tree["state"]["step"] == broken - 1
+            and kept["clips"] == batch_of(broken - 1)["clip"]
+        )
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
     def test_masks_are_new_in_training_and_the_same_in_validation(self, tmp_path):
-        # Nothing moves at rate 0, and every step sees the same clips: only the masks can make a difference.
+        # Nothing moves at rate 0, and every step sees the same clips: only the masks can make a
+        # difference.
         frozen = dataclasses.replace(PRETRAIN, learning_rate=0.0, epochs=2)
-        first, second = pretrain_to(tmp_path, frozen, batches=lambda start: itertools.repeat(batch_of(0)))
+        first, second = pretrain_to(
+            tmp_path, frozen, batches=lambda start: itertools.repeat(batch_of(0))
+        )
         assert first["mse"] != second["mse"]
         assert {key: first[key] for key in first if "validation" in key} == {
             key: second[key] for key in second if "validation" in key
@@ -178,19 +220,27 @@ class TestPretrain:
 
     def test_every_clip_and_step_has_its_own_mask(self):
         run = Pretraining(MODEL, PRETRAIN, FRONT_END, STATISTICS, 10)
-        masks = np.sort(np.concatenate([run.draw(jax.random.key(step), 4)["mask"] for step in range(2)]), axis=1)
+        masks = np.sort(
+            np.concatenate([run.draw(jax.random.key(step), 4)["mask"] for step in range(2)]), axis=1
+        )
         assert masks.shape == (8, 25) and len(np.unique(masks, axis=0)) == 8
 
     def test_steps_are_noted_with_all_that_tells_a_healthy_run(self, pretrained):
         with (pretrained[0] / "steps.csv").open(newline="") as file:
-            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+            rows = [
+                {key: float(value) for key, value in row.items()} for row in csv.DictReader(file)
+            ]
         assert [row["step"] for row in rows] == [20, 40, 60]
-        assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in pretrained[1]], rel=1e-5)
+        assert [row["loss"] for row in rows] == pytest.approx(
+            [row["loss"] for row in pretrained[1]], rel=1e-5
+        )
         for row in rows:
             assert row["gradient_norm"] > 0 and row["update_norm"] > 0 and row["skipped"] == 0
             assert 0 < row["mfu"] < 1 and row["clips_per_second"] > 0 and 0 <= row["accuracy"] <= 1
             assert 0 < row["input_wait"] < PRETRAIN.batch_size / row["clips_per_second"]
-        assert rows[1]["learning_rate"] == pytest.approx(float(learning_rate(PRETRAIN, 60)(39)), rel=1e-5)
+        assert rows[1]["learning_rate"] == pytest.approx(
+            float(learning_rate(PRETRAIN, 60)(39)), rel=1e-5
+        )
 
     def test_a_run_tells_how_long_it_waits_for_batches(self, tmp_path):
         def slow(start):
@@ -198,7 +248,9 @@ class TestPretrain:
                 time.sleep(0.05)
                 yield batch
 
-        (row,) = pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), batches=slow, steps=5)
+        (row,) = pretrain_to(
+            tmp_path, dataclasses.replace(PRETRAIN, epochs=1), batches=slow, steps=5
+        )
         # The first batch is waited for before the step is compiled, which no row counts.
         assert 4 / 5 * 0.05 <= row["input_wait"] < PRETRAIN.batch_size / row["clips_per_second"]
 
@@ -221,33 +273,51 @@ class TestPretrain:
         board = EventAccumulator(str(pretrained[0] / "tensorboard"))
         board.Reload()
         points = [(event.step, event.value) for event in board.Scalars("loss")]
-        assert points == [(row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in pretrained[1]]
+        assert points == [
+            (row["step"], pytest.approx(row["loss"], rel=1e-5)) for row in pretrained[1]
+        ]
 
     def test_a_moving_average_of_the_parameters(self, pretrained, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, ema_decay=0.5, epochs=1))
         state = open_latest(tmp_path / "checkpoints", made_by="")[0]["state"]
-        gaps = [np.abs(a - b).max() for a, b in zip(jax.tree.leaves(state["ema"]), jax.tree.leaves(state["params"]))]
+        gaps = [
+            np.abs(a - b).max()
+            for a, b in zip(jax.tree.leaves(state["ema"]), jax.tree.leaves(state["params"]))
+        ]
         assert 0 < max(gaps) < 0.1  # behind, but not far: the rate has fallen to nearly nothing
         assert open_latest(pretrained[0] / "checkpoints", made_by="")[0]["state"]["ema"] is None
 
     def test_the_published_optimiser_learns_too(self, tmp_path):
-        published = dataclasses.replace(PRETRAIN, optimizer="published", learning_rate=3e-3, epochs=2)
+        published = dataclasses.replace(
+            PRETRAIN, optimizer="published", learning_rate=3e-3, epochs=2
+        )
         first, last = pretrain_to(tmp_path, published)
         assert last["loss"] < first["loss"]
         with pytest.raises(InputError, match="unknown optimizer 'sgd'.* adamw, published"):
-            Pretraining(MODEL, dataclasses.replace(PRETRAIN, optimizer="sgd"), FRONT_END, STATISTICS, 1).init()
+            Pretraining(
+                MODEL, dataclasses.replace(PRETRAIN, optimizer="sgd"), FRONT_END, STATISTICS, 1
+            ).init()
 
     @pytest.mark.parametrize("ratio, masked", [(0.01, 0), (0.99, 32)])
-    def test_a_mask_that_leaves_nothing_to_see_or_to_guess_is_refused(self, tmp_path, ratio, masked):
-        with pytest.raises(InputError, match=f"masks {masked} of 32 patches. Choose one from 0.0312 to 0.969"):
+    def test_a_mask_that_leaves_nothing_to_see_or_to_guess_is_refused(
+        self, tmp_path, ratio, masked
+    ):
+        with pytest.raises(
+            InputError, match=f"masks {masked} of 32 patches. Choose one from 0.0312 to 0.969"
+        ):
             pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, mask_ratio=ratio))
 
     def test_the_visible_form_learns(self, tmp_path):
-        first, *_, last = pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, decoder_depth=1, epochs=5))
+        first, *_, last = pretrain_to(
+            tmp_path, dataclasses.replace(PRETRAIN, decoder_depth=1, epochs=5)
+        )
         assert last["validation_mse"] < 0.8 * first["validation_mse"]
 
     def test_no_validation_batch_is_said(self, tmp_path):
-        with pytest.raises(InputError, match="validation split does not fill one batch; choose a smaller batch size"):
+        with pytest.raises(
+            InputError,
+            match="validation split does not fill one batch; choose a smaller batch size",
+        ):
             pretrain_to(tmp_path, validation=list)
 
     def test_reconstruction_is_in_decibels_and_leaves_visible_patches_alone(self, pretrained):
@@ -262,7 +332,7 @@ class TestPretrain:
         assert np.isfinite(rebuilt).all() and not np.allclose(rebuilt[hidden], original[hidden])
 
 
-# --- Fine-tuning ------------------------------------------------------------------------------------------------------
+# --- Fine-tuning --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +365,10 @@ class TestFinetune:
         params, embeddings = start
         before = finetuning().rate(params, frozen[2], embeddings[TRAIN])
         after = finetuning().rate(frozen[1], frozen[2], embeddings[TRAIN])
-        assert np.square(after - RATINGS[TRAIN]).mean() < 0.95 * np.square(before - RATINGS[TRAIN]).mean()
+        assert (
+            np.square(after - RATINGS[TRAIN]).mean()
+            < 0.95 * np.square(before - RATINGS[TRAIN]).mean()
+        )
 
     def test_only_training_clips_set_the_scale(self, start, frozen):
         scaled = np.asarray(frozen[2].apply(jnp.asarray(start[1])))
@@ -308,7 +381,9 @@ class TestFinetune:
         assert np.mean(changed) > 0.8
 
     def test_the_encoder_learns_at_its_own_rate(self):
-        params = {part: {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3)} for part in ("encoder", "head")}
+        params = {
+            part: {"kernel": jnp.arange(1.0, 7.0).reshape(2, 3)} for part in ("encoder", "head")
+        }
         gradients = jax.tree.map(lambda leaf: jnp.cos(leaf + 1), params)
 
         def update(rate):
@@ -318,7 +393,9 @@ class TestFinetune:
         still, slow, full = update(0.0), update(0.25), update(1.0)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(still["encoder"]))
         assert all(np.any(leaf) for leaf in jax.tree.leaves(full["encoder"]))
-        assert bits(slow["encoder"]) == bits(jax.tree.map(lambda leaf: leaf * 0.25, full["encoder"]))
+        assert bits(slow["encoder"]) == bits(
+            jax.tree.map(lambda leaf: leaf * 0.25, full["encoder"])
+        )
         assert bits(still["head"]) == bits(slow["head"]) == bits(full["head"])
 
     @pytest.mark.parametrize("epoch", [2, 3])
@@ -342,16 +419,31 @@ class TestFinetune:
     def test_resumed_within_an_epoch_equals_uninterrupted(self, start, moved, tmp_path):
         run = finetuning(strategy="full")
         with pytest.raises(KeyboardInterrupt):
-            fold_to(tmp_path, start, run, lambda step: waiting(tmp_path, {2: 2}, windows_from(step, stop_at=3)), save_minutes=0)
+            fold_to(
+                tmp_path,
+                start,
+                run,
+                lambda step: waiting(tmp_path, {2: 2}, windows_from(step, stop_at=3)),
+                save_minutes=0,
+            )
         asked, lines = [], []
-        again = fold_to(tmp_path, start, run, lambda step: asked.append(step) or windows_from(step), log=lines.append)
+        again = fold_to(
+            tmp_path,
+            start,
+            run,
+            lambda step: asked.append(step) or windows_from(step),
+            log=lines.append,
+        )
         assert asked == [3] and lines == ["  resuming after epoch 1 and 1 steps"]
         assert bits(again) == bits(moved[1:])
         assert (tmp_path / "history.csv").read_text() == (moved[0] / "history.csv").read_text()
 
     def test_when_the_model_is_there_its_checkpoints_go(self, moved, start, tmp_path):
         """Five folds with the states of their optimisers would not fit beside the shards."""
-        assert list((moved[0] / "checkpoints").iterdir()) == [] and len(list((moved[0] / "model").iterdir())) == 2
+        assert (
+            list((moved[0] / "checkpoints").iterdir()) == []
+            and len(list((moved[0] / "model").iterdir())) == 2
+        )
         shutil.copytree(moved[0], tmp_path / "fold_0")  # as a kill just before that leaves it
         shutil.copytree(moved[0] / "model", tmp_path / "fold_0" / "checkpoints", dirs_exist_ok=True)
         fold_to(tmp_path / "fold_0", start, finetuning(strategy="full"))
@@ -363,7 +455,9 @@ class TestFinetune:
             fold_to(tmp_path, start, run, lambda step: windows_from(step, stop_at=3))
         assert not (tmp_path / "model").exists()
         asked = []
-        result = fold_to(tmp_path, start, run, lambda step: asked.append(step) or windows_from(step))
+        result = fold_to(
+            tmp_path, start, run, lambda step: asked.append(step) or windows_from(step)
+        )
         assert asked == [2]
         assert bits(result) == bits(moved[1:])
 
@@ -378,23 +472,36 @@ class TestFinetune:
             fold_to(frozen[0], start, finetuning(learning_rate=1.0))
 
     def test_a_loss_that_is_no_number_names_its_step(self, start, tmp_path):
-        broken = (start[0], np.where(np.arange(12)[:, None] == 4, np.nan, start[1]).astype(np.float32))
-        with pytest.raises(FloatingPointError, match="the loss is nan at step 1; lower the learning rate"):
+        broken = (
+            start[0],
+            np.where(np.arange(12)[:, None] == 4, np.nan, start[1]).astype(np.float32),
+        )
+        with pytest.raises(
+            FloatingPointError, match="the loss is nan at step 1; lower the learning rate"
+        ):
             fold_to(tmp_path, broken, finetuning())
 
     def test_an_embedding_depends_on_its_clip_alone(self, start):
         params, together = start
         run = finetuning()
         alone = np.concatenate([embed(run, params, [clip]) for clip in CLIPS])
-        # A deviation near zero is the root of a difference of two sums: rounding shows there, and differs by version.
+        # A deviation near zero is the root of a difference of two sums: rounding shows there, and
+        # differs by version.
         np.testing.assert_allclose(alone, together, atol=1e-4)
-        np.testing.assert_allclose(embed(run, params, CLIPS[::-1], batch_size=3)[::-1], together, atol=1e-4)
-        assert np.abs(together[:, None] - together[None]).max(axis=-1)[~np.eye(12, dtype=bool)].min() > 1e-2
+        np.testing.assert_allclose(
+            embed(run, params, CLIPS[::-1], batch_size=3)[::-1], together, atol=1e-4
+        )
+        assert (
+            np.abs(together[:, None] - together[None]).max(axis=-1)[~np.eye(12, dtype=bool)].min()
+            > 1e-2
+        )
 
     def test_what_stands_behind_the_end_of_a_clip_is_not_heard(self, start):
         params, together = start
         (batch,) = clip_windows([CLIPS[1]], n_frames=64, batch_size=8)
-        loud = np.where(np.arange(64)[None, :, None] >= batch["n_valid"][:, None, None], 255, batch["codes"])
+        loud = np.where(
+            np.arange(64)[None, :, None] >= batch["n_valid"][:, None, None], 255, batch["codes"]
+        )
         heard = finetuning().embed(params, [batch | {"codes": loud.astype(np.uint8)}], 1)
         np.testing.assert_allclose(heard, together[1:2], atol=1e-5)
 
@@ -402,34 +509,53 @@ class TestFinetune:
 class TestState:
     def test_the_model_hears_deviations_from_the_mean_in_two_standard_deviations(self):
         codes = jnp.asarray([0, 120, 255], jnp.uint8)
-        np.testing.assert_allclose(normalise(codes, FRONT_END, STATISTICS), [-60 / 24, 0.0, 67.5 / 24], rtol=1e-6)
+        np.testing.assert_allclose(
+            normalise(codes, FRONT_END, STATISTICS), [-60 / 24, 0.0, 67.5 / 24], rtol=1e-6
+        )
 
     def test_float16_levels_are_heard_as_their_codes_within_half_a_step(self):
         levels = np.random.default_rng(0).uniform(-80, 47, (2, 64, 128)).astype(np.float16)
         codes, _ = quantize(levels.astype(np.float32), FRONT_END)
-        heard = [normalise(jnp.asarray(stored), FRONT_END, STATISTICS) for stored in (levels, codes)]
+        heard = [
+            normalise(jnp.asarray(stored), FRONT_END, STATISTICS) for stored in (levels, codes)
+        ]
         assert heard[0].dtype == jnp.float32
-        np.testing.assert_allclose(*heard, rtol=0, atol=FRONT_END.step_db / 2 / (2 * STATISTICS.std_db) + 1e-6)
+        np.testing.assert_allclose(
+            *heard, rtol=0, atol=FRONT_END.step_db / 2 / (2 * STATISTICS.std_db) + 1e-6
+        )
 
     def test_rate_warms_up_and_falls_to_zero(self):
         config = dataclasses.replace(PRETRAIN, warmup_steps=10, learning_rate=0.5)
         schedule = learning_rate(config, 210)
-        np.testing.assert_allclose([schedule(k) for k in (0, 5, 10, 110, 210)], [0, 0.25, 0.5, 0.25, 0], atol=1e-6)
+        np.testing.assert_allclose(
+            [schedule(k) for k in (0, 5, 10, 110, 210)], [0, 0.25, 0.5, 0.25, 0], atol=1e-6
+        )
         # A run too short for the warm-up spends a tenth on it.
-        np.testing.assert_allclose([learning_rate(config, 20)(k) for k in (0, 1, 2, 20)], [0, 0.25, 0.5, 0], atol=1e-6)
+        np.testing.assert_allclose(
+            [learning_rate(config, 20)(k) for k in (0, 1, 2, 20)], [0, 0.25, 0.5, 0], atol=1e-6
+        )
 
     def test_only_kernels_decay(self):
-        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2))}  # of stacked blocks a bias has two axes
-        optimizer = make_optimizer(dataclasses.replace(PRETRAIN, warmup_steps=0, weight_decay=0.1), 10)
-        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        # of stacked blocks a bias has two axes
+        params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((3, 2))}
+        optimizer = make_optimizer(
+            dataclasses.replace(PRETRAIN, warmup_steps=0, weight_decay=0.1), 10
+        )
+        updates, _ = optimizer.update(
+            jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+        )
         np.testing.assert_allclose(updates["kernel"], -0.1 * PRETRAIN.learning_rate, rtol=1e-5)
         np.testing.assert_array_equal(updates["bias"], 0.0)
 
     def test_what_a_device_cannot_do_is_refused(self):
-        (cpu, *_) = jax.devices()
-        with pytest.raises(InputError, match="unknown precision 'fp8'.* float32, bfloat16, float16"):
+        cpu, *_ = jax.devices()
+        with pytest.raises(
+            InputError, match="unknown precision 'fp8'.* float32, bfloat16, float16"
+        ):
             compute_for(Execution(precision="fp8"), cpu)
-        with pytest.raises(InputError, match="'cudnn' needs a GPU from Ampere on .* not cpu in float32"):
+        with pytest.raises(
+            InputError, match="'cudnn' needs a GPU from Ampere on .* not cpu in float32"
+        ):
             compute_for(Execution(attention="cudnn"), cpu)
         with pytest.raises(InputError, match="unknown attention 'flash'"):
             compute_for(Execution(attention="flash"), cpu)

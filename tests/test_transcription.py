@@ -1,4 +1,5 @@
-"""Pre-training that hears what is played, and listening with it to whole clips. Cost: 30 s, nearly all of it compiling."""
+"""Pre-training that hears what is played, and listening with it to whole clips. Cost: 30 s, nearly
+all of it compiling."""
 
 import dataclasses
 import itertools
@@ -49,17 +50,22 @@ def compiled(tmp_path_factory):
 
 
 def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, Targets]:
-    """A stripe for every note, louder with its velocity, brighter all over with the pedal; and what is to be heard."""
+    """A stripe for every note, louder with its velocity, brighter all over with the pedal; and what
+    is to be heard."""
     rng = np.random.default_rng(seed)
     begins = np.arange(4, n_frames - 12, 20) + rng.integers(0, 8)
-    notes = [(b * HOP, (b + 12) * HOP, 30 + 10 * rng.integers(6), rng.integers(30, 120)) for b in begins]
+    notes = [
+        (b * HOP, (b + 12) * HOP, 30 + 10 * rng.integers(6), rng.integers(30, 120)) for b in begins
+    ]
     down = rng.integers(0, 2) * 127
     performance = Performance(np.array(notes, NOTE), np.array([(0.0, SUSTAIN, down)], PEDAL))
     targets = frames(performance, 0, n_frames, FRONT_END)
     codes = np.full((n_frames, 128), 40 + down // 8, np.uint8)
     for key in range(88):
         codes[targets.down[:, key], key : key + 6] = 140
-        codes[targets.onset[:, key], key : key + 6] = 140 + 100 * targets.velocity[targets.onset[:, key], key][:, None]
+        codes[targets.onset[:, key], key : key + 6] = (
+            140 + 100 * targets.velocity[targets.onset[:, key], key][:, None]
+        )
     return codes, targets
 
 
@@ -69,7 +75,12 @@ def batch_of(step: int, batch: int = 4) -> dict:
     descriptors[0] = clips[0][1].sustain[0] - 0.5
     targets = Targets(*map(np.stack, zip(*(targets for _, targets in clips))))
     names = [f"clip {row} of batch {step}" for row in range(batch)]
-    return {"codes": np.stack([codes for codes, _ in clips]), "targets": targets, "descriptors": descriptors, "clip": names}
+    return {
+        "codes": np.stack([codes for codes, _ in clips]),
+        "targets": targets,
+        "descriptors": descriptors,
+        "clip": names,
+    }
 
 
 def stream(start: int, stop_at: int | None = None):
@@ -80,7 +91,11 @@ def stream(start: int, stop_at: int | None = None):
 
 
 def train(directory, config, **options):
-    defaults = {"batches": stream, "validation": lambda: [batch_of(1000)], "num_descriptors": NUMBER}
+    defaults = {
+        "batches": stream,
+        "validation": lambda: [batch_of(1000)],
+        "num_descriptors": NUMBER,
+    }
     return pretrain_to(directory, config, **defaults | options)
 
 
@@ -97,7 +112,9 @@ class TestTraining:
     def test_what_is_played_is_learned(self, trained):
         last = trained[1][-1]
         assert last["validation_onset_f1"] > 0.3 and last["validation_sustain_r"] > 0.5
-        assert set(last) >= {f"validation_{name}" for name in (*heard.SCORES, *transcription.LOSSES)}
+        assert set(last) >= {
+            f"validation_{name}" for name in (*heard.SCORES, *transcription.LOSSES)
+        }
 
     @pytest.mark.parametrize("objective", ["transcription", "joint"])
     def test_resumed_equals_uninterrupted(self, tmp_path, objective):
@@ -110,15 +127,33 @@ class TestTraining:
         assert without_seconds(again) == without_seconds(rows)
 
     def test_the_joint_encoder_is_asked_both_and_is_one(self, tmp_path):
-        (row,) = train(tmp_path, dataclasses.replace(TRANSCRIBE, objective="joint", epochs=1), steps=3)
+        (row,) = train(
+            tmp_path, dataclasses.replace(TRANSCRIBE, objective="joint", epochs=1), steps=3
+        )
         assert row["loss"] == pytest.approx(row["masked_loss"] + row["heard_loss"], rel=1e-5)
         assert {"validation_masked_accuracy", "validation_heard_onset_f1"} <= set(row)
         params = open_latest(tmp_path / "checkpoints", made_by="")[0]["state"]["params"]
-        assert set(params) == {"encoder", "discriminative", "generative", "transcription", "descriptors"}
+        assert set(params) == {
+            "encoder",
+            "discriminative",
+            "generative",
+            "transcription",
+            "descriptors",
+        }
 
     @pytest.mark.parametrize("objective", ["transcription", "joint"])
     def test_fine_tuning_takes_the_encoder(self, trained, objective):
-        params = Pretraining(MODEL, dataclasses.replace(TRANSCRIBE, objective=objective), FRONT_END, STATISTICS, 1).init().params
+        params = (
+            Pretraining(
+                MODEL,
+                dataclasses.replace(TRANSCRIBE, objective=objective),
+                FRONT_END,
+                STATISTICS,
+                1,
+            )
+            .init()
+            .params
+        )
         wanted = Finetuning(MODEL, FINETUNE, FRONT_END, STATISTICS, 1).init(0)["encoder"]
         assert jax.tree.map(jnp.shape, params["encoder"]) == jax.tree.map(jnp.shape, wanted)
 
@@ -127,7 +162,10 @@ class TestTraining:
         params, batch = run.init().params, batch_of(3)
 
         def losses(rows):
-            part = jax.tree.map(lambda x: x[rows], {name: batch[name] for name in ("codes", "targets", "descriptors")})
+            part = jax.tree.map(
+                lambda x: x[rows],
+                {name: batch[name] for name in ("codes", "targets", "descriptors")},
+            )
             return run.objective.losses(params, run.hear(part), part)
 
         whole, *parts = (losses(rows) for rows in (slice(4), slice(0, 2), slice(2, 4)))
@@ -135,11 +173,26 @@ class TestTraining:
             np.testing.assert_allclose(np.mean([part[name] for part in parts]), value, rtol=1e-5)
 
     def test_unknown_objectives_and_patches_that_do_not_suit_are_refused(self):
-        with pytest.raises(InputError, match="unknown objective 'transcribe'.* Did you mean 'transcription'"):
-            Pretraining(MODEL, dataclasses.replace(TRANSCRIBE, objective="transcribe"), FRONT_END, STATISTICS, 1).init()
+        with pytest.raises(
+            InputError, match="unknown objective 'transcribe'.* Did you mean 'transcription'"
+        ):
+            Pretraining(
+                MODEL,
+                dataclasses.replace(TRANSCRIBE, objective="transcribe"),
+                FRONT_END,
+                STATISTICS,
+                1,
+            ).init()
         for stride in (10, 15):
-            model = dataclasses.replace(MODEL, patch_size=(16, 15 if stride == 15 else 16), stride=(16, stride))
-            with pytest.raises(InputError, match="adjacent patches without overlap, with a width that is a multiple of 2 frames"):
+            model = dataclasses.replace(
+                MODEL, patch_size=(16, 15 if stride == 15 else 16), stride=(16, stride)
+            )
+            with pytest.raises(
+                InputError,
+                match=(
+                    "adjacent patches without overlap, with a width that is a multiple of 2 frames"
+                ),
+            ):
                 Pretraining(model, TRANSCRIBE, FRONT_END, STATISTICS, 1).init()
 
     def test_who_listens_masks_nothing(self):
@@ -150,25 +203,40 @@ class TestTraining:
 
 class TestAugment:
     NOTHING = {
-        "gain": jnp.zeros(1), "eq": jnp.zeros((1, 3)), "noise": jnp.full(1, -200.0), "seed": jnp.zeros(1, jnp.uint32),
-        "room_seconds": jnp.ones(1), "room": jnp.full(1, -jnp.inf), "changed": jnp.ones(1, bool),
-    }  # fmt: skip
+        "gain": jnp.zeros(1),
+        "eq": jnp.zeros((1, 3)),
+        "noise": jnp.full(1, -200.0),
+        "seed": jnp.zeros(1, jnp.uint32),
+        "room_seconds": jnp.ones(1),
+        "room": jnp.full(1, -jnp.inf),
+        "changed": jnp.ones(1, bool),
+    }
 
     def test_targets_and_a_share_of_the_clips_stay_as_they_are(self):
         log_mel = jnp.zeros((64, 32, 128))
-        heard_ = np.asarray(augment.apply(log_mel, augment.draw(jax.random.key(0), 64), STATISTICS, 0.01))
+        heard_ = np.asarray(
+            augment.apply(log_mel, augment.draw(jax.random.key(0), 64), STATISTICS, 0.01)
+        )
         same = (heard_ == 0).all(axis=(1, 2))
         assert 4 < same.sum() < 32
-        assert np.abs(heard_[~same].mean(axis=1)).max() * 2 * STATISTICS.std_db < augment.GAIN_DB + 3 * augment.EQ_DB
+        assert (
+            np.abs(heard_[~same].mean(axis=1)).max() * 2 * STATISTICS.std_db
+            < augment.GAIN_DB + 3 * augment.EQ_DB
+        )
 
     def test_one_key_one_change(self):
         log_mel = jnp.zeros((2, 32, 128))
-        one, same, other = (augment.apply(log_mel, augment.draw(jax.random.key(k), 2), STATISTICS, 0.01) for k in (1, 1, 2))
+        one, same, other = (
+            augment.apply(log_mel, augment.draw(jax.random.key(k), 2), STATISTICS, 0.01)
+            for k in (1, 1, 2)
+        )
         assert bits(one) == bits(same) != bits(other)
 
     def test_noise_covers_what_is_softer_and_leaves_what_is_louder(self):
         drawn = self.NOTHING | {"noise": jnp.full(1, -50.0)}
-        levels = jnp.stack([jnp.full((32, 128), level) for level in (-80.0, 0.0)], axis=1).reshape(1, 64, 128)
+        levels = jnp.stack([jnp.full((32, 128), level) for level in (-80.0, 0.0)], axis=1).reshape(
+            1, 64, 128
+        )
         change = augment.apply((levels + 20) / 24, drawn, STATISTICS, 0.01) * 24 - 20 - levels
         assert 20 < change[0, ::2].mean() < 32 and jnp.abs(change[0, 1::2]).max() < 0.1
 
@@ -192,9 +260,14 @@ class TestScores:
     def test_perfect_hearing_scores_one(self):
         batch = batch_of(5)
         wanted = transcription.on_steps(Targets(*map(jnp.asarray, batch["targets"])))
-        sure = {name: 40 * (values - 0.5) for name, values in wanted.items() if name in ("onset", "down", "sounding")}
+        sure = {
+            name: 40 * (values - 0.5)
+            for name, values in wanted.items()
+            if name in ("onset", "down", "sounding")
+        }
         values = {
-            name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6)) for name in ("velocity", "sustain", "una_corda")
+            name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6))
+            for name in ("velocity", "sustain", "una_corda")
         }
         outputs = sure | values | {"descriptors": jnp.nan_to_num(batch["descriptors"])}
         total = heard.counts(outputs, batch["targets"], batch["descriptors"])
@@ -206,10 +279,15 @@ class TestScores:
     def test_an_onset_two_steps_late_counts_and_three_do_not(self):
         targets = Targets(*map(jnp.asarray, batch_of(5)["targets"]))
         wanted = transcription.on_steps(targets)
-        base = {name: jnp.zeros_like(wanted[name]) for name in (*transcription.ROLLS, *transcription.PEDALS)}
+        base = {
+            name: jnp.zeros_like(wanted[name])
+            for name in (*transcription.ROLLS, *transcription.PEDALS)
+        }
         for late, found in ((2, 1.0), (3, 0.0)):
             onset = jnp.roll(40 * wanted["struck"] - 20, late, axis=1)
-            scores = heard.scores({k: float(v) for k, v in heard.counts(base | {"onset": onset}, targets).items()})
+            scores = heard.scores(
+                {k: float(v) for k, v in heard.counts(base | {"onset": onset}, targets).items()}
+            )
             assert scores["onset_f1"] == found
 
 
@@ -218,8 +296,12 @@ class TestListener:
         listener = Listener.open(trained[0], log=lambda line: None)
         codes, targets = played_clip(77, 251)
         heard_ = listener.hear(codes)
-        assert heard_.onset.shape == (125, 88) and heard_.sustain.shape == heard_.times.shape == (125,)
-        assert np.isfinite(heard_.onset).all() and heard_.times[1] - heard_.times[0] == pytest.approx(2 * HOP)
+        assert heard_.onset.shape == (125, 88) and heard_.sustain.shape == heard_.times.shape == (
+            125,
+        )
+        assert np.isfinite(heard_.onset).all() and heard_.times[1] - heard_.times[
+            0
+        ] == pytest.approx(2 * HOP)
         true = targets.sounding[:250].reshape(125, 2, 88).max(axis=1)
         assert heard_.sounding[true].mean() > 2 * heard_.sounding[~true].mean()
 
@@ -228,13 +310,21 @@ class TestListener:
         assert listener.hear(played_clip(3)[0][:31]).onset.shape == (15, 88)
 
     def test_clips_without_a_note_are_counted_and_have_the_mean_of_the_others(self, trained):
-        listener, lines, silence = Listener.open(trained[0], log=lambda line: None), [], np.zeros((64, 128), np.uint8)
+        listener, lines, silence = (
+            Listener.open(trained[0], log=lambda line: None),
+            [],
+            np.zeros((64, 128), np.uint8),
+        )
         clips = [silence, played_clip(0, 128)[0], played_clip(1, 128)[0]]
         values, unheard = describe_all(listener.listen_all(clips), log=lines.append)
         assert values.shape == (3, len(DESCRIPTORS)) and np.isfinite(values).all()
         assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
-        assert lines == ["no notes were detected in 1 of 3 recordings; the mean of the others is used for them"]
-        with pytest.raises(InputError, match="no notes were detected in any of 1 recordings. Pre-train longer"):
+        assert lines == [
+            "no notes were detected in 1 of 3 recordings; the mean of the others is used for them"
+        ]
+        with pytest.raises(
+            InputError, match="no notes were detected in any of 1 recordings. Pre-train longer"
+        ):
             describe_all(listener.listen_all([silence]))
 
     def test_what_is_written_hears_the_same(self, trained, tmp_path):
@@ -243,7 +333,11 @@ class TestListener:
         first, again = (one.hear(played_clip(2, 128)[0]) for one in (listener, read))
         for name in first._fields:
             np.testing.assert_allclose(getattr(again, name), getattr(first, name), atol=5e-3)
-        assert (read.model, read.front_end, read.statistics) == (listener.model, listener.front_end, listener.statistics)
+        assert (read.model, read.front_end, read.statistics) == (
+            listener.model,
+            listener.front_end,
+            listener.statistics,
+        )
         (tmp_path / "other.safetensors").write_bytes(b"no weights")
         for name in ("other.safetensors", "missing.safetensors"):
             with pytest.raises(InputError, match="does not hold a transcription model"):
@@ -251,7 +345,10 @@ class TestListener:
 
     def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)
-        with pytest.raises(InputError, match="objective 'ssast', which does not include transcription. Choose one with"):
+        with pytest.raises(
+            InputError,
+            match="objective 'ssast', which does not include transcription. Choose one with",
+        ):
             Listener.open(tmp_path, log=lambda line: None)
 
 
@@ -260,42 +357,79 @@ def rated(trained, tmp_path_factory) -> suite_rated.Rated:
     """Eight clips of two lengths, rated by their pedal, in two folds."""
     listener = Listener.open(trained[0], log=lambda line: None)
     params = listener.params
-    start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, params["encoder"], "", params["transcription"])
+    start = Start(
+        "ast-test-transcription",
+        MODEL,
+        FRONT_END,
+        STATISTICS,
+        params["encoder"],
+        "",
+        params["transcription"],
+    )
     clips = [played_clip(k, 64 + 40 * (k % 2)) for k in range(8)]
-    ratings = np.stack([np.full(19, 0.3 + 0.4 * targets.sustain[0], np.float32) for _, targets in clips])
+    ratings = np.stack(
+        [np.full(19, 0.3 + 0.4 * targets.sustain[0], np.float32) for _, targets in clips]
+    )
     names = np.array([f"clip {k}" for k in range(8)])
-    index = pd.DataFrame({"clip": names, "content_group": np.arange(8) // 2, "human": True, "fold_content": np.arange(8) // 4})
+    index = pd.DataFrame(
+        {
+            "clip": names,
+            "content_group": np.arange(8) // 2,
+            "human": True,
+            "fold_content": np.arange(8) // 4,
+        }
+    )
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
     config = dataclasses.replace(FINETUNE, heard=True)
     renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
-    return suite_rated.Rated(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
+    return suite_rated.Rated(
+        run, start, config, renderings, FRONT_END, index, log=lambda line: None
+    )
 
 
 class TestRating:
     def test_a_model_that_was_told_other_descriptors_is_refused(self, rated, monkeypatch):
-        suite_rated.cross_validate(rated, {"init": "transcription", "data": "made here", "simulated": True}, lambda line: None)
+        suite_rated.cross_validate(
+            rated,
+            {"init": "transcription", "data": "made here", "simulated": True},
+            lambda line: None,
+        )
         monkeypatch.setattr(rating, "DESCRIPTORS", dict(list(DESCRIPTORS.items())[1:]))
-        with pytest.raises(InputError, match=f"heads use {len(DESCRIPTORS)} descriptors, not {len(DESCRIPTORS) - 1}. Run"):
+        with pytest.raises(
+            InputError,
+            match=f"heads use {len(DESCRIPTORS)} descriptors, not {len(DESCRIPTORS) - 1}. Run",
+        ):
             Rater(rated.run.root)
 
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
         settings = {"init": "transcription", "data": "made here", "simulated": True}
         found = suite_rated.cross_validate(rated, settings, lambda line: None)
         width = 2 * MODEL.grid[0] * MODEL.width
-        assert rated.embeddings.shape == (8, width + len(DESCRIPTORS)) and np.isfinite(rated.embeddings).all()
+        assert (
+            rated.embeddings.shape == (8, width + len(DESCRIPTORS))
+            and np.isfinite(rated.embeddings).all()
+        )
         rater = Rater(rated.run.root)
         assert rater.name == "ast-test-transcription-heard"
         for fold, model in zip(rater.folds, rater.models):
             for number in np.flatnonzero(rated.index["fold_content"] == fold):
-                np.testing.assert_allclose(model.rate(rated.clips.codes[number]), found.rated[number], atol=1e-5)
-        with pytest.raises(InputError, match="uses transcription descriptors besides its embedding"):
+                np.testing.assert_allclose(
+                    model.rate(rated.clips.codes[number]), found.rated[number], atol=1e-5
+                )
+        with pytest.raises(
+            InputError, match="uses transcription descriptors besides its embedding"
+        ):
             require_explained(rater)
 
     def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated):
         clips, lines = rated.clips, []
         names = np.tile(["builtin", "other"], 8)
-        doubled = RatedClips([codes for codes in clips.codes for _ in "12"], np.repeat(clips.clip, 2), names,
-                             np.repeat(clips.ratings, 2, axis=0))  # fmt: skip
+        doubled = RatedClips(
+            [codes for codes in clips.codes for _ in "12"],
+            np.repeat(clips.clip, 2),
+            names,
+            np.repeat(clips.ratings, 2, axis=0),
+        )
         config = dataclasses.replace(rated.config, heard=False, unseen="other")
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
@@ -303,18 +437,36 @@ class TestRating:
         said = [line for line in lines if "held out" in line]
         assert [line.split(": ")[1] for line in said] == ["4 training renderings, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))
-        with pytest.raises(InputError, match="unseen=steinway: the rated clips are rendered by builtin, other. Choose one"):
-            _ = dataclasses.replace(two, config=dataclasses.replace(config, unseen="steinway")).unseen
+        with pytest.raises(
+            InputError,
+            match="unseen=steinway: the rated clips are rendered by builtin, other. Choose one",
+        ):
+            _ = dataclasses.replace(
+                two, config=dataclasses.replace(config, unseen="steinway")
+            ).unseen
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
-        deaf = dataclasses.replace(rated, start=dataclasses.replace(rated.start, transcription=None))
+        deaf = dataclasses.replace(
+            rated, start=dataclasses.replace(rated.start, transcription=None)
+        )
         with pytest.raises(
-            InputError, match="was not pre-trained to transcribe; start from transcription, joint or transcriptionstem"
+            InputError,
+            match=(
+                "was not pre-trained to transcribe; start from transcription, joint or"
+                " transcriptionstem"
+            ),
         ):
             _ = deaf.params
-        with pytest.raises(InputError, match="strategy 'full' changes the encoder.*`heard=true` needs 'frozen'"):
-            dataclasses.replace(rated, config=dataclasses.replace(rated.config, strategy="full")).trainer(1)
+        with pytest.raises(
+            InputError, match="strategy 'full' changes the encoder.*`heard=true` needs 'frozen'"
+        ):
+            dataclasses.replace(
+                rated, config=dataclasses.replace(rated.config, strategy="full")
+            ).trainer(1)
 
 
 def test_the_default_is_the_papers():
-    assert PretrainConfig(1, 1, 1.0, 1).objective == "ssast" and not PretrainConfig(1, 1, 1.0, 1).augment
+    assert (
+        PretrainConfig(1, 1, 1.0, 1).objective == "ssast"
+        and not PretrainConfig(1, 1, 1.0, 1).augment
+    )

@@ -1,8 +1,10 @@
-"""What the bundled model's page and card state of real pianos and of learners, measured. Cost: 4 minutes.
+"""What the bundled model's page and card state of real pianos and of learners, measured. Cost: 4
+minutes.
 
-Needs MAPS excerpts (Emiya, Badeau, David 2010: FLAC files, each with its notes as TSV of onset, offset, pitch, velocity) in
-``REAL_PIANO_DIR`` or ../shared/real_piano/maps, and learners' performances (Jiang 2023: midi/ and ratings.csv) in
-``LEARNERS_DIR`` or ../shared/learners. Neither may be redistributed.
+Needs MAPS excerpts (Emiya, Badeau, David 2010: FLAC files, each with its notes as TSV of onset,
+offset, pitch, velocity) in ``REAL_PIANO_DIR`` or ../shared/real_piano/maps, and learners'
+performances (Jiang 2023: midi/ and ratings.csv) in ``LEARNERS_DIR`` or ../shared/learners. Neither
+may be redistributed.
 """
 
 import os
@@ -31,7 +33,8 @@ def model():
 
 
 def matched(played: np.ndarray, found: np.ndarray) -> int:
-    """Largest number of pairs of onsets of one pitch within the tolerance; both (n, 2): onset, pitch."""
+    """Largest number of pairs of onsets of one pitch within the tolerance; both (n, 2): onset,
+    pitch."""
     count = 0
     for pitch in np.unique(played[:, 1]):
         ours, theirs = (np.sort(notes[notes[:, 1] == pitch, 0]) for notes in (played, found))
@@ -53,7 +56,8 @@ def test_onset_f1_on_a_real_disklavier(model):
         played = np.loadtxt(path.with_suffix(".tsv"), skiprows=1)[:, [0, 2]]
         notes = model.rate(path).performance.notes
         found = np.column_stack([notes["onset"], notes["pitch"]]).astype(float)
-        # The notes of MAPS precede the sound by some hundredths of a second, which differ between excerpts.
+        # The notes of MAPS precede the sound by some hundredths of a second, which differ between
+        # excerpts.
         lagged = [matched(played + [lag, 0], found) for lag in np.arange(-0.1, 0.11, 0.01)]
         scores.append(2 * max(lagged) / (len(played) + len(found)))
     print(f"onset F1 on {len(scores)} excerpts: {np.mean(scores):.3f}")
@@ -73,5 +77,8 @@ def test_convincing_does_not_order_learners_by_quality(model):
         for a, b in combinations(said, 2)
         if a.split("-")[0] == b.split("-")[0] and abs(means[a] - means[b]) >= 0.5
     ]
-    print(f"pairs of {len(said)} performances in the order of their ratings: {np.mean(pairs):.3f} of {len(pairs)}")
+    print(
+        f"pairs of {len(said)} performances in the order of their ratings: {np.mean(pairs):.3f} of"
+        f" {len(pairs)}"
+    )
     assert 0.4 < np.mean(pairs) < 0.6

@@ -1,4 +1,5 @@
-"""A variation changes its parameter, in its direction, and nothing else. About 5 s; 25 s with real data."""
+"""A variation changes its parameter, in its direction, and nothing else. About 5 s; 25 s with real
+data."""
 
 from dataclasses import replace
 
@@ -9,14 +10,23 @@ from percepiano_ast import alignment, variations
 from percepiano_ast.config import InputError
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.data.tunes import RATED
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance, read_midi, trimmed
+from percepiano_ast.performance import (
+    NOTE,
+    PEDAL,
+    SUSTAIN,
+    UNA_CORDA,
+    Performance,
+    read_midi,
+    trimmed,
+)
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation
 
 IDS = [variation.label for variation in VARIATIONS]
 
 
 def played(tune=0, seed=1, **style):
-    """A demo performance with every habit a little above the plain one, and the deadpan one of the same tune."""
+    """A demo performance with every habit a little above the plain one, and the deadpan one of the
+    same tune."""
     habits = dict.fromkeys(demo.PARAMETERS, 0.5) | {"una_corda": 1.0, "half_pedal": 0.0} | style
     rng = np.random.default_rng(seed)
     deadpan = dict(zip(demo.PARAMETERS, demo._deadpan()))
@@ -35,11 +45,19 @@ def vary(name, strength, performance, score=None):
 def parts(performance):
     """What `Parameter.touches` names; notes key by key, an order that no variation changes."""
     notes = np.sort(performance.notes, order=["pitch", "onset"])
-    sustain, soft = (performance.pedals[performance.pedals["number"] == number] for number in (SUSTAIN, UNA_CORDA))
+    sustain, soft = (
+        performance.pedals[performance.pedals["number"] == number]
+        for number in (SUSTAIN, UNA_CORDA)
+    )
     return {
-        "onset": notes["onset"], "offset": notes["offset"], "velocity": notes["velocity"], "pitch": notes["pitch"],
-        "sustain": sustain["value"], "una_corda": soft["value"], "pedal_time": performance.pedals["time"],
-    }  # fmt: skip
+        "onset": notes["onset"],
+        "offset": notes["offset"],
+        "velocity": notes["velocity"],
+        "pitch": notes["pitch"],
+        "sustain": sustain["value"],
+        "una_corda": soft["value"],
+        "pedal_time": performance.pedals["time"],
+    }
 
 
 def check_untouched(before, after, touches):
@@ -67,7 +85,7 @@ def check_playable(performance):
     assert (by_key["offset"][:-1] <= by_key["onset"][1:] + 1e-9)[repeated].all()
 
 
-# --- Every variation --------------------------------------------------------------------------------------------------
+# --- Every variation ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variation", VARIATIONS, ids=IDS)
@@ -88,7 +106,9 @@ def test_more_strength_is_more_of_the_parameter(parameter):
     unchanged = parameter.measure(performance, score)
     amounts = {0.0: unchanged}
     for strength in parameter.strengths:
-        amounts[strength] = parameter.measure(Variation(parameter, strength).apply(performance, score), score)
+        amounts[strength] = parameter.measure(
+            Variation(parameter, strength).apply(performance, score), score
+        )
     if parameter.name == "soft pedal":  # it was down already
         assert amounts[-1] == 0 and amounts[1] == 1 and amounts[0.0] > 0.9
     else:
@@ -107,11 +127,14 @@ def test_real_performances_stay_playable(percepiano_dir):
         for variation in VARIATIONS:
             changed = variation.apply(performance, deadpan)
             check_playable(changed)
-            if "pitch" not in variation.parameter.touches and "onset" not in variation.parameter.touches:
+            if (
+                "pitch" not in variation.parameter.touches
+                and "onset" not in variation.parameter.touches
+            ):
                 check_untouched(performance, changed, variation.parameter.touches)
 
 
-# --- One by one -------------------------------------------------------------------------------------------------------
+# --- One by one ---------------------------------------------------------------------------------
 
 
 def test_softer_subtracts_from_every_velocity_down_to_one():
@@ -129,7 +152,13 @@ def test_slower_stretches_notes_and_pedals_alike():
 
 PEDALLED = play(
     (0.1, 4.0, 60, 90),
-    pedals=[(0.5, SUSTAIN, 100), (1.0, SUSTAIN, 127), (1.5, SUSTAIN, 20), (2.5, SUSTAIN, 90), (3.5, SUSTAIN, 0)],
+    pedals=[
+        (0.5, SUSTAIN, 100),
+        (1.0, SUSTAIN, 127),
+        (1.5, SUSTAIN, 20),
+        (2.5, SUSTAIN, 90),
+        (3.5, SUSTAIN, 0),
+    ],
 )
 
 
@@ -161,11 +190,18 @@ def test_accents_go_while_a_crescendo_stays():
     swell = np.linspace(30, 100, 40)
     accents = swell + 12 * (np.arange(40) % 4 == 0)
     flat, plain = (
-        vary("accents", -1, play(*[(0.1 + 0.5 * i, 0.5 + 0.5 * i, 60, round(v)) for i, v in enumerate(velocity)]))
+        vary(
+            "accents",
+            -1,
+            play(*[(0.1 + 0.5 * i, 0.5 + 0.5 * i, 60, round(v)) for i, v in enumerate(velocity)]),
+        )
         for velocity in (accents, swell)
     )
     assert np.abs(np.diff(flat.notes["velocity"].astype(int))).max() <= 4
-    assert np.abs(flat.notes["velocity"].astype(int) - plain.notes["velocity"].astype(int) - 3).max() <= 4
+    assert (
+        np.abs(flat.notes["velocity"].astype(int) - plain.notes["velocity"].astype(int) - 3).max()
+        <= 4
+    )
 
 
 def test_voicing_and_melody_are_told_within_chords():
@@ -176,13 +212,19 @@ def test_voicing_and_melody_are_told_within_chords():
 
 def test_legato_ends_at_the_next_stroke_of_the_key_and_at_the_end():
     performance = play((0.1, 0.5, 60, 80), (0.7, 1.1, 60, 80), (0.7, 1.3, 64, 80))
-    np.testing.assert_allclose(vary("articulation", 1, performance).notes["offset"], [0.7, 1.3, 1.3])
-    np.testing.assert_allclose(vary("articulation", -0.6, performance).notes["offset"], [0.26, 0.86, 0.94])
+    np.testing.assert_allclose(
+        vary("articulation", 1, performance).notes["offset"], [0.7, 1.3, 1.3]
+    )
+    np.testing.assert_allclose(
+        vary("articulation", -0.6, performance).notes["offset"], [0.26, 0.86, 0.94]
+    )
 
 
 def test_chords_together_begin_at_one_moment():
     performance = play((0.1, 1, 48, 50), (0.12, 1, 55, 60), (0.14, 1, 72, 100), (1.1, 2, 60, 33))
-    np.testing.assert_allclose(vary("asynchrony", -1, performance).notes["onset"], [0.12, 0.12, 0.12, 1.1])
+    np.testing.assert_allclose(
+        vary("asynchrony", -1, performance).notes["onset"], [0.12, 0.12, 0.12, 1.1]
+    )
 
 
 def test_transposition_stops_at_the_ends_of_the_keyboard():
@@ -217,11 +259,18 @@ def test_a_performance_without_pedal_has_none_to_lift():
         assert variations.same(vary("pedal", strength, dry), dry)
 
 
-# --- Chords and tempo -------------------------------------------------------------------------------------------------
+# --- Chords and tempo ---------------------------------------------------------------------------
 
 
 def test_a_chord_takes_each_key_once_and_what_follows_its_first_note_closely():
-    notes = play((0.0, 1, 60, 9), (0.03, 1, 64, 9), (0.049, 1, 67, 9), (0.06, 1, 72, 9), (0.07, 0.08, 60, 9), (0.09, 1, 60, 9))
+    notes = play(
+        (0.0, 1, 60, 9),
+        (0.03, 1, 64, 9),
+        (0.049, 1, 67, 9),
+        (0.06, 1, 72, 9),
+        (0.07, 0.08, 60, 9),
+        (0.09, 1, 60, 9),
+    )
     assert alignment.chords(notes.notes).tolist() == [0, 0, 0, 1, 1, 2]
 
 

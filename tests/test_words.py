@@ -1,4 +1,5 @@
-"""Phrases that must not come back, in README, docs, notebooks, and in the messages, help and docstrings of the package."""
+"""Phrases that must not come back, in README, docs, notebooks, and in the messages, help and
+docstrings of the package."""
 
 import ast
 import json
@@ -58,7 +59,10 @@ FORBIDDEN = re.compile("|".join(f"(?:{phrase})" for phrase in PHRASES), re.IGNOR
 def prose_of_markdown(text: str) -> list[tuple[int, str]]:
     """Numbered lines without code blocks and spans."""
     text = re.sub(r"```.*?```", lambda block: "\n" * block[0].count("\n"), text, flags=re.DOTALL)
-    return [(number, re.sub(r"``.*?``|`[^`]*`", "", line)) for number, line in enumerate(text.splitlines(), 1)]
+    return [
+        (number, re.sub(r"``.*?``|`[^`]*`", "", line))
+        for number, line in enumerate(text.splitlines(), 1)
+    ]
 
 
 def prose_of_module(path: Path) -> list[tuple[int, str]]:
@@ -66,9 +70,15 @@ def prose_of_module(path: Path) -> list[tuple[int, str]]:
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
-            found += [(node.lineno + more, line) for more, line in enumerate(node.value.splitlines())]
+            found += [
+                (node.lineno + more, line) for more, line in enumerate(node.value.splitlines())
+            ]
     with open(path, "rb") as file:
-        found += [(token.start[0], token.string) for token in tokenize.tokenize(file.readline) if token.type == tokenize.COMMENT]
+        found += [
+            (token.start[0], token.string)
+            for token in tokenize.tokenize(file.readline)
+            if token.type == tokenize.COMMENT
+        ]
     return [(number, re.sub(r"``.*?``|`[^`]*`", "", line)) for number, line in found]
 
 
@@ -83,16 +93,24 @@ def prose_of_notebook(path: Path) -> list[tuple[int, str]]:
 
 FILES = {
     **dict.fromkeys(sorted((ROOT / "percepiano_ast").rglob("*.py")), prose_of_module),
-    **{path: lambda path: prose_of_markdown(path.read_text()) for path in [
-        ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "notebooks" / "results").glob("*.md")),
-        *sorted((ROOT / "percepiano_ast" / "weights").glob("*.md")),
-    ]},
+    **{
+        path: lambda path: prose_of_markdown(path.read_text())
+        for path in [
+            ROOT / "README.md",
+            *sorted((ROOT / "docs").glob("*.md")),
+            *sorted((ROOT / "notebooks" / "results").glob("*.md")),
+            *sorted((ROOT / "percepiano_ast" / "weights").glob("*.md")),
+        ]
+    },
     **dict.fromkeys(sorted((ROOT / "notebooks").glob("*.ipynb")), prose_of_notebook),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_words_are_those_of_the_field(path):
-    wrong = [f"{path.relative_to(ROOT)}:{number}: {found[0]!r} in: {line.strip()}"
-             for number, line in FILES[path](path) for found in FORBIDDEN.finditer(line)]  # fmt: skip
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}: {found[0]!r} in: {line.strip()}"
+        for number, line in FILES[path](path)
+        for found in FORBIDDEN.finditer(line)
+    ]
     assert not wrong, "\n".join(wrong)

@@ -12,7 +12,14 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 
-from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, ModelConfig, PretrainConfig, Statistics
+from percepiano_ast.config import (
+    Execution,
+    FinetuneConfig,
+    FrontEnd,
+    ModelConfig,
+    PretrainConfig,
+    Statistics,
+)
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.data.shards import ShardSet, chunks
 from percepiano_ast.training.checkpoints import open_latest
@@ -22,7 +29,9 @@ from percepiano_ast.training.pretrain import pretrain
 
 MODEL = ModelConfig("test", width=16, depth=1, num_heads=2, n_frames=64)
 FRONT_END, STATISTICS = FrontEnd(), Statistics(-20.0, 12.0, 1, 0.0, 0.0)
-PRETRAIN = PretrainConfig(batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, cluster=(2, 3))
+PRETRAIN = PretrainConfig(
+    batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, cluster=(2, 3)
+)
 STEPS = 20
 
 
@@ -31,14 +40,18 @@ def bits(tree) -> list[bytes]:
 
 
 def codes_of(step: int, frames: int = MODEL.n_frames, batch: int = 4) -> np.ndarray:
-    """Harmonic stripes whose pitch and rhythm change from clip to clip: uint8 (batch, frames, mel)."""
+    """Harmonic stripes whose pitch and rhythm change from clip to clip: uint8 (batch, frames,
+    mel)."""
     pitch, beat = np.random.default_rng(step).uniform(0, 1.5, (2, batch, 1, 1))
     time, mel = np.arange(frames)[None, :, None], np.arange(MODEL.n_mels)[None, None, :]
     return np.uint8(120 + 60 * np.sin(mel / 5 + pitch) + 30 * np.sin(time / 7 + beat))
 
 
 def batch_of(step: int, batch: int = 4) -> dict:
-    return {"codes": codes_of(step, batch=batch), "clip": [f"clip {row} of batch {step}" for row in range(batch)]}
+    return {
+        "codes": codes_of(step, batch=batch),
+        "clip": [f"clip {row} of batch {step}" for row in range(batch)],
+    }
 
 
 def stream(start: int, stop_at: int | None = None, stop=None):
@@ -65,13 +78,17 @@ def shard_set(recordings: dict[str, np.ndarray], chunk_frames: int) -> ShardSet:
         }
     )
     raw = [
-        features.serialize_example({"log_mel": chunk, "recording": key, "year": 2004, "start_frame": start})
+        features.serialize_example(
+            {"log_mel": chunk, "recording": key, "year": 2004, "start_frame": start}
+        )
         for key, codes in recordings.items()
         for start, chunk in chunks([codes], chunk_frames)
     ]
     examples = [features.deserialize_example_np(record) for record in raw]
     n_frames = np.array([len(codes) for codes in recordings.values()])
-    return ShardSet(examples, FRONT_END, STATISTICS, {"stored": dtype.name}, n_frames, chunk_frames, raw)
+    return ShardSet(
+        examples, FRONT_END, STATISTICS, {"stored": dtype.name}, n_frames, chunk_frames, raw
+    )
 
 
 def pretrain_to(
@@ -133,9 +150,11 @@ def pretrained_bits(directory) -> list[bytes]:
 
 @contextlib.contextmanager
 def compiled_once(folder: Path):
-    """Within, equal functions are compiled once, and fast; so they are in child processes with the variables it yields.
+    """Within, equal functions are compiled once, and fast; so they are in child processes with the
+    variables it yields.
 
-    Compiling is nearly all that these tests do; what the code means is the same at every level of optimisation.
+    Compiling is nearly all that these tests do; what the code means is the same at every level of
+    optimisation.
     """
     wanted = {  # and JAX's defaults
         "jax_disable_most_optimizations": (True, False),
@@ -152,7 +171,9 @@ def compiled_once(folder: Path):
             jax.config.update(name, default)
 
 
-FINETUNE = FinetuneConfig(batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, hidden=8, dropout=0.1)
+FINETUNE = FinetuneConfig(
+    batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, hidden=8, dropout=0.1
+)
 LENGTHS = (64, 30, 150, 200, 64, 65, 128, 40, 100, 90, 64, 180)
 TRAIN = np.arange(10)
 CLIPS = [codes_of(100 + k, length, 1)[0] for k, length in enumerate(LENGTHS)]
@@ -172,12 +193,21 @@ def windows_from(start: int, stop_at: int | None = None):
         yield {"codes": codes, "n_valid": n_valid, "clip": (np.arange(4) + step) % 10}
 
 
-def embed(run: Finetuning, params: dict, clips: list[np.ndarray], batch_size: int = 8) -> np.ndarray:
+def embed(
+    run: Finetuning, params: dict, clips: list[np.ndarray], batch_size: int = 8
+) -> np.ndarray:
     return run.embed(params, clip_windows(clips, n_frames=64, batch_size=batch_size), len(clips))
 
 
 def fold_to(
-    directory: Path, start, run: Finetuning, windows=windows_from, *, save_minutes=10, log=lambda line: None, **settings
+    directory: Path,
+    start,
+    run: Finetuning,
+    windows=windows_from,
+    *,
+    save_minutes=10,
+    log=lambda line: None,
+    **settings,
 ) -> tuple:
     params, embeddings = start
     return finetune_fold(

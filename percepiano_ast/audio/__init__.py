@@ -1,9 +1,11 @@
 """Recordings to log-mel spectrograms: decode, check, resample, log-mel, 8-bit codes.
 
-Levels are absolute (dB of full-scale power), never normalised per recording: loudness is a rated quality. There are two
-front ends: librosa's, and Kaldi's, which the published AST and SSAST models were trained with.
+Levels are absolute (dB of full-scale power), never normalised per recording: loudness is a rated
+quality. There are two front ends: librosa's, and Kaldi's, which the published AST and SSAST models
+were trained with.
 
-Recordings of any length are processed in bounded memory: ``log_mel_blocks(Recording(file).blocks(rate))``.
+Recordings of any length are processed in bounded memory:
+``log_mel_blocks(Recording(file).blocks(rate))``.
 """
 
 from percepiano_ast.audio.decode import (

@@ -1,4 +1,5 @@
-"""Recording conditions: rooms, noise, MP3, level, tuning, silence. Ratings should be invariant to them.
+"""Recording conditions: rooms, noise, MP3, level, tuning, silence. Ratings should be invariant to
+them.
 
 Each condition takes a waveform and returns the same performance recorded differently.
 """
@@ -18,8 +19,8 @@ from percepiano_ast.config import InputError
 _MP3_RATES = (16_000, 22_050, 24_000)
 _MP3_LOWEST, _MP3_HIGHEST = 8, 160  # kbit/s
 _PREDELAY = 0.012  # seconds between the direct sound and the reverberation
-# Direct-to-reverberant ratio in dB for each reverberation time in seconds: a small room, a hall, a church; and a living room
-# recorded from some distance, which is for testing only.
+# Direct-to-reverberant ratio in dB for each reverberation time in seconds: a small room, a hall, a
+# church; and a living room recorded from some distance, which is for testing only.
 _DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0, 0.7: 0.0}
 
 
@@ -44,17 +45,20 @@ class Condition:
         return f"{self.kind} {self.unit.format(self.amount)}"
 
     def apply(self, wave: np.ndarray, sample_rate: int, seed: int) -> np.ndarray:
-        """``wave`` float32 (n,) under this condition, float32 (m,); the same seed gives the same noise and room.
+        """``wave`` float32 (n,) under this condition, float32 (m,); the same seed gives the same
+        noise and room.
 
         Raises:
-            InputError: MP3 at a sampling rate other than 16,000, 22,050 or 24,000 Hz, or libsndfile cannot write it.
+            InputError: MP3 at a sampling rate other than 16,000, 22,050 or 24,000 Hz, or libsndfile
+                cannot write it.
         """
         changed = self.change(wave, sample_rate, self.amount, np.random.default_rng(seed))
         return np.ascontiguousarray(changed, dtype=np.float32)
 
 
 def _room(wave, sample_rate, seconds, rng):
-    """Reverberation that decays by 60 dB in ``seconds``, faster for high frequencies; the direct sound is unchanged."""
+    """Reverberation that decays by 60 dB in ``seconds``, faster for high frequencies; the direct
+    sound is unchanged."""
     time = np.arange(round(seconds * sample_rate)) / sample_rate
     tail = rng.standard_normal(len(time)) * np.exp(-np.log(1000) * time / seconds)
     dull = scipy.signal.lfilter([0.3], [1, -0.7], tail)
@@ -66,9 +70,11 @@ def _room(wave, sample_rate, seconds, rng):
 
 
 def _noise(wave, sample_rate, snr, rng):
-    """Pink noise (-3 dB per octave, as from rooms and ventilation), ``snr`` dB below the clip's mean power."""
+    """Pink noise (-3 dB per octave, as from rooms and ventilation), ``snr`` dB below the clip's
+    mean power."""
     spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
-    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 20 * len(wave) / sample_rate))  # flat below 20 Hz
+    # flat below 20 Hz
+    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 20 * len(wave) / sample_rate))
     noise = np.fft.irfft(spectrum, len(wave))
     return wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (snr / 10))
 
@@ -77,12 +83,15 @@ def _mp3(wave, sample_rate, kbit, rng):
     """Encode and decode at a constant bit rate; low rates add a delay of some ten milliseconds."""
     if sample_rate not in _MP3_RATES or "MP3" not in soundfile.available_formats():
         raise InputError(
-            f"cannot write MP3 at {sample_rate} Hz with libsndfile {soundfile.__libsndfile_version__}: it needs version 1.1 "
-            f"or later and one of {', '.join(map(str, _MP3_RATES))} Hz. Run: pip install -U soundfile"
+            f"cannot write MP3 at {sample_rate} Hz with libsndfile"
+            f" {soundfile.__libsndfile_version__}: it needs version 1.1 or later and one of"
+            f" {', '.join(map(str, _MP3_RATES))} Hz. Run: pip install -U soundfile"
         )
     level = 1 - (kbit - _MP3_LOWEST) / (_MP3_HIGHEST - _MP3_LOWEST)
     file = io.BytesIO()
-    soundfile.write(file, wave, sample_rate, format="MP3", bitrate_mode="CONSTANT", compression_level=level)
+    soundfile.write(
+        file, wave, sample_rate, format="MP3", bitrate_mode="CONSTANT", compression_level=level
+    )
     file.seek(0)
     return soundfile.read(file, dtype="float32")[0]
 
@@ -93,7 +102,8 @@ def _gain(wave, sample_rate, decibel, rng):
 
 
 def _tuning(wave, sample_rate, cents, rng):
-    """Change the tuning by resampling, which also changes the clip's duration by the same factor."""
+    """Change the tuning by resampling, which also changes the clip's duration by the same
+    factor."""
     return retuned(wave, sample_rate, cents)
 
 

@@ -1,4 +1,5 @@
-"""Decode recordings to mono waveforms: streamed in blocks and validated, with a message for each unusable file."""
+"""Decode recordings to mono waveforms: streamed in blocks and validated, with a message for each
+unusable file."""
 
 import io
 import math
@@ -20,25 +21,27 @@ Source = str | Path | BinaryIO | io.RawIOBase
 _READ_FRAMES = 1 << 17  # frames per block: 3 s at 44.1 kHz, 1 MB
 _PIECE = 1 << 20  # bytes
 _INT16 = 32768  # full scale of 16-bit samples
-_LOUDEST = (_INT16 - 1) / _INT16  # samples of at least this magnitude are at full scale: the last 16-bit step on either side
+# samples of at least this magnitude are at full scale: the last 16-bit step on either side
+_LOUDEST = (_INT16 - 1) / _INT16
 
 
 class Recording:
     """A recording, decoded once in order, in constant memory.
 
-    Formats: those of libsndfile (WAV of 8 to 32 bits or float, FLAC, OGG, MP3); from a path also those of ffmpeg (M4A, AAC,
-    WMA).
+    Formats: those of libsndfile (WAV of 8 to 32 bits or float, FLAC, OGG, MP3); from a path also
+    those of ffmpeg (M4A, AAC, WMA).
 
     Args:
-        source: path, seekable binary file object, or forward-only binary object (``seekable()`` is False). From the
-            latter, WAV and FLAC are decoded as a stream, other formats are read completely first; its attribute ``size``
-            in bytes is used if present.
+        source: path, seekable binary file object, or forward-only binary object (``seekable()`` is
+            False). From the latter, WAV and FLAC are decoded as a stream, other formats are read
+            completely first; its attribute ``size`` in bytes is used if present.
         name: the recording's name in messages.
         min_rate: lowest accepted sampling rate in Hz.
 
     Attributes:
         sample_rate, channels: of the source.
-        peak: largest magnitude of the blocks so far, full scale at 1; of the whole recording after the last block.
+        peak: largest magnitude of the blocks so far, full scale at 1; of the whole recording after
+            the last block.
 
     Raises:
         InputError: missing, not audio, truncated, or below ``min_rate``.
@@ -46,7 +49,9 @@ class Recording:
 
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
         stream = None if isinstance(source, (str, Path)) else source
-        self.name = name or str(source if stream is None else getattr(stream, "name", None) or "audio data")
+        self.name = name or str(
+            source if stream is None else getattr(stream, "name", None) or "audio data"
+        )
         self._once = None if stream is None or stream.seekable() else stream
         try:
             self._decoder = _decoder(source, self.name)
@@ -58,7 +63,10 @@ class Recording:
         self._frames = self._loudest = 0
         if self.sample_rate < min_rate:
             self._decoder.close()
-            raise InputError(f"{self.name}: recorded at {self.sample_rate:,} Hz; at least {min_rate:,} Hz is needed.")
+            raise InputError(
+                f"{self.name}: recorded at {self.sample_rate:,} Hz; at least {min_rate:,} Hz is"
+                " needed."
+            )
 
     @property
     def seconds(self) -> float:
@@ -67,14 +75,17 @@ class Recording:
 
     @property
     def full_scale(self) -> float:
-        """Share of samples decoded so far, over all channels, with a magnitude of 32767/32768 or more."""
+        """Share of samples decoded so far, over all channels, with a magnitude of 32767/32768 or
+        more."""
         return self._loudest / max(self._frames * self.channels, 1)
 
     def blocks(self, sample_rate: int, *, max_seconds: float | None = None) -> Iterator[np.ndarray]:
-        """Decode the recording, possible only once: the mean of its channels, resampled by soxr at high quality.
+        """Decode the recording, possible only once: the mean of its channels, resampled by soxr at
+        high quality.
 
-        A forward-only source is always read to its end, where it may verify a checksum; also if the recording is refused,
-        so that damage is reported as damage. Exceptions of the source pass unchanged.
+        A forward-only source is always read to its end, where it may verify a checksum; also if the
+        recording is refused, so that damage is reported as damage. Exceptions of the source pass
+        unchanged.
 
         Args:
             max_seconds: decode only the first ``max_seconds``.
@@ -83,8 +94,8 @@ class Recording:
             float32 (n,) at ``sample_rate``, full scale at 1.
 
         Raises:
-            InputError: truncated, damaged, or refused by `check_waveform`; a short or silent recording is detected after
-                the last block.
+            InputError: truncated, damaged, or refused by `check_waveform`; a short or silent
+                recording is detected after the last block.
         """
         n = 0
         try:
@@ -106,7 +117,9 @@ class Recording:
         if sample_rate == self.sample_rate:
             yield from mono
             return
-        stream = soxr.ResampleStream(self.sample_rate, sample_rate, 1, dtype="float32", quality="HQ")
+        stream = soxr.ResampleStream(
+            self.sample_rate, sample_rate, 1, dtype="float32", quality="HQ"
+        )
         for block in mono:
             if len(part := stream.resample_chunk(block)):
                 yield part
@@ -114,7 +127,8 @@ class Recording:
             yield part
 
     def _samples(self, max_seconds: float | None) -> Iterator[np.ndarray]:
-        """Blocks (n, channels) as decoded, int16 or float32; counts their frames and detects truncation."""
+        """Blocks (n, channels) as decoded, int16 or float32; counts their frames and detects
+        truncation."""
         limit = math.inf if max_seconds is None else round(max_seconds * self.sample_rate)
         declared = math.inf if self._decoder.frames is None else self._decoder.frames
         wanted = min(declared, limit)
@@ -127,8 +141,9 @@ class Recording:
             yield block
         if self._frames < wanted and declared < math.inf:
             raise InputError(
-                f"{self.name}: truncated, the audio ends {(wanted - self._frames) / self.sample_rate:.1f} s before the"
-                f" length it declares ({wanted / self.sample_rate:.1f} s). Copy or export it again."
+                f"{self.name}: truncated, the audio ends"
+                f" {(wanted - self._frames) / self.sample_rate:.1f} s before the length it declares"
+                f" ({wanted / self.sample_rate:.1f} s). Copy or export it again."
             )
         if self._frames < limit:
             self._read_to_end()
@@ -153,12 +168,16 @@ def _check_exists(path: str | Path, name: str) -> None:
     if "://" in str(path):
         raise InputError(f"{name}: an address. Download the recording and name the file.")
     if Path(path).is_dir():
-        raise InputError(f"{name}: a folder without a recording. Name a recording, or a folder that holds some.")
+        raise InputError(
+            f"{name}: a folder without a recording. Name a recording, or a folder that holds some."
+        )
     if not Path(path).is_file():
         raise InputError(f"{name}: no such file. Check the path.")
 
 
-def load(source: Source, sample_rate: int = 22_050, *, max_seconds: float | None = None) -> np.ndarray:
+def load(
+    source: Source, sample_rate: int = 22_050, *, max_seconds: float | None = None
+) -> np.ndarray:
     """Load a recording as mono at ``sample_rate``: the blocks of `Recording` in one array.
 
     Args:
@@ -175,7 +194,8 @@ def load(source: Source, sample_rate: int = 22_050, *, max_seconds: float | None
 
 
 def duration(path: str | Path) -> float:
-    """Duration in seconds from a recording's header; a recording whose header has no length is decoded.
+    """Duration in seconds from a recording's header; a recording whose header has no length is
+    decoded.
 
     Raises:
         InputError: missing, not audio, or of a format that needs ffmpeg if ffmpeg is not installed.
@@ -211,22 +231,29 @@ def _check_length(n: int, sample_rate: int, name: str) -> None:
     if not n:
         raise InputError(f"{name}: empty, it holds no samples. Record or copy it again.")
     if n < MIN_SECONDS * sample_rate:
-        raise InputError(f"{name}: {n / sample_rate:.2f} s long. Give a recording of at least {MIN_SECONDS:g} s.")
+        raise InputError(
+            f"{name}: {n / sample_rate:.2f} s long. Give a recording of at least {MIN_SECONDS:g} s."
+        )
 
 
 def _peak(block: np.ndarray, start: int, sample_rate: int, name: str) -> float:
-    """Largest magnitude of a block that starts at sample ``start``; NaN and infinity are refused."""
+    """Largest magnitude of a block that starts at sample ``start``; NaN and infinity are
+    refused."""
     peak = max(float(block.max()), -float(block.min()))
     if not np.isfinite(peak):  # the maximum of NaN and anything is NaN
         seconds = (start + np.argmin(np.isfinite(block))) / sample_rate
-        raise InputError(f"{name}: holds NaN or infinity, first near {seconds:.2f} s. Export it again.")
+        raise InputError(
+            f"{name}: holds NaN or infinity, first near {seconds:.2f} s. Export it again."
+        )
     return peak
 
 
 def _check_level(peak: float, name: str) -> None:
     if peak < 10 ** (SILENCE_DB / 20):
         level = f"peaks at {20 * np.log10(peak):.0f} dBFS" if peak else "holds zeros only"
-        raise InputError(f"{name}: silent, it {level}. Check microphone and level, and record it again.")
+        raise InputError(
+            f"{name}: silent, it {level}. Check microphone and level, and record it again."
+        )
 
 
 def _mono(block: np.ndarray) -> np.ndarray:

@@ -27,7 +27,19 @@ class Decoder:
 
     def __init__(self, path: str | Path, name: str):
         self._name = name
-        command = [_program(name), "-v", "error", *_input(path), "-map", "0:a:0", "-f", "au", "-c:a", "pcm_f32be", "-"]
+        command = [
+            _program(name),
+            "-v",
+            "error",
+            *_input(path),
+            "-map",
+            "0:a:0",
+            "-f",
+            "au",
+            "-c:a",
+            "pcm_f32be",
+            "-",
+        ]
         # A file, because an unread pipe could fill up and block ffmpeg; `close` closes it.
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
@@ -45,14 +57,17 @@ class Decoder:
         """The next samples: float32 (n, channels), fewer than requested only at the end.
 
         Raises:
-            InputError: at the end, if ffmpeg reported an error, as it does for truncated and damaged files.
+            InputError: at the end, if ffmpeg reported an error, as it does for truncated and
+                damaged files.
         """
         content = self._sound.read(4 * frames * self.channels)
         if len(content) < 4 * frames * self.channels:
             code, message = self._end()
             if code or message:
                 what = message or f"it ends with code {code}"
-                raise InputError(f"{self._name}: damaged or truncated (ffmpeg: {what}). Copy or export it again.")
+                raise InputError(
+                    f"{self._name}: damaged or truncated (ffmpeg: {what}). Copy or export it again."
+                )
         return np.frombuffer(content, ">f4").astype(np.float32).reshape(-1, self.channels)
 
     def close(self) -> None:
@@ -70,14 +85,18 @@ class Decoder:
 
 
 def duration(path: str | Path) -> float:
-    """Declared duration of a file in seconds; for raw AAC, which declares none, ffmpeg's estimate from the bit rate.
+    """Declared duration of a file in seconds; for raw AAC, which declares none, ffmpeg's estimate
+    from the bit rate.
 
     Raises:
         InputError: ffmpeg is not installed, or finds no audio or no duration in the file.
     """
     run = subprocess.run([_program(str(path)), "-hide_banner", *_input(path)], capture_output=True)
-    lines = run.stderr.decode(errors="replace").splitlines()  # the exit code is 1, because no output is requested
-    declared = [match for line in lines if (match := re.match(r"  Duration: (\d+):(\d\d):([\d.]+)", line))]
+    # the exit code is 1, because no output is requested
+    lines = run.stderr.decode(errors="replace").splitlines()
+    declared = [
+        match for line in lines if (match := re.match(r"  Duration: (\d+):(\d\d):([\d.]+)", line))
+    ]
     if not declared or not any("Audio:" in line for line in lines):
         raise _refusal(str(path), _without_address(lines[-1]) if lines else "no output from ffmpeg")
     hours, minutes, seconds = declared[0].groups()
@@ -94,8 +113,9 @@ def _program(name: str) -> str:
         return imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError) as error:  # RuntimeError: no binary for this platform
         raise InputError(
-            f"{name}: cannot be read as audio without ffmpeg, which was not found. Install it (pip install imageio-ffmpeg; Debian,"
-            " Ubuntu: sudo apt-get install -y ffmpeg; macOS: brew install ffmpeg), or give a WAV, FLAC, OGG or MP3 file."
+            f"{name}: cannot be read as audio without ffmpeg, which was not found. Install it (pip"
+            " install imageio-ffmpeg; Debian, Ubuntu: sudo apt-get install -y ffmpeg; macOS: brew"
+            " install ffmpeg), or give a WAV, FLAC, OGG or MP3 file."
         ) from error
 
 
@@ -105,7 +125,10 @@ def _input(path: str | Path) -> list[str]:
 
 
 def _refusal(name: str, reason: str) -> InputError:
-    return InputError(f"{name}: cannot be read as audio ({reason.rstrip('.')}). Give a complete recording, or copy it again.")
+    return InputError(
+        f"{name}: cannot be read as audio ({reason.rstrip('.')}). Give a complete recording, or"
+        " copy it again."
+    )
 
 
 def _without_address(line: str) -> str:

@@ -14,11 +14,12 @@ _DB_PER_NEPER = np.float32(10 / np.log(10))  # of power
 
 
 def log_mel(wave: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Log-mel spectrogram of the front end's ``kind``: ``slaney`` as in librosa, ``kaldi`` see `fbank`.
+    """Log-mel spectrogram of the front end's ``kind``: ``slaney`` as in librosa, ``kaldi`` see
+    `fbank`.
 
-    ``slaney``: power, bands normalised by their width, frame k centred on sample ``k * hop_length``, zero padding. The
-    difference from librosa 0.11 is less than 1e-3 dB, at levels of -80 dB or more and also below, down to ``amin``: both
-    compute the FFT in double precision.
+    ``slaney``: power, bands normalised by their width, frame k centred on sample ``k *
+    hop_length``, zero padding. The difference from librosa 0.11 is less than 1e-3 dB, at levels of
+    -80 dB or more and also below, down to ``amin``: both compute the FFT in double precision.
 
     Args:
         wave: float32 (n,) at ``front_end.sample_rate``.
@@ -32,8 +33,11 @@ def log_mel(wave: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
     return np.concatenate(list(log_mel_blocks([wave], front_end)))
 
 
-def log_mel_blocks(blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd()) -> Iterator[np.ndarray]:
-    """`log_mel` of a wave given in blocks, in the memory of one block; the result is bit-identical for any block sizes.
+def log_mel_blocks(
+    blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd()
+) -> Iterator[np.ndarray]:
+    """`log_mel` of a wave given in blocks, in the memory of one block; the result is bit-identical
+    for any block sizes.
 
     With ``kaldi`` the whole wave is collected first, because its mean is removed.
 
@@ -54,11 +58,12 @@ def log_mel_blocks(blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd(
         raise InputError(f"unknown front end {front_end.kind!r}. Choose one of: slaney, kaldi.")
 
 
-# --- librosa's mel spectrogram ----------------------------------------------------------------------------------------
+# --- librosa's mel spectrogram ------------------------------------------------------------------
 
 
 def slaney_mel_bank(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Triangles of area 1 on Slaney's mel scale, as in ``librosa.filters.mel``: float64 (n_mels, 1 + n_fft // 2).
+    """Triangles of area 1 on Slaney's mel scale, as in ``librosa.filters.mel``: float64 (n_mels, 1
+    + n_fft // 2).
 
     Implemented here because importing librosa's takes a second in every worker process.
     """
@@ -66,7 +71,9 @@ def slaney_mel_bank(front_end: FrontEnd = FrontEnd()) -> np.ndarray:
     edges = _hertz(np.linspace(low, high, front_end.n_mels + 2))
     bins = np.arange(1 + front_end.n_fft // 2) * (front_end.sample_rate / front_end.n_fft)
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    triangles = np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
+    triangles = np.maximum(
+        0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
+    )
     return triangles * 2 / (right - left)
 
 
@@ -85,7 +92,9 @@ _LOGARITHMIC = 27 / np.log(6.4)
 
 
 def _slaney_mel(hertz: np.ndarray) -> np.ndarray:
-    return np.where(hertz < 1000, _LINEAR * hertz, 15 + _LOGARITHMIC * np.log(np.maximum(hertz, 1000) / 1000))
+    return np.where(
+        hertz < 1000, _LINEAR * hertz, 15 + _LOGARITHMIC * np.log(np.maximum(hertz, 1000) / 1000)
+    )
 
 
 def _hertz(mel: np.ndarray) -> np.ndarray:
@@ -100,7 +109,8 @@ def _slaney_window_and_bank(front_end: FrontEnd):
 
 
 def _slaney(blocks: Iterable[np.ndarray], front_end: FrontEnd) -> Iterator[np.ndarray]:
-    """`log_mel_blocks` of kind ``slaney``, in fixed groups of ``_MEL_FRAMES`` frames, counted from the first."""
+    """`log_mel_blocks` of kind ``slaney``, in fixed groups of ``_MEL_FRAMES`` frames, counted from
+    the first."""
     hop, window = front_end.hop_length, front_end.win_length
     # Samples of a window before its centre, where librosa pads the window to n_fft.
     before = front_end.n_fft // 2 - (front_end.n_fft - window) // 2
@@ -119,7 +129,9 @@ def _slaney(blocks: Iterable[np.ndarray], front_end: FrontEnd) -> Iterator[np.nd
             start, done = start + _MEL_FRAMES * hop, done + _MEL_FRAMES
         waiting, n_waiting = [samples[start:].copy()], len(samples) - start
     left = front_end.n_frames(n) - done
-    samples = np.concatenate([*waiting, np.zeros(max((left - 1) * hop + window - n_waiting, 0), dtype=np.float32)])
+    samples = np.concatenate(
+        [*waiting, np.zeros(max((left - 1) * hop + window - n_waiting, 0), dtype=np.float32)]
+    )
     for start in range(0, left, _MEL_FRAMES):
         yield transform(samples[start * hop :], min(_MEL_FRAMES, left - start))
 
@@ -127,10 +139,11 @@ def _slaney(blocks: Iterable[np.ndarray], front_end: FrontEnd) -> Iterator[np.nd
 class _Transform:
     """Convert samples to levels, one group of frames at a time.
 
-    This is faster than librosa for two reasons. Power does not depend on the window's position within the FFT, so only
-    ``win_length`` samples are multiplied, not ``n_fft``. Each frequency bin contributes to few bands, so the filter bank is
-    a sparse matrix. The large arrays are reused, because allocating them for every group can take longer than the FFT. A
-    float32 FFT would be faster, but its error for a quiet band next to a loud one is up to 0.03 dB.
+    This is faster than librosa for two reasons. Power does not depend on the window's position
+    within the FFT, so only ``win_length`` samples are multiplied, not ``n_fft``. Each frequency bin
+    contributes to few bands, so the filter bank is a sparse matrix. The large arrays are reused,
+    because allocating them for every group can take longer than the FFT. A float32 FFT would be
+    faster, but its error for a quiet band next to a loud one is up to 0.03 dB.
     """
 
     def __init__(self, front_end: FrontEnd):
@@ -140,7 +153,8 @@ class _Transform:
         self._spectra = np.empty((_MEL_FRAMES, 1 + front_end.n_fft // 2), dtype=np.complex128)
 
     def __call__(self, samples: np.ndarray, n_frames: int) -> np.ndarray:
-        """Levels in dB float32 (n_frames, n_mels) of the frames that start at ``samples[k * hop_length]``."""
+        """Levels in dB float32 (n_frames, n_mels) of the frames that start at ``samples[k *
+        hop_length]``."""
         size, hop = self._front_end.win_length, self._front_end.hop_length
         padded, spectra = self._padded[:n_frames], self._spectra[:n_frames]
         frames = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop]
@@ -156,42 +170,55 @@ class _Transform:
         return levels
 
 
-# --- Kaldi's filter bank ----------------------------------------------------------------------------------------------
+# --- Kaldi's filter bank ------------------------------------------------------------------------
 
 
 def kaldi_mel_bank(front_end: FrontEnd = KALDI) -> np.ndarray:
-    """Triangles of height 1, evenly spaced on Kaldi's mel scale ``1127 ln(1 + f / 700)``: float32 (n_mels, n_fft // 2).
+    """Triangles of height 1, evenly spaced on Kaldi's mel scale ``1127 ln(1 + f / 700)``: float32
+    (n_mels, n_fft // 2).
 
-    Column k weights the power at ``k * sample_rate / n_fft`` Hz; the Nyquist bin has zero weight and no column. Computed in
-    float32 like ``torchaudio.compliance.kaldi.get_mel_banks``: a rounding error of the mel scale changes a weight by 1e-5,
-    and nearly all weights are bit-identical, which they would not be in double precision.
+    Column k weights the power at ``k * sample_rate / n_fft`` Hz; the Nyquist bin has zero weight
+    and no column. Computed in float32 like ``torchaudio.compliance.kaldi.get_mel_banks``: a
+    rounding error of the mel scale changes a weight by 1e-5, and nearly all weights are
+    bit-identical, which they would not be in double precision.
     """
     low, high = (1127 * np.log(1 + np.array([front_end.fmin, front_end.fmax]) / 700)).tolist()
-    edges = np.float32(low) + np.arange(front_end.n_mels + 2, dtype=np.float32) * np.float32((high - low) / (front_end.n_mels + 1))
+    edges = np.float32(low) + np.arange(front_end.n_mels + 2, dtype=np.float32) * np.float32(
+        (high - low) / (front_end.n_mels + 1)
+    )
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    hertz = np.float32(front_end.sample_rate / front_end.n_fft) * np.arange(front_end.n_fft // 2, dtype=np.float32)
+    hertz = np.float32(front_end.sample_rate / front_end.n_fft) * np.arange(
+        front_end.n_fft // 2, dtype=np.float32
+    )
     ratio = (1 + hertz / np.float32(700)).astype(np.float64)
-    mel = np.float32(1127) * np.log(ratio).astype(np.float32)  # rounded once: float32 logarithms differ between machines
-    return np.maximum(0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)))
+    # rounded once: float32 logarithms differ between machines
+    mel = np.float32(1127) * np.log(ratio).astype(np.float32)
+    return np.maximum(
+        0, np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre))
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def _kaldi_window_and_bank(front_end: FrontEnd):
     """Symmetric Hann window float32 (win_length,) and `kaldi_mel_bank` as a sparse matrix."""
-    phase = np.arange(front_end.win_length, dtype=np.float32) * np.float32(2 * np.pi / (front_end.win_length - 1))
+    phase = np.arange(front_end.win_length, dtype=np.float32) * np.float32(
+        2 * np.pi / (front_end.win_length - 1)
+    )
     window = np.float32(0.5) - np.float32(0.5) * np.cos(phase.astype(np.float64)).astype(np.float32)
     return window, scipy.sparse.csr_array(kaldi_mel_bank(front_end))
 
 
 def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
-    """Kaldi's log filter bank with the settings of AST (Gong et al. 2021, ``dataloader.py``): no dither, no energy.
+    """Kaldi's log filter bank with the settings of AST (Gong et al. 2021, ``dataloader.py``): no
+    dither, no energy.
 
-    The clip's mean is removed. Only complete windows are used; frame k starts at sample ``k * hop_length``. Per window: mean
-    removal, pre-emphasis 0.97 (the first sample serves as its own predecessor), a symmetric Hann window, and the power
-    spectrum through `kaldi_mel_bank`. Samples, window and bank are float32 as in ``torchaudio.compliance.kaldi.fbank``, FFT
-    and sums double precision. The remaining difference is torchaudio's rounding in its float32 FFT: nine values of ten agree
-    within 1e-5; a band some 70 dB below the loudest of its frame may differ by 3e-4 (1.3e-3 dB), no more than torchaudio
-    differs between machines.
+    The clip's mean is removed. Only complete windows are used; frame k starts at sample ``k *
+    hop_length``. Per window: mean removal, pre-emphasis 0.97 (the first sample serves as its own
+    predecessor), a symmetric Hann window, and the power spectrum through `kaldi_mel_bank`. Samples,
+    window and bank are float32 as in ``torchaudio.compliance.kaldi.fbank``, FFT and sums double
+    precision. The remaining difference is torchaudio's rounding in its float32 FFT: nine values of
+    ten agree within 1e-5; a band some 70 dB below the loudest of its frame may differ by 3e-4
+    (1.3e-3 dB), no more than torchaudio differs between machines.
 
     Args:
         wave: float32 (n,) at ``front_end.sample_rate``, full scale at 1.
@@ -205,13 +232,16 @@ def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
     n_frames = front_end.n_frames(len(wave)) if len(wave) >= front_end.win_length else 0
     if not n_frames:
         raise InputError(
-            f"{len(wave)} samples are shorter than one window of {front_end.win_length} "
-            f"({1000 * front_end.win_length / front_end.sample_rate:.0f} ms). Give a longer recording."
+            f"{len(wave)} samples are shorter than one window of {front_end.win_length}"
+            f" ({1000 * front_end.win_length / front_end.sample_rate:.0f} ms). Give a longer"
+            " recording."
         )
     window, bank = _kaldi_window_and_bank(front_end)
     wave = np.asarray(wave, dtype=np.float32)
     mean = wave.mean(dtype=np.float64).astype(np.float32)
-    windows = np.lib.stride_tricks.sliding_window_view(wave, front_end.win_length)[:: front_end.hop_length]
+    windows = np.lib.stride_tricks.sliding_window_view(wave, front_end.win_length)[
+        :: front_end.hop_length
+    ]
     result = np.empty((n_frames, front_end.n_mels), dtype=np.float32)
     for start in range(0, n_frames, _MEL_FRAMES):
         block = slice(start, min(start + _MEL_FRAMES, n_frames))
@@ -225,15 +255,16 @@ def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
     return np.log(result, out=result)
 
 
-# --- 8-bit codes ------------------------------------------------------------------------------------------------------
+# --- 8-bit codes --------------------------------------------------------------------------------
 
 
 def quantize(log_mel: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.ndarray, float]:
     """Levels in dB to uint8 codes in steps of ``front_end.step_db`` from ``front_end.floor_db``.
 
     Returns:
-        Codes of the same shape, and the share of values above the range. Values below the range are inaudible and set to
-        ``floor_db``; values above are clipped, so callers report a non-zero share.
+        Codes of the same shape, and the share of values above the range. Values below the range are
+        inaudible and set to ``floor_db``; values above are clipped, so callers report a non-zero
+        share.
     """
     codes = log_mel - np.float32(front_end.floor_db)
     codes /= np.float32(front_end.step_db)

@@ -1,4 +1,5 @@
-"""Decode sound files with libsndfile: from a path, a seekable file object, or a forward-only stream."""
+"""Decode sound files with libsndfile: from a path, a seekable file object, or a forward-only
+stream."""
 
 import contextlib
 import io
@@ -15,7 +16,8 @@ from percepiano_ast.config import InputError
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # data lengths declared by encoders that write to a pipe
 _UNKNOWN_FORMAT = (1, 4)  # libsndfile's error codes for an unknown container or codec
 _STREAMS = (b"RIFF", b"RF64", b"fLaC")  # WAV and FLAC: decoded as a stream
-_W64 = b"riff"  # also decoded as a stream if the size of the file is known, which is needed to detect truncation
+# also decoded as a stream if the size of the file is known, which is needed to detect truncation
+_W64 = b"riff"
 _AHEAD = 1 << 22  # maximum bytes between the parts of a header, such as a picture
 _ENDLESS = 1 << 62  # size reported to libsndfile for a file of unknown size
 _NO_LENGTH = 1 << 46  # frames: at least this many mean that the header has no length
@@ -55,7 +57,8 @@ class Decoder:
         self._check_whole()
 
     def read(self, frames: int) -> np.ndarray:
-        """The next samples: (n, channels), int16 for 16-bit files, else float32; fewer than requested only at the end.
+        """The next samples: (n, channels), int16 for 16-bit files, else float32; fewer than
+        requested only at the end.
 
         Raises:
             InputError: damaged.
@@ -68,7 +71,8 @@ class Decoder:
         self._file.close()
 
     def _check_whole(self) -> None:
-        """Detect truncation: libsndfile reads truncated files without an error, but its log has the declared length.
+        """Detect truncation: libsndfile reads truncated files without an error, but its log has the
+        declared length.
 
         Raises:
             InputError: the data are shorter than declared.
@@ -78,13 +82,14 @@ class Decoder:
             self.close()
             seconds = self._file.frames / self.sample_rate * (declared - present) / max(present, 1)
             raise InputError(
-                f"{self._name}: truncated, {declared - present:,} of {declared:,} bytes of audio are missing"
-                f" (about {seconds:.1f} s at the end). Copy or export it again."
+                f"{self._name}: truncated, {declared - present:,} of {declared:,} bytes of audio"
+                f" are missing (about {seconds:.1f} s at the end). Copy or export it again."
             )
 
     @contextlib.contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Re-raise the source's exceptions at the end of the context, and libsndfile's as InputError."""
+        """Re-raise the source's exceptions at the end of the context, and libsndfile's as
+        InputError."""
         failure = None
         try:
             yield
@@ -98,8 +103,8 @@ class Decoder:
 
 class _SoundFile(soundfile.SoundFile):
     def seekable(self) -> bool:
-        # Otherwise soundfile seeks to its own position after every read. Decoders of MP3, FLAC and ADPCM go back for that,
-        # which in MP3 causes an audible discontinuity.
+        # Otherwise soundfile seeks to its own position after every read. Decoders of MP3, FLAC and
+        # ADPCM go back for that, which in MP3 causes an audible discontinuity.
         return False
 
 
@@ -125,19 +130,24 @@ def _refusal(name: str, error: soundfile.LibsndfileError) -> InputError:
 
 
 def _data_bytes(file: soundfile.SoundFile) -> tuple[int, int]:
-    """Bytes of audio data declared in an uncompressed file's header, and bytes present; (0, 0) if the file is complete."""
+    """Bytes of audio data declared in an uncompressed file's header, and bytes present; (0, 0) if
+    the file is complete."""
     log = file.extra_info
     if file.format in ("RF64", "W64"):
         declared = re.search(r"^(?:  Data size|data) : (\d+)", log, re.MULTILINE)
         frame = re.search(r"^  Block Align +: (\d+)", log, re.MULTILINE)
         header = 24 if file.format == "W64" else 0  # included in W64's sizes
-        return (int(declared[1]) - header, file.frames * int(frame[1])) if declared and frame else (0, 0)
+        return (
+            (int(declared[1]) - header, file.frames * int(frame[1]))
+            if declared and frame
+            else (0, 0)
+        )
     # WAV, AIFF, AU
     sizes = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     return (int(sizes[1]), int(sizes[2])) if sizes else (0, 0)
 
 
-# --- File objects -----------------------------------------------------------------------------------------------------
+# --- File objects -------------------------------------------------------------------------------
 
 
 def _stream(file: _File) -> "_Stream":
@@ -152,7 +162,8 @@ def _stream(file: _File) -> "_Stream":
 
 
 def _read(file: Any, size: int) -> bytes:
-    """``size`` bytes, fewer only at the end of the file: libsndfile treats a short read as the end."""
+    """``size`` bytes, fewer only at the end of the file: libsndfile treats a short read as the
+    end."""
     parts = [file.read(size)]
     while parts[-1] and (size := size - len(parts[-1])):
         parts.append(file.read(size))
@@ -163,7 +174,8 @@ class _Stream:
     """A file object for libsndfile.
 
     Attributes:
-        error: the file's exception, for the caller; raised within a callback of libsndfile it would be printed and lost.
+        error: the file's exception, for the caller; raised within a callback of libsndfile it would
+            be printed and lost.
         opening: whether libsndfile is still parsing the header.
     """
 
@@ -196,8 +208,8 @@ class _Stream:
 class _Once(_Stream):
     """A forward-only file for libsndfile, which seeks while it parses the header.
 
-    The bytes read while parsing are buffered. Seeks of more than `_AHEAD` bytes are attempts to read behind the audio data;
-    they return no bytes, because all required parts precede the data.
+    The bytes read while parsing are buffered. Seeks of more than `_AHEAD` bytes are attempts to
+    read behind the audio data; they return no bytes, because all required parts precede the data.
     """
 
     def __init__(self, file: _File, head: bytes, size: int):

@@ -1,7 +1,7 @@
 """Cached feature tables for the statistics baselines, one row per clip, computed on all cores.
 
-Each row has a hash of everything that it depends on (the MIDI file, the soundfont, the code), so that outdated rows are detected
-and an interrupted run can resume.
+Each row has a hash of everything that it depends on (the MIDI file, the soundfont, the code), so
+that outdated rows are detected and an interrupted run can resume.
 """
 
 import functools
@@ -37,11 +37,21 @@ def audio_statistics(renderings: Renderings, path: Path) -> dict[str, float]:
     return audio.classic_features(wave, renderings.sample_rate)
 
 
-def midi_table(midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print) -> pd.DataFrame:
+def midi_table(
+    midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print
+) -> pd.DataFrame:
     """`midi_statistics` of every clip, a table with clips as its index."""
     code = [performance, alignment, audio.features, *_files(descriptors)]
     files = {clip: (path,) for clip, path in midi.items()}
-    return _table(folder / "midi.csv", files, midi_statistics, tuple(descriptors.DESCRIPTORS), _key(code), workers, log)
+    return _table(
+        folder / "midi.csv",
+        files,
+        midi_statistics,
+        tuple(descriptors.DESCRIPTORS),
+        _key(code),
+        workers,
+        log,
+    )
 
 
 def score_statistics(midi: Path, written: Path) -> dict[str, float]:
@@ -54,7 +64,8 @@ def score_statistics(midi: Path, written: Path) -> dict[str, float]:
 
 
 def _score_statistics_or_nan(midi: Path, written: Path) -> dict[str, float]:
-    """As `score_statistics`, but NaN after an InputError, so that one clip does not stop the others."""
+    """As `score_statistics`, but NaN after an InputError, so that one clip does not stop the
+    others."""
     try:
         return score_statistics(midi, written)
     except InputError:
@@ -62,7 +73,11 @@ def _score_statistics_or_nan(midi: Path, written: Path) -> dict[str, float]:
 
 
 def score_table(
-    midi: dict[str, Path], scores: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print
+    midi: dict[str, Path],
+    scores: dict[str, Path],
+    folder: Path,
+    workers: int,
+    log: Callable[[str], None] = print,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """`score_statistics` of every clip that has a score and matches it.
 
@@ -76,7 +91,9 @@ def score_table(
     files = {clip: (path, scores[clip]) for clip, path in midi.items() if clip in scores}
     code = [performance, alignment, audio.features, *_files(descriptors), *_files(score)]
     names = tuple(score.features.FEATURES)
-    table = _table(folder / "score.csv", files, _score_statistics_or_nan, names, _key(code), workers, log)
+    table = _table(
+        folder / "score.csv", files, _score_statistics_or_nan, names, _key(code), workers, log
+    )
     for clip in table.index[table.isna().any(axis=1)]:
         try:
             score_statistics(*files[clip])
@@ -86,24 +103,39 @@ def score_table(
 
 
 def audio_table(
-    midi: dict[str, Path], synthesizer: str, folder: Path, workers: int, log: Callable[[str], None] = print
+    midi: dict[str, Path],
+    synthesizer: str,
+    folder: Path,
+    workers: int,
+    log: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """`audio_statistics` of every clip with one synthesizer, a table with clips as its index.
 
     Raises:
-        InputError: the synthesizer is unknown or not installed, or a MIDI file is unreadable or silent.
+        InputError: the synthesizer is unknown or not installed, or a MIDI file is unreadable or
+            silent.
         RunFailed: a worker was killed; completed rows are saved.
     """
     renderings = Renderings(folder / "renderings", synthesizer, SAMPLE_RATE)
     key = _key([performance, audio.features], renderings.key.encode())
     hear = functools.partial(audio_statistics, renderings)
-    path, files = folder / f"audio_{Path(synthesizer).stem}.csv", {clip: (path,) for clip, path in midi.items()}
+    path, files = (
+        folder / f"audio_{Path(synthesizer).stem}.csv",
+        {clip: (path,) for clip, path in midi.items()},
+    )
     return _table(path, files, hear, audio.classic_feature_names(), key, workers, log)
 
 
 def _files(package) -> list:
     """The modules of a package."""
-    return [package, *(value for value in vars(package).values() if getattr(value, "__package__", "") == package.__name__)]
+    return [
+        package,
+        *(
+            value
+            for value in vars(package).values()
+            if getattr(value, "__package__", "") == package.__name__
+        ),
+    ]
 
 
 def _key(modules: list, more: bytes = b"") -> bytes:
@@ -114,15 +146,22 @@ def _key(modules: list, more: bytes = b"") -> bytes:
     return content.digest()
 
 
-def _table(path, files: Mapping[str, tuple[Path, ...]], hear, names, key: bytes, workers: int, log) -> pd.DataFrame:
+def _table(
+    path, files: Mapping[str, tuple[Path, ...]], hear, names, key: bytes, workers: int, log
+) -> pd.DataFrame:
     """The table in ``path``, with missing and outdated rows computed."""
-    keys = {clip: hashlib.sha256(b"".join([key, *(one.read_bytes() for one in given)])).hexdigest()[:16]
-            for clip, given in files.items()}  # fmt: skip
+    keys = {
+        clip: hashlib.sha256(b"".join([key, *(one.read_bytes() for one in given)])).hexdigest()[:16]
+        for clip, given in files.items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = _kept(path, keys, names)
     todo = [clip for clip in files if clip not in rows]
     if todo:
-        log(f"{path.stem}: computing {len(names)} statistics of {len(todo):,} clips ({len(rows):,} cached)")
+        log(
+            f"{path.stem}: computing {len(names)} statistics of {len(todo):,} clips ({len(rows):,}"
+            " cached)"
+        )
         saved = started = time.monotonic()
         for count, _ in enumerate(_made(todo, files, hear, names, rows, workers), 1):
             if (now := time.monotonic()) - saved > _EVERY or count == len(todo):
@@ -131,7 +170,9 @@ def _table(path, files: Mapping[str, tuple[Path, ...]], hear, names, key: bytes,
                 left = (now - started) / count * (len(todo) - count)
                 log(f"  {count:,} of {len(todo):,}, about {left:.0f} s left")
     # Always read back, so that new and cached rows have the same rounding.
-    return pd.DataFrame.from_dict(_kept(path, keys, names), orient="index", columns=names).loc[list(files)]
+    return pd.DataFrame.from_dict(_kept(path, keys, names), orient="index", columns=names).loc[
+        list(files)
+    ]
 
 
 def _kept(path: Path, keys: dict[str, str], names: tuple[str, ...]) -> dict[str, tuple]:
@@ -141,7 +182,9 @@ def _kept(path: Path, keys: dict[str, str], names: tuple[str, ...]) -> dict[str,
     try:
         table = pd.read_csv(path, dtype={"clip": str, "key": str} | dict.fromkeys(names, float))
     except ValueError as error:  # includes errors of pandas
-        raise InputError(f"{path} is not a readable table ({error}); delete it to recompute it.") from error
+        raise InputError(
+            f"{path} is not a readable table ({error}); delete it to recompute it."
+        ) from error
     if list(table.columns) != ["clip", "key", *names]:
         return {}
     valid = table["clip"].map(keys) == table["key"]
@@ -156,7 +199,14 @@ def _save(path: Path, rows: dict[str, tuple], keys: dict[str, str], names: tuple
     partial.replace(path)
 
 
-def _made(todo: list[str], files: Mapping[str, tuple[Path, ...]], hear: Callable, names, rows: dict[str, tuple], workers: int):
+def _made(
+    todo: list[str],
+    files: Mapping[str, tuple[Path, ...]],
+    hear: Callable,
+    names,
+    rows: dict[str, tuple],
+    workers: int,
+):
     """Compute missing rows and add them to ``rows``; yields each clip when it is done."""
     columns = list(zip(*(files[clip] for clip in todo), strict=True))
     if len(todo) <= _FEW or workers == 1:
@@ -172,4 +222,7 @@ def _made(todo: list[str], files: Mapping[str, tuple[Path, ...]], hear: Callable
                 rows[clip] = tuple(values[name] for name in names)
                 yield clip
     except BrokenProcessPool as error:
-        raise RunFailed(f"a worker process was killed ({error}), perhaps for lack of memory. Run again to resume") from error
+        raise RunFailed(
+            f"a worker process was killed ({error}), perhaps for lack of memory. Run again to"
+            " resume"
+        ) from error

@@ -1,13 +1,17 @@
-"""Ridge, kernel ridge and extremely randomised trees on the statistics of a clip, and the average of the three.
+"""Ridge, kernel ridge and extremely randomised trees on the statistics of a clip, and the average
+of the three.
 
-Each is fitted on the training clips of a fold, which also standardise features and ratings. No hyperparameters are tuned: ridge
-and kernel ridge are averaged over a grid that spans one to three decades around common values. On PercePiano's folds, the average
-is as good as the best point of the grid (kernel ridge on transcription and sound: r 0.67 for the average, 0.64 to 0.67 for single
-points), and better than the point chosen by an inner cross-validation. The error in an inner cross-validation over whole content
-groups serves to compare feature tables on music outside the training data.
+Each is fitted on the training clips of a fold, which also standardise features and ratings. No
+hyperparameters are tuned: ridge and kernel ridge are averaged over a grid that spans one to three
+decades around common values. On PercePiano's folds, the average is as good as the best point of the
+grid (kernel ridge on transcription and sound: r 0.67 for the average, 0.64 to 0.67 for single
+points), and better than the point chosen by an inner cross-validation. The error in an inner
+cross-validation over whole content groups serves to compare feature tables on music outside the
+training data.
 
-Extremely randomised trees: Geurts, Ernst and Wehenkel (2006), with half of the features tried at each split, which has lower
-inner errors than a tenth or a third; kernel ridge: Saunders, Gammerman and Vovk (1998).
+Extremely randomised trees: Geurts, Ernst and Wehenkel (2006), with half of the features tried at
+each split, which has lower inner errors than a tenth or a third; kernel ridge: Saunders, Gammerman
+and Vovk (1998).
 """
 
 from dataclasses import dataclass
@@ -57,7 +61,9 @@ class Averaged(RegressorMixin, BaseEstimator):
 
     def fit(self, x: np.ndarray, y: np.ndarray) -> "Averaged":
         """Fit on (n, n_features) and (n, n_targets)."""
-        self.models_ = [clone(self.model).set_params(**point).fit(x, y) for point in ParameterGrid(self.grid)]
+        self.models_ = [
+            clone(self.model).set_params(**point).fit(x, y) for point in ParameterGrid(self.grid)
+        ]
         return self
 
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -99,14 +105,24 @@ class Fitted:
         """
         features = _table(features, "features")
         if features.shape[1] != len(self.feature_mean):
-            raise InputError(f"{features.shape[1]} features per clip, but the baseline was fitted on {len(self.feature_mean)}. "
-                             "Extract them with the version used for fitting.")  # fmt: skip
+            raise InputError(
+                f"{features.shape[1]} features per clip, but the baseline was fitted on"
+                f" {len(self.feature_mean)}. Extract them with the version used for fitting."
+            )
         x = standard(features, self.feature_mean, self.feature_std)
-        return {name: model.predict(x) * self.rating_std + self.rating_mean for name, model in self.models.items()}
+        return {
+            name: model.predict(x) * self.rating_std + self.rating_mean
+            for name, model in self.models.items()
+        }
 
 
 def fit(
-    features: np.ndarray, ratings: np.ndarray, *, seed: int, forest: dict | None = None, least: np.ndarray | None = None
+    features: np.ndarray,
+    ratings: np.ndarray,
+    *,
+    seed: int,
+    forest: dict | None = None,
+    least: np.ndarray | None = None,
 ) -> Fitted:
     """Fit all of ``REGRESSORS``.
 
@@ -114,8 +130,8 @@ def fit(
         features: (n_clips, n_features), ``ratings``: (n_clips, n_dimensions).
         seed: for the trees.
         forest: other settings of the trees, for a small model.
-        least: smallest standard deviation per feature, (n_features,), so that features that hardly vary in the training data are
-            not amplified in other data.
+        least: smallest standard deviation per feature, (n_features,), so that features that hardly
+            vary in the training data are not amplified in other data.
 
     Raises:
         InputError: NaN, or tables of different lengths.
@@ -133,7 +149,9 @@ def fit(
     return Fitted(models, feature_mean, feature_std, rating_mean, rating_std)
 
 
-def inner_error(features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *, seed: int) -> float:
+def inner_error(
+    features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *, seed: int
+) -> float:
     """Mean squared error of standardised ratings in a cross-validation over whole content groups.
 
     Args:
@@ -144,18 +162,25 @@ def inner_error(features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *
     """
     features, ratings = _tables(features, ratings)
     if (found := len(np.unique(groups))) < 2:
-        raise InputError(f"{found} content group is not enough for an inner cross-validation; give clips of two or more.")
+        raise InputError(
+            f"{found} content group is not enough for an inner cross-validation; give clips of two"
+            " or more."
+        )
     errors = np.zeros_like(ratings)
     for train, test in GroupKFold(min(INNER_FOLDS, found)).split(features, ratings, groups):
-        errors[test] = fit(features[train], ratings[train], seed=seed).predict(features[test]) - ratings[test]
+        errors[test] = (
+            fit(features[train], ratings[train], seed=seed).predict(features[test]) - ratings[test]
+        )
     return float(np.square(errors / _moments(ratings)[1]).mean())
 
 
 def _tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features, ratings = _table(features, "features"), _table(ratings, "ratings")
     if len(features) != len(ratings):
-        raise InputError(f"{len(features)} rows of features and {len(ratings)} of ratings do not match; "
-                         "give one of each per clip.")  # fmt: skip
+        raise InputError(
+            f"{len(features)} rows of features and {len(ratings)} of ratings do not match; "
+            "give one of each per clip."
+        )
     return features, ratings
 
 
@@ -163,10 +188,15 @@ def _table(values: np.ndarray, what: str) -> np.ndarray:
     """``values`` as float64 (clips, columns) without NaN or infinity."""
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
-        raise InputError(f"{what} of shape {values.shape} are not a table (clips, columns); give one row per clip.")
+        raise InputError(
+            f"{what} of shape {values.shape} are not a table (clips, columns); give one row per"
+            " clip."
+        )
     if len(bad := np.argwhere(~np.isfinite(values))):
-        raise InputError(f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]}, column "
-                         f"{bad[0][1]}. Remove those clips or repair their recordings.")  # fmt: skip
+        raise InputError(
+            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]},"
+            f" column {bad[0][1]}. Remove those clips or repair their recordings."
+        )
     return values
 
 

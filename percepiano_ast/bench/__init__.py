@@ -1,6 +1,7 @@
 """Speed benchmarks against a peer in the same run: ``percepiano bench NAME`` prints JSON lines.
 
-Values are medians of interleaved runs with equal threads. A ratio above 1 means that this package is faster.
+Values are medians of interleaved runs with equal threads. A ratio above 1 means that this package
+is faster.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ def log_mel() -> Iterator[dict]:
     wave = np.random.default_rng(0).normal(0, 0.1, 60 * front_end.sample_rate).astype(np.float32)
 
     with scipy.fft.set_workers(1), threadpool_limits(1):
-        ours, theirs = medians(lambda: audio.log_mel(wave, front_end), lambda: preprocess.librosa_log_mel(wave, front_end))
+        ours, theirs = medians(
+            lambda: audio.log_mel(wave, front_end),
+            lambda: preprocess.librosa_log_mel(wave, front_end),
+        )
     speed = {"name": "log-mel", "value": round(60 / ours), "unit": "x real time"}
     yield speed | {"peer": "librosa.feature.melspectrogram", "ratio": round(theirs / ours, 2)}
 
@@ -33,7 +37,11 @@ def pretrain_step() -> Iterator[dict]:
     """One pre-training step of the demo preset: windows per second on this machine's devices."""
     preset = PRESETS["demo"]
     (seconds,) = medians(step_function(preset.model, preset.pretrain, preset.execution)[1])
-    yield {"name": "pretrain-step", "value": round(preset.pretrain.batch_size / seconds, 1), "unit": "windows/s"}
+    yield {
+        "name": "pretrain-step",
+        "value": round(preset.pretrain.batch_size / seconds, 1),
+        "unit": "windows/s",
+    }
 
 
 BENCHMARKS = {

@@ -22,8 +22,9 @@ RECORDINGS, FRAMES = 60, 39_000  # 6.5 h in 300 MB of codes, larger than process
 def batches() -> Iterator[dict]:
     """Random windows from a temporary data set of 300 MB, which fits into the file system's cache.
 
-    The float32 batches are normalised on the host. Training transfers the ``uint8`` batches and normalises them on the device.
-    The peer decodes the same chunks with TFDS, crops, normalises and stacks.
+    The float32 batches are normalised on the host. Training transfers the ``uint8`` batches and
+    normalises them on the device. The peer decodes the same chunks with TFDS, crops, normalises and
+    stacks.
 
     Raises:
         InputError: the system cannot pin a process to one core.
@@ -44,10 +45,15 @@ def batches() -> Iterator[dict]:
                 for _ in made.one_epoch():
                     pass
 
-            ours, stored, theirs = medians(as_float32, as_stored, lambda: _plainly(train, made.steps_per_epoch))
+            ours, stored, theirs = medians(
+                as_float32, as_stored, lambda: _plainly(train, made.steps_per_epoch)
+            )
     clips = made.steps_per_epoch * BATCH
     line = {"name": "batches", "value": round(clips / ours), "unit": "clips/s/core"}
-    line |= {"peer": "TFDS's decoding, numpy's crop, normalisation and stack", "ratio": round(theirs / ours, 2)}
+    line |= {
+        "peer": "TFDS's decoding, numpy's crop, normalisation and stack",
+        "ratio": round(theirs / ours, 2),
+    }
     yield line | {"batch": BATCH, "frames": N_FRAMES, "chunk_frames": train.chunk_frames}
     yield {"name": "batches-uint8", "value": round(clips / stored), "unit": "clips/s/core"}
 
@@ -56,7 +62,9 @@ def batches() -> Iterator[dict]:
 def _one_core() -> Iterator[None]:
     """Pin this thread, and the threads that it starts, to one core."""
     if not hasattr(os, "sched_setaffinity"):
-        raise InputError("this system cannot pin a process to one core; run this benchmark on Linux")
+        raise InputError(
+            "this system cannot pin a process to one core; run this benchmark on Linux"
+        )
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -94,7 +102,10 @@ def _write(directory: Path) -> None:
     front_end = FrontEnd()
     fields = {"composer": "", "title": "", "year": 2004}
     keys = [f"{number}.wav" for number in range(RECORDINGS)]
-    items = [shards.Item(key, "train", {"recording": key, **fields}, front_end.seconds(FRAMES)) for key in keys]
+    items = [
+        shards.Item(key, "train", {"recording": key, **fields}, front_end.seconds(FRAMES))
+        for key in keys
+    ]
     job = Job(maestro.MaestroLogMel, _piano, directory, front_end)
     contents = build.Contents(items, {}, {}, statistics_of="train", description={"simulated": True})
     build.build(job, contents, build.Work(workers=workers(), log=lambda line: None))

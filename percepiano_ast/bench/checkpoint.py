@@ -30,19 +30,23 @@ STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
 
 
 def checkpoint() -> Iterator[dict]:
-    """Save the state of AST-base with its SSAST heads, AdamW's moments and the moving average, during real training steps.
+    """Save the state of AST-base with its SSAST heads, AdamW's moments and the moving average,
+    during real training steps.
 
-    ``checkpoint-wait``: seconds that training waits in `Checkpoints.save`, which is the total cost if an accelerator computes the
-    steps. ``checkpoint-cost``: additional time of a window of steps with one save, compared with the same steps without, as a
-    share of an epoch of one minute. The window includes packing, copying and reading back, so on a CPU it counts the time that
-    writing takes from the steps. The peers write to the same folder, once, and read nothing back: Orbax's manager, synchronous,
-    and the same with its default, saving in the background. Windows are interleaved. ``checkpoint-resume``: from the start of a
-    process to the end of its first step, without opening a data set. ``checkpoint-memory``: peak memory of a process that saves
-    at every other step, minus the peak of the steps alone, in states.
+    ``checkpoint-wait``: seconds that training waits in `Checkpoints.save`, which is the total cost
+    if an accelerator computes the steps. ``checkpoint-cost``: additional time of a window of steps
+    with one save, compared with the same steps without, as a share of an epoch of one minute. The
+    window includes packing, copying and reading back, so on a CPU it counts the time that writing
+    takes from the steps. The peers write to the same folder, once, and read nothing back: Orbax's
+    manager, synchronous, and the same with its default, saving in the background. Windows are
+    interleaved. ``checkpoint-resume``: from the start of a process to the end of its first step,
+    without opening a data set. ``checkpoint-memory``: peak memory of a process that saves at every
+    other step, minus the peak of the steps alone, in states.
 
     Raises:
         InputError: the temporary directory has too little space.
-        RunFailed: a child process failed, for example because the system does not report memory usage.
+        RunFailed: a child process failed, for example because the system does not report memory
+            usage.
     """
     with tempfile.TemporaryDirectory(prefix="percepiano_ast-bench-") as directory:
         yield from _saving(Path(directory))
@@ -55,9 +59,13 @@ class _Training:
 
     def __init__(self):
         preset = PRESETS["base"]
-        batch = CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH * jax.device_count()
+        batch = (
+            CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH * jax.device_count()
+        )
         config = dataclasses.replace(preset.pretrain, batch_size=batch, ema_decay=0.999)
-        self.run = Pretraining(preset.model, config, preset.front_end, STATISTICS, 1000, Execution())
+        self.run = Pretraining(
+            preset.model, config, preset.front_end, STATISTICS, 1000, Execution()
+        )
         shape = (batch, preset.model.n_frames, preset.model.n_mels)
         codes = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
         self.batch = self.run.put({"codes": codes})
@@ -89,7 +97,8 @@ def _complain(line: str) -> None:
 
 
 class _Saver:
-    """A save function, called with a step and a tree, and a function that waits until it is written; records save times."""
+    """A save function, called with a step and a tree, and a function that waits until it is
+    written; records save times."""
 
     def __init__(self, save: Callable[[int, dict], object], finish: Callable[[], object]):
         self.save, self.finish = save, finish
@@ -116,13 +125,19 @@ def _orbax(folder: Path, in_background: bool) -> ocp.CheckpointManager:
 
 
 def _saver(manager: ocp.CheckpointManager) -> _Saver:
-    return _Saver(lambda step, tree: manager.save(step, args=ocp.args.StandardSave(tree)), manager.wait_until_finished)
+    return _Saver(
+        lambda step, tree: manager.save(step, args=ocp.args.StandardSave(tree)),
+        manager.wait_until_finished,
+    )
 
 
 def _saving(directory: Path) -> Iterator[dict]:
     training = _Training()
     if (free := shutil.disk_usage(directory).free) < ROOM * training.size:
-        raise InputError(f"{directory} has {shown(free)} free, but {shown(ROOM * training.size)} are needed. Set TMPDIR")
+        raise InputError(
+            f"{directory} has {shown(free)} free, but {shown(ROOM * training.size)} are needed. Set"
+            " TMPDIR"
+        )
     training.start()
     with (
         Checkpoints(directory / "ours", keep=1, log=_complain) as checkpoints,
@@ -142,11 +157,22 @@ def _saving(directory: Path) -> Iterator[dict]:
         )
     peer = {"peer": "Orbax's manager, synchronous"}
     line = {"name": "checkpoint-wait", "value": round(ours.wait, 3), "unit": "s", **peer}
-    line |= {"ratio": round(plain.wait / ours.wait, 2), "percent_of_epoch": round(100 * ours.wait / EPOCH, 2)}
-    line |= {"orbax_synchronous": round(plain.wait, 3), "orbax_in_background": round(behind.wait, 3)}
+    line |= {
+        "ratio": round(plain.wait / ours.wait, 2),
+        "percent_of_epoch": round(100 * ours.wait / EPOCH, 2),
+    }
+    line |= {
+        "orbax_synchronous": round(plain.wait, 3),
+        "orbax_in_background": round(behind.wait, 3),
+    }
     yield line | {"gigabytes": round(training.size / 1e9, 2)}
     cost = with_ours - without
-    line = {"name": "checkpoint-cost", "value": round(100 * cost / EPOCH, 2), "unit": "% of an epoch of a minute", **peer}
+    line = {
+        "name": "checkpoint-cost",
+        "value": round(100 * cost / EPOCH, 2),
+        "unit": "% of an epoch of a minute",
+        **peer,
+    }
     # The noise of step times may exceed the cost.
     line |= {"ratio": round(plain.wait / max(cost, ours.wait), 2), "seconds": round(cost, 2)}
     line |= {"orbax_in_background": round(with_behind - without, 2), "steps": steps}
@@ -179,10 +205,13 @@ def _in_child(what: str, *arguments) -> dict:
 
 
 def _resume(directory: str, started: float) -> None:
-    """Resume from the checkpoint as training does; ``started`` is the time when this process was started."""
+    """Resume from the checkpoint as training does; ``started`` is the time when this process was
+    started."""
     times = {"imports": time.time()}
     training = _Training()
-    found = Checkpoints(Path(directory, "ours"), log=_complain).load({"state": training.run.abstract_state})
+    found = Checkpoints(Path(directory, "ours"), log=_complain).load(
+        {"state": training.run.abstract_state}
+    )
     assert found is not None, "the parent process has saved no checkpoint"
     tree, _ = found
     times["load"] = time.time()
@@ -215,7 +244,9 @@ def _memory(directory: str) -> None:
             checkpoints.finish()
 
         extra = (_peak_while(saving) - alone) / training.size
-    print(json.dumps({"name": "checkpoint-memory", "value": round(extra, 2), "unit": "states more"}))
+    print(
+        json.dumps({"name": "checkpoint-memory", "value": round(extra, 2), "unit": "states more"})
+    )
 
 
 def _peak_while(work: Callable[[], object]) -> int:

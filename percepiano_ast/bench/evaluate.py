@@ -13,7 +13,8 @@ MODELS, PERMUTATIONS = 6, 2000
 
 
 def evaluation() -> Iterator[dict]:
-    """Seconds from predictions to all tables, for random ratings and predictions on PercePiano's index."""
+    """Seconds from predictions to all tables, for random ratings and predictions on PercePiano's
+    index."""
     index = table.load_index()
     ceiling, settings = reliability.load_ceiling(index), Settings(n_permutations=PERMUTATIONS)
     predictions = _predictions(index)

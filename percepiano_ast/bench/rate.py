@@ -29,7 +29,8 @@ PEER_STRIDES = {10: "as published", 16: "patches that do not overlap"}
 
 
 def rate() -> Iterator[dict]:
-    """The whole command in a separate process, and its encoder against Hugging Face's AST: seconds, real-time factor, memory.
+    """The whole command in a separate process, and its encoder against Hugging Face's AST: seconds,
+    real-time factor, memory.
 
     Raises:
         InputError: transformers or PyTorch is missing.
@@ -41,7 +42,16 @@ def rate() -> Iterator[dict]:
         )
     with tempfile.TemporaryDirectory() as folder:
         path = _long_recording(Path(folder))
-        command = [sys.executable, "-m", "percepiano_ast", "rate", str(path), "--html", f"{folder}/page.html", "--json"]
+        command = [
+            sys.executable,
+            "-m",
+            "percepiano_ast",
+            "rate",
+            str(path),
+            "--html",
+            f"{folder}/page.html",
+            "--json",
+        ]
         seconds = []
         for _ in range(RUNS):
             started = time.perf_counter()
@@ -49,7 +59,11 @@ def rate() -> Iterator[dict]:
             seconds.append(time.perf_counter() - started)
         assert len(json.loads(done.stdout)) == 1
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        yield {"name": "rate, command to page", "value": round(float(np.median(seconds)), 2), "unit": f"s of {MINUTES} min"}
+        yield {
+            "name": "rate, command to page",
+            "value": round(float(np.median(seconds)), 2),
+            "unit": f"s of {MINUTES} min",
+        }
         yield {"name": "rate, memory", "value": round(peak), "unit": "MB"}
         yield from _model_alone(path)
 
@@ -61,25 +75,40 @@ def _model_alone(path: Path) -> Iterator[dict]:
     wave = model.level(audio.load(path, ear.front_end.sample_rate))
     codes = audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
     peers = [_peer(ear, stride) for stride in PEER_STRIDES]
-    whole, ours, *theirs = medians(lambda: model.hear(wave), lambda: ear.hear(codes), *peers, runs=RUNS)
-    yield {"name": "rate, transcription", "value": round(60 * MINUTES / whole), "unit": "x real time"}
+    whole, ours, *theirs = medians(
+        lambda: model.hear(wave), lambda: ear.hear(codes), *peers, runs=RUNS
+    )
+    yield {
+        "name": "rate, transcription",
+        "value": round(60 * MINUTES / whole),
+        "unit": "x real time",
+    }
     line = {"name": "rate, encoder", "value": round(60 * MINUTES / ours), "unit": "x real time"}
     for words, seconds in zip(PEER_STRIDES.values(), theirs):
         yield line | {"peer": f"transformers.ASTModel, {words}", "ratio": round(seconds / ours, 2)}
 
 
 def _peer(ear: Listener, stride: int) -> Callable[[], None]:
-    """An AST of equal width and depth on the same duration, without overlap; the transcriber's windows overlap by half."""
+    """An AST of equal width and depth on the same duration, without overlap; the transcriber's
+    windows overlap by half."""
     import torch
     from transformers import ASTConfig, ASTModel
 
     torch.set_num_threads(workers())
-    size = {"hidden_size": ear.model.width, "num_hidden_layers": ear.model.depth, "num_attention_heads": ear.model.num_heads}
+    size = {
+        "hidden_size": ear.model.width,
+        "num_hidden_layers": ear.model.depth,
+        "num_attention_heads": ear.model.num_heads,
+    }
     size |= {"intermediate_size": ear.model.mlp_ratio * ear.model.width, "patch_size": PEER_PATCH}
     strides = {"frequency_stride": stride, "time_stride": stride}
-    peer = ASTModel(ASTConfig(**size, **strides, max_length=PEER_FRAMES, num_mel_bins=PEER_MELS)).eval()
+    peer = ASTModel(
+        ASTConfig(**size, **strides, max_length=PEER_FRAMES, num_mel_bins=PEER_MELS)
+    ).eval()
     number = math.ceil(60 * MINUTES / (PEER_FRAMES / 100))
-    windows = torch.randn(number, PEER_FRAMES, PEER_MELS, generator=torch.Generator().manual_seed(0))
+    windows = torch.randn(
+        number, PEER_FRAMES, PEER_MELS, generator=torch.Generator().manual_seed(0)
+    )
 
     def run() -> None:
         with torch.inference_mode():

@@ -1,4 +1,5 @@
-"""Timing by medians of interleaved runs, so that drifts in the machine's speed affect all candidates equally."""
+"""Timing by medians of interleaved runs, so that drifts in the machine's speed affect all
+candidates equally."""
 
 import statistics
 import time

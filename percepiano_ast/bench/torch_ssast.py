@@ -1,11 +1,14 @@
-"""The peer of ``bench model``: SSAST pre-training as published, in PyTorch, vectorised over the clips of a batch.
+"""The peer of ``bench model``: SSAST pre-training as published, in PyTorch, vectorised over the
+clips of a batch.
 
-Source: Gong et al. 2022 (arXiv 2110.09784), section 2, with the published code's step: one masked forward and backward
-pass for the discriminative objective and another, with another mask, for the generative one; then Adam with coupled L2.
-Masks and losses, which the published code computes clip by clip in Python, are computed for the batch. Attention is PyTorch's
-fused kernel, and the heads process only masked tokens, so that the peer is as fast as its algorithm allows in eager PyTorch.
+Source: Gong et al. 2022 (arXiv 2110.09784), section 2, with the published code's step: one masked
+forward and backward pass for the discriminative objective and another, with another mask, for the
+generative one; then Adam with coupled L2. Masks and losses, which the published code computes clip
+by clip in Python, are computed for the batch. Attention is PyTorch's fused kernel, and the heads
+process only masked tokens, so that the peer is as fast as its algorithm allows in eager PyTorch.
 
-Parameters have the published names, so that `convert.to_torch` of this package's SSAST works with ``load_state_dict``.
+Parameters have the published names, so that `convert.to_torch` of this package's SSAST works with
+``load_state_dict``.
 
 Raises:
     InputError: on import, if PyTorch is missing.
@@ -71,7 +74,8 @@ class _Block(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """The published convolution, computed as a product with flat patches, because patches do not overlap."""
+    """The published convolution, computed as a product with flat patches, because patches do not
+    overlap."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -97,7 +101,9 @@ class _Encoder(nn.Module):
 
 def _head(config: ModelConfig) -> nn.Sequential:
     """Linear - ReLU - Linear(patch values), SSAST section 2.3."""
-    return nn.Sequential(nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, config.patch_dim))
+    return nn.Sequential(
+        nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, config.patch_dim)
+    )
 
 
 class TorchSSAST(nn.Module):
@@ -110,7 +116,10 @@ class TorchSSAST(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         if config.stride != config.patch_size:
-            raise InputError(f"stride {config.stride} differs from patch_size {config.patch_size}; give a model without overlap.")
+            raise InputError(
+                f"stride {config.stride} differs from patch_size {config.patch_size}; give a model"
+                " without overlap."
+            )
         self.config = config
         self.v = _Encoder(config)
         self.mask_embed = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
@@ -118,7 +127,8 @@ class TorchSSAST(nn.Module):
         self.gpredlayer = _head(config)
 
     def discriminative(self, log_mel: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
-        """InfoNCE of the masked patches within each clip, softmax over the targets: float32 scalar (equation 1).
+        """InfoNCE of the masked patches within each clip, softmax over the targets: float32 scalar
+        (equation 1).
 
         Args:
             log_mel: (B, T, F), normalised.
@@ -130,15 +140,20 @@ class TorchSSAST(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), right)
 
     def generative(self, log_mel: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
-        """Mean squared error of the masked patches: float32 scalar (equation 2); arguments as in `discriminative`."""
+        """Mean squared error of the masked patches: float32 scalar (equation 2); arguments as in
+        `discriminative`."""
         tokens, target = self._masked_tokens(log_mel, mask_index)
         return F.mse_loss(self.gpredlayer(tokens), target)
 
-    def _masked_tokens(self, log_mel: torch.Tensor, mask_index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _masked_tokens(
+        self, log_mel: torch.Tensor, mask_index: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded tokens (B, M, D) and raw values (B, M, patch_dim) of the masked patches."""
         patches = self._patches(log_mel)
         batch, count, _ = patches.shape
-        masked = torch.zeros(batch, count, 1, dtype=torch.bool).scatter_(1, mask_index[:, :, None], True)
+        masked = torch.zeros(batch, count, 1, dtype=torch.bool).scatter_(
+            1, mask_index[:, :, None], True
+        )
         x = torch.where(masked, self.mask_embed, self.v.patch_embed(patches))
         prefix = torch.cat([self.v.cls_token, self.v.dist_token], dim=1).expand(batch, -1, -1)
         x = self.v.norm(self.v.blocks(torch.cat([prefix, x], dim=1) + self.v.pos_embed))
@@ -154,9 +169,11 @@ class TorchSSAST(nn.Module):
 
 
 def sample_mask_index(batch: int, config: ModelConfig, pretrain: PretrainConfig) -> torch.Tensor:
-    """Clustered masks of a batch: int64 (B, M). Blocks of C x C are placed in random order until M patches are masked.
+    """Clustered masks of a batch: int64 (B, M). Blocks of C x C are placed in random order until M
+    patches are masked.
 
-    Each block has a random number as its rank. A patch is masked at the smallest rank of the C x C blocks that cover it.
+    Each block has a random number as its rank. A patch is masked at the smallest rank of the C x C
+    blocks that cover it.
     """
     smallest, largest = pretrain.cluster
     size = torch.randint(smallest, largest + 1, (batch, 1, 1, 1))
@@ -170,7 +187,9 @@ def sample_mask_index(batch: int, config: ModelConfig, pretrain: PretrainConfig)
 
 def make_optimizer(model: TorchSSAST, learning_rate: float) -> torch.optim.Optimizer:
     """The published Adam with coupled L2, in PyTorch's fused form."""
-    return torch.optim.Adam(model.parameters(), learning_rate, betas=(0.95, 0.999), weight_decay=5e-7, fused=True)
+    return torch.optim.Adam(
+        model.parameters(), learning_rate, betas=(0.95, 0.999), weight_decay=5e-7, fused=True
+    )
 
 
 class Peer:
@@ -184,10 +203,13 @@ class Peer:
         self.log_mel = 0.5 * torch.randn(pretrain.batch_size, config.n_frames, config.n_mels)
 
     def step(self) -> tuple[float, float]:
-        """One published training step: two masked forward and backward passes, one update. Returns nce and mse."""
+        """One published training step: two masked forward and backward passes, one update. Returns
+        nce and mse."""
         self.optimizer.zero_grad()
         model, batch = self.model, len(self.log_mel)
-        nce = model.discriminative(self.log_mel, sample_mask_index(batch, model.config, self.pretrain))
+        nce = model.discriminative(
+            self.log_mel, sample_mask_index(batch, model.config, self.pretrain)
+        )
         nce.backward()  # before the second forward pass, so that activations are freed
         mse = model.generative(self.log_mel, sample_mask_index(batch, model.config, self.pretrain))
         (self.pretrain.generative_weight * mse).backward()

@@ -11,11 +11,23 @@ def _evaluate(arguments):
     from percepiano_ast import report
     from percepiano_ast.evaluation import Settings
 
-    given = {"n_permutations": arguments.permutations, "seed": arguments.seed, "min_difference": arguments.min_difference}
+    given = {
+        "n_permutations": arguments.permutations,
+        "seed": arguments.seed,
+        "min_difference": arguments.min_difference,
+    }
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    options = {"partial": arguments.partial, "settings": settings, "ceiling": arguments.ceiling or None}
+    options = {
+        "partial": arguments.partial,
+        "settings": settings,
+        "ceiling": arguments.ceiling or None,
+    }
     options |= {"reference": arguments.reference}
-    print(report.evaluate_files(arguments.predictions, arguments.out, arguments.index or None, **options))
+    print(
+        report.evaluate_files(
+            arguments.predictions, arguments.out, arguments.index or None, **options
+        )
+    )
 
 
 def _experiment(arguments):
@@ -24,14 +36,28 @@ def _experiment(arguments):
 
     names = ("midi", "percepiano", "hours", "unseen")
     lists = ("voices", "pianos", "starts", "judged", "protocols")
-    given = {name: getattr(arguments, name) for name in names} | {name: tuple(getattr(arguments, name)) for name in lists}
-    given = {name: value for name, value in given.items() if value} | {"seeds": tuple(range(arguments.seeds))}
+    given = {name: getattr(arguments, name) for name in names} | {
+        name: tuple(getattr(arguments, name)) for name in lists
+    }
+    given = {name: value for name, value in given.items() if value} | {
+        "seeds": tuple(range(arguments.seeds))
+    }
     if arguments.starts and not arguments.judged:
-        given["judged"] = tuple(name for name in suite.Experiment.judged if name in arguments.starts)
+        given["judged"] = tuple(
+            name for name in suite.Experiment.judged if name in arguments.starts
+        )
     given["epochs"] = dict(arguments.epochs)
-    if own := [pair for pair in arguments.set if pair.partition("=")[0] in ("seed", "unseen", "epochs")]:
-        raise InputError(f"--set {own[0]} is not available in experiment; use --seeds, --unseen or --epochs.")
-    preset = suite.Run(choose(PRESETS, arguments.preset, "preset"), Path(arguments.out)).switched(arguments.set).preset
+    if own := [
+        pair for pair in arguments.set if pair.partition("=")[0] in ("seed", "unseen", "epochs")
+    ]:
+        raise InputError(
+            f"--set {own[0]} is not available in experiment; use --seeds, --unseen or --epochs."
+        )
+    preset = (
+        suite.Run(choose(PRESETS, arguments.preset, "preset"), Path(arguments.out))
+        .switched(arguments.set)
+        .preset
+    )
     made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
     if made:
         print(made)
@@ -41,8 +67,12 @@ def _baseline(arguments):
     from percepiano_ast import suite
     from percepiano_ast.baselines import run
 
-    protocols, baselines, pianos = (tuple(getattr(arguments, name)) for name in ("protocol", "baselines", "synthesizers"))
-    settings = run.Settings(protocols, baselines, pianos, arguments.seed, arguments.workers or suite.workers())
+    protocols, baselines, pianos = (
+        tuple(getattr(arguments, name)) for name in ("protocol", "baselines", "synthesizers")
+    )
+    settings = run.Settings(
+        protocols, baselines, pianos, arguments.seed, arguments.workers or suite.workers()
+    )
     print(run.run(arguments.percepiano, arguments.out, settings))
 
 
@@ -58,7 +88,9 @@ def _index(arguments):
     for line in (wrong := content_groups.differences(found, index)):
         print(f"error: {line}", file=sys.stderr)
     if not wrong:
-        print(f"{found.nunique()} content groups of {len(found)} segments, consistent with the index")
+        print(
+            f"{found.nunique()} content groups of {len(found)} segments, consistent with the index"
+        )
     return 1 if wrong else 0
 
 
@@ -67,7 +99,9 @@ def _reliability(arguments):
     from percepiano_ast.evaluation import reliability, table
 
     index = table.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
-    tables = reliability.evaluate(reliability.read_raters(arguments.raters), index, arguments.splits, arguments.seed)
+    tables = reliability.evaluate(
+        reliability.read_raters(arguments.raters), index, arguments.splits, arguments.seed
+    )
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     for name, one in tables.items():
@@ -81,43 +115,93 @@ def _listen(arguments):
 
     others = None if arguments.other_synthesizers is None else tuple(arguments.other_synthesizers)
     workers = arguments.workers or suite.workers()
-    settings = run.Settings(arguments.clips, arguments.synthesizer or run.SYNTHESIZER, others, arguments.seed, workers)
+    settings = run.Settings(
+        arguments.clips, arguments.synthesizer or run.SYNTHESIZER, others, arguments.seed, workers
+    )
     print(run.listen(arguments.percepiano, arguments.out, arguments.model, settings))
 
 
 def add_commands(add) -> None:
     """Add the commands of this module to a parser by ``add(name, function, text)``."""
     command = add("evaluate", _evaluate, "Evaluate predictions: metrics, comparisons and a report.")
-    command.add_argument("predictions", nargs="+", metavar="PREDICTIONS", help="predictions*.csv or .csv.gz")
-    command.add_argument("--out", required=True, metavar="DIR", help="output directory of the report")
-    command.add_argument("--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)")
-    command.add_argument("--partial", action="store_true", help="allow predictions that do not cover the protocol")
-    command.add_argument("--permutations", type=int, metavar="N", help="permutations per comparison (default: 2000)")
-    command.add_argument("--seed", type=int, help="seed of the permutations (default: 0)")
     command.add_argument(
-        "--min-difference", type=float, metavar="D",
-        help="compare pairs of performances whose ratings, from 0 to 1, differ by at least D (default: 0.074, a standard error)",
-    )  # fmt: skip
-    command.add_argument(
-        "--ceiling", default="", metavar="FILE", help="CSV of the noise ceiling from `reliability` (default: PercePiano's)"
+        "predictions", nargs="+", metavar="PREDICTIONS", help="predictions*.csv or .csv.gz"
     )
     command.add_argument(
-        "--reference", default="", metavar="MODEL",
-        help="reference model of the comparison page (default: the best audio-only model that is not an encoder)",
-    )  # fmt: skip
+        "--out", required=True, metavar="DIR", help="output directory of the report"
+    )
+    command.add_argument(
+        "--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)"
+    )
+    command.add_argument(
+        "--partial", action="store_true", help="allow predictions that do not cover the protocol"
+    )
+    command.add_argument(
+        "--permutations", type=int, metavar="N", help="permutations per comparison (default: 2000)"
+    )
+    command.add_argument("--seed", type=int, help="seed of the permutations (default: 0)")
+    command.add_argument(
+        "--min-difference",
+        type=float,
+        metavar="D",
+        help=(
+            "compare pairs of performances whose ratings, from 0 to 1, differ by at least D"
+            " (default: 0.074, a standard error)"
+        ),
+    )
+    command.add_argument(
+        "--ceiling",
+        default="",
+        metavar="FILE",
+        help="CSV of the noise ceiling from `reliability` (default: PercePiano's)",
+    )
+    command.add_argument(
+        "--reference",
+        default="",
+        metavar="MODEL",
+        help=(
+            "reference model of the comparison page (default: the best audio-only model that is not"
+            " an encoder)"
+        ),
+    )
 
     _add_experiment(add)
     _add_baseline(add)
 
-    command = add("index", _index, "Compute content groups (segments that share music) from the deadpan MIDI; prints CSV.")
-    command.add_argument("folder", help="PercePiano's folder, or one with its layout and an index.csv")
-    command.add_argument("--check", action="store_true", help="compare with the index instead of printing")
+    command = add(
+        "index",
+        _index,
+        "Compute content groups (segments that share music) from the deadpan MIDI; prints CSV.",
+    )
+    command.add_argument(
+        "folder", help="PercePiano's folder, or one with its layout and an index.csv"
+    )
+    command.add_argument(
+        "--check", action="store_true", help="compare with the index instead of printing"
+    )
 
-    command = add("reliability", _reliability, "Inter-rater agreement: ICC, split-half reliability, noise ceiling.")
+    command = add(
+        "reliability",
+        _reliability,
+        "Inter-rater agreement: ICC, split-half reliability, noise ceiling.",
+    )
     command.add_argument("raters", help="PercePiano's folder, or a rater CSV")
-    command.add_argument("--out", required=True, metavar="DIR", help="output directory of icc.csv, split_half.csv, ceiling.csv")
-    command.add_argument("--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)")
-    command.add_argument("--splits", type=int, default=500, metavar="N", help="random splits of the raters (default: 500)")
+    command.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="output directory of icc.csv, split_half.csv, ceiling.csv",
+    )
+    command.add_argument(
+        "--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)"
+    )
+    command.add_argument(
+        "--splits",
+        type=int,
+        default=500,
+        metavar="N",
+        help="random splits of the raters (default: 500)",
+    )
     command.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
     _add_listen(add)
 
@@ -130,59 +214,141 @@ def _number_of(text: str) -> tuple[str, int]:
 
 
 def _add_experiment(add):
-    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol, evaluate; resumes."
+    text = (
+        "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,"
+        " evaluate; resumes."
+    )
     command = add("experiment", _experiment, text)
-    command.add_argument("--midi", required=True, metavar="ASAP", help="ASAP's folder or tar archive with metadata.csv")
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo")
-    command.add_argument("--out", required=True, metavar="DIR", help="directory of all outputs; the report is in DIR/results")
+    command.add_argument(
+        "--midi",
+        required=True,
+        metavar="ASAP",
+        help="ASAP's folder or tar archive with metadata.csv",
+    )
+    command.add_argument(
+        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
+    )
+    command.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="directory of all outputs; the report is in DIR/results",
+    )
     command.add_argument("--preset", default="mini", help="model size and schedule (default: mini)")
-    command.add_argument("--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)")
-    voices = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
+    command.add_argument(
+        "--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)"
+    )
+    voices = (
+        "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
+    )
     command.add_argument("--voices", nargs="+", default=[], metavar="NAME", help=voices)
     pianos = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
     command.add_argument("--pianos", nargs="+", default=[], metavar="NAME", help=pianos)
-    command.add_argument("--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)")
+    command.add_argument(
+        "--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)"
+    )
     starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
     command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    judged = "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
+    judged = (
+        "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
+    )
     command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help=judged)
     protocols = "protocols of `judge` and the baselines (default: all)"
     command.add_argument("--protocols", nargs="+", default=[], metavar="P", help=protocols)
-    command.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)")
-    epochs = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from the preset)"
-    command.add_argument("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
+    command.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)"
+    )
+    epochs = (
+        "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
+        " the preset)"
+    )
+    command.add_argument(
+        "--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs
+    )
     add_set(command, "strategy=frozen")
     minutes = "start no stage after M minutes; the same command resumes (default: no limit)"
     command.add_argument("--minutes", type=float, default=0.0, metavar="M", help=minutes)
 
 
 def _add_baseline(add):
-    text = "Baselines without a learned audio encoder, fold by fold; writes out-of-fold predictions. Models named +score are "
+    text = (
+        "Baselines without a learned audio encoder, fold by fold; writes out-of-fold predictions."
+        " Models named +score are "
+    )
     text += "score-informed; clips that do not match their score are listed in without_score.csv."
     command = add("baseline", _baseline, text)
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo")
-    command.add_argument("--out", required=True, metavar="DIR", help="output directory of predictions and features")
-    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
+    command.add_argument(
+        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
+    )
+    command.add_argument(
+        "--out", required=True, metavar="DIR", help="output directory of predictions and features"
+    )
+    command.add_argument(
+        "--protocol",
+        nargs="+",
+        default=[],
+        metavar="P",
+        help="protocols of the index (default: all)",
+    )
     names = "baselines, such as audio-stats or midi-stats+score (default: all)"
     command.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help=names)
     command.add_argument(
-        "--synthesizers", nargs="+", default=["musescore-small"], help="synthesizers of the audio (default: musescore-small)"
+        "--synthesizers",
+        nargs="+",
+        default=["musescore-small"],
+        help="synthesizers of the audio (default: musescore-small)",
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of trees and networks (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="feature extraction processes (default: one per core)")
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of trees and networks (default: 0)"
+    )
+    command.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="feature extraction processes (default: one per core)",
+    )
 
 
 def _add_listen(add):
-    command = add("listen", _listen, "Sensitivity test: rate real performances before and after one change each.")
-    command.add_argument("--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo")
-    models = "audio-stats and midi-stats (fitted here), packaged (the bundled model), a model file, directories of fine-tuned "
+    command = add(
+        "listen",
+        _listen,
+        "Sensitivity test: rate real performances before and after one change each.",
+    )
+    command.add_argument(
+        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
+    )
+    models = (
+        "audio-stats and midi-stats (fitted here), packaged (the bundled model), a model file,"
+        " directories of fine-tuned "
+    )
     models += "runs, or module:attribute of a rating function"
     command.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=models)
-    command.add_argument("--out", required=True, metavar="DIR", help="output directory of tables, figures, summary and renderings")
-    command.add_argument("--clips", type=int, default=100, metavar="N", help="number of performances to draw (default: 100)")
-    command.add_argument("--synthesizer", default="", help="synthesizer of the test (default: musescore-small)")
     command.add_argument(
-        "--other-synthesizers", nargs="*", metavar="NAME", help="further synthesizers for the robustness test (default: all)"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="output directory of tables, figures, summary and renderings",
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of clips, noise and rooms (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="rendering processes (default: one per core)")
+    command.add_argument(
+        "--clips",
+        type=int,
+        default=100,
+        metavar="N",
+        help="number of performances to draw (default: 100)",
+    )
+    command.add_argument(
+        "--synthesizer", default="", help="synthesizer of the test (default: musescore-small)"
+    )
+    command.add_argument(
+        "--other-synthesizers",
+        nargs="*",
+        metavar="NAME",
+        help="further synthesizers for the robustness test (default: all)",
+    )
+    command.add_argument(
+        "--seed", type=int, default=0, help="seed of clips, noise and rooms (default: 0)"
+    )
+    command.add_argument(
+        "--workers", type=int, default=0, help="rendering processes (default: one per core)"
+    )

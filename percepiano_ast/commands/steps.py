@@ -1,4 +1,5 @@
-"""Commands for the steps of the suite: notebooks, preprocess, pretrain, finetune, judge, package, switches; and status."""
+"""Commands for the steps of the suite: notebooks, preprocess, pretrain, finetune, judge, package,
+switches; and status."""
 
 import argparse
 import sys
@@ -37,7 +38,11 @@ def _preprocess(arguments):
         return _verify(run.percepiano if arguments.percepiano else run.maestro)
     if arguments.percepiano:
         synthesizers = tuple(arguments.synthesizers)
-        options = {"init": arguments.init, "recordings": arguments.renderings, "partial": arguments.partial}
+        options = {
+            "init": arguments.init,
+            "recordings": arguments.renderings,
+            "partial": arguments.partial,
+        }
         options |= {"one_loudness": arguments.one_loudness}
         print(suite.preprocess_percepiano(run, arguments.percepiano, synthesizers, **options))
         return 0
@@ -56,7 +61,11 @@ def _verify(directory: Path) -> int:
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if wrong:
-        print(f"error: {len(wrong)} faults. Delete the named files and run preprocess again to rebuild them.", file=sys.stderr)
+        print(
+            f"error: {len(wrong)} faults. Delete the named files and run preprocess again to"
+            " rebuild them.",
+            file=sys.stderr,
+        )
         return 1
     print(f"{directory}: all files match their checksums")
     return 0
@@ -80,7 +89,9 @@ def _pretrain(arguments):
 def _finetune(arguments):
     from percepiano_ast import suite
 
-    run = _rating_run(arguments).changed("execution", precision=arguments.precision, attention=arguments.attention)
+    run = _rating_run(arguments).changed(
+        "execution", precision=arguments.precision, attention=arguments.attention
+    )
     if _own(arguments):
         _finetune_own(run, arguments)
     elif arguments.init == "baseline":
@@ -92,9 +103,16 @@ def _finetune(arguments):
 def _judge(arguments):
     from percepiano_ast import suite
 
-    run, options = run_of(arguments).switched(arguments.set), {"protocols": tuple(arguments.protocol), "source": arguments.weights}
+    run, options = (
+        run_of(arguments).switched(arguments.set),
+        {"protocols": tuple(arguments.protocol), "source": arguments.weights},
+    )
     if arguments.curve:
-        print(suite.learning_curve(run, arguments.init, arguments.percepiano, source=arguments.weights))
+        print(
+            suite.learning_curve(
+                run, arguments.init, arguments.percepiano, source=arguments.weights
+            )
+        )
         return
     for path in suite.judge(run, arguments.init, arguments.percepiano, **options):
         print(path)
@@ -110,14 +128,18 @@ def _package(arguments):
 
 def _own(arguments) -> bool:
     """Whether an option of custom ratings is given."""
-    return any(getattr(arguments, name, None) for name in ("ratings", "recordings", "group", "dimensions"))
+    return any(
+        getattr(arguments, name, None) for name in ("ratings", "recordings", "group", "dimensions")
+    )
 
 
 def _finetune_own(run, arguments):
     from percepiano_ast import suite
 
     given = suite.own_source(run, arguments.recordings, arguments.ratings, arguments.group)
-    found = suite.finetune_own(run, *given, dimensions=arguments.dimensions, init=arguments.init, source=arguments.weights)
+    found = suite.finetune_own(
+        run, *given, dimensions=arguments.dimensions, init=arguments.init, source=arguments.weights
+    )
     print(found.result.round(3).to_string(index=False))
     for line in found.remarks:
         print(line)
@@ -131,13 +153,18 @@ def _switches(arguments):
     if arguments.trained is None:
         print(suite.study(run, *start, n_seeds=arguments.seeds or 3, inner=arguments.inner))
     elif arguments.inner is not None:
-        raise InputError("--inner does not apply to --trained, which uses all folds; omit one of them.")
+        raise InputError(
+            "--inner does not apply to --trained, which uses all folds; omit one of them."
+        )
     else:
-        print(suite.study_trained(run, *start, only=arguments.trained, n_seeds=arguments.seeds or 1))
+        print(
+            suite.study_trained(run, *start, only=arguments.trained, n_seeds=arguments.seeds or 1)
+        )
 
 
 def _rating_run(arguments):
-    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning; few-shot settings for custom ratings."""
+    """The run with ``--epochs`` and every ``--set NAME=VALUE`` in its fine-tuning; few-shot
+    settings for custom ratings."""
     from percepiano_ast import suite
 
     run = run_of(arguments)
@@ -151,7 +178,10 @@ def _status(arguments):
     run = run_of(arguments)
     table = views.kept(run)
     if table.empty:
-        raise InputError(f"no run in {run.root}{f' and {run.store}' if run.store else ''}; give its --out and --store.")
+        raise InputError(
+            f"no run in {run.root}{f' and {run.store}' if run.store else ''}; give its --out and"
+            " --store."
+        )
     print(table.to_string(index=False))
 
 
@@ -161,105 +191,261 @@ def add_commands(add) -> None:
     add_run(command)
     text = "value of a form field, such as SEED=1; repeatable"
     command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=text)
-    command.add_argument("--keep-outputs", action="store_true", help="save the outputs in the notebooks of the repository")
+    command.add_argument(
+        "--keep-outputs",
+        action="store_true",
+        help="save the outputs in the notebooks of the repository",
+    )
 
-    _add_preprocess(add("preprocess", _preprocess, "Convert recordings, or renderings of PercePiano's MIDI, to log-mel shards."))
+    _add_preprocess(
+        add(
+            "preprocess",
+            _preprocess,
+            "Convert recordings, or renderings of PercePiano's MIDI, to log-mel shards.",
+        )
+    )
 
-    command = add("pretrain", _pretrain, "Pre-train on the shards; saves a checkpoint every epoch and resumes.")
+    command = add(
+        "pretrain",
+        _pretrain,
+        "Pre-train on the shards; saves a checkpoint every epoch and resumes.",
+    )
     add_run(command)
     add_store(command)
     _add_pretraining(command)
 
-    text = "Train rating heads on PercePiano or on custom ratings, fold by fold; writes out-of-fold predictions."
+    text = (
+        "Train rating heads on PercePiano or on custom ratings, fold by fold; writes out-of-fold"
+        " predictions."
+    )
     command = add("finetune", _finetune, text)
     add_run(command)
     _add_own(command)
     add_store(command)
-    _add_start(command, "scratch, audioset, cnn (a CNN from scratch), or baseline (models without a learned audio encoder)")
+    _add_start(
+        command,
+        "scratch, audioset, cnn (a CNN from scratch), or baseline (models without a learned audio"
+        " encoder)",
+    )
     _add_precision(command)
 
     _add_judge(add)
 
-    command = add("switches", _switches, "Ablations of the rating heads on the frozen encoder, one setting at a time.")
+    command = add(
+        "switches",
+        _switches,
+        "Ablations of the rating heads on the frozen encoder, one setting at a time.",
+    )
     add_run(command)
     _add_start(command, "scratch or audioset")
-    command.add_argument("--seeds", type=int, default=0, metavar="N", help="seeds per setting (default: 3; with --trained: 1)")
-    command.add_argument("--inner", type=int, metavar="FOLD", help="exclude this outer fold, to test the selected settings on it")
     command.add_argument(
-        "--trained", nargs="*", metavar="CHOICE",
-        help="instead compare strategies that train the encoder, and augmentations: last gradual full lora SpecAugment mixup "
-        "gain (default: all); resumes",
-    )  # fmt: skip
+        "--seeds",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seeds per setting (default: 3; with --trained: 1)",
+    )
+    command.add_argument(
+        "--inner",
+        type=int,
+        metavar="FOLD",
+        help="exclude this outer fold, to test the selected settings on it",
+    )
+    command.add_argument(
+        "--trained",
+        nargs="*",
+        metavar="CHOICE",
+        help=(
+            "instead compare strategies that train the encoder, and augmentations: last gradual"
+            " full lora SpecAugment mixup gain (default: all); resumes"
+        ),
+    )
 
-    command = add("status", _status, "List the shards, checkpoints and results of a run: location, progress, age and integrity.")
+    command = add(
+        "status",
+        _status,
+        "List the shards, checkpoints and results of a run: location, progress, age and integrity.",
+    )
     add_run(command)
     add_store(command)
 
 
 def _add_judge(add):
-    text = "Train regressors on the transcription and features of a pre-trained encoder (notes, pedals, embeddings, sound "
-    text += "statistics) under every protocol; features are selected within the training folds. Models named +score are "
+    text = (
+        "Train regressors on the transcription and features of a pre-trained encoder (notes,"
+        " pedals, embeddings, sound "
+    )
+    text += (
+        "statistics) under every protocol; features are selected within the training folds. Models"
+        " named +score are "
+    )
     text += "score-informed."
     command = add("judge", _judge, text)
     add_run(command)
     _add_ear(command)
-    command.add_argument("--protocol", nargs="+", default=[], metavar="P", help="protocols of the index (default: all)")
-    command.add_argument("--curve", action="store_true", help="instead: learning curve over passages, players and clips")
+    command.add_argument(
+        "--protocol",
+        nargs="+",
+        default=[],
+        metavar="P",
+        help="protocols of the index (default: all)",
+    )
+    command.add_argument(
+        "--curve",
+        action="store_true",
+        help="instead: learning curve over passages, players and clips",
+    )
     add_set(command, "seed=1 or unseen=timgm6mb")
 
-    text = "Build the bundled model: fit it on all rated clips of a run with shards from preprocess --one-loudness; writes the "
+    text = (
+        "Build the bundled model: fit it on all rated clips of a run with shards from preprocess"
+        " --one-loudness; writes the "
+    )
     text += "model, its card and held-out predictions."
     command = add("package", _package, text)
     add_run(command)
     _add_ear(command)
-    command.add_argument("--to", default="", metavar="FILE", help="output .safetensors file (default: that of the package)")
+    command.add_argument(
+        "--to",
+        default="",
+        metavar="FILE",
+        help="output .safetensors file (default: that of the package)",
+    )
     add_set(command, "unseen=timgm6mb")
 
 
 def _add_ear(command):
     init = "pre-training with a transcription objective (default: transcription)"
     command.add_argument("--init", default="transcription", help=init)
-    command.add_argument("--weights", default="", metavar="FILE", help=".safetensors file of the encoder (default: from the run)")
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="PercePiano's folder (default: from the preset)")
+    command.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help=".safetensors file of the encoder (default: from the run)",
+    )
+    command.add_argument(
+        "--percepiano",
+        default="",
+        metavar="FOLDER",
+        help="PercePiano's folder (default: from the preset)",
+    )
 
 
 def _add_preprocess(command):
     add_run(command)
-    source = "MAESTRO's archive (path, https://, gs://) or a folder of recordings (default: from the preset)"
+    source = (
+        "MAESTRO's archive (path, https://, gs://) or a folder of recordings (default: from the"
+        " preset)"
+    )
     command.add_argument("--source", default="", help=source)
-    command.add_argument("--percepiano", default="", metavar="FOLDER", help="render PercePiano instead: its folder, or demo")
+    command.add_argument(
+        "--percepiano",
+        default="",
+        metavar="FOLDER",
+        help="render PercePiano instead: its folder, or demo",
+    )
     synthesizers = "builtin, soundfont names or .sf2/.sf3 files (default: from the preset)"
     command.add_argument("--synthesizers", nargs="+", default=[], help=synthesizers)
-    command.add_argument("--renderings", default="", metavar="DIR", help="recordings of all clips, used instead of rendering")
-    command.add_argument("--partial", action="store_true", help="allow clips without a recording in DIR, and list them")
     command.add_argument(
-        "--one-loudness", action="store_true", help="normalise clips to -23 LUFS, varied by up to 3 dB, to rate at any gain"
+        "--renderings",
+        default="",
+        metavar="DIR",
+        help="recordings of all clips, used instead of rendering",
     )
-    command.add_argument("--init", default="", help="audioset: also write shards with AST's front end, which its weights need")
-    command.add_argument("--limit-hours", type=float, default=0.0, metavar="H", help="use about H hours (default: all)")
-    command.add_argument("--stored", default="uint8", help="uint8 (0.5 dB steps) or float16, twice as large (default: uint8)")
-    command.add_argument("--max-bad", type=int, default=0, metavar="N", help="unreadable recordings to tolerate (default: 0)")
-    command.add_argument("--workers", type=int, default=0, help="number of processes (default: one per core)")
-    command.add_argument("--verify", action="store_true", help="verify the checksums of finished shards")
-    command.add_argument("--beam-runner", default="", help="Apache Beam runner for the shards: DirectRunner, DataflowRunner, ...")
-    command.add_argument("--beam-option", action="append", default=[], metavar="NAME=VALUE", help="Beam option; repeatable")
+    command.add_argument(
+        "--partial",
+        action="store_true",
+        help="allow clips without a recording in DIR, and list them",
+    )
+    command.add_argument(
+        "--one-loudness",
+        action="store_true",
+        help="normalise clips to -23 LUFS, varied by up to 3 dB, to rate at any gain",
+    )
+    command.add_argument(
+        "--init",
+        default="",
+        help="audioset: also write shards with AST's front end, which its weights need",
+    )
+    command.add_argument(
+        "--limit-hours",
+        type=float,
+        default=0.0,
+        metavar="H",
+        help="use about H hours (default: all)",
+    )
+    command.add_argument(
+        "--stored",
+        default="uint8",
+        help="uint8 (0.5 dB steps) or float16, twice as large (default: uint8)",
+    )
+    command.add_argument(
+        "--max-bad",
+        type=int,
+        default=0,
+        metavar="N",
+        help="unreadable recordings to tolerate (default: 0)",
+    )
+    command.add_argument(
+        "--workers", type=int, default=0, help="number of processes (default: one per core)"
+    )
+    command.add_argument(
+        "--verify", action="store_true", help="verify the checksums of finished shards"
+    )
+    command.add_argument(
+        "--beam-runner",
+        default="",
+        help="Apache Beam runner for the shards: DirectRunner, DataflowRunner, ...",
+    )
+    command.add_argument(
+        "--beam-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Beam option; repeatable",
+    )
 
 
 def _add_pretraining(command):
     command.add_argument(
         "--pretraining",
         default="ssast",
-        help="ssast (400 of 512 patches masked), ssast15 (15 %% masked), ssastframe (frames as patches), visible (faster: the "
-        "encoder input is visible patches only), transcription (notes and pedals), joint (transcription and visible), "
-        "transcriptionstem (transcription with convolutions before the patches); default: ssast",
+        help=(
+            "ssast (400 of 512 patches masked), ssast15 (15 %% masked), ssastframe (frames as"
+            " patches), visible (faster: the encoder input is visible patches only), transcription"
+            " (notes and pedals), joint (transcription and visible), transcriptionstem"
+            " (transcription with convolutions before the patches); default: ssast"
+        ),
     )
-    command.add_argument("--epochs", type=int, default=0, help="number of epochs (default: from the preset)")
-    command.add_argument("--batch-size", type=int, default=0, help="batch size over all devices (default: from the preset)")
-    command.add_argument("--accumulate", type=int, default=0, help="micro-batches per batch (default: 1)")
-    command.add_argument("--remat", action=argparse.BooleanOptionalAction, help="recompute activations to save memory")
-    command.add_argument("--shard-params", action="store_true", default=None, help="shard parameters over the devices")
+    command.add_argument(
+        "--epochs", type=int, default=0, help="number of epochs (default: from the preset)"
+    )
+    command.add_argument(
+        "--batch-size",
+        type=int,
+        default=0,
+        help="batch size over all devices (default: from the preset)",
+    )
+    command.add_argument(
+        "--accumulate", type=int, default=0, help="micro-batches per batch (default: 1)"
+    )
+    command.add_argument(
+        "--remat",
+        action=argparse.BooleanOptionalAction,
+        help="recompute activations to save memory",
+    )
+    command.add_argument(
+        "--shard-params",
+        action="store_true",
+        default=None,
+        help="shard parameters over the devices",
+    )
     _add_precision(command)
-    command.add_argument("--dry-run", action="store_true", help="compile for the targets and report whether the model fits")
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="compile for the targets and report whether the model fits",
+    )
     targets = "targets of --dry-run: v5e-1, v6e-1, v5e-8, v3-8 (default: v5e-1)"
     command.add_argument("--target", nargs="+", default=["v5e-1"], help=targets)
 
@@ -268,20 +454,51 @@ def _add_start(command, others: str):
     names = ", ".join(PRETRAININGS)
     init = f"initial encoder: {names} (pre-training of this run), {others}; default: ssast"
     command.add_argument("--init", default="ssast", help=init)
-    command.add_argument("--weights", default="", metavar="FILE", help="published weights for audioset (default: downloaded)")
-    command.add_argument("--epochs", type=int, default=0, help="number of epochs (default: from the preset)")
+    command.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="published weights for audioset (default: downloaded)",
+    )
+    command.add_argument(
+        "--epochs", type=int, default=0, help="number of epochs (default: from the preset)"
+    )
     add_set(command, "strategy=lora or predict_uncertainty=true")
 
 
 def _add_own(command):
     command.add_argument(
-        "--ratings", default="", metavar="CSV", help="custom ratings: a clip column, a group column and ratings; or demo"
+        "--ratings",
+        default="",
+        metavar="CSV",
+        help="custom ratings: a clip column, a group column and ratings; or demo",
     )
-    command.add_argument("--recordings", default="", metavar="DIR", help="recordings of the custom ratings")
-    command.add_argument("--group", default="", metavar="COLUMN", help="column of held-out groups, such as piece or pianist")
-    command.add_argument("--dimensions", nargs="+", default=[], metavar="COLUMN", help="rating columns (default: all others)")
+    command.add_argument(
+        "--recordings", default="", metavar="DIR", help="recordings of the custom ratings"
+    )
+    command.add_argument(
+        "--group",
+        default="",
+        metavar="COLUMN",
+        help="column of held-out groups, such as piece or pianist",
+    )
+    command.add_argument(
+        "--dimensions",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="rating columns (default: all others)",
+    )
 
 
 def _add_precision(command):
-    command.add_argument("--precision", default="", help="float32, bfloat16 or float16 (default: the fastest of the device)")
-    command.add_argument("--attention", default="", help="attention kernel: xla, cudnn or heads (default: the fastest)")
+    command.add_argument(
+        "--precision",
+        default="",
+        help="float32, bfloat16 or float16 (default: the fastest of the device)",
+    )
+    command.add_argument(
+        "--attention",
+        default="",
+        help="attention kernel: xla, cudnn or heads (default: the fastest)",
+    )

@@ -14,16 +14,28 @@ def _rate(arguments):
 
     files, others = recording.recordings_in(arguments.files)
     if others:
-        print(f"{len(others)} other files are not recordings: {', '.join(path.name for path in others[:5])}", file=sys.stderr)
+        print(
+            f"{len(others)} other files are not recordings:"
+            f" {', '.join(path.name for path in others[:5])}",
+            file=sys.stderr,
+        )
     if not arguments.run:
         return _rate_packaged(arguments, files)
     if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
-        raise InputError(f"--{given[0]} is an option of the bundled model and does not go with --run. Omit one of the two")
-    from percepiano_ast import rating  # here, because the modules that read a run take a second to import
+        raise InputError(
+            f"--{given[0]} is an option of the bundled model and does not go with --run. Omit one"
+            " of the two"
+        )
+    # here, because the modules that read a run take a second to import
+    from percepiano_ast import rating
 
     rater = rating.Rater(arguments.run, arguments.model)
     results = [rater.rate_or_explain(str(file)) for file in files]
-    print(json.dumps(results, indent=1) if arguments.json else rating.as_text(results, rater.questionnaire))
+    print(
+        json.dumps(results, indent=1)
+        if arguments.json
+        else rating.as_text(results, rater.questionnaire)
+    )
     return _errors([result for result in results if "error" in result])
 
 
@@ -67,14 +79,20 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
 
 
 class _Progress:
-    """A line on a terminal that shows the current stage of a recording and is erased at the end; nothing elsewhere."""
+    """A line on a terminal that shows the current stage of a recording and is erased at the end;
+    nothing elsewhere."""
 
     def __init__(self, name: str):
         self.name, self.shown = name[:44], sys.stderr.isatty()
 
     def __call__(self, stage: str) -> None:
         if self.shown:
-            print(f"\r\x1b[K{self.name}: {stage}" if stage else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\x1b[K{self.name}: {stage}" if stage else "\r\x1b[K",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _errors(errors: list[dict]) -> int:
@@ -89,7 +107,9 @@ def _explain(arguments):
 
     names = ("run", "out", "model", "midi", "baseline", "seconds")
     options = {name: getattr(arguments, name) for name in names}
-    written.explain_files(arguments.files, dimensions=arguments.dimension, with_checks=arguments.checks, **options)
+    written.explain_files(
+        arguments.files, dimensions=arguments.dimension, with_checks=arguments.checks, **options
+    )
 
 
 def _bench(arguments):
@@ -103,7 +123,11 @@ def _render(arguments):
     from percepiano_ast import suite
     from percepiano_ast.data import asap
 
-    options = {"hours": arguments.hours, "synthesizers": arguments.synthesizers, "workers": suite.workers()}
+    options = {
+        "hours": arguments.hours,
+        "synthesizers": arguments.synthesizers,
+        "workers": suite.workers(),
+    }
     print(asap.render_archive(arguments.midi, arguments.to, **options))
 
 
@@ -115,47 +139,127 @@ def _convert(arguments):
 
 def add_commands(add) -> None:
     """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    text = "Rate recordings on 19 dimensions, by the bundled model piano-rater or a run of your own. Nothing leaves this machine."
+    text = (
+        "Rate recordings on 19 dimensions, by the bundled model piano-rater or a run of your own."
+        " Nothing leaves this machine."
+    )
     command = add("rate", _rate, text, "percepiano rate take.m4a --html page.html")
-    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or M4A, or a folder of them")
-    command.add_argument("--json", action="store_true", help="print one JSON array to standard output")
-    command.add_argument("--csv", default="", metavar="FILE", help="write a table with one row per recording and dimension")
-    command.add_argument("--html", default="", metavar="FILE", help="write a page with the sound; two recordings are compared")
-    command.add_argument("--score", default="", metavar="FILE", help="score of the music, MIDI or MusicXML: timing is rated better")
-    command.add_argument("--weights", default="", metavar="FILE", help="another rating model, a file or URL#sha256=...")
-    command.add_argument("--run", default="", metavar="DIR", help="use a fine-tuned run instead: its folder, --store or own/NAME")
-    command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
+    command.add_argument(
+        "files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or M4A, or a folder of them"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print one JSON array to standard output"
+    )
+    command.add_argument(
+        "--csv",
+        default="",
+        metavar="FILE",
+        help="write a table with one row per recording and dimension",
+    )
+    command.add_argument(
+        "--html",
+        default="",
+        metavar="FILE",
+        help="write a page with the sound; two recordings are compared",
+    )
+    command.add_argument(
+        "--score",
+        default="",
+        metavar="FILE",
+        help="score of the music, MIDI or MusicXML: timing is rated better",
+    )
+    command.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="another rating model, a file or URL#sha256=...",
+    )
+    command.add_argument(
+        "--run",
+        default="",
+        metavar="DIR",
+        help="use a fine-tuned run instead: its folder, --store or own/NAME",
+    )
+    command.add_argument(
+        "--model", default="", help="model below DIR/finetune (default: the pre-trained one)"
+    )
 
-    command = add("convert", _convert, "Convert weights: ours, the authors' AST and SSAST, Hugging Face's AST.")
-    command.add_argument("source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder")
-    command.add_argument("--to", required=True, help=".safetensors file to write; for hf_ast a folder")
+    command = add(
+        "convert",
+        _convert,
+        "Convert weights: ours, the authors' AST and SSAST, Hugging Face's AST.",
+    )
+    command.add_argument(
+        "source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder"
+    )
+    command.add_argument(
+        "--to", required=True, help=".safetensors file to write; for hf_ast a folder"
+    )
     command.add_argument("--kind", default="", help="ast or hf_ast (default: unchanged)")
 
-    command = add("render", _render, "Render MIDI performances into an archive with MAESTRO's layout.")
+    command = add(
+        "render", _render, "Render MIDI performances into an archive with MAESTRO's layout."
+    )
     command.add_argument("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
     command.add_argument("--to", required=True, metavar="ZIP", help="the archive to write")
     command.add_argument("--hours", type=float, default=4.0, help="hours to render (default: 4)")
-    command.add_argument("--synthesizers", nargs="+", default=["builtin"], help="synthesizers, used in turn")
-
-    command = add("bench", _bench, "Measure a speed and that of a peer in the same run; prints JSON lines.")
     command.add_argument(
-        "name", metavar="NAME", help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate"
+        "--synthesizers", nargs="+", default=["builtin"], help="synthesizers, used in turn"
+    )
+
+    command = add(
+        "bench", _bench, "Measure a speed and that of a peer in the same run; prints JSON lines."
+    )
+    command.add_argument(
+        "name",
+        metavar="NAME",
+        help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate",
     )
     _add_explain(add)
 
 
 def _add_explain(add):
-    command = add("explain", _explain, "Attribute a rating to time, frequency and notes, and check the attribution.")
+    command = add(
+        "explain",
+        _explain,
+        "Attribute a rating to time, frequency and notes, and check the attribution.",
+    )
     command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
-    command.add_argument("--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store")
-    command.add_argument("--model", default="", help="model below DIR/finetune (default: the pre-trained one)")
-    command.add_argument("--dimension", nargs="+", required=True, metavar="KEY", help="such as timing_stable_unstable")
     command.add_argument(
-        "--midi", default="", metavar="FILE", help="MIDI of the (single) recording: contributions of its notes too"
+        "--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store"
     )
-    command.add_argument("--out", required=True, metavar="DIR", help="output folder: figures, tables and excerpts of each file")
     command.add_argument(
-        "--baseline", default="mean", help="baseline of the attribution: mean (the mean spectrum) or silence (default: mean)"
+        "--model", default="", help="model below DIR/finetune (default: the pre-trained one)"
     )
-    command.add_argument("--seconds", type=float, default=5.0, metavar="S", help="length of the excerpt (default: 5)")
-    command.add_argument("--checks", action="store_true", help="deletion curves and randomised weights over all FILEs")
+    command.add_argument(
+        "--dimension",
+        nargs="+",
+        required=True,
+        metavar="KEY",
+        help="such as timing_stable_unstable",
+    )
+    command.add_argument(
+        "--midi",
+        default="",
+        metavar="FILE",
+        help="MIDI of the (single) recording: contributions of its notes too",
+    )
+    command.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="output folder: figures, tables and excerpts of each file",
+    )
+    command.add_argument(
+        "--baseline",
+        default="mean",
+        help="baseline of the attribution: mean (the mean spectrum) or silence (default: mean)",
+    )
+    command.add_argument(
+        "--seconds", type=float, default=5.0, metavar="S", help="length of the excerpt (default: 5)"
+    )
+    command.add_argument(
+        "--checks",
+        action="store_true",
+        help="deletion curves and randomised weights over all FILEs",
+    )

@@ -1,7 +1,8 @@
-"""Render ASAP's MIDI performances into an archive in MAESTRO's format: a small pre-training set instead of MAESTRO's 108 GB.
+"""Render ASAP's MIDI performances into an archive in MAESTRO's format: a small pre-training set
+instead of MAESTRO's 108 GB.
 
-Source: the ASAP dataset (Foscarin et al. 2020), github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0. Half of its
-performances are excerpts of MAESTRO's recordings.
+Source: the ASAP dataset (Foscarin et al. 2020), github.com/fosfrancesco/asap-dataset, CC BY-NC-SA
+4.0. Half of its performances are excerpts of MAESTRO's recordings.
 """
 
 import io
@@ -37,10 +38,15 @@ def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
     try:
         rows = pd.read_csv(table)
     except (FileNotFoundError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{midi} has no metadata.csv. Give the folder or archive of the ASAP dataset.") from error
+        raise InputError(
+            f"{midi} has no metadata.csv. Give the folder or archive of the ASAP dataset."
+        ) from error
     missing = [column for column in COLUMNS if column not in rows]
     if missing:
-        raise InputError(f"metadata.csv of {midi} lacks the columns {', '.join(missing)}. Use the one of the ASAP dataset.")
+        raise InputError(
+            f"metadata.csv of {midi} lacks the columns {', '.join(missing)}. Use the one of the"
+            " ASAP dataset."
+        )
     return rows, files
 
 
@@ -54,11 +60,12 @@ def render_archive(
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Render about ``hours`` of performances, pieces in random order, one performance of each piece before a second.
+    """Render about ``hours`` of performances, pieces in random order, one performance of each piece
+    before a second.
 
-    PercePiano's works are excluded. The synthesizers alternate. All performances of a piece share a split: one piece in
-    twelve goes to validation, one to test. Renderings are cached in ``renderings`` next to the archive, so an interrupted
-    call resumes.
+    PercePiano's works are excluded. The synthesizers alternate. All performances of a piece share a
+    split: one piece in twelve goes to validation, one to test. Renderings are cached in
+    ``renderings`` next to the archive, so an interrupted call resumes.
 
     Args:
         workers: number of rendering processes.
@@ -68,19 +75,30 @@ def render_archive(
         RunFailed: a worker was killed; finished renderings are kept.
     """
     table, files = _read(Path(midi))
-    kept = {name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE) for name in synthesizers}
+    kept = {
+        name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE)
+        for name in synthesizers
+    }
     # `preprocess` excludes them too, but here they would use up part of the hours.
-    rated = np.array([maestro.is_percepiano_work(*names) for names in zip(table["composer"], table["title"])])
+    rated = np.array(
+        [maestro.is_percepiano_work(*names) for names in zip(table["composer"], table["title"])]
+    )
     log(f"  {rated.sum()} performances of PercePiano's works excluded")
     rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
     number_of_piece = {name: number for number, name in enumerate(piece.unique())}
-    rows["split"] = piece.map(number_of_piece).map(lambda n: {10: "validation", 11: "test"}.get(n % 12, "train"))
+    rows["split"] = piece.map(number_of_piece).map(
+        lambda n: {10: "validation", 11: "test"}.get(n % 12, "train")
+    )
     rows["turn"] = piece.groupby(piece).cumcount()
     chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours, log)
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
-        piano.prepare([performance for (_, performance), his in zip(chosen, pianos) if his is piano], workers, log)
+        piano.prepare(
+            [performance for (_, performance), his in zip(chosen, pianos) if his is piano],
+            workers,
+            log,
+        )
     return maestro.write_archive(path, _recordings(chosen, pianos), SAMPLE_RATE)
 
 
@@ -106,7 +124,11 @@ def _recordings(chosen: list[tuple], pianos: list[Renderings]) -> Iterator[tuple
     for (row, performance), piano in zip(chosen, pianos):
         wave = piano.wave(performance, row.midi_performance)
         names = {"canonical_composer": row.composer, "canonical_title": row.title}
-        yield {**names, "split": row.split, "year": 2026}, np.clip(wave, -1, 1), _as_midi(performance)
+        yield (
+            {**names, "split": row.split, "year": 2026},
+            np.clip(wave, -1, 1),
+            _as_midi(performance),
+        )
 
 
 def _performance(name: str, files: dict[str, bytes]) -> Performance:

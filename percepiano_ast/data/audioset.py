@@ -1,7 +1,8 @@
-"""Download the published AST fine-tuned on AudioSet, whose weights can replace your own pre-training.
+"""Download the published AST fine-tuned on AudioSet, whose weights can replace your own
+pre-training.
 
-Source: Gong, Chung and Glass 2021, in Hugging Face's format. AST base, stride 10, 1,024 frames of Kaldi's front end,
-527 labels, mAP 0.459. Read it with `models.weights.read_weights`.
+Source: Gong, Chung and Glass 2021, in Hugging Face's format. AST base, stride 10, 1,024 frames of
+Kaldi's front end, 527 labels, mAP 0.459. Read it with `models.weights.read_weights`.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from percepiano_ast.config import InputError
 from percepiano_ast.data.download import download, sha256_of
 
 URL = "https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main"
-LICENCE = "AST fine-tuned on AudioSet: BSD-3-Clause, huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593"
+LICENCE = (
+    "AST fine-tuned on AudioSet: BSD-3-Clause,"
+    " huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593"
+)
 FILES = ("config.json", "model.safetensors")
 CHECKSUMS = "SHA256SUMS"  # in sha256sum's format
 
@@ -42,7 +46,10 @@ def _read_checksums(path: Path) -> dict[str, str]:
         return {}
     pairs = [line.split("  ") for line in path.read_text().splitlines()]
     if any(len(pair) != 2 for pair in pairs):
-        raise InputError(f"{path} is damaged. Delete it and run again: the weights are downloaded and verified again.")
+        raise InputError(
+            f"{path} is damaged. Delete it and run again: the weights are downloaded and verified"
+            " again."
+        )
     return {name: digest for digest, name in pairs}
 
 

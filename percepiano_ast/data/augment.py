@@ -1,7 +1,9 @@
-"""Augmentation of batches during training (SpecAugment, mixup, level) and of clips during preprocessing (variants).
+"""Augmentation of batches during training (SpecAugment, mixup, level) and of clips during
+preprocessing (variants).
 
-Each augmentation is a pure function of its seed and of the step or clip, so a resumed run draws the same values. Ratings
-describe the performance; `ANSWERS` states for each augmentation whether they stay valid.
+Each augmentation is a pure function of its seed and of the step or clip, so a resumed run draws the
+same values. Ratings describe the performance; `ANSWERS` states for each augmentation whether they
+stay valid.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,43 +15,50 @@ from percepiano_ast.config import InputError
 
 _MIX = 10.0  # both parameters of mixup's Beta distribution, as in AST: mostly near a half
 
-# Does the rating stay valid? Numbers are shifts of a model's held-out predictions in standard deviations over human
-# performances (PercePiano, ``content`` folds); no person rated the changed clips. Performance: 65 MIDI statistics, 100 clips,
-# `listen --model midi-stats --clips 100`. Sound: audio statistics fitted on one piano, musescore-small, 40 clips of
-# `listening.run.sample`. A change that shifts predictions but should not shift ratings belongs in training.
+# Does the rating stay valid? Numbers are shifts of a model's held-out predictions in standard
+# deviations over human performances (PercePiano, ``content`` folds); no person rated the changed
+# clips. Performance: 65 MIDI statistics, 100 clips, `listen --model midi-stats --clips 100`. Sound:
+# audio statistics fitted on one piano, musescore-small, 40 clips of `listening.run.sample`. A
+# change that shifts predictions but should not shift ratings belongs in training.
 ANSWERS = {
-    "specaugment": ("Yes, as far as the visible part determines the rating: parts are hidden, none are changed. Not measured."),
+    "specaugment": (
+        "Yes, as far as the visible part determines the rating: parts are hidden, none are changed."
+        " Not measured."
+    ),
     "mixup": (
-        "By construction: the rating of a mix is taken as the weighted mean of both ratings. No person rated two performances "
-        "at once; mixup regularises. Not measured."
+        "By construction: the rating of a mix is taken as the weighted mean of both ratings. No"
+        " person rated two performances at once; mixup regularises. Not measured."
     ),
     "gain": (
-        "No: at fixed gain, level reflects playing force. A gain of 12 dB moves mellow-raw and energy by 1.4, soft-hard by 1.3; "
-        "10 MIDI velocities move energy by 0.6. Use it only for a model that should ignore the recording level."
+        "No: at fixed gain, level reflects playing force. A gain of 12 dB moves mellow-raw and"
+        " energy by 1.4, soft-hard by 1.3; 10 MIDI velocities move energy by 0.6. Use it only for a"
+        " model that should ignore the recording level."
     ),
     "stretch": (
-        "Nearly, up to 5 %: at 10 % pace moves by 0.14, energy by 0.12, soft-loud by 0.11, all others by less than 0.1; "
-        "at 25 % pace by 0.37 and energy by 0.31. The draw is limited to 5 %."
+        "Nearly, up to 5 %: at 10 % pace moves by 0.14, energy by 0.12, soft-loud by 0.11, all"
+        " others by less than 0.1; at 25 % pace by 0.37 and energy by 0.31. The draw is limited to"
+        " 5 %."
     ),
     "transpose": (
-        "Nearly, up to a semitone: at 2 semitones bright-dark moves by 0.17, optimistic-dark by 0.13, all others by less "
-        "than 0.1; at 5 semitones by 0.43 and 0.34. The draw is limited to one semitone."
+        "Nearly, up to a semitone: at 2 semitones bright-dark moves by 0.17, optimistic-dark by"
+        " 0.13, all others by less than 0.1; at 5 semitones by 0.43 and 0.34. The draw is limited"
+        " to one semitone."
     ),
     "soundfont": (
-        "Yes for people, who rate the performance and not the piano. The statistics shift: fluidr3mono moves them by 1 "
-        "or more in 16 dimensions, even-colorful by 4.1."
+        "Yes for people, who rate the performance and not the piano. The statistics shift:"
+        " fluidr3mono moves them by 1 or more in 16 dimensions, even-colorful by 4.1."
     ),
     "room": (
-        "All but pedal: 1.2 s of reverberation move clean-blurred by 1.0, dry-wet by 0.8, dynamic range by 0.7, all others "
-        "by 0.5 at most. People too may mistake reverberation for pedal."
+        "All but pedal: 1.2 s of reverberation move clean-blurred by 1.0, dry-wet by 0.8, dynamic"
+        " range by 0.7, all others by 0.5 at most. People too may mistake reverberation for pedal."
     ),
     "livingroom": (
-        "As for room: a room with an RT60 of 0.7 s at a direct-to-reverberant ratio of 0 dB. It is for testing only: no training "
-        "uses it. Not measured separately."
+        "As for room: a room with an RT60 of 0.7 s at a direct-to-reverberant ratio of 0 dB. It is"
+        " for testing only: no training uses it. Not measured separately."
     ),
     "noise": (
-        "Yes for people. The statistics shift: noise 40 dB below the clip moves even-colorful by 1.3, pure-dramatic by 1.2, "
-        "timing by 1.1."
+        "Yes for people. The statistics shift: noise 40 dB below the clip moves even-colorful by"
+        " 1.3, pure-dramatic by 1.2, timing by 1.1."
     ),
 }
 
@@ -59,7 +68,8 @@ class Augmentation:
     """Augmentation of batches. The defaults change nothing; `AST` is AST's recipe.
 
     Attributes:
-        mel_width: maximum width of the frequency mask in bands (SpecAugment, Park et al. 2019; one mask, as in AST).
+        mel_width: maximum width of the frequency mask in bands (SpecAugment, Park et al. 2019; one
+            mask, as in AST).
         time_width: maximum width of the time mask in frames (likewise).
         mixup: share of windows that are mixed with another window of the batch.
         gain_db: maximum level change in dB, up or down.
@@ -74,24 +84,30 @@ class Augmentation:
         if self.mel_width < 0 or self.time_width < 0 or self.gain_db < 0:
             raise InputError(f"{self}: mask widths and gain must be 0 or more.")
         if not 0 <= self.mixup <= 1:
-            raise InputError(f"mixup is {self.mixup:g}. Give the share of windows to mix, from 0 to 1.")
+            raise InputError(
+                f"mixup is {self.mixup:g}. Give the share of windows to mix, from 0 to 1."
+            )
 
 
-# Gong et al. (2021), section 3.1 and egs/audioset/run.sh: masks of 48 bands and 192 of 1,024 frames, half of the clips mixed.
+# Gong et al. (2021), section 3.1 and egs/audioset/run.sh: masks of 48 bands and 192 of 1,024
+# frames, half of the clips mixed.
 AST = Augmentation(mel_width=48, time_width=192, mixup=0.5)
 
 
 def augmented(
     batches: Callable[[int], Iterable[dict]], config: Augmentation, seed: int, step_db: float = 0.5
 ) -> Callable[[int], Iterator[dict]]:
-    """``batches`` with ``config`` applied; the result takes a step and yields batches from that step on.
+    """``batches`` with ``config`` applied; the result takes a step and yields batches from that
+    step on.
 
     Args:
-        batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` starts with the batch of step k.
-            Batches have ``codes`` uint8 (batch, time, mel) or (batch, windows, time, mel) and ``n_valid`` (batch,) or (batch,
-            windows); other entries pass unchanged. Mixup adds ``mixed_with`` int32 (batch,), the row that a clip was
-            mixed with, and ``share`` float32 (batch,), the clip's own weight, so that targets stored elsewhere can be mixed
-            in the same way; ``ratings`` (batch, dimensions) in the batch are mixed here.
+        batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` starts
+            with the batch of step k. Batches have ``codes`` uint8 (batch, time, mel) or (batch,
+            windows, time, mel) and ``n_valid`` (batch,) or (batch, windows); other entries pass
+            unchanged. Mixup adds ``mixed_with`` int32 (batch,), the row that a clip was mixed with,
+            and ``share`` float32 (batch,), the clip's own weight, so that targets stored elsewhere
+            can be mixed in the same way; ``ratings`` (batch, dimensions) in the batch are mixed
+            here.
         seed: of all draws; the draws of a step depend only on seed and step.
         step_db: decibels per code, see `FrontEnd`.
     """
@@ -103,8 +119,11 @@ def augmented(
     return from_step
 
 
-def augment(batch: dict, config: Augmentation, rng: np.random.Generator, step_db: float = 0.5) -> dict:
-    """Augment one batch, see `augmented`: mixup, then gain, then masks; the input is not modified."""
+def augment(
+    batch: dict, config: Augmentation, rng: np.random.Generator, step_db: float = 0.5
+) -> dict:
+    """Augment one batch, see `augmented`: mixup, then gain, then masks; the input is not
+    modified."""
     batch = dict(batch)
     # One generator per augmentation: the draws of each do not depend on which others are enabled.
     mixing, levels, masks = rng.spawn(3)
@@ -118,9 +137,11 @@ def augment(batch: dict, config: Augmentation, rng: np.random.Generator, step_db
 
 
 def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
-    """Mixup of log-mel levels and ratings (Zhang et al. 2018; on log-mel as in PANNs, Kong et al. 2020, section IV-B).
+    """Mixup of log-mel levels and ratings (Zhang et al. 2018; on log-mel as in PANNs, Kong et al.
+    2020, section IV-B).
 
-    All windows of a clip are mixed with those of one other clip. Frames that only one of the two has become invalid.
+    All windows of a clip are mixed with those of one other clip. Frames that only one of the two
+    has become invalid.
     """
     codes, n_valid, n = batch["codes"], batch["n_valid"], len(batch["codes"])
     other = rng.permutation(n)
@@ -131,7 +152,12 @@ def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
         valid[row] = np.minimum(n_valid[row], n_valid[other[row]])
         heard = np.arange(codes.shape[-2]) < valid[row, ..., None]
         mixed[row] = np.where(heard[..., None], np.rint(levels), 0)
-    found = {"codes": mixed, "n_valid": valid, "mixed_with": other.astype(np.int32), "share": weight}
+    found = {
+        "codes": mixed,
+        "n_valid": valid,
+        "mixed_with": other.astype(np.int32),
+        "share": weight,
+    }
     if "ratings" in batch:
         ratings, weight = batch["ratings"], weight[:, None]
         found["ratings"] = (weight * ratings + (1 - weight) * ratings[other]).astype(ratings.dtype)
@@ -139,15 +165,25 @@ def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
 
 
 def _moved(codes: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    """Shift each clip's level by a random number of codes; values at code 0, and so padding, stay."""
-    shift = np.rint(rng.uniform(-most, most, len(codes))).astype(np.int16).reshape(-1, *[1] * (codes.ndim - 1))
+    """Shift each clip's level by a random number of codes; values at code 0, and so padding,
+    stay."""
+    shift = (
+        np.rint(rng.uniform(-most, most, len(codes)))
+        .astype(np.int16)
+        .reshape(-1, *[1] * (codes.ndim - 1))
+    )
     return np.where(codes > 0, np.clip(codes.astype(np.int16) + shift, 0, 255), 0).astype(np.uint8)
 
 
-def _masked(codes: np.ndarray, n_valid: np.ndarray, config: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Set one band and one time span of each window to its mean level (about 0 in the model's input, as in SpecAugment)."""
+def _masked(
+    codes: np.ndarray, n_valid: np.ndarray, config: Augmentation, rng: np.random.Generator
+) -> np.ndarray:
+    """Set one band and one time span of each window to its mean level (about 0 in the model's
+    input, as in SpecAugment)."""
     codes = codes.copy()
-    for window, length in zip(codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist(), strict=True):
+    for window, length in zip(
+        codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist(), strict=True
+    ):
         heard = window[:length]  # the model masks padding itself
         mean = np.rint(heard.mean()) if length else 0
         for axis, most in ((1, config.mel_width), (0, config.time_width)):

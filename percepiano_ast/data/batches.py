@@ -1,7 +1,8 @@
-"""Shards -> batches, with grain. Every batch is a pure function of (seed, step), so resuming needs no iterator state.
+"""Shards -> batches, with grain. Every batch is a pure function of (seed, step), so resuming needs
+no iterator state.
 
-Batches hold levels as stored, uint8 codes or float16 dB. The training step normalises them on the device: uint8 needs a
-quarter of float32's transfer. `normalised` does the same on the host.
+Batches hold levels as stored, uint8 codes or float16 dB. The training step normalises them on the
+device: uint8 needs a quarter of float32's transfer. `normalised` does the same on the host.
 """
 
 import functools
@@ -32,8 +33,9 @@ READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 class _Windows:
     """Window positions of every epoch.
 
-    The number of windows per recording is the number that fits for any start of the first one. Windows are contiguous, and
-    the first start is drawn again in every epoch: windows do not overlap, and all alignments are equally likely.
+    The number of windows per recording is the number that fits for any start of the first one.
+    Windows are contiguous, and the first start is drawn again in every epoch: windows do not
+    overlap, and all alignments are equally likely.
     """
 
     def __init__(self, n_frames: np.ndarray, length: int, seed: int):
@@ -60,11 +62,11 @@ class _Windows:
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and ``clip``, the source of each
-    window; with a `Hearing` also its ``targets`` and ``descriptors``.
+    """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and
+    ``clip``, the source of each window; with a `Hearing` also its ``targets`` and ``descriptors``.
 
-    The step is the complete state: ``from_step(k)`` resumes after k steps. The iterators are grain's; their ``get_state``
-    and ``set_state`` count batches from the iterator's start.
+    The step is the complete state: ``from_step(k)`` resumes after k steps. The iterators are
+    grain's; their ``get_state`` and ``set_state`` count batches from the iterator's start.
 
     Attributes:
         steps_per_epoch: full batches per epoch; an epoch's remaining windows are dropped.
@@ -86,17 +88,28 @@ class PretrainBatches:
         return self._iterate(0, self.steps_per_epoch)
 
     def _iterate(self, first: int, stop: int) -> grain.DatasetIterator:
-        return iter(grain.MapDataset.range(first, stop).map(self._batch).to_iter_dataset(READ_OPTIONS))
+        return iter(
+            grain.MapDataset.range(first, stop).map(self._batch).to_iter_dataset(READ_OPTIONS)
+        )
 
     def _batch(self, step: int) -> dict:
         epoch, place = divmod(step, self.steps_per_epoch)
         whole = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        recordings, starts = (column[whole][self._rows].tolist() for column in self._windows.epoch(epoch))
+        recordings, starts = (
+            column[whole][self._rows].tolist() for column in self._windows.epoch(epoch)
+        )
         shape = (len(starts), self._windows.length, self._recordings.n_mels)
         codes = np.empty(shape, self._recordings.dtype)
         keys = [self._recordings.read(*window) for window in zip(recordings, starts, codes)]
-        batch = {"codes": codes, "clip": [f"{key} from frame {start}" for key, start in zip(keys, starts)]}
-        return batch | self._hearing.batch(keys, starts, self._windows.length) if self._hearing else batch
+        batch = {
+            "codes": codes,
+            "clip": [f"{key} from frame {start}" for key, start in zip(keys, starts)],
+        }
+        return (
+            batch | self._hearing.batch(keys, starts, self._windows.length)
+            if self._hearing
+            else batch
+        )
 
 
 def pretrain_batches(
@@ -108,41 +121,55 @@ def pretrain_batches(
     process: tuple[int, int] = (0, 1),
     hearing: Hearing | None = None,
 ) -> PretrainBatches:
-    """Windows of ``n_frames``; within an epoch they do not overlap and cover nearly all of each recording.
+    """Windows of ``n_frames``; within an epoch they do not overlap and cover nearly all of each
+    recording.
 
     Args:
-        process: index of this process and number of processes. Each process reads its own rows of every batch; stacked,
-            the rows of all processes equal the batch of a single process.
+        process: index of this process and number of processes. Each process reads its own rows of
+            every batch; stacked, the rows of all processes equal the batch of a single process.
         hearing: transcription targets of the same split, if any.
 
     Raises:
-        InputError: a recording shorter than a window, fewer windows than one batch, or a batch size that is not a
-            multiple of the number of processes; from the iterators: a damaged record.
+        InputError: a recording shorter than a window, fewer windows than one batch, or a batch size
+            that is not a multiple of the number of processes; from the iterators: a damaged record.
     """
     number, count = process
     if batch_size % count:
-        raise InputError(f"batch size {batch_size} is not divisible by {count} processes. Choose a multiple of {count}.")
+        raise InputError(
+            f"batch size {batch_size} is not divisible by {count} processes. Choose a multiple of"
+            f" {count}."
+        )
     if (shortest := shards.n_frames.min()) < n_frames:
         raise InputError(
-            f"a recording of {shortest} frames is shorter than the model's window of {n_frames}. Preprocess longer recordings."
+            f"a recording of {shortest} frames is shorter than the model's window of {n_frames}."
+            " Preprocess longer recordings."
         )
     windows = _Windows(shards.n_frames, n_frames, seed)
     if len(windows) < batch_size:
         raise InputError(
-            f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}. Choose a smaller batch size."
+            f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}."
+            " Choose a smaller batch size."
         )
     rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
-    return PretrainBatches(len(windows) // batch_size, Recordings(shards), windows, batch_size, rows, hearing)
+    return PretrainBatches(
+        len(windows) // batch_size, Recordings(shards), windows, batch_size, rows, hearing
+    )
 
 
-def normalised(stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None) -> np.ndarray:
-    """The training step's normalisation, computed on the host: float32 ``(dB - mean) / (2 std)``, up to rounding.
+def normalised(
+    stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None
+) -> np.ndarray:
+    """The training step's normalisation, computed on the host: float32 ``(dB - mean) / (2 std)``,
+    up to rounding.
 
     Args:
         stored: (batch, time, mel) uint8 codes or float16 dB.
-        out: float32 of the same shape to write to: new memory for every batch takes longer than the arithmetic.
+        out: float32 of the same shape to write to: new memory for every batch takes longer than the
+            arithmetic.
     """
-    step, floor = (front_end.step_db, front_end.floor_db) if stored.dtype == np.uint8 else (1.0, 0.0)
+    step, floor = (
+        (front_end.step_db, front_end.floor_db) if stored.dtype == np.uint8 else (1.0, 0.0)
+    )
     scale = np.float32(step / (2 * statistics.std_db))
     offset = np.float32((floor - statistics.mean_db) / (2 * statistics.std_db))
     out = np.empty(stored.shape, np.float32) if out is None else out
@@ -153,12 +180,14 @@ def normalised(stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, 
     return out
 
 
-def clip_windows(clips: list[np.ndarray], *, n_frames: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def clip_windows(
+    clips: list[np.ndarray], *, n_frames: int, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
     """Cut every clip into windows with a hop of half a window; the last window ends with the clip.
 
     Yields:
-        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32 (batch,) position in
-        ``clips``, or -1 for padding rows of the last batch.
+        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32
+        (batch,) position in ``clips``, or -1 for padding rows of the last batch.
     """
     windows = []
     for number, codes in enumerate(clips):
@@ -176,7 +205,8 @@ def clip_windows(clips: list[np.ndarray], *, n_frames: int, batch_size: int) -> 
 
 @dataclass(frozen=True)
 class RatedClips:
-    """Whole clips with their ratings (n, 19), held in memory as uint8 (1,202 clips with two pianos: half a gigabyte)."""
+    """Whole clips with their ratings (n, 19), held in memory as uint8 (1,202 clips with two pianos:
+    half a gigabyte)."""
 
     codes: list[np.ndarray]
     clip: np.ndarray
@@ -197,16 +227,25 @@ def rated_clips(shards: ShardSet) -> RatedClips:
 
 
 def finetune_batches(
-    clips: RatedClips, members: np.ndarray, *, n_frames: int, max_windows: int, batch_size: int, seed: int
+    clips: RatedClips,
+    members: np.ndarray,
+    *,
+    n_frames: int,
+    max_windows: int,
+    batch_size: int,
+    seed: int,
 ) -> tuple[grain.MapDataset, int]:
-    """The clips at positions ``members`` as windows, each clip once per epoch, and the number of steps per epoch.
+    """The clips at positions ``members`` as windows, each clip once per epoch, and the number of
+    steps per epoch.
 
-    A clip has as many windows as at inference (`window_starts`), at most ``max_windows``. Each starts at random within its
-    own part of the clip, so the windows spread over the clip and differ between epochs.
+    A clip has as many windows as at inference (`window_starts`), at most ``max_windows``. Each
+    starts at random within its own part of the clip, so the windows spread over the clip and differ
+    between epochs.
 
     Returns:
-        batches of ``codes`` (batch, max_windows, time, mel) as stored, ``n_valid`` int32 (batch, max_windows) valid frames, 0
-        for windows that a clip lacks, and ``clip`` int32 (batch,), its position; and the number of batches per epoch.
+        batches of ``codes`` (batch, max_windows, time, mel) as stored, ``n_valid`` int32 (batch,
+        max_windows) valid frames, 0 for windows that a clip lacks, and ``clip`` int32 (batch,), its
+        position; and the number of batches per epoch.
 
     Raises:
         InputError: ``max_windows`` below 1.

@@ -1,4 +1,5 @@
-"""Build a data set from recordings: plan, make the shards locally or on a cluster, list skipped recordings, write the manifest."""
+"""Build a data set from recordings: plan, make the shards locally or on a cluster, list skipped
+recordings, write the manifest."""
 
 import csv
 import io
@@ -58,7 +59,8 @@ class Contents:
 
 
 def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
-    """Whether ``directory`` holds a complete data set; if files are missing, it is marked as incomplete."""
+    """Whether ``directory`` holds a complete data set; if files are missing, it is marked as
+    incomplete."""
     if not shards.is_complete(directory):
         return False
     lost = manifest.shortcomings(directory)
@@ -76,8 +78,10 @@ def build(job: Job, contents: Contents, work: Work) -> None:
     """Make the data set; resumes an interrupted call.
 
     Raises:
-        InputError: no readable recording at all or in the split ``statistics_of``, or too little disk space.
-        RunFailed: more unusable recordings than ``work.max_bad``, or see `LocalRun.run`; finished work is kept.
+        InputError: no readable recording at all or in the split ``statistics_of``, or too little
+            disk space.
+        RunFailed: more unusable recordings than ``work.max_bad``, or see `LocalRun.run`; finished
+            work is kept.
     """
     plan = shards.plan(contents.items)
     limit = len(contents.items) + len(contents.refused) if work.max_bad is None else work.max_bad
@@ -91,16 +95,22 @@ def build(job: Job, contents: Contents, work: Work) -> None:
     total = len(contents.items) + len(contents.left_out) + len(contents.refused)
     _list_skipped(job.directory / "skipped.csv", contents.left_out, bad, total, work.log)
     if len(contents.items) + len(contents.refused) == len(bad):
-        raise InputError(f"none of the {len(bad)} recordings could be read. The reasons are in {job.directory}/skipped.csv.")
+        raise InputError(
+            f"none of the {len(bad)} recordings could be read. The reasons are in"
+            f" {job.directory}/skipped.csv."
+        )
     if len(bad) > limit:
         raise RunFailed(
-            f"{len(bad)} unusable recordings, {limit} allowed; the reasons are in {job.directory}/skipped.csv. All others are "
-            f"done: run again with --max-bad {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
+            f"{len(bad)} unusable recordings, {limit} allowed; the reasons are in"
+            f" {job.directory}/skipped.csv. All others are done: run again with --max-bad"
+            f" {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
         )
     _finish(job, plan, contents, work)
 
 
-def _list_skipped(path: Path, left_out: dict, bad: dict, total: int, log: Callable[[str], None]) -> None:
+def _list_skipped(
+    path: Path, left_out: dict, bad: dict, total: int, log: Callable[[str], None]
+) -> None:
     """List skipped recordings in a CSV file, and count them in the log."""
     rows = [(key, "left out", reason) for key, reason in left_out.items()]
     rows += [(key, "bad", reason) for key, reason in bad.items()]
@@ -120,7 +130,10 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
     records = []
     for shard in plan:
         if (record := job.written(shard)) is None:
-            raise RunFailed(f"shard {shard.name} of {job.directory} has disappeared. Run again to make it again.")
+            raise RunFailed(
+                f"shard {shard.name} of {job.directory} has disappeared. Run again to make it"
+                " again."
+            )
         records.append(record)
     size = job.builder.CHUNK_FRAMES
     n_frames: dict[str, list[int]] = {}
@@ -134,18 +147,27 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
     n_frames = {split: frames for split, frames in n_frames.items() if frames}
     if contents.statistics_of not in n_frames:
         raise InputError(
-            f"no readable recording in the split {contents.statistics_of!r}. Give a source with recordings for this split."
+            f"no readable recording in the split {contents.statistics_of!r}. Give a source with"
+            " recordings for this split."
         )
     facts = [one for record in records for one in record["recordings"]]
-    of_split = [record for shard, record in zip(plan, records) if shard.split == contents.statistics_of]
+    of_split = [
+        record for shard, record in zip(plan, records) if shard.split == contents.statistics_of
+    ]
     statistics = shards.level_statistics(one for record in of_split for one in record["recordings"])
-    metadata: dict[str, Any] = {"front_end": asdict(job.front_end), "statistics": asdict(statistics), "stored": job.stored}
+    metadata: dict[str, Any] = {
+        "front_end": asdict(job.front_end),
+        "statistics": asdict(statistics),
+        "stored": job.stored,
+    }
     metadata |= {"n_frames": n_frames, "chunk_frames": size, **contents.description}
     for split in lengths.keys() - n_frames:  # no readable recording in it
         del lengths[split], num_bytes[split]
     # TFDS would reuse the description of an earlier, damaged data set.
     (job.builder.home(job.directory) / "dataset_info.json").unlink(missing_ok=True)
-    job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(lengths, num_bytes)
+    job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(
+        lengths, num_bytes
+    )
     for name, table in contents.tables(facts).items():
         (job.directory / name).write_text(table.to_csv(index=False))
     for name, content in contents.sidecars(facts).items():
@@ -154,4 +176,6 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
     manifest.write(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600
     files = f"{len(plan)} shard{'s' * (len(plan) > 1)}"
-    work.log(f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in {files}")
+    work.log(
+        f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in {files}"
+    )

@@ -1,12 +1,13 @@
-"""The built-in demo data set, generated from a seed: simulated performances of public-domain tunes with simulated ratings.
+"""The built-in demo data set, generated from a seed: simulated performances of public-domain tunes
+with simulated ratings.
 
-It has the formats of the real sources, so the demo runs the same code as real data: a zip archive like MAESTRO v3 and a
-folder like PercePiano. No person played or rated any of it; ``dataset.json`` says so, and every table made from it is
-labelled as simulated.
+It has the formats of the real sources, so the demo runs the same code as real data: a zip archive
+like MAESTRO v3 and a folder like PercePiano. No person played or rated any of it; ``dataset.json``
+says so, and every table made from it is labelled as simulated.
 
-Twelve expressive parameters (standard normal: a performer effect plus a performance effect) shape a performance. A rating is
-a fixed linear function of these parameters and of the tune, observed by twelve raters with a single-rater reliability (ICC)
-of 0.26, the value of PercePiano.
+Twelve expressive parameters (standard normal: a performer effect plus a performance effect) shape a
+performance. A rating is a fixed linear function of these parameters and of the tune, observed by
+twelve raters with a single-rater reliability (ICC) of 0.26, the value of PercePiano.
 """
 
 import csv
@@ -22,7 +23,15 @@ from percepiano_ast.config import claim_directory, write_json
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.tunes import RATED, UNRATED, Tune
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance, trimmed, write_midi
+from percepiano_ast.performance import (
+    NOTE,
+    PEDAL,
+    SUSTAIN,
+    UNA_CORDA,
+    Performance,
+    trimmed,
+    write_midi,
+)
 from percepiano_ast.synthesis import make_synthesizer
 
 PARAMETERS = (
@@ -45,28 +54,65 @@ ICC = 0.26
 FOLDS = 4
 RECORDINGS_PER_TUNE = 3
 
-# Weights of the parameters in each rating; "minor" is 1 for a tune in minor, -1 in major, "touch" the tune's note rate.
-# Signs and the selection of parameters follow the correlations of PercePiano's ratings with its MIDI.
+# Weights of the parameters in each rating; "minor" is 1 for a tune in minor, -1 in major, "touch"
+# the tune's note rate. Signs and the selection of parameters follow the correlations of
+# PercePiano's ratings with its MIDI.
 _HEARD = {
-    "timing_stable_unstable": {"rubato": 0.7, "jitter": 0.6, "asynchrony": 0.4, "pedal": 0.4, "loudness": -0.3},
+    "timing_stable_unstable": {
+        "rubato": 0.7,
+        "jitter": 0.6,
+        "asynchrony": 0.4,
+        "pedal": 0.4,
+        "loudness": -0.3,
+    },
     "articulation_short_long": {"legato": 0.8, "pedal": 0.8, "loudness": -0.4, "tempo": -0.4},
     "articulation_soft_hard": {"loudness": 0.9, "pedal": -0.5, "legato": -0.4, "una_corda": -0.3},
     "pedal_dry_wet": {"pedal": 1.0, "half_pedal": 0.3, "legato": 0.4, "loudness": -0.3},
     "pedal_clean_blurred": {"pedal": 0.9, "half_pedal": 0.3, "legato": 0.3, "touch": 0.3},
     "timbre_even_colorful": {"velocity_spread": 0.6, "contour": 0.5, "voicing": 0.5, "pedal": 0.5},
     "timbre_shallow_rich": {"pedal": 0.8, "loudness": -0.4, "voicing": 0.4, "rubato": 0.3},
-    "timbre_bright_dark": {"loudness": -0.5, "tempo": -0.5, "una_corda": 0.4, "pedal": 0.4, "minor": 0.4},
+    "timbre_bright_dark": {
+        "loudness": -0.5,
+        "tempo": -0.5,
+        "una_corda": 0.4,
+        "pedal": 0.4,
+        "minor": 0.4,
+    },
     "timbre_soft_loud": {"loudness": 1.0, "tempo": 0.4, "una_corda": -0.3, "pedal": -0.3},
     "dynamics_mellow_raw": {"loudness": 0.9, "pedal": -0.6, "tempo": 0.3, "una_corda": -0.3},
     "dynamics_little_large_range": {"contour": 0.8, "velocity_spread": 0.6, "pedal": 0.3},
     "music_fast_slow": {"tempo": -1.0, "loudness": -0.4, "pedal": 0.4, "touch": -0.4},
-    "music_flat_spacious": {"pedal": 0.7, "rubato": 0.5, "loudness": -0.5, "contour": 0.4, "tempo": -0.3},
-    "music_disproportioned_balanced": {"loudness": -0.6, "pedal": 0.6, "jitter": -0.4, "tempo": -0.3, "voicing": 0.3},
+    "music_flat_spacious": {
+        "pedal": 0.7,
+        "rubato": 0.5,
+        "loudness": -0.5,
+        "contour": 0.4,
+        "tempo": -0.3,
+    },
+    "music_disproportioned_balanced": {
+        "loudness": -0.6,
+        "pedal": 0.6,
+        "jitter": -0.4,
+        "tempo": -0.3,
+        "voicing": 0.3,
+    },
     "music_pure_dramatic": {"contour": 0.6, "velocity_spread": 0.5, "pedal": 0.5, "rubato": 0.3},
     "mood_optimistic_dark": {"tempo": -0.6, "minor": 0.6, "pedal": 0.4, "loudness": -0.3},
     "mood_low_high_energy": {"loudness": 0.9, "tempo": 0.7, "pedal": -0.3, "contour": 0.2},
-    "mood_honest_imaginative": {"pedal": 0.7, "rubato": 0.5, "loudness": -0.5, "velocity_spread": 0.3, "tempo": -0.3},
-    "interpretation_doubtful_convincing": {"pedal": 0.6, "loudness": -0.5, "voicing": 0.4, "contour": 0.3, "jitter": -0.4},
+    "mood_honest_imaginative": {
+        "pedal": 0.7,
+        "rubato": 0.5,
+        "loudness": -0.5,
+        "velocity_spread": 0.3,
+        "tempo": -0.3,
+    },
+    "interpretation_doubtful_convincing": {
+        "pedal": 0.6,
+        "loudness": -0.5,
+        "voicing": 0.4,
+        "contour": 0.3,
+        "jitter": -0.4,
+    },
 }
 # Custom dimension names -> the rating that each one equals.
 _OWN = {
@@ -76,21 +122,39 @@ _OWN = {
 }
 # Two interpretations of one tune, in standard deviations of the parameters; the others are 0.
 EXAMPLES = {
-    "example": {"rubato": 1.0, "pedal": 1.5, "legato": 1.0, "contour": 1.5, "voicing": 1.0, "tempo": -0.5},
-    "second example": {"rubato": -1.5, "pedal": -2.0, "legato": -1.5, "contour": -1.0, "loudness": 1.5, "tempo": 1.0},
+    "example": {
+        "rubato": 1.0,
+        "pedal": 1.5,
+        "legato": 1.0,
+        "contour": 1.5,
+        "voicing": 1.0,
+        "tempo": -0.5,
+    },
+    "second example": {
+        "rubato": -1.5,
+        "pedal": -2.0,
+        "legato": -1.5,
+        "contour": -1.0,
+        "loudness": 1.5,
+        "tempo": 1.0,
+    },
 }
 # These parameters are correlated: they share a third of their variance.
 _EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
 
 
-def perform(tune: Tune, style: dict[str, float], rng: np.random.Generator, transpose: int = 0) -> Performance:
-    """Render ``tune`` in ``style`` (each parameter in standard deviations around a plain performance) as notes and pedals."""
+def perform(
+    tune: Tune, style: dict[str, float], rng: np.random.Generator, transpose: int = 0
+) -> Performance:
+    """Render ``tune`` in ``style`` (each parameter in standard deviations around a plain
+    performance) as notes and pedals."""
     onset_beats, beats, pitch, melody = tune.notes().T
     onset = _clock(onset_beats, tune, style)
     end = _clock(onset_beats + beats, tune, style)
     jitter = 0.016 * np.exp(0.8 * style["jitter"])
     onset = onset + rng.normal(0, jitter, len(onset))
-    onset -= melody * 0.015 * max(style["asynchrony"] + 1, 0)  # melody lead, as in pianists' playing
+    # melody lead, as in pianists' playing
+    onset -= melody * 0.015 * max(style["asynchrony"] + 1, 0)
     onset -= onset.min()
     held = (end - onset) * np.clip(0.72 + 0.24 * style["legato"], 0.2, 1.15)
     velocity = 62 + 17 * style["loudness"] + melody * (10 + 9 * style["voicing"])
@@ -105,7 +169,8 @@ def perform(tune: Tune, style: dict[str, float], rng: np.random.Generator, trans
 
 
 def _clock(at_beats: np.ndarray, tune: Tune, style: dict[str, float]) -> np.ndarray:
-    """Times of beats in seconds: a tempo, and rubato as a sinusoid over two bars, slower at phrase ends."""
+    """Times of beats in seconds: a tempo, and rubato as a sinusoid over two bars, slower at phrase
+    ends."""
     per_beat = 60 / (tune.bpm * np.exp(0.22 * style["tempo"]))
     swing = 0.14 * max(style["rubato"] + 1.2, 0)
     phrase = 2 * np.pi * at_beats / (4 * tune.beats)
@@ -117,7 +182,8 @@ def _arch(at_beats: np.ndarray, tune: Tune) -> np.ndarray:
 
 
 def _pedals(tune: Tune, style: dict[str, float], last: float) -> np.ndarray:
-    """Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda on throughout or off."""
+    """Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda on
+    throughout or off."""
     depth = 127 if style["half_pedal"] < 0.3 else 64
     share = np.clip(0.45 + 0.3 * style["pedal"], 0, 0.97)
     half_bars = np.arange(0, len(tune.chords.split()) * tune.beats, tune.beats / 2)
@@ -145,10 +211,17 @@ def _latent(tune: Tune, style: dict[str, float]) -> np.ndarray:
     rate = len(tune.notes()) / (tune.notes()[-1, 0] * 60 / tune.bpm)
     heard = {**style, "minor": 1.0 if tune.minor else -1.0, "touch": (rate - 5) / 2}
     weights = [_HEARD[key] for key in KEYS]
-    return np.array([sum(w * heard[p] for p, w in row.items()) / np.sqrt(sum(w**2 for w in row.values())) for row in weights])
+    return np.array(
+        [
+            sum(w * heard[p] for p, w in row.items()) / np.sqrt(sum(w**2 for w in row.values()))
+            for row in weights
+        ]
+    )
 
 
-def write_maestro(path: str | Path, seed: int = 0, recordings_per_tune: int = RECORDINGS_PER_TUNE) -> Path:
+def write_maestro(
+    path: str | Path, seed: int = 0, recordings_per_tune: int = RECORDINGS_PER_TUNE
+) -> Path:
     """Write the archive in MAESTRO's format, without the rated tunes; an existing one is kept."""
     path = Path(path)
     if path.exists():
@@ -156,7 +229,9 @@ def write_maestro(path: str | Path, seed: int = 0, recordings_per_tune: int = RE
     return maestro.write_archive(path, _recordings(seed, recordings_per_tune, path.parent), 22_050)
 
 
-def _recordings(seed: int, per_tune: int, scratch: Path) -> Iterator[tuple[dict, np.ndarray, bytes]]:
+def _recordings(
+    seed: int, per_tune: int, scratch: Path
+) -> Iterator[tuple[dict, np.ndarray, bytes]]:
     rng = np.random.default_rng([seed, 1])
     piano = make_synthesizer("builtin")
     splits = ["train"] * (len(UNRATED) - 2) + ["validation", "test"]
@@ -164,11 +239,20 @@ def _recordings(seed: int, per_tune: int, scratch: Path) -> Iterator[tuple[dict,
     for tune, split in zip(UNRATED, splits):
         for _ in range(per_tune):
             takes = _styles(rng, 1, 2)[0]
-            # Two takes in a row last half a minute, as long as some of MAESTRO's shortest recordings.
-            pieces = [perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6))) for take in takes]
+            # Two takes in a row last half a minute, as long as some of MAESTRO's shortest
+            # recordings.
+            pieces = [
+                perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6)))
+                for take in takes
+            ]
             performance = _joined(pieces)
             write_midi(performance, midi)
-            row = {"canonical_composer": tune.composer, "canonical_title": tune.title, "split": split, "year": 2026}
+            row = {
+                "canonical_composer": tune.composer,
+                "canonical_title": tune.title,
+                "split": split,
+                "year": 2026,
+            }
             yield row, piano.render(performance, 22_050), midi.read_bytes()
     midi.unlink()
 
@@ -186,8 +270,11 @@ def _joined(pieces: list[Performance]) -> Performance:
 
 
 def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
-    """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A complete one is kept."""
-    folder = claim_directory(folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"})
+    """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A
+    complete one is kept."""
+    folder = claim_directory(
+        folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
+    )
     if (folder / "dataset.json").exists():
         return folder
     for part in (percepiano.MIDI_FOLDER, percepiano.SCORE_FOLDER, "labels"):
@@ -196,7 +283,9 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
     styles = _styles(rng, performers, len(RATED))
     latent, index = {}, []
     for number, tune in enumerate(RATED):
-        piece = "".join(word.capitalize() for word in tune.title.replace(",", "").split()) + "_8bars"
+        piece = (
+            "".join(word.capitalize() for word in tune.title.replace(",", "").split()) + "_8bars"
+        )
         for player in [*range(performers), "Score"]:
             human = player != "Score"
             style = dict(zip(PARAMETERS, styles[player, number] if human else _deadpan()))
@@ -209,16 +298,25 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
             index.append(_index_row(clip, piece, number, player, human, rng))
     pd.DataFrame(index).to_csv(folder / "index.csv", index=False)
     _write_ratings(folder, latent, rng)
-    write_json(folder / "dataset.json", {"name": "simulated PercePiano", "simulated": True, "seed": seed})
+    write_json(
+        folder / "dataset.json", {"name": "simulated PercePiano", "simulated": True, "seed": seed}
+    )
     return folder
 
 
 def _deadpan() -> np.ndarray:
-    style = dict.fromkeys(PARAMETERS, 0.0) | {"rubato": -1.2, "jitter": -2.0, "asynchrony": -1.0, "pedal": -1.5}
+    style = dict.fromkeys(PARAMETERS, 0.0) | {
+        "rubato": -1.2,
+        "jitter": -2.0,
+        "asynchrony": -1.0,
+        "pedal": -1.5,
+    }
     return np.array(list((style | {"velocity_spread": -2.0, "contour": -1.0}).values()))
 
 
-def _index_row(clip: str, piece: str, number: int, player, human: bool, rng: np.random.Generator) -> dict:
+def _index_row(
+    clip: str, piece: str, number: int, player, human: bool, rng: np.random.Generator
+) -> dict:
     fold = number % FOLDS
     return {
         "clip": clip,
@@ -243,7 +341,9 @@ def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.G
         rated = np.clip(rated, 1, 7)
         # The last value takes the position of upstream's player token.
         labels[clip] = [float(value) for value in rated.mean(axis=0) / 7] + [0]
-        rows += [[100 + rater, number, f"{clip}.wav", *values, ""] for rater, values in enumerate(rated)]
+        rows += [
+            [100 + rater, number, f"{clip}.wav", *values, ""] for rater, values in enumerate(rated)
+        ]
     (folder / percepiano.LABELS).write_text(json.dumps(labels))
     with (folder / percepiano.RATERS).open("w", newline="") as file:
         writer = csv.writer(file)
@@ -253,16 +353,21 @@ def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.G
 
 
 def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
-    """Write 24 recordings with ratings under custom dimension names; returns ``(folder of recordings, CSV)``.
+    """Write 24 recordings with ratings under custom dimension names; returns ``(folder of
+    recordings, CSV)``.
 
-    Four tunes, six simulated performances each, rated 0 to 100 by one simulated rater. A complete set is kept.
+    Four tunes, six simulated performances each, rated 0 to 100 by one simulated rater. A complete
+    set is kept.
     """
     folder = claim_directory(folder, {"seed": seed, "what": "simulated recordings and ratings"})
     csv_file = folder / "ratings.csv"
     if csv_file.exists():
         return folder / "recordings", csv_file
     (folder / "recordings").mkdir(exist_ok=True)
-    write_json(folder / "recordings" / "dataset.json", {"name": "simulated recordings and ratings", "simulated": True})
+    write_json(
+        folder / "recordings" / "dataset.json",
+        {"name": "simulated recordings and ratings", "simulated": True},
+    )
     rng, piano = np.random.default_rng([seed, 3]), make_synthesizer("builtin")
     heard = [KEYS.index(key) for key in _OWN.values()]
     rows = []
@@ -273,16 +378,21 @@ def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
             wave = piano.render(trimmed(perform(tune, style, rng)), 22_050)
             soundfile.write(folder / "recordings" / f"{clip}.flac", np.clip(wave, -1, 1), 22_050)
             rated = 50 + 15 * (_latent(tune, style)[heard] + rng.normal(size=len(heard)))
-            rows.append({"clip": clip, "tune": tune.title, **dict(zip(_OWN, rated.clip(0, 100).round()))})
+            rows.append(
+                {"clip": clip, "tune": tune.title, **dict(zip(_OWN, rated.clip(0, 100).round()))}
+            )
     pd.DataFrame(rows).to_csv(csv_file, index=False)
     return folder / "recordings", csv_file
 
 
 def write_example(folder: str | Path, name: str) -> Path:
-    """Write one of ``EXAMPLES``, rendered by the built-in piano, as a WAV file; the performance is simulated."""
+    """Write one of ``EXAMPLES``, rendered by the built-in piano, as a WAV file; the performance is
+    simulated."""
     path = Path(folder) / f"{name.replace(' ', '_')}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     style = dict.fromkeys(PARAMETERS, 0.0) | EXAMPLES[name]
-    wave = make_synthesizer("builtin").render(trimmed(perform(RATED[0], style, np.random.default_rng(0))), 22_050)
+    wave = make_synthesizer("builtin").render(
+        trimmed(perform(RATED[0], style, np.random.default_rng(0))), 22_050
+    )
     soundfile.write(path, np.clip(wave, -1, 1), 22_050)
     return path

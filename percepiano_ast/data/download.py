@@ -1,7 +1,7 @@
 """Download large files over HTTP with resuming, retries and checksums.
 
-Hugging Face states the SHA-256 of a large file in its first response, the redirect to the object store
-(``X-Linked-ETag``). Other servers state only a length.
+Hugging Face states the SHA-256 of a large file in its first response, the redirect to the object
+store (``X-Linked-ETag``). Other servers state only a length.
 """
 
 import email.message
@@ -29,10 +29,12 @@ def sha256_of(path: Path) -> str:
 def download(url: str, path: str | Path, *, log: Callable[[str], None] = print) -> str:
     """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
-    The file gets its final name after its length, and its SHA-256 if the server states one, are verified.
+    The file gets its final name after its length, and its SHA-256 if the server states one, are
+    verified.
 
     Raises:
-        InputError: the server refuses or does not respond, or the file does not match the stated checksum.
+        InputError: the server refuses or does not respond, or the file does not match the stated
+            checksum.
     """
     if not url.startswith(("http://", "https://")):
         raise InputError(f"cannot download {url!r}: give an http:// or https:// address.")
@@ -47,17 +49,24 @@ def download(url: str, path: str | Path, *, log: Callable[[str], None] = print) 
             break
         except retry.BROKEN as error:
             if retry.is_final(error):
-                raise InputError(f"cannot download {url}: {error}. Give a local copy instead.") from error
+                raise InputError(
+                    f"cannot download {url}: {error}. Give a local copy instead."
+                ) from error
             wait = patience.wait_after(error, progress=_size(partial) > before)
             if wait is None:
                 what = f"cannot download {url}: {error}, {patience.failures} times"
-                raise InputError(f"{what}. Run again later to resume, or give a local copy.") from error
+                raise InputError(
+                    f"{what}. Run again later to resume, or give a local copy."
+                ) from error
             log(f"  {path.name}: {error}; retrying in {wait:.0f} s")
             time.sleep(wait)
     digest = sha256_of(partial)
     if promised not in (None, digest):
         partial.unlink()
-        raise InputError(f"{url} has SHA-256 {digest}, expected {promised}. Run again to download it from the start.")
+        raise InputError(
+            f"{url} has SHA-256 {digest}, expected {promised}. Run again to download it from the"
+            " start."
+        )
     partial.replace(path)
     return digest
 
@@ -85,7 +94,8 @@ def _transfer(url: str, partial: Path, log: Callable[[str], None]) -> str | None
     except urllib.error.HTTPError as error:
         if error.code != 416 or not start:
             raise
-        with error:  # no bytes after the end of the partial file: it is complete, or longer than the file is now
+        # no bytes after the end of the partial file: it is complete, or longer than the file is now
+        with error:
             if _total(error.headers) == start:
                 return _promised([*redirects.answers, error.headers])
         partial.unlink()
@@ -98,7 +108,9 @@ def _transfer(url: str, partial: Path, log: Callable[[str], None]) -> str | None
         return _promised([*redirects.answers, answer.headers])
 
 
-def _receive(answer, partial: Path, start: int, total: int | None, log: Callable[[str], None]) -> None:
+def _receive(
+    answer, partial: Path, start: int, total: int | None, log: Callable[[str], None]
+) -> None:
     began = shown = time.monotonic()
     done = start
     with partial.open("ab" if start else "wb") as file:

@@ -1,4 +1,5 @@
-"""Transcription targets of pre-training windows: note and pedal targets per frame, descriptors per window."""
+"""Transcription targets of pre-training windows: note and pedal targets per frame, descriptors per
+window."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,14 +13,17 @@ from percepiano_ast.data.shards import ShardSet
 from percepiano_ast.descriptors import OF_EXCERPTS, describe
 from percepiano_ast.targets import Roll, Targets, excerpt
 
-# Descriptors take seven times as long as targets: they are computed for one window in this many, the others have NaN.
+# Descriptors take seven times as long as targets: they are computed for one window in this many,
+# the others have NaN.
 DESCRIBE_EVERY = 4
-FURTHEST = 5.0  # standard deviations: descriptors are clipped here, larger values are artefacts of short windows
+# standard deviations: descriptors are clipped here, larger values are artefacts of short windows
+FURTHEST = 5.0
 _SCALE_WINDOWS = 256
 
 
 class Scale(NamedTuple):
-    """Mean and standard deviation of every descriptor over windows of the training split, float64 (descriptors,)."""
+    """Mean and standard deviation of every descriptor over windows of the training split, float64
+    (descriptors,)."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -40,7 +44,8 @@ class Hearing:
 
     @classmethod
     def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "Hearing":
-        """Open the targets of the training split of the data set in ``directory``, with windows of ``n_frames``.
+        """Open the targets of the training split of the data set in ``directory``, with windows of
+        ``n_frames``.
 
         Raises:
             InputError: no performances, or a recording without one.
@@ -53,7 +58,9 @@ class Hearing:
         for place in np.linspace(0, ends[-1] - 1, min(_SCALE_WINDOWS, ends[-1])).astype(int):
             recording = int(np.searchsorted(ends, place, side="right"))
             number = place - (ends[recording] - train.n_frames[recording] // n_frames)
-            rows.append(_described(performances, keys[recording], number * n_frames, n_frames, train))
+            rows.append(
+                _described(performances, keys[recording], number * n_frames, n_frames, train)
+            )
         values = np.array(rows)
         deviation = np.nanstd(values, axis=0)
         scale = Scale(np.nanmean(values, axis=0), np.where(deviation > 1e-6, deviation, 1.0))
@@ -71,18 +78,26 @@ class Hearing:
     @property
     def description(self) -> dict:
         """Metadata of the predicted descriptors, saved with a model: names, mean, std."""
-        return {"names": list(OF_EXCERPTS), "mean": self.scale.mean.tolist(), "std": self.scale.std.tolist()}
+        return {
+            "names": list(OF_EXCERPTS),
+            "mean": self.scale.mean.tolist(),
+            "std": self.scale.std.tolist(),
+        }
 
     def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
-        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors), standardised.
+        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors),
+        standardised.
 
-        A row of ``descriptors`` is NaN for a window without onsets, and in all but one of `DESCRIBE_EVERY` rows.
+        A row of ``descriptors`` is NaN for a window without onsets, and in all but one of
+        `DESCRIBE_EVERY` rows.
         """
         targets = [self._roll(key).frames(start, n_frames) for key, start in zip(keys, starts)]
         descriptors = np.full((len(keys), len(OF_EXCERPTS)), np.nan, np.float32)
         for row in range(0, len(keys), DESCRIBE_EVERY):
             values = _described(self.performances, keys[row], starts[row], n_frames, self.shards)
-            descriptors[row] = np.clip((values - self.scale.mean) / self.scale.std, -FURTHEST, FURTHEST)
+            descriptors[row] = np.clip(
+                (values - self.scale.mean) / self.scale.std, -FURTHEST, FURTHEST
+            )
         return {"targets": Targets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
 
     def _roll(self, key: str) -> Roll:
@@ -91,8 +106,14 @@ class Hearing:
         return self._rolls[key]
 
 
-def _described(performances: Performances, key: str, start: int, n_frames: int, shards: ShardSet) -> np.ndarray:
+def _described(
+    performances: Performances, key: str, start: int, n_frames: int, shards: ShardSet
+) -> np.ndarray:
     """Descriptors of a window, float64 (descriptors,); NaN for a window without onsets."""
     begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
     window = excerpt(performances[key], begin, end)
-    return np.full(len(OF_EXCERPTS), np.nan) if window is None else np.array(list(describe(window, OF_EXCERPTS).values()))
+    return (
+        np.full(len(OF_EXCERPTS), np.nan)
+        if window is None
+        else np.array(list(describe(window, OF_EXCERPTS).values()))
+    )

@@ -1,8 +1,10 @@
-"""Preprocess MAESTRO v3, a source in its format, or a folder of your own recordings: recordings -> log-mel shards.
+"""Preprocess MAESTRO v3, a source in its format, or a folder of your own recordings: recordings ->
+log-mel shards.
 
-Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The archive contains one CSV
-(``canonical_composer, canonical_title, split, year, midi_filename, audio_filename, duration``) and the WAV and MIDI files
-that it lists. Members are streamed from the local or remote archive one at a time; no WAV is stored.
+Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The
+archive contains one CSV (``canonical_composer, canonical_title, split, year, midi_filename,
+audio_filename, duration``) and the WAV and MIDI files that it lists. Members are streamed from the
+local or remote archive one at a time; no WAV is stored.
 """
 
 import functools
@@ -29,9 +31,10 @@ MIN_FRAMES = 1024  # one window of the model
 MIN_SAMPLE_RATE = 16_000  # of a recording: below it the upper bands would be empty
 MAX_FULL_SCALE = 0.01  # maximum share of samples at full scale: above it a recording is distorted
 
-# PercePiano's works, excluded from pre-training to prevent leakage into the evaluation on PercePiano.
-# MAESTRO's table increments the catalogue number over the movements of a sonata: "Sonata in B-flat Major, D. 961" is a
-# movement of D. 960, while "D. 960" in A or in C minor is a movement of D. 959 or D. 958.
+# PercePiano's works, excluded from pre-training to prevent leakage into the evaluation on
+# PercePiano. MAESTRO's table increments the catalogue number over the movements of a sonata:
+# "Sonata in B-flat Major, D. 961" is a movement of D. 960, while "D. 960" in A or in C minor is a
+# movement of D. 959 or D. 958.
 PERCEPIANO_WORKS = (
     ("Schubert", r"^(?!.*\bin [AC]\b).*D\.?\s*960"),
     ("Schubert", r"\bB(b|.?flat)\b.*D\.?\s*96[123]"),
@@ -42,7 +45,8 @@ PERCEPIANO_WORKS = (
 
 
 class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """Log-mel of recordings in chunks of about 5 s: uint8 codes over the front end's range, or float16 dB."""
+    """Log-mel of recordings in chunks of about 5 s: uint8 codes over the front end's range, or
+    float16 dB."""
 
     name = "maestro_log_mel"
     FEATURES = {
@@ -56,16 +60,27 @@ class MaestroLogMel(shards.LogMelBuilder, skip_registration=True):  # type: igno
 
 def is_percepiano_work(composer: str, title: str) -> bool:
     """Whether a recording is of a work in PercePiano."""
-    return any(name in composer and re.search(work, title, re.IGNORECASE) for name, work in PERCEPIANO_WORKS)
+    return any(
+        name in composer and re.search(work, title, re.IGNORECASE)
+        for name, work in PERCEPIANO_WORKS
+    )
 
 
 _open = functools.lru_cache(maxsize=1)(sources.open_source)  # one directory read per worker process
 
 
 def _produce(
-    item: shards.Item, facts: dict, *, where: str, root: str, midi: dict[str, str], front_end: FrontEnd, stored: str
+    item: shards.Item,
+    facts: dict,
+    *,
+    where: str,
+    root: str,
+    midi: dict[str, str],
+    front_end: FrontEnd,
+    stored: str,
 ) -> Iterator[np.ndarray]:
-    """One recording in blocks (time, mel) as stored; ``midi``: recording -> MIDI file of the performance.
+    """One recording in blocks (time, mel) as stored; ``midi``: recording -> MIDI file of the
+    performance.
 
     Raises:
         InputError: the recording is unreadable, too short or clipped.
@@ -77,20 +92,31 @@ def _produce(
         recording = audio.Recording(file, name=item.key, min_rate=MIN_SAMPLE_RATE)
         for levels in audio.log_mel_blocks(recording.blocks(front_end.sample_rate), front_end):
             frames += len(levels)
-            yield audio.quantize(levels, front_end)[0] if stored == "uint8" else levels.astype(np.float16)
+            yield (
+                audio.quantize(levels, front_end)[0]
+                if stored == "uint8"
+                else levels.astype(np.float16)
+            )
     if frames < MIN_FRAMES:
         seconds = front_end.seconds(frames)
-        raise InputError(f"{seconds:.1f} s long, shorter than one window of {front_end.seconds(MIN_FRAMES):.1f} s")
+        raise InputError(
+            f"{seconds:.1f} s long, shorter than one window of"
+            f" {front_end.seconds(MIN_FRAMES):.1f} s"
+        )
     if recording.full_scale > MAX_FULL_SCALE:
         share = 100 * recording.full_scale
-        raise InputError(f"clipped: {share:.1f} % of its samples are at full scale; record or export it at a lower level")
+        raise InputError(
+            f"clipped: {share:.1f} % of its samples are at full scale; record or export it at a"
+            " lower level"
+        )
     facts["source_rate"], facts["channels"] = recording.sample_rate, recording.channels
     facts["seconds"], facts["full_scale"] = round(recording.seconds, 3), recording.full_scale
     facts |= _played(files, root, midi.get(item.key, ""))
 
 
 def _played(files: sources.Archive | sources.Folder, root: str, name: str) -> dict:
-    """Number of notes in a MIDI file, and the performance for `performances`; without readable MIDI the audio is still used."""
+    """Number of notes in a MIDI file, and the performance for `performances`; without readable MIDI
+    the audio is still used."""
     if not name:
         return {"notes": 0}
     try:
@@ -115,39 +141,60 @@ def preprocess(
     stored: str = "uint8",
     simulated: bool = False,
 ) -> Path:
-    """Convert a source of recordings into the data set ``maestro_log_mel`` in ``out``; resumes an interrupted run.
+    """Convert a source of recordings into the data set ``maestro_log_mel`` in ``out``; resumes an
+    interrupted run.
 
-    Next to the shards it writes ``recordings.csv`` (included recordings), ``skipped.csv`` (excluded recordings with reasons),
-    ``performances.npz`` (the performances, if the source has MIDI), ``records/`` (metadata of every shard and recording) and
-    ``manifest.json`` (checksums).
+    Next to the shards it writes ``recordings.csv`` (included recordings), ``skipped.csv`` (excluded
+    recordings with reasons), ``performances.npz`` (the performances, if the source has MIDI),
+    ``records/`` (metadata of every shard and recording) and ``manifest.json`` (checksums).
 
     Args:
-        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's format, or a folder of recordings.
+        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's format, or a
+            folder of recordings.
         limit_hours: approximate total hours over all splits; 0 for all.
         stored: ``uint8`` or ``float16``.
 
     Raises:
-        InputError: unusable source, ``out`` of another configuration, no readable recording, or too little disk space.
-        RunFailed: unusable recordings, a full disk, a source that stopped responding; finished work is kept.
+        InputError: unusable source, ``out`` of another configuration, no readable recording, or too
+            little disk space.
+        RunFailed: unusable recordings, a full disk, a source that stopped responding; finished work
+            is kept.
     """
     choose(shards.DTYPES, stored, "storage format of levels")
     if not isinstance(as_path(out), Path) and not work.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
     table = tables.read_table(_open(str(where)))
-    settings = {"source": Path(where).name, "table": table.fingerprint, "front_end": asdict(front_end)}
+    settings = {
+        "source": Path(where).name,
+        "table": table.fingerprint,
+        "front_end": asdict(front_end),
+    }
     out = claim_directory(out, {**settings, "stored": stored, "limit_hours": limit_hours})
     if build.is_whole(out, work.log):
         return out
     rows = table.rows
-    rated = np.array([is_percepiano_work(c, t) for c, t in zip(rows["canonical_composer"], rows["canonical_title"])], bool)
+    rated = np.array(
+        [
+            is_percepiano_work(c, t)
+            for c, t in zip(rows["canonical_composer"], rows["canonical_title"])
+        ],
+        bool,
+    )
     left_out = dict.fromkeys(rows["audio_filename"][rated], "a work of PercePiano")
     rows = tables.limited(rows[~rated], limit_hours) if limit_hours else rows[~rated]
     work.log(
-        f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} of PercePiano's works excluded"
-        + (f"; limited to about {limit_hours:g} h of {table.rows['duration'].sum() / 3600:.2f} h" if limit_hours else "")
+        f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} of"
+        " PercePiano's works excluded"
+        + (
+            f"; limited to about {limit_hours:g} h of {table.rows['duration'].sum() / 3600:.2f} h"
+            if limit_hours
+            else ""
+        )
     )
     midi = dict(zip(rows["audio_filename"], rows["midi_filename"].fillna("")))
-    produce = functools.partial(_produce, where=str(where), root=table.root, midi=midi, front_end=front_end, stored=stored)
+    produce = functools.partial(
+        _produce, where=str(where), root=table.root, midi=midi, front_end=front_end, stored=stored
+    )
     build.build(
         Job(MaestroLogMel, produce, out, front_end, stored),
         build.Contents(
@@ -155,7 +202,10 @@ def preprocess(
             left_out,
             table.refused,
             statistics_of="train",
-            description={"licence": "made from code" if simulated else table.licence, "simulated": simulated},
+            description={
+                "licence": "made from code" if simulated else table.licence,
+                "simulated": simulated,
+            },
             tables=functools.partial(_tables, rows),
             sidecars=functools.partial(_sidecars, log=work.log),
         ),
@@ -165,31 +215,52 @@ def preprocess(
 
 
 def _item(row) -> shards.Item:
-    fields = {"composer": row.canonical_composer, "title": row.canonical_title, "year": int(row.year)}
-    return shards.Item(row.audio_filename, row.split, {**fields, "recording": row.audio_filename}, float(row.duration))
+    fields = {
+        "composer": row.canonical_composer,
+        "title": row.canonical_title,
+        "year": int(row.year),
+    }
+    return shards.Item(
+        row.audio_filename,
+        row.split,
+        {**fields, "recording": row.audio_filename},
+        float(row.duration),
+    )
 
 
 def _tables(rows: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
     """``recordings.csv``: the rows of the included recordings, with the measured facts of each."""
-    known = pd.DataFrame(facts)[["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "notes", "sha256"]]
-    return {"recordings.csv": rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")}
+    known = pd.DataFrame(facts)[
+        ["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "notes", "sha256"]
+    ]
+    return {
+        "recordings.csv": (
+            rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
+        )
+    }
 
 
 def _sidecars(facts: list[dict], log: Callable[[str], None]) -> dict[str, bytes]:
-    """``performances.npz`` of the recordings with readable MIDI; logs how many have none, and why."""
+    """``performances.npz`` of the recordings with readable MIDI; logs how many have none, and
+    why."""
     packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
     for one in [one for one in facts if "midi_fault" in one][:20]:
         log(f"  no MIDI for {one['key']}: {one['midi_fault']}")
     if len(packed) < len(facts):
-        log(f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI; only ssast can use them")
+        log(
+            f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI; only"
+            " ssast can use them"
+        )
     return {performances.FILE: performances.join(packed)} if packed else {}
 
 
-def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray, bytes]], sample_rate: int) -> Path:
+def write_archive(
+    path: str | Path, recordings: Iterable[tuple[dict, np.ndarray, bytes]], sample_rate: int
+) -> Path:
     """Write a zip archive in MAESTRO's format from (row without file names, mono wave, MIDI bytes).
 
-    The row has ``canonical_composer, canonical_title, split, year``; the other columns follow from the audio. Output is
-    deterministic.
+    The row has ``canonical_composer, canonical_title, split, year``; the other columns follow from
+    the audio. Output is deterministic.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +276,11 @@ def write_archive(path: str | Path, recordings: Iterable[tuple[dict, np.ndarray,
             _add(archive, f"{root}/{names['audio_filename']}", sound.getvalue())
             _add(archive, f"{root}/{names['midi_filename']}", midi)
             rows.append({**row, **names, "duration": len(wave) / sample_rate})
-        _add(archive, f"{root}/{root}.csv", pd.DataFrame(rows)[list(tables.COLUMNS)].to_csv(index=False).encode())
+        _add(
+            archive,
+            f"{root}/{root}.csv",
+            pd.DataFrame(rows)[list(tables.COLUMNS)].to_csv(index=False).encode(),
+        )
     partial.replace(path)
     return path
 

@@ -1,4 +1,5 @@
-"""The manifest of a complete data set: lengths and checksums of its files, and their verification."""
+"""The manifest of a complete data set: lengths and checksums of its files, and their
+verification."""
 
 import contextlib
 import hashlib
@@ -27,9 +28,13 @@ def _files(directory: Path, below: str = "") -> Iterator[str]:
 
 
 def write(directory: Path, data_set: str) -> None:
-    """Write the manifest, which marks the data set in ``directory`` as complete, with length and SHA-256 of every file."""
-    # The checksums of shards were computed when they were written; reading 9 GB again takes minutes on a mounted Drive.
-    shards = {f"{data_set}/{VERSION}/{record['file']}": record for record in _records(directory).values()}
+    """Write the manifest, which marks the data set in ``directory`` as complete, with length and
+    SHA-256 of every file."""
+    # The checksums of shards were computed when they were written; reading 9 GB again takes minutes
+    # on a mounted Drive.
+    shards = {
+        f"{data_set}/{VERSION}/{record['file']}": record for record in _records(directory).values()
+    }
     files = {}
     for name in _files(directory):
         path = directory / name
@@ -41,13 +46,22 @@ def write(directory: Path, data_set: str) -> None:
 def _records(directory: Path, damaged: Collection[str] = frozenset()) -> dict[str, dict]:
     """The record of every shard, except damaged records."""
     paths = sorted((directory / "records").glob("*.json"))
-    return {path.stem: json.loads(path.read_text()) for path in paths if f"records/{path.name}" not in damaged}
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in paths
+        if f"records/{path.name}" not in damaged
+    }
 
 
 def recordings(directory: Path) -> list[dict]:
-    """Facts of every recording of a data set, in the order of its shards, with the ``shard`` of each."""
+    """Facts of every recording of a data set, in the order of its shards, with the ``shard`` of
+    each."""
     known = _records(directory)
-    return [facts | {"shard": shard} for shard, record in known.items() for facts in record["recordings"]]
+    return [
+        facts | {"shard": shard}
+        for shard, record in known.items()
+        for facts in record["recordings"]
+    ]
 
 
 def read(directory: Path) -> dict:
@@ -59,17 +73,28 @@ def read(directory: Path) -> dict:
     path = directory / MANIFEST
     if not path.exists():
         raise InputError(
-            f"{directory} has no {MANIFEST}: the data set is incomplete. Run notebook 01 or `percepiano preprocess` to resume."
+            f"{directory} has no {MANIFEST}: the data set is incomplete. Run notebook 01 or"
+            " `percepiano preprocess` to resume."
         )
     try:
         manifest = json.loads(path.read_text())
         files = manifest["files"].items()
-        # Untrusted input: a name must stay inside the directory, and a length must be a valid number.
-        odd = [name for name, known in files if not _is_below(name) or type(known["bytes"]) is not int or known["bytes"] < 0]
+        # Untrusted input: a name must stay inside the directory, and a length must be a valid
+        # number.
+        odd = [
+            name
+            for name, known in files
+            if not _is_below(name) or type(known["bytes"]) is not int or known["bytes"] < 0
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it and run preprocess again to restore it.") from error
+        raise InputError(
+            f"{path} is damaged ({error}). Delete it and run preprocess again to restore it."
+        ) from error
     if odd:
-        raise InputError(f"{path} lists {odd[0]!r}, which is not a valid file of a data set. Do not use this data set.")
+        raise InputError(
+            f"{path} lists {odd[0]!r}, which is not a valid file of a data set. Do not use this"
+            " data set."
+        )
     return manifest
 
 
@@ -80,7 +105,8 @@ def _is_below(name: str) -> bool:
 
 
 def shortcomings(directory: Path) -> list[str]:
-    """Files of the manifest that are missing or have another length; does not read their contents."""
+    """Files of the manifest that are missing or have another length; does not read their
+    contents."""
     found = []
     for name, known in read(directory)["files"].items():
         path = directory / name
@@ -92,7 +118,8 @@ def shortcomings(directory: Path) -> list[str]:
 
 
 def verify(directory: Path, log: Callable[[str], None] = print) -> list[str]:
-    """Verify every file by its checksum; returns one line per fault, including the affected recordings.
+    """Verify every file by its checksum; returns one line per fault, including the affected
+    recordings.
 
     Raises:
         InputError: no complete data set.
@@ -128,16 +155,23 @@ def copy(directory: Path, target: Path, log: Callable[[str], None] = print) -> P
     target.mkdir(parents=True, exist_ok=True)
     (target / MANIFEST).unlink(missing_ok=True)
     if (free := shutil.disk_usage(target).free) < size:
-        raise InputError(f"{target} has {free / 1e9:.1f} GB free, the shards need {size / 1e9:.1f} GB. Free disk space there.")
+        raise InputError(
+            f"{target} has {free / 1e9:.1f} GB free, the shards need {size / 1e9:.1f} GB. Free disk"
+            " space there."
+        )
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         partial = (target / name).with_suffix(".partial")
         if size_of(directory / name) != known["bytes"]:
-            raise RunFailed(f"{directory / name} has the wrong length. Check it with `percepiano preprocess --verify`.")
+            raise RunFailed(
+                f"{directory / name} has the wrong length. Check it with `percepiano preprocess"
+                " --verify`."
+            )
         shutil.copyfile(directory / name, partial)
         if not _is(partial, known):
             raise RunFailed(
-                f"the copy of {directory / name} has the wrong checksum. Check it with `percepiano preprocess --verify`."
+                f"the copy of {directory / name} has the wrong checksum. Check it with `percepiano"
+                " preprocess --verify`."
             )
         partial.replace(target / name)
         if number % 10 == 0 or number == len(todo):

@@ -14,7 +14,8 @@ from percepiano_ast.synthesis import TAIL
 
 OWN = "own"  # used in place of a synthesizer's name
 _QUIET = 50.0  # dB below the peak: softer sound before the first onset is background noise
-_SHORTER, _LONGER = 0.8, 10.0  # minimum share of the performance's duration, and maximum seconds beyond it
+# minimum share of the performance's duration, and maximum seconds beyond it
+_SHORTER, _LONGER = 0.8, 10.0
 _SHOWN = 5  # names in a message
 
 
@@ -32,31 +33,38 @@ class OwnRenderings:
         `strangers`: recordings that match no clip.
 
     Raises:
-        InputError: no such folder, no recording in it, two recordings of one clip, or missing clips without ``partial``.
+        InputError: no such folder, no recording in it, two recordings of one clip, or missing clips
+            without ``partial``.
     """
 
     def __init__(self, folder: str | Path, clips: Iterable[str], partial: bool = False):
         folder, clips = Path(folder), set(clips)
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder. Give one with one recording per clip, named after the clip.")
+            raise InputError(
+                f"{folder}: no such folder. Give one with one recording per clip, named after the"
+                " clip."
+            )
         found: dict[str, Path] = {}
         for path in sorted(path for path in folder.iterdir() if sources.is_audio(path.name)):
             if (clip := path.stem.strip()) in found:
-                raise InputError(f"{found[clip].name} and {path.name} in {folder} are both of clip {clip!r}. Keep one of them.")
+                raise InputError(
+                    f"{found[clip].name} and {path.name} in {folder} are both of clip {clip!r}."
+                    " Keep one of them."
+                )
             found[clip] = path
         self.files = {clip: path for clip, path in found.items() if clip in clips}
         self.strangers = sorted(set(found) - clips)
         lacking = sorted(clips - set(found))
         if not self.files:
             raise InputError(
-                f"{folder} has no recording of any of {len(clips):,} clips. Name each file after its clip, "
-                f"such as {min(clips, default='CLIP')}.wav."
+                f"{folder} has no recording of any of {len(clips):,} clips. Name each file after"
+                f" its clip, such as {min(clips, default='CLIP')}.wav."
             )
         if lacking and not partial:
             raise InputError(
-                f"{folder} lacks recordings of {len(lacking):,} of {len(clips):,} clips: "
-                f"{', '.join(lacking[:_SHOWN])}{' ...' if len(lacking) > _SHOWN else ''}. Add them, or allow "
-                "partial renderings; missing clips are then listed."
+                f"{folder} lacks recordings of {len(lacking):,} of {len(clips):,} clips:"
+                f" {', '.join(lacking[:_SHOWN])}{' ...' if len(lacking) > _SHOWN else ''}. Add"
+                " them, or allow partial renderings; missing clips are then listed."
             )
         self.missing = lacking
 
@@ -69,8 +77,8 @@ class OwnRenderings:
         return content.hexdigest()[:16]
 
     def wave(self, clip: str, performance: Performance, sample_rate: int) -> np.ndarray:
-        """The recording float32 (n,) at its own gain, aligned like a rendering: it starts ``LEAD`` seconds before the first
-        sound and ends ``TAIL`` seconds after the last key release.
+        """The recording float32 (n,) at its own gain, aligned like a rendering: it starts ``LEAD``
+        seconds before the first sound and ends ``TAIL`` seconds after the last key release.
 
         Raises:
             InputError: unreadable, silent, or its duration does not match the clip's performance.
@@ -81,8 +89,8 @@ class OwnRenderings:
         sounding, playing = (loud[-1] - loud[0]) / sample_rate, performance.duration - LEAD
         if not _SHORTER * playing <= sounding <= playing + _LONGER:
             raise InputError(
-                f"{path}: {sounding:.1f} s of sound, but the performance of {clip} lasts {playing:.1f} s. "
-                "Check that it is the right clip and not cut off."
+                f"{path}: {sounding:.1f} s of sound, but the performance of {clip} lasts"
+                f" {playing:.1f} s. Check that it is the right clip and not cut off."
             )
         first = loud[0] - round(LEAD * sample_rate)
         wave = np.concatenate([np.zeros(max(-first, 0), np.float32), wave[max(first, 0) :]])

@@ -1,8 +1,8 @@
 """PercePiano's files: paths, naming scheme, download and verification against the published files.
 
-Source: github.com/JonghoKimSNU/PercePiano (Park et al. 2024, MIT licence) in its own layout. The commit is pinned in
-``config.PERCEPIANO_URL``; the checksums here are of its files. GitHub's archives are not reproducible byte by byte, so the
-unpacked files are compared.
+Source: github.com/JonghoKimSNU/PercePiano (Park et al. 2024, MIT licence) in its own layout. The
+commit is pinned in ``config.PERCEPIANO_URL``; the checksums here are of its files. GitHub's
+archives are not reproducible byte by byte, so the unpacked files are compared.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from percepiano_ast.evaluation.reliability import RATERS
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
 SCORE_FOLDER = "virtuoso/data/score_midi"
-# Misnamed clip -> the passage that it contains. 36 % of this clip's notes match the score of its name, 99 % match this one.
-# Its ratings are of the audio that was presented, so they remain valid.
+# Misnamed clip -> the passage that it contains. 36 % of this clip's notes match the score of its
+# name, 99 % match this one. Its ratings are of the audio that was presented, so they remain valid.
 MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"}
 COMMIT = PurePosixPath(PERCEPIANO_URL).stem
 
@@ -40,7 +40,8 @@ PUBLISHED = {
 class ClipName(NamedTuple):
     """The fields of a clip's name: ``{piece}_{N}bars_{player}_{segment}``.
 
-    The upstream README swaps the last two fields; upstream's code and files use player, then segment.
+    The upstream README swaps the last two fields; upstream's code and files use player, then
+    segment.
 
     Attributes:
         piece: with the number of bars, such as ``Schubert_D960_mv3_8bars``.
@@ -54,14 +55,17 @@ class ClipName(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "ClipName":
-        """Parse a clip's name or a file's stem; surrounding spaces are ignored (one published name has them).
+        """Parse a clip's name or a file's stem; surrounding spaces are ignored (one published name
+        has them).
 
         Raises:
             InputError: fewer than three fields.
         """
         fields = name.strip().rsplit("_", 2)
         if len(fields) < 3 or not all(fields):
-            raise InputError(f"{name!r} is not a valid clip name. The format is PIECE_PLAYER_SEGMENT.")
+            raise InputError(
+                f"{name!r} is not a valid clip name. The format is PIECE_PLAYER_SEGMENT."
+            )
         return cls(*fields)
 
     @property
@@ -90,7 +94,9 @@ def read_json(path: Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, holds {content!r:.40}. Download it again.")
+        raise InputError(
+            f"{path} should hold a JSON object, holds {content!r:.40}. Download it again."
+        )
     return content
 
 
@@ -98,13 +104,16 @@ def _once(pairs: Iterable[tuple], where: str) -> dict:
     found: dict = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"{where} has {name!r} twice (spaces around a name are ignored). Keep one of them.")
+            raise InputError(
+                f"{where} has {name!r} twice (spaces around a name are ignored). Keep one of them."
+            )
         found[name] = value
     return found
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
-    """Read the label file: the values of every clip, with surrounding spaces stripped from clip names.
+    """Read the label file: the values of every clip, with surrounding spaces stripped from clip
+    names.
 
     Raises:
         InputError: missing, damaged, truncated, or with a duplicated clip.
@@ -127,7 +136,10 @@ def find_midi(folder: str | Path) -> dict[str, Path]:
     where = Path(folder) / MIDI_FOLDER
     files = _once(((path.stem.strip(), path) for path in sorted(where.glob("*.mid"))), str(where))
     if not files:
-        raise InputError(f"no MIDI files in {where}: the data directory is missing or incomplete. Download it again.")
+        raise InputError(
+            f"no MIDI files in {where}: the data directory is missing or incomplete. Download it"
+            " again."
+        )
     return files
 
 
@@ -141,15 +153,19 @@ def find_scores(folder: str | Path) -> dict[str, Path]:
     for path in sorted((Path(folder) / SCORE_FOLDER).glob("*_Score_*.mid")):
         scores[ClipName.of(path.stem).passage] = path
     if not scores:
-        raise InputError(f"no scores in {Path(folder) / SCORE_FOLDER}. Download PercePiano again, which includes them.")
+        raise InputError(
+            f"no scores in {Path(folder) / SCORE_FOLDER}. Download PercePiano again, which includes"
+            " them."
+        )
     return scores
 
 
 def same_playing(folder: str | Path) -> list[list[str]]:
     """Clips with identical MIDI files under different names, as sorted groups of two or more.
 
-    PercePiano has 21 such groups: deadpan renderings of repeated passages are identical, and a few human performances were
-    stored twice. They were rated separately, so each remains a clip; all clips of a group are in one content group.
+    PercePiano has 21 such groups: deadpan renderings of repeated passages are identical, and a few
+    human performances were stored twice. They were rated separately, so each remains a clip; all
+    clips of a group are in one content group.
     """
     groups: dict[str, list[str]] = {}
     for clip, path in find_midi(folder).items():
@@ -162,7 +178,8 @@ def _sha256(path: Path) -> str:
 
 
 def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
-    """For each part of the data, the number of files and one SHA-256 over their names and contents."""
+    """For each part of the data, the number of files and one SHA-256 over their names and
+    contents."""
     folder = Path(folder)
     parts = {
         LABELS: [folder / LABELS],
@@ -194,14 +211,15 @@ def check_published(folder: str | Path) -> None:
 
 
 def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
-    """Download PercePiano's archive and unpack labels, rater table, MIDI, scores and licence into ``folder``.
+    """Download PercePiano's archive and unpack labels, rater table, MIDI, scores and licence into
+    ``folder``.
 
-    A URL of the pinned commit must deliver the files of that commit, and a folder downloaded earlier must still have them.
-    For any other URL the log states that the files were not compared.
+    A URL of the pinned commit must deliver the files of that commit, and a folder downloaded
+    earlier must still have them. For any other URL the log states that the files were not compared.
 
     Raises:
-        InputError: the server does not respond, the download is not a complete zip archive with labels and MIDI, or its
-            files differ from those of the pinned commit.
+        InputError: the server does not respond, the download is not a complete zip archive with
+            labels and MIDI, or its files differ from those of the pinned commit.
     """
     folder, pinned = Path(folder), COMMIT in url
     if folder.exists():
@@ -218,8 +236,17 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
             _unpack(zipfile.ZipFile(file), partial)
             if pinned:
                 check_published(partial)
-        except (OSError, ValueError, http.client.HTTPException, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"cannot download PercePiano from {url}: {str(error).rstrip('.')}. Give a local copy.") from error
+        except (
+            OSError,
+            ValueError,
+            http.client.HTTPException,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise InputError(
+                f"cannot download PercePiano from {url}: {str(error).rstrip('.')}. Give a local"
+                " copy."
+            ) from error
     if not pinned:
         log(f"  files not compared: this is not commit {COMMIT[:7]}, which the results refer to")
     partial.replace(folder)

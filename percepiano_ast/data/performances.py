@@ -1,7 +1,8 @@
 """The performances of a data set's recordings: notes and pedals in one file next to the shards.
 
-They are not in the records, which are chunks of five seconds: notes and pedals may be longer. MAESTRO's seven million notes
-take some tens of megabytes, so a training run holds all of them in memory. The file is optional.
+They are not in the records, which are chunks of five seconds: notes and pedals may be longer.
+MAESTRO's seven million notes take some tens of megabytes, so a training run holds all of them in
+memory. The file is optional.
 """
 
 import base64
@@ -44,7 +45,8 @@ def _columns(performance: Performance) -> dict[str, np.ndarray]:
 
 def _archive(arrays: dict[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
-    np.savez_compressed(file, **arrays)  # uses a fixed date for its members, so the bytes are deterministic
+    # uses a fixed date for its members, so the bytes are deterministic
+    np.savez_compressed(file, **arrays)
     return file.getvalue()
 
 
@@ -53,8 +55,13 @@ def join(packed: dict[str, str]) -> bytes:
     parts = [dict(np.load(io.BytesIO(base64.b64decode(text)))) for text in packed.values()]
     arrays = {"key": np.array(list(packed))}
     for kind, types in _PACKED.items():
-        arrays[f"{kind}.count"] = np.array([len(part[f"{kind}.{next(iter(types))}"]) for part in parts])
-        arrays |= {name: np.concatenate([part[name] for part in parts]) for name in (f"{kind}.{column}" for column in types)}
+        arrays[f"{kind}.count"] = np.array(
+            [len(part[f"{kind}.{next(iter(types))}"]) for part in parts]
+        )
+        arrays |= {
+            name: np.concatenate([part[name] for part in parts])
+            for name in (f"{kind}.{column}" for column in types)
+        }
     return _archive(arrays)
 
 
@@ -100,14 +107,17 @@ def open_performances(directory: Path) -> Performances:
     path = directory / FILE
     if not path.exists():
         raise InputError(
-            f"the shards in {directory} have no {FILE}, and transcription is trained on the MIDI of each recording. "
-            "Preprocess a source with MIDI, such as MAESTRO, into another directory, or pre-train with ssast."
+            f"the shards in {directory} have no {FILE}, and transcription is trained on the MIDI of"
+            " each recording. Preprocess a source with MIDI, such as MAESTRO, into another"
+            " directory, or pre-train with ssast."
         )
     try:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             return Performances(dict(arrays))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is damaged ({error}). Run preprocess again to restore it.") from error
+        raise InputError(
+            f"{path} is damaged ({error}). Run preprocess again to restore it."
+        ) from error
 
 
 def require_all(performances: Performances, keys: Iterable[str], split: str) -> None:
@@ -119,6 +129,7 @@ def require_all(performances: Performances, keys: Iterable[str], split: str) -> 
     without = [key for key in keys if key not in performances]
     if without:
         raise InputError(
-            f"{len(without)} recordings of the split {split!r} have no readable MIDI, such as {without[0]}; in recordings.csv "
-            "their column notes is 0. Add their MIDI, preprocess without them, or pre-train with ssast."
+            f"{len(without)} recordings of the split {split!r} have no readable MIDI, such as"
+            f" {without[0]}; in recordings.csv their column notes is 0. Add their MIDI, preprocess"
+            " without them, or pre-train with ssast."
         )

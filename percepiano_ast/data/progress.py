@@ -18,7 +18,9 @@ class Progress:
         directory: its disk is monitored.
     """
 
-    def __init__(self, everything: list[Item], todo: list[Item], directory: Path, log: Callable[[str], None]):
+    def __init__(
+        self, everything: list[Item], todo: list[Item], directory: Path, log: Callable[[str], None]
+    ):
         self.total, self.hours = len(everything), sum(item.seconds for item in everything) / 3600
         self.measured = all(item.measured for item in everything)
         self.count = self.total - len(todo)

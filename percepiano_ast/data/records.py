@@ -1,7 +1,8 @@
 """Random access to frames of recordings in the shards, without decoding unused features.
 
-A record is a serialised ``tf.train.Example`` of one chunk. TFDS's own decoding converts every feature through a list and
-checks its shape; here protobuf's parser locates the bytes of the levels, which are used without a copy.
+A record is a serialised ``tf.train.Example`` of one chunk. TFDS's own decoding converts every
+feature through a list and checks its shape; here protobuf's parser locates the bytes of the levels,
+which are used without a copy.
 """
 
 from typing import NamedTuple
@@ -49,7 +50,8 @@ def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
 
 
 def serialise(features: tfds.features.FeaturesDict, example: dict) -> bytes:
-    """Serialise an example deterministically; by default protobuf's feature order differs between processes."""
+    """Serialise an example deterministically; by default protobuf's feature order differs between
+    processes."""
     serialised = tf_example_pb2.Example.FromString(features.serialize_example(example))
     return serialised.SerializeToString(deterministic=True)
 
@@ -71,14 +73,18 @@ class Recordings:
 
     def __init__(self, shards: ShardSet):
         self.n_frames = shards.n_frames
-        self.dtype, self.n_mels = np.dtype(DTYPES[shards.metadata["stored"]]), shards.front_end.n_mels
+        self.dtype, self.n_mels = (
+            np.dtype(DTYPES[shards.metadata["stored"]]),
+            shards.front_end.n_mels,
+        )
         self._raw, self._chunk_frames = shards.raw, shards.chunk_frames
         self._counts = [chunk_count(int(frames), shards.chunk_frames) for frames in shards.n_frames]
-        self._first = np.cumsum([0, *self._counts]).tolist()  # record number of each recording's first chunk
+        # record number of each recording's first chunk
+        self._first = np.cumsum([0, *self._counts]).tolist()
         if self._first[-1] != len(shards.raw):
             raise InputError(
-                f"the split's {len(self.n_frames)} recordings have {self._first[-1]} chunks, its shards hold "
-                f"{len(shards.raw)}. {_REMEDY}"
+                f"the split's {len(self.n_frames)} recordings have {self._first[-1]} chunks, its"
+                f" shards hold {len(shards.raw)}. {_REMEDY}"
             )
 
     def keys(self) -> list[str]:
@@ -90,12 +96,17 @@ class Recordings:
         return [self._chunk(recording, 0).recording for recording in range(len(self.n_frames))]
 
     def read(self, recording: int, start: int, out: np.ndarray) -> str:
-        """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the recording's key.
+        """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the
+        recording's key.
 
         Raises:
             InputError: a chunk is damaged, or not the expected one.
         """
-        number = min(start // self._chunk_frames, self._counts[recording] - 1) if self._chunk_frames else 0
+        number = (
+            min(start // self._chunk_frames, self._counts[recording] - 1)
+            if self._chunk_frames
+            else 0
+        )
         filled = 0
         while filled < len(out):
             chunk = self._chunk(recording, number)
@@ -110,14 +121,18 @@ class Recordings:
         position = self._first[recording] + number
         try:
             chunk = parse(self._raw[position], self.dtype, self.n_mels)
-        except (InputError, RuntimeError) as error:  # RuntimeError: array_record, for example on a wrong checksum
-            raise InputError(f"record {position} of the shards cannot be read: {error}. {_REMEDY}") from error
+        # RuntimeError: array_record, for example on a wrong checksum
+        except (InputError, RuntimeError) as error:
+            raise InputError(
+                f"record {position} of the shards cannot be read: {error}. {_REMEDY}"
+            ) from error
         start = number * self._chunk_frames
         last = number + 1 == self._counts[recording]
         frames = int(self.n_frames[recording]) - start if last else self._chunk_frames
         if (chunk.start, len(chunk.stored)) != (start, frames):
             raise InputError(
-                f"record {position} of the shards holds {len(chunk.stored)} frames of {chunk.recording} from frame "
-                f"{chunk.start}, expected {frames} from frame {start}. {_REMEDY}"
+                f"record {position} of the shards holds {len(chunk.stored)} frames of"
+                f" {chunk.recording} from frame {chunk.start}, expected {frames} from frame"
+                f" {start}. {_REMEDY}"
             )
         return chunk

@@ -1,4 +1,5 @@
-"""Read a large remote file by HTTP ranges while it is processed: MAESTRO's archive has 108 GB, more than most free disks.
+"""Read a large remote file by HTTP ranges while it is processed: MAESTRO's archive has 108 GB, more
+than most free disks.
 
 Every byte is fetched once. An interrupted transfer resumes after the last byte received.
 """
@@ -16,7 +17,8 @@ from percepiano_ast.data import retry, stores
 from percepiano_ast.data.stores import Unreachable
 
 _END = 65_557  # bytes; maximum length of a zip archive's end record
-_LEAST = 4096  # minimum bytes of a request outside a span: a zip member's header with its name needs one request
+# minimum bytes of a request outside a span: a zip member's header with its name needs one request
+_LEAST = 4096
 _PIECE = 2**20  # maximum bytes per read
 _AHEAD = 16 * 2**20  # maximum bytes of read-ahead
 
@@ -33,7 +35,8 @@ class RemoteFile(io.RawIOBase):
 
     Raises:
         InputError: invalid URL, or the server refuses or does not support ranges.
-        Unreachable: the server does not respond; while reading also if it refuses or the file has changed.
+        Unreachable: the server does not respond; while reading also if it refuses or the file has
+            changed.
     """
 
     def __init__(self, url: str):
@@ -62,15 +65,19 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position in bytes, relative to the start, the current position or the end; sends no request."""
-        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        """Set the position in bytes, relative to the start, the current position or the end; sends
+        no request."""
+        position = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        )
         if position < 0:
             raise ValueError(f"position {position} is before the beginning")
         self._position = position
         return position
 
     def read(self, size: int | None = -1) -> bytes:
-        """The next ``size`` bytes, by default all remaining ones; fewer only at the end of the file.
+        """The next ``size`` bytes, by default all remaining ones; fewer only at the end of the
+        file.
 
         Raises:
             Unreachable: see the class.
@@ -116,7 +123,8 @@ class RemoteFile(io.RawIOBase):
         super().close()
 
     def _some(self, position: int, stop: int) -> bytes:
-        """At least one byte from ``position`` on, at most up to ``stop``: from the cache, the span, or a new request."""
+        """At least one byte from ``position`` on, at most up to ``stop``: from the cache, the span,
+        or a new request."""
         for start, content in (self._end, self._block):
             if start <= position < start + len(content):
                 return content[position - start : stop - start]
@@ -138,7 +146,8 @@ class RemoteFile(io.RawIOBase):
         pause: Callable[[float], None] = time.sleep,
         opened: Callable[[http.client.HTTPResponse], None] = lambda answer: None,
     ) -> Generator[bytes, None, None]:
-        """Yield the bytes ``[start, stop)`` as they arrive; after a failure a new request fetches the rest.
+        """Yield the bytes ``[start, stop)`` as they arrive; after a failure a new request fetches
+        the rest.
 
         Positions below 0 count from the end of the file.
         """
@@ -163,8 +172,12 @@ class RemoteFile(io.RawIOBase):
                     raise self._store.refusal(error) from error
                 wait = patience.wait_after(error, progress=progress)
                 if wait is None:
-                    what = f"{self.name} does not respond: {error}, {patience.failures} times in a row"
-                    raise Unreachable(f"{what}. Run again later, or give a copy on disk.") from error
+                    what = (
+                        f"{self.name} does not respond: {error}, {patience.failures} times in a row"
+                    )
+                    raise Unreachable(
+                        f"{what}. Run again later, or give a copy on disk."
+                    ) from error
                 pause(wait)
 
 
@@ -196,12 +209,15 @@ class _ReadAhead:
         self._left = False
         self._error: BaseException | None = None
         self._connection: socket.socket | None = None
-        self._thread = threading.Thread(target=self._run, args=(receive,), name="read-ahead", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(receive,), name="read-ahead", daemon=True
+        )
         if start < stop:
             self._thread.start()
 
     def take(self, position: int, size: int) -> bytes:
-        """At least one byte from ``position`` on, at most ``size``; waits for it and drops earlier bytes."""
+        """At least one byte from ``position`` on, at most ``size``; waits for it and drops earlier
+        bytes."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._pieces or self._error)
@@ -230,12 +246,15 @@ class _ReadAhead:
                 with contextlib.suppress(OSError):
                     self._connection.shutdown(socket.SHUT_RDWR)
         if self._thread.ident:
-            # A thread that waits for a response to start cannot be woken; it ends with the response or after retry.TIMEOUT.
+            # A thread that waits for a response to start cannot be woken; it ends with the response
+            # or after retry.TIMEOUT.
             self._thread.join(1.0)
 
     def _run(self, receive: Callable[..., Generator[bytes, None, None]]) -> None:
         try:
-            with contextlib.closing(receive(self.position, self.stop, self._pause, self._opened)) as pieces:
+            with contextlib.closing(
+                receive(self.position, self.stop, self._pause, self._opened)
+            ) as pieces:
                 for piece in pieces:
                     self._put(piece)
         except _Left:

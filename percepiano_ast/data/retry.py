@@ -10,7 +10,13 @@ ATTEMPTS = 6  # without a byte of progress
 FIRST_WAIT = 1.0  # seconds, doubled with every attempt
 LONGEST_WAIT = 60.0  # seconds, even if a server asks for more
 TIMEOUT = 60.0  # seconds without a response or a byte
-BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+BROKEN = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+)
 _TRY_AGAIN = {408, 425, 429}  # and every 5xx
 
 
@@ -28,7 +34,8 @@ class Patience:
         self.failures = 0
 
     def wait_after(self, error: Exception, *, progress: bool) -> float | None:
-        """Seconds to wait before the next attempt, or as long as the server asks for, within limits; None to give up.
+        """Seconds to wait before the next attempt, or as long as the server asks for, within
+        limits; None to give up.
 
         Args:
             progress: whether a byte was received since the last failure.
@@ -41,7 +48,9 @@ class Patience:
 
 def _asked_for(error: Exception) -> float:
     """The seconds of a ``Retry-After`` header, which has a number or a date; 0 without one."""
-    value = error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
+    value = (
+        error.headers.get("Retry-After", "") if isinstance(error, urllib.error.HTTPError) else ""
+    )
     if value.isdecimal():
         return float(value)
     date = email.utils.parsedate_tz(value)

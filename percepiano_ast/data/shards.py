@@ -1,9 +1,10 @@
 """Log-mel shards: the format of a packed data set, and how to open it. `staging` makes them.
 
 A data set is a TFDS data set of ArrayRecord files that can be read without TensorFlow:
-``tfds.builder_from_directory(DIR).as_data_source()``. Its records are in order: the recordings of a split as planned, the
-chunks of a recording one after the other. The plan alone determines which recording is in which file, so files can be made
-in any order and on any machine with the same result.
+``tfds.builder_from_directory(DIR).as_data_source()``. Its records are in order: the recordings of a
+split as planned, the chunks of a recording one after the other. The plan alone determines which
+recording is in which file, so files can be made in any order and on any machine with the same
+result.
 """
 
 import math
@@ -46,7 +47,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: number ``number`` of the ``count`` files of a split, and its recordings."""
+    """One file of a data set: number ``number`` of the ``count`` files of a split, and its
+    recordings."""
 
     split: str
     number: int
@@ -60,7 +62,8 @@ class Shard:
 
 
 def plan(items: list[Item]) -> list[Shard]:
-    """Distribute items over shards of about ``SHARD_SECONDS`` each, in their order; a function of the items alone."""
+    """Distribute items over shards of about ``SHARD_SECONDS`` each, in their order; a function of
+    the items alone."""
     parts: dict[str, list[list[Item]]] = {}
     for item in items:
         of_split = parts.setdefault(item.split, [[]])
@@ -75,12 +78,14 @@ def plan(items: list[Item]) -> list[Shard]:
 
 
 class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """TFDS builder of a data set whose shards are made by `staging`. Subclasses define name and features.
+    """TFDS builder of a data set whose shards are made by `staging`. Subclasses define name and
+    features.
 
     Args:
         data_dir: the data set is in ``data_dir/NAME/VERSION``.
         stored: ``uint8`` codes of the front end's range, or ``float16`` levels in dB.
-        metadata: stored in the data set; `open_shards` needs ``front_end``, ``statistics``, ``n_frames``, ``chunk_frames``.
+        metadata: stored in the data set; `open_shards` needs ``front_end``, ``statistics``,
+            ``n_frames``, ``chunk_frames``.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -109,10 +114,14 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         )
 
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("shards are made by percepiano_ast.data.staging, which can resume")
+        raise NotImplementedError(
+            "shards are made by percepiano_ast.data.staging, which can resume"
+        )
 
     def _generate_examples(self):
-        raise NotImplementedError("shards are made by percepiano_ast.data.staging, which can resume")
+        raise NotImplementedError(
+            "shards are made by percepiano_ast.data.staging, which can resume"
+        )
 
     @classmethod
     def home(cls, directory: Path) -> Path:
@@ -126,7 +135,8 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         return cls.home(directory) / f"{cls.name}-{shard.split}.array_record-{numbers}"
 
     def write_info(self, lengths: dict[str, list[int]], num_bytes: dict[str, int]) -> None:
-        """Write TFDS's metadata, given the number of records per shard and the bytes of each split."""
+        """Write TFDS's metadata, given the number of records per shard and the bytes of each
+        split."""
         splits = [
             tfds.core.SplitInfo(
                 name=split,
@@ -141,10 +151,11 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
 
 def chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut a recording, given in blocks (time, mel), into chunks of ``size`` frames: ``(start frame, chunk)``.
+    """Cut a recording, given in blocks (time, mel), into chunks of ``size`` frames: ``(start frame,
+    chunk)``.
 
-    The last chunk includes the remainder, so all chunks of a recording of at least ``size`` frames have at least ``size``
-    frames. A ``size`` of 0 keeps the recording whole.
+    The last chunk includes the remainder, so all chunks of a recording of at least ``size`` frames
+    have at least ``size`` frames. A ``size`` of 0 keeps the recording whole.
     """
     held: list[np.ndarray] = []
     frames = start = 0
@@ -167,7 +178,8 @@ def chunk_count(n_frames: int, size: int) -> int:
 
 
 class Levels:
-    """Statistics of the stored levels of one recording, accumulated block by block; exact for uint8 codes."""
+    """Statistics of the stored levels of one recording, accumulated block by block; exact for uint8
+    codes."""
 
     def __init__(self, front_end: FrontEnd):
         self.front_end = front_end
@@ -196,12 +208,15 @@ class Levels:
 
 
 def level_statistics(facts: Iterable[dict]) -> Statistics:
-    """Mean and standard deviation of the level in dB over recordings, independent of their order."""
+    """Mean and standard deviation of the level in dB over recordings, independent of their
+    order."""
     facts = list(facts)
     count = sum(one["count"] for one in facts)
     mean = math.fsum(one["sum_db"] for one in facts) / count
     variance = math.fsum(one["sum_squared_db"] for one in facts) / count - mean**2
-    at_floor, at_ceiling = (sum(one[end] for one in facts) / count for end in ("at_floor", "at_ceiling"))
+    at_floor, at_ceiling = (
+        sum(one[end] for one in facts) / count for end in ("at_floor", "at_ceiling")
+    )
     return Statistics(mean, math.sqrt(max(variance, 0.0)), count, at_floor, at_ceiling)
 
 
@@ -223,7 +238,8 @@ class ShardSet:
     Attributes:
         examples: decoded examples; the chunks of a recording are consecutive.
         n_frames: int64 (recordings,), frames of each recording in the order of the examples.
-        chunk_frames: frames per example, except a recording's last, which includes the remainder; 0: one example per recording.
+        chunk_frames: frames per example, except a recording's last, which includes the remainder;
+            0: one example per recording.
         raw: the serialised examples.
     """
 
@@ -246,19 +262,28 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     """Open a split of the data set in ``directory``.
 
     Raises:
-        InputError: no complete data set (the message names ``made_by``, the step that writes it), or no such split.
+        InputError: no complete data set (the message names ``made_by``, the step that writes it),
+            or no such split.
     """
     directory = Path(directory)
     if not is_complete(directory):
         state = "is incomplete" if directory.exists() else "does not exist"
-        raise InputError(f"the data set {directory} {state}. Run {made_by} first; an interrupted run resumes.")
+        raise InputError(
+            f"the data set {directory} {state}. Run {made_by} first; an interrupted run resumes."
+        )
     homes = [path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json")]
     if len(homes) != 1:
-        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. Delete it and run {made_by} again.")
+        raise InputError(
+            f"{directory} should hold one data set, holds {len(homes)}. Delete it and run {made_by}"
+            " again."
+        )
     home = homes[0]
     builder = tfds.builder_from_directory(home)
     if split not in builder.info.splits:
-        raise InputError(f"{home} has no split {split!r}. Choose one of: {', '.join(sorted(builder.info.splits))}.")
+        raise InputError(
+            f"{home} has no split {split!r}. Choose one of:"
+            f" {', '.join(sorted(builder.info.splits))}."
+        )
     metadata = dict(builder.info.metadata)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     return ShardSet(

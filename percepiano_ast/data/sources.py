@@ -14,7 +14,9 @@ from percepiano_ast.config import InputError
 from percepiano_ast.data.remote import RemoteFile, Unreachable
 
 # Formats of libsndfile and of ffmpeg.
-AUDIO_SUFFIXES = frozenset(".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split())
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
+)
 
 
 class Damaged(InputError):
@@ -53,11 +55,15 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(self._remote or where)
         except zipfile.BadZipFile as error:
-            raise InputError(f"{where} is not a complete zip archive ({error}). Download it again.") from error
+            raise InputError(
+                f"{where} is not a complete zip archive ({error}). Download it again."
+            ) from error
         except OSError as error:
             if isinstance(error, Unreachable):
                 raise
-            raise InputError(f"cannot open {where} ({error}). Give another address or a local copy.") from error
+            raise InputError(
+                f"cannot open {where} ({error}). Give another address or a local copy."
+            ) from error
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
         self.names = list(self._members)
         # A member ends at the start of the next one, or of the central directory.
@@ -78,20 +84,26 @@ class Archive:
         """Open one member to be read once; its checksum is verified at its end.
 
         Raises:
-            InputError: the member is missing, unreadable or damaged; also raised within the context.
+            InputError: the member is missing, unreadable or damaged; also raised within the
+                context.
             Unreachable: the server stopped responding.
         """
         info = self._members.get(name)
         if info is None:
             raise InputError(f"{name} is listed but not in {self.where}")
         stop = self._stops[info.header_offset]
-        span = self._remote.span(info.header_offset, stop) if self._remote else contextlib.nullcontext()
+        span = (
+            self._remote.span(info.header_offset, stop)
+            if self._remote
+            else contextlib.nullcontext()
+        )
         try:
             with span, self._zip.open(info) as file:
                 yield _Member(file, name, info.file_size)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise Damaged(f"{name} is damaged in {self.where}: {error}") from error
-        except NotImplementedError as error:  # a compression method that this Python does not support
+        # a compression method that this Python does not support
+        except NotImplementedError as error:
             raise InputError(f"{name} cannot be read from {self.where}: {error}") from error
 
 
@@ -152,5 +164,8 @@ def open_source(where: str) -> Archive | Folder:
     if "://" in where or path.is_file():
         return Archive(where)
     if not path.is_dir():
-        raise InputError(f"{where!r}: no such archive or folder of recordings. Give a path, https:// or gs:// address.")
+        raise InputError(
+            f"{where!r}: no such archive or folder of recordings. Give a path, https:// or gs://"
+            " address."
+        )
     return Folder(where)

@@ -1,9 +1,11 @@
-"""Make shards resumably and reproducibly: recordings are staged one by one, then joined into shards.
+"""Make shards resumably and reproducibly: recordings are staged one by one, then joined into
+shards.
 
-A finished recording is written atomically as one file in ``staged/``. When all recordings of a shard are staged, the shard
-is written and its staged files are deleted. An interrupted run therefore loses only the recordings in progress, the disk
-never holds the data twice, and the result is identical to an uninterrupted run: a staged file depends only on its
-recording, a shard only on its staged files.
+A finished recording is written atomically as one file in ``staged/``. When all recordings of a
+shard are staged, the shard is written and its staged files are deleted. An interrupted run
+therefore loses only the recordings in progress, the disk never holds the data twice, and the result
+is identical to an uninterrupted run: a staged file depends only on its recording, a shard only on
+its staged files.
 """
 
 import errno
@@ -39,10 +41,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """ArrayRecord's writer raises a RuntimeError with the system's error message, everything else an OSError."""
+    """ArrayRecord's writer raises a RuntimeError with the system's error message, everything else
+    an OSError."""
     if isinstance(error, OSError):
         return error.errno in _FULL
-    return isinstance(error, RuntimeError) and any(os.strerror(number) in str(error) for number in _FULL)
+    return isinstance(error, RuntimeError) and any(
+        os.strerror(number) in str(error) for number in _FULL
+    )
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,10 @@ class Job:
     """Everything that a local or remote process needs to make a shard.
 
     Attributes:
-        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as stored, and may add JSON-serialisable
-            metadata to ``facts``. It raises ``InputError`` for an unusable recording. It must be picklable: a module-level
-            function, or a ``functools.partial`` of one.
+        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as stored, and
+            may add JSON-serialisable metadata to ``facts``. It raises ``InputError`` for an
+            unusable recording. It must be picklable: a module-level function, or a
+                ``functools.partial`` of one.
         directory: of the data set, ``records/`` and ``staged/``.
     """
 
@@ -67,7 +73,8 @@ class Job:
         return self.directory / "staged" / shard.name / f"{position:04d}"
 
     def record(self, shard: Shard) -> Path:
-        """File with the record of a written shard: its checksum, and the facts of its recordings."""
+        """File with the record of a written shard: its checksum, and the facts of its
+        recordings."""
         return self.directory / "records" / f"{shard.name}.json"
 
     def file_of(self, shard: Shard) -> Path:
@@ -118,13 +125,16 @@ class Job:
                 digest.update(np.ascontiguousarray(chunk).data)
                 frames += len(chunk)
                 place = {"start_frame": start} if self.builder.CHUNK_FRAMES else {}
-                writer.write(records.serialise(features, {"log_mel": chunk, **place, **item.fields}))
+                writer.write(
+                    records.serialise(features, {"log_mel": chunk, **place, **item.fields})
+                )
         finally:
             writer.close()
         return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels.facts()}
 
     def write(self, shard: Shard, bad: dict[str, str]) -> None:
-        """Join a shard's staged recordings, except the ``bad`` ones, into its file, then write its record."""
+        """Join a shard's staged recordings, except the ``bad`` ones, into its file, then write its
+        record."""
         file = self.file_of(shard)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
@@ -135,7 +145,11 @@ class Job:
                 if item.key not in bad:
                     facts.append(self._append(writer, shard, position))
             writer.close()
-            record = {"file": file.name, "bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
+            record = {
+                "file": file.name,
+                "bytes": partial.stat().st_size,
+                "sha256": sha256_of(partial),
+            }
             partial.replace(file)
         finally:
             partial.unlink(missing_ok=True)
@@ -148,7 +162,8 @@ class Job:
         path = self.staged(shard, position)
         try:
             reader = array_record_module.ArrayRecordReader(str(path.with_suffix(".array_record")))
-            for first in range(0, reader.num_records(), _AT_ONCE):  # in batches: hours of audio would not fit in memory
+            # in batches: hours of audio would not fit in memory
+            for first in range(0, reader.num_records(), _AT_ONCE):
                 for example in reader.read(first, min(first + _AT_ONCE, reader.num_records())):
                     writer.write(example)
             reader.close()
@@ -157,10 +172,13 @@ class Job:
             if _disk_is_full(error):
                 raise
             path.with_suffix(".json").unlink(missing_ok=True)  # so that it is computed again
-            raise RunFailed(f"{path} was damaged after staging ({error}). Run again to make it again.") from error
+            raise RunFailed(
+                f"{path} was damaged after staging ({error}). Run again to make it again."
+            ) from error
 
     def make(self, shard: Shard) -> None:
-        """Make a whole shard in a temporary folder and copy it to its directory, which may be at ``gs://``."""
+        """Make a whole shard in a temporary folder and copy it to its directory, which may be at
+        ``gs://``."""
         with tempfile.TemporaryDirectory() as scratch:
             local = replace(self, directory=Path(scratch))
             bad = {}
@@ -171,7 +189,8 @@ class Job:
                     bad[item.key] = str(error)
             local.staged(shard, 0).parent.mkdir(parents=True, exist_ok=True)
             local.write(shard, bad)
-            for path in (local.file_of(shard), local.record(shard)):  # the record last: it marks the shard as complete
+            # the record last: it marks the shard as complete
+            for path in (local.file_of(shard), local.record(shard)):
                 target = self.directory / path.relative_to(scratch)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 epath.Path(path).copy(target, overwrite=True)
@@ -222,28 +241,44 @@ class LocalRun:
 
         Raises:
             InputError: not enough disk space.
-            RunFailed: the disk is full, the source stopped responding, or a worker was killed; finished work is kept.
+            RunFailed: the disk is full, the source stopped responding, or a worker was killed;
+                finished work is kept.
         """
         missing = [shard for shard in plan if not self.job.written(shard)]
-        todo = [(shard, k) for shard in missing for k in range(len(shard.items)) if not self._is_staged(shard, k)]
+        todo = [
+            (shard, k)
+            for shard in missing
+            for k in range(len(shard.items))
+            if not self._is_staged(shard, k)
+        ]
         self._clean()
         self.left = {shard.name: sum(s.name == shard.name for s, _ in todo) for shard in missing}
         everything = [item for shard in plan for item in shard.items]
-        self.progress = Progress(everything, [shard.items[k] for shard, k in todo], self.job.directory, self.log)
+        self.progress = Progress(
+            everything, [shard.items[k] for shard, k in todo], self.job.directory, self.log
+        )
         self._require_room(sum(shard.items[k].seconds for shard, k in todo))
-        # Fork is unsafe with JAX's threads; spawned workers import only the front end's dependencies.
+        # Fork is unsafe with JAX's threads; spawned workers import only the front end's
+        # dependencies.
         context = multiprocessing.get_context("spawn")
         size = max(min(self.workers, len(todo) + len(missing)), 1)
         try:
-            with ProcessPoolExecutor(size, mp_context=context, initializer=die_with_parent) as self.pool:
+            with ProcessPoolExecutor(
+                size, mp_context=context, initializer=die_with_parent
+            ) as self.pool:
                 try:
                     self._stage_all(missing, todo)
                     if not self.stop and len(self.bad) <= max_bad:
-                        self._finish([self._write(shard) for shard in missing if not self.job.written(shard)])
+                        self._finish(
+                            [self._write(shard) for shard in missing if not self.job.written(shard)]
+                        )
                 finally:
                     self.pool.shutdown(cancel_futures=True)
         except BrokenProcessPool as error:
-            raise RunFailed(f"a worker process was killed ({error}), perhaps for lack of memory. Run again to resume.") from error
+            raise RunFailed(
+                f"a worker process was killed ({error}), perhaps for lack of memory. Run again to"
+                " resume."
+            ) from error
         if self.stop:
             raise RunFailed(self.stop)
         return self.bad
@@ -301,13 +336,16 @@ class LocalRun:
             self.bad[item.key] = outcome.unreachable
             self.unreachable[item.key] = outcome.unreachable
             if len(self.unreachable) >= GIVE_UP_AFTER:
-                self.stop = f"the source stopped delivering (run again to resume): {outcome.unreachable}"
+                self.stop = (
+                    f"the source stopped delivering (run again to resume): {outcome.unreachable}"
+                )
             return False
         self.unreachable.clear()
         self.left[shard.name] -= 1
         return not self.left[shard.name]
 
-    # Disk space for work in progress: one staged recording per worker, and a shard next to its staged files.
+    # Disk space for work in progress: one staged recording per worker, and a shard next to its
+    # staged files.
     def _reserve(self) -> float:
         return (shards.SHARD_SECONDS + 3600 * self.workers) * self.bytes_per_second
 
@@ -317,8 +355,9 @@ class LocalRun:
         free = shutil.disk_usage(self.job.directory).free
         if free < need:
             raise InputError(
-                f"{self.job.directory} has {free / 1e9:.2f} GB free, the shards need {need / 1e9:.2f} GB: "
-                f"{(need - free) / 1e9:.2f} GB are missing. Free disk space, choose another directory, or limit the hours."
+                f"{self.job.directory} has {free / 1e9:.2f} GB free, the shards need"
+                f" {need / 1e9:.2f} GB: {(need - free) / 1e9:.2f} GB are missing. Free disk space,"
+                " choose another directory, or limit the hours."
             )
 
     def _keep_room(self) -> None:
@@ -329,6 +368,6 @@ class LocalRun:
     def _full(self, what: str) -> str:
         missing = self.progress.seconds_left * self.bytes_per_second / 1e9
         return (
-            f"the disk of {self.job.directory} is full ({what}); about {missing:.2f} GB are needed for the rest. "
-            "Free them and run again to resume."
+            f"the disk of {self.job.directory} is full ({what}); about {missing:.2f} GB are needed"
+            " for the rest. Free them and run again to resume."
         )

@@ -1,7 +1,7 @@
 """HTTP range requests to servers of large files: ``https://``, ``http://``, ``gs://``.
 
-``gs://`` is plain HTTP at another URL, with a token for files that are not public; gcsfs provides both. Its own requests are
-not used: they cannot be streamed, and have their own retry policy.
+``gs://`` is plain HTTP at another URL, with a token for files that are not public; gcsfs provides
+both. Its own requests are not used: they cannot be streamed, and have their own retry policy.
 """
 
 import contextlib
@@ -87,7 +87,8 @@ class Store:
         return self.size
 
     def ask(self, start: int, stop: int) -> http.client.HTTPResponse:
-        """The response with the bytes ``[start, stop)``, or with the last ``-start`` bytes; the caller closes it.
+        """The response with the bytes ``[start, stop)``, or with the last ``-start`` bytes; the
+        caller closes it.
 
         Raises:
             InputError: the server does not support ranges.
@@ -109,9 +110,14 @@ class Store:
         return answer
 
     def refusal(self, error: Exception) -> Exception:
-        """The exception for a final refusal: InputError on opening, Unreachable after the first response."""
+        """The exception for a final refusal: InputError on opening, Unreachable after the first
+        response."""
         code = error.code if isinstance(error, urllib.error.HTTPError) else 0
-        special = {401: self.advice, 403: self.advice, 416: "Check the file, which is empty or became shorter"}
+        special = {
+            401: self.advice,
+            403: self.advice,
+            416: "Check the file, which is empty or became shorter",
+        }
         advice = special.get(code, "Check the address")
         return self._failure(f"cannot read {self.name}: {error}. {advice}, or give a copy on disk.")
 
@@ -119,7 +125,9 @@ class Store:
         return InputError(message) if self.size is None else Unreachable(message)
 
     def _request(self, asked: str) -> http.client.HTTPResponse:
-        request = urllib.request.Request(self.address, headers={"Accept-Encoding": "identity", "Range": asked})
+        request = urllib.request.Request(
+            self.address, headers={"Accept-Encoding": "identity", "Range": asked}
+        )
         self._sign(request)
         try:
             with network():
@@ -141,28 +149,55 @@ class Store:
         """Raise unless the response starts at ``start`` and the file is unchanged."""
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         if answer.status != 206 or not found:
-            what = f"{self.name} cannot be read by ranges (its server returns {answer.status} for a range request)"
+            what = (
+                f"{self.name} cannot be read by ranges (its server returns {answer.status} for a"
+                " range request)"
+            )
             raise self._failure(f"{what}. Give another address, or a copy on disk.")
         first, size = int(found[1]), int(found[2])
         expected = start if start >= 0 else max(size + start, 0)
-        version = {name: answer.headers[name] for name in ("ETag", "Last-Modified") if name in answer.headers}
+        version = {
+            name: answer.headers[name]
+            for name in ("ETag", "Last-Modified")
+            if name in answer.headers
+        }
         # Servers behind one address may report different dates for a file; the ETag identifies it.
-        mark = next((name for name in ("ETag", "Last-Modified") if name in version and name in self._version), None)
+        mark = next(
+            (
+                name
+                for name in ("ETag", "Last-Modified")
+                if name in version and name in self._version
+            ),
+            None,
+        )
         if self.size not in (None, size) or (mark and version[mark] != self._version[mark]):
-            now = f"{mark} {version[mark]}, was {self._version[mark]}" if mark else f"{size:,} bytes, was {self.size:,}"
-            raise Unreachable(f"{self.name} changed while it was read ({now}). Start again with a file that does not change.")
+            now = (
+                f"{mark} {version[mark]}, was {self._version[mark]}"
+                if mark
+                else f"{size:,} bytes, was {self.size:,}"
+            )
+            raise Unreachable(
+                f"{self.name} changed while it was read ({now}). Start again with a file that does"
+                " not change."
+            )
         if first != expected:
-            raise self._failure(f"{self.name}: its server sends other bytes than requested. Give a copy on disk.")
+            raise self._failure(
+                f"{self.name}: its server sends other bytes than requested. Give a copy on disk."
+            )
         self.size, self._version = size, self._version or version
 
 
 class _GoogleStore(Store):
     """A file of Google Cloud Storage; credentials are used only if it is not public.
 
-    A Colab machine without a login has invalid credentials, with which requests for public files fail.
+    A Colab machine without a login has invalid credentials, with which requests for public files
+    fail.
     """
 
-    advice = "Log in (on Colab google.colab.auth.authenticate_user(), elsewhere GOOGLE_APPLICATION_CREDENTIALS)"
+    advice = (
+        "Log in (on Colab google.colab.auth.authenticate_user(), elsewhere"
+        " GOOGLE_APPLICATION_CREDENTIALS)"
+    )
     _credentials = None
     _searched = False
 
@@ -174,7 +209,11 @@ class _GoogleStore(Store):
         from google.auth.exceptions import GoogleAuthError
 
         with contextlib.suppress(GoogleAuthError):
-            options = {"token": "google_default", "access": "read_only", "use_listings_cache": False}
+            options = {
+                "token": "google_default",
+                "access": "read_only",
+                "use_listings_cache": False,
+            }
             self._credentials = gcsfs.GCSFileSystem(asynchronous=True, **options).credentials
         return self._credentials is not None
 
@@ -189,6 +228,8 @@ class _GoogleStore(Store):
         except TransportError as error:
             raise ConnectionError(f"no access token: {error}") from error
         except Exception as error:  # gcsfs and google-auth raise many kinds of exceptions
-            raise self._failure(f"cannot read {self.name}: no access token ({error}). {self.advice}") from error
+            raise self._failure(
+                f"cannot read {self.name}: no access token ({error}). {self.advice}"
+            ) from error
         for name, value in headers.items():
             request.add_unredirected_header(name, value)  # not sent to redirect targets

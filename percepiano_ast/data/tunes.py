@@ -1,7 +1,7 @@
 """Public-domain tunes as notes, for the built-in demo data.
 
-Melodies are bars of ``pitch:beats`` (default one beat, R is a rest), with one or two chords per bar. Every tune is
-traditional or by a composer who died before 1900.
+Melodies are bars of ``pitch:beats`` (default one beat, R is a rest), with one or two chords per
+bar. Every tune is traditional or by a composer who died before 1900.
 """
 
 import re
@@ -22,7 +22,8 @@ _PATTERNS = {
 
 @dataclass(frozen=True)
 class Tune:
-    """A melody with chords. ``beats`` per bar, ``bpm`` of an average performance, ``minor`` for the simulated mood."""
+    """A melody with chords. ``beats`` per bar, ``bpm`` of an average performance, ``minor`` for the
+    simulated mood."""
 
     title: str
     composer: str
@@ -34,7 +35,8 @@ class Tune:
     chords: str
 
     def notes(self) -> np.ndarray:
-        """Rows (onset in beats, duration in beats, MIDI pitch, hand 1 = melody, 0 = accompaniment), by onset."""
+        """Rows (onset in beats, duration in beats, MIDI pitch, hand 1 = melody, 0 = accompaniment),
+        by onset."""
         rows = self._melody() + self._accompaniment()
         return np.array(sorted(rows))
 
@@ -56,7 +58,9 @@ class Tune:
             for place, name in enumerate(chords):
                 tones, start = _chord(name), bar * self.beats + place * span
                 for which, offset, share in _PATTERNS[self.pattern]:
-                    rows += [(start + offset * span, share * span, tones[tone], 0) for tone in which]
+                    rows += [
+                        (start + offset * span, share * span, tones[tone], 0) for tone in which
+                    ]
         return rows
 
 
@@ -85,7 +89,8 @@ RATED = (
         132,
         "alberti",
         False,
-        "E5 E5 F5 G5 | G5 F5 E5 D5 | C5 C5 D5 E5 | E5:1.5 D5:.5 D5:2 | E5 E5 F5 G5 | G5 F5 E5 D5 | C5 C5 D5 E5 | D5:1.5 C5:.5 C5:2",
+        "E5 E5 F5 G5 | G5 F5 E5 D5 | C5 C5 D5 E5 | E5:1.5 D5:.5 D5:2 | E5 E5 F5 G5 | G5 F5 E5 D5 |"
+        " C5 C5 D5 E5 | D5:1.5 C5:.5 C5:2",
         "C G C G C G C,G G,C",
     ),
     Tune(
@@ -95,7 +100,8 @@ RATED = (
         132,
         "block",
         False,
-        "C5 C5 G5 G5 | A5 A5 G5:2 | F5 F5 E5 E5 | D5 D5 C5:2 | G5 G5 F5 F5 | E5 E5 D5:2 | G5 G5 F5 F5 | E5 E5 D5:2",
+        "C5 C5 G5 G5 | A5 A5 G5:2 | F5 F5 E5 E5 | D5 D5 C5:2 | G5 G5 F5 F5 | E5 E5 D5:2 | G5 G5 F5"
+        " F5 | E5 E5 D5:2",
         "C F,C F,C G,C C,F C,G C,F C,G",
     ),
     Tune(
@@ -105,8 +111,8 @@ RATED = (
         126,
         "waltz",
         False,
-        "D5 G4:.5 A4:.5 B4:.5 C5:.5 | D5 G4 G4 | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G4 G4 | C5 D5:.5 C5:.5 B4:.5 A4:.5 | "
-        "B4 C5:.5 B4:.5 A4:.5 G4:.5 | F#4 G4:.5 A4:.5 B4:.5 G4:.5 | A4:3",
+        "D5 G4:.5 A4:.5 B4:.5 C5:.5 | D5 G4 G4 | E5 C5:.5 D5:.5 E5:.5 F#5:.5 | G5 G4 G4 | C5 D5:.5"
+        " C5:.5 B4:.5 A4:.5 | B4 C5:.5 B4:.5 A4:.5 G4:.5 | F#4 G4:.5 A4:.5 B4:.5 G4:.5 | A4:3",
         "G G C G Am G D7 D",
     ),
     Tune(
@@ -116,8 +122,9 @@ RATED = (
         138,
         "arpeggio",
         True,
-        "E5:.5 D#5:.5 E5:.5 D#5:.5 E5:.5 B4:.5 | D5:.5 C5:.5 A4:2 | C4:.5 E4:.5 A4:.5 B4:1.5 | E4:.5 G#4:.5 B4:.5 C5:1.5 | "
-        "E5:.5 D#5:.5 E5:.5 D#5:.5 E5:.5 B4:.5 | D5:.5 C5:.5 A4:2 | C4:.5 E4:.5 A4:.5 B4:1.5 | E4:.5 C5:.5 B4:.5 A4:1.5",
+        "E5:.5 D#5:.5 E5:.5 D#5:.5 E5:.5 B4:.5 | D5:.5 C5:.5 A4:2 | C4:.5 E4:.5 A4:.5 B4:1.5 |"
+        " E4:.5 G#4:.5 B4:.5 C5:1.5 | E5:.5 D#5:.5 E5:.5 D#5:.5 E5:.5 B4:.5 | D5:.5 C5:.5 A4:2 |"
+        " C4:.5 E4:.5 A4:.5 B4:1.5 | E4:.5 C5:.5 B4:.5 A4:1.5",
         "Am Am Am E Am Am Am E",
     ),
     Tune(
@@ -127,7 +134,8 @@ RATED = (
         132,
         "waltz",
         True,
-        "A4:2 C5 | D5:1.5 E5:.5 D5:1 | C5:2 A4 | F4:1.5 G4:.5 A4 | B4:2 G4 | E4:1.5 F#4:.5 G4 | A4:2 E4 | G#4:2 E4",
+        "A4:2 C5 | D5:1.5 E5:.5 D5:1 | C5:2 A4 | F4:1.5 G4:.5 A4 | B4:2 G4 | E4:1.5 F#4:.5 G4 |"
+        " A4:2 E4 | G#4:2 E4",
         "Am Dm F F G Em Am E",
     ),
     Tune(
@@ -137,8 +145,8 @@ RATED = (
         92,
         "waltz",
         False,
-        "E5:.5 E5:.5 G5:2 | E5:.5 E5:.5 G5:2 | E5:.5 G5:.5 C6 B5 | A5 A5 G5 | D5:.5 E5:.5 F5 D5 | D5:.5 E5:.5 F5:2 | "
-        "D5:.5 F5:.5 B5:.5 A5:.5 G5 | B5 C6:2",
+        "E5:.5 E5:.5 G5:2 | E5:.5 E5:.5 G5:2 | E5:.5 G5:.5 C6 B5 | A5 A5 G5 | D5:.5 E5:.5 F5 D5 |"
+        " D5:.5 E5:.5 F5:2 | D5:.5 F5:.5 B5:.5 A5:.5 G5 | B5 C6:2",
         "C C C F G G G C",
     ),
     Tune(
@@ -159,8 +167,8 @@ RATED = (
         104,
         "alberti",
         False,
-        "F4:1.5 F4:.5 F4 A4 | G4:1.5 F4:.5 G4 A4 | F4:1.5 F4:.5 A4 C5 | D5:3 D5 | C5:1.5 A4:.5 A4 F4 | "
-        "G4:1.5 F4:.5 G4 A4 | F4:1.5 D4:.5 D4 C4 | F4:4",
+        "F4:1.5 F4:.5 F4 A4 | G4:1.5 F4:.5 G4 A4 | F4:1.5 F4:.5 A4 C5 | D5:3 D5 | C5:1.5 A4:.5 A4"
+        " F4 | G4:1.5 F4:.5 G4 A4 | F4:1.5 D4:.5 D4 C4 | F4:4",
         "F C F Bb F C Bb,C F",
     ),
     Tune(
@@ -170,7 +178,8 @@ RATED = (
         92,
         "arpeggio",
         False,
-        "G4:2 B4:.5 G4:.5 | B4:2 A4 | G4:2 E4 | D4:2 D4 | G4:2 B4:.5 G4:.5 | B4:2 A4 | D5:2 B4 | D5:3",
+        "G4:2 B4:.5 G4:.5 | B4:2 A4 | G4:2 E4 | D4:2 D4 | G4:2 B4:.5 G4:.5 | B4:2 A4 | D5:2 B4 |"
+        " D5:3",
         "G G C G G Em D D",
     ),
     Tune(
@@ -190,7 +199,8 @@ RATED = (
         100,
         "block",
         True,
-        "D4 D4:1.5 E4:.5 | C#4:2 C#4 | D4 D4:1.5 E4:.5 | C4:2 C4 | F4 F4:1.5 G4:.5 | E4:2 E4 | D4 D4:1.5 E4:.5 | C#4:3",
+        "D4 D4:1.5 E4:.5 | C#4:2 C#4 | D4 D4:1.5 E4:.5 | C4:2 C4 | F4 F4:1.5 G4:.5 | E4:2 E4 | D4"
+        " D4:1.5 E4:.5 | C#4:3",
         "Dm A Dm C F C Dm A",
     ),
     Tune(
@@ -200,7 +210,8 @@ RATED = (
         84,
         "arpeggio",
         True,
-        "G#4:3 G#4 | G#4:3 G#4 | A4:3 A4 | G#4:2 F#4 B4 | E4:3 G#4 | G#4:2 F#4:2 | E4:2 D#4:2 | C#4:4",
+        "G#4:3 G#4 | G#4:3 G#4 | A4:3 A4 | G#4:2 F#4 B4 | E4:3 G#4 | G#4:2 F#4:2 | E4:2 D#4:2 |"
+        " C#4:4",
         "C#m C#m A D,B7 E B7 C#m,G# C#m",
     ),
     Tune(
@@ -210,8 +221,8 @@ RATED = (
         144,
         "alberti",
         False,
-        "C5:1.5 Bb4:.5 A4 G4 | F4 G4 A4 F4 | G4:.5 A4:.5 Bb4:.5 G4:.5 A4:1.5 G4:.5 | F4 E4 F4:2 | C5:1.5 Bb4:.5 A4 G4 | "
-        "F4 G4 A4 F4 | G4:.5 A4:.5 Bb4:.5 G4:.5 A4:1.5 G4:.5 | F4 E4 F4:2",
+        "C5:1.5 Bb4:.5 A4 G4 | F4 G4 A4 F4 | G4:.5 A4:.5 Bb4:.5 G4:.5 A4:1.5 G4:.5 | F4 E4 F4:2 |"
+        " C5:1.5 Bb4:.5 A4 G4 | F4 G4 A4 F4 | G4:.5 A4:.5 Bb4:.5 G4:.5 A4:1.5 G4:.5 | F4 E4 F4:2",
         "F F C,F C,F F F C,F C,F",
     ),
     Tune(
@@ -231,7 +242,8 @@ RATED = (
         96,
         "arpeggio",
         False,
-        "G4 C5 B4 C5 | D5 A4 D5:2 | C5 B4 A4 B4 | C5:4 | G4 C5 B4 C5 | D5 A4 D5:2 | C5 B4 A4 B4 | C5:4",
+        "G4 C5 B4 C5 | D5 A4 D5:2 | C5 B4 A4 B4 | C5:4 | G4 C5 B4 C5 | D5 A4 D5:2 | C5 B4 A4 B4 |"
+        " C5:4",
         "C Dm G7 C C Dm G7 C",
     ),
     Tune(
@@ -241,7 +253,8 @@ RATED = (
         88,
         "block",
         True,
-        "G4:2 G4 F#4 | G4:2 A4:2 | Bb4 A4 G4 F4 | G4:2 D4:2 | Bb4:2 Bb4 A4 | Bb4:2 C5:2 | D5 C5 Bb4 A4 | G4:4",
+        "G4:2 G4 F#4 | G4:2 A4:2 | Bb4 A4 G4 F4 | G4:2 D4:2 | Bb4:2 Bb4 A4 | Bb4:2 C5:2 | D5 C5 Bb4"
+        " A4 | G4:4",
         "Gm Gm,D Gm,F Gm Gm Gm,F Gm,D Gm",
     ),
 )
@@ -255,7 +268,8 @@ UNRATED = (
         126,
         "alberti",
         False,
-        "C5 C5 C5 D5 | E5:2 D5:2 | C5 E5 D5 D5 | C5:4 | D5 D5 D5 D5 | A4:2 A4:2 | D5 C5 B4 A4 | G4:4",
+        "C5 C5 C5 D5 | E5:2 D5:2 | C5 E5 D5 D5 | C5:4 | D5 D5 D5 D5 | A4:2 A4:2 | D5 C5 B4 A4 |"
+        " G4:4",
         "C C,G C,G C G F G,D7 G",
     ),
     Tune(
@@ -265,8 +279,8 @@ UNRATED = (
         150,
         "block",
         False,
-        "C4:.5 D4:.5 E4 G4 G4:1 | A4 G4 E4:1.5 C4:.5 | D4 E4 E4 D4 | C4 D4:3 | C4:.5 D4:.5 E4 G4 G4 | "
-        "A4 G4 E4:1.5 C4:.5 | D4 E4 E4 D4 | D4 C4:3",
+        "C4:.5 D4:.5 E4 G4 G4:1 | A4 G4 E4:1.5 C4:.5 | D4 E4 E4 D4 | C4 D4:3 | C4:.5 D4:.5 E4 G4 G4"
+        " | A4 G4 E4:1.5 C4:.5 | D4 E4 E4 D4 | D4 C4:3",
         "C F,C G G C F,C G C",
     ),
     Tune(
@@ -276,7 +290,8 @@ UNRATED = (
         152,
         "alberti",
         False,
-        "G4 G4 A4 B4 | G4 B4 A4 D4 | G4 G4 A4 B4 | G4:2 F#4:2 | G4 G4 A4 B4 | C5 B4 A4 G4 | F#4 D4 E4 F#4 | G4:2 G4:2",
+        "G4 G4 A4 B4 | G4 B4 A4 D4 | G4 G4 A4 B4 | G4:2 F#4:2 | G4 G4 A4 B4 | C5 B4 A4 G4 | F#4 D4"
+        " E4 F#4 | G4:2 G4:2",
         "G D G D G C D G",
     ),
     Tune(
@@ -296,8 +311,9 @@ UNRATED = (
         138,
         "alberti",
         False,
-        "F4:1.5 G4:.5 A4 A4 | G4:.5 F4:.5 G4:.5 A4:.5 F4 C4 | F4:1.5 G4:.5 A4 A4 | G4:.5 F4:.5 G4:.5 A4:.5 F4:2 | "
-        "F4 F4 F4 C5 | C5 C5 C5:2 | C5:.5 D5:.5 C5:.5 Bb4:.5 A4:.5 G4:.5 F4 | C4 C5:3",
+        "F4:1.5 G4:.5 A4 A4 | G4:.5 F4:.5 G4:.5 A4:.5 F4 C4 | F4:1.5 G4:.5 A4 A4 | G4:.5 F4:.5"
+        " G4:.5 A4:.5 F4:2 | F4 F4 F4 C5 | C5 C5 C5:2 | C5:.5 D5:.5 C5:.5 Bb4:.5 A4:.5 G4:.5 F4 |"
+        " C4 C5:3",
         "F C,F F C,F F F Bb,F C",
     ),
     Tune(
@@ -307,7 +323,8 @@ UNRATED = (
         88,
         "arpeggio",
         False,
-        "F#5:2 E5:2 | D5:2 C#5:2 | B4:2 A4:2 | B4:2 C#5:2 | D5 F#5 A5 G5 | F#5 D5 F#5 E5 | D5 B4 D5 A4 | G4 B4 A4 G4",
+        "F#5:2 E5:2 | D5:2 C#5:2 | B4:2 A4:2 | B4:2 C#5:2 | D5 F#5 A5 G5 | F#5 D5 F#5 E5 | D5 B4 D5"
+        " A4 | G4 B4 A4 G4",
         "D,A Bm,F#m G,D G,A D,A Bm,F#m G,D G,A",
     ),
     Tune(
@@ -317,8 +334,8 @@ UNRATED = (
         92,
         "block",
         True,
-        "A4 A4 B4:2 | A4 A4 B4:2 | A4 B4 C5 B4 | A4 B4:.5 A4:.5 F4:2 | E4 C4 E4 F4 | E4 E4:.5 C4:.5 B3:2 | "
-        "A4 B4 C5 B4 | A4 B4:.5 A4:.5 F4:2",
+        "A4 A4 B4:2 | A4 A4 B4:2 | A4 B4 C5 B4 | A4 B4:.5 A4:.5 F4:2 | E4 C4 E4 F4 | E4 E4:.5 C4:.5"
+        " B3:2 | A4 B4 C5 B4 | A4 B4:.5 A4:.5 F4:2",
         "Am Am Am F Am E Am F",
     ),
     Tune(
@@ -339,10 +356,11 @@ UNRATED = (
         72,
         "block",
         False,
-        "G4:.5 C5:.5 E5:.5 G4:.5 C5:.5 E5:.5 G4:.5 C5:.5 | A4:.5 D5:.5 F5:.5 A4:.5 D5:.5 F5:.5 A4:.5 D5:.5 | "
-        "G4:.5 D5:.5 F5:.5 G4:.5 D5:.5 F5:.5 G4:.5 D5:.5 | G4:.5 C5:.5 E5:.5 G4:.5 C5:.5 E5:.5 G4:.5 C5:.5 | "
-        "A4:.5 E5:.5 A5:.5 A4:.5 E5:.5 A5:.5 A4:.5 E5:.5 | F#4:.5 A4:.5 D5:.5 F#4:.5 A4:.5 D5:.5 F#4:.5 A4:.5 | "
-        "G4:.5 D5:.5 G5:.5 G4:.5 D5:.5 G5:.5 G4:.5 D5:.5 | E4:.5 G4:.5 C5:.5 E4:.5 G4:.5 C5:.5 E4:.5 G4:.5",
+        "G4:.5 C5:.5 E5:.5 G4:.5 C5:.5 E5:.5 G4:.5 C5:.5 | A4:.5 D5:.5 F5:.5 A4:.5 D5:.5 F5:.5"
+        " A4:.5 D5:.5 | G4:.5 D5:.5 F5:.5 G4:.5 D5:.5 F5:.5 G4:.5 D5:.5 | G4:.5 C5:.5 E5:.5 G4:.5"
+        " C5:.5 E5:.5 G4:.5 C5:.5 | A4:.5 E5:.5 A5:.5 A4:.5 E5:.5 A5:.5 A4:.5 E5:.5 | F#4:.5 A4:.5"
+        " D5:.5 F#4:.5 A4:.5 D5:.5 F#4:.5 A4:.5 | G4:.5 D5:.5 G5:.5 G4:.5 D5:.5 G5:.5 G4:.5 D5:.5 |"
+        " E4:.5 G4:.5 C5:.5 E4:.5 G4:.5 C5:.5 E4:.5 G4:.5",
         "C Dm G7 C Am D7 G C",
     ),
     Tune(

@@ -1,9 +1,9 @@
-"""Variants of a clip as further renderings in the shards: the same performance slightly faster, transposed, in a room, or
-with noise.
+"""Variants of a clip as further renderings in the shards: the same performance slightly faster,
+transposed, in a room, or with noise.
 
-A variant is named by synthesizer and variant, ``fluidr3mono+room``. If the MIDI is known, it is changed and rendered again,
-without artefacts; custom recordings are stretched and shifted by librosa. `augment.ANSWERS` states the effect of each
-change on the ratings.
+A variant is named by synthesizer and variant, ``fluidr3mono+room``. If the MIDI is known, it is
+changed and rendered again, without artefacts; custom recordings are stretched and shifted by
+librosa. `augment.ANSWERS` states the effect of each change on the ratings.
 """
 
 import zlib
@@ -25,7 +25,8 @@ _HIGHER = 1  # maximum transposition in semitones, up or down
 
 @dataclass(frozen=True)
 class Variant:
-    """One kind of variant. ``playing`` changes a performance, ``sound`` a wave; variants of the performance have both.
+    """One kind of variant. ``playing`` changes a performance, ``sound`` a wave; variants of the
+    performance have both.
 
     Attributes:
         playing: (performance, rng) -> performance, or None if only the sound changes.
@@ -49,12 +50,22 @@ def _stretched(performance: Performance, rng: np.random.Generator) -> Performanc
 def _transposed(performance: Performance, rng: np.random.Generator) -> Performance:
     """Up or down at random; near the ends of the keyboard only in the possible direction."""
     pitch = performance.notes["pitch"].astype(int)
-    steps = [step for step in (-_HIGHER, _HIGHER) if LOWEST <= pitch.min() + step and pitch.max() + step <= HIGHEST]
-    return PARAMETERS["transposition"].change(performance, rng.choice(steps), None) if steps else performance
+    steps = [
+        step
+        for step in (-_HIGHER, _HIGHER)
+        if LOWEST <= pitch.min() + step and pitch.max() + step <= HIGHEST
+    ]
+    return (
+        PARAMETERS["transposition"].change(performance, rng.choice(steps), None)
+        if steps
+        else performance
+    )
 
 
 def _shifted(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-    return librosa.effects.pitch_shift(wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER))))
+    return librosa.effects.pitch_shift(
+        wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER)))
+    )
 
 
 def _one_of(kind: str):
@@ -62,7 +73,9 @@ def _one_of(kind: str):
     conditions = [condition for condition in CONDITIONS if condition.kind == kind]
 
     def sound(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-        return conditions[rng.integers(len(conditions))].apply(wave, sample_rate, int(rng.integers(2**31)))
+        return conditions[rng.integers(len(conditions))].apply(
+            wave, sample_rate, int(rng.integers(2**31))
+        )
 
     return sound
 
@@ -70,17 +83,26 @@ def _one_of(kind: str):
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("stretch", _stretched, lambda wave, sample_rate, rng: librosa.effects.time_stretch(wave, rate=1 + _tempo(rng))),
+        Variant(
+            "stretch",
+            _stretched,
+            lambda wave, sample_rate, rng: librosa.effects.time_stretch(wave, rate=1 + _tempo(rng)),
+        ),
         Variant("transpose", _transposed, _shifted),
         Variant("room", None, _one_of("room")),
-        Variant("livingroom", None, lambda wave, rate, rng: HELD_OUT_ROOM.apply(wave, rate, int(rng.integers(2**31)))),
+        Variant(
+            "livingroom",
+            None,
+            lambda wave, rate, rng: HELD_OUT_ROOM.apply(wave, rate, int(rng.integers(2**31))),
+        ),
         Variant("noise", None, _one_of("noise")),
     )
 }
 
 
 def named(synthesizer: str) -> tuple[str, Variant | None]:
-    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant is None for a plain synthesizer.
+    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant is None for a plain
+    synthesizer.
 
     Raises:
         InputError: an unknown variant.

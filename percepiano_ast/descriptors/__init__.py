@@ -1,12 +1,14 @@
 """Descriptors of a performance: MIDI statistics of expressive parameters, with names and units.
 
-``describe(performance)`` computes all of them, without score or audio; ``DESCRIPTORS`` documents each one. They are the input
-of the MIDI-statistics baseline and explain ratings in musical terms. All but the tempo descriptors can be computed from a few
-seconds: ``describe(excerpt, OF_EXCERPTS)`` returns these, which encoders are trained to predict.
+``describe(performance)`` computes all of them, without score or audio; ``DESCRIPTORS`` documents
+each one. They are the input of the MIDI-statistics baseline and explain ratings in musical terms.
+All but the tempo descriptors can be computed from a few seconds: ``describe(excerpt, OF_EXCERPTS)``
+returns these, which encoders are trained to predict.
 
-All values are finite for any performance that ``read_midi`` accepts. A descriptor without an instance in a performance
-(inter-onset intervals of a single chord; velocity of melody over accompaniment without chords) has the neutral value in its
-description. All except rates per second are independent of the clip's boundaries.
+All values are finite for any performance that ``read_midi`` accepts. A descriptor without an
+instance in a performance (inter-onset intervals of a single chord; velocity of melody over
+accompaniment without chords) has the neutral value in its description. All except rates per second
+are independent of the clip's boundaries.
 """
 
 from collections.abc import Collection

@@ -1,6 +1,7 @@
 """Velocity descriptors: level, spread, contour over time, voicing. MIDI velocities, 1 to 127.
 
-Voicing: Goebl (2001), "Melody lead in piano performance: expressive device or artifact?", JASA 110(1).
+Voicing: Goebl (2001), "Melody lead in piano performance: expressive device or artifact?", JASA
+110(1).
 """
 
 import numpy as np
@@ -17,15 +18,30 @@ TABLE = {
     "velocity_q90": Descriptor("velocity", "0.9 quantile of velocity"),
     "velocity_max": Descriptor("velocity", "maximum velocity"),
     "velocity_skew": Descriptor("", "skewness of velocity; 0 if constant"),
-    "velocity_contour": Descriptor("velocity", "standard deviation of the velocity smoothed over phrases (crescendo, diminuendo)"),
+    "velocity_contour": Descriptor(
+        "velocity",
+        "standard deviation of the velocity smoothed over phrases (crescendo, diminuendo)",
+    ),
     "velocity_contour_range": Descriptor("velocity", "range of the smoothed velocity"),
-    "velocity_trend": Descriptor("velocity", "change of velocity from the first to the last note, linear fit"),
-    "velocity_accents": Descriptor("velocity", "standard deviation of chord velocity minus smoothed velocity"),
-    "velocity_steps": Descriptor("velocity", "mean absolute change of velocity from one chord to the next"),
+    "velocity_trend": Descriptor(
+        "velocity", "change of velocity from the first to the last note, linear fit"
+    ),
+    "velocity_accents": Descriptor(
+        "velocity", "standard deviation of chord velocity minus smoothed velocity"
+    ),
+    "velocity_steps": Descriptor(
+        "velocity", "mean absolute change of velocity from one chord to the next"
+    ),
     "velocity_of_pitch": Descriptor("", "correlation of velocity and pitch"),
     "voicing_std": Descriptor("velocity", "standard deviation of velocity within chords"),
-    "voicing_melody": Descriptor("velocity", "velocity of the highest notes of chords minus that of the others; 0 without chords"),
-    "voicing_bass": Descriptor("velocity", "velocity of the lowest notes of chords minus that of the others; 0 without chords"),
+    "voicing_melody": Descriptor(
+        "velocity",
+        "velocity of the highest notes of chords minus that of the others; 0 without chords",
+    ),
+    "voicing_bass": Descriptor(
+        "velocity",
+        "velocity of the lowest notes of chords minus that of the others; 0 without chords",
+    ),
     "melody_std": Descriptor("velocity", "standard deviation of the melody's velocity"),
 }
 
@@ -45,10 +61,14 @@ def measure(view: View) -> dict[str, float]:
         "velocity_q50": median,
         "velocity_q90": high,
         "velocity_max": velocity.max(),
-        "velocity_skew": ((velocity - velocity.mean()) ** 3).mean() / spread**3 if spread > 1e-9 else 0.0,
+        "velocity_skew": (
+            ((velocity - velocity.mean()) ** 3).mean() / spread**3 if spread > 1e-9 else 0.0
+        ),
         "velocity_contour": course.std(),
         "velocity_contour_range": np.ptp(course),
-        "velocity_trend": correlation(time, velocity) * spread / time.std() if len(time) > 1 else 0.0,
+        "velocity_trend": (
+            correlation(time, velocity) * spread / time.std() if len(time) > 1 else 0.0
+        ),
         "velocity_accents": (chord - course).std(),
         "velocity_steps": mean(np.abs(np.diff(chord))),
         "velocity_of_pitch": correlation(velocity, view.pitch),

@@ -1,7 +1,8 @@
 """Pedal descriptors: amount, depth, frequency of changes, and blurring.
 
-Controller values are 0 to 127. At half pedal, the dampers touch the strings partially. The pedal counts as down from 64 on, as
-for PercePiano's authors and Liang, Fazekas and Sandler (2019), "Piano sustain-pedal detection".
+Controller values are 0 to 127. At half pedal, the dampers touch the strings partially. The pedal
+counts as down from 64 on, as for PercePiano's authors and Liang, Fazekas and Sandler (2019), "Piano
+sustain-pedal detection".
 """
 
 import numpy as np
@@ -18,17 +19,25 @@ TABLE = {
     "pedal_share": Descriptor("", "share of time with the sustain pedal down"),
     "pedal_mean": Descriptor("value", "mean value of the sustain pedal over time"),
     "pedal_std": Descriptor("value", "standard deviation of the sustain pedal over time"),
-    "pedal_depth": Descriptor("value", "mean value while the sustain pedal is down; 0 if it never is"),
+    "pedal_depth": Descriptor(
+        "value", "mean value while the sustain pedal is down; 0 if it never is"
+    ),
     "half_pedal_share": Descriptor("", "share of time at half pedal"),
-    "half_pedal_of_down": Descriptor("", "share of half pedal in the time that the pedal is not up"),
+    "half_pedal_of_down": Descriptor(
+        "", "share of half pedal in the time that the pedal is not up"
+    ),
     "pedal_changes": Descriptor("1/s", "pedal presses per second"),
     "pedal_movement": Descriptor("value/s", "total pedal movement per second, up and down"),
     "pedal_held": Descriptor("s", "mean duration of a pedalling; 0 without pedal"),
-    "pedal_lag": Descriptor("s", "mean time from the last chord to the pedal press, at most 1; 0 without pedal"),
+    "pedal_lag": Descriptor(
+        "s", "mean time from the last chord to the pedal press, at most 1; 0 without pedal"
+    ),
     "pedalled_notes": Descriptor("", "share of notes struck with the pedal down"),
     "una_corda_share": Descriptor("", "share of time with the soft pedal down"),
     "una_corda_mean": Descriptor("value", "mean value of the soft pedal over time"),
-    "ringing_mean": Descriptor("log s", "mean log sounding time of notes, held by key or pedal, at most 4 s"),
+    "ringing_mean": Descriptor(
+        "log s", "mean log sounding time of notes, held by key or pedal, at most 4 s"
+    ),
     "ringing_notes": Descriptor("notes", "mean number of notes sounding simultaneously"),
     "blur": Descriptor("", "number of simultaneous semitones and whole tones per sounding note"),
 }
@@ -69,7 +78,8 @@ def _value_at(view: View, number: int, time: np.ndarray) -> np.ndarray:
 
 
 def pedalling(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
-    """Release and press times of the sustain pedal, one of each per pedalling; it is released at the end at the latest."""
+    """Release and press times of the sustain pedal, one of each per pedalling; it is released at
+    the end at the latest."""
     events = performance.pedals[performance.pedals["number"] == SUSTAIN]
     turns = np.diff(np.concatenate([[0], (events["value"] >= _DOWN).astype(int)]))
     downs, ups = events["time"][turns > 0], events["time"][turns < 0]
@@ -84,7 +94,9 @@ def _ringing(view: View, time: np.ndarray, ups: np.ndarray, downs: np.ndarray) -
         end[caught] = up
     end = np.minimum(end, view.onset + _RING)
     sounding = np.zeros((128, len(time)), dtype=bool)
-    for pitch, first, last in zip(view.pitch.astype(int), *np.searchsorted(time, (view.onset, end)), strict=True):
+    for pitch, first, last in zip(
+        view.pitch.astype(int), *np.searchsorted(time, (view.onset, end)), strict=True
+    ):
         sounding[pitch, first:last] = True
     clashes = sum((sounding[step:] & sounding[:-step]).sum() for step in (1, 2))
     return {

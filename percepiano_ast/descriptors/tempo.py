@@ -1,12 +1,15 @@
-"""Tempo estimation without a score: the most likely note values and tempo curve, given the chord onsets.
+"""Tempo estimation without a score: the most likely note values and tempo curve, given the chord
+onsets.
 
-A longer inter-onset interval may be a longer note or a slower tempo. A hidden Markov model estimates both jointly, after
-Raphael (2002), Artificial Intelligence 137 ("A hybrid graphical model for rhythmic parsing"). Its state is the tempo and the
-note value of a step. Tempo changes little from step to step; note values repeat or change by simple ratios, and simple values
-are more likely. The Viterbi algorithm finds the most likely path. Values are relative: a half at double tempo is a quarter.
+A longer inter-onset interval may be a longer note or a slower tempo. A hidden Markov model
+estimates both jointly, after Raphael (2002), Artificial Intelligence 137 ("A hybrid graphical model
+for rhythmic parsing"). Its state is the tempo and the note value of a step. Tempo changes little
+from step to step; note values repeat or change by simple ratios, and simple values are more likely.
+The Viterbi algorithm finds the most likely path. Values are relative: a half at double tempo is a
+quarter.
 
-Constants and descriptors were chosen by their agreement with score-informed tempo on PercePiano (`score.tempo`), without
-using ratings.
+Constants and descriptors were chosen by their agreement with score-informed tempo on PercePiano
+(`score.tempo`), without using ratings.
 """
 
 import functools
@@ -18,10 +21,13 @@ from scipy.special import entr
 from percepiano_ast.descriptors.view import Descriptor, View
 
 _LEAST = 4  # up to this many chords, the tempo descriptors are 0
-_VALUES = np.log([1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8])  # note values in units of the tempo
-_RARE = np.array([4, 2.5, 3, 1.2, 3.5, 3, 0, 2, 0.8, 2, 1.5, 3, 3])  # rarity of each value relative to the unit
+# note values in units of the tempo
+_VALUES = np.log([1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8])
+# rarity of each value relative to the unit
+_RARE = np.array([4, 2.5, 3, 1.2, 3.5, 3, 0, 2, 0.8, 2, 1.5, 3, 3])
 _PRIOR, _AGAIN = 0.8, 0.24  # cost of rarity in nats at the first step, and at every later step
-_NEAR = 0.3  # cost of an initial unit that differs from the median interval, times the squared log ratio
+# cost of an initial unit that differs from the median interval, times the squared log ratio
+_NEAR = 0.3
 _DOUBLED, _OTHER = 0.9, 1.6  # cost of a change of value by a power of two; cost of any other change
 _LEVEL = 0.03  # spacing of log tempo levels
 _FARTHEST = 40  # maximum distance in levels of the tempo from one unit per median interval
@@ -32,14 +38,28 @@ _OUTLIER = 30.0  # upper limit of squared deviations
 _FIRST, _FINAL = 0.2, 0.8  # shares of a clip: end of its beginning, and start of its end
 
 TABLE = {
-    "tempo_std": Descriptor("log", "standard deviation of estimated log tempo over time; 0 for fewer than five chords"),
-    "tempo_jumps": Descriptor("log", "0.9 quantile of the absolute change of estimated tempo per step; 0 as above"),
-    "tempo_travel": Descriptor("log/s", "sum of absolute changes of estimated tempo, per second; 0 as above"),
-    "tempo_first": Descriptor("log", "estimated tempo of the first fifth relative to the rest; 0 as above"),
-    "tempo_final": Descriptor("log", "estimated tempo of the last fifth relative to the rest; 0 as above"),
-    "rhythm_likelihood": Descriptor("nats", "log-likelihood of the most likely path, per step; 0 as above"),
+    "tempo_std": Descriptor(
+        "log", "standard deviation of estimated log tempo over time; 0 for fewer than five chords"
+    ),
+    "tempo_jumps": Descriptor(
+        "log", "0.9 quantile of the absolute change of estimated tempo per step; 0 as above"
+    ),
+    "tempo_travel": Descriptor(
+        "log/s", "sum of absolute changes of estimated tempo, per second; 0 as above"
+    ),
+    "tempo_first": Descriptor(
+        "log", "estimated tempo of the first fifth relative to the rest; 0 as above"
+    ),
+    "tempo_final": Descriptor(
+        "log", "estimated tempo of the last fifth relative to the rest; 0 as above"
+    ),
+    "rhythm_likelihood": Descriptor(
+        "nats", "log-likelihood of the most likely path, per step; 0 as above"
+    ),
     "rhythm_variety": Descriptor("nats", "entropy of the estimated note values; 0 as above"),
-    "rhythm_repeats": Descriptor("", "share of steps with the same estimated value as the previous one; 0 as above"),
+    "rhythm_repeats": Descriptor(
+        "", "share of steps with the same estimated value as the previous one; 0 as above"
+    ),
 }
 
 
@@ -113,7 +133,8 @@ def _jumps(seconds: np.ndarray) -> np.ndarray:
 
 
 def _reached(best: np.ndarray, change: np.ndarray, jump: np.ndarray) -> np.ndarray:
-    """Viterbi step: log-likelihood of the best path to every state, given that of the previous states, both (values, levels)."""
+    """Viterbi step: log-likelihood of the best path to every state, given that of the previous
+    states, both (values, levels)."""
     valued = (best[:, None] - change[:, :, None]).max(axis=0)
     padded = np.full((len(valued), valued.shape[1] + 2 * _JUMP), -np.inf)
     padded[:, _JUMP:-_JUMP] = valued
@@ -121,7 +142,9 @@ def _reached(best: np.ndarray, change: np.ndarray, jump: np.ndarray) -> np.ndarr
     return (shifted - jump[:, None]).max(axis=1)
 
 
-def _origin(best: np.ndarray, change: np.ndarray, jump: np.ndarray, value: int, level: int) -> tuple[int, int]:
+def _origin(
+    best: np.ndarray, change: np.ndarray, jump: np.ndarray, value: int, level: int
+) -> tuple[int, int]:
     """Viterbi backtracking: the previous state on the best path to a note value and tempo level."""
     first, end = max(level - _JUMP, 0), level + _JUMP + 1
     near = best[:, first:end]
@@ -132,7 +155,8 @@ def _origin(best: np.ndarray, change: np.ndarray, jump: np.ndarray, value: int, 
 
 @functools.cache
 def _changes() -> tuple[np.ndarray, np.ndarray]:
-    """Cost of a transition between note values, (values, values), and of each initial value, (values,)."""
+    """Cost of a transition between note values, (values, values), and of each initial value,
+    (values,)."""
     octaves = (_VALUES[:, None] - _VALUES) / np.log(2)
     whole = np.abs(octaves - np.round(octaves)) < 1e-6
     kind = np.where(np.abs(octaves) < 1e-6, 0.0, np.where(whole, _DOUBLED, _OTHER))

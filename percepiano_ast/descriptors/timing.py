@@ -1,8 +1,8 @@
 """Timing descriptors: onset rate, irregularity, asynchrony of chords.
 
-Without a score the tempo is unknown, so irregularity is measured on inter-onset intervals (IOIs) between chords. Their spread
-mixes rhythm and rubato, their local variability less so. nPVI: Grabe and Low (2002); asynchrony and melody lead: Goebl (2001),
-JASA 110(1).
+Without a score the tempo is unknown, so irregularity is measured on inter-onset intervals (IOIs)
+between chords. Their spread mixes rhythm and rubato, their local variability less so. nPVI: Grabe
+and Low (2002); asynchrony and melody lead: Goebl (2001), JASA 110(1).
 """
 
 import numpy as np
@@ -21,15 +21,29 @@ TABLE = {
     "ioi_log_q50": Descriptor("log s", "median of log IOIs between chords"),
     "ioi_log_q90": Descriptor("log s", "0.9 quantile of log IOIs between chords"),
     "ioi_npvi": Descriptor("", "mean relative difference of successive IOIs (nPVI / 100)"),
-    "rubato": Descriptor("log s", "root mean square log ratio of successive IOIs that are about equal"),
-    "grid_deviation": Descriptor("octaves", "mean distance of successive IOI ratios from 1:1, 1:2, 1:3 and their inverses"),
+    "rubato": Descriptor(
+        "log s", "root mean square log ratio of successive IOIs that are about equal"
+    ),
+    "grid_deviation": Descriptor(
+        "octaves", "mean distance of successive IOI ratios from 1:1, 1:2, 1:3 and their inverses"
+    ),
     "pace_std": Descriptor("log", "standard deviation of the log onset rate in windows of 2 s"),
-    "final_slowing": Descriptor("log", "log of the median IOI in the last fifth relative to the rest"),
-    "asynchrony": Descriptor("s", "standard deviation of onsets from their chord's mean; 0 without chords"),
-    "asynchrony_spread": Descriptor("s", "mean time from the first to the last note of a chord; 0 without chords"),
-    "asynchrony_q90": Descriptor("s", "0.9 quantile of the time from first to last note of a chord; 0 without chords"),
+    "final_slowing": Descriptor(
+        "log", "log of the median IOI in the last fifth relative to the rest"
+    ),
+    "asynchrony": Descriptor(
+        "s", "standard deviation of onsets from their chord's mean; 0 without chords"
+    ),
+    "asynchrony_spread": Descriptor(
+        "s", "mean time from the first to the last note of a chord; 0 without chords"
+    ),
+    "asynchrony_q90": Descriptor(
+        "s", "0.9 quantile of the time from first to last note of a chord; 0 without chords"
+    ),
     "spread_share": Descriptor("", "share of chords spread by more than 10 ms; 0 without chords"),
-    "melody_lead": Descriptor("s", "mean lead of the highest note of chords over the others; 0 without chords"),
+    "melody_lead": Descriptor(
+        "s", "mean lead of the highest note of chords over the others; 0 without chords"
+    ),
 }
 _RATIOS = np.log2([1 / 3, 1 / 2, 1, 2, 3])
 _ALIKE = 0.35  # octaves: successive IOIs closer than this are taken as the same written value
@@ -43,7 +57,9 @@ def measure(view: View) -> dict[str, float]:
     relative = np.abs(np.tanh(np.diff(steps) / 2)) * 2  # 2 |a - b| / (a + b)
     cut = view.start[-1] - _FINAL * (view.start[-1] - view.start[0])
     late = view.start[: len(steps)] >= cut
-    slowing = np.median(steps[late]) - np.median(steps[~late]) if late.any() and not late.all() else 0.0
+    slowing = (
+        np.median(steps[late]) - np.median(steps[~late]) if late.any() and not late.all() else 0.0
+    )
     return {
         "chord_rate": len(view.start) / view.seconds,
         "note_rate": len(view.onset) / view.seconds,
@@ -53,7 +69,9 @@ def measure(view: View) -> dict[str, float]:
         "ioi_log_q90": high,
         "ioi_npvi": mean(relative),
         "rubato": np.sqrt(mean((ratios[np.abs(ratios) < _ALIKE] * np.log(2)) ** 2)),
-        "grid_deviation": mean(np.abs(ratios[:, None] - _RATIOS).min(axis=1)) if len(ratios) else 0.0,
+        "grid_deviation": (
+            mean(np.abs(ratios[:, None] - _RATIOS).min(axis=1)) if len(ratios) else 0.0
+        ),
         "pace_std": _pace_std(view),
         "final_slowing": slowing,
         **_spread(view),
@@ -61,7 +79,8 @@ def measure(view: View) -> dict[str, float]:
 
 
 def _pace_std(view: View) -> float:
-    """Standard deviation of the log number of chords per window, with half-overlapping windows; 0 for fewer than three."""
+    """Standard deviation of the log number of chords per window, with half-overlapping windows; 0
+    for fewer than three."""
     edges = np.arange(view.start[0], view.start[-1] - _STRETCH, _STRETCH / 2)
     if len(edges) < 3:
         return 0.0
@@ -74,8 +93,12 @@ def _spread(view: View) -> dict[str, float]:
     away = view.onset - view.mean_of_chords(view.onset)[view.chord]
     width = view.of_chords(np.maximum, view.onset) - view.start
     width = width[view.size > 1]
-    lead = mean(view.onset[view.together & ~view.top] - view.start[view.chord][view.together & ~view.top])
-    lead -= mean(view.onset[view.together & view.top] - view.start[view.chord][view.together & view.top])
+    lead = mean(
+        view.onset[view.together & ~view.top] - view.start[view.chord][view.together & ~view.top]
+    )
+    lead -= mean(
+        view.onset[view.together & view.top] - view.start[view.chord][view.together & view.top]
+    )
     return {
         "asynchrony": np.sqrt(mean(away[view.together] ** 2)),
         "asynchrony_spread": mean(width),

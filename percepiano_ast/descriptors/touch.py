@@ -1,4 +1,5 @@
-"""Articulation descriptors, staccato to legato. Key overlap after Bresin and Battel (2000), J. New Music Research 29(3)."""
+"""Articulation descriptors, staccato to legato. Key overlap after Bresin and Battel (2000), J. New
+Music Research 29(3)."""
 
 import numpy as np
 
@@ -9,12 +10,16 @@ TABLE = {
     "held_std": Descriptor("log s", "standard deviation of log key-down time"),
     "held_q10": Descriptor("log s", "0.1 quantile of log key-down time"),
     "held_q90": Descriptor("log s", "0.9 quantile of log key-down time"),
-    "legato_mean": Descriptor("", "key-down time relative to the time until the next chord, at most 4, mean"),
+    "legato_mean": Descriptor(
+        "", "key-down time relative to the time until the next chord, at most 4, mean"
+    ),
     "legato_q10": Descriptor("", "relative key-down time, 0.1 quantile"),
     "legato_q50": Descriptor("", "relative key-down time, median"),
     "legato_q90": Descriptor("", "relative key-down time, 0.9 quantile"),
     "legato_std": Descriptor("", "relative key-down time, standard deviation"),
-    "staccato_share": Descriptor("", "share of notes held for less than half the time until the next chord"),
+    "staccato_share": Descriptor(
+        "", "share of notes held for less than half the time until the next chord"
+    ),
     "overlap_share": Descriptor("", "share of notes still held when the next chord is struck"),
     "legato_melody": Descriptor("", "relative key-down time of the highest notes, median"),
     "force_of_length": Descriptor("", "correlation of velocity and log key-down time"),

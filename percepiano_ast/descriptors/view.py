@@ -47,8 +47,13 @@ class View:
 
     @cached_property
     def between(self) -> np.ndarray:
-        """Seconds from each chord to the next, (n_chords - 1,); for a single chord, its duration, (1,)."""
-        steps = np.diff(self.start) if len(self.start) > 1 else np.array([self.offset.max() - self.onset.min()])
+        """Seconds from each chord to the next, (n_chords - 1,); for a single chord, its duration,
+        (1,)."""
+        steps = (
+            np.diff(self.start)
+            if len(self.start) > 1
+            else np.array([self.offset.max() - self.onset.min()])
+        )
         return np.maximum(steps, SHORTEST)
 
     @cached_property
@@ -72,9 +77,12 @@ class View:
         return self.size[self.chord] > 1
 
     def of_chords(self, reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
-        """``reduce`` (``np.maximum``, ``np.add`` ...) of ``values`` (n_notes,) over each chord, (n_chords,)."""
+        """``reduce`` (``np.maximum``, ``np.add`` ...) of ``values`` (n_notes,) over each chord,
+        (n_chords,)."""
         order = np.argsort(self.chord, kind="stable")
-        return reduce.reduceat(values[order], np.concatenate([[0], np.cumsum(np.bincount(self.chord))[:-1]]))
+        return reduce.reduceat(
+            values[order], np.concatenate([[0], np.cumsum(np.bincount(self.chord))[:-1]])
+        )
 
     def mean_of_chords(self, values: np.ndarray) -> np.ndarray:
         """Mean of ``values`` (n_notes,) over each chord, (n_chords,)."""

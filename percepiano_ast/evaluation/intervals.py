@@ -1,13 +1,15 @@
 """95 % intervals for clustered clips: jackknife over content groups.
 
-Clips that share music are not independent, so the jackknife leaves out entire content groups. The leave-one-group-out
-values give a standard error (cluster jackknife; Efron & Stein 1981; MacKinnon, Nielsen & Webb 2023: the most reliable
-choice for few and unequal clusters) and Satterthwaite's degrees of freedom. The interval is symmetric on a scale on which
-the metric is nearly normal (Fisher's z for correlations) and is transformed back.
+Clips that share music are not independent, so the jackknife leaves out entire content groups. The
+leave-one-group-out values give a standard error (cluster jackknife; Efron & Stein 1981; MacKinnon,
+Nielsen & Webb 2023: the most reliable choice for few and unequal clusters) and Satterthwaite's
+degrees of freedom. The interval is symmetric on a scale on which the metric is nearly normal
+(Fisher's z for correlations) and is transformed back.
 
-The method was chosen by simulation: 1,202 clips in PercePiano's 47 content groups (9 to 156 clips each), rating and
-prediction with the same within-group correlation of 0.2 or 0.5, true r of 0.3, 0.6 and 0.8, 4,000 tables each (standard
-error 0.3). Coverage in %, from the lowest to the highest of the three r:
+The method was chosen by simulation: 1,202 clips in PercePiano's 47 content groups (9 to 156 clips
+each), rating and prediction with the same within-group correlation of 0.2 or 0.5, true r of 0.3,
+0.6 and 0.8, 4,000 tables each (standard error 0.3). Coverage in %, from the lowest to the highest
+of the three r:
 
 ========  ==========  ==========  ==========  ==========  ==========  ==========
 metric    jackknife               percentile bootstrap    BCa bootstrap
@@ -21,9 +23,10 @@ mae       93.7-94.4   93.0-93.6   90.7-91.8   90.0-91.0   89.9-91.1   89.2-90.1
 ccc       95.0-95.2   94.6-95.2   91.8-92.4   91.3-91.8   88.1-89.6   85.8-87.4
 ========  ==========  ==========  ==========  ==========  ==========  ==========
 
-A bootstrap draws the few large groups too often or not at all, and BCa's correction is estimated from the same groups. The
-studentised bootstrap reaches the same coverage for r (95.1, 95.3) with intervals 10 % wider. Coverage of MAE is below 95 %
-where errors are correlated within groups, because a few large groups then dominate it.
+A bootstrap draws the few large groups too often or not at all, and BCa's correction is estimated
+from the same groups. The studentised bootstrap reaches the same coverage for r (95.1, 95.3) with
+intervals 10 % wider. Coverage of MAE is below 95 % where errors are correlated within groups,
+because a few large groups then dominate it.
 """
 
 from collections.abc import Callable
@@ -53,7 +56,8 @@ class Estimate(NamedTuple):
 class Scale(NamedTuple):
     """A scale on which a metric is nearly normal, and its inverse.
 
-    ``tails`` is 2 k / (k - 1) for deviations of kurtosis k: 3 for normal deviations, near 2 for the skewed ones of errors.
+    ``tails`` is 2 k / (k - 1) for deviations of kurtosis k: 3 for normal deviations, near 2 for the
+    skewed ones of errors.
     """
 
     to: Callable[[np.ndarray], np.ndarray]
@@ -64,13 +68,16 @@ class Scale(NamedTuple):
 FISHER = Scale(lambda r: np.arctanh(np.clip(r, _EDGE - 1, 1 - _EDGE)), np.tanh)
 LOG = Scale(lambda v: np.log(np.maximum(v, _EDGE)), np.exp, tails=2.0)
 LOG_UNEXPLAINED = Scale(lambda v: -np.log(np.maximum(1 - v, _EDGE)), lambda z: 1 - np.exp(-z))
-ARCSINE = Scale(lambda p: np.arcsin(np.sqrt(np.clip(p, 0, 1))), lambda z: np.sin(np.clip(z, 0, np.pi / 2)) ** 2)
+ARCSINE = Scale(
+    lambda p: np.arcsin(np.sqrt(np.clip(p, 0, 1))), lambda z: np.sin(np.clip(z, 0, np.pi / 2)) ** 2
+)
 PLAIN = Scale(lambda values: values, lambda values: values)
 SCALES = {"pearson": FISHER, "spearman": FISHER, "ccc": FISHER, "r2": LOG_UNEXPLAINED, "mae": LOG}
 
 
 def leave_one_out(sums: np.ndarray) -> np.ndarray:
-    """Sums over all content groups, then without each group: (..., groups, columns) -> (..., 1 + groups, columns)."""
+    """Sums over all content groups, then without each group: (..., groups, columns) -> (..., 1 +
+    groups, columns)."""
     total = sums.sum(axis=-2, keepdims=True)
     return np.concatenate([total, total - sums], axis=-2)
 
@@ -78,9 +85,10 @@ def leave_one_out(sums: np.ndarray) -> np.ndarray:
 def spread(values: np.ndarray, tails: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
     """Standard error and degrees of freedom of each column of ``values`` (1 + groups, columns).
 
-    Row 0 is the value of all groups, the others are the values without each group. Satterthwaite's degrees of freedom of a
-    sum of squared deviations d^2 are 2 (sum d^2)^2 / sum var(d^2), with var(d^2) = 2 / ``tails`` of the mean d^4, limited to
-    1 to groups - 1. NaN if there are fewer than two groups or a value is undefined.
+    Row 0 is the value of all groups, the others are the values without each group. Satterthwaite's
+    degrees of freedom of a sum of squared deviations d^2 are 2 (sum d^2)^2 / sum var(d^2), with
+    var(d^2) = 2 / ``tails`` of the mean d^4, limited to 1 to groups - 1. NaN if there are fewer
+    than two groups or a value is undefined.
     """
     groups = len(values) - 1
     if groups < 2:
@@ -94,12 +102,15 @@ def spread(values: np.ndarray, tails: float = 3.0) -> tuple[np.ndarray, np.ndarr
 
 
 def jackknife(values: np.ndarray, scale: Scale = PLAIN) -> Estimate:
-    """Estimate of each column of ``values`` (1 + groups, columns): row 0 of all content groups, then without each group."""
+    """Estimate of each column of ``values`` (1 + groups, columns): row 0 of all content groups,
+    then without each group."""
     moved = scale.to(values)
     return around(values[0], moved[0], *spread(moved, scale.tails), scale)
 
 
-def around(value: np.ndarray, centre: np.ndarray, error: np.ndarray, freedom: np.ndarray, scale: Scale) -> Estimate:
+def around(
+    value: np.ndarray, centre: np.ndarray, error: np.ndarray, freedom: np.ndarray, scale: Scale
+) -> Estimate:
     """Estimate of ``value`` with the interval ``centre`` +- t ``error`` on ``scale``."""
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     ends = np.where(np.isfinite(reach), [centre - reach, centre + reach], np.nan)

@@ -1,13 +1,18 @@
-"""Point metrics of two arrays, with the interface of mir_eval: ``validate``, one function per metric, ``evaluate``.
+"""Point metrics of two arrays, with the interface of mir_eval: ``validate``, one function per
+metric, ``evaluate``.
 
 Conventions:
 
-* ``rating`` and ``prediction`` are (clips, dimensions); each metric is computed per dimension over the clips.
-* Population moments (divisor n) throughout. R2 uses the mean of the given ratings as reference, like scikit-learn.
-* An undefined metric (r of a constant) is NaN, never zero. CCC of a constant prediction is defined and 0.
-* Every metric is a function of sums over clips (``features``): sums per content group give any resample, jackknife or
-  permutation without another pass over the clips. Spearman is Pearson of ranks that are computed once, on all clips:
-  ranking within each resample would cost a hundred times more for a negligible difference.
+* ``rating`` and ``prediction`` are (clips, dimensions); each metric is computed per dimension over
+  the clips.
+* Population moments (divisor n) throughout. R2 uses the mean of the given ratings as reference,
+  like scikit-learn.
+* An undefined metric (r of a constant) is NaN, never zero. CCC of a constant prediction is defined
+  and 0.
+* Every metric is a function of sums over clips (``features``): sums per content group give any
+  resample, jackknife or permutation without another pass over the clips. Spearman is Pearson of
+  ranks that are computed once, on all clips: ranking within each resample would cost a hundred
+  times more for a negligible difference.
 """
 
 import numpy as np
@@ -30,13 +35,22 @@ def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
     for name, values in (("rating", rating), ("prediction", prediction)):
         values = np.asarray(values, float)
         if values.ndim != 2 or len(values) < 2:
-            raise InputError(f"{name} has shape {values.shape}; give (clips, dimensions) with at least two clips.")
+            raise InputError(
+                f"{name} has shape {values.shape}; give (clips, dimensions) with at least two"
+                " clips."
+            )
         if len(wrong := np.argwhere(~np.isfinite(values))):
             row, column = wrong[0]
-            raise InputError(f"{name}, row {row}, column {column} is {values[row, column]}; write finite numbers.")
+            raise InputError(
+                f"{name}, row {row}, column {column} is {values[row, column]}; write finite"
+                " numbers."
+            )
         tables.append(values)
     if tables[0].shape != tables[1].shape:
-        raise InputError(f"rating has shape {tables[0].shape}, prediction {tables[1].shape}; give arrays of equal shape.")
+        raise InputError(
+            f"rating has shape {tables[0].shape}, prediction {tables[1].shape}; give arrays of"
+            " equal shape."
+        )
     return tables[0], tables[1]
 
 
@@ -51,7 +65,8 @@ def spearman(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def r2(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Explained share of the ratings' variance per dimension, (dimensions,); below 0: worse than their mean."""
+    """Explained share of the ratings' variance per dimension, (dimensions,); below 0: worse than
+    their mean."""
     return evaluate(rating, prediction, ("r2",))["r2"]
 
 
@@ -61,11 +76,14 @@ def mae(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
 
 
 def ccc(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Concordance correlation per dimension, (dimensions,): Lin (1989), 2 cov / (var + var + bias^2)."""
+    """Concordance correlation per dimension, (dimensions,): Lin (1989), 2 cov / (var + var +
+    bias^2)."""
     return evaluate(rating, prediction, ("ccc",))["ccc"]
 
 
-def evaluate(rating: np.ndarray, prediction: np.ndarray, names: tuple[str, ...] = METRICS) -> dict[str, np.ndarray]:
+def evaluate(
+    rating: np.ndarray, prediction: np.ndarray, names: tuple[str, ...] = METRICS
+) -> dict[str, np.ndarray]:
     """Every metric per dimension: metric -> (dimensions,).
 
     Raises:
@@ -73,7 +91,10 @@ def evaluate(rating: np.ndarray, prediction: np.ndarray, names: tuple[str, ...] 
     """
     rating, prediction = validate(rating, prediction)
     prediction = without_rounding(prediction, np.abs(prediction).max(axis=0))
-    inputs = {kind: features(*prepared(rating, prediction, kind)).sum(axis=1) for kind in map(kind_of, names)}
+    inputs = {
+        kind: features(*prepared(rating, prediction, kind)).sum(axis=1)
+        for kind in map(kind_of, names)
+    }
     return {name: from_sums(name, inputs[kind_of(name)]) for name in names}
 
 
@@ -85,19 +106,25 @@ def kind_of(metric: str) -> str:
     return {"pearson": "standardised", "spearman": "ranks"}.get(metric, "values")
 
 
-def prepared(rating: np.ndarray, prediction: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings and predictions as a kind of metric needs them: ``values``, ``standardised`` or ``ranks``.
+def prepared(
+    rating: np.ndarray, prediction: np.ndarray, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ratings and predictions as a kind of metric needs them: ``values``, ``standardised`` or
+    ``ranks``.
 
-    Correlations do not depend on the scale of a prediction. Standardising makes the predictions of two models exchangeable
-    and preserves the precision that variances from sums would lose.
+    Correlations do not depend on the scale of a prediction. Standardising makes the predictions of
+    two models exchangeable and preserves the precision that variances from sums would lose.
     """
     if not len(rating):
         return rating, prediction
-    if kind == "values":  # a common shift does not affect these metrics, and sums of squares are more precise near zero
+    # a common shift does not affect these metrics, and sums of squares are more precise near zero
+    if kind == "values":
         return rating - rating.mean(axis=0), prediction - rating.mean(axis=0)
     if kind == "ranks":
         # Rounding errors would break ties of centred values.
-        rating, prediction = (pd.DataFrame(np.round(values, 9)).rank().to_numpy() for values in (rating, prediction))
+        rating, prediction = (
+            pd.DataFrame(np.round(values, 9)).rank().to_numpy() for values in (rating, prediction)
+        )
     return _standard(rating), _standard(prediction)
 
 

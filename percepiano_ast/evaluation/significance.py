@@ -1,15 +1,19 @@
-"""Comparison of two models: paired permutation test over content groups, with correction and effect sizes.
+"""Comparison of two models: paired permutation test over content groups, with correction and effect
+sizes.
 
-The test is paired: both models rate the same clips. Under the null hypothesis the two models' predictions for a content group
-are exchangeable; the test exchanges entire groups, because the clips of a group are not independent. Correlations do not
-depend on the scale of a prediction, so predictions are standardised (or ranked) before the exchange. The difference is divided
-by its jackknife error; without this the test of standardised predictions is anticonservative (Chung & Romano 2013).
+The test is paired: both models rate the same clips. Under the null hypothesis the two models'
+predictions for a content group are exchangeable; the test exchanges entire groups, because the
+clips of a group are not independent. Correlations do not depend on the scale of a prediction, so
+predictions are standardised (or ranked) before the exchange. The difference is divided by its
+jackknife error; without this the test of standardised predictions is anticonservative (Chung &
+Romano 2013).
 
-Level, simulated with PercePiano's 47 group sizes (two models with true r of 0.6, 7,600 pairs each): p is below 0.05 in 5.4,
-4.9 and 5.4 % if ratings and both models' errors have a within-group correlation of 0, 0.2 and 0.5. Models of equal r whose
-errors are clustered unequally are not exchangeable, and p is too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0). A p
-near 0.05 between very different models is weak evidence. Intervals of the difference include 0 in 94.5, 95.9, 96.3, 94.7
-and 91.9 %.
+Level, simulated with PercePiano's 47 group sizes (two models with true r of 0.6, 7,600 pairs each):
+p is below 0.05 in 5.4, 4.9 and 5.4 % if ratings and both models' errors have a within-group
+correlation of 0, 0.2 and 0.5. Models of equal r whose errors are clustered unequally are not
+exchangeable, and p is too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0). A p near 0.05
+between very different models is weak evidence. Intervals of the difference include 0 in 94.5, 95.9,
+96.3, 94.7 and 91.9 %.
 """
 
 from itertools import combinations
@@ -24,31 +28,62 @@ from percepiano_ast.evaluation.scores import ROWS, cleaned, group_sums, summaris
 from percepiano_ast.evaluation.table import RUN, SCOPES, Run
 
 POWER = 0.8
-COLUMNS = ["model_a", "model_b", *RUN[1:], "scope", "metric", "dimension", "difference", "low", "high", "p", "p_holm",
-           "effect", "cohens_q", "detectable"]  # fmt: skip
+COLUMNS = [
+    "model_a",
+    "model_b",
+    *RUN[1:],
+    "scope",
+    "metric",
+    "dimension",
+    "difference",
+    "low",
+    "high",
+    "p",
+    "p_holm",
+    "effect",
+    "cohens_q",
+    "detectable",
+]
 
-_MEANS = summarised(np.eye(len(KEYS)))[:, len(KEYS) :]  # (19, means): weights of the dimensions in each mean
+# (19, means): weights of the dimensions in each mean
+_MEANS = summarised(np.eye(len(KEYS)))[:, len(KEYS) :]
 _EQUAL = 1e-11  # differences closer than this are ties
 
 
 def compare(
-    runs: list[Run], *, n_permutations: int = 2000, seed: int = 0, names: tuple[str, ...] = metrics.METRICS
+    runs: list[Run],
+    *,
+    n_permutations: int = 2000,
+    seed: int = 0,
+    names: tuple[str, ...] = metrics.METRICS,
 ) -> pd.DataFrame:
-    """Difference of every metric between every two models of the same protocol and seed, on their common clips.
+    """Difference of every metric between every two models of the same protocol and seed, on their
+    common clips.
 
-    Returns the columns ``COLUMNS``, one row per pair, scope, metric and dimension (including head groups and ``mean``):
+    Returns the columns ``COLUMNS``, one row per pair, scope, metric and dimension (including head
+    groups and ``mean``):
 
     * ``difference``: a minus b, with ``low`` and ``high`` by the jackknife over content groups;
-    * ``p``: two-sided, from ``n_permutations`` exchanges of entire content groups, or from all exchanges if there are at most
-      as many; a sampled p is at least 1 / (n_permutations + 1) (Phipson & Smyth 2010);
-    * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is a single test and not corrected;
-    * ``effect``: the difference in standard deviations of the groups' pseudo-values, Cohen's d of paired groups;
-    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large); for correlations only;
-    * ``detectable``: minimum detectable difference at 80 % power, (t_.975 + t_.8) standard errors (Bloom 1995).
+    * ``p``: two-sided, from ``n_permutations`` exchanges of entire content groups, or from all
+      exchanges if there are at most as many; a sampled p is at least 1 / (n_permutations + 1)
+      (Phipson & Smyth 2010);
+    * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is a single test and not
+      corrected;
+    * ``effect``: the difference in standard deviations of the groups' pseudo-values, Cohen's d of
+      paired groups;
+    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large); for
+      correlations only;
+    * ``detectable``: minimum detectable difference at 80 % power, (t_.975 + t_.8) standard errors
+      (Bloom 1995).
 
-    NaN where undefined: no common clips, a constant, or (except for the difference) a single content group.
+    NaN where undefined: no common clips, a constant, or (except for the difference) a single
+    content group.
     """
-    tables = [_compare(a, b, scope, n_permutations, seed, names) for a, b in pairs(runs) for scope in SCOPES]
+    tables = [
+        _compare(a, b, scope, n_permutations, seed, names)
+        for a, b in pairs(runs)
+        for scope in SCOPES
+    ]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
@@ -66,7 +101,8 @@ def common(runs: list[Run]) -> list[Run]:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p values (tests,) corrected for their number (Holm 1979, step-down); NaN stays NaN and does not count as a test."""
+    """p values (tests,) corrected for their number (Holm 1979, step-down); NaN stays NaN and does
+    not count as a test."""
     p = np.asarray(p, float)
     tests = np.isfinite(p).sum()
     order = np.argsort(p)  # NaN last
@@ -77,13 +113,16 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def exchanges(groups: int, n_permutations: int, seed: int) -> tuple[np.ndarray, bool]:
-    """Exchanged groups as 0 or 1, (permutations, groups), and whether these are all possible exchanges."""
+    """Exchanged groups as 0 or 1, (permutations, groups), and whether these are all possible
+    exchanges."""
     if 2**groups <= n_permutations:
         return (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(float), True
     return np.random.default_rng(seed).integers(0, 2, (n_permutations, groups)).astype(float), False
 
 
-def permutation_p(a: np.ndarray, b: np.ndarray, metric: str, swaps: np.ndarray, complete: bool) -> np.ndarray:
+def permutation_p(
+    a: np.ndarray, b: np.ndarray, metric: str, swaps: np.ndarray, complete: bool
+) -> np.ndarray:
     """Two-sided p of the difference of ``metric`` for each row of ``ROWS``.
 
     Args:
@@ -103,14 +142,19 @@ def permutation_p(a: np.ndarray, b: np.ndarray, metric: str, swaps: np.ndarray, 
     return np.where(np.isfinite(found).all(axis=0), p, np.nan)
 
 
-def _errors(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray, swaps: np.ndarray) -> np.ndarray:
-    """Jackknife error of the difference in r after each exchange, up to a constant: (1 + permutations, rows of ``ROWS``).
+def _errors(
+    a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray, swaps: np.ndarray
+) -> np.ndarray:
+    """Jackknife error of the difference in r after each exchange, up to a constant: (1 +
+    permutations, rows of ``ROWS``).
 
-    ``of_a`` and ``of_b`` are the sums after each exchange, (8, 1 + permutations, 19). This function dominates the run time of
-    an evaluation, so r is written out: the terms of the ratings are the same for all exchanges.
+    ``of_a`` and ``of_b`` are the sums after each exchange, (8, 1 + permutations, 19). This function
+    dominates the run time of an evaluation, so r is written out: the terms of the ratings are the
+    same for all exchanges.
     """
     n, x, xx = (a[part].sum(axis=0) - a[part] for part in (0, 1, 3))
-    # r of a constant prediction is undefined for every exchange; its p becomes NaN, so its values here do not matter.
+    # r of a constant prediction is undefined for every exchange; its p becomes NaN, so its values
+    # here do not matter.
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         x, spread_x = x / n, np.sqrt(xx / n - (x / n) ** 2)
         which = [2, 4, 5]  # y, yy, xy
@@ -118,14 +162,17 @@ def _errors(a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray, sw
         of_a, of_b, total, squares = of_a[which], of_b[which], 0.0, 0.0
         for one, other, *ratings, swap in moved:
             change = swap[:, None] * (other - one)[:, None]
-            value = _r(of_a - one[:, None] - change, *ratings) - _r(of_b - other[:, None] + change, *ratings)
+            value = _r(of_a - one[:, None] - change, *ratings) - _r(
+                of_b - other[:, None] + change, *ratings
+            )
             value = np.concatenate([value, np.nan_to_num(value) @ _MEANS], axis=1)
             total, squares = total + value, squares + value**2
         return np.sqrt(np.maximum(squares - total**2 / a.shape[1], 0))
 
 
 def _r(sums: np.ndarray, n: np.ndarray, x: np.ndarray, spread_x: np.ndarray) -> np.ndarray:
-    """Pearson's r from the sums of y, yy and xy, (3, permutations, 19), and the ratings' number, mean and deviation."""
+    """Pearson's r from the sums of y, yy and xy, (3, permutations, 19), and the ratings' number,
+    mean and deviation."""
     y, yy, xy = sums / n
     return (xy - x * y) / (spread_x * np.sqrt(yy - y * y))
 
@@ -139,34 +186,54 @@ def _compare(a: Run, b: Run, scope: str, n_permutations: int, seed: int, names) 
     tables = []
     for name in names:
         of_a, of_b = sums[metrics.kind_of(name)]
-        values_a, values_b = (metrics.from_sums(name, intervals.leave_one_out(one)) for one in (of_a, of_b))
+        values_a, values_b = (
+            metrics.from_sums(name, intervals.leave_one_out(one)) for one in (of_a, of_b)
+        )
         numbers = difference(values_a, values_b, name)
-        p = permutation_p(of_a, of_b, name, swaps, complete) if groups > 1 else np.full(len(ROWS), np.nan)
+        p = (
+            permutation_p(of_a, of_b, name, swaps, complete)
+            if groups > 1
+            else np.full(len(ROWS), np.nan)
+        )
         corrected = np.concatenate([holm(p[: len(KEYS)]), p[len(KEYS) :]])
-        facts = {"model_a": a.model, "model_b": b.model, "protocol": a.protocol, "seed": a.seed, "scope": scope}
+        facts = {
+            "model_a": a.model,
+            "model_b": b.model,
+            "protocol": a.protocol,
+            "seed": a.seed,
+            "scope": scope,
+        }
         facts |= {"metric": name, "dimension": ROWS, "p": p, "p_holm": corrected}
         tables.append(pd.DataFrame(facts | numbers)[COLUMNS])
     return pd.concat(tables, ignore_index=True)
 
 
 def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.ndarray]:
-    """Difference, interval, effect sizes and minimum detectable difference, each for the rows of ``ROWS``.
+    """Difference, interval, effect sizes and minimum detectable difference, each for the rows of
+    ``ROWS``.
 
     Args:
-        of_a, of_b: values of ``metric``, (1 + groups, 19): over all content groups, then without each group.
+        of_a, of_b: values of ``metric``, (1 + groups, 19): over all content groups, then without
+            each group.
     """
     a, b = summarised(of_a), summarised(of_b)
     estimate = intervals.jackknife(a - b)
     groups = len(a) - 1
     with np.errstate(invalid="ignore", divide="ignore"):
-        effect = np.where(estimate.error > 0, estimate.value / (estimate.error * np.sqrt(groups)), np.nan)
+        effect = np.where(
+            estimate.error > 0, estimate.value / (estimate.error * np.sqrt(groups)), np.nan
+        )
     q = np.full(len(ROWS), np.nan)
     if metric in ("pearson", "spearman"):
         q = intervals.FISHER.to(a[0]) - intervals.FISHER.to(b[0])
     return {
-        "difference": estimate.value, "low": estimate.low, "high": estimate.high, "effect": effect, "cohens_q": q,
+        "difference": estimate.value,
+        "low": estimate.low,
+        "high": estimate.high,
+        "effect": effect,
+        "cohens_q": q,
         "detectable": detectable(estimate.error, estimate.freedom),
-    }  # fmt: skip
+    }
 
 
 def detectable(error: np.ndarray, freedom: np.ndarray) -> np.ndarray:

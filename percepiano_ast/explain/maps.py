@@ -25,8 +25,10 @@ from percepiano_ast.training.state import normalise
 SECONDS = 5.0  # of an excerpt
 FADE = 0.03  # seconds at both ends of an excerpt
 BASELINES = ("mean", "silence")
-METHODS = ("gradients", "relevance", "rollout")  # integrated gradients (signed); the others from attention, 0 or more
-TOLERANCE = 0.005  # on the rating's scale: steps are doubled until the unexplained remainder is smaller
+# integrated gradients (signed); the others from attention, 0 or more
+METHODS = ("gradients", "relevance", "rollout")
+# on the rating's scale: steps are doubled until the unexplained remainder is smaller
+TOLERANCE = 0.005
 MOST_STEPS = 4 * attribution.STEPS
 
 
@@ -98,15 +100,20 @@ class Explanation:
         """Contribution of every second: ``start`` (s), ``contribution``."""
         per_second = self.recording.front_end.sample_rate / self.recording.front_end.hop_length
         number = (np.arange(len(self.map)) / per_second).astype(int)
-        return pd.DataFrame({"start": np.unique(number), "contribution": np.bincount(number, self.over_time())})
+        return pd.DataFrame(
+            {"start": np.unique(number), "contribution": np.bincount(number, self.over_time())}
+        )
 
     def bands_table(self) -> pd.DataFrame:
         """Contribution of every mel band: ``hertz`` (its centre), ``contribution``."""
         hertz = audio.band_centres(self.recording.front_end)
-        return pd.DataFrame({"hertz": hertz.round(1), "contribution": self.map.sum(axis=0, dtype=np.float64)})
+        return pd.DataFrame(
+            {"hertz": hertz.round(1), "contribution": self.map.sum(axis=0, dtype=np.float64)}
+        )
 
     def stretch(self, seconds: float = SECONDS) -> tuple[float, float, float]:
-        """The excerpt of ``seconds`` with the largest absolute contribution, or the entire recording if it is shorter.
+        """The excerpt of ``seconds`` with the largest absolute contribution, or the entire
+        recording if it is shorter.
 
         Returns:
             start and stop in seconds, and the contribution.
@@ -117,7 +124,9 @@ class Explanation:
         if not seconds > 0:
             raise InputError(f"excerpt length is {seconds:g} seconds; give a number above 0.")
         front_end = self.recording.front_end
-        n = min(max(round(seconds * front_end.sample_rate / front_end.hop_length), 1), len(self.map))
+        n = min(
+            max(round(seconds * front_end.sample_rate / front_end.hop_length), 1), len(self.map)
+        )
         sums = np.concatenate([[0.0], np.cumsum(self.over_time())])
         contributions = sums[n:] - sums[:-n]
         first = int(np.argmax(np.abs(contributions)))
@@ -134,7 +143,9 @@ class Explanation:
         first = round(start * rate)
         piece = wave[first : min(round(stop * rate), len(wave))].copy()
         fade = min(round(FADE * rate), len(piece) // 2)
-        slope = (0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / max(fade, 1))).astype(np.float32)
+        slope = (0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / max(fade, 1))).astype(
+            np.float32
+        )
         piece[:fade] *= slope
         piece[len(piece) - fade :] *= slope[::-1]
         return Excerpt(start, (first + len(piece)) / rate, piece, contribution)
@@ -146,14 +157,20 @@ class Explainer:
     Args:
         rater: fold models of a fine-tuned run.
         baseline: see the package docstring.
-        steps, most_steps: initial and maximum number of steps of integrated gradients, doubled while ``Explanation.gap`` is
-            above `TOLERANCE`.
+        steps, most_steps: initial and maximum number of steps of integrated gradients, doubled
+            while ``Explanation.gap`` is above `TOLERANCE`.
 
     Raises:
         InputError: unknown baseline, or a model of custom ratings.
     """
 
-    def __init__(self, rater: Rater, baseline: str = "mean", steps: int = attribution.STEPS, most_steps: int = MOST_STEPS):
+    def __init__(
+        self,
+        rater: Rater,
+        baseline: str = "mean",
+        steps: int = attribution.STEPS,
+        most_steps: int = MOST_STEPS,
+    ):
         choose(dict.fromkeys(BASELINES), baseline, "baseline")
         require_explained(rater)
         self.models, self.name, self.baseline = rater.models, rater.name, baseline
@@ -174,9 +191,13 @@ class Explainer:
         """
         wave = audio.load(file, self.front_end.sample_rate)
         codes, _ = audio.quantize(audio.log_mel(wave, self.front_end), self.front_end)
-        return Recording(Path(file).stem.strip(), wave, audio.dequantize(codes, self.front_end), self.front_end)
+        return Recording(
+            Path(file).stem.strip(), wave, audio.dequantize(codes, self.front_end), self.front_end
+        )
 
-    def excerpt(self, recording: str | Path | Recording, dimension: str, seconds: float = SECONDS) -> Excerpt:
+    def excerpt(
+        self, recording: str | Path | Recording, dimension: str, seconds: float = SECONDS
+    ) -> Excerpt:
         """The audio excerpt with the largest contribution to this rating.
 
         Raises:
@@ -187,44 +208,63 @@ class Explainer:
 
     def baseline_of(self, level: np.ndarray) -> np.ndarray:
         """Levels in dB (T, F) -> those of the baseline."""
-        mean = level.mean(axis=0) if self.baseline == "mean" else np.full(level.shape[1], self.front_end.floor_db)
+        mean = (
+            level.mean(axis=0)
+            if self.baseline == "mean"
+            else np.full(level.shape[1], self.front_end.floor_db)
+        )
         return np.broadcast_to(mean.astype(np.float32), level.shape)
 
     def rate(self, variants: Iterable[np.ndarray]) -> np.ndarray:
-        """Ratings (V, 19) of V variants of a recording, levels in dB (T, F) of equal shape; means over the fold models."""
+        """Ratings (V, 19) of V variants of a recording, levels in dB (T, F) of equal shape; means
+        over the fold models."""
         rated = []
         for part in _parts(variants):  # in batches: the variants of a long recording are large
             starts = window_starts(len(part[0]), self.models[0].run.model.n_frames)
             each = []
             for model in self.models:
                 heard = [_heard(model, level) for level in part]
-                each.append(attribution.rate_variants(self.listen(model.run), _params(model), heard, starts))
+                each.append(
+                    attribution.rate_variants(self.listen(model.run), _params(model), heard, starts)
+                )
             rated.append(np.mean(each, axis=0))
         return np.concatenate(rated)
 
-    def explain(self, recording: Recording, dimensions: Iterable[str], methods: tuple[str, ...] = METHODS) -> list[Explanation]:
+    def explain(
+        self, recording: Recording, dimensions: Iterable[str], methods: tuple[str, ...] = METHODS
+    ) -> list[Explanation]:
         """One explanation for each of ``dimensions``.
 
-        Cost per fold model: integrated gradients take ``steps`` x windows x (two forward passes and one backward pass per
-        dimension), attention maps three passes per window.
+        Cost per fold model: integrated gradients take ``steps`` x windows x (two forward passes and
+        one backward pass per dimension), attention maps three passes per window.
 
         Raises:
             InputError: unknown dimension.
         """
         dimensions = list(dimensions)
-        chosen = [choose({key: i for i, key in enumerate(KEYS)}, key, "dimension") for key in dimensions]
+        chosen = [
+            choose({key: i for i, key in enumerate(KEYS)}, key, "dimension") for key in dimensions
+        ]
         found = self._integrate(recording.level, chosen)
-        ratings, baselines, gaps = (np.mean([one[part] for one in found], axis=0) for part in range(1, 4))
+        ratings, baselines, gaps = (
+            np.mean([one[part] for one in found], axis=0) for part in range(1, 4)
+        )
         maps = {"gradients": np.mean([one.maps for one in found], axis=0)}
         if set(methods) - {"gradients"}:
-            maps |= self._attention(recording.level, chosen, np.where(ratings >= baselines, 1.0, -1.0))
+            maps |= self._attention(
+                recording.level, chosen, np.where(ratings >= baselines, 1.0, -1.0)
+            )
         return [
             Explanation(
-                recording, key, float(ratings[i]), float(baselines[i]), float(gaps[i]),
+                recording,
+                key,
+                float(ratings[i]),
+                float(baselines[i]),
+                float(gaps[i]),
                 {name: maps[name][i] for name in methods},
             )
             for i, key in enumerate(dimensions)
-        ]  # fmt: skip
+        ]
 
     def _integrate(self, level: np.ndarray, chosen: list[int]) -> list[attribution.Attribution]:
         """Integrated gradients of every fold model."""
@@ -234,13 +274,19 @@ class Explainer:
             for model in self.models:
                 (listener, params, clip), where = self._asked(model, level, chosen)
                 silent = _heard(model, baseline)
-                found.append(attribution.integrated_gradients(listener, params, clip, silent, **where, steps=steps))
+                found.append(
+                    attribution.integrated_gradients(
+                        listener, params, clip, silent, **where, steps=steps
+                    )
+                )
             gap = np.mean([one.gap for one in found], axis=0)
             if np.abs(gap).max() <= TOLERANCE or 2 * steps > self.most_steps:
                 return found
             steps *= 2
 
-    def _attention(self, level: np.ndarray, chosen: list[int], towards: np.ndarray) -> dict[str, np.ndarray]:
+    def _attention(
+        self, level: np.ndarray, chosen: list[int], towards: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Attention maps, (D, T, F) each, means over the fold models."""
         each = []
         for model in self.models:
@@ -252,14 +298,24 @@ class Explainer:
     def _asked(self, model: FoldModel, level: np.ndarray, chosen: list[int]) -> tuple[tuple, dict]:
         """The first arguments of every function of `attribution`."""
         starts = window_starts(len(level), model.run.model.n_frames)
-        return (self.listen(model.run), _params(model), _heard(model, level)), {"starts": starts, "dimensions": chosen}
+        return (self.listen(model.run), _params(model), _heard(model, level)), {
+            "starts": starts,
+            "dimensions": chosen,
+        }
 
     def randomised(self, seed: int, steps: int) -> Iterator[tuple[str, "Explainer"]]:
-        """This explainer with ``steps`` steps and weights randomised from the top layer down, see ``attribution.randomised``."""
-        stages = [attribution.randomised(model.params, model.run.init(seed + i)) for i, model in enumerate(self.models)]
+        """This explainer with ``steps`` steps and weights randomised from the top layer down, see
+        ``attribution.randomised``."""
+        stages = [
+            attribution.randomised(model.params, model.run.init(seed + i))
+            for i, model in enumerate(self.models)
+        ]
         for parts in zip(*stages):
             other = object.__new__(type(self))
-            models = [dataclasses.replace(model, params=params) for model, (_, params) in zip(self.models, parts)]
+            models = [
+                dataclasses.replace(model, params=params)
+                for model, (_, params) in zip(self.models, parts)
+            ]
             other.__dict__ = self.__dict__ | {"models": models, "steps": steps, "most_steps": steps}
             yield parts[0][0], other
 
@@ -281,14 +337,17 @@ def _params(model: FoldModel) -> dict:
 
 @functools.cache
 def listener(run: Finetuning) -> attribution.Listener:
-    """A run's model in the form that attribution needs, in float32; equal runs share one and its compiled functions.
+    """A run's model in the form that attribution needs, in float32; equal runs share one and its
+    compiled functions.
 
     Raises:
         InputError: a model without attention.
     """
     model = run.model
     if not isinstance(model, ModelConfig):
-        raise InputError(f"{model.name} has no attention, which explanations need; choose an ast-* model.")
+        raise InputError(
+            f"{model.name} has no attention, which explanations need; choose an ast-* model."
+        )
     run = dataclasses.replace(run, execution=Execution(precision="float32", attention="xla"))
     module, depth = run.module, model.depth
 
@@ -304,6 +363,10 @@ def listener(run: Finetuning) -> attribution.Listener:
         if shift is not None:
             variables["perturbations"] = {"encoder": {"blocks": {"attention": {"weights": shift}}}}
         sums, states = module.apply(variables, log_mel, valid, method=RaterModule.attend)
-        return sums, jnp.stack([states[f"attention{layer}"] for layer in range(depth)]), states["patch_valid"]
+        return (
+            sums,
+            jnp.stack([states[f"attention{layer}"] for layer in range(depth)]),
+            states["patch_valid"],
+        )
 
     return attribution.Listener(embed, rate, model.n_frames, attend, model)

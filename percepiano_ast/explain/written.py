@@ -37,18 +37,24 @@ def explain_files(
     """The command ``explain``: write one folder per file below ``out``, and checks over all files.
 
     Raises:
-        InputError: an unknown dimension, model or baseline, a file that is unreadable or too short, several files with one
-            MIDI or with equal names, or a MIDI that does not match the recording.
+        InputError: an unknown dimension, model or baseline, a file that is unreadable or too short,
+            several files with one MIDI or with equal names, or a MIDI that does not match the
+            recording.
     """
     files, rater = list(files), Rater(run, model)
     require_explained(rater)
     for key in dimensions:
         choose(dict.fromkeys(KEYS), key, "dimension")
     if midi and len(files) > 1:
-        raise InputError(f"one MIDI for {len(files)} recordings: give --midi with a single recording.")
+        raise InputError(
+            f"one MIDI for {len(files)} recordings: give --midi with a single recording."
+        )
     names = [Path(file).stem.strip() for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two recordings are called {', '.join(sorted(twice))} and would share a folder; rename one.")
+        raise InputError(
+            f"two recordings are called {', '.join(sorted(twice))} and would share a folder; rename"
+            " one."
+        )
     explainer = Explainer(rater, baseline)
     recordings = [explainer.hear(file) for file in files]
     performance = read_midi(midi) if midi else None
@@ -57,18 +63,27 @@ def explain_files(
     out = Path(out)
     explained = []
     for recording in recordings:
-        explained.append(explainer.explain(recording, dimensions, METHODS if with_checks else METHODS[:1]))
+        explained.append(
+            explainer.explain(recording, dimensions, METHODS if with_checks else METHODS[:1])
+        )
         sentences = [recording.name]
         for explanation in explained[-1]:
-            sentences += _write_one(explainer, explanation, performance, seconds, out / recording.name)
+            sentences += _write_one(
+                explainer, explanation, performance, seconds, out / recording.name
+            )
         _tell(out / recording.name / "explanation.txt", sentences, log)
     if with_checks:
         found = checks.run(explainer, explained)
         _write_checks(found, out)
         lines = [
-            f"{row.dimension}, {explain_plots.METHOD_NAMES[row.method]}: {row.sentence}" for row in found.verdicts.itertuples()
+            f"{row.dimension}, {explain_plots.METHOD_NAMES[row.method]}: {row.sentence}"
+            for row in found.verdicts.itertuples()
         ]
-        _tell(out / "verdicts.txt", [f"Checks over {len(recordings)} recordings", *(f"  {line}" for line in lines)], log)
+        _tell(
+            out / "verdicts.txt",
+            [f"Checks over {len(recordings)} recordings", *(f"  {line}" for line in lines)],
+            log,
+        )
 
 
 def _tell(path: Path, lines: list[str], log: Callable[[str], None]) -> None:
@@ -77,17 +92,22 @@ def _tell(path: Path, lines: list[str], log: Callable[[str], None]) -> None:
         log(line)
 
 
-def _write_one(explainer: Explainer, explanation: Explanation, performance, seconds: float, folder: Path) -> list[str]:
+def _write_one(
+    explainer: Explainer, explanation: Explanation, performance, seconds: float, folder: Path
+) -> list[str]:
     """Write all files of one dimension of one recording; returns their summary in sentences."""
     folder.mkdir(parents=True, exist_ok=True)
     key, recording = explanation.dimension, explanation.recording
     excerpt = explanation.excerpt(seconds)
     soundfile.write(folder / f"excerpt_{key}.wav", excerpt.wave, recording.front_end.sample_rate)
-    explanation.seconds_table().to_csv(folder / f"seconds_{key}.csv", index=False, float_format="%.6f")
+    explanation.seconds_table().to_csv(
+        folder / f"seconds_{key}.csv", index=False, float_format="%.6f"
+    )
     explanation.bands_table().to_csv(folder / f"bands_{key}.csv", index=False, float_format="%.6f")
     sentences = describe(explainer, explanation)
     sentences.append(
-        f"  largest contribution: {excerpt.start:.1f} to {excerpt.stop:.1f} s ({excerpt.contribution:+.3f}); "
+        f"  largest contribution: {excerpt.start:.1f} to {excerpt.stop:.1f} s"
+        f" ({excerpt.contribution:+.3f}); "
         + checks.silence_excerpt(explainer, explanation, excerpt).sentence()
     )
     title = f"{recording.name} \u2013 {_family(key)}, rated {explanation.rating:.2f}"
@@ -95,7 +115,9 @@ def _write_one(explainer: Explainer, explanation: Explanation, performance, seco
     marked = (excerpt.start, excerpt.stop)
     hertz = audio.band_centres(recording.front_end)
     words: dict[str, Any] = {"dimension": key, "marked": marked, "title": title}
-    figure = explain_plots.attribution_map(recording.level, explanation.map, hertz=hertz, front_end=recording.front_end, **words)
+    figure = explain_plots.attribution_map(
+        recording.level, explanation.map, hertz=hertz, front_end=recording.front_end, **words
+    )
     _save(figure, folder / f"map_{key}")
     if performance is not None:
         table = note_table(explanation, performance)
@@ -106,33 +128,43 @@ def _write_one(explainer: Explainer, explanation: Explanation, performance, seco
 
 
 def describe(explainer: Explainer, explanation: Explanation) -> list[str]:
-    """The rating, the rating of the baseline, and the remainder that the integral does not explain."""
+    """The rating, the rating of the baseline, and the remainder that the integral does not
+    explain."""
     difference = explanation.rating - explanation.baseline
-    lines = [
-        (
-            f"{explanation.dimension}: rated {explanation.rating:.3f}; baseline ({_BASELINE_WORDS[explainer.baseline]}): "
-            f"{explanation.baseline:.3f}; the map attributes the difference of {difference:+.3f}"
-        )
-    ]
+    baseline = f"baseline ({_BASELINE_WORDS[explainer.baseline]}): {explanation.baseline:.3f}"
+    rated = f"{explanation.dimension}: rated {explanation.rating:.3f}"
+    lines = [f"{rated}; {baseline}; the map attributes the difference of {difference:+.3f}"]
     if abs(explanation.gap) > TOLERANCE:
-        lines.append(f"  note: the map does not include {explanation.gap:+.3f} of it, because the integral did not converge")
+        lines.append(
+            f"  note: the map does not include {explanation.gap:+.3f} of it, because the integral"
+            " did not converge"
+        )
     if explainer.simulated:
-        lines.append("  note: this model was trained on simulated ratings; its values are not valid for real performances")
+        lines.append(
+            "  note: this model was trained on simulated ratings; its values are not valid for real"
+            " performances"
+        )
     return lines
 
 
 def _notes_sentence(table: pd.DataFrame) -> str:
     notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
-    named = ", ".join(f"{one['name']} at {one.onset:.1f} s ({one.contribution:+.4f})" for _, one in notes.head(3).iterrows())
+    named = ", ".join(
+        f"{one['name']} at {one.onset:.1f} s ({one.contribution:+.4f})"
+        for _, one in notes.head(3).iterrows()
+    )
     ten = notes["contribution"].abs().head(10).sum() / max(notes["contribution"].abs().sum(), 1e-12)
     return (
-        f"notes with the largest contribution: {named}; the first ten of {len(notes)} account for {ten:.0%} of the contributions "
-        f"of notes, frames without a note for {rest['contribution'].sum():+.4f}"
+        f"notes with the largest contribution: {named}; the first ten of {len(notes)} account for"
+        f" {ten:.0%} of the contributions of notes, frames without a note for"
+        f" {rest['contribution'].sum():+.4f}"
     )
 
 
 def _family(key: str) -> str:
-    return next(f"{one.family.lower()}: {one.low} \u2013 {one.high}" for one in DIMENSIONS if one.key == key)
+    return next(
+        f"{one.family.lower()}: {one.low} \u2013 {one.high}" for one in DIMENSIONS if one.key == key
+    )
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -147,4 +179,7 @@ def _write_checks(found: checks.Checks, out: Path) -> None:
     title = f"Deletion curves ({recordings} recordings)"
     _save(explain_plots.deletion_curves(found.deletion, title), out / "deletion")
     title = "Weight randomisation"
-    _save(explain_plots.randomisation_curves(found.randomisation, checks.ALIKE, title), out / "randomisation")
+    _save(
+        explain_plots.randomisation_curves(found.randomisation, checks.ALIKE, title),
+        out / "randomisation",
+    )

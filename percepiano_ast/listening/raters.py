@@ -1,7 +1,7 @@
 """Rating functions for the sensitivity test: any object with the interface of `Rate`.
 
-Ratings of the statistics baselines and of fine-tuned runs are held out: each clip is rated by a model fitted without its
-content group.
+Ratings of the statistics baselines and of fine-tuned runs are held out: each clip is rated by a
+model fitted without its content group.
 """
 
 import hashlib
@@ -46,11 +46,13 @@ class Rate(Protocol):
     key: str
 
     def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
-        """Ratings (n, 19), 0 to 1, of takes of one clip: waves float32 (n_samples,), or performances."""
+        """Ratings (n, 19), 0 to 1, of takes of one clip: waves float32 (n_samples,), or
+        performances."""
 
 
 def imported(name: str) -> Rate:
-    """Import a rating function: ``module:attribute`` names a `Rate`, such as ``my_model:rater`` in ``my_model.py``.
+    """Import a rating function: ``module:attribute`` names a `Rate`, such as ``my_model:rater`` in
+    ``my_model.py``.
 
     Raises:
         InputError: no such module or attribute, or it lacks a member of `Rate`.
@@ -59,15 +61,23 @@ def imported(name: str) -> Rate:
     try:
         rate = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot import {name!r} ({error}); write module:attribute with a module on Python's path.") from error
-    if missing := [member for member in ("name", "hears", "sample_rate", "key", "rate") if not hasattr(rate, member)]:
+        raise InputError(
+            f"cannot import {name!r} ({error}); write module:attribute with a module on Python's"
+            " path."
+        ) from error
+    if missing := [
+        member
+        for member in ("name", "hears", "sample_rate", "key", "rate")
+        if not hasattr(rate, member)
+    ]:
         needed = "`name`, `hears`, `sample_rate`, `key` and `rate`"
         raise InputError(f"{name} has no {', '.join(missing)}; a rating function needs {needed}.")
     return rate
 
 
 class StatisticsRater:
-    """A statistics baseline: features, and for each fold a model fitted on the clips outside it. Implements `Rate`.
+    """A statistics baseline: features, and for each fold a model fitted on the clips outside it.
+    Implements `Rate`.
 
     Args:
         `name, hears, key`: see `Rate`.
@@ -78,17 +88,22 @@ class StatisticsRater:
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, name: str, hears: str, key: str, hear: Callable, fold: dict[str, int], models: dict):
+    def __init__(
+        self, name: str, hears: str, key: str, hear: Callable, fold: dict[str, int], models: dict
+    ):
         self.name, self.hears, self.key = name, hears, key
         self._hear, self._fold, self._models = hear, fold, models
 
     def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """See `Rate.rate`."""
-        return self._models[self._fold[clip]].predict(np.stack([self._hear(take) for take in takes]))
+        return self._models[self._fold[clip]].predict(
+            np.stack([self._hear(take) for take in takes])
+        )
 
 
 class Statistics(NamedTuple):
-    """Input of a statistics baseline: type (audio or midi), feature extractor, and hash of its source code."""
+    """Input of a statistics baseline: type (audio or midi), feature extractor, and hash of its
+    source code."""
 
     hears: str
     hear: Callable[[Take], np.ndarray]
@@ -118,7 +133,9 @@ STATISTICS = {
 }
 
 
-def fit_statistics(name: str, features: pd.DataFrame, ratings: np.ndarray, index: pd.DataFrame, seed: int) -> StatisticsRater:
+def fit_statistics(
+    name: str, features: pd.DataFrame, ratings: np.ndarray, index: pd.DataFrame, seed: int
+) -> StatisticsRater:
     """Fit a statistics baseline (a name in ``STATISTICS``) fold by fold.
 
     Args:
@@ -127,7 +144,8 @@ def fit_statistics(name: str, features: pd.DataFrame, ratings: np.ndarray, index
         index: its ``content`` folds are held out; clips without a fold are not used for training.
 
     Raises:
-        InputError: the index has no such folds, or a content group in two folds; see `statistics.fit`.
+        InputError: the index has no such folds, or a content group in two folds; see
+            `statistics.fit`.
     """
     fold = splits.fold_of_clip(index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in features.index])
@@ -163,12 +181,15 @@ class RunRater:
         self._fold = splits.fold_of_clip(index, rater.models[0].run.config.protocol)
         if missing := sorted(set(self._fold.values()) - set(self._models)):
             raise InputError(
-                f"fold {missing[0]} of {self.name} in {run} is not finished, so its clips have no held-out model. "
-                f"Run {rating.MADE_BY} again; it resumes."
+                f"fold {missing[0]} of {self.name} in {run} is not finished, so its clips have no"
+                f" held-out model. Run {rating.MADE_BY} again; it resumes."
             )
         content = hashlib.sha256()
         for fold, one in sorted(self._models.items()):
-            content.update(f"{fold} {one.run.model} {one.run.front_end} {_digest(one.params)} {_digest(one.scaler)}".encode())
+            content.update(
+                f"{fold} {one.run.model} {one.run.front_end} {_digest(one.params)}"
+                f" {_digest(one.scaler)}".encode()
+            )
         self.key = f"{self.name} {content.hexdigest()}"
 
     def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
@@ -181,8 +202,8 @@ class RunRater:
 class PackagedRater:
     """A single-file model (`packaged.Packaged`). Implements `Rate`.
 
-    Its ratings are not held out: the bundled model was trained on all clips of PercePiano. Its sensitivity to changes of the
-    playing is informative nevertheless.
+    Its ratings are not held out: the bundled model was trained on all clips of PercePiano. Its
+    sensitivity to changes of the playing is informative nevertheless.
 
     Args:
         path: by default the bundled model.
@@ -196,7 +217,10 @@ class PackagedRater:
     def __init__(self, path: str | Path = SHIPPED):
         self._model = Packaged.read(path)
         self.name, self.sample_rate = Path(path).stem, self._model.listener.front_end.sample_rate
-        self.key = f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()} {_code(packaged, recording, audio_features)}"
+        self.key = (
+            f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
+            f" {_code(packaged, recording, audio_features)}"
+        )
 
     def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """See `Rate.rate`."""

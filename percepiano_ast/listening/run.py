@@ -1,4 +1,5 @@
-"""Run the sensitivity test: sample clips, vary, render and rate them, and write tables, figures and a summary."""
+"""Run the sensitivity test: sample clips, vary, render and rate them, and write tables, figures and
+a summary."""
 
 import hashlib
 import time
@@ -56,7 +57,8 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """One clip: its performance, its variations, and the variations that do not apply to it, with the reason."""
+    """One clip: its performance, its variations, and the variations that do not apply to it, with
+    the reason."""
 
     clip: str
     group: str
@@ -75,20 +77,30 @@ def sample(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
         InputError: a column is missing, or there are fewer than ``n`` such clips.
     """
     if missing := [name for name in ("composition", "player") if name not in index]:
-        raise InputError(f"the index lacks {', '.join(missing)}, which the selection of clips needs; add these columns.")
+        raise InputError(
+            f"the index lacks {', '.join(missing)}, which the selection of clips needs; add these"
+            " columns."
+        )
     played = index[index["human"]]
     if not 2 <= n <= len(played):
-        raise InputError(f"{n} clips requested of {len(played)} human performances in the index; choose from 2 to that number.")
+        raise InputError(
+            f"{n} clips requested of {len(played)} human performances in the index; choose from 2"
+            " to that number."
+        )
     played = played.sample(frac=1, random_state=seed)
-    # Round robin: every player's first clip before any second one, every composition's first before any second.
+    # Round robin: every player's first clip before any second one, every composition's first before
+    # any second.
     turn = played.groupby(["composition", "player"]).cumcount()
     played = played.iloc[np.argsort(turn, kind="stable")]
     turn = played.groupby("composition").cumcount()
-    return played.iloc[np.argsort(turn, kind="stable")[:n]].sort_values("clip").reset_index(drop=True)
+    return (
+        played.iloc[np.argsort(turn, kind="stable")[:n]].sort_values("clip").reset_index(drop=True)
+    )
 
 
 class _Folder:
-    """PercePiano's folder, or one with its layout: performances, the scores of their segments, ratings."""
+    """PercePiano's folder, or one with its layout: performances, the scores of their segments,
+    ratings."""
 
     def __init__(self, folder: str | Path):
         self.index = percepiano.load_index(folder)
@@ -101,7 +113,9 @@ class _Folder:
     def play(self, clip: str) -> Performance:
         """The clip's performance, trimmed."""
         if clip not in self._midi:
-            raise InputError(f"no MIDI file {clip}.mid, which the index lists; download the data again.")
+            raise InputError(
+                f"no MIDI file {clip}.mid, which the index lists; download the data again."
+            )
         return trimmed(read_midi(self._midi[clip]))
 
     def score(self, segment: str) -> Performance | None:
@@ -111,7 +125,9 @@ class _Folder:
     def material(self, chosen: pd.DataFrame) -> list[Material]:
         """The drawn clips with all their variations."""
         found = []
-        for clip, segment, group in zip(chosen["clip"], chosen["segment"], chosen["content_group"], strict=True):
+        for clip, segment, group in zip(
+            chosen["clip"], chosen["segment"], chosen["content_group"], strict=True
+        ):
             played, score, varied, left_out = self.play(clip), self.score(segment), {}, {}
             for variation in VARIATIONS:
                 try:
@@ -124,7 +140,10 @@ class _Folder:
     def experts(self) -> pd.DataFrame:
         """`evaluation.listening.experts` of all human performances."""
         played = self.index[self.index["human"]]
-        rows = [_measures(self.play(clip), self.score(segment)) for clip, segment in zip(played["clip"], played["segment"])]
+        rows = [
+            _measures(self.play(clip), self.score(segment))
+            for clip, segment in zip(played["clip"], played["segment"])
+        ]
         ratings = np.stack([self.ratings[clip] for clip in played["clip"]]).astype(float)
         return listening.experts(pd.DataFrame(rows), ratings, played["segment"].to_numpy())
 
@@ -154,7 +173,8 @@ class _Session:
         return Renderings(self.out / "renderings", synthesizer, sample_rate)
 
     def rater(self, model: str) -> Rate:
-        """The rating function of ``model``: a statistics baseline (fitted here), a single-file model or a fine-tuned run."""
+        """The rating function of ``model``: a statistics baseline (fitted here), a single-file
+        model or a fine-tuned run."""
         if model == "packaged" or model.endswith(".safetensors"):
             return raters.PackagedRater(raters.SHIPPED if model == "packaged" else model)
         if model not in raters.STATISTICS:
@@ -162,7 +182,9 @@ class _Session:
         features = self._statistics(model)
         self.log(f"{model}: fitting on {len(features):,} clips")
         ratings = np.stack([self.folder.ratings[clip] for clip in features.index])
-        return raters.fit_statistics(model, features, ratings, self.folder.index, self.settings.seed)
+        return raters.fit_statistics(
+            model, features, ratings, self.folder.index, self.settings.seed
+        )
 
     def _statistics(self, model: str) -> pd.DataFrame:
         """Features of a statistics baseline for all rated clips, one row per clip."""
@@ -175,12 +197,18 @@ class _Session:
         sound.prepare(takes, self.settings.workers, self.log)
         self.log(f"{model}: extracting features of {len(clips):,} clips")
         names = [code, *(sound.path(take).name for take in takes)]
-        found = self._kept(names, lambda: {"features": np.stack([hear(sound.wave(take)) for take in takes])})
+        found = self._kept(
+            names, lambda: {"features": np.stack([hear(sound.wave(take)) for take in takes])}
+        )
         return pd.DataFrame(found["features"], index=clips)
 
-    def _kept(self, names: list[str], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def _kept(
+        self, names: list[str], compute: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
         """The result of ``compute``, cached under the hash of ``names``."""
-        path = self.out / "kept" / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npz"
+        path = (
+            self.out / "kept" / f"{hashlib.sha256(' '.join(names).encode()).hexdigest()[:32]}.npz"
+        )
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -202,54 +230,87 @@ class _Session:
             if (now := time.monotonic()) - shown > _EVERY:
                 shown = now
                 left = (now - start) / len(rated) * (len(self.material) - len(rated))
-                self.log(f"  {rater.name}: {len(rated)} of {len(self.material)} clips, about {left:.0f} s left")
+                self.log(
+                    f"  {rater.name}: {len(rated)} of {len(self.material)} clips, about {left:.0f}"
+                    " s left"
+                )
         self.log(f"{rater.name}: {len(rated)} clips rated")
         before = np.stack([values[0] for values, _ in rated])
         varied = {variation: self._comparison(rated, before, variation) for variation in VARIATIONS}
         sensitivity = listening.sensitivity(rater.name, self.groups, varied)
         if not pianos:
             return sensitivity, None
-        labels = [f"piano {one.synthesizer}" for one in pianos[1:]] + [condition.label for condition in CONDITIONS]
-        after = {label: np.stack([values[i - len(labels)] for values, _ in rated]) for i, label in enumerate(labels)}
+        labels = [f"piano {one.synthesizer}" for one in pianos[1:]] + [
+            condition.label for condition in CONDITIONS
+        ]
+        after = {
+            label: np.stack([values[i - len(labels)] for values, _ in rated])
+            for i, label in enumerate(labels)
+        }
         same_sound = np.zeros(len(rated), dtype=bool)
         found = {label: Comparison(before, values, same_sound) for label, values in after.items()}
         return sensitivity, listening.robustness(rater.name, self.groups, found)
 
     def _pianos(self, rater: Rate) -> list[Renderings]:
-        """Renderings by the synthesizer of the test and by the others, with all needed audio rendered."""
+        """Renderings by the synthesizer of the test and by the others, with all needed audio
+        rendered."""
         names = (self.settings.synthesizer, *self.settings.other_pianos)
         pianos = [self.renderings(name, rater.sample_rate) for name in names]
         played = [one.played for one in self.material]
-        pianos[0].prepare([*played, *(p for one in self.material for p in one.varied.values())], self.settings.workers, self.log)
+        pianos[0].prepare(
+            [*played, *(p for one in self.material for p in one.varied.values())],
+            self.settings.workers,
+            self.log,
+        )
         for piano in pianos[1:]:
             piano.prepare(played, self.settings.workers, self.log)
         return pianos
 
-    def _rated(self, rater: Rate, pianos: list[Renderings], one: Material) -> tuple[np.ndarray, np.ndarray]:
-        """Ratings (takes, 19) of one clip - original, varied, by other synthesizers, under all conditions - and which of the
-        varied takes equal the original; cached between runs."""
+    def _rated(
+        self, rater: Rate, pianos: list[Renderings], one: Material
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ratings (takes, 19) of one clip - original, varied, by other synthesizers, under all
+        conditions - and which of the varied takes equal the original; cached between runs."""
         performances = [one.played, *one.varied.values()]
-        names = [str(pianos[0].path(p).name if pianos else (p.notes.tobytes(), p.pedals.tobytes())) for p in performances]
+        names = [
+            str(pianos[0].path(p).name if pianos else (p.notes.tobytes(), p.pedals.tobytes()))
+            for p in performances
+        ]
         names += [piano.path(one.played).name for piano in pianos[1:]]
-        names += [rater.key, str(self.settings.seed), *(condition.label for condition in CONDITIONS)]
+        names += [
+            rater.key,
+            str(self.settings.seed),
+            *(condition.label for condition in CONDITIONS),
+        ]
 
         def compute() -> dict[str, np.ndarray]:
-            takes: Sequence[raters.Take] = self._sounds(pianos, one, performances) if pianos else performances
+            takes: Sequence[raters.Take] = (
+                self._sounds(pianos, one, performances) if pianos else performances
+            )
             alike: Callable[[raters.Take, raters.Take], bool] = np.array_equal if pianos else same
             values = np.asarray(rater.rate(one.clip, takes), float)
             _check_ratings(values, len(takes), rater, one.clip)
-            return {"ratings": values, "alike": np.array([alike(takes[0], take) for take in takes[: len(performances)]])}
+            return {
+                "ratings": values,
+                "alike": np.array([alike(takes[0], take) for take in takes[: len(performances)]]),
+            }
 
         found = self._kept(names, compute)
         return found["ratings"], found["alike"]
 
-    def _sounds(self, pianos: list[Renderings], one: Material, performances: list[Performance]) -> list[np.ndarray]:
+    def _sounds(
+        self, pianos: list[Renderings], one: Material, performances: list[Performance]
+    ) -> list[np.ndarray]:
         waves = [pianos[0].wave(performance) for performance in performances]
         seed = zlib.crc32(f"{self.settings.seed} {one.clip}".encode())
-        conditions = [condition.apply(waves[0], pianos[0].sample_rate, seed) for condition in CONDITIONS]
+        conditions = [
+            condition.apply(waves[0], pianos[0].sample_rate, seed) for condition in CONDITIONS
+        ]
         return waves + [piano.wave(one.played) for piano in pianos[1:]] + conditions
 
-    def _comparison(self, rated: list[tuple], before: np.ndarray, variation: Variation) -> Comparison:
+    def _comparison(
+        self, rated: list[tuple], before: np.ndarray, variation: Variation
+    ) -> Comparison:
         after, alike = np.full_like(before, np.nan), np.zeros(len(before), dtype=bool)
         for i, (one, (values, same_take)) in enumerate(zip(self.material, rated, strict=True)):
             if variation in one.varied:
@@ -259,15 +320,19 @@ class _Session:
 
     def left_out(self) -> pd.DataFrame:
         """Variations that do not apply to a clip, and why."""
-        rows = [(one.clip, variation.label, why) for one in self.material for variation, why in one.left_out.items()]
+        rows = [
+            (one.clip, variation.label, why)
+            for one in self.material
+            for variation, why in one.left_out.items()
+        ]
         return pd.DataFrame(rows, columns=["clip", "variation", "reason"])
 
 
 def _check_ratings(values: np.ndarray, takes: int, rater: Rate, clip: str) -> None:
     if values.shape != (takes, len(KEYS)) or not np.isfinite(values).all():
         raise InputError(
-            f"{rater.name} returned ratings of shape {values.shape} for {takes} takes of {clip}; return {len(KEYS)} finite "
-            "numbers per take."
+            f"{rater.name} returned ratings of shape {values.shape} for {takes} takes of {clip};"
+            f" return {len(KEYS)} finite numbers per take."
         )
 
 
@@ -278,14 +343,14 @@ def listen(
     settings: Settings = Settings(),
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Test models; writes ``sensitivity.csv``, ``robustness.csv`` (models with audio input), ``experts.csv``, ``clips.csv``,
-    ``left_out.csv``, ``summary.txt`` and ``figures/`` into ``out``. Renderings and ratings are cached there, so an interrupted
-    test resumes.
+    """Test models; writes ``sensitivity.csv``, ``robustness.csv`` (models with audio input),
+    ``experts.csv``, ``clips.csv``, ``left_out.csv``, ``summary.txt`` and ``figures/`` into ``out``.
+    Renderings and ratings are cached there, so an interrupted test resumes.
 
     Args:
         folder: PercePiano's, one with its layout, or ``demo`` for the embedded data.
-        models: names in `raters.STATISTICS`, ``packaged`` for the bundled model, a model file, directories of fine-tuned runs,
-            rating functions, or ``module:attribute`` of one.
+        models: names in `raters.STATISTICS`, ``packaged`` for the bundled model, a model file,
+            directories of fine-tuned runs, rating functions, or ``module:attribute`` of one.
 
     Returns:
         ``out``.
@@ -294,14 +359,20 @@ def listen(
         InputError: invalid data or model, a synthesizer that is not installed, too few clips.
     """
     out = Path(out)
-    models = [raters.imported(one) if isinstance(one, str) and ":" in one and "://" not in one else one for one in models]
+    models = [
+        raters.imported(one) if isinstance(one, str) and ":" in one and "://" not in one else one
+        for one in models
+    ]
     if any(_hears(model) == "audio" for model in models):
         for name in (settings.synthesizer, *settings.other_pianos):
             make_synthesizer(name)  # report a missing soundfont before the work starts
     if str(folder) == "demo":
         folder = demo.write_percepiano(out / "demo" / "percepiano")
     session = _Session(_Folder(folder), out, settings, log)
-    found = [session.tables(session.rater(model) if isinstance(model, str) else model) for model in models]
+    found = [
+        session.tables(session.rater(model) if isinstance(model, str) else model)
+        for model in models
+    ]
     sensitivity = pd.concat([one for one, _ in found], ignore_index=True)
     robust = [one for _, one in found if one is not None]
     tables = {
@@ -314,8 +385,16 @@ def listen(
         tables["robustness"] = pd.concat(robust, ignore_index=True)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.5f", lineterminator="\n")
-    write_json(out / "settings.json", {"clips": settings.clips, "synthesizer": settings.synthesizer,
-               "others": settings.other_pianos, "seed": settings.seed, "simulated": session.folder.simulated})  # fmt: skip
+    write_json(
+        out / "settings.json",
+        {
+            "clips": settings.clips,
+            "synthesizer": settings.synthesizer,
+            "others": settings.other_pianos,
+            "seed": settings.seed,
+            "simulated": session.folder.simulated,
+        },
+    )
     _draw(tables, out / "figures", " (simulated ratings)" * session.folder.simulated)
     lines = _summary(tables, session)
     (out / "summary.txt").write_text("\n".join(lines) + "\n")
@@ -334,7 +413,9 @@ def _draw(tables: dict[str, pd.DataFrame], folder: Path, remark: str) -> None:
     folder.mkdir(exist_ok=True)
     clips = len(tables["clips"])
     figures = {
-        f"sensitivity_{model}": listening_plots.sensitivity(part, f"{model}: {clips} performances, one change each{remark}")
+        f"sensitivity_{model}": listening_plots.sensitivity(
+            part, f"{model}: {clips} performances, one change each{remark}"
+        )
         for model, part in tables["sensitivity"].groupby("model", sort=False)
     }
     if "robustness" in tables:
@@ -348,19 +429,35 @@ def _draw(tables: dict[str, pd.DataFrame], folder: Path, remark: str) -> None:
 
 def _summary(tables: dict[str, pd.DataFrame], session: _Session) -> list[str]:
     """The results in sentences."""
-    lines = ["Ratings are simulated: the results do not apply to real performances."] if session.folder.simulated else []
+    lines = (
+        ["Ratings are simulated: the results do not apply to real performances."]
+        if session.folder.simulated
+        else []
+    )
     lines += listening.summary(tables["sensitivity"])
     if "robustness" in tables:
         lines += listening.robustness_summary(tables["robustness"])
     for model in tables["sensitivity"]["model"].unique():
         if "robustness" not in tables or model not in set(tables["robustness"]["model"]):
-            lines.append(f"{model} has MIDI input, so its robustness to recording conditions is not tested.")
+            lines.append(
+                f"{model} has MIDI input, so its robustness to recording conditions is not tested."
+            )
     differing = tables["experts"][tables["experts"]["differs"]]
     if differing.empty:
-        lines.append(f"People's ratings contradict no expected sign (|r| of {listening.CLEAR} within segment).")
+        lines.append(
+            f"People's ratings contradict no expected sign (|r| of {listening.CLEAR} within"
+            " segment)."
+        )
     for parameter, part in differing.groupby("parameter", sort=False):
-        cells = ", ".join(f"{row.dimension} (r {row.r_within:+.2f} within segment)" for row in part.itertuples())
-        lines.append(f"People's ratings have the opposite sign of the expected for more {parameter}: {cells}.")
+        cells = ", ".join(
+            f"{row.dimension} (r {row.r_within:+.2f} within segment)" for row in part.itertuples()
+        )
+        lines.append(
+            f"People's ratings have the opposite sign of the expected for more {parameter}:"
+            f" {cells}."
+        )
     if len(tables["left_out"]):
-        lines.append(f"{len(tables['left_out'])} variations did not apply to a clip: see left_out.csv.")
+        lines.append(
+            f"{len(tables['left_out'])} variations did not apply to a clip: see left_out.csv."
+        )
     return lines

@@ -1,1 +1,2 @@
-"""Encoders, heads and baselines: arrays in, ``(output, intermediates)`` out, without audio, files or training loops."""
+"""Encoders, heads and baselines: arrays in, ``(output, intermediates)`` out, without audio, files
+or training loops."""

@@ -1,8 +1,9 @@
 """The Audio Spectrogram Transformer (AST): encoder and supervised classifier.
 
-Source: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021 (arXiv 2104.01778), section 2,
-and its published PyTorch code (``ast_models.py`` on timm's distilled DeiT). Spectrograms are (batch, time, mel),
-normalised. Patches are counted along time first: patch ``f * T' + t`` of a grid of ``F' x T'``.
+Source: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021 (arXiv
+2104.01778), section 2, and its published PyTorch code (``ast_models.py`` on timm's distilled DeiT).
+Spectrograms are (batch, time, mel), normalised. Patches are counted along time first: patch ``f *
+T' + t`` of a grid of ``F' x T'``.
 """
 
 import jax
@@ -10,13 +11,22 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from percepiano_ast.config import InputError, ModelConfig
-from percepiano_ast.models.transformer import Compute, Mask, gelu, layer_norm, per_token, run_blocks, token_init
+from percepiano_ast.models.transformer import (
+    Compute,
+    Mask,
+    gelu,
+    layer_norm,
+    per_token,
+    run_blocks,
+    token_init,
+)
 
 PREFIX_TOKENS = 2  # cls and distillation token, before the patches
 
 
 def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
-    """Cut ``axis`` of n values into 1 + (n - size) // stride windows: (..., n, ...) -> (..., windows, size, ...)."""
+    """Cut ``axis`` of n values into 1 + (n - size) // stride windows: (..., n, ...) -> (...,
+    windows, size, ...)."""
     count = (x.shape[axis] - size) // stride + 1
     if size == stride:  # a reshape avoids a gather, which is slow on a TPU
         kept = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
@@ -25,26 +35,34 @@ def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
     return jnp.take(x, index, axis=axis)
 
 
-def patch_grid(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+def patch_grid(
+    log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]
+) -> tuple[int, int]:
     """Number of patches along (frequency, time) of a (B, T, F) spectrogram.
 
     Raises:
         InputError: not three axes, or smaller than one patch.
     """
     if log_mel.ndim != 3:
-        raise InputError(f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); add or drop an axis.")
+        raise InputError(
+            f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); add or drop an"
+            " axis."
+        )
     sizes = (log_mel.shape[2], log_mel.shape[1])
     if any(size < patch for size, patch in zip(sizes, patch_size)):
         raise InputError(
             f"a spectrogram of {sizes[1]} frames x {sizes[0]} bands is smaller than one patch of "
             f"{patch_size[1]} x {patch_size[0]}; pad it at the log floor."
         )
-    high, wide = ((size - patch) // step + 1 for size, patch, step in zip(sizes, patch_size, stride))
+    high, wide = (
+        (size - patch) // step + 1 for size, patch, step in zip(sizes, patch_size, stride)
+    )
     return high, wide
 
 
 def patchify(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
-    """Cut (B, T, F) into (B, N, p_f * p_t) patches; values within a patch run along time first, as ``nn.Unfold`` does.
+    """Cut (B, T, F) into (B, N, p_f * p_t) patches; values within a patch run along time first, as
+    ``nn.Unfold`` does.
 
     Raises:
         InputError: see `patch_grid`.
@@ -53,22 +71,27 @@ def patchify(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int,
     x = jnp.swapaxes(log_mel, 1, 2)
     x = windows(x, 1, patch_size[0], stride[0])  # (B, F', p_f, T)
     x = windows(x, 3, patch_size[1], stride[1])  # (B, F', p_f, T', p_t)
-    return x.transpose(0, 1, 3, 2, 4).reshape(x.shape[0], grid[0] * grid[1], patch_size[0] * patch_size[1])
+    return x.transpose(0, 1, 3, 2, 4).reshape(
+        x.shape[0], grid[0] * grid[1], patch_size[0] * patch_size[1]
+    )
 
 
-def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
+def resize_positions(
+    table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> jax.Array:
     """Resize a position table (1, 2 + N, D) to another (frequency, time) grid: (1, 2 + N', D).
 
-    An axis that gets shorter is cropped around its centre; one that gets longer is interpolated (bilinear, half-pixel centres).
-    The rows of the two prefix tokens do not change (AST section 2.2 and ``ast_models.py``).
+    An axis that gets shorter is cropped around its centre; one that gets longer is interpolated
+    (bilinear, half-pixel centres). The rows of the two prefix tokens do not change (AST section 2.2
+    and ``ast_models.py``).
 
     Raises:
         InputError: the number of rows does not match ``old_grid``.
     """
     if table.shape[1] != PREFIX_TOKENS + old_grid[0] * old_grid[1]:
         raise InputError(
-            f"a position table of {table.shape[1]} rows does not match 2 + {old_grid[0]} x {old_grid[1]} tokens; "
-            "give the grid that it was trained with."
+            f"a position table of {table.shape[1]} rows does not match 2 + {old_grid[0]} x"
+            f" {old_grid[1]} tokens; give the grid that it was trained with."
         )
     prefix, patches = table[:, :PREFIX_TOKENS], table[:, PREFIX_TOKENS:]
     patches = patches.reshape(1, *old_grid, table.shape[2])
@@ -85,9 +108,10 @@ def resize_positions(table: jax.Array, old_grid: tuple[int, int], new_grid: tupl
 class Stem(nn.Module):
     """Convolutions before the patches: filters for partials that are shared by all keys and times.
 
-    Early convolutions improve transformers (Xiao et al. 2021, arXiv 2106.14881) and are standard in transcription (Hawthorne et
-    al. 2018). Each is followed by a GELU and halves the frequency axis, and also the time axis until a step is one patch wide.
-    The first kernel is 5 x 5, the others are 3 x 3.
+    Early convolutions improve transformers (Xiao et al. 2021, arXiv 2106.14881) and are standard in
+    transcription (Hawthorne et al. 2018). Each is followed by a GELU and halves the frequency axis,
+    and also the time axis until a step is one patch wide. The first kernel is 5 x 5, the others are
+    3 x 3.
 
     Attributes:
         config: with a ``stem``.
@@ -99,7 +123,8 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> jax.Array:
-        """(B, T, F) -> (B, T', values): the inputs of the patch embedding, instead of the patches' levels."""
+        """(B, T, F) -> (B, T', values): the inputs of the patch embedding, instead of the patches'
+        levels."""
         wide = self.config.patch_size[1]
         x = log_mel[:, : log_mel.shape[1] // wide * wide, :, None].astype(self.dtype)
         for number, channels in enumerate(self.config.stem):
@@ -113,8 +138,8 @@ class Encoder(nn.Module):
     """AST encoder for spectrograms of any length; see the module docstring for the order of tokens.
 
     Attributes:
-        config: geometry. Its ``n_frames`` and ``n_mels`` only set the size of the learned position table. For other inputs
-            `resize_positions` resizes the table.
+        config: geometry. Its ``n_frames`` and ``n_mels`` only set the size of the learned position
+            table. For other inputs `resize_positions` resizes the table.
         compute: see `Compute`.
         norm_epsilon: of every LayerNorm (1e-6 as published).
     """
@@ -137,24 +162,30 @@ class Encoder(nn.Module):
 
         Args:
             log_mel: (B, T, F).
-            patch_valid: Bool (B, N); False patches are excluded as attention keys. Not with ``visible_index``.
-            masked: Bool (B, N); True patches are replaced by the learned ``mask_embed`` before positions are added.
+            patch_valid: Bool (B, N); False patches are excluded as attention keys. Not with
+                ``visible_index``.
+            masked: Bool (B, N); True patches are replaced by the learned ``mask_embed`` before
+                positions are added.
             visible_index: Int (B, V); only these patches are embedded, each with its own position.
             need_attention: also return the attention weights.
 
         Returns:
-            tokens (B, 2 + N, D) after the final LayerNorm: cls, distillation, patches (V of them with
-            ``visible_index``, in its order); and intermediates ``patch_embed``, ``with_pos``, ``block0`` ... and, if
-            requested, ``attention0`` ... (B, H, 2 + N, 2 + N).
+            tokens (B, 2 + N, D) after the final LayerNorm: cls, distillation, patches (V of them
+            with ``visible_index``, in its order); and intermediates ``patch_embed``, ``with_pos``,
+            ``block0`` ... and, if requested, ``attention0`` ... (B, H, 2 + N, 2 + N).
 
         Raises:
-            InputError: see `patch_grid`; or patches are masked in a model with a stem, whose receptive field exceeds a patch.
+            InputError: see `patch_grid`; or patches are masked in a model with a stem, whose
+                receptive field exceeds a patch.
         """
         config, dtype = self.config, self.compute.dtype
         grid = patch_grid(log_mel, config.patch_size, config.stride)
         if config.stem:
             if masked is not None or visible_index is not None:
-                raise InputError("convolutions before the patches leak masked patches; mask patches of a model without a stem.")
+                raise InputError(
+                    "convolutions before the patches leak masked patches; mask patches of a model"
+                    " without a stem."
+                )
             patches = Stem(config, dtype, name="stem")(log_mel)
         else:
             patches = patchify(log_mel, config.patch_size, config.stride).astype(dtype)
@@ -181,11 +212,16 @@ class Encoder(nn.Module):
         )
         return layer_norm(self.norm_epsilon, dtype, "norm")(x), intermediates | states
 
-    def _with_positions(self, x: jax.Array, grid: tuple[int, int], visible_index: jax.Array | None) -> jax.Array:
-        """Prepend the prefix tokens to the patches (B, N, D) and add the position table, resized to ``grid``."""
+    def _with_positions(
+        self, x: jax.Array, grid: tuple[int, int], visible_index: jax.Array | None
+    ) -> jax.Array:
+        """Prepend the prefix tokens to the patches (B, N, D) and add the position table, resized to
+        ``grid``."""
         config = self.config
         width, dtype = config.width, self.compute.dtype
-        tokens = [self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")]
+        tokens = [
+            self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")
+        ]
         table = self.param("pos_embed", token_init, (1, PREFIX_TOKENS + config.num_patches, width))
         if grid != config.grid:
             table = resize_positions(table, config.grid, grid)
@@ -203,7 +239,8 @@ class Classifier(nn.Module):
     Attributes:
         config: geometry of the encoder.
         num_classes: outputs.
-        pool: ``prefix``, the mean of cls and distillation token (AST); ``mean``, the mean of the patches (SSAST).
+        pool: ``prefix``, the mean of cls and distillation token (AST); ``mean``, the mean of the
+            patches (SSAST).
         compute: see `Compute`.
         norm_epsilon, head_epsilon: LayerNorms of the encoder and of the head, as published.
     """
@@ -217,16 +254,21 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(B, T, F) -> float32 logits (B, num_classes), intermediates of the encoder and ``tokens``, ``pooled``.
+        """(B, T, F) -> float32 logits (B, num_classes), intermediates of the encoder and
+        ``tokens``, ``pooled``.
 
         Raises:
             InputError: unknown ``pool``.
         """
         if self.pool not in ("prefix", "mean"):
             raise InputError(f"unknown pool {self.pool!r}. Choose one of: prefix, mean.")
-        tokens, intermediates = Encoder(self.config, self.compute, self.norm_epsilon, name="encoder")(log_mel)
+        tokens, intermediates = Encoder(
+            self.config, self.compute, self.norm_epsilon, name="encoder"
+        )(log_mel)
         tokens = tokens.astype(jnp.float32)
         chosen = tokens[:, :PREFIX_TOKENS] if self.pool == "prefix" else tokens[:, PREFIX_TOKENS:]
         pooled = chosen.mean(axis=1)
-        logits = nn.Dense(self.num_classes, name="head")(layer_norm(self.head_epsilon, jnp.float32, "norm")(pooled))
+        logits = nn.Dense(self.num_classes, name="head")(
+            layer_norm(self.head_epsilon, jnp.float32, "norm")(pooled)
+        )
         return logits, intermediates | {"tokens": tokens, "pooled": pooled}

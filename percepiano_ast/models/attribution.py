@@ -1,9 +1,11 @@
-"""Attribution of a rating to parts of a spectrogram: integrated gradients, attention rollout, relevance through attention.
+"""Attribution of a rating to parts of a spectrogram: integrated gradients, attention rollout,
+relevance through attention.
 
-The embeddings of a clip's windows add up, and the rating of a clip (T, F) is a function of that sum. The gradient of the rating
-with respect to the sum is therefore the same for all windows, and is backpropagated through each of them. Maps are (T, F) over
-the whole clip, in units of the rating. Frames in two windows get the sum of both attributions, because they count twice in the
-rating. Padded frames get 0, because they do not affect the rating.
+The embeddings of a clip's windows add up, and the rating of a clip (T, F) is a function of that
+sum. The gradient of the rating with respect to the sum is therefore the same for all windows, and
+is backpropagated through each of them. Maps are (T, F) over the whole clip, in units of the rating.
+Frames in two windows get the sum of both attributions, because they count twice in the rating.
+Padded frames get 0, because they do not affect the rating.
 """
 
 import functools
@@ -20,7 +22,8 @@ from percepiano_ast.config import InputError, ModelConfig
 from percepiano_ast.models.ast import PREFIX_TOKENS, patchify
 from percepiano_ast.models.heads import patch_validity
 
-FRAMES = 8 * 1024  # frames computed at once: about 4 GB for the base size, including the backward pass
+# frames computed at once: about 4 GB for the base size, including the backward pass
+FRAMES = 8 * 1024
 STEPS = 32  # Gauss-Legendre points on the path from the baseline
 
 Tree = dict | tuple | jax.Array
@@ -31,11 +34,13 @@ class Listener:
     """A rating model's functions, as attribution needs them.
 
     Attributes:
-        embed: (params, log-mel (B, T, F), valid frames Bool (B, T)) -> arrays (B, ...) that add up over a clip's windows.
+        embed: (params, log-mel (B, T, F), valid frames Bool (B, T)) -> arrays (B, ...) that add up
+            over a clip's windows.
         rate: (params, these sums (C, ...) of C clips) -> ratings (C, D).
         n_frames: T, of a window.
-        attend: (params, log-mel, valid frames, shift (depth, B, H, L, L)) -> the result of ``embed``, the attention weights of
-            all layers (depth, B, H, L, L) with ``shift`` added, and valid patches Bool (B, N). Only for attention maps.
+        attend: (params, log-mel, valid frames, shift (depth, B, H, L, L)) -> the result of
+            ``embed``, the attention weights of all layers (depth, B, H, L, L) with ``shift`` added,
+            and valid patches Bool (B, N). Only for attention maps.
         config: geometry of the patches. Only for attention maps.
     """
 
@@ -50,9 +55,11 @@ class Attribution(NamedTuple):
     """Integrated gradients of one clip.
 
     Attributes:
-        maps: float32 (D, T, F): contribution of each point to each rating, positive or negative, compared with the baseline.
+        maps: float32 (D, T, F): contribution of each point to each rating, positive or negative,
+            compared with the baseline.
         ratings, baseline: float32 (D,) of the clip and of the baseline.
-        gap: float32 (D,), ``ratings - baseline - sum of the map``: the error of the numerical integration.
+        gap: float32 (D,), ``ratings - baseline - sum of the map``: the error of the numerical
+            integration.
     """
 
     maps: np.ndarray
@@ -62,7 +69,8 @@ class Attribution(NamedTuple):
 
 
 class _Windows:
-    """The windows of a clip (T, F): float32 (W, n, F) padded with 0 at the end, and valid frames Bool (W, n)."""
+    """The windows of a clip (T, F): float32 (W, n, F) padded with 0 at the end, and valid frames
+    Bool (W, n)."""
 
     def __init__(self, starts: Iterable[int], length: int, n_frames: int):
         self.starts, self.length, self.n_frames = list(starts), length, n_frames
@@ -72,25 +80,37 @@ class _Windows:
     def cut(self, clip: np.ndarray) -> np.ndarray:
         """(T, F) -> (W, n, F)."""
         padded = np.pad(clip, ((0, max(self.n_frames - self.length, 0)), (0, 0)))
-        return np.stack([padded[start : start + self.n_frames] for start in self.starts]).astype(np.float32)
+        return np.stack([padded[start : start + self.n_frames] for start in self.starts]).astype(
+            np.float32
+        )
 
     def put_back(self, windows: np.ndarray) -> np.ndarray:
         """(..., W, n, F) -> (..., T, F); overlapping windows are added."""
-        clip = np.zeros((*windows.shape[:-3], max(self.length, self.n_frames), windows.shape[-1]), np.float32)
+        clip = np.zeros(
+            (*windows.shape[:-3], max(self.length, self.n_frames), windows.shape[-1]), np.float32
+        )
         for number, start in enumerate(self.starts):
             clip[..., start : start + self.n_frames, :] += windows[..., number, :, :]
         return clip[..., : self.length, :]
 
 
-def rate_variants(listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]) -> np.ndarray:
-    """Ratings float32 (V, D) of V normalised clips of equal shape (T, F), with windows that start at ``starts``."""
+def rate_variants(
+    listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]
+) -> np.ndarray:
+    """Ratings float32 (V, D) of V normalised clips of equal shape (T, F), with windows that start
+    at ``starts``."""
     windows = _Windows(starts, len(variants[0]), listener.n_frames)
-    rows = ((number, *row) for number, clip in enumerate(variants) for row in zip(windows.cut(clip), windows.valid))
+    rows = (
+        (number, *row)
+        for number, clip in enumerate(variants)
+        for row in zip(windows.cut(clip), windows.valid)
+    )
     return np.asarray(_rate(listener, params, _embed(listener, params, rows)))
 
 
 def _embed(listener: Listener, params: Tree, rows: Iterator[tuple]) -> Tree:
-    """Rows (clip number, window (n, F), valid frames (n,)) -> sums (C, ...); clips are numbered from 0, in order."""
+    """Rows (clip number, window (n, F), valid frames (n,)) -> sums (C, ...); clips are numbered
+    from 0, in order."""
     parts, owners = [], []
     for numbers, *batch in _batches(rows, listener.n_frames):
         parts.append(jax.tree.map(np.asarray, _embed_rows(listener, params, *batch)))
@@ -106,7 +126,8 @@ def _added_up(arrays: tuple[np.ndarray, ...], owners: list[int]) -> np.ndarray:
 
 
 def _batches(rows: Iterator[tuple], n_frames: int) -> Iterator[tuple]:
-    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last batch is padded with copies of its last row."""
+    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last batch is padded with
+    copies of its last row."""
     size, waiting = max(FRAMES // n_frames, 1), []
     for row in rows:
         waiting.append(row)
@@ -119,7 +140,10 @@ def _batches(rows: Iterator[tuple], n_frames: int) -> Iterator[tuple]:
 
 def _stacked(rows: list[tuple], size: int) -> tuple:
     numbers, *arrays = zip(*rows)
-    filled = [jax.tree.map(lambda *x: np.stack(x + x[-1:] * (size - len(x))), *column) for column in arrays]
+    filled = [
+        jax.tree.map(lambda *x: np.stack(x + x[-1:] * (size - len(x))), *column)
+        for column in arrays
+    ]
     return list(numbers), *filled
 
 
@@ -135,21 +159,27 @@ def _rate(listener: Listener, params: Tree, sums: Tree) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _rating_gradients(listener: Listener, params: Tree, sums: Tree, dimensions: jax.Array) -> Tree:
-    """Sums (C, ...), Int (D,) -> d rating / d sums, (C, D, ...); each clip's rating depends only on its own sums."""
+    """Sums (C, ...), Int (D,) -> d rating / d sums, (C, D, ...); each clip's rating depends only on
+    its own sums."""
     _, pull = jax.vjp(lambda sums: listener.rate(params, sums)[:, dimensions], sums)
     clips = jax.tree.leaves(sums)[0].shape[0]
-    wanted = jnp.broadcast_to(jnp.eye(len(dimensions))[:, None, :], (len(dimensions), clips, len(dimensions)))
+    wanted = jnp.broadcast_to(
+        jnp.eye(len(dimensions))[:, None, :], (len(dimensions), clips, len(dimensions))
+    )
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.vmap(lambda row: pull(row)[0])(wanted))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pull(listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array, gradients: Tree) -> jax.Array:
-    """Gradients (B, D, ...) w.r.t. the sums -> gradients (B, D, T, F) w.r.t. windows (B, T, F); one forward pass for all D."""
+def _pull(
+    listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array, gradients: Tree
+) -> jax.Array:
+    """Gradients (B, D, ...) w.r.t. the sums -> gradients (B, D, T, F) w.r.t. windows (B, T, F); one
+    forward pass for all D."""
     _, pull = jax.vjp(lambda log_mel: listener.embed(params, log_mel, valid), log_mel)
     return jnp.swapaxes(jax.vmap(lambda row: pull(row)[0], in_axes=1)(gradients), 0, 1)
 
 
-# --- Integrated gradients ---------------------------------------------------------------------------------------------
+# --- Integrated gradients -----------------------------------------------------------------------
 
 
 def integrated_gradients(
@@ -164,10 +194,12 @@ def integrated_gradients(
 ) -> Attribution:
     """Integrated gradients of whole-clip ratings (Sundararajan, Taly and Yan 2017, equation 1).
 
-    ``(x - b) * integral over a from 0 to 1 of the gradient at b + a (x - b)``, by Gauss-Legendre quadrature. The sum of a
-    map is the rating of the clip minus that of the baseline (their proposition 1, completeness); ``gap`` is the numerical error.
+    ``(x - b) * integral over a from 0 to 1 of the gradient at b + a (x - b)``, by Gauss-Legendre
+    quadrature. The sum of a map is the rating of the clip minus that of the baseline (their
+    proposition 1, completeness); ``gap`` is the numerical error.
 
-    Cost: ``steps`` x windows rows, each two forward passes and one backward pass per dimension, ``FRAMES`` frames at a time.
+    Cost: ``steps`` x windows rows, each two forward passes and one backward pass per dimension,
+    ``FRAMES`` frames at a time.
 
     Args:
         clip, baseline: (T, F), normalised.
@@ -179,7 +211,10 @@ def integrated_gradients(
         InputError: ``clip`` and ``baseline`` of different shapes, or fewer than one step.
     """
     if clip.shape != baseline.shape or steps < 1:
-        raise InputError(f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and at least one step.")
+        raise InputError(
+            f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and"
+            " at least one step."
+        )
     dimensions = jnp.asarray(list(dimensions), jnp.int32)
     windows = _Windows(starts, len(clip), listener.n_frames)
     heard, from_there = windows.cut(baseline), windows.cut(clip - baseline)
@@ -193,12 +228,19 @@ def integrated_gradients(
                 yield number, heard[window] + way[number] * from_there[window], valid
 
     sums = _embed(listener, params, rows(steps + 2))
-    gradients = _rating_gradients(listener, params, jax.tree.map(lambda x: x[:steps], sums), dimensions)
+    gradients = _rating_gradients(
+        listener, params, jax.tree.map(lambda x: x[:steps], sums), dimensions
+    )
     gradients = jax.tree.map(np.asarray, gradients)
     ratings = np.asarray(_rate(listener, params, sums))[:, dimensions]
     total = np.zeros((len(windows.starts), len(dimensions), *heard.shape[1:]), np.float64)
-    with_gradients = ((row, *row[1:], jax.tree.map(operator.itemgetter(row[0]), gradients)) for row in rows(steps))
-    numbered = (((row[0], index % len(windows.starts)), *rest) for index, (row, *rest) in enumerate(with_gradients))
+    with_gradients = (
+        (row, *row[1:], jax.tree.map(operator.itemgetter(row[0]), gradients)) for row in rows(steps)
+    )
+    numbered = (
+        ((row[0], index % len(windows.starts)), *rest)
+        for index, (row, *rest) in enumerate(with_gradients)
+    )
     for numbers, *batch in _batches(numbered, listener.n_frames):
         for (step, window), gradient in zip(numbers, np.asarray(_pull(listener, params, *batch))):
             total[window] += weights[step] / 2 * gradient
@@ -208,14 +250,16 @@ def integrated_gradients(
     return Attribution(maps, ratings[steps + 1], ratings[steps], gap.astype(np.float32))
 
 
-# --- Attention --------------------------------------------------------------------------------------------------------
+# --- Attention ----------------------------------------------------------------------------------
 
 
 def rollout(attention: jax.Array) -> jax.Array:
-    """Attention rollout (Abnar and Zuidema 2020, equation 1): (depth, B, H, L, L) -> (B, L, L), rows sum to 1.
+    """Attention rollout (Abnar and Zuidema 2020, equation 1): (depth, B, H, L, L) -> (B, L, L),
+    rows sum to 1.
 
-    Heads are averaged, the identity of the residual connection gets weight 1/2 in every layer, and layers are multiplied. Row i
-    holds the shares of the inputs in token i, if only attention mixed tokens.
+    Heads are averaged, the identity of the residual connection gets weight 1/2 in every layer, and
+    layers are multiplied. Row i holds the shares of the inputs in token i, if only attention mixed
+    tokens.
     """
     identity = jnp.eye(attention.shape[-1])[None, :, :]
     total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
@@ -225,10 +269,12 @@ def rollout(attention: jax.Array) -> jax.Array:
 
 
 def relevance(attention: jax.Array, gradients: jax.Array) -> jax.Array:
-    """Relevance through self-attention (Chefer, Gur and Wolf 2021, equations 5 and 6): twice (depth, B, H, L, L) -> (B, L, L).
+    """Relevance through self-attention (Chefer, Gur and Wolf 2021, equations 5 and 6): twice
+    (depth, B, H, L, L) -> (B, L, L).
 
-    Each layer adds the mean over heads of the positive part of gradient x attention, multiplied by the relevance so far. The
-    initial identity, which is the same for every patch, is subtracted at the end.
+    Each layer adds the mean over heads of the positive part of gradient x attention, multiplied by
+    the relevance so far. The initial identity, which is the same for every patch, is subtracted at
+    the end.
     """
     identity = jnp.eye(attention.shape[-1])[None, :, :]
     total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
@@ -246,11 +292,13 @@ def attention_maps(
     dimensions: Iterable[int],
     towards: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both non-negative, of a normalised clip (T, F).
+    """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both non-negative, of a
+    normalised clip (T, F).
 
-    The rating pools over patch tokens, so the maps are means over the rows of valid patches. Rollout is the share of each input
-    in these tokens; it sums to 1 minus the share of the two prefix tokens. A patch's value is distributed over its points.
-    Cost per window: one forward pass for rollout, two forward passes and one backward pass per dimension for relevance.
+    The rating pools over patch tokens, so the maps are means over the rows of valid patches.
+    Rollout is the share of each input in these tokens; it sums to 1 minus the share of the two
+    prefix tokens. A patch's value is distributed over its points. Cost per window: one forward pass
+    for rollout, two forward passes and one backward pass per dimension for relevance.
 
     Args:
         towards: (D,) of +1 or -1: relevance for an increase or a decrease of the rating.
@@ -267,15 +315,27 @@ def attention_maps(
     gradients = jax.tree.map(lambda x: x[0], _rating_gradients(listener, params, sums, dimensions))
     maps = []
     for piece, valid in zip(pieces, windows.valid):  # one at a time: (depth, H, L, L) is large
-        maps.append(np.asarray(_look(listener, params, piece, valid, gradients, jnp.asarray(towards, jnp.float32))))
+        maps.append(
+            np.asarray(
+                _look(listener, params, piece, valid, gradients, jnp.asarray(towards, jnp.float32))
+            )
+        )
     whole = windows.put_back(np.stack(maps, axis=1))
     rows = int(patch_validity(jnp.asarray(windows.valid), listener.config).sum())
     return whole[0] / max(rows, 1), whole[1:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _look(listener: Listener, params: Tree, piece: jax.Array, valid: jax.Array, gradients: Tree, towards: jax.Array):
-    """One window (T, F) -> (1 + D, T, F): rollout, then relevance for each dimension, summed over the rows of valid patches."""
+def _look(
+    listener: Listener,
+    params: Tree,
+    piece: jax.Array,
+    valid: jax.Array,
+    gradients: Tree,
+    towards: jax.Array,
+):
+    """One window (T, F) -> (1 + D, T, F): rollout, then relevance for each dimension, summed over
+    the rows of valid patches."""
 
     look, config = listener.attend, listener.config
     assert look is not None and config is not None  # checked by `attention_maps`
@@ -290,23 +350,31 @@ def _look(listener: Listener, params: Tree, piece: jax.Array, valid: jax.Array, 
     for number in range(len(towards)):
         (gradient,) = pull(jax.tree.map(operator.itemgetter((None, number)), gradients))
         found.append(relevance(weights, gradient * towards[number])[0])
-    rows = jnp.where(patch_valid[None, :, None], jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:], 0.0).sum(axis=1)
+    rows = jnp.where(
+        patch_valid[None, :, None], jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:], 0.0
+    ).sum(axis=1)
     spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), config)
     return spread * valid[None, :, None]
 
 
 def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
-    """Values (B, N) of patches -> (B, T, F), each distributed evenly over its patch; overlapping patches are added."""
+    """Values (B, N) of patches -> (B, T, F), each distributed evenly over its patch; overlapping
+    patches are added."""
     empty = jnp.zeros((values.shape[0], config.n_frames, config.n_mels))
-    _, put_back = jax.vjp(lambda log_mel: patchify(log_mel, config.patch_size, config.stride), empty)
-    return put_back(jnp.broadcast_to(values[:, :, None] / config.patch_dim, (*values.shape, config.patch_dim)))[0]
+    _, put_back = jax.vjp(
+        lambda log_mel: patchify(log_mel, config.patch_size, config.stride), empty
+    )
+    return put_back(
+        jnp.broadcast_to(values[:, :, None] / config.patch_dim, (*values.shape, config.patch_dim))
+    )[0]
 
 
-# --- Randomised weights -----------------------------------------------------------------------------------------------
+# --- Randomised weights -------------------------------------------------------------------------
 
 
 def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str, dict]]:
-    """Parameters of a `heads.Rater`, randomised from the top down (cascading, Adebayo et al. 2018, section 3).
+    """Parameters of a `heads.Rater`, randomised from the top down (cascading, Adebayo et al. 2018,
+    section 3).
 
     Args:
         params: trained, ``head`` and ``encoder``.
@@ -314,12 +382,16 @@ def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str
         stages: number of stages for the encoder's blocks, the last block first.
 
     Yields:
-        the name of the randomised part, and the parameters: the head, then more and more blocks, at last everything.
+        the name of the randomised part, and the parameters: the head, then more and more blocks, at
+            last everything.
     """
     yield "head", params | {"head": fresh["head"]}
     blocks = params["encoder"]["blocks"]
     depth = jax.tree.leaves(blocks)[0].shape[0]
-    for kept in sorted({round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth}, reverse=True):
+    for kept in sorted(
+        {round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth},
+        reverse=True,
+    ):
         mixed = jax.tree.map(
             lambda old, new: jnp.concatenate([old[:kept], new[kept:]]),  # noqa: B023  # called at once
             blocks,

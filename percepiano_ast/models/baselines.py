@@ -1,6 +1,7 @@
 """Feed-forward baselines that predict ratings from the classic features of a clip.
 
-In tables, ``mlp`` is one network for all dimensions (multi-task) and ``mlp-single`` one network per dimension.
+In tables, ``mlp`` is one network for all dimensions (multi-task) and ``mlp-single`` one network per
+dimension.
 """
 
 import functools
@@ -36,7 +37,8 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True)
 class MLP:
-    """A fitted baseline: the network, and the training statistics for standardising its inputs and outputs."""
+    """A fitted baseline: the network, and the training statistics for standardising its inputs and
+    outputs."""
 
     network: _Network
     params: dict
@@ -55,8 +57,8 @@ class MLP:
         features = _table(features, "features")
         if features.shape[1] != len(self.feature_mean):
             raise InputError(
-                f"{features.shape[1]} features per clip, but the baseline was fitted on {len(self.feature_mean)}. "
-                "Extract them with the version used for fitting."
+                f"{features.shape[1]} features per clip, but the baseline was fitted on"
+                f" {len(self.feature_mean)}. Extract them with the version used for fitting."
             )
         standard = (features - self.feature_mean) / self.feature_std
         out = self.network.apply({"params": self.params}, standard, deterministic=True)
@@ -76,18 +78,20 @@ def fit_mlp(
     max_epochs: int = 200,
     patience: int = 20,
 ) -> MLP:
-    """Fit the baseline with AdamW on the mean squared error of standardised ratings, with early stopping.
+    """Fit the baseline with AdamW on the mean squared error of standardised ratings, with early
+    stopping.
 
     Args:
         features: (n_clips, n_features).
         ratings: (n_clips, n_dimensions), 0 to 1.
         seed: for the inner validation set, the weights, the order of clips and the dropout.
-        groups: (n_clips,) labels such as the content group; the inner validation set (15 %) consists of whole groups.
-            By default every clip is its own group.
+        groups: (n_clips,) labels such as the content group; the inner validation set (15 %)
+            consists of whole groups. By default every clip is its own group.
         hidden: widths of the hidden layers.
         dropout, learning_rate, weight_decay: of the training.
         max_epochs: largest number of epochs.
-        patience: epochs without a lower validation error before stopping; the result has the best epoch's weights.
+        patience: epochs without a lower validation error before stopping; the result has the best
+            epoch's weights.
 
     Raises:
         InputError: NaN, tables of different lengths, or fewer than two groups.
@@ -98,7 +102,9 @@ def fit_mlp(
     statistics = _statistics(features[~held_out]) + _statistics(ratings[~held_out])
     x = (features - statistics[0]) / statistics[1]
     y = (ratings - statistics[2]) / statistics[3]
-    trainer = _Trainer(_Network(tuple(hidden), ratings.shape[1], dropout), learning_rate, weight_decay)
+    trainer = _Trainer(
+        _Network(tuple(hidden), ratings.shape[1], dropout), learning_rate, weight_decay
+    )
     train, validation = ((x[rows], y[rows]) for rows in (~held_out, held_out))
     params, epochs = _train(trainer, train, validation, rng, max_epochs, patience)
     return MLP(trainer.network, params, *statistics, epochs)
@@ -111,21 +117,30 @@ class SingleTasks:
     models: tuple[MLP, ...]
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, n_features) -> ratings float32 (n, n_dimensions); raises as `MLP.predict` does."""
+        """Features (n, n_features) -> ratings float32 (n, n_dimensions); raises as `MLP.predict`
+        does."""
         return np.concatenate([model.predict(features) for model in self.models], axis=1)
 
 
 def fit_single_tasks(
-    features: np.ndarray, ratings: np.ndarray, *, seed: int, groups: np.ndarray | None = None, **options
+    features: np.ndarray,
+    ratings: np.ndarray,
+    *,
+    seed: int,
+    groups: np.ndarray | None = None,
+    **options,
 ) -> SingleTasks:
-    """`fit_mlp` for each dimension separately, with separate early stopping on the same inner validation set.
+    """`fit_mlp` for each dimension separately, with separate early stopping on the same inner
+    validation set.
 
     Raises:
         InputError: as in `fit_mlp`.
     """
     ratings = _table(ratings, "ratings")
     columns = (ratings[:, [column]] for column in range(ratings.shape[1]))
-    return SingleTasks(tuple(fit_mlp(features, column, seed=seed, groups=groups, **options) for column in columns))
+    return SingleTasks(
+        tuple(fit_mlp(features, column, seed=seed, groups=groups, **options) for column in columns)
+    )
 
 
 def _aligned(features, ratings, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -134,8 +149,8 @@ def _aligned(features, ratings, groups) -> tuple[np.ndarray, np.ndarray, np.ndar
     groups = np.arange(len(features)) if groups is None else np.asarray(groups)
     if not len(features) == len(ratings) == len(groups):
         raise InputError(
-            f"{len(features)} rows of features, {len(ratings)} of ratings and {len(groups)} groups do not match; "
-            "give one row of each per clip."
+            f"{len(features)} rows of features, {len(ratings)} of ratings and {len(groups)} groups"
+            " do not match; give one row of each per clip."
         )
     return features, ratings, groups
 
@@ -144,12 +159,15 @@ def _table(values: np.ndarray, what: str) -> np.ndarray:
     """``values`` as a float32 table without NaN or infinity."""
     values = np.asarray(values, np.float32)
     if values.ndim != 2 or not values.size:
-        raise InputError(f"{what} of shape {values.shape} are not a table (clips, columns); give one row per clip.")
+        raise InputError(
+            f"{what} of shape {values.shape} are not a table (clips, columns); give one row per"
+            " clip."
+        )
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         raise InputError(
-            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]}, column {bad[0][1]}. "
-            "Remove those clips or repair their recordings."
+            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]},"
+            f" column {bad[0][1]}. Remove those clips or repair their recordings."
         )
     return values
 
@@ -161,10 +179,14 @@ def _statistics(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hold_out(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Bool (n,), True for the inner validation set: whole groups, in random order, until it reaches its share."""
+    """Bool (n,), True for the inner validation set: whole groups, in random order, until it reaches
+    its share."""
     names = rng.permutation(np.unique(groups))
     if len(names) < 2:
-        raise InputError(f"{len(names)} group cannot be split into training and validation; give clips of two or more.")
+        raise InputError(
+            f"{len(names)} group cannot be split into training and validation; give clips of two or"
+            " more."
+        )
     sizes = np.array([(groups == name).sum() for name in names])
     before = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     chosen = names[before < _VALIDATION_SHARE * len(groups)]
@@ -173,7 +195,8 @@ def _hold_out(groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Trainer:
-    """Network and hyperparameters of a training step; hashable, so that the folds of a cross-validation share one compilation."""
+    """Network and hyperparameters of a training step; hashable, so that the folds of a
+    cross-validation share one compilation."""
 
     network: _Network
     learning_rate: float
@@ -192,11 +215,18 @@ def _start(trainer: _Trainer, rng: jax.Array, x: jax.Array) -> tuple:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _step(trainer: _Trainer, params: dict, opt_state: tuple, rng: jax.Array, x: jax.Array, y: jax.Array) -> tuple:
+def _step(
+    trainer: _Trainer, params: dict, opt_state: tuple, rng: jax.Array, x: jax.Array, y: jax.Array
+) -> tuple:
     """One AdamW step -> params, opt_state."""
 
     def objective(params: dict) -> jax.Array:
-        out = cast(jax.Array, trainer.network.apply({"params": params}, x, deterministic=False, rngs={"dropout": rng}))
+        out = cast(
+            jax.Array,
+            trainer.network.apply(
+                {"params": params}, x, deterministic=False, rngs={"dropout": rng}
+            ),
+        )
         return jnp.square(out - y).mean()
 
     updates, opt_state = trainer.optimizer.update(jax.grad(objective)(params), opt_state, params)
@@ -210,7 +240,9 @@ def _error(trainer: _Trainer, params: dict, x: jax.Array, y: jax.Array) -> jax.A
     return jnp.square(out - y).mean()
 
 
-def _train(trainer, train, validation, rng: np.random.Generator, max_epochs: int, patience: int) -> tuple[dict, int]:
+def _train(
+    trainer, train, validation, rng: np.random.Generator, max_epochs: int, patience: int
+) -> tuple[dict, int]:
     """Training with early stopping -> best params, their epoch."""
     x, y = train
     init_key, dropout_key = jax.random.split(jax.random.key(int(rng.integers(2**31))))

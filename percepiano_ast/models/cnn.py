@@ -1,10 +1,12 @@
-"""A convolutional baseline: four layers on the log-mel, instead of the AST, with the same pooling and heads.
+"""A convolutional baseline: four layers on the log-mel, instead of the AST, with the same pooling
+and heads.
 
-Source: CNN6 of Kong et al. 2020 (PANNs, arXiv 1912.10211, table 1): four layers of convolution, normalisation, ReLU and 2 x 2
-average pooling, each with twice the channels of the previous one, then the mean over frequency. A mel CNN of four layers is also
-the ablation of arXiv 2601.19029. Differences: kernels are 3 x 3. LayerNorm over the channels at each position (as in ConvNeXt,
-Liu et al. 2022) replaces BatchNorm, whose statistics would depend on the padding of the clips in a batch. Pooling over time is
-that of the AST: mean and standard deviation of the whole clip.
+Source: CNN6 of Kong et al. 2020 (PANNs, arXiv 1912.10211, table 1): four layers of convolution,
+normalisation, ReLU and 2 x 2 average pooling, each with twice the channels of the previous one,
+then the mean over frequency. A mel CNN of four layers is also the ablation of arXiv 2601.19029.
+Differences: kernels are 3 x 3. LayerNorm over the channels at each position (as in ConvNeXt, Liu et
+al. 2022) replaces BatchNorm, whose statistics would depend on the padding of the clips in a batch.
+Pooling over time is that of the AST: mean and standard deviation of the whole clip.
 """
 
 from dataclasses import dataclass
@@ -41,7 +43,8 @@ class CNNConfig:
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Bands and frames per output column: all bands, and the frames that are pooled together."""
+        """Bands and frames per output column: all bands, and the frames that are pooled
+        together."""
         return self.n_mels, 2 ** len(self.channels)
 
     @property

@@ -1,8 +1,10 @@
-"""Conversion of published PyTorch weights to this package's parameters and back, as dictionaries of arrays (files: `weights`).
+"""Conversion of published PyTorch weights to this package's parameters and back, as dictionaries of
+arrays (files: `weights`).
 
-Names are those of the published AST and SSAST code (``ast_models.py`` on timm 0.4.5) and of Hugging Face's
-``ASTForAudioClassification``. Matrices are transposed. The patch convolution (O, 1, f, t) becomes the matrix of the patch
-embedding (f * t, O). Fused qkv rows are q | k | v in both formats. Blocks are separate in PyTorch and stacked here.
+Names are those of the published AST and SSAST code (``ast_models.py`` on timm 0.4.5) and of Hugging
+Face's ``ASTForAudioClassification``. Matrices are transposed. The patch convolution (O, 1, f, t)
+becomes the matrix of the patch embedding (f * t, O). Fused qkv rows are q | k | v in both formats.
+Blocks are separate in PyTorch and stacked here.
 """
 
 import re
@@ -34,8 +36,8 @@ _HEADS = {
     ),
     "classifier": (("mlp_head.0", ("norm",)), ("mlp_head.1", ("head",))),
 }
-# In checkpoints, but unused: DeiT's own heads, SSAST's record of its geometry, and after fine-tuning the heads of
-# pre-training.
+# In checkpoints, but unused: DeiT's own heads, SSAST's record of its geometry, and after
+# fine-tuning the heads of pre-training.
 _UNUSED = ("v.head.", "v.head_dist.", "p_input_fdim", "p_input_tdim")
 _UNUSED_IN_FINETUNING = ("cpredlayer.", "gpredlayer.")
 _PARALLEL = "module."  # prefix of all names saved by nn.DataParallel, as in the published files
@@ -52,7 +54,8 @@ _HF_MODULES = {
     "classifier.layernorm": "mlp_head.0",
     "classifier.dense": "mlp_head.1",
 }
-# Names in files, for all versions of transformers; below, those of a model in memory since version 5.
+# Names in files, for all versions of transformers; below, those of a model in memory since version
+# 5.
 _HF_BLOCK = {
     "layernorm_before": "norm1",
     "attention.attention.query": "attn.query",
@@ -71,7 +74,9 @@ _HF_BLOCK_IN_MEMORY = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-_HF_LAYER = re.compile(rf"{re.escape(_HF_PREFIX)}(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)")
+_HF_LAYER = re.compile(
+    rf"{re.escape(_HF_PREFIX)}(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)"
+)
 _QKV = ("query", "key", "value")
 
 _Names = tuple[str, ...]
@@ -79,14 +84,20 @@ _Layout = list[tuple[_Names, _Names]]
 
 
 def _layout(depth: int, kind: str) -> _Layout:
-    """The published names of every parameter (one per block if it is stacked), and its path here."""
-    modules: _Layout = [(("v.patch_embed.proj",), ("encoder", "patch_embed")), (("v.norm",), ("encoder", "norm"))]
+    """The published names of every parameter (one per block if it is stacked), and its path
+    here."""
+    modules: _Layout = [
+        (("v.patch_embed.proj",), ("encoder", "patch_embed")),
+        (("v.norm",), ("encoder", "norm")),
+    ]
     for name, path in _BLOCK:
         names = tuple(f"v.blocks.{index}.{name}" for index in range(depth))
         modules.append((names, ("encoder", "blocks", *path)))
     heads = _HEADS["ssast_pretrain" if kind == "ssast_pretrain" else "classifier"]
     modules += [((name,), path) for name, path in heads]
-    layout: _Layout = [((f"v.{name}",), ("encoder", name)) for name in ("cls_token", "dist_token", "pos_embed")]
+    layout: _Layout = [
+        ((f"v.{name}",), ("encoder", name)) for name in ("cls_token", "dist_token", "pos_embed")
+    ]
     layout.append((("mask_embed",), ("encoder", "mask_embed")))
     for names, place in modules:
         matrix = "scale" if place[-1].startswith("norm") else "kernel"
@@ -104,8 +115,8 @@ def count_blocks(names) -> int:
 def published_names(weights: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
     """Stored weights of ``kind``, renamed to the published names of AST and SSAST.
 
-    The prefix of ``nn.DataParallel`` is removed. Hugging Face's query, key and value are joined into one matrix. Unknown names do
-    not change.
+    The prefix of ``nn.DataParallel`` is removed. Hugging Face's query, key and value are joined
+    into one matrix. Unknown names do not change.
     """
     if all(name.startswith(_PARALLEL) for name in weights):
         weights = {name.removeprefix(_PARALLEL): value for name, value in weights.items()}
@@ -117,9 +128,10 @@ def from_torch(weights: dict[str, np.ndarray], kind: str) -> dict:
 
     Args:
         weights: torch name -> array, of any floating type.
-        kind: ``ssast_pretrain`` -> params of `ssast.SSAST`; ``ssast_finetune``, ``ast`` and ``hf_ast`` -> params of
-            `ast.Classifier`. ``mask_embed`` is zero if the weights have none (any kind but ``ssast_pretrain``). The
-            position table keeps its grid; resize it with `fit_positions`.
+        kind: ``ssast_pretrain`` -> params of `ssast.SSAST`; ``ssast_finetune``, ``ast`` and
+            ``hf_ast`` -> params of `ast.Classifier`. ``mask_embed`` is zero if the weights have
+            none (any kind but ``ssast_pretrain``). The position table keeps its grid; resize it
+            with `fit_positions`.
 
     Raises:
         InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
@@ -135,7 +147,9 @@ def from_torch(weights: dict[str, np.ndarray], kind: str) -> dict:
     missing = sorted(known - set(weights))
     surplus = sorted(name for name in set(weights) - known if not name.startswith(unused))
     if missing or surplus:
-        raise InputError(f"not the weights of a {kind} model: missing {missing[:3]}, unknown {surplus[:3]}.")
+        raise InputError(
+            f"not the weights of a {kind} model: missing {missing[:3]}, unknown {surplus[:3]}."
+        )
     params: dict = {}
     for names, path in layout:
         node = params
@@ -154,18 +168,23 @@ def _to_leaf(value: np.ndarray, leaf: str) -> np.ndarray:
 def _stack(names: tuple[str, ...], values: list[np.ndarray]) -> np.ndarray:
     for name, value in zip(names, values):
         if value.shape != values[0].shape:
-            raise InputError(f"{name} is {value.shape} and {names[0]} {values[0].shape}, but all blocks must have equal shapes.")
+            raise InputError(
+                f"{name} is {value.shape} and {names[0]} {values[0].shape}, but all blocks must"
+                " have equal shapes."
+            )
     return np.stack(values)
 
 
 def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Inverse of `from_torch`: torch name -> float32 array, for ``hf_ast`` with Hugging Face's names.
+    """Inverse of `from_torch`: torch name -> float32 array, for ``hf_ast`` with Hugging Face's
+    names.
 
-    ``mask_embed`` is written for every kind but ``hf_ast``. Published models without masking ignore it with ``strict=False``,
-    which DeiT's unused heads require in any case.
+    ``mask_embed`` is written for every kind but ``hf_ast``. Published models without masking ignore
+    it with ``strict=False``, which DeiT's unused heads require in any case.
 
     Raises:
-        InputError: unknown kind, or parameters of another model, for example with a decoder, which no published model has.
+        InputError: unknown kind, or parameters of another model, for example with a decoder, which
+            no published model has.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
@@ -173,10 +192,14 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
     depth = len(leaves.get("encoder/blocks/norm1/scale", ()))
     layout = {"/".join(path): names for names, path in _layout(depth, kind)}
     if leaves.keys() != layout.keys():
-        missing, surplus = sorted(layout.keys() - leaves.keys()), sorted(leaves.keys() - layout.keys())
+        missing, surplus = (
+            sorted(layout.keys() - leaves.keys()),
+            sorted(leaves.keys() - layout.keys()),
+        )
         raise InputError(
-            f"not the parameters of a published {kind} model: missing {missing[:3]}, unknown {surplus[:3]}. "
-            "Save models with a decoder or rating heads as checkpoints of this package."
+            f"not the parameters of a published {kind} model: missing {missing[:3]}, unknown"
+            f" {surplus[:3]}. Save models with a decoder or rating heads as checkpoints of this"
+            " package."
         )
     weights = {}
     for path, names in layout.items():
@@ -195,7 +218,9 @@ def _from_hugging_face(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             parts = [f"v.blocks.{index}.attn.{part}.{leaf}" for part in _QKV]
             shapes = {renamed[part].shape if part in renamed else None for part in parts}
             if len(shapes) == 1 and None not in shapes:
-                renamed[f"v.blocks.{index}.attn.qkv.{leaf}"] = np.concatenate([renamed.pop(part) for part in parts])
+                renamed[f"v.blocks.{index}.attn.qkv.{leaf}"] = np.concatenate(
+                    [renamed.pop(part) for part in parts]
+                )
     return renamed
 
 
@@ -214,10 +239,15 @@ def _to_hugging_face(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     modules = {ours: theirs for theirs, ours in _HF_MODULES.items()}
     for index in range(count_blocks(weights)):
         block = f"{_HF_PREFIX}encoder.layer.{index}."
-        modules |= {f"v.blocks.{index}.{ours}": block + theirs for theirs, ours in _HF_BLOCK.items()}
+        modules |= {
+            f"v.blocks.{index}.{ours}": block + theirs for theirs, ours in _HF_BLOCK.items()
+        }
         for leaf in ("weight", "bias"):
             fused = weights.pop(f"v.blocks.{index}.attn.qkv.{leaf}")
-            weights |= {f"v.blocks.{index}.attn.{part}.{leaf}": value for part, value in zip(_QKV, np.split(fused, 3))}
+            weights |= {
+                f"v.blocks.{index}.attn.{part}.{leaf}": value
+                for part, value in zip(_QKV, np.split(fused, 3))
+            }
     del weights["mask_embed"]
     for name in list(weights):
         module, _, leaf = name.rpartition(".")
@@ -232,10 +262,12 @@ def _leaves(tree: dict) -> dict[str, Any]:
 
 
 def require_same_shapes(params: dict, like: dict, what: str) -> None:
-    """Compare the shapes of ``params``, read from ``what``, with the parameters (or shapes) ``like`` of the model.
+    """Compare the shapes of ``params``, read from ``what``, with the parameters (or shapes)
+    ``like`` of the model.
 
     Raises:
-        InputError: a leaf differs, is missing or is superfluous; the message names the first one and both shapes.
+        InputError: a leaf differs, is missing or is superfluous; the message names the first one
+            and both shapes.
     """
     found = {path: tuple(leaf.shape) for path, leaf in _leaves(params).items()}
     wanted = {path: tuple(leaf.shape) for path, leaf in _leaves(like).items()}
@@ -243,29 +275,33 @@ def require_same_shapes(params: dict, like: dict, what: str) -> None:
         there, here = found.get(path, "missing"), wanted.get(path, "missing")
         if there != here:
             raise InputError(
-                f"{path} is {there} in {what}, but {here} in the model. Choose the model of these weights (size, patches, "
-                "mel bands), or weights of this model."
+                f"{path} is {there} in {what}, but {here} in the model. Choose the model of these"
+                " weights (size, patches, mel bands), or weights of this model."
             )
 
 
 def fit_positions(params: dict, from_config: ModelConfig, to_config: ModelConfig) -> dict:
-    """Params whose ``encoder`` is resized to the window length or stride of another geometry (AST section 2.2).
+    """Params whose ``encoder`` is resized to the window length or stride of another geometry (AST
+    section 2.2).
 
     Raises:
-        InputError: patches of another shape, or another number of mel bands, which cannot be resized.
+        InputError: patches of another shape, or another number of mel bands, which cannot be
+            resized.
     """
     old, new = from_config.patch_size, to_config.patch_size
-    if old != new:  # shapes alone do not show it: 128 x 2 and 16 x 16 patches have kernels of equal shape
+    # shapes alone do not show it: 128 x 2 and 16 x 16 patches have kernels of equal shape
+    if old != new:
         raise InputError(
-            f"the weights are for patches of {old} (frequency, time), but the model has patches of {new}; "
-            "choose weights and a model with the same patches."
+            f"the weights are for patches of {old} (frequency, time), but the model has patches of"
+            f" {new}; choose weights and a model with the same patches."
         )
     table = params["encoder"]["pos_embed"]
     if from_config.n_mels != to_config.n_mels:
         shape = (1, 2 + to_config.num_patches, to_config.width)
         raise InputError(
-            f"encoder/pos_embed is {table.shape} for {from_config.n_mels} mel bands in the weights, {shape} for "
-            f"{to_config.n_mels} in the model. Choose a front end with the number of bands of the weights."
+            f"encoder/pos_embed is {table.shape} for {from_config.n_mels} mel bands in the weights,"
+            f" {shape} for {to_config.n_mels} in the model. Choose a front end with the number of"
+            " bands of the weights."
         )
     if from_config.grid == to_config.grid:
         return params

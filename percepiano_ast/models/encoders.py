@@ -1,7 +1,8 @@
 """Alternative encoders that can replace the AST before pooling and heads, and their interface.
 
-To add an encoder, add a row to `ENCODERS`: a frozen dataclass that implements `Geometry` and ``beside``, and a module that turns
-a spectrogram into columns over time. ``finetune --init``, folds, checkpoints and ``rate --run`` then support it.
+To add an encoder, add a row to `ENCODERS`: a frozen dataclass that implements `Geometry` and
+``beside``, and a module that turns a spectrogram into columns over time. ``finetune --init``,
+folds, checkpoints and ``rate --run`` then support it.
 """
 
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -13,7 +14,8 @@ from percepiano_ast.models.cnn import CNN, CNNConfig
 
 
 class Geometry(Protocol):
-    """The part of an encoder's configuration, a dataclass, that pooling and heads use; `config.ModelConfig` is one."""
+    """The part of an encoder's configuration, a dataclass, that pooling and heads use;
+    `config.ModelConfig` is one."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -60,7 +62,8 @@ class Alternative(NamedTuple):
     Attributes:
         label: its name in the notebooks' form.
         config: its `Geometry` class.
-        module: ``module(config, dtype)`` maps (B, T, F), normalised, to columns (B, T', D) and a dict of intermediates.
+        module: ``module(config, dtype)`` maps (B, T, F), normalised, to columns (B, T', D) and a
+            dict of intermediates.
     """
 
     label: str

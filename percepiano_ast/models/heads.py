@@ -1,8 +1,10 @@
-"""From tokens to ratings: pooling over valid patches, the rating head in three groups, and the complete rater.
+"""From tokens to ratings: pooling over valid patches, the rating head in three groups, and the
+complete rater.
 
-Clips longer than one window are pooled exactly: each window contributes the count, sum and sum of squares over its valid
-patches, and these moments add up. Mean and standard deviation together predict better than the mean alone. They are computed
-over time for each band of patches, so that bass and treble stay separate.
+Clips longer than one window are pooled exactly: each window contributes the count, sum and sum of
+squares over its valid patches, and these moments add up. Mean and standard deviation together
+predict better than the mean alone. They are computed over time for each band of patches, so that
+bass and treble stay separate.
 """
 
 import jax
@@ -21,8 +23,10 @@ Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 _MIDDLE = 0.5  # of the rating scale
 _LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose standard deviation is 0.13
-_EXTREME = 4.0  # standard deviations at which extra inputs are clipped, to avoid extrapolation from outliers
-_VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite if all tokens are equal
+# standard deviations at which extra inputs are clipped, to avoid extrapolation from outliers
+_EXTREME = 4.0
+# LayerNorm's epsilon; keeps the gradient of the square root finite if all tokens are equal
+_VARIANCE_FLOOR = 1e-6
 
 
 def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
@@ -37,19 +41,28 @@ def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
 
 
 def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
-    """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over the valid ones of N."""
+    """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over the
+    valid ones of N."""
     tokens = jnp.where(patch_valid[:, :, None], tokens.astype(jnp.float32), 0.0)
-    return patch_valid.sum(axis=1).astype(jnp.float32), tokens.sum(axis=1), jnp.square(tokens).sum(axis=1)
+    return (
+        patch_valid.sum(axis=1).astype(jnp.float32),
+        tokens.sum(axis=1),
+        jnp.square(tokens).sum(axis=1),
+    )
 
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
-    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips, the sums over windows."""
-    count, total, squares = (jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments)
+    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips, the
+    sums over windows."""
+    count, total, squares = (
+        jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments
+    )
     return count, total, squares
 
 
 def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.Array) -> jax.Array:
-    """Count (B,), sum (B, D), sum of squares (B, D) -> mean and standard deviation (B, 2 D), float32.
+    """Count (B,), sum (B, D), sum of squares (B, D) -> mean and standard deviation (B, 2 D),
+    float32.
 
     A clip without a valid patch gets mean 0. The gradient is finite even if all tokens are equal.
     """
@@ -60,10 +73,14 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
 
 
 def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax.Array, jax.Array]:
-    """(B, F' * T', D) -> (B, T', F' * D), one vector per time step with all bands; and Bool (B, T')."""
+    """(B, F' * T', D) -> (B, T', F' * D), one vector per time step with all bands; and Bool (B,
+    T')."""
     batch, number, width = tokens.shape
     grid = tokens.reshape(batch, bands, number // bands, width).transpose(0, 2, 1, 3)
-    return grid.reshape(batch, number // bands, bands * width), patch_valid.reshape(batch, bands, -1)[:, 0]
+    return (
+        grid.reshape(batch, number // bands, bands * width),
+        patch_valid.reshape(batch, bands, -1)[:, 0],
+    )
 
 
 def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
@@ -73,16 +90,22 @@ def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[st
         InputError: unknown ``head``.
     """
     choose(dict.fromkeys(HEADS), head, "head")
-    return {"all": tuple(range(len(questionnaire.dimensions)))} if head == "joint" else dict(questionnaire.groups)
+    return (
+        {"all": tuple(range(len(questionnaire.dimensions)))}
+        if head == "joint"
+        else dict(questionnaire.groups)
+    )
 
 
 class CrossTaskAttention(nn.Module):
-    """One learned query token per group attends to the bands; then the groups' tokens attend to one another.
+    """One learned query token per group attends to the bands; then the groups' tokens attend to one
+    another.
 
-    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019). Attention between tasks follows
-    DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for Dense Multi-task Learning"). Both work on the
-    pixels of dense maps. Here a task is one token with a learned query (like an object in DETR, Carion et al. 2020) that attends
-    to the pooled bands, a few hundred values instead of a dense layer's thousands.
+    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019). Attention
+    between tasks follows DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism
+    for Dense Multi-task Learning"). Both work on the pixels of dense maps. Here a task is one token
+    with a learned query (like an object in DETR, Carion et al. 2020) that attends to the pooled
+    bands, a few hundred values instead of a dense layer's thousands.
 
     Attributes:
         width: of the tokens.
@@ -105,26 +128,39 @@ class CrossTaskAttention(nn.Module):
             InputError: the number of heads does not divide the width.
         """
         if self.width % self.num_heads:
-            raise InputError(f"a hidden width of {self.width} is not divisible by {self.num_heads} heads; choose a multiple")
+            raise InputError(
+                f"a hidden width of {self.width} is not divisible by {self.num_heads} heads; choose"
+                " a multiple"
+            )
         batch = embedding.shape[0]
-        of_bands = embedding.reshape(batch, self.moments, self.bands, -1).swapaxes(1, 2).reshape(batch, self.bands, -1)
+        of_bands = (
+            embedding.reshape(batch, self.moments, self.bands, -1)
+            .swapaxes(1, 2)
+            .reshape(batch, self.bands, -1)
+        )
         tokens = nn.Dense(self.width, name="band")(of_bands)
         tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
         # Unit variance: queries with similar initial values would attend to the same bands.
         queries = self.param("queries", nn.initializers.normal(1.0), (1, self.groups, self.width))
         queries = jnp.broadcast_to(queries, (batch, self.groups, self.width))
-        queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(queries, tokens)
+        queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(
+            queries, tokens
+        )
         normed = nn.LayerNorm(name="norm")(queries)
-        return queries + nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")(normed, normed)
+        return queries + nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")(
+            normed, normed
+        )
 
 
 class RatingHead(nn.Module):
-    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on the questionnaire's scales.
+    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on
+    the questionnaire's scales.
 
     Attributes:
         hidden: width of each group's hidden layer.
         dropout: rate.
-        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to the pre-activations of their hidden layers.
+        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to the
+            pre-activations of their hidden layers.
         pooling: ``mean`` drops the standard deviations over time.
         bands: F' of the embedding.
         uncertain: whether to predict a variance for every rating.
@@ -149,10 +185,14 @@ class RatingHead(nn.Module):
         return self.distribution(embedding, deterministic=deterministic)[0]
 
     @nn.compact
-    def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:
-        """The ratings and the natural logarithm of their variance (B, K), or None if no variance is predicted.
+    def distribution(
+        self, embedding: jax.Array, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The ratings and the natural logarithm of their variance (B, K), or None if no variance is
+        predicted.
 
-        A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994, section 2.
+        A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994,
+        section 2.
         """
         embedding, beside = jnp.split(embedding, [embedding.shape[1] - self.beside], axis=1)
         if self.pooling == "mean":
@@ -162,10 +202,14 @@ class RatingHead(nn.Module):
         tokens = None
         if self.kind == "attention":
             moments = 1 if self.pooling == "mean" else 2
-            tokens = CrossTaskAttention(self.hidden, self.bands, moments, len(groups), name="attention")(normed)
+            tokens = CrossTaskAttention(
+                self.hidden, self.bands, moments, len(groups), name="attention"
+            )(normed)
         seen = normed
         if self.beside:  # the extra inputs are not part of the LayerNorm
-            seen = jnp.concatenate([normed, jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)], axis=1)
+            seen = jnp.concatenate(
+                [normed, jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)], axis=1
+            )
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
             hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(seen)
@@ -174,7 +218,9 @@ class RatingHead(nn.Module):
             hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
             means.append(_output(len(indices), _MIDDLE, f"{group}_out")(hidden))
             if self.uncertain:
-                variances.append(_output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")(hidden))
+                variances.append(
+                    _output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")(hidden)
+                )
         order = np.argsort(np.concatenate(list(groups.values())))
         log_variance = jnp.concatenate(variances, axis=1)[:, order] if variances else None
         return jnp.concatenate(means, axis=1)[:, order], log_variance
@@ -183,30 +229,52 @@ class RatingHead(nn.Module):
 def _output(features: int, bias: float, name: str) -> nn.Dense:
     # Small weights, so that initial predictions are near the middle of the scale.
     small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
-    return nn.Dense(features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name)
+    return nn.Dense(
+        features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name
+    )
 
 
 def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIANO) -> dict:
-    """The initial head for standardised ratings, with zero biases: mean 0 and, if it predicts a variance, variance 1."""
-    outputs = [f"{group}_{output}" for group in head_groups(kind, questionnaire) for output in ("out", "log_variance")]
-    zeros = {name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])} for name in outputs if name in head}
+    """The initial head for standardised ratings, with zero biases: mean 0 and, if it predicts a
+    variance, variance 1."""
+    outputs = [
+        f"{group}_{output}"
+        for group in head_groups(kind, questionnaire)
+        for output in ("out", "log_variance")
+    ]
+    zeros = {
+        name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])}
+        for name in outputs
+        if name in head
+    }
     return head | zeros
 
 
-def in_rating_units(head: dict, kind: str, mean: np.ndarray, std: np.ndarray, questionnaire: Questionnaire = PERCEPIANO) -> dict:
-    """The head with outputs rescaled to ``mean + std * output``, (K,) each, so that it predicts in rating units."""
+def in_rating_units(
+    head: dict,
+    kind: str,
+    mean: np.ndarray,
+    std: np.ndarray,
+    questionnaire: Questionnaire = PERCEPIANO,
+) -> dict:
+    """The head with outputs rescaled to ``mean + std * output``, (K,) each, so that it predicts in
+    rating units."""
     changed = {}
     for group, indices in head_groups(kind, questionnaire).items():
         shift, scale = (jnp.asarray(values[list(indices)], jnp.float32) for values in (mean, std))
         out = head[f"{group}_out"]
-        changed[f"{group}_out"] = {"kernel": out["kernel"] * scale[None, :], "bias": out["bias"] * scale + shift}
+        changed[f"{group}_out"] = {
+            "kernel": out["kernel"] * scale[None, :],
+            "bias": out["bias"] * scale + shift,
+        }
         if (name := f"{group}_log_variance") in head:
             changed[name] = head[name] | {"bias": head[name]["bias"] + 2 * jnp.log(scale)}
     return head | changed
 
 
 class Rater(nn.Module):
-    """Encoder and rating head. ``params['encoder']`` has the structure of that in `ssast.SSAST`, so they are interchangeable.
+    """Encoder and rating head. ``params['encoder']`` has the structure of that in `ssast.SSAST`, so
+    they are interchangeable.
 
     Attributes:
         config: of the AST, or of an alternative encoder in `ENCODERS`.
@@ -230,7 +298,16 @@ class Rater(nn.Module):
         else:
             self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
         bands = self.config.grid[0]
-        options = (self.hidden, self.dropout, self.kind, self.pooling, bands, self.uncertain, self.questionnaire, self.beside)
+        options = (
+            self.hidden,
+            self.dropout,
+            self.kind,
+            self.pooling,
+            bands,
+            self.uncertain,
+            self.questionnaire,
+            self.beside,
+        )
         self.head = RatingHead(*options)
 
     def __call__(
@@ -244,27 +321,37 @@ class Rater(nn.Module):
             deterministic: without dropout; otherwise a ``dropout`` rng is needed.
 
         Returns:
-            ratings float32 (B, K) in the order of the questionnaire, and the encoder's intermediates with ``tokens``
-            (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding`` (B, 2 F' D).
+            ratings float32 (B, K) in the order of the questionnaire, and the encoder's
+            intermediates with ``tokens`` (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding``
+            (B, 2 F' D).
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)
         given = jnp.pad(embedding, ((0, 0), (0, self.beside)))
-        return self.head(given, deterministic=deterministic), intermediates | {"embedding": embedding}
+        return self.head(given, deterministic=deterministic), intermediates | {
+            "embedding": embedding
+        }
 
     def embed(self, log_mel: jax.Array, frame_valid: jax.Array) -> Moments:
-        """Moments of every window, to be added up with `combine_moments`; arguments as in ``__call__``."""
+        """Moments of every window, to be added up with `combine_moments`; arguments as in
+        ``__call__``."""
         return self._encode(log_mel, frame_valid)[0]
 
-    def attend(self, log_mel: jax.Array, frame_valid: jax.Array) -> tuple[Moments, dict[str, jax.Array]]:
-        """As `embed`, and the encoder's intermediates with ``attention0`` ... and ``patch_valid``."""
+    def attend(
+        self, log_mel: jax.Array, frame_valid: jax.Array
+    ) -> tuple[Moments, dict[str, jax.Array]]:
+        """As `embed`, and the encoder's intermediates with ``attention0`` ... and
+        ``patch_valid``."""
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside), see `moments_to_embedding`."""
+        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside), see
+        `moments_to_embedding`."""
         return self.head(embedding, deterministic=deterministic)
 
-    def distribution(self, embedding: jax.Array, *, deterministic: bool = True) -> tuple[jax.Array, jax.Array | None]:
+    def distribution(
+        self, embedding: jax.Array, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array | None]:
         """As `rate`, with the logarithm of the variances, see `RatingHead.distribution`."""
         return self.head.distribution(embedding, deterministic=deterministic)
 
@@ -277,6 +364,10 @@ class Rater(nn.Module):
         if not isinstance(self.config, ModelConfig):
             columns, intermediates = self.encoder(log_mel)
             return pool_moments(columns, patch_valid), intermediates | {"patch_valid": patch_valid}
-        tokens, intermediates = self.encoder(log_mel, patch_valid=patch_valid, need_attention=need_attention)
-        moments = pool_moments(*_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0]))
+        tokens, intermediates = self.encoder(
+            log_mel, patch_valid=patch_valid, need_attention=need_attention
+        )
+        moments = pool_moments(
+            *_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0])
+        )
         return moments, intermediates | {"tokens": tokens, "patch_valid": patch_valid}

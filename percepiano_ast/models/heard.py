@@ -1,6 +1,7 @@
 """Transcription scores of a `Transcriber`, from counts that are summed over batches on the device.
 
-Onsets are matched as in mir_eval's note onsets, but on the grid of steps: within `TOLERANCE` steps of an onset of the same key.
+Onsets are matched as in mir_eval's note onsets, but on the grid of steps: within `TOLERANCE` steps
+of an onset of the same key.
 """
 
 import jax
@@ -12,9 +13,18 @@ from percepiano_ast.targets import HELD_FROM, ONSET_FROM, Targets
 
 TOLERANCE = 2  # steps, 40 ms; mir_eval uses 50 ms
 SCORES = (
-    "onset_f1", "onset_precision", "onset_recall", "down_f1", "sounding_f1", "velocity_mae",
-    "sustain_mae", "sustain_r", "una_corda_mae", "una_corda_r", "descriptors_r2",
-)  # fmt: skip
+    "onset_f1",
+    "onset_precision",
+    "onset_recall",
+    "down_f1",
+    "sounding_f1",
+    "velocity_mae",
+    "sustain_mae",
+    "sustain_r",
+    "una_corda_mae",
+    "una_corda_r",
+    "descriptors_r2",
+)
 
 
 def peaks(onset: jax.Array) -> jax.Array:
@@ -23,17 +33,28 @@ def peaks(onset: jax.Array) -> jax.Array:
     return (onset >= ONSET_FROM) & (onset >= padded[:, :-2]) & (onset > padded[:, 2:])
 
 
-def counts(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None) -> dict[str, jax.Array]:
-    """Counts of a batch, float32 scalars, to be summed over batches for `scores`; arguments as in `transcription.losses`."""
+def counts(
+    outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    """Counts of a batch, float32 scalars, to be summed over batches for `scores`; arguments as in
+    `transcription.losses`."""
     wanted = on_steps(targets)
     heard = {name: nn.sigmoid(logits) for name, logits in outputs.items() if name != "descriptors"}
     struck, found = wanted["struck"] > 0, peaks(heard["onset"])
     total: dict[str, jax.Array | float] = {"struck": struck.sum(), "found": found.sum()}
-    total |= {"struck_and_found": (struck & _within(found)).sum(), "found_and_struck": (found & _within(struck)).sum()}
+    total |= {
+        "struck_and_found": (struck & _within(found)).sum(),
+        "found_and_struck": (found & _within(struck)).sum(),
+    }
     for name in ("down", "sounding"):
         is_held, seems_held = wanted[name] > 0, heard[name] >= HELD_FROM
-        total |= {f"{name}_both": (is_held & seems_held).sum(), f"{name}_either": is_held.sum() + seems_held.sum()}
-    total["velocity_error"] = jnp.where(struck, 127 * jnp.abs(heard["velocity"] - wanted["velocity"]), 0.0).sum()
+        total |= {
+            f"{name}_both": (is_held & seems_held).sum(),
+            f"{name}_either": is_held.sum() + seems_held.sum(),
+        }
+    total["velocity_error"] = jnp.where(
+        struck, 127 * jnp.abs(heard["velocity"] - wanted["velocity"]), 0.0
+    ).sum()
     for name in PEDALS:
         x, y = heard[name], wanted[name]
         moments = {"error": jnp.abs(x - y), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
@@ -43,7 +64,9 @@ def counts(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Arr
     if "descriptors" in outputs and descriptors is not None:
         known = ~jnp.isnan(descriptors)
         there = jnp.where(known, descriptors, 0.0)
-        total["descriptors_left"] = jnp.square(jnp.where(known, outputs["descriptors"] - there, 0.0)).sum()
+        total["descriptors_left"] = jnp.square(
+            jnp.where(known, outputs["descriptors"] - there, 0.0)
+        ).sum()
         total["descriptors_all"] = jnp.square(there).sum()
     return {name: jnp.asarray(value, jnp.float32) for name, value in total.items()}
 
@@ -57,15 +80,19 @@ def _within(marks: jax.Array) -> jax.Array:
 def scores(total: dict[str, float]) -> dict[str, float]:
     """``SCORES`` from summed `counts`.
 
-    F1, precision and recall of onsets; F1 of keys and strings per step; mean absolute error of velocity at onsets in MIDI units;
-    mean absolute error of the pedals as a share of their travel, and their correlation over all steps (0 if a pedal never
-    moves); explained variance of the descriptors (0 without descriptors).
+    F1, precision and recall of onsets; F1 of keys and strings per step; mean absolute error of
+    velocity at onsets in MIDI units; mean absolute error of the pedals as a share of their travel,
+    and their correlation over all steps (0 if a pedal never moves); explained variance of the
+    descriptors (0 without descriptors).
     """
     precision = total["found_and_struck"] / max(total["found"], 1)
     recall = total["struck_and_found"] / max(total["struck"], 1)
     values = {"onset_f1": 2 * precision * recall / max(precision + recall, 1e-9)}
     values |= {"onset_precision": precision, "onset_recall": recall}
-    values |= {f"{name}_f1": 2 * total[f"{name}_both"] / max(total[f"{name}_either"], 1) for name in ("down", "sounding")}
+    values |= {
+        f"{name}_f1": 2 * total[f"{name}_both"] / max(total[f"{name}_either"], 1)
+        for name in ("down", "sounding")
+    }
     values["velocity_mae"] = total["velocity_error"] / max(total["struck"], 1)
     n = total["steps"]
     for name in PEDALS:

@@ -1,10 +1,12 @@
-"""Low-rank adapters for the encoder's attention: W becomes W + (alpha / r) A B with A (D, r) and B (r, D).
+"""Low-rank adapters for the encoder's attention: W becomes W + (alpha / r) A B with A (D, r) and B
+(r, D).
 
-Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv 2106.09685), section 4.1. A is
-initialised randomly and B with zeros, so that training starts from the original encoder. Here q, k, v and o of every block have
-an adapter. The product is added to the weights before they are used, in training and for rating, so the encoder runs at the
-same speed as without adapters. Compared with full fine-tuning, the optimiser state and the checkpoints are smaller, and there are
-fewer parameters to overfit.
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv
+2106.09685), section 4.1. A is initialised randomly and B with zeros, so that training starts from
+the original encoder. Here q, k, v and o of every block have an adapter. The product is added to the
+weights before they are used, in training and for rating, so the encoder runs at the same speed as
+without adapters. Compared with full fine-tuning, the optimiser state and the checkpoints are
+smaller, and there are fewer parameters to overfit.
 """
 
 import jax
@@ -14,7 +16,8 @@ _ADAPTED = {"qkv": 3, "proj": 1}  # number of D x D matrices in each kernel
 
 
 def init(encoder: dict, rank: int, rng: jax.Array) -> dict:
-    """Adapters of stacked blocks: ``down`` (depth, m, D, rank) and ``up`` (depth, m, rank, D), m matrices per kernel."""
+    """Adapters of stacked blocks: ``down`` (depth, m, D, rank) and ``up`` (depth, m, rank, D), m
+    matrices per kernel."""
     adapters = {}
     for name, key in zip(_ADAPTED, jax.random.split(rng, len(_ADAPTED))):
         depth, width, _ = encoder["blocks"]["attention"][name]["kernel"].shape
@@ -24,7 +27,8 @@ def init(encoder: dict, rank: int, rng: jax.Array) -> dict:
 
 
 def merge(encoder: dict, adapters: dict, scale: float) -> dict:
-    """The encoder's parameters plus ``scale`` times the adapters' products, in the encoder's structure."""
+    """The encoder's parameters plus ``scale`` times the adapters' products, in the encoder's
+    structure."""
     attention = dict(encoder["blocks"]["attention"])
     for name, adapter in adapters.items():
         product = scale * jnp.einsum("lmdr,lmre->ldme", adapter["down"], adapter["up"])

@@ -1,8 +1,10 @@
-"""Read tensors from a PyTorch file (``.pth``) without PyTorch, and without executing code from the file.
+"""Read tensors from a PyTorch file (``.pth``) without PyTorch, and without executing code from the
+file.
 
-A file of torch 1.6 or newer is a zip archive of ``data.pkl``, a pickle that describes the tensors, and one raw member per
-storage. A pickle can call any function by name. This reader allows only the few names that a dictionary of tensors needs, maps
-them to functions that build arrays, and rejects all other names.
+A file of torch 1.6 or newer is a zip archive of ``data.pkl``, a pickle that describes the tensors,
+and one raw member per storage. A pickle can call any function by name. This reader allows only the
+few names that a dictionary of tensors needs, maps them to functions that build arrays, and rejects
+all other names.
 """
 
 import io
@@ -36,8 +38,8 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The tensors of a saved ``state_dict`` by name, read-only, with their saved types and strides.
 
     Raises:
-        InputError: not a file of torch 1.6 or newer, damaged, not a dictionary of tensors, or a pickle with other names than
-            those of tensors; its code is not executed.
+        InputError: not a file of torch 1.6 or newer, damaged, not a dictionary of tensors, or a
+            pickle with other names than those of tensors; its code is not executed.
     """
     path = Path(path)
     try:
@@ -48,17 +50,33 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except (OSError, EOFError, pickle.UnpicklingError, zlib.error, *_OF_A_BROKEN_PICKLE) as error:
         if isinstance(error, InputError):  # it is a ValueError
             raise
-        raise InputError(f"{path} is damaged or not written by torch.save ({error}); download it again.") from error
+        raise InputError(
+            f"{path} is damaged or not written by torch.save ({error}); download it again."
+        ) from error
     if not isinstance(tensors, dict):
-        raise InputError(f"{path} holds a {type(tensors).__name__}; give a file with a state_dict of names and tensors.")
+        raise InputError(
+            f"{path} holds a {type(tensors).__name__}; give a file with a state_dict of names and"
+            " tensors."
+        )
     others = [name for name, value in tensors.items() if not isinstance(value, np.ndarray)]
     if others:
-        raise InputError(f"{path} is not a plain state_dict: {others[0]!r} is not a tensor. Save only the dictionary of weights.")
+        raise InputError(
+            f"{path} is not a plain state_dict: {others[0]!r} is not a tensor. Save only the"
+            " dictionary of weights."
+        )
     return dict(tensors)
 
 
 # Exceptions of the unpickler on invalid bytes (documentation of ``pickle.UnpicklingError``).
-_OF_A_BROKEN_PICKLE = (AttributeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, RuntimeError)
+_OF_A_BROKEN_PICKLE = (
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 def _not_a_zip(path: Path, error: Exception) -> str:
@@ -73,22 +91,40 @@ def _not_a_zip(path: Path, error: Exception) -> str:
 
 
 def _check_sizes(pickled: bytes) -> None:
-    """Raises ValueError for a memo size that unpickling would allocate and that exceeds the pickle."""
+    """Raises ValueError for a memo size that unpickling would allocate and that exceeds the
+    pickle."""
     for opcode, argument, _ in pickletools.genops(pickled):  # checks the lengths of strings
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument is not None and argument > len(pickled):
+        if (
+            opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+            and argument is not None
+            and argument > len(pickled)
+        ):
             raise ValueError(f"memo {argument} in a pickle of {len(pickled)} bytes")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that exposes only methods and names, so that attributes set by a pickle cannot change the executed code."""
+    """Unpickler that exposes only methods and names, so that attributes set by a pickle cannot
+    change the executed code."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path):
-        roots = [name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")]
+        roots = [
+            name.removesuffix("data.pkl")
+            for name in archive.namelist()
+            if name.endswith("/data.pkl")
+        ]
         if len(roots) != 1:
-            raise InputError(f"{path} is a zip archive, but not written by torch.save: it does not hold exactly one data.pkl.")
+            raise InputError(
+                f"{path} is a zip archive, but not written by torch.save: it does not hold exactly"
+                " one data.pkl."
+            )
         self._archive, self._root, self._path = archive, roots[0], path
-        if f"{self._root}byteorder" in archive.namelist() and archive.read(f"{self._root}byteorder") != b"little":
-            raise InputError(f"{path} was written on a big-endian machine; save it again on a little-endian one.")
+        if (
+            f"{self._root}byteorder" in archive.namelist()
+            and archive.read(f"{self._root}byteorder") != b"little"
+        ):
+            raise InputError(
+                f"{path} was written on a big-endian machine; save it again on a little-endian one."
+            )
         self._storages: dict[str, np.ndarray] = {}
         pickled = archive.read(f"{self._root}data.pkl")
         _check_sizes(pickled)
@@ -106,26 +142,38 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return name
         raise InputError(
-            f"{self._path} asks for {module}.{name}, which a dictionary of tensors does not need. It was rejected and no code "
-            "was executed; get the weights from a trusted source, or as .safetensors."
+            f"{self._path} asks for {module}.{name}, which a dictionary of tensors does not need."
+            " It was rejected and no code was executed; get the weights from a trusted source, or"
+            " as .safetensors."
         )
 
     def persistent_load(self, pid: tuple) -> str:
-        """Read a storage, ``("storage", type, key, device, values)``. The pickle gets its key, not its memory."""
+        """Read a storage, ``("storage", type, key, device, values)``. The pickle gets its key, not
+        its memory."""
         _, kind, key, _, count = pid
         if key not in self._storages:
             values = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), _STORAGES[kind])
             if len(values) != count:
-                raise InputError(f"{self._path}: storage {key} holds {len(values)} values instead of {count}; download it again.")
+                raise InputError(
+                    f"{self._path}: storage {key} holds {len(values)} values instead of {count};"
+                    " download it again."
+                )
             self._storages[key] = values
         return key
 
-    def _rebuild_tensor(self, key: str, offset: int, shape: tuple, strides: tuple, *_requires_grad_and_hooks) -> np.ndarray:
-        """A view of a storage, with strides in values. Bounds are checked here, because NumPy does not check them."""
+    def _rebuild_tensor(
+        self, key: str, offset: int, shape: tuple, strides: tuple, *_requires_grad_and_hooks
+    ) -> np.ndarray:
+        """A view of a storage, with strides in values. Bounds are checked here, because NumPy does
+        not check them."""
         storage = self._storages[key]
-        reach = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        reach = offset + sum(
+            (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
+        )
         if min((offset, *shape, *strides)) < 0 or (0 not in shape and reach >= len(storage)):
-            raise InputError(f"{self._path}: a tensor of shape {shape} exceeds its storage; download it again.")
+            raise InputError(
+                f"{self._path}: a tensor of shape {shape} exceeds its storage; download it again."
+            )
         if 0 in shape:
             return np.empty(shape, storage.dtype)
         in_bytes = tuple(stride * storage.itemsize for stride in strides)

@@ -1,9 +1,11 @@
-"""An AST for transcription: onsets, keys, strings, velocity and pedals from its tokens, descriptors from the pooled tokens.
+"""An AST for transcription: onsets, keys, strings, velocity and pedals from its tokens, descriptors
+from the pooled tokens.
 
-The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) on the encoder of AST. Onsets are regressed as
-in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls linearly from 1 at the onset to 0 at `ONSET_REACH`, so
-that onset times can be estimated more finely than the steps. Pedal targets are values between 0 and 1, not binary states; the
-cross-entropy is minimal at their expected value.
+The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) on the encoder of
+AST. Onsets are regressed as in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls
+linearly from 1 at the onset to 0 at `ONSET_REACH`, so that onset times can be estimated more finely
+than the steps. Pedal targets are values between 0 and 1, not binary states; the cross-entropy is
+minimal at their expected value.
 """
 
 import jax
@@ -19,13 +21,23 @@ from percepiano_ast.targets import KEYS, Targets
 STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
 ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
 HIDDEN = 256
-# Output biases: log-odds of an onset, a held key and a sounding string in a cell. Without them the first thousand training steps
-# only learn these base rates (Lin et al. 2017, arXiv 1708.02002, section 4.1).
+# Output biases: log-odds of an onset, a held key and a sounding string in a cell. Without them the
+# first thousand training steps only learn these base rates (Lin et al. 2017, arXiv 1708.02002,
+# section 4.1).
 ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
-# Onsets are rarest, and all descriptors of timing and dynamics depend on them; the sustain pedal is hardest to transcribe. Losses
-# of rolls are sums over 88 keys, those of pedals are single values, and one window in four has descriptors.
-WEIGHTS = {"onset": 2.0, "down": 1.0, "sounding": 0.5, "velocity": 1.0, "sustain": 4.0, "una_corda": 1.0, "descriptors": 4.0}
+# Onsets are rarest, and all descriptors of timing and dynamics depend on them; the sustain pedal is
+# hardest to transcribe. Losses of rolls are sums over 88 keys, those of pedals are single values,
+# and one window in four has descriptors.
+WEIGHTS = {
+    "onset": 2.0,
+    "down": 1.0,
+    "sounding": 0.5,
+    "velocity": 1.0,
+    "sustain": 4.0,
+    "una_corda": 1.0,
+    "descriptors": 4.0,
+}
 LOSSES = ("loss", *WEIGHTS)
 
 
@@ -38,16 +50,18 @@ def steps_of(model: ModelConfig) -> int:
     width = model.stride[1]
     if model.patch_size[1] != width or width % STEP:
         raise InputError(
-            f"patches of {model.patch_size[1]} frames every {width} frames: transcription needs adjacent patches without overlap, "
-            f"with a width that is a multiple of {STEP} frames"
+            f"patches of {model.patch_size[1]} frames every {width} frames: transcription needs"
+            f" adjacent patches without overlap, with a width that is a multiple of {STEP} frames"
         )
     return width // STEP
 
 
 class TranscriptionHead(nn.Module):
-    """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear, shared by all columns and all steps.
+    """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear, shared by all
+    columns and all steps.
 
-    Without the norm, training diverges: the hidden layer has inputs from all bands and changes too much in one training step.
+    Without the norm, training diverges: the hidden layer has inputs from all bands and changes too
+    much in one training step.
     """
 
     config: ModelConfig
@@ -55,14 +69,20 @@ class TranscriptionHead(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array) -> dict[str, jax.Array]:
-        """(B, F' * T', D) -> float32 logits (B, T' * steps, 88) of ``ROLLS`` and (B, T' * steps) of ``PEDALS``."""
+        """(B, F' * T', D) -> float32 logits (B, T' * steps, 88) of ``ROLLS`` and (B, T' * steps) of
+        ``PEDALS``."""
         batch, tokens, width = patches.shape
         bands, steps = self.config.grid[0], steps_of(self.config)
         columns = patches.reshape(batch, bands, tokens // bands, width).swapaxes(1, 2)
         columns = columns.reshape(batch, tokens // bands, bands * width)
         hidden = gelu(per_token(nn.Dense(steps * HIDDEN, dtype=self.dtype, name="hidden"), columns))
         hidden = layer_norm(1e-6, self.dtype, "norm")(hidden.reshape(batch, -1, HIDDEN))
-        out = per_token(nn.Dense(len(ROLLS) * KEYS + len(PEDALS), dtype=self.dtype, bias_init=_base_rates, name="out"), hidden)
+        out = per_token(
+            nn.Dense(
+                len(ROLLS) * KEYS + len(PEDALS), dtype=self.dtype, bias_init=_base_rates, name="out"
+            ),
+            hidden,
+        )
         out = out.astype(jnp.float32)
         rolls = {name: out[..., k * KEYS : (k + 1) * KEYS] for k, name in enumerate(ROLLS)}
         return rolls | {name: out[..., len(ROLLS) * KEYS + k] for k, name in enumerate(PEDALS)}
@@ -87,26 +107,33 @@ class Transcriber(nn.Module):
     num_descriptors: int = 0
 
     @nn.compact
-    def __call__(self, log_mel: jax.Array, patch_valid: jax.Array | None = None) -> tuple[dict[str, jax.Array], dict]:
+    def __call__(
+        self, log_mel: jax.Array, patch_valid: jax.Array | None = None
+    ) -> tuple[dict[str, jax.Array], dict]:
         """Transcribe normalised log-mel windows (B, T, F).
 
         Args:
             patch_valid: see `Encoder`.
 
         Returns:
-            logits of `TranscriptionHead` and ``descriptors`` (B, num_descriptors), standardised; and the encoder's intermediates
-            with ``tokens``.
+            logits of `TranscriptionHead` and ``descriptors`` (B, num_descriptors), standardised;
+            and the encoder's intermediates with ``tokens``.
         """
-        tokens, intermediates = Encoder(self.config, self.compute, name="encoder")(log_mel, patch_valid=patch_valid)
+        tokens, intermediates = Encoder(self.config, self.compute, name="encoder")(
+            log_mel, patch_valid=patch_valid
+        )
         patches = tokens[:, PREFIX_TOKENS:]
         outputs = TranscriptionHead(self.config, self.compute.dtype, name="transcription")(patches)
         if self.num_descriptors:
-            outputs["descriptors"] = DescriptorHead(self.num_descriptors, name="descriptors")(patches)
+            outputs["descriptors"] = DescriptorHead(self.num_descriptors, name="descriptors")(
+                patches
+            )
         return outputs, intermediates | {"tokens": tokens}
 
 
 class DescriptorHead(nn.Module):
-    """Mean and standard deviation of the patches over a window, as pooled for rating, -> LayerNorm - Linear - GELU - Linear."""
+    """Mean and standard deviation of the patches over a window, as pooled for rating, -> LayerNorm
+    - Linear - GELU - Linear."""
 
     num_descriptors: int
 
@@ -115,16 +142,21 @@ class DescriptorHead(nn.Module):
         """(B, N, D) -> float32 (B, num_descriptors)."""
         patches = patches.astype(jnp.float32)
         # The gradient of the square root is infinite at 0.
-        pooled = jnp.concatenate([patches.mean(axis=1), jnp.sqrt(patches.var(axis=1) + 1e-6)], axis=-1)
+        pooled = jnp.concatenate(
+            [patches.mean(axis=1), jnp.sqrt(patches.var(axis=1) + 1e-6)], axis=-1
+        )
         pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
-        return nn.Dense(self.num_descriptors, name="out")(gelu(nn.Dense(HIDDEN, name="hidden")(pooled)))
+        return nn.Dense(self.num_descriptors, name="out")(
+            gelu(nn.Dense(HIDDEN, name="hidden")(pooled))
+        )
 
 
 def on_steps(targets: Targets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
-    ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and ``struck`` marks the steps of the
-    onsets themselves. Keys and strings are active if they are active in any frame of a step; pedals are averaged over a step.
+    ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and
+    ``struck`` marks the steps of the onsets themselves. Keys and strings are active if they are
+    active in any frame of a step; pedals are averaged over a step.
     """
     frames = targets.onset.shape[1] // STEP * STEP
 
@@ -140,17 +172,23 @@ def on_steps(targets: Targets) -> dict[str, jax.Array]:
         nearness = 1 - abs(shift - (STEP - 1) / 2) / ONSET_REACH
         slope = jnp.maximum(slope, nearness * onset_near[:, there])
         force = jnp.maximum(force, velocity_near[:, there])
-    whole = {name: paired(getattr(targets, name)).max(axis=2).astype(jnp.float32) for name in ("down", "sounding")}
+    whole = {
+        name: paired(getattr(targets, name)).max(axis=2).astype(jnp.float32)
+        for name in ("down", "sounding")
+    }
     feet = {name: paired(getattr(targets, name)).mean(axis=2, dtype=jnp.float32) for name in PEDALS}
     return {"onset": slope, "velocity": force, "struck": paired(onset).max(axis=2), **whole, **feet}
 
 
-def losses(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None) -> dict[str, jax.Array]:
+def losses(
+    outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """Cross-entropies of `Transcriber`'s outputs, and their sum weighted by ``WEIGHTS``.
 
-    Rolls are summed over the keys. The velocity loss counts only near onsets (Hawthorne et al., section 3.3; Kong et al.,
-    equation 5, weighted by the onset's slope). Descriptors have a Huber loss, because some have long tails; it is 0 for unknown
-    values. Every loss is a mean over clips of a per-clip value, so that micro-batches add up to the batch.
+    Rolls are summed over the keys. The velocity loss counts only near onsets (Hawthorne et al.,
+    section 3.3; Kong et al., equation 5, weighted by the onset's slope). Descriptors have a Huber
+    loss, because some have long tails; it is 0 for unknown values. Every loss is a mean over clips
+    of a per-clip value, so that micro-batches add up to the batch.
 
     Args:
         targets: of B windows, with the model's number of frames.
@@ -166,7 +204,9 @@ def losses(outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Arr
 
     parts = {name: entropy(name).sum(axis=-1).mean() for name in ("onset", "down", "sounding")}
     struck = wanted["onset"].sum(axis=(1, 2))
-    parts["velocity"] = ((entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / jnp.maximum(struck, 1.0)).mean()
+    parts["velocity"] = (
+        (entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / jnp.maximum(struck, 1.0)
+    ).mean()
     parts |= {name: entropy(name).mean() for name in PEDALS}
     parts["descriptors"] = jnp.zeros(())
     if "descriptors" in outputs and descriptors is not None:

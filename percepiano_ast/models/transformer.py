@@ -1,4 +1,5 @@
-"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT, as in AST), with three implementations of attention.
+"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT, as in AST), with three
+implementations of attention.
 
 Tokens are (batch, length, width).
 """
@@ -13,7 +14,8 @@ from flax import linen as nn
 
 Mask = jax.Array | None  # Bool; None: no mask
 
-# Scales with the width, so that narrow presets train too. The published 0.02 is meant for width 768.
+# Scales with the width, so that narrow presets train too. The published 0.02 is meant for width
+# 768.
 _kernel_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
 
@@ -26,10 +28,12 @@ class Compute:
     """Implementation options of the encoder; results are equal up to rounding.
 
     Attributes:
-        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are always float32.
+        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are
+            always float32.
         remat: keep only the input of every block and recompute the rest in the backward pass.
-        attention: ``xla``; ``cudnn`` for its fused kernel (16-bit types on Ampere and newer); ``heads``, one head of one
-            clip at a time, recomputed in the backward pass, which fits into a CPU's cache.
+        attention: ``xla``; ``cudnn`` for its fused kernel (16-bit types on Ampere and newer);
+            ``heads``, one head of one clip at a time, recomputed in the backward pass, which fits
+            into a CPU's cache.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -43,8 +47,9 @@ class Attention(nn.Module):
     Attributes:
         num_heads: must divide the width.
         compute: see `Compute`.
-        need_weights: return the attention weights too, always computed as with ``xla``. ``weights`` of the collection
-            ``perturbations`` is added to them; zeros give the gradient with respect to attention.
+        need_weights: return the attention weights too, always computed as with ``xla``. ``weights``
+            of the collection ``perturbations`` is added to them; zeros give the gradient with
+            respect to attention.
     """
 
     num_heads: int
@@ -53,12 +58,15 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, Mask]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), weights float32 (B, H, L, L) or None; invalid keys get 0."""
+        """(B, L, D), Bool (B, L) or None -> (B, L, D), weights float32 (B, H, L, L) or None;
+        invalid keys get 0."""
         batch, length, width = x.shape
         dtype = self.compute.dtype
         # One product for query, key and value; columns are q | k | v, each head-major, as in timm.
         qkv = per_token(nn.Dense(3 * width, dtype=dtype, kernel_init=_qkv_init, name="qkv"), x)
-        query, key, value = jnp.unstack(qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2)
+        query, key, value = jnp.unstack(
+            qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2
+        )
         weights = None
         if self.need_weights or self.compute.attention == "xla":
             weights = _attention_weights(query, key, key_valid)
@@ -70,40 +78,55 @@ class Attention(nn.Module):
         else:
             # cuDNN broadcasts the mask over heads, but not over queries.
             mask = None if key_valid is None else key_valid[:, None, None, :].repeat(length, axis=2)
-            out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation=self.compute.attention)
+            out = jax.nn.dot_product_attention(
+                query, key, value, mask=mask, implementation=self.compute.attention
+            )
         project = nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="proj")
-        return per_token(project, out.reshape(batch, length, width)), weights if self.need_weights else None
+        return per_token(project, out.reshape(batch, length, width)), (
+            weights if self.need_weights else None
+        )
 
 
 def _attention_weights(query: jax.Array, key: jax.Array, key_valid: Mask) -> jax.Array:
     """Two (B, L, H, hd) -> softmax over keys, float32 (B, H, L, L)."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    logits = (
+        jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        * query.shape[-1] ** -0.5
+    )
     if key_valid is not None:
         logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     return jax.nn.softmax(logits, axis=-1)
 
 
-def _attend_by_head(query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask) -> jax.Array:
-    """Three (B, L, H, hd) -> (B, L, H, hd), with a loop over the heads of all clips; recomputed in the backward pass."""
+def _attend_by_head(
+    query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask
+) -> jax.Array:
+    """Three (B, L, H, hd) -> (B, L, H, hd), with a loop over the heads of all clips; recomputed in
+    the backward pass."""
     batch, length, heads, head_dim = query.shape
 
     @jax.checkpoint
     def one_head(operands):
         query, key, value, valid = operands
         # Keys along the first axis: the softmax then sums over rows, which vectorises.
-        logits = jnp.einsum("kd,qd->kq", key, query * head_dim**-0.5, preferred_element_type=jnp.float32)
+        logits = jnp.einsum(
+            "kd,qd->kq", key, query * head_dim**-0.5, preferred_element_type=jnp.float32
+        )
         if valid is not None:
             logits = jnp.where(valid[:, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=0).astype(value.dtype)
         return jnp.einsum("kq,kd->qd", weights, value)
 
     flat = [x.swapaxes(1, 2).reshape(batch * heads, length, head_dim) for x in (query, key, value)]
-    out = jax.lax.map(one_head, (*flat, None if key_valid is None else jnp.repeat(key_valid, heads, axis=0)))
+    out = jax.lax.map(
+        one_head, (*flat, None if key_valid is None else jnp.repeat(key_valid, heads, axis=0))
+    )
     return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
 
 
 def per_token(layer: nn.Module, x: jax.Array) -> jax.Array:
-    """Apply a layer to (B, L, D) as B * L rows, so that the weights' gradient is a plain matrix product."""
+    """Apply a layer to (B, L, D) as B * L rows, so that the weights' gradient is a plain matrix
+    product."""
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
@@ -115,7 +138,8 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _qkv_init(rng: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Initialise the fused kernel (D, 3D) as three (D, D) kernels, because Xavier's scale depends on the width."""
+    """Initialise the fused kernel (D, 3D) as three (D, D) kernels, because Xavier's scale depends
+    on the width."""
     width = shape[0]
     parts = [_kernel_init(key, (width, width), dtype) for key in jax.random.split(rng, 3)]
     return jnp.concatenate(parts, axis=1)
@@ -138,8 +162,8 @@ class _Affine(nn.Module):
 class Mlp(nn.Module):
     """Dense - GELU - Dense, with a hidden layer ``ratio`` times as wide as the model.
 
-    GELU is recomputed in the backward pass: a few elementwise operations instead of storing three more arrays of the size of the
-    hidden layer.
+    GELU is recomputed in the backward pass: a few elementwise operations instead of storing three
+    more arrays of the size of the hidden layer.
     """
 
     ratio: int
@@ -166,7 +190,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, tuple[jax.Array, Mask]]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), and as intermediates the same array and the attention weights."""
+        """(B, L, D), Bool (B, L) or None -> (B, L, D), and as intermediates the same array and the
+        attention weights."""
         width, dtype = x.shape[-1], self.compute.dtype
         normed = layer_norm(self.norm_epsilon, dtype, "norm1")(x)
         attention = Attention(self.num_heads, self.compute, self.need_weights, name="attention")
@@ -188,7 +213,8 @@ def run_blocks(
     norm_epsilon: float,
     need_attention: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A stack of `Block` in the calling module, as submodule ``blocks``; all blocks share one compiled body.
+    """A stack of `Block` in the calling module, as submodule ``blocks``; all blocks share one
+    compiled body.
 
     The first axis of every parameter is the depth. Must be called in a compact method.
 
@@ -202,7 +228,9 @@ def run_blocks(
         in_axes=nn.broadcast,
         length=depth,
     )
-    x, (states, weights) = stack(num_heads, mlp_ratio, compute, norm_epsilon, need_attention, name="blocks")(x, key_valid)
+    x, (states, weights) = stack(
+        num_heads, mlp_ratio, compute, norm_epsilon, need_attention, name="blocks"
+    )(x, key_valid)
     intermediates = {f"block{index}": states[index] for index in range(depth)}
     if weights is not None:
         intermediates |= {f"attention{index}": weights[index] for index in range(depth)}
@@ -210,5 +238,6 @@ def run_blocks(
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics from the two-pass formula; E[x^2] - E[x]^2 is too inexact for parity with PyTorch."""
+    """LayerNorm with float32 statistics from the two-pass formula; E[x^2] - E[x]^2 is too inexact
+    for parity with PyTorch."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

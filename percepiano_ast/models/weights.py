@@ -1,7 +1,8 @@
-"""Read and write files of published weights: AST, SSAST, and Hugging Face's ``ASTForAudioClassification``.
+"""Read and write files of published weights: AST, SSAST, and Hugging Face's
+``ASTForAudioClassification``.
 
-Geometry that is missing from a file is inferred from its shapes. Files that do not match a complete model are rejected. No code
-in a file is executed (`torch_file`).
+Geometry that is missing from a file is inferred from its shapes. Files that do not match a complete
+model are rejected. No code in a file is executed (`torch_file`).
 """
 
 import dataclasses
@@ -32,10 +33,12 @@ from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.ssast import SSAST
 
 _HEAD_WIDTH = 64  # of an attention head, in every published size
-# Strides and window lengths of the published models: AudioSet, ESC-50, Speech Commands. The number of patches identifies each.
+# Strides and window lengths of the published models: AudioSet, ESC-50, Speech Commands. The number
+# of patches identifies each.
 _STRIDES, _LENGTHS, _N_MELS = (10, 12, 14, 16), (1024, 512, 128), 128
 _HF_TYPE = "audio-spectrogram-transformer"
-_NEPER = 10 / math.log(10)  # dB of power; Hugging Face's statistics are in nepers, natural logarithms
+# dB of power; Hugging Face's statistics are in nepers, natural logarithms
+_NEPER = 10 / math.log(10)
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ def read_weights(path: str | Path) -> Weights:
     """Read published weights.
 
     Args:
-        path: ``.safetensors`` of `write_weights`; Hugging Face's folder, or its ``model.safetensors`` with
-            ``config.json`` in the same folder; or a ``.pth`` of the authors of AST or SSAST, or the same as ``.safetensors``.
-            The authors' files do not describe their geometry: only the published sizes are recognised. A published SSAST after
-            fine-tuning has the names of an AST and is read as one; the encoders are the same.
+        path: ``.safetensors`` of `write_weights`; Hugging Face's folder, or its
+            ``model.safetensors`` with ``config.json`` in the same folder; or a ``.pth`` of the
+            authors of AST or SSAST, or the same as ``.safetensors``. The authors' files do not
+            describe their geometry: only the published sizes are recognised. A published SSAST
+                after fine-tuning has the names of an AST and is read as one; the encoders are the
+                same.
 
     Raises:
         InputError: missing, damaged, not such a model, or of an unknown geometry.
@@ -86,8 +91,13 @@ def read_weights(path: str | Path) -> Weights:
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise InputError(f"no weights at {path}; give a .safetensors or .pth file, or a folder with model.safetensors.")
-    tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (torch_file.read(path), {})
+        raise InputError(
+            f"no weights at {path}; give a .safetensors or .pth file, or a folder with"
+            " model.safetensors."
+        )
+    tensors, metadata = (
+        _read_safetensors(path) if path.suffix == ".safetensors" else (torch_file.read(path), {})
+    )
     if "kind" in metadata:
         found = _described(tensors, metadata, path)
     elif any(name.startswith("audio_spectrogram_transformer.") for name in tensors):
@@ -99,19 +109,21 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def write_weights(path: str | Path, weights: Weights) -> Path:
-    """Write weights under their published names: a ``.safetensors`` file with its description in the metadata.
+    """Write weights under their published names: a ``.safetensors`` file with its description in
+    the metadata.
 
-    The kind ``hf_ast`` is written as a folder that ``transformers`` loads, with the same metadata for `read_weights`. It has only
-    one LayerNorm epsilon, ``norm_epsilon``.
+    The kind ``hf_ast`` is written as a folder that ``transformers`` loads, with the same metadata
+    for `read_weights`. It has only one LayerNorm epsilon, ``norm_epsilon``.
 
     Raises:
-        InputError: parameters that do not match kind and geometry, a model with a stem, a folder that is not empty, or a model
-            that ``transformers`` does not support.
+        InputError: parameters that do not match kind and geometry, a model with a stem, a folder
+            that is not empty, or a model that ``transformers`` does not support.
     """
     path = Path(path)
     if weights.config.stem:
         raise InputError(
-            "published formats have no names for convolutions before the patches; use this model's checkpoint instead."
+            "published formats have no names for convolutions before the patches; use this model's"
+            " checkpoint instead."
         )
     tensors = convert.to_torch(weights.params, weights.kind, weights.config.patch_size)
     convert.require_same_shapes(weights.params, weights.shapes(), f"the parameters for {path}")
@@ -123,7 +135,10 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     if weights.kind == "hf_ast":
         return _write_folder(path, tensors, metadata, weights)
     if weights.kind == "ssast_pretrain":  # the published fine-tuning code needs them
-        tensors |= {"p_input_fdim": np.array(weights.config.n_mels), "p_input_tdim": np.array(weights.config.n_frames)}
+        tensors |= {
+            "p_input_fdim": np.array(weights.config.n_mels),
+            "p_input_tdim": np.array(weights.config.n_frames),
+        }
     if path.suffix != ".safetensors":
         raise InputError(f"{path} should end in .safetensors; change the name.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,16 +147,20 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
 
 
 def _save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write the file atomically. safetensors writes raw memory, so transposed views are copied first."""
+    """Write the file atomically. safetensors writes raw memory, so transposed views are copied
+    first."""
     partial = path.with_name(path.name + ".partial")
-    save_file({name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, metadata)
+    save_file(
+        {name: np.asarray(value, order="C") for name, value in tensors.items()}, partial, metadata
+    )
     partial.replace(path)
 
 
 def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights: Weights) -> Path:
     if weights.config.patch_size[0] != weights.config.patch_size[1] or weights.front_end != KALDI:
         raise InputError(
-            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz, unlike this model. Write it as kind 'ast'."
+            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz, unlike this"
+            " model. Write it as kind 'ast'."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; choose another folder, or delete this one.")
@@ -150,8 +169,13 @@ def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights
     write_json(partial / "config.json", _hf_config(weights))
     window = {"num_mel_bins": weights.config.n_mels, "max_length": weights.config.n_frames}
     level = {"mean": weights.statistics.mean_db / _NEPER, "std": weights.statistics.std_db / _NEPER}
-    extractor = {"feature_extractor_type": "ASTFeatureExtractor", "sampling_rate": KALDI.sample_rate}
-    write_json(partial / "preprocessor_config.json", extractor | {"do_normalize": True} | window | level)
+    extractor = {
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "sampling_rate": KALDI.sample_rate,
+    }
+    write_json(
+        partial / "preprocessor_config.json", extractor | {"do_normalize": True} | window | level
+    )
     _save(partial / "model.safetensors", tensors, {"format": "pt", **metadata})
     partial.replace(folder)
     return folder
@@ -185,28 +209,41 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         with safe_open(path, framework="np") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  # not a dict
     except (SafetensorError, TypeError, OSError) as error:
-        raise InputError(f"{path} is damaged or not a safetensors file ({error}); download it again.") from error
+        raise InputError(
+            f"{path} is damaged or not a safetensors file ({error}); download it again."
+        ) from error
 
 
 def _described(tensors: dict, metadata: dict[str, str], path: Path) -> Weights:
     """Weights described by the metadata of `write_weights`."""
     try:
-        known = {key: json.loads(value) for key, value in metadata.items() if key not in ("kind", "format")}
+        known = {
+            key: json.loads(value)
+            for key, value in metadata.items()
+            if key not in ("kind", "format")
+        }
         known["config"] = from_json(ModelConfig, known["config"])
         known["front_end"] = FrontEnd(**known["front_end"])
         known["statistics"] = Statistics(**known["statistics"])
-        return Weights(convert.from_torch(tensors, metadata["kind"]), kind=metadata["kind"], **known)
+        return Weights(
+            convert.from_torch(tensors, metadata["kind"]), kind=metadata["kind"], **known
+        )
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path} has metadata that this version cannot read ({error!r}). Update the package.") from error
+        raise InputError(
+            f"{path} has metadata that this version cannot read ({error!r}). Update the package."
+        ) from error
 
 
 def _hugging_face(tensors: dict, folder: Path) -> Weights:
-    """Weights described by ``config.json`` and ``preprocessor_config.json``; without the latter, AudioSet's statistics."""
+    """Weights described by ``config.json`` and ``preprocessor_config.json``; without the latter,
+    AudioSet's statistics."""
     theirs = _read_json(folder / "config.json")
     expected = {"model_type": _HF_TYPE, "hidden_act": "gelu", "qkv_bias": True}
     for key, value in expected.items():
         if theirs.get(key, value) != value:
-            raise InputError(f"{folder}/config.json has {key} = {theirs[key]!r}; an AST needs {value!r}.")
+            raise InputError(
+                f"{folder}/config.json has {key} = {theirs[key]!r}; an AST needs {value!r}."
+            )
     try:
         width = theirs["hidden_size"]
         config = _named(
@@ -222,9 +259,13 @@ def _hugging_face(tensors: dict, folder: Path) -> Weights:
         epsilon = float(theirs["layer_norm_eps"])
         statistics = _hf_statistics(folder / "preprocessor_config.json")
     except (KeyError, TypeError) as error:
-        raise InputError(f"{folder} does not describe an AST: {error!r}. Download its JSON files again.") from error
+        raise InputError(
+            f"{folder} does not describe an AST: {error!r}. Download its JSON files again."
+        ) from error
     params = convert.from_torch(tensors, "hf_ast")
-    return Weights(params, config, "hf_ast", statistics=statistics, norm_epsilon=epsilon, head_epsilon=epsilon)
+    return Weights(
+        params, config, "hf_ast", statistics=statistics, norm_epsilon=epsilon, head_epsilon=epsilon
+    )
 
 
 def _hf_statistics(path: Path) -> Statistics:
@@ -232,7 +273,10 @@ def _hf_statistics(path: Path) -> Statistics:
         return AUDIOSET
     theirs = _read_json(path)
     if theirs.get("sampling_rate", KALDI.sample_rate) != KALDI.sample_rate:
-        raise InputError(f"{path} has a sampling_rate of {theirs['sampling_rate']}; only {KALDI.sample_rate} is supported.")
+        raise InputError(
+            f"{path} has a sampling_rate of {theirs['sampling_rate']}; only {KALDI.sample_rate} is"
+            " supported."
+        )
     if not {"mean", "std"} <= theirs.keys():
         return AUDIOSET  # the extractor's own default
     return Statistics(theirs["mean"] * _NEPER, theirs["std"] * _NEPER, 0, 0.0, 0.0)
@@ -242,11 +286,16 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; weights in Hugging Face's format need it. Download the complete folder.") from error
+        raise InputError(
+            f"{path} is missing; weights in Hugging Face's format need it. Download the complete"
+            " folder."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object, but holds {content!r:.40}; download it again.")
+        raise InputError(
+            f"{path} should hold a JSON object, but holds {content!r:.40}; download it again."
+        )
     return content
 
 
@@ -259,13 +308,18 @@ def _inferred(tensors: dict, path: Path) -> Weights:
     params = convert.from_torch(tensors, kind)
     kernel = named["v.patch_embed.proj.weight"]
     if kernel.ndim != 4:
-        raise InputError(f"v.patch_embed.proj.weight in {path} is {kernel.shape}, but a convolution has four axes.")
+        raise InputError(
+            f"v.patch_embed.proj.weight in {path} is {kernel.shape}, but a convolution has four"
+            " axes."
+        )
     width, patch_size = kernel.shape[0], kernel.shape[2:]
     num_patches = named["v.pos_embed"].shape[1] - 2
     if kind == "ssast_pretrain" and {"p_input_fdim", "p_input_tdim"} <= named.keys():
         windows = [(patch_size, named["p_input_fdim"].item(), named["p_input_tdim"].item())]
     else:
-        strides = [(stride, stride) for stride in _STRIDES] if patch_size == (16, 16) else [patch_size]
+        strides = (
+            [(stride, stride) for stride in _STRIDES] if patch_size == (16, 16) else [patch_size]
+        )
         windows = [(stride, _N_MELS, n_frames) for stride in strides for n_frames in _LENGTHS]
     for stride, n_mels, n_frames in windows:
         config = _named(
@@ -281,18 +335,23 @@ def _inferred(tensors: dict, path: Path) -> Weights:
         if config.num_patches == num_patches:
             return Weights(params, config, kind)
     raise InputError(
-        f"{path} has {num_patches} positions for patches of {patch_size}, unlike every published model, so its stride and window "
-        "are unknown. Give the file from before fine-tuning, or the model in Hugging Face's format."
+        f"{path} has {num_patches} positions for patches of {patch_size}, unlike every published"
+        " model, so its stride and window are unknown. Give the file from before fine-tuning, or"
+        " the model in Hugging Face's format."
     )
 
 
 def _whole(number: int, divisor: int, what: str) -> int:
     if number % divisor or number < divisor:
-        raise InputError(f"{what} is {number}, not a multiple of {divisor}; published models have no such size.")
+        raise InputError(
+            f"{what} is {number}, not a multiple of {divisor}; published models have no such size."
+        )
     return number // divisor
 
 
 def _named(width: int, depth: int, num_heads: int, **geometry) -> ModelConfig:
     """A model with the name of its size in `MODELS`, or ``custom``."""
     sizes = {(model.width, model.depth, model.num_heads): model.name for model in MODELS.values()}
-    return ModelConfig(sizes.get((width, depth, num_heads), "custom"), width, depth, num_heads, **geometry)
+    return ModelConfig(
+        sizes.get((width, depth, num_heads), "custom"), width, depth, num_heads, **geometry
+    )

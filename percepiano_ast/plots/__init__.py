@@ -1,6 +1,8 @@
-"""Arrays and tables -> matplotlib Figures, without pyplot's global state: save them or display them in a notebook.
+"""Arrays and tables -> matplotlib Figures, without pyplot's global state: save them or display them
+in a notebook.
 
-Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``, which are safe for colour-blind readers.
+Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``, which are safe for
+colour-blind readers.
 """
 
 from percepiano_ast.plots.errors import learning_curve, parts_of_error

@@ -1,7 +1,7 @@
 """Figures of explanations: attribution maps over the spectrogram, notes, and checks of both.
 
-Positive contributions are vermilion, negative ones blue (Okabe and Ito's palette, safe for colour-blind readers); the
-spectrogram is grey.
+Positive contributions are vermilion, negative ones blue (Okabe and Ito's palette, safe for
+colour-blind readers); the spectrogram is grey.
 """
 
 from typing import Any
@@ -29,7 +29,11 @@ ORDER_STYLES = {
     "random": ("#666666", "--", "s"),
     "least relevant first": (DOWN, "-.", "^"),
 }
-METHOD_NAMES = {"gradients": "integrated gradients", "relevance": "attention relevance", "rollout": "attention rollout"}
+METHOD_NAMES = {
+    "gradients": "integrated gradients",
+    "relevance": "attention relevance",
+    "rollout": "attention rollout",
+}
 LIKENESSES = {
     "spearman": ("rank correlation of contributions", UP, "o"),
     "spearman_size": ("rank correlation of absolute contributions", "#009E73", "s"),
@@ -60,9 +64,14 @@ def attribution_map(
         InputError: shapes that do not match.
     """
     if level.shape != values.shape or level.shape[1:] != hertz.shape:
-        raise InputError(f"cannot draw: shapes of level {level.shape}, values {values.shape} and bands {hertz.shape} do not match")
+        raise InputError(
+            f"cannot draw: shapes of level {level.shape}, values {values.shape} and bands"
+            f" {hertz.shape} do not match"
+        )
     figure = Figure(figsize=(11, 6.2), layout="constrained")
-    panels = figure.subplots(2, 2, width_ratios=(6, 1), height_ratios=(3, 1.25), sharex="col", sharey="row")
+    panels = figure.subplots(
+        2, 2, width_ratios=(6, 1), height_ratios=(3, 1.25), sharex="col", sharey="row"
+    )
     (main, side), (below, corner) = panels
     corner.remove()
     seconds = front_end.seconds(len(level))
@@ -73,32 +82,60 @@ def attribution_map(
     _pitch_axis(side, hertz)
     hop = seconds / len(level)
     width = round(1 / hop)
-    curve = scipy.ndimage.uniform_filter1d(values.sum(axis=1, dtype=np.float64), width, mode="constant") / hop
+    curve = (
+        scipy.ndimage.uniform_filter1d(values.sum(axis=1, dtype=np.float64), width, mode="constant")
+        / hop
+    )
     _filled(below, curve, (np.arange(len(level)) + 0.5) * hop)
     below.set(xlabel="time (s)", ylabel="per second", xlim=(0, seconds))
     if marked is not None:
         for axes in (main, below):
             axes.axvspan(*marked, fill=False, edgecolor=INK, linewidth=1.6)
         below.axvspan(*marked, color="#F0E442", alpha=0.35, linewidth=0, zorder=0)
-        main.text(sum(marked) / 2, len(hertz) - 3, f"{marked[1] - marked[0]:.1f} s with the largest contribution",
-                  ha="center", va="top", fontsize=9, color=INK,
-                  bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5})  # fmt: skip
+        main.text(
+            sum(marked) / 2,
+            len(hertz) - 3,
+            f"{marked[1] - marked[0]:.1f} s with the largest contribution",
+            ha="center",
+            va="top",
+            fontsize=9,
+            color=INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
+        )
     bar = figure.colorbar(image, ax=side, location="right", aspect=30, pad=0.04)
     bar.set_label(f"contribution to the rating, 1/1000 per {TILE[0]:g} s and {TILE[1]} bands")
     low, high = _poles(dimension)
-    figure.suptitle(f"{title}\nvermilion: towards \u201c{high}\u201d    blue: towards \u201c{low}\u201d", fontsize=11)
+    figure.suptitle(
+        f"{title}\nvermilion: towards \u201c{high}\u201d    blue: towards \u201c{low}\u201d",
+        fontsize=11,
+    )
     return figure
 
 
-def _overlay(axes: Axes, level: np.ndarray, values: np.ndarray, front_end: FrontEnd, seconds: float) -> ScalarMappable:
-    """Draw the spectrogram in grey and contributions in colour, smaller ones fainter; returns the mappable of the colour bar."""
+def _overlay(
+    axes: Axes, level: np.ndarray, values: np.ndarray, front_end: FrontEnd, seconds: float
+) -> ScalarMappable:
+    """Draw the spectrogram in grey and contributions in colour, smaller ones fainter; returns the
+    mappable of the colour bar."""
     extent = (0, seconds, -0.5, level.shape[1] - 0.5)
     common: dict[str, Any] = {"origin": "lower", "aspect": "auto", "extent": extent}
     top = float(level.max())
-    axes.imshow(level.T, cmap="Greys", vmin=max(top - 80, float(level.min()) - 1e-3), vmax=top + 25, **common)
+    axes.imshow(
+        level.T,
+        cmap="Greys",
+        vmin=max(top - 80, float(level.min()) - 1e-3),
+        vmax=top + 25,
+        **common,
+    )
     per_second = len(level) / seconds
     area = TILE[0] * per_second * TILE[1]
-    smooth = scipy.ndimage.gaussian_filter(values.astype(np.float64), (SMOOTH[0] * per_second, SMOOTH[1])) * area * 1000
+    smooth = (
+        scipy.ndimage.gaussian_filter(
+            values.astype(np.float64), (SMOOTH[0] * per_second, SMOOTH[1])
+        )
+        * area
+        * 1000
+    )
     most = max(float(np.quantile(np.abs(smooth), 0.998)), 1e-9)
     colours = DIVERGING(0.5 + 0.5 * np.sign(smooth))
     colours[..., 3] = np.clip(np.abs(smooth) / most, 0, 1) ** 0.75
@@ -131,11 +168,18 @@ def _pitch_axis(axes: Axes, hertz: np.ndarray) -> None:
     right.set_ylabel("pitch")
 
 
-def note_roll(table: pd.DataFrame, *, dimension: str, marked: tuple[float, float] | None = None, title: str = "") -> Figure:
+def note_roll(
+    table: pd.DataFrame,
+    *,
+    dimension: str,
+    marked: tuple[float, float] | None = None,
+    title: str = "",
+) -> Figure:
     """A piano roll coloured by the contribution of each note to a rating.
 
     Args:
-        table: from ``explain.note_table``; the title shows its last row, the contribution without a note.
+        table: from ``explain.note_table``; the title shows its last row, the contribution without a
+            note.
         dimension, marked: as in `attribution_map`.
     """
     notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
@@ -152,57 +196,109 @@ def note_roll(table: pd.DataFrame, *, dimension: str, marked: tuple[float, float
     most = max(float(np.quantile(np.abs(values), 0.98)), 1e-9)
     image = ScalarMappable(Normalize(-most, most), DIVERGING)
     onset, length = notes["onset"].to_numpy(), (notes["offset"] - notes["onset"]).to_numpy()
-    axes.barh(pitches, length, left=onset, height=0.86, color=image.to_rgba(values), edgecolor="#555555", linewidth=0.5)
+    axes.barh(
+        pitches,
+        length,
+        left=onset,
+        height=0.86,
+        color=image.to_rgba(values),
+        edgecolor="#555555",
+        linewidth=0.5,
+    )
     for _, note in notes.head(6).iterrows():
-        axes.annotate(f"{note['name']} {1000 * note['contribution']:+.1f}", (note["onset"], note["pitch"] + 0.5),
-                      textcoords="offset points", xytext=(0, 3), fontsize=8, weight="bold", color=INK)  # fmt: skip
+        axes.annotate(
+            f"{note['name']} {1000 * note['contribution']:+.1f}",
+            (note["onset"], note["pitch"] + 0.5),
+            textcoords="offset points",
+            xytext=(0, 3),
+            fontsize=8,
+            weight="bold",
+            color=INK,
+        )
     if marked is not None:
         axes.axvspan(*marked, color="#F0E442", alpha=0.3, linewidth=0, zorder=0)
     octaves = [pitch for pitch in range(low, high + 1) if pitch % 12 == 0]
     axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
-    axes.set(xlabel="time (s)", ylabel="pitch", ylim=(low - 0.5, high + 0.5), xlim=(0, notes["offset"].max() + 0.3))
+    axes.set(
+        xlabel="time (s)",
+        ylabel="pitch",
+        ylim=(low - 0.5, high + 0.5),
+        xlim=(0, notes["offset"].max() + 0.3),
+    )
     axes.spines[["top", "right"]].set_visible(False)
     bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, extend="both")
     bar.set_label("contribution to the rating (1/1000)")
     poles = _poles(dimension)
-    share = f"the six largest are labelled; frames without a note: {1000 * rest['contribution'].sum():+.1f}/1000"
+    share = (
+        "the six largest are labelled; frames without a note:"
+        f" {1000 * rest['contribution'].sum():+.1f}/1000"
+    )
     towards = f"vermilion: towards \u201c{poles[1]}\u201d    blue: towards \u201c{poles[0]}\u201d"
     figure.suptitle(f"{title}\n{towards}    ({share})", fontsize=11)
     return figure
 
 
 def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
-    """Change of the rating as cells are replaced by the baseline, in three orders: most relevant, random, least relevant first.
+    """Change of the rating as cells are replaced by the baseline, in three orders: most relevant,
+    random, least relevant first.
 
     Args:
-        deletion: as ``explain.checks.Checks.deletion``. Lines are means over recordings, bands 95 % t intervals.
+        deletion: as ``explain.checks.Checks.deletion``. Lines are means over recordings, bands 95 %
+            t intervals.
     """
     dimensions = list(dict.fromkeys(deletion["dimension"]))
     methods = [name for name in METHOD_NAMES if name in set(deletion["method"])]
-    figure = Figure(figsize=(3.6 * len(methods) + 0.8, 2.7 * len(dimensions) + 1.2), layout="constrained")
-    panels = figure.subplots(len(dimensions), len(methods), sharex=True, sharey="row", squeeze=False)
+    figure = Figure(
+        figsize=(3.6 * len(methods) + 0.8, 2.7 * len(dimensions) + 1.2), layout="constrained"
+    )
+    panels = figure.subplots(
+        len(dimensions), len(methods), sharex=True, sharey="row", squeeze=False
+    )
     for axes, method in zip(panels[0], methods):
         axes.set_title(METHOD_NAMES[method])
     for row, dimension in zip(panels, dimensions):
         for axes, method in zip(row, methods):
             part = deletion[(deletion["dimension"] == dimension) & (deletion["method"] == method)]
             for order, (colour, dash, marker) in ORDER_STYLES.items():
-                curves = part[part["order"] == order].pivot(index="recording", columns="share", values="moved")
+                curves = part[part["order"] == order].pivot(
+                    index="recording", columns="share", values="moved"
+                )
                 mean, reach = curves.mean(), _reach(curves.to_numpy())
-                axes.fill_between(100 * mean.index, mean - reach, mean + reach, color=colour, alpha=0.15, linewidth=0)
-                axes.plot(100 * mean.index, mean, dash, color=colour, marker=marker, markersize=3.5, label=order)
+                axes.fill_between(
+                    100 * mean.index,
+                    mean - reach,
+                    mean + reach,
+                    color=colour,
+                    alpha=0.15,
+                    linewidth=0,
+                )
+                axes.plot(
+                    100 * mean.index,
+                    mean,
+                    dash,
+                    color=colour,
+                    marker=marker,
+                    markersize=3.5,
+                    label=order,
+                )
             axes.axhline(0, color=INK, linewidth=0.8)
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel(f"{_label(dimension)}\nchange of the rating", fontsize=9)
     for axes in panels[-1]:
         axes.set_xlabel("cells replaced by the baseline (%)")
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
     figure.suptitle(title)
     return figure
 
 
 def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: str = "") -> Figure:
-    """Similarity of the map to the trained model's as weights are randomised from the top layer down.
+    """Similarity of the map to the trained model's as weights are randomised from the top layer
+    down.
 
     Args:
         randomisation: as ``explain.checks.Checks.randomisation``.
@@ -222,12 +318,26 @@ def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: s
             axes.plot(x, curves.mean(axis=0), color=colour, marker=marker, linewidth=2, label=label)
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.axhline(threshold, color="#666666", linewidth=0.8, linestyle=":")
-        axes.set_xticks(range(len(stages) + 1), ["none", *stages], rotation=35, ha="right", rotation_mode="anchor")
-        axes.set(title=_label(dimension), xlabel="randomised layers, from the top", ylim=(-0.4, 1.05))
+        axes.set_xticks(
+            range(len(stages) + 1),
+            ["none", *stages],
+            rotation=35,
+            ha="right",
+            rotation_mode="anchor",
+        )
+        axes.set(
+            title=_label(dimension), xlabel="randomised layers, from the top", ylim=(-0.4, 1.05)
+        )
         axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("similarity to the trained model's map")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=9,
+    )
     figure.suptitle(title)
     return figure
 
@@ -245,4 +355,6 @@ def _poles(key: str) -> tuple[str, str]:
 
 
 def _label(key: str) -> str:
-    return next(f"{one.family}: {one.low} \u2013 {one.high}" for one in DIMENSIONS if one.key == key)
+    return next(
+        f"{one.family}: {one.low} \u2013 {one.high}" for one in DIMENSIONS if one.key == key
+    )

@@ -10,7 +10,8 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
     """Hours of a collection by composer, by year and by length, each stacked by split.
 
     Args:
-        table: one row per recording with the columns ``split``, ``seconds``, ``composer`` and ``year``.
+        table: one row per recording with the columns ``split``, ``seconds``, ``composer`` and
+            ``year``.
         composers: number of composers with their own bar, those with the most hours.
     """
     require(table, ("split", "seconds", "composer", "year"))
@@ -23,7 +24,9 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
         index="composer", columns="split", values="hours", aggfunc="sum", fill_value=0.0
     )
     by_composer = by_composer.reindex([*most, *({"all others"} & set(named))][::-1])
-    by_year = hours.pivot_table(index="year", columns="split", values="hours", aggfunc="sum", fill_value=0.0)
+    by_year = hours.pivot_table(
+        index="year", columns="split", values="hours", aggfunc="sum", fill_value=0.0
+    )
     splits = _splits(table)
     colour_of = dict(zip(splits, COLOURS))
     axes = left.subplots()
@@ -35,7 +38,10 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
     upper.tick_params("x", rotation=45 if len(by_year) > 6 else 0)
     minutes = [table["seconds"][table["split"] == split] / 60 for split in splits]
     bins = np.histogram_bin_edges(table["seconds"] / 60, bins=min(40, max(10, len(table) // 5)))
-    labels = [f"{split}: {len(part):,} recordings, {_hours(60 * part.sum())}" for split, part in zip(splits, minutes)]
+    labels = [
+        f"{split}: {len(part):,} recordings, {_hours(60 * part.sum())}"
+        for split, part in zip(splits, minutes)
+    ]
     lower.hist(minutes, bins=bins, stacked=True, label=labels, color=colours(len(splits)))
     lower.set(xlabel="length (min)", ylabel="recordings")
     lower.legend(frameon=False, fontsize=8)
@@ -46,7 +52,8 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
 
 
 def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
-    """Layout of recordings in the files of a data set: one row per file, one block per recording as wide as its duration.
+    """Layout of recordings in the files of a data set: one row per file, one block per recording as
+    wide as its duration.
 
     Args:
         table: in order, with the columns ``split``, ``shard`` (file name) and ``seconds``.
@@ -61,24 +68,32 @@ def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
             start = part["seconds"].cumsum() - part["seconds"]
             blocks = list(zip(start / 60, part["seconds"] / 60))
             row = (names.index(name) - 0.4, 0.8)
-            axes.broken_barh(blocks, row, facecolor=colour, edgecolor="white", linewidth=0.5, label=split)
+            axes.broken_barh(
+                blocks, row, facecolor=colour, edgecolor="white", linewidth=0.5, label=split
+            )
     step = max(1, len(names) // 40)
     axes.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
     axes.set(title=title, xlabel="minutes of audio in the file", ylim=(len(names) - 0.5, -0.5))
     handles = dict(zip(*reversed(axes.get_legend_handles_labels())))
-    axes.legend(handles.values(), handles.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(
+        handles.values(), handles.keys(), frameon=False, loc="upper left", bbox_to_anchor=(1, 1)
+    )
     clean(axes)
     return figure
 
 
 def _splits(table: pd.DataFrame) -> list[str]:
-    """The splits of a table in a fixed order, so that a split has the same colour in every figure."""
+    """The splits of a table in a fixed order, so that a split has the same colour in every
+    figure."""
     order = {name: place for place, name in enumerate(("train", "validation", "test"))}
     return sorted(table["split"].unique(), key=lambda name: order.get(name, len(order)))
 
 
-def _stacked(bar, hours: pd.DataFrame, splits: list[str], colour_of: dict[str, str], base: str) -> None:
-    """Stacked bars of (category x split) hours; ``base`` is the argument of ``bar`` for their start."""
+def _stacked(
+    bar, hours: pd.DataFrame, splits: list[str], colour_of: dict[str, str], base: str
+) -> None:
+    """Stacked bars of (category x split) hours; ``base`` is the argument of ``bar`` for their
+    start."""
     foot = np.zeros(len(hours))
     for split in splits:
         if split in hours:

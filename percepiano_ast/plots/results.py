@@ -19,18 +19,29 @@ SCOPE_NAMES = {
 def pearson_by_dimension(
     metrics: pd.DataFrame, scope: str = "overall", ceiling: pd.Series | None = None, title: str = ""
 ) -> Figure:
-    """Pearson r per dimension with its interval, one colour and marker per model, the best mean first.
+    """Pearson r per dimension with its interval, one colour and marker per model, the best mean
+    first.
 
     Args:
         metrics: metrics of one protocol and seed, from ``evaluation.scores.evaluate``.
         scope: one of its scopes.
-        ceiling: noise ceiling per dimension key, drawn as a tick: the limit from inter-rater agreement.
+        ceiling: noise ceiling per dimension key, drawn as a tick: the limit from inter-rater
+            agreement.
     """
     table = _pearson(metrics, scope)
-    models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
+    models = list(
+        table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"]
+    )
     figure, axes = _by_dimension(table, models, styles(models))
     if ceiling is not None:
-        axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", color="black", markersize=14, label="noise ceiling")
+        axes.plot(
+            ceiling.loc[list(KEYS)],
+            range(len(KEYS)),
+            "|",
+            color="black",
+            markersize=14,
+            label="noise ceiling",
+        )
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="Pearson r, held-out clips (95 % interval over content groups)")
     clean(axes)
@@ -42,16 +53,27 @@ def pearson_by_dimension(
 def heatmap(metrics: pd.DataFrame, scope: str = "overall", title: str = "") -> Figure:
     """Pearson r, dimensions by models (best mean first), for one protocol and seed."""
     rows = [*KEYS, "mean"]
-    wide = _pearson(metrics, scope).pivot(index="dimension", columns="model", values="value").loc[rows]
+    wide = (
+        _pearson(metrics, scope).pivot(index="dimension", columns="model", values="value").loc[rows]
+    )
     wide = wide[wide.loc["mean"].sort_values(ascending=False).index]
     figure = Figure(figsize=(4.6 + 1.15 * len(wide.columns), 8), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(wide, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(wide.to_numpy()):
         text = "n/a" if np.isnan(value) else f"{value:.2f}"
-        axes.text(column, row, text, ha="center", va="center", color="white" if abs(value) > 0.6 else "black")
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            color="white" if abs(value) > 0.6 else "black",
+        )
     axes.axhline(len(KEYS) - 0.5, color="black", linewidth=1.5)
-    axes.set_xticks(range(len(wide.columns)), wide.columns, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(wide.columns)), wide.columns, rotation=30, ha="right", rotation_mode="anchor"
+    )
     axes.set_yticks(range(len(rows)), [*LABELS.values(), "mean of 19 dimensions"], fontsize=9)
     figure.colorbar(image, ax=axes, label="Pearson r")
     figure.suptitle(title)
@@ -59,7 +81,8 @@ def heatmap(metrics: pd.DataFrame, scope: str = "overall", title: str = "") -> F
 
 
 def scatter(predictions: pd.DataFrame, dimension: str, title: str = "") -> Figure:
-    """Prediction against rating of one dimension, one panel per model; ``predictions`` of one protocol and seed."""
+    """Prediction against rating of one dimension, one panel per model; ``predictions`` of one
+    protocol and seed."""
     if dimension not in KEYS:
         raise InputError(f"unknown dimension {dimension!r}; choose one of: {', '.join(KEYS)}.")
     table = predictions[predictions["dimension"] == dimension]
@@ -74,7 +97,14 @@ def scatter(predictions: pd.DataFrame, dimension: str, title: str = "") -> Figur
     for axes, model in zip(panels.flat, models):
         part = table[table["model"] == model]
         axes.plot(limits, limits, color=GREY, linewidth=1, zorder=0)
-        axes.scatter(part["rating"], part["prediction"], s=10, color=looks[model][0], alpha=0.45, linewidths=0)
+        axes.scatter(
+            part["rating"],
+            part["prediction"],
+            s=10,
+            color=looks[model][0],
+            alpha=0.45,
+            linewidths=0,
+        )
         axes.set(title=model, xlim=limits, ylim=limits, aspect="equal")
         clean(axes)
     for axes in panels.flat[len(models) :]:
@@ -90,19 +120,25 @@ def _pearson(metrics: pd.DataFrame, scope: str) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"metrics have no pearson in scope {scope!r}; run the evaluation first.")
     if table.duplicated(["model", "dimension"]).any():
-        raise InputError("metrics have several protocols or seeds; select one of each before drawing.")
+        raise InputError(
+            "metrics have several protocols or seeds; select one of each before drawing."
+        )
     return table
 
 
 def by_scope(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """Mean Pearson r of each model in each scope, as bars with intervals, and the noise ceiling of the scope.
+    """Mean Pearson r of each model in each scope, as bars with intervals, and the noise ceiling of
+    the scope.
 
     Args:
         summary: of one protocol, see `evaluation.summary.values`.
         ceiling: (19 dimensions, scopes).
     """
     scopes = [scope for scope in SCOPE_NAMES if scope in set(summary["scope"])]
-    wide = {scope: _pearson(summary, scope).set_index(["dimension", "model"]).loc["mean"] for scope in scopes}
+    wide = {
+        scope: _pearson(summary, scope).set_index(["dimension", "model"]).loc["mean"]
+        for scope in scopes
+    }
     models = list(wide[scopes[0]].sort_values("value", ascending=False).index)
     figure = Figure(figsize=(9.5, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -114,8 +150,14 @@ def by_scope(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None, title: 
         axes.vlines(x, rows["low"], rows["high"], color="#333333", linewidth=1.2)
     if ceiling is not None:
         means = [ceiling[scope].mean() if scope in ceiling else np.nan for scope in scopes]
-        axes.hlines(means, np.arange(len(scopes)) - 0.45, np.arange(len(scopes)) + 0.45, color="black", linewidth=2,
-                    label="noise ceiling")  # fmt: skip
+        axes.hlines(
+            means,
+            np.arange(len(scopes)) - 0.45,
+            np.arange(len(scopes)) + 0.45,
+            color="black",
+            linewidth=2,
+            label="noise ceiling",
+        )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(scopes)), [SCOPE_NAMES[scope] for scope in scopes])
     axes.set(ylabel="mean Pearson r over 19 dimensions\n(95 % interval)")
@@ -126,7 +168,11 @@ def by_scope(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None, title: 
 
 
 def by_protocol(
-    summary: pd.DataFrame, protocols: dict[str, str], ceiling: float | None = None, scope: str = "overall", title: str = ""
+    summary: pd.DataFrame,
+    protocols: dict[str, str],
+    ceiling: float | None = None,
+    scope: str = "overall",
+    title: str = "",
 ) -> Figure:
     """Mean Pearson r of each model under each protocol, with intervals.
 
@@ -135,7 +181,11 @@ def by_protocol(
         protocols: protocols to draw in this order -> tick labels.
         ceiling: mean noise ceiling of the scope.
     """
-    rows = summary[(summary["metric"] == "pearson") & (summary["scope"] == scope) & (summary["dimension"] == "mean")]
+    rows = summary[
+        (summary["metric"] == "pearson")
+        & (summary["scope"] == scope)
+        & (summary["dimension"] == "mean")
+    ]
     models = list(rows.groupby("model")["value"].max().sort_values(ascending=False).index)
     figure = Figure(figsize=(max(6.0, 1.9 + 1.25 * len(protocols)), 4.8), layout="constrained")
     axes = figure.subplots()
@@ -152,7 +202,10 @@ def by_protocol(
         axes.axhline(ceiling, color="black", linewidth=1.5, label="noise ceiling")
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_xticks(range(len(protocols)), list(protocols.values()), fontsize=8)
-    axes.set(xlim=(-0.5, len(protocols) - 0.5), ylabel="mean Pearson r over 19 dimensions\n(95 % interval)")
+    axes.set(
+        xlim=(-0.5, len(protocols) - 0.5),
+        ylabel="mean Pearson r over 19 dimensions\n(95 % interval)",
+    )
     clean(axes)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
@@ -162,17 +215,27 @@ def by_protocol(
 def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
     """Differences in Pearson's r from a reference model per dimension, with intervals.
 
-    Filled marks are significant after Holm's correction over the 19 dimensions (p below 0.05), open marks are not.
+    Filled marks are significant after Holm's correction over the 19 dimensions (p below 0.05), open
+    marks are not.
 
     Args:
-        pairs: rows of `evaluation.summary.between` of one protocol, scope and metric: each model minus the reference.
+        pairs: rows of `evaluation.summary.between` of one protocol, scope and metric: each model
+            minus the reference.
     """
     models = list(dict.fromkeys(pairs["model_a"]))
-    table = pairs.rename(columns={"model_a": "model", "difference": "value"}).assign(filled=pairs["p_holm"] < 0.05)
+    table = pairs.rename(columns={"model_a": "model", "difference": "value"}).assign(
+        filled=pairs["p_holm"] < 0.05
+    )
     reference = pairs["model_b"].iloc[0]
-    figure, axes = _by_dimension(table, models, styles([*models, reference]))  # same styles as in figures with the reference
+    # same styles as in figures with the reference
+    figure, axes = _by_dimension(table, models, styles([*models, reference]))
     axes.axvline(0, color="black", linewidth=1)
-    axes.set(xlabel=f"Pearson r minus that of {reference} (95 % interval); filled: significant after Holm's correction")
+    axes.set(
+        xlabel=(
+            f"Pearson r minus that of {reference} (95 % interval); filled: significant after Holm's"
+            " correction"
+        )
+    )
     clean(axes)
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -180,14 +243,19 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
 
 
 def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
-    """Human minus deadpan renderings of the same segment: ratings as bars, predictions of each model as marks.
+    """Human minus deadpan renderings of the same segment: ratings as bars, predictions of each
+    model as marks.
 
     Args:
         table: `evaluation.contrasts.deadpan` of one protocol and seed.
     """
     gaps = table[table["part"] == "gap"]
     models = list(dict.fromkeys(gaps["model"]))
-    rated = gaps[(gaps["metric"] == "rating") & (gaps["model"] == models[0])].set_index("dimension").loc[list(KEYS)]
+    rated = (
+        gaps[(gaps["metric"] == "rating") & (gaps["model"] == models[0])]
+        .set_index("dimension")
+        .loc[list(KEYS)]
+    )
     looks = styles(models)
     figure = Figure(figsize=(9.5, 8.6), layout="constrained")
     axes = figure.subplots()
@@ -195,8 +263,14 @@ def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
     axes.barh(y, rated["value"], 0.62, color="#D9D9D9", label="ratings")
     axes.hlines(y, rated["low"], rated["high"], color="#555555", linewidth=1.4)
     for model in models:
-        part = gaps[(gaps["metric"] == "prediction") & (gaps["model"] == model)].set_index("dimension").loc[list(KEYS)]
-        axes.plot(part["value"], y, looks[model][1], color=looks[model][0], markersize=5.5, label=model)
+        part = (
+            gaps[(gaps["metric"] == "prediction") & (gaps["model"] == model)]
+            .set_index("dimension")
+            .loc[list(KEYS)]
+        )
+        axes.plot(
+            part["value"], y, looks[model][1], color=looks[model][0], markersize=5.5, label=model
+        )
     _dimension_rows(axes, len(KEYS), shaded=False)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="human minus deadpan, same segment (ratings from 0 to 1; 95 % interval)")
@@ -212,8 +286,12 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
     Args:
         table: `evaluation.contrasts.pairwise` of one protocol, seed, scope and minimum difference.
     """
-    models = list(table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"])
-    figure, axes = _by_dimension(table.assign(**(100 * table[["value", "low", "high"]])), models, styles(models))
+    models = list(
+        table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"]
+    )
+    figure, axes = _by_dimension(
+        table.assign(**(100 * table[["value", "low", "high"]])), models, styles(models)
+    )
     axes.axvline(50, color="black", linewidth=1)
     axes.set(xlabel="correctly ordered pairs of performances (%; chance is 50; 95 % interval)")
     clean(axes)
@@ -223,7 +301,8 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def calibration(table: pd.DataFrame, title: str = "") -> Figure:
-    """Calibration of the uncertainty: coverage of prediction intervals, and correlation with the absolute error.
+    """Calibration of the uncertainty: coverage of prediction intervals, and correlation with the
+    absolute error.
 
     Args:
         table: `evaluation.calibration.evaluate` of one protocol and seed.
@@ -235,16 +314,28 @@ def calibration(table: pd.DataFrame, title: str = "") -> Figure:
     left.plot([0, 100], [0, 100], color=GREY, linewidth=1)
     for row, model in enumerate(models):
         part, (colour, marker) = mean[mean["model"] == model].set_index("metric"), looks[model]
-        shares = [int(name.removeprefix("coverage_")) for name in part.index if name.startswith("coverage_")]
+        shares = [
+            int(name.removeprefix("coverage_"))
+            for name in part.index
+            if name.startswith("coverage_")
+        ]
         covered = [100 * part.loc[f"coverage_{share}", "value"] for share in shares]
         left.plot(shares, covered, marker, linestyle="-", color=colour, label=model)
         known = part.loc["error_correlation"]
         right.hlines(row, known["low"], known["high"], color=colour, linewidth=1.6)
         right.plot(known["value"], row, marker, color=colour)
-    left.set(xlabel="nominal coverage of the interval (%)", ylabel="observed coverage (%)", xlim=(40, 100), ylim=(0, 102))
+    left.set(
+        xlabel="nominal coverage of the interval (%)",
+        ylabel="observed coverage (%)",
+        xlim=(40, 100),
+        ylim=(0, 102),
+    )
     right.axvline(0, color=GREY, linewidth=0.8)
     right.set_yticks(range(len(models)), models, fontsize=8)
-    right.set(xlabel="Pearson r of absolute error and uncertainty (95 % interval)", ylim=(len(models) - 0.5, -0.5))
+    right.set(
+        xlabel="Pearson r of absolute error and uncertainty (95 % interval)",
+        ylim=(len(models) - 0.5, -0.5),
+    )
     for axes in (left, right):
         clean(axes)
     figure.suptitle(title)
@@ -259,7 +350,14 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
     scopes = [scope for scope in SCOPE_NAMES if scope in ceiling]
     for scope, colour, marker in zip(scopes, COLOURS, MARKERS):
         name = f"{SCOPE_NAMES[scope]} (mean {ceiling[scope].mean():.2f})".replace("\n", " ")
-        axes.plot(ceiling.loc[list(KEYS), scope], range(len(KEYS)), marker, color=colour, markersize=6, label=name)
+        axes.plot(
+            ceiling.loc[list(KEYS), scope],
+            range(len(KEYS)),
+            marker,
+            color=colour,
+            markersize=6,
+            label=name,
+        )
     _dimension_rows(axes, len(KEYS))
     axes.set(xlabel="noise ceiling (Pearson r)", xlim=(-0.02, 1))
     clean(axes)
@@ -268,8 +366,11 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
     return figure
 
 
-def _by_dimension(table: pd.DataFrame, models: list[str], looks: dict[str, tuple[str, str]]) -> tuple[Figure, Axes]:
-    """Values and intervals of models, one row per dimension and the mean last; open marks where ``filled``, if given, is False."""
+def _by_dimension(
+    table: pd.DataFrame, models: list[str], looks: dict[str, tuple[str, str]]
+) -> tuple[Figure, Axes]:
+    """Values and intervals of models, one row per dimension and the mean last; open marks where
+    ``filled``, if given, is False."""
     rows = [*KEYS, "mean"]
     figure = Figure(figsize=(9.5, 9.5), layout="constrained")
     axes = figure.subplots()
@@ -279,7 +380,14 @@ def _by_dimension(table: pd.DataFrame, models: list[str], looks: dict[str, tuple
         y, (colour, marker) = np.arange(len(rows)) + offset, looks[model]
         axes.hlines(y, part["low"], part["high"], color=colour, linewidth=1.5)
         filled = part["filled"].to_numpy(bool) if "filled" in part else np.ones(len(rows), bool)
-        axes.plot(part["value"][~filled], y[~filled], marker, color=colour, markerfacecolor="white", markersize=5.5)
+        axes.plot(
+            part["value"][~filled],
+            y[~filled],
+            marker,
+            color=colour,
+            markerfacecolor="white",
+            markersize=5.5,
+        )
         axes.plot(part["value"][filled], y[filled], marker, color=colour, markersize=5.5)
         axes.plot([], [], marker, color=colour, label=model)
     _dimension_rows(axes, len(rows))
@@ -287,7 +395,8 @@ def _by_dimension(table: pd.DataFrame, models: list[str], looks: dict[str, tuple
 
 
 def _dimension_rows(axes: Axes, count: int, shaded: bool = True) -> None:
-    """Label the rows of a figure by dimension, with the mean as an optional last row, and shade every second row."""
+    """Label the rows of a figure by dimension, with the mean as an optional last row, and shade
+    every second row."""
     for row in range(0, count, 2) if shaded else ():
         axes.axhspan(row - 0.5, row + 0.5, color="#F3F3F3", zorder=0)
     if count > len(KEYS):

@@ -20,8 +20,11 @@ def spectrogram(log_mel_db: np.ndarray, front_end: FrontEnd, title: str = "") ->
     return figure
 
 
-def masking(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray, front_end: FrontEnd) -> Figure:
-    """Original, masked input and reconstruction: (frames, mels) arrays in dB; NaN in ``masked`` is drawn grey."""
+def masking(
+    original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray, front_end: FrontEnd
+) -> Figure:
+    """Original, masked input and reconstruction: (frames, mels) arrays in dB; NaN in ``masked`` is
+    drawn grey."""
     figure = Figure(figsize=(9, 7), layout="constrained")
     panels = figure.subplots(3, 1, sharex=True, sharey=True)
     titles = ("original", "masked: input of the encoder", "reconstruction")
@@ -33,30 +36,56 @@ def masking(original: np.ndarray, masked: np.ndarray, reconstructed: np.ndarray,
     return figure
 
 
-def hearing(log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray], front_end: FrontEnd) -> Figure:
+def hearing(
+    log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray], front_end: FrontEnd
+) -> Figure:
     """A window of a recording, its reference and transcribed keys, and the sustain pedal.
 
     Args:
         log_mel_db: (T, mels).
         played: ground truth of its frames.
-        `heard`: the transcription: ``down`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each 0 to 1, for S steps of T / S
-            frames.
+        `heard`: the transcription: ``down`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each 0
+            to 1, for S steps of T / S frames.
     """
     figure = Figure(figsize=(9, 8), layout="constrained")
     top, truth, said, pedal = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
-    figure.colorbar(_mel_image(top, log_mel_db, front_end, _levels(log_mel_db)), ax=top, label="level (dB)", pad=0.01)
+    figure.colorbar(
+        _mel_image(top, log_mel_db, front_end, _levels(log_mel_db)),
+        ax=top,
+        label="level (dB)",
+        pad=0.01,
+    )
     top.set_title("recording", loc="left")
     end = front_end.seconds(len(log_mel_db))
-    rows = ((truth, "reference: keys, onsets brighter", played.down, played.onset),
-            (said, "transcription", heard["down"], heard["onset"]))  # fmt: skip
+    rows = (
+        (truth, "reference: keys, onsets brighter", played.down, played.onset),
+        (said, "transcription", heard["down"], heard["onset"]),
+    )
     for axes, title, down, onset in rows:
-        image = axes.imshow((0.5 * down + 0.5 * onset).T, origin="lower", aspect="auto", interpolation="nearest",
-                            extent=(0, end, LOWEST - 0.5, LOWEST + KEYS - 0.5), vmin=0, vmax=1, cmap="magma")  # fmt: skip
+        image = axes.imshow(
+            (0.5 * down + 0.5 * onset).T,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0, end, LOWEST - 0.5, LOWEST + KEYS - 0.5),
+            vmin=0,
+            vmax=1,
+            cmap="magma",
+        )
         axes.set_title(title, loc="left")
         axes.set(ylabel="MIDI pitch", yticks=range(24, 109, 12))
         figure.colorbar(image, ax=axes, label="activation", pad=0.01)
-    for values, colour, name in ((played.sustain, GREY, "reference"), (heard["sustain"], COLOURS[1], "transcription")):
-        pedal.plot(np.linspace(0, end, len(values), endpoint=False), values, color=colour, label=name, drawstyle="steps-post")
+    for values, colour, name in (
+        (played.sustain, GREY, "reference"),
+        (heard["sustain"], COLOURS[1], "transcription"),
+    ):
+        pedal.plot(
+            np.linspace(0, end, len(values), endpoint=False),
+            values,
+            color=colour,
+            label=name,
+            drawstyle="steps-post",
+        )
     pedal.set(xlabel="time (s)", ylabel="sustain pedal", ylim=(-0.05, 1.05))
     pedal.legend(loc="upper right", ncols=2, fontsize="small")
     clean(pedal)
@@ -69,9 +98,15 @@ def _mel_image(axes: Axes, values: np.ndarray, front_end: FrontEnd, levels: tupl
 
     end = front_end.seconds(len(values))
     image = axes.imshow(
-        np.ma.masked_invalid(values.T), origin="lower", aspect="auto", interpolation="nearest",
-        extent=(0, end, -0.5, front_end.n_mels - 0.5), vmin=levels[0], vmax=levels[1], cmap="magma",
-    )  # fmt: skip
+        np.ma.masked_invalid(values.T),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        extent=(0, end, -0.5, front_end.n_mels - 0.5),
+        vmin=levels[0],
+        vmax=levels[1],
+        cmap="magma",
+    )
     axes.set_facecolor(GREY)  # hidden patches
     # band k is centred on point k + 1 of n_mels + 2 equal steps in mel
     to_mel = functools.partial(librosa.hz_to_mel, htk=front_end.kind == "kaldi")

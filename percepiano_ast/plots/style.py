@@ -1,6 +1,7 @@
 """Colours, markers and dimension labels of all figures.
 
-Colours are Okabe and Ito's palette, which is safe for colour-blind readers. Models differ in marker as well as colour.
+Colours are Okabe and Ito's palette, which is safe for colour-blind readers. Models differ in marker
+as well as colour.
 """
 
 import base64
@@ -22,10 +23,15 @@ MOST = len(MARKERS)  # maximum number of models in a figure
 GREY = "#9A9A9A"
 # Two directions: vermilion up, blue down.
 UP, DOWN = COLOURS[1], COLOURS[0]
-DIVERGING = LinearSegmentedColormap.from_list("down_up", [DOWN, "#9CC3DD", "#F7F7F7", "#EDAE86", UP])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "down_up", [DOWN, "#9CC3DD", "#F7F7F7", "#EDAE86", UP]
+)
 FREQUENCIES = (100, 500, 1000, 2000, 4000, 8000)  # Hz, ticks of the mel axis
 
-LABELS = {dimension.key: f"{dimension.family}: {dimension.low} \N{EN DASH} {dimension.high}" for dimension in DIMENSIONS}
+LABELS = {
+    dimension.key: f"{dimension.family}: {dimension.low} \N{EN DASH} {dimension.high}"
+    for dimension in DIMENSIONS
+}
 
 
 def require(table, columns) -> None:
@@ -59,12 +65,16 @@ class Figure(matplotlib.figure.Figure):
         file = io.BytesIO()
         self.savefig(file, format="png", bbox_inches="tight")
         image, alt = base64.b64encode(file.getvalue()).decode(), alt_text(self)
-        tag = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{image}" style="max-width: 100%">'
+        tag = (
+            f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{image}" style="max-width:'
+            ' 100%">'
+        )
         display({"text/html": tag, "text/plain": alt}, raw=True)
 
 
 def alt_text(figure: matplotlib.figure.Figure) -> str:
-    """The alt text of a figure: its title, the title, axes and colour scale of each panel, and the legend."""
+    """The alt text of a figure: its title, the title, axes and colour scale of each panel, and the
+    legend."""
     sentences, legends = [figure.get_suptitle()], list(figure.legends)
     for axes in figure.axes:
         if axes.get_label() == "<colorbar>":
@@ -75,12 +85,15 @@ def alt_text(figure: matplotlib.figure.Figure) -> str:
             legends += filter(None, [axes.get_legend()])
     shared = {"X": figure.get_supxlabel(), "Y": figure.get_supylabel()}
     sentences += [f"{name} axis: {label}" for name, label in shared.items() if label]
-    sentences += ["Legend: " + ", ".join(text.get_text() for text in legend.get_texts()) for legend in legends]
+    sentences += [
+        "Legend: " + ", ".join(text.get_text() for text in legend.get_texts()) for legend in legends
+    ]
     return ". ".join(" ".join(sentence.split()) for sentence in sentences if sentence) + "."
 
 
 def _axis_text(name: str, axis: Axis) -> str:
-    """Label of an axis; without one, the number of its named rows or columns with the first and the last name."""
+    """Label of an axis; without one, the number of its named rows or columns with the first and the
+    last name."""
     label = axis.get_label().get_text()
     entries = [text.get_text() for text in axis.get_ticklabels() if text.get_text()[:1].isalpha()]
     if not label and len(entries) > 1:

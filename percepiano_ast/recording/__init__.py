@@ -1,7 +1,17 @@
-"""Rate recordings: `load_model` and `rate`; `page` for a page with the sound, `tables` for text, `Stream` for live sound."""
+"""Rate recordings: `load_model` and `rate`; `page` for a page with the sound, `tables` for text,
+`Stream` for live sound."""
 
 from percepiano_ast.recording.live import Live, Stream
-from percepiano_ast.recording.rating import Moment, PianoRater, Rating, in_words, load_model, rate, rate_file, rate_wave
+from percepiano_ast.recording.rating import (
+    Moment,
+    PianoRater,
+    Rating,
+    in_words,
+    load_model,
+    rate,
+    rate_file,
+    rate_wave,
+)
 from percepiano_ast.recording.tables import (
     LIKELY,
     SHARES,

@@ -7,7 +7,13 @@ import soxr
 
 from percepiano_ast.config import InputError
 from percepiano_ast.packaged import Packaged
-from percepiano_ast.recording.rating import LOWEST_RATE, SHORTEST_SECONDS, Rating, load_model, rate_wave
+from percepiano_ast.recording.rating import (
+    LOWEST_RATE,
+    SHORTEST_SECONDS,
+    Rating,
+    load_model,
+    rate_wave,
+)
 
 SECONDS = 10.0  # length of the window that is rated
 EVERY = 1.0  # seconds from one rating to the next
@@ -18,7 +24,8 @@ class Live(NamedTuple):
 
     Attributes:
         at: seconds since the stream began.
-        rating: that of `rate_wave` for the same window, without a course; None if the window cannot be rated.
+        rating: that of `rate_wave` for the same window, without a course; None if the window cannot
+            be rated.
         reason: why it cannot be rated; empty if it can.
     """
 
@@ -46,19 +53,25 @@ class Stream:
             raise InputError(f"sound at {sample_rate:,} Hz; at least {LOWEST_RATE:,} Hz is needed")
         self.model = model or load_model()
         self._rate = self.model.listener.front_end.sample_rate
-        self._resampler = soxr.ResampleStream(sample_rate, self._rate, 1, dtype="float32", quality="HQ")
+        self._resampler = soxr.ResampleStream(
+            sample_rate, self._rate, 1, dtype="float32", quality="HQ"
+        )
         self.window = np.zeros(0, np.float32)
         self._heard = self._waiting = 0
 
     def push(self, block: np.ndarray) -> list[Live]:
-        """Append a block, float (n,) or (n, channels), full scale at 1; returns the ratings that became due.
+        """Append a block, float (n,) or (n, channels), full scale at 1; returns the ratings that
+        became due.
 
         Raises:
             InputError: NaN or infinity in it.
         """
         block = np.asarray(block, np.float32)
         if not np.isfinite(block).all():
-            raise InputError(f"NaN or infinity in the sound at {self._heard / self._rate:.1f} s; leave that block out")
+            raise InputError(
+                f"NaN or infinity in the sound at {self._heard / self._rate:.1f} s; leave that"
+                " block out"
+            )
         mono = block if block.ndim == 1 else block.mean(axis=1)
         sound, due = self._resampler.resample_chunk(np.ascontiguousarray(mono)), []
         while len(sound):
@@ -75,6 +88,11 @@ class Stream:
     def _rated(self) -> Live:
         at = self._heard / self._rate
         try:
-            return Live(at, rate_wave(self.model, self.window, name=f"the last {SECONDS:g} s", with_course=False))
+            return Live(
+                at,
+                rate_wave(
+                    self.model, self.window, name=f"the last {SECONDS:g} s", with_course=False
+                ),
+            )
         except InputError as reason:
             return Live(at, None, str(reason))

@@ -1,4 +1,5 @@
-"""The rating page: ratings, their course over time and the sound in one HTML file that needs no network and no other file."""
+"""The rating page: ratings, their course over time and the sound in one HTML file that needs no
+network and no other file."""
 
 import base64
 import io
@@ -23,7 +24,9 @@ _MP3_LEVEL = 0.63  # of libsndfile's 0 (160 kbit/s) to 1 (8 kbit/s): 64 kbit/s
 _CODE = Path(__file__).parent
 
 
-def write(ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] | None = None) -> Path:
+def write(
+    ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] | None = None
+) -> Path:
     """Write the page of one or several recordings; two are compared as performances of one piece.
 
     Args:
@@ -31,16 +34,30 @@ def write(ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] |
     """
     sounds = [sound(one.file) for one in ratings] if sounds is None else sounds
     names = [Path(one.file).name for one in ratings]
-    jinja = Environment(loader=FileSystemLoader(_CODE), undefined=StrictUndefined, autoescape=True, trim_blocks=True)
-    # Everything in the page is escaped but our own style, script and data; "</" would end the script.
-    style, script = (Markup((_CODE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
+    jinja = Environment(
+        loader=FileSystemLoader(_CODE), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    # Everything in the page is escaped but our own style, script and data; "</" would end the
+    # script.
+    style, script = (
+        Markup((_CODE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")
+    )
     data = Markup(json.dumps([_data(one) for one in ratings]).replace("</", "<\\/"))
     text = jinja.get_template("page.html").render(
-        title=", ".join(names[:3]) + (" ..." if len(names) > 3 else ""), style=style, script=script, data=data,
-        limits=ratings[0].limits, embedded=any(sounds), longest_minutes=LONGEST_SOUND / 60, shares=SHARES,
+        title=", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
+        style=style,
+        script=script,
+        data=data,
+        limits=ratings[0].limits,
+        embedded=any(sounds),
+        longest_minutes=LONGEST_SOUND / 60,
+        shares=SHARES,
         comparison=_differences(*ratings) if len(ratings) == 2 else None,
-        recordings=[_recording(one, name, encoded) for one, name, encoded in zip(ratings, names, sounds, strict=True)],
-    )  # fmt: skip
+        recordings=[
+            _recording(one, name, encoded)
+            for one, name, encoded in zip(ratings, names, sounds, strict=True)
+        ],
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -48,7 +65,8 @@ def write(ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] |
 
 
 def sound(file: str | Path) -> bytes:
-    """A recording as the page holds it: MP3, which every browser plays, at 22,050 Hz; empty if longer than ``LONGEST_SOUND``.
+    """A recording as the page holds it: MP3, which every browser plays, at 22,050 Hz; empty if
+    longer than ``LONGEST_SOUND``.
 
     Raises:
         InputError: it cannot be read, see `audio.load`.
@@ -58,44 +76,79 @@ def sound(file: str | Path) -> bytes:
         return b""
     content = io.BytesIO()
     wave = wave / max(float(np.abs(wave).max()), 1.0)
-    soundfile.write(content, wave, _SOUND_RATE, format="MP3", bitrate_mode="CONSTANT", compression_level=_MP3_LEVEL)
+    soundfile.write(
+        content,
+        wave,
+        _SOUND_RATE,
+        format="MP3",
+        bitrate_mode="CONSTANT",
+        compression_level=_MP3_LEVEL,
+    )
     return content.getvalue()
 
 
 def rows(one: Rating) -> list[dict]:
-    """What the page shows of each dimension: poles, rating, uncertainty, and on the scale of percentiles the bar and its band."""
+    """What the page shows of each dimension: poles, rating, uncertainty, and on the scale of
+    percentiles the bar and its band."""
     return [
         {
-            "number": k, "low": low, "high": high, "rating": one.ratings[key], "uncertainty": one.uncertainty[key],
-            "percentile": one.percentiles[key], "band": one.bands[key], "words": one.words(key),
+            "number": k,
+            "low": low,
+            "high": high,
+            "rating": one.ratings[key],
+            "uncertainty": one.uncertainty[key],
+            "percentile": one.percentiles[key],
+            "band": one.bands[key],
+            "words": one.words(key),
         }
         for k, (key, _, low, high) in enumerate(DIMENSIONS)
-    ]  # fmt: skip
+    ]
 
 
 def _recording(one: Rating, name: str, encoded: bytes) -> dict:
     groups = groupby(rows(one), key=lambda row: DIMENSIONS[row["number"]].family)
     return {
-        "name": name, "summary": f"{in_short(one)}.", "warnings": one.warnings, "length": clock(one.seconds),
-        "sound": base64.b64encode(encoded).decode(), "performances": f"{one.performances:,}",
+        "name": name,
+        "summary": f"{in_short(one)}.",
+        "warnings": one.warnings,
+        "length": clock(one.seconds),
+        "sound": base64.b64encode(encoded).decode(),
+        "performances": f"{one.performances:,}",
         "groups": [{"name": family, "rows": list(part)} for family, part in groups],
-    }  # fmt: skip
+    }
 
 
 def _differences(one: Rating, other: Rating) -> list[dict]:
     found = compare(one, other)
     return [
-        {"low": low, "high": high, "first": one.ratings[key], "second": other.ratings[key], "words": found.words[key]}
-        for key, _, low, high in DIMENSIONS if found.reported[key]
-    ]  # fmt: skip
+        {
+            "low": low,
+            "high": high,
+            "first": one.ratings[key],
+            "second": other.ratings[key],
+            "words": found.words[key],
+        }
+        for key, _, low, high in DIMENSIONS
+        if found.reported[key]
+    ]
 
 
 def _data(one: Rating) -> dict:
     """What the script draws, on the scale of percentiles."""
-    course = [[None if np.isnan(value) else round(float(value), 1) for value in column] for column in one.course_percentiles.T]
-    moments = [[[round(m.start, 2), round(m.stop, 2), round(m.percentile, 1)] for m in one.moments(key)] for key in KEYS]
+    course = [
+        [None if np.isnan(value) else round(float(value), 1) for value in column]
+        for column in one.course_percentiles.T
+    ]
+    moments = [
+        [[round(m.start, 2), round(m.stop, 2), round(m.percentile, 1)] for m in one.moments(key)]
+        for key in KEYS
+    ]
     poles = [[dimension.family, dimension.low, dimension.high] for dimension in DIMENSIONS]
     return {
-        "seconds": round(one.seconds, 2), "times": [round(float(t), 2) for t in one.times], "course": course, "moments": moments,
-        "poles": poles, "percentiles": [one.percentiles[key] for key in KEYS],
-    }  # fmt: skip
+        "seconds": round(one.seconds, 2),
+        "times": [round(float(t), 2) for t in one.times],
+        "course": course,
+        "moments": moments,
+        "poles": poles,
+        "percentiles": [one.percentiles[key] for key in KEYS],
+    }

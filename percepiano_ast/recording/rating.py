@@ -1,7 +1,8 @@
-"""Rate a recording: 19 ratings with uncertainty and percentiles, their course over time, and its extremes.
+"""Rate a recording: 19 ratings with uncertainty and percentiles, their course over time, and its
+extremes.
 
-The clips that people rated last 4 to 100 s. A recording up to that length is rated as a whole, a longer one in equal stretches of
-about a minute, whose ratings are averaged by their length.
+The clips that people rated last 4 to 100 s. A recording up to that length is rated as a whole, a
+longer one in equal stretches of about a minute, whose ratings are averaged by their length.
 """
 
 import math
@@ -24,16 +25,18 @@ SHORTEST_SECONDS, LONGEST_HOURS, LOWEST_RATE = 3.0, 1.0, 16_000  # limits of wha
 STRETCH_SECONDS = 60.0
 WINDOW_SECONDS = 8.0  # of the course over time
 _HOP_SECONDS, _MOST_WINDOWS = 2.0, 80  # no gap in ten minutes
-# Thresholds of the warning that a sound is unlike a piano. Measured (tests/test_novelty.py): none of 80 recordings of four
-# pianos exceeds them, all noise and speech does, and five in six instruments that sustain or ring; electric pianos and guitars
-# rarely do.
+# Thresholds of the warning that a sound is unlike a piano. Measured (tests/test_novelty.py): none
+# of 80 recordings of four pianos exceeds them, all noise and speech does, and five in six
+# instruments that sustain or ring; electric pianos and guitars rarely do.
 STRANGE = 1.15  # novelty, see `packaged.Said`
 UNCLEAR = 0.5  # mean onset probability
 _FEW_NOTES = 0.5  # notes per second
 _FEWEST_NOTES = 3  # in a window of the course; with fewer it is not rated
-_LEAD_SECONDS, _TAIL_SECONDS = 0.05, 1.5  # before the first onset and behind the last offset, as clips are rendered
-# Cents. Resampling by any ratio moves ratings by some hundredths: with this step a piano in tune is not resampled, and a tuning
-# that is estimated slightly differently in a softer or compressed file of the same sound changes nothing.
+# before the first onset and behind the last offset, as clips are rendered
+_LEAD_SECONDS, _TAIL_SECONDS = 0.05, 1.5
+# Cents. Resampling by any ratio moves ratings by some hundredths: with this step a piano in tune is
+# not resampled, and a tuning that is estimated slightly differently in a softer or compressed file
+# of the same sound changes nothing.
 _TUNING_STEP = 7.0
 _SILENT_DB = -50.0  # below the peak, before the first onset
 _DISTORTED = 1e-4  # share of samples at full scale, above that of any mastering
@@ -65,9 +68,11 @@ class Rating:
     Attributes:
         file: its name.
         seconds: its length.
-        ratings, uncertainty: by dimension, 0 to 1: the predicted mean rating by people, and the standard deviation of its error
-            for works, soundfonts and rooms that were left out of training.
-        percentiles: by dimension, percentage of PercePiano's human performances that people rated lower than ``ratings``.
+        ratings, uncertainty: by dimension, 0 to 1: the predicted mean rating by people, and the
+            standard deviation of its error for works, soundfonts and rooms that were left out of
+            training.
+        percentiles: by dimension, percentage of PercePiano's human performances that people rated
+            lower than ``ratings``.
         bands: by dimension, the percentiles of ``ratings`` minus and plus ``uncertainty``.
         times: middles of the windows of the course over time, seconds (m,).
         course: ratings of the windows (m, 19), NaN where fewer than three notes start.
@@ -76,7 +81,8 @@ class Rating:
         warnings: reasons to doubt the ratings, in sentences.
         informed: whether the score was given.
         within: by dimension, standard deviation of errors among performances of one passage.
-        tuning: cents above A4 = 440 Hz, see `audio.tuning`; the sound is retuned to within 4 cents of it before it is rated.
+        tuning: cents above A4 = 440 Hz, see `audio.tuning`; the sound is retuned to within 4 cents
+            of it before it is rated.
         limits: what the model was validated on and what it must not be used for, in two sentences.
         performances: number of human performances that the percentiles refer to.
     """
@@ -107,7 +113,8 @@ class Rating:
         return f"{DIMENSIONS[KEYS.index(key)].family}: {self.words(key)}"
 
     def moments(self, key: str) -> tuple[Moment, ...]:
-        """The window with the highest rating and that with the lowest; none if no window is rated."""
+        """The window with the highest rating and that with the lowest; none if no window is
+        rated."""
         k = KEYS.index(key)
         column = self.course[:, k]
         if np.isnan(column).all():  # also without a course
@@ -131,12 +138,18 @@ def in_words(dimension: Dimension, percentile: float, band: tuple[float, float])
 
     Args:
         percentile: of the rating among people's ratings of PercePiano's human performances.
-        band: percentiles of the rating minus and plus its standard deviation. If it holds the middle (50), no side is claimed.
+        band: percentiles of the rating minus and plus its standard deviation. If it holds the
+            middle (50), no side is claimed.
     """
     degree, pole, share = side(dimension, percentile)
     if not on_one_side(band):
-        return f"between {dimension.low} and {dimension.high}" + (f", closer to {pole}" if share >= 50 + _NEARER else "")
-    return f"{degree} {pole}, more so than {'any' if share > 99.5 else f'{math.floor(share)} %'} of the human performances"
+        return f"between {dimension.low} and {dimension.high}" + (
+            f", closer to {pole}" if share >= 50 + _NEARER else ""
+        )
+    return (
+        f"{degree} {pole}, more so than {'any' if share > 99.5 else f'{math.floor(share)} %'} of"
+        " the human performances"
+    )
 
 
 def on_one_side(band: tuple[float, float]) -> bool:
@@ -145,8 +158,11 @@ def on_one_side(band: tuple[float, float]) -> bool:
 
 
 def side(dimension: Dimension, percentile: float) -> tuple[str, str, float]:
-    """Degree (``rather``, ``clearly``, ``very``), pole, and percentage of human performances that are further from that pole."""
-    pole, share = (dimension.high, percentile) if percentile >= 50 else (dimension.low, 100 - percentile)
+    """Degree (``rather``, ``clearly``, ``very``), pole, and percentage of human performances that
+    are further from that pole."""
+    pole, share = (
+        (dimension.high, percentile) if percentile >= 50 else (dimension.low, 100 - percentile)
+    )
     return "very" if share >= 95 else "clearly" if share >= 80 else "rather", pole, share
 
 
@@ -154,7 +170,8 @@ def load_model(path: str | Path = SHIPPED) -> "PianoRater":
     """Load a rating model: ``load_model().rate("take.m4a")``.
 
     Args:
-        path: a file that ``percepiano package`` made, or ``https://...#sha256=...``; by default the bundled model, `piano-rater`.
+        path: a file that ``percepiano package`` made, or ``https://...#sha256=...``; by default the
+            bundled model, `piano-rater`.
 
     Raises:
         InputError: no such file, or not a rating model of this version.
@@ -165,7 +182,9 @@ def load_model(path: str | Path = SHIPPED) -> "PianoRater":
 class PianoRater(Packaged):
     """A rating model with its one public method, `rate`."""
 
-    def rate(self, path: str | Path, score: str | Path | None = None, progress: Progress | None = None) -> Rating:
+    def rate(
+        self, path: str | Path, score: str | Path | None = None, progress: Progress | None = None
+    ) -> Rating:
         """Rate a recording.
 
         Args:
@@ -179,7 +198,9 @@ class PianoRater(Packaged):
         return rate(self, path, scores.read(score) if score else None, progress)
 
 
-def rate_file(path: str | Path, score: str | Path | None = None, weights: str | Path | None = None) -> Rating:
+def rate_file(
+    path: str | Path, score: str | Path | None = None, weights: str | Path | None = None
+) -> Rating:
     """Rate a recording with the bundled model: `percepiano_ast.rate`.
 
     Args:
@@ -192,7 +213,12 @@ def rate_file(path: str | Path, score: str | Path | None = None, weights: str | 
     return load_model(weights or SHIPPED).rate(path, score)
 
 
-def rate(model: Packaged, file: str | Path, written: scores.Score | None = None, progress: Progress | None = None) -> Rating:
+def rate(
+    model: Packaged,
+    file: str | Path,
+    written: scores.Score | None = None,
+    progress: Progress | None = None,
+) -> Rating:
     """Rate a recording by a loaded model.
 
     Args:
@@ -200,8 +226,8 @@ def rate(model: Packaged, file: str | Path, written: scores.Score | None = None,
         progress: called with the name of each stage.
 
     Raises:
-        InputError: the file cannot be read, see `audio.load`; it is shorter than 3 s or longer than an hour; it does not match
-            the score.
+        InputError: the file cannot be read, see `audio.load`; it is shorter than 3 s or longer than
+            an hour; it does not match the score.
     """
     say = progress or (lambda stage: None)
     say("reading")
@@ -210,7 +236,10 @@ def rate(model: Packaged, file: str | Path, written: scores.Score | None = None,
     wave = np.concatenate(list(recording.blocks(sample_rate, max_seconds=3600 * LONGEST_HOURS + 1)))
     rating = rate_wave(model, wave, written, str(file), progress=say)
     if recording.full_scale > _DISTORTED:
-        rating.warnings.append(f"{recording.full_scale:.2%} of the samples are at full scale: the recording is probably distorted")
+        rating.warnings.append(
+            f"{recording.full_scale:.2%} of the samples are at full scale: the recording is"
+            " probably distorted"
+        )
     return rating
 
 
@@ -244,29 +273,48 @@ def rate_wave(
         said = judge.rate(np.stack([sound.features(part, written) for part in parts]))
     except InputError as reason:
         raise InputError(f"{name}: {reason}") from reason
-    weights = np.array([stop - start for start, stop in parts]) / sum(stop - start for start, stop in parts)
+    weights = np.array([stop - start for start, stop in parts]) / sum(
+        stop - start for start, stop in parts
+    )
     ratings = weights @ said.ratings
     edges = judge.percentiles(np.stack([ratings - judge.deviation, ratings + judge.deviation]))
-    times, course = _course(sound, say) if with_course else (np.zeros(0), np.zeros((0, len(KEYS)), np.float32))
+    times, course = (
+        _course(sound, say) if with_course else (np.zeros(0), np.zeros((0, len(KEYS)), np.float32))
+    )
     # The course is rated without the score, whose features need more than a few seconds.
-    course_percentiles = np.where(np.isnan(course), np.nan, model.judges["alone"].percentiles(course))
+    course_percentiles = np.where(
+        np.isnan(course), np.nan, model.judges["alone"].percentiles(course)
+    )
     return Rating(
-        file=name, seconds=seconds, ratings=_by_key(ratings), uncertainty=_by_key(judge.deviation),
-        percentiles=_by_key(judge.percentiles(ratings), 1), bands=dict(zip(KEYS, map(tuple, edges.T.round(1).tolist()))),
-        times=times, course=course, course_percentiles=course_percentiles, performance=sound.performance,
-        warnings=_warnings(sound, len(parts), said.novelty), informed=written is not None, within=_by_key(judge.within),
-        tuning=round(sound.tuning, 1), limits=model.limits, performances=len(judge.reference),
-    )  # fmt: skip
+        file=name,
+        seconds=seconds,
+        ratings=_by_key(ratings),
+        uncertainty=_by_key(judge.deviation),
+        percentiles=_by_key(judge.percentiles(ratings), 1),
+        bands=dict(zip(KEYS, map(tuple, edges.T.round(1).tolist()))),
+        times=times,
+        course=course,
+        course_percentiles=course_percentiles,
+        performance=sound.performance,
+        warnings=_warnings(sound, len(parts), said.novelty),
+        informed=written is not None,
+        within=_by_key(judge.within),
+        tuning=round(sound.tuning, 1),
+        limits=model.limits,
+        performances=len(judge.reference),
+    )
 
 
 class _Sound:
-    """A recording at the loudness and tuning of the training clips, and its transcription in the recording's own time.
+    """A recording at the loudness and tuning of the training clips, and its transcription in the
+    recording's own time.
 
     Attributes:
         tuning: estimated cents above 440 Hz.
         performance: notes and pedals; None if no note is detected.
         clearness: mean onset probability, see `Packaged.hear`.
-        played: start and end in seconds, from the first onset to the decay of the last note, as PercePiano's clips are cut.
+        played: start and end in seconds, from the first onset to the decay of the last note, as
+            PercePiano's clips are cut.
     """
 
     def __init__(self, model: Packaged, wave: np.ndarray):
@@ -289,9 +337,16 @@ class _Sound:
         """Number of onsets in a stretch."""
         if self.performance is None:
             return 0
-        return int(np.logical_and(self.performance.notes["onset"] >= part[0], self.performance.notes["onset"] < part[1]).sum())
+        return int(
+            np.logical_and(
+                self.performance.notes["onset"] >= part[0],
+                self.performance.notes["onset"] < part[1],
+            ).sum()
+        )
 
-    def features(self, part: tuple[float, float], written: scores.Score | None = None) -> np.ndarray:
+    def features(
+        self, part: tuple[float, float], written: scores.Score | None = None
+    ) -> np.ndarray:
         """Features of a stretch."""
         start, stop = part
         heard = None if self.performance is None else excerpt(self.performance, start, stop)
@@ -300,11 +355,15 @@ class _Sound:
 
 
 def _from_first_sound(wave: np.ndarray, rate: int) -> tuple[np.ndarray, float]:
-    """The wave from shortly before its first sound, and the time of its first sample in seconds, so that leading silence does not
-    change the transcription. If the sound begins at once, a little silence is put before it."""
+    """The wave from shortly before its first sound, and the time of its first sample in seconds, so
+    that leading silence does not change the transcription. If the sound begins at once, a little
+    silence is put before it."""
     loud = int(np.argmax(np.abs(wave) > np.abs(wave).max() * 10 ** (_SILENT_DB / 20)))
     begin = loud - round(_LEAD_SECONDS * rate)
-    return np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]]), begin / rate
+    return (
+        np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]]),
+        begin / rate,
+    )
 
 
 def _moved(performance: Performance, seconds: float, slower: float) -> Performance:
@@ -317,9 +376,13 @@ def _moved(performance: Performance, seconds: float, slower: float) -> Performan
 
 def _check_length(seconds: float, name: str) -> None:
     if seconds < SHORTEST_SECONDS:
-        raise InputError(f"{name}: {seconds:.2f} s long. Give a recording of at least {SHORTEST_SECONDS:g} s.")
+        raise InputError(
+            f"{name}: {seconds:.2f} s long. Give a recording of at least {SHORTEST_SECONDS:g} s."
+        )
     if seconds > 3600 * LONGEST_HOURS:
-        raise InputError(f"{name}: longer than {LONGEST_HOURS:g} hour. Cut it into movements and rate these.")
+        raise InputError(
+            f"{name}: longer than {LONGEST_HOURS:g} hour. Cut it into movements and rate these."
+        )
 
 
 def stretches(start: float, stop: float) -> list[tuple[float, float]]:
@@ -331,16 +394,21 @@ def stretches(start: float, stop: float) -> list[tuple[float, float]]:
 
 
 def windows(start: float, stop: float) -> list[tuple[float, float]]:
-    """Windows of the course over time: 8 s every 2 s, further apart in a long recording; a single one in a short recording."""
+    """Windows of the course over time: 8 s every 2 s, further apart in a long recording; a single
+    one in a short recording."""
     seconds = stop - start
     if seconds <= WINDOW_SECONDS:
         return [(start, stop)]
     number = min(math.ceil((seconds - WINDOW_SECONDS) / _HOP_SECONDS) + 1, _MOST_WINDOWS)
-    return [(first, first + WINDOW_SECONDS) for first in np.linspace(start, stop - WINDOW_SECONDS, number).tolist()]
+    return [
+        (first, first + WINDOW_SECONDS)
+        for first in np.linspace(start, stop - WINDOW_SECONDS, number).tolist()
+    ]
 
 
 def _course(sound: _Sound, say: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """Middles of the windows (m,) and their ratings (m, 19), NaN where fewer than three notes start."""
+    """Middles of the windows (m,) and their ratings (m, 19), NaN where fewer than three notes
+    start."""
     parts = windows(*sound.played)
     course = np.full((len(parts), len(KEYS)), np.nan, np.float32)
     rows = [k for k, part in enumerate(parts) if sound.notes(part) >= _FEWEST_NOTES]
@@ -356,17 +424,26 @@ def _course(sound: _Sound, say: Progress) -> tuple[np.ndarray, np.ndarray]:
 def _warnings(sound: _Sound, n_parts: int, novelty: np.ndarray) -> list[str]:
     found, seconds = [], sound.played[1] - sound.played[0]
     if sound.performance is None:
-        found.append("no piano notes were detected: the ratings rest on sound statistics alone and say nothing about a performance")
+        found.append(
+            "no piano notes were detected: the ratings rest on sound statistics alone and say"
+            " nothing about a performance"
+        )
     elif (pace := len(sound.performance.notes) / seconds) < _FEW_NOTES:
-        found.append(f"few piano notes were detected, {pace:.2f} per second: check that a piano is playing alone")
+        found.append(
+            f"few piano notes were detected, {pace:.2f} per second: check that a piano is playing"
+            " alone"
+        )
     if (distance := float(np.median(novelty))) > STRANGE or sound.clearness < UNCLEAR:
         found.append(
-            f"the sound is unlike the pianos in training (novelty {distance:.1f}, at most {STRANGE:g} for pianos; mean onset "
-            f"probability {sound.clearness:.2f}, about 0.6 for pianos): the ratings may be meaningless"
+            f"the sound is unlike the pianos in training (novelty {distance:.1f}, at most"
+            f" {STRANGE:g} for pianos; mean onset probability {sound.clearness:.2f}, about 0.6 for"
+            " pianos): the ratings may be meaningless"
         )
     if n_parts > 1:
-        found.append(f"{seconds:.0f} s long, so it is rated in {n_parts} stretches; the clips that people rated last at most "
-                     f"{LONGEST_SECONDS:.0f} s")  # fmt: skip
+        found.append(
+            f"{seconds:.0f} s long, so it is rated in {n_parts} stretches; the clips that people"
+            f" rated last at most {LONGEST_SECONDS:.0f} s"
+        )
     return found
 
 

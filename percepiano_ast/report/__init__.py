@@ -1,8 +1,8 @@
 """Evaluation results -> a report folder: report, comparison page, figures, tables.
 
-``report.md`` and the self-contained ``report.html``; ``comparison.md`` and ``.html``; ``figures/`` as SVG and PNG; ``tables/``
-with every table of the pages as CSV and LaTeX; and every complete table of results as a CSV. All sentences about models are
-generated from the numbers.
+``report.md`` and the self-contained ``report.html``; ``comparison.md`` and ``.html``; ``figures/``
+as SVG and PNG; ``tables/`` with every table of the pages as CSV and LaTeX; and every complete table
+of results as a CSV. All sentences about models are generated from the numbers.
 """
 
 from percepiano_ast.report import answers, comparison, wording

@@ -27,7 +27,10 @@ def agreement(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None) -> str
         text += f" (noise ceiling {ceiling['within_segment_humans'].mean():.2f})"
     floor = [name for name in ranked.index if name.startswith("identity-")]
     if floor:
-        text += f". The best identity baseline (`{floor[0]}`), which uses no audio, has {ranged(ranked.loc[floor[0]])}"
+        text += (
+            f". The best identity baseline (`{floor[0]}`), which uses no audio, has"
+            f" {ranged(ranked.loc[floor[0]])}"
+        )
     return text + "."
 
 
@@ -37,19 +40,33 @@ def dimensions(summary: pd.DataFrame, scope: str = "overall") -> str:
     if ranked.empty:
         return "No model has a mean correlation in this scope."
     model = ranked.index[0]
-    rows = summary[(summary["model"] == model) & (summary["scope"] == scope) & (summary["metric"] == "pearson")]
-    values = rows.set_index("dimension")["value"].loc[list(KEYS)].dropna().sort_values(ascending=False)
+    rows = summary[
+        (summary["model"] == model) & (summary["scope"] == scope) & (summary["metric"] == "pearson")
+    ]
+    values = (
+        rows.set_index("dimension")["value"].loc[list(KEYS)].dropna().sort_values(ascending=False)
+    )
     if values.empty:
         return f"`{model}` has no correlation in this scope because its predictions are constant."
     best = ", ".join(f"`{key}` ({value:z.2f})" for key, value in values.head(3).items())
     worst = ", ".join(f"`{key}` ({value:z.2f})" for key, value in values.tail(3)[::-1].items())
-    words = [f"`{key}` {number(values.get(key, np.nan))}" for keys in PRIMARY.values() for key in keys]
-    return f"`{model}` predicts {best} best and {worst} worst (Pearson r). Primary dimensions: {'; '.join(words)}."
+    words = [
+        f"`{key}` {number(values.get(key, np.nan))}" for keys in PRIMARY.values() for key in keys
+    ]
+    return (
+        f"`{model}` predicts {best} best and {worst} worst (Pearson r). Primary dimensions:"
+        f" {'; '.join(words)}."
+    )
 
 
 def differences(pairs: pd.DataFrame) -> str:
-    """Number of differences in mean r that are significant, and the minimum detectable difference."""
-    mean = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson") & (pairs["dimension"] == "mean")]
+    """Number of differences in mean r that are significant, and the minimum detectable
+    difference."""
+    mean = pairs[
+        (pairs["scope"] == "overall")
+        & (pairs["metric"] == "pearson")
+        & (pairs["dimension"] == "mean")
+    ]
     mean = mean.dropna(subset="difference")
     if mean.empty:
         return "There are no two models to compare."
@@ -57,7 +74,10 @@ def differences(pairs: pd.DataFrame) -> str:
     text = f"The intervals of {len(clear)} of {len(mean)} differences in mean r exclude zero."
     size = mean["detectable"].dropna()
     if len(size):
-        text += f" Minimum detectable difference at 80 % power: {size.min():.3f} to {size.max():.3f}, depending on the pair."
+        text += (
+            f" Minimum detectable difference at 80 % power: {size.min():.3f} to {size.max():.3f},"
+            " depending on the pair."
+        )
     return text
 
 
@@ -73,9 +93,11 @@ def deadpan(table: pd.DataFrame) -> str:
         said = rows.set_index("dimension")["value"].loc[rated.index]
         share = (said * rated).sum() / (rated**2).sum()
         lines.append(f"`{model}` {100 * share:.0f} %")
-    return (f"The ratings of human performances and deadpan renderings of the same segment differ most on `{largest}` "
-            f"({rated[largest]:{SIGNED}}). Predicted share of the differences over all dimensions: "
-            f"{', '.join(lines)}.")  # fmt: skip
+    return (
+        "The ratings of human performances and deadpan renderings of the same segment differ most"
+        f" on `{largest}` ({rated[largest]:{SIGNED}}). Predicted share of the differences over all"
+        f" dimensions: {', '.join(lines)}."
+    )
 
 
 def pairwise(table: pd.DataFrame) -> str:
@@ -86,9 +108,14 @@ def pairwise(table: pd.DataFrame) -> str:
         return "No two human performances of a segment differ enough in their ratings."
     best = mean.loc[mean["value"].idxmax()]
     value, low, high = (100 * best[name] for name in ("value", "low", "high"))
-    return f"`{best['model']}` orders {value:.0f} % [{low:.0f}, {high:.0f}] of the pairs correctly; chance is 50 %."
+    return (
+        f"`{best['model']}` orders {value:.0f} % [{low:.0f}, {high:.0f}] of the pairs correctly;"
+        " chance is 50 %."
+    )
 
 
 def _mean(summary: pd.DataFrame, model: str, scope: str) -> pd.Series:
-    rows = summary[(summary["model"] == model) & (summary["scope"] == scope) & (summary["metric"] == "pearson")]
+    rows = summary[
+        (summary["model"] == model) & (summary["scope"] == scope) & (summary["metric"] == "pearson")
+    ]
     return rows.set_index("dimension").loc["mean"]

@@ -9,25 +9,38 @@ from percepiano_ast.report.sections import Results
 from percepiano_ast.report.wording import hears_audio_alone, ranking
 
 _TITLES = {
-    "all": "mean squared error", "noise": "rater noise", "passage": "level of the passage", "player": "level of the player",
+    "all": "mean squared error",
+    "noise": "rater noise",
+    "passage": "level of the passage",
+    "player": "level of the player",
     "clip": "individual performance",
-}  # fmt: skip
+}
 _KINDS = {"people": "human performances", "nobody (deadpan)": "deadpan renderings"}
 _MOST = 6
 
 
 def write(page: Page, results: Results, protocol: str) -> None:
-    """Parts of the squared error, the error by kind of clip, and the correlation of the models' errors."""
+    """Parts of the squared error, the error by kind of clip, and the correlation of the models'
+    errors."""
     where = results.where(protocol)
     found = results.first_seed("errors", protocol)
-    models = [name for name in ranking(results.of("summary", protocol)).index if name in set(found["model"])]
+    models = [
+        name
+        for name in ranking(results.of("summary", protocol)).index
+        if name in set(found["model"])
+    ]
     mean = found[found["dimension"] == "mean"].set_index("model").loc[models, ["all", *PARTS]]
     page.subheading("Decomposition of the errors")
     best = next((name for name in models if hears_audio_alone(name)), models[0])
     page.text(_in_words(mean.loc[best], best, results.ceiling is not None))
-    caption = "Mean squared error in units of the ratings' variance, and its parts, mean over the 19 dimensions"
+    caption = (
+        "Mean squared error in units of the ratings' variance, and its parts, mean over the 19"
+        " dimensions"
+    )
     page.table(f"{protocol}_errors", f"{caption} ({where})", _shown(mean.rename(columns=_TITLES)))
-    figure = plots.parts_of_error(found[found["model"] == best], f"Parts of the squared error of {best}\n{where}")
+    figure = plots.parts_of_error(
+        found[found["model"] == best], f"Parts of the squared error of {best}\n{where}"
+    )
     page.figure(f"{protocol}_errors", f"Parts of the squared error of {best} ({where})", figure)
     kinds = results.first_seed("errors_by_kind", protocol)
     kinds = kinds[kinds["model"].isin(models[:_MOST])]
@@ -37,7 +50,10 @@ def write(page: Page, results: Results, protocol: str) -> None:
         .pivot(index="model", columns="name", values="error")
         .loc[models[:_MOST], list(dict.fromkeys(names))]
     )
-    caption = "Root mean squared error in standard deviations of the ratings, by kind of clip, with numbers of clips"
+    caption = (
+        "Root mean squared error in standard deviations of the ratings, by kind of clip, with"
+        " numbers of clips"
+    )
     page.table(f"{protocol}_errors_by_kind", f"{caption} ({where})", _shown(wide))
     _shared(page, results, protocol, models[:_MOST], where)
 
@@ -52,7 +68,10 @@ def _shared(page: Page, results: Results, protocol: str, models: list[str], wher
     wide = both.pivot(index="model_a", columns="model_b", values="correlation")
     names = [name for name in models if name in wide.index]
     wide = wide.loc[names, names].rename_axis(None).rename_axis(None, axis=1)
-    caption = "Correlation between the errors of two models, mean over dimensions: near 1, both make the same errors"
+    caption = (
+        "Correlation between the errors of two models, mean over dimensions: near 1, both make the"
+        " same errors"
+    )
     page.table(f"{protocol}_shared_errors", f"{caption} ({where})", _shown(wide))
 
 
@@ -65,10 +84,15 @@ def _in_words(row: pd.Series, model: str, known: bool) -> str:
         return text + ", no more than the rater noise."
     shares = 100 * left / left.sum()
     return (
-        f"{text}; {row['noise']:.2f} is irreducible rater noise. Of the rest, {shares['passage']:.0f} % is the level of "
-        f"held-out passages, {shares['player']:.0f} % the level of players, and {shares['clip']:.0f} % the individual performance."
+        f"{text}; {row['noise']:.2f} is irreducible rater noise. Of the rest,"
+        f" {shares['passage']:.0f} % is the level of held-out passages, {shares['player']:.0f} %"
+        f" the level of players, and {shares['clip']:.0f} % the individual performance."
     )
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    return table.map(lambda value: "" if pd.isna(value) else f"{value:.2f}").rename_axis(None).rename_axis(None, axis=1)
+    return (
+        table.map(lambda value: "" if pd.isna(value) else f"{value:.2f}")
+        .rename_axis(None)
+        .rename_axis(None, axis=1)
+    )

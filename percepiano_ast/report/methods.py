@@ -1,4 +1,5 @@
-"""The section "Methods": text for a paper, the command that repeats the evaluation, and the versions."""
+"""The section "Methods": text for a paper, the command that repeats the evaluation, and the
+versions."""
 
 import hashlib
 import platform
@@ -20,7 +21,14 @@ from percepiano_ast.report.wording import PROTOCOLS, in_order
 LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib")
 
 
-def write(page: Page, results: Results, index: pd.DataFrame, settings: Settings, command: str, files: dict[str, str]) -> None:
+def write(
+    page: Page,
+    results: Results,
+    index: pd.DataFrame,
+    settings: Settings,
+    command: str,
+    files: dict[str, str],
+) -> None:
     """The section "Methods".
 
     Args:
@@ -28,16 +36,29 @@ def write(page: Page, results: Results, index: pd.DataFrame, settings: Settings,
         files: name -> SHA-256 of the predictions files.
     """
     page.heading("Methods")
-    for text in (_data(results, index), _models(results), _measures(), _inference(settings), _ceiling(results)):
+    for text in (
+        _data(results, index),
+        _models(results),
+        _measures(),
+        _inference(settings),
+        _ceiling(results),
+    ):
         page.text(text)
     if command:
         page.text("Command:")
         page.code(command)
     if files:
-        rows = pd.DataFrame({"SHA-256": [f"`{digest[:16]}`" for digest in files.values()]}, list(files))
-        page.table("files", "Evaluated predictions, with the first 16 digits of their checksums", rows)
+        rows = pd.DataFrame(
+            {"SHA-256": [f"`{digest[:16]}`" for digest in files.values()]}, list(files)
+        )
+        page.table(
+            "files", "Evaluated predictions, with the first 16 digits of their checksums", rows
+        )
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    page.text(f"Versions: percepiano_ast {percepiano_ast.__version__}, Python {platform.python_version()}, {versions}.")
+    page.text(
+        f"Versions: percepiano_ast {percepiano_ast.__version__}, Python"
+        f" {platform.python_version()}, {versions}."
+    )
 
 
 def _data(results: Results, index: pd.DataFrame) -> str:
@@ -48,7 +69,9 @@ def _data(results: Results, index: pd.DataFrame) -> str:
         folds = index[fold_column(protocol)]
         words = PROTOCOLS.get(protocol, "defined by the index").replace("**", "")
         protocols.append(f"Protocol `{protocol}` ({folds[folds >= 0].nunique()} folds): {words}.")
-    names = "; ".join(f"{name}: {', '.join(f'`{key}`' for key in keys)}" for name, keys in PRIMARY.items())
+    names = "; ".join(
+        f"{name}: {', '.join(f'`{key}`' for key in keys)}" for name, keys in PRIMARY.items()
+    )
     return f"""
         **Data.** {len(clips):,} clips ({people:,} human performances and {len(clips) - people:,} deadpan renderings of the
         score) of {clips["segment"].nunique()} segments in {clips["content_group"].nunique()} content groups (segments that share

@@ -67,13 +67,20 @@ class Page:
             self.blocks.append(Block("list", "", lines))
 
     def table(self, name: str, caption: str, rows: pd.DataFrame) -> None:
-        """A table of strings with its index as first column; also written to ``tables/NAME.csv`` and ``.tex``."""
+        """A table of strings with its index as first column; also written to ``tables/NAME.csv``
+        and ``.tex``."""
         folder = self.folder / "tables"
         folder.mkdir(exist_ok=True)
-        plain = rows.rename(index=_plain, columns=_plain).map(_plain).rename_axis(index=rows.index.name or "")
+        plain = (
+            rows.rename(index=_plain, columns=_plain)
+            .map(_plain)
+            .rename_axis(index=rows.index.name or "")
+        )
         plain.to_csv(folder / f"{name}.csv", lineterminator="\n")
         flat = plain.reset_index()
-        text = flat.to_latex(index=False, escape=True, caption=_latex(caption), label=f"tab:{name}", position="htbp")
+        text = flat.to_latex(
+            index=False, escape=True, caption=_latex(caption), label=f"tab:{name}", position="htbp"
+        )
         (folder / f"{name}.tex").write_text(text, encoding="utf-8")
         self.blocks.append(Block("table", caption, rows))
 
@@ -87,7 +94,8 @@ class Page:
         self.blocks.append(Block("figure", caption, Path("figures") / f"{name}.png"))
 
     def write(self, name: str) -> Path:
-        """Write ``NAME.md`` and ``NAME.html``; returns the path of the HTML file, which embeds its figures."""
+        """Write ``NAME.md`` and ``NAME.html``; returns the path of the HTML file, which embeds its
+        figures."""
         (self.folder / f"{name}.md").write_text(_markdown(self.blocks), encoding="utf-8")
         path = self.folder / f"{name}.html"
         path.write_text(_html(self.blocks, self.folder), encoding="utf-8")
@@ -113,8 +121,13 @@ def _markdown(blocks: list[Block]) -> str:
         elif kind == "code":
             parts.append(f"```\n{text}\n```")
         elif kind == "table":
-            rows = [[content.index.name or "", *content.columns], ["---"] * (1 + len(content.columns))]
-            rows += [[name, *cells] for name, cells in zip(content.index, content.to_numpy().tolist())]
+            rows = [
+                [content.index.name or "", *content.columns],
+                ["---"] * (1 + len(content.columns)),
+            ]
+            rows += [
+                [name, *cells] for name, cells in zip(content.index, content.to_numpy().tolist())
+            ]
             parts.append(f"*{text}*\n\n" + "\n".join(map(_row, rows)))
         elif kind == "figure":
             parts.append(f"![{text}]({content.as_posix()})")
@@ -132,7 +145,9 @@ def _html(blocks: list[Block], folder: Path) -> str:
     parts = []
     for kind, text, content in blocks:
         if kind == "list":
-            parts.append("<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in content) + "</ul>")
+            parts.append(
+                "<ul>" + "".join(f"<li>{_inline(line)}</li>" for line in content) + "</ul>"
+            )
         elif kind == "code":
             parts.append(f"<pre>{html.escape(text)}</pre>")
         elif kind == "table":
@@ -145,13 +160,22 @@ def _html(blocks: list[Block], folder: Path) -> str:
             )
         else:
             parts.append(f"<{tags[kind]}>{_inline(text)}</{tags[kind]}>")
-    head = f'<meta charset="utf-8"><title>{html.escape(blocks[0].text)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>\n' + "\n".join(parts) + "\n</body></html>\n"
+    head = (
+        f'<meta charset="utf-8"><title>{html.escape(blocks[0].text)}</title><style>{STYLE}</style>'
+    )
+    return (
+        f'<!doctype html><html lang="en"><head>{head}</head><body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
 
 
 def _html_table(caption: str, rows: pd.DataFrame) -> str:
     head = "".join(f"<th>{_inline(name)}</th>" for name in [rows.index.name or "", *rows.columns])
-    body = "".join(f"<tr>{''.join(map(_cell, [name, *cells]))}</tr>" for name, cells in zip(rows.index, rows.to_numpy().tolist()))
+    body = "".join(
+        f"<tr>{''.join(map(_cell, [name, *cells]))}</tr>"
+        for name, cells in zip(rows.index, rows.to_numpy().tolist())
+    )
     table = f"<table><caption>{_inline(caption)}</caption><tr>{head}</tr>{body}</table>"
     return f'<div class="scroll">{table}</div>'
 

@@ -11,13 +11,29 @@ from percepiano_ast.evaluation.table import SCOPES
 from percepiano_ast.plots import MOST
 from percepiano_ast.report import answers
 from percepiano_ast.report.page import Page
-from percepiano_ast.report.wording import SIGNED, interval, leaky, number, ranged, ranking, sees_score
+from percepiano_ast.report.wording import (
+    SIGNED,
+    interval,
+    leaky,
+    number,
+    ranged,
+    ranking,
+    sees_score,
+)
 
-METRIC_NAMES = {"pearson": "Pearson r", "spearman": "Spearman rho", "r2": "R2", "mae": "MAE", "ccc": "CCC"}
+METRIC_NAMES = {
+    "pearson": "Pearson r",
+    "spearman": "Spearman rho",
+    "r2": "R2",
+    "mae": "MAE",
+    "ccc": "CCC",
+}
 SCOPE_TITLES = {
-    "overall": "overall", "within_segment": "within segment", "humans_only": "humans only",
+    "overall": "overall",
+    "within_segment": "within segment",
+    "humans_only": "humans only",
     "within_segment_humans": "within segment, humans only",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,9 @@ class Results:
 
     def where(self, protocol: str) -> str:
         """Protocol and marks for captions."""
-        return f"{protocol} protocol{leaky(protocol)}" + (", SIMULATED ratings" if self.simulated else "")
+        return f"{protocol} protocol{leaky(protocol)}" + (
+            ", SIMULATED ratings" if self.simulated else ""
+        )
 
     def ceiling_of(self, scope: str) -> pd.Series | None:
         """Noise ceiling of the 19 dimensions in a scope, None if unknown."""
@@ -76,7 +94,9 @@ def _drawn(page: Page, values: pd.DataFrame, models: list[str]) -> pd.DataFrame:
     """The rows of the best models; the page says so if some are not drawn."""
     if len(models) <= MOST:
         return values
-    page.text(f"Figures show the best {MOST} of {len(models)} models by mean Pearson r; tables list all.")
+    page.text(
+        f"Figures show the best {MOST} of {len(models)} models by mean Pearson r; tables list all."
+    )
     return values[values["model"].isin(models[:MOST])]
 
 
@@ -88,38 +108,64 @@ def _agreement(page: Page, results: Results, protocol: str, models: list[str]) -
     rows = {}
     for model in models:
         row = {"seeds": str(mean.loc[(model, "overall", "pearson"), "seeds"])}
-        row |= {SCOPE_TITLES[scope]: ranged(mean.loc[(model, scope, "pearson")]) for scope in SCOPES}
-        row |= {METRIC_NAMES[name]: number(mean.loc[(model, "overall", name), "value"], "z.3f") for name in METRICS[1:]}
+        row |= {
+            SCOPE_TITLES[scope]: ranged(mean.loc[(model, scope, "pearson")]) for scope in SCOPES
+        }
+        row |= {
+            METRIC_NAMES[name]: number(mean.loc[(model, "overall", name), "value"], "z.3f")
+            for name in METRICS[1:]
+        }
         rows[model] = row
     table = pd.DataFrame.from_dict(rows, orient="index")
     if results.ceiling is not None:
-        above = {SCOPE_TITLES[scope]: f"{results.ceiling[scope].mean():.2f}" for scope in SCOPES if scope in results.ceiling}
+        above = {
+            SCOPE_TITLES[scope]: f"{results.ceiling[scope].mean():.2f}"
+            for scope in SCOPES
+            if scope in results.ceiling
+        }
         table.loc["noise ceiling"] = {name: above.get(name, "") for name in table.columns}
-    caption = "Mean over the 19 dimensions: Pearson r in each scope with 95 % intervals, the other metrics overall"
+    caption = (
+        "Mean over the 19 dimensions: Pearson r in each scope with 95 % intervals, the other"
+        " metrics overall"
+    )
     page.table(f"{protocol}_agreement", f"{caption} ({where})", table)
     if informed := [model for model in models if sees_score(model)]:
         page.text(
-            f"{', '.join(f'`{model}`' for model in informed)}: score-informed. Models without the score have less "
-            "information and are not directly comparable."
+            f"{', '.join(f'`{model}`' for model in informed)}: score-informed. Models without the"
+            " score have less information and are not directly comparable."
         )
     drawn = _drawn(page, values, models)
     figure = plots.by_scope(drawn, results.ceiling)
     _figure(page, f"{protocol}_scopes", "Mean Pearson r by scope", where, figure)
 
 
-def _dimensions(page: Page, results: Results, protocol: str, models: list[str], whole: bool) -> None:
+def _dimensions(
+    page: Page, results: Results, protocol: str, models: list[str], whole: bool
+) -> None:
     where, values = results.where(protocol), results.of("summary", protocol)
     page.subheading("Agreement per dimension")
     page.text(answers.dimensions(values))
-    overall = values[(values["scope"] == "overall") & (values["metric"] == "pearson")].set_index(["model", "dimension"])
+    overall = values[(values["scope"] == "overall") & (values["metric"] == "pearson")].set_index(
+        ["model", "dimension"]
+    )
     keys = [*KEYS, *HEAD_GROUPS, "mean"]
-    each = pd.DataFrame({model: [ranged(overall.loc[(model, key)]) for key in keys] for model in models}, keys)
+    each = pd.DataFrame(
+        {model: [ranged(overall.loc[(model, key)]) for key in keys] for model in models}, keys
+    )
     if (ceiling := results.ceiling_of("overall")) is not None:
         best = {key: overall.loc[(models[0], key), "value"] for key in KEYS}
         blank = [""] * len(HEAD_GROUPS)
-        each["noise ceiling"] = [*(f"{value:.2f}" for value in ceiling), *blank, f"{ceiling.mean():.2f}"]
-        shares = [number(best[key] / ceiling[key] if ceiling[key] > 0 else float("nan")) for key in KEYS]
-        share = results.first_seed("ceiling_share", protocol, scope="overall", dimension="mean", model=models[0])
+        each["noise ceiling"] = [
+            *(f"{value:.2f}" for value in ceiling),
+            *blank,
+            f"{ceiling.mean():.2f}",
+        ]
+        shares = [
+            number(best[key] / ceiling[key] if ceiling[key] > 0 else float("nan")) for key in KEYS
+        ]
+        share = results.first_seed(
+            "ceiling_share", protocol, scope="overall", dimension="mean", model=models[0]
+        )
         each["share of ceiling, first model"] = [*shares, *blank, ranged(share.iloc[0])]
     primary = {key for keys in PRIMARY.values() for key in keys}
     groups = {name: f"head group {name}" for name in HEAD_GROUPS}
@@ -134,7 +180,13 @@ def _dimensions(page: Page, results: Results, protocol: str, models: list[str], 
         figure = plots.pearson_by_dimension(drawn, scope, results.ceiling_of(scope))
         _figure(page, f"{protocol}_pearson_{scope}", words, where, figure)
     if whole:
-        _figure(page, f"{protocol}_heatmap", "Pearson r per dimension and model", where, plots.heatmap(drawn))
+        _figure(
+            page,
+            f"{protocol}_heatmap",
+            "Pearson r per dimension and model",
+            where,
+            plots.heatmap(drawn),
+        )
 
 
 def _differences(page: Page, results: Results, protocol: str) -> None:
@@ -144,14 +196,19 @@ def _differences(page: Page, results: Results, protocol: str) -> None:
     where = results.where(protocol)
     page.subheading("Differences between models")
     page.text(answers.differences(results.of("differences", protocol)))
-    rows = pd.DataFrame({
-        "model b": pairs["model_b"], "seeds": pairs["seeds"],
-        "r of a minus r of b": [number(value, SIGNED) for value in pairs["difference"]],
-        "95 % interval": [interval(row, SIGNED) for _, row in pairs.iterrows()],
-        "p": [number(value, "z.3f") for value in pairs["p"]],
-        "minimum detectable": [number(value, "z.3f") for value in pairs["detectable"]],
-    }).set_index(pairs["model_a"].rename("model a"))  # fmt: skip
-    caption = "Paired differences in mean Pearson r, overall; minimum detectable difference at 80 % power"
+    rows = pd.DataFrame(
+        {
+            "model b": pairs["model_b"],
+            "seeds": pairs["seeds"],
+            "r of a minus r of b": [number(value, SIGNED) for value in pairs["difference"]],
+            "95 % interval": [interval(row, SIGNED) for _, row in pairs.iterrows()],
+            "p": [number(value, "z.3f") for value in pairs["p"]],
+            "minimum detectable": [number(value, "z.3f") for value in pairs["detectable"]],
+        }
+    ).set_index(pairs["model_a"].rename("model a"))
+    caption = (
+        "Paired differences in mean Pearson r, overall; minimum detectable difference at 80 % power"
+    )
     page.table(f"{protocol}_differences", f"{caption} ({where})", rows)
 
 
@@ -162,7 +219,9 @@ def _performers(page: Page, results: Results, protocol: str) -> None:
     page.text(answers.deadpan(gaps))
     if gaps[gaps["part"] == "gap"]["value"].notna().any():
         figure = plots.deadpan(gaps[gaps["model"].isin(models)])
-        _figure(page, f"{protocol}_deadpan", "Human minus deadpan, mean over segments", where, figure)
+        _figure(
+            page, f"{protocol}_deadpan", "Human minus deadpan, mean over segments", where, figure
+        )
     pairs = results.first_seed("pairwise", protocol, scope="within_segment_humans")
     pairs = pairs[pairs["min_difference"] == pairs["min_difference"].max()]
     counts = pairs[pairs["dimension"] == "mean"]["pairs"]
@@ -183,8 +242,12 @@ def _uncertainty(page: Page, results: Results, protocol: str) -> None:
     page.subheading("Calibration of the uncertainty")
     mean = found[found["dimension"] == "mean"].set_index(["model", "metric"])
     models = list(dict.fromkeys(found["model"]))
-    rows = pd.DataFrame({name: [ranged(mean.loc[(model, name)]) for model in models] for name in names}, models)
-    page.table(f"{protocol}_calibration", f"Calibration, mean over the 19 dimensions ({where})", rows)
+    rows = pd.DataFrame(
+        {name: [ranged(mean.loc[(model, name)]) for model in models] for name in names}, models
+    )
+    page.table(
+        f"{protocol}_calibration", f"Calibration, mean over the 19 dimensions ({where})", rows
+    )
     figure = plots.calibration(found[found["model"].isin(_best_of(found, results, protocol))])
     _figure(page, f"{protocol}_calibration", "Coverage of prediction intervals", where, figure)
 
@@ -192,18 +255,26 @@ def _uncertainty(page: Page, results: Results, protocol: str) -> None:
 def _spread(page: Page, results: Results, protocol: str) -> None:
     where = results.where(protocol)
     page.subheading("Variation over folds and seeds")
-    folds = results.first_seed("folds", protocol, scope="overall", metric="pearson", dimension="mean")
+    folds = results.first_seed(
+        "folds", protocol, scope="overall", metric="pearson", dimension="mean"
+    )
     wide = folds.pivot(index="model", columns="fold", values="value")
     rows = wide.map(number).rename(columns=lambda fold: f"fold {fold}").rename_axis(None)
-    caption = "Mean Pearson r of each held-out fold; folds differ in their music, so the spread does not estimate the error"
+    caption = (
+        "Mean Pearson r of each held-out fold; folds differ in their music, so the spread does not"
+        " estimate the error"
+    )
     page.table(f"{protocol}_folds", f"{caption} ({where})", rows)
     several = results.of("summary", protocol, scope="overall", metric="pearson", dimension="mean")
     several = several[several["seeds"] > 1]
     if len(several):
-        rows = pd.DataFrame({
-            "seeds": several["seeds"].astype(str), "mean Pearson r": [ranged(row, "z.3f") for _, row in several.iterrows()],
-            "SD between seeds": [number(value, "z.4f") for value in several["seed_sd"]],
-        }).set_index(several["model"].rename(None))  # fmt: skip
+        rows = pd.DataFrame(
+            {
+                "seeds": several["seeds"].astype(str),
+                "mean Pearson r": [ranged(row, "z.3f") for _, row in several.iterrows()],
+                "SD between seeds": [number(value, "z.4f") for value in several["seed_sd"]],
+            }
+        ).set_index(several["model"].rename(None))
         page.table(f"{protocol}_seeds", f"Models trained with several seeds ({where})", rows)
 
 
@@ -220,7 +291,11 @@ def _clouds(page: Page, results: Results, protocol: str, models: list[str]) -> N
 
 def _best_of(table: pd.DataFrame, results: Results, protocol: str) -> list[str]:
     """The best models of a table, at most as many as a figure shows."""
-    return [name for name in ranking(results.of("summary", protocol)).index if name in set(table["model"])][:MOST]
+    return [
+        name
+        for name in ranking(results.of("summary", protocol)).index
+        if name in set(table["model"])
+    ][:MOST]
 
 
 def _figure(page: Page, name: str, caption: str, where: str, figure) -> None:

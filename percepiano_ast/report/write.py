@@ -17,9 +17,15 @@ FEW_GROUPS = 20
 
 
 def evaluate_files(
-    paths: Sequence[str | Path], out: str | Path, index: str | Path | None = None, partial: bool = False,
-    simulated: bool = False, settings: Settings = Settings(), ceiling: str | Path | None = None, reference: str = "",
-) -> Path:  # fmt: skip
+    paths: Sequence[str | Path],
+    out: str | Path,
+    index: str | Path | None = None,
+    partial: bool = False,
+    simulated: bool = False,
+    settings: Settings = Settings(),
+    ceiling: str | Path | None = None,
+    reference: str = "",
+) -> Path:
     """Evaluate predictions files together and write the report: the command ``evaluate``.
 
     Without ``index`` the clips must be PercePiano's with the published ratings.
@@ -28,8 +34,8 @@ def evaluate_files(
         reference: reference model of the comparison page, see `comparison.reference_of`.
 
     Raises:
-        InputError: see ``table.read_predictions``, ``table.load_index``, ``table.validate_predictions`` and
-            ``reliability.load_ceiling``; an unknown reference.
+        InputError: see ``table.read_predictions``, ``table.load_index``,
+            ``table.validate_predictions`` and ``reliability.load_ceiling``; an unknown reference.
     """
     if not paths:
         raise InputError("no predictions to evaluate; give at least one predictions CSV.")
@@ -41,22 +47,44 @@ def evaluate_files(
     for name, value in (("index", index), ("ceiling", ceiling), ("reference", reference)):
         options += [f"--{name}", str(value)] if value else []
     standard = Settings()
-    for name, flag in (("n_permutations", "permutations"), ("seed", "seed"), ("min_difference", "min-difference")):
+    for name, flag in (
+        ("n_permutations", "permutations"),
+        ("seed", "seed"),
+        ("min_difference", "min-difference"),
+    ):
         value = getattr(settings, name)
         options += [f"--{flag}", str(value)] if value != getattr(standard, name) else []
     command = methods.command_of(paths, options + ["--partial"] * partial)
-    return write(rows, facts, out, simulated=simulated, settings=settings, ceiling=known, reference=reference, command=command,
-                 files=methods.checksums(paths))  # fmt: skip
+    return write(
+        rows,
+        facts,
+        out,
+        simulated=simulated,
+        settings=settings,
+        ceiling=known,
+        reference=reference,
+        command=command,
+        files=methods.checksums(paths),
+    )
 
 
 def write(
-    predictions: pd.DataFrame, index: pd.DataFrame, out_dir: str | Path, *, simulated: bool = False,
-    settings: Settings = Settings(), ceiling: pd.DataFrame | None = None, reference: str = "", command: str = "",
-    files: dict[str, str] | None = None, title: str = "Evaluation of predicted performance ratings",
-) -> Path:  # fmt: skip
+    predictions: pd.DataFrame,
+    index: pd.DataFrame,
+    out_dir: str | Path,
+    *,
+    simulated: bool = False,
+    settings: Settings = Settings(),
+    ceiling: pd.DataFrame | None = None,
+    reference: str = "",
+    command: str = "",
+    files: dict[str, str] | None = None,
+    title: str = "Evaluation of predicted performance ratings",
+) -> Path:
     """Evaluate and write report, comparison page, figures and tables into ``out_dir``.
 
-    Files of these names from an earlier report are overwritten; other files in ``out_dir`` are not changed.
+    Files of these names from an earlier report are overwritten; other files in ``out_dir`` are not
+    changed.
 
     Args:
         simulated: whether the ratings are simulated; title, captions and figures are marked.
@@ -68,7 +96,8 @@ def write(
         The path of report.html, which embeds its figures.
 
     Raises:
-        InputError: see ``table.validate_predictions`` (runs may be partial); ``out_dir`` is a file; an unknown reference.
+        InputError: see ``table.validate_predictions`` (runs may be partial); ``out_dir`` is a file;
+            an unknown reference.
     """
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
@@ -76,7 +105,9 @@ def write(
     predictions = table.validate_predictions(predictions, index, partial=True)
     if reference:
         comparison.reference_of(sorted(predictions["model"].unique()), reference)
-    results = Results(evaluate(predictions, index, settings, ceiling), predictions, ceiling, simulated)
+    results = Results(
+        evaluate(predictions, index, settings, ceiling), predictions, ceiling, simulated
+    )
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in results.tables.items():
         rows.to_csv(out / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
@@ -99,31 +130,43 @@ def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
     predictions, tables = results.predictions, results.tables
     names = in_order(predictions["protocol"])
     if results.simulated:
-        page.text("**The ratings are simulated**: the results show that the pipeline works, not how well models rate real "
-                  "performances.")  # fmt: skip
+        page.text(
+            "**The ratings are simulated**: the results show that the pipeline works, not how well"
+            " models rate real performances."
+        )
     page.heading("Summary")
-    page.list([line for name in names for line in headlines(tables["summary"], tables["differences"], name)])
-    page.text("Comparison of all models, with published results: [comparison.html](comparison.html).")
+    page.list(
+        [
+            line
+            for name in names
+            for line in headlines(tables["summary"], tables["differences"], name)
+        ]
+    )
+    page.text(
+        "Comparison of all models, with published results: [comparison.html](comparison.html)."
+    )
     page.heading("Notes")
     groups = index[index["clip"].isin(predictions["clip"])]["content_group"].nunique()
     notes = [
         *(f"Protocol `{name}`: {PROTOCOLS.get(name, 'defined by the index')}." for name in names),
         (
-            "Intervals are 95 % over content groups; p is two-sided and not corrected for the number of models. See Methods for "
-            "procedures and their simulated coverage."
+            "Intervals are 95 % over content groups; p is two-sided and not corrected for the"
+            " number of models. See Methods for procedures and their simulated coverage."
         ),
     ]
     if groups < FEW_GROUPS:
         notes.append(
-            f"With only {groups} content group{'s' * (groups != 1)}, intervals are uncertain or undefined: interpret "
-            "differences with care."
+            f"With only {groups} content group{'s' * (groups != 1)}, intervals are uncertain or"
+            " undefined: interpret differences with care."
         )
     if (tables["summary"]["seeds"] == 1).all():
-        notes.append("Single seed: the intervals do not include the variation between training runs.")
+        notes.append(
+            "Single seed: the intervals do not include the variation between training runs."
+        )
     if any(model.startswith("identity-") for model in predictions["model"]):
         notes.append(
-            "`identity-segment` predicts each clip from the other clips of its segment: if those are in training, its r within "
-            "segment is negative by construction and not meaningful."
+            "`identity-segment` predicts each clip from the other clips of its segment: if those"
+            " are in training, its r within segment is negative by construction and not meaningful."
         )
     page.list(notes + _incomplete(predictions, index))
     if warnings := remarks(predictions, index, tables["metrics"]):
@@ -137,5 +180,8 @@ def _incomplete(predictions: pd.DataFrame, index: pd.DataFrame) -> list[str]:
     for (model, protocol, seed), clips in predictions.groupby(table.RUN)["clip"]:
         of = int((index[table.fold_column(protocol)] >= 0).sum())
         if (n := clips.nunique()) < of:
-            lines.append(f"**Partial**: `{model}`, `{protocol}`, seed {seed} covers {n} of {of} held-out clips.")
+            lines.append(
+                f"**Partial**: `{model}`, `{protocol}`, seed {seed} covers {n} of {of} held-out"
+                " clips."
+            )
     return lines

@@ -1,8 +1,8 @@
 """The score as an optional second input: reading, note alignment, and score-informed features.
 
 ``read(path)`` reads a score from MIDI or MusicXML, ``match(performance, score)`` aligns notes, and
-``features.describe(performance, score)`` computes the features. The names of score-informed models end in ``+score``; they
-are reported in addition to audio-only models, never in place of them.
+``features.describe(performance, score)`` computes the features. The names of score-informed models
+end in ``+score``; they are reported in addition to audio-only models, never in place of them.
 """
 
 from percepiano_ast.score import features

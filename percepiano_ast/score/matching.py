@@ -15,7 +15,8 @@ class Match:
 
     Attributes:
         played, written: indices of the matched notes, int (n,), in the order of the performance.
-        extra: indices of played notes that are not in the score, int: wrong notes, ornaments, slips.
+        extra: indices of played notes that are not in the score, int: wrong notes, ornaments,
+            slips.
         missing: indices of score notes that are not played, int.
     """
 
@@ -31,7 +32,8 @@ class Match:
 
 
 def match(performance: Performance, score: Score) -> Match:
-    """Align note by note, see `alignment.match`; the notes may come from a MIDI file or a transcription.
+    """Align note by note, see `alignment.match`; the notes may come from a MIDI file or a
+    transcription.
 
     A performance of other music is not refused here: check ``share``.
     """

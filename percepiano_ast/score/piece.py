@@ -8,19 +8,27 @@ from percepiano_ast.descriptors.view import Descriptor
 from percepiano_ast.score.reading import Score
 from percepiano_ast.score.view import mean, std
 
-_SHORT, _LONG = 0.3, 0.9  # quarters: sixteenths and shorter; quarters (written to nine tenths in MIDI) and longer
-_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])  # pitch classes of C major; a minor key uses those of its relative major
+# quarters: sixteenths and shorter; quarters (written to nine tenths in MIDI) and longer
+_SHORT, _LONG = 0.3, 0.9
+# pitch classes of C major; a minor key uses those of its relative major
+_SCALE = np.array([0, 2, 4, 5, 7, 9, 11])
 
 TABLE = {
-    "written_sharps": Descriptor("", "sharps of the first key signature, flats negative; 0 without one"),
+    "written_sharps": Descriptor(
+        "", "sharps of the first key signature, flats negative; 0 without one"
+    ),
     "written_major": Descriptor("", "fit of the best major key minus that of the best minor key"),
     "written_key_clarity": Descriptor("", "fit of the best key"),
-    "written_chromatic": Descriptor("", "share of notes outside the scale of the key signature; 0 without one"),
+    "written_chromatic": Descriptor(
+        "", "share of notes outside the scale of the key signature; 0 without one"
+    ),
     "written_classes": Descriptor("bits", "entropy of the twelve pitch classes"),
     "written_beats": Descriptor("", "beats per bar"),
     "written_triple": Descriptor("", "1 if the beats per bar are a multiple of three, else 0"),
     "written_bar": Descriptor("log2 quarters", "log length of a bar"),
-    "written_tempo": Descriptor("log", "log of the notated quarters per second; 0 without a notated tempo"),
+    "written_tempo": Descriptor(
+        "log", "log of the notated quarters per second; 0 without a notated tempo"
+    ),
     "written_quarters": Descriptor("log", "log of the length in quarters"),
     "written_pitch": Descriptor("MIDI pitch", "mean pitch"),
     "written_pitch_std": Descriptor("semitones", "standard deviation of pitch"),
@@ -62,7 +70,9 @@ def _harmony(score: Score) -> dict[str, float]:
         "written_sharps": sharps,
         "written_major": major,
         "written_key_clarity": clarity,
-        "written_chromatic": mean((~np.isin(pitch % 12, scale)).astype(float)) if score.keys else np.nan,
+        "written_chromatic": (
+            mean((~np.isin(pitch % 12, scale)).astype(float)) if score.keys else np.nan
+        ),
         "written_classes": _entropy(np.bincount(pitch % 12)),
     }
 

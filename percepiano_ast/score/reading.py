@@ -1,9 +1,10 @@
 """Read scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo.
 
-Onsets and durations are in quarter notes. MIDI is read with mido, whose ticks are exact; MusicXML with music21 (Cuthbert and
-Ariza 2010, ISMIR), which handles ties, tuplets, grace notes and transposition. Repeats are expanded (MIDI contains them
-already; music21 follows repeat signs, voltas, D.C. and D.S.). If a player omits a repeat, its notes are counted as missing
-and the alignment of the played notes is unaffected.
+Onsets and durations are in quarter notes. MIDI is read with mido, whose ticks are exact; MusicXML
+with music21 (Cuthbert and Ariza 2010, ISMIR), which handles ties, tuplets, grace notes and
+transposition. Repeats are expanded (MIDI contains them already; music21 follows repeat signs,
+voltas, D.C. and D.S.). If a player omits a repeat, its notes are counted as missing and the
+alignment of the played notes is unaffected.
 """
 
 import io
@@ -16,11 +17,21 @@ import numpy as np
 
 from percepiano_ast.config import InputError
 
-NOTE = np.dtype([("onset", np.float64), ("duration", np.float64), ("pitch", np.uint8), ("velocity", np.uint8),
-                 ("staff", np.uint8), ("grace", np.bool_)])  # fmt: skip
+NOTE = np.dtype(
+    [
+        ("onset", np.float64),
+        ("duration", np.float64),
+        ("pitch", np.uint8),
+        ("velocity", np.uint8),
+        ("staff", np.uint8),
+        ("grace", np.bool_),
+    ]
+)
 MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
 _DRUM_CHANNEL = 9
-_TOGETHER = 1 / 48  # quarters: closer onsets are simultaneous (a grid of 96 per whole note separates triplets and 32nds)
+# quarters: closer onsets are simultaneous (a grid of 96 per whole note separates triplets and
+# 32nds)
+_TOGETHER = 1 / 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +39,11 @@ class Score:
     """The contents of a score.
 
     Attributes:
-        notes: of dtype ``NOTE``, sorted by onset, then pitch; onset and duration in quarters; velocity from the file's
-            dynamics; staff numbers start at 1, the upper one, in the order of the tracks or parts.
-        metres: (onset, beats, quarters per beat) of each time signature, such as (0, 3, 1.0) for 3/4; never empty.
+        notes: of dtype ``NOTE``, sorted by onset, then pitch; onset and duration in quarters;
+            velocity from the file's dynamics; staff numbers start at 1, the upper one, in the order
+            of the tracks or parts.
+        metres: (onset, beats, quarters per beat) of each time signature, such as (0, 3, 1.0) for
+            3/4; never empty.
         keys: (onset, sharps) of each key signature, flats negative; may be empty.
         tempi: (onset, quarters per minute) of each tempo; may be empty.
         remarks: omissions and assumptions made in reading.
@@ -43,17 +56,21 @@ class Score:
     remarks: tuple[str, ...] = ()
 
     def position(self, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bar (counted from the start of each metre, float) and beat within it (0 is the downbeat, float) of ``onsets``."""
+        """Bar (counted from the start of each metre, float) and beat within it (0 is the downbeat,
+        float) of ``onsets``."""
         starts, beats, unit = (np.array(column, float) for column in zip(*self.metres, strict=True))
         which = np.maximum(np.searchsorted(starts, onsets + _TOGETHER, side="right") - 1, 0)
         since = (onsets - starts[which]) / unit[which] + _TOGETHER / 2
         bar = np.floor(since / beats[which])
-        before = np.concatenate([[0], np.cumsum(np.ceil(np.diff(starts) / (beats * unit)[:-1] - _TOGETHER))])
+        before = np.concatenate(
+            [[0], np.cumsum(np.ceil(np.diff(starts) / (beats * unit)[:-1] - _TOGETHER))]
+        )
         return before[which] + bar, np.maximum(since - bar * beats[which] - _TOGETHER / 2, 0.0)
 
     @property
     def tempo(self) -> float | None:
-        """Notated quarters per minute, averaged over the score's duration; ``None`` without a notated tempo."""
+        """Notated quarters per minute, averaged over the score's duration; ``None`` without a
+        notated tempo."""
         if not self.tempi:
             return None
         at, speed = np.array(self.tempi).T
@@ -73,8 +90,10 @@ def read(path: str | Path) -> Score:
     if not path.is_file():
         raise InputError(f"{path}: no such score. Check the path.")
     if path.suffix.lower() not in (*MIDI, *MUSICXML):
-        raise InputError(f"{path}: {path.suffix or 'a file without extension'} is not a supported score format. "
-                         f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))}).")  # fmt: skip
+        raise InputError(
+            f"{path}: {path.suffix or 'a file without extension'} is not a supported score format. "
+            f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))})."
+        )
     reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
     try:
         rows, metres, keys, tempi, remarks = reader(path)
@@ -82,7 +101,9 @@ def read(path: str | Path) -> Score:
         raise
     except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
         reason = str(error) or type(error).__name__
-        raise InputError(f"{path}: not a readable score ({reason:.200}). Export or download it again.") from error
+        raise InputError(
+            f"{path}: not a readable score ({reason:.200}). Export or download it again."
+        ) from error
     if not rows:
         why = f" ({'; '.join(remarks)})" if remarks else ""
         raise InputError(f"{path}: no notes in this score{why}. Give the score of the performance.")
@@ -92,11 +113,14 @@ def read(path: str | Path) -> Score:
     if not metres or metres[0][0] > notes["onset"][0] + _TOGETHER:
         metres = [(0.0, 4, 1.0), *metres]
         remarks.append("no time signature at the beginning: 4/4 is assumed")
-    return Score(notes, _last_of_each(metres), _last_of_each(keys), _last_of_each(tempi), tuple(remarks))
+    return Score(
+        notes, _last_of_each(metres), _last_of_each(keys), _last_of_each(tempi), tuple(remarks)
+    )
 
 
 def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
-    """Sorted by onset, with only the last of several at one onset, and without repeats of the value in force."""
+    """Sorted by onset, with only the last of several at one onset, and without repeats of the value
+    in force."""
     at = {entry[0]: entry for entry in sorted(entries, key=lambda entry: entry[0])}
     kept: list[tuple] = []
     for entry in at.values():
@@ -106,7 +130,8 @@ def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
 
 
 def _once_per_moment(notes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Sorted notes with each key at most once per onset (the longest is kept), and the number of merged notes."""
+    """Sorted notes with each key at most once per onset (the longest is kept), and the number of
+    merged notes."""
     notes = notes[np.lexsort((-notes["duration"], notes["grace"], notes["onset"], notes["pitch"]))]
     same = (np.diff(notes["onset"]) < 1e-6) & (np.diff(notes["pitch"].astype(int)) == 0)
     kept = notes[np.r_[True, ~same]]
@@ -138,13 +163,23 @@ def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
                     empty += _stroke(message, at, down, found)
         staff += bool(found)
         unreleased += len(down)
-        rows += [(onset, length, pitch, velocity, staff, False) for onset, length, pitch, velocity in found]
+        rows += [
+            (onset, length, pitch, velocity, staff, False)
+            for onset, length, pitch, velocity in found
+        ]
     counts = {"of zero length": empty, "of drums": drums, "never released": unreleased}
-    return rows, metres, keys, tempi, [f"{count} notes {what} were ignored" for what, count in counts.items() if count]
+    return (
+        rows,
+        metres,
+        keys,
+        tempi,
+        [f"{count} notes {what} were ignored" for what, count in counts.items() if count],
+    )
 
 
 def _stroke(message, at: float, down: dict, found: list) -> bool:
-    """Store a note-on in ``down`` and a released note in ``found`` as (onset, duration, pitch, velocity).
+    """Store a note-on in ``down`` and a released note in ``found`` as (onset, duration, pitch,
+    velocity).
 
     Returns:
         whether a note was ignored because of zero length: MuseScore writes some ornaments this way.
@@ -167,7 +202,8 @@ def _sharps(key: str) -> int:
 
 def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
     """The same from MusicXML; each part, or each staff of a part, is a staff."""
-    from music21 import converter, repeat, stream, tempo  # imported here: takes half a second and 60 MB
+    # imported here: takes half a second and 60 MB
+    from music21 import converter, repeat, stream, tempo
 
     written = converter.parseData(_musicxml_text(path), format="musicxml")
     if not isinstance(written, stream.Score):
@@ -187,9 +223,14 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
         rows, left_out = rows + notes, left_out + others
     remarks += [f"{left_out} chord symbols and unpitched notes were ignored"] if left_out else []
     first = parts[0].flatten() if parts else written.flatten()
-    metres = [(float(one.offset), one.numerator, 4 / one.denominator) for one in first.getElementsByClass("TimeSignature")]
+    metres = [
+        (float(one.offset), one.numerator, 4 / one.denominator)
+        for one in first.getElementsByClass("TimeSignature")
+    ]
     keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
-    marks = [one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)]
+    marks = [
+        one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
+    ]
     tempi = [(float(one.offset), float(speed)) for one in marks if (speed := one.getQuarterBPM())]
     return rows, _with_pickup(parts, metres), keys, tempi, remarks
 
@@ -199,8 +240,12 @@ def _musicxml_text(path: Path) -> str:
     content = path.read_bytes()
     if path.suffix.lower() == ".mxl":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = [name for name in archive.namelist()
-                     if name.endswith((".xml", ".musicxml")) and not name.startswith(("META-INF", "__MACOSX"))]  # fmt: skip
+            names = [
+                name
+                for name in archive.namelist()
+                if name.endswith((".xml", ".musicxml"))
+                and not name.startswith(("META-INF", "__MACOSX"))
+            ]
             if not names:
                 raise ValueError("no MusicXML document in the archive")
             content = archive.read(names[0])
@@ -208,7 +253,8 @@ def _musicxml_text(path: Path) -> str:
 
 
 def _with_pickup(parts: list, metres: list[tuple]) -> list[tuple]:
-    """The metres, with a separate one for a short first bar, so that an upbeat does not shift the following downbeats."""
+    """The metres, with a separate one for a short first bar, so that an upbeat does not shift the
+    following downbeats."""
     bars = list(parts[0].getElementsByClass("Measure")) if parts else []
     if not metres or len(bars) < 2:
         return metres
@@ -219,13 +265,23 @@ def _with_pickup(parts: list, metres: list[tuple]) -> list[tuple]:
 
 
 def _notes_of_part(part, staff: int) -> tuple[list[tuple], int]:
-    """Rows of ``NOTE`` of a music21 part, with ties joined; and the number of ignored notes, which are not piano notes."""
+    """Rows of ``NOTE`` of a music21 part, with ties joined; and the number of ignored notes, which
+    are not piano notes."""
     rows, left_out = [], 0
     for note in part.stripTies().flatten().notes:
         if "ChordSymbol" in note.classes or not note.pitches:
             left_out += 1
             continue
         velocity = round(127 * note.volume.getRealized())
-        rows += [(float(note.offset), float(note.duration.quarterLength), pitch.midi, velocity, staff,
-                  note.duration.isGrace) for pitch in note.pitches]  # fmt: skip
+        rows += [
+            (
+                float(note.offset),
+                float(note.duration.quarterLength),
+                pitch.midi,
+                velocity,
+                staff,
+                note.duration.isGrace,
+            )
+            for pitch in note.pitches
+        ]
     return rows, left_out

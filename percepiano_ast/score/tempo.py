@@ -1,8 +1,9 @@
 """Timing relative to the score: tempo, timing deviations, asynchrony of chords.
 
-The tempo curve and its smooth part follow Desain and Honing (1993), "Tempo curves considered harmful": note timing is
-measured relative to the smooth tempo. Final slowing: Friberg and Sundberg (1999), JASA 105(3). Melody lead: Goebl (2001),
-JASA 110(1). Long-short contrast: Gabrielsson (1987).
+The tempo curve and its smooth part follow Desain and Honing (1993), "Tempo curves considered
+harmful": note timing is measured relative to the smooth tempo. Final slowing: Friberg and Sundberg
+(1999), JASA 105(3). Melody lead: Goebl (2001), JASA 110(1). Long-short contrast: Gabrielsson
+(1987).
 """
 
 import numpy as np
@@ -11,13 +12,16 @@ from percepiano_ast.descriptors.view import Descriptor
 from percepiano_ast.score.view import View, arch, correlation, mean, pattern, quantile, slope, std
 
 _FINAL = 0.2  # share of a clip that counts as its beginning or end
-_SPREAD, _ARPEGGIO = 0.03, 0.08  # seconds: spread of an audibly asynchronous chord, and of an arpeggio
+# seconds: spread of an audibly asynchronous chord, and of an arpeggio
+_SPREAD, _ARPEGGIO = 0.03, 0.08
 _RUN = 0.5  # quarters: maximum note value of a run
 _GRACE = 0.15  # quarters: shorter intervals are ornaments, whose notated length is a convention
 
 TABLE = {
     "tempo_mean": Descriptor("log 1/s", "log of quarters per second over the whole clip"),
-    "tempo_of_notated": Descriptor("log", "tempo relative to the notated one; 0 without a notated tempo"),
+    "tempo_of_notated": Descriptor(
+        "log", "tempo relative to the notated one; 0 without a notated tempo"
+    ),
     "tempo_std": Descriptor("log", "standard deviation of local tempo"),
     "tempo_low": Descriptor("log", "0.1 quantile of local tempo relative to the median"),
     "tempo_high": Descriptor("log", "0.9 quantile of local tempo relative to the median"),
@@ -27,35 +31,55 @@ TABLE = {
     "tempo_final": Descriptor("log", "tempo of the last fifth relative to the rest"),
     "tempo_last_step": Descriptor("log", "tempo of the last step relative to the median"),
     "tempo_changes": Descriptor("log", "mean absolute change of tempo from step to step"),
-    "tempo_changes_q90": Descriptor("log", "0.9 quantile of the absolute change of tempo from step to step"),
+    "tempo_changes_q90": Descriptor(
+        "log", "0.9 quantile of the absolute change of tempo from step to step"
+    ),
     "tempo_memory": Descriptor("", "correlation of the tempo of successive steps"),
     "smooth_std": Descriptor("log", "standard deviation of the tempo smoothed over phrases"),
     "smooth_range": Descriptor("log", "range of the tempo smoothed over phrases"),
     "irregular_std": Descriptor("log", "standard deviation of local minus smooth tempo"),
-    "irregular_q90": Descriptor("log", "0.9 quantile of the absolute difference of local and smooth tempo"),
-    "irregular_fine": Descriptor("log", "standard deviation of local tempo minus tempo smoothed over 1.5 quarters"),
+    "irregular_q90": Descriptor(
+        "log", "0.9 quantile of the absolute difference of local and smooth tempo"
+    ),
+    "irregular_fine": Descriptor(
+        "log", "standard deviation of local tempo minus tempo smoothed over 1.5 quarters"
+    ),
     "beat_std": Descriptor("log", "standard deviation of the tempo of beats"),
     "beat_changes": Descriptor("log", "mean absolute change of tempo from beat to beat"),
     "beat_worst": Descriptor("log", "largest change of tempo from beat to beat"),
     "bar_std": Descriptor("log", "standard deviation of the tempo of bars"),
     "bar_changes": Descriptor("log", "mean absolute change of tempo from bar to bar"),
-    "bar_pattern": Descriptor("", "share of the variance of beat tempo explained by the position in the bar"),
+    "bar_pattern": Descriptor(
+        "", "share of the variance of beat tempo explained by the position in the bar"
+    ),
     "first_beat": Descriptor("log", "tempo of first beats relative to other beats"),
     "last_beat": Descriptor("log", "tempo of last beats relative to other beats"),
     "deviation_std": Descriptor("s", "standard deviation of onsets from the smooth tempo's onsets"),
-    "deviation_q90": Descriptor("s", "0.9 quantile of the absolute deviation from the smooth tempo's onsets"),
+    "deviation_q90": Descriptor(
+        "s", "0.9 quantile of the absolute deviation from the smooth tempo's onsets"
+    ),
     "deviation_quarters": Descriptor("quarters", "the standard deviation in quarters"),
-    "deviation_beats": Descriptor("s", "standard deviation of onsets between beats from interpolated beats"),
-    "offbeat_late": Descriptor("quarters", "mean delay of onsets between beats relative to interpolated beats"),
-    "run_uneven": Descriptor("log", "standard deviation of the log ratio of successive intervals in runs of equal notes"),
-    "contrast": Descriptor("log", "mean exaggeration of the long-short ratio of successive unequal notes"),
+    "deviation_beats": Descriptor(
+        "s", "standard deviation of onsets between beats from interpolated beats"
+    ),
+    "offbeat_late": Descriptor(
+        "quarters", "mean delay of onsets between beats relative to interpolated beats"
+    ),
+    "run_uneven": Descriptor(
+        "log", "standard deviation of the log ratio of successive intervals in runs of equal notes"
+    ),
+    "contrast": Descriptor(
+        "log", "mean exaggeration of the long-short ratio of successive unequal notes"
+    ),
     "contrast_std": Descriptor("log", "standard deviation of this exaggeration"),
     "async_std": Descriptor("s", "standard deviation of onsets from their chord's mean"),
     "async_spread": Descriptor("s", "mean time from first to last note of a chord"),
     "async_q90": Descriptor("s", "0.9 quantile of the time from first to last note of a chord"),
     "async_share": Descriptor("", "share of chords spread by more than 30 ms"),
     "async_varies": Descriptor("s", "standard deviation of the spread over chords"),
-    "arpeggio_share": Descriptor("", "share of chords spread by more than 80 ms with the bass first"),
+    "arpeggio_share": Descriptor(
+        "", "share of chords spread by more than 80 ms with the bass first"
+    ),
     "melody_lead": Descriptor("s", "mean lead of the melody over the rest of its chord"),
     "melody_lead_std": Descriptor("s", "standard deviation of the melody lead"),
     "melody_lead_share": Descriptor("", "share of chords with a melody lead of more than 10 ms"),
@@ -67,14 +91,23 @@ TABLE = {
 
 def measure(view: View) -> dict[str, float]:
     """The features of ``TABLE``; NaN for features without an instance in this clip."""
-    return _tempo(view) | _smooth(view) | _beats(view) | _deviations(view) | _rhythm(view) | _chords(view)
+    return (
+        _tempo(view)
+        | _smooth(view)
+        | _beats(view)
+        | _deviations(view)
+        | _rhythm(view)
+        | _chords(view)
+    )
 
 
 def _tempo(view: View) -> dict[str, float]:
     pace, middle = view.pace, view.middle
     place = (middle - middle[0]) / max(middle[-1] - middle[0], 1e-9)
     first, final, median = place <= _FINAL, place >= 1 - _FINAL, float(np.median(pace))
-    whole = float(np.log((view.steps[-1, 1] - view.steps[0, 1]) / (view.steps[-1, 0] - view.steps[0, 0])))
+    whole = float(
+        np.log((view.steps[-1, 1] - view.steps[0, 1]) / (view.steps[-1, 0] - view.steps[0, 0]))
+    )
     notated = view.score.tempo
     return {
         "tempo_mean": whole,
@@ -106,7 +139,8 @@ def _smooth(view: View) -> dict[str, float]:
 
 
 def _grid(view: View, of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Onsets selected by ``of``: indices, and log tempo from each to the next (NaN for intervals of 0.1 s or less)."""
+    """Onsets selected by ``of``: indices, and log tempo from each to the next (NaN for intervals of
+    0.1 s or less)."""
     chosen = np.flatnonzero(of)
     if len(chosen) < 3:
         return chosen[:0], np.zeros(0)
@@ -135,7 +169,8 @@ def _beats(view: View) -> dict[str, float]:
 
 
 def _deviations(view: View) -> dict[str, float]:
-    """Deviation of onsets from the integral of the smooth tempo, and of onsets between beats from interpolated beats."""
+    """Deviation of onsets from the integral of the smooth tempo, and of onsets between beats from
+    interpolated beats."""
     grid = view.quarters
     middles = (grid[1:] + grid[:-1]) / 2
     expected = np.concatenate([[0], np.cumsum(np.diff(grid) * np.exp(-view.smooth(middles)))])
@@ -193,7 +228,9 @@ def _chords(view: View) -> dict[str, float]:
         "async_q90": quantile(chord, 0.9),
         "async_share": mean((chord > _SPREAD).astype(float)),
         "async_varies": std(chord),
-        "arpeggio_share": mean(((width > _ARPEGGIO) & (bass > 0))[np.isfinite(width)].astype(float)),
+        "arpeggio_share": mean(
+            ((width > _ARPEGGIO) & (bass > 0))[np.isfinite(width)].astype(float)
+        ),
         "melody_lead": mean(melody),
         "melody_lead_std": std(melody),
         "melody_lead_share": mean((melody[known] > 0.01).astype(float)),

@@ -1,7 +1,8 @@
 """Articulation, velocity, extra and missing notes, and pedalling, relative to the score.
 
-Articulation as played relative to notated duration: Bresin and Battel (2000), J. New Music Research 29(3). Accents by metre
-and melody: Sloboda (1983), QJEP 35A; Palmer (1997), Annual Review of Psychology 48.
+Articulation as played relative to notated duration: Bresin and Battel (2000), J. New Music Research
+29(3). Accents by metre and melody: Sloboda (1983), QJEP 35A; Palmer (1997), Annual Review of
+Psychology 48.
 """
 
 import numpy as np
@@ -14,12 +15,16 @@ _SHORT, _LONG = 0.5, 1.0  # quarters: maximum length of a short note, minimum le
 _MIDDLE_C = 60
 _FINAL = 0.2  # share of a clip that counts as its end
 _NEAR = 0.25  # quarters: maximum distance of a pedal change from its beat or harmony
-_CATCH = 0.1  # seconds: a chord struck this shortly before a pedal change belongs to the next pedalling
+# seconds: a chord struck this shortly before a pedal change belongs to the next pedalling
+_CATCH = 0.1
 _SLIP = 0.1  # seconds: a shorter extra note counts as brushed
 _CLOSE = 0.3  # seconds: maximum distance in time of an extra note from a neighbouring key
 
 TABLE = {
-    "held": Descriptor("log", "articulation (key-down time relative to the notated duration at the smooth tempo), mean"),
+    "held": Descriptor(
+        "log",
+        "articulation (key-down time relative to the notated duration at the smooth tempo), mean",
+    ),
     "held_std": Descriptor("log", "articulation, standard deviation"),
     "held_q10": Descriptor("log", "articulation, 0.1 quantile"),
     "held_q50": Descriptor("log", "articulation, median"),
@@ -32,36 +37,63 @@ TABLE = {
     "held_of_length": Descriptor("", "correlation of articulation with log notated duration"),
     "held_of_pitch": Descriptor("", "correlation of articulation with pitch"),
     "held_final": Descriptor("log", "articulation of the last fifth relative to the rest"),
-    "held_changes": Descriptor("log", "mean absolute change of articulation from one melody note to the next"),
-    "detached_share": Descriptor("", "share of notes held for less than half of the notated duration"),
-    "overheld_share": Descriptor("", "share of notes held for more than 1.1 of the notated duration"),
-    "melody_overlap": Descriptor("", "overlap of successive melody notes relative to their interval, within 1, mean"),
+    "held_changes": Descriptor(
+        "log", "mean absolute change of articulation from one melody note to the next"
+    ),
+    "detached_share": Descriptor(
+        "", "share of notes held for less than half of the notated duration"
+    ),
+    "overheld_share": Descriptor(
+        "", "share of notes held for more than 1.1 of the notated duration"
+    ),
+    "melody_overlap": Descriptor(
+        "", "overlap of successive melody notes relative to their interval, within 1, mean"
+    ),
     "melody_overlap_std": Descriptor("", "overlap of successive melody notes, standard deviation"),
     "force_downbeat": Descriptor("velocity", "velocity at downbeats minus that of other onsets"),
     "force_beat": Descriptor("velocity", "velocity on beats minus that between beats"),
-    "force_bar_pattern": Descriptor("", "share of the variance of velocity explained by the position in the bar"),
-    "force_melody": Descriptor("velocity", "velocity of the melody minus that of the rest of its chord"),
+    "force_bar_pattern": Descriptor(
+        "", "share of the variance of velocity explained by the position in the bar"
+    ),
+    "force_melody": Descriptor(
+        "velocity", "velocity of the melody minus that of the rest of its chord"
+    ),
     "force_melody_std": Descriptor("velocity", "standard deviation of this difference"),
-    "force_bass": Descriptor("velocity", "velocity of the bass minus that of the rest of its chord"),
+    "force_bass": Descriptor(
+        "velocity", "velocity of the bass minus that of the rest of its chord"
+    ),
     "force_hands": Descriptor("velocity", "velocity of the upper minus that of the lower staff"),
     "force_melody_varies": Descriptor("velocity", "standard deviation of the melody's velocity"),
     "force_rest_varies": Descriptor("velocity", "standard deviation of the other notes' velocity"),
     "force_of_pitch": Descriptor("", "correlation of velocity with pitch"),
     "force_of_melody": Descriptor("", "correlation of the melody's velocity with its pitch"),
     "force_of_length": Descriptor("", "correlation of velocity with log notated duration"),
-    "force_of_notated": Descriptor("", "correlation of velocity with the notated dynamics; 0 if they are constant"),
-    "force_notated_range": Descriptor("velocity", "change of velocity from the softest to the loudest notated, linear fit"),
+    "force_of_notated": Descriptor(
+        "", "correlation of velocity with the notated dynamics; 0 if they are constant"
+    ),
+    "force_notated_range": Descriptor(
+        "velocity", "change of velocity from the softest to the loudest notated, linear fit"
+    ),
     "force_trend": Descriptor("velocity", "change of velocity from beginning to end, linear fit"),
-    "force_arch": Descriptor("velocity", "velocity in the middle relative to the ends, quadratic fit"),
+    "force_arch": Descriptor(
+        "velocity", "velocity in the middle relative to the ends, quadratic fit"
+    ),
     "force_final": Descriptor("velocity", "velocity of the last fifth minus that of the rest"),
     "force_bars": Descriptor("velocity", "standard deviation of the mean velocity of bars"),
     "force_bar_changes": Descriptor("velocity", "mean absolute change of velocity from bar to bar"),
-    "force_within_bars": Descriptor("velocity", "standard deviation of onsets' velocity from their bar's mean"),
+    "force_within_bars": Descriptor(
+        "velocity", "standard deviation of onsets' velocity from their bar's mean"
+    ),
     "force_of_tempo": Descriptor("", "correlation of velocity with the smooth tempo"),
     "force_of_held": Descriptor("", "correlation of velocity with articulation"),
     "extra_share": Descriptor("", "share of played notes that are not in the score"),
-    "extra_brushed": Descriptor("", "share of played notes that are not in the score and shorter than 0.1 s"),
-    "extra_beside": Descriptor("", "share of played notes that are not in the score and within 2 semitones of a matched note"),
+    "extra_brushed": Descriptor(
+        "", "share of played notes that are not in the score and shorter than 0.1 s"
+    ),
+    "extra_beside": Descriptor(
+        "",
+        "share of played notes that are not in the score and within 2 semitones of a matched note",
+    ),
     "missing_share": Descriptor("", "share of score notes that are not played"),
     "missing_bass": Descriptor("", "share of the score's lowest notes that are not played"),
     "missing_grace": Descriptor("", "share of grace notes among the missing notes"),
@@ -69,16 +101,29 @@ TABLE = {
     "pedal_per_bar": Descriptor("", "number of pedal presses per bar"),
     "pedal_on_beats": Descriptor("", "share of pedal presses within a sixteenth of a beat"),
     "pedal_on_bars": Descriptor("", "share of pedal presses within a sixteenth of a downbeat"),
-    "pedal_late": Descriptor("quarters", "mean time from the last score onset to the pedal press, at most 1"),
-    "pedal_of_harmony": Descriptor("", "share of new bass notes with a pedal press within a sixteenth"),
+    "pedal_late": Descriptor(
+        "quarters", "mean time from the last score onset to the pedal press, at most 1"
+    ),
+    "pedal_of_harmony": Descriptor(
+        "", "share of new bass notes with a pedal press within a sixteenth"
+    ),
     "pedal_harmonies": Descriptor("notes", "mean number of different bass notes per pedalling"),
-    "pedal_downbeats": Descriptor("", "share of downbeats with the pedal down just after them, minus that of other onsets"),
+    "pedal_downbeats": Descriptor(
+        "", "share of downbeats with the pedal down just after them, minus that of other onsets"
+    ),
 }
 
 
 def measure(view: View) -> dict[str, float]:
     """The features of ``TABLE``; NaN for features without an instance in this clip."""
-    return _length(view) | _overlap(view) | _accents(view) | _course(view) | _slips(view) | _pedal(view)
+    return (
+        _length(view)
+        | _overlap(view)
+        | _accents(view)
+        | _course(view)
+        | _slips(view)
+        | _pedal(view)
+    )
 
 
 def _over(values: np.ndarray, which: np.ndarray) -> float:
@@ -131,7 +176,10 @@ def _accents(view: View) -> dict[str, float]:
 
     moments = view.of_moments(force)
     bars, places = view.beats
-    melody, hands = over_rest(top), view.of_moments(force, view.staff == 1) - view.of_moments(force, view.staff > 1)
+    melody, hands = (
+        over_rest(top),
+        view.of_moments(force, view.staff == 1) - view.of_moments(force, view.staff > 1),
+    )
     return {
         "force_downbeat": _over(moments, view.downbeat),
         "force_beat": _over(moments, view.on_beat),
@@ -173,7 +221,8 @@ def _slips(view: View) -> dict[str, float]:
     for i, note in enumerate(extra):
         near = np.abs(view.onset - note["onset"]) < _CLOSE
         beside[i] = np.any(np.abs(view.pitch[near] - float(note["pitch"])) <= 2)
-    starts = np.flatnonzero(np.r_[True, np.diff(written["onset"]) > 0])  # sorted by pitch within an onset: the lowest notes
+    # sorted by pitch within an onset: the lowest notes
+    starts = np.flatnonzero(np.r_[True, np.diff(written["onset"]) > 0])
     return {
         "extra_share": len(extra) / len(notes),
         "extra_brushed": np.sum(extra["offset"] - extra["onset"] < _SLIP) / len(notes),
@@ -197,8 +246,10 @@ def _pedal(view: View) -> dict[str, float]:
     before = view.quarters[np.maximum(np.searchsorted(view.quarters, known, side="right") - 1, 0)]
     new = view.quarters[1:][np.diff(view.bass) != 0]
     change = np.abs(new[:, None] - known).min(axis=1) if len(known) and len(new) else np.zeros(0)
-    under = [len(np.unique(view.bass[(view.seconds >= down - _CATCH) & (view.seconds < up - _CATCH)]))
-             for up, down in zip(ups, downs, strict=True)]  # fmt: skip
+    under = [
+        len(np.unique(view.bass[(view.seconds >= down - _CATCH) & (view.seconds < up - _CATCH)]))
+        for up, down in zip(ups, downs, strict=True)
+    ]
     after = view.seconds + 0.1
     sounding = (np.searchsorted(downs, after) > np.searchsorted(ups, after)).astype(float)
     span = written[-1] - written[0]
@@ -206,7 +257,9 @@ def _pedal(view: View) -> dict[str, float]:
         "pedal_per_beat": len(known) / max(span / unit, 1.0),
         "pedal_per_bar": len(known) / max(bars[1] - bars[0], 1.0),
         "pedal_on_beats": mean(near_beat.astype(float)),
-        "pedal_on_bars": mean((near_beat & (np.round(position) % max(view.score.metres[-1][1], 1) == 0)).astype(float)),
+        "pedal_on_bars": mean(
+            (near_beat & (np.round(position) % max(view.score.metres[-1][1], 1) == 0)).astype(float)
+        ),
         "pedal_late": mean(np.clip(known - before, 0, 1)),
         "pedal_of_harmony": mean((change < _NEAR).astype(float)),
         "pedal_harmonies": mean(np.array(under, float)),

@@ -17,17 +17,20 @@ _SHORTEST = 0.02  # seconds; lower limit before taking logarithms
 
 
 class View:
-    """A performance and its score, by matched note in score order, without grace notes, which have no duration.
+    """A performance and its score, by matched note in score order, without grace notes, which have
+    no duration.
 
     Attributes:
         performance, score, match: the inputs.
         plain: the score's notes without grace notes.
         at, length: notated onset and duration in quarters, float (n_matched,).
         onset, held: onset and key-down time in seconds, float (n_matched,).
-        pitch, velocity, notated: pitch, played velocity and velocity in the score, float (n_matched,).
+        pitch, velocity, notated: pitch, played velocity and velocity in the score, float
+            (n_matched,).
         staff: int (n_matched,).
         moment: index of each note's score onset in ``quarters``, int (n_matched,).
-        quarters, seconds: each matched onset as notated and as played (mean of its notes), float (n_moments,).
+        quarters, seconds: each matched onset as notated and as played (mean of its notes), float
+            (n_moments,).
     """
 
     def __init__(self, performance: Performance, score: Score, match: Match):
@@ -38,8 +41,15 @@ class View:
         order = order[plain[match.written[order]]]
         played, written = performance.notes[match.played[order]], score.notes[match.written[order]]
         self._index = np.cumsum(plain)[match.written[order]] - 1
-        self.at, self.length, self.staff = written["onset"], written["duration"], written["staff"].astype(int)
-        self.onset, self.held = played["onset"], np.maximum(played["offset"] - played["onset"], _SHORTEST)
+        self.at, self.length, self.staff = (
+            written["onset"],
+            written["duration"],
+            written["staff"].astype(int),
+        )
+        self.onset, self.held = (
+            played["onset"],
+            np.maximum(played["offset"] - played["onset"], _SHORTEST),
+        )
         self.pitch, self.velocity = played["pitch"].astype(float), played["velocity"].astype(float)
         self.notated = written["velocity"].astype(float)
         self.quarters, self.moment = np.unique(self.at, return_inverse=True)
@@ -57,7 +67,8 @@ class View:
 
     @cached_property
     def top(self) -> np.ndarray:
-        """Whether a note is the highest in the score at its onset: the melody, bool (n_matched,)."""
+        """Whether a note is the highest in the score at its onset: the melody, bool
+        (n_matched,)."""
         return self._extreme(np.maximum)
 
     @cached_property
@@ -96,7 +107,8 @@ class View:
 
     @cached_property
     def steps(self) -> np.ndarray:
-        """Onsets used for tempo, (n, 2): seconds and quarters, see `alignment.spaced`; both ascending."""
+        """Onsets used for tempo, (n, 2): seconds and quarters, see `alignment.spaced`; both
+        ascending."""
         return alignment.spaced(self._rising, _STEP)
 
     @cached_property
@@ -117,8 +129,11 @@ class View:
         return (self.steps[1:, 1] + self.steps[:-1, 1]) / 2
 
     def smooth(self, quarters: np.ndarray, width: float = LOCAL) -> np.ndarray:
-        """Smooth log tempo at ``quarters``: the steps' mean under a Gaussian kernel, weighted by their duration."""
-        weights = np.exp(-0.5 * ((quarters[:, None] - self.middle) / width) ** 2) * np.diff(self.steps[:, 1])
+        """Smooth log tempo at ``quarters``: the steps' mean under a Gaussian kernel, weighted by
+        their duration."""
+        weights = np.exp(-0.5 * ((quarters[:, None] - self.middle) / width) ** 2) * np.diff(
+            self.steps[:, 1]
+        )
         weights += 1e-12 * np.diff(self.steps[:, 1])  # far from all steps, use the overall mean
         return weights @ self.pace / weights.sum(axis=1)
 
@@ -129,11 +144,13 @@ class View:
 
     @cached_property
     def articulation(self) -> np.ndarray:
-        """Log of the key-down time relative to the notated duration at the smooth tempo, (n_matched,)."""
+        """Log of the key-down time relative to the notated duration at the smooth tempo,
+        (n_matched,)."""
         return np.log(self.held) - np.log(np.maximum(self.length, 1 / 16)) + self.smooth(self.at)
 
     def of_moments(self, values: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
-        """Mean of ``values`` (n_matched,) at each onset over the notes selected by ``which``; NaN without notes."""
+        """Mean of ``values`` (n_matched,) at each onset over the notes selected by ``which``; NaN
+        without notes."""
         which = np.ones(len(values), bool) if which is None else which
         count = np.bincount(self.moment[which], minlength=len(self.quarters)).astype(float)
         count[count == 0] = np.nan
@@ -167,7 +184,8 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Change of ``y`` from the smallest to the largest ``x`` in a linear fit; NaN for fewer than three points or constant ``x``."""
+    """Change of ``y`` from the smallest to the largest ``x`` in a linear fit; NaN for fewer than
+    three points or constant ``x``."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 3 or np.ptp(x[both]) < 1e-9:
         return np.nan
@@ -175,7 +193,8 @@ def slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def arch(x: np.ndarray, y: np.ndarray) -> float:
-    """Height of ``y`` in the middle above the ends in a quadratic fit; NaN for fewer than four points."""
+    """Height of ``y`` in the middle above the ends in a quadratic fit; NaN for fewer than four
+    points."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < 4 or np.ptp(x[both]) < 1e-9:
         return np.nan
@@ -183,7 +202,8 @@ def arch(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def pattern(bars: np.ndarray, values: np.ndarray, positions: np.ndarray) -> float:
-    """Share of the variance of ``values`` explained by the position in the bar; NaN for fewer than two bars."""
+    """Share of the variance of ``values`` explained by the position in the bar; NaN for fewer than
+    two bars."""
     ok = np.isfinite(values)
     if len(np.unique(bars[ok])) < 2 or np.ptp(values[ok]) < 1e-9:
         return np.nan

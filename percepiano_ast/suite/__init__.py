@@ -1,8 +1,10 @@
-"""The four steps of the suite, as called by notebooks and command line. Each step reads the output of the previous one.
+"""The four steps of the suite, as called by notebooks and command line. Each step reads the output
+of the previous one.
 
-Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards; ``percepiano_kaldi/`` with the
-papers' front end), ``finetune/<model>/fold_<k>/``, ``predictions_<model>.csv`` and ``evaluation/``; for custom ratings the same
-below ``own/<name>/``. Every step can be resumed, and none overwrites the output of another configuration.
+Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percepiano/`` (shards;
+``percepiano_kaldi/`` with the papers' front end), ``finetune/<model>/fold_<k>/``,
+``predictions_<model>.csv`` and ``evaluation/``; for custom ratings the same below ``own/<name>/``.
+Every step can be resumed, and none overwrites the output of another configuration.
 """
 
 from percepiano_ast.data.build import Work
@@ -12,7 +14,14 @@ from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pre
 from percepiano_ast.suite.judged import judge
 from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
 from percepiano_ast.suite.packaging import package
-from percepiano_ast.suite.rating import baselines, ceiling_of, evaluate, finetune, percepiano_source, preprocess_percepiano
+from percepiano_ast.suite.rating import (
+    baselines,
+    ceiling_of,
+    evaluate,
+    finetune,
+    percepiano_source,
+    preprocess_percepiano,
+)
 from percepiano_ast.suite.run import (
     INITS,
     MADE_BY_FINETUNE,

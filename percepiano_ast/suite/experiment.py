@@ -1,4 +1,5 @@
-"""The whole experiment: from raw MIDI to the report, in stages that can be interrupted and resumed."""
+"""The whole experiment: from raw MIDI to the report, in stages that can be interrupted and
+resumed."""
 
 import dataclasses
 import os
@@ -14,7 +15,15 @@ import pandas as pd
 
 from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
-from percepiano_ast.config import PRETRAININGS, InputError, Preset, choose, claim_directory, say, write_json
+from percepiano_ast.config import (
+    PRETRAININGS,
+    InputError,
+    Preset,
+    choose,
+    claim_directory,
+    say,
+    write_json,
+)
 from percepiano_ast.data import asap, percepiano, predictions
 from percepiano_ast.data.variants import SEPARATOR
 from percepiano_ast.models.encoders import ENCODERS
@@ -38,17 +47,24 @@ class Experiment:
         midi: ASAP's folder or archive, ``percepiano``: PercePiano's folder.
         hours: of ASAP to render; ``voices``: synthesizers, used in turn.
         pianos: synthesizers for the rated clips; ``unseen``: a held-out soundfont, or empty.
-        starts: names in `STARTS`; ``judged``: those with transcription, for which regressors are fitted under every protocol.
+        starts: names in `STARTS`; ``judged``: those with transcription, for which regressors are
+            fitted under every protocol.
         seeds: for pre-training, heads, regressors.
         protocols: for regressors and baselines, including ``content``; empty for all.
-        epochs: by start, if different from the preset's: epochs of pre-training, or of fine-tuning without pre-training. A
-            comparison at equal cost gives more epochs to cheaper models.
+        epochs: by start, if different from the preset's: epochs of pre-training, or of fine-tuning
+            without pre-training. A comparison at equal cost gives more epochs to cheaper models.
     """
 
     midi: str
     percepiano: str
     hours: float = 18.0
-    voices: tuple[str, ...] = ("musescore-small", "fluidr3mono", "musescore-small", "fluidr3mono", "builtin")
+    voices: tuple[str, ...] = (
+        "musescore-small",
+        "fluidr3mono",
+        "musescore-small",
+        "fluidr3mono",
+        "builtin",
+    )
     pianos: tuple[str, ...] = ("musescore-small", "fluidr3mono")
     unseen: str = "timgm6mb"
     starts: tuple[str, ...] = ("transcriptionstem",)
@@ -61,26 +77,40 @@ class Experiment:
         for name in (*self.starts, *self.epochs):
             choose(dict.fromkeys(STARTS), name, "start")
         if self.unseen in (*self.voices, *self.pianos):
-            raise InputError(f"the held-out soundfont {self.unseen} is also used for training; choose another one")
+            raise InputError(
+                f"the held-out soundfont {self.unseen} is also used for training; choose"
+                " another one"
+            )
         if strangers := set(self.judged) - set(self.starts):
-            raise InputError(f"judged: {', '.join(sorted(strangers))} is not among the starts {', '.join(self.starts)}")
+            raise InputError(
+                f"judged: {', '.join(sorted(strangers))} is not among the starts"
+                f" {', '.join(self.starts)}"
+            )
 
 
 def run_experiment(
-    preset: Preset, out: str | Path, experiment: Experiment, minutes: float = 0.0, log: Callable[[str], None] = say
+    preset: Preset,
+    out: str | Path,
+    experiment: Experiment,
+    minutes: float = 0.0,
+    log: Callable[[str], None] = say,
 ) -> Path | None:
-    """Run all stages that are not complete; returns the report, or None if the time limit was reached before.
+    """Run all stages that are not complete; returns the report, or None if the time limit was
+    reached before.
 
-    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (one run each), ``packaged`` (the model for
-    recordings of any gain), ``baselines`` and ``results``: ``predictions_<protocol>.csv.gz``, the report on them, and
-    ``experiment.json``; and ``stages.csv``.
+    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (one run
+    each), ``packaged`` (the model for recordings of any gain), ``baselines`` and ``results``:
+    ``predictions_<protocol>.csv.gz``, the report on them, and ``experiment.json``; and
+    ``stages.csv``.
 
     Args:
-        minutes: time after which no new stage starts; 0 for no limit. The same call resumes. Pre-training saves a checkpoint at
-            least every quarter of this time, so that an interrupted call loses little.
+        minutes: time after which no new stage starts; 0 for no limit. The same call resumes.
+            Pre-training saves a checkpoint at least every quarter of this time, so that an
+            interrupted call loses little.
 
     Raises:
-        InputError: a synthesizer that is not installed, ``out`` of another experiment, and errors of the stages.
+        InputError: a synthesizer that is not installed, ``out`` of another experiment, and errors
+            of the stages.
     """
     out, begun = Path(out), time.monotonic()
     settings = {"preset": asdict(preset), "experiment": asdict(experiment)}
@@ -91,7 +121,10 @@ def run_experiment(
     save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
     for name, stage in _stages(preset, out, experiment, save_minutes, log):
         if minutes and time.monotonic() - begun > 60 * minutes:
-            log(f"time limit of {minutes:g} minutes reached before: {name}. Run the same command again to continue")
+            log(
+                f"time limit of {minutes:g} minutes reached before: {name}. Run the same command"
+                " again to continue"
+            )
             return None
         started = time.monotonic()
         log(f"== {name}")
@@ -101,18 +134,29 @@ def run_experiment(
     return made
 
 
-def _stages(preset: Preset, out: Path, given: Experiment, save_minutes: float, log) -> Iterator[tuple[str, Callable]]:
+def _stages(
+    preset: Preset, out: Path, given: Experiment, save_minutes: float, log
+) -> Iterator[tuple[str, Callable]]:
     first = _run(preset, out, given, given.seeds[0])
-    folder = str(rating.percepiano_source(dataclasses.replace(first, root=out), given.percepiano, log))
+    folder = str(
+        rating.percepiano_source(dataclasses.replace(first, root=out), given.percepiano, log)
+    )
     archive = out / "asap.zip"
     if not archive.exists():
-        options = {"hours": given.hours, "synthesizers": list(given.voices), "workers": workers(), "log": log}
+        options = {
+            "hours": given.hours,
+            "synthesizers": list(given.voices),
+            "workers": workers(),
+            "log": log,
+        }
         yield "render performances", lambda: asap.render_archive(given.midi, archive, **options)
     yield "shards for pre-training", lambda: hearing.preprocess_maestro(first, str(archive))
     pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
     yield (
         "shards of rated clips",
-        lambda: rating.preprocess_percepiano(dataclasses.replace(first, root=out, clips=None), folder, pianos, log=log),
+        lambda: rating.preprocess_percepiano(
+            dataclasses.replace(first, root=out, clips=None), folder, pianos, log=log
+        ),
     )
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
@@ -120,25 +164,37 @@ def _stages(preset: Preset, out: Path, given: Experiment, save_minutes: float, l
             heads, epochs = run, given.epochs.get(start, 0)
             if start in PRETRAININGS:
                 longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
-                yield f"pre-train {start}, seed {seed}", lambda run=longer: hearing.pretrain(run, log, save_minutes)
+                yield (
+                    f"pre-train {start}, seed {seed}",
+                    lambda run=longer: hearing.pretrain(run, log, save_minutes),
+                )
             else:
                 heads = run.changed("finetune", epochs=epochs)
-            yield f"fine-tune rating heads {start}, seed {seed}", lambda run=heads, start=start: _rated(run, start, log)
+            yield (
+                f"fine-tune rating heads {start}, seed {seed}",
+                lambda run=heads, start=start: _rated(run, start, log),
+            )
             if start in given.judged:
                 yield (
                     f"regress {start}, seed {seed}",
-                    lambda run=run, start=start: judge(run, start, folder, protocols=given.protocols, log=log),
+                    lambda run=run, start=start: judge(
+                        run, start, folder, protocols=given.protocols, log=log
+                    ),
                 )
     if given.judged:
         yield "package", lambda: _package(first, given, folder, pianos, log)
-    settings = floor.Settings(given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers())
+    settings = floor.Settings(
+        given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers()
+    )
     yield "baselines", lambda: floor.run(folder, out / "baselines", settings, log)
     yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
 
 
 def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
     heads = dataclasses.replace(preset.finetune, seed=seed, unseen=given.unseen)
-    preset = dataclasses.replace(preset, pretrain=dataclasses.replace(preset.pretrain, seed=seed), finetune=heads)
+    preset = dataclasses.replace(
+        preset, pretrain=dataclasses.replace(preset.pretrain, seed=seed), finetune=heads
+    )
     return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
 
 
@@ -151,15 +207,20 @@ def _rated(run: Run, start: str, log) -> None:
 
 
 def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...], log) -> None:
-    """The first encoder of ``judged`` as a file, and a rating model on clips of equal loudness, with its predictions."""
+    """The first encoder of ``judged`` as a file, and a rating model on clips of equal loudness,
+    with its predictions."""
     out, start = first.root.parent, given.judged[0]
     home = out / "packaged"
     level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
-    ear, model = home / f"ast-{first.preset.model.name}-{start}.safetensors", home / f"{first.preset.model.name}-rater.safetensors"
+    ear, model = (
+        home / f"ast-{first.preset.model.name}-{start}.safetensors",
+        home / f"{first.preset.model.name}-rater.safetensors",
+    )
     if not model.exists():
         # Recordings have reverberation, which a model trained on dry pianos mistakes for the pedal.
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
-        rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []  # for the uncertainty alone
+        # for the uncertainty alone
+        rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []
         rating.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
@@ -172,17 +233,28 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     home = out / "results"
     home.mkdir(exist_ok=True)
     found = [*out.glob("seed_*/predictions_*.csv"), *out.glob("baselines/predictions_*.csv.gz")]
-    found += [*out.glob(f"seed_*/{JUDGED}/*/predictions_*.csv.gz"), *out.glob("packaged/packaged/predictions_*.csv.gz")]
+    found += [
+        *out.glob(f"seed_*/{JUDGED}/*/predictions_*.csv.gz"),
+        *out.glob("packaged/packaged/predictions_*.csv.gz"),
+    ]
     rows = pd.concat([pd.read_csv(path) for path in sorted(found)], ignore_index=True)
-    # Single regressors, and feature sets that were not chosen, are reported under the main protocol only.
-    whole = rows["model"].isin([*floor.BASELINES]) | rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")
+    # Single regressors, and feature sets that were not chosen, are reported under the main protocol
+    # only.
+    whole = rows["model"].isin([*floor.BASELINES]) | rows["model"].str.contains(
+        rf"-{JUDGED}(?:\{SCORE})?(?:@|$)"
+    )
     rows = rows[whole | (rows["protocol"] == "content")]
-    rows = pd.concat([rows, predictions.ensemble(rows[rows["model"].str.contains(f"-{JUDGED}")], JUDGED)], ignore_index=True)
+    rows = pd.concat(
+        [rows, predictions.ensemble(rows[rows["model"].str.contains(f"-{JUDGED}")], JUDGED)],
+        ignore_index=True,
+    )
     paths = []
     for protocol, part in rows.groupby("protocol"):
         paths.append(home / f"predictions_{protocol}.csv.gz")
         predictions.write(part, paths[-1])
-    write_json(home / "experiment.json", asdict(given) | {"machine": _machine(), "jax": jax.__version__})
+    write_json(
+        home / "experiment.json", asdict(given) | {"machine": _machine(), "jax": jax.__version__}
+    )
     # Score-informed models skip clips that do not match their score; the report lists them.
     options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
     made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
@@ -191,7 +263,8 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
 
 
 def _note(out: Path, name: str, seconds: float) -> None:
-    """Add a row to ``stages.csv``: stage, duration, machine. An interrupted stage has one row per run."""
+    """Add a row to ``stages.csv``: stage, duration, machine. An interrupted stage has one row per
+    run."""
     row = pd.DataFrame([[name, round(seconds / 60, 2), _machine()]], columns=STAGES)
     path = out / "stages.csv"
     row.to_csv(path, mode="a", header=not path.exists(), index=False)
@@ -199,4 +272,6 @@ def _note(out: Path, name: str, seconds: float) -> None:
 
 def _machine() -> str:
     device = jax.devices()[0]
-    return f"{os.cpu_count()} cores {platform.machine()}" + f", {device.device_kind}" * (device.platform != "cpu")
+    return f"{os.cpu_count()} cores {platform.machine()}" + f", {device.device_kind}" * (
+        device.platform != "cpu"
+    )

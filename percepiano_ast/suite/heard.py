@@ -1,4 +1,5 @@
-"""An encoder's output for every rated clip, cached: embeddings, and the transcription of every rendering."""
+"""An encoder's output for every rated clip, cached: embeddings, and the transcription of every
+rendering."""
 
 import hashlib
 from collections.abc import Callable
@@ -37,7 +38,8 @@ class HeardClips:
 
 
 def hear(rated: Rated, embed: bool = True) -> HeardClips:
-    """Transcribe all renderings once. The cached result is valid as long as encoder and clips do not change.
+    """Transcribe all renderings once. The cached result is valid as long as encoder and clips do
+    not change.
 
     Args:
         embed: whether to compute embeddings too, which doubles the time.
@@ -73,8 +75,13 @@ def _write(path: Path, played: list[Performance | None]) -> None:
 
 def _key(rated: Rated) -> str:
     """Checksum of the renderings and the encoder."""
-    content = hashlib.sha256(f"{rated.start.weights} {rated.start.model} {rated.front_end} {rated.start.statistics}".encode())
-    for clip, synthesizer, codes in zip(rated.clips.clip, rated.clips.synthesizer, rated.clips.codes, strict=True):
+    content = hashlib.sha256(
+        f"{rated.start.weights} {rated.start.model} {rated.front_end}"
+        f" {rated.start.statistics}".encode()
+    )
+    for clip, synthesizer, codes in zip(
+        rated.clips.clip, rated.clips.synthesizer, rated.clips.codes, strict=True
+    ):
         content.update(f"{clip} {synthesizer}".encode())
         content.update(np.ascontiguousarray(codes).data)
     return content.hexdigest()

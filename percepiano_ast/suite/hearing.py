@@ -29,16 +29,23 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
     simulated = (source or run.preset.maestro) == "demo"
     where = maestro_source(run, source)
     work = work or Work(workers())
-    return maestro.preprocess(where, run.maestro, run.preset.front_end, work, simulated=simulated, **options)
+    return maestro.preprocess(
+        where, run.maestro, run.preset.front_end, work, simulated=simulated, **options
+    )
 
 
 def maestro_source(run: Run, source: str = "") -> str:
-    """Address or path of the recordings; for ``demo``, the embedded recordings are written first."""
+    """Address or path of the recordings; for ``demo``, the embedded recordings are written
+    first."""
     source = source or run.preset.maestro
-    return str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
+    return (
+        str(demo.write_maestro(run.root / "demo" / "maestro.zip")) if source == "demo" else source
+    )
 
 
-def pretrain(run: Run, log: Callable[[str], None] = say, save_minutes: float = SAVE_MINUTES) -> pd.DataFrame:
+def pretrain(
+    run: Run, log: Callable[[str], None] = say, save_minutes: float = SAVE_MINUTES
+) -> pd.DataFrame:
     """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 
     Args:
@@ -57,7 +64,10 @@ def pretrain(run: Run, log: Callable[[str], None] = say, save_minutes: float = S
     )
     listens = preset.pretrain.objective != "ssast"
     heard = Hearing.open(run.maestro, train, preset.model.n_frames) if listens else None
-    training, validation = make(train, hearing=heard), make(held_out, hearing=heard and heard.of(held_out, "validation"))
+    training, validation = (
+        make(train, hearing=heard),
+        make(held_out, hearing=heard and heard.of(held_out, "validation")),
+    )
     rows = pretraining.pretrain(
         preset.model,
         preset.pretrain,
@@ -68,7 +78,8 @@ def pretrain(run: Run, log: Callable[[str], None] = say, save_minutes: float = S
         validation=validation.one_epoch,
         directory=run.pretrain,
         store=run.kept(run.pretrain),
-        description={"data": train.metadata["licence"]} | ({"descriptors": heard.description} if heard else {}),
+        description={"data": train.metadata["licence"]}
+        | ({"descriptors": heard.description} if heard else {}),
         num_descriptors=len(OF_EXCERPTS) if heard else 0,
         execution=preset.execution,
         save_minutes=save_minutes,

@@ -1,10 +1,12 @@
-"""Custom ratings: train on a folder of recordings and a CSV with ratings, as on PercePiano, with at least 20 clips.
+"""Custom ratings: train on a folder of recordings and a CSV with ratings, as on PercePiano, with at
+least 20 clips.
 
-With so few clips the encoder stays frozen, and all dimensions share one hidden layer with strong weight decay. Such heads were
-compared with ridge regression on random subsets of PercePiano's clips, treated as custom ratings (0 to 100, embeddings of
-``ast-micro-ssast``, twelve draws, up to five folds of content groups). The ridge penalty was chosen by leave-one-out on each
-training part. The heads were no worse, and better for the smallest number of clips. Means over the 19 dimensions; the difference
-in r with its standard error over draws:
+With so few clips the encoder stays frozen, and all dimensions share one hidden layer with strong
+weight decay. Such heads were compared with ridge regression on random subsets of PercePiano's
+clips, treated as custom ratings (0 to 100, embeddings of ``ast-micro-ssast``, twelve draws, up to
+five folds of content groups). The ridge penalty was chosen by leave-one-out on each training part.
+The heads were no worse, and better for the smallest number of clips. Means over the 19 dimensions;
+the difference in r with its standard error over draws:
 
 ======  =======  =======  ==========  =========  =========  =============
 clips   r ridge  r heads  difference  MAE ridge  MAE heads  MAE of mean
@@ -14,10 +16,11 @@ clips   r ridge  r heads  difference  MAE ridge  MAE heads  MAE of mean
 100     .36      .36      +.00 (.01)  9.5        9.4        10.4
 ======  =======  =======  ==========  =========  =========  =============
 
-So the same heads are used for all data, with the same checkpoints, uncertainty and options. Of eleven choices of width, decay,
-learning rate, batch size and epochs on these draws, a learning rate of 3e-4 was clearly worse. The others differ by at most 0.07
-(20 clips), 0.05 (50) and 0.02 (100); `FEW_SHOT` is a fast choice from the better half. With a small encoder, 20 clips are not
-enough to predict these dimensions.
+So the same heads are used for all data, with the same checkpoints, uncertainty and options. Of
+eleven choices of width, decay, learning rate, batch size and epochs on these draws, a learning rate
+of 3e-4 was clearly worse. The others differ by at most 0.07 (20 clips), 0.05 (50) and 0.02 (100);
+`FEW_SHOT` is a fast choice from the better half. With a small encoder, 20 clips are not enough to
+predict these dimensions.
 """
 
 import dataclasses
@@ -38,10 +41,19 @@ from percepiano_ast.training.stores import open_bucket
 HOME = "own"
 PROTOCOL = "content"
 FEW_SHOT: dict[str, Any] = {
-    "strategy": "frozen", "head": "joint", "rating_scale": "dimension", "weighting": "equal", "weigh_by_raters": False,
-    "hidden": 128, "weight_decay": 10.0, "learning_rate": 2e-3, "batch_size": 16, "epochs": 20, "protocol": PROTOCOL,
+    "strategy": "frozen",
+    "head": "joint",
+    "rating_scale": "dimension",
+    "weighting": "equal",
+    "weigh_by_raters": False,
+    "hidden": 128,
+    "weight_decay": 10.0,
+    "learning_rate": 2e-3,
+    "batch_size": 16,
+    "epochs": 20,
+    "protocol": PROTOCOL,
     "unseen": "",  # recordings have no synthesizer
-}  # fmt: skip
+}
 
 
 class OwnResult(NamedTuple):
@@ -73,34 +85,45 @@ def few_shot(run: Run) -> Run:
 
 
 def own_run(run: Run, csv: str | Path) -> Run:
-    """The run for the models of a CSV of ratings: ``own/<name of the file>`` below the run and its store."""
+    """The run for the models of a CSV of ratings: ``own/<name of the file>`` below the run and its
+    store."""
     place = f"{HOME}/{Path(csv).stem}"
-    return dataclasses.replace(run, root=run.root / place, store=f"{run.store.rstrip('/')}/{place}" if run.store else "")
+    return dataclasses.replace(
+        run, root=run.root / place, store=f"{run.store.rstrip('/')}/{place}" if run.store else ""
+    )
 
 
 def own_runs(run: Run) -> list[Run]:
     """All runs of custom ratings below this run."""
     home = run.kept(run.root / HOME)
     if "://" in home:  # buckets have no folders, only file names
-        names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in open_bucket(home).system.find(home)}
+        names = {
+            file.split(f"/{HOME}/")[1].split("/")[0] for file in open_bucket(home).system.find(home)
+        }
     else:
         names = {path.name for path in Path(home).glob("*") if path.is_dir()}
     return [own_run(run, f"{name}.csv") for name in sorted(names)]
 
 
 def own_source(run: Run, recordings: str, csv: str, group: str) -> tuple[Path, Path, str]:
-    """Check the given recordings, ratings and grouping column; the ratings ``demo`` are embedded and simulated.
+    """Check the given recordings, ratings and grouping column; the ratings ``demo`` are embedded
+    and simulated.
 
     Raises:
         InputError: one of the three is missing.
     """
     if csv == "demo" and not recordings and not group:
         return *demo.write_own(run.root / "demo" / "own"), "tune"
-    given = {"folder of recordings": recordings, "CSV of ratings": csv, "column that groups clips": group}
+    given = {
+        "folder of recordings": recordings,
+        "CSV of ratings": csv,
+        "column that groups clips": group,
+    }
     if missing := [name for name, value in given.items() if not value]:
         raise InputError(
-            "custom ratings need a folder of recordings, a CSV of ratings and a column that groups clips; missing: "
-            f"{', '.join(missing)}. For the embedded example, give only 'demo' as the ratings"
+            "custom ratings need a folder of recordings, a CSV of ratings and a column that groups"
+            f" clips; missing: {', '.join(missing)}. For the embedded example, give only 'demo' as"
+            " the ratings"
         )
     return Path(recordings), Path(csv), group
 
@@ -116,37 +139,65 @@ def finetune_own(
     source: str = "",
     log: Callable[[str], None] = say,
 ) -> OwnResult:
-    """Train on custom ratings, fold by fold, with the run's encoder; writes predictions and the result to `own_run`.
+    """Train on custom ratings, fold by fold, with the run's encoder; writes predictions and the
+    result to `own_run`.
 
     Args:
-        run: with the pre-training to start from; its fine-tuning options are those of `few_shot`, possibly changed.
+        run: with the pre-training to start from; its fine-tuning options are those of `few_shot`,
+            possibly changed.
         recordings, csv, group, dimensions: see `data.own.read`.
         init, source: the encoder's weights, see `start_of`.
 
     Raises:
-        InputError: see `data.own.read`; a ``rating_scale`` other than ``dimension``; earlier models here are for other ratings.
+        InputError: see `data.own.read`; a ``rating_scale`` other than ``dimension``; earlier models
+            here are for other ratings.
     """
     config = config_for(run, init)
     if config.rating_scale != "dimension":
         raise InputError(
-            f"rating_scale={config.rating_scale}: custom ratings may have a different unit for each dimension. Leave it at "
-            "'dimension', which standardises each one separately"
+            f"rating_scale={config.rating_scale}: custom ratings may have a different unit for each"
+            " dimension. Leave it at 'dimension', which standardises each one separately"
         )
     found = own.read(recordings, csv, group, dimensions)
     start, here = start_of(run, init, source, log), own_run(run, csv)
     groups = found.index["content_group"].nunique()
     log(f"{len(found.files)} clips, {groups} groups by {group}: {', '.join(found.dimensions)}")
     clips = own.rated_clips(found, start.front_end, log)
-    rated = Rated(here, start, config, clips, start.front_end, found.index, questionnaire=found.questionnaire, log=log)
+    rated = Rated(
+        here,
+        start,
+        config,
+        clips,
+        start.front_end,
+        found.index,
+        questionnaire=found.questionnaire,
+        log=log,
+    )
     simulated = percepiano.is_simulated(recordings)
-    settings = {"init": init, "data": tables.OWN_LICENCE, "simulated": simulated, "ratings": found.checksum(clips)}
+    settings = {
+        "init": init,
+        "data": tables.OWN_LICENCE,
+        "simulated": simulated,
+        "ratings": found.checksum(clips),
+    }
     settings |= {"longest": max(start.front_end.seconds(len(codes)) for codes in clips.codes)}
     held_out = cross_validate(rated, settings, log)
     table = predictions.tidy(
-        (rated.name, config.protocol, config.seed), held_out.fold, clips.clip[held_out.which], clips.ratings[held_out.which],
-        held_out.rated, held_out.uncertainty, found.dimensions,
-    )  # fmt: skip
+        (rated.name, config.protocol, config.seed),
+        held_out.fold,
+        clips.clip[held_out.which],
+        clips.ratings[held_out.which],
+        held_out.rated,
+        held_out.uncertainty,
+        found.dimensions,
+    )
     predictions.write(table, here.predictions(rated.name))
     result = evaluation.evaluate(table, found.index)
     result.to_csv(here.root / f"result_{rated.name}.csv", index=False, float_format="%.4f")
-    return OwnResult(str(here.store or here.root), table, result, evaluation.remarks(result, found.index), simulated)
+    return OwnResult(
+        str(here.store or here.root),
+        table,
+        result,
+        evaluation.remarks(result, found.index),
+        simulated,
+    )

@@ -1,4 +1,5 @@
-"""Make the bundled model from rated clips of one loudness: fit it on all of them, and measure its error on held-out ones."""
+"""Make the bundled model from rated clips of one loudness: fit it on all of them, and measure its
+error on held-out ones."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,10 +26,12 @@ from percepiano_ast.suite.run import Run, start_of
 
 # Features of each set of regressors.
 SETS = {"alone": ("notes", "sound"), "score": ("notes", "sound", "score")}
-FOREST = {"n_estimators": 75, "min_samples_leaf": 10}  # a twentieth of the size of the forest of `judge`
+# a twentieth of the size of the forest of `judge`
+FOREST = {"n_estimators": 75, "min_samples_leaf": 10}
 LEAST_DB = 1.0  # deviation of a level: below it are the bed of noise, rounding and compression
 PROTOCOL = "content"
-# Protocols whose errors the calibration and the uncertainty are fitted on: the music of a user is not that of the training.
+# Protocols whose errors the calibration and the uncertainty are fitted on: the music of a user is
+# not that of the training.
 WORKS = ("composition", "movement")
 LICENCE = "CC BY-NC-SA 4.0"
 
@@ -42,26 +45,33 @@ def package(
     source: str = "",
     log: Callable[[str], None] = say,
 ) -> Path:
-    """Make the model file ``to``, its card beside it (``.md``) and, in the run, the predictions of held-out clips.
+    """Make the model file ``to``, its card beside it (``.md``) and, in the run, the predictions of
+    held-out clips.
 
-    The regressors are fitted without each fold of the protocols ``content``, ``composition`` and ``movement``, for the figures
-    on the card, and then on all renderings, for the file. The synthesizer ``unseen`` is left out of the former and included in
-    the latter; its variants (``NAME+livingroom``) are for the uncertainty alone. Interrupted, it resumes after the last fold.
+    The regressors are fitted without each fold of the protocols ``content``, ``composition`` and
+    ``movement``, for the figures on the card, and then on all renderings, for the file. The
+    synthesizer ``unseen`` is left out of the former and included in the latter; its variants
+    (``NAME+livingroom``) are for the uncertainty alone. Interrupted, it resumes after the last
+    fold.
 
     Args:
         run: with rated clips made by ``preprocess --one-loudness``.
-        init, folder, source: the encoder, PercePiano's folder, and the encoder's file, see `judged.judge`.
+        init, folder, source: the encoder, PercePiano's folder, and the encoder's file, see
+            `judged.judge`.
 
     Raises:
         InputError: clips of differing loudness; see `judged.judge`.
     """
     start = start_of(run, init, source, log)
-    rated, shard_set = rated_clips_of(run, start, dataclasses.replace(run.preset.finetune, strategy="frozen"), log)
+    rated, shard_set = rated_clips_of(
+        run, start, dataclasses.replace(run.preset.finetune, strategy="frozen"), log
+    )
     made = read_json(run.percepiano_in(start.front_end) / "settings.json")
     if made.get("loudness") != [LOUDNESS, JITTER_DB, BED_DB]:
         raise InputError(
-            f"{run.percepiano_in(start.front_end)}: these clips are as loud as they were played, but the bundled model rates "
-            "recordings of any gain. Make them with preprocess --one-loudness in another directory"
+            f"{run.percepiano_in(start.front_end)}: these clips are as loud as they were played,"
+            " but the bundled model rates recordings of any gain. Make them with preprocess"
+            " --one-loudness in another directory"
         )
     heard = hear(rated, embed=False)
     settings = {"heard": heard.key, "seed": rated.config.seed, "unseen": rated.config.unseen}
@@ -74,27 +84,41 @@ def package(
     coverage: dict[str, dict[str, list[float]]] = {}
     for name, sets in SETS.items():
         model = f"{start.name}-packaged{SCORE if name == 'score' else ''}"
-        held_out = {protocol: _held_out(rated, material, sets, protocol, home, log) for protocol in protocols}
+        held_out = {
+            protocol: _held_out(rated, material, sets, protocol, home, log)
+            for protocol in protocols
+        }
         errors = _Errors(rated, material, held_out)
         for protocol in protocols:
-            made_tables = _tables(rated, material, held_out[protocol], errors, model, protocol, home)
+            made_tables = _tables(
+                rated, material, held_out[protocol], errors, model, protocol, home
+            )
             tables |= {f"{model_name} {protocol}": rows for model_name, rows in made_tables.items()}
         coverage[name] = errors.coverage()
         fitted = _fit(material, sets, learned, rated.config.seed)
         farthest = float(np.quantile(held_out[PROTOCOL].distances[learned], 0.99))
         calibration, deviation = errors.fit(errors.rows)
-        judges[name] = packaged.Judge(fitted, calibration, _reference(rated), deviation, errors.within(), farthest)
-    description = _description(Path(to).stem, start.name, shard_set.metadata, rated, learned, tables, coverage["alone"])
-    path = packaged.Packaged(rated.listener, heard.described(log).unheard, judges, description).write(to)
+        judges[name] = packaged.Judge(
+            fitted, calibration, _reference(rated), deviation, errors.within(), farthest
+        )
+    description = _description(
+        Path(to).stem, start.name, shard_set.metadata, rated, learned, tables, coverage["alone"]
+    )
+    path = packaged.Packaged(
+        rated.listener, heard.described(log).unheard, judges, description
+    ).write(to)
     path.with_suffix(".md").write_text(card(description, path))
-    log(f"{path}: {path.stat().st_size / 1e6:.1f} MB, r {description['r']['mean']:.3f} on held-out clips")
+    log(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, r {description['r']['mean']:.3f} on held-out"
+        " clips"
+    )
     return path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _HeldOut:
-    """Of every rendering, by regressors that were fitted without its fold: their mean (n, 19), and the distance from their training
-    clips (n,)."""
+    """Of every rendering, by regressors that were fitted without its fold: their mean (n, 19), and
+    the distance from their training clips (n,)."""
 
     predicted: np.ndarray
     distances: np.ndarray
@@ -102,24 +126,43 @@ class _HeldOut:
 
 def _fit(material: Material, sets: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
     least = {name: np.zeros(material.parts[name].shape[1]) for name in sets}
-    levels = [name.startswith(("mel_db", "spectral_contrast")) for name in audio.classic_feature_names()]
+    levels = [
+        name.startswith(("mel_db", "spectral_contrast")) for name in audio.classic_feature_names()
+    ]
     least["sound"] = np.where(levels, LEAST_DB, 0.0)
     x, y = material.features(sets)[train], material.ratings[train]
-    return Regressors(pack(statistics.fit(x, y, seed=seed, forest=FOREST, least=np.concatenate([least[name] for name in sets]))))
+    return Regressors(
+        pack(
+            statistics.fit(
+                x, y, seed=seed, forest=FOREST, least=np.concatenate([least[name] for name in sets])
+            )
+        )
+    )
 
 
-def _held_out(rated: Rated, material: Material, sets: tuple[str, ...], protocol: str, home: Path, log) -> _HeldOut:
+def _held_out(
+    rated: Rated, material: Material, sets: tuple[str, ...], protocol: str, home: Path, log
+) -> _HeldOut:
     """Predictions of every fold of a protocol; finished folds are read from ``home``."""
     fold = splits.fold_of_clip(rated.index, protocol)
-    folds, features = np.array([fold.get(clip, -1) for clip in rated.clips.clip]), material.features(sets)
+    folds, features = (
+        np.array([fold.get(clip, -1) for clip in rated.clips.clip]),
+        material.features(sets),
+    )
     predicted, distances = np.full(material.ratings.shape, np.nan), np.full(len(folds), np.nan)
     for number in sorted(set(fold.values())):
         test, path = folds == number, home / f"held_out_{'_'.join(sets)}_{protocol}_{number}.npz"
         if not path.exists():
-            fitted = _fit(material, sets, ~test & (folds >= 0) & ~material.unseen, rated.config.seed)
+            fitted = _fit(
+                material, sets, ~test & (folds >= 0) & ~material.unseen, rated.config.seed
+            )
             predictions_of_fold = fitted.predict(features[test]).mean(axis=0)
             partial = path.with_suffix(".partial.npz")
-            np.savez(partial, predicted=predictions_of_fold, distances=packaged.distance(fitted, features[test]))
+            np.savez(
+                partial,
+                predicted=predictions_of_fold,
+                distances=packaged.distance(fitted, features[test]),
+            )
             partial.replace(path)
             log(f"{protocol}, {', '.join(sets)}, fold {number}: {test.sum():,} renderings held out")
         with np.load(path) as found:
@@ -128,22 +171,30 @@ def _held_out(rated: Rated, material: Material, sets: tuple[str, ...], protocol:
 
 
 class _Errors:
-    """Errors of held-out predictions, and what is fitted on them: calibration, uncertainty, coverage.
+    """Errors of held-out predictions, and what is fitted on them: calibration, uncertainty,
+    coverage.
 
-    They are those of human performances of works that were left out of training, rendered by the held-out synthesizer, dry and in
-    a held-out room: a user's music, piano and room were not in training either. Where the index has no works or the clips no
-    held-out synthesizer, those of the protocol ``content`` or of all renderings are used.
+    They are those of human performances of works that were left out of training, rendered by the
+    held-out synthesizer, dry and in a held-out room: a user's music, piano and room were not in
+    training either. Where the index has no works or the clips no held-out synthesizer, those of the
+    protocol ``content`` or of all renderings are used.
     """
 
     def __init__(self, rated: Rated, material: Material, held_out: dict[str, _HeldOut]):
         index = rated.index.set_index("clip").loc[rated.clips.clip]
         works = [name for name in WORKS if name in held_out] or [PROTOCOL]
         rows = index["human"].to_numpy() & (material.unseen if material.unseen.any() else True)
-        named = "composition" if "composition" in index and works == list(WORKS) else table.fold_column(works[0])
+        named = (
+            "composition"
+            if "composition" in index and works == list(WORKS)
+            else table.fold_column(works[0])
+        )
         self.work = index[named].astype(str).to_numpy()  # of each rendering
         self.kinds = _kinds(rated, material)
         # One row per protocol and rendering.
-        which = {name: np.flatnonzero(rows & np.isfinite(held_out[name].distances)) for name in works}
+        which = {
+            name: np.flatnonzero(rows & np.isfinite(held_out[name].distances)) for name in works
+        }
         self.which = np.concatenate(list(which.values()))
         self.predicted = np.concatenate([held_out[name].predicted[which[name]] for name in works])
         self.ratings = material.ratings[self.which]
@@ -154,22 +205,31 @@ class _Errors:
     def fit(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Calibration (2, 19) and standard deviation (19,) on some rows.
 
-        For unknown music the predictions have too large a variance: one slope, common to all dimensions, shrinks them towards the
-        mean of people's ratings in these rows. A slope per dimension does not transfer from some works to another.
+        For unknown music the predictions have too large a variance: one slope, common to all
+        dimensions, shrinks them towards the mean of people's ratings in these rows. A slope per
+        dimension does not transfer from some works to another.
         """
         mean = self.ratings[rows].mean(axis=0)
         aside = self.predicted[rows] - mean
         slope = float((aside * (self.ratings[rows] - mean)).sum() / np.square(aside).sum())
         calibration = np.stack([(1 - slope) * mean, np.full(len(KEYS), slope)])
-        return calibration, np.sqrt(np.square(calibration[0] + slope * self.predicted[rows] - self.ratings[rows]).mean(axis=0))
+        return calibration, np.sqrt(
+            np.square(calibration[0] + slope * self.predicted[rows] - self.ratings[rows]).mean(
+                axis=0
+            )
+        )
 
     def uncertainty(self) -> np.ndarray:
         """Of every rendering (n, 19), fitted without its work."""
-        without = {work: self.fit(self.work[self.which] != work)[1] for work in sorted(set(self.work.tolist()))}
+        without = {
+            work: self.fit(self.work[self.which] != work)[1]
+            for work in sorted(set(self.work.tolist()))
+        }
         return np.stack([without[work] for work in self.work.tolist()])
 
     def coverage(self) -> dict[str, list[float]]:
-        """Shares of errors within one and two standard deviations; calibration and deviation are fitted without the work.
+        """Shares of errors within one and two standard deviations; calibration and deviation are
+        fitted without the work.
 
         Of all rows, of each held-out condition, and of each work.
         """
@@ -177,37 +237,65 @@ class _Errors:
         works = self.work[self.which]
         for work in set(works.tolist()):
             calibration, deviation[works == work] = self.fit(works != work)
-            calibrated[works == work] = calibration[0] + calibration[1] * self.predicted[works == work]
+            calibrated[works == work] = (
+                calibration[0] + calibration[1] * self.predicted[works == work]
+            )
         errors = np.abs(calibrated - self.ratings) / deviation
-        parts = {"all": self.rows} | {kind: self.kinds[self.which] == kind for kind in sorted(set(self.kinds[self.which]))}
+        parts = {"all": self.rows} | {
+            kind: self.kinds[self.which] == kind for kind in sorted(set(self.kinds[self.which]))
+        }
         parts |= {work: works == work for work in sorted(set(works.tolist()))}
-        return {name: [round(float((errors[rows] <= far).mean()), 3) for far in (1, 2)] for name, rows in parts.items()}
+        return {
+            name: [round(float((errors[rows] <= far).mean()), 3) for far in (1, 2)]
+            for name, rows in parts.items()
+        }
 
     def within(self) -> np.ndarray:
-        """Standard deviation of the errors within segments, in units of the calibrated ratings, (19,).
+        """Standard deviation of the errors within segments, in units of the calibrated ratings,
+        (19,).
 
-        Calibrated differences within a segment are too small by a common factor, the slope of the ratings on them. The deviation
-        is divided by it, so that calibrated differences can be compared with the deviation.
+        Calibrated differences within a segment are too small by a common factor, the slope of the
+        ratings on them. The deviation is divided by it, so that calibrated differences can be
+        compared with the deviation.
         """
         calibration, _ = self.fit(self.rows)
-        group = [f"{a} {b} {c}" for a, b, c in zip(self.protocol, self.kinds[self.which], self.segment)]
+        group = [
+            f"{a} {b} {c}" for a, b, c in zip(self.protocol, self.kinds[self.which], self.segment)
+        ]
         calibrated = calibration[0] + calibration[1] * self.predicted
-        x, y = (values - pd.DataFrame(values).groupby(group).transform("mean").to_numpy() for values in (calibrated, self.ratings))
+        x, y = (
+            values - pd.DataFrame(values).groupby(group).transform("mean").to_numpy()
+            for values in (calibrated, self.ratings)
+        )
         slope = float((x * y).sum() / np.square(x).sum())
         return np.sqrt(np.square(y - slope * x).sum(axis=0) / (len(x) - len(set(group)))) / slope
 
 
 def _reference(rated: Rated) -> np.ndarray:
-    """People's mean ratings of human performances, ascending for each dimension, (performances, 19)."""
+    """People's mean ratings of human performances, ascending for each dimension, (performances,
+    19)."""
     human = rated.index.set_index("clip")["human"].loc[rated.clips.clip].to_numpy()
-    return np.sort(pd.DataFrame(rated.clips.ratings[human]).groupby(rated.clips.clip[human]).first().to_numpy(float), axis=0)
+    return np.sort(
+        pd.DataFrame(rated.clips.ratings[human])
+        .groupby(rated.clips.clip[human])
+        .first()
+        .to_numpy(float),
+        axis=0,
+    )
 
 
-def _tables(rated, material, held_out: _HeldOut, errors: _Errors, model: str, protocol: str, home: Path) -> dict[str, pd.DataFrame]:
-    """Calibrated predictions for the known pianos, their variants and the held-out conditions, which are written too."""
+def _tables(
+    rated, material, held_out: _HeldOut, errors: _Errors, model: str, protocol: str, home: Path
+) -> dict[str, pd.DataFrame]:
+    """Calibrated predictions for the known pianos, their variants and the held-out conditions,
+    which are written too."""
     fold, known = splits.fold_of_clip(rated.index, protocol), np.isfinite(held_out.distances)
     calibration, _ = errors.fit(errors.rows)
-    ratings, deviations, made = calibration[0] + calibration[1] * held_out.predicted, errors.uncertainty(), {}
+    ratings, deviations, made = (
+        calibration[0] + calibration[1] * held_out.predicted,
+        errors.uncertainty(),
+        {},
+    )
     kinds = _kinds(rated, material)
     for kind in sorted(set(kinds)):
         rows, name = (kinds == kind) & known, f"{model}@{kind}" if kind else model
@@ -218,18 +306,28 @@ def _tables(rated, material, held_out: _HeldOut, errors: _Errors, model: str, pr
 
 
 def _kinds(rated: Rated, material: Material) -> np.ndarray:
-    """Of each rendering: the held-out piano and its variant (``timgm6mb+livingroom``), else the variant, such as ``room``; (n,)."""
-    variant = np.array([name.partition(variants.SEPARATOR)[2] for name in rated.clips.synthesizer], dtype=object)
+    """Of each rendering: the held-out piano and its variant (``timgm6mb+livingroom``), else the
+    variant, such as ``room``; (n,)."""
+    variant = np.array(
+        [name.partition(variants.SEPARATOR)[2] for name in rated.clips.synthesizer], dtype=object
+    )
     return np.where(material.unseen, np.array(rated.clips.synthesizer, dtype=object), variant)
 
 
 def _for_testing(rated: Rated, material: Material) -> np.ndarray:
-    """Renderings in a held-out room by the held-out piano, which the model in the file does not learn from either, bool (n,)."""
+    """Renderings in a held-out room by the held-out piano, which the model in the file does not
+    learn from either, bool (n,)."""
     return material.unseen & ~variants.plain(rated.clips.synthesizer)
 
 
 def _description(
-    model: str, start: str, metadata: dict, rated: Rated, learned: np.ndarray, tables: dict[str, pd.DataFrame], coverage: dict
+    model: str,
+    start: str,
+    metadata: dict,
+    rated: Rated,
+    learned: np.ndarray,
+    tables: dict[str, pd.DataFrame],
+    coverage: dict,
 ) -> dict:
     """Metadata of file and card."""
 
@@ -278,18 +376,39 @@ def card(description: dict, path: Path) -> str:
         + " |"
         for one in DIMENSIONS
     )
-    coverage = "\n".join(f"| {name} | {one:.2f} | {two:.2f} |" for name, (one, two) in description["coverage"].items())
+    coverage = "\n".join(
+        f"| {name} | {one:.2f} | {two:.2f} |"
+        for name, (one, two) in description["coverage"].items()
+    )
     return _CARD.format(
-        file=path.name, size=path.stat().st_size / 1e6, clips=f"{description['clips']:,}", pianos=", ".join(description["pianos"]),
-        loudness=description["loudness"][0], jitter=description["loudness"][1], bed=description["loudness"][2], rows=rows,
-        descriptors=len(description["descriptors"]), performances=f"{description['performances']:,}", coverage=coverage,
-        unseen_name=description["unseen"] or "none", known=mean("r"), room=mean("r_room"), unseen=mean("r_unseen"),
-        works=mean("r_works"), works_unseen=mean("r_works_unseen"), scored=mean("r_score"), works_scored=mean("r_works_score"),
+        file=path.name,
+        size=path.stat().st_size / 1e6,
+        clips=f"{description['clips']:,}",
+        pianos=", ".join(description["pianos"]),
+        loudness=description["loudness"][0],
+        jitter=description["loudness"][1],
+        bed=description["loudness"][2],
+        rows=rows,
+        descriptors=len(description["descriptors"]),
+        performances=f"{description['performances']:,}",
+        coverage=coverage,
+        unseen_name=description["unseen"] or "none",
+        known=mean("r"),
+        room=mean("r_room"),
+        unseen=mean("r_unseen"),
+        works=mean("r_works"),
+        works_unseen=mean("r_works_unseen"),
+        scored=mean("r_score"),
+        works_scored=mean("r_works_score"),
         load="" if description["model"] == packaged.NAME else f'"{path.name}"',
-        simulated="\n**Its ratings were simulated: it says nothing about real playing.**\n" if description["simulated"] else "",
+        simulated=(
+            "\n**Its ratings were simulated: it says nothing about real playing.**\n"
+            if description["simulated"]
+            else ""
+        ),
         licence_id=description["licence"].lower().replace(" ", "-"),
         **{name: description[name] for name in ("model", "licence", "data", "predictions")},
-    )  # fmt: skip
+    )
 
 
 _CARD = """---

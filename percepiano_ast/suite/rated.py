@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import transcription
-from percepiano_ast.config import FinetuneConfig, FrontEnd, InputError, ModelConfig, as_path, say, write_json
+from percepiano_ast.config import (
+    FinetuneConfig,
+    FrontEnd,
+    InputError,
+    ModelConfig,
+    as_path,
+    say,
+    write_json,
+)
 from percepiano_ast.data import augment, batches, splits, variants
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
@@ -48,9 +56,22 @@ class Rated:
 
     def trainer(self, steps: int) -> finetuning.Finetuning:
         """The training functions for this total number of steps."""
-        model, statistics, execution = self.start.model, self.start.statistics, self.run.preset.execution
+        model, statistics, execution = (
+            self.start.model,
+            self.start.statistics,
+            self.run.preset.execution,
+        )
         beside = len(DESCRIPTORS) if self.config.heard else 0
-        given = model, self.config, self.front_end, statistics, steps, execution, self.questionnaire, beside
+        given = (
+            model,
+            self.config,
+            self.front_end,
+            statistics,
+            steps,
+            execution,
+            self.questionnaire,
+            beside,
+        )
         return finetuning.Finetuning(*given)
 
     @property
@@ -68,10 +89,13 @@ class Rated:
         model = self.start.model
         if self.start.transcription is None or not isinstance(model, ModelConfig):
             raise InputError(
-                f"{self.start.name} was not pre-trained to transcribe; start from transcription, joint or transcriptionstem"
+                f"{self.start.name} was not pre-trained to transcribe; start from transcription,"
+                " joint or transcriptionstem"
             )
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
-        return transcription.Listener(params, model, self.front_end, self.start.statistics, self.run.preset.execution)
+        return transcription.Listener(
+            params, model, self.front_end, self.start.statistics, self.run.preset.execution
+        )
 
     @functools.cached_property
     def heard(self) -> transcription.Described:
@@ -80,14 +104,18 @@ class Rated:
         Raises:
             InputError: see `listener`.
         """
-        return transcription.describe_all(self.listener.listen_all(self.clips.codes, self.log), self.log)
+        return transcription.describe_all(
+            self.listener.listen_all(self.clips.codes, self.log), self.log
+        )
 
     @functools.cached_property
     def params(self) -> dict:
         """Parameters of encoder and heads before fine-tuning."""
         params = self.trainer(1).init(self.config.seed)
         if self.start.encoder is not None:
-            convert.require_same_shapes(self.start.encoder, params["encoder"], f"the encoder of {self.start.name}")
+            convert.require_same_shapes(
+                self.start.encoder, params["encoder"], f"the encoder of {self.start.name}"
+            )
             params["encoder"] = self.start.encoder
         if self.config.heard:
             params |= {"transcription": self.start.transcription, "unheard": self.heard.unheard}
@@ -96,15 +124,22 @@ class Rated:
     def embed(self, params: dict, which: np.ndarray) -> np.ndarray:
         """Embeddings of whole renderings at positions ``which``."""
         codes = [self.clips.codes[number] for number in which]
-        windows = batches.clip_windows(codes, n_frames=self.start.model.n_frames, batch_size=EMBED_BATCH)
+        windows = batches.clip_windows(
+            codes, n_frames=self.start.model.n_frames, batch_size=EMBED_BATCH
+        )
         return self.trainer(1).embed(params, windows, len(codes))
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
-        """Embeddings of all renderings by the encoder before fine-tuning, with the extra inputs appended."""
+        """Embeddings of all renderings by the encoder before fine-tuning, with the extra inputs
+        appended."""
         self.log(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
         embeddings = self.embed(self.params, np.arange(len(self.clips.codes)))
-        return np.concatenate([embeddings, self.heard.values], axis=1) if self.config.heard else embeddings
+        return (
+            np.concatenate([embeddings, self.heard.values], axis=1)
+            if self.config.heard
+            else embeddings
+        )
 
     @property
     def unseen(self) -> np.ndarray:
@@ -117,19 +152,26 @@ class Rated:
         found = sorted(set(pianos))
         if self.config.unseen and (self.config.unseen not in found or len(found) < 2):
             raise InputError(
-                f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}. Choose one of at least "
-                "two, or run preprocess with more --synthesizers"
+                f"unseen={self.config.unseen}: the rated clips are rendered by {', '.join(found)}."
+                " Choose one of at least two, or run preprocess with more --synthesizers"
             )
         return pianos == self.config.unseen
 
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:
-        """A function that yields augmented batches from a step on, and the number of steps per epoch."""
+        """A function that yields augmented batches from a step on, and the number of steps per
+        epoch."""
         config = self.config
         windows, steps = batches.finetune_batches(
-            self.clips, train, n_frames=self.start.model.n_frames, max_windows=config.max_windows, batch_size=config.batch_size,
+            self.clips,
+            train,
+            n_frames=self.start.model.n_frames,
+            max_windows=config.max_windows,
+            batch_size=config.batch_size,
             seed=config.seed,
-        )  # fmt: skip
-        changes = augment.Augmentation(config.mask_bands, config.mask_frames, config.mixup, config.gain_db)
+        )
+        changes = augment.Augmentation(
+            config.mask_bands, config.mask_frames, config.mixup, config.gain_db
+        )
         stream = functools.partial(batches.from_step, windows)
         return augment.augmented(stream, changes, config.seed, self.front_end.step_db), steps
 
@@ -160,35 +202,56 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
     fold = splits.fold_of_clip(rated.index, rated.config.protocol)
     held_out, unseen = np.array([fold.get(clip, -1) for clip in clips.clip]), rated.unseen
     said, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    folds.say_room(rated.trainer(1), rated.params, len(set(fold.values())), rated.run.kept(home), log)
+    folds.say_room(
+        rated.trainer(1), rated.params, len(set(fold.values())), rated.run.kept(home), log
+    )
     for number in sorted(set(fold.values())):
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
         test = np.flatnonzero((held_out == number) & variants.plain(clips.synthesizer))
         log(f"{name}, fold {number}: {len(train)} training renderings, {len(test)} held out")
-        whose = {"init": settings["init"], "pretrained": rated.start.weights, "fold": number} | settings
-        said[test], deviations[test] = _fold(rated, train, test, home / f"fold_{number}", whose, log)
+        whose = {
+            "init": settings["init"],
+            "pretrained": rated.start.weights,
+            "fold": number,
+        } | settings
+        said[test], deviations[test] = _fold(
+            rated, train, test, home / f"fold_{number}", whose, log
+        )
     which = np.flatnonzero(np.isfinite(said).all(axis=1))
     uncertainty = _calibrated(rated.run, home, said - clips.ratings, deviations, held_out)
     return HeldOut(fold, which, said[which], None if uncertainty is None else uncertainty[which])
 
 
-def _fold(rated: Rated, train, test, home: Path, settings: dict, log) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted ratings of the held-out renderings, and their standard deviations, NaN if the model predicts none."""
+def _fold(
+    rated: Rated, train, test, home: Path, settings: dict, log
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted ratings of the held-out renderings, and their standard deviations, NaN if the model
+    predicts none."""
     windows, steps = rated.windows(train)
     trainer = rated.trainer(rated.config.epochs * steps)
     trained, scaler = folds.finetune_fold(
-        trainer, rated.params, rated.embeddings, ratings=rated.clips.ratings, raters=rated.raters, train=train, windows=windows,
-        steps_per_epoch=steps, directory=home, store=rated.run.kept(home), settings=settings, log=log,
-    )  # fmt: skip
+        trainer,
+        rated.params,
+        rated.embeddings,
+        ratings=rated.clips.ratings,
+        raters=rated.raters,
+        train=train,
+        windows=windows,
+        steps_per_epoch=steps,
+        directory=home,
+        store=rated.run.kept(home),
+        settings=settings,
+        log=log,
+    )
     # A fine-tuned encoder has different embeddings.
     heard = rated.embed(trained, test) if rated.config.trains_encoder else rated.embeddings[test]
     return trainer.distribution(trained, scaler, heard)
 
 
 def _calibrated(run: Run, home: Path, errors, deviations, held_out) -> np.ndarray | None:
-    """Calibrated standard deviations of the held-out renderings, or None without predicted ones. Writes the factor for later
-    ratings to ``temperature.json`` in the folder of the folds."""
+    """Calibrated standard deviations of the held-out renderings, or None without predicted ones.
+    Writes the factor for later ratings to ``temperature.json`` in the folder of the folds."""
     known = np.isfinite(deviations).all(axis=1)
     if not known.any():
         return None

@@ -1,4 +1,5 @@
-"""Step 3: preprocess rated clips into shards, and train rating models, fold by fold; step 4: evaluate them."""
+"""Step 3: preprocess rated clips into shards, and train rating models, fold by fold; step 4:
+evaluate them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,10 +21,14 @@ from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, wor
 
 
 def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = say) -> Path:
-    """PercePiano's folder, by default the preset's. The embedded data are written first; an address is downloaded first."""
+    """PercePiano's folder, by default the preset's. The embedded data are written first; an address
+    is downloaded first."""
     folder = folder or run.preset.percepiano
     if folder == "demo":
-        log("writing the embedded demo data in PercePiano's format (simulated performances and ratings)")
+        log(
+            "writing the embedded demo data in PercePiano's format (simulated performances and"
+            " ratings)"
+        )
         return demo.write_percepiano(run.root / "demo" / "percepiano")
     if "://" in str(folder):
         return percepiano.fetch(folder, run.root / "percepiano_source", log)
@@ -61,37 +66,68 @@ def preprocess_percepiano(
             front_end,
             # Clips that cannot be rendered are listed; every table reports its number of clips.
             Work(workers(), max_bad=None, log=log),
-            synthesizers=tuple(synthesizers) or ((percepiano.OWN,) if recordings else run.preset.synthesizers),
+            synthesizers=tuple(synthesizers)
+            or ((percepiano.OWN,) if recordings else run.preset.synthesizers),
             recordings=recordings,
             partial=partial,
             one_loudness=one_loudness,
         )
     if (checkout / "index.csv").exists() and (checkout / reliability.RATERS).exists():
-        agreement = reliability.split_half(reliability.read_raters(checkout), percepiano.load_index(checkout))
-        reliability.ceiling(agreement).to_csv(run.percepiano / "noise_ceiling.csv", float_format="%.4f", lineterminator="\n")
+        agreement = reliability.split_half(
+            reliability.read_raters(checkout), percepiano.load_index(checkout)
+        )
+        reliability.ceiling(agreement).to_csv(
+            run.percepiano / "noise_ceiling.csv", float_format="%.4f", lineterminator="\n"
+        )
     return run.percepiano
 
 
-def rated_clips_of(run: Run, start: Start, config: FinetuneConfig, log: Callable[[str], None]) -> tuple[Rated, shards.ShardSet]:
+def rated_clips_of(
+    run: Run, start: Start, config: FinetuneConfig, log: Callable[[str], None]
+) -> tuple[Rated, shards.ShardSet]:
     """PercePiano's clips with the encoder's front end, and their shards."""
     home = run.percepiano_in(start.front_end)
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, path = batches.rated_clips(shard_set), home / "raters.csv"
-    raters = pd.read_csv(path, index_col="clip").loc[clips.clip, "n_ratings"].to_numpy() if path.exists() else None
-    return Rated(run, start, config, clips, shard_set.front_end, load_index(home / "index.csv"), raters, log=log), shard_set
+    raters = (
+        pd.read_csv(path, index_col="clip").loc[clips.clip, "n_ratings"].to_numpy()
+        if path.exists()
+        else None
+    )
+    return (
+        Rated(
+            run,
+            start,
+            config,
+            clips,
+            shard_set.front_end,
+            load_index(home / "index.csv"),
+            raters,
+            log=log,
+        ),
+        shard_set,
+    )
 
 
-def finetune(run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say) -> pd.DataFrame:
-    """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold predictions.
+def finetune(
+    run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say
+) -> pd.DataFrame:
+    """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold
+    predictions.
 
-    Predictions for renderings by the held-out soundfont ``unseen`` are written as a separate model, ``<model>@<synthesizer>``.
+    Predictions for renderings by the held-out soundfont ``unseen`` are written as a separate model,
+    ``<model>@<synthesizer>``.
 
     Args:
         init, source: the encoder's weights, see `start_of`.
     """
-    rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), config_for(run, init), log)
+    rated, shard_set = rated_clips_of(
+        run, start_of(run, init, source, log), config_for(run, init), log
+    )
     metadata = shard_set.metadata
-    found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
+    found = cross_validate(
+        rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log
+    )
     unseen = rated.unseen[found.which]
     tables = [_of(rated, found, ~unseen, rated.name)]
     if unseen.any():
@@ -103,22 +139,33 @@ def _of(rated: Rated, found: HeldOut, rows: np.ndarray, name: str) -> pd.DataFra
     """Write the predictions of some of the held-out renderings."""
     which = found.which[rows]
     uncertainty = None if found.uncertainty is None else found.uncertainty[rows]
-    said = rated.clips.clip[which], rated.clips.ratings[which], found.rated[rows], found.fold, uncertainty
+    said = (
+        rated.clips.clip[which],
+        rated.clips.ratings[which],
+        found.rated[rows],
+        found.fold,
+        uncertainty,
+    )
     return _write_predictions(rated.run, name, *said)
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:
-    """The preset's configuration; for alternative encoders, which are not pre-trained, with full training."""
+    """The preset's configuration; for alternative encoders, which are not pre-trained, with full
+    training."""
     config = run.preset.finetune
-    return dataclasses.replace(config, strategy="full", encoder_rate=1.0) if init in ENCODERS else config
+    return (
+        dataclasses.replace(config, strategy="full", encoder_rate=1.0)
+        if init in ENCODERS
+        else config
+    )
 
 
 def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
     """Step 3c: baselines over the same folds; returns (and writes) the predictions of all of them.
 
-    ``mlp`` and ``audio-stats`` use classic features of the training renderings, without those by the held-out soundfont
-    ``unseen``. ``identity-*`` use no audio, and are skipped if the protocol holds out the identities that they need. See
-    `percepiano_ast.baselines`.
+    ``mlp`` and ``audio-stats`` use classic features of the training renderings, without those by
+    the held-out soundfont ``unseen``. ``identity-*`` use no audio, and are skipped if the protocol
+    holds out the identities that they need. See `percepiano_ast.baselines`.
     """
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(run.percepiano / "index.csv")
@@ -131,11 +178,17 @@ def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
     groups = index.set_index("clip").loc[names, "content_group"].to_numpy()
     data = floor.Renderings(features[seen], clips.ratings[seen], groups, held_out)
     made = floor.floor(data, names, index, run.preset.finetune.seed, log)
-    return pd.concat([_write_predictions(run, name, *rated, fold) for name, rated in made.items()], ignore_index=True)
+    return pd.concat(
+        [_write_predictions(run, name, *rated, fold) for name, rated in made.items()],
+        ignore_index=True,
+    )
 
 
-def _write_predictions(run: Run, model: str, clips, ratings, rated, fold, uncertainty=None) -> pd.DataFrame:
-    """Average the renderings of each clip and write the tidy table: one row per clip and dimension."""
+def _write_predictions(
+    run: Run, model: str, clips, ratings, rated, fold, uncertainty=None
+) -> pd.DataFrame:
+    """Average the renderings of each clip and write the tidy table: one row per clip and
+    dimension."""
     name = model, run.preset.finetune.protocol, run.preset.finetune.seed
     table = predictions.tidy(name, fold, clips, ratings, rated, uncertainty)
     predictions.write(table, run.predictions(model))
@@ -143,7 +196,8 @@ def _write_predictions(run: Run, model: str, clips, ratings, rated, fold, uncert
 
 
 def evaluate(run: Run) -> Path:
-    """Step 4: metrics, comparisons, figures and report from all predictions of the run; returns the path of ``report.html``.
+    """Step 4: metrics, comparisons, figures and report from all predictions of the run; returns the
+    path of ``report.html``.
 
     Raises:
         InputError: there are no predictions yet.
@@ -153,7 +207,9 @@ def evaluate(run: Run) -> Path:
         raise InputError(f"no predictions_*.csv in {run.root}. Run {MADE_BY_FINETUNE} first")
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     index = run.percepiano / "index.csv"
-    rendered = pd.read_csv(run.percepiano / "classic_features.csv", usecols=["clip"])["clip"].nunique()
+    rendered = pd.read_csv(run.percepiano / "classic_features.csv", usecols=["clip"])[
+        "clip"
+    ].nunique()
     return report.evaluate_files(
         paths,
         run.evaluation,
@@ -165,12 +221,14 @@ def evaluate(run: Run) -> Path:
 
 
 def predicted(run: Run) -> list[Path]:
-    """All tables of predictions under the preset's protocol; of `judge`, only the chosen set, without and with ``+score``."""
+    """All tables of predictions under the preset's protocol; of `judge`, only the chosen set,
+    without and with ``+score``."""
     judged = f"judged/*/predictions_*-judged*_{run.preset.finetune.protocol}.csv.gz"
     return [*sorted(run.root.glob("predictions_*.csv")), *sorted(run.root.glob(judged))]
 
 
 def ceiling_of(run: Run) -> Path | None:
-    """The noise ceiling of a data set with individual raters; that of PercePiano is part of the package."""
+    """The noise ceiling of a data set with individual raters; that of PercePiano is part of the
+    package."""
     path = run.percepiano / "noise_ceiling.csv"
     return path if path.exists() else None

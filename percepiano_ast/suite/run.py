@@ -10,7 +10,16 @@ from typing import Any
 
 import jax
 
-from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, InputError, Preset, Statistics, choose, say
+from percepiano_ast.config import (
+    MODELS,
+    PRETRAININGS,
+    FrontEnd,
+    InputError,
+    Preset,
+    Statistics,
+    choose,
+    say,
+)
 from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.models import weights
 from percepiano_ast.models.encoders import ENCODERS, Geometry
@@ -29,9 +38,10 @@ INITS |= {name: other.label for name, other in ENCODERS.items()}
 class Run:
     """A preset, an output directory, and a pre-training (see ``config.PRETRAININGS``).
 
-    ``shards`` may be a copy of the pre-training shards on a faster disk, ``clips`` shards of rated clips shared by several runs,
-    and ``store`` another storage location for checkpoints and models: a folder, or ``gs://BUCKET/PREFIX``, which is more reliable
-    than a mounted Drive. Everything else below ``root`` can be recomputed from these in minutes, except the pre-training shards,
+    ``shards`` may be a copy of the pre-training shards on a faster disk, ``clips`` shards of rated
+    clips shared by several runs, and ``store`` another storage location for checkpoints and models:
+    a folder, or ``gs://BUCKET/PREFIX``, which is more reliable than a mounted Drive. Everything
+    else below ``root`` can be recomputed from these in minutes, except the pre-training shards,
     which `colab` copies to a bucket and back.
     """
 
@@ -77,8 +87,13 @@ class Run:
         return self.root / f"predictions_{model}.csv"
 
     def kept(self, directory: Path) -> str:
-        """Storage location for the permanent outputs of a step whose other outputs are in ``directory``, below the root."""
-        return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}" if self.store else str(directory)
+        """Storage location for the permanent outputs of a step whose other outputs are in
+        ``directory``, below the root."""
+        return (
+            f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}"
+            if self.store
+            else str(directory)
+        )
 
     @property
     def in_bucket(self) -> bool:
@@ -96,7 +111,8 @@ class Run:
         return dataclasses.replace(self, preset=preset, pretraining=name)
 
     def changed(self, part: str, **values) -> "Run":
-        """The same run with other values in the preset's ``pretrain``, ``finetune`` or ``execution``.
+        """The same run with other values in the preset's ``pretrain``, ``finetune`` or
+        ``execution``.
 
         None, 0 and empty text keep the preset's value, like an empty field in a notebook's form.
         """
@@ -105,7 +121,8 @@ class Run:
         return dataclasses.replace(self, preset=dataclasses.replace(self.preset, **{part: changed}))
 
     def switched(self, pairs: Iterable[str]) -> "Run":
-        """The same run with fine-tuning options set, each a ``NAME=VALUE`` of `finetune_config.FinetuneConfig`.
+        """The same run with fine-tuning options set, each a ``NAME=VALUE`` of
+        `finetune_config.FinetuneConfig`.
 
         Raises:
             InputError: an unknown option, or an invalid value.
@@ -113,7 +130,13 @@ class Run:
         config = self.preset.finetune
         for pair in pairs:
             name, equals, text = pair.partition("=")
-            kind = type(choose({one.name: getattr(config, one.name) for one in dataclasses.fields(config)}, name, "switch"))
+            kind = type(
+                choose(
+                    {one.name: getattr(config, one.name) for one in dataclasses.fields(config)},
+                    name,
+                    "switch",
+                )
+            )
             if not equals or kind is tuple:
                 raise InputError(f"{pair!r} does not have the form NAME=VALUE with a single value")
             try:
@@ -131,7 +154,8 @@ class Start:
     """The initial encoder of fine-tuning.
 
     Attributes:
-        name: of the model in tables, such as ``ast-base-ssast``, or ``cnn`` for an alternative encoder.
+        name: of the model in tables, such as ``ast-base-ssast``, or ``cnn`` for an alternative
+            encoder.
         model, front_end, statistics: of the encoder and its input.
         encoder: parameters; None for random ones.
         transcription: parameters of the transcription head, if it was pre-trained to transcribe.
@@ -148,8 +172,11 @@ class Start:
 
 
 def init_named(run: Run, label: str) -> str:
-    """The one of ``INITS`` for a label of a notebook's form, such as ``from my pre-training`` or ``from scratch``."""
-    inits = {label: init for init, label in INITS.items()} | {INITS[run.pretraining]: run.pretraining}
+    """The one of ``INITS`` for a label of a notebook's form, such as ``from my pre-training`` or
+    ``from scratch``."""
+    inits = {label: init for init, label in INITS.items()} | {
+        INITS[run.pretraining]: run.pretraining
+    }
     return choose(inits, label, "start")
 
 
@@ -162,8 +189,9 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     """Load the weights of ``init``, one of ``INITS``.
 
     Args:
-        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by default they are downloaded
-            to the run's ``weights`` folder. For a pre-training: a file written by `Listener.write`, instead of the run's.
+        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by
+            default they are downloaded to the run's ``weights`` folder. For a pre-training: a file
+            written by `Listener.write`, instead of the run's.
 
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
@@ -175,7 +203,9 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
         sizes = {(size.width, size.depth): name for name, size in MODELS.items()}
         encoder = found.params["encoder"]
         name = f"ast-{sizes.get((found.config.width, found.config.depth), 'custom')}-audioset"
-        checksum = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves(encoder))).hexdigest()
+        checksum = hashlib.sha256(
+            b"".join(leaf.tobytes() for leaf in jax.tree.leaves(encoder))
+        ).hexdigest()
         return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
     if source and init in PRETRAININGS:
         return _kept(Path(source), init)
@@ -186,7 +216,10 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     untrained = other or init == "scratch"
     made_before = f"{run.kept(run.pretrain)}/checkpoints"
     if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
-        log(f"no pre-training in {run.kept(run.pretrain)}: levels are normalised with the statistics of the rated clips")
+        log(
+            f"no pre-training in {run.kept(run.pretrain)}: levels are normalised with the"
+            " statistics of the rated clips"
+        )
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return Start(name, model, rated.front_end, rated.statistics, None, None)
     # All other starts share one normalisation: the statistics of the pre-training split.
@@ -195,7 +228,15 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     if untrained:
         return Start(name, model, front_end, statistics, None, None)
     params = tree["state"]["ema"] or tree["state"]["params"]
-    return Start(name, model, front_end, statistics, params["encoder"], made["sha256"], params.get("transcription"))
+    return Start(
+        name,
+        model,
+        front_end,
+        statistics,
+        params["encoder"],
+        made["sha256"],
+        params.get("transcription"),
+    )
 
 
 def _kept(path: Path, init: str) -> Start:
@@ -203,7 +244,15 @@ def _kept(path: Path, init: str) -> Start:
     ear = Listener.read(path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     name = f"ast-{ear.model.name}-{init}"
-    return Start(name, ear.model, ear.front_end, ear.statistics, ear.params["encoder"], checksum, ear.params["transcription"])
+    return Start(
+        name,
+        ear.model,
+        ear.front_end,
+        ear.statistics,
+        ear.params["encoder"],
+        checksum,
+        ear.params["transcription"],
+    )
 
 
 def workers() -> int:

@@ -1,4 +1,5 @@
-"""Ablations of fine-tuning on one encoder: options of the heads on its frozen embeddings, or options that train the encoder."""
+"""Ablations of fine-tuning on one encoder: options of the heads on its frozen embeddings, or
+options that train the encoder."""
 
 import dataclasses
 import shutil
@@ -16,9 +17,16 @@ from percepiano_ast.suite.run import Run, start_of
 
 
 def study(
-    run: Run, init: str = "ssast", source: str = "", *, n_seeds: int = 3, inner: int | None = None, log: Callable[[str], None] = say
+    run: Run,
+    init: str = "ssast",
+    source: str = "",
+    *,
+    n_seeds: int = 3,
+    inner: int | None = None,
+    log: Callable[[str], None] = say,
 ) -> Path:
-    """Ablations of the rating heads on this encoder, frozen: writes ``switches.md`` and the tables behind it.
+    """Ablations of the rating heads on this encoder, frozen: writes ``switches.md`` and the tables
+    behind it.
 
     Args:
         init, source: see `start_of`.
@@ -29,21 +37,40 @@ def study(
     rated, shard_set = rated_clips_of(run, start_of(run, init, source, log), frozen, log)
     clips = rated.clips
     given = rated.embeddings, clips.clip, clips.ratings, rated.raters, rated.index
-    predicted = switches.study(switches.Material(rated.trainer(1), *given), seeds=tuple(range(n_seeds)), inner=inner, log=log)
+    predicted = switches.study(
+        switches.Material(rated.trainer(1), *given),
+        seeds=tuple(range(n_seeds)),
+        inner=inner,
+        log=log,
+    )
     title = _title("Ablations of the rating heads", rated, shard_set, ", frozen")
-    return switches.write(switches.results(predicted, rated.index), predicted, run.root / "switches" / rated.name, title)
+    return switches.write(
+        switches.results(predicted, rated.index),
+        predicted,
+        run.root / "switches" / rated.name,
+        title,
+    )
 
 
 def study_trained(
-    run: Run, init: str = "ssast", source: str = "", *, only: Sequence[str] = (), n_seeds: int = 1, log: Callable[[str], None] = say
+    run: Run,
+    init: str = "ssast",
+    source: str = "",
+    *,
+    only: Sequence[str] = (),
+    n_seeds: int = 1,
+    log: Callable[[str], None] = say,
 ) -> Path:
-    """Ablations of strategies that train the encoder, and of augmentations: writes ``switches.md`` and the tables behind it.
+    """Ablations of strategies that train the encoder, and of augmentations: writes ``switches.md``
+    and the tables behind it.
 
-    Interrupted training is resumed, and completed training is not repeated. Predictions are saved, models are not.
+    Interrupted training is resumed, and completed training is not repeated. Predictions are saved,
+    models are not.
 
     Args:
         init, source: see `start_of`.
-        only: choices in `switches.TRAINED`, such as ``lora``; by default all. Their references are trained too.
+        only: choices in `switches.TRAINED`, such as ``lora``; by default all. Their references are
+            trained too.
         n_seeds: number of seeds, from 0; one seed gives no estimate of the variation between seeds.
 
     Raises:
@@ -55,9 +82,13 @@ def study_trained(
     for name, changes in _wanted(only).items():
         for seed in range(n_seeds):
             config = dataclasses.replace(frozen, **changes, seed=seed)
-            one = dataclasses.replace(run, root=home / name.replace(" ", "_") / f"seed_{seed}", store="")
+            one = dataclasses.replace(
+                run, root=home / name.replace(" ", "_") / f"seed_{seed}", store=""
+            )
             rated, shard_set = rated_clips_of(run, start, config, log)
-            tables.append(_predicted(dataclasses.replace(rated, run=one), name, init, shard_set, log))
+            tables.append(
+                _predicted(dataclasses.replace(rated, run=one), name, init, shard_set, log)
+            )
     predicted = pd.concat(tables, ignore_index=True)
     title = _title("Strategies and augmentations", rated, shard_set)
     return switches.write(switches.results(predicted, rated.index), predicted, home, title)
@@ -67,7 +98,9 @@ def _wanted(only: Sequence[str]) -> dict[str, dict]:
     """Names and changes of the variants to train, each after its reference."""
     every = {f"{switch} {choice}": found for (switch, choice), found in switches.TRAINED.items()}
     by_choice = {choice: f"{switch} {choice}" for switch, choice in switches.TRAINED}
-    names = [choose(by_choice, choice, "strategy or augmentation") for choice in only] or list(every)
+    names = [choose(by_choice, choice, "strategy or augmentation") for choice in only] or list(
+        every
+    )
     wanted: dict[str, dict] = {switches.REFERENCE: {}}
     for name in names:
         for needed in (every[name][1], name):
@@ -75,17 +108,23 @@ def _wanted(only: Sequence[str]) -> dict[str, dict]:
     return wanted
 
 
-def _predicted(rated: Rated, name: str, init: str, shard_set: shards.ShardSet, log: Callable[[str], None]) -> pd.DataFrame:
+def _predicted(
+    rated: Rated, name: str, init: str, shard_set: shards.ShardSet, log: Callable[[str], None]
+) -> pd.DataFrame:
     """Out-of-fold predictions of one variant with one seed; its models are deleted afterwards."""
     clips, config, home = rated.clips, rated.config, rated.run.root
-    claim_directory(home, {"finetune": dataclasses.asdict(config), "pretrained": rated.start.weights})
+    claim_directory(
+        home, {"finetune": dataclasses.asdict(config), "pretrained": rated.start.weights}
+    )
     path = home / "predictions.csv.gz"
     if path.exists():
         log(f"{name}, seed {config.seed}: already done")
         return pd.read_csv(path)
     log(f"{name}, seed {config.seed}")
     metadata = shard_set.metadata
-    found = cross_validate(rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log)
+    found = cross_validate(
+        rated, {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}, log
+    )
     seen = ~rated.unseen[found.which]
     which = found.which[seen]
     said = clips.clip[which], clips.ratings[which], found.rated[seen]

@@ -1,7 +1,7 @@
 """Render MIDI to audio: a built-in piano, and FluidSynth with a soundfont.
 
-Every synthesizer renders mono at a fixed gain, because loudness is a rated quality. The output depends only on the
-performance, not on earlier renderings.
+Every synthesizer renders mono at a fixed gain, because loudness is a rated quality. The output
+depends only on the performance, not on earlier renderings.
 """
 
 from pathlib import Path
@@ -42,14 +42,17 @@ class Synthesizer(Protocol):
     name: str
 
     def render(self, performance: Performance, sample_rate: int = 22_050) -> np.ndarray:
-        """Mono float32 ``(n,)`` at a fixed gain, from time zero to ``TAIL`` seconds after the last key release."""
+        """Mono float32 ``(n,)`` at a fixed gain, from time zero to ``TAIL`` seconds after the last
+        key release."""
 
 
 def make_synthesizer(name: str) -> Synthesizer:
-    """The synthesizer ``name``: ``builtin``, a name in ``SOUNDFONTS``, or a path to an .sf2 or .sf3 file.
+    """The synthesizer ``name``: ``builtin``, a name in ``SOUNDFONTS``, or a path to an .sf2 or .sf3
+    file.
 
     Raises:
-        InputError: unknown name, FluidSynth or the soundfont is not installed, or the soundfont is silent.
+        InputError: unknown name, FluidSynth or the soundfont is not installed, or the soundfont is
+            silent.
     """
     if name == BuiltinPiano.name:
         return BuiltinPiano()

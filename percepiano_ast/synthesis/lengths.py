@@ -6,7 +6,8 @@ from percepiano_ast.config import InputError
 from percepiano_ast.performance import Performance
 
 TAIL = 1.5  # seconds rendered after the last key release
-LONGEST = 3600.0  # seconds; more indicates a wrong tempo or a stray event, and would exhaust the memory
+# seconds; more indicates a wrong tempo or a stray event, and would exhaust the memory
+LONGEST = 3600.0
 _FADE = 0.05  # seconds at the end, to avoid a click if the last chord is pedalled
 
 
@@ -30,6 +31,6 @@ def check_length(performance: Performance, name: str) -> None:
     """
     if performance.duration > LONGEST:
         raise InputError(
-            f"{name}: {performance.duration / 3600:.1f} h long; the limit is {LONGEST / 3600:g} h. Check its tempo, and remove "
-            "stray notes at its end."
+            f"{name}: {performance.duration / 3600:.1f} h long; the limit is {LONGEST / 3600:g} h."
+            " Check its tempo, and remove stray notes at its end."
         )

@@ -1,11 +1,13 @@
 """Verified checkpoints: a run resumes from the newest complete one in its store.
 
-Training waits only for a copy of the state in memory. Orbax then writes the copy to the local disk, `packing` makes one
-archive of it, and the archive is copied to the store, read back and compared. The checkpoint's JSON marker is written last. It
-holds all checksums (Orbax does not detect flipped bits) and what a user of the weights needs: configuration, normalisation,
-licence. With several processes, each saves its share in its own file; see `parcels`.
+Training waits only for a copy of the state in memory. Orbax then writes the copy to the local disk,
+`packing` makes one archive of it, and the archive is copied to the store, read back and compared.
+The checkpoint's JSON marker is written last. It holds all checksums (Orbax does not detect flipped
+bits) and what a user of the weights needs: configuration, normalisation, licence. With several
+processes, each saves its share in its own file; see `parcels`.
 
-The random stream and the position in the data follow from the seed and the step. Resuming needs only these two.
+The random stream and the position in the data follow from the seed and the step. Resuming needs
+only these two.
 """
 
 import contextlib
@@ -55,21 +57,29 @@ def require_room(place: str | Path, one: int, most: str, log: Callable[[str], No
     """
     store = open_store(place)
     free = store.free()
-    log(f"checkpoints of {shown(one)} in {place}:\n  at most {most}{'' if free is None else f'; {shown(free)} free'}")
+    log(
+        f"checkpoints of {shown(one)} in {place}:\n  at most"
+        f" {most}{'' if free is None else f'; {shown(free)} free'}"
+    )
     if free is not None and free < one:
         raise InputError(
-            f"{place} has {shown(free)} free, but one checkpoint needs {shown(one)}. Free space, or choose another directory"
+            f"{place} has {shown(free)} free, but one checkpoint needs {shown(one)}. Free space, or"
+            " choose another directory"
         )
     store.require_writable(parcels.probe_name(secrets.token_hex(4)))
     _require_local(2 * one)
 
 
 def _require_local(size: int) -> None:
-    """Raises OSError when the local disk, where checkpoints are packed, has fewer free bytes than ``size``."""
+    """Raises OSError when the local disk, where checkpoints are packed, has fewer free bytes than
+    ``size``."""
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     if free < size:
-        raise OSError(f"{folder} has {shown(free)} free, but a checkpoint needs {shown(size)}. Set TMPDIR to a larger disk")
+        raise OSError(
+            f"{folder} has {shown(free)} free, but a checkpoint needs {shown(size)}. Set TMPDIR to"
+            " a larger disk"
+        )
 
 
 def _number(score: float | None) -> float:
@@ -77,10 +87,12 @@ def _number(score: float | None) -> float:
 
 
 class Checkpoints:
-    """The checkpoints of one run in one storage location: the last ``keep``, and the best one if saves have a score.
+    """The checkpoints of one run in one storage location: the last ``keep``, and the best one if
+    saves have a score.
 
-    Only one run may write to a storage location at a time. All its processes make the same calls. On exit, the context manager
-    waits for pending checkpoints and raises an error if the last state was not saved.
+    Only one run may write to a storage location at a time. All its processes make the same calls.
+    On exit, the context manager waits for pending checkpoints and raises an error if the last state
+    was not saved.
 
     Args:
         place: a folder, or ``gs://BUCKET/PREFIX``, visible to all processes.
@@ -94,7 +106,8 @@ class Checkpoints:
         self._courier: Courier[parcels.Parcel] = Courier(self._complain)
         where = str(place) if "://" in str(place) else os.path.abspath(place)
         # Prefix of the local files that the next start of this process deletes.
-        self._prefix = f"percepiano_ast-{hashlib.sha256(where.encode()).hexdigest()[:12]}-{jax.process_index()}-"
+        digest = hashlib.sha256(where.encode()).hexdigest()[:12]
+        self._prefix = f"percepiano_ast-{digest}-{jax.process_index()}-"
         self._copies: dict = {}  # of the state at the last save
         self._writes = False
         self._local: Path | None = None
@@ -119,11 +132,15 @@ class Checkpoints:
 
     # ------------------------------------------------------------ reading
 
-    def load(self, like: dict | None = None, settings: dict | None = None) -> tuple[dict, dict] | None:
-        """Load the newest checkpoint that passes verification; returns tree and description, or None without checkpoints.
+    def load(
+        self, like: dict | None = None, settings: dict | None = None
+    ) -> tuple[dict, dict] | None:
+        """Load the newest checkpoint that passes verification; returns tree and description, or
+        None without checkpoints.
 
         Args:
-            like: gives structure, shapes and types; without it the tree consists of dicts, lists and numpy arrays.
+            like: gives structure, shapes and types; without it the tree consists of dicts, lists
+                and numpy arrays.
             settings: configuration of the calling run; must equal the checkpoint's.
 
         Raises:
@@ -134,12 +151,21 @@ class Checkpoints:
         for stem in reversed(stems):
             try:
                 description = parcels.describe(self.store, stem)
-                changed = difference({name: description.get(name) for name in settings or {}}, settings or {})
+                changed = difference(
+                    {name: description.get(name) for name in settings or {}}, settings or {}
+                )
                 tree = {} if changed else self._read(description, like)
             except (InputError, StoreFailed) as error:
                 self._bad.add(stem)
-                unread = unread or (error if isinstance(error, StoreFailed) and error.number != errno.ENOENT else None)
-                self.log(f"  {self.store.path_of(stem)} is damaged or missing ({error}). Trying the previous checkpoint")
+                unread = unread or (
+                    error
+                    if isinstance(error, StoreFailed) and error.number != errno.ENOENT
+                    else None
+                )
+                self.log(
+                    f"  {self.store.path_of(stem)} is damaged or missing ({error}). Trying the"
+                    " previous checkpoint"
+                )
                 continue
             if changed:
                 raise InputError(
@@ -148,9 +174,14 @@ class Checkpoints:
                 )
             return tree, description
         if unread:  # they may be intact, so the message must not suggest deleting them
-            raise StoreFailed(f"no checkpoint can be read ({unread}). Restore access to {self.place} and run again")
+            raise StoreFailed(
+                f"no checkpoint can be read ({unread}). Restore access to {self.place} and run"
+                " again"
+            )
         if stems:
-            raise InputError(f"no usable checkpoint in {self.place}; delete the directory to start over")
+            raise InputError(
+                f"no usable checkpoint in {self.place}; delete the directory to start over"
+            )
         return None
 
     def _look(self) -> list[str]:
@@ -206,24 +237,32 @@ class Checkpoints:
     def save(self, step: int, tree: dict, description: dict, score: float = math.inf) -> None:
         """Copy the tree, and save the copy in the background.
 
-        Waits while the previous copy is in memory; there is at most one. Storage errors do not stop training: they are logged,
-        the next save tries again, and `finish` raises the last error.
+        Waits while the previous copy is in memory; there is at most one. Storage errors do not stop
+        training: they are logged, the next save tries again, and `finish` raises the last error.
 
         Args:
             score: lower is better; the best checkpoint is not deleted.
         """
         self._courier.wait_for_turn()
         if (seconds := self._courier.seconds_in_hand) > LONG:
-            self.log(f"  saving a checkpoint to {self.place} has taken {seconds:.0f} s so far; training continues")
+            self.log(
+                f"  saving a checkpoint to {self.place} has taken {seconds:.0f} s so far; training"
+                " continues"
+            )
         if trouble := self._courier.trouble:
-            self.log(f"  checkpoints cannot be saved in {self.place} ({trouble}); training continues, trying the next one now")
+            self.log(
+                f"  checkpoints cannot be saved in {self.place} ({trouble}); training continues,"
+                " trying the next one now"
+            )
         if self._local is None:
             self._local = Path(tempfile.mkdtemp(prefix=self._prefix))
         marker: dict[str, Any] = {"step": step, "score": score if math.isfinite(score) else None}
         marker |= {"code_version": __version__, "dimensions": list(KEYS), **description}
         marker = json.loads(json.dumps(marker))  # a copy: the history grows during the save
         share = pieces.own_share(tree, self._copies)
-        self._courier.send(parcels.Parcel(self.store, self._run, share, marker, self._local, self._note))
+        self._courier.send(
+            parcels.Parcel(self.store, self._run, share, marker, self._local, self._note)
+        )
 
     def finish(self) -> None:
         """Wait until the last save is in the store; try again after a storage error.
@@ -234,10 +273,15 @@ class Checkpoints:
         if self._courier.insist() or (late := self._courier.waiting) is None:
             return
         last = max(self._scores.keys() - self._bad, default="")
-        before = f"the last saved checkpoint is of step {parcels.step_of(last)}" if last else "no checkpoint was saved"
+        before = (
+            f"the last saved checkpoint is of step {parcels.step_of(last)}"
+            if last
+            else "no checkpoint was saved"
+        )
         raise StoreFailed(
-            f"the checkpoint of step {late.marker['step']} was not saved in {self.place} ({self._courier.trouble}); {before}. "
-            "Fix the storage location and run again to resume from there"
+            f"the checkpoint of step {late.marker['step']} was not saved in {self.place}"
+            f" ({self._courier.trouble}); {before}. Fix the storage location and run again to"
+            " resume from there"
         )
 
     def clear(self) -> None:
@@ -249,19 +293,26 @@ class Checkpoints:
         self._remove_litter()
 
     def _complain(self, error: OSError) -> None:
-        self.log(f"  warning: the checkpoint is not in {self.place} yet: {error}. Older ones are not deleted; training continues")
+        self.log(
+            f"  warning: the checkpoint is not in {self.place} yet: {error}. Older ones are not"
+            " deleted; training continues"
+        )
 
     def _note(self, stem: str, marker: dict) -> None:
         """Register a saved checkpoint, and delete those that are no longer needed."""
         if self._courier.trouble:
-            self.log(f"  {self.place} is writable again: the checkpoint of step {marker['step']} is saved")
+            self.log(
+                f"  {self.place} is writable again: the checkpoint of step {marker['step']} is"
+                " saved"
+            )
             self._courier.trouble = None
         self._scores[stem] = _number(marker["score"])
         good = sorted(self._scores.keys() - self._bad)
         best = min(reversed(good), key=self._scores.__getitem__)
         kept = {*good[-self.keep :], *([best] if math.isfinite(self._scores[best]) else [])}
         for old in sorted(self._scores.keys() - kept):
-            # The marker first: a checkpoint with a marker is complete, files without one are deleted later.
+            # The marker first: a checkpoint with a marker is complete, files without one are
+            # deleted later.
             if self._remove(f"{old}.json"):
                 del self._scores[old]
                 self._bad.discard(old)
@@ -279,9 +330,11 @@ class Checkpoints:
 
 
 def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
-    """Read the markers of all checkpoints in a storage location, oldest first, without their archives.
+    """Read the markers of all checkpoints in a storage location, oldest first, without their
+    archives.
 
-    Fields of each: ``step``, ``bytes``, ``saved`` (UTC), and the saved description. Damaged markers are reported to ``log``.
+    Fields of each: ``step``, ``bytes``, ``saved`` (UTC), and the saved description. Damaged markers
+    are reported to ``log``.
 
     Raises:
         StoreFailed: the storage location cannot be read.
@@ -299,8 +352,11 @@ def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
     return found
 
 
-def open_latest(place: str | Path, *, made_by: str, log: Callable[[str], None] = say) -> tuple[dict, dict]:
-    """Tree and description of the newest intact checkpoint; damaged newer ones are reported to ``log``.
+def open_latest(
+    place: str | Path, *, made_by: str, log: Callable[[str], None] = say
+) -> tuple[dict, dict]:
+    """Tree and description of the newest intact checkpoint; damaged newer ones are reported to
+    ``log``.
 
     Args:
         made_by: the command or notebook that makes checkpoints, for the message.

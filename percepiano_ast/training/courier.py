@@ -1,11 +1,13 @@
-"""Background saving to a storage location that may fail or hang; the caller does not wait for it."""
+"""Background saving to a storage location that may fail or hang; the caller does not wait for
+it."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
-SOON = 1.0  # seconds that a caller waits for the previous upload; after that, only until it is packed
+# seconds that a caller waits for the previous upload; after that, only until it is packed
+SOON = 1.0
 LAST_WAITS = (0.0, 2.0, 10.0)  # seconds before each final attempt
 
 
@@ -30,7 +32,8 @@ Sent = TypeVar("Sent", bound=Parcel)
 
 
 class Courier(Generic[Sent]):
-    """Packs one item at a time and uploads one at a time; of the items that wait for upload only the newest is saved.
+    """Packs one item at a time and uploads one at a time; of the items that wait for upload only
+    the newest is saved.
 
     Attributes:
         trouble: error of the last attempt, or None.
@@ -58,11 +61,14 @@ class Courier(Generic[Sent]):
         return time.monotonic() - self._taken if self._in_hand else 0.0
 
     def wait_for_turn(self, soon: float | None = None) -> None:
-        """Wait until the next item may be sent: the previous one is packed, and uploaded unless that takes long (``SOON``)."""
+        """Wait until the next item may be sent: the previous one is packed, and uploaded unless
+        that takes long (``SOON``)."""
         with self._changed:
             self._changed.wait_for(lambda: not self._packing)
             if self.trouble is None:
-                self._changed.wait_for(lambda: not self._in_hand, timeout=SOON if soon is None else soon)
+                self._changed.wait_for(
+                    lambda: not self._in_hand, timeout=SOON if soon is None else soon
+                )
             if self.waiting and not self.waiting.packed:
                 self.waiting = None  # superseded; frees its memory
         self._raise_fault()
@@ -75,7 +81,8 @@ class Courier(Generic[Sent]):
         threading.Thread(target=self._bring, args=(parcel,), name="checkpoint", daemon=True).start()
 
     def wait(self) -> None:
-        """Wait until nothing is being packed or uploaded: everything is saved, or has failed for now."""
+        """Wait until nothing is being packed or uploaded: everything is saved, or has failed for
+        now."""
         with self._changed:
             self._changed.wait_for(lambda: not self.busy)
         self._raise_fault()

@@ -1,7 +1,8 @@
 """Check without a TPU whether a pre-training step fits on one, and estimate the duration of a run.
 
-``libtpu`` compiles ahead of time for a described topology and reports the memory that the program needs on each device. It
-reads the environment when it is loaded, so every compilation runs in a separate process.
+``libtpu`` compiles ahead of time for a described topology and reports the memory that the program
+needs on each device. It reads the environment when it is loaded, so every compilation runs in a
+separate process.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ from percepiano_ast.training.pretrain import Pretraining
 
 GIB = 2**30
 MUSIC_HOURS = 200  # MAESTRO v3
-UTILISATION = 0.3  # share of the published peak that a training step on one to eight chips should reach
+# share of the published peak that a training step on one to eight chips should reach
+UTILISATION = 0.3
 _LIMIT_SECONDS = 1800.0
 
 
@@ -66,10 +68,12 @@ class DryRun:
         target, model, batch_size, accumulate: the compiled configuration.
         devices: number of devices that share the batch.
         memory: bytes available per device.
-        arguments, outputs, temporaries: bytes per device; outputs without those that reuse the memory of arguments.
+        arguments, outputs, temporaries: bytes per device; outputs without those that reuse the
+            memory of arguments.
         compile_seconds: on this machine.
         clip_flops: FLOPs of one clip, forward and backward (`flops.pretrain_flops`).
-        hours: estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of music at `UTILISATION`.
+        hours: estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of
+            music at `UTILISATION`.
     """
 
     target: str
@@ -95,13 +99,13 @@ class DryRun:
         cut = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
         devices = f"{self.devices} device{'s' if self.devices > 1 else ''}"
         return (
-            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {devices} fits: "
-            f"{self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device (arguments "
-            f"{self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}), "
-            f"compiled in {self.compile_seconds:.0f} s\n"
-            f"  {self.clip_flops / 1e9:.4g} GFLOP per clip: {MUSIC_HOURS} h of music x {self.epochs} epochs take about "
-            f"{self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published peak (an estimate from the peak, not a "
-            "measurement)"
+            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {devices} fits:"
+            f" {self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device (arguments"
+            f" {self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries"
+            f" {self.temporaries / GIB:.2f}), compiled in {self.compile_seconds:.0f} s\n "
+            f" {self.clip_flops / 1e9:.4g} GFLOP per clip: {MUSIC_HOURS} h of music x {self.epochs}"
+            f" epochs take about {self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published"
+            " peak (an estimate from the peak, not a measurement)"
         )
 
 
@@ -109,14 +113,17 @@ def dry_run(preset: Preset, target: str) -> DryRun:
     """Compile the pre-training step of ``preset`` for ``target``, one of `TARGETS`.
 
     Raises:
-        InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the batch, or the batch
-            does not fit. In the last case the message gives the numbers and the smallest accumulation that fits, confirmed
-            by compiling it.
+        InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the
+            batch, or the batch does not fit. In the last case the message gives the numbers and the
+            smallest accumulation that fits, confirmed by compiling it.
         RunFailed: the compiler failed or took too long.
     """
     place = choose(TARGETS, target, "target")
     if importlib.util.find_spec("libtpu") is None:
-        raise InputError(f"compiling for {target} needs libtpu. Install it with: pip install 'jax[tpu]=={jax.__version__}'")
+        raise InputError(
+            f"compiling for {target} needs libtpu. Install it with: pip install"
+            f" 'jax[tpu]=={jax.__version__}'"
+        )
     made = _compile(preset, place)
     if "refused" in made:
         raise InputError(f"{target}: {made['refused']}")
@@ -146,26 +153,46 @@ def _result(preset: Preset, target: str, made: dict) -> DryRun:
 def _does_not_fit(preset: Preset, target: str, needs: str) -> str:
     """The error message: memory needed, memory available, and a configuration that fits."""
     place, asked, batch = TARGETS[target], preset.execution.accumulate, preset.pretrain.batch_size
-    text = f"batch {batch} needs {needs} per device on {target}, which has {place.memory / GIB:.2f} GiB"
+    text = (
+        f"batch {batch} needs {needs} per device on {target}, which has"
+        f" {place.memory / GIB:.2f} GiB"
+    )
     accumulate = 2 * asked
     while batch % (place.devices * accumulate) == 0:
         execution = dataclasses.replace(preset.execution, accumulate=accumulate)
         made = _compile(dataclasses.replace(preset, execution=execution), place)
         if "exceeds" not in made:
             fitting = _result(preset, target, made)
-            return f"{text}. Choose --accumulate {accumulate} (compiled: {fitting.peak / GIB:.2f} GiB)"
+            return (
+                f"{text}. Choose --accumulate {accumulate} (compiled: {fitting.peak / GIB:.2f} GiB)"
+            )
         accumulate *= 2
-    hint = "a smaller batch or model" if preset.execution.remat else "--remat, a smaller batch or a smaller model"
-    return f"{text}, and does not fit with micro-batches of one clip per device either. Choose {hint}"
+    hint = (
+        "a smaller batch or model"
+        if preset.execution.remat
+        else "--remat, a smaller batch or a smaller model"
+    )
+    return (
+        f"{text}, and does not fit with micro-batches of one clip per device either. Choose {hint}"
+    )
 
 
 def _compile(preset: Preset, place: Target) -> dict:
-    """Compile in a child process; returns fields of `DryRun`, or ``exceeds`` (memory needed), or ``refused`` (reason)."""
-    quiet = {"TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_SKIP_MDS_QUERY": "1"}
+    """Compile in a child process; returns fields of `DryRun`, or ``exceeds`` (memory needed), or
+    ``refused`` (reason)."""
+    quiet = {
+        "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_SKIP_MDS_QUERY": "1",
+    }
     wanted = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     try:
         child = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import compile_described; compile_described()"],
+            [
+                sys.executable,
+                "-c",
+                f"from {__name__} import compile_described; compile_described()",
+            ],
             input=pickle.dumps((preset, place)),
             cwd=Path(__file__).resolve().parents[2],  # so that the package can be imported
             env=os.environ | quiet | wanted,
@@ -173,7 +200,9 @@ def _compile(preset: Preset, place: Target) -> dict:
             timeout=_LIMIT_SECONDS,
         )
     except subprocess.TimeoutExpired as error:
-        raise RunFailed(f"compilation did not finish within {_LIMIT_SECONDS:.0f} s; choose a smaller model") from error
+        raise RunFailed(
+            f"compilation did not finish within {_LIMIT_SECONDS:.0f} s; choose a smaller model"
+        ) from error
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise RunFailed(f"compiling for {place.topology} failed (exit {child.returncode}): {last}")
@@ -186,7 +215,8 @@ def _compile(preset: Preset, place: Target) -> dict:
 
 
 def compile_described() -> None:
-    """Child process of `dry_run`: compile the configuration pickled on standard input, and print the result as JSON."""
+    """Child process of `dry_run`: compile the configuration pickled on standard input, and print
+    the result as JSON."""
     preset, place = pickle.load(sys.stdin.buffer)
     try:
         made = _compile_here(preset, place)
@@ -203,11 +233,21 @@ def _compile_here(preset: Preset, place: Target) -> dict:
     from jax.experimental import topologies
 
     topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=place.topology, chips_per_host_bounds=list(place.chips_per_host)
+        platform="tpu",
+        topology_name=place.topology,
+        chips_per_host_bounds=list(place.chips_per_host),
     )
     layout = Layout.over(topology.devices, preset.execution.shard_params)
     # Statistics and number of steps do not affect compilation.
-    run = Pretraining(preset.model, preset.pretrain, preset.front_end, AUDIOSET, 1000, execution=preset.execution, layout=layout)
+    run = Pretraining(
+        preset.model,
+        preset.pretrain,
+        preset.front_end,
+        AUDIOSET,
+        1000,
+        execution=preset.execution,
+        layout=layout,
+    )
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         run.abstract_state,
@@ -230,9 +270,12 @@ def _compile_here(preset: Preset, place: Target) -> dict:
 
 
 def _exceeded(message: str) -> str:
-    """Memory needed, from the compiler's error message: the total, or one array that is too large by itself."""
+    """Memory needed, from the compiler's error message: the total, or one array that is too large
+    by itself."""
     if used := re.search(r"Used ([\d.]+)([MGT]) of", message):
         return f"{float(used[1]) * {'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]]:.2f} GiB"
     if array := re.search(r"Allocation \(size=(\d+)\)", message):
         return f"{int(array[1]) / GIB:.2f} GiB for a single array"
-    raise RunFailed(f"the compiler ran out of memory and does not report how much it needs: {message[:300]}")
+    raise RunFailed(
+        f"the compiler ran out of memory and does not report how much it needs: {message[:300]}"
+    )

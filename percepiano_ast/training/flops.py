@@ -1,4 +1,5 @@
-"""Model FLOPs of a training step, and a device's matrix-product peak, for the model FLOPs utilisation (MFU)."""
+"""Model FLOPs of a training step, and a device's matrix-product peak, for the model FLOPs
+utilisation (MFU)."""
 
 import time
 
@@ -10,20 +11,27 @@ from percepiano_ast.models import transcription
 from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.targets import KEYS
 
-# Sides of the square matrices for measuring the peak: large enough to saturate the device, small enough to be quick.
+# Sides of the square matrices for measuring the peak: large enough to saturate the device, small
+# enough to be quick.
 _PEAK_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
 _PEAK_RUNS = 5
 
 
 def block_flops(width: int, mlp_ratio: int, depth: int, tokens: int) -> float:
-    """Forward FLOPs of ``depth`` transformer blocks for one clip: weight products and attention; 2 per multiply-add."""
+    """Forward FLOPs of ``depth`` transformer blocks for one clip: weight products and attention; 2
+    per multiply-add."""
     weights = (4 + 2 * mlp_ratio) * width**2
     return depth * tokens * (2 * weights + 4 * tokens * width)
 
 
 def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
-    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of remat."""
-    parts = {"ssast": (_masked_flops,), "transcription": (_heard_flops,), "joint": (_masked_flops, _heard_flops)}
+    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of
+    remat."""
+    parts = {
+        "ssast": (_masked_flops,),
+        "transcription": (_heard_flops,),
+        "joint": (_masked_flops, _heard_flops),
+    }
     return 3.0 * sum(part(model, config) for part in parts[config.objective])
 
 
@@ -46,13 +54,16 @@ def _masked_flops(model: ModelConfig, config: PretrainConfig) -> float:
     if config.decoder_depth:
         width //= 2
         forward += 2 * (PREFIX_TOKENS + seen) * model.width * width
-        forward += block_flops(width, model.mlp_ratio, config.decoder_depth, PREFIX_TOKENS + patches)
+        forward += block_flops(
+            width, model.mlp_ratio, config.decoder_depth, PREFIX_TOKENS + patches
+        )
     forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
     return forward + 2 * masked**2 * model.patch_dim  # InfoNCE
 
 
 def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
-    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of `_PEAK_RUNS` runs."""
+    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of
+    `_PEAK_RUNS` runs."""
     side = _PEAK_SIDE.get(device.platform, _PEAK_SIDE["cpu"])
     with jax.default_device(device):
         matrix = jnp.ones((side, side), dtype)

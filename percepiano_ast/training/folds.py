@@ -1,7 +1,8 @@
 """Fine-tuning fold by fold, and the training targets of a fold.
 
-There is no model selection. For each fold, a rater is trained on all clips outside it for the configured number of epochs and
-predicts the fold's clips once, from all windows of each clip. Batches come in as iterators; see ``data/batches.py``.
+There is no model selection. For each fold, a rater is trained on all clips outside it for the
+configured number of epochs and predicts the fold's clips once, from all windows of each clip.
+Batches come in as iterators; see ``data/batches.py``.
 """
 
 import functools
@@ -59,33 +60,48 @@ class Targets:
         weights = np.ones(len(ratings), np.float32)
         if config.weigh_by_raters:
             if raters is None or not np.all(np.asarray(raters)[train] > 0):
-                raise InputError("weigh_by_raters needs the number of raters of every clip, at least 1. Supply it, or turn it off")
+                raise InputError(
+                    "weigh_by_raters needs the number of raters of every clip, at least 1. Supply"
+                    " it, or turn it off"
+                )
             weights = (raters / np.mean(raters[train])).astype(np.float32)
         return cls(((ratings - mean) / std).astype(np.float32), weights, mean, std)
 
     def of(self, batch: dict) -> dict:
         """Replace ``clip``, positions (B,), in a batch by ``ratings`` and ``weights``.
 
-        The ratings of clips that were mixed with others of the batch (``mixed_with``, ``share``, see ``data/augment.py``) are
-        mixed in the same proportion.
+        The ratings of clips that were mixed with others of the batch (``mixed_with``, ``share``,
+        see ``data/augment.py``) are mixed in the same proportion.
         """
         ratings, weights = self.ratings[batch["clip"]], self.weights[batch["clip"]]
         if "mixed_with" in batch:
             share = batch["share"][:, None]
             ratings = share * ratings + (1 - share) * ratings[batch["mixed_with"]]
-        rest = {name: values for name, values in batch.items() if name not in ("clip", "mixed_with", "share")}
+        rest = {
+            name: values
+            for name, values in batch.items()
+            if name not in ("clip", "mixed_with", "share")
+        }
         return rest | {"ratings": ratings, "weights": weights}
 
 
-def _scale(kind: str, ratings: np.ndarray, questionnaire: Questionnaire) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (K,) for standardising ratings (n, K); a constant dimension is only centred."""
+def _scale(
+    kind: str, ratings: np.ndarray, questionnaire: Questionnaire
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (K,) for standardising ratings (n, K); a constant dimension is
+    only centred."""
     choose(dict.fromkeys(SCALES), kind, "scale of ratings")
     mean, std = np.zeros(ratings.shape[1], np.float32), np.ones(ratings.shape[1], np.float32)
     if kind != "none":
-        parts = dict(questionnaire.groups).values() if kind == "group" else [(i,) for i in range(ratings.shape[1])]
+        parts = (
+            dict(questionnaire.groups).values()
+            if kind == "group"
+            else [(i,) for i in range(ratings.shape[1])]
+        )
         for indices in map(list, parts):
             mean[indices], std[indices] = ratings[:, indices].mean(), ratings[:, indices].std()
-    # The threshold for "constant" is relative to the size of the ratings, so that it works in any unit.
+    # The threshold for "constant" is relative to the size of the ratings, so that it works in any
+    # unit.
     return mean, np.where(std > 1e-6 * np.abs(ratings).max(axis=0), std, 1.0)
 
 
@@ -108,19 +124,23 @@ def finetune_fold(
     """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
 
     Args:
-        params: of encoder and head, before training; other entries are copied into the model unchanged.
-        embeddings: (n, 2 F' D + beside) of all renderings, computed by that encoder; ``ratings`` (n, K).
+        params: of encoder and head, before training; other entries are copied into the model
+            unchanged.
+        embeddings: (n, 2 F' D + beside) of all renderings, computed by that encoder; ``ratings``
+            (n, K).
         train: positions of the renderings outside the fold.
-        windows: ``windows(k)`` yields clips as windows from step k on, see `batches.finetune_batches`; used if the encoder
-            is trained.
-        directory: of this fold; holds ``checkpoints`` during training, ``history.csv`` and, at the end, ``model``.
+        windows: ``windows(k)`` yields clips as windows from step k on, see
+            `batches.finetune_batches`; used if the encoder is trained.
+        directory: of this fold; holds ``checkpoints`` during training, ``history.csv`` and, at the
+            end, ``model``.
         settings: the rest of the run's configuration; saved with every checkpoint.
         raters: (n,) number of raters of each rendering's clip; for ``weigh_by_raters``.
         store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
         save_minutes: minutes between checkpoints within a long epoch.
 
     Raises:
-        InputError: ``directory`` or ``store`` holds a run of another configuration; see `Targets.fit`.
+        InputError: ``directory`` or ``store`` holds a run of another configuration; see
+            `Targets.fit`.
         StoreFailed: training is complete, but the model could not be saved.
     """
     settings = {"model": asdict(run.model), "finetune": asdict(run.config), **settings}
@@ -137,7 +157,9 @@ def finetune_fold(
         return tree["params"], Scaler(**tree["scaler"])
     keeper = _Keeper(run.config, checkpoints, directory, settings, save_minutes, log)
     with checkpoints:
-        state, scaler, rows = _train(run, params, embeddings, targets, train, windows, steps_per_epoch, keeper)
+        state, scaler, rows = _train(
+            run, params, embeddings, targets, train, windows, steps_per_epoch, keeper
+        )
     keeper.record.finish()
     params = _finished(run, params, state, targets)
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
@@ -157,13 +179,17 @@ def fit_heads(
     train: np.ndarray,
     raters: np.ndarray | None = None,
 ) -> tuple[dict, Scaler]:
-    """As `finetune_fold` with a frozen encoder, but in memory only, for studies that train hundreds of heads.
+    """As `finetune_fold` with a frozen encoder, but in memory only, for studies that train hundreds
+    of heads.
 
     Raises:
         InputError: a strategy other than ``frozen``; see `Targets.fit`.
     """
     if run.config.trains_encoder:
-        raise InputError(f"strategy {run.config.strategy!r} trains the encoder; choose 'frozen' to fit the heads only")
+        raise InputError(
+            f"strategy {run.config.strategy!r} trains the encoder; choose 'frozen' to fit the heads"
+            " only"
+        )
     targets = Targets.fit(run.config, ratings, raters, train, run.questionnaire)
     steps_per_epoch = steps_of_epoch(run.config, len(train))
     state, scaler, _ = _train(run, params, embeddings, targets, train, None, steps_per_epoch, None)
@@ -171,20 +197,34 @@ def fit_heads(
 
 
 def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
-    """Steps per epoch for training heads on a frozen encoder; an incomplete last batch is dropped."""
+    """Steps per epoch for training heads on a frozen encoder; an incomplete last batch is
+    dropped."""
     return max(clips // config.batch_size, 1)
 
 
-def say_room(run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say) -> None:
+def say_room(
+    run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say
+) -> None:
     """Before the first fold: check the disk space for all folds, see `require_room`."""
-    state = size_of(jax.eval_shape(lambda: new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)))
+    state = size_of(
+        jax.eval_shape(
+            lambda: new_state(
+                strategies.split(run.config, params, run.questionnaire), run.optimizer
+            )
+        )
+    )
     model = size_of(params)
     total = shown(3 * state + (folds + 1) * model)
-    most = f"{total} (three checkpoints during a fold's training, and a final model of each of {folds} folds)"
+    most = (
+        f"{total} (three checkpoints during a fold's training, and a final model of each of {folds}"
+        " folds)"
+    )
     require_room(place, max(state, model), most, log)
 
 
-def _train(run, params, embeddings, targets, train, windows, steps_per_epoch, keeper) -> tuple[TrainState, Scaler, list[dict]]:
+def _train(
+    run, params, embeddings, targets, train, windows, steps_per_epoch, keeper
+) -> tuple[TrainState, Scaler, list[dict]]:
     scaler = Scaler.fit(embeddings[train])
     encoder, batches = params["encoder"], windows
     if not run.config.trains_encoder:
@@ -197,9 +237,12 @@ def _train(run, params, embeddings, targets, train, windows, steps_per_epoch, ke
 
 
 def _finished(run: Finetuning, params: dict, state: TrainState, targets: Targets) -> dict:
-    """Parameters of the complete rater, trained and frozen parts joined; it predicts in the unit of the ratings."""
+    """Parameters of the complete rater, trained and frozen parts joined; it predicts in the unit of
+    the ratings."""
     params = params | strategies.join(run.config, params["encoder"], state.params)
-    head = heads.in_rating_units(params["head"], run.config.head, targets.mean, targets.std, run.questionnaire)
+    head = heads.in_rating_units(
+        params["head"], run.config.head, targets.mean, targets.std, run.questionnaire
+    )
     return params | {"head": head}
 
 
@@ -244,14 +287,17 @@ class _Keeper:
         return found
 
     def due(self) -> bool:
-        """Whether a checkpoint within the epoch is due; False while the previous one is being saved."""
+        """Whether a checkpoint within the epoch is due; False while the previous one is being
+        saved."""
         return time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
 
     def save(self, state: TrainState, step: int, rows: list[dict], losses: list) -> None:
         """Copy the state, and save the copy in the background."""
         self.saved = time.monotonic()
         progress = {"epoch": len(rows), "history": rows, "losses": losses}
-        self.checkpoints.save(step, {"state": state}, {**self.settings, "seed": self.config.seed, **progress})
+        self.checkpoints.save(
+            step, {"state": state}, {**self.settings, "seed": self.config.seed, **progress}
+        )
 
 
 @dataclass
@@ -283,7 +329,9 @@ class _Fold:
             state = self._epoch(state, stream, done, end)
             require_finite([found[0] for found in self.losses], end - steps_per_epoch + 1)
             means = np.mean(self.losses, axis=0).tolist()
-            self.rows.append({"epoch": epoch + 1, "step": end} | dict(zip(("loss", *columns), means)))
+            self.rows.append(
+                {"epoch": epoch + 1, "step": end} | dict(zip(("loss", *columns), means))
+            )
             done, self.losses = end, []
             if self.keeper is None:
                 continue
@@ -292,7 +340,9 @@ class _Fold:
             elapsed = time.monotonic() - started
             if elapsed - shown > 10:
                 shown = elapsed
-                self.keeper.log(f"  epoch {epoch + 1}/{epochs}: loss {means[0]:.4f}, {elapsed:.0f} s")
+                self.keeper.log(
+                    f"  epoch {epoch + 1}/{epochs}: loss {means[0]:.4f}, {elapsed:.0f} s"
+                )
         return state
 
     def _resume(self, state: TrainState) -> tuple[TrainState, int]:

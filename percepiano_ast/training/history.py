@@ -1,7 +1,8 @@
-"""The log of a run: a CSV row per epoch, one per few steps, and TensorBoard files if tensorboard is installed.
+"""The log of a run: a CSV row per epoch, one per few steps, and TensorBoard files if tensorboard is
+installed.
 
-It is written in the background: a directory that fails or hangs, as a mounted Drive may, does not stop training. Every
-checkpoint also holds the rows, so a resumed run rewrites the files.
+It is written in the background: a directory that fails or hangs, as a mounted Drive may, does not
+stop training. Every checkpoint also holds the rows, so a resumed run rewrites the files.
 """
 
 import csv
@@ -35,7 +36,14 @@ class Record:
         board: write TensorBoard files too, if tensorboard is installed.
     """
 
-    def __init__(self, directory: Path, log: Callable[[str], None], steps: Sequence[dict] = (), *, board: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        log: Callable[[str], None],
+        steps: Sequence[dict] = (),
+        *,
+        board: bool = False,
+    ):
         self.steps = list(steps)
         self._store, self._log = stores.Folder(directory), log
         self._courier: Courier[_Page] = Courier(self._complain)
@@ -44,7 +52,8 @@ class Record:
         self._board = _Board(directory / "tensorboard", self.steps) if shown else None
 
     def add(self, row: dict) -> None:
-        """Add one row to ``steps.csv``, whose first column is ``step``; it is written within seconds."""
+        """Add one row to ``steps.csv``, whose first column is ``step``; it is written within
+        seconds."""
         self.steps.append(row)
         if time.monotonic() - self._sent > FLUSH_SECONDS:
             self.send()
@@ -64,10 +73,15 @@ class Record:
             StoreFailed: writing failed repeatedly.
         """
         if not self._courier.insist():
-            raise stores.StoreFailed(f"the history of the run was not written: {self._courier.trouble}")
+            raise stores.StoreFailed(
+                f"the history of the run was not written: {self._courier.trouble}"
+            )
 
     def _complain(self, error: OSError) -> None:
-        self._log(f"  warning: {error}. Training continues; the history is written when the directory is writable again")
+        self._log(
+            f"  warning: {error}. Training continues; the history is written when the directory is"
+            " writable again"
+        )
 
 
 class _Page:
@@ -75,7 +89,13 @@ class _Page:
 
     packed = True
 
-    def __init__(self, store: stores.Store, files: dict[str, bytes], board: "_Board | None", steps: list[dict]):
+    def __init__(
+        self,
+        store: stores.Store,
+        files: dict[str, bytes],
+        board: "_Board | None",
+        steps: list[dict],
+    ):
         self._store, self._files, self._board, self._steps = store, files, board, steps
 
     def pack(self) -> None:
@@ -98,7 +118,8 @@ class _Page:
 
 
 class _Board:
-    """TensorBoard event files, written with tensorboard's own writer, without TensorFlow or PyTorch.
+    """TensorBoard event files, written with tensorboard's own writer, without TensorFlow or
+    PyTorch.
 
     Attributes:
         failed: whether writing failed; then no more events are written.
@@ -126,11 +147,19 @@ class _Board:
         self._writer = EventFileWriter(str(self._directory))
         # TensorBoard discards an interrupted run's events from this step on.
         start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=self._last + 1, session_log=start))
+        self._writer.add_event(
+            event_pb2.Event(wall_time=time.time(), step=self._last + 1, session_log=start)
+        )
 
     def _add(self, row: dict) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=float(value)) for name, value in row.items() if name != "step"]
-        event = self._events.Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values))
+        values = [
+            Summary.Value(tag=name, simple_value=float(value))
+            for name, value in row.items()
+            if name != "step"
+        ]
+        event = self._events.Event(
+            wall_time=time.time(), step=row["step"], summary=Summary(value=values)
+        )
         self._writer.add_event(event)

@@ -19,7 +19,8 @@ from percepiano_ast.training.stores import StoreFailed
 
 CHECKED = ("loss", "gradient_norm", "update_norm")  # must be finite after every step
 HEALTH = ("gradient_norm", "update_norm", "skipped")
-# Steps between two reads of the metrics, which block until the device is done. Rows of steps.csv are means over as many steps.
+# Steps between two reads of the metrics, which block until the device is done. Rows of steps.csv
+# are means over as many steps.
 LOOK_EVERY = 20
 # Metrics in an epoch's log line, if the objective has them: format and factor.
 _SHOWN = {
@@ -37,9 +38,12 @@ _SHOWN = {
 
 
 class Loop:
-    """The loop of a `pretrain.Pretraining` run, with everything it carries between steps except the training state."""
+    """The loop of a `pretrain.Pretraining` run, with everything it carries between steps except the
+    training state."""
 
-    def __init__(self, run, directory: Path, settings: dict, checkpoints: Checkpoints, save_minutes, log):
+    def __init__(
+        self, run, directory: Path, settings: dict, checkpoints: Checkpoints, save_minutes, log
+    ):
         self.run, self.directory, self.settings, self.log = run, directory, settings, log
         self.checkpoints, self.save_minutes = checkpoints, save_minutes
         self.saved = time.monotonic()
@@ -59,10 +63,13 @@ class Loop:
         run, epochs = self.run, self.run.config.epochs
         _ = run.step  # raises an error now if the batch cannot be divided
         state, done = self._resume()
-        parameters, precision = count_parameters(state.params), jnp.dtype(run.module.compute.dtype).name
+        parameters, precision = (
+            count_parameters(state.params),
+            jnp.dtype(run.module.compute.dtype).name,
+        )
         self.log(
-            f"{run.config.objective} {run.model.name}: {parameters:,} parameters, {run.total_steps} steps on {run.layout.size} x "
-            f"{run.layout.device.device_kind} in {precision}"
+            f"{run.config.objective} {run.model.name}: {parameters:,} parameters, {run.total_steps}"
+            f" steps on {run.layout.size} x {run.layout.device.device_kind} in {precision}"
         )
         started, first = time.monotonic(), done
         stream = batches(done) if done < run.total_steps else iter(())
@@ -81,12 +88,18 @@ class Loop:
     def _resume(self) -> tuple[TrainState, int]:
         """The state to resume from, and its number of steps."""
         checkpoints, one = self.checkpoints, size_of(self.run.abstract_state)
-        most = f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one being saved)"
+        most = (
+            f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one"
+            " being saved)"
+        )
         require_room(checkpoints.place, one, most, self.log)
         checkpoints.prepare()
         parallel.wait_for_all("old files deleted")
         found = checkpoints.load({"state": self.run.abstract_state}, self.settings)
-        tree, kept = found or (None, {"step": 0, "epoch": 0, "history": [], "looks": [], "steps": []})
+        tree, kept = found or (
+            None,
+            {"step": 0, "epoch": 0, "history": [], "looks": [], "steps": []},
+        )
         parallel.require_same(kept["step"], "the step of the newest checkpoint")
         self.rows, self.looks = kept["history"], kept["looks"]
         if parallel.is_lead():
@@ -101,7 +114,12 @@ class Loop:
 
     def _save(self, state: TrainState, step: int, score: float = math.inf) -> None:
         steps = self.record.steps if self.record else []
-        progress = {"epoch": len(self.rows), "history": self.rows, "looks": self.looks, "steps": steps}
+        progress = {
+            "epoch": len(self.rows),
+            "history": self.rows,
+            "looks": self.looks,
+            "steps": steps,
+        }
         description = {**self.settings, "seed": self.run.config.seed, **progress}
         self.checkpoints.save(step, {"state": state}, description, score)
         if self.record:
@@ -109,11 +127,14 @@ class Loop:
         self.saved = time.monotonic()
 
     def _is_due(self) -> bool:
-        """Whether a checkpoint within the epoch is due; False while the previous one is being saved."""
+        """Whether a checkpoint within the epoch is due; False while the previous one is being
+        saved."""
         due = time.monotonic() - self.saved >= 60 * self.save_minutes and not self.checkpoints.busy
         return bool(parallel.as_lead_says(due))
 
-    def _epoch(self, state: TrainState, stream: Iterator, done: int, end: int, steps: int) -> tuple[TrainState, dict]:
+    def _epoch(
+        self, state: TrainState, stream: Iterator, done: int, end: int, steps: int
+    ) -> tuple[TrainState, dict]:
         self.looked, self.waited = time.monotonic(), 0.0
         for number in range(done + 1, end + 1):
             asked = time.monotonic()
@@ -129,12 +150,17 @@ class Loop:
                     self._save(state, number)
         looks, self.looks = self.looks, []
         weights = [look["steps"] for look in looks]
-        means = {name: float(np.average([look[name] for look in looks], weights=weights)) for name in looks[0] if name != "steps"}
+        means = {
+            name: float(np.average([look[name] for look in looks], weights=weights))
+            for name in looks[0]
+            if name != "steps"
+        }
         means["skipped"] = round(means["skipped"] * steps)
         return state, means
 
     def _compile(self, state: TrainState, batch: dict) -> Callable:
-        """Compile the step before the first call, so that compile time does not count in the first speed."""
+        """Compile the step before the first call, so that compile time does not count in the first
+        speed."""
         start = time.monotonic()
         self.step = step = self.run.step.lower(state, batch).compile()
         self.looked, self.waited = time.monotonic(), 0.0
@@ -151,31 +177,42 @@ class Loop:
         waited, self.waited = self.waited, 0.0
         self.looked = time.monotonic()
         self.unseen.clear()
-        means = {name: float(np.mean([one[name] for one in values])) for name in (*self.run.objective.names, *HEALTH)}
+        means = {
+            name: float(np.mean([one[name] for one in values]))
+            for name in (*self.run.objective.names, *HEALTH)
+        }
         means["learning_rate"] = float(self.run.schedule(last - 1))
         speed = len(values) * self.run.config.batch_size / seconds
         means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
         means["input_wait"] = waited / len(values)
         if self.record:
-            self.record.add({"step": last, **{name: f"{value:.6g}" for name, value in means.items()}})
+            self.record.add(
+                {"step": last, **{name: f"{value:.6g}" for name, value in means.items()}}
+            )
         return {"steps": len(values), **means}
 
     def _stop(self, state: TrainState, number: int, metrics: dict, clips: list[str]) -> None:
-        """Save the last finite state, and raise an error with the step and the clips of its batch."""
+        """Save the last finite state, and raise an error with the step and the clips of its
+        batch."""
         good = number - 1
         home = self.directory / "stopped"
         named = {"clips": list(clips), **{name: str(metrics[name]) for name in CHECKED}}
         with Checkpoints(home, keep=1, log=self.log) as stopped:
-            stopped.save(good, {"state": state}, {**self.settings, "broke_at_step": number, **named})
+            stopped.save(
+                good, {"state": state}, {**self.settings, "broke_at_step": number, **named}
+            )
         if self.record:
             self.record.send(self.rows)
             with contextlib.suppress(StoreFailed):  # already logged
                 self.record.finish()
-        shown = ", ".join(clips[:4]) + (f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else "")
+        shown = ", ".join(clips[:4]) + (
+            f" and {len(clips) - 4} more, listed in {home}" if len(clips) > 4 else ""
+        )
         raise FloatingPointError(
-            f"the loss is {metrics['loss']:.4g}, the gradient norm {metrics['gradient_norm']:.4g} and the update norm "
-            f"{metrics['update_norm']:.4g} at step {number}, on the clips {shown}. The state after {good} steps is saved in "
-            f"{home}. Lower the learning rate, or check those clips"
+            f"the loss is {metrics['loss']:.4g}, the gradient norm {metrics['gradient_norm']:.4g}"
+            f" and the update norm {metrics['update_norm']:.4g} at step {number}, on the clips"
+            f" {shown}. The state after {good} steps is saved in {home}. Lower the learning rate,"
+            " or check those clips"
         )
 
 

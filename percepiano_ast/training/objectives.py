@@ -1,7 +1,8 @@
 """Pre-training objectives with one interface: masked patches, transcription, or both.
 
-An objective draws the random part of a batch (`draw`), computes losses of normalised windows (`losses`), and in validation
-computes sums over batches (`measure`) and scores from these sums (`scores`). Its parameters hold the encoder as ``encoder``.
+An objective draws the random part of a batch (`draw`), computes losses of normalised windows
+(`losses`), and in validation computes sums over batches (`measure`) and scores from these sums
+(`scores`). Its parameters hold the encoder as ``encoder``.
 """
 
 from typing import Protocol
@@ -50,7 +51,9 @@ class Masked:
 
     names = ("loss", "nce", "mse", "accuracy")
 
-    def __init__(self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0):
+    def __init__(
+        self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0
+    ):
         self.model, self.config = model, config
         self.module = ssast.SSAST(model, compute, config.decoder_depth)
 
@@ -62,13 +65,19 @@ class Masked:
     def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
         """``mask``: indices of masked patches, int32 (batch, masked)."""
         masked = self.config.num_masked(self.model)
-        return {"mask": ssast.sample_mask_index(rng, batch, self.model.grid, masked, self.config.cluster)}
+        return {
+            "mask": ssast.sample_mask_index(
+                rng, batch, self.model.grid, masked, self.config.cluster
+            )
+        }
 
     def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """See `Objective`; reads the batch's ``mask``."""
         outputs, _ = self.module.apply({"params": params}, log_mel, batch["mask"])
         config = self.config
-        return ssast.losses(outputs, generative_weight=config.generative_weight, softmax_over=config.softmax_over)
+        return ssast.losses(
+            outputs, generative_weight=config.generative_weight, softmax_over=config.softmax_over
+        )
 
     measure = losses
 
@@ -82,7 +91,9 @@ class Transcription:
 
     names = transcription.LOSSES
 
-    def __init__(self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0):
+    def __init__(
+        self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0
+    ):
         transcription.steps_of(model)
         self.module = transcription.Transcriber(model, compute, num_descriptors)
 
@@ -103,20 +114,33 @@ class Transcription:
         """Losses, and `heard.counts`."""
         outputs, _ = self.module.apply({"params": params}, log_mel)
         known = batch["targets"], batch["descriptors"]
-        return transcription.losses(outputs, *known) | {f"count_{k}": v for k, v in heard.counts(outputs, *known).items()}
+        return transcription.losses(outputs, *known) | {
+            f"count_{k}": v for k, v in heard.counts(outputs, *known).items()
+        }
 
     def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
         """Means of the losses, and `heard.SCORES`."""
-        counted = {name.removeprefix("count_"): value for name, value in total.items() if name.startswith("count_")}
+        counted = {
+            name.removeprefix("count_"): value
+            for name, value in total.items()
+            if name.startswith("count_")
+        }
         return {name: total[name] / batches for name in self.names} | heard.scores(counted)
 
 
 class Joint:
-    """Both objectives on one encoder: it encodes the masked window and the complete one, and the losses are added."""
+    """Both objectives on one encoder: it encodes the masked window and the complete one, and the
+    losses are added."""
 
-    names = ("loss", *(f"masked_{name}" for name in Masked.names), *(f"heard_{name}" for name in Transcription.names))
+    names = (
+        "loss",
+        *(f"masked_{name}" for name in Masked.names),
+        *(f"heard_{name}" for name in Transcription.names),
+    )
 
-    def __init__(self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0):
+    def __init__(
+        self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0
+    ):
         parts = (Masked, Transcription)
         self.masked, self.heard = (part(model, config, compute, num_descriptors) for part in parts)
         self.module = self.masked.module
@@ -131,11 +155,15 @@ class Joint:
 
     def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """See `Objective`."""
-        return self._both(*(part.losses(params, log_mel, batch) for part in (self.masked, self.heard)))
+        return self._both(
+            *(part.losses(params, log_mel, batch) for part in (self.masked, self.heard))
+        )
 
     def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """The sums of both objectives."""
-        return self._both(*(part.measure(params, log_mel, batch) for part in (self.masked, self.heard)))
+        return self._both(
+            *(part.measure(params, log_mel, batch) for part in (self.masked, self.heard))
+        )
 
     @staticmethod
     def _both(masked: dict, heard_: dict) -> dict:
@@ -147,7 +175,11 @@ class Joint:
         """The scores of both objectives."""
         parts = []
         for prefix, part in (("masked_", self.masked), ("heard_", self.heard)):
-            own = {name.removeprefix(prefix): value for name, value in total.items() if name.startswith(prefix)}
+            own = {
+                name.removeprefix(prefix): value
+                for name, value in total.items()
+                if name.startswith(prefix)
+            }
             parts.append(part.scores(own, batches))
         return self._both(*parts)
 
@@ -155,13 +187,17 @@ class Joint:
 OBJECTIVES = {"ssast": Masked, "transcription": Transcription, "joint": Joint}
 
 
-def objective_of(model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int) -> Objective:
+def objective_of(
+    model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
+) -> Objective:
     """The objective named in the configuration.
 
     Raises:
         InputError: an unknown objective, or patches that are incompatible with it.
     """
-    return choose(OBJECTIVES, config.objective, "objective")(model, config, compute, num_descriptors)
+    return choose(OBJECTIVES, config.objective, "objective")(
+        model, config, compute, num_descriptors
+    )
 
 
 def batch_shapes(model: ModelConfig, config: PretrainConfig, num_descriptors: int) -> dict:

@@ -1,7 +1,7 @@
 """A state as one file: Orbax's output in a tar archive, with a manifest of all members.
 
-Arrays are stored uncompressed (Zarr, one chunk per array), so that the content cannot be larger than the file. Archives may be
-untrusted, so everything is checked before it is read.
+Arrays are stored uncompressed (Zarr, one chunk per array), so that the content cannot be larger
+than the file. Archives may be untrusted, so everything is checked before it is read.
 """
 
 import asyncio
@@ -31,13 +31,17 @@ _MOST_MEMBERS = 100_000
 
 
 def _quiet(record: logging.LogRecord) -> bool:
-    """Drop Orbax's warnings about the missing OCDBT database and jax.Array handler; both are intended."""
-    return not any(words in str(record.msg) for words in ("Skipping merge of OCDBT", "No jax.Array in TypeHandlerRegistry"))
+    """Drop Orbax's warnings about the missing OCDBT database and jax.Array handler; both are
+    intended."""
+    return not any(
+        words in str(record.msg)
+        for words in ("Skipping merge of OCDBT", "No jax.Array in TypeHandlerRegistry")
+    )
 
 
 class _Arrays(ocp.type_handlers.NumpyHandler):
-    """Writes numpy arrays as Orbax does, but in every process and without a copy. Orbax's own handler writes in the first
-    process only, after copying the whole state."""
+    """Writes numpy arrays as Orbax does, but in every process and without a copy. Orbax's own
+    handler writes in the first process only, after copying the whole state."""
 
     async def serialize(self, values, infos, args=None) -> list:
         """Write all arrays; returns no futures, because the writes are complete."""
@@ -47,7 +51,13 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
     async def _write(self, value: np.ndarray, info) -> None:
         await info.await_path_creation()
         dtype = "bfloat16" if value.dtype == jnp.bfloat16 else value.dtype.str
-        array = {"shape": value.shape, "chunks": value.shape, "dtype": dtype, "compressor": None, "dimension_separator": "."}
+        array = {
+            "shape": value.shape,
+            "chunks": value.shape,
+            "dtype": dtype,
+            "compressor": None,
+            "dimension_separator": ".",
+        }
         store = {"driver": "file", "path": f"{info.parent_dir / info.name}/"}
         spec = ts.Spec({"driver": "zarr", "kvstore": store, "metadata": array})
         target = await ts.open(spec, create=True, context=info.ts_context)
@@ -55,7 +65,8 @@ class _Arrays(ocp.type_handlers.NumpyHandler):
 
 
 def _orbax() -> ocp.Checkpointer:
-    """Orbax without barriers between processes: each process saves its own share and reads by itself."""
+    """Orbax without barriers between processes: each process saves its own share and reads by
+    itself."""
     logging.getLogger("absl").addFilter(_quiet)
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
@@ -65,7 +76,9 @@ def _orbax() -> ocp.Checkpointer:
         use_ocdbt=False,
         use_compression=False,
         multiprocessing_options=options,
-        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, _Arrays())),
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, _Arrays())
+        ),
     )
     return ocp.Checkpointer(handler, multiprocessing_options=options)
 
@@ -84,7 +97,8 @@ class _Hashed:
 
 
 def pack(tree: dict, archive: Path) -> list[dict]:
-    """Write a tree of numpy arrays as one tar file; returns its manifest, ``{"name", "bytes", "sha256"}`` per member.
+    """Write a tree of numpy arrays as one tar file; returns its manifest, ``{"name", "bytes",
+    "sha256"}`` per member.
 
     Raises:
         OSError: the disk is full.
@@ -105,13 +119,16 @@ def pack(tree: dict, archive: Path) -> list[dict]:
             with path.open("rb") as file:
                 read = _Hashed(file)
                 target.addfile(member, read)
-            manifest.append({"name": member.name, "bytes": member.size, "sha256": read.digest.hexdigest()})
+            manifest.append(
+                {"name": member.name, "bytes": member.size, "sha256": read.digest.hexdigest()}
+            )
             path.unlink()  # so that the local disk does not hold the state twice
     return manifest
 
 
 def unpack(archive: Path, manifest: list[dict], folder: Path) -> None:
-    """Extract an archive into ``folder``; its members must be regular files with the names and sizes in the manifest.
+    """Extract an archive into ``folder``; its members must be regular files with the names and
+    sizes in the manifest.
 
     Raises:
         InputError: the archive has another member, or a member is damaged; the message names it.
@@ -121,10 +138,15 @@ def unpack(archive: Path, manifest: list[dict], folder: Path) -> None:
         with tarfile.open(archive, "r:") as source:
             for member in source:
                 if member.name not in wanted or not member.isreg():
-                    raise InputError(f"{member.name!r} is not in its manifest, or not a regular file")
+                    raise InputError(
+                        f"{member.name!r} is not in its manifest, or not a regular file"
+                    )
                 entry = wanted.pop(member.name)
                 if member.size != entry["bytes"] or member.issparse():
-                    raise InputError(f"{member.name!r} has {member.size:,} bytes, but {entry['bytes']:,} in its manifest")
+                    raise InputError(
+                        f"{member.name!r} has {member.size:,} bytes, but {entry['bytes']:,} in its"
+                        " manifest"
+                    )
                 _extract(source, member, entry, folder)
     except InputError:
         raise
@@ -178,7 +200,8 @@ def restore(folder: Path) -> dict:
 
 
 def _check_arrays(state: Path) -> None:
-    """Check that every array is uncompressed, is stored in its own folder, and has the size that its shape requires.
+    """Check that every array is uncompressed, is stored in its own folder, and has the size that
+    its shape requires.
 
     Orbax itself would allocate any shape, decompress any content, and follow any path.
     """
@@ -201,20 +224,30 @@ def _check_arrays(state: Path) -> None:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"its array metadata are invalid ({type(error).__name__}: {error})") from error
+        raise InputError(
+            f"its array metadata are invalid ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _check_array(folder: Path) -> None:
     array = json.loads((folder / _ARRAY).read_bytes())
     shape, chunks = array["shape"], array["chunks"]
     if array["compressor"] is not None or array["filters"] or len(shape) != len(chunks):
-        raise InputError(f"the array {folder.name!r} is compressed; checkpoints hold uncompressed arrays only")
+        raise InputError(
+            f"the array {folder.name!r} is compressed; checkpoints hold uncompressed arrays only"
+        )
     if not all(isinstance(size, int) and size > 0 for size in [*shape, *chunks]):
         raise InputError(f"the array {folder.name!r} has an invalid shape: {shape}")
     if not _DTYPE.fullmatch(array["dtype"]):
         raise InputError(f"the array {folder.name!r} has an invalid type: {array['dtype'][:40]}")
     size = 2 if array["dtype"] == "bfloat16" else np.dtype(array["dtype"]).itemsize
-    chunk, files = math.prod(chunks) * size, [path for path in folder.iterdir() if path.name != _ARRAY]
+    chunk, files = (
+        math.prod(chunks) * size,
+        [path for path in folder.iterdir() if path.name != _ARRAY],
+    )
     count = math.prod(-(-whole // part) for whole, part in zip(shape, chunks))
     if len(files) != count or any(path.stat().st_size != chunk for path in files):
-        raise InputError(f"the array {folder.name!r} has shape {shape}, which does not match the size of its files")
+        raise InputError(
+            f"the array {folder.name!r} has shape {shape}, which does not match the size of its"
+            " files"
+        )

@@ -1,7 +1,8 @@
-"""One code path from a CPU to a TPU pod: a mesh of all devices, a sharded batch, and replicated or sharded parameters.
+"""One code path from a CPU to a TPU pod: a mesh of all devices, a sharded batch, and replicated or
+sharded parameters.
 
-Arrays are global: a step compiled for a mesh computes the same result as on one device, and XLA inserts the communication. With
-several processes, each supplies its own rows of a batch.
+Arrays are global: a step compiled for a mesh computes the same result as on one device, and XLA
+inserts the communication. With several processes, each supplies its own rows of a batch.
 """
 
 import dataclasses
@@ -19,10 +20,15 @@ from percepiano_ast.config import InputError, RunFailed
 
 DATA = "data"  # name of the mesh axis
 
-# Variables for describing the processes by hand. JAX reads the first; `initialize` passes it the numbers.
+# Variables for describing the processes by hand. JAX reads the first; `initialize` passes it the
+# numbers.
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-# Launchers that JAX supports: a variable that only launched processes have -> the variable with the number of tasks.
-_LAUNCHERS = {"SLURM_STEP_NODELIST": "SLURM_NTASKS", "OMPI_MCA_orte_hnp_uri": "OMPI_COMM_WORLD_SIZE"}
+# Launchers that JAX supports: a variable that only launched processes have -> the variable with the
+# number of tasks.
+_LAUNCHERS = {
+    "SLURM_STEP_NODELIST": "SLURM_NTASKS",
+    "OMPI_MCA_orte_hnp_uri": "OMPI_COMM_WORLD_SIZE",
+}
 # The hosts of a TPU slice, if the environment lists them (GKE, Colab).
 _TPU_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
 _METADATA_SECONDS = 5.0
@@ -31,9 +37,10 @@ _METADATA_SECONDS = 5.0
 def environment_is_distributed() -> bool:
     """Whether the environment describes this process as one of several.
 
-    Sources are JAX's own variables, those of a launcher (``srun`` of SLURM, ``mpirun`` of Open MPI), and the number of hosts of
-    the TPU slice, on Google Cloud from the machine's metadata server. ``jax.distributed`` reads the same sources, but would also
-    initialise for the only process of a single TPU host or of a SLURM shell.
+    Sources are JAX's own variables, those of a launcher (``srun`` of SLURM, ``mpirun`` of Open
+    MPI), and the number of hosts of the TPU slice, on Google Cloud from the machine's metadata
+    server. ``jax.distributed`` reads the same sources, but would also initialise for the only
+    process of a single TPU host or of a SLURM shell.
 
     Raises:
         InputError: JAX's own variables are incomplete, or one of them is not a number.
@@ -42,7 +49,10 @@ def environment_is_distributed() -> bool:
     missing = [name for name in _BY_HAND if not os.environ.get(name)]
     given = [name for name in _BY_HAND if name not in missing]
     if given and missing and not launched:
-        raise InputError(f"{', '.join(given)} set without {', '.join(missing)}: set all three in every process, or none")
+        raise InputError(
+            f"{', '.join(given)} set without {', '.join(missing)}: set all three in every process,"
+            " or none"
+        )
     return launched or (_number("JAX_NUM_PROCESSES") > 1 if given else _tpu_hosts() > 1)
 
 
@@ -54,21 +64,26 @@ def _number(name: str) -> int:
 
 
 def _tpu_hosts() -> int:
-    """Number of hosts of this machine's TPU slice (of all slices, with several); 1 without a TPU."""
+    """Number of hosts of this machine's TPU slice (of all slices, with several); 1 without a
+    TPU."""
     slices = _number("MEGASCALE_NUM_SLICES")
     named = next((os.environ[name] for name in _TPU_HOSTS if os.environ.get(name)), None)
-    # JAX sets TPU_SKIP_MDS_QUERY on import if it finds no TPU chip. Colab sets it because it has no metadata server.
+    # JAX sets TPU_SKIP_MDS_QUERY on import if it finds no TPU chip. Colab sets it because it has no
+    # metadata server.
     if named is None and "TPU_SKIP_MDS_QUERY" not in os.environ:
         named = _metadata("worker-network-endpoints")
     return slices * len(named.split(",")) if named else slices
 
 
 def _metadata(attribute: str) -> str | None:
-    """A metadata attribute of this Google Cloud machine; None if it is missing, or on other machines."""
-    home = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # the same address as JAX uses
+    """A metadata attribute of this Google Cloud machine; None if it is missing, or on other
+    machines."""
+    # the same address as JAX uses
+    home = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{home}/computeMetadata/v1/instance/attributes/{attribute}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy: the server is local
+    # no proxy: the server is local
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(request, timeout=_METADATA_SECONDS) as answer:
             return answer.read().decode()
@@ -77,10 +92,12 @@ def _metadata(attribute: str) -> str | None:
 
 
 def initialize() -> None:
-    """Initialise ``jax.distributed`` if the environment describes several processes. Call it before any use of devices.
+    """Initialise ``jax.distributed`` if the environment describes several processes. Call it before
+    any use of devices.
 
-    ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and ``JAX_PROCESS_ID`` describe the processes;
-    under ``srun``, ``mpirun`` and on the hosts of a TPU slice JAX detects them. A second call does nothing.
+    ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
+    ``JAX_PROCESS_ID`` describe the processes; under ``srun``, ``mpirun`` and on the hosts of a TPU
+    slice JAX detects them. A second call does nothing.
 
     Raises:
         InputError: see `environment_is_distributed`.
@@ -88,7 +105,9 @@ def initialize() -> None:
     if jax.distributed.is_initialized() or not environment_is_distributed():
         return
     numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    given: dict[str, Any] = {what: _number(name) for what, name in numbers.items() if name in os.environ}
+    given: dict[str, Any] = {
+        what: _number(name) for what, name in numbers.items() if name in os.environ
+    }
     jax.distributed.initialize(**given)
 
 
@@ -98,7 +117,8 @@ def is_lead() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Block until every process has reached this call; ``what`` names the barrier and is the same in all of them."""
+    """Block until every process has reached this call; ``what`` names the barrier and is the same
+    in all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -115,7 +135,9 @@ def require_same(number: int, what: str) -> None:
     if jax.process_count() > 1:
         numbers = multihost_utils.process_allgather(np.asarray(number))
         if len(set(numbers.tolist())) > 1:
-            raise RunFailed(f"processes differ in {what}: {numbers.tolist()}. All of them need the same files")
+            raise RunFailed(
+                f"processes differ in {what}: {numbers.tolist()}. All of them need the same files"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,19 +146,25 @@ class Layout:
 
     Attributes:
         mesh: one axis, ``data``, over all devices.
-        shard_params: shard parameters, their moving average and the optimiser state too, instead of replicating them, for models
-            that do not fit on one device (ZeRO-3, Rajbhandari et al. 2020; XLA gathers each layer when it is computed).
+        shard_params: shard parameters, their moving average and the optimiser state too, instead of
+            replicating them, for models that do not fit on one device (ZeRO-3, Rajbhandari et al.
+            2020; XLA gathers each layer when it is computed).
     """
 
     mesh: jax.sharding.Mesh
     shard_params: bool = False
 
     @classmethod
-    def over(cls, devices: Sequence[jax.Device] | None = None, shard_params: bool = False) -> "Layout":
-        """A layout over ``devices``, by default all; those of a process are adjacent, and so are its rows of a batch."""
+    def over(
+        cls, devices: Sequence[jax.Device] | None = None, shard_params: bool = False
+    ) -> "Layout":
+        """A layout over ``devices``, by default all; those of a process are adjacent, and so are
+        its rows of a batch."""
         devices = jax.devices() if devices is None else devices
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        return cls(jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,)), shard_params)
+        return cls(
+            jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,)), shard_params
+        )
 
     @property
     def size(self) -> int:
@@ -149,7 +177,8 @@ class Layout:
         return self.mesh.devices.flat[0]
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """The sharding of an array whose dimensions are split along these mesh axes; without axes, replicated."""
+        """The sharding of an array whose dimensions are split along these mesh axes; without axes,
+        replicated."""
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
@@ -157,8 +186,9 @@ class Layout:
         parts = self.size * accumulate
         if accumulate < 1 or batch_size % parts:
             raise InputError(
-                f"a batch of {batch_size} is not divisible by {self.size} devices x {accumulate} micro-batches; "
-                f"choose a batch size that is a multiple of {parts}, or another number of micro-batches"
+                f"a batch of {batch_size} is not divisible by {self.size} devices x {accumulate}"
+                f" micro-batches; choose a batch size that is a multiple of {parts}, or another"
+                " number of micro-batches"
             )
 
     def of_state(self, state):
@@ -171,7 +201,9 @@ class Layout:
         # The leading axis of stacked blocks is scanned layer by layer, so it is not split.
         stacked = any(getattr(key, "key", None) == "blocks" for key in path)
         sizes = [0 if axis < stacked else size for axis, size in enumerate(leaf.shape)]
-        fitting = [axis for axis, size in enumerate(sizes) if size >= self.size and size % self.size == 0]
+        fitting = [
+            axis for axis, size in enumerate(sizes) if size >= self.size and size % self.size == 0
+        ]
         if not fitting:
             return self.sharding()
         axis = max(fitting, key=lambda axis: sizes[axis])
@@ -182,7 +214,8 @@ class Layout:
         return jax.make_array_from_process_local_data(self.sharding(DATA), rows)
 
     def put_state(self, state):
-        """A state that every process holds completely (numpy or local arrays) -> global arrays on the devices."""
+        """A state that every process holds completely (numpy or local arrays) -> global arrays on
+        the devices."""
 
         def put(leaf, sharding):
             leaf = np.asarray(leaf)

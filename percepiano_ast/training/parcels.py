@@ -1,9 +1,11 @@
-"""The files of one checkpoint in a store: their names, one archive per process, and the marker that makes it valid.
+"""The files of one checkpoint in a store: their names, one archive per process, and the marker that
+makes it valid.
 
-``step_00000100.0123abcd.p0.tar`` is the share of process 0 at step 100. The middle part is a random identifier, new at every
-start, because Google Drive renames a second file of the same name to "x (1)". ``step_00000100.0123abcd.json`` is the marker. The
-other processes describe their files to the first one in ``...p1.json`` and so on. They communicate through the store, so that
-saving needs no collective operation between training steps.
+``step_00000100.0123abcd.p0.tar`` is the share of process 0 at step 100. The middle part is a random
+identifier, new at every start, because Google Drive renames a second file of the same name to "x
+(1)". ``step_00000100.0123abcd.json`` is the marker. The other processes describe their files to the
+first one in ``...p1.json`` and so on. They communicate through the store, so that saving needs no
+collective operation between training steps.
 """
 
 import contextlib
@@ -42,7 +44,8 @@ def step_of(stem: str) -> int:
 
 
 def probe_name(run: str) -> str:
-    """Name of a small file for testing whether a storage location is writable; leftovers are deleted like incomplete files."""
+    """Name of a small file for testing whether a storage location is writable; leftovers are
+    deleted like incomplete files."""
     return f"{stem_of(0, run)}.p0.json"
 
 
@@ -96,11 +99,18 @@ def describe(store: Store, stem: str) -> dict:
         InputError: the marker is damaged.
         StoreFailed: it cannot be read.
     """
-    description = _checked(store.read(f"{stem}.json"), {"step": int, "sha256": str, "bytes": int, "parts": list})
+    description = _checked(
+        store.read(f"{stem}.json"), {"step": int, "sha256": str, "bytes": int, "parts": list}
+    )
     names = [f"{stem}.p{number}.tar" for number in range(len(description["parts"]))]
     parts = [part if isinstance(part, dict) else {} for part in description["parts"]]
     whole = all({name: type(part.get(name)) for name in _PART} == _PART for part in parts)
-    if not names or not whole or [part["name"] for part in parts] != names or description["step"] != step_of(stem):
+    if (
+        not names
+        or not whole
+        or [part["name"] for part in parts] != names
+        or description["step"] != step_of(stem)
+    ):
         raise InputError("its JSON file does not describe a valid checkpoint")
     return description
 
@@ -121,7 +131,8 @@ def fetch(store: Store, part: dict, folder: Path) -> dict:
 
 
 class Parcel:
-    """A checkpoint to save: first a tree in memory, then an archive on the local disk, then a file in the store.
+    """A checkpoint to save: first a tree in memory, then an archive on the local disk, then a file
+    in the store.
 
     Args:
         tree: this process's share of the state, in numpy.
@@ -130,7 +141,15 @@ class Parcel:
         arrived: called with stem and marker in the first process, after the marker is written.
     """
 
-    def __init__(self, store: Store, run: str, tree, marker: dict, folder: Path, arrived: Callable[[str, dict], None]):
+    def __init__(
+        self,
+        store: Store,
+        run: str,
+        tree,
+        marker: dict,
+        folder: Path,
+        arrived: Callable[[str, dict], None],
+    ):
         self.store, self.tree, self.marker, self._arrived = store, tree, marker, arrived
         self.stem = stem_of(marker["step"], run)
         self.part: dict = {"name": f"{self.stem}.p{jax.process_index()}.tar"}
@@ -148,7 +167,10 @@ class Parcel:
         except OSError as error:
             self.discard()
             here = tempfile.gettempdir()
-            raise OSError(error.errno, f"it cannot be packed in {here} ({error}). Free space there, or set TMPDIR") from error
+            raise OSError(
+                error.errno,
+                f"it cannot be packed in {here} ({error}). Free space there, or set TMPDIR",
+            ) from error
         self.tree = None
 
     def deliver(self) -> None:
@@ -176,8 +198,9 @@ class Parcel:
         while wanted and (missing := set(wanted) - set(self.store.names())):
             if time.monotonic() > end:
                 raise StoreFailed(
-                    f"cannot complete {self.store.path_of(self.stem)}: {min(missing)} of another process is missing after "
-                    f"{PATIENCE:g} s. All processes need the same storage location"
+                    f"cannot complete {self.store.path_of(self.stem)}: {min(missing)} of another"
+                    f" process is missing after {PATIENCE:g} s. All processes need the same storage"
+                    " location"
                 )
             time.sleep(_LOOK)
         return [_checked(self.store.read(name), _PART) for name in wanted]

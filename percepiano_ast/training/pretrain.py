@@ -1,7 +1,8 @@
 """Pre-training with any of `objectives.OBJECTIVES`, on any device.
 
-Batches come in as iterators of dicts. They hold ``codes`` (batch, time, mel), uint8 or float16 dB, this process's rows;
-``clip``, a name for each row; and further inputs of the objective, see ``data/batches.py``. `loop` runs the training steps.
+Batches come in as iterators of dicts. They hold ``codes`` (batch, time, mel), uint8 or float16 dB,
+this process's rows; ``clip``, a name for each row; and further inputs of the objective, see
+``data/batches.py``. `loop` runs the training steps.
 """
 
 import collections
@@ -54,7 +55,8 @@ class Pretraining:
     Attributes:
         model, config, front_end, statistics, total_steps: determine the training.
         execution, layout: how and where it is computed; by default on all devices.
-        num_descriptors: number of descriptors of a window to predict along with the notes; 0 for none.
+        num_descriptors: number of descriptors of a window to predict along with the notes; 0 for
+            none.
     """
 
     model: ModelConfig
@@ -93,7 +95,9 @@ class Pretraining:
 
     def _first_state(self) -> TrainState:
         codes = jnp.zeros((1, self.model.n_frames, self.model.n_mels), jnp.uint8)
-        params = self.objective.init(jax.random.key(self.config.seed), normalise(codes, self.front_end, self.statistics))
+        params = self.objective.init(
+            jax.random.key(self.config.seed), normalise(codes, self.front_end, self.statistics)
+        )
         return new_state(params, self.optimizer, ema=self.config.ema_decay > 0)
 
     @functools.cached_property
@@ -106,15 +110,24 @@ class Pretraining:
         return jax.jit(self._first_state, out_shardings=self.layout.of_state(self.abstract_state))()
 
     def hear(self, batch: dict) -> jax.Array:
-        """Normalised windows (B, T, F) of a batch's ``codes``, augmented if the batch has ``augment``."""
+        """Normalised windows (B, T, F) of a batch's ``codes``, augmented if the batch has
+        ``augment``."""
         log_mel = normalise(batch["codes"], self.front_end, self.statistics)
         seconds = self.front_end.seconds(1)
-        return augment.apply(log_mel, batch["augment"], self.statistics, seconds) if "augment" in batch else log_mel
+        return (
+            augment.apply(log_mel, batch["augment"], self.statistics, seconds)
+            if "augment" in batch
+            else log_mel
+        )
 
     def draw(self, rng: jax.Array, batch: int) -> dict:
         """All random values for the clips of one step."""
         drawn = self.objective.draw(rng, batch)
-        return drawn | {"augment": augment.draw(jax.random.fold_in(rng, _OTHER_STREAM), batch)} if self.config.augment else drawn
+        return (
+            drawn | {"augment": augment.draw(jax.random.fold_in(rng, _OTHER_STREAM), batch)}
+            if self.config.augment
+            else drawn
+        )
 
     @functools.cached_property
     def step(self) -> jax.stages.Wrapped:
@@ -156,7 +169,8 @@ class Pretraining:
 
     @functools.cached_property
     def measure(self) -> Callable[[dict, dict, jax.Array], dict]:
-        """Jitted `Objective.measure` of a batch without augmentation: params, batch, rng -> scalars to be summed."""
+        """Jitted `Objective.measure` of a batch without augmentation: params, batch, rng -> scalars
+        to be summed."""
 
         def measure(params, batch, rng):
             batch = batch | self.objective.draw(rng, len(batch["codes"]))
@@ -179,12 +193,19 @@ class Pretraining:
             for name, value in part.items():
                 total[name] += float(value)
         if not count:
-            raise InputError("the validation split does not fill one batch; choose a smaller batch size")
-        return {f"validation_{name}": value for name, value in self.objective.scores(total, count).items()}
+            raise InputError(
+                "the validation split does not fill one batch; choose a smaller batch size"
+            )
+        return {
+            f"validation_{name}": value
+            for name, value in self.objective.scores(total, count).items()
+        }
 
     def put(self, batch: dict) -> dict:
         """This process's rows of a batch -> the global batch on the devices, without ``clip``."""
-        return jax.tree.map(self.layout.put_batch, {name: value for name, value in batch.items() if name != "clip"})
+        return jax.tree.map(
+            self.layout.put_batch, {name: value for name, value in batch.items() if name != "clip"}
+        )
 
 
 def pretrain(
@@ -204,10 +225,11 @@ def pretrain(
     num_descriptors: int = 0,
     log: Callable[[str], None] = say,
 ) -> list[dict]:
-    """Pre-train with a checkpoint per epoch, or resume from the newest intact checkpoint; returns the history.
+    """Pre-train with a checkpoint per epoch, or resume from the newest intact checkpoint; returns
+    the history.
 
-    Writes ``history.csv`` (one row per epoch), ``steps.csv`` (one row every few steps) and ``checkpoints`` to ``directory``, the
-    checkpoints to ``store`` if it is given.
+    Writes ``history.csv`` (one row per epoch), ``steps.csv`` (one row every few steps) and
+    ``checkpoints`` to ``directory``, the checkpoints to ``store`` if it is given.
 
     Args:
         batches: ``batches(k)`` yields the batches of steps k, k + 1, ...
@@ -219,10 +241,13 @@ def pretrain(
         num_descriptors: number of columns of the batches' ``descriptors``; 0 for none.
 
     Raises:
-        InputError: ``directory`` holds a run of another configuration, or the batch cannot be divided as requested.
-        FloatingPointError: loss, gradient or update is not finite; the message names the step and the clips of its batch.
+        InputError: ``directory`` holds a run of another configuration, or the batch cannot be
+            divided as requested.
+        FloatingPointError: loss, gradient or update is not finite; the message names the step and
+            the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: training is complete, but the last checkpoint or the history could not be saved.
+        StoreFailed: training is complete, but the last checkpoint or the history could not be
+            saved.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
@@ -230,9 +255,19 @@ def pretrain(
     if parallel.is_lead():
         claim_directory(directory, claimed)
     parallel.wait_for_all("directory claimed")
-    directory = claim_directory(directory, claimed)  # the other processes compare with the first one's file
+    # the other processes compare with the first one's file
+    directory = claim_directory(directory, claimed)
     layout = parallel.Layout.over(shard_params=execution.shard_params)
-    run = Pretraining(model, config, front_end, statistics, config.epochs * steps_per_epoch, execution, layout, num_descriptors)
+    run = Pretraining(
+        model,
+        config,
+        front_end,
+        statistics,
+        config.epochs * steps_per_epoch,
+        execution,
+        layout,
+        num_descriptors,
+    )
     log = log if parallel.is_lead() else lambda line: None
     try:
         with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
@@ -245,14 +280,18 @@ def pretrain(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunFailed(
-            f"a batch of {config.batch_size} in {execution.accumulate} micro-batches does not fit into the memory of "
-            f"{layout.size} x {layout.device.device_kind}: choose accumulate={2 * execution.accumulate}"
-            f"{'' if execution.remat else ' or remat=True'}. The device reports: {str(error).splitlines()[0][:200]}"
+            f"a batch of {config.batch_size} in {execution.accumulate} micro-batches does not fit"
+            f" into the memory of {layout.size} x {layout.device.device_kind}: choose"
+            f" accumulate={2 * execution.accumulate}{'' if execution.remat else ' or remat=True'}."
+            f" The device reports: {str(error).splitlines()[0][:200]}"
         ) from error
 
 
-def reconstruction(run: Pretraining, params: dict, codes: np.ndarray, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Original, masked and reconstructed windows in dB, each (batch, time, mel), for the figure of notebook 02.
+def reconstruction(
+    run: Pretraining, params: dict, codes: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, ...]:
+    """Original, masked and reconstructed windows in dB, each (batch, time, mel), for the figure of
+    notebook 02.
 
     Raises:
         InputError: the objective does not mask patches.
@@ -260,11 +299,13 @@ def reconstruction(run: Pretraining, params: dict, codes: np.ndarray, seed: int 
     mask = run.objective.draw(jax.random.key(seed), len(codes)).get("mask")
     if mask is None:
         raise InputError(
-            f"pre-training with objective {run.config.objective!r} does not mask patches, so there is no reconstruction to show. "
-            "Choose a checkpoint with objective ssast or joint"
+            f"pre-training with objective {run.config.objective!r} does not mask patches, so there"
+            " is no reconstruction to show. Choose a checkpoint with objective ssast or joint"
         )
     log_mel = normalise(jnp.asarray(codes), run.front_end, run.statistics)
     outputs, _ = jax.jit(run.module.apply)({"params": params}, log_mel, mask)
     masked, rebuilt = ssast.reconstruct(log_mel, outputs["generative"], mask, run.model)
     scale, mean = 2 * run.statistics.std_db, run.statistics.mean_db
-    return tuple(np.asarray(values, np.float32) * scale + mean for values in (log_mel, masked, rebuilt))
+    return tuple(
+        np.asarray(values, np.float32) * scale + mean for values in (log_mel, masked, rebuilt)
+    )

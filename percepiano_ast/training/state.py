@@ -1,4 +1,5 @@
-"""Training state, optimisers, precision, and the training step shared by pre-training and fine-tuning."""
+"""Training state, optimisers, precision, and the training step shared by pre-training and
+fine-tuning."""
 
 from collections.abc import Callable
 from typing import cast
@@ -9,7 +10,14 @@ import numpy as np
 import optax
 from flax import struct
 
-from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, InputError, PretrainConfig, Statistics
+from percepiano_ast.config import (
+    Execution,
+    FinetuneConfig,
+    FrontEnd,
+    InputError,
+    PretrainConfig,
+    Statistics,
+)
 from percepiano_ast.models.transformer import Compute, Kernel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -20,15 +28,17 @@ FIRST_SCALE, GROW_AFTER, LARGEST_SCALE = 2.0**15, 2000, 2.0**24
 
 @struct.dataclass
 class TrainState:
-    """The content of a checkpoint. The random stream is ``fold_in(key(seed), step)``, so it needs no state besides the step.
+    """The content of a checkpoint. The random stream is ``fold_in(key(seed), step)``, so it needs
+    no state besides the step.
 
     Attributes:
         step: number of steps taken.
         params, opt_state: in the structures of Flax and optax.
         ema: moving average of the parameters, or None.
-        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16; present in every precision, so that a run
-            may resume in another one.
-        healthy: False after the first loss, gradient or update that is not finite; further steps then change nothing.
+        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16; present in
+            every precision, so that a run may resume in another one.
+        healthy: False after the first loss, gradient or update that is not finite; further steps
+            then change nothing.
     """
 
     step: jax.Array
@@ -40,12 +50,15 @@ class TrainState:
 
 
 def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> Compute:
-    """Precision and attention kernel for this number of ``devices`` of this kind, with ``auto`` resolved.
+    """Precision and attention kernel for this number of ``devices`` of this kind, with ``auto``
+    resolved.
 
-    ``auto`` is bfloat16 on TPUs and on GPUs since Ampere, float16 on older GPUs such as the T4, and float32 on a CPU.
+    ``auto`` is bfloat16 on TPUs and on GPUs since Ampere, float16 on older GPUs such as the T4, and
+    float32 on a CPU.
 
     Raises:
-        InputError: an unknown precision or kind of attention, or one that the device does not support.
+        InputError: an unknown precision or kind of attention, or one that the device does not
+            support.
     """
     gpu = float(getattr(device, "compute_capability", 0)) if device.platform == "gpu" else 0.0
     precision, attention = execution.precision, execution.attention
@@ -53,22 +66,28 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
         modern = device.platform == "tpu" or gpu >= 8
         precision = "bfloat16" if modern else "float16" if gpu >= 7 else "float32"
     if precision not in DTYPES:
-        raise InputError(f"unknown precision {precision!r}. Choose one of: auto, {', '.join(DTYPES)}")
+        raise InputError(
+            f"unknown precision {precision!r}. Choose one of: auto, {', '.join(DTYPES)}"
+        )
     fused = gpu >= 8 and precision != "float32"
-    if attention == "auto":  # "heads" loops over heads and clips, so it cannot be sharded over devices
-        attention = "cudnn" if fused else "heads" if device.platform == "cpu" and devices == 1 else "xla"
+    # "heads" loops over heads and clips, so it cannot be sharded over devices
+    if attention == "auto":
+        attention = (
+            "cudnn" if fused else "heads" if device.platform == "cpu" and devices == 1 else "xla"
+        )
     if attention not in ("xla", "cudnn", "heads"):
         raise InputError(f"unknown attention {attention!r}. Choose one of: auto, xla, cudnn, heads")
     if attention == "cudnn" and not fused:
         raise InputError(
-            f"attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not {device.device_kind} in {precision}. "
-            "Choose 'xla' or 'auto'"
+            "attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not"
+            f" {device.device_kind} in {precision}. Choose 'xla' or 'auto'"
         )
     return Compute(DTYPES[precision], execution.remat, cast(Kernel, attention))
 
 
 def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> jax.Array:
-    """uint8 codes or float16 dB (..., time, mel) -> model input ``(dB - mean) / (2 std)`` (Gong et al. 2021)."""
+    """uint8 codes or float16 dB (..., time, mel) -> model input ``(dB - mean) / (2 std)`` (Gong et
+    al. 2021)."""
     level = codes.astype(jnp.float32)
     if codes.dtype == jnp.uint8:
         level = level * front_end.step_db + front_end.floor_db
@@ -78,11 +97,16 @@ def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> 
 def learning_rate(config: PretrainConfig | FinetuneConfig, total_steps: int) -> optax.Schedule:
     """Linear warm-up (at most a tenth of the run), then cosine decay to zero."""
     warmup = min(config.warmup_steps, max(total_steps // 10, 1))
-    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, max(total_steps, warmup + 1))
+    return optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, max(total_steps, warmup + 1)
+    )
 
 
-def make_optimizer(config: PretrainConfig | FinetuneConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; weight decay on kernels only, not on biases, norms, tokens or positions."""
+def make_optimizer(
+    config: PretrainConfig | FinetuneConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """AdamW with clipping by global norm; weight decay on kernels only, not on biases, norms,
+    tokens or positions."""
 
     def decays(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -118,13 +142,18 @@ def published_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 5e-7,
 ) -> optax.GradientTransformation:
-    """Adam with L2 regularisation in the gradient, as in SSAST's published training code (``traintest_mask.py``)."""
+    """Adam with L2 regularisation in the gradient, as in SSAST's published training code
+    (``traintest_mask.py``)."""
     return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate)
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_adam(b1, b2, eps),
+        optax.scale_by_learning_rate(rate),
     )
 
 
-def new_state(params: dict, optimizer: optax.GradientTransformation, *, ema: bool = False) -> TrainState:
+def new_state(
+    params: dict, optimizer: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
     """State before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -139,12 +168,15 @@ def new_state(params: dict, optimizer: optax.GradientTransformation, *, ema: boo
 Objective = Callable[[dict, dict], tuple[jax.Array, dict]]
 
 
-def gradients_of(objective: Objective, params: dict, batch: dict, accumulate: int, scale: jax.Array | None):
+def gradients_of(
+    objective: Objective, params: dict, batch: dict, accumulate: int, scale: jax.Array | None
+):
     """Gradients and metrics of a batch, averaged over ``accumulate`` micro-batches.
 
-    ``objective(params, batch)`` returns the mean loss over the clips, and metrics that are means too, so that the result equals
-    that of the whole batch up to rounding. A micro-batch takes every ``accumulate``-th clip, so that clips stay on their devices.
-    ``scale`` multiplies the loss in the backward pass, for float16.
+    ``objective(params, batch)`` returns the mean loss over the clips, and metrics that are means
+    too, so that the result equals that of the whole batch up to rounding. A micro-batch takes every
+    ``accumulate``-th clip, so that clips stay on their devices. ``scale`` multiplies the loss in
+    the backward pass, for float16.
     """
 
     def scaled(params, part):
@@ -155,8 +187,12 @@ def gradients_of(objective: Objective, params: dict, batch: dict, accumulate: in
     if accumulate == 1:
         gradients, metrics = grad(params, batch)
     else:
-        parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts)))
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        zero = jax.tree.map(
+            jnp.zeros_like, jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
+        )
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, grad(params, part)), None
@@ -181,8 +217,10 @@ def train_step(
     """One optimiser step, unless loss, gradient or update is not finite.
 
     Returns:
-        the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and ``skipped`` (1 after a float16
-        overflow: the step counts, but its update is skipped and the scale halved). After any other non-finite loss, gradient or
+        the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and
+        ``skipped`` (1 after a float16
+        overflow: the step counts, but its update is skipped and the scale halved). After any other
+            non-finite loss, gradient or
         update, parameters and step are unchanged and the state is no longer ``healthy``.
     """
     scale = state.loss_scale["scale"] if half else None
@@ -192,7 +230,11 @@ def train_step(
     moved = norm_of(updates)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(moved)
     # At scale 1 the loss scale cannot be the cause.
-    overflow = ~finite & jnp.isfinite(metrics["loss"]) & (state.loss_scale["scale"] > 1) if half else jnp.zeros((), bool)
+    overflow = (
+        ~finite & jnp.isfinite(metrics["loss"]) & (state.loss_scale["scale"] > 1)
+        if half
+        else jnp.zeros((), bool)
+    )
     healthy = state.healthy & (finite | overflow)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -202,7 +244,11 @@ def train_step(
     kept = {name: getattr(state, name) for name in updated}
     updated = jax.tree.map(lambda new, old: jnp.where(healthy & finite, new, old), updated, kept)
     loss_scale = _next_scale(state.loss_scale, finite) if half else state.loss_scale
-    metrics |= {"gradient_norm": norm, "update_norm": moved, "skipped": (healthy & overflow).astype(jnp.float32)}
+    metrics |= {
+        "gradient_norm": norm,
+        "update_norm": moved,
+        "skipped": (healthy & overflow).astype(jnp.float32),
+    }
     step = state.step + healthy.astype(jnp.int32)
     return TrainState(step=step, **updated, loss_scale=loss_scale, healthy=healthy), metrics
 
@@ -227,7 +273,9 @@ def require_finite(losses: list[float], step: int) -> None:
     """
     for number, loss in enumerate(losses, step):
         if not np.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} at step {number}; lower the learning rate")
+            raise FloatingPointError(
+                f"the loss is {loss} at step {number}; lower the learning rate"
+            )
 
 
 def count_parameters(params: dict) -> int:

@@ -1,7 +1,9 @@
-"""Storage locations for checkpoints: a folder, which may be a mounted Drive, or ``gs://``. They may be small, slow or unreliable.
+"""Storage locations for checkpoints: a folder, which may be a mounted Drive, or ``gs://``. They may
+be small, slow or unreliable.
 
-Storage errors must not stop training. Every operation has a time limit without progress, is tried `ATTEMPTS` times, and then
-fails with one exception that holds the system's message. Written files are read back and compared.
+Storage errors must not stop training. Every operation has a time limit without progress, is tried
+`ATTEMPTS` times, and then fails with one exception that holds the system's message. Written files
+are read back and compared.
 """
 
 import contextlib
@@ -19,11 +21,21 @@ from typing import Any, BinaryIO
 from percepiano_ast.config import InputError
 
 BLOCK = 2**22
-PATIENCE = 120.0  # seconds without progress before an operation is given up; a hanging mount never returns
+# seconds without progress before an operation is given up; a hanging mount never returns
+PATIENCE = 120.0
 ATTEMPTS = 3
 FIRST_WAIT = 0.5  # seconds, doubled with every attempt
 # Errors for which an immediate retry does not help; the next checkpoint tries again.
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EFBIG}
+_LASTING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EFBIG,
+}
 
 Beat = Callable[[], None]
 
@@ -55,7 +67,8 @@ def sha256_of(file: BinaryIO, beat: Beat = lambda: None) -> str:
 
 
 def watched(work: Callable[[Beat], object], patience: float):
-    """Run ``work(beat)`` in a thread; returns its result, or raises TimeoutError after ``patience`` s without a ``beat``.
+    """Run ``work(beat)`` in a thread; returns its result, or raises TimeoutError after ``patience``
+    s without a ``beat``.
 
     A thread in a system call that never returns cannot be stopped; it keeps running.
     """
@@ -82,7 +95,8 @@ def watched(work: Callable[[Beat], object], patience: float):
 
 
 class Store:
-    """Files by name in one storage location. Names may include a folder; `names` does not list the content of folders.
+    """Files by name in one storage location. Names may include a folder; `names` does not list the
+    content of folders.
 
     Attributes:
         place: path or address.
@@ -127,7 +141,9 @@ class Store:
             self._write(name, hashed())
             with self._open(name) as file:
                 if sha256_of(file, beat) != digest.hexdigest():
-                    raise OSError(errno.EIO, "the content read back differs; the disk or the mount is failing")
+                    raise OSError(
+                        errno.EIO, "the content read back differs; the disk or the mount is failing"
+                    )
             return digest.hexdigest()
 
         return self._attempt("write", name, whole)
@@ -182,7 +198,8 @@ class Store:
         return sorted(self._attempt("list", "", lambda beat: self._names()))
 
     def remove(self, name: str, *, emptied: bool = False) -> None:
-        """Delete a file; a missing file is not an error. ``emptied`` truncates it first, for storage locations with a trash."""
+        """Delete a file; a missing file is not an error. ``emptied`` truncates it first, for
+        storage locations with a trash."""
         self._attempt("delete", name, lambda beat: self._remove(name, emptied))
 
     def free(self) -> int | None:
@@ -201,7 +218,9 @@ class Store:
                 lasting = isinstance(error, TimeoutError) or number in _LASTING
                 if lasting or attempt == ATTEMPTS:
                     words = str(error) or type(error).__name__
-                    raise StoreFailed(f"cannot {what} {self.path_of(name)}: {words}", number) from error
+                    raise StoreFailed(
+                        f"cannot {what} {self.path_of(name)}: {words}", number
+                    ) from error
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
 
     def _write(self, name: str, blocks: Iterator[bytes]) -> None:
@@ -236,7 +255,8 @@ class Folder(Store):
                     file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
-                if hasattr(os, "posix_fadvise"):  # so that the file is read back from disk, not from the page cache
+                # so that the file is read back from disk, not from the page cache
+                if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             partial.replace(self.folder / name)
         except OSError:
@@ -244,14 +264,19 @@ class Folder(Store):
             raise
 
     def _discard(self, partial: Path) -> None:
-        with contextlib.suppress(OSError):  # storage is failing; the next start deletes the remaining file
+        # storage is failing; the next start deletes the remaining file
+        with contextlib.suppress(OSError):
             self._remove(partial.name, True)
 
     def _open(self, name: str) -> BinaryIO:
         return (self.folder / name).open("rb")
 
     def _names(self) -> list[str]:
-        return [path.name for path in self.folder.iterdir() if path.is_file()] if self.folder.is_dir() else []
+        return (
+            [path.name for path in self.folder.iterdir() if path.is_file()]
+            if self.folder.is_dir()
+            else []
+        )
 
     def _remove(self, name: str, emptied: bool) -> None:
         path = self.folder / name
@@ -280,13 +305,15 @@ class Bucket(Store):
         try:
             from gcsfs.core import GCSFileSystem
         except ImportError as error:
-            raise InputError(f"{place} needs gcsfs: pip install gcsfs, or save checkpoints in a folder") from error
+            raise InputError(
+                f"{place} needs gcsfs: pip install gcsfs, or save checkpoints in a folder"
+            ) from error
         # gcsfs logs every failed attempt with a traceback; the exception holds the final error.
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         # An emulator needs no credentials; otherwise gcsfs finds those of Google's tools.
         token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
-        # Not `gcsfs.GCSFileSystem`: since 2026 it queries another service for the kind of bucket, and hangs if that does not
-        # respond. Plain objects are sufficient here.
+        # Not `gcsfs.GCSFileSystem`: since 2026 it queries another service for the kind of bucket,
+        # and hangs if that does not respond. Plain objects are sufficient here.
         self.system = GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
 
     def _write(self, name: str, blocks: Iterator[bytes]) -> None:
@@ -326,5 +353,7 @@ def open_bucket(address: str) -> Bucket:
     """
     scheme, _, rest = address.partition("://")
     if scheme != "gs" or not rest.strip("/"):
-        raise InputError(f"cannot save checkpoints at {address}: give a folder, or gs://BUCKET/PREFIX")
+        raise InputError(
+            f"cannot save checkpoints at {address}: give a folder, or gs://BUCKET/PREFIX"
+        )
     return Bucket(address)

@@ -1,7 +1,8 @@
-"""Fine-tuning strategies: which parameters are trained, at which rate, and from which step on; see ``FinetuneConfig.strategy``.
+"""Fine-tuning strategies: which parameters are trained, at which rate, and from which step on; see
+``FinetuneConfig.strategy``.
 
-The trained parameters are a separate tree, so that gradients, optimiser state and checkpoints cover only them. `join` combines
-them with the frozen parameters into a complete rater.
+The trained parameters are a separate tree, so that gradients, optimiser state and checkpoints cover
+only them. `join` combines them with the frozen parameters into a complete rater.
 """
 
 import functools
@@ -18,25 +19,44 @@ from percepiano_ast.models.encoders import Geometry
 
 
 def check(config: FinetuneConfig, model: Geometry) -> None:
-    """Raises InputError for an unknown strategy, or settings that are invalid for it and this model."""
+    """Raises InputError for an unknown strategy, or settings that are invalid for it and this
+    model."""
     choose(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
     if config.heard and config.trains_encoder:
-        raise InputError(f"strategy {config.strategy!r} changes the encoder, but the transcription for `heard=true` needs 'frozen'")
+        raise InputError(
+            f"strategy {config.strategy!r} changes the encoder, but the transcription for"
+            " `heard=true` needs 'frozen'"
+        )
     if not isinstance(model, ModelConfig):
         if config.strategy not in ("full", "frozen"):
-            raise InputError(f"strategy {config.strategy!r} works on transformer blocks only; train the {model.name} with 'full'")
+            raise InputError(
+                f"strategy {config.strategy!r} works on transformer blocks only; train the"
+                f" {model.name} with 'full'"
+            )
     elif config.strategy == "last" and not 1 <= config.last_blocks <= model.depth:
-        raise InputError(f"last_blocks={config.last_blocks} of a model with {model.depth} blocks: choose from 1 to {model.depth}")
+        raise InputError(
+            f"last_blocks={config.last_blocks} of a model with {model.depth} blocks: choose from 1"
+            f" to {model.depth}"
+        )
     if config.strategy == "lora" and config.lora_rank < 1:
         raise InputError(f"lora_rank={config.lora_rank} is too small; choose at least 1")
     if config.strategy == "gradual" and config.unfreeze_epochs < 1:
-        raise InputError(f"unfreeze_epochs={config.unfreeze_epochs} is too small; choose at least 1")
+        raise InputError(
+            f"unfreeze_epochs={config.unfreeze_epochs} is too small; choose at least 1"
+        )
 
 
 def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = PERCEPIANO) -> dict:
-    """The trained part of ``params`` (``encoder``, ``head``), with added parameters: adapters, the groups' variances."""
+    """The trained part of ``params`` (``encoder``, ``head``), with added parameters: adapters, the
+    groups' variances."""
     head = params["head"]
-    trained = {"head": head if config.rating_scale == "none" else heads.standardised(head, config.head, questionnaire)}
+    trained = {
+        "head": (
+            head
+            if config.rating_scale == "none"
+            else heads.standardised(head, config.head, questionnaire)
+        )
+    }
     if config.weighting == "uncertainty":
         trained["groups"] = {"log_variance": jnp.zeros(len(questionnaire.groups))}
     encoder = params["encoder"]
@@ -51,12 +71,15 @@ def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = P
 
 
 def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
-    """``encoder`` and ``head`` of the rater from the original encoder and the trained part; adapters are merged."""
+    """``encoder`` and ``head`` of the rater from the original encoder and the trained part;
+    adapters are merged."""
     if config.strategy in ("gradual", "full"):
         encoder = trained["encoder"]
     elif config.strategy == "last":
         lower = jax.tree.map(lambda leaf: leaf[: -config.last_blocks], encoder["blocks"])
-        blocks = jax.tree.map(lambda *parts: jnp.concatenate(parts), lower, trained["encoder"]["blocks"])
+        blocks = jax.tree.map(
+            lambda *parts: jnp.concatenate(parts), lower, trained["encoder"]["blocks"]
+        )
         encoder = encoder | trained["encoder"] | {"blocks": blocks}
     elif config.strategy == "lora":
         encoder = lora.merge(encoder, trained["lora"], config.lora_alpha / config.lora_rank)
@@ -66,8 +89,8 @@ def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
 def _ranks(encoder: dict) -> dict:
     """Depth of every parameter, counted from the top: arrays that broadcast against the parameters.
 
-    1 for the top block, 2 for the next lower one, and so on; 0 above the blocks; below them, one more than for the lowest block.
-    All parameters of an encoder without blocks have 0.
+    1 for the top block, 2 for the next lower one, and so on; 0 above the blocks; below them, one
+    more than for the lowest block. All parameters of an encoder without blocks have 0.
     """
     lowest = jax.tree.leaves(encoder["blocks"])[0].shape[0] + 1 if "blocks" in encoder else 0
 
@@ -80,13 +103,16 @@ def _ranks(encoder: dict) -> dict:
 
 
 def scale_rates(config: FinetuneConfig) -> optax.GradientTransformation:
-    """Multiply the encoder's updates by ``encoder_rate`` and by ``layer_decay`` to the power of the rank (see `_ranks`)."""
+    """Multiply the encoder's updates by ``encoder_rate`` and by ``layer_decay`` to the power of the
+    rank (see `_ranks`)."""
 
     def update(updates, params=None):
         if "encoder" not in updates:
             return updates
         scaled = jax.tree.map(
-            lambda leaf, rank: leaf * (config.encoder_rate * jnp.float32(config.layer_decay) ** rank),
+            lambda leaf, rank: (
+                leaf * (config.encoder_rate * jnp.float32(config.layer_decay) ** rank)
+            ),
             updates["encoder"],
             _ranks(updates["encoder"]),
         )
@@ -96,26 +122,35 @@ def scale_rates(config: FinetuneConfig) -> optax.GradientTransformation:
 
 
 def unfreeze(steps_per_block: int) -> optax.GradientTransformation:
-    """Zero the updates of the encoder's frozen part: at first all of it, then one block less every ``steps_per_block`` steps, from
-    the top. Parameters above the blocks are unfrozen with the highest block, those below after the lowest."""
+    """Zero the updates of the encoder's frozen part: at first all of it, then one block less every
+    ``steps_per_block`` steps, from the top. Parameters above the blocks are unfrozen with the
+    highest block, those below after the lowest."""
 
     def update(updates, count, params=None):
         thawed = count // steps_per_block
         ranks = _ranks(updates["encoder"])
-        gated = jax.tree.map(lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= thawed, leaf, 0.0), updates["encoder"], ranks)
+        gated = jax.tree.map(
+            lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= thawed, leaf, 0.0),
+            updates["encoder"],
+            ranks,
+        )
         return updates | {"encoder": gated}, count + 1
 
     return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
 
 
-def optimizer(config: FinetuneConfig, base: optax.GradientTransformation, total_steps: int) -> optax.GradientTransformation:
+def optimizer(
+    config: FinetuneConfig, base: optax.GradientTransformation, total_steps: int
+) -> optax.GradientTransformation:
     """``base`` with the learning rates of the strategy.
 
-    For the frozen part, gradients are zeroed before ``base``, so that its moments start at unfreezing, and updates after it, so
-    that weight decay has no effect.
+    For the frozen part, gradients are zeroed before ``base``, so that its moments start at
+    unfreezing, and updates after it, so that weight decay has no effect.
     """
     chain = [base, scale_rates(config)]
     if config.strategy == "gradual":
-        gate = functools.partial(unfreeze, config.unfreeze_epochs * max(total_steps // config.epochs, 1))
+        gate = functools.partial(
+            unfreeze, config.unfreeze_epochs * max(total_steps // config.epochs, 1)
+        )
         chain = [gate(), *chain, gate()]
     return optax.chain(*chain)
