@@ -6,7 +6,7 @@ import sys
 
 from percepiano_ast import __version__
 from percepiano_ast.commands import results, steps, tools
-from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.errors import InputError, RunFailed
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import Performance
 
 CHORD = 0.05  # seconds: notes that start within this of a chord's first note belong to it

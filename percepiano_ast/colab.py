@@ -14,10 +14,11 @@ import jax
 import pandas as pd
 
 from percepiano_ast import suite
-from percepiano_ast.config import PRESETS, InputError, Preset, RunFailed, choose
+from percepiano_ast.config import PRESETS, Preset, lookup
 from percepiano_ast.data import demo, manifest
-from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.shards import MANIFEST
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import sha256_of
 from percepiano_ast.training import checkpoints
 from percepiano_ast.training.stores import StoreFailed, open_store
 
@@ -59,7 +60,7 @@ def open_run(
         InputError: unknown preset, preset too large for this runtime's devices, or storage location
             not writable.
     """
-    chosen = choose(PRESETS, preset, "preset")
+    chosen = lookup(PRESETS, preset, "preset")
     check_runtime(chosen, wants, log)
     root, store = _places(preset, keep_in.strip(), log)
     root.mkdir(parents=True, exist_ok=True)

@@ -2,24 +2,10 @@
 
 import dataclasses
 import difflib
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from etils import epath
-
-from percepiano_ast.finetune_config import FinetuneConfig
-
-
-class InputError(ValueError):
-    """Bad input or usage. The message names the value, the problem and the next action; the command
-    line exits with 2."""
-
-
-class RunFailed(RuntimeError):
-    """A run failed for a known reason, which the message states; the command line exits with 1,
-    without a traceback."""
+from percepiano_ast.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -187,7 +173,7 @@ MODELS = {
 }
 
 
-def choose(table: dict, name: str, what: str):
+def lookup(table: dict, name: str, what: str):
     """Look up ``name`` in ``table``.
 
     Raises:
@@ -250,6 +236,92 @@ class PretrainConfig:
                 f"Choose one from {1 / model.num_patches:.3g} to {1 - 1 / model.num_patches:.3g}."
             )
         return masked
+
+
+HEADS = ("joint", "grouped", "attention")
+POOLINGS = ("mean", "mean_std")
+SCALES = ("none", "dimension", "group")
+WEIGHTINGS = ("equal", "uncertainty", "dwa")
+STRATEGIES = ("frozen", "last", "gradual", "full", "lora")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Configuration of rating heads and encoder, for PercePiano or custom ratings.
+
+    Attributes:
+        strategy: trained part of the encoder. ``frozen``: none, the heads receive pooled embeddings
+            of whole clips; ``last``: its last ``last_blocks`` blocks; ``gradual``: one more block,
+            from the top, every ``unfreeze_epochs`` epochs (ULMFiT, Howard and Ruder 2018, section
+            3.3); ``full``: all of it; ``lora``: adapters of rank ``lora_rank`` on the attention's
+            q, k, v and o, scaled by ``lora_alpha / lora_rank`` (Hu et al. 2022, equation 3).
+        encoder_rate: learning rate of the encoder's top block relative to the heads'; adapters use
+            the heads' rate.
+        layer_decay: learning rate of each block relative to the one above it (BEiT, Bao et al.
+            2022, appendix; MAE, He et al. 2022, table 9), as ULMFiT's discriminative rates (section
+            3.2).
+        max_windows: maximum number of windows per clip in a training batch, spread over the clip;
+            inference uses the whole clip.
+        head: ``joint``: one hidden layer for all dimensions; ``grouped``: one for each of
+            ``dimensions.HEAD_GROUPS``; ``attention``: grouped, with attention to bands and between
+            groups, see `heads.CrossTaskAttention`.
+        pooling: statistics over time that the heads receive.
+        `heard`: in addition to the embedding, the heads receive descriptors (tempo, touch, loudness
+            ..., see `descriptors`) of the notes and pedals that the encoder transcribes over the
+            whole clip; needs a frozen encoder pre-trained to transcribe.
+        rating_scale: the heads are trained on the original ratings (``none``), or on ratings
+            standardised over the fold's training clips, per dimension or per group.
+        weighting: of the groups' losses, see `training.losses`: the same for all dimensions
+            (``equal``), homoscedastic uncertainty, or dynamic weight averaging with
+            ``dwa_temperature``.
+        weigh_by_raters: weight clips by their number of raters: the variance of a mean of n ratings
+            decreases as 1 / n.
+        predict_uncertainty: the heads also predict a standard deviation for every rating (Nix and
+            Weigend 1994).
+        mask_bands, mask_frames, mixup, gain_db: augmentation of the encoder's training windows, see
+            ``data/augment.py``; with a frozen encoder, clips are not augmented.
+        unseen: a held-out soundfont: its renderings are excluded from training, and their
+            predictions are written to a separate table, to measure the loss on an unknown piano.
+    """
+
+    batch_size: int
+    epochs: int
+    learning_rate: float
+    strategy: str = "frozen"
+    last_blocks: int = 2
+    unfreeze_epochs: int = 2
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    encoder_rate: float = 0.1
+    layer_decay: float = 0.75
+    max_windows: int = 2
+    head: str = "grouped"
+    pooling: str = "mean_std"
+    heard: bool = False
+    rating_scale: str = "none"
+    weighting: str = "equal"
+    dwa_temperature: float = 2.0
+    weigh_by_raters: bool = False
+    predict_uncertainty: bool = False
+    mask_bands: int = 0
+    mask_frames: int = 0
+    mixup: float = 0.0
+    gain_db: float = 0.0
+    weight_decay: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: float = 1.0
+    warmup_steps: int = 20
+    hidden: int = 128
+    dropout: float = 0.5
+    unseen: str = ""
+    protocol: str = "content"
+    seed: int = 0
+
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether any part of the encoder is trained, which requires windows of clips in
+        training."""
+        return self.strategy != "frozen"
 
 
 @dataclass(frozen=True)
@@ -360,75 +432,6 @@ PRESETS = {
 }
 
 
-def say(line: str) -> None:
-    """Print a line atomically, also from several threads."""
-    print(f"{line}\n", end="", flush=True)
-
-
-def as_path(place: str | Path) -> Path:
-    """A local path, or a path object for ``gs://``.
-
-    Raises:
-        InputError: an address with another scheme.
-    """
-    scheme, there, _ = str(place).partition("://")
-    if there and scheme != "gs":
-        raise InputError(f"cannot write to {place}: give a local directory or a gs:// address")
-    return epath.Path(place) if there else Path(place)
-
-
-def claim_directory(directory: str | Path, settings: dict) -> Path:
-    """Reserve ``directory`` for one configuration, or verify that it is already reserved for it.
-
-    The settings are stored in ``settings.json``. A second run with the same settings resumes; other
-    settings are refused.
-
-    Raises:
-        InputError: the directory holds the output of another configuration, or is not writable.
-    """
-    directory = as_path(directory)
-    wanted = json.loads(json.dumps(settings))
-    path = directory / "settings.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path} is damaged ({error}). Choose another output directory, or delete this one."
-            ) from error
-        if changed := difference(found, wanted):
-            raise InputError(
-                f"{directory} holds the output of another configuration ({changed}). "
-                "Choose another output directory, or delete this one to start over."
-            )
-        return directory
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {directory} ({error}). Choose another output directory."
-        ) from error
-    return directory
-
-
-def difference(found: dict, wanted: dict) -> str:
-    """The differences between existing and requested settings, compared as JSON; empty if equal."""
-    found, wanted = json.loads(json.dumps([found, wanted]))
-    changed = sorted(
-        key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
-    )
-    return "; ".join(
-        f"{key}: found {_short(found.get(key))}, requested {_short(wanted.get(key))}"
-        for key in changed
-    )
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def from_json(kind: type, values: dict):
     """A configuration of ``kind`` from JSON values, with lists converted to tuples."""
     return kind(
@@ -437,10 +440,3 @@ def from_json(kind: type, values: dict):
             for name, value in values.items()
         }
     )
-
-
-def write_json(path: Path, value) -> None:
-    """Write JSON atomically: readers see either the old or the new file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)

@@ -3,7 +3,8 @@ folders."""
 
 from pathlib import Path
 
-from percepiano_ast.config import FrontEnd, InputError, ModelConfig, Statistics, from_json
+from percepiano_ast.config import FrontEnd, ModelConfig, Statistics, from_json
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.weights import Weights, read_weights, write_weights
 from percepiano_ast.training.checkpoints import open_latest
 

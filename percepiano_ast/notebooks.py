@@ -10,7 +10,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.errors import InputError, RunFailed
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = (

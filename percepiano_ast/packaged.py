@@ -18,10 +18,11 @@ from safetensors.numpy import save_file
 
 from percepiano_ast import audio, score
 from percepiano_ast.baselines.portable import Regressors
-from percepiano_ast.config import InputError
 from percepiano_ast.data import download
 from percepiano_ast.decoding import decode
 from percepiano_ast.descriptors import DESCRIPTORS, describe
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import sha256_of
 from percepiano_ast.performance import Performance, trimmed
 from percepiano_ast.targets import ONSET_FROM
 from percepiano_ast.transcription import Listener
@@ -252,7 +253,7 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
             f"{place}: a URL without a checksum. Append #sha256= and the file's 64-digit SHA-256"
         )
     path = Path(cache) / f"{wanted[:16]}.safetensors"
-    if path.exists() and download.sha256_of(path) == wanted:
+    if path.exists() and sha256_of(path) == wanted:
         return path
     if (found := download.download(url, path)) != wanted:
         path.unlink()

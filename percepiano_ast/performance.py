@@ -14,7 +14,7 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 # pretty_midi imports pyfluidsynth if installed, which prints the path of its library; standard
 # output is reserved for results.

@@ -14,16 +14,16 @@ from percepiano_ast import audio
 from percepiano_ast.config import (
     FinetuneConfig,
     FrontEnd,
-    InputError,
     ModelConfig,
     Statistics,
-    as_path,
-    choose,
     from_json,
+    lookup,
 )
 from percepiano_ast.data import batches
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import as_path
 from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
@@ -227,7 +227,7 @@ def _model_directory(home: Path, model: str) -> Path:
     if not names:
         raise InputError(f"no model in {home}. Run {MADE_BY} first")
     if model:
-        return choose({name: home / name for name in names}, model, "model")
+        return lookup({name: home / name for name in names}, model, "model")
     wanted = [name for name in names if name.endswith("-ssast")] or names
     if len(wanted) > 1:
         raise InputError(f"{home} has several models: {', '.join(wanted)}. Choose one with --model")

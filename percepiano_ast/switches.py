@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import FinetuneConfig, InputError, choose, say
+from percepiano_ast.config import FinetuneConfig, lookup
 from percepiano_ast.data import predictions
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import seeds as over_seeds
 from percepiano_ast.evaluation import table
+from percepiano_ast.files import echo
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.folds import fit_heads, steps_of_epoch
 
@@ -153,7 +155,7 @@ def study(
     *,
     seeds: tuple[int, ...] = (0, 1, 2),
     inner: int | None = None,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> pd.DataFrame:
     """Predictions of all variants with all seeds, in one table.
 
@@ -171,7 +173,7 @@ def study(
         )
     folds = material.folds
     if inner is not None:
-        choose(dict.fromkeys(map(str, sorted(set(folds.values())))), str(inner), "outer fold")
+        lookup(dict.fromkeys(map(str, sorted(set(folds.values())))), str(inner), "outer fold")
         folds = {clip: number for clip, number in folds.items() if number != inner}
     tables = []
     for (switch, choice), config in variants(

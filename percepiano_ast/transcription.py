@@ -21,16 +21,16 @@ from safetensors.numpy import save_file
 from percepiano_ast.config import (
     Execution,
     FrontEnd,
-    InputError,
     ModelConfig,
     PretrainConfig,
     Statistics,
     from_json,
-    say,
 )
 from percepiano_ast.data.windows import pad_window, window_starts
 from percepiano_ast.decoding import Heard, cross_fade, decode
 from percepiano_ast.descriptors import describe
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import echo
 from percepiano_ast.models.heads import patch_validity
 from percepiano_ast.models.transcription import STEP, Transcriber
 from percepiano_ast.performance import Performance, trimmed
@@ -85,7 +85,7 @@ class Listener:
         self._hear = jax.jit(hear)
 
     @classmethod
-    def open(cls, pretrained: str | Path, log: Callable[[str], None] = say) -> "Listener":
+    def open(cls, pretrained: str | Path, log: Callable[[str], None] = echo) -> "Listener":
         """The model in the newest checkpoint of the pre-training in ``pretrained``.
 
         Raises:
@@ -215,7 +215,7 @@ class Listener:
         )
 
     def listen_all(
-        self, clips: Sequence[np.ndarray], log: Callable[[str], None] = say
+        self, clips: Sequence[np.ndarray], log: Callable[[str], None] = echo
     ) -> list[Performance | None]:
         """The transcription of each recording, with progress reported to ``log``."""
         found = []
@@ -229,7 +229,7 @@ class Listener:
 
 
 def describe_all(
-    performances: Sequence[Performance | None], log: Callable[[str], None] = say
+    performances: Sequence[Performance | None], log: Callable[[str], None] = echo
 ) -> Described:
     """`DESCRIPTORS` of transcribed performances; the number of recordings without notes is reported
     to ``log``.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from percepiano_ast.alignment import chord_means, chords, tempo_curve
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import PEDAL, SUSTAIN, UNA_CORDA, Performance
 
 DOWN = 64  # controller value from which a pedal is down, as in the MIDI standard and FluidSynth

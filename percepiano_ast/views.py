@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from percepiano_ast import audio, plots, report, targets, transcription
-from percepiano_ast.config import PRETRAININGS, InputError, Statistics, as_path
+from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
     maestro,
@@ -23,9 +23,11 @@ from percepiano_ast.data import (
 )
 from percepiano_ast.data.performances import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability, summary
 from percepiano_ast.evaluation.table import fold_column, load_index
 from percepiano_ast.explain import maps
+from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater, names_of_models

@@ -25,7 +25,8 @@ import optax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is not installed
 
 from percepiano_ast import audio
-from percepiano_ast.config import KALDI, FrontEnd, InputError, ModelConfig
+from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import convert, ssast
 from percepiano_ast.models.ast import Classifier
 from percepiano_ast.training.state import published_optimizer

@@ -24,46 +24,48 @@ FLOORS = {
     "": 0,
     "config": 0,
     "dimensions": 0,
-    # the switches of fine-tuning; config, which has no lines left, hands them on
-    "finetune_config": 0,
-    "workers": 0,  # of the standard library alone, so that a worker process starts fast
+    "errors": 0,
+    "files": 0,
     "audio": 1,
     "performance": 1,
     "synthesis": 1,
-    "plots": 1,
     # Performances in, performances and moments out: notes alone, no sound.
     "alignment": 1,
     "variations": 1,
     "descriptors": 1,  # a performance in, named numbers out: notes and pedals alone
     "decoding": 1,  # what was heard in each step in, notes and pedals out: arrays alone
     "targets": 1,  # a performance in, what is to be heard in each frame out
+    "music": 2,
     "evaluation": 2,
     "score": 2,  # performances and scores in, named numbers out: notes alone, no sound and no model
-    "data": 3,
-    "models": 4,
-    "training": 5,
+    "plots": 3,
+    "data": 4,
+    "models": 5,
+    "training": 6,
     # what is fitted without an encoder: beside training, but with scikit-learn and pandas
-    "baselines": 5,
-    "exchange": 6,
-    "explain": 6,
-    "listening": 6,
-    "packaged": 6,
-    "rating": 6,
-    "recording": 6,
-    "report": 6,
-    "suite": 6,
-    "transcription": 6,
-    "views": 6,
-    "switches": 6,  # a study of rating heads: trains, and compares by evaluation
-    "commands": 7,
-    "bench": 7,
-    "colab": 7,
-    "notebooks": 7,
-    "__main__": 8,
+    "baselines": 6,
+    "exchange": 7,
+    "explain": 7,
+    "studies": 7,
+    "listening": 7,
+    "packaged": 7,
+    "rating": 7,
+    "recording": 7,
+    "report": 7,
+    "suite": 7,
+    "transcription": 7,
+    "views": 7,
+    "switches": 7,  # a study of rating heads: trains, and compares by evaluation
+    "commands": 8,
+    "bench": 8,
+    "colab": 8,
+    "notebooks": 8,
+    "__main__": 9,
 }
 # The only rooms that look across on their own floor: who -> whom.
 NEIGHBOURS = {
-    ("config", "finetune_config"),
+    ("config", "errors"),
+    ("files", "errors"),
     ("synthesis", "performance"),
     ("synthesis", "audio"),
     ("alignment", "performance"),

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import asap, renderings
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 
 PIECES, PERFORMANCES = 13, 2

@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from percepiano_ast import audio, synthesis
-from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd, InputError
+from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 
 FRONT_END = FrontEnd()

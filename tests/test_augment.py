@@ -8,9 +8,10 @@ import pytest
 
 from percepiano_ast import synthesis
 from percepiano_ast.audio import dequantize, log_mel, quantize
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import augment, batches, variants
 from percepiano_ast.data.augment import AST, Augmentation, augmented
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL
 
 SHAPE = (6, 200, 128)

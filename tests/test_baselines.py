@@ -13,9 +13,10 @@ from sklearn.ensemble import ExtraTreesRegressor
 from percepiano_ast import suite, synthesis
 from percepiano_ast.__main__ import main
 from percepiano_ast.baselines import features, identity, run, statistics
-from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.config import PRESETS
 from percepiano_ast.data import demo, percepiano, percepiano_files
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import table
 from percepiano_ast.models import baselines as networks
 

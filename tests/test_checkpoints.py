@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from percepiano_ast.config import FinetuneConfig, InputError
+from percepiano_ast.config import FinetuneConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.training import packing, pieces
 from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
 from percepiano_ast.training.courier import Courier

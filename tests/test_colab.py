@@ -20,8 +20,9 @@ from servers import StorageEmulator
 
 from percepiano_ast import colab, suite, views
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import PRESETS, InputError, RunFailed
+from percepiano_ast.config import PRESETS
 from percepiano_ast.data import manifest
+from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training.checkpoints import Checkpoints, listing
 from percepiano_ast.training.stores import open_store
 

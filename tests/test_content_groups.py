@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import InputError
 from percepiano_ast.data import content_groups, percepiano
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.table import load_index
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from percepiano_ast.config import KALDI, FrontEnd, InputError, ModelConfig, Statistics
+from percepiano_ast.config import KALDI, FrontEnd, ModelConfig, Statistics
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, convert, ssast, weights
 
 SMALL = ModelConfig("custom", width=64, depth=2, num_heads=1, n_mels=32, n_frames=96)

@@ -11,7 +11,6 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tiny import FRONT_END, STATISTICS, shard_set
 
 from percepiano_ast.audio import dequantize
-from percepiano_ast.config import InputError
 from percepiano_ast.data import records
 from percepiano_ast.data.batches import (
     RatedClips,
@@ -22,6 +21,7 @@ from percepiano_ast.data.batches import (
     pretrain_batches,
 )
 from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.errors import InputError
 from percepiano_ast.training.state import normalise
 
 LENGTHS = (2500, 256, 1300, 511, 2047)

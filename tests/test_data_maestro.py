@@ -29,9 +29,10 @@ from archives import (
 )
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError, RunFailed
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import maestro, shards, tables
 from percepiano_ast.data.batches import grain  # imported without its warning
+from percepiano_ast.errors import InputError, RunFailed
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from percepiano_folder import (
 )
 
 from percepiano_ast import audio, synthesis
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import (
     batches,
     build,
@@ -38,6 +38,7 @@ from percepiano_ast.data import (
 from percepiano_ast.data.percepiano_files import ClipName
 from percepiano_ast.data.splits import fold_of_clip
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 
 FRONT_END = FrontEnd()
 

@@ -18,7 +18,8 @@ import pytest
 import soundfile
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
+from percepiano_ast.errors import InputError
 
 RATE = FrontEnd().sample_rate
 

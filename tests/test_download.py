@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import audioset, retry
+from percepiano_ast.errors import InputError
 
 
 class Server(http.server.BaseHTTPRequestHandler):

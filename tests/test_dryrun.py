@@ -8,7 +8,8 @@ import os
 import pytest
 from tiny import MODEL, PRETRAIN
 
-from percepiano_ast.config import PRESETS, Execution, InputError, Preset
+from percepiano_ast.config import PRESETS, Execution, Preset
+from percepiano_ast.errors import InputError
 from percepiano_ast.training import dryrun
 
 BASE = PRESETS["base"]

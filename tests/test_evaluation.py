@@ -13,8 +13,9 @@ import pytest
 from predictions import make_index, make_predictions
 
 from percepiano_ast import plots
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import (
     Settings,
     evaluate,

@@ -8,8 +8,8 @@ from predictions import make_index, make_predictions, pair, scored, value
 from scipy import integrate, stats
 from sklearn.metrics import mean_absolute_error, r2_score
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS, group_indices
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import calibration, contrasts, metrics, scores, table
 
 

@@ -12,7 +12,8 @@ from tiny import FINETUNE, PRETRAIN
 
 from percepiano_ast import packaged, suite
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.config import PRESETS
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 
 pytestmark = pytest.mark.slow

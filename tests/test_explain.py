@@ -14,8 +14,8 @@ from tiny import CLIPS, compiled_once, embed, finetuning, fold_to
 
 from percepiano_ast import audio, explain, rating
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
 from percepiano_ast.models.attribution import Listener
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi

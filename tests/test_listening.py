@@ -17,9 +17,9 @@ from tiny import CLIPS, compiled_once, embed, finetuning
 from percepiano_ast import rating
 from percepiano_ast.__main__ import main
 from percepiano_ast.audio.conditions import CONDITIONS
-from percepiano_ast.config import InputError
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import listening, table
 from percepiano_ast.evaluation.listening import EXPECTED, Comparison
 from percepiano_ast.listening import raters, run

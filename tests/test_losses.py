@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny import FINETUNE, RATINGS, TRAIN, compiled_once
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import predictions
 from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, group_indices
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import heads
 from percepiano_ast.training import losses
 from percepiano_ast.training.folds import Targets

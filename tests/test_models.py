@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from percepiano_ast.config import MODELS, InputError, ModelConfig
+from percepiano_ast.config import MODELS, ModelConfig
 from percepiano_ast.dimensions import KEYS, group_indices
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, baselines, heads, ssast
 from percepiano_ast.models.transformer import Compute
 

@@ -21,16 +21,9 @@ from matplotlib.figure import Figure
 
 from percepiano_ast import colab, notebooks, plots, suite, synthesis, views
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import (
-    AUDIOSET,
-    KALDI,
-    PRESETS,
-    FrontEnd,
-    InputError,
-    ModelConfig,
-    Statistics,
-)
+from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, weights
 from percepiano_ast.performance import read_midi, trimmed
 from percepiano_ast.training.checkpoints import open_latest

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 import soundfile
 
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import batches, demo, own
 from percepiano_ast.data.splits import fold_of_clip
+from percepiano_ast.errors import InputError
 
 RATE = 22_050
 

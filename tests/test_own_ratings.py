@@ -15,8 +15,9 @@ from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
 from percepiano_ast import plots, rating, suite, views
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import PRESETS, InputError
+from percepiano_ast.config import PRESETS
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import own as evaluation
 from percepiano_ast.listening.raters import RunRater
 from percepiano_ast.models.heads import RatingHead

@@ -32,9 +32,10 @@ from tiny import (
     without_seconds,
 )
 
-from percepiano_ast.config import Execution, InputError
+from percepiano_ast.config import Execution
 from percepiano_ast.data.batches import pretrain_batches
 from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.errors import InputError
 from percepiano_ast.training import parallel
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import Pretraining

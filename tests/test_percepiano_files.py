@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from percepiano_folder import CLIPS, write_clip, write_folder
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import percepiano, percepiano_files
 from percepiano_ast.data.percepiano_files import COMMIT, ClipName
+from percepiano_ast.errors import InputError
 
 
 @pytest.fixture

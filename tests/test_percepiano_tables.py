@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import demo, percepiano, percepiano_tables
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 
 
 @pytest.fixture

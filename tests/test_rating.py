@@ -11,8 +11,8 @@ import soundfile
 from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, finetuning, fold_to
 
 from percepiano_ast import audio, rating
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.explain.maps import listener
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest

@@ -20,8 +20,8 @@ from tiny import compiled_once
 import percepiano_ast
 from percepiano_ast import audio, packaged, recording, synthesis
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import table
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.recording import page, rating

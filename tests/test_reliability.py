@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import InputError
 from percepiano_ast.data.percepiano import read_labels
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability, table
 
 # Shrout & Fleiss (1979), table 2: six targets, four judges; the correlations are those of their

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 from servers import RangeServer, StorageEmulator
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import retry, stores
 from percepiano_ast.data.remote import RemoteFile, Unreachable
+from percepiano_ast.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 END = 65_557  # bytes of the first request

@@ -11,8 +11,9 @@ from test_variations import play
 
 from percepiano_ast import synthesis
 from percepiano_ast.audio import log_mel, quantize
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data.renderings import Renderings, level
+from percepiano_ast.errors import InputError
 
 RATE = 22_050
 

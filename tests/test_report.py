@@ -13,8 +13,8 @@ from predictions import make_index, make_predictions
 
 from percepiano_ast import plots, report
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import Settings, evaluate, others, reliability, summary, table
 from percepiano_ast.report import answers, comparison
 

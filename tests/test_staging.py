@@ -31,8 +31,8 @@ from array_record.python import array_record_module
 from servers import RangeServer, StorageEmulator
 
 from percepiano_ast.__main__ import main
-from percepiano_ast.config import InputError, RunFailed
 from percepiano_ast.data import maestro, manifest, records, shards, sources, staging
+from percepiano_ast.errors import InputError, RunFailed
 
 # Shards of half a minute, so that there are several; servers are asked again soon. Workers run this
 # file too.

@@ -27,7 +27,7 @@ from tiny import (
     windows_from,
 )
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import lora
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training import history, strategies

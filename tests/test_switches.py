@@ -9,8 +9,8 @@ import pytest
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
 from percepiano_ast import switches
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.training.finetune import Finetuning
 
 

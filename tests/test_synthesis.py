@@ -11,7 +11,7 @@ import pytest
 
 from percepiano_ast import synthesis
 from percepiano_ast.audio import log_mel
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import LEAD, NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
 
 RATE = 22_050

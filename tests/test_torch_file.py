@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from test_convert import assert_equal, params_of, shapes_of
 
-from percepiano_ast.config import AUDIOSET, KALDI, MODELS, InputError, ModelConfig
+from percepiano_ast.config import AUDIOSET, KALDI, MODELS, ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import convert, torch_file, weights
 
 

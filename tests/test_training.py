@@ -43,8 +43,9 @@ from tiny import (
 )
 
 from percepiano_ast.audio import dequantize, quantize
-from percepiano_ast.config import Execution, FrontEnd, InputError, Statistics
+from percepiano_ast.config import Execution, FrontEnd, Statistics
 from percepiano_ast.data.batches import clip_windows
+from percepiano_ast.errors import InputError
 from percepiano_ast.training import history
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
 from percepiano_ast.training.pretrain import Pretraining, reconstruction

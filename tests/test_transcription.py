@@ -23,9 +23,10 @@ from tiny import (
 )
 
 from percepiano_ast import rating
-from percepiano_ast.config import PRESETS, InputError, PretrainConfig
+from percepiano_ast.config import PRESETS, PretrainConfig
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import heard, transcription
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
 from percepiano_ast.rating import Rater, require_explained

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from percepiano_ast import alignment, variations
-from percepiano_ast.config import InputError
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.data.tunes import RATED
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import (
     NOTE,
     PEDAL,

@@ -13,7 +13,7 @@ import scipy.signal
 import soundfile
 
 from percepiano_ast.audio.tuning import retuned
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 # MP3 at 16 to 24 kHz is MPEG-2 layer III; libsndfile takes its bit rate as a share of this range.
 _MP3_RATES = (16_000, 22_050, 24_000)

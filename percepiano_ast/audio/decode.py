@@ -11,7 +11,7 @@ import numpy as np
 import soxr
 
 from percepiano_ast.audio import ffmpeg, sndfile
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 SILENCE_DB = -80.0  # dBFS: a recording whose peak is below this is silent
 MIN_SECONDS = 1.0

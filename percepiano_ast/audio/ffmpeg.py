@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 
 class Decoder:

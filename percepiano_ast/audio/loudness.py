@@ -3,7 +3,7 @@ of the microphone."""
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 LOUDNESS = -23.0  # LUFS: EBU R 128's
 # RMS level of the white noise bed added to every recording, re full scale: 42 dB below the music,

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import scipy.sparse
 
-from percepiano_ast.config import KALDI, FrontEnd, InputError
+from percepiano_ast.config import KALDI, FrontEnd
+from percepiano_ast.errors import InputError
 
 _MEL_FRAMES = 256  # STFT frames per block: their spectra fit in the CPU cache
 _PREEMPHASIS = 0.97  # Kaldi's

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # data lengths declared by encoders that write to a pipe
 _UNKNOWN_FORMAT = (1, 4)  # libsndfile's error codes for an unknown container or codec

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import alignment, audio, descriptors, performance, score
-from percepiano_ast.config import InputError, RunFailed
 from percepiano_ast.data.renderings import Renderings
-from percepiano_ast.workers import die_with_parent
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import end_with_parent
 
 SAMPLE_RATE = 22_050
 _FEW = 8  # up to this number of clips, no worker processes are started
@@ -217,7 +217,7 @@ def _made(
     # Forking is unsafe with JAX's threads.
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
             for clip, values in zip(todo, pool.map(hear, *columns, chunksize=_FEW), strict=True):
                 rows[clip] = tuple(values[name] for name in names)
                 yield clip

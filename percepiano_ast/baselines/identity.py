@@ -24,7 +24,7 @@ PercePiano's ``player`` numbers are.
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.table import fold_column
 
 # Factors of each baseline.

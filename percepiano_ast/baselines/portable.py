@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 # standard deviations at which features are clipped, to avoid extrapolation from outliers
 _EXTREME = 4.0

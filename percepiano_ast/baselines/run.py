@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.baselines import features, identity, statistics
-from percepiano_ast.config import InputError, claim_directory
 from percepiano_ast.data import demo, percepiano, predictions, splits
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import table
+from percepiano_ast.files import claim_directory
 from percepiano_ast.models import baselines as networks
 
 STATISTICS = ("audio-stats", "midi-stats", "midi-stats+score")

@@ -24,7 +24,7 @@ from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold, ParameterGrid
 
 from percepiano_ast.baselines.portable import standard
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 INNER_FOLDS = 3
 TREES = 300

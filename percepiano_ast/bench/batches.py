@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast.bench.timing import medians
-from percepiano_ast.config import PRESETS, FrontEnd, InputError
+from percepiano_ast.config import PRESETS, FrontEnd
 from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.data.batches import normalised, pretrain_batches
 from percepiano_ast.data.staging import Job
+from percepiano_ast.errors import InputError
 from percepiano_ast.suite import workers
 
 N_FRAMES, BATCH = PRESETS["base"].model.n_frames, PRESETS["base"].pretrain.batch_size

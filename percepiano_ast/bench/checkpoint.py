@@ -17,7 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from percepiano_ast.bench.timing import medians
-from percepiano_ast.config import PRESETS, Execution, InputError, RunFailed, Statistics
+from percepiano_ast.config import PRESETS, Execution, Statistics
+from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training.checkpoints import Checkpoints, shown
 from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.pretrain import Pretraining

@@ -16,8 +16,8 @@ import soundfile
 
 from percepiano_ast import audio
 from percepiano_ast.bench.timing import medians
-from percepiano_ast.config import InputError
 from percepiano_ast.data import demo
+from percepiano_ast.errors import InputError
 from percepiano_ast.packaged import Packaged
 from percepiano_ast.suite import workers
 from percepiano_ast.transcription import BATCH, Listener

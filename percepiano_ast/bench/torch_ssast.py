@@ -14,7 +14,8 @@ Raises:
     InputError: on import, if PyTorch is missing.
 """
 
-from percepiano_ast.config import InputError, ModelConfig, PretrainConfig
+from percepiano_ast.config import ModelConfig, PretrainConfig
+from percepiano_ast.errors import InputError
 
 try:
     import torch

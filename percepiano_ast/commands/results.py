@@ -32,7 +32,8 @@ def _evaluate(arguments):
 
 def _experiment(arguments):
     from percepiano_ast import suite
-    from percepiano_ast.config import PRESETS, InputError, choose
+    from percepiano_ast.config import PRESETS, lookup
+    from percepiano_ast.errors import InputError
 
     names = ("midi", "percepiano", "hours", "unseen")
     lists = ("voices", "pianos", "starts", "judged", "protocols")
@@ -54,7 +55,7 @@ def _experiment(arguments):
             f"--set {own[0]} is not available in experiment; use --seeds, --unseen or --epochs."
         )
     preset = (
-        suite.Run(choose(PRESETS, arguments.preset, "preset"), Path(arguments.out))
+        suite.Run(lookup(PRESETS, arguments.preset, "preset"), Path(arguments.out))
         .switched(arguments.set)
         .preset
     )

@@ -1,13 +1,14 @@
 """Options shared by several commands."""
 
-from percepiano_ast.config import PRESETS, as_path, choose
+from percepiano_ast.config import PRESETS, lookup
+from percepiano_ast.files import as_path
 
 
 def run_of(arguments):
     """The run given by ``--preset``, ``--out`` and ``--store``."""
     from percepiano_ast.suite import Run
 
-    preset = choose(PRESETS, arguments.preset, "preset")
+    preset = lookup(PRESETS, arguments.preset, "preset")
     return Run(
         preset,
         as_path(arguments.out or f"runs/{preset.name}"),
@@ -41,5 +42,5 @@ def add_set(command, such_as: str) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"setting of fine-tuning, such as {such_as}; repeatable; see finetune_config.py",
+        help=f"setting of fine-tuning, such as {such_as}; repeatable; see config.FinetuneConfig",
     )

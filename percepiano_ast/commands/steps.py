@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from percepiano_ast.commands.shared import add_run, add_set, add_store, run_of
-from percepiano_ast.config import PRESETS, PRETRAININGS, InputError, choose
+from percepiano_ast.config import PRESETS, PRETRAININGS, lookup
+from percepiano_ast.errors import InputError
 
 EXECUTION = ("precision", "accumulate", "remat", "attention", "shard_params")
 
@@ -14,7 +15,7 @@ EXECUTION = ("precision", "accumulate", "remat", "attention", "shard_params")
 def _notebooks(arguments):
     from percepiano_ast import notebooks
 
-    choose(PRESETS, arguments.preset, "preset")
+    lookup(PRESETS, arguments.preset, "preset")
     out = Path(arguments.out or f"runs/{arguments.preset}").resolve()
     home = notebooks.FOLDER.parent
     # Notebooks run in the repository and show paths relative to it.

@@ -6,7 +6,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from percepiano_ast.config import InputError, choose
+from percepiano_ast.config import lookup
+from percepiano_ast.errors import InputError
 
 
 def _rate(arguments):
@@ -115,7 +116,7 @@ def _explain(arguments):
 def _bench(arguments):
     from percepiano_ast import bench
 
-    for line in choose(bench.BENCHMARKS, arguments.name, "benchmark")():
+    for line in lookup(bench.BENCHMARKS, arguments.name, "benchmark")():
         print(json.dumps(line), flush=True)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import synthesis
-from percepiano_ast.config import InputError
 from percepiano_ast.data import maestro
 from percepiano_ast.data.renderings import Renderings
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
 
 SAMPLE_RATE = 22_050

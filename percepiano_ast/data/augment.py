@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 _MIX = 10.0  # both parameters of mixup's Beta distribution, as in AST: mostly near a half
 

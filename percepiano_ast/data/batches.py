@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from absl import logging
 
-from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.config import FrontEnd, Statistics
 from percepiano_ast.data.hearing import Hearing
 from percepiano_ast.data.records import Recordings
 from percepiano_ast.data.shards import ShardSet
 from percepiano_ast.data.windows import pad_window, window_starts
+from percepiano_ast.errors import InputError
 
 # On import grain warns about the profiling of worker processes; none are used here.
 _verbosity = logging.get_verbosity()

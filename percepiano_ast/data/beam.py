@@ -10,9 +10,9 @@ versions of loaded packages.
 
 from collections.abc import Callable
 
-from percepiano_ast.config import InputError, RunFailed
 from percepiano_ast.data.shards import Shard
 from percepiano_ast.data.staging import Job
+from percepiano_ast.errors import InputError, RunFailed
 
 
 def run(

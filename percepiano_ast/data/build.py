@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError, RunFailed
 from percepiano_ast.data import beam, manifest, shards
 from percepiano_ast.data.shards import Item, Shard
 from percepiano_ast.data.staging import Job, LocalRun
+from percepiano_ast.errors import InputError, RunFailed
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import percepiano
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import Performance, read_midi
 
 GRAM = 8

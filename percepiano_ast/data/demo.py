@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 import soundfile
 
-from percepiano_ast.config import claim_directory, write_json
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.tunes import RATED, UNRATED, Tune
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.files import claim_directory, write_json
 from percepiano_ast.performance import (
     NOTE,
     PEDAL,

@@ -5,7 +5,6 @@ store (``X-Linked-ETag``). Other servers state only a length.
 """
 
 import email.message
-import hashlib
 import re
 import time
 import urllib.error
@@ -13,17 +12,12 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import retry
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import sha256_of
 
 _BLOCK = 2**20
 _LOG_EVERY = 5.0  # seconds
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(url: str, path: str | Path, *, log: Callable[[str], None] = print) -> str:

@@ -21,9 +21,11 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError, as_path, choose, claim_directory
+from percepiano_ast.config import FrontEnd, lookup
 from percepiano_ast.data import build, performances, shards, sources, tables
 from percepiano_ast.data.staging import Job
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import as_path, claim_directory
 from percepiano_ast.performance import read_midi
 
 MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
@@ -160,7 +162,7 @@ def preprocess(
         RunFailed: unusable recordings, a full disk, a source that stopped responding; finished work
             is kept.
     """
-    choose(shards.DTYPES, stored, "storage format of levels")
+    lookup(shards.DTYPES, stored, "storage format of levels")
     if not isinstance(as_path(out), Path) and not work.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
     table = tables.read_table(_open(str(where)))

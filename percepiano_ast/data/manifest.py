@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from percepiano_ast.config import InputError, RunFailed, write_json
-from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.shards import MANIFEST, VERSION, chunk_count, size_of
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import sha256_of, write_json
 
 
 def _files(directory: Path, below: str = "") -> Iterator[str]:

@@ -18,10 +18,11 @@ import pandas as pd
 from sklearn.model_selection import GroupKFold
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import sources
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.dimensions import Questionnaire
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.reading import content_of
 from percepiano_ast.evaluation.table import read_csv
 

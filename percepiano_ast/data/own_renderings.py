@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import audio
-from percepiano_ast.config import InputError
 from percepiano_ast.data import sources
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import LEAD, Performance
 from percepiano_ast.synthesis import TAIL
 

@@ -20,7 +20,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError, claim_directory
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import build, percepiano_tables, shards, variants
 from percepiano_ast.data.own_renderings import OWN, OwnRenderings
 from percepiano_ast.data.percepiano_files import (
@@ -39,7 +39,9 @@ from percepiano_ast.data.percepiano_files import (
 from percepiano_ast.data.renderings import Renderings, level
 from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import published, table
+from percepiano_ast.files import claim_directory
 from percepiano_ast.performance import read_midi, trimmed
 
 __all__ = [

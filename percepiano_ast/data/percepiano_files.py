@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from percepiano_ast.config import PERCEPIANO_URL, InputError
+from percepiano_ast.config import PERCEPIANO_URL
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.reliability import RATERS
 
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data.percepiano_files import LABELS, RATERS, find_midi, read_labels
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import read_csv
 from percepiano_ast.performance import read_midi, trimmed

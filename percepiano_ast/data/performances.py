@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 
 FILE = "performances.npz"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.table import COLUMNS
 
 

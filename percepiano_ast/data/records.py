@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data.shards import DTYPES, ShardSet, chunk_count
+from percepiano_ast.errors import InputError
 
 _REMEDY = "Run `percepiano preprocess --verify` to list all damage."
 

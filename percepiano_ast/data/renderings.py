@@ -18,9 +18,9 @@ import numpy as np
 import soundfile
 
 from percepiano_ast import audio, synthesis
-from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import end_with_parent
 from percepiano_ast.performance import Performance
-from percepiano_ast.workers import die_with_parent
 
 # A louder variant may exceed full scale, so files are scaled by 0.5: clipping starts at twice full
 # scale.
@@ -103,7 +103,7 @@ class Renderings:
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(
-                workers, mp_context=context, initializer=die_with_parent
+                workers, mp_context=context, initializer=end_with_parent
             ) as pool:
                 start = shown = time.monotonic()
                 for count, _ in enumerate(pool.map(render, todo.items(), chunksize=_FEW), 1):

@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from percepiano_ast.config import FrontEnd, InputError, Statistics
+from percepiano_ast.config import FrontEnd, Statistics
+from percepiano_ast.errors import InputError
 
 VERSION = "2.0.0"
 MANIFEST = "manifest.json"  # written last: a data set with this file is complete

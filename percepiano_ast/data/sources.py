@@ -10,8 +10,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data.remote import RemoteFile, Unreachable
+from percepiano_ast.errors import InputError
 
 # Formats of libsndfile and of ffmpeg.
 AUDIO_SUFFIXES = frozenset(

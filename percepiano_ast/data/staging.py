@@ -25,14 +25,14 @@ import numpy as np
 from array_record.python import array_record_module
 from etils import epath
 
-from percepiano_ast.config import FrontEnd, InputError, RunFailed, write_json
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import records, shards
-from percepiano_ast.data.download import sha256_of
 from percepiano_ast.data.progress import Progress
 from percepiano_ast.data.remote import Unreachable
 from percepiano_ast.data.shards import Item, Shard
 from percepiano_ast.data.sources import Damaged
-from percepiano_ast.workers import die_with_parent
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import end_with_parent, sha256_of, write_json
 
 GIVE_UP_AFTER = 3  # consecutive recordings that the source did not deliver
 
@@ -264,7 +264,7 @@ class LocalRun:
         size = max(min(self.workers, len(todo) + len(missing)), 1)
         try:
             with ProcessPoolExecutor(
-                size, mp_context=context, initializer=die_with_parent
+                size, mp_context=context, initializer=end_with_parent
             ) as self.pool:
                 try:
                     self._stage_all(missing, todo)

@@ -12,8 +12,8 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
-from percepiano_ast.config import InputError
 from percepiano_ast.data import retry
+from percepiano_ast.errors import InputError
 
 SCHEMES = "https://, http:// or gs://BUCKET/OBJECT"
 _GOOGLE = "https://storage.googleapis.com"  # for public files, without gcsfs

@@ -9,9 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from percepiano_ast import audio
-from percepiano_ast.config import InputError
 from percepiano_ast.data import sources
 from percepiano_ast.data.sources import Archive, Folder
+from percepiano_ast.errors import InputError
 
 COLUMNS = (
     "canonical_composer",

@@ -14,7 +14,7 @@ import librosa
 import numpy as np
 
 from percepiano_ast.audio.conditions import CONDITIONS, HELD_OUT_ROOM
-from percepiano_ast.config import choose
+from percepiano_ast.config import lookup
 from percepiano_ast.performance import Performance
 from percepiano_ast.variations import HIGHEST, LOWEST, PARAMETERS
 
@@ -108,7 +108,7 @@ def named(synthesizer: str) -> tuple[str, Variant | None]:
         InputError: an unknown variant.
     """
     synthesizer, _, variant = synthesizer.partition(SEPARATOR)
-    return synthesizer, choose(VARIANTS, variant, "variant") if variant else None
+    return synthesizer, lookup(VARIANTS, variant, "variant") if variant else None
 
 
 def rng_of(clip: str, variant: Variant, seed: int = 0) -> np.random.Generator:

@@ -4,8 +4,8 @@ noise ceiling."""
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals
 from percepiano_ast.evaluation.scores import by_group, rows, without_each_group
 from percepiano_ast.evaluation.table import SCOPES, Run

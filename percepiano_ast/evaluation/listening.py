@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals, metrics
 from percepiano_ast.evaluation.scores import by_group
 from percepiano_ast.variations import Variation

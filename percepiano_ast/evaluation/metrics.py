@@ -18,7 +18,7 @@ Conventions:
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 METRICS = ("pearson", "spearman", "r2", "mae", "ccc")
 

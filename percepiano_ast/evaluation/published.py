@@ -11,8 +11,8 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 
 # Fractional parts of multiples of the golden ratio: distinct weights, so that swapped dimensions
 # change the sum.

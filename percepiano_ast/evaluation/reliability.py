@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, SCOPES, load_index, read_csv
 
 RATERS = "labels/total_2rounds.csv"

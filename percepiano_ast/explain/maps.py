@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import audio
-from percepiano_ast.config import Execution, FrontEnd, InputError, ModelConfig, choose
+from percepiano_ast.config import Execution, FrontEnd, ModelConfig, lookup
 from percepiano_ast.data.windows import window_starts
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import attribution
 from percepiano_ast.models.heads import Rater as RaterModule
 from percepiano_ast.models.heads import moments_to_embedding
@@ -171,7 +172,7 @@ class Explainer:
         steps: int = attribution.STEPS,
         most_steps: int = MOST_STEPS,
     ):
-        choose(dict.fromkeys(BASELINES), baseline, "baseline")
+        lookup(dict.fromkeys(BASELINES), baseline, "baseline")
         require_explained(rater)
         self.models, self.name, self.baseline = rater.models, rater.name, baseline
         self.steps, self.most_steps = steps, most_steps
@@ -243,7 +244,7 @@ class Explainer:
         """
         dimensions = list(dimensions)
         chosen = [
-            choose({key: i for i, key in enumerate(KEYS)}, key, "dimension") for key in dimensions
+            lookup({key: i for i, key in enumerate(KEYS)}, key, "dimension") for key in dimensions
         ]
         found = self._integrate(recording.level, chosen)
         ratings, baselines, gaps = (

@@ -7,7 +7,8 @@ import pandas as pd
 import pretty_midi
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
+from percepiano_ast.errors import InputError
 from percepiano_ast.explain.maps import Explanation, Recording
 from percepiano_ast.performance import SUSTAIN, Performance
 

@@ -9,8 +9,9 @@ import soundfile
 from matplotlib.figure import Figure
 
 from percepiano_ast import audio
-from percepiano_ast.config import InputError, choose
+from percepiano_ast.config import lookup
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
 from percepiano_ast.explain.maps import METHODS, SECONDS, TOLERANCE, Explainer, Explanation
 from percepiano_ast.explain.notes import check_alignment, note_table
@@ -44,7 +45,7 @@ def explain_files(
     files, rater = list(files), Rater(run, model)
     require_explained(rater)
     for key in dimensions:
-        choose(dict.fromkeys(KEYS), key, "dimension")
+        lookup(dict.fromkeys(KEYS), key, "dimension")
     if midi and len(files) > 1:
         raise InputError(
             f"one MIDI for {len(files)} recordings: give --midi with a single recording."

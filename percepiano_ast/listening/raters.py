@@ -18,9 +18,9 @@ import pandas as pd
 from percepiano_ast import audio, descriptors, packaged, rating, recording
 from percepiano_ast.audio import features as audio_features
 from percepiano_ast.baselines import statistics
-from percepiano_ast.config import InputError
 from percepiano_ast.data import splits
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.packaged import SHIPPED, Packaged
 from percepiano_ast.recording import rate_wave
 

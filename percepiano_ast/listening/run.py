@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.audio.conditions import CONDITIONS
-from percepiano_ast.config import InputError, write_json
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import listening
 from percepiano_ast.evaluation.listening import Comparison
+from percepiano_ast.files import write_json
 from percepiano_ast.listening import raters
 from percepiano_ast.listening.raters import Rate
 from percepiano_ast.performance import Performance, read_midi, trimmed

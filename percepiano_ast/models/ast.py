@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.config import ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.transformer import (
     Compute,
     Mask,

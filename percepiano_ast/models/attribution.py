@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.config import ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, patchify
 from percepiano_ast.models.heads import patch_validity
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 BATCH_SIZE = 64
 _VALIDATION_SHARE = 0.15

@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.config import ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import resize_positions
 
 KINDS = ("ssast_pretrain", "ssast_finetune", "ast", "hf_ast")

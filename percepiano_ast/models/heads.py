@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from percepiano_ast.config import InputError, ModelConfig, choose
+from percepiano_ast.config import HEADS, ModelConfig, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.finetune_config import HEADS
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
 from percepiano_ast.models.encoders import ENCODERS, Geometry
 from percepiano_ast.models.transformer import Compute, token_init
@@ -89,7 +89,7 @@ def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[st
     Raises:
         InputError: unknown ``head``.
     """
-    choose(dict.fromkeys(HEADS), head, "head")
+    lookup(dict.fromkeys(HEADS), head, "head")
     return (
         {"all": tuple(range(len(questionnaire.dimensions)))}
         if head == "joint"

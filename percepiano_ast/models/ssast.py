@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.config import ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
 from percepiano_ast.models.transformer import Compute, layer_norm, per_token, run_blocks, token_init
 

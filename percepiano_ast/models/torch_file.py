@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 _STORAGES: dict[str, np.dtype] = {
     "DoubleStorage": np.dtype("<f8"),

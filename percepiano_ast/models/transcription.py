@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from percepiano_ast.config import InputError, ModelConfig
+from percepiano_ast.config import ModelConfig
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder
 from percepiano_ast.models.transformer import Compute, gelu, layer_norm, per_token
 from percepiano_ast.targets import KEYS, Targets

@@ -22,12 +22,12 @@ from percepiano_ast.config import (
     KALDI,
     MODELS,
     FrontEnd,
-    InputError,
     ModelConfig,
     Statistics,
     from_json,
-    write_json,
 )
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import write_json
 from percepiano_ast.models import convert, torch_file
 from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.ssast import SSAST

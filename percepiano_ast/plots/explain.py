@@ -15,8 +15,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 
-from percepiano_ast.config import FrontEnd, InputError
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import DIMENSIONS
+from percepiano_ast.errors import InputError
 from percepiano_ast.plots.style import DIVERGING, DOWN, FREQUENCIES, UP, Figure
 
 OCTAVES = {f"C{octave}": 440 * 2 ** ((12 * octave + 12 - 69) / 12) for octave in range(4, 9)}

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.plots.style import COLOURS, GREY, LABELS, MARKERS, Figure, clean, styles
 
 SCOPE_NAMES = {

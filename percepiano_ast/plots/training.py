@@ -5,7 +5,7 @@ from itertools import cycle
 import pandas as pd
 from matplotlib.ticker import PercentFormatter
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.plots.style import COLOURS, Figure, clean, require
 
 

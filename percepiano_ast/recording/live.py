@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.packaged import Packaged
 from percepiano_ast.recording.rating import (
     LOWEST_RATE,

@@ -14,8 +14,8 @@ import numpy as np
 
 from percepiano_ast import audio
 from percepiano_ast import score as scores
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import DIMENSIONS, KEYS, Dimension
+from percepiano_ast.errors import InputError
 from percepiano_ast.packaged import SHIPPED, Packaged, fetched
 from percepiano_ast.performance import Performance
 from percepiano_ast.targets import excerpt

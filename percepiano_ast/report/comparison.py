@@ -3,8 +3,8 @@
 import pandas as pd
 
 from percepiano_ast import plots
-from percepiano_ast.config import InputError
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import others, summary
 from percepiano_ast.plots import MOST
 from percepiano_ast.report.answers import SURE

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import Settings, evaluate, reliability, remarks, table
 from percepiano_ast.report import comparison, errors, methods
 from percepiano_ast.report.page import Page

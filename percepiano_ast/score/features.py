@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.alignment import check_share
-from percepiano_ast.config import InputError
 from percepiano_ast.descriptors.view import Descriptor
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import Performance
 from percepiano_ast.score import piece, tempo, touch
 from percepiano_ast.score.matching import match

@@ -15,7 +15,7 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 NOTE = np.dtype(
     [

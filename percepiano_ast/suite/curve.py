@@ -9,8 +9,8 @@ import pandas as pd
 from percepiano_ast import plots
 from percepiano_ast.baselines.portable import standard
 from percepiano_ast.baselines.statistics import GaussianRidge
-from percepiano_ast.config import say
 from percepiano_ast.data import predictions, splits
+from percepiano_ast.files import echo
 from percepiano_ast.suite.judged import Material, listened
 from percepiano_ast.suite.rated import Rated
 from percepiano_ast.suite.run import Run
@@ -25,7 +25,7 @@ _ALPHA, _WIDTH = 0.3, 3.0
 
 
 def learning_curve(
-    run: Run, init: str, folder: str = "", *, source: str = "", log: Callable[[str], None] = say
+    run: Run, init: str, folder: str = "", *, source: str = "", log: Callable[[str], None] = echo
 ) -> Path:
     """Mean r over the dimensions under ``content``, from transcription and sound statistics, by the
     amount of training data.

@@ -15,17 +15,11 @@ import pandas as pd
 
 from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
-from percepiano_ast.config import (
-    PRETRAININGS,
-    InputError,
-    Preset,
-    choose,
-    claim_directory,
-    say,
-    write_json,
-)
+from percepiano_ast.config import PRETRAININGS, Preset, lookup
 from percepiano_ast.data import asap, percepiano, predictions
 from percepiano_ast.data.variants import SEPARATOR
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
@@ -75,7 +69,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         for name in (*self.starts, *self.epochs):
-            choose(dict.fromkeys(STARTS), name, "start")
+            lookup(dict.fromkeys(STARTS), name, "start")
         if self.unseen in (*self.voices, *self.pianos):
             raise InputError(
                 f"the held-out soundfont {self.unseen} is also used for training; choose"
@@ -93,7 +87,7 @@ def run_experiment(
     out: str | Path,
     experiment: Experiment,
     minutes: float = 0.0,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> Path | None:
     """Run all stages that are not complete; returns the report, or None if the time limit was
     reached before.

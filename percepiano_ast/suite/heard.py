@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import transcription
-from percepiano_ast.config import say, write_json
 from percepiano_ast.data import performances
 from percepiano_ast.data.percepiano_files import read_json
+from percepiano_ast.files import echo, write_json
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.suite.rated import Rated
 
@@ -32,7 +32,7 @@ class HeardClips:
     embeddings: np.ndarray | None
     played: list[Performance | None]
 
-    def described(self, log: Callable[[str], None] = say) -> transcription.Described:
+    def described(self, log: Callable[[str], None] = echo) -> transcription.Described:
         """`DESCRIPTORS` of the transcriptions."""
         return transcription.describe_all(self.played, log)
 

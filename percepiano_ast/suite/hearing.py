@@ -7,11 +7,11 @@ from pathlib import Path
 import jax
 import pandas as pd
 
-from percepiano_ast.config import say
 from percepiano_ast.data import batches, demo, maestro, shards
 from percepiano_ast.data.build import Work
 from percepiano_ast.data.hearing import Hearing
 from percepiano_ast.descriptors import OF_EXCERPTS
+from percepiano_ast.files import echo
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training import parallel
 from percepiano_ast.training import pretrain as pretraining
@@ -44,7 +44,7 @@ def maestro_source(run: Run, source: str = "") -> str:
 
 
 def pretrain(
-    run: Run, log: Callable[[str], None] = say, save_minutes: float = SAVE_MINUTES
+    run: Run, log: Callable[[str], None] = echo, save_minutes: float = SAVE_MINUTES
 ) -> pd.DataFrame:
     """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 

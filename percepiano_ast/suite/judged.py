@@ -17,9 +17,10 @@ import pandas as pd
 
 from percepiano_ast import score
 from percepiano_ast.baselines import statistics
-from percepiano_ast.config import InputError, claim_directory, say, write_json
 from percepiano_ast.data import percepiano, predictions, splits
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import table
+from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.suite.heard import HeardClips, hear
 from percepiano_ast.suite.rated import Rated
 from percepiano_ast.suite.rating import percepiano_source, rated_clips_of
@@ -63,7 +64,7 @@ def judge(
     *,
     protocols: tuple[str, ...] = (),
     source: str = "",
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> list[Path]:
     """Rate all clips under every protocol, with regressors on the encoder's output; returns the
     paths of the predictions.
@@ -106,7 +107,7 @@ def listened(
 
 
 def material_of(
-    rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None] = say
+    rated: Rated, heard: HeardClips, folder: Path, home: Path, log: Callable[[str], None] = echo
 ) -> Material:
     """Features of the rated clips: transcription descriptors, embeddings, sound statistics, and
     score features from the scores in PercePiano's ``folder``. Renderings that do not match their

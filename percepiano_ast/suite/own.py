@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from percepiano_ast.config import InputError, say
 from percepiano_ast.data import demo, own, percepiano, predictions, tables
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import own as evaluation
+from percepiano_ast.files import echo
 from percepiano_ast.suite.rated import Rated, cross_validate
 from percepiano_ast.suite.rating import config_for
 from percepiano_ast.suite.run import Run, start_of
@@ -137,7 +138,7 @@ def finetune_own(
     dimensions: Sequence[str] = (),
     init: str = "ssast",
     source: str = "",
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> OwnResult:
     """Train on custom ratings, fold by fold, with the run's encoder; writes predictions and the
     result to `own_run`.

@@ -12,12 +12,13 @@ from percepiano_ast import audio, packaged
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
-from percepiano_ast.config import InputError, claim_directory, say
 from percepiano_ast.data import predictions, splits, variants
 from percepiano_ast.data.percepiano_files import read_json
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import scores, table
+from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.suite.heard import hear
 from percepiano_ast.suite.judged import SCORE, Material, material_of
 from percepiano_ast.suite.rated import Rated
@@ -43,7 +44,7 @@ def package(
     *,
     folder: str = "",
     source: str = "",
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> Path:
     """Make the model file ``to``, its card beside it (``.md``) and, in the run, the predictions of
     held-out clips.

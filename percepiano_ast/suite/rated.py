@@ -10,18 +10,12 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import transcription
-from percepiano_ast.config import (
-    FinetuneConfig,
-    FrontEnd,
-    InputError,
-    ModelConfig,
-    as_path,
-    say,
-    write_json,
-)
+from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, splits, variants
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import as_path, echo, write_json
 from percepiano_ast.models import convert
 from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.training import finetune as finetuning
@@ -52,7 +46,7 @@ class Rated:
     index: pd.DataFrame
     raters: np.ndarray | None = None
     questionnaire: Questionnaire = PERCEPIANO
-    log: Callable[[str], None] = say
+    log: Callable[[str], None] = echo
 
     def trainer(self, steps: int) -> finetuning.Finetuning:
         """The training functions for this total number of steps."""

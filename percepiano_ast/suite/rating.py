@@ -10,17 +10,19 @@ import pandas as pd
 
 from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
-from percepiano_ast.config import KALDI, FinetuneConfig, InputError, say
+from percepiano_ast.config import KALDI, FinetuneConfig
 from percepiano_ast.data import batches, demo, percepiano, predictions, shards, splits, variants
 from percepiano_ast.data.build import Work
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import load_index
+from percepiano_ast.files import echo
 from percepiano_ast.models.encoders import ENCODERS
 from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
 from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, workers
 
 
-def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = say) -> Path:
+def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = echo) -> Path:
     """PercePiano's folder, by default the preset's. The embedded data are written first; an address
     is downloaded first."""
     folder = folder or run.preset.percepiano
@@ -44,7 +46,7 @@ def preprocess_percepiano(
     recordings: str = "",
     partial: bool = False,
     one_loudness: bool = False,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> Path:
     """Step 3a: rated MIDI clips -> log-mel shards.
 
@@ -110,7 +112,7 @@ def rated_clips_of(
 
 
 def finetune(
-    run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = say
+    run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = echo
 ) -> pd.DataFrame:
     """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold
     predictions.
@@ -160,7 +162,7 @@ def config_for(run: Run, init: str) -> FinetuneConfig:
     )
 
 
-def baselines(run: Run, log: Callable[[str], None] = say) -> pd.DataFrame:
+def baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFrame:
     """Step 3c: baselines over the same folds; returns (and writes) the predictions of all of them.
 
     ``mlp`` and ``audio-stats`` use classic features of the training renderings, without those by

@@ -10,17 +10,10 @@ from typing import Any
 
 import jax
 
-from percepiano_ast.config import (
-    MODELS,
-    PRETRAININGS,
-    FrontEnd,
-    InputError,
-    Preset,
-    Statistics,
-    choose,
-    say,
-)
+from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, Preset, Statistics, lookup
 from percepiano_ast.data import audioset, percepiano, shards
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import echo
 from percepiano_ast.models import weights
 from percepiano_ast.models.encoders import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
@@ -102,7 +95,7 @@ class Run:
 
     def for_pretraining(self, name: str) -> "Run":
         """The same run with another kind of pre-training."""
-        training, geometry = choose(PRETRAININGS, name, "pre-training")
+        training, geometry = lookup(PRETRAININGS, name, "pre-training")
         preset = dataclasses.replace(
             self.preset,
             pretrain=dataclasses.replace(self.preset.pretrain, **training),
@@ -122,7 +115,7 @@ class Run:
 
     def switched(self, pairs: Iterable[str]) -> "Run":
         """The same run with fine-tuning options set, each a ``NAME=VALUE`` of
-        `finetune_config.FinetuneConfig`.
+        `config.FinetuneConfig`.
 
         Raises:
             InputError: an unknown option, or an invalid value.
@@ -131,7 +124,7 @@ class Run:
         for pair in pairs:
             name, equals, text = pair.partition("=")
             kind = type(
-                choose(
+                lookup(
                     {one.name: getattr(config, one.name) for one in dataclasses.fields(config)},
                     name,
                     "switch",
@@ -177,7 +170,7 @@ def init_named(run: Run, label: str) -> str:
     inits = {label: init for init, label in INITS.items()} | {
         INITS[run.pretraining]: run.pretraining
     }
-    return choose(inits, label, "start")
+    return lookup(inits, label, "start")
 
 
 def hears_notes(init: str) -> bool:
@@ -185,7 +178,7 @@ def hears_notes(init: str) -> bool:
     return init in PRETRAININGS and PRETRAININGS[init][0].get("objective", "ssast") != "ssast"
 
 
-def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = say) -> Start:
+def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = echo) -> Start:
     """Load the weights of ``init``, one of ``INITS``.
 
     Args:
@@ -196,7 +189,7 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
     """
-    choose(INITS, init, "start of the encoder")
+    lookup(INITS, init, "start of the encoder")
     if init == "audioset":
         folder = source or audioset.fetch(run.root / "weights" / "audioset", log=log)
         found = weights.read_weights(folder)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from percepiano_ast import switches
-from percepiano_ast.config import choose, claim_directory, say
+from percepiano_ast.config import lookup
 from percepiano_ast.data import predictions, shards
+from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.suite.rated import Rated, cross_validate
 from percepiano_ast.suite.rating import rated_clips_of
 from percepiano_ast.suite.run import Run, start_of
@@ -23,7 +24,7 @@ def study(
     *,
     n_seeds: int = 3,
     inner: int | None = None,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> Path:
     """Ablations of the rating heads on this encoder, frozen: writes ``switches.md`` and the tables
     behind it.
@@ -59,7 +60,7 @@ def study_trained(
     *,
     only: Sequence[str] = (),
     n_seeds: int = 1,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> Path:
     """Ablations of strategies that train the encoder, and of augmentations: writes ``switches.md``
     and the tables behind it.
@@ -98,7 +99,7 @@ def _wanted(only: Sequence[str]) -> dict[str, dict]:
     """Names and changes of the variants to train, each after its reference."""
     every = {f"{switch} {choice}": found for (switch, choice), found in switches.TRAINED.items()}
     by_choice = {choice: f"{switch} {choice}" for switch, choice in switches.TRAINED}
-    names = [choose(by_choice, choice, "strategy or augmentation") for choice in only] or list(
+    names = [lookup(by_choice, choice, "strategy or augmentation") for choice in only] or list(
         every
     )
     wanted: dict[str, dict] = {switches.REFERENCE: {}}

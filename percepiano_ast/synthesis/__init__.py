@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from percepiano_ast.config import choose
+from percepiano_ast.config import lookup
 from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
 from percepiano_ast.synthesis import builtin, fluid, lengths
 from percepiano_ast.synthesis.builtin import BuiltinPiano
@@ -57,5 +57,5 @@ def make_synthesizer(name: str) -> Synthesizer:
     if name == BuiltinPiano.name:
         return BuiltinPiano()
     if Path(name).suffix.lower() not in (".sf2", ".sf3"):
-        choose({BuiltinPiano.name: None, **SOUNDFONTS}, name, "synthesizer")
+        lookup({BuiltinPiano.name: None, **SOUNDFONTS}, name, "synthesizer")
     return FluidSynth(name)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast.audio import SILENCE_DB
-from percepiano_ast.config import InputError, choose
+from percepiano_ast.config import lookup
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.synthesis.lengths import faded, n_samples
 
@@ -135,7 +136,7 @@ def _find_soundfont(soundfont: str) -> Path:
                 f"soundfont {soundfont}: no such file. Give an existing path or one of: {_names()}."
             )
         return Path(soundfont)
-    known = choose(SOUNDFONTS, soundfont, "soundfont")
+    known = lookup(SOUNDFONTS, soundfont, "soundfont")
     for path in (Path(folder, file) for folder in _FOLDERS for file in known.files):
         if path.is_file():
             return path

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.performance import Performance
 
 TAIL = 1.5  # seconds rendered after the last key release

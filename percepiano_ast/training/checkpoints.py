@@ -27,8 +27,9 @@ from typing import Any
 import jax
 
 from percepiano_ast import __version__
-from percepiano_ast.config import InputError, difference, say
 from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import difference, echo
 from percepiano_ast.training import parallel, parcels, pieces
 from percepiano_ast.training.courier import Courier
 from percepiano_ast.training.stores import Store, StoreFailed, open_store
@@ -42,7 +43,7 @@ def shown(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
-def require_room(place: str | Path, one: int, most: str, log: Callable[[str], None] = say) -> None:
+def require_room(place: str | Path, one: int, most: str, log: Callable[[str], None] = echo) -> None:
     """Before a run: log the disk space that its checkpoints need, and check that one fits.
 
     Args:
@@ -98,7 +99,7 @@ class Checkpoints:
         place: a folder, or ``gs://BUCKET/PREFIX``, visible to all processes.
     """
 
-    def __init__(self, place: str | Path, *, keep: int = 2, log: Callable[[str], None] = say):
+    def __init__(self, place: str | Path, *, keep: int = 2, log: Callable[[str], None] = echo):
         self.store: Store = open_store(place)
         self.place, self.keep, self.log = place, keep, log
         self._scores: dict[str, float] = {}  # by stem, of all checkpoints with a marker
@@ -329,7 +330,7 @@ class Checkpoints:
         return True
 
 
-def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
+def listing(place: str | Path, log: Callable[[str], None] = echo) -> list[dict]:
     """Read the markers of all checkpoints in a storage location, oldest first, without their
     archives.
 
@@ -353,7 +354,7 @@ def listing(place: str | Path, log: Callable[[str], None] = say) -> list[dict]:
 
 
 def open_latest(
-    place: str | Path, *, made_by: str, log: Callable[[str], None] = say
+    place: str | Path, *, made_by: str, log: Callable[[str], None] = echo
 ) -> tuple[dict, dict]:
     """Tree and description of the newest intact checkpoint; damaged newer ones are reported to
     ``log``.

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import jax
 
-from percepiano_ast.config import AUDIOSET, InputError, Preset, RunFailed, choose
+from percepiano_ast.config import AUDIOSET, Preset, lookup
+from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training import flops
 from percepiano_ast.training.objectives import batch_shapes
 from percepiano_ast.training.parallel import DATA, Layout
@@ -118,7 +119,7 @@ def dry_run(preset: Preset, target: str) -> DryRun:
             smallest accumulation that fits, confirmed by compiling it.
         RunFailed: the compiler failed or took too long.
     """
-    place = choose(TARGETS, target, "target")
+    place = lookup(TARGETS, target, "target")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"compiling for {target} needs libtpu. Install it with: pip install"

@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, Statistics, choose
+from percepiano_ast.config import POOLINGS, Execution, FinetuneConfig, FrontEnd, Statistics, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.finetune_config import POOLINGS
 from percepiano_ast.models.encoders import Geometry
 from percepiano_ast.models.heads import Moments, Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import losses, strategies
@@ -48,7 +47,7 @@ class Finetuning:
     beside: int = 0
 
     def __post_init__(self) -> None:
-        choose(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
+        lookup(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
         losses.check(self.config)
         strategies.check(self.config, self.model)
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from percepiano_ast.config import FinetuneConfig, InputError, choose, claim_directory, say
+from percepiano_ast.config import SCALES, FinetuneConfig, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.finetune_config import SCALES
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.models import heads
 from percepiano_ast.training import history, losses, strategies
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
@@ -90,7 +91,7 @@ def _scale(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation (K,) for standardising ratings (n, K); a constant dimension is
     only centred."""
-    choose(dict.fromkeys(SCALES), kind, "scale of ratings")
+    lookup(dict.fromkeys(SCALES), kind, "scale of ratings")
     mean, std = np.zeros(ratings.shape[1], np.float32), np.ones(ratings.shape[1], np.float32)
     if kind != "none":
         parts = (
@@ -119,7 +120,7 @@ def finetune_fold(
     raters: np.ndarray | None = None,
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> tuple[dict, Scaler]:
     """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
 
@@ -203,7 +204,7 @@ def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
 
 
 def say_room(
-    run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = say
+    run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = echo
 ) -> None:
     """Before the first fold: check the disk space for all folds, see `require_room`."""
     state = size_of(

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from percepiano_ast.config import FinetuneConfig, InputError, choose
+from percepiano_ast.config import WEIGHTINGS, FinetuneConfig, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.finetune_config import WEIGHTINGS
+from percepiano_ast.errors import InputError
 
 
 def columns(questionnaire: Questionnaire = PERCEPIANO) -> tuple[str, ...]:
@@ -30,7 +30,7 @@ def columns(questionnaire: Questionnaire = PERCEPIANO) -> tuple[str, ...]:
 def check(config: FinetuneConfig) -> None:
     """Raises InputError for an unknown weighting, or one that is incompatible with a predicted
     uncertainty."""
-    choose(dict.fromkeys(WEIGHTINGS), config.weighting, "weighting of losses")
+    lookup(dict.fromkeys(WEIGHTINGS), config.weighting, "weighting of losses")
     if config.weighting != "equal" and config.predict_uncertainty:
         raise InputError(
             f"weighting {config.weighting!r} compares squared errors, but a predicted uncertainty"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from percepiano_ast.config import ModelConfig, PretrainConfig, choose
+from percepiano_ast.config import ModelConfig, PretrainConfig, lookup
 from percepiano_ast.models import heard, ssast, transcription
 from percepiano_ast.models.transformer import Compute
 from percepiano_ast.targets import KEYS, Targets
@@ -195,7 +195,7 @@ def objective_of(
     Raises:
         InputError: an unknown objective, or patches that are incompatible with it.
     """
-    return choose(OBJECTIVES, config.objective, "objective")(
+    return lookup(OBJECTIVES, config.objective, "objective")(
         model, config, compute, num_descriptors
     )
 

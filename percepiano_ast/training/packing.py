@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 _FOLDER = "state"
 _ARRAY = ".zarray"

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from percepiano_ast.config import InputError, RunFailed
+from percepiano_ast.errors import InputError, RunFailed
 
 DATA = "data"  # name of the mesh axis
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import jax
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 from percepiano_ast.training import packing
 from percepiano_ast.training.stores import Store, StoreFailed
 

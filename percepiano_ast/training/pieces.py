@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 _PIECE = re.compile(r"at(_\d{1,18})*")
 

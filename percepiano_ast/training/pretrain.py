@@ -19,15 +19,13 @@ from flax import linen as nn
 from percepiano_ast.config import (
     Execution,
     FrontEnd,
-    InputError,
     ModelConfig,
     PretrainConfig,
-    RunFailed,
     Statistics,
-    choose,
-    claim_directory,
-    say,
+    lookup,
 )
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.models import ssast
 from percepiano_ast.training import augment, parallel
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
@@ -91,7 +89,7 @@ class Pretraining:
             "adamw": lambda: make_optimizer(self.config, self.total_steps),
             "published": lambda: published_optimizer(self.schedule),
         }
-        return choose(make, self.config.optimizer, "optimizer")()
+        return lookup(make, self.config.optimizer, "optimizer")()
 
     def _first_state(self) -> TrainState:
         codes = jnp.zeros((1, self.model.n_frames, self.model.n_mels), jnp.uint8)
@@ -223,7 +221,7 @@ def pretrain(
     save_minutes: float = SAVE_MINUTES,
     execution: Execution = Execution(),
     num_descriptors: int = 0,
-    log: Callable[[str], None] = say,
+    log: Callable[[str], None] = echo,
 ) -> list[dict]:
     """Pre-train with a checkpoint per epoch, or resume from the newest intact checkpoint; returns
     the history.

@@ -10,14 +10,8 @@ import numpy as np
 import optax
 from flax import struct
 
-from percepiano_ast.config import (
-    Execution,
-    FinetuneConfig,
-    FrontEnd,
-    InputError,
-    PretrainConfig,
-    Statistics,
-)
+from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, PretrainConfig, Statistics
+from percepiano_ast.errors import InputError
 from percepiano_ast.models.transformer import Compute, Kernel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}

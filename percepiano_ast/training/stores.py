@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from percepiano_ast.config import InputError
+from percepiano_ast.errors import InputError
 
 BLOCK = 2**22
 # seconds without progress before an operation is given up; a hanging mount never returns

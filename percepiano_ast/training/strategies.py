@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from percepiano_ast.config import FinetuneConfig, InputError, ModelConfig, choose
+from percepiano_ast.config import STRATEGIES, FinetuneConfig, ModelConfig, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.finetune_config import STRATEGIES
+from percepiano_ast.errors import InputError
 from percepiano_ast.models import heads, lora
 from percepiano_ast.models.encoders import Geometry
 
@@ -21,7 +21,7 @@ from percepiano_ast.models.encoders import Geometry
 def check(config: FinetuneConfig, model: Geometry) -> None:
     """Raises InputError for an unknown strategy, or settings that are invalid for it and this
     model."""
-    choose(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
+    lookup(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
     if config.heard and config.trains_encoder:
         raise InputError(
             f"strategy {config.strategy!r} changes the encoder, but the transcription for"

@@ -1,0 +1,1 @@
+"""Notes, scores, features of performances, and synthesis: no model."""
