@@ -218,8 +218,8 @@ def losses(
 
 
 # --- Metrics on the device, from counts that are summed over batches ------------------------------
-# Onsets are matched as in mir_eval's note onsets, but on the grid of steps: within `TOLERANCE` steps
-# of an onset of the same key.
+# Onsets are matched as in mir_eval's note onsets, but on the grid of steps: within `TOLERANCE`
+# steps of an onset of the same key.
 
 TOLERANCE = 2  # steps, 40 ms; mir_eval uses 50 ms
 # fmt: off
