@@ -1,10 +1,12 @@
-"""Pinned outputs: features, ratings, shards, training, evaluation and encoders give the values in tests/golden. Cost: 85 s.
+"""Pinned outputs: features, ratings, shards, training, evaluation and encoders give the values in
+tests/golden. Cost: 85 s.
 
-    python tests/test_golden.py --write      # replace all pinned outputs by those of this environment
-    python tests/test_golden.py --digests    # add the digests of this environment, if its values are the pinned ones
+``python tests/test_golden.py --write`` replaces all pinned outputs by those of this environment;
+``--digests`` adds the digests of this environment if its values are the pinned ones.
 
-Values are compared everywhere, with tolerances. The bits of shards and of trained parameters depend on the libraries and on the
-CPU: `digests.json` holds their SHA-256 by environment, and they are compared where the environment is listed.
+Values are compared everywhere, with tolerances. The bits of shards and of trained parameters depend
+on the libraries and on the CPU: `digests.json` holds their SHA-256 by environment, and they are
+compared where the environment is listed.
 """
 
 import argparse
@@ -65,7 +67,7 @@ def percepiano(*arguments) -> str:
     return output.getvalue()
 
 
-# --- Computation ------------------------------------------------------------------------------------------------------
+# --- Computation --------------------------------------------------------------------------------
 
 
 def make_demo(home: Path) -> Path:
@@ -92,14 +94,34 @@ def compute_features(home: Path) -> pd.DataFrame:
         performance = trimmed(read_midi(source / MIDI / f"{name}.mid"))
         if clip == DECODED:
             front_end = FrontEnd()
-            count = STEP * (front_end.n_frames(int((performance.duration + 1) * front_end.sample_rate)) // STEP)
-            targets = Targets(*(values[None] for values in frames(performance, 0, count, front_end)))
-            steps = {key: np.asarray(values)[0] for key, values in on_steps(targets).items() if key in Heard._fields}
-            performance = trimmed(decode(Heard(**steps, times=frame_times(0, count, front_end).reshape(-1, STEP).mean(axis=1))))
+            count = STEP * (
+                front_end.n_frames(int((performance.duration + 1) * front_end.sample_rate)) // STEP
+            )
+            targets = Targets(
+                *(values[None] for values in frames(performance, 0, count, front_end))
+            )
+            steps = {
+                key: np.asarray(values)[0]
+                for key, values in on_steps(targets).items()
+                if key in Heard._fields
+            }
+            performance = trimmed(
+                decode(
+                    Heard(
+                        **steps,
+                        times=frame_times(0, count, front_end).reshape(-1, STEP).mean(axis=1),
+                    )
+                )
+            )
         score = read_score(source / SCORES / f"{name.rsplit('_', 2)[0]}_Score_1.mid")
-        kinds = {"performance": describe(performance), "score": describe_by_score(performance, score)}
+        kinds = {
+            "performance": describe(performance),
+            "score": describe_by_score(performance, score),
+        }
         kinds |= {} if clip == DECODED else {"audio": audio.loc[clip].to_dict()}
-        columns[clip] = {(kind, name): value for kind, values in kinds.items() for name, value in values.items()}
+        columns[clip] = {
+            (kind, name): value for kind, values in kinds.items() for name, value in values.items()
+        }
     return pd.DataFrame(columns).rename_axis(["kind", "feature"]).reindex(list(columns[CLIPS[0]]))
 
 
@@ -107,7 +129,10 @@ def compute_ratings(home: Path) -> dict:
     """What ``rate --json`` prints of two recordings, without and with the score."""
     files = [write_example(home, name) for name in ("example", "second example")]
     score = home / "source" / SCORES / "OdeToJoy_8bars_Score_1.mid"
-    printed = {"alone": percepiano("rate", "--json", *files), "score": percepiano("rate", "--json", *files, "--score", score)}
+    printed = {
+        "alone": percepiano("rate", "--json", *files),
+        "score": percepiano("rate", "--json", *files, "--score", score),
+    }
     found = {name: json.loads(text) for name, text in printed.items()}
     for one in (one for ratings in found.values() for one in ratings):
         one["file"] = Path(one["file"]).name
@@ -121,12 +146,18 @@ def compute_data(home: Path) -> tuple[dict, dict[str, str]]:
         folder = home / "run" / name
         manifest = json.loads((folder / "manifest.json").read_text())
         digests |= {f"{name}/{file}": known["sha256"] for file, known in manifest["files"].items()}
-        assert digests == digests | {f"{name}/{file}": sha256((folder / file).read_bytes()) for file in manifest["files"]}
+        assert digests == digests | {
+            f"{name}/{file}": sha256((folder / file).read_bytes()) for file in manifest["files"]
+        }
         shards = folder / manifest["data_set"] / manifest["version"]
         description = json.loads((shards / "dataset_info.json").read_text())
         for split in description["splits"]:
             del split["numBytes"]  # of compressed codes
-        recordings = [one for path in sorted(folder.glob("records/*")) for one in json.loads(path.read_text())["recordings"]]
+        recordings = [
+            one
+            for path in sorted(folder.glob("records/*"))
+            for one in json.loads(path.read_text())["recordings"]
+        ]
         facts[name] = {
             "manifest": manifest | {"files": list(manifest["files"])},
             "settings": json.loads((folder / "settings.json").read_text()),
@@ -145,7 +176,12 @@ def compute_data(home: Path) -> tuple[dict, dict[str, str]]:
             },
         }
         facts[name]["tables"] = {
-            path.name: pd.read_csv(path).drop(columns="sha256", errors="ignore").astype(object).values.tolist()
+            path.name: (
+                pd.read_csv(path)
+                .drop(columns="sha256", errors="ignore")
+                .astype(object)
+                .values.tolist()
+            )
             for path in sorted(folder.glob("*.csv"))
             if path.name != "classic_features.csv"
         }
@@ -153,7 +189,8 @@ def compute_data(home: Path) -> tuple[dict, dict[str, str]]:
 
 
 def compute_training(home: Path) -> tuple[dict, dict[str, str]]:
-    """Histories of short runs and their predictions, and the digests of histories and parameters."""
+    """Histories of short runs and their predictions, and the digests of histories and
+    parameters."""
     run = ("--preset", "demo", "--out", home / "run")
     facts, digests = {}, {}
     for name in PRETRAININGS:
@@ -171,8 +208,8 @@ def compute_training(home: Path) -> tuple[dict, dict[str, str]]:
     digests["predictions"] = sha256(predictions.read_bytes())
     table = pd.read_csv(predictions)
     facts["predictions"] = {"columns": list(table.columns), "rows": len(table)}
-    facts["predictions"] |= {"mean": table.groupby("dimension")["prediction"].mean().to_dict(),
-                             "of clips": table.groupby("clip")["prediction"].mean().to_dict()}  # fmt: skip
+    for name, column in (("mean", "dimension"), ("of clips", "clip")):
+        facts["predictions"][name] = table.groupby(column)["prediction"].mean().to_dict()
     return facts, digests
 
 
@@ -180,21 +217,28 @@ def history(path: Path) -> tuple[dict[str, list[float]], str]:
     """The columns of a history that two runs have alike, and their digest."""
     rows = pd.read_csv(path, dtype=str)
     rows = rows.drop(columns=["seconds", "clips_per_second", "mfu", "input_wait"], errors="ignore")
-    return {name: [*map(float, values)] for name, values in rows.items()}, sha256(rows.to_csv(index=False).encode())
+    return {name: [*map(float, values)] for name, values in rows.items()}, sha256(
+        rows.to_csv(index=False).encode()
+    )
 
 
 def parameters(checkpoints: Path) -> str:
     """Digest of names, shapes and bits of the parameters in the newest checkpoint."""
     tree = open_latest(checkpoints, made_by="", log=lambda line: None)[0]
-    leaves = jax.tree_util.tree_leaves_with_path(tree["state"]["params"] if "state" in tree else tree["params"])
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree["state"]["params"] if "state" in tree else tree["params"]
+    )
     parts = [
-        f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode() + np.asarray(leaf).tobytes() for path, leaf in leaves
+        f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode()
+        + np.asarray(leaf).tobytes()
+        for path, leaf in leaves
     ]
     return sha256(b"".join(parts))
 
 
 def compute_evaluation(home: Path) -> tuple[dict[str, pd.DataFrame], dict[str, list]]:
-    """Tables that ``evaluate`` writes of two models, one of them with three seeds, and the numbers in its reports' tables."""
+    """Tables that ``evaluate`` writes of two models, one of them with three seeds, and the numbers
+    in its reports' tables."""
     rows = pd.read_csv(RESULTS / "predictions_content.csv.gz")
     kinds = ("ast-mini-transcriptionstem-packaged", "ast-mini-transcriptionstem-notes")
     rows[rows["model"].isin(kinds)].to_csv(home / "predictions.csv", index=False)
@@ -206,7 +250,11 @@ def compute_evaluation(home: Path) -> tuple[dict[str, pd.DataFrame], dict[str, l
 
 def numbers(text: str) -> list[list[float]]:
     """Numbers in the rows of Markdown tables."""
-    rows = [re.findall(NUMBER, re.sub(r"`[^`]*`", "", line)) for line in text.splitlines() if line.startswith("|")]
+    rows = [
+        re.findall(NUMBER, re.sub(r"`[^`]*`", "", line))
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
     return [[float(number) for number in row] for row in rows if row]
 
 
@@ -215,16 +263,21 @@ def random_params(model, *arguments) -> dict:
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path)
-        noise = np.random.RandomState(zlib.crc32(name.encode())).randn(*leaf.shape).astype(np.float32)
+        noise = (
+            np.random.RandomState(zlib.crc32(name.encode())).randn(*leaf.shape).astype(np.float32)
+        )
         if name.endswith("['kernel']"):
             return noise * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
         return np.float32(0.1) * noise + np.float32(name.endswith("['scale']"))
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"])
+    return jax.tree_util.tree_map_with_path(
+        draw, jax.eval_shape(model.init, jax.random.key(0), *arguments)["params"]
+    )
 
 
 def compute_encoders() -> dict[str, np.ndarray]:
-    """Outputs of the models at the geometries of the parity cases and of the transcribers, with random weights."""
+    """Outputs of the models at the geometries of the parity cases and of the transcribers, with
+    random weights."""
     rng = np.random.RandomState(0)
     small, found = ModelConfig("golden", 48, 3, 3, n_frames=128), {}
 
@@ -232,7 +285,9 @@ def compute_encoders() -> dict[str, np.ndarray]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
             values = np.asarray(leaf, np.float32).ravel()
             picked = values[np.linspace(0, len(values) - 1, min(len(values), 48)).astype(int)]
-            moments = np.array([values.mean(dtype=np.float64), values.std(dtype=np.float64)], np.float32)
+            moments = np.array(
+                [values.mean(dtype=np.float64), values.std(dtype=np.float64)], np.float32
+            )
             found[f"{name}{jax.tree_util.keystr(path)}"] = np.concatenate([picked, moments])
 
     def log_mel(frames: int, batch: int = 2) -> jax.Array:
@@ -243,7 +298,10 @@ def compute_encoders() -> dict[str, np.ndarray]:
 
     # Supervised AST, and Hugging Face's with its epsilons.
     overlapping = ModelConfig("golden", 48, 3, 3, stride=(10, 10), n_frames=128)
-    for name, epsilons in {"ast_small": {}, "hf_ast_small": {"norm_epsilon": 1e-12, "head_epsilon": 1e-12}}.items():
+    for name, epsilons in {
+        "ast_small": {},
+        "hf_ast_small": {"norm_epsilon": 1e-12, "head_epsilon": 1e-12},
+    }.items():
         model, x = Classifier(overlapping, 7, **epsilons), log_mel(128)
         record(name, apply(model, random_params(model, x), x))
 
@@ -264,26 +322,38 @@ def compute_encoders() -> dict[str, np.ndarray]:
     before = ModelConfig("golden", 32, 2, 2, n_frames=256)
     params = random_params(Classifier(before, 5), log_mel(256))
     for length, stride in ((100, 10), (400, 10), (256, 16)):
-        config, x = ModelConfig("golden", 32, 2, 2, stride=(stride, stride), n_frames=length), log_mel(length)
+        config, x = (
+            ModelConfig("golden", 32, 2, 2, stride=(stride, stride), n_frames=length),
+            log_mel(length),
+        )
         resized = fit_positions(params, before, config)
-        record(f"ssast_finetune_pos T{length}s{stride}", {"pos_embed": resized["encoder"]["pos_embed"]})
+        record(
+            f"ssast_finetune_pos T{length}s{stride}", {"pos_embed": resized["encoder"]["pos_embed"]}
+        )
         for pool in ("mean", "prefix"):
             logits = apply(Classifier(config, 5, pool), resized, x)[0]
             record(f"ssast_finetune_pos T{length}s{stride} {pool}", logits)
 
-    # Ratings, and transcription with patches of two frames and with convolutions before patches of four.
+    # Ratings, and transcription with patches of two frames and with convolutions before patches of
+    # four.
     x, valid = log_mel(128), jnp.arange(128)[None, :] < jnp.array([[128], [70]])
     record("rater", apply(Rater(small), random_params(Rater(small), x, valid), x, valid)[0])
-    for name, cut in {"transcription": {"frames": 2}, "transcriptionstem": {"frames": 4, "stem": (4, 8, 12)}}.items():
+    for name, cut in {
+        "transcription": {"frames": 2},
+        "transcriptionstem": {"frames": 4, "stem": (4, 8, 12)},
+    }.items():
         model, x = Transcriber(small.cut(**cut)), log_mel(128)
         record(name, apply(model, random_params(model, x), x)[0])
 
     seconds = np.arange(16_000) / 16_000
-    record("fbank_kaldi", fbank(np.float32(0.3 * np.sin(880 * np.pi * seconds**2) + 0.01 * rng.randn(16_000)), KALDI))
+    record(
+        "fbank_kaldi",
+        fbank(np.float32(0.3 * np.sin(880 * np.pi * seconds**2) + 0.01 * rng.randn(16_000)), KALDI),
+    )
     return found
 
 
-# --- Pinned files -----------------------------------------------------------------------------------------------------
+# --- Pinned files -------------------------------------------------------------------------------
 
 
 def sha256(content: bytes) -> str:
@@ -292,10 +362,26 @@ def sha256(content: bytes) -> str:
 
 def environment() -> str:
     """What the bits of results depend on."""
-    libraries = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "librosa", "soundfile", "pandas", "scikit-learn")
+    libraries = (
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "numpy",
+        "scipy",
+        "librosa",
+        "soundfile",
+        "pandas",
+        "scikit-learn",
+    )
     libraries += ("tensorflow-datasets", "array_record", "grain")
     cpu = np.show_config(mode="dicts")["SIMD Extensions"]
-    parts = [platform.machine(), "+".join([*cpu["baseline"], *cpu["found"]]), f"{os.cpu_count()} cores", *platform.libc_ver()]
+    parts = [
+        platform.machine(),
+        "+".join([*cpu["baseline"], *cpu["found"]]),
+        f"{os.cpu_count()} cores",
+        *platform.libc_ver(),
+    ]
     return ", ".join([*parts, *(f"{name} {version(name)}" for name in libraries)])
 
 
@@ -318,18 +404,33 @@ def write_tables(tables: dict[str, pd.DataFrame]) -> None:
         (FOLDER / f"evaluation_{name}.csv.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
-# --- Comparison -------------------------------------------------------------------------------------------------------
+# --- Comparison ---------------------------------------------------------------------------------
 
 
 def differences(found, pinned, rtol: float, atol: float, at: str = "") -> list[str]:
-    """Where two nested values differ: numbers by more than the tolerance, everything else at all."""
+    """Where two nested values differ: numbers by more than the tolerance, everything else at
+    all."""
     if isinstance(found, dict) and isinstance(pinned, dict) and list(found) == list(pinned):
-        return [line for key in pinned for line in differences(found[key], pinned[key], rtol, atol, f"{at}/{key}")]
+        return [
+            line
+            for key in pinned
+            for line in differences(found[key], pinned[key], rtol, atol, f"{at}/{key}")
+        ]
     if isinstance(found, list) and isinstance(pinned, list) and len(found) == len(pinned):
         pairs = enumerate(zip(found, pinned))
-        return [line for number, pair in pairs for line in differences(*pair, rtol, atol, f"{at}/{number}")]
-    is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (found, pinned))
-    if found == pinned or is_number and np.isclose(found, pinned, rtol=rtol, atol=atol, equal_nan=True):
+        return [
+            line
+            for number, pair in pairs
+            for line in differences(*pair, rtol, atol, f"{at}/{number}")
+        ]
+    is_number = all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in (found, pinned)
+    )
+    if (
+        found == pinned
+        or is_number
+        and np.isclose(found, pinned, rtol=rtol, atol=atol, equal_nan=True)
+    ):
         return []
     return [f"{at}: {found!r}, pinned {pinned!r}"]
 
@@ -346,8 +447,8 @@ def check_digests(found: dict[str, str], part: str) -> None:
     assert found == listed[part]
 
 
-# Audio features come from float32 Fourier transforms, and their tolerance is wide enough for other versions of librosa and NumPy.
-# Frame-wise targets are float32 too. All else is double precision.
+# Audio features come from float32 Fourier transforms, and their tolerance is wide enough for other
+# versions of librosa and NumPy. Frame-wise targets are float32 too. All else is double precision.
 TOLERANCES = {"performance": 1e-9, "score": 1e-9, "audio": 1e-4, DECODED: 1e-5}
 
 
@@ -367,13 +468,21 @@ def training(demo) -> tuple[dict, dict[str, str]]:
 
 
 def test_features(demo):
-    found, pinned = compute_features(demo), pd.read_csv(FOLDER / "features.csv").set_index(["kind", "feature"])
+    found, pinned = (
+        compute_features(demo),
+        pd.read_csv(FOLDER / "features.csv").set_index(["kind", "feature"]),
+    )
     assert list(found.index) == list(pinned.index) and list(found.columns) == list(pinned.columns)
     assert found.groupby("kind").size().to_dict() == {"audio": 397, "performance": 87, "score": 130}
     for kind, rows in found.groupby("kind"):
         for clip in rows:
             tolerance = TOLERANCES[DECODED if clip == DECODED else kind]
-            check(rows[clip].to_dict(), pinned.loc[kind, clip].set_axis(rows.index).to_dict(), tolerance, tolerance)
+            check(
+                rows[clip].to_dict(),
+                pinned.loc[kind, clip].set_axis(rows.index).to_dict(),
+                tolerance,
+                tolerance,
+            )
 
 
 def test_ratings(demo):
@@ -412,7 +521,9 @@ def test_encoders():
         assert set(found) == set(pinned)
         for name, values in found.items():
             tolerance = 1e-3 if name == "fbank_kaldi" else 1e-5
-            np.testing.assert_allclose(values, pinned[name], rtol=tolerance, atol=tolerance, err_msg=name)
+            np.testing.assert_allclose(
+                values, pinned[name], rtol=tolerance, atol=tolerance, err_msg=name
+            )
 
 
 def write(only_digests: bool) -> None:
@@ -438,8 +549,12 @@ def write(only_digests: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--write", action="store_true", help="replace all pinned outputs")
-    chosen.add_argument("--digests", action="store_true", help="add the digests of this environment")
+    chosen.add_argument(
+        "--digests", action="store_true", help="add the digests of this environment"
+    )
     write(parser.parse_args().digests)
