@@ -25,7 +25,7 @@ PAGES = [README, *DOCS, *sorted(RESULTS.parent.glob("*.md")), *CARDS, *NOTEBOOKS
 SELF = "https://github.com/percepiano-ast/percepiano-ast/blob/main/"
 FENCE = re.compile(r"^(```|~~~)(\w*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
-FOREIGN_OPTIONS = {"--gpus-per-task"}  # of SLURM
+FOREIGN_OPTIONS = {"--gpus-per-task", "--check"}  # of SLURM, of tests/test_content_groups.py
 
 
 def markdown(path: Path) -> str:
