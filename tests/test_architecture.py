@@ -57,7 +57,6 @@ FLOORS = {
     "views": 7,
     "switches": 7,  # a study of rating heads: trains, and compares by evaluation
     "commands": 8,
-    "bench": 8,
     "colab": 8,
     "notebooks": 8,
     "__main__": 9,
@@ -96,7 +95,6 @@ NEIGHBOURS = {
     ("views", "report"),
     ("views", "rating"),
     ("views", "explain"),
-    ("commands", "bench"),
     ("commands", "notebooks"),
     ("notebooks", "colab"),
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.bench.timing import medians
+from bench import medians, result
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.evaluation import Settings, evaluate, reliability, table
 
@@ -14,18 +14,8 @@ MODELS, PERMUTATIONS = 6, 2000
 
 def evaluation() -> Iterator[dict]:
     """Seconds from predictions to all tables, for random ratings and predictions on PercePiano's
-    index."""
-    index = table.load_index()
-    ceiling, settings = reliability.load_ceiling(index), Settings(n_permutations=PERMUTATIONS)
-    predictions = _predictions(index)
-    (seconds,) = medians(lambda: evaluate(predictions, index, settings, ceiling), runs=3)
-    line = {"name": "evaluate", "value": round(seconds, 1), "unit": "s", "clips": len(index)}
-    yield line | {"dimensions": len(KEYS), "models": MODELS, "permutations": PERMUTATIONS}
-
-
-def _predictions(index: pd.DataFrame) -> pd.DataFrame:
-    """Models with an uncertainty, so that all parts of the evaluation run."""
-    rng = np.random.default_rng(0)
+    index; the models have an uncertainty, so that all parts of the evaluation run."""
+    index, rng = table.load_index(), np.random.default_rng(0)
     rating = rng.uniform(size=(len(index), len(KEYS)))
     rows = {
         "protocol": "content",
@@ -40,4 +30,8 @@ def _predictions(index: pd.DataFrame) -> pd.DataFrame:
     for model in range(MODELS):
         prediction = (rating + rng.normal(0, 0.2, rating.shape)).ravel()
         tables.append(pd.DataFrame(rows | {"model": f"model-{model}", "prediction": prediction}))
-    return pd.concat(tables, ignore_index=True)
+    predictions = pd.concat(tables, ignore_index=True)
+    ceiling, settings = reliability.load_ceiling(index), Settings(n_permutations=PERMUTATIONS)
+    (seconds,) = medians(lambda: evaluate(predictions, index, settings, ceiling), runs=3)
+    sizes = {"clips": len(index), "dimensions": len(KEYS), "models": MODELS}
+    yield result("evaluate", round(seconds, 1), "s", **sizes, permutations=PERMUTATIONS)

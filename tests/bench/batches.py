@@ -1,6 +1,5 @@
 """Reading batches from shards: clips per second on one core, against plain TFDS."""
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from percepiano_ast.bench.timing import medians
+from bench import medians, result
 from percepiano_ast.config import PRESETS, FrontEnd
 from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.data.batches import normalised, pretrain_batches
@@ -30,9 +29,15 @@ def batches() -> Iterator[dict]:
     Raises:
         InputError: the system cannot pin a process to one core.
     """
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError(
+            "this system cannot pin a process to one core; run this benchmark on Linux"
+        )
     with tempfile.TemporaryDirectory() as directory:
         _write(Path(directory))
-        with _one_core():
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(allowed)})  # also of the threads that start below
+        try:
             train = shards.open_shards(directory, "train", made_by="this benchmark")
             made = pretrain_batches(train, n_frames=N_FRAMES, batch_size=BATCH, seed=0)
             out = np.empty((BATCH, N_FRAMES, train.front_end.n_mels), np.float32)
@@ -49,29 +54,13 @@ def batches() -> Iterator[dict]:
             ours, stored, theirs = medians(
                 as_float32, as_stored, lambda: _plainly(train, made.steps_per_epoch)
             )
-    clips = made.steps_per_epoch * BATCH
-    line = {"name": "batches", "value": round(clips / ours), "unit": "clips/s/core"}
-    line |= {
-        "peer": "TFDS's decoding, numpy's crop, normalisation and stack",
-        "ratio": round(theirs / ours, 2),
-    }
-    yield line | {"batch": BATCH, "frames": N_FRAMES, "chunk_frames": train.chunk_frames}
-    yield {"name": "batches-uint8", "value": round(clips / stored), "unit": "clips/s/core"}
-
-
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    """Pin this thread, and the threads that it starts, to one core."""
-    if not hasattr(os, "sched_setaffinity"):
-        raise InputError(
-            "this system cannot pin a process to one core; run this benchmark on Linux"
-        )
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
+        finally:
+            os.sched_setaffinity(0, allowed)
+    clips, unit = made.steps_per_epoch * BATCH, "clips/s/core"
+    peer = {"peer": "TFDS's decoding, numpy's crop, normalisation and stack"}
+    peer |= {"ratio": round(theirs / ours, 2), "batch": BATCH, "frames": N_FRAMES}
+    yield result("batches", round(clips / ours), unit, **peer, chunk_frames=train.chunk_frames)
+    yield result("batches-uint8", round(clips / stored), unit)
 
 
 def _plainly(train: shards.ShardSet, steps: int) -> None:
@@ -93,9 +82,6 @@ def _plainly(train: shards.ShardSet, steps: int) -> None:
             codes = np.concatenate(chunks)[skipped : skipped + N_FRAMES]
             rows.append((codes.astype(np.float32) * step + floor - mean) / scale)
         np.stack(rows)
-
-
-# ---------------------------------------------------------------- the data set
 
 
 def _write(directory: Path) -> None:

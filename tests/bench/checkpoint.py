@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from percepiano_ast.bench.timing import medians
+from bench import medians, result
 from percepiano_ast.config import PRESETS, Execution, Statistics
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training.checkpoints import Checkpoints, shown
@@ -51,8 +51,13 @@ def checkpoint() -> Iterator[dict]:
     """
     with tempfile.TemporaryDirectory(prefix="percepiano_ast-bench-") as directory:
         yield from _saving(Path(directory))
-        yield _in_child("resume", directory, time.time())
-        yield _in_child("memory", directory)
+        for what, arguments in (("resume", (directory, time.time())), ("memory", (directory,))):
+            code = f"import sys; sys.path[:] = {sys.path!r}; from bench import checkpoint"
+            code += f"; checkpoint._{what}(*{arguments!r})"
+            done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                raise RunFailed(f"the process that measures {what!r} failed; see its output above")
+            yield json.loads(done.stdout)
 
 
 class _Training:
@@ -60,9 +65,8 @@ class _Training:
 
     def __init__(self):
         preset = PRESETS["base"]
-        batch = (
-            CPU_BATCH if jax.default_backend() == "cpu" else ACCELERATOR_BATCH * jax.device_count()
-        )
+        on_cpu = jax.default_backend() == "cpu"
+        batch = CPU_BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
         config = dataclasses.replace(preset.pretrain, batch_size=batch, ema_decay=0.999)
         self.run = Pretraining(
             preset.model, config, preset.front_end, STATISTICS, 1000, Execution()
@@ -84,18 +88,6 @@ class _Training:
         self.state = self.run.init()
         self.steps(2)
 
-    @property
-    def tree(self) -> dict:
-        """The tree to save."""
-        return {"state": self.state}
-
-
-def _complain(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-# ---------------------------------------------------------------- during training
-
 
 class _Saver:
     """A save function, called with a step and a tree, and a function that waits until it is
@@ -108,7 +100,7 @@ class _Saver:
     def window(self, training: _Training, steps: int) -> None:
         """One save, ``steps`` training steps, and the rest of the writing."""
         start = time.perf_counter()
-        self.save(len(self.waits) + 1, training.tree)
+        self.save(len(self.waits) + 1, {"state": training.state})
         self.waits.append(time.perf_counter() - start)
         training.steps(steps)
         self.finish()
@@ -119,14 +111,11 @@ class _Saver:
         return statistics.median(self.waits[1:])
 
 
-def _orbax(folder: Path, in_background: bool) -> ocp.CheckpointManager:
+def _orbax(folder: Path, in_background: bool) -> tuple[ocp.CheckpointManager, _Saver]:
     """Orbax's manager with its defaults, as in most projects."""
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=in_background)
-    return ocp.CheckpointManager(folder, options=options)
-
-
-def _saver(manager: ocp.CheckpointManager) -> _Saver:
-    return _Saver(
+    manager = ocp.CheckpointManager(folder, options=options)
+    return manager, _Saver(
         lambda step, tree: manager.save(step, args=ocp.args.StandardSave(tree)),
         manager.wait_until_finished,
     )
@@ -140,15 +129,21 @@ def _saving(directory: Path) -> Iterator[dict]:
             " TMPDIR"
         )
     training.start()
-    with (
-        Checkpoints(directory / "ours", keep=1, log=_complain) as checkpoints,
-        _orbax(directory / "plain", False) as waiting,
-        _orbax(directory / "behind", True) as going_on,
-    ):
+    (waiting, plain), (going_on, behind) = (
+        _orbax(directory / name, name == "behind") for name in ("plain", "behind")
+    )
+    with Checkpoints(directory / "ours", keep=1, log=_log) as checkpoints, waiting, going_on:
         checkpoints.prepare()
         ours = _Saver(lambda step, tree: checkpoints.save(step, tree, {}), checkpoints.finish)
-        plain, behind = _saver(waiting), _saver(going_on)
-        steps, written = _length(training, checkpoints)
+        # The number of steps during the writing of a checkpoint; the window waits for the rest of
+        # the writing at its end.
+        start, steps = time.perf_counter(), 0
+        checkpoints.save(0, {"state": training.state}, {})
+        while checkpoints.busy:
+            training.steps()
+            steps += 1
+        checkpoints.finish()
+        written, steps = time.perf_counter() - start, math.ceil(1.3 * steps)  # for slower writes
         without, with_ours, _, with_behind = medians(
             lambda: training.steps(steps),
             lambda: ours.window(training, steps),
@@ -156,53 +151,38 @@ def _saving(directory: Path) -> Iterator[dict]:
             lambda: behind.window(training, steps),
             runs=RUNS,
         )
-    peer = {"peer": "Orbax's manager, synchronous"}
-    line = {"name": "checkpoint-wait", "value": round(ours.wait, 3), "unit": "s", **peer}
-    line |= {
-        "ratio": round(plain.wait / ours.wait, 2),
-        "percent_of_epoch": round(100 * ours.wait / EPOCH, 2),
-    }
-    line |= {
-        "orbax_synchronous": round(plain.wait, 3),
-        "orbax_in_background": round(behind.wait, 3),
-    }
-    yield line | {"gigabytes": round(training.size / 1e9, 2)}
+    peer = "Orbax's manager, synchronous"
+    yield result(
+        "checkpoint-wait",
+        round(ours.wait, 3),
+        "s",
+        peer=peer,
+        ratio=round(plain.wait / ours.wait, 2),
+        percent_of_epoch=round(100 * ours.wait / EPOCH, 2),
+        orbax_synchronous=round(plain.wait, 3),
+        orbax_in_background=round(behind.wait, 3),
+        gigabytes=round(training.size / 1e9, 2),
+    )
     cost = with_ours - without
-    line = {
-        "name": "checkpoint-cost",
-        "value": round(100 * cost / EPOCH, 2),
-        "unit": "% of an epoch of a minute",
-        **peer,
-    }
-    # The noise of step times may exceed the cost.
-    line |= {"ratio": round(plain.wait / max(cost, ours.wait), 2), "seconds": round(cost, 2)}
-    line |= {"orbax_in_background": round(with_behind - without, 2), "steps": steps}
-    yield line | {"seconds_per_step": round(without / steps, 2), "written_after": round(written, 1)}
+    yield result(
+        "checkpoint-cost",
+        round(100 * cost / EPOCH, 2),
+        "% of an epoch of a minute",
+        peer=peer,
+        ratio=round(plain.wait / max(cost, ours.wait), 2),  # step times vary by more than the cost
+        seconds=round(cost, 2),
+        orbax_in_background=round(with_behind - without, 2),
+        steps=steps,
+        seconds_per_step=round(without / steps, 2),
+        written_after=round(written, 1),
+    )
 
 
-def _length(training: _Training, checkpoints: Checkpoints) -> tuple[int, float]:
-    """Number of steps during the writing of a checkpoint, and its seconds."""
-    start = time.perf_counter()
-    checkpoints.save(0, training.tree, {})
-    steps = 0
-    while checkpoints.busy:
-        training.steps()
-        steps += 1
-    checkpoints.finish()
-    # A margin for slower writes; the window waits for the rest of the writing at its end.
-    return math.ceil(1.3 * steps), time.perf_counter() - start
+def _log(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 # ---------------------------------------------------------------- in a separate process
-
-
-def _in_child(what: str, *arguments) -> dict:
-    """The line printed by ``_resume`` or ``_memory`` in a new process."""
-    code = f"from percepiano_ast.bench import checkpoint; checkpoint._{what}(*{arguments!r})"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise RunFailed(f"the process that measures {what!r} failed; see its output above")
-    return json.loads(done.stdout)
 
 
 def _resume(directory: str, started: float) -> None:
@@ -210,7 +190,7 @@ def _resume(directory: str, started: float) -> None:
     started."""
     times = {"imports": time.time()}
     training = _Training()
-    found = Checkpoints(Path(directory, "ours"), log=_complain).load(
+    found = Checkpoints(Path(directory, "ours"), log=_log).load(
         {"state": training.run.abstract_state}
     )
     assert found is not None, "the parent process has saved no checkpoint"
@@ -224,7 +204,7 @@ def _resume(directory: str, started: float) -> None:
     times["compile"] = time.time()
     jax.block_until_ready(compiled(training.state, training.batch))
     times["step"] = end = time.time()
-    line = {"name": "checkpoint-resume", "value": round(end - started, 1), "unit": "s"}
+    line = result("checkpoint-resume", round(end - started, 1), "s")
     for name, until in times.items():
         line[name], started = round(until - started, 1), until
     print(json.dumps(line))
@@ -235,19 +215,17 @@ def _memory(directory: str) -> None:
     training = _Training()
     training.start()
     alone = _peak_while(lambda: training.steps(2))
-    with Checkpoints(Path(directory, "twice"), keep=1, log=_complain) as checkpoints:
+    with Checkpoints(Path(directory, "twice"), keep=1, log=_log) as checkpoints:
         checkpoints.prepare()
 
         def saving() -> None:
             for step in (1, 2):
-                checkpoints.save(step, training.tree, {})
+                checkpoints.save(step, {"state": training.state}, {})
                 training.steps()
             checkpoints.finish()
 
         extra = (_peak_while(saving) - alone) / training.size
-    print(
-        json.dumps({"name": "checkpoint-memory", "value": round(extra, 2), "unit": "states more"})
-    )
+    print(json.dumps(result("checkpoint-memory", round(extra, 2), "states more")))
 
 
 def _peak_while(work: Callable[[], object]) -> int:
