@@ -7,7 +7,8 @@ import pandas as pd
 
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import Settings, evaluate, reliability, table
+from percepiano_ast.evaluation import EvaluationOptions, evaluate, reliability
+from percepiano_ast.evaluation.predictions import load_index
 
 MODELS, PERMUTATIONS = 6, 2000
 
@@ -15,8 +16,11 @@ MODELS, PERMUTATIONS = 6, 2000
 def evaluation() -> Iterator[dict]:
     """Seconds from predictions to all tables, for random ratings and predictions on PercePiano's
     index."""
-    index = table.load_index()
-    ceiling, settings = reliability.load_ceiling(index), Settings(n_permutations=PERMUTATIONS)
+    index = load_index()
+    ceiling, settings = (
+        reliability.load_ceiling(index),
+        EvaluationOptions(n_permutations=PERMUTATIONS),
+    )
     predictions = _predictions(index)
     (seconds,) = medians(lambda: evaluate(predictions, index, settings, ceiling), runs=3)
     line = {"name": "evaluate", "value": round(seconds, 1), "unit": "s", "clips": len(index)}

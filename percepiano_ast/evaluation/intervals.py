@@ -53,7 +53,7 @@ class Estimate(NamedTuple):
     freedom: np.ndarray
 
 
-class Scale(NamedTuple):
+class IntervalScale(NamedTuple):
     """A scale on which a metric is nearly normal, and its inverse.
 
     ``tails`` is 2 k / (k - 1) for deviations of kurtosis k: 3 for normal deviations, near 2 for the
@@ -65,13 +65,15 @@ class Scale(NamedTuple):
     tails: float = 3.0
 
 
-FISHER = Scale(lambda r: np.arctanh(np.clip(r, _EDGE - 1, 1 - _EDGE)), np.tanh)
-LOG = Scale(lambda v: np.log(np.maximum(v, _EDGE)), np.exp, tails=2.0)
-LOG_UNEXPLAINED = Scale(lambda v: -np.log(np.maximum(1 - v, _EDGE)), lambda z: 1 - np.exp(-z))
-ARCSINE = Scale(
+FISHER = IntervalScale(lambda r: np.arctanh(np.clip(r, _EDGE - 1, 1 - _EDGE)), np.tanh)
+LOG = IntervalScale(lambda v: np.log(np.maximum(v, _EDGE)), np.exp, tails=2.0)
+LOG_UNEXPLAINED = IntervalScale(
+    lambda v: -np.log(np.maximum(1 - v, _EDGE)), lambda z: 1 - np.exp(-z)
+)
+ARCSINE = IntervalScale(
     lambda p: np.arcsin(np.sqrt(np.clip(p, 0, 1))), lambda z: np.sin(np.clip(z, 0, np.pi / 2)) ** 2
 )
-PLAIN = Scale(lambda values: values, lambda values: values)
+PLAIN = IntervalScale(lambda values: values, lambda values: values)
 SCALES = {"pearson": FISHER, "spearman": FISHER, "ccc": FISHER, "r2": LOG_UNEXPLAINED, "mae": LOG}
 
 
@@ -101,7 +103,7 @@ def spread(values: np.ndarray, tails: float = 3.0) -> tuple[np.ndarray, np.ndarr
     return np.sqrt((groups - 1) / groups * total), np.clip(freedom, 1, groups - 1)
 
 
-def jackknife(values: np.ndarray, scale: Scale = PLAIN) -> Estimate:
+def jackknife(values: np.ndarray, scale: IntervalScale = PLAIN) -> Estimate:
     """Estimate of each column of ``values`` (1 + groups, columns): row 0 of all content groups,
     then without each group."""
     moved = scale.to(values)
@@ -109,7 +111,11 @@ def jackknife(values: np.ndarray, scale: Scale = PLAIN) -> Estimate:
 
 
 def around(
-    value: np.ndarray, centre: np.ndarray, error: np.ndarray, freedom: np.ndarray, scale: Scale
+    value: np.ndarray,
+    centre: np.ndarray,
+    error: np.ndarray,
+    freedom: np.ndarray,
+    scale: IntervalScale,
 ) -> Estimate:
     """Estimate of ``value`` with the interval ``centre`` +- t ``error`` on ``scale``."""
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, SCOPES, load_index, read_csv
+from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, SCOPES, load_index, read_csv
 
 RATERS = "labels/total_2rounds.csv"
 N_SPLITS = 500
@@ -186,7 +186,7 @@ def split_half(
     return 2 * r / (1 + r)
 
 
-def ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
+def noise_ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
     """Noise ceiling, the highest possible r with the mean rating: square root of the reliability, 0
     if that is negative."""
     return np.sqrt(reliability.clip(lower=0))
@@ -205,7 +205,7 @@ def evaluate(
     correlations = {key: icc(raters[key].to_numpy(), clips, names) for key in KEYS}
     halves = split_half(raters, index, n_splits, seed)
     table = pd.DataFrame.from_dict(correlations, orient="index").rename_axis("dimension")
-    return {"icc": table, "split_half": halves, "ceiling": ceiling(halves)}
+    return {"icc": table, "split_half": halves, "ceiling": noise_ceiling(halves)}
 
 
 def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.DataFrame | None:
@@ -254,7 +254,7 @@ class _Scope:
             _, codes, sizes = np.unique(
                 facts["segment"][keep], return_inverse=True, return_counts=True
             )
-            keep[keep] = sizes[codes] >= FEWEST_IN_SEGMENT
+            keep[keep] = sizes[codes] >= MIN_IN_SEGMENT
             names, codes = np.unique(facts["segment"][keep], return_inverse=True)
             shape = (len(names), len(codes))
             self.members = sparse.csr_array(
