@@ -129,39 +129,36 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
             integer, or a segment in two content groups.
     """
     index = read_csv(_DATA / "percepiano_index.csv" if path is None else Path(path), "index")
-    name = "percepiano_index.csv" if path is None else str(path)
+    name = f"index {'percepiano_index.csv' if path is None else path}"
     folds = [fold_column(protocol) for protocol in protocols(index)]
     required = ["clip", "segment", "content_group", "human"]
     missing = [column for column in required if column not in index.columns]
     if missing or not folds:
         raise InputError(
-            f"index {name} lacks the columns {missing or ['fold_<protocol>']}; "
-            "it needs clip, segment, content_group, human and a fold_* column per protocol."
+            f"{name} lacks the columns {missing or ['fold_<protocol>']}; it needs clip, segment,"
+            " content_group, human and a fold_* column per protocol."
         )
-    empty = index[required + folds].isna().any(axis=1)
-    if empty.any():
-        raise InputError(
-            f"index {name}, line {empty.idxmax() + 2}: a value is empty; fill every column."
-        )
+    if (empty := index[required + folds].isna().any(axis=1)).any():
+        raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
     index["clip"] = index["clip"].str.strip()
-    if (repeated := index["clip"].duplicated()).any():
-        clip = index["clip"][repeated].iloc[0]
-        raise InputError(f"index {name} lists clip {clip!r} twice; keep one line per clip.")
+    if (wrong := index["clip"].duplicated()).any():
+        clip = index["clip"][wrong].iloc[0]
+        raise InputError(f"{name} lists clip {clip!r} twice; keep one line per clip.")
     if (wrong := ~index["human"].isin(["True", "False"])).any():
         value = index["human"][wrong].iloc[0]
-        raise InputError(f"index {name}: human is {value!r}; write True or False.")
+        raise InputError(f"{name}: human is {value!r}; write True or False.")
     index["human"] = index["human"] == "True"
     for column in folds:
         numbers = pd.to_numeric(index[column], errors="coerce")
         if (wrong := ~(numbers % 1 == 0)).any():
             value = index[column][wrong].iloc[0]
-            raise InputError(f"index {name}: {column} is {value!r}; write whole numbers.")
+            raise InputError(f"{name}: {column} is {value!r}; write whole numbers.")
         index[column] = numbers.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
     if (groups > 1).any():
         raise InputError(
-            f"index {name}: segment {groups.idxmax()!r} is in {groups.max()} content groups; put"
-            " all its clips into one."
+            f"{name}: segment {groups.idxmax()!r} is in {groups.max()} content groups; put all its"
+            " clips into one."
         )
     return index
 
@@ -180,10 +177,10 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
             "or give the index of these predictions with --index."
         )
     held_out = index[index[column] >= 0]
-    if held_out[column].nunique() < 2:
+    if (folds := held_out[column].nunique()) < 2:
         raise InputError(
-            f"protocol {protocol!r} has {held_out[column].nunique() or 'no'} fold in the index,"
-            " which leaves no training data. Assign the clips to at least two folds."
+            f"protocol {protocol!r} has {folds or 'no'} fold in the index, which leaves no training"
+            " data. Assign the clips to at least two folds."
         )
     crossing = held_out.groupby("content_group")[column].unique()
     crossing = crossing[crossing.str.len() > 1]
@@ -209,6 +206,53 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     return _typed(read_csv(Path(path), "predictions"), lambda row: f"{path}, line {row + 2}")
 
 
+def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
+    """Check columns, types and ranges of a predictions table; ``where(row)`` names a row in
+    messages."""
+
+    def refuse(wrong: pd.Series, name: str, action: str):
+        if wrong.any():
+            value = table[name][row := wrong.idxmax()]
+            shown = repr(value) if isinstance(value, str) else value
+            raise InputError(f"{where(row)}: {name} is {shown}; {action}.")
+
+    if missing := [column for column in COLUMNS if column not in table.columns]:
+        raise InputError(f"predictions lack the columns {missing}; give {', '.join(COLUMNS)}.")
+    if table.empty:
+        raise InputError("the predictions table has no rows; run the fine-tuning that writes it.")
+    table = table.copy()
+    for name in ("model", "protocol", "clip", "dimension"):
+        refuse(table[name].isna(), name, "write a name")
+        table[name] = table[name].astype(str).str.strip()
+    known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`, which"
+    known += " trains and evaluates"
+    refuse(~table["dimension"].isin(KEYS), "dimension", known)
+    for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
+        if name not in table.columns:
+            continue
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        wrong = ~np.isfinite(numbers)
+        if name == "uncertainty":  # optional per run, see validate_predictions
+            wrong &= table[name].notna()
+        refuse(wrong, name, "write a finite number")
+        if name in ("seed", "fold"):
+            refuse((numbers % 1 != 0) | (numbers < 0), name, "write a whole number from 0")
+            numbers = numbers.astype(int)
+        elif name == "rating":
+            outside = (numbers < 0) | (numbers > 1)
+            refuse(outside, name, "ratings are 0 to 1: divide raw ratings by 7")
+        elif name == "uncertainty":
+            refuse(numbers < 0, name, "write a standard deviation, 0 or more")
+        table[name] = numbers
+    return table
+
+
+def describe(run) -> str:
+    """Text for a run (model, protocol, seed) or a clip of a run."""
+    model, protocol, seed, *clip = run
+    return f"{model}, protocol {protocol}, seed {seed}" + (f", clip {clip[0]!r}" if clip else "")
+
+
 def validate_predictions(
     table: pd.DataFrame, index: pd.DataFrame | None = None, *, partial: bool = False
 ) -> pd.DataFrame:
@@ -223,28 +267,27 @@ def validate_predictions(
         InputError: anything that would make a metric wrong; names the value and the next action.
     """
     table = _typed(table.reset_index(drop=True), lambda row: f"row {row}")
+    clip_of_run = [*RUN, "clip"]
 
     # Each run has each clip once, in one fold, with all dimensions.
-    folds = table.groupby([*RUN, "clip"])["fold"].nunique()
+    folds = table.groupby(clip_of_run)["fold"].nunique()
     if (folds > 1).any():
         raise InputError(
-            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; "
-            "keep only the fold that was held out from training."
+            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; keep only the fold"
+            " that was held out from training."
         )
-    if (repeated := table.duplicated([*RUN, "clip", "dimension"])).any():
+    if (repeated := table.duplicated([*clip_of_run, "dimension"])).any():
         row = table[repeated].iloc[0]
         raise InputError(
-            f"{describe(row[[*RUN, 'clip']])}: {row['dimension']} is predicted twice, probably"
-            " because two files contain the same run. Give it once, or change the model name or"
-            " seed."
+            f"{describe(row[clip_of_run])}: {row['dimension']} is predicted twice, probably because"
+            " two files contain the same run. Give it once, or change the model name or seed."
         )
-    counts = table.groupby([*RUN, "clip"])["dimension"].count()
+    counts = table.groupby(clip_of_run)["dimension"].count()
     if (counts < len(KEYS)).any():
-        clip = counts.idxmin()
-        rows = (table[[*RUN, "clip"]] == list(clip)).all(axis=1)
+        rows = (table[clip_of_run] == list(counts.idxmin())).all(axis=1)
         lacking = sorted(set(KEYS) - set(table["dimension"][rows]))
         raise InputError(
-            f"{describe(clip)} lacks {len(lacking)} of {len(KEYS)} dimensions, first"
+            f"{describe(counts.idxmin())} lacks {len(lacking)} of {len(KEYS)} dimensions, first"
             f" {lacking[0]!r}; give all dimensions."
         )
 
@@ -271,14 +314,14 @@ def validate_predictions(
         held_out = set(check_protocol(facts, protocol)["clip"])
         expected = facts.set_index("clip")[fold_column(protocol)]
         if len(unknown := part["clip"][~part["clip"].isin(expected.index)]):
+            clip = unknown.iloc[0]
             raise InputError(
-                f"clip {unknown.iloc[0]!r} is not in the index; give the matching index with"
-                " --index."
+                f"clip {clip!r} is not in the index; give the matching index with --index."
             )
         if len(wrong := part[part["fold"] != part["clip"].map(expected)]):
             row = wrong.iloc[0]
             raise InputError(
-                f"{describe(row[[*RUN, 'clip']])} is in fold {row['fold']}, but in fold"
+                f"{describe(row[clip_of_run])} is in fold {row['fold']}, but in fold"
                 f" {expected[row['clip']]} of the index; use the folds of the index."
             )
         for run, clips in part.groupby(RUN)["clip"]:
@@ -291,56 +334,6 @@ def validate_predictions(
     if index is None:
         check_ratings(table)
     return table
-
-
-def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
-    """Check columns, types and ranges of a predictions table; ``where(row)`` names a row in
-    messages."""
-
-    def refuse(wrong: pd.Series, name: str, action: str):
-        if wrong.any():
-            value = table[name][row := wrong.idxmax()]
-            shown = repr(value) if isinstance(value, str) else value
-            raise InputError(f"{where(row)}: {name} is {shown}; {action}.")
-
-    if missing := [column for column in COLUMNS if column not in table.columns]:
-        raise InputError(f"predictions lack the columns {missing}; give {', '.join(COLUMNS)}.")
-    if table.empty:
-        raise InputError("the predictions table has no rows; run the fine-tuning that writes it.")
-    table = table.copy()
-    for name in ("model", "protocol", "clip", "dimension"):
-        refuse(table[name].isna(), name, "write a name")
-        table[name] = table[name].astype(str).str.strip()
-    refuse(
-        ~table["dimension"].isin(KEYS),
-        "dimension",
-        f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`, which"
-        " trains and evaluates",
-    )
-    for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
-        if name not in table.columns:
-            continue
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        wrong = ~np.isfinite(numbers)
-        if name == "uncertainty":  # optional per run, see validate_predictions
-            wrong &= table[name].notna()
-        refuse(wrong, name, "write a finite number")
-        if name in ("seed", "fold"):
-            refuse((numbers % 1 != 0) | (numbers < 0), name, "write a whole number from 0")
-            numbers = numbers.astype(int)
-        elif name == "rating":
-            outside = (numbers < 0) | (numbers > 1)
-            refuse(outside, name, "ratings are 0 to 1: divide raw ratings by 7")
-        elif name == "uncertainty":
-            refuse(numbers < 0, name, "write a standard deviation, 0 or more")
-        table[name] = numbers
-    return table
-
-
-def describe(run) -> str:
-    """Text for a run (model, protocol, seed) or a clip of a run."""
-    model, protocol, seed, *clip = run
-    return f"{model}, protocol {protocol}, seed {seed}" + (f", clip {clip[0]!r}" if clip else "")
 
 
 def check_ratings(predictions: pd.DataFrame) -> None:
