@@ -1,9 +1,4 @@
-"""Evaluation of predicted ratings: tables in, tables out, without models or audio.
-
-``evaluate`` turns any predictions table into every table of results. Modules: ``predictions``
-(reading and validation), ``metrics``, ``intervals``, ``compare`` (models and seeds), ``analysis``
-(contrasts, calibration, errors, custom ratings, sensitivity) and ``reliability`` (of the raters).
-"""
+"""Evaluation of predicted ratings: tables in, tables out, without models or audio."""
 
 from dataclasses import dataclass
 

@@ -1,12 +1,9 @@
-"""Analyses beyond the metrics: human versus deadpan, pairs of performances, share of the noise
-ceiling, calibration of the uncertainty, components of the error, small data, and sensitivity.
-
-Intervals are 95 % jackknife intervals over content groups, see `intervals`.
-"""
+"""Analyses beyond the metrics; all intervals are 95 % jackknife intervals over content groups."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +20,6 @@ from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, RUN, SCOPES, R
 # more are in their true order more than five times in six.
 MIN_DIFFERENCE = 0.074
 SHARES = (0.5, 0.8, 0.95)  # nominal coverage of the intervals of a prediction
-CALIBRATION_COLUMNS = [*RUN, "metric", "dimension", "value", "low", "high"]
 PARTS = ("noise", "passage", "player", "clip")  # sum to ``all`` except for the overall bias
 FEW_SHOT_COLUMNS = ["dimension", "clips", "groups", "r", "low", "high", "r_within_groups", "mae"]
 FEW_SHOT_COLUMNS += ["mae_of_mean"]
@@ -41,9 +37,8 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
     """Human versus deadpan: ``model,protocol,seed,part,metric,dimension,value,low,high``.
 
     ``part`` is ``humans`` or ``deadpan`` with the five metrics, or ``gap`` with ``rating`` and
-    ``prediction``: the mean of human performances minus the mean of deadpan renderings of the same
-    segment, averaged over the segments with both. A perfect model has the same gap in its
-    predictions as in the ratings.
+    ``prediction``: the mean of human performances minus that of deadpan renderings of the same
+    segment, averaged over the segments with both.
     """
     tables = []
     for run in runs:
@@ -63,9 +58,9 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
                     gap.append(means[0] - means[1])
         for metric, gap in gaps.items():
             values = np.reshape(gap, (-1, len(KEYS)))
-            means = _group_means(np.array(groups, object), values, np.ones_like(values))
+            means = _group_means(np.array(groups, object), values, mean=True)
             facts = {"part": "gap", "metric": metric}
-            tables.append(estimate_rows(run, facts, intervals.jackknife(_with_mean(means)), _NAMES))
+            tables.append(estimate_rows(run, facts, intervals.jackknife(means), _NAMES))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -76,10 +71,8 @@ def pairwise_accuracy(
     ratings.
 
     Columns ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``. Pairs with
-    equal ratings, or ratings that differ by less than ``min_difference``, are excluded: their order
-    is noise of the raters. Computed with ``min_difference`` and with 0, for all clips
-    (``within_segment``) and for humans only. Equal predictions count as 0.5, the chance level. The
-    mean is over the dimensions.
+    equal ratings, or ratings that differ by less than ``min_difference`` (computed for this and for
+    0), are excluded: their order is noise of the raters. Equal predictions count as 0.5.
 
     Raises:
         InputError: ``min_difference`` is not a number from 0 to 1.
@@ -106,8 +99,8 @@ def pairwise_accuracy(
             correct = np.where(predicted == 0, 0.5, np.sign(predicted) == np.sign(rated))
             for least in sorted({0.0, min_difference}):
                 counted = ((rated != 0) & (np.abs(rated) >= least)).astype(float)
-                shares = _group_means(part.content_group[one], correct * counted, counted)
-                estimate = intervals.jackknife(_with_mean(shares), intervals.ARCSINE)
+                shares = _group_means(part.content_group[one], correct * counted, counted, True)
+                estimate = intervals.jackknife(shares, intervals.ARCSINE)
                 facts = {"scope": scope, "min_difference": least}
                 table = estimate_rows(run, facts, estimate, _NAMES)
                 pairs = np.append(counted.sum(axis=0), counted.sum()).astype(int)
@@ -120,12 +113,9 @@ def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataF
     """Pearson's r as a share of the noise ceiling:
     ``model,protocol,seed,scope,ceiling,dimension,value,low,high``.
 
-    The intervals treat the ceiling as exact. A ceiling of 0 means that the ratings carry no
-    reliable signal: the share is NaN and the dimension is excluded from the mean, which is mean r
-    divided by the mean ceiling.
-
-    Args:
-        ceiling: (19 dimensions, scopes), see ``reliability.load_ceiling``.
+    The intervals treat the ceiling, (19 dimensions, scopes), as exact. Where it is 0, the ratings
+    carry no reliable signal: the share is NaN and the dimension is excluded from the mean, which is
+    mean r divided by the mean ceiling.
     """
     tables = []
     for run in runs:
@@ -141,15 +131,16 @@ def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataF
     return pd.concat(tables, ignore_index=True)
 
 
-def _group_means(groups: np.ndarray, values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Sum of ``values`` divided by the sum of ``counts``, (n, columns) each: over all content
-    groups, then without each group, (1 + groups, columns); NaN where the count is 0."""
+def _group_means(
+    groups: np.ndarray, values: np.ndarray, counts: np.ndarray | None = None, mean: bool = False
+) -> np.ndarray:
+    """Mean of ``values`` (n, columns), weighted by ``counts``: over all content groups, then
+    without each group, (1 + groups, columns); NaN where the count is 0. ``mean`` appends the mean
+    over columns."""
+    counts = np.ones_like(values) if counts is None else counts
     total, count = intervals.leave_one_out(by_group(groups, np.stack([values, counts])))
-    return total / np.where(count > 0.5, count, np.nan)
-
-
-def _with_mean(values: np.ndarray) -> np.ndarray:
-    return np.column_stack([values, values.mean(axis=1)])
+    means = total / np.where(count > 0.5, count, np.nan)
+    return np.column_stack([means, means.mean(axis=1)]) if mean else means
 
 
 # ---------------------------------------------------------------- calibration of the uncertainty
@@ -166,29 +157,26 @@ def calibration(runs: list[RunPredictions]) -> pd.DataFrame:
     interval), ``error_correlation`` (Pearson's r of the absolute error and the uncertainty),
     ``crps`` (in the unit of the ratings, like MAE) and ``nll`` (NaN where an uncertainty is 0).
     """
-    tables = []
+    tables, columns = [], [*RUN, "metric", "dimension", "value", "low", "high"]
     for run in runs:
         if not np.isfinite(run.uncertainty).all():
             continue
         parts = run.rating, run.prediction, run.uncertainty
-        error = np.abs(run.rating - run.prediction)
-        of_clips = {}
+        groups, error = run.content_group, np.abs(run.rating - run.prediction)
+        found = {}
         for share in SHARES:
             inside = error <= stats.norm.ppf((1 + share) / 2) * run.uncertainty
-            of_clips[f"coverage_{100 * share:.0f}"] = inside.astype(float), intervals.ARCSINE
-        of_clips |= {"crps": (crps(*parts), intervals.LOG), "nll": (nll(*parts), intervals.PLAIN)}
-        found = {
-            name: (_group_means(run.content_group, values, np.ones_like(values)), scale)
-            for name, (values, scale) in of_clips.items()
-        }
+            means = _group_means(groups, inside.astype(float))
+            found[f"coverage_{100 * share:.0f}"] = means, intervals.ARCSINE
+        found["crps"] = _group_means(groups, crps(*parts)), intervals.LOG
+        found["nll"] = _group_means(groups, nll(*parts)), intervals.PLAIN
         known = metrics.without_rounding(run.uncertainty, run.uncertainty.max(axis=0))
-        r = metrics.pearson_without_each_group(run.content_group, error, known)
-        for name, (values, scale) in (found | {"error_correlation": (r, intervals.FISHER)}).items():
+        r = metrics.pearson_without_each_group(groups, error, known)
+        found["error_correlation"] = r, intervals.FISHER
+        for name, (values, scale) in found.items():
             estimate = intervals.jackknife(metrics.with_means(values), scale)
             tables.append(estimate_rows(run, {"metric": name}, estimate))
-    if not tables:
-        return pd.DataFrame(columns=CALIBRATION_COLUMNS)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 
 def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
@@ -218,12 +206,10 @@ def error_components(
     """``model,protocol,seed,dimension,all,noise,passage,player,clip``: squared errors as shares of
     the ratings' variance; and a row ``mean``.
 
-    A two-way analysis of variance without interaction (Searle, Casella and McCulloch 1992, chapter
-    4): the mean error of each content group, then the additional error of each player, then the
-    remainder. The noise of the mean rating (1 - ceiling squared) is the irreducible part of the
-    remainder. The parts are variance components, which removes the bias from small numbers of clips
-    per player or passage. Without a ceiling, ``noise`` is 0 and its share is in ``clip``; without
-    players in the index, ``player`` is 0 and its share in ``clip``.
+    Variance components of a two-way analysis of variance without interaction (Searle, Casella and
+    McCulloch 1992, chapter 4): the mean error of each content group, then the additional error of
+    each player, then the remainder. Its irreducible part is the noise of the mean rating, 1 -
+    ceiling squared. A part without a ceiling or players in the index is 0, its share in ``clip``.
     """
     players = index.set_index("clip")["player"].astype(str) if "player" in index else None
     noise = np.zeros(len(KEYS))
@@ -326,10 +312,8 @@ def few_shot_table(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFra
     fold = predictions.groupby("clip")["fold"].first().loc[clips].to_numpy()
     model, protocol, seed = predictions[RUN].iloc[0]
     columns = [facts[name].to_numpy() for name in ("segment", "content_group", "human")]
-    run = RunPredictions(
-        model, protocol, int(seed), clips.to_numpy(), *columns, fold, rating, prediction,
-        np.full_like(rating, np.nan),
-    )  # fmt: skip
+    columns += [fold, rating, prediction, np.full_like(rating, np.nan)]
+    run = RunPredictions(model, protocol, int(seed), clips.to_numpy(), *columns)
     found = {}
     for scope in ("overall", "within_segment"):
         part = metrics.cleaned(run, scope)
@@ -345,31 +329,27 @@ def few_shot_table(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFra
 
 def few_shot_remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
     """Summary and caveats of the table of `few_shot_table`, one sentence each."""
-
-    def listed(names: pd.Series) -> str:
-        return ", ".join(names) or "none"
-
-    above = result["dimension"][result["low"] > 0]
-    better = result["dimension"][result["mae"] < result["mae_of_mean"]]
+    names = result["dimension"]
+    above, better = names[result["low"] > 0], names[result["mae"] < result["mae_of_mean"]]
     n, (clips, groups) = len(result), result[["clips", "groups"]].iloc[0]
     chance = "are predicted above chance on held-out groups (interval of r above 0)"
     mean = "have a lower mean absolute error than predicting the mean"
-    lines = [f"{len(above)} of {n} dimensions {chance}: {listed(above)}."]
-    lines += [f"{len(better)} of {n} dimensions {mean}: {listed(better)}."]
+    lines = [f"{len(above)} of {n} dimensions {chance}: {', '.join(above) or 'none'}."]
+    lines += [f"{len(better)} of {n} dimensions {mean}: {', '.join(better) or 'none'}."]
     if groups < FEW_GROUPS:
         lines.append(
             f"{clips} clips in {groups} groups: with so few groups an interval may be too narrow by"
             " chance, and one more group may change it."
         )
-    if len(below := result["dimension"][result["high"] < 0]):
+    if len(below := names[result["high"] < 0]):
         lines.append(
-            f"{listed(below)}: the interval of r is below 0, an artefact of cross-validation with"
-            " few groups. Holding out a highly rated group lowers the mean of the training clips."
+            f"{', '.join(below)}: the interval of r is below 0, an artefact of cross-validation"
+            " with few groups. Holding out a highly rated group lowers the mean of the training"
+            " clips."
         )
-    for name in result["dimension"][result["r"].isna()]:
+    for name in names[result["r"].isna()]:
         lines.append(f"{name}: r is undefined because the predictions are constant.")
-    sizes = index["content_group"].value_counts()
-    if few := int((sizes < MIN_IN_SEGMENT).sum()):
+    if few := int((index["content_group"].value_counts() < MIN_IN_SEGMENT).sum()):
         lines.append(
             f"{few} groups have fewer than {MIN_IN_SEGMENT} clips and are excluded from"
             " r_within_groups."
@@ -380,22 +360,17 @@ def few_shot_remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
 # ---------------------------------------------------------------- sensitivity and robustness
 
 
-def _expected_effects() -> dict[str, dict[str, int]]:
-    path = resources.files("percepiano_ast") / "data" / "expected_effects.csv"
-    table = pd.read_csv(path)
-    return {
-        name: dict(zip(part["dimension"], part["sign"].tolist()))
-        for name, part in table.groupby("parameter", sort=False)
-    }
-
-
 # Expected effect of more of a parameter: 1 towards the second pole of the dimension, -1 towards the
 # first. Listed only where musicians would agree for any piece. Sources: force raises loudness,
 # brightness and hardness of touch (Askenfelt & Jansson 1991; Goebl et al. 2014); fast and high
 # music is brighter in mood, slow and low music darker (Gabrielsson & Lindstroem 2010); the pedal
 # connects, blurs and enriches (Repp 1996); tempo variation, dynamic contrast and voiced chords are
 # what teachers call expression (Palmer 1997).
-EXPECTED = _expected_effects()
+_EFFECTS = pd.read_csv(resources.files("percepiano_ast") / "data" / "expected_effects.csv")
+EXPECTED: dict[str, dict[str, int]] = {
+    name: dict(zip(part["dimension"], part["sign"].tolist()))
+    for name, part in _EFFECTS.groupby("parameter", sort=False)
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -413,69 +388,51 @@ class ChangedRatings:
     after: np.ndarray
     alike: np.ndarray
 
-    @property
-    def changed(self) -> np.ndarray:
-        """Bool (n,), the clips to which the change applies."""
-        return np.isfinite(self.after).all(axis=1)
-
 
 def sensitivity(
-    model: str, groups: np.ndarray, found: Mapping[object, ChangedRatings]
+    model: str, groups: np.ndarray, found: Mapping[Any, ChangedRatings]
 ) -> pd.DataFrame:
     """Mean change of each rating with each variation of the playing, one row per variation and
     dimension.
 
     ``standardised`` is the change in standard deviations of the same model's ratings of the
-    original clips, which makes models of any scale comparable; its interval treats this standard
-    deviation as exact. ``clips`` is the number of clips to which the variation applies, ``alike``
-    the number of these whose model input did not change. ``expected`` is the sign that musicians
-    expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0, ``unclear`` if it does not,
-    `UNCHANGED` if all inputs are unchanged, and empty if no sign is expected.
+    original clips, which the interval treats as exact. ``clips`` counts the clips to which the
+    variation applies, ``alike`` those of them whose model input did not change. ``expected`` is the
+    sign that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0,
+    ``unclear`` if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is
+    expected.
 
     Args:
         groups: (n,) content group of each clip.
-        found: by variation, which has a ``parameter`` with a ``name``, a ``name``, ``strength`` and
-            ``label``.
+        found: by variation, with ``parameter.name``, ``name``, ``strength`` and ``label``.
 
     Raises:
         InputError: a variation that applies to no clip, or constant ratings.
     """
     tables = []
     for variation, ratings in found.items():
-        kept = _checked(model, variation.label, ratings)
-        parameter = variation.parameter.name
-        change, unit = (ratings.after - ratings.before)[kept], ratings.before[kept].std(axis=0)
-        means = _group_means(groups[kept], change, np.ones_like(change))
-        estimate = intervals.jackknife(means / unit)
-        sign = np.sign(variation.strength)
-        expected = np.array([sign * EXPECTED[parameter].get(key, 0) for key in KEYS])
+        before, after, kept = _changed(model, variation.label, ratings)
+        parameter, change = variation.parameter.name, after - before
+        means = _group_means(groups[kept], change)
+        estimate = intervals.jackknife(means / before.std(axis=0))
+        signs = [EXPECTED[parameter].get(key, 0) for key in KEYS]
+        expected = (np.sign(variation.strength) * np.array(signs)).astype(int)
+        seen = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
+        agrees = np.where(seen == 0, UNCLEAR, np.where(seen == expected, YES, NO))
         if ratings.alike[kept].all():
-            agrees = np.full(len(KEYS), UNCHANGED)
-        else:
-            seen = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
-            agrees = np.where(seen == 0, UNCLEAR, np.where(seen == expected, YES, NO))
-        table = {
-            "model": model,
-            "parameter": parameter,
-            "variation": variation.name,
-            "strength": float(variation.strength),
-            "label": variation.label,
-            "dimension": KEYS,
-            "clips": int(kept.sum()),
-            "alike": int(ratings.alike[kept].sum()),
-            "change": change.mean(axis=0),
-            "change_sd": change.std(axis=0),
-            "standardised": estimate.value,
-            "low": estimate.low,
-            "high": estimate.high,
-            "expected": expected.astype(int),
-            "agrees": np.where(expected == 0, "", agrees),
-        }
-        tables.append(pd.DataFrame(table))
+            agrees = UNCHANGED
+        facts = {"model": model, "parameter": parameter, "variation": variation.name}
+        facts |= {"strength": float(variation.strength), "label": variation.label}
+        facts |= {"dimension": KEYS, "clips": int(kept.sum())}
+        facts |= {"alike": int(ratings.alike[kept].sum())}
+        facts |= {"change": change.mean(axis=0), "change_sd": change.std(axis=0)}
+        facts |= {"standardised": estimate.value, "low": estimate.low, "high": estimate.high}
+        facts |= {"expected": expected, "agrees": np.where(expected == 0, "", agrees)}
+        tables.append(pd.DataFrame(facts))
     return pd.concat(tables, ignore_index=True)
 
 
-def robustness(model: str, groups: np.ndarray, found: Mapping[str, ChangedRatings]) -> pd.DataFrame:
+def robustness(model: str, groups: np.ndarray, found: dict[str, ChangedRatings]) -> pd.DataFrame:
     """Change of each rating with each recording condition, ideally none, one row per condition and
     dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
     deviations of the ratings over clips), and ``pearson`` with the ratings of the original clips,
@@ -489,30 +446,24 @@ def robustness(model: str, groups: np.ndarray, found: Mapping[str, ChangedRating
     """
     tables = []
     for label, ratings in found.items():
-        kept = _checked(model, label, ratings)
-        before, after = ratings.before[kept], ratings.after[kept]
+        before, after, kept = _changed(model, label, ratings)
         r = metrics.pearson_without_each_group(groups[kept], before, after)
         r = intervals.jackknife(r, intervals.FISHER)
         absolute = np.abs(after - before).mean(axis=0)
-        table = {
-            "model": model,
-            "condition": label,
-            "dimension": KEYS,
-            "clips": int(kept.sum()),
-            "change": (after - before).mean(axis=0),
-            "absolute": absolute,
-            "standardised": absolute / before.std(axis=0),
-            "pearson": r.value,
-            "low": r.low,
-            "high": r.high,
-        }
-        tables.append(pd.DataFrame(table))
+        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(kept.sum())}
+        facts |= {"change": (after - before).mean(axis=0), "absolute": absolute}
+        facts |= {"standardised": absolute / before.std(axis=0)}
+        facts |= {"pearson": r.value, "low": r.low, "high": r.high}
+        tables.append(pd.DataFrame(facts))
     return pd.concat(tables, ignore_index=True)
 
 
-def _checked(model: str, label: str, found: ChangedRatings) -> np.ndarray:
-    """The clips to which a change applies, bool (n,)."""
-    kept = found.changed
+def _changed(
+    model: str, label: str, found: ChangedRatings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratings before and after of the clips to which a change applies, and these clips, bool
+    (n,)."""
+    kept = np.isfinite(found.after).all(axis=1)
     if not kept.any():
         raise InputError(
             f"{label}: this change applies to no clip; give other clips or omit the variation."
@@ -524,7 +475,7 @@ def _checked(model: str, label: str, found: ChangedRatings) -> np.ndarray:
             f"{model} gives all {kept.sum()} clips the same rating of {which}: a change cannot be"
             " standardised. Give more clips or another model."
         )
-    return kept
+    return found.before[kept], found.after[kept], kept
 
 
 def expert_correlations(
@@ -548,24 +499,14 @@ def expert_correlations(
         known = measures[parameter].notna().to_numpy()
         values = pd.DataFrame(ratings[known], columns=KEYS)
         values["measure"] = measures[parameter].to_numpy()[known]
-        within = values - values.groupby(segments[known]).transform("mean")
         expected = np.array([EXPECTED[parameter].get(key, 0) for key in KEYS])
-        r = np.full((2, len(KEYS)), np.nan)
-        for row, one in enumerate((values, within)):
-            for column, key in enumerate(KEYS):
-                x, y = one["measure"].to_numpy(), one[key].to_numpy()
-                if np.ptp(x) and np.ptp(y):
-                    r[row, column] = metrics.pearson(x[:, None], y[:, None])[0]
-        table = {
-            "parameter": parameter,
-            "dimension": KEYS,
-            "clips": int(known.sum()),
-            "r": r[0],
-            "r_within": r[1],
-            "expected": expected,
-            "differs": (expected * r[1]) <= -CLEAR,
-        }
-        tables.append(pd.DataFrame(table))
+        facts = {"parameter": parameter, "dimension": KEYS, "clips": int(known.sum())}
+        within = values - values.groupby(segments[known]).transform("mean")
+        for name, one in (("r", values), ("r_within", within)):
+            x, y = one[["measure"] * len(KEYS)].to_numpy(), one[list(KEYS)].to_numpy()
+            facts[name] = metrics.pearson(x, y) if len(x) > 1 else np.full(len(KEYS), np.nan)
+        facts |= {"expected": expected, "differs": (expected * facts["r_within"]) <= -CLEAR}
+        tables.append(pd.DataFrame(facts))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -574,13 +515,11 @@ def sensitivity_summary(table: pd.DataFrame) -> list[str]:
     each."""
     lines = []
     for model, part in table[table["expected"] != 0].groupby("model", sort=False):
-        counts = part["agrees"].value_counts()
-        yes, no, unclear = (int(counts.get(answer, 0)) for answer in (YES, NO, UNCLEAR))
+        yes, no, unclear, same = (part["agrees"] == word for word in (YES, NO, UNCLEAR, UNCHANGED))
         lines.append(
-            f"{model}: of {yes + no + unclear} signs that musicians expect, {yes} are found, {no}"
-            f" are reversed and {unclear} are unclear (the interval includes 0)."
+            f"{model}: of {(~same).sum()} signs that musicians expect, {yes.sum()} are found,"
+            f" {no.sum()} are reversed and {unclear.sum()} are unclear (the interval includes 0)."
         )
-        same = part["agrees"] == UNCHANGED
         found = [
             f"{name} {(one['agrees'] == YES).sum()}/{len(one)}"
             for name, one in part[~same].groupby("parameter", sort=False)
@@ -589,11 +528,9 @@ def sensitivity_summary(table: pd.DataFrame) -> list[str]:
         if same.any():
             names = ", ".join(part["label"][same].unique())
             lines.append(f"  no change in the sound, not counted ({same.sum()} signs): {names}")
-        for label, one in part[part["agrees"] == NO].groupby("label", sort=False):
-            cells = ", ".join(
-                f"{row.dimension} {row.standardised:+.2f} SD" for row in one.itertuples()
-            )
-            lines.append(f"  reversed, {label}: {cells}")
+        for label, one in part[no].groupby("label", sort=False):
+            cells = [f"{row.dimension} {row.standardised:+.2f} SD" for row in one.itertuples()]
+            lines.append(f"  reversed, {label}: {', '.join(cells)}")
     return lines
 
 

@@ -1,11 +1,11 @@
 """Comparison of models: paired permutation tests, training seeds as a random factor, and one row
 per model or pair for the report.
 
-Permutation test. Both models rate the same clips. Under the null hypothesis their predictions for a
-content group are exchangeable; the test exchanges entire groups, because the clips of a group are
-not independent. Correlations do not depend on the scale of a prediction, so predictions are
-standardised (or ranked) before the exchange. The difference is divided by its jackknife error;
-without this the test of standardised predictions is anticonservative (Chung & Romano 2013).
+Permutation test: under the null hypothesis the predictions of two models for a content group are
+exchangeable. Entire groups are exchanged, because the clips of a group are not independent.
+Correlations do not depend on the scale of a prediction, so predictions are standardised (or ranked)
+first. The difference is divided by its jackknife error; without this the test is anticonservative
+(Chung & Romano 2013).
 
 Level, simulated with PercePiano's 47 group sizes (two models with true r of 0.6, 7,600 pairs each):
 p is below 0.05 in 5.4, 4.9 and 5.4 % if ratings and both models' errors have a within-group
@@ -14,9 +14,8 @@ exchangeable, and p is too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0)
 between very different models is weak evidence. Intervals of the difference include 0 in 94.5, 95.9,
 96.3, 94.7 and 91.9 %.
 
-Seeds. A model trained with several seeds has two sources of error: the sample of content groups and
-the sample of seeds. Their variances add: the jackknife variance of the mean over seeds, and the
-variance between seeds divided by their number. Degrees of freedom are Satterthwaite's.
+Seeds: the variances of the two sources of error add, the jackknife variance of the mean over seeds
+(content groups) and the variance between seeds divided by their number.
 """
 
 from importlib import resources
@@ -57,23 +56,17 @@ def paired_tests(
     names: tuple[str, ...] = metrics.METRICS,
 ) -> pd.DataFrame:
     """Difference of every metric between every two models of the same protocol and seed, on their
-    common clips.
-
-    Returns the columns ``TEST_COLUMNS``, one row per pair, scope, metric and dimension (including
-    head groups and ``mean``):
+    common clips: the columns ``TEST_COLUMNS``, with rows for head groups and ``mean``.
 
     * ``difference``: a minus b, with ``low`` and ``high`` by the jackknife over content groups;
-    * ``p``: two-sided, from ``n_permutations`` exchanges of entire content groups, or from all
-      exchanges if there are at most as many; a sampled p is at least 1 / (n_permutations + 1)
-      (Phipson & Smyth 2010);
-    * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is a single test and not
-      corrected;
+    * ``p``: two-sided, from ``n_permutations`` exchanges of content groups, or from all exchanges
+      if there are at most as many; a sampled p is at least 1 / (n_permutations + 1) (Phipson &
+      Smyth 2010);
+    * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is not corrected;
     * ``effect``: the difference in standard deviations of the groups' pseudo-values, Cohen's d of
       paired groups;
-    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large); for
-      correlations only;
-    * ``detectable``: minimum detectable difference at 80 % power, (t_.975 + t_.8) standard errors
-      (Bloom 1995).
+    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large);
+    * ``detectable``: see `detectable`.
 
     NaN where undefined: no common clips, a constant, or (except for the difference) a single
     content group.
@@ -161,11 +154,10 @@ def _errors(
     a: np.ndarray, b: np.ndarray, of_a: np.ndarray, of_b: np.ndarray, swaps: np.ndarray
 ) -> np.ndarray:
     """Jackknife error of the difference in r after each exchange, up to a constant: (1 +
-    permutations, rows of ``ROWS``).
+    permutations, ``ROWS``). ``of_a`` and ``of_b`` are the sums after it, (8, 1 + permutations, 19).
 
-    ``of_a`` and ``of_b`` are the sums after each exchange, (8, 1 + permutations, 19). This function
-    dominates the run time of an evaluation, so r is written out: the terms of the ratings are the
-    same for all exchanges.
+    This function dominates the run time of an evaluation, so r is written out: the terms of the
+    ratings are the same for all exchanges.
     """
 
     def r(sums, n, x, spread_x):
@@ -190,13 +182,8 @@ def _errors(
 
 
 def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.ndarray]:
-    """Difference, interval, effect sizes and minimum detectable difference, each for the rows of
-    ``ROWS``.
-
-    Args:
-        of_a, of_b: values of ``metric``, (1 + groups, 19): over all content groups, then without
-            each group.
-    """
+    """Difference, interval, effect sizes and minimum detectable difference for each row of
+    ``ROWS``, from the values of ``metric`` (1 + groups, 19), see `intervals.spread`."""
     a, b = with_means(of_a), with_means(of_b)
     found = intervals.jackknife(a - b)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -204,14 +191,9 @@ def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.
     q = np.full(len(ROWS), np.nan)
     if metric in ("pearson", "spearman"):
         q = intervals.FISHER.to(a[0]) - intervals.FISHER.to(b[0])
-    return {
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "effect": np.where(found.error > 0, scaled, np.nan),
-        "cohens_q": q,
-        "detectable": detectable(found.error, found.freedom),
-    }
+    numbers = {"difference": found.value, "low": found.low, "high": found.high, "cohens_q": q}
+    numbers["effect"] = np.where(found.error > 0, scaled, np.nan)
+    return numbers | {"detectable": detectable(found.error, found.freedom)}
 
 
 def detectable(error: np.ndarray, freedom: np.ndarray) -> np.ndarray:
@@ -226,12 +208,7 @@ def over_seeds(
     runs: list[RunPredictions], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2
 ) -> pd.DataFrame:
     """Mean over seeds of every metric for each model with at least ``least`` seeds: the columns
-    ``SEED_COLUMNS``.
-
-    ``seed_sd`` is the standard deviation between seeds; the interval ``low`` to ``high`` covers
-    variation of content groups and seeds. For a single seed (``least`` 1) ``seed_sd`` is NaN and
-    the interval covers content groups only.
-    """
+    ``SEED_COLUMNS``; the interval covers content groups and seeds (one seed: content groups)."""
     tables = []
     for (model, protocol), same in _by_model(runs, least).items():
         for scope in SCOPES:
@@ -253,11 +230,8 @@ def compare_over_seeds(
     runs: list[RunPredictions], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2
 ) -> pd.DataFrame:
     """Difference of the means over seeds of every two models with at least ``least`` seeds: the
-    columns ``SEED_PAIR_COLUMNS``.
-
-    ``p`` is from a t test whose error includes content groups and seeds (for a single seed: content
-    groups only); ``p_holm`` is corrected over the 19 dimensions.
-    """
+    columns ``SEED_PAIR_COLUMNS``; ``p`` is from a t test whose error includes content groups and
+    seeds (one seed: content groups)."""
     tables = []
     models = _by_model(runs, least).items()
     pairs = [(a, b) for (x, a), (y, b) in combinations(models, 2) if x[1] == y[1]]
@@ -320,24 +294,16 @@ def _added(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.n
 
 
 def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """All metrics of all models, from the tables of `evaluation.evaluate`: the columns
-    ``SEED_COLUMNS``.
-
-    A model trained with several seeds is summarised by their mean, with an interval that covers
-    content groups and seeds; a model with a single seed by its own values.
-    """
+    """All metrics of all models, ``SEED_COLUMNS``, from the tables of `evaluation.evaluate`: the
+    mean of a model with several seeds, the values of a model with one."""
     single = pd.concat([tables["metrics"], tables["head_groups"]], ignore_index=True)
     alone = _not_in(single, tables["seeds"], _MODEL).assign(seeds=1, seed_sd=np.nan)
     return _joined([alone, tables["seeds"]], SEED_COLUMNS)
 
 
 def differences(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """All differences between two models: the columns ``DIFFERENCE_COLUMNS``.
-
-    ``seeds`` is the number of seeds of each, such as ``3 and 3``. If one of the models has a single
-    seed, the two are compared at that seed by `paired_tests`; if both have several, by
-    `compare_over_seeds`.
-    """
+    """All differences between two models, ``DIFFERENCE_COLUMNS``: by `compare_over_seeds` if both
+    have several seeds, else by `paired_tests`. ``seeds`` is their number, such as ``3 and 3``."""
     several = tables["seed_comparisons"].copy()
     several["seeds"] = [f"{a} and {b}" for a, b in zip(several["seeds_a"], several["seeds_b"])]
     alone = _not_in(tables["comparisons"], several, _PAIR).assign(seeds="1 and 1")
@@ -372,11 +338,10 @@ def _joined(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 
 def published_results() -> pd.DataFrame:
-    """Results of other systems on PercePiano as reported, not reproduced:
-    `system,source,hears,protocol,nearest,metric,value,why_not`.
+    """Results of other systems on PercePiano as reported, not reproduced, means over the 19
+    dimensions: `system,source,hears,protocol,nearest,metric,value,why_not`.
 
     `hears` is the input of the system, ``nearest`` the most similar protocol of this package,
-    ``why_not`` the reason why the two are not comparable. Values are means over the 19 dimensions,
-    copied from the named sources.
+    ``why_not`` the reason why the two are not comparable.
     """
     return pd.read_csv(resources.files("percepiano_ast") / "data" / "published_results.csv")

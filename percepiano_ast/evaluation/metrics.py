@@ -1,15 +1,11 @@
-"""Metrics of two arrays, with the interface of mir_eval (``validate``, one function per metric,
-``evaluate``), and the tables of all metrics of all runs.
+"""Metrics of two arrays (clips, dimensions), with the interface of mir_eval, and the tables of all
+metrics of all runs.
 
-Conventions:
-
-* ``rating`` and ``prediction`` are (clips, dimensions); each metric is computed per dimension over
-  the clips. In the tables the held-out folds of a run are pooled first; the row ``mean`` is the
-  plain mean over the 19 dimensions, the row of a head group the mean over its dimensions.
-* Population moments (divisor n) throughout. R2 uses the mean of the given ratings as reference,
-  like scikit-learn.
-* An undefined metric (r of a constant) is NaN, never zero. CCC of a constant prediction is defined
-  and 0.
+* Each metric is computed per dimension over the clips, with population moments (divisor n). R2 uses
+  the mean of the given ratings as reference, like scikit-learn.
+* An undefined metric (r of a constant) is NaN, never zero. CCC of a constant prediction is 0.
+* In the tables the held-out folds of a run are pooled first; the row ``mean`` is the plain mean
+  over the 19 dimensions, the row of a head group the mean over its dimensions.
 * Every metric is a function of sums over clips (``terms``): sums per content group give any
   resample, jackknife or permutation without another pass over the clips. Spearman is Pearson of
   ranks that are computed once, on all clips: ranking within each resample would cost a hundred
@@ -43,27 +39,22 @@ def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
     Raises:
         InputError: unequal or wrong shapes, fewer than two clips, NaN or infinity.
     """
-    tables = []
+    rating, prediction = np.asarray(rating, float), np.asarray(prediction, float)
     for name, values in (("rating", rating), ("prediction", prediction)):
-        values = np.asarray(values, float)
         if values.ndim != 2 or len(values) < 2:
             raise InputError(
-                f"{name} has shape {values.shape}; give (clips, dimensions) with at least two"
-                " clips."
+                f"{name} has shape {values.shape}; give (clips, dimensions), two clips or more."
             )
         if len(wrong := np.argwhere(~np.isfinite(values))):
             row, column = wrong[0]
             raise InputError(
-                f"{name}, row {row}, column {column} is {values[row, column]}; write finite"
-                " numbers."
+                f"{name}, row {row}, column {column} is {values[row, column]}; give finite numbers."
             )
-        tables.append(values)
-    if tables[0].shape != tables[1].shape:
+    if rating.shape != prediction.shape:
         raise InputError(
-            f"rating has shape {tables[0].shape}, prediction {tables[1].shape}; give arrays of"
-            " equal shape."
+            f"rating has shape {rating.shape}, prediction {prediction.shape}; give equal shapes."
         )
-    return tables[0], tables[1]
+    return rating, prediction
 
 
 def evaluate(
@@ -76,10 +67,8 @@ def evaluate(
     """
     rating, prediction = validate(rating, prediction)
     prediction = without_rounding(prediction, np.abs(prediction).max(axis=0))
-    return {
-        name: from_sums(name, terms(*prepared(rating, prediction, kind_of(name))).sum(axis=1))
-        for name in names
-    }
+    parts = {name: prepared(rating, prediction, kind_of(name)) for name in names}
+    return {name: from_sums(name, terms(*part).sum(axis=1)) for name, part in parts.items()}
 
 
 def pearson(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
@@ -161,30 +150,28 @@ def terms(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def from_sums(metric: str, sums: np.ndarray) -> np.ndarray:
     """A metric from sums of ``terms``, (8, ..., dimensions) -> (..., dimensions)."""
+
+    def variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
+        found = square - mean**2
+        return np.where(found > 1e-12 * square, found, np.nan)  # NaN where only rounding error
+
     n, x, y, xx, yy, xy, squared, absolute = sums
     n = np.where(n > 0, n, np.nan)
     if metric == "mae":
         return absolute / n
     x, y = x / n, y / n
-    of_x = _variance(xx / n, x)
+    of_x = variance(xx / n, x)
     if metric == "r2":
         return 1 - squared / n / of_x
-    of_y, together = _variance(yy / n, y), xy / n - x * y
+    of_y, together = variance(yy / n, y), xy / n - x * y
     if metric == "ccc":  # a constant prediction has a concordance of 0
         varies = np.isfinite(of_y)
         return 2 * np.where(varies, together, 0) / (of_x + np.where(varies, of_y, 0) + (y - x) ** 2)
     return together / np.sqrt(of_x * of_y)
 
 
-def _variance(square: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Variance from the mean square and the mean; NaN where it is only rounding error."""
-    variance = square - mean**2
-    return np.where(variance > 1e-12 * square, variance, np.nan)
-
-
 def by_group(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Sums over the clips of each content group: (..., clips, columns) -> (..., groups,
-    columns)."""
+    """Sums over the clips of each content group, (..., clips or groups, columns)."""
     names, codes = np.unique(groups, return_inverse=True)
     return (np.arange(len(names))[:, None] == codes).astype(float) @ values
 
@@ -220,19 +207,15 @@ def without_each_group(
     """Metric -> (1 + groups, rows of ``ROWS``): over all clips in scope, then without each content
     group."""
     part = cleaned(run, scope)
-    kinds = {kind_of(name) for name in names}
-    sums = {
-        kind: intervals.leave_one_out(
-            group_sums(part.content_group, part.rating, part.prediction, kind)
-        )
-        for kind in kinds
-    }
+    sums = {}
+    for kind in {kind_of(name) for name in names}:
+        of_groups = group_sums(part.content_group, part.rating, part.prediction, kind)
+        sums[kind] = intervals.leave_one_out(of_groups)
     return {name: with_means(from_sums(name, sums[kind_of(name)])) for name in names}
 
 
 def with_means(values: np.ndarray) -> np.ndarray:
-    """Append the means over each head group and over all dimensions: (..., 19) -> (..., rows of
-    ``ROWS``)."""
+    """Append means over each head group and all dimensions: (..., 19) -> (..., ``ROWS``)."""
     means = [values[..., list(which)].mean(axis=-1) for which in group_indices().values()]
     return np.concatenate([values, np.stack([*means, values.mean(axis=-1)], axis=-1)], axis=-1)
 

@@ -121,12 +121,11 @@ def protocols(index: pd.DataFrame) -> list[str]:
 
 
 def load_index(path: str | Path | None = None) -> pd.DataFrame:
-    """Read an index of clips; without ``path`` PercePiano's, which the package includes (folds, no
-    ratings).
+    """Read an index of clips; without ``path`` the bundled one of PercePiano (folds, no ratings).
 
     Raises:
-        InputError: missing file or column, an empty or repeated value, a fold that is not an
-            integer, or a segment in two content groups.
+        InputError: missing file or column, an empty, repeated or invalid value, or a segment in two
+            content groups.
     """
     index = read_csv(_DATA / "percepiano_index.csv" if path is None else Path(path), "index")
     name = f"index {'percepiano_index.csv' if path is None else path}"
@@ -156,10 +155,8 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
         index[column] = numbers.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
     if (groups > 1).any():
-        raise InputError(
-            f"{name}: segment {groups.idxmax()!r} is in {groups.max()} content groups; put all its"
-            " clips into one."
-        )
+        segment, n = groups.idxmax(), groups.max()
+        raise InputError(f"{name}: segment {segment!r} is in {n} content groups; put it into one.")
     return index
 
 
@@ -259,9 +256,8 @@ def validate_predictions(
     """Check a predictions table against an index and return it with clean types.
 
     Without ``index``, PercePiano's is used and the ratings must be those that PercePiano published.
-    Predictions are in the unit of the ratings and may be outside 0 to 1; ratings may not. Without
-    ``partial``, each run must cover every clip that its protocol holds out. Folds must always match
-    the index.
+    Predictions may be outside 0 to 1; ratings may not. Without ``partial``, each run must cover
+    every clip that its protocol holds out. Folds must always match the index.
 
     Raises:
         InputError: anything that would make a metric wrong; names the value and the next action.
@@ -315,9 +311,7 @@ def validate_predictions(
         expected = facts.set_index("clip")[fold_column(protocol)]
         if len(unknown := part["clip"][~part["clip"].isin(expected.index)]):
             clip = unknown.iloc[0]
-            raise InputError(
-                f"clip {clip!r} is not in the index; give the matching index with --index."
-            )
+            raise InputError(f"clip {clip!r} is not in the index; give the right one by --index.")
         if len(wrong := part[part["fold"] != part["clip"].map(expected)]):
             row = wrong.iloc[0]
             raise InputError(
@@ -338,11 +332,10 @@ def validate_predictions(
 
 def check_ratings(predictions: pd.DataFrame) -> None:
     """Compare the ratings of a validated predictions table of PercePiano's clips with those that
-    PercePiano published, by one checksum per clip.
+    PercePiano published.
 
-    The checksum is the sum of the 19 ratings (0 to 1), each times a weight from 1 to 2. The ratings
-    cannot be recovered from it. A cryptographic hash would reject ratings that are rounded to fewer
-    digits.
+    The checksum of a clip is the sum of the 19 ratings, each times a weight from 1 to 2. The
+    ratings cannot be recovered from it. A cryptographic hash would reject rounded ratings.
 
     Raises:
         InputError: a clip's ratings differ by more than rounding to three decimals.
@@ -427,8 +420,8 @@ def to_table(
         uncertainty: (n, K) standard deviations, written as a further column. Those of a clip's
             renderings are averaged without shrinkage: their errors are not independent.
     """
-    table = pd.DataFrame(ratings, columns=dimensions).groupby(clips).first().stack()
-    table = table.rename("rating").to_frame()
+    table = pd.DataFrame(ratings, columns=dimensions).groupby(clips).first()
+    table = table.stack().rename("rating").to_frame()
     for name, values in (("prediction", rated), ("uncertainty", uncertainty)):
         if values is not None:
             means = pd.DataFrame(values, columns=dimensions).groupby(clips).mean()
