@@ -12,6 +12,7 @@ from scipy import stats
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals, metrics
+from percepiano_ast.evaluation.compare import model_pairs
 from percepiano_ast.evaluation.metrics import by_group, estimate_rows, without_each_group
 from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, RUN, SCOPES, RunPredictions
 
@@ -44,8 +45,8 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
     for run in runs:
         for part, chosen in (("humans", run.human), ("deadpan", ~run.human)):
             for metric, values in without_each_group(run.take(chosen), "overall").items():
-                estimate = intervals.jackknife(values, intervals.SCALES[metric])
-                tables.append(estimate_rows(run, {"part": part, "metric": metric}, estimate))
+                facts = {"part": part, "metric": metric}
+                tables.append(estimate_rows(run, facts, values, intervals.SCALES[metric]))
         groups = []
         gaps: dict[str, list[np.ndarray]] = {"rating": [], "prediction": []}
         for segment in np.unique(run.segment):
@@ -60,7 +61,7 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
             values = np.reshape(gap, (-1, len(KEYS)))
             means = _group_means(np.array(groups, object), values, mean=True)
             facts = {"part": "gap", "metric": metric}
-            tables.append(estimate_rows(run, facts, intervals.jackknife(means), _NAMES))
+            tables.append(estimate_rows(run, facts, means, names=_NAMES))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -100,9 +101,8 @@ def pairwise_accuracy(
             for least in sorted({0.0, min_difference}):
                 counted = ((rated != 0) & (np.abs(rated) >= least)).astype(float)
                 shares = _group_means(part.content_group[one], correct * counted, counted, True)
-                estimate = intervals.jackknife(shares, intervals.ARCSINE)
                 facts = {"scope": scope, "min_difference": least}
-                table = estimate_rows(run, facts, estimate, _NAMES)
+                table = estimate_rows(run, facts, shares, intervals.ARCSINE, _NAMES)
                 pairs = np.append(counted.sum(axis=0), counted.sum()).astype(int)
                 table.insert(table.columns.get_loc("value"), "pairs", pairs)
                 tables.append(table)
@@ -127,7 +127,7 @@ def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataF
             average = r[:, exists].sum(axis=1) / max(exists.sum(), 1) / mean
             share = np.column_stack([r / np.where(exists, above, np.nan), average])
             facts = {"scope": scope, "ceiling": np.append(above, mean)}
-            tables.append(estimate_rows(run, facts, intervals.jackknife(share), _NAMES))
+            tables.append(estimate_rows(run, facts, share, names=_NAMES))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -174,8 +174,8 @@ def calibration(runs: list[RunPredictions]) -> pd.DataFrame:
         r = metrics.pearson_without_each_group(groups, error, known)
         found["error_correlation"] = r, intervals.FISHER
         for name, (values, scale) in found.items():
-            estimate = intervals.jackknife(metrics.with_means(values), scale)
-            tables.append(estimate_rows(run, {"metric": name}, estimate))
+            values = metrics.with_means(values)
+            tables.append(estimate_rows(run, {"metric": name}, values, scale))
     return pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 
@@ -243,21 +243,15 @@ def error_components(
 
 def shared_errors(runs: list[RunPredictions]) -> pd.DataFrame:
     """``protocol,seed,model_a,model_b,correlation``: correlation of the errors of two runs on their
-    common clips, mean over dimensions.
-
-    Near 1, the two models make the same errors and do not complement each other.
-    """
+    common clips, mean over dimensions. Near 1, the models do not complement each other."""
     rows = []
-    for number, a in enumerate(runs):
-        for b in runs[number + 1 :]:
-            if a.name[1:] != b.name[1:]:
-                continue
-            _, ours, theirs = np.intersect1d(a.clip, b.clip, return_indices=True)
-            x, y = _standardised_errors(a)[ours], _standardised_errors(b)[theirs]
-            x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-            with np.errstate(invalid="ignore"):
-                r = (x * y).sum(axis=0) / np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-            rows.append([*a.name[1:], a.model, b.model, float(np.mean(r))])
+    for a, b in model_pairs(runs):
+        _, ours, theirs = np.intersect1d(a.clip, b.clip, return_indices=True)
+        x, y = _standardised_errors(a)[ours], _standardised_errors(b)[theirs]
+        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            r = (x * y).sum(axis=0) / np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+        rows.append([*a.name[1:], a.model, b.model, float(np.mean(r))])
     return pd.DataFrame(rows, columns=["protocol", "seed", "model_a", "model_b", "correlation"])
 
 
@@ -291,15 +285,13 @@ def few_shot_table(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFra
 
     ``r`` is Pearson's r over all held-out clips, ``low`` and ``high`` its 95 % interval over
     ``groups``; ``r_within_groups`` is r of ratings and predictions centred on the mean of their
-    group, over groups of at least `MIN_IN_SEGMENT` clips; ``mae`` is the mean absolute error in the
-    unit of the ratings, ``mae_of_mean`` that of the mean rating of the other folds. That baseline
-    has no r: over pooled folds it is always below 0, because holding out a highly rated fold lowers
-    the mean of the others. For the same reason the r of an uninformative model is slightly below 0.
-    NaN where undefined: a constant prediction, an interval from fewer than two groups.
+    group, over groups of at least `MIN_IN_SEGMENT` clips; ``mae`` is the mean absolute error,
+    ``mae_of_mean`` that of the mean rating of the other folds. That baseline has no r: it is always
+    below 0, because holding out a highly rated fold lowers the mean of the others. NaN where
+    undefined: a constant prediction, an interval from fewer than two groups.
 
     Args:
-        predictions: of one run, with the columns of `predictions.COLUMNS`; any dimensions and
-            units.
+        predictions: of one run, in `predictions.COLUMNS`; any dimensions and units.
         index: of the clips, with ``clip, segment, content_group, human``.
     """
     names = list(predictions["dimension"].unique())

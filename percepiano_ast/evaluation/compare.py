@@ -19,7 +19,7 @@ Seeds: the variances of the two sources of error add, the jackknife variance of 
 """
 
 from importlib import resources
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -72,8 +72,7 @@ def paired_tests(
     content group.
     """
     tables = []
-    pairs = [(a, b) for a, b in combinations(runs, 2) if a.name[1:] == b.name[1:]]
-    for (a, b), scope in ((pair, scope) for pair in pairs for scope in SCOPES):
+    for (a, b), scope in product(model_pairs(runs), SCOPES):
         parts = [metrics.cleaned(run, scope) for run in common([a, b])]
         groups = len(np.unique(parts[0].content_group))
         swaps, complete = exchanges(groups, n_permutations, seed)
@@ -93,6 +92,11 @@ def paired_tests(
             facts |= difference(*values, name) | {"p": p, "p_holm": _holm_of_dimensions(p)}
             tables.append(pd.DataFrame(facts)[TEST_COLUMNS])
     return _joined(tables, TEST_COLUMNS)
+
+
+def model_pairs(runs: list[RunPredictions]) -> list[tuple[RunPredictions, RunPredictions]]:
+    """All pairs of runs that differ only in the model."""
+    return [(a, b) for a, b in combinations(runs, 2) if a.name[1:] == b.name[1:]]
 
 
 def common(runs: list[RunPredictions]) -> list[RunPredictions]:
@@ -235,7 +239,7 @@ def compare_over_seeds(
     tables = []
     models = _by_model(runs, least).items()
     pairs = [(a, b) for (x, a), (y, b) in combinations(models, 2) if x[1] == y[1]]
-    for (a, b), scope in ((pair, scope) for pair in pairs for scope in SCOPES):
+    for (a, b), scope in product(pairs, SCOPES):
         shared = common([*a, *b])
         of_a = _seed_values(shared[: len(a)], scope, names)
         of_b = _seed_values(shared[len(a) :], scope, names)

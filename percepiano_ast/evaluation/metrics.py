@@ -221,11 +221,13 @@ def with_means(values: np.ndarray) -> np.ndarray:
 
 
 def estimate_rows(
-    run: RunPredictions, facts: dict, estimate: intervals.Estimate, names: list[str] = ROWS
+    run: RunPredictions, facts: dict, values: np.ndarray, scale=intervals.PLAIN, names=ROWS
 ) -> pd.DataFrame:
-    """An estimate as rows of a table: the run, ``facts``, ``dimension,value,low,high``."""
-    numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return pd.DataFrame(dict(zip(RUN, run.name)) | facts | {"dimension": names} | numbers)
+    """Estimates from ``values`` (1 + groups, ``names``), see `intervals.jackknife`, as rows of a
+    table: the run, ``facts``, ``dimension,value,low,high``."""
+    value, low, high, _, _ = intervals.jackknife(values, scale)
+    numbers = {"dimension": names, "value": value, "low": low, "high": high}
+    return pd.DataFrame(dict(zip(RUN, run.name)) | facts | numbers)
 
 
 def metric_table(runs: list[RunPredictions]) -> pd.DataFrame:
@@ -235,17 +237,14 @@ def metric_table(runs: list[RunPredictions]) -> pd.DataFrame:
     for run in runs:
         for scope in SCOPES:
             for metric, values in without_each_group(run, scope).items():
-                estimate = intervals.jackknife(values, intervals.SCALES[metric])
-                tables.append(estimate_rows(run, {"scope": scope, "metric": metric}, estimate))
+                facts = {"scope": scope, "metric": metric}
+                tables.append(estimate_rows(run, facts, values, intervals.SCALES[metric]))
     return pd.concat(tables, ignore_index=True)
 
 
 def fold_table(runs: list[RunPredictions]) -> pd.DataFrame:
-    """``model,protocol,seed,fold,scope,metric,dimension,value,clips``: each held-out fold
-    separately, without intervals.
-
-    The spread over folds does not estimate the error of the pooled value: folds differ in their
-    music and are smaller.
+    """``model,protocol,seed,fold,scope,metric,dimension,value,clips`` of each held-out fold. The
+    spread over folds is not the error of the pooled value: folds differ in music and are smaller.
     """
     tables = []
     for run in runs:
