@@ -24,8 +24,8 @@ from percepiano_ast.data import (
 from percepiano_ast.data.performances import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import reliability, summary
-from percepiano_ast.evaluation.table import fold_column, load_index
+from percepiano_ast.evaluation import compare, reliability
+from percepiano_ast.evaluation.predictions import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
@@ -300,7 +300,7 @@ def gains(run: Run) -> pd.DataFrame:
     reference = report.comparison.reference_of(models)
     pairs = found["differences"]
     pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
-    each = [summary.between(pairs, model, reference) for model in models if model != reference]
+    each = [compare.between(pairs, model, reference) for model in models if model != reference]
     return pd.concat(each[: plots.MOST], ignore_index=True)
 
 

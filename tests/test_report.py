@@ -15,12 +15,12 @@ from percepiano_ast import plots, report
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import Settings, evaluate, others, reliability, summary, table
+from percepiano_ast.evaluation import EvaluationOptions, compare, evaluate, predictions, reliability
 from percepiano_ast.report import answers, comparison
 
-FEW = Settings(n_permutations=50)
-SOME = Settings(n_permutations=2**12)  # all exchanges of twelve content groups
-CEILING = pd.DataFrame(0.9, index=list(KEYS), columns=list(table.SCOPES))
+FEW = EvaluationOptions(n_permutations=50)
+SOME = EvaluationOptions(n_permutations=2**12)  # all exchanges of twelve content groups
+CEILING = pd.DataFrame(0.9, index=list(KEYS), columns=list(predictions.SCOPES))
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +163,8 @@ class TestSeeds:
             & (pairs["dimension"] == "mean")
         ]
         assert len(pairs) == 3
-        one = summary.between(pairs, "ast-micro-ssast", "ast-micro-scratch").iloc[0]
-        other = summary.between(pairs, "ast-micro-scratch", "ast-micro-ssast").iloc[0]
+        one = compare.between(pairs, "ast-micro-ssast", "ast-micro-scratch").iloc[0]
+        other = compare.between(pairs, "ast-micro-scratch", "ast-micro-ssast").iloc[0]
         assert one["seeds"] == "3 and 3"
         assert (one["difference"], one["low"], one["high"]) == (
             -other["difference"],
@@ -172,7 +172,7 @@ class TestSeeds:
             -other["low"],
         )
         assert one["difference"] > 0 and one["p"] == other["p"]
-        assert summary.between(pairs, "mlp", "ast-micro-ssast").iloc[0]["seeds"] == "1 and 1"
+        assert compare.between(pairs, "mlp", "ast-micro-ssast").iloc[0]["seeds"] == "1 and 1"
 
     def test_the_report_says_means_of_seeds(self, folder):
         text = (folder / "report.md").read_text()
@@ -273,13 +273,15 @@ class TestComparison:
         assert len(starred) == 1 and "* [" in starred[0]
 
     def test_others_figures_are_marked_as_not_comparable(self, tmp_path):
-        index = table.load_index()
+        index = predictions.load_index()
         rows = make_predictions(
             index, {"ast-x": 0.1, "midi-stats": 0.01, "ast-x+heard+score": 0.02}, "performer"
         )
         report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
         shown = pd.read_csv(tmp_path / "tables/published.csv")
-        assert len(shown) == len(others.published_results()) and (shown["comparable"] == "no").all()
+        assert (
+            len(shown) == len(compare.published_results()) and (shown["comparable"] == "no").all()
+        )
         beside = shown.set_index("system")["nearest of ours"]
         # theirs hears audio, so does ours
         assert beside["MERT-330M frozen, MLP"].startswith("performer: ast-x ")
@@ -291,7 +293,7 @@ class TestComparison:
         )
 
     def test_a_report_without_any_model_of_sound_is_written(self, tmp_path):
-        index = table.load_index()
+        index = predictions.load_index()
         rows = make_predictions(index, {"midi-stats": 0.1, "midi-stats+score": 0.05})
         report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
         shown = pd.read_csv(tmp_path / "tables/published.csv").set_index("system")
@@ -362,7 +364,7 @@ class TestFigures:
         results = evaluate(several, index, FEW)
         pairs = results["differences"]
         pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
-        rows = summary.between(pairs, "ast-micro-ssast", "mlp")
+        rows = compare.between(pairs, "ast-micro-ssast", "mlp")
         axes = plots.gains(rows).axes[0]
         rows = rows[rows["dimension"].isin([*KEYS, "mean"])]
         hollow, filled, _ = (line for line in axes.lines if line.get_marker() not in ("None", ""))
@@ -378,7 +380,7 @@ class TestFigures:
         ]
         drawn = [
             plots.gains(
-                pd.concat([summary.between(pairs, name, "ast-micro-ssast") for name in others])
+                pd.concat([compare.between(pairs, name, "ast-micro-ssast") for name in others])
             ),
             plots.pearson_by_dimension(results["summary"]),
         ]

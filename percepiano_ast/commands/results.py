@@ -5,14 +5,16 @@ from pathlib import Path
 
 def _evaluate(arguments):
     from percepiano_ast import report
-    from percepiano_ast.evaluation import Settings
+    from percepiano_ast.evaluation import EvaluationOptions
 
     given = {
         "n_permutations": arguments.permutations,
         "seed": arguments.seed,
         "min_difference": arguments.min_difference,
     }
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = EvaluationOptions(
+        **{name: value for name, value in given.items() if value is not None}
+    )
     options = {
         "partial": arguments.partial,
         "settings": settings,
@@ -41,9 +43,11 @@ def _baseline(arguments):
 
 def _reliability(arguments):
     from percepiano_ast.data.percepiano import load_index
-    from percepiano_ast.evaluation import reliability, table
+    from percepiano_ast.evaluation import predictions, reliability
 
-    index = table.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
+    index = (
+        predictions.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
+    )
     tables = reliability.evaluate(
         reliability.read_raters(arguments.raters), index, arguments.splits, arguments.seed
     )

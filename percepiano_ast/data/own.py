@@ -23,8 +23,7 @@ from percepiano_ast.data import sources
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.dimensions import Questionnaire
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation.reading import content_of
-from percepiano_ast.evaluation.table import read_csv
+from percepiano_ast.evaluation.predictions import read_csv, read_limited
 
 FEWEST = 20  # clips: with fewer, a held-out fold has three or less, too few for a correlation
 MOST_FOLDS = 5
@@ -113,7 +112,7 @@ def read(
 
 def _header(csv) -> list[str]:
     """Column names as written in the file; pandas would rename unnamed and duplicated columns."""
-    rows = csv_format.reader(io.StringIO(content_of(csv).decode("utf-8-sig")))
+    rows = csv_format.reader(io.StringIO(read_limited(csv).decode("utf-8-sig")))
     names = [name.strip() for name in next(row for row in rows if row)]
     for number, name in enumerate(names, 1):
         if not name:

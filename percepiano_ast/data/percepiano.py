@@ -40,7 +40,7 @@ from percepiano_ast.data.renderings import Renderings, level
 from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import published, table
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory
 from percepiano_ast.performance import read_midi, trimmed
 
@@ -86,7 +86,7 @@ class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: i
 def load_index(folder: str | Path) -> pd.DataFrame:
     """The folder's own ``index.csv``, or the package's index of the real PercePiano."""
     own = Path(folder) / "index.csv"
-    return table.load_index(own if own.exists() else None)
+    return predictions.load_index(own if own.exists() else None)
 
 
 def is_simulated(folder: str | Path) -> bool:
@@ -123,7 +123,7 @@ def _check_published(ratings: dict[str, np.ndarray]) -> None:
         .rename_axis("clip")
         .reset_index()
     )
-    published.check_ratings(wide.melt("clip", var_name="dimension", value_name="rating"))
+    predictions.check_ratings(wide.melt("clip", var_name="dimension", value_name="rating"))
 
 
 def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:

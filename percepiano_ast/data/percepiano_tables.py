@@ -16,7 +16,7 @@ from percepiano_ast.data.percepiano_files import LABELS, RATERS, find_midi, read
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
-from percepiano_ast.evaluation.table import read_csv
+from percepiano_ast.evaluation.predictions import read_csv
 from percepiano_ast.performance import read_midi, trimmed
 
 # D960 was rated first, by other raters than WoO80 and D935 (Park et al. 2024, section 3): rater and

@@ -6,7 +6,7 @@ folds. ``random`` and ``segment`` leak music between folds and are reported for 
 
 import pandas as pd
 
-from percepiano_ast.evaluation.table import check_protocol, fold_column
+from percepiano_ast.evaluation.predictions import check_protocol, fold_column
 
 
 def fold_of_clip(index: pd.DataFrame, protocol: str) -> dict[str, int]:

@@ -18,7 +18,7 @@ def parts_of_error(table: pd.DataFrame, title: str = "") -> Figure:
     the top.
 
     Args:
-        table: rows of one run of `evaluation.errors.evaluate`.
+        table: rows of one run of `evaluation.analysis.error_components`.
     """
     rows = table.set_index("dimension").loc[list(KEYS)].sort_values("all")
     figure = Figure(figsize=(8, 6.4), layout="constrained")

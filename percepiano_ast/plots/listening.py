@@ -27,7 +27,7 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
     Cells with a significant change opposite to the expectation are framed.
 
     Args:
-        table: `evaluation.listening.sensitivity` of one model.
+        table: `evaluation.analysis.sensitivity` of one model.
     """
     labels = list(dict.fromkeys(table["label"]))
     by_cell = table.pivot(
@@ -116,7 +116,7 @@ def robustness(table: pd.DataFrame, title: str = "") -> Figure:
     marks their median.
 
     Args:
-        table: `evaluation.listening.robustness` of any number of models.
+        table: `evaluation.analysis.robustness` of any number of models.
     """
     labels = list(dict.fromkeys(table["condition"]))
     models = list(dict.fromkeys(table["model"]))

@@ -23,7 +23,7 @@ def pearson_by_dimension(
     first.
 
     Args:
-        metrics: metrics of one protocol and seed, from ``evaluation.scores.evaluate``.
+        metrics: metrics of one protocol and seed, from ``evaluation.metrics.metric_table``.
         scope: one of its scopes.
         ceiling: noise ceiling per dimension key, drawn as a tick: the limit from inter-rater
             agreement.
@@ -131,7 +131,7 @@ def by_scope(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None, title: 
     the scope.
 
     Args:
-        summary: of one protocol, see `evaluation.summary.values`.
+        summary: of one protocol, see `evaluation.compare.summary`.
         ceiling: (19 dimensions, scopes).
     """
     scopes = [scope for scope in SCOPE_NAMES if scope in set(summary["scope"])]
@@ -177,7 +177,7 @@ def by_protocol(
     """Mean Pearson r of each model under each protocol, with intervals.
 
     Args:
-        summary: of any protocols, see `evaluation.summary.values`.
+        summary: of any protocols, see `evaluation.compare.summary`.
         protocols: protocols to draw in this order -> tick labels.
         ceiling: mean noise ceiling of the scope.
     """
@@ -219,7 +219,7 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
     marks are not.
 
     Args:
-        pairs: rows of `evaluation.summary.between` of one protocol, scope and metric: each model
+        pairs: rows of `evaluation.compare.between` of one protocol, scope and metric: each model
             minus the reference.
     """
     models = list(dict.fromkeys(pairs["model_a"]))
@@ -247,7 +247,7 @@ def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
     model as marks.
 
     Args:
-        table: `evaluation.contrasts.deadpan` of one protocol and seed.
+        table: `evaluation.analysis.deadpan_gap` of one protocol and seed.
     """
     gaps = table[table["part"] == "gap"]
     models = list(dict.fromkeys(gaps["model"]))
@@ -284,7 +284,8 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
     """Share of correctly ordered pairs of performances of a segment, per dimension.
 
     Args:
-        table: `evaluation.contrasts.pairwise` of one protocol, seed, scope and minimum difference.
+        table: `evaluation.analysis.pairwise_accuracy` of one protocol, seed, scope and minimum
+            difference.
     """
     models = list(
         table[table["dimension"] == "mean"].sort_values("value", ascending=False)["model"]
@@ -305,7 +306,7 @@ def calibration(table: pd.DataFrame, title: str = "") -> Figure:
     absolute error.
 
     Args:
-        table: `evaluation.calibration.evaluate` of one protocol and seed.
+        table: `evaluation.analysis.calibration` of one protocol and seed.
     """
     mean = table[table["dimension"] == "mean"]
     models = list(dict.fromkeys(mean["model"]))

@@ -5,7 +5,7 @@ import pandas as pd
 from percepiano_ast import plots
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import others, summary
+from percepiano_ast.evaluation import compare
 from percepiano_ast.plots import MOST
 from percepiano_ast.report.answers import SURE
 from percepiano_ast.report.page import Page
@@ -122,7 +122,7 @@ def _gains(page: Page, results: Results, protocol: str, reference: str, models: 
         {SURE} after Holm's correction over the 19 dimensions; p is not corrected for the number of models."""
     )
     pairs = results.of("differences", protocol, scope="overall", metric="pearson")
-    each = {model: summary.between(pairs, model, reference) for model in models}
+    each = {model: compare.between(pairs, model, reference) for model in models}
     each = {model: rows for model, rows in each.items() if len(rows)}
     if without := [model for model in models if model not in each]:
         page.text(
@@ -203,7 +203,7 @@ def _published(page: Page, results: Results) -> None:
         protocol, from audio only where theirs is, for orientation only."""
     )
     rows = []
-    for theirs in others.published_results().itertuples():
+    for theirs in compare.published_results().itertuples():
         ours = results.of(
             "summary", theirs.nearest, scope="overall", metric=theirs.metric, dimension="mean"
         )

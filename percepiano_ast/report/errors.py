@@ -3,7 +3,7 @@
 import pandas as pd
 
 from percepiano_ast import plots
-from percepiano_ast.evaluation.errors import PARTS
+from percepiano_ast.evaluation.analysis import PARTS
 from percepiano_ast.report.page import Page
 from percepiano_ast.report.sections import Results
 from percepiano_ast.report.wording import hears_audio_alone, ranking

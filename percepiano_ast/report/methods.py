@@ -12,8 +12,8 @@ import pandas as pd
 
 import percepiano_ast
 from percepiano_ast.dimensions import KEYS, PRIMARY
-from percepiano_ast.evaluation import Settings, intervals, significance
-from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, fold_column
+from percepiano_ast.evaluation import EvaluationOptions, compare, intervals
+from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, fold_column
 from percepiano_ast.report.page import Page
 from percepiano_ast.report.sections import Results
 from percepiano_ast.report.wording import PROTOCOLS, in_order
@@ -25,7 +25,7 @@ def write(
     page: Page,
     results: Results,
     index: pd.DataFrame,
-    settings: Settings,
+    settings: EvaluationOptions,
     command: str,
     files: dict[str, str],
 ) -> None:
@@ -93,11 +93,11 @@ def _measures() -> str:
         **Metrics.** Pearson's r, Spearman's rho, R2 relative to the mean of the ratings, mean absolute error (unit of the
         ratings) and Lin's concordance correlation, per dimension; `mean` is the plain mean over the 19 dimensions. Scopes: all
         clips; human performances only; within segment, where ratings and predictions are centred on the mean of their segment
-        and pooled, over segments of at least {FEWEST_IN_SEGMENT} clips; and within segment for human performances only. The
+        and pooled, over segments of at least {MIN_IN_SEGMENT} clips; and within segment for human performances only. The
         correlation of a constant is reported as undefined, never as zero."""
 
 
-def _inference(settings: Settings) -> str:
+def _inference(settings: EvaluationOptions) -> str:
     return f"""
         **Inference.** {100 * intervals.LEVEL:.0f} % intervals are from the jackknife over content groups with Satterthwaite's
         degrees of freedom, for correlations on Fisher's z scale. In simulations with PercePiano's group sizes their coverage was
@@ -106,7 +106,7 @@ def _inference(settings: Settings) -> str:
         entire content groups ({settings.n_permutations:,} exchanges, seed {settings.seed}), with Holm's correction over the 19
         dimensions. In simulations its level was 4.9 to 5.4 % for equally clustered errors and up to 8.1 % otherwise: a p near
         0.05 between very different models is weak evidence. Models with several seeds are compared by a t test whose error
-        includes content groups and seeds. The minimum detectable difference is for {100 * significance.POWER:.0f} % power. Pairs
+        includes content groups and seeds. The minimum detectable difference is for {100 * compare.POWER:.0f} % power. Pairs
         of performances are compared if their ratings differ by at least {settings.min_difference:.3f}."""
 
 

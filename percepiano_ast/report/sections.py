@@ -7,7 +7,7 @@ import pandas as pd
 from percepiano_ast import plots
 from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, PRIMARY
 from percepiano_ast.evaluation.metrics import METRICS
-from percepiano_ast.evaluation.table import SCOPES
+from percepiano_ast.evaluation.predictions import SCOPES
 from percepiano_ast.plots import MOST
 from percepiano_ast.report import answers
 from percepiano_ast.report.page import Page
@@ -42,7 +42,7 @@ class Results:
 
     Attributes:
         tables: of `evaluation.evaluate`.
-        predictions: validated, see `evaluation.table.validate_predictions`.
+        predictions: validated, see `evaluation.predictions.validate_predictions`.
         ceiling: noise ceiling (19 dimensions, scopes), None if unknown.
         simulated: whether the ratings are simulated.
     """

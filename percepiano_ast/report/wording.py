@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.evaluation import summary
+from percepiano_ast.evaluation import compare
 
 # What each protocol holds out. In the leaky ones the music of a held-out clip is also in training.
 PROTOCOLS = {
@@ -135,7 +135,7 @@ def versus(model: str, rival: str, pairs: pd.DataFrame) -> str:
     Args:
         pairs: the rows of mean r, overall, of one protocol, of the table ``differences``.
     """
-    rows = summary.between(pairs, model, rival)
+    rows = compare.between(pairs, model, rival)
     if rows.empty or np.isnan(rows["difference"].iloc[0]):
         return (
             f"`{model}` and `{rival}` cannot be compared: they share no clips or seeds, or r is"

@@ -6,7 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import Settings, evaluate, reliability, remarks, table
+from percepiano_ast.evaluation import EvaluationOptions, evaluate, reliability, remarks
+from percepiano_ast.evaluation.predictions import (
+    RUN,
+    fold_column,
+    load_index,
+    read_predictions,
+    validate_predictions,
+)
 from percepiano_ast.report import comparison, errors, methods
 from percepiano_ast.report.page import Page
 from percepiano_ast.report.sections import Results, protocol_section
@@ -22,7 +29,7 @@ def evaluate_files(
     index: str | Path | None = None,
     partial: bool = False,
     simulated: bool = False,
-    settings: Settings = Settings(),
+    settings: EvaluationOptions = EvaluationOptions(),
     ceiling: str | Path | None = None,
     reference: str = "",
 ) -> Path:
@@ -34,19 +41,19 @@ def evaluate_files(
         reference: reference model of the comparison page, see `comparison.reference_of`.
 
     Raises:
-        InputError: see ``table.read_predictions``, ``table.load_index``,
-            ``table.validate_predictions`` and ``reliability.load_ceiling``; an unknown reference.
+        InputError: see ``predictions.read_predictions``, ``predictions.load_index``,
+            ``predictions.validate_predictions`` and ``reliability.load_ceiling``; an unknown reference.
     """
     if not paths:
         raise InputError("no predictions to evaluate; give at least one predictions CSV.")
-    rows = pd.concat([table.read_predictions(path) for path in paths], ignore_index=True)
-    facts = table.load_index(index)
-    rows = table.validate_predictions(rows, None if index is None else facts, partial=partial)
+    rows = pd.concat([read_predictions(path) for path in paths], ignore_index=True)
+    facts = load_index(index)
+    rows = validate_predictions(rows, None if index is None else facts, partial=partial)
     known = None if simulated and ceiling is None else reliability.load_ceiling(facts, ceiling)
     options = ["--out", str(out)]
     for name, value in (("index", index), ("ceiling", ceiling), ("reference", reference)):
         options += [f"--{name}", str(value)] if value else []
-    standard = Settings()
+    standard = EvaluationOptions()
     for name, flag in (
         ("n_permutations", "permutations"),
         ("seed", "seed"),
@@ -74,7 +81,7 @@ def write(
     out_dir: str | Path,
     *,
     simulated: bool = False,
-    settings: Settings = Settings(),
+    settings: EvaluationOptions = EvaluationOptions(),
     ceiling: pd.DataFrame | None = None,
     reference: str = "",
     command: str = "",
@@ -96,13 +103,13 @@ def write(
         The path of report.html, which embeds its figures.
 
     Raises:
-        InputError: see ``table.validate_predictions`` (runs may be partial); ``out_dir`` is a file;
+        InputError: see ``predictions.validate_predictions`` (runs may be partial); ``out_dir`` is a file;
             an unknown reference.
     """
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a directory for the report.")
-    predictions = table.validate_predictions(predictions, index, partial=True)
+    predictions = validate_predictions(predictions, index, partial=True)
     if reference:
         comparison.reference_of(sorted(predictions["model"].unique()), reference)
     results = Results(
@@ -177,8 +184,8 @@ def _summary(page: Page, results: Results, index: pd.DataFrame) -> None:
 def _incomplete(predictions: pd.DataFrame, index: pd.DataFrame) -> list[str]:
     """One sentence for each run that does not cover its protocol."""
     lines = []
-    for (model, protocol, seed), clips in predictions.groupby(table.RUN)["clip"]:
-        of = int((index[table.fold_column(protocol)] >= 0).sum())
+    for (model, protocol, seed), clips in predictions.groupby(RUN)["clip"]:
+        of = int((index[fold_column(protocol)] >= 0).sum())
         if (n := clips.nunique()) < of:
             lines.append(
                 f"**Partial**: `{model}`, `{protocol}`, seed {seed} covers {n} of {of} held-out"

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from percepiano_ast.data import demo, own, percepiano, predictions, tables
+from percepiano_ast.data import demo, own, percepiano, tables
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import own as evaluation
+from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.files import echo
 from percepiano_ast.suite.rated import Rated, cross_validate
 from percepiano_ast.suite.rating import config_for
@@ -62,8 +62,8 @@ class OwnResult(NamedTuple):
 
     Attributes:
         home: run with the models, for `rating.Rater` and ``rate --run``.
-        predictions: out of fold, with the columns of `table.COLUMNS`.
-        result: one row per dimension, see `evaluation.own.evaluate`.
+        predictions: out of fold, with the columns of `predictions.COLUMNS`.
+        result: one row per dimension, see `evaluation.analysis.few_shot_table`.
         remarks: limitations of the result.
         simulated: whether the ratings are simulated.
     """
@@ -183,7 +183,7 @@ def finetune_own(
     }
     settings |= {"longest": max(start.front_end.seconds(len(codes)) for codes in clips.codes)}
     held_out = cross_validate(rated, settings, log)
-    table = predictions.tidy(
+    table = predictions.to_table(
         (rated.name, config.protocol, config.seed),
         held_out.fold,
         clips.clip[held_out.which],
@@ -193,12 +193,12 @@ def finetune_own(
         found.dimensions,
     )
     predictions.write(table, here.predictions(rated.name))
-    result = evaluation.evaluate(table, found.index)
+    result = analysis.few_shot_table(table, found.index)
     result.to_csv(here.root / f"result_{rated.name}.csv", index=False, float_format="%.4f")
     return OwnResult(
         str(here.store or here.root),
         table,
         result,
-        evaluation.remarks(result, found.index),
+        analysis.few_shot_remarks(result, found.index),
         simulated,
     )

@@ -12,12 +12,12 @@ from percepiano_ast import audio, packaged
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
-from percepiano_ast.data import predictions, splits, variants
+from percepiano_ast.data import splits, variants
 from percepiano_ast.data.percepiano_files import read_json
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import scores, table
+from percepiano_ast.evaluation import metrics, predictions
 from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.suite.heard import hear
 from percepiano_ast.suite.judged import SCORE, Material, material_of
@@ -79,7 +79,7 @@ def package(
     home = claim_directory(run.root / "packaged", settings)
     material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
     learned = ~_for_testing(rated, material)
-    protocols = [name for name in (PROTOCOL, *WORKS) if name in table.protocols(rated.index)]
+    protocols = [name for name in (PROTOCOL, *WORKS) if name in predictions.protocols(rated.index)]
     judges: dict[str, packaged.Judge] = {}
     tables: dict[str, pd.DataFrame] = {}
     coverage: dict[str, dict[str, list[float]]] = {}
@@ -188,7 +188,7 @@ class _Errors:
         named = (
             "composition"
             if "composition" in index and works == list(WORKS)
-            else table.fold_column(works[0])
+            else predictions.fold_column(works[0])
         )
         self.work = index[named].astype(str).to_numpy()  # of each rendering
         self.kinds = _kinds(rated, material)
@@ -301,7 +301,7 @@ def _tables(
     for kind in sorted(set(kinds)):
         rows, name = (kinds == kind) & known, f"{model}@{kind}" if kind else model
         columns = rated.clips.clip[rows], material.ratings[rows], ratings[rows], deviations[rows]
-        made[name] = predictions.tidy((name, protocol, rated.config.seed), fold, *columns)
+        made[name] = predictions.to_table((name, protocol, rated.config.seed), fold, *columns)
         predictions.write(made[name], home / f"predictions_{name}_{protocol}.csv.gz")
     return made
 
@@ -335,7 +335,7 @@ def _description(
     def r(variant: str, protocol: str) -> dict[str, float]:
         if (name := f"{start}-packaged{variant} {protocol}") not in tables:
             return {}
-        values = scores.evaluate(table.runs(tables[name], rated.index))
+        values = metrics.metric_table(predictions.runs(tables[name], rated.index))
         overall = values[(values["metric"] == "pearson") & (values["scope"] == "overall")]
         return dict(zip(overall["dimension"], overall["value"].round(4).tolist()))
 

@@ -11,11 +11,11 @@ import pandas as pd
 from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, FinetuneConfig
-from percepiano_ast.data import batches, demo, percepiano, predictions, shards, splits, variants
+from percepiano_ast.data import batches, demo, percepiano, shards, splits, variants
 from percepiano_ast.data.build import Work
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import reliability
-from percepiano_ast.evaluation.table import load_index
+from percepiano_ast.evaluation import predictions, reliability
+from percepiano_ast.evaluation.predictions import load_index
 from percepiano_ast.files import echo
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
@@ -78,7 +78,7 @@ def preprocess_percepiano(
         agreement = reliability.split_half(
             reliability.read_raters(checkout), percepiano.load_index(checkout)
         )
-        reliability.ceiling(agreement).to_csv(
+        reliability.noise_ceiling(agreement).to_csv(
             run.percepiano / "noise_ceiling.csv", float_format="%.4f", lineterminator="\n"
         )
     return run.percepiano
@@ -192,7 +192,7 @@ def _write_predictions(
     """Average the renderings of each clip and write the tidy table: one row per clip and
     dimension."""
     name = model, run.preset.finetune.protocol, run.preset.finetune.seed
-    table = predictions.tidy(name, fold, clips, ratings, rated, uncertainty)
+    table = predictions.to_table(name, fold, clips, ratings, rated, uncertainty)
     predictions.write(table, run.predictions(model))
     return table
 

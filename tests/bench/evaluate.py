@@ -7,7 +7,8 @@ import pandas as pd
 
 from bench import medians, result
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import Settings, evaluate, reliability, table
+from percepiano_ast.evaluation import EvaluationOptions, evaluate, reliability
+from percepiano_ast.evaluation.predictions import load_index
 
 MODELS, PERMUTATIONS = 6, 2000
 
@@ -15,7 +16,7 @@ MODELS, PERMUTATIONS = 6, 2000
 def evaluation() -> Iterator[dict]:
     """Seconds from predictions to all tables, for random ratings and predictions on PercePiano's
     index; the models have an uncertainty, so that all parts of the evaluation run."""
-    index, rng = table.load_index(), np.random.default_rng(0)
+    index, rng = load_index(), np.random.default_rng(0)
     rating = rng.uniform(size=(len(index), len(KEYS)))
     rows = {
         "protocol": "content",
@@ -31,7 +32,10 @@ def evaluation() -> Iterator[dict]:
         prediction = (rating + rng.normal(0, 0.2, rating.shape)).ravel()
         tables.append(pd.DataFrame(rows | {"model": f"model-{model}", "prediction": prediction}))
     predictions = pd.concat(tables, ignore_index=True)
-    ceiling, settings = reliability.load_ceiling(index), Settings(n_permutations=PERMUTATIONS)
+    ceiling, settings = (
+        reliability.load_ceiling(index),
+        EvaluationOptions(n_permutations=PERMUTATIONS),
+    )
     (seconds,) = medians(lambda: evaluate(predictions, index, settings, ceiling), runs=3)
     sizes = {"clips": len(index), "dimensions": len(KEYS), "models": MODELS}
     yield result("evaluate", round(seconds, 1), "s", **sizes, permutations=PERMUTATIONS)
