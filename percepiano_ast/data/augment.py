@@ -1,9 +1,7 @@
-"""Augmentation of batches during training (SpecAugment, mixup, level) and of clips during
-preprocessing (variants).
+"""Augmentation of batches during fine-tuning: SpecAugment, mixup and level.
 
-Each augmentation is a pure function of its seed and of the step or clip, so a resumed run draws the
-same values. Ratings describe the performance; `ANSWERS` states for each augmentation whether they
-stay valid.
+Each augmentation is a pure function of seed and step, so a resumed run draws the same values.
+Whether the ratings stay valid is stated in ``docs/data.md``.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,53 +12,6 @@ import numpy as np
 from percepiano_ast.errors import InputError
 
 _MIX = 10.0  # both parameters of mixup's Beta distribution, as in AST: mostly near a half
-
-# Does the rating stay valid? Numbers are shifts of a model's held-out predictions in standard
-# deviations over human performances (PercePiano, ``content`` folds); no person rated the changed
-# clips. Performance: 65 MIDI statistics, 100 clips, `listen --model midi-stats --clips 100`. Sound:
-# audio statistics fitted on one piano, musescore-small, 40 clips of `listening.run.sample`. A
-# change that shifts predictions but should not shift ratings belongs in training.
-ANSWERS = {
-    "specaugment": (
-        "Yes, as far as the visible part determines the rating: parts are hidden, none are changed."
-        " Not measured."
-    ),
-    "mixup": (
-        "By construction: the rating of a mix is taken as the weighted mean of both ratings. No"
-        " person rated two performances at once; mixup regularises. Not measured."
-    ),
-    "gain": (
-        "No: at fixed gain, level reflects playing force. A gain of 12 dB moves mellow-raw and"
-        " energy by 1.4, soft-hard by 1.3; 10 MIDI velocities move energy by 0.6. Use it only for a"
-        " model that should ignore the recording level."
-    ),
-    "stretch": (
-        "Nearly, up to 5 %: at 10 % pace moves by 0.14, energy by 0.12, soft-loud by 0.11, all"
-        " others by less than 0.1; at 25 % pace by 0.37 and energy by 0.31. The draw is limited to"
-        " 5 %."
-    ),
-    "transpose": (
-        "Nearly, up to a semitone: at 2 semitones bright-dark moves by 0.17, optimistic-dark by"
-        " 0.13, all others by less than 0.1; at 5 semitones by 0.43 and 0.34. The draw is limited"
-        " to one semitone."
-    ),
-    "soundfont": (
-        "Yes for people, who rate the performance and not the piano. The statistics shift:"
-        " fluidr3mono moves them by 1 or more in 16 dimensions, even-colorful by 4.1."
-    ),
-    "room": (
-        "All but pedal: 1.2 s of reverberation move clean-blurred by 1.0, dry-wet by 0.8, dynamic"
-        " range by 0.7, all others by 0.5 at most. People too may mistake reverberation for pedal."
-    ),
-    "livingroom": (
-        "As for room: a room with an RT60 of 0.7 s at a direct-to-reverberant ratio of 0 dB. It is"
-        " for testing only: no training uses it. Not measured separately."
-    ),
-    "noise": (
-        "Yes for people. The statistics shift: noise 40 dB below the clip moves even-colorful by"
-        " 1.3, pure-dramatic by 1.2, timing by 1.1."
-    ),
-}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import PRETRAININGS, Preset, lookup
 from percepiano_ast.data import asap, percepiano, predictions
-from percepiano_ast.data.variants import SEPARATOR
+from percepiano_ast.data.percepiano import SEPARATOR
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.models.encoders import ENCODERS
