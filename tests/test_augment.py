@@ -228,7 +228,7 @@ def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
     for number in range(20):
         variant = percepiano.VARIANTS["stretch"]
         one, again = (
-            variant.edit(tune(), percepiano.variant_rng(f"clip {number}", variant)) for _ in "ab"
+            variant.edit(tune(), percepiano.variant_rng(f"clip {number}", "stretch")) for _ in "ab"
         )
         assert one.duration == again.duration
         drawn.append(tune().notes["onset"][-1] / one.notes["onset"][-1])
@@ -257,20 +257,15 @@ def test_transposition_stays_on_the_keyboard():
 def test_the_sound_of_a_recording_can_be_varied_as_well(name):
     wave = synthesis.BuiltinPiano().render(tune(), 22_050)
     variant = percepiano.VARIANTS[name]
-    one, again = (
-        variant.effect(wave, 22_050, percepiano.variant_rng("clip", variant)) for _ in "ab"
-    )
+    one, again = (variant.effect(wave, 22_050, percepiano.variant_rng("clip", name)) for _ in "ab")
     np.testing.assert_array_equal(one, again)
     assert np.isfinite(one).all() and abs(len(one) / len(wave) - 1) < 0.06
     assert len(one) != len(wave) or np.abs(one - wave).max() > 1e-4
 
 
 def test_names_of_variants():
-    assert percepiano.split_variant("fluidr3mono") == ("fluidr3mono", None)
-    assert percepiano.split_variant("fluidr3mono+room") == (
-        "fluidr3mono",
-        percepiano.VARIANTS["room"],
-    )
+    assert percepiano.split_variant("fluidr3mono") == ("fluidr3mono", "")
+    assert percepiano.split_variant("fluidr3mono+room") == ("fluidr3mono", "room")
     with pytest.raises(InputError, match="unknown variant 'rooms'. Did you mean 'room'"):
         percepiano.split_variant("fluidr3mono+rooms")
     assert percepiano.is_plain(np.array(["a", "a+room"])).tolist() == [True, False]

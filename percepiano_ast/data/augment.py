@@ -1,8 +1,5 @@
-"""Augmentation of batches during fine-tuning: SpecAugment, mixup and level.
-
-Each augmentation is a pure function of seed and step, so a resumed run draws the same values.
-Whether the ratings stay valid is stated in ``docs/data.md``.
-"""
+"""Augmentation of batches during fine-tuning: mixup, level and SpecAugment. ``docs/data.md`` states
+whether the ratings stay valid."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,17 +8,14 @@ import numpy as np
 
 from percepiano_ast.errors import InputError
 
-_MIX = 10.0  # both parameters of mixup's Beta distribution, as in AST: mostly near a half
-
 
 @dataclass(frozen=True)
 class Augmentation:
     """Augmentation of batches. The defaults change nothing; `AST` is AST's recipe.
 
     Attributes:
-        mel_width: maximum width of the frequency mask in bands (SpecAugment, Park et al. 2019; one
-            mask, as in AST).
-        time_width: maximum width of the time mask in frames (likewise).
+        mel_width, time_width: maximum width of the frequency mask in bands and of the time mask in
+            frames (SpecAugment, Park et al. 2019; one mask each, as in AST).
         mixup: share of windows that are mixed with another window of the batch.
         gain_db: maximum level change in dB, up or down.
     """
@@ -49,17 +43,15 @@ def augmented(
     batches: Callable[[int], Iterable[dict]], config: Augmentation, seed: int, step_db: float = 0.5
 ) -> Callable[[int], Iterator[dict]]:
     """``batches`` with ``config`` applied; the result takes a step and yields batches from that
-    step on.
+    step on. The draws of a step depend only on seed and step, so that a resumed run is the same.
 
     Args:
         batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` starts
-            with the batch of step k. Batches have ``codes`` uint8 (batch, time, mel) or (batch,
-            windows, time, mel) and ``n_valid`` (batch,) or (batch, windows); other entries pass
-            unchanged. Mixup adds ``mixed_with`` int32 (batch,), the row that a clip was mixed with,
-            and ``share`` float32 (batch,), the clip's own weight, so that targets stored elsewhere
-            can be mixed in the same way; ``ratings`` (batch, dimensions) in the batch are mixed
-            here.
-        seed: of all draws; the draws of a step depend only on seed and step.
+            with the batch of step k. Batches have ``codes`` uint8 (batch, ..., time, mel) and
+            ``n_valid`` (batch, ...); other entries pass unchanged. Mixup mixes ``ratings`` (batch,
+            dimensions), if any, and adds ``mixed_with`` int32 (batch,), the row that a clip was
+            mixed with, and ``share`` float32 (batch,), the clip's own weight, so that targets
+            stored elsewhere can be mixed in the same way.
         step_db: decibels per code, see `FrontEnd`.
     """
 
@@ -73,75 +65,48 @@ def augmented(
 def augment(
     batch: dict, config: Augmentation, rng: np.random.Generator, step_db: float = 0.5
 ) -> dict:
-    """Augment one batch, see `augmented`: mixup, then gain, then masks; the input is not
-    modified."""
+    """Augment one batch, see `augmented`; the input is not modified."""
+    codes, n_valid, n = batch["codes"], batch["n_valid"], len(batch["codes"])
     batch = dict(batch)
     # One generator per augmentation: the draws of each do not depend on which others are enabled.
     mixing, levels, masks = rng.spawn(3)
+
+    # --- Mixup (Zhang et al. 2018) of log-mel levels, as in PANNs (Kong et al. 2020, section IV-B).
+    # All windows of a clip are mixed with those of one other clip; frames that only one of the two
+    # has become invalid.
     if config.mixup:
-        batch |= _mixed(batch, config.mixup, mixing)
+        other = mixing.permutation(n)
+        # both parameters of the Beta distribution as in AST: mostly near a half
+        drawn = mixing.random(n) < config.mixup, mixing.beta(10, 10, n)
+        weight = np.where(*drawn, 1).astype(np.float32)
+        given, lengths, codes, n_valid = codes, n_valid, codes.copy(), n_valid.copy()
+        for row in np.flatnonzero(weight < 1):
+            mixed = weight[row] * given[row].astype(np.float32)
+            mixed += (1 - weight[row]) * given[other[row]]
+            n_valid[row] = np.minimum(lengths[row], lengths[other[row]])
+            valid = np.arange(codes.shape[-2]) < n_valid[row, ..., None]
+            codes[row] = np.where(valid[..., None], np.rint(mixed), 0)
+        batch |= {"n_valid": n_valid, "mixed_with": other.astype(np.int32), "share": weight}
+        if "ratings" in batch:
+            ratings, weight = batch["ratings"], weight[:, None]
+            mean = weight * ratings + (1 - weight) * ratings[other]
+            batch["ratings"] = mean.astype(ratings.dtype)
+
+    # --- Level of each clip; values at code 0, and so padding, stay
     if config.gain_db:
-        batch["codes"] = _moved(batch["codes"], config.gain_db / step_db, levels)
+        most = config.gain_db / step_db
+        shift = np.rint(levels.uniform(-most, most, n)).astype(np.int16)
+        moved = codes.astype(np.int16) + shift.reshape(-1, *[1] * (codes.ndim - 1))
+        codes = np.where(codes > 0, np.clip(moved, 0, 255), 0).astype(np.uint8)
+
+    # --- One band and one time span of each window at its mean level (about 0 in the model's input)
     if config.mel_width or config.time_width:
-        batch["codes"] = _masked(batch["codes"], batch["n_valid"], config, masks)
-    return batch
-
-
-def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
-    """Mixup of log-mel levels and ratings (Zhang et al. 2018; on log-mel as in PANNs, Kong et al.
-    2020, section IV-B).
-
-    All windows of a clip are mixed with those of one other clip. Frames that only one of the two
-    has become invalid.
-    """
-    codes, n_valid, n = batch["codes"], batch["n_valid"], len(batch["codes"])
-    other = rng.permutation(n)
-    weight = np.where(rng.random(n) < share, rng.beta(_MIX, _MIX, n), 1).astype(np.float32)
-    mixed, valid = codes.copy(), n_valid.copy()
-    for row in np.flatnonzero(weight < 1):
-        levels = weight[row] * codes[row].astype(np.float32) + (1 - weight[row]) * codes[other[row]]
-        valid[row] = np.minimum(n_valid[row], n_valid[other[row]])
-        heard = np.arange(codes.shape[-2]) < valid[row, ..., None]
-        mixed[row] = np.where(heard[..., None], np.rint(levels), 0)
-    found = {
-        "codes": mixed,
-        "n_valid": valid,
-        "mixed_with": other.astype(np.int32),
-        "share": weight,
-    }
-    if "ratings" in batch:
-        ratings, weight = batch["ratings"], weight[:, None]
-        found["ratings"] = (weight * ratings + (1 - weight) * ratings[other]).astype(ratings.dtype)
-    return found
-
-
-def _moved(codes: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    """Shift each clip's level by a random number of codes; values at code 0, and so padding,
-    stay."""
-    shift = (
-        np.rint(rng.uniform(-most, most, len(codes)))
-        .astype(np.int16)
-        .reshape(-1, *[1] * (codes.ndim - 1))
-    )
-    return np.where(codes > 0, np.clip(codes.astype(np.int16) + shift, 0, 255), 0).astype(np.uint8)
-
-
-def _masked(
-    codes: np.ndarray, n_valid: np.ndarray, config: Augmentation, rng: np.random.Generator
-) -> np.ndarray:
-    """Set one band and one time span of each window to its mean level (about 0 in the model's
-    input, as in SpecAugment)."""
-    codes = codes.copy()
-    for window, length in zip(
-        codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist(), strict=True
-    ):
-        heard = window[:length]  # the model masks padding itself
-        mean = np.rint(heard.mean()) if length else 0
-        for axis, most in ((1, config.mel_width), (0, config.time_width)):
-            extent = heard.shape[axis]
-            width = int(rng.integers(min(most, extent) + 1))
-            first = int(rng.integers(extent - width + 1))
-            hidden = [slice(None), slice(None)]
-            hidden[axis] = slice(first, first + width)
-            heard[tuple(hidden)] = mean
-    return codes
+        codes = codes.copy()
+        for window, length in zip(codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist()):
+            valid = window[:length]  # the model masks padding itself
+            mean = np.rint(valid.mean()) if length else 0
+            for part, most in ((valid.T, config.mel_width), (valid, config.time_width)):
+                width = int(masks.integers(min(most, len(part)) + 1))
+                first = int(masks.integers(len(part) - width + 1))
+                part[first : first + width] = mean
+    return batch | {"codes": codes}

@@ -146,18 +146,13 @@ def read_ratings(
 
     # --- Recordings
     files = recordings_in(folder)
-    for lacking, what in (
-        (
-            set(clips) - set(files),
-            f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows.",
-        ),
-        (
-            set(files) - set(clips),
-            f"in {folder} but not rated in {csv}. Add rows or remove the recordings.",
-        ),
-    ):
-        if lacking:
-            shown = ", ".join(sorted(lacking)[:5]) + " ..." * (len(lacking) > 5)
+    missing_files = (
+        f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."
+    )
+    missing_rows = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
+    for one, other, what in ((clips, files, missing_files), (files, clips, missing_rows)):
+        if lacking := sorted(set(one) - set(other)):
+            shown = ", ".join(lacking[:5]) + " ..." * (len(lacking) > 5)
             raise InputError(f"{len(lacking)} clips ({shown}) are {what}")
 
     # --- Folds of whole groups, as equal in size as the groups allow
@@ -171,17 +166,9 @@ def read_ratings(
             " two, so that one can be held out."
         )
     folds = np.empty(len(table), int)
-    splits = GroupKFold(min(n, MAX_FOLDS)).split(clips, groups=groups)
-    for number, (_, held_out) in enumerate(splits):
-        folds[held_out] = number
-    index = pd.DataFrame(
-        {
-            "clip": clips,
-            "segment": groups,
-            "content_group": groups,
-            "human": True,
-            "fold_content": folds,
-        }
-    )
+    for fold, (_, test) in enumerate(GroupKFold(min(n, MAX_FOLDS)).split(clips, groups=groups)):
+        folds[test] = fold
+    facts = {"clip": clips, "segment": groups, "content_group": groups, "human": True}
+    index = pd.DataFrame(facts | {"fold_content": folds})
     files = {clip: files[clip] for clip in clips}
     return CustomRatings(dimensions, index, values.astype(np.float32), files)

@@ -1,14 +1,11 @@
-"""PercePiano (Park et al. 2024, MIT licence): rated MIDI clips, rendered to log-mel shards.
+"""PercePiano (Park et al. 2024, github.com/JonghoKimSNU/PercePiano, MIT licence): rated MIDI clips.
 
-Source: github.com/JonghoKimSNU/PercePiano in its own layout, at the commit that is pinned in
-``config.PERCEPIANO_URL``. No audio is published, so every clip is rendered with one or more pianos
-at fixed gain, or taken from custom recordings. The index (clip, segment, performer, content group,
-folds) is part of this package; a folder with its own ``index.csv`` is another data set in the same
-format, such as the demo.
+No audio is published, so every clip is rendered with one or more pianos at fixed gain, or taken
+from custom recordings. The index (clip, segment, performer, content group, folds) is part of this
+package; a folder with its own ``index.csv`` is another data set in the same format, as the demo.
 """
 
 import functools
-import http.client
 import json
 import shutil
 import tempfile
@@ -16,7 +13,8 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -44,8 +42,7 @@ LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
 SCORE_FOLDER = "virtuoso/data/score_midi"
 COMMIT = PurePosixPath(PERCEPIANO_URL).stem
-# Number of files of each part of the data at the pinned commit and their SHA-256, see
-# `fingerprints`.
+# Of the pinned commit, see `fingerprints`.
 PUBLISHED = {
     LABELS: (1, "9efbf1ada5615d51f6b146bf57af3258d7ce684bef18bb9c860826e681cf47d9"),
     RATERS: (1, "f7ce432e33f4fb7e04fcf00aa7ae6501095f835ad6c6a1f852fb68ddfffda774"),
@@ -71,10 +68,7 @@ _HIGHER = 1  # maximum transposition of a variant in semitones, up or down
 
 
 class ClipName(NamedTuple):
-    """The fields of a clip's name: ``{piece}_{N}bars_{player}_{segment}``.
-
-    The upstream README swaps the last two fields; upstream's code and files use player, then
-    segment.
+    """The fields of a clip's name; the README of PercePiano swaps the last two.
 
     Attributes:
         piece: with the number of bars, such as ``Schubert_D960_mv3_8bars``.
@@ -88,7 +82,7 @@ class ClipName(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "ClipName":
-        """Parse a clip's name or a file's stem; one published name has a space before it.
+        """Parse a clip's name or a file's stem.
 
         Raises:
             InputError: fewer than three fields.
@@ -111,10 +105,11 @@ class ClipName(NamedTuple):
         return self.player.startswith("Score")
 
 
-def _unique(pairs: Iterable[tuple], where: str) -> dict:
+def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, Any]:
+    """Names without surrounding spaces (one published file has one) -> values."""
     found: dict = {}
     for name, value in pairs:
-        if name in found:
+        if (name := name.strip()) in found:
             raise InputError(
                 f"{where} has {name!r} twice (spaces around a name are ignored). Keep one of them."
             )
@@ -123,17 +118,15 @@ def _unique(pairs: Iterable[tuple], where: str) -> dict:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object and strip its names.
+    """Read a JSON object; spaces around names are removed.
 
     Raises:
         InputError: damaged, truncated, not an object, or a duplicated name.
     """
-
-    def unique(pairs: list[tuple]) -> dict:
-        return _unique(((name.strip(), value) for name, value in pairs), str(path))
-
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
+        )
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
     if not isinstance(content, dict):
@@ -144,10 +137,10 @@ def read_json(path: Path) -> dict:
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
-    """The values of every clip in the label file; spaces around clip names are removed.
+    """The values of every clip in the label file.
 
     Raises:
-        InputError: missing, damaged, truncated, or with a duplicated clip.
+        InputError: missing, or see `read_json`.
     """
     path = Path(folder) / LABELS
     if not path.is_file():
@@ -159,13 +152,13 @@ def read_labels(folder: str | Path) -> dict[str, list]:
 
 
 def find_midi(folder: str | Path) -> dict[str, Path]:
-    """MIDI file of every clip; a clip's name is the file's stem without surrounding spaces.
+    """MIDI file of every clip.
 
     Raises:
         InputError: no MIDI folder, an empty one, or two files of one clip.
     """
     where = Path(folder) / MIDI_FOLDER
-    files = _unique(((path.stem.strip(), path) for path in sorted(where.glob("*.mid"))), str(where))
+    files = _unique(((path.stem, path) for path in sorted(where.glob("*.mid"))), where)
     if not files:
         raise InputError(
             f"no MIDI files in {where}: the data directory is missing or incomplete. Download it"
@@ -190,10 +183,10 @@ def find_scores(folder: str | Path) -> dict[str, Path]:
 
 
 def identical_midi(folder: str | Path) -> list[list[str]]:
-    """Clips with identical MIDI files under different names, as sorted groups of two or more.
+    """Clips with identical MIDI files, as sorted groups of two or more.
 
-    PercePiano has 21 such groups: deadpan renderings of repeated passages are identical, and a few
-    human performances were stored twice. They were rated separately, so each remains a clip; all
+    PercePiano has 21 such groups, of deadpan renderings of repeated passages and of human
+    performances that were stored twice. They were rated separately, so each remains a clip; all
     clips of a group are in one content group.
     """
     groups: dict[str, list[str]] = {}
@@ -205,23 +198,18 @@ def identical_midi(folder: str | Path) -> list[list[str]]:
 def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
     """For each part of the data, the number of files and one SHA-256 of their names and
     contents."""
-    folder = Path(folder)
-    parts = {
-        LABELS: [folder / LABELS],
-        RATERS: [folder / RATERS],
-        MIDI_FOLDER: sorted((folder / MIDI_FOLDER).glob("*.mid")),
-        SCORE_FOLDER: sorted((folder / SCORE_FOLDER).glob("*.mid")),
-    }
-    lines = {
-        part: [f"{sha256_of(path)}  {path.name}\n" for path in paths if path.is_file()]
-        for part, paths in parts.items()
-    }
-    return {part: (len(found), sha256_of(*found)) for part, found in lines.items()}
+    found = {}
+    for part in PUBLISHED:
+        path = Path(folder) / part
+        files = [path] * path.is_file() or sorted(path.glob("*.mid"))
+        lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
+        found[part] = len(lines), sha256_of(*lines)
+    return found
 
 
 def check_published(folder: str | Path) -> None:
-    """Compare the files of a folder with those of the pinned commit. GitHub's archives are not
-    reproducible byte by byte, so the unpacked files are compared.
+    """Compare the unpacked files with those of the pinned commit; GitHub's archives are not
+    reproducible.
 
     Raises:
         InputError: a part is missing or differs; the message names it.
@@ -238,10 +226,7 @@ def check_published(folder: str | Path) -> None:
 
 def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
     """Download PercePiano's archive and unpack labels, rater table, MIDI, scores and licence into
-    ``folder``.
-
-    A URL of the pinned commit must deliver the files of that commit, and a folder downloaded
-    earlier must still have them. For any other URL the log states that the files were not compared.
+    ``folder``. The files of a URL of the pinned commit are verified, also of an earlier download.
 
     Raises:
         InputError: the server does not respond, the download is not a complete zip archive with
@@ -262,7 +247,7 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
             archive = zipfile.ZipFile(file)
             for name in archive.namelist():
                 inner = PurePosixPath(name.partition("/")[2])
-                # The parent must equal one of two fixed folders: no name can escape the target.
+                # The parent equals one of two fixed folders: no name can escape the target.
                 is_midi = (
                     str(inner.parent) in (MIDI_FOLDER, SCORE_FOLDER) and inner.suffix == ".mid"
                 )
@@ -273,16 +258,10 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
             read_labels(partial)
             if pinned:
                 check_published(partial)
-        except (
-            OSError,
-            ValueError,
-            http.client.HTTPException,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+        except (OSError, ValueError, HTTPException, zipfile.BadZipFile, zlib.error) as error:
+            reason = str(error).rstrip(".")
             raise InputError(
-                f"cannot download PercePiano from {url}: {str(error).rstrip('.')}. Give a local"
-                " copy."
+                f"cannot download PercePiano from {url}: {reason}. Give a local copy."
             ) from error
     if not pinned:
         log(f"  files not compared: this is not commit {COMMIT[:7]}, which the results refer to")
@@ -300,11 +279,10 @@ def load_index(folder: str | Path) -> pd.DataFrame:
 
 
 def fold_of_clip(index: pd.DataFrame, protocol: str) -> dict[str, int]:
-    """Fold of every clip that the protocol evaluates (fold >= 0). Folds are columns of the index;
-    none are drawn at run time.
+    """Fold of every clip that the protocol evaluates (fold >= 0), from the index.
 
     ``content`` is the primary protocol: no content group (clips that share music) is split over its
-    folds. ``random`` and ``segment`` leak music between folds and are reported for comparison only.
+    folds. ``random`` and ``segment`` leak music between folds, for comparison only.
 
     Raises:
         InputError: unknown protocol, fewer than two folds, or a content group in two folds of a
@@ -360,15 +338,12 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
 
 
 def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
-    """Number and spread of the ratings of each clip, one row per clip: ``n_ratings``, ``n_raters``,
-    and for each dimension the standard deviation of the ratings in units of the labels (0 to 1; NaN
-    for a single rating).
+    """One row per clip of `reliability.read_raters`: ``n_ratings``, ``n_raters``, and for each
+    dimension the standard deviation of the ratings in units of the labels (0 to 1; NaN for a single
+    rating).
 
-    Many raters of PercePiano rated a clip more than once: 12.2 ratings per clip come from 9.2
-    people. The published means count each rating.
-
-    Args:
-        raters: see `reliability.read_raters`.
+    Many raters rated a clip more than once: 12.2 ratings per clip come from 9.2 people. The
+    published means count each rating.
     """
     by_clip = raters.groupby("clip")
     found = by_clip[list(KEYS)].std(ddof=1) / 7
@@ -381,8 +356,7 @@ def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
 
 
 def recordings_in(folder: str | Path) -> dict[str, Path]:
-    """Clip -> recording, in any format of `audio.load`, named after the clip; other files are
-    ignored.
+    """Clip -> recording, named after the clip; files without an audio extension are ignored.
 
     Raises:
         InputError: no such folder, or two recordings of one clip.
@@ -404,18 +378,15 @@ def recordings_in(folder: str | Path) -> dict[str, Path]:
     return found
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One kind of variant of a clip: the same performance slightly faster, transposed, in a room,
-    or with noise. If the MIDI is known, it is changed and rendered again, without artefacts; custom
-    recordings are stretched and shifted by librosa.
+class Variant(NamedTuple):
+    """A changed rendering of a clip. If the MIDI is known, it is changed and rendered again,
+    without artefacts; recordings are stretched and shifted by librosa.
 
     Attributes:
         edit: (performance, rng) -> performance, or None if only the sound changes.
         effect: (wave, sample_rate, rng) -> wave.
     """
 
-    name: str
     edit: Callable[[Performance, np.random.Generator], Performance] | None
     effect: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
@@ -423,11 +394,8 @@ class Variant:
 def _transposed(performance: Performance, rng: np.random.Generator) -> Performance:
     """Up or down at random; near the ends of the keyboard only in the possible direction."""
     pitch = performance.notes["pitch"].astype(int)
-    steps = [
-        step
-        for step in (-_HIGHER, _HIGHER)
-        if LOWEST <= pitch.min() + step and pitch.max() + step <= HIGHEST
-    ]
+    low, high = LOWEST - pitch.min(), HIGHEST - pitch.max()
+    steps = [step for step in (-_HIGHER, _HIGHER) if low <= step <= high]
     if not steps:
         return performance
     return PARAMETERS["transposition"].change(performance, rng.choice(steps), None)
@@ -444,45 +412,42 @@ def _one_of(*conditions):
 
 
 VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant(
-            "stretch",
-            lambda performance, rng: PARAMETERS["tempo"].change(
-                performance, float(rng.uniform(-_FASTER, _FASTER)), None
-            ),
-            lambda wave, _, rng: librosa.effects.time_stretch(
-                wave, rate=1 + float(rng.uniform(-_FASTER, _FASTER))
-            ),
+    "stretch": Variant(
+        lambda performance, rng: PARAMETERS["tempo"].change(
+            performance, float(rng.uniform(-_FASTER, _FASTER)), None
         ),
-        Variant(
-            "transpose",
-            _transposed,
-            lambda wave, sample_rate, rng: librosa.effects.pitch_shift(
-                wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER)))
-            ),
+        lambda wave, _, rng: librosa.effects.time_stretch(
+            wave, rate=1 + float(rng.uniform(-_FASTER, _FASTER))
         ),
-        Variant("room", None, _one_of(*(one for one in CONDITIONS if one.kind == "room"))),
-        Variant("livingroom", None, _one_of(HELD_OUT_ROOM)),
-        Variant("noise", None, _one_of(*(one for one in CONDITIONS if one.kind == "noise"))),
-    )
+    ),
+    "transpose": Variant(
+        _transposed,
+        lambda wave, sample_rate, rng: librosa.effects.pitch_shift(
+            wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER)))
+        ),
+    ),
+    "room": Variant(None, _one_of(*(one for one in CONDITIONS if one.kind == "room"))),
+    "livingroom": Variant(None, _one_of(HELD_OUT_ROOM)),
+    "noise": Variant(None, _one_of(*(one for one in CONDITIONS if one.kind == "noise"))),
 }
 
 
-def split_variant(synthesizer: str) -> tuple[str, Variant | None]:
-    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant is None for a plain
-    synthesizer.
+def split_variant(synthesizer: str) -> tuple[str, str]:
+    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant of a plain synthesizer
+    is empty.
 
     Raises:
         InputError: an unknown variant.
     """
     synthesizer, _, variant = synthesizer.partition(SEPARATOR)
-    return synthesizer, lookup(VARIANTS, variant, "variant") if variant else None
+    if variant:
+        lookup(VARIANTS, variant, "variant")
+    return synthesizer, variant
 
 
-def variant_rng(clip: str, variant: Variant) -> np.random.Generator:
+def variant_rng(clip: str, variant: str) -> np.random.Generator:
     """Random generator of a clip's variant, the same for every synthesizer."""
-    return np.random.default_rng([0, zlib.crc32(f"{clip} {variant.name}".encode())])
+    return np.random.default_rng([0, zlib.crc32(f"{clip} {variant}".encode())])
 
 
 def without_variant(synthesizers: np.ndarray) -> np.ndarray:
@@ -550,17 +515,16 @@ def _produce(
     if clip not in midi:
         raise InputError(f"no MIDI file {clip}.mid")
     piano, variant = split_variant(name)
-    performance = trimmed(read_midi(midi[clip]))
-    if piano != OWN and variant and variant.edit:
-        edited = variant.edit(performance, variant_rng(clip, variant))
-        wave = _renderings(cache, piano, rate).wave(edited, clip)
+    performance, rng = trimmed(read_midi(midi[clip])), variant_rng(clip, variant)
+    edit, effect = VARIANTS.get(variant, (None, None))
+    if piano == OWN:
+        wave = aligned_recording(recordings[clip], performance, rate)
     else:
-        if piano == OWN:
-            wave = aligned_recording(recordings[clip], performance, rate)
-        else:
-            wave = _renderings(cache, piano, rate).wave(performance, clip)
-        if variant:
-            wave = variant.effect(wave, rate, variant_rng(clip, variant))
+        if edit:
+            performance, effect = edit(performance, rng), None
+        wave = _renderings(cache, piano, rate).wave(performance, clip)
+    if effect:
+        wave = effect(wave, rate, rng)
     if one_loudness:
         rng = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode()))
         jitter = rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
@@ -582,21 +546,19 @@ def preprocess(
     one_loudness: bool = False,
 ) -> Path:
     """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` in
-    ``out``.
+    ``out``; renderings are cached in ``renderings`` next to ``out``.
 
     Next to the shards it writes ``classic_features.csv`` (for the feed-forward baseline),
-    ``levels.csv`` (loudness and peak of each rendering), ``raters.csv`` (number and spread of each
-    clip's ratings, if the folder has the rater table), ``index.csv`` and ``skipped.csv``.
-    Renderings are cached in ``renderings`` next to ``out``.
+    ``levels.csv`` (of each rendering), ``raters.csv`` (see `rater_agreement`; if the folder has the
+    rater table), ``index.csv`` and ``skipped.csv``.
 
     Args:
         synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; a
             suffix selects one of `VARIANTS`, such as ``fluidr3mono+room``.
         recordings: a folder with a custom recording of each clip, see `recordings_in`.
         partial: whether ``recordings`` may lack clips; they are then listed.
-        one_loudness: normalise every rendering to `audio.LOUDNESS`, with a jitter of up to
-            `audio.JITTER_DB`, and add a noise bed, for models that rate recordings of any gain;
-            playing force is then audible only in the timbre.
+        one_loudness: normalise every rendering to `audio.LOUDNESS`, up to `audio.JITTER_DB`, and
+            add a noise bed, for models that rate recordings of any gain.
 
     Raises:
         InputError: invalid data, ratings that differ from the published ones with the package's
@@ -637,8 +599,8 @@ def preprocess(
                 f" {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Add them, or allow"
                 " partial renderings; missing clips are then listed."
             )
-        contents = (f"{clip} {sha256_of(path)}" for clip, path in sorted(files.items()))
-        settings["recordings"] = sha256_of(*contents)[:16]
+        lines = (f"{clip} {sha256_of(path)}" for clip, path in sorted(files.items()))
+        settings["recordings"] = sha256_of(*lines)[:16]
     if one_loudness:
         settings["loudness"] = [audio.LOUDNESS, audio.JITTER_DB, audio.BED_DB]
 
@@ -670,16 +632,10 @@ def preprocess(
     }
 
     def tables(facts: list[dict]) -> dict[str, pd.DataFrame]:
-        parts = {"classic_features.csv": "features", "levels.csv": "level"}
-        found = {"index.csv": index} | {
-            file: pd.DataFrame(
-                [
-                    {"clip": one["clip"], "synthesizer": one["synthesizer"], **one[part]}
-                    for one in facts
-                ]
-            )
-            for file, part in parts.items()
-        }
+        keys, found = ("clip", "synthesizer"), {"index.csv": index}
+        for name, part in (("classic_features.csv", "features"), ("levels.csv", "level")):
+            rows = [{key: one[key] for key in keys} | one[part] for one in facts]
+            found[name] = pd.DataFrame(rows)
         if (Path(folder) / RATERS).is_file():
             found["raters.csv"] = rater_agreement(read_raters(folder)).reset_index()
         return found
@@ -706,26 +662,22 @@ def preprocess(
         recordings=files,
         one_loudness=one_loudness,
     )
+    licence = "simulated, made from code" if simulated else LICENCE
     contents = build.Contents(
         items,
         left_out=left_out,
         refused=refused,
         statistics_of=SPLIT,
-        description={
-            "licence": "simulated, made from code" if simulated else LICENCE,
-            "simulated": simulated,
-        },
+        description={"licence": licence, "simulated": simulated},
         tables=tables,
     )
     build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
 
     # --- Levels of the renderings, and how many exceed full scale
-    levels = pd.read_csv(out / "levels.csv")
-    for name, part in levels.groupby("synthesizer"):
-        over = (part["over"] > 0).sum()
+    for name, part in pd.read_csv(out / "levels.csv").groupby("synthesizer"):
+        low, high, peak = part["level_db"].min(), part["level_db"].max(), part["peak_db"].max()
         work.log(
-            f"  {name}: {part['level_db'].min():.0f} to {part['level_db'].max():.0f} dB, peaks up"
-            f" to {part['peak_db'].max():.1f} dB re full scale; {over} of {len(part)} renderings"
-            " exceed it"
+            f"  {name}: {low:.0f} to {high:.0f} dB, peaks up to {peak:.1f} dB re full scale;"
+            f" {(part['over'] > 0).sum()} of {len(part)} renderings exceed it"
         )
     return out
