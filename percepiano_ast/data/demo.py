@@ -12,7 +12,6 @@ twelve raters with a single-rater reliability (ICC) of 0.26, the value of PerceP
 
 import csv
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -140,20 +139,19 @@ class Tune:
             chords = names.split(",")
             span = self.beats / len(chords)
             for number, name in enumerate(chords):
-                root, quality = re.fullmatch(r"([A-G][#b]?)(.*)", name).groups()
+                root = name[: 1 + name[1:].startswith(("#", "b"))]
                 bass = _pitch(root + "3")
                 bass -= 12 if bass > 53 else 0
                 start = bar * self.beats + number * span
                 for tones, offset, share in _PATTERNS[self.pattern]:
                     for tone in tones:
-                        pitch = bass + _CHORDS[quality][tone]
+                        pitch = bass + _CHORDS[name.removeprefix(root)][tone]
                         rows.append((start + offset * span, share * span, pitch, 0))
         return np.array(sorted(rows))
 
 
 def _pitch(name: str) -> int:
-    step, accidental, octave = re.fullmatch(r"([A-G])([#b]?)(\d)", name).groups()
-    return 12 * (int(octave) + 1) + _STEPS[step] + _STEPS[accidental]
+    return 12 * (int(name[-1]) + 1) + _STEPS[name[0]] + _STEPS[name[1:-1]]
 
 
 def _read_tunes(wanted: str) -> tuple[Tune, ...]:
@@ -232,13 +230,11 @@ def _true_ratings(tune: Tune, style: dict[str, float]) -> np.ndarray:
     """The error-free rating, one value per dimension, in units of about one standard deviation."""
     rate = len(tune.notes()) / (tune.notes()[-1, 0] * 60 / tune.bpm)
     values = {**style, "minor": 1.0 if tune.minor else -1.0, "touch": (rate - 5) / 2}
-    rows = [WEIGHTS[key] for key in KEYS]
-    return np.array(
-        [
-            sum(w * values[p] for p, w in row.items()) / np.sqrt(sum(w**2 for w in row.values()))
-            for row in rows
-        ]
-    )
+    found = []
+    for row in (WEIGHTS[key] for key in KEYS):
+        norm = np.sqrt(sum(weight**2 for weight in row.values()))
+        found.append(sum(weight * values[name] for name, weight in row.items()) / norm)
+    return np.array(found)
 
 
 # --- Data sets ------------------------------------------------------------------------------------
@@ -271,12 +267,8 @@ def write_maestro(
                     np.concatenate([first.pedals, second.pedals]),
                 )
                 write_midi(performance, midi)
-                row = {
-                    "canonical_composer": tune.composer,
-                    "canonical_title": tune.title,
-                    "split": split,
-                    "year": 2026,
-                }
+                row = {"canonical_composer": tune.composer, "canonical_title": tune.title}
+                row |= {"split": split, "year": 2026}
                 yield row, piano.render(performance, RATE), midi.read_bytes()
         midi.unlink()
 
@@ -286,9 +278,8 @@ def write_maestro(
 def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
     """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A
     complete one is kept."""
-    folder = claim_directory(
-        folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
-    )
+    settings = {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
+    folder = claim_directory(folder, settings)
     if (folder / "dataset.json").exists():
         return folder
     for part in (percepiano.MIDI_FOLDER, percepiano.SCORE_FOLDER, "labels"):
@@ -304,9 +295,9 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
             style = dict(zip(PARAMETERS, styles[player, number])) if human else DEADPAN
             clip = f"{piece}_{player}_1"
             performance = trimmed(perform(tune, style, rng))
-            write_midi(performance, folder / percepiano.MIDI_FOLDER / f"{clip}.mid")
-            if not human:  # as in PercePiano, deadpan clips are renderings of the scores
-                write_midi(performance, folder / percepiano.SCORE_FOLDER / f"{clip}.mid")
+            # as in PercePiano, deadpan clips are renderings of the scores
+            for part in [percepiano.MIDI_FOLDER] + [percepiano.SCORE_FOLDER] * (not human):
+                write_midi(performance, folder / part / f"{clip}.mid")
             true[clip] = _true_ratings(tune, style)
             index.append(
                 {
@@ -340,9 +331,8 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
         questions = (f"Question_{number}" for number in range(1, len(KEYS) + 1))
         writer.writerow(["user", "dataID", "filename", *questions, "message"])
         writer.writerows(rows)
-    write_json(
-        folder / "dataset.json", {"name": "simulated PercePiano", "simulated": True, "seed": seed}
-    )
+    facts = {"name": "simulated PercePiano", "simulated": True, "seed": seed}
+    write_json(folder / "dataset.json", facts)
     return folder
 
 
@@ -358,10 +348,8 @@ def write_ratings(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
     if csv_file.exists():
         return folder / "recordings", csv_file
     (folder / "recordings").mkdir(exist_ok=True)
-    write_json(
-        folder / "recordings" / "dataset.json",
-        {"name": "simulated recordings and ratings", "simulated": True},
-    )
+    facts = {"name": "simulated recordings and ratings", "simulated": True}
+    write_json(folder / "recordings" / "dataset.json", facts)
     rng = np.random.default_rng([seed, 3])
     columns = [KEYS.index(key) for key in CUSTOM_DIMENSIONS.values()]
     rows = []
@@ -372,8 +360,8 @@ def write_ratings(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
             _write_sound(folder / "recordings" / f"{clip}.flac", perform(tune, style, rng))
             noise = rng.normal(size=len(columns))
             rated = 50 + 15 * (_true_ratings(tune, style)[columns] + noise)
-            rated = dict(zip(CUSTOM_DIMENSIONS, rated.clip(0, 100).round()))
-            rows.append({"clip": clip, "tune": tune.title, **rated})
+            row = {"clip": clip, "tune": tune.title}
+            rows.append(row | dict(zip(CUSTOM_DIMENSIONS, rated.clip(0, 100).round())))
     pd.DataFrame(rows).to_csv(csv_file, index=False)
     return folder / "recordings", csv_file
 

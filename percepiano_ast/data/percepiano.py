@@ -398,7 +398,7 @@ def _transposed(performance: Performance, rng: np.random.Generator) -> Performan
     steps = [step for step in (-_HIGHER, _HIGHER) if low <= step <= high]
     if not steps:
         return performance
-    return PARAMETERS["transposition"].change(performance, rng.choice(steps), None)
+    return PARAMETERS["transposition"].change(performance, int(rng.choice(steps)), None)
 
 
 def _one_of(*conditions):
