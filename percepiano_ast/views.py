@@ -15,7 +15,7 @@ from percepiano_ast.data import (
     maestro,
     manifest,
     percepiano,
-    percepiano_tables,
+    percepiano_stats,
     records,
     shards,
     sources,
@@ -203,13 +203,13 @@ def rated_data(folder: str | Path) -> dict:
     """
     index = percepiano.load_index(folder)
     ratings = percepiano.read_ratings(folder, index)
-    agreement = reliability.evaluate(percepiano_tables.raters(folder), index)
+    agreement = reliability.evaluate(percepiano_stats.raters(folder), index)
     return {
-        "said": percepiano_tables.rebuild(folder).sentence,
-        "compositions": percepiano_tables.compositions(folder, index),
+        "said": percepiano_stats.rebuild_means(folder).sentence,
+        "compositions": percepiano_stats.compositions(folder, index),
         "ratings": pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)),
         "human": index.set_index("clip")["human"],
-        "correlations": percepiano_tables.correlations(ratings),
+        "correlations": percepiano_stats.correlations(ratings),
         "icc": agreement["icc"],
         "ceiling": agreement["ceiling"],
     }
@@ -219,7 +219,7 @@ def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.Dat
     """Pearson's r between audio features and ratings over clips, (most, 19): the features with the
     highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
-    found = percepiano_tables.feature_correlations(
+    found = percepiano_stats.feature_correlations(
         pd.read_csv(run.percepiano / "classic_features.csv"), ratings
     )
     return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]

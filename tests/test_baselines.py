@@ -14,7 +14,7 @@ from percepiano_ast import suite, synthesis
 from percepiano_ast.__main__ import main
 from percepiano_ast.baselines import features, identity, run, statistics
 from percepiano_ast.config import PRESETS
-from percepiano_ast.data import demo, percepiano, percepiano_files
+from percepiano_ast.data import demo, percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.predictions import (
@@ -295,7 +295,7 @@ def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folde
         percepiano.find_scores(folder),
     )
     names, lines = list(midi), []
-    given = {clip: scores[percepiano_files.ClipName.of(clip).passage] for clip in names[:3]}
+    given = {clip: scores[percepiano.ClipName.of(clip).passage] for clip in names[:3]}
     empty = tmp_path / "empty.mid"
     mido.MidiFile().save(empty)
     found, left_out = features.score_table(
@@ -412,11 +412,9 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
     wrong = next(iter(percepiano.find_midi(folder)))
     scores = percepiano.find_scores(folder)
     stranger = next(
-        path
-        for passage, path in scores.items()
-        if passage != percepiano_files.ClipName.of(wrong).passage
+        path for passage, path in scores.items() if passage != percepiano.ClipName.of(wrong).passage
     )
-    known = scores | {percepiano_files.ClipName.of(wrong).passage: stranger}
+    known = scores | {percepiano.ClipName.of(wrong).passage: stranger}
     monkeypatch.setattr(percepiano, "find_scores", lambda _: known)
     run.run(
         folder,

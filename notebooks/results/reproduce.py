@@ -32,8 +32,8 @@ from percepiano_ast.baselines import run as floor
 from percepiano_ast.commands.shared import add_set
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
+from percepiano_ast.data.percepiano import SEPARATOR
 from percepiano_ast.data.renderings import Renderings
-from percepiano_ast.data.variants import SEPARATOR
 from percepiano_ast.errors import InputError, exit_code
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.baselines import features, identity, statistics
-from percepiano_ast.data import demo, percepiano, splits
+from percepiano_ast.data import demo, percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory
@@ -208,7 +208,7 @@ class _Work:
         if all(path.exists() for path in paths.values()):
             self.log(f"{baseline}, {protocol}: already done")
             return
-        started, fold = time.monotonic(), splits.fold_of_clip(self.index, protocol)
+        started, fold = time.monotonic(), percepiano.fold_of_clip(self.index, protocol)
         clips, ratings, rated = self._rate(baseline, protocol, fold)
         for name, values in rated.items():
             made = predictions.to_table(

@@ -17,7 +17,7 @@ import pandas as pd
 
 from percepiano_ast import score
 from percepiano_ast.baselines import statistics
-from percepiano_ast.data import percepiano, splits
+from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
@@ -181,7 +181,7 @@ class _Work:
             protocol,
             log,
         )
-        self.fold = splits.fold_of_clip(rated.index, protocol)
+        self.fold = percepiano.fold_of_clip(rated.index, protocol)
         self.folds = np.array([self.fold.get(clip, -1) for clip in rated.clips.clip])
 
     def make(self) -> list[Path]:

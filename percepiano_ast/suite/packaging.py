@@ -12,8 +12,8 @@ from percepiano_ast import audio, packaged
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
-from percepiano_ast.data import splits, variants
-from percepiano_ast.data.percepiano_files import read_json
+from percepiano_ast.data import percepiano
+from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
@@ -145,7 +145,7 @@ def _held_out(
     rated: Rated, material: Material, sets: tuple[str, ...], protocol: str, home: Path, log
 ) -> _HeldOut:
     """Predictions of every fold of a protocol; finished folds are read from ``home``."""
-    fold = splits.fold_of_clip(rated.index, protocol)
+    fold = percepiano.fold_of_clip(rated.index, protocol)
     folds, features = (
         np.array([fold.get(clip, -1) for clip in rated.clips.clip]),
         material.features(sets),
@@ -290,7 +290,7 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """Calibrated predictions for the known pianos, their variants and the held-out conditions,
     which are written too."""
-    fold, known = splits.fold_of_clip(rated.index, protocol), np.isfinite(held_out.distances)
+    fold, known = percepiano.fold_of_clip(rated.index, protocol), np.isfinite(held_out.distances)
     calibration, _ = errors.fit(errors.rows)
     ratings, deviations, made = (
         calibration[0] + calibration[1] * held_out.predicted,
@@ -310,7 +310,7 @@ def _kinds(rated: Rated, material: Material) -> np.ndarray:
     """Of each rendering: the held-out piano and its variant (``timgm6mb+livingroom``), else the
     variant, such as ``room``; (n,)."""
     variant = np.array(
-        [name.partition(variants.SEPARATOR)[2] for name in rated.clips.synthesizer], dtype=object
+        [name.partition(percepiano.SEPARATOR)[2] for name in rated.clips.synthesizer], dtype=object
     )
     return np.where(material.unseen, np.array(rated.clips.synthesizer, dtype=object), variant)
 
@@ -318,7 +318,7 @@ def _kinds(rated: Rated, material: Material) -> np.ndarray:
 def _for_testing(rated: Rated, material: Material) -> np.ndarray:
     """Renderings in a held-out room by the held-out piano, which the model in the file does not
     learn from either, bool (n,)."""
-    return material.unseen & ~variants.plain(rated.clips.synthesizer)
+    return material.unseen & ~percepiano.is_plain(rated.clips.synthesizer)
 
 
 def _description(

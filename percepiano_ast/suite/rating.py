@@ -11,7 +11,7 @@ import pandas as pd
 from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, FinetuneConfig
-from percepiano_ast.data import batches, demo, percepiano, shards, splits, variants
+from percepiano_ast.data import batches, demo, percepiano, shards
 from percepiano_ast.data.build import Work
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
@@ -173,8 +173,8 @@ def baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFrame:
     clips, index = batches.rated_clips(shard_set), load_index(run.percepiano / "index.csv")
     table = pd.read_csv(run.percepiano / "classic_features.csv").set_index(["clip", "synthesizer"])
     features = table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
-    fold = splits.fold_of_clip(index, run.preset.finetune.protocol)
-    seen = variants.pianos(clips.synthesizer) != run.preset.finetune.unseen
+    fold = percepiano.fold_of_clip(index, run.preset.finetune.protocol)
+    seen = percepiano.without_variant(clips.synthesizer) != run.preset.finetune.unseen
     names = np.array(clips.clip)[seen]
     held_out = np.array([fold.get(clip, -1) for clip in names])
     groups = index.set_index("clip").loc[names, "content_group"].to_numpy()

@@ -6,8 +6,8 @@ import pytest
 import soundfile
 
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import batches, demo, own
-from percepiano_ast.data.splits import fold_of_clip
+from percepiano_ast.data import batches, custom_ratings, demo
+from percepiano_ast.data.percepiano import fold_of_clip
 from percepiano_ast.errors import InputError
 
 RATE = 22_050
@@ -44,7 +44,7 @@ def change(path, row, column, value):
 
 
 def test_recordings_and_ratings_become_clips_with_folds(made):
-    found = own.read(*made, group="pianist")
+    found = custom_ratings.read_ratings(*made, group="pianist")
     assert found.dimensions == ("Warmth", "would go again") and found.ratings.dtype == np.float32
     assert (
         found.ratings[5].tolist() == [2.5, 5.0]
@@ -53,8 +53,10 @@ def test_recordings_and_ratings_become_clips_with_folds(made):
     folds = fold_of_clip(found.index, "content")
     fold = found.index["clip"].map(folds)
     assert fold.groupby(found.index["content_group"]).nunique().eq(1).all() and fold.nunique() == 5
-    pd.testing.assert_frame_equal(found.index, own.read(*made, group="pianist").index)
-    clips = own.rated_clips(found, FrontEnd())
+    pd.testing.assert_frame_equal(
+        found.index, custom_ratings.read_ratings(*made, group="pianist").index
+    )
+    clips, _ = found.load(FrontEnd())
     assert clips.clip.tolist() == found.index["clip"].tolist()
     assert all(codes.shape == (FrontEnd().n_frames(int(1.2 * RATE)), 128) for codes in clips.codes)
     dataset, steps = batches.finetune_batches(
@@ -64,7 +66,9 @@ def test_recordings_and_ratings_become_clips_with_folds(made):
 
 
 def test_columns_can_be_chosen(made):
-    assert own.read(*made, group="pianist", dimensions=("would go again",)).ratings.shape == (24, 1)
+    assert custom_ratings.read_ratings(
+        *made, group="pianist", dimensions=("would go again",)
+    ).ratings.shape == (24, 1)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_columns_can_be_chosen(made):
 def test_bad_rows_are_named(made, row, column, value, message):
     change(made[1], row, column, value)
     with pytest.raises(InputError, match=message):
-        own.read(*made, group="pianist")
+        custom_ratings.read_ratings(*made, group="pianist")
 
 
 def drop_rows(folder, csv):
@@ -126,21 +130,21 @@ def few(folder, csv):
 def test_bad_folders_and_tables_are_refused(made, harm, message):
     harm(*made)
     with pytest.raises(InputError, match=message):
-        own.read(*made, group="pianist")
+        custom_ratings.read_ratings(*made, group="pianist")
 
 
 def test_a_missing_folder_and_a_bad_recording_are_named(made):
     with pytest.raises(InputError, match="nowhere: no such folder of recordings"):
-        own.read("nowhere", made[1], group="pianist")
-    found = own.read(*made, group="pianist")
+        custom_ratings.read_ratings("nowhere", made[1], group="pianist")
+    found = custom_ratings.read_ratings(*made, group="pianist")
     (made[0] / "take 03.wav").write_bytes(b"no sound")
     with pytest.raises(InputError, match="take 03.wav"):
-        own.rated_clips(found, FrontEnd())
+        found.load(FrontEnd())
 
 
 def test_the_demo_has_own_ratings_of_its_own(tmp_path):
-    folder, csv = demo.write_own(tmp_path / "own")
-    found = own.read(folder, csv, group="tune")
+    folder, csv = demo.write_ratings(tmp_path / "own")
+    found = custom_ratings.read_ratings(folder, csv, group="tune")
     assert len(found.files) == 24 and found.dimensions == ("pace", "force", "would listen again")
     assert found.index["fold_content"].nunique() == 4
-    assert demo.write_own(tmp_path / "own") == (folder, csv)
+    assert demo.write_ratings(tmp_path / "own") == (folder, csv)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast.data import demo, percepiano, percepiano_tables
+from percepiano_ast.data import demo, percepiano, percepiano_stats
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 
@@ -35,13 +35,13 @@ def test_what_is_no_rating_is_counted_and_not_averaged_in(folder):
         rows[1][5] = "8"
         rows[2][3] = "0"
 
-    before = percepiano_tables.counts(folder)
+    before = percepiano_stats.rater_counts(folder)
     rewrite(folder, spoil)
-    found = percepiano_tables.counts(folder)
+    found = percepiano_stats.rater_counts(folder)
     assert found == before | {"blank": 1, "too_high": 1, "missing": 1, "valid": before["valid"] - 2}
-    table = percepiano_tables.raters(folder)
+    table = percepiano_stats.raters(folder)
     clip = table["clip"].iloc[0]
-    agreement = percepiano_tables.agreement(table)
+    agreement = percepiano.rater_agreement(table)
     assert agreement.loc[clip, "n_raters"] == agreement.loc[clip, "n_ratings"] == 10
     values = table.loc[table["clip"] == clip, KEYS[0]]
     assert values.isna().sum() == 1 and agreement.loc[clip, KEYS[0]] == pytest.approx(
@@ -50,26 +50,26 @@ def test_what_is_no_rating_is_counted_and_not_averaged_in(folder):
     with pytest.raises(
         InputError, match=f"the raters' mean of clip {clip} differs from its label by 0\\.\\d+"
     ):
-        percepiano_tables.rebuild(folder)
+        percepiano_stats.rebuild_means(folder)
 
 
 def test_who_rates_twice_is_one_rater(folder):
     rewrite(folder, lambda rows: rows.append(rows[0]))
-    table = percepiano_tables.raters(folder)
-    found = percepiano_tables.agreement(table).loc[table["clip"].iloc[0]]
+    table = percepiano_stats.raters(folder)
+    found = percepiano.rater_agreement(table).loc[table["clip"].iloc[0]]
     assert found["n_ratings"] == 13 and found["n_raters"] == 12
 
 
 def test_a_label_without_ratings_and_ratings_without_label_are_named(folder):
-    clip = percepiano_tables.raters(folder)["clip"].iloc[0]
+    clip = percepiano_stats.raters(folder)["clip"].iloc[0]
     path = folder / percepiano.LABELS
     labels = json.loads(path.read_text())
     path.write_text(json.dumps({name: values for name, values in labels.items() if name != clip}))
     with pytest.raises(InputError, match=f"clip {clip} has no label"):
-        percepiano_tables.rebuild(folder)
+        percepiano_stats.rebuild_means(folder)
     path.write_text(json.dumps(labels | {"A_new_1": labels[clip]}))
     with pytest.raises(InputError, match="clip A_new_1 has no valid rating"):
-        percepiano_tables.rebuild(folder)
+        percepiano_stats.rebuild_means(folder)
 
 
 def test_correlations_are_over_clips():
@@ -77,17 +77,17 @@ def test_correlations_are_over_clips():
     ratings = {f"c{k}": rng.random(19) for k in range(50)}
     features = pd.DataFrame({"clip": [*ratings, *ratings], "constant": 1.0})
     features["twice_timing"] = [2 * values[0] for values in ratings.values()] * 2
-    found = percepiano_tables.feature_correlations(features, ratings)
+    found = percepiano_stats.feature_correlations(features, ratings)
     assert (
         found.loc["twice_timing", KEYS[0]] == pytest.approx(1)
         and found.loc["constant"].isna().all()
     )
-    between = percepiano_tables.correlations(ratings)
+    between = percepiano_stats.correlations(ratings)
     assert between.shape == (19, 19) and found.loc["twice_timing", KEYS[1]] == pytest.approx(
         between.iloc[0, 1]
     )
     with pytest.raises(InputError, match="none of the clips of the features, such as .*, is rated"):
-        percepiano_tables.feature_correlations(features.assign(clip="x"), ratings)
+        percepiano_stats.feature_correlations(features.assign(clip="x"), ratings)
 
 
 @pytest.mark.real_data
@@ -95,7 +95,7 @@ class TestRealData:
     """The published files against the research on them."""
 
     def test_raters(self, percepiano_dir):
-        counts = percepiano_tables.counts(percepiano_dir)
+        counts = percepiano_stats.rater_counts(percepiano_dir)
         assert counts == {
             "rows": 14_934,
             "blank": 84,
@@ -105,16 +105,16 @@ class TestRealData:
             "raters": 63,
             "clips": 1202,
         }
-        table = percepiano_tables.raters(percepiano_dir)
+        table = percepiano_stats.raters(percepiano_dir)
         assert table[list(KEYS)].min(axis=None) >= 1 and table[list(KEYS)].max(axis=None) <= 7.1
         rounds = table.groupby("round")["rater"].unique()
         assert len(rounds[1]) == 52 and len(rounds[2]) == 11 and not set(rounds[1]) & set(rounds[2])
-        agreement = percepiano_tables.agreement(table)
+        agreement = percepiano.rater_agreement(table)
         assert agreement["n_ratings"].agg(["min", "max"]).tolist() == [3, 19]
         assert agreement["n_ratings"].mean() == pytest.approx(12.18, abs=0.005)
 
     def test_the_published_means_come_out_exactly(self, percepiano_dir):
-        found = percepiano_tables.rebuild(percepiano_dir)
+        found = percepiano_stats.rebuild_means(percepiano_dir)
         assert found.largest < 1e-12 and found.means.shape == (1202, 19)
         assert found.sentence.startswith(
             "14,642 ratings of 63 raters reproduce the published means of 1,202 clips exactly"
@@ -125,12 +125,10 @@ class TestRealData:
         shutil.copy(percepiano_dir / percepiano.RATERS, tmp_path / percepiano.RATERS)
         shutil.copy(percepiano_dir / "labels" / percepiano.LABELS, tmp_path / percepiano.LABELS)
         with pytest.raises(InputError, match="_Score_.* has no label"):
-            percepiano_tables.rebuild(tmp_path)
+            percepiano_stats.rebuild_means(tmp_path)
 
     def test_compositions(self, percepiano_dir):
-        found = percepiano_tables.compositions(
-            percepiano_dir, percepiano.load_index(percepiano_dir)
-        )
+        found = percepiano_stats.compositions(percepiano_dir, percepiano.load_index(percepiano_dir))
         clips = found[["human_clips", "players", "deadpan_clips", "segments"]]
         assert clips.loc["WoO80"].tolist() == [204, 12, 34, 17] and clips.loc["D935"].tolist() == [
             91,
@@ -150,7 +148,7 @@ class TestRealData:
 
     def test_deadpan_clips_are_rated_lower(self, percepiano_dir):
         index = percepiano.load_index(percepiano_dir)
-        found = percepiano_tables.distributions(
+        found = percepiano_stats.distributions(
             percepiano.read_ratings(percepiano_dir, index), index
         )
         names = ["doubtful_convincing", "shallow_rich", "flat_spacious", "disproportioned_balanced"]
