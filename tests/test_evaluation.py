@@ -25,7 +25,7 @@ from percepiano_ast.evaluation import (
     scores,
     table,
 )
-from percepiano_ast.report import wording
+from percepiano_ast.studies import report
 
 FEW = Settings(n_permutations=50)
 
@@ -48,7 +48,7 @@ def test_shipped_index_is_the_fold_table_without_ratings():
         and (~index["human"]).sum() == 129
     )
     assert not set(index.columns) & {"rating", *KEYS}
-    assert set(table.protocols(index)) <= set(wording.PROTOCOLS)
+    assert set(table.protocols(index)) <= set(report.PROTOCOLS)
     for protocol in table.protocols(index):
         folds = table.check_protocol(index, protocol)
         crossing = folds.groupby("content_group")[table.fold_column(protocol)].nunique().max()

@@ -8,8 +8,8 @@ from percepiano_ast.commands.shared import add_set
 
 
 def _evaluate(arguments):
-    from percepiano_ast import report
     from percepiano_ast.evaluation import Settings
+    from percepiano_ast.studies import report
 
     given = {
         "n_permutations": arguments.permutations,

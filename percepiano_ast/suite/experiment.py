@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import pandas as pd
 
-from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import PRETRAININGS, Preset, lookup
 from percepiano_ast.data import asap, percepiano, predictions
@@ -21,6 +20,7 @@ from percepiano_ast.data.variants import SEPARATOR
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.models.encoders import ENCODERS
+from percepiano_ast.studies import report
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
 from percepiano_ast.suite.packaging import package
