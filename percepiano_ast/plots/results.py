@@ -31,7 +31,7 @@ SCOPE_NAMES = {
     "within_segment": "within segment",
     "within_segment_humans": "within segment,\nhumans only",
 }
-_PARTS = {
+ERROR_PARTS = {
     "noise": ("#999999", "rater noise"),
     "passage": (COLOURS[0], "level of the passage"),
     "player": (COLOURS[2], "level of the player"),
@@ -163,7 +163,7 @@ def parts_of_error(table: pd.DataFrame, title: str = "") -> Figure:
     rows = table.set_index("dimension").loc[list(KEYS)].sort_values("all")
     figure, axes = canvas(8, 6.4)
     left = 0.0 * rows["all"]
-    for name, (colour, label) in _PARTS.items():
+    for name, (colour, label) in ERROR_PARTS.items():
         axes.barh(range(len(rows)), rows[name], left=left, color=colour, label=label)
         left = left + rows[name]
     axes.set_yticks(range(len(rows)), [LABELS[key] for key in rows.index], fontsize=9)
