@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from percepiano_ast import __version__, plots
 from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, PRIMARY
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import Settings, evaluate, others, reliability, remarks, summary
+from percepiano_ast.evaluation import Settings, evaluate, others, reliability, remarks
 from percepiano_ast.evaluation.intervals import LEVEL
 from percepiano_ast.evaluation.significance import POWER
+from percepiano_ast.evaluation.summary import between
 from percepiano_ast.evaluation.table import (
     FEWEST_IN_SEGMENT,
     SCOPES,
@@ -64,12 +65,12 @@ PROTOCOLS = {
 SIGNED = "+.3f"  # differences; "-0.000" shows on which side of zero a bound is
 SURE = 0.05  # significance level of p after Holm's correction
 FEW_GROUPS = 20  # with fewer content groups the intervals themselves are uncertain
+PRIMARY_KEYS = [key for keys in PRIMARY.values() for key in keys]
 METRIC_NAMES = {"spearman": "Spearman rho", "r2": "R2", "mae": "MAE", "ccc": "CCC"}
 SCOPE_TITLES = {scope: SCOPE_NAMES[scope].replace("\n", " ") for scope in SCOPES}
 _PART_TITLES = {"all": "mean squared error"} | {key: name for key, (_, name) in ERROR_PARTS.items()}
 _KINDS = {"people": "human performances", "nobody (deadpan)": "deadpan renderings"}
 _IN_ERROR_TABLES = 6  # models
-_UNDEFINED = "No model has a mean correlation in this scope."
 
 
 def evaluate_files(
@@ -225,39 +226,48 @@ def _protocol(
     part["informed"] = ", ".join(f"`{model}`" for model in models if "+score" in model)
     shown = part["shown"] = {}
 
-    # Agreement: models by scopes and metrics
-    mean = rows(part["summary"], dimension="mean").set_index(["model", "scope", "metric"])
-    lines = {}
-    for model in models:
-        line = {"seeds": str(mean.loc[(model, "overall", "pearson"), "seeds"])}
-        for scope, name in SCOPE_TITLES.items():
-            line[name] = ranged(mean.loc[(model, scope, "pearson")])
-        for metric, name in METRIC_NAMES.items():
-            line[name] = number(mean.loc[(model, "overall", metric), "value"], "z.3f")
-        lines[model] = line
-    shown["agreement"] = pd.DataFrame.from_dict(lines, orient="index")
+    # Agreement of each model, and the same for the comparison page
+    r = ranking(part["summary"])
+    mean = _text(rows(part["summary"], dimension="mean"))
+    mean = mean.pivot(index="model", columns=["scope", "metric"]).loc[models]
+    text, values = mean["text"], mean["value"]["overall"]
+    lines = {"seeds": r["seeds"].astype(str)}
+    lines |= {name: text[scope]["pearson"] for scope, name in SCOPE_TITLES.items()}
+    for metric, name in METRIC_NAMES.items():
+        lines[name] = pd.Series([number(value, "z.3f") for value in values[metric]], models)
+    shown["agreement"] = pd.DataFrame(lines).rename_axis(None)
     if ceiling is not None:
         limits = {SCOPE_TITLES[scope]: f"{ceiling[scope].mean():.2f}" for scope in ceiling}
-        columns = shown["agreement"].columns
-        shown["agreement"].loc["noise ceiling"] = [limits.get(name, "") for name in columns]
+        shown["agreement"].loc["noise ceiling"] = [limits.get(name, "") for name in lines]
+        shares = _text(rows(part["ceiling_share"], scope="overall", dimension="mean"))
+        shares = shares.set_index("model")["text"].loc[models]
+    part["side_by_side"] = pd.DataFrame(
+        {
+            "protocol": protocol + leaky(protocol),
+            "model": models,
+            "overall": text["overall"]["pearson"],
+            "within segment, humans only": text["within_segment_humans"]["pearson"],
+            "R2": text["overall"]["r2"],
+            "MAE": lines["MAE"],
+            "share of noise ceiling": "n/a" if ceiling is None else shares,
+            "seeds": lines["seeds"],
+        }
+    ).set_index("protocol")
 
     # Dimensions by models
-    overall = rows(part["summary"], scope="overall", metric="pearson")
-    overall = overall.set_index(["model", "dimension"])
+    overall = _text(rows(part["summary"], scope="overall", metric="pearson"))
+    overall = overall.pivot(index="dimension", columns="model")
     keys, blank = [*KEYS, *HEAD_GROUPS, "mean"], [""] * len(HEAD_GROUPS)
-    each = pd.DataFrame(
-        {model: [ranged(overall.loc[(model, key)]) for key in keys] for model in models}, keys
-    )
+    each = overall["text"].loc[keys, models]
     if ceiling is not None and "overall" in ceiling:
-        limit, best = ceiling["overall"], overall.loc[models[0], "value"]
+        limit, best_r = ceiling["overall"].loc[list(KEYS)], overall["value"][models[0]]
         of_keys = [f"{value:.2f}" for value in limit]
         each["noise ceiling"] = [*of_keys, *blank, f"{limit.mean():.2f}"]
-        shares = [number(best[key] / limit[key] if limit[key] > 0 else np.nan) for key in KEYS]
-        share = rows(part["ceiling_share"], scope="overall", dimension="mean", model=models[0])
-        each["share of ceiling, first model"] = [*shares, *blank, ranged(share.iloc[0])]
-    names = {key: f"**{key}**" for keys in PRIMARY.values() for key in keys}
+        of_keys = [number(best_r[key] / limit[key] if limit[key] > 0 else np.nan) for key in KEYS]
+        each["share of ceiling, first model"] = [*of_keys, *blank, shares[models[0]]]
+    names = {key: f"**{key}**" for key in PRIMARY_KEYS}
     names |= {name: f"head group {name}" for name in HEAD_GROUPS}
-    shown["dimensions"] = each.rename(index=names)
+    shown["dimensions"] = each.rename(index=names).rename_axis(None)
 
     # Differences between models
     pairs = rows(part["differences"], scope="overall", metric="pearson", dimension="mean")
@@ -277,23 +287,16 @@ def _protocol(
 
     # Calibration of the uncertainty, folds, and seeds
     found = part["calibration"]
-    mean = rows(found, dimension="mean").set_index(["model", "metric"])
-    columns = {
-        metric: [ranged(mean.loc[(model, metric)]) for model in found["model"].unique()]
-        for metric in found["metric"].unique()
-    }
-    shown["calibration"] = pd.DataFrame(columns, found["model"].unique())
+    text = _text(rows(found, dimension="mean"))
+    text = text.pivot(index="model", columns="metric", values="text").rename_axis(None)
+    shown["calibration"] = text.loc[found["model"].unique(), found["metric"].unique()]
     folds = rows(part["folds"], scope="overall", metric="pearson", dimension="mean")
     folds = folds.pivot(index="model", columns="fold", values="value").map(number)
     shown["folds"] = folds.rename(columns="fold {}".format).rename_axis(None)
-    several = rows(part["summary"], scope="overall", metric="pearson", dimension="mean")
-    several = several[several["seeds"] > 1]
-    columns = {
-        "seeds": several["seeds"].astype(str),
-        "mean Pearson r": [ranged(row, "z.3f") for _, row in several.iterrows()],
-        "SD between seeds": [number(value, "z.4f") for value in several["seed_sd"]],
-    }
-    shown["seeds"] = pd.DataFrame(columns).set_index(several["model"].rename(None))
+    several = _text(r[r["seeds"] > 1].sort_index(), "z.3f")
+    columns = {"seeds": several["seeds"].astype(str), "mean Pearson r": several["text"]}
+    columns["SD between seeds"] = [number(value, "z.4f") for value in several["seed_sd"]]
+    shown["seeds"] = pd.DataFrame(columns).rename_axis(None)
 
     # Errors: their parts, by kind of clip, and shared by two models
     models = [name for name in models if name in set(part["errors"]["model"])]
@@ -307,8 +310,7 @@ def _protocol(
     shared = part["shared_errors"]
     shared = shared[shared["model_a"].isin(models) & shared["model_b"].isin(models)]
     shared = rows(shared, seed=shared["seed"].min())
-    turned = shared.rename(columns={"model_a": "model_b", "model_b": "model_a"})
-    both = pd.concat([shared, turned])
+    both = pd.concat([shared, shared.rename(columns={"model_a": "model_b", "model_b": "model_a"})])
     both = both.pivot(index="model_a", columns="model_b", values="correlation")
     sharing = [name for name in models if name in both.index]
     for name, numbers in {
@@ -330,66 +332,44 @@ def best(part: dict, name: str) -> pd.DataFrame:
 def _compared(tables: dict[str, pd.DataFrame], parts: list[dict], wanted: str) -> dict:
     """What the comparison page shows: all models, differences from the reference, published
     results. ``wanted``: the reference, see `reference_of`."""
-    # All models under all protocols
-    lines = []
-    for part in parts:
-        mean = rows(part["summary"], dimension="mean").set_index(["model", "scope", "metric"])
-        for model in part["models"]:
-            line = {"protocol": part["name"] + leaky(part["name"]), "model": model}
-            for scope in ("overall", "within_segment_humans"):
-                line[SCOPE_TITLES[scope]] = ranged(mean.loc[(model, scope, "pearson")])
-            line["R2"] = ranged(mean.loc[(model, "overall", "r2")])
-            line["MAE"] = number(mean.loc[(model, "overall", "mae"), "value"], "z.3f")
-            line["share of noise ceiling"] = "n/a"
-            if "ceiling_share" in part:
-                share = rows(part["ceiling_share"], model=model, scope="overall", dimension="mean")
-                line["share of noise ceiling"] = ranged(share.iloc[0])
-            line["seeds"] = str(mean.loc[(model, "overall", "pearson"), "seeds"])
-            lines.append(line)
     overall = rows(tables["summary"], metric="pearson", scope="overall", dimension="mean")
-    models = overall.groupby("model")["value"].max().sort_values(ascending=False).index
+    overall = overall.groupby("model")["value"].max().sort_values(ascending=False)
 
     # Differences from the reference, per dimension
     reference = reference_of(parts[0]["models"], wanted)
     chosen = [name for name in parts[0]["models"] if name != reference]
     pairs = rows(parts[0]["differences"], scope="overall", metric="pearson")
-    gains = {model: summary.between(pairs, model, reference) for model in chosen}
+    gains = {model: between(pairs, model, reference) for model in chosen}
     gains = {model: found for model, found in gains.items() if len(found)}
-    gained_text: dict = {}
+    gained_text = pd.DataFrame(index=[*KEYS, "mean"])
     for model, found in gains.items():
-        by_key = found.set_index("dimension").loc[[*KEYS, "mean"]]
-        sure = (by_key["p_holm"] < SURE) & by_key.index.isin(KEYS)
+        by_key = found.set_index("dimension").loc[gained_text.index]
+        stars = ["*" if key in KEYS and p < SURE else "" for key, p in by_key["p_holm"].items()]
         gained_text[model] = [
-            f"{number(row['difference'], SIGNED)}{'*' * int(sure[key])} {interval(row, SIGNED)}"
-            for key, row in by_key.iterrows()
+            f"{number(row['difference'], SIGNED)}{star} {interval(row, SIGNED)}"
+            for star, (_, row) in zip(stars, by_key.iterrows())
         ]
 
     # Published results, with our own R2 under the nearest protocol
-    published = []
-    for theirs in others.published_results().itertuples():
-        nearest = {"protocol": theirs.nearest, "metric": theirs.metric}
-        ours = rows(tables["summary"], scope="overall", dimension="mean", **nearest)
-        if theirs.hears == "audio":  # compare only with our audio-only models
+    theirs, nearest = others.published_results(), []
+    for row in theirs.itertuples():
+        at = {"protocol": row.nearest, "metric": row.metric, "scope": "overall"}
+        ours = rows(tables["summary"], dimension="mean", **at).dropna(subset="value")
+        if row.hears == "audio":  # compare only with our audio-only models
             ours = ours[ours["model"].map(hears_audio_alone).astype(bool)]
-        ours = ours.dropna(subset="value").nlargest(1, "value")
-        beside = [f"{theirs.nearest}: {row.model} {row.value:.3f}" for row in ours.itertuples()]
-        published.append(
-            {
-                "system": theirs.system,
-                "source": theirs.source,
-                "input": theirs.hears,
-                "protocol": theirs.protocol,
-                "R2": f"{theirs.value:.3f}",
-                "comparable": "no",
-                "why not": theirs.why_not,
-                "nearest of ours": beside[0] if beside else "not evaluated",
-            }
-        )
+        first = [
+            f"{best.model} {best.value:.3f}" for best in ours.nlargest(1, "value").itertuples()
+        ]
+        nearest.append(f"{row.nearest}: {first[0]}" if first else "not evaluated")
+    theirs = theirs.assign(R2=theirs["value"].map("{:.3f}".format), comparable="no")
+    theirs = theirs.rename(columns={"hears": "input", "why_not": "why not"}).set_index("system")
+    theirs["nearest of ours"] = nearest
+    columns = ["source", "input", "protocol", "R2", "comparable", "why not", "nearest of ours"]
     return {
-        "side_by_side": pd.DataFrame(lines).set_index("protocol"),
-        "models": list(models),
+        "side_by_side": pd.concat(part["side_by_side"] for part in parts),
+        "models": list(overall.index),
         "labels": {
-            part["name"]: (part["name"] + leaky(part["name"])).replace("_", "\n").replace(" ", "\n")
+            part["name"]: part["name"].replace("_", "\n") + leaky(part["name"]).replace(" ", "\n")
             for part in parts
         },
         "reference": reference,
@@ -397,17 +377,17 @@ def _compared(tables: dict[str, pd.DataFrame], parts: list[dict], wanted: str) -
         "not_compared": ", ".join(f"`{name}`" for name in chosen if name not in gains),
         "gains": gains,
         "gains_drawn": pd.concat(list(gains.values())[:MOST]) if gains else None,
-        "gained_text": pd.DataFrame(gained_text, [*KEYS, "mean"]),
-        "published": pd.DataFrame(published).set_index("system"),
+        "gained_text": gained_text,
+        "published": theirs[columns],
     }
 
 
-# --- Sentences ------------------------------------------------------------------------------------
+# --- Sentences: the macros of templates/sentences.md.j2 -------------------------------------------
 
 
 def headlines(values: pd.DataFrame, pairs: pd.DataFrame, protocol: str) -> list[str]:
     """Headlines of one protocol: the best model, and the comparison of the audio encoder with its
-    baselines.
+    baselines. A model "beats" another only if the interval of the difference excludes zero.
 
     The encoder is the best pre-trained ``ast-*``; its baselines are ``mlp`` and every
     ``ast-*-scratch``.
@@ -415,187 +395,49 @@ def headlines(values: pd.DataFrame, pairs: pd.DataFrame, protocol: str) -> list[
     Args:
         values, pairs: tables ``summary`` and ``differences`` of `evaluation.evaluate`.
     """
-    ranked = ranking(rows(values, protocol=protocol))
-    without = [
-        f"The mean Pearson r of `{name}` is undefined: see Warnings."
-        for name in ranked.index[ranked["value"].isna()]
-    ]
-    means = ranked.dropna(subset="value")
-    where = f"Under the `{protocol}` protocol{leaky(protocol)}"
-    if means.empty:
-        return [f"{where}, no model can be ranked.", *without]
-    best = means.iloc[0]
-    of = f"the best of {len(means)} models" if len(means) > 1 else "the only model"
-    seeds = f", mean of {best['seeds']} seeds" * bool(best["seeds"] > 1)
-    first = f"{where}, {of} is `{best.name}` with a mean Pearson r of {ranged(best)}{seeds}."
-    lines = [first, *without]
-    encoders = [name for name in means.index if is_encoder(name)]
-    pretrained = [name for name in encoders if not name.endswith("-scratch")]
-    if not encoders:
-        return [*lines, "No model with an audio encoder (`ast-*`) is ranked."]
-    encoder = (pretrained or encoders)[0]
-    kind = "a pre-trained" if pretrained else "an"
-    lines.append(
-        f"The best model with {kind} audio encoder is `{encoder}`: {ranged(means.loc[encoder])}."
-    )
-    mean = rows(pairs, protocol=protocol, metric="pearson", scope="overall", dimension="mean")
-    scratch = [name for name in encoders if name.endswith("-scratch")]
-    for rival in ["mlp"] * ("mlp" in means.index) + scratch:
-        if rival != encoder:
-            lines.append(versus(encoder, rival, mean))
-    if "mlp" not in means.index:
-        lines.append("There is no `mlp` baseline to compare the encoder with.")
-    if pretrained and not scratch:
-        lines.append("There is no `ast-*-scratch` model, so the effect of pre-training is unknown.")
-    return lines
-
-
-def versus(model: str, rival: str, pairs: pd.DataFrame) -> str:
-    """One sentence on the difference of mean r; "beats" only if the interval excludes zero.
-
-    Args:
-        pairs: the rows of mean r, overall, of one protocol, of the table ``differences``.
-    """
-    found = summary.between(pairs, model, rival)
-    if found.empty or np.isnan(found["difference"].iloc[0]):
-        return (
-            f"`{model}` and `{rival}` cannot be compared: they share no clips or seeds, or r is"
-            " undefined."
-        )
-    row = found.iloc[0]
-    evidence = f"difference: 95 % interval {interval(row, SIGNED)}, p {number(row['p'], 'z.3f')}"
-    size = f"{abs(row['difference']):.3f} ({evidence})"
-    if row["difference"] <= 0:
-        reliable = "excludes" if row["high"] < 0 else "includes"
-        return (
-            f"`{model}` **does not beat** `{rival}`: its mean r is lower by {size}; the interval"
-            f" {reliable} zero."
-        )
-    if row["low"] > 0:
-        return f"`{model}` **beats** `{rival}` by {size}."
-    return (
-        f"`{model}` **does not reliably beat** `{rival}`: its mean r is higher by {size}; the"
-        " interval includes zero."
-    )
+    text = TEMPLATES.get_template("sentences.md.j2").module.headlines(values, pairs, protocol)
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def agreement(values: pd.DataFrame, ceiling: pd.DataFrame | None = None) -> str:
-    """Agreement of the best model with the ratings, compared with the noise ceiling. ``values``:
+    """Agreement of the best model with the ratings, compared with the noise ceiling; ``values``:
     the table ``summary`` of one protocol."""
-    ranked = ranking(values).dropna(subset="value")
-    if ranked.empty:
-        return _UNDEFINED
-    limits = dict.fromkeys(SCOPE_TITLES, "")
-    for scope in () if ceiling is None else ceiling:
-        limits[scope] = f" (noise ceiling {ceiling[scope].mean():.2f})"
-    best = ranked.iloc[0]
-    within = ranking(values, "within_segment_humans").loc[best.name]
-    text = (
-        f"`{best.name}` has the highest mean r: {ranged(best)}{limits['overall']}. Within segment,"
-        f" humans only, its mean r is {ranged(within)}{limits['within_segment_humans']}."
-    )
-    for name in [name for name in ranked.index if name.startswith("identity-")][:1]:
-        text += (
-            f" The best identity baseline (`{name}`), which uses no audio, has"
-            f" {ranged(ranked.loc[name])}."
-        )
-    return text
+    return _sentences("agreement", values, ceiling)
 
 
 def dimensions(values: pd.DataFrame, scope: str = "overall") -> str:
-    """The best and worst predicted dimensions of the best model, and the primary dimensions.
+    """The best and worst predicted dimensions of the best model, and the primary dimensions;
     ``values``: the table ``summary`` of one protocol."""
-    ranked = ranking(values).dropna(subset="value")
-    if ranked.empty:
-        return _UNDEFINED
-    model = ranked.index[0]
-    found = rows(values, model=model, scope=scope, metric="pearson").set_index("dimension")
-    r = found["value"].loc[list(KEYS)].dropna().sort_values(ascending=False)
-    if r.empty:
-        return f"`{model}` has no correlation in this scope because its predictions are constant."
-    best = ", ".join(f"`{key}` ({value:z.2f})" for key, value in r.head(3).items())
-    worst = ", ".join(f"`{key}` ({value:z.2f})" for key, value in r.tail(3)[::-1].items())
-    primary = [f"`{key}` {number(r.get(key, np.nan))}" for keys in PRIMARY.values() for key in keys]
-    return (
-        f"`{model}` predicts {best} best and {worst} worst (Pearson r). Primary dimensions:"
-        f" {'; '.join(primary)}."
-    )
+    return _sentences("dimensions", values, scope)
 
 
 def differences(pairs: pd.DataFrame) -> str:
     """Number of differences in mean r that are significant, and the minimum detectable
-    difference."""
-    mean = rows(pairs, scope="overall", metric="pearson", dimension="mean")
-    mean = mean.dropna(subset="difference")
-    if mean.empty:
-        return "There are no two models to compare."
-    clear = mean[(mean["low"] > 0) | (mean["high"] < 0)]
-    text = f"The intervals of {len(clear)} of {len(mean)} differences in mean r exclude zero."
-    size = mean["detectable"].dropna()
-    if len(size):
-        text += (
-            f" Minimum detectable difference at 80 % power: {size.min():.3f} to {size.max():.3f},"
-            " depending on the pair."
-        )
-    return text
+    difference; ``pairs``: the table ``differences`` of one protocol."""
+    return _sentences("differences", pairs)
 
 
 def deadpan(found: pd.DataFrame) -> str:
-    """Human versus deadpan: predicted differences compared with rated ones."""
-    gaps = rows(found, part="gap")
-    gaps = gaps[gaps["dimension"].isin(KEYS)]
-    rated = rows(gaps, metric="rating").groupby("dimension")["value"].first().dropna()
-    if rated.empty:
-        return "No segment has both a human performance and a deadpan rendering."
-    largest = rated.abs().idxmax()
-    shares = []
-    for model, predicted in rows(gaps, metric="prediction").groupby("model", sort=False):
-        values = predicted.set_index("dimension")["value"].loc[rated.index]
-        shares.append(f"`{model}` {100 * (values * rated).sum() / (rated**2).sum():.0f} %")
-    return (
-        "The ratings of human performances and deadpan renderings of the same segment differ most"
-        f" on `{largest}` ({rated[largest]:{SIGNED}}). Predicted share of the differences over all"
-        f" dimensions: {', '.join(shares)}."
-    )
+    """Human versus deadpan: predicted differences compared with rated ones; ``found``: the table
+    ``deadpan`` of one protocol and seed."""
+    return _sentences("deadpan", found)
 
 
 def pairwise(found: pd.DataFrame) -> str:
-    """Share of pairs of performances in the order of their ratings."""
-    mean = rows(found, dimension="mean", scope="within_segment_humans")
-    mean = mean[mean["min_difference"] == mean["min_difference"].max()].dropna(subset="value")
-    if mean.empty:
-        return "No two human performances of a segment differ enough in their ratings."
-    best = mean.loc[mean["value"].idxmax()]
-    value, low, high = (100 * best[name] for name in ("value", "low", "high"))
-    return (
-        f"`{best['model']}` orders {value:.0f} % [{low:.0f}, {high:.0f}] of the pairs correctly;"
-        " chance is 50 %."
-    )
+    """Share of pairs of performances in the order of their ratings; ``found``: the table
+    ``pairwise`` of one protocol and seed."""
+    return _sentences("pairwise", found)
 
 
 def gained(found: pd.DataFrame, model: str, reference: str) -> str:
     """The dimensions with the largest and smallest difference of a model from the reference, and
-    the significant differences. ``found``: `evaluation.summary.between` the two."""
-    of_keys = found[found["dimension"].isin(KEYS)].sort_values("difference", ascending=False)
-    real = of_keys[of_keys["p_holm"] < SURE]
-    said = [
-        (row.difference > 0, f"`{row.dimension}` ({row.difference:{SIGNED}})")
-        for row in real.itertuples()
-    ]
-    most = of_keys.dropna(subset="difference")
-    if most.empty:
-        return f"`{model}`: no dimension can be compared."
-    top, bottom = most.iloc[0], most.iloc[-1]
-    text = (
-        f"`{model}`: largest difference on `{top['dimension']}` ({top['difference']:{SIGNED}}),"
-        f" smallest on `{bottom['dimension']}` ({bottom['difference']:{SIGNED}})."
-    )
-    if not said:
-        return f"{text} No difference from `{reference}` is significant."
-    better = [words for positive, words in said if positive]
-    worse = [words for positive, words in reversed(said) if not positive]
-    listed = [f"{len(some)}{': ' * bool(some)}{', '.join(some)}" for some in (better, worse)]
-    return f"{text} Significantly better on {listed[0]}; significantly worse on {listed[1]}."
+    the significant differences; ``found``: `evaluation.summary.between` the two."""
+    return _sentences("gained", found, model, reference)
+
+
+def _sentences(name: str, *about) -> str:
+    text = getattr(TEMPLATES.get_template("sentences.md.j2").module, name)(*about)
+    return " ".join(text.split())
 
 
 # --- Models and numbers ---------------------------------------------------------------------------
@@ -669,7 +511,22 @@ def ranged(row, form: str = "z.2f") -> str:
     return number(row["value"], form) + ("" if np.isnan(row["low"]) else f" {interval(row, form)}")
 
 
+def _text(found: pd.DataFrame, form: str = "z.2f") -> pd.DataFrame:
+    """A table with the column ``text``: `ranged` of each row."""
+    return found.assign(text=[ranged(row, form) for _, row in found.iterrows()])
+
+
 # --- Pages ----------------------------------------------------------------------------------------
+
+TEMPLATES = Environment(
+    loader=PackageLoader("percepiano_ast"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"paragraph": lambda text: " ".join(text.split()), "number": number}
+TEMPLATES.tests |= {"encoder": is_encoder, "starting": str.startswith, "ending": str.endswith}
+TEMPLATES.globals |= {"report": sys.modules[__name__], "plots": plots, "len": len}
 
 
 def _page(folder: Path, name: str, **context) -> Path:
@@ -710,12 +567,8 @@ def _page(folder: Path, name: str, **context) -> Path:
             drawn.savefig(path, dpi=110)
         return f"![{caption}](figures/{name}.png)"
 
-    look = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    pages = Environment(loader=PackageLoader("percepiano_ast"), **look)
-    pages.filters |= {"paragraph": lambda text: " ".join(text.split()), "number": number}
-    pages.globals |= {"report": sys.modules[__name__], "plots": plots, "len": len}
-    pages.globals |= {"table": table, "figure": figure}
-    text = pages.get_template(f"{name}.md.j2").render(context)
+    template = TEMPLATES.get_template(f"{name}.md.j2")
+    text = template.render(context | {"table": table, "figure": figure})
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
@@ -735,7 +588,7 @@ def _page(folder: Path, name: str, **context) -> Path:
     body = body.replace("</table>", "</table></div>")
     body = re.sub(r"<td>(?=[^<]{41})", '<td class="words">', body)  # long cells are wrapped
     path = folder / f"{name}.html"
-    page = pages.get_template("page.html.j2").render(title=context["title"], body=body)
+    page = TEMPLATES.get_template("page.html.j2").render(title=context["title"], body=body)
     path.write_text(page, encoding="utf-8")
     return path
 
