@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, report, targets, transcription
+from percepiano_ast import audio, plots, targets, transcription
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
@@ -29,8 +29,9 @@ from percepiano_ast.evaluation.predictions import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
-from percepiano_ast.plots import explain as explain_plots
+from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
+from percepiano_ast.studies import report
 from percepiano_ast.suite import (
     MADE_BY_FINETUNE,
     MADE_BY_PRETRAIN,
@@ -296,8 +297,8 @@ def gains(run: Run) -> pd.DataFrame:
     The reference is the best audio-only model that is not an audio encoder.
     """
     found = results(run)
-    models = list(report.wording.ranking(found["summary"]).index)
-    reference = report.comparison.reference_of(models)
+    models = list(report.ranking(found["summary"]).index)
+    reference = report.reference_of(models)
     pairs = found["differences"]
     pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
     each = [compare.between(pairs, model, reference) for model in models if model != reference]
@@ -317,10 +318,10 @@ def explained(run: Run, dimension: str) -> Figure:
 
     Regressors on the transcription (`suite.judge`) have no gradients.
     """
-    models = report.wording.ranking(results(run)["summary"]).index
+    models = report.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
     tuned = names_of_models(home / "finetune")
-    encoders = [name for name in models if report.wording.is_encoder(name) and name in tuned]
+    encoders = [name for name in models if report.is_encoder(name) and name in tuned]
     if not encoders:
         raise InputError(
             f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first"

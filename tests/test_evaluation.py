@@ -29,7 +29,7 @@ from percepiano_ast.evaluation.predictions import (
     runs,
     validate_predictions,
 )
-from percepiano_ast.report import wording
+from percepiano_ast.studies import report
 
 FEW = EvaluationOptions(n_permutations=50)
 
@@ -52,7 +52,7 @@ def test_shipped_index_is_the_fold_table_without_ratings():
         and (~index["human"]).sum() == 129
     )
     assert not set(index.columns) & {"rating", *KEYS}
-    assert set(protocols(index)) <= set(wording.PROTOCOLS)
+    assert set(protocols(index)) <= set(report.PROTOCOLS)
     for protocol in protocols(index):
         folds = check_protocol(index, protocol)
         crossing = folds.groupby("content_group")[fold_column(protocol)].nunique().max()

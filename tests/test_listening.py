@@ -24,7 +24,7 @@ from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.evaluation.analysis import EXPECTED, ChangedRatings
 from percepiano_ast.listening import raters, run
 from percepiano_ast.performance import NOTE, PEDAL, Performance
-from percepiano_ast.plots import listening as listening_plots
+from percepiano_ast.plots import studies as listening_plots
 from percepiano_ast.synthesis import BuiltinPiano
 from percepiano_ast.training.finetune import Scaler
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, Variation

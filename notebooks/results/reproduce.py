@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import report, synthesis
+from percepiano_ast import synthesis
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.commands.shared import add_set
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
@@ -39,6 +39,7 @@ from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
+from percepiano_ast.studies import report
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
 from percepiano_ast.suite.packaging import package

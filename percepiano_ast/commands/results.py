@@ -4,8 +4,8 @@ from pathlib import Path
 
 
 def _evaluate(arguments):
-    from percepiano_ast import report
     from percepiano_ast.evaluation import EvaluationOptions
+    from percepiano_ast.studies import report
 
     given = {
         "n_permutations": arguments.permutations,

@@ -22,7 +22,7 @@ from percepiano_ast.files import write_json
 from percepiano_ast.listening import raters
 from percepiano_ast.listening.raters import Rate
 from percepiano_ast.performance import Performance, read_midi, trimmed
-from percepiano_ast.plots import listening as listening_plots
+from percepiano_ast.plots import studies as listening_plots
 from percepiano_ast.synthesis import SOUNDFONTS, BuiltinPiano, make_synthesizer
 from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation, same
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, FinetuneConfig
 from percepiano_ast.data import batches, demo, percepiano, shards
@@ -18,6 +17,7 @@ from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
 from percepiano_ast.files import echo
 from percepiano_ast.models.cnn import ENCODERS
+from percepiano_ast.studies import report
 from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
 from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, workers
 
