@@ -13,7 +13,7 @@ import librosa
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-_CLASSIC_FFT, _CLASSIC_HOP = 2048, 512  # librosa's defaults: 93 and 23 ms at 22,050 Hz
+_N_FFT, _HOP = 2048, 512  # librosa's defaults: 93 and 23 ms at 22,050 Hz
 _MEL_BANDS = 32  # each of four of librosa's 128 bands
 _WIDE_BANDS = 8  # each of 16 of them, for rises and falls
 _LAGS = (0.25, 0.5, 1.0, 2.0)  # seconds; lags of the chroma autocorrelation
@@ -93,8 +93,8 @@ _MAJOR = (6.35, 2.23, 3.48, 2.33, 4.38, 4.09, 2.52, 5.19, 2.39, 3.66, 2.29, 2.88
 _MINOR = (6.33, 2.68, 3.52, 5.38, 2.60, 3.53, 2.54, 4.75, 3.98, 2.69, 3.34, 3.17)
 
 
-def classic_feature_names() -> tuple[str, ...]:
-    """Names of ``classic_features``, in its order: ``series[_band]_statistic``, then single
+def audio_feature_names() -> tuple[str, ...]:
+    """Names of ``audio_features``, in its order: ``series[_band]_statistic``, then single
     values."""
     series = (
         f"{name}_{band}_{statistic}" if bands > 1 else f"{name}_{statistic}"
@@ -105,7 +105,7 @@ def classic_feature_names() -> tuple[str, ...]:
     return (*series, *_SINGLE)
 
 
-def classic_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, float]:
+def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, float]:
     """Features of a recording, summarised over time: the input of the audio-statistics and
     feed-forward baselines.
 
@@ -115,39 +115,35 @@ def classic_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, f
         wave: float32 (n,), checked by ``check_waveform``; ``sample_rate`` at least 12,800 Hz.
 
     Returns:
-        Finite values in the order of ``classic_feature_names``; in dB, Hz, seconds, or without
+        Finite values in the order of ``audio_feature_names``; in dB, Hz, seconds, or without
         unit, according to the name.
     """
-    magnitude = np.abs(librosa.stft(wave, n_fft=_CLASSIC_FFT, hop_length=_CLASSIC_HOP))
-    mel = librosa.feature.melspectrogram(S=magnitude**2, sr=sample_rate, n_fft=_CLASSIC_FFT)
+    magnitude = np.abs(librosa.stft(wave, n_fft=_N_FFT, hop_length=_HOP))
+    mel = librosa.feature.melspectrogram(S=magnitude**2, sr=sample_rate, n_fft=_N_FFT)
     mel_db = librosa.power_to_db(mel, ref=1.0, top_db=None)
-    onset_strength = librosa.onset.onset_strength(S=mel_db, sr=sample_rate, hop_length=_CLASSIC_HOP)
-    series = _classic_series(wave, sample_rate, magnitude, mel, mel_db)
+    onset_strength = librosa.onset.onset_strength(S=mel_db, sr=sample_rate, hop_length=_HOP)
+    series = _series(wave, sample_rate, magnitude, mel, mel_db)
     series["onset_strength"] = onset_strength
     values = []
     for name, _, statistics in _SERIES:
         rows = np.atleast_2d(series[name])
         values += [value for statistic in statistics for value in _summary(rows, statistic)]
-    rate = sample_rate / _CLASSIC_HOP
-    at: dict[str, Any] = {
-        "onset_envelope": onset_strength,
-        "sr": sample_rate,
-        "hop_length": _CLASSIC_HOP,
-    }
+    rate = sample_rate / _HOP
+    at: dict[str, Any] = {"onset_envelope": onset_strength, "sr": sample_rate, "hop_length": _HOP}
     onsets, level = librosa.onset.onset_detect(**at), np.ravel(series["level_db"])
     values += [len(onsets) * sample_rate / len(wave), librosa.feature.tempo(**at)[0]]
     values += _between_onsets(onsets, level, rate) + _strokes(wave, sample_rate)
     values += _course(level, rate) + _harmony(series["chroma"], rate)
-    return dict(zip(classic_feature_names(), map(float, values), strict=True))
+    return dict(zip(audio_feature_names(), map(float, values), strict=True))
 
 
-def _classic_series(wave, sample_rate, magnitude, mel, mel_db) -> dict[str, np.ndarray]:
+def _series(wave, sample_rate, magnitude, mel, mel_db) -> dict[str, np.ndarray]:
     """All series of ``_SERIES`` except onset strength: (bands, n_frames) or (n_frames,)."""
     feature, bins = librosa.feature, {"S": magnitude, "sr": sample_rate}
     centroid = feature.spectral_centroid(**bins)
     mfcc = feature.mfcc(S=mel_db, n_mfcc=20)
     chroma = feature.chroma_stft(S=magnitude**2, sr=sample_rate, tuning=0.0)
-    rms = feature.rms(S=magnitude, frame_length=_CLASSIC_FFT)
+    rms = feature.rms(S=magnitude, frame_length=_N_FFT)
     level = librosa.amplitude_to_db(rms, ref=1.0, top_db=None)
     steps = np.diff(_banded_db(mel, _WIDE_BANDS), axis=1)
     return {
@@ -166,7 +162,7 @@ def _classic_series(wave, sample_rate, magnitude, mel, mel_db) -> dict[str, np.n
         ),
         "spectral_rolloff": feature.spectral_rolloff(**bins),
         "zero_crossing_rate": feature.zero_crossing_rate(
-            wave, frame_length=_CLASSIC_FFT, hop_length=_CLASSIC_HOP
+            wave, frame_length=_N_FFT, hop_length=_HOP
         ),
         "level_db": level,
         "level_db_delta": np.diff(level),

@@ -184,9 +184,9 @@ def _produce(
         aside = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode())).uniform(
             -audio.JITTER_DB, audio.JITTER_DB
         )
-        wave = audio.levelled(wave, front_end.sample_rate, audio.LOUDNESS + aside)
+        wave = audio.normalize_loudness(wave, front_end.sample_rate, audio.LOUDNESS + aside)
     facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
-    facts |= {"features": audio.classic_features(wave, front_end.sample_rate)}
+    facts |= {"features": audio.audio_features(wave, front_end.sample_rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import librosa
 import numpy as np
 
-from percepiano_ast.audio.conditions import CONDITIONS, HELD_OUT_ROOM
+from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import lookup
 from percepiano_ast.performance import Performance
 from percepiano_ast.variations import HIGHEST, LOWEST, PARAMETERS
@@ -70,7 +70,7 @@ def _shifted(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np
 
 def _one_of(kind: str):
     """Apply a random condition of that kind."""
-    conditions = [condition for condition in CONDITIONS if condition.kind == kind]
+    conditions = [condition for condition in EFFECTS if condition.kind == kind]
 
     def sound(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
         return conditions[rng.integers(len(conditions))].apply(
