@@ -1,8 +1,5 @@
-"""Changes of a recording that leave the performance the same.
-
-Loudness and tuning are normalised before a recording is rated. `EFFECTS` (rooms, noise, MP3, level,
-tuning, silence) serve augmentation and the tests of robustness.
-"""
+"""Changes of a recording that leave the performance the same: normalised loudness and tuning, and
+the effects of augmentation and robustness tests."""
 
 import io
 import warnings
@@ -25,14 +22,13 @@ LOUDNESS = -23.0  # LUFS: EBU R 128's
 # traces of individual synthesizers. Without it, audio statistics shift by 0.1 to 0.3 standard
 # deviations from WAV to MP3 or to another sampling rate, with it by 0.004.
 BED_DB = -65.0
-# maximum random change of the target level in training: the measured loudness depends on the
-# excerpt
+# Maximum random change of the target in training: the measured loudness depends on the excerpt.
 JITTER_DB = 3.0
 
 
 def loudness(wave: np.ndarray, sample_rate: int) -> float:
-    """Integrated loudness of a mono wave float (n,) in LUFS, according to ITU-R BS.1770-4
-    (K-weighting, gated blocks of 400 ms).
+    """Integrated loudness of a wave float (n,) in LUFS by ITU-R BS.1770-4 (K-weighting, gated
+    blocks of 400 ms).
 
     Raises:
         InputError: shorter than 400 ms, or all blocks are below the gate of -70 LUFS.
@@ -54,10 +50,8 @@ def loudness(wave: np.ndarray, sample_rate: int) -> float:
 
 
 def normalize_loudness(wave: np.ndarray, sample_rate: int, target: float = LOUDNESS) -> np.ndarray:
-    """The wave float32 (n,) at ``target`` LUFS, plus a fixed noise bed, so that ratings do not
-    depend on the gain of the recording.
-
-    No limiter is applied: peaks may exceed full scale.
+    """The wave float32 (n,) at ``target`` LUFS, plus a fixed noise bed, for ratings that do not
+    depend on the gain. No limiter is applied: peaks may exceed full scale.
 
     Raises:
         InputError: see `loudness`.
@@ -72,21 +66,19 @@ def normalize_loudness(wave: np.ndarray, sample_rate: int, target: float = LOUDN
 
 def estimate_tuning(wave: np.ndarray, sample_rate: int) -> float:
     """Tuning of a wave float (n,) in cents relative to A4 = 440 Hz, from -50 to 50; 0 if no tone is
-    found.
+    found. A piano that is a semitone off counts as transposed, with a tuning of 0.
 
     The most frequent deviation of spectral peaks from equal temperament
-    (`librosa.estimate_tuning`), including octave stretch and inharmonicity; of a recording of more
-    than two minutes, twelve excerpts of 10 s. A piano that is a semitone off counts as transposed,
-    with a tuning of 0. The error at 22,050 Hz is up to 5 cents, most of it the soundfonts' own
-    tuning. Models trained at 440 Hz transcribe other tunings less accurately: a fifth of a semitone
-    falls between mel bands.
+    (`librosa.estimate_tuning`), including octave stretch and inharmonicity, over at most two
+    minutes. The error at 22,050 Hz is up to 5 cents, most of it the soundfonts' own tuning. Models
+    trained at 440 Hz transcribe other tunings less accurately: a fifth of a semitone falls between
+    mel bands.
     """
-    pieces, length = 12, round(10 * sample_rate)
-    if len(wave) > pieces * length:
-        starts = np.linspace(0, len(wave) - length, pieces).astype(int)
+    length = round(10 * sample_rate)
+    if len(wave) > 12 * length:  # twelve excerpts
+        starts = np.linspace(0, len(wave) - length, 12).astype(int)
         wave = np.concatenate([wave[start : start + length] for start in starts])
-    with warnings.catch_warnings():
-        # the result is 0, as documented
+    with warnings.catch_warnings():  # the result is 0, as documented
         warnings.filterwarnings("ignore", "Trying to estimate tuning from empty|n_fft=")
         # shorter FFTs resolve low tones worse
         return 100 * float(librosa.estimate_tuning(y=wave, sr=sample_rate, n_fft=4096))
@@ -100,20 +92,16 @@ def retune(wave: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
     return soxr.resample(wave, sample_rate * 2 ** (cents / 1200), sample_rate, quality="HQ")
 
 
-# --- Recording conditions -----------------------------------------------------------------------
+# --- Effects ------------------------------------------------------------------------------------
 
-# MP3 at 16 to 24 kHz is MPEG-2 layer III; libsndfile takes its bit rate as a share of this range.
-_MP3_RATES = (16_000, 22_050, 24_000)
-_MP3_LOWEST, _MP3_HIGHEST = 8, 160  # kbit/s
-_PREDELAY = 0.012  # seconds between the direct sound and the reverberation
-# Direct-to-reverberant ratio in dB for each reverberation time in seconds: a small room, a hall, a
-# church; and a living room recorded from some distance, which is for testing only.
+# Direct-to-reverberant ratio in dB by reverberation time in seconds: small room, hall, church, and
+# a living room recorded from some distance, for testing only.
 _DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0, 0.7: 0.0}
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One change of a recording that leaves the performance the same.
+    """One effect of a given amount.
 
     Attributes:
         kind: ``room``, ``noise``, ``mp3``, ``gain``, ``tuning`` or ``silence``.
@@ -152,15 +140,14 @@ def _room(wave, sample_rate, seconds, rng):
     fade = np.exp(-3 * time / seconds)  # high frequencies decay first
     tail = fade * tail + (1 - fade) * dull
     tail *= 10 ** (-_DIRECT[seconds] / 20) / np.linalg.norm(tail)
-    response = np.concatenate([np.zeros(round(_PREDELAY * sample_rate)), tail])
+    response = np.concatenate([np.zeros(round(0.012 * sample_rate)), tail])  # 12 ms of pre-delay
     return wave + scipy.signal.oaconvolve(wave, response)[: len(wave)]
 
 
 def _noise(wave, sample_rate, snr, rng):
-    """Pink noise (-3 dB per octave, as from rooms and ventilation), ``snr`` dB below the clip's
-    mean power."""
+    """Pink noise (-3 dB per octave above 20 Hz, as from rooms and ventilation), ``snr`` dB below
+    the clip's mean power."""
     spectrum = np.fft.rfft(rng.standard_normal(len(wave)))
-    # flat below 20 Hz
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 20 * len(wave) / sample_rate))
     noise = np.fft.irfft(spectrum, len(wave))
     return wave + noise * np.sqrt(np.mean(wave**2) / np.mean(noise**2) / 10 ** (snr / 10))
@@ -168,14 +155,14 @@ def _noise(wave, sample_rate, snr, rng):
 
 def _mp3(wave, sample_rate, kbit, rng):
     """Encode and decode at a constant bit rate; low rates add a delay of some ten milliseconds."""
-    if sample_rate not in _MP3_RATES or "MP3" not in soundfile.available_formats():
+    rates = (16_000, 22_050, 24_000)  # those of MPEG-2 layer III, 8 to 160 kbit/s
+    if sample_rate not in rates or "MP3" not in soundfile.available_formats():
         raise InputError(
             f"cannot write MP3 at {sample_rate} Hz with libsndfile"
             f" {soundfile.__libsndfile_version__}: it needs version 1.1 or later and one of"
-            f" {', '.join(map(str, _MP3_RATES))} Hz. Run: pip install -U soundfile"
+            f" {', '.join(map(str, rates))} Hz. Run: pip install -U soundfile"
         )
-    level = 1 - (kbit - _MP3_LOWEST) / (_MP3_HIGHEST - _MP3_LOWEST)
-    file = io.BytesIO()
+    level, file = 1 - (kbit - 8) / (160 - 8), io.BytesIO()
     soundfile.write(
         file, wave, sample_rate, format="MP3", bitrate_mode="CONSTANT", compression_level=level
     )
@@ -184,8 +171,7 @@ def _mp3(wave, sample_rate, kbit, rng):
 
 
 def _gain(wave, sample_rate, decibel, rng):
-    """Samples beyond full scale are clipped, as in a file."""
-    return np.clip(wave * 10 ** (decibel / 20), -1, 1)
+    return np.clip(wave * 10 ** (decibel / 20), -1, 1)  # clipped at full scale, as in a file
 
 
 def _tuning(wave, sample_rate, cents, rng):
@@ -208,5 +194,5 @@ EFFECTS = tuple(
     )
     for amount in amounts
 )
-# A held-out room: not used in training or by augmentation.
+# not used in training or by augmentation
 HELD_OUT_ROOM = Effect("room", 0.7, "RT60 {:g} s", _room)

@@ -1,10 +1,7 @@
-"""Hand-crafted audio features of a recording: the input of the baselines without a trained
-encoder.
+"""Hand-crafted audio features: the input of the regressors and of the baselines without an encoder.
 
-Series over time (log-mel, MFCC, chroma, spectral shape, level, onset strength) are summarised by
-moments and quantiles. Events (onsets, and the level between them) and the slow level curve have
-their own statistics. All levels are absolute, because loudness is a rated quality. The duration of
-a recording is not included: it depends on where a clip was cut.
+All levels are absolute, because loudness is a rated quality. The duration of a recording is not
+included: it depends on where a clip was cut.
 """
 
 from typing import Any
@@ -22,12 +19,10 @@ _SLOW = (1.0, 3.0)  # seconds; smoothing windows of the slow level curve
 _QUIET_DB = 40.0  # frames this far below the loudest frame count as silent
 _AROUND_ONSET = 4  # frames before and after an onset in which its rise is measured (93 ms)
 
-# Fine-grained onsets use windows short enough to separate the notes of a chord: 23 ms, every 5.8
-# ms.
+# windows short enough to separate the onsets of a chord: 23 ms, every 5.8 ms
 _FINE: dict[str, Any] = {"n_fft": 512, "hop_length": 128, "n_mels": 32}
 _APART = 0.03  # minimum seconds between two onsets
-# octaves: successive inter-onset intervals closer than this are taken as the same written value
-_ALIKE = 0.35
+_ALIKE = 0.35  # octaves; inter-onset intervals closer than this have the same written value
 _PULSE = (0.15, 2.0)  # seconds; range of lags in which the pulse is searched
 
 # Series over time: (name, bands, statistics). Quantiles are written q10, q50, q90.
@@ -78,11 +73,11 @@ def audio_feature_names() -> tuple[str, ...]:
 
 
 def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, float]:
-    """Features of a recording, summarised over time: the input of the audio-statistics and
-    feed-forward baselines.
+    """Statistics over time of log-mel, MFCC, chroma, spectral shape, level and onset strength, all
+    of one STFT; of onsets and the level between them; of the slow level curve and of harmony.
 
-    All series share one STFT. Chroma assumes the tuning A4 = 440 Hz. With fewer than two onsets,
-    the inter-onset interval is the duration of the recording.
+    Chroma assumes the tuning A4 = 440 Hz. With fewer than two onsets, the inter-onset interval is
+    the duration of the recording.
 
     Args:
         wave: float32 (n,), checked by ``check_waveform``; ``sample_rate`` at least 12,800 Hz.
@@ -91,12 +86,12 @@ def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, flo
         Finite values in the order of `audio_feature_names`; in dB, Hz, seconds, or without unit,
         according to the name.
     """
-    feature = librosa.feature
+    feature: Any = librosa.feature
     rate = sample_rate / _HOP  # frames per second
 
     # --- Series over time: (bands, n_frames) or (n_frames,)
     magnitude = np.abs(librosa.stft(wave, n_fft=_N_FFT, hop_length=_HOP))
-    bins = {"S": magnitude, "sr": sample_rate}
+    bins: dict[str, Any] = {"S": magnitude, "sr": sample_rate}
     mel = feature.melspectrogram(S=magnitude**2, sr=sample_rate, n_fft=_N_FFT)
     mel_db = _decibel(mel)
     steps = np.diff(_banded_db(mel, _WIDE_BANDS), axis=1)
@@ -137,13 +132,10 @@ def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, flo
 
     # --- Onset rate, tempo; of log inter-onset intervals: std, quantiles; rise at onsets and fall
     # before the next (dB), its rate (dB/s)
-    onset_options: dict[str, Any] = {
-        "onset_envelope": onset_strength,
-        "sr": sample_rate,
-        "hop_length": _HOP,
-    }
-    onsets = librosa.onset.onset_detect(**onset_options)
-    values += [len(onsets) * sample_rate / len(wave), feature.tempo(**onset_options)[0]]
+    times: dict[str, Any] = {"sr": sample_rate, "hop_length": _HOP}
+    onsets = librosa.onset.onset_detect(onset_envelope=onset_strength, **times)
+    tempo = feature.tempo(onset_envelope=onset_strength, **times)[0]
+    values += [len(onsets) * sample_rate / len(wave), tempo]
     if len(onsets) < 2:
         onsets = np.array([0, len(level) - 1])
     intervals = np.log(np.maximum(np.diff(onsets), 1) / rate)
@@ -176,15 +168,14 @@ def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, flo
     changes = np.diff(fine) if len(fine) > 1 else np.zeros(1)
     alike = changes[np.abs(changes) < _ALIKE * np.log(2)]
     values += [len(peaks) * fine_rate / len(flux), fine.std(), np.median(fine)]
-    values += [2 * np.abs(np.tanh(changes / 2)).mean()]
-    values += [np.sqrt(np.mean(alike**2)) if len(alike) else 0.0]
+    rubato = np.sqrt(np.mean(alike**2)) if len(alike) else 0.0
+    values += [2 * np.abs(np.tanh(changes / 2)).mean(), rubato]
 
     # ... height and log lag of the autocorrelation peak of the flux. Not librosa's, which warns
     # with NumPy 2.5 (numba casts an uninitialised output).
     first, last = (round(seconds * fine_rate) for seconds in _PULSE)
     centred = flux - flux.mean()
-    together = scipy.signal.correlate(centred, centred, method="fft")[len(centred) - 1 :]
-    together = together[: last + 1]
+    together = scipy.signal.correlate(centred, centred, method="fft")[len(flux) - 1 :][: last + 1]
     if together[0] < 1e-9 or len(together) <= first:
         values += [0.0, 0.0]
     else:
@@ -224,14 +215,11 @@ def _banded_db(mel: np.ndarray, bands: int) -> np.ndarray:
 
 
 def key_fit(pitch_classes: np.ndarray) -> tuple[float, float]:
-    """Key clarity and majorness of pitch-class weights: (best correlation, best major - best
-    minor).
+    """Key clarity and majorness of pitch-class weights (12,) from C: (best correlation, best major
+    - best minor); equal weights have no key and give (0, 0).
 
     The Krumhansl-Schmuckler key-finding algorithm: Krumhansl (1990), *Cognitive Foundations of
     Musical Pitch*, chapter 4.
-
-    Args:
-        pitch_classes: (12,) from C; equal weights have no key and give (0, 0).
     """
     spread = pitch_classes - pitch_classes.mean()
     size = np.linalg.norm(spread)
@@ -240,8 +228,6 @@ def key_fit(pitch_classes: np.ndarray) -> tuple[float, float]:
     best = []
     for profile in (_MAJOR, _MINOR):
         fit = np.array(profile) - np.mean(profile)
-        best.append(
-            max(float(np.roll(fit, key) @ spread) for key in range(12))
-            / (np.linalg.norm(fit) * size)
-        )
+        correlation = max(float(np.roll(fit, key) @ spread) for key in range(12))
+        best.append(correlation / (np.linalg.norm(fit) * size))
     return float(max(best)), float(best[0] - best[1])

@@ -24,7 +24,7 @@ Source = str | Path | BinaryIO | io.RawIOBase
 
 _READ_FRAMES = 1 << 17  # frames per block: 3 s at 44.1 kHz, 1 MB
 # full scale and the last 16-bit step below it, by the type of the samples
-_FULL_SCALE = {"int16": (32_768, 32_767), "float32": (1, np.float32(32_767 / 32_768))}
+_FULL_SCALE = {"int16": (32_768, 32_767), "float32": (1, 32_767 / 32_768)}
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # data lengths that encoders write to a pipe
 _UNKNOWN_FORMAT = (1, 4)  # libsndfile's error codes for an unknown container or codec
 _NO_LENGTH = 1 << 46  # frames: at least this many mean that the header has no length
@@ -37,15 +37,14 @@ class Recording:
     ffmpeg (M4A, AAC, WMA) if it is installed.
 
     Args:
-        source: path, or binary file object, which is copied to a temporary file first; its
-            exceptions pass unchanged.
+        source: path, or binary file object, which is copied to a temporary file; its exceptions
+            pass unchanged.
         name: the recording's name in messages.
         min_rate: lowest accepted sampling rate in Hz.
 
     Attributes:
         sample_rate, channels: of the source.
-        peak: largest magnitude of the blocks so far, full scale at 1; of the whole recording after
-            the last block.
+        peak: largest magnitude of the blocks so far, full scale at 1.
 
     Raises:
         InputError: missing, not audio, truncated, or below ``min_rate``.
@@ -86,22 +85,16 @@ class Recording:
         return self._loudest / max(self._frames * self.channels, 1)
 
     def blocks(self, sample_rate: int, *, max_seconds: float | None = None) -> Iterator[np.ndarray]:
-        """Decode the recording, possible only once: the mean of its channels, resampled by soxr at
-        high quality.
-
-        Args:
-            max_seconds: decode only the first ``max_seconds``.
-
-        Yields:
-            float32 (n,) at ``sample_rate``, full scale at 1.
+        """Decode the recording or its first ``max_seconds``, once: the mean of its channels,
+        resampled by soxr at high quality, in float32 blocks (n,), full scale at 1.
 
         Raises:
             InputError: truncated, damaged, or refused by `check_waveform`; a short or silent
                 recording is detected after the last block.
         """
-        declared = self._decoder.declared or math.inf
-        wanted = declared if max_seconds is None else round(max_seconds * self.sample_rate)
-        wanted = min(declared, wanted)
+        declared = math.inf if self._decoder.declared is None else self._decoder.declared
+        limit = math.inf if max_seconds is None else round(max_seconds * self.sample_rate)
+        wanted = min(declared, limit)
         resampler = None
         if sample_rate != self.sample_rate:
             resampler = soxr.ResampleStream(
@@ -146,14 +139,14 @@ def load(
     """The blocks of a `Recording` in one array, float32 (n,), full scale at 1.
 
     Raises:
-        InputError: missing, not audio, truncated, or refused by `check_waveform`.
+        InputError: see `Recording` and its blocks.
     """
     return np.concatenate(list(Recording(source).blocks(sample_rate, max_seconds=max_seconds)))
 
 
 def duration(path: str | Path) -> float:
-    """Duration in seconds from a recording's header; without a length there, it is decoded. For raw
-    AAC, ffmpeg's estimate from the bit rate.
+    """Duration in seconds from a recording's header (of raw AAC, ffmpeg's estimate from the bit
+    rate); a recording without a length there is decoded.
 
     Raises:
         InputError: missing, not audio, or of a format that needs ffmpeg if ffmpeg is not installed.
@@ -167,9 +160,9 @@ def duration(path: str | Path) -> float:
     except soundfile.LibsndfileError as error:
         if error.code not in _UNKNOWN_FORMAT:
             raise _unreadable(name, error.error_string) from error
-        # ffmpeg ends with code 1, because no output is requested
-        lines = subprocess.run(_ffmpeg(path, name), capture_output=True).stderr
-        text = lines.decode(errors="replace")
+        # without an output, ffmpeg describes its input and ends with code 1
+        run = subprocess.run(_ffmpeg(path, name), capture_output=True)
+        text = run.stderr.decode(errors="replace")
         found = re.search(r"^  Duration: (\d+):(\d\d):([\d.]+)", text, re.MULTILINE)
         if not found or "Audio:" not in text:
             fault = _without_address(text.splitlines()[-1]) if text else "no output from ffmpeg"
@@ -182,11 +175,7 @@ def duration(path: str | Path) -> float:
 
 
 def check_waveform(wave: np.ndarray, sample_rate: int, name: str) -> None:
-    """Refuse a waveform that is unusable for rating and training.
-
-    Args:
-        wave: float (n,), full scale at 1.
-        name: the recording's name in messages.
+    """Refuse a wave float (n,), full scale at 1, that is unusable for rating and training.
 
     Raises:
         InputError: empty, shorter than ``MIN_SECONDS``, with NaN or infinity, or silent throughout.
@@ -256,20 +245,19 @@ class _Libsndfile(soundfile.SoundFile):
         super().__init__(str(path))
         self._recording = name
         log = self.extra_info
-        no_length = f"\ndata : {max(_UNKNOWN_SIZE)}\n" in log or self.frames >= _NO_LENGTH
-        self.declared = None if no_length else self.frames
+        unknown = self.frames >= _NO_LENGTH or f"\ndata : {max(_UNKNOWN_SIZE)}\n" in log
+        self.declared = None if unknown else self.frames
         # libsndfile reads truncated files without an error, but its log has the declared length.
         declared = present = 0
         if self.format in ("RF64", "W64"):
-            size = re.search(r"^(?:  Data size|data) : (\d+)", log, re.MULTILINE)
-            frame = re.search(r"^  Block Align +: (\d+)", log, re.MULTILINE)
+            size = re.search(r"^(?:  Data size|data) : (\d+)", log, re.M)
+            frame = re.search(r"^  Block Align +: (\d+)", log, re.M)
             if size and frame:
                 declared = int(size[1]) - (24 if self.format == "W64" else 0)  # with its header
                 present = self.frames * int(frame[1])
-        elif sizes := re.search(
-            r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.MULTILINE
-        ):  # WAV, AIFF, AU
-            declared, present = int(sizes[1]), int(sizes[2])
+        else:  # WAV, AIFF, AU
+            size = re.search(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", log, re.M)
+            declared, present = map(int, size.groups()) if size else (0, 0)
         if declared > present and declared not in _UNKNOWN_SIZE:
             self.close()
             seconds = self.frames / self.samplerate * (declared - present) / max(present, 1)
@@ -289,13 +277,12 @@ class _Libsndfile(soundfile.SoundFile):
             dtype = "int16" if self.subtype == "PCM_16" else "float32"
             return self.read(frames, dtype=dtype, always_2d=True)
         except soundfile.LibsndfileError as error:
-            where = ""
-            if self.declared:
-                seconds = (self.declared - self.tell()) / self.samplerate
-                where = f", {seconds:.1f} s before the length it declares"
+            if self.declared is None:
+                raise _unreadable(self._recording, error.error_string) from error
+            seconds = (self.declared - self.tell()) / self.samplerate
             raise InputError(
-                f"{self._recording}: damaged or truncated{where}"
-                f" ({error.error_string.rstrip('.')}). Copy or export it again."
+                f"{self._recording}: damaged or truncated, {seconds:.1f} s before the length it"
+                f" declares ({error.error_string.rstrip('.')}). Copy or export it again."
             ) from error
 
 
@@ -307,8 +294,8 @@ class _Ffmpeg:
     def __init__(self, path: str | Path, name: str):
         self._name = name
         command = [*_ffmpeg(path, name), *"-v error -map 0:a:0 -f au -c:a pcm_f32be -".split()]
-        # A file, because an unread pipe could fill up and block ffmpeg; `close` closes it.
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115
+        # a file, because an unread pipe could fill up and block ffmpeg
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
         assert self._process.stdout is not None  # as it is a pipe
         self._sound = self._process.stdout
@@ -357,10 +344,8 @@ def _ffmpeg(path: str | Path, name: str) -> list[str]:
                 " macOS: brew install ffmpeg), or give a WAV, FLAC, OGG or MP3 file."
             ) from error
     # The prefix and the whitelist prevent network access through a file's name or contents.
-    return [
-        *(program, "-nostdin", "-hide_banner"),
-        *("-protocol_whitelist", "file,pipe", "-i", f"file:{path}"),
-    ]
+    options = "-nostdin -hide_banner -protocol_whitelist file,pipe -i".split()
+    return [program, *options, f"file:{path}"]
 
 
 def _without_address(line: str) -> str:
