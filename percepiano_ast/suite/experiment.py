@@ -20,7 +20,7 @@ from percepiano_ast.data import asap, percepiano, predictions
 from percepiano_ast.data.variants import SEPARATOR
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import claim_directory, echo, write_json
-from percepiano_ast.models.encoders import ENCODERS
+from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
 from percepiano_ast.suite.packaging import package

@@ -17,7 +17,7 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import load_index
 from percepiano_ast.files import echo
-from percepiano_ast.models.encoders import ENCODERS
+from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
 from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, workers
 
