@@ -16,7 +16,7 @@ from tiny import CLIPS, compiled_once, embed, finetuning
 
 from percepiano_ast import rating
 from percepiano_ast.__main__ import main
-from percepiano_ast.audio.conditions import CONDITIONS
+from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
@@ -164,7 +164,7 @@ def test_expected_signs_are_of_known_parameters_and_dimensions():
 
 
 def under(label, wave, seed=0):
-    return next(one for one in CONDITIONS if one.label == label).apply(wave, RATE, seed)
+    return next(one for one in EFFECTS if one.label == label).apply(wave, RATE, seed)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +176,7 @@ def wave():
     ).astype(np.float32)
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=[one.label for one in CONDITIONS])
+@pytest.mark.parametrize("condition", EFFECTS, ids=[one.label for one in EFFECTS])
 def test_a_condition_is_float32_finite_and_repeatable(condition, wave):
     untouched = wave.copy()
     changed = condition.apply(wave, RATE, 1)
@@ -233,7 +233,7 @@ def test_mp3_of_fewer_bits_is_farther_from_the_original(wave):
 
 def test_mp3_at_another_sampling_rate_is_refused(wave):
     with pytest.raises(InputError, match="cannot write MP3 at 44100 Hz"):
-        next(one for one in CONDITIONS if one.kind == "mp3").apply(wave, 44_100, 0)
+        next(one for one in EFFECTS if one.kind == "mp3").apply(wave, 44_100, 0)
 
 
 # --- Rating functions ---------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_an_index_without_players_is_refused():
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(run, "VARIATIONS", FEW)
-    monkeypatch.setattr(run, "CONDITIONS", tuple(one for one in CONDITIONS if one.kind == "gain"))
+    monkeypatch.setattr(run, "EFFECTS", tuple(one for one in EFFECTS if one.kind == "gain"))
 
 
 SETTINGS = run.Settings(clips=6, synthesizer="builtin", others=(), seed=0)

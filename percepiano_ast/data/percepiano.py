@@ -24,7 +24,7 @@ import pandas as pd
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.audio.conditions import CONDITIONS, HELD_OUT_ROOM
+from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.data.renderings import Renderings, level
@@ -426,9 +426,9 @@ VARIANTS = {
             wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER)))
         ),
     ),
-    "room": Variant(None, _one_of(*(one for one in CONDITIONS if one.kind == "room"))),
+    "room": Variant(None, _one_of(*(one for one in EFFECTS if one.kind == "room"))),
     "livingroom": Variant(None, _one_of(HELD_OUT_ROOM)),
-    "noise": Variant(None, _one_of(*(one for one in CONDITIONS if one.kind == "noise"))),
+    "noise": Variant(None, _one_of(*(one for one in EFFECTS if one.kind == "noise"))),
 }
 
 
@@ -528,9 +528,9 @@ def _produce(
     if one_loudness:
         rng = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode()))
         jitter = rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
-        wave = audio.levelled(wave, rate, audio.LOUDNESS + jitter)
+        wave = audio.normalize_loudness(wave, rate, audio.LOUDNESS + jitter)
     facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
-    facts |= {"features": audio.classic_features(wave, rate)}
+    facts |= {"features": audio.audio_features(wave, rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
 

@@ -122,7 +122,7 @@ def _code(*modules: ModuleType) -> str:
 STATISTICS = {
     "audio-stats": Statistics(
         "audio",
-        lambda wave: np.array(list(audio.classic_features(wave, SAMPLE_RATE).values())),
+        lambda wave: np.array(list(audio.audio_features(wave, SAMPLE_RATE).values())),
         _code(audio_features),
     ),
     "midi-stats": Statistics(

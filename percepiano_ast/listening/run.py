@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.audio.conditions import CONDITIONS
+from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.dimensions import KEYS
@@ -244,7 +244,7 @@ class _Session:
         if not pianos:
             return sensitivity, None
         labels = [f"piano {one.synthesizer}" for one in pianos[1:]] + [
-            condition.label for condition in CONDITIONS
+            condition.label for condition in EFFECTS
         ]
         after = {
             label: np.stack([values[i - len(labels)] for values, _ in rated])
@@ -282,11 +282,7 @@ class _Session:
             for p in performances
         ]
         names += [piano.path(one.played).name for piano in pianos[1:]]
-        names += [
-            rater.key,
-            str(self.settings.seed),
-            *(condition.label for condition in CONDITIONS),
-        ]
+        names += [rater.key, str(self.settings.seed), *(condition.label for condition in EFFECTS)]
 
         def compute() -> dict[str, np.ndarray]:
             takes: Sequence[raters.Take] = (
@@ -309,7 +305,7 @@ class _Session:
         waves = [pianos[0].wave(performance) for performance in performances]
         seed = zlib.crc32(f"{self.settings.seed} {one.clip}".encode())
         conditions = [
-            condition.apply(waves[0], pianos[0].sample_rate, seed) for condition in CONDITIONS
+            condition.apply(waves[0], pianos[0].sample_rate, seed) for condition in EFFECTS
         ]
         return waves + [piano.wave(one.played) for piano in pianos[1:]] + conditions
 

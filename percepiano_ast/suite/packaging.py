@@ -128,7 +128,7 @@ class _HeldOut:
 def _fit(material: Material, sets: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
     least = {name: np.zeros(material.parts[name].shape[1]) for name in sets}
     levels = [
-        name.startswith(("mel_db", "spectral_contrast")) for name in audio.classic_feature_names()
+        name.startswith(("mel_db", "spectral_contrast")) for name in audio.audio_feature_names()
     ]
     least["sound"] = np.where(levels, LEAST_DB, 0.0)
     x, y = material.features(sets)[train], material.ratings[train]
