@@ -6,6 +6,7 @@ import sys
 
 from percepiano_ast import __version__
 from percepiano_ast.commands import results, steps, tools
+from percepiano_ast.commands.shared import option_of
 from percepiano_ast.errors import exit_code
 
 
@@ -28,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=f"Example: {example}" if example else None
         )
         command.set_defaults(function=function)
-        return command
+        return option_of(command)
 
     for part in (steps, results, tools):
         part.add_commands(add)

@@ -29,7 +29,7 @@ import pandas as pd
 
 from percepiano_ast import report, synthesis
 from percepiano_ast.baselines import run as floor
-from percepiano_ast.commands.shared import add_set
+from percepiano_ast.commands.shared import add_set, option_of
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano, predictions
 from percepiano_ast.data.renderings import Renderings
@@ -468,52 +468,39 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, function: Callable, text: str) -> Callable:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
-        return command.add_argument
+        return option_of(command)
 
-    option = add(
-        "render", _render_command, "Render MIDI performances into an archive with MAESTRO's layout."
-    )
-    option("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
-    option("--to", required=True, metavar="ZIP", help="the archive to write")
-    option("--hours", type=float, default=4.0, help="hours to render (default: 4)")
-    option("--synthesizers", nargs="+", default=["builtin"], help="synthesizers, used in turn")
+    text = "Render MIDI performances into an archive with MAESTRO's layout."
+    option = add("render", _render_command, text)
+    option("midi", "ASAP's folder or tar archive, with metadata.csv in it")
+    option("--to", "the archive to write", "ZIP", required=True)
+    option("--hours", "hours to render (default: 4)", default=4.0)
+    option("--synthesizers", "synthesizers, used in turn", default=["builtin"])
 
-    option = add(
-        "experiment",
-        _experiment_command,
-        "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,"
-        " evaluate; resumes.",
-    )
-    midi = "ASAP's folder or tar archive with metadata.csv"
-    option("--midi", required=True, metavar="ASAP", help=midi)
-    folder = "PercePiano's folder, or demo"
-    option("--percepiano", required=True, metavar="FOLDER", help=folder)
-    out = "directory of all outputs; the report is in DIR/results"
-    option("--out", required=True, metavar="DIR", help=out)
-    option("--preset", default="mini", help="model size and schedule (default: mini)")
-    option("--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)")
-    option("--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)")
-    voices = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono, builtin)"
-    option("--voices", nargs="+", default=[], metavar="NAME", help=voices)
-    pianos = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
-    option("--pianos", nargs="+", default=[], metavar="NAME", help=pianos)
-    starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
-    option("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    judged = (
-        "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
-    )
-    option("--judged", nargs="+", default=[], metavar="NAME", help=judged)
-    protocols = "protocols of `judge` and the baselines (default: all)"
-    option("--protocols", nargs="+", default=[], metavar="P", help=protocols)
-    option("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)")
-    epochs = (
-        "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
-        " the preset)"
-    )
-    option("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
-    add_set(commands.choices["experiment"], "strategy=frozen")
-    minutes = "start no stage after M minutes; the same command resumes (default: no limit)"
-    option("--minutes", type=float, default=0.0, metavar="M", help=minutes)
+    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every"
+    option = add("experiment", _experiment_command, f"{text} protocol, evaluate; resumes.")
+    option("--midi", "ASAP's folder or tar archive with metadata.csv", "ASAP", required=True)
+    option("--percepiano", "PercePiano's folder, or demo", "FOLDER", required=True)
+    text = "directory of all outputs; the report is in DIR/results"
+    option("--out", text, "DIR", required=True)
+    option("--preset", "model size and schedule (default: mini)", default="mini")
+    option("--hours", "hours of ASAP to render (default: 18)", default=0.0)
+    text = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
+    option("--voices", text, "NAME", [])
+    text = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
+    option("--pianos", text, "NAME", [])
+    option("--unseen", "held-out soundfont (default: timgm6mb)", "NAME")
+    text = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
+    option("--starts", text, "NAME", [])
+    text = "encoders for `judge` under every protocol"
+    option("--judged", f"{text} (default: transcriptionstem, if it is compared)", "NAME", [])
+    option("--protocols", "protocols of `judge` and the baselines (default: all)", "P", [])
+    option("--seeds", "number of seeds (default: 1)", "N", 1)
+    text = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
+    option("--epochs", f"{text} the preset)", "NAME=N", [], type=_number_of)
+    add_set(option, "strategy=frozen")
+    text = "start no stage after M minutes; the same command resumes (default: no limit)"
+    option("--minutes", text, "M", 0.0)
     return made
 
 

@@ -120,109 +120,42 @@ def _convert(arguments):
 
 def add_commands(add) -> None:
     """Put the commands of this module into a parser by ``add(name, function, text)``."""
-    text = (
+    model = "model below DIR/finetune (default: the pre-trained one)"
+
+    option = add(
+        "rate",
+        _rate,
         "Rate recordings on 19 dimensions, by the bundled model piano-rater or a run of your own."
-        " Nothing leaves this machine."
+        " Nothing leaves this machine.",
+        "percepiano rate take.m4a --html page.html",
     )
-    command = add("rate", _rate, text, "percepiano rate take.m4a --html page.html")
-    command.add_argument(
-        "files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG, MP3 or M4A, or a folder of them"
-    )
-    command.add_argument(
-        "--json", action="store_true", help="print one JSON array to standard output"
-    )
-    command.add_argument(
-        "--csv",
-        default="",
-        metavar="FILE",
-        help="write a table with one row per recording and dimension",
-    )
-    command.add_argument(
-        "--html",
-        default="",
-        metavar="FILE",
-        help="write a page with the sound; two recordings are compared",
-    )
-    command.add_argument(
-        "--score",
-        default="",
-        metavar="FILE",
-        help="score of the music, MIDI or MusicXML: timing is rated better",
-    )
-    command.add_argument(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="another rating model, a file or URL#sha256=...",
-    )
-    command.add_argument(
-        "--run",
-        default="",
-        metavar="DIR",
-        help="use a fine-tuned run instead: its folder, --store or own/NAME",
-    )
-    command.add_argument(
-        "--model", default="", help="model below DIR/finetune (default: the pre-trained one)"
-    )
+    option("files", "WAV, FLAC, OGG, MP3 or M4A, or a folder of them", "FILE", nargs="+")
+    option("--json", "print one JSON array to standard output", default=False)
+    option("--csv", "write a table with one row per recording and dimension", "FILE")
+    option("--html", "write a page with the sound; two recordings are compared", "FILE")
+    option("--score", "score of the music, MIDI or MusicXML: timing is rated better", "FILE")
+    option("--weights", "another rating model, a file or URL#sha256=...", "FILE")
+    option("--run", "use a fine-tuned run instead: its folder, --store or own/NAME", "DIR")
+    option("--model", model)
 
-    command = add(
-        "convert",
-        _convert,
-        "Convert weights: ours, the authors' AST and SSAST, Hugging Face's AST.",
-    )
-    command.add_argument(
-        "source", help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder"
-    )
-    command.add_argument(
-        "--to", required=True, help=".safetensors file to write; for hf_ast a folder"
-    )
-    command.add_argument("--kind", default="", help="ast or hf_ast (default: unchanged)")
+    text = "Convert weights: ours, the authors' AST and SSAST, Hugging Face's AST."
+    option = add("convert", _convert, text)
+    text = "directory of a pre-training, .safetensors, .pth, or Hugging Face's folder"
+    option("source", text)
+    option("--to", ".safetensors file to write; for hf_ast a folder", required=True)
+    option("--kind", "ast or hf_ast (default: unchanged)")
 
-    _add_explain(add)
-
-
-def _add_explain(add):
-    command = add(
-        "explain",
-        _explain,
-        "Attribute a rating to time, frequency and notes, and check the attribution.",
-    )
-    command.add_argument("files", nargs="+", metavar="FILE", help="WAV, FLAC, OGG or MP3")
-    command.add_argument(
-        "--run", required=True, metavar="DIR", help="a run that was fine-tuned, or its --store"
-    )
-    command.add_argument(
-        "--model", default="", help="model below DIR/finetune (default: the pre-trained one)"
-    )
-    command.add_argument(
-        "--dimension",
-        nargs="+",
-        required=True,
-        metavar="KEY",
-        help="such as timing_stable_unstable",
-    )
-    command.add_argument(
-        "--midi",
-        default="",
-        metavar="FILE",
-        help="MIDI of the (single) recording: contributions of its notes too",
-    )
-    command.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="output folder: figures, tables and excerpts of each file",
-    )
-    command.add_argument(
-        "--baseline",
-        default="mean",
-        help="baseline of the attribution: mean (the mean spectrum) or silence (default: mean)",
-    )
-    command.add_argument(
-        "--seconds", type=float, default=5.0, metavar="S", help="length of the excerpt (default: 5)"
-    )
-    command.add_argument(
-        "--checks",
-        action="store_true",
-        help="deletion curves and randomised weights over all FILEs",
-    )
+    text = "Attribute a rating to time, frequency and notes, and check the attribution."
+    option = add("explain", _explain, text)
+    option("files", "WAV, FLAC, OGG or MP3", "FILE", nargs="+")
+    option("--run", "a run that was fine-tuned, or its --store", "DIR", required=True)
+    option("--model", model)
+    option("--dimension", "such as timing_stable_unstable", "KEY", nargs="+", required=True)
+    option("--midi", "MIDI of the (single) recording: contributions of its notes too", "FILE")
+    text = "output folder: figures, tables and excerpts of each file"
+    option("--out", text, "DIR", required=True)
+    text = "baseline of the attribution: mean (the mean spectrum) or silence (default: mean)"
+    option("--baseline", text, default="mean")
+    option("--seconds", "length of the excerpt (default: 5)", "S", 5.0)
+    text = "deletion curves and randomised weights over all FILEs"
+    option("--checks", text, default=False)
