@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from percepiano_ast.errors import InputError
@@ -14,11 +15,8 @@ def _rate(arguments):
 
     files, others = recording.recordings_in(arguments.files)
     if others:
-        print(
-            f"{len(others)} other files are not recordings:"
-            f" {', '.join(path.name for path in others[:5])}",
-            file=sys.stderr,
-        )
+        names = ", ".join(path.name for path in others[:5])
+        print(f"{len(others)} other files are not recordings: {names}", file=sys.stderr)
     if not arguments.run:
         return _rate_packaged(arguments, files)
     if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
@@ -31,11 +29,8 @@ def _rate(arguments):
 
     rater = rating.Rater(arguments.run, arguments.model)
     results = [rater.rate_or_explain(str(file)) for file in files]
-    print(
-        json.dumps(results, indent=1)
-        if arguments.json
-        else rating.as_text(results, rater.questionnaire)
-    )
+    as_json = json.dumps(results, indent=1) if arguments.json else ""
+    print(as_json or rating.as_text(results, rater.questionnaire))
     return _errors([result for result in results if "error" in result])
 
 
@@ -52,7 +47,7 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
     for number, file in enumerate(files, 1):
         encoding = [executor.submit(page.sound, file)] if arguments.html else []
-        progress = _Progress(f"{number}/{len(files)} {Path(file).name}")
+        progress = partial(_show_stage, f"{number}/{len(files)} {Path(file).name}"[:44])
         try:
             rated.append(recording.rate(model, file, written, progress))
             sounds += encoding
@@ -78,21 +73,11 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
     return _errors(errors)
 
 
-class _Progress:
-    """A line on a terminal that shows the current stage of a recording and is erased at the end;
-    nothing elsewhere."""
-
-    def __init__(self, name: str):
-        self.name, self.shown = name[:44], sys.stderr.isatty()
-
-    def __call__(self, stage: str) -> None:
-        if self.shown:
-            print(
-                f"\r\x1b[K{self.name}: {stage}" if stage else "\r\x1b[K",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+def _show_stage(name: str, stage: str) -> None:
+    """On a terminal, show the current stage of a recording in one line, or erase it."""
+    if sys.stderr.isatty():
+        line = f"{name}: {stage}" if stage else ""
+        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
 def _errors(errors: list[dict]) -> int:
@@ -107,9 +92,8 @@ def _explain(arguments):
 
     names = ("run", "out", "model", "midi", "baseline", "seconds")
     options = {name: getattr(arguments, name) for name in names}
-    written.explain_files(
-        arguments.files, dimensions=arguments.dimension, with_checks=arguments.checks, **options
-    )
+    options |= {"dimensions": arguments.dimension, "with_checks": arguments.checks}
+    written.explain_files(arguments.files, **options)
 
 
 def _convert(arguments):
