@@ -43,7 +43,7 @@ def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
     for name, values in (("rating", rating), ("prediction", prediction)):
         if values.ndim != 2 or len(values) < 2:
             raise InputError(
-                f"{name} has shape {values.shape}; give (clips, dimensions), two clips or more."
+                f"{name} has shape {values.shape}; give (clips, dimensions), at least two clips."
             )
         if len(wrong := np.argwhere(~np.isfinite(values))):
             row, column = wrong[0]
