@@ -16,6 +16,7 @@ from percepiano_ast.plots.style import (
     MARKERS,
     SLANTED,
     Figure,
+    Look,
     canvas,
     cells,
     finish,
@@ -57,7 +58,7 @@ def pearson_by_dimension(
     table = _pearson(metrics, scope)
     figure, axes = _by_dimension(table, _best_first(table))
     if ceiling is not None:
-        look = {"color": "black", "markersize": 14, "label": "noise ceiling"}
+        look: Look = {"color": "black", "markersize": 14, "label": "noise ceiling"}
         axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", **look)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="Pearson r, held-out clips (95 % interval over content groups)")
