@@ -158,35 +158,34 @@ def write(
         _protocol(tables | {"predictions": predictions}, protocol, ceiling, marks)
         for protocol in in_order(predictions["protocol"])
     ]
+    mark = " (simulated ratings)" * simulated
+    folds = {part["name"]: index[fold_column(part["name"])] for part in parts}
+    digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
+    libraries = {name: version(name) for name in ("numpy", "scipy", "pandas", "matplotlib")}
+    versions = {"percepiano_ast": __version__, "Python": platform.python_version(), **libraries}
     context = {
+        "title": title + mark,
         "parts": parts,
         "tables": tables,
+        "predictions": predictions,
+        "clips": index[index["clip"].isin(predictions["clip"])],
+        "folds": {name: fold[fold >= 0] for name, fold in folds.items()},
+        "warnings": remarks(predictions, index, tables["metrics"]),
         "ceiling": ceiling,
         "limits": {scope: None if ceiling is None else ceiling.get(scope) for scope in SCOPES},
         "simulated": simulated,
         "marks": marks,
-    }
-    mark = " (simulated ratings)" * simulated
-    compared = _compared(tables, parts, reference)
-    _page(out, "comparison", title=f"Comparison of models{mark}", **context, **compared)
-    digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
-    context |= {"command": command, "files": pd.DataFrame({"SHA-256": digests}, [*(files or {})])}
-    columns = {part["name"]: index[fold_column(part["name"])] for part in parts}
-    libraries = ("numpy", "scipy", "pandas", "matplotlib")
-    versions = {"percepiano_ast": __version__, "Python": platform.python_version()}
-    context |= {
-        "title": title + mark,
-        "predictions": predictions,
-        "clips": index[index["clip"].isin(predictions["clip"])],
-        "folds": {name: folds[folds >= 0] for name, folds in columns.items()},
-        "warnings": remarks(predictions, index, tables["metrics"]),
         "settings": settings,
         "level": LEVEL,
         "power": POWER,
         "fewest_in_segment": FEWEST_IN_SEGMENT,
-        "versions": versions | {name: version(name) for name in libraries},
+        "command": command,
+        "files": pd.DataFrame({"SHA-256": digests}, [*(files or {})]),
+        "versions": versions,
     }
-    return _page(out, "report", **context)
+    compared = _compared(tables, parts, reference) | {"title": f"Comparison of models{mark}"}
+    _page(out, "comparison", context | compared)
+    return _page(out, "report", context)
 
 
 # --- Tables of the pages --------------------------------------------------------------------------
@@ -514,7 +513,7 @@ TEMPLATES.tests |= {"encoder": is_encoder, "starting": str.startswith, "ending":
 TEMPLATES.globals |= {"report": sys.modules[__name__], "plots": plots, "len": len}
 
 
-def _page(folder: Path, name: str, **context) -> Path:
+def _page(folder: Path, name: str, context: dict) -> Path:
     """Write ``NAME.md`` and a self-contained ``NAME.html`` from ``templates/NAME.md.j2``, and the
     files of the tables and figures that the template names."""
 
@@ -558,7 +557,7 @@ def _page(folder: Path, name: str, **context) -> Path:
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
     # Names from predictions files are text, never HTML; in code spans `markdown` escapes once more.
-    body = html.escape(text, quote=False).replace(" * ", r" \* ")
+    body = re.sub(r"(?m)^(\*.*) \* ", r"\1 \\* ", html.escape(text, quote=False))  # in captions
     body = markdown.markdown(body, extensions=["tables", "fenced_code"])
     body = re.sub(r"&amp;(amp|lt|gt);", r"&\1;", body)
 
