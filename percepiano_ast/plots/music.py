@@ -346,11 +346,8 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
 
 def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
     """Layout of recordings in the files of a data set: one row per file, one block per recording as
-    wide as its duration.
-
-    Args:
-        table: in order, with the columns ``split``, ``shard`` (file name) and ``seconds``.
-    """
+    wide as its duration. ``table``: in order, with the columns ``split``, ``shard`` (file name) and
+    ``seconds``."""
     require(table, ("split", "shard", "seconds"))
     names = list(dict.fromkeys(table["shard"]))
     figure, axes = canvas(9, max(min(0.6 + 0.22 * len(names), 9.0), 1.8))

@@ -204,12 +204,8 @@ def note_roll(
 
 def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
     """Change of the rating as cells are replaced by the baseline, in three orders: most relevant,
-    random, least relevant first.
-
-    Args:
-        deletion: as `explain.checks.Checks.deletion`. Lines are means over recordings, bands 95 %
-            t intervals.
-    """
+    random, least relevant first. ``deletion``: as `explain.checks.Checks.deletion`. Lines are means
+    over recordings, bands 95 % t intervals."""
     dimensions = list(dict.fromkeys(deletion["dimension"]))
     methods = [name for name in METHOD_NAMES if name in set(deletion["method"])]
     rows, columns = len(dimensions), len(methods)
@@ -273,10 +269,8 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
     """Variations by dimensions for one model: colour is the standardised change, a sign the
     expectation of musicians.
 
-    Cells with a significant change opposite to the expectation are framed.
-
-    Args:
-        table: `evaluation.listening.sensitivity` of one model.
+    Cells with a significant change opposite to the expectation are framed. ``table``:
+    `evaluation.listening.sensitivity` of one model.
     """
     signs = {1: "+", -1: "\N{MINUS SIGN}"}
     # of an expected sign that is found, reversed, unclear, or without a change in the sound
@@ -319,11 +313,7 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
 
 def robustness(table: pd.DataFrame, title: str = "") -> Figure:
     """Recording conditions: mean absolute change and correlation; faint marks are dimensions, bold
-    marks their median.
-
-    Args:
-        table: `evaluation.listening.robustness` of any number of models.
-    """
+    marks their median. ``table``: `evaluation.listening.robustness` of any number of models."""
     labels = list(dict.fromkeys(table["condition"]))
     models = list(dict.fromkeys(table["model"]))
     height = 1.8 + 0.34 * len(labels) * max(1, len(models) / 2)
