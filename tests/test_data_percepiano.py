@@ -32,7 +32,6 @@ from percepiano_ast.data import (
     percepiano_tables,
     shards,
     sources,
-    tables,
     variants,
 )
 from percepiano_ast.data.percepiano_files import ClipName
@@ -435,8 +434,8 @@ class TestDemo:
             for n, s in ((1, 0), (2, 0))
         ]
         assert made[0].read_bytes() == made[1].read_bytes()
-        rows = tables.read_table(sources.open_source(str(made[0]))).rows
-        assert set(rows["split"]) == set(tables.SPLITS) and rows["duration"].min() > 10.3
+        rows = sources.read_table(sources.open_source(str(made[0]))).rows
+        assert set(rows["split"]) == set(sources.SPLITS) and rows["duration"].min() > 10.3
         rated = set(
             pd.read_csv(demo.write_percepiano(tmp_path / "p", performers=1) / "index.csv")["piece"]
         )

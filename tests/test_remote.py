@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from percepiano_ast.data.remote import RemoteFile, Unreachable
 from servers import RangeServer, StorageEmulator
 
 from percepiano_ast.data import retry, stores
-from percepiano_ast.data.remote import RemoteFile, Unreachable
 from percepiano_ast.errors import InputError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

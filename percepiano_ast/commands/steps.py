@@ -56,9 +56,9 @@ def _preprocess(arguments):
 
 
 def _verify(directory: Path) -> int:
-    from percepiano_ast.data import manifest
+    from percepiano_ast.data import build
 
-    wrong = manifest.verify(directory)
+    wrong = build.verify(directory)
     for line in wrong:
         print(f"error: {line}", file=sys.stderr)
     if wrong:

@@ -15,8 +15,7 @@ from absl import logging
 
 from percepiano_ast.config import FrontEnd, Statistics
 from percepiano_ast.data.hearing import Hearing
-from percepiano_ast.data.records import Recordings
-from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.data.shards import Recordings, ShardSet
 from percepiano_ast.data.windows import pad_window, window_starts
 from percepiano_ast.errors import InputError
 

@@ -7,9 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from percepiano_ast.data.performances import Performances, open_performances, require_all
-from percepiano_ast.data.records import Recordings
-from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.data.shards import (
+    Performances,
+    Recordings,
+    ShardSet,
+    open_performances,
+    require_performances,
+)
 from percepiano_ast.descriptors import OF_EXCERPTS, describe
 from percepiano_ast.targets import Roll, Targets, excerpt
 
@@ -52,7 +56,7 @@ class Hearing:
         """
         performances = open_performances(directory)
         keys = Recordings(train).keys()
-        require_all(performances, keys, "train")
+        require_performances(performances, keys, "train")
         ends = np.cumsum(train.n_frames // n_frames)
         rows = []
         for place in np.linspace(0, ends[-1] - 1, min(_SCALE_WINDOWS, ends[-1])).astype(int):
@@ -72,7 +76,7 @@ class Hearing:
         Raises:
             InputError: a recording without a performance.
         """
-        require_all(self.performances, Recordings(shards).keys(), split)
+        require_performances(self.performances, Recordings(shards).keys(), split)
         return replace(self, shards=shards, _rolls={})
 
     @property

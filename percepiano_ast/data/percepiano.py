@@ -37,7 +37,6 @@ from percepiano_ast.data.percepiano_files import (
     same_playing,
 )
 from percepiano_ast.data.renderings import Renderings, level
-from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import published, table
@@ -259,7 +258,7 @@ def preprocess(
     produce = functools.partial(
         _produce, midi=midi, front_end=front_end, kept=kept, own=own, one_loudness=one_loudness
     )
-    build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
+    build.build(build.Job(PercepianoLogMel, produce, out, front_end), contents, work)
     _say_levels(out, work)
     return out
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from percepiano_ast.data import demo, own, percepiano, predictions, tables
+from percepiano_ast.data import demo, own, percepiano, predictions, sources
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import own as evaluation
 from percepiano_ast.files import echo
@@ -177,7 +177,7 @@ def finetune_own(
     simulated = percepiano.is_simulated(recordings)
     settings = {
         "init": init,
-        "data": tables.OWN_LICENCE,
+        "data": sources.OWN_LICENCE,
         "simulated": simulated,
         "ratings": found.checksum(clips),
     }
