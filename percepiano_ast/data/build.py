@@ -1,11 +1,11 @@
-"""Build a data set of log-mel shards: encode the recordings here or on a Beam cluster, write whole
-shards, list what was skipped, and write and verify the manifest.
+"""Build a data set of log-mel shards: encode recordings here or on a Beam cluster, write whole
+shards, list what was skipped; write and verify the manifest.
 
-A shard is written beside its place and moved there when it is complete, then its record. An
-interrupted run therefore loses only the shard in progress (two hours of music), and the result is
+An interrupted run loses the shard in progress (two hours of music) and no more. Its result is
 identical to that of an uninterrupted run: a shard depends only on its recordings.
 """
 
+import collections
 import contextlib
 import csv
 import functools
@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -64,8 +64,8 @@ class Contents:
         refused: unusable according to the source's listing, with the reason.
         statistics_of: split whose level statistics normalise all splits.
         description: added to the data set's metadata.
-        tables: returns file name -> table, given the facts of the included recordings.
-        sidecars: returns file name -> content, given the same facts.
+        tables: returns more files by name, tables or bytes, given the facts of the included
+            recordings.
     """
 
     items: list[Item]
@@ -73,8 +73,9 @@ class Contents:
     refused: dict[str, str]
     statistics_of: str
     description: dict
-    tables: Callable[[list[dict]], dict[str, pd.DataFrame]] = field(default=lambda facts: {})
-    sidecars: Callable[[list[dict]], dict[str, bytes]] = field(default=lambda facts: {})
+    tables: Callable[[list[dict]], Mapping[str, pd.DataFrame | bytes]] = field(
+        default=lambda facts: {}
+    )
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,8 @@ class Job:
     Attributes:
         produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as stored, and
             may add JSON-serialisable metadata to ``facts``. It raises ``InputError`` for an
-            unusable recording. It must be picklable: a module-level function, or a
-            ``functools.partial`` of one.
-        directory: of the data set and its ``records/``; at ``gs://`` if made by Beam.
+            unusable recording. It must be picklable.
+        directory: of the data set and its ``records/``; Beam may write to ``gs://``.
     """
 
     builder: type[shards.LogMelBuilder]
@@ -96,8 +96,8 @@ class Job:
     stored: str = "uint8"
 
     def record(self, shard: Shard) -> Path:
-        """File with the record of a written shard: its checksum, the facts of its recordings, and
-        the unusable ones with the reasons."""
+        """File with a shard's record: its checksum, the facts of its recordings, and the unusable
+        ones with the reasons."""
         return self.directory / "records" / f"{shard.name}.json"
 
     def written(self, shard: Shard) -> dict | None:
@@ -115,12 +115,13 @@ class Job:
 def encode(job: Job, item: Item) -> tuple[dict, list[bytes]] | InputError | Unreachable:
     """One recording as its facts and its serialised examples, in order; or why it is unusable."""
     facts: dict = {"key": item.key}
-    levels, digest, frames = shards.Levels(job.front_end), hashlib.sha256(), 0
+    levels: collections.Counter = collections.Counter()
+    digest, frames = hashlib.sha256(), 0
     features = job.builder.features_of(job.stored, job.front_end.n_mels)
     examples = []
     try:
         for start, chunk in shards.chunks(job.produce(item, facts), job.builder.CHUNK_FRAMES):
-            levels.add(chunk)
+            levels.update(shards.level_facts(chunk, job.front_end))
             digest.update(np.ascontiguousarray(chunk).data)
             frames += len(chunk)
             place = {"start_frame": start} if job.builder.CHUNK_FRAMES else {}
@@ -128,7 +129,7 @@ def encode(job: Job, item: Item) -> tuple[dict, list[bytes]] | InputError | Unre
             examples.append(shards.serialise(features, example))
     except (InputError, Unreachable) as error:
         return error
-    return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels.facts}, examples
+    return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels}, examples
 
 
 def write_shard(job: Job, shard: Shard, encoded: Iterable | None = None) -> None:
@@ -246,12 +247,9 @@ def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> No
 
 
 def _make_by_beam(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> None:
-    """Make the shards ``todo`` by an Apache Beam pipeline: on this machine, Dataflow, Flink or
-    Spark.
+    """Make the shards ``todo`` by Apache Beam: here, on Dataflow, Flink or Spark.
 
-    TFDS's own Beam writer is not used: its ArrayRecord files can only be local, it cannot resume,
-    and the position of an example depends on the number of examples. On Colab, Beam would change
-    the versions of loaded packages.
+    TFDS's own Beam writer can only write local ArrayRecord files and cannot resume.
     """
     try:
         import apache_beam as beam
@@ -344,7 +342,8 @@ def build(job: Job, contents: Contents, work: Work) -> None:
         n_frames.setdefault(shard.split, []).extend(frames)
         lengths.setdefault(shard.split, []).append(sum(shards.chunk_count(n, size) for n in frames))
         num_bytes[shard.split] = num_bytes.get(shard.split, 0) + record["bytes"]
-    n_frames = {split: frames for split, frames in n_frames.items() if frames}
+    for split in [split for split, frames in n_frames.items() if not frames]:  # all unusable
+        del n_frames[split], lengths[split], num_bytes[split]
     if contents.statistics_of not in n_frames:
         raise InputError(
             f"no readable recording in the split {contents.statistics_of!r}. Give a source with"
@@ -360,10 +359,10 @@ def build(job: Job, contents: Contents, work: Work) -> None:
         "front_end": asdict(job.front_end),
         "statistics": asdict(statistics),
         "stored": job.stored,
+        "n_frames": n_frames,
+        "chunk_frames": size,
+        **contents.description,
     }
-    metadata |= {"n_frames": n_frames, "chunk_frames": size, **contents.description}
-    for split in lengths.keys() - n_frames:  # no readable recording in it
-        del lengths[split], num_bytes[split]
     # TFDS would reuse the description of an earlier, damaged data set.
     (job.builder.home(job.directory) / "dataset_info.json").unlink(missing_ok=True)
     job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(
@@ -371,8 +370,7 @@ def build(job: Job, contents: Contents, work: Work) -> None:
     )
     facts = [one for record in records for one in record["recordings"]]
     for name, table in contents.tables(facts).items():
-        (job.directory / name).write_text(table.to_csv(index=False))
-    for name, content in contents.sidecars(facts).items():
+        content = table if isinstance(table, bytes) else table.to_csv(index=False).encode()
         (job.directory / name).write_bytes(content)
     write_manifest(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600
@@ -410,15 +408,15 @@ def _names(directory: Path, below: str = "") -> Iterator[str]:
             yield below + path.name
 
 
-def _records(directory: Path) -> dict[str, dict]:
-    """The record of every shard."""
+def _records(directory: Path, damaged: Collection[str] = ()) -> dict[str, dict]:
+    """The records of the shards, except damaged ones."""
     paths = sorted((directory / "records").glob("*.json"))
-    return {path.stem: json.loads(path.read_text()) for path in paths}
+    whole = [path for path in paths if f"records/{path.name}" not in damaged]
+    return {path.stem: json.loads(path.read_text()) for path in whole}
 
 
 def recordings(directory: Path) -> list[dict]:
-    """Facts of every recording of a data set, in the order of its shards, with the ``shard`` of
-    each."""
+    """Facts of every recording of a data set, in order, with the ``shard`` of each."""
     return [
         facts | {"shard": shard}
         for shard, record in _records(directory).items()
@@ -427,10 +425,8 @@ def recordings(directory: Path) -> list[dict]:
 
 
 def write_manifest(directory: Path, data_set: str) -> None:
-    """Write the manifest, which marks the data set in ``directory`` as complete, with length and
-    SHA-256 of every file."""
-    # The checksums of shards were computed when they were written; reading 9 GB again takes minutes
-    # on a mounted Drive.
+    """Write the manifest, which marks a data set as complete: length and SHA-256 of every file."""
+    # Those of shards are recorded: reading 9 GB again takes minutes on a mounted Drive.
     records = _records(directory).values()
     known = {f"{data_set}/{VERSION}/{record['file']}": record for record in records}
     found = {}
@@ -477,8 +473,7 @@ def read_manifest(directory: Path) -> dict:
 
 
 def shortcomings(directory: Path) -> list[str]:
-    """Files of the manifest that are missing or have another length; does not read their
-    contents."""
+    """Files of the manifest that are missing or have another length."""
     found = []
     for name, known in read_manifest(directory)["files"].items():
         path = directory / name
@@ -490,8 +485,7 @@ def shortcomings(directory: Path) -> list[str]:
 
 
 def verify(directory: Path, log: Callable[[str], None] = print) -> list[str]:
-    """Verify every file by its checksum; returns one line per fault, including the affected
-    recordings.
+    """Verify every file by its checksum; returns one line per fault and affected recording.
 
     Raises:
         InputError: no complete data set.
@@ -505,10 +499,7 @@ def verify(directory: Path, log: Callable[[str], None] = print) -> list[str]:
             damaged.add(name)
         if number % 20 == 0:
             log(f"  {number} of {len(manifest['files'])} files read")
-    for path in sorted((directory / "records").glob("*.json")):
-        if f"records/{path.name}" in damaged:
-            continue
-        record = json.loads(path.read_text())
+    for record in _records(directory, damaged).values():
         name = f"{manifest['data_set']}/{VERSION}/{record['file']}"
         if name in damaged and (directory / name).is_file():
             wrong += [f"{name}: {line}" for line in _damaged_recordings(directory / name, record)]

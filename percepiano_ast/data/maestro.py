@@ -1,9 +1,7 @@
-"""Preprocess MAESTRO v3, a source in its format, or a folder of your own recordings: recordings ->
-log-mel shards.
+"""MAESTRO v3, a source in its format, or a folder of your own recordings, to log-mel shards.
 
 Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The
-archive contains one CSV (``canonical_composer, canonical_title, split, year, midi_filename,
-audio_filename, duration``) and the WAV and MIDI files that it lists.
+archive contains one CSV table and the WAV and MIDI files that it lists.
 """
 
 import functools
@@ -80,11 +78,7 @@ def _produce(
     stored: str,
 ) -> Iterator[np.ndarray]:
     """One recording in blocks (time, mel) as stored; ``midi``: recording -> MIDI file of the
-    performance, whose notes are added to ``facts``.
-
-    Raises:
-        InputError: the recording is unreadable, too short or clipped.
-    """
+    performance, whose notes are added to ``facts``."""
     source, name = _open(where), root + item.key
     facts["source_bytes"] = source.size(name)
     frames = 0
@@ -142,16 +136,13 @@ def preprocess(
     ``records/`` (metadata of every shard and recording) and ``manifest.json`` (checksums).
 
     Args:
-        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's format, or a
-            folder of recordings.
+        where: archive or folder in MAESTRO's format, or a folder of recordings, see `sources`.
         limit_hours: approximate total hours over all splits; 0 for all.
         stored: ``uint8`` or ``float16``.
 
     Raises:
-        InputError: unusable source, ``out`` of another configuration, no readable recording, or too
-            little disk space.
-        RunFailed: unusable recordings, a full disk, a source that stopped responding; finished
-            shards are kept.
+        InputError: unusable source, ``out`` of another configuration, or see `build.build`.
+        RunFailed: see `build.build`.
     """
     lookup(shards.DTYPES, stored, "storage format of levels")
     if not isinstance(as_path(out), Path) and not work.beam_runner:
@@ -188,36 +179,26 @@ def preprocess(
         _produce, where=str(where), root=table.root, midi=midi, front_end=front_end, stored=stored
     )
 
-    def tables(facts: list[dict]) -> dict[str, pd.DataFrame]:
+    def tables(facts: list[dict]) -> dict[str, pd.DataFrame | bytes]:
         columns = ["key", "seconds", "n_frames", "source_rate", "channels", "full_scale"]
         known = pd.DataFrame(facts)[[*columns, "notes", "sha256"]]
         merged = rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
-        return {"recordings.csv": merged}
-
-    def sidecars(facts: list[dict]) -> dict[str, bytes]:
-        packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
         for one in [one for one in facts if "midi_fault" in one][:20]:
             work.log(f"  no MIDI for {one['key']}: {one['midi_fault']}")
+        packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
         if len(packed) < len(facts):
             work.log(
                 f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI;"
                 " only ssast can use them"
             )
-        return {shards.PERFORMANCES: shards.join_performances(packed)} if packed else {}
+        notes = {shards.PERFORMANCES: shards.join_performances(packed)} if packed else {}
+        return {"recordings.csv": merged, **notes}
 
-    description = {"licence": "made from code" if simulated else table.licence}
+    licence = "made from code" if simulated else table.licence
+    description = {"licence": licence, "simulated": simulated}
+    job = build.Job(MaestroLogMel, produce, out, front_end, stored)
     build.build(
-        build.Job(MaestroLogMel, produce, out, front_end, stored),
-        build.Contents(
-            items,
-            left_out,
-            table.refused,
-            statistics_of="train",
-            description=description | {"simulated": simulated},
-            tables=tables,
-            sidecars=sidecars,
-        ),
-        work,
+        job, build.Contents(items, left_out, table.refused, "train", description, tables), work
     )
     return out
 

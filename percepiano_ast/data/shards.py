@@ -1,10 +1,9 @@
-"""Log-mel shards: the format of a packed data set, and how to read it. `build` makes them.
+"""The format of a data set of log-mel shards, and random access to it; `build` makes them.
 
-A data set is a TFDS data set of ArrayRecord files that can be read without TensorFlow:
-``tfds.builder_from_directory(DIR).as_data_source()``. Its records are in order: the recordings of a
-split as planned, the chunks of a recording one after the other. The plan alone determines which
-recording is in which file. Notes and pedals, which may be longer than a chunk, are in one optional
-file next to the shards, ``performances.npz``.
+It is a TFDS data set of ArrayRecord files: ``tfds.builder_from_directory(DIR).as_data_source()``.
+Records are in the order of the plan, which alone determines the content of a file: the recordings
+of a split, the chunks of a recording one after the other. Notes and pedals, which may be longer
+than a chunk, are in one optional file next to the shards, ``performances.npz``.
 """
 
 import base64
@@ -43,8 +42,7 @@ class Item:
 
     Attributes:
         fields: copied into every example of the recording.
-        seconds: its expected length.
-        measured: whether that length is measured rather than a typical value.
+        seconds: its expected length; ``measured``, or else a typical value.
     """
 
     key: str
@@ -56,8 +54,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: number ``number`` of the ``count`` files of a split, and its
-    recordings."""
+    """File ``number`` of the ``count`` files of a split, and its recordings."""
 
     split: str
     number: int
@@ -87,13 +84,12 @@ def plan(items: list[Item]) -> list[Shard]:
 
 
 class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """TFDS builder of a data set whose shards `build` makes. Subclasses define name and features.
+    """TFDS builder of a data set whose shards `build` makes; subclasses define name and features.
 
     Args:
         data_dir: the data set is in ``data_dir/NAME/VERSION``.
         stored: ``uint8`` codes of the front end's range, or ``float16`` levels in dB.
-        metadata: stored in the data set; `open_shards` needs ``front_end``, ``statistics``,
-            ``n_frames``, ``chunk_frames``.
+        metadata: stored in the data set, see `open_shards`.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -102,8 +98,7 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     CHUNK_FRAMES = CHUNK_FRAMES  # of an example; 0 if it is a whole recording
 
     def __init__(self, *, data_dir: str | Path, metadata: dict, stored: str = "uint8"):
-        self._stored = stored
-        self._metadata = metadata
+        self._stored, self._metadata = stored, metadata
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     @classmethod
@@ -138,8 +133,7 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         return cls.home(directory) / f"{cls.name}-{shard.split}.array_record-{numbers}"
 
     def write_info(self, lengths: dict[str, list[int]], num_bytes: dict[str, int]) -> None:
-        """Write TFDS's metadata, given the number of records per shard and the bytes of each
-        split."""
+        """Write TFDS's metadata, given the records of each shard and the bytes of each split."""
         splits = [
             tfds.core.SplitInfo(
                 name=split,
@@ -154,11 +148,10 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
 
 def chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut a recording, given in blocks (time, mel), into chunks of ``size`` frames: ``(start frame,
-    chunk)``.
+    """Cut a recording, given in blocks (time, mel), into chunks: ``(start frame, chunk)``.
 
-    The last chunk includes the remainder, so all chunks of a recording of at least ``size`` frames
-    have at least ``size`` frames. A ``size`` of 0 keeps the recording whole.
+    All have ``size`` frames but the last, which includes the remainder. A ``size`` of 0 keeps the
+    recording whole.
     """
     held: list[np.ndarray] = []
     frames = start = 0
@@ -180,43 +173,27 @@ def chunk_count(n_frames: int, size: int) -> int:
     return max(n_frames // size, 1) if size else 1
 
 
-class Levels:
-    """Statistics of the stored levels of one recording, accumulated block by block; exact for uint8
-    codes.
-
-    Attributes:
-        facts: as a JSON object; `level_statistics` combines those of many recordings.
-    """
-
-    def __init__(self, front_end: FrontEnd):
-        self.front_end = front_end
-        self.facts = {
-            "count": 0,
-            "at_floor": 0,
-            "at_ceiling": 0,
-            "sum_db": 0.0,
-            "sum_squared_db": 0.0,
-        }
-
-    def add(self, stored: np.ndarray) -> None:
-        """Count one block (time, mel) of uint8 codes or float16 levels."""
-        floor, step = self.front_end.floor_db, self.front_end.step_db
-        if stored.dtype == np.uint8:
-            histogram = np.bincount(stored.ravel(), minlength=256)
-            levels, low, high = floor + step * np.arange(256), histogram[0], histogram[255]
-        else:
-            levels, histogram = stored.astype(np.float64).ravel(), np.ones(1, int)
-            low, high = np.sum(levels <= floor), np.sum(levels >= floor + 255 * step)
-        self.facts["count"] += stored.size
-        self.facts["at_floor"] += int(low)
-        self.facts["at_ceiling"] += int(high)
-        self.facts["sum_db"] += float((histogram * levels).sum())
-        self.facts["sum_squared_db"] += float((histogram * levels**2).sum())
+def level_facts(stored: np.ndarray, front_end: FrontEnd) -> dict:
+    """Sums over uint8 codes or float16 levels (time, mel) for `level_statistics`; exact for
+    codes."""
+    floor, step = front_end.floor_db, front_end.step_db
+    if stored.dtype == np.uint8:
+        histogram = np.bincount(stored.ravel(), minlength=256)
+        levels, low, high = floor + step * np.arange(256), histogram[0], histogram[255]
+    else:
+        levels, histogram = stored.astype(np.float64).ravel(), np.ones(1, int)
+        low, high = np.sum(levels <= floor), np.sum(levels >= floor + 255 * step)
+    return {
+        "count": stored.size,
+        "at_floor": int(low),
+        "at_ceiling": int(high),
+        "sum_db": float((histogram * levels).sum()),
+        "sum_squared_db": float((histogram * levels**2).sum()),
+    }
 
 
 def level_statistics(facts: Iterable[dict]) -> Statistics:
-    """Mean and standard deviation of the level in dB over recordings, independent of their
-    order."""
+    """Mean and standard deviation of the level in dB over recordings, in any order."""
     facts = list(facts)
     count = sum(one["count"] for one in facts)
     mean = math.fsum(one["sum_db"] for one in facts) / count
@@ -244,14 +221,12 @@ def is_complete(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a packed data set: random access to examples, and the data set's metadata.
+    """One split of a packed data set, and the data set's metadata.
 
     Attributes:
-        examples: decoded examples; the chunks of a recording are consecutive.
+        examples, raw: random access to decoded and to serialised examples.
         n_frames: int64 (recordings,), frames of each recording in the order of the examples.
-        chunk_frames: frames per example, except a recording's last, which includes the remainder;
-            0: one example per recording.
-        raw: the serialised examples.
+        chunk_frames: frames per example, see `chunks`; 0: one example per recording.
     """
 
     examples: Sequence[dict]
@@ -273,8 +248,8 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     """Open a split of the data set in ``directory``.
 
     Raises:
-        InputError: no complete data set (the message names ``made_by``, the step that writes it),
-            or no such split.
+        InputError: no complete data set (``made_by`` names the step that makes it), or no such
+            split.
     """
     directory = Path(directory)
     if not is_complete(directory):
@@ -312,13 +287,8 @@ _REMEDY = "Run `percepiano preprocess --verify` to list all damage."
 
 
 class Chunk(NamedTuple):
-    """The parts of a record that are needed to cut windows.
-
-    Attributes:
-        recording: key of the recording.
-        start: the chunk's first frame within the recording.
-        stored: (time, mel) uint8 codes or float16 dB, read-only.
-    """
+    """A part of a recording from frame ``start`` on: ``stored`` (time, mel), uint8 codes or float16
+    dB, read-only."""
 
     recording: str
     start: int
@@ -326,10 +296,9 @@ class Chunk(NamedTuple):
 
 
 def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
-    """Parse a serialised example, whose levels TFDS stored as bytes of ``dtype``.
+    """Parse a serialised example, whose levels are used without a copy.
 
-    TFDS's own decoding converts every feature through a list and checks its shape; here protobuf's
-    parser locates the bytes of the levels, which are used without a copy.
+    TFDS's own decoding converts every feature through a list and checks its shape.
 
     Raises:
         InputError: not such an example.
@@ -346,26 +315,19 @@ def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
 
 
 class Recordings:
-    """Random access to frames of the recordings of a split, across chunks.
-
-    Args:
-        shards: the opened split. Its ``metadata["stored"]`` is the type of the levels.
-
-    Raises:
-        InputError: the number of chunks in the split does not match its recordings.
+    """Random access to frames of the recordings of an opened split, across chunks.
 
     Attributes:
         n_frames: int64 (recordings,).
-        dtype: of the stored levels.
-        n_mels: bands.
+        dtype, n_mels: of the stored levels.
+
+    Raises:
+        InputError: the number of chunks in the split does not match its recordings.
     """
 
     def __init__(self, shards: ShardSet):
-        self.n_frames = shards.n_frames
-        self.dtype, self.n_mels = (
-            np.dtype(DTYPES[shards.metadata["stored"]]),
-            shards.front_end.n_mels,
-        )
+        self.n_frames, self.n_mels = shards.n_frames, shards.front_end.n_mels
+        self.dtype = np.dtype(DTYPES[shards.metadata["stored"]])
         self._raw, self._chunk_frames = shards.raw, shards.chunk_frames
         self._counts = [chunk_count(int(frames), shards.chunk_frames) for frames in shards.n_frames]
         # record number of each recording's first chunk
@@ -377,26 +339,15 @@ class Recordings:
             )
 
     def keys(self) -> list[str]:
-        """Keys of the recordings, in their order.
-
-        Raises:
-            InputError: a chunk is damaged.
-        """
+        """Keys of the recordings, in their order; InputError if a chunk is damaged."""
         return [self._chunk(recording, 0).recording for recording in range(len(self.n_frames))]
 
     def read(self, recording: int, start: int, out: np.ndarray) -> str:
         """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the
-        recording's key.
-
-        Raises:
-            InputError: a chunk is damaged, or not the expected one.
-        """
-        number = (
-            min(start // self._chunk_frames, self._counts[recording] - 1)
-            if self._chunk_frames
-            else 0
-        )
-        filled = 0
+        recording's key. InputError if a chunk is damaged, or not the expected one."""
+        filled = number = 0
+        if self._chunk_frames:
+            number = min(start // self._chunk_frames, self._counts[recording] - 1)
         while filled < len(out):
             chunk = self._chunk(recording, number)
             skipped = start + filled - chunk.start
@@ -447,8 +398,7 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def pack_performance(performance: Performance) -> str:
-    """Encode one performance as text, for the facts of its recording: the columns of
-    `PERFORMANCES`."""
+    """Encode one performance as text, for the facts of its recording."""
     columns = {}
     for kind, types in _PACKED.items():
         rows = getattr(performance, kind)
@@ -471,14 +421,8 @@ def join_performances(packed: dict[str, str]) -> bytes:
 
 
 class Performances:
-    """Performances by the keys of their recordings.
-
-    MAESTRO's seven million notes take some tens of megabytes, so a training run holds all of them
-    in memory.
-
-    Args:
-        arrays: of `PERFORMANCES`.
-    """
+    """Performances by the keys of their recordings, from the ``arrays`` of `PERFORMANCES`:
+    MAESTRO's seven million notes take some tens of megabytes of memory."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         self._arrays = arrays
@@ -508,11 +452,7 @@ class Performances:
 
 @functools.lru_cache(maxsize=2)
 def open_performances(directory: Path) -> Performances:
-    """The performances of the data set in ``directory``.
-
-    Raises:
-        InputError: the data set has none, or the file is damaged.
-    """
+    """The performances of a data set; InputError if there are none, or the file is damaged."""
     path = directory / PERFORMANCES
     if not path.exists():
         raise InputError(
@@ -530,11 +470,7 @@ def open_performances(directory: Path) -> Performances:
 
 
 def require_performances(performances: Performances, keys: Iterable[str], split: str) -> None:
-    """Check that every recording of a split has a performance.
-
-    Raises:
-        InputError: recordings without one; the message has their number and the first.
-    """
+    """Raise InputError unless every recording of a split has a performance."""
     without = [key for key in keys if key not in performances]
     if without:
         raise InputError(

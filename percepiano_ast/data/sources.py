@@ -1,8 +1,7 @@
 """Recordings in a zip archive or a folder, here or at ``https://`` and ``gs://``, and the table
-that lists them: MAESTRO's, or one made from a folder of your own recordings.
+that lists them.
 
-MAESTRO's archive has 108 GB, more than most free disks. It is read by HTTP ranges: one member at a
-time is copied to a scratch file, decoded and deleted.
+MAESTRO's archive has 108 GB, more than most free disks: it is read by ranges, one member at a time.
 """
 
 import contextlib
@@ -32,14 +31,8 @@ from percepiano_ast.errors import InputError, RunFailed
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
 )
-COLUMNS = (
-    "canonical_composer",
-    "canonical_title",
-    "split",
-    "year",
-    "midi_filename",
-    "audio_filename",
-    "duration",
+COLUMNS = tuple(
+    "canonical_composer canonical_title split year midi_filename audio_filename duration".split()
 )
 SPLITS = ("train", "validation", "test")
 MAESTRO_LICENCE = "MAESTRO v3: CC BY-NC-SA 4.0, https://magenta.tensorflow.org/datasets/maestro"
@@ -53,10 +46,7 @@ class Damaged(InputError):
 
 
 class Unreachable(RunFailed):
-    """The server stopped responding, or the file was removed or changed.
-
-    The message has the address, the error and the next action.
-    """
+    """The server stopped responding, or the file was removed or changed."""
 
 
 def is_audio(name: str) -> bool:
@@ -78,11 +68,7 @@ def unsafe(name: str) -> str:
 
 
 class Folder:
-    """Files below a folder.
-
-    Attributes:
-        names: relative paths of its files, with ``/``.
-    """
+    """The files below a folder; ``names``: their relative paths, with ``/``."""
 
     def __init__(self, where: str):
         self.where, self._path = where, Path(where)
@@ -96,22 +82,14 @@ class Folder:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:
-        """The path of one file.
-
-        Raises:
-            InputError: it is missing.
-        """
+        """The path of one file; InputError if it is missing."""
         if not (self._path / name).is_file():
             raise InputError(f"{name} is listed but not in {self.where}")
         yield self._path / name
 
 
 class Archive:
-    """Members of a zip archive at a path, ``https://`` or ``gs://``.
-
-    Attributes:
-        names: of the members, without folders.
-        remote: the archive at an address, None at a path.
+    """The members of a zip archive at a path, ``https://`` or ``gs://``; ``names``: of the files.
 
     Raises:
         InputError: no such file, no support for ranges, or not a complete zip archive.
@@ -121,11 +99,10 @@ class Archive:
     def __init__(self, where: str):
         self.where = where
         self.remote = RemoteFile(where) if "://" in where else None
+        # The buffer is what one request fetches.
+        file = io.BufferedReader(self.remote, _REQUEST) if self.remote else where
         try:
-            # The buffer is what one request fetches.
-            self._zip = zipfile.ZipFile(
-                io.BufferedReader(self.remote, _REQUEST) if self.remote else where
-            )
+            self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
             raise InputError(
                 f"{where} is not a complete zip archive ({error}). Download it again."
@@ -146,26 +123,26 @@ class Archive:
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:
-        """The path of a scratch copy of one member, which is deleted afterwards.
-
-        A damaged member is read once more: the damage may be one of the transfer.
+        """The path of a scratch copy of one member, which is deleted afterwards. A damaged member
+        is read once more: the damage may be one of the transfer.
 
         Raises:
             InputError: the member is missing, unreadable, or damaged.
             Unreachable: the server stopped responding.
         """
-        info = self._members.get(name)
-        if info is None:
+        if name not in self._members:
             raise InputError(f"{name} is listed but not in {self.where}")
+        info = self._members[name]
         if self.remote:
             self.remote.stop = self._stops[info.header_offset]
+        once_more = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(2),
+            retry=tenacity.retry_if_exception_type(Damaged),
+            reraise=True,
+        )
         with tempfile.TemporaryDirectory(prefix="percepiano_") as folder:
             path = Path(folder) / PurePosixPath(name).name
-            for attempt in tenacity.Retrying(
-                stop=tenacity.stop_after_attempt(2),
-                retry=tenacity.retry_if_exception_type(Damaged),
-                reraise=True,
-            ):
+            for attempt in once_more:
                 with attempt:
                     self._copy(info, path)
             yield path
@@ -177,10 +154,7 @@ class Archive:
                 shutil.copyfileobj(member, file, _PIECE)  # compares the CRC at the end
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise Damaged(f"{info.filename} is damaged in {self.where}: {error}") from error
-        # a compression method that this Python does not support, an encrypted member
-        except (NotImplementedError, RuntimeError) as error:
-            if isinstance(error, Unreachable):
-                raise
+        except NotImplementedError as error:  # a compression method that this Python lacks
             raise InputError(
                 f"{info.filename} cannot be read from {self.where}: {error}"
             ) from error
@@ -204,11 +178,8 @@ def open_source(where: str) -> Archive | Folder:
 
 
 class RemoteFile(io.RawIOBase):
-    """A file at ``https://``, ``http://`` or ``gs://``, read by ranges, each as `files.retrying`
-    says; after a failure the next request starts with the first byte that is missing.
-
-    A file at ``gs://`` is read without credentials first: a Colab runtime without a login has
-    invalid ones, with which Google refuses public files.
+    """A file at ``https://``, ``http://`` or ``gs://``, read by ranges after `files.retrying`; a
+    request that broke off is continued with the first byte that is missing.
 
     Attributes:
         size: bytes.
@@ -222,11 +193,10 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, where: str):
-        self.where, self.url, self.fetched, self._position = where, where, 0, 0
-        self._version: dict[str, str] = {}
-        self._credentials = None
-        self._advice = "Give a public address"
+        self.where, self.fetched, self._position = where, 0, 0
         self.size: int | None = None
+        self._version: dict[str, str] = {}
+        self._credentials, self._advice = None, "Give a public address"
         bucket, _, key = where.removeprefix("gs://").partition("/")
         if where.startswith("gs://") and bucket and key:
             host = os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
@@ -241,16 +211,14 @@ class RemoteFile(io.RawIOBase):
                 " gs://BUCKET/OBJECT"
             )
         self.stop = 1
-        self.readinto(bytearray(1))  # tells the size
+        self.readinto(bytearray(1))  # learns the size
         self.stop = self.size
 
     def readable(self) -> bool:
         """Always."""
         return True
 
-    def seekable(self) -> bool:
-        """Always."""
-        return True
+    seekable = readable
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Set the position; sends no request."""
@@ -264,8 +232,19 @@ class RemoteFile(io.RawIOBase):
         try:
             for attempt in files.retrying():
                 with attempt:
-                    while self._position < stop:
-                        self._receive(view, start, stop, attempt.retry_state)
+                    if self._position >= stop:
+                        break
+                    with self._request(self._position, stop) as answer:
+                        while piece := answer.read1(min(_PIECE, stop - self._position)):
+                            view[self._position - start :][: len(piece)] = piece
+                            self._position += len(piece)
+                            self.fetched += len(piece)
+                            attempt.retry_state.attempt_number = 1  # there is progress
+                            if self._position == stop:
+                                break
+                    if self._position < stop:
+                        lost = stop - self._position
+                        raise ConnectionError(f"the connection was lost {lost:,} bytes early")
         except (OSError, http.client.HTTPException) as error:
             self._position = start
             if files.may_pass(error):
@@ -273,32 +252,20 @@ class RemoteFile(io.RawIOBase):
                     f"{self.where} does not respond: {error}, {files.ATTEMPTS} times in a row. Run"
                     " again later, or give a copy on disk."
                 ) from error
-            code = error.code if isinstance(error, urllib.error.HTTPError) else 0
-            special = dict.fromkeys((401, 403), self._advice)
-            special[416] = "Check the file, which is empty or became shorter"
-            advice = special.get(code, "Check the address")
-            raise self._failure(
-                f"cannot read {self.where}: {error}. {advice}, or give a copy on disk."
-            ) from error
+            advice = {
+                401: self._advice,
+                403: self._advice,
+                416: "Check the file, which is empty or became shorter",
+            }.get(getattr(error, "code", 0), "Check the address")
+            raise self._failure(f"cannot read {self.where}: {error}. {advice}") from error
         return max(stop - start, 0)
-
-    def _receive(self, view: memoryview, start: int, stop: int, state) -> None:
-        """One request for the bytes of ``view`` that are missing."""
-        with self._request(self._position, stop) as answer:
-            while piece := answer.read1(min(_PIECE, stop - self._position)):
-                view[self._position - start :][: len(piece)] = piece
-                self._position += len(piece)
-                self.fetched += len(piece)
-                state.attempt_number = 1  # there is progress
-                if self._position == stop:
-                    return
-        raise ConnectionError(f"the connection was lost {stop - self._position:,} bytes early")
 
     def _request(self, start: int, stop: int) -> http.client.HTTPResponse:
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
         request = urllib.request.Request(self.url, headers=headers)
         if self._credentials:
-            self._sign(request)
+            # not sent to the targets of redirects
+            request.add_unredirected_header("Authorization", f"Bearer {self._token()}")
         try:
             answer = urllib.request.urlopen(request, timeout=files.TIMEOUT)
         except urllib.error.HTTPError as error:
@@ -320,34 +287,36 @@ class RemoteFile(io.RawIOBase):
         if answer.status != 206 or not found:
             raise self._failure(
                 f"{self.where} cannot be read by ranges (its server returns {answer.status} for a"
-                " range request). Give another address, or a copy on disk."
+                " range request). Give another address"
             )
-        # Servers behind one address may report different dates for a file; the ETag identifies it.
         version = {"bytes": found[2]}
-        for name in ("Last-Modified", "ETag"):
-            if name in answer.headers:
-                version[name] = answer.headers[name]
-        if self._version:
-            same = [name for name in version if name in self._version]
-            mark = same[-1] if version["bytes"] == self._version["bytes"] else "bytes"
-            if version[mark] != self._version[mark]:
+        version |= {
+            name: answer.headers[name]
+            for name in ("ETag", "Last-Modified")
+            if name in answer.headers
+        }
+        # Servers behind one address may report different dates for a file; the ETag identifies it.
+        for mark in ("bytes", "ETag", "Last-Modified"):
+            now, before = version.get(mark), self._version.get(mark)
+            if now and before and now != before:
                 raise Unreachable(
-                    f"{self.where} changed while it was read ({mark} {version[mark]}, was"
-                    f" {self._version[mark]}). Start again with a file that does not change."
+                    f"{self.where} changed while it was read ({mark} {now}, was {before}). Start"
+                    " again with a file that does not change."
                 )
+            if now and before and mark == "ETag":
+                break
         if int(found[1]) != start:
-            raise self._failure(
-                f"{self.where}: its server sends other bytes than requested. Give a copy on disk."
-            )
+            raise self._failure(f"{self.where}: its server sends other bytes than requested")
         self.size, self._version = int(found[2]), self._version or version
 
     def _failure(self, message: str) -> Exception:
-        return InputError(message) if self.size is None else Unreachable(message)
-
-    # ---- private files of Google Cloud Storage
+        kind = InputError if self.size is None else Unreachable
+        return kind(f"{message}, or give a copy on disk.")
 
     def _log_in(self) -> bool:
-        """Whether there are credentials that have not been tried."""
+        """Whether there are Google credentials that have not been tried. Files are read without
+        them first: a Colab runtime without a login has invalid ones, with which Google refuses
+        public files."""
         if not self.where.startswith("gs://") or self._credentials:
             return False
         try:
@@ -364,8 +333,7 @@ class RemoteFile(io.RawIOBase):
             self._credentials, _ = google.auth.default(scopes=[scope])
         return self._credentials is not None
 
-    def _sign(self, request: urllib.request.Request) -> None:
-        """Add an access token to a request, which redirect targets do not get."""
+    def _token(self) -> str:
         from google.auth.exceptions import GoogleAuthError, TransportError
         from google.auth.transport.requests import Request
 
@@ -378,7 +346,7 @@ class RemoteFile(io.RawIOBase):
             raise self._failure(
                 f"cannot read {self.where}: no access token ({error}). {self._advice}"
             ) from error
-        request.add_unredirected_header("Authorization", f"Bearer {self._credentials.token}")
+        return self._credentials.token
 
 
 # --- Tables ---------------------------------------------------------------------------------------
@@ -390,11 +358,8 @@ class Table:
 
     Attributes:
         rows: ``COLUMNS``, ordered by file name; ``duration`` in seconds.
-        root: folder within the source that file names are relative to, empty or ending with a
-            slash.
-        fingerprint: of the table's source.
+        root: folder within the source that file names are relative to, empty or with a final slash.
         refused: unusable recordings, with the reason.
-        licence: of the recordings.
     """
 
     rows: pd.DataFrame
