@@ -294,7 +294,7 @@ if not on_colab or importlib.util.find_spec("gcsfs"):
     attempt("gcsfs", lambda: importlib.import_module("gcsfs"))
 if "percepiano_ast" in sys.modules:
     for found in pkgutil.walk_packages(sys.modules["percepiano_ast"].__path__, "percepiano_ast."):
-        if not found.name.endswith((".__main__", ".torch_ssast")):  # the peer of a benchmark, which alone needs PyTorch
+        if not found.name.endswith(".__main__"):
             attempt(found.name, lambda: importlib.import_module(found.name))
 try:
     devices = ", ".join(f"{d.platform} {d.device_kind}" for d in importlib.import_module("jax").devices())

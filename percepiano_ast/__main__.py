@@ -6,7 +6,7 @@ import sys
 
 from percepiano_ast import __version__
 from percepiano_ast.commands import results, steps, tools
-from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.errors import exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -38,17 +38,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = _parser().parse_args(arguments)
-    try:
-        return parsed.function(parsed) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted. The same command continues", file=sys.stderr)
-        return 1
-    except (FloatingPointError, OSError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: parsed.function(parsed))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ class Packaged:
         Raises:
             InputError: too soft or too short to have one.
         """
-        return audio.levelled(wave, self.listener.front_end.sample_rate)
+        return audio.normalize_loudness(wave, self.listener.front_end.sample_rate)
 
     def hear(self, wave: np.ndarray) -> tuple[Performance | None, float]:
         """Transcribe a wave float32 (n,) that `level` returned.
@@ -173,7 +173,7 @@ class Packaged:
                 list(describe(trimmed(performance), self.description["descriptors"]).values()),
                 np.float32,
             )
-        sound = audio.classic_features(wave, self.listener.front_end.sample_rate)
+        sound = audio.audio_features(wave, self.listener.front_end.sample_rate)
         parts = [notes, np.array(list(sound.values()), np.float32)]
         if written is not None:
             if performance is None:

@@ -24,7 +24,7 @@ from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path
-from percepiano_ast.models.encoders import ENCODERS
+from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
 from percepiano_ast.transcription import Listener

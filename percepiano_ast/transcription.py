@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from percepiano_ast.audio.mel import pad_window, window_starts
 from percepiano_ast.config import (
     Execution,
     FrontEnd,
@@ -26,7 +27,6 @@ from percepiano_ast.config import (
     Statistics,
     from_json,
 )
-from percepiano_ast.data.windows import pad_window, window_starts
 from percepiano_ast.decoding import Heard, cross_fade, decode
 from percepiano_ast.descriptors import describe
 from percepiano_ast.errors import InputError

@@ -8,27 +8,28 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, report, targets, transcription
+from percepiano_ast import audio, plots, targets, transcription
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
     build,
     maestro,
     percepiano,
-    percepiano_tables,
+    percepiano_stats,
     shards,
     sources,
 )
 from percepiano_ast.data.shards import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import reliability, summary
-from percepiano_ast.evaluation.table import fold_column, load_index
+from percepiano_ast.evaluation import compare, reliability
+from percepiano_ast.evaluation.predictions import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
-from percepiano_ast.plots import explain as explain_plots
+from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
+from percepiano_ast.studies import report
 from percepiano_ast.suite import (
     MADE_BY_FINETUNE,
     MADE_BY_PRETRAIN,
@@ -201,13 +202,13 @@ def rated_data(folder: str | Path) -> dict:
     """
     index = percepiano.load_index(folder)
     ratings = percepiano.read_ratings(folder, index)
-    agreement = reliability.evaluate(percepiano_tables.raters(folder), index)
+    agreement = reliability.evaluate(percepiano_stats.raters(folder), index)
     return {
-        "said": percepiano_tables.rebuild(folder).sentence,
-        "compositions": percepiano_tables.compositions(folder, index),
+        "said": percepiano_stats.rebuild_means(folder).sentence,
+        "compositions": percepiano_stats.compositions(folder, index),
         "ratings": pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)),
         "human": index.set_index("clip")["human"],
-        "correlations": percepiano_tables.correlations(ratings),
+        "correlations": percepiano_stats.correlations(ratings),
         "icc": agreement["icc"],
         "ceiling": agreement["ceiling"],
     }
@@ -217,7 +218,7 @@ def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.Dat
     """Pearson's r between audio features and ratings over clips, (most, 19): the features with the
     highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
-    found = percepiano_tables.feature_correlations(
+    found = percepiano_stats.feature_correlations(
         pd.read_csv(run.percepiano / "classic_features.csv"), ratings
     )
     return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]
@@ -294,11 +295,11 @@ def gains(run: Run) -> pd.DataFrame:
     The reference is the best audio-only model that is not an audio encoder.
     """
     found = results(run)
-    models = list(report.wording.ranking(found["summary"]).index)
-    reference = report.comparison.reference_of(models)
+    models = list(report.ranking(found["summary"]).index)
+    reference = report.reference_of(models)
     pairs = found["differences"]
     pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
-    each = [summary.between(pairs, model, reference) for model in models if model != reference]
+    each = [compare.between(pairs, model, reference) for model in models if model != reference]
     return pd.concat(each[: plots.MOST], ignore_index=True)
 
 
@@ -315,10 +316,10 @@ def explained(run: Run, dimension: str) -> Figure:
 
     Regressors on the transcription (`suite.judge`) have no gradients.
     """
-    models = report.wording.ranking(results(run)["summary"]).index
+    models = report.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
     tuned = names_of_models(home / "finetune")
-    encoders = [name for name in models if report.wording.is_encoder(name) and name in tuned]
+    encoders = [name for name in models if report.is_encoder(name) and name in tuned]
     if not encoders:
         raise InputError(
             f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first"

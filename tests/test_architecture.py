@@ -51,13 +51,11 @@ FLOORS = {
     "packaged": 7,
     "rating": 7,
     "recording": 7,
-    "report": 7,
     "suite": 7,
     "transcription": 7,
     "views": 7,
     "switches": 7,  # a study of rating heads: trains, and compares by evaluation
     "commands": 8,
-    "bench": 8,
     "colab": 8,
     "notebooks": 8,
     "__main__": 9,
@@ -86,17 +84,16 @@ NEIGHBOURS = {
     ("packaged", "transcription"),
     ("suite", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it
-    ("suite", "report"),
+    ("suite", "studies"),
     ("suite", "rating"),
     ("suite", "switches"),
     ("suite", "transcription"),
     ("rating", "transcription"),
     ("views", "suite"),
     ("views", "transcription"),
-    ("views", "report"),
+    ("views", "studies"),
     ("views", "rating"),
     ("views", "explain"),
-    ("commands", "bench"),
     ("commands", "notebooks"),
     ("notebooks", "colab"),
 }

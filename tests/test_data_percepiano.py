@@ -24,18 +24,8 @@ from percepiano_folder import (
 
 from percepiano_ast import audio, synthesis
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import (
-    batches,
-    build,
-    demo,
-    percepiano,
-    percepiano_tables,
-    shards,
-    sources,
-    variants,
-)
-from percepiano_ast.data.percepiano_files import ClipName
-from percepiano_ast.data.splits import fold_of_clip
+from percepiano_ast.data import batches, build, demo, percepiano, percepiano_stats, shards, sources
+from percepiano_ast.data.percepiano import ClipName, fold_of_clip
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 
@@ -102,7 +92,7 @@ def test_renderings_are_kept_and_variants_differ_from_them(folder, tmp_path):
     )
     assert (
         rated.synthesizer.tolist() == sorted(names) * 4
-        and variants.plain(rated.synthesizer).sum() == 4
+        and percepiano.is_plain(rated.synthesizer).sum() == 4
     )
     for plain, room, stretched in zip(*(rated.codes[k::3] for k in range(3))):
         assert len(plain) == len(room) and (plain != room).any()
@@ -456,14 +446,14 @@ class TestDemo:
             demo.write_percepiano(made, seed=1)
 
     def test_raters_agree_as_little_as_percepianos(self, made):
-        table = percepiano_tables.raters(made)
+        table = percepiano_stats.raters(made)
         grouped = table.groupby("clip")[list(KEYS)]
         raters = len(table) / grouped.ngroups
         between = raters * grouped.mean().var()
         within = grouped.var().mean()
         icc = (between - within) / (between + (raters - 1) * within)
         assert 0.2 < icc.mean() < 0.33
-        assert percepiano_tables.rebuild(made).means.shape == (192, len(KEYS))
+        assert percepiano_stats.rebuild_means(made).means.shape == (192, len(KEYS))
 
     def test_every_passage_has_its_score(self, made):
         assert percepiano.find_scores(made).keys() == set(percepiano.load_index(made)["segment"])

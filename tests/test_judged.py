@@ -11,10 +11,10 @@ from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
 from percepiano_ast import descriptors
 from percepiano_ast.baselines import portable, statistics
 from percepiano_ast.config import PRESETS
-from percepiano_ast.data import predictions
 from percepiano_ast.data.batches import RatedClips
-from percepiano_ast.data.predictions import COLUMNS
 from percepiano_ast.errors import InputError
+from percepiano_ast.evaluation import predictions
+from percepiano_ast.evaluation.predictions import COLUMNS
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.suite import curve, heard, judged, rated, rating
 from percepiano_ast.suite.run import INITS, Run, Start, hears_notes

@@ -411,7 +411,6 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
         (["evaluate", "{tmp}/none.csv", "--out", "{tmp}/report"], "none.csv"),
         (["preprocess", "--source", "{tmp}/none.zip", "--out", "{tmp}"], "none.zip"),
         (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or incomplete"),
-        (["bench", "nothing"], "Choose one of: log-mel"),
         (["pretrain", "--pretraining", "sast", "--out", "{tmp}"], "Did you mean 'ssast'"),
         (["finetune", "--set", "stratgy=lora", "--out", "{tmp}"], "Did you mean 'strategy'"),
         (

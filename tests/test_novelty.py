@@ -158,7 +158,7 @@ def test_tuning_hardly_moves_a_rating(model, performances, cents):
         wave = synthesis.make_synthesizer(PIANOS[number % 3]).render(performance, RATE)
         plain, other = (
             rating.rate_wave(model, one, with_course=False).ratings
-            for one in (wave, audio.retuned(wave, RATE, cents))
+            for one in (wave, audio.retune(wave, RATE, cents))
         )
         moved.append([abs(other[key] - plain[key]) for key in plain])
     print(f"{cents:+} cents: {np.mean(moved):.4f} in the mean, {np.max(moved):.4f} at most")

@@ -61,7 +61,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def test_add_a_dimension(home):
-    folder, table = demo.write_own(home / "rated", seed=0)
+    folder, table = demo.write_ratings(home / "rated", seed=0)
     rated = pd.read_csv(table)
     group, dimension = rated.columns[1], rated.columns[2]
     rated = rated[["clip", group, dimension]].set_axis(["clip", "piece", "swing"], axis=1)
@@ -90,7 +90,7 @@ def test_add_a_data_set(home):
 def test_add_an_encoder(home):
     module, row, command = recipe("encoder")
     (home / "percepiano_ast" / "models" / "gru.py").write_text(module)
-    with (home / "percepiano_ast" / "models" / "encoders.py").open("a") as table:
+    with (home / "percepiano_ast" / "models" / "cnn.py").open("a") as table:
         table.write(row)
     follow(home, command)
     predictions = pd.read_csv(home / "runs" / "demo" / "predictions_gru.csv")

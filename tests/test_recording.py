@@ -22,7 +22,7 @@ from percepiano_ast import audio, packaged, recording, synthesis
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.recording import page, rating
 from percepiano_ast.suite import packaging
@@ -124,7 +124,7 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
 @pytest.mark.parametrize("cents", [-35, 8, 35])
 def test_a_piano_at_another_pitch_is_rated_alike(model, folder, rated, tmp_path, cents):
     wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
-    soundfile.write(tmp_path / "other.wav", audio.retuned(wave, RATE, cents), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "other.wav", audio.retune(wave, RATE, cents), RATE, subtype="FLOAT")
     other = recording.rate(model, tmp_path / "other.wav")
     assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.03
     assert other.tuning == pytest.approx(rated.tuning + cents, abs=2)
@@ -178,8 +178,8 @@ def test_words_say_on_which_side_and_how_far(rated):
 
 
 def test_percentiles_are_shares_of_peoples_ratings_of_human_performances(model, rated):
-    index = table.load_index().set_index("clip")
-    rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
+    index = predictions.load_index().set_index("clip")
+    rows = predictions.read_predictions(RESULTS / "predictions_content.csv.gz")
     rows = rows[rows["model"] == "midi-stats"]
     people = rows[index["human"].loc[rows["clip"]].to_numpy()].groupby("dimension")["rating"]
     for key in KEYS:
@@ -198,9 +198,9 @@ def test_percentiles_are_shares_of_peoples_ratings_of_human_performances(model, 
 def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
     """Of every clip and dimension, as the page and the terminal show them."""
     judge, n = model.judges["alone"], 0
-    rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
-    (run,) = table.runs(
-        rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], table.load_index()
+    rows = predictions.read_predictions(RESULTS / "predictions_content.csv.gz")
+    (run,) = predictions.runs(
+        rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], predictions.load_index()
     )
     for prediction, uncertainty in zip(run.prediction, run.uncertainty):
         percentiles = judge.percentiles(prediction)
@@ -545,9 +545,8 @@ class TestLoudness:
     def test_what_is_levelled_is_where_it_should_be_whatever_it_was(self):
         wave = np.random.default_rng(0).normal(size=5 * RATE).astype(np.float32)
         for gain in (1e-3, 1.0):
-            assert audio.loudness(audio.levelled(gain * wave, RATE), RATE) == pytest.approx(
-                audio.LOUDNESS, abs=0.02
-            )
+            normalized = audio.normalize_loudness(gain * wave, RATE)
+            assert audio.loudness(normalized, RATE) == pytest.approx(audio.LOUDNESS, abs=0.02)
 
 
 def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):

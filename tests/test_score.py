@@ -10,7 +10,7 @@ import pytest
 
 from percepiano_ast import alignment, performance, score
 from percepiano_ast.data import demo, percepiano
-from percepiano_ast.data.tunes import RATED
+from percepiano_ast.data.demo import RATED
 from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.score import features, match
@@ -304,7 +304,7 @@ def test_a_bad_transcription_keeps_its_place(tune):
     rng = np.random.default_rng(tune)
     habits = dict.fromkeys(demo.PARAMETERS, 0.5) | {"una_corda": 1.0, "half_pedal": 0.0}
     true = demo.perform(RATED[tune], habits, rng)
-    deadpan = demo.perform(RATED[tune], dict(zip(demo.PARAMETERS, demo._deadpan())), rng)
+    deadpan = demo.perform(RATED[tune], demo.DEADPAN, rng)
     right = dict(alignment.match(true.notes, deadpan.notes).tolist())
     heard, number = damaged(true, rng)
     found = {

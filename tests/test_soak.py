@@ -23,7 +23,7 @@ from archives import ROOT, data_set_bytes
 from servers import RangeServer
 
 from percepiano_ast.data import build, demo, sources
-from percepiano_ast.data.tunes import UNRATED
+from percepiano_ast.data.demo import UNRATED
 from percepiano_ast.synthesis import make_synthesizer
 
 HOURS, KILLS = float(os.environ.get("SOAK_HOURS", 20)), int(os.environ.get("SOAK_KILLS", 20))

@@ -27,7 +27,7 @@ from percepiano_ast.config import PRESETS, PretrainConfig
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.errors import InputError
-from percepiano_ast.models import heard, transcription
+from percepiano_ast.models import transcription
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
 from percepiano_ast.rating import Rater, require_explained
 from percepiano_ast.suite import rated as suite_rated
@@ -114,7 +114,7 @@ class TestTraining:
         last = trained[1][-1]
         assert last["validation_onset_f1"] > 0.3 and last["validation_sustain_r"] > 0.5
         assert set(last) >= {
-            f"validation_{name}" for name in (*heard.SCORES, *transcription.LOSSES)
+            f"validation_{name}" for name in (*transcription.METRICS, *transcription.LOSSES)
         }
 
     @pytest.mark.parametrize("objective", ["transcription", "joint"])
@@ -271,8 +271,8 @@ class TestScores:
             for name in ("velocity", "sustain", "una_corda")
         }
         outputs = sure | values | {"descriptors": jnp.nan_to_num(batch["descriptors"])}
-        total = heard.counts(outputs, batch["targets"], batch["descriptors"])
-        scores = heard.scores({name: float(value) for name, value in total.items()})
+        total = transcription.metric_counts(outputs, batch["targets"], batch["descriptors"])
+        scores = transcription.metrics({name: float(value) for name, value in total.items()})
         for name in ("onset_f1", "down_f1", "sounding_f1", "sustain_r", "descriptors_r2"):
             assert scores[name] == pytest.approx(1, abs=1e-3), name
         assert scores["velocity_mae"] < 0.01 and scores["una_corda_r"] == 0  # it never moves
@@ -286,8 +286,13 @@ class TestScores:
         }
         for late, found in ((2, 1.0), (3, 0.0)):
             onset = jnp.roll(40 * wanted["struck"] - 20, late, axis=1)
-            scores = heard.scores(
-                {k: float(v) for k, v in heard.counts(base | {"onset": onset}, targets).items()}
+            scores = transcription.metrics(
+                {
+                    k: float(v)
+                    for k, v in transcription.metric_counts(
+                        base | {"onset": onset}, targets
+                    ).items()
+                }
             )
             assert scores["onset_f1"] == found
 

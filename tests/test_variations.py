@@ -8,7 +8,7 @@ import pytest
 
 from percepiano_ast import alignment, variations
 from percepiano_ast.data import demo, percepiano
-from percepiano_ast.data.tunes import RATED
+from percepiano_ast.data.demo import RATED
 from percepiano_ast.errors import InputError
 from percepiano_ast.performance import (
     NOTE,
@@ -29,7 +29,7 @@ def played(tune=0, seed=1, **style):
     same tune."""
     habits = dict.fromkeys(demo.PARAMETERS, 0.5) | {"una_corda": 1.0, "half_pedal": 0.0} | style
     rng = np.random.default_rng(seed)
-    deadpan = dict(zip(demo.PARAMETERS, demo._deadpan()))
+    deadpan = demo.DEADPAN
     return tuple(trimmed(demo.perform(RATED[tune], one, rng)) for one in (habits, deadpan))
 
 

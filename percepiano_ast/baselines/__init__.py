@@ -6,7 +6,7 @@ models.
 ``identity-segment``      no audio: the mean of the other clips of the passage
 ``identity-segment-deadpan``  the same, plus human versus deadpan (additive) ``identity-player``
 no audio: the mean of the player's other clips ``identity-additive``     no audio: passage and
-player, additive ``audio-stats``           statistics of the sound (`audio.classic_features`): the
+player, additive ``audio-stats``           statistics of the sound (`audio.audio_features`): the
 mean of ridge, kernel ridge and trees,
                           which are also separate models, ``audio-stats-ridge``, ``-kernel`` and
                           ``-extratrees``

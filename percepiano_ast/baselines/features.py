@@ -32,9 +32,9 @@ def midi_statistics(path: Path) -> dict[str, float]:
 
 
 def audio_statistics(renderings: Renderings, path: Path) -> dict[str, float]:
-    """Statistics of one rendered clip, see `audio.classic_features`."""
+    """Statistics of one rendered clip, see `audio.audio_features`."""
     wave = renderings.wave(performance.trimmed(performance.read_midi(path)), path.name)
-    return audio.classic_features(wave, renderings.sample_rate)
+    return audio.audio_features(wave, renderings.sample_rate)
 
 
 def midi_table(
@@ -123,7 +123,7 @@ def audio_table(
         folder / f"audio_{Path(synthesizer).stem}.csv",
         {clip: (path,) for clip, path in midi.items()},
     )
-    return _table(path, files, hear, audio.classic_feature_names(), key, workers, log)
+    return _table(path, files, hear, audio.audio_feature_names(), key, workers, log)
 
 
 def _files(package) -> list:

@@ -1,22 +1,20 @@
-"""Commands for evaluation: evaluate, experiment, baseline, index, reliability, listen."""
+"""Commands for evaluation: evaluate, baseline, reliability, listen."""
 
-import argparse
-import sys
 from pathlib import Path
-
-from percepiano_ast.commands.shared import add_set
 
 
 def _evaluate(arguments):
-    from percepiano_ast import report
-    from percepiano_ast.evaluation import Settings
+    from percepiano_ast.evaluation import EvaluationOptions
+    from percepiano_ast.studies import report
 
     given = {
         "n_permutations": arguments.permutations,
         "seed": arguments.seed,
         "min_difference": arguments.min_difference,
     }
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = EvaluationOptions(
+        **{name: value for name, value in given.items() if value is not None}
+    )
     options = {
         "partial": arguments.partial,
         "settings": settings,
@@ -28,40 +26,6 @@ def _evaluate(arguments):
             arguments.predictions, arguments.out, arguments.index or None, **options
         )
     )
-
-
-def _experiment(arguments):
-    from percepiano_ast import suite
-    from percepiano_ast.config import PRESETS, lookup
-    from percepiano_ast.errors import InputError
-
-    names = ("midi", "percepiano", "hours", "unseen")
-    lists = ("voices", "pianos", "starts", "judged", "protocols")
-    given = {name: getattr(arguments, name) for name in names} | {
-        name: tuple(getattr(arguments, name)) for name in lists
-    }
-    given = {name: value for name, value in given.items() if value} | {
-        "seeds": tuple(range(arguments.seeds))
-    }
-    if arguments.starts and not arguments.judged:
-        given["judged"] = tuple(
-            name for name in suite.Experiment.judged if name in arguments.starts
-        )
-    given["epochs"] = dict(arguments.epochs)
-    if own := [
-        pair for pair in arguments.set if pair.partition("=")[0] in ("seed", "unseen", "epochs")
-    ]:
-        raise InputError(
-            f"--set {own[0]} is not available in experiment; use --seeds, --unseen or --epochs."
-        )
-    preset = (
-        suite.Run(lookup(PRESETS, arguments.preset, "preset"), Path(arguments.out))
-        .switched(arguments.set)
-        .preset
-    )
-    made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
-    if made:
-        print(made)
 
 
 def _baseline(arguments):
@@ -77,29 +41,13 @@ def _baseline(arguments):
     print(run.run(arguments.percepiano, arguments.out, settings))
 
 
-def _index(arguments):
-    from percepiano_ast.data import content_groups
-    from percepiano_ast.data.percepiano import load_index
-
-    index = load_index(arguments.folder)
-    found = content_groups.find_groups(arguments.folder, index)
-    if not arguments.check:
-        print(found.to_csv(lineterminator="\n"), end="")
-        return 0
-    for line in (wrong := content_groups.differences(found, index)):
-        print(f"error: {line}", file=sys.stderr)
-    if not wrong:
-        print(
-            f"{found.nunique()} content groups of {len(found)} segments, consistent with the index"
-        )
-    return 1 if wrong else 0
-
-
 def _reliability(arguments):
     from percepiano_ast.data.percepiano import load_index
-    from percepiano_ast.evaluation import reliability, table
+    from percepiano_ast.evaluation import predictions, reliability
 
-    index = table.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
+    index = (
+        predictions.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
+    )
     tables = reliability.evaluate(
         reliability.read_raters(arguments.raters), index, arguments.splits, arguments.seed
     )
@@ -166,20 +114,7 @@ def add_commands(add) -> None:
         ),
     )
 
-    _add_experiment(add)
     _add_baseline(add)
-
-    command = add(
-        "index",
-        _index,
-        "Compute content groups (segments that share music) from the deadpan MIDI; prints CSV.",
-    )
-    command.add_argument(
-        "folder", help="PercePiano's folder, or one with its layout and an index.csv"
-    )
-    command.add_argument(
-        "--check", action="store_true", help="compare with the index instead of printing"
-    )
 
     command = add(
         "reliability",
@@ -205,70 +140,6 @@ def add_commands(add) -> None:
     )
     command.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
     _add_listen(add)
-
-
-def _number_of(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not number.isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example visible=4")
-    return name, int(number)
-
-
-def _add_experiment(add):
-    text = (
-        "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,"
-        " evaluate; resumes."
-    )
-    command = add("experiment", _experiment, text)
-    command.add_argument(
-        "--midi",
-        required=True,
-        metavar="ASAP",
-        help="ASAP's folder or tar archive with metadata.csv",
-    )
-    command.add_argument(
-        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
-    )
-    command.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="directory of all outputs; the report is in DIR/results",
-    )
-    command.add_argument("--preset", default="mini", help="model size and schedule (default: mini)")
-    command.add_argument(
-        "--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)"
-    )
-    voices = (
-        "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
-    )
-    command.add_argument("--voices", nargs="+", default=[], metavar="NAME", help=voices)
-    pianos = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
-    command.add_argument("--pianos", nargs="+", default=[], metavar="NAME", help=pianos)
-    command.add_argument(
-        "--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)"
-    )
-    starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
-    command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    judged = (
-        "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
-    )
-    command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help=judged)
-    protocols = "protocols of `judge` and the baselines (default: all)"
-    command.add_argument("--protocols", nargs="+", default=[], metavar="P", help=protocols)
-    command.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)"
-    )
-    epochs = (
-        "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
-        " the preset)"
-    )
-    command.add_argument(
-        "--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs
-    )
-    add_set(command, "strategy=frozen")
-    minutes = "start no stage after M minutes; the same command resumes (default: no limit)"
-    command.add_argument("--minutes", type=float, default=0.0, metavar="M", help=minutes)
 
 
 def _add_baseline(add):

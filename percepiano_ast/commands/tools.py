@@ -1,4 +1,4 @@
-"""Commands on single recordings and files: rate, explain, convert, render, bench."""
+"""Commands on single recordings and files: rate, explain, convert."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from percepiano_ast.config import lookup
 from percepiano_ast.errors import InputError
 
 
@@ -113,25 +112,6 @@ def _explain(arguments):
     )
 
 
-def _bench(arguments):
-    from percepiano_ast import bench
-
-    for line in lookup(bench.BENCHMARKS, arguments.name, "benchmark")():
-        print(json.dumps(line), flush=True)
-
-
-def _render(arguments):
-    from percepiano_ast import suite
-    from percepiano_ast.data import asap
-
-    options = {
-        "hours": arguments.hours,
-        "synthesizers": arguments.synthesizers,
-        "workers": suite.workers(),
-    }
-    print(asap.render_archive(arguments.midi, arguments.to, **options))
-
-
 def _convert(arguments):
     from percepiano_ast import exchange
 
@@ -198,24 +178,6 @@ def add_commands(add) -> None:
     )
     command.add_argument("--kind", default="", help="ast or hf_ast (default: unchanged)")
 
-    command = add(
-        "render", _render, "Render MIDI performances into an archive with MAESTRO's layout."
-    )
-    command.add_argument("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
-    command.add_argument("--to", required=True, metavar="ZIP", help="the archive to write")
-    command.add_argument("--hours", type=float, default=4.0, help="hours to render (default: 4)")
-    command.add_argument(
-        "--synthesizers", nargs="+", default=["builtin"], help="synthesizers, used in turn"
-    )
-
-    command = add(
-        "bench", _bench, "Measure a speed and that of a peer in the same run; prints JSON lines."
-    )
-    command.add_argument(
-        "name",
-        metavar="NAME",
-        help="log-mel, preprocess, batches, pretrain-step, model, checkpoint, evaluate or rate",
-    )
     _add_explain(add)
 
 

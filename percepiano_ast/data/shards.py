@@ -110,7 +110,7 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self.__doc__,
+            description=" ".join((self.__doc__ or "").split()),
             features=self.features_of(self._stored, self._metadata["front_end"]["n_mels"]),
             metadata=tfds.core.MetadataDict(self._metadata),
             disable_shuffling=True,

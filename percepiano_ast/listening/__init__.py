@@ -2,5 +2,5 @@
 
 ``run.listen`` runs the test; ``raters.Rate`` is the interface of a rating function;
 `data.renderings` caches the audio. The changes are in `variations` (of the playing) and
-`audio.conditions` (of the recording), the tables in `evaluation.listening`.
+`audio.effects` (of the recording), the tables in `evaluation.analysis`.
 """

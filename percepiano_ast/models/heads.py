@@ -16,7 +16,7 @@ from percepiano_ast.config import HEADS, ModelConfig, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
-from percepiano_ast.models.encoders import ENCODERS, Geometry
+from percepiano_ast.models.cnn import ENCODERS, Geometry
 from percepiano_ast.models.transformer import Compute, token_init
 
 Moments = tuple[jax.Array, jax.Array, jax.Array]

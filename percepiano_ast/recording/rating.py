@@ -81,8 +81,8 @@ class Rating:
         warnings: reasons to doubt the ratings, in sentences.
         informed: whether the score was given.
         within: by dimension, standard deviation of errors among performances of one passage.
-        tuning: cents above A4 = 440 Hz, see `audio.tuning`; the sound is retuned to within 4 cents
-            of it before it is rated.
+        tuning: cents above A4 = 440 Hz, see `audio.estimate_tuning`; the sound is retuned to
+            within 4 cents of it before it is rated.
         limits: what the model was validated on and what it must not be used for, in two sentences.
         performances: number of human performances that the percentiles refer to.
     """
@@ -320,10 +320,10 @@ class _Sound:
     def __init__(self, model: Packaged, wave: np.ndarray):
         self.model, self.rate = model, model.listener.front_end.sample_rate
         wave, self.begins = _from_first_sound(wave, self.rate)
-        self.tuning = audio.tuning(wave, self.rate)
+        self.tuning = audio.estimate_tuning(wave, self.rate)
         off = _TUNING_STEP * round(self.tuning / _TUNING_STEP)
         self.slower = 2 ** (off / 1200)  # seconds of ``self.wave`` per second of the recording
-        self.wave = model.level(audio.retuned(wave, self.rate, -off))
+        self.wave = model.level(audio.retune(wave, self.rate, -off))
         heard, self.clearness = model.hear(self.wave)
         self.performance = None if heard is None else _moved(heard, self.begins, self.slower)
         self.played = first, last = (max(self.begins, 0.0), self.begins + len(wave) / self.rate)

@@ -10,7 +10,7 @@ import numpy as np
 
 from percepiano_ast import transcription
 from percepiano_ast.data import shards
-from percepiano_ast.data.percepiano_files import read_json
+from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.files import echo, write_json
 from percepiano_ast.performance import NOTE, PEDAL, Performance
 from percepiano_ast.suite.rated import Rated

@@ -17,9 +17,9 @@ import pandas as pd
 
 from percepiano_ast import score
 from percepiano_ast.baselines import statistics
-from percepiano_ast.data import percepiano, predictions, splits
+from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.suite.heard import HeardClips, hear
 from percepiano_ast.suite.rated import Rated
@@ -86,7 +86,7 @@ def judge(
     """
     rated, home, material = listened(run, init, folder, source, log)
     written = []
-    for protocol in protocols or table.protocols(rated.index):
+    for protocol in protocols or predictions.protocols(rated.index):
         work = _Work(rated, material, home, protocol, log)
         written += work.make()
     return written
@@ -181,7 +181,7 @@ class _Work:
             protocol,
             log,
         )
-        self.fold = splits.fold_of_clip(rated.index, protocol)
+        self.fold = percepiano.fold_of_clip(rated.index, protocol)
         self.folds = np.array([self.fold.get(clip, -1) for clip in rated.clips.clip])
 
     def make(self) -> list[Path]:
@@ -260,4 +260,4 @@ class _Work:
     def _write(self, said: np.ndarray, rows: np.ndarray, model: str) -> None:
         run = model, self.protocol, self.rated.config.seed
         of_rows = self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]
-        predictions.write(predictions.tidy(run, self.fold, *of_rows), self._path(model))
+        predictions.write(predictions.to_table(run, self.fold, *of_rows), self._path(model))

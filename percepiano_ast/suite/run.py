@@ -15,7 +15,7 @@ from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import echo
 from percepiano_ast.models import weights
-from percepiano_ast.models.encoders import ENCODERS, Geometry
+from percepiano_ast.models.cnn import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
 from percepiano_ast.transcription import Listener
 

@@ -13,7 +13,7 @@ import optax
 
 from percepiano_ast.config import POOLINGS, Execution, FinetuneConfig, FrontEnd, Statistics, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
-from percepiano_ast.models.encoders import Geometry
+from percepiano_ast.models.cnn import Geometry
 from percepiano_ast.models.heads import Moments, Rater, combine_moments, moments_to_embedding
 from percepiano_ast.training import losses, strategies
 from percepiano_ast.training.state import (

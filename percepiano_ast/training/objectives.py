@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from percepiano_ast.config import ModelConfig, PretrainConfig, lookup
-from percepiano_ast.models import heard, ssast, transcription
+from percepiano_ast.models import ssast, transcription
 from percepiano_ast.models.transformer import Compute
 from percepiano_ast.targets import KEYS, Targets
 
@@ -111,21 +111,21 @@ class Transcription:
         return transcription.losses(outputs, batch["targets"], batch["descriptors"])
 
     def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """Losses, and `heard.counts`."""
+        """Losses, and `transcription.metric_counts`."""
         outputs, _ = self.module.apply({"params": params}, log_mel)
         known = batch["targets"], batch["descriptors"]
         return transcription.losses(outputs, *known) | {
-            f"count_{k}": v for k, v in heard.counts(outputs, *known).items()
+            f"count_{k}": v for k, v in transcription.metric_counts(outputs, *known).items()
         }
 
     def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
-        """Means of the losses, and `heard.SCORES`."""
+        """Means of the losses, and `transcription.METRICS`."""
         counted = {
             name.removeprefix("count_"): value
             for name, value in total.items()
             if name.startswith("count_")
         }
-        return {name: total[name] / batches for name in self.names} | heard.scores(counted)
+        return {name: total[name] / batches for name in self.names} | transcription.metrics(counted)
 
 
 class Joint:

@@ -15,7 +15,7 @@ from percepiano_ast.config import STRATEGIES, FinetuneConfig, ModelConfig, looku
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import heads, lora
-from percepiano_ast.models.encoders import Geometry
+from percepiano_ast.models.cnn import Geometry
 
 
 def check(config: FinetuneConfig, model: Geometry) -> None:
