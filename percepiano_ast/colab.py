@@ -4,7 +4,6 @@ inside functions."""
 import base64
 import dataclasses
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,10 +14,10 @@ import pandas as pd
 
 from percepiano_ast import suite
 from percepiano_ast.config import PRESETS, Preset, lookup
-from percepiano_ast.data import demo, manifest
+from percepiano_ast.data import build, demo
 from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import sha256_of
+from percepiano_ast.files import copy_verified
 from percepiano_ast.training import checkpoints
 from percepiano_ast.training.stores import StoreFailed, open_store
 
@@ -224,7 +223,8 @@ def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
     """
     if not run.in_bucket:
         return
-    files, there = manifest.read(run.maestro)["files"], open_store(run.kept(run.root / "maestro"))
+    files = build.read_manifest(run.maestro)["files"]
+    there = open_store(run.kept(run.root / "maestro"))
     whole = (run.maestro / MANIFEST).read_bytes()
     if MANIFEST in there.names():
         if there.read(MANIFEST) == whole:
@@ -253,49 +253,26 @@ def bring_shards(run: suite.Run, log: Callable[[str], None] = print) -> suite.Ru
         InputError: no complete set of shards.
         RunFailed: a copied file does not match its checksum.
     """
-    if run.in_bucket:
-        _fetch_shards(run.kept(run.root / "maestro"), run.maestro, log)
-    elif on_colab() and run.maestro.is_relative_to(DRIVE):
-        return dataclasses.replace(
-            run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log)
-        )
-    return run
-
-
-def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
-    there = open_store(place)
-    if MANIFEST not in there.names():
+    if not run.in_bucket:
+        if on_colab() and run.maestro.is_relative_to(DRIVE):
+            there = SHARDS / run.preset.name
+            return dataclasses.replace(run, shards=build.copy_shards(run.maestro, there, log))
+        return run
+    place, target = run.kept(run.root / "maestro"), run.maestro
+    store = open_store(place)
+    if MANIFEST not in store.names():
         raise InputError(f"{place} has no {MANIFEST}: run notebook 01 with the same KEEP_IN first")
     with tempfile.TemporaryDirectory() as folder:
-        there.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
-        files, whole = manifest.read(Path(folder))["files"], (Path(folder) / MANIFEST).read_bytes()
-    todo = {
-        name: known for name, known in files.items() if not _holds(target / name, known["sha256"])
-    }
-    target.mkdir(parents=True, exist_ok=True)
-    size = sum(known["bytes"] for known in todo.values())
-    if (free := shutil.disk_usage(target).free) < size:
-        raise InputError(
-            f"{target} has {free / 1e9:.1f} GB free, but the shards need {size / 1e9:.1f} GB: free"
-            " disk space"
+        store.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
+        files, whole = (
+            build.read_manifest(Path(folder))["files"],
+            Path(folder, MANIFEST).read_bytes(),
         )
     (target / MANIFEST).unlink(missing_ok=True)
-    for number, (name, known) in enumerate(todo.items(), start=1):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        partial = (target / name).with_suffix(".partial")
-        if there.get(name, partial, known["bytes"]) != known["sha256"]:
-            raise RunFailed(
-                f"{there.path_of(name)} does not match its checksum: run notebook 01 again, which"
-                " replaces it"
-            )
-        partial.replace(target / name)
-        if number % 10 == 0 or number == len(todo):
-            log(f"  {number}/{len(todo)} files of the shards copied from {place}")
+    advice = "Run notebook 01 again, which replaces it."
+    copy_verified(files, place, target, advice, log, store.get)
     (target / MANIFEST).write_bytes(whole)
-
-
-def _holds(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_of(path) == sha256
+    return run
 
 
 def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print) -> None:

@@ -18,11 +18,10 @@ from safetensors.numpy import save_file
 
 from percepiano_ast import audio, score
 from percepiano_ast.baselines.portable import Regressors
-from percepiano_ast.data import download
 from percepiano_ast.decoding import decode
 from percepiano_ast.descriptors import DESCRIPTORS, describe
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import sha256_of
+from percepiano_ast.files import download, sha256_of
 from percepiano_ast.performance import Performance, trimmed
 from percepiano_ast.targets import ONSET_FROM
 from percepiano_ast.transcription import Listener
@@ -255,7 +254,7 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
     path = Path(cache) / f"{wanted[:16]}.safetensors"
     if path.exists() and sha256_of(path) == wanted:
         return path
-    if (found := download.download(url, path)) != wanted:
+    if (found := download(url, path)) != wanted:
         path.unlink()
         raise InputError(
             f"{url}: its SHA-256 is {found}, not {wanted}, so it was deleted. Check the URL and the"

@@ -12,16 +12,14 @@ from percepiano_ast import audio, plots, targets, transcription
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
+    build,
     maestro,
-    manifest,
     percepiano,
     percepiano_stats,
-    records,
     shards,
     sources,
-    tables,
 )
-from percepiano_ast.data.performances import open_performances
+from percepiano_ast.data.shards import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
@@ -49,7 +47,7 @@ KEPT = ["item", "step", "epoch", "MB", "age", "integrity", "location"]
 
 def source_table(run: Run, source: str = "") -> pd.DataFrame:
     """The metadata table of a source, read before any audio; columns as in `recordings`."""
-    return _named(tables.read_table(sources.open_source(maestro_source(run, source))).rows)
+    return _named(sources.read_table(sources.open_source(maestro_source(run, source))).rows)
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
@@ -63,7 +61,7 @@ def recordings(run: Run) -> pd.DataFrame:
     seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, the name of
     the shard file."""
     table = _named(pd.read_csv(run.maestro / "recordings.csv"))
-    where = {facts["key"]: facts["shard"] for facts in manifest.recordings(run.maestro)}
+    where = {facts["key"]: facts["shard"] for facts in build.recordings(run.maestro)}
     table = table.assign(shard=table["audio_filename"].map(where))
     return table.sort_values(["shard", "audio_filename"])
 
@@ -72,15 +70,15 @@ def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.nda
     """Title and first ``seconds``, float32 mono (n,), of the shortest recording in the shards."""
     recording = recordings(run).sort_values("seconds").iloc[0]
     files = sources.open_source(maestro_source(run, source))
-    with files.open(tables.read_table(files).root + recording["audio_filename"]) as sound:
+    with files.open(sources.read_table(files).root + recording["audio_filename"]) as sound:
         wave = audio.load(sound, run.preset.front_end.sample_rate, max_seconds=seconds)
     return f"{recording['composer']}: {recording['title']}", wave
 
 
 def costs(run: Run) -> pd.Series:
     """Size of the pre-training shards: hours, bytes read from the source, bytes on disk."""
-    files = manifest.read(run.maestro)["files"]
-    facts = pd.DataFrame(manifest.recordings(run.maestro))
+    files = build.read_manifest(run.maestro)["files"]
+    facts = pd.DataFrame(build.recordings(run.maestro))
     hours = facts["seconds"].sum() / 3600
     stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
     rows = {
@@ -166,7 +164,7 @@ def transcribed(run: Run) -> Figure | None:
     if run.preset.pretrain.objective == "ssast":
         return None
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    recordings = records.Recordings(held_out)
+    recordings = shards.Recordings(held_out)
     codes = np.empty((run.preset.model.n_frames, recordings.n_mels), recordings.dtype)
     # the middle of the recording always contains music
     start = (int(held_out.n_frames[0]) - len(codes)) // 2
@@ -410,7 +408,7 @@ def _shard_rows(item: str, place: str) -> list[dict]:
         if "://" in place:  # the manifest is uploaded last
             files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
         else:
-            files, lost = manifest.read(Path(place))["files"], manifest.shortcomings(Path(place))
+            files, lost = build.read_manifest(Path(place))["files"], build.shortcomings(Path(place))
     except (InputError, ValueError) as error:
         return [row | {"integrity": f"damaged: {error}"}]
     damage = f"damaged: {len(lost)} files differ from the manifest, such as {(*lost, '')[0]}"

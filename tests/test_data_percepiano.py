@@ -24,16 +24,7 @@ from percepiano_folder import (
 
 from percepiano_ast import audio, synthesis
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import (
-    batches,
-    build,
-    demo,
-    percepiano,
-    percepiano_stats,
-    shards,
-    sources,
-    tables,
-)
+from percepiano_ast.data import batches, build, demo, percepiano, percepiano_stats, shards, sources
 from percepiano_ast.data.percepiano import ClipName, fold_of_clip
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
@@ -433,8 +424,8 @@ class TestDemo:
             for n, s in ((1, 0), (2, 0))
         ]
         assert made[0].read_bytes() == made[1].read_bytes()
-        rows = tables.read_table(sources.open_source(str(made[0]))).rows
-        assert set(rows["split"]) == set(tables.SPLITS) and rows["duration"].min() > 10.3
+        rows = sources.read_table(sources.open_source(str(made[0]))).rows
+        assert set(rows["split"]) == set(sources.SPLITS) and rows["duration"].min() > 10.3
         rated = set(
             pd.read_csv(demo.write_percepiano(tmp_path / "p", performers=1) / "index.csv")["piece"]
         )

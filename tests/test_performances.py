@@ -8,8 +8,7 @@ from archives import FRONT_END, preprocess, row, sound, write_usual_archive
 
 from percepiano_ast.data import maestro
 from percepiano_ast.data.batches import DESCRIBE_EVERY, TranscriptionTargets, pretrain_batches
-from percepiano_ast.data.performances import TICK, open_performances
-from percepiano_ast.data.shards import open_shards
+from percepiano_ast.data.shards import TICK, open_performances, open_shards
 from percepiano_ast.descriptors import OF_EXCERPTS
 from percepiano_ast.errors import InputError
 from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi

@@ -31,12 +31,13 @@ def _notebooks(arguments):
 
 def _preprocess(arguments):
     from percepiano_ast import suite
-    from percepiano_ast.data import manifest
 
     run = run_of(arguments)
     if arguments.verify:
+        from percepiano_ast.data import build
+
         directory = run.percepiano if arguments.percepiano else run.maestro
-        wrong = manifest.verify(directory)
+        wrong = build.verify(directory)
         for line in wrong:
             print(f"error: {line}", file=sys.stderr)
         if wrong:

@@ -16,9 +16,13 @@ from absl import logging
 
 from percepiano_ast.audio.mel import pad_window, window_starts
 from percepiano_ast.config import FrontEnd, Statistics
-from percepiano_ast.data.performances import Performances, open_performances, require_all
-from percepiano_ast.data.records import Recordings
-from percepiano_ast.data.shards import ShardSet
+from percepiano_ast.data.shards import (
+    Performances,
+    Recordings,
+    ShardSet,
+    open_performances,
+    require_performances,
+)
 from percepiano_ast.descriptors import OF_EXCERPTS, describe
 from percepiano_ast.errors import InputError
 from percepiano_ast.targets import Roll, Targets, excerpt
@@ -64,7 +68,7 @@ class TranscriptionTargets:
             InputError: no performances, or a recording without one.
         """
         performances, keys = open_performances(directory), Recordings(train).keys()
-        require_all(performances, keys, "train")
+        require_performances(performances, keys, "train")
         counts = train.n_frames // n_frames
         ends = np.cumsum(counts)
         rows = []
@@ -81,7 +85,7 @@ class TranscriptionTargets:
         Raises:
             InputError: a recording without a performance.
         """
-        require_all(self.performances, Recordings(shards).keys(), split)
+        require_performances(self.performances, Recordings(shards).keys(), split)
         return replace(self, shards=shards, _rolls={})
 
     @property

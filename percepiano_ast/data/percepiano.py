@@ -28,7 +28,6 @@ from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.data.renderings import Renderings, level
-from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
@@ -669,7 +668,7 @@ def preprocess(
         description={"licence": licence, "simulated": simulated},
         tables=tables,
     )
-    build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
+    build.build(build.Job(PercepianoLogMel, produce, out, front_end), contents, work)
 
     # --- Levels of the renderings, and how many exceed full scale
     for name, part in pd.read_csv(out / "levels.csv").groupby("synthesizer"):

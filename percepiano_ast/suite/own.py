@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from percepiano_ast.data import custom_ratings, demo, percepiano, tables
+from percepiano_ast.data import custom_ratings, demo, percepiano, sources
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.files import echo
@@ -177,7 +177,7 @@ def finetune_own(
     simulated = percepiano.is_simulated(recordings)
     settings = {
         "init": init,
-        "data": tables.OWN_LICENCE,
+        "data": sources.OWN_LICENCE,
         "simulated": simulated,
         "ratings": checksum,
     }

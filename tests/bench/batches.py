@@ -11,7 +11,6 @@ from bench import medians, result
 from percepiano_ast.config import PRESETS, FrontEnd
 from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.data.batches import normalised, pretrain_batches
-from percepiano_ast.data.staging import Job
 from percepiano_ast.errors import InputError
 from percepiano_ast.suite import workers
 
@@ -93,7 +92,7 @@ def _write(directory: Path) -> None:
         shards.Item(key, "train", {"recording": key, **fields}, front_end.seconds(FRAMES))
         for key in keys
     ]
-    job = Job(maestro.MaestroLogMel, _piano, directory, front_end)
+    job = build.Job(maestro.MaestroLogMel, _piano, directory, front_end)
     contents = build.Contents(items, {}, {}, statistics_of="train", description={"simulated": True})
     build.build(job, contents, build.Work(workers=workers(), log=lambda line: None))
 
