@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, report, targets, transcription
+from percepiano_ast import audio, plots, report, transcription
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
@@ -29,6 +29,7 @@ from percepiano_ast.evaluation.table import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
+from percepiano_ast.music.piano_roll import frame_targets
 from percepiano_ast.plots import explain as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
 from percepiano_ast.suite import (
@@ -189,7 +190,7 @@ def transcribed(run: Run) -> Figure | None:
         if codes.dtype == np.uint8
         else codes.astype(np.float32)
     )
-    played = targets.frames(performance, start, len(codes), held_out.front_end)
+    played = frame_targets(performance, start, len(codes), held_out.front_end)
     return plots.hearing(levels, played, said._asdict(), held_out.front_end)
 
 

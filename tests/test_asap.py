@@ -10,7 +10,7 @@ import soundfile
 
 from percepiano_ast.data import asap, renderings
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 PIECES, PERFORMANCES = 13, 2
 

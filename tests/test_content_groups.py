@@ -9,7 +9,7 @@ from percepiano_ast.__main__ import main
 from percepiano_ast.data import content_groups, percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.table import load_index
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 FIRST, SECOND, THIRD = (list(np.random.default_rng(seed).integers(40, 90, 30)) for seed in range(3))
 MELODIES = {"a": FIRST, "b": SECOND, "long": FIRST[10:] + SECOND, "c": THIRD}

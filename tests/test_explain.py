@@ -18,7 +18,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
 from percepiano_ast.models.attribution import Listener
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.rating import FoldModel
 from percepiano_ast.training.finetune import Scaler
 

@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from percepiano_ast import audio
 from percepiano_ast.bench.timing import medians
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
-from percepiano_ast.synthesis import BuiltinPiano
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance
+from percepiano_ast.music.synth import BuiltinPiano
 
 _SECONDS = 120
 _SOURCE_RATE = 44_100

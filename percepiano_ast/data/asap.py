@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import synthesis
 from percepiano_ast.data import maestro
-from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
+from percepiano_ast.music.midi import Performance, read_midi, trimmed, write_midi
+from percepiano_ast.music.synth import RenderCache, check_length, n_samples
 
 SAMPLE_RATE = 22_050
 COLUMNS = ("composer", "title", "midi_performance")
@@ -76,7 +75,7 @@ def render_archive(
     """
     table, files = _read(Path(midi))
     kept = {
-        name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE)
+        name: RenderCache(Path(path).parent / "renderings", name, SAMPLE_RATE)
         for name in synthesizers
     }
     # `preprocess` excludes them too, but here they would use up part of the hours.
@@ -114,13 +113,13 @@ def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
             skipped += 1
             log(f"  skipped {row.midi_performance}: {error}")
             continue
-        seconds += synthesis.lengths.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
+        seconds += n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
         chosen.append((row, performance))
     log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
     return chosen
 
 
-def _recordings(chosen: list[tuple], pianos: list[Renderings]) -> Iterator[tuple]:
+def _recordings(chosen: list[tuple], pianos: list[RenderCache]) -> Iterator[tuple]:
     for (row, performance), piano in zip(chosen, pianos):
         wave = piano.wave(performance, row.midi_performance)
         names = {"canonical_composer": row.composer, "canonical_title": row.title}
@@ -135,7 +134,7 @@ def _performance(name: str, files: dict[str, bytes]) -> Performance:
     if name not in files:
         raise InputError("listed in metadata.csv, but the file is missing")
     performance = trimmed(read_midi(files[name], name))
-    synthesis.check_length(performance, name)
+    check_length(performance, name)
     return performance
 
 

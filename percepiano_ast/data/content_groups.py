@@ -14,7 +14,7 @@ import pandas as pd
 
 from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import Performance, read_midi
+from percepiano_ast.music.midi import Performance, read_midi
 
 GRAM = 8
 THRESHOLD = 0.3

@@ -10,8 +10,9 @@ import numpy as np
 from percepiano_ast.data.performances import Performances, open_performances, require_all
 from percepiano_ast.data.records import Recordings
 from percepiano_ast.data.shards import ShardSet
-from percepiano_ast.descriptors import OF_EXCERPTS, describe
-from percepiano_ast.targets import Roll, Targets, excerpt
+from percepiano_ast.music.midi import excerpt
+from percepiano_ast.music.performance_features import WINDOW_FEATURES, performance_features
+from percepiano_ast.music.piano_roll import FrameTargets, PianoRoll
 
 # Descriptors take seven times as long as targets: they are computed for one window in this many,
 # the others have NaN.
@@ -40,7 +41,7 @@ class Hearing:
     shards: ShardSet
     performances: Performances
     scale: Scale
-    _rolls: dict[str, Roll] = field(default_factory=dict)
+    _rolls: dict[str, PianoRoll] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "Hearing":
@@ -79,30 +80,30 @@ class Hearing:
     def description(self) -> dict:
         """Metadata of the predicted descriptors, saved with a model: names, mean, std."""
         return {
-            "names": list(OF_EXCERPTS),
+            "names": list(WINDOW_FEATURES),
             "mean": self.scale.mean.tolist(),
             "std": self.scale.std.tolist(),
         }
 
     def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
-        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors),
-        standardised.
+        """``targets``: `FrameTargets` of (batch, ...); ``descriptors`` float32
+        (batch, descriptors), standardised.
 
         A row of ``descriptors`` is NaN for a window without onsets, and in all but one of
         `DESCRIBE_EVERY` rows.
         """
         targets = [self._roll(key).frames(start, n_frames) for key, start in zip(keys, starts)]
-        descriptors = np.full((len(keys), len(OF_EXCERPTS)), np.nan, np.float32)
+        descriptors = np.full((len(keys), len(WINDOW_FEATURES)), np.nan, np.float32)
         for row in range(0, len(keys), DESCRIBE_EVERY):
             values = _described(self.performances, keys[row], starts[row], n_frames, self.shards)
             descriptors[row] = np.clip(
                 (values - self.scale.mean) / self.scale.std, -FURTHEST, FURTHEST
             )
-        return {"targets": Targets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
+        return {"targets": FrameTargets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
 
-    def _roll(self, key: str) -> Roll:
+    def _roll(self, key: str) -> PianoRoll:
         if key not in self._rolls:  # two threads may both compute it
-            self._rolls[key] = Roll(self.performances[key], self.shards.front_end)
+            self._rolls[key] = PianoRoll(self.performances[key], self.shards.front_end)
         return self._rolls[key]
 
 
@@ -113,7 +114,7 @@ def _described(
     begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
     window = excerpt(performances[key], begin, end)
     return (
-        np.full(len(OF_EXCERPTS), np.nan)
+        np.full(len(WINDOW_FEATURES), np.nan)
         if window is None
-        else np.array(list(describe(window, OF_EXCERPTS).values()))
+        else np.array(list(performance_features(window, WINDOW_FEATURES).values()))
     )

@@ -26,7 +26,7 @@ from percepiano_ast.data import build, performances, shards, sources, tables
 from percepiano_ast.data.staging import Job
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, claim_directory
-from percepiano_ast.performance import read_midi
+from percepiano_ast.music.midi import read_midi
 
 MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
 MIN_FRAMES = 1024  # one window of the model

@@ -9,8 +9,8 @@ import numpy as np
 from percepiano_ast import audio
 from percepiano_ast.data import sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import LEAD, Performance
-from percepiano_ast.synthesis import TAIL
+from percepiano_ast.music.midi import LEAD, Performance
+from percepiano_ast.music.synth import TAIL
 
 OWN = "own"  # used in place of a synthesizer's name
 _QUIET = 50.0  # dB below the peak: softer sound before the first onset is background noise

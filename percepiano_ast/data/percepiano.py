@@ -36,13 +36,13 @@ from percepiano_ast.data.percepiano_files import (
     read_labels,
     same_playing,
 )
-from percepiano_ast.data.renderings import Renderings, level
 from percepiano_ast.data.staging import Job
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import published, table
 from percepiano_ast.files import claim_directory
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.music.midi import read_midi, trimmed
+from percepiano_ast.music.synth import RenderCache, wave_level
 
 __all__ = [
     "LABELS",
@@ -144,9 +144,9 @@ def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
 
 
 @functools.cache
-def _renderings(folder: Path, synthesizer: str, sample_rate: int) -> Renderings:
+def _renderings(folder: Path, synthesizer: str, sample_rate: int) -> RenderCache:
     """Cached per process: loading and hashing a soundfont takes seconds."""
-    return Renderings(folder, synthesizer, sample_rate)
+    return RenderCache(folder, synthesizer, sample_rate)
 
 
 def _heard(
@@ -185,7 +185,7 @@ def _produce(
             -audio.JITTER_DB, audio.JITTER_DB
         )
         wave = audio.levelled(wave, front_end.sample_rate, audio.LOUDNESS + aside)
-    facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
+    facts |= {"clip": clip, "synthesizer": name, "level": wave_level(wave)}
     facts |= {"features": audio.classic_features(wave, front_end.sample_rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
@@ -210,7 +210,7 @@ def preprocess(
     Renderings are cached in ``renderings`` next to ``out``.
 
     Args:
-        synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; a
+        synthesizers: names, see `synth.make_synthesizer`, or ``own`` for ``recordings``; a
             suffix selects a variant, such as ``fluidr3mono+room``, see `variants`.
         recordings: a folder with a custom recording of each clip, see `OwnRenderings`.
         partial: whether ``recordings`` may lack clips; they are then listed.

@@ -17,7 +17,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.table import read_csv
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.music.midi import read_midi, trimmed
 
 # D960 was rated first, by other raters than WoO80 and D935 (Park et al. 2024, section 3): rater and
 # music are confounded.
@@ -128,7 +128,7 @@ def rebuild(folder: str | Path) -> Rebuilt:
 
 
 def seconds(folder: str | Path, index: pd.DataFrame) -> pd.Series:
-    """Duration of each clip of the index in seconds, as of `performance.trimmed`.
+    """Duration of each clip of the index in seconds, as of `midi.trimmed`.
 
     Raises:
         InputError: a clip without a readable MIDI file.

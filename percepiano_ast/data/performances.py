@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 FILE = "performances.npz"
 TICK = 1e-4  # seconds: the unit of stored times, a hundredth of a frame

@@ -15,8 +15,8 @@ import numpy as np
 
 from percepiano_ast.audio.conditions import CONDITIONS, HELD_OUT_ROOM
 from percepiano_ast.config import lookup
-from percepiano_ast.performance import Performance
-from percepiano_ast.variations import HIGHEST, LOWEST, PARAMETERS
+from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
+from percepiano_ast.music.midi import Performance
 
 SEPARATOR = "+"
 _FASTER = 0.05  # maximum tempo change as a share, up or down

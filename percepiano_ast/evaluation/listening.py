@@ -25,7 +25,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals, metrics
 from percepiano_ast.evaluation.scores import by_group
-from percepiano_ast.variations import Variation
+from percepiano_ast.music.edits import Edit
 
 UNHEARD, UNCLEAR, YES, NO = "unheard", "unclear", "yes", "no"
 CLEAR = 0.2  # |r| from which experts' ratings are said to correlate with a parameter
@@ -110,7 +110,7 @@ class Comparison:
         return np.isfinite(self.after).all(axis=1)
 
 
-def sensitivity(model: str, groups: np.ndarray, found: dict[Variation, Comparison]) -> pd.DataFrame:
+def sensitivity(model: str, groups: np.ndarray, found: dict[Edit, Comparison]) -> pd.DataFrame:
     """One row per variation and dimension, see the module docstring.
 
     ``clips`` is the number of clips to which the variation applies, ``alike`` the number of these
@@ -127,9 +127,7 @@ def sensitivity(model: str, groups: np.ndarray, found: dict[Variation, Compariso
     return pd.concat([_effect(model, groups, *item) for item in found.items()], ignore_index=True)
 
 
-def _effect(
-    model: str, groups: np.ndarray, variation: Variation, found: Comparison
-) -> pd.DataFrame:
+def _effect(model: str, groups: np.ndarray, variation: Edit, found: Comparison) -> pd.DataFrame:
     kept = _checked(model, variation.label, found)
     change, unit = (found.after - found.before)[kept], found.before[kept].std(axis=0)
     n, total = intervals.leave_one_out(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from percepiano_ast.models.transcription import PEDALS, on_steps
-from percepiano_ast.targets import HELD_FROM, ONSET_FROM, Targets
+from percepiano_ast.music.piano_roll import HELD_FROM, ONSET_FROM, FrameTargets
 
 TOLERANCE = 2  # steps, 40 ms; mir_eval uses 50 ms
 SCORES = (
@@ -34,7 +34,7 @@ def peaks(onset: jax.Array) -> jax.Array:
 
 
 def counts(
-    outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None
+    outputs: dict[str, jax.Array], targets: FrameTargets, descriptors: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Counts of a batch, float32 scalars, to be summed over batches for `scores`; arguments as in
     `transcription.losses`."""

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from percepiano_ast.config import FrontEnd
+from percepiano_ast.music.piano_roll import LOWEST, N_KEYS, FrameTargets
 from percepiano_ast.plots.style import COLOURS, FREQUENCIES, GREY, Figure, clean
-from percepiano_ast.targets import KEYS, LOWEST, Targets
 
 
 def spectrogram(log_mel_db: np.ndarray, front_end: FrontEnd, title: str = "") -> Figure:
@@ -37,7 +37,7 @@ def masking(
 
 
 def hearing(
-    log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray], front_end: FrontEnd
+    log_mel_db: np.ndarray, played: FrameTargets, heard: dict[str, np.ndarray], front_end: FrontEnd
 ) -> Figure:
     """A window of a recording, its reference and transcribed keys, and the sustain pedal.
 
@@ -67,7 +67,7 @@ def hearing(
             origin="lower",
             aspect="auto",
             interpolation="nearest",
-            extent=(0, end, LOWEST - 0.5, LOWEST + KEYS - 0.5),
+            extent=(0, end, LOWEST - 0.5, LOWEST + N_KEYS - 0.5),
             vmin=0,
             vmax=1,
             cmap="magma",

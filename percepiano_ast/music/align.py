@@ -1,11 +1,12 @@
-"""Chord grouping, and alignment of a performance with its score: the basis of timing measures."""
+"""Chords of a performance, its note alignment with a score, and its tempo curve."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import Performance
+from percepiano_ast.music.midi import Performance
+from percepiano_ast.music.score import Score
 
 CHORD = 0.05  # seconds: notes that start within this of a chord's first note belong to it
 LEAST_MATCHED = 0.7  # minimum share of played notes that match the score
@@ -24,7 +25,7 @@ def chords(notes: np.ndarray) -> np.ndarray:
     once.
 
     Args:
-        notes: of dtype ``performance.NOTE``, sorted by onset.
+        notes: of dtype ``midi.NOTE``, sorted by onset.
     """
     numbers, start, number = np.zeros(len(notes), dtype=int), -np.inf, -1
     keys: set[int] = set()
@@ -41,6 +42,66 @@ def chords(notes: np.ndarray) -> np.ndarray:
 def chord_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Mean of ``values`` (n,) over each note's chord, float (n,)."""
     return (np.bincount(numbers, values) / np.bincount(numbers))[numbers]
+
+
+def match_notes(played: np.ndarray, written: np.ndarray) -> np.ndarray:
+    """Note alignment of a performance with its score, one to one: indices, int (n, 2), by onset.
+
+    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving
+    alignment with the most common keys (Needleman and Wunsch 1970, without gap costs). It predicts
+    the time of each score note. Near that time, the notes of each key are aligned separately, which
+    handles arpeggios, crossed hands and grace notes (after Gingras and McAdams 2011, J. New Music
+    Research 40(1); Peter et al. 2023, ISMIR).
+
+    Args:
+        played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
+        written: the same for the score; onsets in any unit that increases with time (seconds,
+            quarter notes).
+    """
+    ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
+    anchors = _anchors(played, ours, written, theirs)
+    if not len(anchors):
+        return np.zeros((0, 2), dtype=int)
+    # Smoothing corrects chord anchors that are off by one chord in repeated notes.
+    pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
+    # A second pass uses the matched notes of all keys as anchors, not only whole chords.
+    found = _moments(played, written, pairs)
+    if not len(found):
+        return pairs
+    return _by_key(played, written, _expected(found, written["onset"]), _NARROW)
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Note alignment of a performance and its score.
+
+    Attributes:
+        played, written: indices of the matched notes, int (n,), in the order of the performance.
+        extra: indices of played notes that are not in the score, int: wrong notes, ornaments,
+            slips.
+        missing: indices of score notes that are not played, int.
+    """
+
+    played: np.ndarray
+    written: np.ndarray
+    extra: np.ndarray
+    missing: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """Share of the played notes that are in the score."""
+        return len(self.played) / (len(self.played) + len(self.extra))
+
+
+def align(performance: Performance, score: Score) -> Alignment:
+    """Align note by note, see `match_notes`; the notes may come from a MIDI file or a
+    transcription.
+
+    A performance of other music is not refused here, see `check_share`.
+    """
+    played, written = match_notes(performance.notes, score.notes).T
+    extra = np.setdiff1d(np.arange(len(performance.notes)), played)
+    return Alignment(played, written, extra, np.setdiff1d(np.arange(len(score.notes)), written))
 
 
 @dataclass(frozen=True)
@@ -76,37 +137,8 @@ class TempoCurve:
         return np.interp(inside, self.played, moved) + (times - inside)
 
 
-def match(played: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """Note alignment of a performance with its score, one to one: indices, int (n, 2), by onset.
-
-    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving
-    alignment with the most common keys (Needleman and Wunsch 1970, without gap costs). It predicts
-    the time of each score note. Near that time, the notes of each key are aligned separately, which
-    handles arpeggios, crossed hands and grace notes (after Gingras and McAdams 2011, J. New Music
-    Research 40(1); Peter et al. 2023, ISMIR).
-
-    Args:
-        played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
-        written: the same for the score; onsets in any unit that increases with time (seconds,
-            quarter notes).
-    """
-    ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
-    anchors = _anchors(played, ours, written, theirs)
-    if not len(anchors):
-        return np.zeros((0, 2), dtype=int)
-    # Smoothing corrects chord anchors that are off by one chord in repeated notes.
-    pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
-    # A second pass uses the matched notes of all keys as anchors, not only whole chords.
-    found = _moments(played, written, pairs)
-    return (
-        _by_key(played, written, _expected(found, written["onset"]), _NARROW)
-        if len(found)
-        else pairs
-    )
-
-
 def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
-    """Align a performance with a metronomic rendering of its score, see `match`.
+    """Align a performance with a metronomic rendering of its score, see `match_notes`.
 
     The onset of a chord is the mean onset of its matched notes.
 
@@ -116,7 +148,7 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
     """
     written = score.notes.copy()
     written["onset"] = chord_means(written["onset"], chords(written))
-    pairs = match(performance.notes, written)
+    pairs = match_notes(performance.notes, written)
     check_share(share := len(pairs) / len(performance.notes))
     moments = spaced(_moments(performance.notes, written, pairs))
     if len(moments) < 3:
@@ -226,10 +258,7 @@ def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
     expected times as possible."""
     found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
-        ours, theirs = (
-            np.flatnonzero(played["pitch"] == pitch),
-            np.flatnonzero(written["pitch"] == pitch),
-        )
+        ours, theirs = (np.flatnonzero(part["pitch"] == pitch) for part in (played, written))
         away = np.abs(played["onset"][ours][:, None] - expected[theirs])
         found += [(ours[i], theirs[j]) for i, j in _nearest(away.tolist(), reach)]
     pairs = np.array(found, dtype=int).reshape(-1, 2)
