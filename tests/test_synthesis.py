@@ -138,7 +138,6 @@ def test_doubled_notes_are_merged_and_the_louder_counts():
 
 
 def test_a_note_of_zero_length_is_left_out_and_does_not_last_until_the_next_release():
-    # pretty_midi alone would hold the first stroke from 0 to 1.5 s.
     read = midi.read_midi(midi_bytes([on(60, 30), on(60, 0), on(60, 90, 960), on(60, 0, 480)]))
     assert read.notes.tolist() == [(1.0, 1.5, 60, 90)]
     assert read.remarks == ("1 notes of zero length were ignored",)

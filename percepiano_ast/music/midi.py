@@ -233,7 +233,8 @@ def _from_zero(pedals: np.ndarray) -> np.ndarray:
 
 def note_name(pitch: int) -> str:
     """Name of a MIDI pitch: 60 is ``C4``, 61 ``C#4``."""
-    return "C C# D D# E F F# G G# A A# B".split()[pitch % 12] + str(pitch // 12 - 1)
+    octave, step = divmod(int(pitch), 12)
+    return f"{'C C# D D# E F F# G G# A A# B'.split()[step]}{octave - 1}"
 
 
 def damped(performance: Performance) -> np.ndarray:
