@@ -182,10 +182,7 @@ def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
     """
     kept = [0] if len(moments) else []
     for i in range(1, len(moments)):
-        if (
-            moments[i, 0] - moments[kept[-1], 0] >= STEP
-            and moments[i, 1] - moments[kept[-1], 1] >= least
-        ):
+        if (moments[i] - moments[kept[-1]] >= (STEP, least)).all():
             kept.append(i)
     return moments[kept]
 
@@ -197,11 +194,21 @@ def _anchors(played, ours, written, theirs) -> np.ndarray:
         present = np.zeros((numbers.max() + 1, 128), np.float32)
         present[numbers, part["pitch"]] = 1
         keys.append(present)
-    common = (keys[0] @ keys[1].T).astype(np.int32)
-    n, m = common.shape
-    best = np.zeros((n + 1, m + 1), np.int32)
+    pairs = []
+    for i, j in _in_order((keys[0] @ keys[1].T).astype(np.int32), 0):
+        members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
+        pairs.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
+    return np.array(pairs).reshape(-1, 2)
+
+
+def _in_order(gain: np.ndarray, base: float) -> list[tuple[int, int]]:
+    """The order-preserving pairs of rows and columns with the largest sum of ``base + gain``, by
+    dynamic programming; pairs that do not add to the sum are left out."""
+    n, m = gain.shape
+    best = np.zeros((n + 1, m + 1), gain.dtype)
     for i in range(n):
-        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], best[i, :-1] + common[i]))
+        paired = best[i, :-1] + base + gain[i]
+        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], paired))
     pairs, i, j = [], n, m
     while i and j:
         if best[i, j] == best[i - 1, j]:
@@ -210,9 +217,8 @@ def _anchors(played, ours, written, theirs) -> np.ndarray:
             j -= 1
         else:
             i, j = i - 1, j - 1
-            members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
-            pairs.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
-    return np.array(pairs[::-1]).reshape(-1, 2)
+            pairs.append((i, j))
+    return pairs[::-1]
 
 
 def _smoothed(moments: np.ndarray) -> np.ndarray:
@@ -224,9 +230,8 @@ def _smoothed(moments: np.ndarray) -> np.ndarray:
         moments, 2 * _AROUND + 1, axis=0
     ).transpose(1, 0, 2)
     middles = [part.mean(axis=1, keepdims=True) for part in (played, written)]
-    slopes = ((played - middles[0]) * (written - middles[1])).sum(axis=1) / (
-        (written - middles[1]) ** 2
-    ).sum(axis=1)
+    covariance = ((played - middles[0]) * (written - middles[1])).sum(axis=1)
+    slopes = covariance / ((written - middles[1]) ** 2).sum(axis=1)
     at = np.clip(np.arange(len(moments)) - _AROUND, 0, len(slopes) - 1)
     lines = middles[0][at, 0] + slopes[at] * (moments[:, 1] - middles[1][at, 0])
     return np.stack([np.maximum.accumulate(lines), moments[:, 1]], axis=1)
@@ -260,27 +265,6 @@ def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
         ours, theirs = (np.flatnonzero(part["pitch"] == pitch) for part in (played, written))
         away = np.abs(played["onset"][ours][:, None] - expected[theirs])
-        found += [(ours[i], theirs[j]) for i, j in _nearest(away.tolist(), reach)]
+        found += [(ours[i], theirs[j]) for i, j in _in_order(-away, reach)]
     pairs = np.array(found, dtype=int).reshape(-1, 2)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-
-
-def _nearest(away: list[list[float]], reach: float) -> list[tuple[int, int]]:
-    """The order-preserving pairs with the largest sum of ``reach - away``; pairs beyond ``reach``
-    are excluded."""
-    n, m = len(away), len(away[0])
-    best = [[0.0] * (m + 1) for _ in range(n + 1)]
-    for i in range(n):
-        for j in range(m):
-            gain = best[i][j] + reach - away[i][j] if away[i][j] < reach else 0.0
-            best[i + 1][j + 1] = max(gain, best[i][j + 1], best[i + 1][j])
-    pairs, i, j = [], n, m
-    while i and j:
-        if best[i][j] == best[i - 1][j]:
-            i -= 1
-        elif best[i][j] == best[i][j - 1]:
-            j -= 1
-        else:
-            i, j = i - 1, j - 1
-            pairs.append((i, j))
-    return pairs

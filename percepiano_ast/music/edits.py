@@ -181,7 +181,7 @@ def _chord_rate(performance, score):
     return float(chords(performance.notes)[-1] / max(onset[-1] - onset[0], _SHORTEST))
 
 
-def _curve(performance: Performance, score: Performance) -> TempoCurve:
+def _curve(performance, score) -> TempoCurve:
     try:
         return tempo_curve(performance, score)
     except InputError as error:

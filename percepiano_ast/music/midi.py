@@ -149,7 +149,8 @@ def _parse(midi: mido.MidiFile) -> tuple[list[tuple], list[tuple], list[str]]:
         tick, played, events = 0, {}, collections.defaultdict(list)
         # By channel and key: (onset, velocity) of the notes that are down, and (onset, index) of
         # the first of them since the last release
-        down, first = collections.defaultdict(list), {}
+        down: dict[tuple, list[tuple[int, int]]] = collections.defaultdict(list)
+        first: dict[tuple, tuple[int, int]] = {}
         for message in track:
             tick += message.time
             if message.type == "control_change" and message.control in PEDALS:

@@ -235,7 +235,7 @@ def performance_features(
     spans = np.searchsorted(time, (onset, end))
     for key, first, last in zip(pitch.astype(int), *spans, strict=True):
         sounding[key, first:last] = True
-    seconds_apart = sum((sounding[step:] & sounding[:-step]).sum() for step in (1, 2))
+    clashes = sum(int((sounding[step:] & sounding[:-step]).sum()) for step in (1, 2))
     values |= {
         "pedal_share": down.mean(),
         "pedal_mean": value.mean(),
@@ -252,7 +252,7 @@ def performance_features(
         "una_corda_mean": soft.mean(),
         "ringing_mean": np.log(np.maximum(end - onset, _GRID)).mean(),
         "ringing_notes": sounding.sum(axis=0).mean(),
-        "blur": seconds_apart / max(sounding.sum(), 1),
+        "blur": clashes / max(int(sounding.sum()), 1),
     }
 
     # --- Music: register, texture, key; ratings depend on the music too ---

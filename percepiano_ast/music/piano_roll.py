@@ -6,7 +6,6 @@ onset, frame, velocity) and of high-resolution transcription with pedals (Kong e
 binary targets.
 """
 
-from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -51,9 +50,17 @@ class FrameTargets(NamedTuple):
     una_corda: np.ndarray
 
 
-class FramePredictions(namedtuple("FramePredictions", (*FrameTargets._fields, "times"))):
+class FramePredictions(NamedTuple):
     """Predictions of the fields of `FrameTargets` for S steps, all float from 0 to 1, and
     ``times``, seconds at the middle of each step, (S,), evenly spaced."""
+
+    onset: np.ndarray
+    down: np.ndarray
+    sounding: np.ndarray
+    velocity: np.ndarray
+    sustain: np.ndarray
+    una_corda: np.ndarray
+    times: np.ndarray
 
 
 def frame_times(start: int, n_frames: int, front_end: FrontEnd) -> np.ndarray:

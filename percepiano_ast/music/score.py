@@ -118,7 +118,7 @@ def read_score(path: str | Path) -> Score:
     if not metres or metres[0][0] > notes["onset"][0] + _TOGETHER:
         metres = [(0.0, 4, 1.0), *metres]
         remarks.append("no time signature at the beginning: 4/4 is assumed")
-    return Score(notes, *map(_in_force, (metres, keys, tempi)), tuple(remarks))
+    return Score(notes, _in_force(metres), _in_force(keys), _in_force(tempi), tuple(remarks))
 
 
 def _in_force(entries: list[tuple]) -> tuple[tuple, ...]:

@@ -351,10 +351,9 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
 
     # --- Extra and missing notes ---
     extra, missing = performance.notes[found.extra], score.notes[found.missing]
-    beside = 0
-    for note in extra:
-        near = np.abs(onset - note["onset"]) < _CLOSE
-        beside += np.any(np.abs(pitch[near] - float(note["pitch"])) <= 2)
+    apart = np.abs(onset - extra["onset"][:, None])
+    steps_apart = np.abs(pitch - extra["pitch"][:, None].astype(float))
+    beside = ((apart < _CLOSE) & (steps_apart <= 2)).any(axis=1).sum()
     # sorted by pitch within an onset: the lowest notes
     lowest = np.flatnonzero(np.r_[True, np.diff(score.notes["onset"]) > 0])
     brushed = np.sum(extra["offset"] - extra["onset"] < _SLIP)
@@ -369,7 +368,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
 
     # --- Pedal presses relative to the metre and the harmony ---
     ups, downs = pedalling(performance)
-    presses = np.interp(downs, *steps.T, left=np.nan, right=np.nan)  # in quarters
+    presses = np.interp(downs, steps[:, 0], steps[:, 1], np.nan, np.nan)  # in quarters
     presses = presses[np.isfinite(presses)]
     position = score.position(presses)[1]
     _, per_bar, unit = score.metres[-1]
