@@ -105,14 +105,6 @@ def _with_velocity(performance: Performance, velocity: np.ndarray) -> Performanc
     return replace(performance, notes=notes)
 
 
-def _change_loudness(performance, strength, score):
-    return _with_velocity(performance, _velocity(performance) + strength)
-
-
-def _clip_mean(performance: Performance) -> np.ndarray:
-    return np.full(len(performance.notes), _velocity(performance).mean())
-
-
 def _local_mean(performance: Performance) -> np.ndarray:
     onset = performance.notes["onset"]
     weights = np.exp(-0.5 * ((onset[:, None] - onset) / _LOCAL) ** 2)
@@ -170,10 +162,6 @@ def _moved(performance: Performance, clock: Callable[[np.ndarray], np.ndarray]) 
     for part, field in ((notes, "onset"), (notes, "offset"), (pedals, "time")):
         part[field] = clock(part[field])
     return replace(performance, notes=notes, pedals=pedals)
-
-
-def _change_tempo(performance, strength, score):
-    return _moved(performance, lambda times: times / (1 + strength))
 
 
 def _chord_rate(performance, score):
@@ -254,7 +242,7 @@ def _change_pedal(performance, strength, score):
     """-1: never down. 1: down throughout. Between: released earlier or later, by that share of the
     time it is down or up."""
     if abs(strength) == 1:
-        return _with_pedal(performance, SUSTAIN, [(0.0, SUSTAIN, 127)] if strength > 0 else [])
+        return _always(performance, SUSTAIN, strength > 0)
     events = performance.pedal(SUSTAIN)
     time, value = events["time"], events["value"]
     # presses and releases in turn
@@ -283,9 +271,9 @@ def _change_depth(performance, strength, score):
     return _with_pedal(performance, SUSTAIN, events.tolist())
 
 
-def _change_soft_pedal(performance, strength, score):
-    """Una corda down throughout, or never."""
-    return _with_pedal(performance, UNA_CORDA, [(0.0, UNA_CORDA, 127)] if strength > 0 else [])
+def _always(performance: Performance, number: int, down: bool) -> Performance:
+    """A pedal down throughout, or never."""
+    return _with_pedal(performance, number, [(0.0, number, 127)] if down else [])
 
 
 def _held(performance: Performance, number: int, weigh: Callable) -> float:
@@ -325,18 +313,22 @@ _TIMES = ("onset", "offset", "pedal_time")
 # fmt: off
 PARAMETERS = {parameter.name: parameter for parameter in (
     Parameter("loudness", ("softer", "louder"), "{:+g} velocity", (-20, -10, 10, 20),
-              ("velocity",), _change_loudness, lambda p, score: float(_velocity(p).mean())),
+              ("velocity",), lambda p, strength, score: _with_velocity(p, _velocity(p) + strength),
+              lambda p, score: float(_velocity(p).mean())),
     Parameter("tempo", ("slower", "faster"), _SHARE, (-0.25, -0.1, 0.1, 0.25),
-              _TIMES, _change_tempo, _chord_rate),
+              _TIMES, lambda p, strength, score: _moved(p, lambda time: time / (1 + strength)),
+              _chord_rate),
     Parameter("pedal", ("less pedal", "more pedal"), _SHARE, _HALVES,
               ("sustain",), _change_pedal, _down_share(SUSTAIN)),
     Parameter("pedal depth", ("half pedal", "full pedal"), _SHARE, (-1,),
               ("sustain",), _change_depth, _depth),
     Parameter("soft pedal", ("no soft pedal", "soft pedal"), _SHARE, _ALL,
-              ("una_corda",), _change_soft_pedal, _down_share(UNA_CORDA)),
+              ("una_corda",), lambda p, strength, score: _always(p, UNA_CORDA, strength > 0),
+              _down_share(UNA_CORDA)),
     Parameter("rubato", ("less rubato", "more rubato"), _SHARE, _HALVES,
               _TIMES, _change_rubato, lambda p, score: _curve(p, score).rubato, needs_score=True),
-    _deviation("dynamics", ("flatter dynamics", "wider dynamics"), _HALVES, _clip_mean),
+    _deviation("dynamics", ("flatter dynamics", "wider dynamics"), _HALVES,
+               lambda p: np.full(len(p.notes), _velocity(p).mean())),
     _deviation("accents", ("fewer accents", "more accents"), _ALL, _local_mean),
     _deviation("voicing", ("flat voicing", "stronger voicing"), _ALL, _chord_mean),
     Parameter("melody", ("melody held back", "melody brought out"), "{:+g} velocity", (-15, 15),

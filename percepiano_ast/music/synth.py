@@ -296,12 +296,8 @@ class FluidSynth:
                 )
         else:
             known = lookup(SOUNDFONTS, name, "soundfont")
-            found = [
-                path
-                for folder in _FOLDERS
-                for file in known.files
-                if (path := Path(folder, file)).is_file()
-            ]
+            paths = (Path(folder, file) for folder in _FOLDERS for file in known.files)
+            found = [path for path in paths if path.is_file()]
             if not found:
                 raise InputError(
                     f"soundfont {name!r} is not installed: no {known.files[0]} in"
@@ -323,39 +319,28 @@ class FluidSynth:
         stereo = np.zeros((2, blocks * _FLUID_BLOCK), dtype=np.float32)
         left, right = (channel.ctypes.data for channel in stereo)
 
-        def block(seconds: np.ndarray) -> np.ndarray:
-            return np.round(seconds * sample_rate / _FLUID_BLOCK).astype(int)
+        def block(seconds: np.ndarray) -> list[int]:
+            return np.round(seconds * sample_rate / _FLUID_BLOCK).astype(int).tolist()
 
-        # (block, order, method and arguments): in a block releases, then pedals, then strokes
+        # (block, order, method and arguments): in a block releases, then pedals, then strokes; a
+        # note never ends in the block of its onset
         notes, pedals = performance.notes, performance.pedals
-        starts = block(notes["onset"])
-        # a note never ends in the block of its onset
-        ends = np.maximum(block(notes["offset"]), starts + 1)
-        keys = list(zip(notes["pitch"].tolist(), notes["velocity"].tolist(), strict=True))
-        events: list[tuple[int, int, tuple]] = [
-            *((at, 0, ("noteoff", key)) for at, (key, _) in zip(ends.tolist(), keys, strict=True)),
-            *(
-                (at, 1, ("cc", number, value))
-                for at, (_, number, value) in zip(
-                    block(pedals["time"]).tolist(), pedals.tolist(), strict=True
-                )
-            ),
-            *((at, 2, ("noteon", *key)) for at, key in zip(starts.tolist(), keys, strict=True)),
-            (blocks, 3, ()),
-        ]
+        events: list[tuple[int, int, tuple]] = [(blocks, 3, ())]
+        for start, end, (_, _, key, velocity) in zip(
+            block(notes["onset"]), block(notes["offset"]), notes.tolist(), strict=True
+        ):
+            events.append((max(end, start + 1), 0, ("noteoff", key)))
+            events.append((start, 2, ("noteon", key, velocity)))
+        for at, (_, number, value) in zip(block(pedals["time"]), pedals.tolist(), strict=True):
+            events.append((at, 1, ("cc", number, value)))
         synth, done = _open(self.path, sample_rate), 0
         try:
             # a stable sort: pedal events of one block keep their order
             for at, _, call in sorted(events, key=lambda event: event[:2]):
-                if (stop := min(at, blocks)) > done:
-                    offset = done * _FLUID_BLOCK
-                    _write_float()(
-                        synth.synth,
-                        (stop - done) * _FLUID_BLOCK,
-                        *(left, offset, 1),
-                        *(right, offset, 1),
-                    )
-                    done = stop
+                if (size := min(at, blocks) - done) > 0:
+                    ends = [(side, done * _FLUID_BLOCK, 1) for side in (left, right)]
+                    _write_float()(synth.synth, size * _FLUID_BLOCK, *ends[0], *ends[1])
+                    done += size
                 if call:
                     getattr(synth, call[0])(0, *call[1:])
         finally:
@@ -520,12 +505,9 @@ def wave_level(wave: np.ndarray) -> dict[str, float]:
     """Level of a wave float (n,): ``level_db`` and ``peak_db`` re full scale, and ``over``, the
     samples beyond full scale."""
     magnitude = np.abs(wave)
-    peak_db, level_db = (
-        20 * np.log10(max(value, 1e-10))
-        for value in (magnitude.max(), np.sqrt(np.mean(magnitude**2)))
-    )
-    return {
-        "level_db": round(float(level_db), 2),
-        "peak_db": round(float(peak_db), 2),
-        "over": int((magnitude > 1).sum()),
-    }
+
+    def db(value: float) -> float:
+        return round(float(20 * np.log10(max(value, 1e-10))), 2)
+
+    level = db(np.sqrt(np.mean(magnitude**2)))
+    return {"level_db": level, "peak_db": db(magnitude.max()), "over": int((magnitude > 1).sum())}
