@@ -13,7 +13,6 @@ detection". Key: Krumhansl-Schmuckler, see `audio.features.key_fit`.
 """
 
 import csv
-import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -323,6 +322,10 @@ _JUMP = 10  # maximum change in levels per step
 _WANDER = 0.06  # mean change of log tempo in a quarter of a second
 _LOOSE, _JITTER = 0.1, 0.012  # standard deviation of a step: relative, and per onset in seconds
 _OUTLIER = 30.0  # upper limit of squared deviations
+# cost of a transition between note values, (values, values)
+_OCTAVES = np.abs(NOTE_VALUES[:, None] - NOTE_VALUES) / np.log(2)
+_WHOLE = np.abs(_OCTAVES - np.round(_OCTAVES)) < 1e-6
+_CHANGE = np.where(_OCTAVES < 1e-6, 0.0, np.where(_WHOLE, _DOUBLED, _OTHER)) + _AGAIN * _RARE
 
 
 class TempoEstimate(NamedTuple):
@@ -358,8 +361,7 @@ def estimate_tempo(steps: np.ndarray) -> TempoEstimate:
     away = (np.log(steps)[:, None, None] - period - NOTE_VALUES[:, None]) / deviation
     fits = -np.minimum(away**2, _OUTLIER) / 2 - np.log(deviation)
 
-    # Costs of transitions between note values, and of tempo changes by -_JUMP to _JUMP levels
-    change = _value_changes()
+    # Costs of tempo changes by -_JUMP to _JUMP levels
     between = np.clip((steps[1:] + steps[:-1]) / 2 / 0.25, 0.3, 4)
     wander = _WANDER * np.sqrt(between)[:, None]
     jumps = np.abs(np.arange(-_JUMP, _JUMP + 1)) * _LEVEL / wander + np.log(2 * wander)
@@ -367,7 +369,7 @@ def estimate_tempo(steps: np.ndarray) -> TempoEstimate:
     # Best path to every state
     best = [fits[0] - _PRIOR * _RARE[:, None] - _NEAR * levels**2]
     for fit, jump in zip(fits[1:], jumps, strict=True):
-        valued = (best[-1][:, None] - change[:, :, None]).max(axis=0)
+        valued = (best[-1][:, None] - _CHANGE[:, :, None]).max(axis=0)
         padded = np.pad(valued, ((0, 0), (_JUMP, _JUMP)), constant_values=-np.inf)
         shifted = np.lib.stride_tricks.sliding_window_view(padded, len(levels), axis=1)
         best.append((shifted - jump[:, None]).max(axis=1) + fit)
@@ -378,17 +380,8 @@ def estimate_tempo(steps: np.ndarray) -> TempoEstimate:
         value, level = path[-1]
         first = max(level - _JUMP, 0)
         near = reached[:, first : level + _JUMP + 1]
-        ways = near - change[:, value, None] - jump[first - level + _JUMP :][: near.shape[1]]
+        ways = near - _CHANGE[:, value, None] - jump[first - level + _JUMP :][: near.shape[1]]
         previous, distance = np.unravel_index(ways.argmax(), ways.shape)
         path.append((previous, first + distance))
     values, chosen = np.array(path[::-1]).T
     return TempoEstimate(-period[chosen], values, float(best[-1].max()))
-
-
-@functools.cache
-def _value_changes() -> np.ndarray:
-    """Cost of a transition between note values, (values, values)."""
-    octaves = (NOTE_VALUES[:, None] - NOTE_VALUES) / np.log(2)
-    whole = np.abs(octaves - np.round(octaves)) < 1e-6
-    kind = np.where(np.abs(octaves) < 1e-6, 0.0, np.where(whole, _DOUBLED, _OTHER))
-    return kind + _AGAIN * _RARE
