@@ -16,14 +16,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from percepiano_ast import audio, score
+from percepiano_ast import audio
 from percepiano_ast.baselines.portable import Regressors
-from percepiano_ast.decoding import decode
-from percepiano_ast.descriptors import DESCRIPTORS, describe
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import download, sha256_of
-from percepiano_ast.performance import Performance, trimmed
-from percepiano_ast.targets import ONSET_FROM
+from percepiano_ast.music.midi import Performance, trimmed
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, performance_features
+from percepiano_ast.music.piano_roll import ONSET_FROM, frames_to_notes
+from percepiano_ast.music.score import Score
+from percepiano_ast.music.score_features import score_features
 from percepiano_ast.transcription import Listener
 
 NAME = "piano-rater"  # the bundled model in file, card, help and tables
@@ -152,10 +153,10 @@ class Packaged:
         front_end = self.listener.front_end
         heard = self.listener.hear(audio.quantize(audio.log_mel(wave, front_end), front_end)[0])
         onsets = heard.onset[heard.onset >= ONSET_FROM]
-        return decode(heard), float(onsets.mean()) if len(onsets) else 0.0
+        return frames_to_notes(heard), float(onsets.mean()) if len(onsets) else 0.0
 
     def features(
-        self, performance: Performance | None, wave: np.ndarray, written: score.Score | None = None
+        self, performance: Performance | None, wave: np.ndarray, written: Score | None = None
     ) -> np.ndarray:
         """Features of a recording or a stretch of it, float32 (n_features,).
 
@@ -170,7 +171,11 @@ class Packaged:
         notes = self.unheard
         if performance is not None:
             notes = np.array(
-                list(describe(trimmed(performance), self.description["descriptors"]).values()),
+                list(
+                    performance_features(
+                        trimmed(performance), self.description["descriptors"]
+                    ).values()
+                ),
                 np.float32,
             )
         sound = audio.audio_features(wave, self.listener.front_end.sample_rate)
@@ -183,7 +188,7 @@ class Packaged:
                 )
             # found
             parts.append(
-                np.array([*score.features.describe(performance, written).values(), 0.0], np.float32)
+                np.array([*score_features(performance, written).values(), 0.0], np.float32)
             )
         return np.concatenate(parts)
 
@@ -226,7 +231,9 @@ class Packaged:
                 Listener.of_tensors(_below(tensors, _EAR), metadata),
                 json.loads(metadata["description"]),
             )
-            if unknown := [name for name in description["descriptors"] if name not in DESCRIPTORS]:
+            if unknown := [
+                name for name in description["descriptors"] if name not in PERFORMANCE_FEATURES
+            ]:
                 raise ValueError(
                     f"made by another version, with the descriptors {', '.join(unknown)}"
                 )

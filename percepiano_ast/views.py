@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, targets, transcription
+from percepiano_ast import audio, plots, transcription
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
@@ -27,6 +27,7 @@ from percepiano_ast.evaluation.predictions import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
+from percepiano_ast.music.piano_roll import frame_targets
 from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
 from percepiano_ast.studies import report
@@ -172,7 +173,7 @@ def transcribed(run: Run) -> Figure | None:
     said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
     quantized = codes.dtype == np.uint8
     levels = audio.dequantize(codes, held_out.front_end) if quantized else np.float32(codes)
-    played = targets.frames(performance, start, len(codes), held_out.front_end)
+    played = frame_targets(performance, start, len(codes), held_out.front_end)
     return plots.hearing(levels, played, said._asdict(), held_out.front_end)
 
 

@@ -27,17 +27,8 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "audio": 1,
-    "performance": 1,
-    "synthesis": 1,
-    # Performances in, performances and moments out: notes alone, no sound.
-    "alignment": 1,
-    "variations": 1,
-    "descriptors": 1,  # a performance in, named numbers out: notes and pedals alone
-    "decoding": 1,  # what was heard in each step in, notes and pedals out: arrays alone
-    "targets": 1,  # a performance in, what is to be heard in each frame out
     "music": 2,
     "evaluation": 2,
-    "score": 2,  # performances and scores in, named numbers out: notes alone, no sound and no model
     "plots": 3,
     "data": 4,
     "models": 5,
@@ -64,18 +55,7 @@ FLOORS = {
 NEIGHBOURS = {
     ("config", "errors"),
     ("files", "errors"),
-    ("synthesis", "performance"),
-    ("synthesis", "audio"),
-    ("alignment", "performance"),
-    ("variations", "performance"),
-    ("variations", "alignment"),
-    ("targets", "performance"),
-    ("plots", "targets"),
-    ("decoding", "performance"),
-    ("decoding", "targets"),
-    ("descriptors", "performance"),
-    ("descriptors", "alignment"),
-    ("descriptors", "audio"),  # one key finder
+    ("evaluation", "music"),
     # the fold models of a run rate
     ("listening", "packaged"),
     ("listening", "recording"),

@@ -9,9 +9,9 @@ import pytest
 import reproduce
 import soundfile
 
-from percepiano_ast.data import renderings
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 PIECES, PERFORMANCES = 13, 2
 
@@ -81,7 +81,7 @@ def test_what_was_rendered_is_not_rendered_again(source, tmp_path, monkeypatch):
     first = reproduce.render_archive(
         source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]
     ).read_bytes()
-    monkeypatch.setattr(renderings, "_render", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(synth, "_render", lambda *_: pytest.fail("rendered again"))
     assert (
         reproduce.render_archive(
             source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]

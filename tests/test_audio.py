@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from percepiano_ast import audio, synthesis
+from percepiano_ast import audio
 from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, read_midi
 
 FRONT_END = FrontEnd()
 RATE = FRONT_END.sample_rate
@@ -186,9 +187,7 @@ def chords() -> np.ndarray:
         for start in range(12)
         for key in (36 + 5 * start % 12, 60 + start, 67 + start)
     ]
-    return synthesis.BuiltinPiano().render(
-        Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE
-    )
+    return synth.BuiltinPiano().render(Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE)
 
 
 def librosa_log_mel(wave):
@@ -240,11 +239,11 @@ def test_log_mel_agrees_with_librosa_on_loud_tones_and_noise():
 @pytest.mark.parametrize("name", ["builtin", "fluidr3mono", "musescore-small"])
 def test_log_mel_agrees_with_librosa_on_rendered_piano(name, percepiano_dir):
     try:
-        synthesizer = synthesis.make_synthesizer(name)
+        synthesizer = synth.make_synthesizer(name)
     except InputError as error:
         pytest.skip(str(error))
     path = min((percepiano_dir / "virtuoso" / "data" / "all_2rounds").glob("*.mid"))
-    assert max(worst(synthesizer.render(synthesis.read_midi(path), RATE))) < 1e-3
+    assert max(worst(synthesizer.render(read_midi(path), RATE))) < 1e-3
 
 
 def test_the_bank_is_librosas():

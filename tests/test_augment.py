@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from percepiano_ast import synthesis
 from percepiano_ast.audio import dequantize, log_mel, quantize
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import augment, batches, percepiano
 from percepiano_ast.data.augment import AST, Augmentation, augmented
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 SHAPE = (6, 200, 128)
 EVERYTHING = Augmentation(mel_width=30, time_width=60, mixup=0.5, gain_db=6)
@@ -218,9 +218,9 @@ def test_the_docs_state_the_effect_of_every_variant():
 # --- Variants -----------------------------------------------------------------------------------
 
 
-def tune() -> synthesis.Performance:
+def tune() -> Performance:
     notes = np.array([(0.1 + 0.5 * k, 0.5 + 0.5 * k, 60 + k, 70) for k in range(6)], NOTE)
-    return synthesis.Performance(notes, np.zeros(0, PEDAL))
+    return Performance(notes, np.zeros(0, PEDAL))
 
 
 def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
@@ -242,7 +242,7 @@ def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
 def test_transposition_stays_on_the_keyboard():
     notes = tune().notes.copy()
     notes["pitch"] = 103 + np.arange(6)
-    high = synthesis.Performance(notes, tune().pedals)
+    high = Performance(notes, tune().pedals)
     for seed in range(9):
         assert (
             percepiano.VARIANTS["transpose"]
@@ -255,7 +255,7 @@ def test_transposition_stays_on_the_keyboard():
 
 @pytest.mark.parametrize("name", percepiano.VARIANTS)
 def test_the_sound_of_a_recording_can_be_varied_as_well(name):
-    wave = synthesis.BuiltinPiano().render(tune(), 22_050)
+    wave = synth.BuiltinPiano().render(tune(), 22_050)
     variant = percepiano.VARIANTS[name]
     one, again = (variant.effect(wave, 22_050, percepiano.variant_rng("clip", name)) for _ in "ab")
     np.testing.assert_array_equal(one, again)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
-from percepiano_ast import suite, synthesis
+from percepiano_ast import suite
 from percepiano_ast.__main__ import main
 from percepiano_ast.baselines import features, identity, run, statistics
 from percepiano_ast.config import PRESETS
@@ -25,6 +25,7 @@ from percepiano_ast.evaluation.predictions import (
     validate_predictions,
 )
 from percepiano_ast.models import baselines as networks
+from percepiano_ast.music import synth
 
 # The research's baselines.csv: mean r of the average of ridge, support vectors and trees, from
 # other code on the same folds.
@@ -469,7 +470,7 @@ def test_statistics_reach_the_floor_under_every_protocol(percepiano_dir, tmp_pat
 
 def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(folder, tmp_path):
     try:
-        synthesis.make_synthesizer("timgm6mb")
+        synth.make_synthesizer("timgm6mb")
     except InputError as reason:
         if os.environ.get("CI"):
             raise

@@ -22,7 +22,7 @@ import pytest
 from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError, exit_code
 from percepiano_ast.evaluation import table
-from percepiano_ast.performance import NOTE, PEDAL, Performance, read_midi, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, read_midi, write_midi
 
 GRAM = 8
 THRESHOLD = 0.3

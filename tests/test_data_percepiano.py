@@ -22,12 +22,14 @@ from percepiano_folder import (
     write_labels,
 )
 
-from percepiano_ast import audio, synthesis
+from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import batches, build, demo, percepiano, percepiano_stats, shards, sources
 from percepiano_ast.data.percepiano import ClipName, fold_of_clip
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed, write_midi
 
 FRONT_END = FrontEnd()
 
@@ -62,9 +64,7 @@ def test_rated_shards_and_everything_left_out_is_listed(folder, tmp_path):
     assert rated.clip.tolist() == list(CLIPS[:2]) and rated.synthesizer.tolist() == ["builtin"] * 2
     np.testing.assert_array_equal(rated.ratings, np.float32([ratings_of(0), ratings_of(1)]))
     # First onset at .1 s, last release 2.9 s later, and the tail.
-    expected = FRONT_END.n_frames(
-        int(np.ceil((0.1 + 2.9 + synthesis.TAIL) * FRONT_END.sample_rate))
-    )
+    expected = FRONT_END.n_frames(int(np.ceil((0.1 + 2.9 + synth.TAIL) * FRONT_END.sample_rate)))
     assert all(abs(len(codes) - expected) <= 1 and codes.dtype == np.uint8 for codes in rated.codes)
     features = pd.read_csv(out / "classic_features.csv")
     assert (
@@ -113,9 +113,7 @@ class TestOwnRenderings:
         where = tmp_path / "grand"
         where.mkdir()
         for clip, path in percepiano.find_midi(folder).items():
-            wave = synthesis.BuiltinPiano().render(
-                synthesis.trimmed(synthesis.read_midi(path)), 22_050
-            )
+            wave = synth.BuiltinPiano().render(trimmed(read_midi(path)), 22_050)
             soundfile.write(
                 where / f"{clip}.flac",
                 np.concatenate([np.zeros(44_100), wave, np.zeros(22_050)]),
@@ -200,10 +198,10 @@ class TestOwnRenderings:
 
 def test_a_performance_of_hours_is_listed_by_name(folder, tmp_path):
     path = folder / percepiano.MIDI_FOLDER / f"{CLIPS[0]}.mid"
-    performance = synthesis.read_midi(path)
+    performance = read_midi(path)
     performance.notes["onset"][-1] += 4_600
     performance.notes["offset"][-1] += 4_600
-    synthesis.write_midi(performance, path)
+    write_midi(performance, path)
     preprocess(folder, tmp_path / "out")
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
     assert f"{CLIPS[0]}: 1.3 h long; the limit is 1 h" in skipped[f"{CLIPS[0]}@builtin"]
@@ -362,7 +360,7 @@ class TestRealData:
         try:
             names = ("fluidr3mono", "musescore-small")
             for name in names:
-                synthesis.make_synthesizer(name)
+                synth.make_synthesizer(name)
         except InputError as error:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
         clips = [

@@ -1,15 +1,18 @@
 """Descriptors of performances: their meaning on playing made to order, and their agreement with the
 research. About 5 s."""
 
+import csv
+import inspect
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast import descriptors, score
 from percepiano_ast.data import percepiano
-from percepiano_ast.descriptors import DESCRIPTORS, OF_EXCERPTS, describe, tempo
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.performance import (
+from percepiano_ast.music.midi import (
     NOTE,
     PEDAL,
     SUSTAIN,
@@ -18,6 +21,16 @@ from percepiano_ast.performance import (
     read_midi,
     trimmed,
 )
+from percepiano_ast.music.performance_features import (
+    NOTE_VALUES,
+    PERFORMANCE_FEATURES,
+    WINDOW_FEATURES,
+    estimate_tempo,
+    read_features,
+)
+from percepiano_ast.music.performance_features import performance_features as describe
+from percepiano_ast.music.score import read_score
+from percepiano_ast.music.score_features import score_features
 
 # Correlations of descriptors with ratings over all clips, measured before this module was written
 # and by other code.
@@ -59,6 +72,7 @@ def play(onsets, pitches, velocities=64, held=0.2, pedals=()):
     return Performance(notes, np.array(list(pedals), dtype=PEDAL))
 
 
+TEMPO = [name for name in PERFORMANCE_FEATURES if name not in WINDOW_FEATURES]
 SCALE = np.array([60, 62, 64, 65, 67, 69, 71, 72])
 STEPS = 0.1 + 0.5 * np.arange(8)
 
@@ -76,13 +90,22 @@ def test_every_descriptor_is_there_in_order_documented_and_finite():
     single, repeated = play([0.1], [60]), play(STEPS, 60)
     for performance in (single, repeated, play(STEPS, SCALE), chorale(0.02)):
         values = describe(performance)
-        assert list(values) == list(DESCRIPTORS)
+        assert list(values) == list(PERFORMANCE_FEATURES)
         assert all(isinstance(value, float) and np.isfinite(value) for value in values.values()), (
             values
         )
-    assert all(len(one.words) > 10 for one in DESCRIPTORS.values())
-    tables = [set(family.TABLE) for family in descriptors.FAMILIES]
-    assert sum(map(len, tables)) == len(DESCRIPTORS)  # no name twice
+    assert all(len(one.words) > 10 for one in PERFORMANCE_FEATURES.values())
+
+
+@pytest.mark.parametrize("of", ["performance", "score"])
+def test_the_table_names_what_is_computed(of):
+    folder = Path(inspect.getfile(describe)).parent
+    computed = re.findall(r'^ +"(\w+)": ', (folder / f"{of}_features.py").read_text(), re.M)
+    computed += ["undefined"] if of == "score" else []
+    with (folder / "features.csv").open() as file:
+        named = [row["name"] for row in csv.DictReader(file) if row["of"] == of]
+    assert sorted(computed) == sorted(named)  # each once
+    assert list(read_features(of)) == named
 
 
 def test_force_and_voicing():
@@ -128,8 +151,8 @@ RHYTHM = np.tile([1, 0.5, 0.5, 1.5, 0.5, 1, 1, 0.25, 0.25, 0.5, 1], 4)
 
 def test_tempo_is_told_apart_from_rhythm():
     slower = np.r_[np.zeros(33), 0.3 * np.linspace(0, 1, 11)]
-    plain, slowing = tempo.guess(0.5 * RHYTHM), tempo.guess(0.5 * RHYTHM * np.exp(slower))
-    ratios = np.exp(tempo._VALUES[plain.value])
+    plain, slowing = estimate_tempo(0.5 * RHYTHM), estimate_tempo(0.5 * RHYTHM * np.exp(slower))
+    ratios = np.exp(NOTE_VALUES[plain.value])
     np.testing.assert_allclose(ratios / ratios[0], RHYTHM)
     np.testing.assert_array_equal(slowing.value, plain.value)
     assert np.ptp(plain.pace) == 0
@@ -141,7 +164,7 @@ def test_descriptors_of_tempo():
         return describe(play(0.1 + np.r_[0, np.cumsum(steps)], np.resize(SCALE, len(steps) + 1)))
 
     plain = played(0.5 * RHYTHM)
-    assert [plain[name] for name in tempo.TABLE if name.startswith("tempo")] == pytest.approx(
+    assert [plain[name] for name in TEMPO if name.startswith("tempo")] == pytest.approx(
         [0] * 5, abs=1e-9
     )
     assert plain["rhythm_variety"] > 1 > played(np.full(44, 0.5))["rhythm_variety"] == 0
@@ -152,13 +175,13 @@ def test_descriptors_of_tempo():
     assert rubato["tempo_travel"] > 2 * ritardando["tempo_travel"]
     assert rubato["rhythm_likelihood"] < plain["rhythm_likelihood"]
     short = describe(play(STEPS[:5] + 0.01, SCALE[:5])), describe(play(STEPS[:4], SCALE[:4]))
-    assert short[0]["rhythm_repeats"] == 1 and not any(short[1][name] for name in tempo.TABLE)
+    assert short[0]["rhythm_repeats"] == 1 and not any(short[1][name] for name in TEMPO)
 
 
 def test_an_excerpt_is_described_without_its_tempo():
     whole = describe(chorale())
-    assert describe(chorale(), OF_EXCERPTS) == {
-        name: whole[name] for name in DESCRIPTORS if name not in tempo.TABLE
+    assert describe(chorale(), WINDOW_FEATURES) == {
+        name: whole[name] for name in PERFORMANCE_FEATURES if name not in TEMPO
     }
 
 
@@ -170,7 +193,7 @@ def test_the_guessed_tempo_agrees_with_what_scores_tell(percepiano_dir):
     rows = [
         (
             describe(one := trimmed(read_midi(midi[clip]))),
-            score.features.describe(one, score.read(scores[segment])),
+            score_features(one, read_score(scores[segment])),
         )
         for clip, segment in zip(index["clip"], index["segment"], strict=True)
     ]

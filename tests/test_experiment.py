@@ -14,7 +14,7 @@ from tiny import FINETUNE, PRETRAIN
 from percepiano_ast import packaged, suite
 from percepiano_ast.config import PRESETS
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 pytestmark = pytest.mark.slow
 

@@ -23,20 +23,15 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.evaluation.analysis import EXPECTED, ChangedRatings
 from percepiano_ast.listening import raters, run
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
+from percepiano_ast.music.synth import BuiltinPiano
 from percepiano_ast.plots import studies as listening_plots
-from percepiano_ast.synthesis import BuiltinPiano
 from percepiano_ast.training.finetune import Scaler
-from percepiano_ast.variations import PARAMETERS, VARIATIONS, Variation
 
 RATE = 22_050
-LOUDER, SOFTER = (Variation(PARAMETERS["loudness"], strength) for strength in (20, -20))
-FEW = (
-    SOFTER,
-    LOUDER,
-    Variation(PARAMETERS["pedal"], -1),
-    Variation(PARAMETERS["transposition"], 5),
-)
+LOUDER, SOFTER = (Edit(PARAMETERS["loudness"], strength) for strength in (20, -20))
+FEW = (SOFTER, LOUDER, Edit(PARAMETERS["pedal"], -1), Edit(PARAMETERS["transposition"], 5))
 
 
 @pytest.fixture(scope="module")
@@ -483,7 +478,7 @@ def test_a_rater_that_returns_something_else_is_named(folder, tmp_path, few):
 
 
 def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypatch):
-    monkeypatch.setattr("percepiano_ast.variations.HIGHEST", 85)
+    monkeypatch.setattr("percepiano_ast.music.edits.HIGHEST", 85)
     run.listen(folder, tmp_path, [LevelRater("midi")], SETTINGS, lambda line: None)
     left_out = pd.read_csv(tmp_path / "left_out.csv")
     assert 0 < len(left_out) < 6 and left_out["reason"].str.contains("exceed the keyboard").all()
@@ -558,7 +553,7 @@ def test_the_command_tests_both_baselines_on_the_demo(folder, tmp_path):
     ]
     assert main(command) == 0
     rows = pd.read_csv(tmp_path / "sensitivity.csv", keep_default_na=False)
-    assert len(rows) == 2 * len(VARIATIONS) * 19
+    assert len(rows) == 2 * len(EDITS) * 19
     louder = rows[(rows["variation"] == "louder") & (rows["dimension"] == "timbre_soft_loud")]
     assert (louder["agrees"] == "yes").all()
 

@@ -9,10 +9,10 @@ from archives import FRONT_END, preprocess, row, sound, write_usual_archive
 from percepiano_ast.data import maestro
 from percepiano_ast.data.batches import DESCRIBE_EVERY, TranscriptionTargets, pretrain_batches
 from percepiano_ast.data.shards import TICK, open_performances, open_shards
-from percepiano_ast.descriptors import OF_EXCERPTS
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
-from percepiano_ast.targets import frames
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
+from percepiano_ast.music.performance_features import WINDOW_FEATURES
+from percepiano_ast.music.piano_roll import frame_targets
 
 SPLITS = {"train": 3, "validation": 1}
 
@@ -63,10 +63,11 @@ def test_batches_say_what_is_to_be_heard_in_their_windows(made):
     for number, clip in enumerate(batch["clip"]):
         key, _, start = clip.rpartition(" from frame ")
         for found, true in zip(
-            batch["targets"], frames(open_performances(made)[key], int(start), 1024, FRONT_END)
+            batch["targets"],
+            frame_targets(open_performances(made)[key], int(start), 1024, FRONT_END),
         ):
             np.testing.assert_array_equal(found[number], true)
-    assert batch["descriptors"].shape == (3, len(OF_EXCERPTS))
+    assert batch["descriptors"].shape == (3, len(WINDOW_FEATURES))
     known = ~np.isnan(batch["descriptors"]).any(axis=1)
     assert known.tolist() == [row % DESCRIBE_EVERY == 0 for row in range(3)]
 

@@ -18,12 +18,13 @@ from servers import RangeServer
 from tiny import compiled_once
 
 import percepiano_ast
-from percepiano_ast import audio, packaged, recording, synthesis
+from percepiano_ast import audio, packaged, recording
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.recording import page, rating
 from percepiano_ast.suite import packaging
 
@@ -60,10 +61,10 @@ def folder(tmp_path_factory):
     """A recording, the same in stereo at another rate and gain, one that is noise, one that is no
     recording, and its score."""
     home = tmp_path_factory.mktemp("recordings")
-    wave = synthesis.BuiltinPiano().render(tune(), RATE)
+    wave = synth.BuiltinPiano().render(tune(), RATE)
     soundfile.write(home / "tune.wav", wave, RATE, subtype="FLOAT")
     soundfile.write(home / "soft.wav", 0.03 * wave, RATE, subtype="FLOAT")
-    loud = synthesis.BuiltinPiano().render(tune(force=70), 44_100)
+    loud = synth.BuiltinPiano().render(tune(force=70), 44_100)
     soundfile.write(home / "stereo.flac", np.stack([loud, loud], axis=1) * 0.5, 44_100)
     soundfile.write(home / "noise.ogg", 0.1 * np.random.default_rng(1).normal(size=8 * RATE), RATE)
     (home / "notes.txt").write_text("nothing to hear")

@@ -9,24 +9,26 @@ import pytest
 import soundfile
 from test_variations import play
 
-from percepiano_ast import synthesis
 from percepiano_ast.audio import log_mel, quantize
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data.renderings import Renderings, level
 from percepiano_ast.errors import InputError
+from percepiano_ast.music import synth
+from percepiano_ast.music.synth import RenderCache, wave_level
 
 RATE = 22_050
 
 
 def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path):
     one, other = play((0.1, 0.5, 60, 80)), play((0.1, 0.5, 60, 81))
-    sound = Renderings(tmp_path, "builtin", RATE)
+    sound = RenderCache(tmp_path, "builtin", RATE)
     sound.prepare([one, other, one], workers=1, log=lambda line: None)
     assert (
-        len({sound.path(one), sound.path(other), Renderings(tmp_path, "builtin", 16_000).path(one)})
+        len(
+            {sound.path(one), sound.path(other), RenderCache(tmp_path, "builtin", 16_000).path(one)}
+        )
         == 3
     )
-    expected = synthesis.BuiltinPiano().render(one, RATE)
+    expected = synth.BuiltinPiano().render(one, RATE)
     # 24 bits of twice full scale
     np.testing.assert_allclose(sound.wave(one), expected, atol=1.3e-7)
     stamp = sound.path(one).stat().st_mtime_ns
@@ -41,7 +43,7 @@ def test_what_exceeds_full_scale_is_kept(tmp_path):
     def cluster(step):
         return play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90, step)])
 
-    sound = Renderings(tmp_path, "builtin", RATE)
+    sound = RenderCache(tmp_path, "builtin", RATE)
     assert 1 < np.abs(sound.wave(cluster(4))).max() < 2
     with pytest.raises(InputError, match="builtin renders this performance at .* times full scale"):
         sound.wave(cluster(1))
@@ -49,16 +51,16 @@ def test_what_exceeds_full_scale_is_kept(tmp_path):
 
 def test_worker_processes_render_the_same(tmp_path):
     takes = [play((0.1, 0.5, 40 + i, 80)) for i in range(12)]
-    Renderings(tmp_path / "a", "builtin", RATE).prepare(takes, workers=2, log=lambda line: None)
+    RenderCache(tmp_path / "a", "builtin", RATE).prepare(takes, workers=2, log=lambda line: None)
     for take in takes:
-        there, here = (Renderings(tmp_path / name, "builtin", RATE).wave(take) for name in "ab")
+        there, here = (RenderCache(tmp_path / name, "builtin", RATE).wave(take) for name in "ab")
         np.testing.assert_array_equal(there, here)
 
 
 def test_log_mel_of_what_is_kept_is_that_of_what_was_rendered(tmp_path):
     take = play(*[(0.1 + k / 2, 0.5 + k / 2, 40 + 5 * k, 10 + 12 * k) for k in range(8)])
-    rendered = synthesis.BuiltinPiano().render(take, RATE)
-    kept = Renderings(tmp_path, "builtin", RATE).wave(take)
+    rendered = synth.BuiltinPiano().render(take, RATE)
+    kept = RenderCache(tmp_path, "builtin", RATE).wave(take)
     one, other = (
         quantize(log_mel(wave, FrontEnd()), FrontEnd())[0].astype(int) for wave in (rendered, kept)
     )
@@ -67,10 +69,10 @@ def test_log_mel_of_what_is_kept_is_that_of_what_was_rendered(tmp_path):
 
 def test_levels_say_how_loud_it_is_and_what_exceeds_full_scale():
     sine = np.sqrt(2) * np.sin(2 * np.pi * 441 * np.arange(RATE) / RATE)
-    found = level(sine)
+    found = wave_level(sine)
     assert found["level_db"] == 0 and found["peak_db"] == pytest.approx(3.0, abs=0.03)
-    assert found["over"] == pytest.approx(RATE / 2, rel=0.05) and level(sine / 2)["over"] == 0
-    assert level(np.zeros(10))["level_db"] == -200
+    assert found["over"] == pytest.approx(RATE / 2, rel=0.05) and wave_level(sine / 2)["over"] == 0
+    assert wave_level(np.zeros(10))["level_db"] == -200
 
 
 @pytest.mark.parametrize(
@@ -88,13 +90,13 @@ def test_levels_say_how_loud_it_is_and_what_exceeds_full_scale():
 )
 def test_what_cannot_be_rendered_is_refused_by_name(tmp_path, takes, message):
     with pytest.raises(InputError, match=message):
-        Renderings(tmp_path, "builtin", RATE).wave(takes, "take 3")
+        RenderCache(tmp_path, "builtin", RATE).wave(takes, "take 3")
     assert not list(tmp_path.rglob("*.flac"))
 
 
 def test_a_damaged_file_is_named(tmp_path):
     take = play((0.1, 0.5, 60, 80))
-    sound = Renderings(tmp_path, "builtin", RATE)
+    sound = RenderCache(tmp_path, "builtin", RATE)
     sound.wave(take)
     sound.path(take).write_bytes(b"fLaC and no more")
     with pytest.raises(InputError, match=f"{sound.path(take).name} is damaged"):
@@ -104,7 +106,7 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_soundfont_that_plays_silence_is_refused(tmp_path):
     """TimGM6mb with its samples set to zero: all of the instrument is there but the sound."""
     try:
-        font = synthesis.make_synthesizer("timgm6mb")
+        font = synth.make_synthesizer("timgm6mb")
     except InputError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
     content = bytearray(font.path.read_bytes())
@@ -115,4 +117,4 @@ def test_a_soundfont_that_plays_silence_is_refused(tmp_path):
     with pytest.raises(
         InputError, match="mute.sf2: the soundfont's piano is silent. Choose another one"
     ):
-        Renderings(tmp_path, str(tmp_path / "mute.sf2"), RATE)
+        RenderCache(tmp_path, str(tmp_path / "mute.sf2"), RATE)

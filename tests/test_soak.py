@@ -24,7 +24,7 @@ from servers import RangeServer
 
 from percepiano_ast.data import build, demo, sources
 from percepiano_ast.data.demo import UNRATED
-from percepiano_ast.synthesis import make_synthesizer
+from percepiano_ast.music.synth import make_synthesizer
 
 HOURS, KILLS = float(os.environ.get("SOAK_HOURS", 20)), int(os.environ.get("SOAK_KILLS", 20))
 COMMAND = [sys.executable, "-m", "percepiano_ast", "preprocess", "--workers", "2"]

@@ -9,17 +9,17 @@ import mido
 import numpy as np
 import pytest
 
-from percepiano_ast import synthesis
 from percepiano_ast.audio import log_mel
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import LEAD, NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
+from percepiano_ast.music import midi, synth
+from percepiano_ast.music.midi import LEAD, NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
 
 RATE = 22_050
 
 
 def _installed(soundfont):
     try:
-        synthesis.make_synthesizer(soundfont)
+        synth.make_synthesizer(soundfont)
     except InputError as error:
         return str(error)
     return ""
@@ -34,7 +34,7 @@ def needs(soundfont):
     )
 
 
-FLUID = [needs(name) for name in synthesis.SOUNDFONTS]
+FLUID = [needs(name) for name in synth.SOUNDFONTS]
 SYNTHESIZERS = ["builtin", *FLUID]
 
 
@@ -80,10 +80,10 @@ def on(pitch, velocity, delay=0, channel=0):
 
 def test_written_midi_reads_back_on_a_grid_of_half_a_millisecond(tmp_path):
     original = phrase()
-    synthesis.write_midi(original, tmp_path / "a.mid")
-    synthesis.write_midi(original, tmp_path / "b.mid")
+    midi.write_midi(original, tmp_path / "a.mid")
+    midi.write_midi(original, tmp_path / "b.mid")
     assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
-    read = synthesis.read_midi(tmp_path / "a.mid")
+    read = midi.read_midi(tmp_path / "a.mid")
     for field in NOTE.names:
         np.testing.assert_allclose(read.notes[field], original.notes[field], atol=2.6e-4)
     for field in PEDAL.names:
@@ -92,10 +92,10 @@ def test_written_midi_reads_back_on_a_grid_of_half_a_millisecond(tmp_path):
 
 
 def test_bytes_and_path_read_alike(tmp_path):
-    synthesis.write_midi(phrase(), tmp_path / "a.mid")
+    midi.write_midi(phrase(), tmp_path / "a.mid")
     content = (tmp_path / "a.mid").read_bytes()
     np.testing.assert_array_equal(
-        synthesis.read_midi(content).notes, synthesis.read_midi(tmp_path / "a.mid").notes
+        midi.read_midi(content).notes, midi.read_midi(tmp_path / "a.mid").notes
     )
 
 
@@ -103,7 +103,7 @@ def test_tracks_and_channels_are_merged_and_drums_left_out_with_a_remark():
     right = [on(72, 80), on(72, 0, 480)]
     left = [on(48, 60, 240, channel=1), on(48, 0, 480, channel=1)]
     drums = [on(36, 100, 0, channel=9), on(36, 0, 480, channel=9)]
-    read = synthesis.read_midi(midi_bytes(right, left, drums))
+    read = midi.read_midi(midi_bytes(right, left, drums))
     assert read.notes["pitch"].tolist() == [72, 48]
     np.testing.assert_allclose(read.notes["onset"], [0, 0.25])
     assert read.remarks == ("1 notes of drums were ignored",)
@@ -114,7 +114,7 @@ def test_only_the_three_pedals_are_kept():
         mido.Message("control_change", control=c, value=v)
         for c, v in ((7, 100), (64, 33), (66, 1), (67, 90))
     ]
-    read = synthesis.read_midi(midi_bytes([*controls, on(60, 80), on(60, 0, 480)]))
+    read = midi.read_midi(midi_bytes([*controls, on(60, 80), on(60, 0, 480)]))
     assert read.pedals["number"].tolist() == [64, 66, 67] and read.pedals["value"].tolist() == [
         33,
         1,
@@ -123,14 +123,14 @@ def test_only_the_three_pedals_are_kept():
 
 
 def test_a_key_struck_while_down_ends_the_earlier_note():
-    read = synthesis.read_midi(midi_bytes([on(60, 80), on(60, 70, 480), on(60, 0, 480)]))
+    read = midi.read_midi(midi_bytes([on(60, 80), on(60, 70, 480), on(60, 0, 480)]))
     np.testing.assert_allclose(read.notes["onset"], [0, 0.5])
     np.testing.assert_allclose(read.notes["offset"], [0.5, 1.0])
     assert read.remarks == ("1 notes were shortened to the next onset of the same key",)
 
 
 def test_doubled_notes_are_merged_and_the_louder_counts():
-    read = synthesis.read_midi(
+    read = midi.read_midi(
         midi_bytes([on(60, 50), on(60, 0, 240)], [on(60, 90, channel=1), on(60, 0, 480, 1)])
     )
     assert read.notes.tolist() == [(0.0, 0.5, 60, 90)]
@@ -138,14 +138,13 @@ def test_doubled_notes_are_merged_and_the_louder_counts():
 
 
 def test_a_note_of_zero_length_is_left_out_and_does_not_last_until_the_next_release():
-    # pretty_midi alone would hold the first stroke from 0 to 1.5 s.
-    read = synthesis.read_midi(midi_bytes([on(60, 30), on(60, 0), on(60, 90, 960), on(60, 0, 480)]))
+    read = midi.read_midi(midi_bytes([on(60, 30), on(60, 0), on(60, 90, 960), on(60, 0, 480)]))
     assert read.notes.tolist() == [(1.0, 1.5, 60, 90)]
     assert read.remarks == ("1 notes of zero length were ignored",)
 
 
 def test_a_note_never_released_is_left_out_with_a_remark():
-    read = synthesis.read_midi(midi_bytes([on(60, 30), on(62, 90, 480), on(62, 0, 480)]))
+    read = midi.read_midi(midi_bytes([on(60, 30), on(62, 90, 480), on(62, 0, 480)]))
     assert read.notes["pitch"].tolist() == [62]
     assert read.remarks == ("1 notes never released were ignored",)
 
@@ -165,12 +164,12 @@ def test_a_file_without_playing_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "take.mid"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"take.mid: {message}"):
-        synthesis.read_midi(path)
+        midi.read_midi(path)
 
 
 def test_a_missing_midi_file_is_named():
     with pytest.raises(InputError, match="nowhere.mid: no such file"):
-        synthesis.read_midi("nowhere.mid")
+        midi.read_midi("nowhere.mid")
 
 
 def test_trimming_shifts_to_the_first_onset_and_keeps_the_state_of_the_pedals():
@@ -186,7 +185,7 @@ def test_trimming_shifts_to_the_first_onset_and_keeps_the_state_of_the_pedals():
             (30.0, 64, 127),
         ],
     )
-    trimmed = synthesis.trimmed(late)
+    trimmed = midi.trimmed(late)
     np.testing.assert_allclose(trimmed.notes["onset"], [LEAD, 1 + LEAD])
     np.testing.assert_allclose(trimmed.pedals["time"], [0, 0, 0.05, 0.6], atol=1e-9)
     assert trimmed.pedals["number"].tolist() == [64, 67, 64, 64]
@@ -197,7 +196,7 @@ def test_trimming_shifts_to_the_first_onset_and_keeps_the_state_of_the_pedals():
 @pytest.mark.real_data
 def test_every_percepiano_file_is_read(percepiano_dir):
     paths = sorted((percepiano_dir / "virtuoso" / "data" / "all_2rounds").glob("*.mid"))
-    performances = [synthesis.trimmed(synthesis.read_midi(path)) for path in paths]
+    performances = [midi.trimmed(midi.read_midi(path)) for path in paths]
     assert len(performances) == 1202
     hours = sum(performance.duration for performance in performances) / 3600
     assert hours == pytest.approx(5.65, abs=0.05)
@@ -209,13 +208,13 @@ def test_every_percepiano_file_is_read(percepiano_dir):
 
 @pytest.fixture(params=SYNTHESIZERS)
 def synthesizer(request):
-    return synthesis.make_synthesizer(request.param)
+    return synth.make_synthesizer(request.param)
 
 
 def test_a_rendering_is_mono_float32_of_the_promised_length(synthesizer):
     wave = synthesizer.render(phrase(), RATE)
     assert wave.dtype == np.float32 and wave.shape == (
-        int(np.ceil((phrase().duration + synthesis.TAIL) * RATE)),
+        int(np.ceil((phrase().duration + synth.TAIL) * RATE)),
     )
     assert np.isfinite(wave).all() and 0.01 < np.abs(wave).max() < 1
 
@@ -245,7 +244,7 @@ def test_harder_strokes_are_louder(synthesizer):
 @pytest.mark.parametrize("name", ["builtin", needs("musescore-small")])
 @pytest.mark.parametrize("pitch", [40, 60, 76])
 def test_harder_strokes_are_brighter(name, pitch):
-    soft, middle, hard = map(centroid, strokes(synthesis.make_synthesizer(name), pitch))
+    soft, middle, hard = map(centroid, strokes(synth.make_synthesizer(name), pitch))
     assert soft < middle < hard
 
 
@@ -253,8 +252,8 @@ def test_harder_strokes_are_brighter(name, pitch):
 def test_soundfonts_without_velocity_timbre_are_as_documented(name):
     """SOUNDFONTS says that these two only get louder: whoever reads timbre from them has to
     know."""
-    assert not synthesis.SOUNDFONTS[name].velocity_timbre
-    soft, _, hard = map(centroid, strokes(synthesis.make_synthesizer(name)))
+    assert not synth.SOUNDFONTS[name].velocity_timbre
+    soft, _, hard = map(centroid, strokes(synth.make_synthesizer(name)))
     assert soft == pytest.approx(hard, rel=0.01)
 
 
@@ -282,7 +281,7 @@ def test_a_repeated_note_sounds_twice_and_legato_does_not_cut_it(synthesizer):
 
 
 def test_the_end_is_faded():
-    wave = synthesis.make_synthesizer("builtin").render(
+    wave = synth.make_synthesizer("builtin").render(
         play((0.1, 0.5, 40, 100), pedals=[(0, SUSTAIN, 127)]), RATE
     )
     assert abs(wave[-1]) < 1e-6
@@ -292,7 +291,7 @@ def test_the_end_is_faded():
 
 
 def test_half_pedal_lies_between_pedal_up_and_down():
-    piano = synthesis.BuiltinPiano()
+    piano = synth.BuiltinPiano()
     levels = [
         level(
             piano.render(play((0.1, 0.5, 48, 90), pedals=[(0.0, SUSTAIN, value)]), RATE), 0.9, 1.3
@@ -303,7 +302,7 @@ def test_half_pedal_lies_between_pedal_up_and_down():
 
 
 def test_una_corda_is_softer_and_darker():
-    piano = synthesis.BuiltinPiano()
+    piano = synth.BuiltinPiano()
     full, soft = (
         piano.render(play((0.1, 1.0, 60, 90), pedals=[(0.0, UNA_CORDA, value)]), RATE)
         for value in (0, 127)
@@ -312,7 +311,7 @@ def test_una_corda_is_softer_and_darker():
 
 
 def test_low_strings_ring_longer():
-    piano = synthesis.BuiltinPiano()
+    piano = synth.BuiltinPiano()
     drops = []
     for pitch in (36, 60, 84):
         wave = piano.render(play((0.1, 3.0, pitch, 90)), RATE)
@@ -323,11 +322,11 @@ def test_low_strings_ring_longer():
 def test_the_whole_keyboard_sounds_at_any_sample_rate():
     for sample_rate in (16_000, 22_050, 44_100):
         scale = play(*[(0.05 * i, 0.05 * i + 0.04, 21 + i, 80) for i in range(88)])
-        assert np.isfinite(synthesis.BuiltinPiano().render(scale, sample_rate)).all()
+        assert np.isfinite(synth.BuiltinPiano().render(scale, sample_rate)).all()
 
 
 def test_another_seed_is_another_instrument():
-    ours, other = (synthesis.BuiltinPiano(seed).render(phrase(), RATE) for seed in (0, 1))
+    ours, other = (synth.BuiltinPiano(seed).render(phrase(), RATE) for seed in (0, 1))
     assert np.abs(ours - other).max() > 1e-3
     assert level(ours, 0, 3) == pytest.approx(level(other, 0, 3), abs=1)
 
@@ -339,17 +338,17 @@ def test_an_unknown_synthesizer_is_refused_with_the_known_ones():
     with pytest.raises(
         InputError, match="unknown synthesizer 'timgm6'. Did you mean 'timgm6mb'.*builtin"
     ):
-        synthesis.make_synthesizer("timgm6")
+        synth.make_synthesizer("timgm6")
 
 
-@pytest.mark.parametrize("name", synthesis.SOUNDFONTS)
+@pytest.mark.parametrize("name", synth.SOUNDFONTS)
 def test_a_missing_soundfont_names_its_package(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(synthesis.fluid, "_FOLDERS", (str(tmp_path),))
-    package = synthesis.SOUNDFONTS[name].package
+    monkeypatch.setattr(synth, "_FOLDERS", (str(tmp_path),))
+    package = synth.SOUNDFONTS[name].package
     with pytest.raises(
         InputError, match=f"{name}.*not installed.*sudo apt-get install -y {package}"
     ):
-        synthesis.make_synthesizer(name)
+        synth.make_synthesizer(name)
 
 
 def test_a_missing_library_names_its_package(monkeypatch, tmp_path):
@@ -361,12 +360,12 @@ def test_a_missing_library_names_its_package(monkeypatch, tmp_path):
     with pytest.raises(
         InputError, match="FluidSynth is not installed.*apt-get install -y fluidsynth"
     ):
-        synthesis.make_synthesizer(str(tmp_path / "piano.sf2"))
+        synth.make_synthesizer(str(tmp_path / "piano.sf2"))
 
 
 def test_a_soundfont_path_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="nowhere.sf2: no such file"):
-        synthesis.make_synthesizer("nowhere.sf2")
+        synth.make_synthesizer("nowhere.sf2")
 
 
 @pytest.mark.parametrize("soundfont", FLUID[:1])
@@ -374,14 +373,14 @@ def test_a_file_that_is_no_soundfont_is_refused(soundfont, tmp_path):
     path = tmp_path / "broken.sf2"
     path.write_bytes(b"RIFF" + b"x" * 1000)
     with pytest.raises(InputError, match="broken.sf2: not a soundfont with a piano"):
-        synthesis.make_synthesizer(str(path))
+        synth.make_synthesizer(str(path))
 
 
 @pytest.mark.parametrize("soundfont", FLUID[:1])
 def test_a_soundfont_by_path_sounds_like_the_same_by_name(soundfont, tmp_path):
-    named = synthesis.make_synthesizer(soundfont)
+    named = synth.make_synthesizer(soundfont)
     copy = shutil.copy(named.path, tmp_path / "mine.sf2")
-    by_path = synthesis.make_synthesizer(str(copy))
+    by_path = synth.make_synthesizer(str(copy))
     assert by_path.name == "mine"
     np.testing.assert_array_equal(by_path.render(phrase(), RATE), named.render(phrase(), RATE))
 
@@ -389,4 +388,4 @@ def test_a_soundfont_by_path_sounds_like_the_same_by_name(soundfont, tmp_path):
 @pytest.mark.parametrize("soundfont", FLUID)
 def test_chords_of_every_finger_at_full_force_stay_below_full_scale(soundfont):
     chord = [(0.1, 1.0, pitch, 110) for pitch in (36, 48, 55, 60, 64, 67, 72, 76)]
-    assert np.abs(synthesis.make_synthesizer(soundfont).render(play(*chord), RATE)).max() < 1
+    assert np.abs(synth.make_synthesizer(soundfont).render(play(*chord), RATE)).max() < 1

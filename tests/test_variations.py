@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from percepiano_ast import alignment, variations
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.data.demo import RATED
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import (
+from percepiano_ast.music import align, edits
+from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit, NotApplicable
+from percepiano_ast.music.midi import (
     NOTE,
     PEDAL,
     SUSTAIN,
@@ -19,9 +20,8 @@ from percepiano_ast.performance import (
     read_midi,
     trimmed,
 )
-from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation
 
-IDS = [variation.label for variation in VARIATIONS]
+IDS = [variation.label for variation in EDITS]
 
 
 def played(tune=0, seed=1, **style):
@@ -39,7 +39,7 @@ def play(*notes, pedals=()):
 
 
 def vary(name, strength, performance, score=None):
-    return Variation(PARAMETERS[name], strength).apply(performance, score)
+    return Edit(PARAMETERS[name], strength).apply(performance, score)
 
 
 def parts(performance):
@@ -88,13 +88,13 @@ def check_playable(performance):
 # --- Every variation ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variation", VARIATIONS, ids=IDS)
+@pytest.mark.parametrize("variation", EDITS, ids=IDS)
 @pytest.mark.parametrize("tune", [0, 3])
 def test_a_variation_changes_what_it_names_and_nothing_else(variation, tune):
     performance, score = played(tune)
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
     changed = variation.apply(performance, score)
-    assert not variations.same(changed, performance)
+    assert not edits.same(changed, performance)
     check_untouched(performance, changed, variation.parameter.touches)
     check_playable(changed)
     assert np.array_equal(performance.notes, notes) and np.array_equal(performance.pedals, pedals)
@@ -107,7 +107,7 @@ def test_more_strength_is_more_of_the_parameter(parameter):
     amounts = {0.0: unchanged}
     for strength in parameter.strengths:
         amounts[strength] = parameter.measure(
-            Variation(parameter, strength).apply(performance, score), score
+            Edit(parameter, strength).apply(performance, score), score
         )
     if parameter.name == "soft pedal":  # it was down already
         assert amounts[-1] == 0 and amounts[1] == 1 and amounts[0.0] > 0.9
@@ -124,7 +124,7 @@ def test_real_performances_stay_playable(percepiano_dir):
     some = index[index["human"]].iloc[::40]
     for clip, segment in zip(some["clip"], some["segment"], strict=True):
         performance, deadpan = (trimmed(read_midi(midi[name])) for name in (clip, score[segment]))
-        for variation in VARIATIONS:
+        for variation in EDITS:
             changed = variation.apply(performance, deadpan)
             check_playable(changed)
             if (
@@ -229,15 +229,15 @@ def test_chords_together_begin_at_one_moment():
 
 def test_transposition_stops_at_the_ends_of_the_keyboard():
     assert vary("transposition", 5, play((0.1, 1, 60, 50))).notes["pitch"].tolist() == [65]
-    with pytest.raises(CannotVary, match="exceed the keyboard .pitches 110 to 110"):
+    with pytest.raises(NotApplicable, match="exceed the keyboard .pitches 110 to 110"):
         vary("transposition", 5, play((0.1, 1, 105, 50)))
 
 
 def test_without_rubato_the_score_is_played_at_one_tempo_in_the_same_time():
     performance, score = played(rubato=2.0, jitter=-2.0, asynchrony=-1.0)
     flat = vary("rubato", -1, performance, score)
-    curve = alignment.tempo_curve(flat, score)
-    assert curve.rubato < 0.25 * alignment.tempo_curve(performance, score).rubato
+    curve = align.tempo_curve(flat, score)
+    assert curve.rubato < 0.25 * align.tempo_curve(performance, score).rubato
     assert flat.duration == pytest.approx(performance.duration, abs=0.02)
     line = np.polyval(np.polyfit(curve.written, curve.played, 1), curve.written)
     assert np.abs(curve.played - line).max() < 0.05
@@ -245,18 +245,18 @@ def test_without_rubato_the_score_is_played_at_one_tempo_in_the_same_time():
 
 def test_rubato_needs_the_score_of_the_clip():
     performance, _ = played()
-    with pytest.raises(CannotVary, match="rubato needs a deadpan rendering of the score"):
+    with pytest.raises(NotApplicable, match="rubato needs a deadpan rendering of the score"):
         vary("rubato", -1, performance)
     other = replace(performance, notes=performance.notes[::3].copy())
     other.notes["pitch"] = 21 + np.arange(len(other.notes)) % 5
-    with pytest.raises(CannotVary, match="of the notes are in the score"):
+    with pytest.raises(NotApplicable, match="of the notes are in the score"):
         vary("rubato", -1, performance, other)
 
 
 def test_a_performance_without_pedal_has_none_to_lift():
     dry = play((0.1, 1, 60, 50), (1.1, 2, 62, 50))
     for strength in (-1, -0.5, 0.5):
-        assert variations.same(vary("pedal", strength, dry), dry)
+        assert edits.same(vary("pedal", strength, dry), dry)
 
 
 # --- Chords and tempo ---------------------------------------------------------------------------
@@ -271,15 +271,15 @@ def test_a_chord_takes_each_key_once_and_what_follows_its_first_note_closely():
         (0.07, 0.08, 60, 9),
         (0.09, 1, 60, 9),
     )
-    assert alignment.chords(notes.notes).tolist() == [0, 0, 0, 1, 1, 2]
+    assert align.chords(notes.notes).tolist() == [0, 0, 0, 1, 1, 2]
 
 
 def test_a_tempo_curve_survives_wrong_and_missing_notes():
     performance, score = played(rubato=1.0)
-    true = alignment.tempo_curve(performance, score)
+    true = align.tempo_curve(performance, score)
     notes = np.delete(performance.notes, np.arange(5, len(performance.notes), 11))
     notes["pitch"][3::17] += 1
-    damaged = alignment.tempo_curve(replace(performance, notes=notes), score)
+    damaged = align.tempo_curve(replace(performance, notes=notes), score)
     assert true.matched > 0.95 > damaged.matched > 0.8
     shared = np.interp(damaged.written, true.written, true.played)
     assert np.quantile(np.abs(shared - damaged.played), 0.9) < 0.03
@@ -288,4 +288,4 @@ def test_a_tempo_curve_survives_wrong_and_missing_notes():
 def test_a_clip_of_two_moments_has_no_tempo_curve():
     short = play((0.1, 1, 60, 50), (1.1, 2, 62, 50))
     with pytest.raises(InputError, match="2 onsets .* needs 3"):
-        alignment.tempo_curve(short, short)
+        align.tempo_curve(short, short)

@@ -26,18 +26,18 @@ import jax
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import synthesis
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.commands.shared import add_set, option_of
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
-from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.errors import InputError, exit_code
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.models.cnn import ENCODERS
-from percepiano_ast.performance import read_midi, trimmed, write_midi
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed, write_midi
+from percepiano_ast.music.synth import RenderCache
 from percepiano_ast.studies import report
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
@@ -107,7 +107,7 @@ def render_archive(
     """
     table, files = _read(Path(midi))
     home = Path(path).parent / "renderings"
-    kept = {name: Renderings(home, name, SAMPLE_RATE) for name in synthesizers}
+    kept = {name: RenderCache(home, name, SAMPLE_RATE) for name in synthesizers}
     # `preprocess` excludes them too, but here they would use up part of the hours.
     names = zip(table["composer"], table["title"])
     rated = np.array([maestro.is_percepiano_work(*work) for work in names])
@@ -146,12 +146,12 @@ def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
             if name not in files:
                 raise InputError("listed in metadata.csv, but the file is missing")
             performance = trimmed(read_midi(files[name], name))
-            synthesis.check_length(performance, name)
+            synth.check_length(performance, name)
         except InputError as error:
             skipped += 1
             log(f"  skipped {name}: {error}")
             continue
-        seconds += synthesis.lengths.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
+        seconds += synth.lengths.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
         chosen.append((row, performance))
     log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
     return chosen

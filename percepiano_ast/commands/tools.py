@@ -36,11 +36,12 @@ def _rate(arguments):
 
 def _rate_packaged(arguments, files: list[str | Path]) -> int:
     """With the bundled model, or that of ``--weights``."""
-    from percepiano_ast import packaged, recording, score
+    from percepiano_ast import packaged, recording
+    from percepiano_ast.music.score import read_score
     from percepiano_ast.recording import page
 
     model = recording.load_model(arguments.weights or packaged.SHIPPED)
-    written = score.read(arguments.score) if arguments.score else None
+    written = read_score(arguments.score) if arguments.score else None
     rated, sounds, results, errors = [], [], [], []
     executor = ThreadPoolExecutor(1)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

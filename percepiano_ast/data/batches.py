@@ -23,9 +23,10 @@ from percepiano_ast.data.shards import (
     open_performances,
     require_performances,
 )
-from percepiano_ast.descriptors import OF_EXCERPTS, describe
 from percepiano_ast.errors import InputError
-from percepiano_ast.targets import Roll, Targets, excerpt
+from percepiano_ast.music.midi import excerpt
+from percepiano_ast.music.performance_features import WINDOW_FEATURES, performance_features
+from percepiano_ast.music.piano_roll import FrameTargets, PianoRoll
 
 # On import grain warns about the profiling of worker processes; none are used here.
 _verbosity = logging.get_verbosity()
@@ -57,7 +58,7 @@ class TranscriptionTargets:
     performances: Performances
     mean: np.ndarray
     std: np.ndarray
-    _rolls: dict[str, Roll] = field(default_factory=dict)
+    _rolls: dict[str, PianoRoll] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "TranscriptionTargets":
@@ -91,7 +92,11 @@ class TranscriptionTargets:
     @property
     def description(self) -> dict:
         """Names, means and standard deviations of the descriptors, saved with a model."""
-        return {"names": list(OF_EXCERPTS), "mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {
+            "names": list(WINDOW_FEATURES),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
 
     def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
         """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors),
@@ -100,14 +105,14 @@ class TranscriptionTargets:
         targets = []
         for key, start in zip(keys, starts):
             if key not in self._rolls:  # two threads may both compute it
-                self._rolls[key] = Roll(self.performances[key], self.shards.front_end)
+                self._rolls[key] = PianoRoll(self.performances[key], self.shards.front_end)
             targets.append(self._rolls[key].frames(start, n_frames))
-        descriptors = np.full((len(keys), len(OF_EXCERPTS)), np.nan, np.float32)
+        descriptors = np.full((len(keys), len(WINDOW_FEATURES)), np.nan, np.float32)
         for row in range(0, len(keys), DESCRIBE_EVERY):
             values = _described(self.performances, keys[row], starts[row], n_frames, self.shards)
             # larger values are artefacts of short windows
             descriptors[row] = np.clip((values - self.mean) / self.std, -5, 5)
-        return {"targets": Targets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
+        return {"targets": FrameTargets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
 
 
 def _described(
@@ -117,8 +122,8 @@ def _described(
     begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
     window = excerpt(performances[key], begin, end)
     if window is None:
-        return np.full(len(OF_EXCERPTS), np.nan)
-    return np.array(list(describe(window, OF_EXCERPTS).values()))
+        return np.full(len(WINDOW_FEATURES), np.nan)
+    return np.array(list(performance_features(window, WINDOW_FEATURES).values()))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import soundfile
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.files import claim_directory, write_json
-from percepiano_ast.performance import (
+from percepiano_ast.music.midi import (
     NOTE,
     PEDAL,
     SUSTAIN,
@@ -33,7 +33,7 @@ from percepiano_ast.performance import (
     trimmed,
     write_midi,
 )
-from percepiano_ast.synthesis import make_synthesizer
+from percepiano_ast.music.synth import make_synthesizer
 
 PARAMETERS = tuple(
     "tempo rubato jitter asynchrony legato pedal half_pedal loudness velocity_spread voicing"

@@ -22,7 +22,7 @@ from percepiano_ast.config import FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, atomic, claim_directory
-from percepiano_ast.performance import read_midi
+from percepiano_ast.music.midi import read_midi
 
 MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
 MIN_FRAMES = 1024  # one window of the model

@@ -27,15 +27,14 @@ from percepiano_ast import audio
 from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
-from percepiano_ast.data.renderings import Renderings, level
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
 from percepiano_ast.files import claim_directory, sha256_of
-from percepiano_ast.performance import LEAD, Performance, read_midi, trimmed
-from percepiano_ast.synthesis import TAIL
-from percepiano_ast.variations import HIGHEST, LOWEST, PARAMETERS
+from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
+from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
+from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
 
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
@@ -473,7 +472,7 @@ class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: i
 
 
 # Cached per process: loading and hashing a soundfont takes seconds.
-_renderings = functools.cache(Renderings)
+_renderings = functools.cache(RenderCache)
 
 
 def aligned_recording(path: Path, performance: Performance, sample_rate: int) -> np.ndarray:
@@ -526,7 +525,7 @@ def _produce(
         rng = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode()))
         jitter = rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
         wave = audio.normalize_loudness(wave, rate, audio.LOUDNESS + jitter)
-    facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
+    facts |= {"clip": clip, "synthesizer": name, "level": wave_level(wave)}
     facts |= {"features": audio.audio_features(wave, rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
@@ -550,7 +549,7 @@ def preprocess(
     rater table), ``index.csv`` and ``skipped.csv``.
 
     Args:
-        synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; a
+        synthesizers: names, see `synth.make_synthesizer`, or ``own`` for ``recordings``; a
             suffix selects one of `VARIANTS`, such as ``fluidr3mono+room``.
         recordings: a folder with a custom recording of each clip, see `recordings_in`.
         partial: whether ``recordings`` may lack clips; they are then listed.

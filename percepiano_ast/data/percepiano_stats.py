@@ -13,7 +13,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
 from percepiano_ast.evaluation.predictions import read_csv
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.music.midi import read_midi, trimmed
 
 
 def raters(folder: str | Path) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from percepiano_ast.config import FrontEnd, Statistics
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 VERSION = "2.0.0"
 MANIFEST = "manifest.json"  # written last: a data set with this file is complete

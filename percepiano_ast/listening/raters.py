@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, descriptors, packaged, rating, recording
+from percepiano_ast import audio, packaged, rating, recording
 from percepiano_ast.audio import features as audio_features
 from percepiano_ast.baselines import statistics
 from percepiano_ast.data import percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.music import performance_features as midi_features
 from percepiano_ast.packaged import SHIPPED, Packaged
 from percepiano_ast.recording import rate_wave
 
@@ -127,8 +128,10 @@ STATISTICS = {
     ),
     "midi-stats": Statistics(
         "midi",
-        lambda performance: np.array(list(descriptors.describe(performance).values())),
-        _code(descriptors),
+        lambda performance: np.array(
+            list(midi_features.performance_features(performance).values())
+        ),
+        _code(midi_features),
     ),
 }
 

@@ -13,7 +13,6 @@ import pandas as pd
 
 from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo, percepiano
-from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis
@@ -21,10 +20,10 @@ from percepiano_ast.evaluation.analysis import ChangedRatings
 from percepiano_ast.files import write_json
 from percepiano_ast.listening import raters
 from percepiano_ast.listening.raters import Rate
-from percepiano_ast.performance import Performance, read_midi, trimmed
+from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit, NotApplicable, same
+from percepiano_ast.music.midi import Performance, read_midi, trimmed
+from percepiano_ast.music.synth import SOUNDFONTS, BuiltinPiano, RenderCache, make_synthesizer
 from percepiano_ast.plots import studies as listening_plots
-from percepiano_ast.synthesis import SOUNDFONTS, BuiltinPiano, make_synthesizer
-from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation, same
 
 _EVERY = 10.0  # seconds between progress lines
 SYNTHESIZER = "musescore-small"  # the soundfont in which velocity changes the timbre too
@@ -64,8 +63,8 @@ class Material:
     clip: str
     group: str
     played: Performance
-    varied: dict[Variation, Performance]
-    left_out: dict[Variation, str]
+    varied: dict[Edit, Performance]
+    left_out: dict[Edit, str]
 
 
 def sample(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
@@ -130,10 +129,10 @@ class _Folder:
             chosen["clip"], chosen["segment"], chosen["content_group"], strict=True
         ):
             played, score, varied, left_out = self.play(clip), self.score(segment), {}, {}
-            for variation in VARIATIONS:
+            for variation in EDITS:
                 try:
                     varied[variation] = variation.apply(played, score)
-                except CannotVary as error:
+                except NotApplicable as error:
                     left_out[variation] = str(error)
             found.append(Material(clip, group, played, varied, left_out))
         return found
@@ -157,7 +156,7 @@ def _measures(performance: Performance, score: Performance | None) -> dict[str, 
         try:
             known = score is not None or not parameter.needs_score
             values[name] = parameter.measure(performance, score) if known else np.nan
-        except CannotVary:
+        except NotApplicable:
             values[name] = np.nan
     return values
 
@@ -171,9 +170,9 @@ class _Session:
         self.material = folder.material(self.chosen)
         self.groups = self.chosen["content_group"].to_numpy()
 
-    def renderings(self, synthesizer: str, sample_rate: int) -> Renderings:
+    def renderings(self, synthesizer: str, sample_rate: int) -> RenderCache:
         """Renderings by one synthesizer at one sampling rate."""
-        return Renderings(self.out / "renderings", synthesizer, sample_rate)
+        return RenderCache(self.out / "renderings", synthesizer, sample_rate)
 
     def rater(self, model: str) -> Rate:
         """The rating function of ``model``: a statistics baseline (fitted here), a single-file
@@ -239,7 +238,7 @@ class _Session:
                 )
         self.log(f"{rater.name}: {len(rated)} clips rated")
         before = np.stack([values[0] for values, _ in rated])
-        varied = {variation: self._comparison(rated, before, variation) for variation in VARIATIONS}
+        varied = {variation: self._comparison(rated, before, variation) for variation in EDITS}
         sensitivity = analysis.sensitivity(rater.name, self.groups, varied)
         if not pianos:
             return sensitivity, None
@@ -256,7 +255,7 @@ class _Session:
         }
         return sensitivity, analysis.robustness(rater.name, self.groups, found)
 
-    def _pianos(self, rater: Rate) -> list[Renderings]:
+    def _pianos(self, rater: Rate) -> list[RenderCache]:
         """Renderings by the synthesizer of the test and by the others, with all needed audio
         rendered."""
         names = (self.settings.synthesizer, *self.settings.other_pianos)
@@ -272,7 +271,7 @@ class _Session:
         return pianos
 
     def _rated(
-        self, rater: Rate, pianos: list[Renderings], one: Material
+        self, rater: Rate, pianos: list[RenderCache], one: Material
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ratings (takes, 19) of one clip - original, varied, by other synthesizers, under all
         conditions - and which of the varied takes equal the original; cached between runs."""
@@ -300,7 +299,7 @@ class _Session:
         return found["ratings"], found["alike"]
 
     def _sounds(
-        self, pianos: list[Renderings], one: Material, performances: list[Performance]
+        self, pianos: list[RenderCache], one: Material, performances: list[Performance]
     ) -> list[np.ndarray]:
         waves = [pianos[0].wave(performance) for performance in performances]
         seed = zlib.crc32(f"{self.settings.seed} {one.clip}".encode())
@@ -310,7 +309,7 @@ class _Session:
         return waves + [piano.wave(one.played) for piano in pianos[1:]] + conditions
 
     def _comparison(
-        self, rated: list[tuple], before: np.ndarray, variation: Variation
+        self, rated: list[tuple], before: np.ndarray, variation: Edit
     ) -> ChangedRatings:
         after, alike = np.full_like(before, np.nan), np.zeros(len(before), dtype=bool)
         for i, (one, (values, same_take)) in enumerate(zip(self.material, rated, strict=True)):

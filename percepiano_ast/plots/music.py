@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.music.piano_roll import LOWEST, FrameTargets
+from percepiano_ast.music.piano_roll import N_KEYS as PIANO_KEYS
 from percepiano_ast.plots.style import (
     COLOURS,
     DIVERGING,
@@ -25,8 +27,6 @@ from percepiano_ast.plots.style import (
     finish,
     require,
 )
-from percepiano_ast.targets import KEYS as PIANO_KEYS
-from percepiano_ast.targets import LOWEST, Targets
 
 # --- Spectrograms and transcriptions --------------------------------------------------------------
 
@@ -56,7 +56,7 @@ def masking(
 
 
 def hearing(
-    log_mel_db: np.ndarray, played: Targets, heard: dict[str, np.ndarray], front_end: FrontEnd
+    log_mel_db: np.ndarray, played: FrameTargets, heard: dict[str, np.ndarray], front_end: FrontEnd
 ) -> Figure:
     """A window of a recording, its reference and transcribed keys, and the sustain pedal.
 

@@ -12,7 +12,7 @@ from percepiano_ast import transcription
 from percepiano_ast.data import shards
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.files import echo, write_json
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.suite.rated import Rated
 
 _NOTHING = Performance(np.zeros(0, NOTE), np.zeros(0, PEDAL))
@@ -33,7 +33,7 @@ class HeardClips:
     played: list[Performance | None]
 
     def described(self, log: Callable[[str], None] = echo) -> transcription.Described:
-        """`DESCRIPTORS` of the transcriptions."""
+        """`PERFORMANCE_FEATURES` of the transcriptions."""
         return transcription.describe_all(self.played, log)
 
 

@@ -14,11 +14,11 @@ from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
 from percepiano_ast.data import percepiano
 from percepiano_ast.data.percepiano import read_json
-from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
 from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.heard import hear
 from percepiano_ast.suite.judged import SCORE, Material, material_of
 from percepiano_ast.suite.rated import Rated
@@ -348,7 +348,7 @@ def _description(
         "clips": int(rated.index["clip"].nunique()),
         "performances": int(rated.index["human"].sum()),
         "pianos": sorted(set(np.array(rated.clips.synthesizer)[learned].tolist())),
-        "descriptors": list(DESCRIPTORS),
+        "descriptors": list(PERFORMANCE_FEATURES),
         "loudness": [LOUDNESS, JITTER_DB, BED_DB],
         "protocol": PROTOCOL,
         "unseen": unseen,

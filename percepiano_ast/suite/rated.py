@@ -12,11 +12,11 @@ import pandas as pd
 from percepiano_ast import transcription
 from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, percepiano
-from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, echo, write_json
 from percepiano_ast.models import convert
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.training import finetune as finetuning
 from percepiano_ast.training import folds, losses
@@ -55,7 +55,7 @@ class Rated:
             self.start.statistics,
             self.run.preset.execution,
         )
-        beside = len(DESCRIPTORS) if self.config.heard else 0
+        beside = len(PERFORMANCE_FEATURES) if self.config.heard else 0
         given = (
             model,
             self.config,

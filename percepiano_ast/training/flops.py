@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from percepiano_ast.config import ModelConfig, PretrainConfig
 from percepiano_ast.models import transcription
 from percepiano_ast.models.ast import PREFIX_TOKENS
-from percepiano_ast.targets import KEYS
+from percepiano_ast.music.piano_roll import N_KEYS
 
 # Sides of the square matrices for measuring the peak: large enough to saturate the device, small
 # enough to be quick.
@@ -40,7 +40,7 @@ def _heard_flops(model: ModelConfig, config: PretrainConfig) -> float:
     patches, steps = model.num_patches, transcription.steps_of(model) * model.grid[1]
     forward: float = 2 * patches * model.patch_dim * model.width
     forward += block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + patches)
-    outputs = len(transcription.ROLLS) * KEYS + len(transcription.PEDALS)
+    outputs = len(transcription.ROLLS) * N_KEYS + len(transcription.PEDALS)
     return forward + 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
 
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from percepiano_ast.config import ModelConfig, PretrainConfig, lookup
 from percepiano_ast.models import ssast, transcription
 from percepiano_ast.models.transformer import Compute
-from percepiano_ast.targets import KEYS, Targets
+from percepiano_ast.music.piano_roll import N_KEYS, FrameTargets
 
 
 class Objective(Protocol):
@@ -210,6 +210,9 @@ def batch_shapes(model: ModelConfig, config: PretrainConfig, num_descriptors: in
     shapes = {"codes": array(jnp.uint8, model.n_mels)}
     if config.objective == "ssast":
         return shapes
-    rolls, feet = (array(bool, KEYS),) * 3 + (array(jnp.float32, KEYS),), (array(jnp.float32),) * 2
+    rolls, feet = (
+        (array(bool, N_KEYS),) * 3 + (array(jnp.float32, N_KEYS),),
+        (array(jnp.float32),) * 2,
+    )
     descriptors = jax.ShapeDtypeStruct((rows, num_descriptors), jnp.float32)
-    return shapes | {"targets": Targets(*rolls, *feet), "descriptors": descriptors}
+    return shapes | {"targets": FrameTargets(*rolls, *feet), "descriptors": descriptors}

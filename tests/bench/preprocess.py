@@ -14,8 +14,8 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench import medians, result
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
-from percepiano_ast.synthesis import BuiltinPiano
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance
+from percepiano_ast.music.synth import BuiltinPiano
 
 SECONDS, SOURCE_RATE = 120, 44_100
 RECORDINGS = 40  # for one or two processes: some seconds of work

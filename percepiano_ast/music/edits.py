@@ -1,5 +1,4 @@
-"""Controlled variations of a performance: one expressive parameter changed at a time, for
-sensitivity tests.
+"""Edits of a performance for sensitivity tests: one expressive parameter changed at a time.
 
 A parameter (loudness, tempo, pedal ...) is changed by a signed strength; everything not listed in
 ``touches`` is unchanged. So a change of rating has one cause. In collections of recordings
@@ -11,17 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from percepiano_ast.alignment import chord_means, chords, tempo_curve
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import PEDAL, SUSTAIN, UNA_CORDA, Performance
+from percepiano_ast.music.align import TempoCurve, chord_means, chords, tempo_curve
+from percepiano_ast.music.midi import PEDAL, PEDAL_DOWN, SUSTAIN, UNA_CORDA, Performance
 
-DOWN = 64  # controller value from which a pedal is down, as in the MIDI standard and FluidSynth
 LOWEST, HIGHEST = 21, 108  # MIDI pitches of the keyboard
 _SHORTEST = 0.02  # minimum seconds of a shortened note
 _LOCAL = 1.0  # seconds; standard deviation of the Gaussian kernel for local velocity
 
 
-class CannotVary(InputError):
+class NotApplicable(InputError):
     """The parameter cannot be changed in this performance; the message has the reason."""
 
 
@@ -53,7 +51,7 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Variation:
+class Edit:
     """One parameter changed by one amount."""
 
     parameter: Parameter
@@ -74,15 +72,15 @@ class Variation:
         it.
 
         Args:
-            performance: `performance.trimmed`.
+            performance: `midi.trimmed`.
             score: a metronomic rendering of the same passage, for parameters that need one.
 
         Raises:
-            CannotVary: the score is missing or does not match, or the result would exceed the
+            NotApplicable: the score is missing or does not match, or the result would exceed the
                 keyboard.
         """
         if self.parameter.needs_score and score is None:
-            raise CannotVary(
+            raise NotApplicable(
                 f"{self.parameter.name} needs a deadpan rendering of the score, and this clip has"
                 " none"
             )
@@ -94,37 +92,17 @@ def same(one: Performance, other: Performance) -> bool:
     return np.array_equal(one.notes, other.notes) and np.array_equal(one.pedals, other.pedals)
 
 
-# --- Force --------------------------------------------------------------------------------------
-
-
-def _with_velocity(performance: Performance, velocity: np.ndarray) -> Performance:
-    notes = performance.notes.copy()
-    notes["velocity"] = np.clip(np.round(velocity), 1, 127)
-    return replace(performance, notes=notes)
+# --- Velocity -------------------------------------------------------------------------------------
 
 
 def _velocity(performance: Performance) -> np.ndarray:
     return performance.notes["velocity"].astype(float)
 
 
-def _spread_about(centre: Callable[[Performance], np.ndarray]):
-    """Scale the deviation of velocity from ``centre`` by (1 + strength)."""
-
-    def change(performance, strength, score):
-        middle = centre(performance)
-        return _with_velocity(
-            performance, middle + (1 + strength) * (_velocity(performance) - middle)
-        )
-
-    return change
-
-
-def _deviation_from(centre: Callable[[Performance], np.ndarray]):
-    return lambda performance, score: float(np.std(_velocity(performance) - centre(performance)))
-
-
-def _clip_mean(performance: Performance) -> np.ndarray:
-    return np.full(len(performance.notes), _velocity(performance).mean())
+def _with_velocity(performance: Performance, velocity: np.ndarray) -> Performance:
+    notes = performance.notes.copy()
+    notes["velocity"] = np.clip(np.round(velocity), 1, 127)
+    return replace(performance, notes=notes)
 
 
 def _local_mean(performance: Performance) -> np.ndarray:
@@ -137,10 +115,23 @@ def _chord_mean(performance: Performance) -> np.ndarray:
     return chord_means(_velocity(performance), chords(performance.notes))
 
 
+def _deviation(name: str, words: tuple[str, str], strengths: tuple[float, ...], centre: Callable):
+    """The deviation of velocity from ``centre``, scaled by (1 + strength)."""
+
+    def change(performance, strength, score):
+        middle = centre(performance)
+        away = _velocity(performance) - middle
+        return _with_velocity(performance, middle + (1 + strength) * away)
+
+    def measure(performance, score):
+        return float(np.std(_velocity(performance) - centre(performance)))
+
+    return Parameter(name, words, "deviation {:+.0%}", strengths, ("velocity",), change, measure)
+
+
 def _melody(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
     """Whether each note is the highest of its chord, and the number of notes of its chord."""
-    numbers = chords(performance.notes)
-    pitch = performance.notes["pitch"]
+    numbers, pitch = chords(performance.notes), performance.notes["pitch"]
     top = np.zeros(numbers[-1] + 1, dtype=int)
     np.maximum.at(top, numbers, pitch)
     return pitch == top[numbers], np.bincount(numbers)[numbers]
@@ -154,16 +145,15 @@ def _bring_out(performance, strength, score):
     return _with_velocity(performance, _velocity(performance) + np.where(size > 1, shift, 0))
 
 
-def _melody_lead(performance, score) -> float:
+def _melody_over_rest(performance, score):
     top, size = _melody(performance)
-    chord = size > 1
+    chord, velocity = size > 1, _velocity(performance)
     if not chord.any():
         return 0.0
-    velocity = _velocity(performance)
     return float(velocity[chord & top].mean() - velocity[chord & ~top].mean())
 
 
-# --- Time ---------------------------------------------------------------------------------------
+# --- Time -----------------------------------------------------------------------------------------
 
 
 def _moved(performance: Performance, clock: Callable[[np.ndarray], np.ndarray]) -> Performance:
@@ -174,25 +164,21 @@ def _moved(performance: Performance, clock: Callable[[np.ndarray], np.ndarray]) 
     return replace(performance, notes=notes, pedals=pedals)
 
 
-def _change_tempo(performance, strength, score):
-    return _moved(performance, lambda times: times / (1 + strength))
-
-
-def _chord_rate(performance, score) -> float:
+def _chord_rate(performance, score):
     onset = performance.notes["onset"]
     return float(chords(performance.notes)[-1] / max(onset[-1] - onset[0], _SHORTEST))
+
+
+def _curve(performance, score) -> TempoCurve:
+    try:
+        return tempo_curve(performance, score)
+    except InputError as error:
+        raise NotApplicable(str(error)) from error
 
 
 def _change_rubato(performance, strength, score):
     curve = _curve(performance, score)
     return _moved(performance, lambda times: curve.stretched(times, 1 + strength))
-
-
-def _curve(performance, score):
-    try:
-        return tempo_curve(performance, score)
-    except InputError as error:
-        raise CannotVary(str(error)) from error
 
 
 def _change_articulation(performance, strength, score):
@@ -201,26 +187,19 @@ def _change_articulation(performance, strength, score):
     notes = performance.notes.copy()
     longer = notes["onset"] + (1 + strength) * (notes["offset"] - notes["onset"])
     if strength > 0:
-        longer = np.minimum(longer, np.maximum(_next_stroke(notes), notes["offset"]))
+        limit = np.full(len(notes), notes["offset"].max())
+        upcoming: dict[int, float] = {}
+        for i, pitch in reversed(list(enumerate(notes["pitch"].tolist()))):
+            limit[i] = upcoming.get(pitch, limit[i])
+            upcoming[pitch] = notes["onset"][i]
+        notes["offset"] = np.minimum(longer, np.maximum(limit, notes["offset"]))
     else:
-        longer = np.minimum(np.maximum(longer, notes["onset"] + _SHORTEST), notes["offset"])
-    notes["offset"] = longer
+        shortest = notes["onset"] + _SHORTEST
+        notes["offset"] = np.minimum(np.maximum(longer, shortest), notes["offset"])
     return replace(performance, notes=notes)
 
 
-def _next_stroke(notes: np.ndarray) -> np.ndarray:
-    """Time in seconds of the next onset of each note's key; the end of the clip if there is
-    none."""
-    strokes = np.full(len(notes), notes["offset"].max())
-    upcoming: dict[int, float] = {}
-    for i in range(len(notes) - 1, -1, -1):
-        pitch = int(notes["pitch"][i])
-        strokes[i] = upcoming.get(pitch, strokes[i])
-        upcoming[pitch] = notes["onset"][i]
-    return strokes
-
-
-def _key_overlap(performance, score) -> float:
+def _key_overlap(performance, score):
     """Median duration of a note relative to the time until the next chord."""
     notes, numbers = performance.notes, chords(performance.notes)
     starts = np.array([notes["onset"][numbers == k].min() for k in range(numbers[-1] + 1)])
@@ -242,12 +221,12 @@ def _change_asynchrony(performance, strength, score):
     return replace(performance, notes=notes[np.lexsort((notes["pitch"], notes["onset"]))])
 
 
-def _asynchrony(performance, score) -> float:
+def _asynchrony(performance, score):
     onset = performance.notes["onset"]
     return float(np.std(onset - chord_means(onset, chords(performance.notes))))
 
 
-# --- Pedals and pitch ---------------------------------------------------------------------------
+# --- Pedals and pitch -----------------------------------------------------------------------------
 
 
 def _with_pedal(
@@ -259,23 +238,18 @@ def _with_pedal(
     return replace(performance, pedals=pedals[np.argsort(pedals["time"], kind="stable")])
 
 
-def _events(performance: Performance, number: int) -> np.ndarray:
-    return performance.pedals[performance.pedals["number"] == number]
-
-
 def _change_pedal(performance, strength, score):
     """-1: never down. 1: down throughout. Between: released earlier or later, by that share of the
     time it is down or up."""
     if abs(strength) == 1:
-        return _with_pedal(performance, SUSTAIN, [(0.0, SUSTAIN, 127)] if strength > 0 else [])
-    events = _events(performance, SUSTAIN)
+        return _always(performance, SUSTAIN, strength > 0)
+    events = performance.pedal(SUSTAIN)
     time, value = events["time"], events["value"]
     # presses and releases in turn
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], value >= DOWN])))
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], value >= PEDAL_DOWN])))
+    stops = np.append(time[edges[1:]], performance.duration)
     keep, new = np.ones(len(events), dtype=bool), []
-    for turn, (start, stop) in enumerate(
-        zip(time[edges], np.append(time[edges[1:]], performance.duration))
-    ):
+    for turn, (start, stop) in enumerate(zip(time[edges], stops)):
         if turn % 2 == 0 and strength < 0:
             lifted = stop + strength * (stop - start)
             keep &= (time < lifted) | (time >= stop)
@@ -289,191 +263,87 @@ def _change_pedal(performance, strength, score):
 
 
 def _change_depth(performance, strength, score):
-    """Scale the depth of a pedal that is down, relative to ``DOWN``, by (1 + strength)."""
-    events = _events(performance, SUSTAIN).copy()
-    deep = events["value"] > DOWN
-    events["value"][deep] = np.round(
-        DOWN + (1 + strength) * (events["value"][deep].astype(float) - DOWN)
-    )
+    """Scale the depth of a pedal that is down, relative to ``PEDAL_DOWN``, by (1 + strength)."""
+    events = performance.pedal(SUSTAIN)
+    deep = events["value"] > PEDAL_DOWN
+    depth = events["value"][deep].astype(float) - PEDAL_DOWN
+    events["value"][deep] = np.round(PEDAL_DOWN + (1 + strength) * depth)
     return _with_pedal(performance, SUSTAIN, events.tolist())
 
 
-def _change_soft_pedal(performance, strength, score):
-    """Una corda down throughout, or never."""
-    return _with_pedal(performance, UNA_CORDA, [(0.0, UNA_CORDA, 127)] if strength > 0 else [])
+def _always(performance: Performance, number: int, down: bool) -> Performance:
+    """A pedal down throughout, or never."""
+    return _with_pedal(performance, number, [(0.0, number, 127)] if down else [])
 
 
-def _held(
-    performance: Performance, number: int, weigh: Callable[[np.ndarray], np.ndarray]
-) -> float:
+def _held(performance: Performance, number: int, weigh: Callable) -> float:
     """Mean over time of ``weigh(value)`` of one pedal, 0 before its first event."""
-    events = _events(performance, number)
-    edges = np.clip(
-        np.concatenate([[0], events["time"], [performance.duration]]), 0, performance.duration
-    )
-    return float(
-        np.diff(edges) @ weigh(np.concatenate([[0], events["value"]])) / performance.duration
-    )
+    events, end = performance.pedal(number), performance.duration
+    edges = np.clip(np.concatenate([[0], events["time"], [end]]), 0, end)
+    return float(np.diff(edges) @ weigh(np.concatenate([[0], events["value"]])) / end)
 
 
 def _down_share(number: int):
-    return lambda performance, score: _held(performance, number, lambda value: value >= DOWN)
+    return lambda performance, score: _held(performance, number, lambda v: v >= PEDAL_DOWN)
 
 
-def _depth(performance, score) -> float:
-    down = _held(performance, SUSTAIN, lambda value: value >= DOWN)
-    return (
-        _held(performance, SUSTAIN, lambda value: np.where(value >= DOWN, value, 0)) / down
-        if down
-        else 0.0
-    )
+def _depth(performance, score):
+    down = _held(performance, SUSTAIN, lambda v: v >= PEDAL_DOWN)
+    depth = _held(performance, SUSTAIN, lambda v: np.where(v >= PEDAL_DOWN, v, 0))
+    return depth / down if down else 0.0
 
 
 def _transpose(performance, strength, score):
     notes = performance.notes.copy()
     pitch = notes["pitch"].astype(int) + int(strength)
     if pitch.min() < LOWEST or pitch.max() > HIGHEST:
-        raise CannotVary(
+        raise NotApplicable(
             f"{strength:+g} semitones exceed the keyboard (pitches {pitch.min()} to {pitch.max()})"
         )
     notes["pitch"] = pitch
     return replace(performance, notes=notes)
 
 
-# --- The table ----------------------------------------------------------------------------------
+# --- The table ------------------------------------------------------------------------------------
 
-_HALVES = (-1, -0.5, 0.5, 1)
+_HALVES, _ALL = (-1, -0.5, 0.5, 1), (-1, 1)
 _SHARE = "{:+.0%}"
-_DEVIATION = "deviation {:+.0%}"
+_TIMES = ("onset", "offset", "pedal_time")
 
-PARAMETERS = {
-    parameter.name: parameter
-    for parameter in (
-        Parameter(
-            "loudness",
-            ("softer", "louder"),
-            "{:+g} velocity",
-            (-20, -10, 10, 20),
-            ("velocity",),
-            lambda performance, strength, score: _with_velocity(
-                performance, _velocity(performance) + strength
-            ),
-            lambda performance, score: float(_velocity(performance).mean()),
-        ),
-        Parameter(
-            "tempo",
-            ("slower", "faster"),
-            _SHARE,
-            (-0.25, -0.1, 0.1, 0.25),
-            ("onset", "offset", "pedal_time"),
-            _change_tempo,
-            _chord_rate,
-        ),
-        Parameter(
-            "pedal",
-            ("less pedal", "more pedal"),
-            _SHARE,
-            _HALVES,
-            ("sustain",),
-            _change_pedal,
-            _down_share(SUSTAIN),
-        ),
-        Parameter(
-            "pedal depth",
-            ("half pedal", "full pedal"),
-            _SHARE,
-            (-1,),
-            ("sustain",),
-            _change_depth,
-            _depth,
-        ),
-        Parameter(
-            "soft pedal",
-            ("no soft pedal", "soft pedal"),
-            _SHARE,
-            (-1, 1),
-            ("una_corda",),
-            _change_soft_pedal,
-            _down_share(UNA_CORDA),
-        ),
-        Parameter(
-            "rubato",
-            ("less rubato", "more rubato"),
-            _SHARE,
-            _HALVES,
-            ("onset", "offset", "pedal_time"),
-            _change_rubato,
-            lambda performance, score: _curve(performance, score).rubato,
-            needs_score=True,
-        ),
-        Parameter(
-            "dynamics",
-            ("flatter dynamics", "wider dynamics"),
-            _DEVIATION,
-            _HALVES,
-            ("velocity",),
-            _spread_about(_clip_mean),
-            _deviation_from(_clip_mean),
-        ),
-        Parameter(
-            "accents",
-            ("fewer accents", "more accents"),
-            _DEVIATION,
-            (-1, 1),
-            ("velocity",),
-            _spread_about(_local_mean),
-            _deviation_from(_local_mean),
-        ),
-        Parameter(
-            "voicing",
-            ("flat voicing", "stronger voicing"),
-            _DEVIATION,
-            (-1, 1),
-            ("velocity",),
-            _spread_about(_chord_mean),
-            _deviation_from(_chord_mean),
-        ),
-        Parameter(
-            "melody",
-            ("melody held back", "melody brought out"),
-            "{:+g} velocity",
-            (-15, 15),
-            ("velocity",),
-            _bring_out,
-            _melody_lead,
-        ),
-        Parameter(
-            "articulation",
-            ("staccato", "legato"),
-            "key-down {:+.0%}",
-            (-0.6, -0.3, 0.5, 1),
-            ("offset",),
-            _change_articulation,
-            _key_overlap,
-        ),
-        Parameter(
-            "asynchrony",
-            ("chords together", "chords spread"),
-            _DEVIATION,
-            (-1, 1),
-            ("onset",),
-            _change_asynchrony,
-            _asynchrony,
-        ),
-        Parameter(
-            "transposition",
-            ("lower", "higher"),
-            "{:+g} semitones",
-            (-5, -2, 2, 5),
-            ("pitch",),
-            _transpose,
-            lambda performance, score: float(performance.notes["pitch"].mean()),
-        ),
-    )
-}
+# fmt: off
+PARAMETERS = {parameter.name: parameter for parameter in (
+    Parameter("loudness", ("softer", "louder"), "{:+g} velocity", (-20, -10, 10, 20),
+              ("velocity",), lambda p, strength, score: _with_velocity(p, _velocity(p) + strength),
+              lambda p, score: float(_velocity(p).mean())),
+    Parameter("tempo", ("slower", "faster"), _SHARE, (-0.25, -0.1, 0.1, 0.25),
+              _TIMES, lambda p, strength, score: _moved(p, lambda time: time / (1 + strength)),
+              _chord_rate),
+    Parameter("pedal", ("less pedal", "more pedal"), _SHARE, _HALVES,
+              ("sustain",), _change_pedal, _down_share(SUSTAIN)),
+    Parameter("pedal depth", ("half pedal", "full pedal"), _SHARE, (-1,),
+              ("sustain",), _change_depth, _depth),
+    Parameter("soft pedal", ("no soft pedal", "soft pedal"), _SHARE, _ALL,
+              ("una_corda",), lambda p, strength, score: _always(p, UNA_CORDA, strength > 0),
+              _down_share(UNA_CORDA)),
+    Parameter("rubato", ("less rubato", "more rubato"), _SHARE, _HALVES,
+              _TIMES, _change_rubato, lambda p, score: _curve(p, score).rubato, needs_score=True),
+    _deviation("dynamics", ("flatter dynamics", "wider dynamics"), _HALVES,
+               lambda p: np.full(len(p.notes), _velocity(p).mean())),
+    _deviation("accents", ("fewer accents", "more accents"), _ALL, _local_mean),
+    _deviation("voicing", ("flat voicing", "stronger voicing"), _ALL, _chord_mean),
+    Parameter("melody", ("melody held back", "melody brought out"), "{:+g} velocity", (-15, 15),
+              ("velocity",), _bring_out, _melody_over_rest),
+    Parameter("articulation", ("staccato", "legato"), "key-down {:+.0%}", (-0.6, -0.3, 0.5, 1),
+              ("offset",), _change_articulation, _key_overlap),
+    Parameter("asynchrony", ("chords together", "chords spread"), "deviation {:+.0%}", _ALL,
+              ("onset",), _change_asynchrony, _asynchrony),
+    Parameter("transposition", ("lower", "higher"), "{:+g} semitones", (-5, -2, 2, 5),
+              ("pitch",), _transpose, lambda p, score: float(p.notes["pitch"].mean())),
+)}
+# fmt: on
 
-VARIATIONS = tuple(
-    Variation(parameter, strength)
+EDITS = tuple(
+    Edit(parameter, strength)
     for parameter in PARAMETERS.values()
     for strength in parameter.strengths
 )

@@ -1,11 +1,12 @@
-"""Chord grouping, and alignment of a performance with its score: the basis of timing measures."""
+"""Chords of a performance, its note alignment with a score, and its tempo curve."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import Performance
+from percepiano_ast.music.midi import Performance
+from percepiano_ast.music.score import Score
 
 CHORD = 0.05  # seconds: notes that start within this of a chord's first note belong to it
 LEAST_MATCHED = 0.7  # minimum share of played notes that match the score
@@ -24,7 +25,7 @@ def chords(notes: np.ndarray) -> np.ndarray:
     once.
 
     Args:
-        notes: of dtype ``performance.NOTE``, sorted by onset.
+        notes: of dtype ``midi.NOTE``, sorted by onset.
     """
     numbers, start, number = np.zeros(len(notes), dtype=int), -np.inf, -1
     keys: set[int] = set()
@@ -41,6 +42,66 @@ def chords(notes: np.ndarray) -> np.ndarray:
 def chord_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Mean of ``values`` (n,) over each note's chord, float (n,)."""
     return (np.bincount(numbers, values) / np.bincount(numbers))[numbers]
+
+
+def match_notes(played: np.ndarray, written: np.ndarray) -> np.ndarray:
+    """Note alignment of a performance with its score, one to one: indices, int (n, 2), by onset.
+
+    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving
+    alignment with the most common keys (Needleman and Wunsch 1970, without gap costs). It predicts
+    the time of each score note. Near that time, the notes of each key are aligned separately, which
+    handles arpeggios, crossed hands and grace notes (after Gingras and McAdams 2011, J. New Music
+    Research 40(1); Peter et al. 2023, ISMIR).
+
+    Args:
+        played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
+        written: the same for the score; onsets in any unit that increases with time (seconds,
+            quarter notes).
+    """
+    ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
+    anchors = _anchors(played, ours, written, theirs)
+    if not len(anchors):
+        return np.zeros((0, 2), dtype=int)
+    # Smoothing corrects chord anchors that are off by one chord in repeated notes.
+    pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
+    # A second pass uses the matched notes of all keys as anchors, not only whole chords.
+    found = _moments(played, written, pairs)
+    if not len(found):
+        return pairs
+    return _by_key(played, written, _expected(found, written["onset"]), _NARROW)
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Note alignment of a performance and its score.
+
+    Attributes:
+        played, written: indices of the matched notes, int (n,), in the order of the performance.
+        extra: indices of played notes that are not in the score, int: wrong notes, ornaments,
+            slips.
+        missing: indices of score notes that are not played, int.
+    """
+
+    played: np.ndarray
+    written: np.ndarray
+    extra: np.ndarray
+    missing: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """Share of the played notes that are in the score."""
+        return len(self.played) / (len(self.played) + len(self.extra))
+
+
+def align(performance: Performance, score: Score) -> Alignment:
+    """Align note by note, see `match_notes`; the notes may come from a MIDI file or a
+    transcription.
+
+    A performance of other music is not refused here, see `check_share`.
+    """
+    played, written = match_notes(performance.notes, score.notes).T
+    extra = np.setdiff1d(np.arange(len(performance.notes)), played)
+    return Alignment(played, written, extra, np.setdiff1d(np.arange(len(score.notes)), written))
 
 
 @dataclass(frozen=True)
@@ -76,37 +137,8 @@ class TempoCurve:
         return np.interp(inside, self.played, moved) + (times - inside)
 
 
-def match(played: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """Note alignment of a performance with its score, one to one: indices, int (n, 2), by onset.
-
-    First whole chords are aligned, so that repeated motifs are not confused: the order-preserving
-    alignment with the most common keys (Needleman and Wunsch 1970, without gap costs). It predicts
-    the time of each score note. Near that time, the notes of each key are aligned separately, which
-    handles arpeggios, crossed hands and grace notes (after Gingras and McAdams 2011, J. New Music
-    Research 40(1); Peter et al. 2023, ISMIR).
-
-    Args:
-        played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
-        written: the same for the score; onsets in any unit that increases with time (seconds,
-            quarter notes).
-    """
-    ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
-    anchors = _anchors(played, ours, written, theirs)
-    if not len(anchors):
-        return np.zeros((0, 2), dtype=int)
-    # Smoothing corrects chord anchors that are off by one chord in repeated notes.
-    pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
-    # A second pass uses the matched notes of all keys as anchors, not only whole chords.
-    found = _moments(played, written, pairs)
-    return (
-        _by_key(played, written, _expected(found, written["onset"]), _NARROW)
-        if len(found)
-        else pairs
-    )
-
-
 def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
-    """Align a performance with a metronomic rendering of its score, see `match`.
+    """Align a performance with a metronomic rendering of its score, see `match_notes`.
 
     The onset of a chord is the mean onset of its matched notes.
 
@@ -116,7 +148,7 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
     """
     written = score.notes.copy()
     written["onset"] = chord_means(written["onset"], chords(written))
-    pairs = match(performance.notes, written)
+    pairs = match_notes(performance.notes, written)
     check_share(share := len(pairs) / len(performance.notes))
     moments = spaced(_moments(performance.notes, written, pairs))
     if len(moments) < 3:
@@ -150,10 +182,7 @@ def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
     """
     kept = [0] if len(moments) else []
     for i in range(1, len(moments)):
-        if (
-            moments[i, 0] - moments[kept[-1], 0] >= STEP
-            and moments[i, 1] - moments[kept[-1], 1] >= least
-        ):
+        if (moments[i] - moments[kept[-1]] >= (STEP, least)).all():
             kept.append(i)
     return moments[kept]
 
@@ -165,11 +194,21 @@ def _anchors(played, ours, written, theirs) -> np.ndarray:
         present = np.zeros((numbers.max() + 1, 128), np.float32)
         present[numbers, part["pitch"]] = 1
         keys.append(present)
-    common = (keys[0] @ keys[1].T).astype(np.int32)
-    n, m = common.shape
-    best = np.zeros((n + 1, m + 1), np.int32)
+    pairs = []
+    for i, j in _in_order((keys[0] @ keys[1].T).astype(np.int32), 0):
+        members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
+        pairs.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
+    return np.array(pairs).reshape(-1, 2)
+
+
+def _in_order(gain: np.ndarray, base: float) -> list[tuple[int, int]]:
+    """The order-preserving pairs of rows and columns with the largest sum of ``base + gain``, by
+    dynamic programming; pairs that do not add to the sum are left out."""
+    n, m = gain.shape
+    best = np.zeros((n + 1, m + 1), gain.dtype)
     for i in range(n):
-        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], best[i, :-1] + common[i]))
+        paired = best[i, :-1] + base + gain[i]
+        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], paired))
     pairs, i, j = [], n, m
     while i and j:
         if best[i, j] == best[i - 1, j]:
@@ -178,9 +217,8 @@ def _anchors(played, ours, written, theirs) -> np.ndarray:
             j -= 1
         else:
             i, j = i - 1, j - 1
-            members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
-            pairs.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
-    return np.array(pairs[::-1]).reshape(-1, 2)
+            pairs.append((i, j))
+    return pairs[::-1]
 
 
 def _smoothed(moments: np.ndarray) -> np.ndarray:
@@ -192,9 +230,8 @@ def _smoothed(moments: np.ndarray) -> np.ndarray:
         moments, 2 * _AROUND + 1, axis=0
     ).transpose(1, 0, 2)
     middles = [part.mean(axis=1, keepdims=True) for part in (played, written)]
-    slopes = ((played - middles[0]) * (written - middles[1])).sum(axis=1) / (
-        (written - middles[1]) ** 2
-    ).sum(axis=1)
+    covariance = ((played - middles[0]) * (written - middles[1])).sum(axis=1)
+    slopes = covariance / ((written - middles[1]) ** 2).sum(axis=1)
     at = np.clip(np.arange(len(moments)) - _AROUND, 0, len(slopes) - 1)
     lines = middles[0][at, 0] + slopes[at] * (moments[:, 1] - middles[1][at, 0])
     return np.stack([np.maximum.accumulate(lines), moments[:, 1]], axis=1)
@@ -226,32 +263,8 @@ def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
     expected times as possible."""
     found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
-        ours, theirs = (
-            np.flatnonzero(played["pitch"] == pitch),
-            np.flatnonzero(written["pitch"] == pitch),
-        )
+        ours, theirs = (np.flatnonzero(part["pitch"] == pitch) for part in (played, written))
         away = np.abs(played["onset"][ours][:, None] - expected[theirs])
-        found += [(ours[i], theirs[j]) for i, j in _nearest(away.tolist(), reach)]
+        found += [(ours[i], theirs[j]) for i, j in _in_order(-away, reach)]
     pairs = np.array(found, dtype=int).reshape(-1, 2)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-
-
-def _nearest(away: list[list[float]], reach: float) -> list[tuple[int, int]]:
-    """The order-preserving pairs with the largest sum of ``reach - away``; pairs beyond ``reach``
-    are excluded."""
-    n, m = len(away), len(away[0])
-    best = [[0.0] * (m + 1) for _ in range(n + 1)]
-    for i in range(n):
-        for j in range(m):
-            gain = best[i][j] + reach - away[i][j] if away[i][j] < reach else 0.0
-            best[i + 1][j + 1] = max(gain, best[i][j + 1], best[i + 1][j])
-    pairs, i, j = [], n, m
-    while i and j:
-        if best[i][j] == best[i - 1][j]:
-            i -= 1
-        elif best[i][j] == best[i][j - 1]:
-            j -= 1
-        else:
-            i, j = i - 1, j - 1
-            pairs.append((i, j))
-    return pairs

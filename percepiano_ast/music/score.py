@@ -1,4 +1,4 @@
-"""Read scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo.
+"""Scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo.
 
 Onsets and durations are in quarter notes. MIDI is read with mido, whose ticks are exact; MusicXML
 with music21 (Cuthbert and Ariza 2010, ISMIR), which handles ties, tuplets, grace notes and
@@ -16,8 +16,9 @@ import mido
 import numpy as np
 
 from percepiano_ast.errors import InputError
+from percepiano_ast.music.midi import DRUM_CHANNEL
 
-NOTE = np.dtype(
+SCORE_NOTE = np.dtype(
     [
         ("onset", np.float64),
         ("duration", np.float64),
@@ -28,7 +29,6 @@ NOTE = np.dtype(
     ]
 )
 MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
-_DRUM_CHANNEL = 9
 # quarters: closer onsets are simultaneous (a grid of 96 per whole note separates triplets and
 # 32nds)
 _TOGETHER = 1 / 48
@@ -39,7 +39,7 @@ class Score:
     """The contents of a score.
 
     Attributes:
-        notes: of dtype ``NOTE``, sorted by onset, then pitch; onset and duration in quarters;
+        notes: of dtype ``SCORE_NOTE``, sorted by onset, then pitch; onset and duration in quarters;
             velocity from the file's dynamics; staff numbers start at 1, the upper one, in the order
             of the tracks or parts.
         metres: (onset, beats, quarters per beat) of each time signature, such as (0, 3, 1.0) for
@@ -80,7 +80,7 @@ class Score:
         return float(spans.sum() / (spans / speed).sum())
 
 
-def read(path: str | Path) -> Score:
+def read_score(path: str | Path) -> Score:
     """Read a score; the file extension determines the format.
 
     Raises:
@@ -107,18 +107,21 @@ def read(path: str | Path) -> Score:
     if not rows:
         why = f" ({'; '.join(remarks)})" if remarks else ""
         raise InputError(f"{path}: no notes in this score{why}. Give the score of the performance.")
-    notes = np.array(rows, dtype=NOTE)
-    notes, doubled = _once_per_moment(notes)
-    remarks += [f"{doubled} duplicate notes (same key, same onset) were merged"] if doubled else []
+    # Each key at most once per onset: the longest note is kept.
+    notes = np.array(rows, dtype=SCORE_NOTE)
+    notes = notes[np.lexsort((-notes["duration"], notes["grace"], notes["onset"], notes["pitch"]))]
+    same = (np.diff(notes["onset"]) < 1e-6) & (np.diff(notes["pitch"].astype(int)) == 0)
+    notes = notes[np.r_[True, ~same]]
+    notes = notes[np.lexsort((notes["pitch"], notes["onset"]))]
+    if same.any():
+        remarks.append(f"{same.sum()} duplicate notes (same key, same onset) were merged")
     if not metres or metres[0][0] > notes["onset"][0] + _TOGETHER:
         metres = [(0.0, 4, 1.0), *metres]
         remarks.append("no time signature at the beginning: 4/4 is assumed")
-    return Score(
-        notes, _last_of_each(metres), _last_of_each(keys), _last_of_each(tempi), tuple(remarks)
-    )
+    return Score(notes, _in_force(metres), _in_force(keys), _in_force(tempi), tuple(remarks))
 
 
-def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
+def _in_force(entries: list[tuple]) -> tuple[tuple, ...]:
     """Sorted by onset, with only the last of several at one onset, and without repeats of the value
     in force."""
     at = {entry[0]: entry for entry in sorted(entries, key=lambda entry: entry[0])}
@@ -129,75 +132,46 @@ def _last_of_each(entries: list[tuple]) -> tuple[tuple, ...]:
     return tuple(kept)
 
 
-def _once_per_moment(notes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Sorted notes with each key at most once per onset (the longest is kept), and the number of
-    merged notes."""
-    notes = notes[np.lexsort((-notes["duration"], notes["grace"], notes["onset"], notes["pitch"]))]
-    same = (np.diff(notes["onset"]) < 1e-6) & (np.diff(notes["pitch"].astype(int)) == 0)
-    kept = notes[np.r_[True, ~same]]
-    return kept[np.lexsort((kept["pitch"], kept["onset"]))], int(same.sum())
-
-
 def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
-    """Rows of ``NOTE``, metres, keys, tempi and remarks; each track with notes is a staff."""
+    """Rows of ``SCORE_NOTE``, metres, keys, tempi and remarks; each track with notes is a staff."""
     midi = mido.MidiFile(str(path))
-    quarter = midi.ticks_per_beat
-    rows, metres, keys, tempi, drums, staff, unreleased, empty = [], [], [], [], 0, 0, 0, 0
+    rows, metres, keys, tempi = [], [], [], []
+    staff = empty = drums = unreleased = 0
     for track in midi.tracks:
-        tick = 0
+        tick, found = 0, []
         down: dict[tuple[int, int], tuple[float, int]] = {}
-        found: list[tuple[float, float, int, int]] = []
         for message in track:
             tick += message.time
-            at = tick / quarter
+            at = tick / midi.ticks_per_beat
             if message.type == "time_signature":
                 metres.append((at, message.numerator, 4 / message.denominator))
-            elif message.type == "key_signature":
-                keys.append((at, _sharps(message.key)))
+            elif message.type == "key_signature":  # in mido's notation: Eb, F#m
+                name = message.key
+                fifths = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}[name[0]]
+                shift = 7 * (name.count("#") - name.count("b")) - 3 * name.endswith("m")
+                keys.append((at, fifths + shift))
             elif message.type == "set_tempo":
                 tempi.append((at, mido.tempo2bpm(message.tempo)))
-            elif message.type in ("note_on", "note_off"):
-                if message.channel == _DRUM_CHANNEL:
-                    drums += message.type == "note_on" and message.velocity > 0
-                else:
-                    empty += _stroke(message, at, down, found)
+            elif message.type not in ("note_on", "note_off"):
+                continue
+            elif message.channel == DRUM_CHANNEL:
+                drums += message.type == "note_on" and message.velocity > 0
+            else:
+                key = message.channel, message.note
+                if key in down:  # released, or struck again
+                    onset, velocity = down.pop(key)
+                    if at > onset:
+                        found.append((onset, at - onset, message.note, velocity))
+                    else:  # MuseScore writes some ornaments this way
+                        empty += 1
+                if message.type == "note_on" and message.velocity:
+                    down[key] = at, message.velocity
         staff += bool(found)
         unreleased += len(down)
-        rows += [
-            (onset, length, pitch, velocity, staff, False)
-            for onset, length, pitch, velocity in found
-        ]
+        rows += [(*note, staff, False) for note in found]
     counts = {"of zero length": empty, "of drums": drums, "never released": unreleased}
-    return (
-        rows,
-        metres,
-        keys,
-        tempi,
-        [f"{count} notes {what} were ignored" for what, count in counts.items() if count],
-    )
-
-
-def _stroke(message, at: float, down: dict, found: list) -> bool:
-    """Store a note-on in ``down`` and a released note in ``found`` as (onset, duration, pitch,
-    velocity).
-
-    Returns:
-        whether a note was ignored because of zero length: MuseScore writes some ornaments this way.
-    """
-    key, empty = (message.channel, message.note), False
-    if key in down:  # released, or struck again
-        onset, velocity = down.pop(key)
-        empty = at == onset
-        found += [] if empty else [(onset, at - onset, message.note, velocity)]
-    if message.type == "note_on" and message.velocity:
-        down[key] = (at, message.velocity)
-    return empty
-
-
-def _sharps(key: str) -> int:
-    """Sharps of a key signature in mido's notation (``Eb``, ``F#m``); flats are negative."""
-    fifths = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}[key[0]]
-    return fifths + 7 * (key.count("#") - key.count("b")) - 3 * key.endswith("m")
+    remarks = [f"{count} notes {what} were ignored" for what, count in counts.items() if count]
+    return rows, metres, keys, tempi, remarks
 
 
 def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
@@ -205,38 +179,6 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
     # imported here: takes half a second and 60 MB
     from music21 import converter, repeat, stream, tempo
 
-    written = converter.parseData(_musicxml_text(path), format="musicxml")
-    if not isinstance(written, stream.Score):
-        raise ValueError("not a single score")
-    remarks = []
-    parts = list(written.parts)
-    if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
-        try:
-            parts = [part.expandRepeats() for part in parts]
-            remarks.append("repeats are expanded as marked")
-        except repeat.ExpanderException as error:
-            raise ValueError(f"unmatched repeat signs: {error}") from error
-    rows: list[tuple] = []
-    left_out = 0
-    for staff, part in enumerate(parts, 1):
-        notes, others = _notes_of_part(part.toSoundingPitch(), staff)
-        rows, left_out = rows + notes, left_out + others
-    remarks += [f"{left_out} chord symbols and unpitched notes were ignored"] if left_out else []
-    first = parts[0].flatten() if parts else written.flatten()
-    metres = [
-        (float(one.offset), one.numerator, 4 / one.denominator)
-        for one in first.getElementsByClass("TimeSignature")
-    ]
-    keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
-    marks = [
-        one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
-    ]
-    tempi = [(float(one.offset), float(speed)) for one in marks if (speed := one.getQuarterBPM())]
-    return rows, _with_pickup(parts, metres), keys, tempi, remarks
-
-
-def _musicxml_text(path: Path) -> str:
-    """The MusicXML document of a plain or a compressed file."""
     content = path.read_bytes()
     if path.suffix.lower() == ".mxl":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -249,39 +191,45 @@ def _musicxml_text(path: Path) -> str:
             if not names:
                 raise ValueError("no MusicXML document in the archive")
             content = archive.read(names[0])
-    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    written = converter.parseData(text, format="musicxml")
+    if not isinstance(written, stream.Score):
+        raise ValueError("not a single score")
+    remarks = []
+    parts = list(written.parts)
+    if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
+        try:
+            parts = [part.expandRepeats() for part in parts]
+            remarks.append("repeats are expanded as marked")
+        except repeat.ExpanderException as error:
+            raise ValueError(f"unmatched repeat signs: {error}") from error
 
+    rows, ignored = [], 0
+    for staff, part in enumerate(parts, 1):
+        for note in part.toSoundingPitch().stripTies().flatten().notes:
+            if "ChordSymbol" in note.classes or not note.pitches:
+                ignored += 1
+                continue
+            onset, length = float(note.offset), float(note.duration.quarterLength)
+            velocity, grace = round(127 * note.volume.getRealized()), note.duration.isGrace
+            rows += [(onset, length, one.midi, velocity, staff, grace) for one in note.pitches]
+    if ignored:
+        remarks.append(f"{ignored} chord symbols and unpitched notes were ignored")
 
-def _with_pickup(parts: list, metres: list[tuple]) -> list[tuple]:
-    """The metres, with a separate one for a short first bar, so that an upbeat does not shift the
-    following downbeats."""
+    first = parts[0].flatten() if parts else written.flatten()
+    metres = [
+        (float(one.offset), one.numerator, 4 / one.denominator)
+        for one in first.getElementsByClass("TimeSignature")
+    ]
+    # A short first bar has a metre of its own, so that an upbeat does not shift the downbeats.
     bars = list(parts[0].getElementsByClass("Measure")) if parts else []
-    if not metres or len(bars) < 2:
-        return metres
-    length, (at, beats, unit) = float(bars[1].offset - bars[0].offset), metres[0]
-    if at or not 0 < length < beats * unit - 1e-6:
-        return metres
-    return [(0.0, 1, length), (length, beats, unit), *metres[1:]]
-
-
-def _notes_of_part(part, staff: int) -> tuple[list[tuple], int]:
-    """Rows of ``NOTE`` of a music21 part, with ties joined; and the number of ignored notes, which
-    are not piano notes."""
-    rows, left_out = [], 0
-    for note in part.stripTies().flatten().notes:
-        if "ChordSymbol" in note.classes or not note.pitches:
-            left_out += 1
-            continue
-        velocity = round(127 * note.volume.getRealized())
-        rows += [
-            (
-                float(note.offset),
-                float(note.duration.quarterLength),
-                pitch.midi,
-                velocity,
-                staff,
-                note.duration.isGrace,
-            )
-            for pitch in note.pitches
-        ]
-    return rows, left_out
+    if metres and len(bars) > 1:
+        length, (at, beats, unit) = float(bars[1].offset - bars[0].offset), metres[0]
+        if not at and 0 < length < beats * unit - 1e-6:
+            metres[:1] = [(0.0, 1, length), (length, beats, unit)]
+    keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
+    marks = [
+        one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
+    ]
+    tempi = [(float(one.offset), float(speed)) for one in marks if (speed := one.getQuarterBPM())]
+    return rows, metres, keys, tempi, remarks
