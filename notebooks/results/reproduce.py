@@ -151,7 +151,7 @@ def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
             skipped += 1
             log(f"  skipped {name}: {error}")
             continue
-        seconds += synth.lengths.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
+        seconds += synth.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
         chosen.append((row, performance))
     log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
     return chosen
