@@ -56,12 +56,12 @@ def make_predictions(index, noise, protocol="content", seed=0, rng=0):
 
 
 def scored(predictions, index):
-    """``scores.evaluate`` of a predictions table."""
+    """``metrics.metric_table`` of a predictions table."""
     return metrics.metric_table(runs(predictions, index))
 
 
 def value(values, metric, scope="overall", dimension=KEYS[0], column="value", model="mlp"):
-    """One cell of ``scores.evaluate``'s table."""
+    """One cell of ``metrics.metric_table``."""
     rows = values[
         (values["model"] == model) & (values["metric"] == metric) & (values["scope"] == scope)
     ]

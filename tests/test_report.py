@@ -97,7 +97,8 @@ class TestFolder:
             assert "**" not in path.read_text() and "**" not in latex
 
     def test_results_are_whole_and_repeat_to_the_byte(self, index, several, tmp_path):
-        some = several[several["seed"] == 0]
+        names = {"ast-micro-scratch": "<i>scratch</i>|a"}
+        some = several[several["seed"] == 0].replace({"model": names})
         for name in ("a", "b"):
             report.write(some, index, tmp_path / name, settings=FEW)
         files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
@@ -116,6 +117,11 @@ class TestFolder:
             "clips of this evaluation are not PercePiano's"
             in (tmp_path / "a/comparison.md").read_text()
         )
+        page = (tmp_path / "a/comparison.html").read_text()
+        assert "&lt;i&gt;scratch&lt;/i&gt;|a" in page and "<i>" not in page
+        assert '<div class="scroll"><table><caption>Differences in Pearson r from mlp with' in page
+        assert "; * significant after Holm's correction (content protocol)</caption>" in page
+        assert '<figure><img alt="Differences in Pearson r from mlp per dimension' in page
 
     def test_the_noise_ceiling_stands_in_tables_and_figures(self, folder):
         text = (folder / "report.md").read_text()
@@ -250,7 +256,7 @@ class TestWords:
 
 
 class TestComparison:
-    def test_the_reference_is_the_best_that_hears_audio_and_is_no_encoder(self):
+    def test_the_reference_is_the_best_audio_only_model_that_is_no_encoder(self):
         models = ["midi-stats", "ast-small-ssast", "audio-stats", "mlp"]
         assert report.reference_of(models) == "audio-stats"
         assert report.reference_of(models, "mlp") == "mlp"

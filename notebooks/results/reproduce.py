@@ -18,10 +18,9 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone needs no installation
 
 import jax
 import numpy as np
@@ -29,7 +28,7 @@ import pandas as pd
 
 from percepiano_ast import synthesis
 from percepiano_ast.baselines import run as floor
-from percepiano_ast.commands.shared import add_set
+from percepiano_ast.commands.shared import add_set, option_of
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
@@ -38,7 +37,7 @@ from percepiano_ast.errors import InputError, exit_code
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
 from percepiano_ast.models.cnn import ENCODERS
-from percepiano_ast.performance import Performance, read_midi, trimmed, write_midi
+from percepiano_ast.performance import read_midi, trimmed, write_midi
 from percepiano_ast.studies import report
 from percepiano_ast.suite import hearing, rating
 from percepiano_ast.suite.judged import JUDGED, SCORE, judge
@@ -46,6 +45,9 @@ from percepiano_ast.suite.packaging import package
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
 from percepiano_ast.transcription import Listener
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone needs no installation
+
 
 # --- Recordings of ASAP ---------------------------------------------------------------------------
 
@@ -71,8 +73,7 @@ def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
         raise InputError(
             f"{midi} has no metadata.csv. Give the folder or archive of the ASAP dataset."
         ) from error
-    missing = [column for column in COLUMNS if column not in rows]
-    if missing:
+    if missing := [column for column in COLUMNS if column not in rows]:
         raise InputError(
             f"metadata.csv of {midi} lacks the columns {', '.join(missing)}. Use the one of the"
             " ASAP dataset."
@@ -105,44 +106,50 @@ def render_archive(
         RunFailed: a worker was killed; finished renderings are kept.
     """
     table, files = _read(Path(midi))
-    kept = {
-        name: Renderings(Path(path).parent / "renderings", name, SAMPLE_RATE)
-        for name in synthesizers
-    }
+    home = Path(path).parent / "renderings"
+    kept = {name: Renderings(home, name, SAMPLE_RATE) for name in synthesizers}
     # `preprocess` excludes them too, but here they would use up part of the hours.
-    rated = np.array(
-        [maestro.is_percepiano_work(*names) for names in zip(table["composer"], table["title"])]
-    )
+    names = zip(table["composer"], table["title"])
+    rated = np.array([maestro.is_percepiano_work(*work) for work in names])
     log(f"  {rated.sum()} performances of PercePiano's works excluded")
     rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
-    number_of_piece = {name: number for number, name in enumerate(piece.unique())}
-    rows["split"] = piece.map(number_of_piece).map(
-        lambda n: {10: "validation", 11: "test"}.get(n % 12, "train")
-    )
+    number = pd.Series(pd.factorize(piece)[0])
+    rows["split"] = (number % 12).map({10: "validation", 11: "test"}).fillna("train")
     rows["turn"] = piece.groupby(piece).cumcount()
     chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours, log)
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
-        piano.prepare(
-            [performance for (_, performance), his in zip(chosen, pianos) if his is piano],
-            workers,
-            log,
-        )
-    return maestro.write_archive(path, _recordings(chosen, pianos), SAMPLE_RATE)
+        its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
+        piano.prepare(its, workers, log)
+
+    def recordings() -> Iterator[tuple]:
+        for (row, performance), piano in zip(chosen, pianos):
+            wave = piano.wave(performance, row.midi_performance)
+            file = io.BytesIO()  # aligned to the rendering; the source may start with silence
+            write_midi(performance, file)
+            facts = {"canonical_composer": row.composer, "canonical_title": row.title}
+            facts |= {"split": row.split, "year": 2026}
+            yield facts, np.clip(wave, -1, 1), file.getvalue()
+
+    return maestro.write_archive(path, recordings(), SAMPLE_RATE)
 
 
 def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
     """The first rows, with their performances, that add up to ``hours``."""
     seconds, skipped, chosen = 0.0, 0, []
     for row in rows.itertuples():
+        name = row.midi_performance
         if seconds >= hours * 3600:
             break
         try:
-            performance = _performance(row.midi_performance, files)
+            if name not in files:
+                raise InputError("listed in metadata.csv, but the file is missing")
+            performance = trimmed(read_midi(files[name], name))
+            synthesis.check_length(performance, name)
         except InputError as error:
             skipped += 1
-            log(f"  skipped {row.midi_performance}: {error}")
+            log(f"  skipped {name}: {error}")
             continue
         seconds += synthesis.lengths.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
         chosen.append((row, performance))
@@ -150,37 +157,10 @@ def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
     return chosen
 
 
-def _recordings(chosen: list[tuple], pianos: list[Renderings]) -> Iterator[tuple]:
-    for (row, performance), piano in zip(chosen, pianos):
-        wave = piano.wave(performance, row.midi_performance)
-        names = {"canonical_composer": row.composer, "canonical_title": row.title}
-        yield (
-            {**names, "split": row.split, "year": 2026},
-            np.clip(wave, -1, 1),
-            _as_midi(performance),
-        )
-
-
-def _performance(name: str, files: dict[str, bytes]) -> Performance:
-    if name not in files:
-        raise InputError("listed in metadata.csv, but the file is missing")
-    performance = trimmed(read_midi(files[name], name))
-    synthesis.check_length(performance, name)
-    return performance
-
-
-def _as_midi(performance: Performance) -> bytes:
-    """The performance as MIDI, aligned to its rendering; the source file may start with silence."""
-    file = io.BytesIO()
-    write_midi(performance, file)
-    return file.getvalue()
-
-
 # --- The whole experiment -------------------------------------------------------------------------
 
 STARTS = (*PRETRAININGS, "scratch", *ENCODERS)
-STAGES = ["stage", "minutes", "machine"]
-_WORK = 1.0  # a stage that took fewer seconds had nothing to do
+PIANOS = ("musescore-small", "fluidr3mono")
 
 
 @dataclass(frozen=True)
@@ -202,14 +182,8 @@ class Experiment:
     midi: str
     percepiano: str
     hours: float = 18.0
-    voices: tuple[str, ...] = (
-        "musescore-small",
-        "fluidr3mono",
-        "musescore-small",
-        "fluidr3mono",
-        "builtin",
-    )
-    pianos: tuple[str, ...] = ("musescore-small", "fluidr3mono")
+    voices: tuple[str, ...] = (*PIANOS, *PIANOS, "builtin")
+    pianos: tuple[str, ...] = PIANOS
     unseen: str = "timgm6mb"
     starts: tuple[str, ...] = ("transcriptionstem",)
     judged: tuple[str, ...] = ("transcriptionstem",)
@@ -245,7 +219,7 @@ def run_experiment(
     Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (one run
     each), ``packaged`` (the model for recordings of any gain), ``baselines`` and ``results``:
     ``predictions_<protocol>.csv.gz``, the report on them, and ``experiment.json``; and
-    ``stages.csv``.
+    ``stages.csv``: stage, duration and machine, one row per call that worked on it.
 
     Args:
         minutes: time after which no new stage starts; 0 for no limit. The same call resumes.
@@ -273,8 +247,10 @@ def run_experiment(
         started = time.monotonic()
         log(f"== {name}")
         made = stage()
-        if (seconds := time.monotonic() - started) > _WORK:
-            _note(out, name, seconds)
+        if (seconds := time.monotonic() - started) > 1:  # the stage was not complete
+            row = {"stage": name, "minutes": round(seconds / 60, 2), "machine": _machine()}
+            path = out / "stages.csv"
+            pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
     return made
 
 
@@ -282,49 +258,31 @@ def _stages(
     preset: Preset, out: Path, given: Experiment, save_minutes: float, log
 ) -> Iterator[tuple[str, Callable]]:
     first = _run(preset, out, given, given.seeds[0])
-    folder = str(
-        rating.percepiano_source(dataclasses.replace(first, root=out), given.percepiano, log)
-    )
+    clips = dataclasses.replace(first, root=out, clips=None)
+    folder = str(rating.percepiano_source(clips, given.percepiano, log))
     archive = out / "asap.zip"
     if not archive.exists():
-        options = {
-            "hours": given.hours,
-            "synthesizers": list(given.voices),
-            "workers": workers(),
-            "log": log,
-        }
-        yield "render performances", lambda: render_archive(given.midi, archive, **options)
+        options = {"hours": given.hours, "synthesizers": [*given.voices]}
+        options |= {"workers": workers(), "log": log}
+        yield "render performances", partial(render_archive, given.midi, archive, **options)
     yield "shards for pre-training", lambda: hearing.preprocess_maestro(first, str(archive))
     pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
-    yield (
-        "shards of rated clips",
-        lambda: rating.preprocess_percepiano(
-            dataclasses.replace(first, root=out, clips=None), folder, pianos, log=log
-        ),
-    )
+    made = partial(rating.preprocess_percepiano, clips, folder, pianos, log=log)
+    yield "shards of rated clips", made
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
         for start in given.starts:
             heads, epochs = run, given.epochs.get(start, 0)
             if start in PRETRAININGS:
                 longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
-                yield (
-                    f"pre-train {start}, seed {seed}",
-                    lambda run=longer: hearing.pretrain(run, log, save_minutes),
-                )
+                pretrain = partial(hearing.pretrain, longer, log, save_minutes)
+                yield f"pre-train {start}, seed {seed}", pretrain
             else:
                 heads = run.changed("finetune", epochs=epochs)
-            yield (
-                f"fine-tune rating heads {start}, seed {seed}",
-                lambda run=heads, start=start: _rated(run, start, log),
-            )
+            yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start, log)
             if start in given.judged:
-                yield (
-                    f"regress {start}, seed {seed}",
-                    lambda run=run, start=start: judge(
-                        run, start, folder, protocols=given.protocols, log=log
-                    ),
-                )
+                fitted = partial(judge, run, start, folder, protocols=given.protocols, log=log)
+                yield f"regress {start}, seed {seed}", fitted
     if given.judged:
         yield "package", lambda: _package(first, given, folder, pianos, log)
     settings = floor.Settings(
@@ -335,10 +293,9 @@ def _stages(
 
 
 def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
+    pretrain = dataclasses.replace(preset.pretrain, seed=seed)
     heads = dataclasses.replace(preset.finetune, seed=seed, unseen=given.unseen)
-    preset = dataclasses.replace(
-        preset, pretrain=dataclasses.replace(preset.pretrain, seed=seed), finetune=heads
-    )
+    preset = dataclasses.replace(preset, pretrain=pretrain, finetune=heads)
     return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
 
 
@@ -356,10 +313,8 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
     out, start = first.root.parent, given.judged[0]
     home = out / "packaged"
     level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
-    ear, model = (
-        home / f"ast-{first.preset.model.name}-{start}.safetensors",
-        home / f"{first.preset.model.name}-rater.safetensors",
-    )
+    ear = home / f"ast-{first.preset.model.name}-{start}.safetensors"
+    model = home / f"{first.preset.model.name}-rater.safetensors"
     if not model.exists():
         # Recordings have reverberation, which a model trained on dry pianos mistakes for the pedal.
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
@@ -376,29 +331,23 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     """One file of predictions per protocol, and the report on all of them."""
     home = out / "results"
     home.mkdir(exist_ok=True)
-    found = [*out.glob("seed_*/predictions_*.csv"), *out.glob("baselines/predictions_*.csv.gz")]
-    found += [
-        *out.glob(f"seed_*/{JUDGED}/*/predictions_*.csv.gz"),
-        *out.glob("packaged/packaged/predictions_*.csv.gz"),
-    ]
+    found = [*out.glob("seed_*/predictions_*.csv")]
+    for folder in ("baselines", f"seed_*/{JUDGED}/*", "packaged/packaged"):
+        found += out.glob(f"{folder}/predictions_*.csv.gz")
     rows = pd.concat([pd.read_csv(path) for path in sorted(found)], ignore_index=True)
     # Single regressors, and feature sets that were not chosen, are reported under the main protocol
     # only.
-    whole = rows["model"].isin([*floor.BASELINES]) | rows["model"].str.contains(
-        rf"-{JUDGED}(?:\{SCORE})?(?:@|$)"
-    )
-    rows = rows[whole | (rows["protocol"] == "content")]
-    rows = pd.concat(
-        [rows, predictions.ensemble(rows[rows["model"].str.contains(f"-{JUDGED}")], JUDGED)],
-        ignore_index=True,
-    )
+    main = rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")
+    main |= rows["model"].isin([*floor.BASELINES])
+    rows = rows[main | (rows["protocol"] == "content")]
+    fitted = rows[rows["model"].str.contains(f"-{JUDGED}")]
+    rows = pd.concat([rows, predictions.ensemble(fitted, JUDGED)], ignore_index=True)
     paths = []
     for protocol, part in rows.groupby("protocol"):
         paths.append(home / f"predictions_{protocol}.csv.gz")
         predictions.write(part, paths[-1])
-    write_json(
-        home / "experiment.json", asdict(given) | {"machine": _machine(), "jax": jax.__version__}
-    )
+    versions = {"machine": _machine(), "jax": jax.__version__}
+    write_json(home / "experiment.json", asdict(given) | versions)
     # Score-informed models skip clips that do not match their score; the report lists them.
     options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
     made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
@@ -406,19 +355,10 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     return made
 
 
-def _note(out: Path, name: str, seconds: float) -> None:
-    """Add a row to ``stages.csv``: stage, duration, machine. An interrupted stage has one row per
-    run."""
-    row = pd.DataFrame([[name, round(seconds / 60, 2), _machine()]], columns=STAGES)
-    path = out / "stages.csv"
-    row.to_csv(path, mode="a", header=not path.exists(), index=False)
-
-
 def _machine() -> str:
     device = jax.devices()[0]
-    return f"{os.cpu_count()} cores {platform.machine()}" + f", {device.device_kind}" * (
-        device.platform != "cpu"
-    )
+    accelerator = "" if device.platform == "cpu" else f", {device.device_kind}"
+    return f"{os.cpu_count()} cores {platform.machine()}{accelerator}"
 
 
 # --- Command line ---------------------------------------------------------------------------------
@@ -470,52 +410,39 @@ def parser() -> argparse.ArgumentParser:
     def add(name: str, function: Callable, text: str) -> Callable:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(function=function)
-        return command.add_argument
+        return option_of(command)
 
-    option = add(
-        "render", _render_command, "Render MIDI performances into an archive with MAESTRO's layout."
-    )
-    option("midi", help="ASAP's folder or tar archive, with metadata.csv in it")
-    option("--to", required=True, metavar="ZIP", help="the archive to write")
-    option("--hours", type=float, default=4.0, help="hours to render (default: 4)")
-    option("--synthesizers", nargs="+", default=["builtin"], help="synthesizers, used in turn")
+    text = "Render MIDI performances into an archive with MAESTRO's layout."
+    option = add("render", _render_command, text)
+    option("midi", "ASAP's folder or tar archive, with metadata.csv in it")
+    option("--to", "the archive to write", "ZIP", required=True)
+    option("--hours", "hours to render (default: 4)", default=4.0)
+    option("--synthesizers", "synthesizers, used in turn", default=["builtin"])
 
-    option = add(
-        "experiment",
-        _experiment_command,
-        "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,"
-        " evaluate; resumes.",
-    )
-    midi = "ASAP's folder or tar archive with metadata.csv"
-    option("--midi", required=True, metavar="ASAP", help=midi)
-    folder = "PercePiano's folder, or demo"
-    option("--percepiano", required=True, metavar="FOLDER", help=folder)
-    out = "directory of all outputs; the report is in DIR/results"
-    option("--out", required=True, metavar="DIR", help=out)
-    option("--preset", default="mini", help="model size and schedule (default: mini)")
-    option("--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)")
-    option("--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)")
-    voices = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono, builtin)"
-    option("--voices", nargs="+", default=[], metavar="NAME", help=voices)
-    pianos = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
-    option("--pianos", nargs="+", default=[], metavar="NAME", help=pianos)
-    starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
-    option("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    judged = (
-        "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
-    )
-    option("--judged", nargs="+", default=[], metavar="NAME", help=judged)
-    protocols = "protocols of `judge` and the baselines (default: all)"
-    option("--protocols", nargs="+", default=[], metavar="P", help=protocols)
-    option("--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)")
-    epochs = (
-        "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
-        " the preset)"
-    )
-    option("--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs)
-    add_set(commands.choices["experiment"], "strategy=frozen")
-    minutes = "start no stage after M minutes; the same command resumes (default: no limit)"
-    option("--minutes", type=float, default=0.0, metavar="M", help=minutes)
+    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every"
+    option = add("experiment", _experiment_command, f"{text} protocol, evaluate; resumes.")
+    option("--midi", "ASAP's folder or tar archive with metadata.csv", "ASAP", required=True)
+    option("--percepiano", "PercePiano's folder, or demo", "FOLDER", required=True)
+    text = "directory of all outputs; the report is in DIR/results"
+    option("--out", text, "DIR", required=True)
+    option("--preset", "model size and schedule (default: mini)", default="mini")
+    option("--hours", "hours of ASAP to render (default: 18)", default=0.0)
+    text = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
+    option("--voices", text, "NAME", [])
+    text = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
+    option("--pianos", text, "NAME", [])
+    option("--unseen", "held-out soundfont (default: timgm6mb)", "NAME")
+    text = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
+    option("--starts", text, "NAME", [])
+    text = "encoders for `judge` under every protocol"
+    option("--judged", f"{text} (default: transcriptionstem, if it is compared)", "NAME", [])
+    option("--protocols", "protocols of `judge` and the baselines (default: all)", "P", [])
+    option("--seeds", "number of seeds (default: 1)", "N", 1)
+    text = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
+    option("--epochs", f"{text} the preset)", "NAME=N", [], type=_number_of)
+    add_set(option, "strategy=frozen")
+    text = "start no stage after M minutes; the same command resumes (default: no limit)"
+    option("--minutes", text, "M", 0.0)
     return made
 
 

@@ -1,5 +1,6 @@
 """Decode recordings to mono, in blocks and bounded memory, or refuse them with the reason."""
 
+import contextlib
 import io
 import math
 import re
@@ -51,18 +52,25 @@ class Recording:
     """
 
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
-        if isinstance(source, (str, Path)):
-            self.name = name or str(source)
-            _check_exists(source, self.name)
-            self._decoder = _decoder(source, self.name)
-        else:
-            self.name = name or str(getattr(source, "name", None) or "audio data")
-            with tempfile.NamedTemporaryFile() as copy:  # open decoders outlive its name
+        self._decoder: _Libsndfile | _Ffmpeg
+        with contextlib.ExitStack() as copies:  # an open decoder outlives the copy's name
+            if isinstance(source, (str, Path)):
+                self.name, path = name or str(source), source
+                _check_exists(source, self.name)
+            else:
+                self.name = name or str(getattr(source, "name", None) or "audio data")
+                copy = copies.enter_context(tempfile.NamedTemporaryFile())
                 if source.seekable():
                     source.seek(0)
                 shutil.copyfileobj(source, copy)
                 copy.flush()
-                self._decoder = _decoder(copy.name, self.name)
+                path = copy.name
+            try:
+                self._decoder = _Libsndfile(path, self.name)
+            except soundfile.LibsndfileError as error:
+                if error.code not in _UNKNOWN_FORMAT:
+                    raise _unreadable(self.name, error.error_string) from error
+                self._decoder = _Ffmpeg(path, self.name)
         self.sample_rate, self.channels = self._decoder.samplerate, self._decoder.channels
         self.peak = 0.0
         self._frames = self._loudest = 0
@@ -228,16 +236,7 @@ def _unreadable(name: str, reason: str) -> InputError:
     )
 
 
-# --- Decoders: samplerate, channels, declared (frames or None), next, close -----------------------
-
-
-def _decoder(path: str | Path, name: str) -> "_Libsndfile | _Ffmpeg":
-    try:
-        return _Libsndfile(path, name)
-    except soundfile.LibsndfileError as error:
-        if error.code in _UNKNOWN_FORMAT:
-            return _Ffmpeg(path, name)
-        raise _unreadable(name, error.error_string) from error
+# --- Decoders: samplerate, channels, declared (frames or None), next, close ---------------------
 
 
 class _Libsndfile(soundfile.SoundFile):

@@ -267,7 +267,7 @@ def write_maestro(
                     np.concatenate([first.pedals, second.pedals]),
                 )
                 write_midi(performance, midi)
-                row = {"canonical_composer": tune.composer, "canonical_title": tune.title}
+                row: dict = {"canonical_composer": tune.composer, "canonical_title": tune.title}
                 row |= {"split": split, "year": 2026}
                 yield row, piano.render(performance, RATE), midi.read_bytes()
         midi.unlink()

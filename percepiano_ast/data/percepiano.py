@@ -58,7 +58,6 @@ SEPARATOR = "+"  # between synthesizer and variant, as in fluidr3mono+room
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano preprocess --percepiano FOLDER`"
 
-_USUAL_SECONDS = 20.0  # typical length of a clip, to distribute clips over shards
 _FASTER = 0.05  # maximum tempo change of a variant as a share, up or down
 _HIGHER = 1  # maximum transposition of a variant in semitones, up or down
 
@@ -247,10 +246,9 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
             for name in archive.namelist():
                 inner = PurePosixPath(name.partition("/")[2])
                 # The parent equals one of two fixed folders: no name can escape the target.
-                is_midi = (
-                    str(inner.parent) in (MIDI_FOLDER, SCORE_FOLDER) and inner.suffix == ".mid"
-                )
-                if is_midi or str(inner) in (LABELS, RATERS, "LICENSE"):
+                in_folder = str(inner.parent) in (MIDI_FOLDER, SCORE_FOLDER)
+                single = str(inner) in (LABELS, RATERS, "LICENSE")
+                if single or in_folder and inner.suffix == ".mid":
                     (partial / inner).parent.mkdir(parents=True, exist_ok=True)
                     (partial / inner).write_bytes(archive.read(name))
             find_midi(partial)
@@ -393,7 +391,7 @@ class Variant(NamedTuple):
 def _transposed(performance: Performance, rng: np.random.Generator) -> Performance:
     """Up or down at random; near the ends of the keyboard only in the possible direction."""
     pitch = performance.notes["pitch"].astype(int)
-    low, high = LOWEST - pitch.min(), HIGHEST - pitch.max()
+    low, high = int(LOWEST - pitch.min()), int(HIGHEST - pitch.max())
     steps = [step for step in (-_HIGHER, _HIGHER) if low <= step <= high]
     if not steps:
         return performance
@@ -617,13 +615,13 @@ def preprocess(
     items: list[shards.Item] = []
     left_out: dict[str, str] = {}
     for name in synthesizers:
-        lacking = set(missing) if split_variant(name)[0] == OWN else set()
-        left_out |= {f"{clip}@{name}": "no recording of this clip" for clip in sorted(lacking)}
+        lacking = missing if split_variant(name)[0] == OWN else []
+        left_out |= {f"{clip}@{name}": "no recording of this clip" for clip in lacking}
         for clip in index["clip"][~index["clip"].isin(lacking)]:
-            fields = {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}
-            items.append(
-                shards.Item(f"{clip}@{name}", SPLIT, fields, _USUAL_SECONDS, measured=False)
-            )
+            key, fields = f"{clip}@{name}", {"clip": clip, "synthesizer": name}
+            fields |= {"ratings": ratings[clip]}
+            # 20 s are typical, to distribute clips over shards
+            items.append(shards.Item(key, SPLIT, fields, 20.0, measured=False))
     labels = read_labels(folder)
     refused = {
         clip: "not in the index" if clip in labels else "no label"

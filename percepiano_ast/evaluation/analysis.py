@@ -308,7 +308,7 @@ def few_shot_table(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFra
     run = RunPredictions(model, protocol, int(seed), clips.to_numpy(), *columns)
     found = {}
     for scope in ("overall", "within_segment"):
-        part = metrics.cleaned(run, scope)
+        part = metrics.in_scope(run, scope)
         r = metrics.pearson_without_each_group(part.content_group, part.rating, part.prediction)
         found[scope] = intervals.jackknife(r, intervals.FISHER)
     means = {one: rating[fold != one].mean(axis=0) for one in np.unique(fold)}

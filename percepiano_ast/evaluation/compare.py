@@ -73,7 +73,7 @@ def paired_tests(
     """
     tables = []
     for (a, b), scope in product(model_pairs(runs), SCOPES):
-        parts = [metrics.cleaned(run, scope) for run in common([a, b])]
+        parts = [metrics.in_scope(run, scope) for run in common([a, b])]
         groups = len(np.unique(parts[0].content_group))
         swaps, complete = exchanges(groups, n_permutations, seed)
         sums = {}

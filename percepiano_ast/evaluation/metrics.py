@@ -21,7 +21,7 @@ import pandas as pd
 from percepiano_ast.dimensions import KEYS, group_indices
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals
-from percepiano_ast.evaluation.predictions import RUN, SCOPES, RunPredictions, in_scope
+from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, RUN, SCOPES, RunPredictions
 
 METRICS = ("pearson", "spearman", "r2", "mae", "ccc")
 GROUPS = tuple(group_indices())
@@ -43,7 +43,7 @@ def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
     for name, values in (("rating", rating), ("prediction", prediction)):
         if values.ndim != 2 or len(values) < 2:
             raise InputError(
-                f"{name} has shape {values.shape}; give (clips, dimensions), two clips or more."
+                f"{name} has shape {values.shape}; give (clips, dimensions), at least two clips."
             )
         if len(wrong := np.argwhere(~np.isfinite(values))):
             row, column = wrong[0]
@@ -193,12 +193,23 @@ def pearson_without_each_group(groups: np.ndarray, x: np.ndarray, y: np.ndarray)
 # ---------------------------------------------------------------- metrics of runs
 
 
-def cleaned(run: RunPredictions, scope: str) -> RunPredictions:
-    """The clips in scope; predictions that vary only by rounding, relative to their size before
-    centring, become constant."""
+def in_scope(run: RunPredictions, scope: str) -> RunPredictions:
+    """The clips of ``run`` in ``scope``, without segments of fewer than ``MIN_IN_SEGMENT`` clips if
+    within segment; predictions that vary only by rounding, relative to their size before centring,
+    become constant."""
     size = np.abs(run.prediction).max(axis=0, initial=0.0)
-    part = in_scope(run, scope)
-    return part._replace(prediction=without_rounding(part.prediction, size))
+    if "humans" in scope:
+        run = run.take(run.human.astype(bool))
+    if scope.startswith("within_segment"):
+        _, codes, sizes = np.unique(run.segment, return_inverse=True, return_counts=True)
+        kept = sizes[codes] >= MIN_IN_SEGMENT
+        run, codes = run.take(kept), codes[kept]
+        rating, prediction = (
+            values - pd.DataFrame(values).groupby(codes).transform("mean").to_numpy()
+            for values in (run.rating, run.prediction)
+        )
+        run = run._replace(rating=rating, prediction=prediction)
+    return run._replace(prediction=without_rounding(run.prediction, size))
 
 
 def without_each_group(
@@ -206,7 +217,7 @@ def without_each_group(
 ) -> dict[str, np.ndarray]:
     """Metric -> (1 + groups, rows of ``ROWS``): over all clips in scope, then without each content
     group."""
-    part = cleaned(run, scope)
+    part = in_scope(run, scope)
     sums = {}
     for kind in {kind_of(name) for name in names}:
         of_groups = group_sums(part.content_group, part.rating, part.prediction, kind)

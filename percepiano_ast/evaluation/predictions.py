@@ -352,9 +352,6 @@ def check_ratings(predictions: pd.DataFrame) -> None:
         )
 
 
-# ---------------------------------------------------------------- runs and scopes
-
-
 def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[RunPredictions]:
     """Split a predictions table into runs, sorted by model, protocol and seed, with clips in the
     order of the index.
@@ -376,26 +373,6 @@ def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[RunPredictions]
         clips = wide.index.to_numpy()
         result.append(RunPredictions(model, protocol, int(seed), clips, *columns, *values))
     return result
-
-
-def in_scope(run: RunPredictions, scope: str) -> RunPredictions:
-    """The clips of ``run`` in ``scope``.
-
-    Within segment, ratings and predictions are both centred on the mean of their segment; segments
-    of fewer than ``MIN_IN_SEGMENT`` clips are excluded.
-    """
-    if "humans" in scope:
-        run = run.take(run.human.astype(bool))
-    if not scope.startswith("within_segment"):
-        return run
-    _, codes, sizes = np.unique(run.segment, return_inverse=True, return_counts=True)
-    kept = sizes[codes] >= MIN_IN_SEGMENT
-    run, codes = run.take(kept), codes[kept]
-    rating, prediction = (
-        values - pd.DataFrame(values).groupby(codes).transform("mean").to_numpy()
-        for values in (run.rating, run.prediction)
-    )
-    return run._replace(rating=rating, prediction=prediction)
 
 
 # ---------------------------------------------------------------- make and write predictions

@@ -2,6 +2,7 @@
 
 import functools
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from percepiano_ast.plots.style import (
     MARKERS,
     SLANTED,
     Figure,
+    Look,
     canvas,
     cells,
     finish,
@@ -91,7 +93,7 @@ def hearing(
 
 def _image(axes: Axes, values: np.ndarray, extent: tuple, low: float, high: float):
     """Draw (frames, rows) values, with time to the right."""
-    look = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
+    look: Look = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "magma"}
     return axes.imshow(values.T, extent=extent, vmin=low, vmax=high, **look)
 
 
@@ -317,8 +319,8 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
     by_composer = by_composer.reindex([*most, *({"all others"} & set(named))][::-1])
     by_year = hours.pivot_table(index="year", **summed)
     figure = Figure(figsize=(10, 5.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
-    beside, (upper, lower) = left.subplots(), right.subplots(2, 1)
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+    beside, (upper, lower) = halves[0].subplots(), halves[1].subplots(2, 1)
     for bar, part, base in ((beside.barh, by_composer, "left"), (upper.bar, by_year, "bottom")):
         foot = np.zeros(len(part))
         for split, colour in _splits(table).items():
@@ -344,11 +346,8 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
 
 def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
     """Layout of recordings in the files of a data set: one row per file, one block per recording as
-    wide as its duration.
-
-    Args:
-        table: in order, with the columns ``split``, ``shard`` (file name) and ``seconds``.
-    """
+    wide as its duration. ``table``: in order, with the columns ``split``, ``shard`` (file name) and
+    ``seconds``."""
     require(table, ("split", "shard", "seconds"))
     names = list(dict.fromkeys(table["shard"]))
     figure, axes = canvas(9, max(min(0.6 + 0.22 * len(names), 9.0), 1.8))

@@ -16,6 +16,7 @@ from percepiano_ast.plots.style import (
     MARKERS,
     SLANTED,
     Figure,
+    Look,
     canvas,
     cells,
     finish,
@@ -57,7 +58,7 @@ def pearson_by_dimension(
     table = _pearson(metrics, scope)
     figure, axes = _by_dimension(table, _best_first(table))
     if ceiling is not None:
-        look = {"color": "black", "markersize": 14, "label": "noise ceiling"}
+        look: Look = {"color": "black", "markersize": 14, "label": "noise ceiling"}
         axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", **look)
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set(xlabel="Pearson r, held-out clips (95 % interval over content groups)")
@@ -68,11 +69,8 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
     """Differences in Pearson's r from a reference model per dimension, with intervals.
 
     Filled marks are significant after Holm's correction over the 19 dimensions (p below 0.05), open
-    marks are not.
-
-    Args:
-        pairs: rows of `evaluation.compare.between` of one protocol, scope and metric: each model
-            minus the reference.
+    marks are not. ``pairs``: rows of `evaluation.compare.between` of one protocol, scope and
+    metric: each model minus the reference.
     """
     models, reference = list(dict.fromkeys(pairs["model_a"])), pairs["model_b"].iloc[0]
     table = pairs.rename(columns={"model_a": "model", "difference": "value"})
@@ -88,12 +86,8 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
 
 
 def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
-    """Share of correctly ordered pairs of performances of a segment, per dimension.
-
-    Args:
-        table: `evaluation.analysis.pairwise_accuracy` of one protocol, seed, scope and minimum
-            difference.
-    """
+    """Share of correctly ordered pairs of performances of a segment, per dimension. ``table``:
+    `evaluation.analysis.pairwise_accuracy` of one protocol, seed, scope and minimum difference."""
     percent = table.assign(**(100 * table[["value", "low", "high"]]))
     figure, axes = _by_dimension(percent, _best_first(table))
     axes.axvline(50, color="black", linewidth=1)
@@ -103,11 +97,7 @@ def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
 
 def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
     """Human minus deadpan renderings of the same segment: ratings as bars, predictions of each
-    model as marks.
-
-    Args:
-        table: `evaluation.analysis.deadpan_gap` of one protocol and seed.
-    """
+    model as marks. ``table``: `evaluation.analysis.deadpan_gap` of one protocol and seed."""
     gaps = table[table["part"] == "gap"]
     models = list(dict.fromkeys(gaps["model"]))
     gaps = gaps.set_index(["metric", "model", "dimension"]).sort_index()
@@ -156,11 +146,7 @@ def heatmap(metrics: pd.DataFrame, scope: str = "overall", title: str = "") -> F
 
 def parts_of_error(table: pd.DataFrame, title: str = "") -> Figure:
     """Unexplained share of the ratings' variance by part, one bar per dimension, largest error at
-    the top.
-
-    Args:
-        table: rows of one run of `evaluation.analysis.error_components`.
-    """
+    the top. ``table``: rows of one run of `evaluation.analysis.error_components`."""
     rows = table.set_index("dimension").loc[list(KEYS)].sort_values("all")
     figure, axes = canvas(8, 6.4)
     left = 0.0 * rows["all"]
@@ -311,11 +297,7 @@ def scatter(predictions: pd.DataFrame, dimension: str, title: str = "") -> Figur
 
 def calibration(table: pd.DataFrame, title: str = "") -> Figure:
     """Calibration of the uncertainty: coverage of prediction intervals, and correlation with the
-    absolute error.
-
-    Args:
-        table: `evaluation.analysis.calibration` of one protocol and seed.
-    """
+    absolute error. ``table``: `evaluation.analysis.calibration` of one protocol and seed."""
     mean = table[table["dimension"] == "mean"]
     models = list(dict.fromkeys(mean["model"]))
     figure, (left, right) = canvas(9.5, 4.2, 1, 2, width_ratios=(1, 1.2))
@@ -371,12 +353,8 @@ def training_curves(
 
 def learning_curve(table: pd.DataFrame, title: str = "") -> Figure:
     """Mean r against the share of passages, players and clips in training; error bars: standard
-    deviation over draws.
-
-    Args:
-        table: ``unit,share,draw,r``, from `suite.learning_curve`; the row with share 1 is the end
-            point of every line.
-    """
+    deviation over draws. ``table``: ``unit,share,draw,r``, from `suite.learning_curve`; the row
+    with share 1 is the end point of every line."""
     figure, axes = canvas(6.4, 4.4)
     whole = float(table.loc[table["share"] == 1, "r"].iloc[0])
     parts = table[table["share"] < 1].groupby(["unit", "share"], sort=False)["r"]

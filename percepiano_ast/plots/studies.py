@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.ndimage
 import scipy.stats
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -29,6 +30,7 @@ from percepiano_ast.plots.style import (
     SLANTED,
     UP,
     Figure,
+    Look,
     canvas,
     finish,
     offsets,
@@ -202,12 +204,8 @@ def note_roll(
 
 def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
     """Change of the rating as cells are replaced by the baseline, in three orders: most relevant,
-    random, least relevant first.
-
-    Args:
-        deletion: as `explain.checks.Checks.deletion`. Lines are means over recordings, bands 95 %
-            t intervals.
-    """
+    random, least relevant first. ``deletion``: as `explain.checks.Checks.deletion`. Lines are means
+    over recordings, bands 95 % t intervals."""
     dimensions = list(dict.fromkeys(deletion["dimension"]))
     methods = [name for name in METHOD_NAMES if name in set(deletion["method"])]
     rows, columns = len(dimensions), len(methods)
@@ -271,15 +269,13 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
     """Variations by dimensions for one model: colour is the standardised change, a sign the
     expectation of musicians.
 
-    Cells with a significant change opposite to the expectation are framed.
-
-    Args:
-        table: `evaluation.analysis.sensitivity` of one model.
+    Cells with a significant change opposite to the expectation are framed. ``table``:
+    `evaluation.analysis.sensitivity` of one model.
     """
     signs = {1: "+", -1: "\N{MINUS SIGN}"}
     # of an expected sign that is found, reversed, unclear, or without a change in the sound
     inks = {"yes": "black", "no": "black", "unclear": "#6E6E6E", "unheard": "#B5B5B5"}
-    frame = {"fill": False, "edgecolor": "black", "linewidth": 2}
+    frame: Look = {"fill": False, "edgecolor": "black", "linewidth": 2}
     labels = list(dict.fromkeys(table["label"]))
     wide = table.pivot(index="label", columns="dimension", values="standardised")
     figure, axes = canvas(11.5, 3.2 + 0.24 * len(labels))
@@ -297,12 +293,12 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
     names = [f"{one.low} \N{RIGHTWARDS ARROW} {one.high}" for one in DIMENSIONS]
     axes.xaxis.tick_top()
     axes.set_xticks(range(len(KEYS)), names, rotation=50, fontsize=8, **SLANTED | {"ha": "left"})
-    parameters = table.drop_duplicates("label").set_index("label").loc[labels, "parameter"]
-    for row in np.flatnonzero(parameters.to_numpy()[1:] != parameters.to_numpy()[:-1]):
-        axes.axhline(row + 0.5, color="black", linewidth=0.6)
+    groups = table.drop_duplicates("label").set_index("label").loc[labels, "parameter"].to_numpy()
+    for last in np.flatnonzero(groups[1:] != groups[:-1]):
+        axes.axhline(last + 0.5, color="black", linewidth=0.6)
     label = "change (SD of the model's ratings over clips)"
     figure.colorbar(image, ax=axes, extend="both", pad=0.01, label=label)
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], linestyle="", marker=f"${signs[sign]}$", color=colour, label=label)
         for sign, colour, label in (
             (1, "black", "increase expected"),
@@ -317,11 +313,7 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
 
 def robustness(table: pd.DataFrame, title: str = "") -> Figure:
     """Recording conditions: mean absolute change and correlation; faint marks are dimensions, bold
-    marks their median.
-
-    Args:
-        table: `evaluation.analysis.robustness` of any number of models.
-    """
+    marks their median. ``table``: `evaluation.analysis.robustness` of any number of models."""
     labels = list(dict.fromkeys(table["condition"]))
     models = list(dict.fromkeys(table["model"]))
     height = 1.8 + 0.34 * len(labels) * max(1, len(models) / 2)

@@ -8,6 +8,7 @@ import base64
 import html
 import io
 from itertools import cycle
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -18,6 +19,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.errors import InputError
 
+Look = dict[str, Any]  # keyword arguments of matplotlib
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 MOST = len(MARKERS)  # maximum number of models in a figure
@@ -28,7 +30,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "down_up", [DOWN, "#9CC3DD", "#F7F7F7", "#EDAE86", UP]
 )
 FREQUENCIES = (100, 500, 1000, 2000, 4000, 8000)  # Hz, ticks of the mel axis
-SLANTED = {"ha": "right", "rotation_mode": "anchor"}  # tick labels that end at their tick
+SLANTED: Look = {"ha": "right", "rotation_mode": "anchor"}  # tick labels that end at their tick
 LABELS = {one.key: f"{one.family}: {one.low} \N{EN DASH} {one.high}" for one in DIMENSIONS}
 
 
@@ -47,7 +49,7 @@ class Figure(matplotlib.figure.Figure):
         display({"text/html": tag, "text/plain": alt}, raw=True)
 
 
-def canvas(width: float, height: float, *shape: int, **options) -> tuple[Figure, Axes]:
+def canvas(width: float, height: float, *shape: int, **options) -> tuple[Figure, Any]:
     """A figure (size in inches) and its panels, of ``shape`` (rows, columns); one without it."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(*shape, **options)

@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,25 +43,9 @@ from percepiano_ast.plots import MOST
 from percepiano_ast.plots.results import ERROR_PARTS, SCOPE_NAMES
 
 # What each protocol holds out. In the leaky ones the music of a held-out clip is also in training.
-PROTOCOLS = {
-    "content": "content groups are held out: training and evaluation share no music (primary)",
-    "segment": "**leaky**: segments are held out, but longer segments contain shorter ones and"
-    " passages repeat",
-    "performer": "players are held out; performances of the same music by other players are in"
-    " training",
-    "movement": "movements or variation sets are held out",
-    "composition": "compositions are held out",
-    "random": "**leaky**: clips are held out at random; performances of the same music by other"
-    " players are in training",
-    "upstream_piece": "**leaky** and partial by design: the validation folds of the PercePiano"
-    " paper's piece split",
-    "upstream_performer": "partial by design: the validation folds of the PercePiano paper's"
-    " performer split",
-    "leave_one_out": "**leaky**: one clip is held out at a time; meant for identity baselines, not"
-    " for models",
-    "leave_player_out": "**leaky**: all clips of one player of a composition are held out;"
-    " performances by others are in training",
-}
+PROTOCOLS = pd.read_csv(
+    resources.files("percepiano_ast") / "templates" / "protocols.csv", index_col="protocol"
+)["held_out"].to_dict()
 SIGNED = "+.3f"  # differences; "-0.000" shows on which side of zero a bound is
 SURE = 0.05  # significance level of p after Holm's correction
 FEW_GROUPS = 20  # with fewer content groups the intervals themselves are uncertain
@@ -154,7 +139,7 @@ def write(
         The path of report.html, which embeds its figures.
 
     Raises:
-        InputError: see ``evaluation.predictions.validate_predictions`` (runs may be partial); ``out_dir``
+        InputError: see ``predictions.validate_predictions`` (runs may be partial); ``out_dir``
             is a file; an unknown reference.
     """
     out = Path(out_dir)
@@ -172,35 +157,34 @@ def write(
         _protocol(tables | {"predictions": predictions}, protocol, ceiling, marks)
         for protocol in in_order(predictions["protocol"])
     ]
+    mark = " (simulated ratings)" * simulated
+    folds = {part["name"]: index[fold_column(part["name"])] for part in parts}
+    digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
+    libraries = {name: version(name) for name in ("numpy", "scipy", "pandas", "matplotlib")}
+    versions = {"percepiano_ast": __version__, "Python": platform.python_version(), **libraries}
     context = {
+        "title": title + mark,
         "parts": parts,
         "tables": tables,
+        "predictions": predictions,
+        "clips": index[index["clip"].isin(predictions["clip"])],
+        "folds": {name: fold[fold >= 0] for name, fold in folds.items()},
+        "warnings": remarks(predictions, index, tables["metrics"]),
         "ceiling": ceiling,
         "limits": {scope: None if ceiling is None else ceiling.get(scope) for scope in SCOPES},
         "simulated": simulated,
         "marks": marks,
-    }
-    mark = " (simulated ratings)" * simulated
-    compared = _compared(tables, parts, reference)
-    _page(out, "comparison", title=f"Comparison of models{mark}", **context, **compared)
-    digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
-    context |= {"command": command, "files": pd.DataFrame({"SHA-256": digests}, [*(files or {})])}
-    columns = {part["name"]: index[fold_column(part["name"])] for part in parts}
-    libraries = ("numpy", "scipy", "pandas", "matplotlib")
-    versions = {"percepiano_ast": __version__, "Python": platform.python_version()}
-    context |= {
-        "title": title + mark,
-        "predictions": predictions,
-        "clips": index[index["clip"].isin(predictions["clip"])],
-        "folds": {name: folds[folds >= 0] for name, folds in columns.items()},
-        "warnings": remarks(predictions, index, tables["metrics"]),
         "settings": settings,
         "level": LEVEL,
         "power": POWER,
         "fewest_in_segment": MIN_IN_SEGMENT,
-        "versions": versions | {name: version(name) for name in libraries},
+        "command": command,
+        "files": pd.DataFrame({"SHA-256": digests}, [*(files or {})]),
+        "versions": versions,
     }
-    return _page(out, "report", **context)
+    compared = _compared(tables, parts, reference) | {"title": f"Comparison of models{mark}"}
+    _page(out, "comparison", context | compared)
+    return _page(out, "report", context)
 
 
 # --- Tables of the pages --------------------------------------------------------------------------
@@ -301,7 +285,7 @@ def _protocol(
     models = [name for name in models if name in set(part["errors"]["model"])]
     mean = rows(part["errors"], dimension="mean").set_index("model")
     mean = part["error_parts"] = mean.loc[models, [*_PART_TITLES]]
-    part["explained"] = next((name for name in models if hears_audio_alone(name)), models[0])
+    part["explained"] = next((name for name in models if is_audio_only(name)), models[0])
     models = models[:_IN_ERROR_TABLES]
     kinds = part["errors_by_kind"][part["errors_by_kind"]["model"].isin(models)]
     names = kinds["value"].replace(_KINDS) + " (" + kinds["clips"].astype(str) + ")"
@@ -355,7 +339,7 @@ def _compared(tables: dict[str, pd.DataFrame], parts: list[dict], wanted: str) -
         at = {"protocol": row.nearest, "metric": row.metric, "scope": "overall"}
         ours = rows(tables["summary"], dimension="mean", **at).dropna(subset="value")
         if row.hears == "audio":  # compare only with our audio-only models
-            ours = ours[ours["model"].map(hears_audio_alone).astype(bool)]
+            ours = ours[ours["model"].map(is_audio_only).astype(bool)]
         first = [
             f"{best.model} {best.value:.3f}" for best in ours.nlargest(1, "value").itertuples()
         ]
@@ -394,49 +378,49 @@ def headlines(values: pd.DataFrame, pairs: pd.DataFrame, protocol: str) -> list[
     Args:
         values, pairs: tables ``summary`` and ``differences`` of `evaluation.evaluate`.
     """
-    text = TEMPLATES.get_template("sentences.md.j2").module.headlines(values, pairs, protocol)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return _said("headlines", values, pairs, protocol)
 
 
 def agreement(values: pd.DataFrame, ceiling: pd.DataFrame | None = None) -> str:
     """Agreement of the best model with the ratings, compared with the noise ceiling; ``values``:
     the table ``summary`` of one protocol."""
-    return _sentences("agreement", values, ceiling)
+    return " ".join(_said("agreement", values, ceiling))
 
 
 def dimensions(values: pd.DataFrame, scope: str = "overall") -> str:
     """The best and worst predicted dimensions of the best model, and the primary dimensions;
     ``values``: the table ``summary`` of one protocol."""
-    return _sentences("dimensions", values, scope)
+    return " ".join(_said("dimensions", values, scope))
 
 
 def differences(pairs: pd.DataFrame) -> str:
     """Number of differences in mean r that are significant, and the minimum detectable
     difference; ``pairs``: the table ``differences`` of one protocol."""
-    return _sentences("differences", pairs)
+    return " ".join(_said("differences", pairs))
 
 
 def deadpan(found: pd.DataFrame) -> str:
     """Human versus deadpan: predicted differences compared with rated ones; ``found``: the table
     ``deadpan`` of one protocol and seed."""
-    return _sentences("deadpan", found)
+    return " ".join(_said("deadpan", found))
 
 
 def pairwise(found: pd.DataFrame) -> str:
     """Share of pairs of performances in the order of their ratings; ``found``: the table
     ``pairwise`` of one protocol and seed."""
-    return _sentences("pairwise", found)
+    return " ".join(_said("pairwise", found))
 
 
 def gained(found: pd.DataFrame, model: str, reference: str) -> str:
     """The dimensions with the largest and smallest difference of a model from the reference, and
     the significant differences; ``found``: `evaluation.compare.between` the two."""
-    return _sentences("gained", found, model, reference)
+    return " ".join(_said("gained", found, model, reference))
 
 
-def _sentences(name: str, *about) -> str:
+def _said(name: str, *about) -> list[str]:
+    """The lines of a macro of the template."""
     text = getattr(TEMPLATES.get_template("sentences.md.j2").module, name)(*about)
-    return " ".join(text.split())
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 # --- Models and numbers ---------------------------------------------------------------------------
@@ -455,11 +439,11 @@ def reference_of(models: list[str], wanted: str = "") -> str:
         raise InputError(
             f"the reference {wanted!r} is not among the models; choose one of {', '.join(models)}."
         )
-    rivals = [name for name in models if hears_audio_alone(name) and not is_encoder(name)]
+    rivals = [name for name in models if is_audio_only(name) and not is_encoder(name)]
     return wanted or (rivals or models[1:] or models)[0]
 
 
-def hears_audio_alone(model: str) -> bool:
+def is_audio_only(model: str) -> bool:
     """Whether the name is that of an audio-only model: without MIDI or score, not an ensemble or
     identity baseline."""
     return not any(word in model for word in ("midi", "score", "ensemble", "identity"))
@@ -467,7 +451,7 @@ def hears_audio_alone(model: str) -> bool:
 
 def is_encoder(model: str) -> bool:
     """Whether the name is that of an audio-only ``ast-*`` model."""
-    return model.startswith("ast-") and hears_audio_alone(model)
+    return model.startswith("ast-") and is_audio_only(model)
 
 
 def leaky(protocol: str) -> str:
@@ -528,7 +512,7 @@ TEMPLATES.tests |= {"encoder": is_encoder, "starting": str.startswith, "ending":
 TEMPLATES.globals |= {"report": sys.modules[__name__], "plots": plots, "len": len}
 
 
-def _page(folder: Path, name: str, **context) -> Path:
+def _page(folder: Path, name: str, context: dict) -> Path:
     """Write ``NAME.md`` and a self-contained ``NAME.html`` from ``templates/NAME.md.j2``, and the
     files of the tables and figures that the template names."""
 
@@ -572,7 +556,7 @@ def _page(folder: Path, name: str, **context) -> Path:
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
     # Names from predictions files are text, never HTML; in code spans `markdown` escapes once more.
-    body = html.escape(text, quote=False).replace(" * ", r" \* ")
+    body = re.sub(r"(?m)^(\*.*) \* ", r"\1 \\* ", html.escape(text, quote=False))  # in captions
     body = markdown.markdown(body, extensions=["tables", "fenced_code"])
     body = re.sub(r"&amp;(amp|lt|gt);", r"&\1;", body)
 

@@ -40,10 +40,11 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(attended.transpose(1, 2).reshape(batch, length, width))
 
 
 class _Mlp(nn.Module):
@@ -74,7 +75,8 @@ class _Block(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """The published convolution, computed as a product with flat patches, which do not overlap."""
+    """The published convolution, computed as a product with flat patches, because patches do not
+    overlap."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -84,21 +86,25 @@ class _PatchEmbed(nn.Module):
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
-def _normal(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(shape).normal_(std=0.02))
-
-
 class _Encoder(nn.Module):
     """The part from timm's distilled DeiT, including the learned position table."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.patch_embed = _PatchEmbed(config)
-        self.cls_token = _normal(1, 1, config.width)
-        self.dist_token = _normal(1, 1, config.width)
-        self.pos_embed = _normal(1, PREFIX_TOKENS + config.num_patches, config.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        length = PREFIX_TOKENS + config.num_patches
+        self.pos_embed = nn.Parameter(torch.empty(1, length, config.width).normal_(std=0.02))
         self.blocks = nn.Sequential(*(_Block(config) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
+
+
+def _head(config: ModelConfig) -> nn.Sequential:
+    """Linear - ReLU - Linear(patch values), SSAST section 2.3."""
+    return nn.Sequential(
+        nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, config.patch_dim)
+    )
 
 
 class TorchSSAST(nn.Module):
@@ -117,16 +123,9 @@ class TorchSSAST(nn.Module):
             )
         self.config = config
         self.v = _Encoder(config)
-        self.mask_embed = _normal(1, 1, config.width)
-        # Linear - ReLU - Linear(patch values), section 2.3
-        self.cpredlayer, self.gpredlayer = (
-            nn.Sequential(
-                nn.Linear(config.width, config.width),
-                nn.ReLU(),
-                nn.Linear(config.width, config.patch_dim),
-            )
-            for _ in range(2)
-        )
+        self.mask_embed = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
+        self.cpredlayer = _head(config)
+        self.gpredlayer = _head(config)
 
     def discriminative(self, log_mel: torch.Tensor, mask_index: torch.Tensor) -> torch.Tensor:
         """InfoNCE of the masked patches within each clip, softmax over the targets: float32 scalar
@@ -151,19 +150,23 @@ class TorchSSAST(nn.Module):
         self, log_mel: torch.Tensor, mask_index: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encoded tokens (B, M, D) and raw values (B, M, patch_dim) of the masked patches."""
-        # (B, T, F) -> (B, N, p_f * p_t), patches and their values counted along time first
-        (grid_f, grid_t), (size_f, size_t) = self.config.grid, self.config.patch_size
-        kept = log_mel[:, : grid_t * size_t, : grid_f * size_f].transpose(1, 2)
-        patches = kept.reshape(-1, grid_f, size_f, grid_t, size_t).transpose(2, 3)
-        patches = patches.reshape(-1, grid_f * grid_t, size_f * size_t)
+        patches = self._patches(log_mel)
         batch, count, _ = patches.shape
-        masked = torch.zeros(batch, count, 1, dtype=torch.bool)
-        masked = masked.scatter_(1, mask_index[:, :, None], True)
+        masked = torch.zeros(batch, count, 1, dtype=torch.bool).scatter_(
+            1, mask_index[:, :, None], True
+        )
         x = torch.where(masked, self.mask_embed, self.v.patch_embed(patches))
         prefix = torch.cat([self.v.cls_token, self.v.dist_token], dim=1).expand(batch, -1, -1)
         x = self.v.norm(self.v.blocks(torch.cat([prefix, x], dim=1) + self.v.pos_embed))
         rows = torch.arange(batch)[:, None]
         return x[rows, mask_index + PREFIX_TOKENS], patches[rows, mask_index]
+
+    def _patches(self, log_mel: torch.Tensor) -> torch.Tensor:
+        """(B, T, F) -> (B, N, p_f * p_t), patches and their values counted along time first."""
+        (grid_f, grid_t), (size_f, size_t) = self.config.grid, self.config.patch_size
+        kept = log_mel[:, : grid_t * size_t, : grid_f * size_f].transpose(1, 2)
+        x = kept.reshape(-1, grid_f, size_f, grid_t, size_t).transpose(2, 3)
+        return x.reshape(-1, grid_f * grid_t, size_f * size_t)
 
 
 def sample_mask_index(batch: int, config: ModelConfig, pretrain: PretrainConfig) -> torch.Tensor:
@@ -183,6 +186,13 @@ def sample_mask_index(batch: int, config: ModelConfig, pretrain: PretrainConfig)
     return first_hit.flatten(1).topk(pretrain.num_masked(config), largest=False).indices
 
 
+def make_optimizer(model: TorchSSAST, learning_rate: float) -> torch.optim.Optimizer:
+    """The published Adam with coupled L2, in PyTorch's fused form."""
+    return torch.optim.Adam(
+        model.parameters(), learning_rate, betas=(0.95, 0.999), weight_decay=5e-7, fused=True
+    )
+
+
 class Peer:
     """A model in training on random spectrograms, with this number of threads."""
 
@@ -190,9 +200,7 @@ class Peer:
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         self.model, self.pretrain = TorchSSAST(config), pretrain
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=5e-7, fused=True
-        )
+        self.optimizer = make_optimizer(self.model, 1e-4)
         self.log_mel = 0.5 * torch.randn(pretrain.batch_size, config.n_frames, config.n_mels)
 
     def step(self) -> tuple[float, float]:
