@@ -422,7 +422,8 @@ def read_table(source: Archive | Folder) -> Table:
             f"{label} lists {listed[repeated].iloc[0]} twice. Keep one line per recording."
         )
     # Unsafe names, rows without a file, files without a row.
-    root, there = name[: name.rfind("/") + 1], set(source.names)
+    rows = rows.sort_values("audio_filename", ignore_index=True)
+    listed, root, there = rows["audio_filename"], name[: name.rfind("/") + 1], set(source.names)
     refused = {name: what for name in listed if (what := unsafe(name))}
     for name in listed:
         if name not in refused and root + name not in there:
@@ -430,8 +431,7 @@ def read_table(source: Archive | Folder) -> Table:
     known = {root + name for name in listed}
     strays = (name for name in source.names if is_audio(name) and name not in known)
     refused |= {name: unsafe(name) or "not listed in the table" for name in strays}
-    rows = rows.sort_values("audio_filename", ignore_index=True)
-    rows = rows[~rows["audio_filename"].isin(refused)]
+    rows = rows[~listed.isin(refused)]
     return Table(rows, root, hashlib.sha256(content).hexdigest()[:16], refused, MAESTRO_LICENCE)
 
 
