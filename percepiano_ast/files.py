@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -209,6 +209,7 @@ def download(url: str, path: str | Path, log: Callable[[str], None] = print) -> 
     partial = path.with_name(path.name + ".partial")
 
     def log_error(state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None  # called after an attempt
         log(f"  {path.name}: {state.outcome.exception()}; retrying in {state.upcoming_sleep:.0f} s")
 
     stated = None
@@ -388,7 +389,7 @@ class TimeLeft:
             self.log(f"  {self.what}{done:,} of {self.total:,}, about {left:.0f} s left")
 
 
-def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -> Iterator:
+def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -> Generator:
     """The results of ``function`` for every item, in order, computed by ``workers`` processes.
 
     ``function`` and items must be picklable. With one worker, everything runs in this process. At
