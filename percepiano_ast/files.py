@@ -6,6 +6,7 @@ import email.utils
 import errno
 import hashlib
 import http.client
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -389,12 +390,15 @@ class TimeLeft:
             self.log(f"  {self.what}{done:,} of {self.total:,}, about {left:.0f} s left")
 
 
-def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -> Generator:
+def process_map(
+    function: Callable[[Any], Any], items: Iterable, workers: int, *, chunksize: int = 1
+) -> Generator:
     """The results of ``function`` for every item, in order, computed by ``workers`` processes.
 
-    ``function`` and items must be picklable. With one worker, everything runs in this process. At
-    most two items per worker are under way, so that results do not pile up. The workers end with
-    this process, so that they cannot interfere with the next run.
+    ``function`` and items must be picklable. With one worker, everything runs in this process. A
+    worker takes ``chunksize`` items at a time; at most two such chunks per worker are under way, so
+    that results do not pile up. The workers end with this process, so that they cannot interfere
+    with the next run.
 
     Raises:
         RunFailed: a worker was killed; results yielded before remain valid.
@@ -405,15 +409,16 @@ def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -
     # Fork is unsafe with JAX's threads.
     context = multiprocessing.get_context("spawn")
     running: collections.deque = collections.deque()
+    items = iter(items)
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
             try:
-                for item in items:
-                    running.append(pool.submit(function, item))
+                while chunk := list(itertools.islice(items, chunksize)):
+                    running.append(pool.submit(_map, function, chunk))
                     if len(running) == 2 * workers:
-                        yield running.popleft().result()
+                        yield from running.popleft().result()
                 while running:
-                    yield running.popleft().result()
+                    yield from running.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
@@ -421,6 +426,10 @@ def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -
             f"a worker process was killed ({error}), perhaps for lack of memory. Run again to"
             " resume."
         ) from error
+
+
+def _map(function: Callable[[Any], Any], items: list) -> list:
+    return list(map(function, items))
 
 
 def end_with_parent() -> None:
