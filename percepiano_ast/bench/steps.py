@@ -17,7 +17,7 @@ from percepiano_ast.config import (
     Statistics,
 )
 from percepiano_ast.suite import workers
-from percepiano_ast.training import flops
+from percepiano_ast.training.loop import matrix_peak
 from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH = 8
@@ -88,13 +88,9 @@ def _on_accelerator() -> Iterator[dict]:
         device, batch = run.layout.device, run.config.batch_size
         (seconds,) = medians(step)
         speed = batch / seconds
-        peak = flops.matrix_peak(run.module.compute.dtype, device)
+        peak = matrix_peak(run.module.compute.dtype, device)
         line = {"name": f"model-{form}-step", "value": round(speed, 1), "unit": "clips/s"}
-        line |= {
-            "mfu": round(
-                speed * flops.pretrain_flops(geometry, run.config) / (peak * run.layout.size), 3
-            )
-        }
+        line |= {"mfu": round(speed * run.objective.flops / (peak * run.layout.size), 3)}
         line |= {
             "peak_tflops": round(peak / 1e12, 1),
             "device": device.device_kind,
