@@ -17,7 +17,7 @@ from percepiano_ast.config import (
     Statistics,
 )
 from percepiano_ast.suite import workers
-from percepiano_ast.training.loop import matrix_peak
+from percepiano_ast.training.loop import matrix_peak, pretrain_flops
 from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH = 8
@@ -90,7 +90,9 @@ def _on_accelerator() -> Iterator[dict]:
         speed = batch / seconds
         peak = matrix_peak(run.module.compute.dtype, device)
         line = {"name": f"model-{form}-step", "value": round(speed, 1), "unit": "clips/s"}
-        line |= {"mfu": round(speed * run.objective.flops / (peak * run.layout.size), 3)}
+        line |= {
+            "mfu": round(speed * pretrain_flops(geometry, run.config) / (peak * run.layout.size), 3)
+        }
         line |= {
             "peak_tflops": round(peak / 1e12, 1),
             "device": device.device_kind,

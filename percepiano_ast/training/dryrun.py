@@ -23,10 +23,10 @@ import jax.numpy as jnp
 
 from percepiano_ast.config import AUDIOSET, Preset, lookup
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.models.transformer import Compute
 from percepiano_ast.targets import KEYS, Targets
+from percepiano_ast.training.loop import pretrain_flops
 from percepiano_ast.training.mesh import DATA, Layout
-from percepiano_ast.training.pretrain import Pretraining, objective_of
+from percepiano_ast.training.pretrain import Pretraining
 
 GIB = 2**30
 MUSIC_HOURS = 200  # MAESTRO v3
@@ -68,47 +68,56 @@ class DryRun:
     """A pre-training step that was compiled for a target and fits into its memory.
 
     Attributes:
-        target, model, batch_size, accumulate: the compiled configuration.
-        devices: number of devices that share the batch.
-        memory: bytes available per device.
+        preset, target: the compiled configuration, and a name in `TARGETS`.
         arguments, outputs, temporaries: bytes per device; outputs without those that reuse the
             memory of arguments.
         compile_seconds: on this machine.
-        clip_flops: FLOPs of one clip, forward and backward (`flops.pretrain_flops`).
-        hours: estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of
-            music at `UTILISATION`.
     """
 
+    preset: Preset
     target: str
-    model: str
-    batch_size: int
-    accumulate: int
-    devices: int
-    memory: int
     arguments: int
     outputs: int
     temporaries: int
     compile_seconds: float
-    clip_flops: float
-    epochs: int
-    hours: float
 
     @property
     def peak(self) -> int:
         """Bytes per device that the step needs."""
         return self.arguments + self.outputs + self.temporaries
 
+    @property
+    def memory(self) -> int:
+        """Bytes per device that are available."""
+        return TARGETS[self.target].memory
+
+    @property
+    def clip_flops(self) -> float:
+        """See `loop.pretrain_flops`."""
+        return pretrain_flops(self.preset.model, self.preset.pretrain)
+
+    @property
+    def hours(self) -> float:
+        """Estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of
+        music at `UTILISATION`."""
+        seconds = self.preset.front_end.seconds(self.preset.model.n_frames)  # of a clip
+        clips = self.preset.pretrain.epochs * MUSIC_HOURS * 3600 / seconds
+        tpu = TARGETS[self.target]
+        return clips * self.clip_flops / (UTILISATION * tpu.peak * tpu.devices) / 3600
+
     def __str__(self) -> str:
-        cut = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        devices = f"{self.devices} device{'s' if self.devices > 1 else ''}"
+        config, devices = self.preset.pretrain, TARGETS[self.target].devices
+        accumulate = self.preset.execution.accumulate
+        cut = f" in {accumulate} micro-batches" if accumulate > 1 else ""
         return (
-            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {devices} fits:"
-            f" {self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device (arguments"
-            f" {self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries"
-            f" {self.temporaries / GIB:.2f}), compiled in {self.compile_seconds:.0f} s\n "
-            f" {self.clip_flops / 1e9:.4g} GFLOP per clip: {MUSIC_HOURS} h of music x {self.epochs}"
-            f" epochs take about {self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published"
-            " peak (an estimate from the peak, not a measurement)"
+            f"{self.target}: {self.preset.model.name}, batch {config.batch_size}{cut} over"
+            f" {devices} device{'s' if devices > 1 else ''} fits: {self.peak / GIB:.2f} of"
+            f" {self.memory / GIB:.2f} GiB per device (arguments {self.arguments / GIB:.2f},"
+            f" outputs {self.outputs / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}),"
+            f" compiled in {self.compile_seconds:.0f} s\n  {self.clip_flops / 1e9:.4g} GFLOP per"
+            f" clip: {MUSIC_HOURS} h of music x {config.epochs} epochs take about"
+            f" {self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published peak (an estimate"
+            " from the peak, not a measurement)"
         )
 
 
@@ -131,7 +140,7 @@ def dry_run(preset: Preset, target: str) -> DryRun:
     if "refused" in made:
         raise InputError(f"{target}: {made['refused']}")
     if "exceeds" not in made:
-        return _result(preset, target, made)
+        return DryRun(preset, target, **made)
     accumulate, batch = preset.execution.accumulate, preset.pretrain.batch_size
     text = (
         f"batch {batch} needs {made['exceeds']} per device on {target}, which has"
@@ -139,9 +148,10 @@ def dry_run(preset: Preset, target: str) -> DryRun:
     )
     while batch % (tpu.devices * (accumulate := 2 * accumulate)) == 0:
         execution = dataclasses.replace(preset.execution, accumulate=accumulate)
-        made = _compile(dataclasses.replace(preset, execution=execution), tpu)
+        smaller = dataclasses.replace(preset, execution=execution)
+        made = _compile(smaller, tpu)
         if "exceeds" not in made:
-            needed = _result(preset, target, made).peak / GIB
+            needed = DryRun(smaller, target, **made).peak / GIB
             raise InputError(
                 f"{text}. Choose --accumulate {accumulate} (compiled: {needed:.2f} GiB)"
             )
@@ -150,24 +160,6 @@ def dry_run(preset: Preset, target: str) -> DryRun:
         hint = "--remat, a smaller batch or a smaller model"
     raise InputError(
         f"{text}, and does not fit with micro-batches of one clip per device either. Choose {hint}"
-    )
-
-
-def _result(preset: Preset, target: str, made: dict) -> DryRun:
-    tpu, model, config = TARGETS[target], preset.model, preset.pretrain
-    clip_flops = objective_of(model, config, Compute(), 0).flops
-    clips = config.epochs * MUSIC_HOURS * 3600 / preset.front_end.seconds(model.n_frames)
-    return DryRun(
-        target=target,
-        model=model.name,
-        batch_size=config.batch_size,
-        accumulate=preset.execution.accumulate,
-        devices=tpu.devices,
-        memory=tpu.memory,
-        **made,
-        clip_flops=clip_flops,
-        epochs=config.epochs,
-        hours=clips * clip_flops / (UTILISATION * tpu.peak * tpu.devices) / 3600,
     )
 
 
@@ -213,20 +205,13 @@ def compile_described() -> None:
 
     preset, tpu = pickle.load(sys.stdin.buffer)
     model, config = preset.model, preset.pretrain
+    bounds = list(tpu.chips_per_host)
     topology = topologies.get_topology_desc(
-        platform="tpu", topology_name=tpu.topology, chips_per_host_bounds=list(tpu.chips_per_host)
+        platform="tpu", topology_name=tpu.topology, chips_per_host_bounds=bounds
     )
     layout = Layout.over(topology.devices, preset.execution.shard_params)
     # Statistics and number of steps do not affect compilation.
-    run = Pretraining(
-        model,
-        config,
-        preset.front_end,
-        AUDIOSET,
-        total_steps=1000,
-        execution=preset.execution,
-        layout=layout,
-    )
+    run = Pretraining(model, config, preset.front_end, AUDIOSET, 1000, preset.execution, layout)
 
     def array(dtype, *shape) -> Any:
         shape = (config.batch_size, *shape)

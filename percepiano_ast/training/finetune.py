@@ -30,14 +30,8 @@ from percepiano_ast.config import (
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.models import heads
 from percepiano_ast.models.cnn import Geometry
-from percepiano_ast.models.heads import (
-    Moments,
-    Rater,
-    combine_moments,
-    in_rating_units,
-    moments_to_embedding,
-)
 from percepiano_ast.training import strategies
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
 from percepiano_ast.training.loop import History
@@ -75,19 +69,17 @@ def rating_errors(
     """Squared errors (B, K), or with ``log_variance`` negative log likelihoods without the constant
     term (Nix and Weigend 1994, equation 5)."""
     squared = jnp.square(rated - ratings)
-    return (
-        squared if log_variance is None else 0.5 * (log_variance + squared * jnp.exp(-log_variance))
-    )
+    if log_variance is None:
+        return squared
+    return 0.5 * (log_variance + squared * jnp.exp(-log_variance))
 
 
 def group_losses(
     errors: jax.Array, weights: jax.Array, questionnaire: Questionnaire = PERCEPIANO
 ) -> jax.Array:
     """Mean over clips (weighted, (B,)) and over each group's dimensions: (B, K) -> (G,)."""
-    of_dimensions = (errors * weights[:, None]).mean(axis=0)
-    return jnp.stack(
-        [of_dimensions[jnp.asarray(indices)].mean() for _, indices in questionnaire.groups]
-    )
+    means = (errors * weights[:, None]).mean(axis=0)
+    return jnp.stack([means[jnp.asarray(indices)].mean() for _, indices in questionnaire.groups])
 
 
 def total_loss(
@@ -105,10 +97,8 @@ def total_loss(
     """
     if log_variance is not None:
         groups = 0.5 * (jnp.exp(-log_variance) * groups + log_variance)
-    shares = np.array(
-        [len(indices) / len(questionnaire.dimensions) for _, indices in questionnaire.groups],
-        np.float32,
-    )
+    sizes = [len(indices) for _, indices in questionnaire.groups]
+    shares = np.array([size / len(questionnaire.dimensions) for size in sizes], np.float32)
     return jnp.sum(groups * group_weights * shares)
 
 
@@ -241,9 +231,8 @@ def calibrated(deviations: np.ndarray, errors: np.ndarray, fold: np.ndarray) -> 
     result = np.full_like(deviations, np.nan)
     for number in np.unique(fold[fold >= 0]):
         others = (fold >= 0) & (fold != number)
-        result[fold == number] = deviations[fold == number] * temperature(
-            errors[others], deviations[others]
-        )
+        factor = temperature(errors[others], deviations[others])
+        result[fold == number] = deviations[fold == number] * factor
     return result
 
 
@@ -283,10 +272,10 @@ class Finetuning:
         strategies.check(self.config, self.model)
 
     @functools.cached_property
-    def module(self) -> Rater:
+    def module(self) -> heads.Rater:
         """The Flax module, computing in the hardware's type."""
         config = self.config
-        return Rater(
+        return heads.Rater(
             self.model,
             compute_for(self.execution, jax.devices()[0]),
             hidden=config.hidden,
@@ -301,15 +290,8 @@ class Finetuning:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with the learning rates of the strategy."""
-        return strategies.optimizer(
-            self.config, make_optimizer(self.config, self.total_steps), self.total_steps
-        )
-
-    @functools.cached_property
-    def seedless(self) -> "Finetuning":
-        """The same run with seed 0; runs that differ only in their seed share its compiled
-        functions."""
-        return replace(self, config=replace(self.config, seed=0))
+        base = make_optimizer(self.config, self.total_steps)
+        return strategies.optimizer(self.config, base, self.total_steps)
 
     def init(self, seed: int) -> dict:
         """Random parameters of encoder and head."""
@@ -321,36 +303,36 @@ class Finetuning:
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head as in `init`, without those of the encoder."""
         embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
-        make = jax.jit(functools.partial(self.module.init, method=Rater.rate))
+        make = jax.jit(functools.partial(self.module.init, method=heads.Rater.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
     def apply(self, params: dict, *inputs: jax.Array, **options: Any) -> Any:
         """Call a method of the module; Flax's annotations give no return type."""
         return self.module.apply({"params": params}, *inputs, **options)
 
-    def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> Moments:
+    def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> heads.Moments:
         """Pooling moments of windows: uint8 (B, T, F), number of valid frames (B,) -> see
         ``heads.pool_moments``."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
-        return self.apply(params, log_mel, valid, method=Rater.embed)
+        return self.apply(params, log_mel, valid, method=heads.Rater.embed)
 
     def embed(
         self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int
     ) -> np.ndarray:
         """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and standard deviation over
         time for each band."""
-        total: Moments | None = None
+        total: heads.Moments | None = None
         for batch in windows:
             encoder = {"encoder": params["encoder"]}
             moments = _moments(self, encoder, batch["codes"], batch["n_valid"])
             # Padding windows in the last batch have clip number -1; they are collected in an extra
             # clip.
             clips = jnp.where(batch["clip"] < 0, n_clips, batch["clip"])
-            by_clip = combine_moments(moments, clips, n_clips + 1)
+            by_clip = heads.combine_moments(moments, clips, n_clips + 1)
             total = by_clip if total is None else jax.tree.map(jnp.add, total, by_clip)
         assert total is not None  # every clip has a window
-        return np.asarray(moments_to_embedding(*total))[:n_clips]
+        return np.asarray(heads.moments_to_embedding(*total))[:n_clips]
 
     def rate(self, params: dict, scaler: Scaler, embeddings: np.ndarray) -> np.ndarray:
         """Ratings float32 (n, K) of embeddings (n, 2 F' D)."""
@@ -367,38 +349,6 @@ class Finetuning:
             return rated, np.full_like(rated, np.nan)
         return rated, np.exp(0.5 * np.asarray(log_variance))
 
-    def loss(
-        self, trained: dict, encoder: dict, batch: dict, scaler: Scaler, rng: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The training loss, and the losses of the groups (G,).
-
-        Args:
-            trained, encoder: see ``strategies.join``.
-            batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either
-                ``embeddings`` or the clips' windows: ``codes`` (B, W, T, F) and their number of
-                valid frames ``n_valid`` (B, W), 0 for padding windows.
-        """
-        params = strategies.join(self.config, encoder, trained)
-        if "embeddings" in batch:
-            embeddings = batch["embeddings"]
-        else:  # of clips, from the summed moments of their windows
-            clips, windows = batch["n_valid"].shape
-            codes = batch["codes"].reshape(clips * windows, *batch["codes"].shape[2:])
-            moments = self.moments(params, codes, batch["n_valid"].reshape(-1))
-            clip = jnp.repeat(jnp.arange(clips), windows)
-            embeddings = moments_to_embedding(*combine_moments(moments, clip, clips))
-        rated, log_variance = self.apply(
-            {"head": params["head"]},
-            scaler.apply(embeddings),
-            deterministic=False,
-            method=Rater.distribution,
-            rngs={"dropout": rng},
-        )
-        errors = rating_errors(rated, log_variance, batch["ratings"])
-        groups = group_losses(errors, batch["weights"], self.questionnaire)
-        learned = trained["groups"]["log_variance"] if "groups" in trained else None
-        return total_loss(groups, batch["group_weights"], learned, self.questionnaire), groups
-
 
 # Compiled once for equal runs, so that the folds of a cross-validation share the compiled function.
 _moments = jax.jit(Finetuning.moments, static_argnums=0)
@@ -408,7 +358,7 @@ _moments = jax.jit(Finetuning.moments, static_argnums=0)
 def _distribution(
     run: Finetuning, head: dict, scaler: Scaler, embeddings: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    return run.apply({"head": head}, scaler.apply(embeddings), method=Rater.distribution)
+    return run.apply({"head": head}, scaler.apply(embeddings), method=heads.Rater.distribution)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -417,18 +367,40 @@ def step(
 ) -> tuple[TrainState, jax.Array]:
     """One training step; returns the next state, and the total and group losses, float32 (1 + G,).
 
-    Arguments as in `Finetuning.loss`. ``rng`` is the run's key, an argument so that runs that
-    differ only in their seed share the compiled step, see `Finetuning.seedless`.
+    Args:
+        encoder: see ``strategies.join``.
+        batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either
+            ``embeddings`` or the clips' windows: ``codes`` (B, W, T, F) and their number of valid
+            frames ``n_valid`` (B, W), 0 for padding windows.
+        rng: the run's key.
     """
     rng = jax.random.fold_in(rng, state.step)
 
     def objective(trained, batch):
-        loss, groups = run.loss(trained, encoder, batch, scaler, rng)
+        params = strategies.join(run.config, encoder, trained)
+        if "embeddings" in batch:
+            embeddings = batch["embeddings"]
+        else:  # of clips, from the summed moments of their windows
+            clips, windows = batch["n_valid"].shape
+            codes = batch["codes"].reshape(clips * windows, *batch["codes"].shape[2:])
+            moments = run.moments(params, codes, batch["n_valid"].reshape(-1))
+            clip = jnp.repeat(jnp.arange(clips), windows)
+            embeddings = heads.moments_to_embedding(*heads.combine_moments(moments, clip, clips))
+        rated, log_variance = run.apply(
+            {"head": params["head"]},
+            scaler.apply(embeddings),
+            deterministic=False,
+            method=heads.Rater.distribution,
+            rngs={"dropout": rng},
+        )
+        errors = rating_errors(rated, log_variance, batch["ratings"])
+        groups = group_losses(errors, batch["weights"], run.questionnaire)
+        learned = trained["groups"]["log_variance"] if "groups" in trained else None
+        loss = total_loss(groups, batch["group_weights"], learned, run.questionnaire)
         return loss, {"loss": loss, "groups": groups}
 
-    state, metrics = train_step(
-        state, batch, objective, run.optimizer, half=run.module.compute.dtype == jnp.float16
-    )
+    half = run.module.compute.dtype == jnp.float16
+    state, metrics = train_step(state, batch, objective, run.optimizer, half=half)
     return state, jnp.concatenate([metrics["loss"][None], metrics["groups"]])
 
 
@@ -520,13 +492,10 @@ def finetune_fold(
                 checkpoints.save(number, {"state": state}, description)
             if ended:
                 history.send(rows)
-                elapsed = time.monotonic() - started
+                elapsed, loss = time.monotonic() - started, rows[-1]["loss"]
                 if elapsed - logged > 10:
                     logged = elapsed
-                    log(
-                        f"  epoch {len(rows)}/{config.epochs}: loss {rows[-1]['loss']:.4f},"
-                        f" {elapsed:.0f} s"
-                    )
+                    log(f"  epoch {len(rows)}/{config.epochs}: loss {loss:.4f}, {elapsed:.0f} s")
     history.finish()
     params = _finished(run, params, state, targets)
     tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
@@ -579,15 +548,16 @@ def _train(
     """
     # otherwise all of it is part of the training state, or none is used
     encoder = encoder if run.config.strategy in ("last", "lora") else {}
-    columns = ("loss", *loss_columns(run.questionnaire))
-    rng = jax.random.key(run.config.seed)
+    columns, rng = ("loss", *loss_columns(run.questionnaire)), jax.random.key(run.config.seed)
+    # Runs that differ only in their seed share the compiled step.
+    run = replace(run, config=replace(run.config, seed=0))
     for epoch in range(done // steps_per_epoch, run.config.epochs):
         end = (epoch + 1) * steps_per_epoch
         # Depends only on the history, which every checkpoint holds.
         weights = dynamic_weights(run.config, rows, run.questionnaire)
         for number in range(done + 1, end + 1):
             batch = targets.of(next(batches)) | {"group_weights": weights}
-            state, found = step(run.seedless, state, encoder, batch, scaler, rng)
+            state, found = step(run, state, encoder, batch, scaler, rng)
             losses.append(found)
             if number < end:
                 yield number, state
@@ -612,7 +582,7 @@ def _finished(run: Finetuning, params: dict, state: TrainState, targets: RatingT
     """Parameters of the complete rater, trained and frozen parts joined; it predicts in the unit of
     the ratings."""
     params = params | strategies.join(run.config, params["encoder"], state.params)
-    head = in_rating_units(
+    head = heads.in_rating_units(
         params["head"], run.config.head, targets.mean, targets.std, run.questionnaire
     )
     return params | {"head": head}

@@ -15,6 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from percepiano_ast.config import ModelConfig, PretrainConfig
+from percepiano_ast.models import transcription
+from percepiano_ast.models.ast import PREFIX_TOKENS
+from percepiano_ast.targets import KEYS
 from percepiano_ast.training import mesh, stores
 from percepiano_ast.training.checkpoints import Checkpoints, require_room, shown
 from percepiano_ast.training.courier import Courier
@@ -58,6 +62,7 @@ class Loop:
         self.means: list[dict] = []  # of the current epoch, one entry per read of the metrics
         self.unread: list[tuple[list[str], dict]] = []  # clips and metrics of steps since then
         self.since, self.waited = time.monotonic(), 0.0  # that read; seconds waited for batches
+        self.clip_flops = pretrain_flops(run.model, run.config)
         self.peak = run.layout.size * matrix_peak(run.module.compute.dtype, run.layout.device)
         self.history: History | None = None  # in the first process
 
@@ -195,7 +200,7 @@ class Loop:
         means = {name: float(np.mean([one[name] for one in values])) for name in measured}
         means["learning_rate"] = float(self.run.schedule(last - 1))
         speed = count * self.run.config.batch_size / seconds
-        means |= {"clips_per_second": speed, "mfu": speed * self.run.objective.flops / self.peak}
+        means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
         means["input_wait"] = self.waited / count
         self.since, self.waited = time.monotonic(), 0.0
         if self.history:
@@ -203,6 +208,39 @@ class Loop:
                 {"step": last, **{name: f"{value:.6g}" for name, value in means.items()}}
             )
         self.means.append({"steps": count, **means})
+
+
+def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
+    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of
+    remat; 2 per multiply-add. Norms and the descriptor head are negligible."""
+
+    def blocks(width: int, depth: int, tokens: int) -> int:
+        weights = (4 + 2 * model.mlp_ratio) * width**2
+        return depth * tokens * (2 * weights + 4 * tokens * width)
+
+    def encoder(patches: int) -> int:
+        tokens = PREFIX_TOKENS + patches
+        return 2 * patches * model.patch_dim * model.width + blocks(
+            model.width, model.depth, tokens
+        )
+
+    forward, patches = 0, model.num_patches
+    if config.objective != "transcription":
+        masked, width = config.num_masked(model), model.width
+        visible = patches - masked if config.decoder_depth else patches
+        forward += encoder(visible)
+        if config.decoder_depth:
+            width //= 2
+            forward += 2 * (PREFIX_TOKENS + visible) * model.width * width
+            forward += blocks(width, config.decoder_depth, PREFIX_TOKENS + patches)
+        forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
+        forward += 2 * masked**2 * model.patch_dim  # InfoNCE
+    if config.objective != "ssast":
+        steps = transcription.steps_of(model) * model.grid[1]
+        outputs = len(transcription.ROLLS) * KEYS + len(transcription.PEDALS)
+        forward += encoder(patches)
+        forward += 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
+    return 3.0 * forward
 
 
 def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:

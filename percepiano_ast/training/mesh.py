@@ -10,7 +10,6 @@ import dataclasses
 import os
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -96,11 +95,8 @@ def initialize() -> None:
     """
     if jax.distributed.is_initialized() or not environment_is_distributed():
         return
-    numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    given: dict[str, Any] = {
-        what: _number(name) for what, name in numbers.items() if name in os.environ
-    }
-    jax.distributed.initialize(**given)
+    count, process = (_number(name) if name in os.environ else None for name in _BY_HAND[1:])
+    jax.distributed.initialize(num_processes=count, process_id=process)
 
 
 def is_lead() -> bool:
@@ -157,9 +153,8 @@ class Layout:
         its rows of a batch."""
         devices = jax.devices() if devices is None else devices
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        return cls(
-            jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,)), shard_params
-        )
+        mesh = jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+        return cls(mesh, shard_params)
 
     @property
     def size(self) -> int:

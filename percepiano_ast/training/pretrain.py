@@ -27,9 +27,7 @@ from percepiano_ast.config import (
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.models import ssast, transcription
-from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.models.transformer import Compute
-from percepiano_ast.targets import KEYS
 from percepiano_ast.training import mesh
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
 from percepiano_ast.training.loop import Loop
@@ -91,14 +89,8 @@ class Objective:
         """Validation scores from the sums over ``batches`` batches: means of the losses first."""
         return {name: total[name] / batches for name in self.names}
 
-    @property
-    def flops(self) -> float:
-        """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation
-        of remat."""
-        raise NotImplementedError
 
-
-class MaskedPatches(Objective):
+class MaskedObjective(Objective):
     """SSAST (Gong et al. 2022), see `models.ssast`."""
 
     names = ("loss", "nce", "mse", "accuracy")
@@ -124,29 +116,14 @@ class MaskedPatches(Objective):
             outputs, generative_weight=config.generative_weight, softmax_over=config.softmax_over
         )
 
-    @property
-    def flops(self) -> float:
-        """See `Objective`."""
-        model, depth, masked = self.model, self.config.decoder_depth, self.masked
-        visible = model.num_patches - masked if depth else model.num_patches
-        width = model.width // 2 if depth else model.width  # of the decoder
-        forward = _encoder_flops(model, visible)
-        if depth:
-            forward += 2 * (PREFIX_TOKENS + visible) * model.width * width
-            forward += _block_flops(
-                width, model.mlp_ratio, depth, PREFIX_TOKENS + model.num_patches
-            )
-        forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
-        return 3 * (forward + 2 * masked**2 * model.patch_dim)  # InfoNCE
 
-
-class Transcription(Objective):
+class TranscriptionObjective(Objective):
     """Onsets, keys, strings, velocity, pedals and descriptors, see `models.transcription`."""
 
     names = transcription.LOSSES
 
     def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
-        self.steps = transcription.steps_of(self.model) * self.model.grid[1]
+        transcription.steps_of(self.model)  # raises an error for unsuitable patches
         return transcription.Transcriber(self.model, compute, num_descriptors)
 
     def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
@@ -170,14 +147,6 @@ class Transcription(Objective):
         counts = _without_prefix("count_", total)
         return super().scores(total, batches) | transcription.metrics(counts)
 
-    @property
-    def flops(self) -> float:
-        """See `Objective`; the descriptor head is negligible."""
-        outputs = len(transcription.ROLLS) * KEYS + len(transcription.PEDALS)
-        widths = self.model.grid[0] * self.model.width + outputs
-        head = 2 * self.steps * transcription.HIDDEN * widths
-        return 3 * (_encoder_flops(self.model, self.model.num_patches) + head)
-
 
 class JointObjective(Objective):
     """Both objectives on one encoder: it encodes the masked window and the complete one, and the
@@ -186,12 +155,15 @@ class JointObjective(Objective):
     # the prefixes are those of columns in existing histories
     names = (
         "loss",
-        *(f"masked_{name}" for name in MaskedPatches.names),
-        *(f"heard_{name}" for name in Transcription.names),
+        *(f"masked_{name}" for name in MaskedObjective.names),
+        *(f"heard_{name}" for name in TranscriptionObjective.names),
     )
 
     def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
-        kinds: dict[str, type[Objective]] = {"masked_": MaskedPatches, "heard_": Transcription}
+        kinds: dict[str, type[Objective]] = {
+            "masked_": MaskedObjective,
+            "heard_": TranscriptionObjective,
+        }
         self.parts = {
             prefix: kind(self.model, self.config, compute, num_descriptors)
             for prefix, kind in kinds.items()
@@ -204,7 +176,7 @@ class JointObjective(Objective):
         return transcribed | masked
 
     def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-        """See `MaskedPatches`."""
+        """See `MaskedObjective`."""
         return self.parts["masked_"].draw(rng, batch)
 
     def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
@@ -219,30 +191,17 @@ class JointObjective(Objective):
         """The scores of both objectives."""
         return self._added(lambda name, part: part.scores(_without_prefix(name, total), batches))
 
-    @property
-    def flops(self) -> float:
-        """See `Objective`."""
-        return sum(part.flops for part in self.parts.values())
-
     def _added(self, compute: Callable[[str, Objective], dict]) -> dict:
         found = {prefix: compute(prefix, part) for prefix, part in self.parts.items()}
         total = {"loss": found["masked_"]["loss"] + found["heard_"]["loss"]}
         return total | _prefixed("masked_", found["masked_"]) | _prefixed("heard_", found["heard_"])
 
 
-OBJECTIVES = {"ssast": MaskedPatches, "transcription": Transcription, "joint": JointObjective}
-
-
-def objective_of(
-    model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
-) -> Objective:
-    """The objective named in the configuration.
-
-    Raises:
-        InputError: an unknown objective, or patches that are incompatible with it.
-    """
-    kind = lookup(OBJECTIVES, config.objective, "objective")
-    return kind(model, config, compute, num_descriptors)
+OBJECTIVES = {
+    "ssast": MaskedObjective,
+    "transcription": TranscriptionObjective,
+    "joint": JointObjective,
+}
 
 
 def _prefixed(prefix: str, values: dict) -> dict:
@@ -256,19 +215,6 @@ def _without_prefix(prefix: str, values: dict) -> dict:
         for name, value in values.items()
         if name.startswith(prefix)
     }
-
-
-def _encoder_flops(model: ModelConfig, patches: int) -> float:
-    """Forward FLOPs of the encoder for one clip of which it gets this many patches."""
-    blocks = _block_flops(model.width, model.mlp_ratio, model.depth, PREFIX_TOKENS + patches)
-    return 2 * patches * model.patch_dim * model.width + blocks
-
-
-def _block_flops(width: int, mlp_ratio: int, depth: int, tokens: int) -> float:
-    """Forward FLOPs of ``depth`` transformer blocks for one clip: weight products and attention; 2
-    per multiply-add."""
-    weights = (4 + 2 * mlp_ratio) * width**2
-    return float(depth * tokens * (2 * weights + 4 * tokens * width))
 
 
 # --- Augmentation by room, microphone, level and noise ------------------------------------------
@@ -316,9 +262,8 @@ def augment(
     """Apply reverberation, equalisation, gain and noise to normalised levels (B, T, F); same
     shape."""
     bands = log_mel.shape[2]
-    waves = jnp.cos(
-        jnp.pi * jnp.arange(1, EQ_WAVES + 1)[:, None] * (jnp.arange(bands)[None, :] + 0.5) / bands
-    )
+    numbers = jnp.arange(1, EQ_WAVES + 1)[:, None]
+    waves = jnp.cos(jnp.pi * numbers * (jnp.arange(bands)[None, :] + 0.5) / bands)
     change = drawn["gain"][:, None] + drawn["eq"] @ waves
     scale = 2 * statistics.std_db
     nepers = scale * jnp.log(10.0) / 10  # per unit of normalised level
@@ -341,9 +286,8 @@ def _reverberate(power: jax.Array, drawn: dict[str, jax.Array], frame_seconds: f
     energy than the sound.
     """
     bands = power.shape[2]
-    seconds = drawn["room_seconds"][:, None] * (
-        1 - ROOM_DULL * jnp.arange(bands)[None, :] / (bands - 1)
-    )
+    dulling = 1 - ROOM_DULL * jnp.arange(bands)[None, :] / (bands - 1)
+    seconds = drawn["room_seconds"][:, None] * dulling
     # decay of the power per frame: 60 dB in ``seconds``
     kept = 10 ** (-6 * frame_seconds / seconds)
     gain = (1 - kept) * 10 ** (drawn["room"][:, None] / 10)
@@ -353,9 +297,8 @@ def _reverberate(power: jax.Array, drawn: dict[str, jax.Array], frame_seconds: f
         return earlier[0] * later[0], earlier[1] * later[0] + later[1]
 
     # The tail at a frame is the decayed sum of all earlier frames.
-    _, tail = jax.lax.associative_scan(
-        joined, (jnp.broadcast_to(kept[:, None, :], sound.shape), sound), axis=1
-    )
+    decays = jnp.broadcast_to(kept[:, None, :], sound.shape)
+    _, tail = jax.lax.associative_scan(joined, (decays, sound), axis=1)
     tail = jnp.pad(tail[:, :-1], ((0, 0), (1, 0), (0, 0)))
     return jnp.log(sound + gain[:, None, :] * tail)
 
@@ -385,9 +328,14 @@ class Pretraining:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """The objective, computing in the precision chosen for the hardware."""
+        """The objective, computing in the precision chosen for the hardware.
+
+        Raises:
+            InputError: an unknown objective, or patches that are incompatible with it.
+        """
+        kind = lookup(OBJECTIVES, self.config.objective, "objective")
         compute = compute_for(self.execution, self.layout.device, self.layout.size)
-        return objective_of(self.model, self.config, compute, self.num_descriptors)
+        return kind(self.model, self.config, compute, self.num_descriptors)
 
     @property
     def module(self) -> nn.Module:
@@ -455,9 +403,10 @@ class Pretraining:
 
         def step(state: TrainState, batch: dict):
             rng = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+            batch = batch | self.draw(rng, len(batch["codes"]))
             return train_step(
                 state,
-                batch | self.draw(rng, len(batch["codes"])),
+                batch,
                 objective,
                 self.optimizer,
                 accumulate=execution.accumulate,
@@ -506,9 +455,8 @@ class Pretraining:
 
     def put(self, batch: dict) -> dict:
         """This process's rows of a batch -> the global batch on the devices, without ``clip``."""
-        return jax.tree.map(
-            self.layout.put_batch, {name: value for name, value in batch.items() if name != "clip"}
-        )
+        arrays = {name: value for name, value in batch.items() if name != "clip"}
+        return jax.tree.map(self.layout.put_batch, arrays)
 
 
 def pretrain(
@@ -561,15 +509,9 @@ def pretrain(
     # the other processes compare with the first one's file
     directory = claim_directory(directory, claimed)
     layout = mesh.Layout.over(shard_params=execution.shard_params)
+    steps = config.epochs * steps_per_epoch
     run = Pretraining(
-        model,
-        config,
-        front_end,
-        statistics,
-        config.epochs * steps_per_epoch,
-        execution,
-        layout,
-        num_descriptors,
+        model, config, front_end, statistics, steps, execution, layout, num_descriptors
     )
     log = log if mesh.is_lead() else lambda line: None
     try:

@@ -65,9 +65,8 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
     fused = gpu >= 8 and precision != "float32"
     # "heads" loops over heads and clips, so it cannot be sharded over devices
     if attention == "auto":
-        attention = (
-            "cudnn" if fused else "heads" if device.platform == "cpu" and devices == 1 else "xla"
-        )
+        single = device.platform == "cpu" and devices == 1
+        attention = "cudnn" if fused else "heads" if single else "xla"
     if attention not in ("xla", "cudnn", "heads"):
         raise InputError(f"unknown attention {attention!r}. Choose one of: auto, xla, cudnn, heads")
     if attention == "cudnn" and not fused:
@@ -153,49 +152,10 @@ def new_state(
     )
 
 
-LossFunction = Callable[[dict, dict], tuple[jax.Array, dict]]
-
-
-def gradients_of(
-    objective: LossFunction, params: dict, batch: dict, accumulate: int, scale: jax.Array | None
-):
-    """Gradients and metrics of a batch, averaged over ``accumulate`` micro-batches.
-
-    ``objective(params, batch)`` returns the mean loss over the clips, and metrics that are means
-    too, so that the result equals that of the whole batch up to rounding. A micro-batch takes every
-    ``accumulate``-th clip, so that clips stay on their devices. ``scale`` multiplies the loss in
-    the backward pass, for float16.
-    """
-
-    def scaled(params, part):
-        loss, metrics = objective(params, part)
-        return loss if scale is None else loss * scale, metrics
-
-    grad = jax.grad(scaled, has_aux=True)
-    if accumulate == 1:
-        gradients, metrics = grad(params, batch)
-    else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        zero = jax.tree.map(
-            jnp.zeros_like, jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
-        )
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(params, part)), None
-
-        total, _ = jax.lax.scan(add, zero, parts)
-        gradients, metrics = jax.tree.map(lambda x: x / accumulate, total)
-    if scale is not None:
-        gradients = jax.tree.map(lambda g: g / scale, gradients)
-    return gradients, metrics
-
-
 def train_step(
     state: TrainState,
     batch: dict,
-    objective: LossFunction,
+    objective: Callable[[dict, dict], tuple[jax.Array, dict]],
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
@@ -204,9 +164,16 @@ def train_step(
 ) -> tuple[TrainState, dict]:
     """One optimiser step.
 
-    After a float16 overflow the step counts, but its update is skipped and the scale halved. After
-    any other loss, gradient or update that is not finite, parameters and step are unchanged and the
-    state is no longer ``healthy``.
+    After a float16 overflow the step counts, but its update is skipped and the loss scale halved.
+    After any other loss, gradient or update that is not finite, parameters and step are unchanged
+    and the state is no longer ``healthy``.
+
+    Args:
+        objective: (params, batch) -> the mean loss over the clips, and metrics that are means too,
+            so that the means over micro-batches equal those of the batch up to rounding.
+        accumulate: number of micro-batches. One takes every ``accumulate``-th clip, so that clips
+            stay on their devices.
+        half: scale the loss for float16 in the backward pass.
 
     Returns:
         the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and
@@ -214,9 +181,31 @@ def train_step(
     """
     loss_scale, overflow = state.loss_scale, jnp.zeros((), bool)
     scale = loss_scale["scale"]
-    gradients, metrics = gradients_of(
-        objective, state.params, batch, accumulate, scale if half else None
-    )
+
+    def scaled(params, part):
+        loss, metrics = objective(params, part)
+        return loss * scale if half else loss, metrics
+
+    # --- Gradients
+    grad = jax.grad(scaled, has_aux=True)
+    if accumulate == 1:
+        gradients, metrics = grad(state.params, batch)
+    else:
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        first = jax.tree.map(lambda x: x[0], parts)
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, state.params, first))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(state.params, part)), None
+
+        total, _ = jax.lax.scan(add, zero, parts)
+        gradients, metrics = jax.tree.map(lambda x: x / accumulate, total)
+    if half:
+        gradients = jax.tree.map(lambda g: g / scale, gradients)
+
+    # --- Update
     norm = norm_of(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     moved = norm_of(updates)
