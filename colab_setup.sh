@@ -269,7 +269,7 @@ table() {
 import glob, importlib.util, logging, os, pkgutil, platform, shutil, sys, warnings
 from importlib.metadata import version
 
-MODULES = """jax flax.linen optax orbax.checkpoint numpy scipy.stats sklearn pandas soundfile soxr librosa pretty_midi
+MODULES = """jax flax.linen optax orbax.checkpoint numpy scipy.stats sklearn pandas soundfile soxr librosa mido
     grain array_record.python.array_record_module matplotlib.pyplot tqdm nbclient nbformat ipykernel pytest
     percepiano_ast"""
 STACK = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets librosa numpy scipy scikit-learn"
@@ -294,7 +294,7 @@ if not on_colab or importlib.util.find_spec("gcsfs"):
     attempt("gcsfs", lambda: importlib.import_module("gcsfs"))
 if "percepiano_ast" in sys.modules:
     for found in pkgutil.walk_packages(sys.modules["percepiano_ast"].__path__, "percepiano_ast."):
-        if not found.name.endswith((".__main__", ".torch_ssast")):  # the peer of a benchmark, which alone needs PyTorch
+        if not found.name.endswith(".__main__"):
             attempt(found.name, lambda: importlib.import_module(found.name))
 try:
     devices = ", ".join(f"{d.platform} {d.device_kind}" for d in importlib.import_module("jax").devices())

@@ -6,29 +6,23 @@ import sys
 
 from percepiano_ast import __version__
 from percepiano_ast.commands import results, steps, tools
-from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.commands.shared import option_of
+from percepiano_ast.errors import exit_code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="percepiano",
-        description=(
-            "Rate how a piano performance is played, and train and evaluate models that do."
-        ),
-        epilog=(
-            "Training, in order: preprocess, pretrain, preprocess --percepiano, finetune, evaluate."
-            " Each step resumes."
-        ),
-    )
+    text = "Rate how a piano performance is played, and train and evaluate models that do."
+    steps_in_order = "preprocess, pretrain, preprocess --percepiano, finetune, evaluate"
+    epilog = f"Training, in order: {steps_in_order}. Each step resumes."
+    parser = argparse.ArgumentParser(prog="percepiano", description=text, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"percepiano {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name, function, text, example=""):
-        command = commands.add_parser(
-            name, help=text, description=text, epilog=f"Example: {example}" if example else None
-        )
+        epilog = f"Example: {example}" if example else None
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog)
         command.set_defaults(function=function)
-        return command
+        return option_of(command)
 
     for part in (steps, results, tools):
         part.add_commands(add)
@@ -38,17 +32,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = _parser().parse_args(arguments)
-    try:
-        return parsed.function(parsed) or 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted. The same command continues", file=sys.stderr)
-        return 1
-    except (FloatingPointError, OSError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_code(lambda: parsed.function(parsed))
 
 
 if __name__ == "__main__":

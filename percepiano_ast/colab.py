@@ -4,7 +4,6 @@ inside functions."""
 import base64
 import dataclasses
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,10 +14,10 @@ import pandas as pd
 
 from percepiano_ast import suite
 from percepiano_ast.config import PRESETS, Preset, lookup
-from percepiano_ast.data import demo, manifest
+from percepiano_ast.data import build, demo
 from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import sha256_of
+from percepiano_ast.files import copy_verified
 from percepiano_ast.training import checkpoints
 from percepiano_ast.training.stores import StoreFailed, open_store
 
@@ -29,9 +28,6 @@ RUNTIME = Path("/content/percepiano_ast")  # on the runtime's disk, deleted with
 SHARDS = Path("/content/percepiano_ast_shards")  # on the same disk: a copy of the shards on Drive
 # uploads and microphone recordings, relative to the notebook's working directory
 RECEIVED = Path("runs/recordings")
-_WANTED = {"tpu": "TPU", "gpu": "GPU"}
-# trainable on CPU: `mini` takes about an hour on one core for two epochs of 45 h of music
-_SMALL = ("micro", "mini")
 _RED, _PLAIN = "\033[31m", "\033[0m"
 
 
@@ -66,18 +62,15 @@ def open_run(
     root.mkdir(parents=True, exist_ok=True)
     pd.set_option("display.max_colwidth", None)  # the table of `views.kept` shows full paths
     kept = f", shards, checkpoints and models in {store}" if store else ""
-    log(
-        f"preset {preset}: model {chosen.model.name}, outputs in {root}{kept}, {describe_devices()}"
-    )
+    model = chosen.model.name
+    log(f"preset {preset}: model {model}, outputs in {root}{kept}, {describe_devices()}")
     if on_colab() and not store and not root.is_relative_to(DRIVE):
-        if preset == "demo":
-            log(f"{root} is deleted with this runtime")
-        else:
-            log(
-                f"{_RED}NOTHING WILL BE KEPT: {root} is deleted with this runtime, which Colab may"
-                f" end at any time. Set KEEP_IN to {ON_DRIVE!r} or gs://BUCKET/PREFIX and run all"
-                f" cells again.{_PLAIN}"
-            )
+        warning = (
+            f"{_RED}NOTHING WILL BE KEPT: {root} is deleted with this runtime, which Colab may end"
+            f" at any time. Set KEEP_IN to {ON_DRIVE!r} or gs://BUCKET/PREFIX and run all cells"
+            f" again.{_PLAIN}"
+        )
+        log(f"{root} is deleted with this runtime" if preset == "demo" else warning)
     return suite.Run(chosen, root, store=store)
 
 
@@ -126,7 +119,15 @@ def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path
     if "://" in keep_in:
         open_store(keep_in)  # raises InputError if this is not a bucket address
         if on_colab():
-            _sign_in()
+            from google.colab import auth
+
+            try:
+                auth.authenticate_user()  # asks for permission once per runtime
+            except Exception as error:  # Colab raises its own types: any means no permission
+                raise InputError(
+                    f"no access to Google Cloud ({error}). Run the cell again and allow access, or"
+                    " choose another KEEP_IN"
+                ) from error
         _require_writable(keep_in)
         return own, keep_in.rstrip("/")
     root = {ON_DRIVE: DRIVE / "MyDrive" / "percepiano_ast" / preset, HERE: own}.get(
@@ -148,7 +149,7 @@ def _require_writable(place: Path | str) -> None:
     try:
         open_store(place).require_writable("writable")
     except StoreFailed as error:
-        cause = f"{place} is not writable ({error})"
+        advice = "Choose another KEEP_IN"
         if "://" in str(place):
             advice = (
                 "Check that the bucket exists and that you have permission to write and delete, or"
@@ -160,22 +161,7 @@ def _require_writable(place: Path | str) -> None:
                 " Runtime > Disconnect and delete runtime and start again, or set KEEP_IN to"
                 f" {HERE!r} or gs://BUCKET/PREFIX"
             )
-        else:
-            advice = "Choose another KEEP_IN"
-        raise InputError(f"{cause}. {advice}") from error
-
-
-def _sign_in() -> None:
-    """Authenticate Google's client libraries; asks for permission once per runtime."""
-    from google.colab import auth
-
-    try:
-        auth.authenticate_user()
-    except Exception as error:  # Colab raises its own types: any of them means no permission
-        raise InputError(
-            f"no access to Google Cloud ({error}). Run the cell again and allow access, or choose"
-            " another KEEP_IN"
-        ) from error
+        raise InputError(f"{place} is not writable ({error}). {advice}") from error
 
 
 def mount_drive() -> None:
@@ -214,23 +200,17 @@ def flush(run: suite.Run, log: Callable[[str], None] = print) -> None:
         return
     from google.colab import drive
 
-    log(
-        "uploading pending files to Google Drive, then mounting it again; this may take half an"
-        " hour"
-    )
+    doing = "uploading pending files to Google Drive, then mounting it again"
+    log(f"{doing}; this may take half an hour")
     started = time.monotonic()
     try:
         drive.flush_and_unmount()
     except Exception as error:  # as in `mount_drive`; a finished training must not fail here
-        log(
-            f"{_RED}Drive did not confirm the upload ({error}): check drive.google.com before"
-            f" closing this runtime{_PLAIN}"
-        )
+        problem = f"Drive did not confirm the upload ({error})"
+        log(f"{_RED}{problem}: check drive.google.com before closing this runtime{_PLAIN}")
     mount_drive()
-    log(
-        f"done in {time.monotonic() - started:.0f} s; drive.google.com shows which files have"
-        " arrived"
-    )
+    took = f"done in {time.monotonic() - started:.0f} s"
+    log(f"{took}; drive.google.com shows which files have arrived")
 
 
 def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
@@ -243,7 +223,8 @@ def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
     """
     if not run.in_bucket:
         return
-    files, there = manifest.read(run.maestro)["files"], open_store(run.kept(run.root / "maestro"))
+    files = build.read_manifest(run.maestro)["files"]
+    there = open_store(run.kept(run.root / "maestro"))
     whole = (run.maestro / MANIFEST).read_bytes()
     if MANIFEST in there.names():
         if there.read(MANIFEST) == whole:
@@ -272,49 +253,26 @@ def bring_shards(run: suite.Run, log: Callable[[str], None] = print) -> suite.Ru
         InputError: no complete set of shards.
         RunFailed: a copied file does not match its checksum.
     """
-    if run.in_bucket:
-        _fetch_shards(run.kept(run.root / "maestro"), run.maestro, log)
-    elif on_colab() and run.maestro.is_relative_to(DRIVE):
-        return dataclasses.replace(
-            run, shards=manifest.copy(run.maestro, SHARDS / run.preset.name, log)
-        )
-    return run
-
-
-def _fetch_shards(place: str, target: Path, log: Callable[[str], None]) -> None:
-    there = open_store(place)
-    if MANIFEST not in there.names():
+    if not run.in_bucket:
+        if on_colab() and run.maestro.is_relative_to(DRIVE):
+            there = SHARDS / run.preset.name
+            return dataclasses.replace(run, shards=build.copy_shards(run.maestro, there, log))
+        return run
+    place, target = run.kept(run.root / "maestro"), run.maestro
+    store = open_store(place)
+    if MANIFEST not in store.names():
         raise InputError(f"{place} has no {MANIFEST}: run notebook 01 with the same KEEP_IN first")
     with tempfile.TemporaryDirectory() as folder:
-        there.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
-        files, whole = manifest.read(Path(folder))["files"], (Path(folder) / MANIFEST).read_bytes()
-    todo = {
-        name: known for name, known in files.items() if not _holds(target / name, known["sha256"])
-    }
-    target.mkdir(parents=True, exist_ok=True)
-    size = sum(known["bytes"] for known in todo.values())
-    if (free := shutil.disk_usage(target).free) < size:
-        raise InputError(
-            f"{target} has {free / 1e9:.1f} GB free, but the shards need {size / 1e9:.1f} GB: free"
-            " disk space"
+        store.get(MANIFEST, Path(folder) / MANIFEST, 2**26)
+        files, whole = (
+            build.read_manifest(Path(folder))["files"],
+            Path(folder, MANIFEST).read_bytes(),
         )
     (target / MANIFEST).unlink(missing_ok=True)
-    for number, (name, known) in enumerate(todo.items(), start=1):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        partial = (target / name).with_suffix(".partial")
-        if there.get(name, partial, known["bytes"]) != known["sha256"]:
-            raise RunFailed(
-                f"{there.path_of(name)} does not match its checksum: run notebook 01 again, which"
-                " replaces it"
-            )
-        partial.replace(target / name)
-        if number % 10 == 0 or number == len(todo):
-            log(f"  {number}/{len(todo)} files of the shards copied from {place}")
+    advice = "Run notebook 01 again, which replaces it."
+    copy_verified(files, place, target, advice, log, store.get)
     (target / MANIFEST).write_bytes(whole)
-
-
-def _holds(path: Path, sha256: str) -> bool:
-    return path.is_file() and sha256_of(path) == sha256
+    return run
 
 
 def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print) -> None:
@@ -327,16 +285,13 @@ def check_runtime(preset: Preset, wants: str, log: Callable[[str], None] = print
     platform = jax.default_backend()
     if not wants or preset.name == "demo" or platform in ("tpu", "gpu", "cuda"):
         return
-    where = (
-        f"Runtime > Change runtime type > {_WANTED[wants]}"
-        if on_colab()
-        else f"a machine with a {_WANTED[wants]}"
-    )
-    if preset.name in _SMALL:
-        log(
-            f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}; it"
-            " resumes after an interruption"
-        )
+    device = wants.upper()
+    menu = f"Runtime > Change runtime type > {device}"
+    where = menu if on_colab() else f"a machine with a {device}"
+    # trainable on CPU: `mini` takes about an hour on one core for two epochs of 45 h of music
+    if preset.name in ("micro", "mini"):
+        hours = f"preset {preset.name!r} takes hours on this {platform.upper()}, less on {where}"
+        log(f"{hours}; it resumes after an interruption")
         return
     raise InputError(
         f"preset {preset.name!r} takes days on this {platform.upper()}: choose {where} and run all"
@@ -378,32 +333,24 @@ def receive(place: str, folder: str | Path = RECEIVED) -> Path:
         raise InputError(
             f"{place!r} works on Colab only: enter the path of a recording, or 'example'"
         )
+    from google.colab import files, output
+
+    if place == "upload":
+        given = files.upload()
+        if not given:
+            raise InputError("no file was chosen: run the cell again and choose a recording")
+        name, content = next(iter(given.items()))
+    else:
+        try:
+            answer = output.eval_js(_MICROPHONE)
+        except Exception as error:  # Colab passes on the browser's error
+            raise InputError(
+                f"no microphone access ({error}): allow it in the browser, or upload a recording"
+            ) from error
+        name, content = "recorded.webm", base64.b64decode(answer.partition(",")[2])
     folder.mkdir(parents=True, exist_ok=True)
-    return _uploaded(folder) if place == "upload" else _recorded(folder)
-
-
-def _uploaded(folder: Path) -> Path:
-    from google.colab import files
-
-    given = files.upload()
-    if not given:
-        raise InputError("no file was chosen: run the cell again and choose a recording")
-    name, content = next(iter(given.items()))
-    (folder / Path(name).name).write_bytes(content)
-    return folder / Path(name).name
-
-
-def _recorded(folder: Path) -> Path:
-    from google.colab import output
-
-    try:
-        answer = output.eval_js(_MICROPHONE)
-    except Exception as error:  # Colab passes on the browser's error
-        raise InputError(
-            f"no microphone access ({error}): allow it in the browser, or upload a recording"
-        ) from error
-    path = folder / "recorded.webm"
-    path.write_bytes(base64.b64decode(answer.partition(",")[2]))
+    path = folder / Path(name).name
+    path.write_bytes(content)
     return path
 
 

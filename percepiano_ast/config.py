@@ -267,8 +267,8 @@ class FinetuneConfig:
             groups, see `heads.CrossTaskAttention`.
         pooling: statistics over time that the heads receive.
         `heard`: in addition to the embedding, the heads receive descriptors (tempo, touch, loudness
-            ..., see `descriptors`) of the notes and pedals that the encoder transcribes over the
-            whole clip; needs a frozen encoder pre-trained to transcribe.
+            ..., see `performance_features`) of the notes and pedals that the encoder transcribes
+            over the whole clip; needs a frozen encoder pre-trained to transcribe.
         rating_scale: the heads are trained on the original ratings (``none``), or on ratings
             standardised over the fold's training clips, per dimension or per group.
         weighting: of the groups' losses, see `training.finetune`: the same for all dimensions

@@ -1,5 +1,8 @@
 """The two errors that the command line reports in one line."""
 
+import sys
+from collections.abc import Callable
+
 
 class InputError(ValueError):
     """Bad input or usage. The message names the value, the problem and the next action; the command
@@ -9,3 +12,19 @@ class InputError(ValueError):
 class RunFailed(RuntimeError):
     """A run failed for a known reason, which the message states; the command line exits with 1,
     without a traceback."""
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run a command: 0 or what it returns; 2 for bad input and 1 for a run that failed or was
+    interrupted, with the reason in one line on standard error."""
+    try:
+        return command() or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted. The same command continues", file=sys.stderr)
+        return 1
+    except (FloatingPointError, OSError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -1,14 +1,21 @@
-"""Files: atomic writes, checksums, run directories, retries, downloads, and process pools."""
+"""Files: atomic writes, checksums, transfers, run directories, and process pools."""
 
+import collections
 import contextlib
+import email.utils
+import errno
 import hashlib
+import http.client
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import shutil
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -16,10 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tenacity
 
 from percepiano_ast.errors import InputError, RunFailed
 
 LOG_SECONDS = 5.0  # between two lines of progress
+ATTEMPTS = 6  # of a transfer, without a byte of progress
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts: doubled every time, at most
+TIMEOUT = 60.0  # seconds without a response or a byte
 _BLOCK = 2**20  # bytes
 
 
@@ -64,7 +75,7 @@ def sha256_of(*parts: Path | str | bytes | np.ndarray) -> str:
     for a string, the values of an array in C order."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, Path):
+        if hasattr(part, "open"):  # also a path at gs://
             with part.open("rb") as file:
                 while block := file.read(_BLOCK):
                     digest.update(block)
@@ -77,23 +88,34 @@ def sha256_of(*parts: Path | str | bytes | np.ndarray) -> str:
 
 def copy_verified(
     files: dict[str, dict],
-    source: Path,
+    source: Path | str,
     target: Path,
-    copy: Callable[[Path, Path], object] = shutil.copyfile,
+    advice: str,
     log: Callable[[str], None] = print,
+    copy: Callable[[str, Path, int], object] | None = None,
 ) -> None:
-    """Copy ``files``, ``{name: {"bytes", "sha256"}}``, from one folder to another; files that match
-    already are kept.
+    """Copy ``files``, ``{name: {"bytes", "sha256"}}``, to a local folder; files that match already
+    are kept.
+
+    Args:
+        source: where they are.
+        advice: the next action if a file does not match.
+        copy: ``copy(name, path, bytes)`` brings one file; by default from the folder ``source``.
 
     Raises:
         InputError: too little disk space.
         RunFailed: a file does not match its length or checksum.
     """
-    todo = {
-        name: known
-        for name, known in files.items()
-        if not ((target / name).is_file() and sha256_of(target / name) == known["sha256"])
-    }
+
+    def copy_local(name: str, path: Path, length: int) -> None:
+        if (Path(source) / name).stat().st_size != length:
+            raise RunFailed(f"{source}/{name} has the wrong length. {advice}")
+        shutil.copyfile(Path(source) / name, path)
+
+    def matches(path: Path, known: dict) -> bool:
+        return path.is_file() and sha256_of(path) == known["sha256"]
+
+    todo = {name: known for name, known in files.items() if not matches(target / name, known)}
     size = sum(known["bytes"] for known in todo.values())
     target.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(target).free) < size:
@@ -104,15 +126,171 @@ def copy_verified(
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic(target / name) as partial:
-            copy(source / name, partial)
-            if partial.stat().st_size != known["bytes"]:
-                raise RunFailed(f"{source / name} has the wrong length. Make it again.")
-            if sha256_of(partial) != known["sha256"]:
-                raise RunFailed(
-                    f"the copy of {source / name} has the wrong checksum. Copy it again."
-                )
+            (copy or copy_local)(name, partial, known["bytes"])
+            if not matches(partial, known):
+                raise RunFailed(f"{source}/{name} does not match its checksum. {advice}")
         if number % 10 == 0 or number == len(todo):
-            log(f"  {number}/{len(todo)} files copied to {target}")
+            log(f"  {number}/{len(todo)} files of {size / 1e9:.1f} GB copied to {target}")
+
+
+def size_of(path: Path) -> int:
+    """Size of a local file or one at ``gs://`` in bytes."""
+    stat = path.stat()
+    return stat.st_size if isinstance(path, Path) else stat.length
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a full disk caused an error: an OSError, or a RuntimeError of ArrayRecord's writer,
+    which has the system's message."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return isinstance(error, RuntimeError) and any(os.strerror(n) in str(error) for n in full)
+
+
+# --- Transfers ------------------------------------------------------------------------------------
+
+
+def retrying(**options) -> tenacity.Retrying:
+    """The policy for HTTP requests: what may pass (a lost connection, silence, the answers 408,
+    425, 429 and 5xx) is tried `ATTEMPTS` times. The caller sets ``attempt_number`` of the state
+    back to 1 after progress.
+
+    Args:
+        options: more of tenacity's, such as ``before_sleep``.
+    """
+    return tenacity.Retrying(
+        stop=lambda state: state.attempt_number >= ATTEMPTS,
+        wait=_wait,
+        retry=tenacity.retry_if_exception(may_pass),
+        sleep=time.sleep,
+        reraise=True,
+        **options,
+    )
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another attempt may succeed after an error of a transfer."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in (408, 425, 429)
+    transfer = isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(
+        error, http.client.InvalidURL
+    )
+    return transfer and not disk_is_full(error)  # type: ignore[arg-type]
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds: doubled with every attempt, or as long as the server asks for (a number or a
+    date)."""
+    assert state.outcome is not None  # called after an attempt
+    headers = getattr(state.outcome.exception(), "headers", None) or {}
+    asked, seconds = headers.get("Retry-After", ""), 0.0
+    if asked.isdecimal():
+        seconds = float(asked)
+    elif date := email.utils.parsedate_tz(asked):
+        seconds = email.utils.mktime_tz(date) - time.time()
+    return min(max(FIRST_WAIT * 2 ** (state.attempt_number - 1), seconds), LONGEST_WAIT)
+
+
+def download(url: str, path: str | Path, log: Callable[[str], None] = print) -> str:
+    """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
+
+    The file gets its final name after its length is verified, and its SHA-256 if the server states
+    one: Hugging Face does, in the redirect to its object store (``X-Linked-ETag``).
+
+    Raises:
+        InputError: the server refuses or does not respond, or the file does not match the stated
+            checksum.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"cannot download {url!r}: give an http:// or https:// address.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+
+    def log_error(state: tenacity.RetryCallState) -> None:
+        log(f"  {path.name}: {state.outcome.exception()}; retrying in {state.upcoming_sleep:.0f} s")
+
+    stated = None
+    try:
+        for attempt in retrying(before_sleep=log_error):
+            with attempt:
+                before = partial.stat().st_size if partial.exists() else 0
+                try:
+                    stated = _transfer(url, partial, path.name, log)
+                finally:
+                    if partial.exists() and partial.stat().st_size > before:
+                        attempt.retry_state.attempt_number = 1
+    except (OSError, http.client.HTTPException) as error:
+        if disk_is_full(error):
+            raise
+        if not may_pass(error):
+            raise InputError(
+                f"cannot download {url}: {error}. Give a local copy instead."
+            ) from error
+        raise InputError(
+            f"cannot download {url}: {error}, {ATTEMPTS} times. Run again later to resume, or give"
+            " a local copy."
+        ) from error
+    digest = sha256_of(partial)
+    if stated not in (None, digest):
+        partial.unlink()
+        raise InputError(
+            f"{url} has SHA-256 {digest}, expected {stated}. Run again to download it from the"
+            " start."
+        )
+    partial.replace(path)
+    return digest
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Keeps the SHA-256 that a redirecting response states."""
+
+    stated: str | None = None
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if found := re.fullmatch(r'"?([0-9a-f]{64})"?', headers.get("X-Linked-ETag", "")):
+            self.stated = found[1]
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _transfer(url: str, partial: Path, name: str, log: Callable[[str], None]) -> str | None:
+    """One attempt to complete ``partial``; returns the SHA-256 that the server states, if any."""
+    start = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    redirects = _Redirects()
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code != 416 or not start:
+            raise
+        # No bytes after the end of the partial file: it is complete, or of an older, longer file.
+        if error.headers.get("Content-Range", "").endswith(f"/{start}"):
+            return redirects.stated
+        partial.unlink()
+        return _transfer(url, partial, name, log)
+    with answer:
+        if start and answer.status != 206:  # the server does not support ranges
+            start = 0
+        length = answer.headers.get("Content-Length", "")
+        total = start + int(length) if length.isdecimal() else None
+        began, done = time.monotonic(), start
+        shown = began
+        with partial.open("ab" if start else "wb") as file:
+            while block := answer.read1(_BLOCK):
+                file.write(block)
+                done += len(block)
+                now = time.monotonic()
+                if total and (now - shown > LOG_SECONDS or done == total):
+                    shown = now
+                    left = (now - began) / (done - start) * (total - done)
+                    mb = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
+                    log(f"  {name}: {mb}, about {left:.0f} s left")
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection was lost after {done:,} of {total:,} bytes")
+    return redirects.stated
 
 
 # --- Run directories ------------------------------------------------------------------------------
@@ -210,13 +388,12 @@ class TimeLeft:
             self.log(f"  {self.what}{done:,} of {self.total:,}, about {left:.0f} s left")
 
 
-def process_map(
-    function: Callable[[Any], Any], items: Iterable, workers: int, *, chunksize: int = 1
-) -> Iterator:
+def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -> Iterator:
     """The results of ``function`` for every item, in order, computed by ``workers`` processes.
 
-    ``function`` and items must be picklable. With one worker, everything runs in this process. The
-    workers end with this process, so that they cannot interfere with the next run.
+    ``function`` and items must be picklable. With one worker, everything runs in this process. At
+    most two items per worker are under way, so that results do not pile up. The workers end with
+    this process, so that they cannot interfere with the next run.
 
     Raises:
         RunFailed: a worker was killed; results yielded before remain valid.
@@ -226,10 +403,16 @@ def process_map(
         return
     # Fork is unsafe with JAX's threads.
     context = multiprocessing.get_context("spawn")
+    running: collections.deque = collections.deque()
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
             try:
-                yield from pool.map(function, items, chunksize=chunksize)
+                for item in items:
+                    running.append(pool.submit(function, item))
+                    if len(running) == 2 * workers:
+                        yield running.popleft().result()
+                while running:
+                    yield running.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:

@@ -20,9 +20,7 @@ NAMES = (
     "04_evaluate",
     "05_rate_a_recording",
 )
-_FORM = re.compile(
-    r"^(?P<name>[A-Z_]+)(?P<middle> = )(?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE
-)
+_FORM = re.compile(r"^(?P<name>[A-Z_]+) = (?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE)
 
 
 def with_form(notebook: nbformat.NotebookNode, values: dict) -> nbformat.NotebookNode:
@@ -30,26 +28,34 @@ def with_form(notebook: nbformat.NotebookNode, values: dict) -> nbformat.Noteboo
 
     Nothing else in the cells changes.
     """
+
+    def fill(row: re.Match) -> str:
+        value = repr(values[row["name"]]) if row["name"] in values else row["value"]
+        return f"{row['name']} = {value}{row['param']}"
+
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.source = _FORM.sub(lambda row: _fill(row, values), cell.source)
+            cell.source = _FORM.sub(fill, cell.source)
     return notebook
-
-
-def _fill(row: re.Match, values: dict) -> str:
-    value = repr(values[row["name"]]) if row["name"] in values else row["value"]
-    return f"{row['name']}{row['middle']}{value}{row['param']}"
 
 
 def form_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
     """Names of the form's rows, in order, with the source text of their values."""
-    rows = [
-        row
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        for row in _FORM.finditer(cell.source)
-    ]
-    return {row["name"]: row["value"] for row in rows}
+    code = (cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return {row["name"]: row["value"] for text in code for row in _FORM.finditer(text)}
+
+
+class _Client(NotebookClient):
+    """Forwards printed lines while cells run."""
+
+    say: Callable[[str], None] = print
+
+    def process_message(self, message, cell, cell_index):
+        content = message["content"]
+        if message["msg_type"] == "stream" and content["name"] == "stdout":
+            for line in content["text"].splitlines():
+                self.say(f"    {line}")
+        return super().process_message(message, cell, cell_index)
 
 
 def run(
@@ -83,8 +89,22 @@ def run(
     for number, (name, notebook) in enumerate(loaded.items(), start=1):
         log(f"[{number}/{len(loaded)}] {name}")
         shipped = [cell.source for cell in notebook.cells]
+        client = _Client(
+            with_form(notebook, values),
+            timeout=None,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(FOLDER.parent)}},
+            # Kernels listen on the local address; recent ones warn that it is not encrypted.
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )
+        client.say = log
         try:
-            _execute(with_form(notebook, values), log)
+            # The variable suppresses four lines about the debugger in each kernel.
+            client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+        except CellExecutionError as error:
+            if error.ename == InputError.__name__:
+                raise InputError(error.evalue) from error
+            raise RunFailed(f"{error.ename}: {error.evalue}") from error
         finally:
             nbformat.write(notebook, copies / f"{name}.ipynb")
         log(f"[{number}/{len(loaded)}] {name} done, {time.monotonic() - started:.0f} s in total")
@@ -92,36 +112,6 @@ def run(
             for cell, source in zip(notebook.cells, shipped):
                 cell.source = source
             nbformat.write(tidy(notebook), FOLDER / f"{name}.ipynb")
-
-
-class _Client(NotebookClient):
-    """Forwards printed lines while cells run."""
-
-    say: Callable[[str], None] = print
-
-    def process_message(self, message, cell, cell_index):
-        content = message["content"]
-        if message["msg_type"] == "stream" and content["name"] == "stdout":
-            for line in content["text"].splitlines():
-                self.say(f"    {line}")
-        return super().process_message(message, cell, cell_index)
-
-
-def _execute(notebook: nbformat.NotebookNode, log: Callable[[str], None]) -> None:
-    resources = {"metadata": {"path": str(FOLDER.parent)}}
-    # Kernels listen on the local address; recent ones warn that the connection is not encrypted.
-    quiet = ["--IPKernelApp.log_level=ERROR"]
-    client = _Client(
-        notebook, timeout=None, kernel_name="python3", resources=resources, extra_arguments=quiet
-    )
-    client.say = log
-    try:
-        # The variable suppresses four lines about the debugger in each kernel.
-        client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
-    except CellExecutionError as error:
-        if error.ename == InputError.__name__:
-            raise InputError(error.evalue) from error
-        raise RunFailed(f"{error.ename}: {error.evalue}") from error
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -132,16 +122,12 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
-        cell.outputs = [
-            output
-            for output in cell.outputs
-            if not _is_sound(output) and output.get("name") != "stderr"
-        ]
-        for output in cell.outputs:
+        outputs, cell.outputs = cell.outputs, []
+        for output in outputs:
+            is_sound = "<audio" in str(output.get("data", {}).get("text/html", ""))
+            if is_sound or output.get("name") == "stderr":
+                continue
             if "execution_count" in output:
                 output.execution_count = None
+            cell.outputs.append(output)
     return notebook
-
-
-def _is_sound(output: nbformat.NotebookNode) -> bool:
-    return "<audio" in str(output.get("data", {}).get("text/html", ""))

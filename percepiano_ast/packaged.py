@@ -16,15 +16,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from percepiano_ast import audio, score
+from percepiano_ast import audio
 from percepiano_ast.baselines.portable import Regressors
-from percepiano_ast.data import download
-from percepiano_ast.decoding import decode
-from percepiano_ast.descriptors import DESCRIPTORS, describe
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import sha256_of
-from percepiano_ast.performance import Performance, trimmed
-from percepiano_ast.targets import ONSET_FROM
+from percepiano_ast.files import download, sha256_of
+from percepiano_ast.music.midi import Performance, trimmed
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, performance_features
+from percepiano_ast.music.piano_roll import ONSET_FROM, frames_to_notes
+from percepiano_ast.music.score import Score
+from percepiano_ast.music.score_features import score_features
 from percepiano_ast.transcription import Listener
 
 NAME = "piano-rater"  # the bundled model in file, card, help and tables
@@ -141,7 +141,7 @@ class Packaged:
         Raises:
             InputError: too soft or too short to have one.
         """
-        return audio.levelled(wave, self.listener.front_end.sample_rate)
+        return audio.normalize_loudness(wave, self.listener.front_end.sample_rate)
 
     def hear(self, wave: np.ndarray) -> tuple[Performance | None, float]:
         """Transcribe a wave float32 (n,) that `level` returned.
@@ -153,10 +153,10 @@ class Packaged:
         front_end = self.listener.front_end
         heard = self.listener.hear(audio.quantize(audio.log_mel(wave, front_end), front_end)[0])
         onsets = heard.onset[heard.onset >= ONSET_FROM]
-        return decode(heard), float(onsets.mean()) if len(onsets) else 0.0
+        return frames_to_notes(heard), float(onsets.mean()) if len(onsets) else 0.0
 
     def features(
-        self, performance: Performance | None, wave: np.ndarray, written: score.Score | None = None
+        self, performance: Performance | None, wave: np.ndarray, written: Score | None = None
     ) -> np.ndarray:
         """Features of a recording or a stretch of it, float32 (n_features,).
 
@@ -171,10 +171,14 @@ class Packaged:
         notes = self.unheard
         if performance is not None:
             notes = np.array(
-                list(describe(trimmed(performance), self.description["descriptors"]).values()),
+                list(
+                    performance_features(
+                        trimmed(performance), self.description["descriptors"]
+                    ).values()
+                ),
                 np.float32,
             )
-        sound = audio.classic_features(wave, self.listener.front_end.sample_rate)
+        sound = audio.audio_features(wave, self.listener.front_end.sample_rate)
         parts = [notes, np.array(list(sound.values()), np.float32)]
         if written is not None:
             if performance is None:
@@ -184,7 +188,7 @@ class Packaged:
                 )
             # found
             parts.append(
-                np.array([*score.features.describe(performance, written).values(), 0.0], np.float32)
+                np.array([*score_features(performance, written).values(), 0.0], np.float32)
             )
         return np.concatenate(parts)
 
@@ -227,7 +231,9 @@ class Packaged:
                 Listener.of_tensors(_below(tensors, _EAR), metadata),
                 json.loads(metadata["description"]),
             )
-            if unknown := [name for name in description["descriptors"] if name not in DESCRIPTORS]:
+            if unknown := [
+                name for name in description["descriptors"] if name not in PERFORMANCE_FEATURES
+            ]:
                 raise ValueError(
                     f"made by another version, with the descriptors {', '.join(unknown)}"
                 )
@@ -255,7 +261,7 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
     path = Path(cache) / f"{wanted[:16]}.safetensors"
     if path.exists() and sha256_of(path) == wanted:
         return path
-    if (found := download.download(url, path)) != wanted:
+    if (found := download(url, path)) != wanted:
         path.unlink()
         raise InputError(
             f"{url}: its SHA-256 is {found}, not {wanted}, so it was deleted. Check the URL and the"

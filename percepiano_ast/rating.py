@@ -20,11 +20,11 @@ from percepiano_ast.config import (
     lookup,
 )
 from percepiano_ast.data import batches
-from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path
 from percepiano_ast.models.cnn import ENCODERS
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning, Scaler
 from percepiano_ast.transcription import Listener
@@ -250,7 +250,7 @@ def _load(folder: Path) -> FoldModel:
     name = meta["model"]["name"]
     kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
     model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
-    beside = len(DESCRIPTORS) if config.heard else 0
+    beside = len(PERFORMANCE_FEATURES) if config.heard else 0
     if config.heard and (told := len(tree["params"]["unheard"])) != beside:
         raise InputError(
             f"{folder} was written by version {meta['code_version']}, whose heads use {told}"

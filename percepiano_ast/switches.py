@@ -1,7 +1,7 @@
 """Ablations of the rating heads: the same folds and embeddings, with one option changed at a time.
 
 A study trains every variant on the cached embeddings of one frozen encoder with several seeds. It
-compares the mean r of each variant with the reference by `evaluation.seeds`, whose intervals
+compares the mean r of each variant with the reference by `evaluation.compare`, whose intervals
 account for content groups and seeds. With PercePiano's 47 groups, differences below about 0.03 are
 noise: another random choice of folds changes r by 0.01. To choose a preset's options, use
 ``inner``: the study then runs on an outer fold's training part only, split by the other folds, so
@@ -16,11 +16,9 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.config import FinetuneConfig, lookup
-from percepiano_ast.data import predictions
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import seeds as over_seeds
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import compare, predictions
 from percepiano_ast.files import echo
 from percepiano_ast.training.finetune import Finetuning, fit_heads, steps_of_epoch
 
@@ -93,8 +91,10 @@ class Material:
     def folds(self) -> dict[str, int]:
         """Fold of each clip that the protocol evaluates."""
         protocol = self.run.config.protocol
-        column = table.fold_column(protocol)
-        return dict(zip(*table.check_protocol(self.index, protocol)[["clip", column]].to_numpy().T))
+        column = predictions.fold_column(protocol)
+        return dict(
+            zip(*predictions.check_protocol(self.index, protocol)[["clip", column]].to_numpy().T)
+        )
 
 
 def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str], FinetuneConfig]:
@@ -140,7 +140,7 @@ def cross_validate(
         )
         rated[test] = run.rate(kept, scaler, material.embeddings[test])
     used = member >= 0
-    return predictions.tidy(
+    return predictions.to_table(
         (name, config.protocol, config.seed),
         folds,
         material.clip[used],
@@ -196,9 +196,9 @@ def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
     and notes a difference below `NOISE`, whose sign may change with other folds of the same clips.
     Intervals account for content groups, and for seeds if there are several.
     """
-    runs = table.runs(predicted, index)
+    runs = predictions.runs(predicted, index)
     wanted = {"scope": "overall", "metric": "pearson", "dimension": "mean"}
-    values = _only(over_seeds.evaluate(runs, ("pearson",), least=1), wanted).set_index("model")
+    values = _only(compare.over_seeds(runs, ("pearson",), least=1), wanted).set_index("model")
     rows = [
         {
             "switch": REFERENCE,
@@ -214,7 +214,7 @@ def results(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
         pair = [run for run in runs if run.model == name] + [
             run for run in runs if run.model == against
         ]
-        found = _only(over_seeds.compare(pair, ("pearson",), least=1), wanted).iloc[0]
+        found = _only(compare.compare_over_seeds(pair, ("pearson",), least=1), wanted).iloc[0]
         rows.append(
             {
                 "switch": switch,

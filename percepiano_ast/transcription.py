@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from percepiano_ast.audio.mel import pad_window, window_starts
 from percepiano_ast.config import (
     Execution,
     FrontEnd,
@@ -26,15 +27,18 @@ from percepiano_ast.config import (
     Statistics,
     from_json,
 )
-from percepiano_ast.data.windows import pad_window, window_starts
-from percepiano_ast.decoding import Heard, cross_fade, decode
-from percepiano_ast.descriptors import describe
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import echo
 from percepiano_ast.models.heads import patch_validity
 from percepiano_ast.models.transcription import STEP, Transcriber
-from percepiano_ast.performance import Performance, trimmed
-from percepiano_ast.targets import frame_times
+from percepiano_ast.music.midi import Performance, trimmed
+from percepiano_ast.music.performance_features import performance_features
+from percepiano_ast.music.piano_roll import (
+    FramePredictions,
+    crossfade,
+    frame_times,
+    frames_to_notes,
+)
 from percepiano_ast.training.state import compute_for, normalise
 
 MADE_BY = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain --pretraining transcription`"
@@ -43,7 +47,7 @@ _EVERY = 10.0  # seconds between lines of progress
 
 
 class Described(NamedTuple):
-    """`DESCRIPTORS` of transcribed recordings.
+    """`PERFORMANCE_FEATURES` of transcribed recordings.
 
     Attributes:
         values: float32 (clips, descriptors).
@@ -169,7 +173,7 @@ class Listener:
                 " Listener.write"
             ) from error
 
-    def hear(self, codes: np.ndarray) -> Heard:
+    def hear(self, codes: np.ndarray) -> FramePredictions:
         """Activations for a recording of stored levels (T, mel): T // `STEP` steps.
 
         A recording shorter than a window is padded with the lowest level; the steps of the padding
@@ -194,24 +198,24 @@ class Listener:
         steps = max(len(codes) // STEP, 1)
         begins = [start // STEP for start in starts]
         joined = {
-            name: cross_fade([piece[name] for piece in pieces], begins, steps) for name in pieces[0]
+            name: crossfade([piece[name] for piece in pieces], begins, steps) for name in pieces[0]
         }
         times = frame_times(0, steps * STEP, self.front_end).reshape(-1, STEP).mean(axis=1)
-        return Heard(**joined, times=times)
+        return FramePredictions(**joined, times=times)
 
     def listen(self, codes: np.ndarray) -> Performance | None:
         """The transcription of a recording (T, mel), in the recording's time; None if no note is
         detected."""
-        return decode(self.hear(codes))
+        return frames_to_notes(self.hear(codes))
 
     def describe(self, codes: np.ndarray) -> np.ndarray | None:
-        """`DESCRIPTORS` of a recording's transcription (T, mel), float32 (descriptors,); None if no
-        note is detected."""
+        """`PERFORMANCE_FEATURES` of a recording's transcription (T, mel), float32
+        (descriptors,); None if no note is detected."""
         performance = self.listen(codes)
         return (
             None
             if performance is None
-            else np.array(list(describe(trimmed(performance)).values()), np.float32)
+            else np.array(list(performance_features(trimmed(performance)).values()), np.float32)
         )
 
     def listen_all(
@@ -231,13 +235,16 @@ class Listener:
 def describe_all(
     performances: Sequence[Performance | None], log: Callable[[str], None] = echo
 ) -> Described:
-    """`DESCRIPTORS` of transcribed performances; the number of recordings without notes is reported
-    to ``log``.
+    """`PERFORMANCE_FEATURES` of transcribed performances; the number of recordings without notes
+    is reported to ``log``.
 
     Raises:
         InputError: there are no notes in any of them.
     """
-    rows = [None if one is None else list(describe(trimmed(one)).values()) for one in performances]
+    rows = [
+        None if one is None else list(performance_features(trimmed(one)).values())
+        for one in performances
+    ]
     heard = np.array([row for row in rows if row is not None], np.float32)
     if not len(heard):
         raise InputError(

@@ -8,29 +8,29 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, report, targets, transcription
+from percepiano_ast import audio, plots, transcription
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
+    build,
     maestro,
-    manifest,
     percepiano,
-    percepiano_tables,
-    records,
+    percepiano_stats,
     shards,
     sources,
-    tables,
 )
-from percepiano_ast.data.performances import open_performances
+from percepiano_ast.data.shards import open_performances
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import reliability, summary
-from percepiano_ast.evaluation.table import fold_column, load_index
+from percepiano_ast.evaluation import compare, reliability
+from percepiano_ast.evaluation.predictions import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
-from percepiano_ast.plots import explain as explain_plots
+from percepiano_ast.music.piano_roll import frame_targets
+from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
+from percepiano_ast.studies import report
 from percepiano_ast.suite import (
     MADE_BY_FINETUNE,
     MADE_BY_PRETRAIN,
@@ -43,18 +43,12 @@ from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_bucket, open_store
 
-# Metrics plotted next to the losses, by objective.
-_CURVES = {
-    "ssast": ["accuracy"],
-    "transcription": ["validation_onset_f1", "validation_sustain_r"],
-    "joint": ["masked_accuracy", "validation_heard_onset_f1", "validation_heard_sustain_r"],
-}
 KEPT = ["item", "step", "epoch", "MB", "age", "integrity", "location"]
 
 
 def source_table(run: Run, source: str = "") -> pd.DataFrame:
     """The metadata table of a source, read before any audio; columns as in `recordings`."""
-    return _named(tables.read_table(sources.open_source(maestro_source(run, source))).rows)
+    return _named(sources.read_table(sources.open_source(maestro_source(run, source))).rows)
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
@@ -68,30 +62,30 @@ def recordings(run: Run) -> pd.DataFrame:
     seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, the name of
     the shard file."""
     table = _named(pd.read_csv(run.maestro / "recordings.csv"))
-    where = {facts["key"]: facts["shard"] for facts in manifest.recordings(run.maestro)}
-    return table.assign(shard=table["audio_filename"].map(where)).sort_values(
-        ["shard", "audio_filename"]
-    )
+    where = {facts["key"]: facts["shard"] for facts in build.recordings(run.maestro)}
+    table = table.assign(shard=table["audio_filename"].map(where))
+    return table.sort_values(["shard", "audio_filename"])
 
 
 def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
     """Title and first ``seconds``, float32 mono (n,), of the shortest recording in the shards."""
     recording = recordings(run).sort_values("seconds").iloc[0]
     files = sources.open_source(maestro_source(run, source))
-    with files.open(tables.read_table(files).root + recording["audio_filename"]) as sound:
+    with files.open(sources.read_table(files).root + recording["audio_filename"]) as sound:
         wave = audio.load(sound, run.preset.front_end.sample_rate, max_seconds=seconds)
     return f"{recording['composer']}: {recording['title']}", wave
 
 
 def costs(run: Run) -> pd.Series:
     """Size of the pre-training shards: hours, bytes read from the source, bytes on disk."""
-    files = manifest.read(run.maestro)["files"]
-    facts = manifest.recordings(run.maestro)
-    hours = sum(one["seconds"] for one in facts) / 3600
+    files = build.read_manifest(run.maestro)["files"]
+    facts = pd.DataFrame(build.recordings(run.maestro))
+    hours = facts["seconds"].sum() / 3600
     stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
-    read = sum(one["source_bytes"] for one in facts)
-    rows = {"hours": hours, "read from the source (GB)": read / 1e9, "shards (GB)": stored / 1e9}
-    rows |= {
+    rows = {
+        "hours": hours,
+        "read from the source (GB)": facts["source_bytes"].sum() / 1e9,
+        "shards (GB)": stored / 1e9,
         "shards, MB per hour": stored / 1e6 / hours,
         "shards, extrapolated to 200 h (GB)": 200 * stored / 1e9 / hours,
     }
@@ -106,25 +100,24 @@ def shard_statistics(run: Run) -> Statistics:
 def task(run: Run) -> str:
     """The run's pre-training task in one line."""
     model, config = run.preset.model, run.preset.pretrain
-    parts = [
-        f"{model.num_patches} patches of {model.patch_size[0]} bands x {model.patch_size[1]} frames"
-    ]
+    bands, frames = model.patch_size
+    parts = [f"{model.num_patches} patches of {bands} bands x {frames} frames"]
     if config.objective != "transcription":
         parts.append(f"{config.num_masked(model)} of them masked")
     if config.objective != "ssast":
-        parts.append(
-            f"notes and pedals transcribed every {1000 * run.preset.front_end.seconds(STEP):.0f} ms"
-        )
+        step = 1000 * run.preset.front_end.seconds(STEP)
+        parts.append(f"notes and pedals transcribed every {step:.0f} ms")
     return "; ".join(parts)
 
 
 def learned(run: Run, history: pd.DataFrame) -> Figure:
     """Losses and main metrics of a pre-training by epoch."""
-    return plots.training_curves(
-        history,
-        ["loss", "validation_loss", *_CURVES[run.preset.pretrain.objective]],
-        "Pre-training",
-    )
+    metrics = {
+        "ssast": ["accuracy"],
+        "transcription": ["validation_onset_f1", "validation_sustain_r"],
+        "joint": ["masked_accuracy", "validation_heard_onset_f1", "validation_heard_sustain_r"],
+    }[run.preset.pretrain.objective]
+    return plots.training_curves(history, ["loss", "validation_loss", *metrics], "Pre-training")
 
 
 def gained(run: Run, history: pd.DataFrame) -> str:
@@ -132,19 +125,19 @@ def gained(run: Run, history: pd.DataFrame) -> str:
     config, last = run.preset.pretrain, history.iloc[-1]
     losses = f"{history.iloc[0].validation_loss:.2f} -> {last.validation_loss:.2f}"
     lines = [f"validation loss {losses} in {int(last.epoch)} epochs"]
-    prefix = {"ssast": "validation_", "joint": "validation_masked_"}.get(config.objective)
-    if prefix:
+    joint = config.objective == "joint"
+    if config.objective != "transcription":
+        accuracy = last["validation_masked_accuracy" if joint else "validation_accuracy"]
         chance = 100 / config.num_masked(run.preset.model)
-        lines.append(
-            f"masked patches identified {100 * last[f'{prefix}accuracy']:.1f} %, chance"
-            f" {chance:.1f} %"
+        lines.append(f"masked patches identified {100 * accuracy:.1f} %, chance {chance:.1f} %")
+    if config.objective != "ssast":
+        onset, key, velocity, pedal = (
+            last[f"validation_heard_{name}" if joint else f"validation_{name}"]
+            for name in ("onset_f1", "down_f1", "velocity_mae", "sustain_r")
         )
-    prefix = {"transcription": "validation_", "joint": "validation_heard_"}.get(config.objective)
-    if prefix:
         lines.append(
-            f"onset F1 {last[f'{prefix}onset_f1']:.2f}, key F1 {last[f'{prefix}down_f1']:.2f},"
-            f" velocity error {last[f'{prefix}velocity_mae']:.1f} of 127, sustain pedal r"
-            f" {last[f'{prefix}sustain_r']:.2f}"
+            f"onset F1 {onset:.2f}, key F1 {key:.2f}, velocity error {velocity:.1f} of 127,"
+            f" sustain pedal r {pedal:.2f}"
         )
     return "\n".join(lines)
 
@@ -152,24 +145,18 @@ def gained(run: Run, history: pd.DataFrame) -> str:
 def filled_in(run: Run) -> Figure | None:
     """A validation window: original, masked, and reconstructed by the newest checkpoint. None
     without masked modelling."""
-    if run.preset.pretrain.objective == "transcription":
+    model, config = run.preset.model, run.preset.pretrain
+    if config.objective == "transcription":
         return None
-    preset = run.preset
-    tree, description = open_latest(
-        f"{run.kept(run.pretrain)}/checkpoints", made_by=MADE_BY_PRETRAIN
-    )
+    place = f"{run.kept(run.pretrain)}/checkpoints"
+    tree, description = open_latest(place, made_by=MADE_BY_PRETRAIN)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    windows = batches.pretrain_batches(
-        held_out, n_frames=preset.model.n_frames, batch_size=1, seed=1
-    )
+    windows = batches.pretrain_batches(held_out, n_frames=model.n_frames, batch_size=1, seed=1)
     statistics = Statistics(**description["statistics"])
-    trained = pretraining.Pretraining(
-        preset.model, preset.pretrain, held_out.front_end, statistics, 1
-    )
+    trained = pretraining.Pretraining(model, config, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
-    painted = pretraining.reconstruction(trained, tree["state"]["params"], codes)
-    original, masked, filled = (levels[0] for levels in painted)
-    return plots.masking(original, masked, filled, preset.front_end)
+    shown = pretraining.reconstruction(trained, tree["state"]["params"], codes)
+    return plots.masking(*(levels[0] for levels in shown), run.preset.front_end)
 
 
 def transcribed(run: Run) -> Figure | None:
@@ -178,18 +165,15 @@ def transcribed(run: Run) -> Figure | None:
     if run.preset.pretrain.objective == "ssast":
         return None
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    recordings = records.Recordings(held_out)
+    recordings = shards.Recordings(held_out)
     codes = np.empty((run.preset.model.n_frames, recordings.n_mels), recordings.dtype)
     # the middle of the recording always contains music
     start = (int(held_out.n_frames[0]) - len(codes)) // 2
     performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
     said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
-    levels = (
-        audio.dequantize(codes, held_out.front_end)
-        if codes.dtype == np.uint8
-        else codes.astype(np.float32)
-    )
-    played = targets.frames(performance, start, len(codes), held_out.front_end)
+    quantized = codes.dtype == np.uint8
+    levels = audio.dequantize(codes, held_out.front_end) if quantized else np.float32(codes)
+    played = frame_targets(performance, start, len(codes), held_out.front_end)
     return plots.hearing(levels, played, said._asdict(), held_out.front_end)
 
 
@@ -203,13 +187,13 @@ def rated_data(folder: str | Path) -> dict:
     """
     index = percepiano.load_index(folder)
     ratings = percepiano.read_ratings(folder, index)
-    agreement = reliability.evaluate(percepiano_tables.raters(folder), index)
+    agreement = reliability.evaluate(percepiano_stats.raters(folder), index)
     return {
-        "said": percepiano_tables.rebuild(folder).sentence,
-        "compositions": percepiano_tables.compositions(folder, index),
+        "said": percepiano_stats.rebuild_means(folder).sentence,
+        "compositions": percepiano_stats.compositions(folder, index),
         "ratings": pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)),
         "human": index.set_index("clip")["human"],
-        "correlations": percepiano_tables.correlations(ratings),
+        "correlations": percepiano_stats.correlations(ratings),
         "icc": agreement["icc"],
         "ceiling": agreement["ceiling"],
     }
@@ -219,18 +203,16 @@ def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.Dat
     """Pearson's r between audio features and ratings over clips, (most, 19): the features with the
     highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
-    found = percepiano_tables.feature_correlations(
-        pd.read_csv(run.percepiano / "classic_features.csv"), ratings
-    )
+    features = pd.read_csv(run.percepiano / "classic_features.csv")
+    found = percepiano_stats.feature_correlations(features, ratings)
     return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]
 
 
 def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
     """The first rated clip: level in dB (time, mel), name, ratings by dimension."""
     shard_set = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
-    example = min(
-        (shard_set[i] for i in range(min(len(shard_set), 50))), key=lambda one: one["clip"]
-    )
+    first = [shard_set[i] for i in range(min(len(shard_set), 50))]
+    example = min(first, key=lambda one: one["clip"])
     level = audio.dequantize(example["log_mel"], shard_set.front_end)
     return level, example["clip"].decode(), dict(zip(KEYS, example["ratings"].tolist()))
 
@@ -255,15 +237,13 @@ def finetune_history(run: Run) -> pd.DataFrame:
             rows = pd.read_csv(own)[["epoch", "loss"]]
         # trained on another machine
         elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):
-            rows = pd.DataFrame(
-                made[-1].get("history") or [{"epoch": made[-1]["epoch"], "loss": np.nan}]
-            )[["epoch", "loss"]]
+            unknown = [{"epoch": made[-1]["epoch"], "loss": np.nan}]
+            rows = pd.DataFrame(made[-1].get("history") or unknown)[["epoch", "loss"]]
         else:
             continue
         parts.append(rows.assign(model=model))
-    table = pd.concat(parts).pivot_table(
-        index="epoch", columns="model", values="loss", dropna=False
-    )
+    axes = {"index": "epoch", "columns": "model", "values": "loss"}
+    table = pd.concat(parts).pivot_table(**axes, dropna=False)
     return table.add_suffix(" loss").reset_index()
 
 
@@ -274,11 +254,10 @@ def results(run: Run) -> dict[str, pd.DataFrame]:
     ``ceiling`` (19 dimensions, scopes) is included if the noise ceiling is known.
     """
     protocol = run.preset.finetune.protocol
-    tables = {path.stem: pd.read_csv(path) for path in sorted(run.evaluation.glob("*.csv"))}
-    tables = {
-        name: table[table["protocol"] == protocol].reset_index(drop=True)
-        for name, table in tables.items()
-    }
+    tables = {}
+    for path in sorted(run.evaluation.glob("*.csv")):
+        table = pd.read_csv(path)
+        tables[path.stem] = table[table["protocol"] == protocol].reset_index(drop=True)
     ceiling = reliability.load_ceiling(load_index(run.percepiano / "index.csv"), ceiling_of(run))
     return tables if ceiling is None else tables | {"ceiling": ceiling}
 
@@ -296,11 +275,10 @@ def gains(run: Run) -> pd.DataFrame:
     The reference is the best audio-only model that is not an audio encoder.
     """
     found = results(run)
-    models = list(report.wording.ranking(found["summary"]).index)
-    reference = report.comparison.reference_of(models)
-    pairs = found["differences"]
-    pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
-    each = [summary.between(pairs, model, reference) for model in models if model != reference]
+    models = list(report.ranking(found["summary"]).index)
+    reference = report.reference_of(models)
+    pairs = found["differences"].query("scope == 'overall' and metric == 'pearson'")
+    each = [compare.between(pairs, model, reference) for model in models if model != reference]
     return pd.concat(each[: plots.MOST], ignore_index=True)
 
 
@@ -317,20 +295,17 @@ def explained(run: Run, dimension: str) -> Figure:
 
     Regressors on the transcription (`suite.judge`) have no gradients.
     """
-    models = report.wording.ranking(results(run)["summary"]).index
+    models = report.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
     tuned = names_of_models(home / "finetune")
-    encoders = [name for name in models if report.wording.is_encoder(name) and name in tuned]
+    encoders = [name for name in models if report.is_encoder(name) and name in tuned]
     if not encoders:
         raise InputError(
             f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first"
         )
     level, clip, _ = rated_clip(run)
-    held_out = (
-        load_index(run.percepiano / "index.csv")
-        .set_index("clip")
-        .loc[clip, fold_column(run.preset.finetune.protocol)]
-    )
+    index = load_index(run.percepiano / "index.csv").set_index("clip")
+    held_out = index.loc[clip, fold_column(run.preset.finetune.protocol)]
     rater = Rater(home, encoders[0])
     rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
     front_end = rater.models[0].run.front_end
@@ -352,9 +327,7 @@ def primary(run: Run) -> pd.DataFrame:
     """Pearson's r of the primary dimensions, overall: one row per dimension, one column per model,
     and the noise ceiling."""
     found = results(run)
-    rows = found["summary"][
-        (found["summary"]["scope"] == "overall") & (found["summary"]["metric"] == "pearson")
-    ]
+    rows = found["summary"].query("scope == 'overall' and metric == 'pearson'")
     wide = rows.pivot(index="dimension", columns="model", values="value")
     keys = [key for keys in PRIMARY.values() for key in keys]
     table = wide.loc[keys].rename_axis(columns=None)
@@ -373,27 +346,32 @@ def kept(run: Run) -> pd.DataFrame:
     Returns:
         columns ``KEPT``, with empty cells where a column does not apply; no rows for an empty run.
     """
-    places = dict.fromkeys([str(run.root / "maestro"), run.kept(run.root / "maestro")])
-    rows = [row for place in places for row in _shard_rows("shards for pre-training", place)]
+    rows = []
+    for place in dict.fromkeys([str(run.root / "maestro"), run.kept(run.root / "maestro")]):
+        rows += _shard_rows("shards for pre-training", place)
     for name in PRETRAININGS:
-        rows += _checkpoint_rows(
-            f"pre-training {name}", f"{run.kept(run.root / 'pretrain' / name)}/checkpoints"
-        )
+        place = f"{run.kept(run.root / 'pretrain' / name)}/checkpoints"
+        rows += _checkpoint_rows(f"pre-training {name}", place)
     for home in sorted(run.root.glob("percepiano*/records")):
         rows += _shard_rows("shards of rated clips", str(home.parent))
-    own = own_runs(run)
-    for whose, one in [("", run), *((f"{one.root.name}: ", one) for one in own)]:
+    runs = {"": run} | {f"{one.root.name}: ": one for one in own_runs(run)}
+    for whose, one in runs.items():
         for model, fold, place in _folds(one):
             title = f"{whose}{model}, {fold.replace('_', ' ')}"
             finished = _checkpoint_rows(title, f"{place}/model")
             rows += finished or _checkpoint_rows(f"{title}, in training", f"{place}/checkpoints")
-    tables = [path for one in (run, *own) for path in sorted(one.root.glob("predictions_*.csv"))]
+    tables = [p for one in runs.values() for p in sorted(one.root.glob("predictions_*.csv"))]
     for path in [*tables, *run.evaluation.glob("report.html")]:
         size, saved = _stat(str(path))
-        rows.append(
-            {"item": path.name, "bytes": size, "saved": saved, "location": str(path.parent)}
-        )
-    return pd.DataFrame([_in_words(row) for row in rows], columns=KEPT)
+        row = {"item": path.name, "bytes": size, "saved": saved, "location": str(path.parent)}
+        rows.append(row)
+    for row in rows:
+        if "bytes" in row:
+            row["MB"] = round(row["bytes"] / 1e6, 1)
+        if "saved" in row:
+            row["age"] = _age(datetime.now(UTC) - row["saved"])
+    rows = [{name: row.get(name, "") for name in KEPT} for row in rows]
+    return pd.DataFrame(rows, columns=KEPT)
 
 
 def _folds(run: Run) -> list[tuple[str, str, str]]:
@@ -423,65 +401,39 @@ def _stat(file: str) -> tuple[int, datetime]:
 def _shard_rows(item: str, place: str) -> list[dict]:
     """One row about a dataset, none if the location is empty."""
     store = open_store(place)
-    if shards.MANIFEST not in store.names():
-        return (
-            [{"item": item, "integrity": "incomplete: no manifest yet", "location": place}]
-            if store.names()
-            else []
-        )
-    row = {"item": item, "saved": _stat(store.path_of(shards.MANIFEST))[1], "location": place}
+    names, row = store.names(), {"item": item, "location": place}
+    if shards.MANIFEST not in names:
+        return [row | {"integrity": "incomplete: no manifest yet"}] if names else []
+    row["saved"] = _stat(store.path_of(shards.MANIFEST))[1]
     try:
         if "://" in place:  # the manifest is uploaded last
             files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
         else:
-            files, lost = manifest.read(Path(place))["files"], manifest.shortcomings(Path(place))
+            files, lost = build.read_manifest(Path(place))["files"], build.shortcomings(Path(place))
     except (InputError, ValueError) as error:
         return [row | {"integrity": f"damaged: {error}"}]
-    integrity = (
-        f"damaged: {len(lost)} files differ from the manifest, such as {lost[0]}"
-        if lost
-        else "intact (manifest)"
-    )
-    return [
-        row | {"bytes": sum(known["bytes"] for known in files.values()), "integrity": integrity}
-    ]
+    damage = f"damaged: {len(lost)} files differ from the manifest, such as {(*lost, '')[0]}"
+    row["bytes"] = sum(known["bytes"] for known in files.values())
+    return [row | {"integrity": damage if lost else "intact (manifest)"}]
 
 
 def _checkpoint_rows(item: str, place: str) -> list[dict]:
     """One row per checkpoint in a location, newest first, then one per damaged marker."""
     damaged: list[str] = []
-    rows = []
+    rows: list[dict] = []
     for made in reversed(listing(place, damaged.append)):
-        row = {name: made.get(name) for name in ("step", "epoch", "bytes")} | {
-            "item": item,
-            "location": place,
-        }
-        lost = [
-            part["name"]
-            for part in made["parts"]
-            if not _has_length(f"{place}/{part['name']}", part["bytes"])
-        ]
-        integrity = f"damaged: {lost[0]} differs from its marker" if lost else "intact (marker)"
+        integrity = "intact (marker)"
+        for part in reversed(made["parts"]):
+            try:
+                whole = _stat(f"{place}/{part['name']}")[0] == part["bytes"]
+            except FileNotFoundError:
+                whole = False
+            if not whole:
+                integrity = f"damaged: {part['name']} differs from its marker"
+        row = {name: made.get(name) for name in ("step", "epoch", "bytes")}
         rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "integrity": integrity})
-    return rows + [
-        {"item": item, "integrity": f"damaged: {line.strip()}", "location": place}
-        for line in damaged
-    ]
-
-
-def _has_length(file: str, size: int) -> bool:
-    try:
-        return _stat(file)[0] == size
-    except FileNotFoundError:
-        return False
-
-
-def _in_words(row: dict) -> dict:
-    if "bytes" in row:
-        row["MB"] = round(row["bytes"] / 1e6, 1)
-    if "saved" in row:
-        row["age"] = _age(datetime.now(UTC) - row["saved"])
-    return {name: row.get(name, "") for name in KEPT}
+    rows += [{"integrity": f"damaged: {line.strip()}"} for line in damaged]
+    return [row | {"item": item, "location": place} for row in rows]
 
 
 def _age(age: timedelta) -> str:

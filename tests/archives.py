@@ -9,7 +9,7 @@ import pandas as pd
 import soundfile
 
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import build, maestro, tables
+from percepiano_ast.data import build, maestro, sources
 
 RATE = 22_050
 FRONT_END = FrontEnd()
@@ -93,4 +93,4 @@ def data_set_bytes(out: Path) -> dict[str, bytes]:
 def table_of(archive: Path) -> pd.DataFrame:
     """The table of an archive that ``write_archive`` wrote."""
     with zipfile.ZipFile(archive) as file:
-        return pd.read_csv(io.BytesIO(file.read(f"{ROOT}/{ROOT}.csv")))[list(tables.COLUMNS)]
+        return pd.read_csv(io.BytesIO(file.read(f"{ROOT}/{ROOT}.csv")))[list(sources.COLUMNS)]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from percepiano_ast.data import percepiano
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 CLIPS = ("Piece_8bars_1_1", "Piece_8bars_2_1", "Other_8bars_1_1", "Other_8bars_Score_1")
 

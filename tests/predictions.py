@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import scores, table
+from percepiano_ast.evaluation import metrics
+from percepiano_ast.evaluation.predictions import fold_column, runs
 
 
 def make_index(n_groups=12, players=6):
@@ -43,7 +44,7 @@ def make_predictions(index, noise, protocol="content", seed=0, rng=0):
                 "model": model,
                 "protocol": protocol,
                 "seed": seed,
-                "fold": np.repeat(index[table.fold_column(protocol)], len(KEYS)),
+                "fold": np.repeat(index[fold_column(protocol)], len(KEYS)),
                 "clip": np.repeat(index["clip"], len(KEYS)),
                 "dimension": list(KEYS) * len(index),
                 "rating": rating.ravel(),
@@ -55,12 +56,12 @@ def make_predictions(index, noise, protocol="content", seed=0, rng=0):
 
 
 def scored(predictions, index):
-    """``scores.evaluate`` of a predictions table."""
-    return scores.evaluate(table.runs(predictions, index))
+    """``metrics.metric_table`` of a predictions table."""
+    return metrics.metric_table(runs(predictions, index))
 
 
 def value(values, metric, scope="overall", dimension=KEYS[0], column="value", model="mlp"):
-    """One cell of ``scores.evaluate``'s table."""
+    """One cell of ``metrics.metric_table``."""
     rows = values[
         (values["model"] == model) & (values["metric"] == metric) & (values["scope"] == scope)
     ]

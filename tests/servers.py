@@ -8,7 +8,6 @@ import json
 import os
 import re
 import socket
-import ssl
 import struct
 import threading
 import urllib.parse
@@ -23,13 +22,13 @@ class RangeServer:
     What it shall do wrong may be changed while it runs:
 
     Attributes:
-        ranges, suffixes: whether it knows ranges, and those that count from the end; else it sends
-            the whole file.
+        ranges: whether it knows ranges; else it sends the whole file.
         failures: status codes of the next answers.
         retry_after: the ``Retry-After`` of failures.
         cut_after: bytes of body after which the next answers break off, ``reset``: with a reset
             instead of an end.
         silent_after: bytes of body after which the next answers send nothing more, and stay open.
+        flips: positions in the next long bodies of a bit that is flipped.
         broken: (start, stop), bytes that always answer 503.
         delay: seconds before every answer.
         headers: sent with every answer; they replace ``ETag`` and ``Last-Modified``, and None
@@ -46,11 +45,12 @@ class RangeServer:
         sent: bytes of bodies given to the system for sending.
     """
 
-    def __init__(self, path: str | Path, *, ranges: bool = True, certificate: Path | None = None):
-        self.path, self.ranges, self.suffixes = Path(path), ranges, True
+    def __init__(self, path: str | Path, *, ranges: bool = True):
+        self.path, self.ranges = Path(path), ranges
         self.failures: list[int] = []
         self.cut_after: list[int] = []
         self.silent_after: list[int] = []
+        self.flips: list[int] = []
         self.reset = False
         self.retry_after: str | None = None
         self.broken, self.delay = (0, 0), 0.0
@@ -63,15 +63,12 @@ class RangeServer:
         self.lock = threading.Lock()
         self.over = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.owner, self._server.certificate = self, certificate
+        self._server.owner = self
 
     @property
     def url(self) -> str:
         """Address of the file."""
-        scheme = "https" if self._server.certificate else "http"
-        return (
-            f"{scheme}://127.0.0.1:{self._server.server_port}/{urllib.parse.quote(self.path.name)}"
-        )
+        return f"http://127.0.0.1:{self._server.server_port}/{urllib.parse.quote(self.path.name)}"
 
     def __enter__(self) -> "RangeServer":
         self._thread = threading.Thread(
@@ -94,7 +91,6 @@ class RangeServer:
 
 class _Server(http.server.ThreadingHTTPServer):
     owner: RangeServer
-    certificate: Path | None
     daemon_threads = False  # so that closing waits for them
 
     def get_request(self):
@@ -102,15 +98,6 @@ class _Server(http.server.ThreadingHTTPServer):
         # A small buffer: what the system takes for a client that reads nothing counts as sent.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
         return connection, address
-
-    def finish_request(self, request, client_address):
-        if self.certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self.certificate)
-            with context.wrap_socket(request, server_side=True) as encrypted:
-                super().finish_request(encrypted, client_address)
-        else:
-            super().finish_request(request, client_address)
 
     def handle_error(self, request, client_address):
         """Say nothing: clients that leave early are what is tested."""
@@ -155,12 +142,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _span(self, size: int) -> tuple[int, int] | None:
         """(start, stop) of the bytes that are asked for, None for all."""
-        found = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers["Range"] or "")
+        found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "")
         if not found or not self.server.owner.ranges:
             return None
-        if found[1]:
-            return int(found[1]), min(int(found[2] or size) + 1, size)
-        return (max(size - int(found[2]), 0), size) if self.server.owner.suffixes else None
+        return int(found[1]), min(int(found[2] or size) + 1, size)
 
     def _answer(self, status: int, length: int, headers: dict[str, str | None]) -> None:
         file = self.server.owner.path.stat()
@@ -181,10 +166,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         owner = self.server.owner
         cut, silent = owner.next(owner.cut_after), owner.next(owner.silent_after)
         limit = next((start + fault for fault in (cut, silent) if fault is not None), stop)
+        flip = owner.next(owner.flips) if stop - start > 2**16 else None
         with owner.path.open("rb") as file:
             file.seek(start)
             while start < min(limit, stop):
                 piece = file.read(min(2**16, limit - start, stop - start))
+                if flip is not None and flip < len(piece):
+                    piece, flip = piece[:flip] + bytes([piece[flip] ^ 1]) + piece[flip + 1 :], None
                 with owner.lock:
                     owner.sent += len(piece)  # before a client can have it and look
                 self.wfile.write(piece)

@@ -27,17 +27,8 @@ FLOORS = {
     "errors": 0,
     "files": 0,
     "audio": 1,
-    "performance": 1,
-    "synthesis": 1,
-    # Performances in, performances and moments out: notes alone, no sound.
-    "alignment": 1,
-    "variations": 1,
-    "descriptors": 1,  # a performance in, named numbers out: notes and pedals alone
-    "decoding": 1,  # what was heard in each step in, notes and pedals out: arrays alone
-    "targets": 1,  # a performance in, what is to be heard in each frame out
     "music": 2,
     "evaluation": 2,
-    "score": 2,  # performances and scores in, named numbers out: notes alone, no sound and no model
     "plots": 3,
     "data": 4,
     "models": 5,
@@ -51,13 +42,11 @@ FLOORS = {
     "packaged": 7,
     "rating": 7,
     "recording": 7,
-    "report": 7,
     "suite": 7,
     "transcription": 7,
     "views": 7,
     "switches": 7,  # a study of rating heads: trains, and compares by evaluation
     "commands": 8,
-    "bench": 8,
     "colab": 8,
     "notebooks": 8,
     "__main__": 9,
@@ -66,18 +55,7 @@ FLOORS = {
 NEIGHBOURS = {
     ("config", "errors"),
     ("files", "errors"),
-    ("synthesis", "performance"),
-    ("synthesis", "audio"),
-    ("alignment", "performance"),
-    ("variations", "performance"),
-    ("variations", "alignment"),
-    ("targets", "performance"),
-    ("plots", "targets"),
-    ("decoding", "performance"),
-    ("decoding", "targets"),
-    ("descriptors", "performance"),
-    ("descriptors", "alignment"),
-    ("descriptors", "audio"),  # one key finder
+    ("evaluation", "music"),
     # the fold models of a run rate
     ("listening", "packaged"),
     ("listening", "recording"),
@@ -86,17 +64,16 @@ NEIGHBOURS = {
     ("packaged", "transcription"),
     ("suite", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it
-    ("suite", "report"),
+    ("suite", "studies"),
     ("suite", "rating"),
     ("suite", "switches"),
     ("suite", "transcription"),
     ("rating", "transcription"),
     ("views", "suite"),
     ("views", "transcription"),
-    ("views", "report"),
+    ("views", "studies"),
     ("views", "rating"),
     ("views", "explain"),
-    ("commands", "bench"),
     ("commands", "notebooks"),
     ("notebooks", "colab"),
 }

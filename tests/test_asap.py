@@ -6,11 +6,12 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+import reproduce
 import soundfile
 
-from percepiano_ast.data import asap, renderings
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 PIECES, PERFORMANCES = 13, 2
 
@@ -51,7 +52,7 @@ def table_of(path):
 def test_nothing_that_percepiano_rates_is_rendered(source, tmp_path):
     said = []
     made = table_of(
-        asap.render_archive(
+        reproduce.render_archive(
             source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"], log=said.append
         )
     )
@@ -62,7 +63,7 @@ def test_nothing_that_percepiano_rates_is_rendered(source, tmp_path):
 
 def test_all_performances_of_a_piece_share_a_split(source, tmp_path):
     made = table_of(
-        asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
+        reproduce.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
     )
     assert (made.groupby("canonical_title")["split"].nunique() == 1).all()
     assert set(made["split"]) == {"train", "validation", "test"}
@@ -71,18 +72,18 @@ def test_all_performances_of_a_piece_share_a_split(source, tmp_path):
 def test_every_piece_comes_before_a_second_performance_of_one(source, tmp_path):
     hours = 0.9 * PIECES * 3 / 3600  # of three seconds each
     made = table_of(
-        asap.render_archive(source, tmp_path / "a.zip", hours=hours, synthesizers=["builtin"])
+        reproduce.render_archive(source, tmp_path / "a.zip", hours=hours, synthesizers=["builtin"])
     )
     assert made["canonical_title"].is_unique
 
 
 def test_what_was_rendered_is_not_rendered_again(source, tmp_path, monkeypatch):
-    first = asap.render_archive(
+    first = reproduce.render_archive(
         source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]
     ).read_bytes()
-    monkeypatch.setattr(renderings, "_render", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(synth, "_render", lambda *_: pytest.fail("rendered again"))
     assert (
-        asap.render_archive(
+        reproduce.render_archive(
             source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"]
         ).read_bytes()
         == first
@@ -90,16 +91,16 @@ def test_what_was_rendered_is_not_rendered_again(source, tmp_path, monkeypatch):
 
 
 def test_the_archive_holds_what_was_played(source, tmp_path):
-    path = asap.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
+    path = reproduce.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
     row = table_of(path).iloc[0]
     with zipfile.ZipFile(path) as archive:
         wave, rate = soundfile.read(
             io.BytesIO(archive.read(f"maestro-v3.0.0/{row['audio_filename']}"))
         )
-    assert rate == asap.SAMPLE_RATE and np.abs(wave).max() > 0.01
+    assert rate == reproduce.SAMPLE_RATE and np.abs(wave).max() > 0.01
     assert len(wave) / rate == pytest.approx(row["duration"])
 
 
 def test_a_folder_without_its_table_is_refused(tmp_path):
     with pytest.raises(InputError, match="metadata.csv"):
-        asap.render_archive(tmp_path, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
+        reproduce.render_archive(tmp_path, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tiny import CLIPS, FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once, embed
 
+from percepiano_ast.audio.mel import window_starts
 from percepiano_ast.data.batches import normalised
-from percepiano_ast.data.windows import window_starts
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain.maps import listener
 from percepiano_ast.models import attribution

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from percepiano_ast import audio, synthesis
+from percepiano_ast import audio
 from percepiano_ast.config import AUDIOSET, KALDI, FrontEnd
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, read_midi
 
 FRONT_END = FrontEnd()
 RATE = FRONT_END.sample_rate
@@ -186,9 +187,7 @@ def chords() -> np.ndarray:
         for start in range(12)
         for key in (36 + 5 * start % 12, 60 + start, 67 + start)
     ]
-    return synthesis.BuiltinPiano().render(
-        Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE
-    )
+    return synth.BuiltinPiano().render(Performance(np.array(notes, NOTE), np.zeros(0, PEDAL)), RATE)
 
 
 def librosa_log_mel(wave):
@@ -240,11 +239,11 @@ def test_log_mel_agrees_with_librosa_on_loud_tones_and_noise():
 @pytest.mark.parametrize("name", ["builtin", "fluidr3mono", "musescore-small"])
 def test_log_mel_agrees_with_librosa_on_rendered_piano(name, percepiano_dir):
     try:
-        synthesizer = synthesis.make_synthesizer(name)
+        synthesizer = synth.make_synthesizer(name)
     except InputError as error:
         pytest.skip(str(error))
     path = min((percepiano_dir / "virtuoso" / "data" / "all_2rounds").glob("*.mid"))
-    assert max(worst(synthesizer.render(synthesis.read_midi(path), RATE))) < 1e-3
+    assert max(worst(synthesizer.render(read_midi(path), RATE))) < 1e-3
 
 
 def test_the_bank_is_librosas():
@@ -461,46 +460,43 @@ def test_log_mel_is_faster_than_librosa():
 
 @pytest.mark.parametrize("cents", [-45, -20, 0, 8, 20, 45])
 def test_the_tuning_of_a_piano_is_found_within_five_cents(cents):
-    wave = audio.retuned(chords(), RATE, cents)
+    wave = audio.retune(chords(), RATE, cents)
     assert len(wave) == pytest.approx(len(chords()) / 2 ** (cents / 1200), abs=2)
-    assert abs((audio.tuning(wave, RATE) - cents + 50) % 100 - 50) <= 5
+    assert abs((audio.estimate_tuning(wave, RATE) - cents + 50) % 100 - 50) <= 5
     # A semitone higher is in tune, and transposed.
-    assert audio.tuning(audio.retuned(wave, RATE, 100), RATE) == pytest.approx(
-        audio.tuning(wave, RATE), abs=2
+    assert audio.estimate_tuning(audio.retune(wave, RATE, 100), RATE) == pytest.approx(
+        audio.estimate_tuning(wave, RATE), abs=2
     )
 
 
 def test_the_tuning_of_a_long_recording_is_of_all_of_it():
     wave = np.concatenate(
-        [np.zeros(300 * RATE, np.float32), np.tile(audio.retuned(chords(), RATE, 20), 20)]
+        [np.zeros(300 * RATE, np.float32), np.tile(audio.retune(chords(), RATE, 20), 20)]
     )
-    assert audio.tuning(wave, RATE) == pytest.approx(20, abs=5)
+    assert audio.estimate_tuning(wave, RATE) == pytest.approx(20, abs=5)
 
 
 def test_what_has_no_tone_has_no_tuning():
     assert (
-        audio.tuning(np.zeros(5 * RATE, np.float32), RATE)
+        audio.estimate_tuning(np.zeros(5 * RATE, np.float32), RATE)
         == 0
-        == audio.tuning(np.zeros(0, np.float32), RATE)
+        == audio.estimate_tuning(np.zeros(0, np.float32), RATE)
     )
 
 
-def test_classic_features_are_named_ordered_and_finite():
-    names = audio.classic_feature_names()
+def test_audio_features_are_named_ordered_and_finite():
+    names = audio.audio_feature_names()
     assert len(set(names)) == len(names) == 397
     click = np.zeros(2 * RATE, dtype=np.float32)
     click[RATE] = 1
     for wave in (music_like(3), sine(), click):
-        features = audio.classic_features(wave)
+        features = audio.audio_features(wave)
         assert tuple(features) == names
         assert np.isfinite(list(features.values())).all()
 
 
-def test_classic_features_hear_level_brightness_pitch_class_and_onsets():
-    low, high = (
-        audio.classic_features(sine(440)),
-        audio.classic_features(sine(3520, amplitude=0.05)),
-    )
+def test_audio_features_hear_level_brightness_pitch_class_and_onsets():
+    low, high = (audio.audio_features(sine(440)), audio.audio_features(sine(3520, amplitude=0.05)))
     assert low["level_db_mean"] - high["level_db_mean"] == pytest.approx(20, abs=1)
     assert low["spectral_centroid_q50"] == pytest.approx(440, rel=0.05)
     assert high["spectral_centroid_q50"] == pytest.approx(3520, rel=0.05)
@@ -513,7 +509,4 @@ def test_classic_features_hear_level_brightness_pitch_class_and_onsets():
         )
         for seconds in (1.0, 0.25)
     )
-    assert (
-        audio.classic_features(fast)["onset_rate"]
-        > 2.5 * audio.classic_features(slow)["onset_rate"]
-    )
+    assert audio.audio_features(fast)["onset_rate"] > 2.5 * audio.audio_features(slow)["onset_rate"]

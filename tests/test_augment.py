@@ -2,17 +2,18 @@
 
 import functools
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from percepiano_ast import synthesis
 from percepiano_ast.audio import dequantize, log_mel, quantize
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import augment, batches, variants
+from percepiano_ast.data import augment, batches, percepiano
 from percepiano_ast.data.augment import AST, Augmentation, augmented
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 SHAPE = (6, 200, 128)
 EVERYTHING = Augmentation(mel_width=30, time_width=60, mixup=0.5, gain_db=6)
@@ -205,29 +206,34 @@ def test_impossible_settings_are_refused(wrong):
         Augmentation(**wrong)
 
 
-def test_every_augmentation_has_its_answer():
-    assert set(variants.VARIANTS) <= set(augment.ANSWERS)
+def test_the_docs_state_the_effect_of_every_variant():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    effects = page.partition("### Augmentation")[2]
+    assert all(f"`+{name}`" in page for name in percepiano.VARIANTS)
+    # the room for tests is like the rooms of training
+    assert all(f"`+{name}`" in effects for name in percepiano.VARIANTS if name != "livingroom")
+    assert all(name in effects for name in ("gain_db", "Masks", "mixup", "soundfont"))
 
 
 # --- Variants -----------------------------------------------------------------------------------
 
 
-def tune() -> synthesis.Performance:
+def tune() -> Performance:
     notes = np.array([(0.1 + 0.5 * k, 0.5 + 0.5 * k, 60 + k, 70) for k in range(6)], NOTE)
-    return synthesis.Performance(notes, np.zeros(0, PEDAL))
+    return Performance(notes, np.zeros(0, PEDAL))
 
 
 def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
     drawn = []
     for number in range(20):
-        variant = variants.VARIANTS["stretch"]
+        variant = percepiano.VARIANTS["stretch"]
         one, again = (
-            variant.playing(tune(), variants.rng_of(f"clip {number}", variant)) for _ in "ab"
+            variant.edit(tune(), percepiano.variant_rng(f"clip {number}", "stretch")) for _ in "ab"
         )
         assert one.duration == again.duration
         drawn.append(tune().notes["onset"][-1] / one.notes["onset"][-1])
     assert 0.94 < min(drawn) < 0.98 and 1.02 < max(drawn) < 1.06
-    transpose = variants.VARIANTS["transpose"].playing
+    transpose = percepiano.VARIANTS["transpose"].edit
     assert {
         int(transpose(tune(), np.random.default_rng(k)).notes["pitch"][0]) for k in range(9)
     } == {59, 61}
@@ -236,30 +242,30 @@ def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
 def test_transposition_stays_on_the_keyboard():
     notes = tune().notes.copy()
     notes["pitch"] = 103 + np.arange(6)
-    high = synthesis.Performance(notes, tune().pedals)
+    high = Performance(notes, tune().pedals)
     for seed in range(9):
         assert (
-            variants.VARIANTS["transpose"]
-            .playing(high, np.random.default_rng(seed))
+            percepiano.VARIANTS["transpose"]
+            .edit(high, np.random.default_rng(seed))
             .notes["pitch"]
             .max()
             == 107
         )
 
 
-@pytest.mark.parametrize("name", variants.VARIANTS)
+@pytest.mark.parametrize("name", percepiano.VARIANTS)
 def test_the_sound_of_a_recording_can_be_varied_as_well(name):
-    wave = synthesis.BuiltinPiano().render(tune(), 22_050)
-    variant = variants.VARIANTS[name]
-    one, again = (variant.sound(wave, 22_050, variants.rng_of("clip", variant)) for _ in "ab")
+    wave = synth.BuiltinPiano().render(tune(), 22_050)
+    variant = percepiano.VARIANTS[name]
+    one, again = (variant.effect(wave, 22_050, percepiano.variant_rng("clip", name)) for _ in "ab")
     np.testing.assert_array_equal(one, again)
     assert np.isfinite(one).all() and abs(len(one) / len(wave) - 1) < 0.06
     assert len(one) != len(wave) or np.abs(one - wave).max() > 1e-4
 
 
 def test_names_of_variants():
-    assert variants.named("fluidr3mono") == ("fluidr3mono", None)
-    assert variants.named("fluidr3mono+room") == ("fluidr3mono", variants.VARIANTS["room"])
+    assert percepiano.split_variant("fluidr3mono") == ("fluidr3mono", "")
+    assert percepiano.split_variant("fluidr3mono+room") == ("fluidr3mono", "room")
     with pytest.raises(InputError, match="unknown variant 'rooms'. Did you mean 'room'"):
-        variants.named("fluidr3mono+rooms")
-    assert variants.plain(np.array(["a", "a+room"])).tolist() == [True, False]
+        percepiano.split_variant("fluidr3mono+rooms")
+    assert percepiano.is_plain(np.array(["a", "a+room"])).tolist() == [True, False]

@@ -10,15 +10,22 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
-from percepiano_ast import suite, synthesis
+from percepiano_ast import suite
 from percepiano_ast.__main__ import main
 from percepiano_ast.baselines import features, identity, run, statistics
 from percepiano_ast.config import PRESETS
-from percepiano_ast.data import demo, percepiano, percepiano_files
+from percepiano_ast.data import demo, percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation.predictions import (
+    fold_column,
+    load_index,
+    protocols,
+    read_predictions,
+    validate_predictions,
+)
 from percepiano_ast.models import baselines as networks
+from percepiano_ast.music import synth
 
 # The research's baselines.csv: mean r of the average of ridge, support vectors and trees, from
 # other code on the same folds.
@@ -96,7 +103,7 @@ def grid(passages=4, players=5):
 
 
 def folds_of(index, protocol):
-    return index[table.fold_column(protocol)].to_numpy()
+    return index[fold_column(protocol)].to_numpy()
 
 
 def test_leave_one_out_is_what_the_formula_says_and_never_sees_the_clip():
@@ -289,7 +296,7 @@ def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folde
         percepiano.find_scores(folder),
     )
     names, lines = list(midi), []
-    given = {clip: scores[percepiano_files.ClipName.of(clip).passage] for clip in names[:3]}
+    given = {clip: scores[percepiano.ClipName.of(clip).passage] for clip in names[:3]}
     empty = tmp_path / "empty.mid"
     mido.MidiFile().save(empty)
     found, left_out = features.score_table(
@@ -356,11 +363,9 @@ def test_predictions_are_evaluated_like_any_others(made, folder):
         "identity-segment-deadpan",
         "mlp",
     }
-    index = table.load_index(out / "index.csv")
-    assert {"leave_one_out", "leave_player_out"} < set(table.protocols(index))
-    joined = table.validate_predictions(
-        pd.concat([table.read_predictions(path) for path in paths]), index
-    )
+    index = load_index(out / "index.csv")
+    assert {"leave_one_out", "leave_player_out"} < set(protocols(index))
+    joined = validate_predictions(pd.concat([read_predictions(path) for path in paths]), index)
     assert joined.groupby("model").size().eq(len(index) * len(KEYS)).all()
     rated = percepiano.read_ratings(folder, index)
     truth = np.array(
@@ -408,11 +413,9 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
     wrong = next(iter(percepiano.find_midi(folder)))
     scores = percepiano.find_scores(folder)
     stranger = next(
-        path
-        for passage, path in scores.items()
-        if passage != percepiano_files.ClipName.of(wrong).passage
+        path for passage, path in scores.items() if passage != percepiano.ClipName.of(wrong).passage
     )
-    known = scores | {percepiano_files.ClipName.of(wrong).passage: stranger}
+    known = scores | {percepiano.ClipName.of(wrong).passage: stranger}
     monkeypatch.setattr(percepiano, "find_scores", lambda _: known)
     run.run(
         folder,
@@ -421,7 +424,7 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
         log=lambda line: None,
     )
     alone, informed = (
-        table.read_predictions(tmp_path / f"predictions_{name}_content.csv.gz")
+        read_predictions(tmp_path / f"predictions_{name}_content.csv.gz")
         for name in ("midi-stats", "midi-stats+score")
     )
     left_out = pd.read_csv(tmp_path / "without_score.csv")
@@ -450,7 +453,7 @@ def test_identity_baselines_are_those_of_the_research(percepiano_dir, tmp_path):
         run.run(
             percepiano_dir, tmp_path, run.Settings((protocol,), (baseline,)), log=lambda line: None
         )
-        made = table.read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
+        made = read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
         assert mean_r(made) == pytest.approx(r, abs=0.01), (baseline, protocol)
 
 
@@ -461,13 +464,13 @@ def test_statistics_reach_the_floor_under_every_protocol(percepiano_dir, tmp_pat
     run.run(percepiano_dir, tmp_path, settings)
     for baseline, row in RESEARCH.items():
         for protocol, r in row.items():
-            made = table.read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
+            made = read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
             assert mean_r(made) > r - 0.02, (baseline, protocol)
 
 
 def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(folder, tmp_path):
     try:
-        synthesis.make_synthesizer("timgm6mb")
+        synth.make_synthesizer("timgm6mb")
     except InputError as reason:
         if os.environ.get("CI"):
             raise

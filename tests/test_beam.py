@@ -12,7 +12,7 @@ from archives import sound, wav, write_archive_of, write_usual_archive
 from servers import StorageEmulator
 
 from percepiano_ast.__main__ import main
-from percepiano_ast.data import manifest, shards
+from percepiano_ast.data import build, shards
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -100,7 +100,7 @@ class TestBeam:
             )
             assert mine.metadata == theirs.metadata
             assert list(mine.raw) == list(theirs.raw)
-        assert manifest.verify(tmp_path / "beam" / "maestro", log=lambda line: None) == []
+        assert build.verify(tmp_path / "beam" / "maestro", log=lambda line: None) == []
 
     def test_bad_recordings_are_listed_and_good_shards_kept(self, beam, tmp_path):
         files = {f"{k}.wav": wav(sound(12, k)) for k in range(3)} | {"bad.wav": b"no sound"}

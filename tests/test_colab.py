@@ -21,7 +21,7 @@ from servers import StorageEmulator
 from percepiano_ast import colab, suite, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS
-from percepiano_ast.data import manifest
+from percepiano_ast.data import build
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training.checkpoints import Checkpoints, listing
 from percepiano_ast.training.stores import open_store
@@ -114,7 +114,7 @@ def make_shards(run) -> Path:
         path = run.maestro / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    manifest.write(run.maestro, "maestro_log_mel")
+    build.write_manifest(run.maestro, "maestro_log_mel")
     return run.maestro
 
 
@@ -332,7 +332,7 @@ class TestBucket:
         open_store(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
         shutil.rmtree(run.maestro)
         with pytest.raises(
-            RunFailed, match="recordings.csv does not match its checksum: run notebook 01 again"
+            RunFailed, match="recordings.csv does not match its checksum. Run notebook 01 again"
         ):
             colab.bring_shards(run)
 

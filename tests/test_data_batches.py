@@ -11,7 +11,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from tiny import FRONT_END, STATISTICS, shard_set
 
 from percepiano_ast.audio import dequantize
-from percepiano_ast.data import records
+from percepiano_ast.data import shards
 from percepiano_ast.data.batches import (
     RatedClips,
     clip_windows,
@@ -190,7 +190,7 @@ class TestRecords:
         serialised = features.serialize_example(example)
         for record in (serialised, *self.reordered(serialised)):
             chunk, expected = (
-                records.parse(record, dtype, 128),
+                shards.parse(record, dtype, 128),
                 features.deserialize_example_np(record),
             )
             np.testing.assert_array_equal(chunk.stored, expected["log_mel"])
@@ -211,10 +211,10 @@ class TestRecords:
 
     def test_what_is_no_chunk_is_refused(self):
         (good,) = shard_set({"a.wav": np.zeros((3, 128), np.uint8)}, 0).raw
-        assert records.parse(good, np.uint8, 128).stored.shape == (3, 128)
+        assert shards.parse(good, np.uint8, 128).stored.shape == (3, 128)
         for bad, n_mels in ((b"", 128), (good[:-1], 128), (b"\xff" + good, 128), (good, 100)):
             with pytest.raises(InputError, match="not an example of a log-mel chunk"):
-                records.parse(bad, np.uint8, n_mels)
+                shards.parse(bad, np.uint8, n_mels)
 
 
 class TestNormalised:

@@ -22,23 +22,14 @@ from percepiano_folder import (
     write_labels,
 )
 
-from percepiano_ast import audio, synthesis
+from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import (
-    batches,
-    build,
-    demo,
-    percepiano,
-    percepiano_tables,
-    shards,
-    sources,
-    tables,
-    variants,
-)
-from percepiano_ast.data.percepiano_files import ClipName
-from percepiano_ast.data.splits import fold_of_clip
+from percepiano_ast.data import batches, build, demo, percepiano, percepiano_stats, shards, sources
+from percepiano_ast.data.percepiano import ClipName, fold_of_clip
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed, write_midi
 
 FRONT_END = FrontEnd()
 
@@ -73,9 +64,7 @@ def test_rated_shards_and_everything_left_out_is_listed(folder, tmp_path):
     assert rated.clip.tolist() == list(CLIPS[:2]) and rated.synthesizer.tolist() == ["builtin"] * 2
     np.testing.assert_array_equal(rated.ratings, np.float32([ratings_of(0), ratings_of(1)]))
     # First onset at .1 s, last release 2.9 s later, and the tail.
-    expected = FRONT_END.n_frames(
-        int(np.ceil((0.1 + 2.9 + synthesis.TAIL) * FRONT_END.sample_rate))
-    )
+    expected = FRONT_END.n_frames(int(np.ceil((0.1 + 2.9 + synth.TAIL) * FRONT_END.sample_rate)))
     assert all(abs(len(codes) - expected) <= 1 and codes.dtype == np.uint8 for codes in rated.codes)
     features = pd.read_csv(out / "classic_features.csv")
     assert (
@@ -103,7 +92,7 @@ def test_renderings_are_kept_and_variants_differ_from_them(folder, tmp_path):
     )
     assert (
         rated.synthesizer.tolist() == sorted(names) * 4
-        and variants.plain(rated.synthesizer).sum() == 4
+        and percepiano.is_plain(rated.synthesizer).sum() == 4
     )
     for plain, room, stretched in zip(*(rated.codes[k::3] for k in range(3))):
         assert len(plain) == len(room) and (plain != room).any()
@@ -124,9 +113,7 @@ class TestOwnRenderings:
         where = tmp_path / "grand"
         where.mkdir()
         for clip, path in percepiano.find_midi(folder).items():
-            wave = synthesis.BuiltinPiano().render(
-                synthesis.trimmed(synthesis.read_midi(path)), 22_050
-            )
+            wave = synth.BuiltinPiano().render(trimmed(read_midi(path)), 22_050)
             soundfile.write(
                 where / f"{clip}.flac",
                 np.concatenate([np.zeros(44_100), wave, np.zeros(22_050)]),
@@ -211,10 +198,10 @@ class TestOwnRenderings:
 
 def test_a_performance_of_hours_is_listed_by_name(folder, tmp_path):
     path = folder / percepiano.MIDI_FOLDER / f"{CLIPS[0]}.mid"
-    performance = synthesis.read_midi(path)
+    performance = read_midi(path)
     performance.notes["onset"][-1] += 4_600
     performance.notes["offset"][-1] += 4_600
-    synthesis.write_midi(performance, path)
+    write_midi(performance, path)
     preprocess(folder, tmp_path / "out")
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
     assert f"{CLIPS[0]}: 1.3 h long; the limit is 1 h" in skipped[f"{CLIPS[0]}@builtin"]
@@ -373,7 +360,7 @@ class TestRealData:
         try:
             names = ("fluidr3mono", "musescore-small")
             for name in names:
-                synthesis.make_synthesizer(name)
+                synth.make_synthesizer(name)
         except InputError as error:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
         clips = [
@@ -435,8 +422,8 @@ class TestDemo:
             for n, s in ((1, 0), (2, 0))
         ]
         assert made[0].read_bytes() == made[1].read_bytes()
-        rows = tables.read_table(sources.open_source(str(made[0]))).rows
-        assert set(rows["split"]) == set(tables.SPLITS) and rows["duration"].min() > 10.3
+        rows = sources.read_table(sources.open_source(str(made[0]))).rows
+        assert set(rows["split"]) == set(sources.SPLITS) and rows["duration"].min() > 10.3
         rated = set(
             pd.read_csv(demo.write_percepiano(tmp_path / "p", performers=1) / "index.csv")["piece"]
         )
@@ -457,14 +444,14 @@ class TestDemo:
             demo.write_percepiano(made, seed=1)
 
     def test_raters_agree_as_little_as_percepianos(self, made):
-        table = percepiano_tables.raters(made)
+        table = percepiano_stats.raters(made)
         grouped = table.groupby("clip")[list(KEYS)]
         raters = len(table) / grouped.ngroups
         between = raters * grouped.mean().var()
         within = grouped.var().mean()
         icc = (between - within) / (between + (raters - 1) * within)
         assert 0.2 < icc.mean() < 0.33
-        assert percepiano_tables.rebuild(made).means.shape == (192, len(KEYS))
+        assert percepiano_stats.rebuild_means(made).means.shape == (192, len(KEYS))
 
     def test_every_passage_has_its_score(self, made):
         assert percepiano.find_scores(made).keys() == set(percepiano.load_index(made)["segment"])

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+import reproduce
+from bench import BENCHMARKS
 
 from percepiano_ast.__main__ import _parser
-from percepiano_ast.bench import BENCHMARKS
 from percepiano_ast.config import PRESETS, PRETRAININGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +25,7 @@ PAGES = [README, *DOCS, *sorted(RESULTS.parent.glob("*.md")), *CARDS, *NOTEBOOKS
 SELF = "https://github.com/percepiano-ast/percepiano-ast/blob/main/"
 FENCE = re.compile(r"^(```|~~~)(\w*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
-FOREIGN_OPTIONS = {"--gpus-per-task"}  # of SLURM
+FOREIGN_OPTIONS = {"--gpus-per-task", "--check"}  # of SLURM, of tests/test_content_groups.py
 
 
 def markdown(path: Path) -> str:
@@ -194,8 +195,32 @@ def test_documented_commands_parse(page, capsys):
             assert value is None or value.isupper() or value in known, (
                 f"percepiano {line}: no {name} {value!r}"
             )
-        if parsed.get("command") == "bench":
-            assert parsed["name"] in BENCHMARKS, f"percepiano {line}: no such benchmark"
+
+
+def scripts(page: Path, name: str) -> list[str]:
+    """Arguments of a script of this repository in the documented commands."""
+    text = page.read_text()
+    code = [*blocks(text), *(span for _, span in SPAN.findall(FENCE.sub("", text)))]
+    found = (
+        re.search(rf"(?:^|\d )(?:python )?{re.escape(name)} (?P<rest>[^|]+)", line) for line in code
+    )
+    return [line["rest"] for line in found if line]
+
+
+@pytest.mark.parametrize(
+    "page", [README, *DOCS, *CARDS, RESULTS], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_documented_scripts_parse(page):
+    for line in scripts(page, "tests/bench"):
+        (name,) = shlex.split(line, comments=True)
+        assert name in BENCHMARKS or name == "NAME", f"tests/bench {line}: no such benchmark"
+    for line in scripts(page, "notebooks/results/reproduce.py"):
+        reproduce.parser().parse_args(shlex.split(line, comments=True))
+
+
+def test_scripts_are_documented():
+    names = ("tests/bench", "notebooks/results/reproduce.py")
+    assert all(any(scripts(page, name) for page in DOCS) for name in names)
 
 
 def test_every_command_is_documented():
@@ -208,9 +233,10 @@ def test_every_command_is_documented():
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
 def test_documented_options_exist(page):
     subparsers = next(action for action in _parser()._actions if action.dest == "command")
+    others = next(action for action in reproduce.parser()._actions if action.dest == "command")
     known = {
         option
-        for one in (_parser(), *subparsers.choices.values())
+        for one in (_parser(), *subparsers.choices.values(), *others.choices.values())
         for option in one._option_string_actions
     }
     spans = [span for _, span in SPAN.findall(FENCE.sub("", page.read_text()))]

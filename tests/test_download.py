@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from percepiano_ast.data import audioset, retry
+from percepiano_ast import files
+from percepiano_ast.data import audioset
 from percepiano_ast.errors import InputError
 
 
@@ -78,7 +79,7 @@ class TestDownload:
 
     @pytest.fixture(autouse=True)
     def impatient(self, monkeypatch):
-        monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+        monkeypatch.setattr(files, "FIRST_WAIT", 0.01)
 
     def test_arrives_once_and_is_checked_after(self, served, tmp_path):
         handler, url = served

@@ -6,7 +6,7 @@ import pytest
 from predictions import make_index, make_predictions
 
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import errors, table
+from percepiano_ast.evaluation import analysis, predictions
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def runs_with(index, added):
     (clips,)."""
     rows = make_predictions(index, {"mlp": 0.0})
     spread = rows.groupby("dimension")["rating"].transform(lambda values: values.std(ddof=0))
-    return table.runs(
+    return predictions.runs(
         rows.assign(prediction=rows["rating"] + np.repeat(added, len(KEYS)) * spread), index
     )
 
@@ -37,7 +37,7 @@ def levels(index, column, size=1.0):
 @pytest.mark.parametrize(("column", "part"), [("content_group", "passage"), ("player", "player")])
 def test_errors_that_a_passage_or_a_player_shares_are_found_as_such(index, column, part):
     found = (
-        errors.evaluate(runs_with(index, levels(index, column, 0.5)), index)
+        analysis.error_components(runs_with(index, levels(index, column, 0.5)), index)
         .set_index("dimension")
         .loc["mean"]
     )
@@ -47,7 +47,9 @@ def test_errors_that_a_passage_or_a_player_shares_are_found_as_such(index, colum
 
 def test_what_is_drawn_for_each_clip_is_neither_passages_nor_players_though_they_are_few(index):
     draw = np.random.default_rng(0).normal(size=len(index))
-    found = errors.evaluate(runs_with(index, draw), index).set_index("dimension").loc["mean"]
+    found = (
+        analysis.error_components(runs_with(index, draw), index).set_index("dimension").loc["mean"]
+    )
     assert (
         found["clip"] == pytest.approx(1.0, abs=0.12)
         and found["passage"] < 0.05
@@ -59,7 +61,8 @@ def test_disagreement_between_raters_is_taken_out_of_the_clips_share(index):
     ceiling = pd.DataFrame({"overall": 0.8}, index=list(KEYS))
     draw = np.random.default_rng(0).normal(size=len(index))
     with_noise, without = (
-        errors.evaluate(runs_with(index, draw), index, known).iloc[0] for known in (ceiling, None)
+        analysis.error_components(runs_with(index, draw), index, known).iloc[0]
+        for known in (ceiling, None)
     )
     assert with_noise["noise"] == pytest.approx(0.36) and with_noise["clip"] == pytest.approx(
         without["clip"] - 0.36
@@ -68,13 +71,13 @@ def test_disagreement_between_raters_is_taken_out_of_the_clips_share(index):
 
 def test_without_players_theirs_is_in_the_clips_share(index):
     runs = runs_with(index, levels(index, "player"))
-    found = errors.evaluate(runs, index.drop(columns="player")).iloc[0]
+    found = analysis.error_components(runs, index.drop(columns="player")).iloc[0]
     assert found["player"] == 0 and found["clip"] == pytest.approx(1.0, abs=0.1)
 
 
 def test_kinds_of_clips_have_the_error_of_their_own(index):
     added = np.where(index["composition"] == "A", 2.0, 0.5)
-    found = errors.by_kind(runs_with(index, added), index).set_index("value")
+    found = analysis.errors_by_kind(runs_with(index, added), index).set_index("value")
     assert found.loc["A", "error"] == pytest.approx(2.0) and found.loc[
         "B", "error"
     ] == pytest.approx(0.5)
@@ -91,5 +94,5 @@ def test_models_that_lack_the_same_share_their_errors(index):
         for name, added in {"a": a, "b": 2 * a, "c": other}.items()
         for run in runs_with(index, added)
     ]
-    found = errors.shared(three).set_index(["model_a", "model_b"])["correlation"]
+    found = analysis.shared_errors(three).set_index(["model_a", "model_b"])["correlation"]
     assert found["a", "b"] == pytest.approx(1.0) and abs(found["a", "c"]) < 0.15

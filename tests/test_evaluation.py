@@ -16,18 +16,22 @@ from percepiano_ast import plots
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import (
-    Settings,
-    evaluate,
-    published,
-    reliability,
-    remarks,
-    scores,
-    table,
+from percepiano_ast.evaluation import EvaluationOptions, evaluate, metrics, reliability, remarks
+from percepiano_ast.evaluation.predictions import (
+    SCOPES,
+    UNSEEN_MUSIC,
+    check_protocol,
+    check_ratings,
+    fold_column,
+    load_index,
+    protocols,
+    read_predictions,
+    runs,
+    validate_predictions,
 )
-from percepiano_ast.report import wording
+from percepiano_ast.studies import report
 
-FEW = Settings(n_permutations=50)
+FEW = EvaluationOptions(n_permutations=50)
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +45,25 @@ def predictions(index):
 
 
 def test_shipped_index_is_the_fold_table_without_ratings():
-    index = table.load_index()
+    index = load_index()
     assert (
         len(index) == 1202
         and index["content_group"].nunique() == 47
         and (~index["human"]).sum() == 129
     )
     assert not set(index.columns) & {"rating", *KEYS}
-    assert set(table.protocols(index)) <= set(wording.PROTOCOLS)
-    for protocol in table.protocols(index):
-        folds = table.check_protocol(index, protocol)
-        crossing = folds.groupby("content_group")[table.fold_column(protocol)].nunique().max()
-        assert crossing == 1 or protocol not in table.UNHEARD
+    assert set(protocols(index)) <= set(report.PROTOCOLS)
+    for protocol in protocols(index):
+        folds = check_protocol(index, protocol)
+        crossing = folds.groupby("content_group")[fold_column(protocol)].nunique().max()
+        assert crossing == 1 or protocol not in UNSEEN_MUSIC
 
 
 def test_every_table_has_its_columns(index, predictions):
     both = pd.concat(
         [predictions, predictions.assign(seed=1, prediction=predictions["prediction"] * 0.9 + 0.01)]
     )
-    ceiling = pd.DataFrame(0.8, index=list(KEYS), columns=list(table.SCOPES))
+    ceiling = pd.DataFrame(0.8, index=list(KEYS), columns=list(SCOPES))
     results = evaluate(both.assign(uncertainty=0.1), index, FEW, ceiling)
     start = ["model", "protocol", "seed"]
     pairs = ["model_a", "model_b", "protocol"]
@@ -227,7 +231,7 @@ def test_a_pickle_from_a_stranger_is_no_table(tmp_path, monkeypatch, name):
     content = pickle.dumps(Boom())
     Path(name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.raises(InputError, match="predictions"):
-        table.read_predictions(name)
+        read_predictions(name)
     assert not Path("boom").exists()
 
 
@@ -236,14 +240,14 @@ def test_a_bomb_is_not_inflated(tmp_path):
         for _ in range(2**9):
             file.write(bytes(2**20))
     with pytest.raises(InputError, match="more than 268,435,456 bytes"):
-        table.read_predictions(tmp_path / "predictions.csv.gz")
+        read_predictions(tmp_path / "predictions.csv.gz")
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_bad_predictions_are_refused(case, index, predictions):
     damage, message = BROKEN[case]
     with pytest.raises(InputError, match=re.escape(message)):
-        table.validate_predictions(damage(predictions), index)
+        validate_predictions(damage(predictions), index)
 
 
 def test_folds_that_leak_are_refused_where_unheard_music_is_promised(index, predictions):
@@ -252,22 +256,22 @@ def test_folds_that_leak_are_refused_where_unheard_music_is_promised(index, pred
     with pytest.raises(
         InputError, match="content group 'g01' is in folds 1 and 2 of protocol 'content'"
     ):
-        table.validate_predictions(moved, crossing)
+        validate_predictions(moved, crossing)
     # known to leak, and shown as such
-    assert len(table.check_protocol(index, "random")) == len(index)
+    assert len(check_protocol(index, "random")) == len(index)
     with pytest.raises(InputError, match=r"has 1 fold in the index"):
-        table.validate_predictions(predictions.assign(fold=0), index.assign(fold_content=0))
+        validate_predictions(predictions.assign(fold=0), index.assign(fold_content=0))
 
 
 def test_one_fold_and_small_segments_are_named(index, predictions):
     some = predictions[
         (predictions["fold"] == 2) & ~predictions["clip"].isin(["g02s0p0", "g02s0p1"])
     ]
-    values = scores.evaluate(table.runs(some, index))
+    values = metrics.metric_table(runs(some, index))
     lines = "\n".join(remarks(some, index, values))
     assert "ast-micro-ssast, protocol content, seed 0 and 1 more: only fold 2 (34 clips)" in lines
     few = predictions[~predictions["clip"].isin([f"g02s0p{player}" for player in range(4)])]
-    lines = "\n".join(remarks(few, index, scores.evaluate(table.runs(few, index))))
+    lines = "\n".join(remarks(few, index, metrics.metric_table(runs(few, index))))
     assert (
         "1 segments have fewer than 3 clips and are excluded from within_segment, for example"
         " 'g02s0'" in lines
@@ -275,49 +279,49 @@ def test_one_fold_and_small_segments_are_named(index, predictions):
 
 
 def test_ratings_of_another_label_file_are_refused():
-    index = table.load_index()
+    index = load_index()
     rows = make_predictions(index, {"mlp": 0.1})
     with pytest.raises(
         InputError, match="of 1202 clips differ from those that PercePiano published"
     ):
-        table.validate_predictions(rows)
+        validate_predictions(rows)
     # a named index is a data set of its own
-    assert len(table.validate_predictions(rows, index)) == len(rows)
+    assert len(validate_predictions(rows, index)) == len(rows)
 
 
 @pytest.mark.real_data
 def test_published_ratings_pass_with_few_digits_and_one_changed_rating_does_not(percepiano_dir):
     ratings = reliability.mean_ratings(reliability.read_raters(percepiano_dir)).reindex(
-        table.load_index()["clip"]
+        load_index()["clip"]
     )
     rows = (
         ratings.rename_axis("clip")
         .melt(ignore_index=False, var_name="dimension", value_name="rating")
         .reset_index()
     )
-    published.check_ratings(rows)
-    published.check_ratings(rows.round(3))
+    check_ratings(rows)
+    check_ratings(rows.round(3))
     rows.loc[100, "rating"] += 0.1
     with pytest.raises(
         InputError, match=f"ratings of 1 of 1202 clips.*'{rows['clip'][100]}' the most"
     ):
-        published.check_ratings(rows)
+        check_ratings(rows)
 
 
 def test_partial_and_out_of_range_predictions_are_allowed(index, predictions):
     some = predictions[predictions["fold"] == 1].assign(
         prediction=lambda t: t["prediction"] * 3 - 1
     )
-    assert len(table.validate_predictions(some, index, partial=True)) == len(some)
+    assert len(validate_predictions(some, index, partial=True)) == len(some)
     upstream = make_predictions(index, {"mlp": 0.1}, protocol="upstream_piece")
     # its folds below 0 are not asked for
-    assert len(table.validate_predictions(upstream, index)) < len(index) * 19
+    assert len(validate_predictions(upstream, index)) < len(index) * 19
 
 
 def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
     path = tmp_path / "predictions.csv.gz"
     predictions.to_csv(path, index=False)
-    pd.testing.assert_frame_equal(table.read_predictions(path), predictions)
+    pd.testing.assert_frame_equal(read_predictions(path), predictions)
     text = gzip.decompress(path.read_bytes()).decode().splitlines()
     plain = tmp_path / "predictions.csv"
     for lines, message in (
@@ -328,12 +332,12 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
     ):
         plain.write_text("\n".join(lines))
         with pytest.raises(InputError, match=message):
-            table.read_predictions(plain)
+            read_predictions(plain)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="not a readable CSV"):
-        table.read_predictions(path)
+        read_predictions(path)
     with pytest.raises(InputError, match="no predictions file"):
-        table.read_predictions(tmp_path / "none.csv")
+        read_predictions(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +355,7 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
 def test_bad_index_is_refused(damage, message, index, tmp_path):
     damage(index).to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(InputError, match=re.escape(message)):
-        table.load_index(tmp_path / "index.csv")
+        load_index(tmp_path / "index.csv")
 
 
 def test_figures_show_what_they_are_given(predictions):

@@ -10,7 +10,8 @@ from sklearn.metrics import mean_absolute_error, r2_score
 
 from percepiano_ast.dimensions import KEYS, group_indices
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import calibration, contrasts, metrics, scores, table
+from percepiano_ast.evaluation import analysis, metrics
+from percepiano_ast.evaluation.predictions import runs
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,8 @@ def test_tables_hold_the_point_metrics_and_their_means(predictions, values):
 
 
 def test_leaving_a_group_out_of_the_sums_equals_leaving_its_clips_out(index, predictions):
-    run = table.runs(predictions, index)[1]
-    found = scores.without_each_group(run, "overall", ("pearson", "r2", "mae", "ccc"))
+    run = runs(predictions, index)[1]
+    found = metrics.without_each_group(run, "overall", ("pearson", "r2", "mae", "ccc"))
     for row, group in enumerate(np.unique(run.content_group), start=1):
         kept = run.content_group != group
         expected = expected_metrics(run.rating[kept, 3], run.prediction[kept, 3])
@@ -98,7 +99,7 @@ def test_leaving_a_group_out_of_the_sums_equals_leaving_its_clips_out(index, pre
 
 
 def test_folds_are_the_metrics_of_their_own_clips(index, predictions):
-    folds = scores.per_fold(table.runs(predictions, index))
+    folds = metrics.fold_table(runs(predictions, index))
     part = predictions[predictions["fold"] == 2]
     row = value(folds[folds["fold"] == 2], "ccc", column="value")
     assert row == pytest.approx(expected_metrics(*pair(part))["ccc"], abs=1e-9)
@@ -148,7 +149,7 @@ def test_segment_means_score_nothing_within_segment(index, predictions):
     )
     assert any(
         "pearson (within_segment) is undefined for all dimensions" in line
-        for line in scores.undefined(found)
+        for line in metrics.undefined_metrics(found)
     )
 
 
@@ -186,7 +187,7 @@ def test_constant_prediction_is_undefined_not_zero(index, predictions):
     assert value(found, "ccc", dimension=KEYS[3]) == 0 and value(found, "r2", dimension=KEYS[3]) < 0
     assert any(
         line.startswith(f"mlp, content, seed 0: pearson (overall) is undefined for {KEYS[3]}:")
-        for line in scores.undefined(found)
+        for line in metrics.undefined_metrics(found)
     )
 
 
@@ -205,7 +206,7 @@ def test_one_content_group_has_no_interval(index, predictions):
 
 
 def test_deadpan_and_humans_apart(index, predictions):
-    found = contrasts.deadpan(table.runs(predictions, index)).query("model == 'mlp'")
+    found = analysis.deadpan_gap(runs(predictions, index)).query("model == 'mlp'")
     found = found.set_index(["part", "metric", "dimension"])
     x, y = pair(predictions)
     human = index["human"].to_numpy()
@@ -220,7 +221,7 @@ def test_deadpan_and_humans_apart(index, predictions):
             row["value"] == pytest.approx(expected, abs=1e-12)
             and row["low"] < expected < row["high"]
         )
-    none = contrasts.deadpan(table.runs(predictions, index.assign(human=True)))
+    none = analysis.deadpan_gap(runs(predictions, index.assign(human=True)))
     assert none[none["part"] != "humans"]["value"].isna().all()
 
 
@@ -228,7 +229,7 @@ def test_pairwise_accuracy_counts_pairs_of_one_segment(index, predictions):
     rounded = predictions.assign(
         rating=predictions["rating"].round(2), prediction=predictions["prediction"].round(1)
     )
-    found = contrasts.pairwise(table.runs(rounded, index), 0.05).query("model == 'mlp'")
+    found = analysis.pairwise_accuracy(runs(rounded, index), 0.05).query("model == 'mlp'")
     found = found.set_index(["scope", "min_difference", "dimension"])
     x, y = pair(rounded)
     for scope, part in (
@@ -253,14 +254,14 @@ def test_pairwise_accuracy_counts_pairs_of_one_segment(index, predictions):
             row = found.loc[(scope, least, KEYS[0])]
             assert row["pairs"] == pairs and row["value"] == pytest.approx(right / pairs, abs=1e-12)
     with pytest.raises(InputError, match="minimum difference is -1"):
-        contrasts.pairwise([], -1)
+        analysis.pairwise_accuracy([], -1)
 
 
 def test_share_of_the_ceiling_leaves_out_what_has_none(index, predictions, values):
     ceiling = pd.DataFrame({"overall": np.linspace(0.5, 0.9, 19)}, index=list(KEYS))
     ceiling.iloc[7] = 0.0
     found = (
-        contrasts.ceiling_share(table.runs(predictions, index), ceiling)
+        analysis.ceiling_share(runs(predictions, index), ceiling)
         .query("model == 'mlp'")
         .set_index("dimension")
     )
@@ -288,14 +289,12 @@ def test_crps_is_the_integral_and_nll_scipys():
             for ends in ((-3, rating), (rating, 4))
         )
         arrays = [np.array([number]) for number in (rating, prediction, spread)]
-        assert calibration.crps(*arrays)[0] == pytest.approx(expected, abs=1e-8)
-        assert calibration.nll(*arrays)[0] == pytest.approx(
+        assert analysis.crps(*arrays)[0] == pytest.approx(expected, abs=1e-8)
+        assert analysis.nll(*arrays)[0] == pytest.approx(
             -stats.norm.logpdf(rating, prediction, spread), abs=1e-12
         )
     certain = [np.array([number]) for number in (0.3, 0.5, 0.0)]
-    assert calibration.crps(*certain)[0] == pytest.approx(0.2) and np.isnan(
-        calibration.nll(*certain)[0]
-    )
+    assert analysis.crps(*certain)[0] == pytest.approx(0.2) and np.isnan(analysis.nll(*certain)[0])
 
 
 def test_honest_uncertainty_covers_and_follows_the_error(index):
@@ -307,15 +306,15 @@ def test_honest_uncertainty_covers_and_follows_the_error(index):
         prediction=rows["rating"] + spread * rng.normal(size=len(rows)), uncertainty=spread
     )
     both = pd.concat([rows, rows.assign(model="silent", uncertainty=np.nan)])
-    found = calibration.evaluate(table.runs(both, index))
+    found = analysis.calibration(runs(both, index))
     assert set(found["model"]) == {"mlp"}
     means = found[found["dimension"] == "mean"].set_index("metric")
-    for share in calibration.SHARES:
+    for share in analysis.SHARES:
         assert means.loc[f"coverage_{100 * share:.0f}", "value"] == pytest.approx(share, abs=0.01)
     x, y = pair(rows)
     expected = stats.pearsonr(np.abs(x - y), spread[rows["dimension"] == KEYS[0]]).statistic
     first = found[found["dimension"] == KEYS[0]].set_index("metric")
     assert first.loc["error_correlation", "value"] == pytest.approx(expected, abs=1e-9)
     assert first.loc["error_correlation", "low"] < expected < first.loc["error_correlation", "high"]
-    same = calibration.evaluate(table.runs(rows.assign(uncertainty=0.1), index)).set_index("metric")
+    same = analysis.calibration(runs(rows.assign(uncertainty=0.1), index)).set_index("metric")
     assert same.loc["error_correlation", "value"].isna().all()

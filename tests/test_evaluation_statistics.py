@@ -14,8 +14,8 @@ from predictions import make_index, make_predictions, scored, value
 from scipy import stats
 
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.evaluation import intervals, metrics, seeds, significance
-from percepiano_ast.evaluation.table import load_index, runs
+from percepiano_ast.evaluation import compare, intervals, metrics
+from percepiano_ast.evaluation.predictions import load_index, runs
 
 
 def group_sizes():
@@ -51,7 +51,7 @@ def truth(r):
 def sums_of(sizes, x, y, kind):
     """Sums of features by group, (8, groups, columns)."""
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    return np.add.reduceat(metrics.features(*metrics.prepared(x, y, kind)), starts, axis=1)
+    return np.add.reduceat(metrics.terms(*metrics.prepared(x, y, kind)), starts, axis=1)
 
 
 def jackknifed(sizes, x, y, metric):
@@ -117,9 +117,9 @@ def level(within, other=None, tables=200, n_permutations=1000, seed=0):
     rejected, held = [], []
     for number in range(tables):
         a, b = equal_models(rng, sizes, within, other)
-        swaps, complete = significance.exchanges(len(sizes), n_permutations, number)
-        rejected.append(significance.permutation_p(a, b, "pearson", swaps, complete) < 0.05)
-        found = significance.difference(
+        swaps, complete = compare.exchanges(len(sizes), n_permutations, number)
+        rejected.append(compare.permutation_p(a, b, "pearson", swaps, complete) < 0.05)
+        found = compare.difference(
             *(metrics.from_sums("pearson", intervals.leave_one_out(sums)) for sums in (a, b)),
             "pearson",
         )
@@ -239,36 +239,36 @@ def test_permutation_p_is_scipys(metric):
         vectorized=False,
         n_resamples=np.inf,
     )
-    swaps, complete = significance.exchanges(9, 2000, 0)
+    swaps, complete = compare.exchanges(9, 2000, 0)
     assert complete and len(swaps) == 512
-    found = significance.permutation_p(of_a, of_b, metric, swaps, complete)[4]
+    found = compare.permutation_p(of_a, of_b, metric, swaps, complete)[4]
     assert found == pytest.approx(expected.pvalue, abs=1e-12)
 
 
 def test_random_exchanges_come_near_all_of_them():
     sizes, rng = np.full(11, 6), np.random.default_rng(4)
     a, b = equal_models(rng, sizes, 0.2)
-    every = significance.permutation_p(a, b, "pearson", *significance.exchanges(11, 2048, 0))
-    some = significance.permutation_p(a, b, "pearson", *significance.exchanges(11, 2000, 0))
-    assert significance.exchanges(11, 2048, 0)[1] and not significance.exchanges(11, 2000, 0)[1]
+    every = compare.permutation_p(a, b, "pearson", *compare.exchanges(11, 2048, 0))
+    some = compare.permutation_p(a, b, "pearson", *compare.exchanges(11, 2000, 0))
+    assert compare.exchanges(11, 2048, 0)[1] and not compare.exchanges(11, 2000, 0)[1]
     np.testing.assert_allclose(every, some, atol=0.04)
 
 
 def test_holm_is_the_step_down_rule():
-    assert significance.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
+    assert compare.holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx(
         [0.03, 0.06, 0.06, 0.02]
     )
-    assert significance.holm(np.array([0.5, np.nan, 0.9])) == pytest.approx(
+    assert compare.holm(np.array([0.5, np.nan, 0.9])) == pytest.approx(
         [1.0, np.nan, 1.0], nan_ok=True
     )
     p = np.random.default_rng(0).random(19) ** 3
     ordered, expected = np.sort(p), []
     for rank, one in enumerate(ordered):
         expected.append(min(1.0, max([(19 - rank) * one, *expected])))
-    np.testing.assert_allclose(np.sort(significance.holm(p)), np.sort(expected), atol=1e-12)
+    np.testing.assert_allclose(np.sort(compare.holm(p)), np.sort(expected), atol=1e-12)
     statsmodels = pytest.importorskip("statsmodels.stats.multitest")
     np.testing.assert_allclose(
-        significance.holm(p), statsmodels.multipletests(p, method="holm")[1], atol=1e-12
+        compare.holm(p), statsmodels.multipletests(p, method="holm")[1], atol=1e-12
     )
 
 
@@ -284,8 +284,8 @@ def predictions(index):
 
 def test_comparison_is_paired_and_has_its_sizes(index, predictions):
     values = scored(predictions, index)
-    compared = significance.compare(runs(predictions, index), n_permutations=999)
-    assert list(compared.columns) == significance.COLUMNS
+    compared = compare.paired_tests(runs(predictions, index), n_permutations=999)
+    assert list(compared.columns) == compare.TEST_COLUMNS
     row = compared.set_index(["scope", "metric", "dimension"]).loc[("overall", "pearson", "mean")]
     better, worse = (
         value(values, "pearson", dimension="mean", model=m) for m in ("ast-micro-ssast", "mlp")
@@ -299,7 +299,7 @@ def test_comparison_is_paired_and_has_its_sizes(index, predictions):
     dimensions = compared[
         (compared["scope"] == "overall") & (compared["metric"] == "pearson")
     ].head(19)
-    np.testing.assert_allclose(dimensions["p_holm"], significance.holm(dimensions["p"].to_numpy()))
+    np.testing.assert_allclose(dimensions["p_holm"], compare.holm(dimensions["p"].to_numpy()))
     worse_mae = compared.set_index(["scope", "metric", "dimension"]).loc[("overall", "mae", "mean")]
     assert worse_mae["difference"] < 0 and np.isnan(worse_mae["cohens_q"])
 
@@ -307,12 +307,12 @@ def test_comparison_is_paired_and_has_its_sizes(index, predictions):
 def test_a_model_does_not_differ_from_itself(index, predictions):
     one = predictions[predictions["model"] == "mlp"]
     twins = pd.concat([one, one.assign(model="twin")])
-    same = significance.compare(runs(twins, index), n_permutations=99)
+    same = compare.paired_tests(runs(twins, index), n_permutations=99)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None) and (
         same[["p", "p_holm"]] == 1
     ).all(axis=None)
     scaled = pd.concat([one, one.assign(model="scaled", prediction=3 * one["prediction"] - 1)])
-    same = significance.compare(
+    same = compare.paired_tests(
         runs(scaled, index), n_permutations=99, names=("pearson", "spearman")
     )
     assert same["difference"].abs().max() < 1e-9 and (same["p"] == 1).all()
@@ -322,7 +322,7 @@ def test_comparison_uses_common_clips(index, predictions):
     some = predictions[(predictions["model"] != "mlp") | (predictions["fold"] < 2)]
     common = predictions[predictions["fold"] < 2]
     compared = [
-        significance.compare(runs(rows, index), n_permutations=50) for rows in (some, common)
+        compare.paired_tests(runs(rows, index), n_permutations=50) for rows in (some, common)
     ]
     pd.testing.assert_frame_equal(*compared)
 
@@ -330,13 +330,13 @@ def test_comparison_uses_common_clips(index, predictions):
 def test_what_cannot_be_compared_has_no_p(index, predictions):
     flat = (predictions["model"] == "mlp") & (predictions["dimension"] == KEYS[3])
     rows = predictions.assign(prediction=predictions["prediction"].mask(flat, 0.1))
-    compared = significance.compare(runs(rows, index), n_permutations=50, names=("pearson",))
+    compared = compare.paired_tests(runs(rows, index), n_permutations=50, names=("pearson",))
     compared = compared.set_index(["scope", "dimension"]).loc["overall"]
     for dimension in (KEYS[3], "sound", "mean"):
         assert compared.loc[dimension, ["difference", "low", "p", "p_holm"]].isna().all()
     assert compared.loc["timing", ["difference", "low", "p"]].notna().all()
     apart = predictions[(predictions["model"] == "mlp") == (predictions["fold"] < 2)]
-    none = significance.compare(runs(apart, index), n_permutations=50)
+    none = compare.paired_tests(runs(apart, index), n_permutations=50)
     assert len(none) and none[["difference", "p", "detectable"]].isna().all(axis=None)
 
 
@@ -374,7 +374,7 @@ def test_the_detectable_difference_is_found_in_four_of_five():
                 )
                 for y in (a, b)
             ]
-            yield significance.difference(*values, "pearson")
+            yield compare.difference(*values, "pearson")
 
     detectable = np.mean([one["detectable"][:19].mean() for one in differences(0.0, 10)])
     found = np.mean([(one["low"] > 0)[:19].mean() for one in differences(detectable, 20)])
@@ -397,8 +397,8 @@ def seeded(index, spread, seeds, model, rng=9):
 def test_seeds_are_reported_one_by_one_and_together(index):
     rows = pd.concat(seeded(index, 0.05, 3, "mlp"))
     values = scored(rows, index)
-    assert set(values["seed"]) == {0, 1, 2} and significance.compare(runs(rows, index)).empty
-    found = seeds.evaluate(runs(rows, index)).set_index(["scope", "metric", "dimension"])
+    assert set(values["seed"]) == {0, 1, 2} and compare.paired_tests(runs(rows, index)).empty
+    found = compare.over_seeds(runs(rows, index)).set_index(["scope", "metric", "dimension"])
     row = found.loc[("overall", "pearson", KEYS[0])]
     each = [value(values[values["seed"] == seed], "pearson") for seed in range(3)]
     assert row["value"] == pytest.approx(np.mean(each), abs=1e-12) and row["seeds"] == 3
@@ -408,22 +408,26 @@ def test_seeds_are_reported_one_by_one_and_together(index):
     wide = pd.concat(
         seeded(index, 0.0, 2, "mlp") + [one.assign(seed=2) for one in seeded(index, 0.3, 1, "mlp")]
     )
-    found = seeds.evaluate(runs(wide, index)).set_index(["scope", "metric", "dimension"])
+    found = compare.over_seeds(runs(wide, index)).set_index(["scope", "metric", "dimension"])
     found = found.loc[("overall", "pearson", KEYS[0])]
     assert found["high"] - found["low"] > 1.5 * single
 
 
 def test_seeds_make_a_comparison_more_cautious(index):
     rows = pd.concat(seeded(index, 0.1, 2, "mlp") + seeded(index, 0.02, 2, "cnn"))
-    found = seeds.compare(runs(rows, index)).set_index(["scope", "metric", "dimension"])
+    found = compare.compare_over_seeds(runs(rows, index)).set_index(
+        ["scope", "metric", "dimension"]
+    )
     assert (found["seeds_a"] == 2).all() and found.loc[
         ("overall", "pearson", "mean"), "difference"
     ] > 0
-    fixed = significance.compare(runs(rows[rows["seed"] == 0], index), n_permutations=50)
+    fixed = compare.paired_tests(runs(rows[rows["seed"] == 0], index), n_permutations=50)
     fixed = fixed.set_index(["scope", "metric", "dimension"])
     assert (found["high"] - found["low"]).median() > (fixed["high"] - fixed["low"]).median()
     one = rows[(rows["model"] == "mlp") | (rows["seed"] == 0)]
-    assert seeds.compare(runs(one, index)).empty and len(seeds.evaluate(runs(one, index)))
+    assert compare.compare_over_seeds(runs(one, index)).empty and len(
+        compare.over_seeds(runs(one, index))
+    )
 
 
 @pytest.mark.slow
@@ -443,7 +447,7 @@ def test_seed_comparisons_keep_their_level():
                     prediction=base["rating"] + draw.normal(0, spread, len(base)),
                 )
             )
-        found = seeds.compare(runs(pd.concat(rows), big), names=("pearson",))
+        found = compare.compare_over_seeds(runs(pd.concat(rows), big), names=("pearson",))
         rejected.append(
             (
                 found["p"][(found["scope"] == "overall") & found["dimension"].isin(KEYS)] < 0.05
@@ -460,7 +464,7 @@ def test_a_model_that_is_constant_within_segments_is_compared_where_it_varies():
     fold = rows["fold"] / 1000
     # people and folds alone
     rows["prediction"] = rows["prediction"].where(rows["model"] == "mlp", 0.1 * human + fold)
-    found = significance.compare(runs(rows, index), n_permutations=200, names=("pearson",))
+    found = compare.paired_tests(runs(rows, index), n_permutations=200, names=("pearson",))
     found = found.set_index(["scope", "dimension"])
     assert found.loc[("overall", "mean"), "p"] < 0.05
     assert np.isnan(

@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from reproduce import Experiment, main, run_experiment
 from test_asap import write_folder
 from tiny import FINETUNE, PRETRAIN
 
 from percepiano_ast import packaged, suite
-from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def midi(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done(midi, tmp_path_factory):
     out, lines = tmp_path_factory.mktemp("experiment"), []
-    given = suite.Experiment(
+    given = Experiment(
         str(midi),
         "demo",
         hours=0.2,
@@ -55,8 +55,8 @@ def done(midi, tmp_path_factory):
         protocols=("content", "performer"),
         epochs={"transcriptionstem": 12, "cnn": 2},
     )
-    first = suite.run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
-    report = suite.run_experiment(PRESET, out, given, log=lines.append)
+    first = run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
+    report = run_experiment(PRESET, out, given, log=lines.append)
     return out, given, first, report, lines
 
 
@@ -110,16 +110,14 @@ def test_nothing_is_made_twice(done):
         for path in out.rglob("predictions_*")
         if "results" not in path.parts
     }
-    suite.run_experiment(PRESET, out, given, log=lambda line: None)
+    run_experiment(PRESET, out, given, log=lambda line: None)
     assert {path: path.stat().st_mtime for path in before} == before
 
 
 def test_another_experiment_is_refused_where_one_is(done):
     out, given, *_ = done
     with pytest.raises(InputError, match="another configuration"):
-        suite.run_experiment(
-            PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None
-        )
+        run_experiment(PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +195,9 @@ def test_a_piano_that_is_heard_is_not_unseen():
     with pytest.raises(
         InputError, match="the held-out soundfont builtin is also used for training"
     ):
-        suite.Experiment("midi", "demo", voices=("builtin",), unseen="builtin")
+        Experiment("midi", "demo", voices=("builtin",), unseen="builtin")
     with pytest.raises(InputError, match="Did you mean 'transcription'"):
-        suite.Experiment("midi", "demo", starts=("transcriptoin",))
+        Experiment("midi", "demo", starts=("transcriptoin",))
 
 
 def test_what_more_labels_would_be_worth(done):

@@ -2,6 +2,7 @@
 command. About 25 s."""
 
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
 from percepiano_ast.models.attribution import Listener
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.rating import FoldModel
 from percepiano_ast.training.finetune import Scaler
 
@@ -181,6 +182,17 @@ class TestKnownAnswer:
             for one in (performance(), held)
         )
         assert wet[-1] != dry[-1] and wet.sum() == pytest.approx(dry.sum(), rel=1e-5)
+
+    def test_a_note_under_the_pedal_ends_when_its_string_is_struck_again(self, found):
+        front_end = found.recording.front_end
+        per_second = front_end.sample_rate / front_end.hop_length
+        attributed = np.zeros_like(found.map)
+        attributed[int(8.4 * per_second) : int(8.8 * per_second)] = 1
+        one = replace(found, maps={"gradients": attributed})
+        held = Performance(performance().notes, np.array([(0.0, 64, 127)], PEDAL))
+        table = explain.note_table(one, held).set_index("note")["contribution"]
+        assert table[8] == pytest.approx(attributed.sum(), rel=1e-5)
+        assert (table[table.index != 8] == 0).all()
 
     def test_checks_tell_good_maps_and_a_model_that_learned_nothing(self, known, short_wavs):
         """It moves fast when the map is followed; and as its weights do nothing, random ones change

@@ -38,17 +38,22 @@ from percepiano_ast.__main__ import main
 from percepiano_ast.audio import fbank
 from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
 from percepiano_ast.data.demo import write_example, write_maestro, write_percepiano
-from percepiano_ast.decoding import Heard, decode
-from percepiano_ast.descriptors import describe
 from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.convert import fit_positions
 from percepiano_ast.models.heads import Rater
 from percepiano_ast.models.ssast import SSAST
 from percepiano_ast.models.transcription import STEP, Transcriber, on_steps
-from percepiano_ast.performance import read_midi, trimmed
-from percepiano_ast.score import read as read_score
-from percepiano_ast.score.features import describe as describe_by_score
-from percepiano_ast.targets import Targets, frame_times, frames
+from percepiano_ast.music.midi import read_midi, trimmed
+from percepiano_ast.music.performance_features import performance_features
+from percepiano_ast.music.piano_roll import (
+    FramePredictions,
+    FrameTargets,
+    frame_targets,
+    frame_times,
+    frames_to_notes,
+)
+from percepiano_ast.music.score import read_score as read_score
+from percepiano_ast.music.score_features import score_features as describe_by_score
 from percepiano_ast.training.checkpoints import open_latest
 
 FOLDER = Path(__file__).parent / "golden"
@@ -97,17 +102,17 @@ def compute_features(home: Path) -> pd.DataFrame:
             count = STEP * (
                 front_end.n_frames(int((performance.duration + 1) * front_end.sample_rate)) // STEP
             )
-            targets = Targets(
-                *(values[None] for values in frames(performance, 0, count, front_end))
+            targets = FrameTargets(
+                *(values[None] for values in frame_targets(performance, 0, count, front_end))
             )
             steps = {
                 key: np.asarray(values)[0]
                 for key, values in on_steps(targets).items()
-                if key in Heard._fields
+                if key in FramePredictions._fields
             }
             performance = trimmed(
-                decode(
-                    Heard(
+                frames_to_notes(
+                    FramePredictions(
                         **steps,
                         times=frame_times(0, count, front_end).reshape(-1, STEP).mean(axis=1),
                     )
@@ -115,7 +120,7 @@ def compute_features(home: Path) -> pd.DataFrame:
             )
         score = read_score(source / SCORES / f"{name.rsplit('_', 2)[0]}_Score_1.mid")
         kinds = {
-            "performance": describe(performance),
+            "performance": performance_features(performance),
             "score": describe_by_score(performance, score),
         }
         kinds |= {} if clip == DECODED else {"audio": audio.loc[clip].to_dict()}
@@ -299,8 +304,8 @@ def compute_encoders() -> dict[str, np.ndarray]:
             )
             found[f"{name}{jax.tree_util.keystr(path)}"] = np.concatenate([picked, moments])
 
-    def log_mel(frames: int, batch: int = 2) -> jax.Array:
-        return jnp.asarray(0.5 * rng.randn(batch, frames, 128), jnp.float32)
+    def log_mel(frame_targets: int, batch: int = 2) -> jax.Array:
+        return jnp.asarray(0.5 * rng.randn(batch, frame_targets, 128), jnp.float32)
 
     def apply(model, params, *arguments):
         return jax.jit(model.apply)({"params": params}, *arguments)

@@ -8,14 +8,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
 
-from percepiano_ast import descriptors
 from percepiano_ast.baselines import portable, statistics
 from percepiano_ast.config import PRESETS
-from percepiano_ast.data import predictions
 from percepiano_ast.data.batches import RatedClips
-from percepiano_ast.data.predictions import COLUMNS
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.evaluation import predictions
+from percepiano_ast.evaluation.predictions import COLUMNS
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite import curve, heard, judged, rated, rating
 from percepiano_ast.suite.run import INITS, Run, Start, hears_notes
 
@@ -105,7 +105,7 @@ def test_what_was_heard_is_kept_as_long_as_encoder_and_clips_are_the_same(listen
 def test_descriptors_are_those_of_what_was_heard(listened):
     found, what = listened
     values = what.described(lambda line: None).values
-    assert values.shape == (2 * CLIPS, len(descriptors.DESCRIPTORS)) and np.isfinite(values).all()
+    assert values.shape == (2 * CLIPS, len(PERFORMANCE_FEATURES)) and np.isfinite(values).all()
     np.testing.assert_allclose(values[2], np.delete(values, 2, axis=0).mean(axis=0), rtol=1e-4)
 
 

@@ -16,27 +16,22 @@ from tiny import CLIPS, compiled_once, embed, finetuning
 
 from percepiano_ast import rating
 from percepiano_ast.__main__ import main
-from percepiano_ast.audio.conditions import CONDITIONS
+from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import listening, table
-from percepiano_ast.evaluation.listening import EXPECTED, Comparison
+from percepiano_ast.evaluation import analysis, predictions
+from percepiano_ast.evaluation.analysis import EXPECTED, ChangedRatings
 from percepiano_ast.listening import raters, run
-from percepiano_ast.performance import NOTE, PEDAL, Performance
-from percepiano_ast.plots import listening as listening_plots
-from percepiano_ast.synthesis import BuiltinPiano
+from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
+from percepiano_ast.music.synth import BuiltinPiano
+from percepiano_ast.plots import studies as listening_plots
 from percepiano_ast.training.finetune import Scaler
-from percepiano_ast.variations import PARAMETERS, VARIATIONS, Variation
 
 RATE = 22_050
-LOUDER, SOFTER = (Variation(PARAMETERS["loudness"], strength) for strength in (20, -20))
-FEW = (
-    SOFTER,
-    LOUDER,
-    Variation(PARAMETERS["pedal"], -1),
-    Variation(PARAMETERS["transposition"], 5),
-)
+LOUDER, SOFTER = (Edit(PARAMETERS["loudness"], strength) for strength in (20, -20))
+FEW = (SOFTER, LOUDER, Edit(PARAMETERS["pedal"], -1), Edit(PARAMETERS["transposition"], 5))
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +48,12 @@ def compared(change, n=60, seed=0):
     rng = np.random.default_rng(seed)
     before = 0.5 + 0.1 * rng.standard_normal((n, 19))
     after = before + 0.1 * (change + 0.5 * rng.standard_normal((n, 19)))
-    return Comparison(before, after, np.zeros(n, bool)), np.repeat(np.arange(12), n // 12)
+    return ChangedRatings(before, after, np.zeros(n, bool)), np.repeat(np.arange(12), n // 12)
 
 
 def test_a_known_effect_is_found_in_standard_deviations_of_the_ratings():
     found, groups = compared(0.8)
-    rows = listening.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
+    rows = analysis.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
     assert (
         rows["standardised"].between(0.5, 1.2).all()
         and (rows["low"] > 0.3).all()
@@ -71,7 +66,7 @@ def test_a_known_effect_is_found_in_standard_deviations_of_the_ratings():
 
 def test_the_interval_is_that_of_the_group_means():
     found, groups = compared(0.8)
-    row = listening.sensitivity("m", groups, {LOUDER: found}).iloc[0]
+    row = analysis.sensitivity("m", groups, {LOUDER: found}).iloc[0]
     change = (found.after - found.before)[:, 0] / found.before[:, 0].std()
     low, high = stats.t.interval(
         0.95, 11, change.mean(), stats.sem(change.reshape(12, 5).mean(axis=1))
@@ -84,7 +79,7 @@ def test_the_interval_is_that_of_the_group_means():
 @pytest.mark.parametrize(("change", "answer"), [(0.8, "yes"), (-0.8, "no"), (0.0, "unclear")])
 def test_a_sign_is_found_reversed_or_unclear(change, answer):
     found, groups = compared(change, seed=3)
-    rows = listening.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
+    rows = analysis.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
     assert (rows["agrees"] == "").sum() == 19 - len(EXPECTED["loudness"])
     assert (
         rows.loc["timbre_soft_loud", "expected"] == 1
@@ -97,7 +92,7 @@ def test_a_sign_is_found_reversed_or_unclear(change, answer):
 
 def test_less_of_a_parameter_expects_the_opposite_sign():
     found, groups = compared(-0.8)
-    rows = listening.sensitivity("m", groups, {SOFTER: found}).set_index("dimension")
+    rows = analysis.sensitivity("m", groups, {SOFTER: found}).set_index("dimension")
     assert (
         rows.loc["timbre_soft_loud", "expected"] == -1
         and rows.loc["timbre_soft_loud", "agrees"] == "yes"
@@ -106,35 +101,35 @@ def test_less_of_a_parameter_expects_the_opposite_sign():
 
 def test_what_does_not_reach_the_model_is_not_held_against_it():
     found, groups = compared(0)
-    deaf = Comparison(found.before, found.before, np.ones(60, bool))
-    rows = listening.sensitivity("m", groups, {LOUDER: deaf})
+    deaf = ChangedRatings(found.before, found.before, np.ones(60, bool))
+    rows = analysis.sensitivity("m", groups, {LOUDER: deaf})
     assert set(rows["agrees"]) == {"", "unheard"} and (rows["alike"] == 60).all()
     assert "no change in the sound, not counted (5 signs): louder (+20 velocity)" in "\n".join(
-        listening.summary(rows)
+        analysis.sensitivity_summary(rows)
     )
 
 
 def test_clips_that_could_not_be_varied_are_left_out_and_counted():
     found, groups = compared(0.8)
     found.after[::2] = np.nan
-    assert (listening.sensitivity("m", groups, {LOUDER: found})["clips"] == 30).all()
+    assert (analysis.sensitivity("m", groups, {LOUDER: found})["clips"] == 30).all()
     found.after[:] = np.nan
     with pytest.raises(InputError, match="louder .*: this change applies to no clip"):
-        listening.sensitivity("m", groups, {LOUDER: found})
+        analysis.sensitivity("m", groups, {LOUDER: found})
 
 
 def test_a_model_that_rates_all_clips_alike_is_refused():
     found, groups = compared(0.8)
     found.before[:, 3] = 0.5
     with pytest.raises(InputError, match="gives all 60 clips the same rating of pedal_dry_wet"):
-        listening.sensitivity("m", groups, {LOUDER: found})
+        analysis.sensitivity("m", groups, {LOUDER: found})
 
 
 def test_robustness_tells_a_shift_from_another_order():
     found, groups = compared(0)
-    shifted = Comparison(found.before, found.before + 0.05, found.alike)
-    shuffled = Comparison(found.before, np.roll(found.before, 7, axis=0), found.alike)
-    rows = listening.robustness("m", groups, {"gain": shifted, "chaos": shuffled}).groupby(
+    shifted = ChangedRatings(found.before, found.before + 0.05, found.alike)
+    shuffled = ChangedRatings(found.before, np.roll(found.before, 7, axis=0), found.alike)
+    rows = analysis.robustness("m", groups, {"gain": shifted, "chaos": shuffled}).groupby(
         "condition"
     )
     np.testing.assert_allclose(rows["absolute"].max()["gain"], 0.05)
@@ -148,7 +143,7 @@ def test_experts_who_rate_the_other_way_are_named():
     ratings = rng.standard_normal((200, 19))
     ratings[:, KEYS.index("timbre_soft_loud")] -= measures["loudness"]
     segments = np.repeat(np.arange(20), 10)
-    rows = listening.experts(measures, ratings, segments).set_index("dimension")
+    rows = analysis.expert_correlations(measures, ratings, segments).set_index("dimension")
     assert rows.index[rows["differs"]].tolist() == ["timbre_soft_loud"]
     r = stats.pearsonr(measures["loudness"], ratings[:, 3]).statistic
     assert rows.loc[KEYS[3], "r"] == pytest.approx(r, abs=1e-9)
@@ -164,7 +159,7 @@ def test_expected_signs_are_of_known_parameters_and_dimensions():
 
 
 def under(label, wave, seed=0):
-    return next(one for one in CONDITIONS if one.label == label).apply(wave, RATE, seed)
+    return next(one for one in EFFECTS if one.label == label).apply(wave, RATE, seed)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +171,7 @@ def wave():
     ).astype(np.float32)
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=[one.label for one in CONDITIONS])
+@pytest.mark.parametrize("condition", EFFECTS, ids=[one.label for one in EFFECTS])
 def test_a_condition_is_float32_finite_and_repeatable(condition, wave):
     untouched = wave.copy()
     changed = condition.apply(wave, RATE, 1)
@@ -233,7 +228,7 @@ def test_mp3_of_fewer_bits_is_farther_from_the_original(wave):
 
 def test_mp3_at_another_sampling_rate_is_refused(wave):
     with pytest.raises(InputError, match="cannot write MP3 at 44100 Hz"):
-        next(one for one in CONDITIONS if one.kind == "mp3").apply(wave, 44_100, 0)
+        next(one for one in EFFECTS if one.kind == "mp3").apply(wave, 44_100, 0)
 
 
 # --- Rating functions ---------------------------------------------------------------------------
@@ -264,7 +259,7 @@ class LevelRater:
 
 
 def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
-    index = table.load_index(folder / "index.csv").set_index("clip")
+    index = predictions.load_index(folder / "index.csv").set_index("clip")
     learned, names = {}, sorted(set(index["content_group"]))
 
     def fit(x, y, *, seed):
@@ -305,7 +300,7 @@ def run_of_two(tmp_path_factory):
 
 
 def in_folds(folder, n):
-    index = table.load_index(folder / "index.csv")
+    index = predictions.load_index(folder / "index.csv")
     return index.assign(fold_content=index["fold_content"] % n)
 
 
@@ -380,7 +375,7 @@ def test_an_index_without_players_is_refused():
 @pytest.fixture
 def few(monkeypatch):
     monkeypatch.setattr(run, "VARIATIONS", FEW)
-    monkeypatch.setattr(run, "CONDITIONS", tuple(one for one in CONDITIONS if one.kind == "gain"))
+    monkeypatch.setattr(run, "EFFECTS", tuple(one for one in EFFECTS if one.kind == "gain"))
 
 
 SETTINGS = run.Settings(clips=6, synthesizer="builtin", others=(), seed=0)
@@ -483,7 +478,7 @@ def test_a_rater_that_returns_something_else_is_named(folder, tmp_path, few):
 
 
 def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypatch):
-    monkeypatch.setattr("percepiano_ast.variations.HIGHEST", 85)
+    monkeypatch.setattr("percepiano_ast.music.edits.HIGHEST", 85)
     run.listen(folder, tmp_path, [LevelRater("midi")], SETTINGS, lambda line: None)
     left_out = pd.read_csv(tmp_path / "left_out.csv")
     assert 0 < len(left_out) < 6 and left_out["reason"].str.contains("exceed the keyboard").all()
@@ -495,7 +490,7 @@ def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypat
 
 def test_figures_mark_every_expected_sign_and_frame_what_is_reversed():
     found, groups = compared(0.8)
-    rows = listening.sensitivity("m", groups, {LOUDER: found, SOFTER: found})
+    rows = analysis.sensitivity("m", groups, {LOUDER: found, SOFTER: found})
     axes = listening_plots.sensitivity(rows, "t").axes[0]
     assert len(axes.texts) == 2 * len(EXPECTED["loudness"])
     assert len(axes.patches) == (rows["agrees"] == "no").sum() == 5
@@ -558,7 +553,7 @@ def test_the_command_tests_both_baselines_on_the_demo(folder, tmp_path):
     ]
     assert main(command) == 0
     rows = pd.read_csv(tmp_path / "sensitivity.csv", keep_default_na=False)
-    assert len(rows) == 2 * len(VARIATIONS) * 19
+    assert len(rows) == 2 * len(EDITS) * 19
     louder = rows[(rows["variation"] == "louder") & (rows["dimension"] == "timbre_soft_loud")]
     assert (louder["agrees"] == "yes").all()
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from tiny import FINETUNE, RATINGS, TRAIN, compiled_once
 
-from percepiano_ast.data import predictions
 from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, group_indices
 from percepiano_ast.errors import InputError
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.models import heads
 from percepiano_ast.training import finetune as finetuning
 from percepiano_ast.training.finetune import RatingTargets
@@ -189,10 +189,10 @@ class TestCalibration:
         clips = np.array(["a", "a", "b"])  # two renderings of one clip
         run = ("ast-test-scratch", "content", 0)
         uncertainty = np.repeat([[0.1], [0.3], [0.5]], 19, axis=1)
-        found = predictions.tidy(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3], uncertainty)
+        found = predictions.to_table(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3], uncertainty)
         assert found.columns[-1] == "uncertainty" and len(found) == 2 * 19
         np.testing.assert_allclose(found.groupby("clip")["uncertainty"].mean(), [0.2, 0.5])
         assert (
             "uncertainty"
-            not in predictions.tidy(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3]).columns
+            not in predictions.to_table(run, {"a": 0, "b": 1}, clips, TRUE[:3], RATED[:3]).columns
         )

@@ -19,13 +19,14 @@ import soundfile
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
-from percepiano_ast import colab, notebooks, plots, suite, synthesis, views
+from percepiano_ast import colab, notebooks, plots, suite, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, weights
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed
 from percepiano_ast.training.checkpoints import open_latest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -335,7 +336,7 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
     """Recordings of all clips by an instrument of one's own; one that is missing is named."""
     source, recordings = demo[0] / "demo" / "percepiano", tmp_path / "recordings"
     recordings.mkdir()
-    piano = synthesis.make_synthesizer("builtin")
+    piano = synth.make_synthesizer("builtin")
     for midi in source.rglob("all_2rounds/*.mid"):
         soundfile.write(
             recordings / f"{midi.stem}.wav", piano.render(trimmed(read_midi(midi)), 22_050), 22_050
@@ -388,7 +389,7 @@ def test_other_settings_in_the_same_place_are_refused(demo):
 
 def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path):
     midi = next((demo[0] / "demo" / "percepiano").rglob("*.mid"))
-    wave = synthesis.make_synthesizer("builtin").render(read_midi(midi), 44_100)
+    wave = synth.make_synthesizer("builtin").render(read_midi(midi), 44_100)
     soundfile.write(tmp_path / "good.wav", wave, 44_100)
     (tmp_path / "bad.wav").write_bytes(b"not a recording")
     files = [tmp_path / "good.wav", tmp_path / "bad.wav"]
@@ -411,7 +412,6 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
         (["evaluate", "{tmp}/none.csv", "--out", "{tmp}/report"], "none.csv"),
         (["preprocess", "--source", "{tmp}/none.zip", "--out", "{tmp}"], "none.zip"),
         (["preprocess", "--percepiano", "{tmp}", "--out", "{tmp}/run"], "missing or incomplete"),
-        (["bench", "nothing"], "Choose one of: log-mel"),
         (["pretrain", "--pretraining", "sast", "--out", "{tmp}"], "Did you mean 'ssast'"),
         (["finetune", "--set", "stratgy=lora", "--out", "{tmp}"], "Did you mean 'strategy'"),
         (

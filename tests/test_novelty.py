@@ -12,12 +12,12 @@ import pytest
 import soundfile
 import soxr
 
-from percepiano_ast import audio, synthesis
+from percepiano_ast import audio
 from percepiano_ast.data import percepiano
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed
 from percepiano_ast.packaged import Packaged
-from percepiano_ast.performance import read_midi, trimmed
 from percepiano_ast.recording import rating
-from percepiano_ast.synthesis import fluid
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 RATE = 22_050
@@ -62,22 +62,22 @@ def share(model, waves) -> float:
 
 def played_by(program, performance, monkeypatch):
     """On another instrument of a General MIDI soundfont."""
-    plain = fluid._open
+    plain = synth._open
 
     def opened(path, sample_rate):
         synth = plain(path, sample_rate)
         synth.program_select(0, 1, 0, program)
         return synth
 
-    piano = fluid.FluidSynth("musescore-small")
+    piano = synth.FluidSynth("musescore-small")
     with monkeypatch.context() as patch:
-        patch.setattr(fluid, "_open", opened)
+        patch.setattr(synth, "_open", opened)
         return piano.render(performance, RATE)
 
 
 @pytest.mark.parametrize("piano", PIANOS)
 def test_pianos_rarely_get_the_warning(model, performances, piano):
-    synthesizer = synthesis.make_synthesizer(piano)
+    synthesizer = synth.make_synthesizer(piano)
     found = share(model, [synthesizer.render(one, RATE) for one in performances])
     print(f"{piano}: {found:.2f}")
     assert found <= 0.1
@@ -128,7 +128,7 @@ def test_rate_compression_gain_and_silence_in_front_do_not_move_a_rating(
 ):
     moved = {}
     for number, performance in enumerate(performances[:12]):
-        wave = synthesis.make_synthesizer(PIANOS[2 * (number % 2)]).render(performance, RATE)
+        wave = synth.make_synthesizer(PIANOS[2 * (number % 2)]).render(performance, RATE)
         wave *= 0.5 / np.abs(wave).max()
         soundfile.write(tmp_path / "plain.wav", wave, RATE)
         soundfile.write(tmp_path / "48k.wav", soxr.resample(wave, RATE, 48_000), 48_000)
@@ -155,10 +155,10 @@ def test_rate_compression_gain_and_silence_in_front_do_not_move_a_rating(
 def test_tuning_hardly_moves_a_rating(model, performances, cents):
     moved = []
     for number, performance in enumerate(performances[:12]):
-        wave = synthesis.make_synthesizer(PIANOS[number % 3]).render(performance, RATE)
+        wave = synth.make_synthesizer(PIANOS[number % 3]).render(performance, RATE)
         plain, other = (
             rating.rate_wave(model, one, with_course=False).ratings
-            for one in (wave, audio.retuned(wave, RATE, cents))
+            for one in (wave, audio.retune(wave, RATE, cents))
         )
         moved.append([abs(other[key] - plain[key]) for key in plain])
     print(f"{cents:+} cents: {np.mean(moved):.4f} in the mean, {np.max(moved):.4f} at most")

@@ -18,7 +18,7 @@ from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import own as evaluation
+from percepiano_ast.evaluation import analysis
 from percepiano_ast.listening.raters import RunRater
 from percepiano_ast.models.heads import RatingHead
 from percepiano_ast.training.checkpoints import Checkpoints
@@ -361,9 +361,10 @@ class TestEvaluation:
     def test_numbers_are_those_of_their_definitions(self):
         rating, prediction = np.random.default_rng(1).uniform(0, 100, (2, 20, 2))
         prediction += rating
-        found = evaluation.evaluate(predictions(self.INDEX, rating, prediction), self.INDEX)
+        found = analysis.few_shot_table(predictions(self.INDEX, rating, prediction), self.INDEX)
         assert (
-            found["dimension"].tolist() == ["b", "a"] and list(found.columns) == evaluation.COLUMNS
+            found["dimension"].tolist() == ["b", "a"]
+            and list(found.columns) == analysis.FEW_SHOT_COLUMNS
         )
         others = np.where(
             np.arange(20)[:, None] < 10, rating[10:].mean(axis=0), rating[:10].mean(axis=0)
@@ -385,9 +386,9 @@ class TestEvaluation:
         rating = np.random.default_rng(1).uniform(0, 100, (20, 2))
         prediction = rating.copy()
         prediction[:, 1] = 7.3
-        found = evaluation.evaluate(predictions(index, rating, prediction), index)
+        found = analysis.few_shot_table(predictions(index, rating, prediction), index)
         assert found["r"].isna().tolist() == [False, True] and found["r_within_groups"].isna().all()
-        lines = evaluation.remarks(found, index)
+        lines = analysis.few_shot_remarks(found, index)
         assert "a: r is undefined because the predictions are constant." in lines
         assert any(line.startswith("20 groups have fewer") for line in lines)
         assert (
@@ -398,14 +399,15 @@ class TestEvaluation:
     def test_two_groups_are_enough_for_an_interval_and_too_few_to_trust(self):
         index = self.INDEX.assign(content_group=np.where(np.arange(20) < 10, "x", "y"))
         rating, noise = np.random.default_rng(1).uniform(0, 100, (2, 20, 2))
-        found = evaluation.evaluate(predictions(index, rating, rating + noise), index)
+        found = analysis.few_shot_table(predictions(index, rating, rating + noise), index)
         assert (
             (found["groups"] == 2).all()
             and (found["low"] < found["r"]).all()
             and (found["r"] < found["high"]).all()
         )
         assert any(
-            line.startswith("20 clips in 2 groups: ") for line in evaluation.remarks(found, index)
+            line.startswith("20 clips in 2 groups: ")
+            for line in analysis.few_shot_remarks(found, index)
         )
 
     def test_the_mean_of_the_others_is_not_called_a_skill_turned_round(self):
@@ -416,13 +418,13 @@ class TestEvaluation:
         others = np.where(
             np.arange(20)[:, None] < 10, rating[10:].mean(axis=0), rating[:10].mean(axis=0)
         )
-        found = evaluation.evaluate(predictions(self.INDEX, rating, others), self.INDEX)
+        found = analysis.few_shot_table(predictions(self.INDEX, rating, others), self.INDEX)
         assert (found["high"] < 0).all() and found["mae"].tolist() == pytest.approx(
             found["mae_of_mean"].tolist()
         )
         (line,) = [
             line
-            for line in evaluation.remarks(found, self.INDEX)
+            for line in analysis.few_shot_remarks(found, self.INDEX)
             if "the interval of r is below 0" in line
         ]
         assert line.startswith("b, a: ")

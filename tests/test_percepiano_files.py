@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from percepiano_folder import CLIPS, write_clip, write_folder
 
-from percepiano_ast.data import percepiano, percepiano_files
-from percepiano_ast.data.percepiano_files import COMMIT, ClipName
+from percepiano_ast.data import percepiano
+from percepiano_ast.data.percepiano import COMMIT, ClipName
 from percepiano_ast.errors import InputError
 
 
@@ -45,9 +45,9 @@ def test_a_clip_twice_is_refused_by_name(folder):
 
 def test_equal_files_are_found_and_scores_must_be_there(folder):
     midi = percepiano.find_midi(folder)
-    assert percepiano.same_playing(folder) == []
+    assert percepiano.identical_midi(folder) == []
     midi[CLIPS[2]].write_bytes(midi[CLIPS[0]].read_bytes())
-    assert percepiano.same_playing(folder) == [sorted([CLIPS[0], CLIPS[2]])]
+    assert percepiano.identical_midi(folder) == [sorted([CLIPS[0], CLIPS[2]])]
     with pytest.raises(InputError, match="no scores in"):
         percepiano.find_scores(folder)
 
@@ -191,7 +191,7 @@ class TestTraps:
 
     def test_equal_files_under_two_names_share_a_content_group(self, percepiano_dir):
         group = percepiano.load_index(percepiano_dir).set_index("clip")["content_group"]
-        found = percepiano.same_playing(percepiano_dir)
+        found = percepiano.identical_midi(percepiano_dir)
         assert len(found) == 21 and sum(map(len, found)) == 46
         assert all(group[clips].nunique() == 1 for clips in found)
 
@@ -200,4 +200,4 @@ class TestTraps:
         assert set(percepiano.load_index(percepiano_dir)["segment"]) <= set(scores)
 
     def test_the_files_are_the_published_ones(self, percepiano_dir):
-        assert percepiano_files.fingerprints(percepiano_dir) == percepiano_files.PUBLISHED
+        assert percepiano.fingerprints(percepiano_dir) == percepiano.PUBLISHED

@@ -7,14 +7,12 @@ import pytest
 from archives import FRONT_END, preprocess, row, sound, write_usual_archive
 
 from percepiano_ast.data import maestro
-from percepiano_ast.data.batches import pretrain_batches
-from percepiano_ast.data.hearing import DESCRIBE_EVERY, Hearing
-from percepiano_ast.data.performances import TICK, open_performances
-from percepiano_ast.data.shards import open_shards
-from percepiano_ast.descriptors import OF_EXCERPTS
+from percepiano_ast.data.batches import DESCRIBE_EVERY, TranscriptionTargets, pretrain_batches
+from percepiano_ast.data.shards import TICK, open_performances, open_shards
 from percepiano_ast.errors import InputError
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
-from percepiano_ast.targets import frames
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
+from percepiano_ast.music.performance_features import WINDOW_FEATURES
+from percepiano_ast.music.piano_roll import frame_targets
 
 SPLITS = {"train": 3, "validation": 1}
 
@@ -59,16 +57,17 @@ def test_what_was_played_comes_back(made):
 
 def test_batches_say_what_is_to_be_heard_in_their_windows(made):
     train = opened(made, "train")
-    hearing = Hearing.open(made, train, 1024)
-    batches = pretrain_batches(train, n_frames=1024, batch_size=3, seed=0, hearing=hearing)
+    targets = TranscriptionTargets.open(made, train, 1024)
+    batches = pretrain_batches(train, n_frames=1024, batch_size=3, seed=0, targets=targets)
     batch = next(batches.from_step(5))
     for number, clip in enumerate(batch["clip"]):
         key, _, start = clip.rpartition(" from frame ")
         for found, true in zip(
-            batch["targets"], frames(open_performances(made)[key], int(start), 1024, FRONT_END)
+            batch["targets"],
+            frame_targets(open_performances(made)[key], int(start), 1024, FRONT_END),
         ):
             np.testing.assert_array_equal(found[number], true)
-    assert batch["descriptors"].shape == (3, len(OF_EXCERPTS))
+    assert batch["descriptors"].shape == (3, len(WINDOW_FEATURES))
     known = ~np.isnan(batch["descriptors"]).any(axis=1)
     assert known.tolist() == [row % DESCRIBE_EVERY == 0 for row in range(3)]
 
@@ -78,7 +77,11 @@ def test_a_step_has_the_same_batch_whenever_it_is_asked_for(made):
     first, again = (
         next(
             pretrain_batches(
-                train, n_frames=512, batch_size=2, seed=1, hearing=Hearing.open(made, train, 512)
+                train,
+                n_frames=512,
+                batch_size=2,
+                seed=1,
+                targets=TranscriptionTargets.open(made, train, 512),
             ).from_step(7)
         )
         for _ in range(2)
@@ -88,8 +91,8 @@ def test_a_step_has_the_same_batch_whenever_it_is_asked_for(made):
 
 
 def test_every_split_is_described_by_the_scale_of_training(made):
-    hearing = Hearing.open(made, opened(made, "train"), 512)
-    assert hearing.of(opened(made, "validation"), "validation").description == hearing.description
+    targets = TranscriptionTargets.open(made, opened(made, "train"), 512)
+    assert targets.of(opened(made, "validation"), "validation").description == targets.description
 
 
 def test_sound_without_readable_midi_is_kept_and_serves_masked_patches_alone(tmp_path):
@@ -102,7 +105,7 @@ def test_sound_without_readable_midi_is_kept_and_serves_masked_patches_alone(tmp
     train = opened(tmp_path / "out", "train")
     assert pretrain_batches(train, n_frames=1024, batch_size=2, seed=0).steps_per_epoch
     with pytest.raises(InputError, match="have no performances.npz, .* pre-train with ssast"):
-        Hearing.open(tmp_path / "out", train, 1024)
+        TranscriptionTargets.open(tmp_path / "out", train, 1024)
 
 
 def test_a_recording_without_notes_among_others_is_named(tmp_path):
@@ -116,4 +119,4 @@ def test_a_recording_without_notes_among_others_is_named(tmp_path):
             "1 recordings of the split 'train' have no readable MIDI, such as 2026/recording_0001"
         ),
     ):
-        Hearing.open(tmp_path / "out", opened(tmp_path / "out", "train"), 1024)
+        TranscriptionTargets.open(tmp_path / "out", opened(tmp_path / "out", "train"), 1024)

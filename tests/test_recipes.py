@@ -61,7 +61,7 @@ def home(tmp_path_factory) -> Path:
 
 
 def test_add_a_dimension(home):
-    folder, table = demo.write_own(home / "rated", seed=0)
+    folder, table = demo.write_ratings(home / "rated", seed=0)
     rated = pd.read_csv(table)
     group, dimension = rated.columns[1], rated.columns[2]
     rated = rated[["clip", group, dimension]].set_axis(["clip", "piece", "swing"], axis=1)

@@ -18,12 +18,13 @@ from servers import RangeServer
 from tiny import compiled_once
 
 import percepiano_ast
-from percepiano_ast import audio, packaged, recording, synthesis
+from percepiano_ast import audio, packaged, recording
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import table
-from percepiano_ast.performance import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.evaluation import predictions
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.recording import page, rating
 from percepiano_ast.suite import packaging
 
@@ -60,10 +61,10 @@ def folder(tmp_path_factory):
     """A recording, the same in stereo at another rate and gain, one that is noise, one that is no
     recording, and its score."""
     home = tmp_path_factory.mktemp("recordings")
-    wave = synthesis.BuiltinPiano().render(tune(), RATE)
+    wave = synth.BuiltinPiano().render(tune(), RATE)
     soundfile.write(home / "tune.wav", wave, RATE, subtype="FLOAT")
     soundfile.write(home / "soft.wav", 0.03 * wave, RATE, subtype="FLOAT")
-    loud = synthesis.BuiltinPiano().render(tune(force=70), 44_100)
+    loud = synth.BuiltinPiano().render(tune(force=70), 44_100)
     soundfile.write(home / "stereo.flac", np.stack([loud, loud], axis=1) * 0.5, 44_100)
     soundfile.write(home / "noise.ogg", 0.1 * np.random.default_rng(1).normal(size=8 * RATE), RATE)
     (home / "notes.txt").write_text("nothing to hear")
@@ -124,7 +125,7 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
 @pytest.mark.parametrize("cents", [-35, 8, 35])
 def test_a_piano_at_another_pitch_is_rated_alike(model, folder, rated, tmp_path, cents):
     wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
-    soundfile.write(tmp_path / "other.wav", audio.retuned(wave, RATE, cents), RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "other.wav", audio.retune(wave, RATE, cents), RATE, subtype="FLOAT")
     other = recording.rate(model, tmp_path / "other.wav")
     assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.03
     assert other.tuning == pytest.approx(rated.tuning + cents, abs=2)
@@ -178,8 +179,8 @@ def test_words_say_on_which_side_and_how_far(rated):
 
 
 def test_percentiles_are_shares_of_peoples_ratings_of_human_performances(model, rated):
-    index = table.load_index().set_index("clip")
-    rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
+    index = predictions.load_index().set_index("clip")
+    rows = predictions.read_predictions(RESULTS / "predictions_content.csv.gz")
     rows = rows[rows["model"] == "midi-stats"]
     people = rows[index["human"].loc[rows["clip"]].to_numpy()].groupby("dimension")["rating"]
     for key in KEYS:
@@ -198,9 +199,9 @@ def test_percentiles_are_shares_of_peoples_ratings_of_human_performances(model, 
 def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
     """Of every clip and dimension, as the page and the terminal show them."""
     judge, n = model.judges["alone"], 0
-    rows = table.read_predictions(RESULTS / "predictions_content.csv.gz")
-    (run,) = table.runs(
-        rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], table.load_index()
+    rows = predictions.read_predictions(RESULTS / "predictions_content.csv.gz")
+    (run,) = predictions.runs(
+        rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], predictions.load_index()
     )
     for prediction, uncertainty in zip(run.prediction, run.uncertainty):
         percentiles = judge.percentiles(prediction)
@@ -545,9 +546,8 @@ class TestLoudness:
     def test_what_is_levelled_is_where_it_should_be_whatever_it_was(self):
         wave = np.random.default_rng(0).normal(size=5 * RATE).astype(np.float32)
         for gain in (1e-3, 1.0):
-            assert audio.loudness(audio.levelled(gain * wave, RATE), RATE) == pytest.approx(
-                audio.LOUDNESS, abs=0.02
-            )
+            normalized = audio.normalize_loudness(gain * wave, RATE)
+            assert audio.loudness(normalized, RATE) == pytest.approx(audio.LOUDNESS, abs=0.02)
 
 
 def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):

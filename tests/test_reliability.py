@@ -9,7 +9,7 @@ from percepiano_ast.__main__ import main
 from percepiano_ast.data.percepiano import read_labels
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import reliability, table
+from percepiano_ast.evaluation import predictions, reliability
 
 # Shrout & Fleiss (1979), table 2: six targets, four judges; the correlations are those of their
 # table 4.
@@ -128,7 +128,7 @@ def test_split_half_finds_the_known_reliability(index):
     assert found["within_segment_humans"] == pytest.approx(0.75, abs=0.02)
     music_alone = reliability.split_half(simulated(rng, index, playing=0.0), index, n_splits=20)
     assert abs(music_alone["within_segment"].mean()) < 0.05
-    assert (reliability.ceiling(music_alone) >= 0).all(axis=None)
+    assert (reliability.noise_ceiling(music_alone) >= 0).all(axis=None)
 
 
 def test_split_half_is_repeatable_and_keeps_a_rater_on_one_side(index):
@@ -192,7 +192,9 @@ def test_bad_rater_tables_are_refused(rater_csv, old, new, message):
 
 
 def test_a_ceiling_is_read_checked_and_never_borrowed(tmp_path, index):
-    assert list(reliability.load_ceiling(table.load_index()).columns) == list(table.SCOPES)
+    assert list(reliability.load_ceiling(predictions.load_index()).columns) == list(
+        predictions.SCOPES
+    )
     assert reliability.load_ceiling(index) is None
     path = tmp_path / "ceiling.csv"
     own = pd.DataFrame({"dimension": KEYS, "overall": 0.9})
@@ -224,7 +226,7 @@ def test_percepiano_raters_give_labels_and_shipped_ceiling(percepiano_dir, tmp_p
     )
     assert main(["reliability", str(percepiano_dir), "--out", str(tmp_path)]) == 0
     found = pd.read_csv(tmp_path / "ceiling.csv", index_col="dimension")
-    shipped = reliability.load_ceiling(table.load_index())
+    shipped = reliability.load_ceiling(predictions.load_index())
     np.testing.assert_allclose(found, shipped, atol=1.5e-4)
     # The published analysis: mean .86, within segment and humans only .59.
     assert shipped["overall"].mean() == pytest.approx(0.862, abs=0.01)

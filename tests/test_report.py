@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 from predictions import make_index, make_predictions
 
-from percepiano_ast import plots, report
+from percepiano_ast import plots
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import Settings, evaluate, others, reliability, summary, table
-from percepiano_ast.report import answers, comparison
+from percepiano_ast.evaluation import EvaluationOptions, compare, evaluate, predictions, reliability
+from percepiano_ast.studies import report
 
-FEW = Settings(n_permutations=50)
-SOME = Settings(n_permutations=2**12)  # all exchanges of twelve content groups
-CEILING = pd.DataFrame(0.9, index=list(KEYS), columns=list(table.SCOPES))
+FEW = EvaluationOptions(n_permutations=50)
+SOME = EvaluationOptions(n_permutations=2**12)  # all exchanges of twelve content groups
+CEILING = pd.DataFrame(0.9, index=list(KEYS), columns=list(predictions.SCOPES))
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,8 @@ class TestFolder:
             assert "**" not in path.read_text() and "**" not in latex
 
     def test_results_are_whole_and_repeat_to_the_byte(self, index, several, tmp_path):
-        some = several[several["seed"] == 0]
+        names = {"ast-micro-scratch": "ast-<i>scratch</i>|a"}
+        some = several[several["seed"] == 0].replace({"model": names})
         for name in ("a", "b"):
             report.write(some, index, tmp_path / name, settings=FEW)
         files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
@@ -116,6 +117,11 @@ class TestFolder:
             "clips of this evaluation are not PercePiano's"
             in (tmp_path / "a/comparison.md").read_text()
         )
+        page = (tmp_path / "a/comparison.html").read_text()
+        assert "ast-&lt;i&gt;scratch&lt;/i&gt;|a" in page and "<i>" not in page
+        assert '<div class="scroll"><table><caption>Differences in Pearson r from mlp with' in page
+        assert "; * significant after Holm's correction (content protocol)</caption>" in page
+        assert '<figure><img alt="Differences in Pearson r from mlp per dimension' in page
 
     def test_the_noise_ceiling_stands_in_tables_and_figures(self, folder):
         text = (folder / "report.md").read_text()
@@ -163,8 +169,8 @@ class TestSeeds:
             & (pairs["dimension"] == "mean")
         ]
         assert len(pairs) == 3
-        one = summary.between(pairs, "ast-micro-ssast", "ast-micro-scratch").iloc[0]
-        other = summary.between(pairs, "ast-micro-scratch", "ast-micro-ssast").iloc[0]
+        one = compare.between(pairs, "ast-micro-ssast", "ast-micro-scratch").iloc[0]
+        other = compare.between(pairs, "ast-micro-scratch", "ast-micro-ssast").iloc[0]
         assert one["seeds"] == "3 and 3"
         assert (one["difference"], one["low"], one["high"]) == (
             -other["difference"],
@@ -172,7 +178,7 @@ class TestSeeds:
             -other["low"],
         )
         assert one["difference"] > 0 and one["p"] == other["p"]
-        assert summary.between(pairs, "mlp", "ast-micro-ssast").iloc[0]["seeds"] == "1 and 1"
+        assert compare.between(pairs, "mlp", "ast-micro-ssast").iloc[0]["seeds"] == "1 and 1"
 
     def test_the_report_says_means_of_seeds(self, folder):
         text = (folder / "report.md").read_text()
@@ -212,7 +218,7 @@ class TestWords:
         )
 
     def test_a_model_that_sees_the_score_is_no_audio_encoder(self):
-        assert report.wording.is_encoder("ast-small-ssast")
+        assert report.is_encoder("ast-small-ssast")
         for name in (
             "ast-small-ssast+score",
             "ast-midi",
@@ -220,46 +226,45 @@ class TestWords:
             "mlp",
             "identity-player",
         ):
-            assert not report.wording.is_encoder(name)
+            assert not report.is_encoder(name)
 
     def test_answers_follow_the_numbers(self, index):
         rows = make_predictions(index, {"good": 0.05, "bad": 0.4, "identity-player": 0.6})
         results = evaluate(rows, index, SOME, CEILING)
-        text = answers.agreement(results["summary"], CEILING)
+        text = report.agreement(results["summary"], CEILING)
         assert text.startswith("`good` has the highest mean r: ") and "(noise ceiling 0.90)" in text
         assert "(`identity-player`)" in text
-        assert "`good` predicts `" in answers.dimensions(results["summary"])
-        assert answers.differences(results["differences"]).startswith(
+        assert "`good` predicts `" in report.dimensions(results["summary"])
+        assert report.differences(results["differences"]).startswith(
             "The intervals of 3 of 3 differences in mean r exclude zero."
         )
-        gap = answers.deadpan(results["deadpan"])
+        gap = report.deadpan(results["deadpan"])
         shares = dict(re.findall(r"`(good|bad|identity-player)` (-?\d+) %", gap))
         assert 80 <= int(shares["good"]) <= 120
-        assert "`good` orders " in answers.pairwise(results["pairwise"])
+        assert "`good` orders " in report.pairwise(results["pairwise"])
 
     def test_answers_where_there_is_nothing_to_say(self, index):
         rows = make_predictions(index, {"one": 0.1}).assign(prediction=0.5)
         results = evaluate(rows, index, FEW)
         assert (
-            answers.agreement(results["summary"])
-            == "No model has a mean correlation in this scope."
+            report.agreement(results["summary"]) == "No model has a mean correlation in this scope."
         )
-        assert answers.differences(results["differences"]) == "There are no two models to compare."
+        assert report.differences(results["differences"]) == "There are no two models to compare."
         people = index[index["human"]]
         alone = rows[rows["clip"].isin(people["clip"])]
-        assert "No segment has both" in answers.deadpan(evaluate(alone, index, FEW)["deadpan"])
+        assert "No segment has both" in report.deadpan(evaluate(alone, index, FEW)["deadpan"])
 
 
 class TestComparison:
-    def test_the_reference_is_the_best_that_hears_audio_and_is_no_encoder(self):
+    def test_the_reference_is_the_best_audio_only_model_that_is_no_encoder(self):
         models = ["midi-stats", "ast-small-ssast", "audio-stats", "mlp"]
-        assert comparison.reference_of(models) == "audio-stats"
-        assert comparison.reference_of(models, "mlp") == "mlp"
-        assert comparison.reference_of(["midi-stats"]) == "midi-stats"
+        assert report.reference_of(models) == "audio-stats"
+        assert report.reference_of(models, "mlp") == "mlp"
+        assert report.reference_of(["midi-stats"]) == "midi-stats"
         with pytest.raises(
             InputError, match="reference 'cnn' is not among the models; choose one of midi-stats, "
         ):
-            comparison.reference_of(models, "cnn")
+            report.reference_of(models, "cnn")
 
     def test_what_is_gained_and_survives_is_said(self, folder):
         text = (folder / "comparison.md").read_text()
@@ -273,13 +278,15 @@ class TestComparison:
         assert len(starred) == 1 and "* [" in starred[0]
 
     def test_others_figures_are_marked_as_not_comparable(self, tmp_path):
-        index = table.load_index()
+        index = predictions.load_index()
         rows = make_predictions(
             index, {"ast-x": 0.1, "midi-stats": 0.01, "ast-x+heard+score": 0.02}, "performer"
         )
         report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
         shown = pd.read_csv(tmp_path / "tables/published.csv")
-        assert len(shown) == len(others.published_results()) and (shown["comparable"] == "no").all()
+        assert (
+            len(shown) == len(compare.published_results()) and (shown["comparable"] == "no").all()
+        )
         beside = shown.set_index("system")["nearest of ours"]
         # theirs hears audio, so does ours
         assert beside["MERT-330M frozen, MLP"].startswith("performer: ast-x ")
@@ -291,7 +298,7 @@ class TestComparison:
         )
 
     def test_a_report_without_any_model_of_sound_is_written(self, tmp_path):
-        index = table.load_index()
+        index = predictions.load_index()
         rows = make_predictions(index, {"midi-stats": 0.1, "midi-stats+score": 0.05})
         report.write(rows, index, tmp_path, settings=FEW, ceiling=reliability.load_ceiling(index))
         shown = pd.read_csv(tmp_path / "tables/published.csv").set_index("system")
@@ -362,7 +369,7 @@ class TestFigures:
         results = evaluate(several, index, FEW)
         pairs = results["differences"]
         pairs = pairs[(pairs["scope"] == "overall") & (pairs["metric"] == "pearson")]
-        rows = summary.between(pairs, "ast-micro-ssast", "mlp")
+        rows = compare.between(pairs, "ast-micro-ssast", "mlp")
         axes = plots.gains(rows).axes[0]
         rows = rows[rows["dimension"].isin([*KEYS, "mean"])]
         hollow, filled, _ = (line for line in axes.lines if line.get_marker() not in ("None", ""))
@@ -378,7 +385,7 @@ class TestFigures:
         ]
         drawn = [
             plots.gains(
-                pd.concat([summary.between(pairs, name, "ast-micro-ssast") for name in others])
+                pd.concat([compare.between(pairs, name, "ast-micro-ssast") for name in others])
             ),
             plots.pearson_by_dimension(results["summary"]),
         ]

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 
 from percepiano_ast import recording
-from percepiano_ast.data import predictions
-from percepiano_ast.evaluation import errors, reliability, seeds, table
+from percepiano_ast.evaluation import analysis, compare, predictions, reliability
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "notebooks" / "results"
@@ -34,14 +33,14 @@ def known() -> dict[tuple[str, str, str], tuple[float, float, float]]:
     """Model, protocol, scope -> mean r with its interval, which allows for seeds where a model has
     several."""
     paths = sorted(RESULTS.glob("predictions_*.csv.gz"))
-    rows = table.validate_predictions(
-        pd.concat([table.read_predictions(path) for path in paths], ignore_index=True), None
+    rows = predictions.validate_predictions(
+        pd.concat([predictions.read_predictions(path) for path in paths], ignore_index=True), None
     )
     several = predictions.ensemble(rows[rows["model"].str.contains("-judged")], "judged")
     rows = pd.concat([rows, several], ignore_index=True)
-    found = seeds.evaluate(table.runs(rows, table.load_index()), ("pearson",), least=1).query(
-        "dimension == 'mean'"
-    )
+    found = compare.over_seeds(
+        predictions.runs(rows, predictions.load_index()), ("pearson",), least=1
+    ).query("dimension == 'mean'")
     found = found.set_index(["model", "protocol", "scope"])[["value", "low", "high"]]
     return {key: tuple(row) for key, row in zip(found.index, found.to_numpy())}
 
@@ -66,7 +65,7 @@ def claims(text: str) -> dict[tuple[str, str, str], str]:
             for column, cell in zip(columns[1:], row[1:]):
                 if names and column in SCOPES:
                     found[names[0], "content", SCOPES[column]] = cell
-                elif names and column in table.protocols(table.load_index()):
+                elif names and column in predictions.protocols(predictions.load_index()):
                     found[names[0], column, "overall"] = cell
     return found
 
@@ -89,7 +88,10 @@ def test_differences_between_models_are_those_of_the_predictions():
     (said,) = [
         rows for rows in tables((RESULTS / "README.md").read_text()) if rows[0][0] == "comparison"
     ]
-    rows, index = table.read_predictions(RESULTS / "predictions_content.csv.gz"), table.load_index()
+    rows, index = (
+        predictions.read_predictions(RESULTS / "predictions_content.csv.gz"),
+        predictions.load_index(),
+    )
     for comparison, *cells in said[1:]:
         names = [
             name.replace("piano-rater", "-packaged")
@@ -98,8 +100,8 @@ def test_differences_between_models_are_those_of_the_predictions():
         pair = [
             f"ast-mini-transcriptionstem{name}" if name.startswith("-") else name for name in names
         ]
-        found = seeds.compare(
-            table.runs(rows[rows["model"].isin(pair)], index), ("pearson",), least=1
+        found = compare.compare_over_seeds(
+            predictions.runs(rows[rows["model"].isin(pair)], index), ("pearson",), least=1
         ).query("dimension == 'mean'")
         for cell, scope in zip(cells, ("overall", "within_segment_humans"), strict=True):
             (one,) = found[found["scope"] == scope].iloc
@@ -154,11 +156,12 @@ def test_what_pretraining_is_worth_is_what_its_predictions_give():
         for rows in tables((RESULTS / "README.md").read_text())
         if rows[0][0].startswith("start, frozen")
     ]
-    runs = table.runs(
-        table.read_predictions(RESULTS / "pretrainings_content.csv.gz"), table.load_index()
+    runs = predictions.runs(
+        predictions.read_predictions(RESULTS / "pretrainings_content.csv.gz"),
+        predictions.load_index(),
     )
     known = (
-        seeds.evaluate(runs, ("pearson",), least=1)
+        compare.over_seeds(runs, ("pearson",), least=1)
         .query("dimension == 'mean'")
         .set_index(["model", "scope"])
     )
@@ -180,7 +183,7 @@ def test_what_pretraining_is_worth_is_what_its_predictions_give():
             if pair[0] != pair[1]:
                 two = [run for run in runs if run.model in pair]
                 (found,) = (
-                    seeds.compare(two, ("pearson",), least=1)
+                    compare.compare_over_seeds(two, ("pearson",), least=1)
                     .query(f"dimension == 'mean' and scope == '{scope}'")
                     .iloc
                 )
@@ -192,12 +195,13 @@ def test_what_pretraining_is_worth_is_what_its_predictions_give():
 
 
 def test_what_masked_pretraining_is_said_to_teach_is_in_its_predictions():
-    runs = table.runs(
-        table.read_predictions(RESULTS / "pretrainings_content.csv.gz"), table.load_index()
+    runs = predictions.runs(
+        predictions.read_predictions(RESULTS / "pretrainings_content.csv.gz"),
+        predictions.load_index(),
     )
     two = [run for run in runs if run.model in ("ast-micro-visible", "ast-micro-scratch")]
     (found,) = (
-        seeds.compare(two, ("pearson",), least=1)
+        compare.compare_over_seeds(two, ("pearson",), least=1)
         .query("dimension == 'mean' and scope == 'within_segment'")
         .iloc
     )
@@ -228,7 +232,7 @@ def test_what_the_readme_says_of_the_bundled_model_is_what_the_predictions_give(
         known[f"ast-mini-transcriptionstem-packaged{where}", "content", "overall"][0]
         for where in ("", "@room", "@timgm6mb")
     ]
-    ceiling = reliability.load_ceiling(table.load_index())["overall"].mean()
+    ceiling = reliability.load_ceiling(predictions.load_index())["overall"].mean()
     assert numbers([text]) == pytest.approx([*said, ceiling], abs=0.0051)
     works = known["ast-mini-transcriptionstem-packaged", "composition", "overall"][0]
     (text,) = re.findall(
@@ -243,10 +247,10 @@ def test_what_the_readme_says_of_the_bundled_model_is_what_the_predictions_give(
 
 def difference(file: str, model: str, other: str, scope: str = "overall") -> list[float]:
     """Mean r of a model minus that of another, with its interval."""
-    rows = table.read_predictions(RESULTS / file)
-    runs = table.runs(rows[rows["model"].isin([model, other])], table.load_index())
+    rows = predictions.read_predictions(RESULTS / file)
+    runs = predictions.runs(rows[rows["model"].isin([model, other])], predictions.load_index())
     (found,) = (
-        seeds.compare(runs, ("pearson",), least=1)
+        compare.compare_over_seeds(runs, ("pearson",), least=1)
         .query(f"dimension == 'mean' and scope == '{scope}'")
         .iloc
     )
@@ -286,26 +290,29 @@ def test_parts_of_the_errors_are_those_of_the_predictions():
         for rows in tables((RESULTS / "README.md").read_text())
         if rows[0][1] == "mean squared error"
     ]
-    rows, index = table.read_predictions(RESULTS / "predictions_content.csv.gz"), table.load_index()
+    rows, index = (
+        predictions.read_predictions(RESULTS / "predictions_content.csv.gz"),
+        predictions.load_index(),
+    )
     names = [row[0].strip("`") for row in said[1:]]
-    runs = table.runs(rows[rows["model"].isin(names)], index)
-    found = errors.evaluate(runs, index, reliability.load_ceiling(index)).query(
+    runs = predictions.runs(rows[rows["model"].isin(names)], index)
+    found = analysis.error_components(runs, index, reliability.load_ceiling(index)).query(
         "dimension == 'mean'"
     )
-    found = found.groupby("model")[["all", *errors.PARTS]].mean()
+    found = found.groupby("model")[["all", *analysis.PARTS]].mean()
     for name, row in zip(names, said[1:], strict=True):
         assert [float(cell) for cell in row[1:]] == pytest.approx(
-            found.loc[name, ["all", *errors.PARTS]].to_list(), abs=0.0051
+            found.loc[name, ["all", *analysis.PARTS]].to_list(), abs=0.0051
         )
 
 
 BUNDLED = "ast-mini-transcriptionstem-packaged"
 
 
-def bundled(protocol: str, piano: str) -> table.Run:
+def bundled(protocol: str, piano: str) -> predictions.RunPredictions:
     """Held-out predictions of the bundled model."""
-    rows = table.read_predictions(RESULTS / f"predictions_{protocol}.csv.gz")
-    (run,) = table.runs(rows[rows["model"] == f"{BUNDLED}{piano}"], table.load_index())
+    rows = predictions.read_predictions(RESULTS / f"predictions_{protocol}.csv.gz")
+    (run,) = predictions.runs(rows[rows["model"] == f"{BUNDLED}{piano}"], predictions.load_index())
     return run
 
 

@@ -22,9 +22,9 @@ import pytest
 from archives import ROOT, data_set_bytes
 from servers import RangeServer
 
-from percepiano_ast.data import demo, manifest, tables
-from percepiano_ast.data.tunes import UNRATED
-from percepiano_ast.synthesis import make_synthesizer
+from percepiano_ast.data import build, demo, sources
+from percepiano_ast.data.demo import UNRATED
+from percepiano_ast.music.synth import make_synthesizer
 
 HOURS, KILLS = float(os.environ.get("SOAK_HOURS", 20)), int(os.environ.get("SOAK_KILLS", 20))
 COMMAND = [sys.executable, "-m", "percepiano_ast", "preprocess", "--workers", "2"]
@@ -87,7 +87,7 @@ def write_long_archive(path: Path, hours: float) -> int:
                 )
             )
             total, number = total + 60 * length, number + 1
-        table = pd.DataFrame(rows, columns=tables.COLUMNS).to_csv(index=False)
+        table = pd.DataFrame(rows, columns=sources.COLUMNS).to_csv(index=False)
         archive.writestr(f"{ROOT}/{ROOT}.csv", table)
     with zipfile.ZipFile(path) as archive:
         return sum(info.compress_size for info in archive.infolist())
@@ -157,7 +157,7 @@ def test_hours_from_a_server_killed_over_and_over(tmp_path):
         report |= {"kills": kills, "fetched_per_byte_when_killed": round(server.sent / members, 4)}
     whole, killed = tmp_path / "whole" / "maestro", tmp_path / "killed" / "maestro"
     assert data_set_bytes(killed) == data_set_bytes(whole)
-    assert manifest.verify(killed, log=lambda line: None) == []
+    assert build.verify(killed, log=lambda line: None) == []
     report["shards_gb"] = round(
         sum(p.stat().st_size for p in whole.rglob("*array_record*")) / 1e9, 3
     )

@@ -27,20 +27,21 @@ from archives import (
     write_archive_of,
     write_usual_archive,
 )
-from array_record.python import array_record_module
 from servers import RangeServer, StorageEmulator
 
+from percepiano_ast import files
 from percepiano_ast.__main__ import main
-from percepiano_ast.data import maestro, manifest, records, shards, sources, staging
+from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.errors import InputError, RunFailed
 
 # Shards of half a minute, so that there are several; servers are asked again soon. Workers run this
 # file too.
 SCRIPT = """
 import sys
+from percepiano_ast import files
 from percepiano_ast.__main__ import main
-from percepiano_ast.data import retry, shards
-shards.SHARD_SECONDS, retry.FIRST_WAIT = 25, 0.01
+from percepiano_ast.data import shards
+shards.SHARD_SECONDS, files.FIRST_WAIT = 25, 0.01
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
@@ -103,13 +104,12 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(script, archive, run, tmp_path):
-    """Killed when the first recording is staged, when the first shard is being written, when it is,
-    and whenever."""
+    """Killed when the first shard is being written, when it is, and when the second is."""
     home = tmp_path / "out" / "maestro"
     moments = [
-        lambda: list(home.glob("staged/*/*.json")),
-        lambda: list(home.glob("maestro_log_mel/*/*.partial")) or list(home.glob("records/*")),
-        lambda: list(home.glob("records/*")),
+        lambda: list(home.glob("maestro_log_mel/*/*.partial")),
+        lambda: list(home.glob("records/*.json")),
+        lambda: len(list(home.glob("records/*.json"))) > 1,
     ]
     kept = []
     for moment in moments:
@@ -121,18 +121,13 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(script, archive, run, 
         assert not shards.is_complete(home)
         with pytest.raises(InputError, match="is incomplete. Run this first"):
             shards.open_shards(home, "train", made_by="this")
-        # What is staged stays for a moment after its shard is done: it counts once.
-        done = {
-            path.stem: len(json.loads(path.read_text())["recordings"])
-            for path in home.glob("records/*.json")
-        }
-        staged = [path for path in home.glob("staged/*/*.json") if path.parent.name not in done]
-        kept.append(len(staged) + sum(done.values()))
-    assert kept[0] >= 1 and kept == sorted(kept), "a finished recording was lost"
+        records = [json.loads(path.read_text()) for path in home.glob("records/*.json")]
+        kept.append(sum(len(record["recordings"]) for record in records))
+    assert kept[1] >= 1 and kept == sorted(kept), "a finished shard was lost"
     code, printed = finish(script, archive, tmp_path / "out")
     assert code == 0 and f"{kept[-1]} of 6 are done already" in printed, printed
     assert data_set_bytes(home) == data_set_bytes(run)
-    assert not list(home.rglob("*.partial")) and not (home / "staged").exists()
+    assert not list(home.rglob("*.partial"))
 
 
 def test_when_the_command_is_killed_its_workers_end(script, archive, tmp_path):
@@ -163,10 +158,11 @@ def test_a_killed_worker_is_said_and_the_next_run_continues(script, archive, run
     with RangeServer(archive) as server:
         server.delay = 0.3  # so that the worker is at work when it is killed
         process = start(
-            script, server.url, tmp_path / "out", "--workers", "1", capture_output=True, text=True
+            script, server.url, tmp_path / "out", "--workers", "2", capture_output=True, text=True
         )
-        wait_for(lambda: list((tmp_path / "out" / "maestro").glob("staged/*/*.json")), process)
-        (worker,) = [line.split()[1] for line in _members(process.pid) if "spawn_main" in line]
+        opened = len(server.asked)
+        wait_for(lambda: len(server.asked) > opened + 12, process)
+        worker, _ = [line.split()[1] for line in _members(process.pid) if "spawn_main" in line]
         os.kill(int(worker), signal.SIGKILL)
         _, error = process.communicate(timeout=60)
     assert (
@@ -223,7 +219,7 @@ class TestRemote:
                 and "1 unusable recordings, 0 allowed" in printed
             )
             code, printed = finish(script, server.url, tmp_path / "out", "--max-bad", "1")
-            assert code == 0 and "5 of 6 are done already" in printed, printed
+            assert code == 0 and "4 of 6 are done already" in printed, printed
 
     @pytest.mark.parametrize(
         "fault, message",
@@ -280,14 +276,16 @@ class TestRoom:
         ):
             preprocess(source, small_disk / "out")
 
-    def test_a_disk_that_fills_up_stops_the_run_with_all_work_kept(
-        self, archive, small_disk, run, tmp_path
+    def test_a_disk_that_fills_up_stops_the_run_with_all_shards_kept(
+        self, archive, small_disk, run, tmp_path, monkeypatch
     ):
+        monkeypatch.setattr(shards, "SHARD_SECONDS", 25)
+        monkeypatch.setattr(files, "LOG_SECONDS", -1)  # a line for every recording
         lines = []
 
         def fill(line: str) -> None:
             lines.append(line)
-            if re.search(r"[1-5]/6", line):
+            if "4/6" in line:
                 (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))
 
         work = maestro.build.Work(1, log=fill)
@@ -295,21 +293,20 @@ class TestRoom:
             RunFailed, match="is full .* GB are needed for the rest. Free them and run again"
         ):
             maestro.preprocess(str(archive), small_disk / "out", FRONT_END, work)
-        kept = len(list((small_disk / "out").glob("staged/*/*.json")))
-        assert kept and not list(small_disk.rglob("*.partial"))
+        assert len(list((small_disk / "out").glob("records/*.json"))) == 1
+        assert not list(small_disk.rglob("*.partial"))
         (small_disk / "others").unlink()
         log = preprocess(archive, small_disk / "out")
-        assert any(f"{kept} of 6 are done already" in line for line in log)
-        assert shards.is_complete(small_disk / "out")
+        assert any("2 of 6 are done already" in line for line in log)
+        assert data_set_bytes(small_disk / "out") == data_set_bytes(run)
 
     def test_a_disk_that_is_full_at_once_leaves_nothing_half_written(self, small_disk):
-        item = shards.Item(
-            "noise", "train", {"recording": "n", "composer": "", "title": "", "year": 0}, 60.0
-        )
-        job = staging.Job(maestro.MaestroLogMel, _noise, small_disk, FRONT_END)
-        (shard,) = shards.plan([item])
-        outcome = staging._attempt(job, shard, 0)
-        assert "No space left" in outcome.disk and not outcome.facts
+        fields = {"recording": "n", "composer": "", "title": "", "year": 0}
+        (shard,) = shards.plan([shards.Item("noise", "train", fields, 60.0)])
+        job = build.Job(maestro.MaestroLogMel, _noise, small_disk, FRONT_END)
+        with pytest.raises((OSError, RuntimeError), match="No space left") as raised:
+            build.write_shard(job, shard)
+        assert files.disk_is_full(raised.value) and not job.written(shard)
         assert not [path for path in small_disk.rglob("*") if path.is_file()]
 
 
@@ -384,7 +381,7 @@ class TestVerify:
         path.unlink(missing_ok=True)
         code, printed = finish(script, archive, copy.parent)
         assert code == 0, printed
-        assert manifest.verify(copy) == [] and data_set_bytes(copy) == data_set_bytes(run)
+        assert build.verify(copy) == [] and data_set_bytes(copy) == data_set_bytes(run)
 
     def test_what_was_never_finished_cannot_be_verified(self, tmp_path, capsys):
         assert main(["preprocess", "--verify", "--out", str(tmp_path)]) == 2
@@ -396,7 +393,7 @@ class TestCopy:
 
     def test_arrives_whole_and_only_once(self, run, tmp_path):
         lines = []
-        manifest.copy(run, tmp_path / "here", lines.append)
+        build.copy_shards(run, tmp_path / "here", lines.append)
         assert data_set_bytes(tmp_path / "here") == data_set_bytes(run)
         assert len(shards.open_shards(tmp_path / "here", "train", made_by="it"))
         before = {
@@ -404,7 +401,7 @@ class TestCopy:
         }
         damaged, *_ = before
         damaged.write_bytes(b"half")
-        manifest.copy(run, tmp_path / "here", lines.append)
+        build.copy_shards(run, tmp_path / "here", lines.append)
         changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
         assert changed == [damaged] and data_set_bytes(tmp_path / "here") == data_set_bytes(run)
 
@@ -416,13 +413,13 @@ class TestCopy:
         path.write_bytes(content)
         with pytest.raises(
             RunFailed,
-            match="has the wrong checksum. Check it with `percepiano preprocess --verify`",
+            match="does not match its checksum. Check it with `percepiano preprocess --verify`",
         ):
-            manifest.copy(source, tmp_path / "here", log=lambda line: None)
+            build.copy_shards(source, tmp_path / "here", log=lambda line: None)
         assert not shards.is_complete(tmp_path / "here")
         (source / shards.MANIFEST).unlink()
         with pytest.raises(InputError, match="Run notebook 01"):
-            manifest.copy(source, tmp_path / "here")
+            build.copy_shards(source, tmp_path / "here")
 
     @pytest.mark.parametrize(
         "name", ["../escaped", "/tmp/escaped", "a/../../escaped", "a\\..\\escaped", "", "."]
@@ -436,7 +433,7 @@ class TestCopy:
             json.dumps({"data_set": "x", "version": "2.0.0", "files": {name: known}})
         )
         with pytest.raises(InputError, match="which is not a valid file of a data set. Do not use"):
-            manifest.copy(source, tmp_path / "a" / "b")
+            build.copy_shards(source, tmp_path / "a" / "b")
         assert (tmp_path / "escaped").read_text() == "mine" and not (tmp_path / "a").exists()
 
     def test_no_more_is_copied_than_the_manifest_admits(self, run, tmp_path):
@@ -444,56 +441,12 @@ class TestCopy:
         with next(source.rglob("*train*array_record*")).open("ab") as file:
             file.write(bytes(10**6))
         with pytest.raises(RunFailed, match="has the wrong length"):
-            manifest.copy(source, tmp_path / "here", log=lambda line: None)
+            build.copy_shards(source, tmp_path / "here", log=lambda line: None)
 
     def test_no_room_is_said(self, run, small_disk):
         (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
-        with pytest.raises(InputError, match="GB free, the shards need"):
-            manifest.copy(run, small_disk / "here")
-
-
-def test_a_staged_recording_that_was_damaged_is_made_anew(tmp_path):
-    job = staging.Job(maestro.MaestroLogMel, _short_noise, tmp_path, FRONT_END)
-    items = [
-        shards.Item(k, "train", {"recording": k, "composer": "", "title": "", "year": 0}, 12.0)
-        for k in "ab"
-    ]
-    (shard,) = shards.plan(items)
-    for position in (0, 1):
-        job.stage(shard, position)
-    staged = job.staged(shard, 1).with_suffix(".array_record")
-    content = bytearray(staged.read_bytes())
-    content[len(content) // 2] ^= 1
-    staged.write_bytes(content)
-    with pytest.raises(RunFailed, match="was damaged after staging .* Run again"):
-        job.write(shard, {})
-    assert not job.written(shard)
-    for position in (0, 1):
-        job.stage(shard, position)
-    job.write(shard, {})
-    reader = array_record_module.ArrayRecordReader(str(job.file_of(shard)))
-    assert reader.num_records() == 4 and len(job.written(shard)["recordings"]) == 2
-    reader.close()
-
-
-def test_bytes_that_were_damaged_on_the_way_are_fetched_again(tmp_path):
-    tries = []
-
-    def damaged_once(item: shards.Item, facts: dict):
-        tries.append(item.key)
-        yield from _short_noise(item, facts)
-        if len(tries) == 1:
-            raise sources.Damaged("bad CRC")
-
-    job = staging.Job(maestro.MaestroLogMel, damaged_once, tmp_path, FRONT_END)
-    item = shards.Item(
-        "a", "train", {"recording": "a", "composer": "", "title": "", "year": 0}, 12.0
-    )
-    assert job.stage(shards.plan([item])[0], 0)["n_frames"] == 1200 and tries == ["a", "a"]
-
-
-def _short_noise(item: shards.Item, facts: dict):
-    yield np.random.default_rng(ord(item.key)).integers(0, 256, (1200, 128), np.uint8)
+        with pytest.raises(InputError, match="GB free, the files need"):
+            build.copy_shards(run, small_disk / "here")
 
 
 def test_a_record_is_the_same_in_every_process():
@@ -504,7 +457,7 @@ def test_a_record_is_the_same_in_every_process():
         "start_frame": 1,
         "year": 2,
     }
-    record = records.serialise(features, values)
+    record = shards.serialise(features, values)
     places = [record.index(name.encode()) for name in names]
     assert places == sorted(places), (
         "protobuf's own order of features changes from process to process"

@@ -25,14 +25,14 @@ from tiny import (
 from percepiano_ast import rating
 from percepiano_ast.config import PRESETS, PretrainConfig
 from percepiano_ast.data.batches import RatedClips
-from percepiano_ast.descriptors import DESCRIPTORS
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import transcription
-from percepiano_ast.performance import NOTE, PEDAL, SUSTAIN, Performance
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
+from percepiano_ast.music.piano_roll import FrameTargets, frame_targets
 from percepiano_ast.rating import Rater, require_explained
 from percepiano_ast.suite import rated as suite_rated
 from percepiano_ast.suite.run import Run, Start
-from percepiano_ast.targets import Targets, frames
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning
@@ -50,7 +50,7 @@ def compiled(tmp_path_factory):
         yield
 
 
-def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, Targets]:
+def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, FrameTargets]:
     """A stripe for every note, louder with its velocity, brighter all over with the pedal; and what
     is to be heard."""
     rng = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, 
     ]
     down = rng.integers(0, 2) * 127
     performance = Performance(np.array(notes, NOTE), np.array([(0.0, SUSTAIN, down)], PEDAL))
-    targets = frames(performance, 0, n_frames, FRONT_END)
+    targets = frame_targets(performance, 0, n_frames, FRONT_END)
     codes = np.full((n_frames, 128), 40 + down // 8, np.uint8)
     for key in range(88):
         codes[targets.down[:, key], key : key + 6] = 140
@@ -74,7 +74,7 @@ def batch_of(step: int, batch: int = 4) -> dict:
     clips = [played_clip(10 * step + row) for row in range(batch)]
     descriptors = np.full((batch, NUMBER), np.nan, np.float32)
     descriptors[0] = clips[0][1].sustain[0] - 0.5
-    targets = Targets(*map(np.stack, zip(*(targets for _, targets in clips))))
+    targets = FrameTargets(*map(np.stack, zip(*(targets for _, targets in clips))))
     names = [f"clip {row} of batch {step}" for row in range(batch)]
     return {
         "codes": np.stack([codes for codes, _ in clips]),
@@ -264,7 +264,7 @@ class TestAugment:
 class TestScores:
     def test_perfect_hearing_scores_one(self):
         batch = batch_of(5)
-        wanted = transcription.on_steps(Targets(*map(jnp.asarray, batch["targets"])))
+        wanted = transcription.on_steps(FrameTargets(*map(jnp.asarray, batch["targets"])))
         sure = {
             name: 40 * (values - 0.5)
             for name, values in wanted.items()
@@ -282,7 +282,7 @@ class TestScores:
         assert scores["velocity_mae"] < 0.01 and scores["una_corda_r"] == 0  # it never moves
 
     def test_an_onset_two_steps_late_counts_and_three_do_not(self):
-        targets = Targets(*map(jnp.asarray, batch_of(5)["targets"]))
+        targets = FrameTargets(*map(jnp.asarray, batch_of(5)["targets"]))
         wanted = transcription.on_steps(targets)
         base = {
             name: jnp.zeros_like(wanted[name])
@@ -327,7 +327,7 @@ class TestListener:
         )
         clips = [silence, played_clip(0, 128)[0], played_clip(1, 128)[0]]
         values, unheard = describe_all(listener.listen_all(clips), log=lines.append)
-        assert values.shape == (3, len(DESCRIPTORS)) and np.isfinite(values).all()
+        assert values.shape == (3, len(PERFORMANCE_FEATURES)) and np.isfinite(values).all()
         assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
         assert lines == [
             "no notes were detected in 1 of 3 recordings; the mean of the others is used for them"
@@ -404,10 +404,13 @@ class TestRating:
             {"init": "transcription", "data": "made here", "simulated": True},
             lambda line: None,
         )
-        monkeypatch.setattr(rating, "DESCRIPTORS", dict(list(DESCRIPTORS.items())[1:]))
+        monkeypatch.setattr(
+            rating, "PERFORMANCE_FEATURES", dict(list(PERFORMANCE_FEATURES.items())[1:])
+        )
         with pytest.raises(
             InputError,
-            match=f"heads use {len(DESCRIPTORS)} descriptors, not {len(DESCRIPTORS) - 1}. Run",
+            match=f"heads use {len(PERFORMANCE_FEATURES)} descriptors, not"
+            f" {len(PERFORMANCE_FEATURES) - 1}. Run",
         ):
             Rater(rated.run.root)
 
@@ -416,7 +419,7 @@ class TestRating:
         found = suite_rated.cross_validate(rated, settings, lambda line: None)
         width = 2 * MODEL.grid[0] * MODEL.width
         assert (
-            rated.embeddings.shape == (8, width + len(DESCRIPTORS))
+            rated.embeddings.shape == (8, width + len(PERFORMANCE_FEATURES))
             and np.isfinite(rated.embeddings).all()
         )
         rater = Rater(rated.run.root)

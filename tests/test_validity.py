@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast import recording, synthesis
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast import recording
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 REAL_PIANO = Path(os.environ.get("REAL_PIANO_DIR", SHARED / "real_piano" / "maps"))
@@ -67,7 +68,7 @@ def test_onset_f1_on_a_real_disklavier(model):
 @pytest.mark.skipif(not LEARNERS.is_dir(), reason="no learners' performances; set LEARNERS_DIR")
 def test_convincing_does_not_order_learners_by_quality(model):
     means = pd.read_csv(LEARNERS / "ratings.csv").groupby("clip")["rating"].mean().rename(str.lower)
-    piano, said = synthesis.make_synthesizer("fluidr3mono"), {}
+    piano, said = synth.make_synthesizer("fluidr3mono"), {}
     for path in sorted((LEARNERS / "midi").glob("*.mid")):
         wave = piano.render(trimmed(read_midi(path)), RATE).astype(np.float32)
         rated = recording.rate_wave(model, wave, with_course=False)

@@ -100,6 +100,7 @@ FILES = {
             *sorted((ROOT / "docs").glob("*.md")),
             *sorted((ROOT / "notebooks" / "results").glob("*.md")),
             *sorted((ROOT / "percepiano_ast" / "weights").glob("*.md")),
+            *sorted((ROOT / "percepiano_ast" / "templates").glob("*.j2")),
         ]
     },
     **dict.fromkeys(sorted((ROOT / "notebooks").glob("*.ipynb")), prose_of_notebook),

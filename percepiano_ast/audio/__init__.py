@@ -8,16 +8,19 @@ Recordings of any length are processed in bounded memory:
 ``log_mel_blocks(Recording(file).blocks(rate))``.
 """
 
-from percepiano_ast.audio.decode import (
-    MIN_SECONDS,
-    SILENCE_DB,
-    Recording,
-    check_waveform,
-    duration,
-    load,
+# ruff: noqa: F401
+
+from percepiano_ast.audio.effects import (
+    BED_DB,
+    JITTER_DB,
+    LOUDNESS,
+    estimate_tuning,
+    loudness,
+    normalize_loudness,
+    retune,
 )
-from percepiano_ast.audio.features import classic_feature_names, classic_features
-from percepiano_ast.audio.loudness import BED_DB, JITTER_DB, LOUDNESS, levelled, loudness
+from percepiano_ast.audio.features import audio_feature_names, audio_features
+from percepiano_ast.audio.io import SILENCE_DB, Recording, check_waveform, duration, load
 from percepiano_ast.audio.mel import (
     band_centres,
     dequantize,
@@ -28,30 +31,3 @@ from percepiano_ast.audio.mel import (
     quantize,
     slaney_mel_bank,
 )
-from percepiano_ast.audio.tuning import retuned, tuning
-
-__all__ = [
-    "BED_DB",
-    "JITTER_DB",
-    "LOUDNESS",
-    "MIN_SECONDS",
-    "SILENCE_DB",
-    "Recording",
-    "band_centres",
-    "check_waveform",
-    "classic_feature_names",
-    "classic_features",
-    "dequantize",
-    "duration",
-    "fbank",
-    "kaldi_mel_bank",
-    "levelled",
-    "load",
-    "log_mel",
-    "log_mel_blocks",
-    "loudness",
-    "quantize",
-    "retuned",
-    "slaney_mel_bank",
-    "tuning",
-]

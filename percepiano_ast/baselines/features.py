@@ -16,60 +16,62 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import alignment, audio, descriptors, performance, score
-from percepiano_ast.data.renderings import Renderings
+from percepiano_ast import audio
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.files import end_with_parent
+from percepiano_ast.music import align, midi, performance_features, score, score_features
+from percepiano_ast.music.synth import RenderCache
 
 SAMPLE_RATE = 22_050
 _FEW = 8  # up to this number of clips, no worker processes are started
 _EVERY = 10.0  # seconds between lines of progress, and between saves
+_READING = [midi, audio.features]
+_CODE = [*_READING, align, performance_features]
 
 
 def midi_statistics(path: Path) -> dict[str, float]:
-    """Descriptors of one clip, see `descriptors.describe`."""
-    return descriptors.describe(performance.trimmed(performance.read_midi(path)))
+    """`performance_features` of one clip."""
+    return performance_features.performance_features(midi.trimmed(midi.read_midi(path)))
 
 
-def audio_statistics(renderings: Renderings, path: Path) -> dict[str, float]:
-    """Statistics of one rendered clip, see `audio.classic_features`."""
-    wave = renderings.wave(performance.trimmed(performance.read_midi(path)), path.name)
-    return audio.classic_features(wave, renderings.sample_rate)
+def audio_statistics(renderings: RenderCache, path: Path) -> dict[str, float]:
+    """Statistics of one rendered clip, see `audio.audio_features`."""
+    wave = renderings.wave(midi.trimmed(midi.read_midi(path)), path.name)
+    return audio.audio_features(wave, renderings.sample_rate)
 
 
 def midi_table(
     midi: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print
 ) -> pd.DataFrame:
     """`midi_statistics` of every clip, a table with clips as its index."""
-    code = [performance, alignment, audio.features, *_files(descriptors)]
     files = {clip: (path,) for clip, path in midi.items()}
     return _table(
         folder / "midi.csv",
         files,
         midi_statistics,
-        tuple(descriptors.DESCRIPTORS),
-        _key(code),
+        tuple(performance_features.PERFORMANCE_FEATURES),
+        _key(_CODE),
         workers,
         log,
     )
 
 
-def score_statistics(midi: Path, written: Path) -> dict[str, float]:
-    """`score.features.describe` of one clip.
+def score_statistics(played: Path, written: Path) -> dict[str, float]:
+    """`score_features` of one clip.
 
     Raises:
         InputError: a file is unreadable, or the clip does not match this score.
     """
-    return score.features.describe(performance.read_midi(midi), score.read(written))
+    return score_features.score_features(midi.read_midi(played), score.read_score(written))
 
 
-def _score_statistics_or_nan(midi: Path, written: Path) -> dict[str, float]:
+def _score_statistics_or_nan(played: Path, written: Path) -> dict[str, float]:
     """As `score_statistics`, but NaN after an InputError, so that one clip does not stop the
     others."""
     try:
-        return score_statistics(midi, written)
+        return score_statistics(played, written)
     except InputError:
-        return dict.fromkeys(score.features.FEATURES, np.nan)
+        return dict.fromkeys(score_features.SCORE_FEATURES, np.nan)
 
 
 def score_table(
@@ -89,8 +91,8 @@ def score_table(
     """
     left_out = {clip: "it has no score" for clip in midi if clip not in scores}
     files = {clip: (path, scores[clip]) for clip, path in midi.items() if clip in scores}
-    code = [performance, alignment, audio.features, *_files(descriptors), *_files(score)]
-    names = tuple(score.features.FEATURES)
+    code = [*_CODE, score, score_features]
+    names = tuple(score_features.SCORE_FEATURES)
     table = _table(
         folder / "score.csv", files, _score_statistics_or_nan, names, _key(code), workers, log
     )
@@ -116,26 +118,14 @@ def audio_table(
             silent.
         RunFailed: a worker was killed; completed rows are saved.
     """
-    renderings = Renderings(folder / "renderings", synthesizer, SAMPLE_RATE)
-    key = _key([performance, audio.features], renderings.key.encode())
+    renderings = RenderCache(folder / "renderings", synthesizer, SAMPLE_RATE)
+    key = _key(_READING, renderings.key.encode())
     hear = functools.partial(audio_statistics, renderings)
     path, files = (
         folder / f"audio_{Path(synthesizer).stem}.csv",
         {clip: (path,) for clip, path in midi.items()},
     )
-    return _table(path, files, hear, audio.classic_feature_names(), key, workers, log)
-
-
-def _files(package) -> list:
-    """The modules of a package."""
-    return [
-        package,
-        *(
-            value
-            for value in vars(package).values()
-            if getattr(value, "__package__", "") == package.__name__
-        ),
-    ]
+    return _table(path, files, hear, audio.audio_feature_names(), key, workers, log)
 
 
 def _key(modules: list, more: bytes = b"") -> bytes:

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation.table import fold_column
+from percepiano_ast.evaluation.predictions import fold_column
 
 # Factors of each baseline.
 BASELINES = {

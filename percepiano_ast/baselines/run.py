@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast.baselines import features, identity, statistics
-from percepiano_ast.data import demo, percepiano, predictions, splits
+from percepiano_ast.data import demo, percepiano
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory
 from percepiano_ast.models import baselines as networks
 
@@ -68,7 +68,7 @@ def run(
     )
     work = _Work(folder, out, settings, log)
     left_out = []
-    for protocol in settings.protocols or table.protocols(work.index):
+    for protocol in settings.protocols or predictions.protocols(work.index):
         for baseline in settings.baselines or BASELINES:
             try:
                 work.make(baseline, protocol)
@@ -173,7 +173,7 @@ class _Work:
         self.settings, self.log, self.out, self.folder = settings, log, out, folder
         self.index = identity.with_exhaustive(percepiano.load_index(folder))
         for protocol in settings.protocols:
-            table.check_protocol(self.index, protocol)
+            predictions.check_protocol(self.index, protocol)
         rated = percepiano.read_ratings(folder, self.index)
         self.ratings = np.stack([rated[clip] for clip in self.index["clip"]]).astype(float)
         files = percepiano.find_midi(folder)
@@ -208,10 +208,10 @@ class _Work:
         if all(path.exists() for path in paths.values()):
             self.log(f"{baseline}, {protocol}: already done")
             return
-        started, fold = time.monotonic(), splits.fold_of_clip(self.index, protocol)
+        started, fold = time.monotonic(), percepiano.fold_of_clip(self.index, protocol)
         clips, ratings, rated = self._rate(baseline, protocol, fold)
         for name, values in rated.items():
-            made = predictions.tidy(
+            made = predictions.to_table(
                 (name, protocol, self.settings.seed), fold, clips, ratings, values
             )
             predictions.write(made, paths[name])

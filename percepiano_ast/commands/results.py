@@ -1,108 +1,51 @@
-"""Commands for evaluation: evaluate, experiment, baseline, index, reliability, listen."""
+"""Commands for evaluation: evaluate, baseline, reliability, listen."""
 
-import argparse
-import sys
 from pathlib import Path
-
-from percepiano_ast.commands.shared import add_set
 
 
 def _evaluate(arguments):
-    from percepiano_ast import report
-    from percepiano_ast.evaluation import Settings
+    from percepiano_ast.evaluation import EvaluationOptions
+    from percepiano_ast.studies import report
 
-    given = {
-        "n_permutations": arguments.permutations,
-        "seed": arguments.seed,
-        "min_difference": arguments.min_difference,
-    }
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    options = {
-        "partial": arguments.partial,
-        "settings": settings,
-        "ceiling": arguments.ceiling or None,
-    }
-    options |= {"reference": arguments.reference}
-    print(
-        report.evaluate_files(
-            arguments.predictions, arguments.out, arguments.index or None, **options
-        )
+    given = {"n_permutations": arguments.permutations, "seed": arguments.seed}
+    given |= {"min_difference": arguments.min_difference}
+    made = report.evaluate_files(
+        arguments.predictions,
+        arguments.out,
+        arguments.index or None,
+        partial=arguments.partial,
+        settings=EvaluationOptions(
+            **{name: value for name, value in given.items() if value is not None}
+        ),
+        ceiling=arguments.ceiling or None,
+        reference=arguments.reference,
     )
-
-
-def _experiment(arguments):
-    from percepiano_ast import suite
-    from percepiano_ast.config import PRESETS, lookup
-    from percepiano_ast.errors import InputError
-
-    names = ("midi", "percepiano", "hours", "unseen")
-    lists = ("voices", "pianos", "starts", "judged", "protocols")
-    given = {name: getattr(arguments, name) for name in names} | {
-        name: tuple(getattr(arguments, name)) for name in lists
-    }
-    given = {name: value for name, value in given.items() if value} | {
-        "seeds": tuple(range(arguments.seeds))
-    }
-    if arguments.starts and not arguments.judged:
-        given["judged"] = tuple(
-            name for name in suite.Experiment.judged if name in arguments.starts
-        )
-    given["epochs"] = dict(arguments.epochs)
-    if own := [
-        pair for pair in arguments.set if pair.partition("=")[0] in ("seed", "unseen", "epochs")
-    ]:
-        raise InputError(
-            f"--set {own[0]} is not available in experiment; use --seeds, --unseen or --epochs."
-        )
-    preset = (
-        suite.Run(lookup(PRESETS, arguments.preset, "preset"), Path(arguments.out))
-        .switched(arguments.set)
-        .preset
-    )
-    made = suite.run_experiment(preset, arguments.out, suite.Experiment(**given), arguments.minutes)
-    if made:
-        print(made)
+    print(made)
 
 
 def _baseline(arguments):
     from percepiano_ast import suite
     from percepiano_ast.baselines import run
 
-    protocols, baselines, pianos = (
-        tuple(getattr(arguments, name)) for name in ("protocol", "baselines", "synthesizers")
-    )
     settings = run.Settings(
-        protocols, baselines, pianos, arguments.seed, arguments.workers or suite.workers()
+        tuple(arguments.protocol),
+        tuple(arguments.baselines),
+        tuple(arguments.synthesizers),
+        arguments.seed,
+        arguments.workers or suite.workers(),
     )
     print(run.run(arguments.percepiano, arguments.out, settings))
 
 
-def _index(arguments):
-    from percepiano_ast.data import content_groups
-    from percepiano_ast.data.percepiano import load_index
-
-    index = load_index(arguments.folder)
-    found = content_groups.find_groups(arguments.folder, index)
-    if not arguments.check:
-        print(found.to_csv(lineterminator="\n"), end="")
-        return 0
-    for line in (wrong := content_groups.differences(found, index)):
-        print(f"error: {line}", file=sys.stderr)
-    if not wrong:
-        print(
-            f"{found.nunique()} content groups of {len(found)} segments, consistent with the index"
-        )
-    return 1 if wrong else 0
-
-
 def _reliability(arguments):
     from percepiano_ast.data.percepiano import load_index
-    from percepiano_ast.evaluation import reliability, table
+    from percepiano_ast.evaluation import predictions, reliability
 
-    index = table.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
-    tables = reliability.evaluate(
-        reliability.read_raters(arguments.raters), index, arguments.splits, arguments.seed
+    index = (
+        predictions.load_index(arguments.index) if arguments.index else load_index(arguments.raters)
     )
+    raters = reliability.read_raters(arguments.raters)
+    tables = reliability.evaluate(raters, index, arguments.splits, arguments.seed)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     for name, one in tables.items():
@@ -114,242 +57,74 @@ def _listen(arguments):
     from percepiano_ast import suite
     from percepiano_ast.listening import run
 
-    others = None if arguments.other_synthesizers is None else tuple(arguments.other_synthesizers)
-    workers = arguments.workers or suite.workers()
+    others = arguments.other_synthesizers
     settings = run.Settings(
-        arguments.clips, arguments.synthesizer or run.SYNTHESIZER, others, arguments.seed, workers
+        arguments.clips,
+        arguments.synthesizer or run.SYNTHESIZER,
+        None if others is None else tuple(others),
+        arguments.seed,
+        arguments.workers or suite.workers(),
     )
     print(run.listen(arguments.percepiano, arguments.out, arguments.model, settings))
 
 
 def add_commands(add) -> None:
     """Add the commands of this module to a parser by ``add(name, function, text)``."""
-    command = add("evaluate", _evaluate, "Evaluate predictions: metrics, comparisons and a report.")
-    command.add_argument(
-        "predictions", nargs="+", metavar="PREDICTIONS", help="predictions*.csv or .csv.gz"
-    )
-    command.add_argument(
-        "--out", required=True, metavar="DIR", help="output directory of the report"
-    )
-    command.add_argument(
-        "--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)"
-    )
-    command.add_argument(
-        "--partial", action="store_true", help="allow predictions that do not cover the protocol"
-    )
-    command.add_argument(
-        "--permutations", type=int, metavar="N", help="permutations per comparison (default: 2000)"
-    )
-    command.add_argument("--seed", type=int, help="seed of the permutations (default: 0)")
-    command.add_argument(
-        "--min-difference",
-        type=float,
-        metavar="D",
-        help=(
-            "compare pairs of performances whose ratings, from 0 to 1, differ by at least D"
-            " (default: 0.074, a standard error)"
-        ),
-    )
-    command.add_argument(
-        "--ceiling",
-        default="",
-        metavar="FILE",
-        help="CSV of the noise ceiling from `reliability` (default: PercePiano's)",
-    )
-    command.add_argument(
-        "--reference",
-        default="",
-        metavar="MODEL",
-        help=(
-            "reference model of the comparison page (default: the best audio-only model that is not"
-            " an encoder)"
-        ),
-    )
+    must = {"required": True}
+    folder = "PercePiano's folder, or demo"
+    clips = "CSV index of clips (default: PercePiano's)"
 
-    _add_experiment(add)
-    _add_baseline(add)
+    option = add("evaluate", _evaluate, "Evaluate predictions: metrics, comparisons and a report.")
+    option("predictions", "predictions*.csv or .csv.gz", "PREDICTIONS", nargs="+")
+    option("--out", "output directory of the report", "DIR", **must)
+    option("--index", clips, "FILE")
+    option("--partial", "allow predictions that do not cover the protocol", default=False)
+    option("--permutations", "permutations per comparison (default: 2000)", "N", None, type=int)
+    option("--seed", "seed of the permutations (default: 0)", default=None, type=int)
+    text = "compare pairs of performances whose ratings, from 0 to 1, differ by at least D"
+    option("--min-difference", f"{text} (default: 0.074, a standard error)", "D", None, type=float)
+    text = "CSV of the noise ceiling from `reliability` (default: PercePiano's)"
+    option("--ceiling", text, "FILE")
+    text = "reference model of the comparison page"
+    text += " (default: the best audio-only model that is not an encoder)"
+    option("--reference", text, "MODEL")
 
-    command = add(
-        "index",
-        _index,
-        "Compute content groups (segments that share music) from the deadpan MIDI; prints CSV.",
-    )
-    command.add_argument(
-        "folder", help="PercePiano's folder, or one with its layout and an index.csv"
-    )
-    command.add_argument(
-        "--check", action="store_true", help="compare with the index instead of printing"
-    )
-
-    command = add(
-        "reliability",
-        _reliability,
-        "Inter-rater agreement: ICC, split-half reliability, noise ceiling.",
-    )
-    command.add_argument("raters", help="PercePiano's folder, or a rater CSV")
-    command.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="output directory of icc.csv, split_half.csv, ceiling.csv",
-    )
-    command.add_argument(
-        "--index", default="", metavar="FILE", help="CSV index of clips (default: PercePiano's)"
-    )
-    command.add_argument(
-        "--splits",
-        type=int,
-        default=500,
-        metavar="N",
-        help="random splits of the raters (default: 500)",
-    )
-    command.add_argument("--seed", type=int, default=0, help="seed of the splits (default: 0)")
-    _add_listen(add)
-
-
-def _number_of(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not number.isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example visible=4")
-    return name, int(number)
-
-
-def _add_experiment(add):
-    text = (
-        "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,"
-        " evaluate; resumes."
-    )
-    command = add("experiment", _experiment, text)
-    command.add_argument(
-        "--midi",
-        required=True,
-        metavar="ASAP",
-        help="ASAP's folder or tar archive with metadata.csv",
-    )
-    command.add_argument(
-        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
-    )
-    command.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="directory of all outputs; the report is in DIR/results",
-    )
-    command.add_argument("--preset", default="mini", help="model size and schedule (default: mini)")
-    command.add_argument(
-        "--hours", type=float, default=0.0, help="hours of ASAP to render (default: 18)"
-    )
-    voices = (
-        "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
-    )
-    command.add_argument("--voices", nargs="+", default=[], metavar="NAME", help=voices)
-    pianos = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
-    command.add_argument("--pianos", nargs="+", default=[], metavar="NAME", help=pianos)
-    command.add_argument(
-        "--unseen", default="", metavar="NAME", help="held-out soundfont (default: timgm6mb)"
-    )
-    starts = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
-    command.add_argument("--starts", nargs="+", default=[], metavar="NAME", help=starts)
-    judged = (
-        "encoders for `judge` under every protocol (default: transcriptionstem, if it is compared)"
-    )
-    command.add_argument("--judged", nargs="+", default=[], metavar="NAME", help=judged)
-    protocols = "protocols of `judge` and the baselines (default: all)"
-    command.add_argument("--protocols", nargs="+", default=[], metavar="P", help=protocols)
-    command.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="number of seeds (default: 1)"
-    )
-    epochs = (
-        "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
-        " the preset)"
-    )
-    command.add_argument(
-        "--epochs", nargs="+", type=_number_of, default=[], metavar="NAME=N", help=epochs
-    )
-    add_set(command, "strategy=frozen")
-    minutes = "start no stage after M minutes; the same command resumes (default: no limit)"
-    command.add_argument("--minutes", type=float, default=0.0, metavar="M", help=minutes)
-
-
-def _add_baseline(add):
-    text = (
+    option = add(
+        "baseline",
+        _baseline,
         "Baselines without a learned audio encoder, fold by fold; writes out-of-fold predictions."
-        " Models named +score are "
+        " Models named +score are score-informed; clips that do not match their score are listed in"
+        " without_score.csv.",
     )
-    text += "score-informed; clips that do not match their score are listed in without_score.csv."
-    command = add("baseline", _baseline, text)
-    command.add_argument(
-        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
-    )
-    command.add_argument(
-        "--out", required=True, metavar="DIR", help="output directory of predictions and features"
-    )
-    command.add_argument(
-        "--protocol",
-        nargs="+",
-        default=[],
-        metavar="P",
-        help="protocols of the index (default: all)",
-    )
-    names = "baselines, such as audio-stats or midi-stats+score (default: all)"
-    command.add_argument("--baselines", nargs="+", default=[], metavar="NAME", help=names)
-    command.add_argument(
-        "--synthesizers",
-        nargs="+",
-        default=["musescore-small"],
-        help="synthesizers of the audio (default: musescore-small)",
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed of trees and networks (default: 0)"
-    )
-    command.add_argument(
-        "--workers",
-        type=int,
-        default=0,
-        help="feature extraction processes (default: one per core)",
-    )
+    option("--percepiano", folder, "FOLDER", **must)
+    option("--out", "output directory of predictions and features", "DIR", **must)
+    option("--protocol", "protocols of the index (default: all)", "P", [])
+    text = "baselines, such as audio-stats or midi-stats+score (default: all)"
+    option("--baselines", text, "NAME", [])
+    text = "synthesizers of the audio (default: musescore-small)"
+    option("--synthesizers", text, default=["musescore-small"])
+    option("--seed", "seed of trees and networks (default: 0)", default=0)
+    option("--workers", "feature extraction processes (default: one per core)", default=0)
 
+    text = "Inter-rater agreement: ICC, split-half reliability, noise ceiling."
+    option = add("reliability", _reliability, text)
+    option("raters", "PercePiano's folder, or a rater CSV")
+    option("--out", "output directory of icc.csv, split_half.csv, ceiling.csv", "DIR", **must)
+    option("--index", clips, "FILE")
+    option("--splits", "random splits of the raters (default: 500)", "N", 500)
+    option("--seed", "seed of the splits (default: 0)", default=0)
 
-def _add_listen(add):
-    command = add(
-        "listen",
-        _listen,
-        "Sensitivity test: rate real performances before and after one change each.",
-    )
-    command.add_argument(
-        "--percepiano", required=True, metavar="FOLDER", help="PercePiano's folder, or demo"
-    )
-    models = (
-        "audio-stats and midi-stats (fitted here), packaged (the bundled model), a model file,"
-        " directories of fine-tuned "
-    )
-    models += "runs, or module:attribute of a rating function"
-    command.add_argument("--model", nargs="+", required=True, metavar="MODEL", help=models)
-    command.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="output directory of tables, figures, summary and renderings",
-    )
-    command.add_argument(
-        "--clips",
-        type=int,
-        default=100,
-        metavar="N",
-        help="number of performances to draw (default: 100)",
-    )
-    command.add_argument(
-        "--synthesizer", default="", help="synthesizer of the test (default: musescore-small)"
-    )
-    command.add_argument(
-        "--other-synthesizers",
-        nargs="*",
-        metavar="NAME",
-        help="further synthesizers for the robustness test (default: all)",
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, help="seed of clips, noise and rooms (default: 0)"
-    )
-    command.add_argument(
-        "--workers", type=int, default=0, help="rendering processes (default: one per core)"
-    )
+    text = "Sensitivity test: rate real performances before and after one change each."
+    option = add("listen", _listen, text)
+    option("--percepiano", folder, "FOLDER", **must)
+    text = "audio-stats and midi-stats (fitted here), packaged (the bundled model), a model file,"
+    text += " directories of fine-tuned runs, or module:attribute of a rating function"
+    option("--model", text, "MODEL", nargs="+", **must)
+    text = "output directory of tables, figures, summary and renderings"
+    option("--out", text, "DIR", **must)
+    option("--clips", "number of performances to draw (default: 100)", "N", 100)
+    option("--synthesizer", "synthesizer of the test (default: musescore-small)")
+    text = "further synthesizers for the robustness test (default: all)"
+    option("--other-synthesizers", text, "NAME", None, nargs="*")
+    option("--seed", "seed of clips, noise and rooms (default: 0)", default=0)
+    option("--workers", "rendering processes (default: one per core)", default=0)

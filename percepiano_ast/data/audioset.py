@@ -8,9 +8,8 @@ Kaldi's front end, 527 labels, mAP 0.459. Read it with `models.weights.read_weig
 from collections.abc import Callable
 from pathlib import Path
 
-from percepiano_ast.data.download import download
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import sha256_of
+from percepiano_ast.files import download, sha256_of
 
 URL = "https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main"
 LICENCE = (

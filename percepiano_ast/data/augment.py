@@ -1,10 +1,5 @@
-"""Augmentation of batches during training (SpecAugment, mixup, level) and of clips during
-preprocessing (variants).
-
-Each augmentation is a pure function of its seed and of the step or clip, so a resumed run draws the
-same values. Ratings describe the performance; `ANSWERS` states for each augmentation whether they
-stay valid.
-"""
+"""Augmentation of batches during fine-tuning: mixup, level and SpecAugment. ``docs/data.md`` states
+whether the ratings stay valid."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,64 +8,14 @@ import numpy as np
 
 from percepiano_ast.errors import InputError
 
-_MIX = 10.0  # both parameters of mixup's Beta distribution, as in AST: mostly near a half
-
-# Does the rating stay valid? Numbers are shifts of a model's held-out predictions in standard
-# deviations over human performances (PercePiano, ``content`` folds); no person rated the changed
-# clips. Performance: 65 MIDI statistics, 100 clips, `listen --model midi-stats --clips 100`. Sound:
-# audio statistics fitted on one piano, musescore-small, 40 clips of `listening.run.sample`. A
-# change that shifts predictions but should not shift ratings belongs in training.
-ANSWERS = {
-    "specaugment": (
-        "Yes, as far as the visible part determines the rating: parts are hidden, none are changed."
-        " Not measured."
-    ),
-    "mixup": (
-        "By construction: the rating of a mix is taken as the weighted mean of both ratings. No"
-        " person rated two performances at once; mixup regularises. Not measured."
-    ),
-    "gain": (
-        "No: at fixed gain, level reflects playing force. A gain of 12 dB moves mellow-raw and"
-        " energy by 1.4, soft-hard by 1.3; 10 MIDI velocities move energy by 0.6. Use it only for a"
-        " model that should ignore the recording level."
-    ),
-    "stretch": (
-        "Nearly, up to 5 %: at 10 % pace moves by 0.14, energy by 0.12, soft-loud by 0.11, all"
-        " others by less than 0.1; at 25 % pace by 0.37 and energy by 0.31. The draw is limited to"
-        " 5 %."
-    ),
-    "transpose": (
-        "Nearly, up to a semitone: at 2 semitones bright-dark moves by 0.17, optimistic-dark by"
-        " 0.13, all others by less than 0.1; at 5 semitones by 0.43 and 0.34. The draw is limited"
-        " to one semitone."
-    ),
-    "soundfont": (
-        "Yes for people, who rate the performance and not the piano. The statistics shift:"
-        " fluidr3mono moves them by 1 or more in 16 dimensions, even-colorful by 4.1."
-    ),
-    "room": (
-        "All but pedal: 1.2 s of reverberation move clean-blurred by 1.0, dry-wet by 0.8, dynamic"
-        " range by 0.7, all others by 0.5 at most. People too may mistake reverberation for pedal."
-    ),
-    "livingroom": (
-        "As for room: a room with an RT60 of 0.7 s at a direct-to-reverberant ratio of 0 dB. It is"
-        " for testing only: no training uses it. Not measured separately."
-    ),
-    "noise": (
-        "Yes for people. The statistics shift: noise 40 dB below the clip moves even-colorful by"
-        " 1.3, pure-dramatic by 1.2, timing by 1.1."
-    ),
-}
-
 
 @dataclass(frozen=True)
 class Augmentation:
     """Augmentation of batches. The defaults change nothing; `AST` is AST's recipe.
 
     Attributes:
-        mel_width: maximum width of the frequency mask in bands (SpecAugment, Park et al. 2019; one
-            mask, as in AST).
-        time_width: maximum width of the time mask in frames (likewise).
+        mel_width, time_width: maximum width of the frequency mask in bands and of the time mask in
+            frames (SpecAugment, Park et al. 2019; one mask each, as in AST).
         mixup: share of windows that are mixed with another window of the batch.
         gain_db: maximum level change in dB, up or down.
     """
@@ -98,17 +43,15 @@ def augmented(
     batches: Callable[[int], Iterable[dict]], config: Augmentation, seed: int, step_db: float = 0.5
 ) -> Callable[[int], Iterator[dict]]:
     """``batches`` with ``config`` applied; the result takes a step and yields batches from that
-    step on.
+    step on. The draws of a step depend only on seed and step, so that a resumed run is the same.
 
     Args:
         batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` starts
-            with the batch of step k. Batches have ``codes`` uint8 (batch, time, mel) or (batch,
-            windows, time, mel) and ``n_valid`` (batch,) or (batch, windows); other entries pass
-            unchanged. Mixup adds ``mixed_with`` int32 (batch,), the row that a clip was mixed with,
-            and ``share`` float32 (batch,), the clip's own weight, so that targets stored elsewhere
-            can be mixed in the same way; ``ratings`` (batch, dimensions) in the batch are mixed
-            here.
-        seed: of all draws; the draws of a step depend only on seed and step.
+            with the batch of step k. Batches have ``codes`` uint8 (batch, ..., time, mel) and
+            ``n_valid`` (batch, ...); other entries pass unchanged. Mixup mixes ``ratings`` (batch,
+            dimensions), if any, and adds ``mixed_with`` int32 (batch,), the row that a clip was
+            mixed with, and ``share`` float32 (batch,), the clip's own weight, so that targets
+            stored elsewhere can be mixed in the same way.
         step_db: decibels per code, see `FrontEnd`.
     """
 
@@ -122,75 +65,48 @@ def augmented(
 def augment(
     batch: dict, config: Augmentation, rng: np.random.Generator, step_db: float = 0.5
 ) -> dict:
-    """Augment one batch, see `augmented`: mixup, then gain, then masks; the input is not
-    modified."""
+    """Augment one batch, see `augmented`; the input is not modified."""
+    codes, n_valid, n = batch["codes"], batch["n_valid"], len(batch["codes"])
     batch = dict(batch)
     # One generator per augmentation: the draws of each do not depend on which others are enabled.
     mixing, levels, masks = rng.spawn(3)
+
+    # --- Mixup (Zhang et al. 2018) of log-mel levels, as in PANNs (Kong et al. 2020, section IV-B).
+    # All windows of a clip are mixed with those of one other clip; frames that only one of the two
+    # has become invalid.
     if config.mixup:
-        batch |= _mixed(batch, config.mixup, mixing)
+        other = mixing.permutation(n)
+        # both parameters of the Beta distribution as in AST: mostly near a half
+        drawn = mixing.random(n) < config.mixup, mixing.beta(10, 10, n)
+        weight = np.where(*drawn, 1).astype(np.float32)
+        given, lengths, codes, n_valid = codes, n_valid, codes.copy(), n_valid.copy()
+        for row in np.flatnonzero(weight < 1):
+            mixed = weight[row] * given[row].astype(np.float32)
+            mixed += (1 - weight[row]) * given[other[row]]
+            n_valid[row] = np.minimum(lengths[row], lengths[other[row]])
+            valid = np.arange(codes.shape[-2]) < n_valid[row, ..., None]
+            codes[row] = np.where(valid[..., None], np.rint(mixed), 0)
+        batch |= {"n_valid": n_valid, "mixed_with": other.astype(np.int32), "share": weight}
+        if "ratings" in batch:
+            ratings, weight = batch["ratings"], weight[:, None]
+            mean = weight * ratings + (1 - weight) * ratings[other]
+            batch["ratings"] = mean.astype(ratings.dtype)
+
+    # --- Level of each clip; values at code 0, and so padding, stay
     if config.gain_db:
-        batch["codes"] = _moved(batch["codes"], config.gain_db / step_db, levels)
+        most = config.gain_db / step_db
+        shift = np.rint(levels.uniform(-most, most, n)).astype(np.int16)
+        moved = codes.astype(np.int16) + shift.reshape(-1, *[1] * (codes.ndim - 1))
+        codes = np.where(codes > 0, np.clip(moved, 0, 255), 0).astype(np.uint8)
+
+    # --- One band and one time span of each window at its mean level (about 0 in the model's input)
     if config.mel_width or config.time_width:
-        batch["codes"] = _masked(batch["codes"], batch["n_valid"], config, masks)
-    return batch
-
-
-def _mixed(batch: dict, share: float, rng: np.random.Generator) -> dict:
-    """Mixup of log-mel levels and ratings (Zhang et al. 2018; on log-mel as in PANNs, Kong et al.
-    2020, section IV-B).
-
-    All windows of a clip are mixed with those of one other clip. Frames that only one of the two
-    has become invalid.
-    """
-    codes, n_valid, n = batch["codes"], batch["n_valid"], len(batch["codes"])
-    other = rng.permutation(n)
-    weight = np.where(rng.random(n) < share, rng.beta(_MIX, _MIX, n), 1).astype(np.float32)
-    mixed, valid = codes.copy(), n_valid.copy()
-    for row in np.flatnonzero(weight < 1):
-        levels = weight[row] * codes[row].astype(np.float32) + (1 - weight[row]) * codes[other[row]]
-        valid[row] = np.minimum(n_valid[row], n_valid[other[row]])
-        heard = np.arange(codes.shape[-2]) < valid[row, ..., None]
-        mixed[row] = np.where(heard[..., None], np.rint(levels), 0)
-    found = {
-        "codes": mixed,
-        "n_valid": valid,
-        "mixed_with": other.astype(np.int32),
-        "share": weight,
-    }
-    if "ratings" in batch:
-        ratings, weight = batch["ratings"], weight[:, None]
-        found["ratings"] = (weight * ratings + (1 - weight) * ratings[other]).astype(ratings.dtype)
-    return found
-
-
-def _moved(codes: np.ndarray, most: float, rng: np.random.Generator) -> np.ndarray:
-    """Shift each clip's level by a random number of codes; values at code 0, and so padding,
-    stay."""
-    shift = (
-        np.rint(rng.uniform(-most, most, len(codes)))
-        .astype(np.int16)
-        .reshape(-1, *[1] * (codes.ndim - 1))
-    )
-    return np.where(codes > 0, np.clip(codes.astype(np.int16) + shift, 0, 255), 0).astype(np.uint8)
-
-
-def _masked(
-    codes: np.ndarray, n_valid: np.ndarray, config: Augmentation, rng: np.random.Generator
-) -> np.ndarray:
-    """Set one band and one time span of each window to its mean level (about 0 in the model's
-    input, as in SpecAugment)."""
-    codes = codes.copy()
-    for window, length in zip(
-        codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist(), strict=True
-    ):
-        heard = window[:length]  # the model masks padding itself
-        mean = np.rint(heard.mean()) if length else 0
-        for axis, most in ((1, config.mel_width), (0, config.time_width)):
-            extent = heard.shape[axis]
-            width = int(rng.integers(min(most, extent) + 1))
-            first = int(rng.integers(extent - width + 1))
-            hidden = [slice(None), slice(None)]
-            hidden[axis] = slice(first, first + width)
-            heard[tuple(hidden)] = mean
-    return codes
+        codes = codes.copy()
+        for window, length in zip(codes.reshape(-1, *codes.shape[-2:]), n_valid.ravel().tolist()):
+            valid = window[:length]  # the model masks padding itself
+            mean = np.rint(valid.mean()) if length else 0
+            for part, most in ((valid.T, config.mel_width), (valid, config.time_width)):
+                width = int(masks.integers(min(most, len(part)) + 1))
+                first = int(masks.integers(len(part) - width + 1))
+                part[first : first + width] = mean
+    return batch | {"codes": codes}

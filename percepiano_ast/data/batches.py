@@ -7,18 +7,26 @@ device: uint8 needs a quarter of float32's transfer. `normalised` does the same 
 
 import functools
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from percepiano_ast.audio.mel import pad_window, window_starts
 from percepiano_ast.config import FrontEnd, Statistics
-from percepiano_ast.data.hearing import Hearing
-from percepiano_ast.data.records import Recordings
-from percepiano_ast.data.shards import ShardSet
-from percepiano_ast.data.windows import pad_window, window_starts
+from percepiano_ast.data.shards import (
+    Performances,
+    Recordings,
+    ShardSet,
+    open_performances,
+    require_performances,
+)
 from percepiano_ast.errors import InputError
+from percepiano_ast.music.midi import excerpt
+from percepiano_ast.music.performance_features import WINDOW_FEATURES, performance_features
+from percepiano_ast.music.piano_roll import FrameTargets, PianoRoll
 
 # On import grain warns about the profiling of worker processes; none are used here.
 _verbosity = logging.get_verbosity()
@@ -29,88 +37,118 @@ logging.set_verbosity(_verbosity)
 
 # Reading is cheap: two threads and a short queue overlap it with the training step.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+# Descriptors take seven times as long as targets: they are computed for one window in this many,
+# the others have NaN.
+DESCRIBE_EVERY = 4
 
 
-class _Windows:
-    """Window positions of every epoch.
+# --- Pre-training ---------------------------------------------------------------------------------
 
-    The number of windows per recording is the number that fits for any start of the first one.
-    Windows are contiguous, and the first start is drawn again in every epoch: windows do not
-    overlap, and all alignments are equally likely.
+
+@dataclass(frozen=True)
+class TranscriptionTargets:
+    """Transcription targets of the windows of one split.
+
+    Attributes:
+        mean, std: of every descriptor over windows of the training split, float64 (descriptors,);
+            used for all splits.
     """
 
-    def __init__(self, n_frames: np.ndarray, length: int, seed: int):
-        self.length, self.seed = length, seed
-        counts = np.maximum(n_frames // length - 1, 1)
-        self.recording = np.repeat(np.arange(len(counts)), counts)
-        number = np.arange(len(self.recording)) - np.repeat(np.cumsum(counts) - counts, counts)
-        self.behind_first = number * length
-        self.last_phase = n_frames - counts * length
-        # Two epochs are in use when one ends while the next is prefetched.
-        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
+    shards: ShardSet
+    performances: Performances
+    mean: np.ndarray
+    std: np.ndarray
+    _rolls: dict[str, PianoRoll] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.recording)
+    @classmethod
+    def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "TranscriptionTargets":
+        """The targets of the training split of the data set in ``directory``, with windows of
+        ``n_frames``.
 
-    def _epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Recording and first frame of every window, in the epoch's order."""
-        rng = np.random.default_rng([self.seed, number])
-        phase = rng.integers(self.last_phase, endpoint=True)
-        order = rng.permutation(len(self))
-        recording = self.recording[order]
-        return recording, phase[recording] + self.behind_first[order]
+        Raises:
+            InputError: no performances, or a recording without one.
+        """
+        performances, keys = open_performances(directory), Recordings(train).keys()
+        require_performances(performances, keys, "train")
+        counts = train.n_frames // n_frames
+        ends = np.cumsum(counts)
+        rows = []
+        for window in np.linspace(0, ends[-1] - 1, min(256, ends[-1])).astype(int):
+            recording = int(np.searchsorted(ends, window, side="right"))
+            start = (window - (ends[recording] - counts[recording])) * n_frames
+            rows.append(_described(performances, keys[recording], start, n_frames, train))
+        std = np.nanstd(rows, axis=0)
+        return cls(train, performances, np.nanmean(rows, axis=0), np.where(std > 1e-6, std, 1.0))
+
+    def of(self, shards: ShardSet, split: str) -> "TranscriptionTargets":
+        """The targets of another split, with the scale of this one.
+
+        Raises:
+            InputError: a recording without a performance.
+        """
+        require_performances(self.performances, Recordings(shards).keys(), split)
+        return replace(self, shards=shards, _rolls={})
+
+    @property
+    def description(self) -> dict:
+        """Names, means and standard deviations of the descriptors, saved with a model."""
+        return {
+            "names": list(WINDOW_FEATURES),
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
+
+    def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
+        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors),
+        standardised; NaN for a window without onsets, and in all but one of `DESCRIBE_EVERY` rows.
+        """
+        targets = []
+        for key, start in zip(keys, starts):
+            if key not in self._rolls:  # two threads may both compute it
+                self._rolls[key] = PianoRoll(self.performances[key], self.shards.front_end)
+            targets.append(self._rolls[key].frames(start, n_frames))
+        descriptors = np.full((len(keys), len(WINDOW_FEATURES)), np.nan, np.float32)
+        for row in range(0, len(keys), DESCRIBE_EVERY):
+            values = _described(self.performances, keys[row], starts[row], n_frames, self.shards)
+            # larger values are artefacts of short windows
+            descriptors[row] = np.clip((values - self.mean) / self.std, -5, 5)
+        return {"targets": FrameTargets(*map(np.stack, zip(*targets))), "descriptors": descriptors}
+
+
+def _described(
+    performances: Performances, key: str, start: int, n_frames: int, shards: ShardSet
+) -> np.ndarray:
+    """Descriptors of a window, float64 (descriptors,); NaN for a window without onsets."""
+    begin, end = (shards.front_end.seconds(frame) for frame in (start, start + n_frames))
+    window = excerpt(performances[key], begin, end)
+    if window is None:
+        return np.full(len(WINDOW_FEATURES), np.nan)
+    return np.array(list(performance_features(window, WINDOW_FEATURES).values()))
 
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Windows of a split in random order, as dicts: ``codes`` (batch, time, mel) as stored, and
-    ``clip``, the source of each window; with a `Hearing` also its ``targets`` and ``descriptors``.
+    """Windows of a split in random order, see `pretrain_batches`.
 
     The step is the complete state: ``from_step(k)`` resumes after k steps. The iterators are
     grain's; their ``get_state`` and ``set_state`` count batches from the iterator's start.
 
     Attributes:
         steps_per_epoch: full batches per epoch; an epoch's remaining windows are dropped.
+        batch: the batch of a step.
     """
 
     steps_per_epoch: int
-    _recordings: Recordings
-    _windows: _Windows
-    _batch_size: int
-    _rows: slice
-    _hearing: Hearing | None = None
+    batch: Callable[[int], dict]
 
-    def from_step(self, step: int) -> grain.DatasetIterator:
+    def from_step(self, step: int, stop: int = sys.maxsize) -> grain.DatasetIterator:
         """Endless batches from ``step`` on, the same as in an uninterrupted run."""
-        return self._iterate(step, sys.maxsize)
+        steps = grain.MapDataset.range(step, stop).map(self.batch)
+        return iter(steps.to_iter_dataset(READ_OPTIONS))
 
     def one_epoch(self) -> grain.DatasetIterator:
         """The batches of the first epoch."""
-        return self._iterate(0, self.steps_per_epoch)
-
-    def _iterate(self, first: int, stop: int) -> grain.DatasetIterator:
-        return iter(
-            grain.MapDataset.range(first, stop).map(self._batch).to_iter_dataset(READ_OPTIONS)
-        )
-
-    def _batch(self, step: int) -> dict:
-        epoch, place = divmod(step, self.steps_per_epoch)
-        whole = slice(place * self._batch_size, (place + 1) * self._batch_size)
-        recordings, starts = (
-            column[whole][self._rows].tolist() for column in self._windows.epoch(epoch)
-        )
-        shape = (len(starts), self._windows.length, self._recordings.n_mels)
-        codes = np.empty(shape, self._recordings.dtype)
-        keys = [self._recordings.read(*window) for window in zip(recordings, starts, codes)]
-        batch = {
-            "codes": codes,
-            "clip": [f"{key} from frame {start}" for key, start in zip(keys, starts)],
-        }
-        return (
-            batch | self._hearing.batch(keys, starts, self._windows.length)
-            if self._hearing
-            else batch
-        )
+        return self.from_step(0, self.steps_per_epoch)
 
 
 def pretrain_batches(
@@ -120,15 +158,19 @@ def pretrain_batches(
     batch_size: int,
     seed: int,
     process: tuple[int, int] = (0, 1),
-    hearing: Hearing | None = None,
+    targets: TranscriptionTargets | None = None,
 ) -> PretrainBatches:
-    """Windows of ``n_frames``; within an epoch they do not overlap and cover nearly all of each
-    recording.
+    """Windows of ``n_frames`` as dicts: ``codes`` (batch, time, mel) as stored, and ``clip``, the
+    source of each window; with ``targets`` also `TranscriptionTargets.batch`.
+
+    The number of windows per recording is the number that fits for any start of the first one.
+    Windows are contiguous, and the first start is drawn again in every epoch: windows do not
+    overlap, and all alignments are equally likely.
 
     Args:
         process: index of this process and number of processes. Each process reads its own rows of
             every batch; stacked, the rows of all processes equal the batch of a single process.
-        hearing: transcription targets of the same split, if any.
+        targets: of the same split, if any.
 
     Raises:
         InputError: a recording shorter than a window, fewer windows than one batch, or a batch size
@@ -145,16 +187,41 @@ def pretrain_batches(
             f"a recording of {shortest} frames is shorter than the model's window of {n_frames}."
             " Preprocess longer recordings."
         )
-    windows = _Windows(shards.n_frames, n_frames, seed)
-    if len(windows) < batch_size:
+    recordings = Recordings(shards)
+    counts = np.maximum(shards.n_frames // n_frames - 1, 1)
+    n_windows = int(counts.sum())
+    if n_windows < batch_size:
         raise InputError(
-            f"{len(windows)} windows of {n_frames} frames do not fill one batch of {batch_size}."
+            f"{n_windows} windows of {n_frames} frames do not fill one batch of {batch_size}."
             " Choose a smaller batch size."
         )
-    rows = slice(number * batch_size // count, (number + 1) * batch_size // count)
-    return PretrainBatches(
-        len(windows) // batch_size, Recordings(shards), windows, batch_size, rows, hearing
-    )
+    steps_per_epoch = n_windows // batch_size
+    recording_of = np.repeat(np.arange(len(counts)), counts)
+    after_first = n_frames * (np.arange(n_windows) - np.repeat(np.cumsum(counts) - counts, counts))
+
+    # Two epochs are in use when one ends while the next is prefetched.
+    @functools.lru_cache(maxsize=2)
+    def windows_of(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Recording and first frame of every window, in the epoch's order."""
+        rng = np.random.default_rng([seed, epoch])
+        first = rng.integers(shards.n_frames - counts * n_frames, endpoint=True)
+        order = rng.permutation(n_windows)
+        recording = recording_of[order]
+        return recording, first[recording] + after_first[order]
+
+    def batch(step: int) -> dict:
+        epoch, within = divmod(step, steps_per_epoch)
+        begin = within * batch_size + number * batch_size // count
+        rows = slice(begin, begin + batch_size // count)
+        windows, starts = (column[rows].tolist() for column in windows_of(epoch))
+        codes = np.empty((len(starts), n_frames, recordings.n_mels), recordings.dtype)
+        keys = [recordings.read(*window) for window in zip(windows, starts, codes)]
+        clip = [f"{key} from frame {start}" for key, start in zip(keys, starts)]
+        return {"codes": codes, "clip": clip} | (
+            targets.batch(keys, starts, n_frames) if targets else {}
+        )
+
+    return PretrainBatches(steps_per_epoch, batch)
 
 
 def normalised(
@@ -181,27 +248,7 @@ def normalised(
     return out
 
 
-def clip_windows(
-    clips: list[np.ndarray], *, n_frames: int, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Cut every clip into windows with a hop of half a window; the last window ends with the clip.
-
-    Yields:
-        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32
-        (batch,) position in ``clips``, or -1 for padding rows of the last batch.
-    """
-    windows = []
-    for number, codes in enumerate(clips):
-        windows += [(number, start) for start in window_starts(len(codes), n_frames)]
-    for first in range(0, len(windows), batch_size):
-        part = windows[first : first + batch_size]
-        part += [(-1, 0)] * (batch_size - len(part))
-        pieces = [clips[max(number, 0)][start : start + n_frames] for number, start in part]
-        yield {
-            "codes": np.stack([pad_window(piece, n_frames) for piece in pieces]),
-            "n_valid": np.array([len(piece) for piece in pieces], np.int32),
-            "clip": np.array([number for number, _ in part], np.int32),
-        }
+# --- Fine-tuning ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,6 +274,31 @@ def rated_clips(shards: ShardSet) -> RatedClips:
     )
 
 
+def clip_windows(
+    clips: list[np.ndarray], *, n_frames: int, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Cut every clip into windows with a hop of half a window; the last window ends with the clip.
+
+    Yields:
+        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32
+        (batch,) position in ``clips``, or -1 for padding rows of the last batch.
+    """
+    windows = [
+        (number, start)
+        for number, codes in enumerate(clips)
+        for start in window_starts(len(codes), n_frames)
+    ]
+    for first in range(0, len(windows), batch_size):
+        part = windows[first : first + batch_size]
+        part += [(-1, 0)] * (batch_size - len(part))
+        pieces = [clips[max(number, 0)][start : start + n_frames] for number, start in part]
+        yield {
+            "codes": np.stack([pad_window(piece, n_frames) for piece in pieces]),
+            "n_valid": np.array([len(piece) for piece in pieces], np.int32),
+            "clip": np.array([number for number, _ in part], np.int32),
+        }
+
+
 def finetune_batches(
     clips: RatedClips,
     members: np.ndarray,
@@ -236,8 +308,7 @@ def finetune_batches(
     batch_size: int,
     seed: int,
 ) -> tuple[grain.MapDataset, int]:
-    """The clips at positions ``members`` as windows, each clip once per epoch, and the number of
-    steps per epoch.
+    """The clips at positions ``members`` as windows, each clip once per epoch.
 
     A clip has as many windows as at inference (`window_starts`), at most ``max_windows``. Each
     starts at random within its own part of the clip, so the windows spread over the clip and differ
@@ -260,10 +331,10 @@ def finetune_batches(
         count = min(len(window_starts(len(codes), n_frames)), max_windows)
         pieces = np.zeros((max_windows, n_frames, codes.shape[1]), codes.dtype)
         n_valid = np.zeros(max_windows, np.int32)
-        for place in range(count):
-            start = rng.integers(place * last // count, (place + 1) * last // count, endpoint=True)
+        for part in range(count):
+            start = rng.integers(part * last // count, (part + 1) * last // count, endpoint=True)
             piece = codes[start : start + n_frames]
-            pieces[place, : len(piece)], n_valid[place] = piece, len(piece)
+            pieces[part, : len(piece)], n_valid[part] = piece, len(piece)
         return {"codes": pieces, "n_valid": n_valid, "clip": np.int32(number)}
 
     dataset = grain.MapDataset.source(members.tolist()).seed(seed).shuffle().random_map(cut)

@@ -1,21 +1,40 @@
-"""Build a data set from recordings: plan, make the shards locally or on a cluster, list skipped
-recordings, write the manifest."""
+"""Build a data set of log-mel shards: encode recordings here or on a Beam cluster, write whole
+shards, list what was skipped; write and verify the manifest.
 
+An interrupted run loses the shard in progress (two hours of music) and no more. Its result is
+identical to that of an uninterrupted run: a shard depends only on its recordings.
+"""
+
+import collections
+import contextlib
 import csv
+import functools
+import hashlib
 import io
+import json
+import os
 import shutil
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
 
-from percepiano_ast.data import beam, manifest, shards
-from percepiano_ast.data.shards import Item, Shard
-from percepiano_ast.data.staging import Job, LocalRun
+from percepiano_ast import files
+from percepiano_ast.config import FrontEnd
+from percepiano_ast.data import shards
+from percepiano_ast.data.shards import MANIFEST, VERSION, Item, Shard
+from percepiano_ast.data.sources import Unreachable
 from percepiano_ast.errors import InputError, RunFailed
+
+GIVE_UP_AFTER = 3  # consecutive recordings that the source did not deliver
 
 
 @dataclass(frozen=True)
@@ -45,8 +64,8 @@ class Contents:
         refused: unusable according to the source's listing, with the reason.
         statistics_of: split whose level statistics normalise all splits.
         description: added to the data set's metadata.
-        tables: returns file name -> table, given the facts of the included recordings.
-        sidecars: returns file name -> content, given the same facts.
+        tables: returns more files by name, tables or bytes, given the facts of the included
+            recordings.
     """
 
     items: list[Item]
@@ -54,79 +73,229 @@ class Contents:
     refused: dict[str, str]
     statistics_of: str
     description: dict
-    tables: Callable[[list[dict]], dict[str, pd.DataFrame]] = field(default=lambda facts: {})
-    sidecars: Callable[[list[dict]], dict[str, bytes]] = field(default=lambda facts: {})
+    tables: Callable[[list[dict]], Mapping[str, pd.DataFrame | bytes]] = field(
+        default=lambda facts: {}
+    )
 
 
-def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
-    """Whether ``directory`` holds a complete data set; if files are missing, it is marked as
-    incomplete."""
-    if not shards.is_complete(directory):
-        return False
-    lost = manifest.shortcomings(directory)
-    if not lost:
-        log(f"shards in {directory} are complete")
-        return True
-    for line in lost[:20]:
-        log(f"  {line}")
-    log(f"{len(lost)} files in {directory} do not match the manifest; making them again")
-    (directory / shards.MANIFEST).unlink()
-    return False
+@dataclass(frozen=True)
+class Job:
+    """Everything that a local or remote process needs to make a shard.
+
+    Attributes:
+        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as stored, and
+            may add JSON-serialisable metadata to ``facts``. It raises ``InputError`` for an
+            unusable recording. It must be picklable.
+        directory: of the data set and its ``records/``; Beam may write to ``gs://``.
+    """
+
+    builder: type[shards.LogMelBuilder]
+    produce: Callable[[Item, dict], Iterator[np.ndarray]]
+    directory: Path
+    front_end: FrontEnd
+    stored: str = "uint8"
+
+    def record(self, shard: Shard) -> Path:
+        """File with a shard's record: its checksum, the facts of its recordings, and the unusable
+        ones with the reasons."""
+        return self.directory / "records" / f"{shard.name}.json"
+
+    def written(self, shard: Shard) -> dict | None:
+        """The record of a shard if its file exists with the right length, otherwise None."""
+        path, file = self.record(shard), self.builder.file_of(self.directory, shard)
+        if not path.exists() or not file.exists():
+            return None
+        record = json.loads(path.read_text())
+        return record if files.size_of(file) == record["bytes"] else None
+
+
+# --- Shards ---------------------------------------------------------------------------------------
+
+
+def encode(job: Job, item: Item) -> tuple[dict, list[bytes]] | InputError | Unreachable:
+    """One recording as its facts and its serialised examples, in order; or why it is unusable."""
+    facts: dict = {"key": item.key}
+    levels: collections.Counter = collections.Counter()
+    digest, frames = hashlib.sha256(), 0
+    features = job.builder.features_of(job.stored, job.front_end.n_mels)
+    examples = []
+    try:
+        for start, chunk in shards.chunks(job.produce(item, facts), job.builder.CHUNK_FRAMES):
+            levels.update(shards.level_facts(chunk, job.front_end))
+            digest.update(np.ascontiguousarray(chunk).data)
+            frames += len(chunk)
+            place = {"start_frame": start} if job.builder.CHUNK_FRAMES else {}
+            example = {"log_mel": chunk, **place, **item.fields}
+            examples.append(shards.serialise(features, example))
+    except (InputError, Unreachable) as error:
+        return error
+    return facts | {"n_frames": frames, "sha256": digest.hexdigest(), **levels}, examples
+
+
+def write_shard(job: Job, shard: Shard, encoded: Iterable | None = None) -> None:
+    """Write one whole shard, then its record, which marks it as complete.
+
+    Args:
+        encoded: the next results of `encode`, those of the shard's items; by default they are
+            computed here.
+    """
+    file, facts, bad = job.builder.file_of(job.directory, shard), [], {}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        # ArrayRecord writes local files only.
+        local = isinstance(file, Path)
+        folder = file.parent if local else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        partial = folder / f"{file.name}.{os.getpid()}.partial"
+        stack.callback(partial.unlink, missing_ok=True)
+        writer = array_record_module.ArrayRecordWriter(str(partial), shards.WRITER_OPTIONS)
+        try:
+            if encoded is None:
+                encoded = (encode(job, item) for item in shard.items)
+            for item, result in zip(shard.items, encoded):
+                if isinstance(result, Exception):
+                    bad[item.key] = str(result)
+                    continue
+                facts.append(result[0])
+                for example in result[1]:
+                    writer.write(example)
+        finally:
+            writer.close()
+        record = {
+            "file": file.name,
+            "bytes": partial.stat().st_size,
+            "sha256": files.sha256_of(partial),
+        }
+        if local:
+            partial.replace(file)
+        else:
+            epath.Path(partial).copy(file, overwrite=True)
+    job.record(shard).parent.mkdir(exist_ok=True)
+    files.write_json(job.record(shard), record | {"recordings": facts, "bad": bad})
+
+
+def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> None:
+    """Make the shards ``todo``: the processes encode their recordings, this one writes them."""
+    items = [item for shard in todo for item in shard.items]
+    everything = [item for shard in plan for item in shard.items]
+    hours = sum(item.seconds for item in everything) / 3600
+    rate = job.front_end.sample_rate / job.front_end.hop_length * job.front_end.n_mels
+    rate *= np.dtype(shards.DTYPES[job.stored]).itemsize  # bytes per second
+    reserve = shards.SHARD_SECONDS * rate  # of a shard that replaces another
+
+    def free() -> int:
+        return shutil.disk_usage(job.directory).free
+
+    left = sum(item.seconds for item in items)
+    need = left * rate + min(left * rate, reserve)
+    if free() < need:
+        raise InputError(
+            f"{job.directory} has {free() / 1e9:.2f} GB free, the shards need {need / 1e9:.2f} GB:"
+            f" {(need - free()) / 1e9:.2f} GB are missing. Free disk space, choose another"
+            " directory, or limit the hours."
+        )
+    count = len(everything) - len(items)
+    if count:
+        work.log(f"  {count} of {len(everything)} are done already")
+
+    def full(what: str) -> RunFailed:
+        return RunFailed(
+            f"the disk of {job.directory} is full ({what}); about {left * rate / 1e9:.2f} GB are"
+            " needed for the rest. Free them and run again to resume."
+        )
+
+    def watched(encoded: Iterator) -> Iterator:
+        """Passes on results; logs the progress, and ends the run if it cannot continue."""
+        nonlocal left, count
+        lost, started, shown, seconds, read = 0, 0.0, 0.0, 0.0, 0
+        for item, result in zip(items, encoded):
+            lost = lost + 1 if isinstance(result, Unreachable) else 0
+            if lost == GIVE_UP_AFTER:
+                raise RunFailed(
+                    f"the source stopped delivering (run again to resume): {result}"
+                ) from result
+            left, count, now = left - item.seconds, count + 1, time.monotonic()
+            if started:
+                seconds += item.seconds
+                read += 0 if isinstance(result, Exception) else result[0].get("source_bytes", 0)
+            else:  # the first result also waited for the workers to start
+                started, shown = now, now - files.LOG_SECONDS
+            if now - shown >= files.LOG_SECONDS or count == len(everything):
+                shown, line = now, f"  {count}/{len(everything)} recordings"
+                if all(item.measured for item in everything):
+                    line += f", {hours - left / 3600:.2f} of {hours:.2f} h"
+                if now > started and seconds:
+                    wait = max(left / seconds * (now - started), 0.0)
+                    line += f", {read / (now - started) / 1e6:.1f} MB/s" if read else ""
+                    line += (
+                        f", about {f'{wait:.0f} s' if wait < 120 else f'{wait / 60:.0f} min'} left"
+                    )
+                work.log(f"{line}, {free() / 1e9:.1f} GB of disk free")
+            if free() < min(reserve, left * rate):
+                raise full(f"{free() / 1e9:.2f} GB are left")
+            yield result
+
+    workers = min(work.workers, len(items))
+    encoding = files.process_map(functools.partial(encode, job), items, workers)
+    with contextlib.closing(encoding), contextlib.closing(watched(encoding)) as encoded:
+        for shard in todo:
+            try:
+                write_shard(job, shard, encoded)
+            except (OSError, RuntimeError) as error:
+                if files.disk_is_full(error):
+                    raise full(str(error)) from error
+                raise
+
+
+def _make_by_beam(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> None:
+    """Make the shards ``todo`` by Apache Beam: here, on Dataflow, Flink or Spark.
+
+    TFDS's own Beam writer can only write local ArrayRecord files and cannot resume.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise InputError(
+            'Apache Beam is not installed. Run `pip install "percepiano_ast[beam]"` in a separate'
+            " environment, or omit --beam-runner: local processes make the same shards."
+        ) from error
+    runner = work.beam_runner
+    work.log(
+        f"  {len(plan) - len(todo)} of {len(plan)} shards are complete; {runner} makes the others"
+    )
+    try:
+        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(work.beam_options)))
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"cannot start Beam's runner {runner!r}: {error}. Check --beam-runner and its options."
+        ) from error
+    # Without the reshuffle a runner may fuse all shards into one task of one worker.
+    missing = pipeline | beam.Create(todo) | beam.Reshuffle()
+    missing | "Make" >> beam.Map(functools.partial(write_shard, job))
+    state = pipeline.run().wait_until_finish()
+    if state != "DONE":
+        raise RunFailed(f"the pipeline ended in state {state}. Run again to resume.")
+
+
+# --- The data set ---------------------------------------------------------------------------------
 
 
 def build(job: Job, contents: Contents, work: Work) -> None:
-    """Make the data set; resumes an interrupted call.
+    """Make the data set; an interrupted call is continued by the next.
 
     Raises:
         InputError: no readable recording at all or in the split ``statistics_of``, or too little
             disk space.
-        RunFailed: more unusable recordings than ``work.max_bad``, or see `LocalRun.run`; finished
-            work is kept.
+        RunFailed: more unusable recordings than ``work.max_bad``, the disk is full, the source
+            stopped responding, or a worker was killed; finished shards are kept.
     """
     plan = shards.plan(contents.items)
-    limit = len(contents.items) + len(contents.refused) if work.max_bad is None else work.max_bad
-    if work.beam_runner:
-        bad = beam.run(job, plan, work.beam_runner, work.beam_options, work.log)
-    else:
-        rate = job.front_end.sample_rate / job.front_end.hop_length * job.front_end.n_mels
-        rate *= np.dtype(shards.DTYPES[job.stored]).itemsize
-        bad = LocalRun(job, work.workers, rate, work.log).run(plan, limit - len(contents.refused))
-    bad = contents.refused | bad
-    total = len(contents.items) + len(contents.left_out) + len(contents.refused)
-    _list_skipped(job.directory / "skipped.csv", contents.left_out, bad, total, work.log)
-    if len(contents.items) + len(contents.refused) == len(bad):
-        raise InputError(
-            f"none of the {len(bad)} recordings could be read. The reasons are in"
-            f" {job.directory}/skipped.csv."
-        )
-    if len(bad) > limit:
-        raise RunFailed(
-            f"{len(bad)} unusable recordings, {limit} allowed; the reasons are in"
-            f" {job.directory}/skipped.csv. All others are done: run again with --max-bad"
-            f" {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
-        )
-    _finish(job, plan, contents, work)
-
-
-def _list_skipped(
-    path: Path, left_out: dict, bad: dict, total: int, log: Callable[[str], None]
-) -> None:
-    """List skipped recordings in a CSV file, and count them in the log."""
-    rows = [(key, "left out", reason) for key, reason in left_out.items()]
-    rows += [(key, "bad", reason) for key, reason in bad.items()]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["key", "kind", "reason"])
-    writer.writerows(rows)
-    path.write_text(text.getvalue())
-    for key, _, reason in rows[:20]:
-        log(f"  skipped {key}: {reason}")
-    if rows:
-        log(f"  {len(rows)} of {total} recordings skipped ({len(bad)} unusable); see {path}")
-
-
-def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None:
-    """Write the metadata, and then the manifest that marks the data set as complete."""
+    # A shard that lacks recordings is made again: the source may have been repaired.
+    todo = [shard for shard in plan if (found := job.written(shard)) is None or found["bad"]]
+    if isinstance(job.directory, Path):
+        for path in list(job.directory.rglob("*.partial")):  # of a killed run
+            path.unlink(missing_ok=True)
+    (_make_by_beam if work.beam_runner else _make_here)(job, plan, todo, work)
     records = []
     for shard in plan:
         if (record := job.written(shard)) is None:
@@ -135,6 +304,35 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
                 " again."
             )
         records.append(record)
+
+    # What was skipped, and why
+    bad = contents.refused | {key: what for one in records for key, what in one["bad"].items()}
+    rows = [(key, "left out", reason) for key, reason in contents.left_out.items()]
+    rows += [(key, "bad", reason) for key, reason in bad.items()]
+    text = io.StringIO()
+    csv.writer(text).writerows([("key", "kind", "reason"), *rows])
+    (job.directory / "skipped.csv").write_text(text.getvalue())
+    total = len(contents.items) + len(contents.left_out) + len(contents.refused)
+    for key, _, reason in rows[:20]:
+        work.log(f"  skipped {key}: {reason}")
+    if rows:
+        work.log(
+            f"  {len(rows)} of {total} recordings skipped ({len(bad)} unusable); see"
+            f" {job.directory / 'skipped.csv'}"
+        )
+    if len(contents.items) + len(contents.refused) == len(bad):
+        raise InputError(
+            f"none of the {len(bad)} recordings could be read. The reasons are in"
+            f" {job.directory}/skipped.csv."
+        )
+    if work.max_bad is not None and len(bad) > work.max_bad:
+        raise RunFailed(
+            f"{len(bad)} unusable recordings, {work.max_bad} allowed; the reasons are in"
+            f" {job.directory}/skipped.csv. Finished shards are kept: run again with --max-bad"
+            f" {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
+        )
+
+    # Metadata
     size = job.builder.CHUNK_FRAMES
     n_frames: dict[str, list[int]] = {}
     lengths: dict[str, list[int]] = {}
@@ -144,38 +342,207 @@ def _finish(job: Job, plan: list[Shard], contents: Contents, work: Work) -> None
         n_frames.setdefault(shard.split, []).extend(frames)
         lengths.setdefault(shard.split, []).append(sum(shards.chunk_count(n, size) for n in frames))
         num_bytes[shard.split] = num_bytes.get(shard.split, 0) + record["bytes"]
-    n_frames = {split: frames for split, frames in n_frames.items() if frames}
+    for split in [split for split, frames in n_frames.items() if not frames]:  # all unusable
+        del n_frames[split], lengths[split], num_bytes[split]
     if contents.statistics_of not in n_frames:
         raise InputError(
             f"no readable recording in the split {contents.statistics_of!r}. Give a source with"
             " recordings for this split."
         )
-    facts = [one for record in records for one in record["recordings"]]
-    of_split = [
-        record for shard, record in zip(plan, records) if shard.split == contents.statistics_of
-    ]
-    statistics = shards.level_statistics(one for record in of_split for one in record["recordings"])
+    statistics = shards.level_statistics(
+        facts
+        for shard, record in zip(plan, records)
+        for facts in record["recordings"]
+        if shard.split == contents.statistics_of
+    )
     metadata: dict[str, Any] = {
         "front_end": asdict(job.front_end),
         "statistics": asdict(statistics),
         "stored": job.stored,
+        "n_frames": n_frames,
+        "chunk_frames": size,
+        **contents.description,
     }
-    metadata |= {"n_frames": n_frames, "chunk_frames": size, **contents.description}
-    for split in lengths.keys() - n_frames:  # no readable recording in it
-        del lengths[split], num_bytes[split]
     # TFDS would reuse the description of an earlier, damaged data set.
     (job.builder.home(job.directory) / "dataset_info.json").unlink(missing_ok=True)
     job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(
         lengths, num_bytes
     )
+    facts = [one for record in records for one in record["recordings"]]
     for name, table in contents.tables(facts).items():
-        (job.directory / name).write_text(table.to_csv(index=False))
-    for name, content in contents.sidecars(facts).items():
+        content = table if isinstance(table, bytes) else table.to_csv(index=False).encode()
         (job.directory / name).write_bytes(content)
-    shutil.rmtree(job.directory / "staged", ignore_errors=True)
-    manifest.write(job.directory, job.builder.name)
+    write_manifest(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600
-    files = f"{len(plan)} shard{'s' * (len(plan) > 1)}"
     work.log(
-        f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in {files}"
+        f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in"
+        f" {len(plan)} shard{'s' * (len(plan) > 1)}"
     )
+
+
+def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
+    """Whether ``directory`` holds a complete data set; if files are missing, it is marked as
+    incomplete."""
+    if not shards.is_complete(directory):
+        return False
+    lost = shortcomings(directory)
+    if not lost:
+        log(f"shards in {directory} are complete")
+        return True
+    for line in lost[:20]:
+        log(f"  {line}")
+    log(f"{len(lost)} files in {directory} do not match the manifest; making them again")
+    (directory / MANIFEST).unlink()
+    return False
+
+
+# --- The manifest: lengths and checksums of all files ---------------------------------------------
+
+
+def _names(directory: Path, below: str = "") -> Iterator[str]:
+    """Names of all files of the data set; also at ``gs://``, which has no recursive listing."""
+    for path in sorted(directory.iterdir(), key=lambda path: path.name):
+        if path.is_dir():
+            yield from _names(path, f"{below}{path.name}/")
+        elif below + path.name != MANIFEST and path.suffix != ".partial":
+            yield below + path.name
+
+
+def _records(directory: Path, damaged: Collection[str] = ()) -> dict[str, dict]:
+    """The records of the shards, except damaged ones."""
+    paths = sorted((directory / "records").glob("*.json"))
+    whole = [path for path in paths if f"records/{path.name}" not in damaged]
+    return {path.stem: json.loads(path.read_text()) for path in whole}
+
+
+def recordings(directory: Path) -> list[dict]:
+    """Facts of every recording of a data set, in order, with the ``shard`` of each."""
+    return [
+        facts | {"shard": shard}
+        for shard, record in _records(directory).items()
+        for facts in record["recordings"]
+    ]
+
+
+def write_manifest(directory: Path, data_set: str) -> None:
+    """Write the manifest, which marks a data set as complete: length and SHA-256 of every file."""
+    # Those of shards are recorded: reading 9 GB again takes minutes on a mounted Drive.
+    records = _records(directory).values()
+    known = {f"{data_set}/{VERSION}/{record['file']}": record for record in records}
+    found = {}
+    for name in _names(directory):
+        path = directory / name
+        one = known.get(name) or {"bytes": files.size_of(path), "sha256": files.sha256_of(path)}
+        found[name] = {"bytes": one["bytes"], "sha256": one["sha256"]}
+    content = {"data_set": data_set, "version": VERSION, "files": found}
+    files.write_json(directory / MANIFEST, content)
+
+
+def read_manifest(directory: Path) -> dict:
+    """The manifest of a complete data set.
+
+    Raises:
+        InputError: it is missing, damaged, or lists an invalid file.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        raise InputError(
+            f"{directory} has no {MANIFEST}: the data set is incomplete. Run notebook 01 or"
+            " `percepiano preprocess` to resume."
+        )
+
+    def valid(name: str, known: dict) -> bool:
+        # Untrusted input: a name must stay inside the directory, a length must be a valid number.
+        parts = PurePosixPath(name).parts
+        inside = parts and ".." not in parts and not name.startswith("/") and "\\" not in name
+        return bool(inside) and type(known["bytes"]) is int and known["bytes"] >= 0
+
+    try:
+        manifest = json.loads(path.read_text())
+        odd = [name for name, known in manifest["files"].items() if not valid(name, known)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}). Delete it and run preprocess again to restore it."
+        ) from error
+    if odd:
+        raise InputError(
+            f"{path} lists {odd[0]!r}, which is not a valid file of a data set. Do not use this"
+            " data set."
+        )
+    return manifest
+
+
+def shortcomings(directory: Path) -> list[str]:
+    """Files of the manifest that are missing or have another length."""
+    found = []
+    for name, known in read_manifest(directory)["files"].items():
+        path = directory / name
+        if not path.is_file():
+            found.append(f"{name}: missing")
+        elif files.size_of(path) != known["bytes"]:
+            found.append(f"{name}: {files.size_of(path):,} bytes, expected {known['bytes']:,}")
+    return found
+
+
+def verify(directory: Path, log: Callable[[str], None] = print) -> list[str]:
+    """Verify every file by its checksum; returns one line per fault and affected recording.
+
+    Raises:
+        InputError: no complete data set.
+    """
+    manifest = read_manifest(directory)
+    wrong = shortcomings(directory)
+    damaged = {line.partition(": ")[0] for line in wrong}
+    for number, (name, known) in enumerate(manifest["files"].items(), start=1):
+        if name not in damaged and files.sha256_of(directory / name) != known["sha256"]:
+            wrong.append(f"{name}: its SHA-256 does not match the manifest")
+            damaged.add(name)
+        if number % 20 == 0:
+            log(f"  {number} of {len(manifest['files'])} files read")
+    for record in _records(directory, damaged).values():
+        name = f"{manifest['data_set']}/{VERSION}/{record['file']}"
+        if name in damaged and (directory / name).is_file():
+            wrong += [f"{name}: {line}" for line in _damaged_recordings(directory / name, record)]
+    stray = sorted(set(_names(directory)) - set(manifest["files"]))
+    return wrong + [f"{name}: not in the manifest" for name in stray]
+
+
+def _damaged_recordings(path: Path, record: dict) -> list[str]:
+    """Recordings of a shard whose contents do not match their checksums."""
+    try:
+        reader = array_record_module.ArrayRecordReader(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        return [f"cannot be opened ({error})"]
+    metadata = json.loads((path.parent / "metadata.json").read_text())
+    features = tfds.builder_from_directory(path.parent).info.features
+    found, first = [], 0
+    for facts in record["recordings"]:
+        count = shards.chunk_count(facts["n_frames"], metadata["chunk_frames"])
+        digest = hashlib.sha256()
+        try:
+            for raw in reader.read(list(range(first, first + count))):
+                digest.update(features.deserialize_example_np(raw)["log_mel"])
+            if digest.hexdigest() != facts["sha256"]:
+                found.append(f"{facts['key']} does not match its checksum")
+        except (RuntimeError, ValueError, IndexError) as error:
+            found.append(f"{facts['key']} cannot be read ({error})")
+        first += count
+    with contextlib.suppress(RuntimeError):  # repeats a fault that is listed already
+        reader.close()
+    return found
+
+
+def copy_shards(source: Path, target: Path, log: Callable[[str], None] = print) -> Path:
+    """Copy a data set to another folder and verify the checksums; files that match already are
+    kept. The copy is incomplete until its manifest, the last file, is there.
+
+    Raises:
+        InputError: no complete data set, or too little disk space.
+        RunFailed: a file does not match the manifest.
+    """
+    known = read_manifest(source)["files"]
+    (target / MANIFEST).unlink(missing_ok=True)
+    advice = "Check it with `percepiano preprocess --verify`."
+    files.copy_verified(known, source, target, advice, log)
+    files.write_atomic(target / MANIFEST, (source / MANIFEST).read_bytes())
+    return target

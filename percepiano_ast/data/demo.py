@@ -13,6 +13,8 @@ twelve raters with a single-rater reliability (ICC) of 0.26, the value of PerceP
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,9 @@ import pandas as pd
 import soundfile
 
 from percepiano_ast.data import maestro, percepiano
-from percepiano_ast.data.tunes import RATED, UNRATED, Tune
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.files import claim_directory, write_json
-from percepiano_ast.performance import (
+from percepiano_ast.music.midi import (
     NOTE,
     PEDAL,
     SUSTAIN,
@@ -32,115 +33,142 @@ from percepiano_ast.performance import (
     trimmed,
     write_midi,
 )
-from percepiano_ast.synthesis import make_synthesizer
+from percepiano_ast.music.synth import make_synthesizer
 
-PARAMETERS = (
-    "tempo",
-    "rubato",
-    "jitter",
-    "asynchrony",
-    "legato",
-    "pedal",
-    "half_pedal",
-    "loudness",
-    "velocity_spread",
-    "voicing",
-    "contour",
-    "una_corda",
+PARAMETERS = tuple(
+    "tempo rubato jitter asynchrony legato pedal half_pedal loudness velocity_spread voicing"
+    " contour una_corda".split()
 )
+# These parameters are correlated: they share a third of their variance.
+_EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
 PERFORMERS = 11
 RATERS = 12
 ICC = 0.26
 FOLDS = 4
 RECORDINGS_PER_TUNE = 3
+RATE = 22_050  # Hz
+
+
+def _numbers(text: str) -> dict[str, float]:
+    """Parse ``rubato 0.7, jitter 0.6``."""
+    return {name: float(value) for name, value in map(str.split, text.split(", "))}
+
 
 # Weights of the parameters in each rating; "minor" is 1 for a tune in minor, -1 in major, "touch"
 # the tune's note rate. Signs and the selection of parameters follow the correlations of
 # PercePiano's ratings with its MIDI.
-_HEARD = {
-    "timing_stable_unstable": {
-        "rubato": 0.7,
-        "jitter": 0.6,
-        "asynchrony": 0.4,
-        "pedal": 0.4,
-        "loudness": -0.3,
-    },
-    "articulation_short_long": {"legato": 0.8, "pedal": 0.8, "loudness": -0.4, "tempo": -0.4},
-    "articulation_soft_hard": {"loudness": 0.9, "pedal": -0.5, "legato": -0.4, "una_corda": -0.3},
-    "pedal_dry_wet": {"pedal": 1.0, "half_pedal": 0.3, "legato": 0.4, "loudness": -0.3},
-    "pedal_clean_blurred": {"pedal": 0.9, "half_pedal": 0.3, "legato": 0.3, "touch": 0.3},
-    "timbre_even_colorful": {"velocity_spread": 0.6, "contour": 0.5, "voicing": 0.5, "pedal": 0.5},
-    "timbre_shallow_rich": {"pedal": 0.8, "loudness": -0.4, "voicing": 0.4, "rubato": 0.3},
-    "timbre_bright_dark": {
-        "loudness": -0.5,
-        "tempo": -0.5,
-        "una_corda": 0.4,
-        "pedal": 0.4,
-        "minor": 0.4,
-    },
-    "timbre_soft_loud": {"loudness": 1.0, "tempo": 0.4, "una_corda": -0.3, "pedal": -0.3},
-    "dynamics_mellow_raw": {"loudness": 0.9, "pedal": -0.6, "tempo": 0.3, "una_corda": -0.3},
-    "dynamics_little_large_range": {"contour": 0.8, "velocity_spread": 0.6, "pedal": 0.3},
-    "music_fast_slow": {"tempo": -1.0, "loudness": -0.4, "pedal": 0.4, "touch": -0.4},
-    "music_flat_spacious": {
-        "pedal": 0.7,
-        "rubato": 0.5,
-        "loudness": -0.5,
-        "contour": 0.4,
-        "tempo": -0.3,
-    },
-    "music_disproportioned_balanced": {
-        "loudness": -0.6,
-        "pedal": 0.6,
-        "jitter": -0.4,
-        "tempo": -0.3,
-        "voicing": 0.3,
-    },
-    "music_pure_dramatic": {"contour": 0.6, "velocity_spread": 0.5, "pedal": 0.5, "rubato": 0.3},
-    "mood_optimistic_dark": {"tempo": -0.6, "minor": 0.6, "pedal": 0.4, "loudness": -0.3},
-    "mood_low_high_energy": {"loudness": 0.9, "tempo": 0.7, "pedal": -0.3, "contour": 0.2},
-    "mood_honest_imaginative": {
-        "pedal": 0.7,
-        "rubato": 0.5,
-        "loudness": -0.5,
-        "velocity_spread": 0.3,
-        "tempo": -0.3,
-    },
-    "interpretation_doubtful_convincing": {
-        "pedal": 0.6,
-        "loudness": -0.5,
-        "voicing": 0.4,
-        "contour": 0.3,
-        "jitter": -0.4,
-    },
+_WEIGHTS = """\
+timing_stable_unstable: rubato 0.7, jitter 0.6, asynchrony 0.4, pedal 0.4, loudness -0.3
+articulation_short_long: legato 0.8, pedal 0.8, loudness -0.4, tempo -0.4
+articulation_soft_hard: loudness 0.9, pedal -0.5, legato -0.4, una_corda -0.3
+pedal_dry_wet: pedal 1, half_pedal 0.3, legato 0.4, loudness -0.3
+pedal_clean_blurred: pedal 0.9, half_pedal 0.3, legato 0.3, touch 0.3
+timbre_even_colorful: velocity_spread 0.6, contour 0.5, voicing 0.5, pedal 0.5
+timbre_shallow_rich: pedal 0.8, loudness -0.4, voicing 0.4, rubato 0.3
+timbre_bright_dark: loudness -0.5, tempo -0.5, una_corda 0.4, pedal 0.4, minor 0.4
+timbre_soft_loud: loudness 1, tempo 0.4, una_corda -0.3, pedal -0.3
+dynamics_mellow_raw: loudness 0.9, pedal -0.6, tempo 0.3, una_corda -0.3
+dynamics_little_large_range: contour 0.8, velocity_spread 0.6, pedal 0.3
+music_fast_slow: tempo -1, loudness -0.4, pedal 0.4, touch -0.4
+music_flat_spacious: pedal 0.7, rubato 0.5, loudness -0.5, contour 0.4, tempo -0.3
+music_disproportioned_balanced: loudness -0.6, pedal 0.6, jitter -0.4, tempo -0.3, voicing 0.3
+music_pure_dramatic: contour 0.6, velocity_spread 0.5, pedal 0.5, rubato 0.3
+mood_optimistic_dark: tempo -0.6, minor 0.6, pedal 0.4, loudness -0.3
+mood_low_high_energy: loudness 0.9, tempo 0.7, pedal -0.3, contour 0.2
+mood_honest_imaginative: pedal 0.7, rubato 0.5, loudness -0.5, velocity_spread 0.3, tempo -0.3
+interpretation_doubtful_convincing: pedal 0.6, loudness -0.5, voicing 0.4, contour 0.3, jitter -0.4
+"""
+WEIGHTS = {
+    key: _numbers(weights) for key, weights in (row.split(": ") for row in _WEIGHTS.splitlines())
 }
 # Custom dimension names -> the rating that each one equals.
-_OWN = {
+CUSTOM_DIMENSIONS = {
     "pace": "music_fast_slow",
     "force": "mood_low_high_energy",
     "would listen again": "interpretation_doubtful_convincing",
 }
-# Two interpretations of one tune, in standard deviations of the parameters; the others are 0.
-EXAMPLES = {
-    "example": {
-        "rubato": 1.0,
-        "pedal": 1.5,
-        "legato": 1.0,
-        "contour": 1.5,
-        "voicing": 1.0,
-        "tempo": -0.5,
-    },
-    "second example": {
-        "rubato": -1.5,
-        "pedal": -2.0,
-        "legato": -1.5,
-        "contour": -1.0,
-        "loudness": 1.5,
-        "tempo": 1.0,
-    },
+# In standard deviations of the parameters; the others are 0.
+_PLAIN = dict.fromkeys(PARAMETERS, 0.0)
+DEADPAN = _PLAIN | _numbers(
+    "rubato -1.2, jitter -2, asynchrony -1, pedal -1.5, velocity_spread -2, contour -1"
+)
+EXAMPLES = {  # two interpretations of one tune
+    "example": _numbers("rubato 1, pedal 1.5, legato 1, contour 1.5, voicing 1, tempo -0.5"),
+    "second example": _numbers(
+        "rubato -1.5, pedal -2, legato -1.5, contour -1, loudness 1.5, tempo 1"
+    ),
 }
-# These parameters are correlated: they share a third of their variance.
-_EXPRESSIVE = ("rubato", "asynchrony", "pedal", "velocity_spread", "voicing", "contour")
+
+
+# --- Tunes ----------------------------------------------------------------------------------------
+
+_STEPS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11, "": 0, "#": 1, "b": -1}
+_CHORDS = {"": (0, 4, 7), "m": (0, 3, 7), "7": (0, 4, 10), "m7": (0, 3, 10)}
+# Chord tones, start and duration, as shares of the chord's duration.
+_PATTERNS = {
+    "block": (((0, 1, 2), 0.0, 1.0),),
+    "alberti": (((0,), 0.0, 0.25), ((2,), 0.25, 0.25), ((1,), 0.5, 0.25), ((2,), 0.75, 0.25)),
+    "waltz": (((0,), 0.0, 1 / 3), ((1, 2), 1 / 3, 1 / 3), ((1, 2), 2 / 3, 1 / 3)),
+    "arpeggio": tuple(((tone,), k / 6, 1 / 6) for k, tone in enumerate((0, 1, 2, 0, 2, 1))),
+}
+
+
+@dataclass(frozen=True)
+class Tune:
+    """A tune of ``tunes.txt``, which describes the fields."""
+
+    title: str
+    composer: str
+    beats: int
+    bpm: float
+    pattern: str
+    minor: bool
+    melody: str
+    chords: str
+
+    def notes(self) -> np.ndarray:
+        """Rows (onset in beats, duration in beats, MIDI pitch, hand 1 = melody, 0 = accompaniment),
+        by onset."""
+        rows, at = [], 0.0
+        for token in self.melody.replace("|", " ").split():
+            name, _, length = token.partition(":")
+            if name != "R":
+                rows.append((at, float(length or 1), _pitch(name), 1))
+            at += float(length or 1)
+        for bar, names in enumerate(self.chords.split()):
+            chords = names.split(",")
+            span = self.beats / len(chords)
+            for number, name in enumerate(chords):
+                root = name[: 1 + name[1:].startswith(("#", "b"))]
+                bass = _pitch(root + "3")
+                bass -= 12 if bass > 53 else 0
+                start = bar * self.beats + number * span
+                for tones, offset, share in _PATTERNS[self.pattern]:
+                    for tone in tones:
+                        pitch = bass + _CHORDS[name.removeprefix(root)][tone]
+                        rows.append((start + offset * span, share * span, pitch, 0))
+        return np.array(sorted(rows))
+
+
+def _pitch(name: str) -> int:
+    return 12 * (int(name[-1]) + 1) + _STEPS[name[0]] + _STEPS[name[1:-1]]
+
+
+def _read_tunes(wanted: str) -> tuple[Tune, ...]:
+    tunes, text = [], (resources.files(__package__) / "tunes.txt").read_text(encoding="utf-8")
+    for block in text.split("\n\n")[1:]:
+        head, *melody, chords = block.strip().split("\n")
+        title, composer, beats, bpm, pattern, mode, use = head.split("; ")
+        if use == wanted:
+            given = title, composer, int(beats), float(bpm), pattern, mode == "minor"
+            tunes.append(Tune(*given, " ".join(melody), chords))
+    return tuple(tunes)
+
+
+RATED, UNRATED = _read_tunes("rated"), _read_tunes("unrated")
+
+
+# --- Performances and ratings ---------------------------------------------------------------------
 
 
 def perform(
@@ -151,21 +179,32 @@ def perform(
     onset_beats, beats, pitch, melody = tune.notes().T
     onset = _clock(onset_beats, tune, style)
     end = _clock(onset_beats + beats, tune, style)
-    jitter = 0.016 * np.exp(0.8 * style["jitter"])
-    onset = onset + rng.normal(0, jitter, len(onset))
+    onset = onset + rng.normal(0, 0.016 * np.exp(0.8 * style["jitter"]), len(onset))
     # melody lead, as in pianists' playing
     onset -= melody * 0.015 * max(style["asynchrony"] + 1, 0)
     onset -= onset.min()
     held = (end - onset) * np.clip(0.72 + 0.24 * style["legato"], 0.2, 1.15)
+    arch = np.sin(np.pi * (onset_beats % (4 * tune.beats)) / (4 * tune.beats)) - 0.5
     velocity = 62 + 17 * style["loudness"] + melody * (10 + 9 * style["voicing"])
-    velocity += 16 * max(style["contour"] + 1, 0) * _arch(onset_beats, tune)
+    velocity += 16 * max(style["contour"] + 1, 0) * arch
     velocity += rng.normal(0, 6 * np.exp(0.7 * style["velocity_spread"]), len(onset))
     notes = np.zeros(len(onset), NOTE)
     notes["onset"], notes["offset"] = onset, onset + np.maximum(held, 0.05)
     notes["pitch"] = pitch + transpose
     notes["velocity"] = np.clip(np.round(velocity), 8, 125)
     notes.sort(order=["onset", "pitch"])
-    return Performance(notes, _pedals(tune, style, onset[-1]))
+
+    # Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda on
+    # throughout or off.
+    depth = 127 if style["half_pedal"] < 0.3 else 64
+    share = np.clip(0.45 + 0.3 * style["pedal"], 0, 0.97)
+    rows = [(0.0, UNA_CORDA, 127 if style["una_corda"] > 0.7 else 0)]
+    if share > 0.1:
+        for beat in np.arange(0, len(tune.chords.split()) * tune.beats, tune.beats / 2):
+            start, stop = _clock(np.array([beat, beat + share * tune.beats / 2]), tune, style)
+            rows += [(max(start + 0.03, 0), SUSTAIN, depth), (max(stop, 0), SUSTAIN, 0)]
+    pedals = np.array([row for row in rows if row[0] <= onset[-1]], PEDAL)
+    return Performance(notes, pedals[np.argsort(pedals["time"], kind="stable")])
 
 
 def _clock(at_beats: np.ndarray, tune: Tune, style: dict[str, float]) -> np.ndarray:
@@ -175,25 +214,6 @@ def _clock(at_beats: np.ndarray, tune: Tune, style: dict[str, float]) -> np.ndar
     swing = 0.14 * max(style["rubato"] + 1.2, 0)
     phrase = 2 * np.pi * at_beats / (4 * tune.beats)
     return per_beat * (at_beats - swing * np.sin(phrase) * tune.beats / 3)
-
-
-def _arch(at_beats: np.ndarray, tune: Tune) -> np.ndarray:
-    return np.sin(np.pi * (at_beats % (4 * tune.beats)) / (4 * tune.beats)) - 0.5
-
-
-def _pedals(tune: Tune, style: dict[str, float], last: float) -> np.ndarray:
-    """Sustain pedal changed with every harmony, deeper and longer with "pedal"; una corda on
-    throughout or off."""
-    depth = 127 if style["half_pedal"] < 0.3 else 64
-    share = np.clip(0.45 + 0.3 * style["pedal"], 0, 0.97)
-    half_bars = np.arange(0, len(tune.chords.split()) * tune.beats, tune.beats / 2)
-    rows = [(0.0, UNA_CORDA, 127 if style["una_corda"] > 0.7 else 0)]
-    if share > 0.1:
-        for beat in half_bars:
-            start, stop = _clock(np.array([beat, beat + share * tune.beats / 2]), tune, style)
-            rows += [(max(start + 0.03, 0), SUSTAIN, depth), (max(stop, 0), SUSTAIN, 0)]
-    pedals = np.array([row for row in rows if row[0] <= last], PEDAL)
-    return pedals[np.argsort(pedals["time"], kind="stable")]
 
 
 def _styles(rng: np.random.Generator, performers: int, pieces: int) -> np.ndarray:
@@ -206,17 +226,18 @@ def _styles(rng: np.random.Generator, performers: int, pieces: int) -> np.ndarra
     return np.clip(np.sqrt(1 - shared**2) * own + shared * common, -2, 2)
 
 
-def _latent(tune: Tune, style: dict[str, float]) -> np.ndarray:
+def _true_ratings(tune: Tune, style: dict[str, float]) -> np.ndarray:
     """The error-free rating, one value per dimension, in units of about one standard deviation."""
     rate = len(tune.notes()) / (tune.notes()[-1, 0] * 60 / tune.bpm)
-    heard = {**style, "minor": 1.0 if tune.minor else -1.0, "touch": (rate - 5) / 2}
-    weights = [_HEARD[key] for key in KEYS]
-    return np.array(
-        [
-            sum(w * heard[p] for p, w in row.items()) / np.sqrt(sum(w**2 for w in row.values()))
-            for row in weights
-        ]
-    )
+    values = {**style, "minor": 1.0 if tune.minor else -1.0, "touch": (rate - 5) / 2}
+    found = []
+    for row in (WEIGHTS[key] for key in KEYS):
+        norm = np.sqrt(sum(weight**2 for weight in row.values()))
+        found.append(sum(weight * values[name] for name, weight in row.items()) / norm)
+    return np.array(found)
+
+
+# --- Data sets ------------------------------------------------------------------------------------
 
 
 def write_maestro(
@@ -226,133 +247,96 @@ def write_maestro(
     path = Path(path)
     if path.exists():
         return path
-    return maestro.write_archive(path, _recordings(seed, recordings_per_tune, path.parent), 22_050)
+    rng, piano = np.random.default_rng([seed, 1]), make_synthesizer("builtin")
+    midi = path.parent / "recording.mid.partial"
 
+    def recordings() -> Iterator[tuple[dict, np.ndarray, bytes]]:
+        splits = ["train"] * (len(UNRATED) - 2) + ["validation", "test"]
+        for tune, split in zip(UNRATED, splits):
+            for _ in range(recordings_per_tune):
+                # Two takes in a row last half a minute, as long as some of MAESTRO's shortest
+                # recordings.
+                first, second = (
+                    perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6)))
+                    for take in _styles(rng, 1, 2)[0]
+                )
+                for times in (second.notes["onset"], second.notes["offset"], second.pedals["time"]):
+                    times += first.duration + 1
+                performance = Performance(
+                    np.concatenate([first.notes, second.notes]),
+                    np.concatenate([first.pedals, second.pedals]),
+                )
+                write_midi(performance, midi)
+                row: dict = {"canonical_composer": tune.composer, "canonical_title": tune.title}
+                row |= {"split": split, "year": 2026}
+                yield row, piano.render(performance, RATE), midi.read_bytes()
+        midi.unlink()
 
-def _recordings(
-    seed: int, per_tune: int, scratch: Path
-) -> Iterator[tuple[dict, np.ndarray, bytes]]:
-    rng = np.random.default_rng([seed, 1])
-    piano = make_synthesizer("builtin")
-    splits = ["train"] * (len(UNRATED) - 2) + ["validation", "test"]
-    midi = scratch / "recording.mid.partial"
-    for tune, split in zip(UNRATED, splits):
-        for _ in range(per_tune):
-            takes = _styles(rng, 1, 2)[0]
-            # Two takes in a row last half a minute, as long as some of MAESTRO's shortest
-            # recordings.
-            pieces = [
-                perform(tune, dict(zip(PARAMETERS, take)), rng, int(rng.integers(-5, 6)))
-                for take in takes
-            ]
-            performance = _joined(pieces)
-            write_midi(performance, midi)
-            row = {
-                "canonical_composer": tune.composer,
-                "canonical_title": tune.title,
-                "split": split,
-                "year": 2026,
-            }
-            yield row, piano.render(performance, 22_050), midi.read_bytes()
-    midi.unlink()
-
-
-def _joined(pieces: list[Performance]) -> Performance:
-    notes, pedals, start = [], [], 0.0
-    for piece in pieces:
-        moved, pressed = piece.notes.copy(), piece.pedals.copy()
-        moved["onset"], moved["offset"] = moved["onset"] + start, moved["offset"] + start
-        pressed["time"] += start
-        notes.append(moved)
-        pedals.append(pressed)
-        start += piece.duration + 1.0
-    return Performance(np.concatenate(notes), np.concatenate(pedals))
+    return maestro.write_archive(path, recordings(), RATE)
 
 
 def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
     """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A
     complete one is kept."""
-    folder = claim_directory(
-        folder, {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
-    )
+    settings = {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
+    folder = claim_directory(folder, settings)
     if (folder / "dataset.json").exists():
         return folder
     for part in (percepiano.MIDI_FOLDER, percepiano.SCORE_FOLDER, "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 2])
     styles = _styles(rng, performers, len(RATED))
-    latent, index = {}, []
+    true, index = {}, []
     for number, tune in enumerate(RATED):
-        piece = (
-            "".join(word.capitalize() for word in tune.title.replace(",", "").split()) + "_8bars"
-        )
+        words = tune.title.replace(",", "").split()
+        piece = "".join(word.capitalize() for word in words) + "_8bars"
         for player in [*range(performers), "Score"]:
             human = player != "Score"
-            style = dict(zip(PARAMETERS, styles[player, number] if human else _deadpan()))
+            style = dict(zip(PARAMETERS, styles[player, number])) if human else DEADPAN
             clip = f"{piece}_{player}_1"
-            performance = perform(tune, style, rng)
-            write_midi(trimmed(performance), folder / percepiano.MIDI_FOLDER / f"{clip}.mid")
-            if not human:  # as in PercePiano, deadpan clips are renderings of the scores
-                write_midi(trimmed(performance), folder / percepiano.SCORE_FOLDER / f"{clip}.mid")
-            latent[clip] = _latent(tune, style)
-            index.append(_index_row(clip, piece, number, player, human, rng))
+            performance = trimmed(perform(tune, style, rng))
+            # as in PercePiano, deadpan clips are renderings of the scores
+            for part in [percepiano.MIDI_FOLDER] + [percepiano.SCORE_FOLDER] * (not human):
+                write_midi(performance, folder / part / f"{clip}.mid")
+            true[clip] = _true_ratings(tune, style)
+            index.append(
+                {
+                    "clip": clip,
+                    "composition": piece,
+                    "piece": piece,
+                    "segment": f"{piece}_1",
+                    "content_group": f"{piece}_1",
+                    "player": player,
+                    "human": human,
+                    "fold_random": int(rng.integers(FOLDS)),
+                    "fold_performer": int(player) % FOLDS if human else FOLDS - 1,
+                    "fold_content": number % FOLDS,
+                }
+            )
     pd.DataFrame(index).to_csv(folder / "index.csv", index=False)
-    _write_ratings(folder, latent, rng)
-    write_json(
-        folder / "dataset.json", {"name": "simulated PercePiano", "simulated": True, "seed": seed}
-    )
-    return folder
 
-
-def _deadpan() -> np.ndarray:
-    style = dict.fromkeys(PARAMETERS, 0.0) | {
-        "rubato": -1.2,
-        "jitter": -2.0,
-        "asynchrony": -1.0,
-        "pedal": -1.5,
-    }
-    return np.array(list((style | {"velocity_spread": -2.0, "contour": -1.0}).values()))
-
-
-def _index_row(
-    clip: str, piece: str, number: int, player, human: bool, rng: np.random.Generator
-) -> dict:
-    fold = number % FOLDS
-    return {
-        "clip": clip,
-        "composition": piece,
-        "piece": piece,
-        "segment": f"{piece}_1",
-        "content_group": f"{piece}_1",
-        "player": player,
-        "human": human,
-        "fold_random": int(rng.integers(FOLDS)),
-        "fold_performer": int(player) % FOLDS if human else FOLDS - 1,
-        "fold_content": fold,
-    }
-
-
-def _write_ratings(folder: Path, latent: dict[str, np.ndarray], rng: np.random.Generator) -> None:
-    """Write the ratings of twelve raters on a scale of 1 to 7, and their means divided by 7."""
+    # Ratings of twelve raters on a scale of 1 to 7, and their means divided by 7.
     noise = np.sqrt((1 - ICC) / ICC)
     labels, rows = {}, []
-    for number, (clip, heard) in enumerate(latent.items()):
-        rated = np.round(4 + 0.7 * (heard + noise * rng.normal(size=(RATERS, len(KEYS)))))
+    for number, (clip, values) in enumerate(true.items()):
+        rated = np.round(4 + 0.7 * (values + noise * rng.normal(size=(RATERS, len(KEYS)))))
         rated = np.clip(rated, 1, 7)
         # The last value takes the position of upstream's player token.
-        labels[clip] = [float(value) for value in rated.mean(axis=0) / 7] + [0]
-        rows += [
-            [100 + rater, number, f"{clip}.wav", *values, ""] for rater, values in enumerate(rated)
-        ]
+        labels[clip] = [*(rated.mean(axis=0) / 7).tolist(), 0]
+        for rater, row in enumerate(rated):
+            rows.append([100 + rater, number, f"{clip}.wav", *row, ""])
     (folder / percepiano.LABELS).write_text(json.dumps(labels))
     with (folder / percepiano.RATERS).open("w", newline="") as file:
         writer = csv.writer(file)
         questions = (f"Question_{number}" for number in range(1, len(KEYS) + 1))
         writer.writerow(["user", "dataID", "filename", *questions, "message"])
         writer.writerows(rows)
+    facts = {"name": "simulated PercePiano", "simulated": True, "seed": seed}
+    write_json(folder / "dataset.json", facts)
+    return folder
 
 
-def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
+def write_ratings(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
     """Write 24 recordings with ratings under custom dimension names; returns ``(folder of
     recordings, CSV)``.
 
@@ -364,23 +348,20 @@ def write_own(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
     if csv_file.exists():
         return folder / "recordings", csv_file
     (folder / "recordings").mkdir(exist_ok=True)
-    write_json(
-        folder / "recordings" / "dataset.json",
-        {"name": "simulated recordings and ratings", "simulated": True},
-    )
-    rng, piano = np.random.default_rng([seed, 3]), make_synthesizer("builtin")
-    heard = [KEYS.index(key) for key in _OWN.values()]
+    facts = {"name": "simulated recordings and ratings", "simulated": True}
+    write_json(folder / "recordings" / "dataset.json", facts)
+    rng = np.random.default_rng([seed, 3])
+    columns = [KEYS.index(key) for key in CUSTOM_DIMENSIONS.values()]
     rows = []
     for tune in RATED[:4]:
-        for number, values in enumerate(_styles(rng, 1, 6)[0]):
+        for number, values in enumerate(_styles(rng, 1, 6)[0], 1):
             style = dict(zip(PARAMETERS, values))
-            clip = f"{tune.title.replace(',', '')}, take {number + 1}"
-            wave = piano.render(trimmed(perform(tune, style, rng)), 22_050)
-            soundfile.write(folder / "recordings" / f"{clip}.flac", np.clip(wave, -1, 1), 22_050)
-            rated = 50 + 15 * (_latent(tune, style)[heard] + rng.normal(size=len(heard)))
-            rows.append(
-                {"clip": clip, "tune": tune.title, **dict(zip(_OWN, rated.clip(0, 100).round()))}
-            )
+            clip = f"{tune.title.replace(',', '')}, take {number}"
+            _write_sound(folder / "recordings" / f"{clip}.flac", perform(tune, style, rng))
+            noise = rng.normal(size=len(columns))
+            rated = 50 + 15 * (_true_ratings(tune, style)[columns] + noise)
+            row = {"clip": clip, "tune": tune.title}
+            rows.append(row | dict(zip(CUSTOM_DIMENSIONS, rated.clip(0, 100).round())))
     pd.DataFrame(rows).to_csv(csv_file, index=False)
     return folder / "recordings", csv_file
 
@@ -390,9 +371,11 @@ def write_example(folder: str | Path, name: str) -> Path:
     simulated."""
     path = Path(folder) / f"{name.replace(' ', '_')}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
-    style = dict.fromkeys(PARAMETERS, 0.0) | EXAMPLES[name]
-    wave = make_synthesizer("builtin").render(
-        trimmed(perform(RATED[0], style, np.random.default_rng(0))), 22_050
-    )
-    soundfile.write(path, np.clip(wave, -1, 1), 22_050)
+    rng = np.random.default_rng(0)
+    _write_sound(path, perform(RATED[0], _PLAIN | EXAMPLES[name], rng))
     return path
+
+
+def _write_sound(path: Path, performance: Performance) -> None:
+    wave = make_synthesizer("builtin").render(trimmed(performance), RATE)
+    soundfile.write(path, np.clip(wave, -1, 1), RATE)

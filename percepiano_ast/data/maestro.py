@@ -1,17 +1,14 @@
-"""Preprocess MAESTRO v3, a source in its format, or a folder of your own recordings: recordings ->
-log-mel shards.
+"""MAESTRO v3, a source in its format, or a folder of your own recordings, to log-mel shards.
 
 Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The
-archive contains one CSV (``canonical_composer, canonical_title, split, year, midi_filename,
-audio_filename, duration``) and the WAV and MIDI files that it lists. Members are streamed from the
-local or remote archive one at a time; no WAV is stored.
+archive contains one CSV table and the WAV and MIDI files that it lists.
 """
 
 import functools
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,11 +19,10 @@ import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, lookup
-from percepiano_ast.data import build, performances, shards, sources, tables
-from percepiano_ast.data.staging import Job
+from percepiano_ast.data import build, shards, sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, claim_directory
-from percepiano_ast.performance import read_midi
+from percepiano_ast.files import as_path, atomic, claim_directory
+from percepiano_ast.music.midi import read_midi
 
 MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
 MIN_FRAMES = 1024  # one window of the model
@@ -68,7 +64,7 @@ def is_percepiano_work(composer: str, title: str) -> bool:
     )
 
 
-_open = functools.lru_cache(maxsize=1)(sources.open_source)  # one directory read per worker process
+_open = functools.lru_cache(maxsize=1)(sources.open_source)  # one directory read per process
 
 
 def _produce(
@@ -82,16 +78,12 @@ def _produce(
     stored: str,
 ) -> Iterator[np.ndarray]:
     """One recording in blocks (time, mel) as stored; ``midi``: recording -> MIDI file of the
-    performance.
-
-    Raises:
-        InputError: the recording is unreadable, too short or clipped.
-    """
-    files, name = _open(where), root + item.key
-    facts["source_bytes"] = files.size(name)
+    performance, whose notes are added to ``facts``."""
+    source, name = _open(where), root + item.key
+    facts["source_bytes"] = source.size(name)
     frames = 0
-    with files.open(name) as file:
-        recording = audio.Recording(file, name=item.key, min_rate=MIN_SAMPLE_RATE)
+    with source.open(name) as path:
+        recording = audio.Recording(path, name=item.key, min_rate=MIN_SAMPLE_RATE)
         for levels in audio.log_mel_blocks(recording.blocks(front_end.sample_rate), front_end):
             frames += len(levels)
             yield (
@@ -100,37 +92,30 @@ def _produce(
                 else levels.astype(np.float16)
             )
     if frames < MIN_FRAMES:
-        seconds = front_end.seconds(frames)
         raise InputError(
-            f"{seconds:.1f} s long, shorter than one window of"
+            f"{front_end.seconds(frames):.1f} s long, shorter than one window of"
             f" {front_end.seconds(MIN_FRAMES):.1f} s"
         )
     if recording.full_scale > MAX_FULL_SCALE:
-        share = 100 * recording.full_scale
         raise InputError(
-            f"clipped: {share:.1f} % of its samples are at full scale; record or export it at a"
-            " lower level"
+            f"clipped: {100 * recording.full_scale:.1f} % of its samples are at full scale; record"
+            " or export it at a lower level"
         )
-    facts["source_rate"], facts["channels"] = recording.sample_rate, recording.channels
-    facts["seconds"], facts["full_scale"] = round(recording.seconds, 3), recording.full_scale
-    facts |= _played(files, root, midi.get(item.key, ""))
-
-
-def _played(files: sources.Archive | sources.Folder, root: str, name: str) -> dict:
-    """Number of notes in a MIDI file, and the performance for `performances`; without readable MIDI
-    the audio is still used."""
-    if not name:
-        return {"notes": 0}
+    facts |= {"source_rate": recording.sample_rate, "channels": recording.channels}
+    facts |= {"seconds": round(recording.seconds, 3), "full_scale": recording.full_scale}
+    facts["notes"] = 0
+    if not (name := midi.get(item.key, "")):
+        return
     try:
         if wrong := sources.unsafe(name):
             raise InputError(wrong)
-        with files.open(root + name) as file:
-            performance = read_midi(file if isinstance(file, Path) else file.read(), name)
-    except sources.Damaged:
-        raise  # reading it again may succeed
-    except InputError as error:
-        return {"notes": 0, "midi_fault": str(error)}
-    return {"notes": len(performance.notes), "performance": performances.pack(performance)}
+        with source.open(root + name) as path:
+            performance = read_midi(path, name)
+    except InputError as error:  # the audio is still used
+        facts["midi_fault"] = str(error)
+    else:
+        facts["notes"] = len(performance.notes)
+        facts["performance"] = shards.pack_performance(performance)
 
 
 def preprocess(
@@ -151,21 +136,18 @@ def preprocess(
     ``records/`` (metadata of every shard and recording) and ``manifest.json`` (checksums).
 
     Args:
-        where: zip archive (path, ``https://`` or ``gs://``) or folder in MAESTRO's format, or a
-            folder of recordings.
+        where: archive or folder in MAESTRO's format, or a folder of recordings, see `sources`.
         limit_hours: approximate total hours over all splits; 0 for all.
         stored: ``uint8`` or ``float16``.
 
     Raises:
-        InputError: unusable source, ``out`` of another configuration, no readable recording, or too
-            little disk space.
-        RunFailed: unusable recordings, a full disk, a source that stopped responding; finished work
-            is kept.
+        InputError: unusable source, ``out`` of another configuration, or see `build.build`.
+        RunFailed: see `build.build`.
     """
     lookup(shards.DTYPES, stored, "storage format of levels")
     if not isinstance(as_path(out), Path) and not work.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
-    table = tables.read_table(_open(str(where)))
+    table = sources.read_table(_open(str(where)))
     settings = {
         "source": Path(where).name,
         "table": table.fingerprint,
@@ -175,85 +157,50 @@ def preprocess(
     if build.is_whole(out, work.log):
         return out
     rows = table.rows
-    rated = np.array(
-        [
-            is_percepiano_work(c, t)
-            for c, t in zip(rows["canonical_composer"], rows["canonical_title"])
-        ],
-        bool,
-    )
+    names = zip(rows["canonical_composer"], rows["canonical_title"])
+    rated = np.array([is_percepiano_work(*name) for name in names], bool)
     left_out = dict.fromkeys(rows["audio_filename"][rated], "a work of PercePiano")
-    rows = tables.limited(rows[~rated], limit_hours) if limit_hours else rows[~rated]
-    work.log(
+    rows = sources.limited(rows[~rated], limit_hours) if limit_hours else rows[~rated]
+    line = (
         f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} of"
         " PercePiano's works excluded"
-        + (
-            f"; limited to about {limit_hours:g} h of {table.rows['duration'].sum() / 3600:.2f} h"
-            if limit_hours
-            else ""
-        )
     )
+    if limit_hours:
+        total = table.rows["duration"].sum() / 3600
+        line += f"; limited to about {limit_hours:g} h of {total:.2f} h"
+    work.log(line)
+    items = []
+    for row in rows.itertuples():
+        fields = {"composer": row.canonical_composer, "title": row.canonical_title}
+        fields |= {"year": int(row.year), "recording": row.audio_filename}
+        items.append(shards.Item(row.audio_filename, row.split, fields, float(row.duration)))
     midi = dict(zip(rows["audio_filename"], rows["midi_filename"].fillna("")))
     produce = functools.partial(
         _produce, where=str(where), root=table.root, midi=midi, front_end=front_end, stored=stored
     )
+
+    def tables(facts: list[dict]) -> dict[str, pd.DataFrame | bytes]:
+        columns = ["key", "seconds", "n_frames", "source_rate", "channels", "full_scale"]
+        known = pd.DataFrame(facts)[[*columns, "notes", "sha256"]]
+        merged = rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
+        for one in [one for one in facts if "midi_fault" in one][:20]:
+            work.log(f"  no MIDI for {one['key']}: {one['midi_fault']}")
+        packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
+        if len(packed) < len(facts):
+            work.log(
+                f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI;"
+                " only ssast can use them"
+            )
+        notes = {shards.PERFORMANCES: shards.join_performances(packed)} if packed else {}
+        return {"recordings.csv": merged, **notes}
+
+    licence = "made from code" if simulated else table.licence
+    description = {"licence": licence, "simulated": simulated}
+    job = build.Job(MaestroLogMel, produce, out, front_end, stored)
     build.build(
-        Job(MaestroLogMel, produce, out, front_end, stored),
-        build.Contents(
-            [_item(row) for row in rows.itertuples()],
-            left_out,
-            table.refused,
-            statistics_of="train",
-            description={
-                "licence": "made from code" if simulated else table.licence,
-                "simulated": simulated,
-            },
-            tables=functools.partial(_tables, rows),
-            sidecars=functools.partial(_sidecars, log=work.log),
-        ),
-        work,
+        job, build.Contents(items, left_out, table.refused, "train", description, tables), work
     )
     return out
-
-
-def _item(row) -> shards.Item:
-    fields = {
-        "composer": row.canonical_composer,
-        "title": row.canonical_title,
-        "year": int(row.year),
-    }
-    return shards.Item(
-        row.audio_filename,
-        row.split,
-        {**fields, "recording": row.audio_filename},
-        float(row.duration),
-    )
-
-
-def _tables(rows: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
-    """``recordings.csv``: the rows of the included recordings, with the measured facts of each."""
-    known = pd.DataFrame(facts)[
-        ["key", "seconds", "n_frames", "source_rate", "channels", "full_scale", "notes", "sha256"]
-    ]
-    return {
-        "recordings.csv": (
-            rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
-        )
-    }
-
-
-def _sidecars(facts: list[dict], log: Callable[[str], None]) -> dict[str, bytes]:
-    """``performances.npz`` of the recordings with readable MIDI; logs how many have none, and
-    why."""
-    packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
-    for one in [one for one in facts if "midi_fault" in one][:20]:
-        log(f"  no MIDI for {one['key']}: {one['midi_fault']}")
-    if len(packed) < len(facts):
-        log(
-            f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI; only"
-            " ssast can use them"
-        )
-    return {performances.FILE: performances.join(packed)} if packed else {}
 
 
 def write_archive(
@@ -267,25 +214,21 @@ def write_archive(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     root, rows = "maestro-v3.0.0", []
-    partial = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with atomic(path) as partial, zipfile.ZipFile(partial, "w") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            # ZipInfo's default date keeps the archive deterministic.
+            info = zipfile.ZipInfo(f"{root}/{name}")
+            archive.writestr(info, content, zipfile.ZIP_DEFLATED, compresslevel=1)
+
         for number, (row, wave, midi) in enumerate(recordings):
             stem = f"{row['year']}/recording_{number:04d}"
             names = {"midi_filename": f"{stem}.midi", "audio_filename": f"{stem}.wav"}
             sound = io.BytesIO()
             soundfile.write(sound, wave, sample_rate, format="WAV", subtype="PCM_16")
-            # ZipInfo's default date keeps the archive deterministic.
-            _add(archive, f"{root}/{names['audio_filename']}", sound.getvalue())
-            _add(archive, f"{root}/{names['midi_filename']}", midi)
+            add(names["audio_filename"], sound.getvalue())
+            add(names["midi_filename"], midi)
             rows.append({**row, **names, "duration": len(wave) / sample_rate})
-        _add(
-            archive,
-            f"{root}/{root}.csv",
-            pd.DataFrame(rows)[list(tables.COLUMNS)].to_csv(index=False).encode(),
-        )
-    partial.replace(path)
+        table = pd.DataFrame(rows)[list(sources.COLUMNS)]
+        add(f"{root}.csv", table.to_csv(index=False).encode())
     return path
-
-
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED, compresslevel=1)

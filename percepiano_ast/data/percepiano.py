@@ -1,92 +1,291 @@
-"""PercePiano (Park et al. 2024): rated MIDI clips -> rendered log-mel shards with 19 ratings each.
+"""PercePiano (Park et al. 2024, github.com/JonghoKimSNU/PercePiano, MIT licence): rated MIDI clips.
 
 No audio is published, so every clip is rendered with one or more pianos at fixed gain, or taken
 from custom recordings. The index (clip, segment, performer, content group, folds) is part of this
-package; a folder with its own ``index.csv`` is another data set in the same format, such as the
-demo. `percepiano_files` reads the folder's files, `percepiano_tables` analyses raters and ratings.
+package; a folder with its own ``index.csv`` is another data set in the same format, as the demo.
 """
 
 import functools
-import hashlib
 import json
+import shutil
+import tempfile
+import urllib.request
+import zipfile
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
+import librosa
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
 from percepiano_ast import audio
-from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import build, percepiano_tables, shards, variants
-from percepiano_ast.data.own_renderings import OWN, OwnRenderings
-from percepiano_ast.data.percepiano_files import (
-    LABELS,
-    MIDI_FOLDER,
-    MISNAMED,
-    RATERS,
-    SCORE_FOLDER,
-    fetch,
-    find_midi,
-    find_scores,
-    read_json,
-    read_labels,
-    same_playing,
-)
-from percepiano_ast.data.renderings import Renderings, level
-from percepiano_ast.data.staging import Job
+from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
+from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
+from percepiano_ast.data import build, shards, sources
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import published, table
-from percepiano_ast.files import claim_directory
-from percepiano_ast.performance import read_midi, trimmed
+from percepiano_ast.evaluation import predictions
+from percepiano_ast.evaluation.reliability import RATERS, read_raters
+from percepiano_ast.files import claim_directory, sha256_of
+from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
+from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
+from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
 
-__all__ = [
-    "LABELS",
-    "LICENCE",
-    "MADE_BY",
-    "MIDI_FOLDER",
-    "MISNAMED",
-    "RATERS",
-    "SCORE_FOLDER",
-    "SPLIT",
-    "PercepianoLogMel",
-    "fetch",
-    "find_midi",
-    "find_scores",
-    "is_simulated",
-    "load_index",
-    "preprocess",
-    "read_labels",
-    "read_ratings",
-    "same_playing",
-]
+LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
+MIDI_FOLDER = "virtuoso/data/all_2rounds"
+SCORE_FOLDER = "virtuoso/data/score_midi"
+COMMIT = PurePosixPath(PERCEPIANO_URL).stem
+# Of the pinned commit, see `fingerprints`.
+PUBLISHED = {
+    LABELS: (1, "9efbf1ada5615d51f6b146bf57af3258d7ce684bef18bb9c860826e681cf47d9"),
+    RATERS: (1, "f7ce432e33f4fb7e04fcf00aa7ae6501095f835ad6c6a1f852fb68ddfffda774"),
+    MIDI_FOLDER: (1202, "2fa81fe9eacdb75f602521c13deffa4f752465aaceb7925dec1a4d119f8ad496"),
+    SCORE_FOLDER: (261, "5d051fc3628c0c8b3d9d5f0f82db157356de3620044d6ea96a1e4b578b78aebe"),
+}
+# Misnamed clip -> the passage that it contains. 36 % of this clip's notes match the score of its
+# name, 99 % match this one. Its ratings are of the audio that was presented, so they remain valid.
+MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"}
 
 SPLIT = "rated"
-_USUAL_SECONDS = 20.0  # typical length of a clip, to distribute clips over shards
+OWN = "own"  # a custom recording, in place of a synthesizer's name
+SEPARATOR = "+"  # between synthesizer and variant, as in fluidr3mono+room
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano preprocess --percepiano FOLDER`"
 
+_FASTER = 0.05  # maximum tempo change of a variant as a share, up or down
+_HIGHER = 1  # maximum transposition of a variant in semitones, up or down
 
-class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """Log-mel of whole rendered PercePiano clips with their 19 mean ratings (0 to 1)."""
 
-    name = "percepiano_log_mel"
-    CHUNK_FRAMES = 0
-    FEATURES = {
-        "clip": tfds.features.Text(),
-        "synthesizer": tfds.features.Text(),
-        "ratings": tfds.features.Tensor(shape=(len(KEYS),), dtype=np.float32),
-    }
+# --- Files ----------------------------------------------------------------------------------------
+
+
+class ClipName(NamedTuple):
+    """The fields of a clip's name; the README of PercePiano swaps the last two.
+
+    Attributes:
+        piece: with the number of bars, such as ``Schubert_D960_mv3_8bars``.
+        player: a number, or ``Score`` and ``Score2`` for deadpan renderings.
+        segment: number of the passage within the piece, as written (``1`` or ``01``).
+    """
+
+    piece: str
+    player: str
+    segment: str
+
+    @classmethod
+    def of(cls, name: str) -> "ClipName":
+        """Parse a clip's name or a file's stem.
+
+        Raises:
+            InputError: fewer than three fields.
+        """
+        fields = name.strip().rsplit("_", 2)
+        if len(fields) < 3 or not all(fields):
+            raise InputError(
+                f"{name!r} is not a valid clip name. The format is PIECE_PLAYER_SEGMENT."
+            )
+        return cls(*fields)
+
+    @property
+    def passage(self) -> str:
+        """Piece and segment, which identify the bars of a clip."""
+        return f"{self.piece}_{self.segment}"
+
+    @property
+    def deadpan(self) -> bool:
+        """Whether the clip is a deadpan rendering rather than a human performance."""
+        return self.player.startswith("Score")
+
+
+def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, Any]:
+    """Names without surrounding spaces (one published file has one) -> values."""
+    found: dict = {}
+    for name, value in pairs:
+        if (name := name.strip()) in found:
+            raise InputError(
+                f"{where} has {name!r} twice (spaces around a name are ignored). Keep one of them."
+            )
+        found[name] = value
+    return found
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object; spaces around names are removed.
+
+    Raises:
+        InputError: damaged, truncated, not an object, or a duplicated name.
+    """
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} should hold a JSON object, holds {content!r:.40}. Download it again."
+        )
+    return content
+
+
+def read_labels(folder: str | Path) -> dict[str, list]:
+    """The values of every clip in the label file.
+
+    Raises:
+        InputError: missing, or see `read_json`.
+    """
+    path = Path(folder) / LABELS
+    if not path.is_file():
+        raise InputError(
+            f"no {LABELS} in {folder}. Give the folder with this file and {MIDI_FOLDER}/, a"
+            " checkout of github.com/JonghoKimSNU/PercePiano."
+        )
+    return read_json(path)
+
+
+def find_midi(folder: str | Path) -> dict[str, Path]:
+    """MIDI file of every clip.
+
+    Raises:
+        InputError: no MIDI folder, an empty one, or two files of one clip.
+    """
+    where = Path(folder) / MIDI_FOLDER
+    files = _unique(((path.stem, path) for path in sorted(where.glob("*.mid"))), where)
+    if not files:
+        raise InputError(
+            f"no MIDI files in {where}: the data directory is missing or incomplete. Download it"
+            " again."
+        )
+    return files
+
+
+def find_scores(folder: str | Path) -> dict[str, Path]:
+    """Score of every passage as MIDI: ``ClipName.passage`` -> file of the ``Score`` rendering.
+
+    Raises:
+        InputError: no scores in the folder.
+    """
+    paths = sorted((Path(folder) / SCORE_FOLDER).glob("*_Score_*.mid"))
+    if not paths:
+        raise InputError(
+            f"no scores in {Path(folder) / SCORE_FOLDER}. Download PercePiano again, which includes"
+            " them."
+        )
+    return {ClipName.of(path.stem).passage: path for path in paths}
+
+
+def identical_midi(folder: str | Path) -> list[list[str]]:
+    """Clips with identical MIDI files, as sorted groups of two or more.
+
+    PercePiano has 21 such groups, of deadpan renderings of repeated passages and of human
+    performances that were stored twice. They were rated separately, so each remains a clip; all
+    clips of a group are in one content group.
+    """
+    groups: dict[str, list[str]] = {}
+    for clip, path in find_midi(folder).items():
+        groups.setdefault(sha256_of(path), []).append(clip)
+    return sorted(sorted(clips) for clips in groups.values() if len(clips) > 1)
+
+
+def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
+    """For each part of the data, the number of files and one SHA-256 of their names and
+    contents."""
+    found = {}
+    for part in PUBLISHED:
+        path = Path(folder) / part
+        files = [path] * path.is_file() or sorted(path.glob("*.mid"))
+        lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
+        found[part] = len(lines), sha256_of(*lines)
+    return found
+
+
+def check_published(folder: str | Path) -> None:
+    """Compare the unpacked files with those of the pinned commit; GitHub's archives are not
+    reproducible.
+
+    Raises:
+        InputError: a part is missing or differs; the message names it.
+    """
+    for part, found in fingerprints(folder).items():
+        if found != PUBLISHED[part]:
+            count, expected = found[0], PUBLISHED[part][0]
+            what = f"{count:,} of {expected:,} files" if count != expected else "different contents"
+            raise InputError(
+                f"{part} in {folder} has {what}: it is not PercePiano at commit {COMMIT[:7]}. "
+                "Delete the folder and download it again."
+            )
+
+
+def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
+    """Download PercePiano's archive and unpack labels, rater table, MIDI, scores and licence into
+    ``folder``. The files of a URL of the pinned commit are verified, also of an earlier download.
+
+    Raises:
+        InputError: the server does not respond, the download is not a complete zip archive with
+            labels and MIDI, or its files differ from those of the pinned commit.
+    """
+    folder, pinned = Path(folder), COMMIT in url
+    if folder.exists():
+        if pinned:
+            check_published(folder)
+        return folder
+    log(f"downloading {url}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with tempfile.TemporaryFile() as file:
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                shutil.copyfileobj(answer, file)
+            archive = zipfile.ZipFile(file)
+            for name in archive.namelist():
+                inner = PurePosixPath(name.partition("/")[2])
+                # The parent equals one of two fixed folders: no name can escape the target.
+                in_folder = str(inner.parent) in (MIDI_FOLDER, SCORE_FOLDER)
+                single = str(inner) in (LABELS, RATERS, "LICENSE")
+                if single or in_folder and inner.suffix == ".mid":
+                    (partial / inner).parent.mkdir(parents=True, exist_ok=True)
+                    (partial / inner).write_bytes(archive.read(name))
+            find_midi(partial)
+            read_labels(partial)
+            if pinned:
+                check_published(partial)
+        except (OSError, ValueError, HTTPException, zipfile.BadZipFile, zlib.error) as error:
+            reason = str(error).rstrip(".")
+            raise InputError(
+                f"cannot download PercePiano from {url}: {reason}. Give a local copy."
+            ) from error
+    if not pinned:
+        log(f"  files not compared: this is not commit {COMMIT[:7]}, which the results refer to")
+    partial.replace(folder)
+    return folder
+
+
+# --- Index and ratings ----------------------------------------------------------------------------
 
 
 def load_index(folder: str | Path) -> pd.DataFrame:
     """The folder's own ``index.csv``, or the package's index of the real PercePiano."""
     own = Path(folder) / "index.csv"
-    return table.load_index(own if own.exists() else None)
+    return predictions.load_index(own if own.exists() else None)
+
+
+def fold_of_clip(index: pd.DataFrame, protocol: str) -> dict[str, int]:
+    """Fold of every clip that the protocol evaluates (fold >= 0), from the index.
+
+    ``content`` is the primary protocol: no content group (clips that share music) is split over its
+    folds. ``random`` and ``segment`` leak music between folds, for comparison only.
+
+    Raises:
+        InputError: unknown protocol, fewer than two folds, or a content group in two folds of a
+            protocol with held-out music.
+    """
+    folds = predictions.check_protocol(index, protocol)
+    return dict(zip(folds["clip"], folds[predictions.fold_column(protocol)].astype(int)))
 
 
 def is_simulated(folder: str | Path) -> bool:
@@ -103,67 +302,198 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
             with the package's index, ratings that differ from the published ones.
     """
     path, labels = Path(folder) / LABELS, read_labels(folder)
-    lacking = sorted(set(index["clip"]) - set(labels))
-    if lacking:
+    if lacking := sorted(set(index["clip"]) - set(labels)):
         raise InputError(
             f"{path} rates {len(labels):,} clips, {len(index):,} are expected; {len(lacking)} lack"
             f" a label, {lacking[0]} among them. Use the JSON at the root of PercePiano, not the"
             " one in labels/."
         )
-    ratings = {clip: _check_ratings(clip, labels[clip], path) for clip in index["clip"]}
+    ratings = {}
+    for clip in index["clip"]:
+        values = labels[clip]
+        # The 20th value is a player token of the original models.
+        if not isinstance(values, list) or len(values) not in (len(KEYS), len(KEYS) + 1):
+            raise InputError(
+                f"{path}: {clip} should have {len(KEYS)} ratings and a player token, has"
+                f" {values!r:.80}. Download the data again."
+            )
+        for key, value in zip(KEYS, values):
+            # also rejects NaN
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(
+                    f"{path}: {clip} has {key} = {value!r}. Ratings must be means divided by 7,"
+                    " from 0 to 1."
+                )
+        ratings[clip] = np.array(values[: len(KEYS)], np.float32)
     if not (Path(folder) / "index.csv").exists():
-        _check_published(ratings)
+        # The package's index is valid only for the published ratings.
+        wide = pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS))
+        wide = wide.rename_axis("clip").reset_index()
+        predictions.check_ratings(wide.melt("clip", var_name="dimension", value_name="rating"))
     return ratings
 
 
-def _check_published(ratings: dict[str, np.ndarray]) -> None:
-    """The package's index is valid only for the published ratings."""
-    wide = (
-        pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS))
-        .rename_axis("clip")
-        .reset_index()
-    )
-    published.check_ratings(wide.melt("clip", var_name="dimension", value_name="rating"))
+def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
+    """One row per clip of `reliability.read_raters`: ``n_ratings``, ``n_raters``, and for each
+    dimension the standard deviation of the ratings in units of the labels (0 to 1; NaN for a single
+    rating).
+
+    Many raters rated a clip more than once: 12.2 ratings per clip come from 9.2 people. The
+    published means count each rating.
+    """
+    by_clip = raters.groupby("clip")
+    found = by_clip[list(KEYS)].std(ddof=1) / 7
+    found.insert(0, "n_raters", by_clip["rater"].nunique())
+    found.insert(0, "n_ratings", by_clip.size())
+    return found
 
 
-def _check_ratings(clip: str, values: list, path: Path) -> np.ndarray:
-    # The 20th value is a player token of the original models.
-    if not isinstance(values, list) or len(values) not in (len(KEYS), len(KEYS) + 1):
+# --- Recordings and variants ----------------------------------------------------------------------
+
+
+def recordings_in(folder: str | Path) -> dict[str, Path]:
+    """Clip -> recording, named after the clip; files without an audio extension are ignored.
+
+    Raises:
+        InputError: no such folder, or two recordings of one clip.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
         raise InputError(
-            f"{path}: {clip} should have {len(KEYS)} ratings and a player token, has"
-            f" {values!r:.80}. Download the data again."
+            f"{folder}: no such folder of recordings. Give one with one recording per clip, named"
+            " after the clip."
         )
-    for key, value in zip(KEYS, values):
-        # also rejects NaN
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.iterdir() if sources.is_audio(path.name)):
+        if (clip := path.stem.strip()) in found:
             raise InputError(
-                f"{path}: {clip} has {key} = {value!r}. Ratings must be means divided by 7, from 0"
-                " to 1."
+                f"{found[clip].name} and {path.name} in {folder} are both of clip {clip!r}. Keep"
+                " one of them."
             )
-    return np.array(values[: len(KEYS)], np.float32)
+        found[clip] = path
+    return found
 
 
-@functools.cache
-def _renderings(folder: Path, synthesizer: str, sample_rate: int) -> Renderings:
-    """Cached per process: loading and hashing a soundfont takes seconds."""
-    return Renderings(folder, synthesizer, sample_rate)
+class Variant(NamedTuple):
+    """A changed rendering of a clip. If the MIDI is known, it is changed and rendered again,
+    without artefacts; recordings are stretched and shifted by librosa.
+
+    Attributes:
+        edit: (performance, rng) -> performance, or None if only the sound changes.
+        effect: (wave, sample_rate, rng) -> wave.
+    """
+
+    edit: Callable[[Performance, np.random.Generator], Performance] | None
+    effect: Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
-def _heard(
-    clip: str, name: str, midi: Path, sample_rate: int, kept: Path, own: OwnRenderings | None
-) -> np.ndarray:
-    """The audio of a clip: a synthesizer's rendering, a recording, or a variant of either."""
-    piano, variant = variants.named(name)
-    performance = trimmed(read_midi(midi))
-    if piano == OWN:
-        assert own is not None  # `preprocess` asks for both or neither
-        wave = own.wave(clip, performance, sample_rate)
-    elif variant and variant.playing:
-        played = variant.playing(performance, variants.rng_of(clip, variant))
-        return _renderings(kept, piano, sample_rate).wave(played, clip)
-    else:
-        wave = _renderings(kept, piano, sample_rate).wave(performance, clip)
-    return variant.sound(wave, sample_rate, variants.rng_of(clip, variant)) if variant else wave
+def _transposed(performance: Performance, rng: np.random.Generator) -> Performance:
+    """Up or down at random; near the ends of the keyboard only in the possible direction."""
+    pitch = performance.notes["pitch"].astype(int)
+    low, high = int(LOWEST - pitch.min()), int(HIGHEST - pitch.max())
+    steps = [step for step in (-_HIGHER, _HIGHER) if low <= step <= high]
+    if not steps:
+        return performance
+    return PARAMETERS["transposition"].change(performance, int(rng.choice(steps)), None)
+
+
+def _one_of(*conditions):
+    """Apply one of these recording conditions, at random."""
+
+    def effect(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+        condition = conditions[rng.integers(len(conditions))]
+        return condition.apply(wave, sample_rate, int(rng.integers(2**31)))
+
+    return effect
+
+
+VARIANTS = {
+    "stretch": Variant(
+        lambda performance, rng: PARAMETERS["tempo"].change(
+            performance, float(rng.uniform(-_FASTER, _FASTER)), None
+        ),
+        lambda wave, _, rng: librosa.effects.time_stretch(
+            wave, rate=1 + float(rng.uniform(-_FASTER, _FASTER))
+        ),
+    ),
+    "transpose": Variant(
+        _transposed,
+        lambda wave, sample_rate, rng: librosa.effects.pitch_shift(
+            wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER)))
+        ),
+    ),
+    "room": Variant(None, _one_of(*(one for one in EFFECTS if one.kind == "room"))),
+    "livingroom": Variant(None, _one_of(HELD_OUT_ROOM)),
+    "noise": Variant(None, _one_of(*(one for one in EFFECTS if one.kind == "noise"))),
+}
+
+
+def split_variant(synthesizer: str) -> tuple[str, str]:
+    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant of a plain synthesizer
+    is empty.
+
+    Raises:
+        InputError: an unknown variant.
+    """
+    synthesizer, _, variant = synthesizer.partition(SEPARATOR)
+    if variant:
+        lookup(VARIANTS, variant, "variant")
+    return synthesizer, variant
+
+
+def variant_rng(clip: str, variant: str) -> np.random.Generator:
+    """Random generator of a clip's variant, the same for every synthesizer."""
+    return np.random.default_rng([0, zlib.crc32(f"{clip} {variant}".encode())])
+
+
+def without_variant(synthesizers: np.ndarray) -> np.ndarray:
+    """The synthesizer of each rendering, without the variant, (n,)."""
+    return np.array([name.split(SEPARATOR)[0] for name in synthesizers])
+
+
+def is_plain(synthesizers: np.ndarray) -> np.ndarray:
+    """Mask of renderings without a variant, bool (n,): held-out clips are rated on these alone."""
+    return np.array([SEPARATOR not in name for name in synthesizers], bool)
+
+
+# --- Shards ---------------------------------------------------------------------------------------
+
+
+class PercepianoLogMel(shards.LogMelBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
+    """Log-mel of whole rendered PercePiano clips with their 19 mean ratings (0 to 1)."""
+
+    name = "percepiano_log_mel"
+    CHUNK_FRAMES = 0
+    FEATURES = {
+        "clip": tfds.features.Text(),
+        "synthesizer": tfds.features.Text(),
+        "ratings": tfds.features.Tensor(shape=(len(KEYS),), dtype=np.float32),
+    }
+
+
+# Cached per process: loading and hashing a soundfont takes seconds.
+_renderings = functools.cache(RenderCache)
+
+
+def aligned_recording(path: Path, performance: Performance, sample_rate: int) -> np.ndarray:
+    """A recording float32 (n,) at its own gain, aligned like a rendering: it starts ``LEAD``
+    seconds before the first sound and ends ``TAIL`` seconds after the last key release.
+
+    Raises:
+        InputError: unreadable, silent, or its duration does not match the clip's performance.
+    """
+    wave = audio.load(path, sample_rate)
+    # Sound that is 50 dB below the peak and before the first onset is background noise.
+    loud = np.flatnonzero(np.abs(wave) > np.abs(wave).max() * 10 ** (-50 / 20))
+    sounding, playing = (loud[-1] - loud[0]) / sample_rate, performance.duration - LEAD
+    if not 0.8 * playing <= sounding <= playing + 10:
+        raise InputError(
+            f"{path}: {sounding:.1f} s of sound, but the performance of {path.stem.strip()} lasts"
+            f" {playing:.1f} s. Check that it is the right clip and not cut off."
+        )
+    first = loud[0] - round(LEAD * sample_rate)
+    wave = np.concatenate([np.zeros(max(-first, 0), np.float32), wave[max(first, 0) :]])
+    return wave[: int(np.ceil((performance.duration + TAIL) * sample_rate))]
 
 
 def _produce(
@@ -172,21 +502,31 @@ def _produce(
     *,
     midi: dict[str, Path],
     front_end: FrontEnd,
-    kept: Path,
-    own: OwnRenderings | None,
+    cache: Path,
+    recordings: dict[str, Path],
     one_loudness: bool,
 ) -> Iterator[np.ndarray]:
-    clip, name = item.fields["clip"], item.fields["synthesizer"]
+    """The codes of one clip: a synthesizer's rendering, a recording, or a variant of either."""
+    clip, name, rate = item.fields["clip"], item.fields["synthesizer"], front_end.sample_rate
     if clip not in midi:
         raise InputError(f"no MIDI file {clip}.mid")
-    wave = _heard(clip, name, midi[clip], front_end.sample_rate, kept, own)
+    piano, variant = split_variant(name)
+    performance, rng = trimmed(read_midi(midi[clip])), variant_rng(clip, variant)
+    edit, effect = VARIANTS.get(variant, (None, None))
+    if piano == OWN:
+        wave = aligned_recording(recordings[clip], performance, rate)
+    else:
+        if edit:
+            performance, effect = edit(performance, rng), None
+        wave = _renderings(cache, piano, rate).wave(performance, clip)
+    if effect:
+        wave = effect(wave, rate, rng)
     if one_loudness:
-        aside = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode())).uniform(
-            -audio.JITTER_DB, audio.JITTER_DB
-        )
-        wave = audio.levelled(wave, front_end.sample_rate, audio.LOUDNESS + aside)
-    facts |= {"clip": clip, "synthesizer": name, "level": level(wave)}
-    facts |= {"features": audio.classic_features(wave, front_end.sample_rate)}
+        rng = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode()))
+        jitter = rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
+        wave = audio.normalize_loudness(wave, rate, audio.LOUDNESS + jitter)
+    facts |= {"clip": clip, "synthesizer": name, "level": wave_level(wave)}
+    facts |= {"features": audio.audio_features(wave, rate)}
     yield audio.quantize(audio.log_mel(wave, front_end), front_end)[0]
 
 
@@ -202,21 +542,19 @@ def preprocess(
     one_loudness: bool = False,
 ) -> Path:
     """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` in
-    ``out``.
+    ``out``; renderings are cached in ``renderings`` next to ``out``.
 
     Next to the shards it writes ``classic_features.csv`` (for the feed-forward baseline),
-    ``levels.csv`` (loudness and peak of each rendering), ``raters.csv`` (number and spread of each
-    clip's ratings, if the folder has the rater table), ``index.csv`` and ``skipped.csv``.
-    Renderings are cached in ``renderings`` next to ``out``.
+    ``levels.csv`` (of each rendering), ``raters.csv`` (see `rater_agreement`; if the folder has the
+    rater table), ``index.csv`` and ``skipped.csv``.
 
     Args:
-        synthesizers: names, see `synthesis.make_synthesizer`, or ``own`` for ``recordings``; a
-            suffix selects a variant, such as ``fluidr3mono+room``, see `variants`.
-        recordings: a folder with a custom recording of each clip, see `OwnRenderings`.
+        synthesizers: names, see `synth.make_synthesizer`, or ``own`` for ``recordings``; a
+            suffix selects one of `VARIANTS`, such as ``fluidr3mono+room``.
+        recordings: a folder with a custom recording of each clip, see `recordings_in`.
         partial: whether ``recordings`` may lack clips; they are then listed.
-        one_loudness: normalise every rendering to `audio.LOUDNESS`, with a jitter of up to
-            `audio.JITTER_DB`, and add a noise bed, for models that rate recordings of any gain;
-            playing force is then audible only in the timbre.
+        one_loudness: normalise every rendering to `audio.LOUDNESS`, up to `audio.JITTER_DB`, and
+            add a noise bed, for models that rate recordings of any gain.
 
     Raises:
         InputError: invalid data, ratings that differ from the published ones with the package's
@@ -224,135 +562,118 @@ def preprocess(
             used, ``out`` of another configuration.
     """
     index, midi = load_index(folder), find_midi(folder)
-    ratings = read_ratings(folder, index)
-    pianos = {variants.named(name)[0] for name in synthesizers}
+    ratings, simulated = read_ratings(folder, index), is_simulated(folder)
+    pianos = {split_variant(name)[0] for name in synthesizers}
+    settings: dict[str, Any] = {
+        "ratings": sha256_of(json.dumps({clip: r.tolist() for clip, r in ratings.items()}))[:16],
+        "synthesizers": list(synthesizers),
+        "front_end": asdict(front_end),
+    }
+
+    # --- Custom recordings
     if bool(recordings) != (OWN in pianos):
         raise InputError(
             f"synthesizers {', '.join(synthesizers)} with recordings {str(recordings)!r}:"
             f" synthesizer {OWN!r} and a folder of recordings require each other. Give both or"
             " neither."
         )
-    own = OwnRenderings(recordings, index["clip"], partial) if recordings else None
-    settings: dict[str, Any] = {
-        "ratings": _fingerprint(ratings),
-        "synthesizers": list(synthesizers),
-        "front_end": asdict(front_end),
-    }
-    settings |= {"recordings": own.fingerprint()} if own else {}
-    settings |= (
-        {"loudness": [audio.LOUDNESS, audio.JITTER_DB, audio.BED_DB]} if one_loudness else {}
-    )
-    kept = Path(out).absolute().parent / "renderings"
+    files: dict[str, Path] = {}
+    missing: list[str] = []
+    unmatched: list[str] = []
+    if recordings:
+        clips, found = set(index["clip"]), recordings_in(recordings)
+        files = {clip: path for clip, path in found.items() if clip in clips}
+        missing, unmatched = sorted(clips - set(found)), sorted(set(found) - clips)
+        if not files:
+            raise InputError(
+                f"{recordings} has no recording of any of {len(clips):,} clips. Name each file"
+                f" after its clip, such as {min(clips, default='CLIP')}.wav."
+            )
+        if missing and not partial:
+            raise InputError(
+                f"{recordings} lacks recordings of {len(missing):,} of {len(clips):,} clips:"
+                f" {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Add them, or allow"
+                " partial renderings; missing clips are then listed."
+            )
+        lines = (f"{clip} {sha256_of(path)}" for clip, path in sorted(files.items()))
+        settings["recordings"] = sha256_of(*lines)[:16]
+    if one_loudness:
+        settings["loudness"] = [audio.LOUDNESS, audio.JITTER_DB, audio.BED_DB]
+
+    # --- Output directory
+    cache = Path(out).absolute().parent / "renderings"
     if not shards.is_complete(Path(out)):
         for name in sorted(pianos - {OWN}):
             # an unusable soundfont fails here, before hours of work
-            _renderings(kept, name, front_end.sample_rate)
-    simulated = is_simulated(folder)
+            _renderings(cache, name, front_end.sample_rate)
     out = claim_directory(out, {**settings, "simulated": simulated})
     if build.is_whole(out, work.log):
         return out
-    contents = _contents(folder, index, ratings, synthesizers, own, simulated)
-    work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(contents.items)} renderings")
-    work.log(f"  cached in {Path(out).parent / kept.name}; safe to delete")
-    for line in _remarks(folder, own):
-        work.log(f"  {line}")
-    produce = functools.partial(
-        _produce, midi=midi, front_end=front_end, kept=kept, own=own, one_loudness=one_loudness
-    )
-    build.build(Job(PercepianoLogMel, produce, out, front_end), contents, work)
-    _say_levels(out, work)
-    return out
 
-
-def _contents(
-    folder,
-    index: pd.DataFrame,
-    ratings: dict,
-    synthesizers: tuple[str, ...],
-    own: OwnRenderings | None,
-    simulated: bool,
-) -> build.Contents:
-    """The clips to render, the excluded clips, and the tables of the data set."""
+    # --- Renderings
     items: list[shards.Item] = []
     left_out: dict[str, str] = {}
     for name in synthesizers:
-        missing = set(own.missing) if own and variants.named(name)[0] == OWN else set()
-        left_out |= dict.fromkeys(
-            (f"{clip}@{name}" for clip in sorted(missing)), "no recording of this clip"
-        )
-        for clip in index["clip"][~index["clip"].isin(missing)]:
-            fields = {"clip": clip, "synthesizer": name, "ratings": ratings[clip]}
-            items.append(
-                shards.Item(f"{clip}@{name}", SPLIT, fields, _USUAL_SECONDS, measured=False)
-            )
-    return build.Contents(
-        items,
-        left_out=left_out,
-        refused=_not_in_index(index, find_midi(folder).keys(), read_labels(folder).keys()),
-        statistics_of=SPLIT,
-        description={
-            "licence": "simulated, made from code" if simulated else LICENCE,
-            "simulated": simulated,
-        },
-        tables=functools.partial(_tables, Path(folder), index),
-    )
+        lacking = missing if split_variant(name)[0] == OWN else []
+        left_out |= {f"{clip}@{name}": "no recording of this clip" for clip in lacking}
+        for clip in index["clip"][~index["clip"].isin(lacking)]:
+            key, fields = f"{clip}@{name}", {"clip": clip, "synthesizer": name}
+            fields |= {"ratings": ratings[clip]}
+            # 20 s are typical, to distribute clips over shards
+            items.append(shards.Item(key, SPLIT, fields, 20.0, measured=False))
+    labels = read_labels(folder)
+    refused = {
+        clip: "not in the index" if clip in labels else "no label"
+        for clip in sorted((midi.keys() | labels.keys()) - set(index["clip"]))
+    }
 
+    def tables(facts: list[dict]) -> dict[str, pd.DataFrame]:
+        keys, found = ("clip", "synthesizer"), {"index.csv": index}
+        for name, part in (("classic_features.csv", "features"), ("levels.csv", "level")):
+            rows = [{key: one[key] for key in keys} | one[part] for one in facts]
+            found[name] = pd.DataFrame(rows)
+        if (Path(folder) / RATERS).is_file():
+            found["raters.csv"] = rater_agreement(read_raters(folder)).reset_index()
+        return found
 
-def _fingerprint(ratings: dict[str, np.ndarray]) -> str:
-    return hashlib.sha256(
-        json.dumps({clip: r.tolist() for clip, r in ratings.items()}).encode()
-    ).hexdigest()[:16]
-
-
-def _not_in_index(index: pd.DataFrame, midi: Set[str], labels: Set[str]) -> dict[str, str]:
-    """Clips with a MIDI file or a label that are not in the index, with the reason."""
-    names = sorted((midi | labels) - set(index["clip"]))
-    return {name: "not in the index" if name in labels else "no label" for name in names}
-
-
-def _remarks(folder: str | Path, own: OwnRenderings | None) -> list[str]:
-    """Remarks on the data for the log."""
-    lines = []
-    if groups := same_playing(folder):
-        lines.append(
-            f"{sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)}"
+    work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
+    work.log(f"  cached in {Path(out).parent / cache.name}; safe to delete")
+    if groups := identical_midi(folder):
+        work.log(
+            f"  {sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)}"
             f" groups such as {' and '.join(groups[0])}; each has separate ratings"
         )
-    if own and own.strangers:
-        lines.append(
-            f"{len(own.strangers)} recordings match no clip and are ignored:"
-            f" {', '.join(own.strangers[:5])}"
-        )
-    if own and own.missing:
-        lines.append(f"{len(own.missing)} clips have no recording; see skipped.csv")
-    return lines
-
-
-def _tables(folder: Path, index: pd.DataFrame, facts: list[dict]) -> dict[str, pd.DataFrame]:
-    def of_renderings(what: str) -> pd.DataFrame:
-        return pd.DataFrame(
-            [{"clip": one["clip"], "synthesizer": one["synthesizer"], **one[what]} for one in facts]
-        )
-
-    tables = {
-        "index.csv": index,
-        "classic_features.csv": of_renderings("features"),
-        "levels.csv": of_renderings("level"),
-    }
-    if (folder / RATERS).is_file():
-        tables["raters.csv"] = percepiano_tables.agreement(
-            percepiano_tables.raters(folder)
-        ).reset_index()
-    return tables
-
-
-def _say_levels(out: Path, work: build.Work) -> None:
-    """Log the levels of the renderings, and how many exceed full scale."""
-    levels = pd.read_csv(out / "levels.csv")
-    for name, part in levels.groupby("synthesizer"):
-        over = (part["over"] > 0).sum()
+    if unmatched:
         work.log(
-            f"  {name}: {part['level_db'].min():.0f} to {part['level_db'].max():.0f} dB, peaks up"
-            f" to {part['peak_db'].max():.1f} dB re full scale; {over} of {len(part)} renderings"
-            " exceed it"
+            f"  {len(unmatched)} recordings match no clip and are ignored:"
+            f" {', '.join(unmatched[:5])}"
         )
+    if missing:
+        work.log(f"  {len(missing)} clips have no recording; see skipped.csv")
+    produce = functools.partial(
+        _produce,
+        midi=midi,
+        front_end=front_end,
+        cache=cache,
+        recordings=files,
+        one_loudness=one_loudness,
+    )
+    licence = "simulated, made from code" if simulated else LICENCE
+    contents = build.Contents(
+        items,
+        left_out=left_out,
+        refused=refused,
+        statistics_of=SPLIT,
+        description={"licence": licence, "simulated": simulated},
+        tables=tables,
+    )
+    build.build(build.Job(PercepianoLogMel, produce, out, front_end), contents, work)
+
+    # --- Levels of the renderings, and how many exceed full scale
+    for name, part in pd.read_csv(out / "levels.csv").groupby("synthesizer"):
+        low, high, peak = part["level_db"].min(), part["level_db"].max(), part["peak_db"].max()
+        work.log(
+            f"  {name}: {low:.0f} to {high:.0f} dB, peaks up to {peak:.1f} dB re full scale;"
+            f" {(part['over'] > 0).sum()} of {len(part)} renderings exceed it"
+        )
+    return out

@@ -1,23 +1,30 @@
-"""Log-mel shards: the format of a packed data set, and how to open it. `staging` makes them.
+"""The format of a data set of log-mel shards, and random access to it; `build` makes them.
 
-A data set is a TFDS data set of ArrayRecord files that can be read without TensorFlow:
-``tfds.builder_from_directory(DIR).as_data_source()``. Its records are in order: the recordings of a
-split as planned, the chunks of a recording one after the other. The plan alone determines which
-recording is in which file, so files can be made in any order and on any machine with the same
-result.
+It is a TFDS data set of ArrayRecord files: ``tfds.builder_from_directory(DIR).as_data_source()``.
+Records are in the order of the plan, which alone determines the content of a file: the recordings
+of a split, the chunks of a recording one after the other. Notes and pedals, which may be longer
+than a chunk, are in one optional file next to the shards, ``performances.npz``.
 """
 
+import base64
+import functools
+import io
 import math
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
 
 from percepiano_ast.config import FrontEnd, Statistics
 from percepiano_ast.errors import InputError
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 VERSION = "2.0.0"
 MANIFEST = "manifest.json"  # written last: a data set with this file is complete
@@ -35,8 +42,7 @@ class Item:
 
     Attributes:
         fields: copied into every example of the recording.
-        seconds: its expected length.
-        measured: whether that length is measured rather than a typical value.
+        seconds: its expected length; ``measured``, or else a typical value.
     """
 
     key: str
@@ -48,8 +54,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a data set: number ``number`` of the ``count`` files of a split, and its
-    recordings."""
+    """File ``number`` of the ``count`` files of a split, and its recordings."""
 
     split: str
     number: int
@@ -79,14 +84,12 @@ def plan(items: list[Item]) -> list[Shard]:
 
 
 class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """TFDS builder of a data set whose shards are made by `staging`. Subclasses define name and
-    features.
+    """TFDS builder of a data set whose shards `build` makes; subclasses define name and features.
 
     Args:
         data_dir: the data set is in ``data_dir/NAME/VERSION``.
         stored: ``uint8`` codes of the front end's range, or ``float16`` levels in dB.
-        metadata: stored in the data set; `open_shards` needs ``front_end``, ``statistics``,
-            ``n_frames``, ``chunk_frames``.
+        metadata: stored in the data set, see `open_shards`.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -95,8 +98,7 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
     CHUNK_FRAMES = CHUNK_FRAMES  # of an example; 0 if it is a whole recording
 
     def __init__(self, *, data_dir: str | Path, metadata: dict, stored: str = "uint8"):
-        self._stored = stored
-        self._metadata = metadata
+        self._stored, self._metadata = stored, metadata
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     @classmethod
@@ -115,14 +117,9 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         )
 
     def _split_generators(self, dl_manager):
-        raise NotImplementedError(
-            "shards are made by percepiano_ast.data.staging, which can resume"
-        )
+        raise NotImplementedError("shards are made by percepiano_ast.data.build, which can resume")
 
-    def _generate_examples(self):
-        raise NotImplementedError(
-            "shards are made by percepiano_ast.data.staging, which can resume"
-        )
+    _generate_examples = _split_generators
 
     @classmethod
     def home(cls, directory: Path) -> Path:
@@ -136,8 +133,7 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         return cls.home(directory) / f"{cls.name}-{shard.split}.array_record-{numbers}"
 
     def write_info(self, lengths: dict[str, list[int]], num_bytes: dict[str, int]) -> None:
-        """Write TFDS's metadata, given the number of records per shard and the bytes of each
-        split."""
+        """Write TFDS's metadata, given the records of each shard and the bytes of each split."""
         splits = [
             tfds.core.SplitInfo(
                 name=split,
@@ -152,11 +148,10 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
 
 def chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut a recording, given in blocks (time, mel), into chunks of ``size`` frames: ``(start frame,
-    chunk)``.
+    """Cut a recording, given in blocks (time, mel), into chunks: ``(start frame, chunk)``.
 
-    The last chunk includes the remainder, so all chunks of a recording of at least ``size`` frames
-    have at least ``size`` frames. A ``size`` of 0 keeps the recording whole.
+    All have ``size`` frames but the last, which includes the remainder. A ``size`` of 0 keeps the
+    recording whole.
     """
     held: list[np.ndarray] = []
     frames = start = 0
@@ -178,39 +173,27 @@ def chunk_count(n_frames: int, size: int) -> int:
     return max(n_frames // size, 1) if size else 1
 
 
-class Levels:
-    """Statistics of the stored levels of one recording, accumulated block by block; exact for uint8
+def level_facts(stored: np.ndarray, front_end: FrontEnd) -> dict:
+    """Sums over uint8 codes or float16 levels (time, mel) for `level_statistics`; exact for
     codes."""
-
-    def __init__(self, front_end: FrontEnd):
-        self.front_end = front_end
-        self.count = self.at_floor = self.at_ceiling = 0
-        self.sums = [0.0, 0.0]  # of the level in dB and of its square
-
-    def add(self, stored: np.ndarray) -> None:
-        """Count one block (time, mel) of uint8 codes or float16 levels."""
-        floor, step = self.front_end.floor_db, self.front_end.step_db
-        if stored.dtype == np.uint8:
-            histogram = np.bincount(stored.ravel(), minlength=256)
-            levels, low, high = floor + step * np.arange(256), histogram[0], histogram[255]
-        else:
-            levels, histogram = stored.astype(np.float64).ravel(), np.ones(1, int)
-            low, high = np.sum(levels <= floor), np.sum(levels >= floor + 255 * step)
-        self.count += stored.size
-        self.at_floor += int(low)
-        self.at_ceiling += int(high)
-        self.sums[0] += float((histogram * levels).sum())
-        self.sums[1] += float((histogram * levels**2).sum())
-
-    def facts(self) -> dict:
-        """As a JSON object; `level_statistics` combines those of many recordings."""
-        names = {"count": self.count, "at_floor": self.at_floor, "at_ceiling": self.at_ceiling}
-        return names | {"sum_db": self.sums[0], "sum_squared_db": self.sums[1]}
+    floor, step = front_end.floor_db, front_end.step_db
+    if stored.dtype == np.uint8:
+        histogram = np.bincount(stored.ravel(), minlength=256)
+        levels, low, high = floor + step * np.arange(256), histogram[0], histogram[255]
+    else:
+        levels, histogram = stored.astype(np.float64).ravel(), np.ones(1, int)
+        low, high = np.sum(levels <= floor), np.sum(levels >= floor + 255 * step)
+    return {
+        "count": stored.size,
+        "at_floor": int(low),
+        "at_ceiling": int(high),
+        "sum_db": float((histogram * levels).sum()),
+        "sum_squared_db": float((histogram * levels**2).sum()),
+    }
 
 
 def level_statistics(facts: Iterable[dict]) -> Statistics:
-    """Mean and standard deviation of the level in dB over recordings, independent of their
-    order."""
+    """Mean and standard deviation of the level in dB over recordings, in any order."""
     facts = list(facts)
     count = sum(one["count"] for one in facts)
     mean = math.fsum(one["sum_db"] for one in facts) / count
@@ -221,10 +204,14 @@ def level_statistics(facts: Iterable[dict]) -> Statistics:
     return Statistics(mean, math.sqrt(max(variance, 0.0)), count, at_floor, at_ceiling)
 
 
-def size_of(path: Path) -> int:
-    """Size of a local file or one at ``gs://`` in bytes."""
-    stat = path.stat()
-    return stat.st_size if isinstance(path, Path) else stat.length
+def serialise(features: tfds.features.FeaturesDict, example: dict) -> bytes:
+    """Serialise an example deterministically; by default protobuf's feature order differs between
+    processes."""
+    serialised = tf_example_pb2.Example.FromString(features.serialize_example(example))
+    return serialised.SerializeToString(deterministic=True)
+
+
+# --- Random access --------------------------------------------------------------------------------
 
 
 def is_complete(directory: Path) -> bool:
@@ -234,14 +221,12 @@ def is_complete(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a packed data set: random access to examples, and the data set's metadata.
+    """One split of a packed data set, and the data set's metadata.
 
     Attributes:
-        examples: decoded examples; the chunks of a recording are consecutive.
+        examples, raw: random access to decoded and to serialised examples.
         n_frames: int64 (recordings,), frames of each recording in the order of the examples.
-        chunk_frames: frames per example, except a recording's last, which includes the remainder;
-            0: one example per recording.
-        raw: the serialised examples.
+        chunk_frames: frames per example, see `chunks`; 0: one example per recording.
     """
 
     examples: Sequence[dict]
@@ -263,8 +248,8 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     """Open a split of the data set in ``directory``.
 
     Raises:
-        InputError: no complete data set (the message names ``made_by``, the step that writes it),
-            or no such split.
+        InputError: no complete data set (``made_by`` names the step that makes it), or no such
+            split.
     """
     directory = Path(directory)
     if not is_complete(directory):
@@ -296,3 +281,200 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
         metadata["chunk_frames"],
         builder.as_data_source(split=split, deserialize_method=raw),
     )
+
+
+_REMEDY = "Run `percepiano preprocess --verify` to list all damage."
+
+
+class Chunk(NamedTuple):
+    """A part of a recording from frame ``start`` on: ``stored`` (time, mel), uint8 codes or float16
+    dB, read-only."""
+
+    recording: str
+    start: int
+    stored: np.ndarray
+
+
+def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
+    """Parse a serialised example, whose levels are used without a copy.
+
+    TFDS's own decoding converts every feature through a list and checks its shape.
+
+    Raises:
+        InputError: not such an example.
+    """
+    try:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+        # Protobuf returns an empty list for a missing feature, which fails to unpack.
+        (log_mel,) = features["log_mel"].bytes_list.value
+        (recording,) = features["recording"].bytes_list.value
+        (start,) = features["start_frame"].int64_list.value if "start_frame" in features else (0,)
+        return Chunk(recording.decode(), start, np.frombuffer(log_mel, dtype).reshape(-1, n_mels))
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"not an example of a log-mel chunk ({error})") from error
+
+
+class Recordings:
+    """Random access to frames of the recordings of an opened split, across chunks.
+
+    Attributes:
+        n_frames: int64 (recordings,).
+        dtype, n_mels: of the stored levels.
+
+    Raises:
+        InputError: the number of chunks in the split does not match its recordings.
+    """
+
+    def __init__(self, shards: ShardSet):
+        self.n_frames, self.n_mels = shards.n_frames, shards.front_end.n_mels
+        self.dtype = np.dtype(DTYPES[shards.metadata["stored"]])
+        self._raw, self._chunk_frames = shards.raw, shards.chunk_frames
+        self._counts = [chunk_count(int(frames), shards.chunk_frames) for frames in shards.n_frames]
+        # record number of each recording's first chunk
+        self._first = np.cumsum([0, *self._counts]).tolist()
+        if self._first[-1] != len(shards.raw):
+            raise InputError(
+                f"the split's {len(self.n_frames)} recordings have {self._first[-1]} chunks, its"
+                f" shards hold {len(shards.raw)}. {_REMEDY}"
+            )
+
+    def keys(self) -> list[str]:
+        """Keys of the recordings, in their order; InputError if a chunk is damaged."""
+        return [self._chunk(recording, 0).recording for recording in range(len(self.n_frames))]
+
+    def read(self, recording: int, start: int, out: np.ndarray) -> str:
+        """Fill ``out`` (time, mel) with the frames of a recording from ``start`` on; returns the
+        recording's key. InputError if a chunk is damaged, or not the expected one."""
+        filled = number = 0
+        if self._chunk_frames:
+            number = min(start // self._chunk_frames, self._counts[recording] - 1)
+        while filled < len(out):
+            chunk = self._chunk(recording, number)
+            skipped = start + filled - chunk.start
+            piece = chunk.stored[skipped : skipped + len(out) - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            number += 1
+        return chunk.recording
+
+    def _chunk(self, recording: int, number: int) -> Chunk:
+        position = self._first[recording] + number
+        try:
+            chunk = parse(self._raw[position], self.dtype, self.n_mels)
+        # RuntimeError: array_record, for example on a wrong checksum
+        except (InputError, RuntimeError) as error:
+            raise InputError(
+                f"record {position} of the shards cannot be read: {error}. {_REMEDY}"
+            ) from error
+        start = number * self._chunk_frames
+        last = number + 1 == self._counts[recording]
+        frames = int(self.n_frames[recording]) - start if last else self._chunk_frames
+        if (chunk.start, len(chunk.stored)) != (start, frames):
+            raise InputError(
+                f"record {position} of the shards holds {len(chunk.stored)} frames of"
+                f" {chunk.recording} from frame {chunk.start}, expected {frames} from frame"
+                f" {start}. {_REMEDY}"
+            )
+        return chunk
+
+
+# --- Performances ---------------------------------------------------------------------------------
+
+PERFORMANCES = "performances.npz"
+TICK = 1e-4  # seconds: the unit of stored times, a hundredth of a frame
+_TIME = np.uint32
+# Storage format of a performance's structured arrays: columns and their types.
+_PACKED = {
+    "notes": {"onset": _TIME, "offset": _TIME, "pitch": np.uint8, "velocity": np.uint8},
+    "pedals": {"time": _TIME, "number": np.uint8, "value": np.uint8},
+}
+
+
+def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    # uses a fixed date for its members, so the bytes are deterministic
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def pack_performance(performance: Performance) -> str:
+    """Encode one performance as text, for the facts of its recording."""
+    columns = {}
+    for kind, types in _PACKED.items():
+        rows = getattr(performance, kind)
+        for name, dtype in types.items():
+            values = np.rint(np.maximum(rows[name], 0) / TICK) if dtype is _TIME else rows[name]
+            columns[f"{kind}.{name}"] = values.astype(dtype)
+    return base64.b64encode(_npz(columns)).decode()
+
+
+def join_performances(packed: dict[str, str]) -> bytes:
+    """Content of `PERFORMANCES` for recordings by their keys, each encoded by
+    `pack_performance`."""
+    parts = [dict(np.load(io.BytesIO(base64.b64decode(text)))) for text in packed.values()]
+    arrays = {"key": np.array(list(packed))}
+    for kind, types in _PACKED.items():
+        names = [f"{kind}.{column}" for column in types]
+        arrays[f"{kind}.count"] = np.array([len(part[names[0]]) for part in parts])
+        arrays |= {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return _npz(arrays)
+
+
+class Performances:
+    """Performances by the keys of their recordings, from the ``arrays`` of `PERFORMANCES`:
+    MAESTRO's seven million notes take some tens of megabytes of memory."""
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self._arrays = arrays
+        self._row = {key: row for row, key in enumerate(arrays["key"].tolist())}
+        self._ends = {kind: np.cumsum(arrays[f"{kind}.count"]) for kind in _PACKED}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._row
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, key: str) -> Performance:
+        return Performance(
+            self._rows("notes", NOTE, self._row[key]), self._rows("pedals", PEDAL, self._row[key])
+        )
+
+    def _rows(self, kind: str, dtype: np.dtype, row: int) -> np.ndarray:
+        stop = int(self._ends[kind][row])
+        part = slice(stop - int(self._arrays[f"{kind}.count"][row]), stop)
+        rows = np.empty(part.stop - part.start, dtype)
+        for name, stored in _PACKED[kind].items():
+            values = self._arrays[f"{kind}.{name}"][part]
+            rows[name] = values * TICK if stored is _TIME else values
+        return rows
+
+
+@functools.lru_cache(maxsize=2)
+def open_performances(directory: Path) -> Performances:
+    """The performances of a data set; InputError if there are none, or the file is damaged."""
+    path = directory / PERFORMANCES
+    if not path.exists():
+        raise InputError(
+            f"the shards in {directory} have no {PERFORMANCES}, and transcription is trained on the"
+            " MIDI of each recording. Preprocess a source with MIDI, such as MAESTRO, into another"
+            " directory, or pre-train with ssast."
+        )
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
+            return Performances(dict(arrays))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is damaged ({error}). Run preprocess again to restore it."
+        ) from error
+
+
+def require_performances(performances: Performances, keys: Iterable[str], split: str) -> None:
+    """Raise InputError unless every recording of a split has a performance."""
+    without = [key for key in keys if key not in performances]
+    if without:
+        raise InputError(
+            f"{len(without)} recordings of the split {split!r} have no readable MIDI, such as"
+            f" {without[0]}; in recordings.csv their column notes is 0. Add their MIDI, preprocess"
+            " without them, or pre-train with ssast."
+        )

@@ -1,26 +1,52 @@
-"""Sources of recordings: the members of a local or remote zip archive, or the files of a folder.
+"""Recordings in a zip archive or a folder, here or at ``https://`` and ``gs://``, and the table
+that lists them.
 
-A member of an archive is streamed once while its spectrogram is computed; it is never stored.
+MAESTRO's archive has 108 GB, more than most free disks: it is read by ranges, one member at a time.
 """
 
 import contextlib
+import hashlib
+import http.client
 import io
+import os
+import re
+import shutil
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from percepiano_ast.data.remote import RemoteFile, Unreachable
-from percepiano_ast.errors import InputError
+import pandas as pd
+import tenacity
+
+from percepiano_ast import audio, files
+from percepiano_ast.errors import InputError, RunFailed
 
 # Formats of libsndfile and of ffmpeg.
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
 )
+COLUMNS = tuple(
+    "canonical_composer canonical_title split year midi_filename audio_filename duration".split()
+)
+SPLITS = ("train", "validation", "test")
+MAESTRO_LICENCE = "MAESTRO v3: CC BY-NC-SA 4.0, https://magenta.tensorflow.org/datasets/maestro"
+OWN_LICENCE = "recordings of your own: you know under which terms"
+_REQUEST = 2**24  # bytes, at most
+_PIECE = 2**20
 
 
 class Damaged(InputError):
-    """The bytes do not match the source's checksum; reading again may succeed."""
+    """The bytes of a member do not match its checksum."""
+
+
+class Unreachable(RunFailed):
+    """The server stopped responding, or the file was removed or changed."""
 
 
 def is_audio(name: str) -> bool:
@@ -38,11 +64,32 @@ def unsafe(name: str) -> str:
     return ""
 
 
-class Archive:
-    """Members of a zip archive at a path, ``https://`` or ``gs://``.
+# --- Archives and folders -------------------------------------------------------------------------
 
-    Attributes:
-        names: of the members, without folders.
+
+class Folder:
+    """The files below a folder; ``names``: their relative paths, with ``/``."""
+
+    def __init__(self, where: str):
+        self.where, self._path = where, Path(where)
+        found = (path for path in sorted(self._path.rglob("*")) if path.is_file())
+        self.names = [path.relative_to(self._path).as_posix() for path in found]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, 0 if it is missing."""
+        path = self._path / name
+        return path.stat().st_size if path.is_file() else 0
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[Path]:
+        """The path of one file; InputError if it is missing."""
+        if not (self._path / name).is_file():
+            raise InputError(f"{name} is listed but not in {self.where}")
+        yield self._path / name
+
+
+class Archive:
+    """The members of a zip archive at a path, ``https://`` or ``gs://``; ``names``: of the files.
 
     Raises:
         InputError: no such file, no support for ranges, or not a complete zip archive.
@@ -51,16 +98,16 @@ class Archive:
 
     def __init__(self, where: str):
         self.where = where
-        self._remote = RemoteFile(where) if "://" in where else None
+        self.remote = RemoteFile(where) if "://" in where else None
+        # The buffer is what one request fetches.
+        file = io.BufferedReader(self.remote, _REQUEST) if self.remote else where
         try:
-            self._zip = zipfile.ZipFile(self._remote or where)
+            self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
             raise InputError(
                 f"{where} is not a complete zip archive ({error}). Download it again."
             ) from error
         except OSError as error:
-            if isinstance(error, Unreachable):
-                raise
             raise InputError(
                 f"cannot open {where} ({error}). Give another address or a local copy."
             ) from error
@@ -71,91 +118,50 @@ class Archive:
         self._stops = dict(zip(starts, [*starts[1:], self._zip.start_dir]))
 
     def size(self, name: str) -> int:
-        """Compressed size of a member in bytes."""
+        """Compressed bytes of a member, 0 if it is missing."""
         return self._members[name].compress_size if name in self._members else 0
-
-    def read(self, name: str) -> bytes:
-        """All of a file; raises like `open`."""
-        with self.open(name) as file:
-            return file.read()
-
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[io.RawIOBase]:
-        """Open one member to be read once; its checksum is verified at its end.
-
-        Raises:
-            InputError: the member is missing, unreadable or damaged; also raised within the
-                context.
-            Unreachable: the server stopped responding.
-        """
-        info = self._members.get(name)
-        if info is None:
-            raise InputError(f"{name} is listed but not in {self.where}")
-        stop = self._stops[info.header_offset]
-        span = (
-            self._remote.span(info.header_offset, stop)
-            if self._remote
-            else contextlib.nullcontext()
-        )
-        try:
-            with span, self._zip.open(info) as file:
-                yield _Member(file, name, info.file_size)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise Damaged(f"{name} is damaged in {self.where}: {error}") from error
-        # a compression method that this Python does not support
-        except NotImplementedError as error:
-            raise InputError(f"{name} cannot be read from {self.where}: {error}") from error
-
-
-class _Member(io.RawIOBase):
-    """A forward-only member: rewinding would fetch it again."""
-
-    def __init__(self, file, name: str, size: int):
-        self.file, self.name, self.size = file, name, size
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self.file.read(size)
-
-
-class Folder:
-    """Files below a folder.
-
-    Attributes:
-        names: relative paths of its files, with ``/``.
-    """
-
-    def __init__(self, where: str):
-        self.where, self._path = where, Path(where)
-        files = (path for path in sorted(self._path.rglob("*")) if path.is_file())
-        self.names = [path.relative_to(self._path).as_posix() for path in files]
-
-    def size(self, name: str) -> int:
-        """Bytes of the file."""
-        path = self._path / name
-        return path.stat().st_size if path.is_file() else 0
-
-    def read(self, name: str) -> bytes:
-        """All of a file."""
-        return (self._path / name).read_bytes()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:
-        """The path of one file.
+        """The path of a scratch copy of one member, which is deleted afterwards. A damaged member
+        is read once more: the damage may be one of the transfer.
 
         Raises:
-            InputError: it is not there.
+            InputError: the member is missing, unreadable, or damaged.
+            Unreachable: the server stopped responding.
         """
-        path = self._path / name
-        if not path.is_file():
+        if name not in self._members:
             raise InputError(f"{name} is listed but not in {self.where}")
-        yield path
+        info = self._members[name]
+        if self.remote:
+            self.remote.stop = self._stops[info.header_offset]
+        once_more = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(2),
+            retry=tenacity.retry_if_exception_type(Damaged),
+            reraise=True,
+        )
+        with tempfile.TemporaryDirectory(prefix="percepiano_") as folder:
+            path = Path(folder) / PurePosixPath(name).name
+            for attempt in once_more:
+                with attempt:
+                    self._copy(info, path)
+            yield path
+
+    def _copy(self, info: zipfile.ZipInfo, path: Path) -> None:
+        try:
+            self._zip.fp.seek(0, io.SEEK_END)  # empties the buffer: what is in it may be damaged
+            with self._zip.open(info) as member, path.open("wb") as file:
+                shutil.copyfileobj(member, file, _PIECE)  # compares the CRC at the end
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise Damaged(f"{info.filename} is damaged in {self.where}: {error}") from error
+        except NotImplementedError as error:  # a compression method that this Python lacks
+            raise InputError(
+                f"{info.filename} cannot be read from {self.where}: {error}"
+            ) from error
 
 
 def open_source(where: str) -> Archive | Folder:
-    """The files at a path, ``https://`` or ``gs://`` address.
+    """The recordings at a path, ``https://`` or ``gs://`` address.
 
     Raises:
         InputError: neither an archive nor a folder; see `Archive`.
@@ -169,3 +175,329 @@ def open_source(where: str) -> Archive | Folder:
             " address."
         )
     return Folder(where)
+
+
+class RemoteFile(io.RawIOBase):
+    """A file at ``https://``, ``http://`` or ``gs://``, read by ranges after `files.retrying`; a
+    request that broke off is continued with the first byte that is missing.
+
+    Attributes:
+        size: bytes.
+        stop: no request exceeds this position.
+        fetched: bytes received.
+
+    Raises:
+        InputError: invalid address, or the server refuses or does not support ranges.
+        Unreachable: the server does not respond; while reading also if it refuses or the file has
+            changed.
+    """
+
+    def __init__(self, where: str):
+        self.where, self.fetched, self._position = where, 0, 0
+        self.size: int | None = None
+        self._version: dict[str, str] = {}
+        self._credentials, self._advice = None, "Give a public address"
+        bucket, _, key = where.removeprefix("gs://").partition("/")
+        if where.startswith("gs://") and bucket and key:
+            host = os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
+            key = urllib.parse.quote(key, safe="")
+            self.url = f"{host}/download/storage/v1/b/{bucket}/o/{key}?alt=media"
+        elif re.match(r"https?://[^/]", where):
+            # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
+            self.url = urllib.parse.quote(where, safe="%/:=&?~#+!$,;'@()*[]")
+        else:
+            raise InputError(
+                f"cannot read {where!r}: give an address that starts with https://, http:// or"
+                " gs://BUCKET/OBJECT"
+            )
+        self.stop = 1
+        self.readinto(bytearray(1))  # learns the size
+        self.stop = self.size
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    seekable = readable
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position; sends no request."""
+        self._position = offset + (0, self._position, self.size)[whence]
+        return self._position
+
+    def readinto(self, buffer) -> int:
+        """Fill ``buffer`` from the position on; fewer bytes only at ``stop``."""
+        start, view = self._position, memoryview(buffer)
+        stop = min(start + len(view), self.stop)
+        try:
+            for attempt in files.retrying():
+                with attempt:
+                    if self._position >= stop:
+                        break
+                    with self._request(self._position, stop) as answer:
+                        while piece := answer.read1(min(_PIECE, stop - self._position)):
+                            view[self._position - start :][: len(piece)] = piece
+                            self._position += len(piece)
+                            self.fetched += len(piece)
+                            attempt.retry_state.attempt_number = 1  # there is progress
+                            if self._position == stop:
+                                break
+                    if self._position < stop:
+                        lost = stop - self._position
+                        raise ConnectionError(f"the connection was lost {lost:,} bytes early")
+        except (OSError, http.client.HTTPException) as error:
+            self._position = start
+            if files.may_pass(error):
+                raise Unreachable(
+                    f"{self.where} does not respond: {error}, {files.ATTEMPTS} times in a row. Run"
+                    " again later, or give a copy on disk."
+                ) from error
+            advice = {
+                401: self._advice,
+                403: self._advice,
+                416: "Check the file, which is empty or became shorter",
+            }.get(getattr(error, "code", 0), "Check the address")
+            raise self._failure(f"cannot read {self.where}: {error}. {advice}") from error
+        return max(stop - start, 0)
+
+    def _request(self, start: int, stop: int) -> http.client.HTTPResponse:
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
+        request = urllib.request.Request(self.url, headers=headers)
+        if self._credentials:
+            # not sent to the targets of redirects
+            request.add_unredirected_header("Authorization", f"Bearer {self._token()}")
+        try:
+            answer = urllib.request.urlopen(request, timeout=files.TIMEOUT)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code in (401, 403) and self._log_in():
+                return self._request(start, stop)
+            raise
+        try:
+            self._check(answer, start)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def _check(self, answer: http.client.HTTPResponse, start: int) -> None:
+        """Raise unless a response has the bytes that were asked for, of the file that was
+        opened."""
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or not found:
+            raise self._failure(
+                f"{self.where} cannot be read by ranges (its server returns {answer.status} for a"
+                " range request). Give another address"
+            )
+        version = {"bytes": found[2]}
+        version |= {
+            name: answer.headers[name]
+            for name in ("ETag", "Last-Modified")
+            if name in answer.headers
+        }
+        # Servers behind one address may report different dates for a file; the ETag identifies it.
+        for mark in ("bytes", "ETag", "Last-Modified"):
+            now, before = version.get(mark), self._version.get(mark)
+            if now and before and now != before:
+                raise Unreachable(
+                    f"{self.where} changed while it was read ({mark} {now}, was {before}). Start"
+                    " again with a file that does not change."
+                )
+            if now and before and mark == "ETag":
+                break
+        if int(found[1]) != start:
+            raise self._failure(f"{self.where}: its server sends other bytes than requested")
+        self.size, self._version = int(found[2]), self._version or version
+
+    def _failure(self, message: str) -> Exception:
+        kind = InputError if self.size is None else Unreachable
+        return kind(f"{message}, or give a copy on disk.")
+
+    def _log_in(self) -> bool:
+        """Whether there are Google credentials that have not been tried. Files are read without
+        them first: a Colab runtime without a login has invalid ones, with which Google refuses
+        public files."""
+        if not self.where.startswith("gs://") or self._credentials:
+            return False
+        try:
+            import google.auth.exceptions
+        except ImportError:  # it comes with gcsfs
+            self._advice = "Without gcsfs only public files can be read: install gcsfs"
+            return False
+        self._advice = (
+            "Log in (on Colab google.colab.auth.authenticate_user(), elsewhere"
+            " GOOGLE_APPLICATION_CREDENTIALS)"
+        )
+        with contextlib.suppress(google.auth.exceptions.GoogleAuthError):
+            scope = "https://www.googleapis.com/auth/devstorage.read_only"
+            self._credentials, _ = google.auth.default(scopes=[scope])
+        return self._credentials is not None
+
+    def _token(self) -> str:
+        from google.auth.exceptions import GoogleAuthError, TransportError
+        from google.auth.transport.requests import Request
+
+        try:
+            if not self._credentials.valid:
+                self._credentials.refresh(Request())
+        except TransportError as error:
+            raise ConnectionError(f"no access token: {error}") from error
+        except GoogleAuthError as error:
+            raise self._failure(
+                f"cannot read {self.where}: no access token ({error}). {self._advice}"
+            ) from error
+        return self._credentials.token
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Table:
+    """Recordings of a source.
+
+    Attributes:
+        rows: ``COLUMNS``, ordered by file name; ``duration`` in seconds.
+        root: folder within the source that file names are relative to, empty or with a final slash.
+        refused: unusable recordings, with the reason.
+    """
+
+    rows: pd.DataFrame
+    root: str
+    fingerprint: str
+    refused: dict[str, str]
+    licence: str
+
+
+def read_table(source: Archive | Folder) -> Table:
+    """Read the source's only CSV table in MAESTRO's format; for a folder without one, make a table
+    of its recordings.
+
+    Raises:
+        InputError: no table and no recordings, more than one table, or not MAESTRO's columns and
+            values.
+    """
+    tables = [
+        name
+        for name in source.names
+        if name.endswith(".csv") and name.count("/") <= isinstance(source, Archive)
+    ]
+    if not tables and isinstance(source, Folder):
+        return _table_of_folder(source)
+    if len(tables) != 1:
+        raise InputError(
+            f"{source.where} should hold one CSV table like maestro-v3.0.0.csv, found"
+            f" {tables or 'none'}. Give MAESTRO's archive, or a source in its format."
+        )
+    name = tables[0]
+    with source.open(name) as path:
+        content = path.read_bytes()
+    label = f"{name} in {source.where}"
+    text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
+    try:
+        rows = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{label} is not a readable CSV table ({error}). Download it again."
+        ) from error
+    if missing := [column for column in COLUMNS if column not in rows]:
+        raise InputError(
+            f"{label} lacks the columns {', '.join(missing)}. Use the columns of MAESTRO v3."
+        )
+    if rows.empty:
+        raise InputError(f"{label} lists no recordings. Download it again.")
+    numbers = rows[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
+    for column in [column for column in (*text, "year", "duration") if column != "midi_filename"]:
+        bad = (numbers if column in numbers else rows)[column].isna()
+        if bad.any():
+            raise InputError(
+                f"{label}, line {bad.idxmax() + 2}: {column} is {rows[column][bad.idxmax()]!r}."
+                " Correct the value."
+            )
+    if unknown := sorted(set(rows["split"]) - set(SPLITS)):
+        raise InputError(f"{label}: unknown split {unknown[0]!r}. Use one of: {', '.join(SPLITS)}.")
+    listed = rows["audio_filename"]
+    if (repeated := listed.duplicated()).any():
+        raise InputError(
+            f"{label} lists {listed[repeated].iloc[0]} twice. Keep one line per recording."
+        )
+    # Unsafe names, rows without a file, files without a row.
+    rows = rows.sort_values("audio_filename", ignore_index=True)
+    listed, root, there = rows["audio_filename"], name[: name.rfind("/") + 1], set(source.names)
+    refused = {name: what for name in listed if (what := unsafe(name))}
+    for name in listed:
+        if name not in refused and root + name not in there:
+            refused[name] = f"{name} is listed but not in {source.where}"
+    known = {root + name for name in listed}
+    strays = (name for name in source.names if is_audio(name) and name not in known)
+    refused |= {name: unsafe(name) or "not listed in the table" for name in strays}
+    rows = rows[~listed.isin(refused)]
+    return Table(rows, root, hashlib.sha256(content).hexdigest()[:16], refused, MAESTRO_LICENCE)
+
+
+def _table_of_folder(source: Folder) -> Table:
+    """One row per recording of a folder; the folder's name serves as composer, the file's as
+    title."""
+    names = [name for name in source.names if is_audio(name)]
+    if not names:
+        raise InputError(
+            f"{source.where} has neither a CSV table like maestro-v3.0.0.csv nor a recording. Give"
+            " a folder of recordings."
+        )
+    rows, refused = [], {}
+    for name in names:
+        path = Path(name)
+        try:
+            seconds = audio.duration(Path(source.where) / name)
+        except InputError as error:
+            refused[name] = str(error)
+        else:
+            rows.append((path.parent.name or "own recording", path.stem, "", 0, "", name, seconds))
+    if not rows:
+        raise InputError(
+            f"none of the {len(names)} recordings in {source.where} can be read;"
+            f" {next(iter(refused.values()))}"
+        )
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    # A tenth for validation and a tenth for test, at least one of each if there are three or more.
+    # With three or more folders, recordings of a folder share a split: takes of one piece are often
+    # in one folder.
+    folders = table["audio_filename"].map(lambda name: Path(name).parent.as_posix())
+    groups = folders if folders.nunique() >= 3 else table["audio_filename"]
+    ordered = sorted(groups.unique(), key=_order)
+    tenth = max(len(ordered) // 10, 1)
+    split = dict.fromkeys(ordered, "train")
+    if len(ordered) >= 2:
+        split |= dict.fromkeys(ordered[:tenth], "validation")
+    if len(ordered) >= 3:
+        split |= dict.fromkeys(ordered[tenth : 2 * tenth], "test")
+    table["split"] = groups.map(split)
+    sizes = "".join(f"{name} {source.size(name)}\n" for name in names)
+    return Table(table, "", hashlib.sha256(sizes.encode()).hexdigest()[:16], refused, OWN_LICENCE)
+
+
+def _order(name: str) -> str:
+    """A sort key for a random but fixed order, independent of other names."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def limited(rows: pd.DataFrame, hours: float) -> pd.DataFrame:
+    """About ``hours`` of the recordings, in proportion to the splits, at least one recording of
+    each.
+
+    The random choice is fixed: a higher limit includes all recordings of a lower one.
+
+    Raises:
+        InputError: ``hours`` of 0 or less.
+    """
+    if hours <= 0:
+        raise InputError(
+            f"a limit of {hours:g} hours selects no recordings. Give more, or 0 for no limit."
+        )
+    share = hours * 3600 / rows["duration"].sum()
+    kept = []
+    for _, part in rows.groupby("split", sort=False):
+        part = part.sort_values("audio_filename", key=lambda names: names.map(_order))
+        before = part["duration"].cumsum() - part["duration"]
+        kept.append(part[before < share * part["duration"].sum()])
+    return pd.concat(kept).sort_index()

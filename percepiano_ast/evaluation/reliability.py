@@ -15,7 +15,7 @@ from scipy import sparse
 
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation.table import FEWEST_IN_SEGMENT, SCOPES, load_index, read_csv
+from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, SCOPES, load_index, read_csv
 
 RATERS = "labels/total_2rounds.csv"
 N_SPLITS = 500
@@ -96,9 +96,26 @@ def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, 
             " and clips with two ratings."
         )
     values = values - values.mean()
-    k = len(counts) / (1 / counts.sum(axis=1)).sum()
-    signal, noise = _one_way(values, clip, counts)
-    of_clips, of_raters, rest = _two_way(values, clip, rater, counts)
+    n, per_clip, per_rater = len(values), counts.sum(axis=1), counts.sum(axis=0)
+    k = len(counts) / (1 / per_clip).sum()
+    clip_sums, rater_sums = np.bincount(clip, values), np.bincount(rater, values)
+    total, by_clip = (values**2).sum(), (clip_sums**2 / per_clip).sum()
+    by_rater = (rater_sums**2 / per_rater).sum()
+
+    # One-way: variance between and within clips.
+    noise = (total - by_clip) / (n - len(counts))
+    typical = (n - (per_clip**2).sum() / n) / (len(counts) - 1)
+    signal = (by_clip / (len(counts) - 1) - noise) / typical
+
+    # Two-way: eliminating the clips from the normal equations leaves one equation per rater.
+    left = np.diag(per_rater) - counts.T @ (counts / per_clip[:, None])
+    right = rater_sums - counts.T @ (clip_sums / per_clip)
+    solution, _, rank, _ = np.linalg.lstsq(left, right, rcond=1e-10)
+    both = by_clip + right @ solution
+    rest = (total - both) / (n - len(counts) - rank)
+    of_clips = both - by_rater - rest * (len(counts) + rank - len(per_rater))
+    of_clips /= n - (counts**2 / per_rater).sum()
+    of_raters = (both - by_clip - rest * rank) / (n - (counts**2 / per_clip[:, None]).sum())
     return {
         "icc1": signal / (signal + noise),
         "icc2": of_clips / (of_clips + of_raters + rest),
@@ -108,34 +125,6 @@ def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, 
         "icc3k": of_clips / (of_clips + rest / k),
         "k": k,
     }
-
-
-def _one_way(values: np.ndarray, clip: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Variance between and within clips; ``values`` have mean 0, ``counts`` is (clips, raters)."""
-    n, per_clip = len(values), counts.sum(axis=1)
-    between = (np.bincount(clip, values) ** 2 / per_clip).sum()
-    within = ((values**2).sum() - between) / (n - len(counts))
-    typical = (n - (per_clip**2).sum() / n) / (len(counts) - 1)
-    return (between / (len(counts) - 1) - within) / typical, within
-
-
-def _two_way(values, clip, rater, counts) -> tuple[float, float, float]:
-    """Variance of clips, raters and residual, crossed without interaction."""
-    n, per_clip, per_rater = len(values), counts.sum(axis=1), counts.sum(axis=0)
-    of_clips, of_raters = np.bincount(clip, values), np.bincount(rater, values)
-    by_clip, by_rater = (of_clips**2 / per_clip).sum(), (of_raters**2 / per_rater).sum()
-    # Eliminating the clips from the normal equations leaves one equation per rater.
-    left = np.diag(per_rater) - counts.T @ (counts / per_clip[:, None])
-    right = of_raters - counts.T @ (of_clips / per_clip)
-    solution, _, rank, _ = np.linalg.lstsq(left, right, rcond=1e-10)
-    both = by_clip + right @ solution
-    rest = ((values**2).sum() - both) / (n - len(counts) - rank)
-    parts = len(counts) + rank  # rank of the full model
-    clips = (both - by_rater - rest * (parts - len(per_rater))) / (
-        n - (counts**2 / per_rater).sum()
-    )
-    raters = (both - by_clip - rest * rank) / (n - (counts**2 / per_clip[:, None]).sum())
-    return clips, raters, rest
 
 
 def split_half(
@@ -162,31 +151,66 @@ def split_half(
             " give the matching index."
         )
     clips, clip = np.unique(ratings["clip"], return_inverse=True)
-    pair, pair_of = np.unique(
-        np.stack([clip, pd.factorize(ratings["rater"])[0]]), axis=1, return_inverse=True
-    )
-    scopes = {scope: _Scope(facts.loc[clips], scope) for scope in SCOPES}
+    names = np.stack([clip, pd.factorize(ratings["rater"])[0]])
+    pair, pair_of = np.unique(names, axis=1, return_inverse=True)
+    half_of = (np.arange(len(pair[0])) - np.searchsorted(pair[0], pair[0])) % 2
+
+    # The clips of each scope, and the membership of clips in segments for centring.
+    facts, scopes = facts.loc[clips], {}
+    _, segment = np.unique(facts["segment"], return_inverse=True)
+    for scope in SCOPES:
+        keep = np.ones(len(clips), bool)
+        if "humans" in scope:
+            keep = facts["human"].to_numpy(bool)
+        members = None
+        if scope.startswith("within_segment"):
+            keep = keep & (np.bincount(segment, keep)[segment] >= MIN_IN_SEGMENT)
+            members = _adder(segment[keep])
+        scopes[scope] = keep, members
+
     values = ratings[list(KEYS)].to_numpy()
     given = np.isfinite(values)
     table = np.concatenate([np.where(given, values, 0), given], axis=1)
-    adder = sparse.csr_array(
-        (np.ones(len(clip)), (clip, np.arange(len(clip)))), shape=(len(clips), len(clip))
-    )
+    adder = _adder(clip)
     total, rng = adder @ table, np.random.default_rng(seed)
     sums: dict[str, np.ndarray | float] = dict.fromkeys(SCOPES, 0.0)
     for _ in range(n_splits):
-        one = adder @ (table * _dealt(pair[0], rng)[pair_of.ravel()][:, None])
-        halves = [
+        half = np.empty(len(half_of))  # the pairs of each clip in random order, every other one
+        half[np.lexsort((rng.random(len(half)), pair[0]))] = half_of
+        one = adder @ (table * half[pair_of.ravel()][:, None])
+        means = [
             part[:, : len(KEYS)] / np.where(part[:, len(KEYS) :] > 0, part[:, len(KEYS) :], np.nan)
             for part in (one, total - one)
         ]
-        for scope, chosen in scopes.items():
-            sums[scope] = sums[scope] + chosen.correlation(*halves)
+        for scope, (keep, members) in scopes.items():
+            sums[scope] = sums[scope] + _correlation(*(part[keep] for part in means), members)
     r = pd.DataFrame(sums, index=pd.Index(KEYS, name="dimension")) / n_splits
     return 2 * r / (1 + r)
 
 
-def ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
+def _adder(codes: np.ndarray) -> sparse.csr_array:
+    """Matrix that sums rows with the same code: (codes, rows)."""
+    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, members: sparse.csr_array | None) -> np.ndarray:
+    """Pearson's r per dimension over the clips with both halves, (clips, 19) each; centred on the
+    means of the segments if ``members`` is given."""
+    both = np.isfinite(x) & np.isfinite(y)
+    centred = []
+    for values in (np.where(both, x, 0), np.where(both, y, 0)):
+        if members is None:
+            means = values.sum(axis=0) / both.sum(axis=0)
+        else:
+            counts = np.maximum(members @ both.astype(float), 1)
+            means = members.T @ ((members @ values) / counts)
+        centred.append(np.where(both, values - means, 0))
+    x, y = centred
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+
+
+def noise_ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
     """Noise ceiling, the highest possible r with the mean rating: square root of the reliability, 0
     if that is negative."""
     return np.sqrt(reliability.clip(lower=0))
@@ -205,7 +229,7 @@ def evaluate(
     correlations = {key: icc(raters[key].to_numpy(), clips, names) for key in KEYS}
     halves = split_half(raters, index, n_splits, seed)
     table = pd.DataFrame.from_dict(correlations, orient="index").rename_axis("dimension")
-    return {"icc": table, "split_half": halves, "ceiling": ceiling(halves)}
+    return {"icc": table, "split_half": halves, "ceiling": noise_ceiling(halves)}
 
 
 def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.DataFrame | None:
@@ -218,72 +242,18 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
     """
     if path is None and not set(index["clip"]) <= set(load_index()["clip"]):
         return None
-    source = (
-        resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv"
-        if path is None
-        else path
-    )
-    table = read_csv(source, "noise ceiling")
+    own = resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv"
+    table = read_csv(source := own if path is None else path, "noise ceiling")
     scopes = [scope for scope in SCOPES if scope in table.columns]
     if "dimension" not in table.columns or not scopes or set(KEYS) - set(table["dimension"]):
         raise InputError(
             f"noise ceiling {source} lacks the column dimension, a scope ({', '.join(SCOPES)}) or a"
             " row of the 19 dimensions; create it with `percepiano reliability`."
         )
-    table = (
-        table.set_index("dimension").loc[list(KEYS), scopes].apply(pd.to_numeric, errors="coerce")
-    )
+    table = table.set_index("dimension").loc[list(KEYS), scopes]
+    table = table.apply(pd.to_numeric, errors="coerce")
     if not table.apply(lambda column: column.between(0, 1)).all(axis=None):
         raise InputError(
             f"noise ceiling {source} has a value that is not from 0 to 1; write correlations."
         )
     return table
-
-
-class _Scope:
-    """The clips of one scope and the correlation of halves over them."""
-
-    def __init__(self, facts: pd.DataFrame, scope: str):
-        keep = (
-            facts["human"].to_numpy(bool, copy=True)
-            if "humans" in scope
-            else np.ones(len(facts), bool)
-        )
-        self.members = None
-        if scope.startswith("within_segment"):
-            _, codes, sizes = np.unique(
-                facts["segment"][keep], return_inverse=True, return_counts=True
-            )
-            keep[keep] = sizes[codes] >= FEWEST_IN_SEGMENT
-            names, codes = np.unique(facts["segment"][keep], return_inverse=True)
-            shape = (len(names), len(codes))
-            self.members = sparse.csr_array(
-                (np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=shape
-            )
-        self.keep = keep
-
-    def correlation(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """Pearson's r per dimension, (19,), over the clips with both halves, (clips, 19) each."""
-        one, other = one[self.keep], other[self.keep]
-        both = np.isfinite(one) & np.isfinite(other)
-        x, y = (self._centred(np.where(both, values, 0), both) for values in (one, other))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return (x * y).sum(axis=0) / np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
-
-    def _centred(self, values: np.ndarray, both: np.ndarray) -> np.ndarray:
-        """Values minus their mean, or their segment's, over the clips with both halves; 0
-        elsewhere."""
-        if self.members is None:
-            return np.where(both, values - values.sum(axis=0) / both.sum(axis=0), 0)
-        means = (self.members @ values) / np.maximum(self.members @ both.astype(float), 1)
-        return np.where(both, values - self.members.T @ means, 0)
-
-
-def _dealt(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """1.0 for a random half of the (clip, rater) pairs of each clip, (pairs,), sorted by clip; an
-    odd pair gets 0."""
-    order = np.lexsort((rng.random(len(clip)), clip))
-    first = np.searchsorted(clip, clip)
-    half = np.empty(len(clip))
-    half[order] = (np.arange(len(clip)) - first) % 2
-    return half

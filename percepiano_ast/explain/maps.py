@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import audio
+from percepiano_ast.audio.mel import window_starts
 from percepiano_ast.config import Execution, FrontEnd, ModelConfig, lookup
-from percepiano_ast.data.windows import window_starts
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import attribution

@@ -4,13 +4,12 @@ import functools
 
 import numpy as np
 import pandas as pd
-import pretty_midi
 
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain.maps import Explanation, Recording
-from percepiano_ast.performance import SUSTAIN, Performance
+from percepiano_ast.music.midi import Performance, damped, note_name
 
 LONGEST_SILENCE = 5.0  # seconds of recording allowed after the last key release
 # seconds between MIDI and audio; beyond it contributions would go to the wrong notes
@@ -51,7 +50,7 @@ def note_table(explanation: Explanation, performance: Performance) -> pd.DataFra
         {name: performance.notes[name] for name in ("onset", "offset", "pitch", "velocity")}
     )
     notes.insert(0, "note", np.arange(len(notes)))
-    notes.insert(4, "name", [pretty_midi.note_number_to_name(pitch) for pitch in notes["pitch"]])
+    notes.insert(4, "name", [note_name(pitch) for pitch in notes["pitch"]])
     notes["contribution"] = [float((per_power[frames] * power).sum()) for frames, power in parts]
     rest = {
         "note": -1,
@@ -73,7 +72,8 @@ def _expected(performance: Performance, front_end: FrontEnd, n_frames: int):
     hop = front_end.hop_length / front_end.sample_rate
     # half a window: a frame includes sound after its centre
     before = front_end.win_length / front_end.sample_rate / 2
-    ends = _damped(performance) + _RELEASE
+    # a pedal that stays down holds to the end
+    ends = np.minimum(damped(performance), performance.duration) + _RELEASE
     for note, end in zip(performance.notes, ends):
         first = max(int(np.ceil((note["onset"] - before) / hop)), 0)
         frames = slice(first, min(max(int(end / hop) + 1, first + 1), n_frames))
@@ -81,19 +81,6 @@ def _expected(performance: Performance, front_end: FrontEnd, n_frames: int):
         power = (note["velocity"] / 127) ** 2 * np.exp(-np.maximum(since, 0) / _DECAY)
         bands = _bands(int(note["pitch"]), front_end)
         yield frames, power[:, None] * bands[None, :]
-
-
-def _damped(performance: Performance) -> np.ndarray:
-    """Time at which key and sustain pedal are both released for each note, seconds float64 (n,)."""
-    pedal = performance.pedals[performance.pedals["number"] == SUSTAIN]
-    ends, last = performance.notes["offset"].copy(), performance.duration
-    down = pedal["value"] >= 64
-    for i, offset in enumerate(ends):
-        now = np.searchsorted(pedal["time"], offset, side="right")
-        if now and down[now - 1]:
-            raised = np.flatnonzero(~down[now:])
-            ends[i] = pedal["time"][now + raised[0]] if len(raised) else last
-    return ends
 
 
 @functools.lru_cache(maxsize=256)

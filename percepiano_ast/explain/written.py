@@ -15,8 +15,8 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
 from percepiano_ast.explain.maps import METHODS, SECONDS, TOLERANCE, Explainer, Explanation
 from percepiano_ast.explain.notes import check_alignment, note_table
-from percepiano_ast.performance import read_midi
-from percepiano_ast.plots import explain as explain_plots
+from percepiano_ast.music.midi import read_midi
+from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.rating import Rater, require_explained
 
 _BASELINE_WORDS = {"mean": "its mean level in every band", "silence": "silence"}

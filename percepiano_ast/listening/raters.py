@@ -15,12 +15,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, descriptors, packaged, rating, recording
+from percepiano_ast import audio, packaged, rating, recording
 from percepiano_ast.audio import features as audio_features
 from percepiano_ast.baselines import statistics
-from percepiano_ast.data import splits
+from percepiano_ast.data import percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.music import performance_features as midi_features
 from percepiano_ast.packaged import SHIPPED, Packaged
 from percepiano_ast.recording import rate_wave
 
@@ -122,13 +123,15 @@ def _code(*modules: ModuleType) -> str:
 STATISTICS = {
     "audio-stats": Statistics(
         "audio",
-        lambda wave: np.array(list(audio.classic_features(wave, SAMPLE_RATE).values())),
+        lambda wave: np.array(list(audio.audio_features(wave, SAMPLE_RATE).values())),
         _code(audio_features),
     ),
     "midi-stats": Statistics(
         "midi",
-        lambda performance: np.array(list(descriptors.describe(performance).values())),
-        _code(descriptors),
+        lambda performance: np.array(
+            list(midi_features.performance_features(performance).values())
+        ),
+        _code(midi_features),
     ),
 }
 
@@ -147,7 +150,7 @@ def fit_statistics(
         InputError: the index has no such folds, or a content group in two folds; see
             `statistics.fit`.
     """
-    fold = splits.fold_of_clip(index, PROTOCOL)
+    fold = percepiano.fold_of_clip(index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in features.index])
     x, y, models = features.to_numpy(), np.asarray(ratings), {}
     for held_out in sorted(set(fold.values())):
@@ -178,7 +181,7 @@ class RunRater:
         self.name, self._models = rater.name, dict(zip(rater.folds, rater.models, strict=True))
         self._front_end = rater.models[0].run.front_end
         self.sample_rate = self._front_end.sample_rate
-        self._fold = splits.fold_of_clip(index, rater.models[0].run.config.protocol)
+        self._fold = percepiano.fold_of_clip(index, rater.models[0].run.config.protocol)
         if missing := sorted(set(self._fold.values()) - set(self._models)):
             raise InputError(
                 f"fold {missing[0]} of {self.name} in {run} is not finished, so its clips have no"

@@ -11,20 +11,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.audio.conditions import CONDITIONS
+from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo, percepiano
-from percepiano_ast.data.renderings import Renderings
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import listening
-from percepiano_ast.evaluation.listening import Comparison
+from percepiano_ast.evaluation import analysis
+from percepiano_ast.evaluation.analysis import ChangedRatings
 from percepiano_ast.files import write_json
 from percepiano_ast.listening import raters
 from percepiano_ast.listening.raters import Rate
-from percepiano_ast.performance import Performance, read_midi, trimmed
-from percepiano_ast.plots import listening as listening_plots
-from percepiano_ast.synthesis import SOUNDFONTS, BuiltinPiano, make_synthesizer
-from percepiano_ast.variations import PARAMETERS, VARIATIONS, CannotVary, Variation, same
+from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit, NotApplicable, same
+from percepiano_ast.music.midi import Performance, read_midi, trimmed
+from percepiano_ast.music.synth import SOUNDFONTS, BuiltinPiano, RenderCache, make_synthesizer
+from percepiano_ast.plots import studies as listening_plots
 
 _EVERY = 10.0  # seconds between progress lines
 SYNTHESIZER = "musescore-small"  # the soundfont in which velocity changes the timbre too
@@ -64,8 +63,8 @@ class Material:
     clip: str
     group: str
     played: Performance
-    varied: dict[Variation, Performance]
-    left_out: dict[Variation, str]
+    varied: dict[Edit, Performance]
+    left_out: dict[Edit, str]
 
 
 def sample(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
@@ -130,23 +129,25 @@ class _Folder:
             chosen["clip"], chosen["segment"], chosen["content_group"], strict=True
         ):
             played, score, varied, left_out = self.play(clip), self.score(segment), {}, {}
-            for variation in VARIATIONS:
+            for variation in EDITS:
                 try:
                     varied[variation] = variation.apply(played, score)
-                except CannotVary as error:
+                except NotApplicable as error:
                     left_out[variation] = str(error)
             found.append(Material(clip, group, played, varied, left_out))
         return found
 
     def experts(self) -> pd.DataFrame:
-        """`evaluation.listening.experts` of all human performances."""
+        """`evaluation.analysis.expert_correlations` of all human performances."""
         played = self.index[self.index["human"]]
         rows = [
             _measures(self.play(clip), self.score(segment))
             for clip, segment in zip(played["clip"], played["segment"])
         ]
         ratings = np.stack([self.ratings[clip] for clip in played["clip"]]).astype(float)
-        return listening.experts(pd.DataFrame(rows), ratings, played["segment"].to_numpy())
+        return analysis.expert_correlations(
+            pd.DataFrame(rows), ratings, played["segment"].to_numpy()
+        )
 
 
 def _measures(performance: Performance, score: Performance | None) -> dict[str, float]:
@@ -155,7 +156,7 @@ def _measures(performance: Performance, score: Performance | None) -> dict[str, 
         try:
             known = score is not None or not parameter.needs_score
             values[name] = parameter.measure(performance, score) if known else np.nan
-        except CannotVary:
+        except NotApplicable:
             values[name] = np.nan
     return values
 
@@ -169,9 +170,9 @@ class _Session:
         self.material = folder.material(self.chosen)
         self.groups = self.chosen["content_group"].to_numpy()
 
-    def renderings(self, synthesizer: str, sample_rate: int) -> Renderings:
+    def renderings(self, synthesizer: str, sample_rate: int) -> RenderCache:
         """Renderings by one synthesizer at one sampling rate."""
-        return Renderings(self.out / "renderings", synthesizer, sample_rate)
+        return RenderCache(self.out / "renderings", synthesizer, sample_rate)
 
     def rater(self, model: str) -> Rate:
         """The rating function of ``model``: a statistics baseline (fitted here), a single-file
@@ -237,22 +238,24 @@ class _Session:
                 )
         self.log(f"{rater.name}: {len(rated)} clips rated")
         before = np.stack([values[0] for values, _ in rated])
-        varied = {variation: self._comparison(rated, before, variation) for variation in VARIATIONS}
-        sensitivity = listening.sensitivity(rater.name, self.groups, varied)
+        varied = {variation: self._comparison(rated, before, variation) for variation in EDITS}
+        sensitivity = analysis.sensitivity(rater.name, self.groups, varied)
         if not pianos:
             return sensitivity, None
         labels = [f"piano {one.synthesizer}" for one in pianos[1:]] + [
-            condition.label for condition in CONDITIONS
+            condition.label for condition in EFFECTS
         ]
         after = {
             label: np.stack([values[i - len(labels)] for values, _ in rated])
             for i, label in enumerate(labels)
         }
         same_sound = np.zeros(len(rated), dtype=bool)
-        found = {label: Comparison(before, values, same_sound) for label, values in after.items()}
-        return sensitivity, listening.robustness(rater.name, self.groups, found)
+        found = {
+            label: ChangedRatings(before, values, same_sound) for label, values in after.items()
+        }
+        return sensitivity, analysis.robustness(rater.name, self.groups, found)
 
-    def _pianos(self, rater: Rate) -> list[Renderings]:
+    def _pianos(self, rater: Rate) -> list[RenderCache]:
         """Renderings by the synthesizer of the test and by the others, with all needed audio
         rendered."""
         names = (self.settings.synthesizer, *self.settings.other_pianos)
@@ -268,7 +271,7 @@ class _Session:
         return pianos
 
     def _rated(
-        self, rater: Rate, pianos: list[Renderings], one: Material
+        self, rater: Rate, pianos: list[RenderCache], one: Material
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ratings (takes, 19) of one clip - original, varied, by other synthesizers, under all
         conditions - and which of the varied takes equal the original; cached between runs."""
@@ -278,11 +281,7 @@ class _Session:
             for p in performances
         ]
         names += [piano.path(one.played).name for piano in pianos[1:]]
-        names += [
-            rater.key,
-            str(self.settings.seed),
-            *(condition.label for condition in CONDITIONS),
-        ]
+        names += [rater.key, str(self.settings.seed), *(condition.label for condition in EFFECTS)]
 
         def compute() -> dict[str, np.ndarray]:
             takes: Sequence[raters.Take] = (
@@ -300,24 +299,24 @@ class _Session:
         return found["ratings"], found["alike"]
 
     def _sounds(
-        self, pianos: list[Renderings], one: Material, performances: list[Performance]
+        self, pianos: list[RenderCache], one: Material, performances: list[Performance]
     ) -> list[np.ndarray]:
         waves = [pianos[0].wave(performance) for performance in performances]
         seed = zlib.crc32(f"{self.settings.seed} {one.clip}".encode())
         conditions = [
-            condition.apply(waves[0], pianos[0].sample_rate, seed) for condition in CONDITIONS
+            condition.apply(waves[0], pianos[0].sample_rate, seed) for condition in EFFECTS
         ]
         return waves + [piano.wave(one.played) for piano in pianos[1:]] + conditions
 
     def _comparison(
-        self, rated: list[tuple], before: np.ndarray, variation: Variation
-    ) -> Comparison:
+        self, rated: list[tuple], before: np.ndarray, variation: Edit
+    ) -> ChangedRatings:
         after, alike = np.full_like(before, np.nan), np.zeros(len(before), dtype=bool)
         for i, (one, (values, same_take)) in enumerate(zip(self.material, rated, strict=True)):
             if variation in one.varied:
                 place = 1 + list(one.varied).index(variation)
                 after[i], alike[i] = values[place], same_take[place]
-        return Comparison(before, after, alike)
+        return ChangedRatings(before, after, alike)
 
     def left_out(self) -> pd.DataFrame:
         """Variations that do not apply to a clip, and why."""
@@ -435,9 +434,9 @@ def _summary(tables: dict[str, pd.DataFrame], session: _Session) -> list[str]:
         if session.folder.simulated
         else []
     )
-    lines += listening.summary(tables["sensitivity"])
+    lines += analysis.sensitivity_summary(tables["sensitivity"])
     if "robustness" in tables:
-        lines += listening.robustness_summary(tables["robustness"])
+        lines += analysis.robustness_summary(tables["robustness"])
     for model in tables["sensitivity"]["model"].unique():
         if "robustness" not in tables or model not in set(tables["robustness"]["model"]):
             lines.append(
@@ -446,7 +445,7 @@ def _summary(tables: dict[str, pd.DataFrame], session: _Session) -> list[str]:
     differing = tables["experts"][tables["experts"]["differs"]]
     if differing.empty:
         lines.append(
-            f"People's ratings contradict no expected sign (|r| of {listening.CLEAR} within"
+            f"People's ratings contradict no expected sign (|r| of {analysis.CLEAR} within"
             " segment)."
         )
     for parameter, part in differing.groupby("parameter", sort=False):

@@ -17,7 +17,7 @@ from percepiano_ast.config import ModelConfig
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder
 from percepiano_ast.models.transformer import Compute, gelu, layer_norm, per_token
-from percepiano_ast.targets import HELD_FROM, KEYS, ONSET_FROM, Targets
+from percepiano_ast.music.piano_roll import HELD_FROM, N_KEYS, ONSET_FROM, FrameTargets
 
 STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
 ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
@@ -80,17 +80,20 @@ class TranscriptionHead(nn.Module):
         hidden = layer_norm(1e-6, self.dtype, "norm")(hidden.reshape(batch, -1, HIDDEN))
         out = per_token(
             nn.Dense(
-                len(ROLLS) * KEYS + len(PEDALS), dtype=self.dtype, bias_init=_base_rates, name="out"
+                len(ROLLS) * N_KEYS + len(PEDALS),
+                dtype=self.dtype,
+                bias_init=_base_rates,
+                name="out",
             ),
             hidden,
         )
         out = out.astype(jnp.float32)
-        rolls = {name: out[..., k * KEYS : (k + 1) * KEYS] for k, name in enumerate(ROLLS)}
-        return rolls | {name: out[..., len(ROLLS) * KEYS + k] for k, name in enumerate(PEDALS)}
+        rolls = {name: out[..., k * N_KEYS : (k + 1) * N_KEYS] for k, name in enumerate(ROLLS)}
+        return rolls | {name: out[..., len(ROLLS) * N_KEYS + k] for k, name in enumerate(PEDALS)}
 
 
 def _base_rates(rng: jax.Array, shape: tuple[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    rolls = jnp.repeat(jnp.asarray(list(ROLLS.values()), dtype), KEYS)
+    rolls = jnp.repeat(jnp.asarray(list(ROLLS.values()), dtype), N_KEYS)
     return jnp.concatenate([rolls, jnp.zeros(len(PEDALS), dtype)])
 
 
@@ -152,7 +155,7 @@ class DescriptorHead(nn.Module):
         )
 
 
-def on_steps(targets: Targets) -> dict[str, jax.Array]:
+def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
     ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and
@@ -182,7 +185,7 @@ def on_steps(targets: Targets) -> dict[str, jax.Array]:
 
 
 def losses(
-    outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None
+    outputs: dict[str, jax.Array], targets: FrameTargets, descriptors: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Cross-entropies of `Transcriber`'s outputs, and their sum weighted by ``WEIGHTS``.
 
@@ -235,7 +238,7 @@ def _peaks(onset: jax.Array) -> jax.Array:
 
 
 def metric_counts(
-    outputs: dict[str, jax.Array], targets: Targets, descriptors: jax.Array | None = None
+    outputs: dict[str, jax.Array], targets: FrameTargets, descriptors: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Counts of a batch, float32 scalars, to be summed over batches for `metrics`; arguments as in
     `losses`."""

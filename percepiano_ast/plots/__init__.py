@@ -5,10 +5,19 @@ Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``, which a
 colour-blind readers.
 """
 
-from percepiano_ast.plots.errors import learning_curve, parts_of_error
-from percepiano_ast.plots.rating import percentile_profile, rating_course, rating_profile
-from percepiano_ast.plots.ratings import correlations, own_ratings, rating_distributions
-from percepiano_ast.plots.recordings import collection, shard_layout
+from percepiano_ast.plots.music import (
+    collection,
+    correlations,
+    hearing,
+    masking,
+    own_ratings,
+    percentile_profile,
+    rating_course,
+    rating_distributions,
+    rating_profile,
+    shard_layout,
+    spectrogram,
+)
 from percepiano_ast.plots.results import (
     by_protocol,
     by_scope,
@@ -16,14 +25,15 @@ from percepiano_ast.plots.results import (
     deadpan,
     gains,
     heatmap,
+    learning_curve,
     noise_ceiling,
     pairwise,
+    parts_of_error,
     pearson_by_dimension,
     scatter,
+    training_curves,
 )
-from percepiano_ast.plots.sound import hearing, masking, spectrogram
 from percepiano_ast.plots.style import MOST
-from percepiano_ast.plots.training import training_curves
 
 __all__ = [
     "MOST",

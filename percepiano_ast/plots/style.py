@@ -1,4 +1,4 @@
-"""Colours, markers and dimension labels of all figures.
+"""Colours, markers, labels, layout and alt text of all figures.
 
 Colours are Okabe and Ito's palette, which is safe for colour-blind readers. Models differ in marker
 as well as colour.
@@ -8,8 +8,10 @@ import base64
 import html
 import io
 from itertools import cycle
+from typing import Any
 
 import matplotlib.figure
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
@@ -17,21 +19,52 @@ from matplotlib.colors import LinearSegmentedColormap
 from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.errors import InputError
 
+Look = dict[str, Any]  # keyword arguments of matplotlib
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 MOST = len(MARKERS)  # maximum number of models in a figure
-GREY = "#9A9A9A"
+GREY, DARK = "#9A9A9A", "#666666"
 # Two directions: vermilion up, blue down.
 UP, DOWN = COLOURS[1], COLOURS[0]
 DIVERGING = LinearSegmentedColormap.from_list(
     "down_up", [DOWN, "#9CC3DD", "#F7F7F7", "#EDAE86", UP]
 )
 FREQUENCIES = (100, 500, 1000, 2000, 4000, 8000)  # Hz, ticks of the mel axis
+SLANTED: Look = {"ha": "right", "rotation_mode": "anchor"}  # tick labels that end at their tick
+LABELS = {one.key: f"{one.family}: {one.low} \N{EN DASH} {one.high}" for one in DIMENSIONS}
 
-LABELS = {
-    dimension.key: f"{dimension.family}: {dimension.low} \N{EN DASH} {dimension.high}"
-    for dimension in DIMENSIONS
-}
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure with alt text in notebooks."""
+
+    def _ipython_display_(self) -> None:
+        # HTML instead of image/png, for which JupyterLab writes no alt attribute.
+        from IPython.display import display
+
+        file = io.BytesIO()
+        self.savefig(file, format="png", bbox_inches="tight")
+        image, alt = base64.b64encode(file.getvalue()).decode(), alt_text(self)
+        source = f'src="data:image/png;base64,{image}" style="max-width: 100%"'
+        tag = f'<img alt="{html.escape(alt)}" {source}>'
+        display({"text/html": tag, "text/plain": alt}, raw=True)
+
+
+def canvas(width: float, height: float, *shape: int, **options) -> tuple[Figure, Any]:
+    """A figure (size in inches) and its panels, of ``shape`` (rows, columns); one without it."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(*shape, **options)
+
+
+def finish(figure: Figure, title: str, columns: int = 0, **legend) -> Figure:
+    """Remove upper and right spines of panels without an image; add the title and, below the
+    panels, a legend of so many columns."""
+    for axes in figure.axes:
+        if not axes.images:
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    if columns:
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, **legend)
+    return figure
 
 
 def require(table, columns) -> None:
@@ -45,31 +78,25 @@ def styles(models: list[str]) -> dict[str, tuple[str, str]]:
     return dict(zip(sorted(models), zip(cycle(COLOURS), cycle(MARKERS))))
 
 
-def colours(n: int) -> list[str]:
-    """``n`` colours; they repeat if the palette is shorter."""
-    return [colour for colour, _ in zip(cycle(COLOURS), range(n))]
+def offsets(n: int, reach: float) -> np.ndarray:
+    """Places of ``n`` marks side by side, at most ``reach`` from the middle of their row."""
+    return np.linspace(-reach, reach, n) if n > 1 else np.zeros(1)
 
 
-def clean(axes: Axes) -> None:
-    """Remove the upper and right spine."""
-    axes.spines[["top", "right"]].set_visible(False)
+def stripes(span, count: int) -> None:
+    """Shade every second row or column; ``span`` is ``axhspan`` or ``axvspan`` of the panel."""
+    for row in range(0, count, 2):
+        span(row - 0.5, row + 0.5, color="#F3F3F3", zorder=0)
 
 
-class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure with alt text in notebooks."""
-
-    def _ipython_display_(self) -> None:
-        # HTML instead of image/png, for which JupyterLab writes no alt attribute.
-        from IPython.display import display
-
-        file = io.BytesIO()
-        self.savefig(file, format="png", bbox_inches="tight")
-        image, alt = base64.b64encode(file.getvalue()).decode(), alt_text(self)
-        tag = (
-            f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{image}" style="max-width:'
-            ' 100%">'
-        )
-        display({"text/html": tag, "text/plain": alt}, raw=True)
+def cells(axes: Axes, values: np.ndarray, form: str, **text):
+    """A heatmap of Pearson's r with its values (format ``form``) in the cells."""
+    image = axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        words = "n/a" if np.isnan(value) else f"{value:{form}}"
+        ink = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, words, ha="center", va="center", color=ink, **text)
+    return image
 
 
 def alt_text(figure: matplotlib.figure.Figure) -> str:

@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import audio
-from percepiano_ast import score as scores
 from percepiano_ast.dimensions import DIMENSIONS, KEYS, Dimension
 from percepiano_ast.errors import InputError
+from percepiano_ast.music.midi import Performance, excerpt
+from percepiano_ast.music.score import Score, read_score
 from percepiano_ast.packaged import SHIPPED, Packaged, fetched
-from percepiano_ast.performance import Performance
-from percepiano_ast.targets import excerpt
 
 LONGEST_SECONDS = 100.0  # of PercePiano's clips
 SHORTEST_SECONDS, LONGEST_HOURS, LOWEST_RATE = 3.0, 1.0, 16_000  # limits of what is rated
@@ -81,8 +80,8 @@ class Rating:
         warnings: reasons to doubt the ratings, in sentences.
         informed: whether the score was given.
         within: by dimension, standard deviation of errors among performances of one passage.
-        tuning: cents above A4 = 440 Hz, see `audio.tuning`; the sound is retuned to within 4 cents
-            of it before it is rated.
+        tuning: cents above A4 = 440 Hz, see `audio.estimate_tuning`; the sound is retuned to
+            within 4 cents of it before it is rated.
         limits: what the model was validated on and what it must not be used for, in two sentences.
         performances: number of human performances that the percentiles refer to.
     """
@@ -195,7 +194,7 @@ class PianoRater(Packaged):
         Raises:
             InputError: it cannot be rated; the message says why.
         """
-        return rate(self, path, scores.read(score) if score else None, progress)
+        return rate(self, path, read_score(score) if score else None, progress)
 
 
 def rate_file(
@@ -216,7 +215,7 @@ def rate_file(
 def rate(
     model: Packaged,
     file: str | Path,
-    written: scores.Score | None = None,
+    written: Score | None = None,
     progress: Progress | None = None,
 ) -> Rating:
     """Rate a recording by a loaded model.
@@ -246,7 +245,7 @@ def rate(
 def rate_wave(
     model: Packaged,
     wave: np.ndarray,
-    written: scores.Score | None = None,
+    written: Score | None = None,
     name: str = "this sound",
     with_course: bool = True,
     progress: Progress | None = None,
@@ -320,10 +319,10 @@ class _Sound:
     def __init__(self, model: Packaged, wave: np.ndarray):
         self.model, self.rate = model, model.listener.front_end.sample_rate
         wave, self.begins = _from_first_sound(wave, self.rate)
-        self.tuning = audio.tuning(wave, self.rate)
+        self.tuning = audio.estimate_tuning(wave, self.rate)
         off = _TUNING_STEP * round(self.tuning / _TUNING_STEP)
         self.slower = 2 ** (off / 1200)  # seconds of ``self.wave`` per second of the recording
-        self.wave = model.level(audio.retuned(wave, self.rate, -off))
+        self.wave = model.level(audio.retune(wave, self.rate, -off))
         heard, self.clearness = model.hear(self.wave)
         self.performance = None if heard is None else _moved(heard, self.begins, self.slower)
         self.played = first, last = (max(self.begins, 0.0), self.begins + len(wave) / self.rate)
@@ -344,9 +343,7 @@ class _Sound:
             ).sum()
         )
 
-    def features(
-        self, part: tuple[float, float], written: scores.Score | None = None
-    ) -> np.ndarray:
+    def features(self, part: tuple[float, float], written: Score | None = None) -> np.ndarray:
         """Features of a stretch."""
         start, stop = part
         heard = None if self.performance is None else excerpt(self.performance, start, stop)

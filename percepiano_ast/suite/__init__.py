@@ -9,7 +9,6 @@ Every step can be resumed, and none overwrites the output of another configurati
 
 from percepiano_ast.data.build import Work
 from percepiano_ast.suite.curve import learning_curve
-from percepiano_ast.suite.experiment import Experiment, run_experiment
 from percepiano_ast.suite.hearing import maestro_source, preprocess_maestro, pretrain
 from percepiano_ast.suite.judged import judge
 from percepiano_ast.suite.own import OwnResult, few_shot, finetune_own, own_runs, own_source
@@ -37,7 +36,6 @@ from percepiano_ast.suite.study import study, study_trained
 
 __all__ = [
     "INITS",
-    "Experiment",
     "MADE_BY_FINETUNE",
     "MADE_BY_PRETRAIN",
     "OwnResult",
@@ -62,7 +60,6 @@ __all__ = [
     "preprocess_maestro",
     "preprocess_percepiano",
     "pretrain",
-    "run_experiment",
     "start_of",
     "study",
     "study_trained",

@@ -9,7 +9,8 @@ import pandas as pd
 from percepiano_ast import plots
 from percepiano_ast.baselines.portable import standard
 from percepiano_ast.baselines.statistics import GaussianRidge
-from percepiano_ast.data import predictions, splits
+from percepiano_ast.data import percepiano
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import echo
 from percepiano_ast.suite.judged import Material, listened
 from percepiano_ast.suite.rated import Rated
@@ -73,7 +74,7 @@ def _kept(labels: np.ndarray, share: float, seed: list[int]) -> np.ndarray:
 
 def _r(rated: Rated, material: Material, labels: np.ndarray, share: float, draw: int) -> float:
     """Mean r over the dimensions, for renderings by pianos in the training data."""
-    fold = splits.fold_of_clip(rated.index, PROTOCOL)
+    fold = percepiano.fold_of_clip(rated.index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in rated.clips.clip])
     x, y = material.features(("notes", "sound")), material.ratings
     said = np.full(y.shape, np.nan)
@@ -88,7 +89,7 @@ def _r(rated: Rated, material: Material, labels: np.ndarray, share: float, draw:
         )
         said[test] = model.predict(standard(x[test], *moments)) * spread + mean
     rows = np.isfinite(said).all(axis=1)
-    table = predictions.tidy(
+    table = predictions.to_table(
         ("curve", PROTOCOL, rated.config.seed), fold, rated.clips.clip[rows], y[rows], said[rows]
     )
     wide = table.pivot(index="clip", columns="dimension", values=["rating", "prediction"])

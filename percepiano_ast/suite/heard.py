@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from percepiano_ast import transcription
-from percepiano_ast.data import performances
-from percepiano_ast.data.percepiano_files import read_json
+from percepiano_ast.data import shards
+from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.files import echo, write_json
-from percepiano_ast.performance import NOTE, PEDAL, Performance
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.suite.rated import Rated
 
 _NOTHING = Performance(np.zeros(0, NOTE), np.zeros(0, PEDAL))
@@ -33,7 +33,7 @@ class HeardClips:
     played: list[Performance | None]
 
     def described(self, log: Callable[[str], None] = echo) -> transcription.Described:
-        """`DESCRIPTORS` of the transcriptions."""
+        """`PERFORMANCE_FEATURES` of the transcriptions."""
         return transcription.describe_all(self.played, log)
 
 
@@ -54,23 +54,23 @@ def hear(rated: Rated, embed: bool = True) -> HeardClips:
         for name in ("heard.json", "embeddings.npy"):
             (home / name).unlink(missing_ok=True)
         rated.log(f"{rated.start.name}: transcribing {len(rated.clips.codes):,} renderings")
-        _write(home / performances.FILE, listener.listen_all(rated.clips.codes, rated.log))
+        _write(home / shards.PERFORMANCES, listener.listen_all(rated.clips.codes, rated.log))
         write_json(home / "heard.json", {"key": key})
     if embed and not (home / "embeddings.npy").exists():
         rated.log(f"{rated.start.name}: embedding {len(rated.clips.codes):,} renderings")
         partial = home / "embeddings.partial.npy"
         np.save(partial, rated.embed(rated.params, np.arange(len(rated.clips.codes))))
         partial.replace(home / "embeddings.npy")
-    with np.load(home / performances.FILE) as arrays:
-        found = performances.Performances(dict(arrays))
+    with np.load(home / shards.PERFORMANCES) as arrays:
+        found = shards.Performances(dict(arrays))
     played = [found[str(row)] for row in range(len(found))]
     embeddings = np.load(home / "embeddings.npy") if embed else None
     return HeardClips(key, embeddings, [one if len(one.notes) else None for one in played])
 
 
 def _write(path: Path, played: list[Performance | None]) -> None:
-    packed = {str(row): performances.pack(one or _NOTHING) for row, one in enumerate(played)}
-    path.write_bytes(performances.join(packed))
+    packed = {str(row): shards.pack_performance(one or _NOTHING) for row, one in enumerate(played)}
+    path.write_bytes(shards.join_performances(packed))
 
 
 def _key(rated: Rated) -> str:

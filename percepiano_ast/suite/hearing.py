@@ -8,10 +8,10 @@ import jax
 import pandas as pd
 
 from percepiano_ast.data import batches, demo, maestro, shards
+from percepiano_ast.data.batches import TranscriptionTargets
 from percepiano_ast.data.build import Work
-from percepiano_ast.data.hearing import Hearing
-from percepiano_ast.descriptors import OF_EXCERPTS
 from percepiano_ast.files import echo
+from percepiano_ast.music.performance_features import WINDOW_FEATURES
 from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
@@ -63,10 +63,12 @@ def pretrain(
         process=(jax.process_index(), jax.process_count()),
     )
     listens = preset.pretrain.objective != "ssast"
-    heard = Hearing.open(run.maestro, train, preset.model.n_frames) if listens else None
+    heard = (
+        TranscriptionTargets.open(run.maestro, train, preset.model.n_frames) if listens else None
+    )
     training, validation = (
-        make(train, hearing=heard),
-        make(held_out, hearing=heard and heard.of(held_out, "validation")),
+        make(train, targets=heard),
+        make(held_out, targets=heard and heard.of(held_out, "validation")),
     )
     rows = pretraining.pretrain(
         preset.model,
@@ -80,7 +82,7 @@ def pretrain(
         store=run.kept(run.pretrain),
         description={"data": train.metadata["licence"]}
         | ({"descriptors": heard.description} if heard else {}),
-        num_descriptors=len(OF_EXCERPTS) if heard else 0,
+        num_descriptors=len(WINDOW_FEATURES) if heard else 0,
         execution=preset.execution,
         save_minutes=save_minutes,
         log=log,

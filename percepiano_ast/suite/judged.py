@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import score
 from percepiano_ast.baselines import statistics
-from percepiano_ast.data import percepiano, predictions, splits
+from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
+from percepiano_ast.music.score import read_score
+from percepiano_ast.music.score_features import score_feature_table
 from percepiano_ast.suite.heard import HeardClips, hear
 from percepiano_ast.suite.rated import Rated
 from percepiano_ast.suite.rating import percepiano_source, rated_clips_of
@@ -86,7 +87,7 @@ def judge(
     """
     rated, home, material = listened(run, init, folder, source, log)
     written = []
-    for protocol in protocols or table.protocols(rated.index):
+    for protocol in protocols or predictions.protocols(rated.index):
         work = _Work(rated, material, home, protocol, log)
         written += work.make()
     return written
@@ -133,13 +134,13 @@ def _with_score(
     clips, scores = rated.clips, {}
     for name, path in percepiano.find_scores(folder).items():
         try:
-            scores[name] = score.read(path)
+            scores[name] = read_score(path)
         except InputError as reason:
             log(f"skipped: {reason}")
     passage = (
         dict(zip(rated.index["clip"], rated.index["segment"], strict=True)) | percepiano.MISNAMED
     )
-    found, left_out = score.features.table(
+    found, left_out = score_feature_table(
         {str(row): one for row, one in enumerate(heard.played) if one is not None},
         {str(row): scores.get(passage[clip]) for row, clip in enumerate(clips.clip)},
     )
@@ -181,7 +182,7 @@ class _Work:
             protocol,
             log,
         )
-        self.fold = splits.fold_of_clip(rated.index, protocol)
+        self.fold = percepiano.fold_of_clip(rated.index, protocol)
         self.folds = np.array([self.fold.get(clip, -1) for clip in rated.clips.clip])
 
     def make(self) -> list[Path]:
@@ -260,4 +261,4 @@ class _Work:
     def _write(self, said: np.ndarray, rows: np.ndarray, model: str) -> None:
         run = model, self.protocol, self.rated.config.seed
         of_rows = self.rated.clips.clip[rows], self.material.ratings[rows], said[rows]
-        predictions.write(predictions.tidy(run, self.fold, *of_rows), self._path(model))
+        predictions.write(predictions.to_table(run, self.fold, *of_rows), self._path(model))

@@ -30,9 +30,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from percepiano_ast.data import demo, own, percepiano, predictions, tables
+from percepiano_ast.data import custom_ratings, demo, percepiano, sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import own as evaluation
+from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.files import echo
 from percepiano_ast.suite.rated import Rated, cross_validate
 from percepiano_ast.suite.rating import config_for
@@ -62,8 +62,8 @@ class OwnResult(NamedTuple):
 
     Attributes:
         home: run with the models, for `rating.Rater` and ``rate --run``.
-        predictions: out of fold, with the columns of `table.COLUMNS`.
-        result: one row per dimension, see `evaluation.own.evaluate`.
+        predictions: out of fold, with the columns of `predictions.COLUMNS`.
+        result: one row per dimension, see `evaluation.analysis.few_shot_table`.
         remarks: limitations of the result.
         simulated: whether the ratings are simulated.
     """
@@ -114,7 +114,7 @@ def own_source(run: Run, recordings: str, csv: str, group: str) -> tuple[Path, P
         InputError: one of the three is missing.
     """
     if csv == "demo" and not recordings and not group:
-        return *demo.write_own(run.root / "demo" / "own"), "tune"
+        return *demo.write_ratings(run.root / "demo" / "own"), "tune"
     given = {
         "folder of recordings": recordings,
         "CSV of ratings": csv,
@@ -146,12 +146,12 @@ def finetune_own(
     Args:
         run: with the pre-training to start from; its fine-tuning options are those of `few_shot`,
             possibly changed.
-        recordings, csv, group, dimensions: see `data.own.read`.
+        recordings, csv, group, dimensions: see `custom_ratings.read_ratings`.
         init, source: the encoder's weights, see `start_of`.
 
     Raises:
-        InputError: see `data.own.read`; a ``rating_scale`` other than ``dimension``; earlier models
-            here are for other ratings.
+        InputError: see `custom_ratings.read_ratings`; a ``rating_scale`` other than ``dimension``;
+            earlier models here are for other ratings.
     """
     config = config_for(run, init)
     if config.rating_scale != "dimension":
@@ -159,11 +159,11 @@ def finetune_own(
             f"rating_scale={config.rating_scale}: custom ratings may have a different unit for each"
             " dimension. Leave it at 'dimension', which standardises each one separately"
         )
-    found = own.read(recordings, csv, group, dimensions)
+    found = custom_ratings.read_ratings(recordings, csv, group, dimensions)
     start, here = start_of(run, init, source, log), own_run(run, csv)
     groups = found.index["content_group"].nunique()
     log(f"{len(found.files)} clips, {groups} groups by {group}: {', '.join(found.dimensions)}")
-    clips = own.rated_clips(found, start.front_end, log)
+    clips, checksum = found.load(start.front_end, log)
     rated = Rated(
         here,
         start,
@@ -177,13 +177,13 @@ def finetune_own(
     simulated = percepiano.is_simulated(recordings)
     settings = {
         "init": init,
-        "data": tables.OWN_LICENCE,
+        "data": sources.OWN_LICENCE,
         "simulated": simulated,
-        "ratings": found.checksum(clips),
+        "ratings": checksum,
     }
     settings |= {"longest": max(start.front_end.seconds(len(codes)) for codes in clips.codes)}
     held_out = cross_validate(rated, settings, log)
-    table = predictions.tidy(
+    table = predictions.to_table(
         (rated.name, config.protocol, config.seed),
         held_out.fold,
         clips.clip[held_out.which],
@@ -193,12 +193,12 @@ def finetune_own(
         found.dimensions,
     )
     predictions.write(table, here.predictions(rated.name))
-    result = evaluation.evaluate(table, found.index)
+    result = analysis.few_shot_table(table, found.index)
     result.to_csv(here.root / f"result_{rated.name}.csv", index=False, float_format="%.4f")
     return OwnResult(
         str(here.store or here.root),
         table,
         result,
-        evaluation.remarks(result, found.index),
+        analysis.few_shot_remarks(result, found.index),
         simulated,
     )

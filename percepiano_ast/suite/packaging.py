@@ -12,13 +12,13 @@ from percepiano_ast import audio, packaged
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.baselines import statistics
 from percepiano_ast.baselines.portable import Regressors, pack
-from percepiano_ast.data import predictions, splits, variants
-from percepiano_ast.data.percepiano_files import read_json
-from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.data import percepiano
+from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import scores, table
+from percepiano_ast.evaluation import metrics, predictions
 from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.heard import hear
 from percepiano_ast.suite.judged import SCORE, Material, material_of
 from percepiano_ast.suite.rated import Rated
@@ -79,7 +79,7 @@ def package(
     home = claim_directory(run.root / "packaged", settings)
     material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
     learned = ~_for_testing(rated, material)
-    protocols = [name for name in (PROTOCOL, *WORKS) if name in table.protocols(rated.index)]
+    protocols = [name for name in (PROTOCOL, *WORKS) if name in predictions.protocols(rated.index)]
     judges: dict[str, packaged.Judge] = {}
     tables: dict[str, pd.DataFrame] = {}
     coverage: dict[str, dict[str, list[float]]] = {}
@@ -128,7 +128,7 @@ class _HeldOut:
 def _fit(material: Material, sets: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
     least = {name: np.zeros(material.parts[name].shape[1]) for name in sets}
     levels = [
-        name.startswith(("mel_db", "spectral_contrast")) for name in audio.classic_feature_names()
+        name.startswith(("mel_db", "spectral_contrast")) for name in audio.audio_feature_names()
     ]
     least["sound"] = np.where(levels, LEAST_DB, 0.0)
     x, y = material.features(sets)[train], material.ratings[train]
@@ -145,7 +145,7 @@ def _held_out(
     rated: Rated, material: Material, sets: tuple[str, ...], protocol: str, home: Path, log
 ) -> _HeldOut:
     """Predictions of every fold of a protocol; finished folds are read from ``home``."""
-    fold = splits.fold_of_clip(rated.index, protocol)
+    fold = percepiano.fold_of_clip(rated.index, protocol)
     folds, features = (
         np.array([fold.get(clip, -1) for clip in rated.clips.clip]),
         material.features(sets),
@@ -188,7 +188,7 @@ class _Errors:
         named = (
             "composition"
             if "composition" in index and works == list(WORKS)
-            else table.fold_column(works[0])
+            else predictions.fold_column(works[0])
         )
         self.work = index[named].astype(str).to_numpy()  # of each rendering
         self.kinds = _kinds(rated, material)
@@ -290,7 +290,7 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """Calibrated predictions for the known pianos, their variants and the held-out conditions,
     which are written too."""
-    fold, known = splits.fold_of_clip(rated.index, protocol), np.isfinite(held_out.distances)
+    fold, known = percepiano.fold_of_clip(rated.index, protocol), np.isfinite(held_out.distances)
     calibration, _ = errors.fit(errors.rows)
     ratings, deviations, made = (
         calibration[0] + calibration[1] * held_out.predicted,
@@ -301,7 +301,7 @@ def _tables(
     for kind in sorted(set(kinds)):
         rows, name = (kinds == kind) & known, f"{model}@{kind}" if kind else model
         columns = rated.clips.clip[rows], material.ratings[rows], ratings[rows], deviations[rows]
-        made[name] = predictions.tidy((name, protocol, rated.config.seed), fold, *columns)
+        made[name] = predictions.to_table((name, protocol, rated.config.seed), fold, *columns)
         predictions.write(made[name], home / f"predictions_{name}_{protocol}.csv.gz")
     return made
 
@@ -310,7 +310,7 @@ def _kinds(rated: Rated, material: Material) -> np.ndarray:
     """Of each rendering: the held-out piano and its variant (``timgm6mb+livingroom``), else the
     variant, such as ``room``; (n,)."""
     variant = np.array(
-        [name.partition(variants.SEPARATOR)[2] for name in rated.clips.synthesizer], dtype=object
+        [name.partition(percepiano.SEPARATOR)[2] for name in rated.clips.synthesizer], dtype=object
     )
     return np.where(material.unseen, np.array(rated.clips.synthesizer, dtype=object), variant)
 
@@ -318,7 +318,7 @@ def _kinds(rated: Rated, material: Material) -> np.ndarray:
 def _for_testing(rated: Rated, material: Material) -> np.ndarray:
     """Renderings in a held-out room by the held-out piano, which the model in the file does not
     learn from either, bool (n,)."""
-    return material.unseen & ~variants.plain(rated.clips.synthesizer)
+    return material.unseen & ~percepiano.is_plain(rated.clips.synthesizer)
 
 
 def _description(
@@ -335,7 +335,7 @@ def _description(
     def r(variant: str, protocol: str) -> dict[str, float]:
         if (name := f"{start}-packaged{variant} {protocol}") not in tables:
             return {}
-        values = scores.evaluate(table.runs(tables[name], rated.index))
+        values = metrics.metric_table(predictions.runs(tables[name], rated.index))
         overall = values[(values["metric"] == "pearson") & (values["scope"] == "overall")]
         return dict(zip(overall["dimension"], overall["value"].round(4).tolist()))
 
@@ -348,7 +348,7 @@ def _description(
         "clips": int(rated.index["clip"].nunique()),
         "performances": int(rated.index["human"].sum()),
         "pianos": sorted(set(np.array(rated.clips.synthesizer)[learned].tolist())),
-        "descriptors": list(DESCRIPTORS),
+        "descriptors": list(PERFORMANCE_FEATURES),
         "loudness": [LOUDNESS, JITTER_DB, BED_DB],
         "protocol": PROTOCOL,
         "unseen": unseen,

@@ -11,12 +11,12 @@ import pandas as pd
 
 from percepiano_ast import transcription
 from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig
-from percepiano_ast.data import augment, batches, splits, variants
-from percepiano_ast.descriptors import DESCRIPTORS
+from percepiano_ast.data import augment, batches, percepiano
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, echo, write_json
 from percepiano_ast.models import convert
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.training import finetune as finetuning
 
@@ -54,7 +54,7 @@ class Rated:
             self.start.statistics,
             self.run.preset.execution,
         )
-        beside = len(DESCRIPTORS) if self.config.heard else 0
+        beside = len(PERFORMANCE_FEATURES) if self.config.heard else 0
         given = (
             model,
             self.config,
@@ -141,7 +141,7 @@ class Rated:
         Raises:
             InputError: there are no renderings by the configured soundfont, or only those.
         """
-        pianos = variants.pianos(self.clips.synthesizer)
+        pianos = percepiano.without_variant(self.clips.synthesizer)
         found = sorted(set(pianos))
         if self.config.unseen and (self.config.unseen not in found or len(found) < 2):
             raise InputError(
@@ -192,7 +192,7 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
         settings: the run's settings besides its configuration; saved with every model.
     """
     name, clips, home = rated.name, rated.clips, rated.run.finetune(rated.name)
-    fold = splits.fold_of_clip(rated.index, rated.config.protocol)
+    fold = percepiano.fold_of_clip(rated.index, rated.config.protocol)
     held_out, unseen = np.array([fold.get(clip, -1) for clip in clips.clip]), rated.unseen
     said, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
     finetuning.check_room(
@@ -201,7 +201,7 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
     for number in sorted(set(fold.values())):
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
-        test = np.flatnonzero((held_out == number) & variants.plain(clips.synthesizer))
+        test = np.flatnonzero((held_out == number) & percepiano.is_plain(clips.synthesizer))
         log(f"{name}, fold {number}: {len(train)} training renderings, {len(test)} held out")
         whose = {
             "init": settings["init"],

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import report
 from percepiano_ast.baselines import run as floor
 from percepiano_ast.config import KALDI, FinetuneConfig
-from percepiano_ast.data import batches, demo, percepiano, predictions, shards, splits, variants
+from percepiano_ast.data import batches, demo, percepiano, shards
 from percepiano_ast.data.build import Work
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import reliability
-from percepiano_ast.evaluation.table import load_index
+from percepiano_ast.evaluation import predictions, reliability
+from percepiano_ast.evaluation.predictions import load_index
 from percepiano_ast.files import echo
 from percepiano_ast.models.cnn import ENCODERS
+from percepiano_ast.studies import report
 from percepiano_ast.suite.rated import HeldOut, Rated, cross_validate
 from percepiano_ast.suite.run import MADE_BY_FINETUNE, Run, Start, start_of, workers
 
@@ -78,7 +78,7 @@ def preprocess_percepiano(
         agreement = reliability.split_half(
             reliability.read_raters(checkout), percepiano.load_index(checkout)
         )
-        reliability.ceiling(agreement).to_csv(
+        reliability.noise_ceiling(agreement).to_csv(
             run.percepiano / "noise_ceiling.csv", float_format="%.4f", lineterminator="\n"
         )
     return run.percepiano
@@ -173,8 +173,8 @@ def baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFrame:
     clips, index = batches.rated_clips(shard_set), load_index(run.percepiano / "index.csv")
     table = pd.read_csv(run.percepiano / "classic_features.csv").set_index(["clip", "synthesizer"])
     features = table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
-    fold = splits.fold_of_clip(index, run.preset.finetune.protocol)
-    seen = variants.pianos(clips.synthesizer) != run.preset.finetune.unseen
+    fold = percepiano.fold_of_clip(index, run.preset.finetune.protocol)
+    seen = percepiano.without_variant(clips.synthesizer) != run.preset.finetune.unseen
     names = np.array(clips.clip)[seen]
     held_out = np.array([fold.get(clip, -1) for clip in names])
     groups = index.set_index("clip").loc[names, "content_group"].to_numpy()
@@ -192,7 +192,7 @@ def _write_predictions(
     """Average the renderings of each clip and write the tidy table: one row per clip and
     dimension."""
     name = model, run.preset.finetune.protocol, run.preset.finetune.seed
-    table = predictions.tidy(name, fold, clips, ratings, rated, uncertainty)
+    table = predictions.to_table(name, fold, clips, ratings, rated, uncertainty)
     predictions.write(table, run.predictions(model))
     return table
 

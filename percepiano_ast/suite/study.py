@@ -10,7 +10,8 @@ import pandas as pd
 
 from percepiano_ast import switches
 from percepiano_ast.config import lookup
-from percepiano_ast.data import predictions, shards
+from percepiano_ast.data import shards
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.suite.rated import Rated, cross_validate
 from percepiano_ast.suite.rating import rated_clips_of
@@ -129,7 +130,7 @@ def _predicted(
     seen = ~rated.unseen[found.which]
     which = found.which[seen]
     said = clips.clip[which], clips.ratings[which], found.rated[seen]
-    table = predictions.tidy((name, config.protocol, config.seed), found.fold, *said)
+    table = predictions.to_table((name, config.protocol, config.seed), found.fold, *said)
     predictions.write(table, path)
     shutil.rmtree(home / "finetune")
     return table

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from percepiano_ast.config import AUDIOSET, Preset, lookup
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.targets import KEYS, Targets
+from percepiano_ast.music.piano_roll import N_KEYS, FrameTargets
 from percepiano_ast.training.loop import pretrain_flops
 from percepiano_ast.training.mesh import DATA, Layout
 from percepiano_ast.training.pretrain import Pretraining
@@ -220,9 +220,9 @@ def compile_described() -> None:
     frames = model.n_frames
     batch: dict = {"codes": array(jnp.uint8, frames, model.n_mels)}
     if config.objective != "ssast":
-        rolls = [array(dtype, frames, KEYS) for dtype in (bool, bool, bool, jnp.float32)]
+        rolls = [array(dtype, frames, N_KEYS) for dtype in (bool, bool, bool, jnp.float32)]
         pedals = [array(jnp.float32, frames)] * 2
-        batch["targets"] = Targets(*rolls, *pedals)
+        batch["targets"] = FrameTargets(*rolls, *pedals)
         batch["descriptors"] = array(jnp.float32, run.num_descriptors)
     try:
         state = jax.tree.map(

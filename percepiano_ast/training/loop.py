@@ -18,7 +18,7 @@ import numpy as np
 from percepiano_ast.config import ModelConfig, PretrainConfig
 from percepiano_ast.models import transcription
 from percepiano_ast.models.ast import PREFIX_TOKENS
-from percepiano_ast.targets import KEYS
+from percepiano_ast.music.piano_roll import N_KEYS
 from percepiano_ast.training import mesh, stores
 from percepiano_ast.training.checkpoints import Checkpoints, require_room, shown
 from percepiano_ast.training.courier import Courier
@@ -237,7 +237,7 @@ def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
         forward += 2 * masked**2 * model.patch_dim  # InfoNCE
     if config.objective != "ssast":
         steps = transcription.steps_of(model) * model.grid[1]
-        outputs = len(transcription.ROLLS) * KEYS + len(transcription.PEDALS)
+        outputs = len(transcription.ROLLS) * N_KEYS + len(transcription.PEDALS)
         forward += encoder(patches)
         forward += 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
     return 3.0 * forward

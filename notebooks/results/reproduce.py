@@ -1,0 +1,450 @@
+"""Reproduce the results page.
+
+``render`` makes an archive of recordings of ASAP; ``experiment`` runs everything from raw MIDI to
+the report, in stages that can be interrupted and resumed.
+
+ASAP: Foscarin et al. 2020, github.com/fosfrancesco/asap-dataset, CC BY-NC-SA 4.0. Half of its
+performances are excerpts of MAESTRO's recordings. Rendered, it is a small pre-training set instead
+of MAESTRO's 108 GB.
+"""
+
+import argparse
+import dataclasses
+import io
+import os
+import platform
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from percepiano_ast.baselines import run as floor
+from percepiano_ast.commands.shared import add_set, option_of
+from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
+from percepiano_ast.data import maestro, percepiano
+from percepiano_ast.data.percepiano import SEPARATOR
+from percepiano_ast.errors import InputError, exit_code
+from percepiano_ast.evaluation import predictions
+from percepiano_ast.files import claim_directory, echo, write_json
+from percepiano_ast.models.cnn import ENCODERS
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import read_midi, trimmed, write_midi
+from percepiano_ast.music.synth import RenderCache
+from percepiano_ast.studies import report
+from percepiano_ast.suite import hearing, rating
+from percepiano_ast.suite.judged import JUDGED, SCORE, judge
+from percepiano_ast.suite.packaging import package
+from percepiano_ast.suite.run import Run, workers
+from percepiano_ast.training.checkpoints import SAVE_MINUTES
+from percepiano_ast.transcription import Listener
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone needs no installation
+
+
+# --- Recordings of ASAP ---------------------------------------------------------------------------
+
+SAMPLE_RATE = 22_050
+COLUMNS = ("composer", "title", "midi_performance")
+
+
+def _read(midi: Path) -> tuple[pd.DataFrame, dict[str, bytes]]:
+    """The table of performances and their MIDI files, from a folder or a tar archive."""
+    if midi.is_dir():
+        files = {str(path.relative_to(midi)): path.read_bytes() for path in midi.rglob("*.mid")}
+        table: Path | io.BytesIO = midi / "metadata.csv"
+    elif midi.is_file():
+        with tarfile.open(midi) as archive:
+            found = ((m.name, archive.extractfile(m)) for m in archive if m.isfile())
+            files = {name.partition("/")[2]: content.read() for name, content in found if content}
+        table = io.BytesIO(files.get("metadata.csv", b""))
+    else:
+        raise InputError(f"{midi}: no such folder or archive. Check the path.")
+    try:
+        rows = pd.read_csv(table)
+    except (FileNotFoundError, pd.errors.EmptyDataError) as error:
+        raise InputError(
+            f"{midi} has no metadata.csv. Give the folder or archive of the ASAP dataset."
+        ) from error
+    if missing := [column for column in COLUMNS if column not in rows]:
+        raise InputError(
+            f"metadata.csv of {midi} lacks the columns {', '.join(missing)}. Use the one of the"
+            " ASAP dataset."
+        )
+    return rows, files
+
+
+def render_archive(
+    midi: str | Path,
+    path: str | Path,
+    *,
+    hours: float,
+    synthesizers: list[str],
+    workers: int = 1,
+    seed: int = 0,
+    log: Callable[[str], None] = print,
+) -> Path:
+    """Render about ``hours`` of performances, pieces in random order, one performance of each piece
+    before a second.
+
+    PercePiano's works are excluded. The synthesizers alternate. All performances of a piece share a
+    split: one piece in twelve goes to validation, one to test. Renderings are cached in
+    ``renderings`` next to the archive, so an interrupted call resumes.
+
+    Args:
+        workers: number of rendering processes.
+
+    Raises:
+        InputError: no performances, or a missing soundfont.
+        RunFailed: a worker was killed; finished renderings are kept.
+    """
+    table, files = _read(Path(midi))
+    home = Path(path).parent / "renderings"
+    kept = {name: RenderCache(home, name, SAMPLE_RATE) for name in synthesizers}
+    # `preprocess` excludes them too, but here they would use up part of the hours.
+    names = zip(table["composer"], table["title"])
+    rated = np.array([maestro.is_percepiano_work(*work) for work in names])
+    log(f"  {rated.sum()} performances of PercePiano's works excluded")
+    rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
+    piece = rows["composer"] + rows["title"]
+    number = pd.Series(pd.factorize(piece)[0])
+    rows["split"] = (number % 12).map({10: "validation", 11: "test"}).fillna("train")
+    rows["turn"] = piece.groupby(piece).cumcount()
+    chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours, log)
+    pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
+    for piano in kept.values():
+        its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
+        piano.prepare(its, workers, log)
+
+    def recordings() -> Iterator[tuple]:
+        for (row, performance), piano in zip(chosen, pianos):
+            wave = piano.wave(performance, row.midi_performance)
+            file = io.BytesIO()  # aligned to the rendering; the source may start with silence
+            write_midi(performance, file)
+            facts = {"canonical_composer": row.composer, "canonical_title": row.title}
+            facts |= {"split": row.split, "year": 2026}
+            yield facts, np.clip(wave, -1, 1), file.getvalue()
+
+    return maestro.write_archive(path, recordings(), SAMPLE_RATE)
+
+
+def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
+    """The first rows, with their performances, that add up to ``hours``."""
+    seconds, skipped, chosen = 0.0, 0, []
+    for row in rows.itertuples():
+        name = row.midi_performance
+        if seconds >= hours * 3600:
+            break
+        try:
+            if name not in files:
+                raise InputError("listed in metadata.csv, but the file is missing")
+            performance = trimmed(read_midi(files[name], name))
+            synth.check_length(performance, name)
+        except InputError as error:
+            skipped += 1
+            log(f"  skipped {name}: {error}")
+            continue
+        seconds += synth.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
+        chosen.append((row, performance))
+    log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
+    return chosen
+
+
+# --- The whole experiment -------------------------------------------------------------------------
+
+STARTS = (*PRETRAININGS, "scratch", *ENCODERS)
+PIANOS = ("musescore-small", "fluidr3mono")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Models and data of a comparison.
+
+    Attributes:
+        midi: ASAP's folder or archive, ``percepiano``: PercePiano's folder.
+        hours: of ASAP to render; ``voices``: synthesizers, used in turn.
+        pianos: synthesizers for the rated clips; ``unseen``: a held-out soundfont, or empty.
+        starts: names in `STARTS`; ``judged``: those with transcription, for which regressors are
+            fitted under every protocol.
+        seeds: for pre-training, heads, regressors.
+        protocols: for regressors and baselines, including ``content``; empty for all.
+        epochs: by start, if different from the preset's: epochs of pre-training, or of fine-tuning
+            without pre-training. A comparison at equal cost gives more epochs to cheaper models.
+    """
+
+    midi: str
+    percepiano: str
+    hours: float = 18.0
+    voices: tuple[str, ...] = (*PIANOS, *PIANOS, "builtin")
+    pianos: tuple[str, ...] = PIANOS
+    unseen: str = "timgm6mb"
+    starts: tuple[str, ...] = ("transcriptionstem",)
+    judged: tuple[str, ...] = ("transcriptionstem",)
+    seeds: tuple[int, ...] = (0,)
+    protocols: tuple[str, ...] = ()
+    epochs: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.starts, *self.epochs):
+            lookup(dict.fromkeys(STARTS), name, "start")
+        if self.unseen in (*self.voices, *self.pianos):
+            raise InputError(
+                f"the held-out soundfont {self.unseen} is also used for training; choose"
+                " another one"
+            )
+        if strangers := set(self.judged) - set(self.starts):
+            raise InputError(
+                f"judged: {', '.join(sorted(strangers))} is not among the starts"
+                f" {', '.join(self.starts)}"
+            )
+
+
+def run_experiment(
+    preset: Preset,
+    out: str | Path,
+    experiment: Experiment,
+    minutes: float = 0.0,
+    log: Callable[[str], None] = echo,
+) -> Path | None:
+    """Run all stages that are not complete; returns the report, or None if the time limit was
+    reached before.
+
+    Below ``out``: ``asap.zip``, ``maestro`` and ``percepiano`` (shards), ``seed_<k>`` (one run
+    each), ``packaged`` (the model for recordings of any gain), ``baselines`` and ``results``:
+    ``predictions_<protocol>.csv.gz``, the report on them, and ``experiment.json``; and
+    ``stages.csv``: stage, duration and machine, one row per call that worked on it.
+
+    Args:
+        minutes: time after which no new stage starts; 0 for no limit. The same call resumes.
+            Pre-training saves a checkpoint at least every quarter of this time, so that an
+            interrupted call loses little.
+
+    Raises:
+        InputError: a synthesizer that is not installed, ``out`` of another experiment, and errors
+            of the stages.
+    """
+    out, begun = Path(out), time.monotonic()
+    settings = {"preset": asdict(preset), "experiment": asdict(experiment)}
+    # Data paths may differ between machines.
+    for name in ("midi", "percepiano"):
+        settings["experiment"].pop(name)
+    claim_directory(out, settings)
+    save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
+    for name, stage in _stages(preset, out, experiment, save_minutes, log):
+        if minutes and time.monotonic() - begun > 60 * minutes:
+            log(
+                f"time limit of {minutes:g} minutes reached before: {name}. Run the same command"
+                " again to continue"
+            )
+            return None
+        started = time.monotonic()
+        log(f"== {name}")
+        made = stage()
+        if (seconds := time.monotonic() - started) > 1:  # the stage was not complete
+            row = {"stage": name, "minutes": round(seconds / 60, 2), "machine": _machine()}
+            path = out / "stages.csv"
+            pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False)
+    return made
+
+
+def _stages(
+    preset: Preset, out: Path, given: Experiment, save_minutes: float, log
+) -> Iterator[tuple[str, Callable]]:
+    first = _run(preset, out, given, given.seeds[0])
+    clips = dataclasses.replace(first, root=out, clips=None)
+    folder = str(rating.percepiano_source(clips, given.percepiano, log))
+    archive = out / "asap.zip"
+    if not archive.exists():
+        options = {"hours": given.hours, "synthesizers": [*given.voices]}
+        options |= {"workers": workers(), "log": log}
+        yield "render performances", partial(render_archive, given.midi, archive, **options)
+    yield "shards for pre-training", lambda: hearing.preprocess_maestro(first, str(archive))
+    pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
+    made = partial(rating.preprocess_percepiano, clips, folder, pianos, log=log)
+    yield "shards of rated clips", made
+    for seed in given.seeds:
+        run = _run(preset, out, given, seed)
+        for start in given.starts:
+            heads, epochs = run, given.epochs.get(start, 0)
+            if start in PRETRAININGS:
+                longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
+                pretrain = partial(hearing.pretrain, longer, log, save_minutes)
+                yield f"pre-train {start}, seed {seed}", pretrain
+            else:
+                heads = run.changed("finetune", epochs=epochs)
+            yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start, log)
+            if start in given.judged:
+                fitted = partial(judge, run, start, folder, protocols=given.protocols, log=log)
+                yield f"regress {start}, seed {seed}", fitted
+    if given.judged:
+        yield "package", lambda: _package(first, given, folder, pianos, log)
+    settings = floor.Settings(
+        given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers()
+    )
+    yield "baselines", lambda: floor.run(folder, out / "baselines", settings, log)
+    yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
+
+
+def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
+    pretrain = dataclasses.replace(preset.pretrain, seed=seed)
+    heads = dataclasses.replace(preset.finetune, seed=seed, unseen=given.unseen)
+    preset = dataclasses.replace(preset, pretrain=pretrain, finetune=heads)
+    return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
+
+
+def _rated(run: Run, start: str, log) -> None:
+    """Predictions of the rating heads, unless they exist."""
+    done = run.root / f"rated_{start}.json"
+    if not done.exists():
+        made = rating.finetune(run, start, log=log)
+        write_json(done, {"models": sorted(made["model"].unique())})
+
+
+def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...], log) -> None:
+    """The first encoder of ``judged`` as a file, and a rating model on clips of equal loudness,
+    with its predictions."""
+    out, start = first.root.parent, given.judged[0]
+    home = out / "packaged"
+    level = dataclasses.replace(first, root=home, clips=out / "percepiano_levelled")
+    ear = home / f"ast-{first.preset.model.name}-{start}.safetensors"
+    model = home / f"{first.preset.model.name}-rater.safetensors"
+    if not model.exists():
+        # Recordings have reverberation, which a model trained on dry pianos mistakes for the pedal.
+        rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
+        # for the uncertainty alone
+        rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []
+        rating.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
+        home.mkdir(exist_ok=True)
+        pretrained = first.for_pretraining(start).pretrain
+        Listener.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
+        package(level, start, model, folder=folder, source=str(ear), log=log)
+
+
+def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
+    """One file of predictions per protocol, and the report on all of them."""
+    home = out / "results"
+    home.mkdir(exist_ok=True)
+    found = [*out.glob("seed_*/predictions_*.csv")]
+    for folder in ("baselines", f"seed_*/{JUDGED}/*", "packaged/packaged"):
+        found += out.glob(f"{folder}/predictions_*.csv.gz")
+    rows = pd.concat([pd.read_csv(path) for path in sorted(found)], ignore_index=True)
+    # Single regressors, and feature sets that were not chosen, are reported under the main protocol
+    # only.
+    main = rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")
+    main |= rows["model"].isin([*floor.BASELINES])
+    rows = rows[main | (rows["protocol"] == "content")]
+    fitted = rows[rows["model"].str.contains(f"-{JUDGED}")]
+    rows = pd.concat([rows, predictions.ensemble(fitted, JUDGED)], ignore_index=True)
+    paths = []
+    for protocol, part in rows.groupby("protocol"):
+        paths.append(home / f"predictions_{protocol}.csv.gz")
+        predictions.write(part, paths[-1])
+    versions = {"machine": _machine(), "jax": jax.__version__}
+    write_json(home / "experiment.json", asdict(given) | versions)
+    # Score-informed models skip clips that do not match their score; the report lists them.
+    options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
+    made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
+    log(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
+    return made
+
+
+def _machine() -> str:
+    device = jax.devices()[0]
+    accelerator = "" if device.platform == "cpu" else f", {device.device_kind}"
+    return f"{os.cpu_count()} cores {platform.machine()}{accelerator}"
+
+
+# --- Command line ---------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``render`` or ``experiment``; returns the exit code, as the command line's."""
+    parsed = parser().parse_args(arguments)
+    return exit_code(lambda: parsed.function(parsed))
+
+
+def _render_command(arguments) -> None:
+    options = {"hours": arguments.hours, "synthesizers": arguments.synthesizers}
+    print(render_archive(arguments.midi, arguments.to, workers=workers(), **options))
+
+
+def _experiment_command(arguments) -> None:
+    given = {name: getattr(arguments, name) for name in ("midi", "percepiano", "hours", "unseen")}
+    for name in ("voices", "pianos", "starts", "judged", "protocols"):
+        given[name] = tuple(getattr(arguments, name))
+    given = {name: value for name, value in given.items() if value}
+    given |= {"seeds": tuple(range(arguments.seeds)), "epochs": dict(arguments.epochs)}
+    if arguments.starts and not arguments.judged:
+        given["judged"] = tuple(name for name in Experiment.judged if name in arguments.starts)
+    for pair in arguments.set:
+        if pair.partition("=")[0] in ("seed", "unseen", "epochs"):
+            raise InputError(
+                f"--set {pair} is not available in experiment; use --seeds, --unseen or --epochs."
+            )
+    run = Run(lookup(PRESETS, arguments.preset, "preset"), Path(arguments.out))
+    preset = run.switched(arguments.set).preset
+    made = run_experiment(preset, arguments.out, Experiment(**given), arguments.minutes)
+    if made:
+        print(made)
+
+
+def _number_of(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not number.isdecimal() or not int(number):
+        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example visible=4")
+    return name, int(number)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of ``render`` and ``experiment``."""
+    made = argparse.ArgumentParser(prog="python notebooks/results/reproduce.py")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable, text: str) -> Callable:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        return option_of(command)
+
+    text = "Render MIDI performances into an archive with MAESTRO's layout."
+    option = add("render", _render_command, text)
+    option("midi", "ASAP's folder or tar archive, with metadata.csv in it")
+    option("--to", "the archive to write", "ZIP", required=True)
+    option("--hours", "hours to render (default: 4)", default=4.0)
+    option("--synthesizers", "synthesizers, used in turn", default=["builtin"])
+
+    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every"
+    option = add("experiment", _experiment_command, f"{text} protocol, evaluate; resumes.")
+    option("--midi", "ASAP's folder or tar archive with metadata.csv", "ASAP", required=True)
+    option("--percepiano", "PercePiano's folder, or demo", "FOLDER", required=True)
+    text = "directory of all outputs; the report is in DIR/results"
+    option("--out", text, "DIR", required=True)
+    option("--preset", "model size and schedule (default: mini)", default="mini")
+    option("--hours", "hours of ASAP to render (default: 18)", default=0.0)
+    text = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
+    option("--voices", text, "NAME", [])
+    text = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
+    option("--pianos", text, "NAME", [])
+    option("--unseen", "held-out soundfont (default: timgm6mb)", "NAME")
+    text = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
+    option("--starts", text, "NAME", [])
+    text = "encoders for `judge` under every protocol"
+    option("--judged", f"{text} (default: transcriptionstem, if it is compared)", "NAME", [])
+    option("--protocols", "protocols of `judge` and the baselines (default: all)", "P", [])
+    option("--seeds", "number of seeds (default: 1)", "N", 1)
+    text = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
+    option("--epochs", f"{text} the preset)", "NAME=N", [], type=_number_of)
+    add_set(option, "strategy=frozen")
+    text = "start no stage after M minutes; the same command resumes (default: no limit)"
+    option("--minutes", text, "M", 0.0)
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Custom ratings: a folder of recordings and a CSV of ratings by people, under any dimension names.
+
+The CSV has one row per clip: the column ``clip`` (file name, with or without its extension), a
+column that groups clips which must stay on one side of a split (the piece, the pianist), and a
+numeric column per dimension, in any unit. Twenty clips are enough for heads on a frozen encoder.
+"""
+
+import csv as csv_format
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GroupKFold
+
+from percepiano_ast import audio
+from percepiano_ast.config import FrontEnd
+from percepiano_ast.data import sources
+from percepiano_ast.data.batches import RatedClips
+from percepiano_ast.data.percepiano import recordings_in
+from percepiano_ast.dimensions import Questionnaire
+from percepiano_ast.errors import InputError
+from percepiano_ast.evaluation.predictions import read_csv, read_limited
+from percepiano_ast.files import sha256_of
+
+MIN_CLIPS = 20  # with fewer, a held-out fold has three or less, too few for a correlation
+MAX_FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class CustomRatings:
+    """Validated recordings with ratings.
+
+    Attributes:
+        dimensions: names of the rated qualities, in the order of the columns.
+        index: ``clip, segment, content_group, human, fold_content``, as in every index; groups
+            serve as content groups, and no group is split over folds.
+        ratings: float32 (clips, dimensions), unscaled.
+        files: clip -> recording.
+    """
+
+    dimensions: tuple[str, ...]
+    index: pd.DataFrame
+    ratings: np.ndarray
+    files: dict[str, Path]
+
+    @property
+    def questionnaire(self) -> Questionnaire:
+        """The dimensions, each with the range of its given ratings."""
+        low, high = self.ratings.min(axis=0).tolist(), self.ratings.max(axis=0).tolist()
+        return Questionnaire.own(self.dimensions, low, high)
+
+    def load(
+        self, front_end: FrontEnd, log: Callable[[str], None] = print
+    ) -> tuple[RatedClips, str]:
+        """The log-mel codes of all recordings in memory, in the order of the index, and a SHA-256
+        of the training data: groups, folds, ratings and audio.
+
+        Raises:
+            InputError: a recording is unreadable, silent or too short; the message names it.
+        """
+        codes = []
+        for number, path in enumerate(self.files.values(), 1):
+            wave = audio.load(path, front_end.sample_rate)
+            codes.append(audio.quantize(audio.log_mel(wave, front_end), front_end)[0])
+            if number % 50 == 0:
+                log(f"  {number} of {len(self.files)} recordings")
+        clips = self.index["clip"].to_numpy(str)
+        return (
+            RatedClips(codes, clips, np.full(len(clips), "recording"), self.ratings),
+            sha256_of(self.index.to_csv(index=False), self.ratings, *codes),
+        )
+
+
+def read_ratings(
+    folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[str] = ()
+) -> CustomRatings:
+    """Read a folder of recordings and their ratings.
+
+    Args:
+        folder: recordings, see `percepiano.recordings_in`.
+        csv: their ratings, see above.
+        group: the column of groups.
+        dimensions: columns of ratings; by default all but ``clip`` and ``group``.
+
+    Raises:
+        InputError: columns missing, unnamed or duplicated, fewer than `MIN_CLIPS` clips or two
+            groups, a duplicated clip, a missing or non-numeric rating, a constant dimension, a clip
+            without a recording, a recording without a row; the message names the first fault.
+    """
+    # --- Columns
+    table = read_csv(csv, "ratings")
+    # pandas would rename unnamed and duplicated columns
+    rows = csv_format.reader(io.StringIO(read_limited(csv).decode("utf-8-sig")))
+    names = [name.strip() for name in next(row for row in rows if row)]
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise InputError(f"{csv}: column {number} has no name. Name it, or remove it.")
+        if names.count(name) > 1:
+            raise InputError(
+                f"{csv} has {names.count(name)} columns named {name!r}. Keep one, or rename them."
+            )
+    table.columns = names
+    dimensions = tuple(
+        dict.fromkeys(dimensions or (name for name in names if name not in ("clip", group)))
+    )
+    if missing := [name for name in ("clip", group, *dimensions) if name not in names]:
+        raise InputError(
+            f"{csv} lacks the columns {', '.join(missing)}; it has {', '.join(names)}. It needs"
+            " clip, a column that groups clips, and one per dimension."
+        )
+    if not dimensions:
+        raise InputError(
+            f"{csv} has no column of ratings besides clip and {group}. Add one per dimension."
+        )
+
+    # --- Rows
+    for name in ("clip", group):
+        if (empty := table[name].isna()).any():
+            raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty. Fill it in.")
+    clips, groups = table["clip"].str.strip(), table[group].str.strip()
+    clips = clips.map(lambda name: name.rsplit(".", 1)[0] if sources.is_audio(name) else name)
+    if (twice := clips.duplicated()).any():
+        raise InputError(
+            f"{csv}, line {twice.idxmax() + 2}: clip {clips[twice.idxmax()]!r} has a row already."
+            " Give one row per clip, with the mean of its ratings."
+        )
+
+    # --- Ratings
+    values = table[list(dimensions)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    for row, column in np.argwhere(~np.isfinite(values)):
+        cell = table[dimensions[column]].iloc[row]
+        what = "is empty" if pd.isna(cell) else f"is {cell!r}"
+        raise InputError(
+            f"{csv}, line {row + 2}: {dimensions[column]} of {clips[row]!r} {what}. Enter a number,"
+            " remove the clip, or name the columns that are ratings."
+        )
+    for column in np.flatnonzero(np.ptp(values, axis=0) == 0):
+        raise InputError(
+            f"{csv}: {dimensions[column]} is {values[0, column]:g} for every clip, so it cannot be"
+            " learned. Remove the column."
+        )
+
+    # --- Recordings
+    files = recordings_in(folder)
+    missing_files = (
+        f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."
+    )
+    missing_rows = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
+    for one, other, what in ((clips, files, missing_files), (files, clips, missing_rows)):
+        if lacking := sorted(set(one) - set(other)):
+            shown = ", ".join(lacking[:5]) + " ..." * (len(lacking) > 5)
+            raise InputError(f"{len(lacking)} clips ({shown}) are {what}")
+
+    # --- Folds of whole groups, as equal in size as the groups allow
+    if len(table) < MIN_CLIPS:
+        raise InputError(
+            f"{csv} rates {len(table)} clips. Training and testing need at least {MIN_CLIPS}."
+        )
+    if (n := groups.nunique()) < 2:
+        raise InputError(
+            f"{csv} has all clips in one group, {groups.iloc[0]!r}. Name a column with at least"
+            " two, so that one can be held out."
+        )
+    folds = np.empty(len(table), int)
+    for fold, (_, test) in enumerate(GroupKFold(min(n, MAX_FOLDS)).split(clips, groups=groups)):
+        folds[test] = fold
+    facts = {"clip": clips, "segment": groups, "content_group": groups, "human": True}
+    index = pd.DataFrame(facts | {"fold_content": folds})
+    files = {clip: files[clip] for clip in clips}
+    return CustomRatings(dimensions, index, values.astype(np.float32), files)

@@ -1,0 +1,543 @@
+"""Analyses beyond the metrics; all intervals are 95 % jackknife intervals over content groups."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from percepiano_ast.dimensions import KEYS
+from percepiano_ast.errors import InputError
+from percepiano_ast.evaluation import intervals, metrics
+from percepiano_ast.evaluation.compare import model_pairs
+from percepiano_ast.evaluation.metrics import by_group, estimate_rows, without_each_group
+from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, RUN, SCOPES, RunPredictions
+
+# One standard error of the difference of two mean ratings of PercePiano: ratings of one clip have
+# an SD of 1.27 on the 7-point scale (mean over dimensions), and a clip has 12. Pairs that differ by
+# more are in their true order more than five times in six.
+MIN_DIFFERENCE = 0.074
+SHARES = (0.5, 0.8, 0.95)  # nominal coverage of the intervals of a prediction
+PARTS = ("noise", "passage", "player", "clip")  # sum to ``all`` except for the overall bias
+FEW_SHOT_COLUMNS = ["dimension", "clips", "groups", "r", "low", "high", "r_within_groups", "mae"]
+FEW_SHOT_COLUMNS += ["mae_of_mean"]
+FEW_GROUPS = 10
+UNCHANGED, UNCLEAR, YES, NO = "unheard", "unclear", "yes", "no"  # in the column ``agrees``
+CLEAR = 0.2  # |r| from which experts' ratings are said to correlate with a parameter
+
+_NAMES = [*KEYS, "mean"]
+
+
+# ---------------------------------------------------------------- contrasts within a run
+
+
+def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
+    """Human versus deadpan: ``model,protocol,seed,part,metric,dimension,value,low,high``.
+
+    ``part`` is ``humans`` or ``deadpan`` with the five metrics, or ``gap`` with ``rating`` and
+    ``prediction``: the mean of human performances minus that of deadpan renderings of the same
+    segment, averaged over the segments with both.
+    """
+    tables = []
+    for run in runs:
+        for part, chosen in (("humans", run.human), ("deadpan", ~run.human)):
+            for metric, values in without_each_group(run.take(chosen), "overall").items():
+                facts = {"part": part, "metric": metric}
+                tables.append(estimate_rows(run, facts, values, intervals.SCALES[metric]))
+        groups = []
+        gaps: dict[str, list[np.ndarray]] = {"rating": [], "prediction": []}
+        for segment in np.unique(run.segment):
+            here = run.segment == segment
+            human, other = run.take(here & run.human), run.take(here & ~run.human)
+            if len(human.clip) and len(other.clip):
+                groups.append(human.content_group[0])
+                for name, gap in gaps.items():
+                    means = [getattr(part, name).mean(axis=0) for part in (human, other)]
+                    gap.append(means[0] - means[1])
+        for metric, gap in gaps.items():
+            values = np.reshape(gap, (-1, len(KEYS)))
+            means = _group_means(np.array(groups, object), values, mean=True)
+            facts = {"part": "gap", "metric": metric}
+            tables.append(estimate_rows(run, facts, means, names=_NAMES))
+    return pd.concat(tables, ignore_index=True)
+
+
+def pairwise_accuracy(
+    runs: list[RunPredictions], min_difference: float = MIN_DIFFERENCE
+) -> pd.DataFrame:
+    """Share of pairs of performances of one segment whose predictions are in the order of their
+    ratings.
+
+    Columns ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``. Pairs with
+    equal ratings, or ratings that differ by less than ``min_difference`` (computed for this and for
+    0), are excluded: their order is noise of the raters. Equal predictions count as 0.5.
+
+    Raises:
+        InputError: ``min_difference`` is not a number from 0 to 1.
+    """
+    if not 0 <= min_difference < 1:
+        raise InputError(
+            f"the minimum difference is {min_difference}; give a number from 0 to 1 in units of the"
+            " ratings."
+        )
+    tables = []
+    for run in runs:
+        for scope in ("within_segment", "within_segment_humans"):
+            part = run.take(run.human) if "humans" in scope else run
+            chosen = [np.zeros((2, 0), int)]
+            for segment in np.unique(part.segment):
+                rows = np.flatnonzero(part.segment == segment)
+                chosen.append(rows[np.stack(np.triu_indices(len(rows), 1))])
+            one, other = np.concatenate(chosen, axis=1)
+            # Means of equal ratings can differ by rounding.
+            rated, predicted = (
+                np.round(values[one] - values[other], 9)
+                for values in (part.rating, part.prediction)
+            )
+            correct = np.where(predicted == 0, 0.5, np.sign(predicted) == np.sign(rated))
+            for least in sorted({0.0, min_difference}):
+                counted = ((rated != 0) & (np.abs(rated) >= least)).astype(float)
+                shares = _group_means(part.content_group[one], correct * counted, counted, True)
+                facts = {"scope": scope, "min_difference": least}
+                table = estimate_rows(run, facts, shares, intervals.ARCSINE, _NAMES)
+                pairs = np.append(counted.sum(axis=0), counted.sum()).astype(int)
+                table.insert(table.columns.get_loc("value"), "pairs", pairs)
+                tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataFrame:
+    """Pearson's r as a share of the noise ceiling:
+    ``model,protocol,seed,scope,ceiling,dimension,value,low,high``.
+
+    The intervals treat the ceiling, (19 dimensions, scopes), as exact. Where it is 0, the ratings
+    carry no reliable signal: the share is NaN and the dimension is excluded from the mean, which is
+    mean r divided by the mean ceiling.
+    """
+    tables = []
+    for run in runs:
+        for scope in ceiling.columns.intersection(SCOPES, sort=False):
+            above = ceiling.loc[list(KEYS), scope].to_numpy(float)
+            exists = above > 0
+            r = without_each_group(run, scope, ("pearson",))["pearson"][:, : len(KEYS)]
+            mean = above[exists].mean() if exists.any() else np.nan
+            average = r[:, exists].sum(axis=1) / max(exists.sum(), 1) / mean
+            share = np.column_stack([r / np.where(exists, above, np.nan), average])
+            facts = {"scope": scope, "ceiling": np.append(above, mean)}
+            tables.append(estimate_rows(run, facts, share, names=_NAMES))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _group_means(
+    groups: np.ndarray, values: np.ndarray, counts: np.ndarray | None = None, mean: bool = False
+) -> np.ndarray:
+    """Mean of ``values`` (n, columns), weighted by ``counts``: over all content groups, then
+    without each group, (1 + groups, columns); NaN where the count is 0. ``mean`` appends the mean
+    over columns."""
+    counts = np.ones_like(values) if counts is None else counts
+    total, count = intervals.leave_one_out(by_group(groups, np.stack([values, counts])))
+    means = total / np.where(count > 0.5, count, np.nan)
+    return np.column_stack([means, means.mean(axis=1)]) if mean else means
+
+
+# ---------------------------------------------------------------- calibration of the uncertainty
+
+
+def calibration(runs: list[RunPredictions]) -> pd.DataFrame:
+    """``model,protocol,seed,metric,dimension,value,low,high`` of the runs with an uncertainty.
+
+    Each prediction is a normal distribution with the uncertainty as its standard deviation. The
+    rating is the mean of about a dozen raters and is noisy itself: a model certain of the true
+    value appears overconfident.
+
+    Metrics: ``coverage_50``, ``coverage_80``, ``coverage_95`` (share of ratings inside the central
+    interval), ``error_correlation`` (Pearson's r of the absolute error and the uncertainty),
+    ``crps`` (in the unit of the ratings, like MAE) and ``nll`` (NaN where an uncertainty is 0).
+    """
+    tables, columns = [], [*RUN, "metric", "dimension", "value", "low", "high"]
+    for run in runs:
+        if not np.isfinite(run.uncertainty).all():
+            continue
+        parts = run.rating, run.prediction, run.uncertainty
+        groups, error = run.content_group, np.abs(run.rating - run.prediction)
+        found = {}
+        for share in SHARES:
+            inside = error <= stats.norm.ppf((1 + share) / 2) * run.uncertainty
+            means = _group_means(groups, inside.astype(float))
+            found[f"coverage_{100 * share:.0f}"] = means, intervals.ARCSINE
+        found["crps"] = _group_means(groups, crps(*parts)), intervals.LOG
+        found["nll"] = _group_means(groups, nll(*parts)), intervals.PLAIN
+        known = metrics.without_rounding(run.uncertainty, run.uncertainty.max(axis=0))
+        r = metrics.pearson_without_each_group(groups, error, known)
+        found["error_correlation"] = r, intervals.FISHER
+        for name, (values, scale) in found.items():
+            values = metrics.with_means(values)
+            tables.append(estimate_rows(run, {"metric": name}, values, scale))
+    return pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
+
+
+def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
+    """Continuous ranked probability score of normal predictions (Gneiting & Raftery 2007, eq. 5),
+    elementwise; the absolute error where the uncertainty is 0."""
+    error = rating - prediction
+    certain = uncertainty == 0
+    z = error / np.where(certain, 1, uncertainty)
+    score = uncertainty * (
+        z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi)
+    )
+    return np.where(certain, np.abs(error), score)
+
+
+def nll(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
+    """Negative log likelihood (natural logarithm) of normal predictions, elementwise; NaN where the
+    uncertainty is 0."""
+    return -stats.norm.logpdf(rating, prediction, np.where(uncertainty > 0, uncertainty, np.nan))
+
+
+# ---------------------------------------------------------------- errors
+
+
+def error_components(
+    runs: list[RunPredictions], index: pd.DataFrame, ceiling: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """``model,protocol,seed,dimension,all,noise,passage,player,clip``: squared errors as shares of
+    the ratings' variance; and a row ``mean``.
+
+    Variance components of a two-way analysis of variance without interaction (Searle, Casella and
+    McCulloch 1992, chapter 4): the mean error of each content group, then the additional error of
+    each player, then the remainder. Its irreducible part is the noise of the mean rating, 1 -
+    ceiling squared. A part without a ceiling or players in the index is 0, its share in ``clip``.
+    """
+    players = index.set_index("clip")["player"].astype(str) if "player" in index else None
+    noise = np.zeros(len(KEYS))
+    if ceiling is not None and "overall" in ceiling:
+        noise = 1 - ceiling["overall"].to_numpy() ** 2
+    tables = []
+    for run in runs:
+        error, n = _standardised_errors(run), len(run.clip)
+        rest, known = error - error.mean(axis=0), np.ones((n, 1))
+        shares, degrees = [], []
+        of_clips = [] if players is None else [players.loc[run.clip].to_numpy()]
+        for labels in [run.content_group, *of_clips]:
+            more = np.column_stack([known, pd.get_dummies(labels).to_numpy(float)])
+            left = error - more @ np.linalg.lstsq(more, error, rcond=None)[0]
+            degrees.append(np.linalg.matrix_rank(more) - np.linalg.matrix_rank(known))
+            shares.append(((rest**2).sum(axis=0) - (left**2).sum(axis=0)) / n)
+            rest, known = left, more
+        free = n - np.linalg.matrix_rank(known)
+        each = (rest**2).sum(axis=0) / free if free else np.zeros(len(KEYS))
+        # Negative estimates of a variance component are set to 0.
+        found = [np.maximum(share - df * each / n, 0.0) for share, df in zip(shares, degrees)]
+        passage, player = [*found, np.zeros(len(KEYS))][:2]
+        clip = np.maximum(each - noise, 0.0)
+        values = [(error**2).mean(axis=0), noise, passage, player, clip]
+        table = pd.DataFrame(dict(zip(["all", *PARTS], values)))
+        mean = table.mean().to_frame().T.assign(dimension="mean")
+        table = pd.concat([table.assign(dimension=list(KEYS)), mean], ignore_index=True)
+        tables.append(table.assign(**dict(zip(RUN, run.name))))
+    return pd.concat(tables, ignore_index=True)[[*RUN, "dimension", "all", *PARTS]]
+
+
+def shared_errors(runs: list[RunPredictions]) -> pd.DataFrame:
+    """``protocol,seed,model_a,model_b,correlation``: correlation of the errors of two runs on their
+    common clips, mean over dimensions. Near 1, the models do not complement each other."""
+    rows = []
+    for a, b in model_pairs(runs):
+        _, ours, theirs = np.intersect1d(a.clip, b.clip, return_indices=True)
+        x, y = _standardised_errors(a)[ours], _standardised_errors(b)[theirs]
+        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            r = (x * y).sum(axis=0) / np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+        rows.append([*a.name[1:], a.model, b.model, float(np.mean(r))])
+    return pd.DataFrame(rows, columns=["protocol", "seed", "model_a", "model_b", "correlation"])
+
+
+def errors_by_kind(runs: list[RunPredictions], index: pd.DataFrame) -> pd.DataFrame:
+    """``model,protocol,seed,kind,value,clips,error``: root mean squared error in standard
+    deviations of the ratings, mean over dimensions, for each composition (if the index has them),
+    for human performances and for deadpan renderings."""
+    rows = []
+    for run in runs:
+        squared = (_standardised_errors(run) ** 2).mean(axis=1)
+        kinds = {"played by": np.where(run.human, "people", "nobody (deadpan)")}
+        if "composition" in index:
+            kinds["composition"] = index.set_index("clip")["composition"].loc[run.clip].to_numpy()
+        for kind, values in kinds.items():
+            for value in sorted(set(values)):
+                part = squared[values == value]
+                rows.append([*run.name, kind, value, len(part), float(np.sqrt(part.mean()))])
+    return pd.DataFrame(rows, columns=[*RUN, "kind", "value", "clips", "error"])
+
+
+def _standardised_errors(run: RunPredictions) -> np.ndarray:
+    """Errors in standard deviations of the ratings, (clips, 19)."""
+    return (run.prediction - run.rating) / run.rating.std(axis=0)
+
+
+# ---------------------------------------------------------------- custom ratings: few clips
+
+
+def few_shot_table(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
+    """``FEW_SHOT_COLUMNS`` of held-out predictions of custom ratings, one row per dimension.
+
+    ``r`` is Pearson's r over all held-out clips, ``low`` and ``high`` its 95 % interval over
+    ``groups``; ``r_within_groups`` is r of ratings and predictions centred on the mean of their
+    group, over groups of at least `MIN_IN_SEGMENT` clips; ``mae`` is the mean absolute error,
+    ``mae_of_mean`` that of the mean rating of the other folds. That baseline has no r: it is always
+    below 0, because holding out a highly rated fold lowers the mean of the others. NaN where
+    undefined: a constant prediction, an interval from fewer than two groups.
+
+    Args:
+        predictions: of one run, in `predictions.COLUMNS`; any dimensions and units.
+        index: of the clips, with ``clip, segment, content_group, human``.
+    """
+    names = list(predictions["dimension"].unique())
+    wide = predictions.pivot(index="clip", columns="dimension", values=["rating", "prediction"])
+    facts = index[index["clip"].isin(wide.index)].set_index("clip")
+    clips = facts.index
+    rating, prediction = (
+        wide.loc[clips, name][names].to_numpy(float) for name in ("rating", "prediction")
+    )
+    fold = predictions.groupby("clip")["fold"].first().loc[clips].to_numpy()
+    model, protocol, seed = predictions[RUN].iloc[0]
+    columns = [facts[name].to_numpy() for name in ("segment", "content_group", "human")]
+    columns += [fold, rating, prediction, np.full_like(rating, np.nan)]
+    run = RunPredictions(model, protocol, int(seed), clips.to_numpy(), *columns)
+    found = {}
+    for scope in ("overall", "within_segment"):
+        part = metrics.in_scope(run, scope)
+        r = metrics.pearson_without_each_group(part.content_group, part.rating, part.prediction)
+        found[scope] = intervals.jackknife(r, intervals.FISHER)
+    means = {one: rating[fold != one].mean(axis=0) for one in np.unique(fold)}
+    facts = [names, len(clips), len(np.unique(run.content_group))]
+    facts += [found["overall"].value, found["overall"].low, found["overall"].high]
+    facts += [found["within_segment"].value, metrics.mae(rating, prediction)]
+    facts += [metrics.mae(rating, np.stack([means[one] for one in fold]))]
+    return pd.DataFrame(dict(zip(FEW_SHOT_COLUMNS, facts, strict=True)))
+
+
+def few_shot_remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
+    """Summary and caveats of the table of `few_shot_table`, one sentence each."""
+    names = result["dimension"]
+    above, better = names[result["low"] > 0], names[result["mae"] < result["mae_of_mean"]]
+    n, (clips, groups) = len(result), result[["clips", "groups"]].iloc[0]
+    chance = "are predicted above chance on held-out groups (interval of r above 0)"
+    mean = "have a lower mean absolute error than predicting the mean"
+    lines = [f"{len(above)} of {n} dimensions {chance}: {', '.join(above) or 'none'}."]
+    lines += [f"{len(better)} of {n} dimensions {mean}: {', '.join(better) or 'none'}."]
+    if groups < FEW_GROUPS:
+        lines.append(
+            f"{clips} clips in {groups} groups: with so few groups an interval may be too narrow by"
+            " chance, and one more group may change it."
+        )
+    if len(below := names[result["high"] < 0]):
+        lines.append(
+            f"{', '.join(below)}: the interval of r is below 0, an artefact of cross-validation"
+            " with few groups. Holding out a highly rated group lowers the mean of the training"
+            " clips."
+        )
+    for name in names[result["r"].isna()]:
+        lines.append(f"{name}: r is undefined because the predictions are constant.")
+    if few := int((index["content_group"].value_counts() < MIN_IN_SEGMENT).sum()):
+        lines.append(
+            f"{few} groups have fewer than {MIN_IN_SEGMENT} clips and are excluded from"
+            " r_within_groups."
+        )
+    return lines
+
+
+# ---------------------------------------------------------------- sensitivity and robustness
+
+
+# Expected effect of more of a parameter: 1 towards the second pole of the dimension, -1 towards the
+# first. Listed only where musicians would agree for any piece. Sources: force raises loudness,
+# brightness and hardness of touch (Askenfelt & Jansson 1991; Goebl et al. 2014); fast and high
+# music is brighter in mood, slow and low music darker (Gabrielsson & Lindstroem 2010); the pedal
+# connects, blurs and enriches (Repp 1996); tempo variation, dynamic contrast and voiced chords are
+# what teachers call expression (Palmer 1997).
+_EFFECTS = pd.read_csv(resources.files("percepiano_ast") / "data" / "expected_effects.csv")
+EXPECTED: dict[str, dict[str, int]] = {
+    name: dict(zip(part["dimension"], part["sign"].tolist()))
+    for name, part in _EFFECTS.groupby("parameter", sort=False)
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ChangedRatings:
+    """Ratings of the same clips, original and with one change.
+
+    Attributes:
+        before, after: (n, 19) in the order of ``KEYS``; NaN in ``after`` if the change does not
+            apply to a clip.
+        alike: bool (n,), True where the model's input did not change, for example a soft pedal that
+            the synthesizer ignores.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    alike: np.ndarray
+
+
+def sensitivity(
+    model: str, groups: np.ndarray, found: Mapping[Any, ChangedRatings]
+) -> pd.DataFrame:
+    """Mean change of each rating with each variation of the playing, one row per variation and
+    dimension.
+
+    ``standardised`` is the change in standard deviations of the same model's ratings of the
+    original clips, which the interval treats as exact. ``clips`` counts the clips to which the
+    variation applies, ``alike`` those of them whose model input did not change. ``expected`` is the
+    sign that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0,
+    ``unclear`` if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is
+    expected.
+
+    Args:
+        groups: (n,) content group of each clip.
+        found: by variation, with ``parameter.name``, ``name``, ``strength`` and ``label``.
+
+    Raises:
+        InputError: a variation that applies to no clip, or constant ratings.
+    """
+    tables = []
+    for variation, ratings in found.items():
+        before, after, kept = _changed(model, variation.label, ratings)
+        parameter, change = variation.parameter.name, after - before
+        means = _group_means(groups[kept], change)
+        estimate = intervals.jackknife(means / before.std(axis=0))
+        signs = [EXPECTED[parameter].get(key, 0) for key in KEYS]
+        expected = (np.sign(variation.strength) * np.array(signs)).astype(int)
+        seen = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
+        agrees = np.where(seen == 0, UNCLEAR, np.where(seen == expected, YES, NO))
+        if ratings.alike[kept].all():
+            agrees = UNCHANGED
+        facts = {"model": model, "parameter": parameter, "variation": variation.name}
+        facts |= {"strength": float(variation.strength), "label": variation.label}
+        facts |= {"dimension": KEYS, "clips": int(kept.sum())}
+        facts |= {"alike": int(ratings.alike[kept].sum())}
+        facts |= {"change": change.mean(axis=0), "change_sd": change.std(axis=0)}
+        facts |= {"standardised": estimate.value, "low": estimate.low, "high": estimate.high}
+        facts |= {"expected": expected, "agrees": np.where(expected == 0, "", agrees)}
+        tables.append(pd.DataFrame(facts))
+    return pd.concat(tables, ignore_index=True)
+
+
+def robustness(model: str, groups: np.ndarray, found: dict[str, ChangedRatings]) -> pd.DataFrame:
+    """Change of each rating with each recording condition, ideally none, one row per condition and
+    dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
+    deviations of the ratings over clips), and ``pearson`` with the ratings of the original clips,
+    ``low`` to ``high``.
+
+    Args:
+        groups: (n,) content group of each clip.
+
+    Raises:
+        InputError: see ``sensitivity``.
+    """
+    tables = []
+    for label, ratings in found.items():
+        before, after, kept = _changed(model, label, ratings)
+        r = metrics.pearson_without_each_group(groups[kept], before, after)
+        r = intervals.jackknife(r, intervals.FISHER)
+        absolute = np.abs(after - before).mean(axis=0)
+        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(kept.sum())}
+        facts |= {"change": (after - before).mean(axis=0), "absolute": absolute}
+        facts |= {"standardised": absolute / before.std(axis=0)}
+        facts |= {"pearson": r.value, "low": r.low, "high": r.high}
+        tables.append(pd.DataFrame(facts))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _changed(
+    model: str, label: str, found: ChangedRatings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ratings before and after of the clips to which a change applies, and these clips, bool
+    (n,)."""
+    kept = np.isfinite(found.after).all(axis=1)
+    if not kept.any():
+        raise InputError(
+            f"{label}: this change applies to no clip; give other clips or omit the variation."
+        )
+    constant = np.ptp(found.before[kept], axis=0) == 0
+    if constant.any():
+        which = KEYS[int(np.argmax(constant))]
+        raise InputError(
+            f"{model} gives all {kept.sum()} clips the same rating of {which}: a change cannot be"
+            " standardised. Give more clips or another model."
+        )
+    return found.before[kept], found.after[kept], kept
+
+
+def expert_correlations(
+    measures: pd.DataFrame, ratings: np.ndarray, segments: np.ndarray
+) -> pd.DataFrame:
+    """Correlation of people's ratings with each parameter over real clips, one row per parameter
+    and dimension.
+
+    ``r`` is over all clips; ``r_within`` is the same with both centred on their segment, which
+    removes the music. Players vary many parameters together, so a correlation may differ from the
+    effect of one parameter: ``differs`` is True where ``r_within`` is at least ``CLEAR`` in size
+    and has the opposite sign of ``expected``.
+
+    Args:
+        measures: one row per clip, one column per parameter; NaN if it could not be measured.
+        ratings: (n, 19), mean ratings.
+        segments: (n,).
+    """
+    tables = []
+    for parameter in measures:
+        known = measures[parameter].notna().to_numpy()
+        values = pd.DataFrame(ratings[known], columns=KEYS)
+        values["measure"] = measures[parameter].to_numpy()[known]
+        expected = np.array([EXPECTED[parameter].get(key, 0) for key in KEYS])
+        facts = {"parameter": parameter, "dimension": KEYS, "clips": int(known.sum())}
+        within = values - values.groupby(segments[known]).transform("mean")
+        for name, one in (("r", values), ("r_within", within)):
+            x, y = one[["measure"] * len(KEYS)].to_numpy(), one[list(KEYS)].to_numpy()
+            facts[name] = metrics.pearson(x, y) if len(x) > 1 else np.full(len(KEYS), np.nan)
+        facts |= {"expected": expected, "differs": (expected * facts["r_within"]) <= -CLEAR}
+        tables.append(pd.DataFrame(facts))
+    return pd.concat(tables, ignore_index=True)
+
+
+def sensitivity_summary(table: pd.DataFrame) -> list[str]:
+    """Sensitivity of each model compared with the signs that musicians expect, a few sentences
+    each."""
+    lines = []
+    for model, part in table[table["expected"] != 0].groupby("model", sort=False):
+        yes, no, unclear, same = (part["agrees"] == word for word in (YES, NO, UNCLEAR, UNCHANGED))
+        lines.append(
+            f"{model}: of {(~same).sum()} signs that musicians expect, {yes.sum()} are found,"
+            f" {no.sum()} are reversed and {unclear.sum()} are unclear (the interval includes 0)."
+        )
+        found = [
+            f"{name} {(one['agrees'] == YES).sum()}/{len(one)}"
+            for name, one in part[~same].groupby("parameter", sort=False)
+        ]
+        lines.append(f"  found: {', '.join(found)}")
+        if same.any():
+            names = ", ".join(part["label"][same].unique())
+            lines.append(f"  no change in the sound, not counted ({same.sum()} signs): {names}")
+        for label, one in part[no].groupby("label", sort=False):
+            cells = [f"{row.dimension} {row.standardised:+.2f} SD" for row in one.itertuples()]
+            lines.append(f"  reversed, {label}: {', '.join(cells)}")
+    return lines
+
+
+def robustness_summary(table: pd.DataFrame) -> list[str]:
+    """The conditions that change the ratings of each model most and least, one sentence each."""
+    lines = []
+    for model, part in table.groupby("model", sort=False):
+        medians = part.groupby("condition")[["standardised", "pearson"]].median()
+        words = [
+            f"{row.Index} ({row.standardised:.2f} SD, r {row.pearson:.2f})"
+            for row in medians.sort_values("standardised").itertuples()
+        ]
+        lines.append(
+            f"{model}, other recording conditions (median over dimensions of the mean absolute"
+            " change, and r with the ratings of the original recordings): smallest change"
+            f" {', '.join(words[:2])}; largest {', '.join(words[:-4:-1])}."
+        )
+    return lines

@@ -1,0 +1,150 @@
+"""Own recordings and ratings: read, listened to, refused in words. Cost: 6 s."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from percepiano_ast.config import FrontEnd
+from percepiano_ast.data import batches, custom_ratings, demo
+from percepiano_ast.data.percepiano import fold_of_clip
+from percepiano_ast.errors import InputError
+
+RATE = 22_050
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Twenty-four noises of 1.2 s in two formats, and two ratings of each; six groups."""
+    folder = tmp_path / "takes"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        name = f"take {number:02d}.{'wav' if number % 2 else 'flac'}"
+        soundfile.write(folder / name, 0.1 * rng.standard_normal(int(1.2 * RATE)), RATE)
+        clip = name if number % 3 else name.rsplit(".", 1)[0]
+        rows.append(
+            {
+                "clip": clip,
+                "pianist": f"p{number % 6}",
+                "Warmth": number / 2,
+                "would go again": 10 - number,
+            }
+        )
+    (folder / "notes.txt").write_text("nothing to hear")
+    pd.DataFrame(rows).to_csv(tmp_path / "ratings.csv", index=False)
+    return folder, tmp_path / "ratings.csv"
+
+
+def change(path, row, column, value):
+    table = pd.read_csv(path, dtype=str)
+    table.loc[row, column] = value
+    table.to_csv(path, index=False)
+
+
+def test_recordings_and_ratings_become_clips_with_folds(made):
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert found.dimensions == ("Warmth", "would go again") and found.ratings.dtype == np.float32
+    assert (
+        found.ratings[5].tolist() == [2.5, 5.0]
+        and list(found.files) == found.index["clip"].tolist()
+    )
+    folds = fold_of_clip(found.index, "content")
+    fold = found.index["clip"].map(folds)
+    assert fold.groupby(found.index["content_group"]).nunique().eq(1).all() and fold.nunique() == 5
+    pd.testing.assert_frame_equal(
+        found.index, custom_ratings.read_ratings(*made, group="pianist").index
+    )
+    clips, _ = found.load(FrontEnd())
+    assert clips.clip.tolist() == found.index["clip"].tolist()
+    assert all(codes.shape == (FrontEnd().n_frames(int(1.2 * RATE)), 128) for codes in clips.codes)
+    dataset, steps = batches.finetune_batches(
+        clips, np.arange(24), n_frames=64, max_windows=1, batch_size=8, seed=0
+    )
+    assert steps == 3 and next(batches.from_step(dataset, 0))["codes"].shape == (8, 1, 64, 128)
+
+
+def test_columns_can_be_chosen(made):
+    assert custom_ratings.read_ratings(
+        *made, group="pianist", dimensions=("would go again",)
+    ).ratings.shape == (24, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (3, "Warmth", "", "line 5: Warmth of 'take 03' is empty. Enter a number"),
+        (3, "Warmth", "high", "line 5: Warmth of 'take 03' is 'high'. Enter a number"),
+        (3, "Warmth", "inf", "line 5: Warmth of 'take 03' is 'inf'"),
+        (3, "pianist", "", "line 5: pianist is empty"),
+        (3, "clip", "", "line 5: clip is empty"),
+        (3, "clip", "take 02.flac", "line 5: clip 'take 02' has a row already"),
+        (3, "clip", "take 99", r"1 clips \(take 99\) are rated in .* but missing in"),
+        (slice(None), "Warmth", "3", "Warmth is 3 for every clip"),
+        (slice(None), "pianist", "she", "all clips in one group, 'she'"),
+    ],
+)
+def test_bad_rows_are_named(made, row, column, value, message):
+    change(made[1], row, column, value)
+    with pytest.raises(InputError, match=message):
+        custom_ratings.read_ratings(*made, group="pianist")
+
+
+def drop_rows(folder, csv):
+    pd.read_csv(csv).iloc[1:].to_csv(csv, index=False)
+
+
+def few(folder, csv):
+    table = pd.read_csv(csv)
+    table.iloc[:19].to_csv(csv, index=False)
+    for path in sorted(folder.glob("take*"))[19:]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (drop_rows, r"1 clips \(take 00\) are in .* but not rated"),
+        (few, "rates 19 clips. .* at least 20"),
+        (
+            lambda folder, csv: (folder / "take 00.wav").write_bytes(b""),
+            "00.flac and take 00.wav .* both of clip 'take 00'",
+        ),
+        (lambda folder, csv: csv.unlink(), "no ratings file"),
+        (lambda folder, csv: csv.write_text("clip,pianist\n"), "no column of ratings"),
+        (
+            lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"),
+            "has 2 columns named 'Warmth'. Keep one",
+        ),
+        (
+            lambda folder, csv: pd.read_csv(csv).to_csv(csv),
+            "column 1 has no name. Name it, or remove it",
+        ),
+        (
+            lambda folder, csv: csv.write_text("name,pianist,Warmth\n"),
+            "lacks the columns clip; it has name, pianist, Warmth",
+        ),
+    ],
+)
+def test_bad_folders_and_tables_are_refused(made, harm, message):
+    harm(*made)
+    with pytest.raises(InputError, match=message):
+        custom_ratings.read_ratings(*made, group="pianist")
+
+
+def test_a_missing_folder_and_a_bad_recording_are_named(made):
+    with pytest.raises(InputError, match="nowhere: no such folder of recordings"):
+        custom_ratings.read_ratings("nowhere", made[1], group="pianist")
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    (made[0] / "take 03.wav").write_bytes(b"no sound")
+    with pytest.raises(InputError, match="take 03.wav"):
+        found.load(FrontEnd())
+
+
+def test_the_demo_has_own_ratings_of_its_own(tmp_path):
+    folder, csv = demo.write_ratings(tmp_path / "own")
+    found = custom_ratings.read_ratings(folder, csv, group="tune")
+    assert len(found.files) == 24 and found.dimensions == ("pace", "force", "would listen again")
+    assert found.index["fold_content"].nunique() == 4
+    assert demo.write_ratings(tmp_path / "own") == (folder, csv)
