@@ -15,7 +15,7 @@ from percepiano_ast.config import (
     PretrainConfig,
     Statistics,
 )
-from percepiano_ast.suite import workers
+from percepiano_ast.pipeline import workers
 from percepiano_ast.training import flops
 from percepiano_ast.training.pretrain import Pretraining
 
