@@ -12,6 +12,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -183,7 +184,7 @@ def cross_validate_heads(
     member = np.array([folds.get(clip, -1) for clip in data.clip])
     rated, used = np.full((len(member), len(KEYS)), np.nan, np.float32), member >= 0
     params = {"encoder": {}, "head": run.init_head(config.seed)}
-    given = {"ratings": data.ratings, "raters": data.raters}
+    given: dict[str, Any] = {"ratings": data.ratings, "raters": data.raters}
     for number in sorted(set(folds.values())):
         train, test = np.flatnonzero(used & (member != number)), np.flatnonzero(member == number)
         fitted, scaler = fit_heads(run, params, data.embeddings, train=train, **given)

@@ -159,7 +159,7 @@ def finetune_custom(
         "longest": max(start.front_end.seconds(len(codes)) for codes in clips.codes),
     }
     which, values, uncertainty = cross_validate(rated, settings, log)
-    more = {"uncertainty": uncertainty, "dimensions": found.dimensions}
+    more: dict[str, Any] = {"uncertainty": uncertainty, "dimensions": found.dimensions}
     table = rated.table(rated.name, which, values, **more)
     predictions.write(table, here.predictions(rated.name))
     result = analysis.few_shot_table(table, found.index)

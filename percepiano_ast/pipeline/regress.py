@@ -108,7 +108,7 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
     """
     start, clips, listener = rated.start, rated.clips, rated.listener
     home = rated.run.root / "heard" / start.name
-    parts = [f"{start.weights} {start.model} {rated.front_end} {start.statistics}"]
+    parts: list = [f"{start.weights} {start.model} {rated.front_end} {start.statistics}"]
     for clip, synthesizer, codes in zip(clips.clip, clips.synthesizer, clips.codes, strict=True):
         parts += [f"{clip} {synthesizer}", codes]
     key = sha256_of(*parts)

@@ -210,11 +210,11 @@ def load_encoder(
         return EncoderInit(name, model, rated.front_end, rated.statistics)
     # All other starts share one normalisation: the statistics of the pre-training split.
     tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
-    facts = name, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
+    plain = name, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
     if untrained:
-        return EncoderInit(*facts)
+        return EncoderInit(*plain)
     params = tree["state"]["ema"] or tree["state"]["params"]
-    return EncoderInit(*facts, params["encoder"], made["sha256"], params.get("transcription"))
+    return EncoderInit(*plain, params["encoder"], made["sha256"], params.get("transcription"))
 
 
 def workers() -> int:

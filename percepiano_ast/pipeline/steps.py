@@ -432,7 +432,8 @@ def finetune(
     rated, metadata = rated_clips_of(run, start, config, log)
     settings = {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}
     which, values, uncertainty = cross_validate(rated, settings, log)
-    unseen, tables = rated.unseen[which], []
+    unseen = rated.unseen[which]
+    tables: list[pd.DataFrame] = []
     for name, rows in ((rated.name, ~unseen), (f"{rated.name}@{config.unseen}", unseen)):
         if rows.any() or not tables:
             deviations = None if uncertainty is None else uncertainty[rows]
@@ -461,7 +462,7 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
         index.set_index("clip").loc[names, "content_group"].to_numpy(),
         np.array([fold.get(clip, -1) for clip in names]),
     )
-    tables = []
+    tables: list[pd.DataFrame] = []
     for model, rated in fold_baselines(data, names, index, config.seed, log).items():
         tables.append(predictions.to_table((model, config.protocol, config.seed), fold, *rated))
         predictions.write(tables[-1], run.predictions(model))
