@@ -131,7 +131,7 @@ def predicted(listened, tmp_path_factory):
     material = regress.RegressionData(
         parts, found.clips.ratings.astype(float), groups, found.unseen
     )
-    given = found, material, home, "content", lambda line: None
+    given = found, material, home, "content"
     return home, given, regress.regress_protocol(*given)
 
 
@@ -194,7 +194,7 @@ def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
     material = regress.RegressionData(
         parts, found.clips.ratings.astype(float), groups, found.unseen
     )
-    paths = regress.regress_protocol(found, material, tmp_path, "content", lambda line: None)
+    paths = regress.regress_protocol(found, material, tmp_path, "content")
     said = {
         path.name.split("transcription-")[1]: pd.read_csv(path)["prediction"]
         for path in paths

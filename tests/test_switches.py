@@ -2,16 +2,21 @@
 About 20 s."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
+from percepiano_ast.config import PRESETS
+from percepiano_ast.data import percepiano
+from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.pipeline import ablate
-from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.pipeline.run import EncoderInit, Run
+from percepiano_ast.pipeline.steps import CrossValidation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,7 +26,7 @@ def _compiled_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def material() -> ablate.EmbeddedClips:
+def material() -> CrossValidation:
     """Eight content groups in four folds; what the ratings follow lies in the deviations over time
     alone."""
     rng = np.random.default_rng(0)
@@ -41,8 +46,12 @@ def material() -> ablate.EmbeddedClips:
         }
     )
     config = dataclasses.replace(FINETUNE, batch_size=24, epochs=12, hidden=16)
-    run = Finetuning(MODEL, config, FRONT_END, STATISTICS, 1)
-    return ablate.EmbeddedClips(run, embeddings, names, ratings, None, index)
+    run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), Path("nowhere"))
+    start = EncoderInit("ast-test", MODEL, FRONT_END, STATISTICS)
+    clips = RatedClips([], names, np.full(96, "builtin"), ratings)
+    found = CrossValidation(run, start, config, clips, FRONT_END, index, log=lambda line: None)
+    found.__dict__["embeddings"] = embeddings
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,11 @@ def studied(material) -> pd.DataFrame:
             for name in (("heads", "joint"), ("pooling", "mean"), ("rater weights", "on"))
         }
         patch.setattr(ablate, "SWITCHES", few)
-        yield ablate.predict_variants(material, seeds=(0, 1), log=lambda line: None)
+        yield ablate.predict_variants(material, seeds=(0, 1))
+
+
+def folds_of(material) -> dict[str, int]:
+    return percepiano.fold_of_clip(material.index, "content")
 
 
 def test_a_study_tells_an_effect_from_noise(material, studied, tmp_path):
@@ -78,20 +91,22 @@ def test_predictions_are_out_of_fold_and_of_every_clip(material, studied):
 
 
 def test_the_same_seed_predicts_the_same(material, studied):
-    config = dataclasses.replace(material.run.config, seed=1)
-    again = ablate.cross_validate_heads(material, config, "reference", material.folds)
+    config = dataclasses.replace(material.config, seed=1)
+    again = ablate.cross_validate_heads(material, config, "reference", folds_of(material))
     first = studied[(studied["model"] == "reference") & (studied["seed"] == 1)]
     assert again["prediction"].tolist() == first["prediction"].tolist()
 
 
 def test_an_inner_study_leaves_the_outer_fold_alone(material):
     """Its clips are neither predicted nor learned from: other ratings there change nothing."""
-    inner = {clip: fold for clip, fold in material.folds.items() if fold != 2}
-    outer = np.array([material.folds[clip] == 2 for clip in material.clip])
+    inner = {clip: fold for clip, fold in folds_of(material).items() if fold != 2}
+    outer, ratings = material.folds_of("content") == 2, material.clips.ratings
+    changed = np.where(outer[:, None], 0.9, ratings).astype(np.float32)
     other = dataclasses.replace(
-        material, ratings=np.where(outer[:, None], 0.9, material.ratings).astype(np.float32)
+        material, clips=dataclasses.replace(material.clips, ratings=changed)
     )
-    one, two = (ablate.cross_validate_heads(m, m.run.config, "x", inner) for m in (material, other))
+    other.__dict__["embeddings"] = material.embeddings
+    one, two = (ablate.cross_validate_heads(m, m.config, "x", inner) for m in (material, other))
     assert (
         set(one["fold"]) == {0, 1, 3} and one["prediction"].tolist() == two["prediction"].tolist()
     )
@@ -106,5 +121,5 @@ def test_what_cannot_be_studied_is_refused(material):
         InputError, match="trains the encoder; choose 'frozen' to fit the heads only"
     ):
         ablate.cross_validate_heads(
-            material, dataclasses.replace(material.run.config, strategy="full"), "x", material.folds
+            material, dataclasses.replace(material.config, strategy="full"), "x", folds_of(material)
         )

@@ -393,11 +393,7 @@ def rated(trained, tmp_path_factory) -> CrossValidation:
 
 class TestRating:
     def test_a_model_that_was_told_other_descriptors_is_refused(self, rated, monkeypatch):
-        cross_validate(
-            rated,
-            {"init": "transcription", "data": "made here", "simulated": True},
-            lambda line: None,
-        )
+        cross_validate(rated, {"init": "transcription", "data": "made here", "simulated": True})
         monkeypatch.setattr(
             rating, "PERFORMANCE_FEATURES", dict(list(PERFORMANCE_FEATURES.items())[1:])
         )
@@ -410,7 +406,7 @@ class TestRating:
 
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
         settings = {"init": "transcription", "data": "made here", "simulated": True}
-        found = cross_validate(rated, settings, lambda line: None)
+        found = cross_validate(rated, settings)
         width = 2 * MODEL.grid[0] * MODEL.width
         assert (
             rated.embeddings.shape == (8, width + len(PERFORMANCE_FEATURES))
@@ -440,7 +436,7 @@ class TestRating:
         config = dataclasses.replace(rated.config, heard=False, unseen="other")
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
-        found = cross_validate(two, settings, lines.append)
+        found = cross_validate(dataclasses.replace(two, log=lines.append), settings)
         said = [line for line in lines if "held out" in line]
         assert [line.split(": ")[1] for line in said] == ["4 training renderings, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))

@@ -7,6 +7,8 @@ Below a run's root: ``maestro/`` (shards), ``pretrain/<pretraining>/``, ``percep
 Every step can be resumed, and none overwrites the output of another configuration.
 """
 
+# ruff: noqa: F401
+
 from percepiano_ast.data.build import Work
 from percepiano_ast.pipeline.ablate import ablate_heads, ablate_training
 from percepiano_ast.pipeline.few_shot import (
@@ -37,32 +39,3 @@ from percepiano_ast.pipeline.steps import (
     preprocess_percepiano,
     pretrain,
 )
-
-__all__ = [
-    "INITS",
-    "MADE_BY_FINETUNE",
-    "MADE_BY_PRETRAIN",
-    "Run",
-    "Work",
-    "ablate_heads",
-    "ablate_training",
-    "ceiling_of",
-    "custom_runs",
-    "custom_source",
-    "evaluate",
-    "few_shot_run",
-    "finetune",
-    "finetune_custom",
-    "fit_regressors",
-    "init_named",
-    "learning_curve",
-    "maestro_source",
-    "package_model",
-    "percepiano_source",
-    "predict_baselines",
-    "preprocess_maestro",
-    "preprocess_percepiano",
-    "pretrain",
-    "transcribes",
-    "workers",
-]

@@ -24,8 +24,7 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, predictions
 from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.pipeline.run import Run, load_encoder
-from percepiano_ast.pipeline.steps import cross_validate, rated_clips_of
-from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.pipeline.steps import CrossValidation, cross_validate, rated_clips_of
 from percepiano_ast.training.folds import fit_heads, steps_of_epoch
 
 REFERENCE = "reference"
@@ -67,31 +66,6 @@ COLUMNS += ["against", "difference", "low", "high", "p", "verdict"]
 # --- Heads on frozen embeddings -------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class EmbeddedClips:
-    """Embeddings of whole renderings, and the other inputs of the cross-validation.
-
-    Attributes:
-        run: of the encoder of the embeddings; its ``config`` is the reference.
-        embeddings: (n, 2 F' D).
-        clip: (n,) names; ``ratings`` (n, 19).
-        raters: (n,) number of raters of each clip, or None if unknown.
-        index: of the clips, with content groups and folds.
-    """
-
-    run: Finetuning
-    embeddings: np.ndarray
-    clip: np.ndarray
-    ratings: np.ndarray
-    raters: np.ndarray | None
-    index: pd.DataFrame
-
-    @property
-    def folds(self) -> dict[str, int]:
-        """Fold of each clip that the protocol evaluates."""
-        return percepiano.fold_of_clip(self.index, self.run.config.protocol)
-
-
 def ablate_heads(
     run: Run,
     init: str = "ssast",
@@ -111,9 +85,7 @@ def ablate_heads(
     """
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
     rated, metadata = rated_clips_of(run, load_encoder(run, init, source, log), frozen, log)
-    given = rated.embeddings, rated.clips.clip, rated.clips.ratings, rated.raters, rated.index
-    data = EmbeddedClips(rated.trainer(1), *given)
-    predicted = predict_variants(data, seeds=tuple(range(n_seeds)), inner=inner, log=log)
+    predicted = predict_variants(rated, seeds=tuple(range(n_seeds)), inner=inner)
     home, found = run.root / "switches" / rated.name, ablation_table(predicted, rated.index)
     title = f"Ablations of the rating heads on {rated.name}, frozen"
     return write_ablations(found, predicted, home, title + _simulated(metadata))
@@ -131,15 +103,12 @@ def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str]
 
 
 def predict_variants(
-    data: EmbeddedClips,
-    *,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    inner: int | None = None,
-    log: Callable[[str], None] = echo,
+    rated: CrossValidation, *, seeds: tuple[int, ...] = (0, 1, 2), inner: int | None = None
 ) -> pd.DataFrame:
     """Predictions of all variants with all seeds, in one table.
 
     Args:
+        rated: with the reference as its configuration.
         seeds: at least two.
         inner: an outer fold to exclude completely, so that a choice based on these predictions can
             be tested on it.
@@ -151,21 +120,21 @@ def predict_variants(
         raise InputError(
             f"{len(seeds)} seed gives no estimate of the variation between seeds; use at least 2"
         )
-    folds, tables = data.folds, []
+    folds, tables = percepiano.fold_of_clip(rated.index, rated.config.protocol), []
     if inner is not None:
         lookup(dict.fromkeys(map(str, sorted(set(folds.values())))), str(inner), "outer fold")
         folds = {clip: number for clip, number in folds.items() if number != inner}
-    for names, config in variants(data.run.config, data.raters is not None).items():
+    for names, config in variants(rated.config, rated.raters is not None).items():
         name = " ".join(names).strip()
         for seed in seeds:
             config = dataclasses.replace(config, seed=seed)
-            tables.append(cross_validate_heads(data, config, name, folds))
-        log(f"{name}: {len(seeds)} seeds")
+            tables.append(cross_validate_heads(rated, config, name, folds))
+        rated.log(f"{name}: {len(seeds)} seeds")
     return pd.concat(tables, ignore_index=True)
 
 
 def cross_validate_heads(
-    data: EmbeddedClips, config: FinetuneConfig, name: str, folds: dict[str, int]
+    rated: CrossValidation, config: FinetuneConfig, name: str, folds: dict[str, int]
 ) -> pd.DataFrame:
     """Out-of-fold predictions of one variant with one seed, one row per clip and dimension.
 
@@ -180,17 +149,18 @@ def cross_validate_heads(
     # functions.
     largest = len(folds) - min(np.unique(list(folds.values()), return_counts=True)[1])
     steps = config.epochs * steps_of_epoch(config, largest)
-    run = dataclasses.replace(data.run, config=config, total_steps=steps)
-    member = np.array([folds.get(clip, -1) for clip in data.clip])
-    rated, used = np.full((len(member), len(KEYS)), np.nan, np.float32), member >= 0
+    run = dataclasses.replace(rated.trainer(1), config=config, total_steps=steps)
+    clips, ratings, embeddings = rated.clips.clip, rated.clips.ratings, rated.embeddings
+    member = np.array([folds.get(clip, -1) for clip in clips])
+    predicted, used = np.full((len(member), len(KEYS)), np.nan, np.float32), member >= 0
     params = {"encoder": {}, "head": run.init_head(config.seed)}
-    given: dict[str, Any] = {"ratings": data.ratings, "raters": data.raters}
+    given: dict[str, Any] = {"ratings": ratings, "raters": rated.raters}
     for number in sorted(set(folds.values())):
         train, test = np.flatnonzero(used & (member != number)), np.flatnonzero(member == number)
-        fitted, scaler = fit_heads(run, params, data.embeddings, train=train, **given)
-        rated[test] = run.rate(fitted, scaler, data.embeddings[test])
+        fitted, scaler = fit_heads(run, params, embeddings, train=train, **given)
+        predicted[test] = run.rate(fitted, scaler, embeddings[test])
     whose = name, config.protocol, config.seed
-    return predictions.to_table(whose, folds, data.clip[used], data.ratings[used], rated[used])
+    return predictions.to_table(whose, folds, clips[used], ratings[used], predicted[used])
 
 
 # --- Training of the encoder ----------------------------------------------------------------------
@@ -245,7 +215,7 @@ def ablate_training(
                 continue
             log(f"{name}, seed {seed}")
             facts = {"data": metadata["licence"], "simulated": metadata["simulated"]}
-            held_out = cross_validate(rated, {"init": init} | facts, log)
+            held_out = cross_validate(rated, {"init": init} | facts)
             seen = ~rated.unseen[held_out.which]
             tables.append(rated.table(name, held_out.which[seen], held_out.rated[seen]))
             predictions.write(tables[-1], path)

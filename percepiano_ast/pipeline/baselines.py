@@ -126,7 +126,7 @@ def run_baselines(
     for protocol in options.protocols:
         predictions.check_protocol(index, protocol)
     clips, known = index["clip"].to_numpy(), percepiano.read_ratings(folder, index)
-    ratings, files = np.stack([known[clip] for clip in clips]).astype(float), {}
+    ratings = np.stack([known[clip] for clip in clips]).astype(float)
     found = percepiano.find_midi(folder)
     if lacking := [clip for clip in clips if clip not in found]:
         raise InputError(
@@ -239,39 +239,6 @@ def fold_by_fold(
         for name, one in values.items():
             rated.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = one
     return rated
-
-
-def fold_baselines(
-    data: BaselineData,
-    clips: np.ndarray,
-    index: pd.DataFrame,
-    seed: int,
-    log: Callable[[str], None],
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The baselines for comparison with a fine-tuned model: ``mlp``, ``audio-stats`` and the
-    identity baselines without audio.
-
-    Args:
-        clips: name of the clip of each rendering, (n,).
-
-    Returns:
-        model -> clips (m,), ratings (m, 19) and predictions (m, 19). Identity baselines that are
-        undefined under the protocol are skipped; the reason is logged.
-    """
-    made = {}
-    for name in ("mlp", "audio-stats"):
-        say = lambda line, name=name: log(f"{name}, {line}")  # noqa: E731
-        made[name] = clips, data.ratings, fold_by_fold(name, data, seed, say)[name]
-    names, first = np.unique(clips, return_index=True)
-    facts, folds = index.set_index("clip").loc[names].reset_index(), data.folds[first]
-    ratings = data.ratings[first].astype(float)
-    for name in IDENTITY:
-        try:
-            made[name] = names, ratings, predict_identity(name, facts, folds, ratings)
-        # undefined under this protocol, or an index without player identities
-        except InputError as reason:
-            log(f"skipped: {reason}")
-    return made
 
 
 # --- Identity baselines ---------------------------------------------------------------------------
@@ -489,9 +456,8 @@ def _table(
             " cached)"
         )
     compute, progress = functools.partial(_values, function, names), TimeLeft(len(todo), log)
-    results = process_map(
-        compute, [files[clip] for clip in todo], workers if len(todo) > _FEW else 1
-    )
+    workers = workers if len(todo) > _FEW else 1
+    results = process_map(compute, [files[clip] for clip in todo], workers)
     last = time.monotonic()
     for done, (clip, values) in enumerate(zip(todo, results, strict=True), 1):
         rows[clip] = values

@@ -158,7 +158,7 @@ def finetune_custom(
         "ratings": checksum,
         "longest": max(start.front_end.seconds(len(codes)) for codes in clips.codes),
     }
-    which, values, uncertainty = cross_validate(rated, settings, log)
+    which, values, uncertainty = cross_validate(rated, settings)
     more: dict[str, Any] = {"uncertainty": uncertainty, "dimensions": found.dimensions}
     table = rated.table(rated.name, which, values, **more)
     predictions.write(table, here.predictions(rated.name))

@@ -75,7 +75,7 @@ def package_model(
     transcribed = transcribe_clips(rated, embed=False)
     settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
     home = claim_directory(run.root / "packaged", settings)
-    data = regression_data(rated, transcribed, percepiano_source(run, folder, log), home, log)
+    data = regression_data(rated, transcribed, percepiano_source(run, folder, log), home)
     # The model in the file does not learn from the held-out piano in a held-out room either.
     learned = ~data.unseen | percepiano.is_plain(rated.clips.synthesizer)
     protocols = [name for name in (PROTOCOL, *WORKS) if name in predictions.protocols(rated.index)]
@@ -89,7 +89,7 @@ def package_model(
     coverage: dict[str, dict[str, list[float]]] = {}
     for name, parts in SETS.items():
         held_out = {
-            protocol: _held_out(rated, data, parts, protocol, home, log) for protocol in protocols
+            protocol: _held_out(rated, data, parts, protocol, home) for protocol in protocols
         }
         errors = _Errors(rated, data, held_out)
         calibration, deviation = errors.fit()
@@ -98,10 +98,10 @@ def package_model(
             values = calibration[0] + calibration[1] * predicted
             for kind in sorted(set(errors.kinds)):
                 suffix = (SCORE if name == "score" else "") + (f"@{kind}" if kind else "")
-                rows = (errors.kinds == kind) & np.isfinite(distances)
-                model, given = f"{start.name}-packaged{suffix}", (values[rows], protocol)
+                rows, model = errors.kinds == kind, f"{start.name}-packaged{suffix}"
+                rows &= np.isfinite(distances)
                 table = rated.table(
-                    model, rows, *given, data.ratings, uncertainty=uncertainty[rows]
+                    model, rows, values[rows], protocol, data.ratings, uncertainty=uncertainty[rows]
                 )
                 predictions.write(table, home / f"predictions_{model}_{protocol}.csv.gz")
                 tables[suffix, protocol] = table
@@ -174,12 +174,7 @@ def _fit(data: RegressionData, parts: tuple[str, ...], train: np.ndarray, seed: 
 
 
 def _held_out(
-    rated: CrossValidation,
-    data: RegressionData,
-    parts: tuple[str, ...],
-    protocol: str,
-    home: Path,
-    log: Callable[[str], None],
+    rated: CrossValidation, data: RegressionData, parts: tuple[str, ...], protocol: str, home: Path
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every rendering, by regressors that were fitted without its fold: their mean (n, 19), and
     the distance from their training clips (n,). Finished folds are read from ``home``."""
@@ -194,7 +189,7 @@ def _held_out(
             far = packaged.distance(fitted, features[test])
             with atomic(path) as partial, partial.open("wb") as file:
                 np.savez(file, predicted=values, distances=far)
-            log(
+            rated.log(
                 f"{protocol}, {', '.join(parts)}, fold {number}: {test.sum():,} renderings held out"
             )
         with np.load(path) as found:

@@ -135,11 +135,7 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
 
 
 def regression_data(
-    rated: CrossValidation,
-    transcribed: TranscribedClips,
-    folder: Path,
-    home: Path,
-    log: Callable[[str], None] = echo,
+    rated: CrossValidation, transcribed: TranscribedClips, folder: Path, home: Path
 ) -> RegressionData:
     """Features of the rated clips: transcription descriptors, embeddings, sound statistics, and
     score features from the scores in PercePiano's ``folder``.
@@ -148,7 +144,7 @@ def regression_data(
     all, and a last column is 1; such renderings are listed in ``home``.
     """
     clips, scores = rated.clips, {}
-    parts = {"notes": transcribed.described(log).values}
+    parts = {"notes": transcribed.described(rated.log).values}
     if transcribed.embeddings is not None:
         parts["embedding"] = transcribed.embeddings
     parts["sound"] = sound_features(rated.run.percepiano_in(rated.front_end), clips)
@@ -156,7 +152,7 @@ def regression_data(
         try:
             scores[name] = read_score(path)
         except InputError as reason:
-            log(f"skipped: {reason}")
+            rated.log(f"skipped: {reason}")
     passage = dict(zip(rated.index["clip"], rated.index["segment"], strict=True))
     passage |= percepiano.MISNAMED
     found, left_out = score_feature_table(
@@ -169,7 +165,7 @@ def regression_data(
         pd.DataFrame(columns | {"reason": left_out.values()}).to_csv(
             home / "without_score.csv", index=False, lineterminator="\n"
         )
-        log(
+        rated.log(
             f"{len(left_out)} of {len(clips.clip)} renderings do not match their score, see"
             " without_score.csv"
         )
@@ -192,7 +188,7 @@ def _prepare(
     settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
     home = claim_directory(run.root / JUDGED / start.name, settings)
     scores = percepiano_source(run, folder, log)
-    return rated, home, regression_data(rated, transcribed, scores, home, log)
+    return rated, home, regression_data(rated, transcribed, scores, home)
 
 
 # --- Predictions ----------------------------------------------------------------------------------
@@ -227,17 +223,11 @@ def fit_regressors(
     """
     rated, home, data = _prepare(run, init, folder, source, log)
     every = protocols or predictions.protocols(rated.index)
-    return [
-        path for protocol in every for path in regress_protocol(rated, data, home, protocol, log)
-    ]
+    return [path for name in every for path in regress_protocol(rated, data, home, name)]
 
 
 def regress_protocol(
-    rated: CrossValidation,
-    data: RegressionData,
-    home: Path,
-    protocol: str,
-    log: Callable[[str], None] = echo,
+    rated: CrossValidation, data: RegressionData, home: Path, protocol: str
 ) -> list[Path]:
     """Write the predictions of all models under one protocol to ``home``, unless they exist;
     returns their paths."""
@@ -277,7 +267,7 @@ def regress_protocol(
         for name, values in made.items():
             predicted.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = values
         choices[number] = {"chosen": best} | {name: round(e, 4) for name, e in errors.items()}
-        log(f"{protocol}, fold {number}: chose {best}, {time.monotonic() - started:.0f} s")
+        rated.log(f"{protocol}, fold {number}: chose {best}, {time.monotonic() - started:.0f} s")
     write_json(home / f"chosen_{protocol}.json", choices)
     for (name, kind), path in files.items():
         values = predicted[name]

@@ -25,7 +25,7 @@ from percepiano_ast.files import as_path, echo, write_json
 from percepiano_ast.models import convert
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, WINDOW_FEATURES
-from percepiano_ast.pipeline.baselines import BaselineData, fold_baselines
+from percepiano_ast.pipeline.baselines import IDENTITY, BaselineData, fold_by_fold, predict_identity
 from percepiano_ast.pipeline.run import MADE_BY_FINETUNE, EncoderInit, Run, load_encoder, workers
 from percepiano_ast.studies import report
 from percepiano_ast.training import finetune as finetuning
@@ -340,9 +340,7 @@ class HeldOut(NamedTuple):
     uncertainty: np.ndarray | None
 
 
-def cross_validate(
-    rated: CrossValidation, settings: dict, log: Callable[[str], None] = echo
-) -> HeldOut:
+def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     """Train every fold of the protocol, unless it is trained, and predict its held-out clips.
 
     Writes the factor that calibrates predicted deviations, if there are any, to
@@ -355,12 +353,13 @@ def cross_validate(
     held_out = rated.folds_of(rated.config.protocol)
     numbers = sorted(set(percepiano.fold_of_clip(rated.index, rated.config.protocol).values()))
     predicted, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    folds.say_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), log)
+    folds.say_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), rated.log)
     for number in numbers:
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
         test = np.flatnonzero((held_out == number) & percepiano.is_plain(clips.synthesizer))
-        log(f"{rated.name}, fold {number}: {len(train)} training renderings, {len(test)} held out")
+        counts = f"{len(train)} training renderings, {len(test)} held out"
+        rated.log(f"{rated.name}, fold {number}: {counts}")
         windows, steps = rated.windows(train)
         trainer = rated.trainer(rated.config.epochs * steps)
         fold_home = home / f"fold_{number}"
@@ -377,7 +376,7 @@ def cross_validate(
             store=rated.run.kept(fold_home),
             settings={"init": settings["init"], "pretrained": rated.start.weights, "fold": number}
             | settings,
-            log=log,
+            log=rated.log,
         )
         # A fine-tuned encoder has different embeddings.
         tuned = rated.config.trains_encoder
@@ -431,7 +430,7 @@ def finetune(
     start, config = load_encoder(run, init, source, log), config_for(run, init)
     rated, metadata = rated_clips_of(run, start, config, log)
     settings = {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}
-    which, values, uncertainty = cross_validate(rated, settings, log)
+    which, values, uncertainty = cross_validate(rated, settings)
     unseen = rated.unseen[which]
     tables: list[pd.DataFrame] = []
     for name, rows in ((rated.name, ~unseen), (f"{rated.name}@{config.unseen}", unseen)):
@@ -450,22 +449,35 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
     the held-out soundfont ``unseen``. ``identity-*`` use no audio, and are skipped if the protocol
     holds out the identities that they need. See `pipeline.baselines`.
     """
-    config, home = run.preset.finetune, run.percepiano
+    config, home, tables = run.preset.finetune, run.percepiano, []
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(home / "index.csv")
     fold = percepiano.fold_of_clip(index, config.protocol)
     seen = percepiano.without_variant(clips.synthesizer) != config.unseen
-    names = np.array(clips.clip)[seen]
-    data = BaselineData(
-        sound_features(home, clips)[seen],
-        clips.ratings[seen],
-        index.set_index("clip").loc[names, "content_group"].to_numpy(),
-        np.array([fold.get(clip, -1) for clip in names]),
-    )
-    tables: list[pd.DataFrame] = []
-    for model, rated in fold_baselines(data, names, index, config.seed, log).items():
-        tables.append(predictions.to_table((model, config.protocol, config.seed), fold, *rated))
+    names, ratings = clips.clip[seen], clips.ratings[seen]
+    folds = np.array([fold.get(clip, -1) for clip in names])
+
+    def write(model: str, rated: np.ndarray) -> None:
+        name = model, config.protocol, config.seed
+        tables.append(predictions.to_table(name, fold, names, ratings, rated))
         predictions.write(tables[-1], run.predictions(model))
+
+    groups = index.set_index("clip").loc[names, "content_group"].to_numpy()
+    data = BaselineData(sound_features(home, clips)[seen], ratings, groups, folds)
+    for model in ("mlp", "audio-stats"):
+        say = lambda line, model=model: log(f"{model}, {line}")  # noqa: E731
+        write(model, fold_by_fold(model, data, config.seed, say)[model])
+    names, first = np.unique(names, return_index=True)
+    ratings, folds = ratings[first].astype(float), folds[first]
+    facts = index.set_index("clip").loc[names].reset_index()
+    for model in IDENTITY:
+        try:
+            rated = predict_identity(model, facts, folds, ratings)
+        # undefined under this protocol, or an index without player identities
+        except InputError as reason:
+            log(f"skipped: {reason}")
+        else:
+            write(model, rated)
     return pd.concat(tables, ignore_index=True)
 
 
