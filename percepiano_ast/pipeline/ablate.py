@@ -25,7 +25,7 @@ from percepiano_ast.evaluation import compare, predictions
 from percepiano_ast.files import claim_directory, echo
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, cross_validate, rated_clips_of
-from percepiano_ast.training.folds import fit_heads, steps_of_epoch
+from percepiano_ast.training.finetune import fit_heads, steps_of_epoch
 
 REFERENCE = "reference"
 # Option, choice -> changes relative to the reference, which has the preset's heads, loss and

@@ -29,7 +29,7 @@ from percepiano_ast.pipeline.baselines import IDENTITY, BaselineData, fold_by_fo
 from percepiano_ast.pipeline.run import MADE_BY_FINETUNE, EncoderInit, Run, load_encoder, workers
 from percepiano_ast.studies import report
 from percepiano_ast.training import finetune as finetuning
-from percepiano_ast.training import folds, losses, parallel
+from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
@@ -68,7 +68,7 @@ def pretrain(
     Args:
         save_minutes: minutes between checkpoints within a long epoch.
     """
-    parallel.initialize()
+    mesh.initialize()
     preset, n_frames = run.preset, run.preset.model.n_frames
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
@@ -353,7 +353,9 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     held_out = rated.folds_of(rated.config.protocol)
     numbers = sorted(set(percepiano.fold_of_clip(rated.index, rated.config.protocol).values()))
     predicted, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    folds.say_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), rated.log)
+    finetuning.check_room(
+        rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), rated.log
+    )
     for number in numbers:
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
@@ -363,7 +365,7 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
         windows, steps = rated.windows(train)
         trainer = rated.trainer(rated.config.epochs * steps)
         fold_home = home / f"fold_{number}"
-        trained, scaler = folds.finetune_fold(
+        trained, scaler = finetuning.finetune_fold(
             trainer,
             rated.params,
             rated.embeddings,
@@ -387,9 +389,9 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     if not known.any():
         return HeldOut(which, predicted[which], None)
     errors, uncertainty = (predicted - clips.ratings)[known], np.full_like(deviations, np.nan)
-    factor = losses.temperature(errors, deviations[known])
+    factor = finetuning.temperature(errors, deviations[known])
     write_json(as_path(rated.run.kept(home)) / "temperature.json", {"temperature": factor})
-    uncertainty[known] = losses.calibrated(deviations[known], errors, held_out[known])
+    uncertainty[known] = finetuning.calibrated(deviations[known], errors, held_out[known])
     return HeldOut(which, predicted[which], uncertainty[which])
 
 
