@@ -304,6 +304,7 @@ def test_more_passages_to_learn_from_are_worth_more_where_each_has_its_own_level
     x = rng.normal(size=(2 * CLIPS, 6))
     ratings = (x @ rng.normal(size=(6, 19)) + 0.1 * rng.normal(size=(2 * CLIPS, 19))) / 10 + 0.5
     groups = found.index.set_index("clip").loc[found.clips.clip, "content_group"].to_numpy()
+    found = dataclasses.replace(found, clips=dataclasses.replace(found.clips, ratings=ratings))
     material = regress.RegressionData({"notes": x, "sound": x}, ratings, groups, found.unseen)
     whole = regress.curve_point(found, material, groups, 1.0, 0)
     few = [

@@ -26,7 +26,6 @@ from percepiano_ast.pipeline.steps import CrossValidation, config_for, cross_val
 from percepiano_ast.training.stores import open_bucket
 
 HOME = "own"
-PROTOCOL = "content"
 FEW_SHOT: dict[str, Any] = {
     "strategy": "frozen",
     "head": "joint",
@@ -38,7 +37,7 @@ FEW_SHOT: dict[str, Any] = {
     "learning_rate": 2e-3,
     "batch_size": 16,
     "epochs": 20,
-    "protocol": PROTOCOL,
+    "protocol": "content",
     "unseen": "",  # recordings have no synthesizer
 }
 

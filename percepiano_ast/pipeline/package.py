@@ -100,9 +100,8 @@ def package_model(
                 suffix = (SCORE if name == "score" else "") + (f"@{kind}" if kind else "")
                 rows, model = errors.kinds == kind, f"{start.name}-packaged{suffix}"
                 rows &= np.isfinite(distances)
-                table = rated.table(
-                    model, rows, values[rows], protocol, data.ratings, uncertainty=uncertainty[rows]
-                )
+                given = model, rows, values[rows], protocol
+                table = rated.table(*given, uncertainty=uncertainty[rows])
                 predictions.write(table, home / f"predictions_{model}_{protocol}.csv.gz")
                 tables[suffix, protocol] = table
         coverage[name] = errors.coverage()

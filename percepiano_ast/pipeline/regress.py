@@ -273,7 +273,7 @@ def regress_protocol(
         values = predicted[name]
         rows = (kinds | each)[kind] & np.isfinite(values).all(axis=1)
         model = f"{rated.start.name}-{name}{kind}"
-        predictions.write(rated.table(model, rows, values[rows], protocol, data.ratings), path)
+        predictions.write(rated.table(model, rows, values[rows], protocol), path)
     return list(files.values())
 
 
@@ -333,6 +333,6 @@ def curve_point(
         )
         predicted[test] = model.predict(standard(x[test], *moments)) * spread + mean
     rows = np.isfinite(predicted).all(axis=1)
-    table = rated.table("curve", rows, predicted[rows], CURVE_PROTOCOL, y)
+    table = rated.table("curve", rows, predicted[rows], CURVE_PROTOCOL)
     wide = table.pivot(index="clip", columns="dimension", values=["rating", "prediction"])
     return float(wide["prediction"].corrwith(wide["rating"]).mean())

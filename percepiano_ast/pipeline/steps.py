@@ -302,13 +302,7 @@ class CrossValidation:
         return augment.augmented(stream, changes, config.seed, self.front_end.step_db), steps
 
     def table(
-        self,
-        model: str,
-        rows: np.ndarray,
-        rated: np.ndarray,
-        protocol: str = "",
-        ratings: np.ndarray | None = None,
-        **more,
+        self, model: str, rows: np.ndarray, rated: np.ndarray, protocol: str = "", **more
     ) -> pd.DataFrame:
         """The table of predictions of some renderings.
 
@@ -316,12 +310,11 @@ class CrossValidation:
             rows: positions of the renderings, (m,), or bool (n,).
             rated: predicted ratings, (m, K).
             protocol: by default the configured one.
-            ratings: (n, K); by default those of the clips.
             more: ``uncertainty`` and ``dimensions``, see `predictions.to_table`.
         """
         protocol = protocol or self.config.protocol
         fold = percepiano.fold_of_clip(self.index, protocol)
-        known = (self.clips.ratings if ratings is None else ratings)[rows]
+        known = self.clips.ratings[rows].astype(float)
         name = model, protocol, self.config.seed
         return predictions.to_table(name, fold, self.clips.clip[rows], known, rated, **more)
 
