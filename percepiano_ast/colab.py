@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import pandas as pd
 
-from percepiano_ast import suite
+from percepiano_ast import pipeline
 from percepiano_ast.config import PRESETS, Preset, lookup
 from percepiano_ast.data import build, demo
 from percepiano_ast.data.shards import MANIFEST
@@ -38,7 +38,7 @@ def on_colab() -> bool:
 
 def open_run(
     preset: str, keep_in: str = HERE, *, wants: str = "", log: Callable[[str], None] = print
-) -> suite.Run:
+) -> pipeline.Run:
     """Open the run of a notebook: check the runtime, and prepare its storage location.
 
     Args:
@@ -71,10 +71,10 @@ def open_run(
             f" again.{_PLAIN}"
         )
         log(f"{root} is deleted with this runtime" if preset == "demo" else warning)
-    return suite.Run(chosen, root, store=store)
+    return pipeline.Run(chosen, root, store=store)
 
 
-def prepare_demo(run: suite.Run, needs: str, log: Callable[[str], None] = print) -> None:
+def prepare_demo(run: pipeline.Run, needs: str, log: Callable[[str], None] = print) -> None:
     """For the demo, run the steps of earlier notebooks whose outputs are missing; do nothing for
     other presets.
 
@@ -95,16 +95,16 @@ def prepare_demo(run: suite.Run, needs: str, log: Callable[[str], None] = print)
         return
     if not made["shards"]:
         log("demo: making the shards of notebook 01 (under a minute)")
-        suite.preprocess_maestro(run)
+        pipeline.preprocess_maestro(run)
     if needs != "shards" and not made["encoder"]:
         log("demo: pre-training the encoder of notebook 02 (about a minute)")
-        suite.pretrain(run)
+        pipeline.pretrain(run)
     if needs == "predictions":
         log("demo: making the predictions of notebook 03 (about a minute)")
-        suite.preprocess_percepiano(run, init=run.pretraining)
+        pipeline.preprocess_percepiano(run, init=run.pretraining)
         for init in (run.pretraining, "scratch"):
-            suite.finetune(run, init)
-        suite.baselines(run)
+            pipeline.finetune(run, init)
+        pipeline.predict_baselines(run)
 
 
 def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path, str]:
@@ -188,7 +188,7 @@ def mount_drive() -> None:
         ) from error
 
 
-def flush(run: suite.Run, log: Callable[[str], None] = print) -> None:
+def flush(run: pipeline.Run, log: Callable[[str], None] = print) -> None:
     """Upload pending writes to Drive, then mount Drive again; does nothing for other storage
     locations.
 
@@ -213,7 +213,7 @@ def flush(run: suite.Run, log: Callable[[str], None] = print) -> None:
     log(f"{took}; drive.google.com shows which files have arrived")
 
 
-def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
+def keep_shards(run: pipeline.Run, log: Callable[[str], None] = print) -> None:
     """Copy finished shards from this machine to the run's bucket, the manifest last; does nothing
     without a bucket.
 
@@ -242,7 +242,7 @@ def keep_shards(run: suite.Run, log: Callable[[str], None] = print) -> None:
     there.write(MANIFEST, whole)
 
 
-def bring_shards(run: suite.Run, log: Callable[[str], None] = print) -> suite.Run:
+def bring_shards(run: pipeline.Run, log: Callable[[str], None] = print) -> pipeline.Run:
     """Copy the pre-training shards from a mounted Drive or from ``gs://`` to this machine's disk;
     returns the run with them.
 

@@ -29,17 +29,17 @@ from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.music.piano_roll import frame_targets
-from percepiano_ast.plots import studies as explain_plots
-from percepiano_ast.rating import Rater, names_of_models
-from percepiano_ast.studies import report
-from percepiano_ast.suite import (
+from percepiano_ast.pipeline import (
     MADE_BY_FINETUNE,
     MADE_BY_PRETRAIN,
     Run,
     ceiling_of,
+    custom_runs,
     maestro_source,
-    own_runs,
 )
+from percepiano_ast.plots import studies as explain_plots
+from percepiano_ast.rating import Rater, names_of_models
+from percepiano_ast.studies import report
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_bucket, open_store
@@ -295,7 +295,7 @@ def explained(run: Run, dimension: str) -> Figure:
     """Attribution map of one rating of `rated_clip`, for the best encoder that was fine-tuned, by
     the model of the clip's fold.
 
-    Regressors on the transcription (`suite.judge`) have no gradients.
+    Regressors on the transcription (`pipeline.fit_regressors`) have no gradients.
     """
     models = report.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
@@ -356,7 +356,7 @@ def kept(run: Run) -> pd.DataFrame:
         rows += _checkpoint_rows(f"pre-training {name}", place)
     for home in sorted(run.root.glob("percepiano*/records")):
         rows += _shard_rows("shards of rated clips", str(home.parent))
-    runs = {"": run} | {f"{one.root.name}: ": one for one in own_runs(run)}
+    runs = {"": run} | {f"{one.root.name}: ": one for one in custom_runs(run)}
     for whose, one in runs.items():
         for model, fold, place in _folds(one):
             title = f"{whose}{model}, {fold.replace('_', ' ')}"

@@ -275,9 +275,9 @@ def _pretrain(home: Path, store: str, gates, pause: float) -> None:
 
 def _command(home: Path, store: str, gates, pause: float) -> None:
     """The same by the command line, whose shards are those of `_pretrain`."""
-    from percepiano_ast import __main__, suite
+    from percepiano_ast import __main__, pipeline
 
-    suite.pretrain = lambda run: _pretrain(home, run.store, gates, pause)
+    pipeline.pretrain = lambda run: _pretrain(home, run.store, gates, pause)
     sys.exit(__main__.main(["pretrain", "--out", str(home / "out"), "--store", store]))
 
 

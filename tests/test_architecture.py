@@ -40,12 +40,11 @@ FLOORS = {
     "studies": 7,
     "listening": 7,
     "packaged": 7,
+    "pipeline": 7,
     "rating": 7,
     "recording": 7,
-    "suite": 7,
     "transcription": 7,
     "views": 7,
-    "switches": 7,  # a study of rating heads: trains, and compares by evaluation
     "commands": 8,
     "colab": 8,
     "notebooks": 8,
@@ -62,14 +61,12 @@ NEIGHBOURS = {
     ("listening", "rating"),
     ("explain", "rating"),  # what is explained is what the fold models of a rater say
     ("packaged", "transcription"),
-    ("suite", "packaged"),  # a model of one file, and what makes it
+    ("pipeline", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it
-    ("suite", "studies"),
-    ("suite", "rating"),
-    ("suite", "switches"),
-    ("suite", "transcription"),
+    ("pipeline", "studies"),
+    ("pipeline", "transcription"),
     ("rating", "transcription"),
-    ("views", "suite"),
+    ("views", "pipeline"),
     ("views", "transcription"),
     ("views", "studies"),
     ("views", "rating"),

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
-from percepiano_ast import suite
+from percepiano_ast import pipeline
 from percepiano_ast.__main__ import main
-from percepiano_ast.baselines import features, identity, run, statistics
+from percepiano_ast.baselines import statistics
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.dimensions import KEYS
@@ -26,6 +26,7 @@ from percepiano_ast.evaluation.predictions import (
 )
 from percepiano_ast.models import baselines as networks
 from percepiano_ast.music import synth
+from percepiano_ast.pipeline import baselines
 
 # The research's baselines.csv: mean r of the average of ridge, support vectors and trees, from
 # other code on the same folds.
@@ -99,7 +100,7 @@ def grid(passages=4, players=5):
     ratings = np.array(
         [of_passage[s] + of_player[p] for s in range(passages) for p in range(players)]
     )
-    return identity.with_exhaustive(index), ratings
+    return baselines.with_exhaustive(index), ratings
 
 
 def folds_of(index, protocol):
@@ -108,10 +109,14 @@ def folds_of(index, protocol):
 
 def test_leave_one_out_is_what_the_formula_says_and_never_sees_the_clip():
     index, ratings = grid()
-    rated = identity.predict("identity-segment", index, folds_of(index, "leave_one_out"), ratings)
+    rated = baselines.predict_identity(
+        "identity-segment", index, folds_of(index, "leave_one_out"), ratings
+    )
     spoilt = ratings.copy()
     spoilt[7] += 100
-    again = identity.predict("identity-segment", index, folds_of(index, "leave_one_out"), spoilt)
+    again = baselines.predict_identity(
+        "identity-segment", index, folds_of(index, "leave_one_out"), spoilt
+    )
     np.testing.assert_allclose(again[7], rated[7])
     assert (np.abs(again[[5, 6, 8, 9]] - rated[[5, 6, 8, 9]]) > 1).all()
     # Direct: 19 clips, an intercept, and effects with one pseudo-clip of shrinkage.
@@ -130,7 +135,7 @@ def test_additive_finds_what_is_additive_as_far_as_the_protocol_tells_it():
     spread = ratings.std(axis=0).mean()
 
     def error(name, protocol):
-        rated = identity.predict(name, index, folds_of(index, protocol), ratings)
+        rated = baselines.predict_identity(name, index, folds_of(index, protocol), ratings)
         return np.sqrt(np.mean((rated - ratings) ** 2)) / spread
 
     assert error("identity-additive", "leave_one_out") < 0.1
@@ -147,21 +152,21 @@ def test_additive_finds_what_is_additive_as_far_as_the_protocol_tells_it():
 def test_protocols_that_hold_out_all_that_is_known_are_refused():
     index, ratings = grid()
     with pytest.raises(
-        identity.NothingKnown, match="no segment of a held-out clip is in the training data"
+        baselines.BaselineUndefined, match="no segment of a held-out clip is in the training data"
     ):
-        identity.predict("identity-segment", index, folds_of(index, "content"), ratings)
-    with pytest.raises(identity.NothingKnown, match="identity-player"):
-        identity.predict("identity-player", index, folds_of(index, "performer"), ratings)
+        baselines.predict_identity("identity-segment", index, folds_of(index, "content"), ratings)
+    with pytest.raises(baselines.BaselineUndefined, match="identity-player"):
+        baselines.predict_identity("identity-player", index, folds_of(index, "performer"), ratings)
 
 
 def test_an_index_without_players_has_the_other_baselines():
     index, ratings = grid()
     unknown = index.drop(columns=["player", "fold_leave_player_out"])
-    assert identity.with_exhaustive(unknown).columns.equals(unknown.columns)
+    assert baselines.with_exhaustive(unknown).columns.equals(unknown.columns)
     with pytest.raises(InputError, match="lacks player"):
-        identity.predict("identity-player", unknown, folds_of(index, "random"), ratings)
+        baselines.predict_identity("identity-player", unknown, folds_of(index, "random"), ratings)
     assert np.isfinite(
-        identity.predict("identity-segment", unknown, folds_of(index, "random"), ratings)
+        baselines.predict_identity("identity-segment", unknown, folds_of(index, "random"), ratings)
     ).all()
 
 
@@ -169,10 +174,12 @@ def test_clips_of_no_fold_are_neither_learned_from_nor_predicted():
     index, ratings = grid()
     folds = folds_of(index, "random").copy()
     folds[:5] = -1
-    rated = identity.predict("identity-player", index, folds, ratings)
+    rated = baselines.predict_identity("identity-player", index, folds, ratings)
     spoilt = ratings.copy()
     spoilt[:5] = 1e6
-    np.testing.assert_array_equal(identity.predict("identity-player", index, folds, spoilt), rated)
+    np.testing.assert_array_equal(
+        baselines.predict_identity("identity-player", index, folds, spoilt), rated
+    )
     assert np.isnan(rated[:5]).all() and np.isfinite(rated[5:]).all()
 
 
@@ -267,27 +274,27 @@ def test_single_task_networks_are_those_of_each_dimension():
 
 def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
     midi = dict(list(percepiano.find_midi(folder).items())[:6])
-    first = features.midi_table(midi, tmp_path, 1, log=lambda line: None)
+    first = baselines.midi_table(midi, tmp_path, 1, log=lambda line: None)
     assert list(first.index) == list(midi) and np.isfinite(first.to_numpy()).all()
     kept = pd.read_csv(tmp_path / "midi.csv")
     kept.drop(index=[1]).to_csv(tmp_path / "midi.csv", index=False)
     asked = []
-    hear = features.midi_statistics
-    monkeypatch.setattr(features, "midi_statistics", lambda path: asked.append(path) or hear(path))
+    hear = baselines.midi_statistics
+    monkeypatch.setattr(baselines, "midi_statistics", lambda path: asked.append(path) or hear(path))
     lines = []
-    again = features.midi_table(midi, tmp_path, 1, log=lines.append)
+    again = baselines.midi_table(midi, tmp_path, 1, log=lines.append)
     assert asked == [list(midi.values())[1]] and "(5 cached)" in lines[0]
     pd.testing.assert_frame_equal(again, first)
     names = list(midi)
     exchanged = midi | {names[0]: midi[names[2]]}  # another file under the same name
     assert (
-        features.midi_table(exchanged, tmp_path, 1, log=lines.append)
+        baselines.midi_table(exchanged, tmp_path, 1, log=lines.append)
         .loc[names[0]]
         .equals(first.loc[names[2]].rename(names[0]))
     )
     (tmp_path / "midi.csv").write_text("")
     with pytest.raises(InputError, match="delete it"):
-        features.midi_table(midi, tmp_path, 1)
+        baselines.midi_table(midi, tmp_path, 1)
 
 
 def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folder, tmp_path):
@@ -299,17 +306,17 @@ def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folde
     given = {clip: scores[percepiano.ClipName.of(clip).passage] for clip in names[:3]}
     empty = tmp_path / "empty.mid"
     mido.MidiFile().save(empty)
-    found, left_out = features.score_table(
+    found, left_out = baselines.score_table(
         midi, given | {names[1]: empty}, tmp_path, 1, lines.append
     )
     assert list(found.index) == [names[0], names[2]] and np.isfinite(found.to_numpy()).all()
     assert left_out.keys() == {names[1], names[3]} and left_out[names[3]] == "it has no score"
     assert "no notes in this score" in left_out[names[1]]
     lines.clear()
-    again, same = features.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
+    again, same = baselines.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
     pd.testing.assert_frame_equal(again, found)
     assert same == left_out and not lines  # the refused row is kept as well
-    moved, _ = features.score_table(
+    moved, _ = baselines.score_table(
         midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1, lines.append
     )
     # another score, another row
@@ -417,10 +424,10 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
     )
     known = scores | {percepiano.ClipName.of(wrong).passage: stranger}
     monkeypatch.setattr(percepiano, "find_scores", lambda _: known)
-    run.run(
+    baselines.run_baselines(
         folder,
         tmp_path,
-        run.Settings(("content",), ("midi-stats", "midi-stats+score")),
+        baselines.BaselineOptions(("content",), ("midi-stats", "midi-stats+score")),
         log=lambda line: None,
     )
     alone, informed = (
@@ -437,8 +444,8 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
 
 
 def test_what_says_nothing_is_listed(folder, tmp_path):
-    settings = run.Settings(baselines=("identity-segment", "identity-additive"))
-    run.run(folder, tmp_path, settings, log=lambda line: None)
+    settings = baselines.BaselineOptions(baselines=("identity-segment", "identity-additive"))
+    baselines.run_baselines(folder, tmp_path, settings, log=lambda line: None)
     listed = pd.read_csv(tmp_path / "left_out.csv")
     assert set(listed.loc[listed["baseline"] == "identity-segment", "protocol"]) >= {"content"}
     assert (tmp_path / "predictions_identity-segment_leave_one_out.csv.gz").exists()
@@ -450,8 +457,11 @@ def test_what_says_nothing_is_listed(folder, tmp_path):
 @pytest.mark.real_data
 def test_identity_baselines_are_those_of_the_research(percepiano_dir, tmp_path):
     for (baseline, protocol), r in IDENTITY.items():
-        run.run(
-            percepiano_dir, tmp_path, run.Settings((protocol,), (baseline,)), log=lambda line: None
+        baselines.run_baselines(
+            percepiano_dir,
+            tmp_path,
+            baselines.BaselineOptions((protocol,), (baseline,)),
+            log=lambda line: None,
         )
         made = read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
         assert mean_r(made) == pytest.approx(r, abs=0.01), (baseline, protocol)
@@ -460,8 +470,10 @@ def test_identity_baselines_are_those_of_the_research(percepiano_dir, tmp_path):
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_statistics_reach_the_floor_under_every_protocol(percepiano_dir, tmp_path):
-    settings = run.Settings(tuple(RESEARCH["midi-stats"]), run.STATISTICS, workers=2)
-    run.run(percepiano_dir, tmp_path, settings)
+    settings = baselines.BaselineOptions(
+        tuple(RESEARCH["midi-stats"]), baselines.STATISTICS, workers=2
+    )
+    baselines.run_baselines(percepiano_dir, tmp_path, settings)
     for baseline, row in RESEARCH.items():
         for protocol, r in row.items():
             made = read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
@@ -475,8 +487,8 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
         if os.environ.get("CI"):
             raise
         pytest.skip(str(reason))
-    demo_run = suite.Run(PRESETS["demo"], tmp_path)
-    suite.preprocess_percepiano(
+    demo_run = pipeline.Run(PRESETS["demo"], tmp_path)
+    pipeline.preprocess_percepiano(
         demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None
     )
     path = demo_run.percepiano / "classic_features.csv"
@@ -486,7 +498,7 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
         changed = dataclasses.replace(
             demo_run, preset=dataclasses.replace(demo_run.preset, finetune=finetune)
         )
-        suite.baselines(changed, lambda line: None)
+        pipeline.predict_baselines(changed, lambda line: None)
         return demo_run.predictions("audio-stats").read_bytes()
 
     both, without = said(), said(unseen="timgm6mb")

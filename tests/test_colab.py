@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from servers import StorageEmulator
 
-from percepiano_ast import colab, suite, views
+from percepiano_ast import colab, pipeline, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import build
@@ -264,7 +264,13 @@ class TestDemo:
     """Each Colab notebook has its own runtime: with ``this runtime only``, outputs of the notebooks
     before are missing."""
 
-    STEPS = ("preprocess_maestro", "pretrain", "preprocess_percepiano", "finetune", "baselines")
+    STEPS = (
+        "preprocess_maestro",
+        "pretrain",
+        "preprocess_percepiano",
+        "finetune",
+        "predict_baselines",
+    )
 
     @pytest.fixture
     def steps(self, monkeypatch) -> list[tuple]:
@@ -272,7 +278,9 @@ class TestDemo:
         calls = []
         for name in self.STEPS:
             monkeypatch.setattr(
-                suite, name, lambda run, *given, name=name, **options: calls.append((name, *given))
+                pipeline,
+                name,
+                lambda run, *given, name=name, **options: calls.append((name, *given)),
             )
         return calls
 
@@ -282,22 +290,24 @@ class TestDemo:
     def test_missing_outputs_of_earlier_notebooks_are_made(
         self, needs, number, steps, elsewhere, lines
     ):
-        colab.prepare_demo(suite.Run(PRESETS["demo"], elsewhere), needs, lines.append)
+        colab.prepare_demo(pipeline.Run(PRESETS["demo"], elsewhere), needs, lines.append)
         wanted = [
             ("preprocess_maestro",),
             ("pretrain",),
             ("preprocess_percepiano",),
             ("finetune", "ssast"),
             ("finetune", "scratch"),
-            ("baselines",),
+            ("predict_baselines",),
         ]
         assert steps == wanted[:number] and len(lines) == min(number, 3)
 
     def test_existing_outputs_and_other_presets_are_left_alone(self, steps, run):
         for needs in ("shards", "encoder", "predictions"):
             colab.prepare_demo(run, needs)
-            colab.prepare_demo(suite.Run(PRESETS["mini"], run.root / "empty"), needs)
-            colab.prepare_demo(suite.Run(PRESETS["demo"], run.root / "empty", store=BUCKET), needs)
+            colab.prepare_demo(pipeline.Run(PRESETS["mini"], run.root / "empty"), needs)
+            colab.prepare_demo(
+                pipeline.Run(PRESETS["demo"], run.root / "empty", store=BUCKET), needs
+            )
         assert not steps
 
 
@@ -356,9 +366,9 @@ def save_epochs(place: Path, *epochs: int) -> None:
 
 
 @pytest.fixture
-def run(tmp_path) -> suite.Run:
+def run(tmp_path) -> pipeline.Run:
     """A run with shards, a pre-training, a finished fold and predictions."""
-    run = suite.Run(PRESETS["demo"], tmp_path / "run")
+    run = pipeline.Run(PRESETS["demo"], tmp_path / "run")
     make_shards(run)
     save_epochs(run.pretrain / "checkpoints", 2, 3)
     save_epochs(run.finetune("ast-test-ssast") / "fold_0" / "model", 3)
@@ -431,7 +441,7 @@ class TestStatus:
 
     def test_reads_a_bucket(self, run, bucket, lines):
         """What was trained there is shown on a machine that has nothing of it."""
-        here = suite.Run(run.preset, run.root.with_name("empty"), store=f"{BUCKET}/status")
+        here = pipeline.Run(run.preset, run.root.with_name("empty"), store=f"{BUCKET}/status")
         save_epochs(here.kept(here.pretrain / "checkpoints"), 2, 3)
         save_epochs(here.kept(here.finetune("ast-test-ssast") / "fold_0" / "model"), 3)
         rows = table_of(here)
@@ -447,7 +457,7 @@ class TestStatus:
             "intact",
             "damage",
         ]
-        copied = suite.Run(run.preset, run.root, store=f"{BUCKET}/status")
+        copied = pipeline.Run(run.preset, run.root, store=f"{BUCKET}/status")
         colab.keep_shards(copied, lines.append)
         both = table_of(copied)["shards for pre-training"]
         assert [row["location"] for row in both] == [str(run.maestro), f"{BUCKET}/status/maestro"]

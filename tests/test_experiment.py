@@ -11,7 +11,7 @@ from reproduce import Experiment, main, run_experiment
 from test_asap import write_folder
 from tiny import FINETUNE, PRETRAIN
 
-from percepiano_ast import packaged, suite
+from percepiano_ast import packaged, pipeline
 from percepiano_ast.config import PRESETS
 from percepiano_ast.errors import InputError
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
@@ -202,9 +202,9 @@ def test_a_piano_that_is_heard_is_not_unseen():
 
 def test_what_more_labels_would_be_worth(done):
     out, given, *_ = done
-    run = suite.Run(PRESET, out / "seed_0", shards=out / "maestro", clips=out / "percepiano")
+    run = pipeline.Run(PRESET, out / "seed_0", shards=out / "maestro", clips=out / "percepiano")
     table = pd.read_csv(
-        path := suite.learning_curve(run, "transcriptionstem", str(out / "demo" / "percepiano"))
+        path := pipeline.learning_curve(run, "transcriptionstem", str(out / "demo" / "percepiano"))
     )
     assert (
         set(table["unit"]) == {"everything", "passages", "players", "clips"}

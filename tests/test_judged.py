@@ -16,8 +16,8 @@ from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import COLUMNS
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
-from percepiano_ast.suite import curve, heard, judged, rated, rating
-from percepiano_ast.suite.run import INITS, Run, Start, hears_notes
+from percepiano_ast.pipeline import regress, steps
+from percepiano_ast.pipeline.run import INITS, EncoderInit, Run, transcribes
 
 CLIPS, PIANOS = 24, ("builtin", "other")
 QUIET = dataclasses.replace(FINETUNE, unseen="other")
@@ -43,7 +43,7 @@ class Listener:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hearing(rated.Rated):
+class Hearing(steps.CrossValidation):
     ear: Listener = dataclasses.field(default_factory=Listener)
 
     @property
@@ -67,7 +67,7 @@ def make_rated(root) -> Hearing:
         }
     )
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), root)
-    start = Start("ast-test-transcription", MODEL, FRONT_END, STATISTICS, None, "sum", {})
+    start = EncoderInit("ast-test-transcription", MODEL, FRONT_END, STATISTICS, None, "sum", {})
     found = Hearing(
         run,
         start,
@@ -84,21 +84,21 @@ def make_rated(root) -> Hearing:
 @pytest.fixture(scope="module")
 def listened(tmp_path_factory):
     found = make_rated(tmp_path_factory.mktemp("judged"))
-    return found, heard.hear(found)
+    return found, regress.transcribe_clips(found)
 
 
 def test_what_was_heard_is_kept_as_long_as_encoder_and_clips_are_the_same(listened):
     found, first = listened
-    again = heard.hear(found)
+    again = regress.transcribe_clips(found)
     assert found.ear.asked == 1
     np.testing.assert_array_equal(again.embeddings, first.embeddings)
-    assert heard.hear(found, embed=False).embeddings is None
+    assert regress.transcribe_clips(found, embed=False).embeddings is None
     assert first.played[2] is None and [len(one.notes) for one in first.played[3:6]] == [8, 9, 10]
     other = dataclasses.replace(found, start=dataclasses.replace(found.start, weights="another"))
     other.__dict__["params"] = found.params
-    heard.hear(other)
+    regress.transcribe_clips(other)
     assert found.ear.asked == 2
-    heard.hear(found)
+    regress.transcribe_clips(found)
     assert found.ear.asked == 3
 
 
@@ -128,9 +128,11 @@ def predicted(listened, tmp_path_factory):
         "score": noise(2 * CLIPS, 3),
     }
     groups = np.repeat(found.index["content_group"].to_numpy(), 2)
-    material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
-    work = judged._Work(found, material, home, "content", lambda line: None)
-    return home, work, work.make()
+    material = regress.RegressionData(
+        parts, found.clips.ratings.astype(float), groups, found.unseen
+    )
+    given = found, material, home, "content"
+    return home, given, regress.regress_protocol(*given)
 
 
 def test_what_was_chosen_is_evaluated_beside_the_heads(tmp_path):
@@ -143,7 +145,7 @@ def test_what_was_chosen_is_evaluated_beside_the_heads(tmp_path):
     for name in ["predictions_ast-a.csv", *made]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [path.name for path in rating.predicted(Run(PRESETS["demo"], tmp_path))]
+    found = [path.name for path in steps.predicted(Run(PRESETS["demo"], tmp_path))]
     assert found == [
         "predictions_ast-a.csv",
         *sorted(f"predictions_ast-a-{name}_content.csv.gz" for name in names[1:]),
@@ -151,19 +153,19 @@ def test_what_was_chosen_is_evaluated_beside_the_heads(tmp_path):
 
 
 def test_only_what_learned_to_hear_notes_is_judged():
-    heard = {init for init in INITS if hears_notes(init)}
+    heard = {init for init in INITS if transcribes(init)}
     assert heard == {"transcription", "joint", "transcriptionstem"}
 
 
 def test_every_set_and_the_choice_are_predicted_for_seen_and_unseen_pianos(predicted):
-    home, work, paths = predicted
+    home, given, paths = predicted
     models = {
         path.name.removeprefix("predictions_ast-test-transcription-").removesuffix(
             "_content.csv.gz"
         )
         for path in paths
     }
-    names = {*judged.SETS, judged.JUDGED, "judged+score"}
+    names = {*regress.FEATURE_SETS, regress.JUDGED, "judged+score"}
     assert models == names | {f"{name}@other" for name in names}
     for path in paths:
         table = pd.read_csv(path)
@@ -172,7 +174,7 @@ def test_every_set_and_the_choice_are_predicted_for_seen_and_unseen_pianos(predi
             and len(table) == CLIPS * 19
             and table["clip"].nunique() == CLIPS
         )
-    assert work.make() == paths
+    assert regress.regress_protocol(*given) == paths
 
 
 def test_the_choice_is_made_by_the_training_clips_and_the_unseen_piano_teaches_nothing(predicted):
@@ -189,8 +191,10 @@ def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
     noise = np.random.default_rng(4).normal(size=(2 * CLIPS, 3))
     groups = np.repeat(found.index["content_group"].to_numpy(), 2)
     parts = dict.fromkeys(("notes", "sound", "embedding", "score"), noise)
-    material = judged.Material(parts, found.clips.ratings.astype(float), groups, found.unseen)
-    paths = judged._Work(found, material, tmp_path, "content", lambda line: None).make()
+    material = regress.RegressionData(
+        parts, found.clips.ratings.astype(float), groups, found.unseen
+    )
+    paths = regress.regress_protocol(found, material, tmp_path, "content")
     said = {
         path.name.split("transcription-")[1]: pd.read_csv(path)["prediction"]
         for path in paths
@@ -236,7 +240,7 @@ def test_an_ensemble_is_the_mean_of_all_seeds_of_a_model():
 
 def test_an_encoder_that_hears_no_notes_is_refused(listened):
     found, _ = listened
-    deaf = rated.Rated(
+    deaf = steps.CrossValidation(
         found.run,
         dataclasses.replace(found.start, transcription=None),
         found.config,
@@ -245,7 +249,7 @@ def test_an_encoder_that_hears_no_notes_is_refused(listened):
         found.index,
     )
     with pytest.raises(InputError, match="was not pre-trained to transcribe"):
-        heard.hear(deaf)
+        regress.transcribe_clips(deaf)
 
 
 def test_the_inner_error_tells_which_features_are_worth_more():
@@ -300,8 +304,13 @@ def test_more_passages_to_learn_from_are_worth_more_where_each_has_its_own_level
     x = rng.normal(size=(2 * CLIPS, 6))
     ratings = (x @ rng.normal(size=(6, 19)) + 0.1 * rng.normal(size=(2 * CLIPS, 19))) / 10 + 0.5
     groups = found.index.set_index("clip").loc[found.clips.clip, "content_group"].to_numpy()
-    material = judged.Material({"notes": x, "sound": x}, ratings, groups, found.unseen)
-    whole = curve._r(found, material, groups, 1.0, 0)
-    few = [curve._r(found, material, groups, 0.25, draw) for draw in range(curve.DRAWS)]
+    found = dataclasses.replace(found, clips=dataclasses.replace(found.clips, ratings=ratings))
+    material = regress.RegressionData({"notes": x, "sound": x}, ratings, groups, found.unseen)
+    whole = regress.curve_point(found, material, groups, 1.0, 0)
+    few = [
+        regress.curve_point(found, material, groups, 0.25, draw) for draw in range(regress.DRAWS)
+    ]
     assert np.mean(few) < whole < 1.0 and len(set(few)) > 1
-    assert few == [curve._r(found, material, groups, 0.25, draw) for draw in range(curve.DRAWS)]
+    assert few == [
+        regress.curve_point(found, material, groups, 0.25, draw) for draw in range(regress.DRAWS)
+    ]

@@ -19,7 +19,7 @@ import soundfile
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
-from percepiano_ast import colab, notebooks, plots, suite, views
+from percepiano_ast import colab, notebooks, pipeline, plots, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
@@ -235,7 +235,7 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
 
 def test_status_finds_all_of_the_demo_whole(demo):
     out, _ = demo
-    rows = views.kept(suite.Run(PRESETS["demo"], out))
+    rows = views.kept(pipeline.Run(PRESETS["demo"], out))
     counts = rows["item"].str.replace(r", fold \d", "", regex=True).value_counts()
     wanted = {
         "shards for pre-training": 1,
@@ -252,7 +252,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
 
 def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path):
     shutil.copytree(demo[0], tmp_path / "demo")
-    run = suite.Run(PRESETS["demo"], tmp_path / "demo")
+    run = pipeline.Run(PRESETS["demo"], tmp_path / "demo")
     judged = pd.read_csv(run.predictions("ast-micro-ssast")).assign(model="ast-micro-ssast-judged")
     judged["prediction"] += 0.9 * (judged["rating"] - judged["prediction"])
     (run.root / "judged" / "ear").mkdir(parents=True)
@@ -260,7 +260,7 @@ def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path
         run.root / "judged" / "ear" / "predictions_ast-micro-ssast-judged_content.csv.gz",
         index=False,
     )
-    suite.evaluate(run)
+    pipeline.evaluate(run)
     assert views.results(run)["summary"].query("model == 'ast-micro-ssast-judged'").shape[0]
     title = views.explained(run, "timbre_soft_loud").get_suptitle()
     assert re.search(r"by ast-micro-(ssast|scratch) \(simulated", title)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
-from percepiano_ast import plots, rating, suite, views
+from percepiano_ast import pipeline, plots, rating, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
@@ -139,7 +139,7 @@ class TestLearning:
         assert "holds the output of another configuration (ratings: " in capsys.readouterr().err
 
     def test_status_lists_it(self, learned):
-        rows = views.kept(suite.Run(PRESETS["demo"], learned.parent.parent))
+        rows = views.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
         folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
         assert len(folds) == 5 and set(folds["integrity"]) == {"intact (marker)"}
         assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
@@ -446,8 +446,8 @@ def test_a_figure_draws_a_panel_a_dimension_and_says_what_it_leaves_out():
 
 
 def test_recordings_of_ones_own_are_learned_from_whatever_piano_was_to_be_unseen(tmp_path):
-    run = suite.Run(PRESETS["demo"], tmp_path).switched(["unseen=timgm6mb"])
+    run = pipeline.Run(PRESETS["demo"], tmp_path).switched(["unseen=timgm6mb"])
     assert (
         run.preset.finetune.unseen == "timgm6mb"
-        and suite.few_shot(run).preset.finetune.unseen == ""
+        and pipeline.few_shot_run(run).preset.finetune.unseen == ""
     )

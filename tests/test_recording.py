@@ -25,8 +25,8 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.pipeline.package import card
 from percepiano_ast.recording import page, rating
-from percepiano_ast.suite import packaging
 
 RATE = 22_050
 RESULTS = Path(__file__).parent.parent / "notebooks" / "results"
@@ -567,6 +567,5 @@ def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):
 
 def test_the_card_is_that_of_the_file(model):
     assert (
-        packaging.card(model.description, packaged.SHIPPED)
-        == packaged.SHIPPED.with_suffix(".md").read_text()
+        card(model.description, packaged.SHIPPED) == packaged.SHIPPED.with_suffix(".md").read_text()
     )

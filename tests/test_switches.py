@@ -2,16 +2,21 @@
 About 20 s."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
-from percepiano_ast import switches
+from percepiano_ast.config import PRESETS
+from percepiano_ast.data import percepiano
+from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.pipeline import ablate
+from percepiano_ast.pipeline.run import EncoderInit, Run
+from percepiano_ast.pipeline.steps import CrossValidation
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,7 +26,7 @@ def _compiled_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def material() -> switches.Material:
+def material() -> CrossValidation:
     """Eight content groups in four folds; what the ratings follow lies in the deviations over time
     alone."""
     rng = np.random.default_rng(0)
@@ -41,34 +46,42 @@ def material() -> switches.Material:
         }
     )
     config = dataclasses.replace(FINETUNE, batch_size=24, epochs=12, hidden=16)
-    run = Finetuning(MODEL, config, FRONT_END, STATISTICS, 1)
-    return switches.Material(run, embeddings, names, ratings, None, index)
+    run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), Path("nowhere"))
+    start = EncoderInit("ast-test", MODEL, FRONT_END, STATISTICS)
+    clips = RatedClips([], names, np.full(96, "builtin"), ratings)
+    found = CrossValidation(run, start, config, clips, FRONT_END, index, log=lambda line: None)
+    found.__dict__["embeddings"] = embeddings
+    return found
 
 
 @pytest.fixture(scope="module")
 def studied(material) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         few = {
-            name: switches.SWITCHES[name]
+            name: ablate.SWITCHES[name]
             for name in (("heads", "joint"), ("pooling", "mean"), ("rater weights", "on"))
         }
-        patch.setattr(switches, "SWITCHES", few)
-        yield switches.study(material, seeds=(0, 1), log=lambda line: None)
+        patch.setattr(ablate, "SWITCHES", few)
+        yield ablate.predict_variants(material, seeds=(0, 1))
+
+
+def folds_of(material) -> dict[str, int]:
+    return percepiano.fold_of_clip(material.index, "content")
 
 
 def test_a_study_tells_an_effect_from_noise(material, studied, tmp_path):
-    found = switches.results(studied, material.index).set_index("switch")
+    found = ablate.ablation_table(studied, material.index).set_index("switch")
     assert found.loc["reference", "r"] > 0.6 and found.loc["pooling", "verdict"] == "worse"
     row = found.loc["pooling"]
     assert row["low"] < row["difference"] < row["high"] < 0 and row["difference"] < -0.3
     assert found.loc["heads", "verdict"] == "noise" and "rater weights" not in found.index
-    path = switches.write(found.reset_index(), studied, tmp_path / "study", "A study")
+    path = ablate.write_ablations(found.reset_index(), studied, tmp_path / "study", "A study")
     lines = path.read_text().splitlines()
     assert (
         lines[0] == "# A study"
         and sum(line.startswith("| pooling | mean |") for line in lines) == 1
     )
-    assert list(pd.read_csv(path.with_suffix(".csv")).columns) == switches.COLUMNS
+    assert list(pd.read_csv(path.with_suffix(".csv")).columns) == ablate.COLUMNS
 
 
 def test_predictions_are_out_of_fold_and_of_every_clip(material, studied):
@@ -78,20 +91,22 @@ def test_predictions_are_out_of_fold_and_of_every_clip(material, studied):
 
 
 def test_the_same_seed_predicts_the_same(material, studied):
-    config = dataclasses.replace(material.run.config, seed=1)
-    again = switches.cross_validate(material, config, "reference", material.folds)
+    config = dataclasses.replace(material.config, seed=1)
+    again = ablate.cross_validate_heads(material, config, "reference", folds_of(material))
     first = studied[(studied["model"] == "reference") & (studied["seed"] == 1)]
     assert again["prediction"].tolist() == first["prediction"].tolist()
 
 
 def test_an_inner_study_leaves_the_outer_fold_alone(material):
     """Its clips are neither predicted nor learned from: other ratings there change nothing."""
-    inner = {clip: fold for clip, fold in material.folds.items() if fold != 2}
-    outer = np.array([material.folds[clip] == 2 for clip in material.clip])
+    inner = {clip: fold for clip, fold in folds_of(material).items() if fold != 2}
+    outer, ratings = material.folds_of("content") == 2, material.clips.ratings
+    changed = np.where(outer[:, None], 0.9, ratings).astype(np.float32)
     other = dataclasses.replace(
-        material, ratings=np.where(outer[:, None], 0.9, material.ratings).astype(np.float32)
+        material, clips=dataclasses.replace(material.clips, ratings=changed)
     )
-    one, two = (switches.cross_validate(m, m.run.config, "x", inner) for m in (material, other))
+    other.__dict__["embeddings"] = material.embeddings
+    one, two = (ablate.cross_validate_heads(m, m.config, "x", inner) for m in (material, other))
     assert (
         set(one["fold"]) == {0, 1, 3} and one["prediction"].tolist() == two["prediction"].tolist()
     )
@@ -99,12 +114,12 @@ def test_an_inner_study_leaves_the_outer_fold_alone(material):
 
 def test_what_cannot_be_studied_is_refused(material):
     with pytest.raises(InputError, match="1 seed gives no estimate of the variation between seeds"):
-        switches.study(material, seeds=(0,))
+        ablate.predict_variants(material, seeds=(0,))
     with pytest.raises(InputError, match="unknown outer fold '7'. Choose one of: 0, 1, 2, 3"):
-        switches.study(material, inner=7)
+        ablate.predict_variants(material, inner=7)
     with pytest.raises(
         InputError, match="trains the encoder; choose 'frozen' to fit the heads only"
     ):
-        switches.cross_validate(
-            material, dataclasses.replace(material.run.config, strategy="full"), "x", material.folds
+        ablate.cross_validate_heads(
+            material, dataclasses.replace(material.config, strategy="full"), "x", folds_of(material)
         )

@@ -30,9 +30,9 @@ from percepiano_ast.models import transcription
 from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.music.piano_roll import FrameTargets, frame_targets
+from percepiano_ast.pipeline.run import EncoderInit, Run
+from percepiano_ast.pipeline.steps import CrossValidation, cross_validate
 from percepiano_ast.rating import Rater, require_explained
-from percepiano_ast.suite import rated as suite_rated
-from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning
@@ -363,11 +363,11 @@ class TestListener:
 
 
 @pytest.fixture(scope="module")
-def rated(trained, tmp_path_factory) -> suite_rated.Rated:
+def rated(trained, tmp_path_factory) -> CrossValidation:
     """Eight clips of two lengths, rated by their pedal, in two folds."""
     listener = Listener.open(trained[0], log=lambda line: None)
     params = listener.params
-    start = Start(
+    start = EncoderInit(
         "ast-test-transcription",
         MODEL,
         FRONT_END,
@@ -392,18 +392,12 @@ def rated(trained, tmp_path_factory) -> suite_rated.Rated:
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
     config = dataclasses.replace(FINETUNE, heard=True)
     renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
-    return suite_rated.Rated(
-        run, start, config, renderings, FRONT_END, index, log=lambda line: None
-    )
+    return CrossValidation(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
 
 
 class TestRating:
     def test_a_model_that_was_told_other_descriptors_is_refused(self, rated, monkeypatch):
-        suite_rated.cross_validate(
-            rated,
-            {"init": "transcription", "data": "made here", "simulated": True},
-            lambda line: None,
-        )
+        cross_validate(rated, {"init": "transcription", "data": "made here", "simulated": True})
         monkeypatch.setattr(
             rating, "PERFORMANCE_FEATURES", dict(list(PERFORMANCE_FEATURES.items())[1:])
         )
@@ -416,7 +410,7 @@ class TestRating:
 
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
         settings = {"init": "transcription", "data": "made here", "simulated": True}
-        found = suite_rated.cross_validate(rated, settings, lambda line: None)
+        found = cross_validate(rated, settings)
         width = 2 * MODEL.grid[0] * MODEL.width
         assert (
             rated.embeddings.shape == (8, width + len(PERFORMANCE_FEATURES))
@@ -446,7 +440,7 @@ class TestRating:
         config = dataclasses.replace(rated.config, heard=False, unseen="other")
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
-        found = suite_rated.cross_validate(two, settings, lines.append)
+        found = cross_validate(dataclasses.replace(two, log=lines.append), settings)
         said = [line for line in lines if "held out" in line]
         assert [line.split(": ")[1] for line in said] == ["4 training renderings, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))

@@ -26,7 +26,6 @@ import jax
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.baselines import run as floor
 from percepiano_ast.commands.shared import add_set, option_of
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
@@ -38,11 +37,12 @@ from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import read_midi, trimmed, write_midi
 from percepiano_ast.music.synth import RenderCache
+from percepiano_ast.pipeline import steps
+from percepiano_ast.pipeline.baselines import BASELINES, BaselineOptions, run_baselines
+from percepiano_ast.pipeline.package import package_model
+from percepiano_ast.pipeline.regress import JUDGED, SCORE, fit_regressors
+from percepiano_ast.pipeline.run import Run, workers
 from percepiano_ast.studies import report
-from percepiano_ast.suite import hearing, rating
-from percepiano_ast.suite.judged import JUDGED, SCORE, judge
-from percepiano_ast.suite.packaging import package
-from percepiano_ast.suite.run import Run, workers
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
 from percepiano_ast.transcription import Listener
 
@@ -259,15 +259,15 @@ def _stages(
 ) -> Iterator[tuple[str, Callable]]:
     first = _run(preset, out, given, given.seeds[0])
     clips = dataclasses.replace(first, root=out, clips=None)
-    folder = str(rating.percepiano_source(clips, given.percepiano, log))
+    folder = str(steps.percepiano_source(clips, given.percepiano, log))
     archive = out / "asap.zip"
     if not archive.exists():
         options = {"hours": given.hours, "synthesizers": [*given.voices]}
         options |= {"workers": workers(), "log": log}
         yield "render performances", partial(render_archive, given.midi, archive, **options)
-    yield "shards for pre-training", lambda: hearing.preprocess_maestro(first, str(archive))
+    yield "shards for pre-training", lambda: steps.preprocess_maestro(first, str(archive))
     pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
-    made = partial(rating.preprocess_percepiano, clips, folder, pianos, log=log)
+    made = partial(steps.preprocess_percepiano, clips, folder, pianos, log=log)
     yield "shards of rated clips", made
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
@@ -275,20 +275,22 @@ def _stages(
             heads, epochs = run, given.epochs.get(start, 0)
             if start in PRETRAININGS:
                 longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
-                pretrain = partial(hearing.pretrain, longer, log, save_minutes)
+                pretrain = partial(steps.pretrain, longer, log, save_minutes)
                 yield f"pre-train {start}, seed {seed}", pretrain
             else:
                 heads = run.changed("finetune", epochs=epochs)
             yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start, log)
             if start in given.judged:
-                fitted = partial(judge, run, start, folder, protocols=given.protocols, log=log)
+                fitted = partial(
+                    fit_regressors, run, start, folder, protocols=given.protocols, log=log
+                )
                 yield f"regress {start}, seed {seed}", fitted
     if given.judged:
         yield "package", lambda: _package(first, given, folder, pianos, log)
-    settings = floor.Settings(
+    settings = BaselineOptions(
         given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers()
     )
-    yield "baselines", lambda: floor.run(folder, out / "baselines", settings, log)
+    yield "baselines", lambda: run_baselines(folder, out / "baselines", settings, log)
     yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
 
 
@@ -303,7 +305,7 @@ def _rated(run: Run, start: str, log) -> None:
     """Predictions of the rating heads, unless they exist."""
     done = run.root / f"rated_{start}.json"
     if not done.exists():
-        made = rating.finetune(run, start, log=log)
+        made = steps.finetune(run, start, log=log)
         write_json(done, {"models": sorted(made["model"].unique())})
 
 
@@ -320,11 +322,11 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
         # for the uncertainty alone
         rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []
-        rating.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
+        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
         Listener.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
-        package(level, start, model, folder=folder, source=str(ear), log=log)
+        package_model(level, start, model, folder=folder, source=str(ear), log=log)
 
 
 def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
@@ -338,7 +340,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     # Single regressors, and feature sets that were not chosen, are reported under the main protocol
     # only.
     main = rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")
-    main |= rows["model"].isin([*floor.BASELINES])
+    main |= rows["model"].isin([*BASELINES])
     rows = rows[main | (rows["protocol"] == "content")]
     fitted = rows[rows["model"].str.contains(f"-{JUDGED}")]
     rows = pd.concat([rows, predictions.ensemble(fitted, JUDGED)], ignore_index=True)

@@ -24,17 +24,17 @@ def _evaluate(arguments):
 
 
 def _baseline(arguments):
-    from percepiano_ast import suite
-    from percepiano_ast.baselines import run
+    from percepiano_ast import pipeline
+    from percepiano_ast.pipeline.baselines import BaselineOptions, run_baselines
 
-    settings = run.Settings(
+    settings = BaselineOptions(
         tuple(arguments.protocol),
         tuple(arguments.baselines),
         tuple(arguments.synthesizers),
         arguments.seed,
-        arguments.workers or suite.workers(),
+        arguments.workers or pipeline.workers(),
     )
-    print(run.run(arguments.percepiano, arguments.out, settings))
+    print(run_baselines(arguments.percepiano, arguments.out, settings))
 
 
 def _reliability(arguments):
@@ -54,7 +54,7 @@ def _reliability(arguments):
 
 
 def _listen(arguments):
-    from percepiano_ast import suite
+    from percepiano_ast import pipeline
     from percepiano_ast.listening import run
 
     others = arguments.other_synthesizers
@@ -63,7 +63,7 @@ def _listen(arguments):
         arguments.synthesizer or run.SYNTHESIZER,
         None if others is None else tuple(others),
         arguments.seed,
-        arguments.workers or suite.workers(),
+        arguments.workers or pipeline.workers(),
     )
     print(run.listen(arguments.percepiano, arguments.out, arguments.model, settings))
 

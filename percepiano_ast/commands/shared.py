@@ -27,7 +27,7 @@ def option_of(command: argparse.ArgumentParser) -> Callable[..., None]:
 
 def run_of(arguments):
     """The run given by ``--preset``, ``--out`` and ``--store``."""
-    from percepiano_ast.suite import Run
+    from percepiano_ast.pipeline import Run
 
     preset = lookup(PRESETS, arguments.preset, "preset")
     out = as_path(arguments.out or f"runs/{preset.name}")

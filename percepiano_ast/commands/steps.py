@@ -1,4 +1,4 @@
-"""Commands for the steps of the suite: notebooks, preprocess, pretrain, finetune, judge, package,
+"""Commands for the steps: notebooks, preprocess, pretrain, finetune, judge, package,
 switches; and status."""
 
 import argparse
@@ -30,7 +30,7 @@ def _notebooks(arguments):
 
 
 def _preprocess(arguments):
-    from percepiano_ast import suite
+    from percepiano_ast import pipeline
 
     run = run_of(arguments)
     if arguments.verify:
@@ -49,7 +49,7 @@ def _preprocess(arguments):
             return 1
         print(f"{directory}: all files match their checksums")
     elif arguments.percepiano:
-        made = suite.preprocess_percepiano(
+        made = pipeline.preprocess_percepiano(
             run,
             arguments.percepiano,
             tuple(arguments.synthesizers),
@@ -61,21 +61,21 @@ def _preprocess(arguments):
         print(made)
     else:
         beam = (arguments.beam_runner, tuple(f"--{option}" for option in arguments.beam_option))
-        work = suite.Work(arguments.workers or suite.workers(), arguments.max_bad, *beam)
+        work = pipeline.Work(arguments.workers or pipeline.workers(), arguments.max_bad, *beam)
         options = {"limit_hours": arguments.limit_hours, "stored": arguments.stored}
-        print(suite.preprocess_maestro(run, arguments.source, work, **options))
+        print(pipeline.preprocess_maestro(run, arguments.source, work, **options))
     return 0
 
 
 def _pretrain(arguments):
-    from percepiano_ast import suite
+    from percepiano_ast import pipeline
 
     run = run_of(arguments).for_pretraining(arguments.pretraining)
     run = run.changed("pretrain", epochs=arguments.epochs, batch_size=arguments.batch_size)
     names = ("precision", "accumulate", "remat", "attention", "shard_params")
     run = run.changed("execution", **{name: getattr(arguments, name) for name in names})
     if not arguments.dry_run:
-        suite.pretrain(run)
+        pipeline.pretrain(run)
         return
     from percepiano_ast.training import dryrun
 
@@ -84,59 +84,61 @@ def _pretrain(arguments):
 
 
 def _finetune(arguments):
-    from percepiano_ast import suite
+    from percepiano_ast import pipeline
 
     run, own = run_of(arguments), (arguments.ratings, arguments.recordings, arguments.group)
     custom = any((*own, arguments.dimensions))
-    run = _rating_settings(suite.few_shot(run) if custom else run, arguments)
+    run = _rating_settings(pipeline.few_shot_run(run) if custom else run, arguments)
     run = run.changed("execution", precision=arguments.precision, attention=arguments.attention)
     if custom:
-        given = suite.own_source(run, arguments.recordings, arguments.ratings, arguments.group)
+        given = pipeline.custom_source(
+            run, arguments.recordings, arguments.ratings, arguments.group
+        )
         options = {"init": arguments.init, "source": arguments.weights}
-        found = suite.finetune_own(run, *given, dimensions=arguments.dimensions, **options)
+        found = pipeline.finetune_custom(run, *given, dimensions=arguments.dimensions, **options)
         print(found.result.round(3).to_string(index=False))
         for line in found.remarks:
             print(line)
         print(f"to rate another recording: percepiano rate FILE --run {found.home}")
     elif arguments.init == "baseline":
-        suite.baselines(run)
+        pipeline.predict_baselines(run)
     else:
-        suite.finetune(run, arguments.init, arguments.weights)
+        pipeline.finetune(run, arguments.init, arguments.weights)
 
 
 def _judge(arguments):
-    from percepiano_ast import suite
+    from percepiano_ast import pipeline
 
     run = run_of(arguments).switched(arguments.set)
     given, source = (run, arguments.init, arguments.percepiano), arguments.weights
     if arguments.curve:
-        print(suite.learning_curve(*given, source=source))
+        print(pipeline.learning_curve(*given, source=source))
         return
-    for path in suite.judge(*given, protocols=tuple(arguments.protocol), source=source):
+    for path in pipeline.fit_regressors(*given, protocols=tuple(arguments.protocol), source=source):
         print(path)
 
 
 def _package(arguments):
-    from percepiano_ast import packaged, suite
+    from percepiano_ast import packaged, pipeline
 
     run = run_of(arguments).switched(arguments.set)
     options = {"folder": arguments.percepiano, "source": arguments.weights}
-    print(suite.package(run, arguments.init, arguments.to or packaged.SHIPPED, **options))
+    print(pipeline.package_model(run, arguments.init, arguments.to or packaged.SHIPPED, **options))
 
 
 def _switches(arguments):
-    from percepiano_ast import suite
+    from percepiano_ast import pipeline
 
     given = (_rating_settings(run_of(arguments), arguments), arguments.init, arguments.weights)
     if arguments.trained is None:
-        print(suite.study(*given, n_seeds=arguments.seeds or 3, inner=arguments.inner))
+        print(pipeline.ablate_heads(*given, n_seeds=arguments.seeds or 3, inner=arguments.inner))
     elif arguments.inner is not None:
         raise InputError(
             "--inner does not apply to --trained, which uses all folds; omit one of them."
         )
     else:
         only, seeds = arguments.trained, arguments.seeds or 1
-        print(suite.study_trained(*given, only=only, n_seeds=seeds))
+        print(pipeline.ablate_training(*given, only=only, n_seeds=seeds))
 
 
 def _rating_settings(run, arguments):

@@ -353,7 +353,7 @@ def training_curves(
 
 def learning_curve(table: pd.DataFrame, title: str = "") -> Figure:
     """Mean r against the share of passages, players and clips in training; error bars: standard
-    deviation over draws. ``table``: ``unit,share,draw,r``, from `suite.learning_curve`; the row
+    deviation over draws. ``table``: ``unit,share,draw,r``, from `pipeline.learning_curve`; the row
     with share 1 is the end point of every line."""
     figure, axes = canvas(6.4, 4.4)
     whole = float(table.loc[table["share"] == 1, "r"].iloc[0])

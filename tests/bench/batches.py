@@ -12,7 +12,7 @@ from percepiano_ast.config import PRESETS, FrontEnd
 from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.data.batches import normalised, pretrain_batches
 from percepiano_ast.errors import InputError
-from percepiano_ast.suite import workers
+from percepiano_ast.pipeline import workers
 
 N_FRAMES, BATCH = PRESETS["base"].model.n_frames, PRESETS["base"].pretrain.batch_size
 RECORDINGS, FRAMES = 60, 39_000  # 6.5 h in 300 MB of codes, larger than processor caches

@@ -19,7 +19,7 @@ from percepiano_ast import audio
 from percepiano_ast.data import demo
 from percepiano_ast.errors import InputError
 from percepiano_ast.packaged import Packaged
-from percepiano_ast.suite import workers
+from percepiano_ast.pipeline import workers
 from percepiano_ast.transcription import BATCH, Listener
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from percepiano_ast.config import (
     PretrainConfig,
     Statistics,
 )
-from percepiano_ast.suite import workers
+from percepiano_ast.pipeline import workers
 from percepiano_ast.training.loop import matrix_peak, pretrain_flops
 from percepiano_ast.training.pretrain import Pretraining
 

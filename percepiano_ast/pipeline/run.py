@@ -1,7 +1,6 @@
 """A run: its preset, its output paths, and the initial weights of its encoder."""
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, Preset, Statistics, lookup
 from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import echo
+from percepiano_ast.files import echo, sha256_of
 from percepiano_ast.models import weights
 from percepiano_ast.models.cnn import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
@@ -82,11 +82,9 @@ class Run:
     def kept(self, directory: Path) -> str:
         """Storage location for the permanent outputs of a step whose other outputs are in
         ``directory``, below the root."""
-        return (
-            f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}"
-            if self.store
-            else str(directory)
-        )
+        if not self.store:
+            return str(directory)
+        return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}"
 
     @property
     def in_bucket(self) -> bool:
@@ -123,13 +121,7 @@ class Run:
         config = self.preset.finetune
         for pair in pairs:
             name, equals, text = pair.partition("=")
-            kind = type(
-                lookup(
-                    {one.name: getattr(config, one.name) for one in dataclasses.fields(config)},
-                    name,
-                    "switch",
-                )
-            )
+            kind = type(lookup(vars(config), name, "switch"))
             if not equals or kind is tuple:
                 raise InputError(f"{pair!r} does not have the form NAME=VALUE with a single value")
             try:
@@ -143,7 +135,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Start:
+class EncoderInit:
     """The initial encoder of fine-tuning.
 
     Attributes:
@@ -151,34 +143,34 @@ class Start:
             encoder.
         model, front_end, statistics: of the encoder and its input.
         encoder: parameters; None for random ones.
-        transcription: parameters of the transcription head, if it was pre-trained to transcribe.
         weights: a checksum of the parameters, or None.
+        transcription: parameters of the transcription head, if it was pre-trained to transcribe.
     """
 
     name: str
     model: Geometry
     front_end: FrontEnd
     statistics: Statistics
-    encoder: dict | None
-    weights: str | None
+    encoder: dict | None = None
+    weights: str | None = None
     transcription: dict | None = None
 
 
 def init_named(run: Run, label: str) -> str:
     """The one of ``INITS`` for a label of a notebook's form, such as ``from my pre-training`` or
     ``from scratch``."""
-    inits = {label: init for init, label in INITS.items()} | {
-        INITS[run.pretraining]: run.pretraining
-    }
-    return lookup(inits, label, "start")
+    inits = {label: init for init, label in INITS.items()}
+    return lookup(inits | {INITS[run.pretraining]: run.pretraining}, label, "start")
 
 
-def hears_notes(init: str) -> bool:
-    """Whether the encoder ``init`` is pre-trained to transcribe, as `judge` needs."""
+def transcribes(init: str) -> bool:
+    """Whether the encoder ``init`` is pre-trained to transcribe, as `fit_regressors` needs."""
     return init in PRETRAININGS and PRETRAININGS[init][0].get("objective", "ssast") != "ssast"
 
 
-def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] = echo) -> Start:
+def load_encoder(
+    run: Run, init: str, source: str = "", log: Callable[[str], None] = echo
+) -> EncoderInit:
     """Load the weights of ``init``, one of ``INITS``.
 
     Args:
@@ -196,12 +188,13 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
         sizes = {(size.width, size.depth): name for name, size in MODELS.items()}
         encoder = found.params["encoder"]
         name = f"ast-{sizes.get((found.config.width, found.config.depth), 'custom')}-audioset"
-        checksum = hashlib.sha256(
-            b"".join(leaf.tobytes() for leaf in jax.tree.leaves(encoder))
-        ).hexdigest()
-        return Start(name, found.config, found.front_end, found.statistics, encoder, checksum)
+        checksum = sha256_of(*map(np.asarray, jax.tree.leaves(encoder)))
+        return EncoderInit(name, found.config, found.front_end, found.statistics, encoder, checksum)
     if source and init in PRETRAININGS:
-        return _kept(Path(source), init)
+        given = Listener.read(source)
+        params, checksum = given.params, sha256_of(Path(source))
+        facts = f"ast-{given.model.name}-{init}", given.model, given.front_end, given.statistics
+        return EncoderInit(*facts, params["encoder"], checksum, params["transcription"])
     run = run.for_pretraining(init) if init in PRETRAININGS else run
     other = init in ENCODERS
     model = ENCODERS[init].config.beside(run.preset.model) if other else run.preset.model
@@ -214,38 +207,14 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
             " statistics of the rated clips"
         )
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
-        return Start(name, model, rated.front_end, rated.statistics, None, None)
+        return EncoderInit(name, model, rated.front_end, rated.statistics)
     # All other starts share one normalisation: the statistics of the pre-training split.
     tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
-    front_end, statistics = FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
+    plain = name, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
     if untrained:
-        return Start(name, model, front_end, statistics, None, None)
+        return EncoderInit(*plain)
     params = tree["state"]["ema"] or tree["state"]["params"]
-    return Start(
-        name,
-        model,
-        front_end,
-        statistics,
-        params["encoder"],
-        made["sha256"],
-        params.get("transcription"),
-    )
-
-
-def _kept(path: Path, init: str) -> Start:
-    """An encoder pre-trained to transcribe, from its file."""
-    ear = Listener.read(path)
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    name = f"ast-{ear.model.name}-{init}"
-    return Start(
-        name,
-        ear.model,
-        ear.front_end,
-        ear.statistics,
-        ear.params["encoder"],
-        checksum,
-        ear.params["transcription"],
-    )
+    return EncoderInit(*plain, params["encoder"], made["sha256"], params.get("transcription"))
 
 
 def workers() -> int:

@@ -1,0 +1,293 @@
+"""Make the bundled model from rated clips of one loudness: fit it on all of them, and measure its
+error on held-out ones."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast import audio, packaged
+from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
+from percepiano_ast.baselines import statistics
+from percepiano_ast.baselines.portable import Regressors, pack
+from percepiano_ast.data import percepiano
+from percepiano_ast.data.percepiano import read_json
+from percepiano_ast.dimensions import DIMENSIONS, KEYS
+from percepiano_ast.errors import InputError
+from percepiano_ast.evaluation import metrics, predictions
+from percepiano_ast.files import atomic, claim_directory, echo
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
+from percepiano_ast.pipeline.regress import SCORE, RegressionData, regression_data, transcribe_clips
+from percepiano_ast.pipeline.run import Run, load_encoder
+from percepiano_ast.pipeline.steps import CrossValidation, percepiano_source, rated_clips_of
+from percepiano_ast.studies.report import TEMPLATES
+
+# Features of each set of regressors.
+SETS = {"alone": ("notes", "sound"), "score": ("notes", "sound", "score")}
+# a twentieth of the size of the forest of `fit_regressors`
+FOREST = {"n_estimators": 75, "min_samples_leaf": 10}
+LEAST_DB = 1.0  # deviation of a level: below it are the bed of noise, rounding and compression
+PROTOCOL = "content"
+# Protocols whose errors the calibration and the uncertainty are fitted on: the music of a user is
+# not that of the training.
+WORKS = ("composition", "movement")
+LICENCE = "CC BY-NC-SA 4.0"
+
+
+def package_model(
+    run: Run,
+    init: str,
+    to: str | Path = packaged.SHIPPED,
+    *,
+    folder: str = "",
+    source: str = "",
+    log: Callable[[str], None] = echo,
+) -> Path:
+    """Make the model file ``to``, its card beside it (``.md``) and, in the run, the predictions of
+    held-out clips.
+
+    The regressors are fitted without each fold of the protocols ``content``, ``composition`` and
+    ``movement``, for the figures on the card, and then on all renderings, for the file. The
+    synthesizer ``unseen`` is left out of the former and included in the latter; its variants
+    (``NAME+livingroom``) are for the uncertainty alone. Interrupted, it resumes after the last
+    fold.
+
+    Args:
+        run: with rated clips made by ``preprocess --one-loudness``.
+        init, folder, source: the encoder, PercePiano's folder, and the encoder's file, see
+            `fit_regressors`.
+
+    Raises:
+        InputError: clips of differing loudness; see `fit_regressors`.
+    """
+    # --- Clips and features
+    start = load_encoder(run, init, source, log)
+    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
+    rated, metadata = rated_clips_of(run, start, frozen, log)
+    clips = run.percepiano_in(start.front_end)
+    if read_json(clips / "settings.json").get("loudness") != [LOUDNESS, JITTER_DB, BED_DB]:
+        raise InputError(
+            f"{clips}: these clips are as loud as they were played, but the bundled model rates"
+            " recordings of any gain. Make them with preprocess --one-loudness in another directory"
+        )
+    transcribed = transcribe_clips(rated, embed=False)
+    settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
+    home = claim_directory(run.root / "packaged", settings)
+    data = regression_data(rated, transcribed, percepiano_source(run, folder, log), home)
+    # The model in the file does not learn from the held-out piano in a held-out room either.
+    learned = ~data.unseen | percepiano.is_plain(rated.clips.synthesizer)
+    protocols = [name for name in (PROTOCOL, *WORKS) if name in predictions.protocols(rated.index)]
+    # People's mean ratings of human performances, ascending, (performances, 19).
+    human = rated.index.set_index("clip")["human"].loc[rated.clips.clip].to_numpy()
+    known = pd.DataFrame(rated.clips.ratings[human]).groupby(rated.clips.clip[human]).first()
+    reference = np.sort(known.to_numpy(float), axis=0)
+    # --- Held-out predictions, and regressors on everything
+    judges: dict[str, packaged.Judge] = {}
+    tables: dict[tuple[str, str], pd.DataFrame] = {}
+    coverage: dict[str, dict[str, list[float]]] = {}
+    for name, parts in SETS.items():
+        held_out = {
+            protocol: _held_out(rated, data, parts, protocol, home) for protocol in protocols
+        }
+        errors = _Errors(rated, data, held_out)
+        calibration, deviation = errors.fit()
+        uncertainty = errors.uncertainty()
+        for protocol, (predicted, distances) in held_out.items():
+            values = calibration[0] + calibration[1] * predicted
+            for kind in sorted(set(errors.kinds)):
+                suffix = (SCORE if name == "score" else "") + (f"@{kind}" if kind else "")
+                rows, model = errors.kinds == kind, f"{start.name}-packaged{suffix}"
+                rows &= np.isfinite(distances)
+                given = model, rows, values[rows], protocol
+                table = rated.table(*given, uncertainty=uncertainty[rows])
+                predictions.write(table, home / f"predictions_{model}_{protocol}.csv.gz")
+                tables[suffix, protocol] = table
+        coverage[name] = errors.coverage()
+        judges[name] = packaged.Judge(
+            _fit(data, parts, learned, frozen.seed),
+            calibration,
+            reference,
+            deviation,
+            errors.within(),
+            float(np.quantile(held_out[PROTOCOL][1][learned], 0.99)),
+        )
+
+    # --- File and card
+    def r(suffix: str, protocol: str) -> dict[str, float]:
+        if (suffix, protocol) not in tables:
+            return {}
+        values = metrics.metric_table(predictions.runs(tables[suffix, protocol], rated.index))
+        overall = values[(values["metric"] == "pearson") & (values["scope"] == "overall")]
+        return dict(zip(overall["dimension"], overall["value"].round(4).tolist()))
+
+    description = {
+        "model": Path(to).stem,
+        "predictions": f"{start.name}-packaged",
+        "data": f"{metadata['licence']}; encoder: see its own card",
+        "simulated": metadata["simulated"],
+        "clips": int(rated.index["clip"].nunique()),
+        "performances": int(rated.index["human"].sum()),
+        "pianos": sorted(set(np.array(rated.clips.synthesizer)[learned].tolist())),
+        "descriptors": list(PERFORMANCE_FEATURES),
+        "loudness": [LOUDNESS, JITTER_DB, BED_DB],
+        "protocol": PROTOCOL,
+        "unseen": frozen.unseen,
+        "r": r("", PROTOCOL),
+        "r_unseen": r(f"@{frozen.unseen}", PROTOCOL),
+        "r_room": r("@room", PROTOCOL),
+        "r_score": r(SCORE, PROTOCOL),
+        "r_works": r("", WORKS[0]),
+        "r_works_unseen": r(f"@{frozen.unseen}", WORKS[0]),
+        "r_works_score": r(SCORE, WORKS[0]),
+        "coverage": coverage["alone"],
+        "licence": LICENCE,
+    }
+    unheard = transcribed.described(log).unheard
+    path = packaged.Packaged(rated.listener, unheard, judges, description).write(to)
+    path.with_suffix(".md").write_text(card(description, path))
+    log(
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, r {description['r']['mean']:.3f} on held-out"
+        " clips"
+    )
+    return path
+
+
+def card(description: dict, path: Path) -> str:
+    """The model card: Markdown, with the YAML head that model hubs read."""
+    given = {"file": path.name, "bytes": path.stat().st_size, "default": packaged.NAME}
+    text = TEMPLATES.get_template("card.md.j2").render(description, dimensions=DIMENSIONS, **given)
+    return text + "\n"
+
+
+def _fit(data: RegressionData, parts: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
+    least = {name: np.zeros(data.parts[name].shape[1]) for name in parts}
+    levels = [
+        name.startswith(("mel_db", "spectral_contrast")) for name in audio.audio_feature_names()
+    ]
+    least["sound"] = np.where(levels, LEAST_DB, 0.0)
+    limits = np.concatenate([least[name] for name in parts])
+    x, y = data.features(parts)[train], data.ratings[train]
+    return Regressors(pack(statistics.fit(x, y, seed=seed, forest=FOREST, least=limits)))
+
+
+def _held_out(
+    rated: CrossValidation, data: RegressionData, parts: tuple[str, ...], protocol: str, home: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every rendering, by regressors that were fitted without its fold: their mean (n, 19), and
+    the distance from their training clips (n,). Finished folds are read from ``home``."""
+    folds, features = rated.folds_of(protocol), data.features(parts)
+    predicted, distances = np.full(data.ratings.shape, np.nan), np.full(len(folds), np.nan)
+    for number in sorted(set(percepiano.fold_of_clip(rated.index, protocol).values())):
+        test, path = folds == number, home / f"held_out_{'_'.join(parts)}_{protocol}_{number}.npz"
+        if not path.exists():
+            train = ~test & (folds >= 0) & ~data.unseen
+            fitted = _fit(data, parts, train, rated.config.seed)
+            values = fitted.predict(features[test]).mean(axis=0)
+            far = packaged.distance(fitted, features[test])
+            with atomic(path) as partial, partial.open("wb") as file:
+                np.savez(file, predicted=values, distances=far)
+            rated.log(
+                f"{protocol}, {', '.join(parts)}, fold {number}: {test.sum():,} renderings held out"
+            )
+        with np.load(path) as found:
+            predicted[test], distances[test] = found["predicted"], found["distances"]
+    return predicted, distances
+
+
+class _Errors:
+    """Errors of held-out predictions, and what is fitted on them: calibration, uncertainty,
+    coverage.
+
+    They are those of human performances of works that were left out of training, rendered by the
+    held-out synthesizer, dry and in a held-out room: a user's music, piano and room were not in
+    training either. Where the index has no works or the clips no held-out synthesizer, those of the
+    protocol ``content`` or of all renderings are used.
+
+    Attributes:
+        work, kinds: of each rendering, (n,). A kind is the held-out piano and its variant
+            (``timgm6mb+livingroom``), else the variant, such as ``room``.
+        which, predicted, ratings, protocol: one row per protocol and rendering.
+    """
+
+    def __init__(
+        self,
+        rated: CrossValidation,
+        data: RegressionData,
+        held_out: dict[str, tuple[np.ndarray, np.ndarray]],
+    ):
+        index = rated.index.set_index("clip").loc[rated.clips.clip]
+        names = np.array(rated.clips.synthesizer, dtype=object)
+        variants = [name.partition(percepiano.SEPARATOR)[2] for name in names]
+        self.kinds = np.where(data.unseen, names, np.array(variants, dtype=object))
+        works = [name for name in WORKS if name in held_out] or [PROTOCOL]
+        by_work = "composition" in index and works == list(WORKS)
+        column = "composition" if by_work else predictions.fold_column(works[0])
+        self.work = index[column].astype(str).to_numpy()
+        rows = index["human"].to_numpy() & (data.unseen if data.unseen.any() else True)
+        which = [np.flatnonzero(rows & np.isfinite(held_out[name][1])) for name in works]
+        self.which = np.concatenate(which)
+        self.predicted = np.concatenate([held_out[w][0][part] for w, part in zip(works, which)])
+        self.ratings = data.ratings[self.which]
+        self.segment = index["segment"].to_numpy()[self.which]
+        self.protocol = np.repeat(works, [len(part) for part in which])
+
+    def fit(self, rows=slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Calibration (2, 19) and standard deviation (19,) on some rows.
+
+        For unknown music the predictions have too large a variance: one slope, common to all
+        dimensions, shrinks them towards the mean of people's ratings in these rows. A slope per
+        dimension does not transfer from some works to another.
+        """
+        predicted, ratings = self.predicted[rows], self.ratings[rows]
+        mean = ratings.mean(axis=0)
+        aside = predicted - mean
+        slope = float((aside * (ratings - mean)).sum() / np.square(aside).sum())
+        calibration = np.stack([(1 - slope) * mean, np.full(len(KEYS), slope)])
+        errors = calibration[0] + slope * predicted - ratings
+        return calibration, np.sqrt(np.square(errors).mean(axis=0))
+
+    def uncertainty(self) -> np.ndarray:
+        """Of every rendering (n, 19), fitted without its work."""
+        works = sorted(set(self.work.tolist()))
+        without = {work: self.fit(self.work[self.which] != work)[1] for work in works}
+        return np.stack([without[work] for work in self.work.tolist()])
+
+    def coverage(self) -> dict[str, list[float]]:
+        """Shares of errors within one and two standard deviations; calibration and deviation are
+        fitted without the work.
+
+        Of all rows, of each held-out condition, and of each work.
+        """
+        errors, works = np.zeros_like(self.predicted), self.work[self.which]
+        kinds, parts = self.kinds[self.which], {"all": np.ones(len(works), bool)}
+        parts |= {kind: kinds == kind for kind in sorted(set(kinds))}
+        for work in sorted(set(works.tolist())):
+            rows = works == work
+            (shift, slope), deviation = self.fit(~rows)
+            calibrated = shift + slope * self.predicted[rows]
+            errors[rows] = np.abs(calibrated - self.ratings[rows]) / deviation
+            parts[work] = rows
+        return {
+            name: [round(float((errors[rows] <= far).mean()), 3) for far in (1, 2)]
+            for name, rows in parts.items()
+        }
+
+    def within(self) -> np.ndarray:
+        """Standard deviation of the errors within segments, in units of the calibrated ratings,
+        (19,).
+
+        Calibrated differences within a segment are too small by a common factor, the slope of the
+        ratings on them. The deviation is divided by it, so that calibrated differences can be
+        compared with the deviation.
+        """
+        calibration, _ = self.fit()
+        kinds = self.kinds[self.which]
+        group = [f"{a} {b} {c}" for a, b, c in zip(self.protocol, kinds, self.segment)]
+        x, y = (
+            values - pd.DataFrame(values).groupby(group).transform("mean").to_numpy()
+            for values in (calibration[0] + calibration[1] * self.predicted, self.ratings)
+        )
+        slope = float((x * y).sum() / np.square(x).sum())
+        return np.sqrt(np.square(y - slope * x).sum(axis=0) / (len(x) - len(set(group)))) / slope

@@ -1,0 +1,338 @@
+"""Ratings by regressors on an encoder's transcription, its embeddings and sound statistics, under
+every protocol, and their learning curve.
+
+The regressors are those of the statistics baselines, which are better than networks on a thousand
+clips. In each fold, one of the `FEATURE_SETS` is chosen by its error in an inner cross-validation
+on the fold's training clips. Every set is also reported separately. Tables name the chosen set
+``judged``, as published ones do.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from percepiano_ast import plots, transcription
+from percepiano_ast.baselines import statistics
+from percepiano_ast.baselines.portable import standard
+from percepiano_ast.data import percepiano, shards
+from percepiano_ast.data.percepiano import read_json
+from percepiano_ast.errors import InputError
+from percepiano_ast.evaluation import predictions
+from percepiano_ast.files import atomic, claim_directory, echo, sha256_of, write_atomic, write_json
+from percepiano_ast.music.midi import NOTE, PEDAL, Performance
+from percepiano_ast.music.score import read_score
+from percepiano_ast.music.score_features import score_feature_table
+from percepiano_ast.pipeline.run import Run, load_encoder
+from percepiano_ast.pipeline.steps import (
+    CrossValidation,
+    percepiano_source,
+    rated_clips_of,
+    sound_features,
+)
+
+# Each set is a separate model, ``<encoder>-<set>``. Sound alone is the baseline ``audio-stats``.
+FEATURE_SETS: dict[str, tuple[str, ...]] = {
+    "embedding": ("embedding",),
+    "notes": ("notes",),
+    "notes-sound": ("notes", "sound"),
+    "notes-sound-embedding": ("notes", "sound", "embedding"),
+}
+JUDGED = "judged"  # the set chosen by the inner cross-validation
+SCORE = "+score"
+# The learning curve, with the centre of the grid that `statistics` averages over: one fit instead
+# of seventeen, with an r lower by 0.01.
+CURVE_PROTOCOL = "content"
+SHARES = (0.125, 0.25, 0.5, 0.75)
+DRAWS = 6
+CURVE_COLUMNS = ["unit", "share", "draw", "r"]
+_ALPHA, _WIDTH = 0.3, 3.0
+_EMPTY = Performance(np.zeros(0, NOTE), np.zeros(0, PEDAL))
+
+
+@dataclass(frozen=True, eq=False)
+class TranscribedClips:
+    """Embeddings and transcriptions of all renderings, in the order of the clips.
+
+    Attributes:
+        key: checksum of the renderings and the encoder.
+        embeddings: float32 (n, 2 F' D), or None if they were not requested.
+        played: transcription of each rendering; None if no note was detected.
+    """
+
+    key: str
+    embeddings: np.ndarray | None
+    played: list[Performance | None]
+
+    def described(self, log: Callable[[str], None] = echo) -> transcription.Described:
+        """`PERFORMANCE_FEATURES` of the transcriptions."""
+        return transcription.describe_all(self.played, log)
+
+
+class RegressionData(NamedTuple):
+    """Training data of the regressors, one row per rendering.
+
+    Attributes:
+        parts: name -> (n, columns).
+        ratings: (n, 19); groups: content group (n,).
+        unseen: Bool (n,), renderings by the held-out soundfont.
+    """
+
+    parts: dict[str, np.ndarray]
+    ratings: np.ndarray
+    groups: np.ndarray
+    unseen: np.ndarray
+
+    def features(self, names: tuple[str, ...]) -> np.ndarray:
+        """The named parts, concatenated."""
+        return np.concatenate([self.parts[name] for name in names], axis=1)
+
+
+# --- Features -------------------------------------------------------------------------------------
+
+
+def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedClips:
+    """Transcribe all renderings once. The cached result is valid as long as encoder and clips do
+    not change.
+
+    Args:
+        embed: whether to compute embeddings too, which doubles the time.
+
+    Raises:
+        InputError: the encoder was not pre-trained to transcribe.
+    """
+    start, clips, listener = rated.start, rated.clips, rated.listener
+    home = rated.run.root / "heard" / start.name
+    parts: list = [f"{start.weights} {start.model} {rated.front_end} {start.statistics}"]
+    for clip, synthesizer, codes in zip(clips.clip, clips.synthesizer, clips.codes, strict=True):
+        parts += [f"{clip} {synthesizer}", codes]
+    key = sha256_of(*parts)
+    if not (home / "heard.json").exists() or read_json(home / "heard.json")["key"] != key:
+        home.mkdir(parents=True, exist_ok=True)
+        for name in ("heard.json", "embeddings.npy"):
+            (home / name).unlink(missing_ok=True)
+        rated.log(f"{start.name}: transcribing {len(clips.codes):,} renderings")
+        packed = {
+            str(row): shards.pack_performance(one or _EMPTY)
+            for row, one in enumerate(listener.listen_all(clips.codes, rated.log))
+        }
+        write_atomic(home / shards.PERFORMANCES, shards.join_performances(packed))
+        write_json(home / "heard.json", {"key": key})
+    if embed and not (home / "embeddings.npy").exists():
+        rated.log(f"{start.name}: embedding {len(clips.codes):,} renderings")
+        with atomic(home / "embeddings.npy") as partial, partial.open("wb") as file:
+            np.save(file, rated.embed(rated.params, np.arange(len(clips.codes))))
+    with np.load(home / shards.PERFORMANCES) as arrays:
+        found = shards.Performances(dict(arrays))
+    played = [found[str(row)] for row in range(len(found))]
+    embeddings = np.load(home / "embeddings.npy") if embed else None
+    return TranscribedClips(key, embeddings, [one if len(one.notes) else None for one in played])
+
+
+def regression_data(
+    rated: CrossValidation, transcribed: TranscribedClips, folder: Path, home: Path
+) -> RegressionData:
+    """Features of the rated clips: transcription descriptors, embeddings, sound statistics, and
+    score features from the scores in PercePiano's ``folder``.
+
+    If the transcription does not match the score, the score features are 0, the neutral value of
+    all, and a last column is 1; such renderings are listed in ``home``.
+    """
+    clips, scores = rated.clips, {}
+    parts = {"notes": transcribed.described(rated.log).values}
+    if transcribed.embeddings is not None:
+        parts["embedding"] = transcribed.embeddings
+    parts["sound"] = sound_features(rated.run.percepiano_in(rated.front_end), clips)
+    for name, path in percepiano.find_scores(folder).items():
+        try:
+            scores[name] = read_score(path)
+        except InputError as reason:
+            rated.log(f"skipped: {reason}")
+    passage = dict(zip(rated.index["clip"], rated.index["segment"], strict=True))
+    passage |= percepiano.MISNAMED
+    found, left_out = score_feature_table(
+        {str(row): one for row, one in enumerate(transcribed.played) if one is not None},
+        {str(row): scores.get(passage[clip]) for row, clip in enumerate(clips.clip)},
+    )
+    if left_out:
+        rows = [int(row) for row in left_out]
+        columns = {"clip": clips.clip[rows], "synthesizer": np.array(clips.synthesizer)[rows]}
+        pd.DataFrame(columns | {"reason": left_out.values()}).to_csv(
+            home / "without_score.csv", index=False, lineterminator="\n"
+        )
+        rated.log(
+            f"{len(left_out)} of {len(clips.clip)} renderings do not match their score, see"
+            " without_score.csv"
+        )
+    found.index = found.index.astype(int)
+    every = found.reindex(range(len(clips.clip)))
+    score = np.column_stack([every.fillna(0.0).to_numpy(), every.isna().all(axis=1)])
+    parts["score"] = score.astype(np.float32)
+    groups = rated.index.set_index("clip").loc[clips.clip, "content_group"].to_numpy()
+    return RegressionData(parts, clips.ratings.astype(float), groups, rated.unseen)
+
+
+def _prepare(
+    run: Run, init: str, folder: str, source: str, log: Callable[[str], None]
+) -> tuple[CrossValidation, Path, RegressionData]:
+    """The rated clips, the folder of the regressors' predictions, and their training data."""
+    frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
+    start = load_encoder(run, init, source, log)
+    rated, _ = rated_clips_of(run, start, frozen, log)
+    transcribed = transcribe_clips(rated)
+    settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
+    home = claim_directory(run.root / JUDGED / start.name, settings)
+    scores = percepiano_source(run, folder, log)
+    return rated, home, regression_data(rated, transcribed, scores, home)
+
+
+# --- Predictions ----------------------------------------------------------------------------------
+
+
+def fit_regressors(
+    run: Run,
+    init: str,
+    folder: str = "",
+    *,
+    protocols: tuple[str, ...] = (),
+    source: str = "",
+    log: Callable[[str], None] = echo,
+) -> list[Path]:
+    """Rate all clips under every protocol, with regressors on the encoder's output; returns the
+    paths of the predictions.
+
+    Writes ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run: one for each of
+    `FEATURE_SETS`, for the chosen set, for the chosen set with score features (``+score``), and
+    each again for renderings by the held-out soundfont ``unseen``. The mean over the training
+    pianos is better than the prediction for a single one. For a fair comparison with the single
+    held-out soundfont, predictions of the chosen set are also written for each training piano.
+    Existing files are not computed again.
+
+    Args:
+        init: a pre-training with transcription, of this run or saved in the file ``source``.
+        folder: PercePiano's, for its scores; by default the preset's.
+        protocols: names in the index; by default all.
+
+    Raises:
+        InputError: an encoder without transcription; an unknown protocol; see `load_encoder`.
+    """
+    rated, home, data = _prepare(run, init, folder, source, log)
+    every = protocols or predictions.protocols(rated.index)
+    return [path for name in every for path in regress_protocol(rated, data, home, name)]
+
+
+def regress_protocol(
+    rated: CrossValidation, data: RegressionData, home: Path, protocol: str
+) -> list[Path]:
+    """Write the predictions of all models under one protocol to ``home``, unless they exist;
+    returns their paths."""
+    # Kind -> renderings: all training pianos, the held-out soundfont, and, for the chosen set, each
+    # training piano if there are several.
+    pianos = np.array(rated.clips.synthesizer)
+    kinds = {"": ~data.unseen}
+    if rated.config.unseen:
+        kinds[f"@{rated.config.unseen}"] = data.unseen
+    seen = sorted(set(pianos[~data.unseen].tolist()))
+    each = {f"@{piano}": pianos == piano for piano in seen if len(seen) > 1}
+    files = {
+        (name, kind): home / f"predictions_{rated.start.name}-{name}{kind}_{protocol}.csv.gz"
+        for name in (*FEATURE_SETS, JUDGED, JUDGED + SCORE)
+        for kind in (kinds | each if name == JUDGED else kinds)
+    }
+    if all(path.exists() for path in files.values()):
+        return list(files.values())
+    folds, seed, choices = rated.folds_of(protocol), rated.config.seed, {}
+    predicted: dict[str, np.ndarray] = {}
+    for number in sorted(set(folds[folds >= 0].tolist())):
+        started = time.monotonic()
+        train, test = (folds != number) & (folds >= 0) & ~data.unseen, folds == number
+        y, groups = data.ratings[train], data.groups[train]
+
+        def predict(parts, train=train, test=test, y=y):
+            x = data.features(parts)
+            return statistics.fit(x[train], y, seed=seed).predict(x[test])
+
+        errors = {
+            name: statistics.inner_error(data.features(parts)[train], y, groups, seed=seed)
+            for name, parts in FEATURE_SETS.items()
+        }
+        best = min(errors, key=errors.__getitem__)
+        made = {name: predict(parts) for name, parts in FEATURE_SETS.items()}
+        made |= {JUDGED: made[best], JUDGED + SCORE: predict((*FEATURE_SETS[best], "score"))}
+        for name, values in made.items():
+            predicted.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = values
+        choices[number] = {"chosen": best} | {name: round(e, 4) for name, e in errors.items()}
+        rated.log(f"{protocol}, fold {number}: chose {best}, {time.monotonic() - started:.0f} s")
+    write_json(home / f"chosen_{protocol}.json", choices)
+    for (name, kind), path in files.items():
+        values = predicted[name]
+        rows = (kinds | each)[kind] & np.isfinite(values).all(axis=1)
+        model = f"{rated.start.name}-{name}{kind}"
+        predictions.write(rated.table(model, rows, values[rows], protocol), path)
+    return list(files.values())
+
+
+# --- Learning curve -------------------------------------------------------------------------------
+
+
+def learning_curve(
+    run: Run, init: str, folder: str = "", *, source: str = "", log: Callable[[str], None] = echo
+) -> Path:
+    """Mean r over the dimensions under ``content``, from transcription and sound statistics, by the
+    amount of training data.
+
+    In every fold, a random share of the training clips is used: of whole passages (content groups),
+    of players with all their clips, or of single clips.
+
+    Args:
+        init, folder, source: see `fit_regressors`.
+
+    Returns:
+        ``learning_curve.csv`` (``unit,share,draw,r``) in the folder of the regressors' predictions,
+        with a figure as PNG.
+    """
+    rated, home, data = _prepare(run, init, folder, source, log)
+    clips = rated.clips.clip
+    players = rated.index.set_index("clip").loc[clips, "player"].to_numpy()
+    rows = [("everything", 1.0, 0, curve_point(rated, data, clips, 1.0, 0))]
+    for unit, labels in {"passages": data.groups, "players": players, "clips": clips}.items():
+        for share in SHARES:
+            found = [curve_point(rated, data, labels, share, draw) for draw in range(DRAWS)]
+            rows += [(unit, share, draw, r) for draw, r in enumerate(found)]
+            log(f"{share:.3g} of {unit}: r {np.mean(found):.3f}")
+    path, table = home / "learning_curve.csv", pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    table.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
+    figure = plots.learning_curve(table, f"Learning curve ({rated.start.name}, {CURVE_PROTOCOL})")
+    figure.savefig(path.with_suffix(".png"), dpi=120)
+    return path
+
+
+def curve_point(
+    rated: CrossValidation, data: RegressionData, labels: np.ndarray, share: float, draw: int
+) -> float:
+    """Mean r over the dimensions, for renderings by pianos in the training data, trained on the
+    clips of a random share of the ``labels`` (n,)."""
+    folds, seed = rated.folds_of(CURVE_PROTOCOL), rated.config.seed
+    x, y = data.features(("notes", "sound")), data.ratings
+    predicted = np.full(y.shape, np.nan)
+    for number in sorted(set(folds[folds >= 0].tolist())):
+        train = np.flatnonzero((folds != number) & (folds >= 0) & ~data.unseen)
+        names, rng = np.unique(labels[train]), np.random.default_rng([seed, draw, int(number)])
+        drawn = rng.choice(names, max(1, round(share * len(names))), replace=False)
+        train = train[np.isin(labels[train], drawn)]
+        test = (folds == number) & ~data.unseen
+        moments = x[train].mean(axis=0), np.maximum(x[train].std(axis=0), 1e-9)
+        mean, spread = y[train].mean(axis=0), y[train].std(axis=0)
+        model = statistics.GaussianRidge(_ALPHA, _WIDTH).fit(
+            standard(x[train], *moments), (y[train] - mean) / np.maximum(spread, 1e-9)
+        )
+        predicted[test] = model.predict(standard(x[test], *moments)) * spread + mean
+    rows = np.isfinite(predicted).all(axis=1)
+    table = rated.table("curve", rows, predicted[rows], CURVE_PROTOCOL)
+    wide = table.pivot(index="clip", columns="dimension", values=["rating", "prediction"])
+    return float(wide["prediction"].corrwith(wide["rating"]).mean())
