@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.baselines import features, identity, statistics
+from percepiano_ast.baselines import features, identity
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory
+from percepiano_ast.inference import regressors
 from percepiano_ast.models import baselines as networks
 
 STATISTICS = ("audio-stats", "midi-stats", "midi-stats+score")
@@ -115,7 +116,7 @@ def fold_by_fold(
             fitted = NETWORKS[baseline](*learned, seed=seed, groups=data.groups[train])
             said = {baseline: fitted.predict(data.features[test])}
         else:
-            fitted = statistics.fit(*learned, seed=seed)
+            fitted = regressors.fit(*learned, seed=seed)
             each = fitted.predict_each(data.features[test])
             said = {baseline: np.mean(list(each.values()), axis=0)}
             said |= {f"{baseline}-{name}": values for name, values in each.items()}
@@ -203,7 +204,7 @@ class _Work:
         """
         names = [baseline]
         if baseline in STATISTICS:
-            names += [f"{baseline}-{regressor}" for regressor in statistics.REGRESSORS]
+            names += [f"{baseline}-{regressor}" for regressor in regressors.REGRESSORS]
         paths = {name: self.out / f"predictions_{name}_{protocol}.csv.gz" for name in names}
         if all(path.exists() for path in paths.values()):
             self.log(f"{baseline}, {protocol}: already done")

@@ -117,11 +117,12 @@ def _judge(arguments):
 
 
 def _package(arguments):
-    from percepiano_ast import packaged, suite
+    from percepiano_ast import suite
+    from percepiano_ast.inference.rate import BUNDLED
 
     run = run_of(arguments).switched(arguments.set)
     options = {"folder": arguments.percepiano, "source": arguments.weights}
-    print(suite.package(run, arguments.init, arguments.to or packaged.SHIPPED, **options))
+    print(suite.package(run, arguments.init, arguments.to or BUNDLED, **options))
 
 
 def _switches(arguments):

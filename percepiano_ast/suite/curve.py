@@ -7,11 +7,10 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import plots
-from percepiano_ast.baselines.portable import standard
-from percepiano_ast.baselines.statistics import GaussianRidge
 from percepiano_ast.data import percepiano
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import echo
+from percepiano_ast.inference.regressors import gaussian_ridge, standard
 from percepiano_ast.suite.judged import Material, listened
 from percepiano_ast.suite.rated import Rated
 from percepiano_ast.suite.run import Run
@@ -20,7 +19,7 @@ PROTOCOL = "content"
 SHARES = (0.125, 0.25, 0.5, 0.75)
 DRAWS = 6
 COLUMNS = ["unit", "share", "draw", "r"]
-# The centre of the grid that `baselines.statistics` averages over: one fit instead of seventeen,
+# The centre of the grid that `inference.regressors` averages over: one fit instead of seventeen,
 # with an r lower by 0.01.
 _ALPHA, _WIDTH = 0.3, 3.0
 
@@ -84,7 +83,7 @@ def _r(rated: Rated, material: Material, labels: np.ndarray, share: float, draw:
         test = (folds == number) & ~material.unseen
         moments = x[train].mean(axis=0), np.maximum(x[train].std(axis=0), 1e-9)
         mean, spread = y[train].mean(axis=0), y[train].std(axis=0)
-        model = GaussianRidge(_ALPHA, _WIDTH).fit(
+        model = gaussian_ridge(x.shape[1], _ALPHA, _WIDTH).fit(
             standard(x[train], *moments), (y[train] - mean) / np.maximum(spread, 1e-9)
         )
         said[test] = model.predict(standard(x[test], *moments)) * spread + mean

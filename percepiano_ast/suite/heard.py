@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from percepiano_ast import transcription
 from percepiano_ast.data import shards
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.files import echo, write_json
+from percepiano_ast.inference import transcribe
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.suite.rated import Rated
 
@@ -32,9 +32,9 @@ class HeardClips:
     embeddings: np.ndarray | None
     played: list[Performance | None]
 
-    def described(self, log: Callable[[str], None] = echo) -> transcription.Described:
+    def described(self, log: Callable[[str], None] = echo) -> transcribe.TranscriptionFeatures:
         """`PERFORMANCE_FEATURES` of the transcriptions."""
-        return transcription.describe_all(self.played, log)
+        return transcribe.features_of(self.played, log)
 
 
 def hear(rated: Rated, embed: bool = True) -> HeardClips:
@@ -54,7 +54,7 @@ def hear(rated: Rated, embed: bool = True) -> HeardClips:
         for name in ("heard.json", "embeddings.npy"):
             (home / name).unlink(missing_ok=True)
         rated.log(f"{rated.start.name}: transcribing {len(rated.clips.codes):,} renderings")
-        _write(home / shards.PERFORMANCES, listener.listen_all(rated.clips.codes, rated.log))
+        _write(home / shards.PERFORMANCES, listener.transcribe_all(rated.clips.codes, rated.log))
         write_json(home / "heard.json", {"key": key})
     if embed and not (home / "embeddings.npy").exists():
         rated.log(f"{rated.start.name}: embedding {len(rated.clips.codes):,} renderings")

@@ -1,7 +1,7 @@
 """Ratings by regressors on an encoder's transcription, its embeddings and sound statistics, under
 every protocol.
 
-The regressors are those of the statistics baselines (`baselines.statistics`), which are better than
+The regressors are those of the statistics baselines (`inference.regressors`), which are better than
 networks on a thousand clips. In each fold, one of the feature sets in `SETS` is chosen by its error
 in an inner cross-validation on the fold's training clips. Every set is also reported separately.
 """
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.baselines import statistics
 from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
+from percepiano_ast.inference import regressors
 from percepiano_ast.music.score import read_score
 from percepiano_ast.music.score_features import score_feature_table
 from percepiano_ast.suite.heard import HeardClips, hear
@@ -249,11 +249,11 @@ class _Work:
             self.material.ratings[train],
             self.material.groups[train],
         )
-        return statistics.inner_error(*learned, seed=self.rated.config.seed)
+        return regressors.inner_error(*learned, seed=self.rated.config.seed)
 
     def _rate(self, parts: tuple[str, ...], train: np.ndarray, test: np.ndarray) -> np.ndarray:
         features = self.material.features(parts)
-        fitted = statistics.fit(
+        fitted = regressors.fit(
             features[train], self.material.ratings[train], seed=self.rated.config.seed
         )
         return fitted.predict(features[test])

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, packaged
+from percepiano_ast import audio
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
-from percepiano_ast.baselines import statistics
-from percepiano_ast.baselines.portable import Regressors, pack
 from percepiano_ast.data import percepiano
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
 from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.inference import rate, regressors
+from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.heard import hear
 from percepiano_ast.suite.judged import SCORE, Material, material_of
@@ -40,7 +40,7 @@ LICENCE = "CC BY-NC-SA 4.0"
 def package(
     run: Run,
     init: str,
-    to: str | Path = packaged.SHIPPED,
+    to: str | Path = rate.BUNDLED,
     *,
     folder: str = "",
     source: str = "",
@@ -80,7 +80,7 @@ def package(
     material = material_of(rated, heard, percepiano_source(run, folder, log), home, log)
     learned = ~_for_testing(rated, material)
     protocols = [name for name in (PROTOCOL, *WORKS) if name in predictions.protocols(rated.index)]
-    judges: dict[str, packaged.Judge] = {}
+    judges: dict[str, regressors.CalibratedRegressors] = {}
     tables: dict[str, pd.DataFrame] = {}
     coverage: dict[str, dict[str, list[float]]] = {}
     for name, sets in SETS.items():
@@ -99,14 +99,14 @@ def package(
         fitted = _fit(material, sets, learned, rated.config.seed)
         farthest = float(np.quantile(held_out[PROTOCOL].distances[learned], 0.99))
         calibration, deviation = errors.fit(errors.rows)
-        judges[name] = packaged.Judge(
+        judges[name] = regressors.CalibratedRegressors(
             fitted, calibration, _reference(rated), deviation, errors.within(), farthest
         )
     description = _description(
         Path(to).stem, start.name, shard_set.metadata, rated, learned, tables, coverage["alone"]
     )
-    path = packaged.Packaged(
-        rated.listener, heard.described(log).unheard, judges, description
+    path = rate.RatingModelFile(
+        rated.listener, heard.described(log).mean, judges, description
     ).write(to)
     path.with_suffix(".md").write_text(card(description, path))
     log(
@@ -125,16 +125,18 @@ class _HeldOut:
     distances: np.ndarray
 
 
-def _fit(material: Material, sets: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
+def _fit(
+    material: Material, sets: tuple[str, ...], train: np.ndarray, seed: int
+) -> RegressorEnsemble:
     least = {name: np.zeros(material.parts[name].shape[1]) for name in sets}
     levels = [
         name.startswith(("mel_db", "spectral_contrast")) for name in audio.audio_feature_names()
     ]
     least["sound"] = np.where(levels, LEAST_DB, 0.0)
     x, y = material.features(sets)[train], material.ratings[train]
-    return Regressors(
+    return RegressorEnsemble(
         pack(
-            statistics.fit(
+            regressors.fit(
                 x, y, seed=seed, forest=FOREST, least=np.concatenate([least[name] for name in sets])
             )
         )
@@ -160,9 +162,7 @@ def _held_out(
             predictions_of_fold = fitted.predict(features[test]).mean(axis=0)
             partial = path.with_suffix(".partial.npz")
             np.savez(
-                partial,
-                predicted=predictions_of_fold,
-                distances=packaged.distance(fitted, features[test]),
+                partial, predicted=predictions_of_fold, distances=fitted.distance(features[test])
             )
             partial.replace(path)
             log(f"{protocol}, {', '.join(sets)}, fold {number}: {test.sum():,} renderings held out")
@@ -401,7 +401,7 @@ def card(description: dict, path: Path) -> str:
         works_unseen=mean("r_works_unseen"),
         scored=mean("r_score"),
         works_scored=mean("r_works_score"),
-        load="" if description["model"] == packaged.NAME else f'"{path.name}"',
+        load="" if description["model"] == rate.NAME else f'"{path.name}"',
         simulated=(
             "\n**Its ratings were simulated: it says nothing about real playing.**\n"
             if description["simulated"]

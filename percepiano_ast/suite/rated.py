@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import transcription
 from percepiano_ast.config import FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, percepiano
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, echo, write_json
+from percepiano_ast.inference import transcribe
 from percepiano_ast.models import convert
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.run import Run, Start
@@ -74,7 +74,7 @@ class Rated:
         return f"{self.start.name}-heard" if self.config.heard else self.start.name
 
     @property
-    def listener(self) -> transcription.Listener:
+    def listener(self) -> transcribe.Transcriber:
         """The transcriber: the encoder with its transcription head.
 
         Raises:
@@ -87,19 +87,19 @@ class Rated:
                 " joint or transcriptionstem"
             )
         params = {"encoder": self.start.encoder, "transcription": self.start.transcription}
-        return transcription.Listener(
+        return transcribe.Transcriber(
             params, model, self.front_end, self.start.statistics, self.run.preset.execution
         )
 
     @functools.cached_property
-    def heard(self) -> transcription.Described:
+    def heard(self) -> transcribe.TranscriptionFeatures:
         """Descriptors of the transcription of every rendering.
 
         Raises:
             InputError: see `listener`.
         """
-        return transcription.describe_all(
-            self.listener.listen_all(self.clips.codes, self.log), self.log
+        return transcribe.features_of(
+            self.listener.transcribe_all(self.clips.codes, self.log), self.log
         )
 
     @functools.cached_property
@@ -112,7 +112,7 @@ class Rated:
             )
             params["encoder"] = self.start.encoder
         if self.config.heard:
-            params |= {"transcription": self.start.transcription, "unheard": self.heard.unheard}
+            params |= {"transcription": self.start.transcription, "unheard": self.heard.mean}
         return params
 
     def embed(self, params: dict, which: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, Preset, Statis
 from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import echo
+from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models import weights
 from percepiano_ast.models.cnn import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
-from percepiano_ast.transcription import Listener
 
 MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain`"
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `percepiano finetune`"
@@ -184,7 +184,7 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
     Args:
         source: file or folder of published weights for ``audioset`` (see ``models.weights``); by
             default they are downloaded to the run's ``weights`` folder. For a pre-training: a file
-            written by `Listener.write`, instead of the run's.
+            written by `Transcriber.write`, instead of the run's.
 
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
@@ -234,7 +234,7 @@ def start_of(run: Run, init: str, source: str = "", log: Callable[[str], None] =
 
 def _kept(path: Path, init: str) -> Start:
     """An encoder pre-trained to transcribe, from its file."""
-    ear = Listener.read(path)
+    ear = Transcriber.read(path)
     checksum = hashlib.sha256(path.read_bytes()).hexdigest()
     name = f"ast-{ear.model.name}-{init}"
     return Start(

@@ -14,7 +14,7 @@ import optax
 from percepiano_ast.config import POOLINGS, Execution, FinetuneConfig, FrontEnd, Statistics, lookup
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
 from percepiano_ast.models.cnn import Geometry
-from percepiano_ast.models.heads import Moments, Rater, combine_moments, moments_to_embedding
+from percepiano_ast.models.heads import Moments, RatingModel, combine_moments, moments_to_embedding
 from percepiano_ast.training import losses, strategies
 from percepiano_ast.training.state import (
     TrainState,
@@ -52,7 +52,7 @@ class Finetuning:
         strategies.check(self.config, self.model)
 
     @functools.cached_property
-    def module(self) -> Rater:
+    def module(self) -> RatingModel:
         """The Flax module, computing in the hardware's type."""
         compute, config = compute_for(self.execution, jax.devices()[0]), self.config
         options: dict[str, Any] = {
@@ -66,7 +66,7 @@ class Finetuning:
             "questionnaire": self.questionnaire,
             "beside": self.beside,
         }
-        return Rater(self.model, compute, **options)
+        return RatingModel(self.model, compute, **options)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -91,7 +91,7 @@ class Finetuning:
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head as in `init`, without those of the encoder."""
         embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
-        make = jax.jit(functools.partial(self.module.init, method=Rater.rate))
+        make = jax.jit(functools.partial(self.module.init, method=RatingModel.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
     def apply(self, params: dict, *inputs: jax.Array, **options: Any) -> Any:
@@ -103,7 +103,7 @@ class Finetuning:
         ``heads.pool_moments``."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
-        return self.apply(params, log_mel, valid, method=Rater.embed)
+        return self.apply(params, log_mel, valid, method=RatingModel.embed)
 
     def embed(
         self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int
@@ -160,7 +160,7 @@ class Finetuning:
             {"head": params["head"]},
             scaler.apply(embeddings),
             deterministic=False,
-            method=Rater.distribution,
+            method=RatingModel.distribution,
             rngs={"dropout": rng},
         )
         errors = losses.errors(rated, log_variance, batch["ratings"])
@@ -186,7 +186,7 @@ _moments = jax.jit(Finetuning.moments, static_argnums=0)
 def _distribution(
     run: Finetuning, head: dict, scaler: "Scaler", embeddings: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    return run.apply({"head": head}, scaler.apply(embeddings), method=Rater.distribution)
+    return run.apply({"head": head}, scaler.apply(embeddings), method=RatingModel.distribution)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

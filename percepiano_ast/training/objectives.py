@@ -95,7 +95,7 @@ class Transcription:
         self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int = 0
     ):
         transcription.steps_of(model)
-        self.module = transcription.Transcriber(model, compute, num_descriptors)
+        self.module = transcription.TranscriptionModel(model, compute, num_descriptors)
 
     def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
         """See `Objective`."""
