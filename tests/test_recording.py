@@ -459,8 +459,7 @@ class TestFile:
             (2, len(model.regressors["alone"].ensemble.arrays["feature_mean"])), np.float32
         )
         np.testing.assert_array_equal(
-            again.regressors["alone"].rate(features).ratings,
-            model.regressors["alone"].rate(features).ratings,
+            again.regressors["alone"].rate(features)[0], model.regressors["alone"].rate(features)[0]
         )
 
     def test_what_was_measured_on_held_out_clips_is_in_it_in_order(self, model):

@@ -5,6 +5,7 @@ import base64
 import io
 from collections.abc import Sequence
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -29,50 +30,24 @@ def write_page(
         sounds: result of `sound` for each; by default they are encoded here.
     """
     sounds = [sound(one.file) for one in ratings] if sounds is None else sounds
-    names, recordings, drawn = [Path(one.file).name for one in ratings], [], []
-    for one, name, encoded in zip(ratings, names, sounds, strict=True):
-        families = groupby(rows(one), key=lambda row: DIMENSIONS[row["number"]].family)
-        recordings.append(
-            {
-                "name": name,
-                "summary": f"{in_short(one)}.",
-                "warnings": one.warnings,
-                "length": clock(one.seconds),
-                "sound": base64.b64encode(encoded).decode(),
-                "performances": f"{one.performances:,}",
-                "groups": [{"name": family, "rows": list(part)} for family, part in families],
-            }
-        )
-        drawn.append(_drawn(one))
-    differences = None
-    if len(ratings) == 2:
-        (one, other), found = ratings, compare(*ratings)
-        differences = [
-            {
-                "low": low,
-                "high": high,
-                "first": one.ratings[key],
-                "second": other.ratings[key],
-                "words": found.words[key],
-            }
-            for key, _, low, high in DIMENSIONS
-            if found.reported[key]
-        ]
     jinja = Environment(
         loader=PackageLoader("percepiano_ast"),
         undefined=StrictUndefined,
         autoescape=True,
         trim_blocks=True,
     )
+    jinja.filters["filename"] = lambda file: Path(file).name
+    jinja.globals |= {"clock": clock, "in_short": in_short}
     text = jinja.get_template("rating.html.j2").render(
-        title=", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
-        data=drawn,
-        limits=ratings[0].limits,
-        embedded=any(sounds),
+        recordings=[
+            (one, base64.b64encode(encoded).decode(), groupby(rows(one), itemgetter("family")))
+            for one, encoded in zip(ratings, sounds, strict=True)
+        ],
+        drawn=[_drawn(one) for one in ratings],
         longest_minutes=LONGEST_SOUND / 60,
         shares=SHARES,
-        comparison=differences,
-        recordings=recordings,
+        differences=compare(*ratings) if len(ratings) == 2 else None,
+        dimensions=DIMENSIONS,
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +78,7 @@ def rows(one: Rating) -> list[dict]:
     return [
         {
             "number": k,
+            "family": family,
             "low": low,
             "high": high,
             "rating": one.ratings[key],
@@ -111,7 +87,7 @@ def rows(one: Rating) -> list[dict]:
             "band": one.bands[key],
             "words": one.words(key),
         }
-        for k, (key, _, low, high) in enumerate(DIMENSIONS)
+        for k, (key, family, low, high) in enumerate(DIMENSIONS)
     ]
 
 

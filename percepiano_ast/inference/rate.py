@@ -66,8 +66,8 @@ _HOP_SECONDS, _MOST_WINDOWS = 2.0, 80  # no gap in ten minutes
 # Thresholds of the warning that a sound is unlike a piano. Measured (tests/test_novelty.py): none
 # of 80 recordings of four pianos exceeds them, all noise and speech does, and five in six
 # instruments that sustain or ring; electric pianos and guitars rarely do.
-NOVEL = 1.15  # novelty, see `regressors.Prediction`
-UNCLEAR = 0.5  # mean onset probability
+NOVEL = 1.15  # novelty, see `CalibratedRegressors.rate`
+UNCLEAR = 0.5  # mean onset probability of detected onsets, about 0.6 for pianos
 _FEW_NOTES = 0.5  # notes per second
 _FEWEST_NOTES = 3  # in a window of the course; with fewer it is not rated
 # before the first onset and behind the last offset, as clips are rendered
@@ -284,7 +284,12 @@ class RatingModelFile:
         Raises:
             InputError: see `rate`.
         """
-        seconds, say = len(wave) / self.sample_rate, progress or (lambda stage: None)
+        front_end, rate, say = (
+            self.transcriber.front_end,
+            self.sample_rate,
+            progress or (lambda _: None),
+        )
+        seconds = len(wave) / rate
         if seconds < SHORTEST_SECONDS:
             raise InputError(
                 f"{name}: {seconds:.2f} s long. Give a recording of at least {SHORTEST_SECONDS:g}"
@@ -294,54 +299,88 @@ class RatingModelFile:
             raise InputError(
                 f"{name}: longer than {LONGEST_HOURS:g} hour. Cut it into movements and rate these."
             )
+        # --- Level, tune and transcribe. Leading silence would change the transcription: the wave
+        # begins shortly before its first sound. Sound that begins at once gets a little silence.
         try:
             say("transcribing")
-            sound = _Sound(self, wave)
+            loud = int(np.argmax(np.abs(wave) > np.abs(wave).max() * 10 ** (_SILENT_DB / 20)))
+            begin = loud - round(_LEAD_SECONDS * rate)
+            wave = np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]])
+            begins = begin / rate  # seconds
+            ends = begins + len(wave) / rate
+            tuning = audio.estimate_tuning(wave, rate)
+            off = _TUNING_STEP * round(tuning / _TUNING_STEP)
+            slower = 2 ** (off / 1200)  # seconds of the retuned wave per second of the recording
+            wave = audio.normalize_loudness(audio.retune(wave, rate, -off), rate)
+            codes, _ = audio.quantize(audio.log_mel(wave, front_end), front_end)
+            predicted = self.transcriber.predict(codes)
+            onsets = predicted.onset[predicted.onset >= ONSET_FROM]
+            clearness = float(onsets.mean()) if len(onsets) else 0.0
+            performance = frames_to_notes(predicted)
+            starts = np.zeros(0)
+            # From the first onset to the decay of the last note, as PercePiano's clips are cut.
+            played = first, last = max(begins, 0.0), ends
+            if performance is not None:
+                notes, pedals = performance.notes.copy(), performance.pedals.copy()
+                for table, column in ((notes, "onset"), (notes, "offset"), (pedals, "time")):
+                    table[column] = np.maximum(table[column] / slower + begins, 0.0)
+                performance, starts = Performance(notes, pedals), notes["onset"]
+                start = max(float(starts.min()) - _LEAD_SECONDS, first)
+                stop = max(float(notes["offset"].max()) + _TAIL_SECONDS, start + SHORTEST_SECONDS)
+                played = min(start, max(last - SHORTEST_SECONDS, first)), min(stop, last)
+
+            def n_onsets(part: tuple[float, float]) -> int:
+                return int(((starts >= part[0]) & (starts < part[1])).sum())
+
+            def features(part: tuple[float, float], score: Score | None = None) -> np.ndarray:
+                notes = None if performance is None else excerpt(performance, *part)
+                first, last = (round((at - begins) * slower * rate) for at in part)
+                return self.features(notes, wave[first:last], score)
+
+            # --- Rate the whole
             regressors = self.regressors["alone" if score is None else "score"]
-            parts = [part for part in stretches(*sound.played) if sound.notes(part)]
-            parts = parts or [sound.played]
+            parts = [part for part in stretches(*played) if n_onsets(part)] or [played]
             say("rating")
-            features = np.stack([sound.features(part, score) for part in parts])
-            predicted, novelty = regressors.rate(features)
+            rated, novelty = regressors.rate(np.stack([features(part, score) for part in parts]))
         except InputError as reason:
             raise InputError(f"{name}: {reason}") from reason
         lengths = np.array([stop - start for start, stop in parts])
-        ratings, deviation = lengths / sum(lengths.tolist()) @ predicted, regressors.deviation
+        ratings, deviation = lengths / sum(lengths.tolist()) @ rated, regressors.deviation
         edges = regressors.percentiles(np.stack([ratings - deviation, ratings + deviation]))
 
-        # The course over time is rated without the score, whose features need more than a few
-        # seconds.
-        spans = windows(*sound.played) if with_course else []
-        course = np.full((len(spans), len(KEYS)), np.nan, np.float32)
-        rows = [k for k, span in enumerate(spans) if sound.notes(span) >= _FEWEST_NOTES]
-        features = []
-        for k in rows:
-            say(f"rating over time, {k + 1} of {len(spans)}")
-            features.append(sound.features(spans[k]))
-        if rows:
-            course[rows] = self.regressors["alone"].rate(np.stack(features)).ratings
+        # --- Rate its course over time, without the score, whose features need more than a few
+        # seconds
+        spans = windows(*played) if with_course else []
+        course, found = np.full((len(spans), len(KEYS)), np.nan, np.float32), {}
+        for k, span in enumerate(spans):
+            if n_onsets(span) >= _FEWEST_NOTES:
+                say(f"rating over time, {k + 1} of {len(spans)}")
+                found[k] = features(span)
+        if found:
+            course[[*found]] = self.regressors["alone"].rate(np.stack([*found.values()]))[0]
         percentiles = self.regressors["alone"].percentiles(course)
 
-        played, warnings = sound.played[1] - sound.played[0], []
-        if sound.performance is None:
+        # --- Warn
+        long, warnings = played[1] - played[0], []
+        if performance is None:
             warnings.append(
                 "no piano notes were detected: the ratings rest on sound statistics alone and say"
                 " nothing about a performance"
             )
-        elif (pace := len(sound.performance.notes) / played) < _FEW_NOTES:
+        elif (pace := len(performance.notes) / long) < _FEW_NOTES:
             warnings.append(
                 f"few piano notes were detected, {pace:.2f} per second: check that a piano is"
                 " playing alone"
             )
-        if (novel := float(np.median(novelty))) > NOVEL or sound.clearness < UNCLEAR:
+        if (novel := float(np.median(novelty))) > NOVEL or clearness < UNCLEAR:
             warnings.append(
                 f"the sound is unlike the pianos in training (novelty {novel:.1f}, at most"
-                f" {NOVEL:g} for pianos; mean onset probability {sound.clearness:.2f}, about 0.6"
-                " for pianos): the ratings may be meaningless"
+                f" {NOVEL:g} for pianos; mean onset probability {clearness:.2f}, about 0.6 for"
+                " pianos): the ratings may be meaningless"
             )
         if len(parts) > 1:
             warnings.append(
-                f"{played:.0f} s long, so it is rated in {len(parts)} stretches; the clips that"
+                f"{long:.0f} s long, so it is rated in {len(parts)} stretches; the clips that"
                 f" people rated last at most {LONGEST_SECONDS} s"
             )
 
@@ -358,11 +397,11 @@ class RatingModelFile:
             times=np.array(spans).reshape(-1, 2).mean(axis=1),
             course=course,
             course_percentiles=np.where(np.isnan(course), np.nan, percentiles),
-            performance=sound.performance,
+            performance=performance,
             warnings=warnings,
             informed=score is not None,
             within=by_key(regressors.within),
-            tuning=round(sound.tuning, 1),
+            tuning=round(tuning, 1),
             limits=self.limits,
             performances=len(regressors.reference),
         )
@@ -388,27 +427,6 @@ class RatingModelFile:
             " better from worse at chance) and is not for judging people."
         )
 
-    def normalize(self, wave: np.ndarray) -> np.ndarray:
-        """The wave at the loudness that the model was trained on.
-
-        Raises:
-            InputError: too soft or too short to have one.
-        """
-        return audio.normalize_loudness(wave, self.sample_rate)
-
-    def transcribe(self, wave: np.ndarray) -> tuple[Performance | None, float]:
-        """Transcribe a wave float32 (n,) that `normalize` returned.
-
-        Returns:
-            notes and pedals, or None if no note is detected; and the mean onset probability of the
-            detected onsets, 0 to 1: about 0.6 for pianos, below 0.5 for other instruments.
-        """
-        front_end = self.transcriber.front_end
-        codes, _ = audio.quantize(audio.log_mel(wave, front_end), front_end)
-        predicted = self.transcriber.predict(codes)
-        onsets = predicted.onset[predicted.onset >= ONSET_FROM]
-        return frames_to_notes(predicted), float(onsets.mean()) if len(onsets) else 0.0
-
     def features(
         self, performance: Performance | None, wave: np.ndarray, score: Score | None = None
     ) -> np.ndarray:
@@ -416,7 +434,7 @@ class RatingModelFile:
 
         Args:
             performance: its transcription; None if no note was detected.
-            wave: float32 (n,) as `normalize` returned it.
+            wave: float32 (n,) at the loudness of training, see `audio.normalize_loudness`.
             score: for the score-informed regressors.
 
         Raises:
@@ -480,57 +498,6 @@ class RatingModelFile:
                 f"{path}: not a rating model of this version ({error!r}). Give a file made by this"
                 " version's `percepiano package`"
             ) from error
-
-
-class _Sound:
-    """A recording at the loudness and tuning of the training clips, and its transcription in the
-    recording's own time.
-
-    Attributes:
-        tuning: estimated cents above 440 Hz.
-        performance: notes and pedals; None if no note is detected.
-        clearness: mean onset probability, see `RatingModelFile.transcribe`.
-        played: start and end in seconds, from the first onset to the decay of the last note, as
-            PercePiano's clips are cut.
-    """
-
-    def __init__(self, model: RatingModelFile, wave: np.ndarray):
-        self.model, self.rate = model, model.sample_rate
-        # Leading silence would change the transcription: the wave begins shortly before its first
-        # sound, at ``self.begins`` seconds. Sound that begins at once gets a little silence.
-        loud = int(np.argmax(np.abs(wave) > np.abs(wave).max() * 10 ** (_SILENT_DB / 20)))
-        begin = loud - round(_LEAD_SECONDS * self.rate)
-        wave = np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]])
-        self.begins = begin / self.rate
-
-        self.tuning = audio.estimate_tuning(wave, self.rate)
-        off = _TUNING_STEP * round(self.tuning / _TUNING_STEP)
-        self.slower = 2 ** (off / 1200)  # seconds of ``self.wave`` per second of the recording
-        self.wave = model.normalize(audio.retune(wave, self.rate, -off))
-
-        self.performance, self.clearness = model.transcribe(self.wave)
-        self.played = first, last = (max(self.begins, 0.0), self.begins + len(wave) / self.rate)
-        if self.performance is not None:
-            notes, pedals = self.performance.notes.copy(), self.performance.pedals.copy()
-            for table, column in ((notes, "onset"), (notes, "offset"), (pedals, "time")):
-                table[column] = np.maximum(table[column] / self.slower + self.begins, 0.0)
-            self.performance = Performance(notes, pedals)
-            start = max(float(notes["onset"].min()) - _LEAD_SECONDS, first)
-            stop = max(float(notes["offset"].max()) + _TAIL_SECONDS, start + SHORTEST_SECONDS)
-            self.played = (min(start, max(last - SHORTEST_SECONDS, first)), min(stop, last))
-
-    def notes(self, part: tuple[float, float]) -> int:
-        """Number of onsets in a stretch."""
-        if self.performance is None:
-            return 0
-        onset = self.performance.notes["onset"]
-        return int(((onset >= part[0]) & (onset < part[1])).sum())
-
-    def features(self, part: tuple[float, float], score: Score | None = None) -> np.ndarray:
-        """Features of a stretch."""
-        performance = None if self.performance is None else excerpt(self.performance, *part)
-        first, last = (round((at - self.begins) * self.slower * self.rate) for at in part)
-        return self.model.features(performance, self.wave[first:last], score)
 
 
 def stretches(start: float, stop: float) -> list[tuple[float, float]]:

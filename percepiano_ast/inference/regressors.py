@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
 
 import numpy as np
 
@@ -293,18 +292,6 @@ class RegressorEnsemble:
         return np.maximum(own - 2 * x @ known.T + theirs, 0)
 
 
-class Prediction(NamedTuple):
-    """Ratings of n recordings, or of n stretches of one.
-
-    Attributes:
-        ratings: float32 (n, 19), 0 to 1.
-        novelty: distance from the training clips, (n,); 1 is the 99th percentile of held-out clips.
-    """
-
-    ratings: np.ndarray
-    novelty: np.ndarray
-
-
 @dataclass(frozen=True, eq=False)
 class CalibratedRegressors:
     """Regressors with their calibration, and what their ratings are compared with.
@@ -331,12 +318,13 @@ class CalibratedRegressors:
     within: np.ndarray
     novelty_threshold: float
 
-    def rate(self, features: np.ndarray) -> Prediction:
-        """Ratings of rows of features (n, n_features)."""
+    def rate(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of features (n, n_features) -> ratings float32 (n, 19), 0 to 1, and their novelty
+        (n,): the distance from the training clips; 1 is the 99th percentile of held-out clips."""
         predicted = self.ensemble.predict(features).mean(axis=0)
         ratings = self.calibration[0] + self.calibration[1] * predicted
         novelty = self.ensemble.distance(features) / self.novelty_threshold
-        return Prediction(ratings.astype(np.float32), novelty)
+        return ratings.astype(np.float32), novelty
 
     def percentiles(self, ratings: np.ndarray) -> np.ndarray:
         """Percentage of PercePiano's human performances that people rated lower, (..., 19) -> (...,

@@ -64,10 +64,14 @@ def rate() -> Iterator[dict]:
         # Transcription from audio, and its encoder from levels, against the peer's encoder.
         model = RatingModelFile.read()
         ear = model.transcriber
-        wave = model.normalize(audio.load(path, ear.front_end.sample_rate))
-    codes = audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
+        wave = audio.normalize_loudness(audio.load(path, model.sample_rate), model.sample_rate)
+
+    def levels() -> np.ndarray:
+        return audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
+
+    codes = levels()
     whole, ours, *theirs = medians(
-        lambda: model.transcribe(wave),
+        lambda: ear.transcribe(levels()),
         lambda: ear.predict(codes),
         *(_peer(ear, stride) for stride in PEER_STRIDES),
         runs=RUNS,
