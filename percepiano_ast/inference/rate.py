@@ -1,10 +1,9 @@
 """Rate recordings: by a model file, such as the bundled `piano-rater`, or by the folds of a
 fine-tuned run.
 
-A model file transcribes a recording and rates it by regressors on the transcription and the sound:
-19 ratings with uncertainty and percentiles, their course over time, and its extremes. The clips
-that people rated last 4 to 100 s. A recording up to that length is rated as a whole, a longer one
-in equal stretches of about a minute, whose ratings are averaged by their length.
+A model file transcribes a recording and rates it by regressors on the transcription and the sound.
+The clips that people rated last 4 to 100 s: a recording up to that length is rated as a whole, a
+longer one in equal stretches of about a minute, whose ratings are averaged by their length.
 """
 
 from __future__ import annotations
@@ -72,15 +71,13 @@ _FEW_NOTES = 0.5  # notes per second
 _FEWEST_NOTES = 3  # in a window of the course; with fewer it is not rated
 # before the first onset and behind the last offset, as clips are rendered
 _LEAD_SECONDS, _TAIL_SECONDS = 0.05, 1.5
-# Cents. Resampling by any ratio moves ratings by some hundredths: with this step a piano in tune is
-# not resampled, and a tuning that is estimated slightly differently in a softer or compressed file
-# of the same sound changes nothing.
+# Cents. Resampling by any ratio moves ratings by some hundredths. With this step a piano in tune is
+# not resampled, and small errors of the estimated tuning change nothing.
 _TUNING_STEP = 7.0
 _SILENT_DB = -50.0  # below the peak, before the first onset
 _DISTORTED = 1e-4  # share of samples at full scale, above that of any mastering
 _NEARER = 10.0  # percentiles from the middle, from which words name the closer pole
-# Prefixes of tensor names.
-_TRANSCRIBER, _REGRESSORS = "ear/", "judge/"
+_TRANSCRIBER, _REGRESSORS = "ear/", "judge/"  # prefixes of tensor names
 # A difference of at least SURE standard deviations of its error is reported, one of at least LIKELY
 # as probable. SHARES: of pairs of performances of one passage that differ by as much, people's
 # ratings order this share the same way, for works left out of training on a held-out soundfont
@@ -99,13 +96,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Moment:
-    """A stretch of a recording that is rated higher or lower than the whole.
-
-    Attributes:
-        start, stop: seconds.
-        rating: of the stretch alone, 0 to 1.
-        percentile: of that rating.
-    """
+    """A stretch of a recording, in seconds, with its own rating, 0 to 1, and its percentile."""
 
     start: float
     stop: float
@@ -118,8 +109,7 @@ class Rating:
     """The rating of a recording.
 
     Attributes:
-        file: its name.
-        seconds: its length.
+        file, seconds: its name and length.
         ratings, uncertainty: by dimension, 0 to 1: the predicted mean rating by people, and the
             standard deviation of its error for works, soundfonts and rooms that were left out of
             training.
@@ -278,23 +268,16 @@ class RatingModelFile:
             wave: float32 (n,) at ``sample_rate``.
             score, progress: see `rate`.
             name: of the sound, in the rating and in messages.
-            with_course: whether its windows are rated too; without, ``times`` and ``course`` are
-                empty.
+            with_course: whether to rate its windows too; else ``times`` and ``course`` are empty.
 
         Raises:
             InputError: see `rate`.
         """
-        front_end, rate, say = (
-            self.transcriber.front_end,
-            self.sample_rate,
-            progress or (lambda _: None),
-        )
-        seconds = len(wave) / rate
+        front_end, rate = self.transcriber.front_end, self.sample_rate
+        seconds, say = len(wave) / rate, progress or (lambda stage: None)
         if seconds < SHORTEST_SECONDS:
-            raise InputError(
-                f"{name}: {seconds:.2f} s long. Give a recording of at least {SHORTEST_SECONDS:g}"
-                " s."
-            )
+            least = f"Give a recording of at least {SHORTEST_SECONDS:g} s."
+            raise InputError(f"{name}: {seconds:.2f} s long. {least}")
         if seconds > 3600 * LONGEST_HOURS:
             raise InputError(
                 f"{name}: longer than {LONGEST_HOURS:g} hour. Cut it into movements and rate these."
@@ -306,8 +289,7 @@ class RatingModelFile:
             loud = int(np.argmax(np.abs(wave) > np.abs(wave).max() * 10 ** (_SILENT_DB / 20)))
             begin = loud - round(_LEAD_SECONDS * rate)
             wave = np.concatenate([np.zeros(max(-begin, 0), np.float32), wave[max(begin, 0) :]])
-            begins = begin / rate  # seconds
-            ends = begins + len(wave) / rate
+            begins, ends = begin / rate, begin / rate + len(wave) / rate  # seconds
             tuning = audio.estimate_tuning(wave, rate)
             off = _TUNING_STEP * round(tuning / _TUNING_STEP)
             slower = 2 ** (off / 1200)  # seconds of the retuned wave per second of the recording
@@ -385,7 +367,7 @@ class RatingModelFile:
             )
 
         def by_key(values: np.ndarray, digits: int = 4) -> dict[str, float]:
-            return {key: round(float(value), digits) for key, value in zip(KEYS, values)}
+            return dict(zip(KEYS, (round(float(value), digits) for value in values)))
 
         return Rating(
             file=name,
@@ -519,22 +501,25 @@ def windows(start: float, stop: float) -> list[tuple[float, float]]:
     return [(first, first + WINDOW_SECONDS) for first in firsts]
 
 
-def load_model(path: str | Path = BUNDLED, cache: str | Path = CACHE) -> RatingModelFile:
+def load_model(path: str | Path = BUNDLED) -> RatingModelFile:
     """Load a rating model: ``load_model().rate("take.m4a")``.
 
     Args:
-        path: a file that ``percepiano package`` made, or ``https://...#sha256=...``, which is
-            downloaded into ``cache`` once; by default the bundled model, `piano-rater`.
+        path: a file that ``percepiano package`` made, or ``https://...#sha256=...``, see `fetched`;
+            by default the bundled model, `piano-rater`.
 
     Raises:
-        InputError: no such file, not a rating model of this version, a URL without a checksum, or a
-            file with another one.
+        InputError: no such file, or not a rating model of this version; see `fetched`.
     """
-    return RatingModelFile.read(fetched(str(path), cache))
+    return RatingModelFile.read(fetched(str(path)))
 
 
 def fetched(place: str, cache: str | Path = CACHE) -> Path:
-    """Path of a model file, see `load_model`."""
+    """Path of a model file; one at ``https://...#sha256=...`` is downloaded into ``cache`` once.
+
+    Raises:
+        InputError: a URL without a checksum, or a file with another one.
+    """
     if "://" not in place:
         return Path(place)
     url, _, wanted = place.partition("#sha256=")
@@ -557,15 +542,8 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
 def rate_file(
     path: str | Path, score: str | Path | None = None, weights: str | Path | None = None
 ) -> Rating:
-    """Rate a recording with the bundled model: `percepiano_ast.rate`.
-
-    Args:
-        path, score: see `RatingModelFile.rate`.
-        weights: path or URL of another model, see `load_model`.
-
-    Raises:
-        InputError: it cannot be rated; the message says why.
-    """
+    """Rate a recording, as `RatingModelFile.rate` does, with the bundled model or that in
+    ``weights``, see `load_model`; `percepiano_ast.rate`."""
     return load_model(weights or BUNDLED).rate(path, score)
 
 
@@ -577,8 +555,7 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[
 
     A folder without a recording is among the former: rating it raises an error that says so.
     """
-    found: list[str | Path] = []
-    others: list[Path] = []
+    found, others = [], []
     for place in places:
         inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
         recordings = [path for path in inside if sources.is_audio(path.name)]
@@ -727,15 +704,9 @@ class FoldModel:
         beside = len(PERFORMANCE_FEATURES) if config.heard else 0
         if config.heard and (used := len(tree["params"]["unheard"])) != beside:
             raise InputError(f"{written} whose heads use {used} descriptors, not {beside}. {again}")
-        run = Finetuning(
-            model,
-            config,
-            FrontEnd(**meta["front_end"]),
-            Statistics(**meta["statistics"]),
-            1,
-            questionnaire=Questionnaire.from_settings(meta),
-            beside=beside,
-        )
+        front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
+        extra = {"questionnaire": Questionnaire.from_settings(meta), "beside": beside}
+        run = Finetuning(model, config, front_end, statistics, 1, **extra)
         longest = meta.get("longest", LONGEST_SECONDS)
         return cls(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
 
@@ -813,15 +784,11 @@ class FoldEnsemble:
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} to resume")
         self.models = [FoldModel.open(folder) for folder in finished]
         self.questionnaire = self.models[0].run.questionnaire
-        factor = home / "temperature.json"
-        self.temperature = (
-            json.loads(factor.read_text())["temperature"] if factor.exists() else None
-        )
-        # held out for each model
-        self.folds = [int(path.parent.name.removeprefix("fold_")) for path in finished]
-        self.unfinished = sorted(
-            {path.name for path in home.glob("fold_*")} - {path.parent.name for path in finished}
-        )
+        file = home / "temperature.json"
+        self.temperature = json.loads(file.read_text())["temperature"] if file.exists() else None
+        names = [path.parent.name for path in finished]
+        self.folds = [int(name.removeprefix("fold_")) for name in names]  # held out for each model
+        self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {*names})
 
     def rate(self, file: str | Path) -> dict:
         """``{"file", "ratings", "uncertainty", "warnings"}`` for one recording, with values on the
@@ -877,12 +844,8 @@ class FoldEnsemble:
                     f"{name} is {ratings[name]:g}, outside the scale of the training ratings,"
                     f" {low:g} to {high:g}"
                 )
-        return {
-            "file": str(file),
-            "ratings": ratings,
-            "uncertainty": uncertainty,
-            "warnings": warnings,
-        }
+        found = {"ratings": ratings, "uncertainty": uncertainty, "warnings": warnings}
+        return {"file": str(file)} | found
 
     def rate_or_explain(self, file: str | Path) -> dict:
         """``rate``, or ``{"file", "error"}`` if the file cannot be rated."""

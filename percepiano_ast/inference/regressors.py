@@ -1,14 +1,12 @@
 """Regressors on features of clips: the mean of ridge, kernel ridge and extremely randomised trees.
 
-`fit` makes them with scikit-learn. `pack` saves them as plain arrays without executable code, which
-`RegressorEnsemble` evaluates without scikit-learn.
+`fit` makes them with scikit-learn. `pack` turns them into plain arrays without executable code,
+which `RegressorEnsemble` evaluates without scikit-learn.
 
 No hyperparameters are tuned: ridge and kernel ridge are averaged over a grid that spans one to
 three decades around common values. On PercePiano's folds, the average is as good as the best point
-of the grid (kernel ridge on transcription and sound: r 0.67 for the average, 0.64 to 0.67 for
-single points), and better than the point chosen by an inner cross-validation. The error in an inner
-cross-validation over whole content groups serves to compare feature tables on music outside the
-training data.
+of the grid (kernel ridge on transcription and sound: r 0.67, single points 0.64 to 0.67), and
+better than the point chosen by an inner cross-validation.
 
 Extremely randomised trees: Geurts, Ernst and Wehenkel (2006), with half of the features tried at
 each split, which has lower inner errors than a tenth or a third; kernel ridge: Saunders, Gammerman
@@ -31,11 +29,11 @@ KERNEL_ALPHAS, KERNEL_WIDTHS = (0.1, 0.3, 1.0), (1.0, 3.0, 10.0)
 FOREST = {"n_estimators": 300, "max_features": 0.5, "min_samples_leaf": 2, "n_jobs": -1}
 INNER_FOLDS = 3
 NEIGHBOURS = 10  # nearest training clips that a recording's distance is measured to
-# standard deviations at which features are clipped, to avoid extrapolation from outliers
-_EXTREME = 4.0
+_EXTREME = 4.0  # standard deviations at which features are clipped, against outliers
 _ROWS = 256  # rows per batch; limits the memory of the forest
 _LEAF = -1  # in the place of a feature number
 _REGRESSORS = "regressors/"  # prefix of tensor names
+_TABLES = ("calibration", "reference", "deviation", "within")  # names of tensors
 
 
 def standard(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -135,7 +133,8 @@ def fit(
 def inner_error(
     features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *, seed: int
 ) -> float:
-    """Mean squared error of standardised ratings in a cross-validation over whole content groups.
+    """Mean squared error of standardised ratings in a cross-validation over whole content groups,
+    to compare feature tables on music outside the training data.
 
     Args:
         features, ratings, seed: see `fit`; ``groups``: content group (n_clips,).
@@ -160,10 +159,10 @@ def inner_error(
 
 def _tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     features, ratings = _table(features, "features"), _table(ratings, "ratings")
-    if len(features) != len(ratings):
+    if (one := len(features)) != (other := len(ratings)):
         raise InputError(
-            f"{len(features)} rows of features and {len(ratings)} of ratings do not match; "
-            "give one of each per clip."
+            f"{one} rows of features and {other} of ratings do not match; give one of each per"
+            " clip."
         )
     return features, ratings
 
@@ -345,13 +344,7 @@ class CalibratedRegressors:
         return cls(ensemble, **tables, novelty_threshold=float(tensors["farthest"][0]))
 
 
-_TABLES = ("calibration", "reference", "deviation", "within")
-
-
 def below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """The tensors whose names begin with ``prefix``, without it."""
-    return {
-        name.removeprefix(prefix): values
-        for name, values in tensors.items()
-        if name.startswith(prefix)
-    }
+    found = {name: values for name, values in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): values for name, values in found.items()}
