@@ -269,7 +269,7 @@ def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
         learned.update(dict.fromkeys(set(names) - groups, groups))
         return SimpleNamespace(predict=lambda features: np.full((len(features), 19), len(learned)))
 
-    monkeypatch.setattr(raters.statistics, "fit", fit)
+    monkeypatch.setattr(raters.regressors, "fit", fit)
     features = pd.DataFrame(
         {"group": [names.index(group) for group in index["content_group"]], "other": 0.0},
         index=index.index,
