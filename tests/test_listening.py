@@ -372,7 +372,7 @@ def test_an_index_without_players_is_refused():
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(run, "VARIATIONS", FEW)
+    monkeypatch.setattr(run, "EDITS", FEW)
     monkeypatch.setattr(run, "EFFECTS", tuple(one for one in EFFECTS if one.kind == "gain"))
 
 

@@ -97,7 +97,7 @@ class TestFolder:
             assert "**" not in path.read_text() and "**" not in latex
 
     def test_results_are_whole_and_repeat_to_the_byte(self, index, several, tmp_path):
-        names = {"ast-micro-scratch": "<i>scratch</i>|a"}
+        names = {"ast-micro-scratch": "ast-<i>scratch</i>|a"}
         some = several[several["seed"] == 0].replace({"model": names})
         for name in ("a", "b"):
             report.write(some, index, tmp_path / name, settings=FEW)
@@ -118,7 +118,7 @@ class TestFolder:
             in (tmp_path / "a/comparison.md").read_text()
         )
         page = (tmp_path / "a/comparison.html").read_text()
-        assert "&lt;i&gt;scratch&lt;/i&gt;|a" in page and "<i>" not in page
+        assert "ast-&lt;i&gt;scratch&lt;/i&gt;|a" in page and "<i>" not in page
         assert '<div class="scroll"><table><caption>Differences in Pearson r from mlp with' in page
         assert "; * significant after Holm's correction (content protocol)</caption>" in page
         assert '<figure><img alt="Differences in Pearson r from mlp per dimension' in page

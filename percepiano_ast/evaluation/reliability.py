@@ -190,7 +190,8 @@ def split_half(
 
 def _adder(codes: np.ndarray) -> sparse.csr_array:
     """Matrix that sums rows with the same code: (codes, rows)."""
-    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    shape = (codes.max(initial=-1) + 1, len(codes))
+    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=shape)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, members: sparse.csr_array | None) -> np.ndarray:

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import scipy.signal
@@ -26,17 +25,7 @@ LONGEST = 3600.0
 _FADE = 0.05  # seconds at the end, to avoid a click if the last chord is pedalled
 
 
-class Synthesizer(Protocol):
-    """Renders performances to audio."""
-
-    name: str
-
-    def render(self, performance: Performance, sample_rate: int = 22_050) -> np.ndarray:
-        """Mono float32 ``(n,)`` at a fixed gain, from time zero to ``TAIL`` seconds after the last
-        key release."""
-
-
-def make_synthesizer(name: str) -> Synthesizer:
+def make_synthesizer(name: str) -> "BuiltinPiano | FluidSynth":
     """The synthesizer ``name``: ``builtin``, a name in ``SOUNDFONTS``, or a path to an .sf2 or .sf3
     file.
 
@@ -107,7 +96,7 @@ class BuiltinPiano:
         self.seed = seed
 
     def render(self, performance: Performance, sample_rate: int = 22_050) -> np.ndarray:
-        """Mono float32 ``(n,)``; see ``Synthesizer.render``."""
+        """Mono float32 ``(n,)``, from time zero to ``TAIL`` seconds after the last key release."""
         n, notes = n_samples(performance, sample_rate), performance.notes
         lift = np.clip((_controller(performance, SUSTAIN, n, sample_rate) - 32) / (88 - 32), 0, 1)
         # seconds of full damper contact so far
@@ -312,7 +301,7 @@ class FluidSynth:
             )
 
     def render(self, performance: Performance, sample_rate: int = 22_050) -> np.ndarray:
-        """Mono ``0.5 * (left + right)`` float32 ``(n,)``; see ``Synthesizer.render``."""
+        """Mono ``0.5 * (left + right)``, see `BuiltinPiano.render`."""
         _keep_loaded(self.path, sample_rate)
         n = n_samples(performance, sample_rate)
         blocks = -(-n // _FLUID_BLOCK)

@@ -1,18 +1,21 @@
-"""MIDI files become sound that depends on the playing alone, or are refused in words. About 25 s
-with real data."""
+"""Performances become sound that depends on the playing alone, rendered once, or refused by name.
+About 30 s."""
 
 import os
 import pickle
 import shutil
+import struct
 
-import mido
 import numpy as np
 import pytest
+import soundfile
 
-from percepiano_ast.audio import log_mel
+from percepiano_ast.audio import log_mel, quantize
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.errors import InputError
-from percepiano_ast.music import midi, synth
-from percepiano_ast.music.midi import LEAD, NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
+from percepiano_ast.music import synth
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
+from percepiano_ast.music.synth import RenderCache, wave_level
 
 RATE = 22_050
 
@@ -57,150 +60,6 @@ def centroid(wave):
     """Hz of the power spectrum's centre."""
     power = np.abs(np.fft.rfft(wave)) ** 2
     return np.sum(power * np.arange(len(power))) / np.sum(power) * RATE / len(wave)
-
-
-def midi_bytes(*tracks, **kwargs):
-    """A MIDI file with tracks given as lists of mido messages (120 to the minute, 480 ticks a
-    beat)."""
-    import io
-
-    file, out = mido.MidiFile(ticks_per_beat=480, **kwargs), io.BytesIO()
-    for messages in tracks:
-        file.tracks.append(mido.MidiTrack(messages))
-    file.save(file=out)
-    return out.getvalue()
-
-
-def on(pitch, velocity, delay=0, channel=0):
-    return mido.Message("note_on", note=pitch, velocity=velocity, time=delay, channel=channel)
-
-
-# --- MIDI in and out ----------------------------------------------------------------------------
-
-
-def test_written_midi_reads_back_on_a_grid_of_half_a_millisecond(tmp_path):
-    original = phrase()
-    midi.write_midi(original, tmp_path / "a.mid")
-    midi.write_midi(original, tmp_path / "b.mid")
-    assert (tmp_path / "a.mid").read_bytes() == (tmp_path / "b.mid").read_bytes()
-    read = midi.read_midi(tmp_path / "a.mid")
-    for field in NOTE.names:
-        np.testing.assert_allclose(read.notes[field], original.notes[field], atol=2.6e-4)
-    for field in PEDAL.names:
-        np.testing.assert_allclose(read.pedals[field], original.pedals[field], atol=2.6e-4)
-    assert read.remarks == () and read.duration == pytest.approx(original.duration, abs=1e-3)
-
-
-def test_bytes_and_path_read_alike(tmp_path):
-    midi.write_midi(phrase(), tmp_path / "a.mid")
-    content = (tmp_path / "a.mid").read_bytes()
-    np.testing.assert_array_equal(
-        midi.read_midi(content).notes, midi.read_midi(tmp_path / "a.mid").notes
-    )
-
-
-def test_tracks_and_channels_are_merged_and_drums_left_out_with_a_remark():
-    right = [on(72, 80), on(72, 0, 480)]
-    left = [on(48, 60, 240, channel=1), on(48, 0, 480, channel=1)]
-    drums = [on(36, 100, 0, channel=9), on(36, 0, 480, channel=9)]
-    read = midi.read_midi(midi_bytes(right, left, drums))
-    assert read.notes["pitch"].tolist() == [72, 48]
-    np.testing.assert_allclose(read.notes["onset"], [0, 0.25])
-    assert read.remarks == ("1 notes of drums were ignored",)
-
-
-def test_only_the_three_pedals_are_kept():
-    controls = [
-        mido.Message("control_change", control=c, value=v)
-        for c, v in ((7, 100), (64, 33), (66, 1), (67, 90))
-    ]
-    read = midi.read_midi(midi_bytes([*controls, on(60, 80), on(60, 0, 480)]))
-    assert read.pedals["number"].tolist() == [64, 66, 67] and read.pedals["value"].tolist() == [
-        33,
-        1,
-        90,
-    ]
-
-
-def test_a_key_struck_while_down_ends_the_earlier_note():
-    read = midi.read_midi(midi_bytes([on(60, 80), on(60, 70, 480), on(60, 0, 480)]))
-    np.testing.assert_allclose(read.notes["onset"], [0, 0.5])
-    np.testing.assert_allclose(read.notes["offset"], [0.5, 1.0])
-    assert read.remarks == ("1 notes were shortened to the next onset of the same key",)
-
-
-def test_doubled_notes_are_merged_and_the_louder_counts():
-    read = midi.read_midi(
-        midi_bytes([on(60, 50), on(60, 0, 240)], [on(60, 90, channel=1), on(60, 0, 480, 1)])
-    )
-    assert read.notes.tolist() == [(0.0, 0.5, 60, 90)]
-    assert "merged" in read.remarks[0]
-
-
-def test_a_note_of_zero_length_is_left_out_and_does_not_last_until_the_next_release():
-    read = midi.read_midi(midi_bytes([on(60, 30), on(60, 0), on(60, 90, 960), on(60, 0, 480)]))
-    assert read.notes.tolist() == [(1.0, 1.5, 60, 90)]
-    assert read.remarks == ("1 notes of zero length were ignored",)
-
-
-def test_a_note_never_released_is_left_out_with_a_remark():
-    read = midi.read_midi(midi_bytes([on(60, 30), on(62, 90, 480), on(62, 0, 480)]))
-    assert read.notes["pitch"].tolist() == [62]
-    assert read.remarks == ("1 notes never released were ignored",)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "not a readable MIDI file"),
-        (b"This is a text. " * 50, "not a readable MIDI file"),
-        (midi_bytes([on(60, 80), on(60, 0, 480)])[:-12], "not a readable MIDI file"),
-        (midi_bytes([]), "no piano notes"),
-        (midi_bytes([on(36, 80, 0, 9), on(36, 0, 480, 9)]), "no piano notes .*drums"),
-        (midi_bytes([on(60, 80), on(60, 0)]), "no piano notes .*1 notes of zero length"),
-    ],
-)
-def test_a_file_without_playing_is_refused_by_name(tmp_path, content, message):
-    path = tmp_path / "take.mid"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=f"take.mid: {message}"):
-        midi.read_midi(path)
-
-
-def test_a_missing_midi_file_is_named():
-    with pytest.raises(InputError, match="nowhere.mid: no such file"):
-        midi.read_midi("nowhere.mid")
-
-
-def test_trimming_shifts_to_the_first_onset_and_keeps_the_state_of_the_pedals():
-    late = play(
-        (5.0, 6.0, 60, 80),
-        (6.0, 7.0, 62, 80),
-        pedals=[
-            (1.0, 64, 20),
-            (2.0, 64, 127),
-            (3.0, 67, 90),
-            (4.95, 64, 40),
-            (5.5, 64, 0),
-            (30.0, 64, 127),
-        ],
-    )
-    trimmed = midi.trimmed(late)
-    np.testing.assert_allclose(trimmed.notes["onset"], [LEAD, 1 + LEAD])
-    np.testing.assert_allclose(trimmed.pedals["time"], [0, 0, 0.05, 0.6], atol=1e-9)
-    assert trimmed.pedals["number"].tolist() == [64, 67, 64, 64]
-    assert trimmed.pedals["value"].tolist() == [127, 90, 40, 0]
-    assert late.notes["onset"][0] == 5.0  # the original is untouched
-
-
-@pytest.mark.real_data
-def test_every_percepiano_file_is_read(percepiano_dir):
-    paths = sorted((percepiano_dir / "virtuoso" / "data" / "all_2rounds").glob("*.mid"))
-    performances = [midi.trimmed(midi.read_midi(path)) for path in paths]
-    assert len(performances) == 1202
-    hours = sum(performance.duration for performance in performances) / 3600
-    assert hours == pytest.approx(5.65, abs=0.05)
-    assert sum("zero length" in " ".join(performance.remarks) for performance in performances) == 32
 
 
 # --- Sound --------------------------------------------------------------------------------------
@@ -389,3 +248,108 @@ def test_a_soundfont_by_path_sounds_like_the_same_by_name(soundfont, tmp_path):
 def test_chords_of_every_finger_at_full_force_stay_below_full_scale(soundfont):
     chord = [(0.1, 1.0, pitch, 110) for pitch in (36, 48, 55, 60, 64, 67, 72, 76)]
     assert np.abs(synth.make_synthesizer(soundfont).render(play(*chord), RATE)).max() < 1
+
+
+# --- Cached renderings --------------------------------------------------------------------------
+
+
+def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path):
+    one, other = play((0.1, 0.5, 60, 80)), play((0.1, 0.5, 60, 81))
+    sound = RenderCache(tmp_path, "builtin", RATE)
+    sound.prepare([one, other, one], workers=1, log=lambda line: None)
+    assert (
+        len(
+            {sound.path(one), sound.path(other), RenderCache(tmp_path, "builtin", 16_000).path(one)}
+        )
+        == 3
+    )
+    expected = synth.BuiltinPiano().render(one, RATE)
+    # 24 bits of twice full scale
+    np.testing.assert_allclose(sound.wave(one), expected, atol=1.3e-7)
+    stamp = sound.path(one).stat().st_mtime_ns
+    sound.prepare([one], workers=1, log=lambda line: pytest.fail("rendered twice"))
+    assert (
+        sound.path(one).stat().st_mtime_ns == stamp
+        and soundfile.info(sound.path(one)).samplerate == RATE
+    )
+
+
+def test_what_exceeds_full_scale_is_kept(tmp_path):
+    def cluster(step):
+        return play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90, step)])
+
+    sound = RenderCache(tmp_path, "builtin", RATE)
+    assert 1 < np.abs(sound.wave(cluster(4))).max() < 2
+    with pytest.raises(InputError, match="builtin renders this performance at .* times full scale"):
+        sound.wave(cluster(1))
+
+
+def test_worker_processes_render_the_same(tmp_path):
+    takes = [play((0.1, 0.5, 40 + i, 80)) for i in range(12)]
+    RenderCache(tmp_path / "a", "builtin", RATE).prepare(takes, workers=2, log=lambda line: None)
+    for take in takes:
+        there, here = (RenderCache(tmp_path / name, "builtin", RATE).wave(take) for name in "ab")
+        np.testing.assert_array_equal(there, here)
+
+
+def test_log_mel_of_what_is_kept_is_that_of_what_was_rendered(tmp_path):
+    take = play(*[(0.1 + k / 2, 0.5 + k / 2, 40 + 5 * k, 10 + 12 * k) for k in range(8)])
+    rendered = synth.BuiltinPiano().render(take, RATE)
+    kept = RenderCache(tmp_path, "builtin", RATE).wave(take)
+    one, other = (
+        quantize(log_mel(wave, FrontEnd()), FrontEnd())[0].astype(int) for wave in (rendered, kept)
+    )
+    assert (one == other).mean() > 0.99 and np.abs(one - other).max() <= 1
+
+
+def test_levels_say_how_loud_it_is_and_what_exceeds_full_scale():
+    sine = np.sqrt(2) * np.sin(2 * np.pi * 441 * np.arange(RATE) / RATE)
+    found = wave_level(sine)
+    assert found["level_db"] == 0 and found["peak_db"] == pytest.approx(3.0, abs=0.03)
+    assert found["over"] == pytest.approx(RATE / 2, rel=0.05) and wave_level(sine / 2)["over"] == 0
+    assert wave_level(np.zeros(10))["level_db"] == -200
+
+
+@pytest.mark.parametrize(
+    ("takes", "message"),
+    [
+        (
+            play((0.1, 0.5, 60, 80), (5_000.0, 5_000.5, 60, 80)),
+            "take 3: 1.4 h long; the limit is 1 h",
+        ),
+        (
+            play(*[(0.1, 0.5, pitch, 127) for pitch in range(40, 90)]),
+            "builtin renders take 3 at .* times full scale",
+        ),
+    ],
+)
+def test_what_cannot_be_rendered_is_refused_by_name(tmp_path, takes, message):
+    with pytest.raises(InputError, match=message):
+        RenderCache(tmp_path, "builtin", RATE).wave(takes, "take 3")
+    assert not list(tmp_path.rglob("*.flac"))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    take = play((0.1, 0.5, 60, 80))
+    sound = RenderCache(tmp_path, "builtin", RATE)
+    sound.wave(take)
+    sound.path(take).write_bytes(b"fLaC and no more")
+    with pytest.raises(InputError, match=f"{sound.path(take).name} is damaged"):
+        sound.wave(take)
+
+
+def test_a_soundfont_that_plays_silence_is_refused(tmp_path):
+    """TimGM6mb with its samples set to zero: all of the instrument is there but the sound."""
+    try:
+        font = synth.make_synthesizer("timgm6mb")
+    except InputError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+    content = bytearray(font.path.read_bytes())
+    at = content.index(b"smpl") + 4
+    size = struct.unpack("<I", content[at : at + 4])[0]
+    content[at + 4 : at + 4 + size] = bytes(size)
+    (tmp_path / "mute.sf2").write_bytes(content)
+    with pytest.raises(
+        InputError, match="mute.sf2: the soundfont's piano is silent. Choose another one"
+    ):
+        RenderCache(tmp_path, str(tmp_path / "mute.sf2"), RATE)
