@@ -40,8 +40,8 @@ _LATER = {"rate": "rate_file", "load_model": "load_model", "Stream": "Stream", "
 
 
 def __getattr__(name: str):
-    """``rate``, ``load_model``, ``Stream``, ``Rating``: from `recording`, on first use because it
+    """``rate``, ``load_model``, ``Stream``, ``Rating``: from `inference`, on first use because it
     imports JAX."""
     if name in _LATER:
-        return getattr(importlib.import_module("percepiano_ast.recording"), _LATER[name])
+        return getattr(importlib.import_module("percepiano_ast.inference"), _LATER[name])
     raise AttributeError(f"module 'percepiano_ast' has no attribute {name!r}")

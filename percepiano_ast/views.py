@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots, transcription
+from percepiano_ast import audio, plots
 from percepiano_ast.config import PRETRAININGS, Statistics
 from percepiano_ast.data import (
     batches,
@@ -27,6 +27,8 @@ from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
 from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
+from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
+from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.music.piano_roll import frame_targets
 from percepiano_ast.pipeline import (
@@ -38,7 +40,6 @@ from percepiano_ast.pipeline import (
     maestro_source,
 )
 from percepiano_ast.plots import studies as explain_plots
-from percepiano_ast.rating import Rater, names_of_models
 from percepiano_ast.studies import report
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
@@ -172,7 +173,7 @@ def transcribed(run: Run) -> Figure | None:
     # the middle of the recording always contains music
     start = (int(held_out.n_frames[0]) - len(codes)) // 2
     performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
-    said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
+    said = Transcriber.open(run.kept(run.pretrain), log=lambda line: None).predict(codes)
     quantized = codes.dtype == np.uint8
     levels = audio.dequantize(codes, held_out.front_end) if quantized else codes.astype(np.float32)
     played = frame_targets(performance, start, len(codes), held_out.front_end)
@@ -308,7 +309,7 @@ def explained(run: Run, dimension: str) -> Figure:
     level, clip, _ = rated_clip(run)
     index = load_index(run.percepiano / "index.csv").set_index("clip")
     held_out = index.loc[clip, fold_column(run.preset.finetune.protocol)]
-    rater = Rater(home, encoders[0])
+    rater = FoldEnsemble(home, encoders[0])
     rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
     front_end = rater.models[0].run.front_end
     recording = maps.Recording(clip, np.zeros(0, np.float32), level, front_end)

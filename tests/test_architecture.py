@@ -33,47 +33,18 @@ FLOORS = {
     "data": 4,
     "models": 5,
     "training": 6,
-    # what is fitted without an encoder: beside training, but with scikit-learn and pandas
-    "baselines": 6,
+    "inference": 7,
     "exchange": 7,
-    "explain": 7,
-    "studies": 7,
-    "listening": 7,
-    "packaged": 7,
-    "pipeline": 7,
-    "rating": 7,
-    "recording": 7,
-    "transcription": 7,
-    "views": 7,
-    "commands": 8,
-    "colab": 8,
-    "notebooks": 8,
-    "__main__": 9,
+    "studies": 8,
+    "pipeline": 9,
+    "colab": 10,
+    "views": 10,
+    "notebooks": 11,
+    "commands": 12,
+    "__main__": 13,
 }
 # The only rooms that look across on their own floor: who -> whom.
-NEIGHBOURS = {
-    ("config", "errors"),
-    ("files", "errors"),
-    ("evaluation", "music"),
-    # the fold models of a run rate
-    ("listening", "packaged"),
-    ("listening", "recording"),
-    ("listening", "rating"),
-    ("explain", "rating"),  # what is explained is what the fold models of a rater say
-    ("packaged", "transcription"),
-    ("pipeline", "packaged"),  # a model of one file, and what makes it
-    ("recording", "packaged"),  # ... and what rates recordings by it
-    ("pipeline", "studies"),
-    ("pipeline", "transcription"),
-    ("rating", "transcription"),
-    ("views", "pipeline"),
-    ("views", "transcription"),
-    ("views", "studies"),
-    ("views", "rating"),
-    ("views", "explain"),
-    ("commands", "notebooks"),
-    ("notebooks", "colab"),
-}
+NEIGHBOURS = {("config", "errors"), ("files", "errors")}
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.
 HEAVY = {"librosa", "tensorflow", "tensorflow_datasets", "grain", "sklearn", "pandas", "matplotlib"}
 BADGE = r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^\s)\"']+)"

@@ -15,7 +15,7 @@ from percepiano_ast.data.batches import normalised
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain.maps import listener
 from percepiano_ast.models import attribution
-from percepiano_ast.models.heads import Rater
+from percepiano_ast.models.heads import RatingModel
 from percepiano_ast.training.finetune import Finetuning, Scaler
 
 TWO_LAYERS = dataclasses.replace(MODEL, depth=2)
@@ -148,7 +148,7 @@ class TestAttention:
         args = jnp.zeros((1, 64, 128)), jnp.ones((1, 64), bool)
         init = functools.partial(run.module.init, jax.random.key(0))
         assert set(jax.eval_shape(init, *args)) == {"params"}
-        asked = jax.eval_shape(functools.partial(init, method=Rater.attend), *args)
+        asked = jax.eval_shape(functools.partial(init, method=RatingModel.attend), *args)
         assert jax.tree.structure(asked["params"]["encoder"]) == jax.tree.structure(
             params["params"]["encoder"]
         )

@@ -8,11 +8,9 @@ import mido
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.ensemble import ExtraTreesRegressor
 
 from percepiano_ast import pipeline
 from percepiano_ast.__main__ import main
-from percepiano_ast.baselines import statistics
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.dimensions import KEYS
@@ -24,6 +22,7 @@ from percepiano_ast.evaluation.predictions import (
     read_predictions,
     validate_predictions,
 )
+from percepiano_ast.inference import regressors
 from percepiano_ast.models import baselines as networks
 from percepiano_ast.music import synth
 from percepiano_ast.pipeline import baselines
@@ -201,13 +200,13 @@ def problem(n=60, seed=0):
 @pytest.fixture(scope="module")
 def fitted():
     x, y, groups = problem()
-    return statistics.fit(x[:45], y[:45], seed=0)
+    return regressors.fit(x[:45], y[:45], seed=0)
 
 
 def test_regressors_predict_and_are_averaged(fitted):
     x, y, _ = problem()
     each = fitted.predict_each(x[45:])
-    assert set(each) == set(statistics.REGRESSORS)
+    assert set(each) == set(regressors.REGRESSORS)
     for values in each.values():
         assert np.corrcoef(values[:, 0], y[45:, 0])[0, 1] > 0.6
     np.testing.assert_allclose(fitted.predict(x[45:]), np.mean(list(each.values()), axis=0))
@@ -215,7 +214,7 @@ def test_regressors_predict_and_are_averaged(fitted):
 
 def test_a_seed_gives_the_same_ratings_and_a_unit_none_other(fitted):
     x, y, groups = problem()
-    again = statistics.fit(x[:45] * 1000, y[:45], seed=0)
+    again = regressors.fit(x[:45] * 1000, y[:45], seed=0)
     np.testing.assert_allclose(again.predict(x[45:] * 1000), fitted.predict(x[45:]), rtol=1e-6)
 
 
@@ -226,7 +225,7 @@ def test_what_hardly_varied_in_training_moves_little_where_its_deviation_has_a_f
     shifted = x + np.array([0, 0, 0, 0.2])
     small = {"n_estimators": 5}
     free, held = (
-        statistics.fit(x, y, seed=0, forest=small, least=least)
+        regressors.fit(x, y, seed=0, forest=small, least=least)
         for least in (None, np.array([0, 0, 0, 1.0]))
     )
     moved = [
@@ -241,7 +240,7 @@ def test_the_kernel_grows_with_the_number_of_features():
 
     x, y, _ = problem()
     x = x / x.std(axis=0)
-    ours = statistics.GaussianRidge(alpha=0.5, width=2.0).fit(x, y).predict(x[:7])
+    ours = regressors.gaussian_ridge(10, alpha=0.5, width=2.0).fit(x, y).predict(x[:7])
     theirs = KernelRidge(alpha=0.5, kernel="rbf", gamma=1 / (2.0 * 10)).fit(x, y).predict(x[:7])
     np.testing.assert_allclose(ours, theirs)
 
@@ -251,11 +250,11 @@ def test_bad_tables_are_named(fitted):
     spoilt = x.copy()
     spoilt[3, 4] = np.nan
     with pytest.raises(InputError, match="row 3, column 4"):
-        statistics.fit(spoilt, y, seed=0)
+        regressors.fit(spoilt, y, seed=0)
     with pytest.raises(InputError, match="59 of ratings"):
-        statistics.fit(x, y[1:], seed=0)
+        regressors.fit(x, y[1:], seed=0)
     with pytest.raises(InputError, match="1 content group"):
-        statistics.inner_error(x, y, np.zeros(60), seed=0)
+        regressors.inner_error(x, y, np.zeros(60), seed=0)
     with pytest.raises(InputError, match="9 features per clip, but the baseline was fitted on 10"):
         fitted.predict(x[:, 1:])
 
@@ -330,9 +329,8 @@ def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folde
 def made(folder, tmp_path_factory):
     """Two protocols on the embedded data, by the command; and what it said."""
     out = tmp_path_factory.mktemp("baselines")
-    few = statistics.REGRESSORS | {"extratrees": ExtraTreesRegressor(10, min_samples_leaf=2)}
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(statistics, "REGRESSORS", few)
+    monkeypatch.setitem(regressors.FOREST, "n_estimators", 10)
     call = [
         "baseline",
         "--percepiano",
@@ -416,7 +414,7 @@ def test_what_cannot_be_made_is_said_in_one_line(made, change, message, capsys):
 
 
 def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(statistics, "REGRESSORS", {"ridge": statistics.REGRESSORS["ridge"]})
+    monkeypatch.setattr(regressors, "REGRESSORS", ("ridge",))
     wrong = next(iter(percepiano.find_midi(folder)))
     scores = percepiano.find_scores(folder)
     stranger = next(

@@ -11,9 +11,10 @@ from reproduce import Experiment, main, run_experiment
 from test_asap import write_folder
 from tiny import FINETUNE, PRETRAIN
 
-from percepiano_ast import packaged, pipeline
+from percepiano_ast import pipeline
 from percepiano_ast.config import PRESETS
 from percepiano_ast.errors import InputError
+from percepiano_ast.inference.rate import RatingModelFile
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 
 pytestmark = pytest.mark.slow
@@ -86,7 +87,7 @@ def test_results_hold_every_model_and_how_they_were_made(done):
     assert {f"{name}-packaged{more}" for more in ("", "+score", "@room", "+score@room")} <= content
     model = out / "packaged" / f"{PRESET.model.name}-rater.safetensors"
     assert (
-        packaged.Packaged.read(model).description["simulated"] and model.with_suffix(".md").exists()
+        RatingModelFile.read(model).description["simulated"] and model.with_suffix(".md").exists()
     )
     assert f"{name}-judged" in set(rows.query("protocol == 'performer'")["model"])
     made = json.loads((out / "results" / "experiment.json").read_text())

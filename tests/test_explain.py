@@ -13,14 +13,14 @@ import pytest
 import soundfile
 from tiny import CLIPS, compiled_once, embed, finetuning, fold_to
 
-from percepiano_ast import audio, explain, rating
+from percepiano_ast import audio, explain
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
+from percepiano_ast.inference.rate import FoldEnsemble, FoldModel
 from percepiano_ast.models.attribution import Listener
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
-from percepiano_ast.rating import FoldModel
 from percepiano_ast.training.finetune import Scaler
 
 LOUD, RATE = KEYS[8], 22_050
@@ -283,11 +283,11 @@ class TestWrongMidi:
 
 class TestExplainer:
     def test_random_weights_change_maps_of_a_trained_model(self, finetuned, wavs):
-        explainer = explain.Explainer(rating.Rater(finetuned), steps=8, most_steps=8)
+        explainer = explain.Explainer(FoldEnsemble(finetuned), steps=8, most_steps=8)
         recording = explainer.hear(wavs[0])
         one = explainer.explain(recording, [LOUD], methods=("gradients",))[0]
         assert one.rating == pytest.approx(
-            rating.Rater(finetuned).rate(wavs[0])["ratings"][LOUD], abs=1e-4
+            FoldEnsemble(finetuned).rate(wavs[0])["ratings"][LOUD], abs=1e-4
         )
         stages = dict(explainer.randomised(0, steps=8))
         assert list(stages) == ["head", "1 of 1 blocks", "everything"]
@@ -295,7 +295,7 @@ class TestExplainer:
         assert abs(np.corrcoef(one.map.ravel(), other.map.ravel())[0, 1]) < 0.9
 
     def test_silence_is_another_baseline(self, finetuned, wavs):
-        explainer = explain.Explainer(rating.Rater(finetuned), "silence", steps=4, most_steps=4)
+        explainer = explain.Explainer(FoldEnsemble(finetuned), "silence", steps=4, most_steps=4)
         recording = explainer.hear(wavs[0])
         assert (explainer.baseline_of(recording.level) == -80).all()
         one = explainer.explain(recording, [LOUD, KEYS[0]])[1]
@@ -304,7 +304,7 @@ class TestExplainer:
         with pytest.raises(
             InputError, match="unknown baseline 'noise'. Choose one of: mean, silence"
         ):
-            explain.Explainer(rating.Rater(finetuned), "noise")
+            explain.Explainer(FoldEnsemble(finetuned), "noise")
 
 
 class TestCommand:

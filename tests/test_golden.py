@@ -40,9 +40,9 @@ from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
 from percepiano_ast.data.demo import write_example, write_maestro, write_percepiano
 from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.convert import fit_positions
-from percepiano_ast.models.heads import Rater
+from percepiano_ast.models.heads import RatingModel
 from percepiano_ast.models.ssast import SSAST
-from percepiano_ast.models.transcription import STEP, Transcriber, on_steps
+from percepiano_ast.models.transcription import STEP, TranscriptionModel, on_steps
 from percepiano_ast.music.midi import read_midi, trimmed
 from percepiano_ast.music.performance_features import performance_features
 from percepiano_ast.music.piano_roll import (
@@ -351,12 +351,14 @@ def compute_encoders() -> dict[str, np.ndarray]:
     # Ratings, and transcription with patches of two frames and with convolutions before patches of
     # four.
     x, valid = log_mel(128), jnp.arange(128)[None, :] < jnp.array([[128], [70]])
-    record("rater", apply(Rater(small), random_params(Rater(small), x, valid), x, valid)[0])
+    record(
+        "rater", apply(RatingModel(small), random_params(RatingModel(small), x, valid), x, valid)[0]
+    )
     for name, cut in {
         "transcription": {"frames": 2},
         "transcriptionstem": {"frames": 4, "stem": (4, 8, 12)},
     }.items():
-        model, x = Transcriber(small.cut(**cut)), log_mel(128)
+        model, x = TranscriptionModel(small.cut(**cut)), log_mel(128)
         record(name, apply(model, random_params(model, x), x)[0])
 
     seconds = np.arange(16_000) / 16_000

@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, codes_of
 
-from percepiano_ast.baselines import portable, statistics
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import COLUMNS
+from percepiano_ast.inference import regressors
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.pipeline import regress, steps
@@ -28,7 +28,7 @@ class Listener:
 
     asked = 0
 
-    def listen_all(self, clips, log):
+    def transcribe_all(self, clips, log):
         self.asked += 1
         played = []
         for number in range(len(clips)):
@@ -255,8 +255,8 @@ def test_an_encoder_that_hears_no_notes_is_refused(listened):
 def test_the_inner_error_tells_which_features_are_worth_more():
     rng = np.random.default_rng(1)
     ratings, groups = rng.normal(size=(60, 2)), np.arange(60) // 6
-    good = statistics.inner_error(ratings + 0.3 * rng.normal(size=(60, 2)), ratings, groups, seed=0)
-    bad = statistics.inner_error(rng.normal(size=(60, 2)), ratings, groups, seed=0)
+    good = regressors.inner_error(ratings + 0.3 * rng.normal(size=(60, 2)), ratings, groups, seed=0)
+    bad = regressors.inner_error(rng.normal(size=(60, 2)), ratings, groups, seed=0)
     assert good < 0.5 < bad
 
 
@@ -267,14 +267,14 @@ def fitted():
     ratings = 0.5 + 0.1 * np.stack(
         [features[:, 0], np.tanh(features[:, 1]), features[:, 2] * features[:, 3]], axis=1
     )
-    return statistics.fit(features, ratings, seed=0), rng.normal(size=(300, 12))
+    return regressors.fit(features, ratings, seed=0), rng.normal(size=(300, 12))
 
 
 def test_what_is_packed_rates_as_it_did_before(fitted, tmp_path):
     model, features = fitted
-    arrays = {name: np.ascontiguousarray(values) for name, values in portable.pack(model).items()}
+    arrays = {name: np.ascontiguousarray(values) for name, values in regressors.pack(model).items()}
     save_file(arrays, tmp_path / "model.safetensors")
-    each = portable.Regressors(load_file(tmp_path / "model.safetensors")).predict(features)
+    each = regressors.RegressorEnsemble(load_file(tmp_path / "model.safetensors")).predict(features)
     for ours, (name, theirs) in zip(each, model.predict_each(features).items(), strict=True):
         error = np.abs(ours - theirs) / model.rating_std
         assert error.max() < 0.03 and error.mean() < 2e-3, name
@@ -283,13 +283,13 @@ def test_what_is_packed_rates_as_it_did_before(fitted, tmp_path):
 def test_a_packed_model_refuses_other_features(fitted):
     model, features = fitted
     with pytest.raises(InputError, match="11 features per clip, but the model was fitted on 12"):
-        portable.Regressors(portable.pack(model)).predict(features[:, 1:])
+        regressors.RegressorEnsemble(regressors.pack(model)).predict(features[:, 1:])
 
 
 def test_a_small_forest_is_as_asked(fitted):
     rng = np.random.default_rng(3)
     features = rng.normal(size=(60, 3))
-    small = statistics.fit(
+    small = regressors.fit(
         features, features[:, :2], seed=0, forest={"n_estimators": 7, "min_samples_leaf": 9}
     )
     trees = small.models["extratrees"]

@@ -14,7 +14,6 @@ import pytest
 from scipy import stats
 from tiny import CLIPS, compiled_once, embed, finetuning
 
-from percepiano_ast import rating
 from percepiano_ast.__main__ import main
 from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo
@@ -22,6 +21,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.evaluation.analysis import EXPECTED, ChangedRatings
+from percepiano_ast.inference import rate
 from percepiano_ast.listening import raters, run
 from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
@@ -269,7 +269,7 @@ def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
         learned.update(dict.fromkeys(set(names) - groups, groups))
         return SimpleNamespace(predict=lambda features: np.full((len(features), 19), len(learned)))
 
-    monkeypatch.setattr(raters.statistics, "fit", fit)
+    monkeypatch.setattr(raters.regressors, "fit", fit)
     features = pd.DataFrame(
         {"group": [names.index(group) for group in index["content_group"]], "other": 0.0},
         index=index.index,
@@ -285,16 +285,14 @@ def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
-    """What `rating.Rater` makes of a run of two folds, untrained."""
+    """What `FoldEnsemble` makes of a run of two folds, untrained."""
     with compiled_once(tmp_path_factory.mktemp("compiled")):
         models = []
         for seed in range(2):
             untrained = finetuning(seed=seed)
             params = untrained.init(seed)
             models.append(
-                rating.FoldModel(
-                    untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True
-                )
+                rate.FoldModel(untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True)
             )
         yield SimpleNamespace(name="ast-test-ssast", folds=[0, 1], models=models)
 
@@ -305,7 +303,7 @@ def in_folds(folder, n):
 
 
 def test_a_run_rates_a_clip_by_the_fold_that_did_not_hear_it(run_of_two, folder, wave, monkeypatch):
-    monkeypatch.setattr(rating, "Rater", lambda run, model: run_of_two)
+    monkeypatch.setattr(rate, "FoldEnsemble", lambda run, model: run_of_two)
     index = in_folds(folder, 2)
     rater = raters.RunRater("runs/mine", index)
     fold = index.set_index("clip")["fold_content"]
@@ -317,7 +315,7 @@ def test_a_run_rates_a_clip_by_the_fold_that_did_not_hear_it(run_of_two, folder,
 
 
 def test_a_run_with_an_unfinished_fold_is_refused(run_of_two, folder, monkeypatch):
-    monkeypatch.setattr(rating, "Rater", lambda run, model: run_of_two)
+    monkeypatch.setattr(rate, "FoldEnsemble", lambda run, model: run_of_two)
     with pytest.raises(InputError, match="fold 2 of ast-test-ssast .* is not finished"):
         raters.RunRater("runs/mine", in_folds(folder, 3))
 

@@ -87,7 +87,9 @@ def ssast_params() -> dict:
 
 @functools.cache
 def rater_params() -> dict:
-    return random_params(heads.Rater(SMALL), spectrograms(0), jnp.ones((2, SMALL.n_frames), bool))
+    return random_params(
+        heads.RatingModel(SMALL), spectrograms(0), jnp.ones((2, SMALL.n_frames), bool)
+    )
 
 
 def count(params: dict) -> int:
@@ -197,7 +199,7 @@ class TestEncoder:
         x, valid = spectrograms(3), jnp.ones((2, SMALL.num_patches), bool).at[0, 3].set(False)
 
         def ratings_and_gradient(attention: str):
-            model = heads.Rater(SMALL, compute=Compute(attention=attention))
+            model = heads.RatingModel(SMALL, compute=Compute(attention=attention))
             frames = jnp.repeat(valid[:, : SMALL.grid[1]], 16, axis=1)
             objective = lambda params: model.apply({"params": params}, x, frames)[0].sum()  # noqa: E731
             return jax.jit(jax.value_and_grad(objective))(rater_params())
@@ -460,7 +462,7 @@ class TestMaskSampler:
 
 
 class TestRater:
-    apply = staticmethod(jax.jit(heads.Rater(SMALL).apply))
+    apply = staticmethod(jax.jit(heads.RatingModel(SMALL).apply))
 
     def test_a_patch_is_valid_from_half_its_frames_on(self):
         valid = heads.patch_validity(
@@ -505,7 +507,7 @@ class TestRater:
 
     def test_one_window_rates_as_its_pooled_clip(self):
         x, valid = spectrograms(9), jnp.ones((2, SMALL.n_frames), bool).at[0, 50:].set(False)
-        rater, params = heads.Rater(SMALL), {"params": rater_params()}
+        rater, params = heads.RatingModel(SMALL), {"params": rater_params()}
 
         @jax.jit
         def by_moments(params):
@@ -561,7 +563,7 @@ class TestRater:
 
     def test_bfloat16_computes_near_float32_and_keeps_parameters(self):
         x, valid = spectrograms(2), jnp.ones((2, SMALL.n_frames), bool)
-        half = heads.Rater(SMALL, compute=Compute(dtype=jnp.bfloat16))
+        half = heads.RatingModel(SMALL, compute=Compute(dtype=jnp.bfloat16))
         shapes = jax.eval_shape(half.init, jax.random.key(0), x, valid)["params"]
         assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
         ratings, intermediates = jax.jit(half.apply)({"params": rater_params()}, x, valid)

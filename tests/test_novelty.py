@@ -14,10 +14,9 @@ import soxr
 
 from percepiano_ast import audio
 from percepiano_ast.data import percepiano
+from percepiano_ast.inference.rate import RatingModelFile
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import read_midi, trimmed
-from percepiano_ast.packaged import Packaged
-from percepiano_ast.recording import rating
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 RATE = 22_050
@@ -41,7 +40,7 @@ CLIPS = 20
 
 @pytest.fixture(scope="module")
 def model():
-    return Packaged.read()
+    return RatingModelFile.read()
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def share(model, waves) -> float:
     """Of recordings that are said to be unlike a piano."""
     said = []
     for wave in waves:
-        warnings = rating.rate_wave(model, np.asarray(wave, np.float32), with_course=False).warnings
+        warnings = model.rate_wave(np.asarray(wave, np.float32), with_course=False).warnings
         said.append(any("unlike" in one or "no piano note" in one for one in warnings))
     return float(np.mean(said))
 
@@ -140,9 +139,9 @@ def test_rate_compression_gain_and_silence_in_front_do_not_move_a_rating(
         soundfile.write(
             tmp_path / "small.mp3", small, 44_100, bitrate_mode="CONSTANT", compression_level=0.0
         )
-        plain = rating.rate(model, tmp_path / "plain.wav").ratings
+        plain = model.rate(tmp_path / "plain.wav").ratings
         for name in ("48k.wav", "soft.wav", "late.wav", "small.mp3"):
-            other = rating.rate(model, tmp_path / name).ratings
+            other = model.rate(tmp_path / name).ratings
             moved[name] = max(
                 moved.get(name, 0.0), *(abs(other[key] - plain[key]) for key in plain)
             )
@@ -157,7 +156,7 @@ def test_tuning_hardly_moves_a_rating(model, performances, cents):
     for number, performance in enumerate(performances[:12]):
         wave = synth.make_synthesizer(PIANOS[number % 3]).render(performance, RATE)
         plain, other = (
-            rating.rate_wave(model, one, with_course=False).ratings
+            model.rate_wave(one, with_course=False).ratings
             for one in (wave, audio.retune(wave, RATE, cents))
         )
         moved.append([abs(other[key] - plain[key]) for key in plain])

@@ -13,12 +13,13 @@ import pytest
 import soundfile
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
-from percepiano_ast import pipeline, plots, rating, views
+from percepiano_ast import pipeline, plots, views
 from percepiano_ast.__main__ import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis
+from percepiano_ast.inference.rate import FoldEnsemble
 from percepiano_ast.listening.raters import RunRater
 from percepiano_ast.models.heads import RatingHead
 from percepiano_ast.training.checkpoints import Checkpoints
@@ -222,7 +223,7 @@ class TestRating:
         assert main(["rate", str(heard["long"]), "--run", str(learned)]) == 0
         _, note, loud, taste = capsys.readouterr().out.rstrip().split("\n")
         assert "3 s long; the longest training clip has 1 s" in note
-        given = rating.Rater(learned).questionnaire
+        given = FoldEnsemble(learned).questionnaire
         assert (
             loud.split()[:2] == ["Loudness", f"{given.lowest[0]:g}"]
             and f" {given.highest[0]:g} " in loud
@@ -230,7 +231,7 @@ class TestRating:
         assert taste.startswith("  would go again ") and loud.index("|") > 0
 
     def test_beyond_the_scale_is_said_and_not_clipped(self, learned, heard):
-        rater = rating.Rater(learned)
+        rater = FoldEnsemble(learned)
         asked = rater.questionnaire
         rater.questionnaire = dataclasses.replace(asked, highest=(20.0, asked.highest[1]))
         result = rater.rate(heard["loud"])

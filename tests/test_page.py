@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from percepiano_ast import recording
 from percepiano_ast.data import demo
-from percepiano_ast.recording import page as rating_page
+from percepiano_ast.inference.page import write_page
+from percepiano_ast.inference.rate import load_model
 
 CHROMIUM = shutil.which("chromium")
 MISSING = [
@@ -39,11 +39,11 @@ FLAGS = [
 def pages(tmp_path_factory) -> dict[str, Path]:
     """The page of one recording and that of two."""
     home = tmp_path_factory.mktemp("pages")
-    model = recording.load_model()
+    model = load_model()
     rated = [model.rate(demo.write_example(home, name)) for name in ("example", "second example")]
     return {
-        "one": rating_page.write(rated[:1], home / "one.html"),
-        "two": rating_page.write(rated, home / "two.html"),
+        "one": write_page(rated[:1], home / "one.html"),
+        "two": write_page(rated, home / "two.html"),
     }
 
 

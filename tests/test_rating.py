@@ -10,10 +10,11 @@ import pytest
 import soundfile
 from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, finetuning, fold_to
 
-from percepiano_ast import audio, rating
+from percepiano_ast import audio
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.explain.maps import listener
+from percepiano_ast.inference.rate import FoldEnsemble, ensemble_text
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
 from percepiano_ast.training.finetune import Finetuning
@@ -58,11 +59,11 @@ def wav(tmp_path_factory) -> Path:
 
 class TestRating:
     def test_rates_a_recording_on_all_dimensions(self, finetuned, wav):
-        result = rating.Rater(finetuned).rate(wav)
+        result = FoldEnsemble(finetuned).rate(wav)
         assert result["file"] == str(wav)
         assert tuple(result["ratings"]) == KEYS == tuple(result["uncertainty"])
         assert all(0 < value < 1 and len(str(value)) <= 6 for value in result["ratings"].values())
-        assert rating.Rater(finetuned).rate(wav) == result and rating.Rater(finetuned).folds == [
+        assert FoldEnsemble(finetuned).rate(wav) == result and FoldEnsemble(finetuned).folds == [
             0,
             1,
         ]
@@ -73,8 +74,8 @@ class TestRating:
         for fold in ("fold_0", "fold_1"):
             model = Path("finetune") / "ast-test-ssast" / fold
             shutil.copytree(finetuned / model, tmp_path / fold / model)
-            each.append(list(rating.Rater(tmp_path / fold).rate(wav)["ratings"].values()))
-        both = rating.Rater(finetuned).rate(wav)
+            each.append(list(FoldEnsemble(tmp_path / fold).rate(wav)["ratings"].values()))
+        both = FoldEnsemble(finetuned).rate(wav)
         np.testing.assert_allclose(list(both["ratings"].values()), np.mean(each, axis=0), atol=2e-4)
         np.testing.assert_allclose(
             list(both["uncertainty"].values()), np.std(each, axis=0), atol=2e-4
@@ -88,16 +89,16 @@ class TestRating:
         params, scaler = fold_to(directory, start, finetuning(seed=1), init="ssast", fold=1)
         expected = finetuning().rate(params, scaler, start[1][2:3])[0]
         np.testing.assert_allclose(
-            rating.Rater(finetuned).models[1].rate(CLIPS[2]), expected, atol=1e-5
+            FoldEnsemble(finetuned).models[1].rate(CLIPS[2]), expected, atol=1e-5
         )
 
     def test_a_long_recording_is_rated_with_a_note(self, finetuned, tmp_path):
-        result = rating.Rater(finetuned).rate(write_wav(tmp_path / "long.wav", 103))
+        result = FoldEnsemble(finetuned).rate(write_wav(tmp_path / "long.wav", 103))
         assert "103 s long" in result["warnings"][-1]
         assert np.isfinite(list(result["ratings"].values())).all()
 
     def test_levels_beyond_the_scale_are_noted(self, finetuned, tmp_path):
-        result = rating.Rater(finetuned).rate(write_wav(tmp_path / "loud.wav", 2, gain=30_000.0))
+        result = FoldEnsemble(finetuned).rate(write_wav(tmp_path / "loud.wav", 2, gain=30_000.0))
         assert any("above the model's loudest level" in warning for warning in result["warnings"])
 
     def test_an_unfinished_fold_is_noted(self, finetuned, wav, tmp_path):
@@ -106,16 +107,16 @@ class TestRating:
             marker.unlink()
         assert any(
             "fold_1" in w and "not finished" in w
-            for w in rating.Rater(tmp_path / "run").rate(wav)["warnings"]
+            for w in FoldEnsemble(tmp_path / "run").rate(wav)["warnings"]
         )
 
     def test_a_model_trained_anew_is_the_one_that_rates(self, finetuned, start, wav, tmp_path):
         shutil.copytree(finetuned, tmp_path / "run")
-        first = rating.Rater(tmp_path / "run").rate(wav)
+        first = FoldEnsemble(tmp_path / "run").rate(wav)
         directory = tmp_path / "run/finetune/ast-test-ssast/fold_0"
         shutil.rmtree(directory)
         fold_to(directory, start, finetuning(seed=9), init="ssast", fold=0)
-        assert rating.Rater(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
+        assert FoldEnsemble(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
 
     def test_a_predicted_uncertainty_joins_that_between_folds(self, start, wav, tmp_path):
         """Of two folds: the calibrated predicted variances' mean, and the variance of the folds'
@@ -125,7 +126,7 @@ class TestRating:
             run = finetuning(seed=fold, predict_uncertainty=True, rating_scale="dimension")
             begin = start[0] | {"head": run.init_head(fold)}, start[1]
             fold_to(home / f"fold_{fold}", begin, run, init="ssast", fold=fold)
-        rater = rating.Rater(tmp_path)
+        rater = FoldEnsemble(tmp_path)
         codes = audio.quantize(audio.log_mel(audio.load(wav, 22_050)))[0]
         rated, predicted = np.stack([model.distribution(codes) for model in rater.models], axis=1)
         # on the scale of the ratings, not of standardised ones
@@ -135,7 +136,7 @@ class TestRating:
         np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
         assert any("not calibrated" in warning for warning in result["warnings"])
         (home / "temperature.json").write_text('{"temperature": 1.5}')
-        result = rating.Rater(tmp_path).rate(wav)
+        result = FoldEnsemble(tmp_path).rate(wav)
         expected = np.sqrt(np.square(1.5 * predicted).mean(axis=0) + rated.var(axis=0))
         np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
         assert not any("not calibrated" in warning for warning in result["warnings"])
@@ -153,7 +154,7 @@ class TestRating:
             init="cnn",
             fold=0,
         )
-        rater = rating.Rater(tmp_path)
+        rater = FoldEnsemble(tmp_path)
         assert rater.name == "cnn" and np.isfinite(list(rater.rate(wav)["ratings"].values())).all()
         with pytest.raises(
             InputError, match="cnn has no attention, which explanations need; choose an ast-"
@@ -172,11 +173,11 @@ class TestRating:
         with pytest.raises(
             InputError, match="with other settings .train_encoder.. Run notebook 03"
         ):
-            rating.Rater(tmp_path / "run")
+            FoldEnsemble(tmp_path / "run")
 
     def test_as_text_is_for_people(self, finetuned, wav):
-        results = [rating.Rater(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]
-        lines = rating.as_text(results).split("\n")
+        results = [FoldEnsemble(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]
+        lines = ensemble_text(results).split("\n")
         assert lines[0] == str(wav) and lines[1].startswith("  note: ")
         assert lines[-2:] == ["x.wav", "  not rated: no such file"]
         for line, dimension in zip(lines[2:21], DIMENSIONS, strict=True):
@@ -186,7 +187,7 @@ class TestRating:
 
     def test_a_file_that_cannot_be_rated_is_explained(self, finetuned, tmp_path):
         (tmp_path / "text.wav").write_text("no sound")
-        rater = rating.Rater(finetuned)
+        rater = FoldEnsemble(finetuned)
         for name, why in [("text.wav", "cannot be read as audio"), ("none.wav", "no such file")]:
             result = rater.rate_or_explain(tmp_path / name)
             assert set(result) == {"file", "error"} and why in result["error"]
@@ -195,23 +196,23 @@ class TestRating:
         shutil.copytree(finetuned, tmp_path / "run")
         home = tmp_path / "run" / "finetune"
         shutil.copytree(home / "ast-test-ssast", home / "ast-test-scratch")
-        assert rating.Rater(tmp_path / "run").name == "ast-test-ssast"
-        assert rating.Rater(tmp_path / "run", "ast-test-scratch").name == "ast-test-scratch"
+        assert FoldEnsemble(tmp_path / "run").name == "ast-test-ssast"
+        assert FoldEnsemble(tmp_path / "run", "ast-test-scratch").name == "ast-test-scratch"
         with pytest.raises(
             InputError, match="unknown model 'ast-tset-ssast'. Did you mean 'ast-test-ssast'"
         ):
-            rating.Rater(tmp_path / "run", "ast-tset-ssast")
+            FoldEnsemble(tmp_path / "run", "ast-tset-ssast")
         (home / "ast-big-ssast").mkdir()
         with pytest.raises(
             InputError,
             match="several models: ast-big-ssast, ast-test-ssast. Choose one with --model",
         ):
-            rating.Rater(tmp_path / "run")
+            FoldEnsemble(tmp_path / "run")
         with pytest.raises(
             InputError, match="no fold in .* is finished. Run notebook 03.* to resume"
         ):
-            rating.Rater(tmp_path / "run", "ast-big-ssast")
+            FoldEnsemble(tmp_path / "run", "ast-big-ssast")
 
     def test_no_run(self, tmp_path):
         with pytest.raises(InputError, match="no model in .*missing.finetune. Run notebook 03"):
-            rating.Rater(tmp_path / "missing")
+            FoldEnsemble(tmp_path / "missing")

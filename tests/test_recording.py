@@ -18,15 +18,16 @@ from servers import RangeServer
 from tiny import compiled_once
 
 import percepiano_ast
-from percepiano_ast import audio, packaged, recording
+from percepiano_ast import audio, inference
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
+from percepiano_ast.inference import page, rate
+from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
 from percepiano_ast.pipeline.package import card
-from percepiano_ast.recording import page, rating
 
 RATE = 22_050
 RESULTS = Path(__file__).parent.parent / "notebooks" / "results"
@@ -40,7 +41,7 @@ def _compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    return packaged.Packaged.read()
+    return RatingModelFile.read()
 
 
 def tune(seconds: float = 12.0, force: int = 70) -> Performance:
@@ -74,7 +75,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rated(model, folder):
-    return recording.rate(model, folder / "tune.wav")
+    return model.rate(folder / "tune.wav")
 
 
 def test_a_recording_is_rated_on_all_dimensions_with_what_is_needed_to_believe_it(rated):
@@ -113,9 +114,9 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
         subtype="FLOAT",
     )
     for path in sorted(tmp_path.iterdir()):
-        other = recording.rate(model, path)
+        other = model.rate(path)
         assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.02, path.name
-    late = recording.rate(model, tmp_path / "late.wav")
+    late = model.rate(tmp_path / "late.wav")
     first = [one.performance.notes["onset"][0] for one in (rated, late)]
     assert first[1] == pytest.approx(first[0] + 2, abs=0.01) and late.times[0] == pytest.approx(
         rated.times[0] + 2, abs=0.05
@@ -126,11 +127,11 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
 def test_a_piano_at_another_pitch_is_rated_alike(model, folder, rated, tmp_path, cents):
     wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
     soundfile.write(tmp_path / "other.wav", audio.retune(wave, RATE, cents), RATE, subtype="FLOAT")
-    other = recording.rate(model, tmp_path / "other.wav")
+    other = model.rate(tmp_path / "other.wav")
     assert max(abs(other.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.03
     assert other.tuning == pytest.approx(rated.tuning + cents, abs=2)
     a4 = 440 * 2 ** (other.tuning / 1200)
-    assert f"notes transcribed, A4 = {a4:.0f} Hz" in recording.in_short(other)
+    assert f"notes transcribed, A4 = {a4:.0f} Hz" in inference.in_short(other)
     # Notes, course and length are on the recording's own clock, which runs slower or faster by two
     # in a hundred.
     shorter = 2 ** (-cents / 1200)
@@ -146,7 +147,7 @@ def test_the_python_calls_are_the_same(folder, rated):
 
 def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated):
     assert not any("unlike" in warning or "no piano" in warning for warning in rated.warnings)
-    noise = recording.rate(model, folder / "noise.ogg")
+    noise = model.rate(folder / "noise.ogg")
     assert noise.warnings and any(
         re.search("unlike|no piano|few piano", warning) for warning in noise.warnings
     )
@@ -155,24 +156,19 @@ def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated)
 
 def test_words_say_on_which_side_and_how_far(rated):
     timing = DIMENSIONS[0]
-    assert recording.in_words(timing, 50, (30, 70)) == "between stable and unstable"
+    assert rate.in_words(timing, 50, (30, 70)) == "between stable and unstable"
+    assert rate.in_words(timing, 70, (40, 90)) == "between stable and unstable, closer to unstable"
+    assert rate.in_words(timing, 35, (10, 60)) == "between stable and unstable, closer to stable"
     assert (
-        recording.in_words(timing, 70, (40, 90))
-        == "between stable and unstable, closer to unstable"
-    )
-    assert (
-        recording.in_words(timing, 35, (10, 60)) == "between stable and unstable, closer to stable"
-    )
-    assert (
-        recording.in_words(timing, 96.5, (80, 100))
+        rate.in_words(timing, 96.5, (80, 100))
         == "very unstable, more so than 96 % of the human performances"
     )
     assert (
-        recording.in_words(timing, 12, (1, 40))
+        rate.in_words(timing, 12, (1, 40))
         == "clearly stable, more so than 88 % of the human performances"
     )
     assert (
-        recording.in_words(timing, 100, (90, 100))
+        rate.in_words(timing, 100, (90, 100))
         == "very unstable, more so than any of the human performances"
     )
     assert rated.sentence(KEYS[0]).startswith("Timing: ")
@@ -198,7 +194,7 @@ def test_percentiles_are_shares_of_peoples_ratings_of_human_performances(model, 
 
 def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
     """Of every clip and dimension, as the page and the terminal show them."""
-    judge, n = model.judges["alone"], 0
+    judge, n = model.regressors["alone"], 0
     rows = predictions.read_predictions(RESULTS / "predictions_content.csv.gz")
     (run,) = predictions.runs(
         rows[rows["model"] == "ast-mini-transcriptionstem-packaged"], predictions.load_index()
@@ -210,7 +206,7 @@ def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
             dict(zip(KEYS, values))
             for values in (prediction, uncertainty, percentiles, edges.T.tolist())
         )
-        shown = recording.Rating(
+        shown = inference.Rating(
             "x", 10.0, *by_key, np.zeros(0), np.zeros((0, 19)), np.zeros((0, 19)), None
         )
         for row in page.rows(shown):
@@ -230,12 +226,12 @@ def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
 
 
 def test_long_recordings_are_cut_and_short_ones_are_not():
-    assert rating.stretches(0.0, 100.0) == [(0.0, 100.0)]
-    parts = rating.stretches(2.0, 602.0)
+    assert rate.stretches(0.0, 100.0) == [(0.0, 100.0)]
+    parts = rate.stretches(2.0, 602.0)
     assert len(parts) == 10 and parts[0][0] == 2.0 and parts[-1][1] == 602.0
     assert all(a[1] == b[0] for a, b in zip(parts, parts[1:]))
-    assert rating.windows(1.0, 7.0) == [(1.0, 7.0)]
-    windows = rating.windows(0.0, 3600.0)
+    assert rate.windows(1.0, 7.0) == [(1.0, 7.0)]
+    windows = rate.windows(0.0, 3600.0)
     assert len(windows) == 80 and windows[-1] == (3592.0, 3600.0)
 
 
@@ -254,7 +250,7 @@ def test_what_cannot_be_rated_is_refused_with_the_reason(
     path = tmp_path / "bad.wav"
     soundfile.write(path, gain * np.sin(np.arange(int(seconds * rate)) / 9), rate, subtype="FLOAT")
     with pytest.raises(InputError, match=message):
-        recording.rate(model, path)
+        model.rate(path)
 
 
 def test_the_score_makes_another_rating_and_must_be_of_this_music(model, folder, rated, tmp_path):
@@ -273,7 +269,7 @@ def test_two_performances_are_compared_by_the_error_within_a_passage(rated):
         KEYS[3]: rated.ratings[KEYS[3]] + 0.5,
         KEYS[0]: rated.ratings[KEYS[0]] + likely,
     }
-    found = recording.compare(rated, dataclasses.replace(rated, ratings=moved))
+    found = inference.compare(rated, dataclasses.replace(rated, ratings=moved))
     assert found.words[KEYS[3]] == "the second is closer to saturated/wet"
     assert found.words[KEYS[0]] == "the second is probably closer to stable"
     assert (found.drop([KEYS[3], KEYS[0]]).words == "no difference beyond the error").all()
@@ -290,7 +286,7 @@ class TestStream:
         assert [round(one.at, 3) for one in live] == list(range(3, int(len(wave) / RATE) + 1))
         for second in (3, 11):
             window = wave[max(second - 10, 0) * RATE : second * RATE]
-            alone = recording.rate_wave(model, window, with_course=False)
+            alone = model.rate_wave(window, with_course=False)
             assert live[second - 3].rating.ratings == alone.ratings
 
     def test_the_size_of_blocks_and_channels_do_not_matter(self, model, folder):
@@ -452,25 +448,22 @@ class TestCommand:
 
 class TestFile:
     def test_a_model_is_written_as_it_was_read(self, model, tmp_path):
-        again = packaged.Packaged.read(model.write(tmp_path / "again.safetensors"))
-        before, after = (
-            load_file(path) for path in (packaged.SHIPPED, tmp_path / "again.safetensors")
-        )
+        again = RatingModelFile.read(model.write(tmp_path / "again.safetensors"))
+        before, after = (load_file(path) for path in (BUNDLED, tmp_path / "again.safetensors"))
         assert before.keys() == after.keys() and again.description == model.description
         assert all(
             (before[name] == after[name]).all() and before[name].dtype == after[name].dtype
             for name in before
         )
         features = np.zeros(
-            (2, len(model.judges["alone"].regressors.arrays["feature_mean"])), np.float32
+            (2, len(model.regressors["alone"].ensemble.arrays["feature_mean"])), np.float32
         )
         np.testing.assert_array_equal(
-            again.judges["alone"].rate(features).ratings,
-            model.judges["alone"].rate(features).ratings,
+            again.regressors["alone"].rate(features)[0], model.regressors["alone"].rate(features)[0]
         )
 
     def test_what_was_measured_on_held_out_clips_is_in_it_in_order(self, model):
-        for judge in model.judges.values():
+        for judge in model.regressors.values():
             assert (
                 judge.reference.shape == (1073, 19)
                 and (np.diff(judge.reference, axis=0) >= 0).all()
@@ -480,8 +473,8 @@ class TestFile:
             assert (0.02 < judge.within).all() and (judge.within < 0.15).all()
 
     def test_it_is_small_and_its_card_says_what_it_is_not_for(self, model):
-        assert packaged.SHIPPED.stat().st_size <= 25e6
-        card = packaged.SHIPPED.with_suffix(".md").read_text()
+        assert BUNDLED.stat().st_size <= 25e6
+        card = BUNDLED.with_suffix(".md").read_text()
         assert (
             f"{model.description['r']['mean']:.2f}" in card
             and "Not for" in card
@@ -503,9 +496,9 @@ class TestFile:
     def test_something_else_is_refused(self, tmp_path):
         (tmp_path / "x.safetensors").write_bytes(b"0" * 100)
         with pytest.raises(InputError, match="not a rating model"):
-            packaged.Packaged.read(tmp_path / "x.safetensors")
+            RatingModelFile.read(tmp_path / "x.safetensors")
         with pytest.raises(InputError, match="not a rating model"):
-            packaged.Packaged.read(tmp_path / "none.safetensors")
+            RatingModelFile.read(tmp_path / "none.safetensors")
 
     def test_it_is_given_the_descriptors_that_it_names_and_no_others(self, model, tmp_path):
         performance, names = tune(), model.description["descriptors"]
@@ -520,21 +513,21 @@ class TestFile:
             model, description=model.description | {"descriptors": [*names, "swing"]}
         )
         with pytest.raises(InputError, match="another version, with the descriptors swing"):
-            packaged.Packaged.read(other.write(tmp_path / "other.safetensors"))
+            RatingModelFile.read(other.write(tmp_path / "other.safetensors"))
 
     def test_from_an_address_only_with_its_checksum(self, tmp_path):
         (tmp_path / "m.safetensors").write_bytes(b"a model" * 100)
         good = hashlib.sha256(b"a model" * 100).hexdigest()
         with RangeServer(tmp_path / "m.safetensors") as server:
             url = server.url
-            path = packaged.fetched(f"{url}#sha256={good}", tmp_path / "cache")
+            path = rate.fetched(f"{url}#sha256={good}", tmp_path / "cache")
             assert path.read_bytes() == b"a model" * 100
             with pytest.raises(InputError, match="its SHA-256 is .*, not 0000"):
-                packaged.fetched(f"{url}#sha256={'0' * 64}", tmp_path / "cache")
+                rate.fetched(f"{url}#sha256={'0' * 64}", tmp_path / "cache")
             with pytest.raises(InputError, match="Append #sha256="):
-                packaged.fetched(url, tmp_path / "cache")
+                rate.fetched(url, tmp_path / "cache")
         # found again, with nobody serving
-        assert packaged.fetched(f"{url}#sha256={good}", tmp_path / "cache") == path
+        assert rate.fetched(f"{url}#sha256={good}", tmp_path / "cache") == path
         assert [one.name for one in (tmp_path / "cache").iterdir()] == [path.name]
 
 
@@ -558,7 +551,7 @@ def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):
         .astype(np.float32)
     )
     soundfile.write(path, noise, 8_000)
-    text = page.write(
+    text = page.write_page(
         [dataclasses.replace(rated, file=str(path))], tmp_path / "page.html"
     ).read_text()
     assert "<audio" not in text and "The sound is embedded" not in text
@@ -566,6 +559,4 @@ def test_the_page_leaves_out_sound_that_is_too_long(rated, tmp_path):
 
 
 def test_the_card_is_that_of_the_file(model):
-    assert (
-        card(model.description, packaged.SHIPPED) == packaged.SHIPPED.with_suffix(".md").read_text()
-    )
+    assert card(model.description, BUNDLED) == BUNDLED.with_suffix(".md").read_text()

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast import recording
 from percepiano_ast.evaluation import analysis, compare, predictions, reliability
+from percepiano_ast.inference import rate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "notebooks" / "results"
@@ -239,7 +239,7 @@ def test_what_the_readme_says_of_the_bundled_model_is_what_the_predictions_give(
         r"^- \*\*Other works\*\*.*$", (ROOT / "README.md").read_text(), re.MULTILINE
     )
     assert numbers([text]) == pytest.approx([works], abs=0.0051)
-    description = recording.load_model().description
+    description = rate.load_model().description
     assert [description["r"]["mean"], description["r_works"]["mean"]] == pytest.approx(
         [said[0], works], abs=0.0001
     )
@@ -330,7 +330,7 @@ def test_uncertainty_covers_errors_on_works_a_soundfont_and_a_room_that_were_lef
 @pytest.mark.parametrize(
     ("protocol", "piano", "shares"),
     [
-        ("composition", "@timgm6mb", recording.SHARES),
+        ("composition", "@timgm6mb", rate.SHARES),
         ("content", "", (0.93, 0.82)),
         ("content", "@room", (0.89, 0.79)),
     ],
@@ -338,9 +338,9 @@ def test_uncertainty_covers_errors_on_works_a_soundfont_and_a_room_that_were_lef
 def test_two_performances_that_are_said_to_differ_do_so_for_people(protocol, piano, shares):
     run, deviation = (
         bundled(protocol, piano),
-        2**0.5 * recording.load_model().judges["alone"].within,
+        2**0.5 * rate.load_model().regressors["alone"].within,
     )
-    right: dict[float, list[np.ndarray]] = {recording.SURE: [], recording.LIKELY: []}
+    right: dict[float, list[np.ndarray]] = {rate.SURE: [], rate.LIKELY: []}
     for segment in np.unique(run.segment):
         part = run.take((run.segment == segment) & run.human)
         one, other = np.triu_indices(len(part.clip), 1)

@@ -22,22 +22,22 @@ from tiny import (
     without_seconds,
 )
 
-from percepiano_ast import rating
 from percepiano_ast.config import PRESETS, PretrainConfig
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.errors import InputError
+from percepiano_ast.inference import rate
+from percepiano_ast.inference.rate import FoldEnsemble, require_explained
+from percepiano_ast.inference.transcribe import Transcriber, features_of
 from percepiano_ast.models import transcription
 from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.music.piano_roll import FrameTargets, frame_targets
 from percepiano_ast.pipeline.run import EncoderInit, Run
 from percepiano_ast.pipeline.steps import CrossValidation, cross_validate
-from percepiano_ast.rating import Rater, require_explained
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.pretrain import Pretraining, reconstruction
-from percepiano_ast.transcription import Listener, describe_all
 
 NUMBER = 5  # of descriptors
 TRANSCRIBE = dataclasses.replace(PRETRAIN, objective="transcription", learning_rate=2e-3, epochs=2)
@@ -303,9 +303,9 @@ class TestScores:
 
 class TestListener:
     def test_a_whole_clip_is_heard_with_its_notes(self, trained):
-        listener = Listener.open(trained[0], log=lambda line: None)
+        listener = Transcriber.open(trained[0], log=lambda line: None)
         codes, targets = played_clip(77, 251)
-        heard_ = listener.hear(codes)
+        heard_ = listener.predict(codes)
         assert heard_.onset.shape == (125, 88) and heard_.sustain.shape == heard_.times.shape == (
             125,
         )
@@ -316,17 +316,17 @@ class TestListener:
         assert heard_.sounding[true].mean() > 2 * heard_.sounding[~true].mean()
 
     def test_a_clip_shorter_than_a_window_is_heard_without_its_padding(self, trained):
-        listener = Listener.open(trained[0], log=lambda line: None)
-        assert listener.hear(played_clip(3)[0][:31]).onset.shape == (15, 88)
+        listener = Transcriber.open(trained[0], log=lambda line: None)
+        assert listener.predict(played_clip(3)[0][:31]).onset.shape == (15, 88)
 
     def test_clips_without_a_note_are_counted_and_have_the_mean_of_the_others(self, trained):
         listener, lines, silence = (
-            Listener.open(trained[0], log=lambda line: None),
+            Transcriber.open(trained[0], log=lambda line: None),
             [],
             np.zeros((64, 128), np.uint8),
         )
         clips = [silence, played_clip(0, 128)[0], played_clip(1, 128)[0]]
-        values, unheard = describe_all(listener.listen_all(clips), log=lines.append)
+        values, unheard = features_of(listener.transcribe_all(clips), log=lines.append)
         assert values.shape == (3, len(PERFORMANCE_FEATURES)) and np.isfinite(values).all()
         assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
         assert lines == [
@@ -335,12 +335,14 @@ class TestListener:
         with pytest.raises(
             InputError, match="no notes were detected in any of 1 recordings. Pre-train longer"
         ):
-            describe_all(listener.listen_all([silence]))
+            features_of(listener.transcribe_all([silence]))
 
     def test_what_is_written_hears_the_same(self, trained, tmp_path):
-        listener = Listener.open(trained[0], log=lambda line: None)
-        read = Listener.read(listener.write(tmp_path / "ear.safetensors", {"licence": "made here"}))
-        first, again = (one.hear(played_clip(2, 128)[0]) for one in (listener, read))
+        listener = Transcriber.open(trained[0], log=lambda line: None)
+        read = Transcriber.read(
+            listener.write(tmp_path / "ear.safetensors", {"licence": "made here"})
+        )
+        first, again = (one.predict(played_clip(2, 128)[0]) for one in (listener, read))
         for name in first._fields:
             np.testing.assert_allclose(getattr(again, name), getattr(first, name), atol=5e-3)
         assert (read.model, read.front_end, read.statistics) == (
@@ -351,7 +353,7 @@ class TestListener:
         (tmp_path / "other.safetensors").write_bytes(b"no weights")
         for name in ("other.safetensors", "missing.safetensors"):
             with pytest.raises(InputError, match="does not hold a transcription model"):
-                Listener.read(tmp_path / name)
+                Transcriber.read(tmp_path / name)
 
     def test_a_model_that_hears_no_notes_is_refused(self, tmp_path):
         pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, epochs=1), steps=2)
@@ -359,13 +361,13 @@ class TestListener:
             InputError,
             match="objective 'ssast', which does not include transcription. Choose one with",
         ):
-            Listener.open(tmp_path, log=lambda line: None)
+            Transcriber.open(tmp_path, log=lambda line: None)
 
 
 @pytest.fixture(scope="module")
 def rated(trained, tmp_path_factory) -> CrossValidation:
     """Eight clips of two lengths, rated by their pedal, in two folds."""
-    listener = Listener.open(trained[0], log=lambda line: None)
+    listener = Transcriber.open(trained[0], log=lambda line: None)
     params = listener.params
     start = EncoderInit(
         "ast-test-transcription",
@@ -399,14 +401,14 @@ class TestRating:
     def test_a_model_that_was_told_other_descriptors_is_refused(self, rated, monkeypatch):
         cross_validate(rated, {"init": "transcription", "data": "made here", "simulated": True})
         monkeypatch.setattr(
-            rating, "PERFORMANCE_FEATURES", dict(list(PERFORMANCE_FEATURES.items())[1:])
+            rate, "PERFORMANCE_FEATURES", dict(list(PERFORMANCE_FEATURES.items())[1:])
         )
         with pytest.raises(
             InputError,
             match=f"heads use {len(PERFORMANCE_FEATURES)} descriptors, not"
             f" {len(PERFORMANCE_FEATURES) - 1}. Run",
         ):
-            Rater(rated.run.root)
+            FoldEnsemble(rated.run.root)
 
     def test_heads_are_told_what_is_heard_and_a_finished_model_hears_it_again(self, rated):
         settings = {"init": "transcription", "data": "made here", "simulated": True}
@@ -416,7 +418,7 @@ class TestRating:
             rated.embeddings.shape == (8, width + len(PERFORMANCE_FEATURES))
             and np.isfinite(rated.embeddings).all()
         )
-        rater = Rater(rated.run.root)
+        rater = FoldEnsemble(rated.run.root)
         assert rater.name == "ast-test-transcription-heard"
         for fold, model in zip(rater.folds, rater.models):
             for number in np.flatnonzero(rated.index["fold_content"] == fold):

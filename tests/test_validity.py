@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast import recording
+from percepiano_ast import inference
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import read_midi, trimmed
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model():
-    return recording.load_model()
+    return inference.load_model()
 
 
 def matched(played: np.ndarray, found: np.ndarray) -> int:
@@ -71,7 +71,7 @@ def test_convincing_does_not_order_learners_by_quality(model):
     piano, said = synth.make_synthesizer("fluidr3mono"), {}
     for path in sorted((LEARNERS / "midi").glob("*.mid")):
         wave = piano.render(trimmed(read_midi(path)), RATE).astype(np.float32)
-        rated = recording.rate_wave(model, wave, with_course=False)
+        rated = model.rate_wave(wave, with_course=False)
         said[path.stem.lower()] = rated.ratings["interpretation_doubtful_convincing"]
     pairs = [
         (said[a] - said[b]) * (means[a] - means[b]) > 0

@@ -33,6 +33,7 @@ from percepiano_ast.data.percepiano import SEPARATOR
 from percepiano_ast.errors import InputError, exit_code
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import claim_directory, echo, write_json
+from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import read_midi, trimmed, write_midi
@@ -44,7 +45,6 @@ from percepiano_ast.pipeline.regress import JUDGED, SCORE, fit_regressors
 from percepiano_ast.pipeline.run import Run, workers
 from percepiano_ast.studies import report
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
-from percepiano_ast.transcription import Listener
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone needs no installation
 
@@ -325,7 +325,7 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
         steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
-        Listener.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
+        Transcriber.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
         package_model(level, start, model, folder=folder, source=str(ear), log=log)
 
 

@@ -119,11 +119,12 @@ def _judge(arguments):
 
 
 def _package(arguments):
-    from percepiano_ast import packaged, pipeline
+    from percepiano_ast import pipeline
+    from percepiano_ast.inference.rate import BUNDLED
 
     run = run_of(arguments).switched(arguments.set)
     options = {"folder": arguments.percepiano, "source": arguments.weights}
-    print(pipeline.package_model(run, arguments.init, arguments.to or packaged.SHIPPED, **options))
+    print(pipeline.package_model(run, arguments.init, arguments.to or BUNDLED, **options))
 
 
 def _switches(arguments):

@@ -11,9 +11,9 @@ from percepiano_ast.errors import InputError
 
 
 def _rate(arguments):
-    from percepiano_ast import recording
+    from percepiano_ast.inference import rate
 
-    files, others = recording.recordings_in(arguments.files)
+    files, others = rate.recordings_in(arguments.files)
     if others:
         names = ", ".join(path.name for path in others[:5])
         print(f"{len(others)} other files are not recordings: {names}", file=sys.stderr)
@@ -24,23 +24,19 @@ def _rate(arguments):
             f"--{given[0]} is an option of the bundled model and does not go with --run. Omit one"
             " of the two"
         )
-    # here, because the modules that read a run take a second to import
-    from percepiano_ast import rating
-
-    rater = rating.Rater(arguments.run, arguments.model)
+    rater = rate.FoldEnsemble(arguments.run, arguments.model)
     results = [rater.rate_or_explain(str(file)) for file in files]
     as_json = json.dumps(results, indent=1) if arguments.json else ""
-    print(as_json or rating.as_text(results, rater.questionnaire))
+    print(as_json or rate.ensemble_text(results, rater.questionnaire))
     return _errors([result for result in results if "error" in result])
 
 
 def _rate_packaged(arguments, files: list[str | Path]) -> int:
     """With the bundled model, or that of ``--weights``."""
-    from percepiano_ast import packaged, recording
+    from percepiano_ast.inference import page, rate
     from percepiano_ast.music.score import read_score
-    from percepiano_ast.recording import page
 
-    model = recording.load_model(arguments.weights or packaged.SHIPPED)
+    model = rate.load_model(arguments.weights or rate.BUNDLED)
     written = read_score(arguments.score) if arguments.score else None
     rated, sounds, results, errors = [], [], [], []
     executor = ThreadPoolExecutor(1)
@@ -50,7 +46,7 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
         encoding = [executor.submit(page.sound, file)] if arguments.html else []
         progress = partial(_show_stage, f"{number}/{len(files)} {Path(file).name}"[:44])
         try:
-            rated.append(recording.rate(model, file, written, progress))
+            rated.append(model.rate(file, written, progress))
             sounds += encoding
             results.append(rated[-1].as_json())
         except InputError as error:
@@ -59,17 +55,17 @@ def _rate_packaged(arguments, files: list[str | Path]) -> int:
         finally:
             progress("")
         if not arguments.json and results[-1] not in errors:
-            print(recording.as_text(rated[-1], colour, ascii_only) + "\n", flush=True)
+            print(rate.to_text(rated[-1], colour, ascii_only) + "\n", flush=True)
     if arguments.json:
         print(json.dumps(results, indent=1))
     elif len(rated) == len(files) == 2:
-        print(recording.comparison_text(*rated) + "\n")
+        print(rate.comparison_text(*rated) + "\n")
     output = sys.stderr if arguments.json else sys.stdout
     if arguments.csv:
-        recording.as_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
+        rate.to_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
         print(f"table: {Path(arguments.csv).resolve().as_uri()}", file=output)
     if arguments.html and rated:
-        path = page.write(rated, arguments.html, [encoded.result() for encoded in sounds])
+        path = page.write_page(rated, arguments.html, [encoded.result() for encoded in sounds])
         print(f"page: {path.resolve().as_uri()}", file=output)
     return _errors(errors)
 

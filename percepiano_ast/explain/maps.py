@@ -16,10 +16,9 @@ from percepiano_ast.audio.mel import window_starts
 from percepiano_ast.config import Execution, FrontEnd, ModelConfig, lookup
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.inference.rate import FoldEnsemble, FoldModel, require_explained
 from percepiano_ast.models import attribution
-from percepiano_ast.models.heads import Rater as RaterModule
-from percepiano_ast.models.heads import moments_to_embedding
-from percepiano_ast.rating import FoldModel, Rater, require_explained
+from percepiano_ast.models.heads import RatingModel, moments_to_embedding
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.state import normalise
 
@@ -167,7 +166,7 @@ class Explainer:
 
     def __init__(
         self,
-        rater: Rater,
+        rater: FoldEnsemble,
         baseline: str = "mean",
         steps: int = attribution.STEPS,
         most_steps: int = MOST_STEPS,
@@ -185,7 +184,7 @@ class Explainer:
         return listener(run)
 
     def hear(self, file: str | Path) -> Recording:
-        """Load a recording as `rating.Rater.rate` does.
+        """Load a recording as `FoldEnsemble.rate` does.
 
         Raises:
             InputError: see ``audio.load``.
@@ -353,17 +352,17 @@ def listener(run: Finetuning) -> attribution.Listener:
     module, depth = run.module, model.depth
 
     def embed(params, log_mel, valid):
-        return module.apply({"params": params["params"]}, log_mel, valid, method=RaterModule.embed)
+        return module.apply({"params": params["params"]}, log_mel, valid, method=RatingModel.embed)
 
     def rate(params, sums):
         embeddings = params["scaler"].apply(moments_to_embedding(*sums))
-        return module.apply({"params": params["params"]}, embeddings, method=RaterModule.rate)
+        return module.apply({"params": params["params"]}, embeddings, method=RatingModel.rate)
 
     def attend(params, log_mel, valid, shift):
         variables = {"params": params["params"]}
         if shift is not None:
             variables["perturbations"] = {"encoder": {"blocks": {"attention": {"weights": shift}}}}
-        sums, states = module.apply(variables, log_mel, valid, method=RaterModule.attend)
+        sums, states = module.apply(variables, log_mel, valid, method=RatingModel.attend)
         return (
             sums,
             jnp.stack([states[f"attention{layer}"] for layer in range(depth)]),

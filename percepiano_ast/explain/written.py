@@ -15,9 +15,9 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.explain import checks
 from percepiano_ast.explain.maps import METHODS, SECONDS, TOLERANCE, Explainer, Explanation
 from percepiano_ast.explain.notes import check_alignment, note_table
+from percepiano_ast.inference.rate import FoldEnsemble, require_explained
 from percepiano_ast.music.midi import read_midi
 from percepiano_ast.plots import studies as explain_plots
-from percepiano_ast.rating import Rater, require_explained
 
 _BASELINE_WORDS = {"mean": "its mean level in every band", "silence": "silence"}
 
@@ -42,7 +42,7 @@ def explain_files(
             several files with one MIDI or with equal names, or a MIDI that does not match the
             recording.
     """
-    files, rater = list(files), Rater(run, model)
+    files, rater = list(files), FoldEnsemble(run, model)
     require_explained(rater)
     for key in dimensions:
         lookup(dict.fromkeys(KEYS), key, "dimension")

@@ -15,15 +15,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, packaged, rating, recording
+from percepiano_ast import audio, inference
 from percepiano_ast.audio import features as audio_features
-from percepiano_ast.baselines import statistics
 from percepiano_ast.data import percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.inference import rate, regressors
+from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import performance_features as midi_features
-from percepiano_ast.packaged import SHIPPED, Packaged
-from percepiano_ast.recording import rate_wave
 
 PROTOCOL = "content"
 SAMPLE_RATE = 22_050
@@ -148,16 +147,16 @@ def fit_statistics(
 
     Raises:
         InputError: the index has no such folds, or a content group in two folds; see
-            `statistics.fit`.
+            `regressors.fit`.
     """
     fold = percepiano.fold_of_clip(index, PROTOCOL)
     folds = np.array([fold.get(clip, -1) for clip in features.index])
     x, y, models = features.to_numpy(), np.asarray(ratings), {}
     for held_out in sorted(set(fold.values())):
         train = (folds != held_out) & (folds >= 0)
-        models[held_out] = statistics.fit(x[train], y[train], seed=seed)
+        models[held_out] = regressors.fit(x[train], y[train], seed=seed)
     content = hashlib.sha256(x.tobytes() + y.tobytes() + folds.tobytes())
-    key = f"{name} {seed} {content.hexdigest()} {STATISTICS[name].code} {_code(statistics)}"
+    key = f"{name} {seed} {content.hexdigest()} {STATISTICS[name].code} {_code(regressors)}"
     return StatisticsRater(name, STATISTICS[name].hears, key, STATISTICS[name].hear, fold, models)
 
 
@@ -167,7 +166,7 @@ class RunRater:
     Args:
         run: its directory or storage location.
         index: index of the training, with its folds.
-        model: name below ``run/finetune``, see `rating.Rater`.
+        model: name below ``run/finetune``, see `rate.FoldEnsemble`.
 
     Raises:
         InputError: no such model, none finished, or folds that are not in the index.
@@ -176,8 +175,8 @@ class RunRater:
     hears = "audio"
 
     def __init__(self, run: str | Path, index: pd.DataFrame, model: str = ""):
-        rater = rating.Rater(run, model)
-        rating.require_percepiano(rater, "listen")
+        rater = rate.FoldEnsemble(run, model)
+        rate.require_percepiano(rater, "listen")
         self.name, self._models = rater.name, dict(zip(rater.folds, rater.models, strict=True))
         self._front_end = rater.models[0].run.front_end
         self.sample_rate = self._front_end.sample_rate
@@ -185,7 +184,7 @@ class RunRater:
         if missing := sorted(set(self._fold.values()) - set(self._models)):
             raise InputError(
                 f"fold {missing[0]} of {self.name} in {run} is not finished, so its clips have no"
-                f" held-out model. Run {rating.MADE_BY} again; it resumes."
+                f" held-out model. Run {rate.MADE_BY} again; it resumes."
             )
         content = hashlib.sha256()
         for fold, one in sorted(self._models.items()):
@@ -203,7 +202,7 @@ class RunRater:
 
 
 class PackagedRater:
-    """A single-file model (`packaged.Packaged`). Implements `Rate`.
+    """A single-file model (`RatingModelFile`). Implements `Rate`.
 
     Its ratings are not held out: the bundled model was trained on all clips of PercePiano. Its
     sensitivity to changes of the playing is informative nevertheless.
@@ -217,17 +216,17 @@ class PackagedRater:
 
     hears = "audio"
 
-    def __init__(self, path: str | Path = SHIPPED):
-        self._model = Packaged.read(path)
-        self.name, self.sample_rate = Path(path).stem, self._model.listener.front_end.sample_rate
+    def __init__(self, path: str | Path = BUNDLED):
+        self._model = RatingModelFile.read(path)
+        self.name, self.sample_rate = Path(path).stem, self._model.sample_rate
         self.key = (
             f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()}"
-            f" {_code(packaged, recording, audio_features)}"
+            f" {_code(inference, audio_features)}"
         )
 
     def rate(self, clip: str, takes: Sequence[Take]) -> np.ndarray:
         """See `Rate.rate`."""
-        said = (rate_wave(self._model, wave, with_course=False).ratings for wave in takes)
+        said = (self._model.rate_wave(wave, with_course=False).ratings for wave in takes)
         return np.array([[one[key] for key in KEYS] for one in said])
 
 

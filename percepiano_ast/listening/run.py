@@ -178,7 +178,7 @@ class _Session:
         """The rating function of ``model``: a statistics baseline (fitted here), a single-file
         model or a fine-tuned run."""
         if model == "packaged" or model.endswith(".safetensors"):
-            return raters.PackagedRater(raters.SHIPPED if model == "packaged" else model)
+            return raters.PackagedRater(raters.BUNDLED if model == "packaged" else model)
         if model not in raters.STATISTICS:
             return raters.RunRater(model, self.folder.index)
         features = self._statistics(model)

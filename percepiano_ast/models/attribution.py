@@ -374,8 +374,8 @@ def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str, dict]]:
-    """Parameters of a `heads.Rater`, randomised from the top down (cascading, Adebayo et al. 2018,
-    section 3).
+    """Parameters of a `heads.RatingModel`, randomised from the top down (cascading, Adebayo et al.
+    2018, section 3).
 
     Args:
         params: trained, ``head`` and ``encoder``.

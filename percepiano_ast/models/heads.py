@@ -272,7 +272,7 @@ def in_rating_units(
     return head | changed
 
 
-class Rater(nn.Module):
+class RatingModel(nn.Module):
     """Encoder and rating head. ``params['encoder']`` has the structure of that in `ssast.SSAST`, so
     they are interchangeable.
 

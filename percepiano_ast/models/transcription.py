@@ -97,7 +97,7 @@ def _base_rates(rng: jax.Array, shape: tuple[int], dtype: jnp.dtype = jnp.float3
     return jnp.concatenate([rolls, jnp.zeros(len(PEDALS), dtype)])
 
 
-class Transcriber(nn.Module):
+class TranscriptionModel(nn.Module):
     """Encoder, transcription head and descriptor head.
 
     Attributes:
@@ -187,7 +187,7 @@ def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
 def losses(
     outputs: dict[str, jax.Array], targets: FrameTargets, descriptors: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-    """Cross-entropies of `Transcriber`'s outputs, and their sum weighted by ``WEIGHTS``.
+    """Cross-entropies of `TranscriptionModel`'s outputs, and their sum weighted by ``WEIGHTS``.
 
     Rolls are summed over the keys. The velocity loss counts only near onsets (Hawthorne et al.,
     section 3.3; Kong et al., equation 5, weighted by the onset's slope). Descriptors have a Huber

@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from percepiano_ast import audio
-from percepiano_ast.baselines import statistics
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import fold_column
 from percepiano_ast.files import TimeLeft, atomic, claim_directory, process_map, sha256_of
+from percepiano_ast.inference import regressors
 from percepiano_ast.models import baselines as networks
 from percepiano_ast.music import align, midi, performance_features, score, score_features
 from percepiano_ast.music.synth import RenderCache
@@ -164,8 +164,8 @@ def run_baselines(
 
     def predict(baseline: str, protocol: str) -> None:
         """Write the predictions of one baseline under one protocol, unless they exist."""
-        regressors = statistics.REGRESSORS if baseline in STATISTICS else ()
-        names = [baseline, *(f"{baseline}-{regressor}" for regressor in regressors)]
+        each = regressors.REGRESSORS if baseline in STATISTICS else ()
+        names = [baseline, *(f"{baseline}-{regressor}" for regressor in each)]
         paths = {name: out / f"predictions_{name}_{protocol}.csv.gz" for name in names}
         if all(path.exists() for path in paths.values()):
             log(f"{baseline}, {protocol}: already done")
@@ -233,7 +233,7 @@ def fold_by_fold(
             fitted = NETWORKS[baseline](*given, seed=seed, groups=data.groups[train])
             values = {baseline: fitted.predict(data.features[test])}
         else:
-            each = statistics.fit(*given, seed=seed).predict_each(data.features[test])
+            each = regressors.fit(*given, seed=seed).predict_each(data.features[test])
             values = {baseline: np.mean(list(each.values()), axis=0)}
             values |= {f"{baseline}-{name}": one for name, one in each.items()}
         for name, one in values.items():

@@ -46,7 +46,7 @@ class CustomResult(NamedTuple):
     """Result of training on custom ratings.
 
     Attributes:
-        home: run with the models, for `rating.Rater` and ``rate --run``.
+        home: run with the models, for `rate.FoldEnsemble` and ``rate --run``.
         predictions: out of fold, with the columns of `predictions.COLUMNS`.
         result: one row per dimension, see `evaluation.analysis.few_shot_table`.
         remarks: limitations of the result.

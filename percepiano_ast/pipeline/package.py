@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import audio, packaged
+from percepiano_ast import audio
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
-from percepiano_ast.baselines import statistics
-from percepiano_ast.baselines.portable import Regressors, pack
 from percepiano_ast.data import percepiano
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
 from percepiano_ast.files import atomic, claim_directory, echo
+from percepiano_ast.inference import rate, regressors
+from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.pipeline.regress import SCORE, RegressionData, regression_data, transcribe_clips
 from percepiano_ast.pipeline.run import Run, load_encoder
@@ -39,7 +39,7 @@ LICENCE = "CC BY-NC-SA 4.0"
 def package_model(
     run: Run,
     init: str,
-    to: str | Path = packaged.SHIPPED,
+    to: str | Path = rate.BUNDLED,
     *,
     folder: str = "",
     source: str = "",
@@ -84,7 +84,7 @@ def package_model(
     known = pd.DataFrame(rated.clips.ratings[human]).groupby(rated.clips.clip[human]).first()
     reference = np.sort(known.to_numpy(float), axis=0)
     # --- Held-out predictions, and regressors on everything
-    judges: dict[str, packaged.Judge] = {}
+    judges: dict[str, regressors.CalibratedRegressors] = {}
     tables: dict[tuple[str, str], pd.DataFrame] = {}
     coverage: dict[str, dict[str, list[float]]] = {}
     for name, parts in SETS.items():
@@ -105,7 +105,7 @@ def package_model(
                 predictions.write(table, home / f"predictions_{model}_{protocol}.csv.gz")
                 tables[suffix, protocol] = table
         coverage[name] = errors.coverage()
-        judges[name] = packaged.Judge(
+        judges[name] = regressors.CalibratedRegressors(
             _fit(data, parts, learned, frozen.seed),
             calibration,
             reference,
@@ -144,8 +144,8 @@ def package_model(
         "coverage": coverage["alone"],
         "licence": LICENCE,
     }
-    unheard = transcribed.described(log).unheard
-    path = packaged.Packaged(rated.listener, unheard, judges, description).write(to)
+    unheard = transcribed.described(log).mean
+    path = rate.RatingModelFile(rated.listener, unheard, judges, description).write(to)
     path.with_suffix(".md").write_text(card(description, path))
     log(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, r {description['r']['mean']:.3f} on held-out"
@@ -156,12 +156,14 @@ def package_model(
 
 def card(description: dict, path: Path) -> str:
     """The model card: Markdown, with the YAML head that model hubs read."""
-    given = {"file": path.name, "bytes": path.stat().st_size, "default": packaged.NAME}
+    given = {"file": path.name, "bytes": path.stat().st_size, "default": rate.NAME}
     text = TEMPLATES.get_template("card.md.j2").render(description, dimensions=DIMENSIONS, **given)
     return text + "\n"
 
 
-def _fit(data: RegressionData, parts: tuple[str, ...], train: np.ndarray, seed: int) -> Regressors:
+def _fit(
+    data: RegressionData, parts: tuple[str, ...], train: np.ndarray, seed: int
+) -> RegressorEnsemble:
     least = {name: np.zeros(data.parts[name].shape[1]) for name in parts}
     levels = [
         name.startswith(("mel_db", "spectral_contrast")) for name in audio.audio_feature_names()
@@ -169,7 +171,7 @@ def _fit(data: RegressionData, parts: tuple[str, ...], train: np.ndarray, seed: 
     least["sound"] = np.where(levels, LEAST_DB, 0.0)
     limits = np.concatenate([least[name] for name in parts])
     x, y = data.features(parts)[train], data.ratings[train]
-    return Regressors(pack(statistics.fit(x, y, seed=seed, forest=FOREST, least=limits)))
+    return RegressorEnsemble(pack(regressors.fit(x, y, seed=seed, forest=FOREST, least=limits)))
 
 
 def _held_out(
@@ -185,7 +187,7 @@ def _held_out(
             train = ~test & (folds >= 0) & ~data.unseen
             fitted = _fit(data, parts, train, rated.config.seed)
             values = fitted.predict(features[test]).mean(axis=0)
-            far = packaged.distance(fitted, features[test])
+            far = fitted.distance(features[test])
             with atomic(path) as partial, partial.open("wb") as file:
                 np.savez(file, predicted=values, distances=far)
             rated.log(

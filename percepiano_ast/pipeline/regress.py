@@ -17,14 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import plots, transcription
-from percepiano_ast.baselines import statistics
-from percepiano_ast.baselines.portable import standard
+from percepiano_ast import plots
 from percepiano_ast.data import percepiano, shards
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import atomic, claim_directory, echo, sha256_of, write_atomic, write_json
+from percepiano_ast.inference import regressors, transcribe
+from percepiano_ast.inference.regressors import gaussian_ridge, standard
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.music.score import read_score
 from percepiano_ast.music.score_features import score_feature_table
@@ -69,9 +69,9 @@ class TranscribedClips:
     embeddings: np.ndarray | None
     played: list[Performance | None]
 
-    def described(self, log: Callable[[str], None] = echo) -> transcription.Described:
+    def described(self, log: Callable[[str], None] = echo) -> transcribe.TranscriptionFeatures:
         """`PERFORMANCE_FEATURES` of the transcriptions."""
-        return transcription.describe_all(self.played, log)
+        return transcribe.features_of(self.played, log)
 
 
 class RegressionData(NamedTuple):
@@ -119,7 +119,7 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
         rated.log(f"{start.name}: transcribing {len(clips.codes):,} renderings")
         packed = {
             str(row): shards.pack_performance(one or _EMPTY)
-            for row, one in enumerate(listener.listen_all(clips.codes, rated.log))
+            for row, one in enumerate(listener.transcribe_all(clips.codes, rated.log))
         }
         write_atomic(home / shards.PERFORMANCES, shards.join_performances(packed))
         write_json(home / "heard.json", {"key": key})
@@ -255,10 +255,10 @@ def regress_protocol(
 
         def predict(parts, train=train, test=test, y=y):
             x = data.features(parts)
-            return statistics.fit(x[train], y, seed=seed).predict(x[test])
+            return regressors.fit(x[train], y, seed=seed).predict(x[test])
 
         errors = {
-            name: statistics.inner_error(data.features(parts)[train], y, groups, seed=seed)
+            name: regressors.inner_error(data.features(parts)[train], y, groups, seed=seed)
             for name, parts in FEATURE_SETS.items()
         }
         best = min(errors, key=errors.__getitem__)
@@ -328,7 +328,7 @@ def curve_point(
         test = (folds == number) & ~data.unseen
         moments = x[train].mean(axis=0), np.maximum(x[train].std(axis=0), 1e-9)
         mean, spread = y[train].mean(axis=0), y[train].std(axis=0)
-        model = statistics.GaussianRidge(_ALPHA, _WIDTH).fit(
+        model = gaussian_ridge(x.shape[1], _ALPHA, _WIDTH).fit(
             standard(x[train], *moments), (y[train] - mean) / np.maximum(spread, 1e-9)
         )
         predicted[test] = model.predict(standard(x[test], *moments)) * spread + mean

@@ -14,10 +14,10 @@ from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, Preset, Statis
 from percepiano_ast.data import audioset, percepiano, shards
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import echo, sha256_of
+from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models import weights
 from percepiano_ast.models.cnn import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
-from percepiano_ast.transcription import Listener
 
 MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain`"
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `percepiano finetune`"
@@ -176,7 +176,7 @@ def load_encoder(
     Args:
         source: file or folder of published weights for ``audioset`` (see ``models.weights``); by
             default they are downloaded to the run's ``weights`` folder. For a pre-training: a file
-            written by `Listener.write`, instead of the run's.
+            written by `Transcriber.write`, instead of the run's.
 
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
@@ -191,7 +191,7 @@ def load_encoder(
         checksum = sha256_of(*map(np.asarray, jax.tree.leaves(encoder)))
         return EncoderInit(name, found.config, found.front_end, found.statistics, encoder, checksum)
     if source and init in PRETRAININGS:
-        given = Listener.read(source)
+        given = Transcriber.read(source)
         params, checksum = given.params, sha256_of(Path(source))
         facts = f"ast-{given.model.name}-{init}", given.model, given.front_end, given.statistics
         return EncoderInit(*facts, params["encoder"], checksum, params["transcription"])

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pandas as pd
 
-from percepiano_ast import transcription
 from percepiano_ast.config import KALDI, FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, demo, maestro, percepiano, shards
 from percepiano_ast.data.batches import TranscriptionTargets
@@ -22,6 +21,7 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
 from percepiano_ast.files import as_path, echo, write_json
+from percepiano_ast.inference import transcribe
 from percepiano_ast.models import convert
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, WINDOW_FEATURES
@@ -209,7 +209,7 @@ class CrossValidation:
         )
 
     @property
-    def listener(self) -> transcription.Listener:
+    def listener(self) -> transcribe.Transcriber:
         """The transcriber: the encoder with its transcription head.
 
         Raises:
@@ -223,17 +223,17 @@ class CrossValidation:
             )
         params = {"encoder": start.encoder, "transcription": start.transcription}
         execution = self.run.preset.execution
-        return transcription.Listener(params, model, self.front_end, start.statistics, execution)
+        return transcribe.Transcriber(params, model, self.front_end, start.statistics, execution)
 
     @functools.cached_property
-    def descriptors(self) -> transcription.Described:
+    def descriptors(self) -> transcribe.TranscriptionFeatures:
         """Descriptors of the transcription of every rendering.
 
         Raises:
             InputError: see `listener`.
         """
-        played = self.listener.listen_all(self.clips.codes, self.log)
-        return transcription.describe_all(played, self.log)
+        played = self.listener.transcribe_all(self.clips.codes, self.log)
+        return transcribe.features_of(played, self.log)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -244,7 +244,7 @@ class CrossValidation:
             convert.require_same_shapes(self.start.encoder, params["encoder"], what)
             params["encoder"] = self.start.encoder
         if self.config.heard:
-            unheard = self.descriptors.unheard
+            unheard = self.descriptors.mean
             params |= {"transcription": self.start.transcription, "unheard": unheard}
         return params
 

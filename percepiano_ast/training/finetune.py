@@ -236,7 +236,7 @@ def calibrated(deviations: np.ndarray, errors: np.ndarray, fold: np.ndarray) -> 
     return result
 
 
-# --- Rater ----------------------------------------------------------------------------------------
+# --- Rating model ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -272,10 +272,10 @@ class Finetuning:
         strategies.check(self.config, self.model)
 
     @functools.cached_property
-    def module(self) -> heads.Rater:
+    def module(self) -> heads.RatingModel:
         """The Flax module, computing in the hardware's type."""
         config = self.config
-        return heads.Rater(
+        return heads.RatingModel(
             self.model,
             compute_for(self.execution, jax.devices()[0]),
             hidden=config.hidden,
@@ -303,7 +303,7 @@ class Finetuning:
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head as in `init`, without those of the encoder."""
         embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
-        make = jax.jit(functools.partial(self.module.init, method=heads.Rater.rate))
+        make = jax.jit(functools.partial(self.module.init, method=heads.RatingModel.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
     def apply(self, params: dict, *inputs: jax.Array, **options: Any) -> Any:
@@ -315,7 +315,7 @@ class Finetuning:
         ``heads.pool_moments``."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
-        return self.apply(params, log_mel, valid, method=heads.Rater.embed)
+        return self.apply(params, log_mel, valid, method=heads.RatingModel.embed)
 
     def embed(
         self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int
@@ -358,7 +358,9 @@ _moments = jax.jit(Finetuning.moments, static_argnums=0)
 def _distribution(
     run: Finetuning, head: dict, scaler: Scaler, embeddings: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    return run.apply({"head": head}, scaler.apply(embeddings), method=heads.Rater.distribution)
+    return run.apply(
+        {"head": head}, scaler.apply(embeddings), method=heads.RatingModel.distribution
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -390,7 +392,7 @@ def step(
             {"head": params["head"]},
             scaler.apply(embeddings),
             deterministic=False,
-            method=heads.Rater.distribution,
+            method=heads.RatingModel.distribution,
             rngs={"dropout": rng},
         )
         errors = rating_errors(rated, log_variance, batch["ratings"])

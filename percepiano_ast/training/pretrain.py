@@ -124,7 +124,7 @@ class TranscriptionObjective(Objective):
 
     def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
         transcription.steps_of(self.model)  # raises an error for unsuitable patches
-        return transcription.Transcriber(self.model, compute, num_descriptors)
+        return transcription.TranscriptionModel(self.model, compute, num_descriptors)
 
     def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
         """See `Objective`."""

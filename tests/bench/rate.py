@@ -18,9 +18,9 @@ from bench import medians, result
 from percepiano_ast import audio
 from percepiano_ast.data import demo
 from percepiano_ast.errors import InputError
-from percepiano_ast.packaged import Packaged
+from percepiano_ast.inference.rate import RatingModelFile
+from percepiano_ast.inference.transcribe import BATCH, Transcriber
 from percepiano_ast.pipeline import workers
-from percepiano_ast.transcription import BATCH, Listener
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINUTES = 10
@@ -62,13 +62,17 @@ def rate() -> Iterator[dict]:
         yield result("rate, memory", round(peak), "MB")
 
         # Transcription from audio, and its encoder from levels, against the peer's encoder.
-        model = Packaged.read()
-        ear = model.listener
-        wave = model.level(audio.load(path, ear.front_end.sample_rate))
-    codes = audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
+        model = RatingModelFile.read()
+        ear = model.transcriber
+        wave = audio.normalize_loudness(audio.load(path, model.sample_rate), model.sample_rate)
+
+    def levels() -> np.ndarray:
+        return audio.quantize(audio.log_mel(wave, ear.front_end), ear.front_end)[0]
+
+    codes = levels()
     whole, ours, *theirs = medians(
-        lambda: model.hear(wave),
-        lambda: ear.hear(codes),
+        lambda: ear.transcribe(levels()),
+        lambda: ear.predict(codes),
         *(_peer(ear, stride) for stride in PEER_STRIDES),
         runs=RUNS,
     )
@@ -79,7 +83,7 @@ def rate() -> Iterator[dict]:
         yield result("rate, encoder", value, "x real time", **peer)
 
 
-def _peer(ear: Listener, stride: int) -> Callable[[], None]:
+def _peer(ear: Transcriber, stride: int) -> Callable[[], None]:
     """An AST of equal width and depth on the same duration, without overlap; the transcriber's
     windows overlap by half."""
     import torch

@@ -6,26 +6,25 @@ import numpy as np
 import soxr
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.packaged import Packaged
-from percepiano_ast.recording.rating import (
+from percepiano_ast.inference.rate import (
     LOWEST_RATE,
     SHORTEST_SECONDS,
     Rating,
+    RatingModelFile,
     load_model,
-    rate_wave,
 )
 
 SECONDS = 10.0  # length of the window that is rated
 EVERY = 1.0  # seconds from one rating to the next
 
 
-class Live(NamedTuple):
+class LiveRating(NamedTuple):
     """A rating of the last seconds.
 
     Attributes:
         at: seconds since the stream began.
-        rating: that of `rate_wave` for the same window, without a course; None if the window cannot
-            be rated.
+        rating: that of `RatingModelFile.rate_wave` for the same window, without a course; None if
+            the window cannot be rated.
         reason: why it cannot be rated; empty if it can.
     """
 
@@ -48,18 +47,18 @@ class Stream:
         InputError: a sampling rate below 16 kHz.
     """
 
-    def __init__(self, sample_rate: int, model: Packaged | None = None):
+    def __init__(self, sample_rate: int, model: RatingModelFile | None = None):
         if sample_rate < LOWEST_RATE:
             raise InputError(f"sound at {sample_rate:,} Hz; at least {LOWEST_RATE:,} Hz is needed")
         self.model = model or load_model()
-        self._rate = self.model.listener.front_end.sample_rate
+        self._rate = self.model.sample_rate
         self._resampler = soxr.ResampleStream(
             sample_rate, self._rate, 1, dtype="float32", quality="HQ"
         )
         self.window = np.zeros(0, np.float32)
-        self._heard = self._waiting = 0
+        self._received = self._waiting = 0
 
-    def push(self, block: np.ndarray) -> list[Live]:
+    def push(self, block: np.ndarray) -> list[LiveRating]:
         """Append a block, float (n,) or (n, channels), full scale at 1; returns the ratings that
         became due.
 
@@ -69,7 +68,7 @@ class Stream:
         block = np.asarray(block, np.float32)
         if not np.isfinite(block).all():
             raise InputError(
-                f"NaN or infinity in the sound at {self._heard / self._rate:.1f} s; leave that"
+                f"NaN or infinity in the sound at {self._received / self._rate:.1f} s; leave that"
                 " block out"
             )
         mono = block if block.ndim == 1 else block.mean(axis=1)
@@ -78,21 +77,15 @@ class Stream:
             size = round(EVERY * self._rate) - self._waiting
             part, sound = sound[:size], sound[size:]
             self.window = np.concatenate([self.window, part])[-round(SECONDS * self._rate) :]
-            self._heard, self._waiting = self._heard + len(part), self._waiting + len(part)
-            if len(part) == size:
-                self._waiting = 0
-                if len(self.window) >= SHORTEST_SECONDS * self._rate:
-                    due.append(self._rated())
+            self._received, self._waiting = self._received + len(part), self._waiting + len(part)
+            if len(part) < size:
+                break
+            self._waiting = 0
+            if len(self.window) >= SHORTEST_SECONDS * self._rate:
+                at, name = self._received / self._rate, f"the last {SECONDS:g} s"
+                try:
+                    rating = self.model.rate_wave(self.window, name=name, with_course=False)
+                    due.append(LiveRating(at, rating))
+                except InputError as reason:
+                    due.append(LiveRating(at, None, str(reason)))
         return due
-
-    def _rated(self) -> Live:
-        at = self._heard / self._rate
-        try:
-            return Live(
-                at,
-                rate_wave(
-                    self.model, self.window, name=f"the last {SECONDS:g} s", with_course=False
-                ),
-            )
-        except InputError as reason:
-            return Live(at, None, str(reason))

@@ -3,28 +3,25 @@ network and no other file."""
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from percepiano_ast import audio
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
-from percepiano_ast.recording.rating import Rating
-from percepiano_ast.recording.tables import SHARES, clock, compare, in_short
+from percepiano_ast.inference.rate import SHARES, Rating, clock, compare, in_short
 
 LONGEST_SOUND = 900.0  # seconds of sound that a page holds, about 7 MB
 _SOUND_RATE = 22_050
 _MP3_LEVEL = 0.63  # of libsndfile's 0 (160 kbit/s) to 1 (8 kbit/s): 64 kbit/s
-_CODE = Path(__file__).parent
 
 
-def write(
+def write_page(
     ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] | None = None
 ) -> Path:
     """Write the page of one or several recordings; two are compared as performances of one piece.
@@ -33,30 +30,24 @@ def write(
         sounds: result of `sound` for each; by default they are encoded here.
     """
     sounds = [sound(one.file) for one in ratings] if sounds is None else sounds
-    names = [Path(one.file).name for one in ratings]
     jinja = Environment(
-        loader=FileSystemLoader(_CODE), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+        loader=PackageLoader("percepiano_ast"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
     )
-    # Everything in the page is escaped but our own style, script and data; "</" would end the
-    # script.
-    style, script = (
-        Markup((_CODE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")
-    )
-    data = Markup(json.dumps([_data(one) for one in ratings]).replace("</", "<\\/"))
-    text = jinja.get_template("page.html").render(
-        title=", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
-        style=style,
-        script=script,
-        data=data,
-        limits=ratings[0].limits,
-        embedded=any(sounds),
+    jinja.filters["filename"] = lambda file: Path(file).name
+    jinja.globals |= {"clock": clock, "in_short": in_short}
+    text = jinja.get_template("rating.html.j2").render(
+        recordings=[
+            (one, base64.b64encode(encoded).decode(), groupby(rows(one), itemgetter("family")))
+            for one, encoded in zip(ratings, sounds, strict=True)
+        ],
+        drawn=[_drawn(one) for one in ratings],
         longest_minutes=LONGEST_SOUND / 60,
         shares=SHARES,
-        comparison=_differences(*ratings) if len(ratings) == 2 else None,
-        recordings=[
-            _recording(one, name, encoded)
-            for one, name, encoded in zip(ratings, names, sounds, strict=True)
-        ],
+        differences=compare(*ratings) if len(ratings) == 2 else None,
+        dimensions=DIMENSIONS,
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,14 +67,8 @@ def sound(file: str | Path) -> bytes:
         return b""
     content = io.BytesIO()
     wave = wave / max(float(np.abs(wave).max()), 1.0)
-    soundfile.write(
-        content,
-        wave,
-        _SOUND_RATE,
-        format="MP3",
-        bitrate_mode="CONSTANT",
-        compression_level=_MP3_LEVEL,
-    )
+    settings = {"bitrate_mode": "CONSTANT", "compression_level": _MP3_LEVEL}
+    soundfile.write(content, wave, _SOUND_RATE, format="MP3", **settings)
     return content.getvalue()
 
 
@@ -93,6 +78,7 @@ def rows(one: Rating) -> list[dict]:
     return [
         {
             "number": k,
+            "family": family,
             "low": low,
             "high": high,
             "rating": one.ratings[key],
@@ -101,39 +87,11 @@ def rows(one: Rating) -> list[dict]:
             "band": one.bands[key],
             "words": one.words(key),
         }
-        for k, (key, _, low, high) in enumerate(DIMENSIONS)
+        for k, (key, family, low, high) in enumerate(DIMENSIONS)
     ]
 
 
-def _recording(one: Rating, name: str, encoded: bytes) -> dict:
-    groups = groupby(rows(one), key=lambda row: DIMENSIONS[row["number"]].family)
-    return {
-        "name": name,
-        "summary": f"{in_short(one)}.",
-        "warnings": one.warnings,
-        "length": clock(one.seconds),
-        "sound": base64.b64encode(encoded).decode(),
-        "performances": f"{one.performances:,}",
-        "groups": [{"name": family, "rows": list(part)} for family, part in groups],
-    }
-
-
-def _differences(one: Rating, other: Rating) -> list[dict]:
-    found = compare(one, other)
-    return [
-        {
-            "low": low,
-            "high": high,
-            "first": one.ratings[key],
-            "second": other.ratings[key],
-            "words": found.words[key],
-        }
-        for key, _, low, high in DIMENSIONS
-        if found.reported[key]
-    ]
-
-
-def _data(one: Rating) -> dict:
+def _drawn(one: Rating) -> dict:
     """What the script draws, on the scale of percentiles."""
     course = [
         [None if np.isnan(value) else round(float(value), 1) for value in column]
@@ -143,12 +101,11 @@ def _data(one: Rating) -> dict:
         [[round(m.start, 2), round(m.stop, 2), round(m.percentile, 1)] for m in one.moments(key)]
         for key in KEYS
     ]
-    poles = [[dimension.family, dimension.low, dimension.high] for dimension in DIMENSIONS]
     return {
         "seconds": round(one.seconds, 2),
         "times": [round(float(t), 2) for t in one.times],
         "course": course,
         "moments": moments,
-        "poles": poles,
+        "poles": [[dimension.family, dimension.low, dimension.high] for dimension in DIMENSIONS],
         "percentiles": [one.percentiles[key] for key in KEYS],
     }

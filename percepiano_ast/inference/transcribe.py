@@ -1,15 +1,15 @@
-"""Transcription of whole recordings with a pre-trained model: notes, pedals, and descriptors for
-rating.
+"""Transcription of whole recordings with a pre-trained model: notes, pedals and performance
+features.
 
 Windows overlap by half and are cross-faded, so that every frame has context on both sides.
 """
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ from percepiano_ast.config import (
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import echo
 from percepiano_ast.models.heads import patch_validity
-from percepiano_ast.models.transcription import STEP, Transcriber
+from percepiano_ast.models.transcription import STEP, TranscriptionModel
 from percepiano_ast.music.midi import Performance, trimmed
-from percepiano_ast.music.performance_features import performance_features
+from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, performance_features
 from percepiano_ast.music.piano_roll import (
     FramePredictions,
     crossfade,
@@ -46,21 +46,8 @@ BATCH = 16  # windows per batch
 _EVERY = 10.0  # seconds between lines of progress
 
 
-class Described(NamedTuple):
-    """`PERFORMANCE_FEATURES` of transcribed recordings.
-
-    Attributes:
-        values: float32 (clips, descriptors).
-        unheard: mean over the clips with detected notes, (descriptors,); used for clips without
-            any.
-    """
-
-    values: np.ndarray
-    unheard: np.ndarray
-
-
-class Listener:
-    """A trained `Transcriber` with its front end and normalisation.
+class Transcriber:
+    """A trained `TranscriptionModel` with its front end and normalisation.
 
     Args:
         params: with ``encoder`` and ``transcription``.
@@ -78,18 +65,18 @@ class Listener:
     ):
         self.model, self.front_end, self.statistics = model, front_end, statistics
         self.params = {name: params[name] for name in ("encoder", "transcription")}
-        module = Transcriber(model, compute_for(execution, jax.devices()[0]))
+        module = TranscriptionModel(model, compute_for(execution, jax.devices()[0]))
 
-        def hear(params: dict, codes: jax.Array, n_valid: jax.Array) -> dict[str, jax.Array]:
+        def predict(params: dict, codes: jax.Array, n_valid: jax.Array) -> dict[str, jax.Array]:
             valid = jnp.arange(model.n_frames)[None, :] < n_valid[:, None]
             log_mel = normalise(codes, front_end, statistics)
             outputs, _ = module.apply({"params": params}, log_mel, patch_validity(valid, model))
             return jax.tree.map(jax.nn.sigmoid, outputs)
 
-        self._hear = jax.jit(hear)
+        self._predict = jax.jit(predict)
 
     @classmethod
-    def open(cls, pretrained: str | Path, log: Callable[[str], None] = echo) -> "Listener":
+    def open(cls, pretrained: str | Path, log: Callable[[str], None] = echo) -> Self:
         """The model in the newest checkpoint of the pre-training in ``pretrained``.
 
         Raises:
@@ -100,8 +87,7 @@ class Listener:
 
         tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY, log=log)
         objective = from_json(PretrainConfig, made["pretrain"]).objective
-        state = tree["state"]
-        params = state["ema"] or state["params"]
+        params = tree["state"]["ema"] or tree["state"]["params"]
         if "transcription" not in params:
             raise InputError(
                 f"the pre-training in {pretrained} has the objective {objective!r}, which does not"
@@ -112,38 +98,28 @@ class Listener:
 
     def tensors(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Parameters in half precision and their metadata, for a ``.safetensors`` file."""
-        model, front_end, statistics = (
-            asdict(self.model),
-            asdict(self.front_end),
-            asdict(self.statistics),
-        )
-        settings = {"model": model, "front_end": front_end, "statistics": statistics}
-        metadata = {name: json.dumps(values) for name, values in settings.items()}
         flat = flatten_dict(jax.device_get(self.params), sep="/")
-        return {
-            name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()
-        }, metadata
+        tensors = {name: np.ascontiguousarray(values, np.float16) for name, values in flat.items()}
+        settings = ("model", "front_end", "statistics")
+        return tensors, {name: json.dumps(asdict(getattr(self, name))) for name in settings}
 
     @classmethod
-    def of_tensors(
+    def from_tensors(
         cls,
         tensors: dict[str, np.ndarray],
         metadata: dict[str, str],
         execution: Execution = Execution(),
-    ) -> "Listener":
+    ) -> Self:
         """The inverse of `tensors`.
 
         Raises:
             KeyError, TypeError, ValueError: tensors or metadata are of another kind.
         """
-        known = {name: json.loads(metadata[name]) for name in ("model", "front_end", "statistics")}
-        settings = (
-            from_json(ModelConfig, known["model"]),
-            FrontEnd(**known["front_end"]),
-            Statistics(**known["statistics"]),
-        )
+        known = [json.loads(metadata[name]) for name in ("model", "front_end", "statistics")]
+        model, front_end = from_json(ModelConfig, known[0]), FrontEnd(**known[1])
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
-        return cls(unflatten_dict(flat, sep="/"), *settings, execution)
+        params = unflatten_dict(flat, sep="/")
+        return cls(params, model, front_end, Statistics(**known[2]), execution)
 
     def write(self, path: str | Path, description: dict) -> Path:
         """Save the model as a ``.safetensors`` file in half precision with metadata; `read` loads
@@ -157,23 +133,21 @@ class Listener:
         return Path(path)
 
     @classmethod
-    def read(cls, path: str | Path, execution: Execution = Execution()) -> "Listener":
+    def read(cls, path: str | Path, execution: Execution = Execution()) -> Self:
         """Load a model saved with `write`.
 
         Raises:
             InputError: the file is missing, damaged, or holds another kind of weights.
         """
         try:
-            with safe_open(path, "numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-                return cls.of_tensors(tensors, file.metadata(), execution)
-        except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            return cls.from_tensors(*read_tensors(path), execution)
+        except NOT_A_MODEL as error:
             raise InputError(
                 f"{path} does not hold a transcription model ({error!r}); give a file of"
-                " Listener.write"
+                " Transcriber.write"
             ) from error
 
-    def hear(self, codes: np.ndarray) -> FramePredictions:
+    def predict(self, codes: np.ndarray) -> FramePredictions:
         """Activations for a recording of stored levels (T, mel): T // `STEP` steps.
 
         A recording shorter than a window is padded with the lowest level; the steps of the padding
@@ -183,17 +157,15 @@ class Listener:
         starts = [start - start % STEP for start in window_starts(len(codes), n_frames)]
         pieces: list[dict[str, np.ndarray]] = []
         for first in range(0, len(starts), BATCH):
-            part = starts[first : first + BATCH]
-            windows = [codes[start : start + n_frames] for start in part]
+            windows = [codes[start : start + n_frames] for start in starts[first : first + BATCH]]
             # Batches of constant size compile once; the outputs of padding windows are ignored.
-            n_valid = np.array(
-                [len(window) for window in windows] + [n_frames] * (BATCH - len(part))
-            )
+            padding = BATCH - len(windows)
+            n_valid = np.array([len(window) for window in windows] + [n_frames] * padding)
             stored = np.stack([pad_window(window, n_frames) for window in windows])
-            stored = np.concatenate([stored, np.repeat(stored[:1], BATCH - len(part), axis=0)])
-            heard = jax.device_get(self._hear(self.params, stored, n_valid))
+            stored = np.concatenate([stored, np.repeat(stored[:1], padding, axis=0)])
+            found = jax.device_get(self._predict(self.params, stored, n_valid))
             pieces += [
-                {name: values[row] for name, values in heard.items()} for row in range(len(part))
+                {name: values[row] for name, values in found.items()} for row in range(len(windows))
             ]
         steps = max(len(codes) // STEP, 1)
         begins = [start // STEP for start in starts]
@@ -203,60 +175,77 @@ class Listener:
         times = frame_times(0, steps * STEP, self.front_end).reshape(-1, STEP).mean(axis=1)
         return FramePredictions(**joined, times=times)
 
-    def listen(self, codes: np.ndarray) -> Performance | None:
+    def transcribe(self, codes: np.ndarray) -> Performance | None:
         """The transcription of a recording (T, mel), in the recording's time; None if no note is
         detected."""
-        return frames_to_notes(self.hear(codes))
+        return frames_to_notes(self.predict(codes))
 
-    def describe(self, codes: np.ndarray) -> np.ndarray | None:
-        """`PERFORMANCE_FEATURES` of a recording's transcription (T, mel), float32
-        (descriptors,); None if no note is detected."""
-        performance = self.listen(codes)
-        return (
-            None
-            if performance is None
-            else np.array(list(performance_features(trimmed(performance)).values()), np.float32)
-        )
-
-    def listen_all(
+    def transcribe_all(
         self, clips: Sequence[np.ndarray], log: Callable[[str], None] = echo
     ) -> list[Performance | None]:
         """The transcription of each recording, with progress reported to ``log``."""
         found = []
         shown = time.monotonic()
         for number, codes in enumerate(clips, 1):
-            found.append(self.listen(codes))
+            found.append(self.transcribe(codes))
             if time.monotonic() - shown > _EVERY:
                 shown = time.monotonic()
                 log(f"  transcribed {number:,} of {len(clips):,} recordings")
         return found
 
 
-def describe_all(
+# What reading a file of another kind raises.
+NOT_A_MODEL = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a ``.safetensors`` file; raises one of ``NOT_A_MODEL``."""
+    with safe_open(path, "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        return tensors, file.metadata()
+
+
+def transcription_features(
+    performance: Performance, names: Collection[str] = PERFORMANCE_FEATURES
+) -> np.ndarray:
+    """`performance_features` of a transcription, float32 (features,)."""
+    return np.array(list(performance_features(trimmed(performance), names).values()), np.float32)
+
+
+class TranscriptionFeatures(NamedTuple):
+    """`transcription_features` of recordings.
+
+    Attributes:
+        values: float32 (clips, features).
+        mean: over the clips with detected notes, (features,); used for clips without any.
+    """
+
+    values: np.ndarray
+    mean: np.ndarray
+
+
+def features_of(
     performances: Sequence[Performance | None], log: Callable[[str], None] = echo
-) -> Described:
-    """`PERFORMANCE_FEATURES` of transcribed performances; the number of recordings without notes
-    is reported to ``log``.
+) -> TranscriptionFeatures:
+    """`transcription_features` of transcriptions; the number of recordings without notes is
+    reported to ``log``.
 
     Raises:
         InputError: there are no notes in any of them.
     """
-    rows = [
-        None if one is None else list(performance_features(trimmed(one)).values())
-        for one in performances
-    ]
-    heard = np.array([row for row in rows if row is not None], np.float32)
-    if not len(heard):
+    rows = [None if one is None else transcription_features(one) for one in performances]
+    with_notes = np.array([row for row in rows if row is not None], np.float32)
+    if not len(with_notes):
         raise InputError(
             f"no notes were detected in any of {len(rows)} recordings. Pre-train longer or on more"
             " data (the demo's twenty minutes are too few), or rate from the embedding only"
         )
-    unheard = heard.mean(axis=0)
-    if silent := len(rows) - len(heard):
+    mean = with_notes.mean(axis=0)
+    if silent := len(rows) - len(with_notes):
         log(
             f"no notes were detected in {silent:,} of {len(rows):,} recordings; the mean of the"
             " others is used for them"
         )
-    return Described(
-        np.array([unheard if row is None else row for row in rows], np.float32), unheard
+    return TranscriptionFeatures(
+        np.array([mean if row is None else row for row in rows], np.float32), mean
     )

@@ -1,1 +1,0 @@
-"""What is fitted without an encoder: the regressors."""
