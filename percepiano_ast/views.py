@@ -24,13 +24,12 @@ from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
-from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.music.piano_roll import frame_targets
 from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.rating import Rater, names_of_models
-from percepiano_ast.studies import report
+from percepiano_ast.studies import explain, report
 from percepiano_ast.suite import (
     MADE_BY_FINETUNE,
     MADE_BY_PRETRAIN,
@@ -309,9 +308,10 @@ def explained(run: Run, dimension: str) -> Figure:
     rater = Rater(home, encoders[0])
     rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
     front_end = rater.models[0].run.front_end
-    recording = maps.Recording(clip, np.zeros(0, np.float32), level, front_end)
-    explanation = maps.Explainer(rater).explain(recording, [dimension], methods=("gradients",))[0]
-    start, stop, _ = explanation.stretch()
+    recording = explain.ExplainedRecording(clip, np.zeros(0, np.float32), level, front_end)
+    explainer = explain.Explainer(rater)
+    explanation = explainer.explain(recording, [dimension], methods=("gradients",))[0]
+    start, stop, _ = explanation.excerpt_span()
     return explain_plots.attribution_map(
         level,
         explanation.map,

@@ -36,9 +36,7 @@ FLOORS = {
     # what is fitted without an encoder: beside training, but with scikit-learn and pandas
     "baselines": 6,
     "exchange": 7,
-    "explain": 7,
     "studies": 7,
-    "listening": 7,
     "packaged": 7,
     "rating": 7,
     "recording": 7,
@@ -57,10 +55,9 @@ NEIGHBOURS = {
     ("files", "errors"),
     ("evaluation", "music"),
     # the fold models of a run rate
-    ("listening", "packaged"),
-    ("listening", "recording"),
-    ("listening", "rating"),
-    ("explain", "rating"),  # what is explained is what the fold models of a rater say
+    ("studies", "packaged"),
+    ("studies", "recording"),
+    ("studies", "rating"),
     ("packaged", "transcription"),
     ("suite", "packaged"),  # a model of one file, and what makes it
     ("recording", "packaged"),  # ... and what rates recordings by it
@@ -73,7 +70,6 @@ NEIGHBOURS = {
     ("views", "transcription"),
     ("views", "studies"),
     ("views", "rating"),
-    ("views", "explain"),
     ("commands", "notebooks"),
     ("notebooks", "colab"),
 }
