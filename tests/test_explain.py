@@ -231,27 +231,27 @@ class TestKnownAnswer:
 class TestVerdicts:
     def test_deletion_in_words(self):
         assert (
-            explain.deletion_verdict(3.14, 2.1, 4.2, 12)
+            explain.verdict("deletion", 3.14, 2.1, 4.2, 12)
             == "maps are faithful: deletion moves the rating 3.1 times as fast as random order (95"
             " % interval 2.1 to 4.2, 12 recordings)"
         )
-        assert explain.deletion_verdict(0.5, 0.2, 0.8, 12).startswith("maps are not faithful")
-        assert explain.deletion_verdict(1.2, 0.8, 1.7, 12).startswith(
+        assert explain.verdict("deletion", 0.5, 0.2, 0.8, 12).startswith("maps are not faithful")
+        assert explain.verdict("deletion", 1.2, 0.8, 1.7, 12).startswith(
             "inconclusive whether maps are faithful"
         )
-        assert "one recording, no interval" in explain.deletion_verdict(3.0, np.nan, np.nan, 1)
-        assert explain.deletion_verdict(3.0, 2.0, 4.0, 3).startswith(
+        assert "one recording, no interval" in explain.verdict("deletion", 3.0, np.nan, np.nan, 1)
+        assert explain.verdict("deletion", 3.0, 2.0, 4.0, 3).startswith(
             "no verdict from fewer than 5 recordings"
         )
 
     def test_randomisation_in_words(self):
-        assert explain.randomisation_verdict(0.1, 0, 0.2, 9).startswith(
+        assert explain.verdict("randomisation", 0.1, 0, 0.2, 9).startswith(
             "maps depend on the trained weights"
         )
-        assert explain.randomisation_verdict(0.5, 0.4, 0.6, 9).startswith(
+        assert explain.verdict("randomisation", 0.5, 0.4, 0.6, 9).startswith(
             "inconclusive whether maps depend"
         )
-        assert explain.randomisation_verdict(0.9, 0.8, 1.0, 9).startswith(
+        assert explain.verdict("randomisation", 0.9, 0.8, 1.0, 9).startswith(
             "maps do not depend on the trained weights"
         )
 

@@ -134,14 +134,8 @@ def _batches(rows: Iterable[tuple], n_frames: int) -> Iterator[tuple]:
         yield numbers, *(jax.tree.map(lambda *x: np.stack(x), *column) for column in columns)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _embed_rows(functions: ModelFunctions, params: Tree, log_mel, valid) -> Tree:
-    return functions.embed(params, log_mel, valid)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _rate(functions: ModelFunctions, params: Tree, sums: Tree) -> jax.Array:
-    return functions.rate(params, sums)
+_embed_rows = jax.jit(lambda functions, *inputs: functions.embed(*inputs), static_argnums=0)
+_rate = jax.jit(lambda functions, *inputs: functions.rate(*inputs), static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

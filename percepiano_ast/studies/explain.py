@@ -17,6 +17,7 @@ steps for a highly non-linear model. The base size takes about 5 seconds per ste
 busy CPU cores, and 6 GB of memory: half an hour for 20 seconds of music and four folds. Use a GPU.
 """
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -248,9 +249,8 @@ class Explainer:
         while part := list(itertools.islice(variants, 32)):
             found = []
             for model in self.models:
-                functions, params, starts = self._model(model, len(part[0]))
-                inputs = [_normalised(model, level) for level in part]
-                found.append(attribution.rate_variants(functions, params, inputs, starts))
+                (functions, params, *clips), starts = self._inputs(model, *part)
+                found.append(attribution.rate_variants(functions, params, clips, starts))
             rated.append(np.mean(found, axis=0))
         return np.concatenate(rated)
 
@@ -275,10 +275,9 @@ class Explainer:
         while True:
             found = []
             for model in self.models:
-                functions, params, starts = self._model(model, len(level))
-                inputs = _normalised(model, level), _normalised(model, baseline)
-                where = {"starts": starts, "dimensions": chosen, "steps": steps}
-                found.append(attribution.integrated_gradients(functions, params, *inputs, **where))
+                inputs, starts = self._inputs(model, level, baseline)
+                where = {"starts": starts, "dimensions": chosen}
+                found.append(attribution.integrated_gradients(*inputs, **where, steps=steps))
             maps, ratings, baselines, gaps = (np.mean(part, axis=0) for part in zip(*found))
             if np.abs(gaps).max() <= TOLERANCE or 2 * steps > self.most_steps:
                 break
@@ -287,13 +286,9 @@ class Explainer:
         if set(methods) - {"gradients"}:
             towards, found = np.where(ratings >= baselines, 1.0, -1.0), []
             for model in self.models:
-                functions, params, starts = self._model(model, len(level))
-                where = {"starts": starts, "dimensions": chosen, "towards": towards}
-                found.append(
-                    attribution.attention_maps(
-                        functions, params, _normalised(model, level), **where
-                    )
-                )
+                inputs, starts = self._inputs(model, level)
+                where = {"starts": starts, "dimensions": chosen}
+                found.append(attribution.attention_maps(*inputs, **where, towards=towards))
             rollout, relevance = (np.mean(part, axis=0) for part in zip(*found))
             maps["rollout"] = np.broadcast_to(rollout, relevance.shape)
             maps["relevance"] = relevance
@@ -303,10 +298,16 @@ class Explainer:
             for i, (key, numbers) in enumerate(zip(dimensions, values))
         ]
 
-    def _model(self, model: FoldModel, n_frames: int) -> tuple:
-        """Functions, parameters and first frames of the windows, for `attribution`."""
-        params = {"params": model.params, "scaler": model.scaler}
-        return self.functions(model.run), params, window_starts(n_frames, model.run.model.n_frames)
+    def _inputs(self, model: FoldModel, *levels: np.ndarray) -> tuple[tuple, list[int]]:
+        """Functions, parameters and normalised clips of ``levels`` in dB (T, F) each, and first
+        frames of the windows, for `attribution`."""
+        run, params = model.run, {"params": model.params, "scaler": model.scaler}
+        normalised = functools.partial(
+            normalise, front_end=run.front_end, statistics=run.statistics
+        )
+        clips = [np.asarray(normalised(jnp.asarray(level))) for level in levels]
+        starts = window_starts(len(levels[0]), run.model.n_frames)
+        return (self.functions(run), params, *clips), starts
 
     def randomised(self, seed: int, steps: int) -> Iterator[tuple[str, "Explainer"]]:
         """This explainer with ``steps`` steps and weights randomised from the top layer down, see
@@ -316,18 +317,13 @@ class Explainer:
             for i, model in enumerate(self.models)
         ]
         for parts in zip(*stages):
-            other = object.__new__(type(self))
-            models = [
+            other = copy.copy(self)
+            other.steps = other.most_steps = steps
+            other.models = [
                 dataclasses.replace(model, params=params)
                 for model, (_, params) in zip(self.models, parts)
             ]
-            other.__dict__ = self.__dict__ | {"models": models, "steps": steps, "most_steps": steps}
             yield parts[0][0], other
-
-
-def _normalised(model: FoldModel, level: np.ndarray) -> np.ndarray:
-    """Levels in dB (T, F), normalised for the model."""
-    return np.asarray(normalise(jnp.asarray(level), model.run.front_end, model.run.statistics))
 
 
 @functools.cache
@@ -489,7 +485,7 @@ def run_checks(
     **Randomised weights** (Adebayo et al. 2018): a map that does not change when the weights are
     randomised reflects the spectrogram, not the model.
 
-    Cost per recording and fold model: 11 shares x (2 orders x maps x dimensions + 5 random orders)
+    Cost per recording and fold model: 13 shares x (2 orders x maps x dimensions + 5 random orders)
     x windows forward passes, and six times integrated gradients of `CHECK_STEPS` steps.
 
     Args:
@@ -516,16 +512,18 @@ def run_checks(
     # Random orders count any movement: holes in a spectrogram can move a rating beyond both end
     # points.
     area = areas(deletion)[["most relevant first"]].assign(random=areas(deletion, "size")["random"])
-    rows = []
+    cases = []
     for (dimension, method), part in area.groupby(["dimension", "method"]):
         columns = part["most relevant first"].to_numpy(), part["random"].to_numpy()
-        values = *_interval(_area_ratio, columns, seed), len(part)
-        rows.append((dimension, "deletion", method, *values, deletion_verdict(*values)))
+        cases.append((dimension, "deletion", method, _area_ratio, columns))
     everything = randomisation[randomisation["stage"] == "everything"]
     for dimension, part in everything.groupby("dimension"):
-        values = *_interval(np.mean, (part["spearman"].to_numpy(),), seed), len(part)
-        sentence = randomisation_verdict(*values)
-        rows.append((dimension, "randomisation", "gradients", *values, sentence))
+        columns = (part["spearman"].to_numpy(),)
+        cases.append((dimension, "randomisation", "gradients", np.mean, columns))
+    rows = []
+    for dimension, check, method, statistic, columns in cases:
+        numbers = *_interval(statistic, columns, seed), len(columns[0])
+        rows.append((dimension, check, method, *numbers, verdict(check, *numbers)))
     rows.sort(key=lambda row: (*row[:2], METHODS.index(row[2])))
     columns = ["dimension", "check", "method", "value", "low", "high", "recordings", "sentence"]
     verdicts = pd.DataFrame(rows, columns=columns)
@@ -549,16 +547,14 @@ def _deletion(
             orders += [most, most[::-1]]
 
     def variants():
-        baseline, (n_frames, n_bands) = (
-            explainer.baseline_of(recording.level),
-            recording.level.shape,
-        )
+        baseline = explainer.baseline_of(recording.level)
         for order in orders:
             for share in SHARES:
                 replaced = np.zeros(len(order), bool)
                 replaced[order[: round(share * len(order))]] = True
                 points = np.repeat(replaced.reshape(shape), frames, axis=0)
-                points = np.repeat(points, bands, axis=1)[:n_frames, :n_bands]
+                points = np.repeat(points, bands, axis=1)
+                points = points[: baseline.shape[0], : baseline.shape[1]]
                 yield np.where(points, baseline, recording.level)
 
     ratings = explainer.rate(variants()).reshape(len(orders), len(SHARES), -1)
@@ -657,40 +653,25 @@ def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[fl
     return value, *np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
 
-def deletion_verdict(value: float, low: float, high: float, recordings: int) -> str:
-    """Verdict on the ratio of areas, most relevant first to random."""
-    numbers = (
-        f"deletion moves the rating {value:.1f} times as fast as random order"
-        f" ({_range(low, high, recordings, '.1f')})"
-    )
+def verdict(check: str, value: float, low: float, high: float, recordings: int) -> str:
+    """Verdict in words on the ratio of areas, most relevant first to random (``deletion``), or on
+    the similarity of the maps of trained and random weights (``randomisation``)."""
+    if check == "deletion":
+        yes, no, holds, fails = "maps are faithful", "maps are not faithful", low > 1, high < 1
+        numbers = f"deletion moves the rating {value:.1f} times as fast as random order"
+        digits, scale = ".1f", ""
+    else:
+        yes, no = (f"maps {verb} on the trained weights" for verb in ("depend", "do not depend"))
+        holds, fails = high < ALIKE, low > ALIKE
+        numbers = f"the rank correlation of maps of random and trained weights is {value:.2f}"
+        digits, scale = ".2f", "; 1: identical, 0: unrelated"
+    interval = "one recording, no interval"
+    if recordings > 1:
+        interval = f"95 % interval {low:{digits}} to {high:{digits}}, {recordings} recordings"
+    answer = yes if holds else no if fails else f"inconclusive whether {yes}"
     if recordings < FEWEST:
-        return f"no verdict from fewer than {FEWEST} recordings: {numbers}"
-    if low > 1:
-        return f"maps are faithful: {numbers}"
-    if high < 1:
-        return f"maps are not faithful: {numbers}"
-    return f"inconclusive whether maps are faithful: {numbers}"
-
-
-def randomisation_verdict(value: float, low: float, high: float, recordings: int) -> str:
-    """Verdict on the similarity of the maps of trained and random weights."""
-    numbers = (
-        f"the rank correlation of maps of random and trained weights is {value:.2f}"
-        f" ({_range(low, high, recordings, '.2f')}; 1: identical, 0: unrelated)"
-    )
-    if recordings < FEWEST:
-        return f"no verdict from fewer than {FEWEST} recordings: {numbers}"
-    if high < ALIKE:
-        return f"maps depend on the trained weights: {numbers}"
-    if low > ALIKE:
-        return f"maps do not depend on the trained weights: {numbers}"
-    return f"inconclusive whether maps depend on the trained weights: {numbers}"
-
-
-def _range(low: float, high: float, recordings: int, digits: str) -> str:
-    if recordings < 2:
-        return "one recording, no interval"
-    return f"95 % interval {low:{digits}} to {high:{digits}}, {recordings} recordings"
+        answer = f"no verdict from fewer than {FEWEST} recordings"
+    return f"{answer}: {numbers} ({interval}{scale})"
 
 
 class SilencedExcerpt(NamedTuple):

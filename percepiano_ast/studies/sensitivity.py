@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import inspect
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -115,20 +115,20 @@ def _code(*modules: ModuleType) -> str:
 
 
 # Statistics baselines: type of input (audio or midi), feature extractor, and hash of its code
-STATISTICS: dict[str, tuple[str, Callable[[RaterInput], np.ndarray], str]] = {
+STATISTICS: dict[str, tuple[str, Callable[[RaterInput], dict[str, float]], str]] = {
     "audio-stats": (
         "audio",
-        lambda wave: np.array(list(audio.audio_features(wave, SAMPLE_RATE).values())),
+        lambda wave: audio.audio_features(wave, SAMPLE_RATE),
         _code(audio_features),
     ),
-    "midi-stats": (
-        "midi",
-        lambda performance: np.array(
-            list(midi_features.performance_features(performance).values())
-        ),
-        _code(midi_features),
-    ),
+    "midi-stats": ("midi", midi_features.performance_features, _code(midi_features)),
 }
+
+
+def _features(baseline: str, takes: Iterable[RaterInput]) -> np.ndarray:
+    """Features of a statistics baseline, (n_takes, n_features)."""
+    extract = STATISTICS[baseline][1]
+    return np.stack([np.array(list(extract(take).values())) for take in takes])
 
 
 class StatisticsRater:
@@ -152,7 +152,7 @@ class StatisticsRater:
     def __init__(
         self, name: str, features: pd.DataFrame, ratings: np.ndarray, index: pd.DataFrame, seed: int
     ):
-        self.name, (self.hears, self._extract, code) = name, STATISTICS[name]
+        self.name, (self.hears, _, code) = name, STATISTICS[name]
         self._fold = percepiano.fold_of_clip(index, PROTOCOL)
         folds = np.array([self._fold.get(clip, -1) for clip in features.index])
         x, y, self._models = features.to_numpy(), np.asarray(ratings), {}
@@ -163,8 +163,7 @@ class StatisticsRater:
 
     def rate(self, clip: str, takes: Sequence[RaterInput]) -> np.ndarray:
         """See `RatingFunction.rate`."""
-        model = self._models[self._fold[clip]]
-        return model.predict(np.stack([self._extract(take) for take in takes]))
+        return self._models[self._fold[clip]].predict(_features(self.name, takes))
 
 
 class RunRater:
@@ -239,8 +238,7 @@ class PackagedRater:
 # --- Tables ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class ChangedRatings:
+class ChangedRatings(NamedTuple):
     """Ratings of the same clips, original and with one change.
 
     Attributes:
@@ -482,6 +480,8 @@ def run_sensitivity(
             make_synthesizer(name)  # report a missing soundfont before the work starts
     if str(folder) == "demo":
         folder = demo.write_percepiano(out / "demo" / "percepiano")
+
+    # Draw and edit clips
     data = _Data(folder, out, options, log)
     chosen = sample_clips(data.index, options.clips, options.seed)
     clips, left_out = [], []
@@ -494,46 +494,61 @@ def run_sensitivity(
                 left_out.append((row.clip, edit.label, str(error)))
         clips.append(_EditedClip(row.clip, performance, edited))
 
+    # Render and rate them
     sensitivity, robustness = [], []
     for model in models:
         rater = data.rater(model) if isinstance(model, str) else model
         if rater.hears not in ("audio", "midi"):
             raise InputError(f"{rater.name}: `hears` is {rater.hears!r}; set it to audio or midi.")
-        pianos, originals = [], [clip.performance for clip in clips]
+        pianos, conditions, originals = [], [], [clip.performance for clip in clips]
         if rater.hears == "audio":
             edited = [performance for clip in clips for performance in clip.edited.values()]
-            pianos = [data.renderings(name, rater.sample_rate) for name in options.synthesizers]
+            where, rate = out / "renderings", rater.sample_rate
+            pianos = [RenderCache(where, name, rate) for name in options.synthesizers]
             pianos[0].prepare(originals + edited, options.workers, log)
             for piano in pianos[1:]:
                 piano.prepare(originals, options.workers, log)
-        rated, left = [], TimeLeft(len(clips), log, f"{rater.name}: ")
+                conditions.append(f"piano {piano.synthesizer}")
+            conditions += [effect.label for effect in EFFECTS]
+        rated, unchanged, left = [], [], TimeLeft(len(clips), log, f"{rater.name}: ")
         for clip in clips:
-            rated.append(_rate_clip(data, rater, pianos, clip))
+            ratings, alike = _rate_clip(data, rater, pianos, clip)
+            rated.append(dict(zip([None, *clip.edited, *conditions], ratings)))
+            unchanged.append(dict(zip([None, *clip.edited], alike)))
             left(len(rated))
         log(f"{rater.name}: {len(rated)} clips rated")
+        before, none = np.stack([one[None] for one in rated]), np.full(len(KEYS), np.nan)
+        groups = chosen["content_group"].to_numpy()
+        changed = {
+            change: ChangedRatings(
+                before,
+                np.stack([one.get(change, none) for one in rated]),
+                np.array([one.get(change, False) for one in unchanged]),
+            )
+            for change in (*EDITS, *conditions)
+        }
+        edits = {edit: changed[edit] for edit in EDITS}
+        sensitivity.append(sensitivity_table(rater.name, groups, edits))
+        if conditions:
+            effects = {label: changed[label] for label in conditions}
+            robustness.append(robustness_table(rater.name, groups, effects))
 
-        groups, before = chosen["content_group"].to_numpy(), np.stack([r[0] for r, _ in rated])
-        changed = {}
-        for edit in EDITS:
-            after, alike = np.full_like(before, np.nan), np.zeros(len(before), dtype=bool)
-            for i, (clip, (ratings, unchanged)) in enumerate(zip(clips, rated, strict=True)):
-                if edit in clip.edited:
-                    take = 1 + list(clip.edited).index(edit)
-                    after[i], alike[i] = ratings[take], unchanged[take]
-            changed[edit] = ChangedRatings(before, after, alike)
-        sensitivity.append(sensitivity_table(rater.name, groups, changed))
-        if pianos:
-            conditions = [f"piano {piano.synthesizer}" for piano in pianos[1:]]
-            conditions += [effect.label for effect in EFFECTS]
-            changed = {}
-            for i, label in enumerate(conditions):  # the last takes of each clip
-                after = np.stack([ratings[i - len(conditions)] for ratings, _ in rated])
-                changed[label] = ChangedRatings(before, after, np.zeros(len(rated), dtype=bool))
-            robustness.append(robustness_table(rater.name, groups, changed))
+    # Measure the same parameters in all human performances, and correlate them with the ratings
+    played, measures = data.index[data.index["human"]], []
+    for clip, segment in zip(played["clip"], played["segment"]):
+        performance, score = data.performance(clip), data.score(segment)
+        measures.append(dict.fromkeys(PARAMETERS, np.nan))
+        for name, parameter in PARAMETERS.items():
+            if score is not None or not parameter.needs_score:
+                with contextlib.suppress(NotApplicable):
+                    measures[-1][name] = parameter.measure(performance, score)
+    ratings = np.stack([data.ratings[clip] for clip in played["clip"]]).astype(float)
+    experts = expert_correlations(pd.DataFrame(measures), ratings, played["segment"].to_numpy())
 
+    # Write tables, figures and the summary
     tables = {
         "sensitivity": pd.concat(sensitivity, ignore_index=True),
-        "experts": data.experts(),
+        "experts": experts,
         "clips": chosen[["clip", "composition", "player", "content_group"]],
         "left_out": pd.DataFrame(left_out, columns=["clip", "variation", "reason"]),
     }
@@ -628,10 +643,6 @@ class _Data:
         """The deadpan rendering of a segment, or None."""
         return self.performance(self._score[segment]) if segment in self._score else None
 
-    def renderings(self, synthesizer: str, sample_rate: int) -> RenderCache:
-        """Renderings by one synthesizer at one sampling rate."""
-        return RenderCache(self.out / "renderings", synthesizer, sample_rate)
-
     def cached(
         self, names: list[str], compute: Callable[[], dict[str, np.ndarray]]
     ) -> dict[str, np.ndarray]:
@@ -651,37 +662,23 @@ class _Data:
             return PackagedRater(SHIPPED if model == "packaged" else model)
         if model not in STATISTICS:
             return RunRater(model, self.index)
-        hears, extract, code = STATISTICS[model]
+        hears, _, code = STATISTICS[model]
         clips = sorted(self.index["clip"])
         takes = [self.performance(clip) for clip in clips]
         if hears == "midi":
-            features = [extract(take) for take in takes]
+            features = _features(model, takes)
         else:
-            piano = self.renderings(self.options.synthesizer, SAMPLE_RATE)
+            piano = RenderCache(self.out / "renderings", self.options.synthesizer, SAMPLE_RATE)
             piano.prepare(takes, self.options.workers, self.log)
             self.log(f"{model}: extracting features of {len(clips):,} clips")
             features = self.cached(
                 [code, *(piano.path(take).name for take in takes)],
-                lambda: {"features": np.stack([extract(piano.wave(take)) for take in takes])},
+                lambda: {"features": _features(model, map(piano.wave, takes))},
             )["features"]
         self.log(f"{model}: fitting on {len(clips):,} clips")
         ratings = np.stack([self.ratings[clip] for clip in clips])
         features = pd.DataFrame(features, index=clips)
         return StatisticsRater(model, features, ratings, self.index, self.options.seed)
-
-    def experts(self) -> pd.DataFrame:
-        """`expert_correlations` of all human performances."""
-        played, rows = self.index[self.index["human"]], []
-        for clip, segment in zip(played["clip"], played["segment"]):
-            performance, score, values = self.performance(clip), self.score(segment), {}
-            for name, parameter in PARAMETERS.items():
-                values[name] = np.nan
-                if score is not None or not parameter.needs_score:
-                    with contextlib.suppress(NotApplicable):
-                        values[name] = parameter.measure(performance, score)
-            rows.append(values)
-        ratings = np.stack([self.ratings[clip] for clip in played["clip"]]).astype(float)
-        return expert_correlations(pd.DataFrame(rows), ratings, played["segment"].to_numpy())
 
 
 def _rate_clip(
