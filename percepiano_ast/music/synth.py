@@ -449,7 +449,7 @@ class RenderCache:
         render = functools.partial(_render, self.synthesizer, self.sample_rate)
         left = TimeLeft(len(todo), log)
         workers = 1 if len(todo) <= _FEW else workers
-        for count, _ in enumerate(process_map(render, todo, workers), 1):
+        for count, _ in enumerate(process_map(render, todo, workers, chunksize=_FEW), 1):
             left(count)
 
     def wave(self, performance: Performance, name: str = "this performance") -> np.ndarray:
