@@ -192,7 +192,7 @@ class PretrainConfig:
 
     ``objective``: ``ssast``, masked patches; ``transcription``, notes and pedals
     (`models.transcription`); or ``joint``, both with one encoder. ``augment``: random level,
-    equalisation and noise for every window (`training.augment`), to generalise to held-out pianos;
+    equalisation and noise for every window (`training.pretrain`), to generalise to held-out pianos;
     off for masked patches alone, as published.
 
     For masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3,
@@ -271,7 +271,7 @@ class FinetuneConfig:
             over the whole clip; needs a frozen encoder pre-trained to transcribe.
         rating_scale: the heads are trained on the original ratings (``none``), or on ratings
             standardised over the fold's training clips, per dimension or per group.
-        weighting: of the groups' losses, see `training.losses`: the same for all dimensions
+        weighting: of the groups' losses, see `training.finetune`: the same for all dimensions
             (``equal``), homoscedastic uncertainty, or dynamic weight averaging with
             ``dwa_temperature``.
         weigh_by_raters: weight clips by their number of raters: the variance of a mean of n ratings

@@ -6,6 +6,7 @@ import email.utils
 import errno
 import hashlib
 import http.client
+import itertools
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -16,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -209,6 +210,7 @@ def download(url: str, path: str | Path, log: Callable[[str], None] = print) -> 
     partial = path.with_name(path.name + ".partial")
 
     def log_error(state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None  # called after an attempt
         log(f"  {path.name}: {state.outcome.exception()}; retrying in {state.upcoming_sleep:.0f} s")
 
     stated = None
@@ -388,12 +390,15 @@ class TimeLeft:
             self.log(f"  {self.what}{done:,} of {self.total:,}, about {left:.0f} s left")
 
 
-def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -> Iterator:
+def process_map(
+    function: Callable[[Any], Any], items: Iterable, workers: int, *, chunksize: int = 1
+) -> Generator:
     """The results of ``function`` for every item, in order, computed by ``workers`` processes.
 
-    ``function`` and items must be picklable. With one worker, everything runs in this process. At
-    most two items per worker are under way, so that results do not pile up. The workers end with
-    this process, so that they cannot interfere with the next run.
+    ``function`` and items must be picklable. With one worker, everything runs in this process. A
+    worker takes ``chunksize`` items at a time; at most two such chunks per worker are under way, so
+    that results do not pile up. The workers end with this process, so that they cannot interfere
+    with the next run.
 
     Raises:
         RunFailed: a worker was killed; results yielded before remain valid.
@@ -404,15 +409,16 @@ def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -
     # Fork is unsafe with JAX's threads.
     context = multiprocessing.get_context("spawn")
     running: collections.deque = collections.deque()
+    items = iter(items)
     try:
         with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
             try:
-                for item in items:
-                    running.append(pool.submit(function, item))
+                while chunk := list(itertools.islice(items, chunksize)):
+                    running.append(pool.submit(_map, function, chunk))
                     if len(running) == 2 * workers:
-                        yield running.popleft().result()
+                        yield from running.popleft().result()
                 while running:
-                    yield running.popleft().result()
+                    yield from running.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
@@ -420,6 +426,10 @@ def process_map(function: Callable[[Any], Any], items: Iterable, workers: int) -
             f"a worker process was killed ({error}), perhaps for lack of memory. Run again to"
             " resume."
         ) from error
+
+
+def _map(function: Callable[[Any], Any], items: list) -> list:
+    return list(map(function, items))
 
 
 def end_with_parent() -> None:

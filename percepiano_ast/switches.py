@@ -20,8 +20,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, predictions
 from percepiano_ast.files import echo
-from percepiano_ast.training.finetune import Finetuning
-from percepiano_ast.training.folds import fit_heads, steps_of_epoch
+from percepiano_ast.training.finetune import Finetuning, fit_heads, steps_of_epoch
 
 REFERENCE = "reference"
 # Option, choice -> changes relative to the reference, which has the preset's heads, loss and

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -155,7 +156,8 @@ def filled_in(run: Run) -> Figure | None:
     trained = pretraining.Pretraining(model, config, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
     shown = pretraining.reconstruction(trained, tree["state"]["params"], codes)
-    return plots.masking(*(levels[0] for levels in shown), run.preset.front_end)
+    original, masked, rebuilt = (levels[0] for levels in shown)
+    return plots.masking(original, masked, rebuilt, run.preset.front_end)
 
 
 def transcribed(run: Run) -> Figure | None:
@@ -171,7 +173,7 @@ def transcribed(run: Run) -> Figure | None:
     performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
     said = transcription.Listener.open(run.kept(run.pretrain), log=lambda line: None).hear(codes)
     quantized = codes.dtype == np.uint8
-    levels = audio.dequantize(codes, held_out.front_end) if quantized else np.float32(codes)
+    levels = audio.dequantize(codes, held_out.front_end) if quantized else codes.astype(np.float32)
     played = frame_targets(performance, start, len(codes), held_out.front_end)
     return plots.hearing(levels, played, said._asdict(), held_out.front_end)
 
@@ -363,8 +365,8 @@ def kept(run: Run) -> pd.DataFrame:
     tables = [p for one in runs.values() for p in sorted(one.root.glob("predictions_*.csv"))]
     for path in [*tables, *run.evaluation.glob("report.html")]:
         size, saved = _stat(str(path))
-        row = {"item": path.name, "bytes": size, "saved": saved, "location": str(path.parent)}
-        rows.append(row)
+        facts = {"bytes": size, "saved": saved, "location": str(path.parent)}
+        rows.append({"item": path.name, **facts})
     for row in rows:
         if "bytes" in row:
             row["MB"] = round(row["bytes"] / 1e6, 1)
@@ -401,7 +403,8 @@ def _stat(file: str) -> tuple[int, datetime]:
 def _shard_rows(item: str, place: str) -> list[dict]:
     """One row about a dataset, none if the location is empty."""
     store = open_store(place)
-    names, row = store.names(), {"item": item, "location": place}
+    row: dict[str, Any] = {"item": item, "location": place}
+    names = store.names()
     if shards.MANIFEST not in names:
         return [row | {"integrity": "incomplete: no manifest yet"}] if names else []
     row["saved"] = _stat(store.path_of(shards.MANIFEST))[1]

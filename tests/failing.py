@@ -217,7 +217,7 @@ def _work(
             sleep=lambda seconds: asyncio.sleep(seconds / 50)
         )
     _redirect(Path(home), environment or {})
-    for name, value in {"loop.LOOK_EVERY": LOOK_EVERY, **(changes or {})}.items():
+    for name, value in {"loop.LOG_EVERY": LOOK_EVERY, **(changes or {})}.items():
         module, _, constant = name.rpartition(".")
         module = sys.modules[f"percepiano_ast.training.{module}"]
         getattr(module, constant)  # it must be there
@@ -294,7 +294,7 @@ def _folds(home: Path, store: str, gates, pause: float) -> None:
             return tiny.windows_from(start)
 
         outside = [clip for clip in range(len(tiny.CLIPS)) if clip % 5 != number]
-        result = folds.finetune_fold(
+        result = finetune.finetune_fold(
             run,
             params,
             embeddings,
@@ -454,7 +454,7 @@ if __name__ == "__main__":
     import numpy as np
     import tiny
 
-    from percepiano_ast.training import checkpoints, folds, packing, parcels, pretrain, stores
+    from percepiano_ast.training import checkpoints, finetune, packing, parcels, pretrain, stores
 
     with contextlib.suppress(ImportError):
         import gcsfs.retry

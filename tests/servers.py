@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import threading
 import urllib.parse
@@ -45,7 +46,7 @@ class RangeServer:
         sent: bytes of bodies given to the system for sending.
     """
 
-    def __init__(self, path: str | Path, *, ranges: bool = True):
+    def __init__(self, path: str | Path, *, ranges: bool = True, certificate: Path | None = None):
         self.path, self.ranges = Path(path), ranges
         self.failures: list[int] = []
         self.cut_after: list[int] = []
@@ -63,12 +64,13 @@ class RangeServer:
         self.lock = threading.Lock()
         self.over = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.owner = self
+        self._server.owner, self._server.certificate = self, certificate
 
     @property
     def url(self) -> str:
         """Address of the file."""
-        return f"http://127.0.0.1:{self._server.server_port}/{urllib.parse.quote(self.path.name)}"
+        scheme, port = "https" if self._server.certificate else "http", self._server.server_port
+        return f"{scheme}://127.0.0.1:{port}/{urllib.parse.quote(self.path.name)}"
 
     def __enter__(self) -> "RangeServer":
         self._thread = threading.Thread(
@@ -91,6 +93,7 @@ class RangeServer:
 
 class _Server(http.server.ThreadingHTTPServer):
     owner: RangeServer
+    certificate: Path | None
     daemon_threads = False  # so that closing waits for them
 
     def get_request(self):
@@ -98,6 +101,15 @@ class _Server(http.server.ThreadingHTTPServer):
         # A small buffer: what the system takes for a client that reads nothing counts as sent.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
         return connection, address
+
+    def finish_request(self, request, client_address):
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            with context.wrap_socket(request, server_side=True) as encrypted:
+                super().finish_request(encrypted, client_address)
+        else:
+            super().finish_request(request, client_address)
 
     def handle_error(self, request, client_address):
         """Say nothing: clients that leave early are what is tested."""

@@ -96,7 +96,7 @@ def test_what_the_compiler_says_is_understood(message, needs):
 
 def test_hours_are_those_of_the_published_peak():
     made = {"arguments": 2, "outputs": 1, "temporaries": 3, "compile_seconds": 1.0}
-    one, eight = (dryrun._result(BASE, target, made) for target in ("v5e-1", "v5e-8"))
+    one, eight = (dryrun.DryRun(BASE, target, **made) for target in ("v5e-1", "v5e-8"))
     # 12 blocks of 12 x 768^2 weights on 514 tokens, three times forward, and a little beside them.
     assert 3 * 2 * 12 * 12 * 768**2 * 514 < one.clip_flops < 1.25 * 3 * 2 * 12 * 12 * 768**2 * 514
     clips = 40 * 200 * 3600 / BASE.front_end.seconds(1024)

@@ -13,8 +13,8 @@ from percepiano_ast.dimensions import HEAD_GROUPS, KEYS, group_indices
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.models import heads
-from percepiano_ast.training import losses
-from percepiano_ast.training.folds import Targets
+from percepiano_ast.training import finetune as finetuning
+from percepiano_ast.training.finetune import RatingTargets
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,9 +34,11 @@ def config(**changes):
 
 class TestLosses:
     def test_equal_is_the_mean_over_all_ratings(self):
-        groups = losses.by_group(losses.errors(RATED, None, TRUE), np.ones(6, np.float32))
+        groups = finetuning.group_losses(
+            finetuning.rating_errors(RATED, None, TRUE), np.ones(6, np.float32)
+        )
         np.testing.assert_allclose(
-            losses.total(groups, ONES, None), np.square(RATED - TRUE).mean(), rtol=1e-6
+            finetuning.total_loss(groups, ONES, None), np.square(RATED - TRUE).mean(), rtol=1e-6
         )
         for loss, indices in zip(groups, group_indices().values()):
             np.testing.assert_allclose(
@@ -45,14 +47,14 @@ class TestLosses:
 
     def test_a_clip_counts_by_its_weight(self):
         weights = np.array([3, 0, 0, 0, 3, 0], np.float32)
-        groups = losses.by_group(losses.errors(RATED, None, TRUE), weights)
+        groups = finetuning.group_losses(finetuning.rating_errors(RATED, None, TRUE), weights)
         expected = np.square(RATED - TRUE)[[0, 4]].mean()
-        np.testing.assert_allclose(losses.total(groups, ONES, None), expected, rtol=1e-5)
+        np.testing.assert_allclose(finetuning.total_loss(groups, ONES, None), expected, rtol=1e-5)
 
     def test_a_learned_variance_settles_at_the_loss(self):
         """Kendall's optimum: the variance of a task is its mean squared error."""
         found = jnp.array([0.04, 0.5, 2.0])
-        slope = jax.grad(lambda s: losses.total(found, ONES, s))
+        slope = jax.grad(lambda s: finetuning.total_loss(found, ONES, s))
         np.testing.assert_allclose(slope(jnp.log(found)), 0, atol=1e-7)
         assert np.all(slope(jnp.log(found) + 0.1) > 0) and np.all(slope(jnp.log(found) - 0.1) < 0)
 
@@ -64,7 +66,7 @@ class TestLosses:
         )
         constant = 0.5 * np.log(2 * np.pi)
         np.testing.assert_allclose(
-            losses.errors(RATED, log_variance, TRUE) + constant,
+            finetuning.rating_errors(RATED, log_variance, TRUE) + constant,
             -np.log(density),
             rtol=1e-3,
             atol=1e-3,
@@ -72,43 +74,46 @@ class TestLosses:
 
     def test_the_group_that_falls_slowest_counts_most(self):
         history = [
-            dict(zip(losses.columns(), row)) for row in ([9.0, 9, 9], [1.0, 1, 1], [0.9, 0.5, 0.5])
+            dict(zip(finetuning.loss_columns(), row))
+            for row in ([9.0, 9, 9], [1.0, 1, 1], [0.9, 0.5, 0.5])
         ]
         dwa = config(weighting="dwa", dwa_temperature=2.0)
         for known in (0, 1):
-            np.testing.assert_array_equal(losses.dynamic_weights(dwa, history[:known]), 1)
-        weights = losses.dynamic_weights(dwa, history)
+            np.testing.assert_array_equal(finetuning.dynamic_weights(dwa, history[:known]), 1)
+        weights = finetuning.dynamic_weights(dwa, history)
         powers = np.exp(np.array([0.9, 0.5, 0.5]) / 2)
         np.testing.assert_allclose(weights, 3 * powers / powers.sum(), rtol=1e-6)
-        np.testing.assert_array_equal(losses.dynamic_weights(config(), history), 1)
+        np.testing.assert_array_equal(finetuning.dynamic_weights(config(), history), 1)
 
 
 class TestTargets:
     def test_each_dimension_is_standardised_by_the_training_clips(self):
-        found = Targets.fit(config(rating_scale="dimension"), RATINGS, None, TRAIN)
+        found = RatingTargets.fit(config(rating_scale="dimension"), RATINGS, None, TRAIN)
         np.testing.assert_allclose(found.ratings[TRAIN].mean(axis=0), 0, atol=1e-6)
         np.testing.assert_allclose(found.ratings[TRAIN].std(axis=0), 1, rtol=1e-5)
         assert abs(found.ratings.mean()) > 1e-4  # the held-out clips have no say
 
     def test_a_group_has_one_scale(self):
-        found = Targets.fit(config(rating_scale="group"), RATINGS, None, TRAIN)
+        found = RatingTargets.fit(config(rating_scale="group"), RATINGS, None, TRAIN)
         for indices in map(list, group_indices().values()):
             assert len(np.unique(found.std[indices])) == len(np.unique(found.mean[indices])) == 1
             np.testing.assert_allclose(found.ratings[TRAIN][:, indices].std(), 1, rtol=1e-5)
 
     def test_weights_follow_the_number_of_raters(self):
         raters = np.arange(1, 13)
-        found = Targets.fit(config(weigh_by_raters=True), RATINGS, raters, TRAIN).weights
+        found = RatingTargets.fit(config(weigh_by_raters=True), RATINGS, raters, TRAIN).weights
         np.testing.assert_allclose(found / found[0], raters, rtol=1e-6)
         np.testing.assert_allclose(found[TRAIN].mean(), 1, rtol=1e-6)
-        np.testing.assert_array_equal(Targets.fit(config(), RATINGS, raters, TRAIN).weights, 1)
+        np.testing.assert_array_equal(
+            RatingTargets.fit(config(), RATINGS, raters, TRAIN).weights, 1
+        )
 
     @pytest.mark.parametrize("raters", [None, np.zeros(12)])
     def test_weights_without_raters_are_refused(self, raters):
         with pytest.raises(
             InputError, match="weigh_by_raters needs the number of raters of every clip"
         ):
-            Targets.fit(config(weigh_by_raters=True), RATINGS, raters, TRAIN)
+            RatingTargets.fit(config(weigh_by_raters=True), RATINGS, raters, TRAIN)
 
 
 class TestHeads:
@@ -170,7 +175,7 @@ class TestCalibration:
         fold = np.repeat([0, 1, 2, -1], 400)
         true = np.array([0.1, 0.2, 0.2, 9.0])[fold][:, None]
         errors = RNG.normal(size=(1600, 19)) * true
-        found = losses.calibrated(np.full((1600, 19), 0.05), errors, fold)
+        found = finetuning.calibrated(np.full((1600, 19), 0.05), errors, fold)
         np.testing.assert_allclose(found[fold == 0], 0.2, rtol=0.05)
         np.testing.assert_allclose(found[fold == 1], np.sqrt((0.01 + 0.04) / 2), rtol=0.05)
         assert np.isnan(found[fold < 0]).all()
@@ -178,7 +183,7 @@ class TestCalibration:
     def test_the_temperature_makes_errors_standard(self):
         deviations = RNG.uniform(0.05, 0.2, (4000, 1))
         errors = RNG.normal(size=(4000, 1)) * deviations * 1.7
-        assert losses.temperature(errors, deviations) == pytest.approx(1.7, rel=0.05)
+        assert finetuning.temperature(errors, deviations) == pytest.approx(1.7, rel=0.05)
 
     def test_it_stands_in_the_predictions_table_beside_the_prediction(self):
         clips = np.array(["a", "a", "b"])  # two renderings of one clip

@@ -22,8 +22,7 @@ from percepiano_ast.evaluation import analysis
 from percepiano_ast.models.heads import RatingHead
 from percepiano_ast.studies.sensitivity import RunRater
 from percepiano_ast.training.checkpoints import Checkpoints
-from percepiano_ast.training.finetune import Finetuning
-from percepiano_ast.training.folds import fit_heads
+from percepiano_ast.training.finetune import Finetuning, fit_heads
 
 RATE = 22_050
 DIMENSIONS = ("Loudness", "would go again")

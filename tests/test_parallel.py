@@ -36,7 +36,7 @@ from percepiano_ast.config import Execution
 from percepiano_ast.data.batches import pretrain_batches
 from percepiano_ast.data.shards import ShardSet
 from percepiano_ast.errors import InputError
-from percepiano_ast.training import parallel
+from percepiano_ast.training import mesh
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import Pretraining
 
@@ -86,7 +86,7 @@ def eight(environment: dict, call: str) -> None:
 
 def pretraining(batch: int = BATCH, *, model=DEEP, devices=None, **execution) -> Pretraining:
     execution = Execution(**execution)
-    layout = parallel.Layout.over(devices, execution.shard_params)
+    layout = mesh.Layout.over(devices, execution.shard_params)
     config = dataclasses.replace(PRETRAIN, batch_size=batch)
     return Pretraining(model, config, FRONT_END, STATISTICS, 20, execution, layout)
 
@@ -234,7 +234,7 @@ def run_to(
 
 def in_one_of_two(directory: str, stop_at: int | None = None) -> None:
     """In each of two child processes: what the command line does."""
-    parallel.initialize()
+    mesh.initialize()
     assert jax.process_count() == 2 and jax.device_count() == 2 and jax.local_device_count() == 1
     run_to(directory, stop_at, spread=True)
 
@@ -413,7 +413,7 @@ class TestDetection:
     )
     def test_by_the_environment(self, only, variables, several):
         only(variables)
-        assert parallel.environment_is_distributed() is several
+        assert mesh.environment_is_distributed() is several
 
     @pytest.mark.parametrize(
         "hosts, several",
@@ -438,13 +438,13 @@ class TestDetection:
             threading.Thread(target=server.serve_forever).start()
             only({"GCE_METADATA_IP": f"localhost:{server.server_port}"})
             monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
-            assert parallel.environment_is_distributed() is several
+            assert mesh.environment_is_distributed() is several
             server.shutdown()
 
     def test_a_tpu_host_without_metadata_is_alone(self, only, monkeypatch):
         only({"GCE_METADATA_IP": "localhost:1"})
         monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
-        assert not parallel.environment_is_distributed()
+        assert not mesh.environment_is_distributed()
 
     @pytest.mark.parametrize("left_out", BY_HAND)
     def test_half_a_description_is_refused(self, only, left_out):
@@ -452,17 +452,17 @@ class TestDetection:
         with pytest.raises(
             InputError, match=f"without {left_out}: set all three in every process, or none"
         ):
-            parallel.environment_is_distributed()
+            mesh.environment_is_distributed()
 
     def test_no_number_is_refused(self, only):
         only(BY_HAND | {"JAX_NUM_PROCESSES": "four"})
         with pytest.raises(InputError, match="JAX_NUM_PROCESSES='four' is not a number"):
-            parallel.initialize()
+            mesh.initialize()
 
     def test_alone_nobody_is_waited_for(self, only):
-        parallel.initialize()
-        parallel.wait_for_all("nobody")
-        assert not jax.distributed.is_initialized() and parallel.is_lead()
+        mesh.initialize()
+        mesh.wait_for_all("nobody")
+        assert not jax.distributed.is_initialized() and mesh.is_lead()
 
 
 # --- Micro-batches and precision ----------------------------------------------------------------

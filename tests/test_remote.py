@@ -23,6 +23,7 @@ from percepiano_ast.data.sources import Archive, Damaged, RemoteFile, Unreachabl
 from percepiano_ast.errors import InputError
 
 MB = 2**20
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,43 @@ class TestArchive:
         refused = pytest.raises(InputError, match="not a complete zip archive.*Download it again")
         with RangeServer(tmp_path / "no.zip") as server, refused:
             Archive(server.url)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> Path:
+    """Key and certificate of 127.0.0.1, signed by itself."""
+    path = tmp_path_factory.mktemp("certificate") / "both.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=test"
+    command += " -addext subjectAltName=IP:127.0.0.1 -keyout - -out -"
+    try:
+        made = subprocess.run(command.split(), capture_output=True, check=True)
+    except FileNotFoundError:
+        pytest.skip("no openssl to make a certificate with")
+    path.write_bytes(made.stdout)
+    return path
+
+
+def test_an_encrypted_connection_that_breaks_off_is_continued(archive, certificate):
+    # In a process of its own: urllib reads the trusted certificates once.
+    code = """if True:
+        import sys
+        from percepiano_ast.data.sources import Archive
+        source = Archive(sys.argv[1])
+        for name in source.names:
+            with source.open(name) as path:
+                print(len(path.read_bytes()))
+    """
+    with RangeServer(archive, certificate=certificate) as server:
+        server.cut_after = [2**30, 2**30, 200_000]
+        command = [sys.executable, "-W", "error", "-c", code, server.url]
+        environment = os.environ | {"SSL_CERT_FILE": str(certificate)}
+        run = subprocess.run(
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True
+        )
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    with zipfile.ZipFile(archive) as file:
+        assert run.stdout.split() == [str(one.file_size) for one in file.infolist()]
+    assert server.url.startswith("https://") and not server.cut_after
 
 
 class TestFailures:

@@ -30,8 +30,9 @@ from tiny import (
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import lora
 from percepiano_ast.models.cnn import CNNConfig
-from percepiano_ast.training import history, strategies
+from percepiano_ast.training import strategies
 from percepiano_ast.training.finetune import Finetuning
+from percepiano_ast.training.loop import History
 from percepiano_ast.training.pieces import size_of
 
 DEEP = dataclasses.replace(MODEL, depth=3)
@@ -231,13 +232,13 @@ class TestResume:
         begin = start[0] | {"head": run.init_head(0)}, start[1]
         whole = fold_to(tmp_path / "whole", begin, run)
         epochs = run.config.epochs
-        send = history.Record.send
+        send = History.send
 
         def cut(record, rows):
             send(record, rows) if len(rows) < epochs - 1 else be_interrupted()
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(history.Record, "send", cut)
+            patch.setattr(History, "send", cut)
             fold_to(tmp_path / "cut", begin, run)
         assert bits(fold_to(tmp_path / "cut", begin, run)) == bits(whole)
         name = "history.csv"

@@ -46,8 +46,8 @@ from percepiano_ast.audio import dequantize, quantize
 from percepiano_ast.config import Execution, FrontEnd, Statistics
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.errors import InputError
-from percepiano_ast.training import history
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
+from percepiano_ast.training.loop import History
 from percepiano_ast.training.pretrain import Pretraining, reconstruction
 from percepiano_ast.training.state import compute_for, learning_rate, make_optimizer, normalise
 
@@ -407,9 +407,9 @@ class TestFinetune:
         def cut(record, rows):
             send(record, rows) if len(rows) < epoch else be_interrupted()
 
-        send = history.Record.send
+        send = History.send
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(history.Record, "send", cut)
+            patch.setattr(History, "send", cut)
             fold_to(tmp_path / "fold_0", start, finetuning())
         params, scaler = fold_to(tmp_path / "fold_0", start, finetuning(), log=written.append)
         assert written == [f"  resuming after epoch {epoch}"]

@@ -33,7 +33,7 @@ from percepiano_ast.music.piano_roll import FrameTargets, frame_targets
 from percepiano_ast.rating import Rater, require_explained
 from percepiano_ast.suite import rated as suite_rated
 from percepiano_ast.suite.run import Run, Start
-from percepiano_ast.training import augment
+from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.pretrain import Pretraining, reconstruction
@@ -167,7 +167,7 @@ class TestTraining:
                 lambda x: x[rows],
                 {name: batch[name] for name in ("codes", "targets", "descriptors")},
             )
-            return run.objective.losses(params, run.hear(part), part)
+            return run.objective.losses(params, run.inputs(part), part)
 
         whole, *parts = (losses(rows) for rows in (slice(4), slice(0, 2), slice(2, 4)))
         for name, value in whole.items():
@@ -216,19 +216,23 @@ class TestAugment:
     def test_targets_and_a_share_of_the_clips_stay_as_they_are(self):
         log_mel = jnp.zeros((64, 32, 128))
         heard_ = np.asarray(
-            augment.apply(log_mel, augment.draw(jax.random.key(0), 64), STATISTICS, 0.01)
+            pretraining.augment(
+                log_mel, pretraining.draw_augmentation(jax.random.key(0), 64), STATISTICS, 0.01
+            )
         )
         same = (heard_ == 0).all(axis=(1, 2))
         assert 4 < same.sum() < 32
         assert (
             np.abs(heard_[~same].mean(axis=1)).max() * 2 * STATISTICS.std_db
-            < augment.GAIN_DB + 3 * augment.EQ_DB
+            < pretraining.GAIN_DB + 3 * pretraining.EQ_DB
         )
 
     def test_one_key_one_change(self):
         log_mel = jnp.zeros((2, 32, 128))
         one, same, other = (
-            augment.apply(log_mel, augment.draw(jax.random.key(k), 2), STATISTICS, 0.01)
+            pretraining.augment(
+                log_mel, pretraining.draw_augmentation(jax.random.key(k), 2), STATISTICS, 0.01
+            )
             for k in (1, 1, 2)
         )
         assert bits(one) == bits(same) != bits(other)
@@ -238,21 +242,21 @@ class TestAugment:
         levels = jnp.stack([jnp.full((32, 128), level) for level in (-80.0, 0.0)], axis=1).reshape(
             1, 64, 128
         )
-        change = augment.apply((levels + 20) / 24, drawn, STATISTICS, 0.01) * 24 - 20 - levels
+        change = pretraining.augment((levels + 20) / 24, drawn, STATISTICS, 0.01) * 24 - 20 - levels
         assert 20 < change[0, ::2].mean() < 32 and jnp.abs(change[0, 1::2]).max() < 0.1
 
     def test_a_room_rings_by_60_db_in_its_time_and_adds_its_energy(self):
         drawn = self.NOTHING | {"room_seconds": jnp.full(1, 0.5), "room": jnp.zeros(1)}
         stroke = jnp.full((1, 100, 128), -100.0).at[:, 10].set(0.0)
-        rings = augment.apply((stroke + 20) / 24, drawn, STATISTICS, 0.01)[0] * 24 - 20
+        rings = pretraining.augment((stroke + 20) / 24, drawn, STATISTICS, 0.01)[0] * 24 - 20
         assert rings[9, 0] < -96 and rings[10, 0] == pytest.approx(0.0, abs=0.1)
         assert rings[20, 0] - rings[45, 0] == pytest.approx(60 * 0.25 / 0.5, abs=0.1)
         assert rings[20, -1] < rings[20, 0] - 10  # high frequencies die away first
-        steady = augment.apply(jnp.zeros((1, 300, 128)), drawn, STATISTICS, 0.01)[0, -1] * 24
+        steady = pretraining.augment(jnp.zeros((1, 300, 128)), drawn, STATISTICS, 0.01)[0, -1] * 24
         np.testing.assert_allclose(steady, 10 * np.log10(2), atol=0.05)
 
     def test_many_clips_are_heard_in_rooms_and_some_are_not(self):
-        drawn = augment.draw(jax.random.key(0), 256)
+        drawn = pretraining.draw_augmentation(jax.random.key(0), 256)
         assert 0.4 < np.isfinite(drawn["room"]).mean() < 0.8
         assert (drawn["room_seconds"] >= 0.199).all() and (drawn["room_seconds"] <= 2.01).all()
 

@@ -23,8 +23,7 @@ from percepiano_ast.config import (
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.data.shards import ShardSet, chunks
 from percepiano_ast.training.checkpoints import open_latest
-from percepiano_ast.training.finetune import Finetuning
-from percepiano_ast.training.folds import finetune_fold
+from percepiano_ast.training.finetune import Finetuning, finetune_fold
 from percepiano_ast.training.pretrain import pretrain
 
 MODEL = ModelConfig("test", width=16, depth=1, num_heads=2, n_frames=64)

@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -203,7 +203,7 @@ def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> No
             " needed for the rest. Free them and run again to resume."
         )
 
-    def watched(encoded: Iterator) -> Iterator:
+    def watched(encoded: Iterable) -> Generator:
         """Passes on results; logs the progress, and ends the run if it cannot continue."""
         nonlocal left, count
         lost, started, shown, seconds, read = 0, 0.0, 0.0, 0.0, 0

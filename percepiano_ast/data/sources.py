@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 import tenacity
@@ -100,7 +101,7 @@ class Archive:
         self.where = where
         self.remote = RemoteFile(where) if "://" in where else None
         # The buffer is what one request fetches.
-        file = io.BufferedReader(self.remote, _REQUEST) if self.remote else where
+        file: Any = io.BufferedReader(self.remote, _REQUEST) if self.remote else where
         try:
             self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
@@ -149,6 +150,7 @@ class Archive:
 
     def _copy(self, info: zipfile.ZipInfo, path: Path) -> None:
         try:
+            assert self._zip.fp  # it is open
             self._zip.fp.seek(0, io.SEEK_END)  # empties the buffer: what is in it may be damaged
             with self._zip.open(info) as member, path.open("wb") as file:
                 shutil.copyfileobj(member, file, _PIECE)  # compares the CRC at the end
@@ -194,9 +196,10 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, where: str):
         self.where, self.fetched, self._position = where, 0, 0
-        self.size: int | None = None
-        self._version: dict[str, str] = {}
-        self._credentials, self._advice = None, "Give a public address"
+        self.size = 0
+        self._version: dict[str, str] = {}  # as the first response states it
+        self._credentials: Any = None
+        self._advice = "Give a public address"
         bucket, _, key = where.removeprefix("gs://").partition("/")
         if where.startswith("gs://") and bucket and key:
             host = os.environ.get("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com")
@@ -310,7 +313,7 @@ class RemoteFile(io.RawIOBase):
         self.size, self._version = int(found[2]), self._version or version
 
     def _failure(self, message: str) -> Exception:
-        kind = InputError if self.size is None else Unreachable
+        kind = Unreachable if self._version else InputError
         return kind(f"{message}, or give a copy on disk.")
 
     def _log_in(self) -> bool:

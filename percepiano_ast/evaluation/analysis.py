@@ -48,8 +48,9 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
             if len(human.clip) and len(other.clip):
                 groups.append(human.content_group[0])
                 for name, gap in gaps.items():
-                    means = [getattr(part, name).mean(axis=0) for part in (human, other)]
-                    gap.append(means[0] - means[1])
+                    gap.append(
+                        getattr(human, name).mean(axis=0) - getattr(other, name).mean(axis=0)
+                    )
         for metric, gap in gaps.items():
             values = np.reshape(gap, (-1, len(KEYS)))
             means = group_means(np.array(groups, object), values, mean=True)

@@ -83,13 +83,18 @@ def paired_tests(
                 for part in parts
             ]
         for name in names:
-            of_both = sums[metrics.kind_of(name)]
-            values = [metrics.from_sums(name, intervals.leave_one_out(one)) for one in of_both]
+            one, other = sums[metrics.kind_of(name)]
+            values = [
+                metrics.from_sums(name, intervals.leave_one_out(part)) for part in (one, other)
+            ]
             p = np.full(len(ROWS), np.nan)
             if groups > 1:
-                p = permutation_p(*of_both, name, swaps, complete)
+                p = permutation_p(one, other, name, swaps, complete)
             facts = dict(zip(TEST_COLUMNS, [a.model, b.model, *a.name[1:], scope, name, ROWS]))
-            facts |= difference(*values, name) | {"p": p, "p_holm": _holm_of_dimensions(p)}
+            facts |= difference(values[0], values[1], name) | {
+                "p": p,
+                "p_holm": _holm_of_dimensions(p),
+            }
             tables.append(pd.DataFrame(facts)[TEST_COLUMNS])
     return _joined(tables, TEST_COLUMNS)
 

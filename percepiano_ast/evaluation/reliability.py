@@ -178,19 +178,20 @@ def split_half(
         half = np.empty(len(half_of))  # the pairs of each clip in random order, every other one
         half[np.lexsort((rng.random(len(half)), pair[0]))] = half_of
         one = adder @ (table * half[pair_of.ravel()][:, None])
-        means = [
+        first, second = (
             part[:, : len(KEYS)] / np.where(part[:, len(KEYS) :] > 0, part[:, len(KEYS) :], np.nan)
             for part in (one, total - one)
-        ]
+        )
         for scope, (keep, members) in scopes.items():
-            sums[scope] = sums[scope] + _correlation(*(part[keep] for part in means), members)
+            sums[scope] = sums[scope] + _correlation(first[keep], second[keep], members)
     r = pd.DataFrame(sums, index=pd.Index(KEYS, name="dimension")) / n_splits
     return 2 * r / (1 + r)
 
 
 def _adder(codes: np.ndarray) -> sparse.csr_array:
     """Matrix that sums rows with the same code: (codes, rows)."""
-    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))))
+    shape = (codes.max(initial=-1) + 1, len(codes))
+    return sparse.csr_array((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=shape)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, members: sparse.csr_array | None) -> np.ndarray:

@@ -295,7 +295,7 @@ def performance_features(
         values |= {
             "tempo_std": np.sqrt(weight @ (pace - weight @ pace) ** 2),
             "tempo_jumps": np.quantile(changes, 0.9),
-            "tempo_travel": changes.sum() / steps.sum(),
+            "tempo_travel": np.sum(changes) / np.sum(steps),
             "tempo_first": mean(pace[first]) - mean(pace[~first]),
             "tempo_final": mean(pace[final]) - mean(pace[~final]),
             "rhythm_likelihood": likelihood / len(steps),

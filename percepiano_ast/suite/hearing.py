@@ -13,7 +13,7 @@ from percepiano_ast.data.build import Work
 from percepiano_ast.files import echo
 from percepiano_ast.music.performance_features import WINDOW_FEATURES
 from percepiano_ast.suite.run import Run, workers
-from percepiano_ast.training import parallel
+from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
@@ -51,7 +51,7 @@ def pretrain(
     Args:
         save_minutes: minutes between checkpoints within a long epoch.
     """
-    parallel.initialize()
+    mesh.initialize()
     preset = run.preset
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)

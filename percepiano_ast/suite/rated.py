@@ -19,7 +19,6 @@ from percepiano_ast.models import convert
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.suite.run import Run, Start
 from percepiano_ast.training import finetune as finetuning
-from percepiano_ast.training import folds, losses
 
 # Windows per batch when rated clips are embedded.
 EMBED_BATCH = 32
@@ -196,7 +195,7 @@ def cross_validate(rated: Rated, settings: dict, log: Callable[[str], None]) -> 
     fold = percepiano.fold_of_clip(rated.index, rated.config.protocol)
     held_out, unseen = np.array([fold.get(clip, -1) for clip in clips.clip]), rated.unseen
     said, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    folds.say_room(
+    finetuning.check_room(
         rated.trainer(1), rated.params, len(set(fold.values())), rated.run.kept(home), log
     )
     for number in sorted(set(fold.values())):
@@ -224,7 +223,7 @@ def _fold(
     predicts none."""
     windows, steps = rated.windows(train)
     trainer = rated.trainer(rated.config.epochs * steps)
-    trained, scaler = folds.finetune_fold(
+    trained, scaler = finetuning.finetune_fold(
         trainer,
         rated.params,
         rated.embeddings,
@@ -249,8 +248,8 @@ def _calibrated(run: Run, home: Path, errors, deviations, held_out) -> np.ndarra
     known = np.isfinite(deviations).all(axis=1)
     if not known.any():
         return None
-    factor = losses.temperature(errors[known], deviations[known])
+    factor = finetuning.temperature(errors[known], deviations[known])
     write_json(as_path(run.kept(home)) / "temperature.json", {"temperature": factor})
     found = np.full_like(deviations, np.nan)
-    found[known] = losses.calibrated(deviations[known], errors[known], held_out[known])
+    found[known] = finetuning.calibrated(deviations[known], errors[known], held_out[known])
     return found

@@ -30,7 +30,7 @@ from percepiano_ast import __version__
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import difference, echo
-from percepiano_ast.training import parallel, parcels, pieces
+from percepiano_ast.training import mesh, parcels, pieces
 from percepiano_ast.training.courier import Courier
 from percepiano_ast.training.stores import Store, StoreFailed, open_store
 
@@ -129,7 +129,7 @@ class Checkpoints:
     @functools.cached_property
     def _run(self) -> str:
         """Random identifier of this start, the same in all processes; makes file names unique."""
-        return f"{parallel.as_lead_says(secrets.randbits(31)):08x}"
+        return f"{mesh.from_lead(secrets.randbits(31)):08x}"
 
     # ------------------------------------------------------------ reading
 

@@ -16,14 +16,16 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from percepiano_ast.config import AUDIOSET, Preset, lookup
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.training import flops
-from percepiano_ast.training.objectives import batch_shapes
-from percepiano_ast.training.parallel import DATA, Layout
+from percepiano_ast.music.piano_roll import N_KEYS, FrameTargets
+from percepiano_ast.training.loop import pretrain_flops
+from percepiano_ast.training.mesh import DATA, Layout
 from percepiano_ast.training.pretrain import Pretraining
 
 GIB = 2**30
@@ -34,7 +36,7 @@ _LIMIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
-class Target:
+class TPU:
     """A TPU to compile for.
 
     Attributes:
@@ -54,10 +56,10 @@ class Target:
 
 # Peaks: cloud.google.com/tpu/docs/{v5e,v6e,v3}; a v3 chip's 123e12 FLOP/s are shared by two cores.
 TARGETS = {
-    "v5e-1": Target("v5e:1x1", (1, 1, 1), 1, int(15.75 * GIB), 197e12),
-    "v6e-1": Target("v6e:1x1", (1, 1, 1), 1, int(31.25 * GIB), 918e12),
-    "v5e-8": Target("v5e:2x4", (2, 4, 1), 8, int(15.75 * GIB), 197e12),
-    "v3-8": Target("v3:2x2", (2, 2, 1), 8, int(15.48 * GIB), 61.5e12),
+    "v5e-1": TPU("v5e:1x1", (1, 1, 1), 1, int(15.75 * GIB), 197e12),
+    "v6e-1": TPU("v6e:1x1", (1, 1, 1), 1, int(31.25 * GIB), 918e12),
+    "v5e-8": TPU("v5e:2x4", (2, 4, 1), 8, int(15.75 * GIB), 197e12),
+    "v3-8": TPU("v3:2x2", (2, 2, 1), 8, int(15.48 * GIB), 61.5e12),
 }
 
 
@@ -66,47 +68,56 @@ class DryRun:
     """A pre-training step that was compiled for a target and fits into its memory.
 
     Attributes:
-        target, model, batch_size, accumulate: the compiled configuration.
-        devices: number of devices that share the batch.
-        memory: bytes available per device.
+        preset, target: the compiled configuration, and a name in `TARGETS`.
         arguments, outputs, temporaries: bytes per device; outputs without those that reuse the
             memory of arguments.
         compile_seconds: on this machine.
-        clip_flops: FLOPs of one clip, forward and backward (`flops.pretrain_flops`).
-        hours: estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of
-            music at `UTILISATION`.
     """
 
+    preset: Preset
     target: str
-    model: str
-    batch_size: int
-    accumulate: int
-    devices: int
-    memory: int
     arguments: int
     outputs: int
     temporaries: int
     compile_seconds: float
-    clip_flops: float
-    epochs: int
-    hours: float
 
     @property
     def peak(self) -> int:
         """Bytes per device that the step needs."""
         return self.arguments + self.outputs + self.temporaries
 
+    @property
+    def memory(self) -> int:
+        """Bytes per device that are available."""
+        return TARGETS[self.target].memory
+
+    @property
+    def clip_flops(self) -> float:
+        """See `loop.pretrain_flops`."""
+        return pretrain_flops(self.preset.model, self.preset.pretrain)
+
+    @property
+    def hours(self) -> float:
+        """Estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of
+        music at `UTILISATION`."""
+        seconds = self.preset.front_end.seconds(self.preset.model.n_frames)  # of a clip
+        clips = self.preset.pretrain.epochs * MUSIC_HOURS * 3600 / seconds
+        tpu = TARGETS[self.target]
+        return clips * self.clip_flops / (UTILISATION * tpu.peak * tpu.devices) / 3600
+
     def __str__(self) -> str:
-        cut = f" in {self.accumulate} micro-batches" if self.accumulate > 1 else ""
-        devices = f"{self.devices} device{'s' if self.devices > 1 else ''}"
+        config, devices = self.preset.pretrain, TARGETS[self.target].devices
+        accumulate = self.preset.execution.accumulate
+        cut = f" in {accumulate} micro-batches" if accumulate > 1 else ""
         return (
-            f"{self.target}: {self.model}, batch {self.batch_size}{cut} over {devices} fits:"
-            f" {self.peak / GIB:.2f} of {self.memory / GIB:.2f} GiB per device (arguments"
-            f" {self.arguments / GIB:.2f}, outputs {self.outputs / GIB:.2f}, temporaries"
-            f" {self.temporaries / GIB:.2f}), compiled in {self.compile_seconds:.0f} s\n "
-            f" {self.clip_flops / 1e9:.4g} GFLOP per clip: {MUSIC_HOURS} h of music x {self.epochs}"
-            f" epochs take about {self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published"
-            " peak (an estimate from the peak, not a measurement)"
+            f"{self.target}: {self.preset.model.name}, batch {config.batch_size}{cut} over"
+            f" {devices} device{'s' if devices > 1 else ''} fits: {self.peak / GIB:.2f} of"
+            f" {self.memory / GIB:.2f} GiB per device (arguments {self.arguments / GIB:.2f},"
+            f" outputs {self.outputs / GIB:.2f}, temporaries {self.temporaries / GIB:.2f}),"
+            f" compiled in {self.compile_seconds:.0f} s\n  {self.clip_flops / 1e9:.4g} GFLOP per"
+            f" clip: {MUSIC_HOURS} h of music x {config.epochs} epochs take about"
+            f" {self.hours:.2g} h at {100 * UTILISATION:.0f} % of the published peak (an estimate"
+            " from the peak, not a measurement)"
         )
 
 
@@ -119,84 +130,56 @@ def dry_run(preset: Preset, target: str) -> DryRun:
             smallest accumulation that fits, confirmed by compiling it.
         RunFailed: the compiler failed or took too long.
     """
-    place = lookup(TARGETS, target, "target")
+    tpu = lookup(TARGETS, target, "target")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             f"compiling for {target} needs libtpu. Install it with: pip install"
             f" 'jax[tpu]=={jax.__version__}'"
         )
-    made = _compile(preset, place)
+    made = _compile(preset, tpu)
     if "refused" in made:
         raise InputError(f"{target}: {made['refused']}")
-    if "exceeds" in made:
-        raise InputError(_does_not_fit(preset, target, made["exceeds"]))
-    return _result(preset, target, made)
-
-
-def _result(preset: Preset, target: str, made: dict) -> DryRun:
-    place, model, config = TARGETS[target], preset.model, preset.pretrain
-    clip_flops = flops.pretrain_flops(model, config)
-    clips = config.epochs * MUSIC_HOURS * 3600 / preset.front_end.seconds(model.n_frames)
-    return DryRun(
-        target=target,
-        model=model.name,
-        batch_size=config.batch_size,
-        accumulate=preset.execution.accumulate,
-        devices=place.devices,
-        memory=place.memory,
-        **made,
-        clip_flops=clip_flops,
-        epochs=config.epochs,
-        hours=clips * clip_flops / (UTILISATION * place.peak * place.devices) / 3600,
-    )
-
-
-def _does_not_fit(preset: Preset, target: str, needs: str) -> str:
-    """The error message: memory needed, memory available, and a configuration that fits."""
-    place, asked, batch = TARGETS[target], preset.execution.accumulate, preset.pretrain.batch_size
+    if "exceeds" not in made:
+        return DryRun(preset, target, **made)
+    accumulate, batch = preset.execution.accumulate, preset.pretrain.batch_size
     text = (
-        f"batch {batch} needs {needs} per device on {target}, which has"
-        f" {place.memory / GIB:.2f} GiB"
+        f"batch {batch} needs {made['exceeds']} per device on {target}, which has"
+        f" {tpu.memory / GIB:.2f} GiB"
     )
-    accumulate = 2 * asked
-    while batch % (place.devices * accumulate) == 0:
+    while batch % (tpu.devices * (accumulate := 2 * accumulate)) == 0:
         execution = dataclasses.replace(preset.execution, accumulate=accumulate)
-        made = _compile(dataclasses.replace(preset, execution=execution), place)
+        smaller = dataclasses.replace(preset, execution=execution)
+        made = _compile(smaller, tpu)
         if "exceeds" not in made:
-            fitting = _result(preset, target, made)
-            return (
-                f"{text}. Choose --accumulate {accumulate} (compiled: {fitting.peak / GIB:.2f} GiB)"
+            needed = DryRun(smaller, target, **made).peak / GIB
+            raise InputError(
+                f"{text}. Choose --accumulate {accumulate} (compiled: {needed:.2f} GiB)"
             )
-        accumulate *= 2
-    hint = (
-        "a smaller batch or model"
-        if preset.execution.remat
-        else "--remat, a smaller batch or a smaller model"
-    )
-    return (
+    hint = "a smaller batch or model"
+    if not preset.execution.remat:
+        hint = "--remat, a smaller batch or a smaller model"
+    raise InputError(
         f"{text}, and does not fit with micro-batches of one clip per device either. Choose {hint}"
     )
 
 
-def _compile(preset: Preset, place: Target) -> dict:
+def _compile(preset: Preset, tpu: TPU) -> dict:
     """Compile in a child process; returns fields of `DryRun`, or ``exceeds`` (memory needed), or
     ``refused`` (reason)."""
-    quiet = {
+    environment = os.environ | {
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_SKIP_MDS_QUERY": "1",
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
-    wanted = {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    code = f"from {__name__} import compile_described; compile_described()"
     try:
         child = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"from {__name__} import compile_described; compile_described()",
-            ],
-            input=pickle.dumps((preset, place)),
+            [sys.executable, "-c", code],
+            input=pickle.dumps((preset, tpu)),
             cwd=Path(__file__).resolve().parents[2],  # so that the package can be imported
-            env=os.environ | quiet | wanted,
+            env=environment,
             capture_output=True,
             timeout=_LIMIT_SECONDS,
         )
@@ -206,11 +189,11 @@ def _compile(preset: Preset, place: Target) -> dict:
         ) from error
     if child.returncode:
         last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise RunFailed(f"compiling for {place.topology} failed (exit {child.returncode}): {last}")
+        raise RunFailed(f"compiling for {tpu.topology} failed (exit {child.returncode}): {last}")
     made = json.loads(child.stdout.splitlines()[-1])
-    if "exceeds" not in made and "refused" not in made:
+    if "arguments" in made:
         needed = made["arguments"] + made["outputs"] + made["temporaries"]
-        if needed > place.memory:
+        if needed > tpu.memory:
             return {"exceeds": f"{needed / GIB:.2f} GiB"}
     return made
 
@@ -218,56 +201,53 @@ def _compile(preset: Preset, place: Target) -> dict:
 def compile_described() -> None:
     """Child process of `dry_run`: compile the configuration pickled on standard input, and print
     the result as JSON."""
-    preset, place = pickle.load(sys.stdin.buffer)
+    from jax.experimental import topologies
+
+    preset, tpu = pickle.load(sys.stdin.buffer)
+    model, config = preset.model, preset.pretrain
+    bounds = list(tpu.chips_per_host)
+    topology = topologies.get_topology_desc(
+        platform="tpu", topology_name=tpu.topology, chips_per_host_bounds=bounds
+    )
+    layout = Layout.over(topology.devices, preset.execution.shard_params)
+    # Statistics and number of steps do not affect compilation.
+    run = Pretraining(model, config, preset.front_end, AUDIOSET, 1000, preset.execution, layout)
+
+    def array(dtype, *shape) -> Any:
+        shape = (config.batch_size, *shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(DATA))
+
+    frames = model.n_frames
+    batch: dict = {"codes": array(jnp.uint8, frames, model.n_mels)}
+    if config.objective != "ssast":
+        rolls = [array(dtype, frames, N_KEYS) for dtype in (bool, bool, bool, jnp.float32)]
+        pedals = [array(jnp.float32, frames)] * 2
+        batch["targets"] = FrameTargets(*rolls, *pedals)
+        batch["descriptors"] = array(jnp.float32, run.num_descriptors)
     try:
-        made = _compile_here(preset, place)
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            run.abstract_state,
+            layout.of_state(run.abstract_state),
+        )
+        start = time.perf_counter()
+        compiled = run.step.lower(state, batch).compile()
     except InputError as error:
-        made = {"refused": str(error)}
+        made: dict = {"refused": str(error)}
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         made = {"exceeds": _exceeded(str(error))}
+    else:
+        memory = compiled.memory_analysis()
+        assert memory is not None  # the compilers for CPU, GPU and TPU all report it
+        made = {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+            "compile_seconds": round(time.perf_counter() - start, 1),
+        }
     print(json.dumps(made))
-
-
-def _compile_here(preset: Preset, place: Target) -> dict:
-    from jax.experimental import topologies
-
-    topology = topologies.get_topology_desc(
-        platform="tpu",
-        topology_name=place.topology,
-        chips_per_host_bounds=list(place.chips_per_host),
-    )
-    layout = Layout.over(topology.devices, preset.execution.shard_params)
-    # Statistics and number of steps do not affect compilation.
-    run = Pretraining(
-        preset.model,
-        preset.pretrain,
-        preset.front_end,
-        AUDIOSET,
-        1000,
-        execution=preset.execution,
-        layout=layout,
-    )
-    state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        run.abstract_state,
-        layout.of_state(run.abstract_state),
-    )
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout.sharding(DATA)),
-        batch_shapes(preset.model, preset.pretrain, run.num_descriptors),
-    )
-    start = time.perf_counter()
-    compiled = run.step.lower(state, batch).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None  # the compilers for CPU, GPU and TPU all report it
-    return {
-        "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "compile_seconds": round(time.perf_counter() - start, 1),
-    }
 
 
 def _exceeded(message: str) -> str:

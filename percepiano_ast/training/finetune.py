@@ -1,9 +1,15 @@
-"""The rater (an encoder with rating heads), its loss and its training step. `folds` trains it, fold
-by fold."""
+"""The rater (an encoder with rating heads), its losses, and its training fold by fold.
+
+There is no model selection. For each fold, a rater is trained on all clips outside it for the
+configured number of epochs and predicts the fold's clips once, from all windows of each clip.
+Batches come in as iterators; see ``data/batches.py``.
+"""
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,18 +17,226 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from percepiano_ast.config import POOLINGS, Execution, FinetuneConfig, FrontEnd, Statistics, lookup
+from percepiano_ast.config import (
+    POOLINGS,
+    SCALES,
+    WEIGHTINGS,
+    Execution,
+    FinetuneConfig,
+    FrontEnd,
+    Statistics,
+    lookup,
+)
 from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.errors import InputError
+from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.models import heads
 from percepiano_ast.models.cnn import Geometry
-from percepiano_ast.models.heads import Moments, Rater, combine_moments, moments_to_embedding
-from percepiano_ast.training import losses, strategies
+from percepiano_ast.training import strategies
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
+from percepiano_ast.training.loop import History
+from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
     make_optimizer,
+    new_state,
     normalise,
     train_step,
 )
+
+# --- Losses -------------------------------------------------------------------------------------
+# G groups of dimensions (three for PercePiano) are tasks on one encoder, weighted in one of three
+# ways:
+#
+# * ``equal``: all dimensions have the same weight, so a group is weighted by its share of the K
+#   dimensions.
+# * ``uncertainty``: a learned log variance s of each group; its loss L becomes (exp(-s) L + s) / 2
+#   (Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses",
+#   equation 7, in the stable form of section 3.2's end).
+# * ``dwa``, dynamic weight averaging: a group whose loss decreased less gets a larger weight (Liu,
+#   Johns and Davison 2019, "End-to-End Multi-Task Learning with Attention", equation 7).
+
+
+def loss_columns(questionnaire: Questionnaire = PERCEPIANO) -> tuple[str, ...]:
+    """Names of the history's loss columns, one per group."""
+    return tuple(f"loss_{group}" for group, _ in questionnaire.groups)
+
+
+def rating_errors(
+    rated: jax.Array, log_variance: jax.Array | None, ratings: jax.Array
+) -> jax.Array:
+    """Squared errors (B, K), or with ``log_variance`` negative log likelihoods without the constant
+    term (Nix and Weigend 1994, equation 5)."""
+    squared = jnp.square(rated - ratings)
+    if log_variance is None:
+        return squared
+    return 0.5 * (log_variance + squared * jnp.exp(-log_variance))
+
+
+def group_losses(
+    errors: jax.Array, weights: jax.Array, questionnaire: Questionnaire = PERCEPIANO
+) -> jax.Array:
+    """Mean over clips (weighted, (B,)) and over each group's dimensions: (B, K) -> (G,)."""
+    means = (errors * weights[:, None]).mean(axis=0)
+    return jnp.stack([means[jnp.asarray(indices)].mean() for _, indices in questionnaire.groups])
+
+
+def total_loss(
+    groups: jax.Array,
+    group_weights: jax.Array,
+    log_variance: jax.Array | None,
+    questionnaire: Questionnaire = PERCEPIANO,
+) -> jax.Array:
+    """The training loss.
+
+    Args:
+        groups: losses (G,), see `group_losses`.
+        group_weights: (G,) of this epoch, see `dynamic_weights`.
+        log_variance: (G,), learned, or None.
+    """
+    if log_variance is not None:
+        groups = 0.5 * (jnp.exp(-log_variance) * groups + log_variance)
+    sizes = [len(indices) for _, indices in questionnaire.groups]
+    shares = np.array([size / len(questionnaire.dimensions) for size in sizes], np.float32)
+    return jnp.sum(groups * group_weights * shares)
+
+
+def dynamic_weights(
+    config: FinetuneConfig, history: list[dict], questionnaire: Questionnaire = PERCEPIANO
+) -> np.ndarray:
+    """Weights (G,) of the groups in the epoch after ``history``, which has `loss_columns`.
+
+    With r the ratio of a group's losses in the last two epochs, its weight is G softmax(r /
+    temperature), and 1 in the first two epochs. Every checkpoint holds the history, so a resumed
+    run computes the same weights as an uninterrupted one.
+    """
+    names = loss_columns(questionnaire)
+    if config.weighting != "dwa" or len(history) < 2:
+        return np.ones(len(names), np.float32)
+    last, before = (np.array([row[name] for name in names]) for row in (history[-1], history[-2]))
+    powers = np.exp(last / before / config.dwa_temperature)
+    return (len(names) * powers / powers.sum()).astype(np.float32)
+
+
+# --- Scales ---------------------------------------------------------------------------------------
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scaler:
+    """Standardises embeddings with the mean and standard deviation of a fold's training clips,
+    fitted before training."""
+
+    mean: jax.Array
+    std: jax.Array
+
+    @classmethod
+    def fit(cls, embeddings: np.ndarray) -> "Scaler":
+        """Mean and standard deviation of (n, 2 F' D); a constant column becomes 0."""
+        std = embeddings.std(axis=0)
+        return cls(
+            jnp.asarray(embeddings.mean(axis=0)), jnp.asarray(np.where(std > 1e-6, std, 1.0))
+        )
+
+    def apply(self, embeddings: jax.Array) -> jax.Array:
+        """(n, 2 F' D) -> the same shape."""
+        return (embeddings - self.mean[None, :]) / self.std[None, :]
+
+
+@dataclass(frozen=True, eq=False)
+class RatingTargets:
+    """Training targets of one fold: ratings on the heads' scale, and clip weights.
+
+    Attributes:
+        ratings: (n, K), standardised.
+        weights: (n,), with mean 1 over the training clips.
+        mean, std: (K,), for the standardisation.
+    """
+
+    ratings: np.ndarray
+    weights: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        config: FinetuneConfig,
+        ratings: np.ndarray,
+        raters: np.ndarray | None,
+        train: np.ndarray,
+        questionnaire: Questionnaire = PERCEPIANO,
+    ) -> "RatingTargets":
+        """Fit scale and weights on the training clips only; a constant dimension is only centred.
+
+        Raises:
+            InputError: an unknown scale, or weights by number of raters without these numbers.
+        """
+        lookup(dict.fromkeys(SCALES), config.rating_scale, "scale of ratings")
+        known, dimensions = ratings[train], range(ratings.shape[1])
+        mean, std = np.zeros(len(dimensions), np.float32), np.ones(len(dimensions), np.float32)
+        parts = {
+            "none": (),
+            "group": dict(questionnaire.groups).values(),
+            "dimension": [(i,) for i in dimensions],
+        }
+        for indices in map(list, parts[config.rating_scale]):
+            mean[indices], std[indices] = known[:, indices].mean(), known[:, indices].std()
+        # "Constant" is relative to the size of the ratings, so that it works in any unit.
+        std = np.where(std > 1e-6 * np.abs(known).max(axis=0), std, 1.0)
+        weights = np.ones(len(ratings), np.float32)
+        if config.weigh_by_raters:
+            if raters is None or not np.all(np.asarray(raters)[train] > 0):
+                raise InputError(
+                    "weigh_by_raters needs the number of raters of every clip, at least 1. Supply"
+                    " it, or turn it off"
+                )
+            weights = (raters / np.mean(raters[train])).astype(np.float32)
+        return cls(((ratings - mean) / std).astype(np.float32), weights, mean, std)
+
+    def of(self, batch: dict) -> dict:
+        """Replace ``clip``, positions (B,), in a batch by ``ratings`` and ``weights``.
+
+        The ratings of clips that were mixed with others of the batch (``mixed_with``, ``share``,
+        see ``data/augment.py``) are mixed in the same proportion.
+        """
+        batch = dict(batch)
+        clip = batch.pop("clip")
+        ratings = self.ratings[clip]
+        if "mixed_with" in batch:
+            share = batch.pop("share")[:, None]
+            ratings = share * ratings + (1 - share) * ratings[batch.pop("mixed_with")]
+        return batch | {"ratings": ratings, "weights": self.weights[clip]}
+
+
+def temperature(errors: np.ndarray, deviations: np.ndarray) -> float:
+    """Maximum-likelihood factor for the predicted standard deviations, one for all clips and
+    dimensions.
+
+    Temperature scaling (Guo et al. 2017, section 4.2). It has a closed form for a normal
+    distribution: the root mean square of the standardised errors (Laves et al. 2020, equation 8).
+    """
+    return float(np.sqrt(np.mean(np.square(np.float64(errors) / deviations))))
+
+
+def calibrated(deviations: np.ndarray, errors: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Calibrated standard deviations (n, K) of held-out clips: each fold's, times the `temperature`
+    of the other folds.
+
+    The other folds' clips all belong to this fold's training part, and their predictions come from
+    models that were not trained on them. They serve as validation data without further training,
+    and a fold's ratings do not affect its own uncertainty.
+    """
+    result = np.full_like(deviations, np.nan)
+    for number in np.unique(fold[fold >= 0]):
+        others = (fold >= 0) & (fold != number)
+        factor = temperature(errors[others], deviations[others])
+        result[fold == number] = deviations[fold == number] * factor
+    return result
+
+
+# --- Rater ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -48,38 +262,36 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         lookup(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
-        losses.check(self.config)
+        lookup(dict.fromkeys(WEIGHTINGS), self.config.weighting, "weighting of losses")
+        if self.config.weighting != "equal" and self.config.predict_uncertainty:
+            raise InputError(
+                f"weighting {self.config.weighting!r} compares squared errors, but a predicted"
+                " uncertainty minimises negative log likelihoods, which already weight every"
+                " rating. Choose weighting 'equal', or no predicted uncertainty"
+            )
         strategies.check(self.config, self.model)
 
     @functools.cached_property
-    def module(self) -> Rater:
+    def module(self) -> heads.Rater:
         """The Flax module, computing in the hardware's type."""
-        compute, config = compute_for(self.execution, jax.devices()[0]), self.config
-        options: dict[str, Any] = {
-            "hidden": config.hidden,
-            "dropout": config.dropout,
-            "kind": config.head,
-        }
-        options |= {
-            "pooling": config.pooling,
-            "uncertain": config.predict_uncertainty,
-            "questionnaire": self.questionnaire,
-            "beside": self.beside,
-        }
-        return Rater(self.model, compute, **options)
+        config = self.config
+        return heads.Rater(
+            self.model,
+            compute_for(self.execution, jax.devices()[0]),
+            hidden=config.hidden,
+            dropout=config.dropout,
+            kind=config.head,
+            pooling=config.pooling,
+            uncertain=config.predict_uncertainty,
+            questionnaire=self.questionnaire,
+            beside=self.beside,
+        )
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with the learning rates of the strategy."""
-        return strategies.optimizer(
-            self.config, make_optimizer(self.config, self.total_steps), self.total_steps
-        )
-
-    @functools.cached_property
-    def seedless(self) -> "Finetuning":
-        """The same run with seed 0; runs that differ only in their seed share its compiled
-        functions."""
-        return replace(self, config=replace(self.config, seed=0))
+        base = make_optimizer(self.config, self.total_steps)
+        return strategies.optimizer(self.config, base, self.total_steps)
 
     def init(self, seed: int) -> dict:
         """Random parameters of encoder and head."""
@@ -91,91 +303,51 @@ class Finetuning:
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head as in `init`, without those of the encoder."""
         embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
-        make = jax.jit(functools.partial(self.module.init, method=Rater.rate))
+        make = jax.jit(functools.partial(self.module.init, method=heads.Rater.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
     def apply(self, params: dict, *inputs: jax.Array, **options: Any) -> Any:
         """Call a method of the module; Flax's annotations give no return type."""
         return self.module.apply({"params": params}, *inputs, **options)
 
-    def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> Moments:
+    def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> heads.Moments:
         """Pooling moments of windows: uint8 (B, T, F), number of valid frames (B,) -> see
         ``heads.pool_moments``."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
-        return self.apply(params, log_mel, valid, method=Rater.embed)
+        return self.apply(params, log_mel, valid, method=heads.Rater.embed)
 
     def embed(
         self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int
     ) -> np.ndarray:
         """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and standard deviation over
         time for each band."""
-        total: Moments | None = None
+        total: heads.Moments | None = None
         for batch in windows:
-            moments = _moments(
-                self, {"encoder": params["encoder"]}, batch["codes"], batch["n_valid"]
-            )
+            encoder = {"encoder": params["encoder"]}
+            moments = _moments(self, encoder, batch["codes"], batch["n_valid"])
             # Padding windows in the last batch have clip number -1; they are collected in an extra
             # clip.
-            by_clip = combine_moments(
-                moments, jnp.where(batch["clip"] < 0, n_clips, batch["clip"]), n_clips + 1
-            )
+            clips = jnp.where(batch["clip"] < 0, n_clips, batch["clip"])
+            by_clip = heads.combine_moments(moments, clips, n_clips + 1)
             total = by_clip if total is None else jax.tree.map(jnp.add, total, by_clip)
         assert total is not None  # every clip has a window
-        return np.asarray(moments_to_embedding(*total))[:n_clips]
+        return np.asarray(heads.moments_to_embedding(*total))[:n_clips]
 
-    def rate(self, params: dict, scaler: "Scaler", embeddings: np.ndarray) -> np.ndarray:
+    def rate(self, params: dict, scaler: Scaler, embeddings: np.ndarray) -> np.ndarray:
         """Ratings float32 (n, K) of embeddings (n, 2 F' D)."""
         return np.asarray(_distribution(self, params["head"], scaler, embeddings)[0])
 
     def distribution(
-        self, params: dict, scaler: "Scaler", embeddings: np.ndarray
+        self, params: dict, scaler: Scaler, embeddings: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """`rate`, and the predicted standard deviations (n, K), not calibrated; NaN if the heads
         predict none."""
         rated, log_variance = _distribution(self, params["head"], scaler, embeddings)
         rated = np.asarray(rated)
-        return rated, (
-            np.full_like(rated, np.nan)
-            if log_variance is None
-            else np.exp(0.5 * np.asarray(log_variance))
-        )
-
-    def loss(
-        self, trained: dict, encoder: dict, batch: dict, scaler: "Scaler", rng: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The training loss, and the losses of the groups (G,).
-
-        Args:
-            trained, encoder: see ``strategies.join``.
-            batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either
-                ``embeddings`` or the clips' windows: ``codes`` (B, W, T, F) and their number of
-                valid frames ``n_valid`` (B, W), 0 for padding windows.
-        """
-        params = strategies.join(self.config, encoder, trained)
-        embeddings = (
-            batch["embeddings"] if "embeddings" in batch else self._of_windows(params, batch)
-        )
-        rated, log_variance = self.apply(
-            {"head": params["head"]},
-            scaler.apply(embeddings),
-            deterministic=False,
-            method=Rater.distribution,
-            rngs={"dropout": rng},
-        )
-        errors = losses.errors(rated, log_variance, batch["ratings"])
-        groups = losses.by_group(errors, batch["weights"], self.questionnaire)
-        learned = trained["groups"]["log_variance"] if "groups" in trained else None
-        return losses.total(groups, batch["group_weights"], learned, self.questionnaire), groups
-
-    def _of_windows(self, params: dict, batch: dict) -> jax.Array:
-        """Embeddings (B, 2 F' D) of clips from the summed moments of their windows."""
-        clips, windows = batch["n_valid"].shape
-        codes = batch["codes"].reshape(clips * windows, *batch["codes"].shape[2:])
-        moments = self.moments(params, codes, batch["n_valid"].reshape(-1))
-        return moments_to_embedding(
-            *combine_moments(moments, jnp.repeat(jnp.arange(clips), windows), clips)
-        )
+        if log_variance is None:
+            return rated, np.full_like(rated, np.nan)
+        return rated, np.exp(0.5 * np.asarray(log_variance))
 
 
 # Compiled once for equal runs, so that the folds of a cross-validation share the compiled function.
@@ -184,49 +356,265 @@ _moments = jax.jit(Finetuning.moments, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def _distribution(
-    run: Finetuning, head: dict, scaler: "Scaler", embeddings: jax.Array
+    run: Finetuning, head: dict, scaler: Scaler, embeddings: jax.Array
 ) -> tuple[jax.Array, jax.Array | None]:
-    return run.apply({"head": head}, scaler.apply(embeddings), method=Rater.distribution)
+    return run.apply({"head": head}, scaler.apply(embeddings), method=heads.Rater.distribution)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def step(
-    run: Finetuning, state: TrainState, encoder: dict, batch: dict, scaler: "Scaler", rng: jax.Array
+    run: Finetuning, state: TrainState, encoder: dict, batch: dict, scaler: Scaler, rng: jax.Array
 ) -> tuple[TrainState, jax.Array]:
     """One training step; returns the next state, and the total and group losses, float32 (1 + G,).
 
-    Arguments as in `Finetuning.loss`. ``rng`` is the run's key, an argument so that runs that
-    differ only in their seed share the compiled step, see `Finetuning.seedless`.
+    Args:
+        encoder: see ``strategies.join``.
+        batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either
+            ``embeddings`` or the clips' windows: ``codes`` (B, W, T, F) and their number of valid
+            frames ``n_valid`` (B, W), 0 for padding windows.
+        rng: the run's key.
     """
     rng = jax.random.fold_in(rng, state.step)
 
     def objective(trained, batch):
-        loss, groups = run.loss(trained, encoder, batch, scaler, rng)
+        params = strategies.join(run.config, encoder, trained)
+        if "embeddings" in batch:
+            embeddings = batch["embeddings"]
+        else:  # of clips, from the summed moments of their windows
+            clips, windows = batch["n_valid"].shape
+            codes = batch["codes"].reshape(clips * windows, *batch["codes"].shape[2:])
+            moments = run.moments(params, codes, batch["n_valid"].reshape(-1))
+            clip = jnp.repeat(jnp.arange(clips), windows)
+            embeddings = heads.moments_to_embedding(*heads.combine_moments(moments, clip, clips))
+        rated, log_variance = run.apply(
+            {"head": params["head"]},
+            scaler.apply(embeddings),
+            deterministic=False,
+            method=heads.Rater.distribution,
+            rngs={"dropout": rng},
+        )
+        errors = rating_errors(rated, log_variance, batch["ratings"])
+        groups = group_losses(errors, batch["weights"], run.questionnaire)
+        learned = trained["groups"]["log_variance"] if "groups" in trained else None
+        loss = total_loss(groups, batch["group_weights"], learned, run.questionnaire)
         return loss, {"loss": loss, "groups": groups}
 
-    state, metrics = train_step(
-        state, batch, objective, run.optimizer, half=run.module.compute.dtype == jnp.float16
-    )
+    half = run.module.compute.dtype == jnp.float16
+    state, metrics = train_step(state, batch, objective, run.optimizer, half=half)
     return state, jnp.concatenate([metrics["loss"][None], metrics["groups"]])
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Scaler:
-    """Standardises embeddings with the mean and standard deviation of a fold's training clips,
-    fitted before training."""
+# --- Training -------------------------------------------------------------------------------------
 
-    mean: jax.Array
-    std: jax.Array
 
-    @classmethod
-    def fit(cls, embeddings: np.ndarray) -> "Scaler":
-        """Mean and standard deviation of (n, 2 F' D); a constant column becomes 0."""
-        std = embeddings.std(axis=0)
-        return cls(
-            jnp.asarray(embeddings.mean(axis=0)), jnp.asarray(np.where(std > 1e-6, std, 1.0))
+def finetune_fold(
+    run: Finetuning,
+    params: dict,
+    embeddings: np.ndarray,
+    *,
+    ratings: np.ndarray,
+    train: np.ndarray,
+    windows: Callable[[int], Iterator[dict]],
+    steps_per_epoch: int,
+    directory: Path,
+    settings: dict,
+    raters: np.ndarray | None = None,
+    store: str | Path = "",
+    save_minutes: float = SAVE_MINUTES,
+    log: Callable[[str], None] = echo,
+) -> tuple[dict, Scaler]:
+    """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
+
+    Args:
+        params: of encoder and head, before training; other entries are copied into the model
+            unchanged.
+        embeddings: (n, 2 F' D + beside) of all renderings, computed by that encoder; ``ratings``
+            (n, K).
+        train: positions of the renderings outside the fold.
+        windows: ``windows(k)`` yields clips as windows from step k on, see
+            `batches.finetune_batches`; used if the encoder is trained.
+        directory: of this fold; holds ``checkpoints`` during training, ``history.csv`` and, at the
+            end, ``model``.
+        settings: the rest of the run's configuration; saved with every checkpoint.
+        raters: (n,) number of raters of each rendering's clip; for ``weigh_by_raters``.
+        store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
+        save_minutes: minutes between checkpoints within a long epoch.
+
+    Raises:
+        InputError: ``directory`` or ``store`` holds a run of another configuration; see
+            `RatingTargets.fit`.
+        FloatingPointError: a loss is not finite; the message names the step.
+        StoreFailed: training is complete, but the model could not be saved.
+    """
+    config = run.config
+    settings = {"model": asdict(run.model), "finetune": asdict(config), **settings}
+    settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
+    settings |= run.questionnaire.as_settings()
+    targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
+    claim_directory(directory, settings)
+    checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
+    finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
+    finished.prepare()
+    if found := finished.load(settings=settings):
+        tree, _ = found
+        checkpoints.clear()
+        return tree["params"], Scaler(**tree["scaler"])
+
+    scaler, history = Scaler.fit(embeddings[train]), History(directory, log)
+    with checkpoints:
+        state = new_state(strategies.split(config, params, run.questionnaire), run.optimizer)
+        done, rows, losses = 0, [], []
+        started, logged = time.monotonic(), 0.0
+        checkpoints.prepare()
+        if found := checkpoints.load({"state": state}, settings):
+            tree, kept = found
+            state, done = tree["state"], kept["step"]
+            rows, losses = kept["history"], kept["losses"]
+            steps = f" and {len(losses)} steps" if losses else ""
+            log(f"  resuming after epoch {kept['epoch']}{steps}")
+            if rows:
+                history.send(rows)
+        saved = time.monotonic()
+        if config.trains_encoder:
+            batches = windows(done)
+        else:
+            batches = _embedding_batches(embeddings, train, config, done)
+        inputs = run, params["encoder"], scaler, targets, batches
+        training = _train(*inputs, steps_per_epoch, state, done, rows, losses)
+        for number, state in training:
+            ended = number % steps_per_epoch == 0
+            due = time.monotonic() - saved >= 60 * save_minutes and not checkpoints.busy
+            if ended or due:
+                saved = time.monotonic()
+                losses[:] = _as_numbers(losses)
+                progress = {"epoch": len(rows), "history": rows, "losses": losses}
+                description = {**settings, "seed": config.seed, **progress}
+                checkpoints.save(number, {"state": state}, description)
+            if ended:
+                history.send(rows)
+                elapsed, loss = time.monotonic() - started, rows[-1]["loss"]
+                if elapsed - logged > 10:
+                    logged = elapsed
+                    log(f"  epoch {len(rows)}/{config.epochs}: loss {loss:.4f}, {elapsed:.0f} s")
+    history.finish()
+    params = _finished(run, params, state, targets)
+    tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
+    with finished:
+        made = {"seed": config.seed, "epoch": config.epochs, "history": rows}
+        finished.save(int(state.step), tree, settings | made)
+    checkpoints.clear()  # the store may have room for one fold's checkpoints only
+    return params, scaler
+
+
+def fit_heads(
+    run: Finetuning,
+    params: dict,
+    embeddings: np.ndarray,
+    *,
+    ratings: np.ndarray,
+    train: np.ndarray,
+    raters: np.ndarray | None = None,
+) -> tuple[dict, Scaler]:
+    """As `finetune_fold` with a frozen encoder, but in memory only, for studies that train hundreds
+    of heads.
+
+    Raises:
+        InputError: a strategy other than ``frozen``; see `RatingTargets.fit`.
+    """
+    config = run.config
+    if config.trains_encoder:
+        raise InputError(
+            f"strategy {config.strategy!r} trains the encoder; choose 'frozen' to fit the heads"
+            " only"
         )
+    targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
+    scaler, steps = Scaler.fit(embeddings[train]), steps_of_epoch(config, len(train))
+    batches = _embedding_batches(embeddings, train, config, 0)
+    state = new_state(strategies.split(config, params, run.questionnaire), run.optimizer)
+    inputs = run, params["encoder"], scaler, targets, batches
+    for after in _train(*inputs, steps, state, 0, [], []):
+        state = after[1]
+    return _finished(run, params, state, targets), scaler
 
-    def apply(self, embeddings: jax.Array) -> jax.Array:
-        """(n, 2 F' D) -> the same shape."""
-        return (embeddings - self.mean[None, :]) / self.std[None, :]
+
+def _train(
+    run, encoder, scaler, targets, batches, steps_per_epoch, state, done, rows, losses
+) -> Iterator[tuple[int, TrainState]]:
+    """Train from step ``done`` on; yields each step's number and the state after it, which the next
+    step reuses.
+
+    Appends a row of the history per epoch to ``rows``; ``losses`` holds those of the steps of the
+    current epoch, see `step`.
+    """
+    # otherwise all of it is part of the training state, or none is used
+    encoder = encoder if run.config.strategy in ("last", "lora") else {}
+    columns, rng = ("loss", *loss_columns(run.questionnaire)), jax.random.key(run.config.seed)
+    # Runs that differ only in their seed share the compiled step.
+    run = replace(run, config=replace(run.config, seed=0))
+    for epoch in range(done // steps_per_epoch, run.config.epochs):
+        end = (epoch + 1) * steps_per_epoch
+        # Depends only on the history, which every checkpoint holds.
+        weights = dynamic_weights(run.config, rows, run.questionnaire)
+        for number in range(done + 1, end + 1):
+            batch = targets.of(next(batches)) | {"group_weights": weights}
+            state, found = step(run, state, encoder, batch, scaler, rng)
+            losses.append(found)
+            if number < end:
+                yield number, state
+        losses[:] = _as_numbers(losses)
+        for number, (loss, *_) in enumerate(losses, end - steps_per_epoch + 1):
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} at step {number}; lower the learning rate"
+                )
+        means = np.mean(losses, axis=0).tolist()
+        rows.append({"epoch": epoch + 1, "step": end} | dict(zip(columns, means)))
+        losses.clear()
+        done = end
+        yield done, state
+
+
+def _as_numbers(losses: list) -> list[list[float]]:
+    return [np.asarray(one).tolist() for one in losses]
+
+
+def _finished(run: Finetuning, params: dict, state: TrainState, targets: RatingTargets) -> dict:
+    """Parameters of the complete rater, trained and frozen parts joined; it predicts in the unit of
+    the ratings."""
+    params = params | strategies.join(run.config, params["encoder"], state.params)
+    head = heads.in_rating_units(
+        params["head"], run.config.head, targets.mean, targets.std, run.questionnaire
+    )
+    return params | {"head": head}
+
+
+def _embedding_batches(embeddings, train, config: FinetuneConfig, step: int) -> Iterator[dict]:
+    per_epoch = steps_of_epoch(config, len(train))
+    while True:
+        epoch, batch = divmod(step, per_epoch)
+        order = np.random.default_rng([config.seed, epoch]).permutation(train)
+        chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+        yield {"embeddings": embeddings[chosen], "clip": chosen}
+        step += 1
+
+
+def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
+    """Steps per epoch for training heads on a frozen encoder; an incomplete last batch is
+    dropped."""
+    return max(clips // config.batch_size, 1)
+
+
+def check_room(
+    run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = echo
+) -> None:
+    """Before the first fold: check the disk space for all folds, see `require_room`."""
+
+    def first_state() -> TrainState:
+        return new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)
+
+    state, model = size_of(jax.eval_shape(first_state)), size_of(params)
+    most = (
+        f"{shown(3 * state + (folds + 1) * model)} (three checkpoints during a fold's training, and"
+        f" a final model of each of {folds} folds)"
+    )
+    require_room(place, max(state, model), most, log)

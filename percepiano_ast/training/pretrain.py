@@ -1,4 +1,4 @@
-"""Pre-training with any of `objectives.OBJECTIVES`, on any device.
+"""Pre-training by masked patches, transcription, or both, on any device.
 
 Batches come in as iterators of dicts. They hold ``codes`` (batch, time, mel), uint8 or float16 dB,
 this process's rows; ``clip``, a name for each row; and further inputs of the objective, see
@@ -26,11 +26,11 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.files import claim_directory, echo
-from percepiano_ast.models import ssast
-from percepiano_ast.training import augment, parallel
+from percepiano_ast.models import ssast, transcription
+from percepiano_ast.models.transformer import Compute
+from percepiano_ast.training import mesh
 from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
 from percepiano_ast.training.loop import Loop
-from percepiano_ast.training.objectives import Objective, objective_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -44,6 +44,266 @@ from percepiano_ast.training.state import (
 
 # Folded into a key; steps, batches and clips use small numbers, so this one does not collide.
 _OTHER_STREAM = np.uint32(2**32 - 1)
+
+# --- Objectives ---------------------------------------------------------------------------------
+
+
+class Objective:
+    """Base class of `OBJECTIVES`.
+
+    Attributes:
+        names: of the losses, ``loss`` first.
+        module: the Flax module; for the joint objective, the SSAST. Its parameters hold the encoder
+            as ``encoder``.
+    """
+
+    names: tuple[str, ...]
+    module: nn.Module
+
+    def __init__(
+        self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
+    ):
+        self.model, self.config = model, config
+        self.module = self._build(compute, num_descriptors)
+
+    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
+        raise NotImplementedError
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """Parameters, initialised with one window (1, T, F)."""
+        raise NotImplementedError
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """Random values for each clip of a batch, to be added to the batch."""
+        return {}
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """The losses ``names`` of normalised windows (B, T, F), float32 scalars."""
+        raise NotImplementedError
+
+    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """Float32 scalars of a validation batch, to be summed over batches."""
+        return self.losses(params, log_mel, batch)
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """Validation scores from the sums over ``batches`` batches: means of the losses first."""
+        return {name: total[name] / batches for name in self.names}
+
+
+class MaskedObjective(Objective):
+    """SSAST (Gong et al. 2022), see `models.ssast`."""
+
+    names = ("loss", "nce", "mse", "accuracy")
+
+    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
+        self.masked = self.config.num_masked(self.model)
+        return ssast.SSAST(self.model, compute, self.config.decoder_depth)
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """See `Objective`."""
+        return self.module.init(rng, log_mel, jnp.arange(self.masked)[None, :])["params"]
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """``mask``: indices of masked patches, int32 (batch, masked)."""
+        grid, cluster = self.model.grid, self.config.cluster
+        return {"mask": ssast.sample_mask_index(rng, batch, grid, self.masked, cluster)}
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """See `Objective`; reads the batch's ``mask``."""
+        outputs, _ = self.module.apply({"params": params}, log_mel, batch["mask"])
+        config = self.config
+        return ssast.losses(
+            outputs, generative_weight=config.generative_weight, softmax_over=config.softmax_over
+        )
+
+
+class TranscriptionObjective(Objective):
+    """Onsets, keys, strings, velocity, pedals and descriptors, see `models.transcription`."""
+
+    names = transcription.LOSSES
+
+    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
+        transcription.steps_of(self.model)  # raises an error for unsuitable patches
+        return transcription.Transcriber(self.model, compute, num_descriptors)
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """See `Objective`."""
+        return self.module.init(rng, log_mel)["params"]
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """See `Objective`; reads the batch's ``targets`` and ``descriptors``."""
+        outputs, _ = self.module.apply({"params": params}, log_mel)
+        return transcription.losses(outputs, batch["targets"], batch["descriptors"])
+
+    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """Losses, and `transcription.metric_counts`."""
+        outputs, _ = self.module.apply({"params": params}, log_mel)
+        known = batch["targets"], batch["descriptors"]
+        counts = transcription.metric_counts(outputs, *known)
+        return transcription.losses(outputs, *known) | _prefixed("count_", counts)
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """Means of the losses, and `transcription.METRICS`."""
+        counts = _without_prefix("count_", total)
+        return super().scores(total, batches) | transcription.metrics(counts)
+
+
+class JointObjective(Objective):
+    """Both objectives on one encoder: it encodes the masked window and the complete one, and the
+    losses are added."""
+
+    # the prefixes are those of columns in existing histories
+    names = (
+        "loss",
+        *(f"masked_{name}" for name in MaskedObjective.names),
+        *(f"heard_{name}" for name in TranscriptionObjective.names),
+    )
+
+    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
+        kinds: dict[str, type[Objective]] = {
+            "masked_": MaskedObjective,
+            "heard_": TranscriptionObjective,
+        }
+        self.parts = {
+            prefix: kind(self.model, self.config, compute, num_descriptors)
+            for prefix, kind in kinds.items()
+        }
+        return self.parts["masked_"].module
+
+    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
+        """Parameters of both objectives, with one shared encoder."""
+        masked, transcribed = (part.init(rng, log_mel) for part in self.parts.values())
+        return transcribed | masked
+
+    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+        """See `MaskedObjective`."""
+        return self.parts["masked_"].draw(rng, batch)
+
+    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """See `Objective`."""
+        return self._added(lambda prefix, part: part.losses(params, log_mel, batch))
+
+    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
+        """The sums of both objectives."""
+        return self._added(lambda prefix, part: part.measure(params, log_mel, batch))
+
+    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
+        """The scores of both objectives."""
+        return self._added(lambda name, part: part.scores(_without_prefix(name, total), batches))
+
+    def _added(self, compute: Callable[[str, Objective], dict]) -> dict:
+        found = {prefix: compute(prefix, part) for prefix, part in self.parts.items()}
+        total = {"loss": found["masked_"]["loss"] + found["heard_"]["loss"]}
+        return total | _prefixed("masked_", found["masked_"]) | _prefixed("heard_", found["heard_"])
+
+
+OBJECTIVES = {
+    "ssast": MaskedObjective,
+    "transcription": TranscriptionObjective,
+    "joint": JointObjective,
+}
+
+
+def _prefixed(prefix: str, values: dict) -> dict:
+    return {f"{prefix}{name}": value for name, value in values.items()}
+
+
+def _without_prefix(prefix: str, values: dict) -> dict:
+    """The values whose names have this prefix, named without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+
+
+# --- Augmentation by room, microphone, level and noise ------------------------------------------
+# The notes and their frames do not change. Without augmentation a model does not generalise: if it
+# is trained on one soundfont, it loses a quarter of its correlation on another; if it is trained on
+# dry pianos, it mistakes reverberation for the pedal. Augmentation is a pure function of normalised
+# levels and the step's key. It runs on the device, at a small fraction of the cost of a step.
+
+GAIN_DB = 6.0  # largest gain, up or down; larger gains would hide the force of the strokes
+# largest amplitude of each of `EQ_WAVES` cosines over the mel axis: tilt, one dip, two dips
+EQ_DB = 4.0
+EQ_WAVES = 3
+NOISE_DB = (-80.0, -45.0)  # level of noise in every band
+ROOM_SECONDS = (0.2, 2.0)  # reverberation time of the lowest band, log-uniform
+ROOM_DULL = 0.6  # the highest band's reverberation time is shorter by this share
+# reverberant energy over direct: near the strings, or in the tenth row of a hall
+ROOM_DB = (-20.0, 0.0)
+IN_A_ROOM = 0.6  # share of the augmented clips that get reverberation
+# share of the clips that are not augmented, so that clean recordings stay in the training data
+AS_RECORDED = 0.25
+
+
+def draw_augmentation(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
+    """Draw the augmentation of each clip of a batch: arrays of ``batch`` rows."""
+    keys = jax.random.split(rng, 8)
+    low, high = jnp.log(jnp.array(ROOM_SECONDS))
+    return {
+        "gain": jax.random.uniform(keys[0], (batch,), minval=-GAIN_DB, maxval=GAIN_DB),
+        "eq": jax.random.uniform(keys[1], (batch, EQ_WAVES), minval=-EQ_DB, maxval=EQ_DB),
+        "noise": jax.random.uniform(keys[2], (batch,), minval=NOISE_DB[0], maxval=NOISE_DB[1]),
+        "room_seconds": jnp.exp(jax.random.uniform(keys[5], (batch,), minval=low, maxval=high)),
+        "room": jnp.where(
+            jax.random.bernoulli(keys[7], IN_A_ROOM, (batch,)),
+            jax.random.uniform(keys[6], (batch,), minval=ROOM_DB[0], maxval=ROOM_DB[1]),
+            -jnp.inf,
+        ),
+        "seed": jax.random.bits(keys[3], (batch,)),
+        "changed": ~jax.random.bernoulli(keys[4], AS_RECORDED, (batch,)),
+    }
+
+
+def augment(
+    log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: Statistics, frame_seconds: float
+) -> jax.Array:
+    """Apply reverberation, equalisation, gain and noise to normalised levels (B, T, F); same
+    shape."""
+    bands = log_mel.shape[2]
+    numbers = jnp.arange(1, EQ_WAVES + 1)[:, None]
+    waves = jnp.cos(jnp.pi * numbers * (jnp.arange(bands)[None, :] + 0.5) / bands)
+    change = drawn["gain"][:, None] + drawn["eq"] @ waves
+    scale = 2 * statistics.std_db
+    nepers = scale * jnp.log(10.0) / 10  # per unit of normalised level
+    wet = _reverberate(log_mel * nepers, drawn, frame_seconds) / nepers
+    wet = wet + change[:, None, :] / scale
+    # Power of narrow-band noise is exponentially distributed.
+    power = jax.vmap(lambda seed: jax.random.exponential(jax.random.key(seed), log_mel.shape[1:]))(
+        drawn["seed"]
+    )
+    noise = drawn["noise"][:, None, None] + 10 * jnp.log10(power + 1e-6)
+    mixed = jnp.logaddexp(wet * nepers, (noise - statistics.mean_db) / scale * nepers) / nepers
+    return jnp.where(drawn["changed"][:, None, None], mixed, log_mel)
+
+
+def _reverberate(power: jax.Array, drawn: dict[str, jax.Array], frame_seconds: float) -> jax.Array:
+    """Add a diffuse reverberation tail to log power (B, T, F), in nepers.
+
+    Polack's model (1988): late reverberation is noise whose power decays exponentially, so that
+    powers add. The direct sound does not change. The tail of a steady sound has ``room`` dB more
+    energy than the sound.
+    """
+    bands = power.shape[2]
+    dulling = 1 - ROOM_DULL * jnp.arange(bands)[None, :] / (bands - 1)
+    seconds = drawn["room_seconds"][:, None] * dulling
+    # decay of the power per frame: 60 dB in ``seconds``
+    kept = 10 ** (-6 * frame_seconds / seconds)
+    gain = (1 - kept) * 10 ** (drawn["room"][:, None] / 10)
+    sound = jnp.exp(power)
+
+    def joined(earlier, later):
+        return earlier[0] * later[0], earlier[1] * later[0] + later[1]
+
+    # The tail at a frame is the decayed sum of all earlier frames.
+    decays = jnp.broadcast_to(kept[:, None, :], sound.shape)
+    _, tail = jax.lax.associative_scan(joined, (decays, sound), axis=1)
+    tail = jnp.pad(tail[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    return jnp.log(sound + gain[:, None, :] * tail)
+
+
+# --- Run ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -63,14 +323,19 @@ class Pretraining:
     statistics: Statistics
     total_steps: int
     execution: Execution = Execution()
-    layout: parallel.Layout = field(default_factory=parallel.Layout.over)
+    layout: mesh.Layout = field(default_factory=mesh.Layout.over)
     num_descriptors: int = 0
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """The objective, computing in the precision chosen for the hardware."""
+        """The objective, computing in the precision chosen for the hardware.
+
+        Raises:
+            InputError: an unknown objective, or patches that are incompatible with it.
+        """
+        kind = lookup(OBJECTIVES, self.config.objective, "objective")
         compute = compute_for(self.execution, self.layout.device, self.layout.size)
-        return objective_of(self.model, self.config, compute, self.num_descriptors)
+        return kind(self.model, self.config, compute, self.num_descriptors)
 
     @property
     def module(self) -> nn.Module:
@@ -93,9 +358,8 @@ class Pretraining:
 
     def _first_state(self) -> TrainState:
         codes = jnp.zeros((1, self.model.n_frames, self.model.n_mels), jnp.uint8)
-        params = self.objective.init(
-            jax.random.key(self.config.seed), normalise(codes, self.front_end, self.statistics)
-        )
+        log_mel = normalise(codes, self.front_end, self.statistics)
+        params = self.objective.init(jax.random.key(self.config.seed), log_mel)
         return new_state(params, self.optimizer, ema=self.config.ema_decay > 0)
 
     @functools.cached_property
@@ -107,33 +371,25 @@ class Pretraining:
         """The state before the first step, initialised from the seed."""
         return jax.jit(self._first_state, out_shardings=self.layout.of_state(self.abstract_state))()
 
-    def hear(self, batch: dict) -> jax.Array:
+    def inputs(self, batch: dict) -> jax.Array:
         """Normalised windows (B, T, F) of a batch's ``codes``, augmented if the batch has
         ``augment``."""
         log_mel = normalise(batch["codes"], self.front_end, self.statistics)
-        seconds = self.front_end.seconds(1)
-        return (
-            augment.apply(log_mel, batch["augment"], self.statistics, seconds)
-            if "augment" in batch
-            else log_mel
-        )
+        if "augment" not in batch:
+            return log_mel
+        return augment(log_mel, batch["augment"], self.statistics, self.front_end.seconds(1))
 
     def draw(self, rng: jax.Array, batch: int) -> dict:
         """All random values for the clips of one step."""
-        drawn = self.objective.draw(rng, batch)
-        return (
-            drawn | {"augment": augment.draw(jax.random.fold_in(rng, _OTHER_STREAM), batch)}
-            if self.config.augment
-            else drawn
-        )
+        drawn: dict = self.objective.draw(rng, batch)
+        if self.config.augment:
+            drawn["augment"] = draw_augmentation(jax.random.fold_in(rng, _OTHER_STREAM), batch)
+        return drawn
 
     @functools.cached_property
     def step(self) -> jax.stages.Wrapped:
-        """Jitted training step, (state, batch) -> (state, metrics); the input state is donated.
-
-        Step k draws from ``fold_in(key, k)``.
-
-        The batch is a dict without its ``clip``.
+        """Jitted training step, (state, batch without its ``clip``) -> (state, metrics); the input
+        state is donated. Step k draws from ``fold_in(key, k)``.
 
         Raises:
             InputError: devices and micro-batches do not divide the batch.
@@ -142,14 +398,15 @@ class Pretraining:
         layout.check_batch(self.config.batch_size, execution.accumulate)
 
         def objective(params, part):
-            losses = self.objective.losses(params, self.hear(part), part)
+            losses = self.objective.losses(params, self.inputs(part), part)
             return losses["loss"], losses
 
         def step(state: TrainState, batch: dict):
             rng = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+            batch = batch | self.draw(rng, len(batch["codes"]))
             return train_step(
                 state,
-                batch | self.draw(rng, len(batch["codes"])),
+                batch,
                 objective,
                 self.optimizer,
                 accumulate=execution.accumulate,
@@ -161,7 +418,7 @@ class Pretraining:
         return jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(shardings, layout.sharding(parallel.DATA)),
+            in_shardings=(shardings, layout.sharding(mesh.DATA)),
             out_shardings=(shardings, layout.sharding()),
         )
 
@@ -172,7 +429,7 @@ class Pretraining:
 
         def measure(params, batch, rng):
             batch = batch | self.objective.draw(rng, len(batch["codes"]))
-            return self.objective.measure(params, self.hear(batch), batch)
+            return self.objective.measure(params, self.inputs(batch), batch)
 
         return jax.jit(measure)
 
@@ -194,16 +451,12 @@ class Pretraining:
             raise InputError(
                 "the validation split does not fill one batch; choose a smaller batch size"
             )
-        return {
-            f"validation_{name}": value
-            for name, value in self.objective.scores(total, count).items()
-        }
+        return _prefixed("validation_", self.objective.scores(total, count))
 
     def put(self, batch: dict) -> dict:
         """This process's rows of a batch -> the global batch on the devices, without ``clip``."""
-        return jax.tree.map(
-            self.layout.put_batch, {name: value for name, value in batch.items() if name != "clip"}
-        )
+        arrays = {name: value for name, value in batch.items() if name != "clip"}
+        return jax.tree.map(self.layout.put_batch, arrays)
 
 
 def pretrain(
@@ -250,29 +503,23 @@ def pretrain(
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
     claimed = {**settings, "steps_per_epoch": steps_per_epoch}
-    if parallel.is_lead():
+    if mesh.is_lead():
         claim_directory(directory, claimed)
-    parallel.wait_for_all("directory claimed")
+    mesh.wait_for_all("directory claimed")
     # the other processes compare with the first one's file
     directory = claim_directory(directory, claimed)
-    layout = parallel.Layout.over(shard_params=execution.shard_params)
+    layout = mesh.Layout.over(shard_params=execution.shard_params)
+    steps = config.epochs * steps_per_epoch
     run = Pretraining(
-        model,
-        config,
-        front_end,
-        statistics,
-        config.epochs * steps_per_epoch,
-        execution,
-        layout,
-        num_descriptors,
+        model, config, front_end, statistics, steps, execution, layout, num_descriptors
     )
-    log = log if parallel.is_lead() else lambda line: None
+    log = log if mesh.is_lead() else lambda line: None
     try:
         with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
             loop = Loop(run, directory, claimed, checkpoints, save_minutes, log)
             rows = loop.run_epochs(batches, steps_per_epoch, validation)
-        if loop.record:
-            loop.record.finish()
+        if loop.history:
+            loop.history.finish()
         return rows
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

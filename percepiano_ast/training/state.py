@@ -1,12 +1,10 @@
-"""Training state, optimisers, precision, and the training step shared by pre-training and
-fine-tuning."""
+"""Training state, optimisers, precision, and the training step of pre-training and fine-tuning."""
 
 from collections.abc import Callable
 from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -16,7 +14,8 @@ from percepiano_ast.models.transformer import Compute, Kernel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
-# Loss scaling for float16 (Micikevicius et al. 2018, section 3.2), with the usual constants.
+# Loss scaling for float16 (Micikevicius et al. 2018, section 3.2), with the usual constants: halved
+# after an overflow, doubled after `GROW_AFTER` steps without one.
 FIRST_SCALE, GROW_AFTER, LARGEST_SCALE = 2.0**15, 2000, 2.0**24
 
 
@@ -66,9 +65,8 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
     fused = gpu >= 8 and precision != "float32"
     # "heads" loops over heads and clips, so it cannot be sharded over devices
     if attention == "auto":
-        attention = (
-            "cudnn" if fused else "heads" if device.platform == "cpu" and devices == 1 else "xla"
-        )
+        single = device.platform == "cpu" and devices == 1
+        attention = "cudnn" if fused else "heads" if single else "xla"
     if attention not in ("xla", "cudnn", "heads"):
         raise InputError(f"unknown attention {attention!r}. Choose one of: auto, xla, cudnn, heads")
     if attention == "cudnn" and not fused:
@@ -105,27 +103,22 @@ def make_optimizer(
     def decays(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
-    schedule = learning_rate(config, total_steps)
+    def clip(updates, params=None):
+        # optax.clip_by_global_norm with `norm_of`, which the step computes in any case
+        norm = norm_of(updates)
+        scale = jnp.where(norm < config.clip_norm, 1.0, config.clip_norm / norm)
+        return jax.tree.map(lambda leaf: leaf * scale, updates)
+
+    rate = learning_rate(config, total_steps)
     return optax.chain(
-        clip_by_norm(config.clip_norm),
-        optax.adamw(schedule, *config.betas, weight_decay=config.weight_decay, mask=decays),
+        optax.stateless(clip),
+        optax.adamw(rate, *config.betas, weight_decay=config.weight_decay, mask=decays),
     )
 
 
 def norm_of(tree) -> jax.Array:
     """Global L2 norm, with dot products, which are faster than ``optax.tree.norm`` on a CPU."""
     return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
-
-
-def clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """``optax.clip_by_global_norm`` with `norm_of`, which the step computes in any case."""
-
-    def update(updates, params=None):
-        norm = norm_of(updates)
-        scale = jnp.where(norm < largest, 1.0, largest / norm)
-        return jax.tree.map(lambda leaf: leaf * scale, updates)
-
-    return optax.stateless(update)
 
 
 def published_optimizer(
@@ -159,76 +152,74 @@ def new_state(
     )
 
 
-Objective = Callable[[dict, dict], tuple[jax.Array, dict]]
-
-
-def gradients_of(
-    objective: Objective, params: dict, batch: dict, accumulate: int, scale: jax.Array | None
-):
-    """Gradients and metrics of a batch, averaged over ``accumulate`` micro-batches.
-
-    ``objective(params, batch)`` returns the mean loss over the clips, and metrics that are means
-    too, so that the result equals that of the whole batch up to rounding. A micro-batch takes every
-    ``accumulate``-th clip, so that clips stay on their devices. ``scale`` multiplies the loss in
-    the backward pass, for float16.
-    """
-
-    def scaled(params, part):
-        loss, metrics = objective(params, part)
-        return loss if scale is None else loss * scale, metrics
-
-    grad = jax.grad(scaled, has_aux=True)
-    if accumulate == 1:
-        gradients, metrics = grad(params, batch)
-    else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
-        zero = jax.tree.map(
-            jnp.zeros_like, jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
-        )
-
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, grad(params, part)), None
-
-        total, _ = jax.lax.scan(add, zero, parts)
-        gradients, metrics = jax.tree.map(lambda x: x / accumulate, total)
-    if scale is not None:
-        gradients = jax.tree.map(lambda g: g / scale, gradients)
-    return gradients, metrics
-
-
 def train_step(
     state: TrainState,
     batch: dict,
-    objective: Objective,
+    objective: Callable[[dict, dict], tuple[jax.Array, dict]],
     optimizer: optax.GradientTransformation,
     *,
     accumulate: int = 1,
     half: bool = False,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict]:
-    """One optimiser step, unless loss, gradient or update is not finite.
+    """One optimiser step.
+
+    After a float16 overflow the step counts, but its update is skipped and the loss scale halved.
+    After any other loss, gradient or update that is not finite, parameters and step are unchanged
+    and the state is no longer ``healthy``.
+
+    Args:
+        objective: (params, batch) -> the mean loss over the clips, and metrics that are means too,
+            so that the means over micro-batches equal those of the batch up to rounding.
+        accumulate: number of micro-batches. One takes every ``accumulate``-th clip, so that clips
+            stay on their devices.
+        half: scale the loss for float16 in the backward pass.
 
     Returns:
         the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and
-        ``skipped`` (1 after a float16
-        overflow: the step counts, but its update is skipped and the scale halved). After any other
-            non-finite loss, gradient or
-        update, parameters and step are unchanged and the state is no longer ``healthy``.
+        ``skipped`` (1 after an overflow).
     """
-    scale = state.loss_scale["scale"] if half else None
-    gradients, metrics = gradients_of(objective, state.params, batch, accumulate, scale)
+    loss_scale, overflow = state.loss_scale, jnp.zeros((), bool)
+    scale = loss_scale["scale"]
+
+    def scaled(params, part):
+        loss, metrics = objective(params, part)
+        return loss * scale if half else loss, metrics
+
+    # --- Gradients
+    grad = jax.grad(scaled, has_aux=True)
+    if accumulate == 1:
+        gradients, metrics = grad(state.params, batch)
+    else:
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+        first = jax.tree.map(lambda x: x[0], parts)
+        zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, state.params, first))
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad(state.params, part)), None
+
+        total, _ = jax.lax.scan(add, zero, parts)
+        gradients, metrics = jax.tree.map(lambda x: x / accumulate, total)
+    if half:
+        gradients = jax.tree.map(lambda g: g / scale, gradients)
+
+    # --- Update
     norm = norm_of(gradients)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     moved = norm_of(updates)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(moved)
-    # At scale 1 the loss scale cannot be the cause.
-    overflow = (
-        ~finite & jnp.isfinite(metrics["loss"]) & (state.loss_scale["scale"] > 1)
-        if half
-        else jnp.zeros((), bool)
-    )
+    if half:
+        # At scale 1 the loss scale cannot be the cause.
+        overflow = ~finite & jnp.isfinite(metrics["loss"]) & (scale > 1)
+        count = jnp.where(finite, loss_scale["finite"] + 1, 0)
+        grow = count >= GROW_AFTER
+        grown = jnp.where(grow, jnp.minimum(2 * scale, LARGEST_SCALE), scale)
+        loss_scale = {
+            "scale": jnp.where(finite, grown, jnp.maximum(scale / 2, 1.0)),
+            "finite": jnp.where(grow, 0, count),
+        }
     healthy = state.healthy & (finite | overflow)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
@@ -237,7 +228,6 @@ def train_step(
     updated = {"params": params, "opt_state": opt_state, "ema": ema}
     kept = {name: getattr(state, name) for name in updated}
     updated = jax.tree.map(lambda new, old: jnp.where(healthy & finite, new, old), updated, kept)
-    loss_scale = _next_scale(state.loss_scale, finite) if half else state.loss_scale
     metrics |= {
         "gradient_norm": norm,
         "update_norm": moved,
@@ -245,33 +235,3 @@ def train_step(
     }
     step = state.step + healthy.astype(jnp.int32)
     return TrainState(step=step, **updated, loss_scale=loss_scale, healthy=healthy), metrics
-
-
-def _next_scale(loss_scale: dict, finite: jax.Array) -> dict:
-    """Halve the scale after an overflow; double it after `GROW_AFTER` steps without one."""
-    count = jnp.where(finite, loss_scale["finite"] + 1, 0)
-    grow = count >= GROW_AFTER
-    scale = loss_scale["scale"]
-    grown = jnp.where(grow, jnp.minimum(2 * scale, LARGEST_SCALE), scale)
-    return {
-        "scale": jnp.where(finite, grown, jnp.maximum(scale / 2, 1.0)),
-        "finite": jnp.where(grow, 0, count),
-    }
-
-
-def require_finite(losses: list[float], step: int) -> None:
-    """Check the losses of consecutive steps, starting with ``step``, counted from 1.
-
-    Raises:
-        FloatingPointError: a loss is not finite; the message names the first such step.
-    """
-    for number, loss in enumerate(losses, step):
-        if not np.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {number}; lower the learning rate"
-            )
-
-
-def count_parameters(params: dict) -> int:
-    """Number of values in a parameter tree."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))

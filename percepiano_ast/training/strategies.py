@@ -5,8 +5,6 @@ The trained parameters are a separate tree, so that gradients, optimiser state a
 only them. `join` combines them with the frozen parameters into a complete rater.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -50,13 +48,9 @@ def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = P
     """The trained part of ``params`` (``encoder``, ``head``), with added parameters: adapters, the
     groups' variances."""
     head = params["head"]
-    trained = {
-        "head": (
-            head
-            if config.rating_scale == "none"
-            else heads.standardised(head, config.head, questionnaire)
-        )
-    }
+    if config.rating_scale != "none":
+        head = heads.standardised(head, config.head, questionnaire)
+    trained = {"head": head}
     if config.weighting == "uncertainty":
         trained["groups"] = {"log_variance": jnp.zeros(len(questionnaire.groups))}
     encoder = params["encoder"]
@@ -102,55 +96,40 @@ def _ranks(encoder: dict) -> dict:
     return jax.tree_util.tree_map_with_path(rank, encoder)
 
 
-def scale_rates(config: FinetuneConfig) -> optax.GradientTransformation:
-    """Multiply the encoder's updates by ``encoder_rate`` and by ``layer_decay`` to the power of the
-    rank (see `_ranks`)."""
-
-    def update(updates, params=None):
-        if "encoder" not in updates:
-            return updates
-        scaled = jax.tree.map(
-            lambda leaf, rank: (
-                leaf * (config.encoder_rate * jnp.float32(config.layer_decay) ** rank)
-            ),
-            updates["encoder"],
-            _ranks(updates["encoder"]),
-        )
-        return updates | {"encoder": scaled}
-
-    return optax.stateless(update)
-
-
-def unfreeze(steps_per_block: int) -> optax.GradientTransformation:
-    """Zero the updates of the encoder's frozen part: at first all of it, then one block less every
-    ``steps_per_block`` steps, from the top. Parameters above the blocks are unfrozen with the
-    highest block, those below after the lowest."""
-
-    def update(updates, count, params=None):
-        thawed = count // steps_per_block
-        ranks = _ranks(updates["encoder"])
-        gated = jax.tree.map(
-            lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= thawed, leaf, 0.0),
-            updates["encoder"],
-            ranks,
-        )
-        return updates | {"encoder": gated}, count + 1
-
-    return optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
-
-
 def optimizer(
     config: FinetuneConfig, base: optax.GradientTransformation, total_steps: int
 ) -> optax.GradientTransformation:
     """``base`` with the learning rates of the strategy.
 
-    For the frozen part, gradients are zeroed before ``base``, so that its moments start at
-    unfreezing, and updates after it, so that weight decay has no effect.
+    The encoder's updates are multiplied by ``encoder_rate`` and by ``layer_decay`` to the power of
+    the rank (see `_ranks`). With ``gradual``, the encoder is frozen at first, then one block less
+    every ``unfreeze_epochs``, from the top; parameters above the blocks are unfrozen with the
+    highest block, those below after the lowest. Gradients of the frozen part are zeroed before
+    ``base``, so that its moments start at unfreezing, and updates after it, so that weight decay
+    has no effect.
     """
-    chain = [base, scale_rates(config)]
-    if config.strategy == "gradual":
-        gate = functools.partial(
-            unfreeze, config.unfreeze_epochs * max(total_steps // config.epochs, 1)
+
+    def scale(updates, params=None):
+        if "encoder" not in updates:
+            return updates
+        encoder, decay = updates["encoder"], jnp.float32(config.layer_decay)
+        scaled = jax.tree.map(
+            lambda leaf, rank: leaf * (config.encoder_rate * decay**rank), encoder, _ranks(encoder)
         )
-        chain = [gate(), *chain, gate()]
-    return optax.chain(*chain)
+        return updates | {"encoder": scaled}
+
+    if config.strategy != "gradual":
+        return optax.chain(base, optax.stateless(scale))
+    steps_per_block = config.unfreeze_epochs * max(total_steps // config.epochs, 1)
+
+    def freeze(updates, count, params=None):
+        encoder, unfrozen = updates["encoder"], count // steps_per_block
+        gated = jax.tree.map(
+            lambda leaf, rank: jnp.where(jnp.maximum(rank, 1) <= unfrozen, leaf, 0.0),
+            encoder,
+            _ranks(encoder),
+        )
+        return updates | {"encoder": gated}, count + 1
+
+    gate = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), freeze)
+    return optax.chain(gate, base, optax.stateless(scale), gate)

@@ -16,7 +16,7 @@ from percepiano_ast.config import (
     Statistics,
 )
 from percepiano_ast.suite import workers
-from percepiano_ast.training import flops
+from percepiano_ast.training.loop import matrix_peak, pretrain_flops
 from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH = 8
@@ -64,8 +64,8 @@ def model() -> Iterator[dict]:
         run, step = _largest(geometry, form)
         device, batch, compute = run.layout.device, run.config.batch_size, run.module.compute
         (seconds,) = medians(step)
-        peak = flops.matrix_peak(compute.dtype, device)
-        used = batch / seconds * flops.pretrain_flops(geometry, run.config)
+        peak = matrix_peak(compute.dtype, device)
+        used = batch / seconds * pretrain_flops(geometry, run.config)
         yield result(
             f"model-{form}-step",
             round(batch / seconds, 1),

@@ -5,11 +5,11 @@ Arrays are global: a step compiled for a mesh computes the same result as on one
 inserts the communication. With several processes, each supplies its own rows of a batch.
 """
 
+import contextlib
 import dataclasses
 import os
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from percepiano_ast.errors import InputError, RunFailed
 
 DATA = "data"  # name of the mesh axis
+
+# --- Processes ----------------------------------------------------------------------------------
 
 # Variables for describing the processes by hand. JAX reads the first; `initialize` passes it the
 # numbers.
@@ -53,7 +55,24 @@ def environment_is_distributed() -> bool:
             f"{', '.join(given)} set without {', '.join(missing)}: set all three in every process,"
             " or none"
         )
-    return launched or (_number("JAX_NUM_PROCESSES") > 1 if given else _tpu_hosts() > 1)
+    if launched or given:
+        return launched or _number("JAX_NUM_PROCESSES") > 1
+    slices = _number("MEGASCALE_NUM_SLICES")
+    hosts = next((os.environ[name] for name in _TPU_HOSTS if os.environ.get(name)), None)
+    # JAX sets TPU_SKIP_MDS_QUERY on import if it finds no TPU chip. Colab sets it because it has no
+    # metadata server.
+    if hosts is None and "TPU_SKIP_MDS_QUERY" not in os.environ:
+        server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")  # as in JAX
+        url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        # no proxy: the server is local
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with (
+            contextlib.suppress(OSError),  # another kind of machine
+            direct.open(request, timeout=_METADATA_SECONDS) as answer,
+        ):
+            hosts = answer.read().decode()
+    return slices * (len(hosts.split(",")) if hosts else 1) > 1
 
 
 def _number(name: str) -> int:
@@ -61,34 +80,6 @@ def _number(name: str) -> int:
     if not text.isdecimal():
         raise InputError(f"{name}={text!r} is not a number: set it to one, or unset it")
     return int(text)
-
-
-def _tpu_hosts() -> int:
-    """Number of hosts of this machine's TPU slice (of all slices, with several); 1 without a
-    TPU."""
-    slices = _number("MEGASCALE_NUM_SLICES")
-    named = next((os.environ[name] for name in _TPU_HOSTS if os.environ.get(name)), None)
-    # JAX sets TPU_SKIP_MDS_QUERY on import if it finds no TPU chip. Colab sets it because it has no
-    # metadata server.
-    if named is None and "TPU_SKIP_MDS_QUERY" not in os.environ:
-        named = _metadata("worker-network-endpoints")
-    return slices * len(named.split(",")) if named else slices
-
-
-def _metadata(attribute: str) -> str | None:
-    """A metadata attribute of this Google Cloud machine; None if it is missing, or on other
-    machines."""
-    # the same address as JAX uses
-    home = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    url = f"http://{home}/computeMetadata/v1/instance/attributes/{attribute}"
-    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-    # no proxy: the server is local
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(request, timeout=_METADATA_SECONDS) as answer:
-            return answer.read().decode()
-    except OSError:
-        return None
 
 
 def initialize() -> None:
@@ -104,11 +95,8 @@ def initialize() -> None:
     """
     if jax.distributed.is_initialized() or not environment_is_distributed():
         return
-    numbers = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-    given: dict[str, Any] = {
-        what: _number(name) for what, name in numbers.items() if name in os.environ
-    }
-    jax.distributed.initialize(**given)
+    count, process = (_number(name) if name in os.environ else None for name in _BY_HAND[1:])
+    jax.distributed.initialize(num_processes=count, process_id=process)
 
 
 def is_lead() -> bool:
@@ -123,7 +111,7 @@ def wait_for_all(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def as_lead_says(number: int) -> int:
+def from_lead(number: int) -> int:
     """The first process's number (32 bits), in every process."""
     if jax.process_count() > 1:
         return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
@@ -140,9 +128,12 @@ def require_same(number: int, what: str) -> None:
             )
 
 
+# --- Devices ------------------------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Placement of arrays on devices.
+    """Sharding of arrays over devices.
 
     Attributes:
         mesh: one axis, ``data``, over all devices.
@@ -162,9 +153,8 @@ class Layout:
         its rows of a batch."""
         devices = jax.devices() if devices is None else devices
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-        return cls(
-            jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,)), shard_params
-        )
+        mesh = jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
+        return cls(mesh, shard_params)
 
     @property
     def size(self) -> int:
@@ -193,21 +183,24 @@ class Layout:
 
     def of_state(self, state):
         """Shardings of a training state (arrays or their shapes), leaf by leaf."""
-        return jax.tree_util.tree_map_with_path(self._of_leaf, state)
 
-    def _of_leaf(self, path, leaf) -> NamedSharding:
-        if not self.shard_params:
-            return self.sharding()
-        # The leading axis of stacked blocks is scanned layer by layer, so it is not split.
-        stacked = any(getattr(key, "key", None) == "blocks" for key in path)
-        sizes = [0 if axis < stacked else size for axis, size in enumerate(leaf.shape)]
-        fitting = [
-            axis for axis, size in enumerate(sizes) if size >= self.size and size % self.size == 0
-        ]
-        if not fitting:
-            return self.sharding()
-        axis = max(fitting, key=lambda axis: sizes[axis])
-        return self.sharding(*(DATA if axis == other else None for other in range(len(leaf.shape))))
+        def of_leaf(path, leaf) -> NamedSharding:
+            if not self.shard_params:
+                return self.sharding()
+            # The leading axis of stacked blocks is scanned layer by layer, so it is not split.
+            stacked = any(getattr(key, "key", None) == "blocks" for key in path)
+            sizes = [0 if axis < stacked else size for axis, size in enumerate(leaf.shape)]
+            divisible = [
+                axis
+                for axis, size in enumerate(sizes)
+                if size >= self.size and not size % self.size
+            ]
+            if not divisible:
+                return self.sharding()
+            longest = max(divisible, key=lambda axis: sizes[axis])
+            return self.sharding(*(DATA if axis == longest else None for axis in range(leaf.ndim)))
+
+        return jax.tree_util.tree_map_with_path(of_leaf, state)
 
     def put_batch(self, rows: np.ndarray) -> jax.Array:
         """This process's rows of a batch -> the global batch, sharded over the devices."""
