@@ -10,7 +10,7 @@ Padded frames get 0, because they do not affect the rating.
 import functools
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -166,7 +166,7 @@ def integrated_gradients(
     baseline: np.ndarray,
     *,
     starts: Iterable[int],
-    dimensions: Iterable[int],
+    dimensions: Sequence[int],
     steps: int = STEPS,
 ) -> Attribution:
     """Integrated gradients of whole-clip ratings (Sundararajan, Taly and Yan 2017, equation 1).
@@ -192,7 +192,7 @@ def integrated_gradients(
             f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and"
             " at least one step."
         )
-    dimensions = jnp.asarray(list(dimensions), jnp.int32)
+    positions = jnp.asarray(dimensions, jnp.int32)
     windows = _Windows(starts, len(clip), functions.n_frames)
     first, difference = windows.cut(baseline), windows.cut(clip - baseline)
     points, weights = np.polynomial.legendre.leggauss(steps)
@@ -205,9 +205,9 @@ def integrated_gradients(
                 yield step, first[window] + path[step] * difference[window], valid
 
     sums = _embed(functions, params, rows(steps + 2))
-    ratings = np.asarray(_rate(functions, params, sums))[:, dimensions]
+    ratings = np.asarray(_rate(functions, params, sums))[:, list(dimensions)]
     on_path = jax.tree.map(lambda x: x[:steps], sums)
-    gradients = jax.tree.map(np.asarray, _rating_gradients(functions, params, on_path, dimensions))
+    gradients = jax.tree.map(np.asarray, _rating_gradients(functions, params, on_path, positions))
 
     def rows_with_gradients():
         for index, (step, *row) in enumerate(rows(steps)):
@@ -263,7 +263,7 @@ def attention_maps(
     clip: np.ndarray,
     *,
     starts: Iterable[int],
-    dimensions: Iterable[int],
+    dimensions: Sequence[int],
     towards: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both non-negative, of a
@@ -283,26 +283,28 @@ def attention_maps(
     if functions.attend is None or functions.config is None:
         raise InputError("this model has no attention weights; use integrated gradients")
     windows = _Windows(starts, len(clip), functions.n_frames)
-    dimensions = jnp.asarray(list(dimensions), jnp.int32)
-    pieces, towards = windows.cut(clip), jnp.asarray(towards, jnp.float32)
+    positions = jnp.asarray(dimensions, jnp.int32)
+    pieces, signs = windows.cut(clip), jnp.asarray(towards, jnp.float32)
     sums = _embed(functions, params, ((0, *row) for row in zip(pieces, windows.valid)))
-    gradients = jax.tree.map(lambda x: x[0], _rating_gradients(functions, params, sums, dimensions))
+    gradients = jax.tree.map(lambda x: x[0], _rating_gradients(functions, params, sums, positions))
     maps = [  # one window at a time: (depth, H, L, L) is large
-        np.asarray(_window_maps(functions, params, piece, valid, gradients, towards))
+        np.asarray(_window_maps(functions, params, piece, valid, gradients, signs))
         for piece, valid in zip(pieces, windows.valid)
     ]
-    maps = windows.put_back(np.stack(maps, axis=1))
+    whole = windows.put_back(np.stack(maps, axis=1))
     rows = int(patch_validity(jnp.asarray(windows.valid), functions.config).sum())
-    return maps[0] / max(rows, 1), maps[1:]
+    return whole[0] / max(rows, 1), whole[1:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _window_maps(functions: ModelFunctions, params: Tree, piece, valid, gradients: Tree, towards):
     """One window (T, F) -> (1 + D, T, F): rollout, then relevance for each dimension, summed over
     the rows of valid patches."""
+    model_attend, config = functions.attend, functions.config
+    assert model_attend is not None and config is not None  # checked by `attention_maps`
 
     def attend(shift):
-        sums, weights, patch_valid = functions.attend(params, piece[None], valid[None], shift)
+        sums, weights, patch_valid = model_attend(params, piece[None], valid[None], shift)
         return sums, (weights, patch_valid[0])
 
     shape = jax.eval_shape(attend, None)[1][0]
@@ -313,7 +315,7 @@ def _window_maps(functions: ModelFunctions, params: Tree, piece, valid, gradient
         found.append(relevance(weights, gradient * towards[number])[0])
     between_patches = jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:]
     rows = jnp.where(patch_valid[None, :, None], between_patches, 0.0).sum(axis=1)
-    spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), functions.config)
+    spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), config)
     return spread * valid[None, :, None]
 
 

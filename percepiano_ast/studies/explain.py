@@ -276,20 +276,20 @@ class Explainer:
             found = []
             for model in self.models:
                 inputs, starts = self._inputs(model, level, baseline)
-                where = {"starts": starts, "dimensions": chosen}
+                where: dict[str, Any] = {"starts": starts, "dimensions": chosen}
                 found.append(attribution.integrated_gradients(*inputs, **where, steps=steps))
-            maps, ratings, baselines, gaps = (np.mean(part, axis=0) for part in zip(*found))
+            gradients, ratings, baselines, gaps = (np.mean(part, axis=0) for part in zip(*found))
             if np.abs(gaps).max() <= TOLERANCE or 2 * steps > self.most_steps:
                 break
             steps *= 2
-        maps = {"gradients": maps}
+        maps = {"gradients": gradients}
         if set(methods) - {"gradients"}:
-            towards, found = np.where(ratings >= baselines, 1.0, -1.0), []
+            towards, attended = np.where(ratings >= baselines, 1.0, -1.0), []
             for model in self.models:
                 inputs, starts = self._inputs(model, level)
                 where = {"starts": starts, "dimensions": chosen}
-                found.append(attribution.attention_maps(*inputs, **where, towards=towards))
-            rollout, relevance = (np.mean(part, axis=0) for part in zip(*found))
+                attended.append(attribution.attention_maps(*inputs, **where, towards=towards))
+            rollout, relevance = (np.mean(part, axis=0) for part in zip(*attended))
             maps["rollout"] = np.broadcast_to(rollout, relevance.shape)
             maps["relevance"] = relevance
         values = zip(ratings.tolist(), baselines.tolist(), gaps.tolist())
@@ -450,15 +450,15 @@ def check_alignment(recording: ExplainedRecording, performance: Performance) -> 
     np.maximum.at(struck, frames, performance.notes["velocity"] / 127)
     near = np.exp(-0.5 * (np.arange(-5, 6) / 2) ** 2)  # onsets are accurate to about 20 ms
     struck = np.convolve(struck, near, mode="same")
-    shifts = np.arange(-round(_SEARCHED / hop), round(_SEARCHED / hop) + 1)
-    shifts = shifts[np.abs(shifts) < n]
+    largest = min(round(_SEARCHED / hop), n - 1)
+    shifts = range(-largest, largest + 1)
     fits = [
         float(np.dot(rise[max(k, 0) : n + min(k, 0)], struck[max(-k, 0) : n - max(k, 0)]))
         for k in shifts
     ]
     best, shift = int(np.argmax(fits)), 0.0
     # Music repeats: an offset of one beat matches nearly as well as the true offset.
-    if fits[best] > 1.2 * fits[int(np.flatnonzero(shifts == 0)[0])]:
+    if fits[best] > 1.2 * fits[shifts.index(0)]:
         shift = float(shifts[best] * hop)
     if abs(shift) > LARGEST_SHIFT:
         raise InputError(
@@ -512,21 +512,21 @@ def run_checks(
     # Random orders count any movement: holes in a spectrogram can move a rating beyond both end
     # points.
     area = areas(deletion)[["most relevant first"]].assign(random=areas(deletion, "size")["random"])
-    cases = []
+    cases: list[tuple] = []
     for (dimension, method), part in area.groupby(["dimension", "method"]):
         columns = part["most relevant first"].to_numpy(), part["random"].to_numpy()
         cases.append((dimension, "deletion", method, _area_ratio, columns))
     everything = randomisation[randomisation["stage"] == "everything"]
     for dimension, part in everything.groupby("dimension"):
-        columns = (part["spearman"].to_numpy(),)
-        cases.append((dimension, "randomisation", "gradients", np.mean, columns))
+        similarities = (part["spearman"].to_numpy(),)
+        cases.append((dimension, "randomisation", "gradients", np.mean, similarities))
     rows = []
     for dimension, check, method, statistic, columns in cases:
         numbers = *_interval(statistic, columns, seed), len(columns[0])
         rows.append((dimension, check, method, *numbers, verdict(check, *numbers)))
     rows.sort(key=lambda row: (*row[:2], METHODS.index(row[2])))
-    columns = ["dimension", "check", "method", "value", "low", "high", "recordings", "sentence"]
-    verdicts = pd.DataFrame(rows, columns=columns)
+    names = ["dimension", "check", "method", "value", "low", "high", "recordings", "sentence"]
+    verdicts = pd.DataFrame(rows, columns=names)
     return {"deletion": deletion, "randomisation": randomisation, "verdicts": verdicts}
 
 
@@ -585,10 +585,9 @@ def _randomisation(explainer: Explainer, explanations: list[Explanation], seed: 
         for one, another in zip(explanations, random):
             a, b = cell_sums(one.map, size), cell_sums(another.map, size)
             facts = {"recording": recording.name, "dimension": one.dimension, "stage": stage}
-            facts |= {"spearman": _spearman(a, b)}
-            facts |= {"spearman_size": _spearman(np.abs(a), np.abs(b))}
+            same = {"spearman": _spearman(a, b), "spearman_size": _spearman(np.abs(a), np.abs(b))}
             a, b = (values / max(np.abs(values).max(), 1e-12) for values in (a, b))
-            rows.append(facts | {"ssim": ssim(a, b)})
+            rows.append({**facts, **same, "ssim": ssim(a, b)})
     return rows
 
 
@@ -638,7 +637,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 def _area_ratio(most: np.ndarray, random: np.ndarray) -> float:
     """Ratio of the areas, summed over recordings; 1 if the random order does not move the
     rating."""
-    return float(most.sum() / random.sum()) if random.sum() > 0 else 1.0
+    return float(most.sum()) / float(random.sum()) if random.sum() > 0 else 1.0
 
 
 def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[float, float, float]:
@@ -701,8 +700,8 @@ def silence_excerpt(
     per_second = front_end.sample_rate / front_end.hop_length
     n = round((excerpt.stop - excerpt.start) * per_second)
     first = round(excerpt.start * per_second)
-    starts = range(0, len(level) - n + 1, max(n // 2, 1))
-    starts = [first, *(k for k in starts if abs(k - first) > n // 2)]
+    grid = range(0, len(level) - n + 1, max(n // 2, 1))
+    starts = [first, *(k for k in grid if abs(k - first) > n // 2)]
     baseline = explainer.baseline_of(level)
 
     def variants():

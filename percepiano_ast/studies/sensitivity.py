@@ -282,8 +282,7 @@ def sensitivity_table(
         expected = (np.sign(variation.strength) * np.array(signs)).astype(int)
         sign = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
         agrees = np.where(sign == 0, UNCLEAR, np.where(sign == expected, YES, NO))
-        if ratings.alike[kept].all():
-            agrees = UNCHANGED
+        agrees = np.where(ratings.alike[kept].all(), UNCHANGED, agrees)
         facts = {"model": model, "parameter": parameter, "variation": variation.name}
         facts |= {"strength": float(variation.strength), "label": variation.label}
         facts |= {"dimension": KEYS, "clips": int(kept.sum())}
@@ -312,8 +311,8 @@ def robustness_table(
     tables = []
     for label, ratings in found.items():
         before, after, kept = _changed(model, label, ratings)
-        r = metrics.pearson_without_each_group(groups[kept], before, after)
-        r = intervals.jackknife(r, intervals.FISHER)
+        correlations = metrics.pearson_without_each_group(groups[kept], before, after)
+        r = intervals.jackknife(correlations, intervals.FISHER)
         absolute = np.abs(after - before).mean(axis=0)
         facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(kept.sum())}
         facts |= {"change": (after - before).mean(axis=0), "absolute": absolute}
@@ -502,15 +501,17 @@ def run_sensitivity(
             raise InputError(f"{rater.name}: `hears` is {rater.hears!r}; set it to audio or midi.")
         pianos, conditions, originals = [], [], [clip.performance for clip in clips]
         if rater.hears == "audio":
-            edited = [performance for clip in clips for performance in clip.edited.values()]
+            others = [performance for clip in clips for performance in clip.edited.values()]
             where, rate = out / "renderings", rater.sample_rate
             pianos = [RenderCache(where, name, rate) for name in options.synthesizers]
-            pianos[0].prepare(originals + edited, options.workers, log)
+            pianos[0].prepare(originals + others, options.workers, log)
             for piano in pianos[1:]:
                 piano.prepare(originals, options.workers, log)
                 conditions.append(f"piano {piano.synthesizer}")
             conditions += [effect.label for effect in EFFECTS]
-        rated, unchanged, left = [], [], TimeLeft(len(clips), log, f"{rater.name}: ")
+        rated: list[dict[Any, np.ndarray]] = []
+        unchanged: list[dict[Any, bool]] = []
+        left = TimeLeft(len(clips), log, f"{rater.name}: ")
         for clip in clips:
             ratings, alike = _rate_clip(data, rater, pianos, clip)
             rated.append(dict(zip([None, *clip.edited, *conditions], ratings)))
@@ -519,7 +520,7 @@ def run_sensitivity(
         log(f"{rater.name}: {len(rated)} clips rated")
         before, none = np.stack([one[None] for one in rated]), np.full(len(KEYS), np.nan)
         groups = chosen["content_group"].to_numpy()
-        changed = {
+        changed: dict[Any, ChangedRatings] = {
             change: ChangedRatings(
                 before,
                 np.stack([one.get(change, none) for one in rated]),
@@ -651,7 +652,7 @@ class _Data:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic(path) as partial, partial.open("wb") as file:
-                np.savez(file, **compute())
+                np.savez(file, **compute())  # type: ignore[arg-type]
         with np.load(path) as file:
             return dict(file)
 
@@ -695,13 +696,13 @@ def _rate_clip(
     names += [rater.key, str(seed), *(effect.label for effect in EFFECTS)]
 
     def compute() -> dict[str, np.ndarray]:
-        takes, equal = performances, same
+        takes: list[RaterInput] = list(performances)
+        equal: Callable[[RaterInput, RaterInput], bool] = same
         if pianos:
             takes, equal = [pianos[0].wave(one) for one in performances], np.array_equal
             effect_seed = zlib.crc32(f"{seed} {clip.name}".encode())
-            waves = [piano.wave(clip.performance) for piano in pianos[1:]]
-            waves += [one.apply(takes[0], rater.sample_rate, effect_seed) for one in EFFECTS]
-            takes = takes + waves
+            takes += [piano.wave(clip.performance) for piano in pianos[1:]]
+            takes += [one.apply(takes[0], rater.sample_rate, effect_seed) for one in EFFECTS]
         ratings = np.asarray(rater.rate(clip.name, takes), float)
         if ratings.shape != (len(takes), len(KEYS)) or not np.isfinite(ratings).all():
             raise InputError(
