@@ -25,7 +25,6 @@ from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
-from percepiano_ast.explain import maps
 from percepiano_ast.files import as_path
 from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
 from percepiano_ast.inference.transcribe import Transcriber
@@ -40,7 +39,7 @@ from percepiano_ast.pipeline import (
     maestro_source,
 )
 from percepiano_ast.plots import studies as explain_plots
-from percepiano_ast.studies import report
+from percepiano_ast.studies import explain, report
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import listing, open_latest
 from percepiano_ast.training.stores import open_bucket, open_store
@@ -312,9 +311,10 @@ def explained(run: Run, dimension: str) -> Figure:
     rater = FoldEnsemble(home, encoders[0])
     rater.models = [model for fold, model in zip(rater.folds, rater.models) if fold == held_out]
     front_end = rater.models[0].run.front_end
-    recording = maps.Recording(clip, np.zeros(0, np.float32), level, front_end)
-    explanation = maps.Explainer(rater).explain(recording, [dimension], methods=("gradients",))[0]
-    start, stop, _ = explanation.stretch()
+    recording = explain.ExplainedRecording(clip, np.zeros(0, np.float32), level, front_end)
+    explainer = explain.Explainer(rater)
+    explanation = explainer.explain(recording, [dimension], methods=("gradients",))[0]
+    start, stop, _ = explanation.excerpt_span()
     return explain_plots.attribution_map(
         level,
         explanation.map,

@@ -13,9 +13,9 @@ from tiny import CLIPS, FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once, e
 from percepiano_ast.audio.mel import window_starts
 from percepiano_ast.data.batches import normalised
 from percepiano_ast.errors import InputError
-from percepiano_ast.explain.maps import listener
-from percepiano_ast.models import attribution
 from percepiano_ast.models.heads import RatingModel
+from percepiano_ast.studies import attribution
+from percepiano_ast.studies.explain import model_functions
 from percepiano_ast.training.finetune import Finetuning, Scaler
 
 TWO_LAYERS = dataclasses.replace(MODEL, depth=2)
@@ -30,7 +30,7 @@ def _compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model() -> tuple[Finetuning, dict]:
-    """A run and what its listener takes as parameters."""
+    """A run and what its functions take as parameters."""
     run = Finetuning(TWO_LAYERS, FINETUNE, FRONT_END, STATISTICS, 6)
     params = run.init(0)
     return run, {"params": params, "scaler": Scaler.fit(embed(run, params, CLIPS))}
@@ -48,7 +48,7 @@ def integrate(
     baseline = np.broadcast_to(clip.mean(axis=0), clip.shape)
     where = {"starts": window_starts(len(clip), run.model.n_frames), "dimensions": dimensions}
     return attribution.integrated_gradients(
-        listener(run), params, clip, baseline, steps=steps, **where
+        model_functions(run), params, clip, baseline, steps=steps, **where
     )
 
 
@@ -61,8 +61,8 @@ def attended(model) -> tuple:
         [jnp.asarray(heard(WHOLE)), jnp.pad(jnp.asarray(heard(SHORT)), ((0, 34), (0, 0)))]
     )
     valid = jnp.arange(64)[None, :] < jnp.array([64, 30])[:, None]
-    plain = jax.jit(listener(run).embed)(params, windows, valid)
-    return plain, *jax.jit(listener(run).attend)(params, windows, valid, None)
+    plain = jax.jit(model_functions(run).embed)(params, windows, valid)
+    return plain, *jax.jit(model_functions(run).attend)(params, windows, valid, None)
 
 
 class TestIntegratedGradients:
@@ -92,7 +92,7 @@ class TestIntegratedGradients:
         )
         clip, starts = heard(LONG), window_starts(len(LONG), MODEL.n_frames)
         variants = [clip if k % 2 else np.zeros_like(clip) for k in range(5)]
-        rated = attribution.rate_variants(listener(run), params, variants, starts)
+        rated = attribution.rate_variants(model_functions(run), params, variants, starts)
         np.testing.assert_allclose(rated[[1, 3]], np.stack([expected, expected]), atol=1e-5)
         assert (
             np.abs(rated[0] - rated[1]).max() > 1e-3 and np.abs(rated[::2] - rated[0]).max() < 1e-6
@@ -101,13 +101,13 @@ class TestIntegratedGradients:
     def test_one_step_is_the_gradient_half_way(self, model):
         """Through overlapping windows, against JAX's gradient of the whole clip's rating."""
         run, params = model
-        clip, listened = jnp.asarray(heard(LONG)), listener(run)
+        clip, functions = jnp.asarray(heard(LONG)), model_functions(run)
         starts, n = window_starts(len(LONG), MODEL.n_frames), MODEL.n_frames
 
         def rating(clip):
             windows = jnp.stack([clip[start : start + n] for start in starts])
-            sums = listened.embed(params, windows, jnp.ones(windows.shape[:2], bool))
-            return listened.rate(params, jax.tree.map(lambda x: x.sum(axis=0)[None], sums))[0, 7]
+            sums = functions.embed(params, windows, jnp.ones(windows.shape[:2], bool))
+            return functions.rate(params, jax.tree.map(lambda x: x.sum(axis=0)[None], sums))[0, 7]
 
         difference = clip - clip.mean(axis=0)[None, :]
         expected = jax.jit(jax.grad(rating))(clip - difference / 2) * difference
@@ -121,7 +121,9 @@ class TestIntegratedGradients:
         def embed_sums(params, log_mel, valid):
             return jnp.where(valid[:, :, None], log_mel, 0.0).sum(axis=1)
 
-        linear = attribution.Listener(embed_sums, lambda params, sums: sums @ params[:, None], 64)
+        linear = attribution.ModelFunctions(
+            embed_sums, lambda params, sums: sums @ params[:, None], 64
+        )
         clip, baseline = heard(SHORT), np.zeros(SHORT.shape, np.float32)
         found = attribution.integrated_gradients(
             linear, weights, clip, baseline, starts=[0], dimensions=[0], steps=1
@@ -132,9 +134,11 @@ class TestIntegratedGradients:
         run, params = model
         clip, where = heard(SHORT), {"starts": [0], "dimensions": [0]}
         with pytest.raises(InputError, match="give equal shapes, and at least one step"):
-            attribution.integrated_gradients(listener(run), params, clip, clip[1:], **where)
+            attribution.integrated_gradients(model_functions(run), params, clip, clip[1:], **where)
         with pytest.raises(InputError, match="0 steps"):
-            attribution.integrated_gradients(listener(run), params, clip, clip, steps=0, **where)
+            attribution.integrated_gradients(
+                model_functions(run), params, clip, clip, steps=0, **where
+            )
 
 
 class TestAttention:
@@ -180,13 +184,13 @@ class TestAttention:
         """A shift of one weight, against what a small change of it does."""
         run, params = model
         window, valid = jnp.asarray(heard(WHOLE))[None], jnp.ones((1, 64), bool)
-        shape = listener(run).attend(params, window, valid, None)[1].shape
+        shape = model_functions(run).attend(params, window, valid, None)[1].shape
 
         weights = jax.random.normal(jax.random.key(2), (1, run.model.grid[0] * run.model.width))
 
         @jax.jit
         def total(shift):
-            return (weights * listener(run).attend(params, window, valid, shift)[0][1]).sum()
+            return (weights * model_functions(run).attend(params, window, valid, shift)[0][1]).sum()
 
         gradient = jax.grad(total)(jnp.zeros(shape))
         place = np.unravel_index(int(jnp.abs(gradient).argmax()), shape)
@@ -197,7 +201,7 @@ class TestAttention:
         run, params = model
         for codes in (SHORT, LONG):
             where = {"starts": window_starts(len(codes), 64), "dimensions": [0, 7]}
-            common = (listener(run), params, heard(codes))
+            common = (model_functions(run), params, heard(codes))
             rollout, relevance = attribution.attention_maps(
                 *common, towards=np.array([1.0, -1.0]), **where
             )
@@ -210,7 +214,7 @@ class TestAttention:
         assert np.abs(other[1] - relevance[1]).max() > 0.01 * relevance[1].max()
 
     def test_a_model_without_attention_says_so(self):
-        blind = attribution.Listener(lambda *_: None, lambda *_: None, 64)
+        blind = attribution.ModelFunctions(lambda *_: None, lambda *_: None, 64)
         with pytest.raises(InputError, match="no attention weights; use integrated gradients"):
             attribution.attention_maps(
                 blind, {}, heard(SHORT), starts=[0], dimensions=[0], towards=np.ones(1)

@@ -13,14 +13,14 @@ import pytest
 import soundfile
 from tiny import CLIPS, compiled_once, embed, finetuning, fold_to
 
-from percepiano_ast import audio, explain
+from percepiano_ast import audio
 from percepiano_ast.__main__ import main
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.explain import checks
 from percepiano_ast.inference.rate import FoldEnsemble, FoldModel
-from percepiano_ast.models.attribution import Listener
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
+from percepiano_ast.studies import explain
+from percepiano_ast.studies.attribution import ModelFunctions
 from percepiano_ast.training.finetune import Scaler
 
 LOUD, RATE = KEYS[8], 22_050
@@ -93,10 +93,10 @@ def known() -> explain.Explainer:
         return 0.2 + (sums[1] / sums[0])[:, None] * jnp.ones((1, len(KEYS)))
 
     run = finetuning()
-    listener = Listener(embed_sums, rate, run.model.n_frames)
+    functions = ModelFunctions(embed_sums, rate, run.model.n_frames)
 
     class Known(explain.Explainer):
-        listen = staticmethod(lambda run: listener)
+        functions = staticmethod(lambda run: functions)
 
     model = FoldModel(run, run.init(0), Scaler(jnp.zeros(1), jnp.ones(1)), False)
     return Known(types.SimpleNamespace(models=[model], name="known"))
@@ -104,7 +104,7 @@ def known() -> explain.Explainer:
 
 @pytest.fixture(scope="module")
 def found(known, wavs) -> explain.Explanation:
-    return known.explain(known.hear(wavs[0]), [LOUD], methods=("gradients",))[0]
+    return known.explain(known.load(wavs[0]), [LOUD], methods=("gradients",))[0]
 
 
 class TestKnownAnswer:
@@ -142,17 +142,17 @@ class TestKnownAnswer:
             excerpt.wave[0] == pytest.approx(0, abs=1e-4) == excerpt.wave[-1]
             and np.abs(excerpt.wave).max() > 0.1
         )
-        check = checks.silence_excerpt(known, found, excerpt)
+        check = explain.silence_excerpt(known, found, excerpt)
         assert (
             check.rank == 1
             and check.moved > 5 * check.others
-            and "the largest change of " in check.sentence()
+            and "the largest change of " in check.sentence
         )
 
     def test_an_excerpt_longer_than_the_recording_is_all_of_it(self, known, found, wavs):
         whole = found.excerpt(60)
         assert whole.start == 0 and len(whole.wave) == len(found.recording.wave)
-        assert "no other excerpt" in checks.silence_excerpt(known, found, whole).sentence()
+        assert "no other excerpt" in explain.silence_excerpt(known, found, whole).sentence
         with pytest.raises(InputError, match="excerpt length is 0 seconds"):
             found.excerpt(0)
 
@@ -198,17 +198,19 @@ class TestKnownAnswer:
         """It moves fast when the map is followed; and as its weights do nothing, random ones change
         no map."""
         explained = [
-            known.explain(known.hear(wav), [LOUD], methods=("gradients",)) for wav in short_wavs
+            known.explain(known.load(wav), [LOUD], methods=("gradients",)) for wav in short_wavs
         ]
         result, again = (
-            checks.run(known, explained, seed=3),
-            checks.run(known, explained[:1], seed=3),
+            explain.run_checks(known, explained, seed=3),
+            explain.run_checks(known, explained[:1], seed=3),
         )
-        pd.testing.assert_frame_equal(result.deletion[: len(again.deletion)], again.deletion)
-        area = checks.areas(result.deletion)
+        pd.testing.assert_frame_equal(
+            result["deletion"][: len(again["deletion"])], again["deletion"]
+        )
+        area = explain.areas(result["deletion"])
         assert (area["most relevant first"] > 1.5 * area["random"]).all()
         assert (area["random"] > area["least relevant first"]).all()
-        verdicts = result.verdicts.set_index("check")
+        verdicts = result["verdicts"].set_index("check")
         assert (
             1.5
             < verdicts.loc["deletion", "low"]
@@ -218,7 +220,9 @@ class TestKnownAnswer:
         assert verdicts.loc["deletion", "sentence"].startswith(
             "maps are faithful: deletion moves the rating "
         )
-        assert (result.randomisation[["spearman", "spearman_size", "ssim"]] > 0.999).all(axis=None)
+        assert (result["randomisation"][["spearman", "spearman_size", "ssim"]] > 0.999).all(
+            axis=None
+        )
         assert verdicts.loc["randomisation", "sentence"].startswith(
             "maps do not depend on the trained weights"
         )
@@ -227,27 +231,27 @@ class TestKnownAnswer:
 class TestVerdicts:
     def test_deletion_in_words(self):
         assert (
-            checks.deletion_verdict(3.14, 2.1, 4.2, 12)
+            explain.verdict("deletion", 3.14, 2.1, 4.2, 12)
             == "maps are faithful: deletion moves the rating 3.1 times as fast as random order (95"
             " % interval 2.1 to 4.2, 12 recordings)"
         )
-        assert checks.deletion_verdict(0.5, 0.2, 0.8, 12).startswith("maps are not faithful")
-        assert checks.deletion_verdict(1.2, 0.8, 1.7, 12).startswith(
+        assert explain.verdict("deletion", 0.5, 0.2, 0.8, 12).startswith("maps are not faithful")
+        assert explain.verdict("deletion", 1.2, 0.8, 1.7, 12).startswith(
             "inconclusive whether maps are faithful"
         )
-        assert "one recording, no interval" in checks.deletion_verdict(3.0, np.nan, np.nan, 1)
-        assert checks.deletion_verdict(3.0, 2.0, 4.0, 3).startswith(
+        assert "one recording, no interval" in explain.verdict("deletion", 3.0, np.nan, np.nan, 1)
+        assert explain.verdict("deletion", 3.0, 2.0, 4.0, 3).startswith(
             "no verdict from fewer than 5 recordings"
         )
 
     def test_randomisation_in_words(self):
-        assert checks.randomisation_verdict(0.1, 0, 0.2, 9).startswith(
+        assert explain.verdict("randomisation", 0.1, 0, 0.2, 9).startswith(
             "maps depend on the trained weights"
         )
-        assert checks.randomisation_verdict(0.5, 0.4, 0.6, 9).startswith(
+        assert explain.verdict("randomisation", 0.5, 0.4, 0.6, 9).startswith(
             "inconclusive whether maps depend"
         )
-        assert checks.randomisation_verdict(0.9, 0.8, 1.0, 9).startswith(
+        assert explain.verdict("randomisation", 0.9, 0.8, 1.0, 9).startswith(
             "maps do not depend on the trained weights"
         )
 
@@ -255,12 +259,12 @@ class TestVerdicts:
         image = np.random.default_rng(0).uniform(-1, 1, (40, 8))
         other = np.random.default_rng(1).uniform(-1, 1, (40, 8))
         assert (
-            checks.ssim(image, image) == pytest.approx(1) and abs(checks.ssim(image, other)) < 0.3
+            explain.ssim(image, image) == pytest.approx(1) and abs(explain.ssim(image, other)) < 0.3
         )
 
     def test_cells_add_up(self):
         values = np.random.default_rng(0).normal(size=(70, 128))
-        summed = checks.cells(values, (16, 32))
+        summed = explain.cell_sums(values, (16, 32))
         assert summed.shape == (3, 8) and summed.sum() == pytest.approx(values.sum())
         assert summed[2, 1] == pytest.approx(values[64:, 16:32].sum())
 
@@ -284,7 +288,7 @@ class TestWrongMidi:
 class TestExplainer:
     def test_random_weights_change_maps_of_a_trained_model(self, finetuned, wavs):
         explainer = explain.Explainer(FoldEnsemble(finetuned), steps=8, most_steps=8)
-        recording = explainer.hear(wavs[0])
+        recording = explainer.load(wavs[0])
         one = explainer.explain(recording, [LOUD], methods=("gradients",))[0]
         assert one.rating == pytest.approx(
             FoldEnsemble(finetuned).rate(wavs[0])["ratings"][LOUD], abs=1e-4
@@ -296,7 +300,7 @@ class TestExplainer:
 
     def test_silence_is_another_baseline(self, finetuned, wavs):
         explainer = explain.Explainer(FoldEnsemble(finetuned), "silence", steps=4, most_steps=4)
-        recording = explainer.hear(wavs[0])
+        recording = explainer.load(wavs[0])
         assert (explainer.baseline_of(recording.level) == -80).all()
         one = explainer.explain(recording, [LOUD, KEYS[0]])[1]
         assert one.dimension == KEYS[0] and set(one.maps) == {"gradients", "relevance", "rollout"}

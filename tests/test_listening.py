@@ -19,14 +19,19 @@ from percepiano_ast.audio.effects import EFFECTS
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation import analysis, predictions
-from percepiano_ast.evaluation.analysis import EXPECTED, ChangedRatings
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.inference import rate
-from percepiano_ast.listening import raters, run
 from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.music.synth import BuiltinPiano
 from percepiano_ast.plots import studies as listening_plots
+from percepiano_ast.studies import sensitivity
+from percepiano_ast.studies.sensitivity import (
+    EXPECTED,
+    ChangedRatings,
+    SensitivityOptions,
+    run_sensitivity,
+)
 from percepiano_ast.training.finetune import Scaler
 
 RATE = 22_050
@@ -53,7 +58,7 @@ def compared(change, n=60, seed=0):
 
 def test_a_known_effect_is_found_in_standard_deviations_of_the_ratings():
     found, groups = compared(0.8)
-    rows = analysis.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
+    rows = sensitivity.sensitivity_table("m", groups, {LOUDER: found}).set_index("dimension")
     assert (
         rows["standardised"].between(0.5, 1.2).all()
         and (rows["low"] > 0.3).all()
@@ -66,7 +71,7 @@ def test_a_known_effect_is_found_in_standard_deviations_of_the_ratings():
 
 def test_the_interval_is_that_of_the_group_means():
     found, groups = compared(0.8)
-    row = analysis.sensitivity("m", groups, {LOUDER: found}).iloc[0]
+    row = sensitivity.sensitivity_table("m", groups, {LOUDER: found}).iloc[0]
     change = (found.after - found.before)[:, 0] / found.before[:, 0].std()
     low, high = stats.t.interval(
         0.95, 11, change.mean(), stats.sem(change.reshape(12, 5).mean(axis=1))
@@ -79,7 +84,7 @@ def test_the_interval_is_that_of_the_group_means():
 @pytest.mark.parametrize(("change", "answer"), [(0.8, "yes"), (-0.8, "no"), (0.0, "unclear")])
 def test_a_sign_is_found_reversed_or_unclear(change, answer):
     found, groups = compared(change, seed=3)
-    rows = analysis.sensitivity("m", groups, {LOUDER: found}).set_index("dimension")
+    rows = sensitivity.sensitivity_table("m", groups, {LOUDER: found}).set_index("dimension")
     assert (rows["agrees"] == "").sum() == 19 - len(EXPECTED["loudness"])
     assert (
         rows.loc["timbre_soft_loud", "expected"] == 1
@@ -92,7 +97,7 @@ def test_a_sign_is_found_reversed_or_unclear(change, answer):
 
 def test_less_of_a_parameter_expects_the_opposite_sign():
     found, groups = compared(-0.8)
-    rows = analysis.sensitivity("m", groups, {SOFTER: found}).set_index("dimension")
+    rows = sensitivity.sensitivity_table("m", groups, {SOFTER: found}).set_index("dimension")
     assert (
         rows.loc["timbre_soft_loud", "expected"] == -1
         and rows.loc["timbre_soft_loud", "agrees"] == "yes"
@@ -102,34 +107,34 @@ def test_less_of_a_parameter_expects_the_opposite_sign():
 def test_what_does_not_reach_the_model_is_not_held_against_it():
     found, groups = compared(0)
     deaf = ChangedRatings(found.before, found.before, np.ones(60, bool))
-    rows = analysis.sensitivity("m", groups, {LOUDER: deaf})
+    rows = sensitivity.sensitivity_table("m", groups, {LOUDER: deaf})
     assert set(rows["agrees"]) == {"", "unheard"} and (rows["alike"] == 60).all()
     assert "no change in the sound, not counted (5 signs): louder (+20 velocity)" in "\n".join(
-        analysis.sensitivity_summary(rows)
+        sensitivity.sensitivity_summary(rows)
     )
 
 
 def test_clips_that_could_not_be_varied_are_left_out_and_counted():
     found, groups = compared(0.8)
     found.after[::2] = np.nan
-    assert (analysis.sensitivity("m", groups, {LOUDER: found})["clips"] == 30).all()
+    assert (sensitivity.sensitivity_table("m", groups, {LOUDER: found})["clips"] == 30).all()
     found.after[:] = np.nan
     with pytest.raises(InputError, match="louder .*: this change applies to no clip"):
-        analysis.sensitivity("m", groups, {LOUDER: found})
+        sensitivity.sensitivity_table("m", groups, {LOUDER: found})
 
 
 def test_a_model_that_rates_all_clips_alike_is_refused():
     found, groups = compared(0.8)
     found.before[:, 3] = 0.5
     with pytest.raises(InputError, match="gives all 60 clips the same rating of pedal_dry_wet"):
-        analysis.sensitivity("m", groups, {LOUDER: found})
+        sensitivity.sensitivity_table("m", groups, {LOUDER: found})
 
 
 def test_robustness_tells_a_shift_from_another_order():
     found, groups = compared(0)
     shifted = ChangedRatings(found.before, found.before + 0.05, found.alike)
     shuffled = ChangedRatings(found.before, np.roll(found.before, 7, axis=0), found.alike)
-    rows = analysis.robustness("m", groups, {"gain": shifted, "chaos": shuffled}).groupby(
+    rows = sensitivity.robustness_table("m", groups, {"gain": shifted, "chaos": shuffled}).groupby(
         "condition"
     )
     np.testing.assert_allclose(rows["absolute"].max()["gain"], 0.05)
@@ -143,7 +148,7 @@ def test_experts_who_rate_the_other_way_are_named():
     ratings = rng.standard_normal((200, 19))
     ratings[:, KEYS.index("timbre_soft_loud")] -= measures["loudness"]
     segments = np.repeat(np.arange(20), 10)
-    rows = analysis.expert_correlations(measures, ratings, segments).set_index("dimension")
+    rows = sensitivity.expert_correlations(measures, ratings, segments).set_index("dimension")
     assert rows.index[rows["differs"]].tolist() == ["timbre_soft_loud"]
     r = stats.pearsonr(measures["loudness"], ratings[:, 3]).statistic
     assert rows.loc[KEYS[3], "r"] == pytest.approx(r, abs=1e-9)
@@ -269,12 +274,12 @@ def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
         learned.update(dict.fromkeys(set(names) - groups, groups))
         return SimpleNamespace(predict=lambda features: np.full((len(features), 19), len(learned)))
 
-    monkeypatch.setattr(raters.regressors, "fit", fit)
+    monkeypatch.setattr(sensitivity.regressors, "fit", fit)
     features = pd.DataFrame(
         {"group": [names.index(group) for group in index["content_group"]], "other": 0.0},
         index=index.index,
     )
-    rater = raters.fit_statistics(
+    rater = sensitivity.StatisticsRater(
         "midi-stats", features, np.zeros((len(index), 19)), index.reset_index(), seed=0
     )
     for clip, row in index.iterrows():
@@ -305,19 +310,19 @@ def in_folds(folder, n):
 def test_a_run_rates_a_clip_by_the_fold_that_did_not_hear_it(run_of_two, folder, wave, monkeypatch):
     monkeypatch.setattr(rate, "FoldEnsemble", lambda run, model: run_of_two)
     index = in_folds(folder, 2)
-    rater = raters.RunRater("runs/mine", index)
+    rater = sensitivity.RunRater("runs/mine", index)
     fold = index.set_index("clip")["fold_content"]
     zero, one = (fold.index[fold == number][0] for number in (0, 1))
     assert not np.allclose(rater.rate(zero, [wave]), rater.rate(one, [wave]))
     assert rater.rate(zero, [wave, np.concatenate([wave, wave])]).shape == (2, 19)
     assert rater.hears == "audio" and rater.sample_rate == RATE
-    assert rater.key == raters.RunRater("runs/mine", index).key
+    assert rater.key == sensitivity.RunRater("runs/mine", index).key
 
 
 def test_a_run_with_an_unfinished_fold_is_refused(run_of_two, folder, monkeypatch):
     monkeypatch.setattr(rate, "FoldEnsemble", lambda run, model: run_of_two)
     with pytest.raises(InputError, match="fold 2 of ast-test-ssast .* is not finished"):
-        raters.RunRater("runs/mine", in_folds(folder, 3))
+        sensitivity.RunRater("runs/mine", in_folds(folder, 3))
 
 
 # --- The whole ----------------------------------------------------------------------------------
@@ -342,7 +347,7 @@ def index_of(compositions=3, players=4, segments=5):
 def test_the_model_that_comes_along_rates_as_rate_does_whatever_the_gain():
     notes = np.array([(0.4 * k, 0.4 * k + 0.3, 60 + k % 12, 70) for k in range(15)], NOTE)
     wave = BuiltinPiano().render(Performance(notes, np.zeros(0, PEDAL)), 22_050)
-    rater = raters.PackagedRater()
+    rater = sensitivity.PackagedRater()
     one, softer = rater.rate("any", [wave, wave / 8])
     assert (
         rater.hears == "audio" and one.shape == (len(KEYS),) and (0 < one).all() and (one < 1).all()
@@ -351,37 +356,37 @@ def test_the_model_that_comes_along_rates_as_rate_does_whatever_the_gain():
 
 
 def test_clips_are_drawn_evenly_over_compositions_and_players():
-    chosen = run.sample(index_of(), 24, seed=1)
+    chosen = sensitivity.sample_clips(index_of(), 24, seed=1)
     assert chosen["human"].all() and chosen["clip"].is_unique
     assert set(chosen.groupby(["composition", "player"]).size()) == {2}
-    pd.testing.assert_frame_equal(chosen, run.sample(index_of(), 24, seed=1))
-    assert set(chosen["clip"]) != set(run.sample(index_of(), 24, seed=2)["clip"])
-    assert set(run.sample(index_of(), 12, seed=1)["clip"]) < set(chosen["clip"])
+    pd.testing.assert_frame_equal(chosen, sensitivity.sample_clips(index_of(), 24, seed=1))
+    assert set(chosen["clip"]) != set(sensitivity.sample_clips(index_of(), 24, seed=2)["clip"])
+    assert set(sensitivity.sample_clips(index_of(), 12, seed=1)["clip"]) < set(chosen["clip"])
 
 
 @pytest.mark.parametrize("n", [1, 61])
 def test_too_few_and_too_many_clips_are_refused(n):
     with pytest.raises(InputError, match=f"{n} clips requested of 60 human performances"):
-        run.sample(index_of(), n, seed=0)
+        sensitivity.sample_clips(index_of(), n, seed=0)
 
 
 def test_an_index_without_players_is_refused():
     with pytest.raises(InputError, match="the index lacks player"):
-        run.sample(index_of().drop(columns="player"), 4, seed=0)
+        sensitivity.sample_clips(index_of().drop(columns="player"), 4, seed=0)
 
 
 @pytest.fixture
 def few(monkeypatch):
-    monkeypatch.setattr(run, "EDITS", FEW)
-    monkeypatch.setattr(run, "EFFECTS", tuple(one for one in EFFECTS if one.kind == "gain"))
+    monkeypatch.setattr(sensitivity, "EDITS", FEW)
+    monkeypatch.setattr(sensitivity, "EFFECTS", tuple(one for one in EFFECTS if one.kind == "gain"))
 
 
-SETTINGS = run.Settings(clips=6, synthesizer="builtin", others=(), seed=0)
+SETTINGS = SensitivityOptions(clips=6, synthesizer="builtin", others=(), seed=0)
 
 
 def test_the_whole_finds_what_a_known_rater_hears(folder, tmp_path, few):
     lines, both = [], [LevelRater("audio"), LevelRater("midi")]
-    run.listen(folder, tmp_path, both, SETTINGS, lines.append)
+    run_sensitivity(folder, tmp_path, both, SETTINGS, lines.append)
     rows = pd.read_csv(tmp_path / "sensitivity.csv", keep_default_na=False)
     assert len(rows) == 2 * len(FEW) * 19
     louder = rows[(rows["variation"] == "louder") & (rows["dimension"] == "timbre_soft_loud")]
@@ -455,9 +460,9 @@ def test_the_command_takes_anybodys_rating_function(folder, tmp_path, few, monke
 def test_what_was_rated_is_not_rated_again_unless_the_model_is_another(folder, tmp_path, few):
     first, again, other = LevelRater("midi"), LevelRater("midi"), LevelRater("midi", key="2")
     other.name = "level-2"
-    run.listen(folder, tmp_path, [first], SETTINGS, lambda line: None)
+    run_sensitivity(folder, tmp_path, [first], SETTINGS, lambda line: None)
     before = pd.read_csv(tmp_path / "sensitivity.csv")
-    run.listen(folder, tmp_path, [again, other], SETTINGS, lambda line: None)
+    run_sensitivity(folder, tmp_path, [again, other], SETTINGS, lambda line: None)
     after = pd.read_csv(tmp_path / "sensitivity.csv")
     assert len(first.asked) == len(other.asked) == 6 and not again.asked
     pd.testing.assert_frame_equal(after[after["model"] == "level-midi"], before)
@@ -469,15 +474,15 @@ def test_a_rater_that_returns_something_else_is_named(folder, tmp_path, few):
     with pytest.raises(
         InputError, match=r"level-midi returned ratings of shape \(5, 18\) for 5 takes of"
     ):
-        run.listen(folder, tmp_path, [rater], SETTINGS, lambda line: None)
+        run_sensitivity(folder, tmp_path, [rater], SETTINGS, lambda line: None)
     rater = LevelRater("feet")
     with pytest.raises(InputError, match="hears` is 'feet'"):
-        run.listen(folder, tmp_path, [rater], SETTINGS, lambda line: None)
+        run_sensitivity(folder, tmp_path, [rater], SETTINGS, lambda line: None)
 
 
 def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypatch):
     monkeypatch.setattr("percepiano_ast.music.edits.HIGHEST", 85)
-    run.listen(folder, tmp_path, [LevelRater("midi")], SETTINGS, lambda line: None)
+    run_sensitivity(folder, tmp_path, [LevelRater("midi")], SETTINGS, lambda line: None)
     left_out = pd.read_csv(tmp_path / "left_out.csv")
     assert 0 < len(left_out) < 6 and left_out["reason"].str.contains("exceed the keyboard").all()
     assert (
@@ -488,7 +493,7 @@ def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypat
 
 def test_figures_mark_every_expected_sign_and_frame_what_is_reversed():
     found, groups = compared(0.8)
-    rows = analysis.sensitivity("m", groups, {LOUDER: found, SOFTER: found})
+    rows = sensitivity.sensitivity_table("m", groups, {LOUDER: found, SOFTER: found})
     axes = listening_plots.sensitivity(rows, "t").axes[0]
     assert len(axes.texts) == 2 * len(EXPECTED["loudness"])
     assert len(axes.patches) == (rows["agrees"] == "no").sum() == 5

@@ -20,8 +20,8 @@ from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis
 from percepiano_ast.inference.rate import FoldEnsemble
-from percepiano_ast.listening.raters import RunRater
 from percepiano_ast.models.heads import RatingHead
+from percepiano_ast.studies.sensitivity import RunRater
 from percepiano_ast.training.checkpoints import Checkpoints
 from percepiano_ast.training.finetune import Finetuning, fit_heads
 

@@ -13,9 +13,9 @@ from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, f
 from percepiano_ast import audio
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.explain.maps import listener
 from percepiano_ast.inference.rate import FoldEnsemble, ensemble_text
 from percepiano_ast.models.cnn import CNNConfig
+from percepiano_ast.studies.explain import model_functions
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
 from percepiano_ast.training.finetune import Finetuning
 
@@ -159,7 +159,7 @@ class TestRating:
         with pytest.raises(
             InputError, match="cnn has no attention, which explanations need; choose an ast-"
         ):
-            listener(run)
+            model_functions(run)
 
     def test_a_model_of_other_settings_is_refused(self, finetuned, tmp_path):
         shutil.copytree(finetuned, tmp_path / "run")

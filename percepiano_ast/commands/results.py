@@ -55,17 +55,18 @@ def _reliability(arguments):
 
 def _listen(arguments):
     from percepiano_ast import pipeline
-    from percepiano_ast.listening import run
+    from percepiano_ast.studies import sensitivity
 
     others = arguments.other_synthesizers
-    settings = run.Settings(
+    options = sensitivity.SensitivityOptions(
         arguments.clips,
-        arguments.synthesizer or run.SYNTHESIZER,
+        arguments.synthesizer or sensitivity.SYNTHESIZER,
         None if others is None else tuple(others),
         arguments.seed,
         arguments.workers or pipeline.workers(),
     )
-    print(run.listen(arguments.percepiano, arguments.out, arguments.model, settings))
+    run = sensitivity.run_sensitivity
+    print(run(arguments.percepiano, arguments.out, arguments.model, options))
 
 
 def add_commands(add) -> None:

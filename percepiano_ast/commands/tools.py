@@ -85,12 +85,12 @@ def _errors(errors: list[dict]) -> int:
 
 
 def _explain(arguments):
-    from percepiano_ast.explain import written
+    from percepiano_ast.studies import explain
 
     names = ("run", "out", "model", "midi", "baseline", "seconds")
     options = {name: getattr(arguments, name) for name in names}
     options |= {"dimensions": arguments.dimension, "with_checks": arguments.checks}
-    written.explain_files(arguments.files, **options)
+    explain.explain_files(arguments.files, **options)
 
 
 def _convert(arguments):

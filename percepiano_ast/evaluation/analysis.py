@@ -1,10 +1,5 @@
 """Analyses beyond the metrics; all intervals are 95 % jackknife intervals over content groups."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -25,8 +20,6 @@ PARTS = ("noise", "passage", "player", "clip")  # sum to ``all`` except for the 
 FEW_SHOT_COLUMNS = ["dimension", "clips", "groups", "r", "low", "high", "r_within_groups", "mae"]
 FEW_SHOT_COLUMNS += ["mae_of_mean"]
 FEW_GROUPS = 10
-UNCHANGED, UNCLEAR, YES, NO = "unheard", "unclear", "yes", "no"  # in the column ``agrees``
-CLEAR = 0.2  # |r| from which experts' ratings are said to correlate with a parameter
 
 _NAMES = [*KEYS, "mean"]
 
@@ -60,7 +53,7 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
                     )
         for metric, gap in gaps.items():
             values = np.reshape(gap, (-1, len(KEYS)))
-            means = _group_means(np.array(groups, object), values, mean=True)
+            means = group_means(np.array(groups, object), values, mean=True)
             facts = {"part": "gap", "metric": metric}
             tables.append(estimate_rows(run, facts, means, names=_NAMES))
     return pd.concat(tables, ignore_index=True)
@@ -101,7 +94,7 @@ def pairwise_accuracy(
             correct = np.where(predicted == 0, 0.5, np.sign(predicted) == np.sign(rated))
             for least in sorted({0.0, min_difference}):
                 counted = ((rated != 0) & (np.abs(rated) >= least)).astype(float)
-                shares = _group_means(part.content_group[one], correct * counted, counted, True)
+                shares = group_means(part.content_group[one], correct * counted, counted, True)
                 facts = {"scope": scope, "min_difference": least}
                 table = estimate_rows(run, facts, shares, intervals.ARCSINE, _NAMES)
                 pairs = np.append(counted.sum(axis=0), counted.sum()).astype(int)
@@ -132,7 +125,7 @@ def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataF
     return pd.concat(tables, ignore_index=True)
 
 
-def _group_means(
+def group_means(
     groups: np.ndarray, values: np.ndarray, counts: np.ndarray | None = None, mean: bool = False
 ) -> np.ndarray:
     """Mean of ``values`` (n, columns), weighted by ``counts``: over all content groups, then
@@ -167,10 +160,10 @@ def calibration(runs: list[RunPredictions]) -> pd.DataFrame:
         found = {}
         for share in SHARES:
             inside = error <= stats.norm.ppf((1 + share) / 2) * run.uncertainty
-            means = _group_means(groups, inside.astype(float))
+            means = group_means(groups, inside.astype(float))
             found[f"coverage_{100 * share:.0f}"] = means, intervals.ARCSINE
-        found["crps"] = _group_means(groups, crps(*parts)), intervals.LOG
-        found["nll"] = _group_means(groups, nll(*parts)), intervals.PLAIN
+        found["crps"] = group_means(groups, crps(*parts)), intervals.LOG
+        found["nll"] = group_means(groups, nll(*parts)), intervals.PLAIN
         known = metrics.without_rounding(run.uncertainty, run.uncertainty.max(axis=0))
         r = metrics.pearson_without_each_group(groups, error, known)
         found["error_correlation"] = r, intervals.FISHER
@@ -346,199 +339,5 @@ def few_shot_remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
         lines.append(
             f"{few} groups have fewer than {MIN_IN_SEGMENT} clips and are excluded from"
             " r_within_groups."
-        )
-    return lines
-
-
-# ---------------------------------------------------------------- sensitivity and robustness
-
-
-# Expected effect of more of a parameter: 1 towards the second pole of the dimension, -1 towards the
-# first. Listed only where musicians would agree for any piece. Sources: force raises loudness,
-# brightness and hardness of touch (Askenfelt & Jansson 1991; Goebl et al. 2014); fast and high
-# music is brighter in mood, slow and low music darker (Gabrielsson & Lindstroem 2010); the pedal
-# connects, blurs and enriches (Repp 1996); tempo variation, dynamic contrast and voiced chords are
-# what teachers call expression (Palmer 1997).
-_EFFECTS = pd.read_csv(resources.files("percepiano_ast") / "data" / "expected_effects.csv")
-EXPECTED: dict[str, dict[str, int]] = {
-    name: dict(zip(part["dimension"], part["sign"].tolist()))
-    for name, part in _EFFECTS.groupby("parameter", sort=False)
-}
-
-
-@dataclass(frozen=True, eq=False)
-class ChangedRatings:
-    """Ratings of the same clips, original and with one change.
-
-    Attributes:
-        before, after: (n, 19) in the order of ``KEYS``; NaN in ``after`` if the change does not
-            apply to a clip.
-        alike: bool (n,), True where the model's input did not change, for example a soft pedal that
-            the synthesizer ignores.
-    """
-
-    before: np.ndarray
-    after: np.ndarray
-    alike: np.ndarray
-
-
-def sensitivity(
-    model: str, groups: np.ndarray, found: Mapping[Any, ChangedRatings]
-) -> pd.DataFrame:
-    """Mean change of each rating with each variation of the playing, one row per variation and
-    dimension.
-
-    ``standardised`` is the change in standard deviations of the same model's ratings of the
-    original clips, which the interval treats as exact. ``clips`` counts the clips to which the
-    variation applies, ``alike`` those of them whose model input did not change. ``expected`` is the
-    sign that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0,
-    ``unclear`` if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is
-    expected.
-
-    Args:
-        groups: (n,) content group of each clip.
-        found: by variation, with ``parameter.name``, ``name``, ``strength`` and ``label``.
-
-    Raises:
-        InputError: a variation that applies to no clip, or constant ratings.
-    """
-    tables = []
-    for variation, ratings in found.items():
-        before, after, kept = _changed(model, variation.label, ratings)
-        parameter, change = variation.parameter.name, after - before
-        means = _group_means(groups[kept], change)
-        estimate = intervals.jackknife(means / before.std(axis=0))
-        signs = [EXPECTED[parameter].get(key, 0) for key in KEYS]
-        expected = (np.sign(variation.strength) * np.array(signs)).astype(int)
-        seen = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
-        agrees = np.where(seen == 0, UNCLEAR, np.where(seen == expected, YES, NO))
-        if ratings.alike[kept].all():
-            agrees = UNCHANGED
-        facts = {"model": model, "parameter": parameter, "variation": variation.name}
-        facts |= {"strength": float(variation.strength), "label": variation.label}
-        facts |= {"dimension": KEYS, "clips": int(kept.sum())}
-        facts |= {"alike": int(ratings.alike[kept].sum())}
-        facts |= {"change": change.mean(axis=0), "change_sd": change.std(axis=0)}
-        facts |= {"standardised": estimate.value, "low": estimate.low, "high": estimate.high}
-        facts |= {"expected": expected, "agrees": np.where(expected == 0, "", agrees)}
-        tables.append(pd.DataFrame(facts))
-    return pd.concat(tables, ignore_index=True)
-
-
-def robustness(model: str, groups: np.ndarray, found: dict[str, ChangedRatings]) -> pd.DataFrame:
-    """Change of each rating with each recording condition, ideally none, one row per condition and
-    dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
-    deviations of the ratings over clips), and ``pearson`` with the ratings of the original clips,
-    ``low`` to ``high``.
-
-    Args:
-        groups: (n,) content group of each clip.
-
-    Raises:
-        InputError: see ``sensitivity``.
-    """
-    tables = []
-    for label, ratings in found.items():
-        before, after, kept = _changed(model, label, ratings)
-        r = metrics.pearson_without_each_group(groups[kept], before, after)
-        r = intervals.jackknife(r, intervals.FISHER)
-        absolute = np.abs(after - before).mean(axis=0)
-        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(kept.sum())}
-        facts |= {"change": (after - before).mean(axis=0), "absolute": absolute}
-        facts |= {"standardised": absolute / before.std(axis=0)}
-        facts |= {"pearson": r.value, "low": r.low, "high": r.high}
-        tables.append(pd.DataFrame(facts))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _changed(
-    model: str, label: str, found: ChangedRatings
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ratings before and after of the clips to which a change applies, and these clips, bool
-    (n,)."""
-    kept = np.isfinite(found.after).all(axis=1)
-    if not kept.any():
-        raise InputError(
-            f"{label}: this change applies to no clip; give other clips or omit the variation."
-        )
-    constant = np.ptp(found.before[kept], axis=0) == 0
-    if constant.any():
-        which = KEYS[int(np.argmax(constant))]
-        raise InputError(
-            f"{model} gives all {kept.sum()} clips the same rating of {which}: a change cannot be"
-            " standardised. Give more clips or another model."
-        )
-    return found.before[kept], found.after[kept], kept
-
-
-def expert_correlations(
-    measures: pd.DataFrame, ratings: np.ndarray, segments: np.ndarray
-) -> pd.DataFrame:
-    """Correlation of people's ratings with each parameter over real clips, one row per parameter
-    and dimension.
-
-    ``r`` is over all clips; ``r_within`` is the same with both centred on their segment, which
-    removes the music. Players vary many parameters together, so a correlation may differ from the
-    effect of one parameter: ``differs`` is True where ``r_within`` is at least ``CLEAR`` in size
-    and has the opposite sign of ``expected``.
-
-    Args:
-        measures: one row per clip, one column per parameter; NaN if it could not be measured.
-        ratings: (n, 19), mean ratings.
-        segments: (n,).
-    """
-    tables = []
-    for parameter in measures:
-        known = measures[parameter].notna().to_numpy()
-        values = pd.DataFrame(ratings[known], columns=KEYS)
-        values["measure"] = measures[parameter].to_numpy()[known]
-        expected = np.array([EXPECTED[parameter].get(key, 0) for key in KEYS])
-        facts = {"parameter": parameter, "dimension": KEYS, "clips": int(known.sum())}
-        within = values - values.groupby(segments[known]).transform("mean")
-        for name, one in (("r", values), ("r_within", within)):
-            x, y = one[["measure"] * len(KEYS)].to_numpy(), one[list(KEYS)].to_numpy()
-            facts[name] = metrics.pearson(x, y) if len(x) > 1 else np.full(len(KEYS), np.nan)
-        facts |= {"expected": expected, "differs": (expected * facts["r_within"]) <= -CLEAR}
-        tables.append(pd.DataFrame(facts))
-    return pd.concat(tables, ignore_index=True)
-
-
-def sensitivity_summary(table: pd.DataFrame) -> list[str]:
-    """Sensitivity of each model compared with the signs that musicians expect, a few sentences
-    each."""
-    lines = []
-    for model, part in table[table["expected"] != 0].groupby("model", sort=False):
-        yes, no, unclear, same = (part["agrees"] == word for word in (YES, NO, UNCLEAR, UNCHANGED))
-        lines.append(
-            f"{model}: of {(~same).sum()} signs that musicians expect, {yes.sum()} are found,"
-            f" {no.sum()} are reversed and {unclear.sum()} are unclear (the interval includes 0)."
-        )
-        found = [
-            f"{name} {(one['agrees'] == YES).sum()}/{len(one)}"
-            for name, one in part[~same].groupby("parameter", sort=False)
-        ]
-        lines.append(f"  found: {', '.join(found)}")
-        if same.any():
-            names = ", ".join(part["label"][same].unique())
-            lines.append(f"  no change in the sound, not counted ({same.sum()} signs): {names}")
-        for label, one in part[no].groupby("label", sort=False):
-            cells = [f"{row.dimension} {row.standardised:+.2f} SD" for row in one.itertuples()]
-            lines.append(f"  reversed, {label}: {', '.join(cells)}")
-    return lines
-
-
-def robustness_summary(table: pd.DataFrame) -> list[str]:
-    """The conditions that change the ratings of each model most and least, one sentence each."""
-    lines = []
-    for model, part in table.groupby("model", sort=False):
-        medians = part.groupby("condition")[["standardised", "pearson"]].median()
-        words = [
-            f"{row.Index} ({row.standardised:.2f} SD, r {row.pearson:.2f})"
-            for row in medians.sort_values("standardised").itertuples()
-        ]
-        lines.append(
-            f"{model}, other recording conditions (median over dimensions of the mean absolute"
-            " change, and r with the ratings of the original recordings): smallest change"
-            f" {', '.join(words[:2])}; largest {', '.join(words[:-4:-1])}."
         )
     return lines

@@ -204,7 +204,7 @@ def note_roll(
 
 def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
     """Change of the rating as cells are replaced by the baseline, in three orders: most relevant,
-    random, least relevant first. ``deletion``: as `explain.checks.Checks.deletion`. Lines are means
+    random, least relevant first. ``deletion``: see `explain.run_checks`. Lines are means
     over recordings, bands 95 % t intervals."""
     dimensions = list(dict.fromkeys(deletion["dimension"]))
     methods = [name for name in METHOD_NAMES if name in set(deletion["method"])]
@@ -237,7 +237,7 @@ def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: s
     down.
 
     Args:
-        randomisation: as `explain.checks.Checks.randomisation`.
+        randomisation: see `explain.run_checks`.
         threshold: similarity above which a map counts as the same, drawn as a line.
     """
     dimensions = list(dict.fromkeys(randomisation["dimension"]))
@@ -270,7 +270,7 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
     expectation of musicians.
 
     Cells with a significant change opposite to the expectation are framed. ``table``:
-    `evaluation.analysis.sensitivity` of one model.
+    `sensitivity.sensitivity_table` of one model.
     """
     signs = {1: "+", -1: "\N{MINUS SIGN}"}
     # of an expected sign that is found, reversed, unclear, or without a change in the sound
@@ -313,7 +313,7 @@ def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
 
 def robustness(table: pd.DataFrame, title: str = "") -> Figure:
     """Recording conditions: mean absolute change and correlation; faint marks are dimensions, bold
-    marks their median. ``table``: `evaluation.analysis.robustness` of any number of models."""
+    marks their median. ``table``: `sensitivity.robustness_table` of any number of models."""
     labels = list(dict.fromkeys(table["condition"]))
     models = list(dict.fromkeys(table["model"]))
     height = 1.8 + 0.34 * len(labels) * max(1, len(models) / 2)

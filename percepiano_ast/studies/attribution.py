@@ -1,5 +1,4 @@
-"""Attribution of a rating to parts of a spectrogram: integrated gradients, attention rollout,
-relevance through attention.
+"""Attribution of a rating to parts of a spectrogram.
 
 The embeddings of a clip's windows add up, and the rating of a clip (T, F) is a function of that
 sum. The gradient of the rating with respect to the sum is therefore the same for all windows, and
@@ -9,8 +8,9 @@ Padded frames get 0, because they do not affect the rating.
 """
 
 import functools
+import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ Tree = dict | tuple | jax.Array
 
 
 @dataclass(frozen=True)
-class Listener:
+class ModelFunctions:
     """A rating model's functions, as attribution needs them.
 
     Attributes:
@@ -70,8 +70,7 @@ class Attribution(NamedTuple):
 
 
 class _Windows:
-    """The windows of a clip (T, F): float32 (W, n, F) padded with 0 at the end, and valid frames
-    Bool (W, n)."""
+    """The windows of a clip (T, F), with their valid frames Bool (W, n)."""
 
     def __init__(self, starts: Iterable[int], length: int, n_frames: int):
         self.starts, self.length, self.n_frames = list(starts), length, n_frames
@@ -79,104 +78,81 @@ class _Windows:
         self.valid = np.arange(n_frames)[None, :] < np.subtract(ends, self.starts)[:, None]
 
     def cut(self, clip: np.ndarray) -> np.ndarray:
-        """(T, F) -> (W, n, F)."""
+        """(T, F) -> float32 (W, n, F), padded with 0 at the end."""
         padded = np.pad(clip, ((0, max(self.n_frames - self.length, 0)), (0, 0)))
-        return np.stack([padded[start : start + self.n_frames] for start in self.starts]).astype(
-            np.float32
-        )
+        windows = [padded[start : start + self.n_frames] for start in self.starts]
+        return np.stack(windows).astype(np.float32)
 
     def put_back(self, windows: np.ndarray) -> np.ndarray:
         """(..., W, n, F) -> (..., T, F); overlapping windows are added."""
-        clip = np.zeros(
-            (*windows.shape[:-3], max(self.length, self.n_frames), windows.shape[-1]), np.float32
-        )
+        n_frames = max(self.length, self.n_frames)
+        clip = np.zeros((*windows.shape[:-3], n_frames, windows.shape[-1]), np.float32)
         for number, start in enumerate(self.starts):
             clip[..., start : start + self.n_frames, :] += windows[..., number, :, :]
         return clip[..., : self.length, :]
 
 
 def rate_variants(
-    listener: Listener, params: Tree, variants: list[np.ndarray], starts: Iterable[int]
+    functions: ModelFunctions, params: Tree, variants: list[np.ndarray], starts: Iterable[int]
 ) -> np.ndarray:
     """Ratings float32 (V, D) of V normalised clips of equal shape (T, F), with windows that start
     at ``starts``."""
-    windows = _Windows(starts, len(variants[0]), listener.n_frames)
+    windows = _Windows(starts, len(variants[0]), functions.n_frames)
     rows = (
         (number, *row)
         for number, clip in enumerate(variants)
         for row in zip(windows.cut(clip), windows.valid)
     )
-    return np.asarray(_rate(listener, params, _embed(listener, params, rows)))
+    return np.asarray(_rate(functions, params, _embed(functions, params, rows)))
 
 
-def _embed(listener: Listener, params: Tree, rows: Iterator[tuple]) -> Tree:
+def _embed(functions: ModelFunctions, params: Tree, rows: Iterable[tuple]) -> Tree:
     """Rows (clip number, window (n, F), valid frames (n,)) -> sums (C, ...); clips are numbered
     from 0, in order."""
-    parts, owners = [], []
-    for numbers, *batch in _batches(rows, listener.n_frames):
-        parts.append(jax.tree.map(np.asarray, _embed_rows(listener, params, *batch)))
-        owners += numbers
-    return jax.tree.map(lambda *arrays: _added_up(arrays, owners), *parts)
+    parts, clips = [], []
+    for numbers, *batch in _batches(rows, functions.n_frames):
+        parts.append(jax.tree.map(np.asarray, _embed_rows(functions, params, *batch)))
+        clips += numbers
+
+    def total(*arrays):
+        values = np.concatenate(arrays)[: len(clips)]
+        sums = np.zeros((clips[-1] + 1, *values.shape[1:]), values.dtype)
+        np.add.at(sums, clips, values)
+        return sums
+
+    return jax.tree.map(total, *parts)
 
 
-def _added_up(arrays: tuple[np.ndarray, ...], owners: list[int]) -> np.ndarray:
-    values = np.concatenate(arrays)[: len(owners)]
-    total = np.zeros((owners[-1] + 1, *values.shape[1:]), values.dtype)
-    np.add.at(total, owners, values)
-    return total
-
-
-def _batches(rows: Iterator[tuple], n_frames: int) -> Iterator[tuple]:
+def _batches(rows: Iterable[tuple], n_frames: int) -> Iterator[tuple]:
     """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last batch is padded with
     copies of its last row."""
-    size, waiting = max(FRAMES // n_frames, 1), []
-    for row in rows:
-        waiting.append(row)
-        if len(waiting) == size:
-            yield _stacked(waiting, size)
-            waiting = []
-    if waiting:
-        yield _stacked(waiting, size)
+    rows, size = iter(rows), max(FRAMES // n_frames, 1)
+    while batch := list(itertools.islice(rows, size)):
+        numbers = [row[0] for row in batch]
+        batch += batch[-1:] * (size - len(batch))
+        _, *columns = zip(*batch)
+        yield numbers, *(jax.tree.map(lambda *x: np.stack(x), *column) for column in columns)
 
 
-def _stacked(rows: list[tuple], size: int) -> tuple:
-    numbers, *arrays = zip(*rows)
-    filled = [
-        jax.tree.map(lambda *x: np.stack(x + x[-1:] * (size - len(x))), *column)
-        for column in arrays
-    ]
-    return list(numbers), *filled
+_embed_rows = jax.jit(lambda functions, *inputs: functions.embed(*inputs), static_argnums=0)
+_rate = jax.jit(lambda functions, *inputs: functions.rate(*inputs), static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed_rows(listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array) -> Tree:
-    return listener.embed(params, log_mel, valid)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _rate(listener: Listener, params: Tree, sums: Tree) -> jax.Array:
-    return listener.rate(params, sums)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _rating_gradients(listener: Listener, params: Tree, sums: Tree, dimensions: jax.Array) -> Tree:
+def _rating_gradients(functions: ModelFunctions, params: Tree, sums: Tree, dimensions) -> Tree:
     """Sums (C, ...), Int (D,) -> d rating / d sums, (C, D, ...); each clip's rating depends only on
     its own sums."""
-    _, pull = jax.vjp(lambda sums: listener.rate(params, sums)[:, dimensions], sums)
-    clips = jax.tree.leaves(sums)[0].shape[0]
-    wanted = jnp.broadcast_to(
-        jnp.eye(len(dimensions))[:, None, :], (len(dimensions), clips, len(dimensions))
-    )
+    _, pull = jax.vjp(lambda sums: functions.rate(params, sums)[:, dimensions], sums)
+    n_clips, n = jax.tree.leaves(sums)[0].shape[0], len(dimensions)
+    wanted = jnp.broadcast_to(jnp.eye(n)[:, None, :], (n, n_clips, n))
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.vmap(lambda row: pull(row)[0])(wanted))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pull(
-    listener: Listener, params: Tree, log_mel: jax.Array, valid: jax.Array, gradients: Tree
-) -> jax.Array:
+def _input_gradients(functions: ModelFunctions, params: Tree, log_mel, valid, gradients: Tree):
     """Gradients (B, D, ...) w.r.t. the sums -> gradients (B, D, T, F) w.r.t. windows (B, T, F); one
     forward pass for all D."""
-    _, pull = jax.vjp(lambda log_mel: listener.embed(params, log_mel, valid), log_mel)
+    _, pull = jax.vjp(lambda log_mel: functions.embed(params, log_mel, valid), log_mel)
     return jnp.swapaxes(jax.vmap(lambda row: pull(row)[0], in_axes=1)(gradients), 0, 1)
 
 
@@ -184,13 +160,13 @@ def _pull(
 
 
 def integrated_gradients(
-    listener: Listener,
+    functions: ModelFunctions,
     params: Tree,
     clip: np.ndarray,
     baseline: np.ndarray,
     *,
     starts: Iterable[int],
-    dimensions: Iterable[int],
+    dimensions: Sequence[int],
     steps: int = STEPS,
 ) -> Attribution:
     """Integrated gradients of whole-clip ratings (Sundararajan, Taly and Yan 2017, equation 1).
@@ -216,38 +192,35 @@ def integrated_gradients(
             f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and"
             " at least one step."
         )
-    dimensions = jnp.asarray(list(dimensions), jnp.int32)
-    windows = _Windows(starts, len(clip), listener.n_frames)
-    heard, from_there = windows.cut(baseline), windows.cut(clip - baseline)
+    positions = jnp.asarray(dimensions, jnp.int32)
+    windows = _Windows(starts, len(clip), functions.n_frames)
+    first, difference = windows.cut(baseline), windows.cut(clip - baseline)
     points, weights = np.polynomial.legendre.leggauss(steps)
     # The end points come last: only their ratings are needed, not their gradients.
-    way = np.array([*(points + 1) / 2, 0, 1], np.float32)
+    path = np.array([*(points + 1) / 2, 0, 1], np.float32)
 
     def rows(count):
-        for number in range(count):
+        for step in range(count):
             for window, valid in enumerate(windows.valid):
-                yield number, heard[window] + way[number] * from_there[window], valid
+                yield step, first[window] + path[step] * difference[window], valid
 
-    sums = _embed(listener, params, rows(steps + 2))
-    gradients = _rating_gradients(
-        listener, params, jax.tree.map(lambda x: x[:steps], sums), dimensions
-    )
-    gradients = jax.tree.map(np.asarray, gradients)
-    ratings = np.asarray(_rate(listener, params, sums))[:, dimensions]
-    total = np.zeros((len(windows.starts), len(dimensions), *heard.shape[1:]), np.float64)
-    with_gradients = (
-        (row, *row[1:], jax.tree.map(operator.itemgetter(row[0]), gradients)) for row in rows(steps)
-    )
-    numbered = (
-        ((row[0], index % len(windows.starts)), *rest)
-        for index, (row, *rest) in enumerate(with_gradients)
-    )
-    for numbers, *batch in _batches(numbered, listener.n_frames):
-        for (step, window), gradient in zip(numbers, np.asarray(_pull(listener, params, *batch))):
+    sums = _embed(functions, params, rows(steps + 2))
+    ratings = np.asarray(_rate(functions, params, sums))[:, list(dimensions)]
+    on_path = jax.tree.map(lambda x: x[:steps], sums)
+    gradients = jax.tree.map(np.asarray, _rating_gradients(functions, params, on_path, positions))
+
+    def rows_with_gradients():
+        for index, (step, *row) in enumerate(rows(steps)):
+            gradient = jax.tree.map(operator.itemgetter(step), gradients)
+            yield (step, index % len(windows.starts)), *row, gradient
+
+    total = np.zeros((len(windows.starts), len(dimensions), *first.shape[1:]), np.float64)
+    for numbers, *batch in _batches(rows_with_gradients(), functions.n_frames):
+        found = np.asarray(_input_gradients(functions, params, *batch))
+        for (step, window), gradient in zip(numbers, found):
             total[window] += weights[step] / 2 * gradient
-    maps = windows.put_back(np.swapaxes(total * from_there[:, None], 0, 1))
-    difference = ratings[steps + 1] - ratings[steps]
-    gap = difference - maps.sum(axis=(1, 2), dtype=np.float64)
+    maps = windows.put_back(np.swapaxes(total * difference[:, None], 0, 1))
+    gap = ratings[steps + 1] - ratings[steps] - maps.sum(axis=(1, 2), dtype=np.float64)
     return Attribution(maps, ratings[steps + 1], ratings[steps], gap.astype(np.float32))
 
 
@@ -285,12 +258,12 @@ def relevance(attention: jax.Array, gradients: jax.Array) -> jax.Array:
 
 
 def attention_maps(
-    listener: Listener,
+    functions: ModelFunctions,
     params: Tree,
     clip: np.ndarray,
     *,
     starts: Iterable[int],
-    dimensions: Iterable[int],
+    dimensions: Sequence[int],
     towards: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rollout (T, F), one for all dimensions, and relevance (D, T, F), both non-negative, of a
@@ -307,53 +280,41 @@ def attention_maps(
     Raises:
         InputError: a model without ``attend``.
     """
-    if listener.attend is None or listener.config is None:
+    if functions.attend is None or functions.config is None:
         raise InputError("this model has no attention weights; use integrated gradients")
-    windows = _Windows(starts, len(clip), listener.n_frames)
-    dimensions = jnp.asarray(list(dimensions), jnp.int32)
-    pieces = windows.cut(clip)
-    sums = _embed(listener, params, ((0, *row) for row in zip(pieces, windows.valid)))
-    gradients = jax.tree.map(lambda x: x[0], _rating_gradients(listener, params, sums, dimensions))
-    maps = []
-    for piece, valid in zip(pieces, windows.valid):  # one at a time: (depth, H, L, L) is large
-        maps.append(
-            np.asarray(
-                _look(listener, params, piece, valid, gradients, jnp.asarray(towards, jnp.float32))
-            )
-        )
+    windows = _Windows(starts, len(clip), functions.n_frames)
+    positions = jnp.asarray(dimensions, jnp.int32)
+    pieces, signs = windows.cut(clip), jnp.asarray(towards, jnp.float32)
+    sums = _embed(functions, params, ((0, *row) for row in zip(pieces, windows.valid)))
+    gradients = jax.tree.map(lambda x: x[0], _rating_gradients(functions, params, sums, positions))
+    maps = [  # one window at a time: (depth, H, L, L) is large
+        np.asarray(_window_maps(functions, params, piece, valid, gradients, signs))
+        for piece, valid in zip(pieces, windows.valid)
+    ]
     whole = windows.put_back(np.stack(maps, axis=1))
-    rows = int(patch_validity(jnp.asarray(windows.valid), listener.config).sum())
+    rows = int(patch_validity(jnp.asarray(windows.valid), functions.config).sum())
     return whole[0] / max(rows, 1), whole[1:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _look(
-    listener: Listener,
-    params: Tree,
-    piece: jax.Array,
-    valid: jax.Array,
-    gradients: Tree,
-    towards: jax.Array,
-):
+def _window_maps(functions: ModelFunctions, params: Tree, piece, valid, gradients: Tree, towards):
     """One window (T, F) -> (1 + D, T, F): rollout, then relevance for each dimension, summed over
     the rows of valid patches."""
-
-    look, config = listener.attend, listener.config
-    assert look is not None and config is not None  # checked by `attention_maps`
+    model_attend, config = functions.attend, functions.config
+    assert model_attend is not None and config is not None  # checked by `attention_maps`
 
     def attend(shift):
-        sums, weights, patch_valid = look(params, piece[None], valid[None], shift)
+        sums, weights, patch_valid = model_attend(params, piece[None], valid[None], shift)
         return sums, (weights, patch_valid[0])
 
-    shape = jax.eval_shape(lambda: look(params, piece[None], valid[None], None))[1]
+    shape = jax.eval_shape(attend, None)[1][0]
     _, pull, (weights, patch_valid) = jax.vjp(attend, jnp.zeros(shape.shape), has_aux=True)
     found = [rollout(weights)[0]]
     for number in range(len(towards)):
         (gradient,) = pull(jax.tree.map(operator.itemgetter((None, number)), gradients))
         found.append(relevance(weights, gradient * towards[number])[0])
-    rows = jnp.where(
-        patch_valid[None, :, None], jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:], 0.0
-    ).sum(axis=1)
+    between_patches = jnp.stack(found)[:, PREFIX_TOKENS:, PREFIX_TOKENS:]
+    rows = jnp.where(patch_valid[None, :, None], between_patches, 0.0).sum(axis=1)
     spread = spread_patches(jnp.where(patch_valid[None, :], rows, 0.0), config)
     return spread * valid[None, :, None]
 
@@ -362,12 +323,9 @@ def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
     """Values (B, N) of patches -> (B, T, F), each distributed evenly over its patch; overlapping
     patches are added."""
     empty = jnp.zeros((values.shape[0], config.n_frames, config.n_mels))
-    _, put_back = jax.vjp(
-        lambda log_mel: patchify(log_mel, config.patch_size, config.stride), empty
-    )
-    return put_back(
-        jnp.broadcast_to(values[:, :, None] / config.patch_dim, (*values.shape, config.patch_dim))
-    )[0]
+    _, put_back = jax.vjp(lambda x: patchify(x, config.patch_size, config.stride), empty)
+    shares = values[:, :, None] / config.patch_dim
+    return put_back(jnp.broadcast_to(shares, (*values.shape, config.patch_dim)))[0]
 
 
 # --- Randomised weights -------------------------------------------------------------------------
@@ -389,12 +347,10 @@ def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str
     yield "head", params | {"head": fresh["head"]}
     blocks = params["encoder"]["blocks"]
     depth = jax.tree.leaves(blocks)[0].shape[0]
-    for kept in sorted(
-        {round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth},
-        reverse=True,
-    ):
+    remaining = {round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth}
+    for kept in sorted(remaining, reverse=True):
         mixed = jax.tree.map(
-            lambda old, new: jnp.concatenate([old[:kept], new[kept:]]),  # noqa: B023  # called at once
+            lambda old, new: jnp.concatenate([old[:kept], new[kept:]]),  # noqa: B023
             blocks,
             fresh["encoder"]["blocks"],
         )
