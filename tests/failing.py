@@ -351,7 +351,7 @@ def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
     """After so many blocks of a file to the store have been written; blocks are small, so that
     there are some."""
     stores.BLOCK = 2**13
-    original, now = stores.Folder._write, _countdown(skip)
+    original, now = stores.FolderStore._write, _countdown(skip)
 
     def cut(content):
         for number, block in enumerate(content):
@@ -372,7 +372,7 @@ def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
             )
         original(self, name, cut(content) if dies else content)
 
-    stores.Folder._write = write
+    stores.FolderStore._write = write
 
 
 def _aim_orbax(skip: int) -> None:
@@ -421,22 +421,24 @@ _AIMS = {
     "while it is packed": _aim_tar,
     "while it is copied": lambda skip: _aim_write(".tar", skip, 2),
     "while it is read back": lambda skip: _kill_around(
-        stores.Folder, "_write", skip, _named(".tar"), after=True
+        stores.FolderStore, "_write", skip, _named(".tar"), after=True
     ),
-    "before the marker": lambda skip: _kill_around(stores.Folder, "_write", skip, _named(".json")),
+    "before the marker": lambda skip: _kill_around(
+        stores.FolderStore, "_write", skip, _named(".json")
+    ),
     "while the marker is written": lambda skip: _aim_write(".json", skip),
     "after the marker": lambda skip: _kill_around(
-        stores.Folder, "_write", skip, _named(".json"), after=True
+        stores.FolderStore, "_write", skip, _named(".json"), after=True
     ),
     "between deletions": lambda skip: _kill_around(
-        stores.Folder, "_remove", skip, _named(".json"), after=True
+        stores.FolderStore, "_remove", skip, _named(".json"), after=True
     ),
     "between emptying and deletion": lambda skip: _kill_around(os, "truncate", skip, after=True),
     "while loading fetches": lambda skip: _kill_around(stores.Store, "get", skip),
     "while loading unpacks": lambda skip: _kill_around(packing, "unpack", skip, after=True),
     "while loading restores": lambda skip: _kill_around(packing, "restore", skip),
     "while litter is removed": lambda skip: _kill_around(
-        stores.Folder, "_remove", skip, after=True
+        stores.FolderStore, "_remove", skip, after=True
     ),
     "when the model is there": lambda skip: _kill_around(checkpoints.Checkpoints, "clear", skip),
 }

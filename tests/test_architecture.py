@@ -2,6 +2,7 @@
 address. Cost: 5 s."""
 
 import ast
+import collections
 import graphlib
 import json
 import re
@@ -40,7 +41,7 @@ FLOORS = {
     "colab": 10,
     "views": 10,
     "notebooks": 11,
-    "commands": 12,
+    "cli": 12,
     "__main__": 13,
 }
 # The only rooms that look across on their own floor: who -> whom.
@@ -152,6 +153,18 @@ def test_google_colab_is_imported_in_functions_of_colab_py_alone():
             if isinstance(node, ast.Import | ast.ImportFrom)
         }
         assert lines <= inside, f"{name}:{lines - inside} imports google.colab outside a function"
+
+
+def test_a_name_means_one_thing():
+    """No public class and no file name stands twice; only folders share `__init__`."""
+    classes, files = collections.defaultdict(set), collections.defaultdict(set)
+    for path, (name, tree) in zip(FILES, MODULES.items(), strict=True):
+        files[path.name].add(name)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                classes[node.name].add(name)
+    del files["__init__.py"]
+    assert not {word: found for word, found in (classes | files).items() if len(found) > 1}
 
 
 def reused_quotes(path: Path) -> list[int]:

@@ -24,7 +24,7 @@ SHORT, WHOLE, LONG = CLIPS[1], CLIPS[0], CLIPS[2]  # 30, 64 and 150 frames for w
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from percepiano_ast import pipeline
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import demo, percepiano
 from percepiano_ast.dimensions import KEYS
@@ -23,7 +23,7 @@ from percepiano_ast.evaluation.predictions import (
     validate_predictions,
 )
 from percepiano_ast.inference import regressors
-from percepiano_ast.models import baselines as networks
+from percepiano_ast.models import mlp
 from percepiano_ast.music import synth
 from percepiano_ast.pipeline import baselines
 
@@ -262,8 +262,8 @@ def test_bad_tables_are_named(fitted):
 def test_single_task_networks_are_those_of_each_dimension():
     x, y, groups = problem()
     options = {"seed": 3, "groups": groups, "hidden": (8,), "max_epochs": 3}
-    both = networks.fit_single_tasks(x, y, **options).predict(x)
-    second = networks.fit_mlp(x, y[:, [1]], **options).predict(x)
+    both = mlp.fit_single_tasks(x, y, **options).predict(x)
+    second = mlp.fit_mlp(x, y[:, [1]], **options).predict(x)
     assert both.shape == (60, 2)
     np.testing.assert_array_equal(both[:, [1]], second)
 

@@ -11,7 +11,7 @@ import pytest
 from archives import sound, wav, write_archive_of, write_usual_archive
 from servers import StorageEmulator
 
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.data import build, shards
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ from percepiano_ast.training import packing, pieces
 from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
 from percepiano_ast.training.courier import Courier
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
-from percepiano_ast.training.stores import Folder
+from percepiano_ast.training.stores import FolderStore
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, weight_decay=0.1), 10)
 
@@ -183,14 +183,14 @@ class TestWhole:
         assert listing(directory / "none") == []
 
     def test_one_that_a_training_deletes_meanwhile_is_no_error(self, saved, monkeypatch):
-        names = Folder.names
+        names = FolderStore.names
 
         def names_before(store):
             found = names(store)
             file(saved[2], 2, "json").unlink()
             return found
 
-        monkeypatch.setattr(Folder, "names", names_before)
+        monkeypatch.setattr(FolderStore, "names", names_before)
         assert [one["step"] for one in listing(saved[2], pytest.fail)] == [3]
 
     def test_what_is_deleted_is_emptied_first(self, saved):

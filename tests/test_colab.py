@@ -19,7 +19,7 @@ import pytest
 from servers import StorageEmulator
 
 from percepiano_ast import colab, pipeline, views
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import build
 from percepiano_ast.errors import InputError, RunFailed

@@ -12,7 +12,7 @@ import pytest
 import reproduce
 from bench import BENCHMARKS
 
-from percepiano_ast.__main__ import _parser
+from percepiano_ast.cli import parser
 from percepiano_ast.config import PRESETS, PRETRAININGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,13 +172,13 @@ def commands(page: Path) -> list[str]:
 def parse(line: str):
     """Arguments of a documented command line; None of options that print and exit, or of a
     command's bare name."""
-    parser, words = _parser(), shlex.split(line, comments=True)
-    subparsers = next(action for action in parser._actions if action.dest == "command")
+    arguments, words = parser(), shlex.split(line, comments=True)
+    subparsers = next(action for action in arguments._actions if action.dest == "command")
     if len(words) == 1 and not words[0].startswith("-"):
         assert words[0] in subparsers.choices, f"percepiano {line}: no such command"
         return None
     try:
-        return parser.parse_args(words)
+        return arguments.parse_args(words)
     except SystemExit as end:
         assert end.code == 0, f"percepiano {line}: does not parse"
         return None
@@ -224,7 +224,7 @@ def test_scripts_are_documented():
 
 
 def test_every_command_is_documented():
-    subparsers = next(action for action in _parser()._actions if action.dest == "command")
+    subparsers = next(action for action in parser()._actions if action.dest == "command")
     text = (ROOT / "docs" / "command-line.md").read_text()
     missing = [name for name in subparsers.choices if f"percepiano {name} " not in text]
     assert not missing, f"not in docs/command-line.md: {', '.join(missing)}"
@@ -232,11 +232,11 @@ def test_every_command_is_documented():
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
 def test_documented_options_exist(page):
-    subparsers = next(action for action in _parser()._actions if action.dest == "command")
+    subparsers = next(action for action in parser()._actions if action.dest == "command")
     others = next(action for action in reproduce.parser()._actions if action.dest == "command")
     known = {
         option
-        for one in (_parser(), *subparsers.choices.values(), *others.choices.values())
+        for one in (parser(), *subparsers.choices.values(), *others.choices.values())
         for option in one._option_string_actions
     }
     spans = [span for _, span in SPAN.findall(FENCE.sub("", page.read_text()))]

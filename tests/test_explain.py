@@ -14,7 +14,7 @@ import soundfile
 from tiny import CLIPS, compiled_once, embed, finetuning, fold_to
 
 from percepiano_ast import audio
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.inference.rate import FoldEnsemble, FoldModel
@@ -29,7 +29,7 @@ TONE, AT = 83, 12.0  # B5, 988 Hz: struck once, 12 s into the recording
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 

@@ -33,9 +33,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-# All that is used of the package.
-from percepiano_ast.__main__ import main
 from percepiano_ast.audio import fbank
+
+# All that is used of the package.
+from percepiano_ast.cli import main
 from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
 from percepiano_ast.data.demo import write_example, write_maestro, write_percepiano
 from percepiano_ast.models.ast import Classifier

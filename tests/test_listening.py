@@ -14,8 +14,8 @@ import pytest
 from scipy import stats
 from tiny import CLIPS, compiled_once, embed, finetuning
 
-from percepiano_ast.__main__ import main
 from percepiano_ast.audio.effects import EFFECTS
+from percepiano_ast.cli import main
 from percepiano_ast.data import demo
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
@@ -291,7 +291,7 @@ def test_statistics_rate_each_clip_without_its_group(folder, monkeypatch):
 @pytest.fixture(scope="module")
 def run_of_two(tmp_path_factory):
     """What `FoldEnsemble` makes of a run of two folds, untrained."""
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         models = []
         for seed in range(2):
             untrained = finetuning(seed=seed)

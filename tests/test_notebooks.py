@@ -20,7 +20,7 @@ from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
 from percepiano_ast import colab, notebooks, pipeline, plots, views
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, ModelConfig, Statistics
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError

@@ -14,7 +14,7 @@ import soundfile
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
 from percepiano_ast import pipeline, plots, views
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
 from percepiano_ast.errors import InputError
@@ -31,7 +31,7 @@ DIMENSIONS = ("Loudness", "would go again")
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 

@@ -52,7 +52,7 @@ CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 def environment(tmp_path_factory) -> dict:
     """Of child processes that find what is compiled already, and of which none is told to be
     distributed."""
-    with compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled") as variables:
         here = Path(__file__).resolve().parent
         yield os.environ | variables | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
 

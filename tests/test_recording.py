@@ -19,7 +19,7 @@ from tiny import compiled_once
 
 import percepiano_ast
 from percepiano_ast import audio, inference
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent.parent / "notebooks" / "results"
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 

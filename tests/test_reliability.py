@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.data.percepiano import read_labels
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError

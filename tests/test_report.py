@@ -12,7 +12,7 @@ import pytest
 from predictions import make_index, make_predictions
 
 from percepiano_ast import plots
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import EvaluationOptions, compare, evaluate, predictions, reliability

@@ -192,7 +192,7 @@ def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
     blocked = sorted(modules | {"fluidsynth", "orbax.checkpoint"})
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))\n"
-        "from percepiano_ast.__main__ import main\n"
+        "from percepiano_ast.cli import main\n"
         "sys.exit(main(['rate', 'example.wav', '--json', '--html', 'page.html', '--csv', 't.csv']))"
     )
     demo.write_example(tmp_path, "example")

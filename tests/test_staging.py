@@ -30,7 +30,7 @@ from archives import (
 from servers import RangeServer, StorageEmulator
 
 from percepiano_ast import files
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.data import build, maestro, shards
 from percepiano_ast.errors import InputError, RunFailed
 
@@ -39,7 +39,7 @@ from percepiano_ast.errors import InputError, RunFailed
 SCRIPT = """
 import sys
 from percepiano_ast import files
-from percepiano_ast.__main__ import main
+from percepiano_ast.cli import main
 from percepiano_ast.data import shards
 shards.SHARD_SECONDS, files.FIRST_WAIT = 25, 0.01
 if __name__ == "__main__":

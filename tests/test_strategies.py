@@ -46,7 +46,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def environment(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled") as variables:
         yield variables
 
 

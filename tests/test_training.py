@@ -55,7 +55,7 @@ from percepiano_ast.training.state import compute_for, learning_rate, make_optim
 @pytest.fixture(scope="module", autouse=True)
 def environment(tmp_path_factory):
     """Of child processes that find what is compiled already."""
-    with compiled_once(tmp_path_factory.mktemp("compiled")) as variables:
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled") as variables:
         yield os.environ | variables
 
 

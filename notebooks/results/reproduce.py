@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from percepiano_ast.commands.shared import add_set, option_of
+from percepiano_ast.cli import add_set, option_of
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR

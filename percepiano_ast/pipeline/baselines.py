@@ -30,7 +30,7 @@ from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import fold_column
 from percepiano_ast.files import TimeLeft, atomic, claim_directory, process_map, sha256_of
 from percepiano_ast.inference import regressors
-from percepiano_ast.models import baselines as networks
+from percepiano_ast.models import mlp
 from percepiano_ast.music import align, midi, performance_features, score, score_features
 from percepiano_ast.music.synth import RenderCache
 
@@ -42,7 +42,7 @@ IDENTITY = {
     "identity-additive": ("segment", "player"),
 }
 STATISTICS = ("audio-stats", "midi-stats", "midi-stats+score")
-NETWORKS: dict[str, Callable] = {"mlp": networks.fit_mlp, "mlp-single": networks.fit_single_tasks}
+NETWORKS: dict[str, Callable] = {"mlp": mlp.fit_mlp, "mlp-single": mlp.fit_single_tasks}
 BASELINES = (*IDENTITY, *STATISTICS, *NETWORKS)
 LEAVE_ONE_OUT, LEAVE_PLAYER_OUT = "leave_one_out", "leave_player_out"
 EXHAUSTIVE = (LEAVE_ONE_OUT, LEAVE_PLAYER_OUT)  # too many folds to train a model in each
@@ -63,7 +63,7 @@ class BaselineOptions:
         baselines: names in ``BASELINES``; empty for all.
         synthesizers: for the renderings of the audio baselines; predictions for a clip's renderings
             are averaged.
-        seed: for trees and networks.
+        seed: for trees and mlp.
         workers: processes for computing feature tables.
     """
 

@@ -11,7 +11,7 @@ SOON = 1.0
 LAST_WAITS = (0.0, 2.0, 10.0)  # seconds before each final attempt
 
 
-class Parcel(Protocol):
+class Delivery(Protocol):
     """One item to save."""
 
     @property
@@ -28,7 +28,7 @@ class Parcel(Protocol):
         """Delete the item's files on the local disk."""
 
 
-Sent = TypeVar("Sent", bound=Parcel)
+Sent = TypeVar("Sent", bound=Delivery)
 
 
 class Courier(Generic[Sent]):

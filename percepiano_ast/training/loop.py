@@ -281,7 +281,7 @@ class History:
         tensorboard: bool = False,
     ):
         self.steps = list(steps)
-        self._store, self._log = stores.Folder(directory), log
+        self._store, self._log = stores.FolderStore(directory), log
         self._courier: Courier = Courier(self._complain)
         self._sent = time.monotonic()
         found = tensorboard and importlib.util.find_spec("tensorboard") is not None

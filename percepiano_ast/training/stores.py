@@ -239,7 +239,7 @@ class Store:
         return None
 
 
-class Folder(Store):
+class FolderStore(Store):
     """A directory on this machine, such as a mounted Drive."""
 
     def __init__(self, place: str | Path):
@@ -342,7 +342,7 @@ def open_store(place: str | Path) -> Store:
     Raises:
         InputError: another kind of address, or gcsfs is missing.
     """
-    return open_bucket(str(place)) if "://" in str(place) else Folder(Path(place))
+    return open_bucket(str(place)) if "://" in str(place) else FolderStore(Path(place))
 
 
 def open_bucket(address: str) -> Bucket:
