@@ -588,9 +588,10 @@ def to_text(rating: Rating, colour: bool = False, ascii_only: bool = False) -> s
         return f"\x1b[{code}m{text}\x1b[0m" if colour else text
 
     name = rating.file if len(rating.file) <= WIDTH else f"...{rating.file[3 - WIDTH :]}"
-    lines, indent = [name, f"  {in_short(rating)}"], {"subsequent_indent": "  "}
+    wrap = functools.partial(textwrap.wrap, width=WIDTH, subsequent_indent="  ")
+    lines = [name, f"  {in_short(rating)}"]
     for warning in rating.warnings:
-        lines += textwrap.wrap(f"Note: {warning}.", WIDTH, initial_indent="  ", **indent)
+        lines += wrap(f"Note: {warning}.", initial_indent="  ")
     lines.append(f"{'':24} {'0    median 100':15} {'':19}    %  rating")
     sides, group = [], ""
     for dimension in DIMENSIONS:
@@ -613,7 +614,7 @@ def to_text(rating: Rating, colour: bool = False, ascii_only: bool = False) -> s
     text = "No dimension is clearly on one side of the median."
     if sides:
         text = f"More so than most human performances: {', '.join(sides)}."
-    lines += textwrap.wrap(text, WIDTH, **indent)
+    lines += wrap(text)
     return "\n".join(lines).translate(_ASCII) if ascii_only else "\n".join(lines)
 
 
@@ -705,8 +706,10 @@ class FoldModel:
         if config.heard and (used := len(tree["params"]["unheard"])) != beside:
             raise InputError(f"{written} whose heads use {used} descriptors, not {beside}. {again}")
         front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
-        extra = {"questionnaire": Questionnaire.from_settings(meta), "beside": beside}
-        run = Finetuning(model, config, front_end, statistics, 1, **extra)
+        asked = Questionnaire.from_settings(meta)
+        run = Finetuning(
+            model, config, front_end, statistics, 1, questionnaire=asked, beside=beside
+        )
         longest = meta.get("longest", LONGEST_SECONDS)
         return cls(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
 
@@ -728,8 +731,8 @@ class FoldModel:
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
         embedding = self.run.embed(self.params, windows, 1)
         if self.run.config.heard:
-            beside = self.beside(codes) if beside is None else beside
-            embedding = np.concatenate([embedding, beside[None, :]], axis=1)
+            given = self.beside(codes) if beside is None else beside
+            embedding = np.concatenate([embedding, np.asarray(given)[None, :]], axis=1)
         found = self.run.distribution(self.params, self.scaler, embedding)
         return found[0][0], found[1][0]
 
@@ -844,8 +847,12 @@ class FoldEnsemble:
                     f"{name} is {ratings[name]:g}, outside the scale of the training ratings,"
                     f" {low:g} to {high:g}"
                 )
-        found = {"ratings": ratings, "uncertainty": uncertainty, "warnings": warnings}
-        return {"file": str(file)} | found
+        return {
+            "file": str(file),
+            "ratings": ratings,
+            "uncertainty": uncertainty,
+            "warnings": warnings,
+        }
 
     def rate_or_explain(self, file: str | Path) -> dict:
         """``rate``, or ``{"file", "error"}`` if the file cannot be rated."""

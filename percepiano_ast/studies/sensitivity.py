@@ -651,7 +651,7 @@ class _Data:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic(path) as partial, partial.open("wb") as file:
-                np.savez(file, **compute())  # type: ignore[arg-type]
+                np.savez(file, **compute())
         with np.load(path) as file:
             return dict(file)
 
