@@ -555,7 +555,8 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[
 
     A folder without a recording is among the former: rating it raises an error that says so.
     """
-    found, others = [], []
+    found: list[str | Path] = []
+    others: list[Path] = []
     for place in places:
         inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
         recordings = [path for path in inside if sources.is_audio(path.name)]
