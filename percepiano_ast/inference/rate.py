@@ -237,15 +237,12 @@ class RatingModelFile:
         Raises:
             InputError: it cannot be rated; the message says why.
         """
-        if score and not isinstance(score, Score):
-            score = read_score(score)
+        written = score if isinstance(score, Score) else read_score(score) if score else None
         if progress:
             progress("reading")
         recording = audio.Recording(path, min_rate=LOWEST_RATE)
         blocks = recording.blocks(self.sample_rate, max_seconds=3600 * LONGEST_HOURS + 1)
-        rating = self.rate_wave(
-            np.concatenate(list(blocks)), score or None, str(path), progress=progress
-        )
+        rating = self.rate_wave(np.concatenate(list(blocks)), written, str(path), progress=progress)
         if recording.full_scale > _DISTORTED:
             rating.warnings.append(
                 f"{recording.full_scale:.2%} of the samples are at full scale: the recording is"
