@@ -478,6 +478,7 @@ def test_statistics_reach_the_floor_under_every_protocol(percepiano_dir, tmp_pat
             assert mean_r(made) > r - 0.02, (baseline, protocol)
 
 
+@pytest.mark.slow
 def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(folder, tmp_path):
     try:
         synth.make_synthesizer("timgm6mb")

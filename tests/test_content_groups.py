@@ -21,7 +21,7 @@ import pytest
 
 from percepiano_ast.data import percepiano
 from percepiano_ast.errors import InputError, exit_code
-from percepiano_ast.evaluation import table
+from percepiano_ast.evaluation import predictions
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, read_midi, write_midi
 
 GRAM = 8
@@ -165,7 +165,7 @@ def folder(tmp_path):
 
 
 def test_segments_that_share_music_are_one_group(folder, capsys):
-    found = find_groups(folder, table.load_index(folder / "index.csv"))
+    found = find_groups(folder, predictions.load_index(folder / "index.csv"))
     assert found["a"] == found["b"] == found["long"] != found["c"]
     assert main([str(folder), "--check"]) == 0
     assert "2 content groups of 4 segments" in capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_an_index_that_says_otherwise_is_named(folder, capsys):
     ],
 )
 def test_what_cannot_be_grouped_is_refused(folder, case, message):
-    index, midi = table.load_index(folder / "index.csv"), folder / percepiano.MIDI_FOLDER
+    index, midi = predictions.load_index(folder / "index.csv"), folder / percepiano.MIDI_FOLDER
     if case == "no deadpan":
         index = index[(index["segment"] != "a") | index["human"]]
     elif case == "no file":
@@ -216,7 +216,7 @@ def test_what_cannot_be_grouped_is_refused(folder, case, message):
 
 @pytest.mark.real_data
 def test_percepiano_has_the_47_groups_of_its_index(percepiano_dir):
-    index = table.load_index()
+    index = predictions.load_index()
     found = find_groups(percepiano_dir, index)
     assert found.nunique() == 47 and not differences(found, index)
     assert (index["segment"].map(found) == index["content_group"]).all()

@@ -292,7 +292,7 @@ def test_a_small_forest_is_as_asked(fitted):
     small = regressors.fit(
         features, features[:, :2], seed=0, forest={"n_estimators": 7, "min_samples_leaf": 9}
     )
-    trees = small.models["extratrees"]
+    (trees,) = small.models["extratrees"]
     assert (
         len(trees.estimators_) == 7
         and min(tree.tree_.n_node_samples.min() for tree in trees.estimators_) >= 9

@@ -250,6 +250,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
     assert rows["integrity"].str.match(r"intact|$").all()
 
 
+@pytest.mark.slow
 def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path):
     shutil.copytree(demo[0], tmp_path / "demo")
     run = pipeline.Run(PRESETS["demo"], tmp_path / "demo")

@@ -162,6 +162,7 @@ def on_eight(environment, tmp_path_factory) -> Path:
 
 
 class TestEightDevices:
+    @pytest.mark.slow
     @pytest.mark.parametrize("layout", ["copied", "spread"])
     def test_they_compute_what_one_does(self, one_device, on_eight, layout):
         assert_close(dict(np.load(on_eight / f"{layout}.npz")), one_device)
@@ -469,6 +470,7 @@ class TestDetection:
 
 
 class TestAccumulation:
+    @pytest.mark.slow
     def test_an_effective_batch_of_512_is_the_same_in_parts(self):
         whole, parts = (
             compared(*few_steps(pretraining(512, model=MODEL, accumulate=n), 2)) for n in (1, 8)

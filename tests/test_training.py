@@ -308,6 +308,7 @@ class TestPretrain:
         ):
             pretrain_to(tmp_path, dataclasses.replace(PRETRAIN, mask_ratio=ratio))
 
+    @pytest.mark.slow
     def test_the_visible_form_learns(self, tmp_path):
         first, *_, last = pretrain_to(
             tmp_path, dataclasses.replace(PRETRAIN, decoder_depth=1, epochs=5)

@@ -117,7 +117,9 @@ class TestTraining:
             f"validation_{name}" for name in (*transcription.METRICS, *transcription.LOSSES)
         }
 
-    @pytest.mark.parametrize("objective", ["transcription", "joint"])
+    @pytest.mark.parametrize(
+        "objective", ["transcription", pytest.param("joint", marks=pytest.mark.slow)]
+    )
     def test_resumed_equals_uninterrupted(self, tmp_path, objective):
         config = dataclasses.replace(TRANSCRIBE, objective=objective, augment=True, decoder_depth=1)
         rows = train(tmp_path / "whole", config, steps=3)
