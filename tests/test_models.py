@@ -21,7 +21,7 @@ import pytest
 from percepiano_ast.config import MODELS, ModelConfig
 from percepiano_ast.dimensions import KEYS, group_indices
 from percepiano_ast.errors import InputError
-from percepiano_ast.models import ast, baselines, heads, ssast
+from percepiano_ast.models import ast, heads, mlp, ssast
 from percepiano_ast.models.transformer import Compute
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -600,17 +600,17 @@ class TestBaseline:
 
     def test_learns_and_repeats(self):
         features, ratings, groups = self.table(1)
-        fitted = baselines.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=60)
+        fitted = mlp.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=60)
         new_features, new_ratings, _ = self.table(2)
         predicted = fitted.predict(new_features)
         assert np.diag(np.corrcoef(predicted.T, new_ratings.T)[:3, 3:]).min() > 0.8
-        again = baselines.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=60)
+        again = mlp.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=60)
         np.testing.assert_array_equal(again.predict(new_features), predicted)
 
     def test_inner_validation_takes_whole_groups(self):
         groups = np.repeat(np.arange(20), np.arange(1, 21))
         for seed in range(5):
-            held_out = baselines._hold_out(groups, np.random.default_rng(seed))
+            held_out = mlp._hold_out(groups, np.random.default_rng(seed))
             assert 0 < held_out.sum() < len(groups)
             assert not set(groups[held_out]) & set(groups[~held_out])
 
@@ -619,11 +619,11 @@ class TestBaseline:
         spoilt = features.copy()
         spoilt[5, 2] = np.nan
         with pytest.raises(InputError, match="row 5, column 2"):
-            baselines.fit_mlp(spoilt, ratings, seed=0)
+            mlp.fit_mlp(spoilt, ratings, seed=0)
         with pytest.raises(InputError, match="39 of ratings"):
-            baselines.fit_mlp(features, ratings[:39], seed=0)
+            mlp.fit_mlp(features, ratings[:39], seed=0)
         with pytest.raises(InputError, match="1 group "):
-            baselines.fit_mlp(features, ratings, seed=0, groups=np.zeros(40))
-        fitted = baselines.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=1)
+            mlp.fit_mlp(features, ratings, seed=0, groups=np.zeros(40))
+        fitted = mlp.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=1)
         with pytest.raises(InputError, match="11 features"):
             fitted.predict(features[:, :11])
