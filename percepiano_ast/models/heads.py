@@ -1,10 +1,9 @@
-"""From tokens to ratings: pooling over valid patches, the rating head in three groups, and the
-complete rater.
+"""From tokens to ratings: pooling over valid patches, the rating head, and the complete model.
 
-Clips longer than one window are pooled exactly: each window contributes the count, sum and sum of
-squares over its valid patches, and these moments add up. Mean and standard deviation together
-predict better than the mean alone. They are computed over time for each band of patches, so that
-bass and treble stay separate.
+Clips longer than one window are pooled exactly: the moments of windows (count, sum and sum of
+squares over valid patches) add up. Mean and standard deviation together predict better than the
+mean alone. They are computed over time for each band of patches, so that bass and treble stay
+separate.
 """
 
 import jax
@@ -44,11 +43,8 @@ def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
     """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over the
     valid ones of N."""
     tokens = jnp.where(patch_valid[:, :, None], tokens.astype(jnp.float32), 0.0)
-    return (
-        patch_valid.sum(axis=1).astype(jnp.float32),
-        tokens.sum(axis=1),
-        jnp.square(tokens).sum(axis=1),
-    )
+    count = patch_valid.sum(axis=1).astype(jnp.float32)
+    return count, tokens.sum(axis=1), jnp.square(tokens).sum(axis=1)
 
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
@@ -72,17 +68,6 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
     return jnp.concatenate([mean, jnp.sqrt(variance + _VARIANCE_FLOOR)], axis=1)
 
 
-def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax.Array, jax.Array]:
-    """(B, F' * T', D) -> (B, T', F' * D), one vector per time step with all bands; and Bool (B,
-    T')."""
-    batch, number, width = tokens.shape
-    grid = tokens.reshape(batch, bands, number // bands, width).transpose(0, 2, 1, 3)
-    return (
-        grid.reshape(batch, number // bands, bands * width),
-        patch_valid.reshape(batch, bands, -1)[:, 0],
-    )
-
-
 def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
     """Name and dimensions (their positions) of each part of a head with its own output layer.
 
@@ -90,28 +75,20 @@ def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[st
         InputError: unknown ``head``.
     """
     lookup(dict.fromkeys(HEADS), head, "head")
-    return (
-        {"all": tuple(range(len(questionnaire.dimensions)))}
-        if head == "joint"
-        else dict(questionnaire.groups)
-    )
+    if head == "joint":
+        return {"all": tuple(range(len(questionnaire.dimensions)))}
+    return dict(questionnaire.groups)
 
 
 class CrossTaskAttention(nn.Module):
     """One learned query token per group attends to the bands; then the groups' tokens attend to one
     another.
 
-    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019). Attention
-    between tasks follows DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism
-    for Dense Multi-task Learning"). Both work on the pixels of dense maps. Here a task is one token
+    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019), attention
+    between tasks DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for
+    Dense Multi-task Learning"). Both work on the pixels of dense maps. Here a task is one token
     with a learned query (like an object in DETR, Carion et al. 2020) that attends to the pooled
-    bands, a few hundred values instead of a dense layer's thousands.
-
-    Attributes:
-        width: of the tokens.
-        bands, moments: of the embedding.
-        groups: number of groups.
-        num_heads: must divide the width.
+    bands.
     """
 
     width: int
@@ -133,23 +110,18 @@ class CrossTaskAttention(nn.Module):
                 " a multiple"
             )
         batch = embedding.shape[0]
-        of_bands = (
-            embedding.reshape(batch, self.moments, self.bands, -1)
-            .swapaxes(1, 2)
-            .reshape(batch, self.bands, -1)
-        )
-        tokens = nn.Dense(self.width, name="band")(of_bands)
+        by_moment = embedding.reshape(batch, self.moments, self.bands, -1)
+        by_band = by_moment.swapaxes(1, 2).reshape(batch, self.bands, -1)
+        tokens = nn.Dense(self.width, name="band")(by_band)
         tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
         # Unit variance: queries with similar initial values would attend to the same bands.
         queries = self.param("queries", nn.initializers.normal(1.0), (1, self.groups, self.width))
         queries = jnp.broadcast_to(queries, (batch, self.groups, self.width))
-        queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(
-            queries, tokens
-        )
+        read = nn.MultiHeadDotProductAttention(self.num_heads, name="read")
+        queries = queries + read(queries, tokens)
         normed = nn.LayerNorm(name="norm")(queries)
-        return queries + nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")(
-            normed, normed
-        )
+        exchange = nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")
+        return queries + exchange(normed, normed)
 
 
 class RatingHead(nn.Module):
@@ -188,12 +160,8 @@ class RatingHead(nn.Module):
     def distribution(
         self, embedding: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The ratings and the natural logarithm of their variance (B, K), or None if no variance is
-        predicted.
-
-        A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994,
-        section 2.
-        """
+        """The ratings and, if it is predicted, the natural logarithm of their variance (B, K): Nix
+        and Weigend 1994, section 2."""
         embedding, beside = jnp.split(embedding, [embedding.shape[1] - self.beside], axis=1)
         if self.pooling == "mean":
             embedding = embedding[:, : embedding.shape[1] // 2]
@@ -202,25 +170,21 @@ class RatingHead(nn.Module):
         tokens = None
         if self.kind == "attention":
             moments = 1 if self.pooling == "mean" else 2
-            tokens = CrossTaskAttention(
-                self.hidden, self.bands, moments, len(groups), name="attention"
-            )(normed)
-        seen = normed
+            shape = self.hidden, self.bands, moments, len(groups)
+            tokens = CrossTaskAttention(*shape, name="attention")(normed)
         if self.beside:  # the extra inputs are not part of the LayerNorm
-            seen = jnp.concatenate(
-                [normed, jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)], axis=1
-            )
+            clipped = jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)
+            normed = jnp.concatenate([normed, clipped], axis=1)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
-            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(seen)
+            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(normed)
             hidden = hidden if tokens is None else hidden + tokens[:, number]
             hidden = nn.gelu(hidden, approximate=False)
             hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
             means.append(_output(len(indices), _MIDDLE, f"{group}_out")(hidden))
             if self.uncertain:
-                variances.append(
-                    _output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")(hidden)
-                )
+                output = _output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")
+                variances.append(output(hidden))
         order = np.argsort(np.concatenate(list(groups.values())))
         log_variance = jnp.concatenate(variances, axis=1)[:, order] if variances else None
         return jnp.concatenate(means, axis=1)[:, order], log_variance
@@ -229,25 +193,19 @@ class RatingHead(nn.Module):
 def _output(features: int, bias: float, name: str) -> nn.Dense:
     # Small weights, so that initial predictions are near the middle of the scale.
     small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
-    return nn.Dense(
-        features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name
-    )
+    bias_init = nn.initializers.constant(bias)
+    return nn.Dense(features, kernel_init=small, bias_init=bias_init, name=name)
 
 
 def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIANO) -> dict:
     """The initial head for standardised ratings, with zero biases: mean 0 and, if it predicts a
     variance, variance 1."""
-    outputs = [
-        f"{group}_{output}"
-        for group in head_groups(kind, questionnaire)
-        for output in ("out", "log_variance")
-    ]
-    zeros = {
-        name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])}
-        for name in outputs
-        if name in head
-    }
-    return head | zeros
+    changed = {}
+    for group in head_groups(kind, questionnaire):
+        for name in (f"{group}_out", f"{group}_log_variance"):
+            if name in head:
+                changed[name] = head[name] | {"bias": jnp.zeros_like(head[name]["bias"])}
+    return head | changed
 
 
 def in_rating_units(
@@ -262,11 +220,8 @@ def in_rating_units(
     changed = {}
     for group, indices in head_groups(kind, questionnaire).items():
         shift, scale = (jnp.asarray(values[list(indices)], jnp.float32) for values in (mean, std))
-        out = head[f"{group}_out"]
-        changed[f"{group}_out"] = {
-            "kernel": out["kernel"] * scale[None, :],
-            "bias": out["bias"] * scale + shift,
-        }
+        kernel, bias = (head[f"{group}_out"][name] for name in ("kernel", "bias"))
+        changed[f"{group}_out"] = {"kernel": kernel * scale[None, :], "bias": bias * scale + shift}
         if (name := f"{group}_log_variance") in head:
             changed[name] = head[name] | {"bias": head[name]["bias"] + 2 * jnp.log(scale)}
     return head | changed
@@ -297,18 +252,9 @@ class RatingModel(nn.Module):
             self.encoder: nn.Module = Encoder(self.config, self.compute)
         else:
             self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
-        bands = self.config.grid[0]
-        options = (
-            self.hidden,
-            self.dropout,
-            self.kind,
-            self.pooling,
-            bands,
-            self.uncertain,
-            self.questionnaire,
-            self.beside,
-        )
-        self.head = RatingHead(*options)
+        names = ("hidden", "dropout", "kind", "pooling", "uncertain", "questionnaire", "beside")
+        options = {name: getattr(self, name) for name in names}
+        self.head = RatingHead(bands=self.config.grid[0], **options)
 
     def __call__(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, deterministic: bool = True
@@ -328,13 +274,11 @@ class RatingModel(nn.Module):
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)
         given = jnp.pad(embedding, ((0, 0), (0, self.beside)))
-        return self.head(given, deterministic=deterministic), intermediates | {
-            "embedding": embedding
-        }
+        ratings = self.head(given, deterministic=deterministic)
+        return ratings, intermediates | {"embedding": embedding}
 
     def embed(self, log_mel: jax.Array, frame_valid: jax.Array) -> Moments:
-        """Moments of every window, to be added up with `combine_moments`; arguments as in
-        ``__call__``."""
+        """Moments of every window, for `combine_moments`; arguments as in ``__call__``."""
         return self._encode(log_mel, frame_valid)[0]
 
     def attend(
@@ -345,14 +289,13 @@ class RatingModel(nn.Module):
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside), see
-        `moments_to_embedding`."""
+        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside)."""
         return self.head(embedding, deterministic=deterministic)
 
     def distribution(
         self, embedding: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array | None]:
-        """As `rate`, with the logarithm of the variances, see `RatingHead.distribution`."""
+        """As `RatingHead.distribution`."""
         return self.head.distribution(embedding, deterministic=deterministic)
 
     def _encode(
@@ -367,7 +310,8 @@ class RatingModel(nn.Module):
         tokens, intermediates = self.encoder(
             log_mel, patch_valid=patch_valid, need_attention=need_attention
         )
-        moments = pool_moments(
-            *_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0])
-        )
+        batch, bands, width = len(tokens), self.config.grid[0], tokens.shape[2]
+        grid = tokens[:, PREFIX_TOKENS:].reshape(batch, bands, -1, width).transpose(0, 2, 1, 3)
+        columns = grid.reshape(batch, -1, bands * width)  # one vector per time step, all bands
+        moments = pool_moments(columns, patch_valid.reshape(batch, bands, -1)[:, 0])
         return moments, intermediates | {"tokens": tokens, "patch_valid": patch_valid}

@@ -165,9 +165,9 @@ def _compiled(
         params = network.init(rng, x, deterministic=True)["params"]
         return params, optimizer.init(params)
 
-    def error(params: dict, x: jax.Array, y: jax.Array, *dropout_rng: jax.Array) -> jax.Array:
-        rngs = {"dropout": rng for rng in dropout_rng}
-        out = network.apply({"params": params}, x, deterministic=not rngs, rngs=rngs)
+    def error(params: dict, x: jax.Array, y: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        rngs = None if rng is None else {"dropout": rng}
+        out = network.apply({"params": params}, x, deterministic=rng is None, rngs=rngs)
         return jnp.square(cast(jax.Array, out) - y).mean()
 
     def step(params: dict, opt_state: tuple, rng: jax.Array, x: jax.Array, y: jax.Array) -> tuple:
