@@ -1,9 +1,9 @@
 """The Audio Spectrogram Transformer (AST): encoder and supervised classifier.
 
 Source: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021 (arXiv
-2104.01778), section 2, and its published PyTorch code (``ast_models.py`` on timm's distilled DeiT).
-Spectrograms are (batch, time, mel), normalised. Patches are counted along time first: patch ``f *
-T' + t`` of a grid of ``F' x T'``.
+2104.01778), section 2, and its PyTorch code (``ast_models.py`` on timm's distilled DeiT).
+Spectrograms are (batch, time, mel), normalised. Patch ``f * T' + t`` is that at (f, t) of a grid of
+``F' x T'``.
 """
 
 import jax
@@ -39,11 +39,8 @@ def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
 def patch_grid(
     log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[int, int]:
-    """Number of patches along (frequency, time) of a (B, T, F) spectrogram.
-
-    Raises:
-        InputError: not three axes, or smaller than one patch.
-    """
+    """Number of patches along (frequency, time) of a (B, T, F) spectrogram; InputError if it has
+    other axes or is smaller than one patch."""
     if log_mel.ndim != 3:
         raise InputError(
             f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); add or drop an"
@@ -76,10 +73,7 @@ def resize_positions(
 
     An axis that gets shorter is cropped around its centre; one that gets longer is interpolated
     (bilinear, half-pixel centres). The rows of the two prefix tokens do not change (AST section 2.2
-    and ``ast_models.py``).
-
-    Raises:
-        InputError: the number of rows does not match ``old_grid``.
+    and ``ast_models.py``). InputError if the number of rows does not match ``old_grid``.
     """
     if table.shape[1] != PREFIX_TOKENS + old_grid[0] * old_grid[1]:
         raise InputError(
@@ -226,11 +220,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(B, T, F) -> float32 logits (B, num_classes), intermediates of the encoder and
-        ``tokens``, ``pooled``.
-
-        Raises:
-            InputError: unknown ``pool``.
-        """
+        ``tokens``, ``pooled``; InputError for an unknown ``pool``."""
         if self.pool not in ("prefix", "mean"):
             raise InputError(f"unknown pool {self.pool!r}. Choose one of: prefix, mean.")
         encoder = Encoder(self.config, self.compute, self.norm_epsilon, name="encoder")

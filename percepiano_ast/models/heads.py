@@ -22,17 +22,13 @@ Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 _MIDDLE = 0.5  # of the rating scale
 _LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose standard deviation is 0.13
-# standard deviations at which extra inputs are clipped, to avoid extrapolation from outliers
-_EXTREME = 4.0
-# LayerNorm's epsilon; keeps the gradient of the square root finite if all tokens are equal
-_VARIANCE_FLOOR = 1e-6
+_EXTREME = 4.0  # standard deviations at which extra inputs are clipped
+_VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite
 
 
 def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
-    """Bool (B, T), True for recorded frames -> Bool (B, N) for ``config.n_mels`` bands.
-
-    A patch is valid when at least half of its frames are recorded.
-    """
+    """Bool (B, T), True for recorded frames -> Bool (B, N), True for patches of which at least half
+    the frames are recorded."""
     size, stride = config.patch_size[1], config.stride[1]
     columns = 2 * windows(frame_valid, 1, size, stride).sum(axis=-1) >= size  # (B, T')
     shape = (columns.shape[0], config.grid[0], columns.shape[1])
@@ -48,8 +44,7 @@ def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
 
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
-    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips, the
-    sums over windows."""
+    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips."""
     count, total, squares = (
         jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments
     )
@@ -58,10 +53,7 @@ def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> 
 
 def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.Array) -> jax.Array:
     """Count (B,), sum (B, D), sum of squares (B, D) -> mean and standard deviation (B, 2 D),
-    float32.
-
-    A clip without a valid patch gets mean 0. The gradient is finite even if all tokens are equal.
-    """
+    float32; the mean of a clip without valid patches is 0."""
     number = jnp.maximum(count, 1.0)[:, None]
     mean = total / number
     variance = jnp.maximum(total_squared / number - jnp.square(mean), 0.0)
@@ -69,11 +61,8 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
 
 
 def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
-    """Name and dimensions (their positions) of each part of a head with its own output layer.
-
-    Raises:
-        InputError: unknown ``head``.
-    """
+    """Name and dimensions (their positions) of each part of a head with its own output layer;
+    InputError for an unknown ``head``."""
     lookup(dict.fromkeys(HEADS), head, "head")
     if head == "joint":
         return {"all": tuple(range(len(questionnaire.dimensions)))}
@@ -125,8 +114,7 @@ class CrossTaskAttention(nn.Module):
 
 
 class RatingHead(nn.Module):
-    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on
-    the questionnaire's scales.
+    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense.
 
     Attributes:
         hidden: width of each group's hidden layer.
@@ -150,10 +138,8 @@ class RatingHead(nn.Module):
     beside: int = 0
 
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, 2 F' D + beside) -> float32 ratings (B, K) in the order of the questionnaire.
-
-        Needs a ``dropout`` rng unless deterministic.
-        """
+        """(B, 2 F' D + beside) -> float32 ratings (B, K) in the order of the questionnaire; needs a
+        ``dropout`` rng unless deterministic."""
         return self.distribution(embedding, deterministic=deterministic)[0]
 
     @nn.compact
@@ -228,14 +214,8 @@ def in_rating_units(
 
 
 class RatingModel(nn.Module):
-    """Encoder and rating head. ``params['encoder']`` has the structure of that in `ssast.SSAST`, so
-    they are interchangeable.
-
-    Attributes:
-        config: of the AST, or of an alternative encoder in `ENCODERS`.
-        compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
-        hidden, dropout, kind, pooling, uncertain, questionnaire, beside: of the head.
-    """
+    """Encoder, float32 pooling and `RatingHead`. ``config`` is of the AST, whose parameters are
+    interchangeable with those in `ssast.SSAST`, or of an alternative encoder in `ENCODERS`."""
 
     config: Geometry
     compute: Compute = Compute()
@@ -264,12 +244,10 @@ class RatingModel(nn.Module):
         Args:
             log_mel: (B, T, F), normalised.
             frame_valid: Bool (B, T), False for padded frames, whose content has no effect.
-            deterministic: without dropout; otherwise a ``dropout`` rng is needed.
 
         Returns:
-            ratings float32 (B, K) in the order of the questionnaire, and the encoder's
-            intermediates with ``tokens`` (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding``
-            (B, 2 F' D).
+            ratings of `RatingHead`, and the encoder's intermediates with ``tokens`` (B, 2 + N, D),
+            ``patch_valid`` (B, N) and ``embedding`` (B, 2 F' D).
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)

@@ -90,13 +90,11 @@ def fit_mlp(
     stopping.
 
     Args:
-        features: (n_clips, n_features).
-        ratings: (n_clips, n_dimensions), 0 to 1.
+        features, ratings: (n_clips, n_features) and (n_clips, n_dimensions), 0 to 1.
         seed: for the inner validation set, the weights, the order of clips and the dropout.
         groups: (n_clips,) labels such as the content group; the inner validation set (15 %)
             consists of whole groups. By default every clip is its own group.
-        patience: epochs without a lower validation error before stopping; the result has the best
-            epoch's weights.
+        patience: epochs without a lower validation error before stopping at the best epoch.
 
     Raises:
         InputError: NaN, tables of different lengths, or fewer than two groups.
@@ -135,23 +133,11 @@ def fit_mlp(
     return MLP(network, best, *statistics, best_epoch)
 
 
-def fit_single_tasks(
-    features: np.ndarray,
-    ratings: np.ndarray,
-    *,
-    seed: int,
-    groups: np.ndarray | None = None,
-    **options,
-) -> SingleTasks:
-    """`fit_mlp` for each dimension separately, with separate early stopping on the same inner
-    validation set.
-
-    Raises:
-        InputError: as in `fit_mlp`.
-    """
+def fit_single_tasks(features: np.ndarray, ratings: np.ndarray, **options) -> SingleTasks:
+    """`fit_mlp` with its options and errors for each dimension separately: early stopping differs,
+    the inner validation set is the same."""
     columns = np.hsplit(_table(ratings, "ratings"), np.shape(ratings)[1])
-    models = (fit_mlp(features, column, seed=seed, groups=groups, **options) for column in columns)
-    return SingleTasks(tuple(models))
+    return SingleTasks(tuple(fit_mlp(features, column, **options) for column in columns))
 
 
 @functools.cache  # so that the folds of a cross-validation share one compilation

@@ -3,8 +3,7 @@
 Source: Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022 (arXiv
 2110.09784), section 2. There are three differences from its published code: both heads share one
 forward pass, masks are sampled without edge bias, and the InfoNCE softmax is over the targets as in
-equation 1 of the paper (the code's axis is available for parity). `SSAST.decoder_depth` selects a
-cheaper variant with a decoder.
+equation 1 of the paper (the code's axis is available for parity).
 """
 
 import jax
@@ -130,20 +129,16 @@ def losses(
     outputs: dict[str, jax.Array], *, generative_weight: float = 10.0, softmax_over: str = "targets"
 ) -> dict[str, jax.Array]:
     """Joint objective of SSAST, equations 1 to 3: InfoNCE within each clip + ``generative_weight``
-    x MSE.
+    (lambda) x MSE.
 
     Args:
         outputs: of `SSAST`.
-        generative_weight: lambda of equation 3.
         softmax_over: ``targets`` (the paper: each prediction is matched to one of the clip's masked
-            patches) or ``predictions`` (the published code).
+            patches) or ``predictions`` (the published code). InputError for others.
 
     Returns:
         float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches that
         are matched correctly).
-
-    Raises:
-        InputError: unknown ``softmax_over``.
     """
     if softmax_over not in ("targets", "predictions"):
         raise InputError(
@@ -151,9 +146,8 @@ def losses(
         )
     target = outputs["target"].astype(jnp.float32)
     discriminative = outputs["discriminative"].astype(jnp.float32)
-    # Without 'highest' a TPU multiplies float32 in bfloat16, which cannot distinguish similar
-    # patches.
-    # target i, prediction j
+    # Target i, prediction j. Without 'highest' a TPU multiplies float32 in bfloat16, which cannot
+    # distinguish similar patches.
     logits = jnp.einsum("bid,bjd->bij", target, discriminative, precision="highest")
     log_probs = jax.nn.log_softmax(logits, axis=1 if softmax_over == "targets" else 2)
     nce = -jnp.diagonal(log_probs, axis1=1, axis2=2).mean()
@@ -177,8 +171,7 @@ def sample_mask_index(
 
     A cluster size C is drawn for each clip. Blocks of C x C patches are placed in random order
     until M patches are masked. Blocks may extend over every edge, so that each patch, also at an
-    edge, is covered by C x C possible blocks. Shapes are static, so the function can be jitted (all
-    arguments static except ``rng``). One key per clip is folded from ``rng``.
+    edge, is covered by C x C possible blocks. All arguments but ``rng`` are static in jit.
 
     Raises:
         InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range of

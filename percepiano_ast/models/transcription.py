@@ -21,9 +21,8 @@ from percepiano_ast.music.piano_roll import HELD_FROM, N_KEYS, ONSET_FROM, Frame
 STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
 ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
 HIDDEN = 256
-# Output biases: log-odds of an onset, a held key and a sounding string in a cell. Without them the
-# first thousand training steps only learn these base rates (Lin et al. 2017, arXiv 1708.02002,
-# section 4.1).
+# Output biases: log-odds of an onset, a held key and a sounding string in a cell (Lin et al. 2017,
+# arXiv 1708.02002, section 4.1).
 ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
 # Onsets are rarest, and all descriptors of timing and dynamics depend on them; the sustain pedal is
@@ -42,11 +41,8 @@ LOSSES = ("loss", *WEIGHTS)
 
 
 def steps_of(model: ModelConfig) -> int:
-    """Number of steps of `STEP` frames per column of patches.
-
-    Raises:
-        InputError: patches overlap in time, or their width is not a multiple of `STEP`.
-    """
+    """Number of steps of `STEP` frames per column of patches; InputError if patches overlap in
+    time, or their width is not a multiple of `STEP`."""
     width = model.stride[1]
     if model.patch_size[1] != width or width % STEP:
         raise InputError(
@@ -162,8 +158,8 @@ def losses(
 
     Rolls are summed over the keys. The velocity loss counts only near onsets (Hawthorne et al.,
     section 3.3; Kong et al., equation 5, weighted by the onset's slope). Descriptors have a Huber
-    loss, because some have long tails; it is 0 for unknown values. Every loss is a mean over clips
-    of a per-clip value, so that micro-batches add up to the batch.
+    loss, because some have long tails. Every loss is a mean over clips, so that micro-batches add
+    up to the batch.
 
     Args:
         targets: of B windows, with the model's number of frames.
@@ -243,10 +239,9 @@ def _within(marks: jax.Array) -> jax.Array:
 def metrics(total: dict[str, float]) -> dict[str, float]:
     """``METRICS`` from summed `metric_counts`.
 
-    F1, precision and recall of onsets; F1 of keys and strings per step; mean absolute error of
-    velocity at onsets in MIDI units; mean absolute error of the pedals as a share of their travel,
-    and their correlation over all steps (0 if a pedal never moves); explained variance of the
-    descriptors (0 without descriptors).
+    Onsets: F1, precision, recall. Keys and strings: F1 per step. Velocity: mean absolute error at
+    onsets in MIDI units. Pedals: mean absolute error as a share of their travel, and correlation
+    over all steps (0 if a pedal never moves). Descriptors: explained variance (0 without any).
     """
     precision = total["found_and_struck"] / max(total["found"], 1)
     recall = total["struck_and_found"] / max(total["struck"], 1)

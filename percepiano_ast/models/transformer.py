@@ -1,8 +1,5 @@
-"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT, as in AST), with three
-implementations of attention.
-
-Tokens are (batch, length, width).
-"""
+"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT), with three implementations of
+attention. Tokens are (batch, length, width)."""
 
 import dataclasses
 from typing import Literal

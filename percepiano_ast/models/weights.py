@@ -30,6 +30,7 @@ from percepiano_ast.config import (
     ModelConfig,
     Statistics,
     from_json,
+    lookup,
 )
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import atomic, download, sha256_of, write_atomic, write_json
@@ -100,12 +101,9 @@ _HF_LAYER = re.compile(
 )
 _QKV = ("query", "key", "value")
 
-_HEAD_WIDTH = 64  # of an attention head, in every published size
-# Strides and window lengths of the published models: AudioSet, ESC-50, Speech Commands. The number
-# of patches identifies each.
-_STRIDES, _LENGTHS, _N_MELS = (10, 12, 14, 16), (1024, 512, 128), 128
-# dB of power; Hugging Face's statistics are in nepers, natural logarithms
-_NEPER = 10 / math.log(10)
+# Published models (AudioSet, ESC-50, Speech Commands); the number of patches identifies each.
+_STRIDES, _LENGTHS, _N_MELS, _HEAD_WIDTH = (10, 12, 14, 16), (1024, 512, 128), 128, 64
+_NEPER = 10 / math.log(10)  # dB of power; Hugging Face's statistics are in natural logarithms
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Weights:
         config: geometry, including that of the position table.
         kind: one of `KINDS`.
         front_end, statistics: computation and normalisation of its spectrograms.
-        description: further information, such as data and licence.
+        description: such as data and licence.
         norm_epsilon, head_epsilon: of the LayerNorms in the encoder and in the classifier's head.
     """
 
@@ -273,8 +271,11 @@ def _inferred(tensors: dict, path: Path) -> Weights:
             f"v.patch_embed.proj.weight in {path} is {kernel.shape}, but a convolution has four"
             " axes."
         )
-    width, patch_size = kernel.shape[0], kernel.shape[2:]
-    num_patches = named["v.pos_embed"].shape[1] - 2
+    width, patch_size, num_patches = (
+        len(kernel),
+        kernel.shape[2:],
+        named["v.pos_embed"].shape[1] - 2,
+    )
     if kind == "ssast_pretrain" and {"p_input_fdim", "p_input_tdim"} <= named.keys():
         windows = [(patch_size, named["p_input_fdim"].item(), named["p_input_tdim"].item())]
     else:
@@ -470,8 +471,7 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
     Raises:
         InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
+    lookup(dict.fromkeys(KINDS), kind, "kind of weights")
     tensors = _published_names(tensors, kind)
     if kind != "ssast_pretrain" and "v.cls_token" in tensors:
         tensors = {"mask_embed": np.zeros_like(tensors["v.cls_token"])} | tensors
@@ -501,25 +501,19 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
 
 def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Inverse of `from_torch`: published name -> float32 array, for ``hf_ast`` with Hugging Face's
-    names.
-
-    ``mask_embed`` is written for every kind but ``hf_ast``. Published models without masking ignore
-    it with ``strict=False``, which DeiT's unused heads require in any case.
+    names and without ``mask_embed``. Published models without masking load it with
+    ``strict=False``, which DeiT's unused heads require in any case.
 
     Raises:
-        InputError: unknown kind, or parameters of another model, for example with a decoder, which
-            no published model has.
+        InputError: unknown kind, or parameters of another model, for example with a decoder.
     """
-    if kind not in KINDS:
-        raise InputError(f"unknown kind of weights {kind!r}. Choose one of: {', '.join(KINDS)}.")
+    lookup(dict.fromkeys(KINDS), kind, "kind of weights")
     leaves = flatten_dict(params, sep="/")
     depth = len(leaves.get("encoder/blocks/norm1/scale", ()))
     layout = _layout(depth, kind)
     if leaves.keys() != layout.keys():
-        missing, surplus = (
-            sorted(layout.keys() - leaves.keys()),
-            sorted(leaves.keys() - layout.keys()),
-        )
+        missing = sorted(layout.keys() - leaves.keys())
+        surplus = sorted(leaves.keys() - layout.keys())
         raise InputError(
             f"not the parameters of a published {kind} model: missing {missing[:3]}, unknown"
             f" {surplus[:3]}. Save models with a decoder or rating heads as checkpoints of this"
@@ -554,12 +548,7 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
 
 def require_same_shapes(params: dict, like: dict, what: str) -> None:
     """Compare the shapes of ``params``, read from ``what``, with the parameters (or shapes)
-    ``like`` of the model.
-
-    Raises:
-        InputError: a leaf differs, is missing or is superfluous; the message names the first one
-            and both shapes.
-    """
+    ``like`` of the model; the InputError names the first difference and both shapes."""
     found, wanted = (
         {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree, sep="/").items()}
         for tree in (params, like)
@@ -575,12 +564,7 @@ def require_same_shapes(params: dict, like: dict, what: str) -> None:
 
 def fit_positions(params: dict, from_config: ModelConfig, to_config: ModelConfig) -> dict:
     """Params whose ``encoder`` is resized to the window length or stride of another geometry (AST
-    section 2.2).
-
-    Raises:
-        InputError: patches of another shape, or another number of mel bands, which cannot be
-            resized.
-    """
+    section 2.2); InputError for patches of another shape or another number of mel bands."""
     old, new = from_config.patch_size, to_config.patch_size
     # shapes alone do not show it: 128 x 2 and 16 x 16 patches have kernels of equal shape
     if old != new:
