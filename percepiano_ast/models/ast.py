@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from percepiano_ast.config import ModelConfig
+from percepiano_ast.config import ModelConfig, lookup
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.transformer import (
     Compute,
@@ -136,10 +136,10 @@ class Encoder(nn.Module):
         visible_index: jax.Array | None = None,
         need_attention: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encode normalised log-mel spectrograms.
+        """Encode spectrograms.
 
         Args:
-            log_mel: (B, T, F).
+            log_mel: (B, T, F), normalised.
             patch_valid: Bool (B, N); False patches are excluded as attention keys. Not with
                 ``visible_index``.
             masked: Bool (B, N); True patches are replaced by the learned ``mask_embed``.
@@ -152,8 +152,7 @@ class Encoder(nn.Module):
             ``block0`` ... and, if requested, ``attention0`` ... (B, H, 2 + N, 2 + N).
 
         Raises:
-            InputError: see `patch_grid`; or patches are masked in a model with a stem, whose
-                receptive field exceeds a patch.
+            InputError: see `patch_grid`; or masked patches, with a stem that reaches beyond them.
         """
         config, dtype = self.config, self.compute.dtype
         grid = patch_grid(log_mel, config.patch_size, config.stride)
@@ -221,8 +220,7 @@ class Classifier(nn.Module):
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(B, T, F) -> float32 logits (B, num_classes), intermediates of the encoder and
         ``tokens``, ``pooled``; InputError for an unknown ``pool``."""
-        if self.pool not in ("prefix", "mean"):
-            raise InputError(f"unknown pool {self.pool!r}. Choose one of: prefix, mean.")
+        lookup({"prefix": 0, "mean": 0}, self.pool, "pool")
         encoder = Encoder(self.config, self.compute, self.norm_epsilon, name="encoder")
         tokens, intermediates = encoder(log_mel)
         tokens = tokens.astype(jnp.float32)

@@ -42,8 +42,7 @@ class CNNConfig:
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Bands and frames per output column: all bands, and the frames that are pooled
-        together."""
+        """Bands and frames per output: all bands, and the frames that are pooled together."""
         return self.n_mels, 2 ** len(self.channels)
 
     @property

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from percepiano_ast.config import ModelConfig
+from percepiano_ast.config import ModelConfig, lookup
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
 from percepiano_ast.models.transformer import Compute, layer_norm, per_token, run_blocks, token_init
@@ -140,20 +140,16 @@ def losses(
         float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches that
         are matched correctly).
     """
-    if softmax_over not in ("targets", "predictions"):
-        raise InputError(
-            f"unknown softmax_over {softmax_over!r}. Choose one of: targets, predictions."
-        )
+    axis = lookup({"targets": 1, "predictions": 2}, softmax_over, "softmax_over")
     target = outputs["target"].astype(jnp.float32)
     discriminative = outputs["discriminative"].astype(jnp.float32)
     # Target i, prediction j. Without 'highest' a TPU multiplies float32 in bfloat16, which cannot
     # distinguish similar patches.
     logits = jnp.einsum("bid,bjd->bij", target, discriminative, precision="highest")
-    log_probs = jax.nn.log_softmax(logits, axis=1 if softmax_over == "targets" else 2)
+    log_probs = jax.nn.log_softmax(logits, axis=axis)
     nce = -jnp.diagonal(log_probs, axis1=1, axis2=2).mean()
     mse = jnp.square(outputs["generative"].astype(jnp.float32) - target).mean()
-    # The target chosen by each prediction, in both modes; the published code chooses after its own
-    # softmax.
+    # the target chosen by each prediction; the published code chooses after its own softmax
     picked = jnp.argmax(logits if softmax_over == "targets" else log_probs, axis=1)
     accuracy = (picked == jnp.arange(target.shape[1])[None, :]).mean(dtype=jnp.float32)
     return {"loss": nce + generative_weight * mse, "nce": nce, "mse": mse, "accuracy": accuracy}
@@ -166,16 +162,14 @@ def sample_mask_index(
     num_masked: int,
     cluster: tuple[int, int] = (3, 5),
 ) -> jax.Array:
-    """Draw clustered masks, SSAST section 2.2: Int32 (B, M) distinct patch indices, a separate mask
-    for every clip.
+    """Draw a clustered mask for every clip, SSAST section 2.2: Int32 (B, M) distinct patch indices.
 
     A cluster size C is drawn for each clip. Blocks of C x C patches are placed in random order
     until M patches are masked. Blocks may extend over every edge, so that each patch, also at an
     edge, is covered by C x C possible blocks. All arguments but ``rng`` are static in jit.
 
     Raises:
-        InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range of
-            sizes above 0.
+        InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range.
     """
     patches = grid[0] * grid[1]
     if not 1 <= num_masked <= patches:

@@ -25,9 +25,8 @@ HIDDEN = 256
 # arXiv 1708.02002, section 4.1).
 ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
-# Onsets are rarest, and all descriptors of timing and dynamics depend on them; the sustain pedal is
-# hardest to transcribe. Losses of rolls are sums over 88 keys, those of pedals are single values,
-# and one window in four has descriptors.
+# Onsets are rarest, the sustain pedal is hardest to transcribe, and one window in four has
+# descriptors. Losses of rolls are sums over 88 keys, those of pedals single values.
 WEIGHTS = {
     "onset": 2.0,
     "down": 1.0,
@@ -106,8 +105,7 @@ class TranscriptionModel(nn.Module):
 
 
 class DescriptorHead(nn.Module):
-    """Mean and standard deviation of the patches over a window, as pooled for rating, -> LayerNorm
-    - Linear - GELU - Linear."""
+    """Mean and standard deviation of a window's patches -> LayerNorm - Linear - GELU - Linear."""
 
     num_descriptors: int
 
@@ -126,8 +124,8 @@ def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
     ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and
-    ``struck`` marks the steps of the onsets themselves. Keys and strings are active if they are
-    active in any frame of a step; pedals are averaged over a step.
+    ``struck`` marks the steps of the onsets. Keys and strings are active if they are in any frame
+    of a step; pedals are averaged over a step.
     """
     frames = targets.onset.shape[1] // STEP * STEP
 

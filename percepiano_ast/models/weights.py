@@ -146,10 +146,9 @@ def read_weights(path: str | Path) -> Weights:
 
     Args:
         path: ``.safetensors`` of `write_weights`; Hugging Face's folder, or its
-            ``model.safetensors`` beside its ``config.json``; or a ``.pth`` of the authors of AST or
-            SSAST, or the same as ``.safetensors``. The authors' files do not describe their
-            geometry: only the published sizes are recognised. A published SSAST after fine-tuning
-            has the names of an AST and is read as one; the encoders are the same.
+            ``model.safetensors`` beside its ``config.json``; or a ``.pth`` of the authors, or the
+            same as ``.safetensors``, which does not describe its geometry: only the published sizes
+            are recognised. A published SSAST after fine-tuning is read as an AST.
 
     Raises:
         InputError: missing, damaged, not such a model, or of an unknown geometry.
@@ -271,11 +270,8 @@ def _inferred(tensors: dict, path: Path) -> Weights:
             f"v.patch_embed.proj.weight in {path} is {kernel.shape}, but a convolution has four"
             " axes."
         )
-    width, patch_size, num_patches = (
-        len(kernel),
-        kernel.shape[2:],
-        named["v.pos_embed"].shape[1] - 2,
-    )
+    width, patch_size = len(kernel), kernel.shape[2:]
+    num_patches = named["v.pos_embed"].shape[1] - 2
     if kind == "ssast_pretrain" and {"p_input_fdim", "p_input_tdim"} <= named.keys():
         windows = [(patch_size, named["p_input_fdim"].item(), named["p_input_tdim"].item())]
     else:
@@ -501,8 +497,8 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
 
 def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Inverse of `from_torch`: published name -> float32 array, for ``hf_ast`` with Hugging Face's
-    names and without ``mask_embed``. Published models without masking load it with
-    ``strict=False``, which DeiT's unused heads require in any case.
+    names and without ``mask_embed``, which published models without masking ignore with
+    ``strict=False``.
 
     Raises:
         InputError: unknown kind, or parameters of another model, for example with a decoder.
