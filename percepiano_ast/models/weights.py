@@ -524,7 +524,7 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
     tensors["v.patch_embed.proj.weight"] = convolution.reshape(len(convolution), 1, *patch_size)
     if kind != "hf_ast":
         return tensors
-    names = {ours: theirs for theirs, ours in _HF_NAMES.items()}
+    singles = {ours: theirs for theirs, ours in _HF_NAMES.items()}
     modules = {ours: theirs for theirs, ours in _HF_MODULES.items()}
     for index in range(depth):
         block, theirs_block = f"v.blocks.{index}.", f"{_HF_PREFIX}encoder.layer.{index}."
@@ -535,7 +535,7 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
     del tensors["mask_embed"]
     for name in list(tensors):
         module, _, leaf = name.rpartition(".")
-        tensors[names.get(name) or f"{modules[module]}.{leaf}"] = tensors.pop(name)
+        tensors[singles.get(name) or f"{modules[module]}.{leaf}"] = tensors.pop(name)
     return tensors
 
 
