@@ -607,9 +607,9 @@ def _explain(arguments):
 
 
 def _convert(arguments):
-    from percepiano_ast import exchange
+    from percepiano_ast.pipeline import run
 
-    print(exchange.convert(arguments.source, arguments.to, arguments.kind))
+    print(run.convert(arguments.source, arguments.to, arguments.kind))
 
 
 def _add_recordings(add) -> None:

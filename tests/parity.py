@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a clone that is 
 from percepiano_ast import audio
 from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
 from percepiano_ast.errors import InputError
-from percepiano_ast.models import convert, ssast
+from percepiano_ast.models import ssast
 from percepiano_ast.models.ast import Classifier
+from percepiano_ast.models.weights import fit_positions, from_torch, to_torch
 from percepiano_ast.training.state import published_optimizer
 
 HUGGING_FACE_EPSILON = 1e-12
@@ -127,11 +128,10 @@ def load_params(stored: Stored, kind: str, config: ModelConfig, init: Callable[[
             lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), jax.eval_shape(init)["params"]
         )
         shapes = {
-            name: value.shape
-            for name, value in convert.to_torch(blank, kind, config.patch_size).items()
+            name: value.shape for name, value in to_torch(blank, kind, config.patch_size).items()
         }
         weights = weights_by_recipe(shapes)
-    return convert.from_torch(weights, kind)
+    return from_torch(weights, kind)
 
 
 def compare_activations(stored: Stored, intermediates: dict[str, jax.Array]) -> None:
@@ -158,7 +158,7 @@ def compare_activations(stored: Stored, intermediates: dict[str, jax.Array]) -> 
 
 def compare_gradients(stored: Stored, grads: dict, kind: str, patch_size: tuple[int, int]) -> None:
     """``g/*``, and ``grad_norms`` of the metadata."""
-    ours = convert.to_torch(jax.device_get(grads), kind, patch_size)
+    ours = to_torch(jax.device_get(grads), kind, patch_size)
     for name in stored.names("g/"):
         stored.compare(name, _gradient(ours, name.removeprefix("g/")))
     for name, norm in stored.meta.get("grad_norms", {}).items():
@@ -307,7 +307,7 @@ def compare_finetuning(stored: Stored) -> None:
             meta, (log_mel.shape[2], log_mel.shape[1]), patch_size, _stride(case, patch_size)
         )
         stored.compare(f"{key}/grid", config.grid, stored=case["grid"])
-        resized = convert.fit_positions(params, before, config)
+        resized = fit_positions(params, before, config)
         stored.compare(f"{key}/pos_embed", resized["encoder"]["pos_embed"])
         models = {
             "avgtok": Classifier(config, classes, "mean"),
@@ -370,7 +370,7 @@ def compare_hugging_face(stored: Stored) -> None:
         n_mels=theirs["num_mel_bins"],
         n_frames=theirs["max_length"],
     )
-    params = convert.from_torch(stored.under("w/"), "hf_ast")
+    params = from_torch(stored.under("w/"), "hf_ast")
     epsilons = {"norm_epsilon": theirs["layer_norm_eps"], "head_epsilon": HUGGING_FACE_EPSILON}
     model = Classifier(config, len(params["head"]["bias"]), **epsilons)
     logits, intermediates = jax.jit(model.apply)({"params": params}, stored.read("input"))

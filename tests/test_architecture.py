@@ -35,7 +35,6 @@ FLOORS = {
     "models": 5,
     "training": 6,
     "inference": 7,
-    "exchange": 7,
     "studies": 8,
     "pipeline": 9,
     "colab": 10,

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from percepiano_ast.config import KALDI, FrontEnd, ModelConfig, Statistics
 from percepiano_ast.errors import InputError
-from percepiano_ast.models import ast, convert, ssast, weights
+from percepiano_ast.models import ast, ssast, weights
 
 SMALL = ModelConfig("custom", width=64, depth=2, num_heads=1, n_mels=32, n_frames=96)
 
@@ -51,16 +51,16 @@ def assert_equal(params: dict, expected: dict) -> None:
 class TestNames:
     """Dictionaries of arrays."""
 
-    @pytest.mark.parametrize("kind", convert.KINDS)
+    @pytest.mark.parametrize("kind", weights.KINDS)
     def test_round_trip_is_exact(self, kind):
-        tensors = convert.to_torch(params_of(kind), kind, SMALL.patch_size)
-        assert_equal(convert.from_torch(tensors, kind), params_of(kind))
-        again = convert.to_torch(convert.from_torch(tensors, kind), kind, SMALL.patch_size)
+        tensors = weights.to_torch(params_of(kind), kind, SMALL.patch_size)
+        assert_equal(weights.from_torch(tensors, kind), params_of(kind))
+        again = weights.to_torch(weights.from_torch(tensors, kind), kind, SMALL.patch_size)
         assert again.keys() == tensors.keys()
         assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
 
     def test_published_form(self):
-        tensors = convert.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
+        tensors = weights.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
         blocks = params_of("ssast_pretrain")["encoder"]["blocks"]
         assert tensors["v.patch_embed.proj.weight"].shape == (64, 1, 16, 16)
         np.testing.assert_array_equal(
@@ -68,10 +68,10 @@ class TestNames:
         )
         unused = {"v.head.weight": np.zeros(1), "p_input_fdim": np.zeros(())}
         parallel = {f"module.{name}": value for name, value in (tensors | unused).items()}
-        assert_equal(convert.from_torch(parallel, "ssast_pretrain"), params_of("ssast_pretrain"))
+        assert_equal(weights.from_torch(parallel, "ssast_pretrain"), params_of("ssast_pretrain"))
 
     def test_hugging_face_names_of_version_5_in_memory(self):
-        tensors = convert.to_torch(params_of("hf_ast"), "hf_ast", SMALL.patch_size)
+        tensors = weights.to_torch(params_of("hf_ast"), "hf_ast", SMALL.patch_size)
         prefix = "audio_spectrogram_transformer."
         assert f"{prefix}encoder.layer.1.attention.attention.key.bias" in tensors
         spelling = {
@@ -86,30 +86,30 @@ class TestNames:
         for old, new in spelling.items():
             tensors = {name.replace(old, new): value for name, value in tensors.items()}
         assert f"{prefix}layers.0.attention.o_proj.weight" in tensors
-        assert_equal(convert.from_torch(tensors, "hf_ast"), params_of("hf_ast"))
+        assert_equal(weights.from_torch(tensors, "hf_ast"), params_of("hf_ast"))
 
     @pytest.mark.parametrize("kind", ["ssast_finetune", "ast"])
     def test_mask_token_is_zero_where_none_is_published(self, kind):
-        tensors = convert.to_torch(params_of(kind), kind, SMALL.patch_size)
+        tensors = weights.to_torch(params_of(kind), kind, SMALL.patch_size)
         del tensors["mask_embed"]
-        assert not convert.from_torch(tensors, kind)["encoder"]["mask_embed"].any()
+        assert not weights.from_torch(tensors, kind)["encoder"]["mask_embed"].any()
 
     def test_wrong_weights_are_refused(self):
-        tensors = convert.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
+        tensors = weights.to_torch(params_of("ssast_pretrain"), "ssast_pretrain", SMALL.patch_size)
         with pytest.raises(InputError, match="missing .'cpredlayer.0.bias'"):
-            convert.from_torch(
+            weights.from_torch(
                 {k: v for k, v in tensors.items() if k != "cpredlayer.0.bias"}, "ssast_pretrain"
             )
         with pytest.raises(InputError, match="unknown .'v.rogue'"):
-            convert.from_torch(tensors | {"v.rogue": np.zeros(1)}, "ssast_pretrain")
+            weights.from_torch(tensors | {"v.rogue": np.zeros(1)}, "ssast_pretrain")
         with pytest.raises(
             InputError, match="v.blocks.1.norm1.bias is .3,. and v.blocks.0.norm1.bias .64,."
         ):
-            convert.from_torch(tensors | {"v.blocks.1.norm1.bias": np.zeros(3)}, "ssast_pretrain")
+            weights.from_torch(tensors | {"v.blocks.1.norm1.bias": np.zeros(3)}, "ssast_pretrain")
         with pytest.raises(InputError, match="Choose one of"):
-            convert.from_torch(tensors, "beats")
+            weights.from_torch(tensors, "beats")
         with pytest.raises(InputError, match="missing .'mlp_head"):
-            convert.from_torch(
+            weights.from_torch(
                 {k: v for k, v in tensors.items() if not k.startswith("v.blocks")}, "ast"
             )
 
@@ -118,9 +118,9 @@ class TestNames:
         with pytest.raises(
             InputError, match="unknown .'decoder/mask_token'.*as checkpoints of this package"
         ):
-            convert.to_torch(decoder, "ssast_pretrain", SMALL.patch_size)
+            weights.to_torch(decoder, "ssast_pretrain", SMALL.patch_size)
         with pytest.raises(InputError, match="missing .'head/bias'"):
-            convert.to_torch({"encoder": params_of("ast")["encoder"]}, "ast", SMALL.patch_size)
+            weights.to_torch({"encoder": params_of("ast")["encoder"]}, "ast", SMALL.patch_size)
 
 
 class TestOtherModels:
@@ -133,48 +133,48 @@ class TestOtherModels:
             r" model\. Choose the model"
         )
         with pytest.raises(InputError, match=wanted):
-            convert.require_same_shapes(params_of("ast"), like, "old.pth")
-        convert.require_same_shapes(params_of("ast"), shapes_of("ast"), "old.pth")
+            weights.require_same_shapes(params_of("ast"), like, "old.pth")
+        weights.require_same_shapes(params_of("ast"), shapes_of("ast"), "old.pth")
         with pytest.raises(
             InputError, match=r"head/bias is missing in old\.pth, but \(3,\) in the model"
         ):
-            convert.require_same_shapes(
+            weights.require_same_shapes(
                 {"encoder": params_of("ast")["encoder"]}, shapes_of("ast"), "old.pth"
             )
         with pytest.raises(
             InputError,
             match=r"discriminative/hidden/bias is \(64,\) in old\.pth, but missing in the",
         ):
-            convert.require_same_shapes(params_of("ssast_pretrain"), shapes_of("ast"), "old.pth")
+            weights.require_same_shapes(params_of("ssast_pretrain"), shapes_of("ast"), "old.pth")
 
     def test_an_encoder_runs_in_another_window_and_stride(self):
         other = dataclasses.replace(SMALL, stride=(10, 10), n_frames=64)
-        fitted = convert.fit_positions(params_of("ast"), SMALL, other)
-        convert.require_same_shapes(fitted, shapes_of("ast", other), "weights")
+        fitted = weights.fit_positions(params_of("ast"), SMALL, other)
+        weights.require_same_shapes(fitted, shapes_of("ast", other), "weights")
         expected = ast.resize_positions(
             params_of("ast")["encoder"]["pos_embed"], SMALL.grid, other.grid
         )
         np.testing.assert_array_equal(fitted["encoder"]["pos_embed"], expected)
-        assert convert.fit_positions(params_of("ast"), SMALL, SMALL) is params_of("ast")
+        assert weights.fit_positions(params_of("ast"), SMALL, SMALL) is params_of("ast")
 
     def test_what_no_resizing_makes_alike_is_refused(self):
         tall = dataclasses.replace(SMALL, n_mels=128)
         frames = dataclasses.replace(tall, patch_size=(128, 2), stride=(128, 2))
         assert tall.patch_dim == frames.patch_dim  # shapes do not tell these apart
         with pytest.raises(InputError, match=r"patches of \(128, 2\) .* patches of \(16, 16\)"):
-            convert.fit_positions(params_of("ast"), frames, tall)
+            weights.fit_positions(params_of("ast"), frames, tall)
         wanted = (
             r"encoder/pos_embed is \(1, 14, 64\) for 32 mel bands in the weights, \(1, 50, 64\) for"
             r" 128 in the"
         )
         with pytest.raises(InputError, match=wanted):
-            convert.fit_positions(params_of("ast"), SMALL, tall)
+            weights.fit_positions(params_of("ast"), SMALL, tall)
 
 
 class TestFiles:
     """`weights` on files that this package wrote."""
 
-    @pytest.mark.parametrize("kind", convert.KINDS)
+    @pytest.mark.parametrize("kind", weights.KINDS)
     def test_what_is_written_is_read(self, kind, tmp_path):
         ours = {"front_end": FrontEnd(), "statistics": Statistics(-20.1, 12.3, 5, 0.0, 0.1)}
         written = weights.Weights(

@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from percepiano_ast import files
-from percepiano_ast.data import audioset
 from percepiano_ast.errors import InputError
+from percepiano_ast.models.weights import AUDIOSET_FILES, fetch_audioset
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -62,7 +62,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 class TestDownload:
-    """`audioset.fetch` from a real server."""
+    """`fetch_audioset` from a real server."""
 
     @pytest.fixture
     def served(self):
@@ -84,15 +84,15 @@ class TestDownload:
     def test_arrives_once_and_is_checked_after(self, served, tmp_path):
         handler, url = served
         lines = []
-        folder = audioset.fetch(tmp_path / "weights" / "audioset", url, log=lines.append)
-        assert {path.name for path in folder.iterdir()} == {*audioset.FILES, "SHA256SUMS"}
+        folder = fetch_audioset(tmp_path / "weights" / "audioset", url, log=lines.append)
+        assert {path.name for path in folder.iterdir()} == {*AUDIOSET_FILES, "SHA256SUMS"}
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         assert any("1.3 of 1.3 MB, about 0 s left" in line for line in lines)
         asked = len(handler.requests)
-        audioset.fetch(folder, url, log=lines.append)
+        fetch_audioset(folder, url, log=lines.append)
         assert len(handler.requests) == asked
         (folder / "model.safetensors").write_bytes(b"spoilt")
-        audioset.fetch(folder, url, log=lines.append)
+        fetch_audioset(folder, url, log=lines.append)
         assert handler.requests[asked:] == [
             ("/main/model.safetensors", None),
             ("/store/model.safetensors", None),
@@ -100,7 +100,7 @@ class TestDownload:
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         (folder / "SHA256SUMS").write_text("half")
         with pytest.raises(InputError, match="SHA256SUMS is damaged. Delete it"):
-            audioset.fetch(folder, url, log=lines.append)
+            fetch_audioset(folder, url, log=lines.append)
 
     @pytest.mark.parametrize("ranges", [True, False])
     def test_continues_where_it_broke_off(self, served, tmp_path, ranges):
@@ -111,7 +111,7 @@ class TestDownload:
             [503, 429],
         )
         lines = []
-        folder = audioset.fetch(tmp_path, url, log=lines.append)
+        folder = fetch_audioset(tmp_path, url, log=lines.append)
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         asked = [wanted for path, wanted in handler.requests if path == "/store/model.safetensors"]
         assert asked == [None, "bytes=500000-", "bytes=900000-" if ranges else "bytes=400000-"]
@@ -125,31 +125,31 @@ class TestDownload:
             (tmp_path / "model.safetensors.partial").write_bytes(kept)
             (tmp_path / "model.safetensors").unlink(missing_ok=True)
             handler.requests.clear()
-            audioset.fetch(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url, log=lambda line: None)
             assert ("/store/model.safetensors", f"bytes={len(kept)}-") in handler.requests
             assert (tmp_path / "model.safetensors").read_bytes() == content
 
     def test_wrong_bytes_are_refused_and_not_kept(self, served, tmp_path):
         handler, url = served
         handler.files["config.json"] = b"{}"
-        audioset.fetch(tmp_path, url, log=lambda line: None)
+        fetch_audioset(tmp_path, url, log=lambda line: None)
         (tmp_path / "model.safetensors").unlink()
         handler.promised = "0" * 64
         with pytest.raises(
             InputError, match=f"model.safetensors has SHA-256 .*, expected {'0' * 64}"
         ):
-            audioset.fetch(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url, log=lambda line: None)
         assert {path.name for path in tmp_path.iterdir()} == {"config.json", "SHA256SUMS"}
 
     def test_what_does_not_answer_is_refused(self, served, tmp_path):
         handler, url = served
         del handler.files["model.safetensors"]
         with pytest.raises(InputError, match="404.*Give a local copy"):
-            audioset.fetch(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url, log=lambda line: None)
         handler.files["model.safetensors"] = b"here"
         handler.failures = [503] * 9
         with pytest.raises(InputError, match="503.*6 times. Run again later"):
-            audioset.fetch(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url, log=lambda line: None)
         assert not (tmp_path / "model.safetensors").exists()
         with pytest.raises(InputError, match="give an http"):
-            audioset.fetch(tmp_path / "new", "file:///etc", log=lambda line: None)
+            fetch_audioset(tmp_path / "new", "file:///etc", log=lambda line: None)

@@ -40,10 +40,10 @@ from percepiano_ast.cli import main
 from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
 from percepiano_ast.data.demo import write_example, write_maestro, write_percepiano
 from percepiano_ast.models.ast import Classifier
-from percepiano_ast.models.convert import fit_positions
 from percepiano_ast.models.heads import RatingModel
 from percepiano_ast.models.ssast import SSAST
 from percepiano_ast.models.transcription import STEP, TranscriptionModel, on_steps
+from percepiano_ast.models.weights import fit_positions
 from percepiano_ast.music.midi import read_midi, trimmed
 from percepiano_ast.music.performance_features import performance_features
 from percepiano_ast.music.piano_roll import (

@@ -22,7 +22,7 @@ from test_convert import assert_equal, params_of, shapes_of
 
 from percepiano_ast.config import AUDIOSET, KALDI, MODELS, ModelConfig
 from percepiano_ast.errors import InputError
-from percepiano_ast.models import convert, torch_file, weights
+from percepiano_ast.models import torch_file, weights
 
 
 class Tensor:
@@ -246,7 +246,7 @@ class TestGeometry:
         )
         shapes = {
             name: value.shape
-            for name, value in convert.to_torch(blank, kind, config.patch_size).items()
+            for name, value in weights.to_torch(blank, kind, config.patch_size).items()
         }
         if kind == "ast":
             del shapes["mask_embed"]
@@ -326,7 +326,7 @@ class TestPeer:
         import torch
 
         config = dataclasses.replace(MODELS["tiny"], depth=2, name="custom")
-        tensors = convert.to_torch(
+        tensors = weights.to_torch(
             params_of("ssast_pretrain", config), "ssast_pretrain", config.patch_size
         )
         sizes = {"p_input_fdim": np.array(config.n_mels), "p_input_tdim": np.array(config.n_frames)}

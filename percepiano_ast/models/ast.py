@@ -1,16 +1,16 @@
 """The Audio Spectrogram Transformer (AST): encoder and supervised classifier.
 
 Source: Gong, Chung and Glass, "AST: Audio Spectrogram Transformer", Interspeech 2021 (arXiv
-2104.01778), section 2, and its published PyTorch code (``ast_models.py`` on timm's distilled DeiT).
-Spectrograms are (batch, time, mel), normalised. Patches are counted along time first: patch ``f *
-T' + t`` of a grid of ``F' x T'``.
+2104.01778), section 2, and its PyTorch code (``ast_models.py`` on timm's distilled DeiT).
+Spectrograms are (batch, time, mel), normalised. Patch ``f * T' + t`` is that at (f, t) of a grid of
+``F' x T'``.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from percepiano_ast.config import ModelConfig
+from percepiano_ast.config import ModelConfig, lookup
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.transformer import (
     Compute,
@@ -39,42 +39,31 @@ def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
 def patch_grid(
     log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]
 ) -> tuple[int, int]:
-    """Number of patches along (frequency, time) of a (B, T, F) spectrogram.
-
-    Raises:
-        InputError: not three axes, or smaller than one patch.
-    """
+    """Number of patches along (frequency, time) of a (B, T, F) spectrogram; InputError if it has
+    other axes or is smaller than one patch."""
     if log_mel.ndim != 3:
         raise InputError(
             f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); add or drop an"
             " axis."
         )
-    sizes = (log_mel.shape[2], log_mel.shape[1])
-    if any(size < patch for size, patch in zip(sizes, patch_size)):
+    _, frames, bands = log_mel.shape
+    if bands < patch_size[0] or frames < patch_size[1]:
         raise InputError(
-            f"a spectrogram of {sizes[1]} frames x {sizes[0]} bands is smaller than one patch of "
+            f"a spectrogram of {frames} frames x {bands} bands is smaller than one patch of "
             f"{patch_size[1]} x {patch_size[0]}; pad it at the log floor."
         )
-    high, wide = (
-        (size - patch) // step + 1 for size, patch, step in zip(sizes, patch_size, stride)
-    )
-    return high, wide
+    return (bands - patch_size[0]) // stride[0] + 1, (frames - patch_size[1]) // stride[1] + 1
 
 
 def patchify(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int, int]) -> jax.Array:
-    """Cut (B, T, F) into (B, N, p_f * p_t) patches; values within a patch run along time first, as
-    ``nn.Unfold`` does.
-
-    Raises:
-        InputError: see `patch_grid`.
-    """
+    """Cut (B, T, F) into (B, N, p_f * p_t) patches, with values along time first as in
+    ``nn.Unfold``; errors as in `patch_grid`."""
     grid = patch_grid(log_mel, patch_size, stride)
     x = jnp.swapaxes(log_mel, 1, 2)
     x = windows(x, 1, patch_size[0], stride[0])  # (B, F', p_f, T)
     x = windows(x, 3, patch_size[1], stride[1])  # (B, F', p_f, T', p_t)
-    return x.transpose(0, 1, 3, 2, 4).reshape(
-        x.shape[0], grid[0] * grid[1], patch_size[0] * patch_size[1]
-    )
+    shape = (x.shape[0], grid[0] * grid[1], patch_size[0] * patch_size[1])
+    return x.transpose(0, 1, 3, 2, 4).reshape(shape)
 
 
 def resize_positions(
@@ -84,10 +73,7 @@ def resize_positions(
 
     An axis that gets shorter is cropped around its centre; one that gets longer is interpolated
     (bilinear, half-pixel centres). The rows of the two prefix tokens do not change (AST section 2.2
-    and ``ast_models.py``).
-
-    Raises:
-        InputError: the number of rows does not match ``old_grid``.
+    and ``ast_models.py``). InputError if the number of rows does not match ``old_grid``.
     """
     if table.shape[1] != PREFIX_TOKENS + old_grid[0] * old_grid[1]:
         raise InputError(
@@ -111,12 +97,7 @@ class Stem(nn.Module):
 
     Early convolutions improve transformers (Xiao et al. 2021, arXiv 2106.14881) and are standard in
     transcription (Hawthorne et al. 2018). Each is followed by a GELU and halves the frequency axis,
-    and also the time axis until a step is one patch wide. The first kernel is 5 x 5, the others are
-    3 x 3.
-
-    Attributes:
-        config: with a ``stem``.
-        dtype: of activations.
+    and also the time axis until a step is one patch wide.
     """
 
     config: ModelConfig
@@ -124,8 +105,7 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> jax.Array:
-        """(B, T, F) -> (B, T', values): the inputs of the patch embedding, instead of the patches'
-        levels."""
+        """(B, T, F) -> (B, T', values), the inputs of the patch embedding."""
         wide = self.config.patch_size[1]
         x = log_mel[:, : log_mel.shape[1] // wide * wide, :, None].astype(self.dtype)
         for number, channels in enumerate(self.config.stem):
@@ -136,13 +116,10 @@ class Stem(nn.Module):
 
 
 class Encoder(nn.Module):
-    """AST encoder for spectrograms of any length; see the module docstring for the order of tokens.
+    """AST encoder for spectrograms of any length.
 
-    Attributes:
-        config: geometry. Its ``n_frames`` and ``n_mels`` only set the size of the learned position
-            table. For other inputs `resize_positions` resizes the table.
-        compute: see `Compute`.
-        norm_epsilon: of every LayerNorm (1e-6 as published).
+    ``n_frames`` and ``n_mels`` of ``config`` only set the size of the learned position table, which
+    `resize_positions` resizes for other inputs.
     """
 
     config: ModelConfig
@@ -159,14 +136,13 @@ class Encoder(nn.Module):
         visible_index: jax.Array | None = None,
         need_attention: bool = False,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Encode normalised log-mel spectrograms.
+        """Encode spectrograms.
 
         Args:
-            log_mel: (B, T, F).
+            log_mel: (B, T, F), normalised.
             patch_valid: Bool (B, N); False patches are excluded as attention keys. Not with
                 ``visible_index``.
-            masked: Bool (B, N); True patches are replaced by the learned ``mask_embed`` before
-                positions are added.
+            masked: Bool (B, N); True patches are replaced by the learned ``mask_embed``.
             visible_index: Int (B, V); only these patches are embedded, each with its own position.
             need_attention: also return the attention weights.
 
@@ -176,8 +152,7 @@ class Encoder(nn.Module):
             ``block0`` ... and, if requested, ``attention0`` ... (B, H, 2 + N, 2 + N).
 
         Raises:
-            InputError: see `patch_grid`; or patches are masked in a model with a stem, whose
-                receptive field exceeds a patch.
+            InputError: see `patch_grid`; or masked patches, with a stem that reaches beyond them.
         """
         config, dtype = self.config, self.compute.dtype
         grid = patch_grid(log_mel, config.patch_size, config.stride)
@@ -198,7 +173,20 @@ class Encoder(nn.Module):
         mask_embed = self.param("mask_embed", token_init, (1, 1, config.width))
         if masked is not None:
             x = jnp.where(masked[:, :, None], mask_embed.astype(dtype), x)
-        x = intermediates["with_pos"] = self._with_positions(x, grid, visible_index)
+        tokens = [
+            self.param(name, token_init, (1, 1, config.width))
+            for name in ("cls_token", "dist_token")
+        ]
+        shape = (1, PREFIX_TOKENS + config.num_patches, config.width)
+        table = self.param("pos_embed", token_init, shape)
+        if grid != config.grid:
+            table = resize_positions(table, config.grid, grid)
+        prefix = (jnp.concatenate(tokens, axis=1) + table[:, :PREFIX_TOKENS]).astype(dtype)
+        prefix = jnp.broadcast_to(prefix, (x.shape[0], PREFIX_TOKENS, config.width))
+        positions = table[:, PREFIX_TOKENS:].astype(dtype)
+        if visible_index is not None:
+            positions = positions[0][visible_index]
+        x = intermediates["with_pos"] = jnp.concatenate([prefix, x + positions], axis=1)
         if patch_valid is not None:  # the prefix tokens are always valid keys
             patch_valid = jnp.pad(patch_valid, ((0, 0), (PREFIX_TOKENS, 0)), constant_values=True)
         x, states = run_blocks(
@@ -213,37 +201,12 @@ class Encoder(nn.Module):
         )
         return layer_norm(self.norm_epsilon, dtype, "norm")(x), intermediates | states
 
-    def _with_positions(
-        self, x: jax.Array, grid: tuple[int, int], visible_index: jax.Array | None
-    ) -> jax.Array:
-        """Prepend the prefix tokens to the patches (B, N, D) and add the position table, resized to
-        ``grid``."""
-        config = self.config
-        width, dtype = config.width, self.compute.dtype
-        tokens = [
-            self.param(name, token_init, (1, 1, width)) for name in ("cls_token", "dist_token")
-        ]
-        table = self.param("pos_embed", token_init, (1, PREFIX_TOKENS + config.num_patches, width))
-        if grid != config.grid:
-            table = resize_positions(table, config.grid, grid)
-        prefix = (jnp.concatenate(tokens, axis=1) + table[:, :PREFIX_TOKENS]).astype(dtype)
-        positions = table[:, PREFIX_TOKENS:].astype(dtype)
-        if visible_index is not None:
-            positions = positions[0][visible_index]
-        prefix = jnp.broadcast_to(prefix, (x.shape[0], PREFIX_TOKENS, width))
-        return jnp.concatenate([prefix, x + positions], axis=1)
-
 
 class Classifier(nn.Module):
     """Supervised AST: pooled tokens -> LayerNorm -> Linear.
 
-    Attributes:
-        config: geometry of the encoder.
-        num_classes: outputs.
-        pool: ``prefix``, the mean of cls and distillation token (AST); ``mean``, the mean of the
-            patches (SSAST).
-        compute: see `Compute`.
-        norm_epsilon, head_epsilon: LayerNorms of the encoder and of the head, as published.
+    ``pool`` is ``prefix``, the mean of cls and distillation token (AST), or ``mean``, the mean of
+    the patches (SSAST).
     """
 
     config: ModelConfig
@@ -256,20 +219,13 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(B, T, F) -> float32 logits (B, num_classes), intermediates of the encoder and
-        ``tokens``, ``pooled``.
-
-        Raises:
-            InputError: unknown ``pool``.
-        """
-        if self.pool not in ("prefix", "mean"):
-            raise InputError(f"unknown pool {self.pool!r}. Choose one of: prefix, mean.")
-        tokens, intermediates = Encoder(
-            self.config, self.compute, self.norm_epsilon, name="encoder"
-        )(log_mel)
+        ``tokens``, ``pooled``; InputError for an unknown ``pool``."""
+        lookup({"prefix": 0, "mean": 0}, self.pool, "pool")
+        encoder = Encoder(self.config, self.compute, self.norm_epsilon, name="encoder")
+        tokens, intermediates = encoder(log_mel)
         tokens = tokens.astype(jnp.float32)
         chosen = tokens[:, :PREFIX_TOKENS] if self.pool == "prefix" else tokens[:, PREFIX_TOKENS:]
         pooled = chosen.mean(axis=1)
-        logits = nn.Dense(self.num_classes, name="head")(
-            layer_norm(self.head_epsilon, jnp.float32, "norm")(pooled)
-        )
+        normed = layer_norm(self.head_epsilon, jnp.float32, "norm")(pooled)
+        logits = nn.Dense(self.num_classes, name="head")(normed)
         return logits, intermediates | {"tokens": tokens, "pooled": pooled}

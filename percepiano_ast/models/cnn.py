@@ -9,7 +9,7 @@ Pooling over time is that of the AST: mean and standard deviation of the whole c
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,11 @@ from flax import linen as nn
 from percepiano_ast.config import ModelConfig
 from percepiano_ast.models.transformer import layer_norm
 
-_EPSILON = 1e-6  # of LayerNorm
-
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """Geometry of the baseline, with the properties of `config.ModelConfig` that pooling uses."""
+    """Geometry of the baseline, with the properties of `config.ModelConfig` that pooling and heads
+    use."""
 
     name: str = "cnn"
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -43,8 +42,7 @@ class CNNConfig:
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Bands and frames per output column: all bands, and the frames that are pooled
-        together."""
+        """Bands and frames per output: all bands, and the frames that are pooled together."""
         return self.n_mels, 2 ** len(self.channels)
 
     @property
@@ -59,12 +57,7 @@ class CNNConfig:
 
 
 class CNN(nn.Module):
-    """The convolutions.
-
-    Attributes:
-        config: geometry.
-        dtype: of activations; parameters and statistics are float32.
-    """
+    """The convolutions; ``dtype`` is that of activations, parameters and statistics are float32."""
 
     config: CNNConfig
     dtype: jnp.dtype = jnp.float32
@@ -75,58 +68,9 @@ class CNN(nn.Module):
         x, intermediates = log_mel[..., None].astype(self.dtype), {}
         for number, channels in enumerate(self.config.channels):
             x = nn.Conv(channels, (3, 3), use_bias=False, dtype=self.dtype, name=f"conv{number}")(x)
-            x = layer_norm(_EPSILON, self.dtype, f"norm{number}")(x)
+            x = layer_norm(1e-6, self.dtype, f"norm{number}")(x)
             x = intermediates[f"layer{number}"] = nn.avg_pool(nn.relu(x), (2, 2), strides=(2, 2))
         return x.mean(axis=2), intermediates
-
-
-# --- The table of encoders ------------------------------------------------------------------------
-# To add one, add a row to `ENCODERS`: a frozen dataclass that implements `Geometry` and ``beside``,
-# and a module that turns a spectrogram into columns over time. ``finetune --init``, folds,
-# checkpoints and ``rate --run`` then support it.
-
-
-class Geometry(Protocol):
-    """The part of an encoder's configuration, a dataclass, that pooling and heads use;
-    `config.ModelConfig` is one."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def name(self) -> str:
-        """Name of the encoder; its key in `ENCODERS` if it is listed there."""
-
-    @property
-    def width(self) -> int:
-        """Width of an output, D."""
-
-    @property
-    def n_mels(self) -> int:
-        """Mel bands of a window, F."""
-
-    @property
-    def n_frames(self) -> int:
-        """Frames of a window, T."""
-
-    @property
-    def patch_size(self) -> tuple[int, int]:
-        """Size of the input of an output, (bands, frames)."""
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Distance between outputs, (bands, frames)."""
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Number of outputs along (frequency, time), (F', T')."""
-
-
-class Comparable(Geometry, Protocol):
-    """A `Geometry` that can be matched to an AST for a comparison."""
-
-    @classmethod
-    def beside(cls, model: ModelConfig) -> Geometry:
-        """The geometry with the AST's window and width."""
 
 
 class Alternative(NamedTuple):
@@ -134,14 +78,17 @@ class Alternative(NamedTuple):
 
     Attributes:
         label: its name in the notebooks' form.
-        config: its `Geometry` class.
+        config: its geometry, a frozen dataclass with the properties and ``beside`` of `CNNConfig`.
         module: ``module(config, dtype)`` maps (B, T, F), normalised, to columns (B, T', D) and a
             dict of intermediates.
     """
 
     label: str
-    config: type[Comparable]
+    config: type[CNNConfig]
     module: type[nn.Module]
 
 
+# To add an encoder, add a row here under its ``config.name``, and its configuration to `Geometry`.
+# ``finetune --init``, folds, checkpoints and ``rate --run`` then support it.
 ENCODERS = {"cnn": Alternative("a CNN from scratch", CNNConfig, CNN)}
+Geometry = ModelConfig | CNNConfig  # of an encoder

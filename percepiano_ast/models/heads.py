@@ -1,10 +1,9 @@
-"""From tokens to ratings: pooling over valid patches, the rating head in three groups, and the
-complete rater.
+"""From tokens to ratings: pooling over valid patches, the rating head, and the complete model.
 
-Clips longer than one window are pooled exactly: each window contributes the count, sum and sum of
-squares over its valid patches, and these moments add up. Mean and standard deviation together
-predict better than the mean alone. They are computed over time for each band of patches, so that
-bass and treble stay separate.
+Clips longer than one window are pooled exactly: the moments of windows (count, sum and sum of
+squares over valid patches) add up. Mean and standard deviation together predict better than the
+mean alone. They are computed over time for each band of patches, so that bass and treble stay
+separate.
 """
 
 import jax
@@ -23,17 +22,13 @@ Moments = tuple[jax.Array, jax.Array, jax.Array]
 
 _MIDDLE = 0.5  # of the rating scale
 _LOG_VARIANCE = -4.0  # about that of PercePiano's ratings, whose standard deviation is 0.13
-# standard deviations at which extra inputs are clipped, to avoid extrapolation from outliers
-_EXTREME = 4.0
-# LayerNorm's epsilon; keeps the gradient of the square root finite if all tokens are equal
-_VARIANCE_FLOOR = 1e-6
+_EXTREME = 4.0  # standard deviations at which extra inputs are clipped
+_VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square root finite
 
 
 def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
-    """Bool (B, T), True for recorded frames -> Bool (B, N) for ``config.n_mels`` bands.
-
-    A patch is valid when at least half of its frames are recorded.
-    """
+    """Bool (B, T), True for recorded frames -> Bool (B, N), True for patches of which at least half
+    the frames are recorded."""
     size, stride = config.patch_size[1], config.stride[1]
     columns = 2 * windows(frame_valid, 1, size, stride).sum(axis=-1) >= size  # (B, T')
     shape = (columns.shape[0], config.grid[0], columns.shape[1])
@@ -44,16 +39,12 @@ def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
     """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over the
     valid ones of N."""
     tokens = jnp.where(patch_valid[:, :, None], tokens.astype(jnp.float32), 0.0)
-    return (
-        patch_valid.sum(axis=1).astype(jnp.float32),
-        tokens.sum(axis=1),
-        jnp.square(tokens).sum(axis=1),
-    )
+    count = patch_valid.sum(axis=1).astype(jnp.float32)
+    return count, tokens.sum(axis=1), jnp.square(tokens).sum(axis=1)
 
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
-    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips, the
-    sums over windows."""
+    """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips."""
     count, total, squares = (
         jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments
     )
@@ -62,56 +53,31 @@ def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> 
 
 def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.Array) -> jax.Array:
     """Count (B,), sum (B, D), sum of squares (B, D) -> mean and standard deviation (B, 2 D),
-    float32.
-
-    A clip without a valid patch gets mean 0. The gradient is finite even if all tokens are equal.
-    """
+    float32; the mean of a clip without valid patches is 0."""
     number = jnp.maximum(count, 1.0)[:, None]
     mean = total / number
     variance = jnp.maximum(total_squared / number - jnp.square(mean), 0.0)
     return jnp.concatenate([mean, jnp.sqrt(variance + _VARIANCE_FLOOR)], axis=1)
 
 
-def _columns(tokens: jax.Array, patch_valid: jax.Array, bands: int) -> tuple[jax.Array, jax.Array]:
-    """(B, F' * T', D) -> (B, T', F' * D), one vector per time step with all bands; and Bool (B,
-    T')."""
-    batch, number, width = tokens.shape
-    grid = tokens.reshape(batch, bands, number // bands, width).transpose(0, 2, 1, 3)
-    return (
-        grid.reshape(batch, number // bands, bands * width),
-        patch_valid.reshape(batch, bands, -1)[:, 0],
-    )
-
-
 def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
-    """Name and dimensions (their positions) of each part of a head with its own output layer.
-
-    Raises:
-        InputError: unknown ``head``.
-    """
+    """Name and dimensions (their positions) of each part of a head with its own output layer;
+    InputError for an unknown ``head``."""
     lookup(dict.fromkeys(HEADS), head, "head")
-    return (
-        {"all": tuple(range(len(questionnaire.dimensions)))}
-        if head == "joint"
-        else dict(questionnaire.groups)
-    )
+    if head == "joint":
+        return {"all": tuple(range(len(questionnaire.dimensions)))}
+    return dict(questionnaire.groups)
 
 
 class CrossTaskAttention(nn.Module):
     """One learned query token per group attends to the bands; then the groups' tokens attend to one
     another.
 
-    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019). Attention
-    between tasks follows DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism
-    for Dense Multi-task Learning"). Both work on the pixels of dense maps. Here a task is one token
+    Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019), attention
+    between tasks DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for
+    Dense Multi-task Learning"). Both work on the pixels of dense maps. Here a task is one token
     with a learned query (like an object in DETR, Carion et al. 2020) that attends to the pooled
-    bands, a few hundred values instead of a dense layer's thousands.
-
-    Attributes:
-        width: of the tokens.
-        bands, moments: of the embedding.
-        groups: number of groups.
-        num_heads: must divide the width.
+    bands.
     """
 
     width: int
@@ -133,28 +99,22 @@ class CrossTaskAttention(nn.Module):
                 " a multiple"
             )
         batch = embedding.shape[0]
-        of_bands = (
-            embedding.reshape(batch, self.moments, self.bands, -1)
-            .swapaxes(1, 2)
-            .reshape(batch, self.bands, -1)
-        )
-        tokens = nn.Dense(self.width, name="band")(of_bands)
+        by_moment = embedding.reshape(batch, self.moments, self.bands, -1)
+        by_band = by_moment.swapaxes(1, 2).reshape(batch, self.bands, -1)
+        tokens = nn.Dense(self.width, name="band")(by_band)
         tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
         # Unit variance: queries with similar initial values would attend to the same bands.
         queries = self.param("queries", nn.initializers.normal(1.0), (1, self.groups, self.width))
         queries = jnp.broadcast_to(queries, (batch, self.groups, self.width))
-        queries = queries + nn.MultiHeadDotProductAttention(self.num_heads, name="read")(
-            queries, tokens
-        )
+        read = nn.MultiHeadDotProductAttention(self.num_heads, name="read")
+        queries = queries + read(queries, tokens)
         normed = nn.LayerNorm(name="norm")(queries)
-        return queries + nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")(
-            normed, normed
-        )
+        exchange = nn.MultiHeadDotProductAttention(self.num_heads, name="exchange")
+        return queries + exchange(normed, normed)
 
 
 class RatingHead(nn.Module):
-    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense; ratings are on
-    the questionnaire's scales.
+    """LayerNorm, then for each group of dimensions Dense - GELU - Dropout - Dense.
 
     Attributes:
         hidden: width of each group's hidden layer.
@@ -178,22 +138,16 @@ class RatingHead(nn.Module):
     beside: int = 0
 
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, 2 F' D + beside) -> float32 ratings (B, K) in the order of the questionnaire.
-
-        Needs a ``dropout`` rng unless deterministic.
-        """
+        """(B, 2 F' D + beside) -> float32 ratings (B, K) in the order of the questionnaire; needs a
+        ``dropout`` rng unless deterministic."""
         return self.distribution(embedding, deterministic=deterministic)[0]
 
     @nn.compact
     def distribution(
         self, embedding: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The ratings and the natural logarithm of their variance (B, K), or None if no variance is
-        predicted.
-
-        A normal distribution whose mean and variance are both outputs: Nix and Weigend 1994,
-        section 2.
-        """
+        """The ratings and, if it is predicted, the natural logarithm of their variance (B, K): Nix
+        and Weigend 1994, section 2."""
         embedding, beside = jnp.split(embedding, [embedding.shape[1] - self.beside], axis=1)
         if self.pooling == "mean":
             embedding = embedding[:, : embedding.shape[1] // 2]
@@ -202,25 +156,21 @@ class RatingHead(nn.Module):
         tokens = None
         if self.kind == "attention":
             moments = 1 if self.pooling == "mean" else 2
-            tokens = CrossTaskAttention(
-                self.hidden, self.bands, moments, len(groups), name="attention"
-            )(normed)
-        seen = normed
+            shape = self.hidden, self.bands, moments, len(groups)
+            tokens = CrossTaskAttention(*shape, name="attention")(normed)
         if self.beside:  # the extra inputs are not part of the LayerNorm
-            seen = jnp.concatenate(
-                [normed, jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)], axis=1
-            )
+            clipped = jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)
+            normed = jnp.concatenate([normed, clipped], axis=1)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
-            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(seen)
+            hidden = nn.Dense(self.hidden, name=f"{group}_hidden")(normed)
             hidden = hidden if tokens is None else hidden + tokens[:, number]
             hidden = nn.gelu(hidden, approximate=False)
             hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
             means.append(_output(len(indices), _MIDDLE, f"{group}_out")(hidden))
             if self.uncertain:
-                variances.append(
-                    _output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")(hidden)
-                )
+                output = _output(len(indices), _LOG_VARIANCE, f"{group}_log_variance")
+                variances.append(output(hidden))
         order = np.argsort(np.concatenate(list(groups.values())))
         log_variance = jnp.concatenate(variances, axis=1)[:, order] if variances else None
         return jnp.concatenate(means, axis=1)[:, order], log_variance
@@ -229,25 +179,19 @@ class RatingHead(nn.Module):
 def _output(features: int, bias: float, name: str) -> nn.Dense:
     # Small weights, so that initial predictions are near the middle of the scale.
     small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
-    return nn.Dense(
-        features, kernel_init=small, bias_init=nn.initializers.constant(bias), name=name
-    )
+    bias_init = nn.initializers.constant(bias)
+    return nn.Dense(features, kernel_init=small, bias_init=bias_init, name=name)
 
 
 def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIANO) -> dict:
     """The initial head for standardised ratings, with zero biases: mean 0 and, if it predicts a
     variance, variance 1."""
-    outputs = [
-        f"{group}_{output}"
-        for group in head_groups(kind, questionnaire)
-        for output in ("out", "log_variance")
-    ]
-    zeros = {
-        name: head[name] | {"bias": jnp.zeros_like(head[name]["bias"])}
-        for name in outputs
-        if name in head
-    }
-    return head | zeros
+    changed = {}
+    for group in head_groups(kind, questionnaire):
+        for name in (f"{group}_out", f"{group}_log_variance"):
+            if name in head:
+                changed[name] = head[name] | {"bias": jnp.zeros_like(head[name]["bias"])}
+    return head | changed
 
 
 def in_rating_units(
@@ -262,25 +206,16 @@ def in_rating_units(
     changed = {}
     for group, indices in head_groups(kind, questionnaire).items():
         shift, scale = (jnp.asarray(values[list(indices)], jnp.float32) for values in (mean, std))
-        out = head[f"{group}_out"]
-        changed[f"{group}_out"] = {
-            "kernel": out["kernel"] * scale[None, :],
-            "bias": out["bias"] * scale + shift,
-        }
+        kernel, bias = (head[f"{group}_out"][name] for name in ("kernel", "bias"))
+        changed[f"{group}_out"] = {"kernel": kernel * scale[None, :], "bias": bias * scale + shift}
         if (name := f"{group}_log_variance") in head:
             changed[name] = head[name] | {"bias": head[name]["bias"] + 2 * jnp.log(scale)}
     return head | changed
 
 
 class RatingModel(nn.Module):
-    """Encoder and rating head. ``params['encoder']`` has the structure of that in `ssast.SSAST`, so
-    they are interchangeable.
-
-    Attributes:
-        config: of the AST, or of an alternative encoder in `ENCODERS`.
-        compute: of the encoder, see `transformer.Compute`; pooling and head are float32.
-        hidden, dropout, kind, pooling, uncertain, questionnaire, beside: of the head.
-    """
+    """Encoder, float32 pooling and `RatingHead`. ``config`` is of the AST, whose parameters are
+    interchangeable with those in `ssast.SSAST`, or of an alternative encoder in `ENCODERS`."""
 
     config: Geometry
     compute: Compute = Compute()
@@ -297,18 +232,9 @@ class RatingModel(nn.Module):
             self.encoder: nn.Module = Encoder(self.config, self.compute)
         else:
             self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
-        bands = self.config.grid[0]
-        options = (
-            self.hidden,
-            self.dropout,
-            self.kind,
-            self.pooling,
-            bands,
-            self.uncertain,
-            self.questionnaire,
-            self.beside,
-        )
-        self.head = RatingHead(*options)
+        names = ("hidden", "dropout", "kind", "pooling", "uncertain", "questionnaire", "beside")
+        options = {name: getattr(self, name) for name in names}
+        self.head = RatingHead(bands=self.config.grid[0], **options)
 
     def __call__(
         self, log_mel: jax.Array, frame_valid: jax.Array, *, deterministic: bool = True
@@ -318,23 +244,19 @@ class RatingModel(nn.Module):
         Args:
             log_mel: (B, T, F), normalised.
             frame_valid: Bool (B, T), False for padded frames, whose content has no effect.
-            deterministic: without dropout; otherwise a ``dropout`` rng is needed.
 
         Returns:
-            ratings float32 (B, K) in the order of the questionnaire, and the encoder's
-            intermediates with ``tokens`` (B, 2 + N, D), ``patch_valid`` (B, N) and ``embedding``
-            (B, 2 F' D).
+            ratings of `RatingHead`, and the encoder's intermediates with ``tokens`` (B, 2 + N, D),
+            ``patch_valid`` (B, N) and ``embedding`` (B, 2 F' D).
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)
         given = jnp.pad(embedding, ((0, 0), (0, self.beside)))
-        return self.head(given, deterministic=deterministic), intermediates | {
-            "embedding": embedding
-        }
+        ratings = self.head(given, deterministic=deterministic)
+        return ratings, intermediates | {"embedding": embedding}
 
     def embed(self, log_mel: jax.Array, frame_valid: jax.Array) -> Moments:
-        """Moments of every window, to be added up with `combine_moments`; arguments as in
-        ``__call__``."""
+        """Moments of every window, for `combine_moments`; arguments as in ``__call__``."""
         return self._encode(log_mel, frame_valid)[0]
 
     def attend(
@@ -345,14 +267,13 @@ class RatingModel(nn.Module):
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside), see
-        `moments_to_embedding`."""
+        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside)."""
         return self.head(embedding, deterministic=deterministic)
 
     def distribution(
         self, embedding: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array | None]:
-        """As `rate`, with the logarithm of the variances, see `RatingHead.distribution`."""
+        """As `RatingHead.distribution`."""
         return self.head.distribution(embedding, deterministic=deterministic)
 
     def _encode(
@@ -367,7 +288,8 @@ class RatingModel(nn.Module):
         tokens, intermediates = self.encoder(
             log_mel, patch_valid=patch_valid, need_attention=need_attention
         )
-        moments = pool_moments(
-            *_columns(tokens[:, PREFIX_TOKENS:], patch_valid, self.config.grid[0])
-        )
+        batch, bands, width = len(tokens), self.config.grid[0], tokens.shape[2]
+        grid = tokens[:, PREFIX_TOKENS:].reshape(batch, bands, -1, width).transpose(0, 2, 1, 3)
+        columns = grid.reshape(batch, -1, bands * width)  # one vector per time step, all bands
+        moments = pool_moments(columns, patch_valid.reshape(batch, bands, -1)[:, 0])
         return moments, intermediates | {"tokens": tokens, "patch_valid": patch_valid}

@@ -2,11 +2,8 @@
 (r, D).
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv
-2106.09685), section 4.1. A is initialised randomly and B with zeros, so that training starts from
-the original encoder. Here q, k, v and o of every block have an adapter. The product is added to the
-weights before they are used, in training and for rating, so the encoder runs at the same speed as
-without adapters. Compared with full fine-tuning, the optimiser state and the checkpoints are
-smaller, and there are fewer parameters to overfit.
+2106.09685), section 4.1. A is random and B zero at first, so that training starts from the original
+encoder. q, k, v and o of every block have an adapter, which is added to the weights before use.
 """
 
 import jax

@@ -3,24 +3,18 @@
 Source: Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022 (arXiv
 2110.09784), section 2. There are three differences from its published code: both heads share one
 forward pass, masks are sampled without edge bias, and the InfoNCE softmax is over the targets as in
-equation 1 of the paper (the code's axis is available for parity). `SSAST.decoder_depth` selects a
-cheaper variant with a decoder.
+equation 1 of the paper (the code's axis is available for parity).
 """
-
-import functools
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from percepiano_ast.config import ModelConfig
+from percepiano_ast.config import ModelConfig, lookup
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, patch_grid, patchify
 from percepiano_ast.models.transformer import Compute, layer_norm, per_token, run_blocks, token_init
-
-Patches = TypeVar("Patches", jax.Array, np.ndarray)
 
 
 class PredictionHead(nn.Module):
@@ -32,12 +26,9 @@ class PredictionHead(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """(B, M, D) -> float32 (B, M, patch_dim)."""
-        hidden = nn.relu(
-            per_token(nn.Dense(tokens.shape[-1], dtype=self.dtype, name="hidden"), tokens)
-        )
-        return per_token(nn.Dense(self.patch_dim, dtype=self.dtype, name="out"), hidden).astype(
-            jnp.float32
-        )
+        hidden = nn.Dense(tokens.shape[-1], dtype=self.dtype, name="hidden")
+        out = nn.Dense(self.patch_dim, dtype=self.dtype, name="out")
+        return per_token(out, nn.relu(per_token(hidden, tokens))).astype(jnp.float32)
 
 
 def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
@@ -45,22 +36,16 @@ def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
     ascending order."""
     rows = jnp.arange(mask_index.shape[0])[:, None]
     masked = jnp.zeros((mask_index.shape[0], num_patches), jnp.int32).at[rows, mask_index].set(1)
-    return jnp.argsort(masked, axis=1, stable=True)[:, : num_patches - mask_index.shape[1]].astype(
-        jnp.int32
-    )
+    order = jnp.argsort(masked, axis=1, stable=True).astype(jnp.int32)
+    return order[:, : num_patches - mask_index.shape[1]]
 
 
 class Decoder(nn.Module):
     """A few blocks on mask tokens and the encoder's tokens of visible patches (MAE-AST, Baade et
     al. 2022).
 
-    They have half the encoder's width and half as many heads, as in MAE (He et al. 2022, table 1b).
-    They process all tokens, at a quarter of the cost per token.
-
-    Attributes:
-        config: geometry of the encoder.
-        depth: blocks.
-        compute: see `transformer.Compute`.
+    They have half the width and half as many heads as the encoder of ``config``, as in MAE (He et
+    al. 2022, table 1b), so a token costs a quarter.
     """
 
     config: ModelConfig
@@ -70,17 +55,14 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, visible: jax.Array, masked: jax.Array) -> jax.Array:
         """(B, 2 + V, D), Int (B, V), Int (B, M) -> (B, M, D / 2), the tokens of the masked patches
-        in their order.
-
-        Attention does not depend on the order of tokens, so the mask tokens follow those of the
-        encoder.
-        """
+        in their order."""
         config, dtype = self.config, self.compute.dtype
         width = config.width // 2
         tokens = per_token(nn.Dense(width, dtype=dtype, name="embed"), tokens)
         mask_token = self.param("mask_token", token_init, (1, 1, width)).astype(dtype)
         table = self.param("pos_embed", token_init, (1, config.num_patches, width)).astype(dtype)[0]
         seen = tokens[:, PREFIX_TOKENS:] + table[visible]
+        # Attention does not depend on the order of tokens.
         x = jnp.concatenate([tokens[:, :PREFIX_TOKENS], seen, mask_token + table[masked]], axis=1)
         x, _ = run_blocks(
             x,
@@ -96,12 +78,9 @@ class Decoder(nn.Module):
 class SSAST(nn.Module):
     """Encoder with a discriminative and a generative head.
 
-    Attributes:
-        config: geometry.
-        compute: see `transformer.Compute`; parameters and outputs are float32.
-        decoder_depth: 0 is SSAST, whose encoder processes mask tokens. Above 0, the encoder
-            processes only visible patches, and a `Decoder` of this depth all tokens: the same
-            objective at about a third of the cost.
+    ``decoder_depth`` 0 is SSAST, whose encoder processes mask tokens. Above 0, the encoder
+    processes only visible patches, and a `Decoder` of this depth all tokens: the same objective at
+    about a third of the cost.
     """
 
     config: ModelConfig
@@ -129,9 +108,8 @@ class SSAST(nn.Module):
         if self.decoder_depth:
             visible = visible_index(mask_index, patches.shape[1])
             tokens, intermediates = encoder(log_mel, visible_index=visible)
-            chosen = Decoder(config, self.decoder_depth, self.compute, name="decoder")(
-                tokens, visible, mask_index
-            )
+            decoder = Decoder(config, self.decoder_depth, self.compute, name="decoder")
+            chosen = decoder(tokens, visible, mask_index)
         else:
             rows = jnp.arange(log_mel.shape[0])[:, None]
             masked = jnp.zeros(patches.shape[:2], bool).at[rows, mask_index].set(True)
@@ -142,9 +120,8 @@ class SSAST(nn.Module):
             name: PredictionHead(config.patch_dim, self.compute.dtype, name=name)(chosen)
             for name in ("discriminative", "generative")
         }
-        outputs["target"] = jnp.take_along_axis(patches, mask_index[:, :, None], axis=1).astype(
-            jnp.float32
-        )
+        target = jnp.take_along_axis(patches, mask_index[:, :, None], axis=1)
+        outputs["target"] = target.astype(jnp.float32)
         return outputs, intermediates | {"tokens": tokens}
 
 
@@ -152,36 +129,27 @@ def losses(
     outputs: dict[str, jax.Array], *, generative_weight: float = 10.0, softmax_over: str = "targets"
 ) -> dict[str, jax.Array]:
     """Joint objective of SSAST, equations 1 to 3: InfoNCE within each clip + ``generative_weight``
-    x MSE.
+    (lambda) x MSE.
 
     Args:
         outputs: of `SSAST`.
-        generative_weight: lambda of equation 3.
         softmax_over: ``targets`` (the paper: each prediction is matched to one of the clip's masked
-            patches) or ``predictions`` (the published code).
+            patches) or ``predictions`` (the published code). InputError for others.
 
     Returns:
         float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches that
         are matched correctly).
-
-    Raises:
-        InputError: unknown ``softmax_over``.
     """
-    if softmax_over not in ("targets", "predictions"):
-        raise InputError(
-            f"unknown softmax_over {softmax_over!r}. Choose one of: targets, predictions."
-        )
+    axis = lookup({"targets": 1, "predictions": 2}, softmax_over, "softmax_over")
     target = outputs["target"].astype(jnp.float32)
     discriminative = outputs["discriminative"].astype(jnp.float32)
-    # Without 'highest' a TPU multiplies float32 in bfloat16, which cannot distinguish similar
-    # patches.
-    # target i, prediction j
+    # Target i, prediction j. Without 'highest' a TPU multiplies float32 in bfloat16, which cannot
+    # distinguish similar patches.
     logits = jnp.einsum("bid,bjd->bij", target, discriminative, precision="highest")
-    log_probs = jax.nn.log_softmax(logits, axis=1 if softmax_over == "targets" else 2)
+    log_probs = jax.nn.log_softmax(logits, axis=axis)
     nce = -jnp.diagonal(log_probs, axis1=1, axis2=2).mean()
     mse = jnp.square(outputs["generative"].astype(jnp.float32) - target).mean()
-    # The target chosen by each prediction, in both modes; the published code chooses after its own
-    # softmax.
+    # the target chosen by each prediction; the published code chooses after its own softmax
     picked = jnp.argmax(logits if softmax_over == "targets" else log_probs, axis=1)
     accuracy = (picked == jnp.arange(target.shape[1])[None, :]).mean(dtype=jnp.float32)
     return {"loss": nce + generative_weight * mse, "nce": nce, "mse": mse, "accuracy": accuracy}
@@ -194,17 +162,14 @@ def sample_mask_index(
     num_masked: int,
     cluster: tuple[int, int] = (3, 5),
 ) -> jax.Array:
-    """Draw clustered masks, SSAST section 2.2: Int32 (B, M) distinct patch indices, a separate mask
-    for every clip.
+    """Draw a clustered mask for every clip, SSAST section 2.2: Int32 (B, M) distinct patch indices.
 
     A cluster size C is drawn for each clip. Blocks of C x C patches are placed in random order
     until M patches are masked. Blocks may extend over every edge, so that each patch, also at an
-    edge, is covered by C x C possible blocks. Shapes are static, so the function can be jitted (all
-    arguments static except ``rng``). One key per clip is folded from ``rng``.
+    edge, is covered by C x C possible blocks. All arguments but ``rng`` are static in jit.
 
     Raises:
-        InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range of
-            sizes above 0.
+        InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range.
     """
     patches = grid[0] * grid[1]
     if not 1 <= num_masked <= patches:
@@ -213,42 +178,29 @@ def sample_mask_index(
         raise InputError(
             f"cluster sizes {cluster} are not a range; give (smallest, largest), both above 0."
         )
-    keys = jax.vmap(lambda clip: jax.random.fold_in(rng, clip))(jnp.arange(batch))
-    return jax.vmap(
-        functools.partial(_sample_one, grid=grid, num_masked=num_masked, cluster=cluster)
-    )(keys)
-
-
-def _sample_one(
-    rng: jax.Array, grid: tuple[int, int], num_masked: int, cluster: tuple[int, int]
-) -> jax.Array:
-    """One clip of `sample_mask_index`: Int32 (M,)."""
-    size_key, order_key, tie_key = jax.random.split(rng, 3)
-    size = jax.random.randint(size_key, (), cluster[0], cluster[1] + 1)
     largest = cluster[1]
-    # index s of an axis is the position s - (largest - 1)
-    starts = tuple(side + largest - 1 for side in grid)
-    # order in which blocks are placed
-    turn = jax.random.permutation(order_key, starts[0] * starts[1]).reshape(starts)
-    first_hit = jnp.full(grid, turn.size)
-    for back_f in range(largest):
-        for back_t in range(largest):
-            low_f, low_t = largest - 1 - back_f, largest - 1 - back_t
-            falls = turn[low_f : low_f + grid[0], low_t : low_t + grid[1]]
-            covers = (back_f < size) & (back_t < size)
-            first_hit = jnp.where(covers, jnp.minimum(first_hit, falls), first_hit)
-    # Patches of one block tie: if only part of the last block is needed, patches are chosen at
-    # random, not by index.
-    score = first_hit.reshape(-1).astype(jnp.float32) + jax.random.uniform(
-        tie_key, (first_hit.size,)
-    )
-    return jax.lax.top_k(-score, num_masked)[1].astype(jnp.int32)
 
+    def one_clip(clip: jax.Array) -> jax.Array:
+        size_key, order_key, tie_key = jax.random.split(jax.random.fold_in(rng, clip), 3)
+        size = jax.random.randint(size_key, (), cluster[0], largest + 1)
+        # index s of an axis is the position s - (largest - 1)
+        starts = tuple(side + largest - 1 for side in grid)
+        # order in which blocks are placed
+        turn = jax.random.permutation(order_key, starts[0] * starts[1]).reshape(starts)
+        first_hit = jnp.full(grid, turn.size)
+        for back_f in range(largest):
+            for back_t in range(largest):
+                low_f, low_t = largest - 1 - back_f, largest - 1 - back_t
+                falls = turn[low_f : low_f + grid[0], low_t : low_t + grid[1]]
+                covers = (back_f < size) & (back_t < size)
+                first_hit = jnp.where(covers, jnp.minimum(first_hit, falls), first_hit)
+        # Patches of one block tie: if only part of the last block is needed, patches are chosen at
+        # random, not by index.
+        tie = jax.random.uniform(tie_key, (first_hit.size,))
+        score = first_hit.reshape(-1).astype(jnp.float32) + tie
+        return jax.lax.top_k(-score, num_masked)[1].astype(jnp.int32)
 
-def unpatchify(patches: Patches, patch_size: tuple[int, int], grid: tuple[int, int]) -> Patches:
-    """Inverse of `patchify` without overlap: (B, F' * T', p_f * p_t) -> (B, T' * p_t, F' * p_f)."""
-    x = patches.reshape(-1, *grid, *patch_size).transpose(0, 2, 4, 1, 3)
-    return x.reshape(-1, grid[1] * patch_size[1], grid[0] * patch_size[0])
+    return jax.vmap(one_clip)(jnp.arange(batch))
 
 
 def reconstruct(
@@ -264,25 +216,26 @@ def reconstruct(
         config: geometry, patches without overlap.
 
     Returns:
-        masked and reconstructed float32 (B, T, F); masked patches are NaN in the first, which
-        figures leave blank. Frames after the last complete patch are copied from ``log_mel`` in
-        both.
+        masked (NaN) and reconstructed float32 (B, T, F). Frames after the last complete patch are
+        copied from ``log_mel`` in both.
 
     Raises:
         InputError: overlapping patches, for which the reconstruction is not unique.
     """
-    if config.stride != config.patch_size:
+    size = config.patch_size
+    if config.stride != size:
         raise InputError(
-            f"stride {config.stride} differs from patch_size {config.patch_size}; give a model"
-            " without overlap."
+            f"stride {config.stride} differs from patch_size {size}; give a model without overlap."
         )
-    grid = patch_grid(log_mel, config.patch_size, config.stride)
-    patches = np.array(patchify(log_mel, config.patch_size, config.stride), np.float32)
+    grid = patch_grid(log_mel, size, size)
+    patches = np.array(patchify(log_mel, size, size), np.float32)
     rows, masked = np.arange(len(patches))[:, None], np.asarray(mask_index)
     images = []
     for filling in (np.nan, np.asarray(generative, np.float32)):
         patches[rows, masked] = filling
-        image, whole = np.array(log_mel, np.float32), unpatchify(patches, config.patch_size, grid)
+        whole = patches.reshape(-1, *grid, *size).transpose(0, 2, 4, 1, 3)
+        whole = whole.reshape(-1, grid[1] * size[1], grid[0] * size[0])
+        image = np.array(log_mel, np.float32)
         image[:, : whole.shape[1], : whole.shape[2]] = whole
         images.append(image)
     return images[0], images[1]

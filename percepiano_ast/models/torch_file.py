@@ -2,9 +2,8 @@
 file.
 
 A file of torch 1.6 or newer is a zip archive of ``data.pkl``, a pickle that describes the tensors,
-and one raw member per storage. A pickle can call any function by name. This reader allows only the
-few names that a dictionary of tensors needs, maps them to functions that build arrays, and rejects
-all other names.
+and one raw member per storage. A pickle can call any function by name; this reader allows only the
+few names of a dictionary of tensors, and maps them to functions that build arrays.
 """
 
 import io
@@ -32,6 +31,8 @@ _STORAGES: dict[str, np.dtype] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+# Exceptions of the unpickler on invalid bytes (documentation of ``pickle.UnpicklingError``).
+_BROKEN = (AttributeError, LookupError, TypeError, ValueError, OverflowError, MemoryError)
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -46,8 +47,15 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             tensors = _Unpickler(archive, path).load()
     except zipfile.BadZipFile as error:
-        raise InputError(_not_a_zip(path, error)) from error
-    except (OSError, EOFError, pickle.UnpicklingError, zlib.error, *_OF_A_BROKEN_PICKLE) as error:
+        with path.open("rb") as file:
+            is_pickle = file.read(1) == b"\x80"
+        raise InputError(
+            f"{path} is in the format of torch before 1.6. Save it again with a newer version: "
+            "torch.save(torch.load(old, weights_only=True), new)."
+            if is_pickle
+            else f"{path} is incomplete or not written by torch.save ({error}); download it again."
+        ) from error
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zlib.error, *_BROKEN) as error:
         if isinstance(error, InputError):  # it is a ValueError
             raise
         raise InputError(
@@ -67,67 +75,31 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     return dict(tensors)
 
 
-# Exceptions of the unpickler on invalid bytes (documentation of ``pickle.UnpicklingError``).
-_OF_A_BROKEN_PICKLE = (
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-)
-
-
-def _not_a_zip(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        is_pickle = file.read(1) == b"\x80"
-    if is_pickle:
-        return (
-            f"{path} is in the format of torch before 1.6. Save it again with a newer version: "
-            "torch.save(torch.load(old, weights_only=True), new)."
-        )
-    return f"{path} is incomplete or not written by torch.save ({error}); download it again."
-
-
-def _check_sizes(pickled: bytes) -> None:
-    """Raises ValueError for a memo size that unpickling would allocate and that exceeds the
-    pickle."""
-    for opcode, argument, _ in pickletools.genops(pickled):  # checks the lengths of strings
-        if (
-            opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-            and argument is not None
-            and argument > len(pickled)
-        ):
-            raise ValueError(f"memo {argument} in a pickle of {len(pickled)} bytes")
-
-
 class _Unpickler(pickle.Unpickler):
     """Unpickler that exposes only methods and names, so that attributes set by a pickle cannot
     change the executed code."""
 
     def __init__(self, archive: zipfile.ZipFile, path: Path):
-        roots = [
-            name.removesuffix("data.pkl")
-            for name in archive.namelist()
-            if name.endswith("/data.pkl")
-        ]
+        names = archive.namelist()
+        roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
         if len(roots) != 1:
             raise InputError(
                 f"{path} is a zip archive, but not written by torch.save: it does not hold exactly"
                 " one data.pkl."
             )
         self._archive, self._root, self._path = archive, roots[0], path
-        if (
-            f"{self._root}byteorder" in archive.namelist()
-            and archive.read(f"{self._root}byteorder") != b"little"
-        ):
+        byteorder = f"{self._root}byteorder"
+        if byteorder in names and archive.read(byteorder) != b"little":
             raise InputError(
                 f"{path} was written on a big-endian machine; save it again on a little-endian one."
             )
         self._storages: dict[str, np.ndarray] = {}
         pickled = archive.read(f"{self._root}data.pkl")
-        _check_sizes(pickled)
+        for opcode, argument, _ in pickletools.genops(pickled):  # checks the lengths of strings
+            is_memo = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+            if is_memo and argument is not None and argument > len(pickled):
+                # unpickling would allocate it
+                raise ValueError(f"memo {argument} in a pickle of {len(pickled)} bytes")
         super().__init__(io.BytesIO(pickled))
 
     def find_class(self, module: str, name: str):

@@ -1,11 +1,10 @@
 """An AST for transcription: onsets, keys, strings, velocity and pedals from its tokens, descriptors
 from the pooled tokens.
 
-The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) on the encoder of
-AST. Onsets are regressed as in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls
-linearly from 1 at the onset to 0 at `ONSET_REACH`, so that onset times can be estimated more finely
-than the steps. Pedal targets are values between 0 and 1, not binary states; the cross-entropy is
-minimal at their expected value.
+The heads are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153). Onsets are
+regressed as in Kong et al. 2021 (arXiv 2010.01815, section III-B): the target falls linearly from 1
+at the onset to 0 at `ONSET_REACH`, so that onset times can be estimated more finely than the steps.
+Pedal targets are values between 0 and 1, at whose expected value the cross-entropy is minimal.
 """
 
 import jax
@@ -22,14 +21,12 @@ from percepiano_ast.music.piano_roll import HELD_FROM, N_KEYS, ONSET_FROM, Frame
 STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
 ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
 HIDDEN = 256
-# Output biases: log-odds of an onset, a held key and a sounding string in a cell. Without them the
-# first thousand training steps only learn these base rates (Lin et al. 2017, arXiv 1708.02002,
-# section 4.1).
+# Output biases: log-odds of an onset, a held key and a sounding string in a cell (Lin et al. 2017,
+# arXiv 1708.02002, section 4.1).
 ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
-# Onsets are rarest, and all descriptors of timing and dynamics depend on them; the sustain pedal is
-# hardest to transcribe. Losses of rolls are sums over 88 keys, those of pedals are single values,
-# and one window in four has descriptors.
+# Onsets are rarest, the sustain pedal is hardest to transcribe, and one window in four has
+# descriptors. Losses of rolls are sums over 88 keys, those of pedals single values.
 WEIGHTS = {
     "onset": 2.0,
     "down": 1.0,
@@ -43,11 +40,8 @@ LOSSES = ("loss", *WEIGHTS)
 
 
 def steps_of(model: ModelConfig) -> int:
-    """Number of steps of `STEP` frames per column of patches.
-
-    Raises:
-        InputError: patches overlap in time, or their width is not a multiple of `STEP`.
-    """
+    """Number of steps of `STEP` frames per column of patches; InputError if patches overlap in
+    time, or their width is not a multiple of `STEP`."""
     width = model.stride[1]
     if model.patch_size[1] != width or width % STEP:
         raise InputError(
@@ -59,11 +53,7 @@ def steps_of(model: ModelConfig) -> int:
 
 class TranscriptionHead(nn.Module):
     """All patches of a column -> its steps: Linear - GELU - LayerNorm - Linear, shared by all
-    columns and all steps.
-
-    Without the norm, training diverges: the hidden layer has inputs from all bands and changes too
-    much in one training step.
-    """
+    columns and all steps. Without the norm, training diverges."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -78,16 +68,9 @@ class TranscriptionHead(nn.Module):
         columns = columns.reshape(batch, tokens // bands, bands * width)
         hidden = gelu(per_token(nn.Dense(steps * HIDDEN, dtype=self.dtype, name="hidden"), columns))
         hidden = layer_norm(1e-6, self.dtype, "norm")(hidden.reshape(batch, -1, HIDDEN))
-        out = per_token(
-            nn.Dense(
-                len(ROLLS) * N_KEYS + len(PEDALS),
-                dtype=self.dtype,
-                bias_init=_base_rates,
-                name="out",
-            ),
-            hidden,
-        )
-        out = out.astype(jnp.float32)
+        values = len(ROLLS) * N_KEYS + len(PEDALS)
+        layer = nn.Dense(values, dtype=self.dtype, bias_init=_base_rates, name="out")
+        out = per_token(layer, hidden).astype(jnp.float32)
         rolls = {name: out[..., k * N_KEYS : (k + 1) * N_KEYS] for k, name in enumerate(ROLLS)}
         return rolls | {name: out[..., len(ROLLS) * N_KEYS + k] for k, name in enumerate(PEDALS)}
 
@@ -98,13 +81,7 @@ def _base_rates(rng: jax.Array, shape: tuple[int], dtype: jnp.dtype = jnp.float3
 
 
 class TranscriptionModel(nn.Module):
-    """Encoder, transcription head and descriptor head.
-
-    Attributes:
-        config: geometry.
-        compute: see `transformer.Compute`; parameters and outputs are float32.
-        num_descriptors: number of descriptors of the window to predict; 0 for none.
-    """
+    """Encoder, transcription head, and a head for ``num_descriptors`` descriptors of a window."""
 
     config: ModelConfig
     compute: Compute = Compute()
@@ -114,30 +91,21 @@ class TranscriptionModel(nn.Module):
     def __call__(
         self, log_mel: jax.Array, patch_valid: jax.Array | None = None
     ) -> tuple[dict[str, jax.Array], dict]:
-        """Transcribe normalised log-mel windows (B, T, F).
-
-        Args:
-            patch_valid: see `Encoder`.
-
-        Returns:
-            logits of `TranscriptionHead` and ``descriptors`` (B, num_descriptors), standardised;
-            and the encoder's intermediates with ``tokens``.
-        """
-        tokens, intermediates = Encoder(self.config, self.compute, name="encoder")(
-            log_mel, patch_valid=patch_valid
-        )
+        """(B, T, F), normalised, and ``patch_valid`` of `Encoder` -> logits of `TranscriptionHead`
+        and ``descriptors`` (B, num_descriptors), standardised; and the encoder's intermediates with
+        ``tokens``."""
+        encoder = Encoder(self.config, self.compute, name="encoder")
+        tokens, intermediates = encoder(log_mel, patch_valid=patch_valid)
         patches = tokens[:, PREFIX_TOKENS:]
         outputs = TranscriptionHead(self.config, self.compute.dtype, name="transcription")(patches)
         if self.num_descriptors:
-            outputs["descriptors"] = DescriptorHead(self.num_descriptors, name="descriptors")(
-                patches
-            )
+            head = DescriptorHead(self.num_descriptors, name="descriptors")
+            outputs["descriptors"] = head(patches)
         return outputs, intermediates | {"tokens": tokens}
 
 
 class DescriptorHead(nn.Module):
-    """Mean and standard deviation of the patches over a window, as pooled for rating, -> LayerNorm
-    - Linear - GELU - Linear."""
+    """Mean and standard deviation of a window's patches -> LayerNorm - Linear - GELU - Linear."""
 
     num_descriptors: int
 
@@ -145,22 +113,19 @@ class DescriptorHead(nn.Module):
     def __call__(self, patches: jax.Array) -> jax.Array:
         """(B, N, D) -> float32 (B, num_descriptors)."""
         patches = patches.astype(jnp.float32)
-        # The gradient of the square root is infinite at 0.
-        pooled = jnp.concatenate(
-            [patches.mean(axis=1), jnp.sqrt(patches.var(axis=1) + 1e-6)], axis=-1
-        )
+        spread = jnp.sqrt(patches.var(axis=1) + 1e-6)  # the gradient of the root is infinite at 0
+        pooled = jnp.concatenate([patches.mean(axis=1), spread], axis=-1)
         pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
-        return nn.Dense(self.num_descriptors, name="out")(
-            gelu(nn.Dense(HIDDEN, name="hidden")(pooled))
-        )
+        hidden = gelu(nn.Dense(HIDDEN, name="hidden")(pooled))
+        return nn.Dense(self.num_descriptors, name="out")(hidden)
 
 
 def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
     ``onset`` is Kong et al.'s slope, ``velocity`` that of the notes within `ONSET_REACH`, and
-    ``struck`` marks the steps of the onsets themselves. Keys and strings are active if they are
-    active in any frame of a step; pedals are averaged over a step.
+    ``struck`` marks the steps of the onsets. Keys and strings are active if they are in any frame
+    of a step; pedals are averaged over a step.
     """
     frames = targets.onset.shape[1] // STEP * STEP
 
@@ -191,8 +156,8 @@ def losses(
 
     Rolls are summed over the keys. The velocity loss counts only near onsets (Hawthorne et al.,
     section 3.3; Kong et al., equation 5, weighted by the onset's slope). Descriptors have a Huber
-    loss, because some have long tails; it is 0 for unknown values. Every loss is a mean over clips
-    of a per-clip value, so that micro-batches add up to the batch.
+    loss, because some have long tails. Every loss is a mean over clips, so that micro-batches add
+    up to the batch.
 
     Args:
         targets: of B windows, with the model's number of frames.
@@ -207,10 +172,8 @@ def losses(
         return optax.sigmoid_binary_cross_entropy(outputs[name], wanted[name])
 
     parts = {name: entropy(name).sum(axis=-1).mean() for name in ("onset", "down", "sounding")}
-    struck = wanted["onset"].sum(axis=(1, 2))
-    parts["velocity"] = (
-        (entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / jnp.maximum(struck, 1.0)
-    ).mean()
+    struck = jnp.maximum(wanted["onset"].sum(axis=(1, 2)), 1.0)
+    parts["velocity"] = ((entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / struck).mean()
     parts |= {name: entropy(name).mean() for name in PEDALS}
     parts["descriptors"] = jnp.zeros(())
     if "descriptors" in outputs and descriptors is not None:
@@ -231,36 +194,25 @@ METRICS = ("onset_f1", "onset_precision", "onset_recall", "down_f1", "sounding_f
 # fmt: on
 
 
-def _peaks(onset: jax.Array) -> jax.Array:
-    """Onset activations, float (B, steps, 88) -> Bool, True at local maxima above `ONSET_FROM`."""
-    padded = jnp.pad(onset, ((0, 0), (1, 1), (0, 0)))
-    return (onset >= ONSET_FROM) & (onset >= padded[:, :-2]) & (onset > padded[:, 2:])
-
-
 def metric_counts(
     outputs: dict[str, jax.Array], targets: FrameTargets, descriptors: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Counts of a batch, float32 scalars, to be summed over batches for `metrics`; arguments as in
     `losses`."""
     wanted = on_steps(targets)
-    detected = {
-        name: nn.sigmoid(logits) for name, logits in outputs.items() if name != "descriptors"
-    }
-    struck, found = wanted["struck"] > 0, _peaks(detected["onset"])
+    detected = {name: nn.sigmoid(x) for name, x in outputs.items() if name != "descriptors"}
+    onset, struck = detected["onset"], wanted["struck"] > 0
+    beside = jnp.pad(onset, ((0, 0), (1, 1), (0, 0)))
+    found = (onset >= ONSET_FROM) & (onset >= beside[:, :-2]) & (onset > beside[:, 2:])  # maxima
     total: dict[str, jax.Array | float] = {"struck": struck.sum(), "found": found.sum()}
-    total |= {
-        "struck_and_found": (struck & _within(found)).sum(),
-        "found_and_struck": (found & _within(struck)).sum(),
-    }
+    total["struck_and_found"] = (struck & _within(found)).sum()
+    total["found_and_struck"] = (found & _within(struck)).sum()
     for name in ("down", "sounding"):
         is_held, seems_held = wanted[name] > 0, detected[name] >= HELD_FROM
-        total |= {
-            f"{name}_both": (is_held & seems_held).sum(),
-            f"{name}_either": is_held.sum() + seems_held.sum(),
-        }
-    total["velocity_error"] = jnp.where(
-        struck, 127 * jnp.abs(detected["velocity"] - wanted["velocity"]), 0.0
-    ).sum()
+        total[f"{name}_both"] = (is_held & seems_held).sum()
+        total[f"{name}_either"] = is_held.sum() + seems_held.sum()
+    errors = 127 * jnp.abs(detected["velocity"] - wanted["velocity"])
+    total["velocity_error"] = jnp.where(struck, errors, 0.0).sum()
     for name in PEDALS:
         x, y = detected[name], wanted[name]
         moments = {"error": jnp.abs(x - y), "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
@@ -270,9 +222,8 @@ def metric_counts(
     if "descriptors" in outputs and descriptors is not None:
         known = ~jnp.isnan(descriptors)
         there = jnp.where(known, descriptors, 0.0)
-        total["descriptors_left"] = jnp.square(
-            jnp.where(known, outputs["descriptors"] - there, 0.0)
-        ).sum()
+        left = jnp.where(known, outputs["descriptors"] - there, 0.0)
+        total["descriptors_left"] = jnp.square(left).sum()
         total["descriptors_all"] = jnp.square(there).sum()
     return {name: jnp.asarray(value, jnp.float32) for name, value in total.items()}
 
@@ -286,19 +237,16 @@ def _within(marks: jax.Array) -> jax.Array:
 def metrics(total: dict[str, float]) -> dict[str, float]:
     """``METRICS`` from summed `metric_counts`.
 
-    F1, precision and recall of onsets; F1 of keys and strings per step; mean absolute error of
-    velocity at onsets in MIDI units; mean absolute error of the pedals as a share of their travel,
-    and their correlation over all steps (0 if a pedal never moves); explained variance of the
-    descriptors (0 without descriptors).
+    Onsets: F1, precision, recall. Keys and strings: F1 per step. Velocity: mean absolute error at
+    onsets in MIDI units. Pedals: mean absolute error as a share of their travel, and correlation
+    over all steps (0 if a pedal never moves). Descriptors: explained variance (0 without any).
     """
     precision = total["found_and_struck"] / max(total["found"], 1)
     recall = total["struck_and_found"] / max(total["struck"], 1)
     values = {"onset_f1": 2 * precision * recall / max(precision + recall, 1e-9)}
     values |= {"onset_precision": precision, "onset_recall": recall}
-    values |= {
-        f"{name}_f1": 2 * total[f"{name}_both"] / max(total[f"{name}_either"], 1)
-        for name in ("down", "sounding")
-    }
+    for name in ("down", "sounding"):
+        values[f"{name}_f1"] = 2 * total[f"{name}_both"] / max(total[f"{name}_either"], 1)
     values["velocity_mae"] = total["velocity_error"] / max(total["struck"], 1)
     n = total["steps"]
     for name in PEDALS:

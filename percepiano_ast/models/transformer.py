@@ -1,8 +1,5 @@
-"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT, as in AST), with three
-implementations of attention.
-
-Tokens are (batch, length, width).
-"""
+"""The transformer in AST: pre-LN blocks with exact GELU (timm's ViT), with three implementations of
+attention. Tokens are (batch, length, width)."""
 
 import dataclasses
 from typing import Literal
@@ -14,13 +11,12 @@ from flax import linen as nn
 
 Mask = jax.Array | None  # Bool; None: no mask
 
+Kernel = Literal["xla", "cudnn", "heads"]
+
 # Scales with the width, so that narrow presets train too. The published 0.02 is meant for width
 # 768.
 _kernel_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
-
-
-Kernel = Literal["xla", "cudnn", "heads"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +40,9 @@ class Compute:
 class Attention(nn.Module):
     """Multi-head self-attention; logits and softmax are float32 for every compute type.
 
-    Attributes:
-        num_heads: must divide the width.
-        compute: see `Compute`.
-        need_weights: return the attention weights too, always computed as with ``xla``. ``weights``
-            of the collection ``perturbations`` is added to them; zeros give the gradient with
-            respect to attention.
+    ``need_weights`` returns the attention weights too, always computed as with ``xla``. ``weights``
+    of the collection ``perturbations`` is added to them; zeros give the gradient with respect to
+    attention.
     """
 
     num_heads: int
@@ -58,8 +51,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, Mask]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), weights float32 (B, H, L, L) or None;
-        invalid keys get 0."""
+        """(B, L, D), Bool (B, L) -> (B, L, D), weights float32 (B, H, L, L) or None; invalid keys
+        get 0."""
         batch, length, width = x.shape
         dtype = self.compute.dtype
         # One product for query, key and value; columns are q | k | v, each head-major, as in timm.
@@ -69,7 +62,11 @@ class Attention(nn.Module):
         )
         weights = None
         if self.need_weights or self.compute.attention == "xla":
-            weights = _attention_weights(query, key, key_valid)
+            logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+            logits = logits * query.shape[-1] ** -0.5
+            if key_valid is not None:
+                logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+            weights = jax.nn.softmax(logits, axis=-1)
             if self.need_weights:
                 weights = self.perturb("weights", weights)
             out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(dtype), value)
@@ -82,27 +79,14 @@ class Attention(nn.Module):
                 query, key, value, mask=mask, implementation=self.compute.attention
             )
         project = nn.Dense(width, dtype=dtype, kernel_init=_kernel_init, name="proj")
-        return per_token(project, out.reshape(batch, length, width)), (
-            weights if self.need_weights else None
-        )
-
-
-def _attention_weights(query: jax.Array, key: jax.Array, key_valid: Mask) -> jax.Array:
-    """Two (B, L, H, hd) -> softmax over keys, float32 (B, H, L, L)."""
-    logits = (
-        jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        * query.shape[-1] ** -0.5
-    )
-    if key_valid is not None:
-        logits = jnp.where(key_valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(logits, axis=-1)
+        out = per_token(project, out.reshape(batch, length, width))
+        return out, weights if self.need_weights else None
 
 
 def _attend_by_head(
     query: jax.Array, key: jax.Array, value: jax.Array, key_valid: Mask
 ) -> jax.Array:
-    """Three (B, L, H, hd) -> (B, L, H, hd), with a loop over the heads of all clips; recomputed in
-    the backward pass."""
+    """Three (B, L, H, hd) -> (B, L, H, hd), see `Compute`."""
     batch, length, heads, head_dim = query.shape
 
     @jax.checkpoint
@@ -118,9 +102,8 @@ def _attend_by_head(
         return jnp.einsum("kq,kd->qd", weights, value)
 
     flat = [x.swapaxes(1, 2).reshape(batch * heads, length, head_dim) for x in (query, key, value)]
-    out = jax.lax.map(
-        one_head, (*flat, None if key_valid is None else jnp.repeat(key_valid, heads, axis=0))
-    )
+    valid = None if key_valid is None else jnp.repeat(key_valid, heads, axis=0)
+    out = jax.lax.map(one_head, (*flat, valid))
     return out.reshape(batch, heads, length, head_dim).swapaxes(1, 2)
 
 
@@ -138,33 +121,27 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _qkv_init(rng: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Initialise the fused kernel (D, 3D) as three (D, D) kernels, because Xavier's scale depends
-    on the width."""
-    width = shape[0]
-    parts = [_kernel_init(key, (width, width), dtype) for key in jax.random.split(rng, 3)]
+    # three (D, D) kernels, because Xavier's scale depends on the width
+    parts = [_kernel_init(key, (shape[0],) * 2, dtype) for key in jax.random.split(rng, 3)]
     return jnp.concatenate(parts, axis=1)
 
 
 class _Affine(nn.Module):
-    """Parameters of a dense layer, as in `nn.Dense`."""
+    """Kernel (width, features) and bias (features,) of a dense layer, as in `nn.Dense`."""
 
     features: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
-        """Kernel (width, features) and bias (features,)."""
         kernel = self.param("kernel", _kernel_init, (width, self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
 class Mlp(nn.Module):
-    """Dense - GELU - Dense, with a hidden layer ``ratio`` times as wide as the model.
-
-    GELU is recomputed in the backward pass: a few elementwise operations instead of storing three
-    more arrays of the size of the hidden layer.
-    """
+    """Dense - GELU - Dense, with a hidden layer ``ratio`` times as wide as the model; GELU is
+    recomputed in the backward pass, which saves three arrays of the hidden layer's size."""
 
     ratio: int
     dtype: jnp.dtype
@@ -190,7 +167,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, tuple[jax.Array, Mask]]:
-        """(B, L, D), Bool (B, L) or None -> (B, L, D), and as intermediates the same array and the
+        """(B, L, D), Bool (B, L) -> (B, L, D), and as intermediates the same array and the
         attention weights."""
         width, dtype = x.shape[-1], self.compute.dtype
         normed = layer_norm(self.norm_epsilon, dtype, "norm1")(x)
@@ -213,10 +190,8 @@ def run_blocks(
     norm_epsilon: float,
     need_attention: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A stack of `Block` in the calling module, as submodule ``blocks``; all blocks share one
-    compiled body.
-
-    The first axis of every parameter is the depth. Must be called in a compact method.
+    """A stack of `Block` with one compiled body, as submodule ``blocks`` of the calling compact
+    method; the first axis of every parameter is the depth.
 
     Returns:
         (B, L, D), and intermediates ``block0`` ... and, if requested, ``attention0`` ...

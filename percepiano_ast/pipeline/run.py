@@ -10,8 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from percepiano_ast.config import MODELS, PRETRAININGS, FrontEnd, Preset, Statistics, lookup
-from percepiano_ast.data import audioset, percepiano, shards
+from percepiano_ast.config import (
+    MODELS,
+    PRETRAININGS,
+    FrontEnd,
+    ModelConfig,
+    Preset,
+    Statistics,
+    from_json,
+    lookup,
+)
+from percepiano_ast.data import percepiano, shards
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import echo, sha256_of
 from percepiano_ast.inference.transcribe import Transcriber
@@ -183,7 +192,7 @@ def load_encoder(
     """
     lookup(INITS, init, "start of the encoder")
     if init == "audioset":
-        folder = source or audioset.fetch(run.root / "weights" / "audioset", log=log)
+        folder = source or weights.fetch_audioset(run.root / "weights" / "audioset", log=log)
         found = weights.read_weights(folder)
         sizes = {(size.width, size.depth): name for name, size in MODELS.items()}
         encoder = found.params["encoder"]
@@ -215,6 +224,49 @@ def load_encoder(
         return EncoderInit(*plain)
     params = tree["state"]["ema"] or tree["state"]["params"]
     return EncoderInit(*plain, params["encoder"], made["sha256"], params.get("transcription"))
+
+
+def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
+    """Read weights from ``source`` and write them to ``to`` in a published form.
+
+    Args:
+        source: directory of an SSAST pre-training (``runs/base/pretrain/ssast``), of which the
+            newest intact checkpoint is read, its moving average if it has one; or a path for
+            ``models.weights.read_weights``.
+        to: a ``.safetensors`` file, or for the kind ``hf_ast`` a folder.
+        kind: ``ast`` or ``hf_ast`` for an AST; by default unchanged.
+
+    Raises:
+        InputError: no weights at ``source``, a model with a decoder, unlike SSAST's published form,
+            or a kind that they cannot be converted to.
+    """
+    home = Path(source) / "checkpoints"
+    if home.is_dir():
+        tree, made = checkpoints.open_latest(home, made_by="`percepiano pretrain`")
+        if made["pretrain"]["decoder_depth"]:
+            raise InputError(
+                f"{home} holds a model with a decoder, which SSAST's published form does not have."
+                " Use it with `finetune --init visible`"
+            )
+        found = weights.Weights(
+            tree["state"]["ema"] or tree["state"]["params"],
+            from_json(ModelConfig, made["model"]),
+            "ssast_pretrain",
+            FrontEnd(**made["front_end"]),
+            Statistics(**made["statistics"]),
+            {"data": made["data"], "epoch": made["epoch"], "checkpoint": made["sha256"]},
+        )
+    else:
+        found = weights.read_weights(source)
+    # An AST is the same model in both formats. A pre-trained model has no classifier, so there is
+    # only one format for it.
+    forms = {"ast": ("ast", "hf_ast"), "hf_ast": ("hf_ast", "ast")}.get(found.kind, (found.kind,))
+    if kind and kind not in forms:
+        raise InputError(
+            f"{source} holds weights of the kind {found.kind!r}, which cannot be converted to"
+            f" {kind!r}. Possible kinds: {', '.join(forms)}"
+        )
+    return weights.write_weights(to, dataclasses.replace(found, kind=kind or found.kind))
 
 
 def workers() -> int:

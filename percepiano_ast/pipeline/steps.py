@@ -22,8 +22,8 @@ from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
 from percepiano_ast.files import as_path, echo, write_json
 from percepiano_ast.inference import transcribe
-from percepiano_ast.models import convert
 from percepiano_ast.models.cnn import ENCODERS
+from percepiano_ast.models.weights import require_same_shapes
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, WINDOW_FEATURES
 from percepiano_ast.pipeline.baselines import IDENTITY, BaselineData, fold_by_fold, predict_identity
 from percepiano_ast.pipeline.run import MADE_BY_FINETUNE, EncoderInit, Run, load_encoder, workers
@@ -241,7 +241,7 @@ class CrossValidation:
         params = self.trainer(1).init(self.config.seed)
         if self.start.encoder is not None:
             what = f"the encoder of {self.start.name}"
-            convert.require_same_shapes(self.start.encoder, params["encoder"], what)
+            require_same_shapes(self.start.encoder, params["encoder"], what)
             params["encoder"] = self.start.encoder
         if self.config.heard:
             unheard = self.descriptors.mean

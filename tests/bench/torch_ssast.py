@@ -7,7 +7,7 @@ generative one; then Adam with coupled L2. Masks and losses, which the published
 by clip in Python, are computed for the batch. Attention is PyTorch's fused kernel, and the heads
 process only masked tokens, so that the peer is as fast as its algorithm allows in eager PyTorch.
 
-Parameters have the published names, so that `convert.to_torch` of this package's SSAST works with
+Parameters have the published names, so that `weights.to_torch` of this package's SSAST works with
 ``load_state_dict``.
 
 Raises:
