@@ -286,6 +286,7 @@ class TestWrongMidi:
 
 
 class TestExplainer:
+    @pytest.mark.slow
     def test_random_weights_change_maps_of_a_trained_model(self, finetuned, wavs):
         explainer = explain.Explainer(FoldEnsemble(finetuned), steps=8, most_steps=8)
         recording = explainer.load(wavs[0])

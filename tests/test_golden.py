@@ -529,10 +529,12 @@ def test_bits_of_shards(data):
     check_digests(data[1], "data")
 
 
+@pytest.mark.slow
 def test_training(training):
     check(training[0], read_json("training.json"), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bits_of_training(training):
     check_digests(training[1], "training")
 

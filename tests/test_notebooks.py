@@ -450,6 +450,7 @@ def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
     hum = 0.1 * np.sin(2 * np.pi * 50 * np.arange(8 * 22_050) / 22_050)
     soundfile.write(tmp_path / "hum.wav", hum, 22_050)

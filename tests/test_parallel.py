@@ -516,6 +516,7 @@ class TestPrecision:
         )
         assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
 
+    @pytest.mark.slow
     def test_bfloat16_is_near_float32(self):
         (_, exact), (_, near) = (
             few_steps(pretraining(4, model=MODEL, precision=p)) for p in ("float32", "bfloat16")

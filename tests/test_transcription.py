@@ -129,6 +129,7 @@ class TestTraining:
         assert pretrained_bits(tmp_path / "cut") == pretrained_bits(tmp_path / "whole")
         assert without_seconds(again) == without_seconds(rows)
 
+    @pytest.mark.slow
     def test_the_joint_encoder_is_asked_both_and_is_one(self, tmp_path):
         (row,) = train(
             tmp_path, dataclasses.replace(TRANSCRIBE, objective="joint", epochs=1), steps=3
