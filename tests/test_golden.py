@@ -539,6 +539,7 @@ def test_bits_of_training(training):
     check_digests(training[1], "training")
 
 
+@pytest.mark.slow
 def test_evaluation(tmp_path):
     tables, reports = compute_evaluation(tmp_path)
     pinned = {path.name: pd.read_csv(path) for path in FOLDER.glob("evaluation_*.csv.gz")}
@@ -549,6 +550,7 @@ def test_evaluation(tmp_path):
     check(reports, read_json("evaluation_reports.json"), rtol=0, atol=0.0101)
 
 
+@pytest.mark.slow
 def test_encoders():
     found = compute_encoders()
     with np.load(FOLDER / "encoders.npz") as pinned:
