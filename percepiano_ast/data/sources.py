@@ -5,7 +5,6 @@ MAESTRO's archive has 108 GB, more than most free disks: it is read by ranges, o
 """
 
 import contextlib
-import hashlib
 import http.client
 import io
 import os
@@ -435,7 +434,7 @@ def read_table(source: Archive | Folder) -> Table:
     strays = (name for name in source.names if is_audio(name) and name not in known)
     refused |= {name: unsafe(name) or "not listed in the table" for name in strays}
     rows = rows[~listed.isin(refused)]
-    return Table(rows, root, hashlib.sha256(content).hexdigest()[:16], refused, MAESTRO_LICENCE)
+    return Table(rows, root, files.sha256_of(content)[:16], refused, MAESTRO_LICENCE)
 
 
 def _table_of_folder(source: Folder) -> Table:
@@ -476,12 +475,12 @@ def _table_of_folder(source: Folder) -> Table:
         split |= dict.fromkeys(ordered[tenth : 2 * tenth], "test")
     table["split"] = groups.map(split)
     sizes = "".join(f"{name} {source.size(name)}\n" for name in names)
-    return Table(table, "", hashlib.sha256(sizes.encode()).hexdigest()[:16], refused, OWN_LICENCE)
+    return Table(table, "", files.sha256_of(sizes)[:16], refused, OWN_LICENCE)
 
 
 def _order(name: str) -> str:
     """A sort key for a random but fixed order, independent of other names."""
-    return hashlib.sha256(name.encode()).hexdigest()
+    return files.sha256_of(name)
 
 
 def limited(rows: pd.DataFrame, hours: float) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from itertools import product
 import numpy as np
 
 from percepiano_ast.errors import InputError
+from percepiano_ast.models.mlp import finite_table
 
 REGRESSORS = ("ridge", "kernel", "extratrees")
 RIDGE_ALPHAS = np.logspace(1, 4, 7).tolist()
@@ -79,7 +80,7 @@ class FittedRegressors:
         Raises:
             InputError: NaN, or another number of features than in training.
         """
-        features = _table(features, "features")
+        features = finite_table(features, "features", np.float64)
         if features.shape[1] != len(self.feature_mean):
             raise InputError(
                 f"{features.shape[1]} features per clip, but the baseline was fitted on"
@@ -158,29 +159,16 @@ def inner_error(
 
 
 def _tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    features, ratings = _table(features, "features"), _table(ratings, "ratings")
+    features, ratings = (
+        finite_table(features, "features", np.float64),
+        finite_table(ratings, "ratings", np.float64),
+    )
     if (one := len(features)) != (other := len(ratings)):
         raise InputError(
             f"{one} rows of features and {other} of ratings do not match; give one of each per"
             " clip."
         )
     return features, ratings
-
-
-def _table(values: np.ndarray, what: str) -> np.ndarray:
-    """``values`` as float64 (clips, columns) without NaN or infinity."""
-    values = np.asarray(values, np.float64)
-    if values.ndim != 2 or not values.size:
-        raise InputError(
-            f"{what} of shape {values.shape} are not a table (clips, columns); give one row per"
-            " clip."
-        )
-    if len(bad := np.argwhere(~np.isfinite(values))):
-        raise InputError(
-            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]},"
-            f" column {bad[0][1]}. Remove those clips or repair their recordings."
-        )
-    return values
 
 
 def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

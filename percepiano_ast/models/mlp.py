@@ -51,7 +51,7 @@ class MLP:
         Raises:
             InputError: NaN, or another number of features than in training.
         """
-        features = _table(features, "features")
+        features = finite_table(features, "features")
         if features.shape[1] != len(self.feature_mean):
             raise InputError(
                 f"{features.shape[1]} features per clip, but the baseline was fitted on"
@@ -99,7 +99,7 @@ def fit_mlp(
     Raises:
         InputError: NaN, tables of different lengths, or fewer than two groups.
     """
-    features, ratings = _table(features, "features"), _table(ratings, "ratings")
+    features, ratings = finite_table(features, "features"), finite_table(ratings, "ratings")
     groups = np.arange(len(features)) if groups is None else np.asarray(groups)
     if not len(features) == len(ratings) == len(groups):
         raise InputError(
@@ -136,7 +136,7 @@ def fit_mlp(
 def fit_single_tasks(features: np.ndarray, ratings: np.ndarray, **options) -> SingleTasks:
     """`fit_mlp` with its options and errors for each dimension separately: early stopping differs,
     the inner validation set is the same."""
-    columns = np.hsplit(_table(ratings, "ratings"), np.shape(ratings)[1])
+    columns = np.hsplit(finite_table(ratings, "ratings"), np.shape(ratings)[1])
     return SingleTasks(tuple(fit_mlp(features, column, **options) for column in columns))
 
 
@@ -164,9 +164,13 @@ def _compiled(
     return jax.jit(start), jax.jit(step), jax.jit(error)
 
 
-def _table(values: np.ndarray, what: str) -> np.ndarray:
-    """``values`` as a float32 table without NaN or infinity."""
-    values = np.asarray(values, np.float32)
+def finite_table(values: np.ndarray, what: str, dtype: type = np.float32) -> np.ndarray:
+    """``values`` as an array (clips, columns) of ``dtype``.
+
+    Raises:
+        InputError: another shape, or NaN or infinity; the message calls the values ``what``.
+    """
+    values = np.asarray(values, dtype)
     if values.ndim != 2 or not values.size:
         raise InputError(
             f"{what} of shape {values.shape} are not a table (clips, columns); give one row per"
