@@ -16,7 +16,7 @@ from pathlib import Path
 from percepiano_ast import __version__
 from percepiano_ast.config import PRESETS, PRETRAININGS, lookup
 from percepiano_ast.errors import InputError, exit_code
-from percepiano_ast.files import as_path
+from percepiano_ast.files import as_path, show_progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = parser().parse_args(arguments)
+    show_progress()
     return exit_code(lambda: parsed.function(parsed))
 
 
@@ -102,11 +103,11 @@ def add_set(option, such_as: str) -> None:
 
 
 def _notebooks(arguments):
-    from percepiano_ast import notebooks
+    from percepiano_ast import run_notebooks
 
     lookup(PRESETS, arguments.preset, "preset")
     out = Path(arguments.out or f"runs/{arguments.preset}").resolve()
-    home = notebooks.FOLDER.parent
+    home = run_notebooks.FOLDER.parent
     # Notebooks run in the repository and show paths relative to it.
     shown = str(out.relative_to(home) if out.is_relative_to(home) else out)
     values = {"PRESET": arguments.preset, "KEEP_IN": shown}
@@ -115,7 +116,7 @@ def _notebooks(arguments):
         if not equals:
             raise InputError(f"--set {pair!r} is not NAME=VALUE; write for example SEED=1.")
         values[name] = int(value) if value.isdigit() else value
-    notebooks.run(out, values, keep=arguments.keep_outputs)
+    run_notebooks.run(out, values, keep=arguments.keep_outputs)
     if values["KEEP_IN"] == shown:  # otherwise the last notebook has printed the path
         print(f"report: {out / 'evaluation' / 'report.html'}")
 
@@ -239,10 +240,10 @@ def _rating_settings(run, arguments):
 
 
 def _status(arguments):
-    from percepiano_ast import views
+    from percepiano_ast import notebook
 
     run = run_of(arguments)
-    table = views.kept(run)
+    table = notebook.kept(run)
     if table.empty:
         where = f"{run.root} and {run.store}" if run.store else run.root
         raise InputError(f"no run in {where}; give its --out and --store.")

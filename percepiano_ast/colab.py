@@ -17,7 +17,7 @@ from percepiano_ast.config import PRESETS, Preset, lookup
 from percepiano_ast.data import build, demo
 from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import copy_verified
+from percepiano_ast.files import copy_verified, show_progress
 from percepiano_ast.training import checkpoints
 from percepiano_ast.training.stores import StoreFailed, open_store
 
@@ -29,6 +29,8 @@ SHARDS = Path("/content/percepiano_ast_shards")  # on the same disk: a copy of t
 # uploads and microphone recordings, relative to the notebook's working directory
 RECEIVED = Path("runs/recordings")
 _RED, _PLAIN = "\033[31m", "\033[0m"
+
+show_progress()  # every notebook imports this module
 
 
 def on_colab() -> bool:
@@ -60,7 +62,7 @@ def open_run(
     check_runtime(chosen, wants, log)
     root, store = _places(preset, keep_in.strip(), log)
     root.mkdir(parents=True, exist_ok=True)
-    pd.set_option("display.max_colwidth", None)  # the table of `views.kept` shows full paths
+    pd.set_option("display.max_colwidth", None)  # the table of `notebook.kept` shows full paths
     kept = f", shards, checkpoints and models in {store}" if store else ""
     model = chosen.model.name
     log(f"preset {preset}: model {model}, outputs in {root}{kept}, {describe_devices()}")

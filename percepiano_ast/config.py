@@ -45,7 +45,7 @@ class FrontEnd:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class LevelStats:
     """Level statistics of a training split in dB over all mel bins, and the shares of values at the
     ends of the uint8 range.
 
@@ -79,7 +79,7 @@ FINE = FrontEnd(n_fft=2048, win_length=2048, n_mels=224)
 _DB_PER_NEPER = 10 / math.log(10)  # of power
 # AudioSet's mean and standard deviation in natural logarithms, as published with AST
 # (``ast_models.py``, ``run.py``).
-AUDIOSET = Statistics(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 0.0, 0.0)
+AUDIOSET = LevelStats(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ class FinetuneConfig:
 
 
 @dataclass(frozen=True)
-class Execution:
+class ComputeConfig:
     """How a training step is computed. These options change the result only by rounding, so a run
     can be resumed on other hardware with other options.
 
@@ -366,7 +366,7 @@ class Preset:
     percepiano: str = PERCEPIANO_URL
     synthesizers: tuple[str, ...] = ("fluidr3mono", "musescore-small")
     front_end: FrontEnd = field(default_factory=FrontEnd)
-    execution: Execution = field(default_factory=Execution)
+    execution: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 # Pre-training variants: name in tables -> changes of the preset's pre-training, and arguments of
@@ -419,14 +419,14 @@ PRESETS = {
             MODELS["small"],
             PretrainConfig(batch_size=128, epochs=20, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
-            execution=Execution(remat=True),  # required for batch 128 on a 16 GB device
+            execution=ComputeConfig(remat=True),  # required for batch 128 on a 16 GB device
         ),
         Preset(
             "base",
             MODELS["base"],
             PretrainConfig(batch_size=128, epochs=40, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
-            execution=Execution(remat=True),  # required for batch 128 on a 16 GB device
+            execution=ComputeConfig(remat=True),  # required for batch 128 on a 16 GB device
         ),
     )
 }

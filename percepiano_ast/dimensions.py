@@ -74,7 +74,7 @@ def group_indices() -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class Questionnaire:
+class RatingScale:
     """The dimensions that a model rates, stored with its training data and its weights.
 
     Attributes:
@@ -91,7 +91,7 @@ class Questionnaire:
     @classmethod
     def own(
         cls, names: Sequence[str], lowest: Sequence[float], highest: Sequence[float]
-    ) -> "Questionnaire":
+    ) -> "RatingScale":
         """The questionnaire of custom ratings: ``lowest`` and ``highest`` are the ends of the given
         ratings.
 
@@ -120,13 +120,13 @@ class Questionnaire:
         }
 
     @classmethod
-    def from_settings(cls, settings: dict) -> "Questionnaire":
+    def from_settings(cls, settings: dict) -> "RatingScale":
         """The questionnaire described by ``settings``, see `as_settings`."""
         if "lowest" not in settings:
             return PERCEPIANO
         return cls.own(settings["dimensions"], settings["lowest"], settings["highest"])
 
 
-PERCEPIANO = Questionnaire(
+PERCEPIANO = RatingScale(
     DIMENSIONS, (0.0,) * len(KEYS), (1.0,) * len(KEYS), tuple(group_indices().items())
 )

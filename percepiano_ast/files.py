@@ -8,11 +8,13 @@ import hashlib
 import http.client
 import itertools
 import json
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 import urllib.error
@@ -33,6 +35,36 @@ ATTEMPTS = 6  # of a transfer, without a byte of progress
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts: doubled every time, at most
 TIMEOUT = 60.0  # seconds without a response or a byte
 _BLOCK = 2**20  # bytes
+
+
+# --- Log -----------------------------------------------------------------------------------------
+
+LOGGER = logging.getLogger("percepiano_ast")
+
+
+def echo(line: str) -> None:
+    """Log a line of progress, see `show_progress`."""
+    LOGGER.info(line)
+
+
+class _Stdout(logging.StreamHandler):
+    """Writes to what `sys.stdout` is when a line is logged: a notebook replaces it."""
+
+    @property
+    def stream(self):
+        return sys.stdout
+
+    @stream.setter
+    def stream(self, _):
+        pass
+
+
+def show_progress(quiet: bool = False) -> None:
+    """Print the package's log to standard output: progress and warnings, or with ``quiet`` warnings
+    only. As a library the package prints nothing."""
+    if not any(isinstance(handler, _Stdout) for handler in LOGGER.handlers):
+        LOGGER.addHandler(_Stdout())
+    LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 # --- Writing and checking -------------------------------------------------------------------------
@@ -92,7 +124,7 @@ def copy_verified(
     source: Path | str,
     target: Path,
     advice: str,
-    log: Callable[[str], None] = print,
+    log: Callable[[str], None] = echo,
     copy: Callable[[str, Path, int], object] | None = None,
 ) -> None:
     """Copy ``files``, ``{name: {"bytes", "sha256"}}``, to a local folder; files that match already
@@ -193,7 +225,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(max(FIRST_WAIT * 2 ** (state.attempt_number - 1), seconds), LONGEST_WAIT)
 
 
-def download(url: str, path: str | Path, log: Callable[[str], None] = print) -> str:
+def download(url: str, path: str | Path, log: Callable[[str], None] = echo) -> str:
     """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
     The file gets its final name after its length is verified, and its SHA-256 if the server states
@@ -314,7 +346,7 @@ def as_path(place: str | Path) -> Path:
     return Path(place)
 
 
-def claim_directory(directory: str | Path, settings: dict) -> Path:
+def lock_config(directory: str | Path, settings: dict) -> Path:
     """Reserve ``directory`` for one configuration, or verify that it is already reserved for it.
 
     The settings are stored in ``settings.json``. A second run with the same settings resumes; other
@@ -369,15 +401,10 @@ def _short(value) -> str:
 # --- Progress and worker processes ----------------------------------------------------------------
 
 
-def echo(line: str) -> None:
-    """Print a line atomically, also from several threads."""
-    print(f"{line}\n", end="", flush=True)
-
-
 class TimeLeft:
     """Logs the progress of long work every `LOG_SECONDS`: ``  12 of 40, about 90 s left``."""
 
-    def __init__(self, total: int, log: Callable[[str], None] = print, what: str = ""):
+    def __init__(self, total: int, log: Callable[[str], None] = echo, what: str = ""):
         self.total, self.log, self.what = total, log, what
         self.started = self.shown = time.monotonic()
 

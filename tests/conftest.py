@@ -1,6 +1,7 @@
 """What all tests share: JAX strict and on the CPU, no display, and the real PercePiano data where
 there is any."""
 
+import logging
 import os
 
 # Before anything imports jax or matplotlib. Matrix products in full float32, so that parity holds
@@ -35,6 +36,21 @@ def percepiano_dir() -> Path:
     if named or os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def logged():
+    """Messages that the package logs during a test, progress included."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("percepiano_ast")
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from percepiano_ast.config import KALDI, FrontEnd, ModelConfig
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import ssast
 from percepiano_ast.models.ast import Classifier
-from percepiano_ast.models.weights import fit_positions, from_torch, to_torch
+from percepiano_ast.models.weights import adapt_pos_embed, from_torch, to_torch
 from percepiano_ast.training.state import published_optimizer
 
 HUGGING_FACE_EPSILON = 1e-12
@@ -307,7 +307,7 @@ def compare_finetuning(stored: Stored) -> None:
             meta, (log_mel.shape[2], log_mel.shape[1]), patch_size, _stride(case, patch_size)
         )
         stored.compare(f"{key}/grid", config.grid, stored=case["grid"])
-        resized = fit_positions(params, before, config)
+        resized = adapt_pos_embed(params, before, config)
         stored.compare(f"{key}/pos_embed", resized["encoder"]["pos_embed"])
         models = {
             "avgtok": Classifier(config, classes, "mean"),

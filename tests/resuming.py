@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from percepiano_ast.config import FrontEnd, ModelConfig, PretrainConfig, Statistics, from_json
+from percepiano_ast.config import FrontEnd, LevelStats, ModelConfig, PretrainConfig, from_json
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import pretrain
 
@@ -26,7 +26,7 @@ KINDS = {
     "model": ModelConfig,
     "config": PretrainConfig,
     "front_end": FrontEnd,
-    "statistics": Statistics,
+    "statistics": LevelStats,
 }
 
 

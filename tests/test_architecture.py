@@ -38,8 +38,8 @@ FLOORS = {
     "studies": 8,
     "pipeline": 9,
     "colab": 10,
-    "views": 10,
-    "notebooks": 11,
+    "notebook": 10,
+    "run_notebooks": 2,
     "cli": 12,
     "__main__": 13,
 }

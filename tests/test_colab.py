@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from servers import StorageEmulator
 
-from percepiano_ast import colab, pipeline, views
+from percepiano_ast import colab, notebook, pipeline
 from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import build
@@ -349,7 +349,7 @@ class TestBucket:
 
 def table_of(run) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
-    for row in views.kept(run).to_dict("records"):
+    for row in notebook.kept(run).to_dict("records"):
         rows.setdefault(row["item"], []).append(row)
     return rows
 
@@ -394,7 +394,9 @@ class TestStatus:
     def test_a_notebook_shows_places_whole(self, run):
         with pd.option_context("display.max_colwidth", 50):  # of pandas, and what it is afterwards
             colab.open_run("demo", str(run.root), log=lambda line: None)
-            assert f"<td>{run.kept(run.pretrain)}/checkpoints</td>" in views.kept(run)._repr_html_()
+            assert (
+                f"<td>{run.kept(run.pretrain)}/checkpoints</td>" in notebook.kept(run)._repr_html_()
+            )
 
     def test_ages_are_in_words(self, run):
         then = (datetime.now(UTC) - timedelta(hours=2, minutes=50)).timestamp()
@@ -464,7 +466,7 @@ class TestStatus:
 
     def test_curves_of_another_machine_come_from_its_checkpoints(self, run):
         save_epochs(run.finetune("ast-test-ssast") / "fold_1" / "checkpoints", 1)
-        curves = views.finetune_history(run)
+        curves = notebook.finetune_history(run)
         assert curves.to_dict("list") == {
             "epoch": [1, 2, 3],
             "ast-test-ssast loss": [0.5, 0.5, 0.5],

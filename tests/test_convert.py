@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from percepiano_ast.config import KALDI, FrontEnd, ModelConfig, Statistics
+from percepiano_ast.config import KALDI, FrontEnd, LevelStats, ModelConfig
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, ssast, weights
 
@@ -149,26 +149,26 @@ class TestOtherModels:
 
     def test_an_encoder_runs_in_another_window_and_stride(self):
         other = dataclasses.replace(SMALL, stride=(10, 10), n_frames=64)
-        fitted = weights.fit_positions(params_of("ast"), SMALL, other)
+        fitted = weights.adapt_pos_embed(params_of("ast"), SMALL, other)
         weights.require_same_shapes(fitted, shapes_of("ast", other), "weights")
-        expected = ast.resize_positions(
+        expected = ast.resize_pos_embed(
             params_of("ast")["encoder"]["pos_embed"], SMALL.grid, other.grid
         )
         np.testing.assert_array_equal(fitted["encoder"]["pos_embed"], expected)
-        assert weights.fit_positions(params_of("ast"), SMALL, SMALL) is params_of("ast")
+        assert weights.adapt_pos_embed(params_of("ast"), SMALL, SMALL) is params_of("ast")
 
     def test_what_no_resizing_makes_alike_is_refused(self):
         tall = dataclasses.replace(SMALL, n_mels=128)
         frames = dataclasses.replace(tall, patch_size=(128, 2), stride=(128, 2))
         assert tall.patch_dim == frames.patch_dim  # shapes do not tell these apart
         with pytest.raises(InputError, match=r"patches of \(128, 2\) .* patches of \(16, 16\)"):
-            weights.fit_positions(params_of("ast"), frames, tall)
+            weights.adapt_pos_embed(params_of("ast"), frames, tall)
         wanted = (
             r"encoder/pos_embed is \(1, 14, 64\) for 32 mel bands in the weights, \(1, 50, 64\) for"
             r" 128 in the"
         )
         with pytest.raises(InputError, match=wanted):
-            weights.fit_positions(params_of("ast"), SMALL, tall)
+            weights.adapt_pos_embed(params_of("ast"), SMALL, tall)
 
 
 class TestFiles:
@@ -176,7 +176,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("kind", weights.KINDS)
     def test_what_is_written_is_read(self, kind, tmp_path):
-        ours = {"front_end": FrontEnd(), "statistics": Statistics(-20.1, 12.3, 5, 0.0, 0.1)}
+        ours = {"front_end": FrontEnd(), "statistics": LevelStats(-20.1, 12.3, 5, 0.0, 0.1)}
         written = weights.Weights(
             params_of(kind),
             SMALL,

@@ -8,7 +8,7 @@ import os
 import pytest
 from tiny import MODEL, PRETRAIN
 
-from percepiano_ast.config import PRESETS, Execution, Preset
+from percepiano_ast.config import PRESETS, ComputeConfig, Preset
 from percepiano_ast.errors import InputError
 from percepiano_ast.training import dryrun
 
@@ -28,7 +28,9 @@ def libtpu() -> None:
 def small(batch_size: int = 64, **execution) -> Preset:
     """The base preset around the tests' tiny model."""
     config = dataclasses.replace(PRETRAIN, batch_size=batch_size)
-    return dataclasses.replace(BASE, model=MODEL, pretrain=config, execution=Execution(**execution))
+    return dataclasses.replace(
+        BASE, model=MODEL, pretrain=config, execution=ComputeConfig(**execution)
+    )
 
 
 @pytest.mark.slow
@@ -121,7 +123,7 @@ def test_base_fits_everywhere_with_room_to_spare(libtpu, target):
 
 @pytest.mark.slow
 def test_without_remat_base_needs_accumulation(libtpu):
-    without = dataclasses.replace(BASE, execution=Execution())
+    without = dataclasses.replace(BASE, execution=ComputeConfig())
     with pytest.raises(
         InputError,
         match=r"batch 128 needs 22.85 GiB for a single array .* Choose --accumulate \d+ ",

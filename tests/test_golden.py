@@ -43,7 +43,7 @@ from percepiano_ast.models.ast import Classifier
 from percepiano_ast.models.heads import RatingModel
 from percepiano_ast.models.ssast import SSAST
 from percepiano_ast.models.transcription import STEP, TranscriptionModel, on_steps
-from percepiano_ast.models.weights import fit_positions
+from percepiano_ast.models.weights import adapt_pos_embed
 from percepiano_ast.music.midi import read_midi, trimmed
 from percepiano_ast.music.performance_features import performance_features
 from percepiano_ast.music.piano_roll import (
@@ -341,7 +341,7 @@ def compute_encoders() -> dict[str, np.ndarray]:
             ModelConfig("golden", 32, 2, 2, stride=(stride, stride), n_frames=length),
             log_mel(length),
         )
-        resized = fit_positions(params, before, config)
+        resized = adapt_pos_embed(params, before, config)
         record(
             f"ssast_finetune_pos T{length}s{stride}", {"pos_embed": resized["encoder"]["pos_embed"]}
         )

@@ -25,7 +25,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from percepiano_ast import notebooks
+from percepiano_ast import run_notebooks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LAB = os.environ.get("JUPYTER_LAB") or shutil.which(
@@ -84,7 +84,9 @@ def clone(tmp_path_factory):
     environment's Python."""
     clone = tmp_path_factory.mktemp("clone")
     shutil.copytree(
-        notebooks.FOLDER, clone / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+        run_notebooks.FOLDER,
+        clone / "notebooks",
+        ignore=shutil.ignore_patterns(".ipynb_checkpoints"),
     )
     shutil.copy(REPOSITORY / "colab_setup.sh", clone)
     return clone
@@ -209,7 +211,7 @@ def count(page, selector: str, true: str) -> int:
     return page.locator(f".jp-OutputArea-output {selector}").evaluate_all(function)
 
 
-@pytest.mark.parametrize("name", notebooks.NAMES)
+@pytest.mark.parametrize("name", run_notebooks.NAMES)
 def test_a_notebook_runs_and_shows_what_it_promises(browser, address, clone, shots, name):
     """As many figures, tables and texts as the committed notebook shows; sound to hear; nothing
     red."""

@@ -260,11 +260,11 @@ class TestEncoder:
 
     def test_positions_are_cut_around_the_centre(self):
         table = jnp.arange(2 + 2 * 6, dtype=jnp.float32)[None, :, None]
-        cut = ast.resize_positions(table, (2, 6), (2, 3))[0, :, 0]
+        cut = ast.resize_pos_embed(table, (2, 6), (2, 3))[0, :, 0]
         assert cut.tolist() == [0, 1, 4, 5, 6, 10, 11, 12]
-        assert ast.resize_positions(table, (2, 6), (4, 9)).shape == (1, 2 + 36, 1)
+        assert ast.resize_pos_embed(table, (2, 6), (4, 9)).shape == (1, 2 + 36, 1)
         with pytest.raises(InputError, match="14 rows"):
-            ast.resize_positions(table, (3, 6), (2, 3))
+            ast.resize_pos_embed(table, (3, 6), (2, 3))
 
 
 class TestStem:

@@ -19,9 +19,9 @@ import soundfile
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 
-from percepiano_ast import colab, notebooks, pipeline, plots, views
+from percepiano_ast import colab, notebook, pipeline, plots, run_notebooks
 from percepiano_ast.cli import main
-from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, ModelConfig, Statistics
+from percepiano_ast.config import AUDIOSET, KALDI, PRESETS, FrontEnd, LevelStats, ModelConfig
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, weights
@@ -33,8 +33,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # as Colab writes them
 RUNTIMES = {"02_ssast_pretrain_tpu": ("TPU", "V5E1"), "03_finetune_percepiano_gpu": ("GPU", "T4")}
 LOADED = {
-    name: nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
-    for name in notebooks.NAMES
+    name: nbformat.read(run_notebooks.FOLDER / f"{name}.ipynb", as_version=4)
+    for name in run_notebooks.NAMES
 }
 
 
@@ -50,7 +50,7 @@ def images(notebook) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("name", notebooks.NAMES)
+@pytest.mark.parametrize("name", run_notebooks.NAMES)
 class TestRules:
     def test_starts_with_title_and_badge_then_set_up_then_form(self, name):
         title, set_up, form = LOADED[name].cells[:3]
@@ -59,9 +59,9 @@ class TestRules:
         )
         assert "git clone" in set_up.source and "bash colab_setup.sh" in set_up.source
         if name == "05_rate_a_recording":  # uses the bundled model
-            assert next(iter(notebooks.form_of(LOADED[name]))) == "RECORDING"
+            assert next(iter(run_notebooks.form_of(LOADED[name]))) == "RECORDING"
             return
-        assert next(iter(notebooks.form_of(LOADED[name]))) == "PRESET"
+        assert next(iter(run_notebooks.form_of(LOADED[name]))) == "PRESET"
         preset, keep_in = form.source.splitlines()[1:3]
         assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
         # "Run all" of the demo opens no Drive dialog.
@@ -148,11 +148,11 @@ def test_the_form_offers_every_preset():
 
 def test_filling_in_a_form_changes_that_row_alone():
     name = "02_ssast_pretrain_tpu"
-    notebook = nbformat.read(notebooks.FOLDER / f"{name}.ipynb", as_version=4)
-    filled = notebooks.form_of(
-        notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"})
+    notebook = nbformat.read(run_notebooks.FOLDER / f"{name}.ipynb", as_version=4)
+    filled = run_notebooks.form_of(
+        run_notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"})
     )
-    assert filled == notebooks.form_of(LOADED[name]) | {
+    assert filled == run_notebooks.form_of(LOADED[name]) | {
         "PRETRAIN_EPOCHS": "3",
         "KEEP_IN": '"it\'s here"',
     }
@@ -160,7 +160,7 @@ def test_filling_in_a_form_changes_that_row_alone():
 
 def test_unknown_form_row_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(InputError, match="no notebook has a form row EPOCHS"):
-        notebooks.run(tmp_path, {"EPOCHS": 1})
+        run_notebooks.run(tmp_path, {"EPOCHS": 1})
     assert not list(tmp_path.iterdir())
 
 
@@ -194,7 +194,7 @@ def test_demo_says_where_the_report_is(demo):
 
 
 def test_demo_shows_progress_of_every_notebook(demo):
-    for name in notebooks.NAMES:
+    for name in run_notebooks.NAMES:
         assert re.search(rf"{name} done, \d+ s", demo[1])
     assert "epoch 2/2" in demo[1]
 
@@ -235,7 +235,7 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
 
 def test_status_finds_all_of_the_demo_whole(demo):
     out, _ = demo
-    rows = views.kept(pipeline.Run(PRESETS["demo"], out))
+    rows = notebook.kept(pipeline.Run(PRESETS["demo"], out))
     counts = rows["item"].str.replace(r", fold \d", "", regex=True).value_counts()
     wanted = {
         "shards for pre-training": 1,
@@ -262,8 +262,8 @@ def test_what_is_explained_is_the_best_encoder_that_has_gradients(demo, tmp_path
         index=False,
     )
     pipeline.evaluate(run)
-    assert views.results(run)["summary"].query("model == 'ast-micro-ssast-judged'").shape[0]
-    title = views.explained(run, "timbre_soft_loud").get_suptitle()
+    assert notebook.results(run)["summary"].query("model == 'ast-micro-ssast-judged'").shape[0]
+    title = notebook.explained(run, "timbre_soft_loud").get_suptitle()
     assert re.search(r"by ast-micro-(ssast|scratch) \(simulated", title)
 
 
@@ -295,7 +295,7 @@ def test_published_weights_are_a_start_too(demo, tmp_path):
     assert table.groupby("dimension")["prediction"].std().min() > 0
     # The fold's model carries Kaldi's front end and AudioSet's levels with it.
     _, made = open_latest(out / "finetune/ast-custom-audioset/fold_0/model", made_by="")
-    assert FrontEnd(**made["front_end"]) == KALDI and Statistics(**made["statistics"]) == AUDIOSET
+    assert FrontEnd(**made["front_end"]) == KALDI and LevelStats(**made["statistics"]) == AUDIOSET
     assert made["model"]["stride"] == [10, 10]
 
 
@@ -455,8 +455,8 @@ def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
     hum = 0.1 * np.sin(2 * np.pi * 50 * np.arange(8 * 22_050) / 22_050)
     soundfile.write(tmp_path / "hum.wav", hum, 22_050)
     run = (
-        "import sys; from percepiano_ast import notebooks; notebooks.run(sys.argv[1], {'RECORDING':"
-        " sys.argv[2], 'SECOND': ''}, "
+        "import sys; from percepiano_ast import run_notebooks as r; "
+        "r.run(sys.argv[1], {'RECORDING': sys.argv[2], 'SECOND': ''}, "
     )
     run += "names=('05_rate_a_recording',))"
     arguments = [sys.executable, "-c", run, str(tmp_path), str(tmp_path / "hum.wav")]

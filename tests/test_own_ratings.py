@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from tiny import FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once
 
-from percepiano_ast import pipeline, plots, views
+from percepiano_ast import notebook, pipeline, plots
 from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
-from percepiano_ast.dimensions import KEYS, PERCEPIANO, Questionnaire
+from percepiano_ast.dimensions import KEYS, PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis
 from percepiano_ast.inference.rate import FoldEnsemble
@@ -140,7 +140,7 @@ class TestLearning:
         assert "holds the output of another configuration (ratings: " in capsys.readouterr().err
 
     def test_status_lists_it(self, learned):
-        rows = views.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
+        rows = notebook.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
         folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
         assert len(folds) == 5 and set(folds["integrity"]) == {"intact (marker)"}
         assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
@@ -168,7 +168,7 @@ class TestLearning:
         ratings, scale = rng.uniform(0, 1, (20, 2)).astype(np.float32), np.float32([1e4, 1e-7])
         found = []
         for given in (ratings, scale * ratings - 5 * scale):
-            asked = Questionnaire.own(DIMENSIONS, given.min(axis=0), given.max(axis=0))
+            asked = RatingScale.own(DIMENSIONS, given.min(axis=0), given.max(axis=0))
             config = dataclasses.replace(FINETUNE, head="joint", rating_scale="dimension")
             run = Finetuning(MODEL, config, FRONT_END, STATISTICS, 12, questionnaire=asked)
             params = {"encoder": {}, "head": run.init_head(0)}
@@ -179,7 +179,7 @@ class TestLearning:
 
     @pytest.mark.parametrize("kind", ["joint", "grouped", "attention"])
     def test_every_head_can_be_asked_anything(self, kind):
-        asked = Questionnaire.own(("a", "b.c", "d/e"), (0, 0, 0), (1, 10, 100))
+        asked = RatingScale.own(("a", "b.c", "d/e"), (0, 0, 0), (1, 10, 100))
         head = RatingHead(hidden=8, bands=4, kind=kind, uncertain=True, questionnaire=asked)
         embedding = np.ones((5, 2 * 4 * 6), np.float32)
         make = jax.jit(head.init_with_output, static_argnames="method")
@@ -187,14 +187,14 @@ class TestLearning:
         assert means.shape == variances.shape == (5, 3)
 
     def test_a_questionnaire_comes_back_from_the_settings_of_a_model(self):
-        asked = Questionnaire.own(DIMENSIONS, (0.0, 1.0), (100.0, 5.0))
+        asked = RatingScale.own(DIMENSIONS, (0.0, 1.0), (100.0, 5.0))
         assert (
-            Questionnaire.from_settings(json.loads(json.dumps({"seed": 0} | asked.as_settings())))
+            RatingScale.from_settings(json.loads(json.dumps({"seed": 0} | asked.as_settings())))
             == asked
         )
         assert (
             PERCEPIANO.as_settings() == {}
-            and Questionnaire.from_settings({"dimensions": list(KEYS)}) == PERCEPIANO
+            and RatingScale.from_settings({"dimensions": list(KEYS)}) == PERCEPIANO
         )
 
 

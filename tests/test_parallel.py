@@ -32,7 +32,7 @@ from tiny import (
     without_seconds,
 )
 
-from percepiano_ast.config import Execution
+from percepiano_ast.config import ComputeConfig
 from percepiano_ast.data.batches import pretrain_batches
 from percepiano_ast.data.shards import ShardSet
 from percepiano_ast.errors import InputError
@@ -85,7 +85,7 @@ def eight(environment: dict, call: str) -> None:
 
 
 def pretraining(batch: int = BATCH, *, model=DEEP, devices=None, **execution) -> Pretraining:
-    execution = Execution(**execution)
+    execution = ComputeConfig(**execution)
     layout = mesh.Layout.over(devices, execution.shard_params)
     config = dataclasses.replace(PRETRAIN, batch_size=batch)
     return Pretraining(model, config, FRONT_END, STATISTICS, 20, execution, layout)
@@ -221,7 +221,7 @@ def run_to(
 
     # One kind of attention wherever it runs: one device alone would go head by head, and rounding
     # grows over 36 steps.
-    execution = Execution(attention="xla", shard_params=spread, accumulate=accumulate)
+    execution = ComputeConfig(attention="xla", shard_params=spread, accumulate=accumulate)
     config = dataclasses.replace(RUN, batch_size=batch)
     return pretrain_to(
         directory,

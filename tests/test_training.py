@@ -43,7 +43,7 @@ from tiny import (
 )
 
 from percepiano_ast.audio import dequantize, quantize
-from percepiano_ast.config import Execution, FrontEnd, Statistics
+from percepiano_ast.config import ComputeConfig, FrontEnd, LevelStats
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.errors import InputError
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
@@ -116,7 +116,7 @@ class TestPretrain:
     def test_checkpoint_tells_all_that_a_user_of_the_weights_needs(self, pretrained):
         _, description = open_latest(pretrained[0] / "checkpoints", made_by="")
         assert description["data"] == "made here"
-        assert Statistics(**description["statistics"]) == STATISTICS
+        assert LevelStats(**description["statistics"]) == STATISTICS
         assert FrontEnd(**description["front_end"]) == FRONT_END
         assert description["model"]["width"] == 16 and description["pretrain"]["seed"] == 0
 
@@ -147,7 +147,7 @@ class TestPretrain:
         options = {
             "steps": 50,
             "config": dataclasses.replace(PRETRAIN, epochs=2),
-            "execution": Execution(accumulate=2),
+            "execution": ComputeConfig(accumulate=2),
         }
         rows = pretrain_to(tmp_path / "whole", **options)
         asked, lines = [], []
@@ -554,13 +554,13 @@ class TestState:
         with pytest.raises(
             InputError, match="unknown precision 'fp8'.* float32, bfloat16, float16"
         ):
-            compute_for(Execution(precision="fp8"), cpu)
+            compute_for(ComputeConfig(precision="fp8"), cpu)
         with pytest.raises(
             InputError, match="'cudnn' needs a GPU from Ampere on .* not cpu in float32"
         ):
-            compute_for(Execution(attention="cudnn"), cpu)
+            compute_for(ComputeConfig(attention="cudnn"), cpu)
         with pytest.raises(InputError, match="unknown attention 'flash'"):
-            compute_for(Execution(attention="flash"), cpu)
+            compute_for(ComputeConfig(attention="flash"), cpu)
 
     def test_a_cpu_computes_in_float32(self):
-        assert compute_for(Execution(), jax.devices()[0]).dtype == jnp.float32
+        assert compute_for(ComputeConfig(), jax.devices()[0]).dtype == jnp.float32

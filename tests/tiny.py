@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from percepiano_ast.config import (
-    Execution,
+    ComputeConfig,
     FinetuneConfig,
     FrontEnd,
+    LevelStats,
     ModelConfig,
     PretrainConfig,
-    Statistics,
 )
 from percepiano_ast.data.batches import clip_windows
 from percepiano_ast.data.shards import ShardSet, chunks
@@ -27,7 +27,7 @@ from percepiano_ast.training.finetune import Finetuning, finetune_fold
 from percepiano_ast.training.pretrain import pretrain
 
 MODEL = ModelConfig("test", width=16, depth=1, num_heads=2, n_frames=64)
-FRONT_END, STATISTICS = FrontEnd(), Statistics(-20.0, 12.0, 1, 0.0, 0.0)
+FRONT_END, STATISTICS = FrontEnd(), LevelStats(-20.0, 12.0, 1, 0.0, 0.0)
 PRETRAIN = PretrainConfig(
     batch_size=4, epochs=3, learning_rate=1e-2, warmup_steps=2, cluster=(2, 3)
 )
@@ -98,7 +98,7 @@ def pretrain_to(
     statistics=STATISTICS,
     validation=validation_batches,
     steps=STEPS,
-    execution=Execution(),
+    execution=ComputeConfig(),
     **options,
 ) -> list[dict]:
     return pretrain(

@@ -32,7 +32,7 @@ from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
 from percepiano_ast.errors import InputError, exit_code
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import claim_directory, echo, write_json
+from percepiano_ast.files import echo, lock_config, write_json
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
@@ -235,7 +235,7 @@ def run_experiment(
     # Data paths may differ between machines.
     for name in ("midi", "percepiano"):
         settings["experiment"].pop(name)
-    claim_directory(out, settings)
+    lock_config(out, settings)
     save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
     for name, stage in _stages(preset, out, experiment, save_minutes, log):
         if minutes and time.monotonic() - begun > 60 * minutes:

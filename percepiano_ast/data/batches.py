@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from percepiano_ast.audio.mel import pad_window, window_starts
-from percepiano_ast.config import FrontEnd, Statistics
+from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.data.shards import (
     Performances,
     Recordings,
@@ -225,7 +225,7 @@ def pretrain_batches(
 
 
 def normalised(
-    stored: np.ndarray, front_end: FrontEnd, statistics: Statistics, out: np.ndarray | None = None
+    stored: np.ndarray, front_end: FrontEnd, statistics: LevelStats, out: np.ndarray | None = None
 ) -> np.ndarray:
     """The training step's normalisation, computed on the host: float32 ``(dB - mean) / (2 std)``,
     up to rounding.

@@ -20,7 +20,7 @@ from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import sources
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.percepiano import recordings_in
-from percepiano_ast.dimensions import Questionnaire
+from percepiano_ast.dimensions import RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.predictions import read_csv, read_limited
 from percepiano_ast.files import sha256_of
@@ -47,10 +47,10 @@ class CustomRatings:
     files: dict[str, Path]
 
     @property
-    def questionnaire(self) -> Questionnaire:
+    def questionnaire(self) -> RatingScale:
         """The dimensions, each with the range of its given ratings."""
         low, high = self.ratings.min(axis=0).tolist(), self.ratings.max(axis=0).tolist()
-        return Questionnaire.own(self.dimensions, low, high)
+        return RatingScale.own(self.dimensions, low, high)
 
     def load(
         self, front_end: FrontEnd, log: Callable[[str], None] = print

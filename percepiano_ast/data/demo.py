@@ -23,7 +23,7 @@ import soundfile
 
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.dimensions import KEYS
-from percepiano_ast.files import claim_directory, write_json
+from percepiano_ast.files import lock_config, write_json
 from percepiano_ast.music.midi import (
     NOTE,
     PEDAL,
@@ -279,7 +279,7 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
     """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A
     complete one is kept."""
     settings = {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
-    folder = claim_directory(folder, settings)
+    folder = lock_config(folder, settings)
     if (folder / "dataset.json").exists():
         return folder
     for part in (percepiano.MIDI_FOLDER, percepiano.SCORE_FOLDER, "labels"):
@@ -343,7 +343,7 @@ def write_ratings(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
     Four tunes, six simulated performances each, rated 0 to 100 by one simulated rater. A complete
     set is kept.
     """
-    folder = claim_directory(folder, {"seed": seed, "what": "simulated recordings and ratings"})
+    folder = lock_config(folder, {"seed": seed, "what": "simulated recordings and ratings"})
     csv_file = folder / "ratings.csv"
     if csv_file.exists():
         return folder / "recordings", csv_file

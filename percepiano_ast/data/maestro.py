@@ -21,7 +21,7 @@ from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, atomic, claim_directory
+from percepiano_ast.files import as_path, atomic, lock_config
 from percepiano_ast.music.midi import read_midi
 
 MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
@@ -153,7 +153,7 @@ def preprocess(
         "table": table.fingerprint,
         "front_end": asdict(front_end),
     }
-    out = claim_directory(out, {**settings, "stored": stored, "limit_hours": limit_hours})
+    out = lock_config(out, {**settings, "stored": stored, "limit_hours": limit_hours})
     if build.is_whole(out, work.log):
         return out
     rows = table.rows

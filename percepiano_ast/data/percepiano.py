@@ -31,7 +31,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import claim_directory, sha256_of
+from percepiano_ast.files import lock_config, sha256_of
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
@@ -606,7 +606,7 @@ def preprocess(
         for name in sorted(pianos - {OWN}):
             # an unusable soundfont fails here, before hours of work
             _renderings(cache, name, front_end.sample_rate)
-    out = claim_directory(out, {**settings, "simulated": simulated})
+    out = lock_config(out, {**settings, "simulated": simulated})
     if build.is_whole(out, work.log):
         return out
 

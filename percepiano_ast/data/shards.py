@@ -22,7 +22,7 @@ from etils import epath
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from percepiano_ast.config import FrontEnd, Statistics
+from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.errors import InputError
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
@@ -192,7 +192,7 @@ def level_facts(stored: np.ndarray, front_end: FrontEnd) -> dict:
     }
 
 
-def level_statistics(facts: Iterable[dict]) -> Statistics:
+def level_statistics(facts: Iterable[dict]) -> LevelStats:
     """Mean and standard deviation of the level in dB over recordings, in any order."""
     facts = list(facts)
     count = sum(one["count"] for one in facts)
@@ -201,7 +201,7 @@ def level_statistics(facts: Iterable[dict]) -> Statistics:
     at_floor, at_ceiling = (
         sum(one[end] for one in facts) / count for end in ("at_floor", "at_ceiling")
     )
-    return Statistics(mean, math.sqrt(max(variance, 0.0)), count, at_floor, at_ceiling)
+    return LevelStats(mean, math.sqrt(max(variance, 0.0)), count, at_floor, at_ceiling)
 
 
 def serialise(features: tfds.features.FeaturesDict, example: dict) -> bytes:
@@ -231,7 +231,7 @@ class ShardSet:
 
     examples: Sequence[dict]
     front_end: FrontEnd
-    statistics: Statistics
+    statistics: LevelStats
     metadata: dict
     n_frames: np.ndarray
     chunk_frames: int
@@ -275,7 +275,7 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     return ShardSet(
         builder.as_data_source(split=split),
         FrontEnd(**metadata["front_end"]),
-        Statistics(**metadata["statistics"]),
+        LevelStats(**metadata["statistics"]),
         metadata,
         np.array(metadata["n_frames"][split], np.int64),
         metadata["chunk_frames"],

@@ -27,13 +27,13 @@ from percepiano_ast import audio
 from percepiano_ast.config import (
     FinetuneConfig,
     FrontEnd,
+    LevelStats,
     ModelConfig,
-    Statistics,
     from_json,
     lookup,
 )
 from percepiano_ast.data import sources
-from percepiano_ast.dimensions import DIMENSIONS, KEYS, PERCEPIANO, Dimension, Questionnaire
+from percepiano_ast.dimensions import DIMENSIONS, KEYS, PERCEPIANO, Dimension, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, download, sha256_of
 from percepiano_ast.inference.regressors import CalibratedRegressors, below
@@ -703,8 +703,8 @@ class FoldModel:
         beside = len(PERFORMANCE_FEATURES) if config.heard else 0
         if config.heard and (used := len(tree["params"]["unheard"])) != beside:
             raise InputError(f"{written} whose heads use {used} descriptors, not {beside}. {again}")
-        front_end, statistics = FrontEnd(**meta["front_end"]), Statistics(**meta["statistics"])
-        asked = Questionnaire.from_settings(meta)
+        front_end, statistics = FrontEnd(**meta["front_end"]), LevelStats(**meta["statistics"])
+        asked = RatingScale.from_settings(meta)
         run = Finetuning(
             model, config, front_end, statistics, 1, questionnaire=asked, beside=beside
         )
@@ -886,7 +886,7 @@ def require_explained(ensemble: FoldEnsemble) -> None:
         )
 
 
-def ensemble_text(results: list[dict], questionnaire: Questionnaire = PERCEPIANO) -> str:
+def ensemble_text(results: list[dict], questionnaire: RatingScale = PERCEPIANO) -> str:
     """Results of `FoldEnsemble` as text: one line per dimension, with the two ends of its scale."""
     lines, width = [], max(17, *(len(dimension.family) for dimension in questionnaire.dimensions))
     for result in results:

@@ -20,11 +20,11 @@ from safetensors.numpy import save_file
 
 from percepiano_ast.audio.mel import pad_window, window_starts
 from percepiano_ast.config import (
-    Execution,
+    ComputeConfig,
     FrontEnd,
+    LevelStats,
     ModelConfig,
     PretrainConfig,
-    Statistics,
     from_json,
 )
 from percepiano_ast.errors import InputError
@@ -60,8 +60,8 @@ class Transcriber:
         params: dict,
         model: ModelConfig,
         front_end: FrontEnd,
-        statistics: Statistics,
-        execution: Execution = Execution(),
+        statistics: LevelStats,
+        execution: ComputeConfig = ComputeConfig(),
     ):
         self.model, self.front_end, self.statistics = model, front_end, statistics
         self.params = {name: params[name] for name in ("encoder", "transcription")}
@@ -94,7 +94,7 @@ class Transcriber:
                 " include transcription. Choose one with the objective transcription or joint"
             )
         model = from_json(ModelConfig, made["model"])
-        return cls(params, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"]))
+        return cls(params, model, FrontEnd(**made["front_end"]), LevelStats(**made["statistics"]))
 
     def tensors(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Parameters in half precision and their metadata, for a ``.safetensors`` file."""
@@ -108,7 +108,7 @@ class Transcriber:
         cls,
         tensors: dict[str, np.ndarray],
         metadata: dict[str, str],
-        execution: Execution = Execution(),
+        execution: ComputeConfig = ComputeConfig(),
     ) -> Self:
         """The inverse of `tensors`.
 
@@ -119,7 +119,7 @@ class Transcriber:
         model, front_end = from_json(ModelConfig, known[0]), FrontEnd(**known[1])
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
         params = unflatten_dict(flat, sep="/")
-        return cls(params, model, front_end, Statistics(**known[2]), execution)
+        return cls(params, model, front_end, LevelStats(**known[2]), execution)
 
     def write(self, path: str | Path, description: dict) -> Path:
         """Save the model as a ``.safetensors`` file in half precision with metadata; `read` loads
@@ -133,7 +133,7 @@ class Transcriber:
         return Path(path)
 
     @classmethod
-    def read(cls, path: str | Path, execution: Execution = Execution()) -> Self:
+    def read(cls, path: str | Path, execution: ComputeConfig = ComputeConfig()) -> Self:
         """Load a model saved with `write`.
 
         Raises:

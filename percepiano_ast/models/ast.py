@@ -66,7 +66,7 @@ def patchify(log_mel: jax.Array, patch_size: tuple[int, int], stride: tuple[int,
     return x.transpose(0, 1, 3, 2, 4).reshape(shape)
 
 
-def resize_positions(
+def resize_pos_embed(
     table: jax.Array, old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> jax.Array:
     """Resize a position table (1, 2 + N, D) to another (frequency, time) grid: (1, 2 + N', D).
@@ -119,7 +119,7 @@ class Encoder(nn.Module):
     """AST encoder for spectrograms of any length.
 
     ``n_frames`` and ``n_mels`` of ``config`` only set the size of the learned position table, which
-    `resize_positions` resizes for other inputs.
+    `resize_pos_embed` resizes for other inputs.
     """
 
     config: ModelConfig
@@ -180,7 +180,7 @@ class Encoder(nn.Module):
         shape = (1, PREFIX_TOKENS + config.num_patches, config.width)
         table = self.param("pos_embed", token_init, shape)
         if grid != config.grid:
-            table = resize_positions(table, config.grid, grid)
+            table = resize_pos_embed(table, config.grid, grid)
         prefix = (jnp.concatenate(tokens, axis=1) + table[:, :PREFIX_TOKENS]).astype(dtype)
         prefix = jnp.broadcast_to(prefix, (x.shape[0], PREFIX_TOKENS, config.width))
         positions = table[:, PREFIX_TOKENS:].astype(dtype)

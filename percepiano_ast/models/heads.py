@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from percepiano_ast.config import HEADS, ModelConfig, lookup
-from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.ast import PREFIX_TOKENS, Encoder, windows
 from percepiano_ast.models.cnn import ENCODERS, Geometry
@@ -60,7 +60,7 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
     return jnp.concatenate([mean, jnp.sqrt(variance + _VARIANCE_FLOOR)], axis=1)
 
 
-def head_groups(head: str, questionnaire: Questionnaire = PERCEPIANO) -> dict[str, tuple[int, ...]]:
+def head_groups(head: str, questionnaire: RatingScale = PERCEPIANO) -> dict[str, tuple[int, ...]]:
     """Name and dimensions (their positions) of each part of a head with its own output layer;
     InputError for an unknown ``head``."""
     lookup(dict.fromkeys(HEADS), head, "head")
@@ -134,7 +134,7 @@ class RatingHead(nn.Module):
     pooling: str = "mean_std"
     bands: int = 1
     uncertain: bool = False
-    questionnaire: Questionnaire = PERCEPIANO
+    questionnaire: RatingScale = PERCEPIANO
     beside: int = 0
 
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -183,7 +183,7 @@ def _output(features: int, bias: float, name: str) -> nn.Dense:
     return nn.Dense(features, kernel_init=small, bias_init=bias_init, name=name)
 
 
-def standardised(head: dict, kind: str, questionnaire: Questionnaire = PERCEPIANO) -> dict:
+def standardised(head: dict, kind: str, questionnaire: RatingScale = PERCEPIANO) -> dict:
     """The initial head for standardised ratings, with zero biases: mean 0 and, if it predicts a
     variance, variance 1."""
     changed = {}
@@ -199,7 +199,7 @@ def in_rating_units(
     kind: str,
     mean: np.ndarray,
     std: np.ndarray,
-    questionnaire: Questionnaire = PERCEPIANO,
+    questionnaire: RatingScale = PERCEPIANO,
 ) -> dict:
     """The head with outputs rescaled to ``mean + std * output``, (K,) each, so that it predicts in
     rating units."""
@@ -224,7 +224,7 @@ class RatingModel(nn.Module):
     kind: str = RatingHead.kind
     pooling: str = RatingHead.pooling
     uncertain: bool = RatingHead.uncertain
-    questionnaire: Questionnaire = PERCEPIANO
+    questionnaire: RatingScale = PERCEPIANO
     beside: int = RatingHead.beside
 
     def setup(self) -> None:

@@ -27,15 +27,15 @@ from percepiano_ast.config import (
     KALDI,
     MODELS,
     FrontEnd,
+    LevelStats,
     ModelConfig,
-    Statistics,
     from_json,
     lookup,
 )
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import atomic, download, sha256_of, write_atomic, write_json
 from percepiano_ast.models import torch_file
-from percepiano_ast.models.ast import Classifier, resize_positions
+from percepiano_ast.models.ast import Classifier, resize_pos_embed
 from percepiano_ast.models.ssast import SSAST
 
 KINDS = ("ssast_pretrain", "ssast_finetune", "ast", "hf_ast")
@@ -123,7 +123,7 @@ class Weights:
     config: ModelConfig
     kind: str
     front_end: FrontEnd = KALDI
-    statistics: Statistics = AUDIOSET
+    statistics: LevelStats = AUDIOSET
     description: dict = dataclasses.field(default_factory=dict)
     norm_epsilon: float = 1e-6
     head_epsilon: float = 1e-5
@@ -190,7 +190,7 @@ def _described(tensors: dict, metadata: dict[str, str], path: Path) -> Weights:
         known = {k: json.loads(v) for k, v in metadata.items() if k not in ("kind", "format")}
         known["config"] = from_json(ModelConfig, known["config"])
         known["front_end"] = FrontEnd(**known["front_end"])
-        known["statistics"] = Statistics(**known["statistics"])
+        known["statistics"] = LevelStats(**known["statistics"])
         return Weights(from_torch(tensors, kind), kind=kind, **known)
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(
@@ -229,7 +229,7 @@ def _hugging_face(tensors: dict, folder: Path) -> Weights:
                 f" {KALDI.sample_rate} is supported."
             )
         if {"mean", "std"} <= level.keys():  # AudioSet's are the extractor's own default
-            statistics = Statistics(level["mean"] * _NEPER, level["std"] * _NEPER, 0, 0.0, 0.0)
+            statistics = LevelStats(level["mean"] * _NEPER, level["std"] * _NEPER, 0, 0.0, 0.0)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{folder} does not describe an AST: {error!r}. Download its JSON files again."
@@ -462,7 +462,7 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
         kind: ``ssast_pretrain`` -> params of `ssast.SSAST`; ``ssast_finetune``, ``ast`` and
             ``hf_ast`` -> params of `ast.Classifier`. ``mask_embed`` is zero if the weights have
             none (any kind but ``ssast_pretrain``). The position table keeps its grid; resize it
-            with `fit_positions`.
+            with `adapt_pos_embed`.
 
     Raises:
         InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
@@ -558,7 +558,7 @@ def require_same_shapes(params: dict, like: dict, what: str) -> None:
             )
 
 
-def fit_positions(params: dict, from_config: ModelConfig, to_config: ModelConfig) -> dict:
+def adapt_pos_embed(params: dict, from_config: ModelConfig, to_config: ModelConfig) -> dict:
     """Params whose ``encoder`` is resized to the window length or stride of another geometry (AST
     section 2.2); InputError for patches of another shape or another number of mel bands."""
     old, new = from_config.patch_size, to_config.patch_size
@@ -578,7 +578,7 @@ def fit_positions(params: dict, from_config: ModelConfig, to_config: ModelConfig
         )
     if from_config.grid == to_config.grid:
         return params
-    table = np.asarray(resize_positions(table, from_config.grid, to_config.grid))
+    table = np.asarray(resize_pos_embed(table, from_config.grid, to_config.grid))
     return params | {"encoder": params["encoder"] | {"pos_embed": table}}
 
 

@@ -22,7 +22,7 @@ from percepiano_ast.data import percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, predictions
-from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.files import echo, lock_config
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, cross_validate, rated_clips_of
 from percepiano_ast.training.finetune import fit_heads, steps_of_epoch
@@ -208,7 +208,7 @@ def ablate_training(
             rated, metadata = rated_clips_of(run, start, config, log)
             rated = dataclasses.replace(rated, run=dataclasses.replace(run, root=here, store=""))
             settings = {"finetune": dataclasses.asdict(config), "pretrained": start.weights}
-            path = claim_directory(here, settings) / "predictions.csv.gz"
+            path = lock_config(here, settings) / "predictions.csv.gz"
             if path.exists():
                 log(f"{name}, seed {seed}: already done")
                 tables.append(pd.read_csv(path))

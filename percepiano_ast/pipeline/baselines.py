@@ -28,7 +28,7 @@ from percepiano_ast.data import demo, percepiano
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import fold_column
-from percepiano_ast.files import TimeLeft, atomic, claim_directory, process_map, sha256_of
+from percepiano_ast.files import TimeLeft, atomic, lock_config, process_map, sha256_of
 from percepiano_ast.inference import regressors
 from percepiano_ast.models import mlp
 from percepiano_ast.music import align, midi, performance_features, score, score_features
@@ -141,7 +141,7 @@ def run_baselines(
         "seed": options.seed,
         "simulated": percepiano.is_simulated(folder),
     }
-    claim_directory(out, settings)
+    lock_config(out, settings)
     index.to_csv(out / "index.csv", index=False, lineterminator="\n")
 
     def tables(baseline: str) -> list[pd.DataFrame]:

@@ -15,7 +15,7 @@ from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
-from percepiano_ast.files import atomic, claim_directory, echo
+from percepiano_ast.files import atomic, echo, lock_config
 from percepiano_ast.inference import rate, regressors
 from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
@@ -74,7 +74,7 @@ def package_model(
         )
     transcribed = transcribe_clips(rated, embed=False)
     settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
-    home = claim_directory(run.root / "packaged", settings)
+    home = lock_config(run.root / "packaged", settings)
     data = regression_data(rated, transcribed, percepiano_source(run, folder, log), home)
     # The model in the file does not learn from the held-out piano in a held-out room either.
     learned = ~data.unseen | percepiano.is_plain(rated.clips.synthesizer)

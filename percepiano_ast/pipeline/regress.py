@@ -22,7 +22,7 @@ from percepiano_ast.data import percepiano, shards
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import atomic, claim_directory, echo, sha256_of, write_atomic, write_json
+from percepiano_ast.files import atomic, echo, lock_config, sha256_of, write_atomic, write_json
 from percepiano_ast.inference import regressors, transcribe
 from percepiano_ast.inference.regressors import gaussian_ridge, standard
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
@@ -186,7 +186,7 @@ def _prepare(
     rated, _ = rated_clips_of(run, start, frozen, log)
     transcribed = transcribe_clips(rated)
     settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
-    home = claim_directory(run.root / JUDGED / start.name, settings)
+    home = lock_config(run.root / JUDGED / start.name, settings)
     scores = percepiano_source(run, folder, log)
     return rated, home, regression_data(rated, transcribed, scores, home)
 

@@ -14,9 +14,9 @@ from percepiano_ast.config import (
     MODELS,
     PRETRAININGS,
     FrontEnd,
+    LevelStats,
     ModelConfig,
     Preset,
-    Statistics,
     from_json,
     lookup,
 )
@@ -159,7 +159,7 @@ class EncoderInit:
     name: str
     model: Geometry
     front_end: FrontEnd
-    statistics: Statistics
+    statistics: LevelStats
     encoder: dict | None = None
     weights: str | None = None
     transcription: dict | None = None
@@ -219,7 +219,7 @@ def load_encoder(
         return EncoderInit(name, model, rated.front_end, rated.statistics)
     # All other starts share one normalisation: the statistics of the pre-training split.
     tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
-    plain = name, model, FrontEnd(**made["front_end"]), Statistics(**made["statistics"])
+    plain = name, model, FrontEnd(**made["front_end"]), LevelStats(**made["statistics"])
     if untrained:
         return EncoderInit(*plain)
     params = tree["state"]["ema"] or tree["state"]["params"]
@@ -253,7 +253,7 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
             from_json(ModelConfig, made["model"]),
             "ssast_pretrain",
             FrontEnd(**made["front_end"]),
-            Statistics(**made["statistics"]),
+            LevelStats(**made["statistics"]),
             {"data": made["data"], "epoch": made["epoch"], "checkpoint": made["sha256"]},
         )
     else:

@@ -16,7 +16,7 @@ from percepiano_ast.config import KALDI, FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, demo, maestro, percepiano, shards
 from percepiano_ast.data.batches import TranscriptionTargets
 from percepiano_ast.data.build import Work
-from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
@@ -187,7 +187,7 @@ class CrossValidation:
     front_end: FrontEnd
     index: pd.DataFrame
     raters: np.ndarray | None = None
-    questionnaire: Questionnaire = PERCEPIANO
+    questionnaire: RatingScale = PERCEPIANO
     log: Callable[[str], None] = echo
 
     @property

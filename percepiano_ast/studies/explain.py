@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 
 from percepiano_ast import audio
 from percepiano_ast.audio.mel import window_starts
-from percepiano_ast.config import Execution, FrontEnd, ModelConfig, lookup
+from percepiano_ast.config import ComputeConfig, FrontEnd, ModelConfig, lookup
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.inference.rate import FoldEnsemble, FoldModel, require_explained
@@ -338,7 +338,7 @@ def model_functions(run: Finetuning) -> attribution.ModelFunctions:
         raise InputError(
             f"{model.name} has no attention, which explanations need; choose an ast-* model."
         )
-    run = dataclasses.replace(run, execution=Execution(precision="float32", attention="xla"))
+    run = dataclasses.replace(run, execution=ComputeConfig(precision="float32", attention="xla"))
     module, depth = run.module, model.depth
 
     def embed(params, log_mel, valid):

@@ -21,15 +21,15 @@ from percepiano_ast.config import (
     POOLINGS,
     SCALES,
     WEIGHTINGS,
-    Execution,
+    ComputeConfig,
     FinetuneConfig,
     FrontEnd,
-    Statistics,
+    LevelStats,
     lookup,
 )
-from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.files import echo, lock_config
 from percepiano_ast.models import heads
 from percepiano_ast.models.cnn import Geometry
 from percepiano_ast.training import strategies
@@ -58,7 +58,7 @@ from percepiano_ast.training.state import (
 #   Johns and Davison 2019, "End-to-End Multi-Task Learning with Attention", equation 7).
 
 
-def loss_columns(questionnaire: Questionnaire = PERCEPIANO) -> tuple[str, ...]:
+def loss_columns(questionnaire: RatingScale = PERCEPIANO) -> tuple[str, ...]:
     """Names of the history's loss columns, one per group."""
     return tuple(f"loss_{group}" for group, _ in questionnaire.groups)
 
@@ -75,7 +75,7 @@ def rating_errors(
 
 
 def group_losses(
-    errors: jax.Array, weights: jax.Array, questionnaire: Questionnaire = PERCEPIANO
+    errors: jax.Array, weights: jax.Array, questionnaire: RatingScale = PERCEPIANO
 ) -> jax.Array:
     """Mean over clips (weighted, (B,)) and over each group's dimensions: (B, K) -> (G,)."""
     means = (errors * weights[:, None]).mean(axis=0)
@@ -86,7 +86,7 @@ def total_loss(
     groups: jax.Array,
     group_weights: jax.Array,
     log_variance: jax.Array | None,
-    questionnaire: Questionnaire = PERCEPIANO,
+    questionnaire: RatingScale = PERCEPIANO,
 ) -> jax.Array:
     """The training loss.
 
@@ -103,7 +103,7 @@ def total_loss(
 
 
 def dynamic_weights(
-    config: FinetuneConfig, history: list[dict], questionnaire: Questionnaire = PERCEPIANO
+    config: FinetuneConfig, history: list[dict], questionnaire: RatingScale = PERCEPIANO
 ) -> np.ndarray:
     """Weights (G,) of the groups in the epoch after ``history``, which has `loss_columns`.
 
@@ -166,7 +166,7 @@ class RatingTargets:
         ratings: np.ndarray,
         raters: np.ndarray | None,
         train: np.ndarray,
-        questionnaire: Questionnaire = PERCEPIANO,
+        questionnaire: RatingScale = PERCEPIANO,
     ) -> "RatingTargets":
         """Fit scale and weights on the training clips only; a constant dimension is only centred.
 
@@ -254,10 +254,10 @@ class Finetuning:
     model: Geometry
     config: FinetuneConfig
     front_end: FrontEnd
-    statistics: Statistics
+    statistics: LevelStats
     total_steps: int
-    execution: Execution = Execution()
-    questionnaire: Questionnaire = PERCEPIANO
+    execution: ComputeConfig = ComputeConfig()
+    questionnaire: RatingScale = PERCEPIANO
     beside: int = 0
 
     def __post_init__(self) -> None:
@@ -453,7 +453,7 @@ def finetune_fold(
     settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
     settings |= run.questionnaire.as_settings()
     targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
-    claim_directory(directory, settings)
+    lock_config(directory, settings)
     checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
     finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
     finished.prepare()

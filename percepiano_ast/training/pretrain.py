@@ -17,15 +17,15 @@ import numpy as np
 from flax import linen as nn
 
 from percepiano_ast.config import (
-    Execution,
+    ComputeConfig,
     FrontEnd,
+    LevelStats,
     ModelConfig,
     PretrainConfig,
-    Statistics,
     lookup,
 )
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import claim_directory, echo
+from percepiano_ast.files import echo, lock_config
 from percepiano_ast.models import ssast, transcription
 from percepiano_ast.models.transformer import Compute
 from percepiano_ast.training import mesh
@@ -257,7 +257,7 @@ def draw_augmentation(rng: jax.Array, batch: int) -> dict[str, jax.Array]:
 
 
 def augment(
-    log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: Statistics, frame_seconds: float
+    log_mel: jax.Array, drawn: dict[str, jax.Array], statistics: LevelStats, frame_seconds: float
 ) -> jax.Array:
     """Apply reverberation, equalisation, gain and noise to normalised levels (B, T, F); same
     shape."""
@@ -320,9 +320,9 @@ class Pretraining:
     model: ModelConfig
     config: PretrainConfig
     front_end: FrontEnd
-    statistics: Statistics
+    statistics: LevelStats
     total_steps: int
-    execution: Execution = Execution()
+    execution: ComputeConfig = ComputeConfig()
     layout: mesh.Layout = field(default_factory=mesh.Layout.over)
     num_descriptors: int = 0
 
@@ -463,7 +463,7 @@ def pretrain(
     model: ModelConfig,
     config: PretrainConfig,
     front_end: FrontEnd,
-    statistics: Statistics,
+    statistics: LevelStats,
     *,
     batches: Callable[[int], Iterator[dict]],
     steps_per_epoch: int,
@@ -472,7 +472,7 @@ def pretrain(
     description: dict,
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
-    execution: Execution = Execution(),
+    execution: ComputeConfig = ComputeConfig(),
     num_descriptors: int = 0,
     log: Callable[[str], None] = echo,
 ) -> list[dict]:
@@ -504,10 +504,10 @@ def pretrain(
     settings |= {"statistics": asdict(statistics), **description}
     claimed = {**settings, "steps_per_epoch": steps_per_epoch}
     if mesh.is_lead():
-        claim_directory(directory, claimed)
+        lock_config(directory, claimed)
     mesh.wait_for_all("directory claimed")
     # the other processes compare with the first one's file
-    directory = claim_directory(directory, claimed)
+    directory = lock_config(directory, claimed)
     layout = mesh.Layout.over(shard_params=execution.shard_params)
     steps = config.epochs * steps_per_epoch
     run = Pretraining(

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from percepiano_ast.config import Execution, FinetuneConfig, FrontEnd, PretrainConfig, Statistics
+from percepiano_ast.config import (
+    ComputeConfig,
+    FinetuneConfig,
+    FrontEnd,
+    LevelStats,
+    PretrainConfig,
+)
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.transformer import Compute, Kernel
 
@@ -42,7 +48,7 @@ class TrainState:
     healthy: jax.Array
 
 
-def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> Compute:
+def compute_for(execution: ComputeConfig, device: jax.Device, devices: int = 1) -> Compute:
     """Precision and attention kernel for this number of ``devices`` of this kind, with ``auto``
     resolved.
 
@@ -77,7 +83,7 @@ def compute_for(execution: Execution, device: jax.Device, devices: int = 1) -> C
     return Compute(DTYPES[precision], execution.remat, cast(Kernel, attention))
 
 
-def normalise(codes: jax.Array, front_end: FrontEnd, statistics: Statistics) -> jax.Array:
+def normalise(codes: jax.Array, front_end: FrontEnd, statistics: LevelStats) -> jax.Array:
     """uint8 codes or float16 dB (..., time, mel) -> model input ``(dB - mean) / (2 std)`` (Gong et
     al. 2021)."""
     level = codes.astype(jnp.float32)

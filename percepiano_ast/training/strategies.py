@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from percepiano_ast.config import STRATEGIES, FinetuneConfig, ModelConfig, lookup
-from percepiano_ast.dimensions import PERCEPIANO, Questionnaire
+from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import heads, lora
 from percepiano_ast.models.cnn import Geometry
@@ -44,7 +44,7 @@ def check(config: FinetuneConfig, model: Geometry) -> None:
         )
 
 
-def split(config: FinetuneConfig, params: dict, questionnaire: Questionnaire = PERCEPIANO) -> dict:
+def split(config: FinetuneConfig, params: dict, questionnaire: RatingScale = PERCEPIANO) -> dict:
     """The trained part of ``params`` (``encoder``, ``head``), with added parameters: adapters, the
     groups' variances."""
     head = params["head"]

@@ -17,7 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from bench import medians, result
-from percepiano_ast.config import PRESETS, Execution, Statistics
+from percepiano_ast.config import PRESETS, ComputeConfig, LevelStats
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training.checkpoints import Checkpoints, shown
 from percepiano_ast.training.pieces import size_of
@@ -27,7 +27,7 @@ CPU_BATCH, ACCELERATOR_BATCH = 1, 32
 RUNS = 3  # each of four windows of steps, which take almost half a minute on two cores
 EPOCH = 60.0  # costs are shares of an epoch of this many seconds, the shortest expected
 ROOM = 8  # largest number of states on the disk: packed, saved, replaced, and those of the peers
-STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
+STATISTICS = LevelStats(-40.0, 20.0, 1, 0.0, 0.0)
 
 
 def checkpoint() -> Iterator[dict]:
@@ -69,7 +69,7 @@ class _Training:
         batch = CPU_BATCH if on_cpu else ACCELERATOR_BATCH * jax.device_count()
         config = dataclasses.replace(preset.pretrain, batch_size=batch, ema_decay=0.999)
         self.run = Pretraining(
-            preset.model, config, preset.front_end, STATISTICS, 1000, Execution()
+            preset.model, config, preset.front_end, STATISTICS, 1000, ComputeConfig()
         )
         shape = (batch, preset.model.n_frames, preset.model.n_mels)
         codes = np.random.default_rng(0).integers(0, 255, shape, np.uint8)

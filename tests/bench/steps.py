@@ -10,10 +10,10 @@ from bench import medians, result
 from percepiano_ast.config import (
     PRESETS,
     PRETRAININGS,
-    Execution,
+    ComputeConfig,
+    LevelStats,
     ModelConfig,
     PretrainConfig,
-    Statistics,
 )
 from percepiano_ast.pipeline import workers
 from percepiano_ast.training.loop import matrix_peak, pretrain_flops
@@ -23,7 +23,7 @@ CPU_BATCH = 8
 CPU_RUNS = 3  # a round takes half a minute on two cores
 ACCELERATOR_BATCHES = (512, 256, 128, 64, 32, 16)  # the largest that fits is used
 FORMS = ("ssast", "visible")
-STATISTICS = Statistics(-40.0, 20.0, 1, 0.0, 0.0)
+STATISTICS = LevelStats(-40.0, 20.0, 1, 0.0, 0.0)
 
 
 def pretrain_step() -> Iterator[dict]:
@@ -47,7 +47,7 @@ def model() -> Iterator[dict]:
 
         threads = workers()
         peer = torch_ssast.Peer(geometry, _config("ssast", CPU_BATCH), threads)
-        ours = [_step(geometry, _config(form, CPU_BATCH), Execution())[1] for form in FORMS]
+        ours = [_step(geometry, _config(form, CPU_BATCH), ComputeConfig())[1] for form in FORMS]
         theirs, *ours = medians(peer.step, *ours, runs=CPU_RUNS)
         for form, seconds in zip(FORMS, ours):
             yield result(
@@ -86,7 +86,7 @@ def _config(form: str, batch: int) -> PretrainConfig:
 
 
 def _step(
-    geometry: ModelConfig, config: PretrainConfig, execution: Execution
+    geometry: ModelConfig, config: PretrainConfig, execution: ComputeConfig
 ) -> tuple[Pretraining, Callable[[], None]]:
     """A run on random spectrograms, and a function that takes one step of it and waits for the
     result."""
@@ -107,7 +107,7 @@ def _largest(geometry: ModelConfig, form: str) -> tuple[Pretraining, Callable[[]
     """The largest batch whose step fits into the device's memory, without remat."""
 
     def tried(batch: int) -> tuple[Pretraining, Callable[[], None]]:
-        run, step = _step(geometry, _config(form, batch), Execution())
+        run, step = _step(geometry, _config(form, batch), ComputeConfig())
         step()
         return run, step
 

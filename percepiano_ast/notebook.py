@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from percepiano_ast import audio, plots
-from percepiano_ast.config import PRETRAININGS, Statistics
+from percepiano_ast.config import PRETRAININGS, LevelStats
 from percepiano_ast.data import (
     batches,
     build,
@@ -93,7 +93,7 @@ def costs(run: Run) -> pd.Series:
     return pd.Series(rows).round(3)
 
 
-def shard_statistics(run: Run) -> Statistics:
+def shard_statistics(run: Run) -> LevelStats:
     """Level statistics of the pre-training split."""
     return shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY).statistics
 
@@ -153,7 +153,7 @@ def filled_in(run: Run) -> Figure | None:
     tree, description = open_latest(place, made_by=MADE_BY_PRETRAIN)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
     windows = batches.pretrain_batches(held_out, n_frames=model.n_frames, batch_size=1, seed=1)
-    statistics = Statistics(**description["statistics"])
+    statistics = LevelStats(**description["statistics"])
     trained = pretraining.Pretraining(model, config, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
     shown = pretraining.reconstruction(trained, tree["state"]["params"], codes)
