@@ -9,8 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from percepiano_ast import __version__
@@ -42,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parsed = parser().parse_args(arguments)
-    show_progress()
+    if parsed.command != "rate":  # its standard output is for ratings
+        show_progress()
     return exit_code(lambda: parsed.function(parsed))
 
 
@@ -525,74 +524,39 @@ def _add_evaluation(add) -> None:
 
 
 def _rate(arguments):
-    from percepiano_ast.inference import rate
+    from percepiano_ast.inference import rate, rating
 
     files, others = rate.recordings_in(arguments.files)
     if others:
         names = ", ".join(path.name for path in others[:5])
         print(f"{len(others)} other files are not recordings: {names}", file=sys.stderr)
-    if not arguments.run:
-        return _rate_packaged(arguments, files)
-    if given := [name for name in ("csv", "html", "score", "weights") if getattr(arguments, name)]:
-        raise InputError(
-            f"--{given[0]} is an option of the bundled model and does not go with --run. Omit one"
-            " of the two"
-        )
-    rater = rate.FoldEnsemble(arguments.run, arguments.model)
-    results = [rater.rate_or_explain(str(file)) for file in files]
-    as_json = json.dumps(results, indent=1) if arguments.json else ""
-    print(as_json or rate.ensemble_text(results, rater.questionnaire))
-    return _errors([result for result in results if "error" in result])
-
-
-def _rate_packaged(arguments, files: list[str | Path]) -> int:
-    """With the bundled model, or that of ``--weights``."""
-    from percepiano_ast.inference import page, rate
-    from percepiano_ast.music.score import read_score
-
-    model = rate.load_model(arguments.weights or rate.BUNDLED)
-    written = read_score(arguments.score) if arguments.score else None
-    rated, sounds, results, errors = [], [], [], []
-    executor = ThreadPoolExecutor(1)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-    for number, file in enumerate(files, 1):
-        encoding = [executor.submit(page.sound, file)] if arguments.html else []
-        progress = partial(_show_stage, f"{number}/{len(files)} {Path(file).name}"[:44])
-        try:
-            rated.append(model.rate(file, written, progress))
-            sounds += encoding
-            results.append(rated[-1].as_json())
-        except InputError as error:
-            errors.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
-            results.append(errors[-1])
-        finally:
-            progress("")
-        if not arguments.json and results[-1] not in errors:
-            print(rate.to_text(rated[-1], colour, ascii_only) + "\n", flush=True)
+
+    def show(result) -> None:
+        if isinstance(result, rating.Rating) and not arguments.json:
+            print(rating.to_text(result, colour, ascii_only) + "\n", flush=True)
+
+    def progress(file: str, stage: str) -> None:
+        if sys.stderr.isatty():
+            number = f"{files.index(file) + 1}/{len(files)} " if file in files else ""
+            line = f"{number}{Path(file).name}"[:44] + f": {stage}" if stage else ""
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    names = ("weights", "run", "model", "score", "csv", "html")
+    options = {name: getattr(arguments, name) for name in names}
+    results = rate.rate_files(files, **options, progress=progress, show=show)
+    rated = [one for one in results if isinstance(one, rating.Rating)]
+    errors = [one for one in results if isinstance(one, dict)]
     if arguments.json:
-        print(json.dumps(results, indent=1))
-    elif len(rated) == len(files) == 2:
-        print(rate.comparison_text(*rated) + "\n")
-    output = sys.stderr if arguments.json else sys.stdout
-    if arguments.csv:
-        rate.to_table(rated).to_csv(arguments.csv, index=False, lineterminator="\n")
-        print(f"table: {Path(arguments.csv).resolve().as_uri()}", file=output)
-    if arguments.html and rated:
-        path = page.write_page(rated, arguments.html, [encoded.result() for encoded in sounds])
-        print(f"page: {path.resolve().as_uri()}", file=output)
-    return _errors(errors)
-
-
-def _show_stage(name: str, stage: str) -> None:
-    """On a terminal, show the current stage of a recording in one line, or erase it."""
-    if sys.stderr.isatty():
-        line = f"{name}: {stage}" if stage else ""
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def _errors(errors: list[dict]) -> int:
-    """Print one line per error; returns the exit code."""
+        print(json.dumps([one if one in errors else one.as_json() for one in results], indent=1))
+    elif len(rated) == len(results) == 2 and all(one.within for one in rated):
+        print(rating.comparison_text(*rated) + "\n")
+    written = {"table": arguments.csv, "page": arguments.html if rated else ""}
+    for name, path in written.items():
+        if path:
+            address = Path(path).resolve().as_uri()
+            print(f"{name}: {address}", file=sys.stderr if arguments.json else sys.stdout)
     for one in errors:
         print(f"{one['file']}: {one['error']}", file=sys.stderr)
     return 2 if errors else 0
@@ -626,7 +590,7 @@ def _add_recordings(add) -> None:
     option("files", "WAV, FLAC, OGG, MP3 or M4A, or a folder of them", "FILE", nargs="+")
     option("--json", "print one JSON array to standard output", default=False)
     option("--csv", "write a table with one row per recording and dimension", "FILE")
-    option("--html", "write a page with the sound; two recordings are compared", "FILE")
+    option("--html", "write a page with the sound (.html); two recordings are compared", "FILE")
     option("--score", "score of the music, MIDI or MusicXML: timing is rated better", "FILE")
     option("--weights", "another rating model, a file or URL#sha256=...", "FILE")
     option("--run", "use a fine-tuned run instead: its folder, --store or own/NAME", "DIR")
