@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
-import soxr
+import soundfile
 from safetensors.numpy import save_file
 
 from percepiano_ast import audio
@@ -78,8 +78,7 @@ _LEAD_SECONDS, _TAIL_SECONDS = 0.05, 1.5
 _TUNING_STEP = 7.0
 _SILENT_DB = -50.0  # below the peak, before the first onset
 _DISTORTED = 1e-4  # share of samples at full scale, above that of any mastering
-_FULL_SCALE = 32_767 / 32_768
-_INTEGERS = {"int16": 2**15, "int32": 2**31}  # full scale, as in soundfile
+_SAMPLES = {"int16": "PCM_16", "int32": "PCM_32", "float32": "FLOAT", "float64": "DOUBLE"}
 _MOST_CHANNELS, _HIGHEST_RATE = 32, 1_000_000  # of arrays
 _THREADS = min(os.cpu_count() or 1, 8)
 _TRANSCRIBER, _REGRESSORS = "ear/", "judge/"  # prefixes of tensor names
@@ -89,9 +88,14 @@ Progress = Callable[[str], None]
 
 
 class RatingModel(abc.ABC):
-    """What both kinds of model have in common."""
+    """What both kinds of model have in common.
 
-    _lowest_rate, _max_seconds = 0, math.inf
+    Attributes:
+        sample_rate: of the front end, in Hz.
+    """
+
+    sample_rate: int
+    _lowest_rate, _max_seconds = 1, math.inf
 
     def rate(
         self,
@@ -101,58 +105,52 @@ class RatingModel(abc.ABC):
         score: str | Path | Score | None = None,
         progress: Progress | None = None,
     ) -> Any:
-        """Rate a recording.
+        """Rate a recording: a `Rating`; a list of them for a list.
 
         Args:
-            recording: a path (WAV, FLAC, OGG, MP3 or M4A), a binary file object, an array, or a
-                list of these. Models in one file take 16 kHz and up, 3 s to an hour. An array is
-                mono (n,), (n, channels) as soundfile returns it, or (channels, n) as librosa does;
-                float with full scale at 1, or int16 or int32.
-            sample_rate: of an array, in Hz; ``rate(*soundfile.read(path))`` and
-                ``rate(*librosa.load(path))`` give both.
+            recording: path (WAV, FLAC, OGG, MP3 or M4A), binary file object, array, or list of
+                these. Models in one file take 16 kHz and up, 3 s to an hour. An array is (n,), (n,
+                channels) as in soundfile, or (channels, n) as in librosa, of floats with full scale
+                at 1, int16 or int32.
+            sample_rate: of an array, in Hz: ``rate(*soundfile.read(path))``.
             score: its score, MIDI or MusicXML, for the score-informed regressors.
             progress: called with the name of each stage.
-
-        Returns:
-            a `Rating`, or for a list a list of them.
 
         Raises:
             InputError: it cannot be rated; the message says why.
         """
         written = self.read_score(score)
         if isinstance(recording, (list, tuple)):
-            return [
+            many = (
                 self.rate(one, sample_rate, score=written, progress=progress) for one in recording
-            ]
+            )
+            return list(many)
         if progress:
             progress("reading")
+        name = None
         if isinstance(recording, np.ndarray):
-            name = "this sound"
-            wave, full_scale = self._resampled(recording, sample_rate, name)
-        else:
-            if sample_rate is not None:
-                raise InputError(
-                    f"sample_rate={sample_rate!r} goes with an array; a file has its own. Omit it,"
-                    " and give a score as score=..."
-                )
-            if isinstance(recording, os.PathLike):
-                recording = os.fspath(recording)
-            if isinstance(recording, io.TextIOBase):
-                raise InputError(f"{recording!r} is open as text; open it with mode 'rb'")
-            if not (isinstance(recording, str) or hasattr(recording, "read")):
-                raise InputError(
-                    f"{type(recording).__name__} is not a recording. Give a path, a binary file"
-                    " object, or an array with its sample rate"
-                )
-            source = audio.Recording(recording, min_rate=self._lowest_rate)
-            name, limit = source.name, self._max_seconds + 1
-            wave = np.concatenate(list(source.blocks(self.sample_rate, max_seconds=limit)))
-            full_scale = source.full_scale
-        rating = self.rate_wave(wave, written, name, progress=progress)
-        if full_scale > _DISTORTED:
+            name, recording = "the array", self._as_file(recording, sample_rate)
+        elif sample_rate is not None:
+            raise InputError(
+                f"sample_rate={sample_rate!r}: for arrays only. Omit it; give a score as score="
+            )
+        elif isinstance(recording, io.TextIOBase):
+            raise InputError(f"{recording!r} is open as text. Open it with mode 'rb'")
+        elif isinstance(recording, os.PathLike):
+            recording = os.fspath(recording)
+        elif not (isinstance(recording, str) or hasattr(recording, "read")):
+            raise InputError(
+                f"{type(recording).__name__} is not a recording. Give a path, a binary file"
+                " object, or an array with its sample rate"
+            )
+        opened = audio.Recording(recording, name=name, min_rate=self._lowest_rate)
+        blocks = opened.blocks(self.sample_rate, max_seconds=self._max_seconds + 1)
+        wave = np.concatenate(list(blocks))
+        rating = self.rate_wave(wave, written, opened.name, progress=progress)
+        if opened.full_scale > _DISTORTED:
             rating.warnings.append(
-                f"{full_scale:.2%} of the samples are at full scale: the recording is probably"
-                " distorted"
+                f"{opened.full_scale:.2%} of the samples are at full scale: the recording is"
+                " probably distorted"
             )
         return rating
 
@@ -166,23 +164,12 @@ class RatingModel(abc.ABC):
         with_course: bool = True,
         progress: Progress | None = None,
     ) -> Rating:
-        """Rate a waveform.
+        """Rate a waveform, float32 (n,) at ``sample_rate``, see `rate`.
 
         Args:
-            wave: float32 (n,) at ``sample_rate``.
-            score, progress: see `rate`.
             name: of the sound, in the rating and in messages.
-            with_course: whether a model in one file rates windows too; else ``times`` and
-                ``course`` are empty.
-
-        Raises:
-            InputError: see `rate`.
+            with_course: whether a model in one file rates windows too.
         """
-
-    @property
-    @abc.abstractmethod
-    def sample_rate(self) -> int:
-        """Hz, of the model's front end."""
 
     def read_score(self, score: str | Path | Score | None) -> Score | None:
         """The score in a MIDI or MusicXML file.
@@ -193,47 +180,35 @@ class RatingModel(abc.ABC):
         if score and "score" not in getattr(self, "regressors", ()):
             given = "a score" if isinstance(score, Score) else f"score {score}"
             raise InputError(
-                f"{given}: this model rates from the audio alone. Omit the score, or choose a"
-                " score-informed model such as the bundled one"
+                f"{given}: this model rates from the audio alone. Omit the score, or choose the"
+                " bundled model"
             )
-        return read_score(score) if score and not isinstance(score, Score) else score or None
+        return score if isinstance(score, Score) else read_score(score) if score else None
 
-    def _resampled(
-        self, wave: np.ndarray, sample_rate: float | None, name: str
-    ) -> tuple[np.ndarray, float]:
-        """An array of `rate` as mono at ``sample_rate``, and the share of samples at full scale."""
-        least = max(self._lowest_rate, 1)
-        if (
-            not isinstance(sample_rate, numbers.Real)
-            or isinstance(sample_rate, bool)
-            or not least <= sample_rate <= _HIGHEST_RATE
+    def _as_file(self, samples: np.ndarray, sample_rate: float | None) -> BinaryIO:
+        """An array of `rate` as a sound file."""
+        if not isinstance(sample_rate, numbers.Real) or not (
+            self._lowest_rate <= sample_rate <= _HIGHEST_RATE and sample_rate == int(sample_rate)
         ):
             raise InputError(
-                f"{name}: sample_rate={sample_rate!r}. Give the array's sampling rate in Hz, from"
-                f" {least:,} to {_HIGHEST_RATE:,}"
+                f"sample_rate={sample_rate!r}: give the array's sampling rate, an integer from"
+                f" {self._lowest_rate:,} to {_HIGHEST_RATE:,} Hz"
             )
-        full = _INTEGERS.get(wave.dtype.name, 1)
-        if full == 1 and wave.dtype not in (np.float32, np.float64):
+        if (subtype := _SAMPLES.get(samples.dtype.name)) is None:
             raise InputError(
-                f"{name}: an array of {wave.dtype}. Give float32 or float64 with full scale at 1,"
-                " or int16 or int32"
+                f"an array of {samples.dtype}. Give float32 or float64 with full scale at 1, or"
+                " int16 or int32"
             )
-        if wave.ndim not in (1, 2) or (
-            wave.ndim == 2 and not 1 <= min(wave.shape) <= _MOST_CHANNELS
-        ):
+        channels = min(samples.shape) if samples.ndim == 2 else samples.ndim
+        if samples.ndim not in (1, 2) or not 1 <= channels <= _MOST_CHANNELS:
             raise InputError(
-                f"{name}: an array of shape {wave.shape}. Give samples as (n,), (n, channels) or"
-                f" (channels, n), with at most {_MOST_CHANNELS} channels"
+                f"an array of shape {samples.shape}. Give (n,), (n, channels) or (channels, n) with"
+                f" at most {_MOST_CHANNELS} channels"
             )
-        samples = wave[:, None] if wave.ndim == 1 else wave
-        samples = samples if len(samples) >= samples.shape[1] else samples.T
-        samples = samples.astype(np.float32) / np.float32(full)
-        mono = samples.sum(axis=1) / np.float32(samples.shape[1])
-        audio.check_waveform(mono, round(sample_rate), name)
-        if len(mono) > self._max_seconds * sample_rate + sample_rate:
-            mono = mono[: round((self._max_seconds + 1) * sample_rate)]  # refused by `rate_wave`
-        resampled = soxr.resample(mono, sample_rate, self.sample_rate, quality="HQ")
-        return resampled, float(np.mean(np.abs(samples) >= _FULL_SCALE))
+        long = samples.T if samples.shape[-1] > len(samples) else samples
+        content = io.BytesIO()
+        soundfile.write(content, long, int(sample_rate), format="RF64", subtype=subtype)
+        return content
 
 
 # --- By a model file ------------------------------------------------------------------------------
@@ -261,13 +236,7 @@ class RatingModelFile(RatingModel):
     _lowest_rate, _max_seconds = LOWEST_RATE, 3600 * LONGEST_HOURS
 
     def rate_wave(
-        self,
-        wave: np.ndarray,
-        score: Score | None = None,
-        name: str = "this sound",
-        *,
-        with_course: bool = True,
-        progress: Progress | None = None,
+        self, wave, score=None, name="this sound", *, with_course=True, progress=None
     ) -> Rating:
         """See `RatingModel.rate_wave`."""
         front_end, rate = self.transcriber.front_end, self.sample_rate
@@ -304,7 +273,7 @@ class RatingModelFile(RatingModel):
                 for table, column in ((notes, "onset"), (notes, "offset"), (pedals, "time")):
                     table[column] = np.maximum(table[column] / slower + begins, 0.0)
                 performance, starts = Performance(notes, pedals), notes["onset"]
-                start = max(float(starts.min()) - _LEAD_SECONDS, first)
+                start = max(float(notes["onset"].min()) - _LEAD_SECONDS, first)
                 stop = max(float(notes["offset"].max()) + _TAIL_SECONDS, start + SHORTEST_SECONDS)
                 played = min(start, max(last - SHORTEST_SECONDS, first)), min(stop, last)
 
@@ -387,8 +356,8 @@ class RatingModelFile(RatingModel):
             performances=len(regressors.reference),
         )
 
-    @property
-    def sample_rate(self) -> int:
+    @functools.cached_property
+    def sample_rate(self) -> int:  # type: ignore[override]
         """Hz, of the transcriber's front end."""
         return self.transcriber.front_end.sample_rate
 
@@ -622,27 +591,17 @@ class FoldEnsemble(RatingModel):
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} to resume")
         self.models = [FoldModel.open(folder) for folder in finished]
         self.scale = self.models[0].run.questionnaire
+        self.sample_rate = self.models[0].run.front_end.sample_rate
         file = home / "temperature.json"
         self.temperature = json.loads(file.read_text())["temperature"] if file.exists() else None
         names = [path.parent.name for path in finished]
         self.folds = [int(name.removeprefix("fold_")) for name in names]
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {*names})
 
-    @property
-    def sample_rate(self) -> int:
-        """Hz, of the models' front end."""
-        return self.models[0].run.front_end.sample_rate
-
     def rate_wave(
-        self,
-        wave: np.ndarray,
-        score: Score | None = None,
-        name: str = "this sound",
-        *,
-        with_course: bool = True,
-        progress: Progress | None = None,
+        self, wave, score=None, name="this sound", *, with_course=True, progress=None
     ) -> Rating:
-        """See `RatingModel.rate_wave`; without a course."""
+        """See `RatingModel.rate_wave`; there is no course."""
         self.read_score(score)  # refused
         if progress:
             progress("rating")
