@@ -13,7 +13,7 @@ bash colab_setup.sh help             print this text
 
 PYTHON=/path/to/python3.12           build .venv with this Python; default: the newest of 3.11 to 3.13 that runs
 PIP_CONSTRAINT=/path/to/file         version constraints for pip
-TPU_COMPILER=1                       also install libtpu, which `pretrain --dry-run` needs on a machine without a TPU
+TPU_COMPILER=1                       also install libtpu, which `pretrain --check-memory` needs on a machine without a TPU
 USAGE
 }
 

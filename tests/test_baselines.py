@@ -332,7 +332,7 @@ def made(folder, tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setitem(regressors.FOREST, "n_estimators", 10)
     call = [
-        "baseline",
+        "baselines",
         "--percepiano",
         str(folder),
         "--out",

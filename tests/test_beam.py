@@ -112,7 +112,7 @@ class TestBeam:
             and "1 unusable recordings, 0 allowed" in done.stderr
             and "Traceback" not in done.stderr
         )
-        done = run(beam, *options, "--max-bad", 1)
+        done = run(beam, *options, "--max-errors", 1)
         assert done.returncode == 0, done.stderr
         assert [facts["key"] for facts in recordings_of(tmp_path / "out")] == [
             "0.wav",

@@ -436,7 +436,7 @@ def test_the_command_takes_anybodys_rating_function(folder, tmp_path, few, monke
     (tmp_path / "stranger_model.py").write_text(STRANGER)
     monkeypatch.syspath_prepend(tmp_path)
     command = [
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--clips",
@@ -524,7 +524,7 @@ def test_figures_mark_every_expected_sign_and_frame_what_is_reversed():
 )
 def test_bad_usage_is_refused_in_a_line(folder, tmp_path, capsys, arguments, message):
     command = [
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--model",
@@ -540,7 +540,7 @@ def test_bad_usage_is_refused_in_a_line(folder, tmp_path, capsys, arguments, mes
 @pytest.mark.slow
 def test_the_command_tests_both_baselines_on_the_demo(folder, tmp_path):
     command = [
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--model",
@@ -567,7 +567,7 @@ def test_a_killed_test_leaves_no_workers_and_continues(folder, tmp_path):
         sys.executable,
         "-m",
         "percepiano_ast",
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--model",

@@ -302,7 +302,7 @@ def test_published_weights_are_a_start_too(demo, tmp_path):
 @pytest.mark.slow
 def test_switches_are_compared_on_the_frozen_encoder(demo):
     out, _ = demo
-    done = command("switches", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
+    done = command("ablate", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     text = Path(done.stdout.splitlines()[-1]).read_text()
     assert text.startswith(
@@ -314,7 +314,17 @@ def test_switches_are_compared_on_the_frozen_encoder(demo):
 @pytest.mark.slow
 def test_what_trains_the_encoder_is_compared_too_and_resumes(demo):
     out, _ = demo
-    arguments = ["switches", "--out", out, "--init", "scratch", "--epochs", 1, "--trained", "mixup"]
+    arguments = [
+        "ablate",
+        "--out",
+        out,
+        "--init",
+        "scratch",
+        "--epochs",
+        1,
+        "--strategies",
+        "mixup",
+    ]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     home = out / "switches" / "ast-micro-scratch-trained"
@@ -346,7 +356,7 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
         "preprocess",
         "--percepiano",
         source,
-        "--renderings",
+        "--recordings",
         recordings,
         "--out",
         tmp_path / "run",
@@ -366,14 +376,21 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
 
 
 def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
-    done = command("convert", demo[0] / "pretrain" / "ssast", "--to", tmp_path / "mine.safetensors")
+    done = command(
+        "convert", demo[0] / "pretrain" / "ssast", "--output", tmp_path / "mine.safetensors"
+    )
     assert done.returncode == 0, done.stderr
     back = weights.read_weights(tmp_path / "mine.safetensors")
     trained = open_latest(demo[0] / "pretrain/ssast/checkpoints", made_by="")[0]["state"]["params"]
     jax.tree.map(np.testing.assert_array_equal, back.params, trained)
     assert back.front_end == FrontEnd() and back.description["data"] == "made from code"
     done = command(
-        "convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast"
+        "convert",
+        tmp_path / "mine.safetensors",
+        "--output",
+        tmp_path / "folder",
+        "--kind",
+        "hf_ast",
     )
     assert done.returncode == 2 and "cannot be converted to 'hf_ast'" in done.stderr
 
@@ -431,7 +448,7 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
             ["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"],
             "no weights at",
         ),
-        (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
+        (["convert", "{tmp}/none.pth", "--output", "{tmp}/x.safetensors"], "no weights at"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp_path, capsys):

@@ -8,7 +8,6 @@ performances are excerpts of MAESTRO's recordings. Rendered, it is a small pre-t
 of MAESTRO's 108 GB.
 """
 
-import argparse
 import dataclasses
 import io
 import os
@@ -25,14 +24,15 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+import typer
 
-from percepiano_ast.cli import add_set, option_of
+from percepiano_ast.cli import FOLDER, SET, option, run_app
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
-from percepiano_ast.errors import InputError, exit_code
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import echo, lock_config, write_json
+from percepiano_ast.files import echo, lock_config, show_progress, write_json
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
@@ -365,87 +365,83 @@ def _machine() -> str:
 
 # --- Command line ---------------------------------------------------------------------------------
 
+app = typer.Typer(help=__doc__, add_completion=False)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``render`` or ``experiment``; returns the exit code, as the command line's."""
-    parsed = parser().parse_args(arguments)
-    return exit_code(lambda: parsed.function(parsed))
+    show_progress()
+    return run_app(app, "python notebooks/results/reproduce.py", arguments)
 
 
-def _render_command(arguments) -> None:
-    options = {"hours": arguments.hours, "synthesizers": arguments.synthesizers}
-    print(render_archive(arguments.midi, arguments.to, workers=workers(), **options))
+@app.command()
+def render(
+    midi: str = typer.Argument(..., help="ASAP's folder or tar archive, with metadata.csv in it"),
+    output: str = option(..., "The archive to write.", "ZIP"),
+    hours: float = option(4.0, "Hours to render.", "H"),
+    synthesizers: list[str] = option(["builtin"], "Synthesizers, used in turn.", "NAME"),
+):
+    """Render MIDI performances into an archive with MAESTRO's layout."""
+    options = {"hours": hours, "synthesizers": synthesizers}
+    print(render_archive(midi, output, workers=workers(), **options))
 
 
-def _experiment_command(arguments) -> None:
-    given = {name: getattr(arguments, name) for name in ("midi", "percepiano", "hours", "unseen")}
-    for name in ("voices", "pianos", "starts", "judged", "protocols"):
-        given[name] = tuple(getattr(arguments, name))
+@app.command()
+def experiment(
+    midi: str = option(..., "ASAP's folder or tar archive with metadata.csv.", "ASAP"),
+    percepiano: str = FOLDER,
+    out: str = option(..., "Directory of all outputs; the report is in DIR/results.", "DIR"),
+    preset: str = option("mini", "Model size and schedule."),
+    hours: float = option(0.0, "Hours of ASAP to render; 0: 18.", "H"),
+    voices: list[str] = option(
+        [], "Synthesizers of ASAP, in turn; default: musescore-small, fluidr3mono, builtin.", "NAME"
+    ),
+    pianos: list[str] = option(
+        [], "Synthesizers of PercePiano; default: musescore-small, fluidr3mono.", "NAME"
+    ),
+    unseen: str = option("", "Held-out soundfont; default: timgm6mb.", "NAME"),
+    starts: list[str] = option(
+        [], "Encoders: pre-trainings, scratch, cnn; default: transcriptionstem.", "NAME"
+    ),
+    judged: list[str] = option(
+        [], "Encoders of the regressors; default: transcriptionstem, if it is compared.", "NAME"
+    ),
+    protocols: list[str] = option(
+        [], "Protocols of the regressors and the baselines; default: all.", "P"
+    ),
+    seeds: int = option(1, "Number of seeds.", "N"),
+    epochs: list[str] = option(
+        [],
+        "Epochs of the pre-training of an encoder, or of its heads if it has none; default: from"
+        " the preset.",
+        "NAME=N",
+    ),
+    settings: list[str] = SET,
+    minutes: float = option(0.0, "Start no stage after M minutes, the same command resumes.", "M"),
+):
+    """Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,
+    evaluate; resumes."""
+    given: dict[str, Any] = {"midi": midi, "percepiano": percepiano, "hours": hours}
+    given |= {"unseen": unseen, "voices": tuple(voices), "pianos": tuple(pianos)}
+    given |= {"starts": tuple(starts), "judged": tuple(judged), "protocols": tuple(protocols)}
     given = {name: value for name, value in given.items() if value}
-    given |= {"seeds": tuple(range(arguments.seeds)), "epochs": dict(arguments.epochs)}
-    if arguments.starts and not arguments.judged:
-        given["judged"] = tuple(name for name in Experiment.judged if name in arguments.starts)
-    for pair in arguments.set:
-        if pair.partition("=")[0] in ("seed", "unseen", "epochs"):
+    given |= {"seeds": tuple(range(seeds)), "epochs": {}}
+    for pair in epochs:
+        name, _, number = pair.partition("=")
+        if not number.isdecimal() or not int(number):
+            raise InputError(f"--epochs {pair}: write NAME=N, for example visible=4")
+        given["epochs"][name] = int(number)
+    if starts and not judged:
+        given["judged"] = tuple(name for name in Experiment.judged if name in starts)
+    for pair in settings:
+        if pair.partition("=")[0] in ("seed", "unseen", "held_out_synthesizer", "epochs"):
             raise InputError(
                 f"--set {pair} is not available in experiment; use --seeds, --unseen or --epochs."
             )
-    run = Run(lookup(PRESETS, arguments.preset, "preset"), Path(arguments.out))
-    preset = run.switched(arguments.set).preset
-    made = run_experiment(preset, arguments.out, Experiment(**given), arguments.minutes)
+    run = Run(lookup(PRESETS, preset, "preset"), Path(out))
+    made = run_experiment(run.switched(settings).preset, out, Experiment(**given), minutes)
     if made:
         print(made)
-
-
-def _number_of(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not number.isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example visible=4")
-    return name, int(number)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of ``render`` and ``experiment``."""
-    made = argparse.ArgumentParser(prog="python notebooks/results/reproduce.py")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, function: Callable, text: str) -> Callable:
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
-        return option_of(command)
-
-    text = "Render MIDI performances into an archive with MAESTRO's layout."
-    option = add("render", _render_command, text)
-    option("midi", "ASAP's folder or tar archive, with metadata.csv in it")
-    option("--to", "the archive to write", "ZIP", required=True)
-    option("--hours", "hours to render (default: 4)", default=4.0)
-    option("--synthesizers", "synthesizers, used in turn", default=["builtin"])
-
-    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every"
-    option = add("experiment", _experiment_command, f"{text} protocol, evaluate; resumes.")
-    option("--midi", "ASAP's folder or tar archive with metadata.csv", "ASAP", required=True)
-    option("--percepiano", "PercePiano's folder, or demo", "FOLDER", required=True)
-    text = "directory of all outputs; the report is in DIR/results"
-    option("--out", text, "DIR", required=True)
-    option("--preset", "model size and schedule (default: mini)", default="mini")
-    option("--hours", "hours of ASAP to render (default: 18)", default=0.0)
-    text = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
-    option("--voices", text, "NAME", [])
-    text = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
-    option("--pianos", text, "NAME", [])
-    option("--unseen", "held-out soundfont (default: timgm6mb)", "NAME")
-    text = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
-    option("--starts", text, "NAME", [])
-    text = "encoders for `judge` under every protocol"
-    option("--judged", f"{text} (default: transcriptionstem, if it is compared)", "NAME", [])
-    option("--protocols", "protocols of `judge` and the baselines (default: all)", "P", [])
-    option("--seeds", "number of seeds (default: 1)", "N", 1)
-    text = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
-    option("--epochs", f"{text} the preset)", "NAME=N", [], type=_number_of)
-    add_set(option, "strategy=frozen")
-    text = "start no stage after M minutes; the same command resumes (default: no limit)"
-    option("--minutes", text, "M", 0.0)
-    return made
 
 
 if __name__ == "__main__":

@@ -328,7 +328,7 @@ def build(job: Job, contents: Contents, work: Work) -> None:
     if work.max_bad is not None and len(bad) > work.max_bad:
         raise RunFailed(
             f"{len(bad)} unusable recordings, {work.max_bad} allowed; the reasons are in"
-            f" {job.directory}/skipped.csv. Finished shards are kept: run again with --max-bad"
+            f" {job.directory}/skipped.csv. Finished shards are kept: run again with --max-errors"
             f" {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
         )
 

@@ -55,7 +55,7 @@ def package_model(
     fold.
 
     Args:
-        run: with rated clips made by ``preprocess --one-loudness``.
+        run: with rated clips made by ``preprocess --normalize-loudness``.
         init, folder, source: the encoder, PercePiano's folder, and the encoder's file, see
             `fit_regressors`.
 
@@ -70,7 +70,7 @@ def package_model(
     if read_json(clips / "settings.json").get("loudness") != [LOUDNESS, JITTER_DB, BED_DB]:
         raise InputError(
             f"{clips}: these clips are as loud as they were played, but the bundled model rates"
-            " recordings of any gain. Make them with preprocess --one-loudness in another directory"
+            " recordings of any gain. Make them with preprocess --normalize-loudness in another directory"
         )
     transcribed = transcribe_clips(rated, embed=False)
     settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
