@@ -272,7 +272,7 @@ def bring_shards(run: pipeline.Run, log: Callable[[str], None] = print) -> pipel
         )
     (target / MANIFEST).unlink(missing_ok=True)
     advice = "Run notebook 01 again, which replaces it."
-    copy_verified(files, place, target, advice, log, store.get)
+    copy_verified(files, place, target, advice, store.get)
     (target / MANIFEST).write_bytes(whole)
     return run
 

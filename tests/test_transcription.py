@@ -63,7 +63,7 @@ def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, 
     targets = frame_targets(performance, 0, n_frames, FRONT_END)
     codes = np.full((n_frames, 128), 40 + down // 8, np.uint8)
     for key in range(88):
-        codes[targets.down[:, key], key : key + 6] = 140
+        codes[targets.frame[:, key], key : key + 6] = 140
         codes[targets.onset[:, key], key : key + 6] = (
             140 + 100 * targets.velocity[targets.onset[:, key], key][:, None]
         )
@@ -271,7 +271,7 @@ class TestScores:
         sure = {
             name: 40 * (values - 0.5)
             for name, values in wanted.items()
-            if name in ("onset", "down", "sounding")
+            if name in ("onset", "frame", "sustained")
         }
         values = {
             name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6))
@@ -315,8 +315,8 @@ class TestListener:
         assert np.isfinite(heard_.onset).all() and heard_.times[1] - heard_.times[
             0
         ] == pytest.approx(2 * HOP)
-        true = targets.sounding[:250].reshape(125, 2, 88).max(axis=1)
-        assert heard_.sounding[true].mean() > 2 * heard_.sounding[~true].mean()
+        true = targets.sustained[:250].reshape(125, 2, 88).max(axis=1)
+        assert heard_.sustained[true].mean() > 2 * heard_.sustained[~true].mean()
 
     def test_a_clip_shorter_than_a_window_is_heard_without_its_padding(self, trained):
         listener = Transcriber.open(trained[0], log=lambda line: None)

@@ -543,6 +543,6 @@ def copy_shards(source: Path, target: Path, log: Callable[[str], None] = print) 
     known = read_manifest(source)["files"]
     (target / MANIFEST).unlink(missing_ok=True)
     advice = "Check it with `percepiano preprocess --verify`."
-    files.copy_verified(known, source, target, advice, log)
+    files.copy_verified(known, source, target, advice)
     files.write_atomic(target / MANIFEST, (source / MANIFEST).read_bytes())
     return target

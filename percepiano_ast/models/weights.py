@@ -613,6 +613,6 @@ def fetch_audioset(
                 continue
             log(f"{path} does not match its checksum; downloading it again")
         log(f"downloading {url}/{name}")
-        known[name] = download(f"{url}/{name}", path, log=log)
+        known[name] = download(f"{url}/{name}", path)
         write_atomic(sums, "".join(f"{digest}  {file}\n" for file, digest in known.items()))
     return folder

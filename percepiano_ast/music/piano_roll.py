@@ -35,16 +35,16 @@ class FrameTargets(NamedTuple):
 
     Attributes:
         onset: Bool (T, 88), in the frame whose centre is nearest to the onset.
-        down: Bool (T, 88), the key is held.
-        sounding: Bool (T, 88), key or sustain pedal keeps the damper off the struck string.
+        frame: Bool (T, 88), the key is held.
+        sustained: Bool (T, 88), key or sustain pedal keeps the damper off the struck string.
         velocity: float32 (T, 88), MIDI velocity / 127 at onsets, else 0.
         sustain: float32 (T,), controller 64 / 127.
         una_corda: float32 (T,), controller 67 / 127.
     """
 
     onset: np.ndarray
-    down: np.ndarray
-    sounding: np.ndarray
+    frame: np.ndarray
+    sustained: np.ndarray
     velocity: np.ndarray
     sustain: np.ndarray
     una_corda: np.ndarray
@@ -55,8 +55,8 @@ class FramePredictions(NamedTuple):
     ``times``, seconds at the middle of each step, (S,), evenly spaced."""
 
     onset: np.ndarray
-    down: np.ndarray
-    sounding: np.ndarray
+    frame: np.ndarray
+    sustained: np.ndarray
     velocity: np.ndarray
     sustain: np.ndarray
     una_corda: np.ndarray
@@ -110,14 +110,14 @@ class PianoRoll:
     def frames(self, start: int, n_frames: int) -> FrameTargets:
         """See `frame_targets`."""
         shape = (n_frames, N_KEYS)
-        onset, down, sounding = (np.zeros(shape, bool) for _ in range(3))
+        onset, frame, sustained = (np.zeros(shape, bool) for _ in range(3))
         velocity = np.zeros(shape, np.float32)
         near = np.flatnonzero((self._onset < start + n_frames) & (self._silent > start))
         times = (self._onset, self._release, self._silent)
         columns = self._key[near], *(np.maximum(at[near] - start, 0) for at in times)
         for key, begin, up, end in zip(*(column.tolist() for column in columns), strict=True):
-            down[begin:up, key] = True
-            sounding[begin:end, key] = True
+            frame[begin:up, key] = True
+            sustained[begin:end, key] = True
         struck = near[self._onset[near] >= start]
         place = (self._onset[struck] - start, self._key[struck])
         onset[place] = True
@@ -127,7 +127,7 @@ class PianoRoll:
             self._performance.pedal_at(number, at).astype(np.float32) / np.float32(127)
             for number in (SUSTAIN, UNA_CORDA)
         )
-        return FrameTargets(onset, down, sounding, velocity, *pedals)
+        return FrameTargets(onset, frame, sustained, velocity, *pedals)
 
 
 def crossfade(pieces: list[np.ndarray], starts: list[int], length: int) -> np.ndarray:
@@ -161,7 +161,7 @@ def frames_to_notes(
     Args:
         onset_from: minimum height of an onset peak.
     """
-    times, down = predictions.times, predictions.down
+    times, held = predictions.times, predictions.frame
     step = float(times[1] - times[0]) if len(times) > 1 else 0.0
     padded = np.pad(predictions.onset, ((1, 1), (0, 0)))
     before, at, after = padded[:-2], padded[1:-1], padded[2:]
@@ -175,9 +175,9 @@ def frames_to_notes(
     notes["onset"] = np.maximum(times[steps] + step * np.clip(aside, -0.5, 0.5), 0.0)
 
     # For every step, the next one in which the key is up. In the step of the onset itself the key
-    # may not yet be detected as down.
-    final = len(down) - 1
-    up = np.where(down < HELD_FROM, np.arange(len(down))[:, None], final + 1)
+    # may not yet be detected as held.
+    final = len(held) - 1
+    up = np.where(held < HELD_FROM, np.arange(len(held))[:, None], final + 1)
     next_up = np.minimum.accumulate(up[::-1], axis=0)[::-1]
     last = np.maximum(next_up[np.minimum(steps + 1, final), keys] - 1, steps)
     notes["offset"] = np.maximum(times[last] + step / 2, notes["onset"] + step)

@@ -447,7 +447,7 @@ class RenderCache:
             return
         log(f"{self.synthesizer}: rendering {len(todo):,} performances")
         render = functools.partial(_render, self.synthesizer, self.sample_rate)
-        left = TimeLeft(len(todo), log)
+        left = TimeLeft(len(todo))
         workers = 1 if len(todo) <= _FEW else workers
         for count, _ in enumerate(process_map(render, todo, workers, chunksize=_FEW), 1):
             left(count)

@@ -63,8 +63,8 @@ def hearing(
     Args:
         log_mel_db: (T, mels).
         played: ground truth of its frames.
-        `heard`: the transcription: ``down`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each 0
-            to 1, for S steps of T / S frames.
+        `heard`: the transcription: ``frame`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each
+            0 to 1, for S steps of T / S frames.
     """
     figure, (top, truth, said, pedal) = canvas(9, 8, 4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
     image = _mel_image(top, log_mel_db, front_end, log_mel_db)
@@ -72,11 +72,11 @@ def hearing(
     top.set_title("recording", loc="left")
     end = front_end.seconds(len(log_mel_db))
     extent = (0, end, LOWEST - 0.5, LOWEST + PIANO_KEYS - 0.5)
-    for axes, title, down, onset in (
-        (truth, "reference: keys, onsets brighter", played.down, played.onset),
-        (said, "transcription", heard["down"], heard["onset"]),
+    for axes, title, frame, onset in (
+        (truth, "reference: keys, onsets brighter", played.frame, played.onset),
+        (said, "transcription", heard["frame"], heard["onset"]),
     ):
-        image = _image(axes, 0.5 * down + 0.5 * onset, extent, 0, 1)
+        image = _image(axes, 0.5 * frame + 0.5 * onset, extent, 0, 1)
         axes.set_title(title, loc="left")
         axes.set(ylabel="MIDI pitch", yticks=range(24, 109, 12))
         figure.colorbar(image, ax=axes, label="activation", pad=0.01)

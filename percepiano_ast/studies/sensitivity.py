@@ -510,7 +510,7 @@ def run_sensitivity(
             conditions += [effect.label for effect in EFFECTS]
         rated: list[dict[Any, np.ndarray]] = []
         unchanged: list[dict[Any, bool]] = []
-        left = TimeLeft(len(clips), log, f"{rater.name}: ")
+        left = TimeLeft(len(clips), f"{rater.name}: ")
         for clip in clips:
             ratings, alike = _rate_clip(data, rater, pianos, clip)
             rated.append(dict(zip([None, *clip.edited, *conditions], ratings)))
