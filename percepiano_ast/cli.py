@@ -162,7 +162,6 @@ SET = option(
 EPOCHS = option(0, "Number of epochs; 0: from the preset.", "N")
 PRECISION = option("", "float32, bfloat16 or float16; default: the fastest of the device.", "TYPE")
 ATTENTION = option("", "xla, cudnn or heads; default: the fastest of the device.", "KERNEL")
-DISTRIBUTED = flag("--distributed", "Run on several hosts (TPU pod, SLURM, MPI), started alike.")
 INIT = option(
     "ssast",
     f"Initial encoder: {', '.join(PRETRAININGS)} (pre-training of this run), scratch, audioset,"
@@ -381,7 +380,9 @@ def pretrain(
     fsdp: bool = flag("--fsdp", "Shard parameters over the devices."),
     precision: str = PRECISION,
     attention: str = ATTENTION,
-    distributed: bool = DISTRIBUTED,
+    distributed: bool = flag(
+        "--distributed", "One of several processes (TPU pod, SLURM, MPI), all started alike."
+    ),
     check_memory: list[str] = option(
         [],
         "Instead compile for a target, v5e-1, v6e-1, v5e-8 or v3-8, and report whether the"
@@ -394,10 +395,10 @@ def pretrain(
 
     run = run_of(preset, out, store).for_pretraining(pretraining)
     run = run.changed("pretrain", epochs=epochs, batch_size=batch_size)
-    execution = {"precision": precision, "accumulate": accum_steps, "remat": remat}
-    run = run.changed("execution", **execution, attention=attention, shard_params=fsdp or None)
+    compute = {"precision": precision, "accum_steps": accum_steps, "remat": remat}
+    run = run.changed("compute", **compute, attention=attention, fsdp=fsdp or None)
     if not check_memory:
-        pipeline.pretrain(run)
+        pipeline.pretrain(run, distributed=distributed)
         return
     from percepiano_ast.training import dryrun
 
@@ -416,7 +417,6 @@ def finetune(
     settings: list[str] = SET,
     precision: str = PRECISION,
     attention: str = ATTENTION,
-    distributed: bool = DISTRIBUTED,
     ratings: str = option(
         "", "Custom ratings: a clip column, a group column and ratings; or demo.", "CSV"
     ),
@@ -433,7 +433,7 @@ def finetune(
     run, custom = run_of(preset, out, store), any((ratings, recordings, group, dimensions))
     run = pipeline.few_shot_run(run) if custom else run
     run = run.changed("finetune", epochs=epochs).switched(settings)
-    run = run.changed("execution", precision=precision, attention=attention)
+    run = run.changed("compute", precision=precision, attention=attention)
     if custom:
         given = pipeline.custom_source(run, recordings, ratings, group)
         found = pipeline.finetune_custom(

@@ -296,7 +296,7 @@ def _stages(
 
 def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
     pretrain = dataclasses.replace(preset.pretrain, seed=seed)
-    heads = dataclasses.replace(preset.finetune, seed=seed, unseen=given.unseen)
+    heads = dataclasses.replace(preset.finetune, seed=seed, held_out_synthesizer=given.unseen)
     preset = dataclasses.replace(preset, pretrain=pretrain, finetune=heads)
     return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
 

@@ -63,6 +63,7 @@ def package_model(
             " any gain, run preprocess --normalize-loudness into another directory"
         )
     transcribed = transcribe_clips(rated, embed=False)
+    unseen = frozen.held_out_synthesizer
     settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": unseen}
     home = lock_config(run.root / "packaged", settings)
     data = regression_data(rated, transcribed, percepiano_source(run, folder), home)

@@ -39,6 +39,9 @@ INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
 INITS |= {name: other.label for name, other in ENCODERS.items()}
 
 
+OLD_SETTINGS = {"heard": "transcription_features", "unseen": "held_out_synthesizer"}
+
+
 @dataclass(frozen=True)
 class Run:
     """A preset, an output directory, and a pre-training (see ``config.PRETRAININGS``).
@@ -128,6 +131,7 @@ class Run:
         config = self.preset.finetune
         for pair in pairs:
             name, equals, text = pair.partition("=")
+            name = OLD_SETTINGS.get(name, name)
             kind = type(lookup(vars(config), name, "switch"))
             if not equals or kind is tuple:
                 raise InputError(f"{pair!r} does not have the form NAME=VALUE with a single value")

@@ -60,9 +60,15 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
     return maestro.preprocess(*given, simulated=simulated, **options)
 
 
-def pretrain(run: Run, save_minutes: float = SAVE_MINUTES) -> pd.DataFrame:
-    """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch."""
-    mesh.initialize()
+def pretrain(
+    run: Run, save_minutes: float = SAVE_MINUTES, distributed: bool = False
+) -> pd.DataFrame:
+    """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
+
+    Args:
+        distributed: whether this is one of several processes, see `mesh.initialize`.
+    """
+    mesh.initialize(distributed)
     preset, n_frames = run.preset, run.preset.model.n_frames
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
@@ -91,7 +97,7 @@ def pretrain(run: Run, save_minutes: float = SAVE_MINUTES) -> pd.DataFrame:
         description={"data": train.metadata["licence"]}
         | ({"descriptors": targets.description} if targets else {}),
         num_descriptors=len(WINDOW_FEATURES) if targets else 0,
-        execution=preset.compute,
+        compute=preset.compute,
         save_minutes=save_minutes,
     )
     return pd.DataFrame(rows)
@@ -381,6 +387,7 @@ def finetune(run: Run, init: str = "ssast", source: str = "") -> pd.DataFrame:
     Args:
         init, source: see `load_encoder`.
     """
+    mesh.initialize()
     start, config = load_encoder(run, init, source), config_for(run, init)
     rated, metadata = rated_clips_of(run, start, config)
     settings = {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}
