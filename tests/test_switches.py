@@ -49,7 +49,7 @@ def material() -> CrossValidation:
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), Path("nowhere"))
     start = EncoderInit("ast-test", MODEL, FRONT_END, STATISTICS)
     clips = RatedClips([], names, np.full(96, "builtin"), ratings)
-    found = CrossValidation(run, start, config, clips, FRONT_END, index, log=lambda line: None)
+    found = CrossValidation(run, start, config, clips, FRONT_END, index)
     found.__dict__["embeddings"] = embeddings
     return found
 

@@ -10,6 +10,7 @@ of MAESTRO's 108 GB.
 
 import dataclasses
 import io
+import logging
 import os
 import platform
 import sys
@@ -32,7 +33,7 @@ from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import echo, lock_config, show_progress, write_json
+from percepiano_ast.files import lock_config, show_progress, write_json
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
@@ -48,6 +49,8 @@ from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone needs no installation
 
+
+logger = logging.getLogger("percepiano_ast.reproduce")
 
 # --- Recordings of ASAP ---------------------------------------------------------------------------
 
@@ -89,7 +92,6 @@ def render_archive(
     synthesizers: list[str],
     workers: int = 1,
     seed: int = 0,
-    log: Callable[[str], None] = print,
 ) -> Path:
     """Render about ``hours`` of performances, pieces in random order, one performance of each piece
     before a second.
@@ -111,17 +113,17 @@ def render_archive(
     # `preprocess` excludes them too, but here they would use up part of the hours.
     names = zip(table["composer"], table["title"])
     rated = np.array([maestro.is_percepiano_work(*work) for work in names])
-    log(f"  {rated.sum()} performances of PercePiano's works excluded")
+    logger.info(f"  {rated.sum()} performances of PercePiano's works excluded")
     rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
     number = pd.Series(pd.factorize(piece)[0])
     rows["split"] = (number % 12).map({10: "validation", 11: "test"}).fillna("train")
     rows["turn"] = piece.groupby(piece).cumcount()
-    chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours, log)
+    chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours)
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
         its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
-        piano.prepare(its, workers, log)
+        piano.prepare(its, workers)
 
     def recordings() -> Iterator[tuple]:
         for (row, performance), piano in zip(chosen, pianos):
@@ -135,7 +137,7 @@ def render_archive(
     return maestro.write_archive(path, recordings(), SAMPLE_RATE)
 
 
-def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
+def _chosen(rows: pd.DataFrame, files: dict, hours: float) -> list[tuple]:
     """The first rows, with their performances, that add up to ``hours``."""
     seconds, skipped, chosen = 0.0, 0, []
     for row in rows.itertuples():
@@ -149,11 +151,11 @@ def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
             synth.check_length(performance, name)
         except InputError as error:
             skipped += 1
-            log(f"  skipped {name}: {error}")
+            logger.info(f"  skipped {name}: {error}")
             continue
         seconds += synth.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
         chosen.append((row, performance))
-    log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
+    logger.info(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
     return chosen
 
 
@@ -207,11 +209,7 @@ class Experiment:
 
 
 def run_experiment(
-    preset: Preset,
-    out: str | Path,
-    experiment: Experiment,
-    minutes: float = 0.0,
-    log: Callable[[str], None] = echo,
+    preset: Preset, out: str | Path, experiment: Experiment, minutes: float = 0.0
 ) -> Path | None:
     """Run all stages that are not complete; returns the report, or None if the time limit was
     reached before.
@@ -237,15 +235,15 @@ def run_experiment(
         settings["experiment"].pop(name)
     lock_config(out, settings)
     save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
-    for name, stage in _stages(preset, out, experiment, save_minutes, log):
+    for name, stage in _stages(preset, out, experiment, save_minutes):
         if minutes and time.monotonic() - begun > 60 * minutes:
-            log(
+            logger.info(
                 f"time limit of {minutes:g} minutes reached before: {name}. Run the same command"
                 " again to continue"
             )
             return None
         started = time.monotonic()
-        log(f"== {name}")
+        logger.info(f"== {name}")
         made = stage()
         if (seconds := time.monotonic() - started) > 1:  # the stage was not complete
             row = {"stage": name, "minutes": round(seconds / 60, 2), "machine": _machine()}
@@ -255,19 +253,18 @@ def run_experiment(
 
 
 def _stages(
-    preset: Preset, out: Path, given: Experiment, save_minutes: float, log
+    preset: Preset, out: Path, given: Experiment, save_minutes: float
 ) -> Iterator[tuple[str, Callable]]:
     first = _run(preset, out, given, given.seeds[0])
     clips = dataclasses.replace(first, root=out, clips=None)
-    folder = str(steps.percepiano_source(clips, given.percepiano, log))
+    folder = str(steps.percepiano_source(clips, given.percepiano))
     archive = out / "asap.zip"
     if not archive.exists():
-        options = {"hours": given.hours, "synthesizers": [*given.voices]}
-        options |= {"workers": workers(), "log": log}
+        options = {"hours": given.hours, "synthesizers": [*given.voices], "workers": workers()}
         yield "render performances", partial(render_archive, given.midi, archive, **options)
     yield "shards for pre-training", lambda: steps.preprocess_maestro(first, str(archive))
     pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
-    made = partial(steps.preprocess_percepiano, clips, folder, pianos, log=log)
+    made = partial(steps.preprocess_percepiano, clips, folder, pianos)
     yield "shards of rated clips", made
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
@@ -275,23 +272,21 @@ def _stages(
             heads, epochs = run, given.epochs.get(start, 0)
             if start in PRETRAININGS:
                 longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
-                pretrain = partial(steps.pretrain, longer, log, save_minutes)
+                pretrain = partial(steps.pretrain, longer, save_minutes)
                 yield f"pre-train {start}, seed {seed}", pretrain
             else:
                 heads = run.changed("finetune", epochs=epochs)
-            yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start, log)
+            yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start)
             if start in given.judged:
-                fitted = partial(
-                    fit_regressors, run, start, folder, protocols=given.protocols, log=log
-                )
+                fitted = partial(fit_regressors, run, start, folder, protocols=given.protocols)
                 yield f"regress {start}, seed {seed}", fitted
     if given.judged:
-        yield "package", lambda: _package(first, given, folder, pianos, log)
+        yield "package", lambda: _package(first, given, folder, pianos)
     settings = BaselineOptions(
         given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers()
     )
-    yield "baselines", lambda: run_baselines(folder, out / "baselines", settings, log)
-    yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
+    yield "baselines", lambda: run_baselines(folder, out / "baselines", settings)
+    yield "results", lambda: _results(out, given, percepiano.is_simulated(folder))
 
 
 def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
@@ -301,15 +296,15 @@ def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
     return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
 
 
-def _rated(run: Run, start: str, log) -> None:
+def _rated(run: Run, start: str) -> None:
     """Predictions of the rating heads, unless they exist."""
     done = run.root / f"rated_{start}.json"
     if not done.exists():
-        made = steps.finetune(run, start, log=log)
+        made = steps.finetune(run, start)
         write_json(done, {"models": sorted(made["model"].unique())})
 
 
-def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...], log) -> None:
+def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]) -> None:
     """The first encoder of ``judged`` as a file, and a rating model on clips of equal loudness,
     with its predictions."""
     out, start = first.root.parent, given.judged[0]
@@ -322,14 +317,14 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
         # for the uncertainty alone
         rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []
-        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
+        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
-        Transcriber.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
-        package_model(level, start, model, folder=folder, source=str(ear), log=log)
+        Transcriber.open(pretrained).write(ear, {"pretraining": start, "seed": given.seeds[0]})
+        package_model(level, start, model, folder=folder, source=str(ear))
 
 
-def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
+def _results(out: Path, given: Experiment, simulated: bool) -> Path:
     """One file of predictions per protocol, and the report on all of them."""
     home = out / "results"
     home.mkdir(exist_ok=True)
@@ -353,7 +348,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     # Score-informed models skip clips that do not match their score; the report lists them.
     options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
     made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
-    log(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
+    logger.info(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
     return made
 
 
