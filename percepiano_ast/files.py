@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -99,6 +100,20 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write JSON in one step, see `atomic`."""
     write_atomic(path, json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, deleted afterwards; those of killed processes are deleted first."""
+    for path in Path(tempfile.gettempdir()).glob("percepiano_*_*"):
+        try:
+            os.kill(int(path.name.split("_")[1]), 0)  # signal 0 tests whether a process exists
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (ValueError, OSError, OverflowError):  # not ours, or of another user
+            pass
+    with tempfile.TemporaryDirectory(prefix=f"percepiano_{os.getpid()}_") as folder:
+        yield Path(folder)
 
 
 def sha256_of(*parts: Path | str | bytes | np.ndarray) -> str:
