@@ -121,7 +121,7 @@ def render_archive(
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
         its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
-        piano.prepare(its, workers, log)
+        piano.prepare(its, workers)
 
     def recordings() -> Iterator[tuple]:
         for (row, performance), piano in zip(chosen, pianos):
