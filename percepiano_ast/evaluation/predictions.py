@@ -1,9 +1,9 @@
 """The predictions table, the only input of evaluation, and the index of clips.
 
-A predictions table has one row per clip and dimension: ``model, protocol, seed, fold, clip,
-dimension, rating, prediction`` and optionally ``uncertainty`` (a standard deviation, in all rows of
-a run). A *run* is one (model, protocol, seed). The index lists the clips, their segments and
-content groups, and the fold in which each protocol holds them out.
+A predictions table has one row per clip and dimension, with the columns ``COLUMNS`` and optionally
+``uncertainty`` (a standard deviation, in all rows of a run). A *run* is one (model, protocol,
+seed). The index lists the clips, their segments and content groups, and the fold in which each
+protocol holds them out.
 """
 
 import gzip
@@ -42,8 +42,8 @@ class RunPredictions(NamedTuple):
     """Predictions of one (model, protocol, seed): arrays with one row per clip, in the order of the
     index.
 
-    ``rating``, ``prediction`` and ``uncertainty`` are (clips, 19) in the order of ``KEYS``;
-    ``uncertainty`` is NaN if the run has none.
+    ``rating``, ``prediction`` and ``uncertainty`` (NaN if the run has none) are (clips, 19) in the
+    order of ``KEYS``.
     """
 
     model: str
@@ -61,14 +61,14 @@ class RunPredictions(NamedTuple):
     @property
     def name(self) -> tuple[str, str, int]:
         """Model, protocol and seed."""
-        return self.model, self.protocol, self.seed
+        return self[:3]
 
     def take(self, rows: np.ndarray) -> "RunPredictions":
         """The clips at ``rows`` (positions or a mask)."""
-        return RunPredictions(*self[:3], *(column[rows] for column in self[3:]))
+        return RunPredictions(*self.name, *(column[rows] for column in self[3:]))
 
 
-# ---------------------------------------------------------------- CSV files from anyone
+# --- Untrusted CSV files --------------------------------------------------------------------------
 
 
 def read_limited(path: str | Path) -> bytes:
@@ -105,12 +105,11 @@ def read_csv(path, what: str) -> pd.DataFrame:
         raise InputError(f"{path} is not a readable CSV file ({error}); write it again.") from None
 
 
-# ---------------------------------------------------------------- index and protocols
+# --- Index and protocols --------------------------------------------------------------------------
 
 
 def fold_column(protocol: str) -> str:
-    """Name of the index column with a protocol's folds; a negative fold means that the clip is
-    never held out."""
+    """Name of the index column with a protocol's folds; a negative fold is never held out."""
     return protocol if protocol.startswith("upstream_") else f"fold_{protocol}"
 
 
@@ -134,28 +133,29 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     missing = [column for column in required if column not in index.columns]
     if missing or not folds:
         raise InputError(
-            f"{name} lacks the columns {missing or ['fold_<protocol>']}; it needs clip, segment,"
-            " content_group, human and a fold_* column per protocol."
+            f"{name} lacks the columns {missing or ['fold_<protocol>']}; give"
+            f" {', '.join(required)} and a fold_* column per protocol."
         )
     if (empty := index[required + folds].isna().any(axis=1)).any():
         raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
+
+    def refuse(wrong: pd.Series, column: str, message: str) -> None:
+        if wrong.any():
+            raise InputError(f"{name}{message.format(index[column][wrong].iloc[0])}")
+
     index["clip"] = index["clip"].str.strip()
-    if (wrong := index["clip"].duplicated()).any():
-        clip = index["clip"][wrong].iloc[0]
-        raise InputError(f"{name} lists clip {clip!r} twice; keep one line per clip.")
-    if (wrong := ~index["human"].isin(["True", "False"])).any():
-        value = index["human"][wrong].iloc[0]
-        raise InputError(f"{name}: human is {value!r}; write True or False.")
+    repeated = " lists clip {!r} twice; keep one line per clip."
+    refuse(index["clip"].duplicated(), "clip", repeated)
+    not_boolean = ~index["human"].isin(["True", "False"])
+    refuse(not_boolean, "human", ": human is {!r}; write True or False.")
     index["human"] = index["human"] == "True"
     for column in folds:
         numbers = pd.to_numeric(index[column], errors="coerce")
-        if (wrong := ~(numbers % 1 == 0)).any():
-            value = index[column][wrong].iloc[0]
-            raise InputError(f"{name}: {column} is {value!r}; write whole numbers.")
+        refuse(~(numbers % 1 == 0), column, f": {column} is {{!r}}; write whole numbers.")
         index[column] = numbers.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
-    if (groups > 1).any():
-        segment, n = groups.idxmax(), groups.max()
+    if (n := groups.max()) > 1:
+        segment = groups.idxmax()
         raise InputError(f"{name}: segment {segment!r} is in {n} content groups; put it into one.")
     return index
 
@@ -190,7 +190,7 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
     return held_out
 
 
-# ---------------------------------------------------------------- read and validate predictions
+# --- Read and validate predictions ----------------------------------------------------------------
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
@@ -331,11 +331,8 @@ def validate_predictions(
 
 
 def check_ratings(predictions: pd.DataFrame) -> None:
-    """Compare the ratings of a validated predictions table of PercePiano's clips with those that
-    PercePiano published.
-
-    The checksum of a clip is the sum of the 19 ratings, each times a weight from 1 to 2. The
-    ratings cannot be recovered from it. A cryptographic hash would reject rounded ratings.
+    """Compare the ratings of a validated predictions table with those that PercePiano published, by
+    checksums: sums of the 19 ratings times `WEIGHTS`, from which no rating can be recovered.
 
     Raises:
         InputError: a clip's ratings differ by more than rounding to three decimals.
@@ -353,12 +350,8 @@ def check_ratings(predictions: pd.DataFrame) -> None:
 
 
 def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[RunPredictions]:
-    """Split a predictions table into runs, sorted by model, protocol and seed, with clips in the
-    order of the index.
-
-    Raises:
-        InputError: see ``validate_predictions``; runs may be partial.
-    """
+    """Split a predictions table, which may be partial, into runs, sorted by model, protocol and
+    seed; raises as `validate_predictions`."""
     table = validate_predictions(predictions, index, partial=True)
     if "uncertainty" not in table.columns:
         table["uncertainty"] = np.nan
@@ -370,12 +363,12 @@ def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[RunPredictions]
         names = ["segment", "content_group", "human", fold_column(protocol)]
         columns = [facts.loc[wide.index, name].to_numpy() for name in names]
         values = [wide[name][list(KEYS)].to_numpy(float) for name in numbers]
-        clips = wide.index.to_numpy()
-        result.append(RunPredictions(model, protocol, int(seed), clips, *columns, *values))
+        run = model, protocol, int(seed)
+        result.append(RunPredictions(*run, wide.index.to_numpy(), *columns, *values))
     return result
 
 
-# ---------------------------------------------------------------- make and write predictions
+# --- Make and write predictions -------------------------------------------------------------------
 
 
 def to_table(
@@ -393,9 +386,9 @@ def to_table(
         run: model, protocol and seed.
         fold: of each clip that the protocol evaluates; other clips are excluded.
         clips: clip name of each rendering, (n,).
-        ratings, rated: (n, K) in the order of ``dimensions``: human ratings and predictions.
-        uncertainty: (n, K) standard deviations, written as a further column. Those of a clip's
-            renderings are averaged without shrinkage: their errors are not independent.
+        ratings, rated: human ratings and predictions, (n, ``dimensions``).
+        uncertainty: (n, ``dimensions``), a further column. A clip's is the plain mean over its
+            renderings, whose errors are not independent.
     """
     table = pd.DataFrame(ratings, columns=dimensions).groupby(clips).first()
     table = table.stack().rename("rating").to_frame()
@@ -411,18 +404,13 @@ def to_table(
 
 
 def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
-    """The mean over seeds as a separate model, for every model in ``table`` with several seeds,
-    under each protocol.
-
-    Args:
-        table: in ``COLUMNS``.
-        word: part of the model names after which ``-ensemble`` is inserted; the lowest seed is used
-            as seed.
+    """The mean over seeds as a separate model, for every model with several seeds, under each
+    protocol; its name has ``-ensemble`` after ``word``, its seed is the lowest.
 
     Raises:
         InputError: the seeds of a model rated different clips.
     """
-    kept = [table.iloc[:0][COLUMNS]]
+    tables = [table.iloc[:0][COLUMNS]]
     for (model, protocol), part in table.groupby(["model", "protocol"]):
         if (seeds := part["seed"].nunique()) < 2:
             continue
@@ -435,12 +423,11 @@ def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
                 "Finish the missing seed, or exclude it."
             )
         name = model.replace(word, f"{word}-ensemble")
-        kept.append(one.assign(model=name, protocol=protocol, seed=part["seed"].min())[COLUMNS])
-    return pd.concat(kept, ignore_index=True)
+        tables.append(one.assign(model=name, protocol=protocol, seed=part["seed"].min())[COLUMNS])
+    return pd.concat(tables, ignore_index=True)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a predictions table atomically; gzipped without timestamp if the name ends with
-    ``.gz``."""
+    """Write a predictions table atomically; gzipped if the name ends with ``.gz``."""
     content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n").encode()
     write_atomic(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
