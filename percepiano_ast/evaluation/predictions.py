@@ -132,10 +132,7 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     required = ["clip", "segment", "content_group", "human"]
     missing = [column for column in required if column not in index.columns]
     if missing or not folds:
-        raise InputError(
-            f"{name} lacks the columns {missing or ['fold_<protocol>']}; give"
-            f" {', '.join(required)} and a fold_* column per protocol."
-        )
+        raise InputError(f"{name} lacks the columns {missing or ['fold_<protocol>']}; add them.")
     if (empty := index[required + folds].isna().any(axis=1)).any():
         raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
 
@@ -170,22 +167,21 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
     column = fold_column(protocol)
     if column not in index.columns:
         raise InputError(
-            f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))}, "
-            "or give the index of these predictions with --index."
+            f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))},"
+            " or give another index with --index."
         )
     held_out = index[index[column] >= 0]
     if (folds := held_out[column].nunique()) < 2:
         raise InputError(
-            f"protocol {protocol!r} has {folds or 'no'} fold in the index, which leaves no training"
-            " data. Assign the clips to at least two folds."
+            f"protocol {protocol!r} has {folds or 'no'} fold in the index; give at least two."
         )
     crossing = held_out.groupby("content_group")[column].unique()
     crossing = crossing[crossing.str.len() > 1]
     if protocol in UNSEEN_MUSIC and len(crossing):
         folds = " and ".join(map(str, sorted(crossing.iloc[0])[:2]))
         raise InputError(
-            f"content group {crossing.index[0]!r} is in folds {folds} of protocol {protocol!r}: its"
-            " music would leak from training into evaluation. Put the group into one fold."
+            f"content group {crossing.index[0]!r} is in folds {folds} of protocol {protocol!r}, so"
+            " its music would leak into training. Put the group into one fold."
         )
     return held_out
 
@@ -194,8 +190,7 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Read ``predictions*.csv`` or ``.csv.gz`` and check columns and values (for coverage see
-    ``validate_predictions``).
+    """Read a predictions table and check columns and values (coverage: `validate_predictions`).
 
     Raises:
         InputError: missing file, invalid CSV or invalid value; names the line.
@@ -204,8 +199,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
-    """Check columns, types and ranges of a predictions table; ``where(row)`` names a row in
-    messages."""
+    """Check columns, types and ranges of a table; ``where(row)`` names a row in messages."""
 
     def refuse(wrong: pd.Series, name: str, action: str):
         if wrong.any():
@@ -221,8 +215,7 @@ def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
     for name in ("model", "protocol", "clip", "dimension"):
         refuse(table[name].isna(), name, "write a name")
         table[name] = table[name].astype(str).str.strip()
-    known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`, which"
-    known += " trains and evaluates"
+    known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`"
     refuse(~table["dimension"].isin(KEYS), "dimension", known)
     for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
         if name not in table.columns:
@@ -256,8 +249,7 @@ def validate_predictions(
     """Check a predictions table against an index and return it with clean types.
 
     Without ``index``, PercePiano's is used and the ratings must be those that PercePiano published.
-    Predictions may be outside 0 to 1; ratings may not. Without ``partial``, each run must cover
-    every clip that its protocol holds out. Folds must always match the index.
+    Without ``partial``, each run must cover every clip that its protocol holds out.
 
     Raises:
         InputError: anything that would make a metric wrong; names the value and the next action.
@@ -269,14 +261,14 @@ def validate_predictions(
     folds = table.groupby(clip_of_run)["fold"].nunique()
     if (folds > 1).any():
         raise InputError(
-            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; keep only the fold"
-            " that was held out from training."
+            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; give the held-out"
+            " one."
         )
     if (repeated := table.duplicated([*clip_of_run, "dimension"])).any():
         row = table[repeated].iloc[0]
         raise InputError(
-            f"{describe(row[clip_of_run])}: {row['dimension']} is predicted twice, probably because"
-            " two files contain the same run. Give it once, or change the model name or seed."
+            f"{describe(row[clip_of_run])}: {row['dimension']} is predicted twice. Give each run"
+            " once, or change the model name or seed."
         )
     counts = table.groupby(clip_of_run)["dimension"].count()
     if (counts < len(KEYS)).any():
@@ -292,16 +284,15 @@ def validate_predictions(
         given = table["uncertainty"].notna().groupby([table[name] for name in RUN]).mean()
         if (some := (given > 0) & (given < 1)).any():
             raise InputError(
-                f"{describe(some.idxmax())} has an uncertainty in some rows only; give it in all"
-                " rows of a run or in none."
+                f"{describe(some.idxmax())} has an uncertainty in some rows only; give all or none."
             )
     same = table.groupby(["clip", "dimension"])["rating"]
     spread = same.max() - same.min()
     if (spread > _SAME_RATING).any():
         clip, dimension = spread.idxmax()
         raise InputError(
-            f"clip {clip!r} has ratings of {dimension} that differ by {spread.max():.3f} between"
-            " runs; evaluate only runs with the same labels together."
+            f"clip {clip!r}: ratings of {dimension} differ by {spread.max():.3f} between runs;"
+            " evaluate only runs with the same labels together."
         )
 
     # Clips are in the index, in the fold of the index, and (unless ``partial``) complete.
@@ -322,8 +313,7 @@ def validate_predictions(
             if (lacking := sorted(held_out - set(clips))) and not partial:
                 raise InputError(
                     f"{describe(run)} covers {len(held_out) - len(lacking)} of {len(held_out)}"
-                    f" held-out clips; first missing: {lacking[0]!r}. Finish its folds, or evaluate"
-                    " with --partial."
+                    f" held-out clips, not {lacking[0]!r}. Finish its folds, or give --partial."
                 )
     if index is None:
         check_ratings(table)
@@ -344,8 +334,8 @@ def check_ratings(predictions: pd.DataFrame) -> None:
     if (wrong := off > _ROUNDING * WEIGHTS.sum()).any():
         raise InputError(
             f"the ratings of {wrong.sum()} of {len(found)} clips differ from those that PercePiano"
-            f" published, {off.idxmax()!r} the most. Use the label file at the root of PercePiano"
-            " (means divided by 7), or give your own index with --index."
+            f" published, {off.idxmax()!r} the most. Use PercePiano's label file (means divided by"
+            " 7), or give another index with --index."
         )
 
 
