@@ -503,9 +503,9 @@ def run_sensitivity(
             others = [performance for clip in clips for performance in clip.edited.values()]
             where, rate = out / "renderings", rater.sample_rate
             pianos = [RenderCache(where, name, rate) for name in options.synthesizers]
-            pianos[0].prepare(originals + others, options.workers, log)
+            pianos[0].prepare(originals + others, options.workers)
             for piano in pianos[1:]:
-                piano.prepare(originals, options.workers, log)
+                piano.prepare(originals, options.workers)
                 conditions.append(f"piano {piano.synthesizer}")
             conditions += [effect.label for effect in EFFECTS]
         rated: list[dict[Any, np.ndarray]] = []
@@ -669,7 +669,7 @@ class _Data:
             features = _features(model, takes)
         else:
             piano = RenderCache(self.out / "renderings", self.options.synthesizer, SAMPLE_RATE)
-            piano.prepare(takes, self.options.workers, self.log)
+            piano.prepare(takes, self.options.workers)
             self.log(f"{model}: extracting features of {len(clips):,} clips")
             features = self.cached(
                 [code, *(piano.path(take).name for take in takes)],
