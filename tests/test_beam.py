@@ -55,14 +55,9 @@ def beam(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("beam")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     pip = [place / "bin" / "python", "-m", "pip", "install", "--quiet"]
-    requirements = REPOSITORY / "requirements.txt"
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    subprocess.run(
-        [*pip, "-r", requirements, "gcsfs==2025.3.0", "apache-beam>=2.77"],
-        check=True,
-        env=environment,
-    )
-    subprocess.run([*pip, "--no-deps", "-e", REPOSITORY], check=True, env=environment)
+    package = f"{REPOSITORY}[beam]"
+    subprocess.run([*pip, "-e", package, "gcsfs==2025.3.0"], check=True, env=environment)
     return place / "bin" / "python"
 
 

@@ -81,8 +81,11 @@ def read_score(path: str | Path) -> Score:
     reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
     try:
         rows, metres, keys, tempi, remarks = reader(path)
-    except ImportError:  # music21 is missing: not a fault of the file
-        raise
+    except ImportError as error:
+        raise InputError(
+            f'{path}: reading MusicXML needs music21. Run pip install "percepiano_ast[formats]", or'
+            " give the score as MIDI."
+        ) from error
     except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
         reason = str(error) or type(error).__name__
         raise InputError(
