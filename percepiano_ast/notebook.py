@@ -176,7 +176,7 @@ def transcribed(run: Run) -> Figure | None:
     quantized = codes.dtype == np.uint8
     levels = audio.dequantize(codes, held_out.front_end) if quantized else codes.astype(np.float32)
     played = frame_targets(performance, start, len(codes), held_out.front_end)
-    return plots.hearing(levels, played, said._asdict(), held_out.front_end)
+    return plots.transcription(levels, played, said, held_out.front_end)
 
 
 def rated_data(folder: str | Path) -> dict:
@@ -318,7 +318,6 @@ def explained(run: Run, dimension: str) -> Figure:
     return explain_plots.attribution_map(
         level,
         explanation.map,
-        hertz=audio.band_centres(front_end),
         front_end=front_end,
         dimension=dimension,
         marked=(start, stop),
