@@ -230,7 +230,7 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
         fold / "model": 1,
     }.items():
         assert len(pd.read_csv(home.parent / "history.csv")) == 2
-        assert len(list(home.glob("step_*.tar"))) == files
+        assert len(list(home.glob("step_*.safetensors"))) == files
 
 
 def test_status_finds_all_of_the_demo_whole(demo):
