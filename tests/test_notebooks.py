@@ -246,7 +246,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
     wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
-    assert set(trained["integrity"]) == {"intact (marker)"} and set(trained["epoch"]) == {1, 2}
+    assert set(trained["integrity"]) == {"intact (manifest)"} and set(trained["epoch"]) == {1, 2}
     assert rows["integrity"].str.match(r"intact|$").all()
 
 
