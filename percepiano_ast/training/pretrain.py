@@ -497,7 +497,7 @@ def pretrain(
         FloatingPointError: loss, gradient or update is not finite; the message names the step and
             the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: training is complete, but the last checkpoint or the history could not be
+        StorageError: training is complete, but the last checkpoint or the history could not be
             saved.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
@@ -513,7 +513,7 @@ def pretrain(
     run = Pretraining(model, config, front_end, statistics, steps, compute, layout, num_descriptors)
     log = log if mesh.is_lead() else lambda line: None
     try:
-        with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
+        with Checkpoints(f"{store or directory}/checkpoints") as checkpoints:
             loop = Loop(run, directory, claimed, checkpoints, save_minutes, log)
             rows = loop.run_epochs(batches, steps_per_epoch, validation)
         if loop.history:
