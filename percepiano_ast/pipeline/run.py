@@ -192,7 +192,7 @@ def load_encoder(
     """
     lookup(INITS, init, "start of the encoder")
     if init == "audioset":
-        folder = source or weights.fetch_audioset(run.root / "weights" / "audioset", log=log)
+        folder = source or weights.fetch_audioset(run.root / "weights" / "audioset")
         found = weights.read_weights(folder)
         sizes = {(size.width, size.depth): name for name, size in MODELS.items()}
         encoder = found.params["encoder"]
