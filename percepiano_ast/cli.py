@@ -164,10 +164,10 @@ def _pretrain(arguments):
 
     run = run_of(arguments).for_pretraining(arguments.pretraining)
     run = run.changed("pretrain", epochs=arguments.epochs, batch_size=arguments.batch_size)
-    names = ("precision", "accumulate", "remat", "attention", "shard_params")
-    run = run.changed("execution", **{name: getattr(arguments, name) for name in names})
+    names = ("precision", "accum_steps", "remat", "attention", "fsdp")
+    run = run.changed("compute", **{name: getattr(arguments, name) for name in names})
     if not arguments.dry_run:
-        pipeline.pretrain(run)
+        pipeline.pretrain(run, distributed=arguments.distributed)
         return
     from percepiano_ast.training import dryrun
 
@@ -181,7 +181,7 @@ def _finetune(arguments):
     run, own = run_of(arguments), (arguments.ratings, arguments.recordings, arguments.group)
     custom = any((*own, arguments.dimensions))
     run = _rating_settings(pipeline.few_shot_run(run) if custom else run, arguments)
-    run = run.changed("execution", precision=arguments.precision, attention=arguments.attention)
+    run = run.changed("compute", precision=arguments.precision, attention=arguments.attention)
     if custom:
         given = pipeline.custom_source(
             run, arguments.recordings, arguments.ratings, arguments.group
@@ -297,12 +297,16 @@ def _add_steps(add) -> None:
     )
     _add_epochs(option)
     option("--batch-size", "batch size over all devices (default: from the preset)", default=0)
-    option("--accumulate", "micro-batches per batch (default: 1)", default=0)
+    option("--accum-steps", "micro-batches per batch (default: 1)", default=0)
+    option("--accumulate", argparse.SUPPRESS, default=0, dest="accum_steps")
     remat = {"action": argparse.BooleanOptionalAction, "default": None}
     option("--remat", "recompute activations to save memory", **remat)
     text = "shard parameters over the devices"
-    option("--shard-params", text, default=None, action="store_true")
+    option("--fsdp", text, default=None, action="store_true")
+    option("--shard-params", argparse.SUPPRESS, default=None, action="store_true", dest="fsdp")
     _add_precision(option)
+    text = "this process is one of several (TPU pod, srun, mpirun, JAX_COORDINATOR_ADDRESS)"
+    option("--distributed", text, default=False)
     text = "compile for the targets and report whether the model fits"
     option("--dry-run", text, default=False)
     text = "targets of --dry-run: v5e-1, v6e-1, v5e-8, v3-8 (default: v5e-1)"
@@ -336,7 +340,7 @@ def _add_steps(add) -> None:
     option("--protocol", "protocols of the index (default: all)", "P", [])
     text = "instead: learning curve over passages, players and clips"
     option("--curve", text, default=False)
-    add_set(option, "seed=1 or unseen=timgm6mb")
+    add_set(option, "seed=1 or held_out_synthesizer=timgm6mb")
 
     option = add(
         "package",
@@ -346,7 +350,7 @@ def _add_steps(add) -> None:
     )
     _add_ear(option)
     option("--to", "output .safetensors file (default: that of the package)", "FILE")
-    add_set(option, "unseen=timgm6mb")
+    add_set(option, "held_out_synthesizer=timgm6mb")
 
     text = "Ablations of the rating heads on the frozen encoder, one setting at a time."
     option = add("switches", _switches, text)

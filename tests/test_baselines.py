@@ -500,8 +500,8 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
         pipeline.predict_baselines(changed, lambda line: None)
         return demo_run.predictions("audio-stats").read_bytes()
 
-    both, without = said(), said(unseen="timgm6mb")
+    both, without = said(), said(held_out_synthesizer="timgm6mb")
     heard = pd.read_csv(path)
     heard.loc[heard["synthesizer"] == "timgm6mb", heard.columns[2:]] = 0.0
     heard.to_csv(path, index=False)
-    assert both != without == said(unseen="timgm6mb")
+    assert both != without == said(held_out_synthesizer="timgm6mb")

@@ -20,7 +20,7 @@ from percepiano_ast.pipeline import regress, steps
 from percepiano_ast.pipeline.run import INITS, EncoderInit, Run, transcribes
 
 CLIPS, PIANOS = 24, ("builtin", "other")
-QUIET = dataclasses.replace(FINETUNE, unseen="other")
+QUIET = dataclasses.replace(FINETUNE, held_out_synthesizer="other")
 
 
 class Listener:
@@ -187,7 +187,9 @@ def test_the_choice_is_made_by_the_training_clips_and_the_unseen_piano_teaches_n
 
 
 def test_of_several_pianos_each_is_predicted_by_itself_too(listened, tmp_path):
-    found = dataclasses.replace(listened[0], config=dataclasses.replace(QUIET, unseen=""))
+    found = dataclasses.replace(
+        listened[0], config=dataclasses.replace(QUIET, held_out_synthesizer="")
+    )
     noise = np.random.default_rng(4).normal(size=(2 * CLIPS, 3))
     groups = np.repeat(found.index["content_group"].to_numpy(), 2)
     parts = dict.fromkeys(("notes", "sound", "embedding", "score"), noise)

@@ -449,6 +449,6 @@ def test_a_figure_draws_a_panel_a_dimension_and_says_what_it_leaves_out():
 def test_recordings_of_ones_own_are_learned_from_whatever_piano_was_to_be_unseen(tmp_path):
     run = pipeline.Run(PRESETS["demo"], tmp_path).switched(["unseen=timgm6mb"])
     assert (
-        run.preset.finetune.unseen == "timgm6mb"
-        and pipeline.few_shot_run(run).preset.finetune.unseen == ""
+        run.preset.finetune.held_out_synthesizer == "timgm6mb"
+        and pipeline.few_shot_run(run).preset.finetune.held_out_synthesizer == ""
     )

@@ -395,7 +395,7 @@ def rated(trained, tmp_path_factory) -> CrossValidation:
         }
     )
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
-    config = dataclasses.replace(FINETUNE, heard=True)
+    config = dataclasses.replace(FINETUNE, transcription_features=True)
     renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
     return CrossValidation(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
 
@@ -442,7 +442,9 @@ class TestRating:
             names,
             np.repeat(clips.ratings, 2, axis=0),
         )
-        config = dataclasses.replace(rated.config, heard=False, unseen="other")
+        config = dataclasses.replace(
+            rated.config, transcription_features=False, held_out_synthesizer="other"
+        )
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
         found = cross_validate(dataclasses.replace(two, log=lines.append), settings)
@@ -451,10 +453,11 @@ class TestRating:
         assert found.which.tolist() == list(range(16))
         with pytest.raises(
             InputError,
-            match="unseen=steinway: the rated clips are rendered by builtin, other. Choose one",
+            match="held_out_synthesizer=steinway: the rated clips are rendered by builtin, other."
+            " Choose one",
         ):
             _ = dataclasses.replace(
-                two, config=dataclasses.replace(config, unseen="steinway")
+                two, config=dataclasses.replace(config, held_out_synthesizer="steinway")
             ).unseen
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
@@ -470,7 +473,9 @@ class TestRating:
         ):
             _ = deaf.params
         with pytest.raises(
-            InputError, match="strategy 'full' changes the encoder.*`heard=true` needs 'frozen'"
+            InputError,
+            match="strategy 'full' changes the encoder.*"
+            "`transcription_features=true` needs 'frozen'",
         ):
             dataclasses.replace(
                 rated, config=dataclasses.replace(rated.config, strategy="full")

@@ -296,7 +296,7 @@ def _stages(
 
 def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
     pretrain = dataclasses.replace(preset.pretrain, seed=seed)
-    heads = dataclasses.replace(preset.finetune, seed=seed, unseen=given.unseen)
+    heads = dataclasses.replace(preset.finetune, seed=seed, held_out_synthesizer=given.unseen)
     preset = dataclasses.replace(preset, pretrain=pretrain, finetune=heads)
     return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
 
@@ -386,7 +386,7 @@ def _experiment_command(arguments) -> None:
     if arguments.starts and not arguments.judged:
         given["judged"] = tuple(name for name in Experiment.judged if name in arguments.starts)
     for pair in arguments.set:
-        if pair.partition("=")[0] in ("seed", "unseen", "epochs"):
+        if pair.partition("=")[0] in ("seed", "unseen", "held_out_synthesizer", "epochs"):
             raise InputError(
                 f"--set {pair} is not available in experiment; use --seeds, --unseen or --epochs."
             )

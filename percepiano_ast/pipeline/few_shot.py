@@ -38,7 +38,7 @@ FEW_SHOT: dict[str, Any] = {
     "batch_size": 16,
     "epochs": 20,
     "protocol": "content",
-    "unseen": "",  # recordings have no synthesizer
+    "held_out_synthesizer": "",  # recordings have no synthesizer
 }
 
 

@@ -73,7 +73,11 @@ def package_model(
             " recordings of any gain. Make them with preprocess --one-loudness in another directory"
         )
     transcribed = transcribe_clips(rated, embed=False)
-    settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
+    settings = {
+        "heard": transcribed.key,
+        "seed": frozen.seed,
+        "unseen": frozen.held_out_synthesizer,
+    }
     home = lock_config(run.root / "packaged", settings)
     data = regression_data(rated, transcribed, percepiano_source(run, folder, log), home)
     # The model in the file does not learn from the held-out piano in a held-out room either.
@@ -133,13 +137,13 @@ def package_model(
         "descriptors": list(PERFORMANCE_FEATURES),
         "loudness": [LOUDNESS, JITTER_DB, BED_DB],
         "protocol": PROTOCOL,
-        "unseen": frozen.unseen,
+        "unseen": frozen.held_out_synthesizer,
         "r": r("", PROTOCOL),
-        "r_unseen": r(f"@{frozen.unseen}", PROTOCOL),
+        "r_unseen": r(f"@{frozen.held_out_synthesizer}", PROTOCOL),
         "r_room": r("@room", PROTOCOL),
         "r_score": r(SCORE, PROTOCOL),
         "r_works": r("", WORKS[0]),
-        "r_works_unseen": r(f"@{frozen.unseen}", WORKS[0]),
+        "r_works_unseen": r(f"@{frozen.held_out_synthesizer}", WORKS[0]),
         "r_works_score": r(SCORE, WORKS[0]),
         "coverage": coverage["alone"],
         "licence": LICENCE,

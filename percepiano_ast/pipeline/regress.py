@@ -185,7 +185,11 @@ def _prepare(
     start = load_encoder(run, init, source, log)
     rated, _ = rated_clips_of(run, start, frozen, log)
     transcribed = transcribe_clips(rated)
-    settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": frozen.unseen}
+    settings = {
+        "heard": transcribed.key,
+        "seed": frozen.seed,
+        "unseen": frozen.held_out_synthesizer,
+    }
     home = lock_config(run.root / JUDGED / start.name, settings)
     scores = percepiano_source(run, folder, log)
     return rated, home, regression_data(rated, transcribed, scores, home)
@@ -235,8 +239,8 @@ def regress_protocol(
     # training piano if there are several.
     pianos = np.array(rated.clips.synthesizer)
     kinds = {"": ~data.unseen}
-    if rated.config.unseen:
-        kinds[f"@{rated.config.unseen}"] = data.unseen
+    if rated.config.held_out_synthesizer:
+        kinds[f"@{rated.config.held_out_synthesizer}"] = data.unseen
     seen = sorted(set(pianos[~data.unseen].tolist()))
     each = {f"@{piano}": pianos == piano for piano in seen if len(seen) > 1}
     files = {

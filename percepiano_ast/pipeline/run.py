@@ -36,6 +36,9 @@ INITS |= {"scratch": "from scratch", "audioset": "from AudioSet AST"}
 INITS |= {name: other.label for name, other in ENCODERS.items()}
 
 
+OLD_SETTINGS = {"heard": "transcription_features", "unseen": "held_out_synthesizer"}
+
+
 @dataclass(frozen=True)
 class Run:
     """A preset, an output directory, and a pre-training (see ``config.PRETRAININGS``).
@@ -112,7 +115,7 @@ class Run:
 
     def changed(self, part: str, **values) -> "Run":
         """The same run with other values in the preset's ``pretrain``, ``finetune`` or
-        ``execution``.
+        ``compute``.
 
         None, 0 and empty text keep the preset's value, like an empty field in a notebook's form.
         """
@@ -130,6 +133,7 @@ class Run:
         config = self.preset.finetune
         for pair in pairs:
             name, equals, text = pair.partition("=")
+            name = OLD_SETTINGS.get(name, name)
             kind = type(lookup(vars(config), name, "switch"))
             if not equals or kind is tuple:
                 raise InputError(f"{pair!r} does not have the form NAME=VALUE with a single value")

@@ -61,14 +61,18 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
 
 
 def pretrain(
-    run: Run, log: Callable[[str], None] = echo, save_minutes: float = SAVE_MINUTES
+    run: Run,
+    log: Callable[[str], None] = echo,
+    save_minutes: float = SAVE_MINUTES,
+    distributed: bool = False,
 ) -> pd.DataFrame:
     """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 
     Args:
         save_minutes: minutes between checkpoints within a long epoch.
+        distributed: whether this is one of several processes, see `mesh.initialize`.
     """
-    mesh.initialize()
+    mesh.initialize(distributed)
     preset, n_frames = run.preset, run.preset.model.n_frames
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
@@ -97,7 +101,7 @@ def pretrain(
         description={"data": train.metadata["licence"]}
         | ({"descriptors": targets.description} if targets else {}),
         num_descriptors=len(WINDOW_FEATURES) if targets else 0,
-        execution=preset.execution,
+        compute=preset.compute,
         save_minutes=save_minutes,
         log=log,
     )
@@ -193,7 +197,7 @@ class CrossValidation:
     @property
     def name(self) -> str:
         """Name of the model in tables."""
-        return f"{self.start.name}-heard" if self.config.heard else self.start.name
+        return f"{self.start.name}-heard" if self.config.transcription_features else self.start.name
 
     def trainer(self, steps: int) -> finetuning.Finetuning:
         """The training functions for this total number of steps."""
@@ -203,9 +207,9 @@ class CrossValidation:
             self.front_end,
             self.start.statistics,
             steps,
-            self.run.preset.execution,
+            self.run.preset.compute,
             self.questionnaire,
-            len(PERFORMANCE_FEATURES) if self.config.heard else 0,
+            len(PERFORMANCE_FEATURES) if self.config.transcription_features else 0,
         )
 
     @property
@@ -222,8 +226,8 @@ class CrossValidation:
                 " or transcriptionstem"
             )
         params = {"encoder": start.encoder, "transcription": start.transcription}
-        execution = self.run.preset.execution
-        return transcribe.Transcriber(params, model, self.front_end, start.statistics, execution)
+        compute = self.run.preset.compute
+        return transcribe.Transcriber(params, model, self.front_end, start.statistics, compute)
 
     @functools.cached_property
     def descriptors(self) -> transcribe.TranscriptionFeatures:
@@ -243,7 +247,7 @@ class CrossValidation:
             what = f"the encoder of {self.start.name}"
             require_same_shapes(self.start.encoder, params["encoder"], what)
             params["encoder"] = self.start.encoder
-        if self.config.heard:
+        if self.config.transcription_features:
             unheard = self.descriptors.mean
             params |= {"transcription": self.start.transcription, "unheard": unheard}
         return params
@@ -260,7 +264,11 @@ class CrossValidation:
         appended."""
         self.log(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
         found = self.embed(self.params, np.arange(len(self.clips.codes)))
-        return np.hstack([found, self.descriptors.values]) if self.config.heard else found
+        return (
+            np.hstack([found, self.descriptors.values])
+            if self.config.transcription_features
+            else found
+        )
 
     def folds_of(self, protocol: str) -> np.ndarray:
         """Fold of each rendering under a protocol, (n,); -1 if it is not evaluated."""
@@ -274,12 +282,16 @@ class CrossValidation:
         Raises:
             InputError: there are no renderings by the configured soundfont, or only those.
         """
-        pianos, unseen = percepiano.without_variant(self.clips.synthesizer), self.config.unseen
+        pianos, unseen = (
+            percepiano.without_variant(self.clips.synthesizer),
+            self.config.held_out_synthesizer,
+        )
         found = sorted(set(pianos))
         if unseen and (unseen not in found or len(found) < 2):
             raise InputError(
-                f"unseen={unseen}: the rated clips are rendered by {', '.join(found)}. Choose one"
-                " of at least two, or run preprocess with more --synthesizers"
+                f"held_out_synthesizer={unseen}: the rated clips are rendered by"
+                f" {', '.join(found)}. Choose one of at least two, or run preprocess with more"
+                " --synthesizers"
             )
         return pianos == unseen
 
@@ -422,13 +434,17 @@ def finetune(
     Args:
         init, source: the encoder's weights, see `load_encoder`.
     """
+    mesh.initialize()
     start, config = load_encoder(run, init, source, log), config_for(run, init)
     rated, metadata = rated_clips_of(run, start, config, log)
     settings = {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}
     which, values, uncertainty = cross_validate(rated, settings)
     unseen = rated.unseen[which]
     tables: list[pd.DataFrame] = []
-    for name, rows in ((rated.name, ~unseen), (f"{rated.name}@{config.unseen}", unseen)):
+    for name, rows in (
+        (rated.name, ~unseen),
+        (f"{rated.name}@{config.held_out_synthesizer}", unseen),
+    ):
         if rows.any() or not tables:
             deviations = None if uncertainty is None else uncertainty[rows]
             table = rated.table(name, which[rows], values[rows], uncertainty=deviations)
@@ -448,7 +464,7 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(home / "index.csv")
     fold = percepiano.fold_of_clip(index, config.protocol)
-    seen = percepiano.without_variant(clips.synthesizer) != config.unseen
+    seen = percepiano.without_variant(clips.synthesizer) != config.held_out_synthesizer
     names, ratings = clips.clip[seen], clips.ratings[seen]
     folds = np.array([fold.get(clip, -1) for clip in names])
 

@@ -338,7 +338,7 @@ def model_functions(run: Finetuning) -> attribution.ModelFunctions:
         raise InputError(
             f"{model.name} has no attention, which explanations need; choose an ast-* model."
         )
-    run = dataclasses.replace(run, execution=ComputeConfig(precision="float32", attention="xla"))
+    run = dataclasses.replace(run, compute=ComputeConfig(precision="float32", attention="xla"))
     module, depth = run.module, model.depth
 
     def embed(params, log_mel, valid):

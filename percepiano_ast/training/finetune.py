@@ -244,7 +244,7 @@ class Finetuning:
     """Configuration and functions of one run; the folds of a run share its compiled functions.
 
     Attributes:
-        beside: number of extra inputs of the heads, appended to every embedding; only `embed`
+        extra_features: number of extra inputs of the heads, appended to every embedding; `embed`
             returns embeddings without them.
 
     Raises:
@@ -256,9 +256,9 @@ class Finetuning:
     front_end: FrontEnd
     statistics: LevelStats
     total_steps: int
-    execution: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = ComputeConfig()
     questionnaire: RatingScale = PERCEPIANO
-    beside: int = 0
+    extra_features: int = 0
 
     def __post_init__(self) -> None:
         lookup(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
@@ -277,14 +277,14 @@ class Finetuning:
         config = self.config
         return heads.RatingModel(
             self.model,
-            compute_for(self.execution, jax.devices()[0]),
+            compute_for(self.compute, jax.devices()[0]),
             hidden=config.hidden,
             dropout=config.dropout,
             kind=config.head,
             pooling=config.pooling,
             uncertain=config.predict_uncertainty,
             questionnaire=self.questionnaire,
-            beside=self.beside,
+            extra_features=self.extra_features,
         )
 
     @functools.cached_property
@@ -302,7 +302,7 @@ class Finetuning:
 
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head as in `init`, without those of the encoder."""
-        embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
+        embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.extra_features))
         make = jax.jit(functools.partial(self.module.init, method=heads.RatingModel.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
@@ -430,8 +430,8 @@ def finetune_fold(
     Args:
         params: of encoder and head, before training; other entries are copied into the model
             unchanged.
-        embeddings: (n, 2 F' D + beside) of all renderings, computed by that encoder; ``ratings``
-            (n, K).
+        embeddings: (n, 2 F' D + extra_features) of all renderings, computed by that encoder;
+            ``ratings`` (n, K).
         train: positions of the renderings outside the fold.
         windows: ``windows(k)`` yields clips as windows from step k on, see
             `batches.finetune_batches`; used if the encoder is trained.
