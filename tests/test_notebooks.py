@@ -230,7 +230,7 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
         fold / "model": 1,
     }.items():
         assert len(pd.read_csv(home.parent / "history.csv")) == 2
-        assert len(list(home.glob("step_*.tar"))) == files
+        assert len(list(home.glob("step_*.safetensors"))) == files
 
 
 def test_status_finds_all_of_the_demo_whole(demo):
@@ -246,7 +246,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
     wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
-    assert set(trained["integrity"]) == {"intact (marker)"} and set(trained["epoch"]) == {1, 2}
+    assert set(trained["integrity"]) == {"intact (manifest)"} and set(trained["epoch"]) == {1, 2}
     assert rows["integrity"].str.match(r"intact|$").all()
 
 
@@ -302,7 +302,7 @@ def test_published_weights_are_a_start_too(demo, tmp_path):
 @pytest.mark.slow
 def test_switches_are_compared_on_the_frozen_encoder(demo):
     out, _ = demo
-    done = command("switches", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
+    done = command("ablate", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     text = Path(done.stdout.splitlines()[-1]).read_text()
     assert text.startswith(
@@ -314,7 +314,17 @@ def test_switches_are_compared_on_the_frozen_encoder(demo):
 @pytest.mark.slow
 def test_what_trains_the_encoder_is_compared_too_and_resumes(demo):
     out, _ = demo
-    arguments = ["switches", "--out", out, "--init", "scratch", "--epochs", 1, "--trained", "mixup"]
+    arguments = [
+        "ablate",
+        "--out",
+        out,
+        "--init",
+        "scratch",
+        "--epochs",
+        1,
+        "--strategies",
+        "mixup",
+    ]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     home = out / "switches" / "ast-micro-scratch-trained"
@@ -346,7 +356,7 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
         "preprocess",
         "--percepiano",
         source,
-        "--renderings",
+        "--recordings",
         recordings,
         "--out",
         tmp_path / "run",
@@ -366,14 +376,21 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
 
 
 def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
-    done = command("convert", demo[0] / "pretrain" / "ssast", "--to", tmp_path / "mine.safetensors")
+    done = command(
+        "convert", demo[0] / "pretrain" / "ssast", "--output", tmp_path / "mine.safetensors"
+    )
     assert done.returncode == 0, done.stderr
     back = weights.read_weights(tmp_path / "mine.safetensors")
     trained = open_latest(demo[0] / "pretrain/ssast/checkpoints", made_by="")[0]["state"]["params"]
     jax.tree.map(np.testing.assert_array_equal, back.params, trained)
     assert back.front_end == FrontEnd() and back.description["data"] == "made from code"
     done = command(
-        "convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast"
+        "convert",
+        tmp_path / "mine.safetensors",
+        "--output",
+        tmp_path / "folder",
+        "--kind",
+        "hf_ast",
     )
     assert done.returncode == 2 and "cannot be converted to 'hf_ast'" in done.stderr
 
@@ -431,7 +448,7 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
             ["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"],
             "no weights at",
         ),
-        (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
+        (["convert", "{tmp}/none.pth", "--output", "{tmp}/x.safetensors"], "no weights at"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp_path, capsys):

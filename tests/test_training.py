@@ -147,7 +147,7 @@ class TestPretrain:
         options = {
             "steps": 50,
             "config": dataclasses.replace(PRETRAIN, epochs=2),
-            "execution": ComputeConfig(accumulate=2),
+            "compute": ComputeConfig(accum_steps=2),
         }
         rows = pretrain_to(tmp_path / "whole", **options)
         asked, lines = [], []

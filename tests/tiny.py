@@ -98,7 +98,7 @@ def pretrain_to(
     statistics=STATISTICS,
     validation=validation_batches,
     steps=STEPS,
-    execution=ComputeConfig(),
+    compute=ComputeConfig(),
     **options,
 ) -> list[dict]:
     return pretrain(
@@ -111,7 +111,7 @@ def pretrain_to(
         validation=validation,
         directory=directory,
         description={"data": "made here"},
-        execution=execution,
+        compute=compute,
         **{"log": lambda line: None} | options,
     )
 

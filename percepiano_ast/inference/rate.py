@@ -503,13 +503,13 @@ class FoldModel:
         name = meta["model"]["name"]
         kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
         model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
-        beside = len(PERFORMANCE_FEATURES) if config.heard else 0
-        if config.heard and (used := len(tree["params"]["unheard"])) != beside:
+        beside = len(PERFORMANCE_FEATURES) if config.transcription_features else 0
+        if config.transcription_features and (used := len(tree["params"]["unheard"])) != beside:
             raise InputError(f"{written} whose heads use {used} descriptors, not {beside}. {again}")
         front_end, statistics = FrontEnd(**meta["front_end"]), LevelStats(**meta["statistics"])
         asked = RatingScale.from_settings(meta)
         run = Finetuning(
-            model, config, front_end, statistics, 1, questionnaire=asked, beside=beside
+            model, config, front_end, statistics, 1, questionnaire=asked, extra_features=beside
         )
         longest = meta.get("longest", LONGEST_SECONDS)
         return cls(run, tree["params"], Scaler(**tree["scaler"]), meta["simulated"], longest)
@@ -531,7 +531,7 @@ class FoldModel:
 
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
         embedding = self.run.embed(self.params, windows, 1)
-        if self.run.config.heard:
+        if self.run.config.transcription_features:
             given = self.extra_features(codes) if extra is None else extra
             embedding = np.concatenate([embedding, np.asarray(given)[None, :]], axis=1)
         found = self.run.distribution(self.params, self.scaler, embedding)
@@ -540,7 +540,7 @@ class FoldModel:
     def extra_features(self, codes: np.ndarray) -> np.ndarray | None:
         """Extra inputs of the heads: features of the transcription, or their mean without notes;
         None for other models."""
-        if not self.run.config.heard:
+        if not self.run.config.transcription_features:
             return None
         performance = self._transcriber.transcribe(codes)
         if performance is None:
@@ -551,7 +551,7 @@ class FoldModel:
     def _transcriber(self) -> Transcriber:
         run = self.run
         assert isinstance(run.model, ModelConfig)  # the only encoder that can transcribe
-        return Transcriber(self.params, run.model, run.front_end, run.statistics, run.execution)
+        return Transcriber(self.params, run.model, run.front_end, run.statistics, run.compute)
 
 
 class FoldEnsemble(RatingModel):
@@ -674,10 +674,11 @@ def require_percepiano(ensemble: FoldEnsemble, what: str) -> None:
 def require_explained(ensemble: FoldEnsemble) -> None:
     """Raises InputError if ratings depend on inputs that ``explain`` does not cover."""
     require_percepiano(ensemble, "explain")
-    if ensemble.models[0].run.config.heard:
+    if ensemble.models[0].run.config.transcription_features:
         raise InputError(
             f"{ensemble.name} uses transcription descriptors besides its embedding, but explain"
-            " covers only the embedding. Choose a model that was fine-tuned without `heard=true`"
+            " covers only the embedding. Choose a model that was fine-tuned without"
+            " `transcription_features=true`"
         )
 
 

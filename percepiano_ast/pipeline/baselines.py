@@ -455,7 +455,7 @@ def _table(
             f"{path.stem}: computing {len(names)} statistics of {len(todo):,} clips ({len(rows):,}"
             " cached)"
         )
-    compute, progress = functools.partial(_values, function, names), TimeLeft(len(todo), log)
+    compute, progress = functools.partial(_values, function, names), TimeLeft(len(todo))
     workers = workers if len(todo) > _FEW else 1
     results = process_map(compute, [files[clip] for clip in todo], workers)
     last = time.monotonic()

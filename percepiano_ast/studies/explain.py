@@ -2,14 +2,11 @@
 notes, and checks of the maps.
 
 A map attributes the difference between the ratings of the recording and of a baseline to the points
-of the spectrogram: +0.004 at a point means that it raised the rating by 0.004. The map depends on
-the baseline. ``mean`` is the recording's mean level in every band: the same loudness and timbre,
-without events in time. Pauses differ from it most, so an ending without resonance contributes.
-``silence`` is the lowest level of the front end: it attributes loudness itself, and pauses
-contribute nothing, but spectrograms with silent holes are outside the training distribution (for
-the demo's model, silencing random cells often moved the rating beyond that of complete silence).
-
-A map describes the model relative to the baseline; `run_checks` measures whether it points at the
+of the spectrogram: +0.004 at a point means that it raised the rating by 0.004. ``mean`` is the
+recording's mean level in every band: the same loudness and timbre, without events in time. Pauses
+differ from it most, so an ending without resonance contributes. ``silence`` is the lowest level of
+the front end: it attributes loudness itself, and pauses contribute nothing, but spectrograms with
+silent holes are outside the training distribution. `run_checks` measures whether maps point at the
 relevant sounds.
 
 Cost: integrated gradients of one dimension take 32 steps x windows x fold models, and up to 128
@@ -21,7 +18,8 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +30,6 @@ import pandas as pd
 import scipy.ndimage
 import scipy.stats
 import soundfile
-from matplotlib.figure import Figure
 
 from percepiano_ast import audio
 from percepiano_ast.audio.mel import window_starts
@@ -43,15 +40,17 @@ from percepiano_ast.inference.rate import FoldEnsemble, FoldModel, require_expla
 from percepiano_ast.models.heads import RatingModel, moments_to_embedding
 from percepiano_ast.music.midi import Performance, damped, note_name, read_midi
 from percepiano_ast.plots import studies as figures
+from percepiano_ast.plots.style import save
 from percepiano_ast.studies import attribution
+from percepiano_ast.studies.report import sentences
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.state import normalise
 
+logger = logging.getLogger(__name__)
 SECONDS = 5.0  # of an excerpt
 FADE = 0.03  # seconds at both ends of an excerpt
 BASELINES = {"mean": "its mean level in every band", "silence": "silence"}  # with a description
-# integrated gradients (signed); the others from attention, 0 or more
-METHODS = ("gradients", "relevance", "rollout")
+METHODS = ("gradients", "relevance", "rollout")  # signed; from attention, 0 or more
 # on the rating's scale: steps are doubled until the unexplained remainder is smaller
 TOLERANCE = 0.005
 MOST_STEPS = 4 * attribution.STEPS
@@ -178,11 +177,44 @@ class Explanation:
         return Excerpt(start, (first + len(piece)) / rate, piece, contribution)
 
 
+@functools.cache
+def model_functions(run: Finetuning) -> attribution.ModelFunctions:
+    """A run's model in the form that attribution needs, in float32; equal runs share one and its
+    compiled functions.
+
+    Raises:
+        InputError: a model without attention.
+    """
+    model = run.model
+    if not isinstance(model, ModelConfig):
+        raise InputError(
+            f"{model.name} has no attention, which explanations need; choose an ast-* model."
+        )
+    run = dataclasses.replace(run, compute=ComputeConfig(precision="float32", attention="xla"))
+    module, depth = run.module, model.depth
+
+    def embed(params, log_mel, valid):
+        return module.apply({"params": params["params"]}, log_mel, valid, method=RatingModel.embed)
+
+    def rate(params, sums):
+        embeddings = params["scaler"].apply(moments_to_embedding(*sums))
+        return module.apply({"params": params["params"]}, embeddings, method=RatingModel.rate)
+
+    def attend(params, log_mel, valid, shift):
+        variables = {"params": params["params"]}
+        if shift is not None:
+            variables["perturbations"] = {"encoder": {"blocks": {"attention": {"weights": shift}}}}
+        sums, states = module.apply(variables, log_mel, valid, method=RatingModel.attend)
+        weights = jnp.stack([states[f"attention{layer}"] for layer in range(depth)])
+        return sums, weights, states["patch_valid"]
+
+    return attribution.ModelFunctions(embed, rate, model.n_frames, attend, model)
+
+
 class Explainer:
     """Explains the ratings of the fold models of ``rater``, averaged over folds, in float32.
 
     Args:
-        rater: fold models of a fine-tuned run.
         baseline: see the module docstring.
         steps, most_steps: initial and maximum number of steps of integrated gradients, doubled
             while ``Explanation.gap`` is above `TOLERANCE`.
@@ -190,6 +222,8 @@ class Explainer:
     Raises:
         InputError: unknown baseline, or a model of custom ratings.
     """
+
+    functions = staticmethod(model_functions)
 
     def __init__(
         self,
@@ -204,10 +238,6 @@ class Explainer:
         self.steps, self.most_steps = steps, most_steps
         self.front_end = rater.models[0].run.front_end
         self.simulated = rater.models[0].simulated
-
-    def functions(self, run: Finetuning) -> attribution.ModelFunctions:
-        """The run's model in the form that attribution needs."""
-        return model_functions(run)
 
     def load(self, file: str | Path) -> ExplainedRecording:
         """Load a recording as `FoldEnsemble.rate` does.
@@ -323,40 +353,6 @@ class Explainer:
                 for model, (_, params) in zip(self.models, parts)
             ]
             yield parts[0][0], other
-
-
-@functools.cache
-def model_functions(run: Finetuning) -> attribution.ModelFunctions:
-    """A run's model in the form that attribution needs, in float32; equal runs share one and its
-    compiled functions.
-
-    Raises:
-        InputError: a model without attention.
-    """
-    model = run.model
-    if not isinstance(model, ModelConfig):
-        raise InputError(
-            f"{model.name} has no attention, which explanations need; choose an ast-* model."
-        )
-    run = dataclasses.replace(run, execution=ComputeConfig(precision="float32", attention="xla"))
-    module, depth = run.module, model.depth
-
-    def embed(params, log_mel, valid):
-        return module.apply({"params": params["params"]}, log_mel, valid, method=RatingModel.embed)
-
-    def rate(params, sums):
-        embeddings = params["scaler"].apply(moments_to_embedding(*sums))
-        return module.apply({"params": params["params"]}, embeddings, method=RatingModel.rate)
-
-    def attend(params, log_mel, valid, shift):
-        variables = {"params": params["params"]}
-        if shift is not None:
-            variables["perturbations"] = {"encoder": {"blocks": {"attention": {"weights": shift}}}}
-        sums, states = module.apply(variables, log_mel, valid, method=RatingModel.attend)
-        weights = jnp.stack([states[f"attention{layer}"] for layer in range(depth)])
-        return sums, weights, states["patch_valid"]
-
-    return attribution.ModelFunctions(embed, rate, model.n_frames, attend, model)
 
 
 # --- Notes --------------------------------------------------------------------------------------
@@ -511,21 +507,18 @@ def run_checks(
     # Random orders count any movement: holes in a spectrogram can move a rating beyond both end
     # points.
     area = areas(deletion)[["most relevant first"]].assign(random=areas(deletion, "size")["random"])
-    cases: list[tuple] = []
+    rows = []
     for (dimension, method), part in area.groupby(["dimension", "method"]):
-        columns = part["most relevant first"].to_numpy(), part["random"].to_numpy()
-        cases.append((dimension, "deletion", method, _area_ratio, columns))
+        found = _interval(_area_ratio, part.to_numpy(), seed)
+        rows.append((dimension, "deletion", method, *found, len(part)))
     everything = randomisation[randomisation["stage"] == "everything"]
     for dimension, part in everything.groupby("dimension"):
-        similarities = (part["spearman"].to_numpy(),)
-        cases.append((dimension, "randomisation", "gradients", np.mean, similarities))
-    rows = []
-    for dimension, check, method, statistic, columns in cases:
-        numbers = *_interval(statistic, columns, seed), len(columns[0])
-        rows.append((dimension, check, method, *numbers, verdict(check, *numbers)))
+        found = _interval(np.mean, part["spearman"].to_numpy(), seed)
+        rows.append((dimension, "randomisation", "gradients", *found, len(part)))
     rows.sort(key=lambda row: (*row[:2], METHODS.index(row[2])))
-    names = ["dimension", "check", "method", "value", "low", "high", "recordings", "sentence"]
+    names = ["dimension", "check", "method", "value", "low", "high", "recordings"]
     verdicts = pd.DataFrame(rows, columns=names)
+    verdicts["sentence"] = [verdict(row[1], *row[3:]) for row in rows]
     return {"deletion": deletion, "randomisation": randomisation, "verdicts": verdicts}
 
 
@@ -633,56 +626,36 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(index.mean())
 
 
-def _area_ratio(most: np.ndarray, random: np.ndarray) -> float:
-    """Ratio of the areas, summed over recordings; 1 if the random order does not move the
+def _area_ratio(areas: np.ndarray) -> float:
+    """Ratio of the areas (n, 2), summed over recordings; 1 if the random order does not move the
     rating."""
-    return float(most.sum()) / float(random.sum()) if random.sum() > 0 else 1.0
+    most, random = areas.sum(axis=0).tolist()
+    return most / random if random > 0 else 1.0
 
 
-def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[float, float, float]:
-    """Value and percentile bootstrap interval of ``statistic(*columns)`` over recordings, (n,)
-    each; NaN for one."""
-    value, n = float(statistic(*columns)), len(columns[0])
+def _interval(statistic, values: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Value and percentile bootstrap interval of ``statistic(values)`` over recordings, (n, ...);
+    NaN for one."""
+    value, n = float(statistic(values)), len(values)
     if n < 2:
         return value, np.nan, np.nan
     rng = np.random.default_rng([seed, n])
-    draws = (rng.integers(n, size=n) for _ in range(_RESAMPLES))
-    drawn = [float(statistic(*(column[rows] for column in columns))) for rows in draws]
+    drawn = [float(statistic(values[rng.integers(n, size=n)])) for _ in range(_RESAMPLES)]
     return value, *np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
 
 def verdict(check: str, value: float, low: float, high: float, recordings: int) -> str:
     """Verdict in words on the ratio of areas, most relevant first to random (``deletion``), or on
     the similarity of the maps of trained and random weights (``randomisation``)."""
-    if check == "deletion":
-        yes, no, holds, fails = "maps are faithful", "maps are not faithful", low > 1, high < 1
-        numbers = f"deletion moves the rating {value:.1f} times as fast as random order"
-        digits, scale = ".1f", ""
-    else:
-        yes, no = (f"maps {verb} on the trained weights" for verb in ("depend", "do not depend"))
-        holds, fails = high < ALIKE, low > ALIKE
-        numbers = f"the rank correlation of maps of random and trained weights is {value:.2f}"
-        digits, scale = ".2f", "; 1: identical, 0: unrelated"
-    interval = "one recording, no interval"
-    if recordings > 1:
-        interval = f"95 % interval {low:{digits}} to {high:{digits}}, {recordings} recordings"
-    answer = yes if holds else no if fails else f"inconclusive whether {yes}"
-    if recordings < FEWEST:
-        answer = f"no verdict from fewer than {FEWEST} recordings"
-    return f"{answer}: {numbers} ({interval}{scale})"
+    holds, fails = (low > 1, high < 1) if check == "deletion" else (high < ALIKE, low > ALIKE)
+    numbers = (value, low, high, recordings)
+    return sentences("explanation", f"{check}_verdict", holds, fails, FEWEST, *numbers)[0]
 
 
 class SilencedExcerpt(NamedTuple):
-    """Effect of replacing an excerpt by the baseline, compared with other excerpts of the same
-    length.
-
-    Attributes:
-        moved: rating minus the rating without the excerpt.
-        others: median absolute value of the same for all other excerpts, half a length apart; NaN
-            if there are none.
-        rank: 1 if no other excerpt moves the rating more.
-        sentence: the result in words.
-    """
+    """Rating minus that without an excerpt; the median absolute value of the same for all other
+    excerpts, half a length apart, or NaN; the rank, 1 if no other excerpt moves the rating more;
+    and the result in words."""
 
     moved: float
     others: float
@@ -711,15 +684,11 @@ def silence_excerpt(
             yield silenced
 
     rated = explainer.rate(variants())[:, KEYS.index(explanation.dimension)]
-    moved, *others = rated[0] - rated[1:]
-    sentence = f"without it the rating changes by {-moved:+.3f}"
-    if not others:
-        sentence += "; there is no other excerpt to compare with"
-        return SilencedExcerpt(float(moved), np.nan, 1, sentence)
-    median, rank = float(np.median(np.abs(others))), 1 + int((np.abs(others) > np.abs(moved)).sum())
-    sentence += f", {'the largest change' if rank == 1 else f'rank {rank}'} of {len(starts)}"
-    sentence += f" excerpts of this length (median of the others {median:.3f})"
-    return SilencedExcerpt(float(moved), median, rank, sentence)
+    moved, *others = (rated[0] - rated[1:]).tolist()
+    rank = 1 + sum(abs(other) > abs(moved) for other in others)
+    median = float(np.median(np.abs(others))) if others else np.nan
+    found = moved, median, rank
+    return SilencedExcerpt(*found, sentences("explanation", "silenced", *found, len(starts))[0])
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -736,7 +705,6 @@ def explain_files(
     baseline: str = "mean",
     seconds: float = SECONDS,
     with_checks: bool = False,
-    log: Callable[[str], None] = print,
 ) -> None:
     """The command ``explain``: write one folder per file below ``out`` (figures, tables, excerpts
     and a summary), and checks over all files.
@@ -746,7 +714,7 @@ def explain_files(
             several files with one MIDI or with equal names, or a MIDI that does not match the
             recording.
     """
-    files, rater = list(files), FoldEnsemble(run, model)
+    files, rater, out = list(files), FoldEnsemble(run, model), Path(out)
     require_explained(rater)
     for key in dimensions:
         lookup(dict.fromkeys(KEYS), key, "dimension")
@@ -765,26 +733,27 @@ def explain_files(
     performance = read_midi(midi) if midi else None
     if performance is not None:
         check_alignment(recordings[0], performance)
-    methods, explained, out = METHODS if with_checks else METHODS[:1], [], Path(out)
+    methods, explained = METHODS if with_checks else METHODS[:1], []
     for recording in recordings:
         folder, lines = out / recording.name, [recording.name]
+        folder.mkdir(parents=True, exist_ok=True)
         explained.append(explainer.explain(recording, dimensions, methods))
         for explanation in explained[-1]:
             lines += _write_explanation(explainer, explanation, performance, seconds, folder)
-        _write_lines(folder / "explanation.txt", lines, log)
+        _write_lines(folder / "explanation.txt", lines)
     if not with_checks:
         return
     tables = run_checks(explainer, explained)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
     title = f"Deletion curves ({tables['deletion']['recording'].nunique()} recordings)"
-    _save(figures.deletion_curves(tables["deletion"], title), out / "deletion")
+    save(figures.deletion_curves(tables["deletion"], title), out / "deletion")
     curves = figures.randomisation_curves(tables["randomisation"], ALIKE, "Weight randomisation")
-    _save(curves, out / "randomisation")
+    save(curves, out / "randomisation")
     lines = [f"Checks over {len(recordings)} recordings"]
     for row in tables["verdicts"].itertuples():
         lines.append(f"  {row.dimension}, {figures.METHOD_NAMES[row.method]}: {row.sentence}")
-    _write_lines(out / "verdicts.txt", lines, log)
+    _write_lines(out / "verdicts.txt", lines)
 
 
 def _write_explanation(
@@ -795,67 +764,30 @@ def _write_explanation(
     folder: Path,
 ) -> list[str]:
     """Write all files of one dimension of one recording; returns their summary in sentences."""
-    folder.mkdir(parents=True, exist_ok=True)
     key, recording = explanation.dimension, explanation.recording
     tables = {"seconds": explanation.seconds_table(), "bands": explanation.bands_table()}
     excerpt, front_end = explanation.excerpt(seconds), recording.front_end
     soundfile.write(folder / f"excerpt_{key}.wav", excerpt.wave, front_end.sample_rate)
-
-    rating, baseline = explanation.rating, explanation.baseline
-    description = BASELINES[explainer.baseline]
-    rated = f"{key}: rated {rating:.3f}; baseline ({description}): {baseline:.3f}"
-    lines = [f"{rated}; the map attributes the difference of {rating - baseline:+.3f}"]
-    if abs(explanation.gap) > TOLERANCE:
-        lines.append(
-            f"  note: the map does not include {explanation.gap:+.3f} of it, because the integral"
-            " did not converge"
-        )
-    if explainer.simulated:
-        lines.append(
-            "  note: this model was trained on simulated ratings; its values are not valid for real"
-            " performances"
-        )
-    lines.append(
-        f"  largest contribution: {excerpt.start:.1f} to {excerpt.stop:.1f} s"
-        f" ({excerpt.contribution:+.3f}); "
-        + silence_excerpt(explainer, explanation, excerpt).sentence
-    )
-
     one = next(one for one in DIMENSIONS if one.key == key)
-    title = f"{recording.name} \u2013 {one.family.lower()}: {one.low} \u2013 {one.high}"
-    title += f", rated {rating:.2f} (baseline, {description}: {baseline:.2f})"
+    description = BASELINES[explainer.baseline]
+    title = f"{recording.name} \u2013 {one.family.lower()}: {one.low} \u2013 {one.high}, rated"
+    title += f" {explanation.rating:.2f} (baseline, {description}: {explanation.baseline:.2f})"
     marked = (excerpt.start, excerpt.stop)
     words: dict[str, Any] = {"dimension": key, "marked": marked, "title": title}
-    hertz = audio.band_centres(front_end)
-    figure = figures.attribution_map(
-        recording.level, explanation.map, hertz=hertz, front_end=front_end, **words
-    )
-    _save(figure, folder / f"map_{key}")
+    figure = figures.attribution_map(recording.level, explanation.map, front_end=front_end, **words)
+    save(figure, folder / f"map_{key}")
+    notes = rest = None
     if performance is not None:
         table = tables["notes"] = note_table(explanation, performance)
-        _save(figures.note_roll(table, **words), folder / f"notes_{key}")
-        notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
-        named = ", ".join(
-            f"{note['name']} at {note.onset:.1f} s ({note.contribution:+.4f})"
-            for _, note in notes.head(3).iterrows()
-        )
-        sizes = notes["contribution"].abs()
-        lines.append(
-            f"  notes with the largest contribution: {named}; the first ten of {len(notes)} account"
-            f" for {sizes.head(10).sum() / max(sizes.sum(), 1e-12):.0%} of the contributions of"
-            f" notes, frames without a note for {rest['contribution'].sum():+.4f}"
-        )
+        save(figures.note_roll(table, **words), folder / f"notes_{key}")
+        notes, rest = table[table["note"] >= 0], table[table["note"] < 0]["contribution"].sum()
     for name, table in tables.items():
         table.to_csv(folder / f"{name}_{key}.csv", index=False, float_format="%.6f")
-    return lines
+    silenced = silence_excerpt(explainer, explanation, excerpt)
+    about = (explanation, description, TOLERANCE, explainer.simulated)
+    return sentences("explanation", "explanation", *about, excerpt, silenced, notes, rest)
 
 
-def _write_lines(path: Path, lines: list[str], log: Callable[[str], None]) -> None:
+def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n")
-    for line in lines:
-        log(line)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_name(path.name + suffix), dpi=150)
+    logger.info("\n".join(lines))

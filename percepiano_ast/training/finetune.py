@@ -33,9 +33,14 @@ from percepiano_ast.files import echo, lock_config
 from percepiano_ast.models import heads
 from percepiano_ast.models.cnn import Geometry
 from percepiano_ast.training import strategies
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
+from percepiano_ast.training.checkpoints import (
+    SAVE_MINUTES,
+    Checkpoints,
+    check_disk_space,
+    shown,
+    size_of,
+)
 from percepiano_ast.training.loop import History
-from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -244,7 +249,7 @@ class Finetuning:
     """Configuration and functions of one run; the folds of a run share its compiled functions.
 
     Attributes:
-        beside: number of extra inputs of the heads, appended to every embedding; only `embed`
+        extra_features: number of extra inputs of the heads, appended to every embedding; `embed`
             returns embeddings without them.
 
     Raises:
@@ -256,9 +261,9 @@ class Finetuning:
     front_end: FrontEnd
     statistics: LevelStats
     total_steps: int
-    execution: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = ComputeConfig()
     questionnaire: RatingScale = PERCEPIANO
-    beside: int = 0
+    extra_features: int = 0
 
     def __post_init__(self) -> None:
         lookup(dict.fromkeys(POOLINGS), self.config.pooling, "pooling")
@@ -277,14 +282,14 @@ class Finetuning:
         config = self.config
         return heads.RatingModel(
             self.model,
-            compute_for(self.execution, jax.devices()[0]),
+            compute_for(self.compute, jax.devices()[0]),
             hidden=config.hidden,
             dropout=config.dropout,
             kind=config.head,
             pooling=config.pooling,
             uncertain=config.predict_uncertainty,
             questionnaire=self.questionnaire,
-            beside=self.beside,
+            extra_features=self.extra_features,
         )
 
     @functools.cached_property
@@ -302,7 +307,7 @@ class Finetuning:
 
     def init_head(self, seed: int) -> dict:
         """The random parameters of the head as in `init`, without those of the encoder."""
-        embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.beside))
+        embedding = jnp.zeros((1, 2 * self.model.grid[0] * self.model.width + self.extra_features))
         make = jax.jit(functools.partial(self.module.init, method=heads.RatingModel.rate))
         return make(jax.random.key(seed), embedding)["params"]["head"]
 
@@ -430,8 +435,8 @@ def finetune_fold(
     Args:
         params: of encoder and head, before training; other entries are copied into the model
             unchanged.
-        embeddings: (n, 2 F' D + beside) of all renderings, computed by that encoder; ``ratings``
-            (n, K).
+        embeddings: (n, 2 F' D + extra_features) of all renderings, computed by that encoder;
+            ``ratings`` (n, K).
         train: positions of the renderings outside the fold.
         windows: ``windows(k)`` yields clips as windows from step k on, see
             `batches.finetune_batches`; used if the encoder is trained.
@@ -446,7 +451,7 @@ def finetune_fold(
         InputError: ``directory`` or ``store`` holds a run of another configuration; see
             `RatingTargets.fit`.
         FloatingPointError: a loss is not finite; the message names the step.
-        StoreFailed: training is complete, but the model could not be saved.
+        StorageError: training is complete, but the model could not be saved.
     """
     config = run.config
     settings = {"model": asdict(run.model), "finetune": asdict(config), **settings}
@@ -454,8 +459,8 @@ def finetune_fold(
     settings |= run.questionnaire.as_settings()
     targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
     lock_config(directory, settings)
-    checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
-    finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
+    checkpoints = Checkpoints(f"{store or directory}/checkpoints")
+    finished = Checkpoints(f"{store or directory}/model", keep=1)
     finished.prepare()
     if found := finished.load(settings=settings):
         tree, _ = found
@@ -609,7 +614,7 @@ def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
 def check_room(
     run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = echo
 ) -> None:
-    """Before the first fold: check the disk space for all folds, see `require_room`."""
+    """Before the first fold: check the disk space for all folds, see `check_disk_space`."""
 
     def first_state() -> TrainState:
         return new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)
@@ -619,4 +624,4 @@ def check_room(
         f"{shown(3 * state + (folds + 1) * model)} (three checkpoints during a fold's training, and"
         f" a final model of each of {folds} folds)"
     )
-    require_room(place, max(state, model), most, log)
+    check_disk_space(place, max(state, model), most)

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,10 +18,17 @@ from percepiano_ast.config import ModelConfig, PretrainConfig
 from percepiano_ast.models import transcription
 from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.music.piano_roll import N_KEYS
-from percepiano_ast.training import mesh, stores
-from percepiano_ast.training.checkpoints import Checkpoints, require_room, shown
-from percepiano_ast.training.courier import Courier
-from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training import mesh
+from percepiano_ast.training.checkpoints import (
+    Background,
+    Checkpoints,
+    Storage,
+    StorageError,
+    check_disk_space,
+    shown,
+    size_of,
+    watched,
+)
 from percepiano_ast.training.state import TrainState
 
 CHECKED = ("loss", "gradient_norm", "update_norm")  # must be finite after every step
@@ -77,7 +83,7 @@ class Loop:
             f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one"
             " being saved)"
         )
-        require_room(checkpoints.place, one, most, self.log)
+        check_disk_space(checkpoints.place, one, most)
         checkpoints.prepare()
         mesh.wait_for_all("old files deleted")
         found = checkpoints.load({"state": run.abstract_state}, self.settings)
@@ -182,11 +188,11 @@ class Loop:
             names, home = clips[good - last], self.directory / "stopped"
             settings = self.settings | {"broke_at_step": good + 1, "clips": list(names)}
             settings |= {name: str(one[name]) for name in CHECKED}
-            with Checkpoints(home, keep=1, log=self.log) as stopped:
+            with Checkpoints(home, keep=1) as stopped:
                 stopped.save(good, {"state": state}, settings)
             if self.history:
                 self.history.send(self.rows)
-                with contextlib.suppress(stores.StoreFailed):  # already logged
+                with contextlib.suppress(StorageError):  # already logged
                     self.history.finish()
             more = f" and {len(names) - 4} more, listed in {home}" if len(names) > 4 else ""
             raise FloatingPointError(
@@ -281,8 +287,8 @@ class History:
         tensorboard: bool = False,
     ):
         self.steps = list(steps)
-        self._store, self._log = stores.FolderStore(directory), log
-        self._courier: Courier = Courier(self._complain)
+        self._storage, self._log = Storage(directory), log
+        self._background = Background(self._complain)
         self._sent = time.monotonic()
         found = tensorboard and importlib.util.find_spec("tensorboard") is not None
         self._events = directory / "tensorboard" if found else None  # None after a failure
@@ -308,23 +314,16 @@ class History:
                 writer.writerows(rows)
                 files[name] = text.getvalue().encode()
         steps = list(self.steps)
-        self._courier.wait_for_turn(0.0)
-        self._courier.send(
-            SimpleNamespace(
-                packed=True, deliver=lambda: self._write(files, steps), discard=lambda: None
-            )
-        )
+        self._background.submit(lambda: self._write(files, steps))
 
     def finish(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            StoreFailed: writing failed repeatedly.
+            StorageError: writing failed repeatedly.
         """
-        if not self._courier.insist():
-            raise stores.StoreFailed(
-                f"the history of the run was not written: {self._courier.trouble}"
-            )
+        if not self._background.finish():
+            raise StorageError(f"the history of the run was not written: {self._background.error}")
 
     def _complain(self, error: OSError) -> None:
         self._log(
@@ -334,10 +333,10 @@ class History:
 
     def _write(self, files: dict[str, bytes], steps: list[dict]) -> None:
         for name, content in files.items():
-            self._store.write(name, content)
+            self._storage.write(name, content)
         if events := self._events:
             self._events = None
-            stores.watched(lambda beat: self._write_events(events, steps), self._store.patience)
+            watched(lambda beat: self._write_events(events, steps))
             self._events = events
 
     def _write_events(self, directory: Path, steps: list[dict]) -> None:

@@ -312,7 +312,7 @@ class Pretraining:
 
     Attributes:
         model, config, front_end, statistics, total_steps: determine the training.
-        execution, layout: how and where it is computed; by default on all devices.
+        compute, layout: how and where it is computed; by default on all devices.
         num_descriptors: number of descriptors of a window to predict along with the notes; 0 for
             none.
     """
@@ -322,7 +322,7 @@ class Pretraining:
     front_end: FrontEnd
     statistics: LevelStats
     total_steps: int
-    execution: ComputeConfig = ComputeConfig()
+    compute: ComputeConfig = ComputeConfig()
     layout: mesh.Layout = field(default_factory=mesh.Layout.over)
     num_descriptors: int = 0
 
@@ -334,7 +334,7 @@ class Pretraining:
             InputError: an unknown objective, or patches that are incompatible with it.
         """
         kind = lookup(OBJECTIVES, self.config.objective, "objective")
-        compute = compute_for(self.execution, self.layout.device, self.layout.size)
+        compute = compute_for(self.compute, self.layout.device, self.layout.size)
         return kind(self.model, self.config, compute, self.num_descriptors)
 
     @property
@@ -394,8 +394,8 @@ class Pretraining:
         Raises:
             InputError: devices and micro-batches do not divide the batch.
         """
-        layout, execution = self.layout, self.execution
-        layout.check_batch(self.config.batch_size, execution.accumulate)
+        layout, compute = self.layout, self.compute
+        layout.check_batch(self.config.batch_size, compute.accum_steps)
 
         def objective(params, part):
             losses = self.objective.losses(params, self.inputs(part), part)
@@ -409,7 +409,7 @@ class Pretraining:
                 batch,
                 objective,
                 self.optimizer,
-                accumulate=execution.accumulate,
+                accum_steps=compute.accum_steps,
                 half=self.module.compute.dtype == jnp.float16,
                 ema_decay=self.config.ema_decay,
             )
@@ -472,7 +472,7 @@ def pretrain(
     description: dict,
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
-    execution: ComputeConfig = ComputeConfig(),
+    compute: ComputeConfig = ComputeConfig(),
     num_descriptors: int = 0,
     log: Callable[[str], None] = echo,
 ) -> list[dict]:
@@ -488,7 +488,7 @@ def pretrain(
         description: saved with every checkpoint (source, licence, ...).
         store: another folder for the checkpoints, or ``gs://BUCKET/PREFIX``.
         save_minutes: minutes between checkpoints within a long epoch.
-        execution: how to compute; may differ when a run is resumed.
+        compute: how to compute; may differ when a run is resumed.
         num_descriptors: number of columns of the batches' ``descriptors``; 0 for none.
 
     Raises:
@@ -497,7 +497,7 @@ def pretrain(
         FloatingPointError: loss, gradient or update is not finite; the message names the step and
             the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: training is complete, but the last checkpoint or the history could not be
+        StorageError: training is complete, but the last checkpoint or the history could not be
             saved.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
@@ -508,14 +508,12 @@ def pretrain(
     mesh.wait_for_all("directory claimed")
     # the other processes compare with the first one's file
     directory = lock_config(directory, claimed)
-    layout = mesh.Layout.over(shard_params=execution.shard_params)
+    layout = mesh.Layout.over(fsdp=compute.fsdp)
     steps = config.epochs * steps_per_epoch
-    run = Pretraining(
-        model, config, front_end, statistics, steps, execution, layout, num_descriptors
-    )
+    run = Pretraining(model, config, front_end, statistics, steps, compute, layout, num_descriptors)
     log = log if mesh.is_lead() else lambda line: None
     try:
-        with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
+        with Checkpoints(f"{store or directory}/checkpoints") as checkpoints:
             loop = Loop(run, directory, claimed, checkpoints, save_minutes, log)
             rows = loop.run_epochs(batches, steps_per_epoch, validation)
         if loop.history:
@@ -525,9 +523,9 @@ def pretrain(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunFailed(
-            f"a batch of {config.batch_size} in {execution.accumulate} micro-batches does not fit"
+            f"a batch of {config.batch_size} in {compute.accum_steps} micro-batches does not fit"
             f" into the memory of {layout.size} x {layout.device.device_kind}: choose"
-            f" accumulate={2 * execution.accumulate}{'' if execution.remat else ' or remat=True'}."
+            f" accum_steps={2 * compute.accum_steps}{'' if compute.remat else ' or remat=True'}."
             f" The device reports: {str(error).splitlines()[0][:200]}"
         ) from error
 
