@@ -171,7 +171,7 @@ def transcribed(run: Run) -> Figure | None:
     # the middle of the recording always contains music
     start = (int(held_out.n_frames[0]) - len(codes)) // 2
     performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
-    said = Transcriber.open(run.kept(run.pretrain), log=lambda line: None).predict(codes)
+    said = Transcriber.open(run.kept(run.pretrain)).predict(codes)
     quantized = codes.dtype == np.uint8
     levels = audio.dequantize(codes, held_out.front_end) if quantized else codes.astype(np.float32)
     played = frame_targets(performance, start, len(codes), held_out.front_end)
