@@ -727,15 +727,17 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[
 
     A folder without a recording is among the former: rating it raises an error that says so.
     """
-    from percepiano_ast.data import sources  # here: pandas
-
     found: list[str | Path] = []
     others: list[Path] = []
     for place in places:
         inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
-        recordings = [path for path in inside if sources.is_audio(path.name)]
-        found += recordings or [place]
-        others += [path for path in inside if path not in recordings]
+        if inside:
+            from percepiano_ast.data.sources import is_audio  # here: pandas
+
+            found += (recordings := [path for path in inside if is_audio(path.name)]) or [place]
+            others += [path for path in inside if path not in recordings]
+        else:
+            found.append(place)
     return found, others
 
 
