@@ -290,7 +290,7 @@ def _stages(
     settings = BaselineOptions(
         given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers()
     )
-    yield "baselines", lambda: run_baselines(folder, out / "baselines", settings, log)
+    yield "baselines", lambda: run_baselines(folder, out / "baselines", settings)
     yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
 
 

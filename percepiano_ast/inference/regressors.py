@@ -22,7 +22,6 @@ from itertools import product
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.models.mlp import finite_table
 
 REGRESSORS = ("ridge", "kernel", "extratrees")
 RIDGE_ALPHAS = np.logspace(1, 4, 7).tolist()
@@ -80,7 +79,7 @@ class FittedRegressors:
         Raises:
             InputError: NaN, or another number of features than in training.
         """
-        features = finite_table(features, "features", np.float64)
+        features = finite_table(features, "features")
         if features.shape[1] != len(self.feature_mean):
             raise InputError(
                 f"{features.shape[1]} features per clip, but the baseline was fitted on"
@@ -117,7 +116,7 @@ def fit(
     from sklearn.ensemble import ExtraTreesRegressor
     from sklearn.linear_model import Ridge
 
-    features, ratings = _tables(features, ratings)
+    features, ratings = check_tables(features, ratings)
     feature_mean, feature_std, rating_mean, rating_std = *_moments(features), *_moments(ratings)
     feature_std = feature_std if least is None else np.maximum(feature_std, least)
     x, y = standard(features, feature_mean, feature_std), (ratings - rating_mean) / rating_std
@@ -145,7 +144,7 @@ def inner_error(
     """
     from sklearn.model_selection import GroupKFold
 
-    features, ratings = _tables(features, ratings)
+    features, ratings = check_tables(features, ratings)
     if (found := len(np.unique(groups))) < 2:
         raise InputError(
             f"{found} content group is not enough for an inner cross-validation; give clips of two"
@@ -158,11 +157,30 @@ def inner_error(
     return float(np.square(errors / _moments(ratings)[1]).mean())
 
 
-def _tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    features, ratings = (
-        finite_table(features, "features", np.float64),
-        finite_table(ratings, "ratings", np.float64),
-    )
+def finite_table(values: np.ndarray, what: str) -> np.ndarray:
+    """``values`` as a float64 array (clips, columns).
+
+    Raises:
+        InputError: another shape, or NaN or infinity; the message calls the values ``what``.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.size:
+        raise InputError(
+            f"{what} of shape {values.shape} are not a table (clips, columns); give one row per"
+            " clip."
+        )
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise InputError(
+            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]},"
+            f" column {bad[0][1]}. Remove those clips or repair their recordings."
+        )
+    return values
+
+
+def check_tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `finite_table`; InputError for different numbers of rows."""
+    features, ratings = finite_table(features, "features"), finite_table(ratings, "ratings")
     if (one := len(features)) != (other := len(ratings)):
         raise InputError(
             f"{one} rows of features and {other} of ratings do not match; give one of each per"
