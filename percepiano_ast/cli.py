@@ -635,7 +635,7 @@ def explain(
 
     options = {"model": model, "midi": midi, "baseline": baseline, "seconds": seconds}
     explanation.explain_files(
-        files, run=run, out=out, dimension=dimension, with_checks=checks, **options
+        files, run=run, out=out, dimensions=dimension, with_checks=checks, **options
     )
 
 

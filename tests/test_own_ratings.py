@@ -315,7 +315,7 @@ class TestRefused:
     def test_a_scale_that_units_would_break(self, made, tmp_path, capsys):
         line = self.refused(capsys, tmp_path / "run", *made, "--set", "rating_scale=none")
         assert (
-            "rating_scale=none: custom ratings may have a different unit for each dimension" in line
+            "rating_scale=none: dimensions of custom ratings may have different units" in line
         )
 
     @pytest.mark.parametrize(
