@@ -110,14 +110,15 @@ def _notebooks(arguments):
     home = run_notebooks.FOLDER.parent
     # Notebooks run in the repository and show paths relative to it.
     shown = str(out.relative_to(home) if out.is_relative_to(home) else out)
-    values = {"PRESET": arguments.preset, "KEEP_IN": shown}
+    values = {"PRESET": arguments.preset, "SAVE_TO": shown}
     for pair in arguments.set:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair!r} is not NAME=VALUE; write for example SEED=1.")
+        name = run_notebooks.OLD_ROWS.get(name, name)
         values[name] = int(value) if value.isdigit() else value
-    run_notebooks.run(out, values, keep=arguments.keep_outputs)
-    if values["KEEP_IN"] == shown:  # otherwise the last notebook has printed the path
+    run_notebooks.run(out, values, save_outputs=arguments.keep_outputs)
+    if values["SAVE_TO"] == shown:  # otherwise the last notebook has printed the path
         print(f"report: {out / 'evaluation' / 'report.html'}")
 
 
@@ -243,7 +244,7 @@ def _status(arguments):
     from percepiano_ast import notebook
 
     run = run_of(arguments)
-    table = notebook.kept(run)
+    table = notebook.status(run)
     if table.empty:
         where = f"{run.root} and {run.store}" if run.store else run.root
         raise InputError(f"no run in {where}; give its --out and --store.")

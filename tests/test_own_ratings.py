@@ -140,7 +140,7 @@ class TestLearning:
         assert "holds the output of another configuration (ratings: " in capsys.readouterr().err
 
     def test_status_lists_it(self, learned):
-        rows = notebook.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
+        rows = notebook.status(pipeline.Run(PRESETS["demo"], learned.parent.parent))
         folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
         assert len(folds) == 5 and set(folds["integrity"]) == {"intact (marker)"}
         assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
