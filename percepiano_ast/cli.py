@@ -648,7 +648,7 @@ def status(preset: str = PRESET, out: str = RUN, store: str = STORE):
     from percepiano_ast import notebook
 
     run = run_of(preset, out, store)
-    table = notebook.kept(run)
+    table = notebook.status(run)
     if table.empty:
         where = f"{run.root} and {run.store}" if run.store else run.root
         raise InputError(f"no run in {where}; give its --out and --store.")
@@ -672,14 +672,15 @@ def notebooks(
     home = run_notebooks.FOLDER.parent
     # Notebooks run in the repository and show paths relative to it.
     shown = str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
-    values = {"PRESET": preset, "KEEP_IN": shown}
+    values = {"PRESET": preset, "SAVE_TO": shown}
     for pair in settings:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair!r} is not NAME=VALUE; write for example SEED=1.")
+        name = run_notebooks.OLD_ROWS.get(name, name)
         values[name] = int(value) if value.isdigit() else value
-    run_notebooks.run(folder, values, keep=keep_outputs)
-    if values["KEEP_IN"] == shown:  # otherwise the last notebook has printed the path
+    run_notebooks.run(folder, values, save_outputs=keep_outputs)
+    if values["SAVE_TO"] == shown:  # otherwise the last notebook has printed the path
         print(f"report: {folder / 'evaluation' / 'report.html'}")
 
 
