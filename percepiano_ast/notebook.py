@@ -313,12 +313,13 @@ def explained(run: Run, dimension: str) -> Figure:
     recording = explain.ExplainedRecording(clip, np.zeros(0, np.float32), level, front_end)
     explainer = explain.Explainer(rater)
     explanation = explainer.explain(recording, [dimension], methods=("gradients",))[0]
+    excerpt = explanation.excerpt()
     return explain_plots.attribution_map(
         level,
         explanation.map,
         front_end=front_end,
         dimension=dimension,
-        marked=explanation.excerpt_span()[:2],
+        marked=(excerpt.start, excerpt.stop),
         title=label(run, f"{clip}: rated {explanation.rating:.2f} by {encoders[0]}"),
     )
 
