@@ -61,10 +61,7 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
 
 
 def pretrain(
-    run: Run,
-    log: Callable[[str], None] = echo,
-    save_minutes: float = SAVE_MINUTES,
-    distributed: bool = False,
+    run: Run, save_minutes: float = SAVE_MINUTES, distributed: bool = False
 ) -> pd.DataFrame:
     """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 
@@ -103,7 +100,6 @@ def pretrain(
         num_descriptors=len(WINDOW_FEATURES) if targets else 0,
         compute=preset.compute,
         save_minutes=save_minutes,
-        log=log,
     )
     return pd.DataFrame(rows)
 
@@ -358,9 +354,7 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     held_out = rated.folds_of(rated.config.protocol)
     numbers = sorted(set(percepiano.fold_of_clip(rated.index, rated.config.protocol).values()))
     predicted, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    finetuning.check_room(
-        rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), rated.log
-    )
+    finetuning.check_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home))
     for number in numbers:
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
@@ -383,7 +377,6 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
             store=rated.run.kept(fold_home),
             settings={"init": settings["init"], "pretrained": rated.start.weights, "fold": number}
             | settings,
-            log=rated.log,
         )
         # A fine-tuned encoder has different embeddings.
         tuned = rated.config.trains_encoder
