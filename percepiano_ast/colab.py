@@ -19,7 +19,7 @@ from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.files import copy_verified, show_progress
 from percepiano_ast.training import checkpoints
-from percepiano_ast.training.stores import StoreFailed, open_store
+from percepiano_ast.training.checkpoints import Storage, StorageError
 
 # choices of the form, which also takes a folder or gs://BUCKET/PREFIX
 HERE, ON_DRIVE = "this runtime only", "Google Drive"
@@ -90,7 +90,7 @@ def prepare_demo(run: pipeline.Run, needs: str, log: Callable[[str], None] = pri
         return
     made = {
         "shards": (run.maestro / MANIFEST).exists(),
-        "encoder": bool(checkpoints.listing(run.pretrain / "checkpoints", log)),
+        "encoder": bool(checkpoints.listing(run.pretrain / "checkpoints")),
         "predictions": any(run.root.glob("predictions_*.csv")),
     }
     if made[needs]:
@@ -119,7 +119,7 @@ def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path
         )
     own = (RUNTIME if on_colab() else Path("runs")) / preset
     if "://" in keep_in:
-        open_store(keep_in)  # raises InputError if this is not a bucket address
+        Storage(keep_in)  # raises InputError if this is not a bucket address
         if on_colab():
             from google.colab import auth
 
@@ -149,8 +149,8 @@ def _places(preset: str, keep_in: str, log: Callable[[str], None]) -> tuple[Path
 def _require_writable(place: Path | str) -> None:
     """Raises InputError, with the next action, if no file can be written."""
     try:
-        open_store(place).require_writable("writable")
-    except StoreFailed as error:
+        Storage(place).require_writable("writable")
+    except StorageError as error:
         advice = "Choose another KEEP_IN"
         if "://" in str(place):
             advice = (
@@ -221,12 +221,12 @@ def keep_shards(run: pipeline.Run, log: Callable[[str], None] = print) -> None:
 
     Raises:
         InputError: the shards are incomplete.
-        StoreFailed: the bucket refuses the upload.
+        StorageError: the bucket refuses the upload.
     """
     if not run.in_bucket:
         return
     files = build.read_manifest(run.maestro)["files"]
-    there = open_store(run.kept(run.root / "maestro"))
+    there = Storage(run.kept(run.root / "maestro"))
     whole = (run.maestro / MANIFEST).read_bytes()
     if MANIFEST in there.names():
         if there.read(MANIFEST) == whole:
@@ -261,7 +261,7 @@ def bring_shards(run: pipeline.Run, log: Callable[[str], None] = print) -> pipel
             return dataclasses.replace(run, shards=build.copy_shards(run.maestro, there, log))
         return run
     place, target = run.kept(run.root / "maestro"), run.maestro
-    store = open_store(place)
+    store = Storage(place)
     if MANIFEST not in store.names():
         raise InputError(f"{place} has no {MANIFEST}: run notebook 01 with the same KEEP_IN first")
     with tempfile.TemporaryDirectory() as folder:

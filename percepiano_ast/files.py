@@ -65,6 +65,7 @@ def show_progress(quiet: bool = False) -> None:
     if not any(isinstance(handler, _Stdout) for handler in LOGGER.handlers):
         LOGGER.addHandler(_Stdout())
     LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
+    LOGGER.propagate = False  # Orbax, which Flax imports, gives the root logger a handler too
 
 
 # --- Writing and checking -------------------------------------------------------------------------

@@ -41,8 +41,7 @@ from percepiano_ast.pipeline import (
 from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.studies import explain, report
 from percepiano_ast.training import pretrain as pretraining
-from percepiano_ast.training.checkpoints import listing, open_latest
-from percepiano_ast.training.stores import open_bucket, open_store
+from percepiano_ast.training.checkpoints import Storage, listing, open_latest
 
 KEPT = ["item", "step", "epoch", "MB", "age", "integrity", "location"]
 
@@ -340,8 +339,7 @@ def primary(run: Run) -> pd.DataFrame:
 
 
 def kept(run: Run) -> pd.DataFrame:
-    """List the files of a run with progress, age, integrity and location, from manifests and
-    markers.
+    """List the files of a run with progress, age, integrity and location, from manifests.
 
     Names and file sizes are compared; checksums are not. On a mounted Drive, the table shows this
     machine's view, which may include files that have not been uploaded yet.
@@ -381,7 +379,7 @@ def _folds(run: Run) -> list[tuple[str, str, str]]:
     """Model, fold and location of all folds with training output."""
     home = run.kept(run.root / "finetune")
     if "://" in home:  # buckets have no folders, only file names
-        names = open_bucket(home).system.find(home)
+        names = Storage(home).fs.find(home)
         found = {tuple(name.split("/finetune/")[1].split("/")[:2]) for name in names}
     else:
         found = {(path.parent.name, path.name) for path in Path(home).glob("*/fold_*")}
@@ -395,7 +393,7 @@ def _stat(file: str) -> tuple[int, datetime]:
         FileNotFoundError: no such file.
     """
     if "://" in file:
-        known = open_bucket(file).system.info(file)
+        known = Storage(file).fs.info(file)
         return known["size"], known["mtime"]
     known = Path(file).stat()
     return known.st_size, datetime.fromtimestamp(known.st_mtime, UTC)
@@ -403,7 +401,7 @@ def _stat(file: str) -> tuple[int, datetime]:
 
 def _shard_rows(item: str, place: str) -> list[dict]:
     """One row about a dataset, none if the location is empty."""
-    store = open_store(place)
+    store = Storage(place)
     row: dict[str, Any] = {"item": item, "location": place}
     names = store.names()
     if shards.MANIFEST not in names:
@@ -422,21 +420,21 @@ def _shard_rows(item: str, place: str) -> list[dict]:
 
 
 def _checkpoint_rows(item: str, place: str) -> list[dict]:
-    """One row per checkpoint in a location, newest first, then one per damaged marker."""
+    """One row per checkpoint in a location, newest first, then one per damaged manifest."""
     damaged: list[str] = []
     rows: list[dict] = []
-    for made in reversed(listing(place, damaged.append)):
-        integrity = "intact (marker)"
-        for part in reversed(made["parts"]):
+    for made in reversed(listing(place, damaged)):
+        integrity = "intact (manifest)"
+        for file in reversed(made["files"]):
             try:
-                whole = _stat(f"{place}/{part['name']}")[0] == part["bytes"]
+                whole = _stat(f"{place}/{file['name']}")[0] == file["bytes"]
             except FileNotFoundError:
                 whole = False
             if not whole:
-                integrity = f"damaged: {part['name']} differs from its marker"
+                integrity = f"damaged: {file['name']} differs from its manifest"
         row = {name: made.get(name) for name in ("step", "epoch", "bytes")}
         rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "integrity": integrity})
-    rows += [{"integrity": f"damaged: {line.strip()}"} for line in damaged]
+    rows += [{"integrity": f"damaged: {line}"} for line in damaged]
     return [row | {"item": item, "location": place} for row in rows]
 
 

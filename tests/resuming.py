@@ -22,7 +22,7 @@ from percepiano_ast.config import FrontEnd, LevelStats, ModelConfig, PretrainCon
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import pretrain
 
-STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+STACK = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
 KINDS = {
     "model": ModelConfig,
     "config": PretrainConfig,

@@ -23,8 +23,7 @@ from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import build
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.training.checkpoints import Checkpoints, listing
-from percepiano_ast.training.stores import open_store
+from percepiano_ast.training.checkpoints import Checkpoints, Storage, listing
 
 BUCKET = "gs://bucket/mine"
 RED = "\033[31m"
@@ -339,7 +338,7 @@ class TestBucket:
         run = colab.open_run("demo", f"{BUCKET}/flipped")
         make_shards(run)
         colab.keep_shards(run)
-        open_store(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
+        Storage(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
         shutil.rmtree(run.maestro)
         with pytest.raises(
             RunFailed, match="recordings.csv does not match its checksum. Run notebook 01 again"
@@ -387,7 +386,7 @@ class TestStatus:
         assert model["epoch"] == 3 and model["location"].endswith("fold_0/model")
         (shards,) = rows["shards for pre-training"]
         assert shards["MB"] == 0.0 and shards["location"] == str(run.maestro)
-        assert {row["integrity"] for row in [*pretraining, model]} == {"intact (marker)"}
+        assert {row["integrity"] for row in [*pretraining, model]} == {"intact (manifest)"}
         assert shards["integrity"] == "intact (manifest)"
         assert rows["predictions_ast-test-ssast.csv"][0]["age"] == "under a minute"
 
@@ -404,7 +403,7 @@ class TestStatus:
         assert table_of(run)["shards for pre-training"][0]["age"] == "2 hours"
 
     def test_names_what_is_damaged(self, run):
-        newest = max((run.pretrain / "checkpoints").glob("*.tar"))
+        newest = max((run.pretrain / "checkpoints").glob("*.safetensors"))
         os.truncate(newest, 10)
         min((run.pretrain / "checkpoints").glob("step_*.json")).write_text("{}")
         (run.maestro / "recordings.csv").unlink()
@@ -452,9 +451,9 @@ class TestStatus:
             rows["ast-test-ssast, fold 0"][0]["location"]
             == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
         )
-        assert {row["integrity"] for part in rows.values() for row in part} == {"intact (marker)"}
+        assert {row["integrity"] for part in rows.values() for row in part} == {"intact (manifest)"}
         place = here.kept(here.pretrain / "checkpoints")
-        open_store(place).remove(listing(place)[0]["parts"][0]["name"])
+        Storage(place).remove(listing(place)[0]["files"][0]["name"])
         assert [row["integrity"][:6] for row in table_of(here)["pre-training ssast"]] == [
             "intact",
             "damage",

@@ -230,7 +230,7 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
         fold / "model": 1,
     }.items():
         assert len(pd.read_csv(home.parent / "history.csv")) == 2
-        assert len(list(home.glob("step_*.tar"))) == files
+        assert len(list(home.glob("step_*.safetensors"))) == files
 
 
 def test_status_finds_all_of_the_demo_whole(demo):
@@ -246,7 +246,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
     wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
-    assert set(trained["integrity"]) == {"intact (marker)"} and set(trained["epoch"]) == {1, 2}
+    assert set(trained["integrity"]) == {"intact (manifest)"} and set(trained["epoch"]) == {1, 2}
     assert rows["integrity"].str.match(r"intact|$").all()
 
 

@@ -142,7 +142,7 @@ class TestLearning:
     def test_status_lists_it(self, learned):
         rows = notebook.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
         folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
-        assert len(folds) == 5 and set(folds["integrity"]) == {"intact (marker)"}
+        assert len(folds) == 5 and set(folds["integrity"]) == {"intact (manifest)"}
         assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
 
     def test_evaluate_names_the_place_where_they_are_evaluated(self, learned, tmp_path, capsys):

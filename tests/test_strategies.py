@@ -31,9 +31,9 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.models import lora
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training import strategies
+from percepiano_ast.training.checkpoints import size_of
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.loop import History
-from percepiano_ast.training.pieces import size_of
 
 DEEP = dataclasses.replace(MODEL, depth=3)
 CHANGES = {

@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -690,9 +689,7 @@ class FoldModel:
         from percepiano_ast.training.checkpoints import open_latest
         from percepiano_ast.training.finetune import Finetuning, Scaler
 
-        # standard output is for ratings only
-        log = functools.partial(print, file=sys.stderr)
-        tree, meta = open_latest(folder, made_by=MADE_BY, log=log)
+        tree, meta = open_latest(folder, made_by=MADE_BY)
         written = f"{folder} was written by version {meta['code_version']},"
         again = f"Run {MADE_BY} again in a new directory, or rate with that version"
         if odd := meta["finetune"].keys() - {one.name for one in fields(FinetuneConfig)}:

@@ -23,7 +23,7 @@ from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.files import echo
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, config_for, cross_validate
-from percepiano_ast.training.stores import open_bucket
+from percepiano_ast.training.checkpoints import Storage
 
 HOME = "own"
 FEW_SHOT: dict[str, Any] = {
@@ -82,7 +82,7 @@ def custom_runs(run: Run) -> list[Run]:
     """All runs of custom ratings below this run."""
     home = run.kept(run.root / HOME)
     if "://" in home:  # buckets have no folders, only file names
-        files = open_bucket(home).system.find(home)
+        files = Storage(home).fs.find(home)
         names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in files}
     else:
         names = {path.name for path in Path(home).glob("*") if path.is_dir()}

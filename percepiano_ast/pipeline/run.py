@@ -214,7 +214,7 @@ def load_encoder(
     name = init if other else f"ast-{model.name}-{init}"
     untrained = other or init == "scratch"
     made_before = f"{run.kept(run.pretrain)}/checkpoints"
-    if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
+    if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before)):
         log(
             f"no pre-training in {run.kept(run.pretrain)}: levels are normalised with the"
             " statistics of the rated clips"
@@ -222,7 +222,7 @@ def load_encoder(
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return EncoderInit(name, model, rated.front_end, rated.statistics)
     # All other starts share one normalisation: the statistics of the pre-training split.
-    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
+    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN)
     plain = name, model, FrontEnd(**made["front_end"]), LevelStats(**made["statistics"])
     if untrained:
         return EncoderInit(*plain)

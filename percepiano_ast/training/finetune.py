@@ -31,8 +31,13 @@ from percepiano_ast.files import lock_config
 from percepiano_ast.models import heads
 from percepiano_ast.models.cnn import Geometry
 from percepiano_ast.training import loop, strategies
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
-from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training.checkpoints import (
+    SAVE_MINUTES,
+    Checkpoints,
+    check_disk_space,
+    shown,
+    size_of,
+)
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -439,7 +444,7 @@ def finetune_fold(
     Raises:
         InputError: ``directory`` or ``store`` holds a run of another configuration; see
             `RatingTargets.fit`.
-        FloatingPointError, StoreFailed: see `loop.fit`.
+        FloatingPointError, StorageError: see `loop.fit`.
     """
     config = run.config
     settings = {"model": asdict(run.model), "finetune": asdict(config), **settings}
@@ -548,7 +553,7 @@ def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
 
 
 def check_room(run: Finetuning, params: dict, folds: int, place: str) -> None:
-    """Before the first fold: check the disk space for all folds, see `require_room`."""
+    """Before the first fold: check the disk space for all folds, see `check_disk_space`."""
 
     def first_state() -> TrainState:
         return new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)
@@ -558,4 +563,4 @@ def check_room(run: Finetuning, params: dict, folds: int, place: str) -> None:
         f"{shown(3 * state + (folds + 1) * model)} (three checkpoints during a fold's training, and"
         f" a final model of each of {folds} folds)"
     )
-    require_room(place, max(state, model), most)
+    check_disk_space(place, max(state, model), most)

@@ -9,15 +9,20 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
 
-from percepiano_ast.training import mesh, stores
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
-from percepiano_ast.training.courier import Courier
+from percepiano_ast.training import mesh
+from percepiano_ast.training.checkpoints import (
+    SAVE_MINUTES,
+    Background,
+    Checkpoints,
+    Storage,
+    StorageError,
+    watched,
+)
 from percepiano_ast.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -89,7 +94,7 @@ def fit(
         InputError: ``place`` holds checkpoints of other settings.
         FloatingPointError: loss, gradient or update is not finite; the message names the step and
             the clips of its batch.
-        StoreFailed: training is complete, but the last checkpoint or the history was not saved.
+        StorageError: training is complete, but the last checkpoint or the history was not saved.
     """
     settings, total, history = settings or {}, epochs * steps_per_epoch, None
     done, rows, reads, tree = 0, [], [], None
@@ -168,7 +173,7 @@ def fit(
                             text += f". The state after {good} steps is saved in {home}"
                         if history:
                             history.send(rows)
-                            with contextlib.suppress(stores.StoreFailed):  # already logged
+                            with contextlib.suppress(StorageError):  # already logged
                                 history.finish()
                         raise FloatingPointError(
                             f"{text}. Lower the learning rate, or check those clips"
@@ -233,8 +238,7 @@ class History:
 
     def __init__(self, directory: Path, steps: Sequence[dict] = ()):
         self.steps = list(steps)
-        self._store = stores.FolderStore(directory)
-        self._courier: Courier = Courier(self._warn)
+        self._storage, self._background = Storage(directory), Background(self._warn)
         self._sent = time.monotonic()
         found = importlib.util.find_spec("tensorboard") is not None
         self._events = directory / "tensorboard" if found else None  # None after a failure
@@ -260,23 +264,16 @@ class History:
                 writer.writerows(rows)
                 files[name] = text.getvalue().encode()
         steps = list(self.steps)
-        self._courier.wait_for_turn(0.0)
-        self._courier.send(
-            SimpleNamespace(
-                packed=True, deliver=lambda: self._write(files, steps), discard=lambda: None
-            )
-        )
+        self._background.submit(lambda: self._write(files, steps))
 
     def finish(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            StoreFailed: writing failed repeatedly.
+            StorageError: writing failed repeatedly.
         """
-        if not self._courier.insist():
-            raise stores.StoreFailed(
-                f"the history of the run was not written: {self._courier.trouble}"
-            )
+        if not self._background.finish():
+            raise StorageError(f"the history of the run was not written: {self._background.error}")
 
     def _warn(self, error: OSError) -> None:
         logger.warning(
@@ -286,10 +283,10 @@ class History:
 
     def _write(self, files: dict[str, bytes], steps: list[dict]) -> None:
         for name, content in files.items():
-            self._store.write(name, content)
+            self._storage.write(name, content)
         if steps and (events := self._events):
             self._events = None
-            stores.watched(lambda beat: self._write_events(events, steps), self._store.patience)
+            watched(lambda beat: self._write_events(events, steps))
             self._events = events
 
     def _write_events(self, directory: Path, steps: list[dict]) -> None:

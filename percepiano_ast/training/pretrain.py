@@ -28,8 +28,7 @@ from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.models.transformer import Compute
 from percepiano_ast.music.piano_roll import N_KEYS
 from percepiano_ast.training import loop, mesh
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, require_room, shown
-from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, check_disk_space, shown, size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -497,7 +496,7 @@ def pretrain(
         FloatingPointError: loss, gradient or update is not finite; the message names the step and
             the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: training is complete, but the last checkpoint or the history could not be
+        StorageError: training is complete, but the last checkpoint or the history could not be
             saved.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
@@ -512,7 +511,7 @@ def pretrain(
     steps, place = config.epochs * steps_per_epoch, f"{store or directory}/checkpoints"
     run = Pretraining(model, config, front_end, statistics, steps, compute, layout, num_descriptors)
     step, one = run.step, size_of(run.abstract_state)  # an indivisible batch raises an error here
-    require_room(place, one, f"{shown(4 * one)} (the last 2, the best, one being saved)")
+    check_disk_space(place, one, f"{shown(4 * one)} (the last 2, the best, one being saved)")
     kind, dtype = layout.device.device_kind, run.module.compute.dtype
     logger.info(
         f"{config.objective} {model.name}:"
