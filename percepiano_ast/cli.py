@@ -6,8 +6,6 @@ What a command needs is imported when it is called, so that ``--help`` is quick.
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +118,7 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", help="Print the version.", callback=_print_version, is_eager=True
     ),
@@ -127,7 +126,8 @@ def _options(
         False, "--quiet", "-q", help="Print results and warnings, no progress."
     ),
 ) -> None:
-    show_progress(quiet)
+    if context.invoked_subcommand != "rate":  # its standard output is for ratings
+        show_progress(quiet)
 
 
 # --- Options of several commands ------------------------------------------------------------------
@@ -186,7 +186,9 @@ def rate(
     ),
     as_json: bool = flag("--json", "Print one JSON array to standard output."),
     csv: str = option("", "Write a table with one row per recording and dimension.", "FILE"),
-    html: str = option("", "Write a page with the sound; two recordings are compared.", "FILE"),
+    html: str = option(
+        "", "Write a page with the sound (.html); two recordings are compared.", "FILE"
+    ),
     score: str = option(
         "", "Score of the music, MIDI or MusicXML: timing is rated better.", "FILE"
     ),
@@ -198,82 +200,56 @@ def rate(
 
     The bundled model is piano-rater. Nothing leaves this machine.
     """
-    from percepiano_ast.inference import rate as rating
+    from percepiano_ast.inference import rate as rates
+    from percepiano_ast.inference import rating
 
-    recordings, others = rating.recordings_in(files)
+    recordings, others = rates.recordings_in(files)
     if others:
         names = ", ".join(path.name for path in others[:5])
         print(f"{len(others)} other files are not recordings: {names}", file=sys.stderr)
-    if not run:
-        return _rate_bundled(recordings, as_json, csv, html, score, weights)
-    for name, value in (("csv", csv), ("html", html), ("score", score), ("weights", weights)):
-        if value:
-            raise InputError(
-                f"--{name} is an option of the bundled model and does not go with --run. Omit one"
-                " of the two"
-            )
-    rater = rating.FoldEnsemble(run, model)
-    results = [rater.rate_or_explain(str(file)) for file in recordings]
-    text = json.dumps(results, indent=1) if as_json else ""
-    print(text or rating.ensemble_text(results, rater.questionnaire))
-    return _errors([result for result in results if "error" in result])
-
-
-def _rate_bundled(files, as_json, csv, html, score, weights) -> int:
-    """With the bundled model, or that of ``--weights``."""
-    from percepiano_ast.inference import page
-    from percepiano_ast.inference import rate as rating
-    from percepiano_ast.music.score import read_score
-
-    model = rating.load_model(weights or rating.BUNDLED)
-    written = read_score(score) if score else None
-    rated, sounds, results, errors = [], [], [], []
-    executor = ThreadPoolExecutor(1)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-    for number, file in enumerate(files, 1):
-        encoding = [executor.submit(page.sound, file)] if html else []
-        progress = partial(_show_stage, f"{number}/{len(files)} {Path(file).name}"[:44])
-        try:
-            rated.append(model.rate(file, written, progress))
-            sounds += encoding
-            results.append(rated[-1].as_json())
-        except InputError as error:
-            errors.append({"file": str(file), "error": str(error).removeprefix(f"{file}: ")})
-            results.append(errors[-1])
-        finally:
-            progress("")
-        if not as_json and results[-1] not in errors:
-            print(rating.to_text(rated[-1], colour, ascii_only) + "\n", flush=True)
+
+    def show(result: rating.Rating | dict) -> None:
+        if isinstance(result, rating.Rating) and not as_json:
+            print(rating.to_text(result, colour, ascii_only) + "\n", flush=True)
+
+    def progress(file: str, stage: str) -> None:
+        """On a terminal, show the current stage of a recording in one line, or erase it."""
+        if sys.stderr.isatty():
+            number = [*map(str, recordings)].index(file) + 1
+            name = f"{number}/{len(recordings)} {Path(file).name}"[:44]
+            line = f"{name}: {stage}" if stage else ""
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    results = rates.rate_files(
+        recordings,
+        weights=weights,
+        run=run,
+        model=model,
+        score=score,
+        csv=csv,
+        html=html,
+        progress=progress,
+        show=show,
+    )
+    rated = [one for one in results if isinstance(one, rating.Rating)]
+    errors = [one for one in results if isinstance(one, dict)]
     if as_json:
-        print(json.dumps(results, indent=1))
-    elif len(rated) == len(files) == 2:
+        print(
+            json.dumps(
+                [one if isinstance(one, dict) else one.as_json() for one in results], indent=1
+            )
+        )
+    elif len(rated) == len(results) == 2 and all(one.within for one in rated):
         print(rating.comparison_text(*rated) + "\n")
-    output = sys.stderr if as_json else sys.stdout
-    if csv:
-        rating.to_table(rated).to_csv(csv, index=False, lineterminator="\n")
-        print(f"table: {Path(csv).resolve().as_uri()}", file=output)
-    if html and rated:
-        path = page.write_page(rated, html, [encoded.result() for encoded in sounds])
-        print(f"page: {path.resolve().as_uri()}", file=output)
-    return _errors(errors)
-
-
-def _show_stage(name: str, stage: str) -> None:
-    """On a terminal, show the current stage of a recording in one line, or erase it."""
-    if sys.stderr.isatty():
-        line = f"{name}: {stage}" if stage else ""
-        print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
-
-
-def _errors(errors: list[dict]) -> int:
-    """Print one line per error; returns the exit code."""
-    for one in errors:
-        print(f"{one['file']}: {one['error']}", file=sys.stderr)
+    for name, path in (("table", csv), ("page", html if rated else "")):
+        if path:
+            address = Path(path).resolve().as_uri()
+            print(f"{name}: {address}", file=sys.stderr if as_json else sys.stdout)
+    for error in errors:
+        print(f"{error['file']}: {error['error']}", file=sys.stderr)
     return 2 if errors else 0
-
-
-# --- Training -------------------------------------------------------------------------------------
 
 
 @command(TRAIN, "preprocess --preset base --out runs/base")
