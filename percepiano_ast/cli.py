@@ -146,19 +146,10 @@ def flag(name: str, text: str) -> Any:
 FILES = typer.Argument(..., metavar="FILE...", help="WAV, FLAC, OGG, MP3 or M4A")
 PRESET = option("demo", f"Size and schedule: {', '.join(PRESETS)}.")
 RUN = option("", "Directory of the run; default: runs/PRESET.", "DIR", "--out")
-STORE = option(
-    "",
-    "Storage location of checkpoints, a folder or gs://BUCKET/PREFIX; default: in the run.",
-    "LOCATION",
-)
+STORE = option("", "Folder or gs://BUCKET/PREFIX of checkpoints; default: the run.", "LOCATION")
 FOLDER = option(..., "PercePiano's folder, or demo.", "FOLDER")
 OUT = option(..., "Output directory.", "DIR", "--out")
-SET = option(
-    [],
-    "Setting of fine-tuning, such as strategy=lora; repeatable; see config.FinetuneConfig.",
-    "NAME=VALUE",
-    "--set",
-)
+SET = option([], "Setting of config.FinetuneConfig; repeatable.", "NAME=VALUE", "--set")
 EPOCHS = option(0, "Number of epochs; 0: from the preset.", "N")
 PRECISION = option("", "float32, bfloat16 or float16; default: the fastest of the device.", "TYPE")
 ATTENTION = option("", "xla, cudnn or heads; default: the fastest of the device.", "KERNEL")
@@ -169,12 +160,8 @@ INIT = option(
     "NAME",
 )
 WEIGHTS = option("", "Published weights for audioset; default: downloaded.", "FILE", "--weights")
-TRANSCRIBER = option(
-    "transcription", "Pre-training with a transcription objective.", "NAME", "--init"
-)
-TRANSCRIBER_FILE = option(
-    "", ".safetensors file of the encoder; default: from the run.", "FILE", "--weights"
-)
+TRANSCRIBER = option("transcription", "Pre-training that transcribes.", "NAME", "--init")
+TRANSCRIBER_FILE = option("", "File of the encoder; default: from the run.", "FILE", "--weights")
 PROTOCOLS = option([], "Protocols of the index; default: all.", "P", "--protocol")
 WORKERS = option(0, "Number of processes; 0: one per core.", "N")
 SEED = option(0, "Seed of every random choice.", "N")
@@ -270,31 +257,24 @@ def preprocess(
     preset: str = PRESET,
     out: str = RUN,
     source: str = option(
-        "",
-        "MAESTRO's archive (path, https://, gs://) or a folder of recordings; default: from the"
-        " preset.",
+        "", "MAESTRO's archive (path, https://, gs://) or a folder; default: from the preset."
     ),
     percepiano: str = option("", "Render PercePiano instead: its folder, or demo.", "FOLDER"),
     synthesizers: list[str] = option(
-        [], "builtin, soundfont names or .sf2/.sf3 files; default: from the preset.", "NAME"
+        [], "builtin, soundfonts or .sf2/.sf3 files; default: the preset's.", "NAME"
     ),
     recordings: str = option("", "Recordings of all clips, used instead of rendering.", "DIR"),
     partial: bool = flag("--partial", "Allow clips without a recording, and list them."),
     normalize_loudness: bool = flag(
-        "--normalize-loudness",
-        "Normalise clips to -23 LUFS, varied by up to 3 dB, to rate at any gain.",
+        "--normalize-loudness", "Normalise to -23 LUFS plus up to 3 dB, to rate at any gain."
     ),
-    init: str = option(
-        "", "audioset: also write shards with AST's front end, which its weights need.", "NAME"
-    ),
+    init: str = option("", "audioset: also write shards with its front end.", "NAME"),
     max_hours: float = option(0.0, "Use about H hours; 0: all.", "H"),
     dtype: str = option("uint8", "uint8 (0.5 dB steps), or float16, twice as large."),
     max_errors: int = option(0, "Unreadable recordings to tolerate.", "N"),
     workers: int = WORKERS,
     verify: bool = flag("--verify", "Verify the checksums of finished shards."),
-    beam_runner: str = option(
-        "", "Apache Beam runner for the shards: DirectRunner, DataflowRunner ..."
-    ),
+    beam_runner: str = option("", "Apache Beam runner, such as DataflowRunner."),
     beam_option: list[str] = option([], "Beam option; repeatable.", "NAME=VALUE"),
 ):
     """Convert recordings, or renderings of PercePiano's MIDI, to log-mel shards."""
@@ -350,19 +330,14 @@ def pretrain(
     epochs: int = EPOCHS,
     batch_size: int = option(0, "Batch size over all devices; 0: from the preset.", "N"),
     accum_steps: int = option(0, "Micro-batches per batch; 0: one.", "N"),
-    remat: bool | None = option(
-        None, "Recompute activations to save memory.", None, "--remat/--no-remat"
-    ),
+    remat: bool | None = option(None, "Recompute activations.", None, "--remat/--no-remat"),
     fsdp: bool = flag("--fsdp", "Shard parameters over the devices."),
     precision: str = PRECISION,
     attention: str = ATTENTION,
-    distributed: bool = flag(
-        "--distributed", "One of several processes (TPU pod, SLURM, MPI), all started alike."
-    ),
+    distributed: bool = flag("--distributed", "One of several processes (TPU pod, SLURM ...)."),
     check_memory: list[str] = option(
         [],
-        "Instead compile for a target, v5e-1, v6e-1, v5e-8 or v3-8, and report whether the"
-        " model fits.",
+        "Compile for v5e-1, v6e-1, v5e-8 or v3-8 instead, and report whether the model fits.",
         "TARGET",
     ),
 ):
@@ -393,9 +368,7 @@ def finetune(
     settings: list[str] = SET,
     precision: str = PRECISION,
     attention: str = ATTENTION,
-    ratings: str = option(
-        "", "Custom ratings: a clip column, a group column and ratings; or demo.", "CSV"
-    ),
+    ratings: str = option("", "Custom ratings, one row per clip; or demo.", "CSV"),
     recordings: str = option("", "Recordings of the custom ratings.", "DIR"),
     group: str = option("", "Column of held-out groups, such as piece or pianist.", "COLUMN"),
     dimensions: list[str] = option([], "Rating columns; default: all others.", "COLUMN"),
@@ -433,9 +406,7 @@ def regress(
     weights: str = TRANSCRIBER_FILE,
     percepiano: str = option("", "PercePiano's folder; default: from the preset.", "FOLDER"),
     protocol: list[str] = PROTOCOLS,
-    learning_curve: bool = flag(
-        "--learning-curve", "Learning curve over passages, players and clips instead."
-    ),
+    learning_curve: bool = flag("--learning-curve", "Compute a learning curve instead."),
     settings: list[str] = SET,
 ):
     """Train regressors on the transcription and features of a pre-trained encoder.
@@ -485,9 +456,7 @@ def ablate(
     epochs: int = EPOCHS,
     settings: list[str] = SET,
     seeds: int = option(0, "Seeds per setting; 0: 3, with --strategies 1.", "N"),
-    inner: int | None = option(
-        None, "Exclude this outer fold, to test the selected settings on it.", "FOLD"
-    ),
+    inner: int | None = option(None, "Outer fold to exclude, to test a choice on it.", "FOLD"),
     strategies: list[str] = option(
         [],
         "Instead compare strategies that train the encoder, and augmentations: all, or some of"
@@ -513,12 +482,7 @@ def baselines(
     percepiano: str = FOLDER,
     out: str = OUT,
     protocol: list[str] = PROTOCOLS,
-    names: list[str] = option(
-        [],
-        "Baselines, such as audio-stats or midi-stats+score; default: all.",
-        "NAME",
-        "--baselines",
-    ),
+    names: list[str] = option([], "Such as midi-stats+score; default: all.", "NAME", "--baselines"),
     synthesizers: list[str] = option(["musescore-small"], "Synthesizers of the audio.", "NAME"),
     seed: int = SEED,
     workers: int = WORKERS,
@@ -550,17 +514,13 @@ def evaluate(
     seed: int = SEED,
     min_difference: float | None = option(
         None,
-        "Compare pairs of performances whose ratings, from 0 to 1, differ by at least D;"
-        " default: 0.074, a standard error.",
+        "Compare pairs whose ratings differ by at least D; default: 0.074, a standard error.",
         "D",
     ),
-    ceiling: str = option(
-        "", "CSV of the noise ceiling from `reliability`; default: PercePiano's.", "FILE"
-    ),
+    ceiling: str = option("", "Noise ceiling of `reliability`; default: PercePiano's.", "FILE"),
     reference: str = option(
         "",
-        "Reference model of the comparison page; default: the best audio-only model that is"
-        " not an encoder.",
+        "Reference of the comparison page; default: the best audio-only model, no encoder.",
         "MODEL",
     ),
 ):
@@ -618,7 +578,7 @@ def sensitivity(
     clips: int = option(100, "Number of performances to draw.", "N"),
     synthesizer: str = option("", "Synthesizer of the test; default: musescore-small.", "NAME"),
     other_synthesizers: list[str] = option(
-        [], "Further synthesizers for the robustness test, or none; default: all.", "NAME"
+        [], "Synthesizers of the robustness test, or none; default: all.", "NAME"
     ),
     seed: int = SEED,
     workers: int = WORKERS,
@@ -641,12 +601,8 @@ def explain(
     dimension: list[str] = option(..., "Such as timing_stable_unstable.", "KEY"),
     out: str = OUT,
     model: str = option("", "Model below DIR/finetune; default: the pre-trained one.", "NAME"),
-    midi: str = option(
-        "", "MIDI of the (single) recording: contributions of its notes too.", "FILE"
-    ),
-    baseline: str = option(
-        "mean", "Baseline of the attribution: mean (the mean spectrum) or silence."
-    ),
+    midi: str = option("", "MIDI of the single recording: add contributions of notes.", "FILE"),
+    baseline: str = option("mean", "Reference input: mean (the mean spectrum) or silence."),
     seconds: float = option(5.0, "Length of the excerpt.", "S"),
     checks: bool = flag("--checks", "Deletion curves and randomised weights over all FILEs."),
 ):
@@ -655,7 +611,7 @@ def explain(
 
     options = {"model": model, "midi": midi, "baseline": baseline, "seconds": seconds}
     explanation.explain_files(
-        files, run=run, out=out, dimension=dimension, with_checks=checks, **options
+        files, run=run, out=out, dimensions=dimension, with_checks=checks, **options
     )
 
 
@@ -668,7 +624,7 @@ def status(preset: str = PRESET, out: str = RUN, store: str = STORE):
     from percepiano_ast import notebook
 
     run = run_of(preset, out, store)
-    table = notebook.kept(run)
+    table = notebook.status(run)
     if table.empty:
         where = f"{run.root} and {run.store}" if run.store else run.root
         raise InputError(f"no run in {where}; give its --out and --store.")
@@ -680,7 +636,7 @@ def notebooks(
     preset: str = PRESET,
     out: str = RUN,
     settings: list[str] = option(
-        [], "Value of a form field, such as SEED=1; repeatable.", "NAME=VALUE", "--set"
+        [], "Form field, such as SEED=1; repeatable.", "NAME=VALUE", "--set"
     ),
     keep_outputs: bool = flag("--keep-outputs", "Save the outputs in the repository's notebooks."),
 ):
@@ -692,21 +648,22 @@ def notebooks(
     home = run_notebooks.FOLDER.parent
     # Notebooks run in the repository and show paths relative to it.
     shown = str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
-    values = {"PRESET": preset, "KEEP_IN": shown}
+    values = {"PRESET": preset, "SAVE_TO": shown}
     for pair in settings:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair!r} is not NAME=VALUE; write for example SEED=1.")
+        name = run_notebooks.OLD_ROWS.get(name, name)
         values[name] = int(value) if value.isdigit() else value
-    run_notebooks.run(folder, values, keep=keep_outputs)
-    if values["KEEP_IN"] == shown:  # otherwise the last notebook has printed the path
+    run_notebooks.run(folder, values, save_outputs=keep_outputs)
+    if values["SAVE_TO"] == shown:  # otherwise the last notebook has printed the path
         print(f"report: {folder / 'evaluation' / 'report.html'}")
 
 
 @command(RUNS, "convert runs/base/pretrain/ssast --output ssast.safetensors")
 def convert(
     source: str = typer.Argument(
-        ..., help="directory of a pre-training, .safetensors, .pth, or Hugging Face's folder"
+        ..., help=".safetensors, .pth, or folder of a pre-training or Hugging Face"
     ),
     output: str = option(..., ".safetensors file to write; for hf_ast a folder.", "FILE"),
     kind: str = option("", "ast or hf_ast; default: unchanged."),

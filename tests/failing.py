@@ -277,7 +277,7 @@ def _command(home: Path, store: str, gates, pause: float) -> None:
     """The same by the command line, whose shards are those of `_pretrain`."""
     from percepiano_ast import __main__, pipeline
 
-    pipeline.pretrain = lambda run: _pretrain(home, run.store, gates, pause)
+    pipeline.pretrain = lambda run, **options: _pretrain(home, run.store, gates, pause)
     sys.exit(__main__.main(["pretrain", "--out", str(home / "out"), "--store", store]))
 
 

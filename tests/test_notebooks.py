@@ -62,11 +62,11 @@ class TestRules:
             assert next(iter(run_notebooks.form_of(LOADED[name]))) == "RECORDING"
             return
         assert next(iter(run_notebooks.form_of(LOADED[name]))) == "PRESET"
-        preset, keep_in = form.source.splitlines()[1:3]
+        preset, save_to = form.source.splitlines()[1:3]
         assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
         # "Run all" of the demo opens no Drive dialog.
         choices = f'["{colab.HERE}", "{colab.ON_DRIVE}"] {{allow-input: true}}'
-        assert keep_in == f'KEEP_IN = "{colab.HERE}"  #@param {choices}'
+        assert save_to == f'SAVE_TO = "{colab.HERE}"  #@param {choices}'
 
     def test_metadata_names_the_runtime_and_hides_the_forms(self, name):
         nbformat.validate(LOADED[name])
@@ -150,11 +150,11 @@ def test_filling_in_a_form_changes_that_row_alone():
     name = "02_ssast_pretrain_tpu"
     notebook = nbformat.read(run_notebooks.FOLDER / f"{name}.ipynb", as_version=4)
     filled = run_notebooks.form_of(
-        run_notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"})
+        run_notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "SAVE_TO": "it's here"})
     )
     assert filled == run_notebooks.form_of(LOADED[name]) | {
         "PRETRAIN_EPOCHS": "3",
-        "KEEP_IN": '"it\'s here"',
+        "SAVE_TO": '"it\'s here"',
     }
 
 
@@ -235,7 +235,7 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
 
 def test_status_finds_all_of_the_demo_whole(demo):
     out, _ = demo
-    rows = notebook.kept(pipeline.Run(PRESETS["demo"], out))
+    rows = notebook.status(pipeline.Run(PRESETS["demo"], out))
     counts = rows["item"].str.replace(r", fold \d", "", regex=True).value_counts()
     wanted = {
         "shards for pre-training": 1,
@@ -458,13 +458,13 @@ def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp
 
 
 def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
-    done = command(
-        "notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip"
-    )
+    given = ["--set", f"SOURCE={tmp_path}/none.zip", "--set", f"KEEP_IN={tmp_path}/old name"]
+    done = command("notebooks", "--preset", "base", "--out", tmp_path, *given)
     (line,) = done.stderr.splitlines()[-1:]
     assert done.returncode == 2 and line.startswith(
         f"error: '{tmp_path}/none.zip': no such archive or folder of recordings"
     )
+    assert (tmp_path / "old name").is_dir()  # SAVE_TO by its former name
 
 
 @pytest.mark.slow
@@ -486,13 +486,12 @@ def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
     assert (tmp_path / "hum.html").exists()
 
 
-def test_long_presets_are_refused_on_the_wrong_runtime():
+def test_long_presets_are_refused_on_the_wrong_runtime(logged):
     with pytest.raises(InputError, match="set PRESET to 'demo'"):
         colab.check_runtime(PRESETS["base"], "tpu")
-    said: list[str] = []
-    colab.check_runtime(PRESETS["mini"], "tpu", said.append)
+    colab.check_runtime(PRESETS["mini"], "tpu")
     slow = "preset 'mini' takes hours on this CPU, less on a machine with a TPU"
-    assert said == [f"{slow}; it resumes after an interruption"]
+    assert logged == [f"{slow}; it resumes after an interruption"]
     colab.check_runtime(PRESETS["base"], "")  # notebooks 01 and 04 need no accelerator
     colab.check_runtime(PRESETS["demo"], "tpu")
 

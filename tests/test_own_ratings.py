@@ -140,7 +140,7 @@ class TestLearning:
         assert "holds the output of another configuration (ratings: " in capsys.readouterr().err
 
     def test_status_lists_it(self, learned):
-        rows = notebook.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
+        rows = notebook.status(pipeline.Run(PRESETS["demo"], learned.parent.parent))
         folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
         assert len(folds) == 5 and set(folds["integrity"]) == {"intact (manifest)"}
         assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
@@ -257,7 +257,7 @@ class TestRating:
         assert "explain supports only PercePiano's 19 dimensions" in capsys.readouterr().err
         with pytest.raises(
             InputError,
-            match=r"predicts custom ratings \(Loudness, would go again\), but sensitivity supports only",
+            match=r"custom ratings \(Loudness, would go again\), but sensitivity supports only",
         ):
             RunRater(learned, TestEvaluation.INDEX)
 
@@ -314,9 +314,7 @@ class TestRefused:
 
     def test_a_scale_that_units_would_break(self, made, tmp_path, capsys):
         line = self.refused(capsys, tmp_path / "run", *made, "--set", "rating_scale=none")
-        assert (
-            "rating_scale=none: custom ratings may have a different unit for each dimension" in line
-        )
+        assert "rating_scale=none: dimensions of custom ratings may have different units" in line
 
     @pytest.mark.parametrize(
         "named",

@@ -113,7 +113,7 @@ def test_an_inner_study_leaves_the_outer_fold_alone(material):
 
 
 def test_what_cannot_be_studied_is_refused(material):
-    with pytest.raises(InputError, match="1 seed gives no estimate of the variation between seeds"):
+    with pytest.raises(InputError, match="1 seed: to compare variants, use at least 2"):
         ablate.predict_variants(material, 1)
     with pytest.raises(InputError, match="unknown outer fold '7'. Choose one of: 0, 1, 2, 3"):
         ablate.predict_variants(material, inner=7)

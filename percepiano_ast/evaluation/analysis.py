@@ -38,11 +38,9 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
             for metric, values in without_each_group(run.take(chosen), "overall").items():
                 facts = {"part": part, "metric": metric}
                 tables.append(estimate_rows(run, facts, values, intervals.SCALES[metric]))
+        numbers = pd.DataFrame(np.column_stack([run.rating, run.prediction]))
         human, deadpan = (
-            pd.DataFrame(np.column_stack([part.rating, part.prediction]))
-            .groupby(part.segment)
-            .mean()
-            for part in (run.take(run.human), run.take(~run.human))
+            numbers[part].groupby(run.segment[part]).mean() for part in (run.human, ~run.human)
         )
         gap = (human - deadpan).dropna(how="all")  # of segments with both
         groups = pd.Series(run.content_group, run.segment).groupby(level=0).first()[gap.index]
@@ -74,11 +72,7 @@ def pairwise_accuracy(
     for run in runs:
         for scope in ("within_segment", "within_segment_humans"):
             part = run.take(run.human) if "humans" in scope else run
-            chosen = [np.zeros((2, 0), int)]
-            for segment in np.unique(part.segment):
-                rows = np.flatnonzero(part.segment == segment)
-                chosen.append(rows[np.stack(np.triu_indices(len(rows), 1))])
-            one, other = np.concatenate(chosen, axis=1)
+            one, other = np.nonzero(np.triu(part.segment[:, None] == part.segment, 1))
             # Means of equal ratings can differ by rounding.
             rated, predicted = (
                 np.round(values[one] - values[other], 9)
@@ -174,8 +168,7 @@ def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) ->
 
 
 def nll(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """Negative log likelihood (natural logarithm) of normal predictions, elementwise; NaN where the
-    uncertainty is 0."""
+    """Negative log likelihood of normal predictions, elementwise; NaN for an uncertainty of 0."""
     return -stats.norm.logpdf(rating, prediction, np.where(uncertainty > 0, uncertainty, np.nan))
 
 
@@ -230,9 +223,7 @@ def shared_errors(runs: list[RunPredictions]) -> pd.DataFrame:
     for a, b in model_pairs(runs):
         _, ours, theirs = np.intersect1d(a.clip, b.clip, return_indices=True)
         x, y = _standardised_errors(a)[ours], _standardised_errors(b)[theirs]
-        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-        with np.errstate(invalid="ignore"):
-            r = (x * y).sum(axis=0) / np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+        r = metrics.pearson_without_each_group(a.content_group[ours], x, y)[0]
         rows.append([*a.name[1:], a.model, b.model, float(np.mean(r))])
     return pd.DataFrame(rows, columns=["protocol", "seed", "model_a", "model_b", "correlation"])
 
@@ -307,20 +298,17 @@ def few_shot_remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
     lines += [f"{len(better)} of {n} dimensions {mean}: {', '.join(better) or 'none'}."]
     if groups < FEW_GROUPS:
         lines.append(
-            f"{clips} clips in {groups} groups: with so few groups an interval may be too narrow by"
-            " chance, and one more group may change it."
+            f"{clips} clips in {groups} groups: with so few an interval may be too narrow by chance"
         )
     if len(below := names[result["high"] < 0]):
         lines.append(
             f"{', '.join(below)}: the interval of r is below 0, an artefact of cross-validation"
-            " with few groups. Holding out a highly rated group lowers the mean of the training"
-            " clips."
+            " with few groups."
         )
     for name in names[result["r"].isna()]:
         lines.append(f"{name}: r is undefined because the predictions are constant.")
     if few := int((index["content_group"].value_counts() < MIN_IN_SEGMENT).sum()):
         lines.append(
-            f"{few} groups have fewer than {MIN_IN_SEGMENT} clips and are excluded from"
-            " r_within_groups."
+            f"{few} groups have fewer than {MIN_IN_SEGMENT} clips, excluded from r_within_groups."
         )
     return lines

@@ -142,12 +142,10 @@ def attribution_map(
 
 def _filled(axes: Axes, values: np.ndarray, places: np.ndarray, way: str) -> None:
     """Fill between 0 and the values, which go along the axis ``way``."""
-    fill, line = axes.fill_between, axes.axhline
-    if way == "x":
-        fill, line = axes.fill_betweenx, axes.axvline
+    fill = axes.fill_betweenx if way == "x" else axes.fill_between
     for part, colour in ((np.maximum(values, 0), UP), (np.minimum(values, 0), DOWN)):
         fill(places, part, color=colour, linewidth=0, alpha=0.85)
-    line(0, color=INK, linewidth=0.8)
+    (axes.axvline if way == "x" else axes.axhline)(0, color=INK, linewidth=0.8)
     most = max(1.08 * float(np.abs(values).max()), 1e-9)
     axes.set(**{f"{way}lim": (-most, most)})
     getattr(axes, f"{way}axis").set_major_locator(MaxNLocator(nbins=3, symmetric=True))

@@ -71,13 +71,16 @@ def grid(
 
 def finish(figure: Figure, title: str, columns: int = 0, **legend) -> Figure:
     """Remove upper and right spines of panels without an image; add the title and, below the
-    panels, a legend of so many columns."""
+    panels, a legend of so many columns, or fewer if it would be wider than the figure."""
     for axes in figure.axes:
         if not axes.images:
             axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    if columns:
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False, **legend)
+    for n in range(columns, 0, -1):
+        below = figure.legend(loc="outside lower center", ncols=n, frameon=False, **legend)
+        if n == 1 or below.get_window_extent().width <= figure.bbox.width:
+            break
+        below.remove()
     return figure
 
 

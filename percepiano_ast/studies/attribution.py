@@ -26,6 +26,7 @@ from percepiano_ast.models.heads import patch_validity
 # frames computed at once: about 4 GB for the base size, including the backward pass
 FRAMES = 8 * 1024
 STEPS = 32  # Gauss-Legendre points on the path from the baseline
+STAGES = 4  # of randomised blocks
 
 Tree = dict | tuple | jax.Array
 
@@ -184,7 +185,7 @@ def integrated_gradients(
     points, weights = np.polynomial.legendre.leggauss(steps)
     # The end points come last: only their ratings are needed, not their gradients.
     path = np.array([*(points + 1) / 2, 0, 1], np.float32)
-    rows = (  # clip number, window, valid frames
+    rows: Iterable[tuple] = (  # clip number, window, valid frames
         (step, first[window] + at * difference[window], valid[window])
         for step, at in enumerate(path)
         for window in range(len(first))
@@ -232,8 +233,7 @@ def rollout(attention: jax.Array) -> jax.Array:
     layers are multiplied. Row i holds the shares of the inputs in token i, if only attention mixed
     tokens; it sums to 1.
     """
-    identity = jnp.eye(attention.shape[-1])[None, :, :]
-    total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
+    identity = total = jnp.eye(attention.shape[-1])[None, :, :]
     for weights in attention:
         total = (0.5 * weights.mean(axis=1) + 0.5 * identity) @ total
     return total
@@ -247,8 +247,7 @@ def relevance(attention: jax.Array, gradients: jax.Array) -> jax.Array:
     the relevance so far. The initial identity, which is the same for every patch, is subtracted at
     the end.
     """
-    identity = jnp.eye(attention.shape[-1])[None, :, :]
-    total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
+    identity = total = jnp.eye(attention.shape[-1])[None, :, :]
     for weights, gradient in zip(attention, gradients):
         total = total + jax.nn.relu(weights * gradient).mean(axis=1) @ total
     return total - identity
@@ -267,9 +266,9 @@ def attention_maps(
     normalised clip (T, F).
 
     The rating pools over patch tokens, so the maps are means over the rows of valid patches.
-    Rollout is the share of each input in these tokens; it sums to 1 minus the share of the two
-    prefix tokens. A patch's value is distributed over its points. Cost per window: one forward pass
-    for rollout, two forward passes and one backward pass per dimension for relevance.
+    Rollout sums to 1 minus the share of the two prefix tokens. A patch's value is distributed over
+    its points. Cost per window: one forward pass for rollout, two forward passes and one backward
+    pass per dimension for relevance.
 
     Args:
         towards: (D,) of +1 or -1: relevance for an increase or a decrease of the rating.
@@ -327,23 +326,17 @@ def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
 # --- Randomised weights ---------------------------------------------------------------------------
 
 
-def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str, dict]]:
-    """Parameters of a `heads.RatingModel`, randomised from the top down (cascading, Adebayo et al.
-    2018, section 3).
+def randomised(params: dict, fresh: dict) -> Iterator[tuple[str, dict]]:
+    """Parameters of a `heads.RatingModel`, ``head`` and ``encoder``, randomised from the top down
+    (cascading, Adebayo et al. 2018, section 3).
 
-    Args:
-        params: trained, ``head`` and ``encoder``.
-        fresh: the same tree with random values.
-        stages: number of stages for the encoder's blocks, the last block first.
-
-    Yields:
-        the name of the randomised part, and the parameters: the head, then more and more blocks, at
-            last everything.
+    ``fresh`` is the same tree with random values. Yields the name of the randomised part, and the
+    parameters: the head, then more and more blocks, the last one first, at last everything.
     """
     yield "head", params | {"head": fresh["head"]}
     blocks, fresh_blocks = (tree["encoder"]["blocks"] for tree in (params, fresh))
     depth = jax.tree.leaves(blocks)[0].shape[0]
-    trained = {round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth}
+    trained = {round(depth * (1 - stage / STAGES)) for stage in range(1, STAGES + 1)} - {depth}
     for n in sorted(trained, reverse=True):
         mixed = jax.tree.map(lambda *x: jnp.concatenate([x[0][:n], x[1][n:]]), blocks, fresh_blocks)  # noqa: B023
         encoder = params["encoder"] | {"blocks": mixed, "norm": fresh["encoder"]["norm"]}

@@ -56,8 +56,7 @@ TOLERANCE = 0.005
 MOST_STEPS = 4 * attribution.STEPS
 
 LONGEST_SILENCE = 5.0  # seconds of recording allowed after the last key release
-# seconds between MIDI and audio; beyond it contributions would go to the wrong notes
-LARGEST_SHIFT = 0.1
+LARGEST_SHIFT = 0.1  # seconds between MIDI and audio, beyond which notes would be confused
 _SEARCHED = 2.0  # seconds to either side in which the offset of the MIDI is searched
 _DECAY = 0.6  # seconds in which a note's power falls to 1 / e
 _RELEASE = 0.1  # seconds that a damped string sounds
@@ -68,12 +67,10 @@ _SPILL = 1e-4
 # of the cells replaced; symmetric
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 1.0)
 ORDERS = 5  # number of random orders
-# with random weights: the order of cells converges before the sums do
-CHECK_STEPS = attribution.STEPS // 2
+CHECK_STEPS = attribution.STEPS // 2  # the order of cells converges before the sums do
 ALIKE = 0.5  # rank correlation above which the map of random weights counts as unchanged
 LEVEL = 0.95
-# minimum number of recordings for a verdict: bootstrap intervals of fewer are too narrow
-FEWEST = 5
+FEWEST = 5  # recordings for a verdict: bootstrap intervals of fewer are too narrow
 _RESAMPLES = 2000
 
 
@@ -82,13 +79,8 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, eq=False)
 class ExplainedRecording:
-    """A recording and its spectrogram, the input of the models.
-
-    Attributes:
-        name: file name without suffix.
-        wave: float32 (n,), mono.
-        level: float32 (T, F) in dB, quantised by the front end.
-    """
+    """A recording, named as its file without suffix, float32 (n,), and the input of the models:
+    its level float32 (T, F) in dB, quantised by the front end."""
 
     name: str
     wave: np.ndarray
@@ -97,13 +89,8 @@ class ExplainedRecording:
 
 
 class Excerpt(NamedTuple):
-    """The excerpt of a recording with the largest contribution to a rating.
-
-    Attributes:
-        start, stop: seconds.
-        wave: float32 (n,), faded at both ends.
-        contribution: signed contribution to the rating (sum of the map).
-    """
+    """An excerpt from ``start`` to ``stop`` (s), float32 (n,) faded at both ends, and its signed
+    contribution to a rating (sum of the map)."""
 
     start: float
     stop: float
@@ -116,9 +103,8 @@ class Explanation:
     """Attribution of one rating of one recording; all values on the rating's scale of 0 to 1.
 
     Attributes:
-        recording, dimension: the explained rating.
         rating, baseline: ratings of the recording and of the baseline, means over the fold models.
-        gap: ``rating - baseline`` minus the sum of ``maps["gradients"]``.
+        gap: ``rating - baseline`` minus the sum of ``map``.
         maps: method -> float32 (T, F), see `METHODS`.
     """
 
@@ -147,44 +133,36 @@ class Explanation:
         contribution = self.map.sum(axis=0, dtype=np.float64)
         return pd.DataFrame({"hertz": hertz, "contribution": contribution})
 
-    def excerpt_span(self, seconds: float = SECONDS) -> tuple[float, float, float]:
-        """Start and stop in seconds, and contribution, of the excerpt of ``seconds`` with the
-        largest absolute contribution, or of the entire recording if it is shorter.
+    def excerpt(self, seconds: float = SECONDS) -> Excerpt:
+        """The excerpt of ``seconds`` with the largest absolute contribution, or the entire
+        recording if it is shorter.
 
         Raises:
             InputError: ``seconds`` is not above 0.
         """
         if not seconds > 0:
             raise InputError(f"excerpt length is {seconds:g} seconds; give a number above 0.")
-        front_end = self.recording.front_end
-        n = max(round(seconds * front_end.sample_rate / front_end.hop_length), 1)
-        n = min(n, len(self.map))
+        front_end, wave = self.recording.front_end, self.recording.wave
+        rate = front_end.sample_rate
+        n = min(max(round(seconds * rate / front_end.hop_length), 1), len(self.map))
         sums = np.concatenate([[0.0], np.cumsum(self.map.sum(axis=1, dtype=np.float64))])
         contributions = sums[n:] - sums[:-n]
         first = int(np.argmax(np.abs(contributions)))
-        return front_end.seconds(first), front_end.seconds(first + n), float(contributions[first])
-
-    def excerpt(self, seconds: float = SECONDS) -> Excerpt:
-        """The audio of `excerpt_span`; raises the same."""
-        start, stop, contribution = self.excerpt_span(seconds)
-        rate, wave = self.recording.front_end.sample_rate, self.recording.wave
-        first = round(start * rate)
-        piece = wave[first : min(round(stop * rate), len(wave))].copy()
-        n = min(round(FADE * rate), len(piece) // 2)
-        fade = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n) + 0.5) / max(n, 1))
-        piece[:n] *= fade.astype(np.float32)
-        piece[len(piece) - n :] *= fade[::-1].astype(np.float32)
-        return Excerpt(start, (first + len(piece)) / rate, piece, contribution)
+        start, stop = front_end.seconds(first), front_end.seconds(first + n)
+        if len(wave):
+            stop = min(stop, len(wave) / rate)
+        piece = wave[round(start * rate) : round(stop * rate)].copy()
+        n_faded = min(round(FADE * rate), len(piece) // 2)
+        fade = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n_faded) + 0.5) / max(n_faded, 1))
+        piece[:n_faded] *= fade.astype(np.float32)
+        piece[len(piece) - n_faded :] *= fade[::-1].astype(np.float32)
+        return Excerpt(start, stop, piece, float(contributions[first]))
 
 
 @functools.cache
 def model_functions(run: Finetuning) -> attribution.ModelFunctions:
     """A run's model in the form that attribution needs, in float32; equal runs share one and its
-    compiled functions.
-
-    Raises:
-        InputError: a model without attention.
-    """
+    compiled functions. InputError: a model without attention."""
     model = run.model
     if not isinstance(model, ModelConfig):
         raise InputError(
@@ -240,11 +218,7 @@ class Explainer:
         self.simulated = rater.models[0].simulated
 
     def load(self, file: str | Path) -> ExplainedRecording:
-        """Load a recording as `FoldEnsemble.rate` does.
-
-        Raises:
-            InputError: see ``audio.load``.
-        """
+        """Load a recording as `FoldEnsemble.rate` does; errors as in ``audio.load``."""
         wave = audio.load(file, self.front_end.sample_rate)
         codes, _ = audio.quantize(audio.log_mel(wave, self.front_end), self.front_end)
         level = audio.dequantize(codes, self.front_end)
@@ -253,11 +227,7 @@ class Explainer:
     def excerpt(
         self, recording: str | Path | ExplainedRecording, dimension: str, seconds: float = SECONDS
     ) -> Excerpt:
-        """The audio excerpt with the largest contribution to this rating.
-
-        Raises:
-            InputError: unreadable file or unknown dimension.
-        """
+        """`Explanation.excerpt` of a file or recording; raises as `load` and `explain`."""
         if not isinstance(recording, ExplainedRecording):
             recording = self.load(recording)
         return self.explain(recording, [dimension], methods=("gradients",))[0].excerpt(seconds)
@@ -278,7 +248,8 @@ class Explainer:
         while part := list(itertools.islice(variants, 32)):
             found = []
             for model in self.models:
-                (functions, params, *clips), starts = self._inputs(model, *part)
+                functions, params, *clips = self._inputs(model, *part)
+                starts = self._starts(part[0])
                 found.append(attribution.rate_variants(functions, params, clips, starts))
             rated.append(np.mean(found, axis=0))
         return np.concatenate(rated)
@@ -289,54 +260,50 @@ class Explainer:
         dimensions: Iterable[str],
         methods: tuple[str, ...] = METHODS,
     ) -> list[Explanation]:
-        """One explanation for each of ``dimensions``.
-
-        Cost per fold model: integrated gradients take ``steps`` x windows x (two forward passes and
-        one backward pass per dimension), attention maps three passes per window.
-
-        Raises:
-            InputError: unknown dimension.
-        """
+        """One explanation for each of ``dimensions``; InputError: unknown dimension."""
         dimensions, level = list(dimensions), recording.level
         position = {key: i for i, key in enumerate(KEYS)}
         chosen = [lookup(position, key, "dimension") for key in dimensions]
         baseline, steps = self.baseline_of(level), self.steps
+        where: dict[str, Any] = {"starts": self._starts(level), "dimensions": chosen}
         while True:
-            found = []
-            for model in self.models:
-                inputs, starts = self._inputs(model, level, baseline)
-                where: dict[str, Any] = {"starts": starts, "dimensions": chosen}
-                found.append(attribution.integrated_gradients(*inputs, **where, steps=steps))
+            found = [
+                attribution.integrated_gradients(
+                    *self._inputs(model, level, baseline), **where, steps=steps
+                )
+                for model in self.models
+            ]
             gradients, ratings, baselines, gaps = (np.mean(part, axis=0) for part in zip(*found))
             if np.abs(gaps).max() <= TOLERANCE or 2 * steps > self.most_steps:
                 break
             steps *= 2
         maps = {"gradients": gradients}
         if set(methods) - {"gradients"}:
-            towards, attended = np.where(ratings >= baselines, 1.0, -1.0), []
-            for model in self.models:
-                inputs, starts = self._inputs(model, level)
-                where = {"starts": starts, "dimensions": chosen}
-                attended.append(attribution.attention_maps(*inputs, **where, towards=towards))
+            towards = np.where(ratings >= baselines, 1.0, -1.0)
+            attended = [
+                attribution.attention_maps(*self._inputs(model, level), **where, towards=towards)
+                for model in self.models
+            ]
             rollout, relevance = (np.mean(part, axis=0) for part in zip(*attended))
-            maps["rollout"] = np.broadcast_to(rollout, relevance.shape)
-            maps["relevance"] = relevance
+            maps |= {"relevance": relevance, "rollout": np.broadcast_to(rollout, relevance.shape)}
         values = zip(ratings.tolist(), baselines.tolist(), gaps.tolist())
         return [
             Explanation(recording, key, *numbers, {name: maps[name][i] for name in methods})
             for i, (key, numbers) in enumerate(zip(dimensions, values))
         ]
 
-    def _inputs(self, model: FoldModel, *levels: np.ndarray) -> tuple[tuple, list[int]]:
-        """Functions, parameters and normalised clips of ``levels`` in dB (T, F) each, and first
-        frames of the windows, for `attribution`."""
+    def _inputs(self, model: FoldModel, *levels: np.ndarray) -> tuple:
+        """Functions, parameters and normalised clips of ``levels`` in dB (T, F) each, for
+        `attribution`."""
         run, params = model.run, {"params": model.params, "scaler": model.scaler}
-        normalised = functools.partial(
-            normalise, front_end=run.front_end, statistics=run.statistics
-        )
-        clips = [np.asarray(normalised(jnp.asarray(level))) for level in levels]
-        starts = window_starts(len(levels[0]), run.model.n_frames)
-        return (self.functions(run), params, *clips), starts
+        clips = [
+            np.asarray(normalise(jnp.asarray(level), run.front_end, run.statistics))
+            for level in levels
+        ]
+        return self.functions(run), params, *clips
+
+    def _starts(self, level: np.ndarray) -> list[int]:
+        return window_starts(len(level), self.models[0].run.model.n_frames)
 
     def randomised(self, seed: int, steps: int) -> Iterator[tuple[str, "Explainer"]]:
         """This explainer with ``steps`` steps and weights randomised from the top layer down, see
@@ -362,18 +329,16 @@ def note_table(explanation: Explanation, performance: Performance) -> pd.DataFra
     """Contribution of every note, the largest first.
 
     A point of the map is divided among the notes that sound there in proportion to their expected
-    power: fundamental and partials (amplitude 1 / k) in the bands of the front end, scaled by
-    velocity, decaying from the onset until key and pedal are released. Between partials it is
-    divided among all sounding notes. The last row is the contribution of frames without a note, so
-    the column sums to the total of the map.
+    power: fundamental and partials (amplitude 1 / k), scaled by velocity, decaying from the onset
+    until key and pedal are released. Between partials it is divided among all sounding notes. The
+    last row is the contribution of frames without a note: the column sums to the total of the map.
 
     Returns:
-        ``note`` (number in order of onset, -1 for the rest), ``onset`` and ``offset`` in seconds,
-        ``pitch``, ``name``, ``velocity``, ``contribution`` on the rating's scale, ``share`` of the
-        sum of all absolute contributions.
+        ``note`` (number in order of onset, -1 for the rest), ``onset`` and ``offset`` (s),
+        ``pitch, name, velocity, contribution``, ``share`` of all absolute contributions.
 
     Raises:
-        InputError: the performance does not match the recording, see `check_alignment`.
+        InputError: see `check_alignment`.
     """
     check_alignment(explanation.recording, performance)
     front_end, attributed = explanation.recording.front_end, explanation.map
@@ -474,8 +439,7 @@ def run_checks(
     **Deletion** (Samek et al. 2017; Petsiuk, Das and Saenko 2018): cells of the spectrogram, as
     large as the model's patches, are replaced by the baseline, most relevant cells first, and the
     recording is rated again. A faithful map moves the rating towards the baseline's rating faster
-    than a random order. Insertion, which restores cells into the baseline, is the curve of the
-    opposite order read from its end.
+    than a random order. Insertion is the curve of the opposite order read from its end.
 
     **Randomised weights** (Adebayo et al. 2018): a map that does not change when the weights are
     randomised reflects the spectrogram, not the model.
@@ -489,13 +453,12 @@ def run_checks(
         seed: for the random orders, the random weights and the bootstrap.
 
     Returns:
-        - ``deletion``: ``recording, dimension, method, order`` (``most relevant first``,
-          ``random``, ``least relevant first``), ``share`` of the cells replaced, ``moved``: change
-          of the rating towards that of the baseline, and ``size``: its absolute change. Random
-          orders are means over `ORDERS`.
+        - ``deletion``: ``recording, dimension, method, order, share`` of the cells replaced,
+          ``moved`` (change of the rating towards that of the baseline), ``size`` (its absolute
+          change). Random orders are means over `ORDERS`.
         - ``randomisation``: ``recording, dimension, stage, spearman, spearman_size, ssim``:
-          similarity to the map of the trained model by rank correlation of cells, of their absolute
-          values, and by structural similarity.
+          rank correlations of cells and of their absolute values, and structural similarity, with
+          the map of the trained model.
         - ``verdicts``: ``dimension, check, method, value, low, high, recordings, sentence``.
     """
     deletion, randomisation = [], []
@@ -529,7 +492,7 @@ def _deletion(
     bands, frames = size = explainer.models[0].run.model.patch_size
     recording = explanations[0].recording
     shape = cell_sums(recording.level, size).shape
-    orders = [rng.permutation(shape[0] * shape[1]) for _ in range(ORDERS)]
+    orders = [rng.permutation(int(np.prod(shape))) for _ in range(ORDERS)]
     for explanation in explanations:
         towards = 1 if explanation.rating >= explanation.baseline else -1
         for method, values in explanation.maps.items():
@@ -542,10 +505,9 @@ def _deletion(
         baseline = explainer.baseline_of(recording.level)
         for order in orders:
             for share in SHARES:
-                replaced = np.zeros(len(order), bool)
-                replaced[order[: round(share * len(order))]] = True
-                points = np.repeat(replaced.reshape(shape), frames, axis=0)
-                points = np.repeat(points, bands, axis=1)
+                replaced = np.zeros(shape, bool)
+                replaced.flat[order[: round(share * len(order))]] = True
+                points = np.kron(replaced, np.ones((frames, bands), bool))
                 points = points[: baseline.shape[0], : baseline.shape[1]]
                 yield np.where(points, baseline, recording.level)
 
@@ -556,13 +518,9 @@ def _deletion(
         moved = np.sign(rated[0, 0] - rated[0, -1]) * (rated[:, :1] - rated)
         facts = {"recording": recording.name, "dimension": explanation.dimension, "share": SHARES}
         for method in explanation.maps:
-            members = {
-                "most relevant first": moved[[position]],
-                "random": moved[:ORDERS],
-                "least relevant first": moved[[position + 1]],
-            }
+            most, least = moved[[position]], moved[[position + 1]]
             position += 2
-            for order, part in members.items():
+            for order, part in zip(figures.ORDER_STYLES, (most, moved[:ORDERS], least)):
                 means = {"moved": part.mean(axis=0), "size": np.abs(part).mean(axis=0)}
                 tables.append(pd.DataFrame({**facts, "method": method, "order": order, **means}))
     return tables
@@ -609,10 +567,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Mean structural similarity of two images with values from -1 to 1 (Wang et al. 2004, equation
-    13).
-
-    Gaussian windows with a standard deviation of 1.5, K1 = 0.01, K2 = 0.03 and a range of 2.
-    """
+    13): Gaussian windows with a standard deviation of 1.5, K1 = 0.01, K2 = 0.03, a range of 2."""
     blurred = functools.partial(scipy.ndimage.gaussian_filter, sigma=1.5, truncate=3.5)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     mean_a, mean_b = blurred(a), blurred(b)
@@ -627,8 +582,7 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _area_ratio(areas: np.ndarray) -> float:
-    """Ratio of the areas (n, 2), summed over recordings; 1 if the random order does not move the
-    rating."""
+    """Ratio of the summed areas (n, 2); 1 if the random order does not move the rating."""
     most, random = areas.sum(axis=0).tolist()
     return most / random if random > 0 else 1.0
 

@@ -182,12 +182,9 @@ def write(
 def _protocol(
     tables: dict[str, pd.DataFrame], protocol: str, ceiling: pd.DataFrame | None, marks: str
 ) -> dict:
-    """What the report shows of one protocol.
-
-    The tables of `evaluation.evaluate` (rows of the protocol, of the lowest seed of each model)
-    under their names; tables of text under ``shown``; ``models``, best first; ``where``, the
-    protocol with its marks, for captions.
-    """
+    """What the report shows of one protocol: the tables of `evaluation.evaluate` (rows of the
+    protocol, of the lowest seed of each model) under their names, tables of text under ``shown``,
+    ``models``, best first, and ``where``, the protocol with its marks, for captions."""
     part: dict = {"name": protocol, "where": f"{protocol} protocol{leaky(protocol)}{marks}"}
     for name, found in tables.items():
         part[name] = rows(found, protocol=protocol)

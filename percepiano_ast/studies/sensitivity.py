@@ -32,7 +32,7 @@ from percepiano_ast.files import TimeLeft, atomic, sha256_of, write_json
 from percepiano_ast.inference import rate, regressors
 from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import performance_features as midi_features
-from percepiano_ast.music.edits import EDITS, PARAMETERS, NotApplicable, same
+from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit, NotApplicable, same
 from percepiano_ast.music.midi import Performance, read_midi, trimmed
 from percepiano_ast.music.synth import SOUNDFONTS, BuiltinPiano, RenderCache, make_synthesizer
 from percepiano_ast.plots import studies as figures
@@ -251,39 +251,36 @@ class ChangedRatings(NamedTuple):
 
 
 def sensitivity_table(
-    model: str, groups: np.ndarray, found: Mapping[Any, ChangedRatings]
+    model: str, groups: np.ndarray, found: Mapping[Edit, ChangedRatings]
 ) -> pd.DataFrame:
-    """Mean change of each rating with each variation of the playing, one row per variation and
-    dimension.
+    """Mean change of each rating with each edit of the playing, one row per edit and dimension.
 
     ``standardised`` is the change in standard deviations of the same model's ratings of the
     original clips, which the interval treats as exact. ``clips`` counts the clips to which the
-    variation applies, ``alike`` those of them whose model input did not change. ``expected`` is the
-    sign that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0,
-    ``unclear`` if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is
-    expected.
+    edit applies, ``alike`` those of them whose model input did not change. ``expected`` is the sign
+    that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0, ``unclear``
+    if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is expected.
 
     Args:
         groups: (n,) content group of each clip.
-        found: by variation, with ``parameter.name``, ``name``, ``strength`` and ``label``.
 
     Raises:
-        InputError: a variation that applies to no clip, or constant ratings.
+        InputError: an edit that applies to no clip, or constant ratings.
     """
     tables = []
-    for variation, ratings in found.items():
-        before, after, kept = _changed(model, variation.label, ratings)
-        parameter, change = variation.parameter.name, after - before
-        estimate = intervals.jackknife(group_means(groups[kept], change) / before.std(axis=0))
+    for edit, ratings in found.items():
+        before, after, applies = _changed(model, edit.label, ratings)
+        parameter, change = edit.parameter.name, after - before
+        estimate = intervals.jackknife(group_means(groups[applies], change) / before.std(axis=0))
         signs = [EXPECTED[parameter].get(key, 0) for key in KEYS]
-        expected = (np.sign(variation.strength) * np.array(signs)).astype(int)
+        expected = (np.sign(edit.strength) * np.array(signs)).astype(int)
         sign = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
         agrees = np.where(sign == 0, UNCLEAR, np.where(sign == expected, YES, NO))
-        agrees = np.where(ratings.alike[kept].all(), UNCHANGED, agrees)
-        facts = {"model": model, "parameter": parameter, "variation": variation.name}
-        facts |= {"strength": float(variation.strength), "label": variation.label}
-        facts |= {"dimension": KEYS, "clips": int(kept.sum())}
-        facts |= {"alike": int(ratings.alike[kept].sum())}
+        agrees = np.where(ratings.alike[applies].all(), UNCHANGED, agrees)
+        facts: dict[str, Any] = {"model": model, "parameter": parameter, "variation": edit.name}
+        facts |= {"strength": float(edit.strength), "label": edit.label}
+        facts |= {"dimension": KEYS, "clips": int(applies.sum())}
+        facts |= {"alike": int(ratings.alike[applies].sum())}
         facts |= {"change": change.mean(axis=0), "change_sd": change.std(axis=0)}
         facts |= {"standardised": estimate.value, "low": estimate.low, "high": estimate.high}
         facts |= {"expected": expected, "agrees": np.where(expected == 0, "", agrees)}
@@ -297,21 +294,14 @@ def robustness_table(
     """Change of each rating with each recording condition, ideally none, one row per condition and
     dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
     deviations of the ratings over clips), and ``pearson`` with the ratings of the original clips,
-    ``low`` to ``high``.
-
-    Args:
-        groups: (n,) content group of each clip.
-
-    Raises:
-        InputError: see ``sensitivity_table``.
-    """
+    ``low`` to ``high``. Arguments and errors as in `sensitivity_table`."""
     tables = []
     for label, ratings in found.items():
-        before, after, kept = _changed(model, label, ratings)
-        correlations = metrics.pearson_without_each_group(groups[kept], before, after)
+        before, after, applies = _changed(model, label, ratings)
+        correlations = metrics.pearson_without_each_group(groups[applies], before, after)
         r = intervals.jackknife(correlations, intervals.FISHER)
         absolute = np.abs(after - before).mean(axis=0)
-        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(kept.sum())}
+        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(applies.sum())}
         facts |= {"change": (after - before).mean(axis=0), "absolute": absolute}
         facts |= {"standardised": absolute / before.std(axis=0)}
         facts |= {"pearson": r.value, "low": r.low, "high": r.high}
@@ -324,19 +314,17 @@ def _changed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ratings before and after of the clips to which a change applies, and these clips, bool
     (n,)."""
-    kept = np.isfinite(found.after).all(axis=1)
-    if not kept.any():
+    applies = np.isfinite(found.after).all(axis=1)
+    if not applies.any():
+        raise InputError(f"{label}: this change applies to no clip; give other clips or omit it.")
+    before, after = found.before[applies], found.after[applies]
+    if not np.ptp(before, axis=0).all():
+        which = KEYS[int(np.argmin(np.ptp(before, axis=0)))]
         raise InputError(
-            f"{label}: this change applies to no clip; give other clips or omit the variation."
-        )
-    constant = np.ptp(found.before[kept], axis=0) == 0
-    if constant.any():
-        which = KEYS[int(np.argmax(constant))]
-        raise InputError(
-            f"{model} gives all {kept.sum()} clips the same rating of {which}: a change cannot be"
+            f"{model} gives all {len(before)} clips the same rating of {which}: a change cannot be"
             " standardised. Give more clips or another model."
         )
-    return found.before[kept], found.after[kept], kept
+    return before, after, applies
 
 
 def expert_correlations(
@@ -463,23 +451,19 @@ def run_sensitivity(
                 piano.prepare([edited[None] for _, edited in clips], options.workers)
             conditions = [f"piano {piano.synthesizer}" for piano in pianos[1:]]
             conditions += [effect.label for effect in EFFECTS]
-        rated: list[dict[Any, np.ndarray]] = []
-        unchanged: list[dict[Any, bool]] = []
+        changes = [None, *EDITS, *conditions]
+        rated = np.full((len(clips), len(changes), len(KEYS)), np.nan)
+        unchanged = np.zeros((len(clips), len(changes)), bool)
         left = TimeLeft(len(clips), what=f"{rater.name}: ")
-        for name, edited in clips:
-            ratings, alike = _rate_clip(out, rater, pianos, name, [*edited.values()], options.seed)
-            rated.append(dict(zip([*edited, *conditions], ratings)))
-            unchanged.append(dict(zip(edited, alike)))
-            left(len(rated))
-        logger.info(f"{rater.name}: {len(rated)} clips rated")
-        before, none = np.stack([one[None] for one in rated]), np.full(len(KEYS), np.nan)
+        for row, (name, edited) in enumerate(clips):
+            found, alike = _rate_clip(out, rater, pianos, name, [*edited.values()], options.seed)
+            columns = [changes.index(change) for change in [*edited, *conditions]]
+            rated[row, columns], unchanged[row, columns[: len(alike)]] = found, alike
+            left(row + 1)
+        logger.info(f"{rater.name}: {len(clips)} clips rated")
         changed: dict[Any, ChangedRatings] = {
-            change: ChangedRatings(
-                before,
-                np.stack([one.get(change, none) for one in rated]),
-                np.array([one.get(change, False) for one in unchanged]),
-            )
-            for change in (*EDITS, *conditions)
+            change: ChangedRatings(rated[:, 0], rated[:, k], unchanged[:, k])
+            for k, change in enumerate(changes)
         }
         edits = {edit: changed[edit] for edit in EDITS}
         sensitivity.append(sensitivity_table(rater.name, groups, edits))
