@@ -3,6 +3,7 @@ listening."""
 
 import dataclasses
 import hashlib
+import html
 import io
 import json
 import pydoc
@@ -203,7 +204,7 @@ def test_repr_has_five_lines_and_the_card_needs_no_script(rated):
     assert len(lines) == 5 and lines[0].endswith("tune.wav") and "notes transcribed" in lines[1]
     assert all(re.search(r"0\.\d\d ± 0\.\d\d, percentile \d+", line) for line in lines[2:4])
     assert lines[4].strip().startswith("warnings: ")
-    card = rated._repr_html_()
+    card = html.unescape(rated._repr_html_())
     assert card.count('class="row"') == 19 and "tune.wav" in card and rated.limits in card
     assert not re.search(r"<script|src=|href=|@import|url\(", card)
 
