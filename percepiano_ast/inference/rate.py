@@ -16,7 +16,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -269,16 +269,20 @@ class RatingModelFile(RatingModel):
             def n_onsets(part: tuple[float, float]) -> int:
                 return int(((starts >= part[0]) & (starts < part[1])).sum())
 
-            def features(part: tuple[float, float], score: Score | None = None) -> np.ndarray:
-                notes = None if performance is None else excerpt(performance, *part)
-                first, last = (round((at - begins) * slower * rate) for at in part)
-                return self.features(notes, wave[first:last], score)
+            def features(parts: list[tuple[float, float]], score: Score | None = None) -> Iterator:
+                def one(part: tuple[float, float]) -> np.ndarray:
+                    notes = None if performance is None else excerpt(performance, *part)
+                    first, last = (round((at - begins) * slower * rate) for at in part)
+                    return self.features(notes, wave[first:last], score)
+
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    yield from pool.map(one, parts)
 
             # --- Rate the whole
             regressors = self.regressors["alone" if score is None else "score"]
             parts = [part for part in stretches(*played) if n_onsets(part)] or [played]
             say("rating")
-            rated, novelty = regressors.rate(np.stack([features(part, score) for part in parts]))
+            rated, novelty = regressors.rate(np.stack([*features(parts, score)]))
         except InputError as reason:
             raise InputError(f"{name}: {reason}") from reason
         lengths = np.array([stop - start for start, stop in parts])
@@ -290,12 +294,11 @@ class RatingModelFile(RatingModel):
         spans = windows(*played) if with_course else []
         course = np.full((len(spans), len(KEYS)), np.nan, np.float32)
         rated_spans = [k for k, span in enumerate(spans) if n_onsets(span) >= _FEWEST_NOTES]
-        if rated_spans:
-            found = []
-            with ThreadPoolExecutor(_THREADS) as pool:
-                for one in pool.map(features, [spans[k] for k in rated_spans]):
-                    found.append(one)
-                    say(f"rating over time, {len(found)} of {len(rated_spans)}")
+        found = []
+        for row in features([spans[k] for k in rated_spans]):
+            found.append(row)
+            say(f"rating over time, {len(found)} of {len(rated_spans)}")
+        if found:
             course[rated_spans] = self.regressors["alone"].rate(np.stack(found))[0]
         percentiles = self.regressors["alone"].percentiles(course)
 
