@@ -121,9 +121,10 @@ class RatingModel(abc.ABC):
             return [self.rate(r, sample_rate, score=written, progress=progress) for r in recording]
         if progress:
             progress("reading")
-        name = None
+        name: str | None = None
+        source: Any = recording
         if isinstance(recording, np.ndarray):
-            name, recording = "the array", self._as_file(recording, sample_rate)
+            name, source = "the array", self._as_file(recording, sample_rate)
         elif sample_rate is not None:
             raise InputError(
                 f"sample_rate={sample_rate!r}: for arrays only. Omit it; give a score as score="
@@ -131,15 +132,14 @@ class RatingModel(abc.ABC):
         elif isinstance(recording, io.TextIOBase):
             raise InputError(f"{recording!r} is open as text. Open it with mode 'rb'")
         elif isinstance(recording, os.PathLike):
-            recording = os.fspath(recording)
+            source = os.fspath(recording)
         elif not (isinstance(recording, str) or hasattr(recording, "read")):
             raise InputError(
                 f"{type(recording).__name__} is not a recording. Give a path, a binary file object,"
                 " or an array with its sample rate"
             )
-        opened = audio.Recording(recording, name=name, min_rate=self._lowest_rate)
-        blocks = opened.blocks(self.sample_rate, max_seconds=self._longest)
-        wave = np.concatenate(list(blocks))
+        opened = audio.Recording(source, name=name, min_rate=self._lowest_rate)
+        wave = np.concatenate([*opened.blocks(self.sample_rate, max_seconds=self._longest)])
         rating = self.rate_wave(wave, written, opened.name, progress=progress)
         if opened.full_scale > _DISTORTED:
             rating.warnings.append(
@@ -485,8 +485,8 @@ class FoldModel:
         again = f"Run {MADE_BY} again in a new directory, or rate with that version"
         if odd := meta["finetune"].keys() - {one.name for one in fields(FinetuneConfig)}:
             raise InputError(f"{written} with other settings ({', '.join(sorted(odd))}). {again}")
-        name = meta["model"]["name"]
-        kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
+        encoder = ENCODERS.get(meta["model"]["name"])
+        kind = encoder.config if encoder else ModelConfig
         model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
         beside = len(PERFORMANCE_FEATURES) if config.transcription_features else 0
         if config.transcription_features and (used := len(tree["params"]["unheard"])) != beside:
@@ -647,8 +647,8 @@ def require_percepiano(ensemble: FoldEnsemble, what: str) -> None:
     if ensemble.scale != PERCEPIANO:
         raise InputError(
             f"{ensemble.name} predicts custom ratings ({', '.join(ensemble.scale.names)}), but"
-            f" {what} supports only PercePiano's {len(PERCEPIANO.names)} dimensions. Choose a run"
-            " that was fine-tuned on PercePiano"
+            f" {what} supports only PercePiano's {len(KEYS)} dimensions. Choose a run that was"
+            " fine-tuned on PercePiano"
         )
 
 
@@ -657,9 +657,8 @@ def require_explained(ensemble: FoldEnsemble) -> None:
     require_percepiano(ensemble, "explain")
     if ensemble.models[0].run.config.transcription_features:
         raise InputError(
-            f"{ensemble.name} uses transcription descriptors besides its embedding, but explain"
-            " covers only the embedding. Choose a model that was fine-tuned without"
-            " `transcription_features=true`"
+            f"{ensemble.name} uses transcription descriptors besides its embedding, which explain"
+            " does not cover. Choose a model that was fine-tuned without transcription_features"
         )
 
 
