@@ -148,7 +148,8 @@ def reconstructions(run: Run) -> Figure | None:
     trained = Pretraining(model, config, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
     shown = reconstruction(trained, tree["state"]["params"], codes)
-    return plots.masking(*(levels[0] for levels in shown), run.preset.front_end)
+    original, masked, rebuilt = (levels[0] for levels in shown)
+    return plots.masking(original, masked, rebuilt, run.preset.front_end)
 
 
 def transcriptions(run: Run) -> Figure | None:
