@@ -70,7 +70,8 @@ def pairwise_accuracy(
     for run in runs:
         for scope in ("within_segment", "within_segment_humans"):
             part = run.take(run.human) if "humans" in scope else run
-            one, other = np.nonzero(np.triu(part.segment[:, None] == part.segment, 1))
+            codes = np.unique(part.segment, return_inverse=True)[1]
+            one, other = np.nonzero(np.triu(codes[:, None] == codes, 1))
             # Means of equal ratings can differ by rounding.
             rated, predicted = (
                 np.round(values[one] - values[other], 9)

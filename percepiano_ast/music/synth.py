@@ -367,7 +367,7 @@ class RenderCache:
         return self.folder / f"{name}.flac"
 
     def prepare(self, performances: Iterable[Performance], workers: int) -> None:
-        """Render the missing ones with ``workers`` processes; raises as `wave` and `process_map`."""
+        """Render the missing ones with ``workers`` processes; raises as `wave`."""
         paths = {self.path(performance): performance for performance in performances}
         todo = [item for item in paths.items() if not item[0].exists()]
         if not todo:
