@@ -125,19 +125,20 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     if (empty := index[required + folds].isna().any(axis=1)).any():
         raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
 
-    def refuse(wrong: pd.Series, column: str, message: str) -> None:
+    def refuse(wrong: pd.Series, column: str, action: str) -> None:
         if wrong.any():
-            raise InputError(f"{name}{message.format(index[column][wrong].iloc[0])}")
+            value = index[column][wrong].iloc[0]
+            raise InputError(f"{name}: {column} is {value!r}; {action}.")
 
     index["clip"] = index["clip"].str.strip()
-    repeated = " lists clip {!r} twice; keep one line per clip."
-    refuse(index["clip"].duplicated(), "clip", repeated)
-    not_boolean = ~index["human"].isin(["True", "False"])
-    refuse(not_boolean, "human", ": human is {!r}; write True or False.")
+    if (repeated := index["clip"].duplicated()).any():
+        clip = index["clip"][repeated].iloc[0]
+        raise InputError(f"{name} lists clip {clip!r} twice; keep one line per clip.")
+    refuse(~index["human"].isin(["True", "False"]), "human", "write True or False")
     index["human"] = index["human"] == "True"
     for column in folds:
         numbers = pd.to_numeric(index[column], errors="coerce")
-        refuse(~(numbers % 1 == 0), column, f": {column} is {{!r}}; write whole numbers.")
+        refuse(~(numbers % 1 == 0), column, "write whole numbers")
         index[column] = numbers.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
     if (n := groups.max()) > 1:
