@@ -61,12 +61,8 @@ def evaluate_files(
     ceiling: str | Path | None = None,
     reference: str = "",
 ) -> Path:
-    """Evaluate predictions files together and write the report: the command ``evaluate``.
-
-    Without ``index`` the clips must be PercePiano's with the published ratings.
-
-    Args:
-        reference: reference model of the comparison page, see `reference_of`.
+    """Evaluate predictions files together and write the report: the command ``evaluate``. Without
+    ``index`` the clips must be PercePiano's with the published ratings.
 
     Raises:
         InputError: see ``evaluation.predictions`` (``read_predictions``, ``load_index``,
@@ -408,14 +404,8 @@ def sentences(study: str, macro: str, *about) -> list[str]:
 
 
 def reference_of(models: list[str], wanted: str = "") -> str:
-    """The reference model: ``wanted``, or the best audio-only model that is not an audio encoder.
-
-    Args:
-        models: names, best first.
-
-    Raises:
-        InputError: ``wanted`` is not among the models.
-    """
+    """The reference among ``models`` (best first): ``wanted``, or the best audio-only model that is
+    not an audio encoder. InputError: ``wanted`` is not among them."""
     if wanted and wanted not in models:
         raise InputError(
             f"the reference {wanted!r} is not among the models; choose one of {', '.join(models)}."
@@ -441,8 +431,7 @@ def leaky(protocol: str) -> str:
 
 
 def in_order(protocols) -> list[str]:
-    """Protocols in the order of ``PROTOCOLS``, the primary one first; unknown protocols follow by
-    name."""
+    """Protocols in the order of ``PROTOCOLS``; unknown protocols follow by name."""
     order = {name: place for place, name in enumerate(PROTOCOLS)}
     return sorted(set(protocols), key=lambda name: (order.get(name, len(order)), name))
 
