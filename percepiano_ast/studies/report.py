@@ -72,8 +72,7 @@ def evaluate_files(
         raise InputError("no predictions to evaluate; give at least one predictions CSV.")
     predictions = pd.concat([read_predictions(path) for path in paths], ignore_index=True)
     facts = load_index(index)
-    given = None if index is None else facts
-    predictions = validate_predictions(predictions, given, partial=partial)
+    predictions = validate_predictions(predictions, facts if index else None, partial=partial)
     known = None if simulated and ceiling is None else reliability.load_ceiling(facts, ceiling)
     options = {"--out": out, "--index": index, "--ceiling": ceiling, "--reference": reference}
     for field in dataclasses.fields(settings):
@@ -106,23 +105,18 @@ def write(
     reference: str = "",
     command: str = "",
     files: dict[str, str] | None = None,
-    title: str = "Evaluation of predicted performance ratings",
 ) -> Path:
     """Evaluate and write into ``out_dir``: ``report.md`` and the self-contained ``report.html``,
     ``comparison.md`` and ``.html``, ``figures/`` as SVG and PNG, ``tables/`` with every table of
-    the pages as CSV and LaTeX, and every complete table of results as a CSV.
-
-    Other files in ``out_dir`` are not changed.
+    the pages as CSV and LaTeX, and every complete table of results as a CSV; returns the path of
+    report.html. Other files in ``out_dir`` are not changed.
 
     Args:
         simulated: whether the ratings are simulated; title, captions and figures are marked.
         ceiling: the noise ceiling (19 dimensions, scopes), None if unknown.
         reference: see `reference_of`.
-        command: that repeats the evaluation; empty if it was called from Python.
+        command: that repeats the evaluation.
         files: name -> SHA-256 of the predictions files.
-
-    Returns:
-        The path of report.html, which embeds its figures.
 
     Raises:
         InputError: see ``predictions.validate_predictions`` (runs may be partial); ``out_dir``
@@ -147,7 +141,7 @@ def write(
     digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
     libraries = {name: version(name) for name in ("numpy", "scipy", "pandas", "matplotlib")}
     context = {
-        "title": title + mark,
+        "title": f"Evaluation of predicted performance ratings{mark}",
         "parts": parts,
         "tables": tables,
         "predictions": predictions,
