@@ -53,7 +53,7 @@ METHOD_NAMES = {
     "relevance": "attention relevance",
     "rollout": "attention rollout",
 }
-LIKENESSES = {
+SIMILARITIES = {
     "spearman": ("rank correlation of contributions", UP, "o"),
     "spearman_size": ("rank correlation of absolute contributions", COLOURS[2], "s"),
     "ssim": ("structural similarity (SSIM)", DOWN, "^"),
@@ -221,7 +221,7 @@ def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: s
     for axes, dimension in zip(panels[0], dimensions):
         part = randomisation[randomisation["dimension"] == dimension]
         stages = list(dict.fromkeys(part["stage"]))
-        for name, (label, colour, marker) in LIKENESSES.items():
+        for name, (label, colour, marker) in SIMILARITIES.items():
             curves = part.pivot(index="recording", columns="stage", values=name)[stages].to_numpy()
             curves = np.concatenate([np.ones((len(curves), 1)), curves], axis=1)
             x = np.arange(curves.shape[1])
