@@ -299,7 +299,9 @@ def run_of_two(tmp_path_factory):
             models.append(
                 rate.FoldModel(untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True)
             )
-        yield SimpleNamespace(name="ast-test-ssast", folds=[0, 1], models=models)
+        yield SimpleNamespace(
+            name="ast-test-ssast", folds=[0, 1], models=models, scale=models[0].run.questionnaire
+        )
 
 
 def in_folds(folder, n):
