@@ -100,7 +100,7 @@ def fit(
     done, rows, reads, tree = 0, [], [], None
     with Checkpoints(place) if directory else contextlib.nullcontext() as checkpoints:
         # --- Resume
-        if checkpoints:
+        if checkpoints and directory:
             checkpoints.prepare()
             mesh.wait_for_all("old files deleted")
             tree, found = checkpoints.load({"state": jax.eval_shape(init)}, settings) or (
@@ -197,8 +197,8 @@ def fit(
             # --- End of the epoch
             columns = [name for name in reads[0] if name != "steps"]
             table = [[one[name] for name in columns] for one in reads]
-            means = np.average(table, axis=0, weights=[one["steps"] for one in reads])
-            row = {"epoch": epoch + 1, "step": done, **dict(zip(columns, means.tolist()))}
+            values = np.average(table, axis=0, weights=[one["steps"] for one in reads]).tolist()
+            row = {"epoch": epoch + 1, "step": done, **dict(zip(columns, values))}
             if "skipped" in row:
                 row["skipped"] = round(row["skipped"] * steps_per_epoch)
             rows.append(row | validate(state.params))
