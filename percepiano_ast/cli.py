@@ -148,13 +148,15 @@ def _preprocess(arguments):
             init=arguments.init,
             recordings=arguments.renderings,
             partial=arguments.partial,
-            one_loudness=arguments.one_loudness,
+            normalize_loudness=arguments.one_loudness,
         )
         print(made)
     else:
         beam = (arguments.beam_runner, tuple(f"--{option}" for option in arguments.beam_option))
-        work = pipeline.Work(arguments.workers or pipeline.workers(), arguments.max_bad, *beam)
-        options = {"limit_hours": arguments.limit_hours, "stored": arguments.stored}
+        work = pipeline.BuildOptions(
+            arguments.workers or pipeline.workers(), arguments.max_bad, *beam
+        )
+        options = {"max_hours": arguments.limit_hours, "dtype": arguments.stored}
         print(pipeline.preprocess_maestro(run, arguments.source, work, **options))
     return 0
 

@@ -258,7 +258,7 @@ def bring_shards(run: pipeline.Run, log: Callable[[str], None] = print) -> pipel
     if not run.in_bucket:
         if on_colab() and run.maestro.is_relative_to(DRIVE):
             there = SHARDS / run.preset.name
-            return dataclasses.replace(run, shards=build.copy_shards(run.maestro, there, log))
+            return dataclasses.replace(run, shards=build.copy_shards(run.maestro, there))
         return run
     place, target = run.kept(run.root / "maestro"), run.maestro
     store = open_store(place)

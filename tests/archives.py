@@ -1,6 +1,8 @@
 """Small sources of recordings, and runs on them: what the tests of the data wing share."""
 
+import contextlib
 import io
+import logging
 import zipfile
 from pathlib import Path
 
@@ -72,11 +74,27 @@ def write_archive_of(
     return path
 
 
-def preprocess(source, out, max_bad: int | None = 0, workers: int = 1, **options) -> list[str]:
+@contextlib.contextmanager
+def log_lines():
+    """The package's log meanwhile, like the fixture `logged`."""
+    lines: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("percepiano_ast")
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def preprocess(source, out, max_errors: int | None = 0, workers: int = 1, **options) -> list[str]:
     """Make the shards; the lines of the log."""
-    lines = []
-    work = build.Work(workers, max_bad, log=lines.append)
-    maestro.preprocess(str(source), out, options.pop("front_end", FRONT_END), work, **options)
+    how = build.BuildOptions(workers, max_errors)
+    with log_lines() as lines:
+        maestro.preprocess(str(source), out, options.pop("front_end", FRONT_END), how, **options)
     return lines
 
 

@@ -146,7 +146,7 @@ def finetune_custom(
     start, here = load_encoder(run, init, source, log), custom_run(run, csv)
     groups = found.index["content_group"].nunique()
     log(f"{len(found.files)} clips, {groups} groups by {group}: {', '.join(found.dimensions)}")
-    clips, checksum = found.load(start.front_end, log)
+    clips, checksum = found.load(start.front_end)
     given = here, start, config, clips, start.front_end, found.index
     rated = CrossValidation(*given, questionnaire=found.questionnaire, log=log)
     simulated = percepiano.is_simulated(recordings)

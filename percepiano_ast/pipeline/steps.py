@@ -15,7 +15,7 @@ import pandas as pd
 from percepiano_ast.config import KALDI, FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, demo, maestro, percepiano, shards
 from percepiano_ast.data.batches import TranscriptionTargets
-from percepiano_ast.data.build import Work
+from percepiano_ast.data.build import BuildOptions
 from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
@@ -47,16 +47,19 @@ def maestro_source(run: Run, source: str = "") -> str:
     return source
 
 
-def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
+def preprocess_maestro(
+    run: Run, source: str = "", work: BuildOptions | None = None, **options
+) -> Path:
     """Step 1: recordings -> log-mel shards.
 
     Args:
         source: archive, folder or address; by default the preset's.
         work: workers and limits; by default all cores, and no unreadable recordings.
-        options: ``limit_hours`` and ``stored``, see `maestro.preprocess`.
+        options: ``max_hours`` and ``dtype``, see `maestro.preprocess`.
     """
     simulated = (source or run.preset.maestro) == "demo"
-    given = maestro_source(run, source), run.maestro, run.preset.front_end, work or Work(workers())
+    work = work or BuildOptions(workers())
+    given = maestro_source(run, source), run.maestro, run.preset.front_end, work
     return maestro.preprocess(*given, simulated=simulated, **options)
 
 
@@ -118,7 +121,7 @@ def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = e
         )
         return demo.write_percepiano(run.root / "demo" / "percepiano")
     if "://" in str(folder):
-        return percepiano.fetch(folder, run.root / "percepiano_source", log)
+        return percepiano.fetch(folder, run.root / "percepiano_source")
     return Path(folder)
 
 
@@ -130,7 +133,7 @@ def preprocess_percepiano(
     init: str = "",
     recordings: str = "",
     partial: bool = False,
-    one_loudness: bool = False,
+    normalize_loudness: bool = False,
     log: Callable[[str], None] = echo,
 ) -> Path:
     """Step 3a: rated MIDI clips -> log-mel shards.
@@ -140,7 +143,7 @@ def preprocess_percepiano(
         init: start of fine-tuning; ``audioset`` also needs shards with the papers' front end.
         recordings: a folder with your own recording of each clip, instead of synthesizers.
         partial: whether clips may be missing from it; they are listed.
-        one_loudness: see `percepiano.preprocess`.
+        normalize_loudness: see `percepiano.preprocess`.
 
     Returns:
         the folder of the shards with the preset's front end.
@@ -153,11 +156,11 @@ def preprocess_percepiano(
             run.percepiano_in(front_end),
             front_end,
             # Clips that cannot be rendered are listed; every table reports its number of clips.
-            Work(workers(), max_bad=None, log=log),
+            BuildOptions(workers(), max_errors=None),
             synthesizers=tuple(synthesizers) or default,
             recordings=recordings,
             partial=partial,
-            one_loudness=one_loudness,
+            normalize_loudness=normalize_loudness,
         )
     if (checkout / "index.csv").exists() and (checkout / reliability.RATERS).exists():
         raters, index = reliability.read_raters(checkout), percepiano.load_index(checkout)
@@ -274,7 +277,7 @@ class CrossValidation:
         Raises:
             InputError: there are no renderings by the configured soundfont, or only those.
         """
-        pianos, unseen = percepiano.without_variant(self.clips.synthesizer), self.config.unseen
+        pianos, unseen = percepiano.without_augmentation(self.clips.synthesizer), self.config.unseen
         found = sorted(set(pianos))
         if unseen and (unseen not in found or len(found) < 2):
             raise InputError(
@@ -448,7 +451,7 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(home / "index.csv")
     fold = percepiano.fold_of_clip(index, config.protocol)
-    seen = percepiano.without_variant(clips.synthesizer) != config.unseen
+    seen = percepiano.without_augmentation(clips.synthesizer) != config.unseen
     names, ratings = clips.clip[seen], clips.ratings[seen]
     folds = np.array([fold.get(clip, -1) for clip in names])
 

@@ -93,8 +93,8 @@ def _write(directory: Path) -> None:
         for key in keys
     ]
     job = build.Job(maestro.MaestroLogMel, _piano, directory, front_end)
-    contents = build.Contents(items, {}, {}, statistics_of="train", description={"simulated": True})
-    build.build(job, contents, build.Work(workers=workers(), log=lambda line: None))
+    how, facts = build.BuildOptions(workers()), {"simulated": True}
+    build.build(job, items, how, statistics_of="train", description=facts)
 
 
 def _piano(item: shards.Item, facts: dict) -> Iterator[np.ndarray]:
