@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from bench.batches import normalised
 from tensorflow_datasets.proto import tf_example_pb2
 from tiny import FRONT_END, STATISTICS, shard_set
 
@@ -17,7 +18,6 @@ from percepiano_ast.data.batches import (
     clip_windows,
     finetune_batches,
     from_step,
-    normalised,
     pretrain_batches,
 )
 from percepiano_ast.data.shards import ShardSet

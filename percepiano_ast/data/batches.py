@@ -1,6 +1,6 @@
 """Shards -> batches, with grain. Every batch is a pure function of (seed, step), so resuming needs
 no iterator state. Batches hold levels as stored, uint8 codes or float16 dB; the training step
-normalises them on the device, `normalised` on the host."""
+normalises them on the device."""
 
 import functools
 import sys
@@ -12,7 +12,6 @@ import numpy as np
 from absl import logging
 
 from percepiano_ast.audio.mel import pad_window, window_starts
-from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.data.shards import (
     Performances,
     Recordings,
@@ -192,24 +191,6 @@ def pretrain_batches(
         return {"codes": codes, "clip": clip, **more}
 
     return PretrainBatches(steps_per_epoch, batch)
-
-
-def normalised(
-    stored: np.ndarray, front_end: FrontEnd, statistics: LevelStats, out: np.ndarray | None = None
-) -> np.ndarray:
-    """The training step's normalisation of (batch, time, mel) on the host: float32 ``(dB - mean) /
-    (2 std)``, up to rounding. ``out``: memory for the result; new memory for every batch takes
-    longer than the arithmetic."""
-    coded = stored.dtype == np.uint8
-    step, floor = (front_end.step_db, front_end.floor_db) if coded else (1.0, 0.0)
-    scale = np.float32(step / (2 * statistics.std_db))
-    offset = np.float32((floor - statistics.mean_db) / (2 * statistics.std_db))
-    out = np.empty(stored.shape, np.float32) if out is None else out
-    for values, row in zip(stored, out):  # row by row, so that a row stays in the CPU cache
-        np.copyto(row, values)
-        row *= scale
-        row += offset
-    return out
 
 
 # --- Fine-tuning ----------------------------------------------------------------------------------
