@@ -266,9 +266,8 @@ class FinetuneConfig:
             ``dimensions.HEAD_GROUPS``; ``attention``: grouped, with attention to bands and between
             groups, see `heads.CrossTaskAttention`.
         pooling: statistics over time that the heads receive.
-        `heard`: in addition to the embedding, the heads receive descriptors (tempo, touch, loudness
-            ..., see `performance_features`) of the notes and pedals that the encoder transcribes
-            over the whole clip; needs a frozen encoder pre-trained to transcribe.
+        transcription_features: the heads also receive `performance_features` of the clip's
+            transcription; needs a frozen encoder pre-trained to transcribe.
         rating_scale: the heads are trained on the original ratings (``none``), or on ratings
             standardised over the fold's training clips, per dimension or per group.
         weighting: of the groups' losses, see `training.finetune`: the same for all dimensions
@@ -280,7 +279,7 @@ class FinetuneConfig:
             Weigend 1994).
         mask_bands, mask_frames, mixup, gain_db: augmentation of the encoder's training windows, see
             ``data/augment.py``; with a frozen encoder, clips are not augmented.
-        unseen: a held-out soundfont: its renderings are excluded from training, and their
+        held_out_synthesizer: its renderings are excluded from training, and their
             predictions are written to a separate table, to measure the loss on an unknown piano.
     """
 
@@ -297,7 +296,7 @@ class FinetuneConfig:
     max_windows: int = 2
     head: str = "grouped"
     pooling: str = "mean_std"
-    heard: bool = False
+    transcription_features: bool = False
     rating_scale: str = "none"
     weighting: str = "equal"
     dwa_temperature: float = 2.0
@@ -313,7 +312,7 @@ class FinetuneConfig:
     warmup_steps: int = 20
     hidden: int = 128
     dropout: float = 0.5
-    unseen: str = ""
+    held_out_synthesizer: str = ""
     protocol: str = "content"
     seed: int = 0
 
@@ -333,18 +332,18 @@ class ComputeConfig:
         precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the
             fastest on the device. Parameters, LayerNorm statistics, softmax and losses are always
             float32.
-        accumulate: number of micro-batches per batch; their gradients are averaged.
+        accum_steps: number of micro-batches per batch; their gradients are averaged.
         remat: recompute each block in the backward pass instead of storing its activations.
         attention: ``xla``, ``cudnn`` (fused, Ampere or later, 16-bit), ``heads`` (one head at a
             time, for CPUs) or ``auto``, the fastest of them.
-        shard_params: shard parameters and optimiser state over the devices, not only the batch.
+        fsdp: shard parameters and optimiser state over the devices, not only the batch.
     """
 
     precision: str = "auto"
-    accumulate: int = 1
+    accum_steps: int = 1
     remat: bool = False
     attention: str = "auto"
-    shard_params: bool = False
+    fsdp: bool = False
 
 
 MAESTRO_URL = (
@@ -366,7 +365,7 @@ class Preset:
     percepiano: str = PERCEPIANO_URL
     synthesizers: tuple[str, ...] = ("fluidr3mono", "musescore-small")
     front_end: FrontEnd = field(default_factory=FrontEnd)
-    execution: ComputeConfig = field(default_factory=ComputeConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
 
 
 # Pre-training variants: name in tables -> changes of the preset's pre-training, and arguments of
@@ -419,14 +418,14 @@ PRESETS = {
             MODELS["small"],
             PretrainConfig(batch_size=128, epochs=20, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
-            execution=ComputeConfig(remat=True),  # required for batch 128 on a 16 GB device
+            compute=ComputeConfig(remat=True),  # required for batch 128 on a 16 GB device
         ),
         Preset(
             "base",
             MODELS["base"],
             PretrainConfig(batch_size=128, epochs=40, learning_rate=5e-4, warmup_steps=1000),
             FinetuneConfig(batch_size=32, epochs=30, learning_rate=1e-3, strategy="full"),
-            execution=ComputeConfig(remat=True),  # required for batch 128 on a 16 GB device
+            compute=ComputeConfig(remat=True),  # required for batch 128 on a 16 GB device
         ),
     )
 }

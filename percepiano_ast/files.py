@@ -61,6 +61,7 @@ def show_progress(quiet: bool = False) -> None:
     if not any(isinstance(handler, _Print) for handler in package.handlers):
         package.addHandler(_Print())
     package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.propagate = False  # Orbax, which Flax imports, gives the root logger a handler too
 
 
 # --- Writing and checking -------------------------------------------------------------------------

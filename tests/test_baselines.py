@@ -332,7 +332,7 @@ def made(folder, tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setitem(regressors.FOREST, "n_estimators", 10)
     call = [
-        "baseline",
+        "baselines",
         "--percepiano",
         str(folder),
         "--out",
@@ -487,9 +487,7 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
             raise
         pytest.skip(str(reason))
     demo_run = pipeline.Run(PRESETS["demo"], tmp_path)
-    pipeline.preprocess_percepiano(
-        demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None
-    )
+    pipeline.preprocess_percepiano(demo_run, str(folder), ("builtin", "timgm6mb"))
     path = demo_run.percepiano / "classic_features.csv"
 
     def said(**config) -> bytes:
@@ -500,8 +498,8 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
         pipeline.predict_baselines(changed, lambda line: None)
         return demo_run.predictions("audio-stats").read_bytes()
 
-    both, without = said(), said(unseen="timgm6mb")
+    both, without = said(), said(held_out_synthesizer="timgm6mb")
     heard = pd.read_csv(path)
     heard.loc[heard["synthesizer"] == "timgm6mb", heard.columns[2:]] = 0.0
     heard.to_csv(path, index=False)
-    assert both != without == said(unseen="timgm6mb")
+    assert both != without == said(held_out_synthesizer="timgm6mb")

@@ -1,12 +1,17 @@
-"""Published weights in and out: names, files that we write, Hugging Face's, foreign geometries.
-About 10 s.
+"""Published weights in and out: names, files that we write, Hugging Face's, .pth, foreign
+geometries. About 15 s.
 
-Tests marked ``peer`` compare with transformers itself.
+Tests marked ``peer`` need PyTorch and transformers.
 """
 
 import dataclasses
 import functools
 import json
+import os
+import pickle
+import sys
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from percepiano_ast.config import KALDI, FrontEnd, LevelStats, ModelConfig
+from percepiano_ast.config import AUDIOSET, KALDI, MODELS, FrontEnd, LevelStats, ModelConfig
 from percepiano_ast.errors import InputError
 from percepiano_ast.models import ast, ssast, weights
 
@@ -263,6 +268,158 @@ class TestFiles:
         (folder / "config.json").unlink()
         with pytest.raises(InputError, match="config.json is missing"):
             weights.read_weights(folder)
+
+
+BASE = MODELS["base"]
+THIN = dataclasses.replace(BASE, depth=1, name="custom")
+GEOMETRIES = [
+    ("ast", dataclasses.replace(BASE, stride=(10, 10)), (12, 101)),
+    ("ast", dataclasses.replace(THIN, stride=(12, 12)), (10, 85)),
+    ("ast", dataclasses.replace(THIN, stride=(14, 14)), (9, 73)),
+    ("ast", THIN, (8, 64)),
+    ("ast", dataclasses.replace(THIN, n_frames=128, stride=(10, 10)), (12, 12)),
+    ("ast", dataclasses.replace(THIN, n_frames=512, stride=(10, 10)), (12, 50)),
+    ("ssast_finetune", dataclasses.replace(MODELS["tiny"], stride=(10, 10)), (12, 101)),
+    ("ssast_pretrain", MODELS["small"], (8, 64)),
+    ("ssast_pretrain", dataclasses.replace(THIN, patch_size=(128, 2), stride=(128, 2)), (1, 512)),
+    ("ssast_pretrain", dataclasses.replace(MODELS["tiny"], n_frames=256), (8, 16)),
+]
+
+
+class TestGeometry:
+    """The authors' files, which do not describe their geometry."""
+
+    @staticmethod
+    def write(folder: Path, kind: str, config: ModelConfig) -> Path:
+        """A file with the authors' names and shapes; zeros of one byte each."""
+        blank = jax.tree.map(
+            lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(kind, config)
+        )
+        tensors = {
+            f"module.{name}": np.zeros(value.shape, np.uint8)
+            for name, value in weights.to_torch(blank, kind, config.patch_size).items()
+        }
+        if kind == "ast":
+            del tensors["module.mask_embed"]
+        if kind == "ssast_pretrain":
+            tensors["module.p_input_fdim"] = np.array(config.n_mels)
+            tensors["module.p_input_tdim"] = np.array(config.n_frames)
+        save_file(tensors, folder / "published.safetensors")
+        return folder / "published.safetensors"
+
+    @pytest.mark.parametrize("kind, config, grid", GEOMETRIES)
+    def test_published_sizes_are_recognised(self, tmp_path, kind, config, grid):
+        read = weights.read_weights(self.write(tmp_path, kind, config))
+        assert (read.kind, read.config, read.config.grid) == (kind, config, grid)
+        assert (read.front_end, read.statistics) == (KALDI, AUDIOSET)
+        assert len(read.params["encoder"]["blocks"]["norm1"]["scale"]) == config.depth
+
+    @pytest.mark.parametrize(
+        "config, message",
+        [
+            (dataclasses.replace(THIN, n_frames=1000), "has 496 positions for patches of .16, 16."),
+            (
+                dataclasses.replace(THIN, width=100, num_heads=4),
+                "the width of .* is 100, not a multiple of 64",
+            ),
+        ],
+    )
+    def test_unknown_sizes_are_refused(self, tmp_path, config, message):
+        with pytest.raises(InputError, match=message):
+            weights.read_weights(self.write(tmp_path, "ast", config))
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+class TestTorchFiles:
+    """The authors' .pth files, read by PyTorch."""
+
+    @pytest.mark.parametrize("version", [None, "2.5.1"])
+    def test_without_a_safe_torch_one_line_says_what_to_do(self, tmp_path, monkeypatch, version):
+        path = tmp_path / "SSAST.pth"
+        path.write_bytes(b"PK")
+        torch = types.ModuleType("torch")
+        torch.__version__ = version
+        monkeypatch.setitem(sys.modules, "torch", torch if version else None)
+        with pytest.raises(InputError) as refused:
+            weights.read_weights(path)
+        for words in (str(path), "PyTorch 2.6", "pip install torch", ".safetensors"):
+            assert words in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+    @pytest.mark.peer
+    @pytest.mark.parametrize("half", [False, True])
+    def test_a_published_checkpoint(self, tmp_path, half):
+        """A module of the published names, saved through nn.DataParallel as its authors do."""
+        import torch
+
+        config = dataclasses.replace(MODELS["tiny"], depth=2, name="custom")
+        tensors = weights.to_torch(
+            params_of("ssast_pretrain", config), "ssast_pretrain", config.patch_size
+        )
+        sizes = {"p_input_fdim": np.array(config.n_mels), "p_input_tdim": np.array(config.n_frames)}
+        model = torch.nn.Module()
+        for name, value in (tensors | sizes).items():
+            *parts, leaf = name.split(".")
+            module = model
+            for part in parts:
+                if part not in module._modules:
+                    module.add_module(part, torch.nn.Module())
+                module = module._modules[part]
+            tensor = torch.from_numpy(value)
+            tensor = tensor.bfloat16() if half and tensor.is_floating_point() else tensor
+            module.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+        torch.save(torch.nn.DataParallel(model).state_dict(), tmp_path / "SSAST.pth")
+        read = weights.read_weights(tmp_path / "SSAST.pth")
+        assert (read.kind, read.config) == ("ssast_pretrain", config)
+        expected = params_of("ssast_pretrain", config)
+        if half:
+            expected = jax.tree.map(
+                lambda leaf: leaf.astype(jnp.bfloat16).astype(np.float32), expected
+            )
+        assert_equal(read.params, expected)
+
+    @pytest.mark.peer
+    @pytest.mark.parametrize("function", [os.system, eval, getattr, pickle.loads, np.dtype])
+    def test_a_pickle_that_calls_is_refused_and_not_run(self, tmp_path, function):
+        import torch
+
+        trace = tmp_path / "ran"
+        path = tmp_path / "file.pth"
+        torch.save({"v.norm.bias": Call(function, f"touch {trace}")}, path)
+        wanted = rf"GLOBAL .*{function.__name__}.*no code was executed"
+        with pytest.raises(InputError, match=wanted) as refused:
+            weights.read_weights(path)
+        assert not trace.exists() and "\n" not in str(refused.value)
+
+    @pytest.mark.peer
+    def test_other_files_are_refused(self, tmp_path):
+        import torch
+
+        zeros, path = torch.zeros(4), tmp_path / "file.pth"
+        for content in ({"model": {"a": zeros}, "epoch": 3}, [zeros], torch.nn.Linear(2, 2), 3):
+            torch.save(content, path)
+            with pytest.raises(InputError, match="finds no state_dict in"):
+                weights.read_weights(path)
+        torch.save({"a": zeros}, path, _use_new_zipfile_serialization=False)  # before 1.6
+        with pytest.raises(InputError, match="mmap can only be used"):
+            weights.read_weights(path)
+        torch.save({"a": zeros}, path)
+        for content in (path.read_bytes()[:-30], b"<html>404</html>", b"", b"\x80\x02}."):
+            path.write_bytes(content)
+            with pytest.raises(InputError, match="no code was executed. Download it again"):
+                weights.read_weights(path)
+        torch.save({"a": zeros}, path)
+        with pytest.raises(InputError, match="not the weights of a ast model"):
+            weights.read_weights(path)
 
 
 class TestPeer:

@@ -83,15 +83,15 @@ class TestDownload:
 
     def test_arrives_once_and_is_checked_after(self, served, tmp_path, logged):
         handler, url = served
-        folder = fetch_audioset(tmp_path / "weights" / "audioset", url, log=logged.append)
+        folder = fetch_audioset(tmp_path / "weights" / "audioset", url)
         assert {path.name for path in folder.iterdir()} == {*AUDIOSET_FILES, "SHA256SUMS"}
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         assert any("1.3 of 1.3 MB, about 0 s left" in line for line in logged)
         asked = len(handler.requests)
-        fetch_audioset(folder, url, log=logged.append)
+        fetch_audioset(folder, url)
         assert len(handler.requests) == asked
         (folder / "model.safetensors").write_bytes(b"spoilt")
-        fetch_audioset(folder, url, log=logged.append)
+        fetch_audioset(folder, url)
         assert handler.requests[asked:] == [
             ("/main/model.safetensors", None),
             ("/store/model.safetensors", None),
@@ -99,7 +99,7 @@ class TestDownload:
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         (folder / "SHA256SUMS").write_text("half")
         with pytest.raises(InputError, match="SHA256SUMS is damaged. Delete it"):
-            fetch_audioset(folder, url, log=logged.append)
+            fetch_audioset(folder, url)
 
     @pytest.mark.parametrize("ranges", [True, False])
     def test_continues_where_it_broke_off(self, served, tmp_path, ranges, logged):
@@ -109,7 +109,7 @@ class TestDownload:
             [400_000, 500_000],
             [503, 429],
         )
-        folder = fetch_audioset(tmp_path, url, log=logged.append)
+        folder = fetch_audioset(tmp_path, url)
         assert (folder / "model.safetensors").read_bytes() == handler.files["model.safetensors"]
         asked = [wanted for path, wanted in handler.requests if path == "/store/model.safetensors"]
         assert asked == [None, "bytes=500000-", "bytes=900000-" if ranges else "bytes=400000-"]
@@ -123,31 +123,31 @@ class TestDownload:
             (tmp_path / "model.safetensors.partial").write_bytes(kept)
             (tmp_path / "model.safetensors").unlink(missing_ok=True)
             handler.requests.clear()
-            fetch_audioset(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url)
             assert ("/store/model.safetensors", f"bytes={len(kept)}-") in handler.requests
             assert (tmp_path / "model.safetensors").read_bytes() == content
 
     def test_wrong_bytes_are_refused_and_not_kept(self, served, tmp_path):
         handler, url = served
         handler.files["config.json"] = b"{}"
-        fetch_audioset(tmp_path, url, log=lambda line: None)
+        fetch_audioset(tmp_path, url)
         (tmp_path / "model.safetensors").unlink()
         handler.promised = "0" * 64
         with pytest.raises(
             InputError, match=f"model.safetensors has SHA-256 .*, expected {'0' * 64}"
         ):
-            fetch_audioset(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url)
         assert {path.name for path in tmp_path.iterdir()} == {"config.json", "SHA256SUMS"}
 
     def test_what_does_not_answer_is_refused(self, served, tmp_path):
         handler, url = served
         del handler.files["model.safetensors"]
         with pytest.raises(InputError, match="404.*Give a local copy"):
-            fetch_audioset(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url)
         handler.files["model.safetensors"] = b"here"
         handler.failures = [503] * 9
         with pytest.raises(InputError, match="503.*6 times. Run again later"):
-            fetch_audioset(tmp_path, url, log=lambda line: None)
+            fetch_audioset(tmp_path, url)
         assert not (tmp_path / "model.safetensors").exists()
         with pytest.raises(InputError, match="give an http"):
-            fetch_audioset(tmp_path / "new", "file:///etc", log=lambda line: None)
+            fetch_audioset(tmp_path / "new", "file:///etc")

@@ -25,12 +25,10 @@ def libtpu() -> None:
         )
 
 
-def small(batch_size: int = 64, **execution) -> Preset:
+def small(batch_size: int = 64, **compute) -> Preset:
     """The base preset around the tests' tiny model."""
     config = dataclasses.replace(PRETRAIN, batch_size=batch_size)
-    return dataclasses.replace(
-        BASE, model=MODEL, pretrain=config, execution=ComputeConfig(**execution)
-    )
+    return dataclasses.replace(BASE, model=MODEL, pretrain=config, compute=ComputeConfig(**compute))
 
 
 @pytest.mark.slow
@@ -46,7 +44,7 @@ def test_what_does_not_fit_is_refused_with_what_would(libtpu, monkeypatch):
     assert str(refused.value).startswith(
         f"batch {BATCH} needs {whole.peak / 2**30:.2f} GiB per device on v5e-1, which has "
     )
-    assert "Choose --accumulate 2 (compiled: " in str(refused.value)
+    assert "Choose --accum-steps 2 (compiled: " in str(refused.value)
 
 
 def test_a_batch_that_the_devices_do_not_divide(libtpu):
@@ -123,9 +121,9 @@ def test_base_fits_everywhere_with_room_to_spare(libtpu, target):
 
 @pytest.mark.slow
 def test_without_remat_base_needs_accumulation(libtpu):
-    without = dataclasses.replace(BASE, execution=ComputeConfig())
+    without = dataclasses.replace(BASE, compute=ComputeConfig())
     with pytest.raises(
         InputError,
-        match=r"batch 128 needs 22.85 GiB for a single array .* Choose --accumulate \d+ ",
+        match=r"batch 128 needs 22.85 GiB for a single array .* Choose --accum-steps \d+ ",
     ):
         dryrun.dry_run(without, "v5e-1")

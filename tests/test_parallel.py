@@ -6,13 +6,11 @@ Devices and processes are real: eight devices of the CPU in a child process, two
 """
 
 import dataclasses
-import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -84,11 +82,11 @@ def eight(environment: dict, call: str) -> None:
     finish(start(environment, call, XLA_FLAGS="--xla_force_host_platform_device_count=8"))
 
 
-def pretraining(batch: int = BATCH, *, model=DEEP, devices=None, **execution) -> Pretraining:
-    execution = ComputeConfig(**execution)
-    layout = mesh.Layout.over(devices, execution.shard_params)
+def pretraining(batch: int = BATCH, *, model=DEEP, devices=None, **compute) -> Pretraining:
+    compute = ComputeConfig(**compute)
+    layout = mesh.Layout.over(devices, compute.fsdp)
     config = dataclasses.replace(PRETRAIN, batch_size=batch)
-    return Pretraining(model, config, FRONT_END, STATISTICS, 20, execution, layout)
+    return Pretraining(model, config, FRONT_END, STATISTICS, 20, compute, layout)
 
 
 def few_steps(run: Pretraining, steps: int = STEPS) -> tuple[dict, list[dict]]:
@@ -135,11 +133,8 @@ def steps_on_eight(directory: str) -> None:
     """In a child process: a few steps in several layouts, and where the leaves of a spread state
     lie."""
     assert jax.device_count() == 8
-    for name, execution in {
-        "copied": {},
-        "spread": {"shard_params": True, "accumulate": 2},
-    }.items():
-        run = pretraining(**execution)
+    for name, compute in {"copied": {}, "spread": {"fsdp": True, "accum_steps": 2}}.items():
+        run = pretraining(**compute)
         np.savez(f"{directory}/{name}.npz", **compared(*few_steps(run)))
     state = run.init()  # of the spread one
     rows = [
@@ -198,19 +193,19 @@ def shards() -> ShardSet:
 
 
 def run_to(
-    directory: str | Path, stop_at: int | None = None, spread: bool = False, accumulate: int = 1
+    directory: str | Path, stop_at: int | None = None, spread: bool = False, accum_steps: int = 1
 ) -> list[dict]:
     """Pre-train on this process's rows of all batches; it is killed when it asks for those of step
     ``stop_at``.
 
-    ``spread``: parameters are spread over the devices. ``accumulate``: so many batches of 8 make
+    ``spread``: parameters are spread over the devices. ``accum_steps``: so many batches of 8 make
     one.
     """
-    process, batch = (jax.process_index(), jax.process_count()), 8 * accumulate
+    process, batch = (jax.process_index(), jax.process_count()), 8 * accum_steps
     made = pretrain_batches(
         shards(), n_frames=MODEL.n_frames, batch_size=batch, seed=0, process=process
     )
-    steps = EPOCH // accumulate
+    steps = EPOCH // accum_steps
     assert made.steps_per_epoch == steps
 
     def stream(first: int):
@@ -221,21 +216,16 @@ def run_to(
 
     # One kind of attention wherever it runs: one device alone would go head by head, and rounding
     # grows over 36 steps.
-    execution = ComputeConfig(attention="xla", shard_params=spread, accumulate=accumulate)
+    compute = ComputeConfig(attention="xla", fsdp=spread, accum_steps=accum_steps)
     config = dataclasses.replace(RUN, batch_size=batch)
     return pretrain_to(
-        directory,
-        config,
-        batches=stream,
-        validation=made.one_epoch,
-        steps=steps,
-        execution=execution,
+        directory, config, batches=stream, validation=made.one_epoch, steps=steps, compute=compute
     )
 
 
 def in_one_of_two(directory: str, stop_at: int | None = None) -> None:
     """In each of two child processes: what the command line does."""
-    mesh.initialize()
+    mesh.initialize(distributed=True)
     assert jax.process_count() == 2 and jax.device_count() == 2 and jax.local_device_count() == 1
     run_to(directory, stop_at, spread=True)
 
@@ -291,7 +281,7 @@ class TestMovingRuns:
     @pytest.mark.slow
     def test_resumed_on_eight_devices_equals_uninterrupted_bit_for_bit(self, environment, tmp_path):
         """Parameters and optimiser spread over the devices, and micro-batches."""
-        whole, cut, options = tmp_path / "whole", tmp_path / "cut", "spread=True, accumulate=2"
+        whole, cut, options = tmp_path / "whole", tmp_path / "cut", "spread=True, accum_steps=2"
         eight(environment, f"run_to({str(whole)!r}, {options})")
         killed = f"run_to({str(cut)!r}, {EPOCH // 2 + 4}, {options})"
         finish(
@@ -333,8 +323,11 @@ class TestMovingRuns:
         _, found = open_latest(tmp_path / "checkpoints", made_by="")
         assert found["epoch"] == 1
         # The state is spread: half of it is in either file, and neither file is all.
-        assert [part["name"][-6:] for part in found["parts"]] == ["p0.tar", "p1.tar"]
-        assert max(part["bytes"] for part in found["parts"]) < 0.7 * found["bytes"]
+        assert [file["name"].split(".", 2)[2] for file in found["files"]] == [
+            "p0.safetensors",
+            "p1.safetensors",
+        ]
+        assert max(file["bytes"] for file in found["files"]) < 0.7 * found["bytes"]
         finish(*two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r})"]))
         assert_same_run(tmp_path, uninterrupted)
         litter = [
@@ -357,110 +350,59 @@ class TestMovingRuns:
         assert_same_run(tmp_path, uninterrupted)
 
 
-# --- Who is told to be distributed --------------------------------------------------------------
+# --- Description of the processes -----------------------------------------------------------------
 
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "node0:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "0"}
-SRUN = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_NODELIST": "node[0-3]",
-    "SLURM_NTASKS": "4",
-    "SLURM_PROCID": "1",
-}
 
 
 @pytest.fixture
 def only(monkeypatch):
-    """Set the variables that speak of processes to these, and unset all others."""
+    """Set the variables that describe processes to these, and unset all others."""
     for name in list(os.environ):
-        if name.startswith(
-            (
-                "JAX_COORDINATOR",
-                "JAX_NUM_PROC",
-                "JAX_PROCESS",
-                "SLURM_",
-                "OMPI_",
-                "TPU_",
-                "MEGASCALE_",
-            )
-        ):
+        if name.startswith(("JAX_COORD", "JAX_NUM_PROC", "JAX_PROCESS", "SLURM_", "OMPI_", "TPU_")):
             monkeypatch.delenv(name)
 
     def put(variables: dict) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
 
-    put({"TPU_SKIP_MDS_QUERY": "1"})  # as JAX does where there is no TPU
+    put({"TPU_SKIP_MDS_QUERY": "1"})  # as JAX does without a TPU
     return put
 
 
-class TestDetection:
-    @pytest.mark.parametrize(
-        "variables, several",
-        [
-            ({}, False),
-            (BY_HAND, True),
-            (BY_HAND | {"JAX_NUM_PROCESSES": "1"}, False),
-            (SRUN, True),
-            (SRUN | {"SLURM_NTASKS": "1"}, False),
-            # sbatch and salloc without srun: one process in an allocation for several.
-            ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),
-            # What JAX finds out itself need not be said.
-            (SRUN | {"JAX_COORDINATOR_ADDRESS": "node0:1234"}, True),
-            ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3", "OMPI_COMM_WORLD_SIZE": "2"}, True),
-            ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-            ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
-            ({"TPU_WORKER_HOSTNAMES": "host-0", "MEGASCALE_NUM_SLICES": "2"}, True),
-        ],
-    )
-    def test_by_the_environment(self, only, variables, several):
-        only(variables)
-        assert mesh.environment_is_distributed() is several
-
-    @pytest.mark.parametrize(
-        "hosts, several",
-        [("10.0.0.1", False), ("a:b:10.0.0.1", False), ("a:b:10.0.0.1,a:b:10.0.0.2", True)],
-    )
-    def test_by_the_metadata_of_a_tpu_host(self, only, monkeypatch, hosts, several):
-        class Metadata(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked = "/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-                self.send_response(
-                    200
-                    if self.path == asked and self.headers["Metadata-Flavor"] == "Google"
-                    else 404
-                )
-                self.end_headers()
-                self.wfile.write(hosts.encode())
-
-            def log_message(self, *arguments):
-                pass
-
-        with http.server.HTTPServer(("localhost", 0), Metadata) as server:
-            threading.Thread(target=server.serve_forever).start()
-            only({"GCE_METADATA_IP": f"localhost:{server.server_port}"})
-            monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
-            assert mesh.environment_is_distributed() is several
-            server.shutdown()
-
-    def test_a_tpu_host_without_metadata_is_alone(self, only, monkeypatch):
-        only({"GCE_METADATA_IP": "localhost:1"})
-        monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
-        assert not mesh.environment_is_distributed()
-
+class TestDistributed:
     @pytest.mark.parametrize("left_out", BY_HAND)
-    def test_half_a_description_is_refused(self, only, left_out):
+    def test_an_incomplete_description_is_refused(self, only, left_out):
         only({name: value for name, value in BY_HAND.items() if name != left_out})
-        with pytest.raises(
-            InputError, match=f"without {left_out}: set all three in every process, or none"
-        ):
-            mesh.environment_is_distributed()
+        wanted = r"--distributed: .*\. Set JAX_COORDINATOR_ADDRESS .* in every process"
+        with pytest.raises(InputError, match=wanted):
+            mesh.initialize(distributed=True)
 
     def test_no_number_is_refused(self, only):
         only(BY_HAND | {"JAX_NUM_PROCESSES": "four"})
         with pytest.raises(InputError, match="JAX_NUM_PROCESSES='four' is not a number"):
+            mesh.initialize(distributed=True)
+
+    @pytest.mark.parametrize(
+        "name", ["JAX_NUM_PROCESSES", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"]
+    )
+    def test_several_processes_without_the_option_are_refused(self, only, name):
+        only({name: "4"})
+        with pytest.raises(InputError, match=f"{name}=4, .* Use pretrain --distributed"):
             mesh.initialize()
 
-    def test_alone_nobody_is_waited_for(self, only):
+    @pytest.mark.parametrize(
+        "variables",
+        [
+            {},
+            {"JAX_NUM_PROCESSES": "1"},
+            {"SLURM_STEP_NUM_TASKS": "1"},
+            # sbatch and salloc without srun: one process in an allocation for several
+            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+        ],
+    )
+    def test_one_process_waits_for_no_other(self, only, variables):
+        only(variables)
         mesh.initialize()
         mesh.wait_for_all("nobody")
         assert not jax.distributed.is_initialized() and mesh.is_lead()
@@ -473,17 +415,16 @@ class TestAccumulation:
     @pytest.mark.slow
     def test_an_effective_batch_of_512_is_the_same_in_parts(self):
         whole, parts = (
-            compared(*few_steps(pretraining(512, model=MODEL, accumulate=n), 2)) for n in (1, 8)
+            compared(*few_steps(pretraining(512, model=MODEL, accum_steps=n), 2)) for n in (1, 8)
         )
         assert_close(parts, whole)
 
-    @pytest.mark.parametrize("batch, accumulate", [(6, 4), (4, 0), (2, 4)])
-    def test_a_batch_that_cannot_be_divided_is_refused(self, batch, accumulate):
-        message = (
-            f"a batch of {batch} is not divisible by 1 devices x {accumulate} micro-batches; choose"
-        )
+    @pytest.mark.parametrize("batch, accum_steps", [(6, 4), (4, 0), (2, 4)])
+    def test_a_batch_that_cannot_be_divided_is_refused(self, batch, accum_steps):
+        parts = f"1 devices x {accum_steps} micro-batches"
+        message = f"a batch of {batch} is not divisible by {parts}; choose"
         with pytest.raises(InputError, match=message):
-            _ = pretraining(batch, accumulate=accumulate).step
+            _ = pretraining(batch, accum_steps=accum_steps).step
 
 
 class TestPrecision:

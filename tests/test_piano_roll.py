@@ -47,16 +47,16 @@ def performance(percepiano_dir) -> Performance:
 def test_a_note_is_struck_in_the_frame_nearest_to_its_onset_and_held_to_its_release():
     targets = frame_targets(played([(10.4 * HOP, 20 * HOP, 60, 127)]), 0, 40, FRONT_END)
     assert np.argwhere(targets.onset).tolist() == [[10, C4]]
-    assert np.flatnonzero(targets.down[:, C4]).tolist() == list(range(10, 20))
-    assert np.array_equal(targets.down, targets.sounding)
+    assert np.flatnonzero(targets.frame[:, C4]).tolist() == list(range(10, 20))
+    assert np.array_equal(targets.frame, targets.sustained)
     assert targets.velocity[10, C4] == 1 and targets.velocity.sum() == 1
 
 
 def test_the_pedal_holds_what_was_released_until_it_is_lifted():
     pedals = [(5 * HOP, SUSTAIN, 127), (30 * HOP, SUSTAIN, 63)]
     targets = frame_targets(played([(10 * HOP, 20 * HOP, 60, 64)], pedals), 0, 40, FRONT_END)
-    assert np.flatnonzero(targets.sounding[:, C4]).tolist() == list(range(10, 30))
-    assert np.flatnonzero(targets.down[:, C4]).tolist() == list(range(10, 20))
+    assert np.flatnonzero(targets.sustained[:, C4]).tolist() == list(range(10, 30))
+    assert np.flatnonzero(targets.frame[:, C4]).tolist() == list(range(10, 20))
     np.testing.assert_allclose(targets.sustain[[4, 5, 29, 30]], [0, 1, 1, 63 / 127])
 
 
@@ -97,8 +97,8 @@ def test_all_that_was_played_is_there(performance):
     )
     assert targets.onset.sum() == len(performance.notes)
     held = (performance.notes["offset"] - performance.notes["onset"]).sum() / HOP
-    assert targets.down.sum() == pytest.approx(held, rel=0.02)
-    assert (targets.sounding >= targets.down).all() and (targets.down >= targets.onset).all()
+    assert targets.frame.sum() == pytest.approx(held, rel=0.02)
+    assert (targets.sustained >= targets.frame).all() and (targets.frame >= targets.onset).all()
 
 
 def test_kaldis_frames_start_where_ours_are_centred():

@@ -63,7 +63,7 @@ def played_clip(seed: int, n_frames: int = MODEL.n_frames) -> tuple[np.ndarray, 
     targets = frame_targets(performance, 0, n_frames, FRONT_END)
     codes = np.full((n_frames, 128), 40 + down // 8, np.uint8)
     for key in range(88):
-        codes[targets.down[:, key], key : key + 6] = 140
+        codes[targets.frame[:, key], key : key + 6] = 140
         codes[targets.onset[:, key], key : key + 6] = (
             140 + 100 * targets.velocity[targets.onset[:, key], key][:, None]
         )
@@ -271,7 +271,7 @@ class TestScores:
         sure = {
             name: 40 * (values - 0.5)
             for name, values in wanted.items()
-            if name in ("onset", "down", "sounding")
+            if name in ("onset", "frame", "sustained")
         }
         values = {
             name: jax.scipy.special.logit(jnp.clip(wanted[name], 1e-6, 1 - 1e-6))
@@ -315,8 +315,8 @@ class TestListener:
         assert np.isfinite(heard_.onset).all() and heard_.times[1] - heard_.times[
             0
         ] == pytest.approx(2 * HOP)
-        true = targets.sounding[:250].reshape(125, 2, 88).max(axis=1)
-        assert heard_.sounding[true].mean() > 2 * heard_.sounding[~true].mean()
+        true = targets.sustained[:250].reshape(125, 2, 88).max(axis=1)
+        assert heard_.sustained[true].mean() > 2 * heard_.sustained[~true].mean()
 
     def test_a_clip_shorter_than_a_window_is_heard_without_its_padding(self, trained):
         listener = Transcriber.open(trained[0], log=lambda line: None)
@@ -395,9 +395,9 @@ def rated(trained, tmp_path_factory) -> CrossValidation:
         }
     )
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
-    config = dataclasses.replace(FINETUNE, heard=True)
+    config = dataclasses.replace(FINETUNE, transcription_features=True)
     renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
-    return CrossValidation(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
+    return CrossValidation(run, start, config, renderings, FRONT_END, index)
 
 
 class TestRating:
@@ -433,8 +433,8 @@ class TestRating:
         ):
             require_explained(rater)
 
-    def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated):
-        clips, lines = rated.clips, []
+    def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated, logged):
+        clips = rated.clips
         names = np.tile(["builtin", "other"], 8)
         doubled = RatedClips(
             [codes for codes in clips.codes for _ in "12"],
@@ -442,19 +442,22 @@ class TestRating:
             names,
             np.repeat(clips.ratings, 2, axis=0),
         )
-        config = dataclasses.replace(rated.config, heard=False, unseen="other")
+        config = dataclasses.replace(
+            rated.config, transcription_features=False, held_out_synthesizer="other"
+        )
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
-        found = cross_validate(dataclasses.replace(two, log=lines.append), settings)
-        said = [line for line in lines if "held out" in line]
+        found = cross_validate(two, settings)
+        said = [line for line in logged if "held out" in line]
         assert [line.split(": ")[1] for line in said] == ["4 training renderings, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))
         with pytest.raises(
             InputError,
-            match="unseen=steinway: the rated clips are rendered by builtin, other. Choose one",
+            match="held_out_synthesizer=steinway: the clips are rendered by builtin, other."
+            " Choose one",
         ):
             _ = dataclasses.replace(
-                two, config=dataclasses.replace(config, unseen="steinway")
+                two, config=dataclasses.replace(config, held_out_synthesizer="steinway")
             ).unseen
 
     def test_an_encoder_that_hears_no_notes_or_is_trained_on_is_refused(self, rated):
@@ -470,7 +473,9 @@ class TestRating:
         ):
             _ = deaf.params
         with pytest.raises(
-            InputError, match="strategy 'full' changes the encoder.*`heard=true` needs 'frozen'"
+            InputError,
+            match="strategy 'full' changes the encoder.*"
+            "`transcription_features=true` needs 'frozen'",
         ):
             dataclasses.replace(
                 rated, config=dataclasses.replace(rated.config, strategy="full")

@@ -98,7 +98,7 @@ def pretrain_to(
     statistics=STATISTICS,
     validation=validation_batches,
     steps=STEPS,
-    execution=ComputeConfig(),
+    compute=ComputeConfig(),
     **options,
 ) -> list[dict]:
     return pretrain(
@@ -111,8 +111,8 @@ def pretrain_to(
         validation=validation,
         directory=directory,
         description={"data": "made here"},
-        execution=execution,
-        **{"log": lambda line: None} | options,
+        compute=compute,
+        **options,
     )
 
 
@@ -199,14 +199,7 @@ def embed(
 
 
 def fold_to(
-    directory: Path,
-    start,
-    run: Finetuning,
-    windows=windows_from,
-    *,
-    save_minutes=10,
-    log=lambda line: None,
-    **settings,
+    directory: Path, start, run: Finetuning, windows=windows_from, *, save_minutes=10, **settings
 ) -> tuple:
     params, embeddings = start
     return finetune_fold(
@@ -220,5 +213,4 @@ def fold_to(
         directory=directory,
         settings={"data": "made here", "simulated": True, **settings},
         save_minutes=save_minutes,
-        log=log,
     )

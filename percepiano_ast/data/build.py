@@ -299,7 +299,7 @@ def build(
         raise RunFailed(
             f"{len(bad)} unusable recordings, {options.max_errors} allowed; the reasons are in"
             f" {listing}. Finished shards are saved: run again with --max-errors {len(bad)}"
-            " (MAX_ERRORS in the notebook) to skip them, or with a repaired source."
+            " (MAX_BAD in the notebook) to skip them, or with a repaired source."
         )
 
     # --- Metadata

@@ -124,7 +124,7 @@ class RatingHead(nn.Module):
         pooling: ``mean`` drops the standard deviations over time.
         bands: F' of the embedding.
         uncertain: whether to predict a variance for every rating.
-        beside: number of standardised extra inputs after the embedding.
+        extra_features: number of standardised extra inputs after the embedding.
         questionnaire: the K dimensions to rate, 19 for PercePiano.
     """
 
@@ -135,11 +135,11 @@ class RatingHead(nn.Module):
     bands: int = 1
     uncertain: bool = False
     questionnaire: RatingScale = PERCEPIANO
-    beside: int = 0
+    extra_features: int = 0
 
     def __call__(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """(B, 2 F' D + beside) -> float32 ratings (B, K) in the order of the questionnaire; needs a
-        ``dropout`` rng unless deterministic."""
+        """(B, 2 F' D + extra_features) -> float32 ratings (B, K) in the order of the questionnaire;
+        needs a ``dropout`` rng unless deterministic."""
         return self.distribution(embedding, deterministic=deterministic)[0]
 
     @nn.compact
@@ -148,7 +148,9 @@ class RatingHead(nn.Module):
     ) -> tuple[jax.Array, jax.Array | None]:
         """The ratings and, if it is predicted, the natural logarithm of their variance (B, K): Nix
         and Weigend 1994, section 2."""
-        embedding, beside = jnp.split(embedding, [embedding.shape[1] - self.beside], axis=1)
+        embedding, extra_features = jnp.split(
+            embedding, [embedding.shape[1] - self.extra_features], axis=1
+        )
         if self.pooling == "mean":
             embedding = embedding[:, : embedding.shape[1] // 2]
         normed = nn.LayerNorm(name="norm")(embedding.astype(jnp.float32))
@@ -158,8 +160,8 @@ class RatingHead(nn.Module):
             moments = 1 if self.pooling == "mean" else 2
             shape = self.hidden, self.bands, moments, len(groups)
             tokens = CrossTaskAttention(*shape, name="attention")(normed)
-        if self.beside:  # the extra inputs are not part of the LayerNorm
-            clipped = jnp.clip(beside.astype(jnp.float32), -_EXTREME, _EXTREME)
+        if self.extra_features:  # the extra inputs are not part of the LayerNorm
+            clipped = jnp.clip(extra_features.astype(jnp.float32), -_EXTREME, _EXTREME)
             normed = jnp.concatenate([normed, clipped], axis=1)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
@@ -225,14 +227,22 @@ class RatingModel(nn.Module):
     pooling: str = RatingHead.pooling
     uncertain: bool = RatingHead.uncertain
     questionnaire: RatingScale = PERCEPIANO
-    beside: int = RatingHead.beside
+    extra_features: int = RatingHead.extra_features
 
     def setup(self) -> None:
         if isinstance(self.config, ModelConfig):
             self.encoder: nn.Module = Encoder(self.config, self.compute)
         else:
             self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
-        names = ("hidden", "dropout", "kind", "pooling", "uncertain", "questionnaire", "beside")
+        names = (
+            "hidden",
+            "dropout",
+            "kind",
+            "pooling",
+            "uncertain",
+            "questionnaire",
+            "extra_features",
+        )
         options = {name: getattr(self, name) for name in names}
         self.head = RatingHead(bands=self.config.grid[0], **options)
 
@@ -251,7 +261,7 @@ class RatingModel(nn.Module):
         """
         moments, intermediates = self._encode(log_mel, frame_valid)
         embedding = moments_to_embedding(*moments)
-        given = jnp.pad(embedding, ((0, 0), (0, self.beside)))
+        given = jnp.pad(embedding, ((0, 0), (0, self.extra_features)))
         ratings = self.head(given, deterministic=deterministic)
         return ratings, intermediates | {"embedding": embedding}
 
@@ -267,7 +277,7 @@ class RatingModel(nn.Module):
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + beside)."""
+        """Ratings float32 (B, K) of pooled clips (B, 2 F' D + extra_features)."""
         return self.head(embedding, deterministic=deterministic)
 
     def distribution(

@@ -20,23 +20,22 @@ from percepiano_ast.music.piano_roll import HELD_FROM, N_KEYS, ONSET_FROM, Frame
 
 STEP = 2  # frames of the front end: 20 ms, less than half the onset tolerance of 50 ms
 ONSET_REACH = 5  # frames on either side of an onset, Kong et al.'s J: 50 ms
+TOLERANCE = 2  # steps between matched onsets, 40 ms; mir_eval uses 50 ms
 HIDDEN = 256
 # Output biases: log-odds of an onset, a held key and a sounding string in a cell (Lin et al. 2017,
 # arXiv 1708.02002, section 4.1).
-ROLLS = {"onset": -4.6, "down": -3.0, "sounding": -2.0, "velocity": 0.0}
+ROLLS = {"onset": -4.6, "frame": -3.0, "sustained": -2.0, "velocity": 0.0}
 PEDALS = ("sustain", "una_corda")
 # Onsets are rarest, the sustain pedal is hardest to transcribe, and one window in four has
 # descriptors. Losses of rolls are sums over 88 keys, those of pedals single values.
-WEIGHTS = {
-    "onset": 2.0,
-    "down": 1.0,
-    "sounding": 0.5,
-    "velocity": 1.0,
-    "sustain": 4.0,
-    "una_corda": 1.0,
-    "descriptors": 4.0,
-}
-LOSSES = ("loss", *WEIGHTS)
+WEIGHTS = {"onset": 2.0, "frame": 1.0, "sustained": 0.5, "velocity": 1.0}
+WEIGHTS |= {"sustain": 4.0, "una_corda": 1.0, "descriptors": 4.0}
+_COLUMN = {"frame": "down", "sustained": "sounding"}  # in histories
+LOSSES = ("loss", *(_COLUMN.get(name, name) for name in WEIGHTS))
+# fmt: off
+METRICS = ("onset_f1", "onset_precision", "onset_recall", "down_f1", "sounding_f1", "velocity_mae",
+           "sustain_mae", "sustain_r", "una_corda_mae", "una_corda_r", "descriptors_r2")
+# fmt: on
 
 
 def steps_of(model: ModelConfig) -> int:
@@ -68,16 +67,32 @@ class TranscriptionHead(nn.Module):
         columns = columns.reshape(batch, tokens // bands, bands * width)
         hidden = gelu(per_token(nn.Dense(steps * HIDDEN, dtype=self.dtype, name="hidden"), columns))
         hidden = layer_norm(1e-6, self.dtype, "norm")(hidden.reshape(batch, -1, HIDDEN))
+
+        def base_rates(rng: jax.Array, shape: tuple[int], dtype=jnp.float32) -> jax.Array:
+            rolls = jnp.repeat(jnp.asarray(list(ROLLS.values()), dtype), N_KEYS)
+            return jnp.concatenate([rolls, jnp.zeros(len(PEDALS), dtype)])
+
         values = len(ROLLS) * N_KEYS + len(PEDALS)
-        layer = nn.Dense(values, dtype=self.dtype, bias_init=_base_rates, name="out")
+        layer = nn.Dense(values, dtype=self.dtype, bias_init=base_rates, name="out")
         out = per_token(layer, hidden).astype(jnp.float32)
         rolls = {name: out[..., k * N_KEYS : (k + 1) * N_KEYS] for k, name in enumerate(ROLLS)}
         return rolls | {name: out[..., len(ROLLS) * N_KEYS + k] for k, name in enumerate(PEDALS)}
 
 
-def _base_rates(rng: jax.Array, shape: tuple[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    rolls = jnp.repeat(jnp.asarray(list(ROLLS.values()), dtype), N_KEYS)
-    return jnp.concatenate([rolls, jnp.zeros(len(PEDALS), dtype)])
+class DescriptorHead(nn.Module):
+    """Mean and standard deviation of a window's patches -> LayerNorm - Linear - GELU - Linear."""
+
+    num_descriptors: int
+
+    @nn.compact
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """(B, N, D) -> float32 (B, num_descriptors)."""
+        patches = patches.astype(jnp.float32)
+        spread = jnp.sqrt(patches.var(axis=1) + 1e-6)  # the gradient of the root is infinite at 0
+        pooled = jnp.concatenate([patches.mean(axis=1), spread], axis=-1)
+        pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
+        hidden = gelu(nn.Dense(HIDDEN, name="hidden")(pooled))
+        return nn.Dense(self.num_descriptors, name="out")(hidden)
 
 
 class TranscriptionModel(nn.Module):
@@ -104,22 +119,6 @@ class TranscriptionModel(nn.Module):
         return outputs, intermediates | {"tokens": tokens}
 
 
-class DescriptorHead(nn.Module):
-    """Mean and standard deviation of a window's patches -> LayerNorm - Linear - GELU - Linear."""
-
-    num_descriptors: int
-
-    @nn.compact
-    def __call__(self, patches: jax.Array) -> jax.Array:
-        """(B, N, D) -> float32 (B, num_descriptors)."""
-        patches = patches.astype(jnp.float32)
-        spread = jnp.sqrt(patches.var(axis=1) + 1e-6)  # the gradient of the root is infinite at 0
-        pooled = jnp.concatenate([patches.mean(axis=1), spread], axis=-1)
-        pooled = layer_norm(1e-6, jnp.float32, "norm")(pooled)
-        hidden = gelu(nn.Dense(HIDDEN, name="hidden")(pooled))
-        return nn.Dense(self.num_descriptors, name="out")(hidden)
-
-
 def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
     """Targets of T frames -> float32 targets of T // `STEP` steps, all 0 to 1.
 
@@ -141,12 +140,12 @@ def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
         nearness = 1 - abs(shift - (STEP - 1) / 2) / ONSET_REACH
         slope = jnp.maximum(slope, nearness * onset_near[:, there])
         force = jnp.maximum(force, velocity_near[:, there])
-    whole = {
-        name: paired(getattr(targets, name)).max(axis=2).astype(jnp.float32)
-        for name in ("down", "sounding")
-    }
-    feet = {name: paired(getattr(targets, name)).mean(axis=2, dtype=jnp.float32) for name in PEDALS}
-    return {"onset": slope, "velocity": force, "struck": paired(onset).max(axis=2), **whole, **feet}
+    steps = {"onset": slope, "velocity": force, "struck": paired(onset).max(axis=2)}
+    for name in _COLUMN:
+        steps[name] = paired(getattr(targets, name)).max(axis=2).astype(jnp.float32)
+    for name in PEDALS:
+        steps[name] = paired(getattr(targets, name)).mean(axis=2, dtype=jnp.float32)
+    return steps
 
 
 def losses(
@@ -171,7 +170,7 @@ def losses(
     def entropy(name):
         return optax.sigmoid_binary_cross_entropy(outputs[name], wanted[name])
 
-    parts = {name: entropy(name).sum(axis=-1).mean() for name in ("onset", "down", "sounding")}
+    parts = {name: entropy(name).sum(axis=-1).mean() for name in ("onset", *_COLUMN)}
     struck = jnp.maximum(wanted["onset"].sum(axis=(1, 2)), 1.0)
     parts["velocity"] = ((entropy("velocity") * wanted["onset"]).sum(axis=(1, 2)) / struck).mean()
     parts |= {name: entropy(name).mean() for name in PEDALS}
@@ -180,37 +179,39 @@ def losses(
         known = ~jnp.isnan(descriptors)
         errors = optax.huber_loss(outputs["descriptors"], jnp.where(known, descriptors, 0.0))
         parts["descriptors"] = jnp.where(known, errors, 0.0).mean()
-    return {"loss": sum(WEIGHTS[name] * part for name, part in parts.items()), **parts}
+    total = sum(WEIGHTS[name] * part for name, part in parts.items())
+    return {"loss": total} | {_COLUMN.get(name, name): part for name, part in parts.items()}
 
 
-# --- Metrics on the device, from counts that are summed over batches ------------------------------
-# Onsets are matched as in mir_eval's note onsets, but on the grid of steps: within `TOLERANCE`
-# steps of an onset of the same key.
-
-TOLERANCE = 2  # steps, 40 ms; mir_eval uses 50 ms
-# fmt: off
-METRICS = ("onset_f1", "onset_precision", "onset_recall", "down_f1", "sounding_f1", "velocity_mae",
-           "sustain_mae", "sustain_r", "una_corda_mae", "una_corda_r", "descriptors_r2")
-# fmt: on
+# --- Metrics on the device ------------------------------------------------------------------------
 
 
 def metric_counts(
     outputs: dict[str, jax.Array], targets: FrameTargets, descriptors: jax.Array | None = None
 ) -> dict[str, jax.Array]:
     """Counts of a batch, float32 scalars, to be summed over batches for `metrics`; arguments as in
-    `losses`."""
+    `losses`.
+
+    Onsets are matched as in mir_eval, but on the grid of steps: within `TOLERANCE` steps of an
+    onset of the same key.
+    """
     wanted = on_steps(targets)
     detected = {name: nn.sigmoid(x) for name, x in outputs.items() if name != "descriptors"}
     onset, struck = detected["onset"], wanted["struck"] > 0
-    beside = jnp.pad(onset, ((0, 0), (1, 1), (0, 0)))
-    found = (onset >= ONSET_FROM) & (onset >= beside[:, :-2]) & (onset > beside[:, 2:])  # maxima
+    padded = jnp.pad(onset, ((0, 0), (1, 1), (0, 0)))
+    found = (onset >= ONSET_FROM) & (onset >= padded[:, :-2]) & (onset > padded[:, 2:])  # maxima
+
+    def near(marks):
+        window = (2 * TOLERANCE + 1,)
+        return nn.max_pool(marks.astype(jnp.float32), window, padding="SAME") > 0
+
     total: dict[str, jax.Array | float] = {"struck": struck.sum(), "found": found.sum()}
-    total["struck_and_found"] = (struck & _within(found)).sum()
-    total["found_and_struck"] = (found & _within(struck)).sum()
-    for name in ("down", "sounding"):
-        is_held, seems_held = wanted[name] > 0, detected[name] >= HELD_FROM
-        total[f"{name}_both"] = (is_held & seems_held).sum()
-        total[f"{name}_either"] = is_held.sum() + seems_held.sum()
+    total["struck_and_found"] = (struck & near(found)).sum()
+    total["found_and_struck"] = (found & near(struck)).sum()
+    for name in _COLUMN:
+        is_active, is_detected = wanted[name] > 0, detected[name] >= HELD_FROM
+        total[f"{name}_both"] = (is_active & is_detected).sum()
+        total[f"{name}_either"] = is_active.sum() + is_detected.sum()
     errors = 127 * jnp.abs(detected["velocity"] - wanted["velocity"])
     total["velocity_error"] = jnp.where(struck, errors, 0.0).sum()
     for name in PEDALS:
@@ -221,17 +222,11 @@ def metric_counts(
     total["descriptors_left"] = total["descriptors_all"] = 0.0
     if "descriptors" in outputs and descriptors is not None:
         known = ~jnp.isnan(descriptors)
-        there = jnp.where(known, descriptors, 0.0)
-        left = jnp.where(known, outputs["descriptors"] - there, 0.0)
+        true = jnp.where(known, descriptors, 0.0)
+        left = jnp.where(known, outputs["descriptors"] - true, 0.0)
         total["descriptors_left"] = jnp.square(left).sum()
-        total["descriptors_all"] = jnp.square(there).sum()
+        total["descriptors_all"] = jnp.square(true).sum()
     return {name: jnp.asarray(value, jnp.float32) for name, value in total.items()}
-
-
-def _within(marks: jax.Array) -> jax.Array:
-    """Bool (B, steps, 88): whether there is a mark of the same key within `TOLERANCE` steps."""
-    width = 2 * TOLERANCE + 1
-    return nn.max_pool(marks.astype(jnp.float32), (width,), padding="SAME") > 0
 
 
 def metrics(total: dict[str, float]) -> dict[str, float]:
@@ -245,8 +240,8 @@ def metrics(total: dict[str, float]) -> dict[str, float]:
     recall = total["struck_and_found"] / max(total["struck"], 1)
     values = {"onset_f1": 2 * precision * recall / max(precision + recall, 1e-9)}
     values |= {"onset_precision": precision, "onset_recall": recall}
-    for name in ("down", "sounding"):
-        values[f"{name}_f1"] = 2 * total[f"{name}_both"] / max(total[f"{name}_either"], 1)
+    for name, column in _COLUMN.items():
+        values[f"{column}_f1"] = 2 * total[f"{name}_both"] / max(total[f"{name}_either"], 1)
     values["velocity_mae"] = total["velocity_error"] / max(total["struck"], 1)
     n = total["steps"]
     for name in PEDALS:

@@ -9,9 +9,9 @@ stacked here.
 
 import dataclasses
 import json
+import logging
 import math
 import re
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import atomic, download, sha256_of, write_atomic, write_json
-from percepiano_ast.models import torch_file
 from percepiano_ast.models.ast import Classifier, resize_pos_embed
 from percepiano_ast.models.ssast import SSAST
 
@@ -42,68 +41,56 @@ KINDS = ("ssast_pretrain", "ssast_finetune", "ast", "hf_ast")
 AUDIOSET_URL = "https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593/resolve/main"
 AUDIOSET_FILES = ("config.json", "model.safetensors")
 
-# Path here: published name, of the modules of one block and of the heads.
-_BLOCK = {
-    "norm1": "norm1",
-    "attention/qkv": "attn.qkv",
-    "attention/proj": "attn.proj",
-    "norm2": "norm2",
-    "mlp/in": "mlp.fc1",
-    "mlp/out": "mlp.fc2",
+_HF_TYPE, _HF = "audio-spectrogram-transformer", "audio_spectrogram_transformer."
+_LAYER = f"{_HF}encoder.layer.{{}}."
+# Path here: the authors' name, Hugging Face's (in files; more than one if they are joined here);
+# {} is the number of a block.
+_TOKENS = {
+    "encoder/cls_token": ("v.cls_token", f"{_HF}embeddings.cls_token"),
+    "encoder/dist_token": ("v.dist_token", f"{_HF}embeddings.distillation_token"),
+    "encoder/pos_embed": ("v.pos_embed", f"{_HF}embeddings.position_embeddings"),
+    "encoder/mask_embed": ("mask_embed", "mask_embed"),
 }
-_CLASSIFIER = {"norm": "mlp_head.0", "head": "mlp_head.1"}
+_QKV = " ".join(f"{_LAYER}attention.attention.{part}" for part in ("query", "key", "value"))
+_ENCODER = {
+    "encoder/patch_embed": ("v.patch_embed.proj", f"{_HF}embeddings.patch_embeddings.projection"),
+    "encoder/norm": ("v.norm", f"{_HF}layernorm"),
+    "encoder/blocks/norm1": ("v.blocks.{}.norm1", f"{_LAYER}layernorm_before"),
+    "encoder/blocks/attention/qkv": ("v.blocks.{}.attn.qkv", _QKV),
+    "encoder/blocks/attention/proj": ("v.blocks.{}.attn.proj", f"{_LAYER}attention.output.dense"),
+    "encoder/blocks/norm2": ("v.blocks.{}.norm2", f"{_LAYER}layernorm_after"),
+    "encoder/blocks/mlp/in": ("v.blocks.{}.mlp.fc1", f"{_LAYER}intermediate.dense"),
+    "encoder/blocks/mlp/out": ("v.blocks.{}.mlp.fc2", f"{_LAYER}output.dense"),
+}
+_CLASSIFIER = {
+    "norm": ("mlp_head.0", "classifier.layernorm"),
+    "head": ("mlp_head.1", "classifier.dense"),
+}
 _PRETRAINING = {
-    "discriminative/hidden": "cpredlayer.0",
-    "discriminative/out": "cpredlayer.2",
-    "generative/hidden": "gpredlayer.0",
-    "generative/out": "gpredlayer.2",
+    "discriminative/hidden": ("cpredlayer.0",),
+    "discriminative/out": ("cpredlayer.2",),
+    "generative/hidden": ("gpredlayer.0",),
+    "generative/out": ("gpredlayer.2",),
+}
+# Hugging Face's names in memory since version 5 of transformers, and in files of all versions.
+_HF_IN_MEMORY = {
+    "attention.q_proj": "attention.attention.query",
+    "attention.k_proj": "attention.attention.key",
+    "attention.v_proj": "attention.attention.value",
+    "attention.o_proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
 }
 # In checkpoints, but unused: DeiT's own heads, SSAST's record of its geometry, and after
 # fine-tuning the heads of pre-training.
 _UNUSED = ("v.head.", "v.head_dist.", "p_input_fdim", "p_input_tdim")
 _UNUSED_IN_FINETUNING = ("cpredlayer.", "gpredlayer.")
-_PARALLEL = "module."  # prefix of all names saved by nn.DataParallel, as in the published files
-
-_HF_TYPE = "audio-spectrogram-transformer"
-_HF_PREFIX = "audio_spectrogram_transformer."
-_HF_NAMES = {
-    f"{_HF_PREFIX}embeddings.cls_token": "v.cls_token",
-    f"{_HF_PREFIX}embeddings.distillation_token": "v.dist_token",
-    f"{_HF_PREFIX}embeddings.position_embeddings": "v.pos_embed",
-}
-_HF_MODULES = {
-    f"{_HF_PREFIX}embeddings.patch_embeddings.projection": "v.patch_embed.proj",
-    f"{_HF_PREFIX}layernorm": "v.norm",
-    "classifier.layernorm": "mlp_head.0",
-    "classifier.dense": "mlp_head.1",
-}
-# Names in files of every version of transformers; below, those in memory since version 5.
-_HF_BLOCK = {
-    "layernorm_before": "norm1",
-    "attention.attention.query": "attn.query",
-    "attention.attention.key": "attn.key",
-    "attention.attention.value": "attn.value",
-    "attention.output.dense": "attn.proj",
-    "layernorm_after": "norm2",
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-}
-_HF_BLOCK_IN_MEMORY = {
-    "attention.q_proj": "attn.query",
-    "attention.k_proj": "attn.key",
-    "attention.v_proj": "attn.value",
-    "attention.o_proj": "attn.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-_HF_LAYER = re.compile(
-    rf"{re.escape(_HF_PREFIX)}(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)"
-)
-_QKV = ("query", "key", "value")
 
 # Published models (AudioSet, ESC-50, Speech Commands); the number of patches identifies each.
 _STRIDES, _LENGTHS, _N_MELS, _HEAD_WIDTH = (10, 12, 14, 16), (1024, 512, 128), 128, 64
 _NEPER = 10 / math.log(10)  # dB of power; Hugging Face's statistics are in natural logarithms
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,9 +133,9 @@ def read_weights(path: str | Path) -> Weights:
 
     Args:
         path: ``.safetensors`` of `write_weights`; Hugging Face's folder, or its
-            ``model.safetensors`` beside its ``config.json``; or a ``.pth`` of the authors, or the
-            same as ``.safetensors``, which does not describe its geometry: only the published sizes
-            are recognised. A published SSAST after fine-tuning is read as an AST.
+            ``model.safetensors`` beside its ``config.json``; or a ``.pth`` of the authors (needs
+            PyTorch), or the same as ``.safetensors``, which does not describe its geometry: only
+            the published sizes are recognised. A published SSAST after fine-tuning is read as AST.
 
     Raises:
         InputError: missing, damaged, not such a model, or of an unknown geometry.
@@ -163,7 +150,7 @@ def read_weights(path: str | Path) -> Weights:
         )
     metadata: dict[str, str] = {}
     if path.suffix != ".safetensors":
-        tensors = torch_file.read(path)
+        tensors = _read_torch(path)
     else:
         try:
             with safe_open(path, framework="np") as file:
@@ -173,29 +160,55 @@ def read_weights(path: str | Path) -> Weights:
             raise InputError(
                 f"{path} is damaged or not a safetensors file ({error}); download it again."
             ) from error
-    if "kind" in metadata:
-        found = _described(tensors, metadata, path)
-    elif any(name.startswith(_HF_PREFIX) for name in tensors):
+    if "kind" in metadata:  # by `write_weights`
+        try:
+            kind = metadata["kind"]
+            known = {k: json.loads(v) for k, v in metadata.items() if k not in ("kind", "format")}
+            known["config"] = from_json(ModelConfig, known["config"])
+            known["front_end"] = FrontEnd(**known["front_end"])
+            known["statistics"] = LevelStats(**known["statistics"])
+            found = Weights(from_torch(tensors, kind), kind=kind, **known)
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{path} has metadata that this version cannot read ({error!r}). Update the"
+                " package."
+            ) from error
+    elif any(name.startswith(_HF) for name in tensors):
         found = _hugging_face(tensors, path.parent)
     else:
-        found = _inferred(tensors, path)
+        found = _published(tensors, path)
     require_same_shapes(found.params, found.shapes(), str(path))
     return found
 
 
-def _described(tensors: dict, metadata: dict[str, str], path: Path) -> Weights:
-    """Weights described by the metadata of `write_weights`."""
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a ``state_dict``. ``mmap`` also excludes the format of torch before 1.6."""
     try:
-        kind = metadata["kind"]
-        known = {k: json.loads(v) for k, v in metadata.items() if k not in ("kind", "format")}
-        known["config"] = from_json(ModelConfig, known["config"])
-        known["front_end"] = FrontEnd(**known["front_end"])
-        known["statistics"] = LevelStats(**known["statistics"])
-        return Weights(from_torch(tensors, kind), kind=kind, **known)
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        import torch
+
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    except ImportError:
+        version = (0,)
+    if version < (2, 6):  # runs code of TorchScript archives, CVE-2025-32434
         raise InputError(
-            f"{path} has metadata that this version cannot read ({error!r}). Update the package."
+            f"reading {path} needs PyTorch 2.6 or newer: pip install torch, or give the weights as"
+            " .safetensors."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors = {
+            name: (value.float() if value.is_floating_point() else value).numpy()
+            for name, value in content.items()
+        }
+    except Exception as error:  # any: the unpickler has no list of its errors
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+        found = re.search(r"GLOBAL \S+", reason) or re.match(".*", reason)
+        raise InputError(
+            f"torch.load(weights_only=True) finds no state_dict in {path}"
+            f" ({found and found[0]}); no code was executed. Download it again, or give the weights"
+            " as .safetensors."
         ) from error
+    return tensors
 
 
 def _hugging_face(tensors: dict, folder: Path) -> Weights:
@@ -235,9 +248,7 @@ def _hugging_face(tensors: dict, folder: Path) -> Weights:
             f"{folder} does not describe an AST: {error!r}. Download its JSON files again."
         ) from error
     params = from_torch(tensors, "hf_ast")
-    return Weights(
-        params, config, "hf_ast", statistics=statistics, norm_epsilon=epsilon, head_epsilon=epsilon
-    )
+    return Weights(params, config, "hf_ast", KALDI, statistics, {}, epsilon, epsilon)
 
 
 def _read_json(path: Path) -> dict:
@@ -257,13 +268,15 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _inferred(tensors: dict, path: Path) -> Weights:
+def _published(tensors: dict, path: Path) -> Weights:
     """Weights whose geometry is inferred from names and shapes; published sizes only."""
-    kind = "ssast_pretrain" if any("cpredlayer." in name for name in tensors) else "ast"
-    named = _published_names(tensors, kind)
-    if kind == "ast" and "mask_embed" in named:
+    named = _plain(tensors)
+    kind = "ast"
+    if any(name.startswith("cpredlayer.") for name in named):
+        kind = "ssast_pretrain"
+    elif "mask_embed" in named:
         kind = "ssast_finetune"
-    params = from_torch(tensors, kind)
+    params = from_torch(named, kind)
     kernel = named["v.patch_embed.proj.weight"]
     if kernel.ndim != 4:
         raise InputError(
@@ -339,37 +352,27 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
         for field in dataclasses.fields(weights)
         if field.name not in ("params", "kind")
     }
-    if weights.kind == "hf_ast":
-        return _write_folder(path, tensors, metadata, weights)
-    if weights.kind == "ssast_pretrain":  # the published fine-tuning code needs them
-        tensors["p_input_fdim"] = np.array(config.n_mels)
-        tensors["p_input_tdim"] = np.array(config.n_frames)
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} should end in .safetensors; change the name.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as partial:
-        _save(partial, tensors, metadata)
-    return path
+    if weights.kind != "hf_ast":
+        if weights.kind == "ssast_pretrain":  # the published fine-tuning code needs them
+            tensors["p_input_fdim"] = np.array(config.n_mels)
+            tensors["p_input_tdim"] = np.array(config.n_frames)
+        if path.suffix != ".safetensors":
+            raise InputError(f"{path} should end in .safetensors; change the name.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as partial:
+            save_file(tensors, partial, metadata)
+        return path
 
-
-def _save(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    # safetensors writes raw memory, so transposed views are copied first
-    contiguous = {name: np.asarray(value, order="C") for name, value in tensors.items()}
-    save_file(contiguous, path, metadata)
-
-
-def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights: Weights) -> Path:
-    config, statistics = weights.config, weights.statistics
+    # --- Hugging Face's folder
     if config.patch_size[0] != config.patch_size[1] or weights.front_end != KALDI:
         raise InputError(
             "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz, unlike this"
             " model. Write it as kind 'ast'."
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is not empty; choose another folder, or delete this one.")
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} is not empty; choose another folder, or delete this one.")
     labels = {index: f"LABEL_{index}" for index in range(len(weights.params["head"]["bias"]))}
+    window = {"num_mel_bins": config.n_mels, "max_length": config.n_frames}
     model = {
         "architectures": ["ASTForAudioClassification"],
         "model_type": _HF_TYPE,
@@ -383,8 +386,7 @@ def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights
         "patch_size": config.patch_size[0],
         "frequency_stride": config.stride[0],
         "time_stride": config.stride[1],
-        "num_mel_bins": config.n_mels,
-        "max_length": config.n_frames,
+        **window,
         "id2label": labels,
         "label2id": {label: index for index, label in labels.items()},
     }
@@ -392,66 +394,53 @@ def _write_folder(folder: Path, tensors: dict, metadata: dict[str, str], weights
         "feature_extractor_type": "ASTFeatureExtractor",
         "sampling_rate": KALDI.sample_rate,
         "do_normalize": True,
-        "num_mel_bins": config.n_mels,
-        "max_length": config.n_frames,
-        "mean": statistics.mean_db / _NEPER,
-        "std": statistics.std_db / _NEPER,
+        **window,
+        "mean": weights.statistics.mean_db / _NEPER,
+        "std": weights.statistics.std_db / _NEPER,
     }
+    partial = path.with_name(path.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "config.json", model)
     write_json(partial / "preprocessor_config.json", extractor)
-    _save(partial / "model.safetensors", tensors, {"format": "pt", **metadata})
-    partial.replace(folder)
-    return folder
+    save_file(tensors, partial / "model.safetensors", {"format": "pt", **metadata})
+    partial.replace(path)
+    return path
 
 
 # --- Names ----------------------------------------------------------------------------------------
 
 
-def _layout(depth: int, kind: str) -> dict[str, list[str]]:
-    """Path here: published names of every parameter, one per block if it is stacked."""
-    layout = {f"encoder/{name}": [f"v.{name}"] for name in ("cls_token", "dist_token", "pos_embed")}
-    layout["encoder/mask_embed"] = ["mask_embed"]
-    modules = {"encoder/patch_embed": ["v.patch_embed.proj"], "encoder/norm": ["v.norm"]}
-    for path, name in _BLOCK.items():
-        modules[f"encoder/blocks/{path}"] = [f"v.blocks.{n}.{name}" for n in range(depth)]
+def _layout(depth: int, kind: str) -> dict[str, list[list[str]]]:
+    """Path here -> published names, for each block the names of all parts."""
+    column = lookup(dict.fromkeys(KINDS, 0) | {"hf_ast": 1}, kind, "kind of weights")
+    layout = {path: [[names[column]]] for path, names in _TOKENS.items()}
     heads = _PRETRAINING if kind == "ssast_pretrain" else _CLASSIFIER
-    modules |= {path: [name] for path, name in heads.items()}
-    for path, names in modules.items():
+    for path, names in (_ENCODER | heads).items():
         matrix = "scale" if path.rpartition("/")[2].startswith("norm") else "kernel"
-        layout[f"{path}/{matrix}"] = [f"{name}.weight" for name in names]
-        layout[f"{path}/bias"] = [f"{name}.bias" for name in names]
+        for here, there in ((matrix, "weight"), ("bias", "bias")):
+            layout[f"{path}/{here}"] = [
+                [f"{part.format(block)}.{there}" for part in names[column].split()]
+                for block in range(depth if "/blocks/" in path else 1)
+            ]
     return layout
 
 
 def _count_blocks(names) -> int:
-    found = (re.match(r"v\.blocks\.(\d+)\.", name) for name in names)
+    found = (re.match(r"(?:v\.blocks|.+\.layer)\.(\d+)\.", name) for name in names)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def _published_names(tensors: dict[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """Stored weights of ``kind`` under the authors' names, with Hugging Face's query, key and value
-    joined; unknown names do not change."""
-    if all(name.startswith(_PARALLEL) for name in tensors):
-        tensors = {name.removeprefix(_PARALLEL): value for name, value in tensors.items()}
-    if kind != "hf_ast":
-        return tensors
-    named = {}
-    for name, value in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        layer = _HF_LAYER.fullmatch(name)
-        if name in _HF_NAMES or module in _HF_MODULES:
-            name = _HF_NAMES.get(name) or f"{_HF_MODULES[module]}.{leaf}"
-        elif layer and (ours := (_HF_BLOCK | _HF_BLOCK_IN_MEMORY).get(layer[2])):
-            name = f"v.blocks.{layer[1]}.{ours}.{layer[3]}"
-        named[name] = value
-    for index in range(_count_blocks(named)):
-        for leaf in ("weight", "bias"):
-            parts = [f"v.blocks.{index}.attn.{part}.{leaf}" for part in _QKV]
-            shapes = {named[part].shape if part in named else None for part in parts}
-            if len(shapes) == 1 and None not in shapes:
-                joined = np.concatenate([named.pop(part) for part in parts])
-                named[f"v.blocks.{index}.attn.qkv.{leaf}"] = joined
-    return named
+def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights without the prefix of ``nn.DataParallel``, which all published files have, and with
+    the names of Hugging Face's files instead of those in memory."""
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+
+    def in_files(match: re.Match) -> str:
+        return f"{_HF}encoder.layer.{match[1]}.{_HF_IN_MEMORY.get(match[2], match[2])}."
+
+    layer = re.compile(rf"{_HF}layers\.(\d+)\.(.+)\.(?=weight|bias)")
+    return {layer.sub(in_files, name): value for name, value in tensors.items()}
 
 
 def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
@@ -467,13 +456,13 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
     Raises:
         InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
     """
-    lookup(dict.fromkeys(KINDS), kind, "kind of weights")
-    tensors = _published_names(tensors, kind)
-    if kind != "ssast_pretrain" and "v.cls_token" in tensors:
-        tensors = {"mask_embed": np.zeros_like(tensors["v.cls_token"])} | tensors
+    tensors = _plain(tensors)
     layout = _layout(max(_count_blocks(tensors), 1), kind)
+    [[cls_token]] = layout["encoder/cls_token"]
+    if kind != "ssast_pretrain" and cls_token in tensors:
+        tensors = {"mask_embed": np.zeros_like(tensors[cls_token])} | tensors
     unused = _UNUSED + (_UNUSED_IN_FINETUNING if kind == "ssast_finetune" else ())
-    known = {name for names in layout.values() for name in names}
+    known = {name for blocks in layout.values() for block in blocks for name in block}
     missing = sorted(known - set(tensors))
     surplus = sorted(name for name in set(tensors) - known if not name.startswith(unused))
     if missing or surplus:
@@ -481,17 +470,20 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
             f"not the weights of a {kind} model: missing {missing[:3]}, unknown {surplus[:3]}."
         )
     params = {}
-    for path, names in layout.items():
-        values = [np.asarray(tensors[name], np.float32) for name in names]
-        if path.endswith("/kernel"):
-            values = [v.reshape(len(v), -1).T if v.ndim > 1 else v for v in values]
-        for name, value in zip(names, values):
-            if value.shape != values[0].shape:
+    for path, blocks in layout.items():
+        names = [name for block in blocks for name in block]
+        arrays = [np.asarray(tensors[name], np.float32) for name in names]
+        for name, array in zip(names, arrays):
+            if array.shape != arrays[0].shape:
                 raise InputError(
-                    f"{name} is {value.shape} and {names[0]} {values[0].shape}, but all blocks"
+                    f"{name} is {array.shape} and {names[0]} {arrays[0].shape}, but all blocks"
                     " must have equal shapes."
                 )
-        params[path] = np.stack(values) if "/blocks/" in path else values[0]
+        if (parts := len(blocks[0])) > 1:
+            arrays = [np.concatenate(arrays[i : i + parts]) for i in range(0, len(arrays), parts)]
+        if path.endswith("/kernel"):
+            arrays = [a.reshape(len(a), -1).T if a.ndim > 1 else a for a in arrays]
+        params[path] = np.stack(arrays) if "/blocks/" in path else arrays[0]
     return unflatten_dict(params, sep="/")
 
 
@@ -503,10 +495,8 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
     Raises:
         InputError: unknown kind, or parameters of another model, for example with a decoder.
     """
-    lookup(dict.fromkeys(KINDS), kind, "kind of weights")
     leaves = flatten_dict(params, sep="/")
-    depth = len(leaves.get("encoder/blocks/norm1/scale", ()))
-    layout = _layout(depth, kind)
+    layout = _layout(len(leaves.get("encoder/blocks/norm1/scale", ())), kind)
     if leaves.keys() != layout.keys():
         missing = sorted(layout.keys() - leaves.keys())
         surplus = sorted(leaves.keys() - layout.keys())
@@ -515,27 +505,17 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
             f" {surplus[:3]}. Save models with a decoder or rating heads as checkpoints of this"
             " package."
         )
-    tensors = {}
-    for path, names in layout.items():
-        value = np.asarray(leaves[path], np.float32)
-        for name, one in zip(names, value if "/blocks/" in path else [value]):
-            tensors[name] = one.T if path.endswith("/kernel") else one
-    convolution = tensors["v.patch_embed.proj.weight"]
-    tensors["v.patch_embed.proj.weight"] = convolution.reshape(len(convolution), 1, *patch_size)
-    if kind != "hf_ast":
-        return tensors
-    singles = {ours: theirs for theirs, ours in _HF_NAMES.items()}
-    modules = {ours: theirs for theirs, ours in _HF_MODULES.items()}
-    for index in range(depth):
-        block, theirs_block = f"v.blocks.{index}.", f"{_HF_PREFIX}encoder.layer.{index}."
-        modules |= {block + ours: theirs_block + theirs for theirs, ours in _HF_BLOCK.items()}
-        for leaf in ("weight", "bias"):
-            parts = np.split(tensors.pop(f"{block}attn.qkv.{leaf}"), 3)
-            tensors |= {f"{block}attn.{part}.{leaf}": one for part, one in zip(_QKV, parts)}
-    del tensors["mask_embed"]
-    for name in list(tensors):
-        module, _, leaf = name.rpartition(".")
-        tensors[singles.get(name) or f"{modules[module]}.{leaf}"] = tensors.pop(name)
+    tensors: dict[str, np.ndarray] = {}
+    for path, blocks in layout.items():
+        leaf = np.asarray(leaves[path], np.float32)
+        for parts, value in zip(blocks, leaf if "/blocks/" in path else [leaf]):
+            if path.endswith("/kernel"):
+                value = np.ascontiguousarray(value.T)  # safetensors writes raw memory
+            if path == "encoder/patch_embed/kernel":
+                value = value.reshape(len(value), 1, *patch_size)
+            tensors |= zip(parts, np.split(value, len(parts)))
+    if kind == "hf_ast":
+        del tensors["mask_embed"]
     return tensors
 
 
@@ -585,9 +565,7 @@ def adapt_pos_embed(params: dict, from_config: ModelConfig, to_config: ModelConf
 # --- Download -------------------------------------------------------------------------------------
 
 
-def fetch_audioset(
-    folder: str | Path, url: str = AUDIOSET_URL, *, log: Callable[[str], None] = print
-) -> Path:
+def fetch_audioset(folder: str | Path, url: str = AUDIOSET_URL) -> Path:
     """Download the AST fine-tuned on AudioSet (Gong, Chung and Glass 2021, BSD-3-Clause) in Hugging
     Face's format into ``folder``; later calls only verify the files.
 
@@ -609,10 +587,10 @@ def fetch_audioset(
         path = folder / name
         if path.is_file() and name in known:
             if sha256_of(path) == known[name]:
-                log(f"{path} is complete")
+                logger.info(f"{path} is complete")
                 continue
-            log(f"{path} does not match its checksum; downloading it again")
-        log(f"downloading {url}/{name}")
+            logger.warning(f"{path} does not match its checksum; downloading it again")
+        logger.info(f"downloading {url}/{name}")
         known[name] = download(f"{url}/{name}", path)
         write_atomic(sums, "".join(f"{digest}  {file}\n" for file, digest in known.items()))
     return folder

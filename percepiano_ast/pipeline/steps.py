@@ -3,6 +3,7 @@ rating models fold by fold, 4 evaluate."""
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
-from percepiano_ast.files import as_path, echo, write_json
+from percepiano_ast.files import as_path, write_json
 from percepiano_ast.inference import transcribe
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.models.weights import require_same_shapes
@@ -33,14 +34,15 @@ from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
+logger = logging.getLogger(__name__)
+
 EMBED_BATCH = 32  # windows per batch when rated clips are embedded
 
 # --- Steps 1 and 2: pre-training ------------------------------------------------------------------
 
 
 def maestro_source(run: Run, source: str = "") -> str:
-    """Address or path of the recordings; for ``demo``, the embedded recordings are written
-    first."""
+    """Address or path of the recordings; ``demo`` writes the embedded ones first."""
     source = source or run.preset.maestro
     if source == "demo":
         return str(demo.write_maestro(run.root / "demo" / "maestro.zip"))
@@ -50,12 +52,10 @@ def maestro_source(run: Run, source: str = "") -> str:
 def preprocess_maestro(
     run: Run, source: str = "", work: BuildOptions | None = None, **options
 ) -> Path:
-    """Step 1: recordings -> log-mel shards.
+    """Step 1: recordings -> log-mel shards; the source is by default the preset's.
 
     Args:
-        source: archive, folder or address; by default the preset's.
-        work: workers and limits; by default all cores, and no unreadable recordings.
-        options: ``max_hours`` and ``dtype``, see `maestro.preprocess`.
+        options: of `maestro.preprocess`.
     """
     simulated = (source or run.preset.maestro) == "demo"
     work = work or BuildOptions(workers())
@@ -64,14 +64,14 @@ def preprocess_maestro(
 
 
 def pretrain(
-    run: Run, log: Callable[[str], None] = echo, save_minutes: float = SAVE_MINUTES
+    run: Run, save_minutes: float = SAVE_MINUTES, distributed: bool = False
 ) -> pd.DataFrame:
     """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 
     Args:
-        save_minutes: minutes between checkpoints within a long epoch.
+        distributed: whether this is one of several processes, see `mesh.initialize`.
     """
-    mesh.initialize()
+    mesh.initialize(distributed)
     preset, n_frames = run.preset, run.preset.model.n_frames
     train = shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
@@ -100,9 +100,8 @@ def pretrain(
         description={"data": train.metadata["licence"]}
         | ({"descriptors": targets.description} if targets else {}),
         num_descriptors=len(WINDOW_FEATURES) if targets else 0,
-        execution=preset.execution,
+        compute=preset.compute,
         save_minutes=save_minutes,
-        log=log,
     )
     return pd.DataFrame(rows)
 
@@ -110,15 +109,12 @@ def pretrain(
 # --- Step 3: rated clips --------------------------------------------------------------------------
 
 
-def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = echo) -> Path:
-    """PercePiano's folder, by default the preset's. The embedded data are written first; an address
-    is downloaded first."""
+def percepiano_source(run: Run, folder: str = "") -> Path:
+    """PercePiano's folder, by default the preset's; ``demo`` writes the embedded data first, an
+    address is downloaded."""
     folder = folder or run.preset.percepiano
     if folder == "demo":
-        log(
-            "writing the embedded demo data in PercePiano's format (simulated performances and"
-            " ratings)"
-        )
+        logger.info("writing the embedded demo data (simulated performances and ratings)")
         return demo.write_percepiano(run.root / "demo" / "percepiano")
     if "://" in str(folder):
         return percepiano.fetch(folder, run.root / "percepiano_source")
@@ -134,28 +130,21 @@ def preprocess_percepiano(
     recordings: str = "",
     partial: bool = False,
     normalize_loudness: bool = False,
-    log: Callable[[str], None] = echo,
 ) -> Path:
-    """Step 3a: rated MIDI clips -> log-mel shards.
+    """Step 3a: rated MIDI clips -> log-mel shards; returns their folder.
 
     Args:
         folder: PercePiano's checkout; by default the preset's source.
         init: start of fine-tuning; ``audioset`` also needs shards with the papers' front end.
-        recordings: a folder with your own recording of each clip, instead of synthesizers.
-        partial: whether clips may be missing from it; they are listed.
-        normalize_loudness: see `percepiano.preprocess`.
-
-    Returns:
-        the folder of the shards with the preset's front end.
+        recordings, partial, normalize_loudness: see `percepiano.preprocess`.
     """
-    checkout = percepiano_source(run, folder, log)
+    checkout = percepiano_source(run, folder)
     default = (percepiano.OWN,) if recordings else run.preset.synthesizers
     for front_end in [run.preset.front_end] + [KALDI] * (init == "audioset"):
         percepiano.preprocess(
             checkout,
             run.percepiano_in(front_end),
             front_end,
-            # Clips that cannot be rendered are listed; every table reports its number of clips.
             BuildOptions(workers(), max_errors=None),
             synthesizers=tuple(synthesizers) or default,
             recordings=recordings,
@@ -172,14 +161,11 @@ def preprocess_percepiano(
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """Rated clips, encoder and configuration, for fine-tuning and ablations.
+    """Rated clips with their index, encoder and configuration, for fine-tuning and ablations.
 
     Attributes:
         run: its root holds the folds.
-        start: the encoder.
-        clips: with ratings (n, K) in the order of the questionnaire.
-        front_end: of the clips.
-        index: of the clips, with folds.
+        clips: n renderings, with ratings (n, K) in the order of the scale.
         raters: number of raters of each rendering's clip, (n,); None if unknown.
     """
 
@@ -191,12 +177,11 @@ class CrossValidation:
     index: pd.DataFrame
     raters: np.ndarray | None = None
     questionnaire: RatingScale = PERCEPIANO
-    log: Callable[[str], None] = echo
 
     @property
     def name(self) -> str:
         """Name of the model in tables."""
-        return f"{self.start.name}-heard" if self.config.heard else self.start.name
+        return f"{self.start.name}-heard" if self.config.transcription_features else self.start.name
 
     def trainer(self, steps: int) -> finetuning.Finetuning:
         """The training functions for this total number of steps."""
@@ -206,18 +191,14 @@ class CrossValidation:
             self.front_end,
             self.start.statistics,
             steps,
-            self.run.preset.execution,
+            self.run.preset.compute,
             self.questionnaire,
-            len(PERFORMANCE_FEATURES) if self.config.heard else 0,
+            len(PERFORMANCE_FEATURES) if self.config.transcription_features else 0,
         )
 
     @property
-    def listener(self) -> transcribe.Transcriber:
-        """The transcriber: the encoder with its transcription head.
-
-        Raises:
-            InputError: the encoder was not pre-trained to transcribe.
-        """
+    def transcriber(self) -> transcribe.Transcriber:
+        """The encoder with its transcription head; InputError if it has none."""
         start, model = self.start, self.start.model
         if start.transcription is None or not isinstance(model, ModelConfig):
             raise InputError(
@@ -225,18 +206,13 @@ class CrossValidation:
                 " or transcriptionstem"
             )
         params = {"encoder": start.encoder, "transcription": start.transcription}
-        execution = self.run.preset.execution
+        execution = self.run.preset.compute
         return transcribe.Transcriber(params, model, self.front_end, start.statistics, execution)
 
     @functools.cached_property
-    def descriptors(self) -> transcribe.TranscriptionFeatures:
-        """Descriptors of the transcription of every rendering.
-
-        Raises:
-            InputError: see `listener`.
-        """
-        played = self.listener.transcribe_all(self.clips.codes, self.log)
-        return transcribe.features_of(played, self.log)
+    def note_features(self) -> transcribe.TranscriptionFeatures:
+        """Features of the transcription of every rendering."""
+        return transcribe.features_of(self.transcriber.transcribe_all(self.clips.codes))
 
     @functools.cached_property
     def params(self) -> dict:
@@ -246,9 +222,9 @@ class CrossValidation:
             what = f"the encoder of {self.start.name}"
             require_same_shapes(self.start.encoder, params["encoder"], what)
             params["encoder"] = self.start.encoder
-        if self.config.heard:
-            unheard = self.descriptors.mean
-            params |= {"transcription": self.start.transcription, "unheard": unheard}
+        if self.config.transcription_features:
+            features = self.note_features.mean
+            params |= {"transcription": self.start.transcription, "unheard": features}
         return params
 
     def embed(self, params: dict, which: np.ndarray) -> np.ndarray:
@@ -259,11 +235,15 @@ class CrossValidation:
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
-        """Embeddings of all renderings by the encoder before fine-tuning, with the extra inputs
-        appended."""
-        self.log(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
+        """Embeddings of all renderings before fine-tuning, with the features of the transcription
+        appended if they are used."""
+        logger.info(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
         found = self.embed(self.params, np.arange(len(self.clips.codes)))
-        return np.hstack([found, self.descriptors.values]) if self.config.heard else found
+        return (
+            np.hstack([found, self.note_features.values])
+            if self.config.transcription_features
+            else found
+        )
 
     def folds_of(self, protocol: str) -> np.ndarray:
         """Fold of each rendering under a protocol, (n,); -1 if it is not evaluated."""
@@ -272,23 +252,25 @@ class CrossValidation:
 
     @property
     def unseen(self) -> np.ndarray:
-        """Bool (n,), True for renderings by the held-out soundfont, which are not trained on.
+        """Whether a rendering is by the held-out synthesizer, (n,).
 
         Raises:
-            InputError: there are no renderings by the configured soundfont, or only those.
+            InputError: there are no renderings by it, or no others.
         """
-        pianos, unseen = percepiano.without_augmentation(self.clips.synthesizer), self.config.unseen
+        pianos, held_out = (
+            percepiano.without_augmentation(self.clips.synthesizer),
+            self.config.held_out_synthesizer,
+        )
         found = sorted(set(pianos))
-        if unseen and (unseen not in found or len(found) < 2):
+        if held_out and (held_out not in found or len(found) < 2):
             raise InputError(
-                f"unseen={unseen}: the rated clips are rendered by {', '.join(found)}. Choose one"
-                " of at least two, or run preprocess with more --synthesizers"
+                f"held_out_synthesizer={held_out}: the clips are rendered by {', '.join(found)}."
+                " Choose one of at least two, or run preprocess with more --synthesizers"
             )
-        return pianos == unseen
+        return pianos == held_out
 
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:
-        """A function that yields augmented batches from a step on, and the number of steps per
-        epoch."""
+        """A function that yields augmented batches from a step on, and the steps per epoch."""
         config = self.config
         windows, steps = batches.finetune_batches(
             self.clips,
@@ -307,13 +289,11 @@ class CrossValidation:
     def table(
         self, model: str, rows: np.ndarray, rated: np.ndarray, protocol: str = "", **more
     ) -> pd.DataFrame:
-        """The table of predictions of some renderings.
+        """The table of predictions of some renderings, see `predictions.to_table`.
 
         Args:
-            rows: positions of the renderings, (m,), or bool (n,).
+            rows: positions (m,) or bool (n,).
             rated: predicted ratings, (m, K).
-            protocol: by default the configured one.
-            more: ``uncertainty`` and ``dimensions``, see `predictions.to_table`.
         """
         protocol = protocol or self.config.protocol
         fold = percepiano.fold_of_clip(self.index, protocol)
@@ -323,13 +303,8 @@ class CrossValidation:
 
 
 class HeldOut(NamedTuple):
-    """Out-of-fold predictions.
-
-    Attributes:
-        which: positions of the renderings, (m,).
-        rated: predicted ratings (m, K).
-        uncertainty: calibrated standard deviations (m, K), or None if the heads predict none.
-    """
+    """Out-of-fold predictions: positions of the renderings (m,), ratings (m, K), and calibrated
+    standard deviations (m, K) if the heads predict them."""
 
     which: np.ndarray
     rated: np.ndarray
@@ -339,25 +314,22 @@ class HeldOut(NamedTuple):
 def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     """Train every fold of the protocol, unless it is trained, and predict its held-out clips.
 
-    Writes the factor that calibrates predicted deviations, if there are any, to
-    ``temperature.json`` in the folder of the folds.
+    Predicted deviations are calibrated by the factor in ``temperature.json``.
 
     Args:
-        settings: the run's settings besides its configuration; saved with every model.
+        settings: saved with every model, besides the configuration.
     """
     clips, unseen, home = rated.clips, rated.unseen, rated.run.finetune(rated.name)
     held_out = rated.folds_of(rated.config.protocol)
     numbers = sorted(set(percepiano.fold_of_clip(rated.index, rated.config.protocol).values()))
     predicted, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    finetuning.check_room(
-        rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), rated.log
-    )
+    finetuning.check_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home))
     for number in numbers:
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
         test = np.flatnonzero((held_out == number) & percepiano.is_plain(clips.synthesizer))
         counts = f"{len(train)} training renderings, {len(test)} held out"
-        rated.log(f"{rated.name}, fold {number}: {counts}")
+        logger.info(f"{rated.name}, fold {number}: {counts}")
         windows, steps = rated.windows(train)
         trainer = rated.trainer(rated.config.epochs * steps)
         fold_home = home / f"fold_{number}"
@@ -374,7 +346,6 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
             store=rated.run.kept(fold_home),
             settings={"init": settings["init"], "pretrained": rated.start.weights, "fold": number}
             | settings,
-            log=rated.log,
         )
         # A fine-tuned encoder has different embeddings.
         tuned = rated.config.trains_encoder
@@ -392,7 +363,7 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
 
 
 def rated_clips_of(
-    run: Run, start: EncoderInit, config: FinetuneConfig, log: Callable[[str], None]
+    run: Run, start: EncoderInit, config: FinetuneConfig
 ) -> tuple[CrossValidation, dict]:
     """PercePiano's clips with the encoder's front end, and the metadata of their shards."""
     home = run.percepiano_in(start.front_end)
@@ -401,37 +372,35 @@ def rated_clips_of(
     if path.exists():
         raters = pd.read_csv(path, index_col="clip").loc[clips.clip, "n_ratings"].to_numpy()
     given = run, start, config, clips, shard_set.front_end, load_index(home / "index.csv"), raters
-    return CrossValidation(*given, log=log), shard_set.metadata
+    return CrossValidation(*given), shard_set.metadata
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:
-    """The preset's configuration; for alternative encoders, which are not pre-trained, with full
-    training."""
+    """The preset's configuration; alternative encoders, which are not pre-trained, train fully."""
     config = run.preset.finetune
     if init not in ENCODERS:
         return config
     return dataclasses.replace(config, strategy="full", encoder_rate=1.0)
 
 
-def finetune(
-    run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = echo
-) -> pd.DataFrame:
-    """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold
-    predictions.
-
-    Predictions for renderings by the held-out soundfont ``unseen`` are written as a separate model,
-    ``<model>@<synthesizer>``.
+def finetune(run: Run, init: str = "ssast", source: str = "") -> pd.DataFrame:
+    """Step 3b: train all folds of the preset's protocol; writes and returns the out-of-fold
+    predictions, those for the held-out synthesizer as the model ``<model>@<synthesizer>``.
 
     Args:
-        init, source: the encoder's weights, see `load_encoder`.
+        init, source: see `load_encoder`.
     """
-    start, config = load_encoder(run, init, source, log), config_for(run, init)
-    rated, metadata = rated_clips_of(run, start, config, log)
+    mesh.initialize()
+    start, config = load_encoder(run, init, source), config_for(run, init)
+    rated, metadata = rated_clips_of(run, start, config)
     settings = {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}
     which, values, uncertainty = cross_validate(rated, settings)
     unseen = rated.unseen[which]
     tables: list[pd.DataFrame] = []
-    for name, rows in ((rated.name, ~unseen), (f"{rated.name}@{config.unseen}", unseen)):
+    for name, rows in (
+        (rated.name, ~unseen),
+        (f"{rated.name}@{config.held_out_synthesizer}", unseen),
+    ):
         if rows.any() or not tables:
             deviations = None if uncertainty is None else uncertainty[rows]
             table = rated.table(name, which[rows], values[rows], uncertainty=deviations)
@@ -440,18 +409,17 @@ def finetune(
     return pd.concat(tables, ignore_index=True)
 
 
-def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFrame:
-    """Step 3c: baselines over the same folds; returns (and writes) the predictions of all of them.
+def predict_baselines(run: Run) -> pd.DataFrame:
+    """Step 3c: the baselines ``mlp``, ``audio-stats`` and ``identity-*`` over the same folds,
+    without the held-out synthesizer; writes and returns their predictions.
 
-    ``mlp`` and ``audio-stats`` use classic features of the training renderings, without those by
-    the held-out soundfont ``unseen``. ``identity-*`` use no audio, and are skipped if the protocol
-    holds out the identities that they need. See `pipeline.baselines`.
+    ``identity-*`` are skipped if the protocol holds out the identities that they need.
     """
     config, home, tables = run.preset.finetune, run.percepiano, []
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(home / "index.csv")
     fold = percepiano.fold_of_clip(index, config.protocol)
-    seen = percepiano.without_augmentation(clips.synthesizer) != config.unseen
+    seen = percepiano.without_augmentation(clips.synthesizer) != config.held_out_synthesizer
     names, ratings = clips.clip[seen], clips.ratings[seen]
     folds = np.array([fold.get(clip, -1) for clip in names])
 
@@ -463,7 +431,7 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
     groups = index.set_index("clip").loc[names, "content_group"].to_numpy()
     data = BaselineData(sound_features(home, clips)[seen], ratings, groups, folds)
     for model in ("mlp", "audio-stats"):
-        say = lambda line, model=model: log(f"{model}, {line}")  # noqa: E731
+        say = lambda line, model=model: logger.info(f"{model}, {line}")  # noqa: E731
         write(model, fold_by_fold(model, data, config.seed, say)[model])
     names, first = np.unique(names, return_index=True)
     ratings, folds = ratings[first].astype(float), folds[first]
@@ -473,15 +441,14 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
             rated = predict_identity(model, facts, folds, ratings)
         # undefined under this protocol, or an index without player identities
         except InputError as reason:
-            log(f"skipped: {reason}")
+            logger.info(f"skipped: {reason}")
         else:
             write(model, rated)
     return pd.concat(tables, ignore_index=True)
 
 
 def sound_features(home: Path, clips: batches.RatedClips) -> np.ndarray:
-    """Classic audio features of the renderings, float32 (n, features), from the folder of their
-    shards."""
+    """Classic audio features of the renderings, (n, features), from the folder of their shards."""
     table = pd.read_csv(home / "classic_features.csv").set_index(["clip", "synthesizer"])
     return table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
 
@@ -490,12 +457,8 @@ def sound_features(home: Path, clips: batches.RatedClips) -> np.ndarray:
 
 
 def evaluate(run: Run) -> Path:
-    """Step 4: metrics, comparisons, figures and report from all predictions of the run; returns the
-    path of ``report.html``.
-
-    Raises:
-        InputError: there are no predictions yet.
-    """
+    """Step 4: metrics, comparisons, figures and ``report.html`` (returned) of all predictions of
+    the run; InputError if there are none."""
     paths = predicted(run)
     if not paths:
         raise InputError(f"no predictions_*.csv in {run.root}. Run {MADE_BY_FINETUNE} first")
@@ -513,14 +476,12 @@ def evaluate(run: Run) -> Path:
 
 
 def predicted(run: Run) -> list[Path]:
-    """All tables of predictions under the preset's protocol; of the regressors, only the chosen
-    set, without and with ``+score``."""
+    """All predictions under the preset's protocol; of the regressors, only the chosen sets."""
     judged = f"judged/*/predictions_*-judged*_{run.preset.finetune.protocol}.csv.gz"
     return [*sorted(run.root.glob("predictions_*.csv")), *sorted(run.root.glob(judged))]
 
 
 def ceiling_of(run: Run) -> Path | None:
-    """The noise ceiling of a data set with individual raters; that of PercePiano is part of the
-    package."""
+    """The noise ceiling, if it is not that of PercePiano, which is part of the package."""
     path = run.percepiano / "noise_ceiling.csv"
     return path if path.exists() else None

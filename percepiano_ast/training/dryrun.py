@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from percepiano_ast.config import AUDIOSET, Preset, lookup
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.music.piano_roll import N_KEYS, FrameTargets
-from percepiano_ast.training.loop import pretrain_flops
 from percepiano_ast.training.mesh import DATA, Layout
-from percepiano_ast.training.pretrain import Pretraining
+from percepiano_ast.training.pretrain import Pretraining, pretrain_flops
 
 GIB = 2**30
 MUSIC_HOURS = 200  # MAESTRO v3
@@ -93,7 +92,7 @@ class DryRun:
 
     @property
     def clip_flops(self) -> float:
-        """See `loop.pretrain_flops`."""
+        """See `pretrain_flops`."""
         return pretrain_flops(self.preset.model, self.preset.pretrain)
 
     @property
@@ -107,8 +106,8 @@ class DryRun:
 
     def __str__(self) -> str:
         config, devices = self.preset.pretrain, TARGETS[self.target].devices
-        accumulate = self.preset.execution.accumulate
-        cut = f" in {accumulate} micro-batches" if accumulate > 1 else ""
+        accum_steps = self.preset.compute.accum_steps
+        cut = f" in {accum_steps} micro-batches" if accum_steps > 1 else ""
         return (
             f"{self.target}: {self.preset.model.name}, batch {config.batch_size}{cut} over"
             f" {devices} device{'s' if devices > 1 else ''} fits: {self.peak / GIB:.2f} of"
@@ -141,22 +140,22 @@ def dry_run(preset: Preset, target: str) -> DryRun:
         raise InputError(f"{target}: {made['refused']}")
     if "exceeds" not in made:
         return DryRun(preset, target, **made)
-    accumulate, batch = preset.execution.accumulate, preset.pretrain.batch_size
+    accum_steps, batch = preset.compute.accum_steps, preset.pretrain.batch_size
     text = (
         f"batch {batch} needs {made['exceeds']} per device on {target}, which has"
         f" {tpu.memory / GIB:.2f} GiB"
     )
-    while batch % (tpu.devices * (accumulate := 2 * accumulate)) == 0:
-        execution = dataclasses.replace(preset.execution, accumulate=accumulate)
-        smaller = dataclasses.replace(preset, execution=execution)
+    while batch % (tpu.devices * (accum_steps := 2 * accum_steps)) == 0:
+        compute = dataclasses.replace(preset.compute, accum_steps=accum_steps)
+        smaller = dataclasses.replace(preset, compute=compute)
         made = _compile(smaller, tpu)
         if "exceeds" not in made:
             needed = DryRun(smaller, target, **made).peak / GIB
             raise InputError(
-                f"{text}. Choose --accumulate {accumulate} (compiled: {needed:.2f} GiB)"
+                f"{text}. Choose --accum-steps {accum_steps} (compiled: {needed:.2f} GiB)"
             )
     hint = "a smaller batch or model"
-    if not preset.execution.remat:
+    if not preset.compute.remat:
         hint = "--remat, a smaller batch or a smaller model"
     raise InputError(
         f"{text}, and does not fit with micro-batches of one clip per device either. Choose {hint}"
@@ -209,9 +208,9 @@ def compile_described() -> None:
     topology = topologies.get_topology_desc(
         platform="tpu", topology_name=tpu.topology, chips_per_host_bounds=bounds
     )
-    layout = Layout.over(topology.devices, preset.execution.shard_params)
+    layout = Layout.over(topology.devices, preset.compute.fsdp)
     # Statistics and number of steps do not affect compilation.
-    run = Pretraining(model, config, preset.front_end, AUDIOSET, 1000, preset.execution, layout)
+    run = Pretraining(model, config, preset.front_end, AUDIOSET, 1000, preset.compute, layout)
 
     def array(dtype, *shape) -> Any:
         shape = (config.batch_size, *shape)

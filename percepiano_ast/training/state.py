@@ -48,7 +48,7 @@ class TrainState:
     healthy: jax.Array
 
 
-def compute_for(execution: ComputeConfig, device: jax.Device, devices: int = 1) -> Compute:
+def compute_for(config: ComputeConfig, device: jax.Device, devices: int = 1) -> Compute:
     """Precision and attention kernel for this number of ``devices`` of this kind, with ``auto``
     resolved.
 
@@ -60,7 +60,7 @@ def compute_for(execution: ComputeConfig, device: jax.Device, devices: int = 1) 
             support.
     """
     gpu = float(getattr(device, "compute_capability", 0)) if device.platform == "gpu" else 0.0
-    precision, attention = execution.precision, execution.attention
+    precision, attention = config.precision, config.attention
     if precision == "auto":
         modern = device.platform == "tpu" or gpu >= 8
         precision = "bfloat16" if modern else "float16" if gpu >= 7 else "float32"
@@ -80,7 +80,7 @@ def compute_for(execution: ComputeConfig, device: jax.Device, devices: int = 1) 
             "attention 'cudnn' needs a GPU from Ampere on and a 16-bit precision, not"
             f" {device.device_kind} in {precision}. Choose 'xla' or 'auto'"
         )
-    return Compute(DTYPES[precision], execution.remat, cast(Kernel, attention))
+    return Compute(DTYPES[precision], config.remat, cast(Kernel, attention))
 
 
 def normalise(codes: jax.Array, front_end: FrontEnd, statistics: LevelStats) -> jax.Array:
@@ -164,7 +164,7 @@ def train_step(
     objective: Callable[[dict, dict], tuple[jax.Array, dict]],
     optimizer: optax.GradientTransformation,
     *,
-    accumulate: int = 1,
+    accum_steps: int = 1,
     half: bool = False,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict]:
@@ -177,7 +177,7 @@ def train_step(
     Args:
         objective: (params, batch) -> the mean loss over the clips, and metrics that are means too,
             so that the means over micro-batches equal those of the batch up to rounding.
-        accumulate: number of micro-batches. One takes every ``accumulate``-th clip, so that clips
+        accum_steps: number of micro-batches. One takes every ``accum_steps``-th clip, so that clips
             stay on their devices.
         half: scale the loss for float16 in the backward pass.
 
@@ -194,11 +194,11 @@ def train_step(
 
     # --- Gradients
     grad = jax.grad(scaled, has_aux=True)
-    if accumulate == 1:
+    if accum_steps == 1:
         gradients, metrics = grad(state.params, batch)
     else:
         parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+            lambda x: x.reshape(-1, accum_steps, *x.shape[1:]).swapaxes(0, 1), batch
         )
         first = jax.tree.map(lambda x: x[0], parts)
         zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(grad, state.params, first))
@@ -207,7 +207,7 @@ def train_step(
             return jax.tree.map(jnp.add, total, grad(state.params, part)), None
 
         total, _ = jax.lax.scan(add, zero, parts)
-        gradients, metrics = jax.tree.map(lambda x: x / accumulate, total)
+        gradients, metrics = jax.tree.map(lambda x: x / accum_steps, total)
     if half:
         gradients = jax.tree.map(lambda g: g / scale, gradients)
 

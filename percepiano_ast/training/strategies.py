@@ -20,10 +20,10 @@ def check(config: FinetuneConfig, model: Geometry) -> None:
     """Raises InputError for an unknown strategy, or settings that are invalid for it and this
     model."""
     lookup(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
-    if config.heard and config.trains_encoder:
+    if config.transcription_features and config.trains_encoder:
         raise InputError(
             f"strategy {config.strategy!r} changes the encoder, but the transcription for"
-            " `heard=true` needs 'frozen'"
+            " `transcription_features=true` needs 'frozen'"
         )
     if not isinstance(model, ModelConfig):
         if config.strategy not in ("full", "frozen"):

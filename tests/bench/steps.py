@@ -16,8 +16,7 @@ from percepiano_ast.config import (
     PretrainConfig,
 )
 from percepiano_ast.pipeline import workers
-from percepiano_ast.training.loop import matrix_peak, pretrain_flops
-from percepiano_ast.training.pretrain import Pretraining
+from percepiano_ast.training.pretrain import Pretraining, matrix_peak, pretrain_flops
 
 CPU_BATCH = 8
 CPU_RUNS = 3  # a round takes half a minute on two cores
@@ -29,7 +28,7 @@ STATISTICS = LevelStats(-40.0, 20.0, 1, 0.0, 0.0)
 def pretrain_step() -> Iterator[dict]:
     """One pre-training step of the demo preset: windows per second on this machine's devices."""
     preset = PRESETS["demo"]
-    (seconds,) = medians(_step(preset.model, preset.pretrain, preset.execution)[1])
+    (seconds,) = medians(_step(preset.model, preset.pretrain, preset.compute)[1])
     yield result("pretrain-step", round(preset.pretrain.batch_size / seconds, 1), "windows/s")
 
 
@@ -86,11 +85,11 @@ def _config(form: str, batch: int) -> PretrainConfig:
 
 
 def _step(
-    geometry: ModelConfig, config: PretrainConfig, execution: ComputeConfig
+    geometry: ModelConfig, config: PretrainConfig, compute: ComputeConfig
 ) -> tuple[Pretraining, Callable[[], None]]:
     """A run on random spectrograms, and a function that takes one step of it and waits for the
     result."""
-    run = Pretraining(geometry, config, PRESETS["base"].front_end, STATISTICS, 1000, execution)
+    run = Pretraining(geometry, config, PRESETS["base"].front_end, STATISTICS, 1000, compute)
     shape = (config.batch_size, geometry.n_frames, geometry.n_mels)
     batch = run.put({"codes": np.random.default_rng(0).integers(0, 255, shape, np.uint8)})
     state = run.init()
