@@ -1,14 +1,13 @@
 """Small sources of recordings, and runs on them: what the tests of the data wing share."""
 
-import contextlib
 import io
-import logging
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
+from conftest import log_lines
 
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import build, maestro, sources
@@ -72,22 +71,6 @@ def write_archive_of(
             if content is not None:
                 archive.writestr(name, content)
     return path
-
-
-@contextlib.contextmanager
-def log_lines():
-    """The package's log meanwhile, like the fixture `logged`."""
-    lines: list[str] = []
-    handler, logger = logging.Handler(), logging.getLogger("percepiano_ast")
-    handler.emit = lambda record: lines.append(record.getMessage())
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def preprocess(source, out, max_errors: int | None = 0, workers: int = 1, **options) -> list[str]:

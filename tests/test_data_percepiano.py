@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from archives import log_lines
+from conftest import log_lines
 from percepiano_folder import (
     CLIPS,
     change_labels,
