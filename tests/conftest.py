@@ -56,23 +56,6 @@ def log_lines():
         logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def log_lines():
-    """Messages that the package logs meanwhile, progress included."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
-    logger = logging.getLogger("percepiano_ast")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-
-
 @pytest.fixture
 def logged():
     """Messages that the package logs during a test, progress included."""
