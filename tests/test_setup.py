@@ -183,7 +183,6 @@ def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
         "pytest",
     } <= left_out
     modules = {name.replace("-", "_").removeprefix("py") for name in left_out} - {
-        "orbax_checkpoint",
         "scikit_learn",
         "etils",
         "absl_py",

@@ -200,7 +200,8 @@ class Storage:
         def work(beat: Beat) -> list[str]:
             try:
                 if not self.fs:
-                    return sorted(entry.name for entry in os.scandir(self.place) if entry.is_file())
+                    with os.scandir(self.place) as entries:
+                        return sorted(entry.name for entry in entries if entry.is_file())
                 found = self.fs.ls(self.place, detail=True)
             except FileNotFoundError:
                 return []
