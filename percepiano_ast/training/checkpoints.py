@@ -118,7 +118,8 @@ class Storage:
     """
 
     def __init__(self, place: str | Path):
-        self.place, self.fs = str(place), None
+        self.place = str(place)
+        self.fs: Any = None
         self._failures: tuple[type[Exception], ...] = (OSError,)
         scheme, remote, rest = self.place.partition("://")
         if not remote:
@@ -267,8 +268,8 @@ class Storage:
             raise
 
     def _read(self, name: str, beat: Beat, largest: float = math.inf) -> Iterator[bytes]:
-        options = {"block_size": BLOCK, "cache_type": "readahead"} if self.fs else {}
-        with (self.fs.open if self.fs else open)(self.path_of(name), "rb", **options) as file:
+        path, ahead = self.path_of(name), {"block_size": BLOCK, "cache_type": "readahead"}
+        with self.fs.open(path, "rb", **ahead) if self.fs else open(path, "rb") as file:
             size = 0
             while block := file.read(BLOCK):
                 beat()
@@ -518,7 +519,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def join_shards(shards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Complete arrays by name, from the `own_shards` of all processes; InputError if pieces are
     missing or do not fit together."""
-    arrays, pieces = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    pieces: dict[str, list] = {}
     for key, piece in shards.items():
         name, cut, start = key.partition("@")
         if cut and not re.fullmatch(r"(\d{1,18}(_\d{1,18})*)?", start):
