@@ -330,12 +330,12 @@ class TestMovingRuns:
         assert max(file["bytes"] for file in found["files"]) < 0.7 * found["bytes"]
         finish(*two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r})"]))
         assert_same_run(tmp_path, uninterrupted)
-        litter = [
+        left = [
             path.name
             for path in (tmp_path / "checkpoints").iterdir()
             if ".p" in path.name and path.suffix == ".json"
         ]
-        assert litter == []
+        assert left == []
 
     @pytest.mark.slow
     def test_from_two_processes_to_one(self, environment, uninterrupted, tmp_path):
