@@ -42,7 +42,7 @@ def patch_grid(
     other axes or is smaller than one patch."""
     if log_mel.ndim != 3:
         raise InputError(
-            f"a spectrogram of shape {log_mel.shape} is not (batch, time, mel); change its axes."
+            f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); change the axes."
         )
     _, frames, bands = log_mel.shape
     if bands < patch_size[0] or frames < patch_size[1]:

@@ -84,8 +84,8 @@ class CrossTaskAttention(nn.Module):
         ``width``."""
         if self.width % self.num_heads:
             raise InputError(
-                f"hidden width {self.width} is not divisible by {self.num_heads} heads; choose a"
-                " multiple"
+                f"a hidden width of {self.width} is not divisible by {self.num_heads} heads; choose"
+                " a multiple"
             )
         batch = embedding.shape[0]
         by_moment = embedding.reshape(batch, self.moments, self.bands, -1)
