@@ -6,14 +6,14 @@ set -euo pipefail
 usage() {
   cat <<'USAGE'
 bash colab_setup.sh rate FILE [...]  install what rating needs, then rate FILE; options as in `percepiano rate --help`
-bash colab_setup.sh                  install everything: on Colab into the running Python, elsewhere into .venv
-bash colab_setup.sh demo             install everything, then run the notebooks on the demo data into runs/demo
-bash colab_setup.sh test [...]       install everything, then run the tests; further arguments go to pytest
+bash colab_setup.sh                  install what the notebooks need: on Colab into the running Python, elsewhere into .venv
+bash colab_setup.sh demo             the same, then run the notebooks on the demo data into runs/demo
+bash colab_setup.sh test [...]       the same with the test packages, then run the tests; further arguments go to pytest
 bash colab_setup.sh help             print this text
 
 PYTHON=/path/to/python3.12           build .venv with this Python; default: the newest of 3.11 to 3.13 that runs
 PIP_CONSTRAINT=/path/to/file         version constraints for pip
-TPU_COMPILER=1                       also install libtpu, which `pretrain --dry-run` needs on a machine without a TPU
+TPU_COMPILER=1                       also install libtpu, which `pretrain --check-memory` needs on a machine without a TPU
 USAGE
 }
 
@@ -100,7 +100,7 @@ has_tpu() { # device ids of jax/_src/hardware_utils.py: Google's vendor id alone
 
 jax_requirement() {
   local extras=()
-  if [[ $packages == rate ]]; then # on the CPU
+  if [[ $extra == formats ]]; then # rating is on the CPU
     echo jax
     return
   fi
@@ -112,35 +112,37 @@ jax_requirement() {
 # ---------------------------------------------------------------- elsewhere than Colab: .venv
 
 # The stamp records what .venv was built from, or "unfinished" during the installation, so that a killed installation is not
-# trusted. Line 1: the Python and the folder (if they change, .venv is rebuilt). Line 2: what is installed; "all" includes "rate".
+# trusted. Line 1: the Python and the folder (if they change, .venv is rebuilt). Line 2: what is installed. Line 3: the extra of
+# pyproject.toml; "test" includes "notebooks", which includes "formats".
 setup_venv() {
-  local stamp=.venv/setup-stamp had="" made jax installed lines=requirements.txt size="1.9 GB"
+  local stamp=.venv/setup-stamp had=() made jax installed size="1.9 GB"
   choose_python
   jax=$(jax_requirement)
   made="Python $version $base in $PWD"
-  installed="$jax ${PIP_CONSTRAINT:-} $(cat requirements.txt pyproject.toml | cksum)"
+  installed="$jax ${PIP_CONSTRAINT:-} $(cksum <pyproject.toml)"
   python=$PWD/.venv/bin/python
   if [[ -e $stamp ]]; then
-    had=$(<"$stamp")
+    mapfile -t had <"$stamp"
   elif [[ -d .venv && -n $(ls -A .venv) ]]; then
     fail 2 "$PWD/.venv was not made by this script; rename or remove it and run this again"
   fi
-  if [[ $had == "$made"$'\n'"$installed $packages" || $had == "$made"$'\n'*" all" && $packages == rate ]] && "$python" -c '' 2>/dev/null; then
-    [[ $packages == rate ]] || say ".venv is up to date (Python $version)"
+  case "$extra in ${had[2]:-}" in
+    "formats in notebooks" | "formats in test") had[1]=$installed ;; # rating works with any of them
+    "$extra in $extra" | "notebooks in test") ;;
+    *) had[1]="" ;;
+  esac
+  if [[ ${had[0]:-} == "$made" && ${had[1]} == "$installed" ]] && "$python" -c '' 2>/dev/null; then
+    [[ $extra == formats ]] || say ".venv is up to date (Python $version)"
     return
   fi
-  if [[ ${had%%$'\n'*} != "$made" ]] || ! "$python" -m pip --version >/dev/null 2>&1; then
-    make_venv "$stamp" "$had"
+  if [[ ${had[0]:-} != "$made" ]] || ! "$python" -m pip --version >/dev/null 2>&1; then
+    make_venv "$stamp" "${had[0]:-}"
   fi
   echo unfinished >"$stamp"
-  if [[ $packages == rate ]]; then
-    lines=$scratch/rating.txt size="1.5 GB"
-    sed -n '/^# Rating/,/^$/p' requirements.txt >"$lines"
-  fi
-  say "installing the packages for $packages with $jax into .venv (about $size on disk, one or two minutes)"
-  pip_install -r "$lines" "$jax" || fail 1 "pip could not install the requirements; its last lines are above"
-  pip_install --no-deps -e . || fail 1 "pip could not install this package; its last lines are above"
-  printf '%s\n%s\n' "$made" "$installed $packages" >"$stamp"
+  [[ $extra != formats ]] || size="1.5 GB"
+  say "installing $jax and percepiano_ast[$extra] into .venv (about $size on disk, one or two minutes)"
+  pip_install -e ".[$extra]" "$jax" || fail 1 "pip could not install the requirements; its last lines are above"
+  printf '%s\n' "$made" "$installed" "$extra" >"$stamp"
 }
 
 make_venv() { # make_venv STAMP OLD-CONTENT
@@ -175,15 +177,25 @@ print("\n".join(f"{name}=={version}" for name, version in sorted(seen.items())))
 PY
 }
 
-wanting() { # lines of requirements.txt that are not installed; fails if an installed version is too old
-  "$python" - <<'PY'
-import sys
+wanting() { # requirements of the extra that are not installed; fails if an installed version is too old
+  "$python" - "$extra" <<'PY'
+import sys, tomllib
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from packaging.requirements import Requirement
 
-lines = [line.split("#")[0].strip() for line in Path("requirements.txt").read_text().splitlines()]
-for requirement in map(Requirement, filter(None, lines)):
+project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+
+
+def requirements(lines):
+    for requirement in map(Requirement, lines):
+        if requirement.name != project["name"]:
+            yield requirement
+        for extra in sorted(requirement.extras) * (requirement.name == project["name"]):
+            yield from requirements(project["optional-dependencies"][extra])
+
+
+for requirement in requirements(project["dependencies"] + [f"{project['name']}[{sys.argv[1]}]"]):
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
@@ -270,8 +282,7 @@ import glob, importlib.util, logging, os, pkgutil, platform, shutil, sys, warnin
 from importlib.metadata import version
 
 MODULES = """jax flax.linen optax orbax.checkpoint numpy scipy.stats sklearn pandas soundfile soxr librosa mido
-    grain array_record.python.array_record_module matplotlib.pyplot tqdm nbclient nbformat ipykernel pytest
-    percepiano_ast"""
+    typer grain array_record.python.array_record_module matplotlib.pyplot nbclient nbformat ipykernel percepiano_ast"""
 STACK = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets librosa numpy scipy scikit-learn"
 on_colab = "COLAB_RELEASE_TAG" in os.environ
 logging.disable(logging.WARNING)
@@ -327,12 +338,12 @@ PY
 
 # ---------------------------------------------------------------- main
 
-mode=${1:-} packages=all
+mode=${1:-} extra=notebooks # of pyproject.toml
 [[ $# -eq 0 ]] || shift
 case $mode in
   '' | demo) [[ $# -eq 0 ]] || { usage >&2; fail 2 "unexpected argument '$1'"; } ;;
-  test) ;;
-  rate) [[ $# -gt 0 ]] && packages=rate || { usage >&2; fail 2 "rate: no FILE given; name a recording or a folder of recordings"; } ;;
+  test) extra=test ;;
+  rate) [[ $# -gt 0 ]] && extra=formats || { usage >&2; fail 2 "rate: no FILE given; name a recording or a folder of recordings"; } ;;
   help | -h | --help) usage; exit 0 ;;
   *) usage >&2; fail 2 "unknown argument '$mode'" ;;
 esac
@@ -365,7 +376,7 @@ case $mode in
     say "to rate a recording: $percepiano rate FILE --html page.html"
     ;;
   test)
-    # Used by tests/test_style.py. Bounded, unlike requirements.txt, because each release has new rules; not on Colab, where no
+    # Used by tests/test_style.py. Bounded, unlike pyproject.toml, because each release has new rules; not on Colab, where no
     # version changes.
     [[ -n ${COLAB_RELEASE_TAG:-} ]] || pip_install 'ruff>=0.17.6,<0.18' 'mypy>=2.4.1,<2.5' ||
       say "ruff and mypy could not be installed: tests/test_style.py is skipped"

@@ -1,6 +1,13 @@
 """Rate how a piano performance is played: AST, SSAST and PercePiano in JAX.
 
-``percepiano_ast.load_model().rate("take.m4a")`` rates a recording by the bundled model.
+import percepiano_ast
+
+rating = percepiano_ast.rate("take.m4a")  # or a list, a file object, an array and its rate
+rating.ratings["timing_stable_unstable"], rating.warnings
+print(rating)  # the most distinctive ratings; in a notebook, a card with all
+model = percepiano_ast.load_model("runs/mine")  # a model of one's own; by default the bundled
+model.rate(["one.wav", "other.wav"])
+percepiano_ast.Stream(44_100).push(block)  # live sound, rated every second
 """
 
 import importlib
@@ -36,12 +43,17 @@ _leave_out_xnnpack()
 # librosa imports tqdm, which warns in a notebook without widgets; progress here is text.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
-_LATER = {"rate": "rate_file", "load_model": "load_model", "Stream": "Stream", "Rating": "Rating"}
+# Imported on first use, because they import JAX.
+_LATER = {"Rating": "rating", "Stream": "stream", "load_model": "rate", "rate": "rate"}
+__all__ = ["Rating", "Stream", "load_model", "rate"]
 
 
 def __getattr__(name: str):
-    """``rate``, ``load_model``, ``Stream``, ``Rating``: from `inference`, on first use because it
-    imports JAX."""
     if name in _LATER:
-        return getattr(importlib.import_module("percepiano_ast.inference"), _LATER[name])
+        module = importlib.import_module(f"percepiano_ast.inference.{_LATER[name]}")
+        return getattr(module, name)
     raise AttributeError(f"module 'percepiano_ast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -39,12 +40,12 @@ _BLOCK = 2**20  # bytes
 
 # --- Log -----------------------------------------------------------------------------------------
 
-LOGGER = logging.getLogger("percepiano_ast")
+logger = logging.getLogger(__name__)
 
 
 def echo(line: str) -> None:
-    """Log a line of progress, see `show_progress`."""
-    LOGGER.info(line)
+    """For callers that still take ``log``; goes with the last of them."""
+    logger.info(line)
 
 
 class _Stdout(logging.StreamHandler):
@@ -61,10 +62,12 @@ class _Stdout(logging.StreamHandler):
 
 def show_progress(quiet: bool = False) -> None:
     """Print the package's log to standard output: progress and warnings, or with ``quiet`` warnings
-    only. As a library the package prints nothing."""
-    if not any(isinstance(handler, _Stdout) for handler in LOGGER.handlers):
-        LOGGER.addHandler(_Stdout())
-    LOGGER.setLevel(logging.WARNING if quiet else logging.INFO)
+    only."""
+    package = logging.getLogger("percepiano_ast")
+    if not any(isinstance(handler, _Stdout) for handler in package.handlers):
+        package.addHandler(_Stdout())
+    package.setLevel(logging.WARNING if quiet else logging.INFO)
+    package.propagate = False  # Orbax, which Flax imports, gives the root logger a handler too
 
 
 # --- Writing and checking -------------------------------------------------------------------------
@@ -72,18 +75,15 @@ def show_progress(quiet: bool = False) -> None:
 
 @contextlib.contextmanager
 def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
-    """Path of a temporary file beside ``path``, which replaces ``path`` when the block ends.
-
-    Readers see either the old or the new file. If the block raises, the temporary file is deleted.
+    """Path of a temporary file, which replaces ``path`` when the block ends, or is deleted if the
+    block raises.
 
     Args:
-        unique: whether several processes may write the same file; the temporary file then has the
-            process id in its name.
+        unique: several processes may write the same file.
     """
     path = as_path(path)
-    partial = path.with_name(
-        f"{path.name}.{os.getpid()}.partial" if unique else f"{path.name}.partial"
-    )
+    middle = f".{os.getpid()}" if unique else ""
+    partial = path.with_name(f"{path.name}{middle}.partial")
     try:
         yield partial
         partial.replace(path)
@@ -93,14 +93,28 @@ def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file in one step: readers see either the old or the new content."""
+    """Write a file in one step, see `atomic`."""
     with atomic(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, value) -> None:
-    """Write JSON in one step, see `write_atomic`."""
+    """Write JSON in one step, see `atomic`."""
     write_atomic(path, json.dumps(value, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, deleted afterwards; those of killed processes are deleted first."""
+    for path in Path(tempfile.gettempdir()).glob("percepiano_*_*"):
+        try:
+            os.kill(int(path.name.split("_")[1]), 0)  # signal 0 tests whether a process exists
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (ValueError, OSError, OverflowError):  # not ours, or of another user
+            pass
+    with tempfile.TemporaryDirectory(prefix=f"percepiano_{os.getpid()}_") as folder:
+        yield Path(folder)
 
 
 def sha256_of(*parts: Path | str | bytes | np.ndarray) -> str:
@@ -124,14 +138,12 @@ def copy_verified(
     source: Path | str,
     target: Path,
     advice: str,
-    log: Callable[[str], None] = echo,
     copy: Callable[[str, Path, int], object] | None = None,
 ) -> None:
-    """Copy ``files``, ``{name: {"bytes", "sha256"}}``, to a local folder; files that match already
-    are kept.
+    """Copy ``files``, ``{name: {"bytes", "sha256"}}``, to a local folder. Files that match already
+    are not copied again.
 
     Args:
-        source: where they are.
         advice: the next action if a file does not match.
         copy: ``copy(name, path, bytes)`` brings one file; by default from the folder ``source``.
 
@@ -163,7 +175,7 @@ def copy_verified(
             if not matches(partial, known):
                 raise RunFailed(f"{source}/{name} does not match its checksum. {advice}")
         if number % 10 == 0 or number == len(todo):
-            log(f"  {number}/{len(todo)} files of {size / 1e9:.1f} GB copied to {target}")
+            logger.info(f"  {number}/{len(todo)} files of {size / 1e9:.1f} GB copied to {target}")
 
 
 def size_of(path: Path) -> int:
@@ -185,13 +197,8 @@ def disk_is_full(error: Exception) -> bool:
 
 
 def retrying(**options) -> tenacity.Retrying:
-    """The policy for HTTP requests: what may pass (a lost connection, silence, the answers 408,
-    425, 429 and 5xx) is tried `ATTEMPTS` times. The caller sets ``attempt_number`` of the state
-    back to 1 after progress.
-
-    Args:
-        options: more of tenacity's, such as ``before_sleep``.
-    """
+    """The policy for HTTP requests: `ATTEMPTS` attempts while an error `may_pass`. The caller sets
+    ``attempt_number`` of the state back to 1 after progress; ``options`` are more of tenacity's."""
     return tenacity.Retrying(
         stop=lambda state: state.attempt_number >= ATTEMPTS,
         wait=_wait,
@@ -203,13 +210,15 @@ def retrying(**options) -> tenacity.Retrying:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether another attempt may succeed after an error of a transfer."""
+    """Whether another attempt may succeed: after a lost connection, silence, and the answers 408,
+    425, 429 and 5xx."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in (408, 425, 429)
-    transfer = isinstance(error, (OSError, http.client.HTTPException)) and not isinstance(
-        error, http.client.InvalidURL
-    )
-    return transfer and not disk_is_full(error)  # type: ignore[arg-type]
+    if isinstance(error, http.client.InvalidURL) or not isinstance(
+        error, (OSError, http.client.HTTPException)
+    ):
+        return False
+    return not disk_is_full(error)
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
@@ -225,7 +234,7 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(max(FIRST_WAIT * 2 ** (state.attempt_number - 1), seconds), LONGEST_WAIT)
 
 
-def download(url: str, path: str | Path, log: Callable[[str], None] = echo) -> str:
+def download(url: str, path: str | Path) -> str:
     """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
     The file gets its final name after its length is verified, and its SHA-256 if the server states
@@ -243,7 +252,8 @@ def download(url: str, path: str | Path, log: Callable[[str], None] = echo) -> s
 
     def log_error(state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None  # called after an attempt
-        log(f"  {path.name}: {state.outcome.exception()}; retrying in {state.upcoming_sleep:.0f} s")
+        error = state.outcome.exception()
+        logger.info(f"  {path.name}: {error}; retrying in {state.upcoming_sleep:.0f} s")
 
     stated = None
     try:
@@ -251,21 +261,16 @@ def download(url: str, path: str | Path, log: Callable[[str], None] = echo) -> s
             with attempt:
                 before = partial.stat().st_size if partial.exists() else 0
                 try:
-                    stated = _transfer(url, partial, path.name, log)
+                    stated = _transfer(url, partial, path.name)
                 finally:
                     if partial.exists() and partial.stat().st_size > before:
                         attempt.retry_state.attempt_number = 1
     except (OSError, http.client.HTTPException) as error:
         if disk_is_full(error):
             raise
-        if not may_pass(error):
-            raise InputError(
-                f"cannot download {url}: {error}. Give a local copy instead."
-            ) from error
-        raise InputError(
-            f"cannot download {url}: {error}, {ATTEMPTS} times. Run again later to resume, or give"
-            " a local copy."
-        ) from error
+        again = f", {ATTEMPTS} times. Run again later to resume, or give a local copy."
+        advice = again if may_pass(error) else ". Give a local copy instead."
+        raise InputError(f"cannot download {url}: {error}{advice}") from error
     digest = sha256_of(partial)
     if stated not in (None, digest):
         partial.unlink()
@@ -288,7 +293,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _transfer(url: str, partial: Path, name: str, log: Callable[[str], None]) -> str | None:
+def _transfer(url: str, partial: Path, name: str) -> str | None:
     """One attempt to complete ``partial``; returns the SHA-256 that the server states, if any."""
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -304,7 +309,7 @@ def _transfer(url: str, partial: Path, name: str, log: Callable[[str], None]) ->
         if error.headers.get("Content-Range", "").endswith(f"/{start}"):
             return redirects.stated
         partial.unlink()
-        return _transfer(url, partial, name, log)
+        return _transfer(url, partial, name)
     with answer:
         if start and answer.status != 206:  # the server does not support ranges
             start = 0
@@ -321,7 +326,7 @@ def _transfer(url: str, partial: Path, name: str, log: Callable[[str], None]) ->
                     shown = now
                     left = (now - began) / (done - start) * (total - done)
                     mb = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
-                    log(f"  {name}: {mb}, about {left:.0f} s left")
+                    logger.info(f"  {name}: {mb}, about {left:.0f} s left")
     if total is not None and done < total:
         raise ConnectionError(f"the connection was lost after {done:,} of {total:,} bytes")
     return redirects.stated
@@ -330,33 +335,30 @@ def _transfer(url: str, partial: Path, name: str, log: Callable[[str], None]) ->
 # --- Run directories ------------------------------------------------------------------------------
 
 
-def as_path(place: str | Path) -> Path:
+def as_path(path: str | Path) -> Path:
     """A local path, or a path object for ``gs://``.
 
     Raises:
         InputError: an address with another scheme.
     """
-    scheme, there, _ = str(place).partition("://")
-    if there and scheme != "gs":
-        raise InputError(f"cannot write to {place}: give a local directory or a gs:// address")
-    if there:
+    scheme, remote, _ = str(path).partition("://")
+    if remote and scheme != "gs":
+        raise InputError(f"cannot write to {path}: give a local directory or a gs:// address")
+    if remote:
         from etils import epath  # not needed to rate recordings
 
-        return epath.Path(place)
-    return Path(place)
+        return epath.Path(path)
+    return Path(path)
 
 
 def lock_config(directory: str | Path, settings: dict) -> Path:
-    """Reserve ``directory`` for one configuration, or verify that it is already reserved for it.
-
-    The settings are stored in ``settings.json``. A second run with the same settings resumes; other
-    settings are refused.
+    """Reserve ``directory`` for one configuration, stored in ``settings.json``, or verify that it
+    is reserved for it.
 
     Raises:
         InputError: the directory holds the output of another configuration, or is not writable.
     """
     directory = as_path(directory)
-    wanted = json.loads(json.dumps(settings))
     path = directory / "settings.json"
     if path.exists():
         try:
@@ -365,7 +367,7 @@ def lock_config(directory: str | Path, settings: dict) -> Path:
             raise InputError(
                 f"{path} is damaged ({error}). Choose another output directory, or delete this one."
             ) from error
-        if changed := difference(found, wanted):
+        if changed := difference(found, settings):
             raise InputError(
                 f"{directory} holds the output of another configuration ({changed}). "
                 "Choose another output directory, or delete this one to start over."
@@ -373,7 +375,7 @@ def lock_config(directory: str | Path, settings: dict) -> Path:
         return directory
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_json(path, wanted)
+        write_json(path, settings)
     except OSError as error:
         raise InputError(
             f"cannot write to {directory} ({error}). Choose another output directory."
@@ -384,18 +386,16 @@ def lock_config(directory: str | Path, settings: dict) -> Path:
 def difference(found: dict, wanted: dict) -> str:
     """The differences between existing and requested settings, compared as JSON; empty if equal."""
     found, wanted = json.loads(json.dumps([found, wanted]))
-    changed = sorted(
-        key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
-    )
+
+    def short(settings: dict, key: str) -> str:
+        text = json.dumps(settings.get(key))
+        return text if len(text) <= 60 else text[:57] + "..."
+
     return "; ".join(
-        f"{key}: found {_short(found.get(key))}, requested {_short(wanted.get(key))}"
-        for key in changed
+        f"{key}: found {short(found, key)}, requested {short(wanted, key)}"
+        for key in sorted(wanted.keys() | found.keys())
+        if wanted.get(key) != found.get(key)
     )
-
-
-def _short(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # --- Progress and worker processes ----------------------------------------------------------------
@@ -404,8 +404,8 @@ def _short(value) -> str:
 class TimeLeft:
     """Logs the progress of long work every `LOG_SECONDS`: ``  12 of 40, about 90 s left``."""
 
-    def __init__(self, total: int, log: Callable[[str], None] = echo, what: str = ""):
-        self.total, self.log, self.what = total, log, what
+    def __init__(self, total: int, what: str = ""):
+        self.total, self.what = total, what
         self.started = self.shown = time.monotonic()
 
     def __call__(self, done: int) -> None:
@@ -414,18 +414,18 @@ class TimeLeft:
         if now - self.shown > LOG_SECONDS:
             self.shown = now
             left = (now - self.started) / done * (self.total - done)
-            self.log(f"  {self.what}{done:,} of {self.total:,}, about {left:.0f} s left")
+            logger.info(f"  {self.what}{done:,} of {self.total:,}, about {left:.0f} s left")
 
 
 def process_map(
     function: Callable[[Any], Any], items: Iterable, workers: int, *, chunksize: int = 1
 ) -> Generator:
-    """The results of ``function`` for every item, in order, computed by ``workers`` processes.
+    """The results of ``function`` for every item, in order, computed by ``workers`` processes (one:
+    by this process).
 
-    ``function`` and items must be picklable. With one worker, everything runs in this process. A
-    worker takes ``chunksize`` items at a time; at most two such chunks per worker are under way, so
-    that results do not pile up. The workers end with this process, so that they cannot interfere
-    with the next run.
+    ``function`` and items must be picklable. At most two chunks of ``chunksize`` items per worker
+    are under way, so that results do not pile up. The workers end with this process, also if it is
+    killed.
 
     Raises:
         RunFailed: a worker was killed; results yielded before remain valid.
@@ -438,7 +438,7 @@ def process_map(
     running: collections.deque = collections.deque()
     items = iter(items)
     try:
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
             try:
                 while chunk := list(itertools.islice(items, chunksize)):
                     running.append(pool.submit(_map, function, chunk))
@@ -459,7 +459,7 @@ def _map(function: Callable[[Any], Any], items: list) -> list:
     return list(map(function, items))
 
 
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """Initializer of a process pool: end this worker when its parent is killed."""
 
     def watch() -> None:

@@ -9,18 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, plots
+from percepiano_ast import audio, pipeline, plots
 from percepiano_ast.config import PRETRAININGS, LevelStats
-from percepiano_ast.data import (
-    batches,
-    build,
-    maestro,
-    percepiano,
-    percepiano_stats,
-    shards,
-    sources,
-)
-from percepiano_ast.data.shards import open_performances
+from percepiano_ast.data import build, maestro, percepiano, percepiano_stats, shards, sources
+from percepiano_ast.data.batches import pretrain_batches
 from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
@@ -30,26 +22,22 @@ from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.transcription import STEP
 from percepiano_ast.music.piano_roll import frame_targets
-from percepiano_ast.pipeline import (
-    MADE_BY_FINETUNE,
-    MADE_BY_PRETRAIN,
-    Run,
-    ceiling_of,
-    custom_runs,
-    maestro_source,
-)
+from percepiano_ast.pipeline import Run
 from percepiano_ast.plots import studies as explain_plots
 from percepiano_ast.studies import explain, report
-from percepiano_ast.training import pretrain as pretraining
-from percepiano_ast.training.checkpoints import listing, open_latest
-from percepiano_ast.training.stores import open_bucket, open_store
+from percepiano_ast.training.checkpoints import Storage, listing, open_latest
+from percepiano_ast.training.pretrain import Pretraining, reconstruction
 
-KEPT = ["item", "step", "epoch", "MB", "age", "integrity", "location"]
+STATUS = ["item", "step", "epoch", "MB", "age", "integrity", "location"]
+
+
+# --- Recordings and shards ------------------------------------------------------------------------
 
 
 def source_table(run: Run, source: str = "") -> pd.DataFrame:
     """The metadata table of a source, read before any audio; columns as in `recordings`."""
-    return _named(sources.read_table(sources.open_source(maestro_source(run, source))).rows)
+    files = sources.open_source(pipeline.maestro_source(run, source))
+    return _named(sources.read_table(files).rows)
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,25 +48,24 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 
 def recordings(run: Run) -> pd.DataFrame:
     """The recordings in the pre-training shards, in storage order: composer, title, split, year,
-    seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, the name of
-    the shard file."""
+    seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, its file."""
     table = _named(pd.read_csv(run.maestro / "recordings.csv"))
-    where = {facts["key"]: facts["shard"] for facts in build.recordings(run.maestro)}
-    table = table.assign(shard=table["audio_filename"].map(where))
+    files = {facts["key"]: facts["shard"] for facts in build.recordings(run.maestro)}
+    table["shard"] = table["audio_filename"].map(files)
     return table.sort_values(["shard", "audio_filename"])
 
 
-def listen(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
+def excerpt(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.ndarray]:
     """Title and first ``seconds``, float32 mono (n,), of the shortest recording in the shards."""
     recording = recordings(run).sort_values("seconds").iloc[0]
-    files = sources.open_source(maestro_source(run, source))
+    files = sources.open_source(pipeline.maestro_source(run, source))
     with files.open(sources.read_table(files).root + recording["audio_filename"]) as sound:
         wave = audio.load(sound, run.preset.front_end.sample_rate, max_seconds=seconds)
     return f"{recording['composer']}: {recording['title']}", wave
 
 
-def costs(run: Run) -> pd.Series:
-    """Size of the pre-training shards: hours, bytes read from the source, bytes on disk."""
+def shard_sizes(run: Run) -> pd.Series:
+    """Hours in the pre-training shards, bytes read from the source, bytes on disk."""
     files = build.read_manifest(run.maestro)["files"]
     facts = pd.DataFrame(build.recordings(run.maestro))
     hours = facts["seconds"].sum() / 3600
@@ -98,7 +85,10 @@ def shard_statistics(run: Run) -> LevelStats:
     return shards.open_shards(run.maestro, "train", made_by=maestro.MADE_BY).statistics
 
 
-def task(run: Run) -> str:
+# --- Pre-training ---------------------------------------------------------------------------------
+
+
+def pretraining_task(run: Run) -> str:
     """The run's pre-training task in one line."""
     model, config = run.preset.model, run.preset.pretrain
     bands, frames = model.patch_size
@@ -111,7 +101,7 @@ def task(run: Run) -> str:
     return "; ".join(parts)
 
 
-def learned(run: Run, history: pd.DataFrame) -> Figure:
+def pretraining_curves(run: Run, history: pd.DataFrame) -> Figure:
     """Losses and main metrics of a pre-training by epoch."""
     metrics = {
         "ssast": ["accuracy"],
@@ -121,7 +111,7 @@ def learned(run: Run, history: pd.DataFrame) -> Figure:
     return plots.training_curves(history, ["loss", "validation_loss", *metrics], "Pre-training")
 
 
-def gained(run: Run, history: pd.DataFrame) -> str:
+def pretraining_summary(run: Run, history: pd.DataFrame) -> str:
     """Results of a pre-training on the validation split, one per line."""
     config, last = run.preset.pretrain, history.iloc[-1]
     losses = f"{history.iloc[0].validation_loss:.2f} -> {last.validation_loss:.2f}"
@@ -143,25 +133,24 @@ def gained(run: Run, history: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def filled_in(run: Run) -> Figure | None:
+def reconstructions(run: Run) -> Figure | None:
     """A validation window: original, masked, and reconstructed by the newest checkpoint. None
     without masked modelling."""
     model, config = run.preset.model, run.preset.pretrain
     if config.objective == "transcription":
         return None
-    place = f"{run.kept(run.pretrain)}/checkpoints"
-    tree, description = open_latest(place, made_by=MADE_BY_PRETRAIN)
+    directory = f"{run.kept(run.pretrain)}/checkpoints"
+    tree, description = open_latest(directory, made_by=pipeline.MADE_BY_PRETRAIN)
     held_out = shards.open_shards(run.maestro, "validation", made_by=maestro.MADE_BY)
-    windows = batches.pretrain_batches(held_out, n_frames=model.n_frames, batch_size=1, seed=1)
+    windows = pretrain_batches(held_out, n_frames=model.n_frames, batch_size=1, seed=1)
     statistics = LevelStats(**description["statistics"])
-    trained = pretraining.Pretraining(model, config, held_out.front_end, statistics, 1)
+    trained = Pretraining(model, config, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
-    shown = pretraining.reconstruction(trained, tree["state"]["params"], codes)
-    original, masked, rebuilt = (levels[0] for levels in shown)
-    return plots.masking(original, masked, rebuilt, run.preset.front_end)
+    shown = reconstruction(trained, tree["state"]["params"], codes)
+    return plots.masking(*(levels[0] for levels in shown), run.preset.front_end)
 
 
-def transcribed(run: Run) -> Figure | None:
+def transcriptions(run: Run) -> Figure | None:
     """A validation window, its true notes, and the newest checkpoint's transcription. None if it
     does not transcribe."""
     if run.preset.pretrain.objective == "ssast":
@@ -171,27 +160,30 @@ def transcribed(run: Run) -> Figure | None:
     codes = np.empty((run.preset.model.n_frames, recordings.n_mels), recordings.dtype)
     # the middle of the recording always contains music
     start = (int(held_out.n_frames[0]) - len(codes)) // 2
-    performance = open_performances(run.maestro)[recordings.read(0, start, codes)]
-    said = Transcriber.open(run.kept(run.pretrain), log=lambda line: None).predict(codes)
+    performance = shards.open_performances(run.maestro)[recordings.read(0, start, codes)]
+    predicted = Transcriber.open(run.kept(run.pretrain)).predict(codes)
     quantized = codes.dtype == np.uint8
     levels = audio.dequantize(codes, held_out.front_end) if quantized else codes.astype(np.float32)
     played = frame_targets(performance, start, len(codes), held_out.front_end)
-    return plots.hearing(levels, played, said._asdict(), held_out.front_end)
+    return plots.transcription(levels, played, predicted, held_out.front_end)
+
+
+# --- Ratings --------------------------------------------------------------------------------------
 
 
 def rated_data(folder: str | Path) -> dict:
     """Clips, ratings and rater agreement of PercePiano's folder, or of one in the same format.
 
     Returns:
-        ``said`` (a sentence that compares the published means with the raters' ratings), and the
-        tables ``compositions``, ``ratings`` (clips, 19), ``human`` (clips,), ``correlations`` (19,
-        19), ``icc`` and ``ceiling`` of `reliability`.
+        ``sentence``, which compares the published means with the raters' ratings, and the tables
+        ``compositions``, ``ratings`` (clips, 19), ``human`` (clips,), ``correlations`` (19, 19),
+        ``icc`` and ``ceiling`` of `reliability`.
     """
     index = percepiano.load_index(folder)
     ratings = percepiano.read_ratings(folder, index)
     agreement = reliability.evaluate(percepiano_stats.raters(folder), index)
     return {
-        "said": percepiano_stats.rebuild_means(folder).sentence,
+        "sentence": percepiano_stats.rebuild_means(folder).sentence,
         "compositions": percepiano_stats.compositions(folder, index),
         "ratings": pd.DataFrame.from_dict(ratings, orient="index", columns=list(KEYS)),
         "human": index.set_index("clip")["human"],
@@ -207,7 +199,7 @@ def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.Dat
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
     features = pd.read_csv(run.percepiano / "classic_features.csv")
     found = percepiano_stats.feature_correlations(features, ratings)
-    return found.loc[found.abs().max(axis=1).sort_values(ascending=False).index[:most]]
+    return found.loc[found.abs().max(axis=1).nlargest(most).index]
 
 
 def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
@@ -220,7 +212,7 @@ def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
 
 
 def label_of(folder: str | Path, title: str) -> str:
-    """The title, marked as simulated if the ratings in a PercePiano folder are."""
+    """The title, marked as simulated if the ratings of PercePiano's folder are."""
     return f"{title} (simulated ratings)" if percepiano.is_simulated(folder) else title
 
 
@@ -230,37 +222,38 @@ def label(run: Run, title: str) -> str:
     return f"{title} (simulated ratings)" if simulated else title
 
 
+# --- Fine-tuning and evaluation -------------------------------------------------------------------
+
+
 def finetune_history(run: Run) -> pd.DataFrame:
     """Training loss by epoch, mean over folds, one column per model."""
     parts = []
     for model, fold, place in _folds(run):
         own = run.root / "finetune" / model / fold / "history.csv"
         if own.exists():
-            rows = pd.read_csv(own)[["epoch", "loss"]]
-        # trained on another machine
+            rows = pd.read_csv(own)
         elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):
+            # trained on another machine
             unknown = [{"epoch": made[-1]["epoch"], "loss": np.nan}]
-            rows = pd.DataFrame(made[-1].get("history") or unknown)[["epoch", "loss"]]
+            rows = pd.DataFrame(made[-1].get("history") or unknown)
         else:
             continue
-        parts.append(rows.assign(model=model))
+        parts.append(rows[["epoch", "loss"]].assign(model=model))
     axes = {"index": "epoch", "columns": "model", "values": "loss"}
     table = pd.concat(parts).pivot_table(**axes, dropna=False)
     return table.add_suffix(" loss").reset_index()
 
 
 def results(run: Run) -> dict[str, pd.DataFrame]:
-    """The tables of the run's evaluation by name, see `evaluation.evaluate`, restricted to the
-    run's protocol.
-
-    ``ceiling`` (19 dimensions, scopes) is included if the noise ceiling is known.
-    """
-    protocol = run.preset.finetune.protocol
+    """The tables of the run's evaluation by name, see `evaluation.evaluate`, of the run's protocol;
+    ``ceiling`` (19 dimensions, scopes) if the noise ceiling is known."""
     tables = {}
     for path in sorted(run.evaluation.glob("*.csv")):
         table = pd.read_csv(path)
-        tables[path.stem] = table[table["protocol"] == protocol].reset_index(drop=True)
-    ceiling = reliability.load_ceiling(load_index(run.percepiano / "index.csv"), ceiling_of(run))
+        of_protocol = table["protocol"] == run.preset.finetune.protocol
+        tables[path.stem] = table[of_protocol].reset_index(drop=True)
+    index = load_index(run.percepiano / "index.csv")
+    ceiling = reliability.load_ceiling(index, pipeline.ceiling_of(run))
     return tables if ceiling is None else tables | {"ceiling": ceiling}
 
 
@@ -271,11 +264,8 @@ def headlines(run: Run) -> list[str]:
 
 
 def gains(run: Run) -> pd.DataFrame:
-    """Differences in Pearson's r, overall, between every model and the reference, for
-    `plots.gains`.
-
-    The reference is the best audio-only model that is not an audio encoder.
-    """
+    """Differences in overall Pearson's r between every model and the reference, the best audio-only
+    model that is not an audio encoder, for `plots.gains`."""
     found = results(run)
     models = list(report.ranking(found["summary"]).index)
     reference = report.reference_of(models)
@@ -286,24 +276,33 @@ def gains(run: Run) -> pd.DataFrame:
 
 def pairs(run: Run) -> pd.DataFrame:
     """Share of pairs of human performances ranked as in the ratings, for `plots.pairwise`."""
-    table = results(run)["pairwise"]
-    table = table[table["scope"] == "within_segment_humans"]
+    table = results(run)["pairwise"].query("scope == 'within_segment_humans'")
     return table[table["min_difference"] == table["min_difference"].max()]
 
 
-def explained(run: Run, dimension: str) -> Figure:
-    """Attribution map of one rating of `rated_clip`, for the best encoder that was fine-tuned, by
-    the model of the clip's fold.
+def primary(run: Run) -> pd.DataFrame:
+    """Pearson's r of the primary dimensions, overall: one row per dimension, one column per model,
+    and the noise ceiling."""
+    found = results(run)
+    rows = found["summary"].query("scope == 'overall' and metric == 'pearson'")
+    keys = [key for keys in PRIMARY.values() for key in keys]
+    table = rows.pivot(index="dimension", columns="model", values="value").loc[keys]
+    table = table.rename_axis(columns=None)
+    if "ceiling" in found:
+        table["noise ceiling"] = found["ceiling"].loc[keys, "overall"]
+    return table.round(2)
 
-    Regressors on the transcription (`pipeline.fit_regressors`) have no gradients.
-    """
+
+def explained(run: Run, dimension: str) -> Figure:
+    """Attribution map of one rating of `rated_clip` by the best fine-tuned encoder's model of the
+    clip's fold. Regressors on the transcription have no gradients."""
     models = report.ranking(results(run)["summary"]).index
     home = as_path(run.store or run.root)
     tuned = names_of_models(home / "finetune")
     encoders = [name for name in models if report.is_encoder(name) and name in tuned]
     if not encoders:
         raise InputError(
-            f"no fine-tuned audio encoder (ast-*) in {home}. Run {MADE_BY_FINETUNE} first"
+            f"no fine-tuned audio encoder (ast-*) in {home}. Run {pipeline.MADE_BY_FINETUNE} first"
         )
     level, clip, _ = rated_clip(run)
     index = load_index(run.percepiano / "index.csv").set_index("clip")
@@ -314,40 +313,29 @@ def explained(run: Run, dimension: str) -> Figure:
     recording = explain.ExplainedRecording(clip, np.zeros(0, np.float32), level, front_end)
     explainer = explain.Explainer(rater)
     explanation = explainer.explain(recording, [dimension], methods=("gradients",))[0]
-    start, stop, _ = explanation.excerpt_span()
+    excerpt = explanation.excerpt()
     return explain_plots.attribution_map(
         level,
         explanation.map,
-        hertz=audio.band_centres(front_end),
         front_end=front_end,
         dimension=dimension,
-        marked=(start, stop),
+        marked=(excerpt.start, excerpt.stop),
         title=label(run, f"{clip}: rated {explanation.rating:.2f} by {encoders[0]}"),
     )
 
 
-def primary(run: Run) -> pd.DataFrame:
-    """Pearson's r of the primary dimensions, overall: one row per dimension, one column per model,
-    and the noise ceiling."""
-    found = results(run)
-    rows = found["summary"].query("scope == 'overall' and metric == 'pearson'")
-    wide = rows.pivot(index="dimension", columns="model", values="value")
-    keys = [key for keys in PRIMARY.values() for key in keys]
-    table = wide.loc[keys].rename_axis(columns=None)
-    if "ceiling" in found:
-        table["noise ceiling"] = found["ceiling"].loc[keys, "overall"]
-    return table.round(2)
+# --- Status ---------------------------------------------------------------------------------------
 
 
-def kept(run: Run) -> pd.DataFrame:
-    """List the files of a run with progress, age, integrity and location, from manifests and
-    markers.
+def status(run: Run) -> pd.DataFrame:
+    """List the files of a run with progress, age, integrity and location, from
+    manifests.
 
     Names and file sizes are compared; checksums are not. On a mounted Drive, the table shows this
     machine's view, which may include files that have not been uploaded yet.
 
     Returns:
-        columns ``KEPT``, with empty cells where a column does not apply; no rows for an empty run.
+        columns `STATUS`, with empty cells where a column does not apply; no rows for an empty run.
     """
     rows = []
     for place in dict.fromkeys([str(run.root / "maestro"), run.kept(run.root / "maestro")]):
@@ -355,33 +343,32 @@ def kept(run: Run) -> pd.DataFrame:
     for name in PRETRAININGS:
         place = f"{run.kept(run.root / 'pretrain' / name)}/checkpoints"
         rows += _checkpoint_rows(f"pre-training {name}", place)
-    for home in sorted(run.root.glob("percepiano*/records")):
-        rows += _shard_rows("shards of rated clips", str(home.parent))
-    runs = {"": run} | {f"{one.root.name}: ": one for one in custom_runs(run)}
-    for whose, one in runs.items():
+    for records in sorted(run.root.glob("percepiano*/records")):
+        rows += _shard_rows("shards of rated clips", str(records.parent))
+    runs = {"": run} | {f"{custom.root.name}: ": custom for custom in pipeline.custom_runs(run)}
+    for prefix, one in runs.items():
         for model, fold, place in _folds(one):
-            title = f"{whose}{model}, {fold.replace('_', ' ')}"
+            title = f"{prefix}{model}, {fold.replace('_', ' ')}"
             finished = _checkpoint_rows(title, f"{place}/model")
             rows += finished or _checkpoint_rows(f"{title}, in training", f"{place}/checkpoints")
     tables = [p for one in runs.values() for p in sorted(one.root.glob("predictions_*.csv"))]
     for path in [*tables, *run.evaluation.glob("report.html")]:
-        size, saved = _stat(str(path))
-        facts = {"bytes": size, "saved": saved, "location": str(path.parent)}
-        rows.append({"item": path.name, **facts})
+        facts = dict(zip(("bytes", "saved"), _stat(str(path))))
+        rows.append({"item": path.name, "location": str(path.parent)} | facts)
     for row in rows:
         if "bytes" in row:
             row["MB"] = round(row["bytes"] / 1e6, 1)
         if "saved" in row:
             row["age"] = _age(datetime.now(UTC) - row["saved"])
-    rows = [{name: row.get(name, "") for name in KEPT} for row in rows]
-    return pd.DataFrame(rows, columns=KEPT)
+    rows = [{name: row.get(name, "") for name in STATUS} for row in rows]
+    return pd.DataFrame(rows, columns=STATUS)
 
 
 def _folds(run: Run) -> list[tuple[str, str, str]]:
     """Model, fold and location of all folds with training output."""
     home = run.kept(run.root / "finetune")
     if "://" in home:  # buckets have no folders, only file names
-        names = open_bucket(home).system.find(home)
+        names = Storage(home).fs.find(home)
         found = {tuple(name.split("/finetune/")[1].split("/")[:2]) for name in names}
     else:
         found = {(path.parent.name, path.name) for path in Path(home).glob("*/fold_*")}
@@ -389,13 +376,9 @@ def _folds(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _stat(file: str) -> tuple[int, datetime]:
-    """Size in bytes and modification time of a local file or one at ``gs://``.
-
-    Raises:
-        FileNotFoundError: no such file.
-    """
+    """Size in bytes and modification time of a local file or one at ``gs://``."""
     if "://" in file:
-        known = open_bucket(file).system.info(file)
+        known = Storage(file).fs.info(file)
         return known["size"], known["mtime"]
     known = Path(file).stat()
     return known.st_size, datetime.fromtimestamp(known.st_mtime, UTC)
@@ -403,7 +386,7 @@ def _stat(file: str) -> tuple[int, datetime]:
 
 def _shard_rows(item: str, place: str) -> list[dict]:
     """One row about a dataset, none if the location is empty."""
-    store = open_store(place)
+    store = Storage(place)
     row: dict[str, Any] = {"item": item, "location": place}
     names = store.names()
     if shards.MANIFEST not in names:
@@ -422,21 +405,21 @@ def _shard_rows(item: str, place: str) -> list[dict]:
 
 
 def _checkpoint_rows(item: str, place: str) -> list[dict]:
-    """One row per checkpoint in a location, newest first, then one per damaged marker."""
+    """One row per checkpoint in a location, newest first, then one per damaged manifest."""
     damaged: list[str] = []
     rows: list[dict] = []
-    for made in reversed(listing(place, damaged.append)):
-        integrity = "intact (marker)"
-        for part in reversed(made["parts"]):
+    for made in reversed(listing(place, damaged)):
+        integrity = "intact (manifest)"
+        for file in reversed(made["files"]):
             try:
-                whole = _stat(f"{place}/{part['name']}")[0] == part["bytes"]
+                whole = _stat(f"{place}/{file['name']}")[0] == file["bytes"]
             except FileNotFoundError:
                 whole = False
             if not whole:
-                integrity = f"damaged: {part['name']} differs from its marker"
+                integrity = f"damaged: {file['name']} differs from its manifest"
         row = {name: made.get(name) for name in ("step", "epoch", "bytes")}
         rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "integrity": integrity})
-    rows += [{"integrity": f"damaged: {line.strip()}"} for line in damaged]
+    rows += [{"integrity": f"damaged: {line}"} for line in damaged]
     return [row | {"item": item, "location": place} for row in rows]
 
 

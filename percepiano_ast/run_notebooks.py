@@ -1,9 +1,9 @@
 """Run the notebooks headless, as "Run all" does, and save their outputs for the repository."""
 
+import logging
 import os
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from percepiano_ast.errors import InputError, RunFailed
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NAMES = (
@@ -20,6 +22,7 @@ NAMES = (
     "04_evaluate",
     "05_rate_a_recording",
 )
+OLD_ROWS = {"KEEP_IN": "SAVE_TO"}  # former names of form rows, for `notebooks --set`
 _FORM = re.compile(r"^(?P<name>[A-Z_]+) = (?P<value>.+?)(?P<param>\s+#@param.*)$", re.MULTILINE)
 
 
@@ -46,32 +49,25 @@ def form_of(notebook: nbformat.NotebookNode) -> dict[str, str]:
 
 
 class _Client(NotebookClient):
-    """Forwards printed lines while cells run."""
-
-    say: Callable[[str], None] = print
+    """Logs printed lines while cells run."""
 
     def process_message(self, message, cell, cell_index):
         content = message["content"]
         if message["msg_type"] == "stream" and content["name"] == "stdout":
             for line in content["text"].splitlines():
-                self.say(f"    {line}")
+                logger.info(f"    {line}")
         return super().process_message(message, cell, cell_index)
 
 
 def run(
-    out: str | Path,
-    values: dict,
-    *,
-    names: tuple[str, ...] = NAMES,
-    keep: bool = False,
-    log: Callable[[str], None] = print,
+    out: str | Path, values: dict, *, names: tuple[str, ...] = NAMES, save_outputs: bool = False
 ) -> None:
     """Run notebooks in order; executed copies go to ``out/notebooks``.
 
     Args:
-        values: form values by name (``PRESET``, ``KEEP_IN``, ...); each name must be a row of at
+        values: form values by name (``PRESET``, ``SAVE_TO``, ...); each name must be a row of at
             least one form.
-        keep: also save the outputs, cleaned by `tidy`, in the notebooks of the repository.
+        save_outputs: also save the outputs, cleaned by `tidy`, in the repository's notebooks.
 
     Raises:
         InputError: a name without a form row, or an InputError raised in a cell.
@@ -87,8 +83,8 @@ def run(
     copies.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     for number, (name, notebook) in enumerate(loaded.items(), start=1):
-        log(f"[{number}/{len(loaded)}] {name}")
-        shipped = [cell.source for cell in notebook.cells]
+        logger.info(f"[{number}/{len(loaded)}] {name}")
+        sources = [cell.source for cell in notebook.cells]
         client = _Client(
             with_form(notebook, values),
             timeout=None,
@@ -97,7 +93,6 @@ def run(
             # Kernels listen on the local address; recent ones warn that it is not encrypted.
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
         )
-        client.say = log
         try:
             # The variable suppresses four lines about the debugger in each kernel.
             client.execute(env={**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
@@ -107,9 +102,10 @@ def run(
             raise RunFailed(f"{error.ename}: {error.evalue}") from error
         finally:
             nbformat.write(notebook, copies / f"{name}.ipynb")
-        log(f"[{number}/{len(loaded)}] {name} done, {time.monotonic() - started:.0f} s in total")
-        if keep:
-            for cell, source in zip(notebook.cells, shipped):
+        seconds = time.monotonic() - started
+        logger.info(f"[{number}/{len(loaded)}] {name} done, {seconds:.0f} s in total")
+        if save_outputs:
+            for cell, source in zip(notebook.cells, sources):
                 cell.source = source
             nbformat.write(tidy(notebook), FOLDER / f"{name}.ipynb")
 
@@ -122,12 +118,13 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
-        outputs, cell.outputs = cell.outputs, []
-        for output in outputs:
-            is_sound = "<audio" in str(output.get("data", {}).get("text/html", ""))
-            if is_sound or output.get("name") == "stderr":
-                continue
+        cell.outputs = [
+            output
+            for output in cell.outputs
+            if "<audio" not in str(output.get("data", {}).get("text/html", ""))
+            and output.get("name") != "stderr"
+        ]
+        for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = None
-            cell.outputs.append(output)
     return notebook

@@ -1,6 +1,7 @@
 """What all tests share: JAX strict and on the CPU, no display, and the real PercePiano data where
 there is any."""
 
+import contextlib
 import logging
 import os
 
@@ -38,9 +39,9 @@ def percepiano_dir() -> Path:
     pytest.skip(reason)
 
 
-@pytest.fixture
-def logged():
-    """Messages that the package logs during a test, progress included."""
+@contextlib.contextmanager
+def log_lines():
+    """Messages that the package logs meanwhile, progress included."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())
@@ -48,9 +49,18 @@ def logged():
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    yield lines
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def logged():
+    """Messages that the package logs during a test, progress included."""
+    with log_lines() as lines:
+        yield lines
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ class Training:
         )
 
     def newest(self) -> int:
-        """Step of the newest checkpoint in the store that has a marker; 0 where there is none."""
+        """Step of the newest checkpoint in the store that has a manifest; 0 where there is none."""
         return max(
             (int(path.name[5:13]) for path in self.store.glob("step_????????.????????.json")),
             default=0,
@@ -208,7 +208,7 @@ def _work(
         aim: the point at which it kills itself, see `_AIMS`, and how often it passes it before. It
             saves at every look.
         gates: it waits before the batches of these steps until the test opens them.
-        changes: values of the modules' constants, ``{"stores.PATIENCE": 1}``.
+        changes: values of the modules' constants, ``{"checkpoints.TIMEOUT": 1}``.
         pause: seconds before every batch.
         hasty: gcsfs asks Google's store its six times within a second, not half a minute.
     """
@@ -277,7 +277,7 @@ def _command(home: Path, store: str, gates, pause: float) -> None:
     """The same by the command line, whose shards are those of `_pretrain`."""
     from percepiano_ast import __main__, pipeline
 
-    pipeline.pretrain = lambda run: _pretrain(home, run.store, gates, pause)
+    pipeline.pretrain = lambda run, **options: _pretrain(home, run.store, gates, pause)
     sys.exit(__main__.main(["pretrain", "--out", str(home / "out"), "--store", store]))
 
 
@@ -350,8 +350,8 @@ def _kill_around(
 def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
     """After so many blocks of a file to the store have been written; blocks are small, so that
     there are some."""
-    stores.BLOCK = 2**13
-    original, now = stores.FolderStore._write, _countdown(skip)
+    checkpoints.BLOCK = 2**13
+    original, now = checkpoints.Storage._write, _countdown(skip)
 
     def cut(content):
         for number, block in enumerate(content):
@@ -372,73 +372,66 @@ def _aim_write(kind: str, skip: int, blocks: int = 1) -> None:
             )
         original(self, name, cut(content) if dies else content)
 
-    stores.FolderStore._write = write
+    checkpoints.Storage._write = write
 
 
-def _aim_orbax(skip: int) -> None:
-    """While Orbax writes: as soon as there is a file of its in the temporary directory."""
-    original, now = packing.pack, _countdown(skip)
+def _aim_local(skip: int) -> None:
+    """While the local file is written: as soon as there is a part of it in the temporary
+    directory."""
+    original, now = checkpoints.save_file, _countdown(skip)
 
     def watch():
         while not any(
-            path.is_file()
-            for path in Path(tempfile.gettempdir()).glob("percepiano_ast-*/*.orbax*/**/*")
+            path.is_file() for path in Path(tempfile.gettempdir()).glob("percepiano_ast-*/*")
         ):
-            time.sleep(0.0005)
+            time.sleep(0.0001)
         be_killed()
 
-    def pack(*arguments):
+    def save_file(*arguments):
         if now():
             threading.Thread(target=watch, daemon=True).start()
+            time.sleep(0.01)
         return original(*arguments)
 
-    packing.pack = pack
-
-
-def _aim_tar(skip: int, members: int = 3) -> None:
-    """In the middle of a member of the tar archive."""
-    original, now = packing.pack, _countdown(skip)
-
-    def pack(*arguments):
-        if now():
-            _kill_around(tarfile.TarFile, "addfile", members, after=True)
-        return original(*arguments)
-
-    packing.pack = pack
+    checkpoints.save_file = save_file
 
 
 def _named(kind: str):
-    return lambda store, name, *rest: _is(name, kind)
+    return lambda storage, name, *rest: _is(name, kind)
 
 
 def _is(name: str, kind: str) -> bool:
-    """Whether a file is an archive, or a marker and not the probe of a place."""
-    return parcels.is_marker(name) if kind == ".json" else name.endswith(kind)
+    """Whether a file holds arrays, or is a manifest and not the probe of a place."""
+    return bool(checkpoints.complete([name])) if kind == ".json" else name.endswith(kind)
 
 
 _AIMS = {
-    "while Orbax writes": _aim_orbax,
-    "while it is packed": _aim_tar,
-    "while it is copied": lambda skip: _aim_write(".tar", skip, 2),
+    "while the local file is written": _aim_local,
+    "after the local file is written": lambda skip: _kill_around(
+        checkpoints, "save_file", skip, after=True
+    ),
+    "while it is copied": lambda skip: _aim_write(".safetensors", skip, 2),
     "while it is read back": lambda skip: _kill_around(
-        stores.FolderStore, "_write", skip, _named(".tar"), after=True
+        checkpoints.Storage, "_write", skip, _named(".safetensors"), after=True
     ),
-    "before the marker": lambda skip: _kill_around(
-        stores.FolderStore, "_write", skip, _named(".json")
+    "before the manifest": lambda skip: _kill_around(
+        checkpoints.Storage, "_write", skip, _named(".json")
     ),
-    "while the marker is written": lambda skip: _aim_write(".json", skip),
-    "after the marker": lambda skip: _kill_around(
-        stores.FolderStore, "_write", skip, _named(".json"), after=True
+    "while the manifest is written": lambda skip: _aim_write(".json", skip),
+    "after the manifest": lambda skip: _kill_around(
+        checkpoints.Storage, "_write", skip, _named(".json"), after=True
     ),
     "between deletions": lambda skip: _kill_around(
-        stores.FolderStore, "_remove", skip, _named(".json"), after=True
+        checkpoints.Storage, "_remove", skip, _named(".json"), after=True
     ),
     "between emptying and deletion": lambda skip: _kill_around(os, "truncate", skip, after=True),
-    "while loading fetches": lambda skip: _kill_around(stores.Store, "get", skip),
-    "while loading unpacks": lambda skip: _kill_around(packing, "unpack", skip, after=True),
-    "while loading restores": lambda skip: _kill_around(packing, "restore", skip),
-    "while litter is removed": lambda skip: _kill_around(
-        stores.FolderStore, "_remove", skip, after=True
+    "while loading fetches": lambda skip: _kill_around(checkpoints.Storage, "get", skip),
+    "after loading fetches": lambda skip: _kill_around(
+        checkpoints.Storage, "get", skip, after=True
+    ),
+    "while loading reads": lambda skip: _kill_around(checkpoints, "read_arrays", skip, after=True),
+    "while incomplete files are removed": lambda skip: _kill_around(
+        checkpoints.Storage, "_remove", skip, after=True
     ),
     "when the model is there": lambda skip: _kill_around(checkpoints.Checkpoints, "clear", skip),
 }
@@ -449,14 +442,13 @@ if __name__ == "__main__":
     import asyncio
     import dataclasses
     import hashlib
-    import tarfile
     import threading
     import types
 
     import numpy as np
     import tiny
 
-    from percepiano_ast.training import checkpoints, finetune, packing, parcels, pretrain, stores
+    from percepiano_ast.training import checkpoints, finetune, pretrain
 
     with contextlib.suppress(ImportError):
         import gcsfs.retry

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from percepiano_ast.config import FrontEnd, LevelStats, ModelConfig, PretrainCon
 from percepiano_ast.training.checkpoints import open_latest
 from percepiano_ast.training.pretrain import pretrain
 
-STACK = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
+STACK = ("jax", "jaxlib", "flax", "optax", "safetensors", "numpy")
 KINDS = {
     "model": ModelConfig,
     "config": PretrainConfig,
@@ -39,7 +40,11 @@ def train(directory: str, given: str, stop_at: str = "") -> dict:
     history."""
     batches = np.load(Path(given, "batches.npz"))
     settings = json.loads(Path(given, "given.json").read_text())
-    first, lines = [], []
+    first, lines, handler = [], [], logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = logging.getLogger("percepiano_ast")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
     def stream(start: int):
         first.append(start)
@@ -61,7 +66,6 @@ def train(directory: str, given: str, stop_at: str = "") -> dict:
             validation=lambda: [{"codes": codes} for codes in batches["validation"]],
             directory=directory,
             description={"data": "made here"},
-            log=lines.append,
         )
     return {"first": first, "log": lines, "history": rows}
 

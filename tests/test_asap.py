@@ -49,16 +49,13 @@ def table_of(path):
         return pd.read_csv(io.BytesIO(archive.read("maestro-v3.0.0/maestro-v3.0.0.csv")))
 
 
-def test_nothing_that_percepiano_rates_is_rendered(source, tmp_path):
-    said = []
+def test_nothing_that_percepiano_rates_is_rendered(source, tmp_path, logged):
     made = table_of(
-        reproduce.render_archive(
-            source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"], log=said.append
-        )
+        reproduce.render_archive(source, tmp_path / "a.zip", hours=1, synthesizers=["builtin"])
     )
     assert len(made) == PIECES * PERFORMANCES
     assert not made["canonical_title"].str.contains("op142").any()
-    assert "2 performances of PercePiano's works excluded" in said[0]
+    assert "2 performances of PercePiano's works excluded" in logged[0]
 
 
 def test_all_performances_of_a_piece_share_a_split(source, tmp_path):

@@ -384,7 +384,7 @@ def made(folder, tmp_path_factory):
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setitem(regressors.FOREST, "n_estimators", 10)
     call = [
-        "baseline",
+        "baselines",
         "--percepiano",
         str(folder),
         "--out",
@@ -535,9 +535,7 @@ def test_of_an_unseen_piano_the_floor_of_a_run_learns_nothing_and_rates_nothing(
             raise
         pytest.skip(str(reason))
     demo_run = pipeline.Run(PRESETS["demo"], tmp_path)
-    pipeline.preprocess_percepiano(
-        demo_run, str(folder), ("builtin", "timgm6mb"), log=lambda line: None
-    )
+    pipeline.preprocess_percepiano(demo_run, str(folder), ("builtin", "timgm6mb"))
     path = demo_run.percepiano / "classic_features.csv"
 
     def said(**config) -> bytes:

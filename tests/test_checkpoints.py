@@ -1,17 +1,17 @@
 """Checkpoints: what was saved comes back bit for bit; what a disk, a kill or a mount did is
 noticed. About 15 s."""
 
+import contextlib
 import hashlib
-import io
 import json
 import os
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
-import tarfile
-import time
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,14 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from percepiano_ast.config import FinetuneConfig
 from percepiano_ast.errors import InputError
-from percepiano_ast.training import packing, pieces
-from percepiano_ast.training.checkpoints import Checkpoints, listing, open_latest, require_room
-from percepiano_ast.training.courier import Courier
+from percepiano_ast.training.checkpoints import (
+    Background,
+    Checkpoints,
+    Storage,
+    check_disk_space,
+    join_shards,
+    listing,
+    open_latest,
+)
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
-from percepiano_ast.training.stores import FolderStore
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, weight_decay=0.1), 10)
 
@@ -60,7 +66,7 @@ def assert_same_bits(a, b):
 
 def save(directory, step: int, tree=None, description=None, **options):
     """One checkpoint, written and arrived."""
-    with Checkpoints(directory, log=options.pop("log", print)) as checkpoints:
+    with Checkpoints(directory) as checkpoints:
         checkpoints.load()
         checkpoints.save(
             step,
@@ -80,19 +86,19 @@ def template(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def saved(template, tmp_path) -> tuple[Checkpoints, list[str], Path]:
+def saved(template, tmp_path, logged) -> tuple[Checkpoints, list[str], Path]:
     """The last two checkpoints, what is logged, and where they lie."""
-    directory, lines = tmp_path / "run", []
+    directory = tmp_path / "run"
     shutil.copytree(template, directory)
-    return Checkpoints(directory, log=lines.append), lines, directory
+    return Checkpoints(directory), logged, directory
 
 
-def file(directory: Path, step: int, kind: str = "tar") -> Path:
+def file(directory: Path, step: int, kind: str = "safetensors") -> Path:
     (path,) = directory.glob(f"step_{step:08d}.*.{kind}")
     return path
 
 
-def stems(directory: Path) -> list[str]:
+def files(directory: Path) -> list[str]:
     """Steps and endings of everything that is there, without the names' random parts and the
     process."""
     return sorted(f"{int(path.name[5:13])}{path.suffix}" for path in directory.iterdir())
@@ -151,15 +157,29 @@ class TestWhole:
         assert description["history"] == [1]
 
     def test_the_two_newest_stay_and_the_best(self, template, tmp_path):
-        assert stems(template) == ["2.json", "2.tar", "3.json", "3.tar"]
+        assert files(template) == ["2.json", "2.safetensors", "3.json", "3.safetensors"]
         with Checkpoints(tmp_path) as checkpoints:
             for step, score in enumerate((0.9, 0.2, 0.5, float("inf"), 0.3), start=1):
                 checkpoints.save(step, {"a": np.ones(3)}, {}, score)
-        assert stems(tmp_path) == ["2.json", "2.tar", "4.json", "4.tar", "5.json", "5.tar"]
+        assert files(tmp_path) == [
+            "2.json",
+            "2.safetensors",
+            "4.json",
+            "4.safetensors",
+            "5.json",
+            "5.safetensors",
+        ]
         with Checkpoints(tmp_path) as checkpoints:  # another process knows the best too
             checkpoints.prepare()
             checkpoints.save(6, {"a": np.ones(3)}, {}, 0.4)
-        assert stems(tmp_path) == ["2.json", "2.tar", "5.json", "5.tar", "6.json", "6.tar"]
+        assert files(tmp_path) == [
+            "2.json",
+            "2.safetensors",
+            "5.json",
+            "5.safetensors",
+            "6.json",
+            "6.safetensors",
+        ]
 
     def test_a_checkpoint_describes_itself(self, template):
         description = json.loads(file(template, 3, "json").read_text())
@@ -169,29 +189,30 @@ class TestWhole:
         )
         assert description["code_version"] and len(description["dimensions"]) == 19
         assert datetime.now(UTC) - datetime.fromisoformat(description["saved"]) < timedelta(hours=1)
-        with tarfile.open(file(template, 3)) as archive:
-            assert [one["name"] for one in description["parts"][0]["files"]] == archive.getnames()
+        tree = description["tree"]["state"]
+        assert tree["params"]["dense"]["kernel"] == "state.params.dense.kernel"
+        with safe_open(file(template, 3), "np") as arrays:
+            assert set(jax.tree.leaves(tree)) == set(arrays.keys())
 
     def test_they_can_be_listed_without_being_read(self, saved):
         _, lines, directory = saved
         file(directory, 2).unlink()
         assert [one["step"] for one in listing(directory)] == [2, 3]
         truncate(file(directory, 3, "json"))
-        assert [one["step"] for one in listing(directory, lines.append)] == [
-            2
-        ] and "step_00000003" in lines[0]
+        assert [one["step"] for one in listing(directory)] == [2] and "step_00000003" in lines[0]
+        assert len(listing(directory, damaged := [])) == 1 and "step_00000003" in damaged[0]
         assert listing(directory / "none") == []
 
     def test_one_that_a_training_deletes_meanwhile_is_no_error(self, saved, monkeypatch):
-        names = FolderStore.names
+        names = Storage.names
 
-        def names_before(store):
-            found = names(store)
+        def names_before(storage):
+            found = names(storage)
             file(saved[2], 2, "json").unlink()
             return found
 
-        monkeypatch.setattr(FolderStore, "names", names_before)
-        assert [one["step"] for one in listing(saved[2], pytest.fail)] == [3]
+        monkeypatch.setattr(Storage, "names", names_before)
+        assert [one["step"] for one in listing(saved[2])] == [3] and saved[1] == []
 
     def test_what_is_deleted_is_emptied_first(self, saved):
         # Drive's trash keeps what a file held when it was deleted: a second name of the file shows
@@ -200,14 +221,16 @@ class TestWhole:
         os.link(file(saved[2], 2), trash)
         save(saved[2], 4)
         assert (
-            stems(saved[2]) == ["3.json", "3.tar", "4.json", "4.tar"] and trash.stat().st_size == 0
+            files(saved[2]) == ["3.json", "3.safetensors", "4.json", "4.safetensors"]
+            and trash.stat().st_size == 0
         )
 
     def test_what_others_put_there_stays(self, saved):
         others = [
-            "step_00000001.tar",
-            "step_00000003.tar.partial",
-            "step_00000001.0123abcd.p0 (1).tar",
+            "step_00000001.safetensors",
+            "step_00000003.safetensors.partial",
+            "step_00000001.0123abcd.p0 (1).safetensors",
+            "step_00000001.0123abcd.p0.tar",
             "notes.json",
         ]
         for name in others:
@@ -234,24 +257,23 @@ class TestWhole:
         tree, _ = open_latest(tmp_path, made_by="step 2")
         np.testing.assert_array_equal(tree["a"], np.arange(4.0))
 
-    def test_before_the_run_it_says_what_it_will_need(self, tmp_path):
-        lines = []
-        require_room(tmp_path, 2_000_000_000, "8.00 GB", lines.append)
+    def test_before_the_run_it_says_what_it_will_need(self, tmp_path, logged):
+        check_disk_space(tmp_path, 2_000_000_000, "8.00 GB")
         assert (
-            "checkpoints of 2.00 GB in " in lines[0]
-            and "at most 8.00 GB" in lines[0]
-            and "GB free" in lines[0]
+            "checkpoints of 2.00 GB in " in logged[0]
+            and "at most 8.00 GB" in logged[0]
+            and "GB free" in logged[0]
         )
         with pytest.raises(InputError, match=r"one checkpoint needs 90000000.00 GB. Free space"):
-            require_room(tmp_path, 9 * 10**16, "", lines.append)
+            check_disk_space(tmp_path, 9 * 10**16, "")
 
 
 class TestDamaged:
-    @pytest.mark.parametrize("kind", ["tar", "json"])
+    @pytest.mark.parametrize("kind", ["safetensors", "json"])
     @pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty, Path.unlink])
     def test_the_one_before_is_used_and_the_log_says_so(self, saved, damage, kind):
         checkpoints, lines, directory = saved
-        name = file(directory, 3).name.removesuffix(".p0.tar")
+        name = file(directory, 3).name.removesuffix(".p0.safetensors")
         damage(file(directory, 3, kind))
         tree, found = checkpoints.load({"state": trained_state(0)})
         assert found["step"] == 2
@@ -292,7 +314,7 @@ class TestDamaged:
         directory = saved[2]
         truncate(file(directory, 3))
         save(directory, 3)
-        assert stems(directory) == ["2.json", "2.tar", "3.json", "3.tar"]
+        assert files(directory) == ["2.json", "2.safetensors", "3.json", "3.safetensors"]
         assert Checkpoints(directory).load()[1]["step"] == 3
 
     def test_another_configuration_is_refused_with_the_difference(self, saved):
@@ -312,30 +334,42 @@ class TestDamaged:
             ({}, "a is in it, but not in this run"),
         ],
     )
-    def test_a_state_of_another_shape_is_not_stretched(self, tmp_path, like, message):
+    def test_a_state_of_another_shape_is_not_stretched(self, tmp_path, logged, like, message):
         save(tmp_path, 1, {"a": np.ones(3, np.float32)})
-        lines = []
         with pytest.raises(InputError, match="no usable checkpoint in"):
-            Checkpoints(tmp_path, log=lines.append).load(like)
-        assert re.search(message, lines[0])
+            Checkpoints(tmp_path).load(like)
+        assert re.search(message, logged[0])
+
+    def test_checkpoints_of_an_earlier_version_are_refused(self, tmp_path, logged):
+        """Those were Orbax's output in a tar archive."""
+        name = "step_00000004.0123abcd"
+        part = {"name": f"{name}.p0.tar", "bytes": 4, "sha256": "0", "files": []}
+        marker = {"step": 4, "score": None, "bytes": 4, "sha256": "0", "parts": [part]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(marker | {"marker": "0"}))
+        (tmp_path / f"{name}.p0.tar").write_bytes(b"tar")
+        Checkpoints(tmp_path).prepare()
+        with pytest.raises(InputError, match="no usable checkpoint in .*; delete the directory"):
+            Checkpoints(tmp_path).load()
+        assert "it was saved by an earlier version" in logged[0]
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 class TestLitter:
     def test_litter_of_killed_saves_neither_disturbs_nor_stays(self, saved, tmp_path):
         checkpoints, lines, directory = saved
         litter = [
-            directory / "step_00000004.0123abcd.p0.tar.partial",  # killed while copying
-            directory / "step_00000004.0123abce.p0.tar",  # killed before the marker
-            directory / "step_00000004.0123abce.p1.tar",
+            directory / "step_00000004.0123abcd.p0.safetensors.partial",  # killed while copying
+            directory / "step_00000004.0123abce.p0.safetensors",  # killed before the marker
+            directory / "step_00000004.0123abce.p1.safetensors",
             directory / "step_00000004.0123abce.p1.json",
             directory / "step_00000004.0123abce.json.partial",
-            directory / "step_00000001.0123abcf.p0.tar",  # killed between the deletions
+            directory / "step_00000001.0123abcf.p0.safetensors",  # killed between the deletions
         ]
         for path in litter:
             path.write_bytes(b"half")
         assert checkpoints.load()[1]["step"] == 3 and lines == []
         checkpoints.prepare()
-        assert not any(path.exists() for path in litter) and len(stems(directory)) == 4
+        assert not any(path.exists() for path in litter) and len(files(directory)) == 4
 
     def test_what_was_packed_for_a_killed_run_goes_too(self, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -372,172 +406,125 @@ class Boom:
         return os.system, ("touch boom",)
 
 
-def forge(
-    directory: Path,
-    members: list[tuple[tarfile.TarInfo, bytes]],
-    names: list[str] | None = None,
-    **changes,
-) -> None:
-    """A checkpoint of step 9 with these members; every checksum fits."""
+def forge(directory: Path, content: bytes, **changes) -> None:
+    """A checkpoint of step 9 whose file has this content; every checksum fits."""
     directory.mkdir(exist_ok=True)
-    stem, files = directory / "step_00000009.00000000", []
-    with tarfile.open(f"{stem}.p0.tar", "w") as archive:
-        for info, content in members:
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-            files.append(
-                {
-                    "name": info.name,
-                    "bytes": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                }
-            )
-    whole = Path(f"{stem}.p0.tar").read_bytes()
-    part = {
-        "name": f"{stem.name}.p0.tar",
-        "bytes": len(whole),
-        "sha256": hashlib.sha256(whole).hexdigest(),
-    }
-    part["files"] = [
-        one | {"name": name} for one, name in zip(files, names or [one["name"] for one in files])
-    ]
-    sign(
-        Path(f"{stem}.json"),
-        {"step": 9, "score": None, "bytes": len(whole), "sha256": "", "parts": [part]} | changes,
-    )
+    name = "step_00000009.00000000"
+    (directory / f"{name}.p0.safetensors").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    entry = {"name": f"{name}.p0.safetensors", "bytes": len(content), "sha256": digest}
+    manifest = {"step": 9, "score": None, "bytes": len(content), "sha256": "", "files": [entry]}
+    sign(directory / f"{name}.json", manifest | {"tree": {"a": "a"}} | changes)
 
 
-def sign(path: Path, marker: dict) -> None:
-    """Write a marker whose own checksum fits."""
-    digest = hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(marker | {"marker": digest}))
+def sign(path: Path, manifest: dict) -> None:
+    """Write a manifest whose own checksum fits."""
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest | {"manifest_sha256": digest}))
 
 
-def members_of(directory: Path, step: int) -> dict[str, bytes]:
-    with tarfile.open(file(directory, step)) as archive:
-        return {one.name: archive.extractfile(one).read() for one in archive}
+def safetensors(header: dict | bytes, data: bytes = b"") -> bytes:
+    header = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + data
 
 
-def refused(directory: Path) -> str:
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+A = safetensors({"a": ONE}, bytes(8))
+
+
+def refused(directory: Path, logged: list[str]) -> str:
     """What the log says of the only checkpoint there, which must not be read."""
-    lines = []
+    logged.clear()
     with pytest.raises(InputError, match="no usable checkpoint in"):
-        Checkpoints(directory, log=lines.append).load()
-    return lines[0]
+        Checkpoints(directory).load()
+    return logged[0]
 
 
 class TestStrangers:
+    def test_what_is_forged_here_can_be_read_otherwise(self, tmp_path):
+        forge(tmp_path, A)
+        assert Checkpoints(tmp_path).load()[0]["a"].tolist() == [0, 0]
+
     @pytest.mark.parametrize(
         "name",
-        ["../escaped", "state/../../escaped", "{absolute}", "state/./x", "state//x", "other/x"],
+        ["../escaped", "a/../../escaped", "{absolute}", "a/./x", "a//x", "@../escaped", "a@1_-2"],
     )
-    def test_nothing_is_written_outside(self, tmp_path, name):
+    def test_nothing_is_written_outside(self, tmp_path, logged, name):
         name = name.format(absolute=tmp_path / "escaped")
-        forge(tmp_path / "run", [(tarfile.TarInfo(name), b"gotcha")])
-        assert "its manifest has an invalid name or size" in refused(tmp_path / "run")
+        forge(tmp_path / "run", safetensors({name: ONE}, bytes(8)))
+        assert re.search("missing from it|invalid name", refused(tmp_path / "run", logged))
+        forge(tmp_path / "run", safetensors({name: ONE}, bytes(8)), tree={name: name})
+        with contextlib.suppress(InputError):
+            Checkpoints(tmp_path / "run").load()
         assert not list(tmp_path.rglob("escaped"))
 
+    def test_what_the_manifest_does_not_name_is_refused(self, tmp_path, logged):
+        forge(tmp_path, A, tree={})
+        assert "the array 'a' is not in its manifest" in refused(tmp_path, logged)
+
     @pytest.mark.parametrize(
-        "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+        "tree",
+        [{"a": "b"}, {"a": "a", "b": "a"}, {"a": 1}, {"a": True}, {"a": ["a", "b"]}, {"a": None}],
     )
-    def test_links_and_devices_are_refused(self, tmp_path, kind):
-        info = tarfile.TarInfo("state/x")
-        info.type, info.linkname = kind, "/etc/passwd"
-        forge(tmp_path / "run", [(info, b"")])
-        assert "'state/x' is not in its manifest, or not a regular file" in refused(
-            tmp_path / "run"
+    def test_a_manifest_of_other_arrays_is_refused(self, tmp_path, logged, tree):
+        forge(tmp_path, A, tree=tree)
+        assert re.search(
+            "missing from it|not in its manifest|not describe a valid", refused(tmp_path, logged)
         )
 
-    def test_what_the_manifest_does_not_name_is_refused(self, tmp_path):
-        forge(tmp_path / "run", [(tarfile.TarInfo("state/x"), b"1")], names=["state/y"])
-        assert "'state/x' is not in its manifest" in refused(tmp_path / "run")
+    def test_so_is_one_that_is_deeper_than_python_reads(self, tmp_path, logged):
+        forge(tmp_path, A)
+        path = tmp_path / "step_00000009.00000000.json"
+        deep = '{"a": ' * 900 + '"a"' + "}" * 900
+        manifest = json.loads(path.read_text())
+        del manifest["manifest_sha256"]
+        sign(path, manifest | {"tree": json.loads(deep)})
+        with contextlib.suppress(InputError):
+            Checkpoints(tmp_path).load()
 
-    def test_a_pickle_is_never_loaded(self, template, tmp_path, monkeypatch):
+    def test_a_pickle_is_never_loaded(self, tmp_path, logged, monkeypatch):
         monkeypatch.chdir(tmp_path)
         boom = pickle.dumps(Boom())
-        for name in members_of(template, 3):
-            members = members_of(template, 3) | {
-                name: boom,
-                "state/checkpoint": boom,
-                "state/data.pkl": boom,
-            }
-            forge(
-                tmp_path / "run",
-                [(tarfile.TarInfo(one), content) for one, content in members.items()],
-            )
-            lines = []
-            try:
-                Checkpoints(tmp_path / "run", log=lines.append).load()
-            except InputError:
-                assert lines
+        for content in (boom, safetensors(boom), safetensors({"a": ONE}, boom), A + boom):
+            forge(tmp_path / "run", content)
+            refused(tmp_path / "run", logged)
         (tmp_path / "run" / "step_00000009.00000000.json").write_bytes(boom)
-        refused(tmp_path / "run")
+        refused(tmp_path / "run", logged)
         assert not (tmp_path / "boom").exists()
 
     @pytest.mark.parametrize(
-        "change, message",
+        "change",
         [
-            (
-                {"shape": [10**12], "chunks": [10**12]},
-                "has shape .10+., which does not match the size of its files",
-            ),
-            (
-                {"shape": [10**6, 10**6], "chunks": [3, 4]},
-                "which does not match the size of its files",
-            ),
-            (
-                {"compressor": {"id": "zstd", "level": 1}},
-                "is compressed; checkpoints hold uncompressed arrays only",
-            ),
-            ({"compressor": {"id": "blosc"}}, "is compressed"),
-            ({"filters": [{"id": "gzip"}]}, "is compressed"),
-            ({"dtype": "|O"}, "has an invalid type"),
-            ({"dtype": "|V1000000000"}, "has an invalid type"),
-            ({"dtype": [["a", "<f4", [10**9]]]}, "its array metadata are invalid"),
-            ({"shape": [-3, -4]}, "has an invalid shape"),
+            {"shape": [10**12]},
+            {"shape": [10**12], "data_offsets": [0, 4 * 10**12]},
+            {"shape": [2**62, 2**62]},
+            {"shape": [-3, -4]},
+            {"shape": [1]},
+            {"data_offsets": [4, 12]},
+            {"dtype": "O"},
+            {"dtype": "V1000000000"},
+            {"dtype": [["a", "<f4", [10**9]]]},
         ],
     )
-    def test_a_bomb_is_not_inflated(self, template, tmp_path, change, message):
-        members = members_of(template, 3)
-        (name,) = [name for name in members if name.endswith("state.params.dense.kernel/.zarray")]
-        members[name] = json.dumps(json.loads(members[name]) | change).encode()
-        forge(
-            tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()]
-        )
-        assert re.search(message, refused(tmp_path / "run"))
-
-    def test_nor_is_a_name_followed_to_another_folder(self, template, tmp_path):
-        members = members_of(template, 3)
-        members["state/_METADATA"] = members["state/_METADATA"].replace(
-            b'"key": "kernel"', b'"key": "../../kernel"'
-        )
-        forge(
-            tmp_path / "run", [(tarfile.TarInfo(one), content) for one, content in members.items()]
-        )
-        assert "an array with an invalid name" in refused(tmp_path / "run")
-
-    @pytest.mark.parametrize("mode", ["w:gz", "w:xz"])
-    def test_a_compressed_archive_is_none(self, tmp_path, mode):
-        archive = tmp_path / "bomb.tar"
-        with tarfile.open(archive, mode) as target:
-            info = tarfile.TarInfo("state/x")
-            info.size = 10**7
-            target.addfile(info, io.BytesIO(bytes(10**7)))
-        with pytest.raises(InputError, match="incomplete or invalid tar archive"):
-            packing.unpack(
-                archive, [{"name": "state/x", "bytes": 10**7, "sha256": ""}], tmp_path / "to"
-            )
+    def test_a_bomb_is_not_inflated(self, tmp_path, logged, change):
+        forge(tmp_path, safetensors({"a": ONE | change}, bytes(8)))
+        assert "safetensors cannot read it" in refused(tmp_path, logged)
 
     @pytest.mark.parametrize(
         "name",
-        ["../step_00000009.00000000.p0.tar", "/etc/passwd", "step_00000008.00000000.p0.tar", 7],
+        [
+            "../step_00000009.00000000.p0.safetensors",
+            "/etc/passwd",
+            "step_00000008.00000000.p0.safetensors",
+            7,
+        ],
     )
-    def test_a_marker_names_no_other_files(self, tmp_path, name):
-        part = {"name": name, "bytes": 1, "sha256": "", "files": []}
-        forge(tmp_path / "run", [(tarfile.TarInfo("state/x"), b"1")], parts=[part])
-        assert "its JSON file does not describe a valid checkpoint" in refused(tmp_path / "run")
+    def test_a_manifest_names_no_other_files(self, tmp_path, logged, name):
+        forge(tmp_path / "run", A, files=[{"name": name, "bytes": 1, "sha256": ""}])
+        said = refused(tmp_path / "run", logged)
+        assert "its JSON file does not describe a valid checkpoint" in said
 
-    def test_more_bytes_than_the_marker_admits_are_not_fetched(self, saved):
+    def test_more_bytes_than_the_manifest_admits_are_not_fetched(self, saved):
         _, lines, directory = saved
         with file(directory, 3).open("ab") as archive:
             archive.write(bytes(10_000))
@@ -545,72 +532,79 @@ class TestStrangers:
         assert "it is larger than" in lines[0]
 
 
-# --- On the way ---------------------------------------------------------------------------------
+# --- In the background --------------------------------------------------------------------------
 
 
-def test_what_was_packed_while_the_one_before_is_cleared_away_is_delivered_once():
-    """The thread that clears away the first must not go on with a second that another thread has in
-    hand."""
+class TestBackground:
+    def test_only_the_newest_of_what_waits_is_done(self):
+        done, gate, background = [], threading.Event(), Background(pytest.fail)
+        background.submit(lambda: gate.wait() and done.append(1))
+        while background.seconds == 0:
+            pass
+        background.submit(lambda: done.append(2))
+        background.submit(lambda: done.append(3))
+        assert background.busy
+        gate.set()
+        assert background.finish() and done in ([1, 3], [3]) and not background.busy
 
-    class Slow:
-        def __init__(self, pack: float, deliver: float, discard: float):
-            self.packed, self.delivered, self.seconds = False, 0, (pack, deliver, discard)
+    def test_what_failed_is_done_again_at_the_end_unless_replaced(self, monkeypatch):
+        monkeypatch.setattr("percepiano_ast.training.checkpoints.FINAL_WAITS", (0, 0))
+        asked, errors = [], []
+        background = Background(errors.append)
 
-        def pack(self):
-            time.sleep(self.seconds[0])
-            self.packed = True
+        def fail(name: str, times: int):
+            asked.append(name)
+            if asked.count(name) <= times:
+                raise OSError(name)
 
-        def deliver(self):
-            self.delivered += 1
-            time.sleep(self.seconds[1])
+        background.submit(lambda: fail("replaced", 9))
+        background.wait()
+        background.submit(lambda: fail("twice", 2))
+        assert background.finish() and asked == ["replaced", "twice", "twice", "twice"]
+        assert background.error is None and len(errors) == 3
+        background.submit(lambda: fail("always", 9))
+        assert not background.finish() and str(background.error) == "always"
 
-        def discard(self):
-            time.sleep(self.seconds[2])
-
-    courier, first, second = Courier(pytest.fail), Slow(0, 0.3, 0.4), Slow(0.4, 0.5, 0)
-    courier.send(first)
-    time.sleep(0.05)
-    courier.send(second)  # is packed when the first has arrived and is not yet cleared away
-    time.sleep(0.6)
-    assert courier.insist() and (first.delivered, second.delivered) == (1, 1)
+    def test_another_error_is_raised_where_it_is_waited_for(self):
+        background = Background(pytest.fail)
+        background.submit(lambda: 1 / 0)
+        for call in (background.wait, background.finish, lambda: background.submit(print)):
+            with pytest.raises(ZeroDivisionError):
+                call()
 
 
 # --- Several processes --------------------------------------------------------------------------
 
 
-class TestShares:
+class TestShards:
     """Arrays that are spread over processes come together again; see `test_parallel.py` for real
     processes."""
 
     def test_pieces_are_joined_where_they_belong(self):
         whole = np.arange(24.0).reshape(4, 6)
-        shares = [
-            {"a": {"at_0_0": whole[:2]}, "b": [{"at": np.float32(7)}], "c": None, "d": np.ones(2)},
+        arrays = join_shards(
             {
-                "a": {"at_2_0": whole[2:, :3], "at_2_3": whole[2:, 3:]},
-                "b": [{}],
-                "c": None,
-                "d": {},
-            },
-        ]
-        tree = pieces.join(shares)
-        np.testing.assert_array_equal(tree["a"], whole)
-        assert tree["b"] == [7] and tree["c"] is None and tree["d"].tolist() == [1, 1]
+                "a@0_0": whole[:2],
+                "a@2_0": whole[2:, :3],
+                "a@2_3": whole[2:, 3:],
+                "b@": np.float32(7),
+                "d": np.ones(2),
+            }
+        )
+        np.testing.assert_array_equal(arrays["a"], whole)
+        assert arrays["b"] == 7 and arrays["b"].shape == () and arrays["d"].tolist() == [1, 1]
 
     @pytest.mark.parametrize(
-        "lost, message",
+        "other, message",
         [
-            ({"a": {"at_0": np.ones(2)}}, "a piece of an array is missing"),
-            (
-                {"a": {"at_0": np.ones(2), "at_999999999999": np.ones(1)}},
-                "a piece of an array is missing",
-            ),
-            ({"a": {"at_0": np.ones(2), "at_2": np.ones(2, np.int8)}}, "do not fit together"),
-            ({"a": {"at_0": np.ones((2, 2))}}, "do not fit together"),
-            ({"b": {"at_0": np.ones(2)}}, "belong to different states"),
-            ({"a": [np.ones(2)]}, "belong to different states"),
+            ({"a@0": np.ones(2)}, "a piece of a is missing"),
+            ({"a@0": np.ones(2), "a@999999999999": np.ones(1)}, "a piece of a is missing"),
+            ({"a@0": np.ones(2), "a@2": np.ones(2, np.int8)}, "do not fit together"),
+            ({"a@0": np.ones((2, 2))}, "do not fit together"),
+            ({"a@0_0": np.ones((2, 2))}, "do not fit together"),
+            ({"a": np.ones(2)}, "do not fit together"),
         ],
     )
-    def test_pieces_that_are_not_of_one_array_are_refused(self, lost, message):
+    def test_pieces_that_are_not_of_one_array_are_refused(self, other, message):
         with pytest.raises(InputError, match=message):
-            pieces.join([{"a": {"at_3": np.ones(2)}}, lost])
+            join_shards({"a@3": np.ones(2)} | other)

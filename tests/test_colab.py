@@ -23,8 +23,7 @@ from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import build
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.training.checkpoints import Checkpoints, listing
-from percepiano_ast.training.stores import open_store
+from percepiano_ast.training.checkpoints import Checkpoints, Storage, listing
 
 BUCKET = "gs://bucket/mine"
 RED = "\033[31m"
@@ -100,11 +99,6 @@ def bucket():
         yield emulator
 
 
-@pytest.fixture
-def lines() -> list[str]:
-    return []
-
-
 def make_shards(run) -> Path:
     """Something with a manifest at the place of the run's shards."""
     for name, content in {
@@ -127,21 +121,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class TestDrive:
-    def test_is_mounted_once_and_used(self, at_colab, lines):
-        runs = [colab.open_run("demo", "Google Drive", log=lines.append) for _ in range(2)]
+    def test_is_mounted_once_and_used(self, at_colab, logged):
+        runs = [colab.open_run("demo", "Google Drive") for _ in range(2)]
         assert at_colab.calls == ["mount"]
         assert (
             runs[0] == runs[1]
             and runs[0].root == at_colab.drive / "MyDrive" / "percepiano_ast" / "demo"
         )
-        assert not runs[0].store and not any(RED in line for line in lines)
+        assert not runs[0].store and not any(RED in line for line in logged)
         assert not list(runs[0].root.iterdir())  # the trial of writing leaves nothing
 
     def test_is_mounted_for_a_folder_of_it_too(self, at_colab):
         place = at_colab.drive / "MyDrive" / "elsewhere"
-        assert colab.open_run("demo", str(place), log=print).root == place and at_colab.calls == [
-            "mount"
-        ]
+        assert colab.open_run("demo", str(place)).root == place and at_colab.calls == ["mount"]
 
     def test_refused_permission_is_said_with_the_other_choices(self, at_colab):
         at_colab.refusal = ValueError("mount failed: access was not granted")
@@ -164,54 +156,54 @@ class TestDrive:
     def test_shards_are_copied_to_the_fast_disk(self, at_colab):
         run = colab.open_run("demo", "Google Drive")
         there = make_shards(run)
-        fast = colab.bring_shards(run)
+        fast = colab.download_shards(run)
         assert fast.maestro == colab.SHARDS / "demo" and contents(fast.maestro) == contents(there)
 
-    def test_flush_uploads_and_mounts_again(self, at_colab, lines):
+    def test_flush_uploads_and_mounts_again(self, at_colab, logged):
         run = colab.open_run("demo", "Google Drive")
         (run.root / "kept").touch()
-        colab.flush(run, lines.append)
+        colab.flush(run)
         assert at_colab.calls == ["mount", "flush", "mount"] and (run.root / "kept").exists()
         assert (
-            "uploading pending files to Google Drive" in lines[0]
-            and "drive.google.com" in lines[-1]
+            "uploading pending files to Google Drive" in logged[1]
+            and "drive.google.com" in logged[-1]
         )
 
-    def test_a_flush_that_fails_ends_nothing(self, at_colab, lines):
+    def test_a_flush_that_fails_ends_nothing(self, at_colab, logged):
         run = colab.open_run("demo", "Google Drive")
         at_colab.refusal = ValueError("timed out")
-        colab.flush(run, lines.append)
+        colab.flush(run)
         assert run.root.is_dir()
         assert [
             line
-            for line in lines
+            for line in logged
             if RED in line and "timed out" in line and "drive.google.com" in line
         ]
 
 
 class TestElsewhereInColab:
-    @pytest.mark.parametrize("keep_in", ["this runtime only", "{tmp}/folder"])
-    def test_a_red_line_says_that_nothing_will_be_kept(self, keep_in, at_colab, tmp_path, lines):
-        run = colab.open_run("mini", keep_in.format(tmp=tmp_path), log=lines.append)
-        (warning,) = [line for line in lines if RED in line]
+    @pytest.mark.parametrize("save_to", ["this runtime only", "{tmp}/folder"])
+    def test_a_red_line_says_that_nothing_will_be_kept(self, save_to, at_colab, tmp_path, logged):
+        run = colab.open_run("mini", save_to.format(tmp=tmp_path))
+        (warning,) = [line for line in logged if RED in line]
         assert "NOTHING WILL BE KEPT" in warning
         assert str(run.root) in warning and "Google Drive" in warning and "gs://" in warning
         assert "\n" not in warning and warning.endswith("\033[0m")
-        colab.flush(run, lines.append)
-        assert not at_colab.calls and len(lines) == 2
+        colab.flush(run)
+        assert not at_colab.calls and len(logged) == 2
 
-    def test_the_default_opens_no_dialog_and_the_demo_needs_no_red_line(self, at_colab, lines):
-        run = colab.open_run("demo", log=lines.append)
+    def test_the_default_opens_no_dialog_and_the_demo_needs_no_red_line(self, at_colab, logged):
+        run = colab.open_run("demo")
         assert run.root == colab.RUNTIME / "demo" and not at_colab.calls
-        assert lines[-1] == f"{run.root} is deleted with this runtime"
+        assert logged[-1] == f"{run.root} is deleted with this runtime"
 
-    def test_a_bucket_is_signed_in_to_and_needs_no_red_line(self, at_colab, bucket, lines):
-        run = colab.open_run("demo", BUCKET + "/", log=lines.append)
+    def test_a_bucket_is_signed_in_to_and_needs_no_red_line(self, at_colab, bucket, logged):
+        run = colab.open_run("demo", BUCKET + "/")
         assert at_colab.calls == ["sign in"] and (run.root, run.store) == (
             colab.RUNTIME / "demo",
             BUCKET,
         )
-        assert BUCKET in lines[-1] and not any(RED in line for line in lines)
+        assert BUCKET in logged[-1] and not any(RED in line for line in logged)
 
     def test_a_bucket_without_permission_is_said(self, at_colab, bucket):
         at_colab.refusal = RuntimeError("popup was closed")
@@ -220,38 +212,36 @@ class TestElsewhereInColab:
 
 
 class TestOffColab:
-    def test_the_choices_of_the_form_mean_a_folder(self, elsewhere, lines):
-        assert colab.open_run("demo", "Google Drive", log=lines.append).root == Path("runs/demo")
-        assert "Google Drive is available on Colab only" in lines[0] and "runs/demo" in lines[0]
-        assert colab.open_run("demo", "this runtime only", log=lines.append).root == Path(
-            "runs/demo"
-        )
-        assert len(lines) == 3 and not any(RED in line for line in lines)
+    def test_the_choices_of_the_form_mean_a_folder(self, elsewhere, logged):
+        assert colab.open_run("demo", "Google Drive").root == Path("runs/demo")
+        assert "Google Drive is available on Colab only" in logged[0] and "runs/demo" in logged[0]
+        assert colab.open_run("demo", "this runtime only").root == Path("runs/demo")
+        assert len(logged) == 3 and not any(RED in line for line in logged)
 
-    def test_a_folder_is_used_as_given(self, elsewhere, lines):
-        run = colab.open_run("demo", "my/folder", log=lines.append)
-        assert run.root == Path("my/folder") and run.root.is_dir() and len(lines) == 1
+    def test_a_folder_is_used_as_given(self, elsewhere, logged):
+        run = colab.open_run("demo", "my/folder")
+        assert run.root == Path("my/folder") and run.root.is_dir() and len(logged) == 1
         make_shards(run)
-        assert colab.bring_shards(run) == run
-        colab.keep_shards(run, lines.append)
-        colab.flush(run, lines.append)
-        assert len(lines) == 1
+        assert colab.download_shards(run) == run
+        colab.upload_shards(run)
+        colab.flush(run)
+        assert len(logged) == 1
 
     @pytest.mark.parametrize(
-        "keep_in, message",
+        "save_to, message",
         [
-            ("", "KEEP_IN is empty: choose"),
+            ("", "SAVE_TO is empty: choose"),
             ("s3://bucket/run", "s3://bucket/run: give a folder, or gs://"),
             ("gs://", "gs://: give a folder, or gs://BUCKET/PREFIX"),
             ("a file", "'a file' is a file: enter a folder"),
-            ("a file/below", "a file/below is not writable .*Choose another KEEP_IN"),
+            ("a file/below", "a file/below is not writable .*Choose another SAVE_TO"),
             ("/content/drive/MyDrive/x", "available on Colab only"),
         ],
     )
-    def test_what_cannot_be_used_is_refused(self, keep_in, message, elsewhere):
+    def test_what_cannot_be_used_is_refused(self, save_to, message, elsewhere):
         Path("a file").touch()
         with pytest.raises(InputError, match=message):
-            colab.open_run("demo", keep_in)
+            colab.open_run("demo", save_to)
 
     def test_a_bucket_that_is_not_there_is_refused(self, elsewhere, bucket):
         with pytest.raises(
@@ -288,9 +278,9 @@ class TestDemo:
         ("needs", "number"), [("shards", 1), ("encoder", 2), ("predictions", 6)]
     )
     def test_missing_outputs_of_earlier_notebooks_are_made(
-        self, needs, number, steps, elsewhere, lines
+        self, needs, number, steps, elsewhere, logged
     ):
-        colab.prepare_demo(pipeline.Run(PRESETS["demo"], elsewhere), needs, lines.append)
+        colab.prepare_demo(pipeline.Run(PRESETS["demo"], elsewhere), needs)
         wanted = [
             ("preprocess_maestro",),
             ("pretrain",),
@@ -299,7 +289,7 @@ class TestDemo:
             ("finetune", "scratch"),
             ("predict_baselines",),
         ]
-        assert steps == wanted[:number] and len(lines) == min(number, 3)
+        assert steps == wanted[:number] and len(logged) == min(number, 3)
 
     def test_existing_outputs_and_other_presets_are_left_alone(self, steps, run):
         for needs in ("shards", "encoder", "predictions"):
@@ -312,44 +302,44 @@ class TestDemo:
 
 
 class TestBucket:
-    def test_brings_back_the_shards_that_were_put_there(self, elsewhere, bucket, lines):
-        run = colab.open_run("demo", f"{BUCKET}/shards", log=lines.append)
-        with pytest.raises(InputError, match="run notebook 01 with the same KEEP_IN"):
-            colab.bring_shards(run)
+    def test_brings_back_the_shards_that_were_put_there(self, elsewhere, bucket, logged):
+        run = colab.open_run("demo", f"{BUCKET}/shards")
+        with pytest.raises(InputError, match="run notebook 01 with the same SAVE_TO"):
+            colab.download_shards(run)
         before = contents(make_shards(run))
-        colab.keep_shards(run, lines.append)
-        colab.keep_shards(run, lines.append)
-        assert lines[-1].startswith("shards already in gs://")
+        colab.upload_shards(run)
+        colab.upload_shards(run)
+        assert logged[-1].startswith("shards already in gs://")
         shutil.rmtree(run.root)  # a new runtime
-        assert colab.bring_shards(run, lines.append) == run
+        assert colab.download_shards(run) == run
         assert contents(run.maestro) == before
         (run.maestro / "recordings.csv").write_text("cut")
-        colab.bring_shards(run, lines.append)
-        assert contents(run.maestro) == before and "1/1 files" in lines[-1]
+        colab.download_shards(run)
+        assert contents(run.maestro) == before and "1/1 files" in logged[-1]
 
     def test_shards_that_are_not_what_was_written_go_nowhere(self, elsewhere, bucket):
         run = colab.open_run("demo", f"{BUCKET}/damaged")
         (make_shards(run) / "recordings.csv").write_text("other")
         with pytest.raises(RunFailed, match="recordings.csv does not match its checksum"):
-            colab.keep_shards(run)
+            colab.upload_shards(run)
         with pytest.raises(InputError, match="run notebook 01"):
-            colab.bring_shards(run)
+            colab.download_shards(run)
 
     def test_a_file_damaged_there_is_not_taken(self, elsewhere, bucket):
         run = colab.open_run("demo", f"{BUCKET}/flipped")
         make_shards(run)
-        colab.keep_shards(run)
-        open_store(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
+        colab.upload_shards(run)
+        Storage(f"{BUCKET}/flipped/maestro").write("recordings.csv", b"Title\n")
         shutil.rmtree(run.maestro)
         with pytest.raises(
             RunFailed, match="recordings.csv does not match its checksum. Run notebook 01 again"
         ):
-            colab.bring_shards(run)
+            colab.download_shards(run)
 
 
 def table_of(run) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
-    for row in notebook.kept(run).to_dict("records"):
+    for row in notebook.status(run).to_dict("records"):
         rows.setdefault(row["item"], []).append(row)
     return rows
 
@@ -387,15 +377,16 @@ class TestStatus:
         assert model["epoch"] == 3 and model["location"].endswith("fold_0/model")
         (shards,) = rows["shards for pre-training"]
         assert shards["MB"] == 0.0 and shards["location"] == str(run.maestro)
-        assert {row["integrity"] for row in [*pretraining, model]} == {"intact (marker)"}
+        assert {row["integrity"] for row in [*pretraining, model]} == {"intact (manifest)"}
         assert shards["integrity"] == "intact (manifest)"
         assert rows["predictions_ast-test-ssast.csv"][0]["age"] == "under a minute"
 
     def test_a_notebook_shows_places_whole(self, run):
         with pd.option_context("display.max_colwidth", 50):  # of pandas, and what it is afterwards
-            colab.open_run("demo", str(run.root), log=lambda line: None)
+            colab.open_run("demo", str(run.root))
             assert (
-                f"<td>{run.kept(run.pretrain)}/checkpoints</td>" in notebook.kept(run)._repr_html_()
+                f"<td>{run.kept(run.pretrain)}/checkpoints</td>"
+                in notebook.status(run)._repr_html_()
             )
 
     def test_ages_are_in_words(self, run):
@@ -404,7 +395,7 @@ class TestStatus:
         assert table_of(run)["shards for pre-training"][0]["age"] == "2 hours"
 
     def test_names_what_is_damaged(self, run):
-        newest = max((run.pretrain / "checkpoints").glob("*.tar"))
+        newest = max((run.pretrain / "checkpoints").glob("*.safetensors"))
         os.truncate(newest, 10)
         min((run.pretrain / "checkpoints").glob("step_*.json")).write_text("{}")
         (run.maestro / "recordings.csv").unlink()
@@ -441,7 +432,7 @@ class TestStatus:
         assert main(["status", "--out", str(tmp_path / "nothing")]) == 2
         assert "no run in" in capsys.readouterr().err
 
-    def test_reads_a_bucket(self, run, bucket, lines):
+    def test_reads_a_bucket(self, run, bucket, logged):
         """What was trained there is shown on a machine that has nothing of it."""
         here = pipeline.Run(run.preset, run.root.with_name("empty"), store=f"{BUCKET}/status")
         save_epochs(here.kept(here.pretrain / "checkpoints"), 2, 3)
@@ -452,15 +443,15 @@ class TestStatus:
             rows["ast-test-ssast, fold 0"][0]["location"]
             == f"{BUCKET}/status/finetune/ast-test-ssast/fold_0/model"
         )
-        assert {row["integrity"] for part in rows.values() for row in part} == {"intact (marker)"}
+        assert {row["integrity"] for part in rows.values() for row in part} == {"intact (manifest)"}
         place = here.kept(here.pretrain / "checkpoints")
-        open_store(place).remove(listing(place)[0]["parts"][0]["name"])
+        Storage(place).remove(listing(place)[0]["files"][0]["name"])
         assert [row["integrity"][:6] for row in table_of(here)["pre-training ssast"]] == [
             "intact",
             "damage",
         ]
         copied = pipeline.Run(run.preset, run.root, store=f"{BUCKET}/status")
-        colab.keep_shards(copied, lines.append)
+        colab.upload_shards(copied)
         both = table_of(copied)["shards for pre-training"]
         assert [row["location"] for row in both] == [str(run.maestro), f"{BUCKET}/status/maestro"]
 

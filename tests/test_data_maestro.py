@@ -314,7 +314,7 @@ def test_every_unusable_recording_is_listed_and_odd_formats_come_through(tmp_pat
     }
     with pytest.raises(
         RunFailed,
-        match=rf"{len(reasons)} unusable recordings, 0 allowed; .* --max-bad {len(reasons)}",
+        match=rf"{len(reasons)} unusable recordings, 0 allowed; .* --max-errors {len(reasons)}",
     ):
         preprocess(source, tmp_path / "out")
     assert not shards.is_complete(tmp_path / "out")

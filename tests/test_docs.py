@@ -10,15 +10,17 @@ from urllib.parse import unquote
 
 import pytest
 import reproduce
+import typer
 from bench import BENCHMARKS
 
-from percepiano_ast.cli import parser
+from percepiano_ast import cli
 from percepiano_ast.config import PRESETS, PRETRAININGS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, RESULTS = ROOT / "README.md", ROOT / "notebooks" / "results" / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CARDS = sorted((ROOT / "percepiano_ast" / "weights").glob("*.md"))
+PROGRAM, SCRIPT = typer.main.get_command(cli.app), typer.main.get_command(reproduce.app)
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 PAGES = [README, *DOCS, *sorted(RESULTS.parent.glob("*.md")), *CARDS, *NOTEBOOKS]
 # a page of this repository by its address
@@ -169,19 +171,16 @@ def commands(page: Path) -> list[str]:
     ]
 
 
-def parse(line: str):
-    """Arguments of a documented command line; None of options that print and exit, or of a
-    command's bare name."""
-    arguments, words = parser(), shlex.split(line, comments=True)
-    subparsers = next(action for action in arguments._actions if action.dest == "command")
-    if len(words) == 1 and not words[0].startswith("-"):
-        assert words[0] in subparsers.choices, f"percepiano {line}: no such command"
-        return None
-    try:
-        return arguments.parse_args(words)
-    except SystemExit as end:
-        assert end.code == 0, f"percepiano {line}: does not parse"
-        return None
+def parse(line: str) -> dict:
+    """Options of a documented command line; none of those that print and exit, or of a command's
+    bare name."""
+    name, *words = cli.current_names(shlex.split(line, comments=True), PROGRAM)
+    if name.startswith("-"):
+        return {}
+    assert name in PROGRAM.commands, f"percepiano {line}: no such command"
+    if not words or "--help" in words:
+        return {}
+    return PROGRAM.commands[name].make_context(name, words).params
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def parse(line: str):
 )
 def test_documented_commands_parse(page, capsys):
     for line in commands(page):
-        parsed = vars(parse(line) or object)
+        parsed = parse(line)
         for name, known in (("preset", PRESETS), ("pretraining", PRETRAININGS)):
             value = parsed.get(name)
             assert value is None or value.isupper() or value in known, (
@@ -215,7 +214,8 @@ def test_documented_scripts_parse(page):
         (name,) = shlex.split(line, comments=True)
         assert name in BENCHMARKS or name == "NAME", f"tests/bench {line}: no such benchmark"
     for line in scripts(page, "notebooks/results/reproduce.py"):
-        reproduce.parser().parse_args(shlex.split(line, comments=True))
+        name, *words = cli.current_names(shlex.split(line, comments=True), SCRIPT)
+        SCRIPT.commands[name].make_context(name, words)
 
 
 def test_scripts_are_documented():
@@ -224,24 +224,24 @@ def test_scripts_are_documented():
 
 
 def test_every_command_is_documented():
-    subparsers = next(action for action in parser()._actions if action.dest == "command")
     text = (ROOT / "docs" / "command-line.md").read_text()
-    missing = [name for name in subparsers.choices if f"percepiano {name} " not in text]
+    missing = [name for name in PROGRAM.commands if f"percepiano {name} " not in text]
     assert not missing, f"not in docs/command-line.md: {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
 def test_documented_options_exist(page):
-    subparsers = next(action for action in parser()._actions if action.dest == "command")
-    others = next(action for action in reproduce.parser()._actions if action.dest == "command")
     known = {
         option
-        for one in (parser(), *subparsers.choices.values(), *others.choices.values())
-        for option in one._option_string_actions
+        for one in (PROGRAM, *PROGRAM.commands.values(), *SCRIPT.commands.values())
+        for param in one.params
+        for option in param.opts
     }
     spans = [span for _, span in SPAN.findall(FENCE.sub("", page.read_text()))]
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
-    assert named <= known | FOREIGN_OPTIONS, f"no command has {', '.join(named - known)}"
+    assert named <= known | {"--help"} | FOREIGN_OPTIONS, (
+        f"no command has {', '.join(named - known)}"
+    )
 
 
 def test_modes_of_the_setup_script_exist():

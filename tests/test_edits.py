@@ -43,7 +43,7 @@ def vary(name, strength, performance, score=None):
 
 
 def parts(performance):
-    """What `Parameter.touches` names; notes key by key, an order that no variation changes."""
+    """What `Parameter.changes` names; notes key by key, an order that no variation changes."""
     notes = np.sort(performance.notes, order=["pitch", "onset"])
     sustain, soft = (
         performance.pedals[performance.pedals["number"] == number]
@@ -60,15 +60,15 @@ def parts(performance):
     }
 
 
-def check_untouched(before, after, touches):
+def check_unchanged(before, after, changes):
     """Everything that a parameter does not name is equal to the last bit."""
-    touched = set(touches) | ({"pedal_time"} if {"sustain", "una_corda"} & set(touches) else set())
+    changed = set(changes) | ({"pedal_time"} if {"sustain", "una_corda"} & set(changes) else set())
     assert len(before.notes) == len(after.notes) and before.remarks == after.remarks
     for name, values in parts(before).items():
-        if name not in touched:
+        if name not in changed:
             np.testing.assert_array_equal(parts(after)[name], values, err_msg=name)
     for number, name in ((SUSTAIN, "sustain"), (UNA_CORDA, "una_corda")):
-        if "pedal_time" not in touches and name not in touches:
+        if "pedal_time" not in changes and name not in changes:
             one, other = (p.pedals[p.pedals["number"] == number] for p in (before, after))
             np.testing.assert_array_equal(one, other)
 
@@ -95,7 +95,7 @@ def test_a_variation_changes_what_it_names_and_nothing_else(variation, tune):
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
     changed = variation.apply(performance, score)
     assert not edits.same(changed, performance)
-    check_untouched(performance, changed, variation.parameter.touches)
+    check_unchanged(performance, changed, variation.parameter.changes)
     check_playable(changed)
     assert np.array_equal(performance.notes, notes) and np.array_equal(performance.pedals, pedals)
 
@@ -128,10 +128,10 @@ def test_real_performances_stay_playable(percepiano_dir):
             changed = variation.apply(performance, deadpan)
             check_playable(changed)
             if (
-                "pitch" not in variation.parameter.touches
-                and "onset" not in variation.parameter.touches
+                "pitch" not in variation.parameter.changes
+                and "onset" not in variation.parameter.changes
             ):
-                check_untouched(performance, changed, variation.parameter.touches)
+                check_unchanged(performance, changed, variation.parameter.changes)
 
 
 # --- One by one ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import log_lines
 from reproduce import Experiment, main, run_experiment
 from test_asap import write_folder
 from tiny import FINETUNE, PRETRAIN
@@ -43,7 +44,7 @@ def midi(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(midi, tmp_path_factory):
-    out, lines = tmp_path_factory.mktemp("experiment"), []
+    out = tmp_path_factory.mktemp("experiment")
     given = Experiment(
         str(midi),
         "demo",
@@ -56,8 +57,9 @@ def done(midi, tmp_path_factory):
         protocols=("content", "performer"),
         epochs={"transcriptionstem": 12, "cnn": 2},
     )
-    first = run_experiment(PRESET, out, given, minutes=1e-6, log=lines.append)
-    report = run_experiment(PRESET, out, given, log=lines.append)
+    with log_lines() as lines:
+        first = run_experiment(PRESET, out, given, minutes=1e-6)
+        report = run_experiment(PRESET, out, given)
     return out, given, first, report, lines
 
 
@@ -111,14 +113,14 @@ def test_nothing_is_made_twice(done):
         for path in out.rglob("predictions_*")
         if "results" not in path.parts
     }
-    run_experiment(PRESET, out, given, log=lambda line: None)
+    run_experiment(PRESET, out, given)
     assert {path: path.stat().st_mtime for path in before} == before
 
 
 def test_another_experiment_is_refused_where_one_is(done):
     out, given, *_ = done
     with pytest.raises(InputError, match="another configuration"):
-        run_experiment(PRESET, out, dataclasses.replace(given, hours=1.0), log=lambda line: None)
+        run_experiment(PRESET, out, dataclasses.replace(given, hours=1.0))
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def history(path: Path) -> tuple[dict[str, list[float]], str]:
 
 def parameters(checkpoints: Path) -> str:
     """Digest of names, shapes and bits of the parameters in the newest checkpoint."""
-    tree = open_latest(checkpoints, made_by="", log=lambda line: None)[0]
+    tree = open_latest(checkpoints, made_by="")[0]
     leaves = jax.tree_util.tree_leaves_with_path(
         tree["state"]["params"] if "state" in tree else tree["params"]
     )

@@ -13,7 +13,7 @@ from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import COLUMNS
-from percepiano_ast.inference import regressors
+from percepiano_ast.inference import regressors, transcribe
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.pipeline import regress, steps
@@ -28,7 +28,7 @@ class Listener:
 
     asked = 0
 
-    def transcribe_all(self, clips, log):
+    def transcribe_all(self, clips):
         self.asked += 1
         played = []
         for number in range(len(clips)):
@@ -47,7 +47,7 @@ class Hearing(steps.CrossValidation):
     ear: Listener = dataclasses.field(default_factory=Listener)
 
     @property
-    def listener(self):
+    def transcriber(self):
         return self.ear
 
 
@@ -75,7 +75,6 @@ def make_rated(root) -> Hearing:
         RatedClips(codes, clips, np.tile(PIANOS, CLIPS), ratings),
         FRONT_END,
         index,
-        log=lambda line: None,
     )
     found.__dict__["params"] = found.trainer(1).init(0)
     return found
@@ -104,7 +103,7 @@ def test_what_was_heard_is_kept_as_long_as_encoder_and_clips_are_the_same(listen
 
 def test_descriptors_are_those_of_what_was_heard(listened):
     found, what = listened
-    values = what.described(lambda line: None).values
+    values = transcribe.features_of(what.played).values
     assert values.shape == (2 * CLIPS, len(PERFORMANCE_FEATURES)) and np.isfinite(values).all()
     np.testing.assert_allclose(values[2], np.delete(values, 2, axis=0).mean(axis=0), rtol=1e-4)
 

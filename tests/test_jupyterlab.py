@@ -233,7 +233,7 @@ def test_a_notebook_runs_and_shows_what_it_promises(browser, address, clone, sho
         "text/markdown" in data for data in promised
     )
     assert count(page, "audio", "one.controls && one.duration > 5") == sum(
-        cell.source.count("colab.play(") for cell in cells
+        cell.source.count("Audio(") for cell in cells
     )
     page.close()
     _shut_down_kernels(browser, address)

@@ -21,17 +21,17 @@ from tiny import bits, without_seconds
 from percepiano_ast.training.checkpoints import listing, open_latest
 
 POINTS = (
-    "while Orbax writes",
-    "while it is packed",
+    "while the local file is written",
+    "after the local file is written",
     "while it is copied",
     "while it is read back",
-    "before the marker",
-    "while the marker is written",
-    "after the marker",
+    "before the manifest",
+    "while the manifest is written",
+    "after the manifest",
     "between deletions",
     "between emptying and deletion",
 )
-POINTS_OF_LOADING = ("while loading fetches", "while loading unpacks", "while loading restores")
+POINTS_OF_LOADING = ("while loading fetches", "after loading fetches", "while loading reads")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,13 @@ def outcome(training: Training) -> dict:
     }
 
 
+def intact(place: Path) -> list[dict]:
+    """The manifests of all checkpoints there, none of which is damaged."""
+    found = listing(place, damaged := [])
+    assert not damaged
+    return found
+
+
 def losses_of_steps(training: Training) -> dict[str, dict]:
     """The rows of ``steps.csv`` by step."""
     return {row["step"]: row for row in without_seconds(rows(training.out / "steps.csv"))}
@@ -78,10 +85,10 @@ def go_on(training: Training, **changes) -> int:
 
 def assert_clean(training: Training) -> None:
     """Nothing is left but what shall stay."""
-    kept = listing(training.store, log=pytest.fail)
+    kept = intact(training.store)
     names = {re.sub(r"\.[0-9a-f]{8}\.", ".", path.name) for path in training.store.iterdir()}
     assert names == {
-        f"step_{one['step']:08d}.{kind}" for one in kept for kind in ("json", "p0.tar")
+        f"step_{one['step']:08d}.{kind}" for one in kept for kind in ("json", "p0.safetensors")
     }
     assert len(list(training.store.iterdir())) == len(names) and 2 <= len(kept) <= 3
     assert os.listdir(training.temporary) == []
@@ -142,7 +149,7 @@ def test_killed_a_hundred_times_at_random_it_ends_as_if_it_never_was(nursery, wh
 @pytest.mark.slow
 def test_killed_once_at_every_point_in_one_run(nursery, whole, tmp_path):
     training = Training(nursery, tmp_path)
-    assert training.run(aim=["after the marker", 1], pause=0.02) == -signal.SIGKILL, (
+    assert training.run(aim=["after the manifest", 1], pause=0.02) == -signal.SIGKILL, (
         training.printed()
     )
     for point in (*POINTS, *POINTS_OF_LOADING):
@@ -159,7 +166,7 @@ def test_killed_once_at_every_point_in_one_run(nursery, whole, tmp_path):
 @pytest.mark.slow
 def test_a_kill_within_an_epoch_loses_no_row_of_steps(nursery, whole, tmp_path):
     training = Training(nursery, tmp_path)
-    assert training.run(aim=["after the marker", 0], pause=0.02) == -signal.SIGKILL, (
+    assert training.run(aim=["after the manifest", 0], pause=0.02) == -signal.SIGKILL, (
         training.printed()
     )
     assert 0 < training.newest() < STEPS
@@ -175,7 +182,7 @@ def test_killed_at_a_point_of_saving(nursery, whole, tmp_path, point, skip):
     assert training.run(aim=[point, skip], pause=0.02) == -signal.SIGKILL, training.printed()
     assert training.started_from() == 0
     # Complete ones stand there as soon as there was a second, whatever was going on.
-    kept = listing(training.store, log=pytest.fail) if training.store.exists() else []
+    kept = intact(training.store) if training.store.exists() else []
     assert len(kept) >= min(skip, 2)
     assert go_on(training) == 0, training.printed()
     assert_as_whole(training, whole)
@@ -183,11 +190,11 @@ def test_killed_at_a_point_of_saving(nursery, whole, tmp_path, point, skip):
 
 @pytest.fixture(scope="module")
 def half(nursery, tmp_path_factory) -> Training:
-    """A run that was killed with checkpoints and litter of every kind behind it."""
+    """A run that was killed with checkpoints and incomplete files of every kind behind it."""
     training = Training(nursery, tmp_path_factory.mktemp("half"))
     for point, skip in (
         ("between deletions", 1),
-        ("while Orbax writes", 1),
+        ("while the local file is written", 1),
         ("while it is copied", 2),
     ):
         assert training.run(aim=[point, skip], pause=0.02) == -signal.SIGKILL, training.printed()
@@ -202,7 +209,7 @@ def half(nursery, tmp_path_factory) -> Training:
 def test_killed_while_it_starts_again(half, whole):
     """Again and again: nothing is lost, and nothing piles up."""
     newest = half.newest()
-    for point in ("while litter is removed", *POINTS_OF_LOADING):
+    for point in ("while incomplete files are removed", *POINTS_OF_LOADING):
         assert half.run(aim=[point, 0]) == -signal.SIGKILL, f"{point}: {half.printed()}"
         assert half.started_from() is None and half.newest() == newest
     assert go_on(half) == 0, half.printed()
@@ -221,17 +228,17 @@ def five(nursery, tmp_path_factory) -> list[str]:
 
 
 def fold_store(training: Training, number: int, kind: str) -> list[dict]:
-    return listing(training.out / f"fold_{number}" / kind, log=pytest.fail)
+    return intact(training.out / f"fold_{number}" / kind)
 
 
 # A fold has six saves and its model's. Most of these hit the second or third fold.
 AIMS = [
     ("while it is copied", 11),
-    ("before the marker", 8),
-    ("while the marker is written", 15),
+    ("before the manifest", 8),
+    ("while the manifest is written", 15),
     ("between deletions", 9),
     ("when the model is there", 1),
-    ("while Orbax writes", 4),
+    ("while the local file is written", 4),
 ]
 
 
@@ -274,7 +281,7 @@ def assert_folds_clean(training: Training) -> None:
         model = sorted(
             path.suffix for path in (training.out / f"fold_{number}" / "model").iterdir()
         )
-        assert model == [".json", ".tar"]
+        assert model == [".json", ".safetensors"]
         assert not list((training.out / f"fold_{number}" / "checkpoints").iterdir())
         assert not list((training.out / f"fold_{number}").glob("*.partial"))
         assert json.loads(json.dumps(fold_store(training, number, "model")))[0]["step"] == 6

@@ -62,11 +62,11 @@ class TestRules:
             assert next(iter(run_notebooks.form_of(LOADED[name]))) == "RECORDING"
             return
         assert next(iter(run_notebooks.form_of(LOADED[name]))) == "PRESET"
-        preset, keep_in = form.source.splitlines()[1:3]
+        preset, save_to = form.source.splitlines()[1:3]
         assert preset == 'PRESET = "demo"  #@param ["demo", "micro", "mini", "small", "base"]'
         # "Run all" of the demo opens no Drive dialog.
         choices = f'["{colab.HERE}", "{colab.ON_DRIVE}"] {{allow-input: true}}'
-        assert keep_in == f'KEEP_IN = "{colab.HERE}"  #@param {choices}'
+        assert save_to == f'SAVE_TO = "{colab.HERE}"  #@param {choices}'
 
     def test_metadata_names_the_runtime_and_hides_the_forms(self, name):
         nbformat.validate(LOADED[name])
@@ -150,11 +150,11 @@ def test_filling_in_a_form_changes_that_row_alone():
     name = "02_ssast_pretrain_tpu"
     notebook = nbformat.read(run_notebooks.FOLDER / f"{name}.ipynb", as_version=4)
     filled = run_notebooks.form_of(
-        run_notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "KEEP_IN": "it's here"})
+        run_notebooks.with_form(notebook, {"PRETRAIN_EPOCHS": 3, "SAVE_TO": "it's here"})
     )
     assert filled == run_notebooks.form_of(LOADED[name]) | {
         "PRETRAIN_EPOCHS": "3",
-        "KEEP_IN": '"it\'s here"',
+        "SAVE_TO": '"it\'s here"',
     }
 
 
@@ -230,12 +230,12 @@ def test_demo_checkpoints_every_epoch_and_keeps_what_is_of_use(demo):
         fold / "model": 1,
     }.items():
         assert len(pd.read_csv(home.parent / "history.csv")) == 2
-        assert len(list(home.glob("step_*.tar"))) == files
+        assert len(list(home.glob("step_*.safetensors"))) == files
 
 
 def test_status_finds_all_of_the_demo_whole(demo):
     out, _ = demo
-    rows = notebook.kept(pipeline.Run(PRESETS["demo"], out))
+    rows = notebook.status(pipeline.Run(PRESETS["demo"], out))
     counts = rows["item"].str.replace(r", fold \d", "", regex=True).value_counts()
     wanted = {
         "shards for pre-training": 1,
@@ -246,7 +246,7 @@ def test_status_finds_all_of_the_demo_whole(demo):
     wanted |= {"ast-micro-ssast": 4, "ast-micro-scratch": 4, "ratings: ast-micro-ssast": 4}  # folds
     assert wanted.items() <= counts.to_dict().items()
     trained = rows[rows["step"] != ""]
-    assert set(trained["integrity"]) == {"intact (marker)"} and set(trained["epoch"]) == {1, 2}
+    assert set(trained["integrity"]) == {"intact (manifest)"} and set(trained["epoch"]) == {1, 2}
     assert rows["integrity"].str.match(r"intact|$").all()
 
 
@@ -302,7 +302,7 @@ def test_published_weights_are_a_start_too(demo, tmp_path):
 @pytest.mark.slow
 def test_switches_are_compared_on_the_frozen_encoder(demo):
     out, _ = demo
-    done = command("switches", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
+    done = command("ablate", "--out", out, "--init", "scratch", "--seeds", 2, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     text = Path(done.stdout.splitlines()[-1]).read_text()
     assert text.startswith(
@@ -314,7 +314,17 @@ def test_switches_are_compared_on_the_frozen_encoder(demo):
 @pytest.mark.slow
 def test_what_trains_the_encoder_is_compared_too_and_resumes(demo):
     out, _ = demo
-    arguments = ["switches", "--out", out, "--init", "scratch", "--epochs", 1, "--trained", "mixup"]
+    arguments = [
+        "ablate",
+        "--out",
+        out,
+        "--init",
+        "scratch",
+        "--epochs",
+        1,
+        "--strategies",
+        "mixup",
+    ]
     done = command(*arguments)
     assert done.returncode == 0, done.stderr
     home = out / "switches" / "ast-micro-scratch-trained"
@@ -346,7 +356,7 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
         "preprocess",
         "--percepiano",
         source,
-        "--renderings",
+        "--recordings",
         recordings,
         "--out",
         tmp_path / "run",
@@ -366,14 +376,21 @@ def test_a_rendering_of_ones_own_is_taken_instead(demo, tmp_path):
 
 
 def test_a_pre_training_goes_out_and_comes_back(demo, tmp_path):
-    done = command("convert", demo[0] / "pretrain" / "ssast", "--to", tmp_path / "mine.safetensors")
+    done = command(
+        "convert", demo[0] / "pretrain" / "ssast", "--output", tmp_path / "mine.safetensors"
+    )
     assert done.returncode == 0, done.stderr
     back = weights.read_weights(tmp_path / "mine.safetensors")
     trained = open_latest(demo[0] / "pretrain/ssast/checkpoints", made_by="")[0]["state"]["params"]
     jax.tree.map(np.testing.assert_array_equal, back.params, trained)
     assert back.front_end == FrontEnd() and back.description["data"] == "made from code"
     done = command(
-        "convert", tmp_path / "mine.safetensors", "--to", tmp_path / "folder", "--kind", "hf_ast"
+        "convert",
+        tmp_path / "mine.safetensors",
+        "--output",
+        tmp_path / "folder",
+        "--kind",
+        "hf_ast",
     )
     assert done.returncode == 2 and "cannot be converted to 'hf_ast'" in done.stderr
 
@@ -431,7 +448,7 @@ def test_rate_prints_json_alone_and_explains_what_it_cannot_rate(demo, tmp_path)
             ["finetune", "--init", "audioset", "--weights", "{tmp}/none.pth", "--out", "{tmp}"],
             "no weights at",
         ),
-        (["convert", "{tmp}/none.pth", "--to", "{tmp}/x.safetensors"], "no weights at"),
+        (["convert", "{tmp}/none.pth", "--output", "{tmp}/x.safetensors"], "no weights at"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp_path, capsys):
@@ -441,13 +458,13 @@ def test_what_is_missing_is_said_in_one_line_with_exit_2(arguments, message, tmp
 
 
 def test_a_cell_that_finds_bad_input_ends_the_run_with_its_message(tmp_path):
-    done = command(
-        "notebooks", "--preset", "base", "--out", tmp_path, "--set", f"SOURCE={tmp_path}/none.zip"
-    )
+    given = ["--set", f"SOURCE={tmp_path}/none.zip", "--set", f"KEEP_IN={tmp_path}/old name"]
+    done = command("notebooks", "--preset", "base", "--out", tmp_path, *given)
     (line,) = done.stderr.splitlines()[-1:]
     assert done.returncode == 2 and line.startswith(
         f"error: '{tmp_path}/none.zip': no such archive or folder of recordings"
     )
+    assert (tmp_path / "old name").is_dir()  # SAVE_TO by its former name
 
 
 @pytest.mark.slow
@@ -469,13 +486,12 @@ def test_what_plays_no_note_is_rated_to_the_end_of_the_notebook(tmp_path):
     assert (tmp_path / "hum.html").exists()
 
 
-def test_long_presets_are_refused_on_the_wrong_runtime():
+def test_long_presets_are_refused_on_the_wrong_runtime(logged):
     with pytest.raises(InputError, match="set PRESET to 'demo'"):
         colab.check_runtime(PRESETS["base"], "tpu")
-    said: list[str] = []
-    colab.check_runtime(PRESETS["mini"], "tpu", said.append)
+    colab.check_runtime(PRESETS["mini"], "tpu")
     slow = "preset 'mini' takes hours on this CPU, less on a machine with a TPU"
-    assert said == [f"{slow}; it resumes after an interruption"]
+    assert logged == [f"{slow}; it resumes after an interruption"]
     colab.check_runtime(PRESETS["base"], "")  # notebooks 01 and 04 need no accelerator
     colab.check_runtime(PRESETS["demo"], "tpu")
 

@@ -140,9 +140,9 @@ class TestLearning:
         assert "holds the output of another configuration (ratings: " in capsys.readouterr().err
 
     def test_status_lists_it(self, learned):
-        rows = notebook.kept(pipeline.Run(PRESETS["demo"], learned.parent.parent))
+        rows = notebook.status(pipeline.Run(PRESETS["demo"], learned.parent.parent))
         folds = rows[rows["item"].str.startswith("ratings: ast-micro-ssast, fold")]
-        assert len(folds) == 5 and set(folds["integrity"]) == {"intact (marker)"}
+        assert len(folds) == 5 and set(folds["integrity"]) == {"intact (manifest)"}
         assert "predictions_ast-micro-ssast.csv" in set(rows["item"])
 
     def test_evaluate_names_the_place_where_they_are_evaluated(self, learned, tmp_path, capsys):
@@ -257,7 +257,7 @@ class TestRating:
         assert "explain supports only PercePiano's 19 dimensions" in capsys.readouterr().err
         with pytest.raises(
             InputError,
-            match=r"predicts custom ratings \(Loudness, would go again\), but listen supports only",
+            match=r"custom ratings \(Loudness, would go again\), but sensitivity supports only",
         ):
             RunRater(learned, TestEvaluation.INDEX)
 
@@ -314,9 +314,7 @@ class TestRefused:
 
     def test_a_scale_that_units_would_break(self, made, tmp_path, capsys):
         line = self.refused(capsys, tmp_path / "run", *made, "--set", "rating_scale=none")
-        assert (
-            "rating_scale=none: custom ratings may have a different unit for each dimension" in line
-        )
+        assert "rating_scale=none: dimensions of custom ratings may have different units" in line
 
     @pytest.mark.parametrize(
         "named",
@@ -434,16 +432,16 @@ class TestEvaluation:
 def test_a_figure_draws_a_panel_a_dimension_and_says_what_it_leaves_out():
     index, values = TestEvaluation.INDEX, np.random.default_rng(0).uniform(0, 5, (20, 2))
     table = predictions(index, values, values[::-1])
-    figure = plots.own_ratings(table, "Mine")
+    figure = plots.custom_ratings(table, "Mine")
     assert [axes.get_title() for axes in figure.axes if axes.get_visible()] == ["b", "a"]
     assert figure.axes[0].get_legend_handles_labels()[1] == [
         "held out in fold 0",
         "held out in fold 1",
     ]
-    figure = plots.own_ratings(table, "Mine", most=1)
+    figure = plots.custom_ratings(table, "Mine", most=1)
     assert figure.get_suptitle() == "Mine; 1 more dimensions are not drawn"
     with pytest.raises(InputError, match="cannot draw: .'prediction'. missing"):
-        plots.own_ratings(table.drop(columns="prediction"))
+        plots.custom_ratings(table.drop(columns="prediction"))
 
 
 def test_recordings_of_ones_own_are_learned_from_whatever_piano_was_to_be_unseen(tmp_path):

@@ -323,8 +323,11 @@ class TestMovingRuns:
         _, found = open_latest(tmp_path / "checkpoints", made_by="")
         assert found["epoch"] == 1
         # The state is spread: half of it is in either file, and neither file is all.
-        assert [part["name"][-6:] for part in found["parts"]] == ["p0.tar", "p1.tar"]
-        assert max(part["bytes"] for part in found["parts"]) < 0.7 * found["bytes"]
+        assert [file["name"].split(".", 2)[2] for file in found["files"]] == [
+            "p0.safetensors",
+            "p1.safetensors",
+        ]
+        assert max(file["bytes"] for file in found["files"]) < 0.7 * found["bytes"]
         finish(*two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r})"]))
         assert_same_run(tmp_path, uninterrupted)
         litter = [

@@ -437,14 +437,6 @@ class TestCommand:
         )
         assert "does not go with --run" in capsys.readouterr().err
 
-    def test_the_version_is_printed(self, capsys):
-        with pytest.raises(SystemExit) as ended:
-            main(["--version"])
-        assert (
-            ended.value.code == 0
-            and capsys.readouterr().out == f"percepiano {percepiano_ast.__version__}\n"
-        )
-
 
 class TestFile:
     def test_a_model_is_written_as_it_was_read(self, model, tmp_path):

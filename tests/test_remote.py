@@ -11,6 +11,7 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -114,6 +115,20 @@ class TestArchive:
                 with source.open(name) as path:
                     assert path.read_bytes() == local.read(name)
                 assert not server.flips
+
+    def test_scratch_files_of_a_killed_process_are_deleted(self, archive, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        code = (
+            "import os, signal; from percepiano_ast.data.sources import Archive\n"
+            f"with Archive({str(archive)!r}).open('folder/1.wav'): os.kill(os.getpid(), 9)"
+        )
+        variables = {**os.environ, "TMPDIR": str(tmp_path)}
+        assert subprocess.run([sys.executable, "-c", code], env=variables).returncode == -9
+        (left,) = tmp_path.glob("percepiano_*/1.wav")
+        source = Archive(str(archive))
+        with source.open("folder/2.wav") as path, source.open("folder/3.wav"):
+            assert path.exists() and not left.exists()
+        assert not list(tmp_path.iterdir())
 
     def test_no_archive(self, tmp_path):
         (tmp_path / "no.zip").write_bytes(bytes(300_000))

@@ -1,4 +1,4 @@
-"""colab_setup.sh, requirements.txt and .ci: what a stranger types first. Cost: 3 s; -m slow
+"""colab_setup.sh, pyproject.toml and .ci: what a stranger types first. Cost: 3 s; -m slow
 installs for real."""
 
 import json
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -20,11 +21,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CONSTRAINTS = REPOSITORY / ".ci" / "colab-versions.txt"
 
 
-def requirement_lines(path: Path) -> list[str]:
-    """The lines of a requirements file that are not comments."""
-    return [
-        line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")
-    ]
+with open(REPOSITORY / "pyproject.toml", "rb") as file:
+    PROJECT = tomllib.load(file)["project"]
+
+
+def required(extra: str = "") -> list[Requirement]:
+    """What the package needs, with one of its extras and those that it includes."""
+    lines = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    found = []
+    for one in map(Requirement, lines):
+        included = [required(name) for name in one.extras if one.name == PROJECT["name"]]
+        found += sum(included, []) or [one]
+    return found
 
 
 def clean_environment(**extra: str) -> dict[str, str]:
@@ -136,17 +144,31 @@ def test_an_environment_made_by_somebody_else_is_left_alone(checkout):
 
 
 def test_requirements_are_lower_bounds_with_a_reason():
-    for line in requirement_lines(REPOSITORY / "requirements.txt"):
-        requirement, _, reason = line.partition("#")
-        assert reason.strip(), f"{line}: why?"
-        assert {part.operator for part in Requirement(requirement).specifier} == {">="}, (
+    lines = re.findall(r'^    "(.+)",(.*)$', (REPOSITORY / "pyproject.toml").read_text(), re.M)
+    given = {line: comment for line, comment in lines if line in map(str, everything())}
+    assert len(given) == len(everything())
+    for line, comment in given.items():
+        assert comment.strip().startswith("# "), f"{line}: why?"
+        assert {part.operator for part in Requirement(line).specifier} == {">="}, (
             f"{line}: a lower bound only"
         )
 
 
+def everything() -> list[Requirement]:
+    """What the tests need, and all that they test."""
+    return required() + required("test")
+
+
+def test_requirements_txt_is_everything():
+    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["-e .[test]"]
+
+
 def test_colab_has_what_the_lower_bounds_ask_for():
     colab = {}
-    for line in requirement_lines(CONSTRAINTS):
+    for line in CONSTRAINTS.read_text().splitlines():
+        if line.startswith("#"):
+            continue
         requirement = Requirement(line)
         colab[requirement.name.lower()] = next(iter(requirement.specifier)).version
         assert str(requirement.marker) == 'python_version == "3.13"', (
@@ -154,26 +176,15 @@ def test_colab_has_what_the_lower_bounds_ask_for():
         )
     # what Colab lacks
     absent = {"mido", "pyfluidsynth", "pyloudnorm", "gcp-storage-emulator", "pytest-xdist"}
-    for line in requirement_lines(REPOSITORY / "requirements.txt"):
-        requirement = Requirement(line.partition("#")[0])
+    for requirement in everything():
         if requirement.name not in absent:
             assert colab[requirement.name.lower()] in requirement.specifier, (
                 f"Colab's {requirement.name} is too old"
             )
 
 
-def rating_lines() -> list[Requirement]:
-    """What `colab_setup.sh rate` installs."""
-    section = (REPOSITORY / "requirements.txt").read_text().split("# Rating")[1].split("\n\n")[0]
-    return [Requirement(line.partition("#")[0]) for line in section.splitlines()[1:]]
-
-
 def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
-    everything = {
-        Requirement(line.partition("#")[0]).name
-        for line in requirement_lines(REPOSITORY / "requirements.txt")
-    }
-    left_out = everything - {one.name for one in rating_lines()}
+    left_out = {one.name for one in everything()} - {one.name for one in required()}
     assert {
         "tensorflow-datasets",
         "grain",
@@ -181,13 +192,14 @@ def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
         "matplotlib",
         "gcsfs",
         "pytest",
+        "music21",
     } <= left_out
     modules = {name.replace("-", "_").removeprefix("py") for name in left_out} - {
+        "optax",  # of Flax
         "orbax_checkpoint",
         "scikit_learn",
         "etils",
         "absl_py",
-        "tqdm",
     }
     blocked = sorted(modules | {"fluidsynth", "orbax.checkpoint"})
     code = (
@@ -284,8 +296,8 @@ def test_installs_once_and_repairs_what_a_kill_left(checkout):
     assert freeze(checkout / ".venv/bin/python") == before
 
     # A kill in mid-installation: the process group dies while pip runs, and leaves what it leaves.
-    with open(checkout / "requirements.txt", "a") as file:
-        file.write("\nsix>=1.0  # asks for another installation\n")
+    with open(checkout / "pyproject.toml", "a") as file:
+        file.write("\n# asks for another installation\n")
     command = ["bash", str(checkout / "colab_setup.sh")]
     environment = clean_environment(PYTHON=sys.executable)
     with subprocess.Popen(
@@ -315,9 +327,9 @@ def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
         )
     )
     have = [
-        line.partition("#")[0].strip()
-        for line in requirement_lines(checkout / "requirements.txt")
-        if not line.startswith(("mido", "pyfluidsynth"))
+        str(one)
+        for one in required() + required("notebooks")
+        if one.name not in ("mido", "pyfluidsynth")
     ]
     subprocess.run(
         [python, "-m", "pip", "install", "-q", "-c", colab, *have], check=True, capture_output=True
@@ -333,6 +345,7 @@ def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     assert "tensorflow-metadata by 1.17.2" in run.stdout and "all work" in run.stdout
     after = freeze(python)
+    assert "pytest" not in after and "gcp-storage-emulator" not in after
     moved = {name for name in before if after.get(name) != before[name]}
     assert moved == {"tensorflow-metadata"}
     new = set(after) - set(before)
@@ -342,6 +355,46 @@ def test_colab_gets_what_is_missing_and_nothing_moves(checkout, tmp_path):
     again = setup(checkout, **on_colab)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "installing" not in again.stdout and freeze(python) == after
+
+
+@pytest.mark.slow
+def test_a_plain_installation_rates_a_recording_and_no_more(checkout, tmp_path):
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "slim"], check=True)
+    programs = tmp_path / "slim" / "bin"
+    subprocess.run([programs / "pip", "install", "--quiet", checkout], check=True)
+    assert not freeze(programs / "python").keys() & {
+        "array_record",
+        "gcsfs",
+        "grain",
+        "imageio-ffmpeg",
+        "matplotlib",
+        "music21",
+        "pyfluidsynth",
+        "pytest",
+        "tensorflow-datasets",
+        "tqdm",
+    }
+    files = tmp_path.glob("slim/lib/python3*/site-packages/**/*")
+    megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6
+    assert megabytes < 1200, f"{megabytes:.0f} MB"
+    wave = demo.write_example(tmp_path, "example")
+    environment = clean_environment()
+    environment.pop("PYTHONPATH", None)
+    here = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    rated = subprocess.run([programs / "percepiano", "rate", wave, "--json"], **here)
+    assert rated.returncode == 0, rated.stderr
+    code = (
+        "import sys, percepiano_ast\n"
+        "print(percepiano_ast.rate(sys.argv[1]).ratings['timing_stable_unstable'])"
+    )
+    again = subprocess.run([programs / "python", "-c", code, wave], **here)
+    assert again.returncode == 0, again.stderr
+    ratings = json.loads(rated.stdout)[0]["ratings"]
+    assert abs(float(again.stdout) - ratings["timing_stable_unstable"]) < 1e-3
+    (tmp_path / "score.musicxml").write_text("<score-partwise/>")
+    scored = [programs / "percepiano", "rate", wave, "--score", "score.musicxml"]
+    refused = subprocess.run(scored, **here)
+    assert refused.returncode == 2 and 'pip install "percepiano_ast[formats]"' in refused.stderr
 
 
 @pytest.mark.slow

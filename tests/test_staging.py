@@ -218,7 +218,7 @@ class TestRemote:
                 and "skipped 2026/recording_0002.wav" in printed
                 and "1 unusable recordings, 0 allowed" in printed
             )
-            code, printed = finish(script, server.url, tmp_path / "out", "--max-bad", "1")
+            code, printed = finish(script, server.url, tmp_path / "out", "--max-errors", "1")
             assert code == 0 and "4 of 6 are done already" in printed, printed
 
     @pytest.mark.parametrize(

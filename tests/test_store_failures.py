@@ -20,10 +20,10 @@ from tiny import bits, without_seconds
 from percepiano_ast.training.checkpoints import listing, open_latest
 
 # Waits of seconds instead of minutes.
-SHORT = {"stores.PATIENCE": 1.0, "stores.FIRST_WAIT": 0.05, "courier.LAST_WAITS": [0.0, 0.2, 0.5]}
+SHORT = {"TIMEOUT": 1.0, "FIRST_WAIT": 0.05, "FINAL_WAITS": [0.0, 0.2, 0.5]}
 # A save waits until the one before has arrived or failed: what is said in which epoch does not
 # depend on speed.
-SHORT |= {"courier.SOON": 10.0}
+SHORT = {f"checkpoints.{name}": value for name, value in (SHORT | {"SOON": 10.0}).items()}
 BROKEN, MENDED = STEPS + 5, 3 * STEPS + 5  # steps before which a place breaks, and is mended
 LAST = EPOCHS * STEPS
 NOT_THERE = "warning: the checkpoint is not in "
@@ -93,7 +93,7 @@ def train_until_broken(nursery: Nursery, home: Path, place, **request) -> Traini
     )
     training.start()
     training.until_gate(BROKEN)
-    # Its marker is seen before the training knows that it is there; then the archive on the local
+    # Its manifest is seen before the training knows that it is there; then the file on the local
     # disk goes.
     training.until(
         lambda: (
@@ -217,7 +217,7 @@ class TestFolder:
 
 
 class TestLocalDisk:
-    """The disk where checkpoints are packed."""
+    """The disk where checkpoints are written first."""
 
     @pytest.mark.parametrize("mended", [True, pytest.param(False, marks=pytest.mark.slow)])
     def test_full(self, mended, breakable, nursery, whole, tmp_path):
@@ -295,7 +295,7 @@ class TestBucket:
     @pytest.mark.slow
     def test_what_is_said_of_a_failing_service_can_be_read(self, front, nursery, tmp_path):
         front.begin("503")
-        request = {"work": "command", "changes": SHORT | {"stores.PATIENCE": 60.0}}
+        request = {"work": "command", "changes": SHORT | {"checkpoints.TIMEOUT": 60.0}}
         training = Training(nursery, tmp_path, request | self.of(front, hasty=True))
         assert training.run() == 1 and training.printed().count("error: ") == 1
         assert "Traceback" not in training.printed()
@@ -306,7 +306,7 @@ class TestBucket:
     def test_a_service_that_fails(self, mode, mended, front, nursery, whole, tmp_path, monkeypatch):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
         place = "gs://bucket/run/checkpoints"
-        patience = {"stores.PATIENCE": 1.0 if mode == "hangs" else 60.0}
+        patience = {"checkpoints.TIMEOUT": 1.0 if mode == "hangs" else 60.0}
         request = {"work": "command", "gates": [BROKEN, MENDED], "changes": SHORT | patience}
         training = Training(nursery, tmp_path, request | self.of(front, hasty=True))
         training.start()

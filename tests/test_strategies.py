@@ -31,9 +31,9 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.models import lora
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.training import strategies
+from percepiano_ast.training.checkpoints import size_of
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.loop import History
-from percepiano_ast.training.pieces import size_of
 
 DEEP = dataclasses.replace(MODEL, depth=3)
 CHANGES = {
@@ -207,16 +207,16 @@ class TestResume:
         assert asked == [2] and bits(again) == bits(expected)
         assert (tmp_path / "history.csv").read_text() == (directory / "history.csv").read_text()
 
-    def test_killed_equals_uninterrupted(self, start, trained, environment, tmp_path):
+    def test_killed_equals_uninterrupted(self, start, trained, environment, tmp_path, logged):
         code = (
             "import sys; sys.path.insert(0, sys.argv[1]); import test_strategies as t; from pathlib"
             " import Path; t.be_killed_in(Path(sys.argv[2]), 'lora')"
         )
         command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)]
         assert subprocess.run(command, env=os.environ | environment).returncode == -signal.SIGKILL
-        lines = []
-        again = fold_to(tmp_path, start, trained["lora"][1], log=lines.append)
-        assert lines == ["  resuming after epoch 1"] and bits(again) == bits(trained["lora"][2:])
+        logged.clear()
+        again = fold_to(tmp_path, start, trained["lora"][1])
+        assert logged == ["  resuming after epoch 1"] and bits(again) == bits(trained["lora"][2:])
 
     @pytest.mark.parametrize(
         "changes",

@@ -253,10 +253,10 @@ def test_chords_of_every_finger_at_full_force_stay_below_full_scale(soundfont):
 # --- Cached renderings --------------------------------------------------------------------------
 
 
-def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path):
+def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path, logged):
     one, other = play((0.1, 0.5, 60, 80)), play((0.1, 0.5, 60, 81))
     sound = RenderCache(tmp_path, "builtin", RATE)
-    sound.prepare([one, other, one], workers=1, log=lambda line: None)
+    sound.prepare([one, other, one], workers=1)
     assert (
         len(
             {sound.path(one), sound.path(other), RenderCache(tmp_path, "builtin", 16_000).path(one)}
@@ -267,7 +267,9 @@ def test_a_rendering_is_made_once_and_named_by_its_content(tmp_path):
     # 24 bits of twice full scale
     np.testing.assert_allclose(sound.wave(one), expected, atol=1.3e-7)
     stamp = sound.path(one).stat().st_mtime_ns
-    sound.prepare([one], workers=1, log=lambda line: pytest.fail("rendered twice"))
+    before = list(logged)
+    sound.prepare([one], workers=1)
+    assert logged == before == ["builtin: rendering 2 performances"]
     assert (
         sound.path(one).stat().st_mtime_ns == stamp
         and soundfile.info(sound.path(one)).samplerate == RATE
@@ -286,7 +288,7 @@ def test_what_exceeds_full_scale_is_kept(tmp_path):
 
 def test_worker_processes_render_the_same(tmp_path):
     takes = [play((0.1, 0.5, 40 + i, 80)) for i in range(12)]
-    RenderCache(tmp_path / "a", "builtin", RATE).prepare(takes, workers=2, log=lambda line: None)
+    RenderCache(tmp_path / "a", "builtin", RATE).prepare(takes, workers=2)
     for take in takes:
         there, here = (RenderCache(tmp_path / name, "builtin", RATE).wave(take) for name in "ab")
         np.testing.assert_array_equal(there, here)

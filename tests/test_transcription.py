@@ -397,7 +397,7 @@ def rated(trained, tmp_path_factory) -> CrossValidation:
     run = Run(dataclasses.replace(PRESETS["demo"], model=MODEL), tmp_path_factory.mktemp("rated"))
     config = dataclasses.replace(FINETUNE, transcription_features=True)
     renderings = RatedClips([codes for codes, _ in clips], names, np.full(8, "builtin"), ratings)
-    return CrossValidation(run, start, config, renderings, FRONT_END, index, log=lambda line: None)
+    return CrossValidation(run, start, config, renderings, FRONT_END, index)
 
 
 class TestRating:
@@ -433,8 +433,8 @@ class TestRating:
         ):
             require_explained(rater)
 
-    def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated):
-        clips, lines = rated.clips, []
+    def test_of_an_unseen_synthesizer_nothing_is_learned_and_all_is_rated(self, rated, logged):
+        clips = rated.clips
         names = np.tile(["builtin", "other"], 8)
         doubled = RatedClips(
             [codes for codes in clips.codes for _ in "12"],
@@ -447,13 +447,13 @@ class TestRating:
         )
         two = dataclasses.replace(rated, clips=doubled, config=config)
         settings = {"init": "transcription", "data": "made here", "simulated": True}
-        found = cross_validate(dataclasses.replace(two, log=lines.append), settings)
-        said = [line for line in lines if "held out" in line]
+        found = cross_validate(two, settings)
+        said = [line for line in logged if "held out" in line]
         assert [line.split(": ")[1] for line in said] == ["4 training renderings, 8 held out"] * 2
         assert found.which.tolist() == list(range(16))
         with pytest.raises(
             InputError,
-            match="held_out_synthesizer=steinway: the rated clips are rendered by builtin, other."
+            match="held_out_synthesizer=steinway: the clips are rendered by builtin, other."
             " Choose one",
         ):
             _ = dataclasses.replace(

@@ -112,7 +112,7 @@ def pretrain_to(
         directory=directory,
         description={"data": "made here"},
         compute=compute,
-        **{"log": lambda line: None} | options,
+        **options,
     )
 
 
@@ -199,14 +199,7 @@ def embed(
 
 
 def fold_to(
-    directory: Path,
-    start,
-    run: Finetuning,
-    windows=windows_from,
-    *,
-    save_minutes=10,
-    log=lambda line: None,
-    **settings,
+    directory: Path, start, run: Finetuning, windows=windows_from, *, save_minutes=10, **settings
 ) -> tuple:
     params, embeddings = start
     return finetune_fold(
@@ -220,5 +213,4 @@ def fold_to(
         directory=directory,
         settings={"data": "made here", "simulated": True, **settings},
         save_minutes=save_minutes,
-        log=log,
     )

@@ -8,9 +8,9 @@ performances are excerpts of MAESTRO's recordings. Rendered, it is a small pre-t
 of MAESTRO's 108 GB.
 """
 
-import argparse
 import dataclasses
 import io
+import logging
 import os
 import platform
 import sys
@@ -25,14 +25,15 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
+import typer
 
-from percepiano_ast.cli import add_set, option_of
+from percepiano_ast.cli import FOLDER, SET, option, run_app
 from percepiano_ast.config import PRESETS, PRETRAININGS, Preset, lookup
 from percepiano_ast.data import maestro, percepiano
 from percepiano_ast.data.percepiano import SEPARATOR
-from percepiano_ast.errors import InputError, exit_code
+from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import echo, lock_config, write_json
+from percepiano_ast.files import lock_config, show_progress, write_json
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.music import synth
@@ -48,6 +49,8 @@ from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # a clone needs no installation
 
+
+logger = logging.getLogger("percepiano_ast.reproduce")
 
 # --- Recordings of ASAP ---------------------------------------------------------------------------
 
@@ -89,7 +92,6 @@ def render_archive(
     synthesizers: list[str],
     workers: int = 1,
     seed: int = 0,
-    log: Callable[[str], None] = print,
 ) -> Path:
     """Render about ``hours`` of performances, pieces in random order, one performance of each piece
     before a second.
@@ -111,17 +113,17 @@ def render_archive(
     # `preprocess` excludes them too, but here they would use up part of the hours.
     names = zip(table["composer"], table["title"])
     rated = np.array([maestro.is_percepiano_work(*work) for work in names])
-    log(f"  {rated.sum()} performances of PercePiano's works excluded")
+    logger.info(f"  {rated.sum()} performances of PercePiano's works excluded")
     rows = table[~rated].sample(frac=1, random_state=seed).reset_index(drop=True)
     piece = rows["composer"] + rows["title"]
     number = pd.Series(pd.factorize(piece)[0])
     rows["split"] = (number % 12).map({10: "validation", 11: "test"}).fillna("train")
     rows["turn"] = piece.groupby(piece).cumcount()
-    chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours, log)
+    chosen = _chosen(rows.sort_values("turn", kind="stable"), files, hours)
     pianos = [kept[synthesizers[number % len(synthesizers)]] for number in range(len(chosen))]
     for piano in kept.values():
         its = [performance for (_, performance), one in zip(chosen, pianos) if one is piano]
-        piano.prepare(its, workers, log)
+        piano.prepare(its, workers)
 
     def recordings() -> Iterator[tuple]:
         for (row, performance), piano in zip(chosen, pianos):
@@ -135,7 +137,7 @@ def render_archive(
     return maestro.write_archive(path, recordings(), SAMPLE_RATE)
 
 
-def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
+def _chosen(rows: pd.DataFrame, files: dict, hours: float) -> list[tuple]:
     """The first rows, with their performances, that add up to ``hours``."""
     seconds, skipped, chosen = 0.0, 0, []
     for row in rows.itertuples():
@@ -149,11 +151,11 @@ def _chosen(rows: pd.DataFrame, files: dict, hours: float, log) -> list[tuple]:
             synth.check_length(performance, name)
         except InputError as error:
             skipped += 1
-            log(f"  skipped {name}: {error}")
+            logger.info(f"  skipped {name}: {error}")
             continue
         seconds += synth.n_samples(performance, SAMPLE_RATE) / SAMPLE_RATE
         chosen.append((row, performance))
-    log(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
+    logger.info(f"  {len(chosen)} performances, {seconds / 3600:.2f} h; {skipped} skipped")
     return chosen
 
 
@@ -207,11 +209,7 @@ class Experiment:
 
 
 def run_experiment(
-    preset: Preset,
-    out: str | Path,
-    experiment: Experiment,
-    minutes: float = 0.0,
-    log: Callable[[str], None] = echo,
+    preset: Preset, out: str | Path, experiment: Experiment, minutes: float = 0.0
 ) -> Path | None:
     """Run all stages that are not complete; returns the report, or None if the time limit was
     reached before.
@@ -237,15 +235,15 @@ def run_experiment(
         settings["experiment"].pop(name)
     lock_config(out, settings)
     save_minutes = min(minutes / 4 or SAVE_MINUTES, SAVE_MINUTES)
-    for name, stage in _stages(preset, out, experiment, save_minutes, log):
+    for name, stage in _stages(preset, out, experiment, save_minutes):
         if minutes and time.monotonic() - begun > 60 * minutes:
-            log(
+            logger.info(
                 f"time limit of {minutes:g} minutes reached before: {name}. Run the same command"
                 " again to continue"
             )
             return None
         started = time.monotonic()
-        log(f"== {name}")
+        logger.info(f"== {name}")
         made = stage()
         if (seconds := time.monotonic() - started) > 1:  # the stage was not complete
             row = {"stage": name, "minutes": round(seconds / 60, 2), "machine": _machine()}
@@ -255,19 +253,18 @@ def run_experiment(
 
 
 def _stages(
-    preset: Preset, out: Path, given: Experiment, save_minutes: float, log
+    preset: Preset, out: Path, given: Experiment, save_minutes: float
 ) -> Iterator[tuple[str, Callable]]:
     first = _run(preset, out, given, given.seeds[0])
     clips = dataclasses.replace(first, root=out, clips=None)
-    folder = str(steps.percepiano_source(clips, given.percepiano, log))
+    folder = str(steps.percepiano_source(clips, given.percepiano))
     archive = out / "asap.zip"
     if not archive.exists():
-        options = {"hours": given.hours, "synthesizers": [*given.voices]}
-        options |= {"workers": workers(), "log": log}
+        options = {"hours": given.hours, "synthesizers": [*given.voices], "workers": workers()}
         yield "render performances", partial(render_archive, given.midi, archive, **options)
     yield "shards for pre-training", lambda: steps.preprocess_maestro(first, str(archive))
     pianos = (*given.pianos, *([given.unseen] if given.unseen else []))
-    made = partial(steps.preprocess_percepiano, clips, folder, pianos, log=log)
+    made = partial(steps.preprocess_percepiano, clips, folder, pianos)
     yield "shards of rated clips", made
     for seed in given.seeds:
         run = _run(preset, out, given, seed)
@@ -275,23 +272,21 @@ def _stages(
             heads, epochs = run, given.epochs.get(start, 0)
             if start in PRETRAININGS:
                 longer = run.changed("pretrain", epochs=epochs).for_pretraining(start)
-                pretrain = partial(steps.pretrain, longer, log, save_minutes)
+                pretrain = partial(steps.pretrain, longer, save_minutes)
                 yield f"pre-train {start}, seed {seed}", pretrain
             else:
                 heads = run.changed("finetune", epochs=epochs)
-            yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start, log)
+            yield f"fine-tune rating heads {start}, seed {seed}", partial(_rated, heads, start)
             if start in given.judged:
-                fitted = partial(
-                    fit_regressors, run, start, folder, protocols=given.protocols, log=log
-                )
+                fitted = partial(fit_regressors, run, start, folder, protocols=given.protocols)
                 yield f"regress {start}, seed {seed}", fitted
     if given.judged:
-        yield "package", lambda: _package(first, given, folder, pianos, log)
+        yield "package", lambda: _package(first, given, folder, pianos)
     settings = BaselineOptions(
         given.protocols, synthesizers=given.pianos, seed=given.seeds[0], workers=workers()
     )
     yield "baselines", lambda: run_baselines(folder, out / "baselines", settings)
-    yield "results", lambda: _results(out, given, percepiano.is_simulated(folder), log)
+    yield "results", lambda: _results(out, given, percepiano.is_simulated(folder))
 
 
 def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
@@ -301,15 +296,15 @@ def _run(preset: Preset, out: Path, given: Experiment, seed: int) -> Run:
     return Run(preset, out / f"seed_{seed}", shards=out / "maestro", clips=out / "percepiano")
 
 
-def _rated(run: Run, start: str, log) -> None:
+def _rated(run: Run, start: str) -> None:
     """Predictions of the rating heads, unless they exist."""
     done = run.root / f"rated_{start}.json"
     if not done.exists():
-        made = steps.finetune(run, start, log=log)
+        made = steps.finetune(run, start)
         write_json(done, {"models": sorted(made["model"].unique())})
 
 
-def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...], log) -> None:
+def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]) -> None:
     """The first encoder of ``judged`` as a file, and a rating model on clips of equal loudness,
     with its predictions."""
     out, start = first.root.parent, given.judged[0]
@@ -322,14 +317,14 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
         # for the uncertainty alone
         rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []
-        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True, log=log)
+        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
-        Transcriber.open(pretrained, log).write(ear, {"pretraining": start, "seed": given.seeds[0]})
-        package_model(level, start, model, folder=folder, source=str(ear), log=log)
+        Transcriber.open(pretrained).write(ear, {"pretraining": start, "seed": given.seeds[0]})
+        package_model(level, start, model, folder=folder, source=str(ear))
 
 
-def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
+def _results(out: Path, given: Experiment, simulated: bool) -> Path:
     """One file of predictions per protocol, and the report on all of them."""
     home = out / "results"
     home.mkdir(exist_ok=True)
@@ -353,7 +348,7 @@ def _results(out: Path, given: Experiment, simulated: bool, log) -> Path:
     # Score-informed models skip clips that do not match their score; the report lists them.
     options: dict[str, Any] = {"partial": True, "simulated": simulated, "reference": "audio-stats"}
     made = report.evaluate_files(paths, home, index=out / "baselines" / "index.csv", **options)
-    log(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
+    logger.info(f"{made}: {rows['model'].nunique()} models, {rows['protocol'].nunique()} protocols")
     return made
 
 
@@ -365,87 +360,83 @@ def _machine() -> str:
 
 # --- Command line ---------------------------------------------------------------------------------
 
+app = typer.Typer(help=__doc__, add_completion=False)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``render`` or ``experiment``; returns the exit code, as the command line's."""
-    parsed = parser().parse_args(arguments)
-    return exit_code(lambda: parsed.function(parsed))
+    show_progress()
+    return run_app(app, "python notebooks/results/reproduce.py", arguments)
 
 
-def _render_command(arguments) -> None:
-    options = {"hours": arguments.hours, "synthesizers": arguments.synthesizers}
-    print(render_archive(arguments.midi, arguments.to, workers=workers(), **options))
+@app.command()
+def render(
+    midi: str = typer.Argument(..., help="ASAP's folder or tar archive, with metadata.csv in it"),
+    output: str = option(..., "The archive to write.", "ZIP"),
+    hours: float = option(4.0, "Hours to render.", "H"),
+    synthesizers: list[str] = option(["builtin"], "Synthesizers, used in turn.", "NAME"),
+):
+    """Render MIDI performances into an archive with MAESTRO's layout."""
+    options = {"hours": hours, "synthesizers": synthesizers}
+    print(render_archive(midi, output, workers=workers(), **options))
 
 
-def _experiment_command(arguments) -> None:
-    given = {name: getattr(arguments, name) for name in ("midi", "percepiano", "hours", "unseen")}
-    for name in ("voices", "pianos", "starts", "judged", "protocols"):
-        given[name] = tuple(getattr(arguments, name))
+@app.command()
+def experiment(
+    midi: str = option(..., "ASAP's folder or tar archive with metadata.csv.", "ASAP"),
+    percepiano: str = FOLDER,
+    out: str = option(..., "Directory of all outputs; the report is in DIR/results.", "DIR"),
+    preset: str = option("mini", "Model size and schedule."),
+    hours: float = option(0.0, "Hours of ASAP to render; 0: 18.", "H"),
+    voices: list[str] = option(
+        [], "Synthesizers of ASAP, in turn; default: musescore-small, fluidr3mono, builtin.", "NAME"
+    ),
+    pianos: list[str] = option(
+        [], "Synthesizers of PercePiano; default: musescore-small, fluidr3mono.", "NAME"
+    ),
+    unseen: str = option("", "Held-out soundfont; default: timgm6mb.", "NAME"),
+    starts: list[str] = option(
+        [], "Encoders: pre-trainings, scratch, cnn; default: transcriptionstem.", "NAME"
+    ),
+    judged: list[str] = option(
+        [], "Encoders of the regressors; default: transcriptionstem, if it is compared.", "NAME"
+    ),
+    protocols: list[str] = option(
+        [], "Protocols of the regressors and the baselines; default: all.", "P"
+    ),
+    seeds: int = option(1, "Number of seeds.", "N"),
+    epochs: list[str] = option(
+        [],
+        "Epochs of the pre-training of an encoder, or of its heads if it has none; default: from"
+        " the preset.",
+        "NAME=N",
+    ),
+    settings: list[str] = SET,
+    minutes: float = option(0.0, "Start no stage after M minutes, the same command resumes.", "M"),
+):
+    """Run the full experiment: render ASAP and PercePiano, pre-train, rate under every protocol,
+    evaluate; resumes."""
+    given: dict[str, Any] = {"midi": midi, "percepiano": percepiano, "hours": hours}
+    given |= {"unseen": unseen, "voices": tuple(voices), "pianos": tuple(pianos)}
+    given |= {"starts": tuple(starts), "judged": tuple(judged), "protocols": tuple(protocols)}
     given = {name: value for name, value in given.items() if value}
-    given |= {"seeds": tuple(range(arguments.seeds)), "epochs": dict(arguments.epochs)}
-    if arguments.starts and not arguments.judged:
-        given["judged"] = tuple(name for name in Experiment.judged if name in arguments.starts)
-    for pair in arguments.set:
+    given |= {"seeds": tuple(range(seeds)), "epochs": {}}
+    for pair in epochs:
+        name, _, number = pair.partition("=")
+        if not number.isdecimal() or not int(number):
+            raise InputError(f"--epochs {pair}: write NAME=N, for example visible=4")
+        given["epochs"][name] = int(number)
+    if starts and not judged:
+        given["judged"] = tuple(name for name in Experiment.judged if name in starts)
+    for pair in settings:
         if pair.partition("=")[0] in ("seed", "unseen", "held_out_synthesizer", "epochs"):
             raise InputError(
                 f"--set {pair} is not available in experiment; use --seeds, --unseen or --epochs."
             )
-    run = Run(lookup(PRESETS, arguments.preset, "preset"), Path(arguments.out))
-    preset = run.switched(arguments.set).preset
-    made = run_experiment(preset, arguments.out, Experiment(**given), arguments.minutes)
+    run = Run(lookup(PRESETS, preset, "preset"), Path(out))
+    made = run_experiment(run.switched(settings).preset, out, Experiment(**given), minutes)
     if made:
         print(made)
-
-
-def _number_of(text: str) -> tuple[str, int]:
-    name, _, number = text.partition("=")
-    if not number.isdecimal() or not int(number):
-        raise argparse.ArgumentTypeError(f"{text}: write NAME=N, for example visible=4")
-    return name, int(number)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of ``render`` and ``experiment``."""
-    made = argparse.ArgumentParser(prog="python notebooks/results/reproduce.py")
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, function: Callable, text: str) -> Callable:
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
-        return option_of(command)
-
-    text = "Render MIDI performances into an archive with MAESTRO's layout."
-    option = add("render", _render_command, text)
-    option("midi", "ASAP's folder or tar archive, with metadata.csv in it")
-    option("--to", "the archive to write", "ZIP", required=True)
-    option("--hours", "hours to render (default: 4)", default=4.0)
-    option("--synthesizers", "synthesizers, used in turn", default=["builtin"])
-
-    text = "Run the full experiment: render ASAP and PercePiano, pre-train, rate under every"
-    option = add("experiment", _experiment_command, f"{text} protocol, evaluate; resumes.")
-    option("--midi", "ASAP's folder or tar archive with metadata.csv", "ASAP", required=True)
-    option("--percepiano", "PercePiano's folder, or demo", "FOLDER", required=True)
-    text = "directory of all outputs; the report is in DIR/results"
-    option("--out", text, "DIR", required=True)
-    option("--preset", "model size and schedule (default: mini)", default="mini")
-    option("--hours", "hours of ASAP to render (default: 18)", default=0.0)
-    text = "synthesizers of ASAP, used in turn (default: musescore-small, fluidr3mono and builtin)"
-    option("--voices", text, "NAME", [])
-    text = "synthesizers of PercePiano (default: musescore-small fluidr3mono)"
-    option("--pianos", text, "NAME", [])
-    option("--unseen", "held-out soundfont (default: timgm6mb)", "NAME")
-    text = "encoders to compare: pre-trainings, scratch, cnn (default: transcriptionstem)"
-    option("--starts", text, "NAME", [])
-    text = "encoders for `judge` under every protocol"
-    option("--judged", f"{text} (default: transcriptionstem, if it is compared)", "NAME", [])
-    option("--protocols", "protocols of `judge` and the baselines (default: all)", "P", [])
-    option("--seeds", "number of seeds (default: 1)", "N", 1)
-    text = "epochs of the pre-training of an encoder, or of its heads if it has none (default: from"
-    option("--epochs", f"{text} the preset)", "NAME=N", [], type=_number_of)
-    add_set(option, "strategy=frozen")
-    text = "start no stage after M minutes; the same command resumes (default: no limit)"
-    option("--minutes", text, "M", 0.0)
-    return made
 
 
 if __name__ == "__main__":

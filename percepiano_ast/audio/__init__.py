@@ -1,12 +1,5 @@
-"""Recordings to log-mel spectrograms: decode, check, resample, log-mel, 8-bit codes.
-
-Levels are absolute (dB of full-scale power), never normalised per recording: loudness is a rated
-quality. There are two front ends: librosa's, and Kaldi's, which the published AST and SSAST models
-were trained with.
-
-Recordings of any length are processed in bounded memory:
-``log_mel_blocks(Recording(file).blocks(rate))``.
-"""
+"""Recordings to log-mel spectrograms, ``log_mel_blocks(Recording(file).blocks(rate))``, and to
+features. Levels are absolute (dB of full-scale power): loudness is a rated quality."""
 
 # ruff: noqa: F401
 

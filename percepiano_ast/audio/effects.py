@@ -1,12 +1,11 @@
-"""Changes of a recording that leave the performance the same: normalised loudness and tuning, and
-the effects of augmentation and robustness tests."""
+"""Changes of a recording's sound: loudness, tuning, and the effects of augmentation and robustness
+tests."""
 
 import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import librosa
 import numpy as np
 import scipy
 import soundfile
@@ -18,9 +17,8 @@ from percepiano_ast.errors import InputError
 
 LOUDNESS = -23.0  # LUFS: EBU R 128's
 # RMS level of the white noise bed added to every recording, re full scale: 42 dB below the music,
-# as in a quiet room. It masks rounding, compression, filters near the highest frequencies and
-# traces of individual synthesizers. Without it, audio statistics shift by 0.1 to 0.3 standard
-# deviations from WAV to MP3 or to another sampling rate, with it by 0.004.
+# as in a quiet room. It masks rounding, compression and traces of individual synthesizers. Without
+# it, audio statistics shift by 0.1 to 0.3 standard deviations from WAV to MP3, with it by 0.004.
 BED_DB = -65.0
 # Maximum random change of the target in training: the measured loudness depends on the excerpt.
 JITTER_DB = 3.0
@@ -34,24 +32,19 @@ def loudness(wave: np.ndarray, sample_rate: int) -> float:
         InputError: shorter than 400 ms, or all blocks are below the gate of -70 LUFS.
     """
     if len(wave) < 0.4 * sample_rate:
-        raise InputError(
-            f"{len(wave) / sample_rate:.2f} s are too short to measure loudness. Give at least"
-            " 0.4 s."
-        )
+        seconds = f"{len(wave) / sample_rate:.2f} s"
+        raise InputError(f"{seconds} are too short to measure loudness. Give at least 0.4 s.")
     import pyloudnorm  # imported here: it loads scipy.signal, which spectrograms do not need
 
     found = float(pyloudnorm.Meter(sample_rate).integrated_loudness(np.asarray(wave, np.float64)))
     if not np.isfinite(found):
-        raise InputError(
-            "the sound is softer than -70 LUFS throughout, so its loudness is undefined. Record it"
-            " at a higher level."
-        )
+        raise InputError("the sound is softer than -70 LUFS throughout. Record at a higher level.")
     return found
 
 
 def normalize_loudness(wave: np.ndarray, sample_rate: int, target: float = LOUDNESS) -> np.ndarray:
-    """The wave float32 (n,) at ``target`` LUFS, plus a fixed noise bed, for ratings that do not
-    depend on the gain. No limiter is applied: peaks may exceed full scale.
+    """The wave float32 (n,) at ``target`` LUFS, plus a fixed noise bed. No limiter is applied:
+    peaks may exceed full scale.
 
     Raises:
         InputError: see `loudness`.
@@ -69,11 +62,10 @@ def estimate_tuning(wave: np.ndarray, sample_rate: int) -> float:
     found. A piano that is a semitone off counts as transposed, with a tuning of 0.
 
     The most frequent deviation of spectral peaks from equal temperament
-    (`librosa.estimate_tuning`), including octave stretch and inharmonicity, over at most two
-    minutes. The error at 22,050 Hz is up to 5 cents, most of it the soundfonts' own tuning. Models
-    trained at 440 Hz transcribe other tunings less accurately: a fifth of a semitone falls between
-    mel bands.
+    (`librosa.estimate_tuning`) over at most two minutes; the error at 22,050 Hz is up to 5 cents.
     """
+    import librosa
+
     length = round(10 * sample_rate)
     if len(wave) > 12 * length:  # twelve excerpts
         starts = np.linspace(0, len(wave) - length, 12).astype(int)
@@ -85,8 +77,7 @@ def estimate_tuning(wave: np.ndarray, sample_rate: int) -> float:
 
 
 def retune(wave: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
-    """The wave float32 (n,) resampled to sound higher by ``cents``, which shortens it by the same
-    factor."""
+    """The wave float32 (n,) resampled to sound higher by ``cents``, which shortens it."""
     if not cents:
         return wave
     return soxr.resample(wave, sample_rate * 2 ** (cents / 1200), sample_rate, quality="HQ")
@@ -95,19 +86,13 @@ def retune(wave: np.ndarray, sample_rate: int, cents: float) -> np.ndarray:
 # --- Effects ------------------------------------------------------------------------------------
 
 # Direct-to-reverberant ratio in dB by reverberation time in seconds: small room, hall, church, and
-# a living room recorded from some distance, for testing only.
+# a living room from some distance, for testing only.
 _DIRECT = {0.4: 6.0, 1.2: 3.0, 2.5: 0.0, 0.7: 0.0}
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One effect of a given amount.
-
-    Attributes:
-        kind: ``room``, ``noise``, ``mp3``, ``gain``, ``tuning`` or ``silence``.
-        amount: in ``unit``.
-        change: (wave, sample_rate, amount, rng) -> wave.
-    """
+    """An effect of an ``amount`` in ``unit``; ``change``: (wave, rate, amount, rng) -> wave."""
 
     kind: str
     amount: float
@@ -162,10 +147,8 @@ def _mp3(wave, sample_rate, kbit, rng):
             f" {soundfile.__libsndfile_version__}: it needs version 1.1 or later and one of"
             f" {', '.join(map(str, rates))} Hz. Run: pip install -U soundfile"
         )
-    level, file = 1 - (kbit - 8) / (160 - 8), io.BytesIO()
-    soundfile.write(
-        file, wave, sample_rate, format="MP3", bitrate_mode="CONSTANT", compression_level=level
-    )
+    file, options = io.BytesIO(), {"compression_level": 1 - (kbit - 8) / (160 - 8)}
+    soundfile.write(file, wave, sample_rate, format="MP3", bitrate_mode="CONSTANT", **options)
     file.seek(0)
     return soundfile.read(file, dtype="float32")[0]
 

@@ -1,12 +1,7 @@
-"""Hand-crafted audio features: the input of the regressors and of the baselines without an encoder.
-
-All levels are absolute, because loudness is a rated quality. The duration of a recording is not
-included: it depends on where a clip was cut.
-"""
+"""Hand-crafted audio features, with absolute levels: loudness is a rated quality."""
 
 from typing import Any
 
-import librosa
 import numpy as np
 import scipy
 from scipy.ndimage import uniform_filter1d
@@ -77,15 +72,16 @@ def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, flo
     of one STFT; of onsets and the level between them; of the slow level curve and of harmony.
 
     Chroma assumes the tuning A4 = 440 Hz. With fewer than two onsets, the inter-onset interval is
-    the duration of the recording.
+    the duration, which is not a feature itself: it depends on where a clip was cut.
 
     Args:
         wave: float32 (n,), checked by ``check_waveform``; ``sample_rate`` at least 12,800 Hz.
 
     Returns:
-        Finite values in the order of `audio_feature_names`; in dB, Hz, seconds, or without unit,
-        according to the name.
+        Finite values in the order of `audio_feature_names`, in the unit that the name states.
     """
+    import librosa  # here: with numba it takes a second, and spectrograms do not need it
+
     feature: Any = librosa.feature
     rate = sample_rate / _HOP  # frames per second
 
@@ -206,6 +202,8 @@ def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, flo
 
 
 def _decibel(power: np.ndarray) -> np.ndarray:
+    import librosa
+
     return librosa.power_to_db(power, ref=1.0, top_db=None)
 
 
@@ -216,11 +214,8 @@ def _banded_db(mel: np.ndarray, bands: int) -> np.ndarray:
 
 def key_fit(pitch_classes: np.ndarray) -> tuple[float, float]:
     """Key clarity and majorness of pitch-class weights (12,) from C: (best correlation, best major
-    - best minor); equal weights have no key and give (0, 0).
-
-    The Krumhansl-Schmuckler key-finding algorithm: Krumhansl (1990), *Cognitive Foundations of
-    Musical Pitch*, chapter 4.
-    """
+    - best minor); equal weights give (0, 0). The Krumhansl-Schmuckler algorithm: Krumhansl (1990),
+    *Cognitive Foundations of Musical Pitch*, chapter 4."""
     spread = pitch_classes - pitch_classes.mean()
     size = np.linalg.norm(spread)
     if size < 1e-9:

@@ -29,22 +29,20 @@ _FULL_SCALE = {"int16": (32_768, 32_767), "float32": (1, 32_767 / 32_768)}
 _UNKNOWN_SIZE = (0, 0xFFFFFFFF)  # data lengths that encoders write to a pipe
 _UNKNOWN_FORMAT = (1, 4)  # libsndfile's error codes for an unknown container or codec
 _NO_LENGTH = 1 << 46  # frames: at least this many mean that the header has no length
+_AGAIN = "Copy or export it again."
 
 
 class Recording:
-    """A recording, decoded once in order, in constant memory.
-
-    Formats: those of libsndfile (WAV of 8 to 32 bits or float, FLAC, OGG, MP3), and those of
-    ffmpeg (M4A, AAC, WMA) if it is installed.
+    """A recording, decoded once in order, in constant memory: formats of libsndfile (WAV, FLAC,
+    OGG, MP3), and of ffmpeg (M4A, AAC, WMA) if it is installed.
 
     Args:
         source: path, or binary file object, which is copied to a temporary file; its exceptions
             pass unchanged.
-        name: the recording's name in messages.
+        name: in messages.
         min_rate: lowest accepted sampling rate in Hz.
 
     Attributes:
-        sample_rate, channels: of the source.
         peak: largest magnitude of the blocks so far, full scale at 1.
 
     Raises:
@@ -76,38 +74,32 @@ class Recording:
         self._frames = self._loudest = 0
         if self.sample_rate < min_rate:
             self._decoder.close()
-            raise InputError(
-                f"{self.name}: recorded at {self.sample_rate:,} Hz; at least {min_rate:,} Hz is"
-                " needed."
-            )
+            rates = f"recorded at {self.sample_rate:,} Hz; at least {min_rate:,} Hz is needed."
+            raise InputError(f"{self.name}: {rates}")
 
     @property
     def seconds(self) -> float:
-        """Duration decoded so far; of the whole recording after the last block."""
+        """Duration decoded so far."""
         return self._frames / self.sample_rate
 
     @property
     def full_scale(self) -> float:
-        """Share of samples decoded so far, over all channels, with a magnitude of 32767/32768 or
-        more."""
+        """Share of samples decoded so far with a magnitude of 32767/32768 or more."""
         return self._loudest / max(self._frames * self.channels, 1)
 
     def blocks(self, sample_rate: int, *, max_seconds: float | None = None) -> Iterator[np.ndarray]:
-        """Decode the recording or its first ``max_seconds``, once: the mean of its channels,
-        resampled by soxr at high quality, in float32 blocks (n,), full scale at 1.
+        """Decode the recording or its first ``max_seconds``: the mean of its channels, resampled
+        by soxr at high quality, in float32 blocks (n,), full scale at 1.
 
         Raises:
-            InputError: truncated, damaged, or refused by `check_waveform`; a short or silent
-                recording is detected after the last block.
+            InputError: truncated, damaged, or, after the last block, short or silent.
         """
         declared = math.inf if self._decoder.declared is None else self._decoder.declared
         limit = math.inf if max_seconds is None else round(max_seconds * self.sample_rate)
-        wanted = min(declared, limit)
-        resampler = None
+        wanted, resampler = min(declared, limit), None
         if sample_rate != self.sample_rate:
-            resampler = soxr.ResampleStream(
-                self.sample_rate, sample_rate, 1, dtype="float32", quality="HQ"
-            )
+            rates = self.sample_rate, sample_rate
+            resampler = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ")
         n, last = 0, False
         try:
             while not last:
@@ -118,7 +110,7 @@ class Recording:
                     raise InputError(
                         f"{self.name}: truncated, the audio ends"
                         f" {(wanted - self._frames) / self.sample_rate:.1f} s before the length it"
-                        f" declares ({wanted / self.sample_rate:.1f} s). Copy or export it again."
+                        f" declares ({wanted / self.sample_rate:.1f} s). {_AGAIN}"
                     )
                 scale, loudest = _FULL_SCALE[samples.dtype.name]
                 if not last and (samples.max() >= loudest or samples.min() <= -loudest):
@@ -144,11 +136,7 @@ class Recording:
 def load(
     source: Source, sample_rate: int = 22_050, *, max_seconds: float | None = None
 ) -> np.ndarray:
-    """The blocks of a `Recording` in one array, float32 (n,), full scale at 1.
-
-    Raises:
-        InputError: see `Recording` and its blocks.
-    """
+    """The blocks of a `Recording` in one array, float32 (n,), full scale at 1."""
     return np.concatenate(list(Recording(source).blocks(sample_rate, max_seconds=max_seconds)))
 
 
@@ -157,7 +145,7 @@ def duration(path: str | Path) -> float:
     rate); a recording without a length there is decoded.
 
     Raises:
-        InputError: missing, not audio, or of a format that needs ffmpeg if ffmpeg is not installed.
+        InputError: missing, not audio, or of a format that needs ffmpeg, which is not installed.
     """
     name = str(path)
     _check_exists(path, name)
@@ -183,11 +171,8 @@ def duration(path: str | Path) -> float:
 
 
 def check_waveform(wave: np.ndarray, sample_rate: int, name: str) -> None:
-    """Refuse a wave float (n,), full scale at 1, that is unusable for rating and training.
-
-    Raises:
-        InputError: empty, shorter than ``MIN_SECONDS``, with NaN or infinity, or silent throughout.
-    """
+    """Raise InputError for a wave float (n,), full scale at 1, that is empty, shorter than
+    `MIN_SECONDS`, silent throughout, or holds NaN or infinity."""
     peak = _peak(wave, 0, sample_rate, name) if len(wave) else 0.0
     _check(len(wave), peak, sample_rate, name)
 
@@ -197,9 +182,7 @@ def _peak(block: np.ndarray, start: int, sample_rate: int, name: str) -> float:
     peak = max(float(block.max()), -float(block.min()))
     if not np.isfinite(peak):  # the maximum of NaN and anything is NaN
         seconds = (start + np.argmin(np.isfinite(block))) / sample_rate
-        raise InputError(
-            f"{name}: holds NaN or infinity, first near {seconds:.2f} s. Export it again."
-        )
+        raise InputError(f"{name}: NaN or infinity, first near {seconds:.2f} s. Export it again.")
     return peak
 
 
@@ -207,33 +190,26 @@ def _check(n: int, peak: float, sample_rate: int, name: str) -> None:
     """Refuse a recording of ``n`` samples that is short or silent."""
     if not n:
         raise InputError(f"{name}: empty, it holds no samples. Record or copy it again.")
-    if n < MIN_SECONDS * sample_rate:
-        raise InputError(
-            f"{name}: {n / sample_rate:.2f} s long. Give a recording of at least {MIN_SECONDS:g} s."
-        )
+    if (seconds := n / sample_rate) < MIN_SECONDS:
+        least = f"Give a recording of at least {MIN_SECONDS:g} s."
+        raise InputError(f"{name}: {seconds:.2f} s long. {least}")
     if peak < 10 ** (SILENCE_DB / 20):
         level = f"peaks at {20 * np.log10(peak):.0f} dBFS" if peak else "holds zeros only"
-        raise InputError(
-            f"{name}: silent, it {level}. Check microphone and level, and record it again."
-        )
+        raise InputError(f"{name}: silent, it {level}. Check microphone and level, record again.")
 
 
 def _check_exists(path: str | Path, name: str) -> None:
     if "://" in str(path):
         raise InputError(f"{name}: an address. Download the recording and name the file.")
     if Path(path).is_dir():
-        raise InputError(
-            f"{name}: a folder without a recording. Name a recording, or a folder that holds some."
-        )
+        raise InputError(f"{name}: a folder without a recording. Name a recording.")
     if not Path(path).is_file():
         raise InputError(f"{name}: no such file. Check the path.")
 
 
 def _unreadable(name: str, reason: str) -> InputError:
-    return InputError(
-        f"{name}: cannot be read as audio ({reason.rstrip('.')}). Give a complete recording, or"
-        " copy it again."
-    )
+    reason = reason.rstrip(".")
+    return InputError(f"{name}: cannot be read as audio ({reason}). Copy or export it again.")
 
 
 # --- Decoders: samplerate, channels, declared (frames or None), next, close ---------------------
@@ -262,7 +238,7 @@ class _Libsndfile(soundfile.SoundFile):
             seconds = self.frames / self.samplerate * (declared - present) / max(present, 1)
             raise InputError(
                 f"{name}: truncated, {declared - present:,} of {declared:,} bytes of audio"
-                f" are missing (about {seconds:.1f} s at the end). Copy or export it again."
+                f" are missing (about {seconds:.1f} s at the end). {_AGAIN}"
             )
 
     def seekable(self) -> bool:
@@ -281,7 +257,7 @@ class _Libsndfile(soundfile.SoundFile):
             seconds = (self.declared - self.tell()) / self.samplerate
             raise InputError(
                 f"{self._recording}: damaged or truncated, {seconds:.1f} s before the length it"
-                f" declares ({error.error_string.rstrip('.')}). Copy or export it again."
+                f" declares ({error.error_string.rstrip('.')}). {_AGAIN}"
             ) from error
 
 
@@ -310,9 +286,7 @@ class _Ffmpeg:
         """float32 (n, channels), fewer frames only at the end, where ffmpeg's error is raised."""
         content = self._sound.read(4 * frames * self.channels)
         if len(content) < 4 * frames * self.channels and (fault := self._fault()):
-            raise InputError(
-                f"{self._name}: damaged or truncated (ffmpeg: {fault}). Copy or export it again."
-            )
+            raise InputError(f"{self._name}: damaged or truncated (ffmpeg: {fault}). {_AGAIN}")
         return np.frombuffer(content, ">f4").astype(np.float32).reshape(-1, self.channels)
 
     def close(self) -> None:

@@ -14,18 +14,11 @@ _MEL_FRAMES = 256  # STFT frames per block: their spectra fit in the CPU cache
 
 
 def log_mel(wave: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
-    """Log-mel spectrogram of the front end's ``kind``: ``slaney`` as in librosa, ``kaldi`` see
-    `fbank`.
+    """Log-mel spectrogram float32 (n_frames, n_mels) in dB, ``10 log10(max(S, amin))``, of a wave
+    float32 (n,) at ``front_end.sample_rate``.
 
-    ``slaney``: power, bands of area 1, frame k centred on sample ``k * hop_length``, zero padding.
-    The difference from librosa 0.11 is less than 1e-3 dB at all levels down to ``amin``: both
-    compute the FFT in double precision.
-
-    Args:
-        wave: float32 (n,) at ``front_end.sample_rate``.
-
-    Returns:
-        float32 (n_frames, n_mels) in dB: ``10 log10(max(S, amin))``.
+    The front end's ``kind``: ``slaney`` is librosa's (power, bands of area 1, frame k centred on
+    sample ``k * hop_length``, zero padding), within 1e-3 dB at all levels; ``kaldi`` see `fbank`.
 
     Raises:
         InputError: unknown kind; with ``kaldi``, a wave shorter than one window.
@@ -36,22 +29,14 @@ def log_mel(wave: np.ndarray, front_end: FrontEnd = FrontEnd()) -> np.ndarray:
 def log_mel_blocks(
     blocks: Iterable[np.ndarray], front_end: FrontEnd = FrontEnd()
 ) -> Iterator[np.ndarray]:
-    """`log_mel` of a wave given in blocks, in the memory of one block; the result is bit-identical
-    for any block sizes. With ``kaldi`` the whole wave is collected first: its mean is removed.
+    """`log_mel` of a wave given in blocks float32 (n,), in the memory of one block: yields
+    consecutive frames float32 (m, n_mels), bit-identical for any block sizes. ``kaldi`` collects
+    the whole wave first: its mean is removed.
 
-    ``slaney`` is three times as fast as librosa: only ``win_length`` samples are multiplied by the
-    window, whose position within the FFT does not change the power; the filter bank is sparse;
-    large arrays are reused, because allocating them can take longer than the FFT. A float32 FFT
-    would be faster, but its error for a quiet band next to a loud one is up to 0.03 dB.
-
-    Args:
-        blocks: float32 (n,) at ``front_end.sample_rate``.
-
-    Yields:
-        float32 (m, n_mels), the consecutive frames of the spectrogram.
-
-    Raises:
-        InputError: as `log_mel`.
+    Three times as fast as librosa: only ``win_length`` samples are multiplied by the window, whose
+    position within the FFT does not change the power; the filter bank is sparse; large arrays are
+    reused. A float32 FFT would be faster, but its error for a quiet band next to a loud one is up
+    to 0.03 dB.
     """
     if front_end.kind == "kaldi":
         yield fbank(np.concatenate(list(blocks)), front_end) * np.float32(10 / np.log(10))
@@ -103,31 +88,25 @@ def log_mel_blocks(
 
 def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
     """Kaldi's log filter bank with the settings of AST (Gong et al. 2021, ``dataloader.py``): no
-    dither, no energy.
+    dither, no energy; float32 (n_frames, n_mels), natural logarithm of ``max(energy, amin)``.
 
     The clip's mean is removed. Only complete windows are used; frame k starts at sample ``k *
     hop_length``. Per window: mean removal, pre-emphasis 0.97 (the first sample is its own
     predecessor), a symmetric Hann window, and the power spectrum through `kaldi_mel_bank`. All is
-    float32 as in ``torchaudio.compliance.kaldi.fbank``, except FFT and sums. The remaining
-    difference is the rounding in torchaudio's float32 FFT: nine values of ten agree within 1e-5; a
-    band some 70 dB below the loudest of its frame may differ by 3e-4 (1.3e-3 dB), no more than
+    float32 as in ``torchaudio.compliance.kaldi.fbank``, except FFT and sums: nine values of ten
+    agree within 1e-5; a band 70 dB below the loudest of its frame may differ by 3e-4, no more than
     torchaudio differs between machines.
 
     Args:
         wave: float32 (n,) at ``front_end.sample_rate``, full scale at 1.
-
-    Returns:
-        float32 (n_frames, n_mels): natural logarithm of ``max(energy, amin)``.
 
     Raises:
         InputError: shorter than one window.
     """
     size = front_end.win_length
     if len(wave) < size:
-        raise InputError(
-            f"{len(wave)} samples are shorter than one window of {size}"
-            f" ({1000 * size / front_end.sample_rate:.0f} ms). Give a longer recording."
-        )
+        window = f"one window of {size} ({1000 * size / front_end.sample_rate:.0f} ms)"
+        raise InputError(f"{len(wave)} samples are shorter than {window}. Give more.")
     phase = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / (size - 1))
     window = np.float32(0.5) - np.float32(0.5) * np.cos(phase.astype(np.float64)).astype(np.float32)
     bank = _sparse(kaldi_mel_bank, front_end)
@@ -208,12 +187,8 @@ def _sparse(bank: Callable[[FrontEnd], np.ndarray], front_end: FrontEnd) -> scip
 
 
 def quantize(log_mel: np.ndarray, front_end: FrontEnd = FrontEnd()) -> tuple[np.ndarray, float]:
-    """Levels in dB to uint8 codes in steps of ``front_end.step_db`` from ``front_end.floor_db``.
-
-    Returns:
-        Codes of the same shape, and the share of values above the range, which are clipped. Values
-        below the range are inaudible and set to ``floor_db``.
-    """
+    """Levels in dB to uint8 codes in steps of ``front_end.step_db`` from ``front_end.floor_db``,
+    and the share of values above the range, which are clipped, as are those below."""
     codes = log_mel - np.float32(front_end.floor_db)
     codes /= np.float32(front_end.step_db)
     np.rint(codes, out=codes)

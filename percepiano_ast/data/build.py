@@ -328,7 +328,7 @@ def build(job: Job, contents: Contents, work: Work) -> None:
     if work.max_bad is not None and len(bad) > work.max_bad:
         raise RunFailed(
             f"{len(bad)} unusable recordings, {work.max_bad} allowed; the reasons are in"
-            f" {job.directory}/skipped.csv. Finished shards are kept: run again with --max-bad"
+            f" {job.directory}/skipped.csv. Finished shards are kept: run again with --max-errors"
             f" {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
         )
 
@@ -543,6 +543,6 @@ def copy_shards(source: Path, target: Path, log: Callable[[str], None] = print) 
     known = read_manifest(source)["files"]
     (target / MANIFEST).unlink(missing_ok=True)
     advice = "Check it with `percepiano preprocess --verify`."
-    files.copy_verified(known, source, target, advice, log)
+    files.copy_verified(known, source, target, advice)
     files.write_atomic(target / MANIFEST, (source / MANIFEST).read_bytes())
     return target

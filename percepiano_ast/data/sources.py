@@ -1,8 +1,5 @@
-"""Recordings in a zip archive or a folder, here or at ``https://`` and ``gs://``, and the table
-that lists them.
-
-MAESTRO's archive has 108 GB, more than most free disks: it is read by ranges, one member at a time.
-"""
+"""Recordings in a zip archive (local, ``https://`` or ``gs://``, read by ranges: MAESTRO's has 108
+GB) or in a folder, and the table that lists them."""
 
 import contextlib
 import http.client
@@ -10,7 +7,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
-import tenacity
 
 from percepiano_ast import audio, files
 from percepiano_ast.errors import InputError, RunFailed
@@ -72,8 +67,8 @@ class Folder:
 
     def __init__(self, where: str):
         self.where, self._path = where, Path(where)
-        found = (path for path in sorted(self._path.rglob("*")) if path.is_file())
-        self.names = [path.relative_to(self._path).as_posix() for path in found]
+        paths = (path for path in sorted(self._path.rglob("*")) if path.is_file())
+        self.names = [path.relative_to(self._path).as_posix() for path in paths]
 
     def size(self, name: str) -> int:
         """Bytes of a file, 0 if it is missing."""
@@ -104,13 +99,11 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
-            raise InputError(
-                f"{where} is not a complete zip archive ({error}). Download it again."
-            ) from error
+            message = f"{where} is not a complete zip archive ({error}). Download it again."
+            raise InputError(message) from error
         except OSError as error:
-            raise InputError(
-                f"cannot open {where} ({error}). Give another address or a local copy."
-            ) from error
+            message = f"cannot open {where} ({error}). Give another address or a local copy."
+            raise InputError(message) from error
         self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
         self.names = list(self._members)
         # A member ends at the start of the next one, or of the central directory.
@@ -135,16 +128,12 @@ class Archive:
         info = self._members[name]
         if self.remote:
             self.remote.stop = self._stops[info.header_offset]
-        once_more = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(2),
-            retry=tenacity.retry_if_exception_type(Damaged),
-            reraise=True,
-        )
-        with tempfile.TemporaryDirectory(prefix="percepiano_") as folder:
-            path = Path(folder) / PurePosixPath(name).name
-            for attempt in once_more:
-                with attempt:
-                    self._copy(info, path)
+        with files.scratch_folder() as folder:
+            path = folder / PurePosixPath(name).name
+            try:
+                self._copy(info, path)
+            except Damaged:
+                self._copy(info, path)
             yield path
 
     def _copy(self, info: zipfile.ZipInfo, path: Path) -> None:
@@ -156,9 +145,8 @@ class Archive:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise Damaged(f"{info.filename} is damaged in {self.where}: {error}") from error
         except NotImplementedError as error:  # a compression method that this Python lacks
-            raise InputError(
-                f"{info.filename} cannot be read from {self.where}: {error}"
-            ) from error
+            message = f"{info.filename} cannot be read from {self.where}: {error}"
+            raise InputError(message) from error
 
 
 def open_source(where: str) -> Archive | Folder:
@@ -171,19 +159,16 @@ def open_source(where: str) -> Archive | Folder:
     if "://" in where or path.is_file():
         return Archive(where)
     if not path.is_dir():
-        raise InputError(
-            f"{where!r}: no such archive or folder of recordings. Give a path, https:// or gs://"
-            " address."
-        )
+        advice = "Give a path, https:// or gs:// address."
+        raise InputError(f"{where!r}: no such archive or folder of recordings. {advice}")
     return Folder(where)
 
 
 class RemoteFile(io.RawIOBase):
     """A file at ``https://``, ``http://`` or ``gs://``, read by ranges after `files.retrying`; a
-    request that broke off is continued with the first byte that is missing.
+    request that broke off continues with the first missing byte.
 
     Attributes:
-        size: bytes.
         stop: no request exceeds this position.
         fetched: bytes received.
 
@@ -194,8 +179,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, where: str):
-        self.where, self.fetched, self._position = where, 0, 0
-        self.size = 0
+        self.where, self.size, self.fetched, self._position = where, 0, 0, 0
         self._version: dict[str, str] = {}  # as the first response states it
         self._credentials: Any = None
         self._advice = "Give a public address"
@@ -208,10 +192,8 @@ class RemoteFile(io.RawIOBase):
             # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
             self.url = urllib.parse.quote(where, safe="%/:=&?~#+!$,;'@()*[]")
         else:
-            raise InputError(
-                f"cannot read {where!r}: give an address that starts with https://, http:// or"
-                " gs://BUCKET/OBJECT"
-            )
+            kinds = "https://, http:// or gs://BUCKET/OBJECT"
+            raise InputError(f"cannot read {where!r}: give an address that starts with {kinds}")
         self.stop = 1
         self.readinto(bytearray(1))  # learns the size
         self.stop = self.size
@@ -254,19 +236,16 @@ class RemoteFile(io.RawIOBase):
                     f"{self.where} does not respond: {error}, {files.ATTEMPTS} times in a row. Run"
                     " again later, or give a copy on disk."
                 ) from error
-            advice = {
-                401: self._advice,
-                403: self._advice,
-                416: "Check the file, which is empty or became shorter",
-            }.get(getattr(error, "code", 0), "Check the address")
-            raise self._failure(f"cannot read {self.where}: {error}. {advice}") from error
+            advice = {401: self._advice, 403: self._advice}
+            advice[416] = "Check the file, which is empty or became shorter"
+            found = advice.get(getattr(error, "code", 0), "Check the address")
+            raise self._failure(f"cannot read {self.where}: {error}. {found}") from error
         return max(stop - start, 0)
 
     def _request(self, start: int, stop: int) -> http.client.HTTPResponse:
         headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
         request = urllib.request.Request(self.url, headers=headers)
-        if self._credentials:
-            # not sent to the targets of redirects
+        if self._credentials:  # not sent to the targets of redirects
             request.add_unredirected_header("Authorization", f"Bearer {self._token()}")
         try:
             answer = urllib.request.urlopen(request, timeout=files.TIMEOUT)
@@ -283,23 +262,18 @@ class RemoteFile(io.RawIOBase):
         return answer
 
     def _check(self, answer: http.client.HTTPResponse, start: int) -> None:
-        """Raise unless a response has the bytes that were asked for, of the file that was
-        opened."""
+        """Raise unless a response has the requested bytes of the file that was opened."""
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
         if answer.status != 206 or not found:
             raise self._failure(
                 f"{self.where} cannot be read by ranges (its server returns {answer.status} for a"
                 " range request). Give another address"
             )
-        version = {"bytes": found[2]}
-        version |= {
-            name: answer.headers[name]
-            for name in ("ETag", "Last-Modified")
-            if name in answer.headers
-        }
+        version = {mark: answer.headers[mark] for mark in ("ETag", "Last-Modified")}
+        version = {"bytes": found[2], **version}
         # Servers behind one address may report different dates for a file; the ETag identifies it.
-        for mark in ("bytes", "ETag", "Last-Modified"):
-            now, before = version.get(mark), self._version.get(mark)
+        for mark, now in version.items():
+            before = self._version.get(mark)
             if now and before and now != before:
                 raise Unreachable(
                     f"{self.where} changed while it was read ({mark} {now}, was {before}). Start"
@@ -316,9 +290,8 @@ class RemoteFile(io.RawIOBase):
         return kind(f"{message}, or give a copy on disk.")
 
     def _log_in(self) -> bool:
-        """Whether there are Google credentials that have not been tried. Files are read without
-        them first: a Colab runtime without a login has invalid ones, with which Google refuses
-        public files."""
+        """Whether there are Google credentials that have not been tried. Public files are read
+        without: with the invalid ones of a Colab runtime without a login, Google refuses them."""
         if not self.where.startswith("gs://") or self._credentials:
             return False
         try:
@@ -326,10 +299,8 @@ class RemoteFile(io.RawIOBase):
         except ImportError:  # it comes with gcsfs
             self._advice = "Without gcsfs only public files can be read: install gcsfs"
             return False
-        self._advice = (
-            "Log in (on Colab google.colab.auth.authenticate_user(), elsewhere"
-            " GOOGLE_APPLICATION_CREDENTIALS)"
-        )
+        colab = "on Colab google.colab.auth.authenticate_user()"
+        self._advice = f"Log in ({colab}, elsewhere GOOGLE_APPLICATION_CREDENTIALS)"
         with contextlib.suppress(google.auth.exceptions.GoogleAuthError):
             scope = "https://www.googleapis.com/auth/devstorage.read_only"
             self._credentials, _ = google.auth.default(scopes=[scope])
@@ -345,9 +316,8 @@ class RemoteFile(io.RawIOBase):
         except TransportError as error:
             raise ConnectionError(f"no access token: {error}") from error
         except GoogleAuthError as error:
-            raise self._failure(
-                f"cannot read {self.where}: no access token ({error}). {self._advice}"
-            ) from error
+            message = f"cannot read {self.where}: no access token ({error}). {self._advice}"
+            raise self._failure(message) from error
         return self._credentials.token
 
 
@@ -356,13 +326,9 @@ class RemoteFile(io.RawIOBase):
 
 @dataclass(frozen=True)
 class Table:
-    """Recordings of a source.
-
-    Attributes:
-        rows: ``COLUMNS``, ordered by file name; ``duration`` in seconds.
-        root: folder within the source that file names are relative to, empty or with a final slash.
-        refused: unusable recordings, with the reason.
-    """
+    """Recordings of a source: ``rows`` of `COLUMNS`, ordered by file name, ``duration`` in seconds;
+    ``root``, the folder that file names are relative to, empty or with a final slash; ``refused``,
+    unusable recordings with the reason."""
 
     rows: pd.DataFrame
     root: str
@@ -379,11 +345,8 @@ def read_table(source: Archive | Folder) -> Table:
         InputError: no table and no recordings, more than one table, or not MAESTRO's columns and
             values.
     """
-    tables = [
-        name
-        for name in source.names
-        if name.endswith(".csv") and name.count("/") <= isinstance(source, Archive)
-    ]
+    depth = isinstance(source, Archive)  # an archive may have one folder at the top
+    tables = [name for name in source.names if name.endswith(".csv") and name.count("/") <= depth]
     if not tables and isinstance(source, Folder):
         return _table_of_folder(source)
     if len(tables) != 1:
@@ -399,36 +362,31 @@ def read_table(source: Archive | Folder) -> Table:
     try:
         rows = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{label} is not a readable CSV table ({error}). Download it again."
-        ) from error
-    if missing := [column for column in COLUMNS if column not in rows]:
-        raise InputError(
-            f"{label} lacks the columns {', '.join(missing)}. Use the columns of MAESTRO v3."
-        )
+        message = f"{label} is not a readable CSV table ({error}). Download it again."
+        raise InputError(message) from error
+    if missing := ", ".join(column for column in COLUMNS if column not in rows):
+        raise InputError(f"{label} lacks the columns {missing}. Use the columns of MAESTRO v3.")
     if rows.empty:
         raise InputError(f"{label} lists no recordings. Download it again.")
     numbers = rows[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
     for column in [column for column in (*text, "year", "duration") if column != "midi_filename"]:
         bad = (numbers if column in numbers else rows)[column].isna()
         if bad.any():
-            raise InputError(
-                f"{label}, line {bad.idxmax() + 2}: {column} is {rows[column][bad.idxmax()]!r}."
-                " Correct the value."
-            )
+            row = bad.idxmax()
+            value = f"{column} is {rows[column][row]!r}"
+            raise InputError(f"{label}, line {row + 2}: {value}. Correct the value.")
     if unknown := sorted(set(rows["split"]) - set(SPLITS)):
         raise InputError(f"{label}: unknown split {unknown[0]!r}. Use one of: {', '.join(SPLITS)}.")
     listed = rows["audio_filename"]
     if (repeated := listed.duplicated()).any():
-        raise InputError(
-            f"{label} lists {listed[repeated].iloc[0]} twice. Keep one line per recording."
-        )
+        twice = listed[repeated].iloc[0]
+        raise InputError(f"{label} lists {twice} twice. Keep one line per recording.")
     # Unsafe names, rows without a file, files without a row.
     rows = rows.sort_values("audio_filename", ignore_index=True)
-    listed, root, there = rows["audio_filename"], name[: name.rfind("/") + 1], set(source.names)
+    listed, root, present = rows["audio_filename"], name[: name.rfind("/") + 1], set(source.names)
     refused = {name: what for name in listed if (what := unsafe(name))}
     for name in listed:
-        if name not in refused and root + name not in there:
+        if name not in refused and root + name not in present:
             refused[name] = f"{name} is listed but not in {source.where}"
     known = {root + name for name in listed}
     strays = (name for name in source.names if is_audio(name) and name not in known)
@@ -456,17 +414,15 @@ def _table_of_folder(source: Folder) -> Table:
         else:
             rows.append((path.parent.name or "own recording", path.stem, "", 0, "", name, seconds))
     if not rows:
-        raise InputError(
-            f"none of the {len(names)} recordings in {source.where} can be read;"
-            f" {next(iter(refused.values()))}"
-        )
+        what = f"none of the {len(names)} recordings in {source.where} can be read"
+        raise InputError(f"{what}; {next(iter(refused.values()))}")
     table = pd.DataFrame(rows, columns=COLUMNS)
     # A tenth for validation and a tenth for test, at least one of each if there are three or more.
     # With three or more folders, recordings of a folder share a split: takes of one piece are often
     # in one folder.
     folders = table["audio_filename"].map(lambda name: Path(name).parent.as_posix())
     groups = folders if folders.nunique() >= 3 else table["audio_filename"]
-    ordered = sorted(groups.unique(), key=_order)
+    ordered = sorted(groups.unique(), key=files.sha256_of)  # random, independent of other names
     tenth = max(len(ordered) // 10, 1)
     split = dict.fromkeys(ordered, "train")
     if len(ordered) >= 2:
@@ -478,28 +434,16 @@ def _table_of_folder(source: Folder) -> Table:
     return Table(table, "", files.sha256_of(sizes)[:16], refused, OWN_LICENCE)
 
 
-def _order(name: str) -> str:
-    """A sort key for a random but fixed order, independent of other names."""
-    return files.sha256_of(name)
-
-
 def limited(rows: pd.DataFrame, hours: float) -> pd.DataFrame:
-    """About ``hours`` of the recordings, in proportion to the splits, at least one recording of
-    each.
-
-    The random choice is fixed: a higher limit includes all recordings of a lower one.
-
-    Raises:
-        InputError: ``hours`` of 0 or less.
-    """
+    """About ``hours`` of the recordings, in proportion to the splits, at least one of each; a
+    higher limit includes all recordings of a lower one. InputError: ``hours`` of 0 or less."""
     if hours <= 0:
-        raise InputError(
-            f"a limit of {hours:g} hours selects no recordings. Give more, or 0 for no limit."
-        )
+        advice = "Give more, or 0 for no limit."
+        raise InputError(f"a limit of {hours:g} hours selects no recordings. {advice}")
     share = hours * 3600 / rows["duration"].sum()
-    kept = []
+    parts = []
     for _, part in rows.groupby("split", sort=False):
-        part = part.sort_values("audio_filename", key=lambda names: names.map(_order))
+        part = part.sort_values("audio_filename", key=lambda names: names.map(files.sha256_of))
         before = part["duration"].cumsum() - part["duration"]
-        kept.append(part[before < share * part["duration"].sum()])
-    return pd.concat(kept).sort_index()
+        parts.append(part[before < share * part["duration"].sum()])
+    return pd.concat(parts).sort_index()

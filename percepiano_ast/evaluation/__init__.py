@@ -33,12 +33,8 @@ def evaluate(
 ) -> dict[str, pd.DataFrame]:
     """Every table of results by name; the report writes each as a CSV.
 
-    A table is empty where it does not apply: one model, one seed, no uncertainty; ``ceiling_share``
-    needs a noise ceiling. ``summary`` and ``differences`` have one row per model or pair, for any
-    number of seeds.
-
-    Raises:
-        InputError: see ``predictions.validate_predictions``; runs may be partial.
+    Runs may be partial. A table is empty where it does not apply (one model, one seed, no
+    uncertainty); ``ceiling_share`` needs a noise ceiling. Raises as `validate_predictions`.
     """
     found = runs(predictions, index)
     values = metrics.metric_table(found)
@@ -66,15 +62,12 @@ def evaluate(
 
 def remarks(predictions: pd.DataFrame, index: pd.DataFrame, values: pd.DataFrame) -> list[str]:
     """Caveats about these predictions, one sentence each: runs of a single fold, segments too small
-    for within-segment metrics, and constant predictions.
-
-    Args:
-        values: the table ``metrics``.
-    """
+    for within-segment metrics, and (from the table ``metrics``) constant predictions."""
     found: dict[str, list[str]] = {}
     for run in runs(predictions, index):
-        lines, humans = [], run.take(run.human)
-        for scope, part in (("within_segment", run), ("within_segment_humans", humans)):
+        lines = []
+        for scope in ("within_segment", "within_segment_humans"):
+            part = run.take(run.human) if "humans" in scope else run
             names, sizes = np.unique(part.segment, return_counts=True)
             if len(small := names[sizes < MIN_IN_SEGMENT]):
                 lines.append(

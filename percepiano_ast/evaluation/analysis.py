@@ -11,20 +11,18 @@ from percepiano_ast.evaluation.compare import model_pairs
 from percepiano_ast.evaluation.metrics import by_group, estimate_rows, without_each_group
 from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, RUN, SCOPES, RunPredictions
 
-# One standard error of the difference of two mean ratings of PercePiano: ratings of one clip have
-# an SD of 1.27 on the 7-point scale (mean over dimensions), and a clip has 12. Pairs that differ by
-# more are in their true order more than five times in six.
+# One standard error of the difference of two mean ratings of PercePiano (SD of 1.27 on the 7-point
+# scale, 12 raters). Pairs that differ by more are in their true order more than five times in six.
 MIN_DIFFERENCE = 0.074
 SHARES = (0.5, 0.8, 0.95)  # nominal coverage of the intervals of a prediction
 PARTS = ("noise", "passage", "player", "clip")  # sum to ``all`` except for the overall bias
-FEW_SHOT_COLUMNS = ["dimension", "clips", "groups", "r", "low", "high", "r_within_groups", "mae"]
-FEW_SHOT_COLUMNS += ["mae_of_mean"]
+FEW_SHOT_COLUMNS = "dimension clips groups r low high r_within_groups mae mae_of_mean".split()
 FEW_GROUPS = 10
 
 _NAMES = [*KEYS, "mean"]
 
 
-# ---------------------------------------------------------------- contrasts within a run
+# --- Contrasts within a run -----------------------------------------------------------------------
 
 
 def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
@@ -40,20 +38,14 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
             for metric, values in without_each_group(run.take(chosen), "overall").items():
                 facts = {"part": part, "metric": metric}
                 tables.append(estimate_rows(run, facts, values, intervals.SCALES[metric]))
-        groups = []
-        gaps: dict[str, list[np.ndarray]] = {"rating": [], "prediction": []}
-        for segment in np.unique(run.segment):
-            here = run.segment == segment
-            human, other = run.take(here & run.human), run.take(here & ~run.human)
-            if len(human.clip) and len(other.clip):
-                groups.append(human.content_group[0])
-                for name, gap in gaps.items():
-                    gap.append(
-                        getattr(human, name).mean(axis=0) - getattr(other, name).mean(axis=0)
-                    )
-        for metric, gap in gaps.items():
-            values = np.reshape(gap, (-1, len(KEYS)))
-            means = group_means(np.array(groups, object), values, mean=True)
+        numbers = pd.DataFrame(np.column_stack([run.rating, run.prediction]))
+        human, deadpan = (
+            numbers[part].groupby(run.segment[part]).mean() for part in (run.human, ~run.human)
+        )
+        gap = (human - deadpan).dropna(how="all")  # of segments with both
+        groups = pd.Series(run.content_group, run.segment).groupby(level=0).first()[gap.index]
+        for metric, values in zip(("rating", "prediction"), np.hsplit(gap.to_numpy(), 2)):
+            means = group_means(groups.to_numpy(), values, mean=True)
             facts = {"part": "gap", "metric": metric}
             tables.append(estimate_rows(run, facts, means, names=_NAMES))
     return pd.concat(tables, ignore_index=True)
@@ -63,29 +55,24 @@ def pairwise_accuracy(
     runs: list[RunPredictions], min_difference: float = MIN_DIFFERENCE
 ) -> pd.DataFrame:
     """Share of pairs of performances of one segment whose predictions are in the order of their
-    ratings.
+    ratings: ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``.
 
-    Columns ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``. Pairs with
-    equal ratings, or ratings that differ by less than ``min_difference`` (computed for this and for
-    0), are excluded: their order is noise of the raters. Equal predictions count as 0.5.
+    Pairs with equal ratings, or ratings that differ by less than ``min_difference`` (computed for
+    this and for 0), are excluded: their order is noise of the raters. Equal predictions count as
+    0.5.
 
     Raises:
         InputError: ``min_difference`` is not a number from 0 to 1.
     """
     if not 0 <= min_difference < 1:
         raise InputError(
-            f"the minimum difference is {min_difference}; give a number from 0 to 1 in units of the"
-            " ratings."
+            f"the minimum difference is {min_difference}; give a rating difference from 0 to 1."
         )
     tables = []
     for run in runs:
         for scope in ("within_segment", "within_segment_humans"):
             part = run.take(run.human) if "humans" in scope else run
-            chosen = [np.zeros((2, 0), int)]
-            for segment in np.unique(part.segment):
-                rows = np.flatnonzero(part.segment == segment)
-                chosen.append(rows[np.stack(np.triu_indices(len(rows), 1))])
-            one, other = np.concatenate(chosen, axis=1)
+            one, other = np.nonzero(np.triu(part.segment[:, None] == part.segment, 1))
             # Means of equal ratings can differ by rounding.
             rated, predicted = (
                 np.round(values[one] - values[other], 9)
@@ -104,12 +91,11 @@ def pairwise_accuracy(
 
 
 def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataFrame:
-    """Pearson's r as a share of the noise ceiling:
-    ``model,protocol,seed,scope,ceiling,dimension,value,low,high``.
+    """Pearson's r as a share of the noise ceiling, (19 dimensions, scopes), which is taken as
+    exact: ``model,protocol,seed,scope,ceiling,dimension,value,low,high``.
 
-    The intervals treat the ceiling, (19 dimensions, scopes), as exact. Where it is 0, the ratings
-    carry no reliable signal: the share is NaN and the dimension is excluded from the mean, which is
-    mean r divided by the mean ceiling.
+    The mean is mean r divided by the mean ceiling. Where the ceiling is 0, the share is NaN and the
+    dimension is excluded from the mean.
     """
     tables = []
     for run in runs:
@@ -128,30 +114,26 @@ def ceiling_share(runs: list[RunPredictions], ceiling: pd.DataFrame) -> pd.DataF
 def group_means(
     groups: np.ndarray, values: np.ndarray, counts: np.ndarray | None = None, mean: bool = False
 ) -> np.ndarray:
-    """Mean of ``values`` (n, columns), weighted by ``counts``: over all content groups, then
-    without each group, (1 + groups, columns); NaN where the count is 0. ``mean`` appends the mean
-    over columns."""
+    """Mean of ``values`` (n, columns), weighted by ``counts``, over all content groups, then
+    without each, (1 + groups, columns); NaN where the count is 0. ``mean`` appends the mean."""
     counts = np.ones_like(values) if counts is None else counts
     total, count = intervals.leave_one_out(by_group(groups, np.stack([values, counts])))
     means = total / np.where(count > 0.5, count, np.nan)
     return np.column_stack([means, means.mean(axis=1)]) if mean else means
 
 
-# ---------------------------------------------------------------- calibration of the uncertainty
+# --- Calibration of the uncertainty ---------------------------------------------------------------
 
 
 def calibration(runs: list[RunPredictions]) -> pd.DataFrame:
-    """``model,protocol,seed,metric,dimension,value,low,high`` of the runs with an uncertainty.
-
-    Each prediction is a normal distribution with the uncertainty as its standard deviation. The
-    rating is the mean of about a dozen raters and is noisy itself: a model certain of the true
-    value appears overconfident.
+    """``model,protocol,seed,metric,dimension,value,low,high`` of the runs with an uncertainty, the
+    standard deviation of a normal prediction.
 
     Metrics: ``coverage_50``, ``coverage_80``, ``coverage_95`` (share of ratings inside the central
     interval), ``error_correlation`` (Pearson's r of the absolute error and the uncertainty),
     ``crps`` (in the unit of the ratings, like MAE) and ``nll`` (NaN where an uncertainty is 0).
     """
-    tables, columns = [], [*RUN, "metric", "dimension", "value", "low", "high"]
+    tables = [pd.DataFrame(columns=[*RUN, "metric", "dimension", "value", "low", "high"])]
     for run in runs:
         if not np.isfinite(run.uncertainty).all():
             continue
@@ -170,7 +152,7 @@ def calibration(runs: list[RunPredictions]) -> pd.DataFrame:
         for name, (values, scale) in found.items():
             values = metrics.with_means(values)
             tables.append(estimate_rows(run, {"metric": name}, values, scale))
-    return pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
+    return pd.concat(tables[1:] or tables, ignore_index=True)
 
 
 def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
@@ -186,12 +168,11 @@ def crps(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) ->
 
 
 def nll(rating: np.ndarray, prediction: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-    """Negative log likelihood (natural logarithm) of normal predictions, elementwise; NaN where the
-    uncertainty is 0."""
+    """Negative log likelihood of normal predictions, elementwise; NaN for an uncertainty of 0."""
     return -stats.norm.logpdf(rating, prediction, np.where(uncertainty > 0, uncertainty, np.nan))
 
 
-# ---------------------------------------------------------------- errors
+# --- Errors ---------------------------------------------------------------------------------------
 
 
 def error_components(
@@ -201,9 +182,9 @@ def error_components(
     the ratings' variance; and a row ``mean``.
 
     Variance components of a two-way analysis of variance without interaction (Searle, Casella and
-    McCulloch 1992, chapter 4): the mean error of each content group, then the additional error of
-    each player, then the remainder. Its irreducible part is the noise of the mean rating, 1 -
-    ceiling squared. A part without a ceiling or players in the index is 0, its share in ``clip``.
+    McCulloch 1992, chapter 4): the mean error of each content group, the additional error of each
+    player, the noise of the mean rating (1 - ceiling squared), and the rest, ``clip``. Without a
+    ceiling or players in the index that part is 0.
     """
     players = index.set_index("clip")["player"].astype(str) if "player" in index else None
     noise = np.zeros(len(KEYS))
@@ -237,14 +218,12 @@ def error_components(
 
 def shared_errors(runs: list[RunPredictions]) -> pd.DataFrame:
     """``protocol,seed,model_a,model_b,correlation``: correlation of the errors of two runs on their
-    common clips, mean over dimensions. Near 1, the models do not complement each other."""
+    common clips, mean over dimensions."""
     rows = []
     for a, b in model_pairs(runs):
         _, ours, theirs = np.intersect1d(a.clip, b.clip, return_indices=True)
         x, y = _standardised_errors(a)[ours], _standardised_errors(b)[theirs]
-        x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-        with np.errstate(invalid="ignore"):
-            r = (x * y).sum(axis=0) / np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
+        r = metrics.pearson_without_each_group(a.content_group[ours], x, y)[0]
         rows.append([*a.name[1:], a.model, b.model, float(np.mean(r))])
     return pd.DataFrame(rows, columns=["protocol", "seed", "model_a", "model_b", "correlation"])
 
@@ -271,22 +250,17 @@ def _standardised_errors(run: RunPredictions) -> np.ndarray:
     return (run.prediction - run.rating) / run.rating.std(axis=0)
 
 
-# ---------------------------------------------------------------- custom ratings: few clips
+# --- Custom ratings: few clips --------------------------------------------------------------------
 
 
 def few_shot_table(predictions: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
-    """``FEW_SHOT_COLUMNS`` of held-out predictions of custom ratings, one row per dimension.
+    """``FEW_SHOT_COLUMNS`` of the held-out predictions of one run, of any dimensions and units, one
+    row per dimension; NaN where undefined.
 
-    ``r`` is Pearson's r over all held-out clips, ``low`` and ``high`` its 95 % interval over
-    ``groups``; ``r_within_groups`` is r of ratings and predictions centred on the mean of their
-    group, over groups of at least `MIN_IN_SEGMENT` clips; ``mae`` is the mean absolute error,
-    ``mae_of_mean`` that of the mean rating of the other folds. That baseline has no r: it is always
-    below 0, because holding out a highly rated fold lowers the mean of the others. NaN where
-    undefined: a constant prediction, an interval from fewer than two groups.
-
-    Args:
-        predictions: of one run, in `predictions.COLUMNS`; any dimensions and units.
-        index: of the clips, with ``clip, segment, content_group, human``.
+    ``low`` and ``high`` are the interval of Pearson's ``r`` over ``groups``; ``r_within_groups`` is
+    r of values centred on the mean of their group, over groups of at least `MIN_IN_SEGMENT` clips;
+    ``mae`` is the mean absolute error, ``mae_of_mean`` that of the mean rating of the other folds
+    (whose r would be below 0: holding out a highly rated fold lowers the mean of the others).
     """
     names = list(predictions["dimension"].unique())
     wide = predictions.pivot(index="clip", columns="dimension", values=["rating", "prediction"])
@@ -324,20 +298,17 @@ def few_shot_remarks(result: pd.DataFrame, index: pd.DataFrame) -> list[str]:
     lines += [f"{len(better)} of {n} dimensions {mean}: {', '.join(better) or 'none'}."]
     if groups < FEW_GROUPS:
         lines.append(
-            f"{clips} clips in {groups} groups: with so few groups an interval may be too narrow by"
-            " chance, and one more group may change it."
+            f"{clips} clips in {groups} groups: with so few an interval may be too narrow by chance"
         )
     if len(below := names[result["high"] < 0]):
         lines.append(
             f"{', '.join(below)}: the interval of r is below 0, an artefact of cross-validation"
-            " with few groups. Holding out a highly rated group lowers the mean of the training"
-            " clips."
+            " with few groups."
         )
     for name in names[result["r"].isna()]:
         lines.append(f"{name}: r is undefined because the predictions are constant.")
     if few := int((index["content_group"].value_counts() < MIN_IN_SEGMENT).sum()):
         lines.append(
-            f"{few} groups have fewer than {MIN_IN_SEGMENT} clips and are excluded from"
-            " r_within_groups."
+            f"{few} groups have fewer than {MIN_IN_SEGMENT} clips, excluded from r_within_groups."
         )
     return lines

@@ -1,25 +1,22 @@
 """Comparison of models: paired permutation tests, training seeds as a random factor, and one row
 per model or pair for the report.
 
-Permutation test: under the null hypothesis the predictions of two models for a content group are
-exchangeable. Entire groups are exchanged, because the clips of a group are not independent.
-Correlations do not depend on the scale of a prediction, so predictions are standardised (or ranked)
-first. The difference is divided by its jackknife error; without this the test is anticonservative
-(Chung & Romano 2013).
+Under the null hypothesis the predictions of two models for a content group are exchangeable; entire
+groups are exchanged, because the clips of a group are not independent. Predictions are standardised
+(or ranked) first, and the difference is divided by its jackknife error; without this the test is
+anticonservative (Chung & Romano 2013).
 
 Level, simulated with PercePiano's 47 group sizes (two models with true r of 0.6, 7,600 pairs each):
-p is below 0.05 in 5.4, 4.9 and 5.4 % if ratings and both models' errors have a within-group
-correlation of 0, 0.2 and 0.5. Models of equal r whose errors are clustered unequally are not
-exchangeable, and p is too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0). A p near 0.05
-between very different models is weak evidence. Intervals of the difference include 0 in 94.5, 95.9,
-96.3, 94.7 and 91.9 %.
+p is below 0.05 in 4.9 to 5.4 % if both models' errors have the same within-group correlation (0,
+0.2 or 0.5). Models of equal r whose errors are clustered unequally are not exchangeable, and p is
+too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0).
 
 Seeds: the variances of the two sources of error add, the jackknife variance of the mean over seeds
 (content groups) and the variance between seeds divided by their number.
 """
 
 from importlib import resources
-from itertools import combinations, product
+from itertools import combinations, groupby, product
 
 import numpy as np
 import pandas as pd
@@ -33,19 +30,17 @@ from percepiano_ast.evaluation.predictions import SCOPES, RunPredictions
 POWER = 0.8
 _CELL = ["scope", "metric", "dimension"]
 _MODEL, _PAIR = ["model", "protocol"], ["model_a", "model_b", "protocol"]
-_INTERVAL, _P = ["low", "high"], ["p", "p_holm"]
-TEST_COLUMNS = [*_PAIR, "seed", *_CELL, "difference", *_INTERVAL, *_P]
-TEST_COLUMNS += ["effect", "cohens_q", "detectable"]
-SEED_COLUMNS = [*_MODEL, *_CELL, "seeds", "value", "seed_sd", *_INTERVAL]
-SEED_PAIR_COLUMNS = [*_PAIR, *_CELL, "seeds_a", "seeds_b", "difference", *_INTERVAL, *_P]
-SEED_PAIR_COLUMNS += ["detectable"]
-DIFFERENCE_COLUMNS = [*_PAIR, *_CELL, "seeds", "difference", *_INTERVAL, *_P, "detectable"]
+_DIFFERENCE = ["difference", "low", "high", "p", "p_holm"]
+TEST_COLUMNS = [*_PAIR, "seed", *_CELL, *_DIFFERENCE, "effect", "cohens_q", "detectable"]
+SEED_COLUMNS = [*_MODEL, *_CELL, "seeds", "value", "seed_sd", "low", "high"]
+SEED_PAIR_COLUMNS = [*_PAIR, *_CELL, "seeds_a", "seeds_b", *_DIFFERENCE, "detectable"]
+DIFFERENCE_COLUMNS = [*_PAIR, *_CELL, "seeds", *_DIFFERENCE, "detectable"]
 
 _MEANS = with_means(np.eye(len(KEYS)))[:, len(KEYS) :]  # (19, means): weights of the dimensions
 _EQUAL = 1e-11  # differences closer than this are ties
 
 
-# ---------------------------------------------------------------- permutation tests
+# --- Permutation tests ----------------------------------------------------------------------------
 
 
 def paired_tests(
@@ -56,7 +51,7 @@ def paired_tests(
     names: tuple[str, ...] = metrics.METRICS,
 ) -> pd.DataFrame:
     """Difference of every metric between every two models of the same protocol and seed, on their
-    common clips: the columns ``TEST_COLUMNS``, with rows for head groups and ``mean``.
+    common clips: ``TEST_COLUMNS``, with rows for head groups and ``mean``; NaN where undefined.
 
     * ``difference``: a minus b, with ``low`` and ``high`` by the jackknife over content groups;
     * ``p``: two-sided, from ``n_permutations`` exchanges of content groups, or from all exchanges
@@ -65,37 +60,25 @@ def paired_tests(
     * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is not corrected;
     * ``effect``: the difference in standard deviations of the groups' pseudo-values, Cohen's d of
       paired groups;
-    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large);
-    * ``detectable``: see `detectable`.
-
-    NaN where undefined: no common clips, a constant, or (except for the difference) a single
-    content group.
+    * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large).
     """
     tables = []
     for (a, b), scope in product(model_pairs(runs), SCOPES):
         parts = [metrics.in_scope(run, scope) for run in common([a, b])]
         groups = len(np.unique(parts[0].content_group))
         swaps, complete = exchanges(groups, n_permutations, seed)
-        sums = {}
-        for kind in {metrics.kind_of(name) for name in names}:
-            sums[kind] = [
-                metrics.group_sums(part.content_group, part.rating, part.prediction, kind)
-                for part in parts
-            ]
+        data = [(part.content_group, part.rating, part.prediction) for part in parts]
+        kinds = {metrics.kind_of(name) for name in names}
+        sums = {kind: [metrics.group_sums(*part, kind) for part in data] for kind in kinds}
         for name in names:
-            one, other = sums[metrics.kind_of(name)]
-            values = [
-                metrics.from_sums(name, intervals.leave_one_out(part)) for part in (one, other)
-            ]
+            pair = sums[metrics.kind_of(name)]
+            values = [metrics.from_sums(name, intervals.leave_one_out(part)) for part in pair]
             p = np.full(len(ROWS), np.nan)
             if groups > 1:
-                p = permutation_p(one, other, name, swaps, complete)
+                p = permutation_p(*pair, name, swaps, complete)
             facts = dict(zip(TEST_COLUMNS, [a.model, b.model, *a.name[1:], scope, name, ROWS]))
-            facts |= difference(values[0], values[1], name) | {
-                "p": p,
-                "p_holm": _holm_of_dimensions(p),
-            }
-            tables.append(pd.DataFrame(facts)[TEST_COLUMNS])
+            facts |= difference(*values, name) | {"p": p, "p_holm": _holm_of_dimensions(p)}
+            tables.append(pd.DataFrame(facts))
     return _joined(tables, TEST_COLUMNS)
 
 
@@ -113,11 +96,9 @@ def common(runs: list[RunPredictions]) -> list[RunPredictions]:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p values (tests,) corrected for their number (Holm 1979, step-down); NaN stays NaN and does
-    not count as a test."""
+    """p values (tests,) corrected for their number (Holm 1979, step-down); NaN is not a test."""
     p = np.asarray(p, float)
-    tests = np.isfinite(p).sum()
-    order = np.argsort(p)  # NaN last
+    order, tests = np.argsort(p), np.isfinite(p).sum()  # NaN last
     factors = np.maximum(tests - np.arange(len(p)), 1)
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
@@ -140,13 +121,8 @@ def exchanges(groups: int, n_permutations: int, seed: int) -> tuple[np.ndarray, 
 def permutation_p(
     a: np.ndarray, b: np.ndarray, metric: str, swaps: np.ndarray, complete: bool
 ) -> np.ndarray:
-    """Two-sided p of the difference of ``metric`` for each row of ``ROWS``.
-
-    Args:
-        a, b: sums of terms of the two models, (8, groups, 19) each.
-        swaps: (permutations, groups) of 0 and 1, see ``exchanges``.
-        complete: whether ``swaps`` contains every exchange, including the identity.
-    """
+    """Two-sided p of the difference of ``metric`` for each row of ``ROWS``, from sums of terms of
+    two models, (8, groups, 19) each, and `exchanges`."""
     swaps = np.vstack([np.zeros(a.shape[1]), swaps])
     change = swaps @ (b - a)  # one matrix product: (8, 1 + permutations, 19)
     of_a, of_b = a.sum(axis=1, keepdims=True) + change, b.sum(axis=1, keepdims=True) - change
@@ -165,8 +141,7 @@ def _errors(
     """Jackknife error of the difference in r after each exchange, up to a constant: (1 +
     permutations, ``ROWS``). ``of_a`` and ``of_b`` are the sums after it, (8, 1 + permutations, 19).
 
-    This function dominates the run time of an evaluation, so r is written out: the terms of the
-    ratings are the same for all exchanges.
+    This dominates the run time, so r is written out: the terms of the ratings do not change.
     """
 
     def r(sums, n, x, spread_x):
@@ -174,8 +149,7 @@ def _errors(
         return (xy - x * y) / (spread_x * np.sqrt(yy - y * y))
 
     n, x, xx = (a[part].sum(axis=0) - a[part] for part in (0, 1, 3))
-    # r of a constant prediction is undefined for every exchange; its p becomes NaN, so its values
-    # here do not matter.
+    # A constant prediction has no r: its p becomes NaN, so its values here do not matter.
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         x, spread_x = x / n, np.sqrt(xx / n - (x / n) ** 2)
         which = [2, 4, 5]  # y, yy, xy
@@ -192,7 +166,7 @@ def _errors(
 
 def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.ndarray]:
     """Difference, interval, effect sizes and minimum detectable difference for each row of
-    ``ROWS``, from the values of ``metric`` (1 + groups, 19), see `intervals.spread`."""
+    ``ROWS``, from the values of ``metric`` (1 + groups, 19)."""
     a, b = with_means(of_a), with_means(of_b)
     found = intervals.jackknife(a - b)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -210,13 +184,13 @@ def detectable(error: np.ndarray, freedom: np.ndarray) -> np.ndarray:
     return (stats.t.ppf((1 + intervals.LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom)) * error
 
 
-# ---------------------------------------------------------------- training seeds
+# --- Training seeds -------------------------------------------------------------------------------
 
 
 def over_seeds(
     runs: list[RunPredictions], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2
 ) -> pd.DataFrame:
-    """Mean over seeds of every metric for each model with at least ``least`` seeds: the columns
+    """Mean over seeds of every metric for each model with at least ``least`` seeds,
     ``SEED_COLUMNS``; the interval covers content groups and seeds (one seed: content groups)."""
     tables = []
     for (model, protocol), same in _by_model(runs, least).items():
@@ -224,11 +198,9 @@ def over_seeds(
             for name, values in _seed_values(same, scope, names).items():
                 scale = intervals.SCALES[name]
                 moved = scale.to(values)
-                error, freedom = _added(
-                    [intervals.spread(moved.mean(axis=0), scale.tails), _between(moved[:, 0])]
-                )
-                value = values[:, 0].mean(axis=0)
-                found = intervals.around(value, moved[:, 0].mean(axis=0), error, freedom, scale)
+                centre, value = moved.mean(axis=0), values[:, 0].mean(axis=0)
+                error = _added([intervals.spread(centre, scale.tails), _between(moved[:, 0])])
+                found = intervals.around(value, centre[0], *error, scale)
                 facts = [model, protocol, scope, name, ROWS, len(same), value]
                 facts += [_deviation(values[:, 0]), found.low, found.high]
                 tables.append(pd.DataFrame(dict(zip(SEED_COLUMNS, facts, strict=True))))
@@ -238,9 +210,9 @@ def over_seeds(
 def compare_over_seeds(
     runs: list[RunPredictions], names: tuple[str, ...] = metrics.METRICS, *, least: int = 2
 ) -> pd.DataFrame:
-    """Difference of the means over seeds of every two models with at least ``least`` seeds: the
-    columns ``SEED_PAIR_COLUMNS``; ``p`` is from a t test whose error includes content groups and
-    seeds (one seed: content groups)."""
+    """Difference of the means over seeds of every two models with at least ``least`` seeds,
+    ``SEED_PAIR_COLUMNS``; ``p`` is from a t test whose error includes content groups and seeds (one
+    seed: content groups)."""
     tables = []
     models = _by_model(runs, least).items()
     pairs = [(a, b) for (x, a), (y, b) in combinations(models, 2) if x[1] == y[1]]
@@ -262,14 +234,10 @@ def compare_over_seeds(
     return _joined(tables, SEED_PAIR_COLUMNS)
 
 
-def _by_model(
-    runs: list[RunPredictions], least: int
-) -> dict[tuple[str, str], list[RunPredictions]]:
+def _by_model(runs: list[RunPredictions], least: int) -> dict[tuple, list[RunPredictions]]:
     """(model, protocol) -> its runs, one per seed, if there are at least ``least``."""
-    found: dict[tuple[str, str], list[RunPredictions]] = {}
-    for run in runs:
-        found.setdefault(run.name[:2], []).append(run)
-    return {key: same for key, same in found.items() if len(same) >= least}
+    models = groupby(sorted(runs, key=lambda run: run.name), lambda run: run.name[:2])
+    return {name: same for name, group in models if len(same := list(group)) >= least}
 
 
 def _seed_values(runs: list[RunPredictions], scope: str, names) -> dict[str, np.ndarray]:
@@ -299,12 +267,12 @@ def _added(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.n
     return np.sqrt(total), np.where(known, total**2 / np.where(known, weights, 1), parts[0][1])
 
 
-# ---------------------------------------------------------------- one row per model or pair
+# --- One row per model or pair --------------------------------------------------------------------
 
 
 def summary(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """All metrics of all models, ``SEED_COLUMNS``, from the tables of `evaluation.evaluate`: the
-    mean of a model with several seeds, the values of a model with one."""
+    """All metrics of all models, ``SEED_COLUMNS``, from the tables of `evaluation.evaluate`, for
+    several seeds their mean."""
     single = pd.concat([tables["metrics"], tables["head_groups"]], ignore_index=True)
     alone = _not_in(single, tables["seeds"], _MODEL).assign(seeds=1, seed_sd=np.nan)
     return _joined([alone, tables["seeds"]], SEED_COLUMNS)
@@ -324,14 +292,9 @@ def between(pairs: pd.DataFrame, model: str, reference: str) -> pd.DataFrame:
     in the table."""
     same = pairs[(pairs["model_a"] == model) & (pairs["model_b"] == reference)]
     other = pairs[(pairs["model_a"] == reference) & (pairs["model_b"] == model)]
-    turned = other.assign(
-        model_a=model,
-        model_b=reference,
-        difference=-other["difference"],
-        low=-other["high"],
-        high=-other["low"],
-        seeds=[" and ".join(reversed(text.split(" and "))) for text in other["seeds"]],
-    )
+    seeds = [" and ".join(reversed(text.split(" and "))) for text in other["seeds"]]
+    turned = other.assign(model_a=model, model_b=reference, difference=-other["difference"])
+    turned = turned.assign(low=-other["high"], high=-other["low"], seeds=seeds)
     return _joined([same, turned], DIFFERENCE_COLUMNS)
 
 
@@ -348,9 +311,6 @@ def _joined(parts: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
 
 def published_results() -> pd.DataFrame:
     """Results of other systems on PercePiano as reported, not reproduced, means over the 19
-    dimensions: `system,source,hears,protocol,nearest,metric,value,why_not`.
-
-    `hears` is the input of the system, ``nearest`` the most similar protocol of this package,
-    ``why_not`` the reason why the two are not comparable.
-    """
+    dimensions: ``system,source,hears`` (its input) ``,protocol,nearest`` (protocol of this package)
+    ``,metric,value,why_not`` (the reason why the two are not comparable)."""
     return pd.read_csv(resources.files("percepiano_ast") / "data" / "published_results.csv")

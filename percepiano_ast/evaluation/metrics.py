@@ -1,22 +1,21 @@
 """Metrics of two arrays (clips, dimensions), with the interface of mir_eval, and the tables of all
 metrics of all runs.
 
-* Each metric is computed per dimension over the clips, with population moments (divisor n). R2 uses
-  the mean of the given ratings as reference, like scikit-learn.
-* An undefined metric (r of a constant) is NaN, never zero. CCC of a constant prediction is 0.
+* Metrics are computed per dimension over the clips with population moments. An undefined one (r of
+  a constant) is NaN, never zero; CCC of a constant prediction is 0.
 * In the tables the held-out folds of a run are pooled first; the row ``mean`` is the plain mean
   over the 19 dimensions, the row of a head group the mean over its dimensions.
 * Every metric is a function of sums over clips (``terms``): sums per content group give any
   resample, jackknife or permutation without another pass over the clips. Spearman is Pearson of
-  ranks that are computed once, on all clips: ranking within each resample would cost a hundred
-  times more for a negligible difference.
+  ranks that are computed once, on all clips.
 * Scopes: ``overall``; ``humans_only`` (without deadpan renderings); ``within_segment`` (rating and
-  prediction both centred on the mean of their segment, then pooled: differences between
-  performances without differences between pieces); ``within_segment_humans``.
+  prediction both centred on the mean of their segment: differences between performances of the same
+  music); ``within_segment_humans``.
 """
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from percepiano_ast.dimensions import KEYS, group_indices
 from percepiano_ast.errors import InputError
@@ -30,7 +29,7 @@ ROWS = [*KEYS, *GROUPS, "mean"]  # the columns of `with_means`
 _CONSTANT = 1e-6  # a spread below this share of the values' magnitude is rounding error
 
 
-# ---------------------------------------------------------------- metrics of two arrays
+# --- Metrics of two arrays ------------------------------------------------------------------------
 
 
 def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -60,11 +59,7 @@ def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np
 def evaluate(
     rating: np.ndarray, prediction: np.ndarray, names: tuple[str, ...] = METRICS
 ) -> dict[str, np.ndarray]:
-    """Every metric per dimension: metric -> (dimensions,).
-
-    Raises:
-        InputError: see ``validate``.
-    """
+    """Every metric per dimension: metric -> (dimensions,); raises as `validate`."""
     rating, prediction = validate(rating, prediction)
     prediction = without_rounding(prediction, np.abs(prediction).max(axis=0))
     parts = {name: prepared(rating, prediction, kind_of(name)) for name in names}
@@ -72,33 +67,31 @@ def evaluate(
 
 
 def pearson(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Pearson's r per dimension, (dimensions,); NaN where either is constant."""
+    """Pearson's r per dimension."""
     return evaluate(rating, prediction, ("pearson",))["pearson"]
 
 
 def spearman(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation per dimension, (dimensions,): Pearson's r of average ranks."""
+    """Spearman's rank correlation per dimension: Pearson's r of average ranks."""
     return evaluate(rating, prediction, ("spearman",))["spearman"]
 
 
 def r2(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Explained share of the ratings' variance per dimension, (dimensions,); below 0: worse than
-    their mean."""
+    """Explained share of the ratings' variance per dimension; below 0: worse than their mean."""
     return evaluate(rating, prediction, ("r2",))["r2"]
 
 
 def mae(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Mean absolute error per dimension, (dimensions,), in the unit of the ratings."""
+    """Mean absolute error per dimension, in the unit of the ratings."""
     return evaluate(rating, prediction, ("mae",))["mae"]
 
 
 def ccc(rating: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Concordance correlation per dimension, (dimensions,): Lin (1989), 2 cov / (var + var +
-    bias^2)."""
+    """Concordance correlation per dimension (Lin 1989): 2 cov / (var + var + bias^2)."""
     return evaluate(rating, prediction, ("ccc",))["ccc"]
 
 
-# ---------------------------------------------------------------- metrics as functions of sums
+# --- Metrics as functions of sums -----------------------------------------------------------------
 
 
 def kind_of(metric: str) -> str:
@@ -109,30 +102,24 @@ def kind_of(metric: str) -> str:
 def prepared(
     rating: np.ndarray, prediction: np.ndarray, kind: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings and predictions as a kind of metric needs them: ``values``, ``standardised`` or
-    ``ranks``.
-
-    Correlations do not depend on the scale of a prediction. Standardising makes the predictions of
-    two models exchangeable and preserves the precision that variances from sums would lose.
-    """
+    """Ratings and predictions as a kind of metric needs them: ``values``, ``ranks``, or
+    ``standardised``, which makes the predictions of two models exchangeable and preserves the
+    precision that variances from sums would lose."""
     if not len(rating):
         return rating, prediction
-    # a common shift does not affect these metrics, and sums of squares are more precise near zero
-    if kind == "values":
+    if kind == "values":  # a common shift affects no metric; sums are more precise near zero
         return rating - rating.mean(axis=0), prediction - rating.mean(axis=0)
-    if kind == "ranks":
-        # Rounding errors would break ties of centred values.
-        rating, prediction = (
-            pd.DataFrame(np.round(values, 9)).rank().to_numpy() for values in (rating, prediction)
-        )
-    standard = []
-    for values in (rating, prediction):  # mean 0 and variance 1; a constant column is 0
+
+    def standardised(values: np.ndarray) -> np.ndarray:
+        """Mean 0 and variance 1; a constant column is 0."""
+        if kind == "ranks":  # rounding errors would break ties of centred values
+            values = stats.rankdata(np.round(values, 9), axis=0)
         centred = values - values.mean(axis=0)
         spread = centred.std(axis=0)
         varies = np.ptp(values, axis=0) > 0
-        scale = np.where(varies & (spread > 0), spread, 1)
-        standard.append(np.where(varies, centred / scale, 0.0))
-    return standard[0], standard[1]
+        return np.where(varies, centred / np.where(varies & (spread > 0), spread, 1), 0.0)
+
+    return standardised(rating), standardised(prediction)
 
 
 def without_rounding(prediction: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -179,31 +166,28 @@ def by_group(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
 def group_sums(
     groups: np.ndarray, rating: np.ndarray, prediction: np.ndarray, kind: str
 ) -> np.ndarray:
-    """Sums of ``terms`` for a kind of metric over the clips of each content group, (8, groups,
-    dimensions)."""
+    """Sums of ``terms`` of `prepared` values of each content group, (8, groups, dimensions)."""
     return by_group(groups, terms(*prepared(rating, prediction, kind)))
 
 
 def pearson_without_each_group(groups: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's r per dimension, (1 + groups, dimensions): over all clips, then without each
-    content group."""
+    """Pearson's r over all clips, then without each content group, (1 + groups, dimensions)."""
     return from_sums("pearson", intervals.leave_one_out(group_sums(groups, x, y, "standardised")))
 
 
-# ---------------------------------------------------------------- metrics of runs
+# --- Metrics of runs ------------------------------------------------------------------------------
 
 
 def in_scope(run: RunPredictions, scope: str) -> RunPredictions:
-    """The clips of ``run`` in ``scope``, without segments of fewer than ``MIN_IN_SEGMENT`` clips if
-    within segment; predictions that vary only by rounding, relative to their size before centring,
-    become constant."""
+    """The clips of ``run`` in ``scope``, within segments those of segments with at least
+    ``MIN_IN_SEGMENT``; predictions that vary only by rounding become constant."""
     size = np.abs(run.prediction).max(axis=0, initial=0.0)
     if "humans" in scope:
         run = run.take(run.human.astype(bool))
     if scope.startswith("within_segment"):
         _, codes, sizes = np.unique(run.segment, return_inverse=True, return_counts=True)
-        kept = sizes[codes] >= MIN_IN_SEGMENT
-        run, codes = run.take(kept), codes[kept]
+        large = sizes[codes] >= MIN_IN_SEGMENT
+        run, codes = run.take(large), codes[large]
         rating, prediction = (
             values - pd.DataFrame(values).groupby(codes).transform("mean").to_numpy()
             for values in (run.rating, run.prediction)
@@ -218,10 +202,9 @@ def without_each_group(
     """Metric -> (1 + groups, rows of ``ROWS``): over all clips in scope, then without each content
     group."""
     part = in_scope(run, scope)
-    sums = {}
-    for kind in {kind_of(name) for name in names}:
-        of_groups = group_sums(part.content_group, part.rating, part.prediction, kind)
-        sums[kind] = intervals.leave_one_out(of_groups)
+    data = part.content_group, part.rating, part.prediction
+    kinds = {kind_of(name) for name in names}
+    sums = {kind: intervals.leave_one_out(group_sums(*data, kind)) for kind in kinds}
     return {name: with_means(from_sums(name, sums[kind_of(name)])) for name in names}
 
 
@@ -242,8 +225,8 @@ def estimate_rows(
 
 
 def metric_table(runs: list[RunPredictions]) -> pd.DataFrame:
-    """``model,protocol,seed,scope,metric,dimension,value,low,high`` of all runs, scopes and
-    metrics; ``dimension`` includes the head groups and ``mean``. Intervals: see ``intervals``."""
+    """``model,protocol,seed,scope,metric,dimension,value,low,high``; ``dimension`` includes the
+    head groups and ``mean``."""
     tables = []
     for run in runs:
         for scope in SCOPES:
@@ -254,9 +237,7 @@ def metric_table(runs: list[RunPredictions]) -> pd.DataFrame:
 
 
 def fold_table(runs: list[RunPredictions]) -> pd.DataFrame:
-    """``model,protocol,seed,fold,scope,metric,dimension,value,clips`` of each held-out fold. The
-    spread over folds is not the error of the pooled value: folds differ in music and are smaller.
-    """
+    """``model,protocol,seed,fold,scope,metric,dimension,value,clips`` of each held-out fold."""
     tables = []
     for run in runs:
         for fold in np.unique(run.fold):
@@ -271,8 +252,7 @@ def fold_table(runs: list[RunPredictions]) -> pd.DataFrame:
 
 
 def undefined_metrics(values: pd.DataFrame) -> list[str]:
-    """One sentence for each run, scope and metric of ``metric_table`` that is undefined in some
-    dimension."""
+    """A sentence for each run, scope and metric of `metric_table` undefined in some dimension."""
     missing = values[values["value"].isna() & values["dimension"].isin(KEYS)]
     lines = []
     for (model, protocol, seed, scope, metric), part in missing.groupby([*RUN, "scope", "metric"]):

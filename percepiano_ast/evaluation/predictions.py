@@ -1,9 +1,9 @@
 """The predictions table, the only input of evaluation, and the index of clips.
 
-A predictions table has one row per clip and dimension: ``model, protocol, seed, fold, clip,
-dimension, rating, prediction`` and optionally ``uncertainty`` (a standard deviation, in all rows of
-a run). A *run* is one (model, protocol, seed). The index lists the clips, their segments and
-content groups, and the fold in which each protocol holds them out.
+A predictions table has one row per clip and dimension, with the columns ``COLUMNS`` and optionally
+``uncertainty`` (a standard deviation, in all rows of a run). A *run* is one (model, protocol,
+seed). The index lists the clips, their segments and content groups, and the fold in which each
+protocol holds them out.
 """
 
 import gzip
@@ -42,8 +42,8 @@ class RunPredictions(NamedTuple):
     """Predictions of one (model, protocol, seed): arrays with one row per clip, in the order of the
     index.
 
-    ``rating``, ``prediction`` and ``uncertainty`` are (clips, 19) in the order of ``KEYS``;
-    ``uncertainty`` is NaN if the run has none.
+    ``rating``, ``prediction`` and ``uncertainty`` (NaN if the run has none) are (clips, 19) in the
+    order of ``KEYS``.
     """
 
     model: str
@@ -61,14 +61,14 @@ class RunPredictions(NamedTuple):
     @property
     def name(self) -> tuple[str, str, int]:
         """Model, protocol and seed."""
-        return self.model, self.protocol, self.seed
+        return self[:3]
 
     def take(self, rows: np.ndarray) -> "RunPredictions":
         """The clips at ``rows`` (positions or a mask)."""
-        return RunPredictions(*self[:3], *(column[rows] for column in self[3:]))
+        return RunPredictions(*self.name, *(column[rows] for column in self[3:]))
 
 
-# ---------------------------------------------------------------- CSV files from anyone
+# --- Untrusted CSV files --------------------------------------------------------------------------
 
 
 def read_limited(path: str | Path) -> bytes:
@@ -105,12 +105,11 @@ def read_csv(path, what: str) -> pd.DataFrame:
         raise InputError(f"{path} is not a readable CSV file ({error}); write it again.") from None
 
 
-# ---------------------------------------------------------------- index and protocols
+# --- Index and protocols --------------------------------------------------------------------------
 
 
 def fold_column(protocol: str) -> str:
-    """Name of the index column with a protocol's folds; a negative fold means that the clip is
-    never held out."""
+    """Name of the index column with a protocol's folds; a negative fold is never held out."""
     return protocol if protocol.startswith("upstream_") else f"fold_{protocol}"
 
 
@@ -133,29 +132,27 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     required = ["clip", "segment", "content_group", "human"]
     missing = [column for column in required if column not in index.columns]
     if missing or not folds:
-        raise InputError(
-            f"{name} lacks the columns {missing or ['fold_<protocol>']}; it needs clip, segment,"
-            " content_group, human and a fold_* column per protocol."
-        )
+        raise InputError(f"{name} lacks the columns {missing or ['fold_<protocol>']}; add them.")
     if (empty := index[required + folds].isna().any(axis=1)).any():
         raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
+
+    def refuse(wrong: pd.Series, column: str, message: str) -> None:
+        if wrong.any():
+            raise InputError(f"{name}{message.format(index[column][wrong].iloc[0])}")
+
     index["clip"] = index["clip"].str.strip()
-    if (wrong := index["clip"].duplicated()).any():
-        clip = index["clip"][wrong].iloc[0]
-        raise InputError(f"{name} lists clip {clip!r} twice; keep one line per clip.")
-    if (wrong := ~index["human"].isin(["True", "False"])).any():
-        value = index["human"][wrong].iloc[0]
-        raise InputError(f"{name}: human is {value!r}; write True or False.")
+    repeated = " lists clip {!r} twice; keep one line per clip."
+    refuse(index["clip"].duplicated(), "clip", repeated)
+    not_boolean = ~index["human"].isin(["True", "False"])
+    refuse(not_boolean, "human", ": human is {!r}; write True or False.")
     index["human"] = index["human"] == "True"
     for column in folds:
         numbers = pd.to_numeric(index[column], errors="coerce")
-        if (wrong := ~(numbers % 1 == 0)).any():
-            value = index[column][wrong].iloc[0]
-            raise InputError(f"{name}: {column} is {value!r}; write whole numbers.")
+        refuse(~(numbers % 1 == 0), column, f": {column} is {{!r}}; write whole numbers.")
         index[column] = numbers.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
-    if (groups > 1).any():
-        segment, n = groups.idxmax(), groups.max()
+    if (n := groups.max()) > 1:
+        segment = groups.idxmax()
         raise InputError(f"{name}: segment {segment!r} is in {n} content groups; put it into one.")
     return index
 
@@ -170,32 +167,30 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
     column = fold_column(protocol)
     if column not in index.columns:
         raise InputError(
-            f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))}, "
-            "or give the index of these predictions with --index."
+            f"the index has no protocol {protocol!r}; choose one of {', '.join(protocols(index))},"
+            " or give another index with --index."
         )
     held_out = index[index[column] >= 0]
     if (folds := held_out[column].nunique()) < 2:
         raise InputError(
-            f"protocol {protocol!r} has {folds or 'no'} fold in the index, which leaves no training"
-            " data. Assign the clips to at least two folds."
+            f"protocol {protocol!r} has {folds or 'no'} fold in the index; give at least two."
         )
     crossing = held_out.groupby("content_group")[column].unique()
     crossing = crossing[crossing.str.len() > 1]
     if protocol in UNSEEN_MUSIC and len(crossing):
         folds = " and ".join(map(str, sorted(crossing.iloc[0])[:2]))
         raise InputError(
-            f"content group {crossing.index[0]!r} is in folds {folds} of protocol {protocol!r}: its"
-            " music would leak from training into evaluation. Put the group into one fold."
+            f"content group {crossing.index[0]!r} is in folds {folds} of protocol {protocol!r}, so"
+            " its music would leak into training. Put the group into one fold."
         )
     return held_out
 
 
-# ---------------------------------------------------------------- read and validate predictions
+# --- Read and validate predictions ----------------------------------------------------------------
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Read ``predictions*.csv`` or ``.csv.gz`` and check columns and values (for coverage see
-    ``validate_predictions``).
+    """Read a predictions table and check columns and values (coverage: `validate_predictions`).
 
     Raises:
         InputError: missing file, invalid CSV or invalid value; names the line.
@@ -204,8 +199,7 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
-    """Check columns, types and ranges of a predictions table; ``where(row)`` names a row in
-    messages."""
+    """Check columns, types and ranges of a table; ``where(row)`` names a row in messages."""
 
     def refuse(wrong: pd.Series, name: str, action: str):
         if wrong.any():
@@ -221,8 +215,7 @@ def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
     for name in ("model", "protocol", "clip", "dimension"):
         refuse(table[name].isna(), name, "write a name")
         table[name] = table[name].astype(str).str.strip()
-    known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`, which"
-    known += " trains and evaluates"
+    known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`"
     refuse(~table["dimension"].isin(KEYS), "dimension", known)
     for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
         if name not in table.columns:
@@ -256,8 +249,7 @@ def validate_predictions(
     """Check a predictions table against an index and return it with clean types.
 
     Without ``index``, PercePiano's is used and the ratings must be those that PercePiano published.
-    Predictions may be outside 0 to 1; ratings may not. Without ``partial``, each run must cover
-    every clip that its protocol holds out. Folds must always match the index.
+    Without ``partial``, each run must cover every clip that its protocol holds out.
 
     Raises:
         InputError: anything that would make a metric wrong; names the value and the next action.
@@ -269,14 +261,14 @@ def validate_predictions(
     folds = table.groupby(clip_of_run)["fold"].nunique()
     if (folds > 1).any():
         raise InputError(
-            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; keep only the fold"
-            " that was held out from training."
+            f"{describe(folds.idxmax())} has predictions in {folds.max()} folds; give the held-out"
+            " one."
         )
     if (repeated := table.duplicated([*clip_of_run, "dimension"])).any():
         row = table[repeated].iloc[0]
         raise InputError(
-            f"{describe(row[clip_of_run])}: {row['dimension']} is predicted twice, probably because"
-            " two files contain the same run. Give it once, or change the model name or seed."
+            f"{describe(row[clip_of_run])}: {row['dimension']} is predicted twice. Give each run"
+            " once, or change the model name or seed."
         )
     counts = table.groupby(clip_of_run)["dimension"].count()
     if (counts < len(KEYS)).any():
@@ -292,16 +284,15 @@ def validate_predictions(
         given = table["uncertainty"].notna().groupby([table[name] for name in RUN]).mean()
         if (some := (given > 0) & (given < 1)).any():
             raise InputError(
-                f"{describe(some.idxmax())} has an uncertainty in some rows only; give it in all"
-                " rows of a run or in none."
+                f"{describe(some.idxmax())} has an uncertainty in some rows only; give all or none."
             )
     same = table.groupby(["clip", "dimension"])["rating"]
     spread = same.max() - same.min()
     if (spread > _SAME_RATING).any():
         clip, dimension = spread.idxmax()
         raise InputError(
-            f"clip {clip!r} has ratings of {dimension} that differ by {spread.max():.3f} between"
-            " runs; evaluate only runs with the same labels together."
+            f"clip {clip!r}: ratings of {dimension} differ by {spread.max():.3f} between runs;"
+            " evaluate only runs with the same labels together."
         )
 
     # Clips are in the index, in the fold of the index, and (unless ``partial``) complete.
@@ -322,8 +313,7 @@ def validate_predictions(
             if (lacking := sorted(held_out - set(clips))) and not partial:
                 raise InputError(
                     f"{describe(run)} covers {len(held_out) - len(lacking)} of {len(held_out)}"
-                    f" held-out clips; first missing: {lacking[0]!r}. Finish its folds, or evaluate"
-                    " with --partial."
+                    f" held-out clips, not {lacking[0]!r}. Finish its folds, or give --partial."
                 )
     if index is None:
         check_ratings(table)
@@ -331,11 +321,8 @@ def validate_predictions(
 
 
 def check_ratings(predictions: pd.DataFrame) -> None:
-    """Compare the ratings of a validated predictions table of PercePiano's clips with those that
-    PercePiano published.
-
-    The checksum of a clip is the sum of the 19 ratings, each times a weight from 1 to 2. The
-    ratings cannot be recovered from it. A cryptographic hash would reject rounded ratings.
+    """Compare the ratings of a validated predictions table with those that PercePiano published, by
+    checksums: sums of the 19 ratings times `WEIGHTS`, from which no rating can be recovered.
 
     Raises:
         InputError: a clip's ratings differ by more than rounding to three decimals.
@@ -347,18 +334,14 @@ def check_ratings(predictions: pd.DataFrame) -> None:
     if (wrong := off > _ROUNDING * WEIGHTS.sum()).any():
         raise InputError(
             f"the ratings of {wrong.sum()} of {len(found)} clips differ from those that PercePiano"
-            f" published, {off.idxmax()!r} the most. Use the label file at the root of PercePiano"
-            " (means divided by 7), or give your own index with --index."
+            f" published, {off.idxmax()!r} the most. Use PercePiano's label file (means divided by"
+            " 7), or give another index with --index."
         )
 
 
 def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[RunPredictions]:
-    """Split a predictions table into runs, sorted by model, protocol and seed, with clips in the
-    order of the index.
-
-    Raises:
-        InputError: see ``validate_predictions``; runs may be partial.
-    """
+    """Split a predictions table, which may be partial, into runs, sorted by model, protocol and
+    seed; raises as `validate_predictions`."""
     table = validate_predictions(predictions, index, partial=True)
     if "uncertainty" not in table.columns:
         table["uncertainty"] = np.nan
@@ -370,12 +353,12 @@ def runs(predictions: pd.DataFrame, index: pd.DataFrame) -> list[RunPredictions]
         names = ["segment", "content_group", "human", fold_column(protocol)]
         columns = [facts.loc[wide.index, name].to_numpy() for name in names]
         values = [wide[name][list(KEYS)].to_numpy(float) for name in numbers]
-        clips = wide.index.to_numpy()
-        result.append(RunPredictions(model, protocol, int(seed), clips, *columns, *values))
+        run = model, protocol, int(seed)
+        result.append(RunPredictions(*run, wide.index.to_numpy(), *columns, *values))
     return result
 
 
-# ---------------------------------------------------------------- make and write predictions
+# --- Make and write predictions -------------------------------------------------------------------
 
 
 def to_table(
@@ -393,9 +376,9 @@ def to_table(
         run: model, protocol and seed.
         fold: of each clip that the protocol evaluates; other clips are excluded.
         clips: clip name of each rendering, (n,).
-        ratings, rated: (n, K) in the order of ``dimensions``: human ratings and predictions.
-        uncertainty: (n, K) standard deviations, written as a further column. Those of a clip's
-            renderings are averaged without shrinkage: their errors are not independent.
+        ratings, rated: human ratings and predictions, (n, ``dimensions``).
+        uncertainty: (n, ``dimensions``), a further column. A clip's is the plain mean over its
+            renderings, whose errors are not independent.
     """
     table = pd.DataFrame(ratings, columns=dimensions).groupby(clips).first()
     table = table.stack().rename("rating").to_frame()
@@ -411,18 +394,13 @@ def to_table(
 
 
 def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
-    """The mean over seeds as a separate model, for every model in ``table`` with several seeds,
-    under each protocol.
-
-    Args:
-        table: in ``COLUMNS``.
-        word: part of the model names after which ``-ensemble`` is inserted; the lowest seed is used
-            as seed.
+    """The mean over seeds as a separate model, for every model with several seeds, under each
+    protocol; its name has ``-ensemble`` after ``word``, its seed is the lowest.
 
     Raises:
         InputError: the seeds of a model rated different clips.
     """
-    kept = [table.iloc[:0][COLUMNS]]
+    tables = [table.iloc[:0][COLUMNS]]
     for (model, protocol), part in table.groupby(["model", "protocol"]):
         if (seeds := part["seed"].nunique()) < 2:
             continue
@@ -435,12 +413,11 @@ def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
                 "Finish the missing seed, or exclude it."
             )
         name = model.replace(word, f"{word}-ensemble")
-        kept.append(one.assign(model=name, protocol=protocol, seed=part["seed"].min())[COLUMNS])
-    return pd.concat(kept, ignore_index=True)
+        tables.append(one.assign(model=name, protocol=protocol, seed=part["seed"].min())[COLUMNS])
+    return pd.concat(tables, ignore_index=True)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a predictions table atomically; gzipped without timestamp if the name ends with
-    ``.gz``."""
+    """Write a predictions table atomically; gzipped if the name ends with ``.gz``."""
     content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n").encode()
     write_atomic(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

@@ -1,10 +1,5 @@
 """Inter-rater agreement and the resulting upper bound for predictions: ICC, split-half reliability,
-noise ceiling.
-
-The rater table is PercePiano's ``labels/total_2rounds.csv``: one row per rater and clip, values 1
-to 7. A 0 is a missing value; blank rows and rows with a value above 7 are discarded. After this
-cleaning, the means over raters divided by 7 equal the published labels exactly.
-"""
+noise ceiling."""
 
 from importlib import resources
 from pathlib import Path
@@ -24,11 +19,11 @@ _HIGHEST = 7.1  # as in PercePiano's own cleaning
 
 
 def read_raters(path: str | Path) -> pd.DataFrame:
-    """All valid ratings: columns ``rater``, ``clip`` and the 19 dimensions, 1 to 7, NaN where
-    missing.
+    """Valid ratings of PercePiano's ``RATERS`` (or of the folder with it): ``rater``, ``clip`` and
+    the 19 dimensions, 1 to 7, NaN where missing.
 
-    Args:
-        path: the rater CSV, or the PercePiano folder that contains it.
+    A 0 is a missing value; blank rows and rows with a value above 7 are discarded. After this, the
+    means over raters divided by 7 equal the published labels exactly.
 
     Raises:
         InputError: missing file or columns, a value that is not a number, or no valid row.
@@ -43,20 +38,18 @@ def read_raters(path: str | Path) -> pd.DataFrame:
         )
     values = table[questions].apply(pd.to_numeric, errors="coerce")
     wrong = values.isna() & table[questions].notna() | (values < 0)
-    if len(places := np.argwhere(wrong.to_numpy())):
-        row, column = places[0]
+    if wrong.any(axis=None):
+        row, column = np.argwhere(wrong)[0]
+        name, value = questions[column], table[questions].iloc[row, column]
         raise InputError(
-            f"{path}, line {row + 2}: {questions[column]} is"
-            f" {table[questions].iloc[row, column]!r}; write a number from 1 to 7, or 0 for a"
-            " missing value."
+            f"{path}, line {row + 2}: {name} is {value!r}; write 1 to 7, or 0 for a missing value."
         )
     valid = ~(values > _HIGHEST).any(axis=1) & values.notna().any(axis=1)
     if not valid.any():
         raise InputError(f"{path} has no valid rating; give PercePiano's {RATERS}.")
-    names = table["filename"].str.strip().str.removesuffix(".wav").str.strip()
-    ratings = values.where(values > 0).set_axis(list(KEYS), axis=1)
-    ratings.insert(0, "clip", names)
-    ratings.insert(0, "rater", table["user"])
+    clips = table["filename"].str.strip().str.removesuffix(".wav").str.strip()
+    names = pd.DataFrame({"rater": table["user"], "clip": clips})
+    ratings = names.join(values.where(values > 0).set_axis(list(KEYS), axis=1))
     return ratings[valid].reset_index(drop=True)
 
 
@@ -66,18 +59,13 @@ def mean_ratings(raters: pd.DataFrame) -> pd.DataFrame:
 
 
 def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, float]:
-    """Intraclass correlations of one dimension (Shrout & Fleiss 1979): ``icc1, icc2, icc3, icc1k,
-    icc2k, icc3k, k``.
+    """Intraclass correlations of one dimension (Shrout & Fleiss 1979) of a single rating (``icc1``,
+    ``icc2``, ``icc3``) and of the mean of ``k`` ratings, the harmonic mean per clip (``icc1k``...).
 
-    Case 1: each clip has different raters; 2: raters are a random sample; 3: fixed raters. ``icc1``
-    to ``icc3`` are for a single rating, those with k for the mean of ``k`` ratings, where ``k`` is
-    the harmonic mean of ratings per clip.
-
-    Not every rater rates every clip, so the variance components are estimated for unbalanced data:
-    by one-way analysis of variance for case 1, by reductions in sums of squares of the crossed
-    random model without interaction for cases 2 and 3 (Henderson 1953, method 3; Searle, Casella &
-    McCulloch 1992, ch. 5.5). For complete data both equal Shrout & Fleiss's formulas. Components
-    may be negative.
+    Case 1: each clip has different raters; 2: raters are a random sample; 3: fixed raters. For
+    unbalanced data, the variance components are estimated by one-way analysis of variance (case 1)
+    or by reductions in sums of squares of the crossed random model without interaction (Henderson
+    1953, method 3; Searle, Casella & McCulloch 1992, ch. 5.5). They may be negative.
 
     Args:
         values: (ratings,), NaN where missing.
@@ -130,13 +118,11 @@ def icc(values: np.ndarray, clips: np.ndarray, raters: np.ndarray) -> dict[str, 
 def split_half(
     raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS, seed: int = 0
 ) -> pd.DataFrame:
-    """Reliability of the mean rating by scope, (19 dimensions, ``SCOPES``): split-half,
-    Spearman-Brown corrected.
+    """Split-half reliability of the mean rating, Spearman-Brown corrected, (19 dimensions,
+    ``SCOPES``); below 0: no reliable signal.
 
-    In each split the raters of every clip are assigned at random to two halves; all ratings of a
-    rater for a clip are in one half. The halves' means are correlated over the clips of the scope,
-    the correlations are averaged over splits, and r becomes 2 r / (1 + r), the reliability of both
-    halves together. A value below 0 means no reliable signal.
+    In each split the raters of every clip are assigned at random to two halves. The halves' means
+    are correlated over the clips of the scope, and the mean r over splits becomes 2 r / (1 + r).
 
     Raises:
         InputError: fewer than one split, or no rated clip in the index.
@@ -146,10 +132,8 @@ def split_half(
     facts = index.set_index("clip")
     ratings = raters[raters["clip"].isin(facts.index)]
     if ratings.empty:
-        raise InputError(
-            f"no clip of the rater table (for example {raters['clip'].iloc[0]!r}) is in the index;"
-            " give the matching index."
-        )
+        clip = raters["clip"].iloc[0]
+        raise InputError(f"no rated clip is in the index, such as {clip!r}; give the matching one.")
     clips, clip = np.unique(ratings["clip"], return_inverse=True)
     names = np.stack([clip, pd.factorize(ratings["rater"])[0]])
     pair, pair_of = np.unique(names, axis=1, return_inverse=True)
@@ -159,14 +143,13 @@ def split_half(
     facts, scopes = facts.loc[clips], {}
     _, segment = np.unique(facts["segment"], return_inverse=True)
     for scope in SCOPES:
-        keep = np.ones(len(clips), bool)
+        chosen, members = np.ones(len(clips), bool), None
         if "humans" in scope:
-            keep = facts["human"].to_numpy(bool)
-        members = None
+            chosen = facts["human"].to_numpy(bool)
         if scope.startswith("within_segment"):
-            keep = keep & (np.bincount(segment, keep)[segment] >= MIN_IN_SEGMENT)
-            members = _adder(segment[keep])
-        scopes[scope] = keep, members
+            chosen = chosen & (np.bincount(segment, chosen)[segment] >= MIN_IN_SEGMENT)
+            members = _adder(segment[chosen])
+        scopes[scope] = chosen, members
 
     values = ratings[list(KEYS)].to_numpy()
     given = np.isfinite(values)
@@ -182,8 +165,8 @@ def split_half(
             part[:, : len(KEYS)] / np.where(part[:, len(KEYS) :] > 0, part[:, len(KEYS) :], np.nan)
             for part in (one, total - one)
         )
-        for scope, (keep, members) in scopes.items():
-            sums[scope] = sums[scope] + _correlation(first[keep], second[keep], members)
+        for scope, (chosen, members) in scopes.items():
+            sums[scope] = sums[scope] + _correlation(first[chosen], second[chosen], members)
     r = pd.DataFrame(sums, index=pd.Index(KEYS, name="dimension")) / n_splits
     return 2 * r / (1 + r)
 
@@ -195,8 +178,8 @@ def _adder(codes: np.ndarray) -> sparse.csr_array:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, members: sparse.csr_array | None) -> np.ndarray:
-    """Pearson's r per dimension over the clips with both halves, (clips, 19) each; centred on the
-    means of the segments if ``members`` is given."""
+    """Pearson's r per dimension of (clips, 19) over the clips with both halves, centred on the
+    means of the segments with ``members``."""
     both = np.isfinite(x) & np.isfinite(y)
     centred = []
     for values in (np.where(both, x, 0), np.where(both, y, 0)):
@@ -212,20 +195,14 @@ def _correlation(x: np.ndarray, y: np.ndarray, members: sparse.csr_array | None)
 
 
 def noise_ceiling(reliability: pd.DataFrame) -> pd.DataFrame:
-    """Noise ceiling, the highest possible r with the mean rating: square root of the reliability, 0
-    if that is negative."""
+    """The highest possible r with the mean rating: square root of the reliability, at least 0."""
     return np.sqrt(reliability.clip(lower=0))
 
 
 def evaluate(
     raters: pd.DataFrame, index: pd.DataFrame, n_splits: int = N_SPLITS, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
-    """All tables: ``icc`` (19 dimensions, see ``icc``), ``split_half`` and ``ceiling`` (19
-    dimensions, ``SCOPES``).
-
-    Raises:
-        InputError: see ``icc`` and ``split_half``.
-    """
+    """All tables: ``icc``, ``split_half`` and ``ceiling``; raises as `icc` and `split_half`."""
     clips, names = raters["clip"].to_numpy(), raters["rater"].to_numpy()
     correlations = {key: icc(raters[key].to_numpy(), clips, names) for key in KEYS}
     halves = split_half(raters, index, n_splits, seed)
@@ -238,13 +215,12 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
     are PercePiano's, else None.
 
     Raises:
-        InputError: the file is missing, lacks a dimension or a scope, or has a value outside 0 to
-            1.
+        InputError: the file is missing or incomplete, or has a value outside 0 to 1.
     """
     if path is None and not set(index["clip"]) <= set(load_index()["clip"]):
         return None
-    own = resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv"
-    table = read_csv(source := own if path is None else path, "noise ceiling")
+    bundled = resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv"
+    table = read_csv(source := path or bundled, "noise ceiling")
     scopes = [scope for scope in SCOPES if scope in table.columns]
     if "dimension" not in table.columns or not scopes or set(KEYS) - set(table["dimension"]):
         raise InputError(
@@ -253,8 +229,6 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
         )
     table = table.set_index("dimension").loc[list(KEYS), scopes]
     table = table.apply(pd.to_numeric, errors="coerce")
-    if not table.apply(lambda column: column.between(0, 1)).all(axis=None):
-        raise InputError(
-            f"noise ceiling {source} has a value that is not from 0 to 1; write correlations."
-        )
+    if not ((table >= 0) & (table <= 1)).all(axis=None):
+        raise InputError(f"noise ceiling {source}: a value is not from 0 to 1; write correlations.")
     return table

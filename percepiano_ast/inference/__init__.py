@@ -1,15 +1,8 @@
-"""Rate recordings: `load_model` and `rate_file`, `Stream` for live sound, `page` for a page with
-the sound."""
+"""Rate recordings: `load_model`, `Rating`, `Stream` for live sound, `page` for a page with the
+sound."""
 
-from percepiano_ast.inference.rate import (
-    FoldEnsemble,
-    Rating,
-    RatingModelFile,
-    compare,
-    in_short,
-    load_model,
-    rate_file,
-)
+from percepiano_ast.inference.rate import FoldEnsemble, RatingModelFile, load_model
+from percepiano_ast.inference.rating import Rating, compare, in_short
 from percepiano_ast.inference.stream import Stream
 
 __all__ = [
@@ -20,5 +13,4 @@ __all__ = [
     "compare",
     "in_short",
     "load_model",
-    "rate_file",
 ]

@@ -4,17 +4,13 @@ network and no other file."""
 import base64
 import io
 from collections.abc import Sequence
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from percepiano_ast import audio
-from percepiano_ast.dimensions import DIMENSIONS, KEYS
-from percepiano_ast.inference.rate import SHARES, Rating, clock, compare, in_short
+from percepiano_ast.inference.rating import SHARES, Rating, compare, templates
 
 LONGEST_SOUND = 900.0  # seconds of sound that a page holds, about 7 MB
 _SOUND_RATE = 22_050
@@ -24,30 +20,28 @@ _MP3_LEVEL = 0.63  # of libsndfile's 0 (160 kbit/s) to 1 (8 kbit/s): 64 kbit/s
 def write_page(
     ratings: Sequence[Rating], path: str | Path, sounds: Sequence[bytes] | None = None
 ) -> Path:
-    """Write the page of one or several recordings; two are compared as performances of one piece.
+    """Write the page of one or several recordings; two by the bundled model are compared as
+    performances of one piece.
 
     Args:
         sounds: result of `sound` for each; by default they are encoded here.
     """
     sounds = [sound(one.file) for one in ratings] if sounds is None else sounds
-    jinja = Environment(
-        loader=PackageLoader("percepiano_ast"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-    )
-    jinja.filters["filename"] = lambda file: Path(file).name
-    jinja.globals |= {"clock": clock, "in_short": in_short}
-    text = jinja.get_template("rating.html.j2").render(
-        recordings=[
-            (one, base64.b64encode(encoded).decode(), groupby(rows(one), itemgetter("family")))
-            for one, encoded in zip(ratings, sounds, strict=True)
-        ],
-        drawn=[_drawn(one) for one in ratings],
-        longest_minutes=LONGEST_SOUND / 60,
-        shares=SHARES,
-        differences=compare(*ratings) if len(ratings) == 2 else None,
-        dimensions=DIMENSIONS,
+    comparable = len(ratings) == 2 and all(one.within for one in ratings)
+    text = (
+        templates()
+        .get_template("rating.html.j2")
+        .render(
+            recordings=[
+                (one, base64.b64encode(encoded).decode())
+                for one, encoded in zip(ratings, sounds, strict=True)
+            ],
+            drawn=[_drawn(one) for one in ratings if one.percentiles],
+            longest_minutes=LONGEST_SOUND / 60,
+            shares=SHARES,
+            differences=compare(*ratings) if comparable else None,
+            dimensions=ratings[0].scale.dimensions,
+        )
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,40 +66,23 @@ def sound(file: str | Path) -> bytes:
     return content.getvalue()
 
 
-def rows(one: Rating) -> list[dict]:
-    """What the page shows of each dimension: poles, rating, uncertainty, and on the scale of
-    percentiles the bar and its band."""
-    return [
-        {
-            "number": k,
-            "family": family,
-            "low": low,
-            "high": high,
-            "rating": one.ratings[key],
-            "uncertainty": one.uncertainty[key],
-            "percentile": one.percentiles[key],
-            "band": one.bands[key],
-            "words": one.words(key),
-        }
-        for k, (key, family, low, high) in enumerate(DIMENSIONS)
-    ]
-
-
 def _drawn(one: Rating) -> dict:
     """What the script draws, on the scale of percentiles."""
-    course = [
-        [None if np.isnan(value) else round(float(value), 1) for value in column]
-        for column in one.course_percentiles.T
-    ]
-    moments = [
-        [[round(m.start, 2), round(m.stop, 2), round(m.percentile, 1)] for m in one.moments(key)]
-        for key in KEYS
-    ]
+    dimensions = one.scale.dimensions
     return {
         "seconds": round(one.seconds, 2),
         "times": [round(float(t), 2) for t in one.times],
-        "course": course,
-        "moments": moments,
-        "poles": [[dimension.family, dimension.low, dimension.high] for dimension in DIMENSIONS],
-        "percentiles": [one.percentiles[key] for key in KEYS],
+        "course": [
+            [None if np.isnan(value) else round(float(value), 1) for value in column]
+            for column in one.course_percentiles.T
+        ],
+        "moments": [
+            [
+                [round(m.start, 2), round(m.stop, 2), round(m.percentile, 1)]
+                for m in one.moments(dimension.key)
+            ]
+            for dimension in dimensions
+        ],
+        "poles": [[dimension.family, dimension.low, dimension.high] for dimension in dimensions],
+        "percentiles": [*one.percentiles.values()],
     }

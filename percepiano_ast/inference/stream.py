@@ -6,13 +6,8 @@ import numpy as np
 import soxr
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.inference.rate import (
-    LOWEST_RATE,
-    SHORTEST_SECONDS,
-    Rating,
-    RatingModelFile,
-    load_model,
-)
+from percepiano_ast.inference.rate import LOWEST_RATE, SHORTEST_SECONDS, RatingModel, load_model
+from percepiano_ast.inference.rating import Rating
 
 SECONDS = 10.0  # length of the window that is rated
 EVERY = 1.0  # seconds from one rating to the next
@@ -23,7 +18,7 @@ class LiveRating(NamedTuple):
 
     Attributes:
         at: seconds since the stream began.
-        rating: that of `RatingModelFile.rate_wave` for the same window, without a course; None if
+        rating: that of `RatingModel.rate_wave` for the same window, without a course; None if
             the window cannot be rated.
         reason: why it cannot be rated; empty if it can.
     """
@@ -38,7 +33,7 @@ class Stream:
 
     Args:
         sample_rate: of the sound, in Hz.
-        model: by default the bundled model.
+        model: see `load_model`; by default the bundled model.
 
     Attributes:
         window: the last ten seconds, float32 (n,) at the model's sampling rate.
@@ -47,7 +42,7 @@ class Stream:
         InputError: a sampling rate below 16 kHz.
     """
 
-    def __init__(self, sample_rate: int, model: RatingModelFile | None = None):
+    def __init__(self, sample_rate: int, model: RatingModel | None = None):
         if sample_rate < LOWEST_RATE:
             raise InputError(f"sound at {sample_rate:,} Hz; at least {LOWEST_RATE:,} Hz is needed")
         self.model = model or load_model()

@@ -82,10 +82,9 @@ class Transcriber:
         Raises:
             InputError: there is none, or it was not trained to transcribe.
         """
-        # local: Orbax takes a second to import
         from percepiano_ast.training.checkpoints import open_latest
 
-        tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY, log=log)
+        tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY)
         objective = from_json(PretrainConfig, made["pretrain"]).objective
         params = tree["state"]["ema"] or tree["state"]["params"]
         if "transcription" not in params:

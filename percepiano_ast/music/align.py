@@ -1,6 +1,6 @@
 """Chords of a performance, its note alignment with a score, and its tempo curve."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,33 +10,26 @@ from percepiano_ast.music.score import Score
 
 CHORD = 0.05  # seconds: notes that start within this of a chord's first note belong to it
 LEAST_MATCHED = 0.7  # minimum share of played notes that match the score
-# minimum seconds between anchors of a tempo curve: closer ones reflect ornaments and touch, not
-# tempo
-STEP = 0.2
+STEP = 0.2  # minimum seconds between anchors of a tempo curve: closer ones reflect ornaments
 _AROUND = 4  # chords on either side that determine the expected time of a chord
 # maximum seconds between a note and its expected time: from chord anchors, from note anchors
 _WIDE, _NARROW = 1.0, 0.4
 
 
 def chords(notes: np.ndarray) -> np.ndarray:
-    """Index of each note's chord, int (n,), from 0 in order of onset.
+    """Index of the chord of each of ``notes`` (sorted by onset), int (n,), from 0.
 
     A chord consists of a note and the notes within ``CHORD`` seconds after its onset, each key
     once.
-
-    Args:
-        notes: of dtype ``midi.NOTE``, sorted by onset.
     """
-    numbers, start, number = np.zeros(len(notes), dtype=int), -np.inf, -1
-    keys: set[int] = set()
-    for i, (onset, pitch) in enumerate(
-        zip(notes["onset"].tolist(), notes["pitch"].tolist(), strict=True)
-    ):
+    numbers: list[int] = []
+    start, number, keys = -np.inf, -1, set()
+    for onset, pitch in notes[["onset", "pitch"]].tolist():
         if onset - start > CHORD or pitch in keys:
             number, start, keys = number + 1, onset, set()
         keys.add(pitch)
-        numbers[i] = number
-    return numbers
+        numbers.append(number)
+    return np.array(numbers, int)
 
 
 def chord_means(values: np.ndarray, numbers: np.ndarray) -> np.ndarray:
@@ -54,16 +47,23 @@ def match_notes(played: np.ndarray, written: np.ndarray) -> np.ndarray:
     Research 40(1); Peter et al. 2023, ISMIR).
 
     Args:
-        played: fields ``onset`` in seconds and ``pitch``, sorted by onset.
-        written: the same for the score; onsets in any unit that increases with time (seconds,
-            quarter notes).
+        played, written: with ``onset`` and ``pitch``, sorted by onset; ``written`` in any unit.
     """
     ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
-    anchors = _anchors(played, ours, written, theirs)
-    if not len(anchors):
+    keys = []  # of each chord
+    for notes, chord in ((played, ours), (written, theirs)):
+        present = np.zeros((chord.max() + 1, 128), np.float32)
+        present[chord, notes["pitch"]] = 1
+        keys.append(present)
+    anchors = []
+    for i, j in _in_order((keys[0] @ keys[1].T).astype(np.int32), 0):
+        members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
+        anchors.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
+    if not anchors:
         return np.zeros((0, 2), dtype=int)
     # Smoothing corrects chord anchors that are off by one chord in repeated notes.
-    pairs = _by_key(played, written, _expected(_smoothed(anchors), written["onset"]), _WIDE)
+    expected = _expected(_smoothed(np.array(anchors)), written["onset"])
+    pairs = _by_key(played, written, expected, _WIDE)
     # A second pass uses the matched notes of all keys as anchors, not only whole chords.
     found = _moments(played, written, pairs)
     if not len(found):
@@ -71,16 +71,9 @@ def match_notes(played: np.ndarray, written: np.ndarray) -> np.ndarray:
     return _by_key(played, written, _expected(found, written["onset"]), _NARROW)
 
 
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """Note alignment of a performance and its score.
-
-    Attributes:
-        played, written: indices of the matched notes, int (n,), in the order of the performance.
-        extra: indices of played notes that are not in the score, int: wrong notes, ornaments,
-            slips.
-        missing: indices of score notes that are not played, int.
-    """
+class Alignment(NamedTuple):
+    """Indices, int (n,), of matched notes in the order of the performance (``played`` and
+    ``written``), of played notes that are not in the score, and of score notes that are missing."""
 
     played: np.ndarray
     written: np.ndarray
@@ -94,24 +87,15 @@ class Alignment:
 
 
 def align(performance: Performance, score: Score) -> Alignment:
-    """Align note by note, see `match_notes`; the notes may come from a MIDI file or a
-    transcription.
-
-    A performance of other music is not refused here, see `check_share`.
-    """
+    """Align note by note, see `match_notes`; other music is not refused here, see `check_share`."""
     played, written = match_notes(performance.notes, score.notes).T
     extra = np.setdiff1d(np.arange(len(performance.notes)), played)
     return Alignment(played, written, extra, np.setdiff1d(np.arange(len(score.notes)), written))
 
 
-@dataclass(frozen=True)
-class TempoCurve:
-    """Aligned onsets of a performance and its metronomic score, both ascending.
-
-    Attributes:
-        played, written: seconds, (n,), n at least 3.
-        matched: share of played notes that match the score.
-    """
+class TempoCurve(NamedTuple):
+    """Aligned onsets of a performance and its metronomic score in seconds, ascending, (n,), n at
+    least 3; and the share of played notes that match the score."""
 
     played: np.ndarray
     written: np.ndarray
@@ -123,11 +107,8 @@ class TempoCurve:
         return float(np.std(np.log(np.diff(self.written) / np.diff(self.played))))
 
     def stretched(self, times: np.ndarray, rubato: float) -> np.ndarray:
-        """``times`` in seconds, warped so that rubato, the deviations of log tempo, is scaled by
-        the factor ``rubato``.
-
-        Times up to the first anchor and from the last anchor on are unchanged.
-        """
+        """``times`` in seconds, warped so that deviations of log tempo are scaled by ``rubato``;
+        those before the first and after the last anchor are unchanged."""
         steps, written = np.diff(self.played), np.diff(self.written)
         steps = written * (steps / written) ** rubato
         steps *= (self.played[-1] - self.played[0]) / steps.sum()
@@ -138,9 +119,8 @@ class TempoCurve:
 
 
 def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
-    """Align a performance with a metronomic rendering of its score, see `match_notes`.
-
-    The onset of a chord is the mean onset of its matched notes.
+    """Align a performance with a metronomic rendering of its score, see `match_notes`; the onset of
+    a chord is the mean onset of its matched notes.
 
     Raises:
         InputError: less than ``LEAST_MATCHED`` of the played notes are in the score, or fewer than
@@ -156,15 +136,11 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
             f"{len(moments)} onsets of the score match the performance, a tempo curve needs 3. Give"
             " a longer clip."
         )
-    return TempoCurve(moments[:, 0], moments[:, 1], share)
+    return TempoCurve(*moments.T, share)
 
 
 def check_share(share: float) -> None:
-    """Refuse a performance of other music.
-
-    Raises:
-        InputError: less than ``LEAST_MATCHED`` of the played notes are in the score.
-    """
+    """Raise an `InputError` if less than ``LEAST_MATCHED`` of the played notes are in the score."""
     if share < LEAST_MATCHED:
         raise InputError(
             f"{share:.1%} of the notes are in the score, {LEAST_MATCHED:.0%} are needed. Give the"
@@ -173,37 +149,18 @@ def check_share(share: float) -> None:
 
 
 def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
-    """The rows of ``moments`` (n, 2), played and written, that are far enough from the previous one
-    to measure tempo.
-
-    Args:
-        least: minimum distance in the score, in its unit; ``STEP`` is the minimum in the
-            performance.
-    """
-    kept = [0] if len(moments) else []
+    """The rows of ``moments`` (n, 2), played and written, far enough from the previous one to
+    measure tempo: ``STEP`` seconds in the performance, ``least`` in the score."""
+    rows = [0] if len(moments) else []
     for i in range(1, len(moments)):
-        if (moments[i] - moments[kept[-1]] >= (STEP, least)).all():
-            kept.append(i)
-    return moments[kept]
-
-
-def _anchors(played, ours, written, theirs) -> np.ndarray:
-    """Onsets (played, written) of aligned chords, (n, 2), both ascending."""
-    keys = []
-    for part, numbers in ((played, ours), (written, theirs)):
-        present = np.zeros((numbers.max() + 1, 128), np.float32)
-        present[numbers, part["pitch"]] = 1
-        keys.append(present)
-    pairs = []
-    for i, j in _in_order((keys[0] @ keys[1].T).astype(np.int32), 0):
-        members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
-        pairs.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
-    return np.array(pairs).reshape(-1, 2)
+        if (moments[i] - moments[rows[-1]] >= (STEP, least)).all():
+            rows.append(i)
+    return moments[rows]
 
 
 def _in_order(gain: np.ndarray, base: float) -> list[tuple[int, int]]:
-    """The order-preserving pairs of rows and columns with the largest sum of ``base + gain``, by
-    dynamic programming; pairs that do not add to the sum are left out."""
+    """The order-preserving pairs of rows and columns with the largest sum of ``base + gain`` (pairs
+    that add nothing excluded), by dynamic programming."""
     n, m = gain.shape
     best = np.zeros((n + 1, m + 1), gain.dtype)
     for i in range(n):
@@ -226,9 +183,8 @@ def _smoothed(moments: np.ndarray) -> np.ndarray:
     neighbours on either side."""
     if len(moments) <= 2 * _AROUND:
         return moments
-    played, written = np.lib.stride_tricks.sliding_window_view(
-        moments, 2 * _AROUND + 1, axis=0
-    ).transpose(1, 0, 2)
+    windows = np.lib.stride_tricks.sliding_window_view(moments, 2 * _AROUND + 1, axis=0)
+    played, written = windows.transpose(1, 0, 2)
     middles = [part.mean(axis=1, keepdims=True) for part in (played, written)]
     covariance = ((played - middles[0]) * (written - middles[1])).sum(axis=1)
     slopes = covariance / ((written - middles[1]) ** 2).sum(axis=1)
@@ -238,8 +194,7 @@ def _smoothed(moments: np.ndarray) -> np.ndarray:
 
 
 def _expected(moments: np.ndarray, onsets: np.ndarray) -> np.ndarray:
-    """Expected times of score ``onsets``: interpolated between ``moments``, extrapolated at the
-    mean tempo."""
+    """Times of score ``onsets``: interpolated between ``moments``, beyond them at mean tempo."""
     played, written = moments.T
     inside = np.clip(onsets, written[0], written[-1])
     pace = np.ptp(played) / np.ptp(written) if len(moments) > 1 else 0.0
@@ -247,8 +202,7 @@ def _expected(moments: np.ndarray, onsets: np.ndarray) -> np.ndarray:
 
 
 def _moments(played, written, pairs) -> np.ndarray:
-    """Mean played onset of the matched notes of each score onset, and the score onset, (n, 2), both
-    ascending."""
+    """Mean played onset of the matched notes of each score onset, and that onset, (n, 2)."""
     if not len(pairs):
         return np.zeros((0, 2))
     at, numbers = np.unique(written["onset"][pairs[:, 1]], return_inverse=True)
@@ -259,8 +213,8 @@ def _moments(played, written, pairs) -> np.ndarray:
 
 
 def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
-    """Align the notes of each key separately, in order, with as many notes as close to their
-    expected times as possible."""
+    """Align the notes of each key separately, in order: as many as possible within ``reach`` of
+    their expected times, and as close to them as possible."""
     found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
         ours, theirs = (np.flatnonzero(part["pitch"] == pitch) for part in (played, written))

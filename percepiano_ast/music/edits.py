@@ -1,9 +1,4 @@
-"""Edits of a performance for sensitivity tests: one expressive parameter changed at a time.
-
-A parameter (loudness, tempo, pedal ...) is changed by a signed strength; everything not listed in
-``touches`` is unchanged. So a change of rating has one cause. In collections of recordings
-parameters are confounded: players who use more pedal also play softer.
-"""
+"""Edits of a performance for sensitivity tests: one expressive parameter changed at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +7,14 @@ import numpy as np
 
 from percepiano_ast.errors import InputError
 from percepiano_ast.music.align import TempoCurve, chord_means, chords, tempo_curve
-from percepiano_ast.music.midi import PEDAL, PEDAL_DOWN, SUSTAIN, UNA_CORDA, Performance
+from percepiano_ast.music.midi import (
+    PEDAL,
+    PEDAL_DOWN,
+    SUSTAIN,
+    UNA_CORDA,
+    Performance,
+    next_onsets,
+)
 
 LOWEST, HIGHEST = 21, 108  # MIDI pitches of the keyboard
 _SHORTEST = 0.02  # minimum seconds of a shortened note
@@ -28,13 +30,11 @@ class Parameter:
     """An expressive parameter of a performance that can be changed separately.
 
     Attributes:
-        name: in tables.
         words: labels of a performance with less and with more of it.
-        unit: format string of ``strengths``, with ``{}`` for the number.
-        strengths: the amounts, negative for less.
-        touches: the fields that may change: ``onset``, ``offset``, ``pitch``, ``velocity`` of
+        unit: format string of ``strengths``, the amounts, negative for less.
+        changes: the fields that may change: ``onset``, ``offset``, ``pitch``, ``velocity`` of
             notes, ``sustain`` and ``una_corda`` (events of that pedal), ``pedal_time`` (times of
-            pedal events).
+            pedal events). Everything else is unchanged, so that a change of rating has one cause.
         change: (performance, strength, score) -> performance.
         measure: (performance, score) -> value of the parameter.
         needs_score: whether it requires a metronomic rendering of the score.
@@ -44,7 +44,7 @@ class Parameter:
     words: tuple[str, str]
     unit: str
     strengths: tuple[float, ...]
-    touches: tuple[str, ...]
+    changes: tuple[str, ...]
     change: Callable[[Performance, float, Performance | None], Performance]
     measure: Callable[[Performance, Performance | None], float]
     needs_score: bool = False
@@ -68,11 +68,9 @@ class Edit:
         return f"{self.name} ({self.parameter.unit.format(self.strength)})"
 
     def apply(self, performance: Performance, score: Performance | None = None) -> Performance:
-        """The performance with the parameter changed; unchanged if the parameter has no instance in
-        it.
+        """The performance (`midi.trimmed`) with the parameter changed, if it has an instance of it.
 
         Args:
-            performance: `midi.trimmed`.
             score: a metronomic rendering of the same passage, for parameters that need one.
 
         Raises:
@@ -103,6 +101,10 @@ def _with_velocity(performance: Performance, velocity: np.ndarray) -> Performanc
     notes = performance.notes.copy()
     notes["velocity"] = np.clip(np.round(velocity), 1, 127)
     return replace(performance, notes=notes)
+
+
+def _mean(performance: Performance) -> np.ndarray:
+    return np.full(len(performance.notes), _velocity(performance).mean())
 
 
 def _local_mean(performance: Performance) -> np.ndarray:
@@ -147,10 +149,8 @@ def _bring_out(performance, strength, score):
 
 def _melody_over_rest(performance, score):
     top, size = _melody(performance)
-    chord, velocity = size > 1, _velocity(performance)
-    if not chord.any():
-        return 0.0
-    return float(velocity[chord & top].mean() - velocity[chord & ~top].mean())
+    top, velocity = top[size > 1], _velocity(performance)[size > 1]
+    return float(velocity[top].mean() - velocity[~top].mean()) if len(top) else 0.0
 
 
 # --- Time -----------------------------------------------------------------------------------------
@@ -187,11 +187,7 @@ def _change_articulation(performance, strength, score):
     notes = performance.notes.copy()
     longer = notes["onset"] + (1 + strength) * (notes["offset"] - notes["onset"])
     if strength > 0:
-        limit = np.full(len(notes), notes["offset"].max())
-        upcoming: dict[int, float] = {}
-        for i, pitch in reversed(list(enumerate(notes["pitch"].tolist()))):
-            limit[i] = upcoming.get(pitch, limit[i])
-            upcoming[pitch] = notes["onset"][i]
+        limit = next_onsets(notes, notes["offset"].max())
         notes["offset"] = np.minimum(longer, np.maximum(limit, notes["offset"]))
     else:
         shortest = notes["onset"] + _SHORTEST
@@ -229,9 +225,7 @@ def _asynchrony(performance, score):
 # --- Pedals and pitch -----------------------------------------------------------------------------
 
 
-def _with_pedal(
-    performance: Performance, number: int, events: list[tuple[float, int, int]]
-) -> Performance:
+def _with_pedal(performance: Performance, number: int, events: list[tuple]) -> Performance:
     """``performance`` with the events of one pedal replaced by ``events`` (time, number, value)."""
     others = performance.pedals[performance.pedals["number"] != number]
     pedals = np.concatenate([others, np.array(events, dtype=PEDAL)])
@@ -276,21 +270,14 @@ def _always(performance: Performance, number: int, down: bool) -> Performance:
     return _with_pedal(performance, number, [(0.0, number, 127)] if down else [])
 
 
-def _held(performance: Performance, number: int, weigh: Callable) -> float:
-    """Mean over time of ``weigh(value)`` of one pedal, 0 before its first event."""
+def _pedal_over_time(performance: Performance, number: int) -> tuple[float, float]:
+    """Share of time for which a pedal is down, and its mean value then (0 if never)."""
     events, end = performance.pedal(number), performance.duration
     edges = np.clip(np.concatenate([[0], events["time"], [end]]), 0, end)
-    return float(np.diff(edges) @ weigh(np.concatenate([[0], events["value"]])) / end)
-
-
-def _down_share(number: int):
-    return lambda performance, score: _held(performance, number, lambda v: v >= PEDAL_DOWN)
-
-
-def _depth(performance, score):
-    down = _held(performance, SUSTAIN, lambda v: v >= PEDAL_DOWN)
-    depth = _held(performance, SUSTAIN, lambda v: np.where(v >= PEDAL_DOWN, v, 0))
-    return depth / down if down else 0.0
+    values = np.concatenate([[0], events["value"]])
+    down = values >= PEDAL_DOWN
+    share, depth = (float(np.diff(edges) @ part / end) for part in (down, down * values))
+    return share, depth / share if share else 0.0
 
 
 def _transpose(performance, strength, score):
@@ -319,16 +306,15 @@ PARAMETERS = {parameter.name: parameter for parameter in (
               _TIMES, lambda p, strength, score: _moved(p, lambda time: time / (1 + strength)),
               _chord_rate),
     Parameter("pedal", ("less pedal", "more pedal"), _SHARE, _HALVES,
-              ("sustain",), _change_pedal, _down_share(SUSTAIN)),
+              ("sustain",), _change_pedal, lambda p, score: _pedal_over_time(p, SUSTAIN)[0]),
     Parameter("pedal depth", ("half pedal", "full pedal"), _SHARE, (-1,),
-              ("sustain",), _change_depth, _depth),
+              ("sustain",), _change_depth, lambda p, score: _pedal_over_time(p, SUSTAIN)[1]),
     Parameter("soft pedal", ("no soft pedal", "soft pedal"), _SHARE, _ALL,
               ("una_corda",), lambda p, strength, score: _always(p, UNA_CORDA, strength > 0),
-              _down_share(UNA_CORDA)),
+              lambda p, score: _pedal_over_time(p, UNA_CORDA)[0]),
     Parameter("rubato", ("less rubato", "more rubato"), _SHARE, _HALVES,
               _TIMES, _change_rubato, lambda p, score: _curve(p, score).rubato, needs_score=True),
-    _deviation("dynamics", ("flatter dynamics", "wider dynamics"), _HALVES,
-               lambda p: np.full(len(p.notes), _velocity(p).mean())),
+    _deviation("dynamics", ("flatter dynamics", "wider dynamics"), _HALVES, _mean),
     _deviation("accents", ("fewer accents", "more accents"), _ALL, _local_mean),
     _deviation("voicing", ("flat voicing", "stronger voicing"), _ALL, _chord_mean),
     Parameter("melody", ("melody held back", "melody brought out"), "{:+g} velocity", (-15, 15),
@@ -342,8 +328,4 @@ PARAMETERS = {parameter.name: parameter for parameter in (
 )}
 # fmt: on
 
-EDITS = tuple(
-    Edit(parameter, strength)
-    for parameter in PARAMETERS.values()
-    for strength in parameter.strengths
-)
+EDITS = tuple(Edit(one, strength) for one in PARAMETERS.values() for strength in one.strengths)

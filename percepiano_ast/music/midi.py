@@ -1,9 +1,4 @@
-"""Piano performances: notes and pedals, read from and written to MIDI.
-
-Times are in seconds, pitches and controllers are MIDI numbers. A piano key is either up or down, so
-notes of one pitch never overlap: if a key is struck again while down, the earlier note ends at the
-new onset.
-"""
+"""Piano performances: notes and pedals, read from and written to MIDI."""
 
 import bisect
 import collections
@@ -34,12 +29,12 @@ _LAST_TICK = 10_000_000  # several hours; a file with later events is damaged
 
 @dataclass(frozen=True, eq=False)
 class Performance:
-    """Notes and pedals of one piano.
+    """Notes and pedals of one piano; times in seconds.
 
     Attributes:
-        notes: structured array of dtype ``NOTE``, sorted by onset, then pitch.
-        pedals: structured array of dtype ``PEDAL`` (controllers 64, 66 and 67, values 0 to 127),
-            sorted by time.
+        notes: of dtype ``NOTE``, sorted by onset, then pitch. Notes of one pitch never overlap: a
+            note ends at the next onset of its key at the latest.
+        pedals: of dtype ``PEDAL`` (controllers 64, 66 and 67, values 0 to 127), sorted by time.
         remarks: notes merged, shortened or ignored in reading; empty for a clean file.
     """
 
@@ -64,14 +59,13 @@ class Performance:
 
 
 def read_midi(source: str | Path | bytes, name: str | None = None) -> Performance:
-    """Read the notes and pedals of a Standard MIDI File, with all tracks except drums merged into
-    one piano.
+    """Read a Standard MIDI File (a path or bytes), with all tracks except drums merged into one
+    piano.
 
     Tempo changes are those of the first track. Notes of zero length, notes that are never released
     and drums are ignored and counted in ``remarks``; pedals of channels without notes are ignored.
 
     Args:
-        source: path, or the file's bytes.
         name: the file's name in messages; by default its path.
 
     Raises:
@@ -95,7 +89,7 @@ def read_midi(source: str | Path | bytes, name: str | None = None) -> Performanc
             f"{name}: no piano notes in this MIDI file{why}. Give a file with at least one note."
         )
 
-    # Simultaneous notes of one key are merged, the louder is kept.
+    # Simultaneous notes of one key are merged into the loudest.
     notes = np.array(rows, dtype=NOTE)
     notes = notes[np.lexsort((-notes["velocity"].astype(int), notes["onset"], notes["pitch"]))]
     first = np.ones(len(notes), dtype=bool)
@@ -105,13 +99,10 @@ def read_midi(source: str | Path | bytes, name: str | None = None) -> Performanc
     if doubled := len(notes) - len(merged):
         remarks.append(f"{doubled} duplicate notes (same key, same onset) were merged")
 
-    # A note ends at the next onset of its key at the latest.
-    overlaps = (merged["pitch"][1:] == merged["pitch"][:-1]) & (
-        merged["offset"][:-1] > merged["onset"][1:]
-    )
-    merged["offset"][:-1][overlaps] = merged["onset"][1:][overlaps]
-    if overlaps.any():
-        remarks.append(f"{overlaps.sum()} notes were shortened to the next onset of the same key")
+    latest = next_onsets(merged, np.inf)
+    if overlaps := np.sum(merged["offset"] > latest):
+        remarks.append(f"{overlaps} notes were shortened to the next onset of the same key")
+    merged["offset"] = np.minimum(merged["offset"], latest)
 
     pedals = np.array(events, dtype=PEDAL)
     return Performance(
@@ -193,11 +184,7 @@ def _parse(midi: mido.MidiFile) -> tuple[list[tuple], list[tuple], list[str]]:
 
 def trimmed(performance: Performance) -> Performance:
     """The performance with its first onset at ``LEAD`` seconds and no events after the last key
-    release.
-
-    Raw PercePiano files have up to 1.6 s of leading and 15 s of trailing silence. Pedal events
-    before time zero are replaced by their final state at time zero.
-    """
+    release (PercePiano's files have up to 1.6 s of leading and 15 s of trailing silence)."""
     shift = LEAD - performance.notes["onset"].min()
     notes, pedals = performance.notes.copy(), performance.pedals.copy()
     notes["onset"] += shift
@@ -208,14 +195,10 @@ def trimmed(performance: Performance) -> Performance:
 
 
 def excerpt(performance: Performance, start: float, stop: float) -> Performance | None:
-    """The notes with onsets from ``start`` to ``stop`` seconds, and the pedals, with times relative
-    to ``start``; None without onsets.
-
-    Releases after ``stop`` are moved to ``stop``; pedals start in their state at ``start``.
-    """
+    """The notes with onsets from ``start`` to ``stop`` seconds, released at ``stop`` at the latest,
+    and the pedals, with times relative to ``start``; None without onsets."""
     onset = performance.notes["onset"]
-    notes = performance.notes[(onset >= start) & (onset < stop)]
-    if not len(notes):
+    if not len(notes := performance.notes[(onset >= start) & (onset < stop)]):
         return None
     notes["offset"] = np.minimum(notes["offset"], stop) - start
     notes["onset"] -= start
@@ -225,7 +208,7 @@ def excerpt(performance: Performance, start: float, stop: float) -> Performance 
 
 
 def _from_zero(pedals: np.ndarray) -> np.ndarray:
-    """Pedal events from time zero on, with the state of each pedal at time zero."""
+    """Pedal events from time zero on, preceded by the state of each pedal at time zero."""
     before = pedals[pedals["time"] < 0]
     state = np.concatenate([before[before["number"] == number][-1:] for number in PEDALS])
     state["time"] = 0
@@ -238,6 +221,15 @@ def note_name(pitch: int) -> str:
     return f"{'C C# D D# E F F# G G# A A# B'.split()[step]}{octave - 1}"
 
 
+def next_onsets(notes: np.ndarray, otherwise: float) -> np.ndarray:
+    """Seconds at which each note's key is struck next, (n_notes,); ``otherwise`` for the last."""
+    order = np.lexsort((notes["onset"], notes["pitch"]))
+    found = np.full(len(notes), otherwise)
+    same = np.diff(notes["pitch"][order].astype(int)) == 0
+    found[order[:-1][same]] = notes["onset"][order[1:][same]]
+    return found
+
+
 def damped(performance: Performance) -> np.ndarray:
     """Seconds at which each note's string is damped or struck again, (n_notes,).
 
@@ -245,8 +237,7 @@ def damped(performance: Performance) -> np.ndarray:
     release; infinite without one.
     """
     notes, events = performance.notes, performance.pedal(SUSTAIN)
-    # before the first event, after each
-    holds = np.concatenate([[False], events["value"] >= PEDAL_DOWN])
+    holds = np.concatenate([[False], events["value"] >= PEDAL_DOWN])  # after each event
     # After event i the pedal is next up at event lifted[i] (or never).
     up = np.where(holds, len(holds), np.arange(len(holds)))
     lifted = np.minimum.accumulate(up[::-1])[::-1]
@@ -254,16 +245,11 @@ def damped(performance: Performance) -> np.ndarray:
     # A pedal event at the time of the release counts as before it.
     after = np.searchsorted(events["time"], notes["offset"], side="right")
     end = np.maximum(notes["offset"], when[lifted[after]])
-    order = np.lexsort((notes["onset"], notes["pitch"]))
-    again = np.full(len(notes), np.inf)
-    same = np.diff(notes["pitch"][order].astype(int)) == 0
-    again[order[:-1][same]] = notes["onset"][order[1:][same]]
-    return np.minimum(end, again)
+    return np.minimum(end, next_onsets(notes, np.inf))
 
 
 def write_midi(performance: Performance, file: str | Path | io.BytesIO) -> None:
-    """Write a Standard MIDI File with a resolution of half a millisecond; the output is
-    deterministic."""
+    """Write a Standard MIDI File with a resolution of half a millisecond; deterministic."""
     step = 0.5 / _RESOLUTION
     events = [(time, 0, number, value) for time, number, value in performance.pedals.tolist()]
     for onset, offset, pitch, velocity in performance.notes.tolist():
@@ -276,11 +262,11 @@ def write_midi(performance: Performance, file: str | Path | io.BytesIO) -> None:
     piano = [mido.MetaMessage("track_name", name="Piano"), mido.Message("program_change")]
     now = 0
     for tick, is_note, number, value in events:
-        piano.append(
-            mido.Message("note_on", note=number, velocity=value, time=tick - now)
-            if is_note
-            else mido.Message("control_change", control=number, value=value, time=tick - now)
+        data = (
+            {"note": number, "velocity": value} if is_note else {"control": number, "value": value}
         )
+        kind = "note_on" if is_note else "control_change"
+        piano.append(mido.Message(kind, **data, time=tick - now))
         now = tick
     midi = mido.MidiFile(ticks_per_beat=_RESOLUTION)
     for track in (head, piano):

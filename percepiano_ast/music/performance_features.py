@@ -1,10 +1,4 @@
-"""Features of a performance without its score: dynamics, timing, articulation, pedal, music, tempo.
-
-They are the input of the MIDI-statistics baseline and explain ratings in musical terms. Names,
-units and meanings are in ``features.csv``. All values are finite for any performance that
-``read_midi`` accepts: a feature without an instance (inter-onset intervals of a single chord;
-velocity of the melody over its accompaniment without chords) is 0. All except rates per second are
-independent of the clip's boundaries.
+"""Features of a performance without its score; names, units and meanings are in ``features.csv``.
 
 Voicing, asynchrony and melody lead: Goebl (2001), "Melody lead in piano performance: expressive
 device or artifact?", JASA 110(1). nPVI: Grabe and Low (2002). Key overlap: Bresin and Battel
@@ -32,9 +26,7 @@ _PACE_WINDOW = 2.0  # seconds; window of the local onset rate
 _SPREAD = 0.01  # seconds: a chord with a larger spread counts as spread
 _END = 0.2  # share of a clip that counts as its beginning or end
 _LONGEST_HELD = 4.0  # relative to the next chord, reached by a held bass note under a run
-# At half pedal the dampers touch the strings partially: between these values, the pedal is neither
-# fully up nor fully down.
-_HALF = (20, 107)
+_HALF = (20, 107)  # between these values (half pedal) the dampers touch the strings partially
 _GRID = 0.05  # seconds; time grid for pedal values and sounding notes
 _RING = 4.0  # seconds; an undamped string is assumed to be inaudible afterwards
 _FEWEST_CHORDS = 5  # for the tempo features; with fewer they are 0
@@ -51,11 +43,8 @@ class Feature(NamedTuple):
 def read_features(of: str) -> dict[str, Feature]:
     """Name -> `Feature` of the features of a ``performance`` or of a ``score``, in order."""
     with Path(__file__).with_name("features.csv").open(newline="") as file:
-        return {
-            row["name"]: Feature(row["family"], row["unit"], row["words"])
-            for row in csv.DictReader(file)
-            if row["of"] == of
-        }
+        rows = [row for row in csv.DictReader(file) if row["of"] == of]
+    return {row["name"]: Feature(row["family"], row["unit"], row["words"]) for row in rows}
 
 
 PERFORMANCE_FEATURES = read_features("performance")
@@ -63,33 +52,58 @@ PERFORMANCE_FEATURES = read_features("performance")
 WINDOW_FEATURES = {name: one for name, one in PERFORMANCE_FEATURES.items() if one.family != "tempo"}
 
 
-# --- Statistics of finite values ------------------------------------------------------------------
+# --- Statistics of finite values; NaN where undefined ---------------------------------------------
 
 
 def mean(values: np.ndarray) -> float:
-    """The mean of finite values; NaN without any."""
+    """The mean of finite values."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else np.nan
 
 
 def std(values: np.ndarray) -> float:
-    """The standard deviation of finite values; NaN for fewer than two."""
+    """The standard deviation of at least two finite values."""
     values = values[np.isfinite(values)]
     return float(values.std()) if len(values) > 1 else np.nan
 
 
 def quantile(values: np.ndarray, share: float) -> float:
-    """The quantile of finite values; NaN without any."""
+    """The quantile of finite values."""
     values = values[np.isfinite(values)]
     return float(np.quantile(values, share)) if len(values) else np.nan
 
 
+def statistics(names: str, values: np.ndarray) -> dict[str, float]:
+    """The features ``names``, separated by spaces: standard deviation (``..._std``), quantile
+    (``..._q90``) or else mean of ``values``."""
+    found = {}
+    for name in names.split():
+        *_, ending = name.split("_")
+        if ending == "std":
+            found[name] = std(values)
+        elif ending[0] == "q" and ending[1:].isdecimal():
+            found[name] = quantile(values, int(ending[1:]) / 100)
+        else:
+            found[name] = mean(values)
+    return found
+
+
+def over_rest(values: np.ndarray, which: np.ndarray) -> float:
+    """Mean of ``values`` selected by ``which``, minus that of the rest."""
+    return mean(values[which]) - mean(values[~which])
+
+
 def correlation(x: np.ndarray, y: np.ndarray, least: int = 2) -> float:
-    """Pearson's r of finite pairs; NaN for fewer than ``least``, or if either input is constant."""
+    """Pearson's r of at least ``least`` finite pairs, neither constant."""
     both = np.isfinite(x) & np.isfinite(y)
     if both.sum() < least or np.ptp(x[both]) < 1e-9 or np.ptp(y[both]) < 1e-9:
         return np.nan
     return float(np.corrcoef(x[both], y[both])[0, 1])
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in bits of a distribution given by ``counts``."""
+    return float(entr(counts / counts.sum()).sum() / np.log(2))
 
 
 # --- Features -------------------------------------------------------------------------------------
@@ -107,8 +121,11 @@ def pedalling(performance: Performance) -> tuple[np.ndarray, np.ndarray]:
 def performance_features(
     performance: Performance, names: Collection[str] = PERFORMANCE_FEATURES
 ) -> dict[str, float]:
-    """The features ``names`` of a performance, in that order, in the units of
-    ``PERFORMANCE_FEATURES``.
+    """The features ``names`` of a performance, in that order.
+
+    All are finite: a feature without an instance (inter-onset intervals of a single chord, velocity
+    of the melody over its accompaniment without chords) is 0. All except rates per second are
+    independent of the clip's boundaries.
 
     Args:
         performance: ``trimmed``; silence at either end would count as time without pedal.
@@ -127,9 +144,6 @@ def performance_features(
     def of_chords(reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
         return reduce.reduceat(values[order], begins)
 
-    def over_others(values: np.ndarray, voice: np.ndarray) -> float:
-        return mean(values[together & voice]) - mean(values[together & ~voice])
-
     start = of_chords(np.minimum, onset)
     melody, bass = of_chords(np.maximum, pitch), of_chords(np.minimum, pitch)
     top, together = pitch == melody[chord], size[chord] > 1
@@ -137,31 +151,27 @@ def performance_features(
 
     # --- Dynamics ---
     spread = velocity.std()
-    low, median, high = np.quantile(velocity, (0.1, 0.5, 0.9))
     of_chord = of_chords(np.add, velocity) / size
     kernel = np.exp(-0.5 * ((start[:, None] - start) / _PHRASE) ** 2)
     contour = kernel @ of_chord / kernel.sum(axis=1)
-    place = np.linspace(0, 1, len(velocity))
+    rank = np.linspace(0, 1, len(velocity))
     inner = velocity - of_chord[chord]
-    skew = ((velocity - velocity.mean()) ** 3).mean() / spread**3 if spread > 1e-9 else 0.0
-    trend = correlation(place, velocity) * spread / place.std() if len(place) > 1 else 0.0
     values = {
-        "velocity_mean": velocity.mean(),
+        **statistics("velocity_mean velocity_q10 velocity_q50 velocity_q90", velocity),
         "velocity_std": spread,
-        "velocity_q10": low,
-        "velocity_q50": median,
-        "velocity_q90": high,
         "velocity_max": velocity.max(),
-        "velocity_skew": skew,
+        "velocity_skew": mean((velocity - velocity.mean()) ** 3) / spread**3
+        if spread > 1e-9
+        else 0.0,
         "velocity_contour": contour.std(),
         "velocity_contour_range": np.ptp(contour),
-        "velocity_trend": trend,
+        "velocity_trend": correlation(rank, velocity) * spread / rank.std(),
         "velocity_accents": (of_chord - contour).std(),
         "velocity_steps": mean(np.abs(np.diff(of_chord))),
         "velocity_of_pitch": correlation(velocity, pitch),
         "voicing_std": np.sqrt(mean(inner[together] ** 2)),
-        "voicing_melody": over_others(velocity, top),
-        "voicing_bass": over_others(velocity, pitch == bass[chord]),
+        "voicing_melody": over_rest(velocity[together], top[together]),
+        "voicing_bass": over_rest(velocity[together], (pitch == bass[chord])[together]),
         "melody_std": velocity[top].std(),
     }
 
@@ -169,7 +179,6 @@ def performance_features(
     # Without a score the tempo is unknown: their spread mixes rhythm and rubato, their local
     # variability less so.
     log = np.log(steps)
-    low, median, high = np.quantile(log, (0.1, 0.5, 0.9))
     ratios = np.diff(log) / np.log(2)
     late = start[: len(log)] >= start[-1] - _END * (start[-1] - start[0])
     mixed = late.any() and not late.all()
@@ -181,38 +190,25 @@ def performance_features(
     values |= {
         "chord_rate": len(start) / seconds,
         "note_rate": len(onset) / seconds,
-        "ioi_log_std": log.std(),
-        "ioi_log_q10": low,
-        "ioi_log_q50": median,
-        "ioi_log_q90": high,
-        # 2 |a - b| / (a + b)
-        "ioi_npvi": mean(np.abs(np.tanh(np.diff(log) / 2)) * 2),
+        **statistics("ioi_log_std ioi_log_q10 ioi_log_q50 ioi_log_q90", log),
+        "ioi_npvi": mean(np.abs(np.tanh(np.diff(log) / 2)) * 2),  # 2 |a - b| / (a + b)
         "rubato": np.sqrt(mean((ratios[np.abs(ratios) < _ALIKE] * np.log(2)) ** 2)),
         "grid_deviation": mean(np.abs(ratios[:, None] - _RATIOS).min(axis=1)),
         "pace_std": np.log(counts + 1.0).std() if len(edges) > 2 else 0.0,
         "final_slowing": np.median(log[late]) - np.median(log[~late]) if mixed else 0.0,
         "asynchrony": np.sqrt(mean(away[together] ** 2)),
-        "asynchrony_spread": mean(width),
-        "asynchrony_q90": quantile(width, 0.9),
+        **statistics("asynchrony_spread asynchrony_q90", width),
         "spread_share": mean(width > _SPREAD),
-        "melody_lead": over_others(onset - start[chord], ~top),
+        "melody_lead": over_rest((onset - start[chord])[together], ~top[together]),
     }
 
     # --- Articulation ---
     held = np.log(np.maximum(offset - onset, _SHORTEST))
     until = np.append(start, offset.max())[chord + 1] - onset
     legato = np.minimum((offset - onset) / np.maximum(until, _SHORTEST), _LONGEST_HELD)
-    low, median, high = np.quantile(legato, (0.1, 0.5, 0.9))
     values |= {
-        "held_mean": held.mean(),
-        "held_std": held.std(),
-        "held_q10": np.quantile(held, 0.1),
-        "held_q90": np.quantile(held, 0.9),
-        "legato_mean": legato.mean(),
-        "legato_q10": low,
-        "legato_q50": median,
-        "legato_q90": high,
-        "legato_std": legato.std(),
+        **statistics("held_mean held_std held_q10 held_q90", held),
+        **statistics("legato_mean legato_std legato_q10 legato_q50 legato_q90", legato),
         "staccato_share": (legato < 0.5).mean(),
         "overlap_share": (legato > 1.0).mean(),
         "legato_melody": np.median(legato[top]),
@@ -237,8 +233,7 @@ def performance_features(
     clashes = sum(int((sounding[step:] & sounding[:-step]).sum()) for step in (1, 2))
     values |= {
         "pedal_share": down.mean(),
-        "pedal_mean": value.mean(),
-        "pedal_std": value.std(),
+        **statistics("pedal_mean pedal_std", value),
         "pedal_depth": mean(value[down]),
         "half_pedal_share": half.mean(),
         "half_pedal_of_down": half.mean() / not_up if not_up else 0.0,
@@ -255,32 +250,27 @@ def performance_features(
     }
 
     # --- Music: register, texture, key; ratings depend on the music too ---
-    low, high = np.quantile(pitch, (0.05, 0.95))
     intervals = np.diff(melody)
-    classes = np.bincount(
-        pitch.astype(int) % 12, weights=np.minimum(offset - onset, 1.0), minlength=12
-    )
-    shares = classes / classes.sum()
-    clarity, majorness = key_fit(shares)
+    lengths = np.minimum(offset - onset, 1.0)
+    classes = np.bincount(pitch.astype(int) % 12, weights=lengths, minlength=12)
+    clarity, majorness = key_fit(classes / classes.sum())
     by_pitch = np.lexsort((pitch, chord))
     inside = np.diff(pitch[by_pitch])[np.diff(chord[by_pitch]) == 0] % 12
     values |= {
-        "pitch_mean": pitch.mean(),
-        "pitch_std": pitch.std(),
+        **statistics("pitch_mean pitch_std", pitch),
         "pitch_melody": melody.mean(),
         "pitch_bass": bass.mean(),
-        "pitch_highest": high,
-        "pitch_lowest": low,
+        "pitch_highest": quantile(pitch, 0.95),
+        "pitch_lowest": quantile(pitch, 0.05),
         "melody_steps": mean(np.abs(intervals)),
         "melody_pitch_std": melody.std(),
-        "chord_size": size.mean(),
-        "chord_size_std": size.std(),
+        **statistics("chord_size chord_size_std", size),
         "single_share": (size == 1).mean(),
         "chord_width": mean((melody - bass)[size > 1]),
         "repeated_share": mean(intervals == 0),
         "majorness": majorness,
         "key_clarity": clarity,
-        "pitch_classes": entr(shares).sum() / np.log(2),
+        "pitch_classes": entropy(classes),
         # seconds, sevenths and their compounds
         "seconds_share": mean((inside == 1) | (inside == 2) | (inside >= 10)),
     }
@@ -290,14 +280,14 @@ def performance_features(
     if len(start) >= _FEWEST_CHORDS and not WINDOW_FEATURES.keys() >= set(names):
         pace, note_value, likelihood = estimate_tempo(steps)
         weight = steps / steps.sum()
-        place = np.cumsum(weight) - weight / 2
-        first, final, changes = place < _END, place > 1 - _END, np.abs(np.diff(pace))
+        middle = np.cumsum(weight) - weight / 2  # of each step, as a share of the clip
+        changes = np.abs(np.diff(pace))
         values |= {
             "tempo_std": np.sqrt(weight @ (pace - weight @ pace) ** 2),
             "tempo_jumps": np.quantile(changes, 0.9),
             "tempo_travel": np.sum(changes) / np.sum(steps),
-            "tempo_first": mean(pace[first]) - mean(pace[~first]),
-            "tempo_final": mean(pace[final]) - mean(pace[~final]),
+            "tempo_first": over_rest(pace, middle < _END),
+            "tempo_final": over_rest(pace, middle > 1 - _END),
             "rhythm_likelihood": likelihood / len(steps),
             "rhythm_variety": entr(np.bincount(note_value) / len(note_value)).sum(),
             "rhythm_repeats": np.mean(note_value[1:] == note_value[:-1]),
@@ -308,9 +298,8 @@ def performance_features(
 
 # --- Tempo without a score ------------------------------------------------------------------------
 
-# note values in units of the tempo
+# note values in units of the tempo, and the rarity of each relative to the unit
 NOTE_VALUES = np.log([1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4, 1, 1.5, 2, 3, 4, 6, 8])
-# rarity of each value relative to the unit
 _RARE = np.array([4, 2.5, 3, 1.2, 3.5, 3, 0, 2, 0.8, 2, 1.5, 3, 3])
 _PRIOR, _AGAIN = 0.8, 0.24  # cost of rarity in nats at the first step, and at every later step
 # cost of an initial unit that differs from the median interval, times the squared log ratio
@@ -329,13 +318,8 @@ _CHANGE = np.where(_OCTAVES < 1e-6, 0.0, np.where(_WHOLE, _DOUBLED, _OTHER)) + _
 
 
 class TempoEstimate(NamedTuple):
-    """Estimated tempo and note values of n steps between chords.
-
-    Attributes:
-        pace: log of units per second, (n,).
-        value: index of the note value in ``NOTE_VALUES``, int (n,).
-        likelihood: log-likelihood of the path.
-    """
+    """Estimated log tempo (``pace``, units per second) and note value (index in ``NOTE_VALUES``) of
+    each step, (n,), and the log-likelihood of the path."""
 
     pace: np.ndarray
     value: np.ndarray
@@ -347,11 +331,10 @@ def estimate_tempo(steps: np.ndarray) -> TempoEstimate:
 
     A longer interval may be a longer note or a slower tempo. A hidden Markov model estimates both
     jointly, after Raphael (2002), Artificial Intelligence 137 ("A hybrid graphical model for
-    rhythmic parsing"). Its state is the tempo and the note value of a step. Tempo changes little
-    from step to step; note values repeat or change by simple ratios, and simple values are more
-    likely. The Viterbi algorithm finds the most likely path. Values are relative: a half at double
-    tempo is a quarter. The constants were chosen by their agreement with score-informed tempo on
-    PercePiano, without using ratings.
+    rhythmic parsing"). Tempo changes little from step to step; note values repeat or change by
+    simple ratios, and simple values are more likely. The Viterbi algorithm finds the most likely
+    path. Values are relative: a half at double tempo is a quarter. The constants were chosen by
+    their agreement with score-informed tempo on PercePiano, without using ratings.
     """
     levels = _LEVEL * np.arange(-_FARTHEST, _FARTHEST + 1)
     period = np.median(np.log(steps)) + levels  # log of seconds per unit

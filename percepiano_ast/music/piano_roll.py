@@ -1,9 +1,8 @@
 """Frame-wise transcription targets of a performance, and performances from frame-wise predictions.
 
-The five kinds of targets are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153:
-onset, frame, velocity) and of high-resolution transcription with pedals (Kong et al. 2021, arXiv
-2010.01815). Pedals keep their continuous values, which include half pedal, where Kong et al. use
-binary targets.
+The targets are those of Onsets and Frames (Hawthorne et al. 2018, arXiv 1710.11153) and of
+high-resolution transcription with pedals (Kong et al. 2021, arXiv 2010.01815), but pedals are
+continuous, because half pedal exists.
 """
 
 from typing import NamedTuple
@@ -11,15 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.music.midi import (
-    NOTE,
-    PEDAL,
-    PEDAL_DOWN,
-    SUSTAIN,
-    UNA_CORDA,
-    Performance,
-    damped,
-)
+from percepiano_ast.music import midi
+from percepiano_ast.music.midi import PEDAL_DOWN, SUSTAIN, UNA_CORDA, Performance
 
 LOWEST, N_KEYS = 21, 88  # MIDI pitch of the lowest key (A0), and the number of keys
 # Detection thresholds of outputs between 0 and 1: of the regressed onset (Kong et al.), and of keys
@@ -79,16 +71,13 @@ def frame_targets(
     performance: Performance, start: int, n_frames: int, front_end: FrontEnd
 ) -> FrameTargets:
     """Targets of the frames ``start`` to ``start + n_frames`` of a recording that starts with the
-    performance.
-
-    Notes outside the 88 keys and the sostenuto pedal are ignored.
-    """
+    performance; notes outside the 88 keys and the sostenuto pedal are ignored."""
     return PianoRoll(performance, front_end).frames(start, n_frames)
 
 
 class PianoRoll:
-    """A performance quantised to the front end's frames: computed once per recording, so that the
-    targets of any window are fast; arguments as for `frame_targets`."""
+    """A performance quantised to the front end's frames, from which `frame_targets` of any window
+    are fast."""
 
     def __init__(self, performance: Performance, front_end: FrontEnd):
         self.front_end, notes = front_end, performance.notes
@@ -104,7 +93,7 @@ class PianoRoll:
         # each lasts at least one frame
         self._onset = nearest(notes["onset"])
         self._release = np.maximum(nearest(notes["offset"]), self._onset + 1)
-        self._silent = np.maximum(nearest(damped(performance)), self._release)
+        self._silent = np.maximum(nearest(midi.damped(performance)), self._release)
         self._performance = performance
 
     def frames(self, start: int, n_frames: int) -> FrameTargets:
@@ -132,21 +121,15 @@ class PianoRoll:
 
 def crossfade(pieces: list[np.ndarray], starts: list[int], length: int) -> np.ndarray:
     """Cross-fade overlapping pieces (steps, ...) that start at ``starts`` into one of ``length``
-    steps.
-
-    Weights are highest in the middle of a piece and lowest at its ends, where the network has
-    context on one side only.
-    """
+    steps; weights are lowest at the ends of a piece, where the network has context on one side."""
     total = np.zeros((length, *pieces[0].shape[1:]), np.float32)
     weight = np.zeros(length, np.float32)
     for piece, start in zip(pieces, starts, strict=True):
-        size = min(len(piece), length - start)
-        ramp = np.minimum(np.arange(1, len(piece) + 1), np.arange(len(piece), 0, -1))[:size].astype(
-            np.float32
-        )
-        total[start : start + size] += piece[:size] * ramp.reshape(-1, *[1] * (piece.ndim - 1))
+        size, steps = min(len(piece), length - start), np.arange(len(piece), dtype=np.float32)
+        ramp = np.minimum(steps + 1, len(piece) - steps)[:size]
+        total[start : start + size] += (piece[:size].T * ramp).T
         weight[start : start + size] += ramp
-    return total / weight.reshape(-1, *[1] * (total.ndim - 1))
+    return (total.T / weight).T
 
 
 def frames_to_notes(
@@ -154,12 +137,9 @@ def frames_to_notes(
 ) -> Performance | None:
     """The transcribed performance, in the time of the recording; None without notes.
 
-    Notes start at peaks of the regressed onset, with a resolution finer than a step (Kong et al.
-    2021, section III-E), and end when the key is released. Pedal events are changes of a pedal by
-    4 or more, or across the value 64.
-
-    Args:
-        onset_from: minimum height of an onset peak.
+    Notes start at peaks of at least ``onset_from`` of the regressed onset, with a resolution finer
+    than a step (Kong et al. 2021, section III-E), and end when the key is released. Pedal events
+    are changes of a pedal by 4 or more, or across the value 64.
     """
     times, held = predictions.times, predictions.frame
     step = float(times[1] - times[0]) if len(times) > 1 else 0.0
@@ -171,7 +151,7 @@ def frames_to_notes(
     left, right, height = before[steps, keys], after[steps, keys], at[steps, keys]
     # For symmetric slopes the peak is this fraction of a step towards the higher neighbour.
     aside = 0.5 * (right - left) / np.maximum(height - np.minimum(left, right), 1e-6)
-    notes = np.empty(len(steps), NOTE)
+    notes = np.empty(len(steps), midi.NOTE)
     notes["onset"] = np.maximum(times[steps] + step * np.clip(aside, -0.5, 0.5), 0.0)
 
     # For every step, the next one in which the key is up. In the step of the onset itself the key
@@ -184,10 +164,7 @@ def frames_to_notes(
     notes["pitch"] = keys + LOWEST
     notes["velocity"] = np.clip(np.rint(127 * predictions.velocity[steps, keys]), 1, 127)
 
-    # A note ends at the next onset of its key at the latest.
-    notes = notes[np.lexsort((notes["onset"], notes["pitch"]))]
-    same = np.diff(notes["pitch"].astype(int)) == 0
-    notes["offset"][:-1][same] = np.minimum(notes["offset"][:-1], notes["onset"][1:])[same]
+    notes["offset"] = np.minimum(notes["offset"], midi.next_onsets(notes, np.inf))
     notes = notes[np.lexsort((notes["pitch"], notes["onset"]))]
 
     events = []
@@ -198,5 +175,5 @@ def frames_to_notes(
             if abs(value - now) >= _PEDAL_STEP or crossed:
                 events.append((times[k], number, value))
                 now = value
-    pedals = np.array(events, PEDAL)
+    pedals = np.array(events, midi.PEDAL)
     return Performance(notes, pedals[np.argsort(pedals["time"], kind="stable")])

@@ -1,13 +1,7 @@
-"""Scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo.
-
-Onsets and durations are in quarter notes. MIDI is read with mido, whose ticks are exact; MusicXML
-with music21 (Cuthbert and Ariza 2010, ISMIR), which handles ties, tuplets, grace notes and
-transposition. Repeats are expanded (MIDI contains them already; music21 follows repeat signs,
-voltas, D.C. and D.S.). If a player omits a repeat, its notes are counted as missing and the
-alignment of the played notes is unaffected.
-"""
+"""Scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo."""
 
 import io
+import itertools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,31 +13,21 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.music.midi import DRUM_CHANNEL
 
 SCORE_NOTE = np.dtype(
-    [
-        ("onset", np.float64),
-        ("duration", np.float64),
-        ("pitch", np.uint8),
-        ("velocity", np.uint8),
-        ("staff", np.uint8),
-        ("grace", np.bool_),
-    ]
+    [("onset", "f8"), ("duration", "f8")]
+    + [("pitch", "u1"), ("velocity", "u1"), ("staff", "u1"), ("grace", "?")]
 )
 MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
-# quarters: closer onsets are simultaneous (a grid of 96 per whole note separates triplets and
-# 32nds)
-_TOGETHER = 1 / 48
+_TOGETHER = 1 / 48  # quarters: closer onsets are simultaneous (triplets and 32nds are not)
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """The contents of a score.
+    """The contents of a score; times in quarter notes.
 
     Attributes:
-        notes: of dtype ``SCORE_NOTE``, sorted by onset, then pitch; onset and duration in quarters;
-            velocity from the file's dynamics; staff numbers start at 1, the upper one, in the order
-            of the tracks or parts.
-        metres: (onset, beats, quarters per beat) of each time signature, such as (0, 3, 1.0) for
-            3/4; never empty.
+        notes: of dtype ``SCORE_NOTE``, sorted by onset, then pitch; velocity from the file's
+            dynamics; staves are numbered from 1, the upper one.
+        metres: (onset, beats, quarters per beat) of each time signature; never empty.
         keys: (onset, sharps) of each key signature, flats negative; may be empty.
         tempi: (onset, quarters per minute) of each tempo; may be empty.
         remarks: omissions and assumptions made in reading.
@@ -56,21 +40,18 @@ class Score:
     remarks: tuple[str, ...] = ()
 
     def position(self, onsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bar (counted from the start of each metre, float) and beat within it (0 is the downbeat,
-        float) of ``onsets``."""
+        """Bar (counted from the start of each metre) and beat in it (0 is the downbeat), floats."""
         starts, beats, unit = (np.array(column, float) for column in zip(*self.metres, strict=True))
         which = np.maximum(np.searchsorted(starts, onsets + _TOGETHER, side="right") - 1, 0)
         since = (onsets - starts[which]) / unit[which] + _TOGETHER / 2
         bar = np.floor(since / beats[which])
-        before = np.concatenate(
-            [[0], np.cumsum(np.ceil(np.diff(starts) / (beats * unit)[:-1] - _TOGETHER))]
-        )
+        lengths = np.diff(starts) / (beats * unit)[:-1]  # in bars
+        before = np.concatenate([[0], np.cumsum(np.ceil(lengths - _TOGETHER))])
         return before[which] + bar, np.maximum(since - bar * beats[which] - _TOGETHER / 2, 0.0)
 
     @property
     def tempo(self) -> float | None:
-        """Notated quarters per minute, averaged over the score's duration; ``None`` without a
-        notated tempo."""
+        """Notated quarters per minute, mean over the score's duration; None if not notated."""
         if not self.tempi:
             return None
         at, speed = np.array(self.tempi).T
@@ -82,6 +63,9 @@ class Score:
 
 def read_score(path: str | Path) -> Score:
     """Read a score; the file extension determines the format.
+
+    Repeats are expanded (MIDI contains them already; music21 follows repeat signs, voltas, D.C. and
+    D.S.).
 
     Raises:
         InputError: missing, of an unsupported format, damaged, or without notes.
@@ -97,8 +81,11 @@ def read_score(path: str | Path) -> Score:
     reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
     try:
         rows, metres, keys, tempi, remarks = reader(path)
-    except ImportError:  # music21 is missing: not a fault of the file
-        raise
+    except ImportError as error:
+        raise InputError(
+            f'{path}: reading MusicXML needs music21. Run pip install "percepiano_ast[formats]", or'
+            " give the score as MIDI."
+        ) from error
     except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
         reason = str(error) or type(error).__name__
         raise InputError(
@@ -107,7 +94,7 @@ def read_score(path: str | Path) -> Score:
     if not rows:
         why = f" ({'; '.join(remarks)})" if remarks else ""
         raise InputError(f"{path}: no notes in this score{why}. Give the score of the performance.")
-    # Each key at most once per onset: the longest note is kept.
+    # Each key at most once per onset: the longest note.
     notes = np.array(rows, dtype=SCORE_NOTE)
     notes = notes[np.lexsort((-notes["duration"], notes["grace"], notes["onset"], notes["pitch"]))]
     same = (np.diff(notes["onset"]) < 1e-6) & (np.diff(notes["pitch"].astype(int)) == 0)
@@ -122,14 +109,9 @@ def read_score(path: str | Path) -> Score:
 
 
 def _in_force(entries: list[tuple]) -> tuple[tuple, ...]:
-    """Sorted by onset, with only the last of several at one onset, and without repeats of the value
-    in force."""
+    """Changes of value in order of onset; of several entries at one onset the last."""
     at = {entry[0]: entry for entry in sorted(entries, key=lambda entry: entry[0])}
-    kept: list[tuple] = []
-    for entry in at.values():
-        if not kept or entry[1:] != kept[-1][1:]:
-            kept.append(entry)
-    return tuple(kept)
+    return tuple(next(same) for _, same in itertools.groupby(at.values(), lambda entry: entry[1:]))
 
 
 def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
@@ -175,19 +157,15 @@ def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
 
 
 def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
-    """The same from MusicXML; each part, or each staff of a part, is a staff."""
-    # imported here: takes half a second and 60 MB
-    from music21 import converter, repeat, stream, tempo
+    """The same from MusicXML by music21 (Cuthbert and Ariza 2010, ISMIR), which handles ties,
+    tuplets, grace notes and transposition; each part, or each staff of a part, is a staff."""
+    from music21 import converter, repeat, stream, tempo  # slow to import
 
     content = path.read_bytes()
     if path.suffix.lower() == ".mxl":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = [
-                name
-                for name in archive.namelist()
-                if name.endswith((".xml", ".musicxml"))
-                and not name.startswith(("META-INF", "__MACOSX"))
-            ]
+            names = [name for name in archive.namelist() if name.endswith((".xml", ".musicxml"))]
+            names = [name for name in names if not name.startswith(("META-INF", "__MACOSX"))]
             if not names:
                 raise ValueError("no MusicXML document in the archive")
             content = archive.read(names[0])
@@ -217,10 +195,8 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
         remarks.append(f"{ignored} chord symbols and unpitched notes were ignored")
 
     first = parts[0].flatten() if parts else written.flatten()
-    metres = [
-        (float(one.offset), one.numerator, 4 / one.denominator)
-        for one in first.getElementsByClass("TimeSignature")
-    ]
+    signatures = first.getElementsByClass("TimeSignature")
+    metres = [(float(one.offset), one.numerator, 4 / one.denominator) for one in signatures]
     # A short first bar has a metre of its own, so that an upbeat does not shift the downbeats.
     bars = list(parts[0].getElementsByClass("Measure")) if parts else []
     if metres and len(bars) > 1:
@@ -228,8 +204,10 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
         if not at and 0 < length < beats * unit - 1e-6:
             metres[:1] = [(0.0, 1, length), (length, beats, unit)]
     keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
-    marks = [
-        one for part in parts for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
+    tempi = [
+        (float(one.offset), float(speed))
+        for part in parts
+        for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
+        if (speed := one.getQuarterBPM())
     ]
-    tempi = [(float(one.offset), float(speed)) for one in marks if (speed := one.getQuarterBPM())]
     return rows, metres, keys, tempi, remarks

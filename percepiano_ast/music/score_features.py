@@ -1,10 +1,5 @@
 """Score-informed features: deviations of the performance from the score, and properties of the
-score.
-
-Names, units and meanings are in ``features.csv``. All values are finite for all valid input: a
-feature without an instance in the clip (melody lead without chords; tempo relative to the notated
-one without a notated tempo) is 0, and ``undefined`` counts these. The features are differences,
-correlations, shares and log ratios, so 0 is the neutral value.
+score; names, units and meanings are in ``features.csv``.
 
 Timing is measured relative to the smooth tempo after Desain and Honing (1993), "Tempo curves
 considered harmful". Final slowing: Friberg and Sundberg (1999), JASA 105(3). Melody lead: Goebl
@@ -18,7 +13,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy.special import entr
 
 from percepiano_ast.audio.features import key_fit
 from percepiano_ast.errors import InputError
@@ -26,10 +20,13 @@ from percepiano_ast.music.align import align, check_share, spaced
 from percepiano_ast.music.midi import Performance
 from percepiano_ast.music.performance_features import (
     correlation,
+    entropy,
     mean,
+    over_rest,
     pedalling,
     quantile,
     read_features,
+    statistics,
     std,
 )
 from percepiano_ast.music.score import Score
@@ -62,27 +59,18 @@ SCORE_FEATURES = read_features("score")
 _correlation = functools.partial(correlation, least=4)
 
 
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Change of ``y`` from the smallest to the largest ``x`` in a linear fit; NaN for fewer than
-    three points or constant ``x``."""
+def _fit(x: np.ndarray, y: np.ndarray, degree: int) -> float:
+    """Highest coefficient of a polynomial fit of ``y`` over ``x`` scaled to -1 to 1; NaN for fewer
+    than ``degree`` + 2 points or constant ``x``."""
     both = np.isfinite(x) & np.isfinite(y)
-    if both.sum() < 3 or np.ptp(x[both]) < 1e-9:
+    if both.sum() < degree + 2 or np.ptp(x[both]) < 1e-9:
         return np.nan
-    return float(np.polyfit(x[both], y[both], 1)[0] * np.ptp(x[both]))
-
-
-def _arch(x: np.ndarray, y: np.ndarray) -> float:
-    """Height of ``y`` in the middle above the ends in a quadratic fit; NaN for fewer than four
-    points."""
-    both = np.isfinite(x) & np.isfinite(y)
-    if both.sum() < 4 or np.ptp(x[both]) < 1e-9:
-        return np.nan
-    return float(-np.polyfit(2 * (x[both] - x[both].min()) / np.ptp(x[both]) - 1, y[both], 2)[0])
+    scaled = 2 * (x[both] - x[both].min()) / np.ptp(x[both]) - 1
+    return float(np.polyfit(scaled, y[both], degree)[0])
 
 
 def _bar_pattern(bars: np.ndarray, values: np.ndarray, beats: np.ndarray) -> float:
-    """Share of the variance of ``values`` explained by the position in the bar; NaN for fewer than
-    two bars."""
+    """Share of the variance of ``values`` explained by the position in at least two bars."""
     ok = np.isfinite(values)
     if len(np.unique(bars[ok])) < 2 or np.ptp(values[ok]) < 1e-9:
         return np.nan
@@ -91,17 +79,11 @@ def _bar_pattern(bars: np.ndarray, values: np.ndarray, beats: np.ndarray) -> flo
     return float(means[numbers].var() / values[ok].var())
 
 
-def _over_rest(values: np.ndarray, which: np.ndarray) -> float:
-    """Mean of ``values`` selected by ``which``, minus that of the rest."""
-    return mean(values[which]) - mean(values[~which])
-
-
-def _entropy(counts: np.ndarray) -> float:
-    return float(entr(counts / counts.sum()).sum() / np.log(2))
-
-
 def score_features(performance: Performance, score: Score) -> dict[str, float]:
     """All features of a performance of a score, in the order and units of ``SCORE_FEATURES``.
+
+    They are differences, correlations, shares and log ratios, so 0 is the neutral value. A feature
+    without an instance (melody lead without chords) is 0, and ``undefined`` counts these.
 
     Args:
         performance: from a MIDI file or a transcription; an offset in time has no effect.
@@ -128,15 +110,17 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     # --- Matched onsets of the score: as notated and as played (mean of the notes) ---
     quarters, moment = np.unique(at, return_inverse=True)
 
-    def of_moments(values: np.ndarray, which: np.ndarray | None = None) -> np.ndarray:
+    def of_moments(values: np.ndarray, which: np.ndarray | bool = True) -> np.ndarray:
         """Mean at each onset over the notes selected by ``which``; NaN without notes."""
-        which = np.ones(len(values), bool) if which is None else which
-        count = np.bincount(moment[which], minlength=len(quarters)).astype(float)
-        count[count == 0] = np.nan
-        return np.bincount(moment[which], values[which], minlength=len(quarters)) / count
+        which = np.broadcast_to(which, moment.shape)
+        count = np.bincount(moment, which, len(quarters))
+        return np.bincount(moment, values * which, len(quarters)) / np.where(count, count, np.nan)
 
-    seconds = of_moments(onset)
-    size = np.bincount(moment)
+    def over_chord(values: np.ndarray, voice: np.ndarray) -> np.ndarray:
+        """Mean of the notes of each chord in ``voice``, minus that of the others."""
+        return of_moments(values, together & voice) - of_moments(values, together & ~voice)
+
+    seconds, size = of_moments(onset), np.bincount(moment)
     together = size[moment] > 1
     bars, beats = score.position(quarters)
     downbeat, on_beat = beats < _ON_BEAT, np.abs(beats - np.round(beats)) < _ON_BEAT
@@ -169,7 +153,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
         weights += 1e-12 * step_quarters  # far from all steps, use the overall mean
         return weights @ pace / weights.sum(axis=1)
 
-    place = (middle - middle[0]) / max(middle[-1] - middle[0], 1e-9)
+    relative = (middle - middle[0]) / max(middle[-1] - middle[0], 1e-9)
     median = float(np.median(pace))
     whole = float(np.log((steps[-1, 1] - steps[0, 1]) / (steps[-1, 0] - steps[0, 0])))
     changes = np.abs(np.diff(pace))
@@ -180,13 +164,12 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
         "tempo_std": std(pace),
         "tempo_low": quantile(pace, 0.1) - median,
         "tempo_high": quantile(pace, 0.9) - median,
-        "tempo_drift": _slope(middle, pace),
-        "tempo_arch": _arch(middle, pace),
-        "tempo_first": _over_rest(pace, place <= _END),
-        "tempo_final": _over_rest(pace, place >= 1 - _END),
+        "tempo_drift": 2 * _fit(middle, pace, 1),
+        "tempo_arch": -_fit(middle, pace, 2),
+        "tempo_first": over_rest(pace, relative <= _END),
+        "tempo_final": over_rest(pace, relative >= 1 - _END),
         "tempo_last_step": float(pace[-1]) - median,
-        "tempo_changes": mean(changes),
-        "tempo_changes_q90": quantile(changes, 0.9),
+        **statistics("tempo_changes tempo_changes_q90", changes),
         "tempo_memory": _correlation(pace[1:], pace[:-1]),
         "smooth_std": std(local),
         "smooth_range": np.ptp(local),
@@ -219,7 +202,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
         "bar_std": std(bar),
         "bar_changes": mean(np.abs(np.diff(bar))),
         "bar_pattern": _bar_pattern(its_bar, beat, position),
-        "first_beat": _over_rest(beat, first),
+        "first_beat": over_rest(beat, first),
         "last_beat": mean(beat[last & ~first]) - mean(beat[~last]),
     }
 
@@ -227,12 +210,10 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     expected = np.diff(quarters) * np.exp(-smooth((quarters[1:] + quarters[:-1]) / 2))
     away = seconds - seconds[0] - np.concatenate([[0], np.cumsum(expected)])
     away -= np.median(away)
-    where = np.flatnonzero(on_beat)
     line = np.full(len(quarters), np.nan)
-    if len(where) > 1:
-        within = (quarters > quarters[where[0]]) & (quarters < quarters[where[-1]])
-        between = ~on_beat & within
-        line[between] = np.interp(quarters[between], quarters[where], seconds[where])
+    if on_beat.any():
+        beat_quarters, beat_seconds, between = quarters[on_beat], seconds[on_beat], ~on_beat
+        line[between] = np.interp(quarters[between], beat_quarters, beat_seconds, np.nan, np.nan)
     local = smooth(quarters)
     values |= {
         "deviation_std": std(away),
@@ -250,11 +231,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     equal = (np.abs(asked_ratio) < 0.01) & (asked[1:][ok] <= _RUN)
     unequal = (np.abs(asked_ratio) > 0.5) & (np.minimum(asked[1:], asked[:-1])[ok] > _GRACE)
     contrast = (ratio - asked_ratio)[unequal] * np.sign(asked_ratio[unequal])
-    values |= {
-        "run_uneven": std(ratio[equal]),
-        "contrast": mean(contrast),
-        "contrast_std": std(contrast),
-    }
+    values |= {"run_uneven": std(ratio[equal]), **statistics("contrast contrast_std", contrast)}
 
     # --- Asynchrony of chords ---
     late = onset - seconds[moment]
@@ -263,25 +240,18 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     np.maximum.at(latest, moment, onset)
     is_chord = size > 1
     width = (latest - earliest)[is_chord]
-
-    def lead(voice: np.ndarray) -> np.ndarray:
-        return of_moments(late, together & ~voice) - of_moments(late, together & voice)
-
-    melody_lead, bass_lead = lead(top), lead(bottom)
+    melody_lead, bass_lead = over_chord(late, ~top), over_chord(late, ~bottom)
     hands = of_moments(late, staff > 1) - of_moments(late, staff == 1)
     values |= {
         "async_std": np.sqrt(mean(late[together] ** 2)),
-        "async_spread": mean(width),
-        "async_q90": quantile(width, 0.9),
+        **statistics("async_spread async_q90", width),
         "async_share": mean(width > _SPREAD),
         "async_varies": std(width),
         "arpeggio_share": mean((width > _ARPEGGIO) & (bass_lead[is_chord] > 0)),
-        "melody_lead": mean(melody_lead),
-        "melody_lead_std": std(melody_lead),
+        **statistics("melody_lead melody_lead_std", melody_lead),
         "melody_lead_share": mean(melody_lead[np.isfinite(melody_lead)] > 0.01),
         "bass_lead": mean(bass_lead),
-        "hands_apart": mean(hands),
-        "hands_apart_std": std(hands),
+        **statistics("hands_apart hands_apart_std", hands),
     }
 
     # --- Articulation: key-down time relative to the notated duration at the smooth tempo ---
@@ -296,41 +266,32 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     reaching &= (between > 0.05) & (np.diff(starts_at) > 0)
     overlap = np.clip((lasts[:-1] - begins[1:])[reaching] / between[reaching], -1, 1)
     values |= {
-        "held": mean(held),
-        "held_std": std(held),
-        "held_q10": quantile(held, 0.1),
-        "held_q50": quantile(held, 0.5),
-        "held_q90": quantile(held, 0.9),
-        "held_melody": _over_rest(held, top),
-        "held_bass": _over_rest(held, bottom),
-        "held_low": _over_rest(held, pitch < _MIDDLE_C),
+        **statistics("held held_std held_q10 held_q50 held_q90", held),
+        "held_melody": over_rest(held, top),
+        "held_bass": over_rest(held, bottom),
+        "held_low": over_rest(held, pitch < _MIDDLE_C),
         "held_short": mean(held[length <= _SHORT + 0.02]),
         "held_long": mean(held[length >= _LONG - 0.1]),
         "held_of_length": _correlation(held, log_length),
         "held_of_pitch": _correlation(held, pitch),
-        "held_final": _over_rest(held, at >= end),
+        "held_final": over_rest(held, at >= end),
         "held_changes": mean(np.abs(np.diff(melody_held))),
         "detached_share": mean(held < np.log(0.5)),
         "overheld_share": mean(held > np.log(1.1)),
-        "melody_overlap": mean(overlap),
-        "melody_overlap_std": std(overlap),
+        **statistics("melody_overlap melody_overlap_std", overlap),
     }
 
     # --- Dynamics: accents by metre and voice, and the course over the clip ---
-    def over_chord(voice: np.ndarray) -> np.ndarray:
-        return of_moments(velocity, together & voice) - of_moments(velocity, together & ~voice)
-
-    force, melody = of_moments(velocity), over_chord(top)
+    force, melody = of_moments(velocity), over_chord(velocity, top)
     hands = of_moments(velocity, staff == 1) - of_moments(velocity, staff > 1)
     bar_number = np.unique(bars, return_inverse=True)[1]
     bar_force = np.bincount(bar_number, force) / np.bincount(bar_number)
     values |= {
-        "force_downbeat": _over_rest(force, downbeat),
-        "force_beat": _over_rest(force, on_beat),
+        "force_downbeat": over_rest(force, downbeat),
+        "force_beat": over_rest(force, on_beat),
         "force_bar_pattern": _bar_pattern(bars, force, beats),
-        "force_melody": mean(melody),
-        "force_melody_std": std(melody),
-        "force_bass": mean(over_chord(bottom)),
+        **statistics("force_melody force_melody_std", melody),
+        "force_bass": mean(over_chord(velocity, bottom)),
         "force_hands": mean(hands),
         "force_melody_varies": std(velocity[top]),
         "force_rest_varies": std(velocity[~top]),
@@ -338,10 +299,10 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
         "force_of_melody": _correlation(velocity[top], pitch[top]),
         "force_of_length": _correlation(velocity, log_length),
         "force_of_notated": _correlation(velocity, notated),
-        "force_notated_range": _slope(notated, velocity),
-        "force_trend": _slope(quarters, force),
-        "force_arch": _arch(quarters, force),
-        "force_final": _over_rest(force, quarters >= end),
+        "force_notated_range": 2 * _fit(notated, velocity, 1),
+        "force_trend": 2 * _fit(quarters, force, 1),
+        "force_arch": -_fit(quarters, force, 2),
+        "force_final": over_rest(force, quarters >= end),
         "force_bars": std(bar_force),
         "force_bar_changes": mean(np.abs(np.diff(bar_force))),
         "force_within_bars": std(force - bar_force[bar_number]),
@@ -391,7 +352,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
         "pedal_late": mean(np.clip(presses - before, 0, 1)),
         "pedal_of_harmony": mean(distance.min(axis=1) < _NEAR) if distance.size else np.nan,
         "pedal_harmonies": mean(np.array(harmonies, float)),
-        "pedal_downbeats": _over_rest(sounding, downbeat),
+        "pedal_downbeats": over_rest(sounding, downbeat),
     }
     values |= _features_of_score(score)
     undefined = [name for name, value in values.items() if not np.isfinite(value)]
@@ -400,8 +361,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
 
 
 def _features_of_score(score: Score) -> dict[str, float]:
-    """Features of the score alone: key, metre, tempo, register, texture, rhythm; NaN for those that
-    it does not define."""
+    """Features of the score alone: key, metre, tempo, register, texture and rhythm."""
     notes, pitch = score.notes, score.notes["pitch"].astype(int)
     velocity = notes["velocity"].astype(float)
     clarity, major = key_fit(np.bincount(pitch % 12, weights=notes["duration"], minlength=12))
@@ -422,14 +382,13 @@ def _features_of_score(score: Score) -> dict[str, float]:
         "written_major": major,
         "written_key_clarity": clarity,
         "written_chromatic": chromatic,
-        "written_classes": _entropy(np.bincount(pitch % 12)),
+        "written_classes": entropy(np.bincount(pitch % 12)),
         "written_beats": beats,
         "written_triple": beats % 3 == 0,
         "written_bar": np.log2(beats * unit),
         "written_tempo": np.log(score.tempo / 60) if score.tempo else np.nan,
         "written_quarters": np.log(quarters),
-        "written_pitch": mean(pitch),
-        "written_pitch_std": std(pitch),
+        **statistics("written_pitch written_pitch_std", pitch),
         "written_melody": mean(melody),
         "written_bass": mean(bass),
         "written_intervals": mean(np.abs(intervals)),
@@ -439,14 +398,12 @@ def _features_of_score(score: Score) -> dict[str, float]:
         "written_moments": len(starts) / quarters,
         "written_chord": len(notes) / len(starts),
         "written_sounding": notes["duration"].sum() / quarters,
-        "written_length": mean(length),
-        "written_length_std": std(length),
-        "written_rhythm": _entropy(between) if len(between) else np.nan,
+        **statistics("written_length written_length_std", length),
+        "written_rhythm": entropy(between) if len(between) else np.nan,
         "written_short": mean(notes["duration"] <= _SIXTEENTH),
         "written_long": mean(notes["duration"] >= _QUARTER),
         "written_offbeat": mean(np.abs(position - np.round(position)) > _ON_BEAT),
-        "written_force": mean(velocity),
-        "written_force_std": std(velocity),
+        **statistics("written_force written_force_std", velocity),
     }
 
 
@@ -455,20 +412,16 @@ def score_feature_table(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """`score_features` of every clip.
 
-    Args:
-        performances: by clip; from MIDI or transcriptions.
-        scores: by clip; ``None`` or absent for a clip without a score.
-
     Returns:
         the features, one row per clip, indexed by clip; and the excluded clips -> reason.
     """
-    rows, left_out = {}, {}
+    rows, excluded = {}, {}
     for clip, performance in performances.items():
         if (score := scores.get(clip)) is None:
-            left_out[clip] = "no score"
+            excluded[clip] = "no score"
             continue
         try:
             rows[clip] = score_features(performance, score)
         except InputError as error:
-            left_out[clip] = str(error)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(SCORE_FEATURES)), left_out
+            excluded[clip] = str(error)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(SCORE_FEATURES)), excluded

@@ -4,10 +4,12 @@ Every synthesizer renders mono at a fixed gain, because loudness is a rated qual
 depends only on the performance, not on earlier renderings.
 """
 
+import ctypes
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.signal
@@ -17,12 +19,13 @@ from percepiano_ast import audio
 from percepiano_ast.config import lookup
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import TimeLeft, atomic, process_map, sha256_of
-from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance
+from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, UNA_CORDA, Performance, next_onsets
 
 TAIL = 1.5  # seconds rendered after the last key release
-# seconds; more indicates a wrong tempo or a stray event, and would exhaust the memory
-LONGEST = 3600.0
+LONGEST = 3600.0  # seconds; more indicates a wrong tempo or a stray event
 _FADE = 0.05  # seconds at the end, to avoid a click if the last chord is pedalled
+
+logger = logging.getLogger(__name__)
 
 
 def make_synthesizer(name: str) -> "BuiltinPiano | FluidSynth":
@@ -30,8 +33,7 @@ def make_synthesizer(name: str) -> "BuiltinPiano | FluidSynth":
     file.
 
     Raises:
-        InputError: unknown name, FluidSynth or the soundfont is not installed, or the soundfont is
-            silent.
+        InputError: unknown name, or see `FluidSynth`.
     """
     if name == BuiltinPiano.name:
         return BuiltinPiano()
@@ -46,11 +48,7 @@ def n_samples(performance: Performance, sample_rate: int) -> int:
 
 
 def check_length(performance: Performance, name: str) -> None:
-    """Refuse to render a performance of more than ``LONGEST`` seconds.
-
-    Raises:
-        InputError: it is longer; the message starts with ``name``.
-    """
+    """Raise an `InputError` for ``name`` if the performance has more than ``LONGEST`` seconds."""
     if performance.duration > LONGEST:
         raise InputError(
             f"{name}: {performance.duration / 3600:.1f} h long; the limit is {LONGEST / 3600:g} h."
@@ -69,25 +67,20 @@ def _faded(wave: np.ndarray, sample_rate: int) -> np.ndarray:
 
 _BLOCK = 256  # samples per row when a string's partials are summed as one matrix product
 _STRING_SECONDS = 8.0  # maximum length of a string's sound
-# of one note at velocity 127; the loudest of the 100 clips described at GAIN peaks at 0.78 of full
-# scale
+# of one note at velocity 127; the loudest of the 100 clips described at GAIN peaks at 0.78
 _LEVEL = 0.14
 _TOP_DAMPER = 88  # MIDI pitch of the highest string with a damper (E6), as on most grands
-# share of the sound that excites the room and, with raised dampers, the other strings
-_ROOM, _RESONANCE = 0.05, 0.12
+_ROOM, _RESONANCE = 0.05, 0.12  # share of the sound that excites the room, undamped strings
 
 
 class BuiltinPiano:
-    """A small additive piano in numpy, for demonstrations and tests without a soundfont.
+    """A small additive piano in numpy, for demonstrations and tests without a soundfont; another
+    ``seed`` is another instrument of the same model.
 
     Inharmonic partials with two-stage decay, velocity-dependent level and brightness,
-    register-dependent decay, dampers with half pedal (partial damping at controller values between
-    32 and 88), una corda (softer and darker), hammer noise, a short room, and string resonance
-    while the dampers are raised. Sostenuto (controller 66) is not modelled.
-
-    Args:
-        seed: of phases, hammer noise and room: another seed is another instrument of the same
-            model.
+    register-dependent decay, dampers with half pedal (controller values 32 to 88), una corda
+    (softer and darker), hammer noise, a short room, and string resonance while the dampers are
+    raised. Sostenuto is not modelled.
     """
 
     name = "builtin"
@@ -104,12 +97,8 @@ class BuiltinPiano:
         soft = _controller(performance, UNA_CORDA, n, sample_rate) / 127
         starts = np.round(notes["onset"] * sample_rate).astype(int)
         releases = np.round(notes["offset"] * sample_rate).astype(int)
-        # sample at which each note's string is struck again
-        stops = np.full(len(notes), n)
-        upcoming: dict[int, int] = {}
-        for i in range(len(notes) - 1, -1, -1):
-            stops[i] = upcoming.get(notes["pitch"][i], n)
-            upcoming[notes["pitch"][i]] = starts[i]
+        again = next_onsets(notes, np.inf) * sample_rate  # the string is struck again
+        stops = np.minimum(np.round(again), n).astype(int)
 
         dry = np.zeros(n, dtype=np.float32)
         for note, start, release, stop in zip(notes, starts, releases, stops, strict=True):
@@ -152,9 +141,8 @@ def _string(pitch: int, sample_rate: int, seed: int) -> np.ndarray:
     """An undamped string struck by a soft and by a hard hammer, float32 (2, n), each of unit
     initial energy.
 
-    Partials ``f_n = n f_0 sqrt(1 + B n^2)`` with B over the keyboard as fitted by Rigaud et al.
-    (2011), "A parametric model of piano tuning", eq. 9. Each decays in two stages (prompt sound and
-    slightly detuned aftersound).
+    Partials ``f_n = n f_0 sqrt(1 + B n^2)`` with B as fitted by Rigaud et al. (2011), "A parametric
+    model of piano tuning", eq. 9. Each decays in two stages (prompt sound and detuned aftersound).
     """
     rng = np.random.default_rng((seed, pitch))
     f0 = 440 * 2 ** ((pitch - 69) / 12)
@@ -195,8 +183,7 @@ def _string(pitch: int, sample_rate: int, seed: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _room(sample_rate: int, seed: int) -> np.ndarray:
-    """Impulse response float32 of room and soundboard: one second of decaying noise of unit
-    energy."""
+    """Impulse response of room and soundboard: one second of decaying noise of unit energy."""
     time = np.arange(sample_rate) / sample_rate
     noise = np.random.default_rng((seed, 128)).standard_normal(sample_rate) * np.exp(-time / 0.18)
     noise = scipy.signal.lfilter([0.5], [1, -0.5], noise)
@@ -206,38 +193,32 @@ def _room(sample_rate: int, seed: int) -> np.ndarray:
 # --- FluidSynth -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Soundfont:
-    """A General MIDI soundfont packaged by Debian and Ubuntu.
-
-    ``velocity_timbre``: whether its piano gets brighter with velocity (measured with FluidSynth
-    2.3.1). If it only gets louder, playing force does not change the timbre of its renderings.
-    """
+class Soundfont(NamedTuple):
+    """A General MIDI soundfont packaged by Debian and Ubuntu, and whether its piano gets brighter,
+    not only louder, with velocity (measured with FluidSynth 2.3.1)."""
 
     package: str
-    files: tuple[str, ...]
+    file: str
     licence: str
     velocity_timbre: bool
 
 
 SOUNDFONTS = {
-    "timgm6mb": Soundfont("timgm6mb-soundfont", ("TimGM6mb.sf2",), "GPL-2", False),
-    "fluidr3mono": Soundfont("fluidr3mono-gm-soundfont", ("FluidR3Mono_GM.sf3",), "MIT", False),
+    "timgm6mb": Soundfont("timgm6mb-soundfont", "TimGM6mb.sf2", "GPL-2", False),
+    "fluidr3mono": Soundfont("fluidr3mono-gm-soundfont", "FluidR3Mono_GM.sf3", "MIT", False),
     "musescore-small": Soundfont(
-        "musescore-general-soundfont-small", ("MuseScore_General_Lite.sf3",), "MIT", True
+        "musescore-general-soundfont-small", "MuseScore_General_Lite.sf3", "MIT", True
     ),
 }
 
 _FOLDERS = ("/usr/share/sounds/sf2", "/usr/share/sounds/sf3", "/usr/share/soundfonts")
-# samples: FluidSynth quantises events to its blocks of this size (2.9 ms at 22,050 Hz)
-_FLUID_BLOCK = 64
+_FLUID_BLOCK = 64  # samples to which FluidSynth quantises events (2.9 ms at 22,050 Hz)
 # The same gain for all soundfonts. The loudest of 100 PercePiano clips, 60 of them chosen for the
 # highest sum of velocities within 0.1 s, peaks at 0.66 (fluidr3mono), 0.70 (musescore-small) and
 # 0.71 (timgm6mb) of full scale.
 GAIN = 1.0
 
-# All settings that affect the sound are explicit, so that the defaults of other FluidSynth versions
-# have no effect.
+# All settings that affect the sound are explicit: defaults differ between FluidSynth versions.
 _FLUID_SETTINGS = {
     "synth.chorus.active": 0,
     "synth.reverb.active": 1,
@@ -249,26 +230,17 @@ _FLUID_SETTINGS = {
     "synth.cpu-cores": 1,
 }
 
-# A chord in the middle of the keyboard, to test that a soundfont sounds.
-_TRIAL = Performance(
-    np.array([(0.0, 0.2, pitch, 80) for pitch in (36, 60, 84)], NOTE), np.zeros(0, PEDAL)
-)
+# to test that a soundfont sounds
+_CHORD = np.array([(0.0, 0.2, pitch, 80) for pitch in (36, 60, 84)], NOTE)
 
 
 class FluidSynth:
-    """FluidSynth with the piano (bank 0, program 0) of a soundfont.
+    """FluidSynth with the piano (bank 0, program 0) of a soundfont: a name in ``SOUNDFONTS`` or a
+    path to an .sf2 or .sf3 file. It has no half pedal and no una corda.
 
-    FluidSynth switches the sustain pedal at controller value 64 (no half pedal) and has no una
-    corda.
-
-    Renderings are independent of earlier ones. ``fluid_synth_system_reset`` does not ensure that:
-    after it, the same clip differed by up to 6 % of its peak (FluidSynth 2.3.1). Therefore every
-    clip uses a new synthesizer. Another one stays open per process and soundfont and keeps the
-    samples in FluidSynth's cache, so a new one takes 10 to 40 ms. Instances store only a path, so
-    they can be pickled, and each process opens its own synthesizer.
-
-    Args:
-        soundfont: a name in ``SOUNDFONTS`` or a path to an .sf2 or .sf3 file.
+    Every clip uses a new synthesizer, so that renderings are independent of earlier ones: after
+    ``fluid_synth_system_reset`` the same clip differed by up to 6 % of its peak (FluidSynth 2.3.1).
+    Instances store only a path, so they can be pickled.
 
     Raises:
         InputError: FluidSynth or the soundfont is not installed, the file is not a soundfont with a
@@ -285,16 +257,17 @@ class FluidSynth:
                 )
         else:
             known = lookup(SOUNDFONTS, name, "soundfont")
-            paths = (Path(folder, file) for folder in _FOLDERS for file in known.files)
-            found = [path for path in paths if path.is_file()]
-            if not found:
+            paths = [Path(folder, known.file) for folder in _FOLDERS]
+            if not (found := [path for path in paths if path.is_file()]):
                 raise InputError(
-                    f"soundfont {name!r} is not installed: no {known.files[0]} in"
+                    f"soundfont {name!r} is not installed: no {known.file} in"
                     f" {', '.join(_FOLDERS)}. Run: sudo apt-get install -y {known.package}"
                 )
             self.name, self.path = name, found[0]
         _keep_loaded(self.path, 22_050)
-        if np.abs(self.render(_TRIAL)).max() < 10 ** (audio.SILENCE_DB / 20):
+        if np.abs(self.render(Performance(_CHORD, np.zeros(0, PEDAL)))).max() < 10 ** (
+            audio.SILENCE_DB / 20
+        ):
             raise InputError(
                 f"{self.path}: the soundfont's piano is silent. Choose another one, such as:"
                 f" {names}."
@@ -315,9 +288,8 @@ class FluidSynth:
         # note never ends in the block of its onset
         notes, pedals = performance.notes, performance.pedals
         events: list[tuple[int, int, tuple]] = [(blocks, 3, ())]
-        for start, end, (_, _, key, velocity) in zip(
-            block(notes["onset"]), block(notes["offset"]), notes.tolist(), strict=True
-        ):
+        spans = zip(block(notes["onset"]), block(notes["offset"]), strict=True)
+        for (start, end), (_, _, key, velocity) in zip(spans, notes.tolist(), strict=True):
             events.append((max(end, start + 1), 0, ("noteoff", key)))
             events.append((start, 2, ("noteon", key, velocity)))
         for at, (_, number, value) in zip(block(pedals["time"]), pedals.tolist(), strict=True):
@@ -337,25 +309,16 @@ class FluidSynth:
         return _faded(0.5 * (stereo[0, :n] + stereo[1, :n]), sample_rate)
 
 
-def _fluidsynth():
-    """The pyfluidsynth module.
-
-    Raises:
-        InputError: the library or its Python binding is not installed.
-    """
+def _open(path: Path, sample_rate: int):
+    """A new ``fluidsynth.Synth`` with the soundfont's piano on channel 0."""
     try:
-        import fluidsynth  # imported here: it fails on machines without the system library
+        from fluidsynth import Synth  # imported here: it fails without the system library
     except ImportError as error:
         raise InputError(
             f"FluidSynth is not installed ({error}). Run: sudo apt-get install -y fluidsynth && pip"
             " install pyfluidsynth - or choose the synthesizer 'builtin', which does not need it."
         ) from error
-    return fluidsynth
-
-
-def _open(path: Path, sample_rate: int):
-    """A new ``fluidsynth.Synth`` with the soundfont's piano on channel 0."""
-    synth = _fluidsynth().Synth(gain=GAIN, samplerate=sample_rate, channels=16, **_FLUID_SETTINGS)
+    synth = Synth(gain=GAIN, samplerate=sample_rate, channels=16, **_FLUID_SETTINGS)
     font = synth.sfload(str(path))
     if font == -1 or synth.program_select(0, font, 0, 0) == -1:
         synth.delete()
@@ -366,88 +329,65 @@ def _open(path: Path, sample_rate: int):
     return synth
 
 
-@functools.cache
-def _keep_loaded(path: Path, sample_rate: int):
-    """A synthesizer that only keeps the soundfont's samples in FluidSynth's cache."""
-    return _open(path, sample_rate)
+# one stays open, so that FluidSynth keeps the samples: others then open in 10 to 40 ms
+_keep_loaded = functools.cache(_open)
 
 
 @functools.cache
 def _write_float():
     """``fluid_synth_write_float``, which pyfluidsynth does not wrap: 16-bit output would be
     dithered and clipped."""
-    from ctypes import c_int, c_void_p
+    from fluidsynth import cfunc
 
-    left, right = (
-        [(f"{side}out", c_void_p, 1), (f"{side}off", c_int, 1), (f"{side}incr", c_int, 1)]
-        for side in "lr"
-    )
-    synth = ("synth", c_void_p, 1)
-    return _fluidsynth().cfunc(
-        "fluid_synth_write_float", c_int, synth, ("len", c_int, 1), *left, *right
-    )
+    channel = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]  # buffer, offset, increment
+    kinds = [ctypes.c_void_p, ctypes.c_int, *channel, *channel]  # synthesizer, samples, left, right
+    arguments = [(f"argument_{i}", kind, 1) for i, kind in enumerate(kinds)]
+    return cfunc("fluid_synth_write_float", ctypes.c_int, *arguments)
 
 
 # --- Cached renderings ----------------------------------------------------------------------------
 
-# A louder variant may exceed full scale, so files are scaled by 0.5: clipping starts at twice full
-# scale.
-_HEADROOM = 2.0
+_HEADROOM = 2.0  # files are scaled by its inverse: louder variants may exceed full scale
 _SUBTYPE = "PCM_24"
 _FEW = 8  # up to this many renderings, starting worker processes takes longer
 
-# a soundfont takes seconds to load
-_synthesizer = functools.cache(make_synthesizer)
+_synthesizer = functools.cache(make_synthesizer)  # a soundfont takes seconds to load
 
 
 class RenderCache:
-    """Cached renderings by one synthesizer, as playable 24-bit FLAC files (16 bits would change the
-    log-mel codes of soft passages).
+    """Renderings by one synthesizer (see `make_synthesizer`), cached as 24-bit FLAC files in
+    ``folder`` (16 bits would change the log-mel codes of soft passages).
 
     A file is named after the hash of all inputs of the rendering (notes, pedals, soundfont,
     sampling rate, rendering code), so the cache is never stale, and an interrupted run resumes.
-
-    Args:
-        folder: of the files.
-        synthesizer: see `make_synthesizer`.
-        sample_rate: in Hz.
-
-    Attributes:
-        key: hash of all inputs of a rendering except the performance.
-
-    Raises:
-        InputError: the synthesizer is unknown, not installed or silent.
     """
 
     def __init__(self, folder: str | Path, synthesizer: str, sample_rate: int):
         self.folder, self.synthesizer, self.sample_rate = Path(folder), synthesizer, sample_rate
         piano = _synthesizer(synthesizer)
         font = [piano.path] if isinstance(piano, FluidSynth) else []
-        self.key = sha256_of(
-            f"{synthesizer} {sample_rate} {_SUBTYPE} {sha256_of(*font, Path(__file__))}"
-        )
+        code = sha256_of(*font, Path(__file__))
+        self.key = sha256_of(f"{synthesizer} {sample_rate} {_SUBTYPE} {code}")
 
     def path(self, performance: Performance) -> Path:
         """Path of a performance's rendering, whether or not it exists."""
         name = sha256_of(self.key, performance.notes, performance.pedals)[:32]
         return self.folder / f"{name}.flac"
 
-    def prepare(
-        self, performances: Iterable[Performance], workers: int, log: Callable[[str], None] = print
-    ) -> None:
+    def prepare(self, performances: Iterable[Performance], workers: int) -> None:
         """Render the missing ones with ``workers`` processes.
 
         Raises:
             InputError: see `wave`.
-            RunFailed: a worker was killed; finished renderings are kept.
+            RunFailed: a worker was killed; finished renderings are saved.
         """
         paths = {self.path(performance): performance for performance in performances}
         todo = [item for item in paths.items() if not item[0].exists()]
         if not todo:
             return
-        log(f"{self.synthesizer}: rendering {len(todo):,} performances")
+        logger.info(f"{self.synthesizer}: rendering {len(todo):,} performances")
         render = functools.partial(_render, self.synthesizer, self.sample_rate)
-        left = TimeLeft(len(todo), log)
+        left = TimeLeft(len(todo))
         workers = 1 if len(todo) <= _FEW else workers
         for count, _ in enumerate(process_map(render, todo, workers, chunksize=_FEW), 1):
             left(count)
@@ -471,15 +411,12 @@ class RenderCache:
 
 
 def _render(
-    synthesizer: str,
-    sample_rate: int,
-    item: tuple[Path, Performance],
-    name: str = "this performance",
+    synthesizer: str, rate: int, item: tuple[Path, Performance], name: str = "this performance"
 ) -> None:
     path, performance = item
     check_length(performance, name)
-    wave = _synthesizer(synthesizer).render(performance, sample_rate)
-    audio.check_waveform(wave, sample_rate, f"{name} rendered by {synthesizer}")
+    wave = _synthesizer(synthesizer).render(performance, rate)
+    audio.check_waveform(wave, rate, f"{name} rendered by {synthesizer}")
     if (peak := np.abs(wave).max()) >= _HEADROOM:
         raise InputError(
             f"{synthesizer} renders {name} at {peak:.1f} times full scale; the limit is"
@@ -487,7 +424,7 @@ def _render(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path, unique=True) as partial:  # two processes may render the same clip
-        soundfile.write(partial, wave / _HEADROOM, sample_rate, format="FLAC", subtype=_SUBTYPE)
+        soundfile.write(partial, wave / _HEADROOM, rate, format="FLAC", subtype=_SUBTYPE)
 
 
 def wave_level(wave: np.ndarray) -> dict[str, float]:

@@ -1,18 +1,15 @@
 """Ablations of fine-tuning on one encoder: options of the heads on its frozen embeddings, or
 options that train the encoder. The folds are the same, and one option is changed at a time.
 
-The mean r of each variant is compared with the reference by `evaluation.compare`, whose intervals
-account for content groups and seeds. With PercePiano's 47 groups, differences below about 0.03 are
-noise: another random choice of folds changes r by 0.01. To choose a preset's options, use
-``inner``: the ablation then runs on an outer fold's training part only, split by the other folds,
-so that the clips for testing the choice do not influence it.
+With PercePiano's 47 content groups, differences in mean r below about 0.03 are noise: another
+random choice of folds changes r by 0.01. To choose a preset's options, use ``inner``.
 """
 
 import dataclasses
+import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,14 +19,15 @@ from percepiano_ast.data import percepiano
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, predictions
-from percepiano_ast.files import echo, lock_config
+from percepiano_ast.files import lock_config
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, cross_validate, rated_clips_of
 from percepiano_ast.training.finetune import fit_heads, steps_of_epoch
 
+logger = logging.getLogger(__name__)
+
 REFERENCE = "reference"
-# Option, choice -> changes relative to the reference, which has the preset's heads, loss and
-# pooling.
+# Option, choice -> changes of the preset's heads, loss and pooling, which are the reference.
 SWITCHES: dict[tuple[str, str], dict] = {
     ("heads", "joint"): {"head": "joint"},
     ("heads", "grouped"): {"head": "grouped"},
@@ -44,8 +42,8 @@ SWITCHES: dict[tuple[str, str], dict] = {
     ("rater weights", "on"): {"weigh_by_raters": True},
     ("predicted uncertainty", "on"): {"predict_uncertainty": True},
 }
-# Variants that train the encoder: changes, and the variant to compare with. Augmentation applies to
-# windows for training the encoder, so it is compared with the same strategy without augmentation.
+# Variants that train the encoder: changes, and the variant to compare with. Augmentations need a
+# trained encoder, so they are compared with the same strategy without augmentation.
 STRATEGIES: dict[tuple[str, str], tuple[dict, str]] = {
     ("strategy", "last"): ({"strategy": "last"}, REFERENCE),
     ("strategy", "gradual"): ({"strategy": "gradual"}, REFERENCE),
@@ -58,7 +56,7 @@ STRATEGIES: dict[tuple[str, str], tuple[dict, str]] = {
     ("augmentation", "mixup"): ({"strategy": "last", "mixup": 0.4}, "strategy last"),
     ("augmentation", "gain"): ({"strategy": "last", "gain_db": 3.0}, "strategy last"),
 }
-NOISE = 0.03  # smallest relevant difference in mean r under ``content``, see the module's docstring
+NOISE = 0.03  # smallest relevant difference in mean r under ``content``, see above
 COLUMNS = ["switch", "choice", "r", "seed_sd"]
 COLUMNS += ["against", "difference", "low", "high", "p", "verdict"]
 
@@ -67,33 +65,28 @@ COLUMNS += ["against", "difference", "low", "high", "p", "verdict"]
 
 
 def ablate_heads(
-    run: Run,
-    init: str = "ssast",
-    source: str = "",
-    *,
-    n_seeds: int = 3,
-    inner: int | None = None,
-    log: Callable[[str], None] = echo,
+    run: Run, init: str = "ssast", source: str = "", *, n_seeds: int = 3, inner: int | None = None
 ) -> Path:
-    """Ablations of the rating heads on this encoder, frozen: writes ``switches.md`` and the tables
-    behind it.
+    """Ablations of the rating heads on this encoder, frozen; see `write_ablations`.
 
     Args:
         init, source: see `load_encoder`.
         n_seeds: number of seeds, from 0, at least two.
         inner: an outer fold to exclude, so that a choice can be tested on it.
+
+    Raises:
+        InputError: only one seed, or an unknown outer fold.
     """
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    rated, metadata = rated_clips_of(run, load_encoder(run, init, source, log), frozen, log)
-    predicted = predict_variants(rated, seeds=tuple(range(n_seeds)), inner=inner)
+    rated, metadata = rated_clips_of(run, load_encoder(run, init, source), frozen)
+    predicted = predict_variants(rated, n_seeds, inner)
     home, found = run.root / "switches" / rated.name, ablation_table(predicted, rated.index)
     title = f"Ablations of the rating heads on {rated.name}, frozen"
     return write_ablations(found, predicted, home, title + _simulated(metadata))
 
 
 def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str], FinetuneConfig]:
-    """The configurations to compare, the reference first, without duplicates and without options
-    that need unknown raters."""
+    """The configurations to compare, the reference first, without duplicates."""
     found = {(REFERENCE, ""): config}
     for name, changes in SWITCHES.items():
         changed = dataclasses.replace(config, **changes)
@@ -103,50 +96,37 @@ def variants(config: FinetuneConfig, raters_known: bool) -> dict[tuple[str, str]
 
 
 def predict_variants(
-    rated: CrossValidation, *, seeds: tuple[int, ...] = (0, 1, 2), inner: int | None = None
+    rated: CrossValidation, n_seeds: int = 3, inner: int | None = None
 ) -> pd.DataFrame:
-    """Predictions of all variants with all seeds, in one table.
-
-    Args:
-        rated: with the reference as its configuration.
-        seeds: at least two.
-        inner: an outer fold to exclude completely, so that a choice based on these predictions can
-            be tested on it.
-
-    Raises:
-        InputError: only one seed, or an unknown outer fold.
-    """
-    if len(seeds) < 2:
-        raise InputError(
-            f"{len(seeds)} seed gives no estimate of the variation between seeds; use at least 2"
-        )
+    """Predictions of all variants of the configuration of ``rated``; see `ablate_heads`."""
+    if n_seeds < 2:
+        raise InputError(f"{n_seeds} seed: to compare variants, use at least 2")
     folds, tables = percepiano.fold_of_clip(rated.index, rated.config.protocol), []
     if inner is not None:
         lookup(dict.fromkeys(map(str, sorted(set(folds.values())))), str(inner), "outer fold")
         folds = {clip: number for clip, number in folds.items() if number != inner}
     for names, config in variants(rated.config, rated.raters is not None).items():
         name = " ".join(names).strip()
-        for seed in seeds:
+        for seed in range(n_seeds):
             config = dataclasses.replace(config, seed=seed)
             tables.append(cross_validate_heads(rated, config, name, folds))
-        rated.log(f"{name}: {len(seeds)} seeds")
+        logger.info(f"{name}: {n_seeds} seeds")
     return pd.concat(tables, ignore_index=True)
 
 
 def cross_validate_heads(
     rated: CrossValidation, config: FinetuneConfig, name: str, folds: dict[str, int]
 ) -> pd.DataFrame:
-    """Out-of-fold predictions of one variant with one seed, one row per clip and dimension.
+    """Out-of-fold predictions of one variant with one seed.
 
     Args:
         name: of the model in the table.
-        folds: fold of each clip to predict; the heads for a fold are trained on the other folds.
+        folds: fold of each clip to predict.
 
     Raises:
         InputError: a strategy that trains the encoder, or rater weights without raters.
     """
-    # One schedule for all folds, for the largest training part, so that they share compiled
-    # functions.
+    # One schedule for all folds, so that they share compiled functions.
     largest = len(folds) - min(np.unique(list(folds.values()), return_counts=True)[1])
     steps = config.epochs * steps_of_epoch(config, largest)
     run = dataclasses.replace(rated.trainer(1), config=config, total_steps=steps)
@@ -154,43 +134,36 @@ def cross_validate_heads(
     member = np.array([folds.get(clip, -1) for clip in clips])
     predicted, used = np.full((len(member), len(KEYS)), np.nan, np.float32), member >= 0
     params = {"encoder": {}, "head": run.init_head(config.seed)}
-    given: dict[str, Any] = {"ratings": ratings, "raters": rated.raters}
     for number in sorted(set(folds.values())):
         train, test = np.flatnonzero(used & (member != number)), np.flatnonzero(member == number)
-        fitted, scaler = fit_heads(run, params, embeddings, train=train, **given)
+        fitted, scaler = fit_heads(
+            run, params, embeddings, ratings=ratings, raters=rated.raters, train=train
+        )
         predicted[test] = run.rate(fitted, scaler, embeddings[test])
-    whose = name, config.protocol, config.seed
-    return predictions.to_table(whose, folds, clips[used], ratings[used], predicted[used])
+    model = name, config.protocol, config.seed
+    return predictions.to_table(model, folds, clips[used], ratings[used], predicted[used])
 
 
 # --- Training of the encoder ----------------------------------------------------------------------
 
 
 def ablate_training(
-    run: Run,
-    init: str = "ssast",
-    source: str = "",
-    *,
-    only: Sequence[str] = (),
-    n_seeds: int = 1,
-    log: Callable[[str], None] = echo,
+    run: Run, init: str = "ssast", source: str = "", *, only: Sequence[str] = (), n_seeds: int = 1
 ) -> Path:
-    """Ablations of strategies that train the encoder, and of augmentations: writes ``switches.md``
-    and the tables behind it.
+    """Ablations of strategies that train the encoder, and of augmentations; see `write_ablations`.
 
-    Interrupted training is resumed, and completed training is not repeated. Predictions are saved,
-    models are not.
+    Resumes. Predictions are saved, models are not.
 
     Args:
         init, source: see `load_encoder`.
         only: choices in `STRATEGIES`, such as ``lora``; by default all. Their references are
             trained too.
-        n_seeds: number of seeds, from 0; one seed gives no estimate of the variation between seeds.
+        n_seeds: number of seeds, from 0.
 
     Raises:
         InputError: unknown choice; see `load_encoder`.
     """
-    start = load_encoder(run, init, source, log)
+    start = load_encoder(run, init, source)
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
     # Each variant comes after its reference.
     every = {" ".join(names): found for names, found in STRATEGIES.items()}
@@ -205,15 +178,15 @@ def ablate_training(
         for seed in range(n_seeds):
             config = dataclasses.replace(frozen, **changes, seed=seed)
             here = home / name.replace(" ", "_") / f"seed_{seed}"
-            rated, metadata = rated_clips_of(run, start, config, log)
+            rated, metadata = rated_clips_of(run, start, config)
             rated = dataclasses.replace(rated, run=dataclasses.replace(run, root=here, store=""))
             settings = {"finetune": dataclasses.asdict(config), "pretrained": start.weights}
             path = lock_config(here, settings) / "predictions.csv.gz"
             if path.exists():
-                log(f"{name}, seed {seed}: already done")
+                logger.info(f"{name}, seed {seed}: already done")
                 tables.append(pd.read_csv(path))
                 continue
-            log(f"{name}, seed {seed}")
+            logger.info(f"{name}, seed {seed}")
             facts = {"data": metadata["licence"], "simulated": metadata["simulated"]}
             held_out = cross_validate(rated, {"init": init} | facts)
             seen = ~rated.unseen[held_out.which]
@@ -233,13 +206,10 @@ def _simulated(metadata: dict) -> str:
 
 
 def ablation_table(predicted: pd.DataFrame, index: pd.DataFrame) -> pd.DataFrame:
-    """The table of ablations with the columns ``COLUMNS``, one row per variant, the reference
-    first.
+    """The table of ablations, columns `COLUMNS`, one row per variant, the reference first.
 
-    ``difference`` is the difference in mean r to the reference, or to the variant ``against`` given
-    by `STRATEGIES`, with its 95 % interval and p. ``verdict`` is ``noise`` if the interval contains
-    0, and notes a difference below `NOISE`, whose sign may change with other folds of the same
-    clips. Intervals account for content groups, and for seeds if there are several.
+    ``difference`` in mean r to the variant ``against``, with its 95 % interval and p, which account
+    for content groups and seeds; ``verdict`` is ``noise`` if the interval contains 0.
     """
 
     def only(rows: pd.DataFrame) -> pd.DataFrame:
@@ -283,11 +253,9 @@ def write_ablations(
     seeds = ", ".join(map(str, sorted(predicted["seed"].unique())))
     text = f"""# {title}
 
-Mean Pearson r over the 19 dimensions, out of fold, averaged over seeds. Differences \
-have 95 % intervals over
-content groups, and over seeds if there are several. A difference is noise if its interval \
-contains 0. The sign
-of a difference below {NOISE:g} may change with other folds.
+Mean Pearson r over the 19 dimensions, out of fold, averaged over seeds. Differences have 95 %
+intervals over content groups, and over seeds if there are several. A difference is noise if its
+interval contains 0. The sign of a difference below {NOISE:g} may change with other folds.
 Seeds: {seeds}.
 
 | option | choice | r | SD between seeds | against | difference | 95 % interval | p | |

@@ -1,17 +1,15 @@
-"""Custom ratings: train on a folder of recordings and a CSV with ratings, as on PercePiano, with at
-least 20 clips.
+"""Custom ratings: train on a folder of recordings and a CSV of ratings, as on PercePiano.
 
-With so few clips the encoder stays frozen, and all dimensions share one hidden layer with strong
-weight decay. Such heads were compared with ridge regression (penalty by leave-one-out) on twelve
-random subsets of PercePiano's clips, with embeddings of ``ast-micro-ssast``. Mean r over the 19
-dimensions, ridge and heads: -0.15 and 0.02 with 20 clips, 0.21 and 0.25 with 50, 0.36 and 0.36 with
-100; the standard error of the difference is 0.05, 0.02 and 0.01. So the same heads are used for all
-data. Of eleven choices of width, decay, learning rate, batch size and epochs, `FEW_SHOT` is a fast
-one from the better half. With a small encoder, 20 clips are not enough to predict these dimensions.
+The encoder stays frozen, and all dimensions share one hidden layer with strong weight decay. Such
+heads were compared with ridge regression (penalty by leave-one-out) on twelve random subsets of
+PercePiano's clips, with embeddings of ``ast-micro-ssast``. Mean r, ridge and heads: -0.15 and 0.02
+with 20 clips, 0.21 and 0.25 with 50, 0.36 and 0.36 with 100 (standard error of the difference 0.05,
+0.02, 0.01). `FEW_SHOT` is a fast one from the better half of eleven configurations.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +18,11 @@ import pandas as pd
 from percepiano_ast.data import custom_ratings, demo, percepiano, sources
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis, predictions
-from percepiano_ast.files import echo
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, config_for, cross_validate
-from percepiano_ast.training.stores import open_bucket
+from percepiano_ast.training.checkpoints import Storage
+
+logger = logging.getLogger(__name__)
 
 HOME = "own"
 FEW_SHOT: dict[str, Any] = {
@@ -47,10 +46,9 @@ class CustomResult(NamedTuple):
 
     Attributes:
         home: run with the models, for `rate.FoldEnsemble` and ``rate --run``.
-        predictions: out of fold, with the columns of `predictions.COLUMNS`.
-        result: one row per dimension, see `evaluation.analysis.few_shot_table`.
+        predictions: out of fold, see `predictions.COLUMNS`.
+        result: see `analysis.few_shot_table`.
         remarks: limitations of the result.
-        simulated: whether the ratings are simulated.
     """
 
     home: str
@@ -71,8 +69,7 @@ def few_shot_run(run: Run) -> Run:
 
 
 def custom_run(run: Run, csv: str | Path) -> Run:
-    """The run for the models of a CSV of ratings: ``own/<name of the file>`` below the run and its
-    store."""
+    """The run of a CSV of ratings: ``own/<name of the file>`` below the run and its store."""
     place = f"{HOME}/{Path(csv).stem}"
     store = f"{run.store.rstrip('/')}/{place}" if run.store else ""
     return dataclasses.replace(run, root=run.root / place, store=store)
@@ -82,7 +79,7 @@ def custom_runs(run: Run) -> list[Run]:
     """All runs of custom ratings below this run."""
     home = run.kept(run.root / HOME)
     if "://" in home:  # buckets have no folders, only file names
-        files = open_bucket(home).system.find(home)
+        files = Storage(home).fs.find(home)
         names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in files}
     else:
         names = {path.name for path in Path(home).glob("*") if path.is_dir()}
@@ -90,8 +87,7 @@ def custom_runs(run: Run) -> list[Run]:
 
 
 def custom_source(run: Run, recordings: str, csv: str, group: str) -> tuple[Path, Path, str]:
-    """Check the given recordings, ratings and grouping column; the ratings ``demo`` are embedded
-    and simulated.
+    """Recordings, ratings and grouping column; the ratings ``demo`` are embedded and simulated.
 
     Raises:
         InputError: one of the three is missing.
@@ -121,34 +117,33 @@ def finetune_custom(
     dimensions: Sequence[str] = (),
     init: str = "ssast",
     source: str = "",
-    log: Callable[[str], None] = echo,
 ) -> CustomResult:
-    """Train on custom ratings, fold by fold, with the run's encoder; writes predictions and the
-    result to `custom_run`.
+    """Train on custom ratings, fold by fold; writes predictions and the result to `custom_run`.
 
     Args:
-        run: with the pre-training to start from; its fine-tuning options are those of
-            `few_shot_run`, possibly changed.
+        run: see `few_shot_run`.
         recordings, csv, group, dimensions: see `custom_ratings.read_ratings`.
-        init, source: the encoder's weights, see `load_encoder`.
+        init, source: see `load_encoder`.
 
     Raises:
         InputError: see `custom_ratings.read_ratings`; a ``rating_scale`` other than ``dimension``;
-            earlier models here are for other ratings.
+            the run holds models of other ratings.
     """
     config = config_for(run, init)
     if config.rating_scale != "dimension":
         raise InputError(
-            f"rating_scale={config.rating_scale}: custom ratings may have a different unit for each"
-            " dimension. Leave it at 'dimension', which standardises each one separately"
+            f"rating_scale={config.rating_scale}: dimensions of custom ratings may have different"
+            " units. Leave it at 'dimension'"
         )
     found = custom_ratings.read_ratings(recordings, csv, group, dimensions)
-    start, here = load_encoder(run, init, source, log), custom_run(run, csv)
+    start, here = load_encoder(run, init, source), custom_run(run, csv)
     groups = found.index["content_group"].nunique()
-    log(f"{len(found.files)} clips, {groups} groups by {group}: {', '.join(found.dimensions)}")
-    clips, checksum = found.load(start.front_end, log)
+    logger.info(
+        f"{len(found.files)} clips, {groups} groups by {group}: {', '.join(found.dimensions)}"
+    )
+    clips, checksum = found.load(start.front_end)
     given = here, start, config, clips, start.front_end, found.index
-    rated = CrossValidation(*given, questionnaire=found.questionnaire, log=log)
+    rated = CrossValidation(*given, questionnaire=found.questionnaire)
     simulated = percepiano.is_simulated(recordings)
     settings = {
         "init": init,

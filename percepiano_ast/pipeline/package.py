@@ -1,8 +1,7 @@
-"""Make the bundled model from rated clips of one loudness: fit it on all of them, and measure its
-error on held-out ones."""
+"""Build the bundled model: fitted on all clips, error estimated on held-out ones."""
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
-from percepiano_ast.files import atomic, echo, lock_config
-from percepiano_ast.inference import rate, regressors
+from percepiano_ast.files import atomic, lock_config
+from percepiano_ast.inference import rate, regressors, transcribe
 from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
 from percepiano_ast.pipeline.regress import SCORE, RegressionData, regression_data, transcribe_clips
@@ -24,62 +23,50 @@ from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, percepiano_source, rated_clips_of
 from percepiano_ast.studies.report import TEMPLATES
 
+logger = logging.getLogger(__name__)
+
 # Features of each set of regressors.
 SETS = {"alone": ("notes", "sound"), "score": ("notes", "sound", "score")}
-# a twentieth of the size of the forest of `fit_regressors`
+# a twentieth of the forest of `fit_regressors`
 FOREST = {"n_estimators": 75, "min_samples_leaf": 10}
-LEAST_DB = 1.0  # deviation of a level: below it are the bed of noise, rounding and compression
+LEAST_DB = 1.0  # smaller deviations of a level are noise, rounding and compression
 PROTOCOL = "content"
-# Protocols whose errors the calibration and the uncertainty are fitted on: the music of a user is
-# not that of the training.
+# Calibration and uncertainty are fitted on their errors: a user's music was not in training.
 WORKS = ("composition", "movement")
 LICENCE = "CC BY-NC-SA 4.0"
 
 
 def package_model(
-    run: Run,
-    init: str,
-    to: str | Path = rate.BUNDLED,
-    *,
-    folder: str = "",
-    source: str = "",
-    log: Callable[[str], None] = echo,
+    run: Run, init: str, to: str | Path = rate.BUNDLED, *, folder: str = "", source: str = ""
 ) -> Path:
-    """Make the model file ``to``, its card beside it (``.md``) and, in the run, the predictions of
-    held-out clips.
+    """Write the model file ``to``, its card (``.md``) and held-out predictions; resumes by fold.
 
-    The regressors are fitted without each fold of the protocols ``content``, ``composition`` and
-    ``movement``, for the figures on the card, and then on all renderings, for the file. The
-    synthesizer ``unseen`` is left out of the former and included in the latter; its variants
-    (``NAME+livingroom``) are for the uncertainty alone. Interrupted, it resumes after the last
-    fold.
+    For the card, the regressors are fitted without each fold of ``content``, ``composition`` and
+    ``movement`` and without the held-out synthesizer; for the file, on all renderings but the
+    variants of that synthesizer (``NAME+livingroom``), which serve the uncertainty alone.
 
     Args:
-        run: with rated clips made by ``preprocess --one-loudness``.
-        init, folder, source: the encoder, PercePiano's folder, and the encoder's file, see
-            `fit_regressors`.
+        run: with rated clips made by ``preprocess --normalize-loudness``.
+        init, folder, source: see `fit_regressors`.
 
     Raises:
         InputError: clips of differing loudness; see `fit_regressors`.
     """
     # --- Clips and features
-    start = load_encoder(run, init, source, log)
+    start = load_encoder(run, init, source)
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    rated, metadata = rated_clips_of(run, start, frozen, log)
+    rated, metadata = rated_clips_of(run, start, frozen)
     clips = run.percepiano_in(start.front_end)
     if read_json(clips / "settings.json").get("loudness") != [LOUDNESS, JITTER_DB, BED_DB]:
         raise InputError(
-            f"{clips}: these clips are as loud as they were played, but the bundled model rates"
-            " recordings of any gain. Make them with preprocess --one-loudness in another directory"
+            f"{clips} holds clips as loud as they were played. For a model that rates recordings of"
+            " any gain, run preprocess --normalize-loudness into another directory"
         )
     transcribed = transcribe_clips(rated, embed=False)
-    settings = {
-        "heard": transcribed.key,
-        "seed": frozen.seed,
-        "unseen": frozen.held_out_synthesizer,
-    }
+    unseen = frozen.held_out_synthesizer
+    settings = {"heard": transcribed.key, "seed": frozen.seed, "unseen": unseen}
     home = lock_config(run.root / "packaged", settings)
-    data = regression_data(rated, transcribed, percepiano_source(run, folder, log), home)
+    data = regression_data(rated, transcribed, percepiano_source(run, folder), home)
     # The model in the file does not learn from the held-out piano in a held-out room either.
     learned = ~data.unseen | percepiano.is_plain(rated.clips.synthesizer)
     protocols = [name for name in (PROTOCOL, *WORKS) if name in predictions.protocols(rated.index)]
@@ -88,7 +75,7 @@ def package_model(
     known = pd.DataFrame(rated.clips.ratings[human]).groupby(rated.clips.clip[human]).first()
     reference = np.sort(known.to_numpy(float), axis=0)
     # --- Held-out predictions, and regressors on everything
-    judges: dict[str, regressors.CalibratedRegressors] = {}
+    fitted: dict[str, regressors.CalibratedRegressors] = {}
     tables: dict[tuple[str, str], pd.DataFrame] = {}
     coverage: dict[str, dict[str, list[float]]] = {}
     for name, parts in SETS.items():
@@ -109,7 +96,7 @@ def package_model(
                 predictions.write(table, home / f"predictions_{model}_{protocol}.csv.gz")
                 tables[suffix, protocol] = table
         coverage[name] = errors.coverage()
-        judges[name] = regressors.CalibratedRegressors(
+        fitted[name] = regressors.CalibratedRegressors(
             _fit(data, parts, learned, frozen.seed),
             calibration,
             reference,
@@ -137,21 +124,21 @@ def package_model(
         "descriptors": list(PERFORMANCE_FEATURES),
         "loudness": [LOUDNESS, JITTER_DB, BED_DB],
         "protocol": PROTOCOL,
-        "unseen": frozen.held_out_synthesizer,
+        "unseen": unseen,
         "r": r("", PROTOCOL),
-        "r_unseen": r(f"@{frozen.held_out_synthesizer}", PROTOCOL),
+        "r_unseen": r(f"@{unseen}", PROTOCOL),
         "r_room": r("@room", PROTOCOL),
         "r_score": r(SCORE, PROTOCOL),
         "r_works": r("", WORKS[0]),
-        "r_works_unseen": r(f"@{frozen.held_out_synthesizer}", WORKS[0]),
+        "r_works_unseen": r(f"@{unseen}", WORKS[0]),
         "r_works_score": r(SCORE, WORKS[0]),
         "coverage": coverage["alone"],
         "licence": LICENCE,
     }
-    unheard = transcribed.described(log).mean
-    path = rate.RatingModelFile(rated.listener, unheard, judges, description).write(to)
+    mean_features = transcribe.features_of(transcribed.played).mean
+    path = rate.RatingModelFile(rated.transcriber, mean_features, fitted, description).write(to)
     path.with_suffix(".md").write_text(card(description, path))
-    log(
+    logger.info(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB, r {description['r']['mean']:.3f} on held-out"
         " clips"
     )
@@ -181,20 +168,20 @@ def _fit(
 def _held_out(
     rated: CrossValidation, data: RegressionData, parts: tuple[str, ...], protocol: str, home: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of every rendering, by regressors that were fitted without its fold: their mean (n, 19), and
-    the distance from their training clips (n,). Finished folds are read from ``home``."""
+    """Predictions (n, 19) without each rendering's fold, and distances from the training clips
+    (n,). Finished folds are read from ``home``."""
     folds, features = rated.folds_of(protocol), data.features(parts)
     predicted, distances = np.full(data.ratings.shape, np.nan), np.full(len(folds), np.nan)
     for number in sorted(set(percepiano.fold_of_clip(rated.index, protocol).values())):
         test, path = folds == number, home / f"held_out_{'_'.join(parts)}_{protocol}_{number}.npz"
         if not path.exists():
             train = ~test & (folds >= 0) & ~data.unseen
-            fitted = _fit(data, parts, train, rated.config.seed)
-            values = fitted.predict(features[test]).mean(axis=0)
-            far = fitted.distance(features[test])
+            model = _fit(data, parts, train, rated.config.seed)
+            values = model.predict(features[test]).mean(axis=0)
+            far = model.distance(features[test])
             with atomic(path) as partial, partial.open("wb") as file:
                 np.savez(file, predicted=values, distances=far)
-            rated.log(
+            logger.info(
                 f"{protocol}, {', '.join(parts)}, fold {number}: {test.sum():,} renderings held out"
             )
         with np.load(path) as found:
@@ -203,16 +190,14 @@ def _held_out(
 
 
 class _Errors:
-    """Errors of held-out predictions, and what is fitted on them: calibration, uncertainty,
-    coverage.
+    """Calibration, uncertainty and coverage, fitted on errors of held-out predictions.
 
-    They are those of human performances of works that were left out of training, rendered by the
-    held-out synthesizer, dry and in a held-out room: a user's music, piano and room were not in
-    training either. Where the index has no works or the clips no held-out synthesizer, those of the
-    protocol ``content`` or of all renderings are used.
+    The errors are of human performances of held-out works by the held-out synthesizer, dry and in a
+    held-out room: a user's music, piano and room were not in training either. Without works in the
+    index or a held-out synthesizer, the protocol ``content`` or all renderings are used.
 
     Attributes:
-        work, kinds: of each rendering, (n,). A kind is the held-out piano and its variant
+        work, kinds: of each rendering, (n,). A kind is the held-out synthesizer and its variant
             (``timgm6mb+livingroom``), else the variant, such as ``room``.
         which, predicted, ratings, protocol: one row per protocol and rendering.
     """
@@ -242,9 +227,8 @@ class _Errors:
     def fit(self, rows=slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Calibration (2, 19) and standard deviation (19,) on some rows.
 
-        For unknown music the predictions have too large a variance: one slope, common to all
-        dimensions, shrinks them towards the mean of people's ratings in these rows. A slope per
-        dimension does not transfer from some works to another.
+        Predictions for unknown music have too large a variance: one slope for all dimensions
+        shrinks them towards the mean rating. A slope per dimension does not transfer.
         """
         predicted, ratings = self.predicted[rows], self.ratings[rows]
         mean = ratings.mean(axis=0)
@@ -261,11 +245,8 @@ class _Errors:
         return np.stack([without[work] for work in self.work.tolist()])
 
     def coverage(self) -> dict[str, list[float]]:
-        """Shares of errors within one and two standard deviations; calibration and deviation are
-        fitted without the work.
-
-        Of all rows, of each held-out condition, and of each work.
-        """
+        """Shares of errors within one and two standard deviations fitted without the work: of all
+        rows, of each held-out condition, and of each work."""
         errors, works = np.zeros_like(self.predicted), self.work[self.which]
         kinds, parts = self.kinds[self.which], {"all": np.ones(len(works), bool)}
         parts |= {kind: kinds == kind for kind in sorted(set(kinds))}
@@ -281,13 +262,8 @@ class _Errors:
         }
 
     def within(self) -> np.ndarray:
-        """Standard deviation of the errors within segments, in units of the calibrated ratings,
-        (19,).
-
-        Calibrated differences within a segment are too small by a common factor, the slope of the
-        ratings on them. The deviation is divided by it, so that calibrated differences can be
-        compared with the deviation.
-        """
+        """Standard deviation of the errors within segments (19,), divided by the slope of the
+        ratings on the predictions there, so that calibrated differences compare with it."""
         calibration, _ = self.fit()
         kinds = self.kinds[self.which]
         group = [f"{a} {b} {c}" for a, b, c in zip(self.protocol, kinds, self.segment)]

@@ -1,15 +1,14 @@
-"""Ratings by regressors on an encoder's transcription, its embeddings and sound statistics, under
-every protocol, and their learning curve.
+"""Regressors on an encoder's transcription, embeddings and audio statistics, under every protocol,
+and their learning curve.
 
-The regressors are those of the statistics baselines, which are better than networks on a thousand
-clips. In each fold, one of the `FEATURE_SETS` is chosen by its error in an inner cross-validation
-on the fold's training clips. Every set is also reported separately. Tables name the chosen set
-``judged``, as published ones do.
+In each fold, one of the `FEATURE_SETS` is chosen by its error in an inner cross-validation on the
+training clips; every set is also reported by itself. Tables call the chosen set ``judged``, as
+published ones do.
 """
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ from percepiano_ast.data import percepiano, shards
 from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import atomic, echo, lock_config, sha256_of, write_atomic, write_json
+from percepiano_ast.files import atomic, lock_config, sha256_of, write_atomic, write_json
 from percepiano_ast.inference import regressors, transcribe
 from percepiano_ast.inference.regressors import gaussian_ridge, standard
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
@@ -36,7 +35,9 @@ from percepiano_ast.pipeline.steps import (
     sound_features,
 )
 
-# Each set is a separate model, ``<encoder>-<set>``. Sound alone is the baseline ``audio-stats``.
+logger = logging.getLogger(__name__)
+
+# Each set is a model, ``<encoder>-<set>``. Audio statistics alone are the baseline ``audio-stats``.
 FEATURE_SETS: dict[str, tuple[str, ...]] = {
     "embedding": ("embedding",),
     "notes": ("notes",),
@@ -45,43 +46,27 @@ FEATURE_SETS: dict[str, tuple[str, ...]] = {
 }
 JUDGED = "judged"  # the set chosen by the inner cross-validation
 SCORE = "+score"
-# The learning curve, with the centre of the grid that `statistics` averages over: one fit instead
-# of seventeen, with an r lower by 0.01.
 CURVE_PROTOCOL = "content"
 SHARES = (0.125, 0.25, 0.5, 0.75)
 DRAWS = 6
-CURVE_COLUMNS = ["unit", "share", "draw", "r"]
+# The centre of the grid that `regressors` averages over: one fit instead of seventeen, r - 0.01.
 _ALPHA, _WIDTH = 0.3, 3.0
 _EMPTY = Performance(np.zeros(0, NOTE), np.zeros(0, PEDAL))
 
 
 @dataclass(frozen=True, eq=False)
 class TranscribedClips:
-    """Embeddings and transcriptions of all renderings, in the order of the clips.
-
-    Attributes:
-        key: checksum of the renderings and the encoder.
-        embeddings: float32 (n, 2 F' D), or None if they were not requested.
-        played: transcription of each rendering; None if no note was detected.
-    """
+    """Transcriptions of all renderings, None where no note was detected, their embeddings (n, 2 F'
+    D) if requested, and a checksum of renderings and encoder."""
 
     key: str
     embeddings: np.ndarray | None
     played: list[Performance | None]
 
-    def described(self, log: Callable[[str], None] = echo) -> transcribe.TranscriptionFeatures:
-        """`PERFORMANCE_FEATURES` of the transcriptions."""
-        return transcribe.features_of(self.played, log)
-
 
 class RegressionData(NamedTuple):
-    """Training data of the regressors, one row per rendering.
-
-    Attributes:
-        parts: name -> (n, columns).
-        ratings: (n, 19); groups: content group (n,).
-        unseen: Bool (n,), renderings by the held-out soundfont.
-    """
+    """Training data of the regressors: features by name (n, columns), ratings (n, 19), content
+    groups (n,), and whether a rendering is by the held-out synthesizer (n,)."""
 
     parts: dict[str, np.ndarray]
     ratings: np.ndarray
@@ -97,16 +82,15 @@ class RegressionData(NamedTuple):
 
 
 def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedClips:
-    """Transcribe all renderings once. The cached result is valid as long as encoder and clips do
-    not change.
+    """Transcribe all renderings; the result is cached for this encoder and these clips.
 
     Args:
-        embed: whether to compute embeddings too, which doubles the time.
+        embed: compute embeddings too, which doubles the time.
 
     Raises:
         InputError: the encoder was not pre-trained to transcribe.
     """
-    start, clips, listener = rated.start, rated.clips, rated.listener
+    start, clips, transcriber = rated.start, rated.clips, rated.transcriber
     home = rated.run.root / "heard" / start.name
     parts: list = [f"{start.weights} {start.model} {rated.front_end} {start.statistics}"]
     for clip, synthesizer, codes in zip(clips.clip, clips.synthesizer, clips.codes, strict=True):
@@ -116,15 +100,15 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
         home.mkdir(parents=True, exist_ok=True)
         for name in ("heard.json", "embeddings.npy"):
             (home / name).unlink(missing_ok=True)
-        rated.log(f"{start.name}: transcribing {len(clips.codes):,} renderings")
+        logger.info(f"{start.name}: transcribing {len(clips.codes):,} renderings")
         packed = {
             str(row): shards.pack_performance(one or _EMPTY)
-            for row, one in enumerate(listener.transcribe_all(clips.codes, rated.log))
+            for row, one in enumerate(transcriber.transcribe_all(clips.codes))
         }
         write_atomic(home / shards.PERFORMANCES, shards.join_performances(packed))
         write_json(home / "heard.json", {"key": key})
     if embed and not (home / "embeddings.npy").exists():
-        rated.log(f"{start.name}: embedding {len(clips.codes):,} renderings")
+        logger.info(f"{start.name}: embedding {len(clips.codes):,} renderings")
         with atomic(home / "embeddings.npy") as partial, partial.open("wb") as file:
             np.save(file, rated.embed(rated.params, np.arange(len(clips.codes))))
     with np.load(home / shards.PERFORMANCES) as arrays:
@@ -137,14 +121,14 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
 def regression_data(
     rated: CrossValidation, transcribed: TranscribedClips, folder: Path, home: Path
 ) -> RegressionData:
-    """Features of the rated clips: transcription descriptors, embeddings, sound statistics, and
-    score features from the scores in PercePiano's ``folder``.
+    """Features of the transcription, embeddings, audio statistics, and score features from the
+    scores in PercePiano's ``folder``.
 
-    If the transcription does not match the score, the score features are 0, the neutral value of
-    all, and a last column is 1; such renderings are listed in ``home``.
+    Where the transcription does not match the score, score features are 0, the neutral value of
+    all, and a last column is 1; such renderings are listed in ``home/without_score.csv``.
     """
     clips, scores = rated.clips, {}
-    parts = {"notes": transcribed.described(rated.log).values}
+    parts = {"notes": transcribe.features_of(transcribed.played).values}
     if transcribed.embeddings is not None:
         parts["embedding"] = transcribed.embeddings
     parts["sound"] = sound_features(rated.run.percepiano_in(rated.front_end), clips)
@@ -152,7 +136,7 @@ def regression_data(
         try:
             scores[name] = read_score(path)
         except InputError as reason:
-            rated.log(f"skipped: {reason}")
+            logger.info(f"skipped: {reason}")
     passage = dict(zip(rated.index["clip"], rated.index["segment"], strict=True))
     passage |= percepiano.MISNAMED
     found, left_out = score_feature_table(
@@ -165,7 +149,7 @@ def regression_data(
         pd.DataFrame(columns | {"reason": left_out.values()}).to_csv(
             home / "without_score.csv", index=False, lineterminator="\n"
         )
-        rated.log(
+        logger.info(
             f"{len(left_out)} of {len(clips.clip)} renderings do not match their score, see"
             " without_score.csv"
         )
@@ -178,12 +162,11 @@ def regression_data(
 
 
 def _prepare(
-    run: Run, init: str, folder: str, source: str, log: Callable[[str], None]
+    run: Run, init: str, folder: str, source: str
 ) -> tuple[CrossValidation, Path, RegressionData]:
-    """The rated clips, the folder of the regressors' predictions, and their training data."""
     frozen = dataclasses.replace(run.preset.finetune, strategy="frozen")
-    start = load_encoder(run, init, source, log)
-    rated, _ = rated_clips_of(run, start, frozen, log)
+    start = load_encoder(run, init, source)
+    rated, _ = rated_clips_of(run, start, frozen)
     transcribed = transcribe_clips(rated)
     settings = {
         "heard": transcribed.key,
@@ -191,7 +174,7 @@ def _prepare(
         "unseen": frozen.held_out_synthesizer,
     }
     home = lock_config(run.root / JUDGED / start.name, settings)
-    scores = percepiano_source(run, folder, log)
+    scores = percepiano_source(run, folder)
     return rated, home, regression_data(rated, transcribed, scores, home)
 
 
@@ -199,23 +182,15 @@ def _prepare(
 
 
 def fit_regressors(
-    run: Run,
-    init: str,
-    folder: str = "",
-    *,
-    protocols: tuple[str, ...] = (),
-    source: str = "",
-    log: Callable[[str], None] = echo,
+    run: Run, init: str, folder: str = "", *, protocols: tuple[str, ...] = (), source: str = ""
 ) -> list[Path]:
-    """Rate all clips under every protocol, with regressors on the encoder's output; returns the
-    paths of the predictions.
+    """Predict all clips under every protocol; returns the paths of the predictions.
 
-    Writes ``predictions_<model>_<protocol>.csv.gz`` below ``judged`` in the run: one for each of
-    `FEATURE_SETS`, for the chosen set, for the chosen set with score features (``+score``), and
-    each again for renderings by the held-out soundfont ``unseen``. The mean over the training
-    pianos is better than the prediction for a single one. For a fair comparison with the single
-    held-out soundfont, predictions of the chosen set are also written for each training piano.
-    Existing files are not computed again.
+    Writes ``judged/<model>/predictions_<model>_<protocol>.csv.gz``: for each of `FEATURE_SETS`, the
+    chosen set, the chosen set with score features (``+score``), and each again for renderings by
+    the held-out synthesizer. A mean over synthesizers is better than a prediction for one, so for a
+    fair comparison the chosen set is also written for each training synthesizer. Existing files are
+    not computed again.
 
     Args:
         init: a pre-training with transcription, of this run or saved in the file ``source``.
@@ -225,7 +200,7 @@ def fit_regressors(
     Raises:
         InputError: an encoder without transcription; an unknown protocol; see `load_encoder`.
     """
-    rated, home, data = _prepare(run, init, folder, source, log)
+    rated, home, data = _prepare(run, init, folder, source)
     every = protocols or predictions.protocols(rated.index)
     return [path for name in every for path in regress_protocol(rated, data, home, name)]
 
@@ -233,8 +208,7 @@ def fit_regressors(
 def regress_protocol(
     rated: CrossValidation, data: RegressionData, home: Path, protocol: str
 ) -> list[Path]:
-    """Write the predictions of all models under one protocol to ``home``, unless they exist;
-    returns their paths."""
+    """Write the predictions of all models under one protocol to ``home``, unless they exist."""
     # Kind -> renderings: all training pianos, the held-out soundfont, and, for the chosen set, each
     # training piano if there are several.
     pianos = np.array(rated.clips.synthesizer)
@@ -271,7 +245,7 @@ def regress_protocol(
         for name, values in made.items():
             predicted.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = values
         choices[number] = {"chosen": best} | {name: round(e, 4) for name, e in errors.items()}
-        rated.log(f"{protocol}, fold {number}: chose {best}, {time.monotonic() - started:.0f} s")
+        logger.info(f"{protocol}, fold {number}: chose {best}, {time.monotonic() - started:.0f} s")
     write_json(home / f"chosen_{protocol}.json", choices)
     for (name, kind), path in files.items():
         values = predicted[name]
@@ -284,23 +258,14 @@ def regress_protocol(
 # --- Learning curve -------------------------------------------------------------------------------
 
 
-def learning_curve(
-    run: Run, init: str, folder: str = "", *, source: str = "", log: Callable[[str], None] = echo
-) -> Path:
-    """Mean r over the dimensions under ``content``, from transcription and sound statistics, by the
-    amount of training data.
-
-    In every fold, a random share of the training clips is used: of whole passages (content groups),
-    of players with all their clips, or of single clips.
-
-    Args:
-        init, folder, source: see `fit_regressors`.
+def learning_curve(run: Run, init: str, folder: str = "", *, source: str = "") -> Path:
+    """Mean r under ``content``, from transcription and audio statistics, by the share of training
+    passages (content groups), players or clips; arguments as in `fit_regressors`.
 
     Returns:
-        ``learning_curve.csv`` (``unit,share,draw,r``) in the folder of the regressors' predictions,
-        with a figure as PNG.
+        ``learning_curve.csv`` (``unit,share,draw,r``) beside the predictions, with a PNG figure.
     """
-    rated, home, data = _prepare(run, init, folder, source, log)
+    rated, home, data = _prepare(run, init, folder, source)
     clips = rated.clips.clip
     players = rated.index.set_index("clip").loc[clips, "player"].to_numpy()
     rows = [("everything", 1.0, 0, curve_point(rated, data, clips, 1.0, 0))]
@@ -308,8 +273,11 @@ def learning_curve(
         for share in SHARES:
             found = [curve_point(rated, data, labels, share, draw) for draw in range(DRAWS)]
             rows += [(unit, share, draw, r) for draw, r in enumerate(found)]
-            log(f"{share:.3g} of {unit}: r {np.mean(found):.3f}")
-    path, table = home / "learning_curve.csv", pd.DataFrame(rows, columns=CURVE_COLUMNS)
+            logger.info(f"{share:.3g} of {unit}: r {np.mean(found):.3f}")
+    path, table = (
+        home / "learning_curve.csv",
+        pd.DataFrame(rows, columns=["unit", "share", "draw", "r"]),
+    )
     table.to_csv(path, index=False, float_format="%.4f", lineterminator="\n")
     figure = plots.learning_curve(table, f"Learning curve ({rated.start.name}, {CURVE_PROTOCOL})")
     figure.savefig(path.with_suffix(".png"), dpi=120)
@@ -319,8 +287,7 @@ def learning_curve(
 def curve_point(
     rated: CrossValidation, data: RegressionData, labels: np.ndarray, share: float, draw: int
 ) -> float:
-    """Mean r over the dimensions, for renderings by pianos in the training data, trained on the
-    clips of a random share of the ``labels`` (n,)."""
+    """Mean r over the dimensions, trained on the clips of a random share of the ``labels`` (n,)."""
     folds, seed = rated.folds_of(CURVE_PROTOCOL), rated.config.seed
     x, y = data.features(("notes", "sound")), data.ratings
     predicted = np.full(y.shape, np.nan)

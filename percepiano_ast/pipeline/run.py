@@ -1,8 +1,9 @@
 """A run: its preset, its output paths, and the initial weights of its encoder."""
 
 import dataclasses
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.data import percepiano, shards
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import echo, sha256_of
+from percepiano_ast.files import sha256_of
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models import weights
 from percepiano_ast.models.cnn import ENCODERS, Geometry
 from percepiano_ast.training import checkpoints
+
+logger = logging.getLogger(__name__)
 
 MADE_BY_PRETRAIN = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain`"
 MADE_BY_FINETUNE = "notebook 03_finetune_percepiano_gpu or `percepiano finetune`"
@@ -43,11 +46,11 @@ OLD_SETTINGS = {"heard": "transcription_features", "unseen": "held_out_synthesiz
 class Run:
     """A preset, an output directory, and a pre-training (see ``config.PRETRAININGS``).
 
-    ``shards`` may be a copy of the pre-training shards on a faster disk, ``clips`` shards of rated
-    clips shared by several runs, and ``store`` another storage location for checkpoints and models:
-    a folder, or ``gs://BUCKET/PREFIX``, which is more reliable than a mounted Drive. Everything
-    else below ``root`` can be recomputed from these in minutes, except the pre-training shards,
-    which `colab` copies to a bucket and back.
+    Attributes:
+        shards: a copy of the pre-training shards on a faster disk.
+        clips: shards of rated clips shared by several runs.
+        store: another storage location of checkpoints and models, a folder or
+            ``gs://BUCKET/PREFIX``, which is more reliable than a mounted Drive.
     """
 
     preset: Preset
@@ -92,8 +95,7 @@ class Run:
         return self.root / f"predictions_{model}.csv"
 
     def kept(self, directory: Path) -> str:
-        """Storage location for the permanent outputs of a step whose other outputs are in
-        ``directory``, below the root."""
+        """Storage location of the checkpoints and models of a step in ``directory``."""
         if not self.store:
             return str(directory)
         return f"{self.store.rstrip('/')}/{directory.relative_to(self.root)}"
@@ -114,18 +116,14 @@ class Run:
         return dataclasses.replace(self, preset=preset, pretraining=name)
 
     def changed(self, part: str, **values) -> "Run":
-        """The same run with other values in the preset's ``pretrain``, ``finetune`` or
-        ``compute``.
-
-        None, 0 and empty text keep the preset's value, like an empty field in a notebook's form.
-        """
+        """The same run with other values in the preset's ``pretrain``, ``finetune`` or ``compute``;
+        None, 0 and empty text keep the preset's value, like an empty field of a form."""
         meant = {name: value for name, value in values.items() if value or value is False}
         changed = dataclasses.replace(getattr(self.preset, part), **meant)
         return dataclasses.replace(self, preset=dataclasses.replace(self.preset, **{part: changed}))
 
     def switched(self, pairs: Iterable[str]) -> "Run":
-        """The same run with fine-tuning options set, each a ``NAME=VALUE`` of
-        `config.FinetuneConfig`.
+        """The same run with options of `config.FinetuneConfig` set, each ``NAME=VALUE``.
 
         Raises:
             InputError: an unknown option, or an invalid value.
@@ -152,12 +150,10 @@ class EncoderInit:
     """The initial encoder of fine-tuning.
 
     Attributes:
-        name: of the model in tables, such as ``ast-base-ssast``, or ``cnn`` for an alternative
-            encoder.
-        model, front_end, statistics: of the encoder and its input.
+        name: of the model in tables, such as ``ast-base-ssast`` or ``cnn``.
         encoder: parameters; None for random ones.
-        weights: a checksum of the parameters, or None.
-        transcription: parameters of the transcription head, if it was pre-trained to transcribe.
+        weights: checksum of the parameters, or None.
+        transcription: parameters of the transcription head, if there is one.
     """
 
     name: str
@@ -170,8 +166,7 @@ class EncoderInit:
 
 
 def init_named(run: Run, label: str) -> str:
-    """The one of ``INITS`` for a label of a notebook's form, such as ``from my pre-training`` or
-    ``from scratch``."""
+    """The one of `INITS` for a label of a notebook's form, such as ``from scratch``."""
     inits = {label: init for init, label in INITS.items()}
     return lookup(inits | {INITS[run.pretraining]: run.pretraining}, label, "start")
 
@@ -181,15 +176,12 @@ def transcribes(init: str) -> bool:
     return init in PRETRAININGS and PRETRAININGS[init][0].get("objective", "ssast") != "ssast"
 
 
-def load_encoder(
-    run: Run, init: str, source: str = "", log: Callable[[str], None] = echo
-) -> EncoderInit:
-    """Load the weights of ``init``, one of ``INITS``.
+def load_encoder(run: Run, init: str, source: str = "") -> EncoderInit:
+    """Load the weights of ``init``, one of `INITS`.
 
     Args:
-        source: file or folder of published weights for ``audioset`` (see ``models.weights``); by
-            default they are downloaded to the run's ``weights`` folder. For a pre-training: a file
-            written by `Transcriber.write`, instead of the run's.
+        source: published weights for ``audioset``, by default downloaded; for a pre-training, a
+            file of `Transcriber.write` instead of the run's.
 
     Raises:
         InputError: unknown ``init``; no pre-training yet, or one of another geometry.
@@ -214,15 +206,15 @@ def load_encoder(
     name = init if other else f"ast-{model.name}-{init}"
     untrained = other or init == "scratch"
     made_before = f"{run.kept(run.pretrain)}/checkpoints"
-    if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before, log)):
-        log(
+    if untrained and not (run.pretrain.exists() or checkpoints.listing(made_before)):
+        logger.info(
             f"no pre-training in {run.kept(run.pretrain)}: levels are normalised with the"
             " statistics of the rated clips"
         )
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return EncoderInit(name, model, rated.front_end, rated.statistics)
     # All other starts share one normalisation: the statistics of the pre-training split.
-    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, log=log)
+    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN)
     plain = name, model, FrontEnd(**made["front_end"]), LevelStats(**made["statistics"])
     if untrained:
         return EncoderInit(*plain)
@@ -234,9 +226,8 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
     """Read weights from ``source`` and write them to ``to`` in a published form.
 
     Args:
-        source: directory of an SSAST pre-training (``runs/base/pretrain/ssast``), of which the
-            newest intact checkpoint is read, its moving average if it has one; or a path for
-            ``models.weights.read_weights``.
+        source: directory of an SSAST pre-training (``runs/base/pretrain/ssast``), or a path for
+            `weights.read_weights`.
         to: a ``.safetensors`` file, or for the kind ``hf_ast`` a folder.
         kind: ``ast`` or ``hf_ast`` for an AST; by default unchanged.
 
@@ -262,8 +253,7 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
         )
     else:
         found = weights.read_weights(source)
-    # An AST is the same model in both formats. A pre-trained model has no classifier, so there is
-    # only one format for it.
+    # A pre-trained model has no classifier, so there is only one format for it.
     forms = {"ast": ("ast", "hf_ast"), "hf_ast": ("hf_ast", "ast")}.get(found.kind, (found.kind,))
     if kind and kind not in forms:
         raise InputError(

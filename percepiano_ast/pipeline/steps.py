@@ -3,6 +3,7 @@ rating models fold by fold, 4 evaluate."""
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
-from percepiano_ast.files import as_path, echo, write_json
+from percepiano_ast.files import as_path, write_json
 from percepiano_ast.inference import transcribe
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.models.weights import require_same_shapes
@@ -33,14 +34,15 @@ from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
 
+logger = logging.getLogger(__name__)
+
 EMBED_BATCH = 32  # windows per batch when rated clips are embedded
 
 # --- Steps 1 and 2: pre-training ------------------------------------------------------------------
 
 
 def maestro_source(run: Run, source: str = "") -> str:
-    """Address or path of the recordings; for ``demo``, the embedded recordings are written
-    first."""
+    """Address or path of the recordings; ``demo`` writes the embedded ones first."""
     source = source or run.preset.maestro
     if source == "demo":
         return str(demo.write_maestro(run.root / "demo" / "maestro.zip"))
@@ -48,12 +50,10 @@ def maestro_source(run: Run, source: str = "") -> str:
 
 
 def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
-    """Step 1: recordings -> log-mel shards.
+    """Step 1: recordings -> log-mel shards; the source is by default the preset's.
 
     Args:
-        source: archive, folder or address; by default the preset's.
-        work: workers and limits; by default all cores, and no unreadable recordings.
-        options: ``limit_hours`` and ``stored``, see `maestro.preprocess`.
+        options: of `maestro.preprocess`.
     """
     simulated = (source or run.preset.maestro) == "demo"
     given = maestro_source(run, source), run.maestro, run.preset.front_end, work or Work(workers())
@@ -61,15 +61,11 @@ def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **o
 
 
 def pretrain(
-    run: Run,
-    log: Callable[[str], None] = echo,
-    save_minutes: float = SAVE_MINUTES,
-    distributed: bool = False,
+    run: Run, save_minutes: float = SAVE_MINUTES, distributed: bool = False
 ) -> pd.DataFrame:
     """Step 2: pre-training on the shards of step 1; returns the history, one row per epoch.
 
     Args:
-        save_minutes: minutes between checkpoints within a long epoch.
         distributed: whether this is one of several processes, see `mesh.initialize`.
     """
     mesh.initialize(distributed)
@@ -103,7 +99,6 @@ def pretrain(
         num_descriptors=len(WINDOW_FEATURES) if targets else 0,
         compute=preset.compute,
         save_minutes=save_minutes,
-        log=log,
     )
     return pd.DataFrame(rows)
 
@@ -111,18 +106,15 @@ def pretrain(
 # --- Step 3: rated clips --------------------------------------------------------------------------
 
 
-def percepiano_source(run: Run, folder: str = "", log: Callable[[str], None] = echo) -> Path:
-    """PercePiano's folder, by default the preset's. The embedded data are written first; an address
-    is downloaded first."""
+def percepiano_source(run: Run, folder: str = "") -> Path:
+    """PercePiano's folder, by default the preset's; ``demo`` writes the embedded data first, an
+    address is downloaded."""
     folder = folder or run.preset.percepiano
     if folder == "demo":
-        log(
-            "writing the embedded demo data in PercePiano's format (simulated performances and"
-            " ratings)"
-        )
+        logger.info("writing the embedded demo data (simulated performances and ratings)")
         return demo.write_percepiano(run.root / "demo" / "percepiano")
     if "://" in str(folder):
-        return percepiano.fetch(folder, run.root / "percepiano_source", log)
+        return percepiano.fetch(folder, run.root / "percepiano_source")
     return Path(folder)
 
 
@@ -135,29 +127,22 @@ def preprocess_percepiano(
     recordings: str = "",
     partial: bool = False,
     one_loudness: bool = False,
-    log: Callable[[str], None] = echo,
 ) -> Path:
-    """Step 3a: rated MIDI clips -> log-mel shards.
+    """Step 3a: rated MIDI clips -> log-mel shards; returns their folder.
 
     Args:
         folder: PercePiano's checkout; by default the preset's source.
         init: start of fine-tuning; ``audioset`` also needs shards with the papers' front end.
-        recordings: a folder with your own recording of each clip, instead of synthesizers.
-        partial: whether clips may be missing from it; they are listed.
-        one_loudness: see `percepiano.preprocess`.
-
-    Returns:
-        the folder of the shards with the preset's front end.
+        recordings, partial, one_loudness: see `percepiano.preprocess`.
     """
-    checkout = percepiano_source(run, folder, log)
+    checkout = percepiano_source(run, folder)
     default = (percepiano.OWN,) if recordings else run.preset.synthesizers
     for front_end in [run.preset.front_end] + [KALDI] * (init == "audioset"):
         percepiano.preprocess(
             checkout,
             run.percepiano_in(front_end),
             front_end,
-            # Clips that cannot be rendered are listed; every table reports its number of clips.
-            Work(workers(), max_bad=None, log=log),
+            Work(workers(), max_bad=None),
             synthesizers=tuple(synthesizers) or default,
             recordings=recordings,
             partial=partial,
@@ -173,14 +158,11 @@ def preprocess_percepiano(
 
 @dataclass(frozen=True, eq=False)
 class CrossValidation:
-    """Rated clips, encoder and configuration, for fine-tuning and ablations.
+    """Rated clips with their index, encoder and configuration, for fine-tuning and ablations.
 
     Attributes:
         run: its root holds the folds.
-        start: the encoder.
-        clips: with ratings (n, K) in the order of the questionnaire.
-        front_end: of the clips.
-        index: of the clips, with folds.
+        clips: n renderings, with ratings (n, K) in the order of the scale.
         raters: number of raters of each rendering's clip, (n,); None if unknown.
     """
 
@@ -192,7 +174,6 @@ class CrossValidation:
     index: pd.DataFrame
     raters: np.ndarray | None = None
     questionnaire: RatingScale = PERCEPIANO
-    log: Callable[[str], None] = echo
 
     @property
     def name(self) -> str:
@@ -213,12 +194,8 @@ class CrossValidation:
         )
 
     @property
-    def listener(self) -> transcribe.Transcriber:
-        """The transcriber: the encoder with its transcription head.
-
-        Raises:
-            InputError: the encoder was not pre-trained to transcribe.
-        """
+    def transcriber(self) -> transcribe.Transcriber:
+        """The encoder with its transcription head; InputError if it has none."""
         start, model = self.start, self.start.model
         if start.transcription is None or not isinstance(model, ModelConfig):
             raise InputError(
@@ -226,18 +203,13 @@ class CrossValidation:
                 " or transcriptionstem"
             )
         params = {"encoder": start.encoder, "transcription": start.transcription}
-        compute = self.run.preset.compute
-        return transcribe.Transcriber(params, model, self.front_end, start.statistics, compute)
+        execution = self.run.preset.compute
+        return transcribe.Transcriber(params, model, self.front_end, start.statistics, execution)
 
     @functools.cached_property
-    def descriptors(self) -> transcribe.TranscriptionFeatures:
-        """Descriptors of the transcription of every rendering.
-
-        Raises:
-            InputError: see `listener`.
-        """
-        played = self.listener.transcribe_all(self.clips.codes, self.log)
-        return transcribe.features_of(played, self.log)
+    def note_features(self) -> transcribe.TranscriptionFeatures:
+        """Features of the transcription of every rendering."""
+        return transcribe.features_of(self.transcriber.transcribe_all(self.clips.codes))
 
     @functools.cached_property
     def params(self) -> dict:
@@ -248,8 +220,8 @@ class CrossValidation:
             require_same_shapes(self.start.encoder, params["encoder"], what)
             params["encoder"] = self.start.encoder
         if self.config.transcription_features:
-            unheard = self.descriptors.mean
-            params |= {"transcription": self.start.transcription, "unheard": unheard}
+            features = self.note_features.mean
+            params |= {"transcription": self.start.transcription, "unheard": features}
         return params
 
     def embed(self, params: dict, which: np.ndarray) -> np.ndarray:
@@ -260,12 +232,12 @@ class CrossValidation:
 
     @functools.cached_property
     def embeddings(self) -> np.ndarray:
-        """Embeddings of all renderings by the encoder before fine-tuning, with the extra inputs
-        appended."""
-        self.log(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
+        """Embeddings of all renderings before fine-tuning, with the features of the transcription
+        appended if they are used."""
+        logger.info(f"{self.name}: embedding {len(self.clips.codes):,} renderings")
         found = self.embed(self.params, np.arange(len(self.clips.codes)))
         return (
-            np.hstack([found, self.descriptors.values])
+            np.hstack([found, self.note_features.values])
             if self.config.transcription_features
             else found
         )
@@ -277,27 +249,25 @@ class CrossValidation:
 
     @property
     def unseen(self) -> np.ndarray:
-        """Bool (n,), True for renderings by the held-out soundfont, which are not trained on.
+        """Whether a rendering is by the held-out synthesizer, (n,).
 
         Raises:
-            InputError: there are no renderings by the configured soundfont, or only those.
+            InputError: there are no renderings by it, or no others.
         """
-        pianos, unseen = (
+        pianos, held_out = (
             percepiano.without_variant(self.clips.synthesizer),
             self.config.held_out_synthesizer,
         )
         found = sorted(set(pianos))
-        if unseen and (unseen not in found or len(found) < 2):
+        if held_out and (held_out not in found or len(found) < 2):
             raise InputError(
-                f"held_out_synthesizer={unseen}: the rated clips are rendered by"
-                f" {', '.join(found)}. Choose one of at least two, or run preprocess with more"
-                " --synthesizers"
+                f"held_out_synthesizer={held_out}: the clips are rendered by {', '.join(found)}."
+                " Choose one of at least two, or run preprocess with more --synthesizers"
             )
-        return pianos == unseen
+        return pianos == held_out
 
     def windows(self, train: np.ndarray) -> tuple[Callable, int]:
-        """A function that yields augmented batches from a step on, and the number of steps per
-        epoch."""
+        """A function that yields augmented batches from a step on, and the steps per epoch."""
         config = self.config
         windows, steps = batches.finetune_batches(
             self.clips,
@@ -316,13 +286,11 @@ class CrossValidation:
     def table(
         self, model: str, rows: np.ndarray, rated: np.ndarray, protocol: str = "", **more
     ) -> pd.DataFrame:
-        """The table of predictions of some renderings.
+        """The table of predictions of some renderings, see `predictions.to_table`.
 
         Args:
-            rows: positions of the renderings, (m,), or bool (n,).
+            rows: positions (m,) or bool (n,).
             rated: predicted ratings, (m, K).
-            protocol: by default the configured one.
-            more: ``uncertainty`` and ``dimensions``, see `predictions.to_table`.
         """
         protocol = protocol or self.config.protocol
         fold = percepiano.fold_of_clip(self.index, protocol)
@@ -332,13 +300,8 @@ class CrossValidation:
 
 
 class HeldOut(NamedTuple):
-    """Out-of-fold predictions.
-
-    Attributes:
-        which: positions of the renderings, (m,).
-        rated: predicted ratings (m, K).
-        uncertainty: calibrated standard deviations (m, K), or None if the heads predict none.
-    """
+    """Out-of-fold predictions: positions of the renderings (m,), ratings (m, K), and calibrated
+    standard deviations (m, K) if the heads predict them."""
 
     which: np.ndarray
     rated: np.ndarray
@@ -348,25 +311,22 @@ class HeldOut(NamedTuple):
 def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     """Train every fold of the protocol, unless it is trained, and predict its held-out clips.
 
-    Writes the factor that calibrates predicted deviations, if there are any, to
-    ``temperature.json`` in the folder of the folds.
+    Predicted deviations are calibrated by the factor in ``temperature.json``.
 
     Args:
-        settings: the run's settings besides its configuration; saved with every model.
+        settings: saved with every model, besides the configuration.
     """
     clips, unseen, home = rated.clips, rated.unseen, rated.run.finetune(rated.name)
     held_out = rated.folds_of(rated.config.protocol)
     numbers = sorted(set(percepiano.fold_of_clip(rated.index, rated.config.protocol).values()))
     predicted, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    finetuning.check_room(
-        rated.trainer(1), rated.params, len(numbers), rated.run.kept(home), rated.log
-    )
+    finetuning.check_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home))
     for number in numbers:
         train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
         # Variants are for training only: held-out clips are rated in their original form.
         test = np.flatnonzero((held_out == number) & percepiano.is_plain(clips.synthesizer))
         counts = f"{len(train)} training renderings, {len(test)} held out"
-        rated.log(f"{rated.name}, fold {number}: {counts}")
+        logger.info(f"{rated.name}, fold {number}: {counts}")
         windows, steps = rated.windows(train)
         trainer = rated.trainer(rated.config.epochs * steps)
         fold_home = home / f"fold_{number}"
@@ -383,7 +343,6 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
             store=rated.run.kept(fold_home),
             settings={"init": settings["init"], "pretrained": rated.start.weights, "fold": number}
             | settings,
-            log=rated.log,
         )
         # A fine-tuned encoder has different embeddings.
         tuned = rated.config.trains_encoder
@@ -401,7 +360,7 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
 
 
 def rated_clips_of(
-    run: Run, start: EncoderInit, config: FinetuneConfig, log: Callable[[str], None]
+    run: Run, start: EncoderInit, config: FinetuneConfig
 ) -> tuple[CrossValidation, dict]:
     """PercePiano's clips with the encoder's front end, and the metadata of their shards."""
     home = run.percepiano_in(start.front_end)
@@ -410,33 +369,27 @@ def rated_clips_of(
     if path.exists():
         raters = pd.read_csv(path, index_col="clip").loc[clips.clip, "n_ratings"].to_numpy()
     given = run, start, config, clips, shard_set.front_end, load_index(home / "index.csv"), raters
-    return CrossValidation(*given, log=log), shard_set.metadata
+    return CrossValidation(*given), shard_set.metadata
 
 
 def config_for(run: Run, init: str) -> FinetuneConfig:
-    """The preset's configuration; for alternative encoders, which are not pre-trained, with full
-    training."""
+    """The preset's configuration; alternative encoders, which are not pre-trained, train fully."""
     config = run.preset.finetune
     if init not in ENCODERS:
         return config
     return dataclasses.replace(config, strategy="full", encoder_rate=1.0)
 
 
-def finetune(
-    run: Run, init: str = "ssast", source: str = "", log: Callable[[str], None] = echo
-) -> pd.DataFrame:
-    """Step 3b: train all folds of the preset's protocol; returns (and writes) the out-of-fold
-    predictions.
-
-    Predictions for renderings by the held-out soundfont ``unseen`` are written as a separate model,
-    ``<model>@<synthesizer>``.
+def finetune(run: Run, init: str = "ssast", source: str = "") -> pd.DataFrame:
+    """Step 3b: train all folds of the preset's protocol; writes and returns the out-of-fold
+    predictions, those for the held-out synthesizer as the model ``<model>@<synthesizer>``.
 
     Args:
-        init, source: the encoder's weights, see `load_encoder`.
+        init, source: see `load_encoder`.
     """
     mesh.initialize()
-    start, config = load_encoder(run, init, source, log), config_for(run, init)
-    rated, metadata = rated_clips_of(run, start, config, log)
+    start, config = load_encoder(run, init, source), config_for(run, init)
+    rated, metadata = rated_clips_of(run, start, config)
     settings = {"init": init, "data": metadata["licence"], "simulated": metadata["simulated"]}
     which, values, uncertainty = cross_validate(rated, settings)
     unseen = rated.unseen[which]
@@ -453,12 +406,11 @@ def finetune(
     return pd.concat(tables, ignore_index=True)
 
 
-def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFrame:
-    """Step 3c: baselines over the same folds; returns (and writes) the predictions of all of them.
+def predict_baselines(run: Run) -> pd.DataFrame:
+    """Step 3c: the baselines ``mlp``, ``audio-stats`` and ``identity-*`` over the same folds,
+    without the held-out synthesizer; writes and returns their predictions.
 
-    ``mlp`` and ``audio-stats`` use classic features of the training renderings, without those by
-    the held-out soundfont ``unseen``. ``identity-*`` use no audio, and are skipped if the protocol
-    holds out the identities that they need. See `pipeline.baselines`.
+    ``identity-*`` are skipped if the protocol holds out the identities that they need.
     """
     config, home, tables = run.preset.finetune, run.percepiano, []
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
@@ -484,15 +436,14 @@ def predict_baselines(run: Run, log: Callable[[str], None] = echo) -> pd.DataFra
             rated = predict_identity(model, facts, folds, ratings)
         # undefined under this protocol, or an index without player identities
         except InputError as reason:
-            log(f"skipped: {reason}")
+            logger.info(f"skipped: {reason}")
         else:
             write(model, rated)
     return pd.concat(tables, ignore_index=True)
 
 
 def sound_features(home: Path, clips: batches.RatedClips) -> np.ndarray:
-    """Classic audio features of the renderings, float32 (n, features), from the folder of their
-    shards."""
+    """Classic audio features of the renderings, (n, features), from the folder of their shards."""
     table = pd.read_csv(home / "classic_features.csv").set_index(["clip", "synthesizer"])
     return table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
 
@@ -501,12 +452,8 @@ def sound_features(home: Path, clips: batches.RatedClips) -> np.ndarray:
 
 
 def evaluate(run: Run) -> Path:
-    """Step 4: metrics, comparisons, figures and report from all predictions of the run; returns the
-    path of ``report.html``.
-
-    Raises:
-        InputError: there are no predictions yet.
-    """
+    """Step 4: metrics, comparisons, figures and ``report.html`` (returned) of all predictions of
+    the run; InputError if there are none."""
     paths = predicted(run)
     if not paths:
         raise InputError(f"no predictions_*.csv in {run.root}. Run {MADE_BY_FINETUNE} first")
@@ -524,14 +471,12 @@ def evaluate(run: Run) -> Path:
 
 
 def predicted(run: Run) -> list[Path]:
-    """All tables of predictions under the preset's protocol; of the regressors, only the chosen
-    set, without and with ``+score``."""
+    """All predictions under the preset's protocol; of the regressors, only the chosen sets."""
     judged = f"judged/*/predictions_*-judged*_{run.preset.finetune.protocol}.csv.gz"
     return [*sorted(run.root.glob("predictions_*.csv")), *sorted(run.root.glob(judged))]
 
 
 def ceiling_of(run: Run) -> Path | None:
-    """The noise ceiling of a data set with individual raters; that of PercePiano is part of the
-    package."""
+    """The noise ceiling, if it is not that of PercePiano, which is part of the package."""
     path = run.percepiano / "noise_ceiling.csv"
     return path if path.exists() else None

@@ -5,18 +5,19 @@ Colours are Okabe and Ito's palette and the maps ``magma`` and ``RdBu``, which a
 colour-blind readers.
 """
 
+# ruff: noqa: F401
 from percepiano_ast.plots.music import (
     collection,
     correlations,
-    hearing,
+    custom_ratings,
     masking,
-    own_ratings,
     percentile_profile,
     rating_course,
     rating_distributions,
     rating_profile,
     shard_layout,
     spectrogram,
+    transcription,
 )
 from percepiano_ast.plots.results import (
     by_protocol,
@@ -34,31 +35,3 @@ from percepiano_ast.plots.results import (
     training_curves,
 )
 from percepiano_ast.plots.style import MOST
-
-__all__ = [
-    "MOST",
-    "by_protocol",
-    "by_scope",
-    "calibration",
-    "collection",
-    "correlations",
-    "deadpan",
-    "gains",
-    "hearing",
-    "heatmap",
-    "learning_curve",
-    "masking",
-    "noise_ceiling",
-    "own_ratings",
-    "pairwise",
-    "parts_of_error",
-    "pearson_by_dimension",
-    "rating_distributions",
-    "percentile_profile",
-    "rating_course",
-    "rating_profile",
-    "scatter",
-    "shard_layout",
-    "spectrogram",
-    "training_curves",
-]

@@ -1,6 +1,5 @@
 """Figures of recordings, their ratings, and collections of them."""
 
-import functools
 from itertools import cycle
 from typing import Any
 
@@ -10,12 +9,11 @@ from matplotlib.axes import Axes
 
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
-from percepiano_ast.music.piano_roll import LOWEST, FrameTargets
+from percepiano_ast.music.piano_roll import LOWEST, FramePredictions, FrameTargets
 from percepiano_ast.music.piano_roll import N_KEYS as PIANO_KEYS
 from percepiano_ast.plots.style import (
     COLOURS,
     DIVERGING,
-    FREQUENCIES,
     GREY,
     LABELS,
     MARKERS,
@@ -24,7 +22,10 @@ from percepiano_ast.plots.style import (
     Look,
     canvas,
     cells,
+    dimension_rows,
     finish,
+    grid,
+    mel_axis,
     require,
 )
 
@@ -55,37 +56,28 @@ def masking(
     return figure
 
 
-def hearing(
-    log_mel_db: np.ndarray, played: FrameTargets, heard: dict[str, np.ndarray], front_end: FrontEnd
+def transcription(
+    log_mel_db: np.ndarray, played: FrameTargets, predicted: FramePredictions, front_end: FrontEnd
 ) -> Figure:
-    """A window of a recording, its reference and transcribed keys, and the sustain pedal.
-
-    Args:
-        log_mel_db: (T, mels).
-        played: ground truth of its frames.
-        `heard`: the transcription: ``frame`` (S, 88), ``onset`` (S, 88) and ``sustain`` (S,), each
-            0 to 1, for S steps of T / S frames.
-    """
-    figure, (top, truth, said, pedal) = canvas(9, 8, 4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
+    """A window of a recording, (T, mels) in dB, its reference and transcribed keys, and the sustain
+    pedal."""
+    figure, (top, truth, keys, pedal) = canvas(9, 8, 4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
     image = _mel_image(top, log_mel_db, front_end, log_mel_db)
     figure.colorbar(image, ax=top, label="level (dB)", pad=0.01)
     top.set_title("recording", loc="left")
     end = front_end.seconds(len(log_mel_db))
     extent = (0, end, LOWEST - 0.5, LOWEST + PIANO_KEYS - 0.5)
-    for axes, title, frame, onset in (
-        (truth, "reference: keys, onsets brighter", played.frame, played.onset),
-        (said, "transcription", heard["frame"], heard["onset"]),
+    for axes, title, frames, colour in (
+        (truth, "reference: keys, onsets brighter", played, GREY),
+        (keys, "transcription", predicted, COLOURS[1]),
     ):
-        image = _image(axes, 0.5 * frame + 0.5 * onset, extent, 0, 1)
+        image = _image(axes, 0.5 * frames.frame + 0.5 * frames.onset, extent, 0, 1)
         axes.set_title(title, loc="left")
         axes.set(ylabel="MIDI pitch", yticks=range(24, 109, 12))
         figure.colorbar(image, ax=axes, label="activation", pad=0.01)
-    for values, colour, name in (
-        (played.sustain, GREY, "reference"),
-        (heard["sustain"], COLOURS[1], "transcription"),
-    ):
-        times = np.linspace(0, end, len(values), endpoint=False)
-        pedal.plot(times, values, color=colour, label=name, drawstyle="steps-post")
+        look = {"color": colour, "label": title.split(":")[0], "drawstyle": "steps-post"}
+        times = np.linspace(0, end, len(frames.sustain), endpoint=False)
+        pedal.plot(times, frames.sustain, **look)
     pedal.set(xlabel="time (s)", ylabel="sustain pedal", ylim=(-0.05, 1.05))
     pedal.legend(loc="upper right", ncols=2, fontsize="small")
     return finish(figure, "")
@@ -100,21 +92,12 @@ def _image(axes: Axes, values: np.ndarray, extent: tuple, low: float, high: floa
 def _mel_image(axes: Axes, values: np.ndarray, front_end: FrontEnd, scale: np.ndarray):
     """Draw (frames, mels) with time in seconds and the mel axis labelled in Hz; the colours cover
     the top 80 dB of ``scale``, or its full range if that is smaller."""
-    import librosa  # imported here: it takes a second to load and other figures do not need it
-
     top = float(np.nanmax(scale))
     bottom = max(top - 80.0, float(np.nanmin(scale)) - 1e-3)
     extent = (0, front_end.seconds(len(values)), -0.5, front_end.n_mels - 0.5)
-    image = _image(axes, np.ma.masked_invalid(values), extent, bottom, top)
-    axes.set_facecolor(GREY)  # hidden patches
-    # band k is centred on point k + 1 of n_mels + 2 equal steps in mel
-    to_mel = functools.partial(librosa.hz_to_mel, htk=front_end.kind == "kaldi")
-    low, high = np.asarray(to_mel([front_end.fmin, front_end.fmax]))
-    ticks = [hz for hz in FREQUENCIES if front_end.fmin < hz < front_end.fmax]
-    places = (to_mel(ticks) - low) / (high - low) * (front_end.n_mels + 1) - 1
-    axes.set_yticks(places, [f"{hz:,}" for hz in ticks])
-    axes.set_ylabel("frequency (Hz)")
-    return image
+    axes.set_facecolor(GREY)  # masked patches
+    mel_axis(axes, front_end)
+    return _image(axes, np.ma.masked_invalid(values), extent, bottom, top)
 
 
 # --- Ratings of one recording ---------------------------------------------------------------------
@@ -246,7 +229,7 @@ def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "
         )
         drawn["boxes"][0].set_label(f"{name} ({len(part):,} clips)")
     axes.axvline(0.5, color=GREY, linewidth=0.8)
-    axes.set_yticks(range(len(KEYS)), LABELS.values(), fontsize=9)
+    dimension_rows(axes)
     axes.set(xlim=(0, 1), ylim=(len(KEYS) - 0.4, -0.6))
     axes.set_xlabel("mean rating of a clip (0 to 1: from the first pole to the second)")
     return finish(figure, title, 2)
@@ -265,9 +248,9 @@ def correlations(table: pd.DataFrame, title: str = "") -> Figure:
     return finish(figure, title)
 
 
-def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> Figure:
-    """Predictions against ratings, one panel per dimension, in the unit of the ratings; colours are
-    held-out folds.
+def custom_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> Figure:
+    """Predictions against custom ratings, one panel per dimension, in the unit of the ratings;
+    colours are held-out folds.
 
     Args:
         predictions: out-of-fold predictions of one run: ``fold, dimension, rating, prediction``,
@@ -276,15 +259,14 @@ def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> F
     """
     require(predictions, ("fold", "dimension", "rating", "prediction"))
     names = list(predictions["dimension"].unique())
-    columns = min(4, len(names[:most]))
-    rows = -(-len(names[:most]) // columns)
-    figure, panels = canvas(2.9 * columns + 0.6, 2.7 * rows + 1.1, rows, columns, squeeze=False)
-    for name, axes in zip(names[:most], panels.flat):
+    figure, panels = grid(len(names[:most]), (2.9, 2.7), (0.6, 1.1))
+    for name, axes in zip(names, panels):
         part = predictions[predictions["dimension"] == name]
         ends = part[["rating", "prediction"]].to_numpy()
         axes.axline((ends.mean(), ends.mean()), slope=1, color=GREY, linewidth=1, zorder=0)
-        for number, (fold, clips) in enumerate(part.groupby("fold")):
-            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        for (fold, clips), colour, marker in zip(
+            part.groupby("fold"), cycle(COLOURS), cycle(MARKERS)
+        ):
             look = {"color": colour, "markersize": 5, "alpha": 0.8, "markeredgewidth": 0}
             label = f"held out in fold {fold}"
             axes.plot(clips["rating"], clips["prediction"], marker, label=label, **look)
@@ -292,11 +274,8 @@ def own_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> F
         limits = (ends.min() - margin, ends.max() + margin)
         axes.set(title=name, xlim=limits, ylim=limits, aspect="equal")
         axes.set(xlabel="rating", ylabel="prediction")
-    for axes in panels.flat[len(names[:most]) :]:
-        axes.set_visible(False)
     left_out = f"; {len(names) - most} more dimensions are not drawn" * (len(names) > most)
-    handles, _ = panels.flat[0].get_legend_handles_labels()
-    return finish(figure, f"{title}{left_out}", 4, handles=handles)
+    return finish(figure, f"{title}{left_out}", 4, handles=panels[0].get_legend_handles_labels()[0])
 
 
 # --- Collections of recordings --------------------------------------------------------------------

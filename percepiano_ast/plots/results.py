@@ -4,7 +4,6 @@ from itertools import cycle
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from percepiano_ast.dimensions import KEYS
@@ -16,10 +15,11 @@ from percepiano_ast.plots.style import (
     MARKERS,
     SLANTED,
     Figure,
-    Look,
     canvas,
     cells,
+    dimension_rows,
     finish,
+    grid,
     offsets,
     require,
     stripes,
@@ -56,13 +56,9 @@ def pearson_by_dimension(
             agreement.
     """
     table = _pearson(metrics, scope)
-    figure, axes = _by_dimension(table, _best_first(table))
-    if ceiling is not None:
-        look: Look = {"color": "black", "markersize": 14, "label": "noise ceiling"}
-        axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", **look)
-    axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set(xlabel="Pearson r, held-out clips (95 % interval over content groups)")
-    return finish(figure, title, 3)
+    label = "Pearson r, held-out clips (95 % interval over content groups)"
+    line = {"color": GREY, "linewidth": 0.8}
+    return _by_dimension(table, _best_first(table), 0, line, label, title, ceiling=ceiling)
 
 
 def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
@@ -75,23 +71,53 @@ def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
     models, reference = list(dict.fromkeys(pairs["model_a"])), pairs["model_b"].iloc[0]
     table = pairs.rename(columns={"model_a": "model", "difference": "value"})
     table = table.assign(filled=pairs["p_holm"] < 0.05)
+    label = f"Pearson r minus that of {reference} (95 % interval)"
+    label += "\nfilled: significant after Holm's correction"
     # the same styles as in figures with the reference
-    figure, axes = _by_dimension(table, models, [*models, reference])
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set(
-        xlabel=f"Pearson r minus that of {reference} (95 % interval); filled: significant after"
-        " Holm's correction"
-    )
-    return finish(figure, title, 3)
+    return _by_dimension(table, models, 0, {}, label, title, styled=[*models, reference])
 
 
 def pairwise(table: pd.DataFrame, title: str = "") -> Figure:
     """Share of correctly ordered pairs of performances of a segment, per dimension. ``table``:
     `evaluation.analysis.pairwise_accuracy` of one protocol, seed, scope and minimum difference."""
     percent = table.assign(**(100 * table[["value", "low", "high"]]))
-    figure, axes = _by_dimension(percent, _best_first(table))
-    axes.axvline(50, color="black", linewidth=1)
-    axes.set(xlabel="correctly ordered pairs of performances (%; chance is 50; 95 % interval)")
+    label = "correctly ordered pairs of performances (%; chance is 50; 95 % interval)"
+    return _by_dimension(percent, _best_first(table), 50, {}, label, title)
+
+
+def _by_dimension(
+    table: pd.DataFrame,
+    models: list[str],
+    middle: float,
+    line: dict,
+    label: str,
+    title: str,
+    *,
+    styled: list[str] | None = None,
+    ceiling: pd.Series | None = None,
+) -> Figure:
+    """Values and intervals of models, one row per dimension and the mean last, and a line at
+    ``middle``; open marks where ``filled``, if given, is False. ``styled``: the models that share
+    out the styles."""
+    rows, looks = [*KEYS, "mean"], styles(styled or models)
+    figure, axes = canvas(9.5, 9.5)
+    stripes(axes.axhspan, len(rows))
+    for model, offset in zip(models, offsets(len(models), 0.28)):
+        part = table[table["model"] == model].set_index("dimension").loc[rows]
+        y, (colour, marker) = np.arange(len(rows)) + offset, looks[model]
+        axes.hlines(y, part["low"], part["high"], color=colour, linewidth=1.5)
+        filled = part["filled"].to_numpy(bool) if "filled" in part else np.ones(len(rows), bool)
+        for chosen, face in ((~filled, "white"), (filled, colour)):
+            look = {"color": colour, "markerfacecolor": face, "markersize": 5.5}
+            axes.plot(part["value"][chosen], y[chosen], marker, **look)
+        axes.plot([], [], marker, color=colour, label=model)
+    axes.axhline(len(KEYS) - 0.5, color="black", linewidth=0.8)
+    if ceiling is not None:
+        look = {"color": "black", "markersize": 14, "label": "noise ceiling"}
+        axes.plot(ceiling.loc[list(KEYS)], range(len(KEYS)), "|", **look)
+    axes.axvline(middle, **{"color": "black", "linewidth": 1} | line)
+    dimension_rows(axes, with_mean=True)
+    axes.set_xlabel(label)
     return finish(figure, title, 3)
 
 
@@ -110,7 +136,7 @@ def deadpan(table: pd.DataFrame, title: str = "") -> Figure:
         colour, marker = styles(models)[model]
         values = gaps.loc[("prediction", model), "value"].loc[list(KEYS)]
         axes.plot(values, y, marker, color=colour, markersize=5.5, label=model)
-    _dimension_rows(axes, len(KEYS))
+    dimension_rows(axes)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(xlabel="human minus deadpan, same segment (ratings from 0 to 1; 95 % interval)")
     return finish(figure, title, 4)
@@ -123,9 +149,9 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
     scopes = [scope for scope in SCOPE_NAMES if scope in ceiling]
     for scope, colour, marker in zip(scopes, COLOURS, MARKERS):
         name = f"{SCOPE_NAMES[scope]} (mean {ceiling[scope].mean():.2f})".replace("\n", " ")
-        look = {"color": colour, "markersize": 6, "label": name}
-        axes.plot(ceiling.loc[list(KEYS), scope], range(len(KEYS)), marker, **look)
-    _dimension_rows(axes, len(KEYS))
+        values = ceiling.loc[list(KEYS), scope]
+        axes.plot(values, range(len(KEYS)), marker, color=colour, markersize=6, label=name)
+    dimension_rows(axes)
     axes.set(xlabel="noise ceiling (Pearson r)", xlim=(-0.02, 1))
     return finish(figure, title, 2)
 
@@ -139,7 +165,7 @@ def heatmap(metrics: pd.DataFrame, scope: str = "overall", title: str = "") -> F
     image = cells(axes, wide.to_numpy(), ".2f")
     axes.axhline(len(KEYS) - 0.5, color="black", linewidth=1.5)
     axes.set_xticks(range(len(wide.columns)), wide.columns, rotation=30, **SLANTED)
-    axes.set_yticks(range(len(wide)), [*LABELS.values(), "mean of 19 dimensions"], fontsize=9)
+    dimension_rows(axes, with_mean=True)
     figure.colorbar(image, ax=axes, label="Pearson r")
     return finish(figure, title)
 
@@ -175,34 +201,6 @@ def _pearson(metrics: pd.DataFrame, scope: str) -> pd.DataFrame:
 def _best_first(table: pd.DataFrame) -> list[str]:
     means = table[table["dimension"] == "mean"]
     return list(means.sort_values("value", ascending=False)["model"])
-
-
-def _by_dimension(
-    table: pd.DataFrame, models: list[str], styled: list[str] | None = None
-) -> tuple[Figure, Axes]:
-    """Values and intervals of models, one row per dimension and the mean last; open marks where
-    ``filled``, if given, is False. ``styled``: the models that share out the styles."""
-    rows, looks = [*KEYS, "mean"], styles(styled or models)
-    figure, axes = canvas(9.5, 9.5)
-    stripes(axes.axhspan, len(rows))
-    for model, offset in zip(models, offsets(len(models), 0.28)):
-        part = table[table["model"] == model].set_index("dimension").loc[rows]
-        y, (colour, marker) = np.arange(len(rows)) + offset, looks[model]
-        axes.hlines(y, part["low"], part["high"], color=colour, linewidth=1.5)
-        filled = part["filled"].to_numpy(bool) if "filled" in part else np.ones(len(rows), bool)
-        for chosen, face in ((~filled, "white"), (filled, colour)):
-            look = {"color": colour, "markerfacecolor": face, "markersize": 5.5}
-            axes.plot(part["value"][chosen], y[chosen], marker, **look)
-        axes.plot([], [], marker, color=colour, label=model)
-    axes.axhline(len(KEYS) - 0.5, color="black", linewidth=0.8)
-    _dimension_rows(axes, len(rows))
-    return figure, axes
-
-
-def _dimension_rows(axes: Axes, count: int) -> None:
-    """Label the rows of a figure by dimension, with the mean as an optional last row."""
-    axes.set_yticks(range(count), [*LABELS.values(), "mean of 19 dimensions"][:count], fontsize=9)
-    axes.set_ylim(count - 0.5, -0.5)
 
 
 # --- Means over dimensions, and single dimensions -------------------------------------------------
@@ -277,19 +275,15 @@ def scatter(predictions: pd.DataFrame, dimension: str, title: str = "") -> Figur
         raise InputError(f"unknown dimension {dimension!r}; choose one of: {', '.join(KEYS)}.")
     table = predictions[predictions["dimension"] == dimension]
     models = list(table["model"].unique())
-    columns = min(4, len(models))
-    rows = -(-len(models) // columns)
-    figure = Figure(figsize=(max(5.0, 3.0 * columns), 3.2 * rows + 0.9), layout="compressed")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    figure, panels = grid(len(models), (3.0, 3.2), (0, 0.9), sharex=True, sharey=True)
+    figure.set(figwidth=max(5.0, figure.get_figwidth()), layout_engine="compressed")
     values = table[["rating", "prediction"]]
     limits = (values.min().min() - 0.02, values.max().max() + 0.02)
-    for axes, model in zip(panels.flat, models):
+    for axes, model in zip(panels, models):
         part, look = table[table["model"] == model], {"alpha": 0.45, "linewidths": 0}
         axes.plot(limits, limits, color=GREY, linewidth=1, zorder=0)
         axes.scatter(part["rating"], part["prediction"], 10, styles(models)[model][0], **look)
         axes.set(title=model, xlim=limits, ylim=limits, aspect="equal")
-    for axes in panels.flat[len(models) :]:
-        axes.set_visible(False)
     figure.supxlabel(f"rating, 0 to 1 ({LABELS[dimension]})", fontsize="medium")
     figure.supylabel("prediction", fontsize="medium")
     return finish(figure, title)
@@ -303,8 +297,8 @@ def calibration(table: pd.DataFrame, title: str = "") -> Figure:
     figure, (left, right) = canvas(9.5, 4.2, 1, 2, width_ratios=(1, 1.2))
     left.plot([0, 100], [0, 100], color=GREY, linewidth=1)
     for row, model in enumerate(models):
-        part, (colour, marker) = mean[mean["model"] == model], styles(models)[model]
-        part = part.set_index("metric")
+        colour, marker = styles(models)[model]
+        part = mean[mean["model"] == model].set_index("metric")
         covered = part["value"][part.index.str.startswith("coverage_")]
         shares = [int(name.removeprefix("coverage_")) for name in covered.index]
         left.plot(shares, 100 * covered, marker, linestyle="-", color=colour, label=model)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from percepiano_ast.audio.mel import band_centres
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
@@ -23,7 +24,6 @@ from percepiano_ast.plots.style import (
     DARK,
     DIVERGING,
     DOWN,
-    FREQUENCIES,
     GREY,
     LABELS,
     MARKERS,
@@ -33,6 +33,7 @@ from percepiano_ast.plots.style import (
     Look,
     canvas,
     finish,
+    mel_axis,
     offsets,
     stripes,
 )
@@ -69,10 +70,9 @@ def attribution_map(
     level: np.ndarray,
     values: np.ndarray,
     *,
-    hertz: np.ndarray,
     front_end: FrontEnd,
     dimension: str,
-    marked: tuple[float, float] | None = None,
+    marked: tuple[float, float],
     title: str = "",
 ) -> Figure:
     """Contributions to a rating over the spectrogram, with their sums over frequency and over time.
@@ -80,13 +80,13 @@ def attribution_map(
     Args:
         level: (frames, bands) in dB.
         values: (frames, bands), contributions on the rating's scale.
-        hertz: (bands,), band centres, rising.
         dimension: key of the rating.
         marked: start and stop in seconds of the excerpt to mark.
 
     Raises:
         InputError: shapes that do not match.
     """
+    hertz = band_centres(front_end)
     if level.shape != values.shape or level.shape[1:] != hertz.shape:
         raise InputError(
             f"cannot draw: shapes of level {level.shape}, values {values.shape} and bands"
@@ -111,12 +111,10 @@ def attribution_map(
     colours = DIVERGING(0.5 + 0.5 * np.sign(smooth))
     colours[..., 3] = np.clip(np.abs(smooth) / most, 0, 1) ** 0.75
     main.imshow(colours.swapaxes(0, 1), interpolation="bilinear", **common)
-    ticks = [tick for tick in FREQUENCIES if hertz[0] <= tick <= hertz[-1]]
-    main.set_yticks(np.interp(ticks, hertz, bands), [f"{tick:,}" for tick in ticks])
-    main.set_ylabel("frequency (Hz)")
+    mel_axis(main, front_end)
 
     # Its sums, over time beside it and over frequency below it.
-    _filled(side, values.sum(axis=0, dtype=np.float64), bands, vertical=True)
+    _filled(side, values.sum(axis=0, dtype=np.float64), bands, "x")
     side.set_xlabel("per band")
     names = {name: tick for name, tick in OCTAVES.items() if hertz[0] <= tick <= hertz[-1]}
     right = side.secondary_yaxis("right")
@@ -125,17 +123,16 @@ def attribution_map(
     hop = seconds / len(level)
     curve = values.sum(axis=1, dtype=np.float64)
     curve = scipy.ndimage.uniform_filter1d(curve, round(1 / hop), mode="constant") / hop
-    _filled(below, curve, (np.arange(len(level)) + 0.5) * hop)
+    _filled(below, curve, (np.arange(len(level)) + 0.5) * hop, "y")
     below.set(xlabel="time (s)", ylabel="per second", xlim=(0, seconds))
 
-    if marked is not None:
-        for axes in (main, below):
-            axes.axvspan(*marked, fill=False, edgecolor=INK, linewidth=1.6)
-        below.axvspan(*marked, color=MARKED, alpha=0.35, linewidth=0, zorder=0)
-        words = f"{marked[1] - marked[0]:.1f} s with the largest contribution"
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
-        look = {"ha": "center", "va": "top", "fontsize": 9, "color": INK, "bbox": box}
-        main.text(sum(marked) / 2, len(hertz) - 3, words, **look)
+    for axes in (main, below):
+        axes.axvspan(*marked, fill=False, edgecolor=INK, linewidth=1.6)
+    below.axvspan(*marked, color=MARKED, alpha=0.35, linewidth=0, zorder=0)
+    words = f"{marked[1] - marked[0]:.1f} s with the largest contribution"
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
+    look = {"ha": "center", "va": "top", "fontsize": 9, "color": INK, "bbox": box}
+    main.text(sum(marked) / 2, len(hertz) - 3, words, **look)
     scale = ScalarMappable(Normalize(-most, most), DIVERGING)
     bar = figure.colorbar(scale, ax=side, location="right", aspect=30, pad=0.04)
     bar.set_label(f"contribution to the rating, 1/1000 per {TILE[0]:g} s and {TILE[1]} bands")
@@ -143,23 +140,20 @@ def attribution_map(
     return figure
 
 
-def _filled(axes: Axes, values: np.ndarray, places: np.ndarray, vertical: bool = False) -> None:
-    fill = axes.fill_betweenx if vertical else axes.fill_between
+def _filled(axes: Axes, values: np.ndarray, places: np.ndarray, way: str) -> None:
+    """Fill between 0 and the values, which go along the axis ``way``."""
+    fill = axes.fill_betweenx if way == "x" else axes.fill_between
     for part, colour in ((np.maximum(values, 0), UP), (np.minimum(values, 0), DOWN)):
         fill(places, part, color=colour, linewidth=0, alpha=0.85)
-    (axes.axvline if vertical else axes.axhline)(0, color=INK, linewidth=0.8)
+    (axes.axvline if way == "x" else axes.axhline)(0, color=INK, linewidth=0.8)
     most = max(1.08 * float(np.abs(values).max()), 1e-9)
-    (axes.set_xlim if vertical else axes.set_ylim)(-most, most)
-    (axes.xaxis if vertical else axes.yaxis).set_major_locator(MaxNLocator(nbins=3, symmetric=True))
+    axes.set(**{f"{way}lim": (-most, most)})
+    getattr(axes, f"{way}axis").set_major_locator(MaxNLocator(nbins=3, symmetric=True))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def note_roll(
-    table: pd.DataFrame,
-    *,
-    dimension: str,
-    marked: tuple[float, float] | None = None,
-    title: str = "",
+    table: pd.DataFrame, *, dimension: str, marked: tuple[float, float], title: str = ""
 ) -> Figure:
     """A piano roll coloured by the contribution of each note to a rating.
 
@@ -187,8 +181,7 @@ def note_roll(
     for _, note in notes.head(6).iterrows():
         words = f"{note['name']} {1000 * note['contribution']:+.1f}"
         axes.annotate(words, (note["onset"], note["pitch"] + 0.5), fontsize=8, color=INK, **above)
-    if marked is not None:
-        axes.axvspan(*marked, color=MARKED, alpha=0.3, linewidth=0, zorder=0)
+    axes.axvspan(*marked, color=MARKED, alpha=0.3, linewidth=0, zorder=0)
     octaves = [pitch for pitch in range(low, high + 1) if pitch % 12 == 0]
     axes.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
     axes.set(xlabel="time (s)", ylabel="pitch", ylim=(low - 0.5, high + 0.5))
@@ -330,10 +323,10 @@ def robustness(table: pd.DataFrame, title: str = "") -> Figure:
             axes.plot(middle, rows, marker, color=colour, markersize=6, label=model)
         stripes(axes.axhspan, len(labels))
     panels[0].set_yticks(range(len(labels)), labels, fontsize=9)
-    panels[0].set(xlabel="mean absolute change (SD of ratings over clips)")
+    panels[0].set_xlabel("mean absolute change (SD of ratings over clips)")
     panels[0].set_ylim(len(labels) - 0.5, -0.5)
     panels[0].set_xlim(left=0)
-    panels[1].set(xlabel="Pearson r with the ratings of the original recordings")
+    panels[1].set_xlabel("Pearson r with the ratings of the original recordings")
     panels[1].axvline(1, color=GREY, linewidth=0.8)
     handles, _ = panels[0].get_legend_handles_labels()
     handles.append(Line2D([], [], linestyle="", marker="|", color=GREY, label="one dimension"))

@@ -1,31 +1,32 @@
-"""Colours, markers, labels, layout and alt text of all figures.
-
-Colours are Okabe and Ito's palette, which is safe for colour-blind readers. Models differ in marker
-as well as colour.
-"""
+"""Colours, markers, labels, layout and alt text of all figures. Models differ in marker as well as
+colour."""
 
 import base64
 import html
 import io
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 
+from percepiano_ast.audio.mel import band_centres
+from percepiano_ast.config import FrontEnd
 from percepiano_ast.dimensions import DIMENSIONS
 from percepiano_ast.errors import InputError
 
 Look = dict[str, Any]  # keyword arguments of matplotlib
+# Okabe and Ito's palette
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = "osD^vPX"
 MOST = len(MARKERS)  # maximum number of models in a figure
 GREY, DARK = "#9A9A9A", "#666666"
-# Two directions: vermilion up, blue down.
-UP, DOWN = COLOURS[1], COLOURS[0]
+UP, DOWN = COLOURS[1], COLOURS[0]  # vermilion, blue
 DIVERGING = LinearSegmentedColormap.from_list(
     "down_up", [DOWN, "#9CC3DD", "#F7F7F7", "#EDAE86", UP]
 )
@@ -55,16 +56,40 @@ def canvas(width: float, height: float, *shape: int, **options) -> tuple[Figure,
     return figure, figure.subplots(*shape, **options)
 
 
+def grid(
+    n: int, size: tuple[float, float], margin: tuple[float, float], **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its ``n`` panels of ``size`` (inches), at most four in a row."""
+    columns = min(4, n)
+    rows = -(-n // columns)
+    inches = (size[0] * columns + margin[0], size[1] * rows + margin[1])
+    figure, panels = canvas(*inches, rows, columns, squeeze=False, **options)
+    for axes in panels.flat[n:]:
+        axes.set_visible(False)
+    return figure, panels.flat[:n]
+
+
 def finish(figure: Figure, title: str, columns: int = 0, **legend) -> Figure:
     """Remove upper and right spines of panels without an image; add the title and, below the
-    panels, a legend of so many columns."""
+    panels, a legend of so many columns, or fewer if it would be wider than the figure."""
     for axes in figure.axes:
         if not axes.images:
             axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    if columns:
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False, **legend)
+    for n in range(columns, 0, -1):
+        below = figure.legend(loc="outside lower center", ncols=n, frameon=False, **legend)
+        if n == 1 or below.get_window_extent().width <= figure.bbox.width:
+            break
+        below.remove()
     return figure
+
+
+def save(figure: matplotlib.figure.Figure, path: Path, dpi: int = 150) -> None:
+    """Write ``path``.svg and .png; by default matplotlib writes a date and random names into
+    SVG files."""
+    with rc_context({"svg.hashsalt": "percepiano_ast", "svg.fonttype": "none"}):
+        figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+        figure.savefig(path.with_name(f"{path.name}.png"), dpi=dpi)
 
 
 def require(table, columns) -> None:
@@ -97,6 +122,22 @@ def cells(axes: Axes, values: np.ndarray, form: str, **text):
         ink = "white" if abs(value) > 0.6 else "black"
         axes.text(column, row, words, ha="center", va="center", color=ink, **text)
     return image
+
+
+def dimension_rows(axes: Axes, with_mean: bool = False) -> None:
+    """Label the rows of a figure by dimension, with the mean as an optional last row."""
+    labels = [*LABELS.values()] + ["mean of 19 dimensions"] * with_mean
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+
+
+def mel_axis(axes: Axes, front_end: FrontEnd) -> None:
+    """Label the mel bands of an image in Hz."""
+    centres = band_centres(front_end)
+    ticks = [hz for hz in FREQUENCIES if centres[0] <= hz <= centres[-1]]
+    places = np.interp(ticks, centres, np.arange(len(centres)))
+    axes.set_yticks(places, [f"{hz:,}" for hz in ticks])
+    axes.set_ylabel("frequency (Hz)")
 
 
 def alt_text(figure: matplotlib.figure.Figure) -> str:

@@ -26,6 +26,7 @@ from percepiano_ast.models.heads import patch_validity
 # frames computed at once: about 4 GB for the base size, including the backward pass
 FRAMES = 8 * 1024
 STEPS = 32  # Gauss-Legendre points on the path from the baseline
+STAGES = 4  # of randomised blocks
 
 Tree = dict | tuple | jax.Array
 
@@ -41,8 +42,7 @@ class ModelFunctions:
         n_frames: T, of a window.
         attend: (params, log-mel, valid frames, shift (depth, B, H, L, L)) -> the result of
             ``embed``, the attention weights of all layers (depth, B, H, L, L) with ``shift`` added,
-            and valid patches Bool (B, N). Only for attention maps.
-        config: geometry of the patches. Only for attention maps.
+            and valid patches Bool (B, N). Only for attention maps, as ``config``.
     """
 
     embed: Callable[[Tree, jax.Array, jax.Array], Tree]
@@ -69,27 +69,7 @@ class Attribution(NamedTuple):
     gap: np.ndarray
 
 
-class _Windows:
-    """The windows of a clip (T, F), with their valid frames Bool (W, n)."""
-
-    def __init__(self, starts: Iterable[int], length: int, n_frames: int):
-        self.starts, self.length, self.n_frames = list(starts), length, n_frames
-        ends = [min(start + n_frames, length) for start in self.starts]
-        self.valid = np.arange(n_frames)[None, :] < np.subtract(ends, self.starts)[:, None]
-
-    def cut(self, clip: np.ndarray) -> np.ndarray:
-        """(T, F) -> float32 (W, n, F), padded with 0 at the end."""
-        padded = np.pad(clip, ((0, max(self.n_frames - self.length, 0)), (0, 0)))
-        windows = [padded[start : start + self.n_frames] for start in self.starts]
-        return np.stack(windows).astype(np.float32)
-
-    def put_back(self, windows: np.ndarray) -> np.ndarray:
-        """(..., W, n, F) -> (..., T, F); overlapping windows are added."""
-        n_frames = max(self.length, self.n_frames)
-        clip = np.zeros((*windows.shape[:-3], n_frames, windows.shape[-1]), np.float32)
-        for number, start in enumerate(self.starts):
-            clip[..., start : start + self.n_frames, :] += windows[..., number, :, :]
-        return clip[..., : self.length, :]
+# --- Windows and batches --------------------------------------------------------------------------
 
 
 def rate_variants(
@@ -97,13 +77,40 @@ def rate_variants(
 ) -> np.ndarray:
     """Ratings float32 (V, D) of V normalised clips of equal shape (T, F), with windows that start
     at ``starts``."""
-    windows = _Windows(starts, len(variants[0]), functions.n_frames)
     rows = (
         (number, *row)
         for number, clip in enumerate(variants)
-        for row in zip(windows.cut(clip), windows.valid)
+        for row in zip(*_cut(clip, starts, functions.n_frames))
     )
     return np.asarray(_rate(functions, params, _embed(functions, params, rows)))
+
+
+def _cut(clip: np.ndarray, starts: Iterable[int], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """(T, F) -> windows float32 (W, n, F), padded with 0 at the end, and their valid frames Bool
+    (W, n)."""
+    frames = np.array([*starts])[:, None] + np.arange(n)
+    padded = np.pad(clip, ((0, max(n - len(clip), 0)), (0, 0)))
+    return padded[frames].astype(np.float32), frames < len(clip)
+
+
+def _overlap_add(windows: np.ndarray, starts: Iterable[int], length: int) -> np.ndarray:
+    """Windows (..., W, n, F) -> clip (..., T, F)."""
+    *shape, _, n, bands = windows.shape
+    clip = np.zeros((*shape, max(length, n), bands), np.float32)
+    for number, start in enumerate(starts):
+        clip[..., start : start + n, :] += windows[..., number, :, :]
+    return clip[..., :length, :]
+
+
+def _batches(rows: Iterable[tuple], n_frames: int) -> Iterator[tuple]:
+    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last batch is padded with
+    copies of its last row."""
+    rows, size = iter(rows), max(FRAMES // n_frames, 1)
+    while batch := list(itertools.islice(rows, size)):
+        numbers = [row[0] for row in batch]
+        batch += batch[-1:] * (size - len(batch))
+        _, *columns = zip(*batch)
+        yield numbers, *(jax.tree.map(lambda *x: np.stack(x), *column) for column in columns)
 
 
 def _embed(functions: ModelFunctions, params: Tree, rows: Iterable[tuple]) -> Tree:
@@ -123,17 +130,6 @@ def _embed(functions: ModelFunctions, params: Tree, rows: Iterable[tuple]) -> Tr
     return jax.tree.map(total, *parts)
 
 
-def _batches(rows: Iterable[tuple], n_frames: int) -> Iterator[tuple]:
-    """Rows of (number, arrays ...) -> numbers and arrays (B, ...); the last batch is padded with
-    copies of its last row."""
-    rows, size = iter(rows), max(FRAMES // n_frames, 1)
-    while batch := list(itertools.islice(rows, size)):
-        numbers = [row[0] for row in batch]
-        batch += batch[-1:] * (size - len(batch))
-        _, *columns = zip(*batch)
-        yield numbers, *(jax.tree.map(lambda *x: np.stack(x), *column) for column in columns)
-
-
 _embed_rows = jax.jit(lambda functions, *inputs: functions.embed(*inputs), static_argnums=0)
 _rate = jax.jit(lambda functions, *inputs: functions.rate(*inputs), static_argnums=0)
 
@@ -148,15 +144,7 @@ def _rating_gradients(functions: ModelFunctions, params: Tree, sums: Tree, dimen
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), jax.vmap(lambda row: pull(row)[0])(wanted))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _input_gradients(functions: ModelFunctions, params: Tree, log_mel, valid, gradients: Tree):
-    """Gradients (B, D, ...) w.r.t. the sums -> gradients (B, D, T, F) w.r.t. windows (B, T, F); one
-    forward pass for all D."""
-    _, pull = jax.vjp(lambda log_mel: functions.embed(params, log_mel, valid), log_mel)
-    return jnp.swapaxes(jax.vmap(lambda row: pull(row)[0], in_axes=1)(gradients), 0, 1)
-
-
-# --- Integrated gradients -----------------------------------------------------------------------
+# --- Integrated gradients -------------------------------------------------------------------------
 
 
 def integrated_gradients(
@@ -165,7 +153,7 @@ def integrated_gradients(
     clip: np.ndarray,
     baseline: np.ndarray,
     *,
-    starts: Iterable[int],
+    starts: Sequence[int],
     dimensions: Sequence[int],
     steps: int = STEPS,
 ) -> Attribution:
@@ -192,51 +180,60 @@ def integrated_gradients(
             f"clip {clip.shape}, baseline {baseline.shape}, {steps} steps: give equal shapes, and"
             " at least one step."
         )
-    positions = jnp.asarray(dimensions, jnp.int32)
-    windows = _Windows(starts, len(clip), functions.n_frames)
-    first, difference = windows.cut(baseline), windows.cut(clip - baseline)
+    first, valid = _cut(baseline, starts, functions.n_frames)
+    difference, _ = _cut(clip - baseline, starts, functions.n_frames)
     points, weights = np.polynomial.legendre.leggauss(steps)
     # The end points come last: only their ratings are needed, not their gradients.
     path = np.array([*(points + 1) / 2, 0, 1], np.float32)
-
-    def rows(count):
-        for step in range(count):
-            for window, valid in enumerate(windows.valid):
-                yield step, first[window] + path[step] * difference[window], valid
-
-    sums = _embed(functions, params, rows(steps + 2))
+    rows: Iterable[tuple] = (  # clip number, window, valid frames
+        (step, first[window] + at * difference[window], valid[window])
+        for step, at in enumerate(path)
+        for window in range(len(first))
+    )
+    sums = _embed(functions, params, rows)
     ratings = np.asarray(_rate(functions, params, sums))[:, list(dimensions)]
     on_path = jax.tree.map(lambda x: x[:steps], sums)
+    positions = jnp.asarray(dimensions, jnp.int32)
     gradients = jax.tree.map(np.asarray, _rating_gradients(functions, params, on_path, positions))
-
-    def rows_with_gradients():
-        for index, (step, *row) in enumerate(rows(steps)):
-            gradient = jax.tree.map(operator.itemgetter(step), gradients)
-            yield (step, index % len(windows.starts)), *row, gradient
-
-    total = np.zeros((len(windows.starts), len(dimensions), *first.shape[1:]), np.float64)
-    for numbers, *batch in _batches(rows_with_gradients(), functions.n_frames):
+    rows = (
+        (
+            (step, window),
+            first[window] + path[step] * difference[window],
+            valid[window],
+            jax.tree.map(operator.itemgetter(step), gradients),
+        )
+        for step in range(steps)
+        for window in range(len(first))
+    )
+    total = np.zeros((len(first), len(dimensions), *first.shape[1:]), np.float64)
+    for numbers, *batch in _batches(rows, functions.n_frames):
         found = np.asarray(_input_gradients(functions, params, *batch))
         for (step, window), gradient in zip(numbers, found):
             total[window] += weights[step] / 2 * gradient
-    maps = windows.put_back(np.swapaxes(total * difference[:, None], 0, 1))
+    maps = _overlap_add(np.swapaxes(total * difference[:, None], 0, 1), starts, len(clip))
     gap = ratings[steps + 1] - ratings[steps] - maps.sum(axis=(1, 2), dtype=np.float64)
     return Attribution(maps, ratings[steps + 1], ratings[steps], gap.astype(np.float32))
 
 
-# --- Attention ----------------------------------------------------------------------------------
+@functools.partial(jax.jit, static_argnums=0)
+def _input_gradients(functions: ModelFunctions, params: Tree, log_mel, valid, gradients: Tree):
+    """Gradients (B, D, ...) w.r.t. the sums -> gradients (B, D, T, F) w.r.t. windows (B, T, F); one
+    forward pass for all D."""
+    _, pull = jax.vjp(lambda log_mel: functions.embed(params, log_mel, valid), log_mel)
+    return jnp.swapaxes(jax.vmap(lambda row: pull(row)[0], in_axes=1)(gradients), 0, 1)
+
+
+# --- Attention ------------------------------------------------------------------------------------
 
 
 def rollout(attention: jax.Array) -> jax.Array:
-    """Attention rollout (Abnar and Zuidema 2020, equation 1): (depth, B, H, L, L) -> (B, L, L),
-    rows sum to 1.
+    """Attention rollout (Abnar and Zuidema 2020, equation 1): (depth, B, H, L, L) -> (B, L, L).
 
     Heads are averaged, the identity of the residual connection gets weight 1/2 in every layer, and
     layers are multiplied. Row i holds the shares of the inputs in token i, if only attention mixed
-    tokens.
+    tokens; it sums to 1.
     """
-    identity = jnp.eye(attention.shape[-1])[None, :, :]
-    total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
+    identity = total = jnp.eye(attention.shape[-1])[None, :, :]
     for weights in attention:
         total = (0.5 * weights.mean(axis=1) + 0.5 * identity) @ total
     return total
@@ -250,8 +247,7 @@ def relevance(attention: jax.Array, gradients: jax.Array) -> jax.Array:
     the relevance so far. The initial identity, which is the same for every patch, is subtracted at
     the end.
     """
-    identity = jnp.eye(attention.shape[-1])[None, :, :]
-    total = jnp.broadcast_to(identity, attention.shape[1:2] + identity.shape[1:])
+    identity = total = jnp.eye(attention.shape[-1])[None, :, :]
     for weights, gradient in zip(attention, gradients):
         total = total + jax.nn.relu(weights * gradient).mean(axis=1) @ total
     return total - identity
@@ -262,7 +258,7 @@ def attention_maps(
     params: Tree,
     clip: np.ndarray,
     *,
-    starts: Iterable[int],
+    starts: Sequence[int],
     dimensions: Sequence[int],
     towards: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -270,9 +266,9 @@ def attention_maps(
     normalised clip (T, F).
 
     The rating pools over patch tokens, so the maps are means over the rows of valid patches.
-    Rollout is the share of each input in these tokens; it sums to 1 minus the share of the two
-    prefix tokens. A patch's value is distributed over its points. Cost per window: one forward pass
-    for rollout, two forward passes and one backward pass per dimension for relevance.
+    Rollout sums to 1 minus the share of the two prefix tokens. A patch's value is distributed over
+    its points. Cost per window: one forward pass for rollout, two forward passes and one backward
+    pass per dimension for relevance.
 
     Args:
         towards: (D,) of +1 or -1: relevance for an increase or a decrease of the rating.
@@ -282,29 +278,28 @@ def attention_maps(
     """
     if functions.attend is None or functions.config is None:
         raise InputError("this model has no attention weights; use integrated gradients")
-    windows = _Windows(starts, len(clip), functions.n_frames)
-    positions = jnp.asarray(dimensions, jnp.int32)
-    pieces, signs = windows.cut(clip), jnp.asarray(towards, jnp.float32)
-    sums = _embed(functions, params, ((0, *row) for row in zip(pieces, windows.valid)))
+    windows, valid = _cut(clip, starts, functions.n_frames)
+    positions, signs = jnp.asarray(dimensions, jnp.int32), jnp.asarray(towards, jnp.float32)
+    sums = _embed(functions, params, ((0, *row) for row in zip(windows, valid)))
     gradients = jax.tree.map(lambda x: x[0], _rating_gradients(functions, params, sums, positions))
     maps = [  # one window at a time: (depth, H, L, L) is large
-        np.asarray(_window_maps(functions, params, piece, valid, gradients, signs))
-        for piece, valid in zip(pieces, windows.valid)
+        np.asarray(_window_maps(functions, params, *row, gradients, signs))
+        for row in zip(windows, valid)
     ]
-    whole = windows.put_back(np.stack(maps, axis=1))
-    rows = int(patch_validity(jnp.asarray(windows.valid), functions.config).sum())
+    whole = _overlap_add(np.stack(maps, axis=1), starts, len(clip))
+    rows = int(patch_validity(jnp.asarray(valid), functions.config).sum())
     return whole[0] / max(rows, 1), whole[1:]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _window_maps(functions: ModelFunctions, params: Tree, piece, valid, gradients: Tree, towards):
+def _window_maps(functions: ModelFunctions, params: Tree, window, valid, gradients: Tree, towards):
     """One window (T, F) -> (1 + D, T, F): rollout, then relevance for each dimension, summed over
     the rows of valid patches."""
     model_attend, config = functions.attend, functions.config
     assert model_attend is not None and config is not None  # checked by `attention_maps`
 
     def attend(shift):
-        sums, weights, patch_valid = model_attend(params, piece[None], valid[None], shift)
+        sums, weights, patch_valid = model_attend(params, window[None], valid[None], shift)
         return sums, (weights, patch_valid[0])
 
     shape = jax.eval_shape(attend, None)[1][0]
@@ -323,37 +318,27 @@ def spread_patches(values: jax.Array, config: ModelConfig) -> jax.Array:
     """Values (B, N) of patches -> (B, T, F), each distributed evenly over its patch; overlapping
     patches are added."""
     empty = jnp.zeros((values.shape[0], config.n_frames, config.n_mels))
-    _, put_back = jax.vjp(lambda x: patchify(x, config.patch_size, config.stride), empty)
+    _, pull = jax.vjp(lambda x: patchify(x, config.patch_size, config.stride), empty)
     shares = values[:, :, None] / config.patch_dim
-    return put_back(jnp.broadcast_to(shares, (*values.shape, config.patch_dim)))[0]
+    return pull(jnp.broadcast_to(shares, (*values.shape, config.patch_dim)))[0]
 
 
-# --- Randomised weights -------------------------------------------------------------------------
+# --- Randomised weights ---------------------------------------------------------------------------
 
 
-def randomised(params: dict, fresh: dict, stages: int = 4) -> Iterator[tuple[str, dict]]:
-    """Parameters of a `heads.RatingModel`, randomised from the top down (cascading, Adebayo et al.
-    2018, section 3).
+def randomised(params: dict, fresh: dict) -> Iterator[tuple[str, dict]]:
+    """Parameters of a `heads.RatingModel`, ``head`` and ``encoder``, randomised from the top down
+    (cascading, Adebayo et al. 2018, section 3).
 
-    Args:
-        params: trained, ``head`` and ``encoder``.
-        fresh: the same tree with random values.
-        stages: number of stages for the encoder's blocks, the last block first.
-
-    Yields:
-        the name of the randomised part, and the parameters: the head, then more and more blocks, at
-            last everything.
+    ``fresh`` is the same tree with random values. Yields the name of the randomised part, and the
+    parameters: the head, then more and more blocks, the last one first, at last everything.
     """
     yield "head", params | {"head": fresh["head"]}
-    blocks = params["encoder"]["blocks"]
+    blocks, fresh_blocks = (tree["encoder"]["blocks"] for tree in (params, fresh))
     depth = jax.tree.leaves(blocks)[0].shape[0]
-    remaining = {round(depth * (1 - stage / stages)) for stage in range(1, stages + 1)} - {depth}
-    for kept in sorted(remaining, reverse=True):
-        mixed = jax.tree.map(
-            lambda old, new: jnp.concatenate([old[:kept], new[kept:]]),  # noqa: B023
-            blocks,
-            fresh["encoder"]["blocks"],
-        )
+    trained = {round(depth * (1 - stage / STAGES)) for stage in range(1, STAGES + 1)} - {depth}
+    for n in sorted(trained, reverse=True):
+        mixed = jax.tree.map(lambda *x: jnp.concatenate([x[0][:n], x[1][n:]]), blocks, fresh_blocks)  # noqa: B023
         encoder = params["encoder"] | {"blocks": mixed, "norm": fresh["encoder"]["norm"]}
-        yield f"{depth - kept} of {depth} blocks", {"head": fresh["head"], "encoder": encoder}
+        yield f"{depth - n} of {depth} blocks", {"head": fresh["head"], "encoder": encoder}
     yield "everything", fresh

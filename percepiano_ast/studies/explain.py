@@ -2,14 +2,11 @@
 notes, and checks of the maps.
 
 A map attributes the difference between the ratings of the recording and of a baseline to the points
-of the spectrogram: +0.004 at a point means that it raised the rating by 0.004. The map depends on
-the baseline. ``mean`` is the recording's mean level in every band: the same loudness and timbre,
-without events in time. Pauses differ from it most, so an ending without resonance contributes.
-``silence`` is the lowest level of the front end: it attributes loudness itself, and pauses
-contribute nothing, but spectrograms with silent holes are outside the training distribution (for
-the demo's model, silencing random cells often moved the rating beyond that of complete silence).
-
-A map describes the model relative to the baseline; `run_checks` measures whether it points at the
+of the spectrogram: +0.004 at a point means that it raised the rating by 0.004. ``mean`` is the
+recording's mean level in every band: the same loudness and timbre, without events in time. Pauses
+differ from it most, so an ending without resonance contributes. ``silence`` is the lowest level of
+the front end: it attributes loudness itself, and pauses contribute nothing, but spectrograms with
+silent holes are outside the training distribution. `run_checks` measures whether maps point at the
 relevant sounds.
 
 Cost: integrated gradients of one dimension take 32 steps x windows x fold models, and up to 128
@@ -21,7 +18,8 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +30,6 @@ import pandas as pd
 import scipy.ndimage
 import scipy.stats
 import soundfile
-from matplotlib.figure import Figure
 
 from percepiano_ast import audio
 from percepiano_ast.audio.mel import window_starts
@@ -43,22 +40,23 @@ from percepiano_ast.inference.rate import FoldEnsemble, FoldModel, require_expla
 from percepiano_ast.models.heads import RatingModel, moments_to_embedding
 from percepiano_ast.music.midi import Performance, damped, note_name, read_midi
 from percepiano_ast.plots import studies as figures
+from percepiano_ast.plots.style import save
 from percepiano_ast.studies import attribution
+from percepiano_ast.studies.report import sentences
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.state import normalise
 
+logger = logging.getLogger(__name__)
 SECONDS = 5.0  # of an excerpt
 FADE = 0.03  # seconds at both ends of an excerpt
 BASELINES = {"mean": "its mean level in every band", "silence": "silence"}  # with a description
-# integrated gradients (signed); the others from attention, 0 or more
-METHODS = ("gradients", "relevance", "rollout")
+METHODS = ("gradients", "relevance", "rollout")  # signed; from attention, 0 or more
 # on the rating's scale: steps are doubled until the unexplained remainder is smaller
 TOLERANCE = 0.005
 MOST_STEPS = 4 * attribution.STEPS
 
 LONGEST_SILENCE = 5.0  # seconds of recording allowed after the last key release
-# seconds between MIDI and audio; beyond it contributions would go to the wrong notes
-LARGEST_SHIFT = 0.1
+LARGEST_SHIFT = 0.1  # seconds between MIDI and audio, beyond which notes would be confused
 _SEARCHED = 2.0  # seconds to either side in which the offset of the MIDI is searched
 _DECAY = 0.6  # seconds in which a note's power falls to 1 / e
 _RELEASE = 0.1  # seconds that a damped string sounds
@@ -69,12 +67,10 @@ _SPILL = 1e-4
 # of the cells replaced; symmetric
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 1.0)
 ORDERS = 5  # number of random orders
-# with random weights: the order of cells converges before the sums do
-CHECK_STEPS = attribution.STEPS // 2
+CHECK_STEPS = attribution.STEPS // 2  # the order of cells converges before the sums do
 ALIKE = 0.5  # rank correlation above which the map of random weights counts as unchanged
 LEVEL = 0.95
-# minimum number of recordings for a verdict: bootstrap intervals of fewer are too narrow
-FEWEST = 5
+FEWEST = 5  # recordings for a verdict: bootstrap intervals of fewer are too narrow
 _RESAMPLES = 2000
 
 
@@ -83,13 +79,8 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, eq=False)
 class ExplainedRecording:
-    """A recording and its spectrogram, the input of the models.
-
-    Attributes:
-        name: file name without suffix.
-        wave: float32 (n,), mono.
-        level: float32 (T, F) in dB, quantised by the front end.
-    """
+    """A recording, named as its file without suffix, float32 (n,), and the input of the models:
+    its level float32 (T, F) in dB, quantised by the front end."""
 
     name: str
     wave: np.ndarray
@@ -98,13 +89,8 @@ class ExplainedRecording:
 
 
 class Excerpt(NamedTuple):
-    """The excerpt of a recording with the largest contribution to a rating.
-
-    Attributes:
-        start, stop: seconds.
-        wave: float32 (n,), faded at both ends.
-        contribution: signed contribution to the rating (sum of the map).
-    """
+    """An excerpt from ``start`` to ``stop`` (s), float32 (n,) faded at both ends, and its signed
+    contribution to a rating (sum of the map)."""
 
     start: float
     stop: float
@@ -117,9 +103,8 @@ class Explanation:
     """Attribution of one rating of one recording; all values on the rating's scale of 0 to 1.
 
     Attributes:
-        recording, dimension: the explained rating.
         rating, baseline: ratings of the recording and of the baseline, means over the fold models.
-        gap: ``rating - baseline`` minus the sum of ``maps["gradients"]``.
+        gap: ``rating - baseline`` minus the sum of ``map``.
         maps: method -> float32 (T, F), see `METHODS`.
     """
 
@@ -148,191 +133,36 @@ class Explanation:
         contribution = self.map.sum(axis=0, dtype=np.float64)
         return pd.DataFrame({"hertz": hertz, "contribution": contribution})
 
-    def excerpt_span(self, seconds: float = SECONDS) -> tuple[float, float, float]:
-        """Start and stop in seconds, and contribution, of the excerpt of ``seconds`` with the
-        largest absolute contribution, or of the entire recording if it is shorter.
+    def excerpt(self, seconds: float = SECONDS) -> Excerpt:
+        """The excerpt of ``seconds`` with the largest absolute contribution, or the entire
+        recording if it is shorter.
 
         Raises:
             InputError: ``seconds`` is not above 0.
         """
         if not seconds > 0:
             raise InputError(f"excerpt length is {seconds:g} seconds; give a number above 0.")
-        front_end = self.recording.front_end
-        n = max(round(seconds * front_end.sample_rate / front_end.hop_length), 1)
-        n = min(n, len(self.map))
+        front_end, wave = self.recording.front_end, self.recording.wave
+        rate = front_end.sample_rate
+        n = min(max(round(seconds * rate / front_end.hop_length), 1), len(self.map))
         sums = np.concatenate([[0.0], np.cumsum(self.map.sum(axis=1, dtype=np.float64))])
         contributions = sums[n:] - sums[:-n]
         first = int(np.argmax(np.abs(contributions)))
-        return front_end.seconds(first), front_end.seconds(first + n), float(contributions[first])
-
-    def excerpt(self, seconds: float = SECONDS) -> Excerpt:
-        """The audio of `excerpt_span`; raises the same."""
-        start, stop, contribution = self.excerpt_span(seconds)
-        rate, wave = self.recording.front_end.sample_rate, self.recording.wave
-        first = round(start * rate)
-        piece = wave[first : min(round(stop * rate), len(wave))].copy()
-        n = min(round(FADE * rate), len(piece) // 2)
-        fade = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n) + 0.5) / max(n, 1))
-        piece[:n] *= fade.astype(np.float32)
-        piece[len(piece) - n :] *= fade[::-1].astype(np.float32)
-        return Excerpt(start, (first + len(piece)) / rate, piece, contribution)
-
-
-class Explainer:
-    """Explains the ratings of the fold models of ``rater``, averaged over folds, in float32.
-
-    Args:
-        rater: fold models of a fine-tuned run.
-        baseline: see the module docstring.
-        steps, most_steps: initial and maximum number of steps of integrated gradients, doubled
-            while ``Explanation.gap`` is above `TOLERANCE`.
-
-    Raises:
-        InputError: unknown baseline, or a model of custom ratings.
-    """
-
-    def __init__(
-        self,
-        rater: FoldEnsemble,
-        baseline: str = "mean",
-        steps: int = attribution.STEPS,
-        most_steps: int = MOST_STEPS,
-    ):
-        lookup(BASELINES, baseline, "baseline")
-        require_explained(rater)
-        self.models, self.name, self.baseline = rater.models, rater.name, baseline
-        self.steps, self.most_steps = steps, most_steps
-        self.front_end = rater.models[0].run.front_end
-        self.simulated = rater.models[0].simulated
-
-    def functions(self, run: Finetuning) -> attribution.ModelFunctions:
-        """The run's model in the form that attribution needs."""
-        return model_functions(run)
-
-    def load(self, file: str | Path) -> ExplainedRecording:
-        """Load a recording as `FoldEnsemble.rate` does.
-
-        Raises:
-            InputError: see ``audio.load``.
-        """
-        wave = audio.load(file, self.front_end.sample_rate)
-        codes, _ = audio.quantize(audio.log_mel(wave, self.front_end), self.front_end)
-        level = audio.dequantize(codes, self.front_end)
-        return ExplainedRecording(Path(file).stem.strip(), wave, level, self.front_end)
-
-    def excerpt(
-        self, recording: str | Path | ExplainedRecording, dimension: str, seconds: float = SECONDS
-    ) -> Excerpt:
-        """The audio excerpt with the largest contribution to this rating.
-
-        Raises:
-            InputError: unreadable file or unknown dimension.
-        """
-        if not isinstance(recording, ExplainedRecording):
-            recording = self.load(recording)
-        return self.explain(recording, [dimension], methods=("gradients",))[0].excerpt(seconds)
-
-    def baseline_of(self, level: np.ndarray) -> np.ndarray:
-        """Levels in dB (T, F) -> those of the baseline."""
-        if self.baseline == "mean":
-            mean = level.mean(axis=0)
-        else:
-            mean = np.full(level.shape[1], self.front_end.floor_db)
-        return np.broadcast_to(mean.astype(np.float32), level.shape)
-
-    def rate(self, variants: Iterable[np.ndarray]) -> np.ndarray:
-        """Ratings (V, 19) of V variants of a recording, levels in dB (T, F) of equal shape; means
-        over the fold models."""
-        rated, variants = [], iter(variants)
-        # in batches: the variants of a long recording are large
-        while part := list(itertools.islice(variants, 32)):
-            found = []
-            for model in self.models:
-                (functions, params, *clips), starts = self._inputs(model, *part)
-                found.append(attribution.rate_variants(functions, params, clips, starts))
-            rated.append(np.mean(found, axis=0))
-        return np.concatenate(rated)
-
-    def explain(
-        self,
-        recording: ExplainedRecording,
-        dimensions: Iterable[str],
-        methods: tuple[str, ...] = METHODS,
-    ) -> list[Explanation]:
-        """One explanation for each of ``dimensions``.
-
-        Cost per fold model: integrated gradients take ``steps`` x windows x (two forward passes and
-        one backward pass per dimension), attention maps three passes per window.
-
-        Raises:
-            InputError: unknown dimension.
-        """
-        dimensions, level = list(dimensions), recording.level
-        position = {key: i for i, key in enumerate(KEYS)}
-        chosen = [lookup(position, key, "dimension") for key in dimensions]
-        baseline, steps = self.baseline_of(level), self.steps
-        while True:
-            found = []
-            for model in self.models:
-                inputs, starts = self._inputs(model, level, baseline)
-                where: dict[str, Any] = {"starts": starts, "dimensions": chosen}
-                found.append(attribution.integrated_gradients(*inputs, **where, steps=steps))
-            gradients, ratings, baselines, gaps = (np.mean(part, axis=0) for part in zip(*found))
-            if np.abs(gaps).max() <= TOLERANCE or 2 * steps > self.most_steps:
-                break
-            steps *= 2
-        maps = {"gradients": gradients}
-        if set(methods) - {"gradients"}:
-            towards, attended = np.where(ratings >= baselines, 1.0, -1.0), []
-            for model in self.models:
-                inputs, starts = self._inputs(model, level)
-                where = {"starts": starts, "dimensions": chosen}
-                attended.append(attribution.attention_maps(*inputs, **where, towards=towards))
-            rollout, relevance = (np.mean(part, axis=0) for part in zip(*attended))
-            maps["rollout"] = np.broadcast_to(rollout, relevance.shape)
-            maps["relevance"] = relevance
-        values = zip(ratings.tolist(), baselines.tolist(), gaps.tolist())
-        return [
-            Explanation(recording, key, *numbers, {name: maps[name][i] for name in methods})
-            for i, (key, numbers) in enumerate(zip(dimensions, values))
-        ]
-
-    def _inputs(self, model: FoldModel, *levels: np.ndarray) -> tuple[tuple, list[int]]:
-        """Functions, parameters and normalised clips of ``levels`` in dB (T, F) each, and first
-        frames of the windows, for `attribution`."""
-        run, params = model.run, {"params": model.params, "scaler": model.scaler}
-        normalised = functools.partial(
-            normalise, front_end=run.front_end, statistics=run.statistics
-        )
-        clips = [np.asarray(normalised(jnp.asarray(level))) for level in levels]
-        starts = window_starts(len(levels[0]), run.model.n_frames)
-        return (self.functions(run), params, *clips), starts
-
-    def randomised(self, seed: int, steps: int) -> Iterator[tuple[str, "Explainer"]]:
-        """This explainer with ``steps`` steps and weights randomised from the top layer down, see
-        ``attribution.randomised``."""
-        stages = [
-            attribution.randomised(model.params, model.run.init(seed + i))
-            for i, model in enumerate(self.models)
-        ]
-        for parts in zip(*stages):
-            other = copy.copy(self)
-            other.steps = other.most_steps = steps
-            other.models = [
-                dataclasses.replace(model, params=params)
-                for model, (_, params) in zip(self.models, parts)
-            ]
-            yield parts[0][0], other
+        start, stop = front_end.seconds(first), front_end.seconds(first + n)
+        if len(wave):
+            stop = min(stop, len(wave) / rate)
+        piece = wave[round(start * rate) : round(stop * rate)].copy()
+        n_faded = min(round(FADE * rate), len(piece) // 2)
+        fade = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n_faded) + 0.5) / max(n_faded, 1))
+        piece[:n_faded] *= fade.astype(np.float32)
+        piece[len(piece) - n_faded :] *= fade[::-1].astype(np.float32)
+        return Excerpt(start, stop, piece, float(contributions[first]))
 
 
 @functools.cache
 def model_functions(run: Finetuning) -> attribution.ModelFunctions:
     """A run's model in the form that attribution needs, in float32; equal runs share one and its
-    compiled functions.
-
-    Raises:
-        InputError: a model without attention.
-    """
+    compiled functions. InputError: a model without attention."""
     model = run.model
     if not isinstance(model, ModelConfig):
         raise InputError(
@@ -359,6 +189,139 @@ def model_functions(run: Finetuning) -> attribution.ModelFunctions:
     return attribution.ModelFunctions(embed, rate, model.n_frames, attend, model)
 
 
+class Explainer:
+    """Explains the ratings of the fold models of ``rater``, averaged over folds, in float32.
+
+    Args:
+        baseline: see the module docstring.
+        steps, most_steps: initial and maximum number of steps of integrated gradients, doubled
+            while ``Explanation.gap`` is above `TOLERANCE`.
+
+    Raises:
+        InputError: unknown baseline, or a model of custom ratings.
+    """
+
+    functions = staticmethod(model_functions)
+
+    def __init__(
+        self,
+        rater: FoldEnsemble,
+        baseline: str = "mean",
+        steps: int = attribution.STEPS,
+        most_steps: int = MOST_STEPS,
+    ):
+        lookup(BASELINES, baseline, "baseline")
+        require_explained(rater)
+        self.models, self.name, self.baseline = rater.models, rater.name, baseline
+        self.steps, self.most_steps = steps, most_steps
+        self.front_end = rater.models[0].run.front_end
+        self.simulated = rater.models[0].simulated
+
+    def load(self, file: str | Path) -> ExplainedRecording:
+        """Load a recording as `FoldEnsemble.rate` does; errors as in ``audio.load``."""
+        wave = audio.load(file, self.front_end.sample_rate)
+        codes, _ = audio.quantize(audio.log_mel(wave, self.front_end), self.front_end)
+        level = audio.dequantize(codes, self.front_end)
+        return ExplainedRecording(Path(file).stem.strip(), wave, level, self.front_end)
+
+    def excerpt(
+        self, recording: str | Path | ExplainedRecording, dimension: str, seconds: float = SECONDS
+    ) -> Excerpt:
+        """`Explanation.excerpt` of a file or recording; raises as `load` and `explain`."""
+        if not isinstance(recording, ExplainedRecording):
+            recording = self.load(recording)
+        return self.explain(recording, [dimension], methods=("gradients",))[0].excerpt(seconds)
+
+    def baseline_of(self, level: np.ndarray) -> np.ndarray:
+        """Levels in dB (T, F) -> those of the baseline."""
+        if self.baseline == "mean":
+            mean = level.mean(axis=0)
+        else:
+            mean = np.full(level.shape[1], self.front_end.floor_db)
+        return np.broadcast_to(mean.astype(np.float32), level.shape)
+
+    def rate(self, variants: Iterable[np.ndarray]) -> np.ndarray:
+        """Ratings (V, 19) of V variants of a recording, levels in dB (T, F) of equal shape; means
+        over the fold models."""
+        rated, variants = [], iter(variants)
+        # in batches: the variants of a long recording are large
+        while part := list(itertools.islice(variants, 32)):
+            found = []
+            for model in self.models:
+                functions, params, *clips = self._inputs(model, *part)
+                starts = self._starts(part[0])
+                found.append(attribution.rate_variants(functions, params, clips, starts))
+            rated.append(np.mean(found, axis=0))
+        return np.concatenate(rated)
+
+    def explain(
+        self,
+        recording: ExplainedRecording,
+        dimensions: Iterable[str],
+        methods: tuple[str, ...] = METHODS,
+    ) -> list[Explanation]:
+        """One explanation for each of ``dimensions``; InputError: unknown dimension."""
+        dimensions, level = list(dimensions), recording.level
+        position = {key: i for i, key in enumerate(KEYS)}
+        chosen = [lookup(position, key, "dimension") for key in dimensions]
+        baseline, steps = self.baseline_of(level), self.steps
+        where: dict[str, Any] = {"starts": self._starts(level), "dimensions": chosen}
+        while True:
+            found = [
+                attribution.integrated_gradients(
+                    *self._inputs(model, level, baseline), **where, steps=steps
+                )
+                for model in self.models
+            ]
+            gradients, ratings, baselines, gaps = (np.mean(part, axis=0) for part in zip(*found))
+            if np.abs(gaps).max() <= TOLERANCE or 2 * steps > self.most_steps:
+                break
+            steps *= 2
+        maps = {"gradients": gradients}
+        if set(methods) - {"gradients"}:
+            towards = np.where(ratings >= baselines, 1.0, -1.0)
+            attended = [
+                attribution.attention_maps(*self._inputs(model, level), **where, towards=towards)
+                for model in self.models
+            ]
+            rollout, relevance = (np.mean(part, axis=0) for part in zip(*attended))
+            maps |= {"relevance": relevance, "rollout": np.broadcast_to(rollout, relevance.shape)}
+        values = zip(ratings.tolist(), baselines.tolist(), gaps.tolist())
+        return [
+            Explanation(recording, key, *numbers, {name: maps[name][i] for name in methods})
+            for i, (key, numbers) in enumerate(zip(dimensions, values))
+        ]
+
+    def _inputs(self, model: FoldModel, *levels: np.ndarray) -> tuple:
+        """Functions, parameters and normalised clips of ``levels`` in dB (T, F) each, for
+        `attribution`."""
+        run, params = model.run, {"params": model.params, "scaler": model.scaler}
+        clips = [
+            np.asarray(normalise(jnp.asarray(level), run.front_end, run.statistics))
+            for level in levels
+        ]
+        return self.functions(run), params, *clips
+
+    def _starts(self, level: np.ndarray) -> list[int]:
+        return window_starts(len(level), self.models[0].run.model.n_frames)
+
+    def randomised(self, seed: int, steps: int) -> Iterator[tuple[str, "Explainer"]]:
+        """This explainer with ``steps`` steps and weights randomised from the top layer down, see
+        ``attribution.randomised``."""
+        stages = [
+            attribution.randomised(model.params, model.run.init(seed + i))
+            for i, model in enumerate(self.models)
+        ]
+        for parts in zip(*stages):
+            other = copy.copy(self)
+            other.steps = other.most_steps = steps
+            other.models = [
+                dataclasses.replace(model, params=params)
+                for model, (_, params) in zip(self.models, parts)
+            ]
+            yield parts[0][0], other
+
+
 # --- Notes --------------------------------------------------------------------------------------
 
 
@@ -366,18 +329,16 @@ def note_table(explanation: Explanation, performance: Performance) -> pd.DataFra
     """Contribution of every note, the largest first.
 
     A point of the map is divided among the notes that sound there in proportion to their expected
-    power: fundamental and partials (amplitude 1 / k) in the bands of the front end, scaled by
-    velocity, decaying from the onset until key and pedal are released. Between partials it is
-    divided among all sounding notes. The last row is the contribution of frames without a note, so
-    the column sums to the total of the map.
+    power: fundamental and partials (amplitude 1 / k), scaled by velocity, decaying from the onset
+    until key and pedal are released. Between partials it is divided among all sounding notes. The
+    last row is the contribution of frames without a note: the column sums to the total of the map.
 
     Returns:
-        ``note`` (number in order of onset, -1 for the rest), ``onset`` and ``offset`` in seconds,
-        ``pitch``, ``name``, ``velocity``, ``contribution`` on the rating's scale, ``share`` of the
-        sum of all absolute contributions.
+        ``note`` (number in order of onset, -1 for the rest), ``onset`` and ``offset`` (s),
+        ``pitch, name, velocity, contribution``, ``share`` of all absolute contributions.
 
     Raises:
-        InputError: the performance does not match the recording, see `check_alignment`.
+        InputError: see `check_alignment`.
     """
     check_alignment(explanation.recording, performance)
     front_end, attributed = explanation.recording.front_end, explanation.map
@@ -478,8 +439,7 @@ def run_checks(
     **Deletion** (Samek et al. 2017; Petsiuk, Das and Saenko 2018): cells of the spectrogram, as
     large as the model's patches, are replaced by the baseline, most relevant cells first, and the
     recording is rated again. A faithful map moves the rating towards the baseline's rating faster
-    than a random order. Insertion, which restores cells into the baseline, is the curve of the
-    opposite order read from its end.
+    than a random order. Insertion is the curve of the opposite order read from its end.
 
     **Randomised weights** (Adebayo et al. 2018): a map that does not change when the weights are
     randomised reflects the spectrogram, not the model.
@@ -493,13 +453,12 @@ def run_checks(
         seed: for the random orders, the random weights and the bootstrap.
 
     Returns:
-        - ``deletion``: ``recording, dimension, method, order`` (``most relevant first``,
-          ``random``, ``least relevant first``), ``share`` of the cells replaced, ``moved``: change
-          of the rating towards that of the baseline, and ``size``: its absolute change. Random
-          orders are means over `ORDERS`.
+        - ``deletion``: ``recording, dimension, method, order, share`` of the cells replaced,
+          ``moved`` (change of the rating towards that of the baseline), ``size`` (its absolute
+          change). Random orders are means over `ORDERS`.
         - ``randomisation``: ``recording, dimension, stage, spearman, spearman_size, ssim``:
-          similarity to the map of the trained model by rank correlation of cells, of their absolute
-          values, and by structural similarity.
+          rank correlations of cells and of their absolute values, and structural similarity, with
+          the map of the trained model.
         - ``verdicts``: ``dimension, check, method, value, low, high, recordings, sentence``.
     """
     deletion, randomisation = [], []
@@ -511,21 +470,18 @@ def run_checks(
     # Random orders count any movement: holes in a spectrogram can move a rating beyond both end
     # points.
     area = areas(deletion)[["most relevant first"]].assign(random=areas(deletion, "size")["random"])
-    cases: list[tuple] = []
+    rows = []
     for (dimension, method), part in area.groupby(["dimension", "method"]):
-        columns = part["most relevant first"].to_numpy(), part["random"].to_numpy()
-        cases.append((dimension, "deletion", method, _area_ratio, columns))
+        found = _interval(_area_ratio, part.to_numpy(), seed)
+        rows.append((dimension, "deletion", method, *found, len(part)))
     everything = randomisation[randomisation["stage"] == "everything"]
     for dimension, part in everything.groupby("dimension"):
-        similarities = (part["spearman"].to_numpy(),)
-        cases.append((dimension, "randomisation", "gradients", np.mean, similarities))
-    rows = []
-    for dimension, check, method, statistic, columns in cases:
-        numbers = *_interval(statistic, columns, seed), len(columns[0])
-        rows.append((dimension, check, method, *numbers, verdict(check, *numbers)))
+        found = _interval(np.mean, part["spearman"].to_numpy(), seed)
+        rows.append((dimension, "randomisation", "gradients", *found, len(part)))
     rows.sort(key=lambda row: (*row[:2], METHODS.index(row[2])))
-    names = ["dimension", "check", "method", "value", "low", "high", "recordings", "sentence"]
+    names = ["dimension", "check", "method", "value", "low", "high", "recordings"]
     verdicts = pd.DataFrame(rows, columns=names)
+    verdicts["sentence"] = [verdict(row[1], *row[3:]) for row in rows]
     return {"deletion": deletion, "randomisation": randomisation, "verdicts": verdicts}
 
 
@@ -536,7 +492,7 @@ def _deletion(
     bands, frames = size = explainer.models[0].run.model.patch_size
     recording = explanations[0].recording
     shape = cell_sums(recording.level, size).shape
-    orders = [rng.permutation(shape[0] * shape[1]) for _ in range(ORDERS)]
+    orders = [rng.permutation(int(np.prod(shape))) for _ in range(ORDERS)]
     for explanation in explanations:
         towards = 1 if explanation.rating >= explanation.baseline else -1
         for method, values in explanation.maps.items():
@@ -549,10 +505,9 @@ def _deletion(
         baseline = explainer.baseline_of(recording.level)
         for order in orders:
             for share in SHARES:
-                replaced = np.zeros(len(order), bool)
-                replaced[order[: round(share * len(order))]] = True
-                points = np.repeat(replaced.reshape(shape), frames, axis=0)
-                points = np.repeat(points, bands, axis=1)
+                replaced = np.zeros(shape, bool)
+                replaced.flat[order[: round(share * len(order))]] = True
+                points = np.kron(replaced, np.ones((frames, bands), bool))
                 points = points[: baseline.shape[0], : baseline.shape[1]]
                 yield np.where(points, baseline, recording.level)
 
@@ -563,13 +518,9 @@ def _deletion(
         moved = np.sign(rated[0, 0] - rated[0, -1]) * (rated[:, :1] - rated)
         facts = {"recording": recording.name, "dimension": explanation.dimension, "share": SHARES}
         for method in explanation.maps:
-            members = {
-                "most relevant first": moved[[position]],
-                "random": moved[:ORDERS],
-                "least relevant first": moved[[position + 1]],
-            }
+            most, least = moved[[position]], moved[[position + 1]]
             position += 2
-            for order, part in members.items():
+            for order, part in zip(figures.ORDER_STYLES, (most, moved[:ORDERS], least)):
                 means = {"moved": part.mean(axis=0), "size": np.abs(part).mean(axis=0)}
                 tables.append(pd.DataFrame({**facts, "method": method, "order": order, **means}))
     return tables
@@ -616,10 +567,7 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Mean structural similarity of two images with values from -1 to 1 (Wang et al. 2004, equation
-    13).
-
-    Gaussian windows with a standard deviation of 1.5, K1 = 0.01, K2 = 0.03 and a range of 2.
-    """
+    13): Gaussian windows with a standard deviation of 1.5, K1 = 0.01, K2 = 0.03, a range of 2."""
     blurred = functools.partial(scipy.ndimage.gaussian_filter, sigma=1.5, truncate=3.5)
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     mean_a, mean_b = blurred(a), blurred(b)
@@ -633,56 +581,35 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(index.mean())
 
 
-def _area_ratio(most: np.ndarray, random: np.ndarray) -> float:
-    """Ratio of the areas, summed over recordings; 1 if the random order does not move the
-    rating."""
-    return float(most.sum()) / float(random.sum()) if random.sum() > 0 else 1.0
+def _area_ratio(areas: np.ndarray) -> float:
+    """Ratio of the summed areas (n, 2); 1 if the random order does not move the rating."""
+    most, random = areas.sum(axis=0).tolist()
+    return most / random if random > 0 else 1.0
 
 
-def _interval(statistic, columns: tuple[np.ndarray, ...], seed: int) -> tuple[float, float, float]:
-    """Value and percentile bootstrap interval of ``statistic(*columns)`` over recordings, (n,)
-    each; NaN for one."""
-    value, n = float(statistic(*columns)), len(columns[0])
+def _interval(statistic, values: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """Value and percentile bootstrap interval of ``statistic(values)`` over recordings, (n, ...);
+    NaN for one."""
+    value, n = float(statistic(values)), len(values)
     if n < 2:
         return value, np.nan, np.nan
     rng = np.random.default_rng([seed, n])
-    draws = (rng.integers(n, size=n) for _ in range(_RESAMPLES))
-    drawn = [float(statistic(*(column[rows] for column in columns))) for rows in draws]
+    drawn = [float(statistic(values[rng.integers(n, size=n)])) for _ in range(_RESAMPLES)]
     return value, *np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
 
 def verdict(check: str, value: float, low: float, high: float, recordings: int) -> str:
     """Verdict in words on the ratio of areas, most relevant first to random (``deletion``), or on
     the similarity of the maps of trained and random weights (``randomisation``)."""
-    if check == "deletion":
-        yes, no, holds, fails = "maps are faithful", "maps are not faithful", low > 1, high < 1
-        numbers = f"deletion moves the rating {value:.1f} times as fast as random order"
-        digits, scale = ".1f", ""
-    else:
-        yes, no = (f"maps {verb} on the trained weights" for verb in ("depend", "do not depend"))
-        holds, fails = high < ALIKE, low > ALIKE
-        numbers = f"the rank correlation of maps of random and trained weights is {value:.2f}"
-        digits, scale = ".2f", "; 1: identical, 0: unrelated"
-    interval = "one recording, no interval"
-    if recordings > 1:
-        interval = f"95 % interval {low:{digits}} to {high:{digits}}, {recordings} recordings"
-    answer = yes if holds else no if fails else f"inconclusive whether {yes}"
-    if recordings < FEWEST:
-        answer = f"no verdict from fewer than {FEWEST} recordings"
-    return f"{answer}: {numbers} ({interval}{scale})"
+    holds, fails = (low > 1, high < 1) if check == "deletion" else (high < ALIKE, low > ALIKE)
+    numbers = (value, low, high, recordings)
+    return sentences("explanation", f"{check}_verdict", holds, fails, FEWEST, *numbers)[0]
 
 
 class SilencedExcerpt(NamedTuple):
-    """Effect of replacing an excerpt by the baseline, compared with other excerpts of the same
-    length.
-
-    Attributes:
-        moved: rating minus the rating without the excerpt.
-        others: median absolute value of the same for all other excerpts, half a length apart; NaN
-            if there are none.
-        rank: 1 if no other excerpt moves the rating more.
-        sentence: the result in words.
-    """
+    """Rating minus that without an excerpt; the median absolute value of the same for all other
+    excerpts, half a length apart, or NaN; the rank, 1 if no other excerpt moves the rating more;
+    and the result in words."""
 
     moved: float
     others: float
@@ -711,15 +638,11 @@ def silence_excerpt(
             yield silenced
 
     rated = explainer.rate(variants())[:, KEYS.index(explanation.dimension)]
-    moved, *others = rated[0] - rated[1:]
-    sentence = f"without it the rating changes by {-moved:+.3f}"
-    if not others:
-        sentence += "; there is no other excerpt to compare with"
-        return SilencedExcerpt(float(moved), np.nan, 1, sentence)
-    median, rank = float(np.median(np.abs(others))), 1 + int((np.abs(others) > np.abs(moved)).sum())
-    sentence += f", {'the largest change' if rank == 1 else f'rank {rank}'} of {len(starts)}"
-    sentence += f" excerpts of this length (median of the others {median:.3f})"
-    return SilencedExcerpt(float(moved), median, rank, sentence)
+    moved, *others = (rated[0] - rated[1:]).tolist()
+    rank = 1 + sum(abs(other) > abs(moved) for other in others)
+    median = float(np.median(np.abs(others))) if others else np.nan
+    found = moved, median, rank
+    return SilencedExcerpt(*found, sentences("explanation", "silenced", *found, len(starts))[0])
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -736,7 +659,6 @@ def explain_files(
     baseline: str = "mean",
     seconds: float = SECONDS,
     with_checks: bool = False,
-    log: Callable[[str], None] = print,
 ) -> None:
     """The command ``explain``: write one folder per file below ``out`` (figures, tables, excerpts
     and a summary), and checks over all files.
@@ -746,7 +668,7 @@ def explain_files(
             several files with one MIDI or with equal names, or a MIDI that does not match the
             recording.
     """
-    files, rater = list(files), FoldEnsemble(run, model)
+    files, rater, out = list(files), FoldEnsemble(run, model), Path(out)
     require_explained(rater)
     for key in dimensions:
         lookup(dict.fromkeys(KEYS), key, "dimension")
@@ -765,26 +687,27 @@ def explain_files(
     performance = read_midi(midi) if midi else None
     if performance is not None:
         check_alignment(recordings[0], performance)
-    methods, explained, out = METHODS if with_checks else METHODS[:1], [], Path(out)
+    methods, explained = METHODS if with_checks else METHODS[:1], []
     for recording in recordings:
         folder, lines = out / recording.name, [recording.name]
+        folder.mkdir(parents=True, exist_ok=True)
         explained.append(explainer.explain(recording, dimensions, methods))
         for explanation in explained[-1]:
             lines += _write_explanation(explainer, explanation, performance, seconds, folder)
-        _write_lines(folder / "explanation.txt", lines, log)
+        _write_lines(folder / "explanation.txt", lines)
     if not with_checks:
         return
     tables = run_checks(explainer, explained)
     for name, table in tables.items():
         table.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
     title = f"Deletion curves ({tables['deletion']['recording'].nunique()} recordings)"
-    _save(figures.deletion_curves(tables["deletion"], title), out / "deletion")
+    save(figures.deletion_curves(tables["deletion"], title), out / "deletion")
     curves = figures.randomisation_curves(tables["randomisation"], ALIKE, "Weight randomisation")
-    _save(curves, out / "randomisation")
+    save(curves, out / "randomisation")
     lines = [f"Checks over {len(recordings)} recordings"]
     for row in tables["verdicts"].itertuples():
         lines.append(f"  {row.dimension}, {figures.METHOD_NAMES[row.method]}: {row.sentence}")
-    _write_lines(out / "verdicts.txt", lines, log)
+    _write_lines(out / "verdicts.txt", lines)
 
 
 def _write_explanation(
@@ -795,67 +718,30 @@ def _write_explanation(
     folder: Path,
 ) -> list[str]:
     """Write all files of one dimension of one recording; returns their summary in sentences."""
-    folder.mkdir(parents=True, exist_ok=True)
     key, recording = explanation.dimension, explanation.recording
     tables = {"seconds": explanation.seconds_table(), "bands": explanation.bands_table()}
     excerpt, front_end = explanation.excerpt(seconds), recording.front_end
     soundfile.write(folder / f"excerpt_{key}.wav", excerpt.wave, front_end.sample_rate)
-
-    rating, baseline = explanation.rating, explanation.baseline
-    description = BASELINES[explainer.baseline]
-    rated = f"{key}: rated {rating:.3f}; baseline ({description}): {baseline:.3f}"
-    lines = [f"{rated}; the map attributes the difference of {rating - baseline:+.3f}"]
-    if abs(explanation.gap) > TOLERANCE:
-        lines.append(
-            f"  note: the map does not include {explanation.gap:+.3f} of it, because the integral"
-            " did not converge"
-        )
-    if explainer.simulated:
-        lines.append(
-            "  note: this model was trained on simulated ratings; its values are not valid for real"
-            " performances"
-        )
-    lines.append(
-        f"  largest contribution: {excerpt.start:.1f} to {excerpt.stop:.1f} s"
-        f" ({excerpt.contribution:+.3f}); "
-        + silence_excerpt(explainer, explanation, excerpt).sentence
-    )
-
     one = next(one for one in DIMENSIONS if one.key == key)
-    title = f"{recording.name} \u2013 {one.family.lower()}: {one.low} \u2013 {one.high}"
-    title += f", rated {rating:.2f} (baseline, {description}: {baseline:.2f})"
+    description = BASELINES[explainer.baseline]
+    title = f"{recording.name} \u2013 {one.family.lower()}: {one.low} \u2013 {one.high}, rated"
+    title += f" {explanation.rating:.2f} (baseline, {description}: {explanation.baseline:.2f})"
     marked = (excerpt.start, excerpt.stop)
     words: dict[str, Any] = {"dimension": key, "marked": marked, "title": title}
-    hertz = audio.band_centres(front_end)
-    figure = figures.attribution_map(
-        recording.level, explanation.map, hertz=hertz, front_end=front_end, **words
-    )
-    _save(figure, folder / f"map_{key}")
+    figure = figures.attribution_map(recording.level, explanation.map, front_end=front_end, **words)
+    save(figure, folder / f"map_{key}")
+    notes = rest = None
     if performance is not None:
         table = tables["notes"] = note_table(explanation, performance)
-        _save(figures.note_roll(table, **words), folder / f"notes_{key}")
-        notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
-        named = ", ".join(
-            f"{note['name']} at {note.onset:.1f} s ({note.contribution:+.4f})"
-            for _, note in notes.head(3).iterrows()
-        )
-        sizes = notes["contribution"].abs()
-        lines.append(
-            f"  notes with the largest contribution: {named}; the first ten of {len(notes)} account"
-            f" for {sizes.head(10).sum() / max(sizes.sum(), 1e-12):.0%} of the contributions of"
-            f" notes, frames without a note for {rest['contribution'].sum():+.4f}"
-        )
+        save(figures.note_roll(table, **words), folder / f"notes_{key}")
+        notes, rest = table[table["note"] >= 0], table[table["note"] < 0]["contribution"].sum()
     for name, table in tables.items():
         table.to_csv(folder / f"{name}_{key}.csv", index=False, float_format="%.6f")
-    return lines
+    silenced = silence_excerpt(explainer, explanation, excerpt)
+    about = (explanation, description, TOLERANCE, explainer.simulated)
+    return sentences("explanation", "explanation", *about, excerpt, silenced, notes, rest)
 
 
-def _write_lines(path: Path, lines: list[str], log: Callable[[str], None]) -> None:
+def _write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n")
-    for line in lines:
-        log(line)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    for suffix in (".png", ".svg"):
-        figure.savefig(path.with_name(path.name + suffix), dpi=150)
+    logger.info("\n".join(lines))

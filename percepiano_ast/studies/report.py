@@ -1,12 +1,7 @@
-"""Evaluation results -> a report folder.
-
-``report.md`` and the self-contained ``report.html``; ``comparison.md`` and ``.html``; ``figures/``
-as SVG and PNG; ``tables/`` with every table of the pages as CSV and LaTeX; and every complete table
-of results as a CSV. The text of the pages is in ``templates/``; all sentences about models are
-generated from the numbers.
-"""
+"""Evaluation results -> a report folder; all sentences about models are generated from numbers."""
 
 import base64
+import dataclasses
 import html
 import platform
 import re
@@ -21,7 +16,6 @@ import markdown
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from percepiano_ast import __version__, plots
@@ -39,8 +33,8 @@ from percepiano_ast.evaluation.predictions import (
     validate_predictions,
 )
 from percepiano_ast.files import sha256_of
-from percepiano_ast.plots import MOST
 from percepiano_ast.plots.results import ERROR_PARTS, SCOPE_NAMES
+from percepiano_ast.plots.style import MOST, save
 
 # What each protocol holds out. In the leaky ones the music of a held-out clip is also in training.
 PROTOCOLS = pd.read_csv(
@@ -86,14 +80,9 @@ def evaluate_files(
     predictions = validate_predictions(predictions, given, partial=partial)
     known = None if simulated and ceiling is None else reliability.load_ceiling(facts, ceiling)
     options = {"--out": out, "--index": index, "--ceiling": ceiling, "--reference": reference}
-    standard = EvaluationOptions()
-    for name, option in (
-        ("n_permutations", "--permutations"),
-        ("seed", "--seed"),
-        ("min_difference", "--min-difference"),
-    ):
-        if (value := getattr(settings, name)) != getattr(standard, name):
-            options[option] = value
+    for field in dataclasses.fields(settings):
+        if (value := getattr(settings, field.name)) != field.default:
+            options["--" + field.name.removeprefix("n_").replace("_", "-")] = value
     command = ["python", "-m", "percepiano_ast", "evaluate", *map(str, paths)]
     for option, value in options.items():
         command += [option, str(value)] if value not in (None, "") else []
@@ -123,10 +112,11 @@ def write(
     files: dict[str, str] | None = None,
     title: str = "Evaluation of predicted performance ratings",
 ) -> Path:
-    """Evaluate and write report, comparison page, figures and tables into ``out_dir``.
+    """Evaluate and write into ``out_dir``: ``report.md`` and the self-contained ``report.html``,
+    ``comparison.md`` and ``.html``, ``figures/`` as SVG and PNG, ``tables/`` with every table of
+    the pages as CSV and LaTeX, and every complete table of results as a CSV.
 
-    Files of these names from an earlier report are overwritten; other files in ``out_dir`` are not
-    changed.
+    Other files in ``out_dir`` are not changed.
 
     Args:
         simulated: whether the ratings are simulated; title, captions and figures are marked.
@@ -152,16 +142,14 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     for name, found in tables.items():
         found.to_csv(out / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
-    marks = ", SIMULATED ratings" * simulated
+    marks, mark = ", SIMULATED ratings" * simulated, " (simulated ratings)" * simulated
     parts = [
         _protocol(tables | {"predictions": predictions}, protocol, ceiling, marks)
         for protocol in in_order(predictions["protocol"])
     ]
-    mark = " (simulated ratings)" * simulated
     folds = {part["name"]: index[fold_column(part["name"])] for part in parts}
     digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
     libraries = {name: version(name) for name in ("numpy", "scipy", "pandas", "matplotlib")}
-    versions = {"percepiano_ast": __version__, "Python": platform.python_version(), **libraries}
     context = {
         "title": title + mark,
         "parts": parts,
@@ -180,7 +168,8 @@ def write(
         "fewest_in_segment": MIN_IN_SEGMENT,
         "command": command,
         "files": pd.DataFrame({"SHA-256": digests}, [*(files or {})]),
-        "versions": versions,
+        "versions": {"percepiano_ast": __version__, "Python": platform.python_version()}
+        | libraries,
     }
     compared = _compared(tables, parts, reference) | {"title": f"Comparison of models{mark}"}
     _page(out, "comparison", context | compared)
@@ -193,12 +182,9 @@ def write(
 def _protocol(
     tables: dict[str, pd.DataFrame], protocol: str, ceiling: pd.DataFrame | None, marks: str
 ) -> dict:
-    """What the report shows of one protocol.
-
-    The tables of `evaluation.evaluate` (rows of the protocol, of the lowest seed of each model)
-    under their names; tables of text under ``shown``; ``models``, best first; ``where``, the
-    protocol with its marks, for captions.
-    """
+    """What the report shows of one protocol: the tables of `evaluation.evaluate` (rows of the
+    protocol, of the lowest seed of each model) under their names, tables of text under ``shown``,
+    ``models``, best first, and ``where``, the protocol with its marks, for captions."""
     part: dict = {"name": protocol, "where": f"{protocol} protocol{leaky(protocol)}{marks}"}
     for name, found in tables.items():
         part[name] = rows(found, protocol=protocol)
@@ -365,7 +351,7 @@ def _compared(tables: dict[str, pd.DataFrame], parts: list[dict], wanted: str) -
     }
 
 
-# --- Sentences: the macros of templates/sentences.md.j2 -------------------------------------------
+# --- Sentences ------------------------------------------------------------------------------------
 
 
 def headlines(values: pd.DataFrame, pairs: pd.DataFrame, protocol: str) -> list[str]:
@@ -378,49 +364,44 @@ def headlines(values: pd.DataFrame, pairs: pd.DataFrame, protocol: str) -> list[
     Args:
         values, pairs: tables ``summary`` and ``differences`` of `evaluation.evaluate`.
     """
-    return _said("headlines", values, pairs, protocol)
+    return sentences("evaluation", "headlines", values, pairs, protocol)
 
 
 def agreement(values: pd.DataFrame, ceiling: pd.DataFrame | None = None) -> str:
     """Agreement of the best model with the ratings, compared with the noise ceiling; ``values``:
     the table ``summary`` of one protocol."""
-    return " ".join(_said("agreement", values, ceiling))
+    return " ".join(sentences("evaluation", "agreement", values, ceiling))
 
 
 def dimensions(values: pd.DataFrame, scope: str = "overall") -> str:
     """The best and worst predicted dimensions of the best model, and the primary dimensions;
     ``values``: the table ``summary`` of one protocol."""
-    return " ".join(_said("dimensions", values, scope))
+    return " ".join(sentences("evaluation", "dimensions", values, scope))
 
 
 def differences(pairs: pd.DataFrame) -> str:
     """Number of differences in mean r that are significant, and the minimum detectable
     difference; ``pairs``: the table ``differences`` of one protocol."""
-    return " ".join(_said("differences", pairs))
+    return " ".join(sentences("evaluation", "differences", pairs))
 
 
 def deadpan(found: pd.DataFrame) -> str:
     """Human versus deadpan: predicted differences compared with rated ones; ``found``: the table
     ``deadpan`` of one protocol and seed."""
-    return " ".join(_said("deadpan", found))
+    return " ".join(sentences("evaluation", "deadpan", found))
 
 
 def pairwise(found: pd.DataFrame) -> str:
     """Share of pairs of performances in the order of their ratings; ``found``: the table
     ``pairwise`` of one protocol and seed."""
-    return " ".join(_said("pairwise", found))
+    return " ".join(sentences("evaluation", "pairwise", found))
 
 
-def gained(found: pd.DataFrame, model: str, reference: str) -> str:
-    """The dimensions with the largest and smallest difference of a model from the reference, and
-    the significant differences; ``found``: `evaluation.compare.between` the two."""
-    return " ".join(_said("gained", found, model, reference))
-
-
-def _said(name: str, *about) -> list[str]:
-    """The lines of a macro of the template."""
-    text = getattr(TEMPLATES.get_template("sentences.md.j2").module, name)(*about)
-    return [line.strip() for line in text.splitlines() if line.strip()]
+def sentences(study: str, macro: str, *about) -> list[str]:
+    """The lines of a macro of ``templates/STUDY_sentences.md.j2``."""
+    template = TEMPLATES.get_template(f"{study}_sentences.md.j2")
+    text = getattr(template.module, macro)(*about)
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
 
 
 # --- Models and numbers ---------------------------------------------------------------------------
@@ -542,12 +523,9 @@ def _page(folder: Path, name: str, context: dict) -> Path:
             words += f"\n{part['where']}"
         if not drawn.get_suptitle():
             drawn.suptitle(words, fontsize="medium")
-        path = folder / "figures" / f"{name}.png"
+        path = folder / "figures" / name
         path.parent.mkdir(exist_ok=True)
-        # Reproducible SVG files: by default matplotlib writes a date and random names into them.
-        with rc_context({"svg.hashsalt": "percepiano_ast", "svg.fonttype": "none"}):
-            drawn.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-            drawn.savefig(path, dpi=110)
+        save(drawn, path, dpi=110)
         return f"![{caption}](figures/{name}.png)"
 
     template = TEMPLATES.get_template(f"{name}.md.j2")

@@ -1,14 +1,14 @@
 """Sensitivity test: real performances with one change each, rendered and rated by any model.
 
-The changes of the playing are in `music.edits`, those of the recording in `audio.effects`;
-`music.synth` caches the audio. Ratings of the statistics baselines and of fine-tuned runs are held
-out: each clip is rated by a model fitted without its content group. All intervals are 95 %
-jackknife intervals over content groups.
+The changes of the playing are in `music.edits`, those of the recording in `audio.effects`. Ratings
+of the statistics baselines and of fine-tuned runs are held out: each clip is rated by a model
+fitted without its content group. All intervals are 95 % jackknife intervals over content groups.
 """
 
 import contextlib
 import importlib
 import inspect
+import logging
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,10 @@ from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit, NotApplicable, s
 from percepiano_ast.music.midi import Performance, read_midi, trimmed
 from percepiano_ast.music.synth import SOUNDFONTS, BuiltinPiano, RenderCache, make_synthesizer
 from percepiano_ast.plots import studies as figures
+from percepiano_ast.plots.style import save
+from percepiano_ast.studies.report import sentences
 
+logger = logging.getLogger(__name__)
 PROTOCOL = "content"
 SAMPLE_RATE = 22_050  # of the statistics baselines
 SYNTHESIZER = "musescore-small"  # the soundfont in which velocity changes the timbre too
@@ -106,11 +109,10 @@ def imported(name: str) -> RatingFunction:
 
 def _code(*modules: ModuleType) -> str:
     """Hash of the source of modules and packages."""
-    paths = [Path(inspect.getfile(module)) for module in modules]
-    files = [
-        sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path] for path in paths
-    ]
-    return sha256_of(*(file for part in files for file in part))
+    files: list[Path] = []
+    for path in (Path(inspect.getfile(module)) for module in modules):
+        files += sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
+    return sha256_of(*files)
 
 
 # Statistics baselines: type of input (audio or midi), feature extractor, and hash of its code
@@ -131,8 +133,8 @@ def _features(baseline: str, takes: Iterable[RaterInput]) -> np.ndarray:
 
 
 class StatisticsRater:
-    """A statistics baseline: features, and for each fold a model fitted on the clips outside it.
-    Implements `RatingFunction`.
+    """`RatingFunction` of a statistics baseline: features, and for each fold a model fitted on the
+    clips outside it.
 
     Args:
         name: in ``STATISTICS``.
@@ -166,7 +168,7 @@ class StatisticsRater:
 
 
 class RunRater:
-    """The fold models of a fine-tuned run; each clip is rated by the model that held it out.
+    """`RatingFunction` of a fine-tuned run: each clip is rated by the fold model that held it out.
 
     Args:
         run: its directory or storage location.
@@ -183,7 +185,7 @@ class RunRater:
         import jax
 
         rater = rate.FoldEnsemble(run, model)
-        rate.require_percepiano(rater, "listen")
+        rate.require_percepiano(rater, "sensitivity")
         self.name, self._models = rater.name, dict(zip(rater.folds, rater.models, strict=True))
         self._front_end = rater.models[0].run.front_end
         self.sample_rate = self._front_end.sample_rate
@@ -207,14 +209,11 @@ class RunRater:
         return np.stack([model.rate(one) for one in codes]).astype(np.float64)
 
 
-class PackagedRater:
-    """A single-file model (`RatingModelFile`). Implements `RatingFunction`.
+class ModelFileRater:
+    """`RatingFunction` of a model file, by default the bundled model.
 
     Its ratings are not held out: the bundled model was trained on all clips of PercePiano. Its
     sensitivity to changes of the playing is informative nevertheless.
-
-    Args:
-        path: by default the bundled model.
 
     Raises:
         InputError: missing or wrong file.
@@ -225,8 +224,7 @@ class PackagedRater:
     def __init__(self, path: str | Path = BUNDLED):
         self._model = RatingModelFile.read(path)
         self.name, self.sample_rate = Path(path).stem, self._model.sample_rate
-        code = _code(inference, audio_features)
-        self.key = f"{self.name} {sha256_of(Path(path))} {code}"
+        self.key = f"{self.name} {sha256_of(Path(path))} {_code(inference, audio_features)}"
 
     def rate(self, clip: str, takes: Sequence[RaterInput]) -> np.ndarray:
         """See `RatingFunction.rate`."""
@@ -253,39 +251,36 @@ class ChangedRatings(NamedTuple):
 
 
 def sensitivity_table(
-    model: str, groups: np.ndarray, found: Mapping[Any, ChangedRatings]
+    model: str, groups: np.ndarray, found: Mapping[Edit, ChangedRatings]
 ) -> pd.DataFrame:
-    """Mean change of each rating with each variation of the playing, one row per variation and
-    dimension.
+    """Mean change of each rating with each edit of the playing, one row per edit and dimension.
 
     ``standardised`` is the change in standard deviations of the same model's ratings of the
     original clips, which the interval treats as exact. ``clips`` counts the clips to which the
-    variation applies, ``alike`` those of them whose model input did not change. ``expected`` is the
-    sign that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0,
-    ``unclear`` if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is
-    expected.
+    edit applies, ``alike`` those of them whose model input did not change. ``expected`` is the sign
+    that musicians expect; ``agrees`` is ``yes`` or ``no`` if the interval excludes 0, ``unclear``
+    if it does not, `UNCHANGED` if all inputs are unchanged, and empty if no sign is expected.
 
     Args:
         groups: (n,) content group of each clip.
-        found: by variation, with ``parameter.name``, ``name``, ``strength`` and ``label``.
 
     Raises:
-        InputError: a variation that applies to no clip, or constant ratings.
+        InputError: an edit that applies to no clip, or constant ratings.
     """
     tables = []
-    for variation, ratings in found.items():
-        before, after, kept = _changed(model, variation.label, ratings)
-        parameter, change = variation.parameter.name, after - before
-        estimate = intervals.jackknife(group_means(groups[kept], change) / before.std(axis=0))
+    for edit, ratings in found.items():
+        before, after, applies = _changed(model, edit.label, ratings)
+        parameter, change = edit.parameter.name, after - before
+        estimate = intervals.jackknife(group_means(groups[applies], change) / before.std(axis=0))
         signs = [EXPECTED[parameter].get(key, 0) for key in KEYS]
-        expected = (np.sign(variation.strength) * np.array(signs)).astype(int)
+        expected = (np.sign(edit.strength) * np.array(signs)).astype(int)
         sign = np.where(estimate.low > 0, 1, np.where(estimate.high < 0, -1, 0))
         agrees = np.where(sign == 0, UNCLEAR, np.where(sign == expected, YES, NO))
-        agrees = np.where(ratings.alike[kept].all(), UNCHANGED, agrees)
-        facts = {"model": model, "parameter": parameter, "variation": variation.name}
-        facts |= {"strength": float(variation.strength), "label": variation.label}
-        facts |= {"dimension": KEYS, "clips": int(kept.sum())}
-        facts |= {"alike": int(ratings.alike[kept].sum())}
+        agrees = np.where(ratings.alike[applies].all(), UNCHANGED, agrees)
+        facts: dict[str, Any] = {"model": model, "parameter": parameter, "variation": edit.name}
+        facts |= {"strength": float(edit.strength), "label": edit.label}
+        facts |= {"dimension": KEYS, "clips": int(applies.sum())}
+        facts |= {"alike": int(ratings.alike[applies].sum())}
         facts |= {"change": change.mean(axis=0), "change_sd": change.std(axis=0)}
         facts |= {"standardised": estimate.value, "low": estimate.low, "high": estimate.high}
         facts |= {"expected": expected, "agrees": np.where(expected == 0, "", agrees)}
@@ -299,21 +294,14 @@ def robustness_table(
     """Change of each rating with each recording condition, ideally none, one row per condition and
     dimension: ``change`` (mean), ``absolute`` (mean), ``standardised`` (absolute in standard
     deviations of the ratings over clips), and ``pearson`` with the ratings of the original clips,
-    ``low`` to ``high``.
-
-    Args:
-        groups: (n,) content group of each clip.
-
-    Raises:
-        InputError: see ``sensitivity_table``.
-    """
+    ``low`` to ``high``. Arguments and errors as in `sensitivity_table`."""
     tables = []
     for label, ratings in found.items():
-        before, after, kept = _changed(model, label, ratings)
-        correlations = metrics.pearson_without_each_group(groups[kept], before, after)
+        before, after, applies = _changed(model, label, ratings)
+        correlations = metrics.pearson_without_each_group(groups[applies], before, after)
         r = intervals.jackknife(correlations, intervals.FISHER)
         absolute = np.abs(after - before).mean(axis=0)
-        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(kept.sum())}
+        facts = {"model": model, "condition": label, "dimension": KEYS, "clips": int(applies.sum())}
         facts |= {"change": (after - before).mean(axis=0), "absolute": absolute}
         facts |= {"standardised": absolute / before.std(axis=0)}
         facts |= {"pearson": r.value, "low": r.low, "high": r.high}
@@ -326,19 +314,17 @@ def _changed(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ratings before and after of the clips to which a change applies, and these clips, bool
     (n,)."""
-    kept = np.isfinite(found.after).all(axis=1)
-    if not kept.any():
+    applies = np.isfinite(found.after).all(axis=1)
+    if not applies.any():
+        raise InputError(f"{label}: this change applies to no clip; give other clips or omit it.")
+    before, after = found.before[applies], found.after[applies]
+    if not np.ptp(before, axis=0).all():
+        which = KEYS[int(np.argmin(np.ptp(before, axis=0)))]
         raise InputError(
-            f"{label}: this change applies to no clip; give other clips or omit the variation."
-        )
-    constant = np.ptp(found.before[kept], axis=0) == 0
-    if constant.any():
-        which = KEYS[int(np.argmax(constant))]
-        raise InputError(
-            f"{model} gives all {kept.sum()} clips the same rating of {which}: a change cannot be"
+            f"{model} gives all {len(before)} clips the same rating of {which}: a change cannot be"
             " standardised. Give more clips or another model."
         )
-    return found.before[kept], found.after[kept], kept
+    return before, after, applies
 
 
 def expert_correlations(
@@ -371,47 +357,6 @@ def expert_correlations(
         facts |= {"expected": expected, "differs": (expected * facts["r_within"]) <= -CLEAR}
         tables.append(pd.DataFrame(facts))
     return pd.concat(tables, ignore_index=True)
-
-
-def sensitivity_summary(table: pd.DataFrame) -> list[str]:
-    """Sensitivity of each model compared with the signs that musicians expect, a few sentences
-    each."""
-    lines = []
-    for model, part in table[table["expected"] != 0].groupby("model", sort=False):
-        yes, no, unclear, same = (part["agrees"] == word for word in (YES, NO, UNCLEAR, UNCHANGED))
-        lines.append(
-            f"{model}: of {(~same).sum()} signs that musicians expect, {yes.sum()} are found,"
-            f" {no.sum()} are reversed and {unclear.sum()} are unclear (the interval includes 0)."
-        )
-        found = [
-            f"{name} {(one['agrees'] == YES).sum()}/{len(one)}"
-            for name, one in part[~same].groupby("parameter", sort=False)
-        ]
-        lines.append(f"  found: {', '.join(found)}")
-        if same.any():
-            names = ", ".join(part["label"][same].unique())
-            lines.append(f"  no change in the sound, not counted ({same.sum()} signs): {names}")
-        for label, one in part[no].groupby("label", sort=False):
-            cells = [f"{row.dimension} {row.standardised:+.2f} SD" for row in one.itertuples()]
-            lines.append(f"  reversed, {label}: {', '.join(cells)}")
-    return lines
-
-
-def robustness_summary(table: pd.DataFrame) -> list[str]:
-    """The conditions that change the ratings of each model most and least, one sentence each."""
-    lines = []
-    for model, part in table.groupby("model", sort=False):
-        medians = part.groupby("condition")[["standardised", "pearson"]].median()
-        words = [
-            f"{row.Index} ({row.standardised:.2f} SD, r {row.pearson:.2f})"
-            for row in medians.sort_values("standardised").itertuples()
-        ]
-        lines.append(
-            f"{model}, other recording conditions (median over dimensions of the mean absolute"
-            " change, and r with the ratings of the original recordings): smallest change"
-            f" {', '.join(words[:2])}; largest {', '.join(words[:-4:-1])}."
-        )
-    return lines
 
 
 # --- The test -------------------------------------------------------------------------------------
@@ -447,19 +392,15 @@ def run_sensitivity(
     out: str | Path,
     models: Sequence[str | RatingFunction],
     options: SensitivityOptions = SensitivityOptions(),
-    log: Callable[[str], None] = print,
 ) -> Path:
     """Test models; writes ``sensitivity.csv``, ``robustness.csv`` (models with audio input),
-    ``experts.csv``, ``clips.csv``, ``left_out.csv``, ``summary.txt`` and ``figures/`` into ``out``.
-    Renderings and ratings are cached there, so an interrupted test resumes.
+    ``experts.csv``, ``clips.csv``, ``left_out.csv``, ``summary.txt`` and ``figures/`` into ``out``,
+    which it returns. Renderings and ratings are cached there, so an interrupted test resumes.
 
     Args:
         folder: PercePiano's, one with its layout, or ``demo`` for the embedded data.
-        models: names in `STATISTICS`, ``packaged`` for the bundled model, a model file, directories
-            of fine-tuned runs, rating functions, or ``module:attribute`` of one.
-
-    Returns:
-        ``out``.
+        models: names in `STATISTICS`, ``piano-rater`` for the bundled model, a model file,
+            directories of fine-tuned runs, rating functions, or ``module:attribute`` of one.
 
     Raises:
         InputError: invalid data or model, a synthesizer that is not installed, too few clips.
@@ -479,53 +420,50 @@ def run_sensitivity(
     if str(folder) == "demo":
         folder = demo.write_percepiano(out / "demo" / "percepiano")
 
-    # Draw and edit clips
-    data = _Data(folder, out, options, log)
+    # --- Draw and edit clips
+    data = _Data(folder, out, options)
     chosen = sample_clips(data.index, options.clips, options.seed)
-    clips, left_out = [], []
+    clips: list[tuple[str, dict[Any, Performance]]] = []  # name, performance of each edit or None
+    left_out = []
     for row in chosen.itertuples():
-        performance, score, edited = data.performance(row.clip), data.score(row.segment), {}
+        performance, score = data.performance(row.clip), data.score(row.segment)
+        edited: dict[Any, Performance] = {None: performance}
         for edit in EDITS:
             try:
                 edited[edit] = edit.apply(performance, score)
             except NotApplicable as error:
                 left_out.append((row.clip, edit.label, str(error)))
-        clips.append(_EditedClip(row.clip, performance, edited))
+        clips.append((row.clip, edited))
 
-    # Render and rate them
-    sensitivity, robustness = [], []
+    # --- Render and rate them
+    sensitivity, robustness, groups = [], [], chosen["content_group"].to_numpy()
     for model in models:
         rater = data.rater(model) if isinstance(model, str) else model
         if rater.hears not in ("audio", "midi"):
             raise InputError(f"{rater.name}: `hears` is {rater.hears!r}; set it to audio or midi.")
-        pianos, conditions, originals = [], [], [clip.performance for clip in clips]
+        pianos, conditions = [], []
         if rater.hears == "audio":
-            others = [performance for clip in clips for performance in clip.edited.values()]
-            where, rate = out / "renderings", rater.sample_rate
-            pianos = [RenderCache(where, name, rate) for name in options.synthesizers]
-            pianos[0].prepare(originals + others, options.workers, log)
+            where = out / "renderings"
+            pianos = [RenderCache(where, name, rater.sample_rate) for name in options.synthesizers]
+            everything = [performance for _, edited in clips for performance in edited.values()]
+            pianos[0].prepare(everything, options.workers)
             for piano in pianos[1:]:
-                piano.prepare(originals, options.workers, log)
-                conditions.append(f"piano {piano.synthesizer}")
+                piano.prepare([edited[None] for _, edited in clips], options.workers)
+            conditions = [f"piano {piano.synthesizer}" for piano in pianos[1:]]
             conditions += [effect.label for effect in EFFECTS]
-        rated: list[dict[Any, np.ndarray]] = []
-        unchanged: list[dict[Any, bool]] = []
-        left = TimeLeft(len(clips), log, f"{rater.name}: ")
-        for clip in clips:
-            ratings, alike = _rate_clip(data, rater, pianos, clip)
-            rated.append(dict(zip([None, *clip.edited, *conditions], ratings)))
-            unchanged.append(dict(zip([None, *clip.edited], alike)))
-            left(len(rated))
-        log(f"{rater.name}: {len(rated)} clips rated")
-        before, none = np.stack([one[None] for one in rated]), np.full(len(KEYS), np.nan)
-        groups = chosen["content_group"].to_numpy()
+        changes = [None, *EDITS, *conditions]
+        rated = np.full((len(clips), len(changes), len(KEYS)), np.nan)
+        unchanged = np.zeros((len(clips), len(changes)), bool)
+        left = TimeLeft(len(clips), what=f"{rater.name}: ")
+        for row, (name, edited) in enumerate(clips):
+            found, alike = _rate_clip(out, rater, pianos, name, [*edited.values()], options.seed)
+            columns = [changes.index(change) for change in [*edited, *conditions]]
+            rated[row, columns], unchanged[row, columns[: len(alike)]] = found, alike
+            left(row + 1)
+        logger.info(f"{rater.name}: {len(clips)} clips rated")
         changed: dict[Any, ChangedRatings] = {
-            change: ChangedRatings(
-                before,
-                np.stack([one.get(change, none) for one in rated]),
-                np.array([one.get(change, False) for one in unchanged]),
-            )
-            for change in (*EDITS, *conditions)
+            change: ChangedRatings(rated[:, 0], rated[:, k], unchanged[:, k])
+            for k, change in enumerate(changes)
         }
         edits = {edit: changed[edit] for edit in EDITS}
         sensitivity.append(sensitivity_table(rater.name, groups, edits))
@@ -533,7 +471,7 @@ def run_sensitivity(
             effects = {label: changed[label] for label in conditions}
             robustness.append(robustness_table(rater.name, groups, effects))
 
-    # Measure the same parameters in all human performances, and correlate them with the ratings
+    # --- Measure the same parameters in all human performances, and correlate them with the ratings
     played, measures = data.index[data.index["human"]], []
     for clip, segment in zip(played["clip"], played["segment"]):
         performance, score = data.performance(clip), data.score(segment)
@@ -545,7 +483,7 @@ def run_sensitivity(
     ratings = np.stack([data.ratings[clip] for clip in played["clip"]]).astype(float)
     experts = expert_correlations(pd.DataFrame(measures), ratings, played["segment"].to_numpy())
 
-    # Write tables, figures and the summary
+    # --- Write tables, figures and the summary
     tables = {
         "sensitivity": pd.concat(sensitivity, ignore_index=True),
         "experts": experts,
@@ -559,23 +497,17 @@ def run_sensitivity(
     facts = {"clips": options.clips, "synthesizer": options.synthesizer}
     facts |= {"others": options.synthesizers[1:], "seed": options.seed}
     write_json(out / "settings.json", facts | {"simulated": data.simulated})
-
+    (out / "figures").mkdir(exist_ok=True)
     remark = " (simulated ratings)" * data.simulated
-    drawn = {}
     for model, part in tables["sensitivity"].groupby("model", sort=False):
         title = f"{model}: {len(clips)} performances, one change each{remark}"
-        drawn[f"sensitivity_{model}"] = figures.sensitivity(part, title)
+        save(figures.sensitivity(part, title), out / "figures" / f"sensitivity_{model}")
     if robustness:
         title = f"{len(clips)} performances under other recording conditions{remark}"
-        drawn["robustness"] = figures.robustness(tables["robustness"], title)
-    (out / "figures").mkdir(exist_ok=True)
-    for name, figure in drawn.items():
-        for suffix in ("svg", "png"):
-            figure.savefig(out / "figures" / f"{name}.{suffix}", dpi=150)
-
-    lines = _summary(tables, data.simulated)
+        save(figures.robustness(tables["robustness"], title), out / "figures" / "robustness")
+    lines = sentences("sensitivity", "summary", tables, data.simulated, CLEAR)
     (out / "summary.txt").write_text("\n".join(lines) + "\n")
-    log("\n".join(lines))
+    logger.info("\n".join(lines))
     return out
 
 
@@ -608,22 +540,12 @@ def sample_clips(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
     return played[:n].sort_values("clip").reset_index(drop=True)
 
 
-class _EditedClip(NamedTuple):
-    """A clip, its performance, and the edits that apply to it."""
-
-    name: str
-    performance: Performance
-    edited: dict[Edit, Performance]
-
-
 class _Data:
-    """PercePiano's folder, or one with its layout, and the cache of a test: performances, the
-    scores of their segments, ratings, renderings."""
+    """PercePiano's folder, or one with its layout: performances, the scores of their segments and
+    ratings."""
 
-    def __init__(
-        self, folder: str | Path, out: Path, options: SensitivityOptions, log: Callable[[str], None]
-    ):
-        self.out, self.options, self.log = out, options, log
+    def __init__(self, folder: str | Path, out: Path, options: SensitivityOptions):
+        self.out, self.options = out, options
         self.index = percepiano.load_index(folder)
         self.ratings = percepiano.read_ratings(folder, self.index)
         self.simulated = percepiano.is_simulated(folder)
@@ -643,23 +565,13 @@ class _Data:
         """The deadpan rendering of a segment, or None."""
         return self.performance(self._score[segment]) if segment in self._score else None
 
-    def cached(
-        self, names: list[str], compute: Callable[[], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """The result of ``compute``, cached under the hash of ``names``."""
-        path = self.out / "kept" / f"{sha256_of(' '.join(names))[:32]}.npz"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(path) as partial, partial.open("wb") as file:
-                np.savez(file, **compute())
-        with np.load(path) as file:
-            return dict(file)
-
     def rater(self, model: str) -> RatingFunction:
-        """The rating function of ``model``: a statistics baseline (fitted here), a single-file
-        model or a fine-tuned run."""
-        if model == "packaged" or model.endswith(".safetensors"):
-            return PackagedRater(BUNDLED if model == "packaged" else model)
+        """The rating function of ``model``: a statistics baseline (fitted here), a model file or a
+        fine-tuned run."""
+        if model in (rate.NAME, "packaged"):  # the latter is its former name
+            return ModelFileRater()
+        if model.endswith(".safetensors"):
+            return ModelFileRater(model)
         if model not in STATISTICS:
             return RunRater(model, self.index)
         hears, _, code = STATISTICS[model]
@@ -669,29 +581,35 @@ class _Data:
             features = _features(model, takes)
         else:
             piano = RenderCache(self.out / "renderings", self.options.synthesizer, SAMPLE_RATE)
-            piano.prepare(takes, self.options.workers, self.log)
-            self.log(f"{model}: extracting features of {len(clips):,} clips")
-            features = self.cached(
+            piano.prepare(takes, self.options.workers)
+            logger.info(f"{model}: extracting features of {len(clips):,} clips")
+            features = _cached(
+                self.out,
                 [code, *(piano.path(take).name for take in takes)],
                 lambda: {"features": _features(model, map(piano.wave, takes))},
             )["features"]
-        self.log(f"{model}: fitting on {len(clips):,} clips")
+        logger.info(f"{model}: fitting on {len(clips):,} clips")
         ratings = np.stack([self.ratings[clip] for clip in clips])
         features = pd.DataFrame(features, index=clips)
         return StatisticsRater(model, features, ratings, self.index, self.options.seed)
 
 
 def _rate_clip(
-    data: _Data, rater: RatingFunction, pianos: list[RenderCache], clip: _EditedClip
+    out: Path,
+    rater: RatingFunction,
+    pianos: list[RenderCache],
+    clip: str,
+    performances: list[Performance],
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ratings (takes, 19) of one clip - original, edited, by other synthesizers, under all
-    conditions - and which of the edited takes equal the original; cached between runs."""
-    performances, seed = [clip.performance, *clip.edited.values()], data.options.seed
+    """Ratings (takes, 19) of one clip - the original, which is the first of ``performances``,
+    edited, by other synthesizers, under all conditions - and which of the edited takes equal the
+    original; cached between runs."""
     if pianos:
         names = [pianos[0].path(one).name for one in performances]
     else:
         names = [str((one.notes.tobytes(), one.pedals.tobytes())) for one in performances]
-    names += [piano.path(clip.performance).name for piano in pianos[1:]]
+    names += [piano.path(performances[0]).name for piano in pianos[1:]]
     names += [rater.key, str(seed), *(effect.label for effect in EFFECTS)]
 
     def compute() -> dict[str, np.ndarray]:
@@ -699,50 +617,30 @@ def _rate_clip(
         equal: Callable[[RaterInput, RaterInput], bool] = same
         if pianos:
             takes, equal = [pianos[0].wave(one) for one in performances], np.array_equal
-            effect_seed = zlib.crc32(f"{seed} {clip.name}".encode())
-            takes += [piano.wave(clip.performance) for piano in pianos[1:]]
+            effect_seed = zlib.crc32(f"{seed} {clip}".encode())
+            takes += [piano.wave(performances[0]) for piano in pianos[1:]]
             takes += [one.apply(takes[0], rater.sample_rate, effect_seed) for one in EFFECTS]
-        ratings = np.asarray(rater.rate(clip.name, takes), float)
+        ratings = np.asarray(rater.rate(clip, takes), float)
         if ratings.shape != (len(takes), len(KEYS)) or not np.isfinite(ratings).all():
             raise InputError(
                 f"{rater.name} returned ratings of shape {ratings.shape} for {len(takes)} takes of"
-                f" {clip.name}; return {len(KEYS)} finite numbers per take."
+                f" {clip}; return {len(KEYS)} finite numbers per take."
             )
         alike = [equal(takes[0], take) for take in takes[: len(performances)]]
         return {"ratings": ratings, "alike": np.array(alike)}
 
-    found = data.cached(names, compute)
+    found = _cached(out, names, compute)
     return found["ratings"], found["alike"]
 
 
-def _summary(tables: dict[str, pd.DataFrame], simulated: bool) -> list[str]:
-    """The results in sentences."""
-    lines, experts, left_out = [], tables["experts"], tables["left_out"]
-    if simulated:
-        lines.append("Ratings are simulated: the results do not apply to real performances.")
-    lines += sensitivity_summary(tables["sensitivity"])
-    with_audio = set()
-    if "robustness" in tables:
-        lines += robustness_summary(tables["robustness"])
-        with_audio = set(tables["robustness"]["model"])
-    for model in tables["sensitivity"]["model"].unique():
-        if model not in with_audio:
-            lines.append(
-                f"{model} has MIDI input, so its robustness to recording conditions is not tested."
-            )
-    differing = experts[experts["differs"]]
-    if differing.empty:
-        lines.append(
-            f"People's ratings contradict no expected sign (|r| of {CLEAR} within segment)."
-        )
-    for parameter, part in differing.groupby("parameter", sort=False):
-        cells = ", ".join(
-            f"{row.dimension} (r {row.r_within:+.2f} within segment)" for row in part.itertuples()
-        )
-        lines.append(
-            f"People's ratings have the opposite sign of the expected for more {parameter}:"
-            f" {cells}."
-        )
-    if len(left_out):
-        lines.append(f"{len(left_out)} variations did not apply to a clip: see left_out.csv.")
-    return lines
+def _cached(
+    out: Path, names: list[str], compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The result of ``compute``, cached below ``out`` under the hash of ``names``."""
+    path = out / "kept" / f"{sha256_of(' '.join(names))[:32]}.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as partial, partial.open("wb") as file:
+            np.savez(file, **compute())
+    with np.load(path) as file:
+        return dict(file)

@@ -1,41 +1,407 @@
-"""Verified checkpoints: a run resumes from the newest complete one in its store.
+"""Verified checkpoints in a storage location that may be slow, full or unreachable.
 
-Training waits only for a copy of the state in memory. Orbax then writes the copy to the local disk,
-`packing` makes one archive of it, and the archive is copied to the store, read back and compared.
-The checkpoint's JSON marker is written last. It holds all checksums (Orbax does not detect flipped
-bits) and what a user of the weights needs: configuration, normalisation, licence. With several
-processes, each saves its share in its own file; see `parcels`.
+Training waits only for a copy of the state in memory. A thread writes the copy to the local disk,
+copies the file to the storage location, reads it back and compares. The manifest is written last.
+
+``step_00000100.0123abcd.p0.safetensors`` holds the arrays of process 0 after step 100, and
+``step_00000100.0123abcd.json`` is the manifest: checksums (storage may flip bits), the structure of
+the state, and what a user of the weights needs. The middle part is random and new at every start,
+because Google Drive renames a second file of the same name to "x (1)". The other processes describe
+their files in ``...p1.json`` and so on, so saving needs no collective operation.
 
 The random stream and the position in the data follow from the seed and the step. Resuming needs
 only these two.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import hashlib
 import json
+import logging
 import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from percepiano_ast import __version__
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import difference, echo
-from percepiano_ast.training import mesh, parcels, pieces
-from percepiano_ast.training.courier import Courier
-from percepiano_ast.training.stores import Store, StoreFailed, open_store
+from percepiano_ast.files import difference
+from percepiano_ast.training import mesh
 
 SAVE_MINUTES = 10.0  # between checkpoints within a long epoch
+SOON = 1.0  # seconds that a save waits for the previous upload
 LONG = 20.0  # an upload that takes longer, in seconds, is logged
+BLOCK = 2**22  # bytes
+TIMEOUT = 120.0  # seconds without progress; a hanging mount never returns
+PROCESS_TIMEOUT = 300.0  # seconds that the first process waits for the files of the others
+ATTEMPTS = 3  # of an operation in a storage location
+FIRST_WAIT = 0.5  # seconds between them, doubled with every attempt
+FINAL_WAITS = (0.0, 2.0, 10.0)  # seconds before each attempt at the end of a run
+# Errors for which an immediate retry does not help; the next checkpoint tries again.
+_LASTING = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EFBIG,
+}
+_NAME = re.compile(r"(step_\d{8}\.[0-9a-f]{8})(\.p\d+)?\.(safetensors|json)(\.partial)?")
+_FILE = {"name": str, "bytes": int, "sha256": str}  # one entry of a manifest's files
+
+logger = logging.getLogger(__name__)
+
+# --- Storage locations --------------------------------------------------------------------------
+
+
+class StorageError(OSError):
+    """A storage operation failed; the message holds the file and the system's message.
+
+    Attributes:
+        number: the system's error number, see ``errno``, or None.
+    """
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.number = number
+
+
+def watched(work: Callable[[Callable[[], None]], Any]) -> Any:
+    """Run ``work(beat)`` in a thread; returns its result, or raises TimeoutError after `TIMEOUT`
+    seconds without a call of ``beat``. A thread in a system call that never returns keeps running.
+    """
+    alive, over, outcome = [time.monotonic()], threading.Event(), {}
+
+    def beat() -> None:
+        alive[0] = time.monotonic()
+
+    def run() -> None:
+        try:
+            outcome["result"] = work(beat)
+        except BaseException as error:  # raised again in the caller
+            outcome["error"] = error
+        over.set()
+
+    threading.Thread(target=run, name="storage", daemon=True).start()
+    while not over.wait(min(TIMEOUT, max(alive[0] + TIMEOUT - time.monotonic(), 0.01))):
+        if time.monotonic() - alive[0] >= TIMEOUT:
+            raise TimeoutError(errno.ETIMEDOUT, f"no response for {TIMEOUT:g} s")
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+def _blocks(file: BinaryIO, beat: Callable[[], None]) -> Iterator[bytes]:
+    while block := file.read(BLOCK):
+        beat()
+        yield block
+
+
+class Storage:
+    """Files by name in a folder, which may be a mounted Drive, or at ``gs://BUCKET/PREFIX``.
+
+    Every operation has a time limit without progress, is tried `ATTEMPTS` times, and then raises
+    `StorageError`. Written files are read back and compared.
+
+    Attributes:
+        place: path or address.
+        fs: fsspec's file system.
+
+    Raises:
+        InputError: another kind of address, or gcsfs is missing.
+    """
+
+    def __init__(self, place: str | Path):
+        self.place = str(place)
+        self.fs: Any = LocalFileSystem()
+        self._failures: tuple[type[Exception], ...] = (OSError,)
+        scheme, remote, rest = self.place.partition("://")
+        self._folder = None if remote else Path(place)
+        if not remote:
+            return
+        if scheme != "gs" or not rest.strip("/"):
+            raise InputError(
+                f"cannot save checkpoints at {place}: give a folder, or gs://BUCKET/PREFIX"
+            )
+        try:
+            from gcsfs.core import GCSFileSystem
+        except ImportError as error:
+            raise InputError(
+                f"{place} needs gcsfs: pip install gcsfs, or save checkpoints in a folder"
+            ) from error
+        # gcsfs logs every failed attempt with a traceback; the exception holds the final error.
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+        # An emulator needs no credentials; otherwise gcsfs finds those of Google's tools.
+        token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None
+        # Not `gcsfs.GCSFileSystem`: since 2026 it queries another service for the kind of bucket,
+        # and hangs if that does not respond. Plain objects are sufficient here.
+        self.fs = GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
+        # gcsfs, aiohttp and google-auth have no common exception class.
+        self._failures = (Exception,)
+
+    def path_of(self, name: str) -> str:
+        """Path or address of a file."""
+        return f"{self.place.rstrip('/')}/{name}"
+
+    def put(self, name: str, local: Path) -> str:
+        """Copy a local file, read it back and compare; returns its SHA-256."""
+
+        def blocks(beat: Callable[[], None]) -> Iterator[bytes]:
+            with local.open("rb") as source:
+                yield from _blocks(source, beat)
+
+        return self._put(name, blocks)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file from memory, read it back and compare."""
+        self._put(name, lambda beat: iter([content]))
+
+    def _put(self, name: str, blocks: Callable[[Callable[[], None]], Iterator[bytes]]) -> str:
+        def work(beat: Callable[[], None]) -> str:
+            written, read = hashlib.sha256(), hashlib.sha256()
+
+            def hashed() -> Iterator[bytes]:
+                for block in blocks(beat):
+                    written.update(block)
+                    yield block
+
+            self._write(name, hashed())
+            with self._open(name) as file:
+                for block in _blocks(file, beat):
+                    read.update(block)
+            if read.digest() != written.digest():
+                raise OSError(
+                    errno.EIO, "the content read back differs; the disk or the mount is failing"
+                )
+            return read.hexdigest()
+
+        return self._attempt("write", name, work)
+
+    def get(self, name: str, local: Path, largest: int) -> str:
+        """Copy a file of at most ``largest`` bytes to a local file; returns its SHA-256."""
+
+        def work(beat: Callable[[], None]) -> str:
+            size, digest = 0, hashlib.sha256()
+            with self._open(name) as source, local.open("wb") as target:
+                for block in _blocks(source, beat):
+                    size += len(block)
+                    if size > largest:
+                        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
+                    digest.update(block)
+                    target.write(block)
+            return digest.hexdigest()
+
+        return self._attempt("read", name, work)
+
+    def read(self, name: str, largest: int = 2**26) -> bytes:
+        """The content of a file of at most ``largest`` bytes."""
+
+        def work(beat: Callable[[], None]) -> bytes:
+            with self._open(name) as file:
+                content = file.read(largest + 1)
+            if len(content) > largest:
+                raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
+            return content
+
+        return self._attempt("read", name, work)
+
+    def require_writable(self, probe: str) -> None:
+        """Write a small file of this name, read it back and delete it."""
+        self.write(probe, b"?")
+        self.remove(probe)
+
+    def names(self) -> list[str]:
+        """All files, sorted; an empty list if the storage location does not exist yet."""
+
+        def work(beat: Callable[[], None]) -> list[str]:
+            try:
+                if self._folder:
+                    return sorted(path.name for path in os.scandir(self._folder) if path.is_file())
+                found = self.fs.ls(self.place, detail=True)
+            except FileNotFoundError:
+                return []
+            files = (entry["name"] for entry in found if entry["type"] == "file")
+            return sorted(file.rpartition("/")[2] for file in files)
+
+        return self._attempt("list", "", work)
+
+    def remove(self, name: str, *, truncate: bool = False) -> None:
+        """Delete a file; a missing file is not an error. ``truncate`` empties it first: what is in
+        Drive's trash counts against the quota."""
+        self._attempt("delete", name, lambda beat: self._remove(name, truncate))
+
+    def free(self) -> int | None:
+        """Free bytes; None if unknown."""
+
+        def work(beat: Callable[[], None]) -> int | None:
+            folder = self._folder
+            while folder and not folder.exists():
+                folder = folder.parent
+            return shutil.disk_usage(folder).free if folder else None
+
+        return self._attempt("get the free space of", "", work)
+
+    def _attempt(self, what: str, name: str, work: Callable[[Callable[[], None]], Any]) -> Any:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return watched(work)
+            except self._failures as error:
+                number = error.errno if isinstance(error, OSError) else None
+                if isinstance(error, FileNotFoundError):  # those of gcsfs have no errno
+                    number = errno.ENOENT
+                # A hanging call leaves a thread behind, so it is not retried.
+                lasting = isinstance(error, TimeoutError) or number in _LASTING
+                if lasting or attempt == ATTEMPTS:
+                    message = str(error) or type(error).__name__
+                    raise StorageError(
+                        f"cannot {what} {self.path_of(name)}: {message}", number
+                    ) from error
+                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+
+    def _write(self, name: str, blocks: Iterator[bytes]) -> None:
+        if not self._folder:  # objects are written atomically
+            with self.fs.open(self.path_of(name), "wb", block_size=2 * BLOCK) as file:
+                for block in blocks:
+                    file.write(block)
+            return
+        partial = self._folder / f"{name}.partial"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                for block in blocks:
+                    file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+                # so that the file is read back from disk, not from the page cache
+                if hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            partial.replace(self._folder / name)
+        except OSError:
+            with contextlib.suppress(OSError):  # the next start deletes it
+                self._remove(f"{name}.partial", truncate=True)
+            raise
+
+    def _open(self, name: str) -> BinaryIO:
+        if self._folder:
+            return (self._folder / name).open("rb")
+        return self.fs.open(self.path_of(name), "rb", block_size=BLOCK, cache_type="readahead")
+
+    def _remove(self, name: str, truncate: bool) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if not self._folder:
+                self.fs.rm_file(self.path_of(name))
+                return
+            if truncate:
+                os.truncate(self._folder / name, 0)
+            (self._folder / name).unlink()
+
+
+# --- In the background --------------------------------------------------------------------------
+
+
+class Background:
+    """Runs the newest submitted work in a daemon thread, which does not block the exit of the
+    process if it hangs.
+
+    Work that raises OSError is retried by `finish`, unless newer work was submitted.
+
+    Args:
+        warn: called with that error.
+
+    Attributes:
+        error: of the last work, or None.
+    """
+
+    def __init__(self, warn: Callable[[OSError], None]):
+        self.error: OSError | None = None
+        self._warn, self._changed = warn, threading.Condition()
+        self._next: Callable[[], None] | None = None
+        self._failed: Callable[[], None] | None = None
+        self._started: float | None = None
+        self._fault: BaseException | None = None  # an error other than those of disk and storage
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is being done."""
+        return self._started is not None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the current work began; 0 without any."""
+        started = self._started
+        return 0.0 if started is None else time.monotonic() - started
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Do this work next, instead of other work that has not begun."""
+        with self._changed:
+            self._raise_fault()
+            self._next, self._failed = work, None
+            if self._started is None:
+                self._started = time.monotonic()
+                threading.Thread(target=self._run, name="background", daemon=True).start()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait until all work is done or has failed, at most this long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._started is None, seconds)
+            self._raise_fault()
+
+    def finish(self) -> bool:
+        """Wait, and try again after errors; returns whether the newest work is done."""
+        for seconds in FINAL_WAITS:
+            self.wait()
+            if self._failed is None:
+                return True
+            time.sleep(seconds)
+            self.submit(self._failed)
+        self.wait()
+        return self._failed is None
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                work, self._next = self._next, None
+                if work is None or self._fault:
+                    self._started = None
+                    self._changed.notify_all()
+                    return
+                self._started = time.monotonic()
+            try:
+                work()
+                self.error = None
+            except OSError as error:
+                self.error = error
+                self._warn(error)
+                with self._changed:
+                    self._failed = None if self._next else work
+            except BaseException as error:  # raised again in the caller
+                self._fault = error
+
+
+# --- Manifests and arrays -----------------------------------------------------------------------
 
 
 def shown(size: int) -> str:
@@ -43,7 +409,14 @@ def shown(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
-def require_room(place: str | Path, one: int, most: str, log: Callable[[str], None] = echo) -> None:
+def size_of(tree) -> int:
+    """Bytes of all arrays, or their shape descriptions, in a tree."""
+    return sum(
+        math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree)
+    )
+
+
+def check_disk_space(place: str | Path, one: int, most: str) -> None:
     """Before a run: log the disk space that its checkpoints need, and check that one fits.
 
     Args:
@@ -53,12 +426,12 @@ def require_room(place: str | Path, one: int, most: str, log: Callable[[str], No
 
     Raises:
         InputError: the storage location has no room for one checkpoint.
-        OSError: the local disk, where checkpoints are packed, has no room for one.
-        StoreFailed: the storage location does not respond, or is not writable.
+        OSError: the local disk has no room for one.
+        StorageError: the storage location does not respond, or is not writable.
     """
-    store = open_store(place)
-    free = store.free()
-    log(
+    storage = Storage(place)
+    free = storage.free()
+    logger.info(
         f"checkpoints of {shown(one)} in {place}:\n  at most"
         f" {most}{'' if free is None else f'; {shown(free)} free'}"
     )
@@ -67,24 +440,181 @@ def require_room(place: str | Path, one: int, most: str, log: Callable[[str], No
             f"{place} has {shown(free)} free, but one checkpoint needs {shown(one)}. Free space, or"
             " choose another directory"
         )
-    store.require_writable(parcels.probe_name(secrets.token_hex(4)))
-    _require_local(2 * one)
+    # If the process is killed here, the next start deletes the file as incomplete.
+    storage.require_writable(f"step_00000000.{secrets.token_hex(4)}.p0.json")
+    _require_local(one)
 
 
 def _require_local(size: int) -> None:
-    """Raises OSError when the local disk, where checkpoints are packed, has fewer free bytes than
-    ``size``."""
     folder = tempfile.gettempdir()
-    free = shutil.disk_usage(folder).free
-    if free < size:
+    if (free := shutil.disk_usage(folder).free) < size:
         raise OSError(
             f"{folder} has {shown(free)} free, but a checkpoint needs {shown(size)}. Set TMPDIR to"
             " a larger disk"
         )
 
 
-def _number(score: float | None) -> float:
-    return math.inf if score is None else score
+def complete(files: list[str]) -> list[str]:
+    """The names of the checkpoints whose manifest is among these files, oldest first."""
+    found = (_NAME.fullmatch(file) for file in files)
+    return sorted(match[1] for match in found if match and match[0] == f"{match[1]}.json")
+
+
+def _step_of(name: str) -> int:
+    return int(name[5:13])
+
+
+def _signed(content: dict) -> bytes:
+    """JSON with a checksum of its content, which does not depend on the formatting."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"manifest_sha256": digest}, indent=1).encode()
+
+
+def _verified(signed: bytes, types: dict[str, type]) -> dict:
+    """The content of a signed JSON file with fields of these types, or InputError."""
+    try:
+        content = json.loads(signed)
+        if "marker" in content:
+            raise InputError("it was saved by an earlier version, which used another format")
+        stated = content.pop("manifest_sha256")
+        right = {name: type(content[name]) for name in types} == types
+        if not right or json.loads(_signed(content))["manifest_sha256"] != stated:
+            raise InputError("its JSON file is damaged (checksum differs)")
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError("its JSON file is damaged") from error
+    return content
+
+
+def read_manifest(storage: Storage, name: str) -> dict:
+    """The manifest of a checkpoint.
+
+    Raises:
+        InputError: it is damaged.
+        StorageError: it cannot be read.
+    """
+    types = {"step": int, "sha256": str, "bytes": int, "files": list, "tree": dict}
+    manifest = _verified(storage.read(f"{name}.json"), types)
+    for number, file in enumerate(manifest["files"]):
+        whole = isinstance(file, dict) and {key: type(file.get(key)) for key in _FILE} == _FILE
+        if not whole or file["name"] != f"{name}.p{number}.safetensors":
+            raise InputError("its JSON file does not describe a valid checkpoint")
+    if not manifest["files"] or manifest["step"] != _step_of(name):
+        raise InputError("its JSON file does not describe a valid checkpoint")
+    return manifest
+
+
+def _structure(tree):
+    """A tree with the names of its arrays as leaves, as dicts and lists."""
+
+    def plain(node):
+        if dataclasses.is_dataclass(node):
+            node = {field.name: getattr(node, field.name) for field in dataclasses.fields(node)}
+        elif hasattr(node, "_asdict"):  # optax's states are named tuples
+            node = node._asdict()
+        if isinstance(node, dict):
+            return {key: plain(value) for key, value in node.items()}
+        return [plain(value) for value in node] if isinstance(node, list | tuple) else node
+
+    return plain(jax.tree_util.tree_map_with_path(lambda path, _: _name_of(path), tree))
+
+
+def _name_of(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _by_name(tree) -> dict[str, Any]:
+    """Leaves by path, such as ``state.opt_state.1.0.count``, with fields, keys and positions
+    written the same way."""
+    return {_name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def own_shards(tree) -> dict[str, np.ndarray]:
+    """The arrays of this process by name, on the host, where possible without a copy.
+
+    With several processes, an array may be sharded over all of them. The first element of the piece
+    ``x@0_128`` is element ``[0, 128]`` of ``x``. Arrays that all processes have are in the first.
+    """
+    shards: dict[str, Any] = {}
+    for name, leaf in _by_name(tree).items():
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            for shard in leaf.addressable_shards:
+                if shard.replica_id == 0:
+                    start = "_".join(str(part.start or 0) for part in shard.index)
+                    shards[f"{name}@{start}"] = shard.data
+        elif jax.process_index() == 0:
+            shards[name] = leaf
+    return {name: np.asarray(leaf) for name, leaf in jax.device_get(shards).items()}
+
+
+def join_shards(shards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Complete arrays by name, from the pieces of `own_shards` of all processes.
+
+    Raises:
+        InputError: pieces are missing, or do not fit together.
+    """
+    arrays, pieces = {}, {}
+    for key, piece in shards.items():
+        name, cut, start = key.partition("@")
+        if cut and not re.fullmatch(r"(\d{1,18}(_\d{1,18})*)?", start):
+            raise InputError(f"it has an array with an invalid name: {key[:80]!r}")
+        if cut:
+            position = tuple(int(part) for part in start.split("_") if part)
+            pieces.setdefault(name, []).append((position, piece))
+        else:
+            arrays[name] = piece
+    for name, parts in pieces.items():
+        _, first = parts[0]
+        alike = all(len(p) == x.ndim == first.ndim and x.dtype == first.dtype for p, x in parts)
+        if not alike or name in arrays:
+            raise InputError(f"the pieces of {name} do not fit together")
+        shape = [max(p[k] + x.shape[k] for p, x in parts) for k in range(first.ndim)]
+        # Checked before anything is allocated, because names may be untrusted.
+        if sum(piece.size for _, piece in parts) != math.prod(shape):
+            raise InputError(f"a piece of {name} is missing")
+        arrays[name] = np.zeros(shape, first.dtype)
+        for position, piece in parts:
+            index = tuple(slice(a, a + size) for a, size in zip(position, piece.shape))
+            arrays[name][index] = piece
+    return arrays
+
+
+def _rebuild(node, arrays: dict[str, np.ndarray]):
+    """The tree of a manifest's `_structure`; takes each array out of ``arrays``."""
+    if isinstance(node, dict):
+        return {key: _rebuild(value, arrays) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_rebuild(value, arrays) for value in node]
+    if isinstance(node, str) and node not in arrays:
+        raise InputError(f"the array {node[:80]!r} is missing from it")
+    return node if node is None else arrays.pop(node)
+
+
+def fit(tree, like):
+    """The leaves of ``tree`` (dicts, lists, arrays) in the structure of ``like``, with the same
+    shapes and types.
+
+    Raises:
+        InputError: a leaf is missing or superfluous, or has another shape or type; nothing is cast
+            or broadcast.
+    """
+    found, wanted = _by_name(tree), _by_name(like)
+    if odd := min(found.keys() ^ wanted.keys(), default=""):
+        raise InputError(
+            f"{odd} is missing from it" if odd in wanted else f"{odd} is in it, but not in this run"
+        )
+    for name, leaf in wanted.items():
+        one = found[name]
+        if one.shape != leaf.shape or one.dtype != leaf.dtype:
+            raise InputError(
+                f"{name} is {one.dtype}{list(one.shape)} in it, but {leaf.dtype}{list(leaf.shape)}"
+                " in this run"
+            )
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+
+
+# --- Checkpoints --------------------------------------------------------------------------------
 
 
 class Checkpoints:
@@ -99,19 +629,25 @@ class Checkpoints:
         place: a folder, or ``gs://BUCKET/PREFIX``, visible to all processes.
     """
 
-    def __init__(self, place: str | Path, *, keep: int = 2, log: Callable[[str], None] = echo):
-        self.store: Store = open_store(place)
-        self.place, self.keep, self.log = place, keep, log
-        self._scores: dict[str, float] = {}  # by stem, of all checkpoints with a marker
-        self._bad: set[str] = set()
-        self._courier: Courier[parcels.Parcel] = Courier(self._complain)
+    def __init__(self, place: str | Path, *, keep: int = 2):
+        self.storage, self.place, self.keep = Storage(place), place, keep
+        self._scores: dict[str, float] = {}  # by name, of all checkpoints with a manifest
+        self._damaged: set[str] = set()
+        self._background = Background(
+            lambda error: logger.warning(
+                f"  warning: the checkpoint is not in {place} yet: {error}. Older ones are not"
+                " deleted; training continues"
+            )
+        )
         where = str(place) if "://" in str(place) else os.path.abspath(place)
         # Prefix of the local files that the next start of this process deletes.
         digest = hashlib.sha256(where.encode()).hexdigest()[:12]
         self._prefix = f"percepiano_ast-{digest}-{jax.process_index()}-"
-        self._copies: dict = {}  # of the state at the last save
         self._writes = False
         self._local: Path | None = None
+        self._lock = threading.Lock()  # held while `_copy` is read or written
+        self._copy: dict[str, np.ndarray] = {}  # of the state at the last save
+        self._copied: dict = {}  # its manifest
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -120,24 +656,22 @@ class Checkpoints:
         try:
             if kind is None:
                 self.finish()
-            else:  # a state that has been copied is still saved, if the store responds
-                self._courier.wait()
+            else:  # a state that has been copied is still saved, if storage responds
+                self._background.wait()
         finally:
             if self._local:
                 shutil.rmtree(self._local, ignore_errors=True)
 
     @functools.cached_property
     def _run(self) -> str:
-        """Random identifier of this start, the same in all processes; makes file names unique."""
+        """Random identifier of this start, the same in all processes."""
         return f"{mesh.from_lead(secrets.randbits(31)):08x}"
-
-    # ------------------------------------------------------------ reading
 
     def load(
         self, like: dict | None = None, settings: dict | None = None
     ) -> tuple[dict, dict] | None:
-        """Load the newest checkpoint that passes verification; returns tree and description, or
-        None without checkpoints.
+        """Load the newest checkpoint that passes verification; returns tree and manifest, or None
+        without checkpoints.
 
         Args:
             like: gives structure, shapes and types; without it the tree consists of dicts, lists
@@ -146,25 +680,21 @@ class Checkpoints:
 
         Raises:
             InputError: none of the checkpoints is usable, or the settings differ.
-            StoreFailed: the storage location cannot be read.
+            StorageError: the storage location cannot be read.
         """
-        stems, unread = self._look(), None
-        for stem in reversed(stems):
+        names, unread = self._list(), None
+        for name in reversed(names):
             try:
-                description = parcels.describe(self.store, stem)
-                changed = difference(
-                    {name: description.get(name) for name in settings or {}}, settings or {}
-                )
-                tree = {} if changed else self._read(description, like)
-            except (InputError, StoreFailed) as error:
-                self._bad.add(stem)
-                unread = unread or (
-                    error
-                    if isinstance(error, StoreFailed) and error.number != errno.ENOENT
-                    else None
-                )
-                self.log(
-                    f"  {self.store.path_of(stem)} is damaged or missing ({error}). Trying the"
+                manifest = read_manifest(self.storage, name)
+                stored = {key: manifest.get(key) for key in settings or {}}
+                changed = difference(stored, settings or {})
+                tree = {} if changed else self._read(manifest, like)
+            except (InputError, StorageError) as error:
+                self._damaged.add(name)
+                if isinstance(error, StorageError) and error.number != errno.ENOENT:
+                    unread = unread or error
+                logger.warning(
+                    f"  {self.storage.path_of(name)} is damaged or missing ({error}). Trying the"
                     " previous checkpoint"
                 )
                 continue
@@ -173,200 +703,262 @@ class Checkpoints:
                     f"{self.place} holds checkpoints of another configuration ({changed}). "
                     "Choose another output directory, or delete this one to start over"
                 )
-            return tree, description
+            return tree, manifest
         if unread:  # they may be intact, so the message must not suggest deleting them
-            raise StoreFailed(
+            raise StorageError(
                 f"no checkpoint can be read ({unread}). Restore access to {self.place} and run"
                 " again"
             )
-        if stems:
+        if names:
             raise InputError(
                 f"no usable checkpoint in {self.place}; delete the directory to start over"
             )
         return None
 
-    def _look(self) -> list[str]:
-        """Stems of all checkpoints with a marker, oldest first."""
-        stems = parcels.whole_stems(self.store.names())
-        self._scores = {stem: self._scores.get(stem, math.inf) for stem in stems}
-        return stems
+    def _list(self) -> list[str]:
+        names = complete(self.storage.names())
+        self._scores = {name: self._scores.get(name, math.inf) for name in names}
+        return names
 
-    def _read(self, description: dict, like: dict | None) -> dict:
-        # Room for one archive and its unpacked content; files are read one after the other.
-        _require_local(2 * max(part["bytes"] for part in description["parts"]))
+    def _read(self, manifest: dict, like: dict | None) -> dict:
+        _require_local(max(file["bytes"] for file in manifest["files"]))
         # A training run deletes files with its own prefix at the start; readers use another prefix.
         prefix = self._prefix if self._writes else "percepiano_ast-reading-"
-        shares = []
-        for part in description["parts"]:
-            with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as local:
-                shares.append(parcels.fetch(self.store, part, Path(local)))
-        tree = pieces.join(shares)
-        return tree if like is None else pieces.fit(tree, like)
-
-    # ------------------------------------------------------------ writing
+        shards: dict[str, np.ndarray] = {}
+        for file in manifest["files"]:
+            with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder:
+                path = Path(folder, file["name"])
+                if self.storage.get(file["name"], path, file["bytes"]) != file["sha256"]:
+                    raise InputError("checksum differs")
+                shards |= read_arrays(path)
+        arrays = join_shards(shards)
+        try:
+            tree = _rebuild(manifest["tree"], arrays)
+        except (TypeError, KeyError, RecursionError) as error:
+            raise InputError("its JSON file does not describe a valid checkpoint") from error
+        if arrays:
+            raise InputError(f"the array {min(arrays)[:80]!r} is not in its manifest")
+        return tree if like is None else fit(tree, like)
 
     def prepare(self) -> None:
         """Before a run: delete the incomplete files of killed runs.
 
         Raises:
-            StoreFailed: the storage location does not respond.
+            StorageError: the storage location does not respond.
         """
         self._writes = True
         for path in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
             shutil.rmtree(path, ignore_errors=True)
         if jax.process_index():
             return
-        complete = self._look()
-        self._remove_litter()
-        for stem in complete:
-            with contextlib.suppress(InputError, StoreFailed):  # `load` reports it
-                self._scores[stem] = _number(parcels.describe(self.store, stem)["score"])
-
-    def _remove_litter(self, before: float = math.inf) -> None:
-        """Delete incomplete files, those without a marker, of steps up to ``before``."""
-        for name in self.store.names():
-            stem = parcels.stem_in(name)
-            complete = stem in self._scores and name.endswith(".tar") or parcels.is_marker(name)
-            if stem and not complete and parcels.step_of(stem) <= before:
-                self._remove(name)
+        names = self._list()
+        self._remove_incomplete()
+        for name in names:
+            with contextlib.suppress(InputError, StorageError):  # `load` reports it
+                score = read_manifest(self.storage, name)["score"]
+                self._scores[name] = math.inf if score is None else score
 
     @property
     def busy(self) -> bool:
         """Whether a checkpoint is being saved."""
-        return self._courier.busy
+        return self._background.busy
 
     def save(self, step: int, tree: dict, description: dict, score: float = math.inf) -> None:
         """Copy the tree, and save the copy in the background.
 
-        Waits while the previous copy is in memory; there is at most one. Storage errors do not stop
+        Waits while the previous copy is written to the local disk. Storage errors do not stop
         training: they are logged, the next save tries again, and `finish` raises the last error.
 
         Args:
             score: lower is better; the best checkpoint is not deleted.
         """
-        self._courier.wait_for_turn()
-        if (seconds := self._courier.seconds_in_hand) > LONG:
-            self.log(
+        background = self._background
+        if background.error is None:
+            background.wait(SOON)
+        if (seconds := background.seconds) > LONG:
+            logger.info(
                 f"  saving a checkpoint to {self.place} has taken {seconds:.0f} s so far; training"
                 " continues"
             )
-        if trouble := self._courier.trouble:
-            self.log(
-                f"  checkpoints cannot be saved in {self.place} ({trouble}); training continues,"
+        if error := background.error:
+            logger.warning(
+                f"  checkpoints cannot be saved in {self.place} ({error}); training continues,"
                 " trying the next one now"
             )
         if self._local is None:
             self._local = Path(tempfile.mkdtemp(prefix=self._prefix))
-        marker: dict[str, Any] = {"step": step, "score": score if math.isfinite(score) else None}
-        marker |= {"code_version": __version__, "dimensions": list(KEYS), **description}
-        marker = json.loads(json.dumps(marker))  # a copy: the history grows during the save
-        share = pieces.own_share(tree, self._copies)
-        self._courier.send(
-            parcels.Parcel(self.store, self._run, share, marker, self._local, self._note)
-        )
+        manifest: dict[str, Any] = {"step": step, "score": score if math.isfinite(score) else None}
+        manifest |= {"code_version": __version__, "dimensions": list(KEYS), **description}
+        # The tree goes on, in the same memory, while it is saved, and so does the history.
+        manifest = json.loads(json.dumps(manifest | {"tree": _structure(tree)}))
+        name = f"step_{step:08d}.{self._run}"
+        with self._lock:
+            arrays, before = own_shards(tree), self._copy
+            self._copy, self._copied = {}, manifest
+            for key, array in arrays.items():
+                # Reusing memory is several times faster than allocating it.
+                copy = before.get(key)
+                if copy is None or copy.shape != array.shape or copy.dtype != array.dtype:
+                    copy = np.empty_like(array, order="C")
+                np.copyto(copy, array)
+                self._copy[key] = copy
+            background.submit(functools.partial(self._save_copy, name, manifest, self._local))
+
+    def _save_copy(self, name: str, manifest: dict, folder: Path) -> None:
+        """Write the copy to the local disk, upload it, and delete what is no longer needed."""
+        process = jax.process_index()
+        path = folder / f"{name}.p{process}.safetensors"
+        with self._lock:
+            if not path.exists():  # otherwise only the upload has failed
+                if manifest is not self._copied:
+                    return  # a newer state has replaced it
+                for other in folder.iterdir():
+                    other.unlink()
+                try:
+                    save_file(self._copy, path)
+                except (OSError, SafetensorError) as error:
+                    raise OSError(
+                        f"it cannot be written to {tempfile.gettempdir()} ({error}). Free space"
+                        " there, or set TMPDIR"
+                    ) from error
+        file = {"name": path.name, "bytes": path.stat().st_size}
+        file["sha256"] = self.storage.put(path.name, path)
+        if process:
+            self.storage.write(f"{name}.p{process}.json", _signed(file))
+        else:
+            files = [file, *self._files_of_others(name)]
+            digest = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
+            manifest |= {"saved": datetime.now(UTC).isoformat(timespec="seconds"), "sha256": digest}
+            manifest |= {"bytes": sum(file["bytes"] for file in files), "files": files}
+            self.storage.write(f"{name}.json", _signed(manifest))
+            if self._background.error:
+                logger.info(
+                    f"  {self.place} is writable again: the checkpoint of step"
+                    f" {manifest['step']} is saved"
+                )
+            self._scores[name] = math.inf if manifest["score"] is None else manifest["score"]
+            self._remove_old(manifest["step"])
+        path.unlink(missing_ok=True)
+
+    def _files_of_others(self, name: str) -> list[dict]:
+        """What the other processes wrote about their files."""
+        wanted = [f"{name}.p{number}.json" for number in range(1, jax.process_count())]
+        end = time.monotonic() + PROCESS_TIMEOUT
+        while wanted and (missing := set(wanted) - set(self.storage.names())):
+            if time.monotonic() > end:
+                raise StorageError(
+                    f"cannot complete {self.storage.path_of(name)}: {min(missing)} of another"
+                    f" process is missing after {PROCESS_TIMEOUT:g} s. All processes need the same"
+                    " storage location"
+                )
+            time.sleep(0.2)
+        return [_verified(self.storage.read(file), _FILE) for file in wanted]
+
+    def _remove_old(self, step: int) -> None:
+        """Delete the checkpoints that are no longer needed, and incomplete ones up to ``step``."""
+        good = sorted(self._scores.keys() - self._damaged)
+        best = min(reversed(good), key=self._scores.__getitem__)
+        needed = {*good[-self.keep :], *([best] if math.isfinite(self._scores[best]) else [])}
+        for name in sorted(self._scores.keys() - needed):
+            # The manifest first: files without one are incomplete and are deleted later.
+            if self._remove(f"{name}.json"):
+                del self._scores[name]
+                self._damaged.discard(name)
+        with contextlib.suppress(StorageError):  # the next start deletes them
+            self._remove_incomplete(step)
+
+    def _remove_incomplete(self, step: float = math.inf) -> None:
+        for file in self.storage.names():
+            found = _NAME.fullmatch(file)
+            if not found or _step_of(file) > step or file == f"{found[1]}.json":
+                continue
+            if found[1] not in self._scores or not file.endswith(".safetensors"):
+                self._remove(file)
+
+    def _remove(self, file: str) -> bool:
+        try:
+            self.storage.remove(file, truncate=".safetensors" in file)
+        except StorageError as error:
+            logger.warning(f"  {error}. The file still takes up space; deletion is tried again")
+            return False
+        return True
 
     def finish(self) -> None:
-        """Wait until the last save is in the store; try again after a storage error.
+        """Wait until the last save is in the storage location; try again after an error.
 
         Raises:
-            StoreFailed: the last checkpoint was not saved; older ones are unchanged.
+            StorageError: the last checkpoint was not saved; older ones are unchanged.
         """
-        if self._courier.insist() or (late := self._courier.waiting) is None:
+        if self._background.finish():
             return
-        last = max(self._scores.keys() - self._bad, default="")
+        last = max(self._scores.keys() - self._damaged, default="")
         before = (
-            f"the last saved checkpoint is of step {parcels.step_of(last)}"
+            f"the last saved checkpoint is of step {_step_of(last)}"
             if last
             else "no checkpoint was saved"
         )
-        raise StoreFailed(
-            f"the checkpoint of step {late.marker['step']} was not saved in {self.place}"
-            f" ({self._courier.trouble}); {before}. Fix the storage location and run again to"
+        raise StorageError(
+            f"the checkpoint of step {self._copied['step']} was not saved in {self.place}"
+            f" ({self._background.error}); {before}. Fix the storage location and run again to"
             " resume from there"
         )
 
     def clear(self) -> None:
         """Delete all checkpoints in this storage location, when they are no longer needed."""
-        stems = self._look()
-        for stem in stems:
-            self._remove(f"{stem}.json")
+        for name in self._list():
+            self._remove(f"{name}.json")
         self._scores.clear()
-        self._remove_litter()
-
-    def _complain(self, error: OSError) -> None:
-        self.log(
-            f"  warning: the checkpoint is not in {self.place} yet: {error}. Older ones are not"
-            " deleted; training continues"
-        )
-
-    def _note(self, stem: str, marker: dict) -> None:
-        """Register a saved checkpoint, and delete those that are no longer needed."""
-        if self._courier.trouble:
-            self.log(
-                f"  {self.place} is writable again: the checkpoint of step {marker['step']} is"
-                " saved"
-            )
-            self._courier.trouble = None
-        self._scores[stem] = _number(marker["score"])
-        good = sorted(self._scores.keys() - self._bad)
-        best = min(reversed(good), key=self._scores.__getitem__)
-        kept = {*good[-self.keep :], *([best] if math.isfinite(self._scores[best]) else [])}
-        for old in sorted(self._scores.keys() - kept):
-            # The marker first: a checkpoint with a marker is complete, files without one are
-            # deleted later.
-            if self._remove(f"{old}.json"):
-                del self._scores[old]
-                self._bad.discard(old)
-        with contextlib.suppress(StoreFailed):  # the next start deletes them
-            self._remove_litter(before=marker["step"])
-
-    def _remove(self, name: str) -> bool:
-        try:
-            # Files in Drive's trash count against the quota: truncate the file first.
-            self.store.remove(name, emptied=".tar" in name)
-        except StoreFailed as error:
-            self.log(f"  {error}. The file still takes up space; deletion is tried again later")
-            return False
-        return True
+        self._remove_incomplete()
 
 
-def listing(place: str | Path, log: Callable[[str], None] = echo) -> list[dict]:
-    """Read the markers of all checkpoints in a storage location, oldest first, without their
-    archives.
-
-    Fields of each: ``step``, ``bytes``, ``saved`` (UTC), and the saved description. Damaged markers
-    are reported to ``log``.
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a local safetensors file, which may be untrusted.
 
     Raises:
-        StoreFailed: the storage location cannot be read.
+        InputError: safetensors cannot read it.
     """
-    store, found = open_store(place), []
-    for stem in parcels.whole_stems(store.names()):
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"safetensors cannot read it: {str(error)[:300]}") from error
+
+
+def listing(place: str | Path, damaged: list[str] | None = None) -> list[dict]:
+    """Read the manifests of all checkpoints in a storage location, oldest first, without their
+    arrays.
+
+    Fields of each: ``step``, ``bytes``, ``saved`` (UTC), and the saved description. Damaged
+    manifests are added to ``damaged``, or logged.
+
+    Raises:
+        StorageError: the storage location cannot be read.
+    """
+    storage, found = Storage(place), []
+    for name in complete(storage.names()):
         try:
-            found.append(parcels.describe(store, stem))
+            found.append(read_manifest(storage, name))
         except InputError as error:
-            log(f"  {store.path_of(stem)}: {error}")
-        except StoreFailed as error:
+            problem = f"{storage.path_of(name)}: {error}"
+            logger.warning(f"  {problem}") if damaged is None else damaged.append(problem)
+        except StorageError as error:
             if error.number != errno.ENOENT:
                 raise
             # A running training has deleted the checkpoint since it was listed.
     return found
 
 
-def open_latest(
-    place: str | Path, *, made_by: str, log: Callable[[str], None] = echo
-) -> tuple[dict, dict]:
-    """Tree and description of the newest intact checkpoint; damaged newer ones are reported to
-    ``log``.
+def open_latest(place: str | Path, *, made_by: str) -> tuple[dict, dict]:
+    """Tree and manifest of the newest intact checkpoint; damaged newer ones are logged.
 
     Args:
         made_by: the command or notebook that makes checkpoints, for the message.
 
     Raises:
         InputError: there is none; the message names ``made_by``.
-        StoreFailed: the storage location cannot be read.
+        StorageError: the storage location cannot be read.
     """
-    found = Checkpoints(place, log=log).load()
+    found = Checkpoints(place).load()
     if found is None:
         raise InputError(f"no checkpoint in {place}. Run {made_by} first")
     return found

@@ -24,9 +24,8 @@ import jax.numpy as jnp
 from percepiano_ast.config import AUDIOSET, Preset, lookup
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.music.piano_roll import N_KEYS, FrameTargets
-from percepiano_ast.training.loop import pretrain_flops
 from percepiano_ast.training.mesh import DATA, Layout
-from percepiano_ast.training.pretrain import Pretraining
+from percepiano_ast.training.pretrain import Pretraining, pretrain_flops
 
 GIB = 2**30
 MUSIC_HOURS = 200  # MAESTRO v3
@@ -93,7 +92,7 @@ class DryRun:
 
     @property
     def clip_flops(self) -> float:
-        """See `loop.pretrain_flops`."""
+        """See `pretrain_flops`."""
         return pretrain_flops(self.preset.model, self.preset.pretrain)
 
     @property

@@ -1,12 +1,10 @@
-"""The rater (an encoder with rating heads), its losses, and its training fold by fold.
+"""The rater (an encoder with rating heads), its losses, and its training on one fold.
 
-There is no model selection. For each fold, a rater is trained on all clips outside it for the
-configured number of epochs and predicts the fold's clips once, from all windows of each clip.
-Batches come in as iterators; see ``data/batches.py``.
+There is no model selection: a fold's rater is trained on all clips outside it for the configured
+number of epochs, and predicts the fold's clips once.
 """
 
 import functools
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,13 +27,17 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import echo, lock_config
+from percepiano_ast.files import lock_config
 from percepiano_ast.models import heads
 from percepiano_ast.models.cnn import Geometry
-from percepiano_ast.training import strategies
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints, require_room, shown
-from percepiano_ast.training.loop import History
-from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training import loop, strategies
+from percepiano_ast.training.checkpoints import (
+    SAVE_MINUTES,
+    Checkpoints,
+    check_disk_space,
+    shown,
+    size_of,
+)
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -363,23 +365,18 @@ def _distribution(
     )
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def step(
-    run: Finetuning, state: TrainState, encoder: dict, batch: dict, scaler: Scaler, rng: jax.Array
-) -> tuple[TrainState, jax.Array]:
-    """One training step; returns the next state, and the total and group losses, float32 (1 + G,).
+@functools.lru_cache  # equal runs share the compiled step
+def _step_of(run: Finetuning) -> jax.stages.Wrapped:
+    """The jitted training step, (state, batch) -> (state, metrics), for any seed.
 
-    Args:
-        encoder: see ``strategies.join``.
-        batch: ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), and either
-            ``embeddings`` or the clips' windows: ``codes`` (B, W, T, F) and their number of valid
-            frames ``n_valid`` (B, W), 0 for padding windows.
-        rng: the run's key.
+    The batch holds ``ratings`` (B, K), ``weights`` (B,), ``group_weights`` (G,), the run's ``key``,
+    ``encoder`` (see ``strategies.join``), ``scaler``, and either ``embeddings`` or the clips'
+    windows: ``codes`` (B, W, T, F) and their number of valid frames ``n_valid`` (B, W), 0 for
+    padding windows.
     """
-    rng = jax.random.fold_in(rng, state.step)
 
-    def objective(trained, batch):
-        params = strategies.join(run.config, encoder, trained)
+    def objective(trained: dict, batch: dict) -> tuple[jax.Array, dict]:
+        params = strategies.join(run.config, batch["encoder"], trained)
         if "embeddings" in batch:
             embeddings = batch["embeddings"]
         else:  # of clips, from the summed moments of their windows
@@ -390,20 +387,23 @@ def step(
             embeddings = heads.moments_to_embedding(*heads.combine_moments(moments, clip, clips))
         rated, log_variance = run.apply(
             {"head": params["head"]},
-            scaler.apply(embeddings),
+            batch["scaler"].apply(embeddings),
             deterministic=False,
             method=heads.RatingModel.distribution,
-            rngs={"dropout": rng},
+            rngs={"dropout": batch["key"]},
         )
         errors = rating_errors(rated, log_variance, batch["ratings"])
         groups = group_losses(errors, batch["weights"], run.questionnaire)
         learned = trained["groups"]["log_variance"] if "groups" in trained else None
         loss = total_loss(groups, batch["group_weights"], learned, run.questionnaire)
-        return loss, {"loss": loss, "groups": groups}
+        return loss, {"loss": loss, **dict(zip(loss_columns(run.questionnaire), groups))}
 
-    half = run.module.compute.dtype == jnp.float16
-    state, metrics = train_step(state, batch, objective, run.optimizer, half=half)
-    return state, jnp.concatenate([metrics["loss"][None], metrics["groups"]])
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        batch = batch | {"key": jax.random.fold_in(batch["key"], state.step)}
+        half = run.module.compute.dtype == jnp.float16
+        return train_step(state, batch, objective, run.optimizer, half=half)
+
+    return jax.jit(step, donate_argnums=0)
 
 
 # --- Training -------------------------------------------------------------------------------------
@@ -423,7 +423,6 @@ def finetune_fold(
     raters: np.ndarray | None = None,
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
-    log: Callable[[str], None] = echo,
 ) -> tuple[dict, Scaler]:
     """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
 
@@ -445,8 +444,7 @@ def finetune_fold(
     Raises:
         InputError: ``directory`` or ``store`` holds a run of another configuration; see
             `RatingTargets.fit`.
-        FloatingPointError: a loss is not finite; the message names the step.
-        StoreFailed: training is complete, but the model could not be saved.
+        FloatingPointError, StorageError: see `loop.fit`.
     """
     config = run.config
     settings = {"model": asdict(run.model), "finetune": asdict(config), **settings}
@@ -454,57 +452,23 @@ def finetune_fold(
     settings |= run.questionnaire.as_settings()
     targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
     lock_config(directory, settings)
-    checkpoints = Checkpoints(f"{store or directory}/checkpoints", log=log)
-    finished = Checkpoints(f"{store or directory}/model", keep=1, log=log)
-    finished.prepare()
-    if found := finished.load(settings=settings):
-        tree, _ = found
-        checkpoints.clear()
-        return tree["params"], Scaler(**tree["scaler"])
-
-    scaler, history = Scaler.fit(embeddings[train]), History(directory, log)
-    with checkpoints:
-        state = new_state(strategies.split(config, params, run.questionnaire), run.optimizer)
-        done, rows, losses = 0, [], []
-        started, logged = time.monotonic(), 0.0
-        checkpoints.prepare()
-        if found := checkpoints.load({"state": state}, settings):
-            tree, kept = found
-            state, done = tree["state"], kept["step"]
-            rows, losses = kept["history"], kept["losses"]
-            steps = f" and {len(losses)} steps" if losses else ""
-            log(f"  resuming after epoch {kept['epoch']}{steps}")
-            if rows:
-                history.send(rows)
-        saved = time.monotonic()
-        if config.trains_encoder:
-            batches = windows(done)
-        else:
-            batches = _embedding_batches(embeddings, train, config, done)
-        inputs = run, params["encoder"], scaler, targets, batches
-        training = _train(*inputs, steps_per_epoch, state, done, rows, losses)
-        for number, state in training:
-            ended = number % steps_per_epoch == 0
-            due = time.monotonic() - saved >= 60 * save_minutes and not checkpoints.busy
-            if ended or due:
-                saved = time.monotonic()
-                losses[:] = _as_numbers(losses)
-                progress = {"epoch": len(rows), "history": rows, "losses": losses}
-                description = {**settings, "seed": config.seed, **progress}
-                checkpoints.save(number, {"state": state}, description)
-            if ended:
-                history.send(rows)
-                elapsed, loss = time.monotonic() - started, rows[-1]["loss"]
-                if elapsed - logged > 10:
-                    logged = elapsed
-                    log(f"  epoch {len(rows)}/{config.epochs}: loss {loss:.4f}, {elapsed:.0f} s")
-    history.finish()
-    params = _finished(run, params, state, targets)
-    tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
-    with finished:
-        made = {"seed": config.seed, "epoch": config.epochs, "history": rows}
-        finished.save(int(state.step), tree, settings | made)
-    checkpoints.clear()  # the store may have room for one fold's checkpoints only
+    place = f"{store or directory}/checkpoints"
+    model = Checkpoints(f"{store or directory}/model", keep=1)
+    model.prepare()
+    if found := model.load(settings=settings):
+        params, scaler = found[0]["params"], Scaler(**found[0]["scaler"])
+    else:
+        saving = {"place": place, "settings": settings | {"seed": config.seed}}
+        saving |= {"directory": directory, "save_minutes": save_minutes}
+        stream = windows if config.trains_encoder else None
+        params, scaler, rows = _fit(
+            run, params, embeddings, train, targets, stream, steps_per_epoch, **saving
+        )
+        tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
+        with model:
+            made = {"seed": config.seed, "epoch": config.epochs, "history": rows}
+            model.save(config.epochs * steps_per_epoch, tree, settings | made)
+    Checkpoints(place).clear()  # the store may have room for one fold's checkpoints only
     return params, scaler
 
 
@@ -522,82 +486,64 @@ def fit_heads(
 
     Raises:
         InputError: a strategy other than ``frozen``; see `RatingTargets.fit`.
+        FloatingPointError: see `loop.fit`.
     """
-    config = run.config
-    if config.trains_encoder:
+    if run.config.trains_encoder:
         raise InputError(
-            f"strategy {config.strategy!r} trains the encoder; choose 'frozen' to fit the heads"
+            f"strategy {run.config.strategy!r} trains the encoder; choose 'frozen' to fit the heads"
             " only"
         )
-    targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
-    scaler, steps = Scaler.fit(embeddings[train]), steps_of_epoch(config, len(train))
-    batches = _embedding_batches(embeddings, train, config, 0)
-    state = new_state(strategies.split(config, params, run.questionnaire), run.optimizer)
-    inputs = run, params["encoder"], scaler, targets, batches
-    for after in _train(*inputs, steps, state, 0, [], []):
-        state = after[1]
-    return _finished(run, params, state, targets), scaler
+    targets = RatingTargets.fit(run.config, ratings, raters, train, run.questionnaire)
+    steps = steps_of_epoch(run.config, len(train))
+    return _fit(run, params, embeddings, train, targets, None, steps)[:2]
 
 
-def _train(
-    run, encoder, scaler, targets, batches, steps_per_epoch, state, done, rows, losses
-) -> Iterator[tuple[int, TrainState]]:
-    """Train from step ``done`` on; yields each step's number and the state after it, which the next
-    step reuses.
+def _fit(
+    run: Finetuning,
+    params: dict,
+    embeddings: np.ndarray,
+    train: np.ndarray,
+    targets: RatingTargets,
+    windows: Callable[[int], Iterator[dict]] | None,
+    steps_per_epoch: int,
+    **saving: Any,
+) -> tuple[dict, Scaler, list[dict]]:
+    """Train on windows, or without them on embeddings; returns the parameters of the complete
+    rater, which predicts in the unit of the ratings, the scaler and the history."""
+    config, scaler = run.config, Scaler.fit(embeddings[train])
+    # otherwise all of the encoder is part of the training state, or none is used
+    encoder = params["encoder"] if config.strategy in ("last", "lora") else {}
+    common = {"encoder": encoder, "scaler": scaler, "key": jax.random.key(config.seed)}
 
-    Appends a row of the history per epoch to ``rows``; ``losses`` holds those of the steps of the
-    current epoch, see `step`.
-    """
-    # otherwise all of it is part of the training state, or none is used
-    encoder = encoder if run.config.strategy in ("last", "lora") else {}
-    columns, rng = ("loss", *loss_columns(run.questionnaire)), jax.random.key(run.config.seed)
-    # Runs that differ only in their seed share the compiled step.
-    run = replace(run, config=replace(run.config, seed=0))
-    for epoch in range(done // steps_per_epoch, run.config.epochs):
-        end = (epoch + 1) * steps_per_epoch
-        # Depends only on the history, which every checkpoint holds.
-        weights = dynamic_weights(run.config, rows, run.questionnaire)
-        for number in range(done + 1, end + 1):
-            batch = targets.of(next(batches)) | {"group_weights": weights}
-            state, found = step(run, state, encoder, batch, scaler, rng)
-            losses.append(found)
-            if number < end:
-                yield number, state
-        losses[:] = _as_numbers(losses)
-        for number, (loss, *_) in enumerate(losses, end - steps_per_epoch + 1):
-            if not np.isfinite(loss):
-                raise FloatingPointError(
-                    f"the loss is {loss} at step {number}; lower the learning rate"
-                )
-        means = np.mean(losses, axis=0).tolist()
-        rows.append({"epoch": epoch + 1, "step": end} | dict(zip(columns, means)))
-        losses.clear()
-        done = end
-        yield done, state
+    def embedding_batches(step: int) -> Iterator[dict]:
+        while True:
+            epoch, batch = divmod(step, steps_of_epoch(config, len(train)))
+            order = np.random.default_rng([config.seed, epoch]).permutation(train)
+            chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
+            yield {"embeddings": embeddings[chosen], "clip": chosen}
+            step += 1
 
+    def prepare(batch: dict, history: list[dict]) -> dict:
+        weights = dynamic_weights(config, history, run.questionnaire)
+        return targets.of(batch) | common | {"group_weights": weights}
 
-def _as_numbers(losses: list) -> list[list[float]]:
-    return [np.asarray(one).tolist() for one in losses]
-
-
-def _finished(run: Finetuning, params: dict, state: TrainState, targets: RatingTargets) -> dict:
-    """Parameters of the complete rater, trained and frozen parts joined; it predicts in the unit of
-    the ratings."""
-    params = params | strategies.join(run.config, params["encoder"], state.params)
-    head = heads.in_rating_units(
-        params["head"], run.config.head, targets.mean, targets.std, run.questionnaire
+    step = _step_of(replace(run, config=replace(config, seed=0)))
+    state, rows = loop.fit(
+        lambda: new_state(strategies.split(config, params, run.questionnaire), run.optimizer),
+        lambda state, batch: step,
+        windows or embedding_batches,
+        prepare,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        names=("loss", *loss_columns(run.questionnaire)),
+        log_seconds=10.0,
+        **saving,
     )
-    return params | {"head": head}
-
-
-def _embedding_batches(embeddings, train, config: FinetuneConfig, step: int) -> Iterator[dict]:
-    per_epoch = steps_of_epoch(config, len(train))
-    while True:
-        epoch, batch = divmod(step, per_epoch)
-        order = np.random.default_rng([config.seed, epoch]).permutation(train)
-        chosen = order[batch * config.batch_size : (batch + 1) * config.batch_size]
-        yield {"embeddings": embeddings[chosen], "clip": chosen}
-        step += 1
+    params = params | strategies.join(config, params["encoder"], state.params)
+    head = heads.in_rating_units(
+        params["head"], config.head, targets.mean, targets.std, run.questionnaire
+    )
+    return params | {"head": head}, scaler, rows
 
 
 def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
@@ -606,10 +552,8 @@ def steps_of_epoch(config: FinetuneConfig, clips: int) -> int:
     return max(clips // config.batch_size, 1)
 
 
-def check_room(
-    run: Finetuning, params: dict, folds: int, place: str, log: Callable[[str], None] = echo
-) -> None:
-    """Before the first fold: check the disk space for all folds, see `require_room`."""
+def check_room(run: Finetuning, params: dict, folds: int, place: str) -> None:
+    """Before the first fold: check the disk space for all folds, see `check_disk_space`."""
 
     def first_state() -> TrainState:
         return new_state(strategies.split(run.config, params, run.questionnaire), run.optimizer)
@@ -619,4 +563,4 @@ def check_room(
         f"{shown(3 * state + (folds + 1) * model)} (three checkpoints during a fold's training, and"
         f" a final model of each of {folds} folds)"
     )
-    require_room(place, max(state, model), most, log)
+    check_disk_space(place, max(state, model), most)

@@ -1,33 +1,35 @@
-"""The pre-training loop: take steps, check and log their metrics, save checkpoints, resume."""
+"""The training loop of pre-training and of folds, and the history that it writes."""
 
 import contextlib
 import csv
 import importlib.util
 import io
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from percepiano_ast.config import ModelConfig, PretrainConfig
-from percepiano_ast.models import transcription
-from percepiano_ast.models.ast import PREFIX_TOKENS
-from percepiano_ast.music.piano_roll import N_KEYS
-from percepiano_ast.training import mesh, stores
-from percepiano_ast.training.checkpoints import Checkpoints, require_room, shown
-from percepiano_ast.training.courier import Courier
-from percepiano_ast.training.pieces import size_of
+from percepiano_ast.training import mesh
+from percepiano_ast.training.checkpoints import (
+    SAVE_MINUTES,
+    Background,
+    Checkpoints,
+    Storage,
+    StorageError,
+    watched,
+)
 from percepiano_ast.training.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 CHECKED = ("loss", "gradient_norm", "update_norm")  # must be finite after every step
-# Steps between two reads of the metrics, which block until the device is done. Rows of steps.csv
-# are means over as many steps.
+# Steps of pre-training between two reads of the metrics, which block until the device is done.
+# Rows of steps.csv are means over as many steps.
 LOG_EVERY = 20
 FLUSH_SECONDS = 10.0
 # Metrics in an epoch's log line, if the objective has them: format and factor.
@@ -42,226 +44,189 @@ _SHOWN = {
     "masked_accuracy": ("accuracy {:.1f} %", 100),
     "validation_heard_onset_f1": ("onset F1 {:.3f}", 1),
     "validation_heard_sustain_r": ("pedal r {:.3f}", 1),
+    "clips_per_second": ("{:.3g} clips/s", 1),
 }
-# Sides of the square matrices for measuring a device's peak: large enough to saturate it, small
-# enough to be quick.
-_PEAK_SIDE = {"cpu": 1024, "gpu": 8192, "tpu": 8192}
 
 
-class Loop:
-    """The loop of a `pretrain.Pretraining` run, with everything it carries between steps except the
-    training state."""
+def fit(
+    init: Callable[[], TrainState],
+    compile_step: Callable[[TrainState, dict], Callable],
+    batches: Callable[[int], Iterator[dict]],
+    prepare: Callable[[dict, list[dict]], dict],
+    *,
+    put_state: Callable[[TrainState], TrainState] = lambda state: state,
+    epochs: int,
+    steps_per_epoch: int,
+    names: Sequence[str],
+    log_every: int = 1,
+    log_seconds: float = 0.0,
+    measure: Callable[[int, float], dict[str, float]] | None = None,
+    validate: Callable[[dict], dict[str, float]] = lambda params: {},
+    directory: Path | None = None,
+    place: str = "",
+    settings: dict | None = None,
+    save_minutes: float = SAVE_MINUTES,
+) -> tuple[TrainState, list[dict]]:
+    """Train from the newest intact checkpoint on; returns the last state and the history, one row
+    per epoch.
 
-    def __init__(
-        self, run, directory: Path, settings: dict, checkpoints: Checkpoints, save_minutes, log
-    ):
-        self.run, self.directory, self.settings, self.log = run, directory, settings, log
-        self.checkpoints, self.save_minutes = checkpoints, save_minutes
-        self.saved = time.monotonic()
-        self.rows: list[dict] = []  # of the completed epochs
-        self.means: list[dict] = []  # of the current epoch, one entry per read of the metrics
-        self.unread: list[tuple[list[str], dict]] = []  # clips and metrics of steps since then
-        self.since, self.waited = time.monotonic(), 0.0  # that read; seconds waited for batches
-        self.clip_flops = pretrain_flops(run.model, run.config)
-        self.peak = run.layout.size * matrix_peak(run.module.compute.dtype, run.layout.device)
-        self.history: History | None = None  # in the first process
+    Args:
+        init: makes the state before the first step.
+        compile_step: returns the step, (state, prepared batch) -> (state, metrics), for arrays like
+            these; the metrics are those of `state.train_step`.
+        batches: ``batches(k)`` yields the batches of steps k, k + 1, ...
+        prepare: batch and history -> inputs of the step.
+        put_state: puts a loaded state on the devices.
+        names: of the metrics whose means are reported.
+        log_every: steps between two reads of the metrics, and so between checkpoints.
+        log_seconds: seconds between two progress messages.
+        measure: number of steps, seconds per step -> further metrics; their means are written to
+            ``steps.csv`` and TensorBoard.
+        validate: parameters -> further columns of the history; the checkpoint with the smallest
+            ``validation_loss`` is not deleted.
+        directory: for ``history.csv`` and ``steps.csv``, and for ``stopped``, the state before a
+            loss that is not finite; None to write nothing.
+        place: storage location of the checkpoints.
+        settings: saved with every checkpoint, and compared when a run is resumed.
+        save_minutes: minutes between checkpoints within a long epoch.
 
-    def run_epochs(self, batches, steps_per_epoch: int, validation) -> list[dict]:
-        """Train the remaining epochs; returns the whole history."""
-        run, epochs, checkpoints = self.run, self.run.config.epochs, self.checkpoints
-        step = run.step  # raises an error now if the batch cannot be divided
-
+    Raises:
+        InputError: ``place`` holds checkpoints of other settings.
+        FloatingPointError: loss, gradient or update is not finite; the message names the step and
+            the clips of its batch.
+        StorageError: training is complete, but the last checkpoint or the history was not saved.
+    """
+    settings, total, history = settings or {}, epochs * steps_per_epoch, None
+    done, rows, reads, tree = 0, [], [], None
+    with Checkpoints(place) if directory else contextlib.nullcontext() as checkpoints:
         # --- Resume
-        one = size_of(run.abstract_state)
-        most = (
-            f"{shown((checkpoints.keep + 2) * one)} (the last {checkpoints.keep}, the best, one"
-            " being saved)"
-        )
-        require_room(checkpoints.place, one, most, self.log)
-        checkpoints.prepare()
-        mesh.wait_for_all("old files deleted")
-        found = checkpoints.load({"state": run.abstract_state}, self.settings)
-        tree, kept = found or (None, {"step": 0, "history": [], "looks": [], "steps": []})
-        done = kept["step"]
-        mesh.require_same(done, "the step of the newest checkpoint")
-        self.rows, self.means = kept["history"], kept["looks"]
-        if mesh.is_lead():
-            self.history = History(self.directory, self.log, kept["steps"], tensorboard=True)
-        if tree is None:
-            state = run.init()
-        else:
-            within = f" and {sum(one['steps'] for one in self.means)} steps" if self.means else ""
-            self.log(f"  resuming after epoch {kept['epoch']}{within}")
-            if self.history:
-                self.history.send(self.rows)
-            state = run.layout.put_state(tree["state"])
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        self.log(
-            f"{run.config.objective} {run.model.name}: {parameters:,} parameters, {run.total_steps}"
-            f" steps on {run.layout.size} x {run.layout.device.device_kind} in"
-            f" {jnp.dtype(run.module.compute.dtype).name}"
-        )
+        if checkpoints:
+            checkpoints.prepare()
+            mesh.wait_for_all("old files deleted")
+            tree, found = checkpoints.load({"state": jax.eval_shape(init)}, settings) or (
+                None,
+                {"steps": []},
+            )
+            if tree is not None:
+                done, rows, reads = found["step"], found["history"], found["reads"]
+                within = f" and {sum(one['steps'] for one in reads)} steps" if reads else ""
+                logger.info(f"  resuming after epoch {len(rows)}{within}")
+            mesh.require_same(done, "the step of the newest checkpoint")
+            if mesh.is_lead():
+                history = History(directory, found["steps"])
+                if rows:
+                    history.send(rows)
+        state = init() if tree is None else put_state(tree["state"])
 
-        # --- Train
-        started, first, compiled = time.monotonic(), done, None
-        stream = batches(done) if done < run.total_steps else iter(())
+        def save(score: float = math.inf) -> float:
+            """Save the state and the history; returns the time."""
+            if checkpoints:
+                steps = history.steps if history else []
+                progress = {"epoch": len(rows), "history": rows, "reads": reads, "steps": steps}
+                checkpoints.save(done, {"state": state}, settings | progress, score)
+            if history:
+                history.send(rows)
+            return time.monotonic()
+
+        started, first, step, logged, saved = time.monotonic(), done, None, 0.0, time.monotonic()
+        stream = batches(done) if done < total else iter(())
         for epoch in range(done // steps_per_epoch, epochs):
             end = (epoch + 1) * steps_per_epoch
-            self.since, self.waited = time.monotonic(), 0.0
-            for number in range(done + 1, end + 1):
+            since, waited, unread = time.monotonic(), 0.0, []
+            while done < end:
+                # --- Step
                 asked = time.monotonic()
                 batch = next(stream)
-                self.waited += time.monotonic() - asked
-                on_devices = run.put(batch)
-                if compiled is None:  # now, so that compile time does not count in the first speed
-                    start = time.monotonic()
-                    compiled = step.lower(state, on_devices).compile()
-                    self.since, self.waited = time.monotonic(), 0.0
-                    self.log(f"  compiled the training step in {self.since - start:.0f} s")
-                state, metrics = compiled(state, on_devices)
-                self.unread.append((batch["clip"], metrics))
-                if number % LOG_EVERY == 0 or number == end:
-                    self._read_metrics(state, number)
-                    due = time.monotonic() - self.saved >= 60 * self.save_minutes
-                    if number < end and mesh.from_lead(due and not checkpoints.busy):
-                        self._save(state, number)
-            done = end
-            read, self.means = self.means, []
-            weights = [one["steps"] for one in read]
-            means = {
-                name: float(np.average([one[name] for one in read], weights=weights))
-                for name in read[0]
-                if name != "steps"
-            }
-            means["skipped"] = round(means["skipped"] * steps_per_epoch)
-            row = {"epoch": epoch + 1, "step": done, **means}
-            row |= run.validate(state.params, validation())
-            self.rows.append(row | {"seconds": round(time.monotonic() - started, 1)})
-            self._save(state, done, row["validation_loss"])
-            left = (time.monotonic() - started) / (done - first) * (run.total_steps - done)
-            metrics_shown = [
-                f"loss {row['loss']:.3f} (validation {row['validation_loss']:.3f})",
-                *(
+                waited += time.monotonic() - asked
+                inputs = prepare(batch, rows)
+                if step is None:  # compile now, so that the time does not count in the first speed
+                    step = compile_step(state, inputs)
+                    since, waited = time.monotonic(), 0.0
+                state, metrics = step(state, inputs)
+                unread.append((batch["clip"], metrics))
+                done += 1
+                if done % log_every and done < end:
+                    continue
+
+                # --- Check
+                values = jax.device_get([one for _, one in unread])
+                good = done - len(values)  # number of steps before a value
+                for (clips, _), one in zip(unread, values):
+                    if (
+                        not one["skipped"]
+                        and not np.isfinite([one[name] for name in CHECKED]).all()
+                    ):
+                        clips = [str(clip) for clip in clips]
+                        numbers = {name: str(one[name]) for name in CHECKED}
+                        text = (
+                            f"the loss is {one['loss']:.4g}, the gradient norm"
+                            f" {one['gradient_norm']:.4g} and the update norm"
+                            f" {one['update_norm']:.4g} at step {good + 1}, on the clips"
+                            f" {', '.join(clips[:4])}"
+                        )
+                        if directory:
+                            home = directory / "stopped"
+                            facts = {"broke_at_step": good + 1, "clips": clips, **numbers}
+                            with Checkpoints(home, keep=1) as stopped:
+                                stopped.save(good, {"state": state}, settings | facts)
+                            text += f" and {len(clips) - 4} more" if len(clips) > 4 else ""
+                            text += f". The state after {good} steps is saved in {home}"
+                        if history:
+                            history.send(rows)
+                            with contextlib.suppress(StorageError):  # already logged
+                                history.finish()
+                        raise FloatingPointError(
+                            f"{text}. Lower the learning rate, or check those clips"
+                        )
+                    good += 1
+
+                # --- Log and save
+                means = {name: float(np.mean([one[name] for one in values])) for name in names}
+                if measure:
+                    means |= measure(done, (time.monotonic() - since) / len(values))
+                    means["input_wait"] = waited / len(values)
+                    if history:
+                        shown = {name: f"{value:.6g}" for name, value in means.items()}
+                        history.add({"step": done, **shown})
+                reads.append({"steps": len(values), **means})
+                since, waited, unread = time.monotonic(), 0.0, []
+                due = time.monotonic() - saved >= 60 * save_minutes
+                if checkpoints and done < end and mesh.from_lead(due and not checkpoints.busy):
+                    saved = save()
+
+            # --- End of the epoch
+            columns = [name for name in reads[0] if name != "steps"]
+            table = [[one[name] for name in columns] for one in reads]
+            means = np.average(table, axis=0, weights=[one["steps"] for one in reads])
+            row = {"epoch": epoch + 1, "step": done, **dict(zip(columns, means.tolist()))}
+            if "skipped" in row:
+                row["skipped"] = round(row["skipped"] * steps_per_epoch)
+            rows.append(row | validate(state.params))
+            row, reads = rows[-1], []
+            saved = save(row.get("validation_loss", math.inf))
+            elapsed = time.monotonic() - started
+            if elapsed - logged >= log_seconds:
+                logged, left = elapsed, elapsed / (done - first) * (total - done)
+                loss = f"loss {row['loss']:.4f}"
+                if "validation_loss" in row:
+                    loss = f"loss {row['loss']:.3f} (validation {row['validation_loss']:.3f})"
+                others = [
                     text.format(by * row[name])
                     for name, (text, by) in _SHOWN.items()
                     if name in row
-                ),
-                f"{row['clips_per_second']:.3g} clips/s",
-            ]
-            self.log(
-                f"  epoch {epoch + 1}/{epochs}: {', '.join(metrics_shown)}, about {left:.0f} s left"
-            )
-        return self.rows
-
-    def _save(self, state: TrainState, step: int, score: float = math.inf) -> None:
-        progress = {
-            "epoch": len(self.rows),
-            "history": self.rows,
-            "looks": self.means,
-            "steps": self.history.steps if self.history else [],
-        }
-        description = {**self.settings, "seed": self.run.config.seed, **progress}
-        self.checkpoints.save(step, {"state": state}, description, score)
-        if self.history:
-            self.history.send(self.rows)
-        self.saved = time.monotonic()
-
-    def _read_metrics(self, state: TrainState, last: int) -> None:
-        """Wait for the steps up to ``last``, check their metrics, and log the means.
-
-        Raises:
-            FloatingPointError: a metric is not finite. The last finite state is saved; the message
-                names the step and the clips of its batch.
-        """
-        clips = [names for names, _ in self.unread]
-        values = jax.device_get([metrics for _, metrics in self.unread])
-        self.unread.clear()
-        for good, one in enumerate(values, start=last - len(values)):  # steps before this one
-            if one["skipped"] or np.isfinite([one[name] for name in CHECKED]).all():
-                continue
-            names, home = clips[good - last], self.directory / "stopped"
-            settings = self.settings | {"broke_at_step": good + 1, "clips": list(names)}
-            settings |= {name: str(one[name]) for name in CHECKED}
-            with Checkpoints(home, keep=1, log=self.log) as stopped:
-                stopped.save(good, {"state": state}, settings)
-            if self.history:
-                self.history.send(self.rows)
-                with contextlib.suppress(stores.StoreFailed):  # already logged
-                    self.history.finish()
-            more = f" and {len(names) - 4} more, listed in {home}" if len(names) > 4 else ""
-            raise FloatingPointError(
-                f"the loss is {one['loss']:.4g}, the gradient norm {one['gradient_norm']:.4g} and"
-                f" the update norm {one['update_norm']:.4g} at step {good + 1}, on the clips"
-                f" {', '.join(names[:4])}{more}. The state after {good} steps is saved in {home}."
-                " Lower the learning rate, or check those clips"
-            )
-        count, seconds = len(values), time.monotonic() - self.since
-        measured = (*self.run.objective.names, "gradient_norm", "update_norm", "skipped")
-        means = {name: float(np.mean([one[name] for one in values])) for name in measured}
-        means["learning_rate"] = float(self.run.schedule(last - 1))
-        speed = count * self.run.config.batch_size / seconds
-        means |= {"clips_per_second": speed, "mfu": speed * self.clip_flops / self.peak}
-        means["input_wait"] = self.waited / count
-        self.since, self.waited = time.monotonic(), 0.0
-        if self.history:
-            self.history.add(
-                {"step": last, **{name: f"{value:.6g}" for name, value in means.items()}}
-            )
-        self.means.append({"steps": count, **means})
-
-
-def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
-    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of
-    remat; 2 per multiply-add. Norms and the descriptor head are negligible."""
-
-    def blocks(width: int, depth: int, tokens: int) -> int:
-        weights = (4 + 2 * model.mlp_ratio) * width**2
-        return depth * tokens * (2 * weights + 4 * tokens * width)
-
-    def encoder(patches: int) -> int:
-        tokens = PREFIX_TOKENS + patches
-        return 2 * patches * model.patch_dim * model.width + blocks(
-            model.width, model.depth, tokens
-        )
-
-    forward, patches = 0, model.num_patches
-    if config.objective != "transcription":
-        masked, width = config.num_masked(model), model.width
-        visible = patches - masked if config.decoder_depth else patches
-        forward += encoder(visible)
-        if config.decoder_depth:
-            width //= 2
-            forward += 2 * (PREFIX_TOKENS + visible) * model.width * width
-            forward += blocks(width, config.decoder_depth, PREFIX_TOKENS + patches)
-        forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
-        forward += 2 * masked**2 * model.patch_dim  # InfoNCE
-    if config.objective != "ssast":
-        steps = transcription.steps_of(model) * model.grid[1]
-        outputs = len(transcription.ROLLS) * N_KEYS + len(transcription.PEDALS)
-        forward += encoder(patches)
-        forward += 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
-    return 3.0 * forward
-
-
-def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
-    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of five;
-    the denominator of the model FLOPs utilisation (MFU)."""
-    side = _PEAK_SIDE.get(device.platform, _PEAK_SIDE["cpu"])
-    with jax.default_device(device):
-        matrix = jnp.ones((side, side), dtype)
-        multiply = jax.jit(lambda x: x @ x).lower(matrix).compile()
-        multiply(matrix).block_until_ready()
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            multiply(matrix).block_until_ready()
-            best = min(best, time.perf_counter() - start)
-    return 2.0 * side**3 / best
+                ]
+                logger.info(
+                    f"  epoch {epoch + 1}/{epochs}: {', '.join([loss, *others])},"
+                    f" about {left:.0f} s left"
+                )
+    if history:
+        history.finish()
+    return state, rows
 
 
 class History:
     """``history.csv`` (a row per epoch) and ``steps.csv`` (a row per few steps) in ``directory``,
-    and TensorBoard files if tensorboard is installed.
+    and TensorBoard files of the steps if tensorboard is installed.
 
     They are written in the background: a directory that fails or hangs, as a mounted Drive may,
     does not stop training. Every checkpoint also holds the rows, so a resumed run rewrites the
@@ -269,22 +234,13 @@ class History:
 
     Args:
         steps: earlier rows of ``steps.csv``, from the checkpoint that the run resumes from.
-        tensorboard: write TensorBoard files too, with tensorboard's own writer.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        log: Callable[[str], None],
-        steps: Sequence[dict] = (),
-        *,
-        tensorboard: bool = False,
-    ):
+    def __init__(self, directory: Path, steps: Sequence[dict] = ()):
         self.steps = list(steps)
-        self._store, self._log = stores.FolderStore(directory), log
-        self._courier: Courier = Courier(self._complain)
+        self._storage, self._background = Storage(directory), Background(self._warn)
         self._sent = time.monotonic()
-        found = tensorboard and importlib.util.find_spec("tensorboard") is not None
+        found = importlib.util.find_spec("tensorboard") is not None
         self._events = directory / "tensorboard" if found else None  # None after a failure
         self._writer: Any = None
         self._last = steps[-1]["step"] if steps else 0  # step of the last TensorBoard event
@@ -308,49 +264,43 @@ class History:
                 writer.writerows(rows)
                 files[name] = text.getvalue().encode()
         steps = list(self.steps)
-        self._courier.wait_for_turn(0.0)
-        self._courier.send(
-            SimpleNamespace(
-                packed=True, deliver=lambda: self._write(files, steps), discard=lambda: None
-            )
-        )
+        self._background.submit(lambda: self._write(files, steps))
 
     def finish(self) -> None:
         """Wait until everything is written.
 
         Raises:
-            StoreFailed: writing failed repeatedly.
+            StorageError: writing failed repeatedly.
         """
-        if not self._courier.insist():
-            raise stores.StoreFailed(
-                f"the history of the run was not written: {self._courier.trouble}"
-            )
+        if not self._background.finish():
+            raise StorageError(f"the history of the run was not written: {self._background.error}")
 
-    def _complain(self, error: OSError) -> None:
-        self._log(
+    def _warn(self, error: OSError) -> None:
+        logger.warning(
             f"  warning: {error}. Training continues; the history is written when the directory is"
             " writable again"
         )
 
     def _write(self, files: dict[str, bytes], steps: list[dict]) -> None:
         for name, content in files.items():
-            self._store.write(name, content)
-        if events := self._events:
+            self._storage.write(name, content)
+        if steps and (events := self._events):
             self._events = None
-            stores.watched(lambda beat: self._write_events(events, steps), self._store.patience)
+            watched(lambda beat: self._write_events(events, steps))
             self._events = events
 
     def _write_events(self, directory: Path, steps: list[dict]) -> None:
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        def write(step: int, **content) -> None:
+            self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, **content))
+
         if self._writer is None:
             self._writer = EventFileWriter(str(directory))
             # TensorBoard discards an interrupted run's events from this step on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._writer.add_event(
-                event_pb2.Event(wall_time=time.time(), step=self._last + 1, session_log=start)
-            )
+            write(self._last + 1, session_log=start)
         for row in steps:
             if row["step"] > self._last:
                 values = [
@@ -358,9 +308,6 @@ class History:
                     for name, value in row.items()
                     if name != "step"
                 ]
-                summary = summary_pb2.Summary(value=values)
-                self._writer.add_event(
-                    event_pb2.Event(wall_time=time.time(), step=row["step"], summary=summary)
-                )
+                write(row["step"], summary=summary_pb2.Summary(value=values))
                 self._last = row["step"]
         self._writer.flush()

@@ -1,12 +1,9 @@
-"""Pre-training by masked patches, transcription, or both, on any device.
-
-Batches come in as iterators of dicts. They hold ``codes`` (batch, time, mel), uint8 or float16 dB,
-this process's rows; ``clip``, a name for each row; and further inputs of the objective, see
-``data/batches.py``. `loop` runs the training steps.
-"""
+"""Pre-training by masked patches, transcription, or both, on any device."""
 
 import collections
 import functools
+import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,12 +22,13 @@ from percepiano_ast.config import (
     lookup,
 )
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import echo, lock_config
+from percepiano_ast.files import lock_config
 from percepiano_ast.models import ssast, transcription
+from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.models.transformer import Compute
-from percepiano_ast.training import mesh
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, Checkpoints
-from percepiano_ast.training.loop import Loop
+from percepiano_ast.music.piano_roll import N_KEYS
+from percepiano_ast.training import loop, mesh
+from percepiano_ast.training.checkpoints import SAVE_MINUTES, check_disk_space, shown, size_of
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -41,6 +39,8 @@ from percepiano_ast.training.state import (
     published_optimizer,
     train_step,
 )
+
+logger = logging.getLogger(__name__)
 
 # Folded into a key; steps, batches and clips use small numbers, so this one does not collide.
 _OTHER_STREAM = np.uint32(2**32 - 1)
@@ -474,7 +474,6 @@ def pretrain(
     save_minutes: float = SAVE_MINUTES,
     compute: ComputeConfig = ComputeConfig(),
     num_descriptors: int = 0,
-    log: Callable[[str], None] = echo,
 ) -> list[dict]:
     """Pre-train with a checkpoint per epoch, or resume from the newest intact checkpoint; returns
     the history.
@@ -497,37 +496,120 @@ def pretrain(
         FloatingPointError: loss, gradient or update is not finite; the message names the step and
             the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StoreFailed: training is complete, but the last checkpoint or the history could not be
+        StorageError: training is complete, but the last checkpoint or the history could not be
             saved.
     """
     settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
     settings |= {"statistics": asdict(statistics), **description}
-    claimed = {**settings, "steps_per_epoch": steps_per_epoch}
+    settings |= {"steps_per_epoch": steps_per_epoch}
     if mesh.is_lead():
-        lock_config(directory, claimed)
+        lock_config(directory, settings)
     mesh.wait_for_all("directory claimed")
     # the other processes compare with the first one's file
-    directory = lock_config(directory, claimed)
+    directory = lock_config(directory, settings)
     layout = mesh.Layout.over(fsdp=compute.fsdp)
-    steps = config.epochs * steps_per_epoch
+    steps, place = config.epochs * steps_per_epoch, f"{store or directory}/checkpoints"
     run = Pretraining(model, config, front_end, statistics, steps, compute, layout, num_descriptors)
-    log = log if mesh.is_lead() else lambda line: None
+    step, one = run.step, size_of(run.abstract_state)  # an indivisible batch raises an error here
+    check_disk_space(place, one, f"{shown(4 * one)} (the last 2, the best, one being saved)")
+    kind, dtype = layout.device.device_kind, run.module.compute.dtype
+    logger.info(
+        f"{config.objective} {model.name}:"
+        f" {sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params)):,} parameters,"
+        f" {steps} steps on {layout.size} x {kind} in {jnp.dtype(dtype).name}"
+    )
+    flops, peak = pretrain_flops(model, config), layout.size * matrix_peak(dtype, layout.device)
+    started = time.monotonic()
+
+    def compile_step(state: TrainState, batch: dict) -> Callable:
+        start = time.monotonic()
+        compiled = step.lower(state, batch).compile()
+        logger.info(f"  compiled the training step in {time.monotonic() - start:.0f} s")
+        return compiled
+
+    def measure(step: int, seconds: float) -> dict[str, float]:
+        speed = config.batch_size / seconds
+        rate = float(run.schedule(step - 1))
+        return {"learning_rate": rate, "clips_per_second": speed, "mfu": speed * flops / peak}
+
+    def validate(params: dict) -> dict[str, float]:
+        scores = run.validate(params, validation())
+        return scores | {"seconds": round(time.monotonic() - started, 1)}
+
     try:
-        with Checkpoints(f"{store or directory}/checkpoints", log=log) as checkpoints:
-            loop = Loop(run, directory, claimed, checkpoints, save_minutes, log)
-            rows = loop.run_epochs(batches, steps_per_epoch, validation)
-        if loop.history:
-            loop.history.finish()
-        return rows
+        return loop.fit(
+            run.init,
+            compile_step,
+            batches,
+            lambda batch, history: run.put(batch),
+            put_state=layout.put_state,
+            epochs=config.epochs,
+            steps_per_epoch=steps_per_epoch,
+            names=(*run.objective.names, "gradient_norm", "update_norm", "skipped"),
+            log_every=loop.LOG_EVERY,
+            measure=measure,
+            validate=validate,
+            directory=directory,
+            place=place,
+            settings=settings | {"seed": config.seed},
+            save_minutes=save_minutes,
+        )[1]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise RunFailed(
             f"a batch of {config.batch_size} in {compute.accum_steps} micro-batches does not fit"
-            f" into the memory of {layout.size} x {layout.device.device_kind}: choose"
+            f" into the memory of {layout.size} x {kind}: choose"
             f" accum_steps={2 * compute.accum_steps}{'' if compute.remat else ' or remat=True'}."
             f" The device reports: {str(error).splitlines()[0][:200]}"
         ) from error
+
+
+def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
+    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of
+    remat; 2 per multiply-add. Norms and the descriptor head are negligible."""
+
+    def blocks(width: int, depth: int, tokens: int) -> int:
+        weights = (4 + 2 * model.mlp_ratio) * width**2
+        return depth * tokens * (2 * weights + 4 * tokens * width)
+
+    def encoder(patches: int) -> int:
+        embedding = 2 * patches * model.patch_dim * model.width
+        return embedding + blocks(model.width, model.depth, PREFIX_TOKENS + patches)
+
+    forward, patches = 0, model.num_patches
+    if config.objective != "transcription":
+        masked, width = config.num_masked(model), model.width
+        visible = patches - masked if config.decoder_depth else patches
+        forward += encoder(visible)
+        if config.decoder_depth:
+            width //= 2
+            forward += 2 * (PREFIX_TOKENS + visible) * model.width * width
+            forward += blocks(width, config.decoder_depth, PREFIX_TOKENS + patches)
+        forward += 2 * 2 * masked * width * (width + model.patch_dim)  # two heads
+        forward += 2 * masked**2 * model.patch_dim  # InfoNCE
+    if config.objective != "ssast":
+        steps = transcription.steps_of(model) * model.grid[1]
+        outputs = len(transcription.ROLLS) * N_KEYS + len(transcription.PEDALS)
+        forward += encoder(patches)
+        forward += 2 * steps * transcription.HIDDEN * (model.grid[0] * model.width + outputs)
+    return 3.0 * forward
+
+
+def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
+    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of five;
+    the denominator of the model FLOPs utilisation (MFU)."""
+    side = 1024 if device.platform == "cpu" else 8192  # saturates the device, and is quick
+    with jax.default_device(device):
+        matrix = jnp.ones((side, side), dtype)
+        multiply = jax.jit(lambda x: x @ x).lower(matrix).compile()
+        multiply(matrix).block_until_ready()
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            multiply(matrix).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+    return 2.0 * side**3 / best
 
 
 def reconstruction(

@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from percepiano_ast.training.pieces import size_of
 
 from bench import medians, result
 from percepiano_ast.config import PRESETS, ComputeConfig, LevelStats
 from percepiano_ast.errors import InputError, RunFailed
 from percepiano_ast.training.checkpoints import Checkpoints, shown
-from percepiano_ast.training.pieces import size_of
 from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH, ACCELERATOR_BATCH = 1, 32

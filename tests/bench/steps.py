@@ -16,8 +16,7 @@ from percepiano_ast.config import (
     PretrainConfig,
 )
 from percepiano_ast.pipeline import workers
-from percepiano_ast.training.loop import matrix_peak, pretrain_flops
-from percepiano_ast.training.pretrain import Pretraining
+from percepiano_ast.training.pretrain import Pretraining, matrix_peak, pretrain_flops
 
 CPU_BATCH = 8
 CPU_RUNS = 3  # a round takes half a minute on two cores

@@ -1,5 +1,5 @@
-"""Listening tests: tables from known effects, conditions that keep their word, and the whole on a
-few clips. About 25 s."""
+"""Sensitivity tests: tables from known effects, the recording conditions, and the whole on a few
+clips. About 25 s."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ from percepiano_ast.music.edits import EDITS, PARAMETERS, Edit
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 from percepiano_ast.music.synth import BuiltinPiano
 from percepiano_ast.plots import studies as listening_plots
-from percepiano_ast.studies import sensitivity
+from percepiano_ast.studies import report, sensitivity
 from percepiano_ast.studies.sensitivity import (
     EXPECTED,
     ChangedRatings,
@@ -110,7 +110,7 @@ def test_what_does_not_reach_the_model_is_not_held_against_it():
     rows = sensitivity.sensitivity_table("m", groups, {LOUDER: deaf})
     assert set(rows["agrees"]) == {"", "unheard"} and (rows["alike"] == 60).all()
     assert "no change in the sound, not counted (5 signs): louder (+20 velocity)" in "\n".join(
-        sensitivity.sensitivity_summary(rows)
+        report.sentences("sensitivity", "sensitivity", rows)
     )
 
 
@@ -347,7 +347,7 @@ def index_of(compositions=3, players=4, segments=5):
 def test_the_model_that_comes_along_rates_as_rate_does_whatever_the_gain():
     notes = np.array([(0.4 * k, 0.4 * k + 0.3, 60 + k % 12, 70) for k in range(15)], NOTE)
     wave = BuiltinPiano().render(Performance(notes, np.zeros(0, PEDAL)), 22_050)
-    rater = sensitivity.PackagedRater()
+    rater = sensitivity.ModelFileRater()
     one, softer = rater.rate("any", [wave, wave / 8])
     assert (
         rater.hears == "audio" and one.shape == (len(KEYS),) and (0 < one).all() and (one < 1).all()
@@ -384,9 +384,8 @@ def few(monkeypatch):
 SETTINGS = SensitivityOptions(clips=6, synthesizer="builtin", others=(), seed=0)
 
 
-def test_the_whole_finds_what_a_known_rater_hears(folder, tmp_path, few):
-    lines, both = [], [LevelRater("audio"), LevelRater("midi")]
-    run_sensitivity(folder, tmp_path, both, SETTINGS, lines.append)
+def test_the_whole_finds_what_a_known_rater_hears(folder, tmp_path, few, logged):
+    run_sensitivity(folder, tmp_path, [LevelRater("audio"), LevelRater("midi")], SETTINGS)
     rows = pd.read_csv(tmp_path / "sensitivity.csv", keep_default_na=False)
     assert len(rows) == 2 * len(FEW) * 19
     louder = rows[(rows["variation"] == "louder") & (rows["dimension"] == "timbre_soft_loud")]
@@ -408,7 +407,7 @@ def test_the_whole_finds_what_a_known_rater_hears(folder, tmp_path, few):
         for kind in ("svg", "png")
     }
     said = (tmp_path / "summary.txt").read_text()
-    assert said in "\n".join(lines) + "\n" and said.startswith("Ratings are simulated")
+    assert said in "\n".join(logged) + "\n" and said.startswith("Ratings are simulated")
     assert (
         "level-midi has MIDI input" in said
         and "reversed, louder (+20 velocity): timbre_bright_dark" in said
@@ -436,7 +435,7 @@ def test_the_command_takes_anybodys_rating_function(folder, tmp_path, few, monke
     (tmp_path / "stranger_model.py").write_text(STRANGER)
     monkeypatch.syspath_prepend(tmp_path)
     command = [
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--clips",
@@ -460,9 +459,9 @@ def test_the_command_takes_anybodys_rating_function(folder, tmp_path, few, monke
 def test_what_was_rated_is_not_rated_again_unless_the_model_is_another(folder, tmp_path, few):
     first, again, other = LevelRater("midi"), LevelRater("midi"), LevelRater("midi", key="2")
     other.name = "level-2"
-    run_sensitivity(folder, tmp_path, [first], SETTINGS, lambda line: None)
+    run_sensitivity(folder, tmp_path, [first], SETTINGS)
     before = pd.read_csv(tmp_path / "sensitivity.csv")
-    run_sensitivity(folder, tmp_path, [again, other], SETTINGS, lambda line: None)
+    run_sensitivity(folder, tmp_path, [again, other], SETTINGS)
     after = pd.read_csv(tmp_path / "sensitivity.csv")
     assert len(first.asked) == len(other.asked) == 6 and not again.asked
     pd.testing.assert_frame_equal(after[after["model"] == "level-midi"], before)
@@ -474,15 +473,15 @@ def test_a_rater_that_returns_something_else_is_named(folder, tmp_path, few):
     with pytest.raises(
         InputError, match=r"level-midi returned ratings of shape \(5, 18\) for 5 takes of"
     ):
-        run_sensitivity(folder, tmp_path, [rater], SETTINGS, lambda line: None)
+        run_sensitivity(folder, tmp_path, [rater], SETTINGS)
     rater = LevelRater("feet")
     with pytest.raises(InputError, match="hears` is 'feet'"):
-        run_sensitivity(folder, tmp_path, [rater], SETTINGS, lambda line: None)
+        run_sensitivity(folder, tmp_path, [rater], SETTINGS)
 
 
 def test_a_clip_that_cannot_be_varied_is_listed(folder, tmp_path, few, monkeypatch):
     monkeypatch.setattr("percepiano_ast.music.edits.HIGHEST", 85)
-    run_sensitivity(folder, tmp_path, [LevelRater("midi")], SETTINGS, lambda line: None)
+    run_sensitivity(folder, tmp_path, [LevelRater("midi")], SETTINGS)
     left_out = pd.read_csv(tmp_path / "left_out.csv")
     assert 0 < len(left_out) < 6 and left_out["reason"].str.contains("exceed the keyboard").all()
     assert (
@@ -524,7 +523,7 @@ def test_figures_mark_every_expected_sign_and_frame_what_is_reversed():
 )
 def test_bad_usage_is_refused_in_a_line(folder, tmp_path, capsys, arguments, message):
     command = [
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--model",
@@ -540,7 +539,7 @@ def test_bad_usage_is_refused_in_a_line(folder, tmp_path, capsys, arguments, mes
 @pytest.mark.slow
 def test_the_command_tests_both_baselines_on_the_demo(folder, tmp_path):
     command = [
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--model",
@@ -567,7 +566,7 @@ def test_a_killed_test_leaves_no_workers_and_continues(folder, tmp_path):
         sys.executable,
         "-m",
         "percepiano_ast",
-        "listen",
+        "sensitivity",
         "--percepiano",
         str(folder),
         "--model",
