@@ -18,8 +18,8 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import EvaluationOptions, evaluate, metrics, reliability, remarks
 from percepiano_ast.evaluation.predictions import (
-    SCOPES,
     HELD_OUT_MUSIC,
+    SCOPES,
     check_protocol,
     check_ratings,
     fold_column,
