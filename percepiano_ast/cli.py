@@ -304,13 +304,13 @@ def preprocess(
             init=init,
             recordings=recordings,
             partial=partial,
-            one_loudness=normalize_loudness,
+            normalize_loudness=normalize_loudness,
         )
         print(made)
     else:
         beam = beam_runner, tuple(f"--{pair}" for pair in beam_option)
-        work = pipeline.Work(workers or pipeline.workers(), max_errors, *beam)
-        print(pipeline.preprocess_maestro(run, source, work, limit_hours=max_hours, stored=dtype))
+        work = pipeline.BuildOptions(workers or pipeline.workers(), max_errors, *beam)
+        print(pipeline.preprocess_maestro(run, source, work, max_hours=max_hours, dtype=dtype))
     return 0
 
 

@@ -14,7 +14,6 @@ import multiprocessing.connection
 import os
 import re
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -48,24 +47,19 @@ def echo(line: str) -> None:
     logger.info(line)
 
 
-class _Stdout(logging.StreamHandler):
-    """Writes to what `sys.stdout` is when a line is logged: a notebook replaces it."""
+class _Print(logging.Handler):
+    """Prints to what `sys.stdout` is when a line is logged: a notebook replaces it."""
 
-    @property
-    def stream(self):
-        return sys.stdout
-
-    @stream.setter
-    def stream(self, _):
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), flush=True)
 
 
 def show_progress(quiet: bool = False) -> None:
     """Print the package's log to standard output: progress and warnings, or with ``quiet`` warnings
     only."""
     package = logging.getLogger("percepiano_ast")
-    if not any(isinstance(handler, _Stdout) for handler in package.handlers):
-        package.addHandler(_Stdout())
+    if not any(isinstance(handler, _Print) for handler in package.handlers):
+        package.addHandler(_Print())
     package.setLevel(logging.WARNING if quiet else logging.INFO)
     package.propagate = False  # Orbax, which Flax imports, gives the root logger a handler too
 
@@ -118,8 +112,8 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def sha256_of(*parts: Path | str | bytes | np.ndarray) -> str:
-    """SHA-256, in hexadecimal, of the concatenated parts: the content of a file for a `Path`, UTF-8
-    for a string, the values of an array in C order."""
+    """SHA-256, in hexadecimal, of the concatenated parts: a file's content for a `Path`, UTF-8 for
+    a string, the values of an array in C order."""
     digest = hashlib.sha256()
     for part in parts:
         if hasattr(part, "open"):  # also a path at gs://
@@ -164,10 +158,8 @@ def copy_verified(
     size = sum(known["bytes"] for known in todo.values())
     target.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(target).free) < size:
-        raise InputError(
-            f"{target} has {free / 1e9:.1f} GB free, the files need {size / 1e9:.1f} GB. Free disk"
-            " space there."
-        )
+        need = f"{target} has {free / 1e9:.1f} GB free, the files need {size / 1e9:.1f} GB"
+        raise InputError(f"{need}. Free disk space there.")
     for number, (name, known) in enumerate(todo.items(), start=1):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic(target / name) as partial:
@@ -185,8 +177,8 @@ def size_of(path: Path) -> int:
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether a full disk caused an error: an OSError, or a RuntimeError of ArrayRecord's writer,
-    which has the system's message."""
+    """Whether a full disk caused an error: an OSError, or ArrayRecord's RuntimeError with the
+    system's message."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in full
@@ -274,10 +266,8 @@ def download(url: str, path: str | Path) -> str:
     digest = sha256_of(partial)
     if stated not in (None, digest):
         partial.unlink()
-        raise InputError(
-            f"{url} has SHA-256 {digest}, expected {stated}. Run again to download it from the"
-            " start."
-        )
+        what = f"{url} has SHA-256 {digest}, expected {stated}"
+        raise InputError(f"{what}. Run again to download it from the start.")
     partial.replace(path)
     return digest
 
@@ -364,9 +354,8 @@ def lock_config(directory: str | Path, settings: dict) -> Path:
         try:
             found = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path} is damaged ({error}). Choose another output directory, or delete this one."
-            ) from error
+            advice = "Choose another output directory, or delete this one."
+            raise InputError(f"{path} is damaged ({error}). {advice}") from error
         if changed := difference(found, settings):
             raise InputError(
                 f"{directory} holds the output of another configuration ({changed}). "
@@ -377,9 +366,8 @@ def lock_config(directory: str | Path, settings: dict) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     except OSError as error:
-        raise InputError(
-            f"cannot write to {directory} ({error}). Choose another output directory."
-        ) from error
+        message = f"cannot write to {directory} ({error}). Choose another output directory."
+        raise InputError(message) from error
     return directory
 
 
@@ -449,10 +437,8 @@ def process_map(
             finally:
                 pool.shutdown(cancel_futures=True)
     except BrokenProcessPool as error:
-        raise RunFailed(
-            f"a worker process was killed ({error}), perhaps for lack of memory. Run again to"
-            " resume."
-        ) from error
+        what = f"a worker process was killed ({error}), perhaps for lack of memory"
+        raise RunFailed(f"{what}. Run again to resume.") from error
 
 
 def _map(function: Callable[[Any], Any], items: list) -> list:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
+from conftest import log_lines
 
 from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import build, maestro, sources
@@ -72,11 +73,11 @@ def write_archive_of(
     return path
 
 
-def preprocess(source, out, max_bad: int | None = 0, workers: int = 1, **options) -> list[str]:
+def preprocess(source, out, max_errors: int | None = 0, workers: int = 1, **options) -> list[str]:
     """Make the shards; the lines of the log."""
-    lines = []
-    work = build.Work(workers, max_bad, log=lines.append)
-    maestro.preprocess(str(source), out, options.pop("front_end", FRONT_END), work, **options)
+    how = build.BuildOptions(workers, max_errors)
+    with log_lines() as lines:
+        maestro.preprocess(str(source), out, options.pop("front_end", FRONT_END), how, **options)
     return lines
 
 

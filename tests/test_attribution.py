@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bench.batches import normalised
 from tiny import CLIPS, FINETUNE, FRONT_END, MODEL, STATISTICS, compiled_once, embed
 
 from percepiano_ast.audio.mel import window_starts
-from percepiano_ast.data.batches import normalised
 from percepiano_ast.errors import InputError
 from percepiano_ast.models.heads import RatingModel
 from percepiano_ast.studies import attribution

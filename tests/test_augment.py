@@ -206,16 +206,16 @@ def test_impossible_settings_are_refused(wrong):
         Augmentation(**wrong)
 
 
-def test_the_docs_state_the_effect_of_every_variant():
+def test_the_docs_state_the_effect_of_every_augmentation():
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     effects = page.partition("### Augmentation")[2]
-    assert all(f"`+{name}`" in page for name in percepiano.VARIANTS)
+    assert all(f"`+{name}`" in page for name in percepiano.AUGMENTATIONS)
     # the room for tests is like the rooms of training
-    assert all(f"`+{name}`" in effects for name in percepiano.VARIANTS if name != "livingroom")
+    assert all(f"`+{name}`" in effects for name in percepiano.AUGMENTATIONS if name != "livingroom")
     assert all(name in effects for name in ("gain_db", "Masks", "mixup", "soundfont"))
 
 
-# --- Variants -----------------------------------------------------------------------------------
+# --- Augmented renderings -----------------------------------------------------------------------
 
 
 def tune() -> Performance:
@@ -223,17 +223,18 @@ def tune() -> Performance:
     return Performance(notes, np.zeros(0, PEDAL))
 
 
-def test_a_variant_is_drawn_from_the_clip_and_within_its_range():
+def test_an_augmentation_is_drawn_from_the_clip_and_within_its_range():
     drawn = []
     for number in range(20):
-        variant = percepiano.VARIANTS["stretch"]
+        augmentation = percepiano.AUGMENTATIONS["stretch"]
         one, again = (
-            variant.edit(tune(), percepiano.variant_rng(f"clip {number}", "stretch")) for _ in "ab"
+            augmentation.edit(tune(), percepiano.augmentation_rng(f"clip {number}", "stretch"))
+            for _ in "ab"
         )
         assert one.duration == again.duration
         drawn.append(tune().notes["onset"][-1] / one.notes["onset"][-1])
     assert 0.94 < min(drawn) < 0.98 and 1.02 < max(drawn) < 1.06
-    transpose = percepiano.VARIANTS["transpose"].edit
+    transpose = percepiano.AUGMENTATIONS["transpose"].edit
     assert {
         int(transpose(tune(), np.random.default_rng(k)).notes["pitch"][0]) for k in range(9)
     } == {59, 61}
@@ -245,7 +246,7 @@ def test_transposition_stays_on_the_keyboard():
     high = Performance(notes, tune().pedals)
     for seed in range(9):
         assert (
-            percepiano.VARIANTS["transpose"]
+            percepiano.AUGMENTATIONS["transpose"]
             .edit(high, np.random.default_rng(seed))
             .notes["pitch"]
             .max()
@@ -253,19 +254,21 @@ def test_transposition_stays_on_the_keyboard():
         )
 
 
-@pytest.mark.parametrize("name", percepiano.VARIANTS)
+@pytest.mark.parametrize("name", percepiano.AUGMENTATIONS)
 def test_the_sound_of_a_recording_can_be_varied_as_well(name):
     wave = synth.BuiltinPiano().render(tune(), 22_050)
-    variant = percepiano.VARIANTS[name]
-    one, again = (variant.effect(wave, 22_050, percepiano.variant_rng("clip", name)) for _ in "ab")
+    augmentation = percepiano.AUGMENTATIONS[name]
+    one, again = (
+        augmentation.effect(wave, 22_050, percepiano.augmentation_rng("clip", name)) for _ in "ab"
+    )
     np.testing.assert_array_equal(one, again)
     assert np.isfinite(one).all() and abs(len(one) / len(wave) - 1) < 0.06
     assert len(one) != len(wave) or np.abs(one - wave).max() > 1e-4
 
 
-def test_names_of_variants():
-    assert percepiano.split_variant("fluidr3mono") == ("fluidr3mono", "")
-    assert percepiano.split_variant("fluidr3mono+room") == ("fluidr3mono", "room")
-    with pytest.raises(InputError, match="unknown variant 'rooms'. Did you mean 'room'"):
-        percepiano.split_variant("fluidr3mono+rooms")
+def test_names_of_augmentations():
+    assert percepiano.split_augmentation("fluidr3mono") == ("fluidr3mono", "")
+    assert percepiano.split_augmentation("fluidr3mono+room") == ("fluidr3mono", "room")
+    with pytest.raises(InputError, match="unknown augmentation 'rooms'. Did you mean 'room'"):
+        percepiano.split_augmentation("fluidr3mono+rooms")
     assert percepiano.is_plain(np.array(["a", "a+room"])).tolist() == [True, False]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from bench.batches import normalised
 from tensorflow_datasets.proto import tf_example_pb2
 from tiny import FRONT_END, STATISTICS, shard_set
 
@@ -17,7 +18,6 @@ from percepiano_ast.data.batches import (
     clip_windows,
     finetune_batches,
     from_step,
-    normalised,
     pretrain_batches,
 )
 from percepiano_ast.data.shards import ShardSet
@@ -193,8 +193,8 @@ class TestRecords:
                 shards.parse(record, dtype, 128),
                 features.deserialize_example_np(record),
             )
-            np.testing.assert_array_equal(chunk.stored, expected["log_mel"])
-            assert chunk.stored.dtype == dtype and chunk.start == expected["start_frame"] == start
+            np.testing.assert_array_equal(chunk.levels, expected["log_mel"])
+            assert chunk.levels.dtype == dtype and chunk.start == expected["start_frame"] == start
             assert chunk.recording.encode() == expected["recording"]
 
     def reordered(self, serialised: bytes) -> list[bytes]:
@@ -211,7 +211,7 @@ class TestRecords:
 
     def test_what_is_no_chunk_is_refused(self):
         (good,) = shard_set({"a.wav": np.zeros((3, 128), np.uint8)}, 0).raw
-        assert shards.parse(good, np.uint8, 128).stored.shape == (3, 128)
+        assert shards.parse(good, np.uint8, 128).levels.shape == (3, 128)
         for bad, n_mels in ((b"", 128), (good[:-1], 128), (b"\xff" + good, 128), (good, 100)):
             with pytest.raises(InputError, match="not an example of a log-mel chunk"):
                 shards.parse(bad, np.uint8, n_mels)

@@ -193,7 +193,7 @@ def _without(record: bytes, name: str) -> dict:
 
 
 def test_float16_holds_levels_as_they_are(archive, run, tmp_path):
-    preprocess(archive, tmp_path / "out", stored="float16")
+    preprocess(archive, tmp_path / "out", dtype="float16")
     exact, coarse = examples_of(tmp_path / "out"), examples_of(run[0])
     assert exact[0]["log_mel"].dtype == np.float16
     expected = audio.dequantize(coarse[0]["log_mel"], FRONT_END)
@@ -207,7 +207,7 @@ def test_float16_holds_levels_as_they_are(archive, run, tmp_path):
     with pytest.raises(InputError, match="another configuration .*stored"):
         preprocess(archive, tmp_path / "out")
     with pytest.raises(InputError, match="unknown storage format of levels 'int8'"):
-        preprocess(archive, tmp_path / "other", stored="int8")
+        preprocess(archive, tmp_path / "other", dtype="int8")
 
 
 def test_a_limit_takes_each_splits_share_and_grows(tmp_path):
@@ -225,7 +225,7 @@ def test_a_limit_takes_each_splits_share_and_grows(tmp_path):
 
 
 def test_limited_shards_hold_some_of_all_splits(archive, tmp_path):
-    log = preprocess(archive, tmp_path / "out", limit_hours=0.005)
+    log = preprocess(archive, tmp_path / "out", max_hours=0.005)
     recordings = pd.read_csv(tmp_path / "out" / "recordings.csv")
     assert set(recordings["split"]) == {"train", "validation", "test"} and len(recordings) < 6
     assert any("limited to about 0.005 h" in line for line in log)
@@ -318,7 +318,7 @@ def test_every_unusable_recording_is_listed_and_odd_formats_come_through(tmp_pat
     ):
         preprocess(source, tmp_path / "out")
     assert not shards.is_complete(tmp_path / "out")
-    log = preprocess(source, tmp_path / "out", max_bad=len(reasons))
+    log = preprocess(source, tmp_path / "out", max_errors=len(reasons))
     # The only shard of these lacks recordings: it is made again.
     assert not any("done already" in line for line in log), log
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from conftest import log_lines
 from percepiano_folder import (
     CLIPS,
     change_labels,
@@ -40,9 +41,9 @@ def folder(tmp_path) -> Path:
 
 
 def preprocess(folder, out, synthesizers=("builtin",), workers=1) -> list[str]:
-    lines = []
-    work = build.Work(workers, max_bad=None, log=lines.append)
-    percepiano.preprocess(folder, out, FRONT_END, work, synthesizers=synthesizers)
+    how = build.BuildOptions(workers, max_errors=None)
+    with log_lines() as lines:
+        percepiano.preprocess(folder, out, FRONT_END, how, synthesizers=synthesizers)
     return lines
 
 
@@ -81,7 +82,7 @@ def test_rated_shards_and_everything_left_out_is_listed(folder, tmp_path):
         preprocess(folder, out)
 
 
-def test_renderings_are_kept_and_variants_differ_from_them(folder, tmp_path):
+def test_renderings_are_cached_and_augmentations_differ_from_them(folder, tmp_path):
     names = ("builtin", "builtin+stretch", "builtin+room")
     preprocess(folder, tmp_path / "one" / "out", names)
     made = sorted((tmp_path / "one" / "renderings").iterdir())
@@ -122,9 +123,9 @@ class TestOwnRenderings:
         return where
 
     def make(self, folder, out, recordings, **options) -> list[str]:
-        lines = []
-        work = build.Work(1, max_bad=None, log=lines.append)
-        percepiano.preprocess(folder, out, FRONT_END, work, recordings=recordings, **options)
+        how = build.BuildOptions(max_errors=None)
+        with log_lines() as lines:
+            percepiano.preprocess(folder, out, FRONT_END, how, recordings=recordings, **options)
         return lines
 
     def test_recordings_sound_as_a_synthesizer_would(self, folder, recordings, tmp_path):
@@ -458,10 +459,8 @@ class TestDemo:
 
 
 def test_one_loudness_for_all_give_or_take_what_a_model_must_bear(folder, tmp_path):
-    work = build.Work(1, max_bad=None, log=lambda line: None)
-    percepiano.preprocess(
-        folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",), one_loudness=True
-    )
+    given = folder, tmp_path / "level", FRONT_END, build.BuildOptions(max_errors=None)
+    percepiano.preprocess(*given, synthesizers=("builtin",), normalize_loudness=True)
     preprocess(folder, tmp_path / "played")
     peak, levels = {}, {}
     for name in ("level", "played"):
@@ -481,6 +480,4 @@ def test_one_loudness_for_all_give_or_take_what_a_model_must_bear(folder, tmp_pa
         peak["level"] - peak["played"], levels["level"] - levels["played"], atol=1
     )
     with pytest.raises(InputError, match="another configuration .*loudness"):
-        percepiano.preprocess(
-            folder, tmp_path / "level", FRONT_END, work, synthesizers=("builtin",)
-        )
+        percepiano.preprocess(*given, synthesizers=("builtin",))

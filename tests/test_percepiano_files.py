@@ -87,12 +87,12 @@ class TestFetch:
             )
         return content.getvalue()
 
-    def test_what_is_needed_arrives_and_is_kept(self, url, folder, tmp_path):
+    def test_what_is_needed_arrives_and_is_kept(self, url, folder, tmp_path, logged):
         address, served = url
         (served / "e672299.zip").write_bytes(self.archive(folder))
-        lines = []
-        got = percepiano.fetch(f"{address}/e672299.zip", tmp_path / "runs" / "source", lines.append)
-        assert "files not compared" in lines[-1]
+        got = percepiano.fetch(f"{address}/e672299.zip", tmp_path / "runs" / "source")
+        assert "files not compared" in logged[-1]
+        assert list(got.parent.iterdir()) == [got]
         files = {path.relative_to(got).as_posix() for path in got.rglob("*") if path.is_file()}
         midi = {
             f"{percepiano.MIDI_FOLDER}/{path.name}"
@@ -119,9 +119,11 @@ class TestFetch:
         asked = {"wrong": f"{address}/none.zip", "scheme": "nothing://here"}.get(
             what, f"{address}/some.zip"
         )
-        with pytest.raises(
-            InputError, match=f"cannot download PercePiano from {asked}: .* Give a local copy"
-        ):
+        message = {
+            "wrong": f"cannot download {asked}: HTTP Error 404: .* Give a local copy",
+            "scheme": f"cannot download '{asked}': give an http:// or https:// address",
+        }.get(what, f"cannot download PercePiano from {asked}: .* Give a local copy")
+        with pytest.raises(InputError, match=message):
             percepiano.fetch(asked, tmp_path / "source")
         assert not (tmp_path / "source").exists()
 
@@ -153,10 +155,10 @@ class TestFetch:
         with pytest.raises(
             InputError, match="all_2rounds in .* has different contents: .* commit e672299"
         ):
-            percepiano.fetch(address, tmp_path / "source", lambda line: None)
+            percepiano.fetch(address, tmp_path / "source")
         assert not (tmp_path / "source").exists()
         serve()
-        got = percepiano.fetch(address, tmp_path / "source", lambda line: None)
+        got = percepiano.fetch(address, tmp_path / "source")
         assert percepiano.fetch(address, got) == got
         (got / percepiano.RATERS).unlink()
         with pytest.raises(InputError, match="total_2rounds.csv in .* has 0 of 1 files"):

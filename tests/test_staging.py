@@ -1,8 +1,10 @@
 """Making shards, whatever interrupts it: killed, out of room, cut off, damaged. Cost: 60 s, most of
 it workers that start."""
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -277,22 +279,25 @@ class TestRoom:
             preprocess(source, small_disk / "out")
 
     def test_a_disk_that_fills_up_stops_the_run_with_all_shards_kept(
-        self, archive, small_disk, run, tmp_path, monkeypatch
+        self, archive, small_disk, run, monkeypatch, request, logged
     ):
         monkeypatch.setattr(shards, "SHARD_SECONDS", 25)
         monkeypatch.setattr(files, "LOG_SECONDS", -1)  # a line for every recording
-        lines = []
 
-        def fill(line: str) -> None:
-            lines.append(line)
-            if "4/6" in line:
-                (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+        class Filling(logging.Handler):
+            def emit(self, record):
+                if "4/6" in record.getMessage():
+                    (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free))
 
-        work = maestro.build.Work(1, log=fill)
+        logger, filling = logging.getLogger("percepiano_ast"), Filling()
+        logger.addHandler(filling)
+        request.addfinalizer(functools.partial(logger.removeHandler, filling))
+        how = build.BuildOptions()
         with pytest.raises(
             RunFailed, match="is full .* GB are needed for the rest. Free them and run again"
         ):
-            maestro.preprocess(str(archive), small_disk / "out", FRONT_END, work)
+            maestro.preprocess(str(archive), small_disk / "out", FRONT_END, how)
+        logger.removeHandler(filling)
         assert len(list((small_disk / "out").glob("records/*.json"))) == 1
         assert not list(small_disk.rglob("*.partial"))
         (small_disk / "others").unlink()
@@ -392,8 +397,7 @@ class TestCopy:
     """Shards brought to a faster disk."""
 
     def test_arrives_whole_and_only_once(self, run, tmp_path):
-        lines = []
-        build.copy_shards(run, tmp_path / "here", lines.append)
+        build.copy_shards(run, tmp_path / "here")
         assert data_set_bytes(tmp_path / "here") == data_set_bytes(run)
         assert len(shards.open_shards(tmp_path / "here", "train", made_by="it"))
         before = {
@@ -401,7 +405,7 @@ class TestCopy:
         }
         damaged, *_ = before
         damaged.write_bytes(b"half")
-        build.copy_shards(run, tmp_path / "here", lines.append)
+        build.copy_shards(run, tmp_path / "here")
         changed = [path for path, time in before.items() if path.stat().st_mtime_ns != time]
         assert changed == [damaged] and data_set_bytes(tmp_path / "here") == data_set_bytes(run)
 
@@ -415,7 +419,7 @@ class TestCopy:
             RunFailed,
             match="does not match its checksum. Check it with `percepiano preprocess --verify`",
         ):
-            build.copy_shards(source, tmp_path / "here", log=lambda line: None)
+            build.copy_shards(source, tmp_path / "here")
         assert not shards.is_complete(tmp_path / "here")
         (source / shards.MANIFEST).unlink()
         with pytest.raises(InputError, match="Run notebook 01"):
@@ -441,7 +445,7 @@ class TestCopy:
         with next(source.rglob("*train*array_record*")).open("ab") as file:
             file.write(bytes(10**6))
         with pytest.raises(RunFailed, match="has the wrong length"):
-            build.copy_shards(source, tmp_path / "here", log=lambda line: None)
+            build.copy_shards(source, tmp_path / "here")
 
     def test_no_room_is_said(self, run, small_disk):
         (small_disk / "others").write_bytes(bytes(shutil.disk_usage(small_disk).free - 100_000))
@@ -480,5 +484,5 @@ def test_chunks_lose_no_frame():
 
 def test_no_thread_or_process_is_left(archive, tmp_path):
     before = threading.active_count()
-    preprocess(archive, tmp_path / "out", limit_hours=0.001)
+    preprocess(archive, tmp_path / "out", max_hours=0.001)
     assert threading.active_count() == before

@@ -317,7 +317,7 @@ def _package(first: Run, given: Experiment, folder: str, pianos: tuple[str, ...]
         rooms = [f"{piano}{SEPARATOR}room" for piano in given.pianos]
         # for the uncertainty alone
         rooms += [f"{given.unseen}{SEPARATOR}livingroom"] if given.unseen else []
-        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), one_loudness=True)
+        steps.preprocess_percepiano(level, folder, (*pianos, *rooms), normalize_loudness=True)
         home.mkdir(exist_ok=True)
         pretrained = first.for_pretraining(start).pretrain
         Transcriber.open(pretrained).write(ear, {"pretraining": start, "seed": given.seeds[0]})

@@ -105,8 +105,8 @@ def fbank(wave: np.ndarray, front_end: FrontEnd = KALDI) -> np.ndarray:
     """
     size = front_end.win_length
     if len(wave) < size:
-        window = f"one window of {size} ({1000 * size / front_end.sample_rate:.0f} ms)"
-        raise InputError(f"{len(wave)} samples are shorter than {window}. Give more.")
+        least = f"one window of {size} ({1000 * size / front_end.sample_rate:.0f} ms)"
+        raise InputError(f"{len(wave)} samples are shorter than {least}. Give a longer recording.")
     phase = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / (size - 1))
     window = np.float32(0.5) - np.float32(0.5) * np.cos(phase.astype(np.float64)).astype(np.float32)
     bank = _sparse(kaldi_mel_bank, front_end)

@@ -29,9 +29,7 @@ class Augmentation:
         if self.mel_width < 0 or self.time_width < 0 or self.gain_db < 0:
             raise InputError(f"{self}: mask widths and gain must be 0 or more.")
         if not 0 <= self.mixup <= 1:
-            raise InputError(
-                f"mixup is {self.mixup:g}. Give the share of windows to mix, from 0 to 1."
-            )
+            raise InputError(f"mixup is {self.mixup:g}. Give a share of windows from 0 to 1.")
 
 
 # Gong et al. (2021), section 3.1 and egs/audioset/run.sh: masks of 48 bands and 192 of 1,024
@@ -42,16 +40,14 @@ AST = Augmentation(mel_width=48, time_width=192, mixup=0.5)
 def augmented(
     batches: Callable[[int], Iterable[dict]], config: Augmentation, seed: int, step_db: float = 0.5
 ) -> Callable[[int], Iterator[dict]]:
-    """``batches`` with ``config`` applied; the result takes a step and yields batches from that
-    step on. The draws of a step depend only on seed and step, so that a resumed run is the same.
+    """``batches`` with ``config`` applied; ``batches(k)`` and the result start with the batch of
+    step k. The draws of a step depend only on seed and step, so that a resumed run is the same.
 
     Args:
-        batches: such as ``functools.partial(batches.from_step, dataset)``: ``batches(k)`` starts
-            with the batch of step k. Batches have ``codes`` uint8 (batch, ..., time, mel) and
-            ``n_valid`` (batch, ...); other entries pass unchanged. Mixup mixes ``ratings`` (batch,
-            dimensions), if any, and adds ``mixed_with`` int32 (batch,), the row that a clip was
-            mixed with, and ``share`` float32 (batch,), the clip's own weight, so that targets
-            stored elsewhere can be mixed in the same way.
+        batches: with ``codes`` uint8 (batch, ..., time, mel) and ``n_valid`` (batch, ...). Mixup
+            mixes ``ratings`` (batch, dimensions), if any, and adds ``mixed_with`` int32 (batch,),
+            the row that a clip was mixed with, and ``share`` float32 (batch,), the clip's own
+            weight, to mix targets that are stored elsewhere.
         step_db: decibels per code, see `FrontEnd`.
     """
 

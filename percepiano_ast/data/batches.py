@@ -1,9 +1,6 @@
 """Shards -> batches, with grain. Every batch is a pure function of (seed, step), so resuming needs
-no iterator state.
-
-Batches hold levels as stored, uint8 codes or float16 dB. The training step normalises them on the
-device: uint8 needs a quarter of float32's transfer. `normalised` does the same on the host.
-"""
+no iterator state. Batches hold levels as stored, uint8 codes or float16 dB; the training step
+normalises them on the device."""
 
 import functools
 import sys
@@ -15,7 +12,6 @@ import numpy as np
 from absl import logging
 
 from percepiano_ast.audio.mel import pad_window, window_starts
-from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.data.shards import (
     Performances,
     Recordings,
@@ -37,9 +33,7 @@ logging.set_verbosity(_verbosity)
 
 # Reading is cheap: two threads and a short queue overlap it with the training step.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-# Descriptors take seven times as long as targets: they are computed for one window in this many,
-# the others have NaN.
-DESCRIBE_EVERY = 4
+DESCRIBE_EVERY = 4  # windows: descriptors, which take seven times as long as targets, are of one
 
 
 # --- Pre-training ---------------------------------------------------------------------------------
@@ -47,12 +41,8 @@ DESCRIBE_EVERY = 4
 
 @dataclass(frozen=True)
 class TranscriptionTargets:
-    """Transcription targets of the windows of one split.
-
-    Attributes:
-        mean, std: of every descriptor over windows of the training split, float64 (descriptors,);
-            used for all splits.
-    """
+    """Transcription targets of the windows of one split; ``mean, std`` of every descriptor over
+    windows of the training split, float64 (descriptors,)."""
 
     shards: ShardSet
     performances: Performances
@@ -63,11 +53,7 @@ class TranscriptionTargets:
     @classmethod
     def open(cls, directory: Path, train: ShardSet, n_frames: int) -> "TranscriptionTargets":
         """The targets of the training split of the data set in ``directory``, with windows of
-        ``n_frames``.
-
-        Raises:
-            InputError: no performances, or a recording without one.
-        """
+        ``n_frames``; InputError if a recording has no performance."""
         performances, keys = open_performances(directory), Recordings(train).keys()
         require_performances(performances, keys, "train")
         counts = train.n_frames // n_frames
@@ -81,27 +67,21 @@ class TranscriptionTargets:
         return cls(train, performances, np.nanmean(rows, axis=0), np.where(std > 1e-6, std, 1.0))
 
     def of(self, shards: ShardSet, split: str) -> "TranscriptionTargets":
-        """The targets of another split, with the scale of this one.
-
-        Raises:
-            InputError: a recording without a performance.
-        """
+        """The targets of another split, with the scale of this one; InputError if a recording has
+        no performance."""
         require_performances(self.performances, Recordings(shards).keys(), split)
         return replace(self, shards=shards, _rolls={})
 
     @property
     def description(self) -> dict:
         """Names, means and standard deviations of the descriptors, saved with a model."""
-        return {
-            "names": list(WINDOW_FEATURES),
-            "mean": self.mean.tolist(),
-            "std": self.std.tolist(),
-        }
+        scale = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {"names": list(WINDOW_FEATURES), **scale}
 
     def batch(self, keys: list[str], starts: list[int], n_frames: int) -> dict:
-        """``targets``: `Targets` of (batch, ...); ``descriptors`` float32 (batch, descriptors),
-        standardised; NaN for a window without onsets, and in all but one of `DESCRIBE_EVERY` rows.
-        """
+        """``targets``: `FrameTargets` of (batch, ...); ``descriptors`` float32 (batch,
+        descriptors), standardised; NaN for a window without onsets, and in all but one of
+        `DESCRIBE_EVERY` rows."""
         targets = []
         for key, start in zip(keys, starts):
             if key not in self._rolls:  # two threads may both compute it
@@ -128,15 +108,8 @@ def _described(
 
 @dataclass(frozen=True)
 class PretrainBatches:
-    """Windows of a split in random order, see `pretrain_batches`.
-
-    The step is the complete state: ``from_step(k)`` resumes after k steps. The iterators are
-    grain's; their ``get_state`` and ``set_state`` count batches from the iterator's start.
-
-    Attributes:
-        steps_per_epoch: full batches per epoch; an epoch's remaining windows are dropped.
-        batch: the batch of a step.
-    """
+    """Windows of a split in random order, see `pretrain_batches`: ``batch(step)``, and the number
+    of full batches per epoch; an epoch's remaining windows are dropped."""
 
     steps_per_epoch: int
     batch: Callable[[int], dict]
@@ -163,9 +136,8 @@ def pretrain_batches(
     """Windows of ``n_frames`` as dicts: ``codes`` (batch, time, mel) as stored, and ``clip``, the
     source of each window; with ``targets`` also `TranscriptionTargets.batch`.
 
-    The number of windows per recording is the number that fits for any start of the first one.
-    Windows are contiguous, and the first start is drawn again in every epoch: windows do not
-    overlap, and all alignments are equally likely.
+    Windows of a recording are contiguous, as many as fit for any start of the first one, which is
+    drawn again in every epoch: windows do not overlap, and all alignments are equally likely.
 
     Args:
         process: index of this process and number of processes. Each process reads its own rows of
@@ -178,22 +150,20 @@ def pretrain_batches(
     """
     number, count = process
     if batch_size % count:
-        raise InputError(
-            f"batch size {batch_size} is not divisible by {count} processes. Choose a multiple of"
-            f" {count}."
-        )
+        advice = f"Choose a multiple of {count}."
+        raise InputError(f"batch size {batch_size} is not divisible by {count} processes. {advice}")
     if (shortest := shards.n_frames.min()) < n_frames:
+        window = f"the model's window of {n_frames}"
         raise InputError(
-            f"a recording of {shortest} frames is shorter than the model's window of {n_frames}."
-            " Preprocess longer recordings."
+            f"a recording of {shortest} frames is shorter than {window}. Use longer recordings."
         )
     recordings = Recordings(shards)
     counts = np.maximum(shards.n_frames // n_frames - 1, 1)
     n_windows = int(counts.sum())
     if n_windows < batch_size:
+        windows = f"{n_windows} windows of {n_frames} frames"
         raise InputError(
-            f"{n_windows} windows of {n_frames} frames do not fill one batch of {batch_size}."
-            " Choose a smaller batch size."
+            f"{windows} do not fill one batch of {batch_size}. Choose a smaller batch size."
         )
     steps_per_epoch = n_windows // batch_size
     recording_of = np.repeat(np.arange(len(counts)), counts)
@@ -217,35 +187,10 @@ def pretrain_batches(
         codes = np.empty((len(starts), n_frames, recordings.n_mels), recordings.dtype)
         keys = [recordings.read(*window) for window in zip(windows, starts, codes)]
         clip = [f"{key} from frame {start}" for key, start in zip(keys, starts)]
-        return {"codes": codes, "clip": clip} | (
-            targets.batch(keys, starts, n_frames) if targets else {}
-        )
+        more = targets.batch(keys, starts, n_frames) if targets else {}
+        return {"codes": codes, "clip": clip, **more}
 
     return PretrainBatches(steps_per_epoch, batch)
-
-
-def normalised(
-    stored: np.ndarray, front_end: FrontEnd, statistics: LevelStats, out: np.ndarray | None = None
-) -> np.ndarray:
-    """The training step's normalisation, computed on the host: float32 ``(dB - mean) / (2 std)``,
-    up to rounding.
-
-    Args:
-        stored: (batch, time, mel) uint8 codes or float16 dB.
-        out: float32 of the same shape to write to: new memory for every batch takes longer than the
-            arithmetic.
-    """
-    step, floor = (
-        (front_end.step_db, front_end.floor_db) if stored.dtype == np.uint8 else (1.0, 0.0)
-    )
-    scale = np.float32(step / (2 * statistics.std_db))
-    offset = np.float32((floor - statistics.mean_db) / (2 * statistics.std_db))
-    out = np.empty(stored.shape, np.float32) if out is None else out
-    for values, row in zip(stored, out):  # row by row, so that a row stays in the CPU cache
-        np.copyto(row, values)
-        row *= scale
-        row += offset
-    return out
 
 
 # --- Fine-tuning ----------------------------------------------------------------------------------
@@ -253,8 +198,8 @@ def normalised(
 
 @dataclass(frozen=True)
 class RatedClips:
-    """Whole clips with their ratings (n, 19), held in memory as uint8 (1,202 clips with two pianos:
-    half a gigabyte)."""
+    """Whole clips with their ratings (n, 19), in memory as uint8 (1,202 clips with two pianos: 0.5
+    GB)."""
 
     codes: list[np.ndarray]
     clip: np.ndarray
@@ -277,12 +222,9 @@ def rated_clips(shards: ShardSet) -> RatedClips:
 def clip_windows(
     clips: list[np.ndarray], *, n_frames: int, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Cut every clip into windows with a hop of half a window; the last window ends with the clip.
-
-    Yields:
-        ``codes`` uint8 (batch, time, mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32
-        (batch,) position in ``clips``, or -1 for padding rows of the last batch.
-    """
+    """Cut every clip into windows, see `window_starts`, in batches: ``codes`` uint8 (batch, time,
+    mel), ``n_valid`` int32 (batch,) valid frames, ``clip`` int32 (batch,) position in ``clips``, or
+    -1 for padding rows of the last batch."""
     windows = [
         (number, start)
         for number, codes in enumerate(clips)
@@ -308,16 +250,13 @@ def finetune_batches(
     batch_size: int,
     seed: int,
 ) -> tuple[grain.MapDataset, int]:
-    """The clips at positions ``members`` as windows, each clip once per epoch.
+    """The clips at positions ``members`` as windows, each clip once per epoch, and the number of
+    batches per epoch.
 
     A clip has as many windows as at inference (`window_starts`), at most ``max_windows``. Each
-    starts at random within its own part of the clip, so the windows spread over the clip and differ
-    between epochs.
-
-    Returns:
-        batches of ``codes`` (batch, max_windows, time, mel) as stored, ``n_valid`` int32 (batch,
-        max_windows) valid frames, 0 for windows that a clip lacks, and ``clip`` int32 (batch,), its
-        position; and the number of batches per epoch.
+    starts at random within its own part of the clip. Batches hold ``codes`` (batch, max_windows,
+    time, mel) as stored, ``n_valid`` int32 (batch, max_windows) valid frames, 0 for windows that a
+    clip lacks, and ``clip`` int32 (batch,), its position.
 
     Raises:
         InputError: ``max_windows`` below 1.

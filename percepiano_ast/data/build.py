@@ -1,8 +1,7 @@
-"""Build a data set of log-mel shards: encode recordings here or on a Beam cluster, write whole
-shards, list what was skipped; write and verify the manifest.
+"""Build a data set of log-mel shards, here or on a Beam cluster; write and verify the manifest.
 
-An interrupted run loses the shard in progress (two hours of music) and no more. Its result is
-identical to that of an uninterrupted run: a shard depends only on its recordings.
+A shard depends only on its recordings: an interrupted run loses the shard in progress (two hours of
+music) and ends with the same result as an uninterrupted one.
 """
 
 import collections
@@ -12,12 +11,12 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,48 +33,20 @@ from percepiano_ast.data.shards import MANIFEST, VERSION, Item, Shard
 from percepiano_ast.data.sources import Unreachable
 from percepiano_ast.errors import InputError, RunFailed
 
+logger = logging.getLogger(__name__)
+
 GIVE_UP_AFTER = 3  # consecutive recordings that the source did not deliver
 
 
 @dataclass(frozen=True)
-class Work:
-    """How the shards are made.
-
-    Attributes:
-        workers: number of local processes.
-        max_bad: maximum number of unusable recordings; None for no limit.
-        beam_runner, beam_options: of Apache Beam, instead of local processes.
-        log: called with every line of progress.
-    """
+class BuildOptions:
+    """How the shards are made: number of local processes, maximum number of unusable recordings
+    (None for no limit), and Apache Beam's runner and options, instead of local processes."""
 
     workers: int = 1
-    max_bad: int | None = 0
+    max_errors: int | None = 0
     beam_runner: str = ""
     beam_options: tuple[str, ...] = ()
-    log: Callable[[str], None] = print
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Contents of a data set, and recordings that are known to be excluded.
-
-    Attributes:
-        left_out: excluded on purpose, with the reason.
-        refused: unusable according to the source's listing, with the reason.
-        statistics_of: split whose level statistics normalise all splits.
-        description: added to the data set's metadata.
-        tables: returns more files by name, tables or bytes, given the facts of the included
-            recordings.
-    """
-
-    items: list[Item]
-    left_out: dict[str, str]
-    refused: dict[str, str]
-    statistics_of: str
-    description: dict
-    tables: Callable[[list[dict]], Mapping[str, pd.DataFrame | bytes]] = field(
-        default=lambda facts: {}
-    )
 
 
 @dataclass(frozen=True)
@@ -83,8 +54,8 @@ class Job:
     """Everything that a local or remote process needs to make a shard.
 
     Attributes:
-        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) as stored, and
-            may add JSON-serialisable metadata to ``facts``. It raises ``InputError`` for an
+        produce: ``produce(item, facts)`` yields the recording in blocks (time, mel) of ``dtype``,
+            and may add JSON-serialisable metadata to ``facts``. It raises ``InputError`` for an
             unusable recording. It must be picklable.
         directory: of the data set and its ``records/``; Beam may write to ``gs://``.
     """
@@ -93,10 +64,10 @@ class Job:
     produce: Callable[[Item, dict], Iterator[np.ndarray]]
     directory: Path
     front_end: FrontEnd
-    stored: str = "uint8"
+    dtype: str = "uint8"
 
     def record(self, shard: Shard) -> Path:
-        """File with a shard's record: its checksum, the facts of its recordings, and the unusable
+        """File of a shard's record: its checksum, the facts of its recordings, and the unusable
         ones with the reasons."""
         return self.directory / "records" / f"{shard.name}.json"
 
@@ -113,19 +84,19 @@ class Job:
 
 
 def encode(job: Job, item: Item) -> tuple[dict, list[bytes]] | InputError | Unreachable:
-    """One recording as its facts and its serialised examples, in order; or why it is unusable."""
+    """One recording as its facts and its serialised examples; or why it is unusable."""
     facts: dict = {"key": item.key}
     levels: collections.Counter = collections.Counter()
     digest, frames = hashlib.sha256(), 0
-    features = job.builder.features_of(job.stored, job.front_end.n_mels)
+    features = job.builder.features_of(job.dtype, job.front_end.n_mels)
     examples = []
     try:
         for start, chunk in shards.chunks(job.produce(item, facts), job.builder.CHUNK_FRAMES):
             levels.update(shards.level_facts(chunk, job.front_end))
             digest.update(np.ascontiguousarray(chunk).data)
             frames += len(chunk)
-            place = {"start_frame": start} if job.builder.CHUNK_FRAMES else {}
-            example = {"log_mel": chunk, **place, **item.fields}
+            position = {"start_frame": start} if job.builder.CHUNK_FRAMES else {}
+            example = {"log_mel": chunk, **position, **item.fields}
             examples.append(shards.serialise(features, example))
     except (InputError, Unreachable) as error:
         return error
@@ -133,18 +104,13 @@ def encode(job: Job, item: Item) -> tuple[dict, list[bytes]] | InputError | Unre
 
 
 def write_shard(job: Job, shard: Shard, encoded: Iterable | None = None) -> None:
-    """Write one whole shard, then its record, which marks it as complete.
-
-    Args:
-        encoded: the next results of `encode`, those of the shard's items; by default they are
-            computed here.
-    """
+    """Write one shard, then its record, which marks it as complete. ``encoded``: results of
+    `encode`, the next ones of which are the shard's; by default they are computed here."""
     file, facts, bad = job.builder.file_of(job.directory, shard), [], {}
     file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # ArrayRecord writes local files only.
-        local = isinstance(file, Path)
-        folder = file.parent if local else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        local = isinstance(file, Path)  # ArrayRecord writes local files only
+        folder = file.parent if local else stack.enter_context(files.scratch_folder())
         partial = folder / f"{file.name}.{os.getpid()}.partial"
         stack.callback(partial.unlink, missing_ok=True)
         writer = array_record_module.ArrayRecordWriter(str(partial), shards.WRITER_OPTIONS)
@@ -160,11 +126,8 @@ def write_shard(job: Job, shard: Shard, encoded: Iterable | None = None) -> None
                     writer.write(example)
         finally:
             writer.close()
-        record = {
-            "file": file.name,
-            "bytes": partial.stat().st_size,
-            "sha256": files.sha256_of(partial),
-        }
+        size = partial.stat().st_size
+        record = {"file": file.name, "bytes": size, "sha256": files.sha256_of(partial)}
         if local:
             partial.replace(file)
         else:
@@ -173,13 +136,13 @@ def write_shard(job: Job, shard: Shard, encoded: Iterable | None = None) -> None
     files.write_json(job.record(shard), record | {"recordings": facts, "bad": bad})
 
 
-def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> None:
+def _make_here(job: Job, plan: list[Shard], todo: list[Shard], max_workers: int) -> None:
     """Make the shards ``todo``: the processes encode their recordings, this one writes them."""
     items = [item for shard in todo for item in shard.items]
     everything = [item for shard in plan for item in shard.items]
     hours = sum(item.seconds for item in everything) / 3600
     rate = job.front_end.sample_rate / job.front_end.hop_length * job.front_end.n_mels
-    rate *= np.dtype(shards.DTYPES[job.stored]).itemsize  # bytes per second
+    rate *= np.dtype(shards.DTYPES[job.dtype]).itemsize  # bytes per second
     reserve = shards.SHARD_SECONDS * rate  # of a shard that replaces another
 
     def free() -> int:
@@ -193,9 +156,8 @@ def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> No
             f" {(need - free()) / 1e9:.2f} GB are missing. Free disk space, choose another"
             " directory, or limit the hours."
         )
-    count = len(everything) - len(items)
-    if count:
-        work.log(f"  {count} of {len(everything)} are done already")
+    if count := len(everything) - len(items):
+        logger.info(f"  {count} of {len(everything)} are done already")
 
     def full(what: str) -> RunFailed:
         return RunFailed(
@@ -210,9 +172,8 @@ def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> No
         for item, result in zip(items, encoded):
             lost = lost + 1 if isinstance(result, Unreachable) else 0
             if lost == GIVE_UP_AFTER:
-                raise RunFailed(
-                    f"the source stopped delivering (run again to resume): {result}"
-                ) from result
+                message = f"the source stopped delivering (run again to resume): {result}"
+                raise RunFailed(message) from result
             left, count, now = left - item.seconds, count + 1, time.monotonic()
             if started:
                 seconds += item.seconds
@@ -226,15 +187,14 @@ def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> No
                 if now > started and seconds:
                     wait = max(left / seconds * (now - started), 0.0)
                     line += f", {read / (now - started) / 1e6:.1f} MB/s" if read else ""
-                    line += (
-                        f", about {f'{wait:.0f} s' if wait < 120 else f'{wait / 60:.0f} min'} left"
-                    )
-                work.log(f"{line}, {free() / 1e9:.1f} GB of disk free")
+                    time_left = f"{wait:.0f} s" if wait < 120 else f"{wait / 60:.0f} min"
+                    line += f", about {time_left} left"
+                logger.info(f"{line}, {free() / 1e9:.1f} GB of disk free")
             if free() < min(reserve, left * rate):
                 raise full(f"{free() / 1e9:.2f} GB are left")
             yield result
 
-    workers = min(work.workers, len(items))
+    workers = min(max_workers, len(items))
     encoding = files.process_map(functools.partial(encode, job), items, workers)
     with contextlib.closing(encoding), contextlib.closing(watched(encoding)) as encoded:
         for shard in todo:
@@ -246,11 +206,9 @@ def _make_here(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> No
                 raise
 
 
-def _make_by_beam(job: Job, plan: list[Shard], todo: list[Shard], work: Work) -> None:
-    """Make the shards ``todo`` by Apache Beam: here, on Dataflow, Flink or Spark.
-
-    TFDS's own Beam writer can only write local ArrayRecord files and cannot resume.
-    """
+def _make_by_beam(job: Job, todo: list[Shard], runner: str, options: tuple[str, ...]) -> None:
+    """Make the shards ``todo`` by Apache Beam. TFDS's own Beam writer cannot resume, and writes
+    local files only."""
     try:
         import apache_beam as beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -259,12 +217,8 @@ def _make_by_beam(job: Job, plan: list[Shard], todo: list[Shard], work: Work) ->
             'Apache Beam is not installed. Run `pip install "percepiano_ast[beam]"` in a separate'
             " environment, or omit --beam-runner: local processes make the same shards."
         ) from error
-    runner = work.beam_runner
-    work.log(
-        f"  {len(plan) - len(todo)} of {len(plan)} shards are complete; {runner} makes the others"
-    )
     try:
-        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(work.beam_options)))
+        pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(list(options)))
     except (ValueError, ImportError) as error:
         raise InputError(
             f"cannot start Beam's runner {runner!r}: {error}. Check --beam-runner and its options."
@@ -280,59 +234,75 @@ def _make_by_beam(job: Job, plan: list[Shard], todo: list[Shard], work: Work) ->
 # --- The data set ---------------------------------------------------------------------------------
 
 
-def build(job: Job, contents: Contents, work: Work) -> None:
-    """Make the data set; an interrupted call is continued by the next.
+def build(
+    job: Job,
+    items: list[Item],
+    options: BuildOptions,
+    *,
+    statistics_of: str,
+    description: dict,
+    excluded: Mapping[str, str] = {},
+    refused: Mapping[str, str] = {},
+    tables: Callable[[list[dict]], Mapping[str, pd.DataFrame | bytes]] = lambda facts: {},
+) -> None:
+    """Make the data set of these recordings; an interrupted call is continued by the next.
+
+    Args:
+        statistics_of: split whose level statistics normalise all splits.
+        description: added to the data set's metadata.
+        excluded, refused: recordings excluded on purpose, and those unusable according to the
+            source's listing, with the reasons; listed in ``skipped.csv``.
+        tables: more files by name, given the facts of the included recordings.
 
     Raises:
         InputError: no readable recording at all or in the split ``statistics_of``, or too little
             disk space.
-        RunFailed: more unusable recordings than ``work.max_bad``, the disk is full, the source
-            stopped responding, or a worker was killed; finished shards are kept.
+        RunFailed: more unusable recordings than ``options.max_errors``, the disk is full, the
+            source stopped responding, or a worker was killed; finished shards remain.
     """
-    plan = shards.plan(contents.items)
+    plan = shards.plan(items)
     # A shard that lacks recordings is made again: the source may have been repaired.
     todo = [shard for shard in plan if (found := job.written(shard)) is None or found["bad"]]
     if isinstance(job.directory, Path):
         for path in list(job.directory.rglob("*.partial")):  # of a killed run
             path.unlink(missing_ok=True)
-    (_make_by_beam if work.beam_runner else _make_here)(job, plan, todo, work)
+    if runner := options.beam_runner:
+        done = f"{len(plan) - len(todo)} of {len(plan)} shards are complete"
+        logger.info(f"  {done}; {runner} makes the others")
+        _make_by_beam(job, todo, runner, options.beam_options)
+    else:
+        _make_here(job, plan, todo, options.workers)
     records = []
     for shard in plan:
         if (record := job.written(shard)) is None:
-            raise RunFailed(
-                f"shard {shard.name} of {job.directory} has disappeared. Run again to make it"
-                " again."
-            )
+            name = f"shard {shard.name} of {job.directory}"
+            raise RunFailed(f"{name} has disappeared. Run again to make it again.")
         records.append(record)
 
-    # What was skipped, and why
-    bad = contents.refused | {key: what for one in records for key, what in one["bad"].items()}
-    rows = [(key, "left out", reason) for key, reason in contents.left_out.items()]
+    # --- What was skipped, and why
+    bad = dict(refused) | {key: what for one in records for key, what in one["bad"].items()}
+    rows = [(key, "left out", reason) for key, reason in excluded.items()]
     rows += [(key, "bad", reason) for key, reason in bad.items()]
-    text = io.StringIO()
+    listing, text = job.directory / "skipped.csv", io.StringIO()
     csv.writer(text).writerows([("key", "kind", "reason"), *rows])
-    (job.directory / "skipped.csv").write_text(text.getvalue())
-    total = len(contents.items) + len(contents.left_out) + len(contents.refused)
+    listing.write_text(text.getvalue())
+    total = len(items) + len(excluded) + len(refused)
     for key, _, reason in rows[:20]:
-        work.log(f"  skipped {key}: {reason}")
+        logger.info(f"  skipped {key}: {reason}")
     if rows:
-        work.log(
-            f"  {len(rows)} of {total} recordings skipped ({len(bad)} unusable); see"
-            f" {job.directory / 'skipped.csv'}"
-        )
-    if len(contents.items) + len(contents.refused) == len(bad):
-        raise InputError(
-            f"none of the {len(bad)} recordings could be read. The reasons are in"
-            f" {job.directory}/skipped.csv."
-        )
-    if work.max_bad is not None and len(bad) > work.max_bad:
+        skipped = f"{len(rows)} of {total} recordings skipped ({len(bad)} unusable)"
+        logger.info(f"  {skipped}; see {listing}")
+    if len(items) + len(refused) == len(bad):
+        message = f"none of the {len(bad)} recordings could be read."
+        raise InputError(f"{message} The reasons are in {listing}.")
+    if options.max_errors is not None and len(bad) > options.max_errors:
         raise RunFailed(
-            f"{len(bad)} unusable recordings, {work.max_bad} allowed; the reasons are in"
-            f" {job.directory}/skipped.csv. Finished shards are kept: run again with --max-errors"
-            f" {len(bad)} (MAX_BAD in the notebook) to skip them, or with a repaired source."
+            f"{len(bad)} unusable recordings, {options.max_errors} allowed; the reasons are in"
+            f" {listing}. Finished shards are saved: run again with --max-errors {len(bad)}"
+            " (MAX_BAD in the notebook) to skip them, or with a repaired source."
         )
 
-    # Metadata
+    # --- Metadata
     size = job.builder.CHUNK_FRAMES
     n_frames: dict[str, list[int]] = {}
     lengths: dict[str, list[int]] = {}
@@ -344,54 +314,49 @@ def build(job: Job, contents: Contents, work: Work) -> None:
         num_bytes[shard.split] = num_bytes.get(shard.split, 0) + record["bytes"]
     for split in [split for split, frames in n_frames.items() if not frames]:  # all unusable
         del n_frames[split], lengths[split], num_bytes[split]
-    if contents.statistics_of not in n_frames:
-        raise InputError(
-            f"no readable recording in the split {contents.statistics_of!r}. Give a source with"
-            " recordings for this split."
-        )
+    if statistics_of not in n_frames:
+        message = f"no readable recording in the split {statistics_of!r}"
+        raise InputError(f"{message}. Give a source with recordings for this split.")
     statistics = shards.level_statistics(
         facts
         for shard, record in zip(plan, records)
         for facts in record["recordings"]
-        if shard.split == contents.statistics_of
+        if shard.split == statistics_of
     )
     metadata: dict[str, Any] = {
         "front_end": asdict(job.front_end),
         "statistics": asdict(statistics),
-        "stored": job.stored,
+        "stored": job.dtype,
         "n_frames": n_frames,
         "chunk_frames": size,
-        **contents.description,
+        **description,
     }
     # TFDS would reuse the description of an earlier, damaged data set.
     (job.builder.home(job.directory) / "dataset_info.json").unlink(missing_ok=True)
-    job.builder(data_dir=job.directory, stored=job.stored, metadata=metadata).write_info(
-        lengths, num_bytes
-    )
+    builder = job.builder(data_dir=job.directory, dtype=job.dtype, metadata=metadata)
+    builder.write_info(lengths, num_bytes)
     facts = [one for record in records for one in record["recordings"]]
-    for name, table in contents.tables(facts).items():
+    for name, table in tables(facts).items():
         content = table if isinstance(table, bytes) else table.to_csv(index=False).encode()
         (job.directory / name).write_bytes(content)
     write_manifest(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600
-    work.log(
-        f"{len(facts)} recordings, {hours:.2f} h, {sum(num_bytes.values()) / 1e9:.3f} GB in"
-        f" {len(plan)} shard{'s' * (len(plan) > 1)}"
-    )
+    gigabytes, count = sum(num_bytes.values()) / 1e9, f"{len(plan)} shard{'s' * (len(plan) > 1)}"
+    logger.info(f"{len(facts)} recordings, {hours:.2f} h, {gigabytes:.3f} GB in {count}")
 
 
-def is_whole(directory: Path, log: Callable[[str], None]) -> bool:
-    """Whether ``directory`` holds a complete data set; if files are missing, it is marked as
-    incomplete."""
+def check_complete(directory: Path) -> bool:
+    """Whether ``directory`` holds a complete data set with all its files; if some are missing, it
+    is marked as incomplete."""
     if not shards.is_complete(directory):
         return False
     lost = shortcomings(directory)
     if not lost:
-        log(f"shards in {directory} are complete")
+        logger.info(f"shards in {directory} are complete")
         return True
     for line in lost[:20]:
-        log(f"  {line}")
-    log(f"{len(lost)} files in {directory} do not match the manifest; making them again")
+        logger.info(f"  {line}")
+    logger.info(f"{len(lost)} files in {directory} do not match the manifest; making them again")
     (directory / MANIFEST).unlink()
     return False
 
@@ -411,8 +376,8 @@ def _names(directory: Path, below: str = "") -> Iterator[str]:
 def _records(directory: Path, damaged: Collection[str] = ()) -> dict[str, dict]:
     """The records of the shards, except damaged ones."""
     paths = sorted((directory / "records").glob("*.json"))
-    whole = [path for path in paths if f"records/{path.name}" not in damaged]
-    return {path.stem: json.loads(path.read_text()) for path in whole}
+    valid = [path for path in paths if f"records/{path.name}" not in damaged]
+    return {path.stem: json.loads(path.read_text()) for path in valid}
 
 
 def recordings(directory: Path) -> list[dict]:
@@ -425,7 +390,7 @@ def recordings(directory: Path) -> list[dict]:
 
 
 def write_manifest(directory: Path, data_set: str) -> None:
-    """Write the manifest, which marks a data set as complete: length and SHA-256 of every file."""
+    """Write length and SHA-256 of every file, which marks a data set as complete."""
     # Those of shards are recorded: reading 9 GB again takes minutes on a mounted Drive.
     records = _records(directory).values()
     known = {f"{data_set}/{VERSION}/{record['file']}": record for record in records}
@@ -461,14 +426,11 @@ def read_manifest(directory: Path) -> dict:
         manifest = json.loads(path.read_text())
         odd = [name for name, known in manifest["files"].items() if not valid(name, known)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is damaged ({error}). Delete it and run preprocess again to restore it."
-        ) from error
+        message = f"{path} is damaged ({error}). Delete it and run preprocess again to restore it."
+        raise InputError(message) from error
     if odd:
-        raise InputError(
-            f"{path} lists {odd[0]!r}, which is not a valid file of a data set. Do not use this"
-            " data set."
-        )
+        what = f"{odd[0]!r}, which is not a valid file of a data set"
+        raise InputError(f"{path} lists {what}. Do not use this data set.")
     return manifest
 
 
@@ -484,7 +446,7 @@ def shortcomings(directory: Path) -> list[str]:
     return found
 
 
-def verify(directory: Path, log: Callable[[str], None] = print) -> list[str]:
+def verify(directory: Path) -> list[str]:
     """Verify every file by its checksum; returns one line per fault and affected recording.
 
     Raises:
@@ -498,7 +460,7 @@ def verify(directory: Path, log: Callable[[str], None] = print) -> list[str]:
             wrong.append(f"{name}: its SHA-256 does not match the manifest")
             damaged.add(name)
         if number % 20 == 0:
-            log(f"  {number} of {len(manifest['files'])} files read")
+            logger.info(f"  {number} of {len(manifest['files'])} files read")
     for record in _records(directory, damaged).values():
         name = f"{manifest['data_set']}/{VERSION}/{record['file']}"
         if name in damaged and (directory / name).is_file():
@@ -532,9 +494,9 @@ def _damaged_recordings(path: Path, record: dict) -> list[str]:
     return found
 
 
-def copy_shards(source: Path, target: Path, log: Callable[[str], None] = print) -> Path:
-    """Copy a data set to another folder and verify the checksums; files that match already are
-    kept. The copy is incomplete until its manifest, the last file, is there.
+def copy_shards(source: Path, target: Path) -> Path:
+    """Copy a data set to another folder and verify the checksums; files that match already are not
+    copied again. The copy is incomplete until its manifest, the last file, is there.
 
     Raises:
         InputError: no complete data set, or too little disk space.

@@ -2,12 +2,13 @@
 
 The CSV has one row per clip: the column ``clip`` (file name, with or without its extension), a
 column that groups clips which must stay on one side of a split (the piece, the pianist), and a
-numeric column per dimension, in any unit. Twenty clips are enough for heads on a frozen encoder.
+numeric column per dimension, in any unit.
 """
 
 import csv as csv_format
 import io
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +26,16 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.predictions import read_csv, read_limited
 from percepiano_ast.files import sha256_of
 
+logger = logging.getLogger(__name__)
+
 MIN_CLIPS = 20  # with fewer, a held-out fold has three or less, too few for a correlation
 MAX_FOLDS = 5
 
 
 @dataclass(frozen=True, eq=False)
 class CustomRatings:
-    """Validated recordings with ratings.
-
-    Attributes:
-        dimensions: names of the rated qualities, in the order of the columns.
-        index: ``clip, segment, content_group, human, fold_content``, as in every index; groups
-            serve as content groups, and no group is split over folds.
-        ratings: float32 (clips, dimensions), unscaled.
-        files: clip -> recording.
-    """
+    """Validated recordings, clip -> file, with ratings float32 (clips, dimensions), unscaled; the
+    groups of the CSV are the content groups of ``index``."""
 
     dimensions: tuple[str, ...]
     index: pd.DataFrame
@@ -52,36 +48,26 @@ class CustomRatings:
         low, high = self.ratings.min(axis=0).tolist(), self.ratings.max(axis=0).tolist()
         return RatingScale.own(self.dimensions, low, high)
 
-    def load(
-        self, front_end: FrontEnd, log: Callable[[str], None] = print
-    ) -> tuple[RatedClips, str]:
+    def load(self, front_end: FrontEnd) -> tuple[RatedClips, str]:
         """The log-mel codes of all recordings in memory, in the order of the index, and a SHA-256
-        of the training data: groups, folds, ratings and audio.
-
-        Raises:
-            InputError: a recording is unreadable, silent or too short; the message names it.
-        """
+        of groups, folds, ratings and audio. InputError: an unusable recording, named."""
         codes = []
         for number, path in enumerate(self.files.values(), 1):
             wave = audio.load(path, front_end.sample_rate)
             codes.append(audio.quantize(audio.log_mel(wave, front_end), front_end)[0])
             if number % 50 == 0:
-                log(f"  {number} of {len(self.files)} recordings")
+                logger.info(f"  {number} of {len(self.files)} recordings")
         clips = self.index["clip"].to_numpy(str)
-        return (
-            RatedClips(codes, clips, np.full(len(clips), "recording"), self.ratings),
-            sha256_of(self.index.to_csv(index=False), self.ratings, *codes),
-        )
+        rated = RatedClips(codes, clips, np.full(len(clips), "recording"), self.ratings)
+        return rated, sha256_of(self.index.to_csv(index=False), self.ratings, *codes)
 
 
 def read_ratings(
     folder: str | Path, csv: str | Path, group: str, dimensions: Sequence[str] = ()
 ) -> CustomRatings:
-    """Read a folder of recordings and their ratings.
+    """Read a folder of recordings (see `percepiano.recordings_in`) and their ratings.
 
     Args:
-        folder: recordings, see `percepiano.recordings_in`.
-        csv: their ratings, see above.
         group: the column of groups.
         dimensions: columns of ratings; by default all but ``clip`` and ``group``.
 
@@ -112,9 +98,8 @@ def read_ratings(
             " clip, a column that groups clips, and one per dimension."
         )
     if not dimensions:
-        raise InputError(
-            f"{csv} has no column of ratings besides clip and {group}. Add one per dimension."
-        )
+        what = f"no column of ratings besides clip and {group}"
+        raise InputError(f"{csv} has {what}. Add one per dimension.")
 
     # --- Rows
     for name in ("clip", group):
@@ -145,20 +130,17 @@ def read_ratings(
 
     # --- Recordings
     files = recordings_in(folder)
-    missing_files = (
-        f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."
-    )
-    missing_rows = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
-    for one, other, what in ((clips, files, missing_files), (files, clips, missing_rows)):
+    no_file = f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."
+    no_row = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
+    for one, other, what in ((clips, files, no_file), (files, clips, no_row)):
         if lacking := sorted(set(one) - set(other)):
             shown = ", ".join(lacking[:5]) + " ..." * (len(lacking) > 5)
             raise InputError(f"{len(lacking)} clips ({shown}) are {what}")
 
     # --- Folds of whole groups, as equal in size as the groups allow
     if len(table) < MIN_CLIPS:
-        raise InputError(
-            f"{csv} rates {len(table)} clips. Training and testing need at least {MIN_CLIPS}."
-        )
+        need = f"Training and testing need at least {MIN_CLIPS}."
+        raise InputError(f"{csv} rates {len(table)} clips. {need}")
     if (n := groups.nunique()) < 2:
         raise InputError(
             f"{csv} has all clips in one group, {groups.iloc[0]!r}. Name a column with at least"

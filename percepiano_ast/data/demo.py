@@ -1,9 +1,5 @@
-"""The built-in demo data set, generated from a seed: simulated performances of public-domain tunes
-with simulated ratings.
-
-It has the formats of the real sources, so the demo runs the same code as real data: a zip archive
-like MAESTRO v3 and a folder like PercePiano. No person played or rated any of it; ``dataset.json``
-says so, and every table made from it is labelled as simulated.
+"""The built-in demo data, generated from a seed in the formats of MAESTRO and PercePiano: simulated
+performances of public-domain tunes with simulated ratings, labelled as such in every table.
 
 Twelve expressive parameters (standard normal: a performer effect plus a performance effect) shape a
 performance. A rating is a fixed linear function of these parameters and of the tune, observed by
@@ -54,33 +50,10 @@ def _numbers(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in map(str.split, text.split(", "))}
 
 
-# Weights of the parameters in each rating; "minor" is 1 for a tune in minor, -1 in major, "touch"
-# the tune's note rate. Signs and the selection of parameters follow the correlations of
-# PercePiano's ratings with its MIDI.
-_WEIGHTS = """\
-timing_stable_unstable: rubato 0.7, jitter 0.6, asynchrony 0.4, pedal 0.4, loudness -0.3
-articulation_short_long: legato 0.8, pedal 0.8, loudness -0.4, tempo -0.4
-articulation_soft_hard: loudness 0.9, pedal -0.5, legato -0.4, una_corda -0.3
-pedal_dry_wet: pedal 1, half_pedal 0.3, legato 0.4, loudness -0.3
-pedal_clean_blurred: pedal 0.9, half_pedal 0.3, legato 0.3, touch 0.3
-timbre_even_colorful: velocity_spread 0.6, contour 0.5, voicing 0.5, pedal 0.5
-timbre_shallow_rich: pedal 0.8, loudness -0.4, voicing 0.4, rubato 0.3
-timbre_bright_dark: loudness -0.5, tempo -0.5, una_corda 0.4, pedal 0.4, minor 0.4
-timbre_soft_loud: loudness 1, tempo 0.4, una_corda -0.3, pedal -0.3
-dynamics_mellow_raw: loudness 0.9, pedal -0.6, tempo 0.3, una_corda -0.3
-dynamics_little_large_range: contour 0.8, velocity_spread 0.6, pedal 0.3
-music_fast_slow: tempo -1, loudness -0.4, pedal 0.4, touch -0.4
-music_flat_spacious: pedal 0.7, rubato 0.5, loudness -0.5, contour 0.4, tempo -0.3
-music_disproportioned_balanced: loudness -0.6, pedal 0.6, jitter -0.4, tempo -0.3, voicing 0.3
-music_pure_dramatic: contour 0.6, velocity_spread 0.5, pedal 0.5, rubato 0.3
-mood_optimistic_dark: tempo -0.6, minor 0.6, pedal 0.4, loudness -0.3
-mood_low_high_energy: loudness 0.9, tempo 0.7, pedal -0.3, contour 0.2
-mood_honest_imaginative: pedal 0.7, rubato 0.5, loudness -0.5, velocity_spread 0.3, tempo -0.3
-interpretation_doubtful_convincing: pedal 0.6, loudness -0.5, voicing 0.4, contour 0.3, jitter -0.4
-"""
-WEIGHTS = {
-    key: _numbers(weights) for key, weights in (row.split(": ") for row in _WEIGHTS.splitlines())
-}
+# Weights of the parameters in each rating, after the correlations of PercePiano's ratings with its
+# MIDI; "minor" is 1 for a tune in minor, -1 in major, "touch" the tune's note rate.
+_ROWS = (resources.files(__package__) / "demo_weights.txt").read_text().splitlines()
+WEIGHTS = {key: _numbers(weights) for key, weights in (row.split(": ") for row in _ROWS)}
 # Custom dimension names -> the rating that each one equals.
 CUSTOM_DIMENSIONS = {
     "pace": "music_fast_slow",
@@ -174,8 +147,7 @@ RATED, UNRATED = _read_tunes("rated"), _read_tunes("unrated")
 def perform(
     tune: Tune, style: dict[str, float], rng: np.random.Generator, transpose: int = 0
 ) -> Performance:
-    """Render ``tune`` in ``style`` (each parameter in standard deviations around a plain
-    performance) as notes and pedals."""
+    """Perform ``tune`` in ``style``, each parameter in standard deviations."""
     onset_beats, beats, pitch, melody = tune.notes().T
     onset = _clock(onset_beats, tune, style)
     end = _clock(onset_beats + beats, tune, style)
@@ -243,7 +215,7 @@ def _true_ratings(tune: Tune, style: dict[str, float]) -> np.ndarray:
 def write_maestro(
     path: str | Path, seed: int = 0, recordings_per_tune: int = RECORDINGS_PER_TUNE
 ) -> Path:
-    """Write the archive in MAESTRO's format, without the rated tunes; an existing one is kept."""
+    """Write the archive in MAESTRO's format, without the rated tunes, unless it exists."""
     path = Path(path)
     if path.exists():
         return path
@@ -276,8 +248,8 @@ def write_maestro(
 
 
 def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFORMERS) -> Path:
-    """Write the folder in PercePiano's format: MIDI, scores, label JSON, rater CSV, index. A
-    complete one is kept."""
+    """Write the folder in PercePiano's format, unless it is complete: MIDI, scores, label JSON,
+    rater CSV, index."""
     settings = {"seed": seed, "performers": performers, "what": "simulated PercePiano"}
     folder = lock_config(folder, settings)
     if (folder / "dataset.json").exists():
@@ -337,12 +309,9 @@ def write_percepiano(folder: str | Path, seed: int = 0, performers: int = PERFOR
 
 
 def write_ratings(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
-    """Write 24 recordings with ratings under custom dimension names; returns ``(folder of
-    recordings, CSV)``.
-
-    Four tunes, six simulated performances each, rated 0 to 100 by one simulated rater. A complete
-    set is kept.
-    """
+    """Write 24 recordings with ratings under custom dimension names, unless they are complete: four
+    tunes, six simulated performances each, rated 0 to 100 by one simulated rater. Returns ``(folder
+    of recordings, CSV)``."""
     folder = lock_config(folder, {"seed": seed, "what": "simulated recordings and ratings"})
     csv_file = folder / "ratings.csv"
     if csv_file.exists():
@@ -367,8 +336,7 @@ def write_ratings(folder: str | Path, seed: int = 0) -> tuple[Path, Path]:
 
 
 def write_example(folder: str | Path, name: str) -> Path:
-    """Write one of ``EXAMPLES``, rendered by the built-in piano, as a WAV file; the performance is
-    simulated."""
+    """Write one of `EXAMPLES`, rendered by the built-in piano, as a WAV file."""
     path = Path(folder) / f"{name.replace(' ', '_')}.wav"
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

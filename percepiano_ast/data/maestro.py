@@ -1,11 +1,9 @@
-"""MAESTRO v3, a source in its format, or a folder of your own recordings, to log-mel shards.
-
-Source: Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro, CC BY-NC-SA 4.0. The
-archive contains one CSV table and the WAV and MIDI files that it lists.
-"""
+"""MAESTRO v3 (Hawthorne et al. 2019, https://magenta.tensorflow.org/datasets/maestro), a source in
+its format, or a folder of recordings, to log-mel shards."""
 
 import functools
 import io
+import logging
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -24,15 +22,16 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.files import as_path, atomic, lock_config
 from percepiano_ast.music.midi import read_midi
 
+logger = logging.getLogger(__name__)
+
 MADE_BY = "notebook 01_preprocess_maestro or `percepiano preprocess`"
 MIN_FRAMES = 1024  # one window of the model
 MIN_SAMPLE_RATE = 16_000  # of a recording: below it the upper bands would be empty
 MAX_FULL_SCALE = 0.01  # maximum share of samples at full scale: above it a recording is distorted
 
-# PercePiano's works, excluded from pre-training to prevent leakage into the evaluation on
-# PercePiano. MAESTRO's table increments the catalogue number over the movements of a sonata:
-# "Sonata in B-flat Major, D. 961" is a movement of D. 960, while "D. 960" in A or in C minor is a
-# movement of D. 959 or D. 958.
+# PercePiano's works, excluded from pre-training to prevent leakage. MAESTRO's table increments the
+# catalogue number over the movements of a sonata: "Sonata in B-flat Major, D. 961" is a movement of
+# D. 960, while "D. 960" in A or in C minor is a movement of D. 959 or D. 958.
 PERCEPIANO_WORKS = (
     ("Schubert", r"^(?!.*\bin [AC]\b).*D\.?\s*960"),
     ("Schubert", r"\bB(b|.?flat)\b.*D\.?\s*96[123]"),
@@ -75,9 +74,9 @@ def _produce(
     root: str,
     midi: dict[str, str],
     front_end: FrontEnd,
-    stored: str,
+    dtype: str,
 ) -> Iterator[np.ndarray]:
-    """One recording in blocks (time, mel) as stored; ``midi``: recording -> MIDI file of the
+    """One recording in blocks (time, mel) of ``dtype``; ``midi``: recording -> MIDI file of the
     performance, whose notes are added to ``facts``."""
     source, name = _open(where), root + item.key
     facts["source_bytes"] = source.size(name)
@@ -86,21 +85,14 @@ def _produce(
         recording = audio.Recording(path, name=item.key, min_rate=MIN_SAMPLE_RATE)
         for levels in audio.log_mel_blocks(recording.blocks(front_end.sample_rate), front_end):
             frames += len(levels)
-            yield (
-                audio.quantize(levels, front_end)[0]
-                if stored == "uint8"
-                else levels.astype(np.float16)
-            )
+            codes = dtype == "uint8"
+            yield audio.quantize(levels, front_end)[0] if codes else levels.astype(np.float16)
     if frames < MIN_FRAMES:
-        raise InputError(
-            f"{front_end.seconds(frames):.1f} s long, shorter than one window of"
-            f" {front_end.seconds(MIN_FRAMES):.1f} s"
-        )
+        seconds, window = front_end.seconds(frames), front_end.seconds(MIN_FRAMES)
+        raise InputError(f"{seconds:.1f} s long, shorter than one window of {window:.1f} s")
     if recording.full_scale > MAX_FULL_SCALE:
-        raise InputError(
-            f"clipped: {100 * recording.full_scale:.1f} % of its samples are at full scale; record"
-            " or export it at a lower level"
-        )
+        share = f"{100 * recording.full_scale:.1f} % of its samples are at full scale"
+        raise InputError(f"clipped: {share}; record or export it at a lower level")
     facts |= {"source_rate": recording.sample_rate, "channels": recording.channels}
     facts |= {"seconds": round(recording.seconds, 3), "full_scale": recording.full_scale}
     facts["notes"] = 0
@@ -122,30 +114,30 @@ def preprocess(
     where: str,
     out: str | Path,
     front_end: FrontEnd,
-    work: build.Work,
+    options: build.BuildOptions,
     *,
-    limit_hours: float = 0.0,
-    stored: str = "uint8",
+    max_hours: float = 0.0,
+    dtype: str = "uint8",
     simulated: bool = False,
 ) -> Path:
     """Convert a source of recordings into the data set ``maestro_log_mel`` in ``out``; resumes an
     interrupted run.
 
-    Next to the shards it writes ``recordings.csv`` (included recordings), ``skipped.csv`` (excluded
-    recordings with reasons), ``performances.npz`` (the performances, if the source has MIDI),
-    ``records/`` (metadata of every shard and recording) and ``manifest.json`` (checksums).
+    Next to the shards it writes ``recordings.csv`` (included), ``skipped.csv`` (excluded, with
+    reasons), ``performances.npz`` (if the source has MIDI), ``records/`` (metadata of every shard
+    and recording) and ``manifest.json`` (checksums).
 
     Args:
         where: archive or folder in MAESTRO's format, or a folder of recordings, see `sources`.
-        limit_hours: approximate total hours over all splits; 0 for all.
-        stored: ``uint8`` or ``float16``.
+        max_hours: approximate total hours over all splits; 0 for all.
+        dtype: of stored levels, ``uint8`` or ``float16``.
 
     Raises:
         InputError: unusable source, ``out`` of another configuration, or see `build.build`.
         RunFailed: see `build.build`.
     """
-    lookup(shards.DTYPES, stored, "storage format of levels")
-    if not isinstance(as_path(out), Path) and not work.beam_runner:
+    lookup(shards.DTYPES, dtype, "storage format of levels")
+    if not isinstance(as_path(out), Path) and not options.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
     table = sources.read_table(_open(str(where)))
     settings = {
@@ -153,22 +145,20 @@ def preprocess(
         "table": table.fingerprint,
         "front_end": asdict(front_end),
     }
-    out = lock_config(out, {**settings, "stored": stored, "limit_hours": limit_hours})
-    if build.is_whole(out, work.log):
+    out = lock_config(out, {**settings, "stored": dtype, "limit_hours": max_hours})
+    if build.check_complete(out):
         return out
     rows = table.rows
     names = zip(rows["canonical_composer"], rows["canonical_title"])
     rated = np.array([is_percepiano_work(*name) for name in names], bool)
-    left_out = dict.fromkeys(rows["audio_filename"][rated], "a work of PercePiano")
-    rows = sources.limited(rows[~rated], limit_hours) if limit_hours else rows[~rated]
-    line = (
-        f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h; {len(left_out)} of"
-        " PercePiano's works excluded"
-    )
-    if limit_hours:
+    excluded = dict.fromkeys(rows["audio_filename"][rated], "a work of PercePiano")
+    rows = sources.limited(rows[~rated], max_hours) if max_hours else rows[~rated]
+    line = f"{len(rows)} recordings, {rows['duration'].sum() / 3600:.2f} h;"
+    line += f" {len(excluded)} of PercePiano's works excluded"
+    if max_hours:
         total = table.rows["duration"].sum() / 3600
-        line += f"; limited to about {limit_hours:g} h of {total:.2f} h"
-    work.log(line)
+        line += f"; limited to about {max_hours:g} h of {total:.2f} h"
+    logger.info(line)
     items = []
     for row in rows.itertuples():
         fields = {"composer": row.canonical_composer, "title": row.canonical_title}
@@ -176,7 +166,7 @@ def preprocess(
         items.append(shards.Item(row.audio_filename, row.split, fields, float(row.duration)))
     midi = dict(zip(rows["audio_filename"], rows["midi_filename"].fillna("")))
     produce = functools.partial(
-        _produce, where=str(where), root=table.root, midi=midi, front_end=front_end, stored=stored
+        _produce, where=str(where), root=table.root, midi=midi, front_end=front_end, dtype=dtype
     )
 
     def tables(facts: list[dict]) -> dict[str, pd.DataFrame | bytes]:
@@ -184,21 +174,24 @@ def preprocess(
         known = pd.DataFrame(facts)[[*columns, "notes", "sha256"]]
         merged = rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
         for one in [one for one in facts if "midi_fault" in one][:20]:
-            work.log(f"  no MIDI for {one['key']}: {one['midi_fault']}")
+            logger.info(f"  no MIDI for {one['key']}: {one['midi_fault']}")
         packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
-        if len(packed) < len(facts):
-            work.log(
-                f"  {len(facts) - len(packed)} of {len(facts)} recordings have no readable MIDI;"
-                " only ssast can use them"
-            )
+        if lacking := len(facts) - len(packed):
+            what = f"{lacking} of {len(facts)} recordings have no readable MIDI"
+            logger.info(f"  {what}; only ssast can use them")
         notes = {shards.PERFORMANCES: shards.join_performances(packed)} if packed else {}
         return {"recordings.csv": merged, **notes}
 
     licence = "made from code" if simulated else table.licence
-    description = {"licence": licence, "simulated": simulated}
-    job = build.Job(MaestroLogMel, produce, out, front_end, stored)
     build.build(
-        job, build.Contents(items, left_out, table.refused, "train", description, tables), work
+        build.Job(MaestroLogMel, produce, out, front_end, dtype),
+        items,
+        options,
+        statistics_of="train",
+        description={"licence": licence, "simulated": simulated},
+        excluded=excluded,
+        refused=table.refused,
+        tables=tables,
     )
     return out
 
@@ -206,11 +199,8 @@ def preprocess(
 def write_archive(
     path: str | Path, recordings: Iterable[tuple[dict, np.ndarray, bytes]], sample_rate: int
 ) -> Path:
-    """Write a zip archive in MAESTRO's format from (row without file names, mono wave, MIDI bytes).
-
-    The row has ``canonical_composer, canonical_title, split, year``; the other columns follow from
-    the audio. Output is deterministic.
-    """
+    """Write a zip archive in MAESTRO's format from (row, mono wave, MIDI bytes), deterministically;
+    the row has ``canonical_composer, canonical_title, split, year``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     root, rows = "maestro-v3.0.0", []

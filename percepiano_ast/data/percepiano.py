@@ -1,24 +1,21 @@
 """PercePiano (Park et al. 2024, github.com/JonghoKimSNU/PercePiano, MIT licence): rated MIDI clips.
 
-No audio is published, so every clip is rendered with one or more pianos at fixed gain, or taken
-from custom recordings. The index (clip, segment, performer, content group, folds) is part of this
+No audio is published: every clip is rendered with one or more pianos at fixed gain, or taken from
+custom recordings. The index (clip, segment, performer, content group, folds) is part of this
 package; a folder with its own ``index.csv`` is another data set in the same format, as the demo.
 """
 
 import functools
 import json
+import logging
 import shutil
-import tempfile
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import librosa
 import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
@@ -31,10 +28,12 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import lock_config, sha256_of
+from percepiano_ast.files import download, lock_config, sha256_of
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
+
+logger = logging.getLogger(__name__)
 
 LABELS = "label_2round_mean_reg_19_with0_rm_highstd0.json"
 MIDI_FOLDER = "virtuoso/data/all_2rounds"
@@ -53,12 +52,12 @@ MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"
 
 SPLIT = "rated"
 OWN = "own"  # a custom recording, in place of a synthesizer's name
-SEPARATOR = "+"  # between synthesizer and variant, as in fluidr3mono+room
+SEPARATOR = "+"  # between synthesizer and augmentation, as in fluidr3mono+room
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano preprocess --percepiano FOLDER`"
 
-_FASTER = 0.05  # maximum tempo change of a variant as a share, up or down
-_HIGHER = 1  # maximum transposition of a variant in semitones, up or down
+_FASTER = 0.05  # maximum tempo change of an augmentation as a share, up or down
+_HIGHER = 1  # maximum transposition of an augmentation in semitones, up or down
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -79,16 +78,11 @@ class ClipName(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> "ClipName":
-        """Parse a clip's name or a file's stem.
-
-        Raises:
-            InputError: fewer than three fields.
-        """
+        """Parse a clip's name or a file's stem; InputError if it has fewer than three fields."""
         fields = name.strip().rsplit("_", 2)
         if len(fields) < 3 or not all(fields):
-            raise InputError(
-                f"{name!r} is not a valid clip name. The format is PIECE_PLAYER_SEGMENT."
-            )
+            form = "The format is PIECE_PLAYER_SEGMENT."
+            raise InputError(f"{name!r} is not a valid clip name. {form}")
         return cls(*fields)
 
     @property
@@ -98,7 +92,7 @@ class ClipName(NamedTuple):
 
     @property
     def deadpan(self) -> bool:
-        """Whether the clip is a deadpan rendering rather than a human performance."""
+        """Whether the clip is a deadpan rendering."""
         return self.player.startswith("Score")
 
 
@@ -107,19 +101,15 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
     found: dict = {}
     for name, value in pairs:
         if (name := name.strip()) in found:
-            raise InputError(
-                f"{where} has {name!r} twice (spaces around a name are ignored). Keep one of them."
-            )
+            what = f"{name!r} twice (spaces around a name are ignored)"
+            raise InputError(f"{where} has {what}. Keep one of them.")
         found[name] = value
     return found
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; spaces around names are removed.
-
-    Raises:
-        InputError: damaged, truncated, not an object, or a duplicated name.
-    """
+    """Read a JSON object; spaces around names are removed. InputError: damaged, not an object, or a
+    duplicated name."""
     try:
         content = json.loads(
             path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
@@ -127,18 +117,13 @@ def read_json(path: Path) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path} should hold a JSON object, holds {content!r:.40}. Download it again."
-        )
+        what = f"should hold a JSON object, holds {content!r:.40}"
+        raise InputError(f"{path} {what}. Download it again.")
     return content
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
-    """The values of every clip in the label file.
-
-    Raises:
-        InputError: missing, or see `read_json`.
-    """
+    """The values of every clip in the label file; InputError if it is missing or damaged."""
     path = Path(folder) / LABELS
     if not path.is_file():
         raise InputError(
@@ -149,42 +134,29 @@ def read_labels(folder: str | Path) -> dict[str, list]:
 
 
 def find_midi(folder: str | Path) -> dict[str, Path]:
-    """MIDI file of every clip.
-
-    Raises:
-        InputError: no MIDI folder, an empty one, or two files of one clip.
-    """
+    """MIDI file of every clip; InputError if there is none, or two files of one clip."""
     where = Path(folder) / MIDI_FOLDER
     files = _unique(((path.stem, path) for path in sorted(where.glob("*.mid"))), where)
     if not files:
-        raise InputError(
-            f"no MIDI files in {where}: the data directory is missing or incomplete. Download it"
-            " again."
-        )
+        what = f"no MIDI files in {where}: the data directory is missing or incomplete"
+        raise InputError(f"{what}. Download it again.")
     return files
 
 
 def find_scores(folder: str | Path) -> dict[str, Path]:
-    """Score of every passage as MIDI: ``ClipName.passage`` -> file of the ``Score`` rendering.
-
-    Raises:
-        InputError: no scores in the folder.
-    """
+    """Score of every passage as MIDI, ``ClipName.passage`` -> file; InputError if there is none."""
     paths = sorted((Path(folder) / SCORE_FOLDER).glob("*_Score_*.mid"))
     if not paths:
-        raise InputError(
-            f"no scores in {Path(folder) / SCORE_FOLDER}. Download PercePiano again, which includes"
-            " them."
-        )
+        advice = "Download PercePiano again, which includes them."
+        raise InputError(f"no scores in {Path(folder) / SCORE_FOLDER}. {advice}")
     return {ClipName.of(path.stem).passage: path for path in paths}
 
 
 def identical_midi(folder: str | Path) -> list[list[str]]:
     """Clips with identical MIDI files, as sorted groups of two or more.
 
-    PercePiano has 21 such groups, of deadpan renderings of repeated passages and of human
-    performances that were stored twice. They were rated separately, so each remains a clip; all
-    clips of a group are in one content group.
+    PercePiano has 21 such groups, of repeated passages and of files that were stored twice. They
+    were rated separately, so each remains a clip; a group is in one content group.
     """
     groups: dict[str, list[str]] = {}
     for clip, path in find_midi(folder).items():
@@ -193,8 +165,7 @@ def identical_midi(folder: str | Path) -> list[list[str]]:
 
 
 def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
-    """For each part of the data, the number of files and one SHA-256 of their names and
-    contents."""
+    """Number of files and one SHA-256 of names and contents, for each part of the data."""
     found = {}
     for part in PUBLISHED:
         path = Path(folder) / part
@@ -205,12 +176,8 @@ def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
 
 
 def check_published(folder: str | Path) -> None:
-    """Compare the unpacked files with those of the pinned commit; GitHub's archives are not
-    reproducible.
-
-    Raises:
-        InputError: a part is missing or differs; the message names it.
-    """
+    """Raise InputError unless the unpacked files are those of the pinned commit; GitHub's archives
+    are not reproducible."""
     for part, found in fingerprints(folder).items():
         if found != PUBLISHED[part]:
             count, expected = found[0], PUBLISHED[part][0]
@@ -221,7 +188,7 @@ def check_published(folder: str | Path) -> None:
             )
 
 
-def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> Path:
+def fetch(url: str, folder: str | Path) -> Path:
     """Download PercePiano's archive and unpack labels, rater table, MIDI, scores and licence into
     ``folder``. The files of a URL of the pinned commit are verified, also of an earlier download.
 
@@ -234,14 +201,13 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
         if pinned:
             check_published(folder)
         return folder
-    log(f"downloading {url}")
+    logger.info(f"downloading {url}")
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with tempfile.TemporaryFile() as file:
-        try:
-            with urllib.request.urlopen(url, timeout=60) as answer:
-                shutil.copyfileobj(answer, file)
-            archive = zipfile.ZipFile(file)
+    packed = folder.with_name(folder.name + ".zip")
+    download(url, packed)
+    try:
+        with zipfile.ZipFile(packed) as archive:
             for name in archive.namelist():
                 inner = PurePosixPath(name.partition("/")[2])
                 # The parent equals one of two fixed folders: no name can escape the target.
@@ -250,17 +216,19 @@ def fetch(url: str, folder: str | Path, log: Callable[[str], None] = print) -> P
                 if single or in_folder and inner.suffix == ".mid":
                     (partial / inner).parent.mkdir(parents=True, exist_ok=True)
                     (partial / inner).write_bytes(archive.read(name))
-            find_midi(partial)
-            read_labels(partial)
-            if pinned:
-                check_published(partial)
-        except (OSError, ValueError, HTTPException, zipfile.BadZipFile, zlib.error) as error:
-            reason = str(error).rstrip(".")
-            raise InputError(
-                f"cannot download PercePiano from {url}: {reason}. Give a local copy."
-            ) from error
+        find_midi(partial)
+        read_labels(partial)
+        if pinned:
+            check_published(partial)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).rstrip(".")
+        message = f"cannot download PercePiano from {url}: {reason}. Give a local copy."
+        raise InputError(message) from error
+    finally:
+        packed.unlink(missing_ok=True)
     if not pinned:
-        log(f"  files not compared: this is not commit {COMMIT[:7]}, which the results refer to")
+        commit = f"{COMMIT[:7]}, which the results refer to"
+        logger.info(f"  files not compared: this is not commit {commit}")
     partial.replace(folder)
     return folder
 
@@ -277,8 +245,8 @@ def load_index(folder: str | Path) -> pd.DataFrame:
 def fold_of_clip(index: pd.DataFrame, protocol: str) -> dict[str, int]:
     """Fold of every clip that the protocol evaluates (fold >= 0), from the index.
 
-    ``content`` is the primary protocol: no content group (clips that share music) is split over its
-    folds. ``random`` and ``segment`` leak music between folds, for comparison only.
+    ``content`` is the primary protocol: no content group (clips that share music) is split.
+    ``random`` and ``segment`` leak music between folds, for comparison only.
 
     Raises:
         InputError: unknown protocol, fewer than two folds, or a content group in two folds of a
@@ -334,13 +302,9 @@ def read_ratings(folder: str | Path, index: pd.DataFrame) -> dict[str, np.ndarra
 
 
 def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
-    """One row per clip of `reliability.read_raters`: ``n_ratings``, ``n_raters``, and for each
-    dimension the standard deviation of the ratings in units of the labels (0 to 1; NaN for a single
-    rating).
-
-    Many raters rated a clip more than once: 12.2 ratings per clip come from 9.2 people. The
-    published means count each rating.
-    """
+    """One row per clip of `reliability.read_raters`: ``n_ratings``, ``n_raters`` (12.2 and 9.2 on
+    average: many rated a clip more than once), and for each dimension the standard deviation of the
+    ratings in units of the labels (0 to 1; NaN for a single rating)."""
     by_clip = raters.groupby("clip")
     found = by_clip[list(KEYS)].std(ddof=1) / 7
     found.insert(0, "n_raters", by_clip["rater"].nunique())
@@ -348,33 +312,26 @@ def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-# --- Recordings and variants ----------------------------------------------------------------------
+# --- Recordings and augmentations -----------------------------------------------------------------
 
 
 def recordings_in(folder: str | Path) -> dict[str, Path]:
     """Clip -> recording, named after the clip; files without an audio extension are ignored.
-
-    Raises:
-        InputError: no such folder, or two recordings of one clip.
-    """
+    InputError: no such folder, or two recordings of one clip."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            f"{folder}: no such folder of recordings. Give one with one recording per clip, named"
-            " after the clip."
-        )
+        advice = "Give one with one recording per clip, named after the clip."
+        raise InputError(f"{folder}: no such folder of recordings. {advice}")
     found: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if sources.is_audio(path.name)):
         if (clip := path.stem.strip()) in found:
-            raise InputError(
-                f"{found[clip].name} and {path.name} in {folder} are both of clip {clip!r}. Keep"
-                " one of them."
-            )
+            both = f"{found[clip].name} and {path.name} in {folder}"
+            raise InputError(f"{both} are both of clip {clip!r}. Keep one of them.")
         found[clip] = path
     return found
 
 
-class Variant(NamedTuple):
+class RenderingAugmentation(NamedTuple):
     """A changed rendering of a clip. If the MIDI is known, it is changed and rendered again,
     without artefacts; recordings are stretched and shifted by librosa.
 
@@ -397,62 +354,64 @@ def _transposed(performance: Performance, rng: np.random.Generator) -> Performan
     return PARAMETERS["transposition"].change(performance, int(rng.choice(steps)), None)
 
 
-def _one_of(*conditions):
-    """Apply one of these recording conditions, at random."""
+def _stretched(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    import librosa
+
+    return librosa.effects.time_stretch(wave, rate=1 + float(rng.uniform(-_FASTER, _FASTER)))
+
+
+def _shifted(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
+    import librosa
+
+    steps = float(rng.choice((-_HIGHER, _HIGHER)))
+    return librosa.effects.pitch_shift(wave, sr=sample_rate, n_steps=steps)
+
+
+def _one_of(*effects):
+    """Apply one of these effects, at random."""
 
     def effect(wave: np.ndarray, sample_rate: int, rng: np.random.Generator) -> np.ndarray:
-        condition = conditions[rng.integers(len(conditions))]
-        return condition.apply(wave, sample_rate, int(rng.integers(2**31)))
+        chosen = effects[rng.integers(len(effects))]
+        return chosen.apply(wave, sample_rate, int(rng.integers(2**31)))
 
     return effect
 
 
-VARIANTS = {
-    "stretch": Variant(
+AUGMENTATIONS = {
+    "stretch": RenderingAugmentation(
         lambda performance, rng: PARAMETERS["tempo"].change(
             performance, float(rng.uniform(-_FASTER, _FASTER)), None
         ),
-        lambda wave, _, rng: librosa.effects.time_stretch(
-            wave, rate=1 + float(rng.uniform(-_FASTER, _FASTER))
-        ),
+        _stretched,
     ),
-    "transpose": Variant(
-        _transposed,
-        lambda wave, sample_rate, rng: librosa.effects.pitch_shift(
-            wave, sr=sample_rate, n_steps=float(rng.choice((-_HIGHER, _HIGHER)))
-        ),
-    ),
-    "room": Variant(None, _one_of(*(one for one in EFFECTS if one.kind == "room"))),
-    "livingroom": Variant(None, _one_of(HELD_OUT_ROOM)),
-    "noise": Variant(None, _one_of(*(one for one in EFFECTS if one.kind == "noise"))),
+    "transpose": RenderingAugmentation(_transposed, _shifted),
+    "room": RenderingAugmentation(None, _one_of(*(one for one in EFFECTS if one.kind == "room"))),
+    "livingroom": RenderingAugmentation(None, _one_of(HELD_OUT_ROOM)),
+    "noise": RenderingAugmentation(None, _one_of(*(one for one in EFFECTS if one.kind == "noise"))),
 }
 
 
-def split_variant(synthesizer: str) -> tuple[str, str]:
-    """Split ``fluidr3mono+room`` into synthesizer and variant; the variant of a plain synthesizer
-    is empty.
-
-    Raises:
-        InputError: an unknown variant.
-    """
-    synthesizer, _, variant = synthesizer.partition(SEPARATOR)
-    if variant:
-        lookup(VARIANTS, variant, "variant")
-    return synthesizer, variant
+def split_augmentation(synthesizer: str) -> tuple[str, str]:
+    """Split ``fluidr3mono+room`` into synthesizer and augmentation, empty for a plain synthesizer;
+    InputError for an unknown one."""
+    synthesizer, _, augmentation = synthesizer.partition(SEPARATOR)
+    if augmentation:
+        lookup(AUGMENTATIONS, augmentation, "augmentation")
+    return synthesizer, augmentation
 
 
-def variant_rng(clip: str, variant: str) -> np.random.Generator:
-    """Random generator of a clip's variant, the same for every synthesizer."""
-    return np.random.default_rng([0, zlib.crc32(f"{clip} {variant}".encode())])
+def augmentation_rng(clip: str, augmentation: str) -> np.random.Generator:
+    """Random generator of a clip's augmentation, the same for every synthesizer."""
+    return np.random.default_rng([0, zlib.crc32(f"{clip} {augmentation}".encode())])
 
 
-def without_variant(synthesizers: np.ndarray) -> np.ndarray:
-    """The synthesizer of each rendering, without the variant, (n,)."""
+def without_augmentation(synthesizers: np.ndarray) -> np.ndarray:
+    """The synthesizer of each rendering, without the augmentation, (n,)."""
     return np.array([name.split(SEPARATOR)[0] for name in synthesizers])
 
 
 def is_plain(synthesizers: np.ndarray) -> np.ndarray:
-    """Mask of renderings without a variant, bool (n,): held-out clips are rated on these alone."""
+    """Mask of renderings without an augmentation, bool (n,): held-out clips are rated on these."""
     return np.array([SEPARATOR not in name for name in synthesizers], bool)
 
 
@@ -476,12 +435,9 @@ _renderings = functools.cache(RenderCache)
 
 
 def aligned_recording(path: Path, performance: Performance, sample_rate: int) -> np.ndarray:
-    """A recording float32 (n,) at its own gain, aligned like a rendering: it starts ``LEAD``
-    seconds before the first sound and ends ``TAIL`` seconds after the last key release.
-
-    Raises:
-        InputError: unreadable, silent, or its duration does not match the clip's performance.
-    """
+    """A recording float32 (n,) at its own gain, aligned like a rendering: it starts `LEAD` seconds
+    before the first sound and ends `TAIL` seconds after the last key release. InputError if it is
+    unreadable, silent, or its duration does not match the clip's performance."""
     wave = audio.load(path, sample_rate)
     # Sound that is 50 dB below the peak and before the first onset is background noise.
     loud = np.flatnonzero(np.abs(wave) > np.abs(wave).max() * 10 ** (-50 / 20))
@@ -504,15 +460,15 @@ def _produce(
     front_end: FrontEnd,
     cache: Path,
     recordings: dict[str, Path],
-    one_loudness: bool,
+    normalize_loudness: bool,
 ) -> Iterator[np.ndarray]:
-    """The codes of one clip: a synthesizer's rendering, a recording, or a variant of either."""
+    """The codes of one clip: a synthesizer's rendering or a recording, augmented or not."""
     clip, name, rate = item.fields["clip"], item.fields["synthesizer"], front_end.sample_rate
     if clip not in midi:
         raise InputError(f"no MIDI file {clip}.mid")
-    piano, variant = split_variant(name)
-    performance, rng = trimmed(read_midi(midi[clip])), variant_rng(clip, variant)
-    edit, effect = VARIANTS.get(variant, (None, None))
+    piano, augmentation = split_augmentation(name)
+    performance, rng = trimmed(read_midi(midi[clip])), augmentation_rng(clip, augmentation)
+    edit, effect = AUGMENTATIONS.get(augmentation, (None, None))
     if piano == OWN:
         wave = aligned_recording(recordings[clip], performance, rate)
     else:
@@ -521,7 +477,7 @@ def _produce(
         wave = _renderings(cache, piano, rate).wave(performance, clip)
     if effect:
         wave = effect(wave, rate, rng)
-    if one_loudness:
+    if normalize_loudness:
         rng = np.random.default_rng(zlib.crc32(f"{clip} {name} loudness".encode()))
         jitter = rng.uniform(-audio.JITTER_DB, audio.JITTER_DB)
         wave = audio.normalize_loudness(wave, rate, audio.LOUDNESS + jitter)
@@ -534,12 +490,12 @@ def preprocess(
     folder: str | Path,
     out: str | Path,
     front_end: FrontEnd,
-    work: build.Work,
+    options: build.BuildOptions,
     *,
     synthesizers: tuple[str, ...] = (OWN,),
     recordings: str | Path = "",
     partial: bool = False,
-    one_loudness: bool = False,
+    normalize_loudness: bool = False,
 ) -> Path:
     """Render every rated clip with every synthesizer into the data set ``percepiano_log_mel`` in
     ``out``; renderings are cached in ``renderings`` next to ``out``.
@@ -550,11 +506,11 @@ def preprocess(
 
     Args:
         synthesizers: names, see `synth.make_synthesizer`, or ``own`` for ``recordings``; a
-            suffix selects one of `VARIANTS`, such as ``fluidr3mono+room``.
+            suffix selects one of `AUGMENTATIONS`, such as ``fluidr3mono+room``.
         recordings: a folder with a custom recording of each clip, see `recordings_in`.
         partial: whether ``recordings`` may lack clips; they are then listed.
-        one_loudness: normalise every rendering to `audio.LOUDNESS`, up to `audio.JITTER_DB`, and
-            add a noise bed, for models that rate recordings of any gain.
+        normalize_loudness: of every rendering to `audio.LOUDNESS`, up to `audio.JITTER_DB`, with a
+            noise bed, for models that rate recordings of any gain.
 
     Raises:
         InputError: invalid data, ratings that differ from the published ones with the package's
@@ -563,7 +519,7 @@ def preprocess(
     """
     index, midi = load_index(folder), find_midi(folder)
     ratings, simulated = read_ratings(folder, index), is_simulated(folder)
-    pianos = {split_variant(name)[0] for name in synthesizers}
+    pianos = {split_augmentation(name)[0] for name in synthesizers}
     settings: dict[str, Any] = {
         "ratings": sha256_of(json.dumps({clip: r.tolist() for clip, r in ratings.items()}))[:16],
         "synthesizers": list(synthesizers),
@@ -585,9 +541,9 @@ def preprocess(
         files = {clip: path for clip, path in found.items() if clip in clips}
         missing, unmatched = sorted(clips - set(found)), sorted(set(found) - clips)
         if not files:
+            advice = f"Name each file after its clip, such as {min(clips, default='CLIP')}.wav."
             raise InputError(
-                f"{recordings} has no recording of any of {len(clips):,} clips. Name each file"
-                f" after its clip, such as {min(clips, default='CLIP')}.wav."
+                f"{recordings} has no recording of any of {len(clips):,} clips. {advice}"
             )
         if missing and not partial:
             raise InputError(
@@ -597,7 +553,7 @@ def preprocess(
             )
         lines = (f"{clip} {sha256_of(path)}" for clip, path in sorted(files.items()))
         settings["recordings"] = sha256_of(*lines)[:16]
-    if one_loudness:
+    if normalize_loudness:
         settings["loudness"] = [audio.LOUDNESS, audio.JITTER_DB, audio.BED_DB]
 
     # --- Output directory
@@ -607,15 +563,15 @@ def preprocess(
             # an unusable soundfont fails here, before hours of work
             _renderings(cache, name, front_end.sample_rate)
     out = lock_config(out, {**settings, "simulated": simulated})
-    if build.is_whole(out, work.log):
+    if build.check_complete(out):
         return out
 
     # --- Renderings
     items: list[shards.Item] = []
-    left_out: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     for name in synthesizers:
-        lacking = missing if split_variant(name)[0] == OWN else []
-        left_out |= {f"{clip}@{name}": "no recording of this clip" for clip in lacking}
+        lacking = missing if split_augmentation(name)[0] == OWN else []
+        excluded |= {f"{clip}@{name}": "no recording of this clip" for clip in lacking}
         for clip in index["clip"][~index["clip"].isin(lacking)]:
             key, fields = f"{clip}@{name}", {"clip": clip, "synthesizer": name}
             fields |= {"ratings": ratings[clip]}
@@ -636,43 +592,42 @@ def preprocess(
             found["raters.csv"] = rater_agreement(read_raters(folder)).reset_index()
         return found
 
-    work.log(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
-    work.log(f"  cached in {Path(out).parent / cache.name}; safe to delete")
+    logger.info(f"{len(index)} clips with {', '.join(synthesizers)}: {len(items)} renderings")
+    logger.info(f"  cached in {Path(out).parent / cache.name}; safe to delete")
     if groups := identical_midi(folder):
-        work.log(
+        logger.info(
             f"  {sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)}"
             f" groups such as {' and '.join(groups[0])}; each has separate ratings"
         )
     if unmatched:
-        work.log(
-            f"  {len(unmatched)} recordings match no clip and are ignored:"
-            f" {', '.join(unmatched[:5])}"
-        )
+        names = ", ".join(unmatched[:5])
+        logger.info(f"  {len(unmatched)} recordings match no clip and are ignored: {names}")
     if missing:
-        work.log(f"  {len(missing)} clips have no recording; see skipped.csv")
+        logger.info(f"  {len(missing)} clips have no recording; see skipped.csv")
     produce = functools.partial(
         _produce,
         midi=midi,
         front_end=front_end,
         cache=cache,
         recordings=files,
-        one_loudness=one_loudness,
+        normalize_loudness=normalize_loudness,
     )
     licence = "simulated, made from code" if simulated else LICENCE
-    contents = build.Contents(
+    build.build(
+        build.Job(PercepianoLogMel, produce, out, front_end),
         items,
-        left_out=left_out,
-        refused=refused,
+        options,
         statistics_of=SPLIT,
         description={"licence": licence, "simulated": simulated},
+        excluded=excluded,
+        refused=refused,
         tables=tables,
     )
-    build.build(build.Job(PercepianoLogMel, produce, out, front_end), contents, work)
 
     # --- Levels of the renderings, and how many exceed full scale
     for name, part in pd.read_csv(out / "levels.csv").groupby("synthesizer"):
         low, high, peak = part["level_db"].min(), part["level_db"].max(), part["peak_db"].max()
-        work.log(
+        logger.info(
             f"  {name}: {low:.0f} to {high:.0f} dB, peaks up to {peak:.1f} dB re full scale;"
             f" {(part['over'] > 0).sum()} of {len(part)} renderings exceed it"
         )

@@ -1,5 +1,4 @@
-"""Descriptive statistics of PercePiano: raters, the published means recomputed from them, and
-summary tables."""
+"""Descriptive statistics of PercePiano."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,15 +16,8 @@ from percepiano_ast.music.midi import read_midi, trimmed
 
 
 def raters(folder: str | Path) -> pd.DataFrame:
-    """Every valid rating, see `reliability.read_raters`, with the column ``round``: 1 for the clips
-    of D960, 2 for all others.
-
-    D960 was rated first, by other raters than WoO80 and D935 (Park et al. 2024, section 3): rater
-    and music are confounded.
-
-    Raises:
-        InputError: see `reliability.read_raters`.
-    """
+    """Every valid rating, see `reliability.read_raters`, with the column ``round``: 1 for D960,
+    which was rated first, by other raters (Park et al. 2024, section 3), else 2."""
     table = reliability.read_raters(folder)
     table.insert(2, "round", np.where(table["clip"].str.contains("D960"), 1, 2))
     return table
@@ -34,15 +26,10 @@ def raters(folder: str | Path) -> pd.DataFrame:
 def rater_counts(folder: str | Path) -> dict[str, int]:
     """Row counts of the rater table: ``rows``, ``blank`` (no rating), ``too_high`` (a value above
     the scale, which excludes the whole row), ``valid``, ``missing`` (zeros and empty cells in valid
-    rows), ``raters`` and ``clips``.
-
-    Raises:
-        InputError: see `reliability.read_raters`.
-    """
+    rows), ``raters`` and ``clips``."""
     valid = reliability.read_raters(folder)
     rows = read_csv(Path(folder) / RATERS, "rater")
-    # the last one asks for free text
-    questions = rows.filter(like="Question_").iloc[:, : len(KEYS)]
+    questions = rows.filter(like="Question_").iloc[:, : len(KEYS)]  # the last asks for free text
     blank = int(questions.isna().all(axis=1).sum())
     return {
         "rows": len(rows),
@@ -56,13 +43,8 @@ def rater_counts(folder: str | Path) -> dict[str, int]:
 
 
 class RebuiltMeans(NamedTuple):
-    """Means over raters, compared with the published labels.
-
-    Attributes:
-        means: (clips, 19), 0 to 1.
-        largest: largest absolute difference from a published label.
-        sentence: a summary of the comparison.
-    """
+    """Means over raters (clips, 19), 0 to 1, the largest absolute difference from a published
+    label, and a summary of the comparison."""
 
     means: pd.DataFrame
     largest: float
@@ -77,11 +59,10 @@ def rebuild_means(folder: str | Path) -> RebuiltMeans:
             means that differ from the published ones.
     """
     means, labels = reliability.mean_ratings(reliability.read_raters(folder)), read_labels(folder)
+    advice = "Use both files from one version of the data."
     for clip in sorted(set(means.index) ^ set(labels)):
         lacks = f"no label in {LABELS}" if clip in means.index else f"no valid rating in {RATERS}"
-        raise InputError(
-            f"{folder}: clip {clip} has {lacks}. Use both files from one version of the data."
-        )
+        raise InputError(f"{folder}: clip {clip} has {lacks}. {advice}")
     stated = _wide({clip: values[: len(KEYS)] for clip, values in labels.items()})
     off = (means - stated.loc[means.index]).abs()
     largest = float(off.max(axis=None))
@@ -89,7 +70,7 @@ def rebuild_means(folder: str | Path) -> RebuiltMeans:
         clip = off.max(axis=1).idxmax()
         raise InputError(
             f"{folder}: the raters' mean of clip {clip} differs from its label by {largest:.4f},"
-            " the most of all clips. Use both files from one version of the data."
+            f" the most of all clips. {advice}"
         )
     n = rater_counts(folder)
     sentence = (
@@ -103,19 +84,12 @@ def rebuild_means(folder: str | Path) -> RebuiltMeans:
 
 def compositions(folder: str | Path, index: pd.DataFrame) -> pd.DataFrame:
     """Contents of each composition, one row each and ``all``: ``human_clips``, ``players``,
-    ``deadpan_clips``, ``segments``, ``median_seconds``, ``raters`` and ``ratings_per_clip``.
-
-    Players and seconds: of human performances. ``index`` needs ``composition`` and ``player``.
-
-    Raises:
-        InputError: a clip without a readable MIDI file; see `raters`.
-    """
+    ``deadpan_clips``, ``segments``, ``median_seconds``, ``raters`` and ``ratings_per_clip``;
+    players and seconds of human performances. InputError: a clip without a readable MIDI file."""
     midi = find_midi(folder)
     if lacking := sorted(set(index["clip"]) - set(midi)):
-        raise InputError(
-            f"{len(lacking)} clips of the index have no MIDI file in {folder}, such as"
-            f" {lacking[0]}. Download the data again."
-        )
+        what = f"{len(lacking)} clips of the index have no MIDI file in {folder}"
+        raise InputError(f"{what}, such as {lacking[0]}. Download the data again.")
     seconds = [trimmed(read_midi(midi[clip])).duration for clip in index["clip"]]
     facts = index.assign(seconds=seconds)
     ratings = raters(folder).merge(index[["clip", "composition"]], on="clip")
@@ -141,12 +115,9 @@ def compositions(folder: str | Path, index: pd.DataFrame) -> pd.DataFrame:
 
 
 def distributions(ratings: dict[str, np.ndarray], index: pd.DataFrame) -> pd.DataFrame:
-    """Distribution of each dimension's ratings, one row each: ``mean, std, min, median, max`` over
-    clips, and ``deadpan``, the mean of deadpan renderings minus that of human performances, in
-    standard deviations of the latter (NaN without deadpan ones).
-
-    ``ratings``: clip -> (19,), see `percepiano.read_ratings`.
-    """
+    """Distribution of each dimension's ratings (see `percepiano.read_ratings`), one row each:
+    ``mean, std, min, median, max`` over clips, and ``deadpan``, the mean of deadpan renderings
+    minus that of human performances, in standard deviations of the latter."""
     values = _wide(ratings)
     human = index.set_index("clip").loc[values.index, "human"].to_numpy(bool)
     found = values.agg(["mean", "std", "min", "median", "max"]).T
@@ -162,21 +133,13 @@ def correlations(ratings: dict[str, np.ndarray]) -> pd.DataFrame:
 
 def feature_correlations(features: pd.DataFrame, ratings: dict[str, np.ndarray]) -> pd.DataFrame:
     """Pearson's r of features with ratings over clips, (features, 19); NaN for a constant feature.
-
-    Args:
-        features: one row per clip or rendering, with the column ``clip`` and numeric columns, such
-            as ``classic_features.csv``; renderings of a clip are averaged.
-
-    Raises:
-        InputError: no clip of the table is rated.
-    """
+    ``features``: rows with the column ``clip`` and numeric columns, such as
+    ``classic_features.csv``, averaged per clip. InputError: no clip of the table is rated."""
     means, y = features.groupby("clip").mean(numeric_only=True), _wide(ratings)
     y = y.loc[y.index.intersection(means.index)]
     if y.empty:
-        raise InputError(
-            f"none of the clips of the features, such as {means.index[0]!r}, is rated. Give"
-            " features of rated clips."
-        )
+        what = f"none of the clips of the features, such as {means.index[0]!r}, is rated"
+        raise InputError(f"{what}. Give features of rated clips.")
     x = means.loc[y.index]
     x, y = (x - x.mean()) / x.std(ddof=0).replace(0, np.nan), (y - y.mean()) / y.std(ddof=0)
     return (x.T @ y / len(y)).rename_axis("feature")

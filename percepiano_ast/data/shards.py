@@ -1,9 +1,8 @@
 """The format of a data set of log-mel shards, and random access to it; `build` makes them.
 
-It is a TFDS data set of ArrayRecord files: ``tfds.builder_from_directory(DIR).as_data_source()``.
-Records are in the order of the plan, which alone determines the content of a file: the recordings
-of a split, the chunks of a recording one after the other. Notes and pedals, which may be longer
-than a chunk, are in one optional file next to the shards, ``performances.npz``.
+It is a TFDS data set of ArrayRecord files, ``tfds.builder_from_directory(DIR).as_data_source()``,
+in the order of the plan: the recordings of a split, the chunks of a recording one after the other.
+Notes and pedals are in one optional file next to the shards, ``performances.npz``.
 """
 
 import base64
@@ -38,12 +37,8 @@ DTYPES: dict[str, type[np.number]] = {"uint8": np.uint8, "float16": np.float16}
 
 @dataclass(frozen=True)
 class Item:
-    """One recording to be written to the shards.
-
-    Attributes:
-        fields: copied into every example of the recording.
-        seconds: its expected length; ``measured``, or else a typical value.
-    """
+    """One recording to be written to the shards: ``fields`` are copied into all of its examples,
+    ``seconds`` is its expected length (``measured``, or else a typical value)."""
 
     key: str
     split: str
@@ -68,8 +63,7 @@ class Shard:
 
 
 def plan(items: list[Item]) -> list[Shard]:
-    """Distribute items over shards of about ``SHARD_SECONDS`` each, in their order; a function of
-    the items alone."""
+    """Distribute items, in their order, over shards of about `SHARD_SECONDS`."""
     parts: dict[str, list[list[Item]]] = {}
     for item in items:
         of_split = parts.setdefault(item.split, [[]])
@@ -84,40 +78,36 @@ def plan(items: list[Item]) -> list[Shard]:
 
 
 class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # mypy does not see tfds take it
-    """TFDS builder of a data set whose shards `build` makes; subclasses define name and features.
-
-    Args:
-        data_dir: the data set is in ``data_dir/NAME/VERSION``.
-        stored: ``uint8`` codes of the front end's range, or ``float16`` levels in dB.
-        metadata: stored in the data set, see `open_shards`.
-    """
+    """TFDS builder of a data set in ``data_dir/NAME/VERSION`` whose shards `build` makes;
+    subclasses define name and features. ``dtype``: ``uint8`` codes of the front end's range, or
+    ``float16`` levels in dB."""
 
     VERSION = tfds.core.Version(VERSION)
     pkg_dir_path = epath.Path(__file__).parent
     FEATURES: dict = {}
     CHUNK_FRAMES = CHUNK_FRAMES  # of an example; 0 if it is a whole recording
 
-    def __init__(self, *, data_dir: str | Path, metadata: dict, stored: str = "uint8"):
-        self._stored, self._metadata = stored, metadata
+    def __init__(self, *, data_dir: str | Path, metadata: dict, dtype: str = "uint8"):
+        self._dtype, self._metadata = dtype, metadata
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     @classmethod
-    def features_of(cls, stored: str, n_mels: int) -> tfds.features.FeaturesDict:
+    def features_of(cls, dtype: str, n_mels: int) -> tfds.features.FeaturesDict:
         """Features of an example; ``encoding='bytes'`` reads 14 times faster than the default."""
-        log_mel = tfds.features.Tensor(shape=(None, n_mels), dtype=DTYPES[stored], encoding="bytes")
+        log_mel = tfds.features.Tensor(shape=(None, n_mels), dtype=DTYPES[dtype], encoding="bytes")
         return tfds.features.FeaturesDict({"log_mel": log_mel, **cls.FEATURES})
 
     def _info(self):
         return tfds.core.DatasetInfo(
             builder=self,
             description=" ".join((self.__doc__ or "").split()),
-            features=self.features_of(self._stored, self._metadata["front_end"]["n_mels"]),
+            features=self.features_of(self._dtype, self._metadata["front_end"]["n_mels"]),
             metadata=tfds.core.MetadataDict(self._metadata),
             disable_shuffling=True,
         )
 
     def _split_generators(self, dl_manager):
-        raise NotImplementedError("shards are made by percepiano_ast.data.build, which can resume")
+        raise NotImplementedError("percepiano_ast.data.build makes the shards")
 
     _generate_examples = _split_generators
 
@@ -148,11 +138,8 @@ class LogMelBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
 
 
 def chunks(blocks: Iterable[np.ndarray], size: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut a recording, given in blocks (time, mel), into chunks: ``(start frame, chunk)``.
-
-    All have ``size`` frames but the last, which includes the remainder. A ``size`` of 0 keeps the
-    recording whole.
-    """
+    """Cut a recording, given in blocks (time, mel), into chunks ``(start frame, chunk)`` of
+    ``size`` frames; the last includes the remainder. A ``size`` of 0 makes one chunk."""
     held: list[np.ndarray] = []
     frames = start = 0
     for block in blocks:
@@ -174,8 +161,7 @@ def chunk_count(n_frames: int, size: int) -> int:
 
 
 def level_facts(stored: np.ndarray, front_end: FrontEnd) -> dict:
-    """Sums over uint8 codes or float16 levels (time, mel) for `level_statistics`; exact for
-    codes."""
+    """Sums over uint8 codes or float16 dB (time, mel) for `level_statistics`; exact for codes."""
     floor, step = front_end.floor_db, front_end.step_db
     if stored.dtype == np.uint8:
         histogram = np.bincount(stored.ravel(), minlength=256)
@@ -221,11 +207,11 @@ def is_complete(directory: Path) -> bool:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """One split of a packed data set, and the data set's metadata.
+    """One split of a data set, and the data set's metadata.
 
     Attributes:
         examples, raw: random access to decoded and to serialised examples.
-        n_frames: int64 (recordings,), frames of each recording in the order of the examples.
+        n_frames: int64 (recordings,), in the order of the examples.
         chunk_frames: frames per example, see `chunks`; 0: one example per recording.
     """
 
@@ -254,22 +240,16 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     directory = Path(directory)
     if not is_complete(directory):
         state = "is incomplete" if directory.exists() else "does not exist"
-        raise InputError(
-            f"the data set {directory} {state}. Run {made_by} first; an interrupted run resumes."
-        )
+        advice = f"Run {made_by} first; an interrupted run resumes."
+        raise InputError(f"the data set {directory} {state}. {advice}")
     homes = [path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json")]
     if len(homes) != 1:
-        raise InputError(
-            f"{directory} should hold one data set, holds {len(homes)}. Delete it and run {made_by}"
-            " again."
-        )
-    home = homes[0]
-    builder = tfds.builder_from_directory(home)
+        advice = f"Delete it and run {made_by} again."
+        raise InputError(f"{directory} should hold one data set, holds {len(homes)}. {advice}")
+    builder = tfds.builder_from_directory(homes[0])
     if split not in builder.info.splits:
-        raise InputError(
-            f"{home} has no split {split!r}. Choose one of:"
-            f" {', '.join(sorted(builder.info.splits))}."
-        )
+        known = ", ".join(sorted(builder.info.splits))
+        raise InputError(f"{homes[0]} has no split {split!r}. Choose one of: {known}.")
     metadata = dict(builder.info.metadata)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     return ShardSet(
@@ -287,22 +267,17 @@ _REMEDY = "Run `percepiano preprocess --verify` to list all damage."
 
 
 class Chunk(NamedTuple):
-    """A part of a recording from frame ``start`` on: ``stored`` (time, mel), uint8 codes or float16
+    """Part of a recording from frame ``start`` on: ``levels`` (time, mel), uint8 codes or float16
     dB, read-only."""
 
     recording: str
     start: int
-    stored: np.ndarray
+    levels: np.ndarray
 
 
 def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
-    """Parse a serialised example, whose levels are used without a copy.
-
-    TFDS's own decoding converts every feature through a list and checks its shape.
-
-    Raises:
-        InputError: not such an example.
-    """
+    """Parse a serialised example without a copy of its levels, or raise InputError. TFDS's own
+    decoding converts every feature through a list."""
     try:
         features = tf_example_pb2.Example.FromString(record).features.feature
         # Protobuf returns an empty list for a missing feature, which fails to unpack.
@@ -315,15 +290,8 @@ def parse(record: bytes, dtype: np.dtype, n_mels: int) -> Chunk:
 
 
 class Recordings:
-    """Random access to frames of the recordings of an opened split, across chunks.
-
-    Attributes:
-        n_frames: int64 (recordings,).
-        dtype, n_mels: of the stored levels.
-
-    Raises:
-        InputError: the number of chunks in the split does not match its recordings.
-    """
+    """Random access to frames of the recordings of an opened split, across chunks; InputError if
+    the number of chunks does not match the recordings. ``dtype, n_mels``: of the stored levels."""
 
     def __init__(self, shards: ShardSet):
         self.n_frames, self.n_mels = shards.n_frames, shards.front_end.n_mels
@@ -351,7 +319,7 @@ class Recordings:
         while filled < len(out):
             chunk = self._chunk(recording, number)
             skipped = start + filled - chunk.start
-            piece = chunk.stored[skipped : skipped + len(out) - filled]
+            piece = chunk.levels[skipped : skipped + len(out) - filled]
             out[filled : filled + len(piece)] = piece
             filled += len(piece)
             number += 1
@@ -359,21 +327,18 @@ class Recordings:
 
     def _chunk(self, recording: int, number: int) -> Chunk:
         position = self._first[recording] + number
+        name = f"record {position} of the shards"
         try:
             chunk = parse(self._raw[position], self.dtype, self.n_mels)
-        # RuntimeError: array_record, for example on a wrong checksum
-        except (InputError, RuntimeError) as error:
-            raise InputError(
-                f"record {position} of the shards cannot be read: {error}. {_REMEDY}"
-            ) from error
+        except (InputError, RuntimeError) as error:  # array_record's, as on a wrong checksum
+            raise InputError(f"{name} cannot be read: {error}. {_REMEDY}") from error
         start = number * self._chunk_frames
         last = number + 1 == self._counts[recording]
         frames = int(self.n_frames[recording]) - start if last else self._chunk_frames
-        if (chunk.start, len(chunk.stored)) != (start, frames):
+        if (chunk.start, len(chunk.levels)) != (start, frames):
             raise InputError(
-                f"record {position} of the shards holds {len(chunk.stored)} frames of"
-                f" {chunk.recording} from frame {chunk.start}, expected {frames} from frame"
-                f" {start}. {_REMEDY}"
+                f"{name} holds {len(chunk.levels)} frames of {chunk.recording} from frame"
+                f" {chunk.start}, expected {frames} from frame {start}. {_REMEDY}"
             )
         return chunk
 
@@ -392,8 +357,7 @@ _PACKED = {
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
-    # uses a fixed date for its members, so the bytes are deterministic
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file, **arrays)  # deterministic: the date of its members is fixed
     return file.getvalue()
 
 
@@ -409,8 +373,7 @@ def pack_performance(performance: Performance) -> str:
 
 
 def join_performances(packed: dict[str, str]) -> bytes:
-    """Content of `PERFORMANCES` for recordings by their keys, each encoded by
-    `pack_performance`."""
+    """Content of `PERFORMANCES`, from key -> performance encoded by `pack_performance`."""
     parts = [dict(np.load(io.BytesIO(base64.b64decode(text)))) for text in packed.values()]
     arrays = {"key": np.array(list(packed))}
     for kind, types in _PACKED.items():
@@ -421,8 +384,7 @@ def join_performances(packed: dict[str, str]) -> bytes:
 
 
 class Performances:
-    """Performances by the keys of their recordings, from the ``arrays`` of `PERFORMANCES`:
-    MAESTRO's seven million notes take some tens of megabytes of memory."""
+    """Performances by the keys of their recordings, from the ``arrays`` of `PERFORMANCES`."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         self._arrays = arrays
@@ -464,9 +426,8 @@ def open_performances(directory: Path) -> Performances:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             return Performances(dict(arrays))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path} is damaged ({error}). Run preprocess again to restore it."
-        ) from error
+        message = f"{path} is damaged ({error}). Run preprocess again to restore it."
+        raise InputError(message) from error
 
 
 def require_performances(performances: Performances, keys: Iterable[str], split: str) -> None:

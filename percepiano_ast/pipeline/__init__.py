@@ -9,7 +9,7 @@ Every step can be resumed, and none overwrites the output of another configurati
 
 # ruff: noqa: F401
 
-from percepiano_ast.data.build import Work
+from percepiano_ast.data.build import BuildOptions
 from percepiano_ast.pipeline.ablate import ablate_heads, ablate_training
 from percepiano_ast.pipeline.few_shot import (
     custom_runs,

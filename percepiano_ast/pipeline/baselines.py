@@ -246,8 +246,8 @@ def predict_mlp(
     new = regressors.finite_table(new, "features")
     if new.shape[1] != (extra := features.shape[1]):
         raise InputError(f"{new.shape[1]} features per clip, but {extra} in the training clips.")
-    names, ends = map(str, range(ratings.shape[1])), np.zeros(ratings.shape[1])
-    scale, config = RatingScale.own(tuple(names), ends, ends + 1), replace(MLP, seed=seed)
+    count, config = ratings.shape[1], replace(MLP, seed=seed)
+    scale = RatingScale.own([str(k) for k in range(count)], [0.0] * count, [1.0] * count)
     steps = config.epochs * steps_of_epoch(config, len(features))
     model = CNNConfig(channels=(0,)), config, KALDI, AUDIOSET, steps  # an embedding of width 0
     run = Finetuning(*model, questionnaire=scale, extra_features=extra)

@@ -16,7 +16,7 @@ import pandas as pd
 from percepiano_ast.config import KALDI, FinetuneConfig, FrontEnd, ModelConfig
 from percepiano_ast.data import augment, batches, demo, maestro, percepiano, shards
 from percepiano_ast.data.batches import TranscriptionTargets
-from percepiano_ast.data.build import Work
+from percepiano_ast.data.build import BuildOptions
 from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
@@ -49,14 +49,17 @@ def maestro_source(run: Run, source: str = "") -> str:
     return source
 
 
-def preprocess_maestro(run: Run, source: str = "", work: Work | None = None, **options) -> Path:
+def preprocess_maestro(
+    run: Run, source: str = "", work: BuildOptions | None = None, **options
+) -> Path:
     """Step 1: recordings -> log-mel shards; the source is by default the preset's.
 
     Args:
         options: of `maestro.preprocess`.
     """
     simulated = (source or run.preset.maestro) == "demo"
-    given = maestro_source(run, source), run.maestro, run.preset.front_end, work or Work(workers())
+    work = work or BuildOptions(workers())
+    given = maestro_source(run, source), run.maestro, run.preset.front_end, work
     return maestro.preprocess(*given, simulated=simulated, **options)
 
 
@@ -126,14 +129,14 @@ def preprocess_percepiano(
     init: str = "",
     recordings: str = "",
     partial: bool = False,
-    one_loudness: bool = False,
+    normalize_loudness: bool = False,
 ) -> Path:
     """Step 3a: rated MIDI clips -> log-mel shards; returns their folder.
 
     Args:
         folder: PercePiano's checkout; by default the preset's source.
         init: start of fine-tuning; ``audioset`` also needs shards with the papers' front end.
-        recordings, partial, one_loudness: see `percepiano.preprocess`.
+        recordings, partial, normalize_loudness: see `percepiano.preprocess`.
     """
     checkout = percepiano_source(run, folder)
     default = (percepiano.OWN,) if recordings else run.preset.synthesizers
@@ -142,11 +145,11 @@ def preprocess_percepiano(
             checkout,
             run.percepiano_in(front_end),
             front_end,
-            Work(workers(), max_bad=None),
+            BuildOptions(workers(), max_errors=None),
             synthesizers=tuple(synthesizers) or default,
             recordings=recordings,
             partial=partial,
-            one_loudness=one_loudness,
+            normalize_loudness=normalize_loudness,
         )
     if (checkout / "index.csv").exists() and (checkout / reliability.RATERS).exists():
         raters, index = reliability.read_raters(checkout), percepiano.load_index(checkout)
@@ -255,7 +258,7 @@ class CrossValidation:
             InputError: there are no renderings by it, or no others.
         """
         pianos, held_out = (
-            percepiano.without_variant(self.clips.synthesizer),
+            percepiano.without_augmentation(self.clips.synthesizer),
             self.config.held_out_synthesizer,
         )
         found = sorted(set(pianos))
@@ -416,7 +419,7 @@ def predict_baselines(run: Run) -> pd.DataFrame:
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, index = batches.rated_clips(shard_set), load_index(home / "index.csv")
     fold = percepiano.fold_of_clip(index, config.protocol)
-    seen = percepiano.without_variant(clips.synthesizer) != config.held_out_synthesizer
+    seen = percepiano.without_augmentation(clips.synthesizer) != config.held_out_synthesizer
     names, ratings = clips.clip[seen], clips.ratings[seen]
     folds = np.array([fold.get(clip, -1) for clip in names])
 

@@ -436,11 +436,18 @@ def finetune_fold(
     if found := model.load(settings=settings):
         params, scaler = found[0]["params"], Scaler(**found[0]["scaler"])
     else:
-        saving = {"place": place, "settings": settings | {"seed": config.seed}}
-        saving |= {"directory": directory, "save_minutes": save_minutes}
-        stream = windows if config.trains_encoder else None
         params, scaler, rows = _fit(
-            run, params, embeddings, train, targets, stream, steps_per_epoch, **saving
+            run,
+            params,
+            embeddings,
+            train,
+            targets,
+            windows if config.trains_encoder else None,
+            steps_per_epoch,
+            directory=directory,
+            place=place,
+            settings=settings | {"seed": config.seed},
+            save_minutes=save_minutes,
         )
         tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
         with model:

@@ -84,8 +84,8 @@ def masked_objective(
 
     def losses(params: dict, log_mel: jax.Array, batch: dict) -> dict:
         outputs, _ = module.apply({"params": params}, log_mel, batch["mask"])
-        weights = {"generative_weight": config.generative_weight}
-        return ssast.losses(outputs, **weights, softmax_over=config.softmax_over)
+        weight, over = config.generative_weight, config.softmax_over
+        return ssast.losses(outputs, generative_weight=weight, softmax_over=over)
 
     return Objective(
         names,
@@ -365,14 +365,23 @@ class Pretraining:
         def step(state: TrainState, batch: dict):
             rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
             batch = batch | self.draw(rng, len(batch["codes"]))
-            options = {"half": self.module.compute.dtype == jnp.float16}
-            options |= {"accum_steps": accum_steps, "ema_decay": config.ema_decay}
-            return train_step(state, batch, objective, self.optimizer, **options)
+            return train_step(
+                state,
+                batch,
+                objective,
+                self.optimizer,
+                accum_steps=accum_steps,
+                half=self.module.compute.dtype == jnp.float16,
+                ema_decay=config.ema_decay,
+            )
 
         states = self.layout.of_state(self.abstract_state)
-        shardings = {"in_shardings": (states, self.layout.sharding(mesh.DATA))}
-        shardings |= {"out_shardings": (states, self.layout.sharding())}
-        return jax.jit(step, donate_argnums=0, **shardings)
+        return jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(states, self.layout.sharding(mesh.DATA)),
+            out_shardings=(states, self.layout.sharding()),
+        )
 
     @functools.cached_property
     def measure(self) -> Callable[[dict, dict, jax.Array], dict]:
@@ -450,8 +459,8 @@ def pretrain(
         RunFailed: the batch does not fit into the device's memory.
         FloatingPointError, StorageError: see `loop.fit`.
     """
-    settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
-    settings |= {"statistics": asdict(statistics), **description}
+    settings: dict = {"model": asdict(model), "pretrain": asdict(config)}
+    settings |= {"front_end": asdict(front_end), "statistics": asdict(statistics), **description}
     settings |= {"steps_per_epoch": steps_per_epoch}
     if mesh.is_lead():
         lock_config(directory, settings)
