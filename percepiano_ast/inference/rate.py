@@ -166,11 +166,7 @@ class RatingModel(abc.ABC):
         """
 
     def read_score(self, score: str | Path | Score | None) -> Score | None:
-        """The score in a MIDI or MusicXML file.
-
-        Raises:
-            InputError: unreadable, or this model does not use scores.
-        """
+        """The score in a MIDI or MusicXML file; InputError if this model does not use scores."""
         if score and "score" not in getattr(self, "regressors", ()):
             given = "a score" if isinstance(score, Score) else f"score {score}"
             raise InputError(
@@ -471,11 +467,7 @@ class FoldModel:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The finished model in ``folder``.
-
-        Raises:
-            InputError: it was written by another version.
-        """
+        """The finished model in ``folder``; InputError if another version wrote it."""
         # here: what reads a run takes a second to import, and rating by a file needs none of it
         from percepiano_ast.training.checkpoints import open_latest
         from percepiano_ast.training.finetune import Finetuning, Scaler
@@ -507,11 +499,7 @@ class FoldModel:
         self, codes: np.ndarray, extra: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `rate`, and the predicted standard deviations (K,), not calibrated; NaN if the heads
-        predict none.
-
-        Args:
-            extra: the result of `extra_features`, if it is already known.
-        """
+        predict none. ``extra``: the result of `extra_features`, if it is known."""
         from percepiano_ast.data import batches  # here: grain, see `open`
 
         windows = batches.clip_windows([codes], n_frames=self.run.model.n_frames, batch_size=16)
@@ -692,21 +680,14 @@ def rate(
     score: str | Path | None = None,
     model: str | Path = BUNDLED,
 ) -> Any:
-    """Rate a recording, see `RatingModel.rate`: ``rate("take.m4a").ratings``.
-
-    Args:
-        recording: a path, a binary file object, an array with its ``sample_rate``, or a list.
-        score: its score, MIDI or MusicXML.
-        model: another model than the bundled one, see `load_model`.
-    """
+    """Rate a recording by the bundled model or that of `load_model`, see `RatingModel.rate`: a
+    path, a binary file object, an array with its ``sample_rate``, or a list of these."""
     return load_model(model).rate(recording, sample_rate, score=score)
 
 
 def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[Path]]:
     """The recordings that files and folders name, in order, and the other files in these folders.
-
-    A folder without a recording is among the former: rating it raises an error that says so.
-    """
+    A folder without a recording is among the former: rating it raises an error that says so."""
     found: list[str | Path] = []
     others: list[Path] = []
     for place in places:
@@ -741,11 +722,11 @@ def rate_files(
         show: called with each result.
 
     Returns:
-        a `Rating` for each file, or ``{"file", "error"}``.
+        for each file a `Rating`, or ``{"file", "error"}``.
 
     Raises:
-        InputError: before anything is rated: options that do not go together, or a page or table
-            that cannot be written.
+        InputError: before rating: options that exclude each other, a page or table that cannot be
+            written.
     """
     for option, given, suffix in (("--csv", csv, ""), ("--html", html, ".html")):
         if not given:

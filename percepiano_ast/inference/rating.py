@@ -239,9 +239,8 @@ def to_table(ratings: Iterable[Rating]) -> pd.DataFrame:
 def to_text(rating: Rating, colour: bool = False, ascii_only: bool = False) -> str:
     """A recording for a terminal of 80 columns: one line per dimension, from one pole to the other.
 
-    The bar is the scale of percentiles, with the median of people's ratings of PercePiano's human
-    performances in its middle; without percentiles it is the scale of the ratings. The marker is
-    the rating, the line through it one standard deviation to each side.
+    The bar is the scale of percentiles, with the median in its middle; without percentiles that of
+    the ratings. The marker is the rating, the line through it one standard deviation to each side.
     """
 
     def styled(text: str, code: str) -> str:

@@ -14,14 +14,8 @@ EVERY = 1.0  # seconds from one rating to the next
 
 
 class LiveRating(NamedTuple):
-    """A rating of the last seconds.
-
-    Attributes:
-        at: seconds since the stream began.
-        rating: that of `RatingModel.rate_wave` for the same window, without a course; None if
-            the window cannot be rated.
-        reason: why it cannot be rated; empty if it can.
-    """
+    """The rating of the last seconds ``at`` seconds after the beginning, as by
+    `RatingModel.rate_wave` without a course; None with the ``reason`` if it cannot be rated."""
 
     at: float
     rating: Rating | None

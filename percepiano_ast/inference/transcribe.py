@@ -47,13 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 class Transcriber:
-    """A trained `TranscriptionModel` with its front end and normalisation.
-
-    Args:
-        params: with ``encoder`` and ``transcription``.
-        model, front_end, statistics: of its pre-training.
-        compute: precision and attention; runs on the first device.
-    """
+    """A trained `TranscriptionModel`, on the first device: ``params`` with ``encoder`` and
+    ``transcription``, and the settings of its pre-training."""
 
     def __init__(
         self,
@@ -129,10 +124,8 @@ class Transcriber:
         try:
             return cls.from_tensors(*read_tensors(path))
         except NOT_A_MODEL as error:
-            raise InputError(
-                f"{path} does not hold a transcription model ({error!r}); give a file of"
-                " Transcriber.write"
-            ) from error
+            wrong = f"{path} does not hold a transcription model ({error!r})"
+            raise InputError(f"{wrong}; give a file of Transcriber.write") from error
 
     def predict(self, codes: np.ndarray) -> FramePredictions:
         """Activations for a recording of stored levels (T, mel): T // `STEP` steps.
@@ -195,12 +188,8 @@ def transcription_features(
 
 
 class TranscriptionFeatures(NamedTuple):
-    """`transcription_features` of recordings, float32.
-
-    Attributes:
-        values: (clips, features).
-        mean: over the clips with detected notes, (features,); used for clips without any.
-    """
+    """`transcription_features` of recordings, (clips, features), and their mean over those with
+    detected notes, (features,), which the others have."""
 
     values: np.ndarray
     mean: np.ndarray
