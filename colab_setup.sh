@@ -281,9 +281,9 @@ table() {
 import glob, importlib.util, logging, os, pkgutil, platform, shutil, sys, warnings
 from importlib.metadata import version
 
-MODULES = """jax flax.linen optax orbax.checkpoint numpy scipy.stats sklearn pandas soundfile soxr librosa mido
+MODULES = """jax flax.linen optax safetensors numpy scipy.stats sklearn pandas soundfile soxr librosa mido
     typer grain array_record.python.array_record_module matplotlib.pyplot nbclient nbformat ipykernel percepiano_ast"""
-STACK = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets librosa numpy scipy scikit-learn"
+STACK = "jax jaxlib flax optax safetensors grain tensorflow-datasets librosa numpy scipy scikit-learn"
 on_colab = "COLAB_RELEASE_TAG" in os.environ
 logging.disable(logging.WARNING)
 warnings.simplefilter("ignore")

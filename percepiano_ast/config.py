@@ -12,9 +12,8 @@ from percepiano_ast.errors import InputError
 class FrontEnd:
     """Configuration of the log-mel front end, stored with every data set and model.
 
-    Levels are ``10 log10(max(S, amin))`` dB of mel power, without normalisation per clip: loudness
-    is a rated quality. ``kind`` is ``slaney``, librosa's centred STFT and mel bands, or ``kaldi``,
-    the filter bank of AST and SSAST (`KALDI`).
+    Levels are ``10 log10(max(S, amin))`` dB of mel power, not normalised per clip: loudness is a
+    rated quality. ``kind`` is ``slaney`` (librosa) or ``kaldi`` (AST and SSAST, see `KALDI`).
     """
 
     kind: str = "slaney"
@@ -30,11 +29,8 @@ class FrontEnd:
     step_db: float = 0.5
 
     def n_frames(self, n_samples: int) -> int:
-        """Frames of a recording of ``n_samples``.
-
-        ``slaney``: frame k is centred on sample ``k * hop_length``. ``kaldi``: complete windows
-        only, frame k starts there.
-        """
+        """Frames of a recording of ``n_samples``: frame k is centred on sample ``k * hop_length``
+        (``slaney``), or starts there and is complete (``kaldi``)."""
         if self.kind == "kaldi":
             return max(1 + (n_samples - self.win_length) // self.hop_length, 0)
         return 1 + n_samples // self.hop_length
@@ -46,11 +42,8 @@ class FrontEnd:
 
 @dataclass(frozen=True)
 class LevelStats:
-    """Level statistics of a training split in dB over all mel bins, and the shares of values at the
-    ends of the uint8 range.
-
-    The model's input is ``(dB - mean) / (2 std)`` (Gong et al. 2021, section 2.1).
-    """
+    """Levels of a training split in dB over all mel bins, and the shares at the ends of the uint8
+    range. The model's input is ``(dB - mean) / (2 std)`` (Gong et al. 2021, section 2.1)."""
 
     mean_db: float
     std_db: float
@@ -60,8 +53,7 @@ class LevelStats:
 
 
 # The front end of AST and SSAST (Gong et al. 2021, section 2.1), required by AudioSet weights:
-# Kaldi's fbank at 16 kHz. Its natural logarithms are converted to dB, so that shards and statistics
-# have one unit.
+# Kaldi's fbank at 16 kHz, in dB instead of natural logarithms.
 KALDI = FrontEnd(
     kind="kaldi",
     sample_rate=16_000,
@@ -71,10 +63,9 @@ KALDI = FrontEnd(
     fmax=8_000.0,
     amin=1.1920928955078125e-07,
 )
-# For transcription: windows of 93 ms and bands of 15 Hz below 1 kHz resolve the partials of
-# neighbouring keys two octaves lower than windows of 25 ms. This is close to the standard in
-# transcription (Hawthorne et al. 2018: 2,048 samples, 229 bands); 224 bands are 14 patches of 16
-# bands.
+# For transcription: windows of 93 ms and bands of 15 Hz below 1 kHz resolve neighbouring keys two
+# octaves lower than windows of 25 ms, as is usual (Hawthorne et al. 2018: 2,048 samples, 229
+# bands); 224 bands are 14 patches.
 FINE = FrontEnd(n_fft=2048, win_length=2048, n_mels=224)
 _DB_PER_NEPER = 10 / math.log(10)  # of power
 # AudioSet's mean and standard deviation in natural logarithms, as published with AST
@@ -84,14 +75,11 @@ AUDIOSET = LevelStats(-4.2677393 * _DB_PER_NEPER, 4.5689974 * _DB_PER_NEPER, 0, 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time).
-
-    ``stem``: channels of the convolutions applied to a spectrogram before patching, see `ast.Stem`;
-    empty as published.
+    """Geometry of an AST encoder. ``patch_size`` and ``stride`` are (frequency, time); ``stem``:
+    channels of convolutions before patching, see `ast.Stem`, none as published.
 
     Raises:
-        InputError: a width that is not divisible by the number of heads, a window smaller than a
-            patch, or a stem that does not match the patches.
+        InputError: sizes that do not match.
     """
 
     name: str
@@ -107,10 +95,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
-            raise InputError(
-                f"width {self.width} is not divisible by {self.num_heads} heads. Choose another"
-                " number of heads."
-            )
+            heads = f"{self.num_heads} heads. Choose another number of heads."
+            raise InputError(f"width {self.width} is not divisible by {heads}")
         if self.n_mels < self.patch_size[0] or self.n_frames < self.patch_size[1]:
             raise InputError(
                 f"a window of {self.n_mels} bands x {self.n_frames} frames is smaller than a patch"
@@ -131,8 +117,7 @@ class ModelConfig:
             )
 
     def cut(self, frames: int = 0, stem: tuple[int, ...] = ()) -> "ModelConfig":
-        """The same model with patches of all bands and ``frames`` frames, and an optional stem; 0
-        keeps the patches."""
+        """The same model with patches of all bands and ``frames`` frames; 0 keeps the patches."""
         if not frames:
             return self
         patch = (self.n_mels, frames)
@@ -141,11 +126,8 @@ class ModelConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along (frequency, time)."""
-        sizes = (self.n_mels, self.n_frames)
-        high, wide = (
-            (size - patch) // stride + 1
-            for size, patch, stride in zip(sizes, self.patch_size, self.stride)
-        )
+        sizes = zip((self.n_mels, self.n_frames), self.patch_size, self.stride)
+        high, wide = ((size - patch) // stride + 1 for size, patch, stride in sizes)
         return high, wide
 
     @property
@@ -190,19 +172,16 @@ def lookup(table: dict, name: str, what: str):
 class PretrainConfig:
     """Configuration of pre-training.
 
-    ``objective``: ``ssast``, masked patches; ``transcription``, notes and pedals
-    (`models.transcription`); or ``joint``, both with one encoder. ``augment``: random level,
-    equalisation and noise for every window (`training.pretrain`), to generalise to held-out pianos;
-    off for masked patches alone, as published.
-
-    For masked patches: ``mask_ratio`` is the paper's 400 of 512 patches; ``cluster`` its C in {3,
-    4, 5}.
-
-    ``decoder_depth`` 0: the encoder receives mask tokens for masked patches (Gong et al. 2022).
-    Above 0: it receives only visible patches, and a decoder of this many blocks predicts the others
-    (MAE-AST, Baade et al. 2022, which has 2). ``optimizer``: ``adamw``, or ``published``, SSAST's
-    Adam with coupled L2 (with its own betas and decay). ``ema_decay`` above 0 keeps a moving
-    average of the parameters, which fine-tuning then starts from.
+    Attributes:
+        objective: ``ssast``, masked patches; ``transcription``, notes and pedals; or ``joint``.
+        augment: random room, level, equalisation and noise for every window, see
+            `training.pretrain`; off as published.
+        mask_ratio, cluster: the paper's 400 of 512 patches, and its C in {3, 4, 5}.
+        decoder_depth: 0: the encoder receives mask tokens (Gong et al. 2022). Above 0: only visible
+            patches, and a decoder of so many blocks predicts the others (MAE-AST, Baade et al.
+            2022, which has 2).
+        optimizer: ``adamw``, or ``published``, SSAST's Adam with coupled L2, its betas and decay.
+        ema_decay: above 0: a moving average of the parameters, which fine-tuning starts from.
     """
 
     batch_size: int
@@ -251,36 +230,29 @@ class FinetuneConfig:
 
     Attributes:
         strategy: trained part of the encoder. ``frozen``: none, the heads receive pooled embeddings
-            of whole clips; ``last``: its last ``last_blocks`` blocks; ``gradual``: one more block,
-            from the top, every ``unfreeze_epochs`` epochs (ULMFiT, Howard and Ruder 2018, section
-            3.3); ``full``: all of it; ``lora``: adapters of rank ``lora_rank`` on the attention's
-            q, k, v and o, scaled by ``lora_alpha / lora_rank`` (Hu et al. 2022, equation 3).
-        encoder_rate: learning rate of the encoder's top block relative to the heads'; adapters use
-            the heads' rate.
-        layer_decay: learning rate of each block relative to the one above it (BEiT, Bao et al.
-            2022, appendix; MAE, He et al. 2022, table 9), as ULMFiT's discriminative rates (section
-            3.2).
-        max_windows: maximum number of windows per clip in a training batch, spread over the clip;
-            inference uses the whole clip.
+            of whole clips; ``last``: its last ``last_blocks`` blocks; ``gradual``: one more block
+            every ``unfreeze_epochs`` epochs (ULMFiT, Howard and Ruder 2018, section 3.3); ``full``:
+            all of it; ``lora``: adapters of rank ``lora_rank`` on the attention's q, k, v and o,
+            scaled by ``lora_alpha / lora_rank`` (Hu et al. 2022, equation 3).
+        encoder_rate: learning rate of the encoder's top block relative to the heads'.
+        layer_decay: learning rate of each block relative to the one above it (MAE, He et al. 2022,
+            table 9).
+        max_windows: maximum number of windows per clip in a training batch.
         head: ``joint``: one hidden layer for all dimensions; ``grouped``: one for each of
-            ``dimensions.HEAD_GROUPS``; ``attention``: grouped, with attention to bands and between
-            groups, see `heads.CrossTaskAttention`.
+            ``dimensions.HEAD_GROUPS``; ``attention``: see `heads.CrossTaskAttention`.
         pooling: statistics over time that the heads receive.
         transcription_features: the heads also receive `performance_features` of the clip's
             transcription; needs a frozen encoder pre-trained to transcribe.
-        rating_scale: the heads are trained on the original ratings (``none``), or on ratings
-            standardised over the fold's training clips, per dimension or per group.
-        weighting: of the groups' losses, see `training.finetune`: the same for all dimensions
-            (``equal``), homoscedastic uncertainty, or dynamic weight averaging with
-            ``dwa_temperature``.
-        weigh_by_raters: weight clips by their number of raters: the variance of a mean of n ratings
-            decreases as 1 / n.
+        rating_scale: ratings are standardised over the fold's training clips, per ``dimension`` or
+            per ``group``, or not at all.
+        weighting: of the groups' losses, see `training.finetune`.
+        weigh_by_raters: weight clips by their number of raters.
         predict_uncertainty: the heads also predict a standard deviation for every rating (Nix and
             Weigend 1994).
         mask_bands, mask_frames, mixup, gain_db: augmentation of the encoder's training windows, see
-            ``data/augment.py``; with a frozen encoder, clips are not augmented.
-        held_out_synthesizer: its renderings are excluded from training, and their
-            predictions are written to a separate table, to measure the loss on an unknown piano.
+            ``data/augment.py``.
+        held_out_synthesizer: its renderings are excluded from training, and predicted in a separate
+            table, to measure the loss on an unknown piano.
     """
 
     batch_size: int
@@ -318,32 +290,23 @@ class FinetuneConfig:
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether any part of the encoder is trained, which requires windows of clips in
-        training."""
+        """Whether any part of the encoder is trained."""
         return self.strategy != "frozen"
 
 
 @dataclass(frozen=True)
 class ComputeConfig:
-    """How a training step is computed. These options change the result only by rounding, so a run
-    can be resumed on other hardware with other options.
+    """How a training step is computed. This changes results only by rounding, so a run can be
+    resumed on other hardware with other options."""
 
-    Attributes:
-        precision: ``float32``, ``bfloat16``, ``float16`` (with loss scaling) or ``auto``, the
-            fastest on the device. Parameters, LayerNorm statistics, softmax and losses are always
-            float32.
-        accum_steps: number of micro-batches per batch; their gradients are averaged.
-        remat: recompute each block in the backward pass instead of storing its activations.
-        attention: ``xla``, ``cudnn`` (fused, Ampere or later, 16-bit), ``heads`` (one head at a
-            time, for CPUs) or ``auto``, the fastest of them.
-        fsdp: shard parameters and optimiser state over the devices, not only the batch.
-    """
-
+    # float32, bfloat16, float16 (with loss scaling) or auto, the fastest on the device. Parameters,
+    # LayerNorm statistics, softmax and losses are always float32.
     precision: str = "auto"
-    accum_steps: int = 1
-    remat: bool = False
+    accum_steps: int = 1  # micro-batches per batch; their gradients are averaged
+    remat: bool = False  # recompute each block in the backward pass instead of storing activations
+    # xla, cudnn (fused, Ampere or later, 16-bit), heads (one at a time, for CPUs) or auto
     attention: str = "auto"
-    fsdp: bool = False
+    fsdp: bool = False  # shard parameters and optimiser state over the devices, too
 
 
 MAESTRO_URL = (
@@ -354,8 +317,7 @@ PERCEPIANO_URL = "https://github.com/JonghoKimSNU/PercePiano/archive/e672299b866
 
 @dataclass(frozen=True)
 class Preset:
-    """The configuration of one PRESET in the notebooks. ``maestro`` and ``percepiano`` are the
-    default sources."""
+    """A PRESET of the notebooks; ``maestro`` and ``percepiano`` are the default sources."""
 
     name: str
     model: ModelConfig
@@ -375,9 +337,8 @@ PRETRAININGS: dict[str, tuple[dict, dict]] = {
     "ssast15": ({"mask_ratio": 0.15}, {}),
     "ssastframe": ({}, {"frames": 2}),
     "visible": ({"decoder_depth": 2}, {}),
-    # Patches of two frames and all bands: as many tokens as with 16 x 16, each of 20 ms, the time
-    # resolution of onsets. In the joint form the masked part encodes only visible patches, which
-    # takes a third of the time of a full pass.
+    # Patches of two frames and all bands: as many tokens as with 16 x 16, each of 20 ms. In the
+    # joint form the masked part encodes only visible patches, in a third of the time.
     "transcription": ({"objective": "transcription", "augment": True}, {"frames": 2}),
     "joint": ({"objective": "joint", "augment": True, "decoder_depth": 2}, {"frames": 2}),
     # Convolutions resolve details shorter than a patch, so half as many tokens suffice.
@@ -433,9 +394,5 @@ PRESETS = {
 
 def from_json(kind: type, values: dict):
     """A configuration of ``kind`` from JSON values, with lists converted to tuples."""
-    return kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-    )
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return kind(**values | tuples)

@@ -22,6 +22,13 @@ def exit_code(command: Callable[[], int | None]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:  # a plain installation only rates recordings
+        if not error.name or error.name.startswith("percepiano_ast"):
+            raise
+        extra = "notebooks" if error.name.startswith("nb") else "train"
+        advice = f'Run pip install "percepiano_ast[{extra}]"'
+        print(f"error: this command needs {error.name}. {advice}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted. The same command continues", file=sys.stderr)
         return 1

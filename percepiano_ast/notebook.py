@@ -147,7 +147,8 @@ def reconstructions(run: Run) -> Figure | None:
     trained = Pretraining(model, config, held_out.front_end, statistics, 1)
     codes = next(windows.one_epoch())["codes"]
     shown = reconstruction(trained, tree["state"]["params"], codes)
-    return plots.masking(*(levels[0] for levels in shown), run.preset.front_end)
+    original, masked, rebuilt = (levels[0] for levels in shown)
+    return plots.masking(original, masked, rebuilt, run.preset.front_end)
 
 
 def transcriptions(run: Run) -> Figure | None:
@@ -211,14 +212,12 @@ def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
     return level, example["clip"].decode(), dict(zip(KEYS, example["ratings"].tolist()))
 
 
-def label_of(folder: str | Path, title: str) -> str:
-    """The title, marked as simulated if the ratings of PercePiano's folder are."""
-    return f"{title} (simulated ratings)" if percepiano.is_simulated(folder) else title
-
-
-def label(run: Run, title: str) -> str:
-    """The title, marked as simulated if the run's ratings are."""
-    simulated = json.loads((run.percepiano / "settings.json").read_text())["simulated"]
+def label(data: Run | str | Path, title: str) -> str:
+    """The title, marked as simulated if the ratings of a run or of PercePiano's folder are."""
+    if isinstance(data, Run):
+        simulated = json.loads((data.percepiano / "settings.json").read_text())["simulated"]
+    else:
+        simulated = percepiano.is_simulated(data)
     return f"{title} (simulated ratings)" if simulated else title
 
 

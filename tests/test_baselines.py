@@ -23,7 +23,6 @@ from percepiano_ast.evaluation.predictions import (
     validate_predictions,
 )
 from percepiano_ast.inference import regressors
-from percepiano_ast.models import mlp
 from percepiano_ast.music import synth
 from percepiano_ast.pipeline import baselines
 
@@ -259,35 +258,88 @@ def test_bad_tables_are_named(fitted):
         fitted.predict(x[:, 1:])
 
 
+# --- Networks -----------------------------------------------------------------------------------
+
+
+def table(seed: int, clips: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Features with a constant column, and ratings of three dimensions that depend on them."""
+    rng = np.random.default_rng(seed)
+    features = 50 + 20 * rng.normal(size=(clips, 12))
+    features[:, 3] = 7.0
+    weights = np.random.default_rng(0).normal(size=(12, 3))
+    ratings = 0.5 + 0.1 * np.tanh((features - 50) / 20 @ weights / 3)
+    return features, ratings + 0.02 * rng.normal(size=(clips, 3))
+
+
+def test_a_network_learns_and_repeats():
+    new, truth = table(2)
+    predicted = baselines.predict_mlp(*table(1), new, seed=0)
+    assert np.diag(np.corrcoef(predicted.T, truth.T)[:3, 3:]).min() > 0.8
+    np.testing.assert_array_equal(baselines.predict_mlp(*table(1), new, seed=0), predicted)
+    assert (baselines.predict_mlp(*table(1), new, seed=1) != predicted).any()
+
+
+def test_bad_tables_of_a_network_are_refused():
+    features, ratings = table(1, clips=40)
+    spoilt = features.copy()
+    spoilt[5, 2] = np.nan
+    with pytest.raises(InputError, match="row 5, column 2"):
+        baselines.predict_mlp(spoilt, ratings, features, seed=0)
+    with pytest.raises(InputError, match="row 5, column 2"):
+        baselines.predict_mlp(features, ratings, spoilt, seed=0)
+    with pytest.raises(InputError, match="39 of ratings"):
+        baselines.predict_mlp(features, ratings[:39], features, seed=0)
+    with pytest.raises(InputError, match="11 features"):
+        baselines.predict_mlp(features, ratings, features[:, :11], seed=0)
+
+
 def test_single_task_networks_are_those_of_each_dimension():
-    x, y, groups = problem()
-    options = {"seed": 3, "groups": groups, "hidden": (8,), "max_epochs": 3}
-    both = mlp.fit_single_tasks(x, y, **options).predict(x)
-    second = mlp.fit_mlp(x, y[:, [1]], **options).predict(x)
-    assert both.shape == (60, 2)
+    features, ratings = table(1, clips=40)
+    folds = np.arange(40) % 2
+    both = baselines.fold_by_fold("mlp-single", features, ratings, folds, 3)["mlp-single"]
+    second = baselines.fold_by_fold("mlp", features, ratings[:, [1]], folds, 3)["mlp"]
+    assert both.shape == (40, 3)
     np.testing.assert_array_equal(both[:, [1]], second)
+
+
+@pytest.mark.parametrize("baseline", ["mlp", "midi-stats"])
+def test_a_fold_is_predicted_without_its_ratings_and_its_statistics(baseline, monkeypatch):
+    monkeypatch.setitem(regressors.FOREST, "n_estimators", 3)
+    features, ratings = table(1, clips=40)
+    folds = np.arange(40) % 2
+    folds[:4] = -1
+    fitted = baselines.fold_by_fold(baseline, features, ratings, folds, 0)[baseline]
+    spoilt, moved = ratings.copy(), features.copy()
+    spoilt[(folds == 0) | (folds < 0)] += 100
+    moved[np.flatnonzero(folds == 0)[1:]] += 1e3
+    moved[folds < 0] = 1e6
+    again = baselines.fold_by_fold(baseline, moved, spoilt, folds, 0)[baseline]
+    first = np.flatnonzero(folds == 0)[0]
+    np.testing.assert_allclose(again[first], fitted[first], rtol=1e-5)
+    assert np.isnan(again[:4]).all() and np.isfinite(again[4:]).all()
+    assert (again[folds == 1] != fitted[folds == 1]).any()
 
 
 # --- Tables -------------------------------------------------------------------------------------
 
 
-def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
+def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch, logged):
     midi = dict(list(percepiano.find_midi(folder).items())[:6])
-    first = baselines.midi_table(midi, tmp_path, 1, log=lambda line: None)
+    first = baselines.midi_table(midi, tmp_path, 1)
     assert list(first.index) == list(midi) and np.isfinite(first.to_numpy()).all()
     kept = pd.read_csv(tmp_path / "midi.csv")
     kept.drop(index=[1]).to_csv(tmp_path / "midi.csv", index=False)
     asked = []
     hear = baselines.midi_statistics
     monkeypatch.setattr(baselines, "midi_statistics", lambda path: asked.append(path) or hear(path))
-    lines = []
-    again = baselines.midi_table(midi, tmp_path, 1, log=lines.append)
-    assert asked == [list(midi.values())[1]] and "(5 cached)" in lines[0]
+    logged.clear()
+    again = baselines.midi_table(midi, tmp_path, 1)
+    assert asked == [list(midi.values())[1]] and "(5 cached)" in logged[0]
     pd.testing.assert_frame_equal(again, first)
     names = list(midi)
     exchanged = midi | {names[0]: midi[names[2]]}  # another file under the same name
     assert (
-        baselines.midi_table(exchanged, tmp_path, 1, log=lines.append)
+        baselines.midi_table(exchanged, tmp_path, 1)
         .loc[names[0]]
         .equals(first.loc[names[2]].rename(names[0]))
     )
@@ -296,30 +348,30 @@ def test_tables_resume_and_are_never_stale(folder, tmp_path, monkeypatch):
         baselines.midi_table(midi, tmp_path, 1)
 
 
-def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(folder, tmp_path):
+def test_a_clip_that_does_not_play_its_score_is_listed_and_the_others_kept(
+    folder, tmp_path, logged
+):
     midi, scores = (
         dict(list(percepiano.find_midi(folder).items())[:4]),
         percepiano.find_scores(folder),
     )
-    names, lines = list(midi), []
+    names = list(midi)
     given = {clip: scores[percepiano.ClipName.of(clip).passage] for clip in names[:3]}
     empty = tmp_path / "empty.mid"
     mido.MidiFile().save(empty)
-    found, left_out = baselines.score_table(
-        midi, given | {names[1]: empty}, tmp_path, 1, lines.append
-    )
+    found, left_out = baselines.score_table(midi, given | {names[1]: empty}, tmp_path, 1)
     assert list(found.index) == [names[0], names[2]] and np.isfinite(found.to_numpy()).all()
     assert left_out.keys() == {names[1], names[3]} and left_out[names[3]] == "it has no score"
     assert "no notes in this score" in left_out[names[1]]
-    lines.clear()
-    again, same = baselines.score_table(midi, given | {names[1]: empty}, tmp_path, 1, lines.append)
+    logged.clear()
+    again, same = baselines.score_table(midi, given | {names[1]: empty}, tmp_path, 1)
     pd.testing.assert_frame_equal(again, found)
-    assert same == left_out and not lines  # the refused row is kept as well
+    assert same == left_out and not logged  # the refused row is kept as well
     moved, _ = baselines.score_table(
-        midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1, lines.append
+        midi, given | {names[0]: given[names[2]], names[1]: empty}, tmp_path, 1
     )
     # another score, another row
-    assert "(3 cached)" not in "".join(lines) and names[2] in moved.index
+    assert "(3 cached)" not in "".join(logged) and names[2] in moved.index
 
 
 # --- The whole ----------------------------------------------------------------------------------
@@ -426,7 +478,6 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
         folder,
         tmp_path,
         baselines.BaselineOptions(("content",), ("midi-stats", "midi-stats+score")),
-        log=lambda line: None,
     )
     alone, informed = (
         read_predictions(tmp_path / f"predictions_{name}_content.csv.gz")
@@ -443,7 +494,7 @@ def test_the_score_is_a_baseline_beside_the_playing_alone(folder, tmp_path, monk
 
 def test_what_says_nothing_is_listed(folder, tmp_path):
     settings = baselines.BaselineOptions(baselines=("identity-segment", "identity-additive"))
-    baselines.run_baselines(folder, tmp_path, settings, log=lambda line: None)
+    baselines.run_baselines(folder, tmp_path, settings)
     listed = pd.read_csv(tmp_path / "left_out.csv")
     assert set(listed.loc[listed["baseline"] == "identity-segment", "protocol"]) >= {"content"}
     assert (tmp_path / "predictions_identity-segment_leave_one_out.csv.gz").exists()
@@ -456,10 +507,7 @@ def test_what_says_nothing_is_listed(folder, tmp_path):
 def test_identity_baselines_are_those_of_the_research(percepiano_dir, tmp_path):
     for (baseline, protocol), r in IDENTITY.items():
         baselines.run_baselines(
-            percepiano_dir,
-            tmp_path,
-            baselines.BaselineOptions((protocol,), (baseline,)),
-            log=lambda line: None,
+            percepiano_dir, tmp_path, baselines.BaselineOptions((protocol,), (baseline,))
         )
         made = read_predictions(tmp_path / f"predictions_{baseline}_{protocol}.csv.gz")
         assert mean_r(made) == pytest.approx(r, abs=0.01), (baseline, protocol)

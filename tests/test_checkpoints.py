@@ -279,11 +279,11 @@ class TestDamaged:
         assert found["step"] == 2
         assert_same_bits(tree["state"], trained_state(2))
         if (damage, kind) == (Path.unlink, "json"):
-            assert lines == []  # without its marker it was never complete
+            assert lines == []  # without its manifest it was never complete
         else:
             assert len(lines) == 1 and name in lines[0] and "damaged or missing" in lines[0]
 
-    def test_every_bit_of_a_marker_counts(self, saved):
+    def test_every_bit_of_a_manifest_counts(self, saved):
         checkpoints, _, directory = saved
         path = file(directory, 3, "json")
         content = path.read_bytes()
@@ -295,7 +295,7 @@ class TestDamaged:
             assert found["step"] == 2 or found["epoch"] == 3 and chr(content[position]).isspace()
 
     @pytest.mark.parametrize("left", ["", '{"step": 3, "sha', "{}", "[1]", "[" * 100_000, "null"])
-    def test_so_does_a_marker_that_is_none(self, saved, left):
+    def test_so_does_a_manifest_that_is_none(self, saved, left):
         checkpoints, lines, directory = saved
         file(directory, 3, "json").write_text(left)
         assert checkpoints.load()[1]["step"] == 2
@@ -354,24 +354,24 @@ class TestDamaged:
         assert len(list(tmp_path.iterdir())) == 2
 
 
-class TestLitter:
-    def test_litter_of_killed_saves_neither_disturbs_nor_stays(self, saved, tmp_path):
+class TestIncomplete:
+    def test_files_of_killed_saves_neither_disturb_nor_stay(self, saved, tmp_path):
         checkpoints, lines, directory = saved
-        litter = [
+        left = [
             directory / "step_00000004.0123abcd.p0.safetensors.partial",  # killed while copying
-            directory / "step_00000004.0123abce.p0.safetensors",  # killed before the marker
+            directory / "step_00000004.0123abce.p0.safetensors",  # killed before the manifest
             directory / "step_00000004.0123abce.p1.safetensors",
             directory / "step_00000004.0123abce.p1.json",
             directory / "step_00000004.0123abce.json.partial",
             directory / "step_00000001.0123abcf.p0.safetensors",  # killed between the deletions
         ]
-        for path in litter:
+        for path in left:
             path.write_bytes(b"half")
         assert checkpoints.load()[1]["step"] == 3 and lines == []
         checkpoints.prepare()
-        assert not any(path.exists() for path in litter) and len(files(directory)) == 4
+        assert not any(path.exists() for path in left) and len(files(directory)) == 4
 
-    def test_what_was_packed_for_a_killed_run_goes_too(self, tmp_path, monkeypatch):
+    def test_local_files_of_a_killed_run_go_too(self, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         killed = Checkpoints(tmp_path / "run")
         killed.save(1, {"a": np.ones(3)}, {})
@@ -381,9 +381,9 @@ class TestLitter:
         Checkpoints(tmp_path / "run").prepare()
         assert not folder[0].exists()
 
-    def test_killed_before_the_first_marker_is_a_fresh_start(self, saved):
-        for marker in saved[2].glob("*.json"):
-            marker.unlink()
+    def test_killed_before_the_first_manifest_is_a_fresh_start(self, saved):
+        for manifest in saved[2].glob("*.json"):
+            manifest.unlink()
         assert saved[0].load() is None
 
 

@@ -292,7 +292,7 @@ class TestExplainer:
         recording = explainer.load(wavs[0])
         one = explainer.explain(recording, [LOUD], methods=("gradients",))[0]
         assert one.rating == pytest.approx(
-            FoldEnsemble(finetuned).rate(wavs[0])["ratings"][LOUD], abs=1e-4
+            FoldEnsemble(finetuned).rate(wavs[0]).ratings[LOUD], abs=1e-4
         )
         stages = dict(explainer.randomised(0, steps=8))
         assert list(stages) == ["head", "1 of 1 blocks", "everything"]

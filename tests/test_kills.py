@@ -5,18 +5,23 @@ Cost: about 30 s, most of it children that start; the slow ones, with a hundred 
 10 min.
 """
 
+import contextlib
 import csv
 import json
 import os
 import random
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from failing import EPOCHS, LOOK_EVERY, STEPS, Nursery, Training
-from tiny import bits, without_seconds
+from safetensors.numpy import load_file
+from tiny import bits, compiled_once, without_seconds
 
 from percepiano_ast.training.checkpoints import listing, open_latest
 
@@ -285,3 +290,73 @@ def assert_folds_clean(training: Training) -> None:
         assert not list((training.out / f"fold_{number}" / "checkpoints").iterdir())
         assert not list((training.out / f"fold_{number}").glob("*.partial"))
         assert json.loads(json.dumps(fold_store(training, number, "model")))[0]["step"] == 6
+
+
+# --- The command line ---------------------------------------------------------------------------
+
+
+def command(home: Path, variables: dict[str, str], step: str, *options: str) -> subprocess.Popen:
+    """Start ``percepiano STEP`` for a demo run in ``home``; it prints to ``printed``."""
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    call = [sys.executable, "-u", "-m", "percepiano_ast", step, "--preset", "demo"]
+    with (home / "printed").open("w") as printed:
+        return subprocess.Popen(
+            [*call, "--out", str(home / "run"), *options],
+            env=os.environ | variables | {"TMPDIR": str(home / "tmp")},
+            cwd=Path(__file__).resolve().parent.parent,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def run_killed(rng: random.Random, kills: int, seconds: float, *call, after: str = "") -> int:
+    """Start a command and kill it within ``seconds``, half of the time counted from a line that it
+    prints; again and again, at most ``kills`` times, then run it to its end. Returns the kills."""
+    home, killed = call[0], 0
+    for _ in range(kills):
+        process, line = command(*call), rng.choice(["", after])
+        while process.poll() is None and line not in (home / "printed").read_text():
+            time.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, seconds))
+        process.kill()
+        code = process.wait()
+        assert code in (0, -signal.SIGKILL), (home / "printed").read_text()
+        killed += code != 0
+    assert command(*call).wait() == 0, (home / "printed").read_text()
+    return killed
+
+
+def arrays_and_history(home: Path) -> dict:
+    """What a finished pre-training left: the newest arrays, read by safetensors itself, and the
+    history."""
+    folder = home / "run" / "pretrain" / "ssast"
+    newest = max((folder / "checkpoints").glob("*.safetensors"))
+    arrays = {name: array.tobytes() for name, array in load_file(newest).items()}
+    history = without_seconds(rows(folder / "history.csv"))
+    return {"file": newest.name[:13], "arrays": arrays, "history": history}
+
+
+@pytest.mark.slow
+def test_the_command_killed_ten_times_at_random_ends_as_if_it_never_was(tmp_path):
+    rng, options = random.Random(3), ("--epochs", "4")
+    with compiled_once(tmp_path / "compiled") as variables:
+        whole, cut = tmp_path / "whole", tmp_path / "cut"
+        began = time.monotonic()
+        assert command(whole, variables, "preprocess").wait() == 0
+        seconds = time.monotonic() - began
+        run_killed(rng, 3, seconds, cut, variables, "preprocess")
+        assert command(whole, variables, "pretrain", *options).wait() == 0
+        trained = [float(row["seconds"]) for row in rows(whole / "run/pretrain/ssast/history.csv")]
+        shutil.rmtree(cut / "tmp")  # of `preprocess`
+        call = (cut, variables, "pretrain", *options)
+        killed = run_killed(rng, 10, trained[-1], *call, after="compiled the training step")
+    assert killed > 1 and len(trained) == 4
+    assert arrays_and_history(cut) == arrays_and_history(whole)
+    names = sorted(path.name for path in (cut / "run/pretrain/ssast/checkpoints").iterdir())
+    # the last two and perhaps a better one
+    assert len(names) in (4, 6) and {name.split(".", 2)[2] for name in names} == {
+        "json",
+        "p0.safetensors",
+    }
+    assert list((cut / "tmp").iterdir()) == [] and not list((cut / "run").rglob("*.partial"))

@@ -21,7 +21,7 @@ import pytest
 from percepiano_ast.config import MODELS, ModelConfig
 from percepiano_ast.dimensions import KEYS, group_indices
 from percepiano_ast.errors import InputError
-from percepiano_ast.models import ast, heads, mlp, ssast
+from percepiano_ast.models import ast, heads, ssast
 from percepiano_ast.models.transformer import Compute
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -582,48 +582,3 @@ class TestRater:
         assert all(
             leaf.dtype == jnp.float32 and np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)
         )
-
-
-class TestBaseline:
-    @staticmethod
-    def table(seed: int, clips: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(seed)
-        features = 50 + 20 * rng.normal(size=(clips, 12))
-        features[:, 3] = 7.0  # a constant column is no trap
-        weights = np.random.default_rng(0).normal(size=(12, 3))
-        ratings = (
-            0.5
-            + 0.1 * np.tanh((features - 50) / 20 @ weights / 3)
-            + 0.02 * rng.normal(size=(clips, 3))
-        )
-        return features, ratings, np.arange(clips) // 10
-
-    def test_learns_and_repeats(self):
-        features, ratings, groups = self.table(1)
-        fitted = mlp.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=60)
-        new_features, new_ratings, _ = self.table(2)
-        predicted = fitted.predict(new_features)
-        assert np.diag(np.corrcoef(predicted.T, new_ratings.T)[:3, 3:]).min() > 0.8
-        again = mlp.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=60)
-        np.testing.assert_array_equal(again.predict(new_features), predicted)
-
-    def test_inner_validation_takes_whole_groups(self):
-        groups = np.repeat(np.arange(20), np.arange(1, 21))
-        for seed in range(5):
-            held_out = mlp._hold_out(groups, np.random.default_rng(seed))
-            assert 0 < held_out.sum() < len(groups)
-            assert not set(groups[held_out]) & set(groups[~held_out])
-
-    def test_bad_tables_are_refused(self):
-        features, ratings, groups = self.table(1, clips=40)
-        spoilt = features.copy()
-        spoilt[5, 2] = np.nan
-        with pytest.raises(InputError, match="row 5, column 2"):
-            mlp.fit_mlp(spoilt, ratings, seed=0)
-        with pytest.raises(InputError, match="39 of ratings"):
-            mlp.fit_mlp(features, ratings[:39], seed=0)
-        with pytest.raises(InputError, match="1 group "):
-            mlp.fit_mlp(features, ratings, seed=0, groups=np.zeros(40))
-        fitted = mlp.fit_mlp(features, ratings, seed=0, groups=groups, max_epochs=1)
-        with pytest.raises(InputError, match="11 features"):
-            fitted.predict(features[:, :11])

@@ -221,22 +221,22 @@ class TestRating:
 
     def test_the_text_goes_from_the_lowest_rating_to_the_highest(self, learned, heard, capsys):
         assert main(["rate", str(heard["long"]), "--run", str(learned)]) == 0
-        _, note, loud, taste = capsys.readouterr().out.rstrip().split("\n")
-        assert "3 s long; the longest training clip has 1 s" in note
-        given = FoldEnsemble(learned).questionnaire
+        _, length, note, loud, taste = capsys.readouterr().out.rstrip().split("\n")
+        assert length == "  0:03" and "3 s long; the longest training clip has 1 s" in note
+        given = FoldEnsemble(learned).scale
         assert (
             loud.split()[:2] == ["Loudness", f"{given.lowest[0]:g}"]
             and f" {given.highest[0]:g} " in loud
         )
-        assert taste.startswith("  would go again ") and loud.index("|") > 0
+        assert taste.lstrip().startswith("would go again ") and "●" in loud
 
     def test_beyond_the_scale_is_said_and_not_clipped(self, learned, heard):
         rater = FoldEnsemble(learned)
-        asked = rater.questionnaire
-        rater.questionnaire = dataclasses.replace(asked, highest=(20.0, asked.highest[1]))
+        asked = rater.scale
+        rater.scale = dataclasses.replace(asked, highest=(20.0, asked.highest[1]))
         result = rater.rate(heard["loud"])
-        assert result["ratings"]["Loudness"] > 65
-        (warning,) = result["warnings"]
+        assert result.ratings["Loudness"] > 65
+        (warning,) = result.warnings
         assert (
             warning.startswith("Loudness is ")
             and "outside the scale of the training ratings" in warning

@@ -330,12 +330,12 @@ class TestMovingRuns:
         assert max(file["bytes"] for file in found["files"]) < 0.7 * found["bytes"]
         finish(*two(environment, 2 * [f"in_one_of_two({str(tmp_path)!r})"]))
         assert_same_run(tmp_path, uninterrupted)
-        litter = [
+        left = [
             path.name
             for path in (tmp_path / "checkpoints").iterdir()
             if ".p" in path.name and path.suffix == ".json"
         ]
-        assert litter == []
+        assert left == []
 
     @pytest.mark.slow
     def test_from_two_processes_to_one(self, environment, uninterrupted, tmp_path):
@@ -370,13 +370,22 @@ def only(monkeypatch):
     return put
 
 
-class TestDistributed:
-    @pytest.mark.parametrize("left_out", BY_HAND)
-    def test_an_incomplete_description_is_refused(self, only, left_out):
-        only({name: value for name, value in BY_HAND.items() if name != left_out})
-        wanted = r"--distributed: .*\. Set JAX_COORDINATOR_ADDRESS .* in every process"
+def describe_incompletely() -> None:
+    """In a child process, which has not used any device yet."""
+    wanted = r"--distributed: .*\. Set JAX_COORDINATOR_ADDRESS .* in every process"
+    for left_out in BY_HAND:
+        os.environ.update({name: BY_HAND[name] for name in BY_HAND if name != left_out})
+        os.environ.pop(left_out, None)
         with pytest.raises(InputError, match=wanted):
             mesh.initialize(distributed=True)
+
+
+class TestDistributed:
+    def test_an_incomplete_description_is_refused(self, only):
+        only({})
+        here = Path(__file__).resolve().parent
+        path = f"{here.parent}{os.pathsep}{here}"
+        finish(start({**os.environ, "PYTHONPATH": path}, "describe_incompletely()"))
 
     def test_no_number_is_refused(self, only):
         only(BY_HAND | {"JAX_NUM_PROCESSES": "four"})

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, finetuning, fold_to
@@ -13,7 +14,8 @@ from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, f
 from percepiano_ast import audio
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.inference.rate import FoldEnsemble, ensemble_text
+from percepiano_ast.inference.rate import FoldEnsemble, load_model, rate_files
+from percepiano_ast.inference.rating import to_text
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.studies.explain import model_functions
 from percepiano_ast.training.checkpoints import Checkpoints, open_latest
@@ -60,27 +62,24 @@ def wav(tmp_path_factory) -> Path:
 class TestRating:
     def test_rates_a_recording_on_all_dimensions(self, finetuned, wav):
         result = FoldEnsemble(finetuned).rate(wav)
-        assert result["file"] == str(wav)
-        assert tuple(result["ratings"]) == KEYS == tuple(result["uncertainty"])
-        assert all(0 < value < 1 and len(str(value)) <= 6 for value in result["ratings"].values())
-        assert FoldEnsemble(finetuned).rate(wav) == result and FoldEnsemble(finetuned).folds == [
-            0,
-            1,
-        ]
-        assert len(result["warnings"]) == 1 and "simulated ratings" in result["warnings"][0]
+        assert result.file == str(wav)
+        assert tuple(result.ratings) == KEYS == tuple(result.uncertainty)
+        assert all(0 < value < 1 and len(str(value)) <= 6 for value in result.ratings.values())
+        assert load_model(finetuned).rate(wav).as_json() == result.as_json()
+        assert set(result.as_json()) == {"file", "ratings", "uncertainty", "warnings"}
+        assert FoldEnsemble(finetuned).folds == [0, 1]
+        assert len(result.warnings) == 1 and "simulated ratings" in result.warnings[0]
 
     def test_uncertainty_is_the_deviation_of_the_folds(self, finetuned, wav, tmp_path):
         each = []
         for fold in ("fold_0", "fold_1"):
             model = Path("finetune") / "ast-test-ssast" / fold
             shutil.copytree(finetuned / model, tmp_path / fold / model)
-            each.append(list(FoldEnsemble(tmp_path / fold).rate(wav)["ratings"].values()))
+            each.append(list(FoldEnsemble(tmp_path / fold).rate(wav).ratings.values()))
         both = FoldEnsemble(finetuned).rate(wav)
-        np.testing.assert_allclose(list(both["ratings"].values()), np.mean(each, axis=0), atol=2e-4)
-        np.testing.assert_allclose(
-            list(both["uncertainty"].values()), np.std(each, axis=0), atol=2e-4
-        )
-        assert max(both["uncertainty"].values()) > 0.001
+        np.testing.assert_allclose(list(both.ratings.values()), np.mean(each, axis=0), atol=2e-4)
+        np.testing.assert_allclose(list(both.uncertainty.values()), np.std(each, axis=0), atol=2e-4)
+        assert max(both.uncertainty.values()) > 0.001
 
     def test_the_rating_is_that_of_the_fold_model(self, finetuned, start):
         """Frozen encoder: rating from the stored model alone equals rating the embedding that it
@@ -94,12 +93,12 @@ class TestRating:
 
     def test_a_long_recording_is_rated_with_a_note(self, finetuned, tmp_path):
         result = FoldEnsemble(finetuned).rate(write_wav(tmp_path / "long.wav", 103))
-        assert "103 s long" in result["warnings"][-1]
-        assert np.isfinite(list(result["ratings"].values())).all()
+        assert "103 s long" in result.warnings[-1]
+        assert np.isfinite(list(result.ratings.values())).all()
 
     def test_levels_beyond_the_scale_are_noted(self, finetuned, tmp_path):
         result = FoldEnsemble(finetuned).rate(write_wav(tmp_path / "loud.wav", 2, gain=30_000.0))
-        assert any("above the model's loudest level" in warning for warning in result["warnings"])
+        assert any("above the model's loudest level" in warning for warning in result.warnings)
 
     def test_an_unfinished_fold_is_noted(self, finetuned, wav, tmp_path):
         shutil.copytree(finetuned, tmp_path / "run")
@@ -107,7 +106,7 @@ class TestRating:
             marker.unlink()
         assert any(
             "fold_1" in w and "not finished" in w
-            for w in FoldEnsemble(tmp_path / "run").rate(wav)["warnings"]
+            for w in FoldEnsemble(tmp_path / "run").rate(wav).warnings
         )
 
     def test_a_model_trained_anew_is_the_one_that_rates(self, finetuned, start, wav, tmp_path):
@@ -116,7 +115,7 @@ class TestRating:
         directory = tmp_path / "run/finetune/ast-test-ssast/fold_0"
         shutil.rmtree(directory)
         fold_to(directory, start, finetuning(seed=9), init="ssast", fold=0)
-        assert FoldEnsemble(tmp_path / "run").rate(wav)["ratings"] != first["ratings"]
+        assert FoldEnsemble(tmp_path / "run").rate(wav).ratings != first.ratings
 
     def test_a_predicted_uncertainty_joins_that_between_folds(self, start, wav, tmp_path):
         """Of two folds: the calibrated predicted variances' mean, and the variance of the folds'
@@ -133,13 +132,13 @@ class TestRating:
         assert (predicted > 0.02).all() and (predicted < 1).all()
         expected = np.sqrt(np.square(predicted).mean(axis=0) + rated.var(axis=0))
         result = rater.rate(wav)
-        np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
-        assert any("not calibrated" in warning for warning in result["warnings"])
+        np.testing.assert_allclose(list(result.uncertainty.values()), expected, atol=2e-4)
+        assert any("not calibrated" in warning for warning in result.warnings)
         (home / "temperature.json").write_text('{"temperature": 1.5}')
         result = FoldEnsemble(tmp_path).rate(wav)
         expected = np.sqrt(np.square(1.5 * predicted).mean(axis=0) + rated.var(axis=0))
-        np.testing.assert_allclose(list(result["uncertainty"].values()), expected, atol=2e-4)
-        assert not any("not calibrated" in warning for warning in result["warnings"])
+        np.testing.assert_allclose(list(result.uncertainty.values()), expected, atol=2e-4)
+        assert not any("not calibrated" in warning for warning in result.warnings)
 
     def test_the_convolutional_baseline_rates_but_has_no_attention_to_explain(self, wav, tmp_path):
         config = dataclasses.replace(FINETUNE, strategy="full", encoder_rate=1.0)
@@ -155,7 +154,7 @@ class TestRating:
             fold=0,
         )
         rater = FoldEnsemble(tmp_path)
-        assert rater.name == "cnn" and np.isfinite(list(rater.rate(wav)["ratings"].values())).all()
+        assert rater.name == "cnn" and np.isfinite(list(rater.rate(wav).ratings.values())).all()
         with pytest.raises(
             InputError, match="cnn has no attention, which explanations need; choose an ast-"
         ):
@@ -176,21 +175,42 @@ class TestRating:
             FoldEnsemble(tmp_path / "run")
 
     def test_as_text_is_for_people(self, finetuned, wav):
-        results = [FoldEnsemble(finetuned).rate(wav), {"file": "x.wav", "error": "no such file"}]
-        lines = ensemble_text(results).split("\n")
-        assert lines[0] == str(wav) and lines[1].startswith("  note: ")
-        assert lines[-2:] == ["x.wav", "  not rated: no such file"]
-        for line, dimension in zip(lines[2:21], DIMENSIONS, strict=True):
-            assert dimension.family in line and dimension.low in line and dimension.high in line
-            assert re.search(r"\.+\| .* 0\.\d\d \+- 0\.\d\d$", line)
-        assert max(map(len, lines[2:21])) <= 100
+        lines = to_text(FoldEnsemble(finetuned).rate(wav)).split("\n")
+        assert lines[0] == str(wav) and lines[1] == "  0:03"
+        assert lines[2].startswith("  Note: ") and max(map(len, lines[2:])) <= 80
+        rows = [line for line in lines if re.search(r"[·─│]*●[·─│]* .* 0\.\d\d±0\.\d\d$", line)]
+        for line, dimension in zip(rows, DIMENSIONS, strict=True):
+            assert dimension.family in lines and dimension.low in line and dimension.high in line
 
-    def test_a_file_that_cannot_be_rated_is_explained(self, finetuned, tmp_path):
+    def test_repr_and_card_are_short_and_complete(self, finetuned, wav):
+        result = FoldEnsemble(finetuned).rate(wav)
+        assert len(repr(result).splitlines()) == 5
+        assert "simulated ratings" in repr(result).splitlines()[-1]
+        card = result._repr_html_()
+        assert card.count('class="row"') == 19 and "simulated ratings" in card
+        assert "<script" not in card and "that of the ratings in training" in card
+
+    def test_a_file_that_cannot_be_rated_is_explained(self, finetuned, wav, tmp_path):
         (tmp_path / "text.wav").write_text("no sound")
-        rater = FoldEnsemble(finetuned)
-        for name, why in [("text.wav", "cannot be read as audio"), ("none.wav", "no such file")]:
-            result = rater.rate_or_explain(tmp_path / name)
+        shown = []
+        files = [tmp_path / "text.wav", tmp_path / "none.wav", wav]
+        results = rate_files(files, run=finetuned, show=shown.append)
+        for result, why in zip(results, ("cannot be read as audio", "no such file")):
             assert set(result) == {"file", "error"} and why in result["error"]
+        assert results[2].file == str(wav) and shown == results
+
+    def test_a_table_and_a_page_are_made_of_a_run_too(self, finetuned, wav, tmp_path):
+        made = tmp_path / "a.csv", tmp_path / "a.html"
+        rate_files([wav, wav], run=finetuned, csv=made[0], html=made[1])
+        table = pd.read_csv(made[0])
+        assert len(table) == 38 and table["percentile"].isna().all()
+        text = made[1].read_text()
+        assert text.count("<audio controls") == 2 and text.count('class="row"') == 38
+        assert "<script" not in text and "compared" not in text
+
+    def test_a_score_is_refused(self, finetuned, wav):
+        with pytest.raises(InputError, match="score a.mid: this model rates from the audio alone"):
+            rate_files([wav], run=finetuned, score="a.mid")
 
     def test_which_model_is_asked_for(self, finetuned, tmp_path):
         shutil.copytree(finetuned, tmp_path / "run")

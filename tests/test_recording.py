@@ -3,8 +3,13 @@ listening."""
 
 import dataclasses
 import hashlib
+import html
+import io
 import json
+import pydoc
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +28,7 @@ from percepiano_ast.cli import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.inference import page, rate
+from percepiano_ast.inference import page, rate, rating
 from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import synth
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance, write_midi
@@ -145,6 +150,88 @@ def test_the_python_calls_are_the_same(folder, rated):
     assert percepiano_ast.load_model().rate(folder / "tune.wav").as_json() == rated.as_json()
 
 
+def test_paths_file_objects_arrays_and_lists_are_rated_alike(model, folder, rated):
+    path = folder / "tune.wav"
+    wave, rate_ = soundfile.read(path, dtype="float32")
+    stereo = np.stack([wave, wave], axis=1)
+    with path.open("rb") as file:
+        found = [file, io.BytesIO(path.read_bytes()), str(path)]
+        found = [model.rate(one) for one in found]
+    found += [model.rate(one, rate_) for one in (wave, stereo, stereo.T, wave.astype(np.float64))]
+    for one in found:
+        assert one.ratings == rated.ratings and one.warnings == rated.warnings
+    assert found[0].file == found[2].file == str(path)
+    whole = np.round(wave * 2**15).astype(np.int16)
+    near = model.rate(whole, rate_)
+    assert max(abs(near.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.01
+    assert model.rate(np.float32(whole / 2**15), rate_).ratings == near.ratings
+    assert [one.ratings for one in model.rate([path, path])] == [rated.ratings] * 2
+
+
+@pytest.mark.parametrize(
+    ("recording", "sample_rate", "message"),
+    [
+        (np.zeros(9, np.float32), None, "sample_rate=None: give the array's sampling rate"),
+        (np.zeros(9, np.float32), 8_000, "sample_rate=8000: .* from 16,000"),
+        (np.zeros(9, np.float32), 44_100.5, "sample_rate=44100.5"),
+        (np.zeros(9, np.float32), "a.mid", "sample_rate='a.mid'"),
+        (np.zeros(9, np.uint8), RATE, "an array of uint8. Give float32"),
+        (np.zeros((128, 200), np.float32), RATE, r"shape \(128, 200\). Give \(n,\)"),
+        (np.zeros((0, 2), np.float32), RATE, r"shape \(0, 2\)"),
+        (np.zeros((3, 3, 3), np.float32), RATE, r"shape \(3, 3, 3\)"),
+        (np.zeros(0, np.float32), RATE, "holds no samples"),
+        (np.zeros(5 * RATE, np.float32), RATE, "silent"),
+        (np.full(5 * RATE, np.nan, np.float32), RATE, "NaN"),
+        (np.ones(2 * RATE, np.float32), RATE, "at least 3 s"),
+        ("tune.wav", RATE, "sample_rate=22050: for arrays only"),
+        (b"RIFF", None, "bytes is not a recording"),
+        (None, None, "NoneType is not a recording"),
+        ([np.zeros(9, np.float32)], None, "sample_rate=None"),
+    ],
+)
+def test_what_is_no_recording_is_refused_with_the_value(model, recording, sample_rate, message):
+    with pytest.raises(InputError, match=message):
+        model.rate(recording, sample_rate)
+
+
+def test_a_file_that_is_open_as_text_is_refused(model, folder):
+    with (folder / "notes.txt").open() as file, pytest.raises(InputError, match="mode 'rb'"):
+        model.rate(file)
+
+
+def test_repr_has_five_lines_and_the_card_needs_no_script(rated):
+    lines = repr(rated).splitlines()
+    assert len(lines) == 5 and lines[0].endswith("tune.wav") and "notes transcribed" in lines[1]
+    assert all(re.search(r"0\.\d\d ± 0\.\d\d, percentile \d+", line) for line in lines[2:4])
+    assert lines[4].strip().startswith("warnings: ")
+    card = html.unescape(rated._repr_html_())
+    assert card.count('class="row"') == 19 and "tune.wav" in card and rated.limits in card
+    assert not re.search(r"<script|src=|href=|@import|url\(", card)
+
+
+def test_the_package_shows_what_it_is_for():
+    assert set(dir(percepiano_ast)) == {*percepiano_ast.__all__, "__version__"}
+    assert set(percepiano_ast.__all__) == {"Rating", "Stream", "load_model", "rate"}
+    shown = pydoc.render_doc(percepiano_ast)
+    assert all(f"{name}(" in shown for name in percepiano_ast.__all__)
+
+
+def test_rating_needs_no_package_of_training_or_plotting(folder):
+    """Blocked: packages that a plain installation lacks, and those that take long to import. JAX
+    and pooch import etils and tqdm only where they are installed."""
+    code = (
+        "import sys\n"
+        "import percepiano_ast\n"
+        "assert not {'jax', 'librosa', 'numpy'} & set(sys.modules)\n"
+        "names = 'tensorflow_datasets tensorflow grain array_record orbax fluidsynth matplotlib'"
+        " ' sklearn tqdm etils pandas music21 jinja2 apache_beam gcsfs IPython'\n"
+        "sys.modules.update(dict.fromkeys(names.split()))\n"
+        f"print(percepiano_ast.rate({str(folder / 'tune.wav')!r}))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0 and "notes transcribed" in run.stdout, run.stderr
+
+
 def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated):
     assert not any("unlike" in warning or "no piano" in warning for warning in rated.warnings)
     noise = model.rate(folder / "noise.ogg")
@@ -156,19 +243,21 @@ def test_what_sounds_like_no_piano_is_rated_with_a_warning(model, folder, rated)
 
 def test_words_say_on_which_side_and_how_far(rated):
     timing = DIMENSIONS[0]
-    assert rate.in_words(timing, 50, (30, 70)) == "between stable and unstable"
-    assert rate.in_words(timing, 70, (40, 90)) == "between stable and unstable, closer to unstable"
-    assert rate.in_words(timing, 35, (10, 60)) == "between stable and unstable, closer to stable"
+    assert rating.in_words(timing, 50, (30, 70)) == "between stable and unstable"
     assert (
-        rate.in_words(timing, 96.5, (80, 100))
+        rating.in_words(timing, 70, (40, 90)) == "between stable and unstable, closer to unstable"
+    )
+    assert rating.in_words(timing, 35, (10, 60)) == "between stable and unstable, closer to stable"
+    assert (
+        rating.in_words(timing, 96.5, (80, 100))
         == "very unstable, more so than 96 % of the human performances"
     )
     assert (
-        rate.in_words(timing, 12, (1, 40))
+        rating.in_words(timing, 12, (1, 40))
         == "clearly stable, more so than 88 % of the human performances"
     )
     assert (
-        rate.in_words(timing, 100, (90, 100))
+        rating.in_words(timing, 100, (90, 100))
         == "very unstable, more so than any of the human performances"
     )
     assert rated.sentence(KEYS[0]).startswith("Timing: ")
@@ -209,7 +298,7 @@ def test_words_bar_and_number_of_a_row_agree_in_all_held_out_predictions(model):
         shown = inference.Rating(
             "x", 10.0, *by_key, np.zeros(0), np.zeros((0, 19)), np.zeros((0, 19)), None
         )
-        for row in page.rows(shown):
+        for row in shown.rows():
             median = np.median(judge.reference[:, row["number"]])
             leans = np.sign(row["percentile"] - 50)
             # the number and the bar are on the same side of the median
@@ -431,11 +520,28 @@ class TestCommand:
             "unstable",
         ]
 
-    def test_options_of_the_other_kind_of_model_are_refused(self, folder, capsys):
-        assert (
-            main(["rate", str(folder / "tune.wav"), "--run", "runs/none", "--html", "a.html"]) == 2
-        )
-        assert "does not go with --run" in capsys.readouterr().err
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ("--html {0}/page.htm", "page.htm: the name of a page ends with .html"),
+            ("--html {0}/none/page.html", "none/page.html: there is no folder"),
+            ("--html {0}/pages.html", "pages.html: a folder"),
+            ("--csv {0}/none/a.csv", "none/a.csv: there is no folder"),
+            ("--csv {0}", ": a folder. Name a file"),
+            ("--run a --weights b", "--weights b and --run a: two models"),
+            ("--model ast", "--model ast: names a model of a run"),
+            ("--run {0}/none --html {0}/a.html", "no model in .*none.finetune"),
+        ],
+    )
+    def test_options_that_cannot_work_are_refused_before_rating(
+        self, folder, tmp_path, capsys, options, message
+    ):
+        (tmp_path / "pages.html").mkdir()
+        given = options.format(tmp_path).split()
+        assert main(["rate", str(folder / "tune.wav"), *given]) == 2
+        out, err = capsys.readouterr()
+        assert not out and re.search(message, err)
+        assert [path.name for path in tmp_path.iterdir()] == ["pages.html"]
 
 
 class TestFile:

@@ -299,7 +299,9 @@ def run_of_two(tmp_path_factory):
             models.append(
                 rate.FoldModel(untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True)
             )
-        yield SimpleNamespace(name="ast-test-ssast", folds=[0, 1], models=models)
+        yield SimpleNamespace(
+            name="ast-test-ssast", folds=[0, 1], models=models, scale=models[0].run.questionnaire
+        )
 
 
 def in_folds(folder, n):
@@ -308,7 +310,7 @@ def in_folds(folder, n):
 
 
 def test_a_run_rates_a_clip_by_the_fold_that_did_not_hear_it(run_of_two, folder, wave, monkeypatch):
-    monkeypatch.setattr(rate, "FoldEnsemble", lambda run, model: run_of_two)
+    monkeypatch.setattr(rate, "FoldEnsemble", lambda run: run_of_two)
     index = in_folds(folder, 2)
     rater = sensitivity.RunRater("runs/mine", index)
     fold = index.set_index("clip")["fold_content"]
@@ -320,7 +322,7 @@ def test_a_run_rates_a_clip_by_the_fold_that_did_not_hear_it(run_of_two, folder,
 
 
 def test_a_run_with_an_unfinished_fold_is_refused(run_of_two, folder, monkeypatch):
-    monkeypatch.setattr(rate, "FoldEnsemble", lambda run, model: run_of_two)
+    monkeypatch.setattr(rate, "FoldEnsemble", lambda run: run_of_two)
     with pytest.raises(InputError, match="fold 2 of ast-test-ssast .* is not finished"):
         sensitivity.RunRater("runs/mine", in_folds(folder, 3))
 

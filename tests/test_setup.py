@@ -215,6 +215,23 @@ def test_rating_imports_nothing_that_its_set_up_leaves_out(tmp_path):
     assert (tmp_path / "page.html").exists() and "timing_stable_unstable" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "missing", "extra"),
+    [("notebooks", "nbformat", "notebooks"), ("finetune", "tensorflow_datasets", "train")],
+)
+def test_a_command_without_its_packages_names_the_extra(command, missing, extra, tmp_path):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from percepiano_ast.cli import main\n"
+        f"sys.exit(main([{command!r}, '--out', 'run']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    line = f'error: this command needs {missing}. Run pip install "percepiano_ast[{extra}]"'
+    assert (done.returncode, done.stderr.strip()) == (2, line)
+
+
 @pytest.mark.slow
 def test_a_recording_is_rated_by_one_command_without_soundfonts_tests_or_ffmpeg(checkout, tmp_path):
     here = tmp_path / "elsewhere"

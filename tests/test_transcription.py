@@ -306,7 +306,7 @@ class TestScores:
 
 class TestListener:
     def test_a_whole_clip_is_heard_with_its_notes(self, trained):
-        listener = Transcriber.open(trained[0], log=lambda line: None)
+        listener = Transcriber.open(trained[0])
         codes, targets = played_clip(77, 251)
         heard_ = listener.predict(codes)
         assert heard_.onset.shape == (125, 88) and heard_.sustain.shape == heard_.times.shape == (
@@ -319,20 +319,18 @@ class TestListener:
         assert heard_.sustained[true].mean() > 2 * heard_.sustained[~true].mean()
 
     def test_a_clip_shorter_than_a_window_is_heard_without_its_padding(self, trained):
-        listener = Transcriber.open(trained[0], log=lambda line: None)
+        listener = Transcriber.open(trained[0])
         assert listener.predict(played_clip(3)[0][:31]).onset.shape == (15, 88)
 
-    def test_clips_without_a_note_are_counted_and_have_the_mean_of_the_others(self, trained):
-        listener, lines, silence = (
-            Transcriber.open(trained[0], log=lambda line: None),
-            [],
-            np.zeros((64, 128), np.uint8),
-        )
+    def test_clips_without_a_note_are_counted_and_have_the_mean_of_the_others(
+        self, trained, logged
+    ):
+        listener, silence = Transcriber.open(trained[0]), np.zeros((64, 128), np.uint8)
         clips = [silence, played_clip(0, 128)[0], played_clip(1, 128)[0]]
-        values, unheard = features_of(listener.transcribe_all(clips), log=lines.append)
+        values, unheard = features_of(listener.transcribe_all(clips))
         assert values.shape == (3, len(PERFORMANCE_FEATURES)) and np.isfinite(values).all()
         assert bits(values[0]) == bits(unheard) and np.allclose(values[1:].mean(axis=0), unheard)
-        assert lines == [
+        assert logged == [
             "no notes were detected in 1 of 3 recordings; the mean of the others is used for them"
         ]
         with pytest.raises(
@@ -341,7 +339,7 @@ class TestListener:
             features_of(listener.transcribe_all([silence]))
 
     def test_what_is_written_hears_the_same(self, trained, tmp_path):
-        listener = Transcriber.open(trained[0], log=lambda line: None)
+        listener = Transcriber.open(trained[0])
         read = Transcriber.read(
             listener.write(tmp_path / "ear.safetensors", {"licence": "made here"})
         )
@@ -364,13 +362,13 @@ class TestListener:
             InputError,
             match="objective 'ssast', which does not include transcription. Choose one with",
         ):
-            Transcriber.open(tmp_path, log=lambda line: None)
+            Transcriber.open(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def rated(trained, tmp_path_factory) -> CrossValidation:
     """Eight clips of two lengths, rated by their pedal, in two folds."""
-    listener = Transcriber.open(trained[0], log=lambda line: None)
+    listener = Transcriber.open(trained[0])
     params = listener.params
     start = EncoderInit(
         "ast-test-transcription",

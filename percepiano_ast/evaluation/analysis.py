@@ -1,4 +1,4 @@
-"""Analyses beyond the metrics; all intervals are 95 % jackknife intervals over content groups."""
+"""Analyses beyond the metrics, with 95 % jackknife intervals over content groups."""
 
 import numpy as np
 import pandas as pd
@@ -29,8 +29,7 @@ def deadpan_gap(runs: list[RunPredictions]) -> pd.DataFrame:
     """Human versus deadpan: ``model,protocol,seed,part,metric,dimension,value,low,high``.
 
     ``part`` is ``humans`` or ``deadpan`` with the five metrics, or ``gap`` with ``rating`` and
-    ``prediction``: the mean of human performances minus that of deadpan renderings of the same
-    segment, averaged over the segments with both.
+    ``prediction``: human minus deadpan means of a segment, averaged over the segments with both.
     """
     tables = []
     for run in runs:
@@ -57,9 +56,8 @@ def pairwise_accuracy(
     """Share of pairs of performances of one segment whose predictions are in the order of their
     ratings: ``model,protocol,seed,scope,min_difference,dimension,pairs,value,low,high``.
 
-    Pairs with equal ratings, or ratings that differ by less than ``min_difference`` (computed for
-    this and for 0), are excluded: their order is noise of the raters. Equal predictions count as
-    0.5.
+    Pairs with ratings that are equal or differ by less than ``min_difference`` (computed for this
+    and for 0) are excluded. Equal predictions count as 0.5.
 
     Raises:
         InputError: ``min_difference`` is not a number from 0 to 1.
@@ -72,7 +70,8 @@ def pairwise_accuracy(
     for run in runs:
         for scope in ("within_segment", "within_segment_humans"):
             part = run.take(run.human) if "humans" in scope else run
-            one, other = np.nonzero(np.triu(part.segment[:, None] == part.segment, 1))
+            codes = np.unique(part.segment, return_inverse=True)[1]
+            one, other = np.nonzero(np.triu(codes[:, None] == codes, 1))
             # Means of equal ratings can differ by rounding.
             rated, predicted = (
                 np.round(values[one] - values[other], 9)
@@ -230,8 +229,7 @@ def shared_errors(runs: list[RunPredictions]) -> pd.DataFrame:
 
 def errors_by_kind(runs: list[RunPredictions], index: pd.DataFrame) -> pd.DataFrame:
     """``model,protocol,seed,kind,value,clips,error``: root mean squared error in standard
-    deviations of the ratings, mean over dimensions, for each composition (if the index has them),
-    for human performances and for deadpan renderings."""
+    deviations of the ratings for each composition, for human and for deadpan performances."""
     rows = []
     for run in runs:
         squared = (_standardised_errors(run) ** 2).mean(axis=1)

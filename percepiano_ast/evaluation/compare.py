@@ -1,18 +1,11 @@
 """Comparison of models: paired permutation tests, training seeds as a random factor, and one row
 per model or pair for the report.
 
-Under the null hypothesis the predictions of two models for a content group are exchangeable; entire
-groups are exchanged, because the clips of a group are not independent. Predictions are standardised
-(or ranked) first, and the difference is divided by its jackknife error; without this the test is
-anticonservative (Chung & Romano 2013).
-
-Level, simulated with PercePiano's 47 group sizes (two models with true r of 0.6, 7,600 pairs each):
-p is below 0.05 in 4.9 to 5.4 % if both models' errors have the same within-group correlation (0,
-0.2 or 0.5). Models of equal r whose errors are clustered unequally are not exchangeable, and p is
-too small: 6.4 % (0.2 against 0.5), 8.1 % (0.5 against 0).
-
-Seeds: the variances of the two sources of error add, the jackknife variance of the mean over seeds
-(content groups) and the variance between seeds divided by their number.
+Entire content groups of predictions (standardised or ranked) are exchanged, because the clips of a
+group are not independent. The difference is divided by its jackknife error; without this the test
+is anticonservative (Chung & Romano 2013). In simulations with PercePiano's 47 group sizes (true r
+of 0.6, 7,600 pairs each) p is below 0.05 in 4.9 to 5.4 % of cases, but in 6.4 to 8.1 % if the
+errors of the two models are clustered unequally.
 """
 
 from importlib import resources
@@ -53,13 +46,10 @@ def paired_tests(
     """Difference of every metric between every two models of the same protocol and seed, on their
     common clips: ``TEST_COLUMNS``, with rows for head groups and ``mean``; NaN where undefined.
 
-    * ``difference``: a minus b, with ``low`` and ``high`` by the jackknife over content groups;
-    * ``p``: two-sided, from ``n_permutations`` exchanges of content groups, or from all exchanges
-      if there are at most as many; a sampled p is at least 1 / (n_permutations + 1) (Phipson &
-      Smyth 2010);
+    * ``p``: two-sided, from ``n_permutations`` exchanges of content groups (Phipson & Smyth 2010),
+      or from all exchanges if there are at most as many;
     * ``p_holm``: corrected over the 19 dimensions (Holm 1979); a mean is not corrected;
-    * ``effect``: the difference in standard deviations of the groups' pseudo-values, Cohen's d of
-      paired groups;
+    * ``effect``: Cohen's d of paired groups, from their pseudo-values;
     * ``cohens_q``: difference of Fisher's z (Cohen 1988: 0.1 small, 0.3 medium, 0.5 large).
     """
     tables = []
@@ -71,13 +61,15 @@ def paired_tests(
         kinds = {metrics.kind_of(name) for name in names}
         sums = {kind: [metrics.group_sums(*part, kind) for part in data] for kind in kinds}
         for name in names:
-            pair = sums[metrics.kind_of(name)]
-            values = [metrics.from_sums(name, intervals.leave_one_out(part)) for part in pair]
+            one, other = sums[metrics.kind_of(name)]
+            of_a, of_b = (
+                metrics.from_sums(name, intervals.leave_one_out(part)) for part in (one, other)
+            )
             p = np.full(len(ROWS), np.nan)
             if groups > 1:
-                p = permutation_p(*pair, name, swaps, complete)
+                p = permutation_p(one, other, name, swaps, complete)
             facts = dict(zip(TEST_COLUMNS, [a.model, b.model, *a.name[1:], scope, name, ROWS]))
-            facts |= difference(*values, name) | {"p": p, "p_holm": _holm_of_dimensions(p)}
+            facts |= difference(of_a, of_b, name) | {"p": p, "p_holm": _holm_of_dimensions(p)}
             tables.append(pd.DataFrame(facts))
     return _joined(tables, TEST_COLUMNS)
 
@@ -111,8 +103,7 @@ def _holm_of_dimensions(p: np.ndarray) -> np.ndarray:
 
 
 def exchanges(groups: int, n_permutations: int, seed: int) -> tuple[np.ndarray, bool]:
-    """Exchanged groups as 0 or 1, (permutations, groups), and whether these are all possible
-    exchanges."""
+    """Exchanged groups as 0 or 1, (permutations, groups), and whether these are all exchanges."""
     if 2**groups <= n_permutations:
         return (np.arange(2**groups)[:, None] >> np.arange(groups) & 1).astype(float), True
     return np.random.default_rng(seed).integers(0, 2, (n_permutations, groups)).astype(float), False
@@ -154,7 +145,7 @@ def _errors(
         x, spread_x = x / n, np.sqrt(xx / n - (x / n) ** 2)
         which = [2, 4, 5]  # y, yy, xy
         moved = zip(a[which].swapaxes(0, 1), b[which].swapaxes(0, 1), n, x, spread_x, swaps.T)
-        of_a, of_b, total, squares = of_a[which], of_b[which], 0.0, 0.0
+        of_a, of_b, total, squares = of_a[which], of_b[which], np.zeros(1), np.zeros(1)
         for one, other, *ratings, swap in moved:
             change = swap[:, None] * (other - one)[:, None]
             value = r(of_a - one[:, None] - change, *ratings)
@@ -165,8 +156,8 @@ def _errors(
 
 
 def difference(of_a: np.ndarray, of_b: np.ndarray, metric: str) -> dict[str, np.ndarray]:
-    """Difference, interval, effect sizes and minimum detectable difference for each row of
-    ``ROWS``, from the values of ``metric`` (1 + groups, 19)."""
+    """Difference, interval, effect sizes and detectable difference for each row of ``ROWS``, from
+    values of ``metric`` (1 + groups, 19)."""
     a, b = with_means(of_a), with_means(of_b)
     found = intervals.jackknife(a - b)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -247,8 +238,7 @@ def _seed_values(runs: list[RunPredictions], scope: str, names) -> dict[str, np.
 
 
 def _between(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standard error of the mean over seeds of ``values`` (seeds, columns), and its degrees of
-    freedom."""
+    """Standard error and degrees of freedom of the mean over seeds of (seeds, columns)."""
     error = np.nan_to_num(_deviation(values)) / np.sqrt(len(values))  # unknown for one seed
     return error, np.full(values.shape[1], max(len(values) - 1.0, 1.0))
 

@@ -59,8 +59,8 @@ def leave_one_out(sums: np.ndarray) -> np.ndarray:
 
 
 def spread(values: np.ndarray, tails: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
-    """Standard error and degrees of freedom of each column of ``values`` (1 + groups, columns): of
-    all groups, then without each group. NaN for fewer than two groups or an undefined value.
+    """Standard error and degrees of freedom of each column of ``values`` (1 + groups, columns); NaN
+    for fewer than two groups or an undefined value.
 
     Satterthwaite's degrees of freedom of a sum of squared deviations d^2 are 2 (sum d^2)^2 / sum
     var(d^2), with var(d^2) = 2 / ``tails`` of the mean d^4, limited to 1 to groups - 1.

@@ -33,11 +33,8 @@ _CONSTANT = 1e-6  # a spread below this share of the values' magnitude is roundi
 
 
 def validate(rating: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays as float64 (clips, dimensions).
-
-    Raises:
-        InputError: unequal or wrong shapes, fewer than two clips, NaN or infinity.
-    """
+    """Both arrays as float64 (clips, dimensions); an `InputError` for unequal or wrong shapes,
+    fewer than two clips, NaN or infinity."""
     rating, prediction = np.asarray(rating, float), np.asarray(prediction, float)
     for name, values in (("rating", rating), ("prediction", prediction)):
         if values.ndim != 2 or len(values) < 2:

@@ -24,8 +24,8 @@ from percepiano_ast.files import write_atomic
 SCOPES = ("overall", "within_segment", "humans_only", "within_segment_humans")
 RUN = ["model", "protocol", "seed"]
 COLUMNS = [*RUN, "fold", "clip", "dimension", "rating", "prediction"]
-# Protocols with unseen music: each content group must be in one fold.
-UNSEEN_MUSIC = ("content", "movement", "composition")
+# Protocols that hold out music: each content group must be in one fold.
+HELD_OUT_MUSIC = ("content", "movement", "composition")
 # In a segment of two clips the centred values are x and -x: a prediction is either right or wrong.
 MIN_IN_SEGMENT = 3
 MAX_BYTES = 2**28  # of a table; 1,202 clips and 100 models take half of it
@@ -39,12 +39,8 @@ _ROUNDING = 5e-4  # largest rounding error of a rating with three decimals
 
 
 class RunPredictions(NamedTuple):
-    """Predictions of one (model, protocol, seed): arrays with one row per clip, in the order of the
-    index.
-
-    ``rating``, ``prediction`` and ``uncertainty`` (NaN if the run has none) are (clips, 19) in the
-    order of ``KEYS``.
-    """
+    """Predictions of one (model, protocol, seed), with one row per clip in the order of the index;
+    ``rating``, ``prediction`` and ``uncertainty`` (or NaN) are (clips, 19)."""
 
     model: str
     protocol: str
@@ -72,12 +68,8 @@ class RunPredictions(NamedTuple):
 
 
 def read_limited(path: str | Path) -> bytes:
-    """The bytes of a CSV file, decompressed if its name ends in ``.gz``.
-
-    Raises:
-        OSError: it cannot be read or is not a gzip file.
-        ValueError: it has more than ``MAX_BYTES`` bytes; decompression stops there.
-    """
+    """The bytes of a CSV file, decompressed if its name ends in ``.gz``; a ValueError for more than
+    ``MAX_BYTES``."""
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -87,11 +79,8 @@ def read_limited(path: str | Path) -> bytes:
 
 
 def read_csv(path, what: str) -> pd.DataFrame:
-    """Read a CSV as text cells, so that messages can quote a bad value as written in the file.
-
-    Raises:
-        InputError: missing file or invalid CSV.
-    """
+    """Read a CSV as text cells, so that messages can quote a bad value as written; an `InputError`
+    if it is missing or invalid."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a line that is too long
@@ -136,19 +125,20 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
     if (empty := index[required + folds].isna().any(axis=1)).any():
         raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
 
-    def refuse(wrong: pd.Series, column: str, message: str) -> None:
+    def refuse(wrong: pd.Series, column: str, action: str) -> None:
         if wrong.any():
-            raise InputError(f"{name}{message.format(index[column][wrong].iloc[0])}")
+            value = index[column][wrong].iloc[0]
+            raise InputError(f"{name}: {column} is {value!r}; {action}.")
 
     index["clip"] = index["clip"].str.strip()
-    repeated = " lists clip {!r} twice; keep one line per clip."
-    refuse(index["clip"].duplicated(), "clip", repeated)
-    not_boolean = ~index["human"].isin(["True", "False"])
-    refuse(not_boolean, "human", ": human is {!r}; write True or False.")
+    if (repeated := index["clip"].duplicated()).any():
+        clip = index["clip"][repeated].iloc[0]
+        raise InputError(f"{name} lists clip {clip!r} twice; keep one line per clip.")
+    refuse(~index["human"].isin(["True", "False"]), "human", "write True or False")
     index["human"] = index["human"] == "True"
     for column in folds:
         numbers = pd.to_numeric(index[column], errors="coerce")
-        refuse(~(numbers % 1 == 0), column, f": {column} is {{!r}}; write whole numbers.")
+        refuse(~(numbers % 1 == 0), column, "write whole numbers")
         index[column] = numbers.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
     if (n := groups.max()) > 1:
@@ -162,7 +152,7 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
     Raises:
         InputError: unknown protocol, fewer than two folds, or a content group in two folds of a
-            protocol with unseen music (``UNSEEN_MUSIC``).
+            protocol that holds out music (``HELD_OUT_MUSIC``).
     """
     column = fold_column(protocol)
     if column not in index.columns:
@@ -177,7 +167,7 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
         )
     crossing = held_out.groupby("content_group")[column].unique()
     crossing = crossing[crossing.str.len() > 1]
-    if protocol in UNSEEN_MUSIC and len(crossing):
+    if protocol in HELD_OUT_MUSIC and len(crossing):
         folds = " and ".join(map(str, sorted(crossing.iloc[0])[:2]))
         raise InputError(
             f"content group {crossing.index[0]!r} is in folds {folds} of protocol {protocol!r}, so"
@@ -190,11 +180,7 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Read a predictions table and check columns and values (coverage: `validate_predictions`).
-
-    Raises:
-        InputError: missing file, invalid CSV or invalid value; names the line.
-    """
+    """Read a predictions table; an `InputError` names the line of an invalid value."""
     return _typed(read_csv(Path(path), "predictions"), lambda row: f"{path}, line {row + 2}")
 
 

@@ -95,7 +95,8 @@ class RatingModel(abc.ABC):
     """
 
     sample_rate: int
-    _lowest_rate, _max_seconds = 1, math.inf
+    _longest: float | None
+    _lowest_rate, _longest = 1, None  # Hz; seconds that are decoded
 
     def rate(
         self,
@@ -144,7 +145,7 @@ class RatingModel(abc.ABC):
                 " object, or an array with its sample rate"
             )
         opened = audio.Recording(recording, name=name, min_rate=self._lowest_rate)
-        blocks = opened.blocks(self.sample_rate, max_seconds=self._max_seconds + 1)
+        blocks = opened.blocks(self.sample_rate, max_seconds=self._longest)
         wave = np.concatenate(list(blocks))
         rating = self.rate_wave(wave, written, opened.name, progress=progress)
         if opened.full_scale > _DISTORTED:
@@ -233,7 +234,7 @@ class RatingModelFile(RatingModel):
     regressors: dict[str, CalibratedRegressors]
     description: dict
 
-    _lowest_rate, _max_seconds = LOWEST_RATE, 3600 * LONGEST_HOURS
+    _lowest_rate, _longest = LOWEST_RATE, 3600 * LONGEST_HOURS + 1
 
     def rate_wave(
         self, wave, score=None, name="this sound", *, with_course=True, progress=None
@@ -244,7 +245,7 @@ class RatingModelFile(RatingModel):
         if seconds < SHORTEST_SECONDS:
             least = f"Give a recording of at least {SHORTEST_SECONDS:g} s."
             raise InputError(f"{name}: {seconds:.2f} s long. {least}")
-        if seconds > self._max_seconds:
+        if seconds > 3600 * LONGEST_HOURS:
             raise InputError(
                 f"{name}: longer than {LONGEST_HOURS:g} hour. Cut it into movements and rate these."
             )
@@ -727,15 +728,17 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[
 
     A folder without a recording is among the former: rating it raises an error that says so.
     """
-    from percepiano_ast.data import sources  # here: pandas
-
     found: list[str | Path] = []
     others: list[Path] = []
     for place in places:
         inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
-        recordings = [path for path in inside if sources.is_audio(path.name)]
-        found += recordings or [place]
-        others += [path for path in inside if path not in recordings]
+        if inside:
+            from percepiano_ast.data.sources import is_audio  # here: pandas
+
+            found += (recordings := [path for path in inside if is_audio(path.name)]) or [place]
+            others += [path for path in inside if path not in recordings]
+        else:
+            found.append(place)
     return found, others
 
 

@@ -171,7 +171,7 @@ class Rating:
 
     def _repr_html_(self) -> str:
         """The card of the rating page, for notebooks."""
-        return templates().get_template("rating_card.html.j2").module.card(self)
+        return str(templates().get_template("rating_card.html.j2").module.card(self))
 
 
 def in_words(dimension: Dimension, percentile: float, band: tuple[float, float]) -> str:

@@ -1,16 +1,11 @@
-"""Regressors on features of clips: the mean of ridge, kernel ridge and extremely randomised trees.
-
-`fit` makes them with scikit-learn. `pack` turns them into plain arrays without executable code,
-which `RegressorEnsemble` evaluates without scikit-learn.
+"""Regressors on features of clips: the mean of ridge, kernel ridge (Saunders, Gammerman and Vovk
+1998) and extremely randomised trees (Geurts, Ernst and Wehenkel 2006).
 
 No hyperparameters are tuned: ridge and kernel ridge are averaged over a grid that spans one to
 three decades around common values. On PercePiano's folds, the average is as good as the best point
 of the grid (kernel ridge on transcription and sound: r 0.67, single points 0.64 to 0.67), and
-better than the point chosen by an inner cross-validation.
-
-Extremely randomised trees: Geurts, Ernst and Wehenkel (2006), with half of the features tried at
-each split, which has lower inner errors than a tenth or a third; kernel ridge: Saunders, Gammerman
-and Vovk (1998).
+better than the point chosen by an inner cross-validation. Trees try half of the features at each
+split, which has lower inner errors than a tenth or a third.
 """
 
 from __future__ import annotations
@@ -22,7 +17,6 @@ from itertools import product
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.models.mlp import finite_table
 
 REGRESSORS = ("ridge", "kernel", "extratrees")
 RIDGE_ALPHAS = np.logspace(1, 4, 7).tolist()
@@ -34,6 +28,7 @@ _EXTREME = 4.0  # standard deviations at which features are clipped, against out
 _ROWS = 256  # rows per batch; limits the memory of the forest
 _LEAF = -1  # in the place of a feature number
 _REGRESSORS = "regressors/"  # prefix of tensor names
+_MOMENTS = ("feature_mean", "feature_std", "rating_mean", "rating_std")
 _TABLES = ("calibration", "reference", "deviation", "within")  # names of tensors
 
 
@@ -48,21 +43,15 @@ def standard(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarra
 def gaussian_ridge(n_features: int, alpha: float = 1.0, width: float = 1.0):
     """scikit-learn's ridge regression with the kernel ``exp(-|x - y|^2 / (width * n_features))``,
     unfitted; ``alpha`` is for standardised targets."""
-    # local: scikit-learn is not needed for rating and takes a second to import
-    from sklearn.kernel_ridge import KernelRidge
+    from sklearn.kernel_ridge import KernelRidge  # here: not needed for rating
 
     return KernelRidge(alpha=alpha, kernel="rbf", gamma=1 / (width * n_features))
 
 
 @dataclass(frozen=True)
 class FittedRegressors:
-    """scikit-learn's regressors, and the training statistics for standardisation.
-
-    Attributes:
-        models: name in ``REGRESSORS`` -> models fitted on standardised features and ratings, whose
-            predictions are averaged.
-        feature_mean, feature_std, rating_mean, rating_std: of the training clips.
-    """
+    """scikit-learn's regressors by name in ``REGRESSORS``, fitted on standardised features and
+    ratings, and the moments of the training clips."""
 
     models: dict[str, list]
     feature_mean: np.ndarray
@@ -80,7 +69,7 @@ class FittedRegressors:
         Raises:
             InputError: NaN, or another number of features than in training.
         """
-        features = finite_table(features, "features", np.float64)
+        features = finite_table(features, "features")
         if features.shape[1] != len(self.feature_mean):
             raise InputError(
                 f"{features.shape[1]} features per clip, but the baseline was fitted on"
@@ -105,11 +94,11 @@ def fit(
     """Fit all of ``REGRESSORS``.
 
     Args:
-        features: (n_clips, n_features), ``ratings``: (n_clips, n_dimensions).
+        features, ratings: (n_clips, n_features), (n_clips, n_dimensions).
         seed: for the trees.
         forest: other settings than ``FOREST``, for a small model.
-        least: smallest standard deviation per feature, (n_features,), so that features that hardly
-            vary in the training data are not amplified in other data.
+        least: smallest standard deviation per feature, so that features that hardly vary in the
+            training data are not amplified in other data.
 
     Raises:
         InputError: NaN, or tables of different lengths.
@@ -117,7 +106,7 @@ def fit(
     from sklearn.ensemble import ExtraTreesRegressor
     from sklearn.linear_model import Ridge
 
-    features, ratings = _tables(features, ratings)
+    features, ratings = check_tables(features, ratings)
     feature_mean, feature_std, rating_mean, rating_std = *_moments(features), *_moments(ratings)
     feature_std = feature_std if least is None else np.maximum(feature_std, least)
     x, y = standard(features, feature_mean, feature_std), (ratings - rating_mean) / rating_std
@@ -134,18 +123,15 @@ def fit(
 def inner_error(
     features: np.ndarray, ratings: np.ndarray, groups: np.ndarray, *, seed: int
 ) -> float:
-    """Mean squared error of standardised ratings in a cross-validation over whole content groups,
-    to compare feature tables on music outside the training data.
-
-    Args:
-        features, ratings, seed: see `fit`; ``groups``: content group (n_clips,).
+    """Mean squared error of standardised ratings in a cross-validation over whole content
+    ``groups`` (n_clips,), to compare feature tables on music outside the training data.
 
     Raises:
         InputError: see `fit`; fewer than two content groups.
     """
     from sklearn.model_selection import GroupKFold
 
-    features, ratings = _tables(features, ratings)
+    features, ratings = check_tables(features, ratings)
     if (found := len(np.unique(groups))) < 2:
         raise InputError(
             f"{found} content group is not enough for an inner cross-validation; give clips of two"
@@ -158,11 +144,30 @@ def inner_error(
     return float(np.square(errors / _moments(ratings)[1]).mean())
 
 
-def _tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    features, ratings = (
-        finite_table(features, "features", np.float64),
-        finite_table(ratings, "ratings", np.float64),
-    )
+def finite_table(values: np.ndarray, what: str) -> np.ndarray:
+    """``values`` as a float64 array (clips, columns).
+
+    Raises:
+        InputError: another shape, or NaN or infinity; the message calls the values ``what``.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.size:
+        raise InputError(
+            f"{what} of shape {values.shape} are not a table (clips, columns); give one row per"
+            " clip."
+        )
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise InputError(
+            f"{what} hold {len(bad)} values that are NaN or infinite, the first in row {bad[0][0]},"
+            f" column {bad[0][1]}. Remove those clips or repair their recordings."
+        )
+    return values
+
+
+def check_tables(features: np.ndarray, ratings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as `finite_table`; InputError for different numbers of rows."""
+    features, ratings = finite_table(features, "features"), finite_table(ratings, "ratings")
     if (one := len(features)) != (other := len(ratings)):
         raise InputError(
             f"{one} rows of features and {other} of ratings do not match; give one of each per"
@@ -184,7 +189,6 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def pack(fitted: FittedRegressors) -> dict[str, np.ndarray]:
     """Arrays of all regressors, named ``ridge/coef`` ..., for `RegressorEnsemble`."""
-    moments = ("feature_mean", "feature_std", "rating_mean", "rating_std")
     ridges, kernels = fitted.models["ridge"], fitted.models["kernel"]
     # The mean of linear models is a linear model; the mean of kernel models of equal width is a
     # kernel model.
@@ -193,16 +197,15 @@ def pack(fitted: FittedRegressors) -> dict[str, np.ndarray]:
         sum(one.dual_coef_ for one in kernels if one.gamma == gamma) / len(kernels)
         for gamma in gammas
     ]
-    arrays = {name: getattr(fitted, name).astype(np.float32) for name in moments} | {
+    arrays = {name: getattr(fitted, name).astype(np.float32) for name in _MOMENTS} | {
         "ridge/coef": np.mean([one.coef_.T for one in ridges], axis=0).astype(np.float32),
         "ridge/intercept": np.mean([one.intercept_ for one in ridges], axis=0).astype(np.float32),
         "kernel/gamma": np.array(gammas, np.float32),
         "kernel/dual": np.array(duals, np.float32),
         "kernel/known": kernels[0].X_fit_.astype(np.float16),
     }
-    # The nodes of all trees, concatenated. Trees are stored depth first, so that the left child is
-    # the next node. ``other`` is the position of the right child, or, for a leaf, the row of its
-    # value.
+    # The nodes of all trees, concatenated, each tree depth first: the left child is the next node.
+    # ``other`` is the position of the right child, or, for a leaf, the row of its value.
     trees = [one.tree_ for one in fitted.models["extratrees"][0].estimators_]
     starts = np.cumsum([0] + [tree.node_count for tree in trees[:-1]])
     leaves = 0
@@ -229,8 +232,7 @@ class RegressorEnsemble:
     arrays: Mapping[str, np.ndarray]
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n, n_features) -> ratings float32 (3, n, n_dimensions) of ridge, kernel ridge and trees;
-        the caller averages them.
+        """(n, n_features) -> ratings float32 (3, n, n_dimensions) of ridge, kernel ridge and trees.
 
         Raises:
             InputError: another number of features than in training.
@@ -268,12 +270,12 @@ class RegressorEnsemble:
         return np.sqrt(nearest / x.shape[1]).mean(axis=1)
 
     def _standardised(self, features: np.ndarray) -> np.ndarray:
-        moments = self.arrays["feature_mean"], self.arrays["feature_std"]
-        return standard(features, *moments).astype(np.float32)
+        mean, std = self.arrays["feature_mean"], self.arrays["feature_std"]
+        return standard(features, mean, std).astype(np.float32)
 
     def _distances(self, x: np.ndarray) -> np.ndarray:
-        """Squared distances of standardised features (n, n_features) from those of each training
-        clip, (n, n_training)."""
+        """Squared distances of standardised features from those of the training clips, (n,
+        n_training)."""
         known = self.arrays["kernel/known"].astype(np.float32)
         own, theirs = np.square(x).sum(axis=1)[:, None], np.square(known).sum(axis=1)[None, :]
         return np.maximum(own - 2 * x @ known.T + theirs, 0)
@@ -285,9 +287,8 @@ class CalibratedRegressors:
 
     Attributes:
         ensemble: on features of a recording.
-        calibration: intercept and slope, (2, 19): rating = intercept + slope * mean of the
-            regressors. Fitted on people's ratings of performances of works that were left out of
-            training.
+        calibration: intercept and slope, (2, 19), of the rating on the mean of the regressors;
+            fitted on works that were left out of training.
         reference: mean ratings by people of PercePiano's human performances, ascending for each
             dimension, (performances, 19).
         deviation: standard deviation of the errors for works, a soundfont and a room that were left

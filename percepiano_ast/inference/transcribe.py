@@ -1,12 +1,9 @@
-"""Transcription of whole recordings with a pre-trained model: notes, pedals and performance
-features.
-
-Windows overlap by half and are cross-faded, so that every frame has context on both sides.
-"""
+"""Transcription of whole recordings by a pre-trained model: notes, pedals and features of them."""
 
 import json
+import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -28,7 +25,6 @@ from percepiano_ast.config import (
     from_json,
 )
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import echo
 from percepiano_ast.models.heads import patch_validity
 from percepiano_ast.models.transcription import STEP, TranscriptionModel
 from percepiano_ast.music.midi import Performance, trimmed
@@ -42,8 +38,12 @@ from percepiano_ast.music.piano_roll import (
 from percepiano_ast.training.state import compute_for, normalise
 
 MADE_BY = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain --pretraining transcription`"
-BATCH = 16  # windows per batch
+BATCH = 16  # windows per batch, at most
+# What reading a file of another kind raises.
+NOT_A_MODEL = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 _EVERY = 10.0  # seconds between lines of progress
+
+logger = logging.getLogger(__name__)
 
 
 class Transcriber:
@@ -52,7 +52,7 @@ class Transcriber:
     Args:
         params: with ``encoder`` and ``transcription``.
         model, front_end, statistics: of its pre-training.
-        execution: how to compute; runs on the first device.
+        compute: precision and attention; runs on the first device.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Transcriber:
         model: ModelConfig,
         front_end: FrontEnd,
         statistics: LevelStats,
-        execution: ComputeConfig = ComputeConfig(),
+        compute: ComputeConfig = ComputeConfig(),
     ):
         self.model, self.front_end, self.statistics = model, front_end, statistics
         self.params = {name: params[name] for name in ("encoder", "transcription")}
-        module = TranscriptionModel(model, compute_for(execution, jax.devices()[0]))
+        module = TranscriptionModel(model, compute_for(compute, jax.devices()[0]))
 
         def predict(params: dict, codes: jax.Array, n_valid: jax.Array) -> dict[str, jax.Array]:
             valid = jnp.arange(model.n_frames)[None, :] < n_valid[:, None]
@@ -76,18 +76,18 @@ class Transcriber:
         self._predict = jax.jit(predict)
 
     @classmethod
-    def open(cls, pretrained: str | Path, log: Callable[[str], None] = echo) -> Self:
+    def open(cls, pretrained: str | Path) -> Self:
         """The model in the newest checkpoint of the pre-training in ``pretrained``.
 
         Raises:
             InputError: there is none, or it was not trained to transcribe.
         """
-        from percepiano_ast.training.checkpoints import open_latest
+        from percepiano_ast.training.checkpoints import open_latest  # here: Orbax
 
         tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY)
-        objective = from_json(PretrainConfig, made["pretrain"]).objective
         params = tree["state"]["ema"] or tree["state"]["params"]
         if "transcription" not in params:
+            objective = from_json(PretrainConfig, made["pretrain"]).objective
             raise InputError(
                 f"the pre-training in {pretrained} has the objective {objective!r}, which does not"
                 " include transcription. Choose one with the objective transcription or joint"
@@ -103,43 +103,31 @@ class Transcriber:
         return tensors, {name: json.dumps(asdict(getattr(self, name))) for name in settings}
 
     @classmethod
-    def from_tensors(
-        cls,
-        tensors: dict[str, np.ndarray],
-        metadata: dict[str, str],
-        execution: ComputeConfig = ComputeConfig(),
-    ) -> Self:
-        """The inverse of `tensors`.
-
-        Raises:
-            KeyError, TypeError, ValueError: tensors or metadata are of another kind.
-        """
-        known = [json.loads(metadata[name]) for name in ("model", "front_end", "statistics")]
-        model, front_end = from_json(ModelConfig, known[0]), FrontEnd(**known[1])
+    def from_tensors(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Self:
+        """The inverse of `tensors`; raises one of ``NOT_A_MODEL`` for those of another kind."""
+        model, front_end, statistics = (
+            json.loads(metadata[name]) for name in ("model", "front_end", "statistics")
+        )
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
-        params = unflatten_dict(flat, sep="/")
-        return cls(params, model, front_end, LevelStats(**known[2]), execution)
+        settings = from_json(ModelConfig, model), FrontEnd(**front_end), LevelStats(**statistics)
+        return cls(unflatten_dict(flat, sep="/"), *settings)
 
     def write(self, path: str | Path, description: dict) -> Path:
-        """Save the model as a ``.safetensors`` file in half precision with metadata; `read` loads
-        it.
-
-        Args:
-            description: further metadata: data, licence, hours.
-        """
+        """Save the model as a ``.safetensors`` file, which `read` loads; ``description`` is further
+        metadata: data, licence, hours."""
         tensors, metadata = self.tensors()
         save_file(tensors, path, metadata | {"description": json.dumps(description)})
         return Path(path)
 
     @classmethod
-    def read(cls, path: str | Path, execution: ComputeConfig = ComputeConfig()) -> Self:
-        """Load a model saved with `write`.
+    def read(cls, path: str | Path) -> Self:
+        """Load a file of `write`.
 
         Raises:
-            InputError: the file is missing, damaged, or holds another kind of weights.
+            InputError: missing, damaged, or another kind of weights.
         """
         try:
-            return cls.from_tensors(*read_tensors(path), execution)
+            return cls.from_tensors(*read_tensors(path))
         except NOT_A_MODEL as error:
             raise InputError(
                 f"{path} does not hold a transcription model ({error!r}); give a file of"
@@ -149,16 +137,18 @@ class Transcriber:
     def predict(self, codes: np.ndarray) -> FramePredictions:
         """Activations for a recording of stored levels (T, mel): T // `STEP` steps.
 
+        Windows overlap by half and are cross-faded, so that every frame has context on both sides.
         A recording shorter than a window is padded with the lowest level; the steps of the padding
         are removed again.
         """
         n_frames = self.model.n_frames
         starts = [start - start % STEP for start in window_starts(len(codes), n_frames)]
+        # Batches of few sizes compile few times; the outputs of padding windows are ignored.
+        size = min(BATCH, 1 << (len(starts) - 1).bit_length())
         pieces: list[dict[str, np.ndarray]] = []
-        for first in range(0, len(starts), BATCH):
-            windows = [codes[start : start + n_frames] for start in starts[first : first + BATCH]]
-            # Batches of constant size compile once; the outputs of padding windows are ignored.
-            padding = BATCH - len(windows)
+        for first in range(0, len(starts), size):
+            windows = [codes[start : start + n_frames] for start in starts[first : first + size]]
+            padding = size - len(windows)
             n_valid = np.array([len(window) for window in windows] + [n_frames] * padding)
             stored = np.stack([pad_window(window, n_frames) for window in windows])
             stored = np.concatenate([stored, np.repeat(stored[:1], padding, axis=0)])
@@ -179,22 +169,15 @@ class Transcriber:
         detected."""
         return frames_to_notes(self.predict(codes))
 
-    def transcribe_all(
-        self, clips: Sequence[np.ndarray], log: Callable[[str], None] = echo
-    ) -> list[Performance | None]:
-        """The transcription of each recording, with progress reported to ``log``."""
-        found = []
-        shown = time.monotonic()
+    def transcribe_all(self, clips: Sequence[np.ndarray]) -> list[Performance | None]:
+        """The transcription of each recording."""
+        found, shown = [], time.monotonic()
         for number, codes in enumerate(clips, 1):
             found.append(self.transcribe(codes))
             if time.monotonic() - shown > _EVERY:
                 shown = time.monotonic()
-                log(f"  transcribed {number:,} of {len(clips):,} recordings")
+                logger.info(f"  transcribed {number:,} of {len(clips):,} recordings")
         return found
-
-
-# What reading a file of another kind raises.
-NOT_A_MODEL = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -212,10 +195,10 @@ def transcription_features(
 
 
 class TranscriptionFeatures(NamedTuple):
-    """`transcription_features` of recordings.
+    """`transcription_features` of recordings, float32.
 
     Attributes:
-        values: float32 (clips, features).
+        values: (clips, features).
         mean: over the clips with detected notes, (features,); used for clips without any.
     """
 
@@ -223,11 +206,8 @@ class TranscriptionFeatures(NamedTuple):
     mean: np.ndarray
 
 
-def features_of(
-    performances: Sequence[Performance | None], log: Callable[[str], None] = echo
-) -> TranscriptionFeatures:
-    """`transcription_features` of transcriptions; the number of recordings without notes is
-    reported to ``log``.
+def features_of(performances: Sequence[Performance | None]) -> TranscriptionFeatures:
+    """`transcription_features` of transcriptions.
 
     Raises:
         InputError: there are no notes in any of them.
@@ -241,10 +221,9 @@ def features_of(
         )
     mean = with_notes.mean(axis=0)
     if silent := len(rows) - len(with_notes):
-        log(
+        logger.info(
             f"no notes were detected in {silent:,} of {len(rows):,} recordings; the mean of the"
             " others is used for them"
         )
-    return TranscriptionFeatures(
-        np.array([mean if row is None else row for row in rows], np.float32), mean
-    )
+    values = np.array([mean if row is None else row for row in rows], np.float32)
+    return TranscriptionFeatures(values, mean)

@@ -26,8 +26,7 @@ PREFIX_TOKENS = 2  # cls and distillation token, before the patches
 
 
 def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
-    """Cut ``axis`` of n values into 1 + (n - size) // stride windows: (..., n, ...) -> (...,
-    windows, size, ...)."""
+    """(..., n, ...) -> (..., 1 + (n - size) // stride, size, ...): windows of ``axis``."""
     count = (x.shape[axis] - size) // stride + 1
     if size == stride:  # a reshape avoids a gather, which is slow on a TPU
         kept = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
@@ -43,14 +42,13 @@ def patch_grid(
     other axes or is smaller than one patch."""
     if log_mel.ndim != 3:
         raise InputError(
-            f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); add or drop an"
-            " axis."
+            f"spectrograms of shape {log_mel.shape} are not (batch, time, mel); change the axes."
         )
     _, frames, bands = log_mel.shape
     if bands < patch_size[0] or frames < patch_size[1]:
         raise InputError(
-            f"a spectrogram of {frames} frames x {bands} bands is smaller than one patch of "
-            f"{patch_size[1]} x {patch_size[0]}; pad it at the log floor."
+            f"a spectrogram of {frames} frames x {bands} bands is smaller than one patch of"
+            f" {patch_size[1]} x {patch_size[0]}; pad it at the log floor."
         )
     return (bands - patch_size[0]) // stride[0] + 1, (frames - patch_size[1]) // stride[1] + 1
 
@@ -95,9 +93,8 @@ def resize_pos_embed(
 class Stem(nn.Module):
     """Convolutions before the patches: filters for partials that are shared by all keys and times.
 
-    Early convolutions improve transformers (Xiao et al. 2021, arXiv 2106.14881) and are standard in
-    transcription (Hawthorne et al. 2018). Each is followed by a GELU and halves the frequency axis,
-    and also the time axis until a step is one patch wide.
+    Early convolutions improve transformers (Xiao et al. 2021, arXiv 2106.14881). Each is followed
+    by a GELU and halves the frequency axis, and also the time axis until a step is one patch wide.
     """
 
     config: ModelConfig
@@ -116,11 +113,8 @@ class Stem(nn.Module):
 
 
 class Encoder(nn.Module):
-    """AST encoder for spectrograms of any length.
-
-    ``n_frames`` and ``n_mels`` of ``config`` only set the size of the learned position table, which
-    `resize_pos_embed` resizes for other inputs.
-    """
+    """AST encoder for spectrograms of any length: ``n_frames`` and ``n_mels`` of ``config`` only
+    set the size of the learned position table, which `resize_pos_embed` resizes."""
 
     config: ModelConfig
     compute: Compute = Compute()
@@ -159,8 +153,7 @@ class Encoder(nn.Module):
         if config.stem:
             if masked is not None or visible_index is not None:
                 raise InputError(
-                    "convolutions before the patches leak masked patches; mask patches of a model"
-                    " without a stem."
+                    "convolutions before the patches leak masked patches; choose a model without."
                 )
             patches = Stem(config, dtype, name="stem")(log_mel)
         else:
@@ -173,10 +166,8 @@ class Encoder(nn.Module):
         mask_embed = self.param("mask_embed", token_init, (1, 1, config.width))
         if masked is not None:
             x = jnp.where(masked[:, :, None], mask_embed.astype(dtype), x)
-        tokens = [
-            self.param(name, token_init, (1, 1, config.width))
-            for name in ("cls_token", "dist_token")
-        ]
+        names, size = ("cls_token", "dist_token"), (1, 1, config.width)
+        tokens = [self.param(name, token_init, size) for name in names]
         shape = (1, PREFIX_TOKENS + config.num_patches, config.width)
         table = self.param("pos_embed", token_init, shape)
         if grid != config.grid:
@@ -203,11 +194,8 @@ class Encoder(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Supervised AST: pooled tokens -> LayerNorm -> Linear.
-
-    ``pool`` is ``prefix``, the mean of cls and distillation token (AST), or ``mean``, the mean of
-    the patches (SSAST).
-    """
+    """Supervised AST: pooled tokens -> LayerNorm -> Linear. ``pool`` is ``prefix``, the mean of cls
+    and distillation token (AST), or ``mean``, that of the patches (SSAST)."""
 
     config: ModelConfig
     num_classes: int

@@ -2,10 +2,9 @@
 
 Source: CNN6 of Kong et al. 2020 (PANNs, arXiv 1912.10211, table 1): four layers of convolution,
 normalisation, ReLU and 2 x 2 average pooling, each with twice the channels of the previous one,
-then the mean over frequency. A mel CNN of four layers is also the ablation of arXiv 2601.19029.
-Differences: kernels are 3 x 3. LayerNorm over the channels at each position (as in ConvNeXt, Liu et
-al. 2022) replaces BatchNorm, whose statistics would depend on the padding of the clips in a batch.
-Pooling over time is that of the AST: mean and standard deviation of the whole clip.
+then the mean over frequency. Differences: kernels are 3 x 3; LayerNorm over the channels (as in
+ConvNeXt, Liu et al. 2022) replaces BatchNorm, whose statistics depend on the padding in a batch;
+pooling over time is that of the AST.
 """
 
 from dataclasses import dataclass
@@ -21,8 +20,7 @@ from percepiano_ast.models.transformer import layer_norm
 
 @dataclass(frozen=True)
 class CNNConfig:
-    """Geometry of the baseline, with the properties of `config.ModelConfig` that pooling and heads
-    use."""
+    """Geometry of the baseline, with the properties of `ModelConfig` that pooling and heads use."""
 
     name: str = "cnn"
     channels: tuple[int, ...] = (32, 64, 128, 256)
@@ -31,7 +29,7 @@ class CNNConfig:
 
     @classmethod
     def beside(cls, model: ModelConfig) -> "CNNConfig":
-        """The baseline for an AST, with the same window, and the same width in the last layer."""
+        """The baseline for an AST: the same window, and the same width in the last layer."""
         channels = tuple(model.width // 2**layer for layer in (3, 2, 1, 0))
         return cls(channels=channels, n_mels=model.n_mels, n_frames=model.n_frames)
 
@@ -78,7 +76,7 @@ class Alternative(NamedTuple):
 
     Attributes:
         label: its name in the notebooks' form.
-        config: its geometry, a frozen dataclass with the properties and ``beside`` of `CNNConfig`.
+        config: its geometry, a frozen dataclass with the members of `CNNConfig`.
         module: ``module(config, dtype)`` maps (B, T, F), normalised, to columns (B, T', D) and a
             dict of intermediates.
     """

@@ -1,9 +1,8 @@
 """From tokens to ratings: pooling over valid patches, the rating head, and the complete model.
 
 Clips longer than one window are pooled exactly: the moments of windows (count, sum and sum of
-squares over valid patches) add up. Mean and standard deviation together predict better than the
-mean alone. They are computed over time for each band of patches, so that bass and treble stay
-separate.
+squares over valid patches) add up. Mean and standard deviation are over time, for each band of
+patches, so that bass and treble stay separate.
 """
 
 import jax
@@ -27,8 +26,7 @@ _VARIANCE_FLOOR = 1e-6  # LayerNorm's epsilon; keeps the gradient of the square 
 
 
 def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
-    """Bool (B, T), True for recorded frames -> Bool (B, N), True for patches of which at least half
-    the frames are recorded."""
+    """Bool (B, T), recorded frames -> Bool (B, N), patches with at least half of their frames."""
     size, stride = config.patch_size[1], config.stride[1]
     columns = 2 * windows(frame_valid, 1, size, stride).sum(axis=-1) >= size  # (B, T')
     shape = (columns.shape[0], config.grid[0], columns.shape[1])
@@ -36,8 +34,7 @@ def patch_validity(frame_valid: jax.Array, config: Geometry) -> jax.Array:
 
 
 def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
-    """(B, N, D), Bool (B, N) -> float32 count (B,), sum (B, D), sum of squares (B, D) over the
-    valid ones of N."""
+    """(B, N, D), Bool (B, N) -> float32 count (B,), sum and sum of squares (B, D) of the valid."""
     tokens = jnp.where(patch_valid[:, :, None], tokens.astype(jnp.float32), 0.0)
     count = patch_valid.sum(axis=1).astype(jnp.float32)
     return count, tokens.sum(axis=1), jnp.square(tokens).sum(axis=1)
@@ -45,15 +42,13 @@ def pool_moments(tokens: jax.Array, patch_valid: jax.Array) -> Moments:
 
 def combine_moments(moments: Moments, clip_index: jax.Array, num_clips: int) -> Moments:
     """Moments of W windows and their clip numbers, Int (W,) -> moments of ``num_clips`` clips."""
-    count, total, squares = (
-        jax.ops.segment_sum(moment, clip_index, num_segments=num_clips) for moment in moments
-    )
+    count, total, squares = (jax.ops.segment_sum(x, clip_index, num_clips) for x in moments)
     return count, total, squares
 
 
 def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.Array) -> jax.Array:
-    """Count (B,), sum (B, D), sum of squares (B, D) -> mean and standard deviation (B, 2 D),
-    float32; the mean of a clip without valid patches is 0."""
+    """Count (B,), sum (B, D), sum of squares (B, D) -> float32 mean and standard deviation
+    (B, 2 D); the mean of a clip without valid patches is 0."""
     number = jnp.maximum(count, 1.0)[:, None]
     mean = total / number
     variance = jnp.maximum(total_squared / number - jnp.square(mean), 0.0)
@@ -61,8 +56,8 @@ def moments_to_embedding(count: jax.Array, total: jax.Array, total_squared: jax.
 
 
 def head_groups(head: str, questionnaire: RatingScale = PERCEPIANO) -> dict[str, tuple[int, ...]]:
-    """Name and dimensions (their positions) of each part of a head with its own output layer;
-    InputError for an unknown ``head``."""
+    """Name and dimensions (positions) of each part of a head with its own output layer; InputError
+    for an unknown ``head``."""
     lookup(dict.fromkeys(HEADS), head, "head")
     if head == "joint":
         return {"all": tuple(range(len(questionnaire.dimensions)))}
@@ -70,14 +65,11 @@ def head_groups(head: str, questionnaire: RatingScale = PERCEPIANO) -> dict[str,
 
 
 class CrossTaskAttention(nn.Module):
-    """One learned query token per group attends to the bands; then the groups' tokens attend to one
-    another.
+    """One learned query token per group (like an object in DETR, Carion et al. 2020) attends to the
+    pooled bands; then the groups' tokens attend to one another.
 
     Attention of every task to shared features follows MTAN (Liu, Johns and Davison 2019), attention
-    between tasks DenseMTL (Lopes, Vu and de Charette 2023, "Cross-task Attention Mechanism for
-    Dense Multi-task Learning"). Both work on the pixels of dense maps. Here a task is one token
-    with a learned query (like an object in DETR, Carion et al. 2020) that attends to the pooled
-    bands.
+    between tasks DenseMTL (Lopes, Vu and de Charette 2023), which both work on dense maps.
     """
 
     width: int
@@ -88,11 +80,8 @@ class CrossTaskAttention(nn.Module):
 
     @nn.compact
     def __call__(self, embedding: jax.Array) -> jax.Array:
-        """(B, moments * F' * D) -> (B, groups, width).
-
-        Raises:
-            InputError: the number of heads does not divide the width.
-        """
+        """(B, moments * F' * D) -> (B, groups, width); InputError if ``num_heads`` does not divide
+        ``width``."""
         if self.width % self.num_heads:
             raise InputError(
                 f"a hidden width of {self.width} is not divisible by {self.num_heads} heads; choose"
@@ -103,7 +92,7 @@ class CrossTaskAttention(nn.Module):
         by_band = by_moment.swapaxes(1, 2).reshape(batch, self.bands, -1)
         tokens = nn.Dense(self.width, name="band")(by_band)
         tokens = tokens + self.param("position", token_init, (1, self.bands, self.width))
-        # Unit variance: queries with similar initial values would attend to the same bands.
+        # unit variance: similar queries would attend to the same bands
         queries = self.param("queries", nn.initializers.normal(1.0), (1, self.groups, self.width))
         queries = jnp.broadcast_to(queries, (batch, self.groups, self.width))
         read = nn.MultiHeadDotProductAttention(self.num_heads, name="read")
@@ -119,8 +108,8 @@ class RatingHead(nn.Module):
     Attributes:
         hidden: width of each group's hidden layer.
         dropout: rate.
-        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to the
-            pre-activations of their hidden layers.
+        kind: see `FinetuneConfig.head`; ``attention`` adds the groups' tokens to their hidden
+            layers before the GELU.
         pooling: ``mean`` drops the standard deviations over time.
         bands: F' of the embedding.
         uncertain: whether to predict a variance for every rating.
@@ -146,11 +135,10 @@ class RatingHead(nn.Module):
     def distribution(
         self, embedding: jax.Array, *, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The ratings and, if it is predicted, the natural logarithm of their variance (B, K): Nix
-        and Weigend 1994, section 2."""
-        embedding, extra_features = jnp.split(
-            embedding, [embedding.shape[1] - self.extra_features], axis=1
-        )
+        """The ratings and, if ``uncertain``, the log of their variance (B, K) (Nix and Weigend
+        1994, section 2)."""
+        split = [embedding.shape[1] - self.extra_features]
+        embedding, extra = jnp.split(embedding, split, axis=1)
         if self.pooling == "mean":
             embedding = embedding[:, : embedding.shape[1] // 2]
         normed = nn.LayerNorm(name="norm")(embedding.astype(jnp.float32))
@@ -161,7 +149,7 @@ class RatingHead(nn.Module):
             shape = self.hidden, self.bands, moments, len(groups)
             tokens = CrossTaskAttention(*shape, name="attention")(normed)
         if self.extra_features:  # the extra inputs are not part of the LayerNorm
-            clipped = jnp.clip(extra_features.astype(jnp.float32), -_EXTREME, _EXTREME)
+            clipped = jnp.clip(extra.astype(jnp.float32), -_EXTREME, _EXTREME)
             normed = jnp.concatenate([normed, clipped], axis=1)
         means, variances = [], []
         for number, (group, indices) in enumerate(groups.items()):
@@ -179,7 +167,7 @@ class RatingHead(nn.Module):
 
 
 def _output(features: int, bias: float, name: str) -> nn.Dense:
-    # Small weights, so that initial predictions are near the middle of the scale.
+    # small weights: initial predictions are near the middle of the scale
     small = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
     bias_init = nn.initializers.constant(bias)
     return nn.Dense(features, kernel_init=small, bias_init=bias_init, name=name)
@@ -234,15 +222,7 @@ class RatingModel(nn.Module):
             self.encoder: nn.Module = Encoder(self.config, self.compute)
         else:
             self.encoder = ENCODERS[self.config.name].module(self.config, self.compute.dtype)
-        names = (
-            "hidden",
-            "dropout",
-            "kind",
-            "pooling",
-            "uncertain",
-            "questionnaire",
-            "extra_features",
-        )
+        names = "hidden dropout kind pooling uncertain questionnaire extra_features".split()
         options = {name: getattr(self, name) for name in names}
         self.head = RatingHead(bands=self.config.grid[0], **options)
 
@@ -272,8 +252,7 @@ class RatingModel(nn.Module):
     def attend(
         self, log_mel: jax.Array, frame_valid: jax.Array
     ) -> tuple[Moments, dict[str, jax.Array]]:
-        """As `embed`, and the encoder's intermediates with ``attention0`` ... and
-        ``patch_valid``."""
+        """As `embed`, and the intermediates with ``attention0`` ... and ``patch_valid``."""
         return self._encode(log_mel, frame_valid, need_attention=True)
 
     def rate(self, embedding: jax.Array, *, deterministic: bool = True) -> jax.Array:

@@ -1,9 +1,8 @@
-"""Low-rank adapters for the encoder's attention: W becomes W + (alpha / r) A B with A (D, r) and B
-(r, D).
+"""Low-rank adapters of q, k, v and o of every block: W becomes W + (alpha / r) A B with A (D, r),
+random at first, and B (r, D), zero at first.
 
 Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022 (arXiv
-2106.09685), section 4.1. A is random and B zero at first, so that training starts from the original
-encoder. q, k, v and o of every block have an adapter, which is added to the weights before use.
+2106.09685), section 4.1.
 """
 
 import jax
@@ -13,8 +12,7 @@ _ADAPTED = {"qkv": 3, "proj": 1}  # number of D x D matrices in each kernel
 
 
 def init(encoder: dict, rank: int, rng: jax.Array) -> dict:
-    """Adapters of stacked blocks: ``down`` (depth, m, D, rank) and ``up`` (depth, m, rank, D), m
-    matrices per kernel."""
+    """Adapters: ``down`` (depth, m, D, rank) and ``up`` (depth, m, rank, D) of m matrices."""
     adapters = {}
     for name, key in zip(_ADAPTED, jax.random.split(rng, len(_ADAPTED))):
         depth, width, _ = encoder["blocks"]["attention"][name]["kernel"].shape
@@ -24,8 +22,7 @@ def init(encoder: dict, rank: int, rng: jax.Array) -> dict:
 
 
 def merge(encoder: dict, adapters: dict, scale: float) -> dict:
-    """The encoder's parameters plus ``scale`` times the adapters' products, in the encoder's
-    structure."""
+    """The encoder's parameters plus ``scale`` times the adapters' products."""
     attention = dict(encoder["blocks"]["attention"])
     for name, adapter in adapters.items():
         product = scale * jnp.einsum("lmdr,lmre->ldme", adapter["down"], adapter["up"])

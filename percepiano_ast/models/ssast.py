@@ -1,9 +1,8 @@
 """Self-supervised AST (SSAST): masked spectrogram patches are discriminated and reconstructed.
 
 Source: Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022 (arXiv
-2110.09784), section 2. There are three differences from its published code: both heads share one
-forward pass, masks are sampled without edge bias, and the InfoNCE softmax is over the targets as in
-equation 1 of the paper (the code's axis is available for parity).
+2110.09784), section 2. Unlike in its published code, both heads share one forward pass, masks have
+no edge bias, and the InfoNCE softmax is over the targets, as in the paper's equation 1.
 """
 
 import jax
@@ -32,8 +31,7 @@ class PredictionHead(nn.Module):
 
 
 def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
-    """Int (B, M), the masked ones of ``num_patches`` -> Int32 (B, N - M), the visible ones in
-    ascending order."""
+    """Int (B, M), masked ones of N patches -> Int32 (B, N - M), visible ones, ascending."""
     rows = jnp.arange(mask_index.shape[0])[:, None]
     masked = jnp.zeros((mask_index.shape[0], num_patches), jnp.int32).at[rows, mask_index].set(1)
     order = jnp.argsort(masked, axis=1, stable=True).astype(jnp.int32)
@@ -42,10 +40,7 @@ def visible_index(mask_index: jax.Array, num_patches: int) -> jax.Array:
 
 class Decoder(nn.Module):
     """A few blocks on mask tokens and the encoder's tokens of visible patches (MAE-AST, Baade et
-    al. 2022).
-
-    They have half the width and half as many heads as the encoder of ``config``, as in MAE (He et
-    al. 2022, table 1b), so a token costs a quarter.
+    al. 2022), with half the width and heads of the encoder, as in MAE (He et al. 2022, table 1b).
     """
 
     config: ModelConfig
@@ -79,8 +74,7 @@ class SSAST(nn.Module):
     """Encoder with a discriminative and a generative head.
 
     ``decoder_depth`` 0 is SSAST, whose encoder processes mask tokens. Above 0, the encoder
-    processes only visible patches, and a `Decoder` of this depth all tokens: the same objective at
-    about a third of the cost.
+    processes only visible patches, and a `Decoder` all tokens, at about a third of the cost.
     """
 
     config: ModelConfig
@@ -98,8 +92,8 @@ class SSAST(nn.Module):
             mask_index: Int (B, M), distinct patch indices of every clip.
 
         Returns:
-            outputs ``discriminative``, ``generative`` and ``target`` (the raw patches), float32 (B,
-            M, patch_dim) in the order of ``mask_index``; and the encoder's intermediates with
+            ``discriminative``, ``generative`` and ``target`` (the raw patches), float32 (B, M,
+            patch_dim) in the order of ``mask_index``; and the encoder's intermediates with
             ``tokens`` (B, 2 + N, D), with a decoder (B, 2 + N - M, D).
         """
         config = self.config
@@ -134,17 +128,15 @@ def losses(
     Args:
         outputs: of `SSAST`.
         softmax_over: ``targets`` (the paper: each prediction is matched to one of the clip's masked
-            patches) or ``predictions`` (the published code). InputError for others.
+            patches) or ``predictions`` (the published code); InputError for others.
 
     Returns:
-        float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy`` (share of masked patches that
-        are matched correctly).
+        float32 scalars ``loss``, ``nce``, ``mse`` and ``accuracy``, the share of correct matches.
     """
     axis = lookup({"targets": 1, "predictions": 2}, softmax_over, "softmax_over")
     target = outputs["target"].astype(jnp.float32)
     discriminative = outputs["discriminative"].astype(jnp.float32)
-    # Target i, prediction j. Without 'highest' a TPU multiplies float32 in bfloat16, which cannot
-    # distinguish similar patches.
+    # Target i, prediction j. In bfloat16, a TPU's default, similar patches are indistinguishable.
     logits = jnp.einsum("bid,bjd->bij", target, discriminative, precision="highest")
     log_probs = jax.nn.log_softmax(logits, axis=axis)
     nce = -jnp.diagonal(log_probs, axis1=1, axis2=2).mean()
@@ -167,17 +159,13 @@ def sample_mask_index(
     A cluster size C is drawn for each clip. Blocks of C x C patches are placed in random order
     until M patches are masked. Blocks may extend over every edge, so that each patch, also at an
     edge, is covered by C x C possible blocks. All arguments but ``rng`` are static in jit.
-
-    Raises:
-        InputError: ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range.
+    InputError for ``num_masked`` outside 1 to the number of patches, or ``cluster`` not a range.
     """
     patches = grid[0] * grid[1]
     if not 1 <= num_masked <= patches:
         raise InputError(f"cannot mask {num_masked} of {patches} patches; choose 1 to {patches}.")
     if not 1 <= cluster[0] <= cluster[1]:
-        raise InputError(
-            f"cluster sizes {cluster} are not a range; give (smallest, largest), both above 0."
-        )
+        raise InputError(f"cluster sizes {cluster} are not a range above 0; give (least, most).")
     largest = cluster[1]
 
     def one_clip(clip: jax.Array) -> jax.Array:
@@ -194,8 +182,7 @@ def sample_mask_index(
                 falls = turn[low_f : low_f + grid[0], low_t : low_t + grid[1]]
                 covers = (back_f < size) & (back_t < size)
                 first_hit = jnp.where(covers, jnp.minimum(first_hit, falls), first_hit)
-        # Patches of one block tie: if only part of the last block is needed, patches are chosen at
-        # random, not by index.
+        # Patches of one block tie; of the last block a random part is masked.
         tie = jax.random.uniform(tie_key, (first_hit.size,))
         score = first_hit.reshape(-1).astype(jnp.float32) + tie
         return jax.lax.top_k(-score, num_masked)[1].astype(jnp.int32)
@@ -206,18 +193,13 @@ def sample_mask_index(
 def reconstruct(
     log_mel: jax.Array, generative: jax.Array, mask_index: jax.Array, config: ModelConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Spectrograms for figures: the masked input, and the input with the predicted patches filled
-    in.
+    """Spectrograms for figures, float32 (B, T, F): the masked input (NaN), and the input with the
+    predicted patches filled in. Frames after the last complete patch are copied in both.
 
     Args:
         log_mel: (B, T, F).
         generative: (B, M, patch_dim) predictions of `SSAST`.
         mask_index: Int (B, M).
-        config: geometry, patches without overlap.
-
-    Returns:
-        masked (NaN) and reconstructed float32 (B, T, F). Frames after the last complete patch are
-        copied from ``log_mel`` in both.
 
     Raises:
         InputError: overlapping patches, for which the reconstruction is not unique.

@@ -13,8 +13,7 @@ Mask = jax.Array | None  # Bool; None: no mask
 
 Kernel = Literal["xla", "cudnn", "heads"]
 
-# Scales with the width, so that narrow presets train too. The published 0.02 is meant for width
-# 768.
+# Scales with the width, so that narrow presets train too; the published 0.02 is for width 768.
 _kernel_init = nn.initializers.xavier_uniform()
 token_init = nn.initializers.normal(0.02)
 
@@ -24,12 +23,10 @@ class Compute:
     """Implementation options of the encoder; results are equal up to rounding.
 
     Attributes:
-        dtype: of activations and matrix products. Parameters, LayerNorm statistics and softmax are
-            always float32.
+        dtype: of activations and products; parameters, norms and softmax are always float32.
         remat: keep only the input of every block and recompute the rest in the backward pass.
-        attention: ``xla``; ``cudnn`` for its fused kernel (16-bit types on Ampere and newer);
-            ``heads``, one head of one clip at a time, recomputed in the backward pass, which fits
-            into a CPU's cache.
+        attention: ``xla``; ``cudnn``, fused (16-bit types on Ampere and newer); ``heads``, one head
+            of one clip at a time, recomputed in the backward pass, which fits a CPU's cache.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -38,12 +35,9 @@ class Compute:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; logits and softmax are float32 for every compute type.
-
-    ``need_weights`` returns the attention weights too, always computed as with ``xla``. ``weights``
-    of the collection ``perturbations`` is added to them; zeros give the gradient with respect to
-    attention.
-    """
+    """Multi-head self-attention. ``need_weights`` returns the weights too, computed as with
+    ``xla``; ``weights`` of the collection ``perturbations`` is added to them (zeros give the
+    gradient with respect to attention)."""
 
     num_heads: int
     compute: Compute
@@ -55,7 +49,7 @@ class Attention(nn.Module):
         get 0."""
         batch, length, width = x.shape
         dtype = self.compute.dtype
-        # One product for query, key and value; columns are q | k | v, each head-major, as in timm.
+        # one product; columns are q | k | v, each head-major, as in timm
         qkv = per_token(nn.Dense(3 * width, dtype=dtype, kernel_init=_qkv_init, name="qkv"), x)
         query, key, value = jnp.unstack(
             qkv.reshape(batch, length, 3, self.num_heads, width // self.num_heads), axis=2
@@ -108,8 +102,7 @@ def _attend_by_head(
 
 
 def per_token(layer: nn.Module, x: jax.Array) -> jax.Array:
-    """Apply a layer to (B, L, D) as B * L rows, so that the weights' gradient is a plain matrix
-    product."""
+    """A layer of (B, L, D) as B * L rows: the weights' gradient is then a plain matrix product."""
     return layer(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
@@ -140,7 +133,7 @@ class _Affine(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense - GELU - Dense, with a hidden layer ``ratio`` times as wide as the model; GELU is
+    """Dense - GELU - Dense, the hidden layer ``ratio`` times as wide as the model. GELU is
     recomputed in the backward pass, which saves three arrays of the hidden layer's size."""
 
     ratio: int
@@ -167,8 +160,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, key_valid: Mask) -> tuple[jax.Array, tuple[jax.Array, Mask]]:
-        """(B, L, D), Bool (B, L) -> (B, L, D), and as intermediates the same array and the
-        attention weights."""
+        """(B, L, D), Bool (B, L) -> (B, L, D), and as intermediates the same and the weights."""
         width, dtype = x.shape[-1], self.compute.dtype
         normed = layer_norm(self.norm_epsilon, dtype, "norm1")(x)
         attention = Attention(self.num_heads, self.compute, self.need_weights, name="attention")
@@ -191,11 +183,8 @@ def run_blocks(
     need_attention: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """A stack of `Block` with one compiled body, as submodule ``blocks`` of the calling compact
-    method; the first axis of every parameter is the depth.
-
-    Returns:
-        (B, L, D), and intermediates ``block0`` ... and, if requested, ``attention0`` ...
-    """
+    method; the first axis of every parameter is the depth. Returns (B, L, D), and intermediates
+    ``block0`` ... and, if requested, ``attention0`` ..."""
     stack = nn.scan(
         nn.remat(Block, prevent_cse=False) if compute.remat else Block,
         variable_axes={"params": 0, "perturbations": 0},
@@ -213,6 +202,5 @@ def run_blocks(
 
 
 def layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
-    """LayerNorm with float32 statistics from the two-pass formula; E[x^2] - E[x]^2 is too inexact
-    for parity with PyTorch."""
+    """LayerNorm with float32 statistics from the two-pass formula, for parity with PyTorch."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

@@ -145,8 +145,7 @@ def read_weights(path: str | Path) -> Weights:
         path = path / "model.safetensors"
     if not path.is_file():
         raise InputError(
-            f"no weights at {path}; give a .safetensors or .pth file, or a folder with"
-            " model.safetensors."
+            f"no weights at {path}; give a .safetensors or .pth file, or Hugging Face's folder."
         )
     metadata: dict[str, str] = {}
     if path.suffix != ".safetensors":
@@ -170,8 +169,7 @@ def read_weights(path: str | Path) -> Weights:
             found = Weights(from_torch(tensors, kind), kind=kind, **known)
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise InputError(
-                f"{path} has metadata that this version cannot read ({error!r}). Update the"
-                " package."
+                f"{path} has metadata of another version ({error!r}); update the package."
             ) from error
     elif any(name.startswith(_HF) for name in tensors):
         found = _hugging_face(tensors, path.parent)
@@ -191,8 +189,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         version = (0,)
     if version < (2, 6):  # runs code of TorchScript archives, CVE-2025-32434
         raise InputError(
-            f"reading {path} needs PyTorch 2.6 or newer: pip install torch, or give the weights as"
-            " .safetensors."
+            f"{path} needs PyTorch 2.6 or newer; pip install torch, or give a .safetensors file."
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -201,12 +198,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             for name, value in content.items()
         }
     except Exception as error:  # any: the unpickler has no list of its errors
-        reason = str(error).rpartition("WeightsUnpickler error: ")[2]
-        found = re.search(r"GLOBAL \S+", reason) or re.match(".*", reason)
+        text = str(error).rpartition("WeightsUnpickler error: ")[2]
+        reason = re.findall(r"GLOBAL \S+|^.*", text)[-1]
         raise InputError(
-            f"torch.load(weights_only=True) finds no state_dict in {path}"
-            f" ({found and found[0]}); no code was executed. Download it again, or give the weights"
-            " as .safetensors."
+            f"torch.load(weights_only=True) finds no state_dict in {path} ({reason}); no code was"
+            " executed. Download it again, or give a .safetensors file."
         ) from error
     return tensors
 
@@ -237,10 +233,8 @@ def _hugging_face(tensors: dict, folder: Path) -> Weights:
         epsilon = float(theirs["layer_norm_eps"])
         level = _read_json(window) if window.exists() else {}
         if level.get("sampling_rate", KALDI.sample_rate) != KALDI.sample_rate:
-            raise InputError(
-                f"{window} has a sampling_rate of {level['sampling_rate']}; only"
-                f" {KALDI.sample_rate} is supported."
-            )
+            found = level["sampling_rate"]
+            raise InputError(f"{window} has sampling_rate {found}, not {KALDI.sample_rate}.")
         if {"mean", "std"} <= level.keys():  # AudioSet's are the extractor's own default
             statistics = LevelStats(level["mean"] * _NEPER, level["std"] * _NEPER, 0, 0.0, 0.0)
     except (KeyError, TypeError) as error:
@@ -255,16 +249,11 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path} is missing; weights in Hugging Face's format need it. Download the complete"
-            " folder."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is missing; download the complete folder.") from error
+    except ValueError as error:  # of JSON or Unicode
         raise InputError(f"{path} is damaged ({error}); download it again.") from error
     if not isinstance(content, dict):
-        raise InputError(
-            f"{path} should hold a JSON object, but holds {content!r:.40}; download it again."
-        )
+        raise InputError(f"{path} holds {content!r:.40}, not a JSON object; download it again.")
     return content
 
 
@@ -280,8 +269,7 @@ def _published(tensors: dict, path: Path) -> Weights:
     kernel = named["v.patch_embed.proj.weight"]
     if kernel.ndim != 4:
         raise InputError(
-            f"v.patch_embed.proj.weight in {path} is {kernel.shape}, but a convolution has four"
-            " axes."
+            f"v.patch_embed.proj.weight in {path} is {kernel.shape}; a convolution has four axes."
         )
     width, patch_size = len(kernel), kernel.shape[2:]
     num_patches = named["v.pos_embed"].shape[1] - 2
@@ -305,16 +293,13 @@ def _published(tensors: dict, path: Path) -> Weights:
             return Weights(params, config, kind)
     raise InputError(
         f"{path} has {num_patches} positions for patches of {patch_size}, unlike every published"
-        " model, so its stride and window are unknown. Give the file from before fine-tuning, or"
-        " the model in Hugging Face's format."
+        " model. Give the file from before fine-tuning, or the model in Hugging Face's format."
     )
 
 
 def _whole(number: int, divisor: int, what: str) -> int:
     if number % divisor or number < divisor:
-        raise InputError(
-            f"{what} is {number}, not a multiple of {divisor}; published models have no such size."
-        )
+        raise InputError(f"{what} is {number}, not a multiple of {divisor} as in published models.")
     return number // divisor
 
 
@@ -343,7 +328,7 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     if config.stem:
         raise InputError(
             "published formats have no names for convolutions before the patches; use this model's"
-            " checkpoint instead."
+            " checkpoint."
         )
     tensors = to_torch(weights.params, weights.kind, config.patch_size)
     require_same_shapes(weights.params, weights.shapes(), f"the parameters for {path}")
@@ -366,8 +351,7 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     # --- Hugging Face's folder
     if config.patch_size[0] != config.patch_size[1] or weights.front_end != KALDI:
         raise InputError(
-            "Hugging Face's AST has square patches and Kaldi's front end at 16 kHz, unlike this"
-            " model. Write it as kind 'ast'."
+            "Hugging Face's AST has square patches and Kaldi's front end. Write it as kind 'ast'."
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path} is not empty; choose another folder, or delete this one.")
@@ -431,8 +415,8 @@ def _count_blocks(names) -> int:
 
 
 def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights without the prefix of ``nn.DataParallel``, which all published files have, and with
-    the names of Hugging Face's files instead of those in memory."""
+    """Weights without the prefix of ``nn.DataParallel``, which published files have, and with the
+    names of Hugging Face's files instead of those in memory."""
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
 
@@ -488,13 +472,8 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
 
 
 def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Inverse of `from_torch`: published name -> float32 array, for ``hf_ast`` with Hugging Face's
-    names and without ``mask_embed``, which published models without masking ignore with
-    ``strict=False``.
-
-    Raises:
-        InputError: unknown kind, or parameters of another model, for example with a decoder.
-    """
+    """Inverse of `from_torch`: published name -> float32 array, for ``hf_ast`` without
+    ``mask_embed``; InputError for an unknown kind, or parameters of another model."""
     leaves = flatten_dict(params, sep="/")
     layout = _layout(len(leaves.get("encoder/blocks/norm1/scale", ())), kind)
     if leaves.keys() != layout.keys():
@@ -502,8 +481,7 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
         surplus = sorted(leaves.keys() - layout.keys())
         raise InputError(
             f"not the parameters of a published {kind} model: missing {missing[:3]}, unknown"
-            f" {surplus[:3]}. Save models with a decoder or rating heads as checkpoints of this"
-            " package."
+            f" {surplus[:3]}. Use models with decoder or heads as checkpoints of this package."
         )
     tensors: dict[str, np.ndarray] = {}
     for path, blocks in layout.items():
@@ -523,8 +501,8 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
 
 
 def require_same_shapes(params: dict, like: dict, what: str) -> None:
-    """Compare the shapes of ``params``, read from ``what``, with the parameters (or shapes)
-    ``like`` of the model; the InputError names the first difference and both shapes."""
+    """Compare the shapes of ``params``, read from ``what``, with those ``like`` of the model; the
+    InputError names the first difference and both shapes."""
     found, wanted = (
         {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree, sep="/").items()}
         for tree in (params, like)
@@ -534,7 +512,7 @@ def require_same_shapes(params: dict, like: dict, what: str) -> None:
         if there != here:
             raise InputError(
                 f"{path} is {there} in {what}, but {here} in the model. Choose the model of these"
-                " weights (size, patches, mel bands), or weights of this model."
+                " weights (size, patches, mel bands)."
             )
 
 
@@ -546,15 +524,14 @@ def adapt_pos_embed(params: dict, from_config: ModelConfig, to_config: ModelConf
     if old != new:
         raise InputError(
             f"the weights are for patches of {old} (frequency, time), but the model has patches of"
-            f" {new}; choose weights and a model with the same patches."
+            f" {new}; choose the same."
         )
     table = params["encoder"]["pos_embed"]
     if from_config.n_mels != to_config.n_mels:
         shape = (1, 2 + to_config.num_patches, to_config.width)
         raise InputError(
             f"encoder/pos_embed is {table.shape} for {from_config.n_mels} mel bands in the weights,"
-            f" {shape} for {to_config.n_mels} in the model. Choose a front end with the number of"
-            " bands of the weights."
+            f" {shape} for {to_config.n_mels} in the model. Choose the weights' number of bands."
         )
     if from_config.grid == to_config.grid:
         return params
@@ -578,10 +555,7 @@ def fetch_audioset(folder: str | Path, url: str = AUDIOSET_URL) -> Path:
     sums = folder / "SHA256SUMS"  # in sha256sum's format
     pairs = [line.split("  ") for line in sums.read_text().splitlines()] if sums.is_file() else []
     if any(len(pair) != 2 for pair in pairs):
-        raise InputError(
-            f"{sums} is damaged. Delete it and run again: the weights are downloaded and verified"
-            " again."
-        )
+        raise InputError(f"{sums} is damaged. Delete it and run again.")
     known = {name: digest for digest, name in pairs}
     for name in AUDIOSET_FILES:
         path = folder / name

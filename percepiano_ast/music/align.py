@@ -23,7 +23,8 @@ def chords(notes: np.ndarray) -> np.ndarray:
     once.
     """
     numbers: list[int] = []
-    start, number, keys = -np.inf, -1, set()
+    keys: set[int] = set()
+    start, number = -np.inf, -1
     for onset, pitch in notes[["onset", "pitch"]].tolist():
         if onset - start > CHORD or pitch in keys:
             number, start, keys = number + 1, onset, set()
@@ -52,7 +53,7 @@ def match_notes(played: np.ndarray, written: np.ndarray) -> np.ndarray:
     ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
     keys = []  # of each chord
     for notes, chord in ((played, ours), (written, theirs)):
-        present = np.zeros((chord.max() + 1, 128), np.float32)
+        present = np.zeros((len(np.bincount(chord)), 128), np.float32)
         present[chord, notes["pitch"]] = 1
         keys.append(present)
     anchors = []
@@ -136,7 +137,7 @@ def tempo_curve(performance: Performance, score: Performance) -> TempoCurve:
             f"{len(moments)} onsets of the score match the performance, a tempo curve needs 3. Give"
             " a longer clip."
         )
-    return TempoCurve(*moments.T, share)
+    return TempoCurve(moments[:, 0], moments[:, 1], share)
 
 
 def check_share(share: float) -> None:

@@ -29,12 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_synthesizer(name: str) -> "BuiltinPiano | FluidSynth":
-    """The synthesizer ``name``: ``builtin``, a name in ``SOUNDFONTS``, or a path to an .sf2 or .sf3
-    file.
-
-    Raises:
-        InputError: unknown name, or see `FluidSynth`.
-    """
+    """The synthesizer ``builtin``, or see `FluidSynth`."""
     if name == BuiltinPiano.name:
         return BuiltinPiano()
     if Path(name).suffix.lower() not in (".sf2", ".sf3"):
@@ -230,8 +225,7 @@ _FLUID_SETTINGS = {
     "synth.cpu-cores": 1,
 }
 
-# to test that a soundfont sounds
-_CHORD = np.array([(0.0, 0.2, pitch, 80) for pitch in (36, 60, 84)], NOTE)
+_CHORD = np.array([(0.0, 0.2, pitch, 80) for pitch in (36, 60, 84)], NOTE)  # must be audible
 
 
 class FluidSynth:
@@ -265,12 +259,10 @@ class FluidSynth:
                 )
             self.name, self.path = name, found[0]
         _keep_loaded(self.path, 22_050)
-        if np.abs(self.render(Performance(_CHORD, np.zeros(0, PEDAL)))).max() < 10 ** (
-            audio.SILENCE_DB / 20
-        ):
+        peak = np.abs(self.render(Performance(_CHORD, np.zeros(0, PEDAL)))).max()
+        if peak < 10 ** (audio.SILENCE_DB / 20):
             raise InputError(
-                f"{self.path}: the soundfont's piano is silent. Choose another one, such as:"
-                f" {names}."
+                f"{self.path}: the soundfont's piano is silent. Choose another one: {names}."
             )
 
     def render(self, performance: Performance, sample_rate: int = 22_050) -> np.ndarray:
@@ -375,12 +367,7 @@ class RenderCache:
         return self.folder / f"{name}.flac"
 
     def prepare(self, performances: Iterable[Performance], workers: int) -> None:
-        """Render the missing ones with ``workers`` processes.
-
-        Raises:
-            InputError: see `wave`.
-            RunFailed: a worker was killed; finished renderings are saved.
-        """
+        """Render the missing ones with ``workers`` processes; raises as `wave`."""
         paths = {self.path(performance): performance for performance in performances}
         todo = [item for item in paths.items() if not item[0].exists()]
         if not todo:

@@ -9,30 +9,34 @@ those of the models.
   and trees, which are also separate models, ``audio-stats-ridge``, ``-kernel`` and ``-extratrees``
 - ``midi-stats``: the same regressors on MIDI descriptors (`performance_features`)
 - ``midi-stats+score``: ``midi-stats`` plus score features (`score_features`), score-informed
-- ``mlp``: a feed-forward network on the statistics of the sound, for all dimensions
+- ``mlp``: a rating head on the statistics of the sound (feed-forward), for all dimensions
 - ``mlp-single``: the same network, one for each dimension
 """
 
 import functools
+import itertools
+import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from percepiano_ast import audio
+from percepiano_ast.config import AUDIOSET, KALDI, FinetuneConfig
 from percepiano_ast.data import demo, percepiano
+from percepiano_ast.dimensions import RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import fold_column
 from percepiano_ast.files import TimeLeft, atomic, lock_config, process_map, sha256_of
 from percepiano_ast.inference import regressors
-from percepiano_ast.models import mlp
+from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.music import align, midi, performance_features, score, score_features
 from percepiano_ast.music.synth import RenderCache
+from percepiano_ast.training.finetune import Finetuning, fit_heads, steps_of_epoch
 
 # Identity baselines and their factors.
 IDENTITY = {
@@ -42,16 +46,21 @@ IDENTITY = {
     "identity-additive": ("segment", "player"),
 }
 STATISTICS = ("audio-stats", "midi-stats", "midi-stats+score")
-NETWORKS: dict[str, Callable] = {"mlp": mlp.fit_mlp, "mlp-single": mlp.fit_single_tasks}
+NETWORKS = ("mlp", "mlp-single")
 BASELINES = (*IDENTITY, *STATISTICS, *NETWORKS)
 LEAVE_ONE_OUT, LEAVE_PLAYER_OUT = "leave_one_out", "leave_player_out"
 EXHAUSTIVE = (LEAVE_ONE_OUT, LEAVE_PLAYER_OUT)  # too many folds to train a model in each
+MLP = FinetuneConfig(
+    batch_size=64, epochs=80, learning_rate=1e-3, head="joint", rating_scale="dimension"
+)
 SAMPLE_RATE = 22_050
 _SHRINKAGE = 1.0  # clips
 _FEW = 8  # up to this number of clips, no worker processes are started
 _SAVE_SECONDS = 10.0  # between saves of a feature table
 _READING = [midi, audio.features]
 _CODE = [*_READING, align, performance_features]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,20 +83,6 @@ class BaselineOptions:
     workers: int = 1
 
 
-class BaselineData(NamedTuple):
-    """Data of a baseline, one row per rendering of a clip.
-
-    Attributes:
-        features: (n, n_features); ratings: (n, 19); groups: content group (n,).
-        folds: (n,); rows with a negative fold are neither used for training nor predicted.
-    """
-
-    features: np.ndarray
-    ratings: np.ndarray
-    groups: np.ndarray
-    folds: np.ndarray
-
-
 class BaselineUndefined(InputError):
     """A baseline is undefined or infeasible under a protocol; the message names the reason."""
 
@@ -95,12 +90,7 @@ class BaselineUndefined(InputError):
 # --- All baselines under all protocols ------------------------------------------------------------
 
 
-def run_baselines(
-    folder: str | Path,
-    out: str | Path,
-    options: BaselineOptions,
-    log: Callable[[str], None] = print,
-) -> Path:
+def run_baselines(folder: str | Path, out: str | Path, options: BaselineOptions) -> Path:
     """Write ``predictions_<model>_<protocol>.csv.gz`` for every baseline and protocol to ``out``;
     returns ``out``. Every result is saved, so the same call resumes an interrupted run.
 
@@ -146,7 +136,7 @@ def run_baselines(
 
     def tables(baseline: str) -> list[pd.DataFrame]:
         """The features of a baseline: one table per synthesizer, or one of the MIDI files."""
-        where = out / "features", options.workers, log
+        where = out / "features", options.workers
         if not baseline.startswith("midi-stats"):
             return [audio_table(files, name, *where) for name in options.synthesizers]
         played = midi_table(files, *where)
@@ -159,86 +149,112 @@ def run_baselines(
         if unmatched:
             rows = pd.DataFrame(unmatched.items(), columns=["clip", "reason"])
             rows.to_csv(out / "without_score.csv", index=False, lineterminator="\n")
-            log(f"skipped {len(unmatched)} clips without a matching score, see without_score.csv")
+            logger.info(
+                f"skipped {len(unmatched)} clips without a matching score, see without_score.csv"
+            )
         return [played.join(informed.add_prefix("score_"), how="inner")]
 
-    def predict(baseline: str, protocol: str) -> None:
-        """Write the predictions of one baseline under one protocol, unless they exist."""
+    # --- Predictions
+    left_out = []
+    pairs = itertools.product(
+        options.protocols or predictions.protocols(index), options.baselines or BASELINES
+    )
+    for protocol, baseline in pairs:
         each = regressors.REGRESSORS if baseline in STATISTICS else ()
         names = [baseline, *(f"{baseline}-{regressor}" for regressor in each)]
         paths = {name: out / f"predictions_{name}_{protocol}.csv.gz" for name in names}
         if all(path.exists() for path in paths.values()):
-            log(f"{baseline}, {protocol}: already done")
-            return
+            logger.info(f"{baseline}, {protocol}: already done")
+            continue
         started, fold = time.monotonic(), percepiano.fold_of_clip(index, protocol)
         folds, rows = np.array([fold.get(clip, -1) for clip in clips]), np.arange(len(clips))
-        if baseline in IDENTITY:
-            try:
-                rated = {baseline: predict_identity(baseline, index, folds, ratings)}
-            except BaselineUndefined as error:
+        try:
+            if baseline in IDENTITY:
+                predicted = {baseline: predict_identity(baseline, index, folds, ratings)}
+            elif protocol in EXHAUSTIVE:
                 raise BaselineUndefined(
-                    f"{error}. Leave it out, or choose another protocol."
-                ) from error
-        elif protocol in EXHAUSTIVE:
-            raise BaselineUndefined(
-                f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit one model per"
-                " fold. Choose another protocol."
-            )
-        else:
-            features = tables(baseline)
-            complete = np.flatnonzero(np.isin(clips, features[0].index))
-            rows = np.tile(complete, len(features))
-            x = np.concatenate([one.loc[clips[complete]].to_numpy() for one in features])
-            groups = index["content_group"].to_numpy()[rows]
-            data = BaselineData(x, ratings[rows], groups, folds[rows])
-            say = lambda line: log(f"{baseline}, {protocol}, {line}")  # noqa: E731
-            rated = fold_by_fold(baseline, data, options.seed, say)
-        for name, values in rated.items():
+                    f"{baseline}: {protocol} has {len(set(folds))} folds, too many to fit one model"
+                    " per fold"
+                )
+            else:
+                features = tables(baseline)
+                complete = np.flatnonzero(np.isin(clips, features[0].index))
+                rows = np.tile(complete, len(features))
+                x = np.concatenate([one.loc[clips[complete]].to_numpy() for one in features])
+                predicted = fold_by_fold(baseline, x, ratings[rows], folds[rows], options.seed)
+        except BaselineUndefined as error:
+            reason = f"{error}. Leave it out, or choose another protocol."
+            if options.protocols and options.baselines:
+                raise BaselineUndefined(reason) from error
+            left_out.append({"baseline": baseline, "protocol": protocol, "reason": reason})
+            continue
+        for name, values in predicted.items():
             run = name, protocol, options.seed
             table = predictions.to_table(run, fold, clips[rows], ratings[rows], values)
             predictions.write(table, paths[name])
-        log(f"{baseline}, {protocol}: done in {time.monotonic() - started:.0f} s")
-
-    # --- Predictions
-    left_out = []
-    for protocol in options.protocols or predictions.protocols(index):
-        for baseline in options.baselines or BASELINES:
-            try:
-                predict(baseline, protocol)
-            except BaselineUndefined as reason:
-                if options.protocols and options.baselines:
-                    raise
-                left_out.append({"baseline": baseline, "protocol": protocol, "reason": str(reason)})
+        logger.info(f"{baseline}, {protocol}: done in {time.monotonic() - started:.0f} s")
     if left_out:
         pd.DataFrame(left_out).to_csv(out / "left_out.csv", index=False, lineterminator="\n")
-        log(f"skipped {len(left_out)} combinations of baseline and protocol, see left_out.csv")
+        logger.info(
+            f"skipped {len(left_out)} combinations of baseline and protocol, see left_out.csv"
+        )
     return out
 
 
 def fold_by_fold(
-    baseline: str, data: BaselineData, seed: int, log: Callable[[str], None]
+    baseline: str, features: np.ndarray, ratings: np.ndarray, folds: np.ndarray, seed: int
 ) -> dict[str, np.ndarray]:
     """For each fold, fit a baseline in ``STATISTICS`` or ``NETWORKS`` on the other folds and
     predict the fold.
 
+    Args:
+        features, ratings: (n, n_features) and (n, K), one row per rendering of a clip.
+        folds: (n,); rows with a negative fold are neither used for training nor predicted.
+
     Returns:
-        model -> (n, 19), NaN outside the folds; a statistics baseline is several models.
+        model -> (n, K), NaN outside the folds; a statistics baseline is several models.
     """
-    rated: dict[str, np.ndarray] = {}
-    for number in sorted(set(data.folds[data.folds >= 0].tolist())):
-        train, test = (data.folds != number) & (data.folds >= 0), data.folds == number
-        log(f"fold {number}: {train.sum():,} training renderings, {test.sum():,} held out")
-        given = data.features[train], data.ratings[train]
+    predicted: dict[str, np.ndarray] = {}
+    for number in sorted(set(folds[folds >= 0].tolist())):
+        train, test = (folds != number) & (folds >= 0), folds == number
+        logger.info(
+            f"{baseline}, fold {number}: {train.sum():,} training renderings, {test.sum():,} held"
+            " out"
+        )
         if baseline in NETWORKS:
-            fitted = NETWORKS[baseline](*given, seed=seed, groups=data.groups[train])
-            values = {baseline: fitted.predict(data.features[test])}
+            parts = np.hsplit(ratings, ratings.shape[1]) if baseline == "mlp-single" else [ratings]
+            x, new = features[train], features[test]
+            each = [predict_mlp(x, part[train], new, seed=seed) for part in parts]
+            values = {baseline: np.hstack(each)}
         else:
-            each = regressors.fit(*given, seed=seed).predict_each(data.features[test])
-            values = {baseline: np.mean(list(each.values()), axis=0)}
-            values |= {f"{baseline}-{name}": one for name, one in each.items()}
+            fitted = regressors.fit(features[train], ratings[train], seed=seed)
+            by_name = fitted.predict_each(features[test])
+            values = {baseline: np.mean(list(by_name.values()), axis=0)}
+            values |= {f"{baseline}-{name}": one for name, one in by_name.items()}
         for name, one in values.items():
-            rated.setdefault(name, np.full(data.ratings.shape, np.nan))[test] = one
-    return rated
+            predicted.setdefault(name, np.full(ratings.shape, np.nan))[test] = one
+    return predicted
+
+
+def predict_mlp(
+    features: np.ndarray, ratings: np.ndarray, new: np.ndarray, *, seed: int
+) -> np.ndarray:
+    """Ratings float32 (m, K) of the clips ``new`` (m, n_features), predicted by a joint
+    `heads.RatingHead` without embedding, trained on ``features`` (n, n_features) and ``ratings``
+    (n, K); InputError for NaN, or tables of different sizes."""
+    features, ratings = regressors.check_tables(features, ratings)
+    new = regressors.finite_table(new, "features")
+    if new.shape[1] != (extra := features.shape[1]):
+        raise InputError(f"{new.shape[1]} features per clip, but {extra} in the training clips.")
+    count, config = ratings.shape[1], replace(MLP, seed=seed)
+    scale = RatingScale.own([str(k) for k in range(count)], [0.0] * count, [1.0] * count)
+    steps = config.epochs * steps_of_epoch(config, len(features))
+    model = CNNConfig(channels=(0,)), config, KALDI, AUDIOSET, steps  # an embedding of width 0
+    run = Finetuning(*model, questionnaire=scale, extra_features=extra)
+    head = {"encoder": {}, "head": run.init_head(seed)}
+    x, every = features.astype(np.float32), np.arange(len(features))
+    params, scaler = fit_heads(run, head, x, ratings=ratings, train=every)
+    return run.rate(params, scaler, new)
 
 
 # --- Identity baselines ---------------------------------------------------------------------------
@@ -246,12 +262,9 @@ def fold_by_fold(
 
 def with_exhaustive(index: pd.DataFrame) -> pd.DataFrame:
     """The index with additional folds for the protocols ``EXHAUSTIVE``, so that they are evaluated
-    like any other.
-
-    An index without player identities gets no ``leave_player_out``.
-    """
+    like any other; without player identities, there is no ``leave_player_out``."""
     index = index.assign(**{fold_column(LEAVE_ONE_OUT): np.arange(len(index))})
-    if not _lacking(index):
+    if {"composition", "player"} <= set(index):
         index[fold_column(LEAVE_PLAYER_OUT)] = pd.factorize(_levels(index, "player"), sort=True)[0]
     return index
 
@@ -264,12 +277,12 @@ def predict_identity(
 
     A rating is modelled as the mean of all training clips plus one effect per known factor (least
     squares, one dummy variable per level). Each effect is shrunk as if one more clip without it had
-    been rated, so that a level without training clips has effect zero. The information in a
-    baseline therefore depends on the protocol: under ``leave_one_out`` all other clips are known,
-    under ``leave_player_out`` only other players of the passage (players are identified within a
-    composition), under ``random`` four fifths of both, under ``performer`` the passages only, and
-    under ``segment``, ``content``, ``movement`` and ``composition`` no passage. If no factor of any
-    held-out clip is known, the prediction would be a constant and its correlation meaningless.
+    been rated, so that a level without training clips has effect zero. What is known therefore
+    depends on the protocol: all other clips (``leave_one_out``), only other players of the passage
+    (``leave_player_out``; players are identified within a composition), four fifths of both
+    (``random``), passages only (``performer``), or no passage (``segment``, ``content``,
+    ``movement``, ``composition``). If no factor of any held-out clip is known, the prediction would
+    be a constant and its correlation meaningless.
 
     Args:
         name: in ``IDENTITY``.
@@ -305,16 +318,11 @@ def predict_identity(
     return rated
 
 
-def _lacking(index: pd.DataFrame) -> list[str]:
-    """The columns for identifying players that the index lacks."""
-    return [name for name in ("composition", "player") if name not in index]
-
-
 def _levels(index: pd.DataFrame, what: str) -> np.ndarray:
     """Passage, player or human/deadpan flag of each clip, (n,)."""
     if what != "player":
         return index[what].to_numpy()
-    if missing := _lacking(index):
+    if missing := [name for name in ("composition", "player") if name not in index]:
         raise InputError(
             f"the index lacks {', '.join(missing)} for identifying players. Add these columns, or"
             " leave out identity-player and identity-additive."
@@ -325,21 +333,15 @@ def _levels(index: pd.DataFrame, what: str) -> np.ndarray:
 # --- Feature tables -------------------------------------------------------------------------------
 
 
-def midi_table(
-    files: dict[str, Path], folder: Path, workers: int, log: Callable[[str], None] = print
-) -> pd.DataFrame:
+def midi_table(files: dict[str, Path], folder: Path, workers: int) -> pd.DataFrame:
     """`performance_features` of every MIDI clip, a table with clips as its index."""
     given = {clip: (path,) for clip, path in files.items()}
     names = tuple(performance_features.PERFORMANCE_FEATURES)
-    return _table(folder / "midi.csv", given, midi_statistics, names, _key(_CODE), workers, log)
+    return _table(folder / "midi.csv", given, midi_statistics, names, _CODE, workers)
 
 
 def audio_table(
-    files: dict[str, Path],
-    synthesizer: str,
-    folder: Path,
-    workers: int,
-    log: Callable[[str], None] = print,
+    files: dict[str, Path], synthesizer: str, folder: Path, workers: int
 ) -> pd.DataFrame:
     """`audio.audio_features` of every MIDI clip, rendered by one synthesizer, a table with clips as
     its index.
@@ -350,32 +352,22 @@ def audio_table(
         RunFailed: a worker was killed; completed rows are saved.
     """
     renderings = RenderCache(folder / "renderings", synthesizer, SAMPLE_RATE)
-    key, path = _key(_READING, renderings.key), folder / f"audio_{Path(synthesizer).stem}.csv"
+    path, names = folder / f"audio_{Path(synthesizer).stem}.csv", audio.audio_feature_names()
     given = {clip: (path,) for clip, path in files.items()}
     function = functools.partial(_audio_statistics, renderings)
-    return _table(path, given, function, audio.audio_feature_names(), key, workers, log)
+    return _table(path, given, function, names, _READING, workers, renderings.key)
 
 
 def score_table(
-    files: dict[str, Path],
-    scores: dict[str, Path],
-    folder: Path,
-    workers: int,
-    log: Callable[[str], None] = print,
+    files: dict[str, Path], scores: dict[str, Path], folder: Path, workers: int
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """`score_features` of every MIDI clip that has a score and matches it.
-
-    Args:
-        files, scores: by clip; a clip without a score is absent from ``scores``.
-
-    Returns:
-        the table, with clips as its index; and excluded clips -> reason.
-    """
+    """`score_features` of every MIDI clip that has a score and matches it; and excluded clips ->
+    reason. A clip without a score is absent from ``scores``."""
     left_out = {clip: "it has no score" for clip in files if clip not in scores}
     given = {clip: (path, scores[clip]) for clip, path in files.items() if clip in scores}
     names = tuple(score_features.SCORE_FEATURES)
-    key, path = _key([*_CODE, score, score_features]), folder / "score.csv"
-    table = _table(path, given, _score_statistics_or_nan, names, key, workers, log)
+    code, path = [*_CODE, score, score_features], folder / "score.csv"
+    table = _table(path, given, _score_statistics_or_nan, names, code, workers)
     for clip in table.index[table.isna().any(axis=1)]:
         try:
             _score_statistics(*given[clip])
@@ -399,21 +391,16 @@ def _score_statistics(played: Path, written: Path) -> dict[str, float]:
 
 
 def _score_statistics_or_nan(played: Path, written: Path) -> dict[str, float]:
-    """NaN after an InputError, so that one clip does not stop the others."""
+    # so that one clip does not stop the others
     try:
         return _score_statistics(played, written)
     except InputError:
         return dict.fromkeys(score_features.SCORE_FEATURES, np.nan)
 
 
-def _key(modules: list, more: str = "") -> str:
-    """Hash of everything that all rows of a table depend on."""
-    return sha256_of(more, *(Path(name) for name in sorted({one.__file__ for one in modules})))
-
-
-def _values(function: Callable, names: tuple[str, ...], paths: tuple[Path, ...]) -> tuple:
+def _values(function: Callable, names: tuple[str, ...], paths: tuple[Path, ...]) -> list[float]:
     values = function(*paths)
-    return tuple(values[name] for name in names)
+    return [values[name] for name in names]
 
 
 def _table(
@@ -421,15 +408,16 @@ def _table(
     files: Mapping[str, tuple[Path, ...]],
     function: Callable,
     names: tuple[str, ...],
-    key: str,
+    code: list,
     workers: int,
-    log: Callable[[str], None],
+    more: str = "",
 ) -> pd.DataFrame:
     """The table in ``path``, with missing and outdated rows computed.
 
-    Each row has a hash of everything that it depends on (files, soundfont, code), so that outdated
-    rows are detected and an interrupted run can resume.
+    Each row has a hash of everything that it depends on (its files, the modules ``code``, and
+    ``more``), so that outdated rows are detected and an interrupted run can resume.
     """
+    key = sha256_of(more, *(Path(name) for name in sorted({one.__file__ for one in code})))
     keys = {clip: sha256_of(key, *given)[:16] for clip, given in files.items()}
 
     def saved() -> dict[str, tuple]:
@@ -451,7 +439,7 @@ def _table(
     rows = saved()
     todo = [clip for clip in files if clip not in rows]
     if todo:
-        log(
+        logger.info(
             f"{path.stem}: computing {len(names)} statistics of {len(todo):,} clips ({len(rows):,}"
             " cached)"
         )

@@ -26,7 +26,7 @@ from percepiano_ast.inference import transcribe
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.models.weights import require_same_shapes
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, WINDOW_FEATURES
-from percepiano_ast.pipeline.baselines import IDENTITY, BaselineData, fold_by_fold, predict_identity
+from percepiano_ast.pipeline.baselines import IDENTITY, fold_by_fold, predict_identity
 from percepiano_ast.pipeline.run import MADE_BY_FINETUNE, EncoderInit, Run, load_encoder, workers
 from percepiano_ast.studies import report
 from percepiano_ast.training import finetune as finetuning
@@ -428,11 +428,9 @@ def predict_baselines(run: Run) -> pd.DataFrame:
         tables.append(predictions.to_table(name, fold, names, ratings, rated))
         predictions.write(tables[-1], run.predictions(model))
 
-    groups = index.set_index("clip").loc[names, "content_group"].to_numpy()
-    data = BaselineData(sound_features(home, clips)[seen], ratings, groups, folds)
+    features = sound_features(home, clips)[seen]
     for model in ("mlp", "audio-stats"):
-        say = lambda line, model=model: logger.info(f"{model}, {line}")  # noqa: E731
-        write(model, fold_by_fold(model, data, config.seed, say)[model])
+        write(model, fold_by_fold(model, features, ratings, folds, config.seed)[model])
     names, first = np.unique(names, return_index=True)
     ratings, folds = ratings[first].astype(float), folds[first]
     facts = index.set_index("clip").loc[names].reset_index()

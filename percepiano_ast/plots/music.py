@@ -107,10 +107,7 @@ def rating_profile(
     ratings: dict[str, float], uncertainty: dict[str, float] | None = None, title: str = ""
 ) -> Figure:
     """The 19 ratings (0 to 1) of one recording, as bars from the middle of the scale towards either
-    pole.
-
-    ``uncertainty``: standard deviations, drawn as whiskers of one deviation to each side.
-    """
+    pole, with standard deviations as whiskers."""
     require(ratings, KEYS)
     values = np.array([ratings[key] for key in KEYS])
     errors = None if uncertainty is None else np.tile([uncertainty[key] for key in KEYS], (2, 1))
@@ -121,10 +118,7 @@ def percentile_profile(
     percentiles: dict[str, float], bands: dict[str, tuple[float, float]], title: str = ""
 ) -> Figure:
     """Percentiles (0 to 100) of the 19 ratings of one recording, as bars from the median towards
-    either pole.
-
-    ``bands``: percentiles of the ratings minus and plus one standard deviation, drawn as whiskers.
-    """
+    either pole; whiskers: percentiles of the ratings minus and plus one standard deviation."""
     require(percentiles, KEYS)
     values = np.array([percentiles[key] for key in KEYS])
     edges = np.array([bands[key] for key in KEYS])
@@ -160,14 +154,8 @@ def _profile(
 def rating_course(
     times: np.ndarray, course: np.ndarray, percentiles: dict[str, float], title: str = ""
 ) -> Figure:
-    """How each rating of a recording changes over time, relative to the rating of the whole
-    recording.
-
-    Args:
-        times: middles of the windows, seconds (m,); course: percentiles of their ratings (m, 19),
-            NaN if not rated.
-        percentiles: of the whole recording.
-    """
+    """Percentiles (m, 19) of the ratings of windows, NaN if not rated, relative to those of the
+    whole recording; ``times``: seconds (m,) at the middle of each window."""
     require(percentiles, KEYS)
     aside = np.asarray(course).T - np.array([percentiles[key] for key in KEYS])[:, None]
     figure, axes = canvas(9, 6.5)
@@ -196,15 +184,8 @@ def _poles(axes: Axes) -> None:
 
 
 def rating_distributions(ratings: pd.DataFrame, human: pd.Series, title: str = "") -> Figure:
-    """Mean ratings of all clips, one row per dimension: human performances, and deadpan renderings
-    below them.
-
-    Boxes span the middle half of the clips, whiskers 95 % of them.
-
-    Args:
-        ratings: (clips, 19), 0 to 1, with the clips as index.
-        human: bool by clip.
-    """
+    """Mean ratings (clips, 19), 0 to 1, one row per dimension: human performances, and deadpan
+    renderings below them. Boxes span the middle half of the clips, whiskers 95 %."""
     figure, axes = canvas(9.5, 9)
     is_human = human.loc[ratings.index].to_numpy(bool)
     for name, part, offset, colour in (
@@ -249,14 +230,8 @@ def correlations(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def custom_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -> Figure:
-    """Predictions against custom ratings, one panel per dimension, in the unit of the ratings;
-    colours are held-out folds.
-
-    Args:
-        predictions: out-of-fold predictions of one run: ``fold, dimension, rating, prediction``,
-            any dimension names.
-        most: maximum number of panels; the title says how many dimensions are not drawn.
-    """
+    """Out-of-fold predictions against custom ratings (``fold, dimension, rating, prediction``), one
+    panel per dimension, at most ``most``, in the unit of the ratings; colours are folds."""
     require(predictions, ("fold", "dimension", "rating", "prediction"))
     names = list(predictions["dimension"].unique())
     figure, panels = grid(len(names[:most]), (2.9, 2.7), (0.6, 1.1))
@@ -275,23 +250,18 @@ def custom_ratings(predictions: pd.DataFrame, title: str = "", most: int = 12) -
         axes.set(title=name, xlim=limits, ylim=limits, aspect="equal")
         axes.set(xlabel="rating", ylabel="prediction")
     left_out = f"; {len(names) - most} more dimensions are not drawn" * (len(names) > most)
-    return finish(figure, f"{title}{left_out}", 4, handles=panels[0].get_legend_handles_labels()[0])
+    return finish(figure, f"{title}{left_out}", 4)
 
 
 # --- Collections of recordings --------------------------------------------------------------------
 
 
-def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Figure:
-    """Hours of a collection by composer, by year and by length, each stacked by split.
-
-    Args:
-        table: one row per recording with the columns ``split``, ``seconds``, ``composer`` and
-            ``year``.
-        composers: number of composers with their own bar, those with the most hours.
-    """
+def collection(table: pd.DataFrame, title: str = "") -> Figure:
+    """Hours of a collection by composer (those with the most hours), by year and by length, stacked
+    by split. ``table``: ``split, seconds, composer, year``, one row per recording."""
     require(table, ("split", "seconds", "composer", "year"))
     hours = table.assign(hours=table["seconds"] / 3600)
-    most = hours.groupby("composer")["hours"].sum().sort_values(ascending=False).index[:composers]
+    most = hours.groupby("composer")["hours"].sum().sort_values(ascending=False).index[:12]
     named = hours["composer"].where(hours["composer"].isin(most), "all others")
     summed = {"columns": "split", "values": "hours", "aggfunc": "sum", "fill_value": 0.0}
     by_composer = hours.assign(composer=named).pivot_table(index="composer", **summed)
@@ -325,8 +295,7 @@ def collection(table: pd.DataFrame, title: str = "", composers: int = 12) -> Fig
 
 def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
     """Layout of recordings in the files of a data set: one row per file, one block per recording as
-    wide as its duration. ``table``: in order, with the columns ``split``, ``shard`` (file name) and
-    ``seconds``."""
+    wide as its duration. ``table``: ``split, shard`` (file name) ``, seconds``, in order."""
     require(table, ("split", "shard", "seconds"))
     names = list(dict.fromkeys(table["shard"]))
     figure, axes = canvas(9, max(min(0.6 + 0.22 * len(names), 9.0), 1.8))
@@ -346,8 +315,7 @@ def shard_layout(table: pd.DataFrame, title: str = "") -> Figure:
 
 
 def _splits(table: pd.DataFrame) -> dict[str, str]:
-    """The splits of a table -> their colours, in a fixed order, so that a split has the same colour
-    in every figure."""
+    """The splits of a table -> their colours, the same in every figure."""
     order = {name: place for place, name in enumerate(("train", "validation", "test"))}
     splits = sorted(table["split"].unique(), key=lambda name: order.get(name, len(order)))
     return dict(zip(splits, cycle(COLOURS)))

@@ -47,14 +47,8 @@ def pearson_by_dimension(
     metrics: pd.DataFrame, scope: str = "overall", ceiling: pd.Series | None = None, title: str = ""
 ) -> Figure:
     """Pearson r per dimension with its interval, one colour and marker per model, the best mean
-    first.
-
-    Args:
-        metrics: metrics of one protocol and seed, from `evaluation.metrics.metric_table`.
-        scope: one of its scopes.
-        ceiling: noise ceiling per dimension key, drawn as a tick: the limit from inter-rater
-            agreement.
-    """
+    first; the noise ceiling of each dimension as a tick. ``metrics``: of one protocol and seed,
+    from `evaluation.metrics.metric_table`."""
     table = _pearson(metrics, scope)
     label = "Pearson r, held-out clips (95 % interval over content groups)"
     line = {"color": GREY, "linewidth": 0.8}
@@ -62,12 +56,9 @@ def pearson_by_dimension(
 
 
 def gains(pairs: pd.DataFrame, title: str = "") -> Figure:
-    """Differences in Pearson's r from a reference model per dimension, with intervals.
-
-    Filled marks are significant after Holm's correction over the 19 dimensions (p below 0.05), open
-    marks are not. ``pairs``: rows of `evaluation.compare.between` of one protocol, scope and
-    metric: each model minus the reference.
-    """
+    """Differences in Pearson's r from a reference model per dimension, with intervals; filled marks
+    are significant after Holm's correction over the 19 dimensions (p below 0.05). ``pairs``: rows
+    of `evaluation.compare.between` of one protocol, scope and metric."""
     models, reference = list(dict.fromkeys(pairs["model_a"])), pairs["model_b"].iloc[0]
     table = pairs.rename(columns={"model_a": "model", "difference": "value"})
     table = table.assign(filled=pairs["p_holm"] < 0.05)
@@ -156,9 +147,9 @@ def noise_ceiling(ceiling: pd.DataFrame, title: str = "") -> Figure:
     return finish(figure, title, 2)
 
 
-def heatmap(metrics: pd.DataFrame, scope: str = "overall", title: str = "") -> Figure:
-    """Pearson r, dimensions by models (best mean first), for one protocol and seed."""
-    table = _pearson(metrics, scope)
+def heatmap(metrics: pd.DataFrame, title: str = "") -> Figure:
+    """Pearson r, overall, dimensions by models (best mean first), for one protocol and seed."""
+    table = _pearson(metrics, "overall")
     wide = table.pivot(index="dimension", columns="model", values="value")
     wide = wide.loc[[*KEYS, "mean"], _best_first(table)]
     figure, axes = canvas(4.6 + 1.15 * len(wide.columns), 8)
@@ -207,13 +198,8 @@ def _best_first(table: pd.DataFrame) -> list[str]:
 
 
 def by_scope(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None, title: str = "") -> Figure:
-    """Mean Pearson r of each model in each scope, as bars with intervals, and the noise ceiling of
-    the scope.
-
-    Args:
-        summary: of one protocol, see `evaluation.compare.summary`.
-        ceiling: (19 dimensions, scopes).
-    """
+    """Mean Pearson r of each model in each scope, as bars with intervals, and the noise ceiling (19
+    dimensions, scopes). ``summary``: of one protocol, see `evaluation.compare.summary`."""
     scopes = [scope for scope in SCOPE_NAMES if scope in set(summary["scope"])]
     tables = [_pearson(summary, scope) for scope in scopes]
     models = _best_first(tables[0])
@@ -236,20 +222,12 @@ def by_scope(summary: pd.DataFrame, ceiling: pd.DataFrame | None = None, title: 
 
 
 def by_protocol(
-    summary: pd.DataFrame,
-    protocols: dict[str, str],
-    ceiling: float | None = None,
-    scope: str = "overall",
-    title: str = "",
+    summary: pd.DataFrame, protocols: dict[str, str], ceiling: float | None = None, title: str = ""
 ) -> Figure:
-    """Mean Pearson r of each model under each protocol, with intervals.
-
-    Args:
-        summary: of any protocols, see `evaluation.compare.summary`.
-        protocols: protocols to draw in this order -> tick labels.
-        ceiling: mean noise ceiling of the scope.
-    """
-    rows = summary[(summary["metric"] == "pearson") & (summary["scope"] == scope)]
+    """Mean Pearson r, overall, of each model under each protocol, with intervals, and the mean
+    noise ceiling. ``summary``: see `evaluation.compare.summary`; ``protocols``: those to draw, in
+    order -> tick labels."""
+    rows = summary[(summary["metric"] == "pearson") & (summary["scope"] == "overall")]
     rows = rows[rows["dimension"] == "mean"]
     models = list(rows.groupby("model")["value"].max().sort_values(ascending=False).index)
     figure, axes = canvas(max(6.0, 1.9 + 1.25 * len(protocols)), 4.8)
@@ -320,13 +298,8 @@ def calibration(table: pd.DataFrame, title: str = "") -> Figure:
 def training_curves(
     history: pd.DataFrame, columns: list[str] | None = None, title: str = ""
 ) -> Figure:
-    """Training curves, one panel with its own scale per column.
-
-    Args:
-        history: with the column ``step`` or ``epoch`` and the columns to draw; NaN (not measured)
-            is not drawn.
-        columns: columns to draw, by default every column with "loss" in its name.
-    """
+    """Training curves, one panel with its own scale per column: by default every column with "loss"
+    in its name. ``history`` also has the column ``step`` or ``epoch``; NaN is not drawn."""
     x = next((name for name in ("step", "epoch") if name in history), None)
     columns = [name for name in history.columns if "loss" in name] if columns is None else columns
     if x is None or not columns:

@@ -53,7 +53,7 @@ METHOD_NAMES = {
     "relevance": "attention relevance",
     "rollout": "attention rollout",
 }
-LIKENESSES = {
+SIMILARITIES = {
     "spearman": ("rank correlation of contributions", UP, "o"),
     "spearman_size": ("rank correlation of absolute contributions", COLOURS[2], "s"),
     "ssim": ("structural similarity (SSIM)", DOWN, "^"),
@@ -75,17 +75,9 @@ def attribution_map(
     marked: tuple[float, float],
     title: str = "",
 ) -> Figure:
-    """Contributions to a rating over the spectrogram, with their sums over frequency and over time.
-
-    Args:
-        level: (frames, bands) in dB.
-        values: (frames, bands), contributions on the rating's scale.
-        dimension: key of the rating.
-        marked: start and stop in seconds of the excerpt to mark.
-
-    Raises:
-        InputError: shapes that do not match.
-    """
+    """Contributions ``values`` to a rating over the spectrogram ``level`` in dB, both (frames,
+    bands), with their sums over frequency and over time; ``marked``: start and stop of an excerpt
+    (s). InputError: shapes that do not match."""
     hertz = band_centres(front_end)
     if level.shape != values.shape or level.shape[1:] != hertz.shape:
         raise InputError(
@@ -155,13 +147,8 @@ def _filled(axes: Axes, values: np.ndarray, places: np.ndarray, way: str) -> Non
 def note_roll(
     table: pd.DataFrame, *, dimension: str, marked: tuple[float, float], title: str = ""
 ) -> Figure:
-    """A piano roll coloured by the contribution of each note to a rating.
-
-    Args:
-        table: from `explain.note_table`; the title shows its last row, the contribution without a
-            note.
-        dimension, marked: as in `attribution_map`.
-    """
+    """A piano roll coloured by the contribution of each note to a rating, from
+    `explain.note_table`; the title shows its last row, the contribution without a note."""
     notes, rest = table[table["note"] >= 0], table[table["note"] < 0]
     pitches = notes["pitch"].to_numpy(int)
     figure, axes = canvas(11, 5)
@@ -222,24 +209,19 @@ def deletion_curves(deletion: pd.DataFrame, title: str = "") -> Figure:
     for first, last, method in zip(panels[0], panels[-1], methods):
         first.set_title(METHOD_NAMES[method])
         last.set_xlabel("cells replaced by the baseline (%)")
-    return finish(figure, title, 3, handles=panels[0, 0].get_legend_handles_labels()[0])
+    return finish(figure, title, 3)
 
 
 def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: str = "") -> Figure:
     """Similarity of the map to the trained model's as weights are randomised from the top layer
-    down.
-
-    Args:
-        randomisation: see `explain.run_checks`.
-        threshold: similarity above which a map counts as the same, drawn as a line.
-    """
+    down, see `explain.run_checks`; a line at the threshold above which a map counts as the same."""
     dimensions = list(dict.fromkeys(randomisation["dimension"]))
     n = len(dimensions)
     figure, panels = canvas(max(3.8 * n, 5.5), 4.4, 1, n, sharey=True, squeeze=False)
     for axes, dimension in zip(panels[0], dimensions):
         part = randomisation[randomisation["dimension"] == dimension]
         stages = list(dict.fromkeys(part["stage"]))
-        for name, (label, colour, marker) in LIKENESSES.items():
+        for name, (label, colour, marker) in SIMILARITIES.items():
             curves = part.pivot(index="recording", columns="stage", values=name)[stages].to_numpy()
             curves = np.concatenate([np.ones((len(curves), 1)), curves], axis=1)
             x = np.arange(curves.shape[1])
@@ -251,20 +233,16 @@ def randomisation_curves(randomisation: pd.DataFrame, threshold: float, title: s
         axes.set(xlabel="randomised layers, from the top", ylim=(-0.4, 1.05))
         axes.set_title(LABELS[dimension], fontsize=10)
     panels[0, 0].set_ylabel("similarity to the trained model's map")
-    handles, _ = panels[0, 0].get_legend_handles_labels()
-    return finish(figure, title, 3, handles=handles, fontsize=9)
+    return finish(figure, title, 3, fontsize=9)
 
 
 # --- Sensitivity test -----------------------------------------------------------------------------
 
 
 def sensitivity(table: pd.DataFrame, title: str = "") -> Figure:
-    """Variations by dimensions for one model: colour is the standardised change, a sign the
-    expectation of musicians.
-
-    Cells with a significant change opposite to the expectation are framed. ``table``:
-    `sensitivity.sensitivity_table` of one model.
-    """
+    """Edits by dimensions for one model, from `sensitivity.sensitivity_table`: colour is the
+    standardised change, a sign the expectation of musicians; cells with a significant change
+    opposite to it are framed."""
     signs = {1: "+", -1: "\N{MINUS SIGN}"}
     # of an expected sign that is found, reversed, unclear, or without a change in the sound
     inks = {"yes": "black", "no": "black", "unclear": "#6E6E6E", "unheard": "#B5B5B5"}

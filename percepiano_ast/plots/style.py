@@ -71,11 +71,13 @@ def grid(
 
 def finish(figure: Figure, title: str, columns: int = 0, **legend) -> Figure:
     """Remove upper and right spines of panels without an image; add the title and, below the
-    panels, a legend of so many columns, or fewer if it would be wider than the figure."""
+    panels, a legend of so many columns, or fewer if it would be wider than the figure; by default
+    that of the first panel."""
     for axes in figure.axes:
         if not axes.images:
             axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
+    legend = {"handles": figure.axes[0].get_legend_handles_labels()[0]} | legend
     for n in range(columns, 0, -1):
         below = figure.legend(loc="outside lower center", ncols=n, frameon=False, **legend)
         if n == 1 or below.get_window_extent().width <= figure.bbox.width:

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import scipy.ndimage
+import scipy.signal
 import scipy.stats
 import soundfile
 
@@ -387,12 +388,8 @@ def _band_power(pitch: int, front_end: FrontEnd) -> np.ndarray:
 
 
 def check_alignment(recording: ExplainedRecording, performance: Performance) -> None:
-    """Check that the notes of a performance match the audio of the recording.
-
-    Raises:
-        InputError: notes after the end of the recording, a recording that continues long after the
-            last note, or onsets that match the audio much better with an offset.
-    """
+    """InputError: notes after the end of the recording, a recording that continues long after the
+    last note, or onsets that match the audio much better with an offset."""
     onset, end = performance.notes["onset"], performance.duration
     seconds = len(recording.wave) / recording.front_end.sample_rate
     if onset.max() >= seconds or seconds - end > LONGEST_SILENCE:
@@ -411,16 +408,10 @@ def check_alignment(recording: ExplainedRecording, performance: Performance) -> 
     near = np.exp(-0.5 * (np.arange(-5, 6) / 2) ** 2)  # onsets are accurate to about 20 ms
     struck = np.convolve(struck, near, mode="same")
     largest = min(round(_SEARCHED / hop), n - 1)
-    shifts = range(-largest, largest + 1)
-    fits = [
-        float(np.dot(rise[max(k, 0) : n + min(k, 0)], struck[max(-k, 0) : n - max(k, 0)]))
-        for k in shifts
-    ]
-    best, shift = int(np.argmax(fits)), 0.0
+    fits = scipy.signal.correlate(rise, struck)[n - 1 - largest : n + largest]
+    shift = (int(np.argmax(fits)) - largest) * hop
     # Music repeats: an offset of one beat matches nearly as well as the true offset.
-    if fits[best] > 1.2 * fits[shifts.index(0)]:
-        shift = float(shifts[best] * hop)
-    if abs(shift) > LARGEST_SHIFT:
+    if fits.max() > 1.2 * fits[largest] and abs(shift) > LARGEST_SHIFT:
         raise InputError(
             f"the MIDI's onsets match the audio of {recording.name} only when moved by {shift:+.2f}"
             " s. Trim both to start at the same time."
@@ -581,9 +572,9 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
     return float(index.mean())
 
 
-def _area_ratio(areas: np.ndarray) -> float:
+def _area_ratio(pairs: np.ndarray) -> float:
     """Ratio of the summed areas (n, 2); 1 if the random order does not move the rating."""
-    most, random = areas.sum(axis=0).tolist()
+    most, random = pairs.sum(axis=0).tolist()
     return most / random if random > 0 else 1.0
 
 

@@ -61,12 +61,8 @@ def evaluate_files(
     ceiling: str | Path | None = None,
     reference: str = "",
 ) -> Path:
-    """Evaluate predictions files together and write the report: the command ``evaluate``.
-
-    Without ``index`` the clips must be PercePiano's with the published ratings.
-
-    Args:
-        reference: reference model of the comparison page, see `reference_of`.
+    """Evaluate predictions files together and write the report: the command ``evaluate``. Without
+    ``index`` the clips must be PercePiano's with the published ratings.
 
     Raises:
         InputError: see ``evaluation.predictions`` (``read_predictions``, ``load_index``,
@@ -76,8 +72,7 @@ def evaluate_files(
         raise InputError("no predictions to evaluate; give at least one predictions CSV.")
     predictions = pd.concat([read_predictions(path) for path in paths], ignore_index=True)
     facts = load_index(index)
-    given = None if index is None else facts
-    predictions = validate_predictions(predictions, given, partial=partial)
+    predictions = validate_predictions(predictions, facts if index else None, partial=partial)
     known = None if simulated and ceiling is None else reliability.load_ceiling(facts, ceiling)
     options = {"--out": out, "--index": index, "--ceiling": ceiling, "--reference": reference}
     for field in dataclasses.fields(settings):
@@ -110,23 +105,18 @@ def write(
     reference: str = "",
     command: str = "",
     files: dict[str, str] | None = None,
-    title: str = "Evaluation of predicted performance ratings",
 ) -> Path:
     """Evaluate and write into ``out_dir``: ``report.md`` and the self-contained ``report.html``,
     ``comparison.md`` and ``.html``, ``figures/`` as SVG and PNG, ``tables/`` with every table of
-    the pages as CSV and LaTeX, and every complete table of results as a CSV.
-
-    Other files in ``out_dir`` are not changed.
+    the pages as CSV and LaTeX, and every complete table of results as a CSV; returns the path of
+    report.html. Other files in ``out_dir`` are not changed.
 
     Args:
         simulated: whether the ratings are simulated; title, captions and figures are marked.
         ceiling: the noise ceiling (19 dimensions, scopes), None if unknown.
         reference: see `reference_of`.
-        command: that repeats the evaluation; empty if it was called from Python.
+        command: that repeats the evaluation.
         files: name -> SHA-256 of the predictions files.
-
-    Returns:
-        The path of report.html, which embeds its figures.
 
     Raises:
         InputError: see ``predictions.validate_predictions`` (runs may be partial); ``out_dir``
@@ -151,7 +141,7 @@ def write(
     digests = [f"`{digest[:16]}`" for digest in (files or {}).values()]
     libraries = {name: version(name) for name in ("numpy", "scipy", "pandas", "matplotlib")}
     context = {
-        "title": title + mark,
+        "title": f"Evaluation of predicted performance ratings{mark}",
         "parts": parts,
         "tables": tables,
         "predictions": predictions,
@@ -408,14 +398,8 @@ def sentences(study: str, macro: str, *about) -> list[str]:
 
 
 def reference_of(models: list[str], wanted: str = "") -> str:
-    """The reference model: ``wanted``, or the best audio-only model that is not an audio encoder.
-
-    Args:
-        models: names, best first.
-
-    Raises:
-        InputError: ``wanted`` is not among the models.
-    """
+    """The reference among ``models`` (best first): ``wanted``, or the best audio-only model that is
+    not an audio encoder. InputError: ``wanted`` is not among them."""
     if wanted and wanted not in models:
         raise InputError(
             f"the reference {wanted!r} is not among the models; choose one of {', '.join(models)}."
@@ -441,8 +425,7 @@ def leaky(protocol: str) -> str:
 
 
 def in_order(protocols) -> list[str]:
-    """Protocols in the order of ``PROTOCOLS``, the primary one first; unknown protocols follow by
-    name."""
+    """Protocols in the order of ``PROTOCOLS``; unknown protocols follow by name."""
     order = {name: place for place, name in enumerate(PROTOCOLS)}
     return sorted(set(protocols), key=lambda name: (order.get(name, len(order)), name))
 

@@ -86,12 +86,8 @@ class RatingFunction(Protocol):
 
 
 def imported(name: str) -> RatingFunction:
-    """Import a rating function: ``module:attribute``, such as ``my_model:rater`` in
-    ``my_model.py``.
-
-    Raises:
-        InputError: no such module or attribute, or it lacks a member of `RatingFunction`.
-    """
+    """Import a rating function: ``module:attribute``, such as ``my_model:rater``. InputError: no
+    such module or attribute, or it lacks a member of `RatingFunction`."""
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -138,10 +134,8 @@ class StatisticsRater:
 
     Args:
         name: in ``STATISTICS``.
-        features: one row per clip, with the clips as index.
-        ratings: (n_clips, 19), in the same order.
+        features: one row per clip, with the clips as index; ratings: (n_clips, 19), alike.
         index: its ``content`` folds are held out; clips without a fold are not used for training.
-        seed: of the fit.
 
     Raises:
         InputError: the index has no such folds, or a content group in two folds; see
@@ -168,23 +162,15 @@ class StatisticsRater:
 
 
 class RunRater:
-    """`RatingFunction` of a fine-tuned run: each clip is rated by the fold model that held it out.
-
-    Args:
-        run: its directory or storage location.
-        index: index of the training, with its folds.
-        model: name below ``run/finetune``, see `rate.FoldEnsemble`.
-
-    Raises:
-        InputError: no such model, none finished, or folds that are not in the index.
-    """
+    """`RatingFunction` of a fine-tuned run, a directory or storage location: each clip is rated by
+    the fold model that held it out. InputError: see `rate.FoldEnsemble`; an unfinished fold."""
 
     hears = "audio"
 
-    def __init__(self, run: str | Path, index: pd.DataFrame, model: str = ""):
+    def __init__(self, run: str | Path, index: pd.DataFrame):
         import jax
 
-        rater = rate.FoldEnsemble(run, model)
+        rater = rate.FoldEnsemble(run)
         rate.require_percepiano(rater, "sensitivity")
         self.name, self._models = rater.name, dict(zip(rater.folds, rater.models, strict=True))
         self._front_end = rater.models[0].run.front_end
@@ -210,14 +196,8 @@ class RunRater:
 
 
 class ModelFileRater:
-    """`RatingFunction` of a model file, by default the bundled model.
-
-    Its ratings are not held out: the bundled model was trained on all clips of PercePiano. Its
-    sensitivity to changes of the playing is informative nevertheless.
-
-    Raises:
-        InputError: missing or wrong file.
-    """
+    """`RatingFunction` of a model file, by default the bundled model. Its ratings are not held out:
+    the bundled model was trained on all clips of PercePiano. InputError: missing or wrong file."""
 
     hears = "audio"
 
@@ -330,18 +310,14 @@ def _changed(
 def expert_correlations(
     measures: pd.DataFrame, ratings: np.ndarray, segments: np.ndarray
 ) -> pd.DataFrame:
-    """Correlation of people's ratings with each parameter over real clips, one row per parameter
-    and dimension.
+    """Correlation of people's mean ratings (n, 19) with each parameter over real clips, one row per
+    parameter and dimension.
 
-    ``r`` is over all clips; ``r_within`` is the same with both centred on their segment, which
+    ``r`` is over all clips; ``r_within`` is the same with both centred on their segment (n,), which
     removes the music. Players vary many parameters together, so a correlation may differ from the
     effect of one parameter: ``differs`` is True where ``r_within`` is at least ``CLEAR`` in size
-    and has the opposite sign of ``expected``.
-
-    Args:
-        measures: one row per clip, one column per parameter; NaN if it could not be measured.
-        ratings: (n, 19), mean ratings.
-        segments: (n,).
+    and has the opposite sign of ``expected``. ``measures``: one row per clip, one column per
+    parameter; NaN if it could not be measured.
     """
     tables = []
     for parameter in measures:
@@ -368,10 +344,9 @@ class SensitivityOptions:
 
     Attributes:
         clips: number of clips to draw.
-        synthesizer: renders the original and varied clips.
+        synthesizer: renders the original and edited clips.
         others: further synthesizers for the robustness test; None for all of the package.
         seed: for all random choices: clips, noise, rooms, fit of the statistics baselines.
-        workers: number of rendering processes.
     """
 
     clips: int = 100
@@ -512,14 +487,9 @@ def run_sensitivity(
 
 
 def sample_clips(index: pd.DataFrame, n: int, seed: int) -> pd.DataFrame:
-    """Draw ``n`` human performances, balanced over compositions and, within each, over players.
-
-    Args:
-        index: with the columns ``clip``, ``composition``, ``player`` and ``human``.
-
-    Raises:
-        InputError: a column is missing, or there are fewer than ``n`` such clips.
-    """
+    """Draw ``n`` human performances from an index with the columns ``clip, composition, player,
+    human``, balanced over compositions and, within each, over players. InputError: a column is
+    missing, or there are fewer than ``n`` such clips."""
     if missing := [name for name in ("composition", "player") if name not in index]:
         raise InputError(
             f"the index lacks {', '.join(missing)}, which the selection of clips needs; add these"

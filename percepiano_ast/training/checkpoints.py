@@ -30,12 +30,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import numpy as np
-from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -56,14 +56,7 @@ FIRST_WAIT = 0.5  # seconds between them, doubled with every attempt
 FINAL_WAITS = (0.0, 2.0, 10.0)  # seconds before each attempt at the end of a run
 # Errors for which an immediate retry does not help; the next checkpoint tries again.
 _LASTING = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EFBIG,
+    getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM ENOENT ENOTDIR EFBIG".split()
 }
 _NAME = re.compile(r"(step_\d{8}\.[0-9a-f]{8})(\.p\d+)?\.(safetensors|json)(\.partial)?")
 _FILE = {"name": str, "bytes": int, "sha256": str}  # one entry of a manifest's files
@@ -73,19 +66,19 @@ logger = logging.getLogger(__name__)
 # --- Storage locations --------------------------------------------------------------------------
 
 
-class StorageError(OSError):
-    """A storage operation failed; the message holds the file and the system's message.
+Beat = Callable[[], None]  # reports progress
 
-    Attributes:
-        number: the system's error number, see ``errno``, or None.
-    """
+
+class StorageError(OSError):
+    """A storage operation failed; the message holds the file and the system's message, and
+    ``errno`` its number or None."""
 
     def __init__(self, message: str, number: int | None = None):
         super().__init__(message)
-        self.number = number
+        self.errno = number
 
 
-def watched(work: Callable[[Callable[[], None]], Any]) -> Any:
+def watched(work: Callable[[Beat], Any]) -> Any:
     """Run ``work(beat)`` in a thread; returns its result, or raises TimeoutError after `TIMEOUT`
     seconds without a call of ``beat``. A thread in a system call that never returns keeps running.
     """
@@ -110,21 +103,15 @@ def watched(work: Callable[[Callable[[], None]], Any]) -> Any:
     return outcome["result"]
 
 
-def _blocks(file: BinaryIO, beat: Callable[[], None]) -> Iterator[bytes]:
-    while block := file.read(BLOCK):
-        beat()
-        yield block
-
-
 class Storage:
     """Files by name in a folder, which may be a mounted Drive, or at ``gs://BUCKET/PREFIX``.
 
     Every operation has a time limit without progress, is tried `ATTEMPTS` times, and then raises
-    `StorageError`. Written files are read back and compared.
+    `StorageError`.
 
     Attributes:
         place: path or address.
-        fs: fsspec's file system.
+        fs: gcsfs's file system, or None.
 
     Raises:
         InputError: another kind of address, or gcsfs is missing.
@@ -132,10 +119,9 @@ class Storage:
 
     def __init__(self, place: str | Path):
         self.place = str(place)
-        self.fs: Any = LocalFileSystem()
+        self.fs: Any = None
         self._failures: tuple[type[Exception], ...] = (OSError,)
         scheme, remote, rest = self.place.partition("://")
-        self._folder = None if remote else Path(place)
         if not remote:
             return
         if scheme != "gs" or not rest.strip("/"):
@@ -162,32 +148,23 @@ class Storage:
         """Path or address of a file."""
         return f"{self.place.rstrip('/')}/{name}"
 
-    def put(self, name: str, local: Path) -> str:
-        """Copy a local file, read it back and compare; returns its SHA-256."""
+    def write(self, name: str, content: bytes | Path) -> str:
+        """Write a file from memory or from a local file, read it back and compare; returns its
+        SHA-256."""
 
-        def blocks(beat: Callable[[], None]) -> Iterator[bytes]:
-            with local.open("rb") as source:
-                yield from _blocks(source, beat)
-
-        return self._put(name, blocks)
-
-    def write(self, name: str, content: bytes) -> None:
-        """Write a small file from memory, read it back and compare."""
-        self._put(name, lambda beat: iter([content]))
-
-    def _put(self, name: str, blocks: Callable[[Callable[[], None]], Iterator[bytes]]) -> str:
-        def work(beat: Callable[[], None]) -> str:
+        def work(beat: Beat) -> str:
             written, read = hashlib.sha256(), hashlib.sha256()
 
-            def hashed() -> Iterator[bytes]:
-                for block in blocks(beat):
-                    written.update(block)
-                    yield block
+            def blocks() -> Iterator[bytes]:
+                with content.open("rb") if isinstance(content, Path) else BytesIO(content) as file:
+                    while block := file.read(BLOCK):
+                        beat()
+                        written.update(block)
+                        yield block
 
-            self._write(name, hashed())
-            with self._open(name) as file:
-                for block in _blocks(file, beat):
-                    read.update(block)
+            self._write(name, blocks())
+            for block in self._read(name, beat):
+                read.update(block)
             if read.digest() != written.digest():
                 raise OSError(
                     errno.EIO, "the content read back differs; the disk or the mount is failing"
@@ -199,13 +176,10 @@ class Storage:
     def get(self, name: str, local: Path, largest: int) -> str:
         """Copy a file of at most ``largest`` bytes to a local file; returns its SHA-256."""
 
-        def work(beat: Callable[[], None]) -> str:
-            size, digest = 0, hashlib.sha256()
-            with self._open(name) as source, local.open("wb") as target:
-                for block in _blocks(source, beat):
-                    size += len(block)
-                    if size > largest:
-                        raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
+        def work(beat: Beat) -> str:
+            digest = hashlib.sha256()
+            with local.open("wb") as target:
+                for block in self._read(name, beat, largest):
                     digest.update(block)
                     target.write(block)
             return digest.hexdigest()
@@ -214,15 +188,7 @@ class Storage:
 
     def read(self, name: str, largest: int = 2**26) -> bytes:
         """The content of a file of at most ``largest`` bytes."""
-
-        def work(beat: Callable[[], None]) -> bytes:
-            with self._open(name) as file:
-                content = file.read(largest + 1)
-            if len(content) > largest:
-                raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
-            return content
-
-        return self._attempt("read", name, work)
+        return self._attempt("read", name, lambda beat: b"".join(self._read(name, beat, largest)))
 
     def require_writable(self, probe: str) -> None:
         """Write a small file of this name, read it back and delete it."""
@@ -232,10 +198,11 @@ class Storage:
     def names(self) -> list[str]:
         """All files, sorted; an empty list if the storage location does not exist yet."""
 
-        def work(beat: Callable[[], None]) -> list[str]:
+        def work(beat: Beat) -> list[str]:
             try:
-                if self._folder:
-                    return sorted(path.name for path in os.scandir(self._folder) if path.is_file())
+                if not self.fs:
+                    with os.scandir(self.place) as entries:
+                        return sorted(entry.name for entry in entries if entry.is_file())
                 found = self.fs.ls(self.place, detail=True)
             except FileNotFoundError:
                 return []
@@ -251,16 +218,18 @@ class Storage:
 
     def free(self) -> int | None:
         """Free bytes; None if unknown."""
+        if self.fs:
+            return None
 
-        def work(beat: Callable[[], None]) -> int | None:
-            folder = self._folder
-            while folder and not folder.exists():
+        def work(beat: Beat) -> int:
+            folder = Path(self.place)
+            while not folder.exists():
                 folder = folder.parent
-            return shutil.disk_usage(folder).free if folder else None
+            return shutil.disk_usage(folder).free
 
         return self._attempt("get the free space of", "", work)
 
-    def _attempt(self, what: str, name: str, work: Callable[[Callable[[], None]], Any]) -> Any:
+    def _attempt(self, what: str, name: str, work: Callable[[Beat], Any]) -> Any:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return watched(work)
@@ -278,41 +247,45 @@ class Storage:
                 time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
 
     def _write(self, name: str, blocks: Iterator[bytes]) -> None:
-        if not self._folder:  # objects are written atomically
+        if self.fs:  # objects are written atomically
             with self.fs.open(self.path_of(name), "wb", block_size=2 * BLOCK) as file:
-                for block in blocks:
-                    file.write(block)
+                file.writelines(blocks)
             return
-        partial = self._folder / f"{name}.partial"
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        path, partial = Path(self.path_of(name)), Path(self.path_of(f"{name}.partial"))
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                for block in blocks:
-                    file.write(block)
+                file.writelines(blocks)
                 file.flush()
                 os.fsync(file.fileno())
                 # so that the file is read back from disk, not from the page cache
                 if hasattr(os, "posix_fadvise"):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            partial.replace(self._folder / name)
+            partial.replace(path)
         except OSError:
             with contextlib.suppress(OSError):  # the next start deletes it
                 self._remove(f"{name}.partial", truncate=True)
             raise
 
-    def _open(self, name: str) -> BinaryIO:
-        if self._folder:
-            return (self._folder / name).open("rb")
-        return self.fs.open(self.path_of(name), "rb", block_size=BLOCK, cache_type="readahead")
+    def _read(self, name: str, beat: Beat, largest: float = math.inf) -> Iterator[bytes]:
+        path, ahead = self.path_of(name), {"block_size": BLOCK, "cache_type": "readahead"}
+        with self.fs.open(path, "rb", **ahead) if self.fs else open(path, "rb") as file:
+            size = 0
+            while block := file.read(BLOCK):
+                beat()
+                size += len(block)
+                if size > largest:
+                    raise OSError(errno.EFBIG, f"it is larger than {largest:,} bytes")
+                yield block
 
     def _remove(self, name: str, truncate: bool) -> None:
         with contextlib.suppress(FileNotFoundError):
-            if not self._folder:
+            if self.fs:
                 self.fs.rm_file(self.path_of(name))
                 return
             if truncate:
-                os.truncate(self._folder / name, 0)
-            (self._folder / name).unlink()
+                os.truncate(self.path_of(name), 0)
+            os.unlink(self.path_of(name))
 
 
 # --- In the background --------------------------------------------------------------------------
@@ -320,15 +293,10 @@ class Storage:
 
 class Background:
     """Runs the newest submitted work in a daemon thread, which does not block the exit of the
-    process if it hangs.
-
-    Work that raises OSError is retried by `finish`, unless newer work was submitted.
-
-    Args:
-        warn: called with that error.
+    process if it hangs. `finish` retries work that raised OSError, unless newer work was submitted.
 
     Attributes:
-        error: of the last work, or None.
+        error: of the last work, or None; ``warn`` was called with it.
     """
 
     def __init__(self, warn: Callable[[OSError], None]):
@@ -417,17 +385,13 @@ def size_of(tree) -> int:
 
 
 def check_disk_space(place: str | Path, one: int, most: str) -> None:
-    """Before a run: log the disk space that its checkpoints need, and check that one fits.
-
-    Args:
-        place: storage location: a folder, or ``gs://BUCKET/PREFIX``.
-        one: bytes of one checkpoint.
-        most: largest total size, as text.
+    """Before a run: log the disk space that its checkpoints need, ``one`` bytes each and ``most``
+    in total (text), and check that one fits.
 
     Raises:
-        InputError: the storage location has no room for one checkpoint.
-        OSError: the local disk has no room for one.
-        StorageError: the storage location does not respond, or is not writable.
+        InputError: the storage location has too little space.
+        OSError: the local disk has too little space, or the storage location does not respond or is
+            not writable.
     """
     storage = Storage(place)
     free = storage.free()
@@ -488,12 +452,7 @@ def _verified(signed: bytes, types: dict[str, type]) -> dict:
 
 
 def read_manifest(storage: Storage, name: str) -> dict:
-    """The manifest of a checkpoint.
-
-    Raises:
-        InputError: it is damaged.
-        StorageError: it cannot be read.
-    """
+    """The manifest of a checkpoint; InputError if it is damaged."""
     types = {"step": int, "sha256": str, "bytes": int, "files": list, "tree": dict}
     manifest = _verified(storage.read(f"{name}.json"), types)
     for number, file in enumerate(manifest["files"]):
@@ -548,13 +507,20 @@ def own_shards(tree) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in jax.device_get(shards).items()}
 
 
-def join_shards(shards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Complete arrays by name, from the pieces of `own_shards` of all processes.
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a local safetensors file, which may be untrusted."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"safetensors cannot read it: {str(error)[:300]}") from error
 
-    Raises:
-        InputError: pieces are missing, or do not fit together.
-    """
-    arrays, pieces = {}, {}
+
+def join_shards(shards: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Complete arrays by name, from the `own_shards` of all processes; InputError if pieces are
+    missing or do not fit together."""
+    arrays: dict[str, np.ndarray] = {}
+    pieces: dict[str, list] = {}
     for key, piece in shards.items():
         name, cut, start = key.partition("@")
         if cut and not re.fullmatch(r"(\d{1,18}(_\d{1,18})*)?", start):
@@ -591,27 +557,22 @@ def _rebuild(node, arrays: dict[str, np.ndarray]):
     return node if node is None else arrays.pop(node)
 
 
-def fit(tree, like):
-    """The leaves of ``tree`` (dicts, lists, arrays) in the structure of ``like``, with the same
-    shapes and types.
-
-    Raises:
-        InputError: a leaf is missing or superfluous, or has another shape or type; nothing is cast
-            or broadcast.
-    """
-    found, wanted = _by_name(tree), _by_name(like)
-    if odd := min(found.keys() ^ wanted.keys(), default=""):
+def fit(arrays: dict[str, np.ndarray], like):
+    """Arrays by name in the structure of ``like``; InputError if one is missing or superfluous, or
+    has another shape or type. Nothing is cast or broadcast."""
+    wanted = _by_name(like)
+    if odd := min(arrays.keys() ^ wanted.keys(), default=""):
         raise InputError(
             f"{odd} is missing from it" if odd in wanted else f"{odd} is in it, but not in this run"
         )
     for name, leaf in wanted.items():
-        one = found[name]
-        if one.shape != leaf.shape or one.dtype != leaf.dtype:
+        found = arrays[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
             raise InputError(
-                f"{name} is {one.dtype}{list(one.shape)} in it, but {leaf.dtype}{list(leaf.shape)}"
-                " in this run"
+                f"{name} is {found.dtype}{list(found.shape)} in it, but"
+                f" {leaf.dtype}{list(leaf.shape)} in this run"
             )
-    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in wanted])
 
 
 # --- Checkpoints --------------------------------------------------------------------------------
@@ -691,7 +652,7 @@ class Checkpoints:
                 tree = {} if changed else self._read(manifest, like)
             except (InputError, StorageError) as error:
                 self._damaged.add(name)
-                if isinstance(error, StorageError) and error.number != errno.ENOENT:
+                if isinstance(error, StorageError) and error.errno != errno.ENOENT:
                     unread = unread or error
                 logger.warning(
                     f"  {self.storage.path_of(name)} is damaged or missing ({error}). Trying the"
@@ -732,20 +693,18 @@ class Checkpoints:
                     raise InputError("checksum differs")
                 shards |= read_arrays(path)
         arrays = join_shards(shards)
+        if like is not None:
+            return fit(arrays, like)
         try:
             tree = _rebuild(manifest["tree"], arrays)
         except (TypeError, KeyError, RecursionError) as error:
             raise InputError("its JSON file does not describe a valid checkpoint") from error
         if arrays:
             raise InputError(f"the array {min(arrays)[:80]!r} is not in its manifest")
-        return tree if like is None else fit(tree, like)
+        return tree
 
     def prepare(self) -> None:
-        """Before a run: delete the incomplete files of killed runs.
-
-        Raises:
-            StorageError: the storage location does not respond.
-        """
+        """Before a run: delete the incomplete files of killed runs."""
         self._writes = True
         for path in Path(tempfile.gettempdir()).glob(f"{self._prefix}*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -822,7 +781,7 @@ class Checkpoints:
                         " there, or set TMPDIR"
                     ) from error
         file = {"name": path.name, "bytes": path.stat().st_size}
-        file["sha256"] = self.storage.put(path.name, path)
+        file["sha256"] = self.storage.write(path.name, path)
         if process:
             self.storage.write(f"{name}.p{process}.json", _signed(file))
         else:
@@ -884,11 +843,8 @@ class Checkpoints:
         return True
 
     def finish(self) -> None:
-        """Wait until the last save is in the storage location; try again after an error.
-
-        Raises:
-            StorageError: the last checkpoint was not saved; older ones are unchanged.
-        """
+        """Wait until the last save is in the storage location; try again after an error, and raise
+        StorageError in the end. Older checkpoints are unchanged."""
         if self._background.finish():
             return
         last = max(self._scores.keys() - self._damaged, default="")
@@ -911,29 +867,10 @@ class Checkpoints:
         self._remove_incomplete()
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a local safetensors file, which may be untrusted.
-
-    Raises:
-        InputError: safetensors cannot read it.
-    """
-    try:
-        with safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"safetensors cannot read it: {str(error)[:300]}") from error
-
-
 def listing(place: str | Path, damaged: list[str] | None = None) -> list[dict]:
-    """Read the manifests of all checkpoints in a storage location, oldest first, without their
-    arrays.
-
-    Fields of each: ``step``, ``bytes``, ``saved`` (UTC), and the saved description. Damaged
-    manifests are added to ``damaged``, or logged.
-
-    Raises:
-        StorageError: the storage location cannot be read.
-    """
+    """The manifests of all checkpoints in a storage location, oldest first: ``step``, ``bytes``,
+    ``saved`` (UTC), ``files``, and the saved description. Damaged ones are added to ``damaged``, or
+    logged."""
     storage, found = Storage(place), []
     for name in complete(storage.names()):
         try:
@@ -942,22 +879,15 @@ def listing(place: str | Path, damaged: list[str] | None = None) -> list[dict]:
             problem = f"{storage.path_of(name)}: {error}"
             logger.warning(f"  {problem}") if damaged is None else damaged.append(problem)
         except StorageError as error:
-            if error.number != errno.ENOENT:
+            if error.errno != errno.ENOENT:
                 raise
             # A running training has deleted the checkpoint since it was listed.
     return found
 
 
 def open_latest(place: str | Path, *, made_by: str) -> tuple[dict, dict]:
-    """Tree and manifest of the newest intact checkpoint; damaged newer ones are logged.
-
-    Args:
-        made_by: the command or notebook that makes checkpoints, for the message.
-
-    Raises:
-        InputError: there is none; the message names ``made_by``.
-        StorageError: the storage location cannot be read.
-    """
+    """Tree and manifest of the newest intact checkpoint; damaged newer ones are logged. If there is
+    none, InputError names ``made_by``, the command or notebook that makes them."""
     found = Checkpoints(place).load()
     if found is None:
         raise InputError(f"no checkpoint in {place}. Run {made_by} first")

@@ -1,9 +1,6 @@
-"""Check without a TPU whether a pre-training step fits on one, and estimate the duration of a run.
-
-``libtpu`` compiles ahead of time for a described topology and reports the memory that the program
-needs on each device. It reads the environment when it is loaded, so every compilation runs in a
-separate process.
-"""
+"""Check without a TPU whether a pre-training step fits on one, and estimate the duration of a run:
+``libtpu`` compiles for a described topology and reports the memory needed on each device. It reads
+the environment when it is loaded, so every compilation runs in a separate process."""
 
 import dataclasses
 import importlib.util
@@ -36,21 +33,13 @@ _LIMIT_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class TPU:
-    """A TPU to compile for.
+    """A TPU to compile for."""
 
-    Attributes:
-        topology: its name in libtpu.
-        chips_per_host: along x, y, z; all chips are on one host.
-        devices: number of JAX devices: chips, or cores if a chip has two.
-        memory: bytes per device that a program may use, as reported by libtpu's compiler.
-        peak: published bfloat16 FLOP/s per device.
-    """
-
-    topology: str
-    chips_per_host: tuple[int, int, int]
-    devices: int
-    memory: int
-    peak: float
+    topology: str  # in libtpu
+    chips_per_host: tuple[int, int, int]  # along x, y, z; all chips are on one host
+    devices: int  # JAX devices: chips, or cores if a chip has two
+    memory: int  # bytes per device that a program may use, as reported by libtpu's compiler
+    peak: float  # published bfloat16 FLOP/s per device
 
 
 # Peaks: cloud.google.com/tpu/docs/{v5e,v6e,v3}; a v3 chip's 123e12 FLOP/s are shared by two cores.
@@ -124,9 +113,8 @@ def dry_run(preset: Preset, target: str) -> DryRun:
     """Compile the pre-training step of ``preset`` for ``target``, one of `TARGETS`.
 
     Raises:
-        InputError: unknown target, libtpu is missing, devices and micro-batches do not divide the
-            batch, or the batch does not fit. In the last case the message gives the numbers and the
-            smallest accumulation that fits, confirmed by compiling it.
+        InputError: unknown target, no libtpu, an indivisible batch, or one that does not fit; the
+            message gives the memory needed and the smallest accumulation that fits, as compiled.
         RunFailed: the compiler failed or took too long.
     """
     tpu = lookup(TARGETS, target, "target")
@@ -163,7 +151,7 @@ def dry_run(preset: Preset, target: str) -> DryRun:
 
 
 def _compile(preset: Preset, tpu: TPU) -> dict:
-    """Compile in a child process; returns fields of `DryRun`, or ``exceeds`` (memory needed), or
+    """Compile in a child process; returns fields of `DryRun`, or ``exceeds`` (memory needed) or
     ``refused`` (reason)."""
     environment = os.environ | {
         "TPU_ACCELERATOR_TYPE": "v5litepod-1",
@@ -250,8 +238,7 @@ def compile_described() -> None:
 
 
 def _exceeded(message: str) -> str:
-    """Memory needed, from the compiler's error message: the total, or one array that is too large
-    by itself."""
+    """Memory needed, from the compiler's error message: in all, or for one array."""
     if used := re.search(r"Used ([\d.]+)([MGT]) of", message):
         return f"{float(used[1]) * {'M': 2**-10, 'G': 1, 'T': 2**10}[used[2]]:.2f} GiB"
     if array := re.search(r"Allocation \(size=(\d+)\)", message):

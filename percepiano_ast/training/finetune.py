@@ -48,16 +48,13 @@ from percepiano_ast.training.state import (
 )
 
 # --- Losses -------------------------------------------------------------------------------------
-# G groups of dimensions (three for PercePiano) are tasks on one encoder, weighted in one of three
-# ways:
+# G groups of the K dimensions (three for PercePiano) are tasks on one encoder. Their weights:
 #
-# * ``equal``: all dimensions have the same weight, so a group is weighted by its share of the K
-#   dimensions.
+# * ``equal``: a group's share of the K dimensions.
 # * ``uncertainty``: a learned log variance s of each group; its loss L becomes (exp(-s) L + s) / 2
-#   (Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses",
-#   equation 7, in the stable form of section 3.2's end).
+#   (Kendall, Gal and Cipolla 2018, equation 7, in the stable form of section 3.2's end).
 # * ``dwa``, dynamic weight averaging: a group whose loss decreased less gets a larger weight (Liu,
-#   Johns and Davison 2019, "End-to-End Multi-Task Learning with Attention", equation 7).
+#   Johns and Davison 2019, equation 7).
 
 
 def loss_columns(questionnaire: RatingScale = PERCEPIANO) -> tuple[str, ...]:
@@ -90,13 +87,8 @@ def total_loss(
     log_variance: jax.Array | None,
     questionnaire: RatingScale = PERCEPIANO,
 ) -> jax.Array:
-    """The training loss.
-
-    Args:
-        groups: losses (G,), see `group_losses`.
-        group_weights: (G,) of this epoch, see `dynamic_weights`.
-        log_variance: (G,), learned, or None.
-    """
+    """The training loss from `group_losses` (G,), `dynamic_weights` (G,), and learned log variances
+    (G,) or None."""
     if log_variance is not None:
         groups = 0.5 * (jnp.exp(-log_variance) * groups + log_variance)
     sizes = [len(indices) for _, indices in questionnaire.groups]
@@ -110,8 +102,7 @@ def dynamic_weights(
     """Weights (G,) of the groups in the epoch after ``history``, which has `loss_columns`.
 
     With r the ratio of a group's losses in the last two epochs, its weight is G softmax(r /
-    temperature), and 1 in the first two epochs. Every checkpoint holds the history, so a resumed
-    run computes the same weights as an uninterrupted one.
+    temperature); it is 1 in the first two epochs.
     """
     names = loss_columns(questionnaire)
     if config.weighting != "dwa" or len(history) < 2:
@@ -127,8 +118,7 @@ def dynamic_weights(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Scaler:
-    """Standardises embeddings with the mean and standard deviation of a fold's training clips,
-    fitted before training."""
+    """Standardises embeddings with mean and standard deviation of a fold's training clips."""
 
     mean: jax.Array
     std: jax.Array
@@ -170,7 +160,7 @@ class RatingTargets:
         train: np.ndarray,
         questionnaire: RatingScale = PERCEPIANO,
     ) -> "RatingTargets":
-        """Fit scale and weights on the training clips only; a constant dimension is only centred.
+        """Fit scale and weights on the training clips; a constant dimension is only centred.
 
         Raises:
             InputError: an unknown scale, or weights by number of raters without these numbers.
@@ -198,11 +188,8 @@ class RatingTargets:
         return cls(((ratings - mean) / std).astype(np.float32), weights, mean, std)
 
     def of(self, batch: dict) -> dict:
-        """Replace ``clip``, positions (B,), in a batch by ``ratings`` and ``weights``.
-
-        The ratings of clips that were mixed with others of the batch (``mixed_with``, ``share``,
-        see ``data/augment.py``) are mixed in the same proportion.
-        """
+        """Replace ``clip``, positions (B,), in a batch by ``ratings`` and ``weights``; ratings are
+        mixed as the clips were (``mixed_with``, ``share``, see ``data/augment.py``)."""
         batch = dict(batch)
         clip = batch.pop("clip")
         ratings = self.ratings[clip]
@@ -213,23 +200,16 @@ class RatingTargets:
 
 
 def temperature(errors: np.ndarray, deviations: np.ndarray) -> float:
-    """Maximum-likelihood factor for the predicted standard deviations, one for all clips and
-    dimensions.
-
-    Temperature scaling (Guo et al. 2017, section 4.2). It has a closed form for a normal
-    distribution: the root mean square of the standardised errors (Laves et al. 2020, equation 8).
-    """
+    """Maximum-likelihood factor for all predicted standard deviations: temperature scaling (Guo et
+    al. 2017, section 4.2), in closed form for a normal distribution (Laves et al. 2020, equation
+    8)."""
     return float(np.sqrt(np.mean(np.square(np.float64(errors) / deviations))))
 
 
 def calibrated(deviations: np.ndarray, errors: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Calibrated standard deviations (n, K) of held-out clips: each fold's, times the `temperature`
-    of the other folds.
-
-    The other folds' clips all belong to this fold's training part, and their predictions come from
-    models that were not trained on them. They serve as validation data without further training,
-    and a fold's ratings do not affect its own uncertainty.
-    """
+    of the other folds, whose predictions come from models that were not trained on them; a fold's
+    ratings do not affect its own uncertainty."""
     result = np.full_like(deviations, np.nan)
     for number in np.unique(fold[fold >= 0]):
         others = (fold >= 0) & (fold != number)
@@ -313,8 +293,7 @@ class Finetuning:
         return self.module.apply({"params": params}, *inputs, **options)
 
     def moments(self, params: dict, codes: jax.Array, n_valid: jax.Array) -> heads.Moments:
-        """Pooling moments of windows: uint8 (B, T, F), number of valid frames (B,) -> see
-        ``heads.pool_moments``."""
+        """`heads.pool_moments` of windows uint8 (B, T, F) with ``n_valid`` (B,) frames."""
         valid = jnp.arange(codes.shape[1])[None, :] < n_valid[:, None]
         log_mel = normalise(codes, self.front_end, self.statistics)
         return self.apply(params, log_mel, valid, method=heads.RatingModel.embed)
@@ -328,8 +307,7 @@ class Finetuning:
         for batch in windows:
             encoder = {"encoder": params["encoder"]}
             moments = _moments(self, encoder, batch["codes"], batch["n_valid"])
-            # Padding windows in the last batch have clip number -1; they are collected in an extra
-            # clip.
+            # Padding windows in the last batch have clip number -1: collected in an extra clip.
             clips = jnp.where(batch["clip"] < 0, n_clips, batch["clip"])
             by_clip = heads.combine_moments(moments, clips, n_clips + 1)
             total = by_clip if total is None else jax.tree.map(jnp.add, total, by_clip)
@@ -458,11 +436,18 @@ def finetune_fold(
     if found := model.load(settings=settings):
         params, scaler = found[0]["params"], Scaler(**found[0]["scaler"])
     else:
-        saving = {"place": place, "settings": settings | {"seed": config.seed}}
-        saving |= {"directory": directory, "save_minutes": save_minutes}
-        stream = windows if config.trains_encoder else None
         params, scaler, rows = _fit(
-            run, params, embeddings, train, targets, stream, steps_per_epoch, **saving
+            run,
+            params,
+            embeddings,
+            train,
+            targets,
+            windows if config.trains_encoder else None,
+            steps_per_epoch,
+            directory=directory,
+            place=place,
+            settings=settings | {"seed": config.seed},
+            save_minutes=save_minutes,
         )
         tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
         with model:

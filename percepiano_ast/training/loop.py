@@ -97,32 +97,31 @@ def fit(
         StorageError: training is complete, but the last checkpoint or the history was not saved.
     """
     settings, total, history = settings or {}, epochs * steps_per_epoch, None
-    done, rows, reads, tree = 0, [], [], None
+    done, rows, reads, steps, state = 0, [], [], [], None
     with Checkpoints(place) if directory else contextlib.nullcontext() as checkpoints:
         # --- Resume
-        if checkpoints:
+        if checkpoints and directory:
             checkpoints.prepare()
             mesh.wait_for_all("old files deleted")
-            tree, found = checkpoints.load({"state": jax.eval_shape(init)}, settings) or (
-                None,
-                {"steps": []},
-            )
-            if tree is not None:
-                done, rows, reads = found["step"], found["history"], found["reads"]
+            if found := checkpoints.load({"state": jax.eval_shape(init)}, settings):
+                state, known = put_state(found[0]["state"]), found[1]
+                done, rows, reads = known["step"], known["history"], known["reads"]
+                steps = known["steps"]
                 within = f" and {sum(one['steps'] for one in reads)} steps" if reads else ""
                 logger.info(f"  resuming after epoch {len(rows)}{within}")
             mesh.require_same(done, "the step of the newest checkpoint")
             if mesh.is_lead():
-                history = History(directory, found["steps"])
+                history = History(directory, steps)
                 if rows:
                     history.send(rows)
-        state = init() if tree is None else put_state(tree["state"])
+        if state is None:
+            state = init()
 
         def save(score: float = math.inf) -> float:
             """Save the state and the history; returns the time."""
             if checkpoints:
-                steps = history.steps if history else []
-                progress = {"epoch": len(rows), "history": rows, "reads": reads, "steps": steps}
+                progress = {"epoch": len(rows), "history": rows, "reads": reads}
+                progress["steps"] = history.steps if history else []
                 checkpoints.save(done, {"state": state}, settings | progress, score)
             if history:
                 history.send(rows)
@@ -152,33 +151,31 @@ def fit(
                 values = jax.device_get([one for _, one in unread])
                 good = done - len(values)  # number of steps before a value
                 for (clips, _), one in zip(unread, values):
-                    if (
-                        not one["skipped"]
-                        and not np.isfinite([one[name] for name in CHECKED]).all()
-                    ):
-                        clips = [str(clip) for clip in clips]
-                        numbers = {name: str(one[name]) for name in CHECKED}
-                        text = (
-                            f"the loss is {one['loss']:.4g}, the gradient norm"
-                            f" {one['gradient_norm']:.4g} and the update norm"
-                            f" {one['update_norm']:.4g} at step {good + 1}, on the clips"
-                            f" {', '.join(clips[:4])}"
-                        )
-                        if directory:
-                            home = directory / "stopped"
-                            facts = {"broke_at_step": good + 1, "clips": clips, **numbers}
-                            with Checkpoints(home, keep=1) as stopped:
-                                stopped.save(good, {"state": state}, settings | facts)
-                            text += f" and {len(clips) - 4} more" if len(clips) > 4 else ""
-                            text += f". The state after {good} steps is saved in {home}"
-                        if history:
-                            history.send(rows)
-                            with contextlib.suppress(StorageError):  # already logged
-                                history.finish()
-                        raise FloatingPointError(
-                            f"{text}. Lower the learning rate, or check those clips"
-                        )
-                    good += 1
+                    checked = [float(one[name]) for name in CHECKED]
+                    if one["skipped"] or np.isfinite(checked).all():
+                        good += 1
+                        continue
+                    clips = [str(clip) for clip in clips]
+                    loss, gradient, update = (f"{value:.4g}" for value in checked)
+                    text = (
+                        f"the loss is {loss}, the gradient norm {gradient} and the update norm"
+                        f" {update} at step {good + 1}, on the clips {', '.join(clips[:4])}"
+                    )
+                    if directory:
+                        home = directory / "stopped"
+                        facts = {"broke_at_step": good + 1, "clips": clips}
+                        facts |= dict(zip(CHECKED, map(str, checked)))
+                        with Checkpoints(home, keep=1) as stopped:
+                            stopped.save(good, {"state": state}, settings | facts)
+                        text += f" and {len(clips) - 4} more" if len(clips) > 4 else ""
+                        text += f". The state after {good} steps is saved in {home}"
+                    if history:
+                        history.send(rows)
+                        with contextlib.suppress(StorageError):  # already logged
+                            history.finish()
+                    raise FloatingPointError(
+                        f"{text}. Lower the learning rate, or check those clips"
+                    )
 
                 # --- Log and save
                 means = {name: float(np.mean([one[name] for one in values])) for name in names}
@@ -186,8 +183,8 @@ def fit(
                     means |= measure(done, (time.monotonic() - since) / len(values))
                     means["input_wait"] = waited / len(values)
                     if history:
-                        shown = {name: f"{value:.6g}" for name, value in means.items()}
-                        history.add({"step": done, **shown})
+                        texts = {name: f"{value:.6g}" for name, value in means.items()}
+                        history.add({"step": done, **texts})
                 reads.append({"steps": len(values), **means})
                 since, waited, unread = time.monotonic(), 0.0, []
                 due = time.monotonic() - saved >= 60 * save_minutes
@@ -197,8 +194,8 @@ def fit(
             # --- End of the epoch
             columns = [name for name in reads[0] if name != "steps"]
             table = [[one[name] for name in columns] for one in reads]
-            means = np.average(table, axis=0, weights=[one["steps"] for one in reads])
-            row = {"epoch": epoch + 1, "step": done, **dict(zip(columns, means.tolist()))}
+            values = np.average(table, axis=0, weights=[one["steps"] for one in reads]).tolist()
+            row = {"epoch": epoch + 1, "step": done, **dict(zip(columns, values))}
             if "skipped" in row:
                 row["skipped"] = round(row["skipped"] * steps_per_epoch)
             rows.append(row | validate(state.params))
@@ -210,11 +207,8 @@ def fit(
                 loss = f"loss {row['loss']:.4f}"
                 if "validation_loss" in row:
                     loss = f"loss {row['loss']:.3f} (validation {row['validation_loss']:.3f})"
-                others = [
-                    text.format(by * row[name])
-                    for name, (text, by) in _SHOWN.items()
-                    if name in row
-                ]
+                shown = {name: _SHOWN[name] for name in _SHOWN if name in row}
+                others = [text.format(by * row[name]) for name, (text, by) in shown.items()]
                 logger.info(
                     f"  epoch {epoch + 1}/{epochs}: {', '.join([loss, *others])},"
                     f" about {left:.0f} s left"

@@ -1,11 +1,11 @@
-"""One code path from a CPU to a TPU pod: a mesh of all devices, a sharded batch, and replicated or
-sharded parameters.
+"""From a CPU to a TPU pod: processes, a mesh of all devices, sharded batches and parameters.
 
-Arrays are global: a step compiled for a mesh computes the same result as on one device, and XLA
-inserts the communication. With several processes, each supplies its own rows of a batch.
+Arrays are global: a step computes the same result as on one device, and XLA inserts the
+communication. With several processes, each supplies its own rows of a batch.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 
@@ -25,8 +25,8 @@ def initialize(distributed: bool = False) -> None:
     """Join the processes of a run by ``jax.distributed``; call it before any use of devices.
 
     ``JAX_COORDINATOR_ADDRESS`` (host:port of process 0), ``JAX_NUM_PROCESSES`` and
-    ``JAX_PROCESS_ID`` describe the processes; under ``srun``, ``mpirun`` and on the hosts of a TPU
-    slice JAX detects them. A second call does nothing.
+    ``JAX_PROCESS_ID`` describe them; under ``srun``, ``mpirun`` and on TPU hosts JAX detects them.
+    A second call does nothing. Only the first process logs.
 
     Raises:
         InputError: an incomplete description; or several processes that are not ``distributed``,
@@ -37,7 +37,7 @@ def initialize(distributed: bool = False) -> None:
             if (count := os.environ.get(name, "")) not in ("", "1"):
                 raise InputError(
                     f"{name}={count}, but these processes are not connected. Use pretrain"
-                    " --distributed; start any other command in one process"
+                    " --distributed; start other commands in one process"
                 )
     elif not jax.distributed.is_initialized():
         numbers = []
@@ -52,16 +52,17 @@ def initialize(distributed: bool = False) -> None:
                 f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES"
                 " and JAX_PROCESS_ID in every process"
             ) from error
+        if jax.process_index():
+            logging.getLogger("percepiano_ast").setLevel(logging.ERROR)
 
 
 def is_lead() -> bool:
-    """Whether this process writes files and prints."""
+    """Whether this process writes the history and logs."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Block until every process has reached this call; ``what`` names the barrier and is the same
-    in all of them."""
+    """Block until every process has reached this call; ``what`` names the barrier."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -92,9 +93,8 @@ class Layout:
 
     Attributes:
         mesh: one axis, ``data``, over all devices.
-        fsdp: shard parameters, their moving average and the optimiser state too, instead of
-            replicating them, for models that do not fit on one device (ZeRO-3, Rajbhandari et al.
-            2020; XLA gathers each layer when it is computed).
+        fsdp: shard parameters, their moving average and the optimiser state too, for models that
+            do not fit on one device (ZeRO-3, Rajbhandari et al. 2020).
     """
 
     mesh: jax.sharding.Mesh
@@ -102,8 +102,7 @@ class Layout:
 
     @classmethod
     def over(cls, devices: Sequence[jax.Device] | None = None, fsdp: bool = False) -> "Layout":
-        """A layout over ``devices``, by default all; those of a process are adjacent, and so are
-        its rows of a batch."""
+        """A layout over ``devices``, by default all; those of a process are adjacent."""
         devices = jax.devices() if devices is None else devices
         devices = sorted(devices, key=lambda device: (device.process_index, device.id))
         mesh = jax.sharding.Mesh(np.array(devices), (DATA,), axis_types=(AxisType.Auto,))
@@ -120,8 +119,7 @@ class Layout:
         return self.mesh.devices.flat[0]
 
     def sharding(self, *axes: str | None) -> NamedSharding:
-        """The sharding of an array whose dimensions are split along these mesh axes; without axes,
-        replicated."""
+        """Of an array whose dimensions are split along these mesh axes; none: replicated."""
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
     def check_batch(self, batch_size: int, accum_steps: int) -> None:
@@ -143,14 +141,10 @@ class Layout:
             # The leading axis of stacked blocks is scanned layer by layer, so it is not split.
             stacked = any(getattr(key, "key", None) == "blocks" for key in path)
             sizes = [0 if axis < stacked else size for axis, size in enumerate(leaf.shape)]
-            divisible = [
-                axis
-                for axis, size in enumerate(sizes)
-                if size >= self.size and not size % self.size
-            ]
+            divisible = [size for size in sizes if size and not size % self.size]
             if not divisible:
                 return self.sharding()
-            longest = max(divisible, key=lambda axis: sizes[axis])
+            longest = sizes.index(max(divisible))
             return self.sharding(*(DATA if axis == longest else None for axis in range(leaf.ndim)))
 
         return jax.tree_util.tree_map_with_path(of_leaf, state)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,159 +49,124 @@ _OTHER_STREAM = np.uint32(2**32 - 1)
 # --- Objectives ---------------------------------------------------------------------------------
 
 
-class Objective:
-    """Base class of `OBJECTIVES`.
+class Objective(NamedTuple):
+    """What a model is pre-trained for.
 
     Attributes:
         names: of the losses, ``loss`` first.
         module: the Flax module; for the joint objective, the SSAST. Its parameters hold the encoder
             as ``encoder``.
+        init: rng, one window (1, T, F) -> parameters.
+        draw: rng, number of clips -> random values for each clip, to be added to the batch.
+        losses: parameters, normalised windows (B, T, F), batch -> the losses ``names``, float32.
+        measure: as ``losses``, of a validation batch, with further scalars; to be summed.
+        scores: these sums, number of batches -> validation scores, means of the losses first.
     """
 
     names: tuple[str, ...]
     module: nn.Module
-
-    def __init__(
-        self, model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
-    ):
-        self.model, self.config = model, config
-        self.module = self._build(compute, num_descriptors)
-
-    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
-        raise NotImplementedError
-
-    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
-        """Parameters, initialised with one window (1, T, F)."""
-        raise NotImplementedError
-
-    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-        """Random values for each clip of a batch, to be added to the batch."""
-        return {}
-
-    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """The losses ``names`` of normalised windows (B, T, F), float32 scalars."""
-        raise NotImplementedError
-
-    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """Float32 scalars of a validation batch, to be summed over batches."""
-        return self.losses(params, log_mel, batch)
-
-    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
-        """Validation scores from the sums over ``batches`` batches: means of the losses first."""
-        return {name: total[name] / batches for name in self.names}
+    init: Callable[[jax.Array, jax.Array], dict]
+    draw: Callable[[jax.Array, int], dict]
+    losses: Callable[[dict, jax.Array, dict], dict]
+    measure: Callable[[dict, jax.Array, dict], dict]
+    scores: Callable[[dict, int], dict]
 
 
-class MaskedObjective(Objective):
-    """SSAST (Gong et al. 2022), see `models.ssast`."""
+def masked_objective(
+    model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
+) -> Objective:
+    """SSAST (Gong et al. 2022), see `models.ssast`: ``mask``, int32 (batch, masked), is drawn."""
+    names, masked = ("loss", "nce", "mse", "accuracy"), config.num_masked(model)
+    module = ssast.SSAST(model, compute, config.decoder_depth)
 
-    names = ("loss", "nce", "mse", "accuracy")
+    def draw(rng: jax.Array, batch: int) -> dict:
+        return {"mask": ssast.sample_mask_index(rng, batch, model.grid, masked, config.cluster)}
 
-    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
-        self.masked = self.config.num_masked(self.model)
-        return ssast.SSAST(self.model, compute, self.config.decoder_depth)
+    def losses(params: dict, log_mel: jax.Array, batch: dict) -> dict:
+        outputs, _ = module.apply({"params": params}, log_mel, batch["mask"])
+        weight, over = config.generative_weight, config.softmax_over
+        return ssast.losses(outputs, generative_weight=weight, softmax_over=over)
 
-    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
-        """See `Objective`."""
-        return self.module.init(rng, log_mel, jnp.arange(self.masked)[None, :])["params"]
-
-    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-        """``mask``: indices of masked patches, int32 (batch, masked)."""
-        grid, cluster = self.model.grid, self.config.cluster
-        return {"mask": ssast.sample_mask_index(rng, batch, grid, self.masked, cluster)}
-
-    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """See `Objective`; reads the batch's ``mask``."""
-        outputs, _ = self.module.apply({"params": params}, log_mel, batch["mask"])
-        config = self.config
-        return ssast.losses(
-            outputs, generative_weight=config.generative_weight, softmax_over=config.softmax_over
-        )
+    return Objective(
+        names,
+        module,
+        lambda rng, log_mel: module.init(rng, log_mel, jnp.arange(masked)[None, :])["params"],
+        draw,
+        losses,
+        losses,
+        lambda total, batches: {name: total[name] / batches for name in names},
+    )
 
 
-class TranscriptionObjective(Objective):
-    """Onsets, keys, strings, velocity, pedals and descriptors, see `models.transcription`."""
+def transcription_objective(
+    model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
+) -> Objective:
+    """Onsets, keys, strings, velocity, pedals and descriptors, see `models.transcription`: reads
+    the batch's ``targets`` and ``descriptors``, and is scored by `transcription.METRICS` too.
 
-    names = transcription.LOSSES
+    Raises:
+        InputError: unsuitable patches.
+    """
+    transcription.steps_of(model)
+    module = transcription.TranscriptionModel(model, compute, num_descriptors)
 
-    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
-        transcription.steps_of(self.model)  # raises an error for unsuitable patches
-        return transcription.TranscriptionModel(self.model, compute, num_descriptors)
-
-    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
-        """See `Objective`."""
-        return self.module.init(rng, log_mel)["params"]
-
-    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """See `Objective`; reads the batch's ``targets`` and ``descriptors``."""
-        outputs, _ = self.module.apply({"params": params}, log_mel)
+    def losses(params: dict, log_mel: jax.Array, batch: dict) -> dict:
+        outputs, _ = module.apply({"params": params}, log_mel)
         return transcription.losses(outputs, batch["targets"], batch["descriptors"])
 
-    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """Losses, and `transcription.metric_counts`."""
-        outputs, _ = self.module.apply({"params": params}, log_mel)
+    def measure(params: dict, log_mel: jax.Array, batch: dict) -> dict:
+        outputs, _ = module.apply({"params": params}, log_mel)
         known = batch["targets"], batch["descriptors"]
         counts = transcription.metric_counts(outputs, *known)
         return transcription.losses(outputs, *known) | _prefixed("count_", counts)
 
-    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
-        """Means of the losses, and `transcription.METRICS`."""
-        counts = _without_prefix("count_", total)
-        return super().scores(total, batches) | transcription.metrics(counts)
+    def scores(total: dict, batches: int) -> dict:
+        means = {name: total[name] / batches for name in transcription.LOSSES}
+        return means | transcription.metrics(_without_prefix("count_", total))
 
-
-class JointObjective(Objective):
-    """Both objectives on one encoder: it encodes the masked window and the complete one, and the
-    losses are added."""
-
-    # the prefixes are those of columns in existing histories
-    names = (
-        "loss",
-        *(f"masked_{name}" for name in MaskedObjective.names),
-        *(f"heard_{name}" for name in TranscriptionObjective.names),
+    return Objective(
+        transcription.LOSSES,
+        module,
+        lambda rng, log_mel: module.init(rng, log_mel)["params"],
+        lambda rng, batch: {},
+        losses,
+        measure,
+        scores,
     )
 
-    def _build(self, compute: Compute, num_descriptors: int) -> nn.Module:
-        kinds: dict[str, type[Objective]] = {
-            "masked_": MaskedObjective,
-            "heard_": TranscriptionObjective,
-        }
-        self.parts = {
-            prefix: kind(self.model, self.config, compute, num_descriptors)
-            for prefix, kind in kinds.items()
-        }
-        return self.parts["masked_"].module
 
-    def init(self, rng: jax.Array, log_mel: jax.Array) -> dict:
-        """Parameters of both objectives, with one shared encoder."""
-        masked, transcribed = (part.init(rng, log_mel) for part in self.parts.values())
-        return transcribed | masked
+def joint_objective(
+    model: ModelConfig, config: PretrainConfig, compute: Compute, num_descriptors: int
+) -> Objective:
+    """Both objectives on one encoder: it encodes the masked window and the complete one, and the
+    losses are added."""
+    given = model, config, compute, num_descriptors
+    masked, notes = masked_objective(*given), transcription_objective(*given)
 
-    def draw(self, rng: jax.Array, batch: int) -> dict[str, jax.Array]:
-        """See `MaskedObjective`."""
-        return self.parts["masked_"].draw(rng, batch)
+    # the prefixes are those of columns in existing histories
+    def joined(one: dict, other: dict) -> dict:
+        total = {"loss": one["loss"] + other["loss"]}
+        return total | _prefixed("masked_", one) | _prefixed("heard_", other)
 
-    def losses(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """See `Objective`."""
-        return self._added(lambda prefix, part: part.losses(params, log_mel, batch))
+    def scores(total: dict, batches: int) -> dict:
+        one = masked.scores(_without_prefix("masked_", total), batches)
+        return joined(one, notes.scores(_without_prefix("heard_", total), batches))
 
-    def measure(self, params: dict, log_mel: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """The sums of both objectives."""
-        return self._added(lambda prefix, part: part.measure(params, log_mel, batch))
-
-    def scores(self, total: dict[str, float], batches: int) -> dict[str, float]:
-        """The scores of both objectives."""
-        return self._added(lambda name, part: part.scores(_without_prefix(name, total), batches))
-
-    def _added(self, compute: Callable[[str, Objective], dict]) -> dict:
-        found = {prefix: compute(prefix, part) for prefix, part in self.parts.items()}
-        total = {"loss": found["masked_"]["loss"] + found["heard_"]["loss"]}
-        return total | _prefixed("masked_", found["masked_"]) | _prefixed("heard_", found["heard_"])
+    return Objective(
+        tuple(joined(dict.fromkeys(masked.names, 0), dict.fromkeys(notes.names, 0))),
+        masked.module,
+        lambda *inputs: notes.init(*inputs) | masked.init(*inputs),
+        masked.draw,
+        lambda *inputs: joined(masked.losses(*inputs), notes.losses(*inputs)),
+        lambda *inputs: joined(masked.measure(*inputs), notes.measure(*inputs)),
+        scores,
+    )
 
 
 OBJECTIVES = {
-    "ssast": MaskedObjective,
-    "transcription": TranscriptionObjective,
-    "joint": JointObjective,
+    "ssast": masked_objective,
+    "transcription": transcription_objective,
+    "joint": joint_objective,
 }
 
 
@@ -210,18 +176,14 @@ def _prefixed(prefix: str, values: dict) -> dict:
 
 def _without_prefix(prefix: str, values: dict) -> dict:
     """The values whose names have this prefix, named without it."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in values.items()
-        if name.startswith(prefix)
-    }
+    names = [name for name in values if name.startswith(prefix)]
+    return {name.removeprefix(prefix): values[name] for name in names}
 
 
 # --- Augmentation by room, microphone, level and noise ------------------------------------------
-# The notes and their frames do not change. Without augmentation a model does not generalise: if it
-# is trained on one soundfont, it loses a quarter of its correlation on another; if it is trained on
-# dry pianos, it mistakes reverberation for the pedal. Augmentation is a pure function of normalised
-# levels and the step's key. It runs on the device, at a small fraction of the cost of a step.
+# The notes and their frames do not change. A model that is trained on one soundfont without
+# augmentation loses a quarter of its correlation on another; one that is trained on dry pianos
+# mistakes reverberation for the pedal. A pure function of normalised levels and the step's key.
 
 GAIN_DB = 6.0  # largest gain, up or down; larger gains would hide the force of the strokes
 # largest amplitude of each of `EQ_WAVES` cosines over the mel axis: tilt, one dip, two dips
@@ -313,8 +275,7 @@ class Pretraining:
     Attributes:
         model, config, front_end, statistics, total_steps: determine the training.
         compute, layout: how and where it is computed; by default on all devices.
-        num_descriptors: number of descriptors of a window to predict along with the notes; 0 for
-            none.
+        num_descriptors: number of descriptors of a window to predict along with the notes.
     """
 
     model: ModelConfig
@@ -333,9 +294,9 @@ class Pretraining:
         Raises:
             InputError: an unknown objective, or patches that are incompatible with it.
         """
-        kind = lookup(OBJECTIVES, self.config.objective, "objective")
+        make = lookup(OBJECTIVES, self.config.objective, "objective")
         compute = compute_for(self.compute, self.layout.device, self.layout.size)
-        return kind(self.model, self.config, compute, self.num_descriptors)
+        return make(self.model, self.config, compute, self.num_descriptors)
 
     @property
     def module(self) -> nn.Module:
@@ -381,7 +342,7 @@ class Pretraining:
 
     def draw(self, rng: jax.Array, batch: int) -> dict:
         """All random values for the clips of one step."""
-        drawn: dict = self.objective.draw(rng, batch)
+        drawn = self.objective.draw(rng, batch)
         if self.config.augment:
             drawn["augment"] = draw_augmentation(jax.random.fold_in(rng, _OTHER_STREAM), batch)
         return drawn
@@ -394,32 +355,32 @@ class Pretraining:
         Raises:
             InputError: devices and micro-batches do not divide the batch.
         """
-        layout, compute = self.layout, self.compute
-        layout.check_batch(self.config.batch_size, compute.accum_steps)
+        accum_steps, config = self.compute.accum_steps, self.config
+        self.layout.check_batch(config.batch_size, accum_steps)
 
         def objective(params, part):
             losses = self.objective.losses(params, self.inputs(part), part)
             return losses["loss"], losses
 
         def step(state: TrainState, batch: dict):
-            rng = jax.random.fold_in(jax.random.key(self.config.seed), state.step)
+            rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
             batch = batch | self.draw(rng, len(batch["codes"]))
             return train_step(
                 state,
                 batch,
                 objective,
                 self.optimizer,
-                accum_steps=compute.accum_steps,
+                accum_steps=accum_steps,
                 half=self.module.compute.dtype == jnp.float16,
-                ema_decay=self.config.ema_decay,
+                ema_decay=config.ema_decay,
             )
 
-        shardings = layout.of_state(self.abstract_state)
+        states = self.layout.of_state(self.abstract_state)
         return jax.jit(
             step,
             donate_argnums=0,
-            in_shardings=(shardings, layout.sharding(mesh.DATA)),
-            out_shardings=(shardings, layout.sharding()),
+            in_shardings=(states, self.layout.sharding(mesh.DATA)),
+            out_shardings=(states, self.layout.sharding()),
         )
 
     @functools.cached_property
@@ -482,7 +443,9 @@ def pretrain(
     ``checkpoints`` to ``directory``, the checkpoints to ``store`` if it is given.
 
     Args:
-        batches: ``batches(k)`` yields the batches of steps k, k + 1, ...
+        batches: ``batches(k)`` yields the batches of steps k, k + 1, ... as dicts: this process's
+            rows of ``codes`` (batch, time, mel), uint8 or float16 dB, their names ``clip``, and
+            further inputs of the objective.
         validation: yields the validation batches, the same ones every time.
         description: saved with every checkpoint (source, licence, ...).
         store: another folder for the checkpoints, or ``gs://BUCKET/PREFIX``.
@@ -493,14 +456,11 @@ def pretrain(
     Raises:
         InputError: ``directory`` holds a run of another configuration, or the batch cannot be
             divided as requested.
-        FloatingPointError: loss, gradient or update is not finite; the message names the step and
-            the clips of its batch.
         RunFailed: the batch does not fit into the device's memory.
-        StorageError: training is complete, but the last checkpoint or the history could not be
-            saved.
+        FloatingPointError, StorageError: see `loop.fit`.
     """
-    settings = {"model": asdict(model), "pretrain": asdict(config), "front_end": asdict(front_end)}
-    settings |= {"statistics": asdict(statistics), **description}
+    settings: dict = {"model": asdict(model), "pretrain": asdict(config)}
+    settings |= {"front_end": asdict(front_end), "statistics": asdict(statistics), **description}
     settings |= {"steps_per_epoch": steps_per_epoch}
     if mesh.is_lead():
         lock_config(directory, settings)
@@ -513,10 +473,10 @@ def pretrain(
     step, one = run.step, size_of(run.abstract_state)  # an indivisible batch raises an error here
     check_disk_space(place, one, f"{shown(4 * one)} (the last 2, the best, one being saved)")
     kind, dtype = layout.device.device_kind, run.module.compute.dtype
+    size = sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params))
     logger.info(
-        f"{config.objective} {model.name}:"
-        f" {sum(leaf.size for leaf in jax.tree.leaves(run.abstract_state.params)):,} parameters,"
-        f" {steps} steps on {layout.size} x {kind} in {jnp.dtype(dtype).name}"
+        f"{config.objective} {model.name}: {size:,} parameters, {steps} steps on {layout.size} x"
+        f" {kind} in {jnp.dtype(dtype).name}"
     )
     flops, peak = pretrain_flops(model, config), layout.size * matrix_peak(dtype, layout.device)
     started = time.monotonic()
@@ -527,9 +487,9 @@ def pretrain(
         logger.info(f"  compiled the training step in {time.monotonic() - start:.0f} s")
         return compiled
 
-    def measure(step: int, seconds: float) -> dict[str, float]:
+    def measure(number: int, seconds: float) -> dict[str, float]:
         speed = config.batch_size / seconds
-        rate = float(run.schedule(step - 1))
+        rate = float(run.schedule(number - 1))
         return {"learning_rate": rate, "clips_per_second": speed, "mfu": speed * flops / peak}
 
     def validate(params: dict) -> dict[str, float]:

@@ -34,8 +34,8 @@ class TrainState:
         step: number of steps taken.
         params, opt_state: in the structures of Flax and optax.
         ema: moving average of the parameters, or None.
-        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16; present in
-            every precision, so that a run may resume in another one.
+        loss_scale: ``scale`` and ``finite`` (steps since it last changed) for float16, in every
+            precision: a run may resume in another one.
         healthy: False after the first loss, gradient or update that is not finite; further steps
             then change nothing.
     """
@@ -49,15 +49,11 @@ class TrainState:
 
 
 def compute_for(config: ComputeConfig, device: jax.Device, devices: int = 1) -> Compute:
-    """Precision and attention kernel for this number of ``devices`` of this kind, with ``auto``
-    resolved.
-
-    ``auto`` is bfloat16 on TPUs and on GPUs since Ampere, float16 on older GPUs such as the T4, and
-    float32 on a CPU.
+    """Precision and attention kernel on so many ``devices``, with ``auto`` resolved: bfloat16 on
+    TPUs and GPUs since Ampere, float16 on older GPUs such as the T4, and float32 on a CPU.
 
     Raises:
-        InputError: an unknown precision or kind of attention, or one that the device does not
-            support.
+        InputError: unknown precision or attention, or one that the device does not support.
     """
     gpu = float(getattr(device, "compute_capability", 0)) if device.platform == "gpu" else 0.0
     precision, attention = config.precision, config.attention
@@ -103,8 +99,7 @@ def learning_rate(config: PretrainConfig | FinetuneConfig, total_steps: int) -> 
 def make_optimizer(
     config: PretrainConfig | FinetuneConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """AdamW with clipping by global norm; weight decay on kernels only, not on biases, norms,
-    tokens or positions."""
+    """AdamW with clipping by global norm; weight decay on kernels only."""
 
     def decays(params):
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -128,12 +123,7 @@ def norm_of(tree) -> jax.Array:
 
 
 def published_optimizer(
-    rate: float | optax.Schedule,
-    *,
-    b1: float = 0.95,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 5e-7,
+    rate: float | optax.Schedule, *, b1=0.95, b2=0.999, eps=1e-8, weight_decay=5e-7
 ) -> optax.GradientTransformation:
     """Adam with L2 regularisation in the gradient, as in SSAST's published training code
     (``traintest_mask.py``)."""
@@ -168,22 +158,18 @@ def train_step(
     half: bool = False,
     ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict]:
-    """One optimiser step.
+    """One optimiser step; returns the next state, and the objective's metrics with
+    ``gradient_norm``, ``update_norm`` and ``skipped`` (1 after a float16 overflow).
 
-    After a float16 overflow the step counts, but its update is skipped and the loss scale halved.
-    After any other loss, gradient or update that is not finite, parameters and step are unchanged
-    and the state is no longer ``healthy``.
+    After an overflow the step counts, but its update is skipped and the loss scale halved. After
+    any other loss, gradient or update that is not finite, parameters and step are unchanged and the
+    state is no longer ``healthy``.
 
     Args:
-        objective: (params, batch) -> the mean loss over the clips, and metrics that are means too,
-            so that the means over micro-batches equal those of the batch up to rounding.
+        objective: (params, batch) -> the mean loss over the clips, and metrics that are means too.
         accum_steps: number of micro-batches. One takes every ``accum_steps``-th clip, so that clips
             stay on their devices.
         half: scale the loss for float16 in the backward pass.
-
-    Returns:
-        the next state, and the objective's metrics with ``gradient_norm``, ``update_norm`` and
-        ``skipped`` (1 after an overflow).
     """
     loss_scale, overflow = state.loss_scale, jnp.zeros((), bool)
     scale = loss_scale["scale"]
@@ -232,12 +218,9 @@ def train_step(
     if ema is not None:
         ema = jax.tree.map(lambda old, new: old + (1 - ema_decay) * (new - old), ema, params)
     updated = {"params": params, "opt_state": opt_state, "ema": ema}
-    kept = {name: getattr(state, name) for name in updated}
-    updated = jax.tree.map(lambda new, old: jnp.where(healthy & finite, new, old), updated, kept)
-    metrics |= {
-        "gradient_norm": norm,
-        "update_norm": moved,
-        "skipped": (healthy & overflow).astype(jnp.float32),
-    }
+    before = {name: getattr(state, name) for name in updated}
+    updated = jax.tree.map(lambda new, old: jnp.where(healthy & finite, new, old), updated, before)
+    skipped = (healthy & overflow).astype(jnp.float32)
+    metrics |= {"gradient_norm": norm, "update_norm": moved, "skipped": skipped}
     step = state.step + healthy.astype(jnp.int32)
     return TrainState(step=step, **updated, loss_scale=loss_scale, healthy=healthy), metrics

@@ -1,9 +1,6 @@
-"""Fine-tuning strategies: which parameters are trained, at which rate, and from which step on; see
-``FinetuneConfig.strategy``.
-
-The trained parameters are a separate tree, so that gradients, optimiser state and checkpoints cover
-only them. `join` combines them with the frozen parameters into a complete rater.
-"""
+"""Fine-tuning strategies (``FinetuneConfig.strategy``): which parameters are trained, at which
+rate, and from which step on. They are a separate tree: gradients, optimiser state and checkpoints
+cover only them."""
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +14,7 @@ from percepiano_ast.models.cnn import Geometry
 
 
 def check(config: FinetuneConfig, model: Geometry) -> None:
-    """Raises InputError for an unknown strategy, or settings that are invalid for it and this
-    model."""
+    """Raises InputError for an unknown strategy, or settings that are invalid for it."""
     lookup(dict.fromkeys(STRATEGIES), config.strategy, "strategy")
     if config.transcription_features and config.trains_encoder:
         raise InputError(
@@ -39,14 +35,12 @@ def check(config: FinetuneConfig, model: Geometry) -> None:
     if config.strategy == "lora" and config.lora_rank < 1:
         raise InputError(f"lora_rank={config.lora_rank} is too small; choose at least 1")
     if config.strategy == "gradual" and config.unfreeze_epochs < 1:
-        raise InputError(
-            f"unfreeze_epochs={config.unfreeze_epochs} is too small; choose at least 1"
-        )
+        epochs = config.unfreeze_epochs
+        raise InputError(f"unfreeze_epochs={epochs} is too small; choose at least 1")
 
 
 def split(config: FinetuneConfig, params: dict, questionnaire: RatingScale = PERCEPIANO) -> dict:
-    """The trained part of ``params`` (``encoder``, ``head``), with added parameters: adapters, the
-    groups' variances."""
+    """The trained part of ``params`` (``encoder``, ``head``), adapters and groups' variances."""
     head = params["head"]
     if config.rating_scale != "none":
         head = heads.standardised(head, config.head, questionnaire)
@@ -65,8 +59,7 @@ def split(config: FinetuneConfig, params: dict, questionnaire: RatingScale = PER
 
 
 def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
-    """``encoder`` and ``head`` of the rater from the original encoder and the trained part;
-    adapters are merged."""
+    """``encoder`` and ``head`` of the rater: the original encoder with the trained part."""
     if config.strategy in ("gradual", "full"):
         encoder = trained["encoder"]
     elif config.strategy == "last":
@@ -82,10 +75,7 @@ def join(config: FinetuneConfig, encoder: dict, trained: dict) -> dict:
 
 def _ranks(encoder: dict) -> dict:
     """Depth of every parameter, counted from the top: arrays that broadcast against the parameters.
-
-    1 for the top block, 2 for the next lower one, and so on; 0 above the blocks; below them, one
-    more than for the lowest block. All parameters of an encoder without blocks have 0.
-    """
+    1 for the top block; 0 above the blocks, and in an encoder without blocks."""
     lowest = jax.tree.leaves(encoder["blocks"])[0].shape[0] + 1 if "blocks" in encoder else 0
 
     def rank(path, leaf):
@@ -102,11 +92,10 @@ def optimizer(
     """``base`` with the learning rates of the strategy.
 
     The encoder's updates are multiplied by ``encoder_rate`` and by ``layer_decay`` to the power of
-    the rank (see `_ranks`). With ``gradual``, the encoder is frozen at first, then one block less
-    every ``unfreeze_epochs``, from the top; parameters above the blocks are unfrozen with the
-    highest block, those below after the lowest. Gradients of the frozen part are zeroed before
-    ``base``, so that its moments start at unfreezing, and updates after it, so that weight decay
-    has no effect.
+    the rank (see `_ranks`). With ``gradual``, one more block is unfrozen every ``unfreeze_epochs``,
+    from the top; parameters above the blocks with the highest block, those below after the lowest.
+    Gradients of the frozen part are zeroed before ``base``, for its moments, and updates after it,
+    for weight decay.
     """
 
     def scale(updates, params=None):

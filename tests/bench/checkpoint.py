@@ -15,18 +15,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from percepiano_ast.training.pieces import size_of
 
 from bench import medians, result
 from percepiano_ast.config import PRESETS, ComputeConfig, LevelStats
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.training.checkpoints import Checkpoints, shown
+from percepiano_ast.training.checkpoints import Checkpoints, shown, size_of
 from percepiano_ast.training.pretrain import Pretraining
 
 CPU_BATCH, ACCELERATOR_BATCH = 1, 32
 RUNS = 3  # each of four windows of steps, which take almost half a minute on two cores
 EPOCH = 60.0  # costs are shares of an epoch of this many seconds, the shortest expected
-ROOM = 8  # largest number of states on the disk: packed, saved, replaced, and those of the peers
+ROOM = 8  # largest number of states on the disk: local, saved, replaced, and those of the peers
 STATISTICS = LevelStats(-40.0, 20.0, 1, 0.0, 0.0)
 
 
@@ -37,7 +36,7 @@ def checkpoint() -> Iterator[dict]:
     ``checkpoint-wait``: seconds that training waits in `Checkpoints.save`, which is the total cost
     if an accelerator computes the steps. ``checkpoint-cost``: additional time of a window of steps
     with one save, compared with the same steps without, as a share of an epoch of one minute. The
-    window includes packing, copying and reading back, so on a CPU it counts the time that writing
+    window includes writing, copying and reading back, so on a CPU it counts the time that writing
     takes from the steps. The peers write to the same folder, once, and read nothing back: Orbax's
     manager, synchronous, and the same with its default, saving in the background. Windows are
     interleaved. ``checkpoint-resume``: from the start of a process to the end of its first step,
@@ -132,7 +131,7 @@ def _saving(directory: Path) -> Iterator[dict]:
     (waiting, plain), (going_on, behind) = (
         _orbax(directory / name, name == "behind") for name in ("plain", "behind")
     )
-    with Checkpoints(directory / "ours", keep=1, log=_log) as checkpoints, waiting, going_on:
+    with Checkpoints(directory / "ours", keep=1) as checkpoints, waiting, going_on:
         checkpoints.prepare()
         ours = _Saver(lambda step, tree: checkpoints.save(step, tree, {}), checkpoints.finish)
         # The number of steps during the writing of a checkpoint; the window waits for the rest of
@@ -178,10 +177,6 @@ def _saving(directory: Path) -> Iterator[dict]:
     )
 
 
-def _log(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 # ---------------------------------------------------------------- in a separate process
 
 
@@ -190,9 +185,7 @@ def _resume(directory: str, started: float) -> None:
     started."""
     times = {"imports": time.time()}
     training = _Training()
-    found = Checkpoints(Path(directory, "ours"), log=_log).load(
-        {"state": training.run.abstract_state}
-    )
+    found = Checkpoints(Path(directory, "ours")).load({"state": training.run.abstract_state})
     assert found is not None, "the parent process has saved no checkpoint"
     tree, _ = found
     times["load"] = time.time()
@@ -215,7 +208,7 @@ def _memory(directory: str) -> None:
     training = _Training()
     training.start()
     alone = _peak_while(lambda: training.steps(2))
-    with Checkpoints(Path(directory, "twice"), keep=1, log=_log) as checkpoints:
+    with Checkpoints(Path(directory, "twice"), keep=1) as checkpoints:
         checkpoints.prepare()
 
         def saving() -> None:
