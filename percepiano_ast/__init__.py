@@ -1,13 +1,12 @@
 """Rate how a piano performance is played: AST, SSAST and PercePiano in JAX.
 
-import percepiano_ast
-
-rating = percepiano_ast.rate("take.m4a")  # or a list, a file object, an array and its rate
-rating.ratings["timing_stable_unstable"], rating.warnings
-print(rating)  # the most distinctive ratings; in a notebook, a card with all
-model = percepiano_ast.load_model("runs/mine")  # a model of one's own; by default the bundled
-model.rate(["one.wav", "other.wav"])
-percepiano_ast.Stream(44_100).push(block)  # live sound, rated every second
+>>> import percepiano_ast
+>>> rating = percepiano_ast.rate("take.m4a")  # or a list, a file object, an array and its rate
+>>> rating.ratings["timing_stable_unstable"], rating.warnings
+>>> print(rating)  # the most distinctive ratings; in a notebook, a card with all
+>>> model = percepiano_ast.load_model("runs/mine")  # your own; by default the bundled model
+>>> model.rate(["one.wav", "other.wav"])
+>>> percepiano_ast.Stream(44_100).push(block)  # live sound, rated every second
 """
 
 import importlib

@@ -238,7 +238,7 @@ def upload_shards(run: pipeline.Run) -> None:
             return
         bucket.remove(MANIFEST)  # the set is incomplete until every file is replaced
     for number, (name, known) in enumerate(files.items(), start=1):
-        if there.write(name, run.maestro / name) != known["sha256"]:
+        if bucket.write(name, run.maestro / name) != known["sha256"]:
             raise RunFailed(
                 f"{run.maestro / name} does not match its checksum: delete it and run preprocess"
                 " again"
