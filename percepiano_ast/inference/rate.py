@@ -693,9 +693,8 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[
     for place in places:
         inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
         if inside:
-            from percepiano_ast.data.sources import is_audio  # here: pandas
-
-            found += (recordings := [path for path in inside if is_audio(path.name)]) or [place]
+            recordings = [path for path in inside if audio.is_audio(path.name)]
+            found += recordings or [place]
             others += [path for path in inside if path not in recordings]
         else:
             found.append(place)

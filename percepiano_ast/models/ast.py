@@ -29,8 +29,8 @@ def windows(x: jax.Array, axis: int, size: int, stride: int) -> jax.Array:
     """(..., n, ...) -> (..., 1 + (n - size) // stride, size, ...): windows of ``axis``."""
     count = (x.shape[axis] - size) // stride + 1
     if size == stride:  # a reshape avoids a gather, which is slow on a TPU
-        kept = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
-        return kept.reshape(x.shape[:axis] + (count, size) + x.shape[axis + 1 :])
+        whole = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
+        return whole.reshape(x.shape[:axis] + (count, size) + x.shape[axis + 1 :])
     index = jnp.arange(count)[:, None] * stride + jnp.arange(size)[None, :]
     return jnp.take(x, index, axis=axis)
 

@@ -56,9 +56,9 @@ class Decoder(nn.Module):
         tokens = per_token(nn.Dense(width, dtype=dtype, name="embed"), tokens)
         mask_token = self.param("mask_token", token_init, (1, 1, width)).astype(dtype)
         table = self.param("pos_embed", token_init, (1, config.num_patches, width)).astype(dtype)[0]
-        seen = tokens[:, PREFIX_TOKENS:] + table[visible]
+        known = tokens[:, PREFIX_TOKENS:] + table[visible]
         # Attention does not depend on the order of tokens.
-        x = jnp.concatenate([tokens[:, :PREFIX_TOKENS], seen, mask_token + table[masked]], axis=1)
+        x = jnp.concatenate([tokens[:, :PREFIX_TOKENS], known, mask_token + table[masked]], axis=1)
         x, _ = run_blocks(
             x,
             depth=self.depth,

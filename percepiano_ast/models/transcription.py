@@ -134,13 +134,13 @@ def on_steps(targets: FrameTargets) -> dict[str, jax.Array]:
     onset, velocity = targets.onset.astype(jnp.float32), targets.velocity.astype(jnp.float32)
     padding = ((0, 0), (ONSET_REACH, ONSET_REACH), (0, 0))
     onset_near, velocity_near = jnp.pad(onset, padding), jnp.pad(velocity, padding)
-    slope = force = jnp.zeros((onset.shape[0], frames // STEP, onset.shape[2]), jnp.float32)
+    slope = level = jnp.zeros((onset.shape[0], frames // STEP, onset.shape[2]), jnp.float32)
     for shift in range(1 - ONSET_REACH, STEP + ONSET_REACH - 1):
         there = slice(ONSET_REACH + shift, ONSET_REACH + shift + frames - STEP + 1, STEP)
         nearness = 1 - abs(shift - (STEP - 1) / 2) / ONSET_REACH
         slope = jnp.maximum(slope, nearness * onset_near[:, there])
-        force = jnp.maximum(force, velocity_near[:, there])
-    steps = {"onset": slope, "velocity": force, "struck": paired(onset).max(axis=2)}
+        level = jnp.maximum(level, velocity_near[:, there])
+    steps = {"onset": slope, "velocity": level, "struck": paired(onset).max(axis=2)}
     for name in _COLUMN:
         steps[name] = paired(getattr(targets, name)).max(axis=2).astype(jnp.float32)
     for name in PEDALS:
