@@ -299,9 +299,7 @@ def run_of_two(tmp_path_factory):
             models.append(
                 rate.FoldModel(untrained, params, Scaler.fit(embed(untrained, params, CLIPS)), True)
             )
-        yield SimpleNamespace(
-            name="ast-test-ssast", folds=[0, 1], models=models, scale=models[0].run.questionnaire
-        )
+        yield SimpleNamespace(name="ast-test-ssast", folds=[0, 1], models=models)
 
 
 def in_folds(folder, n):

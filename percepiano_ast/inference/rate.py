@@ -632,11 +632,11 @@ def names_of_models(home: Path) -> list[str]:
 def require_percepiano(ensemble: FoldEnsemble, what: str) -> None:
     """Raises InputError if the models predict custom ratings, which the command ``what`` does not
     support."""
-    if ensemble.scale != PERCEPIANO:
+    if (scale := ensemble.models[0].run.questionnaire) != PERCEPIANO:
         raise InputError(
-            f"{ensemble.name} predicts custom ratings ({', '.join(ensemble.scale.names)}), but"
-            f" {what} supports only PercePiano's {len(KEYS)} dimensions. Choose a run that was"
-            " fine-tuned on PercePiano"
+            f"{ensemble.name} predicts custom ratings ({', '.join(scale.names)}), but {what}"
+            f" supports only PercePiano's {len(KEYS)} dimensions. Choose a run that was fine-tuned"
+            " on PercePiano"
         )
 
 
