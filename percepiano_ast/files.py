@@ -42,11 +42,6 @@ _BLOCK = 2**20  # bytes
 logger = logging.getLogger(__name__)
 
 
-def echo(line: str) -> None:
-    """For callers that still take ``log``; goes with the last of them."""
-    logger.info(line)
-
-
 class _Print(logging.Handler):
     """Prints to what `sys.stdout` is when a line is logged: a notebook replaces it."""
 

@@ -209,7 +209,7 @@ class TestRating:
         assert "<script" not in text and "compared" not in text
 
     def test_a_score_is_refused(self, finetuned, wav):
-        with pytest.raises(InputError, match="score a.mid: this model rates from the audio alone"):
+        with pytest.raises(InputError, match="score a.mid: this model rates from audio alone"):
             rate_files([wav], run=finetuned, score="a.mid")
 
     def test_which_model_is_asked_for(self, finetuned, tmp_path):

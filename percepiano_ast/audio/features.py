@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import scipy
-from scipy.ndimage import uniform_filter1d
 
 _N_FFT, _HOP = 2048, 512  # librosa's defaults: 93 and 23 ms at 22,050 Hz
 _MEL_BANDS = 32  # each of four of librosa's 128 bands
@@ -189,7 +188,7 @@ def audio_features(wave: np.ndarray, sample_rate: int = 22_050) -> dict[str, flo
     values += [(level < quiet).mean()]
     for seconds in _SLOW:
         size = max(round(seconds * rate), 1)
-        slow = uniform_filter1d(np.maximum(level, quiet), size, mode="nearest")
+        slow = scipy.ndimage.uniform_filter1d(np.maximum(level, quiet), size, mode="nearest")
         low, high = np.quantile(slow, (0.1, 0.9))
         values += [slow.std(), high - low, np.polyfit(np.linspace(0, 1, len(slow)), slow, 1)[0]]
 

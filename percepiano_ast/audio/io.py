@@ -20,6 +20,10 @@ from percepiano_ast.errors import InputError
 
 SILENCE_DB = -80.0  # dBFS: a recording whose peak is below this is silent
 MIN_SECONDS = 1.0
+# Formats of libsndfile and of ffmpeg.
+SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
+)
 
 Source = str | Path | BinaryIO | io.RawIOBase
 
@@ -131,6 +135,12 @@ class Recording:
             _check(n, self.peak, sample_rate, self.name)
         finally:
             self._decoder.close()
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file name has an audio extension and is not hidden."""
+    path = Path(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def load(

@@ -18,7 +18,6 @@ from sklearn.model_selection import GroupKFold
 
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import sources
 from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.percepiano import recordings_in
 from percepiano_ast.dimensions import RatingScale
@@ -106,7 +105,7 @@ def read_ratings(
         if (empty := table[name].isna()).any():
             raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty. Fill it in.")
     clips, groups = table["clip"].str.strip(), table[group].str.strip()
-    clips = clips.map(lambda name: name.rsplit(".", 1)[0] if sources.is_audio(name) else name)
+    clips = clips.map(lambda name: name.rsplit(".", 1)[0] if audio.is_audio(name) else name)
     if (twice := clips.duplicated()).any():
         raise InputError(
             f"{csv}, line {twice.idxmax() + 2}: clip {clips[twice.idxmax()]!r} has a row already."

@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 from percepiano_ast import audio
 from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
-from percepiano_ast.data import build, shards, sources
+from percepiano_ast.data import build, shards
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
@@ -323,7 +323,7 @@ def recordings_in(folder: str | Path) -> dict[str, Path]:
         advice = "Give one with one recording per clip, named after the clip."
         raise InputError(f"{folder}: no such folder of recordings. {advice}")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if sources.is_audio(path.name)):
+    for path in sorted(path for path in folder.iterdir() if audio.is_audio(path.name)):
         if (clip := path.stem.strip()) in found:
             both = f"{found[clip].name} and {path.name} in {folder}"
             raise InputError(f"{both} are both of clip {clip!r}. Keep one of them.")

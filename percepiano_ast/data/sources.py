@@ -22,10 +22,6 @@ import pandas as pd
 from percepiano_ast import audio, files
 from percepiano_ast.errors import InputError, RunFailed
 
-# Formats of libsndfile and of ffmpeg.
-AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
-)
 COLUMNS = tuple(
     "canonical_composer canonical_title split year midi_filename audio_filename duration".split()
 )
@@ -42,12 +38,6 @@ class Damaged(InputError):
 
 class Unreachable(RunFailed):
     """The server stopped responding, or the file was removed or changed."""
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file name has an audio extension and is not hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 
 def unsafe(name: str) -> str:
@@ -389,7 +379,7 @@ def read_table(source: Archive | Folder) -> Table:
         if name not in refused and root + name not in present:
             refused[name] = f"{name} is listed but not in {source.where}"
     known = {root + name for name in listed}
-    strays = (name for name in source.names if is_audio(name) and name not in known)
+    strays = (name for name in source.names if audio.is_audio(name) and name not in known)
     refused |= {name: unsafe(name) or "not listed in the table" for name in strays}
     rows = rows[~listed.isin(refused)]
     return Table(rows, root, files.sha256_of(content)[:16], refused, MAESTRO_LICENCE)
@@ -398,7 +388,7 @@ def read_table(source: Archive | Folder) -> Table:
 def _table_of_folder(source: Folder) -> Table:
     """One row per recording of a folder; the folder's name serves as composer, the file's as
     title."""
-    names = [name for name in source.names if is_audio(name)]
+    names = [name for name in source.names if audio.is_audio(name)]
     if not names:
         raise InputError(
             f"{source.where} has neither a CSV table like maestro-v3.0.0.csv nor a recording. Give"

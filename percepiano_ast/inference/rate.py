@@ -16,7 +16,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -88,15 +88,11 @@ Progress = Callable[[str], None]
 
 
 class RatingModel(abc.ABC):
-    """What both kinds of model have in common.
-
-    Attributes:
-        sample_rate: of the front end, in Hz.
-    """
+    """What both kinds of model have in common; ``sample_rate`` is that of the front end, in Hz."""
 
     sample_rate: int
-    _longest: float | None
-    _lowest_rate, _longest = 1, None  # Hz; seconds that are decoded
+    _lowest_rate = 1
+    _longest: float | None = None  # seconds that are decoded
 
     def rate(
         self,
@@ -122,15 +118,13 @@ class RatingModel(abc.ABC):
         """
         written = self.read_score(score)
         if isinstance(recording, (list, tuple)):
-            many = (
-                self.rate(one, sample_rate, score=written, progress=progress) for one in recording
-            )
-            return list(many)
+            return [self.rate(r, sample_rate, score=written, progress=progress) for r in recording]
         if progress:
             progress("reading")
-        name = None
+        name: str | None = None
+        source: Any = recording
         if isinstance(recording, np.ndarray):
-            name, recording = "the array", self._as_file(recording, sample_rate)
+            name, source = "the array", self._as_file(recording, sample_rate)
         elif sample_rate is not None:
             raise InputError(
                 f"sample_rate={sample_rate!r}: for arrays only. Omit it; give a score as score="
@@ -138,15 +132,14 @@ class RatingModel(abc.ABC):
         elif isinstance(recording, io.TextIOBase):
             raise InputError(f"{recording!r} is open as text. Open it with mode 'rb'")
         elif isinstance(recording, os.PathLike):
-            recording = os.fspath(recording)
+            source = os.fspath(recording)
         elif not (isinstance(recording, str) or hasattr(recording, "read")):
             raise InputError(
-                f"{type(recording).__name__} is not a recording. Give a path, a binary file"
-                " object, or an array with its sample rate"
+                f"{type(recording).__name__} is not a recording. Give a path, a binary file object,"
+                " or an array with its sample rate"
             )
-        opened = audio.Recording(recording, name=name, min_rate=self._lowest_rate)
-        blocks = opened.blocks(self.sample_rate, max_seconds=self._longest)
-        wave = np.concatenate(list(blocks))
+        opened = audio.Recording(source, name=name, min_rate=self._lowest_rate)
+        wave = np.concatenate([*opened.blocks(self.sample_rate, max_seconds=self._longest)])
         rating = self.rate_wave(wave, written, opened.name, progress=progress)
         if opened.full_scale > _DISTORTED:
             rating.warnings.append(
@@ -181,8 +174,7 @@ class RatingModel(abc.ABC):
         if score and "score" not in getattr(self, "regressors", ()):
             given = "a score" if isinstance(score, Score) else f"score {score}"
             raise InputError(
-                f"{given}: this model rates from the audio alone. Omit the score, or choose the"
-                " bundled model"
+                f"{given}: this model rates from audio alone. Omit it, or use the bundled model"
             )
         return score if isinstance(score, Score) else read_score(score) if score else None
 
@@ -197,14 +189,13 @@ class RatingModel(abc.ABC):
             )
         if (subtype := _SAMPLES.get(samples.dtype.name)) is None:
             raise InputError(
-                f"an array of {samples.dtype}. Give float32 or float64 with full scale at 1, or"
-                " int16 or int32"
+                f"an array of {samples.dtype}. Give float32 or float64 (full scale 1), int16, int32"
             )
         channels = min(samples.shape) if samples.ndim == 2 else samples.ndim
         if samples.ndim not in (1, 2) or not 1 <= channels <= _MOST_CHANNELS:
             raise InputError(
-                f"an array of shape {samples.shape}. Give (n,), (n, channels) or (channels, n) with"
-                f" at most {_MOST_CHANNELS} channels"
+                f"an array of shape {samples.shape}. Give (n,), (n, channels) or (channels, n), at"
+                f" most {_MOST_CHANNELS} channels"
             )
         long = samples.T if samples.shape[-1] > len(samples) else samples
         content = io.BytesIO()
@@ -243,12 +234,9 @@ class RatingModelFile(RatingModel):
         front_end, rate = self.transcriber.front_end, self.sample_rate
         seconds, say = len(wave) / rate, progress or (lambda stage: None)
         if seconds < SHORTEST_SECONDS:
-            least = f"Give a recording of at least {SHORTEST_SECONDS:g} s."
-            raise InputError(f"{name}: {seconds:.2f} s long. {least}")
+            raise InputError(f"{name}: {seconds:.2f} s long. Give at least {SHORTEST_SECONDS:g} s.")
         if seconds > 3600 * LONGEST_HOURS:
-            raise InputError(
-                f"{name}: longer than {LONGEST_HOURS:g} hour. Cut it into movements and rate these."
-            )
+            raise InputError(f"{name}: longer than {LONGEST_HOURS:g} hour. Rate its movements.")
         # --- Level, tune and transcribe. Leading silence would change the transcription: the wave
         # begins shortly before its first sound. Sound that begins at once gets a little silence.
         try:
@@ -281,16 +269,20 @@ class RatingModelFile(RatingModel):
             def n_onsets(part: tuple[float, float]) -> int:
                 return int(((starts >= part[0]) & (starts < part[1])).sum())
 
-            def features(part: tuple[float, float], score: Score | None = None) -> np.ndarray:
-                notes = None if performance is None else excerpt(performance, *part)
-                first, last = (round((at - begins) * slower * rate) for at in part)
-                return self.features(notes, wave[first:last], score)
+            def features(parts: list[tuple[float, float]], score: Score | None = None) -> Iterator:
+                def one(part: tuple[float, float]) -> np.ndarray:
+                    notes = None if performance is None else excerpt(performance, *part)
+                    first, last = (round((at - begins) * slower * rate) for at in part)
+                    return self.features(notes, wave[first:last], score)
+
+                with ThreadPoolExecutor(_THREADS) as pool:
+                    yield from pool.map(one, parts)
 
             # --- Rate the whole
             regressors = self.regressors["alone" if score is None else "score"]
             parts = [part for part in stretches(*played) if n_onsets(part)] or [played]
             say("rating")
-            rated, novelty = regressors.rate(np.stack([features(part, score) for part in parts]))
+            rated, novelty = regressors.rate(np.stack([*features(parts, score)]))
         except InputError as reason:
             raise InputError(f"{name}: {reason}") from reason
         lengths = np.array([stop - start for start, stop in parts])
@@ -302,12 +294,11 @@ class RatingModelFile(RatingModel):
         spans = windows(*played) if with_course else []
         course = np.full((len(spans), len(KEYS)), np.nan, np.float32)
         rated_spans = [k for k, span in enumerate(spans) if n_onsets(span) >= _FEWEST_NOTES]
-        if rated_spans:
-            found = []
-            with ThreadPoolExecutor(_THREADS) as pool:
-                for one in pool.map(features, [spans[k] for k in rated_spans]):
-                    found.append(one)
-                    say(f"rating over time, {len(found)} of {len(rated_spans)}")
+        found = []
+        for row in features([spans[k] for k in rated_spans]):
+            found.append(row)
+            say(f"rating over time, {len(found)} of {len(rated_spans)}")
+        if found:
             course[rated_spans] = self.regressors["alone"].rate(np.stack(found))[0]
         percentiles = self.regressors["alone"].percentiles(course)
 
@@ -339,10 +330,10 @@ class RatingModelFile(RatingModel):
             return dict(zip(KEYS, (round(float(value), digits) for value in values)))
 
         return Rating(
-            file=name,
-            seconds=seconds,
-            ratings=by_key(ratings),
-            uncertainty=by_key(deviation),
+            name,
+            seconds,
+            by_key(ratings),
+            by_key(deviation),
             percentiles=by_key(regressors.percentiles(ratings), 1),
             bands=dict(zip(KEYS, map(tuple, edges.T.round(1).tolist()))),
             times=np.array(spans).reshape(-1, 2).mean(axis=1),
@@ -364,8 +355,7 @@ class RatingModelFile(RatingModel):
 
     @property
     def limits(self) -> str:
-        """What the bundled model was validated on and what it must not be used for, in two
-        sentences; empty for other models."""
+        """See `Rating`; empty for other models than the bundled one."""
         if self.description["model"] != NAME:
             return ""
         known, works = (self.description[name]["mean"] for name in ("r", "r_works"))
@@ -400,10 +390,7 @@ class RatingModelFile(RatingModel):
             from percepiano_ast.music.score_features import score_features  # here: pandas
 
             if performance is None:
-                raise InputError(
-                    "no notes were detected, so it cannot be aligned with the score. Rate it"
-                    " without the score"
-                )
+                raise InputError("no notes were detected to align with the score. Omit the score")
             matched = [*score_features(performance, score).values(), 0.0]  # 0: a match was found
             parts.append(np.array(matched, np.float32))
         return np.concatenate(parts)
@@ -429,8 +416,7 @@ class RatingModelFile(RatingModel):
         """Load a file that `write` saved, by default the bundled model.
 
         Raises:
-            InputError: no such file, a damaged one, another kind of model, or one of another
-                version.
+            InputError: missing, damaged, another kind of model, or one of another version.
         """
         try:
             tensors, metadata = read_tensors(path)
@@ -440,11 +426,9 @@ class RatingModelFile(RatingModel):
             }
             transcriber = Transcriber.from_tensors(below(tensors, _TRANSCRIBER), metadata)
             description = json.loads(metadata["description"])
-            names = description["descriptors"]
-            if unknown := [name for name in names if name not in PERFORMANCE_FEATURES]:
-                raise ValueError(
-                    f"made by another version, with the descriptors {', '.join(unknown)}"
-                )
+            if unknown := [n for n in description["descriptors"] if n not in PERFORMANCE_FEATURES]:
+                names = ", ".join(unknown)
+                raise ValueError(f"made by another version, with the descriptors {names}")
             return cls(transcriber, tensors["unheard"], regressors, description)
         except NOT_A_MODEL as error:
             raise InputError(
@@ -501,8 +485,8 @@ class FoldModel:
         again = f"Run {MADE_BY} again in a new directory, or rate with that version"
         if odd := meta["finetune"].keys() - {one.name for one in fields(FinetuneConfig)}:
             raise InputError(f"{written} with other settings ({', '.join(sorted(odd))}). {again}")
-        name = meta["model"]["name"]
-        kind = ENCODERS[name].config if name in ENCODERS else ModelConfig
+        encoder = ENCODERS.get(meta["model"]["name"])
+        kind = encoder.config if encoder else ModelConfig
         model, config = from_json(kind, meta["model"]), from_json(FinetuneConfig, meta["finetune"])
         beside = len(PERFORMANCE_FEATURES) if config.transcription_features else 0
         if config.transcription_features and (used := len(tree["params"]["unheard"])) != beside:
@@ -620,8 +604,7 @@ class FoldEnsemble(RatingModel):
             variance += np.square((self.temperature or 1.0) * predicted).mean(axis=0)
             if self.temperature is None:
                 warnings.append(
-                    "the uncertainty is not calibrated: calibration needs all folds; finish"
-                    " training them"
+                    "the uncertainty is not calibrated: that needs all folds; finish training them"
                 )
         if self.unfinished:
             warnings.append(
@@ -629,19 +612,16 @@ class FoldEnsemble(RatingModel):
                 " folds only"
             )
         if clipped:
-            warnings.append(
-                f"{clipped:.2%} of it is above the model's loudest level; export it within full"
-                " scale"
-            )
+            level = "above the model's loudest level"
+            warnings.append(f"{clipped:.2%} of it is {level}; export it within full scale")
         if first.simulated:
             warnings.append(
                 "this model was trained on simulated ratings: its values are meaningless for real"
                 " performances"
             )
         if seconds > first.longest:
-            warnings.append(
-                f"{seconds:.0f} s long; the longest training clip has {first.longest:.0f} s"
-            )
+            longest = f"the longest training clip has {first.longest:.0f} s"
+            warnings.append(f"{seconds:.0f} s long; {longest}")
         # Ratings are rounded to a ten-thousandth of the scale, and not clipped to it.
         ratings, uncertainty = {}, {}
         columns = (self.scale.lowest, self.scale.highest, rated.mean(axis=0), np.sqrt(variance))
@@ -667,8 +647,8 @@ def require_percepiano(ensemble: FoldEnsemble, what: str) -> None:
     if ensemble.scale != PERCEPIANO:
         raise InputError(
             f"{ensemble.name} predicts custom ratings ({', '.join(ensemble.scale.names)}), but"
-            f" {what} supports only PercePiano's {len(PERCEPIANO.names)} dimensions. Choose a run"
-            " that was fine-tuned on PercePiano"
+            f" {what} supports only PercePiano's {len(KEYS)} dimensions. Choose a run that was"
+            " fine-tuned on PercePiano"
         )
 
 
@@ -677,9 +657,8 @@ def require_explained(ensemble: FoldEnsemble) -> None:
     require_percepiano(ensemble, "explain")
     if ensemble.models[0].run.config.transcription_features:
         raise InputError(
-            f"{ensemble.name} uses transcription descriptors besides its embedding, but explain"
-            " covers only the embedding. Choose a model that was fine-tuned without"
-            " `transcription_features=true`"
+            f"{ensemble.name} uses transcription descriptors besides its embedding, which explain"
+            " does not cover. Choose a model that was fine-tuned without transcription_features"
         )
 
 
@@ -733,9 +712,8 @@ def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[
     for place in places:
         inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
         if inside:
-            from percepiano_ast.data.sources import is_audio  # here: pandas
-
-            found += (recordings := [path for path in inside if is_audio(path.name)]) or [place]
+            recordings = [path for path in inside if audio.is_audio(path.name)]
+            found += recordings or [place]
             others += [path for path in inside if path not in recordings]
         else:
             found.append(place)

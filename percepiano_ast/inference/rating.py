@@ -96,7 +96,7 @@ class Rating:
         k, value, spread = self.scale.names.index(key), self.ratings[key], self.uncertainty[key]
         low, high = self.scale.lowest[k], self.scale.highest[k]
         at = np.clip((np.array([value, value - spread, value + spread]) - low) / (high - low), 0, 1)
-        return tuple((100 * at).tolist())  # type: ignore[return-value]
+        return tuple((100 * at).tolist())
 
     def number(self, key: str) -> str:
         """Rating and uncertainty of one dimension, to a hundredth of the scale."""

@@ -3,11 +3,11 @@
 Training waits only for a copy of the state in memory. A thread writes the copy to the local disk,
 copies the file to the storage location, reads it back and compares. The manifest is written last.
 
-``step_00000100.0123abcd.p0.safetensors`` holds the arrays of process 0 after step 100, and
-``step_00000100.0123abcd.json`` is the manifest: checksums (storage may flip bits), the structure of
-the state, and what a user of the weights needs. The middle part is random and new at every start,
-because Google Drive renames a second file of the same name to "x (1)". The other processes describe
-their files in ``...p1.json`` and so on, so saving needs no collective operation.
+``step_00000100.0123abcd.p0.safetensors`` holds the arrays of process 0 after step 100. The middle
+part is random and new at every start, because Google Drive renames a second file of the same name
+to "x (1)". The manifest, ``step_00000100.0123abcd.json``, has all checksums, the structure of the
+state, and what a user of the weights needs. The other processes describe their files in
+``...p1.json`` and so on, so saving needs no collective operation.
 
 The random stream and the position in the data follow from the seed and the step. Resuming needs
 only these two.
@@ -223,9 +223,8 @@ class Storage:
 
         def work(beat: Beat) -> int:
             folder = Path(self.place)
-            while not folder.exists():
-                folder = folder.parent
-            return shutil.disk_usage(folder).free
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            return shutil.disk_usage(there).free
 
         return self._attempt("get the free space of", "", work)
 
@@ -476,17 +475,16 @@ def _structure(tree):
             return {key: plain(value) for key, value in node.items()}
         return [plain(value) for value in node] if isinstance(node, list | tuple) else node
 
-    return plain(jax.tree_util.tree_map_with_path(lambda path, _: _name_of(path), tree))
-
-
-def _name_of(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
+    return plain(jax.tree.unflatten(jax.tree.structure(tree), list(_by_name(tree))))
 
 
 def _by_name(tree) -> dict[str, Any]:
     """Leaves by path, such as ``state.opt_state.1.0.count``, with fields, keys and positions
     written the same way."""
-    return {_name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def own_shards(tree) -> dict[str, np.ndarray]:
