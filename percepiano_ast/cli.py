@@ -569,7 +569,7 @@ def sensitivity(
     percepiano: str = FOLDER,
     model: list[str] = option(
         ...,
-        "audio-stats and midi-stats (fitted here), packaged (the bundled model), a model file,"
+        "audio-stats and midi-stats (fitted here), piano-rater (bundled), a model file,"
         " directories of fine-tuned runs, or module:attribute of a rating function.",
         "MODEL",
         "--model",

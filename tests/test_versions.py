@@ -51,7 +51,7 @@ def newest(tmp_path_factory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     python = place / "bin" / "python"
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    wanted = ["jax", "flax", "optax", "safetensors", "fsspec", "tenacity", "numpy"]
+    wanted = ["jax", "flax", "optax", "safetensors", "numpy", "mido", "tenacity"]
     subprocess.run(
         [python, "-m", "pip", "install", "--quiet", "--upgrade", *wanted],
         check=True,

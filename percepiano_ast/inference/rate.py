@@ -87,7 +87,7 @@ Recording = str | os.PathLike | BinaryIO | np.ndarray
 Progress = Callable[[str], None]
 
 
-class RatingModel(abc.ABC):
+class Rater(abc.ABC):
     """What both kinds of model have in common; ``sample_rate`` is that of the front end, in Hz."""
 
     sample_rate: int
@@ -203,7 +203,7 @@ class RatingModel(abc.ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class RatingModelFile(RatingModel):
+class RatingModelFile(Rater):
     """A rating model in one ``.safetensors`` file, made by `percepiano package`: a transcriber and
     regressors on its output and the sound. Reading it executes nothing.
 
@@ -226,7 +226,7 @@ class RatingModelFile(RatingModel):
     def rate_wave(
         self, wave, score=None, name="this sound", *, with_course=True, progress=None
     ) -> Rating:
-        """See `RatingModel.rate_wave`."""
+        """See `Rater.rate_wave`."""
         front_end, rate = self.transcriber.front_end, self.sample_rate
         seconds, say = len(wave) / rate, progress or (lambda stage: None)
         if seconds < SHORTEST_SECONDS:
@@ -527,7 +527,7 @@ class FoldModel:
         return Transcriber(self.params, run.model, run.front_end, run.statistics, run.compute)
 
 
-class FoldEnsemble(RatingModel):
+class FoldEnsemble(Rater):
     """All fold models of a run: the rating is their mean, the uncertainty their standard deviation.
 
     If the heads predict an uncertainty, the result is the standard deviation of the mixture of
@@ -574,7 +574,7 @@ class FoldEnsemble(RatingModel):
     def rate_wave(
         self, wave, score=None, name="this sound", *, with_course=True, progress=None
     ) -> Rating:
-        """See `RatingModel.rate_wave`; there is no course."""
+        """See `Rater.rate_wave`; there is no course."""
         self.read_score(score)  # refused
         if progress:
             progress("rating")
@@ -653,7 +653,7 @@ def require_explained(ensemble: FoldEnsemble) -> None:
 # --- Load and rate --------------------------------------------------------------------------------
 
 
-def load_model(path: str | Path = BUNDLED, model: str = "") -> RatingModel:
+def load_model(path: str | Path = BUNDLED, model: str = "") -> Rater:
     """Load a model: ``load_model().rate("take.m4a")``.
 
     Args:
@@ -680,7 +680,7 @@ def rate(
     score: str | Path | None = None,
     model: str | Path = BUNDLED,
 ) -> Any:
-    """Rate a recording by the bundled model or that of `load_model`, see `RatingModel.rate`: a
+    """Rate a recording by the bundled model or that of `load_model`, see `Rater.rate`: a
     path, a binary file object, an array with its ``sample_rate``, or a list of these."""
     return load_model(model).rate(recording, sample_rate, score=score)
 

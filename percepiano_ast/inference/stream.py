@@ -6,7 +6,7 @@ import numpy as np
 import soxr
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.inference.rate import LOWEST_RATE, SHORTEST_SECONDS, RatingModel, load_model
+from percepiano_ast.inference.rate import LOWEST_RATE, SHORTEST_SECONDS, Rater, load_model
 from percepiano_ast.inference.rating import Rating
 
 SECONDS = 10.0  # length of the window that is rated
@@ -15,7 +15,7 @@ EVERY = 1.0  # seconds from one rating to the next
 
 class LiveRating(NamedTuple):
     """The rating of the last seconds ``at`` seconds after the beginning, as by
-    `RatingModel.rate_wave` without a course; None with the ``reason`` if it cannot be rated."""
+    `Rater.rate_wave` without a course; None with the ``reason`` if it cannot be rated."""
 
     at: float
     rating: Rating | None
@@ -36,7 +36,7 @@ class Stream:
         InputError: a sampling rate below 16 kHz.
     """
 
-    def __init__(self, sample_rate: int, model: RatingModel | None = None):
+    def __init__(self, sample_rate: int, model: Rater | None = None):
         if sample_rate < LOWEST_RATE:
             raise InputError(f"sound at {sample_rate:,} Hz; at least {LOWEST_RATE:,} Hz is needed")
         self.model = model or load_model()

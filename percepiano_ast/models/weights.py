@@ -487,8 +487,8 @@ def to_torch(params: dict, kind: str, patch_size: tuple[int, int]) -> dict[str, 
     for path, blocks in layout.items():
         leaf = np.asarray(leaves[path], np.float32)
         for parts, value in zip(blocks, leaf if "/blocks/" in path else [leaf]):
-            if path.endswith("/kernel"):
-                value = np.ascontiguousarray(value.T)  # safetensors writes raw memory
+            # in C order, because safetensors writes raw memory
+            value = np.ascontiguousarray(value.T if path.endswith("/kernel") else value)
             if path == "encoder/patch_embed/kernel":
                 value = value.reshape(len(value), 1, *patch_size)
             tensors |= zip(parts, np.split(value, len(parts)))

@@ -53,19 +53,12 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class DryRun:
-    """A pre-training step that was compiled for a target and fits into its memory.
-
-    Attributes:
-        preset, target: the compiled configuration, and a name in `TARGETS`.
-        arguments, outputs, temporaries: bytes per device; outputs without those that reuse the
-            memory of arguments.
-        compile_seconds: on this machine.
-    """
+    """A pre-training step that was compiled for a target and fits into its memory."""
 
     preset: Preset
-    target: str
-    arguments: int
-    outputs: int
+    target: str  # a name in `TARGETS`
+    arguments: int  # bytes per device
+    outputs: int  # without those that reuse the memory of arguments
     temporaries: int
     compile_seconds: float
 
@@ -86,8 +79,7 @@ class DryRun:
 
     @property
     def hours(self) -> float:
-        """Estimate from the published peak, not a measurement: all epochs over `MUSIC_HOURS` of
-        music at `UTILISATION`."""
+        """Estimate: all epochs over `MUSIC_HOURS` of music at `UTILISATION` of the peak."""
         seconds = self.preset.front_end.seconds(self.preset.model.n_frames)  # of a clip
         clips = self.preset.pretrain.epochs * MUSIC_HOURS * 3600 / seconds
         tpu = TARGETS[self.target]

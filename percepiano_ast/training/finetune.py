@@ -126,10 +126,8 @@ class Scaler:
     @classmethod
     def fit(cls, embeddings: np.ndarray) -> "Scaler":
         """Mean and standard deviation of (n, 2 F' D); a constant column becomes 0."""
-        std = embeddings.std(axis=0)
-        return cls(
-            jnp.asarray(embeddings.mean(axis=0)), jnp.asarray(np.where(std > 1e-6, std, 1.0))
-        )
+        mean, std = embeddings.mean(axis=0), embeddings.std(axis=0)
+        return cls(jnp.asarray(mean), jnp.asarray(np.where(std > 1e-6, std, 1.0)))
 
     def apply(self, embeddings: jax.Array) -> jax.Array:
         """(n, 2 F' D) -> the same shape."""
@@ -301,8 +299,7 @@ class Finetuning:
     def embed(
         self, params: dict, windows: Iterable[dict[str, np.ndarray]], n_clips: int
     ) -> np.ndarray:
-        """Embeddings float32 (n_clips, 2 F' D) of whole clips: mean and standard deviation over
-        time for each band."""
+        """Embeddings float32 (n_clips, 2 F' D) of whole clips: `heads.moments_to_embedding`."""
         total: heads.Moments | None = None
         for batch in windows:
             encoder = {"encoder": params["encoder"]}
@@ -316,7 +313,7 @@ class Finetuning:
 
     def rate(self, params: dict, scaler: Scaler, embeddings: np.ndarray) -> np.ndarray:
         """Ratings float32 (n, K) of embeddings (n, 2 F' D)."""
-        return np.asarray(_distribution(self, params["head"], scaler, embeddings)[0])
+        return self.distribution(params, scaler, embeddings)[0]
 
     def distribution(
         self, params: dict, scaler: Scaler, embeddings: np.ndarray
@@ -405,8 +402,7 @@ def finetune_fold(
     """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
 
     Args:
-        params: of encoder and head, before training; other entries are copied into the model
-            unchanged.
+        params: of encoder and head, before training; the model keeps other entries unchanged.
         embeddings: (n, 2 F' D + extra_features) of all renderings, computed by that encoder;
             ``ratings`` (n, K).
         train: positions of the renderings outside the fold.
@@ -466,8 +462,7 @@ def fit_heads(
     train: np.ndarray,
     raters: np.ndarray | None = None,
 ) -> tuple[dict, Scaler]:
-    """As `finetune_fold` with a frozen encoder, but in memory only, for studies that train hundreds
-    of heads.
+    """As `finetune_fold` with a frozen encoder, in memory only.
 
     Raises:
         InputError: a strategy other than ``frozen``; see `RatingTargets.fit`.

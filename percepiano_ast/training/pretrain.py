@@ -436,8 +436,7 @@ def pretrain(
     compute: ComputeConfig = ComputeConfig(),
     num_descriptors: int = 0,
 ) -> list[dict]:
-    """Pre-train with a checkpoint per epoch, or resume from the newest intact checkpoint; returns
-    the history.
+    """Pre-train with a checkpoint per epoch, or resume; returns the history.
 
     Writes ``history.csv`` (one row per epoch), ``steps.csv`` (one row every few steps) and
     ``checkpoints`` to ``directory``, the checkpoints to ``store`` if it is given.
@@ -526,8 +525,8 @@ def pretrain(
 
 
 def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
-    """FLOPs of one training clip, forward and backward (3 x forward), without the recomputation of
-    remat; 2 per multiply-add. Norms and the descriptor head are negligible."""
+    """FLOPs of one training clip, forward and backward (3 x forward), without remat; 2 per
+    multiply-add. Norms and the descriptor head are negligible."""
 
     def blocks(width: int, depth: int, tokens: int) -> int:
         weights = (4 + 2 * model.mlp_ratio) * width**2
@@ -557,8 +556,8 @@ def pretrain_flops(model: ModelConfig, config: PretrainConfig) -> float:
 
 
 def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
-    """Measured FLOP/s of ``device`` in one large matrix product of ``dtype``, the best of five;
-    the denominator of the model FLOPs utilisation (MFU)."""
+    """Measured FLOP/s of ``device`` in a large matrix product of ``dtype``: the denominator of the
+    model FLOPs utilisation (MFU)."""
     side = 1024 if device.platform == "cpu" else 8192  # saturates the device, and is quick
     with jax.default_device(device):
         matrix = jnp.ones((side, side), dtype)
@@ -575,8 +574,7 @@ def matrix_peak(dtype: jnp.dtype, device: jax.Device) -> float:
 def reconstruction(
     run: Pretraining, params: dict, codes: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, ...]:
-    """Original, masked and reconstructed windows in dB, each (batch, time, mel), for the figure of
-    notebook 02.
+    """Original, masked and reconstructed windows in dB, each (batch, time, mel).
 
     Raises:
         InputError: the objective does not mask patches.
