@@ -3,6 +3,7 @@
 What a command needs is imported when it is called, so that ``--help`` is quick.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+UsageError: Any = typer.BadParameter.__base__  # typer's own click has no public name for it
 RATE, TRAIN, EVALUATE, RUNS = "Rate recordings", "Train", "Evaluate and explain", "Runs"
 
 
@@ -48,7 +50,7 @@ def run_app(app: typer.Typer, program: str, arguments: list[str] | None = None) 
             return commands.main(given, prog_name=program, standalone_mode=False)
         except typer.Abort:
             raise KeyboardInterrupt from None
-        except typer.BadParameter.__base__ as error:  # any error of usage
+        except UsageError as error:
             where = error.ctx.command_path if error.ctx else program
             message = error.format_message().rstrip(".")
             raise InputError(f"{message}. See {where} --help") from None
@@ -528,14 +530,15 @@ def evaluate(
     from percepiano_ast.evaluation import EvaluationOptions
     from percepiano_ast.studies import report
 
-    settings = {"n_permutations": permutations, "seed": seed}
-    settings |= {} if min_difference is None else {"min_difference": min_difference}
+    settings = EvaluationOptions(n_permutations=permutations, seed=seed)
+    if min_difference is not None:
+        settings = dataclasses.replace(settings, min_difference=min_difference)
     made = report.evaluate_files(
         predictions,
         out,
         index or None,
         partial=partial,
-        settings=EvaluationOptions(**settings),
+        settings=settings,
         ceiling=ceiling or None,
         reference=reference,
     )
@@ -609,9 +612,16 @@ def explain(
     """Attribute a rating to time, frequency and notes, and check the attribution."""
     from percepiano_ast.studies import explain as explanation
 
-    options = {"model": model, "midi": midi, "baseline": baseline, "seconds": seconds}
     explanation.explain_files(
-        files, run=run, out=out, dimensions=dimension, with_checks=checks, **options
+        files,
+        run=run,
+        out=out,
+        dimensions=dimension,
+        model=model,
+        midi=midi,
+        baseline=baseline,
+        seconds=seconds,
+        with_checks=checks,
     )
 
 
@@ -648,7 +658,7 @@ def notebooks(
     home = run_notebooks.FOLDER.parent
     # Notebooks run in the repository and show paths relative to it.
     shown = str(folder.relative_to(home) if folder.is_relative_to(home) else folder)
-    values = {"PRESET": preset, "SAVE_TO": shown}
+    values: dict[str, Any] = {"PRESET": preset, "SAVE_TO": shown}
     for pair in settings:
         name, equals, value = pair.partition("=")
         if not equals:
