@@ -45,9 +45,10 @@ def run_app(app: typer.Typer, program: str, arguments: list[str] | None = None) 
 
     def run():
         given = sys.argv[1:] if arguments is None else arguments
-        given = current_names(given or ["--help"], commands)
+        words = current_names(given or ["--help"], commands)
         try:
-            return commands.main(given, prog_name=program, standalone_mode=False)
+            code = commands.main(words, prog_name=program, standalone_mode=False)
+            return code if given else 2
         except typer.Abort:
             raise KeyboardInterrupt from None
         except UsageError as error:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from percepiano_ast.evaluation import analysis, compare, predictions, reliability
-from percepiano_ast.inference import rate
+from percepiano_ast.inference import rate, rating
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "notebooks" / "results"
@@ -330,7 +330,7 @@ def test_uncertainty_covers_errors_on_works_a_soundfont_and_a_room_that_were_lef
 @pytest.mark.parametrize(
     ("protocol", "piano", "shares"),
     [
-        ("composition", "@timgm6mb", rate.SHARES),
+        ("composition", "@timgm6mb", rating.SHARES),
         ("content", "", (0.93, 0.82)),
         ("content", "@room", (0.89, 0.79)),
     ],
@@ -340,7 +340,7 @@ def test_two_performances_that_are_said_to_differ_do_so_for_people(protocol, pia
         bundled(protocol, piano),
         2**0.5 * rate.load_model().regressors["alone"].within,
     )
-    right: dict[float, list[np.ndarray]] = {rate.SURE: [], rate.LIKELY: []}
+    right: dict[float, list[np.ndarray]] = {rating.SURE: [], rating.LIKELY: []}
     for segment in np.unique(run.segment):
         part = run.take((run.segment == segment) & run.human)
         one, other = np.triu_indices(len(part.clip), 1)
