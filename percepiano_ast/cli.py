@@ -99,17 +99,19 @@ def current_names(arguments: list[str], commands) -> list[str]:
         given = [word for word in given if word != "--dry-run"]
         given += [] if "--target" in given else ["--check-memory"]
     result, option, values = given[: at + 1], "", 0
-    for word in [*given[at + 1 :], ""]:
-        if word.startswith("-") or not word:
+    for word in [*given[at + 1 :], None]:
+        if word is None or word.startswith("-"):
             if option in BARE and not values:
                 result += [BARE[option]]
+            if word is None:
+                break
             name, equals, value = word.partition("=")
             word = OLD_OPTIONS.get(name, name) + equals + value
             option, values = (word if word in several else ""), 0
         elif option:
             result += [option] if values else []
             values += 1
-        result += [word] if word else []
+        result.append(word)
     return result
 
 

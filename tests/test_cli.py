@@ -57,6 +57,7 @@ def test_every_command_has_an_example_that_parses(name, capsys):
             "pretrain --check-memory v5e-1 --check-memory v3-8",
         ),
         ("convert a --to b", "convert a --output b"),
+        ("pretrain --out=", "pretrain --out="),
         ("rate take.wav --quiet", "--quiet rate take.wav"),
         ("evaluate a.csv b.csv --out x", "evaluate a.csv b.csv --out x"),
     ],
@@ -69,6 +70,12 @@ def test_names_of_the_release_before_still_work(old, new):
         if param.required and param.opts[0].startswith("--") and param.opts[0] not in words:
             words += [param.opts[0], "X"]
     COMMANDS[name].make_context(name, words)  # parses
+
+
+def test_an_empty_value_is_one():
+    assert cli.current_names(["pretrain", "--store", "", "--epochs", "2"], PROGRAM) == [
+        *("pretrain", "--store", "", "--epochs", "2")
+    ]
 
 
 def test_an_old_command_says_its_new_name(tmp_path, capsys):
