@@ -257,8 +257,11 @@ def test_five_folds_go_on_in_fold_and_epoch(nursery, five, tmp_path, point, skip
     assert done == list(range(len(done))) and len(done) in (last, last + 1)
     reached = max((one["step"] for one in fold_store(training, last, "checkpoints")), default=0)
     assert training.run() == 0, training.printed()
+    # A fold with a checkpoint of its last step, 6, has only its model to write.
     expected = [
-        f"fold {number} from {reached if number == last else 0}" for number in range(len(done), 5)
+        f"fold {number} from {reached if number == last else 0}"
+        for number in range(len(done), 5)
+        if (number, reached) != (last, 6)
     ]
     assert training.events() == expected
     assert (training.home / "folds").read_text().splitlines() == five
