@@ -77,7 +77,7 @@ class Transcriber:
         Raises:
             InputError: there is none, or it was not trained to transcribe.
         """
-        from percepiano_ast.training.checkpoints import open_latest  # here: Orbax
+        from percepiano_ast.training.checkpoints import open_latest  # rating needs none of it
 
         tree, made = open_latest(f"{pretrained}/checkpoints", made_by=MADE_BY)
         params = tree["state"]["ema"] or tree["state"]["params"]
