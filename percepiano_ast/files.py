@@ -34,6 +34,7 @@ LOG_SECONDS = 5.0  # between two lines of progress
 ATTEMPTS = 6  # of a transfer, without a byte of progress
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts: doubled every time, at most
 TIMEOUT = 60.0  # seconds without a response or a byte
+MAX_JSON = 2**24  # bytes; ours have less than 1 MB, and objects take 25 times the text
 _BLOCK = 2**20  # bytes
 
 
@@ -90,6 +91,72 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 def write_json(path: str | Path, value) -> None:
     """Write JSON in one step, see `atomic`."""
     write_atomic(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(
+    source: str | Path | bytes,
+    schema: Any = dict,
+    *,
+    name: str = "",
+    advice: str = "Copy it again from where it was made, or make it again.",
+) -> Any:
+    """Read JSON that may be damaged or of others: at most `MAX_JSON` bytes, and as
+    deep as Python's parser goes.
+
+    Args:
+        source: a path, local or at ``gs://``, or the content.
+        schema: what the value must be: a type or union of types (``int | None``); ``[schema]``, a
+            list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least.
+        name: in messages; by default the path.
+        advice: the next action.
+
+    Raises:
+        InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, or not of the
+            schema; infinity and NaN are allowed.
+    """
+    name = name or ("JSON" if isinstance(source, bytes) else str(source))
+    try:
+        if isinstance(source, bytes):
+            content = source
+        else:
+            with as_path(source).open("rb") as file:
+                content = file.read(MAX_JSON + 1)
+        if len(content) > MAX_JSON:
+            raise InputError(f"{name} has more than {MAX_JSON:,} bytes. {advice}")
+        value = json.loads(content.decode("utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{name} is missing. {advice}") from None
+    except RecursionError:
+        raise InputError(f"{name} is damaged (nested too deeply). {advice}") from None
+    except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise InputError(f"{name} is damaged ({reason}). {advice}") from None
+    if fault := _mismatch(value, schema, "it"):
+        raise InputError(f"{name} is damaged ({fault}). {advice}")
+    return value
+
+
+def _mismatch(value: Any, schema: Any, where: str) -> str:
+    """How a value of JSON differs from a schema of `read_json`; empty if it does not."""
+    if isinstance(schema, (list, dict)):
+        if not isinstance(value, type(schema)):
+            return f"{where} is a {type(value).__name__}, not a {type(schema).__name__}"
+        if isinstance(schema, list):
+            inside = [(one, schema[0], f"{where}[{n}]") for n, one in enumerate(value)]
+        elif str in schema:
+            inside = [(one, schema[str], f"{where}[{key!r:.40}]") for key, one in value.items()]
+        elif missing := [key for key in schema if key not in value]:
+            return f"{where} lacks {missing[0]!r}"
+        else:
+            inside = [(value[key], one, f"{where}[{key!r}]") for key, one in schema.items()]
+        return next((fault for one in inside if (fault := _mismatch(*one))), "")
+    kinds = getattr(schema, "__args__", (schema,))  # of a union
+    # True is no integer here, and a whole number is a float
+    right = type(value) in kinds or object in kinds or (type(value) is int and float in kinds)
+    expected = " or ".join(kind.__name__ for kind in kinds)
+    return "" if right else f"{where} is {value!r:.60}, not {expected}"
 
 
 @contextlib.contextmanager
