@@ -430,6 +430,13 @@ def test_a_wheel_rates_a_recording_where_there_is_no_repository(checkout, tmp_pa
     subprocess.run(build, check=True)
     (wheel,) = tmp_path.glob("percepiano_ast-*.whl")
     shutil.unpack_archive(wheel, tmp_path / "installed", "zip")
+    (information,) = (tmp_path / "installed").glob("*.dist-info")
+    metadata = (information / "METADATA").read_text()
+    assert "License-Expression: Apache-2.0 AND CC-BY-NC-SA-4.0\n" in metadata
+    texts = "".join(path.read_text() for path in (information / "licenses").rglob("LICENSE*"))
+    assert "Apache License" in texts and "NonCommercial-ShareAlike 4.0 International" in texts
+    needed = re.findall(r"Requires-Dist: ([\w.-]+)(?!.*extra ==)", metadata)
+    assert not {"pytest", "nbclient", "ipykernel", "music21", "tensorflow-datasets"} & {*needed}
     code = "from percepiano_ast.data import demo; print(demo.write_example('.', 'example'))"
     here = {
         "cwd": tmp_path,
