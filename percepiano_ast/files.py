@@ -35,6 +35,8 @@ ATTEMPTS = 6  # of a transfer, without a byte of progress
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts: doubled every time, at most
 TIMEOUT = 60.0  # seconds without a response or a byte
 MAX_JSON = 2**24  # bytes; ours have less than 1 MB, and objects take 25 times the text
+ADVICE = "Copy it again from where it was made, or make it again."  # about a damaged file
+SIGNATURE = "manifest_sha256"  # name of the checksum in signed JSON
 _BLOCK = 2**20  # bytes
 
 
@@ -83,22 +85,76 @@ def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file in one step, see `atomic`."""
+    """Write a file in one step, see `atomic`; after a power cut it is there, old or new."""
     with atomic(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(partial, Path):
+            _sync(partial)
+    if isinstance(partial, Path):
+        with contextlib.suppress(OSError):  # some mounts, as Drive's, refuse it for a folder
+            _sync(partial.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_json(path: str | Path, value) -> None:
-    """Write JSON in one step, see `atomic`."""
+    """Write JSON in one step, see `write_atomic`."""
     write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(
+def signed_json(value: dict) -> bytes:
+    """JSON of an object with the SHA-256 of its content, which does not depend on the formatting,
+    as the last item ``manifest_sha256``. It shows damage; it is no proof of origin."""
+    value = json.loads(
+        json.dumps(value)
+    )  # keys that are numbers are sorted as the text that is read
+    return (json.dumps(value | {SIGNATURE: _digest(value)}, indent=1) + "\n").encode()
+
+
+def _digest(value: dict) -> str:
+    return sha256_of(json.dumps(value, sort_keys=True))
+
+
+def write_signed_json(path: str | Path, value: dict) -> None:
+    """Write `signed_json` in one step, see `write_atomic`."""
+    write_atomic(path, signed_json(value))
+
+
+def read_signed_json(
     source: str | Path | bytes,
     schema: Any = dict,
     *,
     name: str = "",
-    advice: str = "Copy it again from where it was made, or make it again.",
+    advice: str = ADVICE,
+    unsigned: bool = False,
+) -> dict:
+    """The object in a file of `write_signed_json`, or the content, without its checksum.
+
+    Args:
+        schema, name, advice: see `read_json`.
+        unsigned: accept one of exactly the schema's keys, as earlier versions wrote them.
+
+    Raises:
+        InputError: see `read_json`; or the content does not match its checksum.
+    """
+    name = name or ("JSON" if isinstance(source, bytes) else str(source))
+    value = read_json(source, schema, name=name, advice=advice)
+    if unsigned and value.keys() == schema.keys():
+        return value
+    if value.pop(SIGNATURE, None) != _digest(value):
+        raise _fault(f"{name} is damaged (its checksum differs)", advice)
+    return value
+
+
+def read_json(
+    source: str | Path | bytes, schema: Any = dict, *, name: str = "", advice: str = ADVICE
 ) -> Any:
     """Read JSON that may be damaged or of others: at most `MAX_JSON` bytes, and as
     deep as Python's parser goes.
@@ -108,7 +164,7 @@ def read_json(
         schema: what the value must be: a type or union of types (``int | None``); ``[schema]``, a
             list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least.
         name: in messages; by default the path.
-        advice: the next action.
+        advice: the next action; empty for a message that is part of another.
 
     Raises:
         InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, or not of the
@@ -122,20 +178,24 @@ def read_json(
             with as_path(source).open("rb") as file:
                 content = file.read(MAX_JSON + 1)
         if len(content) > MAX_JSON:
-            raise InputError(f"{name} has more than {MAX_JSON:,} bytes. {advice}")
+            raise _fault(f"{name} has more than {MAX_JSON:,} bytes", advice)
         value = json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise InputError(f"{name} is missing. {advice}") from None
+        raise _fault(f"{name} is missing", advice) from None
     except RecursionError:
-        raise InputError(f"{name} is damaged (nested too deeply). {advice}") from None
+        raise _fault(f"{name} is damaged (nested too deeply)", advice) from None
     except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
         if isinstance(error, InputError):
             raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise InputError(f"{name} is damaged ({reason}). {advice}") from None
+        raise _fault(f"{name} is damaged ({reason})", advice) from None
     if fault := _mismatch(value, schema, "it"):
-        raise InputError(f"{name} is damaged ({fault}). {advice}")
+        raise _fault(f"{name} is damaged ({fault})", advice)
     return value
+
+
+def _fault(message: str, advice: str) -> InputError:
+    return InputError(f"{message}. {advice}" if advice else message)
 
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:
@@ -146,6 +206,7 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
         if isinstance(schema, list):
             inside = [(one, schema[0], f"{where}[{n}]") for n, one in enumerate(value)]
         elif str in schema:
+            assert isinstance(value, dict)
             inside = [(one, schema[str], f"{where}[{key!r:.40}]") for key, one in value.items()]
         elif missing := [key for key in schema if key not in value]:
             return f"{where} lacks {missing[0]!r}"

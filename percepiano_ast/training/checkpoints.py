@@ -42,7 +42,7 @@ from safetensors.numpy import save_file
 from percepiano_ast import __version__
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import difference
+from percepiano_ast.files import difference, read_signed_json, signed_json
 from percepiano_ast.training import mesh
 
 SAVE_MINUTES = 10.0  # between checkpoints within a long epoch
@@ -60,6 +60,9 @@ _LASTING = {
 }
 _NAME = re.compile(r"(step_\d{8}\.[0-9a-f]{8})(\.p\d+)?\.(safetensors|json)(\.partial)?")
 _FILE = {"name": str, "bytes": int, "sha256": str}  # one entry of a manifest's files
+_MANIFEST: dict[str, Any] = {"step": int, "score": float | None, "sha256": str, "bytes": int}
+# names of files are compared, see `read_manifest`
+_MANIFEST |= {"files": [_FILE | {"name": object}], "tree": dict}
 
 logger = logging.getLogger(__name__)
 
@@ -427,38 +430,15 @@ def _step_of(name: str) -> int:
     return int(name[5:13])
 
 
-def _signed(content: dict) -> bytes:
-    """JSON with a checksum of its content, which does not depend on the formatting."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps(content | {"manifest_sha256": digest}, indent=1).encode()
-
-
-def _verified(signed: bytes, types: dict[str, type]) -> dict:
-    """The content of a signed JSON file with fields of these types, or InputError."""
-    try:
-        content = json.loads(signed)
-        if "marker" in content:
-            raise InputError("it was saved by an earlier version, which used another format")
-        stated = content.pop("manifest_sha256")
-        right = {name: type(content[name]) for name in types} == types
-        if not right or json.loads(_signed(content))["manifest_sha256"] != stated:
-            raise InputError("its JSON file is damaged (checksum differs)")
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError("its JSON file is damaged") from error
-    return content
-
-
 def read_manifest(storage: Storage, name: str) -> dict:
     """The manifest of a checkpoint; InputError if it is damaged."""
-    types = {"step": int, "sha256": str, "bytes": int, "files": list, "tree": dict}
-    manifest = _verified(storage.read(f"{name}.json"), types)
-    for number, file in enumerate(manifest["files"]):
-        whole = isinstance(file, dict) and {key: type(file.get(key)) for key in _FILE} == _FILE
-        if not whole or file["name"] != f"{name}.p{number}.safetensors":
-            raise InputError("its JSON file does not describe a valid checkpoint")
-    if not manifest["files"] or manifest["step"] != _step_of(name):
+    content = storage.read(f"{name}.json")
+    if b'"marker"' in content:
+        raise InputError("it was saved by an earlier version, which used another format")
+    manifest = read_signed_json(content, _MANIFEST, name="its JSON file", advice="")
+    names = [file["name"] for file in manifest["files"]]
+    expected = [f"{name}.p{number}.safetensors" for number in range(max(len(names), 1))]
+    if names != expected or manifest["step"] != _step_of(name):
         raise InputError("its JSON file does not describe a valid checkpoint")
     return manifest
 
@@ -781,13 +761,13 @@ class Checkpoints:
         file = {"name": path.name, "bytes": path.stat().st_size}
         file["sha256"] = self.storage.write(path.name, path)
         if process:
-            self.storage.write(f"{name}.p{process}.json", _signed(file))
+            self.storage.write(f"{name}.p{process}.json", signed_json(file))
         else:
             files = [file, *self._files_of_others(name)]
             digest = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
             manifest |= {"saved": datetime.now(UTC).isoformat(timespec="seconds"), "sha256": digest}
             manifest |= {"bytes": sum(file["bytes"] for file in files), "files": files}
-            self.storage.write(f"{name}.json", _signed(manifest))
+            self.storage.write(f"{name}.json", signed_json(manifest))
             if self._background.error:
                 logger.info(
                     f"  {self.place} is writable again: the checkpoint of step"
@@ -809,7 +789,7 @@ class Checkpoints:
                     " storage location"
                 )
             time.sleep(0.2)
-        return [_verified(self.storage.read(file), _FILE) for file in wanted]
+        return [read_signed_json(self.storage.read(file), _FILE, name=file) for file in wanted]
 
     def _remove_old(self, step: int) -> None:
         """Delete the checkpoints that are no longer needed, and incomplete ones up to ``step``."""
