@@ -111,7 +111,7 @@ def write_json(path: str | Path, value) -> None:
 
 def signed_json(value: dict) -> bytes:
     """JSON of an object with the SHA-256 of its content, which does not depend on the formatting,
-    as the last item ``manifest_sha256``. It shows damage; it is no proof of origin."""
+    as the last item ``manifest_sha256``. It shows damage; it does not prove the origin."""
     value = json.loads(
         json.dumps(value)
     )  # keys that are numbers are sorted as the text that is read
@@ -214,7 +214,7 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
             inside = [(value[key], one, f"{where}[{key!r}]") for key, one in schema.items()]
         return next((fault for one in inside if (fault := _mismatch(*one))), "")
     kinds = getattr(schema, "__args__", (schema,))  # of a union
-    # True is no integer here, and a whole number is a float
+    # True does not count as an integer; a whole number is a float
     right = type(value) in kinds or object in kinds or (type(value) is int and float in kinds)
     expected = " or ".join(kind.__name__ for kind in kinds)
     return "" if right else f"{where} is {value!r:.60}, not {expected}"
