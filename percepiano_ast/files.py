@@ -464,27 +464,42 @@ def as_path(path: str | Path) -> Path:
     return Path(path)
 
 
-def lock_config(directory: str | Path, settings: dict) -> Path:
+def lock_config(
+    directory: str | Path, settings: dict, saved: Callable[[], dict | None] = lambda: None
+) -> Path:
     """Reserve ``directory`` for one configuration, stored in ``settings.json``, or verify that it
     is reserved for it.
 
+    Args:
+        saved: returns the settings, and perhaps more, that the output in the directory holds,
+            or None. They count if ``settings.json`` is damaged, missing or another, and it is
+            written again.
+
     Raises:
-        InputError: the directory holds the output of another configuration, or is not writable.
+        InputError: the directory holds the output of another configuration, or is not writable;
+            ``settings.json`` is damaged, and there are no others.
     """
     directory = as_path(directory)
     path = directory / "settings.json"
+    advice = "Rename the directory, or choose another output directory."
+    fault, damage = "", None
     if path.exists():
         try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            advice = "Choose another output directory, or delete this one."
-            raise InputError(f"{path} is damaged ({error}). {advice}") from error
-        if changed := difference(found, settings):
-            raise InputError(
-                f"{directory} holds the output of another configuration ({changed}). "
-                "Choose another output directory, or delete this one to start over."
-            )
-        return directory
+            if not (fault := difference(read_json(path, advice=advice), settings)):
+                return directory
+        except InputError as error:
+            damage = error
+    if known := saved():
+        fault = difference({key: known.get(key) for key in settings}, settings)
+    elif damage:
+        raise damage
+    if fault:
+        raise InputError(
+            f"{directory} holds the output of another configuration ({fault}). Choose another"
+            " output directory, or delete this one to start over."
+        )
+    if known:
+        logger.info(f"  {path} was damaged or missing: written again, as the output there says")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
