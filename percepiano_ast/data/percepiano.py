@@ -562,7 +562,9 @@ def preprocess(
         for name in sorted(pianos - {OWN}):
             # an unusable soundfont fails here, before hours of work
             _renderings(cache, name, front_end.sample_rate)
-    out = lock_config(out, {**settings, "simulated": simulated})
+    settings["simulated"] = simulated
+    saved = functools.partial(build.saved_settings, Path(out), settings)
+    out = lock_config(out, settings, saved)
     if build.check_complete(out):
         return out
 

@@ -21,7 +21,7 @@ from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
-from percepiano_ast.files import as_path, write_json
+from percepiano_ast.files import as_path, write_signed_json
 from percepiano_ast.inference import transcribe
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.models.weights import require_same_shapes
@@ -364,7 +364,7 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
         return HeldOut(which, predicted[which], None)
     errors, uncertainty = (predicted - clips.ratings)[known], np.full_like(deviations, np.nan)
     factor = finetuning.temperature(errors, deviations[known])
-    write_json(as_path(rated.run.kept(home)) / "temperature.json", {"temperature": factor})
+    write_signed_json(as_path(rated.run.kept(home)) / "temperature.json", {"temperature": factor})
     uncertainty[known] = finetuning.calibrated(deviations[known], errors, held_out[known])
     return HeldOut(which, predicted[which], uncertainty[which])
 
