@@ -17,11 +17,10 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from failing import EPOCHS, LOOK_EVERY, STEPS, Nursery, Training
+from failing import EPOCHS, LOOK_EVERY, STEPS, Nursery, Training, other_lock
 from safetensors.numpy import load_file
 from tiny import bits, compiled_once, without_seconds
 
@@ -378,15 +377,6 @@ def beside(training: Training, home: Path, **request) -> Training:
     return Training(training.nursery, home, {"work": "command", **request})
 
 
-def other_lock(folder: Path, age: float = 0.0, name: str = "0" * 16) -> Path:
-    """The lock of a run on another machine, whose last sign of life is so many seconds ago."""
-    beat = (datetime.now(UTC) - timedelta(seconds=age)).isoformat(timespec="seconds")
-    facts = {"host": "elsewhere", "process": 7, "started": "1", "machine": "elsewhere 1"}
-    path = folder / f"lock.{name}.json"
-    path.write_text(json.dumps(facts | {"since": "2026-11-30T08:15:00+00:00", "beat": beat}))
-    return path
-
-
 def refusal(training: Training) -> str:
     """The one line of error of a training."""
     assert "Traceback" not in training.printed()
@@ -399,11 +389,13 @@ def locks(training: Training) -> list[Path]:
 
 
 QUICK = {"lock.HEARTBEAT": 0.2, "lock.STALE": 1.5, "lock.POLL": 0.1}
+OTHER = "process 7 on elsewhere since 2026-11-30 08:15 UTC"
 
 
 class TestLock:
-    """A second run in a directory is refused, unless the first has ended."""
+    """A second run in a directory is refused while the first goes on; see `test_checkpoints`."""
 
+    @pytest.mark.slow
     def test_the_second_is_refused_and_the_first_is_undisturbed(self, nursery, whole, tmp_path):
         first = Training(nursery, tmp_path / "first", {"work": "command", "gates": [STEPS + 5]})
         first.start()
@@ -431,33 +423,7 @@ class TestLock:
         assert_clean(first)
         assert not locks(first)
 
-    @pytest.mark.parametrize("age", [0, 7200, -(10**9)])
-    def test_the_lock_of_a_machine_that_is_gone_is_taken_over(self, nursery, tmp_path, age):
-        training = Training(nursery, tmp_path, {"work": "command", "changes": QUICK})
-        other_lock(training.out, age)
-        training.finish()
-        said = "process 7 on elsewhere since 2026-11-30 08:15 UTC"
-        assert f"the run of {said} has ended: taking over" in training.printed()
-        assert ("Waiting up to 2 s to see whether" in training.printed()) == (age < 3600)
-        assert not locks(training)
-
-    @pytest.mark.parametrize("content", [b"", b"[", b"{}", b'{"beat": "now", "process": [1]}'])
-    def test_a_damaged_lock_is_that_of_another_run(self, nursery, tmp_path, content):
-        training = Training(nursery, tmp_path, {"work": "command", "changes": QUICK})
-        other_lock(training.out).write_bytes(content)
-        training.finish()
-        assert "was in use by another run. Waiting" in training.printed() and not locks(training)
-
-    def test_a_sign_of_life_of_another_machine_refuses(self, nursery, tmp_path):
-        training = Training(nursery, tmp_path, {"work": "command", "changes": QUICK})
-        path = other_lock(training.out, age=90)
-        training.start()
-        training.until(lambda: "Waiting up to" in training.printed())
-        content = other_lock(training.out).read_bytes()
-        assert training.wait() == 2 and "is in use by process 7 on elsewhere" in refusal(training)
-        assert path.read_bytes() == content and training.started_from() is None
-
-    @pytest.mark.parametrize("own", ["deleted", "left"])
+    @pytest.mark.parametrize("own", ["deleted", pytest.param("left", marks=pytest.mark.slow)])
     def test_a_run_whose_place_was_taken_over_stops_and_leaves_everything(
         self, nursery, tmp_path, own
     ):
@@ -477,20 +443,11 @@ class TestLock:
         before = {path: path.read_bytes() for path in training.out.rglob("*") if path.is_file()}
         training.open_gate(STEPS + 5)
         assert training.wait() == 1, training.printed()
-        said = f"{training.out} was taken over by process 7 on elsewhere since 2026-11-30 08:15"
-        assert said in refusal(training) and "this run stops" in refusal(training)
+        assert f"{training.out} was taken over by {OTHER}" in refusal(
+            training
+        ) and "this run stops" in refusal(training)
         after = {path: path.read_bytes() for path in training.out.rglob("*") if path.is_file()}
         own_lock = before.keys() - after.keys()
         assert {path.name.split(".")[0] for path in own_lock} <= {"lock"}
         changed = {path.name for path in after if after[path] != before.get(path)}
         assert not {name for name in changed if not name.startswith("events")}, changed
-
-    def test_a_folder_whose_lock_somebody_deleted_gets_it_again(self, nursery, tmp_path):
-        request = {"work": "command", "changes": QUICK, "gates": [STEPS + 5]}
-        training = Training(nursery, tmp_path, request)
-        training.start()
-        training.until_gate(STEPS + 5)
-        locks(training)[0].unlink()
-        training.until(lambda: locks(training))
-        training.open_gate(STEPS + 5)
-        assert training.wait() == 0, training.printed()
