@@ -147,7 +147,8 @@ def other_lock(folder: Path, age: float = 0.0, name: str = "0" * 16, **facts) ->
     known = {"host": "elsewhere", "process": 7, "started": "1", "machine": "elsewhere 1"}
     known |= {"since": "2026-11-30T08:15:00+00:00", "beat": beat, **facts}
     path = folder / f"lock.{name}.json"
-    path.write_text(json.dumps(known))
+    path.with_suffix(".new").write_text(json.dumps(known))
+    path.with_suffix(".new").replace(path)
     return path
 
 
