@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -218,6 +218,25 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
     right = type(value) in kinds or object in kinds or (type(value) is int and float in kinds)
     expected = " or ".join(kind.__name__ for kind in kinds)
     return "" if right else f"{where} is {value!r:.60}, not {expected}"
+
+
+def cached_arrays(
+    path: Path, names: Collection[str], compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays of these names in an ``.npz`` file, which has a checksum of each; computed and
+    written if the file is missing or damaged."""
+    if path.exists():
+        try:
+            with np.load(path) as found:
+                return {name: found[name] for name in names}
+        except Exception as error:  # those of numpy, zipfile and zlib have no common class
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            logger.info(f"  {path} is damaged ({reason}): computing it again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial, partial.open("wb") as file:
+        np.savez(file, **compute())
+    with np.load(path) as found:
+        return {name: found[name] for name in names}
 
 
 @contextlib.contextmanager

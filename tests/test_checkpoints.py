@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 from percepiano_ast.config import FinetuneConfig
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import read_signed_json, write_signed_json
+from percepiano_ast.files import cached_arrays, read_signed_json, write_signed_json
 from percepiano_ast.training import lock
 from percepiano_ast.training.checkpoints import (
     Background,
@@ -414,6 +414,30 @@ class TestSignedJson:
         assert read_signed_json(tmp_path / "x.json", schema, unsigned=True) == {"temperature": 1.25}
         with pytest.raises(InputError, match="checksum differs"):
             read_signed_json(tmp_path / "x.json", schema)
+
+
+def test_a_damaged_cache_of_arrays_is_computed_again(tmp_path, logged):
+    path, calls = tmp_path / "new" / "a.npz", []
+
+    def compute():
+        calls.append(1)
+        return {"a": np.arange(50.0), "b": np.array("text")}
+
+    whole = cached_arrays(path, "ab", compute)
+    content = path.read_bytes()
+    assert (
+        cached_arrays(path, "ab", compute).keys() == whole.keys() and calls == [1] and logged == []
+    )
+    for position in range(0, len(content), 7):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 8]) + content[position + 1 :]
+        )
+        found = cached_arrays(path, "ab", compute)
+        assert found["a"].tobytes() == whole["a"].tobytes() and found["b"] == "text"
+    assert len(calls) > 50 and "a.npz is damaged (" in logged[0]
+    for damaged in (b"", content[:100], b"\x93NUMPY", pickle.dumps([1])):
+        path.write_bytes(damaged)
+        assert cached_arrays(path, "ab", compute)["a"].tobytes() == whole["a"].tobytes()
 
 
 class TestNoCheckpoint:
