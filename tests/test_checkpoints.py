@@ -428,13 +428,13 @@ def test_a_damaged_cache_of_arrays_is_computed_again(tmp_path, logged):
     assert (
         cached_arrays(path, "ab", compute).keys() == whole.keys() and calls == [1] and logged == []
     )
-    for position in range(0, len(content), 7):
+    for position in range(0, len(content), 13):
         path.write_bytes(
             content[:position] + bytes([content[position] ^ 8]) + content[position + 1 :]
         )
         found = cached_arrays(path, "ab", compute)
         assert found["a"].tobytes() == whole["a"].tobytes() and found["b"] == "text"
-    assert len(calls) > 50 and "a.npz is damaged (" in logged[0]
+    assert len(calls) > 25 and "a.npz is damaged (" in logged[0]
     for damaged in (b"", content[:100], b"\x93NUMPY", pickle.dumps([1])):
         path.write_bytes(damaged)
         assert cached_arrays(path, "ab", compute)["a"].tobytes() == whole["a"].tobytes()
