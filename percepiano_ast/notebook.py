@@ -232,7 +232,7 @@ def finetune_history(run: Run) -> pd.DataFrame:
             rows = pd.read_csv(own)
         elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):
             # trained on another machine
-            unknown = [{"epoch": made[-1]["epoch"], "loss": np.nan}]
+            unknown = [{"epoch": made[-1].get("epoch", 0), "loss": np.nan}]
             rows = pd.DataFrame(made[-1].get("history") or unknown)
         else:
             continue

@@ -448,6 +448,10 @@ class TestNoCheckpoint:
         ):
             open_latest(tmp_path / name, made_by="notebook 02")
 
+    def test_one_of_another_kind_is_refused(self, saved):
+        with pytest.raises(InputError, match="no 'pretrain': it is of another kind .*of notebook"):
+            open_latest(saved[2], made_by="notebook 02", fields=("licence", "pretrain"))
+
 
 # --- From a stranger ----------------------------------------------------------------------------
 
