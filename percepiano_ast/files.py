@@ -227,7 +227,7 @@ def cached_arrays(
     written if the file is missing or damaged."""
     if path.exists():
         try:
-            with path.open("rb") as file, np.load(file) as found:
+            with path.open("rb") as stored, np.load(stored) as found:
                 return {name: found[name] for name in names}
         except Exception as error:  # those of numpy, zipfile and zlib have no common class
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
