@@ -405,6 +405,16 @@ class TestFinetune:
             < 0.95 * np.square(before - RATINGS[TRAIN]).mean()
         )
 
+    def test_damaged_settings_of_a_fold_are_those_of_its_model(self, start, frozen, tmp_path):
+        home = shutil.copytree(frozen[0], tmp_path / "fold_0")
+        before = (home / "settings.json").read_bytes()
+        (home / "settings.json").write_bytes(b"")
+        with pytest.raises(InputError, match="holds the output of another configuration .finetune"):
+            fold_to(home, start, finetuning(learning_rate=1.0))
+        again = fold_to(home, start, finetuning(), lambda step: pytest.fail("it is finished"))
+        assert bits(again) == bits(frozen[1:])
+        assert (home / "settings.json").read_bytes() == before
+
     def test_only_training_clips_set_the_scale(self, start, frozen):
         scaled = np.asarray(frozen[2].apply(jnp.asarray(start[1])))
         np.testing.assert_allclose(scaled[TRAIN].mean(axis=0), 0, atol=1e-3)
