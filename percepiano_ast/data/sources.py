@@ -238,7 +238,8 @@ class RemoteFile(io.RawIOBase):
         if self._credentials:  # not sent to the targets of redirects
             request.add_unredirected_header("Authorization", f"Bearer {self._token()}")
         try:
-            answer = urllib.request.urlopen(request, timeout=files.TIMEOUT)
+            opener = urllib.request.build_opener(files.Redirects())
+            answer = opener.open(request, timeout=files.TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (401, 403) and self._log_in():
