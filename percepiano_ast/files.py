@@ -38,14 +38,15 @@ LOG_SECONDS = 5.0  # between two lines of progress
 ATTEMPTS = 6  # of a transfer, without a byte of progress
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts: doubled every time, at most
 TIMEOUT = 60.0  # seconds without a response or a byte
-# A connection that is slower over so many seconds is given up; less is no progress of an attempt.
+# A connection that is slower over so many seconds is given up; an attempt that transfers less does
+# not count as progress.
 LOWEST_RATE, RATE_SECONDS = 1000, 15.0  # bytes per second
 MAX_JSON = 2**24  # bytes; ours have less than 1 MB, and objects take 25 times the text
 MAX_ARRAYS = 2**29  # bytes of a .npz file; the performances of MAESTRO have 0.13 GB
-MAX_MODEL = (
-    2**28
-)  # bytes of a rating model; the bundled one has 25 MB, with the encoder base 0.2 GB
+MAX_MODEL = 2**28  # bytes of a rating model; with an encoder of the size base 0.2 GB
 MAX_DOWNLOAD = 2 * 10**9  # bytes; AST base has 0.35 GB
+ADVICE = "Copy it again from where it was made, or make it again."  # about a damaged file
+SIGNATURE = "manifest_sha256"  # name of the checksum in signed JSON
 _BLOCK = 2**20  # bytes
 
 
@@ -94,22 +95,76 @@ def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
 
 
 def write_atomic(path: str | Path, content: str | bytes) -> None:
-    """Write a file in one step, see `atomic`."""
+    """Write a file in one step, see `atomic`; after a power cut it is there, old or new."""
     with atomic(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        if isinstance(partial, Path):
+            _sync(partial)
+    if isinstance(partial, Path):
+        with contextlib.suppress(OSError):  # some mounts, as Drive's, refuse it for a folder
+            _sync(partial.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_json(path: str | Path, value) -> None:
-    """Write JSON in one step, see `atomic`."""
+    """Write JSON in one step, see `write_atomic`."""
     write_atomic(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(
+def signed_json(value: dict) -> bytes:
+    """JSON of an object with the SHA-256 of its content, which does not depend on the formatting,
+    as the last item ``manifest_sha256``. It shows damage; it does not prove the origin."""
+    value = json.loads(
+        json.dumps(value)
+    )  # keys that are numbers are sorted as the text that is read
+    return (json.dumps(value | {SIGNATURE: _digest(value)}, indent=1) + "\n").encode()
+
+
+def _digest(value: dict) -> str:
+    return sha256_of(json.dumps(value, sort_keys=True))
+
+
+def write_signed_json(path: str | Path, value: dict) -> None:
+    """Write `signed_json` in one step, see `write_atomic`."""
+    write_atomic(path, signed_json(value))
+
+
+def read_signed_json(
     source: str | Path | bytes,
     schema: Any = dict,
     *,
     name: str = "",
-    advice: str = "Copy it again from where it was made, or make it again.",
+    advice: str = ADVICE,
+    unsigned: bool = False,
+) -> dict:
+    """The object in a file of `write_signed_json`, or the content, without its checksum.
+
+    Args:
+        schema, name, advice: see `read_json`.
+        unsigned: accept one of exactly the schema's keys, as earlier versions wrote them.
+
+    Raises:
+        InputError: see `read_json`; or the content does not match its checksum.
+    """
+    name = name or ("JSON" if isinstance(source, bytes) else str(source))
+    value = read_json(source, schema, name=name, advice=advice)
+    if unsigned and value.keys() == schema.keys():
+        return value
+    if value.pop(SIGNATURE, None) != _digest(value):
+        raise _fault(f"{name} is damaged (its checksum differs)", advice)
+    return value
+
+
+def read_json(
+    source: str | Path | bytes, schema: Any = dict, *, name: str = "", advice: str = ADVICE
 ) -> Any:
     """Read JSON that may be damaged or of others: at most `MAX_JSON` bytes, and as
     deep as Python's parser goes.
@@ -119,7 +174,7 @@ def read_json(
         schema: what the value must be: a type or union of types (``int | None``); ``[schema]``, a
             list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least.
         name: in messages; by default the path.
-        advice: the next action.
+        advice: the next action; empty for a message that is part of another.
 
     Raises:
         InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, or not of the
@@ -133,19 +188,23 @@ def read_json(
             with as_path(source).open("rb") as file:
                 content = file.read(MAX_JSON + 1)
         if len(content) > MAX_JSON:
-            raise InputError(f"{name} has more than {MAX_JSON:,} bytes. {advice}")
+            raise _fault(f"{name} has more than {MAX_JSON:,} bytes", advice)
         value = json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
-        raise InputError(f"{name} is missing. {advice}") from None
+        raise _fault(f"{name} is missing", advice) from None
     except RecursionError:
-        raise InputError(f"{name} is damaged (nested too deeply). {advice}") from None
+        raise _fault(f"{name} is damaged (nested too deeply)", advice) from None
     except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{name} is damaged ({one_line(error)}). {advice}") from None
+        raise _fault(f"{name} is damaged ({one_line(error)})", advice) from None
     if fault := _mismatch(value, schema, "it"):
-        raise InputError(f"{name} is damaged ({fault}). {advice}")
+        raise _fault(f"{name} is damaged ({fault})", advice)
     return value
+
+
+def _fault(message: str, advice: str) -> InputError:
+    return InputError(f"{message}. {advice}" if advice else message)
 
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:
@@ -156,6 +215,7 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
         if isinstance(schema, list):
             inside = [(one, schema[0], f"{where}[{n}]") for n, one in enumerate(value)]
         elif str in schema:
+            assert isinstance(value, dict)
             inside = [(one, schema[str], f"{where}[{key!r:.40}]") for key, one in value.items()]
         elif missing := [key for key in schema if key not in value]:
             return f"{where} lacks {missing[0]!r}"
@@ -163,17 +223,14 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
             inside = [(value[key], one, f"{where}[{key!r}]") for key, one in schema.items()]
         return next((fault for one in inside if (fault := _mismatch(*one))), "")
     kinds = getattr(schema, "__args__", (schema,))  # of a union
-    # True is no integer here, and a whole number is a float
+    # True does not count as an integer; a whole number is a float
     right = type(value) in kinds or object in kinds or (type(value) is int and float in kinds)
     expected = " or ".join(kind.__name__ for kind in kinds)
     return "" if right else f"{where} is {value!r:.60}, not {expected}"
 
 
 def read_npz(
-    source: str | Path | bytes,
-    *,
-    name: str = "",
-    advice: str = "Delete it and run again to make it anew.",
+    source: str | Path | bytes, *, name: str = "", advice: str = "Delete it and run again."
 ) -> dict[str, np.ndarray]:
     """Read the arrays of a ``.npz`` file that may be damaged or of others: at most `MAX_ARRAYS`
     bytes when expanded, and no objects. Arguments as in `read_json`.
@@ -252,7 +309,7 @@ def check_tensors(path: str | Path, limit: int = MAX_MODEL) -> bool:
     return True
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | None) -> str:
     """The message of another library's error, in one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -536,27 +593,42 @@ def as_path(path: str | Path) -> Path:
     return Path(path)
 
 
-def lock_config(directory: str | Path, settings: dict) -> Path:
+def lock_config(
+    directory: str | Path, settings: dict, saved: Callable[[], dict | None] = lambda: None
+) -> Path:
     """Reserve ``directory`` for one configuration, stored in ``settings.json``, or verify that it
     is reserved for it.
 
+    Args:
+        saved: returns the settings, and perhaps more, that the output in the directory holds,
+            or None. They count if ``settings.json`` is damaged, missing or another, and it is
+            written again.
+
     Raises:
-        InputError: the directory holds the output of another configuration, or is not writable.
+        InputError: the directory holds the output of another configuration, or is not writable;
+            ``settings.json`` is damaged, and there are no others.
     """
     directory = as_path(directory)
     path = directory / "settings.json"
+    advice = "Rename the directory, or choose another output directory."
+    fault, damage = "", None
     if path.exists():
         try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            advice = "Choose another output directory, or delete this one."
-            raise InputError(f"{path} is damaged ({error}). {advice}") from error
-        if changed := difference(found, settings):
-            raise InputError(
-                f"{directory} holds the output of another configuration ({changed}). "
-                "Choose another output directory, or delete this one to start over."
-            )
-        return directory
+            if not (fault := difference(read_json(path, advice=advice), settings)):
+                return directory
+        except InputError as error:
+            damage = error
+    if known := saved():
+        fault = difference({key: known.get(key) for key in settings}, settings)
+    elif damage:
+        raise damage
+    if fault:
+        raise InputError(
+            f"{directory} holds the output of another configuration ({fault}). Choose another"
+            " output directory, or delete this one to start over."
+        )
+    if known:
+        logger.info(f"  {path} was damaged or missing: written again, as the output there says")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)

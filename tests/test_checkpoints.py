@@ -23,6 +23,7 @@ from safetensors import safe_open
 
 from percepiano_ast.config import FinetuneConfig
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import read_signed_json, write_signed_json
 from percepiano_ast.training.checkpoints import (
     Background,
     Checkpoints,
@@ -385,6 +386,30 @@ class TestIncomplete:
         for manifest in saved[2].glob("*.json"):
             manifest.unlink()
         assert saved[0].load() is None
+
+
+class TestSignedJson:
+    """Small files of a run hold the checksum of their content."""
+
+    def test_every_bit_counts(self, tmp_path):
+        value = {"temperature": 1.25, "folds": {10: [1], 2: []}}
+        write_signed_json(tmp_path / "x.json", value)
+        content = (tmp_path / "x.json").read_bytes()
+        found = read_signed_json(content, {"temperature": float})
+        assert found == {"temperature": 1.25, "folds": {"10": [1], "2": []}}
+        for position, byte in enumerate(content):
+            flipped = content[:position] + bytes([byte ^ 4]) + content[position + 1 :]
+            with pytest.raises(InputError, match="x.json is damaged .*Train it again"):
+                read_signed_json(
+                    flipped, {"temperature": float}, name="x.json", advice="Train it again."
+                )
+
+    def test_one_of_an_earlier_version_has_no_checksum(self, tmp_path):
+        (tmp_path / "x.json").write_text('{"temperature": 1.25}')
+        schema = {"temperature": float}
+        assert read_signed_json(tmp_path / "x.json", schema, unsigned=True) == {"temperature": 1.25}
+        with pytest.raises(InputError, match="checksum differs"):
+            read_signed_json(tmp_path / "x.json", schema)
 
 
 class TestNoCheckpoint:

@@ -9,7 +9,6 @@ import base64
 import functools
 import io
 import math
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import read_npz
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 VERSION = "2.0.0"
@@ -374,7 +374,7 @@ def pack_performance(performance: Performance) -> str:
 
 def join_performances(packed: dict[str, str]) -> bytes:
     """Content of `PERFORMANCES`, from key -> performance encoded by `pack_performance`."""
-    parts = [dict(np.load(io.BytesIO(base64.b64decode(text)))) for text in packed.values()]
+    parts = [read_npz(base64.b64decode(text), name=key) for key, text in packed.items()]
     arrays = {"key": np.array(list(packed))}
     for kind, types in _PACKED.items():
         names = [f"{kind}.{column}" for column in types]
@@ -384,12 +384,26 @@ def join_performances(packed: dict[str, str]) -> bytes:
 
 
 class Performances:
-    """Performances by the keys of their recordings, from the ``arrays`` of `PERFORMANCES`."""
+    """Performances by the keys of their recordings, from a file `PERFORMANCES`; InputError if it
+    is damaged, with ``advice``."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self._arrays = arrays
-        self._row = {key: row for row, key in enumerate(arrays["key"].tolist())}
-        self._ends = {kind: np.cumsum(arrays[f"{kind}.count"]) for kind in _PACKED}
+    def __init__(self, path: Path, advice: str):
+        self._arrays = arrays = read_npz(path, advice=advice)
+        try:
+            self._row = {key: row for row, key in enumerate(arrays["key"].tolist())}
+            self._ends = {kind: np.cumsum(arrays[f"{kind}.count"]) for kind in _PACKED}
+            whole = all(
+                arrays[f"{kind}.count"].shape == (len(self._row),)
+                and (arrays[f"{kind}.count"] >= 0).all()
+                and arrays[f"{kind}.{name}"].shape == (arrays[f"{kind}.count"].sum(),)
+                and arrays[f"{kind}.{name}"].dtype == stored
+                for kind, types in _PACKED.items()
+                for name, stored in types.items()
+            )
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path} is damaged (its arrays do not fit together). {advice}")
 
     def __contains__(self, key: str) -> bool:
         return key in self._row
@@ -422,12 +436,7 @@ def open_performances(directory: Path) -> Performances:
             " MIDI of each recording. Preprocess a source with MIDI, such as MAESTRO, into another"
             " directory, or pre-train with ssast."
         )
-    try:
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            return Performances(dict(arrays))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        message = f"{path} is damaged ({error}). Run preprocess again to restore it."
-        raise InputError(message) from error
+    return Performances(path, "Run preprocess again to restore it.")
 
 
 def require_performances(performances: Performances, keys: Iterable[str], split: str) -> None:

@@ -43,6 +43,7 @@ from percepiano_ast.files import (
     download,
     one_line,
     read_json,
+    read_signed_json,
     sha256_of,
     write_tensors,
 )
@@ -580,8 +581,13 @@ class FoldEnsemble(Rater):
         self.models = [FoldModel.open(folder) for folder in finished]
         self.scale = self.models[0].run.questionnaire
         self.sample_rate = self.models[0].run.front_end.sample_rate
-        file = home / "temperature.json"
-        self.temperature = json.loads(file.read_text())["temperature"] if file.exists() else None
+        file, self.temperature = home / "temperature.json", None
+        if file.exists():
+            advice = "Delete it and run `percepiano finetune` again, which writes it."
+            known = read_signed_json(file, {"temperature": float}, advice=advice, unsigned=True)
+            self.temperature = float(known["temperature"])
+            if not 0 < self.temperature < math.inf:
+                raise InputError(f"{file}: a temperature of {self.temperature}. {advice}")
         names = [path.parent.name for path in finished]
         self.folds = [int(name.removeprefix("fold_")) for name in names]
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {*names})

@@ -279,8 +279,8 @@ def _open_torch(path: Path) -> Iterator[_Stored]:
                     if member.file_size > _MOST_PICKLED:
                         raise ValueError(f"its description has {member.file_size:,} bytes")
                     for code, value, _ in pickletools.genops(archive.read(member)):
-                        if code.name == "GLOBAL" and not re.fullmatch(_PICKLED, value):
-                            raise ValueError(f"GLOBAL {value.replace(' ', '.'):.80}")
+                        if code.name == "GLOBAL" and not re.fullmatch(_PICKLED, str(value)):
+                            raise ValueError(f"GLOBAL {str(value).replace(' ', '.'):.80}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         stated = sum(value.numel() * value.element_size() for value in content.values())
         if stated > path.stat().st_size:  # by strides of 0, or shared by several tensors

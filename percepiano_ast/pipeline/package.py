@@ -10,11 +10,10 @@ import pandas as pd
 from percepiano_ast import audio
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.data import percepiano
-from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
-from percepiano_ast.files import atomic, lock_config
+from percepiano_ast.files import atomic, lock_config, read_json, read_npz
 from percepiano_ast.inference import rate, regressors, transcribe
 from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
@@ -184,8 +183,8 @@ def _held_out(
             logger.info(
                 f"{protocol}, {', '.join(parts)}, fold {number}: {test.sum():,} renderings held out"
             )
-        with np.load(path) as found:
-            predicted[test], distances[test] = found["predicted"], found["distances"]
+        found = read_npz(path)
+        predicted[test], distances[test] = found["predicted"], found["distances"]
     return predicted, distances
 
 

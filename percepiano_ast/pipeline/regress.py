@@ -18,10 +18,17 @@ import pandas as pd
 
 from percepiano_ast import plots
 from percepiano_ast.data import percepiano, shards
-from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
-from percepiano_ast.files import atomic, lock_config, sha256_of, write_atomic, write_json
+from percepiano_ast.files import (
+    atomic,
+    lock_config,
+    read_json,
+    read_npz,
+    sha256_of,
+    write_atomic,
+    write_json,
+)
 from percepiano_ast.inference import regressors, transcribe
 from percepiano_ast.inference.regressors import gaussian_ridge, standard
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
@@ -96,9 +103,10 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
     for clip, synthesizer, codes in zip(clips.clip, clips.synthesizer, clips.codes, strict=True):
         parts += [f"{clip} {synthesizer}", codes]
     key = sha256_of(*parts)
-    if not (home / "heard.json").exists() or read_json(home / "heard.json")["key"] != key:
+    made, again = home / "heard.json", f"Delete {home} and run again."
+    if not made.exists() or read_json(made, {"key": str}, advice=again)["key"] != key:
         home.mkdir(parents=True, exist_ok=True)
-        for name in ("heard.json", "embeddings.npy"):
+        for name in ("heard.json", "embeddings.npz"):
             (home / name).unlink(missing_ok=True)
         logger.info(f"{start.name}: transcribing {len(clips.codes):,} renderings")
         packed = {
@@ -106,15 +114,15 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
             for row, one in enumerate(transcriber.transcribe_all(clips.codes))
         }
         write_atomic(home / shards.PERFORMANCES, shards.join_performances(packed))
-        write_json(home / "heard.json", {"key": key})
-    if embed and not (home / "embeddings.npy").exists():
+        write_json(made, {"key": key})
+    stored = home / "embeddings.npz"  # unlike .npy it has a checksum
+    if embed and not stored.exists():
         logger.info(f"{start.name}: embedding {len(clips.codes):,} renderings")
-        with atomic(home / "embeddings.npy") as partial, partial.open("wb") as file:
-            np.save(file, rated.embed(rated.params, np.arange(len(clips.codes))))
-    with np.load(home / shards.PERFORMANCES) as arrays:
-        found = shards.Performances(dict(arrays))
+        with atomic(stored) as partial, partial.open("wb") as file:
+            np.savez(file, embeddings=rated.embed(rated.params, np.arange(len(clips.codes))))
+    found = shards.Performances(home / shards.PERFORMANCES, again)
     played = [found[str(row)] for row in range(len(found))]
-    embeddings = np.load(home / "embeddings.npy") if embed else None
+    embeddings = read_npz(stored, advice=again)["embeddings"] if embed else None
     return TranscribedClips(key, embeddings, [one if len(one.notes) else None for one in played])
 
 

@@ -21,7 +21,7 @@ from percepiano_ast.dimensions import PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions, reliability
 from percepiano_ast.evaluation.predictions import load_index
-from percepiano_ast.files import as_path, write_json
+from percepiano_ast.files import as_path, write_signed_json
 from percepiano_ast.inference import transcribe
 from percepiano_ast.models.cnn import ENCODERS
 from percepiano_ast.models.weights import require_same_shapes
@@ -33,6 +33,7 @@ from percepiano_ast.training import finetune as finetuning
 from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
 from percepiano_ast.training.checkpoints import SAVE_MINUTES
+from percepiano_ast.training.lock import Lock
 
 logger = logging.getLogger(__name__)
 
@@ -323,41 +324,47 @@ def cross_validate(rated: CrossValidation, settings: dict) -> HeldOut:
     held_out = rated.folds_of(rated.config.protocol)
     numbers = sorted(set(percepiano.fold_of_clip(rated.index, rated.config.protocol).values()))
     predicted, deviations = (np.full(clips.ratings.shape, np.nan, np.float32) for _ in range(2))
-    finetuning.check_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home))
-    for number in numbers:
-        train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
-        # Variants are for training only: held-out clips are rated in their original form.
-        test = np.flatnonzero((held_out == number) & percepiano.is_plain(clips.synthesizer))
-        counts = f"{len(train)} training renderings, {len(test)} held out"
-        logger.info(f"{rated.name}, fold {number}: {counts}")
-        windows, steps = rated.windows(train)
-        trainer = rated.trainer(rated.config.epochs * steps)
-        fold_home = home / f"fold_{number}"
-        trained, scaler = finetuning.finetune_fold(
-            trainer,
-            rated.params,
-            rated.embeddings,
-            ratings=clips.ratings,
-            raters=rated.raters,
-            train=train,
-            windows=windows,
-            steps_per_epoch=steps,
-            directory=fold_home,
-            store=rated.run.kept(fold_home),
-            settings={"init": settings["init"], "pretrained": rated.start.weights, "fold": number}
-            | settings,
-        )
-        # A fine-tuned encoder has different embeddings.
-        tuned = rated.config.trains_encoder
-        embeddings = rated.embed(trained, test) if tuned else rated.embeddings[test]
-        predicted[test], deviations[test] = trainer.distribution(trained, scaler, embeddings)
+    with Lock(rated.run.kept(home)) as lock:
+        finetuning.check_room(rated.trainer(1), rated.params, len(numbers), rated.run.kept(home))
+        for number in numbers:
+            train = np.flatnonzero((held_out != number) & (held_out >= 0) & ~unseen)
+            # Variants are for training only: held-out clips are rated in their original form.
+            test = np.flatnonzero((held_out == number) & percepiano.is_plain(clips.synthesizer))
+            counts = f"{len(train)} training renderings, {len(test)} held out"
+            logger.info(f"{rated.name}, fold {number}: {counts}")
+            windows, steps = rated.windows(train)
+            trainer = rated.trainer(rated.config.epochs * steps)
+            fold_home = home / f"fold_{number}"
+            trained, scaler = finetuning.finetune_fold(
+                trainer,
+                rated.params,
+                rated.embeddings,
+                ratings=clips.ratings,
+                raters=rated.raters,
+                train=train,
+                windows=windows,
+                steps_per_epoch=steps,
+                directory=fold_home,
+                store=rated.run.kept(fold_home),
+                lock=lock,
+                settings={
+                    "init": settings["init"],
+                    "pretrained": rated.start.weights,
+                    "fold": number,
+                }
+                | settings,
+            )
+            # A fine-tuned encoder has different embeddings.
+            tuned = rated.config.trains_encoder
+            embeddings = rated.embed(trained, test) if tuned else rated.embeddings[test]
+            predicted[test], deviations[test] = trainer.distribution(trained, scaler, embeddings)
     which = np.flatnonzero(np.isfinite(predicted).all(axis=1))
     known = np.isfinite(deviations).all(axis=1)
     if not known.any():
         return HeldOut(which, predicted[which], None)
     errors, uncertainty = (predicted - clips.ratings)[known], np.full_like(deviations, np.nan)
     factor = finetuning.temperature(errors, deviations[known])
-    write_json(as_path(rated.run.kept(home)) / "temperature.json", {"temperature": factor})
+    write_signed_json(as_path(rated.run.kept(home)) / "temperature.json", {"temperature": factor})
     uncertainty[known] = finetuning.calibrated(deviations[known], errors, held_out[known])
     return HeldOut(which, predicted[which], uncertainty[which])
 

@@ -28,7 +28,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals, metrics
 from percepiano_ast.evaluation.analysis import group_means
-from percepiano_ast.files import TimeLeft, atomic, sha256_of, write_json
+from percepiano_ast.files import TimeLeft, atomic, read_npz, sha256_of, write_json
 from percepiano_ast.inference import rate, regressors
 from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import performance_features as midi_features
@@ -612,5 +612,4 @@ def _cached(
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as partial, partial.open("wb") as file:
             np.savez(file, **compute())
-    with np.load(path) as file:
-        return dict(file)
+    return read_npz(path)

@@ -42,7 +42,7 @@ from safetensors.numpy import save_file
 from percepiano_ast import __version__
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import difference
+from percepiano_ast.files import difference, read_signed_json, signed_json
 from percepiano_ast.training import mesh
 
 SAVE_MINUTES = 10.0  # between checkpoints within a long epoch
@@ -60,6 +60,9 @@ _LASTING = {
 }
 _NAME = re.compile(r"(step_\d{8}\.[0-9a-f]{8})(\.p\d+)?\.(safetensors|json)(\.partial)?")
 _FILE = {"name": str, "bytes": int, "sha256": str}  # one entry of a manifest's files
+_MANIFEST: dict[str, Any] = {"step": int, "score": float | None, "sha256": str, "bytes": int}
+# names of files are compared, see `read_manifest`
+_MANIFEST |= {"files": [_FILE | {"name": object}], "tree": dict}
 
 logger = logging.getLogger(__name__)
 
@@ -189,6 +192,21 @@ class Storage:
     def read(self, name: str, largest: int = 2**26) -> bytes:
         """The content of a file of at most ``largest`` bytes."""
         return self._attempt("read", name, lambda beat: b"".join(self._read(name, beat, largest)))
+
+    def overwrite(self, name: str, content: bytes) -> None:
+        """Overwrite a small file by as many bytes in place; a missing one is an error in a folder.
+        Drive's trash would hold every file that is replaced."""
+
+        def work(beat: Beat) -> None:
+            if self.fs:
+                self.fs.pipe_file(self.path_of(name), content)
+                return
+            with open(self.path_of(name), "r+b") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+        self._attempt("write", name, work)
 
     def require_writable(self, probe: str) -> None:
         """Write a small file of this name, read it back and delete it."""
@@ -427,38 +445,15 @@ def _step_of(name: str) -> int:
     return int(name[5:13])
 
 
-def _signed(content: dict) -> bytes:
-    """JSON with a checksum of its content, which does not depend on the formatting."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps(content | {"manifest_sha256": digest}, indent=1).encode()
-
-
-def _verified(signed: bytes, types: dict[str, type]) -> dict:
-    """The content of a signed JSON file with fields of these types, or InputError."""
-    try:
-        content = json.loads(signed)
-        if "marker" in content:
-            raise InputError("it was saved by an earlier version, which used another format")
-        stated = content.pop("manifest_sha256")
-        right = {name: type(content[name]) for name in types} == types
-        if not right or json.loads(_signed(content))["manifest_sha256"] != stated:
-            raise InputError("its JSON file is damaged (checksum differs)")
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError("its JSON file is damaged") from error
-    return content
-
-
 def read_manifest(storage: Storage, name: str) -> dict:
     """The manifest of a checkpoint; InputError if it is damaged."""
-    types = {"step": int, "sha256": str, "bytes": int, "files": list, "tree": dict}
-    manifest = _verified(storage.read(f"{name}.json"), types)
-    for number, file in enumerate(manifest["files"]):
-        whole = isinstance(file, dict) and {key: type(file.get(key)) for key in _FILE} == _FILE
-        if not whole or file["name"] != f"{name}.p{number}.safetensors":
-            raise InputError("its JSON file does not describe a valid checkpoint")
-    if not manifest["files"] or manifest["step"] != _step_of(name):
+    content = storage.read(f"{name}.json")
+    if b'"marker"' in content:
+        raise InputError("it was saved by an earlier version, which used another format")
+    manifest = read_signed_json(content, _MANIFEST, name="its JSON file", advice="")
+    names = [file["name"] for file in manifest["files"]]
+    expected = [f"{name}.p{number}.safetensors" for number in range(max(len(names), 1))]
+    if names != expected or manifest["step"] != _step_of(name):
         raise InputError("its JSON file does not describe a valid checkpoint")
     return manifest
 
@@ -580,16 +575,21 @@ class Checkpoints:
     """The checkpoints of one run in one storage location: the last ``keep``, and the best one if
     saves have a score.
 
-    Only one run may write to a storage location at a time. All its processes make the same calls.
-    On exit, the context manager waits for pending checkpoints and raises an error if the last state
-    was not saved.
+    Only one run may write to a storage location at a time, see `lock.Lock`. All its processes make
+    the same calls. On exit, the context manager waits for pending checkpoints and raises an error
+    if the last state was not saved.
 
     Args:
         place: a folder, or ``gs://BUCKET/PREFIX``, visible to all processes.
+        check: called before files are written or deleted; raises an error if that is not allowed.
     """
 
-    def __init__(self, place: str | Path, *, keep: int = 2):
+    def __init__(
+        self, place: str | Path, *, keep: int = 2, check: Callable[[], None] = lambda: None
+    ):
         self.storage, self.place, self.keep = Storage(place), place, keep
+        self._check = check
+        self._known: set[str] = set()  # names of checkpoints that were listed, and of own ones
         self._scores: dict[str, float] = {}  # by name, of all checkpoints with a manifest
         self._damaged: set[str] = set()
         self._background = Background(
@@ -649,9 +649,10 @@ class Checkpoints:
                 changed = difference(stored, settings or {})
                 tree = {} if changed else self._read(manifest, like)
             except (InputError, StorageError) as error:
-                self._damaged.add(name)
                 if isinstance(error, StorageError) and error.errno != errno.ENOENT:
-                    unread = unread or error
+                    unread = unread or error  # it may be intact, so it is not deleted
+                else:
+                    self._damaged.add(name)
                 logger.warning(
                     f"  {self.storage.path_of(name)} is damaged or missing ({error}). Trying the"
                     " previous checkpoint"
@@ -676,6 +677,7 @@ class Checkpoints:
 
     def _list(self) -> list[str]:
         names = complete(self.storage.names())
+        self._known.update(names)
         self._scores = {name: self._scores.get(name, math.inf) for name in names}
         return names
 
@@ -708,9 +710,9 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
         if jax.process_index():
             return
-        names = self._list()
+        self._check()
         self._remove_incomplete()
-        for name in names:
+        for name in self._list():
             with contextlib.suppress(InputError, StorageError):  # `load` reports it
                 score = read_manifest(self.storage, name)["score"]
                 self._scores[name] = math.inf if score is None else score
@@ -763,6 +765,8 @@ class Checkpoints:
 
     def _save_copy(self, name: str, manifest: dict, folder: Path) -> None:
         """Write the copy to the local disk, upload it, and delete what is no longer needed."""
+        self._check()
+        self._known.add(name)
         process = jax.process_index()
         path = folder / f"{name}.p{process}.safetensors"
         with self._lock:
@@ -781,20 +785,21 @@ class Checkpoints:
         file = {"name": path.name, "bytes": path.stat().st_size}
         file["sha256"] = self.storage.write(path.name, path)
         if process:
-            self.storage.write(f"{name}.p{process}.json", _signed(file))
+            self.storage.write(f"{name}.p{process}.json", signed_json(file))
         else:
             files = [file, *self._files_of_others(name)]
             digest = hashlib.sha256("".join(file["sha256"] for file in files).encode()).hexdigest()
             manifest |= {"saved": datetime.now(UTC).isoformat(timespec="seconds"), "sha256": digest}
             manifest |= {"bytes": sum(file["bytes"] for file in files), "files": files}
-            self.storage.write(f"{name}.json", _signed(manifest))
+            self._check()  # an upload may take long
+            self.storage.write(f"{name}.json", signed_json(manifest))
             if self._background.error:
                 logger.info(
                     f"  {self.place} is writable again: the checkpoint of step"
                     f" {manifest['step']} is saved"
                 )
             self._scores[name] = math.inf if manifest["score"] is None else manifest["score"]
-            self._remove_old(manifest["step"])
+            self._remove_old()
         path.unlink(missing_ok=True)
 
     def _files_of_others(self, name: str) -> list[dict]:
@@ -809,10 +814,11 @@ class Checkpoints:
                     " storage location"
                 )
             time.sleep(0.2)
-        return [_verified(self.storage.read(file), _FILE) for file in wanted]
+        return [read_signed_json(self.storage.read(file), _FILE, name=file) for file in wanted]
 
-    def _remove_old(self, step: int) -> None:
-        """Delete the checkpoints that are no longer needed, and incomplete ones up to ``step``."""
+    def _remove_old(self) -> None:
+        """Delete the checkpoints that are no longer needed, and incomplete ones."""
+        self._check()
         good = sorted(self._scores.keys() - self._damaged)
         best = min(reversed(good), key=self._scores.__getitem__)
         needed = {*good[-self.keep :], *([best] if math.isfinite(self._scores[best]) else [])}
@@ -822,14 +828,18 @@ class Checkpoints:
                 del self._scores[name]
                 self._damaged.discard(name)
         with contextlib.suppress(StorageError):  # the next start deletes them
-            self._remove_incomplete(step)
+            self._remove_incomplete(self._known)
 
-    def _remove_incomplete(self, step: float = math.inf) -> None:
-        for file in self.storage.names():
+    def _remove_incomplete(self, names: set[str] | None = None) -> None:
+        """Delete the files of checkpoints without a manifest; only of ``names``, if they are
+        given."""
+        files = self.storage.names()
+        whole = complete(files)
+        for file in files:
             found = _NAME.fullmatch(file)
-            if not found or _step_of(file) > step or file == f"{found[1]}.json":
+            if not found or file == f"{found[1]}.json" or found[1] not in (names or {found[1]}):
                 continue
-            if found[1] not in self._scores or not file.endswith(".safetensors"):
+            if found[1] not in whole or not file.endswith(".safetensors"):
                 self._remove(file)
 
     def _remove(self, file: str) -> bool:
@@ -859,10 +869,22 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete all checkpoints in this storage location, when they are no longer needed."""
+        self._check()
         for name in self._list():
             self._remove(f"{name}.json")
         self._scores.clear()
         self._remove_incomplete()
+
+
+def saved_settings(*places: str | Path) -> dict | None:
+    """The newest intact manifest in the first storage location that has one, which holds the
+    settings of its run; None without any."""
+    for place in places:
+        storage = Storage(place)
+        for name in reversed(complete(storage.names())):
+            with contextlib.suppress(InputError):
+                return read_manifest(storage, name)
+    return None
 
 
 def listing(place: str | Path, damaged: list[str] | None = None) -> list[dict]:

@@ -35,9 +35,11 @@ from percepiano_ast.training.checkpoints import (
     SAVE_MINUTES,
     Checkpoints,
     check_disk_space,
+    saved_settings,
     shown,
     size_of,
 )
+from percepiano_ast.training.lock import Lock
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -398,6 +400,7 @@ def finetune_fold(
     raters: np.ndarray | None = None,
     store: str | Path = "",
     save_minutes: float = SAVE_MINUTES,
+    lock: Lock | None = None,
 ) -> tuple[dict, Scaler]:
     """Train one fold with a checkpoint per epoch, or resume it; returns its parameters and scaler.
 
@@ -414,6 +417,7 @@ def finetune_fold(
         raters: (n,) number of raters of each rendering's clip; for ``weigh_by_raters``.
         store: another folder for ``checkpoints`` and ``model``, or ``gs://BUCKET/PREFIX``.
         save_minutes: minutes between checkpoints within a long epoch.
+        lock: of the folds of this run.
 
     Raises:
         InputError: ``directory`` or ``store`` holds a run of another configuration; see
@@ -425,9 +429,10 @@ def finetune_fold(
     settings |= {"front_end": asdict(run.front_end), "statistics": asdict(run.statistics)}
     settings |= run.questionnaire.as_settings()
     targets = RatingTargets.fit(config, ratings, raters, train, run.questionnaire)
-    lock_config(directory, settings)
-    place = f"{store or directory}/checkpoints"
-    model = Checkpoints(f"{store or directory}/model", keep=1)
+    place, home = f"{store or directory}/checkpoints", f"{store or directory}/model"
+    lock_config(directory, settings, lambda: saved_settings(home, place))
+    check = lock.check if lock else lambda: None
+    model = Checkpoints(home, keep=1, check=check)
     model.prepare()
     if found := model.load(settings=settings):
         params, scaler = found[0]["params"], Scaler(**found[0]["scaler"])
@@ -444,12 +449,15 @@ def finetune_fold(
             place=place,
             settings=settings | {"seed": config.seed},
             save_minutes=save_minutes,
+            lock=lock,
         )
         tree = {"params": params, "scaler": {"mean": scaler.mean, "std": scaler.std}}
         with model:
             made = {"seed": config.seed, "epoch": config.epochs, "history": rows}
             model.save(config.epochs * steps_per_epoch, tree, settings | made)
-    Checkpoints(place).clear()  # the store may have room for one fold's checkpoints only
+    Checkpoints(
+        place, check=check
+    ).clear()  # the store may have room for one fold's checkpoints only
     return params, scaler
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from percepiano_ast.errors import RunFailed
 from percepiano_ast.training import mesh
 from percepiano_ast.training.checkpoints import (
     SAVE_MINUTES,
@@ -23,6 +24,7 @@ from percepiano_ast.training.checkpoints import (
     StorageError,
     watched,
 )
+from percepiano_ast.training.lock import Lock
 from percepiano_ast.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ def fit(
     place: str = "",
     settings: dict | None = None,
     save_minutes: float = SAVE_MINUTES,
+    lock: Lock | None = None,
 ) -> tuple[TrainState, list[dict]]:
     """Train from the newest intact checkpoint on; returns the last state and the history, one row
     per epoch.
@@ -89,16 +92,19 @@ def fit(
         place: storage location of the checkpoints.
         settings: saved with every checkpoint, and compared when a run is resumed.
         save_minutes: minutes between checkpoints within a long epoch.
+        lock: of the directory and the place; held by one of the processes.
 
     Raises:
         InputError: ``place`` holds checkpoints of other settings.
+        RunFailed: the lock is lost.
         FloatingPointError: loss, gradient or update is not finite; the message names the step and
             the clips of its batch.
         StorageError: training is complete, but the last checkpoint or the history was not saved.
     """
     settings, total, history = settings or {}, epochs * steps_per_epoch, None
+    check = lock.check if lock else lambda: None
     done, rows, reads, steps, state = 0, [], [], [], None
-    with Checkpoints(place) if directory else contextlib.nullcontext() as checkpoints:
+    with Checkpoints(place, check=check) if directory else contextlib.nullcontext() as checkpoints:
         # --- Resume
         if checkpoints and directory:
             checkpoints.prepare()
@@ -111,7 +117,7 @@ def fit(
                 logger.info(f"  resuming after epoch {len(rows)}{within}")
             mesh.require_same(done, "the step of the newest checkpoint")
             if mesh.is_lead():
-                history = History(directory, steps)
+                history = History(directory, steps, check)
                 if rows:
                     history.send(rows)
         if state is None:
@@ -148,6 +154,8 @@ def fit(
                     continue
 
                 # --- Check
+                if lock and lock.lost:
+                    raise RunFailed(lock.lost)
                 values = jax.device_get([one for _, one in unread])
                 good = done - len(values)  # number of steps before a value
                 for (clips, _), one in zip(unread, values):
@@ -228,10 +236,13 @@ class History:
 
     Args:
         steps: earlier rows of ``steps.csv``, from the checkpoint that the run resumes from.
+        check: see `Checkpoints`.
     """
 
-    def __init__(self, directory: Path, steps: Sequence[dict] = ()):
-        self.steps = list(steps)
+    def __init__(
+        self, directory: Path, steps: Sequence[dict] = (), check: Callable[[], None] = lambda: None
+    ):
+        self.steps, self._check = list(steps), check
         self._storage, self._background = Storage(directory), Background(self._warn)
         self._sent = time.monotonic()
         found = importlib.util.find_spec("tensorboard") is not None
@@ -276,6 +287,7 @@ class History:
         )
 
     def _write(self, files: dict[str, bytes], steps: list[dict]) -> None:
+        self._check()
         for name, content in files.items():
             self._storage.write(name, content)
         if steps and (events := self._events):

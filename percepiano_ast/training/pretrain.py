@@ -1,6 +1,7 @@
 """Pre-training by masked patches, transcription, or both, on any device."""
 
 import collections
+import contextlib
 import functools
 import logging
 import time
@@ -29,7 +30,14 @@ from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.models.transformer import Compute
 from percepiano_ast.music.piano_roll import N_KEYS
 from percepiano_ast.training import loop, mesh
-from percepiano_ast.training.checkpoints import SAVE_MINUTES, check_disk_space, shown, size_of
+from percepiano_ast.training.checkpoints import (
+    SAVE_MINUTES,
+    check_disk_space,
+    saved_settings,
+    shown,
+    size_of,
+)
+from percepiano_ast.training.lock import Lock
 from percepiano_ast.training.state import (
     TrainState,
     compute_for,
@@ -453,21 +461,23 @@ def pretrain(
         num_descriptors: number of columns of the batches' ``descriptors``; 0 for none.
 
     Raises:
-        InputError: ``directory`` holds a run of another configuration, or the batch cannot be
-            divided as requested.
-        RunFailed: the batch does not fit into the device's memory.
+        InputError: ``directory`` holds a run of another configuration, or one in progress, or the
+            batch cannot be divided as requested.
+        RunFailed: the batch does not fit into the device's memory; see `loop.fit`.
         FloatingPointError, StorageError: see `loop.fit`.
     """
     settings: dict = {"model": asdict(model), "pretrain": asdict(config)}
     settings |= {"front_end": asdict(front_end), "statistics": asdict(statistics), **description}
     settings |= {"steps_per_epoch": steps_per_epoch}
+    place = f"{store or directory}/checkpoints"
+    saved = functools.partial(saved_settings, place)
     if mesh.is_lead():
-        lock_config(directory, settings)
+        lock_config(directory, settings, saved)
     mesh.wait_for_all("directory claimed")
     # the other processes compare with the first one's file
-    directory = lock_config(directory, settings)
+    directory = lock_config(directory, settings, saved)
     layout = mesh.Layout.over(fsdp=compute.fsdp)
-    steps, place = config.epochs * steps_per_epoch, f"{store or directory}/checkpoints"
+    steps = config.epochs * steps_per_epoch
     run = Pretraining(model, config, front_end, statistics, steps, compute, layout, num_descriptors)
     step, one = run.step, size_of(run.abstract_state)  # an indivisible batch raises an error here
     check_disk_space(place, one, f"{shown(4 * one)} (the last 2, the best, one being saved)")
@@ -495,24 +505,27 @@ def pretrain(
         scores = run.validate(params, validation())
         return scores | {"seconds": round(time.monotonic() - started, 1)}
 
+    lock = Lock(store or directory) if mesh.is_lead() else None
     try:
-        return loop.fit(
-            run.init,
-            compile_step,
-            batches,
-            lambda batch, history: run.put(batch),
-            put_state=layout.put_state,
-            epochs=config.epochs,
-            steps_per_epoch=steps_per_epoch,
-            names=(*run.objective.names, "gradient_norm", "update_norm", "skipped"),
-            log_every=loop.LOG_EVERY,
-            measure=measure,
-            validate=validate,
-            directory=directory,
-            place=place,
-            settings=settings | {"seed": config.seed},
-            save_minutes=save_minutes,
-        )[1]
+        with lock or contextlib.nullcontext():
+            return loop.fit(
+                run.init,
+                compile_step,
+                batches,
+                lambda batch, history: run.put(batch),
+                put_state=layout.put_state,
+                epochs=config.epochs,
+                steps_per_epoch=steps_per_epoch,
+                names=(*run.objective.names, "gradient_norm", "update_norm", "skipped"),
+                log_every=loop.LOG_EVERY,
+                measure=measure,
+                validate=validate,
+                directory=directory,
+                place=place,
+                settings=settings | {"seed": config.seed},
+                save_minutes=save_minutes,
+                lock=lock,
+            )[1]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
