@@ -44,6 +44,7 @@ LOWEST_RATE, RATE_SECONDS = 1000, 15.0  # bytes per second
 MAX_JSON = 2**24  # bytes; ours have less than 1 MB, and objects take 25 times the text
 MAX_ARRAYS = 2**29  # bytes of a .npz file; the performances of MAESTRO have 0.13 GB
 MAX_MODEL = 2**28  # bytes of a rating model; with an encoder of the size base 0.2 GB
+MAX_HEADER = 2**20  # bytes of a safetensors file's; ours have 0.02 MB
 MAX_DOWNLOAD = 2 * 10**9  # bytes; AST base has 0.35 GB
 ADVICE = "Copy it again from where it was made, or make it again."  # about a damaged file
 SIGNATURE = "manifest_sha256"  # name of the checksum in signed JSON
@@ -289,7 +290,7 @@ def check_tensors(path: str | Path, limit: int = MAX_MODEL) -> bool:
     checksum is noticed too.
 
     Raises:
-        InputError: more than ``limit`` bytes, or the checksum differs.
+        InputError: more than ``limit`` bytes, or `MAX_HEADER`, or the checksum differs.
     """
     path = Path(path)
     if not path.is_file():
@@ -298,7 +299,11 @@ def check_tensors(path: str | Path, limit: int = MAX_MODEL) -> bool:
         raise InputError(f"{path} has {size:,} bytes, and at most {limit:,} are read. Check it.")
     with path.open("rb") as file:
         head = file.read(8)
-        head += file.read(min(int.from_bytes(head, "little"), MAX_JSON))
+        length = int.from_bytes(head, "little")
+        if MAX_HEADER < length < size:
+            most = f"at most {MAX_HEADER:,} are read"
+            raise InputError(f"{path} has a header of {length:,} bytes, and {most}. Check it.")
+        head += file.read(min(length, MAX_HEADER))
         stated = re.search(rb'"sha256":"([^"]*)"', head)
         if not stated:
             return False
@@ -503,6 +508,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         """See `urllib.request`."""
         if (scheme := urllib.parse.urlsplit(newurl).scheme) not in ("https", req.type):
+            fp.close()
             raise InputError(
                 f"{req.full_url} redirects from {req.type} to {scheme} ({newurl:.100}), which is"
                 " not followed. Give an address without this redirect, or a local copy."

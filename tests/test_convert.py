@@ -226,7 +226,7 @@ class TestFiles:
         with pytest.raises(InputError, match="has metadata of another version"):
             weights.read_weights(tmp_path / "odd.safetensors")
         save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
-        with pytest.raises(InputError, match="not the weights of a ast model"):
+        with pytest.raises(InputError, match="not hold the weights of a model of the kind ast"):
             weights.read_weights(tmp_path / "other.safetensors")
         with pytest.raises(InputError, match="end in .safetensors"):
             weights.write_weights(tmp_path / "good.npz", good)
@@ -422,7 +422,7 @@ class TestTorchFiles:
             with pytest.raises(InputError, match="no code was executed. Download it again"):
                 weights.read_weights(path)
         torch.save({"a": zeros}, path)
-        with pytest.raises(InputError, match="not the weights of a ast model"):
+        with pytest.raises(InputError, match="not hold the weights of a model of the kind ast"):
             weights.read_weights(path)
 
 

@@ -206,7 +206,7 @@ def read_weights(path: str | Path, geometry: Geometry | None = None) -> Weights:
                 kind, known = "hf_ast", _hugging_face(path.parent)
             else:
                 kind, known = _published(stored, path, geometry)
-            _require_names(_plain(shapes), kind)
+            _require_names(_plain(shapes), kind, str(path))
             # Before anything of the stated size is computed.
             [[table]] = _layout(1, kind)["encoder/pos_embed"]
             config, table_shape = known["config"], _plain(shapes)[table]
@@ -220,6 +220,7 @@ def read_weights(path: str | Path, geometry: Geometry | None = None) -> Weights:
                 )
             params = from_torch({name: stored.load(name) for name in shapes}, kind)
             found = Weights(params, kind=kind, **known)
+            require_same_shapes(found.params, found.shapes(), str(path))
         except InputError:
             raise
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -227,7 +228,6 @@ def read_weights(path: str | Path, geometry: Geometry | None = None) -> Weights:
                 f"{path} does not hold weights as this version writes or reads them"
                 f" ({one_line(error)}). Download it again."
             ) from error
-    require_same_shapes(found.params, found.shapes(), str(path))
     for name, leaf in flatten_dict(found.params, sep="/").items():
         if not np.isfinite(leaf).all():
             raise InputError(f"{name} in {path} has NaN or infinite values. Download it again.")
@@ -377,7 +377,7 @@ def _published(
         kind = "ssast_pretrain"
     elif "mask_embed" in shapes:
         kind = "ssast_finetune"
-    _require_names(shapes, kind)
+    _require_names(shapes, kind, str(path))
     kernel = shapes["v.patch_embed.proj.weight"]
     if len(kernel) != 4:
         raise InputError(
@@ -422,7 +422,7 @@ def _candidates(positions: int, patch_size: tuple[int, int]) -> str:
         if high > 0 and positions % high == 0 and positions:
             first = patch_size[1] + (positions // high - 1) * stride
             found.append(f"stride {stride} with {first:,} to {first + stride - 1:,} frames")
-    return " or ".join(found[:4]) or f"no usual stride with {_N_MELS} mel bands has them"
+    return " or ".join(found) or f"no usual stride with {_N_MELS} mel bands has them"
 
 
 def _whole(number: int, divisor: int, what: str) -> int:
@@ -555,8 +555,8 @@ def _plain(tensors: dict[str, Any]) -> dict[str, Any]:
     return {layer.sub(in_files, name): value for name, value in tensors.items()}
 
 
-def _require_names(names: Collection[str], kind: str) -> dict[str, list[list[str]]]:
-    """The `_layout` of a kind; InputError for missing or unknown names."""
+def _require_names(names: Collection[str], kind: str, what: str) -> dict[str, list[list[str]]]:
+    """The `_layout` of a kind; InputError for missing or unknown names in ``what``."""
     layout = _layout(max(_count_blocks(names), 1), kind)
     unused = _UNUSED + (_UNUSED_IN_FINETUNING if kind == "ssast_finetune" else ())
     known = {name for blocks in layout.values() for block in blocks for name in block}
@@ -565,7 +565,8 @@ def _require_names(names: Collection[str], kind: str) -> dict[str, list[list[str
     surplus = sorted(name for name in set(names) - known if not name.startswith(unused))
     if missing or surplus:
         raise InputError(
-            f"not the weights of a {kind} model: missing {missing[:3]}, unknown {surplus[:3]}."
+            f"{what} does not hold the weights of a model of the kind {kind}: missing"
+            f" {missing[:3]}, unknown {surplus[:3]}. Give another file."
         )
     return layout
 
@@ -584,14 +585,15 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
         InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
     """
     tensors = _plain(tensors)
-    layout = _require_names(tensors, kind)
+    layout = _require_names(tensors, kind, "this file")
     [[cls_token]] = layout["encoder/cls_token"]
     if kind != "ssast_pretrain":
         tensors = {"mask_embed": np.zeros_like(tensors[cls_token])} | tensors
     params = {}
     for path, blocks in layout.items():
         names = [name for block in blocks for name in block]
-        arrays = [np.asarray(tensors[name], np.float32) for name in names]
+        with np.errstate(over="ignore"):  # infinite values are refused
+            arrays = [np.asarray(tensors[name], np.float32) for name in names]
         for name, array in zip(names, arrays):
             if array.shape != arrays[0].shape:
                 raise InputError(
