@@ -6,6 +6,7 @@ What a command needs is imported when it is called, so that ``--help`` is quick.
 import dataclasses
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -680,8 +681,13 @@ def convert(
     ),
     output: str = option(..., ".safetensors file to write; for hf_ast a folder.", "FILE"),
     kind: str = option("", "ast or hf_ast; default: unchanged."),
+    frames: int = option(0, "Frames of a window, of weights that do not state it.", "N"),
+    stride: str = option("", "Their stride, or those of frequency and time.", "N[,N]"),
 ):
     """Convert weights: ours, the authors' AST and SSAST, Hugging Face's AST."""
     from percepiano_ast.pipeline import run
 
-    print(run.convert(source, output, kind))
+    if stride and not re.fullmatch(r"\d{1,4}(,\d{1,4})?", stride):
+        raise InputError(f"--stride {stride}: give one number, or two as in 10,16.")
+    strides = tuple(int(number) for number in stride.split(",") if number)
+    print(run.convert(source, output, kind, frames=frames, stride=strides))

@@ -6,6 +6,7 @@ import email.utils
 import errno
 import hashlib
 import http.client
+import io
 import itertools
 import json
 import logging
@@ -18,7 +19,9 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import tenacity
+from safetensors.numpy import save_file
 
 from percepiano_ast.errors import InputError, RunFailed
 
@@ -34,7 +38,14 @@ LOG_SECONDS = 5.0  # between two lines of progress
 ATTEMPTS = 6  # of a transfer, without a byte of progress
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts: doubled every time, at most
 TIMEOUT = 60.0  # seconds without a response or a byte
+# A connection that is slower over so many seconds is given up; an attempt that transfers less does
+# not count as progress.
+LOWEST_RATE, RATE_SECONDS = 1000, 15.0  # bytes per second
 MAX_JSON = 2**24  # bytes; ours have less than 1 MB, and objects take 25 times the text
+MAX_ARRAYS = 2**29  # bytes of a .npz file; the performances of MAESTRO have 0.13 GB
+MAX_MODEL = 2**28  # bytes of a rating model; with an encoder of the size base 0.2 GB
+MAX_HEADER = 2**20  # bytes of a safetensors file's; ours have 0.02 MB
+MAX_DOWNLOAD = 2 * 10**9  # bytes; AST base has 0.35 GB
 ADVICE = "Copy it again from where it was made, or make it again."  # about a damaged file
 SIGNATURE = "manifest_sha256"  # name of the checksum in signed JSON
 _BLOCK = 2**20  # bytes
@@ -187,8 +198,7 @@ def read_json(
     except ValueError as error:  # not JSON, not UTF-8, a number of thousands of digits
         if isinstance(error, InputError):
             raise
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise _fault(f"{name} is damaged ({reason})", advice) from None
+        raise _fault(f"{name} is damaged ({one_line(error)})", advice) from None
     if fault := _mismatch(value, schema, "it"):
         raise _fault(f"{name} is damaged ({fault})", advice)
     return value
@@ -227,16 +237,104 @@ def cached_arrays(
     written if the file is missing or damaged."""
     if path.exists():
         try:
-            with path.open("rb") as stored, np.load(stored) as found:
-                return {name: found[name] for name in names}
-        except Exception as error:  # those of numpy, zipfile and zlib have no common class
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            logger.info(f"  {path} is damaged ({reason}): computing it again")
+            found = read_npz(path, advice="It is computed again")
+            return {name: found[name] for name in names}
+        except (InputError, KeyError) as error:
+            logger.info(f"  {error}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as partial, partial.open("wb") as file:
         np.savez(file, **compute())
     with np.load(path) as found:
         return {name: found[name] for name in names}
+
+
+def read_npz(
+    source: str | Path | bytes, *, name: str = "", advice: str = "Delete it and run again."
+) -> dict[str, np.ndarray]:
+    """Read the arrays of a ``.npz`` file that may be damaged or of others: at most `MAX_ARRAYS`
+    bytes when expanded, and no objects. Arguments as in `read_json`.
+
+    Raises:
+        InputError: missing, larger, or damaged, which the checksums of its arrays show.
+    """
+    name = name or ("a .npz file" if isinstance(source, bytes) else str(source))
+    try:
+        if isinstance(source, bytes):
+            content = source
+        else:
+            with as_path(source).open("rb") as file:
+                content = file.read(MAX_ARRAYS + 1)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+        if max(len(content), sum(member.file_size for member in members)) > MAX_ARRAYS:
+            raise InputError(f"{name} expands to more than {MAX_ARRAYS:,} bytes. {advice}")
+        # Python's readers of other methods inflate without a limit.
+        known = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+        if not {member.compress_type for member in members} <= known:
+            raise InputError(f"{name} is not compressed as NumPy does. {advice}")
+        with np.load(io.BytesIO(content)) as arrays:
+            found = dict(arrays)
+        if odd := [key for key, value in found.items() if not isinstance(value, np.ndarray)]:
+            raise InputError(f"{name} holds {odd[0]!r:.60}, which is not an array. {advice}")
+        return found
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name} is missing. {advice}") from None
+    except Exception as error:  # any: zipfile, zlib and NumPy have no list of their errors
+        raise InputError(f"{name} is damaged ({one_line(error)}). {advice}") from None
+
+
+_UNSIGNED = b'"sha256":"%s"' % (b"0" * 64)  # in the header of a safetensors file
+
+
+def write_tensors(
+    path: str | Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file in one step, with ``sha256`` in its metadata: the SHA-256 of the
+    file in which this value is 64 zeros. `check_tensors` compares it."""
+    with atomic(path) as partial:
+        save_file(tensors, partial, metadata | {"sha256": "0" * 64})
+        digest = sha256_of(partial)
+        with partial.open("r+b") as file:
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            file.seek(8 + header.index(_UNSIGNED) + len(b'"sha256":"'))
+            file.write(digest.encode())
+
+
+def check_tensors(path: str | Path, limit: int = MAX_MODEL) -> bool:
+    """Whether a safetensors file has the checksum of `write_tensors`; a file that is missing or
+    something else has none. The caller refuses unknown metadata, so that damage to the name of the
+    checksum is noticed too.
+
+    Raises:
+        InputError: more than ``limit`` bytes, or `MAX_HEADER`, or the checksum differs.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return False
+    if (size := path.stat().st_size) > limit:
+        raise InputError(f"{path} has {size:,} bytes, and at most {limit:,} are read. Check it.")
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if MAX_HEADER < length < size:
+            most = f"at most {MAX_HEADER:,} are read"
+            raise InputError(f"{path} has a header of {length:,} bytes, and {most}. Check it.")
+        head += file.read(min(length, MAX_HEADER))
+        stated = re.search(rb'"sha256":"([^"]*)"', head)
+        if not stated:
+            return False
+        unsigned = head[: stated.start()] + _UNSIGNED + head[stated.end() :]
+        digest = hashlib.file_digest(file, lambda: hashlib.sha256(unsigned))
+    if digest.hexdigest().encode() != stated[1]:
+        raise InputError(f"{path} is damaged (its checksum differs). Copy or download it again.")
+    return True
+
+
+def one_line(error: BaseException | None) -> str:
+    """The message of another library's error, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -368,15 +466,19 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(max(FIRST_WAIT * 2 ** (state.attempt_number - 1), seconds), LONGEST_WAIT)
 
 
-def download(url: str, path: str | Path) -> str:
+def download(url: str, path: str | Path, limit: int = MAX_DOWNLOAD) -> str:
     """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
     The file gets its final name after its length is verified, and its SHA-256 if the server states
     one: Hugging Face does, in the redirect to its object store (``X-Linked-ETag``).
 
+    Args:
+        limit: bytes; a longer file is refused, also if its server does not state its length.
+
     Raises:
-        InputError: the server refuses or does not respond, or the file does not match the stated
-            checksum.
+        InputError: the server refuses, does not respond, sends less than `LOWEST_RATE`, or
+            redirects to another scheme; the file is longer than ``limit``, a web page, compressed
+            for transfer, or does not match the stated checksum.
     """
     if not url.startswith(("http://", "https://")):
         raise InputError(f"cannot download {url!r}: give an http:// or https:// address.")
@@ -386,7 +488,7 @@ def download(url: str, path: str | Path) -> str:
 
     def log_error(state: tenacity.RetryCallState) -> None:
         assert state.outcome is not None  # called after an attempt
-        error = state.outcome.exception()
+        error = one_line(state.outcome.exception())
         logger.info(f"  {path.name}: {error}; retrying in {state.upcoming_sleep:.0f} s")
 
     stated = None
@@ -395,16 +497,17 @@ def download(url: str, path: str | Path) -> str:
             with attempt:
                 before = partial.stat().st_size if partial.exists() else 0
                 try:
-                    stated = _transfer(url, partial, path.name)
+                    stated = _transfer(url, partial, path.name, limit)
                 finally:
-                    if partial.exists() and partial.stat().st_size > before:
+                    grown = partial.stat().st_size - before if partial.exists() else 0
+                    if grown >= LOWEST_RATE * RATE_SECONDS:
                         attempt.retry_state.attempt_number = 1
     except (OSError, http.client.HTTPException) as error:
         if disk_is_full(error):
             raise
         again = f", {ATTEMPTS} times. Run again later to resume, or give a local copy."
         advice = again if may_pass(error) else ". Give a local copy instead."
-        raise InputError(f"cannot download {url}: {error}{advice}") from error
+        raise InputError(f"cannot download {url}: {one_line(error)}{advice}") from error
     digest = sha256_of(partial)
     if stated not in (None, digest):
         partial.unlink()
@@ -414,24 +517,34 @@ def download(url: str, path: str | Path) -> str:
     return digest
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Keeps the SHA-256 that a redirecting response states."""
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to the same scheme or to https; keeps the SHA-256 that a redirecting
+    response states. InputError for another scheme."""
 
     stated: str | None = None
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """See `urllib.request`."""
+        if (scheme := urllib.parse.urlsplit(newurl).scheme) not in ("https", req.type):
+            fp.close()
+            raise InputError(
+                f"{req.full_url} redirects from {req.type} to {scheme} ({newurl:.100}), which is"
+                " not followed. Give an address without this redirect, or a local copy."
+            )
         if found := re.fullmatch(r'"?([0-9a-f]{64})"?', headers.get("X-Linked-ETag", "")):
             self.stated = found[1]
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _transfer(url: str, partial: Path, name: str) -> str | None:
+def _transfer(url: str, partial: Path, name: str, limit: int) -> str | None:
     """One attempt to complete ``partial``; returns the SHA-256 that the server states, if any."""
     start = partial.stat().st_size if partial.exists() else 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    redirects = _Redirects()
+    redirects = Redirects()
     try:
-        request = urllib.request.Request(url, headers=headers)
+        # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
+        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+        request = urllib.request.Request(quoted, headers=headers)
         answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
@@ -441,24 +554,45 @@ def _transfer(url: str, partial: Path, name: str) -> str | None:
         if error.headers.get("Content-Range", "").endswith(f"/{start}"):
             return redirects.stated
         partial.unlink()
-        return _transfer(url, partial, name)
+        return _transfer(url, partial, name, limit)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot download {url}: {one_line(error)}. Check the address.") from None
     with answer:
-        if start and answer.status != 206:  # the server does not support ranges
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        kind = answer.headers.get_content_type()
+        if kind == "text/html" or encoding != "identity":
+            what = "a web page" if kind == "text/html" else f"compressed ({encoding:.20})"
+            raise InputError(f"{url} is {what}, not the file itself. Give the file's own address.")
+        if answer.status != 206:  # the server does not support ranges
             start = 0
-        length = answer.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdecimal() else None
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise InputError(f"{url}: its server sends other bytes than asked. Give a local copy.")
+        total = None if answer.length is None else start + answer.length
         began, done = time.monotonic(), start
-        shown = began
+        shown, since, before = began, began, done
         with partial.open("ab" if start else "wb") as file:
-            while block := answer.read1(_BLOCK):
+            while max(done, total or 0) <= limit and (block := answer.read1(_BLOCK)):
                 file.write(block)
                 done += len(block)
                 now = time.monotonic()
-                if total and (now - shown > LOG_SECONDS or done == total):
-                    shown = now
-                    left = (now - began) / (done - start) * (total - done)
-                    mb = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
-                    logger.info(f"  {name}: {mb}, about {left:.0f} s left")
+                if now - since > RATE_SECONDS:
+                    if done - before < LOWEST_RATE * (now - since):
+                        raise InputError(
+                            f"{url} sends less than {LOWEST_RATE:,} bytes per second. Run again"
+                            " later to resume, or give a local copy."
+                        )
+                    since, before = now, done
+                if now - shown > LOG_SECONDS or done == total:
+                    shown, size = now, f"{done / 1e6:.1f} MB"
+                    if total:
+                        left = (now - began) / (done - start) * (total - done)
+                        size = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, about {left:.0f} s left"
+                    logger.info(f"  {name}: {size}")
+    if max(done, total or 0) > limit:
+        partial.unlink()
+        raise InputError(f"{url} has more than {limit / 1e6:,.0f} MB. Check the address.")
     if total is not None and done < total:
         raise ConnectionError(f"the connection was lost after {done:,} of {total:,} bytes")
     return redirects.stated

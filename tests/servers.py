@@ -13,6 +13,7 @@ import struct
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -198,6 +199,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         """Say nothing."""
+
+
+@contextlib.contextmanager
+def answering(respond: Callable[[http.server.BaseHTTPRequestHandler], object]) -> Iterator[str]:
+    """Address of a file on a server that answers every GET by ``respond(handler)``, until the
+    context is left."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            with contextlib.suppress(OSError):  # the client left
+                respond(self)
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/model.safetensors"
+        server.shutdown()
+        thread.join()
 
 
 class StorageEmulator:

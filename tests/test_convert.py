@@ -26,12 +26,12 @@ from percepiano_ast.models import ast, ssast, weights
 SMALL = ModelConfig("custom", width=64, depth=2, num_heads=1, n_mels=32, n_frames=96)
 
 
-def shapes_of(kind: str, config: ModelConfig = SMALL) -> dict:
+def shapes_of(kind: str, config: ModelConfig = SMALL, labels: int = 3) -> dict:
     log_mel = jnp.zeros((1, config.n_frames, config.n_mels))
     if kind == "ssast_pretrain":
         arguments = (ssast.SSAST(config), log_mel, jnp.zeros((1, 1), jnp.int32))
     else:
-        arguments = (ast.Classifier(config, 3), log_mel)
+        arguments = (ast.Classifier(config, labels), log_mel)
     return jax.eval_shape(arguments[0].init, jax.random.key(0), *arguments[1:])["params"]
 
 
@@ -226,7 +226,7 @@ class TestFiles:
         with pytest.raises(InputError, match="has metadata of another version"):
             weights.read_weights(tmp_path / "odd.safetensors")
         save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
-        with pytest.raises(InputError, match="not the weights of a ast model"):
+        with pytest.raises(InputError, match="not hold the weights of a model of the kind ast"):
             weights.read_weights(tmp_path / "other.safetensors")
         with pytest.raises(InputError, match="end in .safetensors"):
             weights.write_weights(tmp_path / "good.npz", good)
@@ -290,10 +290,10 @@ class TestGeometry:
     """The authors' files, which do not describe their geometry."""
 
     @staticmethod
-    def write(folder: Path, kind: str, config: ModelConfig) -> Path:
+    def write(folder: Path, kind: str, config: ModelConfig, labels: int = 3) -> Path:
         """A file with the authors' names and shapes; zeros of one byte each."""
         blank = jax.tree.map(
-            lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(kind, config)
+            lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(kind, config, labels)
         )
         tensors = {
             f"module.{name}": np.zeros(value.shape, np.uint8)
@@ -309,7 +309,8 @@ class TestGeometry:
 
     @pytest.mark.parametrize("kind, config, grid", GEOMETRIES)
     def test_published_sizes_are_recognised(self, tmp_path, kind, config, grid):
-        read = weights.read_weights(self.write(tmp_path, kind, config))
+        labels = {128: 35, 512: 50}.get(config.n_frames, 3)  # Speech Commands, ESC-50
+        read = weights.read_weights(self.write(tmp_path, kind, config, labels))
         assert (read.kind, read.config, read.config.grid) == (kind, config, grid)
         assert (read.front_end, read.statistics) == (KALDI, AUDIOSET)
         assert len(read.params["encoder"]["blocks"]["norm1"]["scale"]) == config.depth
@@ -317,7 +318,10 @@ class TestGeometry:
     @pytest.mark.parametrize(
         "config, message",
         [
-            (dataclasses.replace(THIN, n_frames=1000), "has 496 positions for patches of .16, 16."),
+            (
+                dataclasses.replace(THIN, n_frames=1000),
+                "has 496 positions for patches of .16, 16.*stride 16 with 992 to 1,007 frames",
+            ),
             (
                 dataclasses.replace(THIN, width=100, num_heads=4),
                 "the width of .* is 100, not a multiple of 64",
@@ -418,7 +422,7 @@ class TestTorchFiles:
             with pytest.raises(InputError, match="no code was executed. Download it again"):
                 weights.read_weights(path)
         torch.save({"a": zeros}, path)
-        with pytest.raises(InputError, match="not the weights of a ast model"):
+        with pytest.raises(InputError, match="not hold the weights of a model of the kind ast"):
             weights.read_weights(path)
 
 

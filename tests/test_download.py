@@ -1,13 +1,17 @@
-"""The download of published weights, from a real server that breaks off, refuses and lies. 2 s."""
+"""The download of published weights, from real servers that break off, refuse and lie. 8 s."""
 
 import hashlib
 import http.server
 import threading
+import time
 
 import pytest
+from servers import answering
 
 from percepiano_ast import files
+from percepiano_ast.data.sources import RemoteFile
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import download
 from percepiano_ast.models.weights import AUDIOSET_FILES, fetch_audioset
 
 
@@ -151,3 +155,122 @@ class TestDownload:
         assert not (tmp_path / "model.safetensors").exists()
         with pytest.raises(InputError, match="give an http"):
             fetch_audioset(tmp_path / "new", "file:///etc")
+
+
+def answer(handler, *headers: tuple[str, str], status: int = 200) -> None:
+    handler.send_response(status)
+    for name, value in headers:
+        handler.send_header(name, value)
+    handler.end_headers()
+
+
+class TestHostile:
+    """`download` from servers of others: one line, and nothing that later counts as complete."""
+
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch):
+        monkeypatch.setattr(files, "FIRST_WAIT", 0.01)
+        monkeypatch.setattr(files, "RATE_SECONDS", 0.5)
+
+    @staticmethod
+    def refused(url: str, path, message: str, limit: int = 2**20) -> None:
+        with pytest.raises(InputError, match=message) as error:
+            download(url, path, limit)
+        assert len(str(error.value).splitlines()) == 1 and not path.exists()
+
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_an_endless_body_ends_at_the_limit(self, tmp_path, chunked):
+        def endless(handler):
+            handler.protocol_version = "HTTP/1.1"
+            answer(handler, *([("Transfer-Encoding", "chunked")] if chunked else []))
+            while True:
+                handler.wfile.write(b"10000\r\n%s\r\n" % bytes(2**16) if chunked else bytes(2**16))
+
+        with answering(endless) as url:
+            self.refused(url, tmp_path / "m", "has more than 1 MB. Check the address")
+        assert not any(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("length", [2**20 + 1, 10**30])
+    def test_a_stated_length_above_the_limit_is_refused_before_the_transfer(self, tmp_path, length):
+        with answering(lambda handler: answer(handler, ("Content-Length", str(length)))) as url:
+            self.refused(url, tmp_path / "m", "has more than 1 MB. Check the address")
+        assert not any(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("length", [[], [("Content-Length", "1000000")]])
+    def test_a_trickle_is_given_up(self, tmp_path, length):
+        def trickle(handler):
+            answer(handler, *length)
+            while True:
+                handler.wfile.write(b"a")
+                time.sleep(0.02)
+
+        with answering(trickle) as url:
+            self.refused(url, tmp_path / "m", "sends less than 1,000 bytes per second. Run again")
+
+    def test_a_byte_per_connection_is_given_up(self, tmp_path):
+        def one(handler):
+            start = (handler.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-")
+            fields = ("Content-Range", f"bytes {start}-999/1000"), ("Content-Length", "900")
+            answer(handler, *fields, status=206)
+            handler.wfile.write(b"a")
+
+        with answering(one) as url:
+            self.refused(
+                url, tmp_path / "m", "the connection was lost after .*, 6 times. Run again"
+            )
+
+    def test_a_slow_connection_is_waited_for(self, tmp_path):
+        def slow(handler):
+            answer(handler, ("Content-Length", "20000"))
+            for _ in range(100):
+                handler.wfile.write(bytes(200))
+                time.sleep(0.02)
+
+        with answering(slow) as url:
+            download(url, tmp_path / "m")
+        assert (tmp_path / "m").read_bytes() == bytes(20_000)
+
+    @pytest.mark.parametrize(
+        "fields, message",
+        [
+            ([("Content-Type", "text/html; charset=utf-8")], "is a web page, not the file itself"),
+            ([("Content-Encoding", "gzip")], r"is compressed \(gzip\), not the file itself"),
+        ],
+    )
+    def test_something_other_than_the_file_is_refused(self, tmp_path, fields, message):
+        def other(handler):
+            answer(handler, *fields)
+            handler.wfile.write(b"<html>log in</html>")
+
+        with answering(other) as url:
+            self.refused(url, tmp_path / "m", message)
+
+    def test_other_bytes_than_the_missing_ones_are_refused(self, tmp_path):
+        (tmp_path / "m.partial").write_bytes(bytes(100))
+
+        def other(handler):
+            answer(handler, ("Content-Range", "bytes 0-9/200"), status=206)
+            handler.wfile.write(bytes(10))
+
+        with answering(other) as url:
+            self.refused(url, tmp_path / "m", "sends other bytes than asked")
+
+    @pytest.mark.parametrize(
+        "address, message",
+        [
+            ("file:///etc/passwd", "file:///etc/passwd' is not allowed. Give a local copy"),
+            ("data:,model", "is not allowed. Give a local copy"),
+            ("ftp://127.0.0.1:1/m", "redirects from http to ftp .*, which is not followed"),
+            ("/model.safetensors", "redirect error that would lead to an infinite loop"),
+        ],
+    )
+    def test_redirects_to_another_scheme_are_not_followed(self, tmp_path, address, message):
+        with answering(lambda handler: answer(handler, ("Location", address), status=302)) as url:
+            self.refused(url, tmp_path / "m", message)
+            with pytest.raises(InputError) as error:
+                RemoteFile(url)
+        assert len(str(error.value).splitlines()) == 1
+
+    @pytest.mark.parametrize("address", ["http://[::1/m", "http://127.0.0.1:port/m", "http:///m"])
+    def test_addresses_that_are_none_are_refused(self, tmp_path, address):
+        self.refused(address, tmp_path / "m", "cannot download http:")

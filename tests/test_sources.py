@@ -174,6 +174,43 @@ def test_an_encrypted_connection_that_breaks_off_is_continued(archive, certifica
     assert server.url.startswith("https://") and not server.cut_after
 
 
+def test_a_redirect_from_https_to_http_is_not_followed(archive, certificate, tmp_path):
+    code = """if True:
+        import sys
+        from percepiano_ast.data.sources import RemoteFile
+        from percepiano_ast.errors import InputError
+        from percepiano_ast.files import download
+        for call in (RemoteFile, lambda url: download(url, sys.argv[2])):
+            for url in sys.argv[3:]:
+                try:
+                    call(url)
+                    print("read")
+                except InputError as error:
+                    print(error)
+    """
+    with (
+        RangeServer(archive) as plain,
+        RangeServer(archive, certificate=certificate) as encrypted,
+        RangeServer(archive) as upgrading,
+        RangeServer(archive, certificate=certificate) as whole,
+    ):
+        encrypted.moved_to, upgrading.moved_to = plain.url, whole.url
+        command = [sys.executable, "-W", "error", "-c", code, encrypted.url]
+        command[-1:] = [encrypted.url, str(tmp_path / "copy"), encrypted.url, upgrading.url]
+        run = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=os.environ | {"SSL_CERT_FILE": str(certificate)},
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 0 and not run.stderr, run.stderr
+    refused = f"{encrypted.url} redirects from https to http ({plain.url}), which is not followed."
+    advice = "Give an address without this redirect, or a local copy."
+    assert run.stdout.splitlines() == [f"{refused} {advice}", "read"] * 2
+    assert not plain.asked
+
+
 class TestFailures:
     """Servers that refuse, break off, fall silent, change or do not exist."""
 

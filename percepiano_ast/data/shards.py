@@ -9,7 +9,6 @@ import base64
 import functools
 import io
 import math
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, read_signed_json, sha256_of
+from percepiano_ast.files import as_path, read_npz, read_signed_json, sha256_of
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 VERSION = "2.0.0"
@@ -433,7 +432,7 @@ def pack_performance(performance: Performance) -> str:
 
 def join_performances(packed: dict[str, str]) -> bytes:
     """Content of `PERFORMANCES`, from key -> performance encoded by `pack_performance`."""
-    parts = [dict(np.load(io.BytesIO(base64.b64decode(text)))) for text in packed.values()]
+    parts = [read_npz(base64.b64decode(text), name=key) for key, text in packed.items()]
     arrays = {"key": np.array(list(packed))}
     for kind, types in _PACKED.items():
         names = [f"{kind}.{column}" for column in types]
@@ -443,12 +442,26 @@ def join_performances(packed: dict[str, str]) -> bytes:
 
 
 class Performances:
-    """Performances by the keys of their recordings, from the ``arrays`` of `PERFORMANCES`."""
+    """Performances by the keys of their recordings, from a file `PERFORMANCES`; InputError if it
+    is damaged, with ``advice``."""
 
-    def __init__(self, arrays: dict[str, np.ndarray]):
-        self._arrays = arrays
-        self._row = {key: row for row, key in enumerate(arrays["key"].tolist())}
-        self._ends = {kind: np.cumsum(arrays[f"{kind}.count"]) for kind in _PACKED}
+    def __init__(self, path: Path, advice: str):
+        self._arrays = arrays = read_npz(path, advice=advice)
+        try:
+            self._row = {key: row for row, key in enumerate(arrays["key"].tolist())}
+            self._ends = {kind: np.cumsum(arrays[f"{kind}.count"]) for kind in _PACKED}
+            whole = all(
+                arrays[f"{kind}.count"].shape == (len(self._row),)
+                and (arrays[f"{kind}.count"] >= 0).all()
+                and arrays[f"{kind}.{name}"].shape == (arrays[f"{kind}.count"].sum(),)
+                and arrays[f"{kind}.{name}"].dtype == stored
+                for kind, types in _PACKED.items()
+                for name, stored in types.items()
+            )
+        except (KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path} is damaged (its arrays do not fit together). {advice}")
 
     def __contains__(self, key: str) -> bool:
         return key in self._row
@@ -481,20 +494,10 @@ def open_performances(directory: Path) -> Performances:
             " MIDI of each recording. Preprocess a source with MIDI, such as MAESTRO, into another"
             " directory, or pre-train with ssast."
         )
-    content = path.read_bytes()
-    if sha256_of(content) != read_manifest(directory)["files"].get(PERFORMANCES, {}).get("sha256"):
-        raise InputError(f"{path} does not match {MANIFEST}. Run preprocess again to restore it.")
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_PERFORMANCES:
-                raise InputError(f"it unpacks to more than {MAX_PERFORMANCES:,} bytes")
-        with np.load(io.BytesIO(content)) as arrays:
-            return Performances(dict(arrays))
-    except Exception as error:  # those of numpy, zipfile and zlib have no common class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path} does not hold performances ({reason}). Run preprocess again to restore it."
-        ) from error
+    advice = "Run preprocess again to restore it."
+    if sha256_of(path) != read_manifest(directory)["files"].get(PERFORMANCES, {}).get("sha256"):
+        raise InputError(f"{path} does not match {MANIFEST}. {advice}")
+    return Performances(path, advice)
 
 
 def require_performances(performances: Performances, keys: Iterable[str], split: str) -> None:

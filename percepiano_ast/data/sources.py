@@ -220,16 +220,16 @@ class RemoteFile(io.RawIOBase):
                         lost = stop - self._position
                         raise ConnectionError(f"the connection was lost {lost:,} bytes early")
         except (OSError, http.client.HTTPException) as error:
-            self._position = start
+            self._position, reason = start, files.one_line(error)
             if files.may_pass(error):
                 raise Unreachable(
-                    f"{self.where} does not respond: {error}, {files.ATTEMPTS} times in a row. Run"
+                    f"{self.where} does not respond: {reason}, {files.ATTEMPTS} times in a row. Run"
                     " again later, or give a copy on disk."
                 ) from error
             advice = {401: self._advice, 403: self._advice}
             advice[416] = "Check the file, which is empty or became shorter"
             found = advice.get(getattr(error, "code", 0), "Check the address")
-            raise self._failure(f"cannot read {self.where}: {error}. {found}") from error
+            raise self._failure(f"cannot read {self.where}: {reason}. {found}") from error
         return max(stop - start, 0)
 
     def _request(self, start: int, stop: int) -> http.client.HTTPResponse:
@@ -238,7 +238,8 @@ class RemoteFile(io.RawIOBase):
         if self._credentials:  # not sent to the targets of redirects
             request.add_unredirected_header("Authorization", f"Bearer {self._token()}")
         try:
-            answer = urllib.request.urlopen(request, timeout=files.TIMEOUT)
+            opener = urllib.request.build_opener(files.Redirects())
+            answer = opener.open(request, timeout=files.TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (401, 403) and self._log_in():

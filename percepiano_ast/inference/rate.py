@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import soundfile
-from safetensors.numpy import save_file
 
 from percepiano_ast import audio
 from percepiano_ast.config import (
@@ -37,11 +36,22 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, download, read_signed_json, sha256_of
+from percepiano_ast.files import (
+    MAX_MODEL,
+    as_path,
+    check_tensors,
+    download,
+    one_line,
+    read_json,
+    read_signed_json,
+    sha256_of,
+    write_tensors,
+)
 from percepiano_ast.inference import page
 from percepiano_ast.inference.rating import WINDOW_SECONDS, Rating, decimals, to_table
 from percepiano_ast.inference.regressors import CalibratedRegressors, below
 from percepiano_ast.inference.transcribe import (
+    METADATA,
     NOT_A_MODEL,
     Transcriber,
     read_tensors,
@@ -352,9 +362,9 @@ class RatingModelFile(Rater):
     @property
     def limits(self) -> str:
         """See `Rating`; empty for other models than the bundled one."""
-        if self.description["model"] != NAME:
+        known, works = (self.description[name].get("mean") for name in ("r", "r_works"))
+        if self.description["model"] != NAME or None in (known, works):
             return ""
-        known, works = (self.description[name]["mean"] for name in ("r", "r_works"))
         return (
             "The model was trained on renderings of three works by Beethoven and Schubert: its"
             f" mean correlation with people's ratings is {known:.2f} on held-out passages of these"
@@ -404,7 +414,7 @@ class RatingModelFile(Rater):
         # safetensors writes an array's memory as it is, whatever its strides are.
         tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata)
+        write_tensors(path, tensors, metadata)
         return Path(path)
 
     @classmethod
@@ -414,22 +424,28 @@ class RatingModelFile(Rater):
         Raises:
             InputError: missing, damaged, another kind of model, or one of another version.
         """
+        signed = check_tensors(path)
         try:
-            tensors, metadata = read_tensors(path)
+            tensors, metadata = read_tensors(path, (*METADATA, "judges"), signed)
+            known = {"model": str, "descriptors": [str], "r": {str: float}, "r_works": {str: float}}
+            description = read_json(metadata["description"].encode(), known, name="description")
             regressors = {
                 name: CalibratedRegressors.from_tensors(below(tensors, f"{_REGRESSORS}{name}/"))
-                for name in json.loads(metadata["judges"])
+                for name in read_json(metadata["judges"].encode(), [str], name="judges")
             }
             transcriber = Transcriber.from_tensors(below(tensors, _TRANSCRIBER), metadata)
-            description = json.loads(metadata["description"])
             if unknown := [n for n in description["descriptors"] if n not in PERFORMANCE_FEATURES]:
                 names = ", ".join(unknown)
                 raise ValueError(f"made by another version, with the descriptors {names}")
+            if tensors["unheard"].shape != (len(description["descriptors"]),):
+                raise ValueError("as many mean features as descriptors are needed")
+            if "alone" not in regressors:
+                raise ValueError("no regressors without a score")
             return cls(transcriber, tensors["unheard"], regressors, description)
         except NOT_A_MODEL as error:
             raise InputError(
-                f"{path}: not a rating model of this version ({error!r}). Give a file made by this"
-                " version's `percepiano package`"
+                f"{path}: not a rating model of this version ({type(error).__name__}:"
+                f" {one_line(error)}). Give a file made by this version's `percepiano package`"
             ) from error
 
 
@@ -565,12 +581,13 @@ class FoldEnsemble(Rater):
         self.models = [FoldModel.open(folder) for folder in finished]
         self.scale = self.models[0].run.questionnaire
         self.sample_rate = self.models[0].run.front_end.sample_rate
-        file = home / "temperature.json"
-        self.temperature = None
+        file, self.temperature = home / "temperature.json", None
         if file.exists():
-            advice = f"Run {MADE_BY} again, which writes it from the finished folds"
-            found = read_signed_json(file, {"temperature": float}, advice=advice, unsigned=True)
-            self.temperature = found["temperature"]
+            advice = "Delete it and run `percepiano finetune` again, which writes it."
+            known = read_signed_json(file, {"temperature": float}, advice=advice, unsigned=True)
+            self.temperature = float(known["temperature"])
+            if not 0 < self.temperature < math.inf:
+                raise InputError(f"{file}: a temperature of {self.temperature}. {advice}")
         names = [path.parent.name for path in finished]
         self.folds = [int(name.removeprefix("fold_")) for name in names]
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {*names})
@@ -774,7 +791,7 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
     """Path of a model file; one at ``https://...#sha256=...`` is downloaded into ``cache`` once.
 
     Raises:
-        InputError: a URL without a checksum, or a file with another one.
+        InputError: a URL without a checksum, or a file with another one; see `download`.
     """
     if "://" not in place:
         return Path(place)
@@ -786,7 +803,7 @@ def fetched(place: str, cache: str | Path = CACHE) -> Path:
     path = Path(cache) / f"{wanted[:16]}.safetensors"
     if path.exists() and sha256_of(path) == wanted:
         return path
-    if (found := download(url, path)) != wanted:
+    if (found := download(url, path, MAX_MODEL)) != wanted:
         path.unlink()
         raise InputError(
             f"{url}: its SHA-256 is {found}, not {wanted}, so it was deleted. Check the URL and the"

@@ -16,6 +16,7 @@ from itertools import product
 
 import numpy as np
 
+from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 
 REGRESSORS = ("ridge", "kernel", "extratrees")
@@ -23,6 +24,7 @@ RIDGE_ALPHAS = np.logspace(1, 4, 7).tolist()
 KERNEL_ALPHAS, KERNEL_WIDTHS = (0.1, 0.3, 1.0), (1.0, 3.0, 10.0)
 FOREST = {"n_estimators": 300, "max_features": 0.5, "min_samples_leaf": 2, "n_jobs": -1}
 INNER_FOLDS = 3
+_RATINGS = len(KEYS)
 NEIGHBOURS = 10  # nearest training clips that a recording's distance is measured to
 _EXTREME = 4.0  # standard deviations at which features are clipped, against outliers
 _ROWS = 256  # rows per batch; limits the memory of the forest
@@ -327,10 +329,57 @@ class CalibratedRegressors:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray]) -> CalibratedRegressors:
-        """The inverse of `tensors`."""
-        ensemble = RegressorEnsemble(below(tensors, _REGRESSORS))
+        """The inverse of `tensors`.
+
+        Raises:
+            KeyError, ValueError: missing, of other shapes, or trees that lead nowhere.
+        """
+        arrays = below(tensors, _REGRESSORS)
+        n_features, n_known = arrays["kernel/known"].shape[::-1]
+        n_nodes, n_leaves, n_kernels = (
+            len(arrays[name]) for name in ("trees/feature", "trees/value", "kernel/gamma")
+        )
+        shapes = {
+            "feature_mean": (n_features,),
+            "feature_std": (n_features,),
+            "rating_mean": (_RATINGS,),
+            "rating_std": (_RATINGS,),
+            "ridge/coef": (n_features, _RATINGS),
+            "ridge/intercept": (_RATINGS,),
+            "kernel/known": (n_known, n_features),
+            "kernel/gamma": (n_kernels,),
+            "kernel/dual": (n_kernels, n_known, _RATINGS),
+            "trees/start": arrays["trees/start"].shape[:1],
+            "trees/feature": (n_nodes,),
+            "trees/threshold": (n_nodes,),
+            "trees/other": (n_nodes,),
+            "trees/value": (n_leaves, _RATINGS),
+        }
+        found = {name: arrays[name].shape for name in shapes}
         tables = {name: tensors[name] for name in _TABLES}
-        return cls(ensemble, **tables, novelty_threshold=float(tensors["farthest"][0]))
+        found |= {name: table.shape for name, table in tables.items()}
+        shapes |= {"calibration": (2, _RATINGS), "deviation": (_RATINGS,), "within": (_RATINGS,)}
+        shapes["reference"] = len(tables["reference"]), _RATINGS
+        if odd := [name for name in shapes if found[name] != shapes[name]]:
+            raise ValueError(f"{odd[0]} is {found[odd[0]]}, not {shapes[odd[0]]}")
+        # The path through a tree leads to later nodes and ends in a leaf.
+        feature, other, start = (arrays[f"trees/{name}"] for name in ("feature", "other", "start"))
+        node, leaf = np.arange(n_nodes), feature == _LEAF
+        limit = np.where(leaf, n_leaves, n_nodes)
+        forward = (
+            (other < limit) & (other > np.where(leaf, -1, node)) & (leaf | (node + 1 < n_nodes))
+        )
+        if (
+            any(array.dtype.kind != "i" for array in (feature, other, start))
+            or not (forward & (feature >= _LEAF) & (feature < n_features)).all()
+            or not ((start >= 0) & (start < n_nodes)).all()
+            or not len(start)
+            or n_known < NEIGHBOURS
+        ):
+            raise ValueError("its trees or training clips are incomplete")
+        return cls(
+            RegressorEnsemble(arrays), **tables, novelty_threshold=float(tensors["farthest"][0])
+        )
 
 
 def below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from percepiano_ast.audio.mel import pad_window, window_starts
 from percepiano_ast.config import (
@@ -23,10 +22,14 @@ from percepiano_ast.config import (
     ModelConfig,
     PretrainConfig,
     from_json,
+    schema_of,
 )
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import check_tensors, one_line, read_json, write_tensors
+from percepiano_ast.models.ast import PREFIX_TOKENS
 from percepiano_ast.models.heads import patch_validity
 from percepiano_ast.models.transcription import STEP, TranscriptionModel
+from percepiano_ast.models.weights import require_same_shapes
 from percepiano_ast.music.midi import Performance, trimmed
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, performance_features
 from percepiano_ast.music.piano_roll import (
@@ -40,7 +43,11 @@ from percepiano_ast.training.state import compute_for, normalise
 MADE_BY = "notebook 02_ssast_pretrain_tpu or `percepiano pretrain --pretraining transcription`"
 BATCH = 16  # windows per batch, at most
 # What reading a file of another kind raises.
-NOT_A_MODEL = (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError)
+NOT_A_MODEL = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError),
+    SafetensorError,
+)
+METADATA = ("model", "front_end", "statistics", "description")  # of a file of `Transcriber.write`
 _EVERY = 10.0  # seconds between lines of progress
 
 logger = logging.getLogger(__name__)
@@ -100,18 +107,26 @@ class Transcriber:
     @classmethod
     def from_tensors(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> Self:
         """The inverse of `tensors`; raises one of ``NOT_A_MODEL`` for those of another kind."""
+        kinds = {"model": ModelConfig, "front_end": FrontEnd, "statistics": LevelStats}
         model, front_end, statistics = (
-            json.loads(metadata[name]) for name in ("model", "front_end", "statistics")
+            from_json(kind, read_json(metadata[name].encode(), schema_of(kind), name=name))
+            for name, kind in kinds.items()
         )
+        # Before anything of the stated size is computed.
+        positions = tensors["encoder/pos_embed"].shape[1] - PREFIX_TOKENS
+        if model.num_patches != positions or model.n_mels != front_end.n_mels:
+            raise ValueError(f"{positions} positions, but a model of {model.num_patches} patches")
+        window = jax.ShapeDtypeStruct((1, model.n_frames, model.n_mels), jnp.float32)
+        like = jax.eval_shape(TranscriptionModel(model).init, jax.random.key(0), window)["params"]
+        require_same_shapes(unflatten_dict(tensors, sep="/"), like, "the file")
         flat = {name: values.astype(np.float32) for name, values in tensors.items()}
-        settings = from_json(ModelConfig, model), FrontEnd(**front_end), LevelStats(**statistics)
-        return cls(unflatten_dict(flat, sep="/"), *settings)
+        return cls(unflatten_dict(flat, sep="/"), model, front_end, statistics)
 
     def write(self, path: str | Path, description: dict) -> Path:
         """Save the model as a ``.safetensors`` file, which `read` loads; ``description`` is further
         metadata: data, licence, hours."""
         tensors, metadata = self.tensors()
-        save_file(tensors, path, metadata | {"description": json.dumps(description)})
+        write_tensors(path, tensors, metadata | {"description": json.dumps(description)})
         return Path(path)
 
     @classmethod
@@ -121,10 +136,12 @@ class Transcriber:
         Raises:
             InputError: missing, damaged, or another kind of weights.
         """
+        signed = check_tensors(path)
         try:
-            return cls.from_tensors(*read_tensors(path))
+            return cls.from_tensors(*read_tensors(path, METADATA, signed))
         except NOT_A_MODEL as error:
-            wrong = f"{path} does not hold a transcription model ({error!r})"
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            wrong = f"{path} does not hold a transcription model ({reason})"
             raise InputError(f"{wrong}; give a file of Transcriber.write") from error
 
     def predict(self, codes: np.ndarray) -> FramePredictions:
@@ -173,11 +190,23 @@ class Transcriber:
         return found
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a ``.safetensors`` file; raises one of ``NOT_A_MODEL``."""
+def read_tensors(
+    path: str | Path, names: Collection[str], signed: bool
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata, ``names``, of a ``.safetensors`` file, after `check_tensors`; raises
+    one of ``NOT_A_MODEL``."""
     with safe_open(path, "numpy") as file:
+        metadata = file.metadata() or {}
+        # A damaged name of the checksum, too, is an unknown one.
+        if unknown := metadata.keys() - {*names, "sha256"}:
+            raise ValueError(f"unknown metadata {min(unknown)!r:.60}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        return tensors, file.metadata()
+    for name, values in tensors.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{name} has NaN or infinite values")
+    if not signed:
+        logger.warning(f"{path} has no checksum: an earlier version wrote it")
+    return tensors, metadata
 
 
 def transcription_features(

@@ -7,20 +7,24 @@ embedding (f * t, O) here. Fused qkv rows are q | k | v in both. Blocks are sepa
 stacked here.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
+import pickletools
 import re
+import zipfile
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp  # also registers bfloat16 with NumPy
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from percepiano_ast.config import (
     AUDIOSET,
@@ -31,9 +35,20 @@ from percepiano_ast.config import (
     ModelConfig,
     from_json,
     lookup,
+    schema_of,
 )
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import atomic, download, sha256_of, write_atomic, write_json
+from percepiano_ast.files import (
+    MAX_DOWNLOAD,
+    check_tensors,
+    download,
+    one_line,
+    read_json,
+    sha256_of,
+    write_atomic,
+    write_json,
+    write_tensors,
+)
 from percepiano_ast.models.ast import Classifier, resize_pos_embed
 from percepiano_ast.models.ssast import SSAST
 
@@ -86,9 +101,28 @@ _HF_IN_MEMORY = {
 _UNUSED = ("v.head.", "v.head_dist.", "p_input_fdim", "p_input_tdim")
 _UNUSED_IN_FINETUNING = ("cpredlayer.", "gpredlayer.")
 
-# Published models (AudioSet, ESC-50, Speech Commands); the number of patches identifies each.
-_STRIDES, _LENGTHS, _N_MELS, _HEAD_WIDTH = (10, 12, 14, 16), (1024, 512, 128), 128, 64
+# The authors' fine-tuned files do not describe their geometry. These numbers of positions and
+# labels (0: any) identify a stride and a window. With the authors' strides, no other window has as
+# many positions as AudioSet's; the others share theirs (12 x 12 is 9 x 16 and 8 x 18) and need the
+# labels of Speech Commands and ESC-50.
+_PUBLISHED = {
+    (1212, 0): (10, 1024),
+    (850, 0): (12, 1024),
+    (657, 0): (14, 1024),
+    (512, 0): (16, 1024),
+    (144, 35): (10, 128),
+    (600, 50): (10, 512),
+}
+_STRIDES, _N_MELS, _HEAD_WIDTH = (10, 12, 14, 16), 128, 64
+_MOST_PARAMETERS = 2**28  # of a file; AST base has 87 million
+_MOST_PICKLED = 2**20  # bytes of the description in a .pth file; published ones have 0.05 MB
+# What the description of a state_dict refers to, as a pattern of "module name".
+_PICKLED = r"collections OrderedDict|torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)"
 _NEPER = 10 / math.log(10)  # dB of power; Hugging Face's statistics are in natural logarithms
+
+_AGAIN = "Download it again."  # advice for damaged files
+
+Geometry = tuple[tuple[int, int], int]  # stride (frequency, time), frames
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +151,9 @@ class Weights:
 
     def shapes(self) -> dict:
         """Shapes of the parameters of the model described by ``kind`` and ``config``."""
-        log_mel = jnp.zeros((1, self.config.n_frames, self.config.n_mels))
+        # A shape only: of another's file, it may be of any size.
+        shape = (1, self.config.n_frames, self.config.n_mels)
+        log_mel: Any = jax.ShapeDtypeStruct(shape, jnp.float32)
         if self.kind == "ssast_pretrain":
             init, inputs = SSAST(self.config).init, [log_mel, jnp.zeros((1, 1), jnp.int32)]
         else:
@@ -128,14 +164,25 @@ class Weights:
 # --- Read -----------------------------------------------------------------------------------------
 
 
-def read_weights(path: str | Path) -> Weights:
+class _Stored(NamedTuple):
+    """The contents of a file of weights: shapes and ``load(name)``, an array or float32 for
+    floating types; ``metadata`` of a safetensors file."""
+
+    shapes: dict[str, tuple[int, ...]]
+    load: Callable[[str], np.ndarray]
+    metadata: dict[str, str]
+
+
+def read_weights(path: str | Path, geometry: Geometry | None = None) -> Weights:
     """Read published weights, without executing code from the file.
 
     Args:
         path: ``.safetensors`` of `write_weights`; Hugging Face's folder, or its
             ``model.safetensors`` beside its ``config.json``; or a ``.pth`` of the authors (needs
-            PyTorch), or the same as ``.safetensors``, which does not describe its geometry: only
-            the published sizes are recognised. A published SSAST after fine-tuning is read as AST.
+            PyTorch), or the same as ``.safetensors``. A published SSAST after fine-tuning is read
+            as AST.
+        geometry: ((frequency stride, time stride), frames) of the authors' fine-tuned files, which
+            do not describe it; by default only published models are recognised.
 
     Raises:
         InputError: missing, damaged, not such a model, or of an unknown geometry.
@@ -147,40 +194,70 @@ def read_weights(path: str | Path) -> Weights:
         raise InputError(
             f"no weights at {path}; give a .safetensors or .pth file, or Hugging Face's folder."
         )
-    metadata: dict[str, str] = {}
-    if path.suffix != ".safetensors":
-        tensors = _read_torch(path)
-    else:
+    with _open_torch(path) if path.suffix != ".safetensors" else _open_safetensors(path) as stored:
+        shapes = stored.shapes
+        if (size := sum(map(math.prod, shapes.values()))) > _MOST_PARAMETERS:
+            most = f"at most {_MOST_PARAMETERS:,} are read"
+            raise InputError(f"{path} states {size:,} parameters, and {most}. Check the file.")
         try:
-            with safe_open(path, framework="np") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-                metadata = file.metadata() or {}
-        except (SafetensorError, TypeError, OSError) as error:
+            if "kind" in stored.metadata:  # by `write_weights`
+                kind, known = stored.metadata["kind"], _described(stored.metadata, path)
+            elif any(name.startswith(_HF) for name in shapes):
+                kind, known = "hf_ast", _hugging_face(path.parent)
+            else:
+                kind, known = _published(stored, path, geometry)
+            _require_names(_plain(shapes), kind, str(path))
+            # Before anything of the stated size is computed.
+            [[table]] = _layout(1, kind)["encoder/pos_embed"]
+            config, table_shape = known["config"], _plain(shapes)[table]
+            if config.num_patches != table_shape[1] - 2:
+                high, wide = config.grid
+                raise InputError(
+                    f"encoder/pos_embed is {table_shape} in {path}, {table_shape[1] - 2:,}"
+                    f" positions, but {config.n_mels} mel bands and {config.n_frames:,} frames with"
+                    f" stride {config.stride} give {high} x {wide} = {config.num_patches:,}. State"
+                    " the geometry of these weights."
+                )
+            params = from_torch({name: stored.load(name) for name in shapes}, kind)
+            found = Weights(params, kind=kind, **known)
+            require_same_shapes(found.params, found.shapes(), str(path))
+        except InputError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is damaged or not a safetensors file ({error}); download it again."
+                f"{path} does not hold weights as this version writes or reads them"
+                f" ({one_line(error)}). Download it again."
             ) from error
-    if "kind" in metadata:  # by `write_weights`
-        try:
-            kind = metadata["kind"]
-            known = {k: json.loads(v) for k, v in metadata.items() if k not in ("kind", "format")}
-            known["config"] = from_json(ModelConfig, known["config"])
-            known["front_end"] = FrontEnd(**known["front_end"])
-            known["statistics"] = LevelStats(**known["statistics"])
-            found = Weights(from_torch(tensors, kind), kind=kind, **known)
-        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{path} has metadata of another version ({error!r}); update the package."
-            ) from error
-    elif any(name.startswith(_HF) for name in tensors):
-        found = _hugging_face(tensors, path.parent)
-    else:
-        found = _published(tensors, path)
-    require_same_shapes(found.params, found.shapes(), str(path))
+    for name, leaf in flatten_dict(found.params, sep="/").items():
+        if not np.isfinite(leaf).all():
+            raise InputError(f"{name} in {path} has NaN or infinite values. Download it again.")
     return found
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a ``state_dict``. ``mmap`` also excludes the format of torch before 1.6."""
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[_Stored]:
+    signed = check_tensors(path, MAX_DOWNLOAD)
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            if "kind" in metadata and not signed:
+                logger.warning(f"{path} has no checksum: an earlier version wrote it")
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            yield _Stored(shapes, file.get_tensor, metadata)
+    except (SafetensorError, TypeError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged or not a safetensors file ({one_line(error)}); download it again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _open_torch(path: Path) -> Iterator[_Stored]:
+    """The tensors of a ``state_dict``. ``mmap`` also excludes the format of torch before 1.6.
+
+    A member that expands, and what a description may allocate or repeat beyond the bytes of the
+    file, is refused before PyTorch reads it.
+    """
     try:
         import torch
 
@@ -192,113 +269,164 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} needs PyTorch 2.6 or newer; pip install torch, or give a .safetensors file."
         )
     try:
+        if zipfile.is_zipfile(path):  # otherwise PyTorch says what it is
+            with zipfile.ZipFile(path) as archive:
+                for member in archive.infolist():
+                    if member.compress_type != zipfile.ZIP_STORED:
+                        raise ValueError(f"{member.filename:.60} is compressed")
+                    if PurePosixPath(member.filename).name != "data.pkl":
+                        continue
+                    if member.file_size > _MOST_PICKLED:
+                        raise ValueError(f"its description has {member.file_size:,} bytes")
+                    for code, value, _ in pickletools.genops(archive.read(member)):
+                        if code.name == "GLOBAL" and not re.fullmatch(_PICKLED, str(value)):
+                            raise ValueError(f"GLOBAL {str(value).replace(' ', '.'):.80}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        tensors = {
-            name: (value.float() if value.is_floating_point() else value).numpy()
-            for name, value in content.items()
-        }
+        stated = sum(value.numel() * value.element_size() for value in content.values())
+        if stated > path.stat().st_size:  # by strides of 0, or shared by several tensors
+            raise ValueError(f"its tensors have {stated:,} bytes, more than the file")
+        shapes = {str(name): tuple(value.shape) for name, value in content.items()}
     except Exception as error:  # any: the unpickler has no list of its errors
         text = str(error).rpartition("WeightsUnpickler error: ")[2]
         reason = re.findall(r"GLOBAL \S+|^.*", text)[-1]
         raise InputError(
-            f"torch.load(weights_only=True) finds no state_dict in {path} ({reason}); no code was"
-            " executed. Download it again, or give a .safetensors file."
+            f"torch.load(weights_only=True) finds no state_dict in {path} ({reason:.200}); no code"
+            " was executed. Download it again, or give a .safetensors file."
         ) from error
-    return tensors
+
+    def load(name: str) -> np.ndarray:
+        value = content[name]
+        return (value.float() if value.is_floating_point() else value).numpy()
+
+    yield _Stored(shapes, load, {})
 
 
-def _hugging_face(tensors: dict, folder: Path) -> Weights:
-    """Weights described by ``config.json`` and ``preprocessor_config.json``; without the latter,
-    AudioSet's statistics."""
-    theirs = _read_json(folder / "config.json")
+def _described(metadata: dict[str, str], path: Path) -> dict[str, Any]:
+    """The fields of `Weights` in the metadata of `write_weights`."""
+    schemas = {
+        "config": ModelConfig,
+        "front_end": FrontEnd,
+        "statistics": LevelStats,
+        "description": dict,
+        "norm_epsilon": float,
+        "head_epsilon": float,
+    }
+    known = {}
+    for name in metadata.keys() - {"kind", "format", "sha256"}:
+        where = f"{path} has metadata of another version: {name}"
+        if name not in schemas:
+            raise InputError(f"{where}. Update the package.")
+        kind, text = schemas[name], metadata[name].encode()
+        schema = schema_of(kind) if dataclasses.is_dataclass(kind) else kind
+        value = read_json(text, schema, name=where, advice="Update the package.")
+        known[name] = from_json(kind, value) if dataclasses.is_dataclass(kind) else value
+    return known
+
+
+def _hugging_face(folder: Path) -> dict[str, Any]:
+    """The fields of `Weights` in ``config.json`` and ``preprocessor_config.json``; without the
+    latter, AudioSet's statistics."""
+    sizes = (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+        *("patch_size", "frequency_stride", "time_stride", "num_mel_bins", "max_length"),
+    )
+    schema = dict.fromkeys(sizes, int) | {"layer_norm_eps": float}
+    where = f"{folder} does not describe an AST: its config.json"
+    theirs = read_json(folder / "config.json", schema, name=where, advice=_AGAIN)
     expected = {"model_type": _HF_TYPE, "hidden_act": "gelu", "qkv_bias": True}
     for key, value in expected.items():
         if theirs.get(key, value) != value:
             raise InputError(
-                f"{folder}/config.json has {key} = {theirs[key]!r}; an AST needs {value!r}."
+                f"{folder}/config.json has {key} = {theirs[key]!r:.60}; an AST needs {value!r}."
             )
-    statistics, window = AUDIOSET, folder / "preprocessor_config.json"
-    try:
-        width = theirs["hidden_size"]
-        config = _named(
-            width,
-            theirs["num_hidden_layers"],
-            theirs["num_attention_heads"],
-            mlp_ratio=_whole(theirs["intermediate_size"], width, "intermediate_size"),
-            patch_size=(theirs["patch_size"],) * 2,
-            stride=(theirs["frequency_stride"], theirs["time_stride"]),
-            n_mels=theirs["num_mel_bins"],
-            n_frames=theirs["max_length"],
-        )
-        epsilon = float(theirs["layer_norm_eps"])
-        level = _read_json(window) if window.exists() else {}
-        if level.get("sampling_rate", KALDI.sample_rate) != KALDI.sample_rate:
-            found = level["sampling_rate"]
-            raise InputError(f"{window} has sampling_rate {found}, not {KALDI.sample_rate}.")
-        if {"mean", "std"} <= level.keys():  # AudioSet's are the extractor's own default
-            statistics = LevelStats(level["mean"] * _NEPER, level["std"] * _NEPER, 0, 0.0, 0.0)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} does not describe an AST: {error!r}. Download its JSON files again."
-        ) from error
-    params = from_torch(tensors, "hf_ast")
-    return Weights(params, config, "hf_ast", KALDI, statistics, {}, epsilon, epsilon)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing; download the complete folder.") from error
-    except ValueError as error:  # of JSON or Unicode
-        raise InputError(f"{path} is damaged ({error}); download it again.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds {content!r:.40}, not a JSON object; download it again.")
-    return content
-
-
-def _published(tensors: dict, path: Path) -> Weights:
-    """Weights whose geometry is inferred from names and shapes; published sizes only."""
-    named = _plain(tensors)
-    kind = "ast"
-    if any(name.startswith("cpredlayer.") for name in named):
-        kind = "ssast_pretrain"
-    elif "mask_embed" in named:
-        kind = "ssast_finetune"
-    params = from_torch(named, kind)
-    kernel = named["v.patch_embed.proj.weight"]
-    if kernel.ndim != 4:
-        raise InputError(
-            f"v.patch_embed.proj.weight in {path} is {kernel.shape}; a convolution has four axes."
-        )
-    width, patch_size = len(kernel), kernel.shape[2:]
-    num_patches = named["v.pos_embed"].shape[1] - 2
-    if kind == "ssast_pretrain" and {"p_input_fdim", "p_input_tdim"} <= named.keys():
-        windows = [(patch_size, named["p_input_fdim"].item(), named["p_input_tdim"].item())]
-    else:
-        strides = [(side, side) for side in _STRIDES] if patch_size == (16, 16) else [patch_size]
-        windows = [(stride, _N_MELS, n_frames) for stride in strides for n_frames in _LENGTHS]
-    for stride, n_mels, n_frames in windows:
-        config = _named(
-            width,
-            _count_blocks(named),
-            _whole(width, _HEAD_WIDTH, f"the width of {path}"),
-            mlp_ratio=_whole(len(named["v.blocks.0.mlp.fc1.bias"]), width, f"mlp.fc1 of {path}"),
-            patch_size=patch_size,
-            stride=stride,
-            n_mels=n_mels,
-            n_frames=n_frames,
-        )
-        if config.num_patches == num_patches:
-            return Weights(params, config, kind)
-    raise InputError(
-        f"{path} has {num_patches} positions for patches of {patch_size}, unlike every published"
-        " model. Give the file from before fine-tuning, or the model in Hugging Face's format."
+    width = theirs["hidden_size"]
+    config = _named(
+        width,
+        theirs["num_hidden_layers"],
+        theirs["num_attention_heads"],
+        mlp_ratio=_whole(theirs["intermediate_size"], width, "intermediate_size"),
+        patch_size=(theirs["patch_size"],) * 2,
+        stride=(theirs["frequency_stride"], theirs["time_stride"]),
+        n_mels=theirs["num_mel_bins"],
+        n_frames=theirs["max_length"],
     )
+    statistics, window = AUDIOSET, folder / "preprocessor_config.json"
+    level = read_json(window, advice=_AGAIN) if window.exists() else {}
+    # Not its max_length: it pads windows to it, and models have the one of config.json.
+    expected = {"sampling_rate": KALDI.sample_rate, "num_mel_bins": config.n_mels}
+    for key, value in expected.items():
+        if level.get(key, value) != value:
+            raise InputError(f"{window} has {key} {level[key]!r:.60}, not {value}. Correct it.")
+    if {"mean", "std"} <= level.keys():  # AudioSet's are the extractor's own default
+        mean, std = float(level["mean"]), float(level["std"])
+        if not (math.isfinite(mean) and 0 < std < math.inf):
+            raise InputError(f"{window} has mean {mean} and std {std}. {_AGAIN}")
+        statistics = LevelStats(mean * _NEPER, std * _NEPER, 0, 0.0, 0.0)
+    epsilon = float(theirs["layer_norm_eps"])
+    known = {"norm_epsilon": epsilon, "head_epsilon": epsilon}
+    return {"config": config, "statistics": statistics} | known
+
+
+def _published(
+    stored: _Stored, path: Path, geometry: Geometry | None
+) -> tuple[str, dict[str, Any]]:
+    """Kind and fields of `Weights` of the authors' files, from names, shapes and ``geometry``."""
+    shapes = _plain(stored.shapes)
+    kind = "ast"
+    if any(name.startswith("cpredlayer.") for name in shapes):
+        kind = "ssast_pretrain"
+    elif "mask_embed" in shapes:
+        kind = "ssast_finetune"
+    _require_names(shapes, kind, str(path))
+    kernel = shapes["v.patch_embed.proj.weight"]
+    if len(kernel) != 4:
+        raise InputError(
+            f"v.patch_embed.proj.weight in {path} is {kernel}; a convolution has four axes."
+        )
+    width, patch_size = kernel[0], kernel[2:]
+    positions, n_mels = shapes["v.pos_embed"][1] - 2, _N_MELS
+    sizes = [name for name in stored.shapes if re.search(r"p_input_[ft]dim$", name)]
+    if kind == "ssast_pretrain" and len(sizes) == 2:  # of the window, without overlapping patches
+        n_mels, n_frames = (int(stored.load(name)) for name in sorted(sizes))
+        geometry = patch_size, n_frames
+    elif geometry is None and patch_size == (16, 16):
+        labels = shapes.get("mlp_head.1.bias", (0,))[0]
+        found = _PUBLISHED.get((positions, labels)) or _PUBLISHED.get((positions, 0))
+        geometry = found and ((found[0], found[0]), found[1])
+    if geometry is None:
+        raise InputError(
+            f"{path} has {positions:,} positions for patches of {patch_size}, which are not those"
+            f" of a published model: {_candidates(positions, patch_size)}. State its geometry:"
+            " percepiano convert with --frames and --stride."
+        )
+    stride, n_frames = geometry
+    config = _named(
+        width,
+        _count_blocks(shapes),
+        _whole(width, _HEAD_WIDTH, f"the width of {path}"),
+        mlp_ratio=_whole(shapes["v.blocks.0.mlp.fc1.bias"][0], width, f"mlp.fc1 of {path}"),
+        patch_size=patch_size,
+        stride=stride,
+        n_mels=n_mels,
+        n_frames=n_frames,
+    )
+    return kind, {"config": config}
+
+
+def _candidates(positions: int, patch_size: tuple[int, int]) -> str:
+    """The strides and lengths that have as many positions with `_N_MELS` bands."""
+    square = patch_size == (16, 16)
+    found = []
+    for stride in _STRIDES if square else range(1, patch_size[1] + 1):
+        high = (_N_MELS - patch_size[0]) // stride + 1
+        if high > 0 and positions % high == 0 and positions:
+            first = patch_size[1] + (positions // high - 1) * stride
+            found.append(f"stride {stride} with {first:,} to {first + stride - 1:,} frames")
+    return " or ".join(found) or f"no usual stride with {_N_MELS} mel bands has them"
 
 
 def _whole(number: int, divisor: int, what: str) -> int:
-    if number % divisor or number < divisor:
+    if divisor < 1 or number % divisor or number < divisor:
         raise InputError(f"{what} is {number}, not a multiple of {divisor} as in published models.")
     return number // divisor
 
@@ -344,8 +472,7 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
         if path.suffix != ".safetensors":
             raise InputError(f"{path} should end in .safetensors; change the name.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as partial:
-            save_file(tensors, partial, metadata)
+        write_tensors(path, tensors, metadata)
         return path
 
     # --- Hugging Face's folder
@@ -386,7 +513,7 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
     partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "config.json", model)
     write_json(partial / "preprocessor_config.json", extractor)
-    save_file(tensors, partial / "model.safetensors", {"format": "pt", **metadata})
+    write_tensors(partial / "model.safetensors", tensors, {"format": "pt", **metadata})
     partial.replace(path)
     return path
 
@@ -409,14 +536,15 @@ def _layout(depth: int, kind: str) -> dict[str, list[list[str]]]:
     return layout
 
 
-def _count_blocks(names) -> int:
-    found = (re.match(r"(?:v\.blocks|.+\.layer)\.(\d+)\.", name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+def _count_blocks(names: Collection[str]) -> int:
+    found = (re.match(r"(?:v\.blocks|.+\.layer)\.(\d{1,9})\.", name) for name in names)
+    # A name of others may have any number.
+    return min(1 + max((int(match[1]) for match in found if match), default=-1), len(names))
 
 
-def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Weights without the prefix of ``nn.DataParallel``, which published files have, and with the
-    names of Hugging Face's files instead of those in memory."""
+def _plain(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Weights, or their shapes, without the prefix of ``nn.DataParallel``, which published files
+    have, and with the names of Hugging Face's files instead of those in memory."""
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
 
@@ -425,6 +553,22 @@ def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
     layer = re.compile(rf"{_HF}layers\.(\d+)\.(.+)\.(?=weight|bias)")
     return {layer.sub(in_files, name): value for name, value in tensors.items()}
+
+
+def _require_names(names: Collection[str], kind: str, what: str) -> dict[str, list[list[str]]]:
+    """The `_layout` of a kind; InputError for missing or unknown names in ``what``."""
+    layout = _layout(max(_count_blocks(names), 1), kind)
+    unused = _UNUSED + (_UNUSED_IN_FINETUNING if kind == "ssast_finetune" else ())
+    known = {name for blocks in layout.values() for block in blocks for name in block}
+    needed = known - (set() if kind == "ssast_pretrain" else {"mask_embed"})
+    missing = sorted(needed - set(names))
+    surplus = sorted(name for name in set(names) - known if not name.startswith(unused))
+    if missing or surplus:
+        raise InputError(
+            f"{what} does not hold the weights of a model of the kind {kind}: missing"
+            f" {missing[:3]}, unknown {surplus[:3]}. Give another file."
+        )
+    return layout
 
 
 def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
@@ -441,22 +585,15 @@ def from_torch(tensors: dict[str, np.ndarray], kind: str) -> dict:
         InputError: unknown kind, a missing or unknown weight, or blocks with different shapes.
     """
     tensors = _plain(tensors)
-    layout = _layout(max(_count_blocks(tensors), 1), kind)
+    layout = _require_names(tensors, kind, "this file")
     [[cls_token]] = layout["encoder/cls_token"]
-    if kind != "ssast_pretrain" and cls_token in tensors:
+    if kind != "ssast_pretrain":
         tensors = {"mask_embed": np.zeros_like(tensors[cls_token])} | tensors
-    unused = _UNUSED + (_UNUSED_IN_FINETUNING if kind == "ssast_finetune" else ())
-    known = {name for blocks in layout.values() for block in blocks for name in block}
-    missing = sorted(known - set(tensors))
-    surplus = sorted(name for name in set(tensors) - known if not name.startswith(unused))
-    if missing or surplus:
-        raise InputError(
-            f"not the weights of a {kind} model: missing {missing[:3]}, unknown {surplus[:3]}."
-        )
     params = {}
     for path, blocks in layout.items():
         names = [name for block in blocks for name in block]
-        arrays = [np.asarray(tensors[name], np.float32) for name in names]
+        with np.errstate(over="ignore"):  # infinite values are refused
+            arrays = [np.asarray(tensors[name], np.float32) for name in names]
         for name, array in zip(names, arrays):
             if array.shape != arrays[0].shape:
                 raise InputError(

@@ -135,8 +135,7 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
         content = io.BytesIO()
         np.save(content, rated.embed(rated.params, np.arange(len(clips.codes))))
         write("embeddings.npy", content.getvalue())
-    with np.load(home / shards.PERFORMANCES) as arrays:
-        found = shards.Performances(dict(arrays))
+    found = shards.Performances(home / shards.PERFORMANCES, f"Delete {home} and run again.")
     played = [found[str(row)] for row in range(len(found))]
     embeddings = np.load(home / "embeddings.npy") if embed else None
     return TranscribedClips(key, embeddings, [one if len(one.notes) else None for one in played])

@@ -223,7 +223,14 @@ def load_encoder(run: Run, init: str, source: str = "") -> EncoderInit:
     return EncoderInit(*plain, params["encoder"], made["sha256"], params.get("transcription"))
 
 
-def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
+def convert(
+    source: str | Path,
+    to: str | Path,
+    kind: str = "",
+    *,
+    frames: int = 0,
+    stride: tuple[int, ...] = (),
+) -> Path:
     """Read weights from ``source`` and write them to ``to`` in a published form.
 
     Args:
@@ -231,11 +238,21 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
             `weights.read_weights`.
         to: a ``.safetensors`` file, or for the kind ``hf_ast`` a folder.
         kind: ``ast`` or ``hf_ast`` for an AST; by default unchanged.
+        frames, stride: geometry of weights that do not describe it; both or none. One stride, or
+            those of frequency and time.
 
     Raises:
         InputError: no weights at ``source``, a model with a decoder, unlike SSAST's published form,
-            or a kind that they cannot be converted to.
+            a kind that they cannot be converted to, or another geometry than theirs.
     """
+    geometry = None
+    if frames or stride:
+        if frames < 1 or len(stride) not in (1, 2) or min(stride) < 1:
+            raise InputError(
+                f"--frames {frames} --stride {','.join(map(str, stride)) or 0}: a geometry needs"
+                " both. Give the frames of a window and the stride, or those of frequency and time"
+            )
+        geometry = (stride[0], stride[-1]), frames
     home = Path(source) / "checkpoints"
     if home.is_dir():
         fields = "pretrain", "model", "front_end", "statistics", "data", "epoch"
@@ -255,7 +272,13 @@ def convert(source: str | Path, to: str | Path, kind: str = "") -> Path:
             {"data": made["data"], "epoch": made["epoch"], "checkpoint": made["sha256"]},
         )
     else:
-        found = weights.read_weights(source)
+        found = weights.read_weights(source, geometry)
+    stated = found.config.stride, found.config.n_frames
+    if geometry not in (None, stated):
+        raise InputError(
+            f"{source} states stride {stated[0]} and {stated[1]:,} frames, not {geometry[0]} and"
+            f" {geometry[1]:,}. Omit --frames and --stride"
+        )
     # A pre-trained model has no classifier, so there is only one format for it.
     forms = {"ast": ("ast", "hf_ast"), "hf_ast": ("hf_ast", "ast")}.get(found.kind, (found.kind,))
     if kind and kind not in forms:
