@@ -49,7 +49,7 @@ _MOST_BYTES = 16 << 30  # copied from a file object
 _DEAD = 1e-3  # range of a silent channel relative to the loudest
 _CANCELLED = 0.1  # peak of the sum of the channels relative to the loudest channel
 _LEAST_OFFSET = 1e-4  # full scale at 1; it moves ratings by about 0.001
-_CUTOFF = 0.5  # Hz
+_CUTOFF = 0.1  # Hz
 _SILENT_RUN = 32  # zeros in a row are digital silence
 _NO_LENGTH = 1 << 46  # frames: at least this many mean that the header has no length
 _AGAIN = "Copy or export it again."
@@ -188,7 +188,7 @@ class Recording:
                     " than the sound"
                 )
             if offset.removed:
-                what = f"a constant offset of {offset.removed:+.4f} of full scale was removed"
+                what = f"a constant offset of {offset.removed:+.1g} of full scale was removed"
                 self._remarks.append(what)
             _check(n, self.peak, sample_rate, self.name)
         finally:
@@ -225,7 +225,7 @@ class Recording:
 class OffsetFilter:
     """Removes a constant offset (DC) from a wave that is given in blocks.
 
-    A wave without an offset passes unchanged. To others a first-order high-pass at 0.5 Hz is
+    A wave without an offset passes unchanged. To others a first-order high-pass at 0.1 Hz is
     applied, except to digital silence; it starts settled, so that there is no transient.
 
     Attributes:
@@ -373,7 +373,7 @@ _CODECS = "PCM_S8 PCM_U8 PCM_16 PCM_24 PCM_32 FLOAT DOUBLE ULAW ALAW IMA_ADPCM M
 _CODECS += "VORBIS OPUS".split()
 # Formats of ffmpeg's that hold sound themselves, unlike playlists.
 _FORMATS = (
-    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,gsm,iff,loas,"
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,dsf,dts,dtshd,eac3,flac,flv,iff,loas,"
     "matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,nist,nut,ogg,rm,shn,sox,tak,truehd,tta,voc,w64,wav,wv"
 )
 _RESYNCHRONIZED = ("mp1", "mp2", "mp3", "mp1float", "mp2float", "mp3float")
@@ -473,7 +473,11 @@ def _mended(path: str | Path) -> mmap.mmap | None:
         present, least = size - start, {b"FORM": 8, b"caff": 4}.get(kind, 0)
         if content[at : at + 4] in (b"data", b"SSND") and (
             # empty, although something else than chunks follows, or longer than the file
-            (length in (0, least) and present > least and walk(start + length) < size)
+            (
+                length in (0, least)
+                and present > least
+                and walk(start + length) not in (size, size + 1)
+            )
             or (length > present and _is_placeholder(length))
         ):
             content[at + 4 : start] = min(present, 0xFFFFFFFE).to_bytes(field, order)
@@ -683,7 +687,8 @@ class _Chain:
     declared = None
 
     def __init__(self, path: str | Path, name: str, starts: list[int]):
-        self._path, self._name, self._earlier = path, name, list[str]()
+        self._name, self._earlier = name, list[str]()
+        self._file = open(path, "rb")  # noqa: SIM115, `close` closes it
         self._parts = list(zip(starts, [*starts[1:], os.path.getsize(path)]))
         self._number = len(self._parts)
         self._decoder = self._open_next()
@@ -697,33 +702,34 @@ class _Chain:
     def next(self, frames: int) -> np.ndarray:
         samples = self._decoder.next(frames)
         while frames and not len(samples) and self._parts:
-            self.close()
-            self._earlier += self._decoder.remarks
+            self._decoder.close()
             left = f"{len(self._parts)} of {self._number} recordings joined in the file"
             try:
-                self._decoder, fault = self._open_next(), ""
-                found = self._decoder.samplerate, self._decoder.channels
-                if found != (self.samplerate, self.channels):
-                    fault = f"{found[0]:,} Hz, channels: {found[1]}"
-                    self.close()
+                following = self._open_next()
             except InputError as error:
                 fault = str(error).removeprefix(f"{self._name}: ")
-            if fault:
-                self._earlier.append(f"{left} were left out ({fault})")
-                self._parts = []
             else:
-                samples = self._decoder.next(frames)
+                found = following.samplerate, following.channels
+                if found == (self.samplerate, self.channels):
+                    self._earlier += self._decoder.remarks
+                    self._decoder = following
+                    samples = following.next(frames)
+                    continue
+                following.close()
+                fault = f"{found[0]:,} Hz, channels: {found[1]}"
+            self._earlier.append(f"{left} were left out ({fault})")
+            self._parts = []
         return samples
 
     def close(self) -> None:
         self._decoder.close()
+        self._file.close()
 
     def _open_next(self) -> "_Libsndfile | _Ffmpeg":
         start, stop = self._parts.pop(0)
-        # an open decoder outlives the copy's name
-        with open(self._path, "rb") as file, tempfile.NamedTemporaryFile() as copy:
-            file.seek(start)
-            while part := file.read(min(1 << 20, stop - file.tell())):
+        with tempfile.NamedTemporaryFile() as copy:  # an open decoder outlives the copy's name
+            self._file.seek(start)
+            while part := self._file.read(min(1 << 20, stop - self._file.tell())):
                 copy.write(part)
             copy.flush()
             return _open(copy.name, self._name)
