@@ -150,7 +150,7 @@ def test_live_sound_is_rated_without_its_offset(model, folder):
     found = []
     for offset in (0.0, 0.1):
         live = inference.Stream(RATE, model)
-        for start in range(0, 4 * RATE, 1000):
+        for start in range(0, 7 * RATE // 2, 1000):
             found += live.push(wave[start : start + 1000] + np.float32(offset))
     plain, shifted = found[: len(found) // 2], found[len(found) // 2 :]
     assert [one.at for one in plain] == [one.at for one in shifted] == [3]

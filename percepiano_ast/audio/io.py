@@ -6,6 +6,7 @@ does not read, or not reliably, is decoded by ffmpeg.
 
 import contextlib
 import ctypes
+import functools
 import io
 import logging
 import math
@@ -80,6 +81,9 @@ class Recording:
             else:
                 self.name = name or str(getattr(source, "name", None) or "audio data")
                 copy = copies.enter_context(tempfile.NamedTemporaryFile())
+                with contextlib.suppress(AttributeError, OSError):  # not a file of the system
+                    if stat.S_ISCHR(os.fstat(source.fileno()).st_mode):
+                        raise InputError(f"{self.name}: a device. Copy the recording to a file.")
                 if source.seekable():
                     source.seek(0)
                 while part := source.read(1 << 20):
@@ -89,22 +93,24 @@ class Recording:
                     copy.write(part)
                 copy.flush()
                 path = copy.name
-            starts = _links(path, self.name)
             self._decoder: _Libsndfile | _Ffmpeg | _Chain
-            if len(starts) > 1:
-                self._decoder = _Chain(path, self.name, starts)
-            else:
-                self._decoder = _open(path, self.name)
+            try:
+                starts = _links(path, self.name)
+                if len(starts) > 1:
+                    self._decoder = _Chain(path, self.name, starts)
+                else:
+                    self._decoder = _open(path, self.name)
+            except OSError as error:
+                raise _unreadable(self.name, str(error.strerror)) from error
         self.sample_rate, self.channels = self._decoder.samplerate, self._decoder.channels
         self.peak = 0.0
         self._frames = self._loudest = 0
         self._remarks: list[str] = []
-        if not min_rate <= self.sample_rate or not (
-            _LOWEST_RATE <= self.sample_rate <= _HIGHEST_RATE
-        ):
+        least = max(min_rate, _LOWEST_RATE)
+        if not least <= self.sample_rate <= _HIGHEST_RATE:
             self._decoder.close()
-            least = max(min_rate, _LOWEST_RATE)
-            limit = f"at least {least:,}" if self.sample_rate < least else "at most 1,000,000"
+            low = self.sample_rate < least
+            limit = f"at least {least:,}" if low else f"at most {_HIGHEST_RATE:,}"
             rates = f"recorded at {self.sample_rate:,} Hz; {limit} Hz is needed."
             raise InputError(f"{self.name}: {rates}")
         if not 1 <= self.channels <= _MOST_CHANNELS:
@@ -156,15 +162,16 @@ class Recording:
                         equal = np.pad(samples[1:] == samples[:-1], ((1, 1), (0, 0)))
                         beyond &= equal[1:] | equal[:-1]
                     self._loudest += int(np.count_nonzero(beyond))
-                # Adding columns is about twenty times faster than a mean over the last axis.
-                columns = np.ascontiguousarray(samples.T, np.float32)
-                block = columns[0].copy()
-                for channel in range(1, self.channels):
-                    block += columns[channel]
-                block /= np.float32(self.channels * scale)
                 if self.channels > 1 and not last:
-                    lowest = np.minimum(lowest, columns.min(axis=1) / scale)
-                    highest = np.maximum(highest, columns.max(axis=1) / scale)
+                    some = np.ascontiguousarray(samples[::64].T)  # enough for a channel's range
+                    lowest = np.minimum(lowest, some.min(axis=1) / scale)
+                    highest = np.maximum(highest, some.max(axis=1) / scale)
+                # Adding columns is about twenty times faster than a mean over the last axis.
+                samples = samples.astype(np.float32, copy=False)
+                block = samples[:, 0].copy()
+                for channel in range(1, self.channels):
+                    block += samples[:, channel]
+                block /= np.float32(self.channels * scale)
                 block = offset(block, last=last)
                 if resampler:
                     block = resampler.resample_chunk(block, last=last)
@@ -172,21 +179,15 @@ class Recording:
                     self.peak = max(self.peak, _peak(block, n, sample_rate, self.name))
                     n += len(block)
                     yield block
-            # --- What the channels have in common
             ranges = highest - lowest
             if self.peak * 2 * self.channels < _CANCELLED * ranges.max():
                 opposite = "the channels cancel each other, as with one of inverted polarity"
                 raise InputError(f"{self.name}: {opposite}. Export one channel.")
-            dead = [
-                str(k) for k in range(1, self.channels + 1) if ranges[k - 1] < _DEAD * max(ranges)
-            ]
-            if dead and max(ranges) > 0:
-                which = f"channel {', '.join(dead)} of {self.channels} is silent"
-                self._remarks.append(
-                    f"{which}: the mean of the channels is"
-                    f" {20 * math.log10(self.channels / (self.channels - len(dead))):.0f} dB lower"
-                    " than the sound"
-                )
+            if len(dead := np.flatnonzero(ranges < _DEAD * ranges.max()) + 1):
+                which = f"channel {', '.join(map(str, dead))} of {self.channels} is silent"
+                lower = 20 * math.log10(self.channels / (self.channels - len(dead)))
+                what = f"the mean of the channels is {lower:.0f} dB lower than the sound"
+                self._remarks.append(f"{which}: {what}")
             if offset.removed:
                 what = f"a constant offset of {offset.removed:+.1g} of full scale was removed"
                 self._remarks.append(what)
@@ -241,24 +242,22 @@ class OffsetFilter:
     def __call__(self, block: np.ndarray, *, last: bool = False) -> np.ndarray:
         """Samples float32 (m,) for the next block float32 (n,); the first second of sound is held
         back until it is complete."""
-        measured = len(block) >= self._rate  # less measures the phase of low tones
+        sound = block if len(block) >= self._rate else block[:0]
         if not self._decided and (len(self._held) or block.any()):
             block = np.concatenate([self._held, block])
-            short = np.count_nonzero(block) < self._rate and len(block) < 16 * self._rate
+            sound = block[block != 0]
+            short = len(sound) < self._rate and len(block) < 16 * self._rate
             self._held = block if short and not last else block[:0]
             if len(self._held):
                 return block[:0]
-            self._decided = measured = True
+            self._decided = True
         pole = math.exp(-2 * math.pi * _CUTOFF / self._rate)
         gain = (1 + pole) / 2
-        if measured and not self.removed and _LEAST_OFFSET / 4 < abs(block.mean()) < math.inf:
+        if not self.removed and (size := len(sound) // 8):
             # The mean of each eighth: an offset is in all of them, low tones and noise are not.
-            sound = block[block != 0]
-            size = len(sound) // 8
-            window = np.hanning(size + 2)[1:-1].astype(np.float32)
-            means = sound[: 8 * size].reshape(8, size) @ window / max(window.sum(), 1)
+            means = sound[: 8 * size].reshape(8, size) @ _window(size)
             found = float(means.mean())
-            if abs(found) > max(_LEAST_OFFSET, 4 * means.std()):
+            if _LEAST_OFFSET < abs(found) < math.inf and abs(found) > 4 * means.std():
                 self.removed, self._state = found, np.array([-gain * found])
         if not self.removed:
             return block
@@ -270,6 +269,13 @@ class OffsetFilter:
             [gain, -gain], [1, -pole], block[~silent].astype(np.float64), zi=self._state
         )
         return result
+
+
+@functools.lru_cache(maxsize=4)
+def _window(size: int) -> np.ndarray:
+    """Weights of a mean, float32 (size,), in which the phase of a tone does not matter."""
+    window = np.hanning(size + 2)[1:-1]
+    return (window / window.sum()).astype(np.float32)
 
 
 def is_audio(name: str) -> bool:
@@ -358,7 +364,7 @@ def _without_ffmpeg(name: str, reason: str) -> InputError:
     )
 
 
-# --- Headers: joined recordings, placeholders for lengths ---------------------------------
+# --- Headers: joined recordings, placeholders for lengths -----------------------------------------
 
 _FIRST_PAGE = b"OggS\0\2"
 # the first frame of an MP3 file, with the number of frames and of bytes (flags 1 and 2)
@@ -400,7 +406,7 @@ def _links(path: str | Path, name: str) -> list[int]:
 
         def search(marker: bytes, at: int) -> int:
             """The next position of a marker of a few bytes, else the end of the file."""
-            while len(part := read(at, 1 << 20)) >= len(marker):
+            while len(part := read(at, 1 << 16)) >= len(marker):
                 if (found := part.find(marker)) >= 0:
                     return at + found
                 at += len(part) - len(marker) + 1
@@ -412,7 +418,7 @@ def _links(path: str | Path, name: str) -> list[int]:
         for _ in range(_MOST_CHUNKS):
             joined = True
             if magic == b"OggS":  # the first pages of streams that belong together are adjacent
-                segments = read(at, 27 + 255)[26:]
+                segments = read(at, 27 + 255)[26:] or b"\0"
                 end = at + 27 + sum(segments[: 1 + segments[0]])
                 at = search(_FIRST_PAGE, at + 1)
                 joined = at != end
@@ -435,8 +441,8 @@ def _links(path: str | Path, name: str) -> list[int]:
                 break
             if joined:
                 starts.append(at)
-    if len(starts) > _MOST_LINKS:
-        raise InputError(f"{name}: more than {_MOST_LINKS:,} recordings joined. Split it.")
+            if len(starts) > _MOST_LINKS:
+                raise InputError(f"{name}: more than {_MOST_LINKS:,} recordings joined. Split it.")
     return starts
 
 
@@ -467,7 +473,7 @@ def _mended(path: str | Path) -> mmap.mmap | None:
     if kind in (b"RIFF", b"RIFX", b"RF64", b"FORM", b"caff"):
         at = walk(8 if kind == b"caff" else 12, b"data", b"SSND")
         length = int.from_bytes(content[at + 4 : at + 4 + field], order)
-        if kind == b"RF64" and length == 0xFFFFFFFF:  # the chunk ds64 has the length
+        if content[12:16] == b"ds64" and length == 0xFFFFFFFF:  # that chunk has the length
             length = int.from_bytes(content[28:36], order)
         start = at + 4 + field
         present, least = size - start, {b"FORM": 8, b"caff": 4}.get(kind, 0)
@@ -481,7 +487,7 @@ def _mended(path: str | Path) -> mmap.mmap | None:
             or (length > present and _is_placeholder(length))
         ):
             content[at + 4 : start] = min(present, 0xFFFFFFFE).to_bytes(field, order)
-            if kind == b"RF64":
+            if content[12:16] == b"ds64":
                 content[:4], content[12:16] = b"RIFF", b"JUNK"
             return content
     content.close()
@@ -494,7 +500,7 @@ def _quiet_libraries() -> Iterator[None]:
     with _LOCK:
         try:
             library = ctypes.CDLL(None)
-            names = ("stderr", "__stderrp")  # glibc and musl; macOS
+            names = ("stderr", "__stderrp")  # Linux, macOS
             name = next(one for one in names if hasattr(library, one))
             stream = ctypes.c_void_p.in_dll(library, name)
             library.fopen.restype = ctypes.c_void_p
