@@ -54,9 +54,9 @@ def sound(file: str | Path) -> bytes:
     longer than ``LONGEST_SOUND``.
 
     Raises:
-        InputError: it cannot be read, see `audio.load`.
+        InputError: it cannot be read, see `audio.Recording`.
     """
-    wave = audio.load(file, _SOUND_RATE, max_seconds=LONGEST_SOUND + 1)
+    wave = audio.Recording(file).read(_SOUND_RATE, max_seconds=LONGEST_SOUND + 1)
     if len(wave) > LONGEST_SOUND * _SOUND_RATE:
         return b""
     content = io.BytesIO()
