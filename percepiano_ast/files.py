@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -245,6 +245,105 @@ def disk_is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in full
     return isinstance(error, RuntimeError) and any(os.strerror(n) in str(error) for n in full)
+
+
+# --- Names and folders ----------------------------------------------------------------------------
+
+# Surrogates, and what would break a line or change its order or colour: control characters, the
+# separators of lines and paragraphs, and the marks of direction.
+_SURROGATES = re.compile("[\ud800-\udfff]+")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What macOS, Windows, a NAS and Jupyter put into folders and archives.
+_OF_THE_SYSTEM = re.compile(
+    r"\._.*|\.DS_Store|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r|__MACOSX"
+    r"|(eh)?thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|@eaDir"
+    r"|\.ipynb_checkpoints",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def as_text(name: str | os.PathLike) -> str:
+    """A file name that can be encoded: bytes that are not UTF-8 as ``\\xNN``."""
+
+    def text(found: re.Match) -> str:
+        try:
+            return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:  # surrogates that stand for no byte
+            return found[0].encode("ascii", "backslashreplace").decode()
+
+    return _SURROGATES.sub(text, os.fspath(name))
+
+
+def printable(name: str | os.PathLike) -> str:
+    """A file name on one line of a text, see `as_text`, with control characters as in
+    ``\\n``."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(name))
+
+
+def of_the_system(name: str) -> bool:
+    """Whether a path, with ``/``, is of an operating system's own files, such as ``._a.csv``."""
+    return any(_OF_THE_SYSTEM.fullmatch(part) for part in name.split("/"))
+
+
+def walk(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files below a folder, sorted, and what is left out, with the reason in the plural, see
+    `summary`. Links are followed, to every folder and file once: files have names without links
+    where there are any. Files of the operating system are passed over."""
+    root = os.path.realpath(folder)
+    folders, links, file_links = [Path(folder)], [], []
+    seen, real, found = set(), set(), []
+    left: dict[Path, str] = {}
+    while folders:
+        home = folders.pop(0)
+        here = os.path.realpath(home)
+        if here not in seen:
+            seen.add(here)
+            try:
+                for entry in list(os.scandir(home)):
+                    path = Path(entry.path)
+                    if of_the_system(entry.name):
+                        continue
+                    if entry.name.startswith("."):
+                        left[path] = "hidden files or folders are left out"
+                    elif entry.is_symlink():
+                        links.append(path)
+                    elif entry.is_dir():
+                        folders.append(path)
+                    elif entry.is_file():
+                        found.append(path)
+                        real.add(os.path.join(here, entry.name))
+                    else:
+                        left[path] = "devices or pipes are left out"
+            except OSError as error:
+                left[home] = f"folders cannot be read ({error.strerror})"
+        if not folders:  # folders behind links come last
+            for link in sorted(links):
+                target = os.path.realpath(link)
+                if os.path.isfile(link):
+                    file_links.append(link)
+                elif not os.path.isdir(link):
+                    left[link] = "links lead to no file or folder that can be read"
+                elif target != root and Path(root).is_relative_to(target):
+                    left[link] = "links lead to a folder around this one and are not followed"
+                else:
+                    folders.append(link)
+            links = []
+    for link in sorted(file_links):
+        if (target := os.path.realpath(link)) not in real:
+            real.add(target)
+            found.append(link)
+    return sorted(found), left
+
+
+def summary(left: Mapping[Any, str]) -> list[str]:
+    """What is left out of a folder, one line per reason: ``2 other files are not recordings: ...``,
+    with the first five names."""
+    lines = []
+    for reason in dict.fromkeys(left.values()):
+        names = [printable(name) for name, why in left.items() if why == reason]
+        more = " ..." * (len(names) > 5)
+        lines.append(f"{len(names):,} {reason}: {', '.join(names[:5])}{more}")
+    return lines
 
 
 # --- Transfers ------------------------------------------------------------------------------------

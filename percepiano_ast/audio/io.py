@@ -3,6 +3,7 @@
 import contextlib
 import io
 import math
+import os
 import re
 import shutil
 import struct
@@ -17,13 +18,10 @@ import soundfile
 import soxr
 
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import printable
 
 SILENCE_DB = -80.0  # dBFS: a recording whose peak is below this is silent
 MIN_SECONDS = 1.0
-# Formats of libsndfile and of ffmpeg.
-SUFFIXES = frozenset(
-    ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
-)
 
 Source = str | Path | BinaryIO | io.RawIOBase
 
@@ -57,10 +55,10 @@ class Recording:
         self._decoder: _Libsndfile | _Ffmpeg
         with contextlib.ExitStack() as copies:  # an open decoder outlives the copy's name
             if isinstance(source, (str, Path)):
-                self.name, path = name or str(source), source
+                self.name, path = printable(name or source), source
                 _check_exists(source, self.name)
             else:
-                self.name = name or str(getattr(source, "name", None) or "audio data")
+                self.name = printable(name or str(getattr(source, "name", None) or "audio data"))
                 copy = copies.enter_context(tempfile.NamedTemporaryFile())
                 if source.seekable():
                     source.seek(0)
@@ -137,12 +135,6 @@ class Recording:
             self._decoder.close()
 
 
-def is_audio(name: str) -> bool:
-    """Whether a file name has an audio extension and is not hidden."""
-    path = Path(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
 def load(
     source: Source, sample_rate: int = 22_050, *, max_seconds: float | None = None
 ) -> np.ndarray:
@@ -157,10 +149,10 @@ def duration(path: str | Path) -> float:
     Raises:
         InputError: missing, not audio, or of a format that needs ffmpeg, which is not installed.
     """
-    name = str(path)
+    name = printable(path)
     _check_exists(path, name)
     try:
-        info = soundfile.info(name)
+        info = soundfile.info(os.fsencode(path))
         if info.frames < _NO_LENGTH:
             return info.duration
     except soundfile.LibsndfileError as error:
@@ -227,7 +219,7 @@ def _unreadable(name: str, reason: str) -> InputError:
 
 class _Libsndfile(soundfile.SoundFile):
     def __init__(self, path: str | Path, name: str):
-        super().__init__(str(path))
+        super().__init__(os.fsencode(path))  # a string would have to be UTF-8
         self._recording = name
         log = self.extra_info
         unknown = self.frames >= _NO_LENGTH or f"\ndata : {max(_UNKNOWN_SIZE)}\n" in log
@@ -277,7 +269,7 @@ class _Ffmpeg:
     declared = None  # the length that a compressed file declares is approximate
 
     def __init__(self, path: str | Path, name: str):
-        self._name = name
+        self._name, self._path = name, path
         command = [*_ffmpeg(path, name), *"-v error -map 0:a:0 -f au -c:a pcm_f32be -".split()]
         # a file, because an unread pipe could fill up and block ffmpeg
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
@@ -309,7 +301,9 @@ class _Ffmpeg:
         """The first line of ffmpeg's error output, else its exit code, else nothing."""
         code = self._process.wait()
         self._messages.seek(0)
-        message = _without_address(self._messages.readline().decode(errors="replace"))
+        # its own name for the file may have several lines
+        found = self._messages.read().replace(os.fsencode(f"file:{self._path}: "), b"")
+        message = _without_address(found.decode(errors="replace").partition("\n")[0])
         return message or (f"it ends with code {code}" if code else "")
 
 

@@ -243,6 +243,7 @@ def build(
     description: dict,
     excluded: Mapping[str, str] = {},
     refused: Mapping[str, str] = {},
+    others: Mapping[str, str] = {},
     tables: Callable[[list[dict]], Mapping[str, pd.DataFrame | bytes]] = lambda facts: {},
 ) -> None:
     """Make the data set of these recordings; an interrupted call is continued by the next.
@@ -252,6 +253,7 @@ def build(
         description: added to the data set's metadata.
         excluded, refused: recordings excluded on purpose, and those unusable according to the
             source's listing, with the reasons; listed in ``skipped.csv``.
+        others: files that are not recordings, see `files.summary`; listed there too.
         tables: more files by name, given the facts of the included recordings.
 
     Raises:
@@ -284,8 +286,9 @@ def build(
     rows = [(key, "left out", reason) for key, reason in excluded.items()]
     rows += [(key, "bad", reason) for key, reason in bad.items()]
     listing, text = job.directory / "skipped.csv", io.StringIO()
-    csv.writer(text).writerows([("key", "kind", "reason"), *rows])
-    listing.write_text(text.getvalue())
+    rest = [(key, "other", reason) for key, reason in others.items()]
+    csv.writer(text).writerows([("key", "kind", "reason"), *rows, *rest])
+    listing.write_text(text.getvalue(), encoding="utf-8")
     total = len(items) + len(excluded) + len(refused)
     for key, _, reason in rows[:20]:
         logger.info(f"  skipped {key}: {reason}")

@@ -23,7 +23,7 @@ from percepiano_ast.data.percepiano import recordings_in
 from percepiano_ast.dimensions import RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.predictions import read_csv, read_limited
-from percepiano_ast.files import sha256_of
+from percepiano_ast.files import sha256_of, summary
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,13 @@ def read_ratings(
         if (empty := table[name].isna()).any():
             raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty. Fill it in.")
     clips, groups = table["clip"].str.strip(), table[group].str.strip()
-    clips = clips.map(lambda name: name.rsplit(".", 1)[0] if audio.is_audio(name) else name)
+    files, left = recordings_in(folder)
+    for line in summary(left):
+        logger.info(f"  {line}")
+    named = {path.name: clip for clip, path in files.items()}  # also without a known suffix
+    clips = clips.map(
+        lambda name: named.get(name) or (name.rsplit(".", 1)[0] if audio.is_audio(name) else name)
+    )
     if (twice := clips.duplicated()).any():
         raise InputError(
             f"{csv}, line {twice.idxmax() + 2}: clip {clips[twice.idxmax()]!r} has a row already."
@@ -128,7 +134,12 @@ def read_ratings(
         )
 
     # --- Recordings
-    files = recordings_in(folder)
+    absent = set(clips) - set(files)
+    if odd := {path: what for path, what in left.items() if {path.name, path.stem} & absent}:
+        raise InputError(
+            f"{csv} rates clips of which {folder} has no recording: {'; '.join(summary(odd))}."
+            " Replace these files or remove the rows."
+        )
     no_file = f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."
     no_row = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
     for one, other, what in ((clips, files, no_file), (files, clips, no_row)):

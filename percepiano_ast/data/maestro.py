@@ -19,7 +19,7 @@ from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, atomic, lock_config
+from percepiano_ast.files import as_path, as_text, atomic, lock_config, summary
 from percepiano_ast.music.midi import read_midi
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def preprocess(
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
     table = sources.read_table(_open(str(where)))
     settings = {
-        "source": Path(where).name,
+        "source": as_text(Path(where).name),
         "table": table.fingerprint,
         "front_end": asdict(front_end),
     }
@@ -159,6 +159,14 @@ def preprocess(
         total = table.rows["duration"].sum() / 3600
         line += f"; limited to about {max_hours:g} h of {total:.2f} h"
     logger.info(line)
+    for line in summary(table.others):
+        logger.info(f"  {line}")
+    named = sum("MID--AUDIO" in name.upper() for name in rows["audio_filename"])
+    if named and table.licence == sources.OWN_LICENCE:
+        logger.warning(
+            f"{named} recordings have names as in MAESTRO: without its table PercePiano's works are"
+            " not excluded and the splits are random. Give the folder with maestro-v3.0.0.csv."
+        )
     items = []
     for row in rows.itertuples():
         fields = {"composer": row.canonical_composer, "title": row.canonical_title}
@@ -191,6 +199,7 @@ def preprocess(
         description={"licence": licence, "simulated": simulated},
         excluded=excluded,
         refused=table.refused,
+        others=table.others,
         tables=tables,
     )
     return out

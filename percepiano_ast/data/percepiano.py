@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import shutil
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -28,7 +29,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import download, lock_config, sha256_of
+from percepiano_ast.files import download, lock_config, printable, sha256_of, summary
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
@@ -315,20 +316,22 @@ def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
 # --- Recordings and augmentations -----------------------------------------------------------------
 
 
-def recordings_in(folder: str | Path) -> dict[str, Path]:
-    """Clip -> recording, named after the clip; files without an audio extension are ignored.
-    InputError: no such folder, or two recordings of one clip."""
+def recordings_in(folder: str | Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Clip -> recording, named after the clip, and what is left out of the folder, see
+    `audio.find_recordings`. InputError: no such folder, or two recordings of one clip."""
     folder = Path(folder)
     if not folder.is_dir():
         advice = "Give one with one recording per clip, named after the clip."
         raise InputError(f"{folder}: no such folder of recordings. {advice}")
+    paths, left = audio.find_recordings(folder)
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if audio.is_audio(path.name)):
-        if (clip := path.stem.strip()) in found:
-            both = f"{found[clip].name} and {path.name} in {folder}"
-            raise InputError(f"{both} are both of clip {clip!r}. Keep one of them.")
+    for path in paths:
+        if (clip := unicodedata.normalize("NFC", printable(path.stem)).strip()) in found:
+            both = " and ".join(printable(p.relative_to(folder)) for p in (found[clip], path))
+            what = f"{both} in {folder} are both of clip {clip!r}"
+            raise InputError(f"{what}. Keep one of them.")
         found[clip] = path
-    return found
+    return found, left
 
 
 class RenderingAugmentation(NamedTuple):
@@ -534,10 +537,14 @@ def preprocess(
             " neither."
         )
     files: dict[str, Path] = {}
+    others: dict[str, str] = {}
     missing: list[str] = []
     unmatched: list[str] = []
     if recordings:
-        clips, found = set(index["clip"]), recordings_in(recordings)
+        clips, (found, left) = set(index["clip"]), recordings_in(recordings)
+        others = {printable(path.relative_to(recordings)): what for path, what in left.items()}
+        for line in summary(others):
+            logger.info(f"  {line}")
         files = {clip: path for clip, path in found.items() if clip in clips}
         missing, unmatched = sorted(clips - set(found)), sorted(set(found) - clips)
         if not files:
@@ -621,6 +628,7 @@ def preprocess(
         description={"licence": licence, "simulated": simulated},
         excluded=excluded,
         refused=refused,
+        others=others,
         tables=tables,
     )
 
