@@ -507,9 +507,12 @@ def lock_config(directory: str | Path, settings: dict) -> Path:
     is reserved for it.
 
     Raises:
-        InputError: the directory holds the output of another configuration, or is not writable.
+        InputError: the directory holds the output of another configuration, is not writable, or
+            has a name that is not UTF-8.
     """
     directory = as_path(directory)
+    if (name := as_text(str(directory))) != str(directory):
+        raise InputError(f"{name}: a name that is not UTF-8. Choose another output directory.")
     path = directory / "settings.json"
     if path.exists():
         try:

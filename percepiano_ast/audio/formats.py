@@ -52,22 +52,23 @@ def find_recordings(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
         suffix = path.suffix.lower()
         kind = _TYPES.guess_type(f"name{suffix}", strict=False)[0] or "unknown"
         may_sound = kind.startswith(("unknown", "audio/", "video/", "application/octet-stream"))
+        beginning = b""
         if suffix in SUFFIXES:
             recordings.append(path)
         elif suffix in _UNFINISHED or path.name.endswith("~"):
             left[path] = "unfinished downloads or backups are left out"
         elif suffix in _POINTERS:
             left[path] = "shortcuts hold no sound; add the file or folder that they point to"
-        elif may_sound and "midi" not in kind and _begins_like_a_recording(path):
-            recordings.append(path)
         else:
-            left[path] = NO_RECORDING
+            try:
+                if may_sound and "midi" not in kind:
+                    with path.open("rb") as file:
+                        beginning = file.read(400)
+            except OSError as error:
+                left[path] = f"files cannot be read ({error.strerror})"
+            else:
+                if _BEGINNINGS.match(beginning):
+                    recordings.append(path)
+                else:
+                    left[path] = NO_RECORDING
     return recordings, left
-
-
-def _begins_like_a_recording(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return bool(_BEGINNINGS.match(file.read(400)))
-    except OSError:
-        return False

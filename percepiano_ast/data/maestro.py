@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -139,6 +139,7 @@ def preprocess(
     lookup(shards.DTYPES, dtype, "storage format of levels")
     if not isinstance(as_path(out), Path) and not options.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
+    _open.cache_clear()  # a notebook may run again with another state of the source
     table = sources.read_table(_open(str(where)))
     settings = {
         "source": as_text(Path(where).name),
@@ -161,12 +162,21 @@ def preprocess(
     logger.info(line)
     for line in summary(table.others):
         logger.info(f"  {line}")
-    named = sum("MID--AUDIO" in name.upper() for name in rows["audio_filename"])
-    if named and table.licence == sources.OWN_LICENCE:
-        logger.warning(
-            f"{named} recordings have names as in MAESTRO: without its table PercePiano's works are"
-            " not excluded and the splits are random. Give the folder with maestro-v3.0.0.csv."
-        )
+    if table.licence == sources.OWN_LICENCE:
+        others = {name.lower() for name in table.others}
+        odd = [
+            name
+            for name in rows["audio_filename"]
+            if "MID--AUDIO" in name.upper()
+            or {str(PurePosixPath(name.lower()).with_suffix(end)) for end in (".mid", ".midi")}
+            & others
+        ]
+        if odd:
+            logger.warning(
+                f"{len(odd)} recordings are named as in MAESTRO or have a MIDI file, such as"
+                f" {odd[0]}: without a table MIDI is not used, splits are random, and"
+                " PercePiano's works are not excluded. Give the folder with the table."
+            )
     items = []
     for row in rows.itertuples():
         fields = {"composer": row.canonical_composer, "title": row.canonical_title}

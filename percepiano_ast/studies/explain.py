@@ -37,6 +37,7 @@ from percepiano_ast.audio.mel import window_starts
 from percepiano_ast.config import ComputeConfig, FrontEnd, ModelConfig, lookup
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import printable
 from percepiano_ast.inference.rate import FoldEnsemble, FoldModel, require_explained
 from percepiano_ast.models.heads import RatingModel, moments_to_embedding
 from percepiano_ast.music.midi import Performance, damped, note_name, read_midi
@@ -223,7 +224,7 @@ class Explainer:
         wave = audio.load(file, self.front_end.sample_rate)
         codes, _ = audio.quantize(audio.log_mel(wave, self.front_end), self.front_end)
         level = audio.dequantize(codes, self.front_end)
-        return ExplainedRecording(Path(file).stem.strip(), wave, level, self.front_end)
+        return ExplainedRecording(printable(Path(file).stem.strip()), wave, level, self.front_end)
 
     def excerpt(
         self, recording: str | Path | ExplainedRecording, dimension: str, seconds: float = SECONDS
@@ -667,7 +668,7 @@ def explain_files(
         raise InputError(
             f"one MIDI for {len(files)} recordings: give --midi with a single recording."
         )
-    names = [Path(file).stem.strip() for file in files]
+    names = [printable(Path(file).stem.strip()) for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"two recordings are called {', '.join(sorted(twice))} and would share a folder; rename"
