@@ -164,18 +164,14 @@ def preprocess(
         logger.info(f"  {line}")
     if table.licence == sources.OWN_LICENCE:
         others = {name.lower() for name in table.others}
-        odd = [
-            name
-            for name in rows["audio_filename"]
-            if "MID--AUDIO" in name.upper()
-            or {str(PurePosixPath(name.lower()).with_suffix(end)) for end in (".mid", ".midi")}
-            & others
-        ]
-        if odd:
+        paths = [PurePosixPath(name) for name in rows["audio_filename"]]
+        ends = ".mid", ".midi"
+        beside = [p for p in paths if {str(p.with_suffix(end)).lower() for end in ends} & others]
+        if beside:
             logger.warning(
-                f"{len(odd)} recordings are named as in MAESTRO or have a MIDI file, such as"
-                f" {odd[0]}: without a table MIDI is not used, splits are random, and"
-                " PercePiano's works are not excluded. Give the folder with the table."
+                f"{len(beside)} recordings have a MIDI file, such as {beside[0]}: without a table"
+                " in MAESTRO's format it is not used, splits are random, and works are known by"
+                " the names of files alone."
             )
     items = []
     for row in rows.itertuples():

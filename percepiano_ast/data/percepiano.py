@@ -539,14 +539,14 @@ def preprocess(
     files: dict[str, Path] = {}
     others: dict[str, str] = {}
     missing: list[str] = []
-    unmatched: list[str] = []
     if recordings:
         clips, (found, left) = set(index["clip"]), recordings_in(recordings)
+        files = {clip: path for clip, path in found.items() if clip in clips}
+        missing, unmatched = sorted(clips - set(found)), sorted(set(found) - clips)
+        left |= {found[clip]: "recordings match no clip and are ignored" for clip in unmatched}
         others = {printable(path.relative_to(recordings)): what for path, what in left.items()}
         for line in summary(others):
             logger.info(f"  {line}")
-        files = {clip: path for clip, path in found.items() if clip in clips}
-        missing, unmatched = sorted(clips - set(found)), sorted(set(found) - clips)
         if not files:
             advice = f"Name each file after its clip, such as {min(clips, default='CLIP')}.wav."
             raise InputError(
@@ -606,9 +606,6 @@ def preprocess(
             f"  {sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)}"
             f" groups such as {' and '.join(groups[0])}; each has separate ratings"
         )
-    if unmatched:
-        names = ", ".join(unmatched[:5])
-        logger.info(f"  {len(unmatched)} recordings match no clip and are ignored: {names}")
     if missing:
         logger.info(f"  {len(missing)} clips have no recording; see skipped.csv")
     produce = functools.partial(

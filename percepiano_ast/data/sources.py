@@ -369,7 +369,7 @@ def read_table(source: Archive | Folder) -> Table:
 
     Raises:
         InputError: no table and no recordings, more than one table, not MAESTRO's columns and
-            values, or a folder that is part of a data set with a table.
+            values, or a folder that is part of a data set with a table or has MAESTRO's recordings.
     """
     # --- The table: the only one that is nearest to the top
     tables, meant = [], []
@@ -477,6 +477,12 @@ def _table_of_folder(source: Folder, tables: list[str]) -> Table:
                     f" splits, MIDI and works are unknown. Give {parent}."
                 )
     names, rows, refused = source.recordings, [], {}
+    if of_maestro := [name for name in names if "MID--AUDIO" in name.upper()]:
+        raise InputError(
+            f"{source.where} has {len(of_maestro)} recordings of MAESTRO, such as {of_maestro[0]},"
+            " without the table of their MIDI, splits and works. Give the folder with"
+            " maestro-v3.0.0.csv, or remove them."
+        )
     for name in names:
         path = Path(name)
         try:
