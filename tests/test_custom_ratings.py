@@ -1,5 +1,7 @@
 """Own recordings and ratings: read, listened to, refused in words. Cost: 6 s."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +39,15 @@ def made(tmp_path):
     return folder, tmp_path / "ratings.csv"
 
 
+def rename(folder, table, number, file, clip=None):
+    """Rename a recording, and in the table to ``clip``."""
+    (old,) = folder.glob(f"take {number:02d}.*")
+    (folder / os.fsdecode(file)).parent.mkdir(exist_ok=True)
+    old.rename(folder / os.fsdecode(file))
+    if clip:
+        change(table, number, "clip", clip)
+
+
 def change(path, row, column, value):
     table = pd.read_csv(path, dtype=str)
     table.loc[row, column] = value
@@ -63,6 +74,67 @@ def test_recordings_and_ratings_become_clips_with_folds(made):
         clips, np.arange(24), n_frames=64, max_windows=1, batch_size=8, seed=0
     )
     assert steps == 3 and next(batches.from_step(dataset, 0))["codes"].shape == (8, 1, 64, 128)
+
+
+def test_any_recording_counts_wherever_it_is(made, tmp_path, logged):
+    """Containers, unknown suffixes and none, folders below, links, and letters composed or not."""
+    folder, table = made
+    before = custom_ratings.read_ratings(*made, group="pianist")
+    rename(folder, table, 1, b"take 01.MOV", "take 01.mov")
+    rename(folder, table, 2, b"take 02.rec", "take 02.rec")
+    rename(folder, table, 3, b"take 03", "take 03")
+    rename(folder, table, 4, "pre\u0301lude.wav".encode(), "pr\u00e9lude")
+    rename(folder, table, 5, "\u00e9tude.wav".encode(), "e\u0301tude.wav")
+    rename(folder, table, 6, b"below/take 06.wav.mp3", "take 06.wav.mp3")
+    rename(folder, table, 7, b"../take 07.wav")
+    rename(folder, table, 8, b"../more/take 08.wav")
+    (folder / "take 07.wav").symlink_to(tmp_path / "take 07.wav")
+    (folder / "more").symlink_to(tmp_path / "more")
+    (folder / "more again").symlink_to(tmp_path / "more")
+    (folder / "up").symlink_to(".")
+    (folder / "._take 09.wav").write_bytes(b"what macOS leaves behind")
+    (folder / "take 10.wav.crdownload").write_bytes(b"RIFF")
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert [path.name for path in found.files.values()][1:9] == [
+        *("take 01.MOV", "take 02.rec", "take 03", "pre\u0301lude.wav", "\u00e9tude.wav"),
+        *("take 06.wav.mp3", "take 07.wav", "take 08.wav"),
+    ]
+    assert len(found.files) == 24 and (found.ratings == before.ratings).all()
+    assert found.load(FrontEnd())[0].codes[3].shape == before.load(FrontEnd())[0].codes[3].shape
+    assert [line.split(":")[0].strip() for line in logged[1:3]] == [
+        "1 unfinished downloads or backups are left out",
+        "1 other files are not recordings",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("take 03.mid", "has no recording: 2 other files are not recordings: .*take 03.mid"),
+        ("take 03", "has no recording: 2 other files are not recordings: .*take 03"),
+        ("take 03.wav.part", "1 unfinished downloads .*take 03.wav.part"),
+        ("take 03.gshortcut", "1 shortcuts hold no sound; add the file"),
+        (".take 03.wav", "1 hidden files"),
+    ],
+)
+def test_a_file_of_a_clip_that_is_no_recording_is_named(made, name, message):
+    folder, table = made
+    next(folder.glob("take 03.*")).unlink()
+    (folder / name).write_bytes(b"MThd")
+    (folder / "take 03.txt").write_text("what was played")
+    with pytest.raises(InputError, match=message):
+        custom_ratings.read_ratings(*made, group="pianist")
+
+
+def test_names_that_are_not_utf8_are_named(made):
+    folder, table = made
+    rename(folder, table, 3, b"caf\xe9.wav", "caf\u00e9")
+    with pytest.raises(InputError, match=r"1 clips \(caf\u00e9\) are rated") as refused:
+        custom_ratings.read_ratings(*made, group="pianist")
+    assert str(refused.value).encode()
+    change(table, 3, "clip", "caf\\xe9")
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert found.index["clip"][3] == "caf\\xe9" and len(found.load(FrontEnd())[0].codes) == 24
 
 
 def test_columns_can_be_chosen(made):

@@ -10,6 +10,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from percepiano_ast.data.percepiano import recordings_in
 from percepiano_ast.dimensions import RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation.predictions import read_csv, read_limited
-from percepiano_ast.files import sha256_of, summary
+from percepiano_ast.files import printable, sha256_of, summary
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,12 @@ def read_ratings(
 
     # --- Recordings
     absent = set(clips) - set(files)
-    if odd := {path: what for path, what in left.items() if {path.name, path.stem} & absent}:
+    odd = {}
+    for path, what in left.items():
+        parts = printable(path.name).lstrip(".").split(".")  # take.wav.part, .take.wav
+        if absent & set(accumulate(parts, "{}.{}".format)):
+            odd[path] = what
+    if odd:
         raise InputError(
             f"{csv} rates clips of which {folder} has no recording: {'; '.join(summary(odd))}."
             " Replace these files or remove the rows."
