@@ -21,10 +21,12 @@ import pandas as pd
 
 from percepiano_ast import audio, files
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.tables import numbers, read_csv
 
 COLUMNS = tuple(
     "canonical_composer canonical_title split year midi_filename audio_filename duration".split()
 )
+TEXT = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
 SPLITS = ("train", "validation", "test")
 MAESTRO_LICENCE = "MAESTRO v3: CC BY-NC-SA 4.0, https://magenta.tensorflow.org/datasets/maestro"
 OWN_LICENCE = "recordings of your own: you know under which terms"
@@ -348,23 +350,18 @@ def read_table(source: Archive | Folder) -> Table:
     with source.open(name) as path:
         content = path.read_bytes()
     label = f"{name} in {source.where}"
-    text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
-    try:
-        rows = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        message = f"{label} is not a readable CSV table ({error}). Download it again."
-        raise InputError(message) from error
+    rows = read_csv(content, "MAESTRO", COLUMNS, name=label)
     if missing := ", ".join(column for column in COLUMNS if column not in rows):
         raise InputError(f"{label} lacks the columns {missing}. Use the columns of MAESTRO v3.")
     if rows.empty:
         raise InputError(f"{label} lists no recordings. Download it again.")
-    numbers = rows[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
-    for column in [column for column in (*text, "year", "duration") if column != "midi_filename"]:
-        bad = (numbers if column in numbers else rows)[column].isna()
+    given = numbers(rows, ["year", "duration"])
+    for column in [column for column in (*TEXT, "year", "duration") if column != "midi_filename"]:
+        bad = ~given[column].between(-1e9, 1e9) if column in given else rows[column].isna()
         if bad.any():
-            row = bad.idxmax()
-            value = f"{column} is {rows[column][row]!r}"
-            raise InputError(f"{label}, line {row + 2}: {value}. Correct the value.")
+            value = f"{column} is {rows[column][line := bad.idxmax()]!r:.60}"
+            raise InputError(f"{label}, line {line}: {value}. Correct the value.")
+    rows = rows.assign(year=given["year"].astype(int), duration=given["duration"])
     if unknown := sorted(set(rows["split"]) - set(SPLITS)):
         raise InputError(f"{label}: unknown split {unknown[0]!r}. Use one of: {', '.join(SPLITS)}.")
     listed = rows["audio_filename"]
