@@ -1,6 +1,5 @@
 """Tables, arrays, figures and sentences about a run, for the notebooks."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, pipeline, plots
+from percepiano_ast import audio, pipeline, plots, tables
 from percepiano_ast.config import PRETRAININGS, LevelStats
 from percepiano_ast.data import build, maestro, percepiano, percepiano_stats, shards, sources
 from percepiano_ast.data.batches import pretrain_batches
@@ -17,7 +16,7 @@ from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
-from percepiano_ast.files import as_path
+from percepiano_ast.files import as_path, read_json
 from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.transcription import STEP
@@ -49,7 +48,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def recordings(run: Run) -> pd.DataFrame:
     """The recordings in the pre-training shards, in storage order: composer, title, split, year,
     seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, its file."""
-    table = _named(pd.read_csv(run.maestro / "recordings.csv"))
+    table = _named(tables.read_own(run.maestro / "recordings.csv", sources.TEXT))
     files = {facts["key"]: facts["shard"] for facts in build.recordings(run.maestro)}
     table["shard"] = table["audio_filename"].map(files)
     return table.sort_values(["shard", "audio_filename"])
@@ -198,7 +197,7 @@ def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.Dat
     """Pearson's r between audio features and ratings over clips, (most, 19): the features with the
     highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
-    features = pd.read_csv(run.percepiano / "classic_features.csv")
+    features = tables.read_own(run.percepiano / "classic_features.csv", percepiano.KEY)
     found = percepiano_stats.feature_correlations(features, ratings)
     return found.loc[found.abs().max(axis=1).nlargest(most).index]
 
@@ -215,7 +214,7 @@ def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
 def label(data: Run | str | Path, title: str) -> str:
     """The title, marked as simulated if the ratings of a run or of PercePiano's folder are."""
     if isinstance(data, Run):
-        simulated = json.loads((data.percepiano / "settings.json").read_text())["simulated"]
+        simulated = read_json(data.percepiano / "settings.json", {"simulated": bool})["simulated"]
     else:
         simulated = percepiano.is_simulated(data)
     return f"{title} (simulated ratings)" if simulated else title
@@ -246,14 +245,14 @@ def finetune_history(run: Run) -> pd.DataFrame:
 def results(run: Run) -> dict[str, pd.DataFrame]:
     """The tables of the run's evaluation by name, see `evaluation.evaluate`, of the run's protocol;
     ``ceiling`` (19 dimensions, scopes) if the noise ceiling is known."""
-    tables = {}
+    found = {}
     for path in sorted(run.evaluation.glob("*.csv")):
-        table = pd.read_csv(path)
+        table = tables.read_own(path, ["model", "model_a", "model_b", "protocol"])
         of_protocol = table["protocol"] == run.preset.finetune.protocol
-        tables[path.stem] = table[of_protocol].reset_index(drop=True)
+        found[path.stem] = table[of_protocol].reset_index(drop=True)
     index = load_index(run.percepiano / "index.csv")
     ceiling = reliability.load_ceiling(index, pipeline.ceiling_of(run))
-    return tables if ceiling is None else tables | {"ceiling": ceiling}
+    return found if ceiling is None else found | {"ceiling": ceiling}
 
 
 def headlines(run: Run) -> list[str]:
@@ -393,10 +392,13 @@ def _shard_rows(item: str, place: str) -> list[dict]:
     row["saved"] = _stat(store.path_of(shards.MANIFEST))[1]
     try:
         if "://" in place:  # the manifest is uploaded last
-            files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
+            manifest = read_json(
+                store.read(shards.MANIFEST), {"files": {str: {"bytes": int}}}, name=shards.MANIFEST
+            )
+            files, lost = manifest["files"], []
         else:
             files, lost = build.read_manifest(Path(place))["files"], build.shortcomings(Path(place))
-    except (InputError, ValueError) as error:
+    except InputError as error:
         return [row | {"integrity": f"damaged: {error}"}]
     damage = f"damaged: {len(lost)} files differ from the manifest, such as {(*lost, '')[0]}"
     row["bytes"] = sum(known["bytes"] for known in files.values())

@@ -35,6 +35,7 @@ from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import build, maestro, shards, sources
 from percepiano_ast.data.batches import grain  # imported without its warning
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.tables import read_own
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +276,8 @@ class TestOwnRecordings:
             b"caf\xe9/take \xff.wav": "caf\\xe9/take \\xff.wav",
             b"a\nb\x1b[31m.wav": "a\\nb\\x1b[31m.wav",
             b"-%s{}.wav": "-%s{}.wav",
-            "e\u0301.wav".encode(): "e\u0301.wav",
-            "\u00e9.wav".encode(): "\u00e9.wav",
+            "e\u0301.wav".encode(): "\u00e9.wav",
+            "\u00e9.wav".encode(): "\u00e9.wav again",
             b"n" * 251 + b".wav": "n" * 251 + ".wav",
         }
         for number, name in enumerate(names):
@@ -286,8 +287,8 @@ class TestOwnRecordings:
         (tmp_path / "mine" / os.fsdecode(b"bad\xe9\n.wav")).write_bytes(b"RIFF")
         (tmp_path / "mine" / os.fsdecode(b"text\xe9\n.txt")).write_text("not a recording")
         log = preprocess(tmp_path / "mine", tmp_path / "out", max_errors=1, workers=2)
-        made = pd.read_csv(tmp_path / "out" / "recordings.csv")["audio_filename"]
-        assert set(made) == set(names.values())
+        made = read_own(tmp_path / "out" / "recordings.csv", ["audio_filename"])
+        assert set(made["audio_filename"]) == set(names.values())
         kept = [
             one for part in ("train", "validation", "test") for one in self.kept(tmp_path, part)
         ]
@@ -295,6 +296,7 @@ class TestOwnRecordings:
         skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["kind"]
         assert skipped.to_dict() == {"bad\\xe9\\n.wav": "bad", "text\\xe9\\n.txt": "other"}
         assert all(len(line.splitlines()) == 1 and line.encode() for line in log)
+        assert any("bad\\xe9\\n.wav: cannot be read as audio (Invalid data" in line for line in log)
         assert not build.verify(tmp_path / "out")
 
     def kept(self, home: Path, split: str) -> list[str]:
@@ -470,8 +472,12 @@ class TestPlaceOfTheTable:
         (tmp_path / name).write_bytes(wav(sound(12)))
         (tmp_path / "e\u0301.mid").write_bytes(b"MThd")
         found = self.read(tmp_path)
-        assert found.rows["audio_filename"].tolist() == [name] and not found.refused
-        assert found.rows["midi_filename"].tolist() == ["e\u0301.mid"] and not found.others
+        assert found.rows["audio_filename"].tolist() == ["Pr\u00e9lude \u00e9.wav"]
+        assert not found.refused and not found.others
+        source = sources.open_source(str(tmp_path))
+        for column in ("audio_filename", "midi_filename"):
+            with source.open(found.rows[column][0]) as path:
+                assert path.is_file()
 
     def test_other_things_that_are_given_are_named(self, archive, parent, tmp_path):
         with pytest.raises(
@@ -481,6 +487,10 @@ class TestPlaceOfTheTable:
         (tmp_path / "downloads").mkdir()
         shutil.copy(archive, tmp_path / "downloads" / "maestro.zip")
         with pytest.raises(InputError, match="Give the archive maestro.zip"):
+            self.read(tmp_path / "downloads")
+        for name in "ab":
+            (tmp_path / "downloads" / f"{name}.csv").write_text("clip,warmth")
+        with pytest.raises(InputError, match="neither a CSV table .* Give the archive maestro.zip"):
             self.read(tmp_path / "downloads")
         with zipfile.ZipFile(tmp_path / "own.zip", "w") as file:
             file.writestr("take.wav", wav(sound(12)))

@@ -160,7 +160,7 @@ def duration(path: str | Path) -> float:
             raise _unreadable(name, error.error_string) from error
         # without an output, ffmpeg describes its input and ends with code 1
         run = subprocess.run(_ffmpeg(path, name), capture_output=True)
-        text = run.stderr.decode(errors="replace")
+        text = _without_path(run.stderr, path)
         found = re.search(r"^  Duration: (\d+):(\d\d):([\d.]+)", text, re.MULTILINE)
         if not found or "Audio:" not in text:
             fault = _without_address(text.splitlines()[-1]) if text else "no output from ffmpeg"
@@ -301,9 +301,8 @@ class _Ffmpeg:
         """The first line of ffmpeg's error output, else its exit code, else nothing."""
         code = self._process.wait()
         self._messages.seek(0)
-        # its own name for the file may have several lines
-        found = self._messages.read().replace(os.fsencode(f"file:{self._path}: "), b"")
-        message = _without_address(found.decode(errors="replace").partition("\n")[0])
+        lines = _without_path(self._messages.read(), self._path).splitlines()
+        message = _without_address(lines[0]) if lines else ""
         return message or (f"it ends with code {code}" if code else "")
 
 
@@ -323,6 +322,11 @@ def _ffmpeg(path: str | Path, name: str) -> list[str]:
     # The prefix and the whitelist prevent network access through a file's name or contents.
     options = "-nostdin -hide_banner -protocol_whitelist file,pipe -i".split()
     return [program, *options, f"file:{path}"]
+
+
+def _without_path(output: bytes, path: str | Path) -> str:
+    """ffmpeg's output without the file's path, which may have several lines."""
+    return output.replace(os.fsencode(f"file:{path}: "), b"").decode(errors="replace")
 
 
 def _without_address(line: str) -> str:

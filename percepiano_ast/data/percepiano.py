@@ -9,7 +9,6 @@ import functools
 import json
 import logging
 import shutil
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from percepiano_ast import audio
+from percepiano_ast import audio, files
 from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards
@@ -33,6 +32,7 @@ from percepiano_ast.files import download, lock_config, printable, sha256_of, su
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
+from percepiano_ast.tables import clean_name, read_own
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"
 
 SPLIT = "rated"
 OWN = "own"  # a custom recording, in place of a synthesizer's name
+KEY = ["clip", "synthesizer"]  # of a rendering, in tables
 SEPARATOR = "+"  # between synthesizer and augmentation, as in fluidr3mono+room
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano preprocess --percepiano FOLDER`"
@@ -101,7 +102,7 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
     """Names without surrounding spaces (one published file has one) -> values."""
     found: dict = {}
     for name, value in pairs:
-        if (name := name.strip()) in found:
+        if (name := clean_name(name)) in found:
             what = f"{name!r} twice (spaces around a name are ignored)"
             raise InputError(f"{where} has {what}. Keep one of them.")
         found[name] = value
@@ -109,18 +110,9 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; spaces around names are removed. InputError: damaged, not an object, or a
+    """Read a JSON object; spaces around names are removed. InputError: see `files.read_json`, or a
     duplicated name."""
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        what = f"should hold a JSON object, holds {content!r:.40}"
-        raise InputError(f"{path} {what}. Download it again.")
-    return content
+    return _unique(files.read_json(path, advice="Download it again.").items(), path)
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
@@ -326,7 +318,7 @@ def recordings_in(folder: str | Path) -> tuple[dict[str, Path], dict[Path, str]]
     paths, left = audio.find_recordings(folder)
     found: dict[str, Path] = {}
     for path in paths:
-        if (clip := unicodedata.normalize("NFC", printable(path.stem)).strip()) in found:
+        if (clip := clean_name(printable(path.stem))) in found:
             both = " and ".join(printable(p.relative_to(folder)) for p in (found[clip], path))
             what = f"{both} in {folder} are both of clip {clip!r}"
             raise InputError(f"{what}. Keep one of them.")
@@ -591,9 +583,9 @@ def preprocess(
     }
 
     def tables(facts: list[dict]) -> dict[str, pd.DataFrame]:
-        keys, found = ("clip", "synthesizer"), {"index.csv": index}
+        found = {"index.csv": index}
         for name, part in (("classic_features.csv", "features"), ("levels.csv", "level")):
-            rows = [{key: one[key] for key in keys} | one[part] for one in facts]
+            rows = [{key: one[key] for key in KEY} | one[part] for one in facts]
             found[name] = pd.DataFrame(rows)
         if (Path(folder) / RATERS).is_file():
             found["raters.csv"] = rater_agreement(read_raters(folder)).reset_index()
@@ -630,7 +622,7 @@ def preprocess(
     )
 
     # --- Levels of the renderings, and how many exceed full scale
-    for name, part in pd.read_csv(out / "levels.csv").groupby("synthesizer"):
+    for name, part in read_own(out / "levels.csv", KEY).groupby("synthesizer"):
         low, high, peak = part["level_db"].min(), part["level_db"].max(), part["peak_db"].max()
         logger.info(
             f"  {name}: {low:.0f} to {high:.0f} dB, peaks up to {peak:.1f} dB re full scale;"

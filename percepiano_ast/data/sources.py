@@ -7,7 +7,6 @@ import io
 import os
 import re
 import shutil
-import unicodedata
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,10 +21,12 @@ import pandas as pd
 
 from percepiano_ast import audio, files
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.tables import clean_name, numbers, read_csv
 
 COLUMNS = tuple(
     "canonical_composer canonical_title split year midi_filename audio_filename duration".split()
 )
+TEXT = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
 SPLITS = ("train", "validation", "test")
 MAESTRO_LICENCE = "MAESTRO v3: CC BY-NC-SA 4.0, https://magenta.tensorflow.org/datasets/maestro"
 OWN_LICENCE = "recordings of your own: you know under which terms"
@@ -57,7 +58,7 @@ class Folder:
     """The files below a folder.
 
     Attributes:
-        names: relative paths, with ``/``, see `files.printable`.
+        names: relative paths, with ``/``, see `files.printable` and `tables.clean_name`.
         recordings: those of recordings, see `audio.find_recordings`.
         left: the others, with the reason.
     """
@@ -67,8 +68,8 @@ class Folder:
         recordings, left = audio.find_recordings(where)
         self._paths: dict[str, Path] = {}
         for path in sorted([*recordings, *left]):
-            name = files.printable(path.relative_to(where).as_posix())
-            while name in self._paths:  # of another file, whose name has these characters
+            name = clean_name(files.printable(path.relative_to(where).as_posix()))
+            while name in self._paths:  # of another file, with the same letters
                 name = f"{name} again"
             self._paths[name] = path
         names = {path: name for name, path in self._paths.items()}
@@ -118,7 +119,7 @@ class Archive:
             message = f"cannot open {where} ({error}). Give another address or a local copy."
             raise InputError(message) from error
         members = (info for info in self._zip.infolist() if not info.is_dir())
-        self._members = {files.printable(info.filename): info for info in members}
+        self._members = {clean_name(files.printable(info.filename)): info for info in members}
         self.names = [name for name in self._members if not files.of_the_system(name)]
         self.recordings = [name for name in self.names if audio.is_audio(name)]
         others = sorted(set(self.names) - set(self.recordings))
@@ -383,7 +384,7 @@ def read_table(source: Archive | Folder) -> Table:
                     meant.append(name)
     if not meant and isinstance(source, Folder) and source.recordings:
         return _table_of_folder(source, tables)
-    found = meant or tables
+    found = meant or (tables if len(tables) == 1 else [])
     top = min((name.count("/") for name in found), default=0)
     found = [name for name in found if name.count("/") == top]
     if len(found) > 1:
@@ -405,42 +406,28 @@ def read_table(source: Archive | Folder) -> Table:
     with source.open(name) as path:
         content = path.read_bytes()
     label = f"{name} in {source.where}"
-    text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
-    try:
-        rows = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        message = f"{label} is not a readable CSV table ({error}). Download it again."
-        raise InputError(message) from error
+    rows = read_csv(content, "MAESTRO", COLUMNS, name=label)
     if missing := ", ".join(column for column in COLUMNS if column not in rows):
         raise InputError(f"{label} lacks the columns {missing}. Use the columns of MAESTRO v3.")
     if rows.empty:
         raise InputError(f"{label} lists no recordings. Download it again.")
-    numbers = rows[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
-    for column in [column for column in (*text, "year", "duration") if column != "midi_filename"]:
-        bad = (numbers if column in numbers else rows)[column].isna()
+    given = numbers(rows, ["year", "duration"])
+    for column in [column for column in (*TEXT, "year", "duration") if column != "midi_filename"]:
+        bad = ~given[column].between(-1e9, 1e9) if column in given else rows[column].isna()
         if bad.any():
-            row = bad.idxmax()
-            value = f"{column} is {rows[column][row]!r}"
-            raise InputError(f"{label}, line {row + 2}: {value}. Correct the value.")
+            value = f"{column} is {rows[column][line := bad.idxmax()]!r:.60}"
+            raise InputError(f"{label}, line {line}: {value}. Correct the value.")
+    rows = rows.assign(year=given["year"].astype(int), duration=given["duration"])
     if unknown := sorted(set(rows["split"]) - set(SPLITS)):
         raise InputError(f"{label}: unknown split {unknown[0]!r}. Use one of: {', '.join(SPLITS)}.")
     listed = rows["audio_filename"]
     if (repeated := listed.duplicated()).any():
         twice = listed[repeated].iloc[0]
         raise InputError(f"{label} lists {twice} twice. Keep one line per recording.")
-    # Names as the source writes them: it may compose letters and accents, or not.
-    root, table = name[: name.rfind("/") + 1], name
-    forms = {unicodedata.normalize("NFC", name): name for name in source.names}
-
-    def as_in_source(name: str) -> str:
-        name = files.printable(root + name)
-        return forms.get(unicodedata.normalize("NFC", name), name).removeprefix(root)
-
-    for column in ("audio_filename", "midi_filename"):
-        rows[column] = rows[column].map(as_in_source, na_action="ignore")
     # Unsafe names, rows without a file, files without a row.
     rows = rows.sort_values("audio_filename", ignore_index=True)
     listed, present = rows["audio_filename"], set(source.names)
+    root, table = name[: name.rfind("/") + 1], name
     refused = {name: what for name in listed if (what := unsafe(name))}
     for name in listed:
         if name not in refused and root + name not in present and root + name not in source:

@@ -762,7 +762,9 @@ def rate_files(
                 show(results[-1])
         rated = [one for one in results if isinstance(one, Rating)]
         if csv:
-            to_table(rated).to_csv(csv, index=False, lineterminator="\n")
+            from percepiano_ast.tables import to_csv  # here, because pandas takes 0.2 s to import
+
+            Path(csv).write_bytes(to_csv(to_table(rated)))
         if html and rated:
             page.write_page(rated, html, [one.result() for one in sounds if one])
     return results

@@ -45,6 +45,7 @@ from percepiano_ast.plots import studies as figures
 from percepiano_ast.plots.style import save
 from percepiano_ast.studies import attribution
 from percepiano_ast.studies.report import sentences
+from percepiano_ast.tables import to_csv
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.state import normalise
 
@@ -691,7 +692,7 @@ def explain_files(
         return
     tables = run_checks(explainer, explained)
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
+        (out / f"{name}.csv").write_bytes(to_csv(table, "%.6f"))
     title = f"Deletion curves ({tables['deletion']['recording'].nunique()} recordings)"
     save(figures.deletion_curves(tables["deletion"], title), out / "deletion")
     curves = figures.randomisation_curves(tables["randomisation"], ALIKE, "Weight randomisation")
