@@ -44,8 +44,9 @@ def run_app(app: typer.Typer, program: str, arguments: list[str] | None = None) 
     `current_names`; returns the exit code."""
     commands = typer.main.get_command(app)
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # any name can be printed on any console
-        sys.stdout.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # any name can be printed on any console
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def run():
         given = sys.argv[1:] if arguments is None else arguments
