@@ -22,7 +22,7 @@ _UNFINISHED = frozenset(
 _POINTERS = frozenset(
     ".gshortcut .gdoc .gsheet .gslides .gdraw .glink .lnk .url .webloc .desktop .icloud".split()
 )
-# How they begin. Images share the container of MP4, and sizes before a name are no text.
+# How they begin. Images share the container of MP4; a size before a name differs from text.
 _BEGINNINGS = re.compile(
     rb"RIFF....(WAVE|AVI )|RIFX....WAVE|(RF|BW)64|riff\x2e\x91\xcf\x11|FORM....(AIF[FC]|8SVX|16SV)"
     rb"|fLaC|OggS|\.snd|caff|ID3[\x02-\x04]|\xff[\xe2\xe3\xf0-\xfd]|ADIF|\x56[\xe0-\xff]|\x0b\x77"
