@@ -11,9 +11,9 @@ SUFFIXES = frozenset(
     (
         ".wav .wave .bwf .rf64 .bw64 .w64 .flac .mp3 .mp2 .mp1 .mpa .m2a .mpga .ogg .oga .ogx .opus"
         " .spx .aif .aiff .aifc .au .snd .caf .m4a .m4b .m4r .aac .adts .latm .loas .ac3 .eac3 .ec3"
-        " .dts .thd .truehd .mlp .amr .awb .wma .asf .wv .ape .tta .tak .mpc .ra .voc .sph .nist"
-        " .ircam .8svx .avr .pvf .dsf .dff .weba .mka .mp4 .m4v .f4a .f4v .mov .qt .3gp .3g2 .webm"
-        " .mkv .avi .wmv .flv .ogv .rm .mpg .mpeg .vob .mts .m2ts"
+        " .dts .thd .truehd .amr .awb .wma .asf .wv .ape .tta .tak .shn .mpc .ra .voc .sph .nist"
+        " .ircam .8svx .avr .pvf .sox .nut .dsf .dff .weba .mka .mp4 .m4v .f4a .f4v .mov .qt .3gp"
+        " .3g2 .webm .mkv .avi .wmv .flv .ogv .rm .mpg .mpeg .vob .mts .m2ts"
     ).split()
 )
 _UNFINISHED = frozenset(
@@ -27,10 +27,10 @@ _BEGINNINGS = re.compile(
     rb"RIFF....(WAVE|AVI )|RIFX....WAVE|(RF|BW)64|riff\x2e\x91\xcf\x11|FORM....(AIF[FC]|8SVX|16SV)"
     rb"|fLaC|OggS|\.snd|caff|ID3[\x02-\x04]|\xff[\xe2\xe3\xf0-\xfd]|ADIF|\x56[\xe0-\xff]|\x0b\x77"
     rb"|[\x00-\x08]...(ftyp(?!hei|hev|mif|msf|avi|crx)|moov|mdat|wide)|\x1a\x45\xdf\xa3|FLV\x01"
-    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\x7f\xfe\x80\x01|....\xf8\x72\x6f[\xba\xbb]|#!AMR|wvpk"
+    rb"|\x30\x26\xb2\x75\x8e\x66\xcf\x11|\x7f\xfe\x80\x01|....\xf8\x72\x6f\xba|#!AMR|wvpk"
     rb"|MAC .[\x0c-\x10]|TTA[12]|tBaK|MPCK|MP\+[\x07\x17\x27]|\.RMF|\.ra\xfd|Creative Voice"
-    rb"|NIST_1A|\x64\xa3[\x01-\x04]|2BIT|PVF1|DSD \x1c|FRM8....DSD |\x00\x00\x01\xba"
-    rb"|\x47.{187}\x47|.{4}\x47.{191}\x47",
+    rb"|NIST_1A|ajkg|\.SoX|XoS\.|nut/multimedia|\x64\xa3[\x01-\x04]|2BIT|PVF1|DSD \x1c"
+    rb"|FRM8....DSD |\x00\x00\x01\xba|\x47.{187}\x47|.{4}\x47.{191}\x47",
     re.DOTALL,
 )
 NO_RECORDING = "other files are not recordings"  # reason of `find_recordings`
