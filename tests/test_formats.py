@@ -22,8 +22,8 @@ BY_FFMPEG = {
     "dts": "-c:a dca -strict -2", "thd": "-f truehd -c:a truehd -strict -2", "wma": "", "asf": "",
     "wv": "", "tta": "", "ra": "-c:a ac3 -f rm", "voc": "", "sox": "", "nut": "",
     "weba": "-f webm", "mka": "", "mp4": "", "m4v": "", "f4v": "", "mov": "", "qt": "-f mov",
-    "3gp": "-c:a aac", "3g2": "-c:a aac", "webm": "", "mkv": "", "avi": "", "wmv": "", "flv": "", "mpg": "",
-    "vob": "", "mts": "-f mpegts", "m2ts": "-f mpegts -mpegts_m2ts_mode 1",
+    "3gp": "-c:a aac", "3g2": "-c:a aac", "webm": "", "mkv": "", "avi": "", "wmv": "", "flv": "",
+    "mpg": "", "vob": "", "mts": "-f mpegts", "m2ts": "-f mpegts -mpegts_m2ts_mode 1",
 }  # fmt: skip
 BY_SOUNDFILE = {"sph": "NIST", "nist": "NIST", "ircam": "IRCAM", "8svx": "SVX", "pvf": "PVF"}
 BY_SUFFIX = {"mp2": "", "spx": "-c:a libspeex"}  # tests/test_decode.py is about their sound
