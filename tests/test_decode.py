@@ -4,7 +4,10 @@ The tests of M4A run with the ffmpeg on PATH, if there is one, and with that of 
 imageio-ffmpeg.
 """
 
+import functools
 import io
+import os
+import re
 import shutil
 import struct
 import subprocess
@@ -400,3 +403,429 @@ def test_duration_is_read_from_the_header(tmp_path, kind, subtype):
     assert audio.duration(path) == pytest.approx(3)
     with pytest.raises(InputError, match="nowhere.wav: no such file"):
         audio.duration(tmp_path / "nowhere.wav")
+
+
+# --- Lengths that encoders could not write ------------------------------------------------------
+
+
+@pytest.fixture
+def no_ffmpeg(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+
+
+def with_lengths(kind: str, **lengths: int | None) -> bytes:
+    """A sound file whose lengths are replaced."""
+    content = bytearray(sound_file(noise(seconds=1.5), kind=kind))
+    order = "big" if kind in ("AIFF", "AU", "CAF") else "little"
+    data = content.find(b"SSND" if kind == "AIFF" else b"data")
+    places = {
+        "file": (16, 8) if kind == "W64" else (4, 4),
+        "sound": {"W64": (data + 16, 8), "CAF": (data + 4, 8), "AU": (8, 4)}.get(
+            kind, (data + 4, 4)
+        ),
+        "frames": (content.find(b"COMM") + 10, 4),
+        "ds64": (20, 24),
+    }
+    for name, value in lengths.items():
+        if value is not None:
+            at, size = places[name]
+            if name == "ds64":
+                content[at : at + size] = (value % 2**64).to_bytes(8, order) * 3
+            else:
+                content[at : at + size] = (value % 256**size).to_bytes(size, order)
+    return bytes(content)
+
+
+PIPED = (0, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFDB, 0xFFFFFFFF)
+PLACEHOLDERS = [
+    *[("WAV", {"file": a, "sound": b}) for a in (*PIPED, 8, 36, 0x7FFFF024) for b in PIPED],
+    *[("WAV", {"sound": b}) for b in (*PIPED, 0x80000024, 0xFFFFFFFC, 0x7F000000)],
+    *[("WAVEX", {"file": 0, "sound": b}) for b in PIPED],
+    *[("RF64", {"ds64": value}) for value in (0, -1, 2**63 - 1, 0xFFFFFFFF)],
+    *[("W64", {"file": value, "sound": value}) for value in (0, 24, -1, 2**63 - 1)],
+    *[("AU", {"sound": value}) for value in PIPED],
+    ("AIFF", {"file": 0x7F00002E, "frames": 0x7F000000 // 4, "sound": 2_130_706_440}),  # SoX
+    *[("AIFF", {"file": a, "frames": a, "sound": a}) for a in (0, 0x7FFFFFFF, -1)],
+    ("AIFF", {"file": 46, "frames": 0, "sound": 8}),
+    ("AIFF", {"frames": 0}),
+    ("AIFF", {"sound": 0}),
+    ("AIFF", {"sound": -1}),
+    *[("CAF", {"sound": value}) for value in (0, 4, -1)],
+]
+
+
+@pytest.mark.parametrize(("kind", "lengths"), PLACEHOLDERS)
+def test_placeholders_for_lengths_do_not_matter(tmp_path, no_ffmpeg, kind, lengths):
+    expected = audio.load(io.BytesIO(sound_file(noise(seconds=1.5))))
+    path = tmp_path / "take"
+    path.write_bytes(with_lengths(kind, **lengths))
+    np.testing.assert_array_equal(audio.load(path), expected)
+    assert audio.duration(path) == 1.5
+
+
+@pytest.mark.parametrize("length", [None, 0, 0xFFFFFFFF])
+def test_chunks_behind_an_empty_recording_are_not_its_sound(length):
+    content = wav_file(noise(seconds=0.0), after=TEXT + chunk(b"JUNK", bytes(200_000)), riff=length)
+    with pytest.raises(InputError, match="empty"):
+        audio.load(io.BytesIO(content))
+
+
+@pytest.mark.parametrize("declared", [0x00500000, 0x10000000, 0x70123456, 0xC0DE0000 - 0x123456])
+def test_a_length_that_is_no_placeholder_means_a_cut_recording(declared):
+    with pytest.raises(InputError, match="truncated"):
+        audio.load(io.BytesIO(with_lengths("WAV", sound=declared)))
+
+
+# --- MP3 ----------------------------------------------------------------------------------------
+
+
+@functools.cache
+def mp3(mode="VARIABLE", tag=True) -> bytes:
+    """Soft, then loud, so that the bit rate of the first frames is not that of the others."""
+    wave = noise(seconds=8, rate=RATE, channels=1)
+    wave[: 2 * RATE] *= 1e-4
+    file = io.BytesIO()
+    soundfile.write(file, wave, RATE, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    content = file.getvalue()
+    assert content.count(b"Xing") + content.count(b"Info") == 1
+    return content if tag else content.replace(b"Xing", bytes(4)).replace(b"Info", bytes(4))
+
+
+def id3(size: int) -> bytes:
+    digits = bytes((size >> shift) & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\3\0\0" + digits + np.random.default_rng(1).bytes(size)
+
+
+ID3V1 = b"TAG" + b"a" * 125
+APE = b"APETAGEX" + struct.pack("<4I8x", 2000, 64, 1, 0) + b"z" * 64
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"", b""), (id3(300_000), b""), (b"", APE + ID3V1), (b"", b"\0" * 5000), (b"\0" * 3000, b"")],
+)
+@pytest.mark.parametrize("by", ["system", "libsndfile"])
+def test_mp3_without_a_length_is_decoded_to_its_end(
+    tmp_path, monkeypatch, request, capfd, mode, before, after, by
+):
+    if by == "libsndfile":
+        if before[:1] == b"\0" or len(after) > 1000:
+            pytest.skip("needs ffmpeg")
+        request.getfixturevalue("no_ffmpeg")
+    path = tmp_path / "take.mp3"
+    path.write_bytes(before + mp3(mode, tag=False) + after)
+    wave = audio.load(path)
+    assert len(wave) == pytest.approx(8 * RATE, abs=0.12 * RATE)
+    assert audio.duration(path) == len(wave) / RATE
+    known = audio.load(io.BytesIO(mp3(mode)))
+    assert np.sum(wave**2) == pytest.approx(np.sum(known**2), rel=0.01)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_mp3_with_a_length_is_decoded_as_before(tmp_path, no_ffmpeg, capfd):
+    with soundfile.SoundFile(io.BytesIO(mp3())) as file:
+        expected = file.read(dtype="float32")
+    for content in (mp3(), id3(300_000) + mp3(), mp3() + APE + ID3V1):
+        np.testing.assert_array_equal(audio.load(io.BytesIO(content)), expected)
+    with pytest.raises(InputError, match=r"truncated, the audio ends [234]\.\d s before"):
+        audio.load(io.BytesIO(mp3()[: len(mp3()) // 2]))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("between", [b"", ID3V1 + id3(2000)])
+@pytest.mark.parametrize("tags", [(True, True), (True, False), (False, True), (False, False)])
+def test_joined_mp3_is_decoded_whole(ffmpeg, tags, between):
+    first, second = (mp3(tag=tag) for tag in tags)
+    recording = audio.Recording(io.BytesIO(first + between + second))
+    wave = recording.read(RATE)
+    assert len(wave) == pytest.approx(16 * RATE, abs=0.3 * RATE)
+    middles = [np.abs(wave[round((k + 0.3) * RATE) :][: RATE // 2]).max() for k in range(16)]
+    assert [peak > 0.1 for peak in middles] == 2 * [False, False, *6 * [True]]
+    assert bool(recording.remarks) <= bool(between)
+
+
+def test_without_ffmpeg_what_was_left_out_of_joined_mp3_is_said(no_ffmpeg):
+    recording = audio.Recording(io.BytesIO(mp3() + mp3()))
+    assert len(recording.read(RATE)) == 8 * RATE
+    assert (
+        "bytes behind the length that the MP3 file declares were left out" in (recording.remarks[0])
+    )
+
+
+# --- Joined recordings, and what libsndfile does not read ---------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype"),
+    [("OGG", "VORBIS"), ("OGG", "OPUS"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"), ("WAV", "PCM_16")],
+)
+def test_joined_recordings_are_decoded_one_after_the_other(tmp_path, no_ffmpeg, kind, subtype):
+    rate = 24_000
+    parts = [
+        sound_file(noise(seconds, rate, 1, seed=seed), rate, kind, subtype)
+        for seed, seconds in enumerate((1.5, 7.0, 2.0))
+    ]
+    path = tmp_path / "take"
+    path.write_bytes(b"".join(parts))
+    expected = [audio.load(io.BytesIO(part), rate) for part in parts]
+    np.testing.assert_array_equal(audio.load(path, rate), np.concatenate(expected))
+    assert audio.duration(path) == pytest.approx(10.5, abs=0.001)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), [("OGG", "VORBIS"), ("FLAC", "PCM_16")])
+@pytest.mark.parametrize(("rate", "channels"), [(48_000, 1), (24_000, 2)])
+def test_what_is_left_out_of_joined_recordings_is_said(kind, subtype, rate, channels):
+    first = sound_file(noise(1.5, 24_000, 1), 24_000, kind, subtype)
+    other = sound_file(noise(1.5, rate, channels), rate, kind, subtype)
+    recording = audio.Recording(io.BytesIO(first + first + other + first))
+    assert len(recording.read(24_000)) == 72_000
+    what = (
+        rf"2 of 4 recordings joined in the file were left out \({rate:,} Hz, channels: {channels}"
+    )
+    assert re.match(what, recording.remarks[0])
+
+
+def test_joined_m4a_is_decoded_whole(ffmpeg, tmp_path):
+    coded, _ = encoded(ffmpeg, tmp_path, "take.m4a", "-c:a", "alac")
+    once = audio.load(coded)
+    coded.write_bytes(2 * coded.read_bytes())
+    np.testing.assert_array_equal(
+        audio.load(coded, 44_100)[: 4 * 44_100], audio.load(coded, 44_100)[4 * 44_100 :]
+    )
+    assert len(audio.load(coded)) == 2 * len(once)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("take.oga", ("-c:a", "flac")),
+        ("take.ogg", ("-c:a", "flac")),
+        ("take.mka", ("-c:a", "flac")),
+        ("take.caf", ("-c:a", "alac")),
+        ("take.wv", ()),
+        ("take.tta", ()),
+        ("take.mov", ("-c:a", "pcm_s16be")),
+        ("take.aiff", ("-c:a", "pcm_s16le")),
+        ("take.avi", ("-c:a", "pcm_s16le")),
+    ],
+)
+def test_lossless_formats_give_the_samples_of_the_wav(ffmpeg, tmp_path, name, options):
+    coded, plain = encoded(ffmpeg, tmp_path, name, *options)
+    np.testing.assert_array_equal(audio.load(coded), audio.load(plain))
+    assert audio.duration(coded) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("take.wav", ("-c:a", "adpcm_ima_wav")),
+        ("take.wav", ("-c:a", "adpcm_ms")),
+        ("take.wav", ("-c:a", "pcm_alaw")),
+        ("take.au", ("-c:a", "pcm_mulaw")),
+        ("take.opus", ("-c:a", "libopus", "-b:a", "160k")),
+        ("take.wav", ("-c:a", "libmp3lame", "-b:a", "192k")),
+    ],
+)
+def test_lossy_formats_sound_like_the_wav(ffmpeg, tmp_path, name, options):
+    coded, plain = encoded(ffmpeg, tmp_path, name, *options)
+    found, expected = audio.load(coded), audio.load(plain)
+    assert len(found) == pytest.approx(len(expected), abs=0.1 * RATE)
+    assert np.sum(found**2) == pytest.approx(np.sum(expected**2), rel=0.1)
+
+
+def test_a_text_named_au_is_not_taken_for_raw_samples(ffmpeg, tmp_path):
+    for suffix in ("au", "vox", "gsm"):
+        path = tmp_path / f"notes.{suffix}"
+        path.write_text("This is a text. " * 5000)
+        with pytest.raises(InputError, match="cannot be read as audio"):
+            audio.load(path)
+
+
+def test_tags_around_flac_do_not_matter(ffmpeg):
+    plain = sound_file(noise(), kind="FLAC")
+    expected = audio.load(io.BytesIO(plain))
+    unsized = bytearray(plain)
+    unsized[21] &= 0xF0  # 36 bits of STREAMINFO
+    unsized[22:26] = bytes(4)
+    for content in (plain + ID3V1, bytes(unsized)):
+        np.testing.assert_array_equal(audio.load(io.BytesIO(content)), expected)
+    np.testing.assert_array_equal(audio.load(io.BytesIO(id3(3000) + plain)), expected)
+
+
+# --- A constant offset --------------------------------------------------------------------------
+
+
+def tones(rate=RATE, seconds=9.0):
+    time = np.arange(round(rate * seconds)) / rate
+    wave = sum(np.sin(2 * np.pi * f * time) for f in (55, 220, 277, 1330)) * np.exp(-(time % 1.5))
+    return (0.1 * wave).astype(np.float32)
+
+
+@pytest.mark.parametrize("offset", [0.003, -0.01, 0.03, -0.1, 0.3, -0.3])
+@pytest.mark.parametrize(
+    ("subtype", "rate"), [("PCM_16", RATE), ("FLOAT", RATE), ("FLOAT", 48_000)]
+)
+def test_a_constant_offset_is_removed_and_said(offset, subtype, rate):
+    wave = tones(rate)
+    clean = audio.Recording(io.BytesIO(sound_file(wave, rate, subtype=subtype)))
+    shifted = audio.Recording(io.BytesIO(sound_file(wave + offset, rate, subtype=subtype)))
+    expected, found = clean.read(RATE), shifted.read(RATE)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert abs(found.mean()) < 2e-5 and shifted.peak == pytest.approx(clean.peak, abs=1e-3)
+    assert clean.remarks == []
+    assert shifted.remarks == [f"a constant offset of {offset:+.1g} of full scale was removed"]
+
+
+def test_an_offset_of_one_channel_or_between_silence_is_removed():
+    wave = np.stack([tones(), tones()], axis=1)
+    expected = audio.load(io.BytesIO(sound_file(wave, RATE, subtype="FLOAT")))
+    shifted = wave + np.array([0, 0.1], np.float32)
+    found = audio.load(io.BytesIO(sound_file(shifted, RATE, subtype="FLOAT")))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    pause = np.zeros((round(2.7 * RATE), 2), np.float32)
+    around = np.concatenate([pause, shifted, pause, shifted, pause])
+    found = audio.load(io.BytesIO(sound_file(around, RATE, subtype="FLOAT")))
+    parts = [pause[:, 0], expected, pause[:, 0], expected, pause[:, 0]]
+    np.testing.assert_allclose(found, np.concatenate(parts), atol=1e-3)
+
+
+@pytest.mark.parametrize("length", [1000, 5000, RATE, 100_000])
+def test_a_wave_without_an_offset_passes_unchanged_in_blocks_of_any_length(length):
+    wave = np.concatenate([np.zeros(30_000, np.float32), tones()])
+    offset = audio.OffsetFilter(RATE)
+    blocks = [wave[start : start + length] for start in range(0, len(wave), length)]
+    found = [offset(block) for block in blocks] + [offset(wave[:0], last=True)]
+    np.testing.assert_array_equal(np.concatenate(found), wave)
+
+
+def test_an_offset_alone_is_silence_and_hides_no_clipping():
+    with pytest.raises(InputError, match="silent"):
+        audio.load(io.BytesIO(sound_file(np.full((RATE * 3, 2), 0.1), RATE)))
+    wave = np.clip(20 * tones() + 0.2, -1, 1)
+    recording = audio.Recording(io.BytesIO(sound_file(wave, RATE)))
+    recording.read(RATE)
+    assert recording.full_scale > 0.1
+
+
+# --- Channels and full scale --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [-1.0, -0.95])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_channels_that_cancel_each_other_are_refused_with_the_cause(other, subtype):
+    wave = np.stack([tones(), np.float32(other) * tones()], axis=1)
+    with pytest.raises(InputError, match="the channels cancel each other"):
+        audio.load(io.BytesIO(sound_file(wave, RATE, subtype=subtype)))
+
+
+@pytest.mark.parametrize("level", [0.0, 0.01])
+def test_a_silent_channel_is_said(level):
+    wave = np.stack([tones(), np.full_like(tones(), level)], axis=1)
+    recording = audio.Recording(io.BytesIO(sound_file(wave, RATE, subtype="FLOAT")))
+    np.testing.assert_allclose(recording.read(RATE), tones() / 2, atol=1e-3)
+    assert recording.remarks[0] == (
+        "channel 2 of 2 is silent: the mean of the channels is 6 dB lower than the sound"
+    )
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_floats_beyond_full_scale_are_clipped_only_where_they_are_cut_off(subtype):
+    loud = audio.Recording(io.BytesIO(sound_file(10 * tones(), RATE, subtype=subtype)))
+    assert np.abs(loud.read(RATE)).max() > 2 and loud.full_scale == 0
+    for limit in (1.0, 2.0):
+        wave = np.clip(10 * tones(), -limit, limit)
+        cut = audio.Recording(io.BytesIO(sound_file(wave, RATE, subtype=subtype)))
+        cut.read(RATE)
+        assert cut.full_scale == pytest.approx(np.mean(np.abs(wave) == limit), rel=0.2)
+
+
+# --- Strangers ----------------------------------------------------------------------------------
+
+PLAYLISTS = {
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n",
+    "ffconcat": "ffconcat version 1.0\nfile '{}'\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nt=0 0\nm=audio 5004 RTP/AVP 0\n",
+    "dash": (
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"'
+        ' mediaPresentationDuration="PT9S" ><Period>'
+        '<AdaptationSet mimeType="audio/mp4"><Representation id="1" bandwidth="1"><BaseURL>{}'
+        "</BaseURL></Representation></AdaptationSet></Period></MPD>"
+    ),
+    "subtitles": "1\n00:00:01,000 --> 00:00:02,000\n{}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [*[(kind, "m4a") for kind in PLAYLISTS], ("hls", "wav"), ("hls", "m3u8"), ("ffconcat", "mp3")],
+)
+def test_a_playlist_opens_no_other_file(ffmpeg, tmp_path, kind, suffix):
+    other, _ = encoded(ffmpeg, tmp_path, "other.m4a")
+    path = tmp_path / f"take.{suffix}"
+    path.write_text(PLAYLISTS[kind].format(other.name))
+    with pytest.raises(InputError, match=r"take\.\w+: cannot be read as audio"):
+        audio.load(path)
+
+
+@pytest.mark.parametrize("name", ["concat:a.wav|b.m4a", "take%03d.m4a", "pipe:0.m4a", "a,b.m4a"])
+def test_special_names_are_names_of_files(ffmpeg, tmp_path, monkeypatch, name):
+    coded, plain = encoded(ffmpeg, tmp_path, "plain.m4a", "-c:a", "alac")
+    coded.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(audio.load(name), audio.load(plain))
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    fifo = tmp_path / "take.wav"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/zero"):
+        for function in (audio.load, audio.duration):
+            with pytest.raises(InputError, match="a device or pipe, not a file"):
+                function(path)
+
+
+def test_an_ffmpeg_that_gives_no_sound_is_stopped(tmp_path, monkeypatch):
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("percepiano_ast.audio.io._PATIENCE", 0.5)
+    path = tmp_path / "take.m4a"
+    path.write_bytes(b"\0\0\0\x1cftypM4A " + bytes(1000))
+    with pytest.raises(InputError, match=r"take.m4a: cannot be read as audio \(no sound within"):
+        audio.load(path)
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "message"),
+    [
+        (1, 1, "recorded at 1 Hz; at least 4,000 Hz"),
+        (2_000_000, 1, "recorded at 2,000,000 Hz; at most"),
+        (44_100, 1024, "1,024 channels, at most 32"),
+    ],
+)
+def test_extreme_rates_and_numbers_of_channels_are_refused(rate, channels, message):
+    content = sound_file(np.zeros((4000, channels)), rate)
+    with pytest.raises(InputError, match=message):
+        audio.load(io.BytesIO(content))
+
+
+def test_a_rate_of_768_khz_is_read():
+    content = sound_file(tones(768_000, seconds=1.5), 768_000)
+    assert len(audio.load(io.BytesIO(content))) == pytest.approx(1.5 * RATE, abs=1)
+
+
+@pytest.mark.slow
+def test_a_small_file_that_lasts_two_hours_is_refused_in_little_memory(tmp_path):
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 44_100, 1, "PCM_16") as file:
+        for _ in range(120):
+            file.write(np.zeros(60 * 44_100, np.int16))
+    assert path.stat().st_size < 2_000_000
+    tracemalloc.start()
+    with pytest.raises(InputError, match="longer than 1 hour. Give its parts"):
+        audio.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 4e8
+    tracemalloc.stop()

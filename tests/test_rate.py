@@ -130,6 +130,36 @@ def test_what_is_no_playing_does_not_matter(model, folder, rated, tmp_path):
     )
 
 
+def test_an_offset_loud_floats_and_a_silent_channel_do_not_matter(model, folder, rated):
+    wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
+    stereo = np.stack([wave, wave], axis=1)
+    removed = "a constant offset of {} of full scale was removed"
+    for other, remark in [
+        (wave + np.float32(0.003), removed.format("+0.003")),
+        (wave - np.float32(0.3), removed.format("-0.3")),
+        (stereo + np.float32([0, 0.1]), removed.format("+0.05")),
+        (stereo * np.float32([1, 0]), "channel 2 of 2 is silent: the mean of the channels is 6 dB"),
+        (wave * np.float32(4 / np.abs(wave).max()), ""),
+    ]:
+        found = model.rate(other, RATE)
+        assert max(abs(found.ratings[key] - rated.ratings[key]) for key in KEYS) < 0.002, remark
+        told = [line for line in found.warnings if line not in rated.warnings]
+        assert [line[: len(remark)] for line in told] == ([remark] if remark else [])
+
+
+def test_live_sound_is_rated_without_its_offset(model, folder):
+    wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
+    found = []
+    for offset in (0.0, 0.1):
+        live = inference.Stream(RATE, model)
+        for start in range(0, 4 * RATE, 1000):
+            found += live.push(wave[start : start + 1000] + np.float32(offset))
+    plain, shifted = found[: len(found) // 2], found[len(found) // 2 :]
+    assert [one.at for one in plain] == [one.at for one in shifted] == [3]
+    difference = [abs(plain[0].rating.ratings[k] - shifted[0].rating.ratings[k]) for k in KEYS]
+    assert max(difference) < 0.002
+
+
 @pytest.mark.parametrize("cents", [-35, 8, 35])
 def test_a_piano_at_another_pitch_is_rated_alike(model, folder, rated, tmp_path, cents):
     wave, _ = soundfile.read(folder / "tune.wav", dtype="float32")
@@ -184,7 +214,8 @@ def test_paths_file_objects_arrays_and_lists_are_rated_alike(model, folder, rate
         (np.zeros(0, np.float32), RATE, "holds no samples"),
         (np.zeros(5 * RATE, np.float32), RATE, "silent"),
         (np.full(5 * RATE, np.nan, np.float32), RATE, "NaN"),
-        (np.ones(2 * RATE, np.float32), RATE, "at least 3 s"),
+        (np.tile(np.float32([0.5, -0.5]), RATE), RATE, "at least 3 s"),
+        (np.ones(5 * RATE, np.float32), RATE, "silent"),
         ("tune.wav", RATE, "sample_rate=22050: for arrays only"),
         (b"RIFF", None, "bytes is not a recording"),
         (None, None, "NoneType is not a recording"),

@@ -80,13 +80,14 @@ def _produce(
     performance, whose notes are added to ``facts``."""
     source, name = _open(where), root + item.key
     facts["source_bytes"] = source.size(name)
-    frames = 0
+    frames, above = 0, 0.0
     with source.open(name) as path:
         recording = audio.Recording(path, name=item.key, min_rate=MIN_SAMPLE_RATE)
         for levels in audio.log_mel_blocks(recording.blocks(front_end.sample_rate), front_end):
             frames += len(levels)
-            codes = dtype == "uint8"
-            yield audio.quantize(levels, front_end)[0] if codes else levels.astype(np.float16)
+            codes, clipped = audio.quantize(levels, front_end)
+            above += clipped * len(levels)
+            yield codes if dtype == "uint8" else levels.astype(np.float16)
     if frames < MIN_FRAMES:
         seconds, window = front_end.seconds(frames), front_end.seconds(MIN_FRAMES)
         raise InputError(f"{seconds:.1f} s long, shorter than one window of {window:.1f} s")
@@ -95,6 +96,11 @@ def _produce(
         raise InputError(f"clipped: {share}; record or export it at a lower level")
     facts |= {"source_rate": recording.sample_rate, "channels": recording.channels}
     facts |= {"seconds": round(recording.seconds, 3), "full_scale": recording.full_scale}
+    remarks = recording.remarks
+    if above and dtype == "uint8":
+        remarks.append(f"{above / frames:.2%} of its levels are above the highest that is stored")
+    if remarks:
+        facts["remarks"] = remarks
     facts["notes"] = 0
     if not (name := midi.get(item.key, "")):
         return
@@ -189,6 +195,8 @@ def preprocess(
         merged = rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
         for one in [one for one in facts if "midi_fault" in one][:20]:
             logger.info(f"  no MIDI for {one['key']}: {one['midi_fault']}")
+        for one in [one for one in facts if "remarks" in one][:20]:
+            logger.info(f"  {one['key']}: {'; '.join(one['remarks'])}")
         packed = {one["key"]: one["performance"] for one in facts if "performance" in one}
         if lacking := len(facts) - len(packed):
             what = f"{lacking} of {len(facts)} recordings have no readable MIDI"

@@ -61,7 +61,7 @@ BUNDLED = Path(__file__).parents[1] / "weights" / f"{NAME}.safetensors"
 CACHE = Path.home() / ".cache" / "percepiano_ast"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano finetune`"
 LONGEST_SECONDS = 100  # of PercePiano's clips
-SHORTEST_SECONDS, LONGEST_HOURS, LOWEST_RATE = 3.0, 1.0, 16_000  # limits of models in one file
+SHORTEST_SECONDS, LOWEST_RATE = 3.0, 16_000  # limits of models in one file
 STRETCH_SECONDS = 60.0
 _HOP_SECONDS, _MOST_WINDOWS = 2.0, 80  # of the course over time; no gap in ten minutes
 # Thresholds of the warning that a sound is unlike a piano. Measured (tests/test_novelty.py): none
@@ -92,7 +92,6 @@ class Rater(abc.ABC):
 
     sample_rate: int
     _lowest_rate = 1
-    _longest: float | None = None  # seconds that are decoded
 
     def rate(
         self,
@@ -106,9 +105,9 @@ class Rater(abc.ABC):
 
         Args:
             recording: path (WAV, FLAC, OGG, MP3 or M4A), binary file object, array, or list of
-                these. Models in one file take 16 kHz and up, 3 s to an hour. An array is (n,), (n,
-                channels) as in soundfile, or (channels, n) as in librosa, of floats with full scale
-                at 1, int16 or int32.
+                these, up to an hour. Models in one file take 16 kHz and up, from 3 s on. An array
+                is (n,), (n, channels) as in soundfile, or (channels, n) as in librosa, of floats
+                with full scale at 1, int16 or int32.
             sample_rate: of an array, in Hz: ``rate(*soundfile.read(path))``.
             score: its score, MIDI or MusicXML, for the score-informed regressors.
             progress: called with the name of each stage.
@@ -139,10 +138,11 @@ class Rater(abc.ABC):
                 " or an array with its sample rate"
             )
         opened = audio.Recording(source, name=name, min_rate=self._lowest_rate)
-        wave = np.concatenate([*opened.blocks(self.sample_rate, max_seconds=self._longest)])
+        wave = opened.read(self.sample_rate)
         rating = self.rate_wave(wave, written, opened.name, progress=progress)
         if isinstance(source, str):
             rating = replace(rating, file=source)  # messages have its name on one line
+        rating.warnings.extend(opened.remarks)
         if opened.full_scale > _DISTORTED:
             rating.warnings.append(
                 f"{opened.full_scale:.2%} of the samples are at full scale: the recording is"
@@ -223,7 +223,7 @@ class RatingModelFile(Rater):
     regressors: dict[str, CalibratedRegressors]
     description: dict
 
-    _lowest_rate, _longest = LOWEST_RATE, 3600 * LONGEST_HOURS + 1
+    _lowest_rate = LOWEST_RATE
 
     def rate_wave(
         self, wave, score=None, name="this sound", *, with_course=True, progress=None
@@ -233,8 +233,6 @@ class RatingModelFile(Rater):
         seconds, say = len(wave) / rate, progress or (lambda stage: None)
         if seconds < SHORTEST_SECONDS:
             raise InputError(f"{name}: {seconds:.2f} s long. Give at least {SHORTEST_SECONDS:g} s.")
-        if seconds > 3600 * LONGEST_HOURS:
-            raise InputError(f"{name}: longer than {LONGEST_HOURS:g} hour. Rate its movements.")
         # --- Level, tune and transcribe. Leading silence would change the transcription: the wave
         # begins shortly before its first sound. Sound that begins at once gets a little silence.
         try:

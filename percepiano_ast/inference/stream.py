@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
+from percepiano_ast import audio
 from percepiano_ast.errors import InputError
 from percepiano_ast.inference.rate import LOWEST_RATE, SHORTEST_SECONDS, Rater, load_model
 from percepiano_ast.inference.rating import Rating
@@ -44,6 +45,7 @@ class Stream:
         self._resampler = soxr.ResampleStream(
             sample_rate, self._rate, 1, dtype="float32", quality="HQ"
         )
+        self._offset = audio.OffsetFilter(sample_rate)
         self.window = np.zeros(0, np.float32)
         self._received = self._waiting = 0
 
@@ -61,7 +63,7 @@ class Stream:
                 " block out"
             )
         mono = block if block.ndim == 1 else block.mean(axis=1)
-        sound, due = self._resampler.resample_chunk(np.ascontiguousarray(mono)), []
+        sound, due = self._resampler.resample_chunk(self._offset(np.ascontiguousarray(mono))), []
         while len(sound):
             size = round(EVERY * self._rate) - self._waiting
             part, sound = sound[:size], sound[size:]
