@@ -468,13 +468,13 @@ def _text(found: pd.DataFrame, form: str = "z.2f") -> pd.DataFrame:
 
 
 _MARKUP = re.compile(
-    r"[\\`*~$]|(?<!\w)_|_(?!\w)|\[(?![-+.\d]+, [-+.\d]+\](?![(\[:]))|(?<=\])[(\[:]"
+    r"[\\`~$]|(?<![0-9])\*|\*(?! |$)|(?<!\w)_|_(?!\w)|\[(?![-+.\d]+, [-+.\d]+\](?![(\[:]))|(?<=\])[(\[:]"
 )
 
 
 def escaped(text: str) -> str:
-    """Text in Markdown, on one line: characters of HTML and of markup as entities. Underscores
-    within words and intervals are no markup."""
+    """Text in Markdown, on one line: characters of HTML and of markup as entities. Not
+    so the stars of numbers, intervals, and underscores within words."""
     plain = html.escape(" ".join(text.split()), quote=False)
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", plain)
 
