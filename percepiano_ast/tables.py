@@ -186,7 +186,7 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     else:
         raise InputError(f"{name} is not a readable CSV file: it is empty. Write it again.")
     separator = ""
-    if found := re.fullmatch(r'\s*"?sep=(.)"?[\s,;]*', header):
+    if found := re.fullmatch(r'\s*"?sep=([^\w\s"]|\t)"?[\s,;]*', header):
         separator, header, skipped = found[1], next(source, ""), skipped + 1
     if not separator:
 

@@ -96,6 +96,7 @@ def test_only_empty_cells_are_empty():
     ("content", "message"),
     [
         (b"", "is empty"),
+        (b'sep="\nclip;group;W\na;g;1\n', "line 2: 3 cells, but the header has 1"),
         (b"\xef\xbb\xbf\n \n", "is empty"),
         (
             b"clip,group,W\na,g,3,5\n",
