@@ -1,5 +1,6 @@
 """Tables, arrays, figures and sentences about a run, for the notebooks."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
-from percepiano_ast.files import as_path, read_json
+from percepiano_ast.files import as_path
 from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.transcription import STEP
@@ -214,7 +215,7 @@ def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
 def label(data: Run | str | Path, title: str) -> str:
     """The title, marked as simulated if the ratings of a run or of PercePiano's folder are."""
     if isinstance(data, Run):
-        simulated = read_json(data.percepiano / "settings.json", {"simulated": bool})["simulated"]
+        simulated = json.loads((data.percepiano / "settings.json").read_text())["simulated"]
     else:
         simulated = percepiano.is_simulated(data)
     return f"{title} (simulated ratings)" if simulated else title
@@ -392,13 +393,10 @@ def _shard_rows(item: str, place: str) -> list[dict]:
     row["saved"] = _stat(store.path_of(shards.MANIFEST))[1]
     try:
         if "://" in place:  # the manifest is uploaded last
-            manifest = read_json(
-                store.read(shards.MANIFEST), {"files": {str: {"bytes": int}}}, name=shards.MANIFEST
-            )
-            files, lost = manifest["files"], []
+            files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
         else:
             files, lost = build.read_manifest(Path(place))["files"], build.shortcomings(Path(place))
-    except InputError as error:
+    except (InputError, ValueError) as error:
         return [row | {"integrity": f"damaged: {error}"}]
     damage = f"damaged: {len(lost)} files differ from the manifest, such as {(*lost, '')[0]}"
     row["bytes"] = sum(known["bytes"] for known in files.values())

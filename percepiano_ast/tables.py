@@ -2,6 +2,7 @@
 cell is a formula."""
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -24,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2**28  # of a table, decompressed; 1,202 clips and 100 models take half of it
 MAX_MEMORY = 2**29  # bytes of its cells
-MAX_LINE = 2**20  # characters
+MAX_LINE = 2**20  # bytes; some of up to twice as many pass
+MAX_LINES = 2**22
 MAX_COLUMNS = 2000
 MISSING = ("NA", "N/A", "NaN", "nan", "null", "None")  # in columns of numbers
 
@@ -40,11 +42,12 @@ _BOMS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _NAMES = {"cp1252": "Windows-1252", "mac_roman": "Mac OS Roman"}
-_INTERNED = 2**16  # different cells of a column that are stored once
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_INTERNED = 2**16  # different cells of a column that are stored once, or more
+_BLOCK = 2**14  # rows
+_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _EDGES = re.compile(r"\A[\s\u200b-\u200d\u2060\ufeff]+|[\s\u200b-\u200d\u2060\ufeff]+\Z")
-# Text in another encoding than assumed: letters of European languages stand in rows of at most two,
-# and few of the others stand in words.
+# Text in another encoding than assumed: European languages have at most two letters with accents in
+# succession, and few symbols within words.
 _MISREAD = re.compile(
     r"[À-ÖØ-öø-ÿŠšŽžŒœŸ]{3}|(?<=[A-Za-z])[^\s!-~À-ÖØ-öø-ÿœ’´–—…”“]|[ŠšŽžŸ](?=[a-z])"
 )
@@ -104,10 +107,8 @@ def read_csv(
     elif not encodings:
         encodings = ["utf-8", "cp1252"] + ["mac_roman"] * (b"\n" not in content)
     for encoding in encodings:
-        try:
-            return _parse(content, encoding, required, name)
-        except UnicodeError:  # try the next
-            pass
+        with contextlib.suppress(UnicodeError):  # try the next
+            return _parse(_as_utf8(content, encoding), _encoding(encoding), required, name)
     tried = " or ".join(map(_encoding, encodings))
     raise InputError(f"{name} is not a readable CSV file in {tried}. Save it as CSV in UTF-8.")
 
@@ -133,32 +134,51 @@ def _inflated(content: bytes, name: str) -> bytes:
         raise InputError(f"{name} is not a readable CSV file ({reason}). Copy it again.") from None
 
 
+def _cleaned(cell: str) -> str:
+    cell = clean_name(cell)
+    return clean_name(cell[1:]) if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
 def _encoding(name: str) -> str:
     return _NAMES.get(name, name.removesuffix("-sig").upper())
 
 
-def _parse(content: bytes, encoding: str, required: Sequence[str], name: str) -> pd.DataFrame:
-    """The table in ``content``; UnicodeError if it is not in this encoding."""
-    line = 0  # the first of the current row
+def _as_utf8(content: bytes, encoding: str) -> bytes:
+    """UTF-8 is not decoded: as text, a letter may take four bytes."""
+    if encoding.startswith("utf-8"):
+        return content.removeprefix(codecs.BOM_UTF8)
+    if len(content) > MAX_BYTES // 4:
+        raise UnicodeError
+    text = content.decode(encoding)
+    if encoding in _NAMES and _MISREAD.search(text):
+        raise UnicodeError
+    return text.removeprefix("\ufeff").encode()
 
-    def refuse(reason: str, advice: str) -> InputError:
-        where = f"line {line}: " if line else ""
-        what = f"{name} is not a readable CSV file ({where}{reason}; {read})"
+
+def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.DataFrame:
+    """The table in ``content``; UnicodeError if it is not UTF-8. ``read``: its encoding."""
+
+    def refuse(line: int, reason: str, advice: str = "Give a CSV file.") -> InputError:
+        what = f"{name} is not a readable CSV file (line {line}: {reason}; {read})"
         return InputError(f"{what}. {advice}")
 
-    def lines() -> Iterator[str]:
-        stream = io.TextIOWrapper(io.BytesIO(content), encoding, newline="")
-        while text := stream.readline(MAX_LINE + 1):
-            if len(text) > MAX_LINE:
-                raise refuse(f"more than {MAX_LINE:,} characters", "Give a CSV file.")
-            if found := _CONTROLS.search(text):
-                raise refuse(f"the control character {found[0]!r}", "Give a CSV file.")
-            if encoding in _NAMES and not text.isascii() and _MISREAD.search(text):
-                raise UnicodeError
-            yield text
+    def lines_before(end: int) -> int:
+        by_two = content.count(b"\r\n", 0, end)
+        return content.count(b"\n", 0, end) + content.count(b"\r", 0, end) - by_two
+
+    for start in range(0, len(content), MAX_LINE):
+        block = content[start : start + MAX_LINE]
+        if found := _CONTROLS.search(block):
+            line = 1 + lines_before(start + found.start())
+            raise refuse(line, f"the control character {found[0].decode()!r}")
+        if len(block) == MAX_LINE and b"\n" not in block and b"\r" not in block:
+            raise refuse(1 + lines_before(start), f"more than {MAX_LINE:,} bytes")
+    if (count := lines_before(len(content))) > MAX_LINES:
+        advice = "Split it, or give the right file."
+        raise refuse(count, f"more than {MAX_LINES:,} lines", advice)
 
     # --- Separator: of Excel's first line, or the one that makes most sense of the header
-    source, read, skipped = lines(), _encoding(encoding), 0
+    source, skipped = io.TextIOWrapper(io.BytesIO(content), "utf-8", newline=""), 0
     for header in source:
         if header.strip():
             break
@@ -166,7 +186,7 @@ def _parse(content: bytes, encoding: str, required: Sequence[str], name: str) ->
     else:
         raise InputError(f"{name} is not a readable CSV file: it is empty. Write it again.")
     separator = ""
-    if found := re.fullmatch(r'\s*"?sep=(.)"?[\s,;]*', header):
+    if found := re.fullmatch(r'\s*"?sep=([^\w\s"]|\t)"?[\s,;]*', header):
         separator, header, skipped = found[1], next(source, ""), skipped + 1
     if not separator:
 
@@ -178,58 +198,58 @@ def _parse(content: bytes, encoding: str, required: Sequence[str], name: str) ->
     read += f", separator {_SEPARATORS.get(separator, repr(separator))}"
 
     # --- Rows
-    def rows() -> Iterator[list[str]]:
-        nonlocal line
-        given = itertools.chain([header], source)
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        given, line = itertools.chain([header], source), skipped + 1
         reader = csv.reader(given, delimiter=separator, skipinitialspace=True, strict=True)
-        line = skipped + 1
         try:
             for row in reader:
-                if any(cells := [clean_name(cell) for cell in row]):
-                    yield cells
+                if any(row):
+                    yield line, row
                 line = skipped + reader.line_num + 1
         except csv.Error as error:
+            reason = f"a quote that is not closed, or text after one: {error}"
             advice = "Close quotes, and write a quote inside a quoted cell twice."
-            raise refuse(
-                f"a quote that is not closed, or text after one: {error}", advice
-            ) from None
+            raise refuse(line, reason, advice) from None
 
     every = rows()
-    names = next(every, [])
+    line, titles = next(every, (1, []))
+    names = [_cleaned(title) for title in titles]
     while names and not names[-1]:
         names.pop()
-    if len(names) > MAX_COLUMNS:
-        raise refuse(f"{len(names):,} columns, {MAX_COLUMNS:,} are allowed", "Remove some.")
-    for twice in names:
-        if twice and names.count(twice) > 1:
-            advice = "Keep one, or rename them."
-            raise InputError(
-                f"{name} has {names.count(twice)} columns named {twice!r:.60}. {advice}"
-            )
+    width, empty = len(names), [""]
+    if width > MAX_COLUMNS:
+        raise refuse(line, f"{width:,} columns, {MAX_COLUMNS:,} are allowed", "Remove some.")
+    for title in filter(None, names):
+        if (times := names.count(title)) > 1:
+            what = f"{times} columns named {title!r:.60}"
+            raise InputError(f"{name} has {what}. Keep one, or rename them.")
     columns: list[list] = [[] for _ in names]
-    seen: list[dict[str, str]] = [{} for _ in names]
+    seen: list[dict] = [{} for _ in names]
     starts, memory = [], 0
-    for row in every:
-        while len(row) > len(names) and not row[-1]:
-            row.pop()
-        if len(row) > len(names):
-            advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
-            advice += ", or separate cells by semicolons." if separator == "," else "."
-            raise refuse(f"{len(row)} cells, but the header has {len(names)}", advice)
-        row += [""] * (len(names) - len(row))
-        starts.append(line)
-        memory += 16 * len(row)
-        for column, known, cell in zip(columns, seen, row):
-            if cell.startswith("'") and _FORMULA.match(cell):
-                cell = clean_name(cell[1:])
-            if (same := known.get(cell)) is None:
-                memory += sys.getsizeof(cell)
-                if len(known) < _INTERNED:
-                    known[cell] = cell
-            column.append(same or cell or np.nan)
+    while block := list(itertools.islice(every, _BLOCK)):
+        for line, row in block:
+            if len(row) < width:
+                row += empty * (width - len(row))
+            elif len(row) > width and any(map(_cleaned, row[width:])):
+                advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
+                advice += ", or separate cells by semicolons." if separator == "," else "."
+                reason = f"{len(row)} cells, but the header has {width}"
+                raise refuse(line, reason, advice)
+            starts.append(line)
+        # Every different cell is cleaned and, while they are few, stored once.
+        for column, known, cells in zip(columns, seen, zip(*(row for _, row in block))):
+            new = {cell: _cleaned(cell) or np.nan for cell in set(cells) - known.keys()}
+            memory += sum(map(sys.getsizeof, new.values()))
+            if len(known) < _INTERNED:
+                known |= new
+                new = known
+            else:
+                new |= {cell: known[cell] for cell in set(cells) & known.keys()}
+            column.extend(map(new.__getitem__, cells))
+        memory += len(block) * (16 * width + 40)
         if memory > MAX_MEMORY:
             advice = "Split it, or give the right file."
-            raise refuse(f"its cells need more than {MAX_MEMORY:,} bytes", advice)
+            raise refuse(line, f"more than {MAX_MEMORY:,} bytes of cells", advice)
     for number, (title, column) in enumerate(zip(names, columns), 1):
         # The first column without a name is an index, as of pandas.
         if not title and number > 1 and any(isinstance(cell, str) for cell in column):
@@ -238,9 +258,9 @@ def _parse(content: bytes, encoding: str, required: Sequence[str], name: str) ->
     kept = {title: pd.Series(column, index, _TEXT) for title, column in zip(names, columns)}
     if names[1:].count(""):
         del kept[""]
-    if separator != "," or encoding not in ("utf-8", "utf-8-sig"):
+    if read != "UTF-8, separator comma":
         logger.info(f"{name}: {read}")
-    table = pd.DataFrame(kept, index)
+    table = pd.DataFrame(kept, index).dropna(how="all")
     table.attrs |= {"name": name, "separator": separator, "read": read}
     return table
 

@@ -1,6 +1,7 @@
 """Own recordings and ratings: read, listened to, refused in words. Cost: 6 s."""
 
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -49,7 +50,7 @@ def rename(folder, table, number, file, clip=None):
 
 
 def change(path, row, column, value):
-    table = pd.read_csv(path, dtype=str)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table.loc[row, column] = value
     table.to_csv(path, index=False)
 
@@ -165,6 +166,24 @@ def test_bad_rows_are_named(made, row, column, value, message):
         custom_ratings.read_ratings(*made, group="pianist")
 
 
+def test_tables_of_spreadsheets_and_names_of_macos_are_the_same(made):
+    """Excel in German, and file names with separate accents: nothing else differs."""
+    folder, csv = made
+    (folder / "take 00.flac").rename(folder / "Ka\u0308se.flac")
+    change(csv, 0, "clip", "K\u00e4se")
+    change(csv, slice(0, 23, 6), "pianist", "NA")
+    expected = custom_ratings.read_ratings(*made, group="pianist")
+    assert "K\u00e4se" in expected.files and "NA" in set(expected.index["content_group"])
+    text = re.sub(r"[.](\d);", r",\1;", csv.read_text().replace(",", ";")).replace("\n", "\r\n")
+    csv.write_bytes(f"sep=;\r\n{text};;;\r\n\r\n".encode("cp1252"))
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert (found.ratings == expected.ratings).all() and found.dimensions == expected.dimensions
+    pd.testing.assert_frame_equal(found.index, expected.index)
+    csv.write_bytes(csv.read_bytes().replace(b";11,5;", b";11.5;"))
+    with pytest.raises(InputError, match=r"line 3: Warmth is '0,0', but line 26: Warmth is '11.5'"):
+        custom_ratings.read_ratings(*made, group="pianist")
+
+
 def drop_rows(folder, csv):
     pd.read_csv(csv).iloc[1:].to_csv(csv, index=False)
 
@@ -187,6 +206,7 @@ def few(folder, csv):
         ),
         (lambda folder, csv: csv.unlink(), "no ratings file"),
         (lambda folder, csv: csv.write_text("clip,pianist\n"), "no column of ratings"),
+        (lambda folder, csv: csv.write_text("clip,pianist,Warmth\n"), "has no rows"),
         (
             lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"),
             "has 2 columns named 'Warmth'. Keep one",

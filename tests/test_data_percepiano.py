@@ -254,7 +254,7 @@ def halve(path: Path) -> None:
         (lambda f: (f / percepiano.LABELS).write_bytes(b""), r"is damaged \("),
         (
             lambda f: (f / percepiano.LABELS).write_text("[1, 2]"),
-            "is damaged .it is a list, not a dict",
+            r"is damaged \(it is \[1, 2\], not dict\)",
         ),
         (lambda f: (f / percepiano.LABELS).unlink(), f"no {percepiano.LABELS} in"),
         (lambda f: shutil.rmtree(f / percepiano.MIDI_FOLDER), "no MIDI files in"),

@@ -15,8 +15,9 @@ RATE = 44_100
 # Formats by who makes them here. ffmpeg: more options; soundfile: format and subtype.
 BY_FFMPEG = {
     "wav": "", "wave": "-f wav", "bwf": "-f wav", "rf64": "-f wav -rf64 always", "w64": "",
-    "flac": "", "mp3": "", "mp2": "", "mpga": "-f mp3", "ogg": "", "oga": "", "spx": "-c:a libspeex",
-    "ogx": "-f ogg -c:a libvorbis", "ogv": "", "opus": "", "aif": "", "aiff": "",
+    "flac": "", "mp3": "", "mp2": "", "mpga": "-f mp3", "ogg": "", "oga": "",
+    "spx": "-c:a libspeex", "ogx": "-f ogg -c:a libvorbis", "ogv": "", "opus": "", "aif": "",
+    "aiff": "",
     "aifc": "-f aiff -c:a pcm_s16le", "au": "", "snd": "-f au", "caf": "", "m4a": "", "m4b": "",
     "m4r": "-f ipod", "aac": "", "adts": "-f adts", "latm": "", "ac3": "", "eac3": "",
     "dts": "-c:a dca -strict -2", "thd": "-f truehd -c:a truehd -strict -2", "wma": "", "asf": "",

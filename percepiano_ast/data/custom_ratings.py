@@ -95,6 +95,8 @@ def read_ratings(
         raise InputError(f"{csv} has {what}. Add one per dimension.")
 
     # --- Rows
+    if table.empty:
+        raise InputError(f"{csv} has no rows. Give one per clip.")
     for name in ("clip", group):
         if (empty := table[name].isna()).any():
             raise InputError(f"{csv}, line {empty.idxmax()}: {name} is empty. Fill it in.")
@@ -148,7 +150,7 @@ def read_ratings(
     no_row = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
     for one, other, what in ((clips, files, no_file), (files, clips, no_row)):
         if lacking := sorted(set(one) - set(other)):
-            shown = ", ".join(lacking[:5]) + " ..." * (len(lacking) > 5)
+            shown = ", ".join(f"{one:.60}" for one in lacking[:5]) + " ..." * (len(lacking) > 5)
             raise InputError(f"{len(lacking)} clips ({shown}) are {what}")
 
     # --- Folds of whole groups, as equal in size as the groups allow

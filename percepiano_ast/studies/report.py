@@ -467,14 +467,15 @@ def _text(found: pd.DataFrame, form: str = "z.2f") -> pd.DataFrame:
 # --- Names in Markdown and LaTeX ------------------------------------------------------------------
 
 
+# Not the stars of numbers, underscores within words, or intervals.
 _MARKUP = re.compile(
-    r"[\\`*~$]|(?<!\w)_|_(?!\w)|\[(?![-+.\d]+, [-+.\d]+\](?![(\[:]))|(?<=\])[(\[:]"
+    r"[\\`~$]|(?<![0-9])\*|\*(?! |$)|(?<!\w)_|_(?!\w)"
+    r"|\[(?![-+.\d]+, [-+.\d]+\](?![(\[:]))|(?<=\])[(\[:]"
 )
 
 
 def escaped(text: str) -> str:
-    """Text in Markdown, on one line: characters of HTML and of markup as entities. Underscores
-    within words and intervals are no markup."""
+    """Text in Markdown, on one line: characters of HTML and of markup as entities."""
     plain = html.escape(" ".join(text.split()), quote=False)
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", plain)
 
