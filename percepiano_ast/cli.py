@@ -4,6 +4,7 @@ What a command needs is imported when it is called, so that ``--help`` is quick.
 """
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import typer
 from percepiano_ast import __version__
 from percepiano_ast.config import PRESETS, PRETRAININGS, lookup
 from percepiano_ast.errors import InputError, exit_code
-from percepiano_ast.files import as_path, show_progress
+from percepiano_ast.files import as_path, printable, show_progress, summary
 
 app = typer.Typer(
     help="Rate how a piano performance is played, and train and evaluate models that do.",
@@ -43,6 +44,10 @@ def run_app(app: typer.Typer, program: str, arguments: list[str] | None = None) 
     """Run the command of an app that the arguments name (default: those of the process), with
     `current_names`; returns the exit code."""
     commands = typer.main.get_command(app)
+
+    for stream in (sys.stdout, sys.stderr):  # any name can be printed on any console
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def run():
         given = sys.argv[1:] if arguments is None else arguments
@@ -209,10 +214,9 @@ def rate(
     from percepiano_ast.inference import rate as rates
     from percepiano_ast.inference import rating
 
-    recordings, others = rates.recordings_in(files)
-    if others:
-        names = ", ".join(path.name for path in others[:5])
-        print(f"{len(others)} other files are not recordings: {names}", file=sys.stderr)
+    recordings, left = rates.recordings_in(files)
+    for line in summary(left):
+        print(line, file=sys.stderr)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
 
@@ -224,7 +228,7 @@ def rate(
         """On a terminal, show the current stage of a recording in one line, or erase it."""
         if sys.stderr.isatty():
             number = [*map(str, recordings)].index(file) + 1
-            name = f"{number}/{len(recordings)} {Path(file).name}"[:44]
+            name = f"{number}/{len(recordings)} {printable(Path(file).name)}"[:44]
             line = f"{name}: {stage}" if stage else ""
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
@@ -254,7 +258,7 @@ def rate(
             address = Path(path).resolve().as_uri()
             print(f"{name}: {address}", file=sys.stderr if as_json else sys.stdout)
     for error in errors:
-        print(f"{error['file']}: {error['error']}", file=sys.stderr)
+        print(f"{printable(error['file'])}: {error['error']}", file=sys.stderr)
     return 2 if errors else 0
 
 

@@ -20,7 +20,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:  # a plain installation only rates recordings
         if not error.name or error.name.startswith("percepiano_ast"):
@@ -33,5 +33,9 @@ def exit_code(command: Callable[[], int | None]) -> int:
         print("interrupted. The same command continues", file=sys.stderr)
         return 1
     except (FloatingPointError, OSError, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         return 1
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).splitlines())

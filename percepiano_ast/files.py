@@ -22,7 +22,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -178,8 +178,8 @@ def read_json(
         advice: the next action; empty for a message that is part of another.
 
     Raises:
-        InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, or not of the
-            schema; infinity and NaN are allowed.
+        InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, a key twice,
+            or not of the schema; infinity and NaN are allowed.
     """
     name = name or ("JSON" if isinstance(source, bytes) else str(source))
     try:
@@ -190,7 +190,7 @@ def read_json(
                 content = file.read(MAX_JSON + 1)
         if len(content) > MAX_JSON:
             raise _fault(f"{name} has more than {MAX_JSON:,} bytes", advice)
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise _fault(f"{name} is missing", advice) from None
     except RecursionError:
@@ -206,6 +206,14 @@ def read_json(
 
 def _fault(message: str, advice: str) -> InputError:
     return InputError(f"{message}. {advice}" if advice else message)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError for a key that stands twice."""
+    if len(found := dict(pairs)) < len(pairs):
+        ((twice, _),) = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r:.60} twice")
+    return found
 
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:
@@ -425,6 +433,105 @@ def disk_is_full(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(os.strerror(n) in str(error) for n in full)
 
 
+# --- Names and folders ----------------------------------------------------------------------------
+
+# Surrogates, and what would break a line or change its order or colour: control characters, the
+# separators of lines and paragraphs, and the marks of direction.
+_SURROGATES = re.compile("[\ud800-\udfff]+")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What macOS, Windows, a NAS and Jupyter put into folders and archives.
+_OF_THE_SYSTEM = re.compile(
+    r"\._.*|\.DS_Store|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r|__MACOSX"
+    r"|(eh)?thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|@eaDir"
+    r"|\.ipynb_checkpoints",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def as_text(name: str | os.PathLike) -> str:
+    """A file name that can be encoded: bytes that are not UTF-8 as ``\\xNN``."""
+
+    def text(found: re.Match) -> str:
+        try:
+            return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        except UnicodeEncodeError:  # surrogates that stand for no byte
+            return found[0].encode("ascii", "backslashreplace").decode()
+
+    return _SURROGATES.sub(text, os.fspath(name))
+
+
+def printable(name: str | os.PathLike) -> str:
+    """A file name on one line of a text, see `as_text`, with control characters as in
+    ``\\n``."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(name))
+
+
+def of_the_system(name: str) -> bool:
+    """Whether a path, with ``/``, is of an operating system's own files, such as ``._a.csv``."""
+    return any(_OF_THE_SYSTEM.fullmatch(part) for part in name.split("/"))
+
+
+def walk(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
+    """The files below a folder, sorted, and what is left out, with the reason in the plural, see
+    `summary`. Links are followed, to every folder and file once: files have names without links
+    where there are any. Files of the operating system are passed over."""
+    root = os.path.realpath(folder)
+    folders, links, file_links = [Path(folder)], [], []
+    seen, real, found = set(), set(), []
+    left: dict[Path, str] = {}
+    while folders:
+        home = folders.pop(0)
+        here = os.path.realpath(home)
+        if here not in seen:
+            seen.add(here)
+            try:
+                for entry in list(os.scandir(home)):
+                    path = Path(entry.path)
+                    if of_the_system(entry.name):
+                        continue
+                    if entry.name.startswith("."):
+                        left[path] = "hidden files or folders are left out"
+                    elif entry.is_symlink():
+                        links.append(path)
+                    elif entry.is_dir():
+                        folders.append(path)
+                    elif entry.is_file():
+                        found.append(path)
+                        real.add(os.path.join(here, entry.name))
+                    else:
+                        left[path] = "devices or pipes are left out"
+            except OSError as error:
+                left[home] = f"folders cannot be read ({error.strerror})"
+        if not folders:  # folders behind links come last
+            for link in sorted(links):
+                target = os.path.realpath(link)
+                if os.path.isfile(link):
+                    file_links.append(link)
+                elif not os.path.isdir(link):
+                    left[link] = "links lead to no file or folder that can be read"
+                elif target != root and Path(root).is_relative_to(target):
+                    left[link] = "links lead to a folder around this one and are not followed"
+                else:
+                    folders.append(link)
+            links = []
+    for link in sorted(file_links):
+        if (target := os.path.realpath(link)) not in real:
+            real.add(target)
+            found.append(link)
+    return sorted(found), left
+
+
+def summary(left: Mapping[Any, str]) -> list[str]:
+    """What is left out of a folder, one line per reason: ``2 other files are not recordings: ...``,
+    with the first five names."""
+    lines = []
+    for reason in dict.fromkeys(left.values()):
+        names = [printable(name) for name, why in left.items() if why == reason]
+        more = " ..." * (len(names) > 5)
+        lines.append(f"{len(names):,} {reason}: {', '.join(names[:5])}{more}")
+    return lines
+
+
 # --- Transfers ------------------------------------------------------------------------------------
 
 
@@ -629,10 +736,12 @@ def lock_config(
             written again.
 
     Raises:
-        InputError: the directory holds the output of another configuration, or is not writable;
-            ``settings.json`` is damaged, and there are no others.
+        InputError: the directory holds the output of another configuration, is not writable, or
+            has a name that is not UTF-8; ``settings.json`` is damaged, and there are no others.
     """
     directory = as_path(directory)
+    if (name := as_text(str(directory))) != str(directory):
+        raise InputError(f"{name}: a name that is not UTF-8. Choose another output directory.")
     path = directory / "settings.json"
     advice = "Rename the directory, or choose another output directory."
     fault, damage = "", None

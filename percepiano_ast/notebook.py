@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from percepiano_ast import audio, pipeline, plots
+from percepiano_ast import audio, pipeline, plots, tables
 from percepiano_ast.config import PRETRAININGS, LevelStats
 from percepiano_ast.data import build, maestro, percepiano, percepiano_stats, shards, sources
 from percepiano_ast.data.batches import pretrain_batches
@@ -48,7 +48,7 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def recordings(run: Run) -> pd.DataFrame:
     """The recordings in the pre-training shards, in storage order: composer, title, split, year,
     seconds, minutes, audio_filename, source_rate, channels, n_frames, and ``shard``, its file."""
-    table = _named(pd.read_csv(run.maestro / "recordings.csv"))
+    table = _named(tables.read_own(run.maestro / "recordings.csv", sources.TEXT))
     files = {facts["key"]: facts["shard"] for facts in build.recordings(run.maestro)}
     table["shard"] = table["audio_filename"].map(files)
     return table.sort_values(["shard", "audio_filename"])
@@ -197,7 +197,7 @@ def feature_correlations(run: Run, folder: str | Path, most: int = 20) -> pd.Dat
     """Pearson's r between audio features and ratings over clips, (most, 19): the features with the
     highest absolute r."""
     ratings = percepiano.read_ratings(folder, percepiano.load_index(folder))
-    features = pd.read_csv(run.percepiano / "classic_features.csv")
+    features = tables.read_own(run.percepiano / "classic_features.csv", percepiano.KEY)
     found = percepiano_stats.feature_correlations(features, ratings)
     return found.loc[found.abs().max(axis=1).nlargest(most).index]
 
@@ -245,14 +245,14 @@ def finetune_history(run: Run) -> pd.DataFrame:
 def results(run: Run) -> dict[str, pd.DataFrame]:
     """The tables of the run's evaluation by name, see `evaluation.evaluate`, of the run's protocol;
     ``ceiling`` (19 dimensions, scopes) if the noise ceiling is known."""
-    tables = {}
+    found = {}
     for path in sorted(run.evaluation.glob("*.csv")):
-        table = pd.read_csv(path)
+        table = tables.read_own(path, ["model", "model_a", "model_b", "protocol"])
         of_protocol = table["protocol"] == run.preset.finetune.protocol
-        tables[path.stem] = table[of_protocol].reset_index(drop=True)
+        found[path.stem] = table[of_protocol].reset_index(drop=True)
     index = load_index(run.percepiano / "index.csv")
     ceiling = reliability.load_ceiling(index, pipeline.ceiling_of(run))
-    return tables if ceiling is None else tables | {"ceiling": ceiling}
+    return found if ceiling is None else found | {"ceiling": ceiling}
 
 
 def headlines(run: Run) -> list[str]:

@@ -27,6 +27,7 @@ FLOORS = {
     "dimensions": 0,
     "errors": 0,
     "files": 0,
+    "tables": 0,
     "audio": 1,
     "music": 2,
     "evaluation": 2,
@@ -44,7 +45,7 @@ FLOORS = {
     "__main__": 13,
 }
 # The only rooms that look across on their own floor: who -> whom.
-NEIGHBOURS = {("config", "errors"), ("files", "errors")}
+NEIGHBOURS = {("config", "errors"), ("files", "errors"), ("tables", "errors")}
 # What models/ and training/ do without, so that they run on a TPU host that has only the JAX stack.
 HEAVY = {"librosa", "tensorflow", "tensorflow_datasets", "grain", "sklearn", "pandas", "matplotlib"}
 BADGE = r"colab\.research\.google\.com/github/([^/\s]+/[^/\s]+)/blob/main/([^\s)\"']+)"

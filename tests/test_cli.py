@@ -1,6 +1,7 @@
 """The command line itself: names, help, errors of usage, quiet runs."""
 
 import logging
+import os
 
 import pytest
 import typer
@@ -97,6 +98,21 @@ def test_wrong_usage_is_one_line(arguments, words, capsys):
     shown = capsys.readouterr()
     (line,) = shown.err.splitlines()
     assert line.startswith("error: ") and words in line and "--help" in line and not shown.out
+
+
+def test_an_error_is_one_line_whatever_the_name(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9\n\x1b[31m")
+    for arguments in (
+        ["preprocess", "--out", str(tmp_path / "out"), "--source", str(tmp_path / name)],
+        ["preprocess", "--out", str(tmp_path / name)],
+        ["rate", str(tmp_path / "none" / name)],
+        ["rate", "--score", name, "take.wav"],
+        ["status", "--out", str(tmp_path / "none" / name)],
+        ["explain", name, "--run", name, "--dimension", "x", "--out", name],
+    ):
+        assert cli.main(arguments) == 2
+        shown = capsys.readouterr()
+        assert len(shown.err.splitlines()) == 1 and not shown.out, arguments
 
 
 def test_version(capsys):

@@ -1,5 +1,8 @@
 """Own recordings and ratings: read, listened to, refused in words. Cost: 6 s."""
 
+import os
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,8 +40,17 @@ def made(tmp_path):
     return folder, tmp_path / "ratings.csv"
 
 
+def rename(folder, table, number, file, clip=None):
+    """Rename a recording, and in the table to ``clip``."""
+    (old,) = folder.glob(f"take {number:02d}.*")
+    (folder / os.fsdecode(file)).parent.mkdir(exist_ok=True)
+    old.rename(folder / os.fsdecode(file))
+    if clip:
+        change(table, number, "clip", clip)
+
+
 def change(path, row, column, value):
-    table = pd.read_csv(path, dtype=str)
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table.loc[row, column] = value
     table.to_csv(path, index=False)
 
@@ -63,6 +75,69 @@ def test_recordings_and_ratings_become_clips_with_folds(made):
         clips, np.arange(24), n_frames=64, max_windows=1, batch_size=8, seed=0
     )
     assert steps == 3 and next(batches.from_step(dataset, 0))["codes"].shape == (8, 1, 64, 128)
+
+
+def test_any_recording_counts_wherever_it_is(made, tmp_path, logged):
+    """Containers, unknown suffixes and none, folders below, links, and letters composed or not."""
+    folder, table = made
+    before = custom_ratings.read_ratings(*made, group="pianist")
+    loaded = before.load(FrontEnd())[0].codes
+    rename(folder, table, 1, b"take 01.MOV", "take 01.mov")
+    rename(folder, table, 2, b"take 02.rec", "take 02.rec")
+    rename(folder, table, 3, b"take 03", "take 03")
+    rename(folder, table, 4, "pre\u0301lude.wav".encode(), "pr\u00e9lude")
+    rename(folder, table, 5, "\u00e9tude.wav".encode(), "e\u0301tude.wav")
+    rename(folder, table, 6, b"below/take 06.wav.mp3", "take 06.wav.mp3")
+    rename(folder, table, 7, b"../take 07.wav")
+    rename(folder, table, 8, b"../more/take 08.wav")
+    (folder / "take 07.wav").symlink_to(tmp_path / "take 07.wav")
+    (folder / "more").symlink_to(tmp_path / "more")
+    (folder / "more again").symlink_to(tmp_path / "more")
+    (folder / "up").symlink_to(".")
+    (folder / "._take 09.wav").write_bytes(b"what macOS leaves behind")
+    (folder / "take 10.wav.crdownload").write_bytes(b"RIFF")
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert [path.name for path in found.files.values()][1:9] == [
+        *("take 01.MOV", "take 02.rec", "take 03", "pre\u0301lude.wav", "\u00e9tude.wav"),
+        *("take 06.wav.mp3", "take 07.wav", "take 08.wav"),
+    ]
+    assert len(found.files) == 24 and (found.ratings == before.ratings).all()
+    codes = found.load(FrontEnd())[0].codes
+    assert all(np.array_equal(*pair) for pair in zip(codes, loaded, strict=True))
+    assert [line.split(":")[0].strip() for line in logged[1:3]] == [
+        "1 other files are not recordings",
+        "1 unfinished downloads or backups are left out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("take 03.mid", "has no recording: 2 other files are not recordings: .*take 03.mid"),
+        ("take 03", "has no recording: 2 other files are not recordings: .*take 03"),
+        ("take 03.wav.part", "1 unfinished downloads .*take 03.wav.part"),
+        ("take 03.gshortcut", "1 shortcuts hold no sound; add the file"),
+        (".take 03.wav", "1 hidden files"),
+    ],
+)
+def test_a_file_of_a_clip_that_is_no_recording_is_named(made, name, message):
+    folder, table = made
+    next(folder.glob("take 03.*")).unlink()
+    (folder / name).write_bytes(b"MThd")
+    (folder / "take 03.txt").write_text("what was played")
+    with pytest.raises(InputError, match=message):
+        custom_ratings.read_ratings(*made, group="pianist")
+
+
+def test_names_that_are_not_utf8_are_named(made):
+    folder, table = made
+    rename(folder, table, 3, b"caf\xe9.wav", "caf\u00e9")
+    with pytest.raises(InputError, match=r"1 clips \(caf\u00e9\) are rated") as refused:
+        custom_ratings.read_ratings(*made, group="pianist")
+    assert str(refused.value).encode()
+    change(table, 3, "clip", "caf\\xe9")
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert found.index["clip"][3] == "caf\\xe9" and len(found.load(FrontEnd())[0].codes) == 24
 
 
 def test_columns_can_be_chosen(made):
@@ -91,6 +166,24 @@ def test_bad_rows_are_named(made, row, column, value, message):
         custom_ratings.read_ratings(*made, group="pianist")
 
 
+def test_tables_of_spreadsheets_and_names_of_macos_are_the_same(made):
+    """Excel in German, and file names with separate accents: nothing else differs."""
+    folder, csv = made
+    (folder / "take 00.flac").rename(folder / "Ka\u0308se.flac")
+    change(csv, 0, "clip", "K\u00e4se")
+    change(csv, slice(0, 23, 6), "pianist", "NA")
+    expected = custom_ratings.read_ratings(*made, group="pianist")
+    assert "K\u00e4se" in expected.files and "NA" in set(expected.index["content_group"])
+    text = re.sub(r"[.](\d);", r",\1;", csv.read_text().replace(",", ";")).replace("\n", "\r\n")
+    csv.write_bytes(f"sep=;\r\n{text};;;\r\n\r\n".encode("cp1252"))
+    found = custom_ratings.read_ratings(*made, group="pianist")
+    assert (found.ratings == expected.ratings).all() and found.dimensions == expected.dimensions
+    pd.testing.assert_frame_equal(found.index, expected.index)
+    csv.write_bytes(csv.read_bytes().replace(b";11,5;", b";11.5;"))
+    with pytest.raises(InputError, match=r"line 3: Warmth is '0,0', but line 26: Warmth is '11.5'"):
+        custom_ratings.read_ratings(*made, group="pianist")
+
+
 def drop_rows(folder, csv):
     pd.read_csv(csv).iloc[1:].to_csv(csv, index=False)
 
@@ -113,6 +206,7 @@ def few(folder, csv):
         ),
         (lambda folder, csv: csv.unlink(), "no ratings file"),
         (lambda folder, csv: csv.write_text("clip,pianist\n"), "no column of ratings"),
+        (lambda folder, csv: csv.write_text("clip,pianist,Warmth\n"), "has no rows"),
         (
             lambda folder, csv: csv.write_text("clip,pianist,Warmth, Warmth\n"),
             "has 2 columns named 'Warmth'. Keep one",

@@ -3,6 +3,8 @@ workers that start."""
 
 import io
 import json
+import os
+import shutil
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -30,9 +32,10 @@ from archives import (
 
 from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd
-from percepiano_ast.data import maestro, shards, sources
+from percepiano_ast.data import build, maestro, shards, sources
 from percepiano_ast.data.batches import grain  # imported without its warning
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.tables import read_own
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +271,231 @@ class TestOwnRecordings:
         skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")
         assert skipped.loc["broken.wav", "kind"] == "bad"
 
+    def test_names_of_any_kind_go_the_same_way(self, tmp_path):
+        names = {
+            b"caf\xe9/take \xff.wav": "caf\\xe9/take \\xff.wav",
+            b"a\nb\x1b[31m.wav": "a\\nb\\x1b[31m.wav",
+            b"-%s{}.wav": "-%s{}.wav",
+            "e\u0301.wav".encode(): "\u00e9.wav",
+            "\u00e9.wav".encode(): "\u00e9.wav again",
+            b"n" * 251 + b".wav": "n" * 251 + ".wav",
+        }
+        for number, name in enumerate(names):
+            path = tmp_path / "mine" / os.fsdecode(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(wav(sound(12, number)))
+        (tmp_path / "mine" / os.fsdecode(b"bad\xe9\n.wav")).write_bytes(b"RIFF")
+        (tmp_path / "mine" / os.fsdecode(b"text\xe9\n.txt")).write_text("not a recording")
+        log = preprocess(tmp_path / "mine", tmp_path / "out", max_errors=1, workers=2)
+        made = read_own(tmp_path / "out" / "recordings.csv", ["audio_filename"])
+        assert set(made["audio_filename"]) == set(names.values())
+        kept = [
+            one for part in ("train", "validation", "test") for one in self.kept(tmp_path, part)
+        ]
+        assert sorted(kept) == sorted(names.values())
+        skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["kind"]
+        assert skipped.to_dict() == {"bad\\xe9\\n.wav": "bad", "text\\xe9\\n.txt": "other"}
+        assert all(len(line.splitlines()) == 1 and line.encode() for line in log)
+        assert any("bad\\xe9\\n.wav: cannot be read as audio (Invalid data" in line for line in log)
+        assert not build.verify(tmp_path / "out")
+
+    def kept(self, home: Path, split: str) -> list[str]:
+        return shards.Recordings(shards.open_shards(home / "out", split, made_by="it")).keys()
+
+    def test_containers_and_links_count_and_the_rest_is_listed(self, folder, tmp_path):
+        (folder / "five.WAV").rename(folder / "five.sound")
+        (folder / "Bach" / "one.wav").rename(folder / "Bach" / "one")
+        (tmp_path / "elsewhere").mkdir()
+        (folder / "Bach" / "two.flac").rename(tmp_path / "elsewhere" / "two.flac")
+        (folder / "link").symlink_to(tmp_path / "elsewhere")
+        (folder / "link again").symlink_to(tmp_path / "elsewhere")
+        (folder / "up").symlink_to("..")
+        (folder / "broken.wav").symlink_to("nowhere")
+        (folder / "six.wav.part").write_bytes(wav(sound(12)))
+        (folder / "ratings.csv").write_text("clip,warmth\nfive,3\n")
+        log = preprocess(folder, tmp_path / "out")
+        made = pd.read_csv(tmp_path / "out" / "recordings.csv")["audio_filename"]
+        assert sorted(made) == [
+            *("Bach/one", "Chopin/four.mp3", "Chopin/three.ogg", "five.sound", "link/two.flac")
+        ]
+        skipped = pd.read_csv(tmp_path / "out" / "skipped.csv").set_index("key")["reason"]
+        for name, reason in {
+            "broken.wav": "links lead to no file",
+            "notes.txt": "other files are not recordings",
+            "ratings.csv": "CSV tables are not like MAESTRO's and not used",
+            "six.wav.part": "unfinished downloads",
+            "up": "links lead to a folder around this one",
+        }.items():
+            assert skipped.pop(name).startswith(reason) and any(name in line for line in log)
+        assert skipped.empty and "5 recordings, 0.02 h" in log[0]
+
+    def test_midi_that_no_table_names_is_a_warning(self, folder, tmp_path):
+        assert not any("MIDI file" in line for line in preprocess(folder, tmp_path / "1"))
+        (folder / "Bach" / "one.MID").write_bytes(b"MThd")
+        assert any(
+            line.startswith("1 recordings have a MIDI file, such as Bach/one.wav: without a table")
+            for line in preprocess(folder, tmp_path / "2")
+        )
+
+    def test_recordings_of_maestro_without_its_table_are_refused(self, folder, tmp_path):
+        name = "MIDI-Unprocessed_01_R1_2006_ORIG_MID--AUDIO_01_R1_2006_01_Track01_wav.wav"
+        (folder / "five.WAV").rename(folder / name)
+        with pytest.raises(InputError, match=f"1 recordings of MAESTRO, such as {name}.* Give the"):
+            preprocess(folder, tmp_path / "out")
+
     def test_a_folder_without_any_is_refused(self, tmp_path):
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match="neither a CSV table .* nor a recording"):
             preprocess(tmp_path / "empty", tmp_path / "out")
+
+
+class TestPlaceOfTheTable:
+    """MAESTRO's table is found wherever it is, or the folder to give is named."""
+
+    @pytest.fixture
+    def parent(self, archive, tmp_path) -> Path:
+        """A folder with the folder of the data set."""
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(tmp_path / "parent")
+        return tmp_path / "parent"
+
+    def read(self, where: Path) -> sources.Table:
+        return sources.read_table(sources.open_source(str(where)))
+
+    def test_below_the_folder_that_is_given(self, archive, run, parent, tmp_path):
+        expected = self.read(archive)
+        (tmp_path / "above").mkdir()
+        (tmp_path / "above" / "link").symlink_to(parent / ROOT)
+        (tmp_path / "link").symlink_to(parent / ROOT)
+        for where, root in {
+            parent / ROOT: "",
+            parent: f"{ROOT}/",
+            tmp_path / "above": "link/",
+            tmp_path / "link": "",
+        }.items():
+            table = self.read(where)
+            pd.testing.assert_frame_equal(table.rows, expected.rows)
+            assert table.root == root and not table.refused and not table.others
+            assert (table.fingerprint, table.licence) == (expected.fingerprint, expected.licence)
+        log = preprocess(parent, tmp_path / "out")
+        assert any("1 of PercePiano's works excluded" in line for line in log)
+        for name in ("recordings.csv", "skipped.csv"):
+            assert (tmp_path / "out" / name).read_bytes() == (run[0] / name).read_bytes()
+
+    def test_in_archives_that_were_made_again(self, archive, tmp_path):
+        for below in ("", "more/", "more/of them/"):
+            with (
+                zipfile.ZipFile(archive) as file,
+                zipfile.ZipFile(tmp_path / "again.zip", "w") as again,
+            ):
+                for name in file.namelist():
+                    again.writestr(below + name, file.read(name))
+                    head, _, tail = name.rpartition("/")
+                    again.writestr(f"__MACOSX/{below}{head}/._{tail}", b"\0\5\x16\7")
+                again.writestr("._maestro-v3.0.0.csv", b"\0\5\x16\7")
+                again.writestr(f"{below}.DS_Store", b"\0")
+            table = self.read(tmp_path / "again.zip")
+            pd.testing.assert_frame_equal(table.rows, self.read(archive).rows)
+            assert table.root == f"{below}{ROOT}/" and not table.refused and not table.others
+
+    def test_files_of_other_systems_never_count(self, parent, archive):
+        home = parent / ROOT
+        for name in ("._maestro-v3.0.0.csv", "__MACOSX/maestro.csv", ".ipynb_checkpoints/a.csv"):
+            (home / name).parent.mkdir(exist_ok=True)
+            shutil.copy(home / f"{ROOT}.csv", home / name)
+        (home / "2026" / "._recording_0000.wav").write_bytes(b"\0\5\x16\7")
+        (home / "2026" / ".DS_Store").write_bytes(b"\0")
+        (home / "README.csv").write_text("not,a table\n")
+        table = self.read(home)
+        pd.testing.assert_frame_equal(table.rows, self.read(archive).rows)
+        assert not table.refused and list(table.others) == ["README.csv"]
+
+    def test_several_are_refused_by_name(self, parent):
+        shutil.copytree(parent / ROOT, parent / "copy")
+        with pytest.raises(
+            InputError, match=f"2 tables .*: copy/{ROOT}.csv, {ROOT}/{ROOT}.csv. Give"
+        ):
+            self.read(parent)
+        shutil.copy(parent / ROOT / f"{ROOT}.csv", parent / ROOT / "a copy.csv")
+        with pytest.raises(InputError, match=f"holds 2 tables .*: a copy.csv, {ROOT}.csv"):
+            self.read(parent / ROOT)
+
+    def test_a_folder_below_is_refused_and_the_right_one_named(self, parent, tmp_path):
+        (tmp_path / "link").symlink_to(parent / ROOT / "2026")
+        for where in (parent / ROOT / "2026", tmp_path / "link"):
+            with pytest.raises(
+                InputError, match=rf"is part of the data set of .*{ROOT}.csv.* Give .*{ROOT}\."
+            ):
+                self.read(where)
+        (parent / ROOT / "own").mkdir()
+        (parent / ROOT / "own" / "take.wav").write_bytes(wav(sound(12)))
+        assert self.read(parent / ROOT / "own").licence == sources.OWN_LICENCE
+
+    @pytest.mark.parametrize("name", [f"{ROOT}.csv", "table.csv", "TABLE.CSV"])
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda content: content[:300],
+            lambda content: content[content.index(b"\n") + 1 :],
+            lambda content: content.replace(b"canonical_", b"").replace(b"filename", b"file"),
+        ],
+    )
+    def test_a_damaged_one_is_refused(self, parent, name, damage):
+        (parent / ROOT / f"{ROOT}.csv").rename(parent / ROOT / name)
+        (parent / ROOT / name).write_bytes(damage((parent / ROOT / name).read_bytes()))
+        with pytest.raises(InputError, match=name):
+            self.read(parent)
+
+    @pytest.mark.parametrize("content", [b"", b"<html>404</html>", bytes(3000), b"\xff\xfe" * 99])
+    def test_one_that_is_not_recognized_is_no_silent_loss(self, parent, tmp_path, content):
+        (parent / ROOT / f"{ROOT}.csv").write_bytes(content)
+        with pytest.raises(InputError, match=f"{ROOT}.csv"):
+            self.read(parent)
+        (parent / ROOT / f"{ROOT}.csv").rename(parent / ROOT / "table.csv")
+        if content == b"":
+            log = preprocess(parent, tmp_path / "out")
+            assert any(f"not like MAESTRO's and not used: {ROOT}/table.csv" in line for line in log)
+            assert any("7 recordings have a MIDI file" in line for line in log)
+        assert self.read(parent).others[f"{ROOT}/table.csv"].startswith("CSV tables are not like")
+
+    def test_an_earlier_result_below_is_no_table(self, tmp_path):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "take.wav").write_bytes(wav(sound(12)))
+        for _ in range(2):
+            preprocess(tmp_path / "mine", tmp_path / "mine" / "run" / "maestro")
+        assert self.read(tmp_path / "mine").licence == sources.OWN_LICENCE
+
+    def test_letters_and_accents_are_found_however_they_are_composed(self, tmp_path):
+        name = "Pre\u0301lude \u00e9.wav"
+        table = GOOD.replace("a.wav", "Pr\u00e9lude e\u0301.wav").replace("a.midi", "\u00e9.mid")
+        (tmp_path / "table.csv").write_text(table, encoding="utf-8")
+        (tmp_path / name).write_bytes(wav(sound(12)))
+        (tmp_path / "e\u0301.mid").write_bytes(b"MThd")
+        found = self.read(tmp_path)
+        assert found.rows["audio_filename"].tolist() == ["Pr\u00e9lude \u00e9.wav"]
+        assert not found.refused and not found.others
+        source = sources.open_source(str(tmp_path))
+        for column in ("audio_filename", "midi_filename"):
+            with source.open(found.rows[column][0]) as path:
+                assert path.is_file()
+
+    def test_other_things_that_are_given_are_named(self, archive, parent, tmp_path):
+        with pytest.raises(
+            InputError, match=f"{ROOT}.csv: a table, not recordings. Give its folder"
+        ):
+            self.read(parent / ROOT / f"{ROOT}.csv")
+        (tmp_path / "downloads").mkdir()
+        shutil.copy(archive, tmp_path / "downloads" / "maestro.zip")
+        with pytest.raises(InputError, match="Give the archive maestro.zip"):
+            self.read(tmp_path / "downloads")
+        for name in "ab":
+            (tmp_path / "downloads" / f"{name}.csv").write_text("clip,warmth")
+        with pytest.raises(InputError, match="neither a CSV table .* Give the archive maestro.zip"):
+            self.read(tmp_path / "downloads")
+        with zipfile.ZipFile(tmp_path / "own.zip", "w") as file:
+            file.writestr("take.wav", wav(sound(12)))
+        with pytest.raises(InputError, match="own.zip has no CSV table .*Unpack it"):
+            self.read(tmp_path / "own.zip")
 
 
 ODD = {

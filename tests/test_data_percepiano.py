@@ -131,8 +131,15 @@ class TestOwnRenderings:
     def test_recordings_sound_as_a_synthesizer_would(self, folder, recordings, tmp_path):
         (recordings / "notes.txt").write_text("not a recording")
         shutil.copy(recordings / f"{CLIPS[0]}.flac", recordings / "Stranger.flac")
+        (recordings / f"{CLIPS[1]}.flac").rename(recordings / f"{CLIPS[1]}.sound")
+        (recordings.parent / "more").mkdir()
+        (recordings / "link").symlink_to(recordings.parent / "more")
+        (recordings / f"{CLIPS[2]}.flac").rename(recordings.parent / "more" / CLIPS[2])
         log = self.make(folder, tmp_path / "out", recordings, synthesizers=("own", "builtin"))
         assert any("1 recordings match no clip and are ignored: Stranger" in line for line in log)
+        assert any("1 other files are not recordings: notes.txt" in line for line in log)
+        skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
+        assert skipped.query("kind == 'other'")["key"].tolist() == ["notes.txt", "Stranger.flac"]
         # nobody knows how long before
         assert any(line.startswith("  8/8 recordings, ") and " h, " not in line for line in log)
         rated = batches.rated_clips(
@@ -248,7 +255,7 @@ def halve(path: Path) -> None:
         (lambda f: (f / percepiano.LABELS).write_bytes(b"{\xff"), "is damaged .*0xff"),
         (lambda f: (f / percepiano.LABELS).write_text("[" * 99999), "nested too deeply"),
         (lambda f: (f / percepiano.LABELS).write_text('{"a": %s}' % ("7" * 5000)), "is damaged"),
-        (lambda f: (f / percepiano.LABELS).write_text("[1, 2]"), "is a list, not dict|not dict"),
+        (lambda f: (f / percepiano.LABELS).write_text("[1, 2]"), "is .1, 2., not dict"),
         (lambda f: (f / percepiano.LABELS).unlink(), f"no {percepiano.LABELS} in"),
         (lambda f: shutil.rmtree(f / percepiano.MIDI_FOLDER), "no MIDI files in"),
         (lambda f: (f / "dataset.json").write_text('{"simulated"'), "dataset.json is damaged"),

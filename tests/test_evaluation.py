@@ -28,6 +28,7 @@ from percepiano_ast.evaluation.predictions import (
     read_predictions,
     runs,
     validate_predictions,
+    write,
 )
 from percepiano_ast.studies import report
 
@@ -341,8 +342,62 @@ def test_files_round_trip_and_name_the_line(index, predictions, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace(",", ";").replace(".", ","), ""),
+        (lambda text: text.replace("\n", "\r"), ""),
+        (lambda text: text.replace("mlp", "NA"), ""),
+        (lambda text: text.replace(",", "\t").encode("utf-16"), ""),
+        (lambda text: text.replace("mlp", "M\u00fcller").encode("cp1252"), ""),
+        (lambda text: text.replace("\n", ",\n,,,,,,,,\n\n"), ""),
+        (lambda text: text.replace(".", ","), "line 2: 10 cells, but the header has 8"),
+        (lambda text: text.replace(",content,0", ",content,1e999", 1), "line 2: seed is '1e999'"),
+        (
+            lambda text: text.replace(",content,0", f",content,{'9' * 5000}", 1),
+            "line 2: seed is '99",
+        ),
+        (lambda text: text.replace("\nmlp", "\n\n\nmlp", 1).replace(",0,", ",0_0,", 1), "line 4"),
+        (lambda text: text.replace("mlp", "m" * 201), "model is .*; write a name of at most 200"),
+        (lambda text: text.replace("dimension", "rating", 1), "has 2 columns named 'rating'"),
+    ],
+)
+def test_predictions_of_spreadsheets(change, message, index, tmp_path, caplog):
+    rows = make_predictions(index, {"mlp": 0.1}).iloc[: 19 * 3]
+    rows = rows.assign(rating=rows["rating"].round(4), prediction=rows["prediction"].round(4))
+    changed, path = change(rows.to_csv(index=False)), tmp_path / "predictions.csv"
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    if message:
+        with pytest.raises(InputError, match=message) as refused:
+            read_predictions(path)
+        assert len(str(refused.value)) < 300 and "\n" not in str(refused.value)
+    else:
+        found = read_predictions(path)
+        assert found["model"].nunique() == 1 and found["model"][0] in ("mlp", "NA", "M\u00fcller")
+        pd.testing.assert_frame_equal(found.assign(model="mlp"), rows.reset_index(drop=True))
+
+
+def test_missing_uncertainties_have_many_names(index, tmp_path):
+    rows = make_predictions(index, {"mlp": 0.1}).iloc[:19].assign(uncertainty="NA")
+    rows.to_csv(tmp_path / "predictions.csv", index=False)
+    assert read_predictions(tmp_path / "predictions.csv")["uncertainty"].isna().all()
+
+
+def test_names_of_models_come_back(index, tmp_path):
+    names = ["=1+1", "-take", "@x", "'=1", "NA", "001", "a\nb", "$x_{$", "\u00e9"]
+    rows = pd.concat(make_predictions(index, {"m": 0.1}).iloc[:19].assign(model=n) for n in names)
+    write(rows, path := tmp_path / "predictions.csv.gz")
+    assert read_predictions(path)["model"].unique().tolist() == names
+    assert not re.search(rb"(?m)^[=@-]", gzip.decompress(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
     "damage, message",
     [
+        (
+            lambda t: t.rename(columns={"fold_random": "fold_../../x"}),
+            "has the protocol '../../x'; name it with letters",
+        ),
+        (lambda t: t.assign(fold_content=10.0**30), "fold_content is '1e+30'"),
         (lambda t: t.drop(columns="segment"), "lacks the columns ['segment']"),
         (lambda t: t[["clip", "segment", "content_group", "human"]], "fold_<protocol>"),
         (lambda t: pd.concat([t, t.head(1)]), "lists clip 'g00s0p0' twice"),

@@ -6,8 +6,10 @@ import hashlib
 import html
 import io
 import json
+import os
 import pydoc
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -434,6 +436,31 @@ class TestStream:
             percepiano_ast.Stream(8_000, model)
 
 
+NAMES = {
+    b"caf\xe9.wav": "caf\\xe9.wav",
+    b"\xff.wav": "\\xff.wav",
+    "caf\u00e9.wav".encode(): "caf\u00e9.wav",
+    "cafe\u0301.wav".encode(): "cafe\u0301.wav",
+    b"a\nb\x1b[31m.wav": "a\\nb\\x1b[31m.wav",
+    b"-%s{}'\"<b>.wav": "-%s{}'\"<b>.wav",
+    b"n" * 251 + b".wav": "n" * 251 + ".wav",
+}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """A sound under names of any kind, and files that cannot be rated."""
+    home = tmp_path_factory.mktemp("odd")
+    wave = synth.BuiltinPiano().render(tune(4.0), RATE)
+    soundfile.write(home / "plain.wav", wave, RATE)
+    for name in NAMES:
+        Path(home / os.fsdecode(name)).write_bytes((home / "plain.wav").read_bytes())
+    for name in (b"no\xe9\n.wav", b"no\xe9\n.m4a"):
+        Path(home / os.fsdecode(name)).write_bytes(b"\0\0\0\x18ftypM4A no sound")
+    Path(home / os.fsdecode(b"text\xe9\n")).write_bytes(b"no sound")
+    return home
+
+
 class TestCommand:
     def test_a_folder_as_json_is_the_contract_and_names_what_could_not_be_rated(
         self, folder, tmp_path, capsys
@@ -549,6 +576,71 @@ class TestCommand:
             "Timing",
             "stable",
             "unstable",
+        ]
+
+    def test_names_of_any_kind_are_rated_and_written(self, odd, tmp_path, capsys):
+        table, page_ = tmp_path / "a.csv", tmp_path / "a.html"
+        given = ["rate", str(odd), "--json", "--csv", str(table), "--html", str(page_)]
+        assert main(given) == 2
+        out, err = capsys.readouterr()
+        results = json.loads(out)
+        rated = {one["file"] for one in results if "ratings" in one}
+        exact = {f"{odd}/{shown}" for shown in NAMES.values()} - {f"{odd}/a\\nb\\x1b[31m.wav"}
+        assert rated == exact | {f"{odd}/a\nb\x1b[31m.wav", f"{odd}/plain.wav"}
+        assert {one["file"] for one in results if "error" in one} == {
+            f"{odd}/no\\xe9\n.m4a",
+            f"{odd}/no\\xe9\n.wav",
+        }
+        shown = {f"{odd}/{name}" for name in (*NAMES.values(), "plain.wav")}
+        assert set(pd.read_csv(table)["file"]) == shown
+        text = html.unescape(page_.read_text(encoding="utf-8"))
+        assert all(f"<h2>{name}</h2>" in text for name in NAMES.values())
+        lines = err.splitlines()
+        assert lines[0] == f"1 other files are not recordings: {odd}/text\\xe9\\n"
+        assert [line.split(": ")[0] for line in lines[-2:]] == [
+            f"{odd}/no\\xe9\\n.m4a",
+            f"{odd}/no\\xe9\\n.wav",
+        ]
+        assert len(lines) == 5 and not re.search("file:.*no", "".join(lines[-2:]))
+
+    def test_names_of_any_kind_on_a_console_of_any_kind(self, odd, tmp_path):
+        for folder, name in {"a": b"caf\xe9.wav", "b": "caf\u00e9.wav".encode()}.items():
+            (tmp_path / folder).mkdir()
+            shutil.copy(odd / "plain.wav", tmp_path / folder / os.fsdecode(name))
+        variables = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+        command = [sys.executable, "-m", "percepiano_ast", "rate", str(tmp_path)]
+        run = subprocess.run(command, env=os.environ | variables, capture_output=True)
+        lines = run.stdout.decode("ascii").splitlines()
+        assert run.returncode == 0 and not run.stderr
+        assert [line[-8:] for line in lines if line.endswith(".wav")] == ["\\xe9.wav"] * 2, lines
+
+    @pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.wav"), "a\nb\x1b[31m.wav"])
+    def test_names_of_any_kind_from_python(self, model, odd, tmp_path, name):
+        one = model.rate(odd / name)
+        assert one.file == str(odd / name) and len(repr(one).splitlines()) == 5
+        assert repr(one).encode() and one._repr_html_().encode()
+        text = page.write_page([one], tmp_path / "page.html").read_text(encoding="utf-8")
+        assert "<audio controls" in text
+        with pytest.raises(InputError) as refused:
+            model.rate(odd / f"absent{name}")
+        assert len(str(refused.value).splitlines()) == 1 and str(refused.value).encode()
+
+    def test_what_is_left_out_of_a_folder_is_listed_by_reason(self, odd, tmp_path, capsys):
+        (tmp_path / "take.mov").write_bytes(b"no sound")
+        (tmp_path / "take").write_bytes(b"RIFF\x24\0\0\0WAVE")
+        (tmp_path / "take.wav.part").write_bytes(b"RIFF\x24\0\0\0WAVE")
+        (tmp_path / "take.gshortcut").write_text("{}")
+        (tmp_path / "gone").symlink_to("nowhere")
+        (tmp_path / "up").symlink_to(".")
+        (tmp_path / "._a.wav").write_bytes(b"")
+        assert main(["rate", str(tmp_path)]) == 2
+        out, err = capsys.readouterr()
+        assert not out and [line.split(":")[0] for line in err.splitlines()] == [
+            "1 links lead to no file or folder that can be read",
+            "1 shortcuts hold no sound; add the file or folder that they point to",
+            "1 unfinished downloads or backups are left out",
+            str(tmp_path / "take"),
+            str(tmp_path / "take.mov"),
         ]
 
     @pytest.mark.parametrize(

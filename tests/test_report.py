@@ -17,6 +17,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import EvaluationOptions, compare, evaluate, predictions, reliability
 from percepiano_ast.studies import report
+from percepiano_ast.tables import read_own
 
 FEW = EvaluationOptions(n_permutations=50)
 SOME = EvaluationOptions(n_permutations=2**12)  # all exchanges of twelve content groups
@@ -122,6 +123,31 @@ class TestFolder:
         assert '<div class="scroll"><table><caption>Differences in Pearson r from mlp with' in page
         assert "; * significant after Holm's correction (content protocol)</caption>" in page
         assert '<figure><img alt="Differences in Pearson r from mlp per dimension' in page
+
+    def test_names_are_neither_mathematics_nor_markup_nor_formulas(self, tmp_path):
+        index = make_index(n_groups=4)
+        names = ["$x_{$", "<script>a</script>", "=cmd|'x'!A0", r"\frac{1}_^~&%#$", "NA", "a\nb"]
+        names += ["*b* `c` [d](javascript:e)", "\U0001f3b9 \u65e5", "../../x", "x" * 200, "@con"]
+        rows = make_predictions(index, {name: 0.1 + n / 50 for n, name in enumerate(names)})
+        rows.to_csv(tmp_path / "=1.csv", index=False)
+        index.to_csv(tmp_path / "index.csv", index=False)
+        out, given = tmp_path / "out", [str(tmp_path / "=1.csv"), "--index"]
+        given += [str(tmp_path / "index.csv"), "--out", str(out), "--permutations", "50"]
+        assert main(["evaluate", *given, "--reference", names[1]]) == 0
+        assert set(read_own(out / "metrics.csv", ["model"])["model"]) == set(names)
+        outside = [path for path in tmp_path.rglob("*.csv") if path.parent == tmp_path]
+        assert len(outside) == 2
+        for path in out.rglob("*.csv"):
+            cells = pd.read_csv(path, dtype=str, header=None, keep_default_na=False).to_numpy()
+            assert not [cell for cell in cells.ravel() if re.match(r"[=@]|[+-][^\d.]", cell)]
+        for name in ("report", "comparison"):
+            text, page = (out / f"{name}.md").read_text(), (out / f"{name}.html").read_text()
+            text = re.sub(r"(?s)```.*?```", "", text)  # the command
+            assert not re.search(r"<script|\[d\]\(|[^`\w]\*b\*|(?<!`)\$", text)
+            assert "<script" not in page and 'href="javascript' not in page
+            assert "&lt;script&gt;a&lt;/script&gt;" in page and "[d](javascript:e)" in page
+        latex = (out / "tables" / "content_agreement.tex").read_text()
+        assert r"\textbackslash" in latex and r"\$x\_\{\$" in latex
 
     def test_the_noise_ceiling_stands_in_tables_and_figures(self, folder):
         text = (folder / "report.md").read_text()

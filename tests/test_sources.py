@@ -124,7 +124,7 @@ class TestArchive:
         )
         variables = {**os.environ, "TMPDIR": str(tmp_path)}
         assert subprocess.run([sys.executable, "-c", code], env=variables).returncode == -9
-        (left,) = tmp_path.glob("percepiano_*/1.wav")
+        (left,) = tmp_path.glob("percepiano_*/member.wav")
         source = Archive(str(archive))
         with source.open("folder/2.wav") as path, source.open("folder/3.wav"):
             assert path.exists() and not left.exists()

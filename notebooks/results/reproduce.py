@@ -331,7 +331,7 @@ def _results(out: Path, given: Experiment, simulated: bool) -> Path:
     found = [*out.glob("seed_*/predictions_*.csv")]
     for folder in ("baselines", f"seed_*/{JUDGED}/*", "packaged/packaged"):
         found += out.glob(f"{folder}/predictions_*.csv.gz")
-    rows = pd.concat([pd.read_csv(path) for path in sorted(found)], ignore_index=True)
+    rows = pd.concat(map(predictions.read_predictions, sorted(found)), ignore_index=True)
     # Single regressors, and feature sets that were not chosen, are reported under the main protocol
     # only.
     main = rows["model"].str.contains(rf"-{JUDGED}(?:\{SCORE})?(?:@|$)")

@@ -13,13 +13,13 @@ from percepiano_ast.audio.effects import (
     retune,
 )
 from percepiano_ast.audio.features import audio_feature_names, audio_features
+from percepiano_ast.audio.formats import NO_RECORDING, SUFFIXES, find_recordings, is_audio
 from percepiano_ast.audio.io import (
     SILENCE_DB,
     OffsetFilter,
     Recording,
     check_waveform,
     duration,
-    is_audio,
     load,
 )
 from percepiano_ast.audio.mel import (

@@ -28,16 +28,13 @@ import soundfile
 import soxr
 
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import printable
 
 logger = logging.getLogger(__name__)
 
 SILENCE_DB = -80.0  # dBFS: a recording whose peak is below this is silent
 MIN_SECONDS = 1.0
 LONGEST_HOURS = 1.0  # of a recording that is loaded as a whole
-# Formats of libsndfile and of ffmpeg.
-SUFFIXES = frozenset(
-    ".wav .flac .mp3 .ogg .opus .aif .aiff .aifc .au .w64 .rf64 .caf .m4a .aac .mp4 .wma".split()
-)
 
 Source = str | Path | BinaryIO | io.RawIOBase
 
@@ -76,10 +73,10 @@ class Recording:
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
         with contextlib.ExitStack() as copies:  # an open decoder outlives the copy's name
             if isinstance(source, (str, Path)):
-                self.name, path = name or str(source), source
+                self.name, path = printable(name or source), source
                 _check_exists(source, self.name)
             else:
-                self.name = name or str(getattr(source, "name", None) or "audio data")
+                self.name = printable(name or str(getattr(source, "name", None) or "audio data"))
                 copy = copies.enter_context(tempfile.NamedTemporaryFile())
                 with contextlib.suppress(AttributeError, OSError):  # not a file of the system
                     if stat.S_ISCHR(os.fstat(source.fileno()).st_mode):
@@ -276,12 +273,6 @@ def _window(size: int) -> np.ndarray:
     """Weights of a mean, float32 (size,), in which the phase of a tone does not matter."""
     window = np.hanning(size + 2)[1:-1]
     return (window / window.sum()).astype(np.float32)
-
-
-def is_audio(name: str) -> bool:
-    """Whether a file name has an audio extension and is not hidden."""
-    path = Path(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def load(
@@ -612,11 +603,11 @@ class _Ffmpeg:
     declared = None  # the length that a compressed file declares is approximate
 
     def __init__(self, path: str | Path, name: str, program: str):
-        self._name, self.remarks = name, list[str]()
+        self._name, self._path, self.remarks = name, f"file:{os.fspath(path)}", list[str]()
         # The prefix and the lists prevent that a name or a playlist opens another file or address.
         command = [program, *"-nostdin -nostats -hide_banner -loglevel level+info".split()]
         command += ["-protocol_whitelist", "file,pipe", "-format_whitelist", _FORMATS]
-        command += ["-i", f"file:{os.fspath(path)}"]
+        command += ["-i", self._path]
         command += "-map 0:a:0 -f au -c:a pcm_f32be -".split()
         # a file, because an unread pipe could fill up and block ffmpeg
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
@@ -667,8 +658,9 @@ class _Ffmpeg:
             watchdog.cancel()
 
     def _log(self) -> str:
-        # without moving the position, at which ffmpeg writes
-        return os.pread(self._messages.fileno(), 1 << 20, 0).decode(errors="replace")
+        # without moving the position, at which ffmpeg writes; a path may have several lines
+        log = os.pread(self._messages.fileno(), 1 << 20, 0)
+        return log.replace(os.fsencode(f"{self._path}: "), b"").decode(errors="replace")
 
     def _fault(self) -> str:
         """The first error in ffmpeg's output, else its exit code, else nothing."""

@@ -6,10 +6,8 @@ music) and ends with the same result as an uninterrupted one.
 
 import collections
 import contextlib
-import csv
 import functools
 import hashlib
-import io
 import json
 import logging
 import os
@@ -32,6 +30,7 @@ from percepiano_ast.data import shards
 from percepiano_ast.data.shards import MANIFEST, VERSION, Item, Shard
 from percepiano_ast.data.sources import Unreachable
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.tables import to_csv
 
 logger = logging.getLogger(__name__)
 
@@ -250,6 +249,7 @@ def build(
     description: dict,
     excluded: Mapping[str, str] = {},
     refused: Mapping[str, str] = {},
+    others: Mapping[str, str] = {},
     tables: Callable[[list[dict]], Mapping[str, pd.DataFrame | bytes]] = lambda facts: {},
 ) -> None:
     """Make the data set of these recordings; an interrupted call is continued by the next.
@@ -259,6 +259,7 @@ def build(
         description: added to the data set's metadata.
         excluded, refused: recordings excluded on purpose, and those unusable according to the
             source's listing, with the reasons; listed in ``skipped.csv``.
+        others: files that are not recordings, see `files.summary`; listed there too.
         tables: more files by name, given the facts of the included recordings.
 
     Raises:
@@ -290,9 +291,9 @@ def build(
     bad = dict(refused) | {key: what for one in records for key, what in one["bad"].items()}
     rows = [(key, "left out", reason) for key, reason in excluded.items()]
     rows += [(key, "bad", reason) for key, reason in bad.items()]
-    listing, text = job.directory / "skipped.csv", io.StringIO()
-    csv.writer(text).writerows([("key", "kind", "reason"), *rows])
-    listing.write_text(text.getvalue())
+    rest = [(key, "other", reason) for key, reason in others.items()]
+    listing = job.directory / "skipped.csv"
+    listing.write_bytes(to_csv(pd.DataFrame(rows + rest, columns=["key", "kind", "reason"])))
     total = len(items) + len(excluded) + len(refused)
     for key, _, reason in rows[:20]:
         logger.info(f"  skipped {key}: {reason}")
@@ -344,7 +345,7 @@ def build(
     builder.write_info(lengths, num_bytes)
     facts = [one for record in records for one in record["recordings"]]
     for name, table in tables(facts).items():
-        content = table if isinstance(table, bytes) else table.to_csv(index=False).encode()
+        content = table if isinstance(table, bytes) else to_csv(table)
         (job.directory / name).write_bytes(content)
     write_manifest(job.directory, job.builder.name)
     hours = sum(n for frames in n_frames.values() for n in frames) * job.front_end.seconds(1) / 3600

@@ -2,15 +2,15 @@
 
 The CSV has one row per clip: the column ``clip`` (file name, with or without its extension), a
 column that groups clips which must stay on one side of a split (the piece, the pianist), and a
-numeric column per dimension, in any unit.
+numeric column per dimension, in any unit. How it is read: `tables.read_csv`.
 """
 
-import csv as csv_format
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,8 @@ from percepiano_ast.data.batches import RatedClips
 from percepiano_ast.data.percepiano import recordings_in
 from percepiano_ast.dimensions import RatingScale
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation.predictions import read_csv, read_limited
-from percepiano_ast.files import sha256_of
+from percepiano_ast.files import printable, sha256_of, summary
+from percepiano_ast.tables import clean_name, numbers, read_csv
 
 logger = logging.getLogger(__name__)
 
@@ -76,50 +76,57 @@ def read_ratings(
             without a recording, a recording without a row; the message names the first fault.
     """
     # --- Columns
-    table = read_csv(csv, "ratings")
-    # pandas would rename unnamed and duplicated columns
-    rows = csv_format.reader(io.StringIO(read_limited(csv).decode("utf-8-sig")))
-    names = [name.strip() for name in next(row for row in rows if row)]
-    for number, name in enumerate(names, 1):
-        if not name:
-            raise InputError(f"{csv}: column {number} has no name. Name it, or remove it.")
-        if names.count(name) > 1:
-            raise InputError(
-                f"{csv} has {names.count(name)} columns named {name!r}. Keep one, or rename them."
-            )
-    table.columns = names
-    dimensions = tuple(
-        dict.fromkeys(dimensions or (name for name in names if name not in ("clip", group)))
-    )
+    group = clean_name(group)
+    table = read_csv(csv, "ratings", ("clip", group))
+    names = list(table.columns)
+    if "" in names:
+        advice = "Name it, or remove it."
+        raise InputError(f"{csv}: column {names.index('') + 1} has no name. {advice}")
+    chosen = map(clean_name, dimensions or (one for one in names if one not in ("clip", group)))
+    dimensions = tuple(dict.fromkeys(chosen))
     if missing := [name for name in ("clip", group, *dimensions) if name not in names]:
         raise InputError(
-            f"{csv} lacks the columns {', '.join(missing)}; it has {', '.join(names)}. It needs"
-            " clip, a column that groups clips, and one per dimension."
+            f"{csv} lacks the columns {', '.join(missing)}; it has {shorten(', '.join(names), 60)}"
+            f" ({table.attrs['read']}). It needs clip, a column that groups clips, and one per"
+            " dimension."
         )
     if not dimensions:
         what = f"no column of ratings besides clip and {group}"
         raise InputError(f"{csv} has {what}. Add one per dimension.")
 
     # --- Rows
+    if table.empty:
+        raise InputError(f"{csv} has no rows. Give one per clip.")
     for name in ("clip", group):
         if (empty := table[name].isna()).any():
-            raise InputError(f"{csv}, line {empty.idxmax() + 2}: {name} is empty. Fill it in.")
-    clips, groups = table["clip"].str.strip(), table[group].str.strip()
-    clips = clips.map(lambda name: name.rsplit(".", 1)[0] if audio.is_audio(name) else name)
+            raise InputError(f"{csv}, line {empty.idxmax()}: {name} is empty. Fill it in.")
+    lines, groups = table.index, table[group].reset_index(drop=True)
+    clips = table["clip"].reset_index(drop=True)
+    files, left = recordings_in(folder)
+    for line in summary(left):
+        logger.info(f"  {line}")
+    # a name with a suffix: of a file of the folder, or of a known format
+    clip_of = {clean_name(printable(path.name)): clip for clip, path in files.items()}
+    clips = clips.map(
+        lambda name: (
+            clip_of.get(name)
+            or clean_name(name.rsplit(".", 1)[0] if audio.is_audio(name) else name)
+        )
+    )
     if (twice := clips.duplicated()).any():
         raise InputError(
-            f"{csv}, line {twice.idxmax() + 2}: clip {clips[twice.idxmax()]!r} has a row already."
-            " Give one row per clip, with the mean of its ratings."
+            f"{csv}, line {lines[twice.idxmax()]}: clip {clips[twice.idxmax()]!r:.60} has a row"
+            " already. Give one row per clip, with the mean of its ratings."
         )
 
     # --- Ratings
-    values = table[list(dimensions)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    values = numbers(table, dimensions).to_numpy()
     for row, column in np.argwhere(~np.isfinite(values)):
         cell = table[dimensions[column]].iloc[row]
-        what = "is empty" if pd.isna(cell) else f"is {cell!r}"
+        what = "is empty" if pd.isna(cell) else f"is {cell!r:.60}"
         raise InputError(
-            f"{csv}, line {row + 2}: {dimensions[column]} of {clips[row]!r} {what}. Enter a number,"
-            " remove the clip, or name the columns that are ratings."
+            f"{csv}, line {lines[row]}: {dimensions[column]} of {clips[row]!r:.60} {what}. Enter a"
+            " number, remove the clip, or name the columns that are ratings."
         )
     for column in np.flatnonzero(np.ptp(values, axis=0) == 0):
         raise InputError(
@@ -128,12 +135,22 @@ def read_ratings(
         )
 
     # --- Recordings
-    files = recordings_in(folder)
+    absent = set(clips) - set(files)
+    odd = {}
+    for path, what in left.items():
+        parts = clean_name(printable(path.name)).lstrip(".").split(".")  # take.wav.part, .take.wav
+        if absent & set(accumulate(parts, "{}.{}".format)):
+            odd[path] = what
+    if odd:
+        raise InputError(
+            f"{csv} rates clips of which {folder} has no recording: {'; '.join(summary(odd))}."
+            " Replace these files or remove the rows."
+        )
     no_file = f"rated in {csv} but missing in {folder}. Add the recordings or remove the rows."
     no_row = f"in {folder} but not rated in {csv}. Add rows or remove the recordings."
     for one, other, what in ((clips, files, no_file), (files, clips, no_row)):
         if lacking := sorted(set(one) - set(other)):
-            shown = ", ".join(lacking[:5]) + " ..." * (len(lacking) > 5)
+            shown = ", ".join(f"{one:.60}" for one in lacking[:5]) + " ..." * (len(lacking) > 5)
             raise InputError(f"{len(lacking)} clips ({shown}) are {what}")
 
     # --- Folds of whole groups, as equal in size as the groups allow
@@ -142,7 +159,7 @@ def read_ratings(
         raise InputError(f"{csv} rates {len(table)} clips. {need}")
     if (n := groups.nunique()) < 2:
         raise InputError(
-            f"{csv} has all clips in one group, {groups.iloc[0]!r}. Name a column with at least"
+            f"{csv} has all clips in one group, {groups.iloc[0]!r:.60}. Name a column with at least"
             " two, so that one can be held out."
         )
     folds = np.empty(len(table), int)

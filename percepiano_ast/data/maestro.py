@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from percepiano_ast import audio
 from percepiano_ast.config import FrontEnd, lookup
 from percepiano_ast.data import build, shards, sources
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, atomic, lock_config
+from percepiano_ast.files import as_path, as_text, atomic, lock_config, summary
 from percepiano_ast.music.midi import read_midi
 
 logger = logging.getLogger(__name__)
@@ -146,9 +146,10 @@ def preprocess(
     lookup(shards.DTYPES, dtype, "storage format of levels")
     if not isinstance(as_path(out), Path) and not options.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
+    _open.cache_clear()  # a notebook may run again with another state of the source
     table = sources.read_table(_open(str(where)))
     settings: dict[str, Any] = {
-        "source": Path(where).name,
+        "source": as_text(Path(where).name),
         "table": table.fingerprint,
         "front_end": asdict(front_end),
     }
@@ -168,6 +169,19 @@ def preprocess(
         total = table.rows["duration"].sum() / 3600
         line += f"; limited to about {max_hours:g} h of {total:.2f} h"
     logger.info(line)
+    for line in summary(table.others):
+        logger.info(f"  {line}")
+    if table.licence == sources.OWN_LICENCE:
+        others = {name.lower() for name in table.others}
+        paths = [PurePosixPath(name) for name in rows["audio_filename"]]
+        ends = ".mid", ".midi"
+        beside = [p for p in paths if {str(p.with_suffix(end)).lower() for end in ends} & others]
+        if beside:
+            logger.warning(
+                f"{len(beside)} recordings have a MIDI file, such as {beside[0]}: without a table"
+                " in MAESTRO's format it is not used, splits are random, and works are known by"
+                " the names of files alone."
+            )
     items = []
     for row in rows.itertuples():
         fields = {"composer": row.canonical_composer, "title": row.canonical_title}
@@ -202,6 +216,7 @@ def preprocess(
         description={"licence": licence, "simulated": simulated},
         excluded=excluded,
         refused=table.refused,
+        others=table.others,
         tables=tables,
     )
     return out

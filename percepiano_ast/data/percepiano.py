@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from percepiano_ast import audio
+from percepiano_ast import audio, files
 from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards
@@ -28,11 +28,11 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import download, lock_config, sha256_of
-from percepiano_ast.files import read_json as read_plain_json
+from percepiano_ast.files import download, lock_config, printable, sha256_of, summary
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
+from percepiano_ast.tables import clean_name, read_own
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ MISNAMED = {"Beethoven_WoO80_var25_8bars_19_14": "Beethoven_WoO80_var24_8bars_0"
 
 SPLIT = "rated"
 OWN = "own"  # a custom recording, in place of a synthesizer's name
+KEY = ["clip", "synthesizer"]  # of a rendering, in tables
 SEPARATOR = "+"  # between synthesizer and augmentation, as in fluidr3mono+room
 LICENCE = "PercePiano: MIT, github.com/JonghoKimSNU/PercePiano; audio rendered from its MIDI"
 MADE_BY = "notebook 03_finetune_percepiano_gpu or `percepiano preprocess --percepiano FOLDER`"
@@ -101,7 +102,7 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
     """Names without surrounding spaces (one published file has one) -> values."""
     found: dict = {}
     for name, value in pairs:
-        if (name := name.strip()) in found:
+        if (name := clean_name(name)) in found:
             what = f"{name!r} twice (spaces around a name are ignored)"
             raise InputError(f"{where} has {what}. Keep one of them.")
         found[name] = value
@@ -109,11 +110,9 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; spaces around names are removed. InputError: damaged, not an object, or a
+    """Read a JSON object; spaces around names are removed. InputError: see `files.read_json`, or a
     duplicated name."""
-    read_plain_json(path, advice="Download it again.")  # refuses damage
-    text = path.read_text(encoding="utf-8-sig")
-    return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
+    return _unique(files.read_json(path, advice="Download it again.").items(), path)
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
@@ -309,20 +308,22 @@ def rater_agreement(raters: pd.DataFrame) -> pd.DataFrame:
 # --- Recordings and augmentations -----------------------------------------------------------------
 
 
-def recordings_in(folder: str | Path) -> dict[str, Path]:
-    """Clip -> recording, named after the clip; files without an audio extension are ignored.
-    InputError: no such folder, or two recordings of one clip."""
+def recordings_in(folder: str | Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Clip -> recording, named after the clip, and what is left out of the folder, see
+    `audio.find_recordings`. InputError: no such folder, or two recordings of one clip."""
     folder = Path(folder)
     if not folder.is_dir():
         advice = "Give one with one recording per clip, named after the clip."
         raise InputError(f"{folder}: no such folder of recordings. {advice}")
+    paths, left = audio.find_recordings(folder)
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if audio.is_audio(path.name)):
-        if (clip := path.stem.strip()) in found:
-            both = f"{found[clip].name} and {path.name} in {folder}"
-            raise InputError(f"{both} are both of clip {clip!r}. Keep one of them.")
+    for path in paths:
+        if (clip := clean_name(printable(path.stem))) in found:
+            both = " and ".join(printable(p.relative_to(folder)) for p in (found[clip], path))
+            what = f"{both} in {folder} are both of clip {clip!r}"
+            raise InputError(f"{what}. Keep one of them.")
         found[clip] = path
-    return found
+    return found, left
 
 
 class RenderingAugmentation(NamedTuple):
@@ -528,12 +529,16 @@ def preprocess(
             " neither."
         )
     files: dict[str, Path] = {}
+    others: dict[str, str] = {}
     missing: list[str] = []
-    unmatched: list[str] = []
     if recordings:
-        clips, found = set(index["clip"]), recordings_in(recordings)
+        clips, (found, left) = set(index["clip"]), recordings_in(recordings)
         files = {clip: path for clip, path in found.items() if clip in clips}
         missing, unmatched = sorted(clips - set(found)), sorted(set(found) - clips)
+        left |= {found[clip]: "recordings match no clip and are ignored" for clip in unmatched}
+        others = {printable(path.relative_to(recordings)): what for path, what in left.items()}
+        for line in summary(others):
+            logger.info(f"  {line}")
         if not files:
             advice = f"Name each file after its clip, such as {min(clips, default='CLIP')}.wav."
             raise InputError(
@@ -580,9 +585,9 @@ def preprocess(
     }
 
     def tables(facts: list[dict]) -> dict[str, pd.DataFrame]:
-        keys, found = ("clip", "synthesizer"), {"index.csv": index}
+        found = {"index.csv": index}
         for name, part in (("classic_features.csv", "features"), ("levels.csv", "level")):
-            rows = [{key: one[key] for key in keys} | one[part] for one in facts]
+            rows = [{key: one[key] for key in KEY} | one[part] for one in facts]
             found[name] = pd.DataFrame(rows)
         if (Path(folder) / RATERS).is_file():
             found["raters.csv"] = rater_agreement(read_raters(folder)).reset_index()
@@ -595,9 +600,6 @@ def preprocess(
             f"  {sum(map(len, groups))} clips share their MIDI file with another, in {len(groups)}"
             f" groups such as {' and '.join(groups[0])}; each has separate ratings"
         )
-    if unmatched:
-        names = ", ".join(unmatched[:5])
-        logger.info(f"  {len(unmatched)} recordings match no clip and are ignored: {names}")
     if missing:
         logger.info(f"  {len(missing)} clips have no recording; see skipped.csv")
     produce = functools.partial(
@@ -617,11 +619,12 @@ def preprocess(
         description={"licence": licence, "simulated": simulated},
         excluded=excluded,
         refused=refused,
+        others=others,
         tables=tables,
     )
 
     # --- Levels of the renderings, and how many exceed full scale
-    for name, part in pd.read_csv(out / "levels.csv").groupby("synthesizer"):
+    for name, part in read_own(out / "levels.csv", KEY).groupby("synthesizer"):
         low, high, peak = part["level_db"].min(), part["level_db"].max(), part["peak_db"].max()
         logger.info(
             f"  {name}: {low:.0f} to {high:.0f} dB, peaks up to {peak:.1f} dB re full scale;"

@@ -11,8 +11,8 @@ from percepiano_ast.data.percepiano import LABELS, RATERS, find_midi, read_label
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import reliability
-from percepiano_ast.evaluation.predictions import read_csv
 from percepiano_ast.music.midi import read_midi, trimmed
+from percepiano_ast.tables import read_csv
 
 
 def raters(folder: str | Path) -> pd.DataFrame:
@@ -28,7 +28,7 @@ def rater_counts(folder: str | Path) -> dict[str, int]:
     the scale, which excludes the whole row), ``valid``, ``missing`` (zeros and empty cells in valid
     rows), ``raters`` and ``clips``."""
     valid = reliability.read_raters(folder)
-    rows = read_csv(Path(folder) / RATERS, "rater")
+    rows = read_csv(Path(folder) / RATERS, "rater", ["user", "filename"])
     questions = rows.filter(like="Question_").iloc[:, : len(KEYS)]  # the last asks for free text
     blank = int(questions.isna().all(axis=1).sum())
     return {

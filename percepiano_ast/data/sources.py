@@ -21,10 +21,12 @@ import pandas as pd
 
 from percepiano_ast import audio, files
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.tables import clean_name, numbers, read_csv
 
 COLUMNS = tuple(
     "canonical_composer canonical_title split year midi_filename audio_filename duration".split()
 )
+TEXT = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
 SPLITS = ("train", "validation", "test")
 MAESTRO_LICENCE = "MAESTRO v3: CC BY-NC-SA 4.0, https://magenta.tensorflow.org/datasets/maestro"
 OWN_LICENCE = "recordings of your own: you know under which terms"
@@ -53,28 +55,50 @@ def unsafe(name: str) -> str:
 
 
 class Folder:
-    """The files below a folder; ``names``: their relative paths, with ``/``."""
+    """The files below a folder.
+
+    Attributes:
+        names: relative paths, with ``/``, see `files.printable` and `tables.clean_name`.
+        recordings: those of recordings, see `audio.find_recordings`.
+        left: the others, with the reason.
+    """
 
     def __init__(self, where: str):
         self.where, self._path = where, Path(where)
-        paths = (path for path in sorted(self._path.rglob("*")) if path.is_file())
-        self.names = [path.relative_to(self._path).as_posix() for path in paths]
+        recordings, left = audio.find_recordings(where)
+        self._paths: dict[str, Path] = {}
+        for path in sorted([*recordings, *left]):
+            name = clean_name(files.printable(path.relative_to(where).as_posix()))
+            while name in self._paths:  # of another file, with the same letters
+                name = f"{name} again"
+            self._paths[name] = path
+        names = {path: name for name, path in self._paths.items()}
+        self.names, self.recordings = list(self._paths), [names[path] for path in recordings]
+        self.left = {names[path]: reason for path, reason in left.items()}
+
+    def path(self, name: str) -> Path:
+        """Of a file, also one behind a link that `files.walk` does not follow."""
+        return self._paths.get(name, self._path / name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.path(name).is_file()
 
     def size(self, name: str) -> int:
         """Bytes of a file, 0 if it is missing."""
-        path = self._path / name
-        return path.stat().st_size if path.is_file() else 0
+        return self.path(name).stat().st_size if name in self else 0
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[Path]:
         """The path of one file; InputError if it is missing."""
-        if not (self._path / name).is_file():
+        if name not in self:
             raise InputError(f"{name} is listed but not in {self.where}")
-        yield self._path / name
+        yield self.path(name)
 
 
 class Archive:
-    """The members of a zip archive at a path, ``https://`` or ``gs://``; ``names``: of the files.
+    """The members of a zip archive at a path, ``https://`` or ``gs://``; ``names``: of the files,
+    except those of the operating system, ``recordings`` and ``left``: see `Folder`, but by the
+    suffix alone.
 
     Raises:
         InputError: no such file, no support for ranges, or not a complete zip archive.
@@ -94,11 +118,18 @@ class Archive:
         except OSError as error:
             message = f"cannot open {where} ({error}). Give another address or a local copy."
             raise InputError(message) from error
-        self._members = {info.filename: info for info in self._zip.infolist() if not info.is_dir()}
-        self.names = list(self._members)
+        members = (info for info in self._zip.infolist() if not info.is_dir())
+        self._members = {clean_name(files.printable(info.filename)): info for info in members}
+        self.names = [name for name in self._members if not files.of_the_system(name)]
+        self.recordings = [name for name in self.names if audio.is_audio(name)]
+        others = sorted(set(self.names) - set(self.recordings))
+        self.left = dict.fromkeys(others, audio.NO_RECORDING)
         # A member ends at the start of the next one, or of the central directory.
         starts = sorted(info.header_offset for info in self._members.values())
         self._stops = dict(zip(starts, [*starts[1:], self._zip.start_dir]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
 
     def size(self, name: str) -> int:
         """Compressed bytes of a member, 0 if it is missing."""
@@ -113,13 +144,15 @@ class Archive:
             InputError: the member is missing, unreadable, or damaged.
             Unreachable: the server stopped responding.
         """
-        if name not in self._members:
+        if name not in self:
             raise InputError(f"{name} is listed but not in {self.where}")
         info = self._members[name]
         if self.remote:
             self.remote.stop = self._stops[info.header_offset]
         with files.scratch_folder() as folder:
-            path = folder / PurePosixPath(name).name
+            # its own name may be too long for the disk, or have letters that its locale lacks
+            suffix = PurePosixPath(name).suffix
+            path = folder / f"member{suffix if audio.is_audio(name) else ''}"
             try:
                 self._copy(info, path)
             except Damaged:
@@ -146,6 +179,8 @@ def open_source(where: str) -> Archive | Folder:
         InputError: neither an archive nor a folder; see `Archive`.
     """
     path = Path(where)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        raise InputError(f"{where}: a table, not recordings. Give its folder, {path.parent}.")
     if "://" in where or path.is_file():
         return Archive(where)
     if not path.is_dir():
@@ -319,53 +354,71 @@ class RemoteFile(io.RawIOBase):
 class Table:
     """Recordings of a source: ``rows`` of `COLUMNS`, ordered by file name, ``duration`` in seconds;
     ``root``, the folder that file names are relative to, empty or with a final slash; ``refused``,
-    unusable recordings with the reason."""
+    unusable recordings with the reason; ``others``, files that are not recordings, see
+    `files.summary`."""
 
     rows: pd.DataFrame
     root: str
     fingerprint: str
     refused: dict[str, str]
     licence: str
+    others: dict[str, str]
 
 
 def read_table(source: Archive | Folder) -> Table:
-    """Read the source's only CSV table in MAESTRO's format; for a folder without one, make a table
-    of its recordings.
+    """Read the source's table in MAESTRO's format, at the top or below; for a folder without one,
+    make a table of its recordings.
 
     Raises:
-        InputError: no table and no recordings, more than one table, or not MAESTRO's columns and
-            values.
+        InputError: no table and no recordings, more than one table, not MAESTRO's columns and
+            values, or a folder that is part of a data set with a table or has MAESTRO's recordings.
     """
-    depth = isinstance(source, Archive)  # an archive may have one folder at the top
-    tables = [name for name in source.names if name.endswith(".csv") and name.count("/") <= depth]
-    if not tables and isinstance(source, Folder):
-        return _table_of_folder(source)
-    if len(tables) != 1:
+    # --- The table: the only one that is nearest to the top
+    tables, meant = [], []
+    for name in source.left:
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        made_here = f"{name[: name.rfind('/') + 1]}skipped.csv" in source.left  # by `preprocess`
+        if name.lower().endswith(".csv") and name in source and not hidden and not made_here:
+            tables.append(name)
+            with source.open(name) as path:
+                if _is_meant_as_table(path, name):
+                    meant.append(name)
+    if not meant and isinstance(source, Folder) and source.recordings:
+        return _table_of_folder(source, tables)
+    found = meant or (tables if len(tables) == 1 else [])
+    top = min((name.count("/") for name in found), default=0)
+    found = [name for name in found if name.count("/") == top]
+    if len(found) > 1:
         raise InputError(
-            f"{source.where} should hold one CSV table like maestro-v3.0.0.csv, found"
-            f" {tables or 'none'}. Give MAESTRO's archive, or a source in its format."
+            f"{source.where} holds {len(found)} tables like maestro-v3.0.0.csv:"
+            f" {', '.join(found[:5])}. Give a source with one of them."
         )
-    name = tables[0]
+    if not found and source.recordings:
+        advice = "Unpack it and give the folder, or give MAESTRO's archive."
+        raise InputError(f"{source.where} has no CSV table like maestro-v3.0.0.csv. {advice}")
+    if not found:
+        archives = [name for name in source.left if name.lower().endswith(".zip")]
+        advice = f"Give the archive {archives[0]}" if archives else "Give a folder of recordings"
+        raise InputError(
+            f"{source.where} has neither a CSV table like maestro-v3.0.0.csv nor a recording."
+            f" {advice}, or MAESTRO's archive."
+        )
+    (name,) = found
     with source.open(name) as path:
         content = path.read_bytes()
     label = f"{name} in {source.where}"
-    text = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
-    try:
-        rows = pd.read_csv(io.BytesIO(content), dtype=dict.fromkeys(text, str))
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        message = f"{label} is not a readable CSV table ({error}). Download it again."
-        raise InputError(message) from error
+    rows = read_csv(content, "MAESTRO", COLUMNS, name=label)
     if missing := ", ".join(column for column in COLUMNS if column not in rows):
         raise InputError(f"{label} lacks the columns {missing}. Use the columns of MAESTRO v3.")
     if rows.empty:
         raise InputError(f"{label} lists no recordings. Download it again.")
-    numbers = rows[["year", "duration"]].apply(pd.to_numeric, errors="coerce")
-    for column in [column for column in (*text, "year", "duration") if column != "midi_filename"]:
-        bad = (numbers if column in numbers else rows)[column].isna()
+    given = numbers(rows, ["year", "duration"])
+    for column in [column for column in (*TEXT, "year", "duration") if column != "midi_filename"]:
+        bad = ~given[column].between(-1e9, 1e9) if column in given else rows[column].isna()
         if bad.any():
-            row = bad.idxmax()
-            value = f"{column} is {rows[column][row]!r}"
-            raise InputError(f"{label}, line {row + 2}: {value}. Correct the value.")
+            value = f"{column} is {rows[column][line := bad.idxmax()]!r:.60}"
+            raise InputError(f"{label}, line {line}: {value}. Correct the value.")
+    rows = rows.assign(year=given["year"].astype(int), duration=given["duration"])
     if unknown := sorted(set(rows["split"]) - set(SPLITS)):
         raise InputError(f"{label}: unknown split {unknown[0]!r}. Use one of: {', '.join(SPLITS)}.")
     listed = rows["audio_filename"]
@@ -374,32 +427,54 @@ def read_table(source: Archive | Folder) -> Table:
         raise InputError(f"{label} lists {twice} twice. Keep one line per recording.")
     # Unsafe names, rows without a file, files without a row.
     rows = rows.sort_values("audio_filename", ignore_index=True)
-    listed, root, present = rows["audio_filename"], name[: name.rfind("/") + 1], set(source.names)
+    listed, present = rows["audio_filename"], set(source.names)
+    root, table = name[: name.rfind("/") + 1], name
     refused = {name: what for name in listed if (what := unsafe(name))}
     for name in listed:
-        if name not in refused and root + name not in present:
+        if name not in refused and root + name not in present and root + name not in source:
             refused[name] = f"{name} is listed but not in {source.where}"
     known = {root + name for name in listed}
-    strays = (name for name in source.names if audio.is_audio(name) and name not in known)
-    refused |= {name: unsafe(name) or "not listed in the table" for name in strays}
+    strays = (name for name in source.recordings if name not in known)
+    refused |= dict.fromkeys(strays, "not listed in the table")
+    known |= {table, *(root + rows["midi_filename"].dropna())}
+    others = {name: reason for name, reason in source.left.items() if name not in known}
     rows = rows[~listed.isin(refused)]
-    return Table(rows, root, files.sha256_of(content)[:16], refused, MAESTRO_LICENCE)
+    return Table(rows, root, files.sha256_of(content)[:16], refused, MAESTRO_LICENCE, others)
 
 
-def _table_of_folder(source: Folder) -> Table:
+def _is_meant_as_table(path: Path, name: str) -> bool:
+    """Whether a CSV is in MAESTRO's format, or was: a damaged table is not to be ignored."""
+    with path.open("rb") as file:
+        content = file.read(2**16).replace(b"\0", b"")  # UTF-16
+    words = rb"canonical_|audio_filename|midi_filename|\.midi\b|MID--AUDIO"
+    return "maestro" in PurePosixPath(name).name.lower() or bool(re.search(words, content))
+
+
+def _table_of_folder(source: Folder, tables: list[str]) -> Table:
     """One row per recording of a folder; the folder's name serves as composer, the file's as
-    title."""
-    names = [name for name in source.names if audio.is_audio(name)]
-    if not names:
+    title. ``tables``: CSV files that are not used."""
+    home = Path(source.where).resolve()
+    for parent in home.parents[:2]:
+        for path in sorted(parent.glob("*.[cC][sS][vV]")):
+            if files.of_the_system(path.name) or not path.is_file():
+                continue
+            below = f"{home.relative_to(parent).as_posix()}/".encode(errors="replace")
+            if _is_meant_as_table(path, path.name) and below in path.read_bytes():
+                raise InputError(
+                    f"{source.where} is part of the data set of {path}: without this table its"
+                    f" splits, MIDI and works are unknown. Give {parent}."
+                )
+    names, rows, refused = source.recordings, [], {}
+    if of_maestro := [name for name in names if "MID--AUDIO" in name.upper()]:
         raise InputError(
-            f"{source.where} has neither a CSV table like maestro-v3.0.0.csv nor a recording. Give"
-            " a folder of recordings."
+            f"{source.where} has {len(of_maestro)} recordings of MAESTRO, such as {of_maestro[0]},"
+            " without the table of their MIDI, splits and works. Give the folder with"
+            " maestro-v3.0.0.csv, or remove them."
         )
-    rows, refused = [], {}
     for name in names:
         path = Path(name)
         try:
-            seconds = audio.duration(Path(source.where) / name)
+            seconds = audio.duration(source.path(name))
         except InputError as error:
             refused[name] = str(error)
         else:
@@ -422,7 +497,8 @@ def _table_of_folder(source: Folder) -> Table:
         split |= dict.fromkeys(ordered[tenth : 2 * tenth], "test")
     table["split"] = groups.map(split)
     sizes = "".join(f"{name} {source.size(name)}\n" for name in names)
-    return Table(table, "", files.sha256_of(sizes)[:16], refused, OWN_LICENCE)
+    others = source.left | dict.fromkeys(tables, "CSV tables are not like MAESTRO's and not used")
+    return Table(table, "", files.sha256_of(sizes)[:16], refused, OWN_LICENCE, others)
 
 
 def limited(rows: pd.DataFrame, hours: float) -> pd.DataFrame:

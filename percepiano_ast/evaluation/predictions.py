@@ -7,8 +7,7 @@ protocol holds them out.
 """
 
 import gzip
-import io
-import warnings
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ import pandas as pd
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import write_atomic
+from percepiano_ast.tables import MISSING, numbers, read_csv, to_csv
 
 SCOPES = ("overall", "within_segment", "humans_only", "within_segment_humans")
 RUN = ["model", "protocol", "seed"]
@@ -28,7 +28,7 @@ COLUMNS = [*RUN, "fold", "clip", "dimension", "rating", "prediction"]
 HELD_OUT_MUSIC = ("content", "movement", "composition")
 # In a segment of two clips the centred values are x and -x: a prediction is either right or wrong.
 MIN_IN_SEGMENT = 3
-MAX_BYTES = 2**28  # of a table; 1,202 clips and 100 models take half of it
+LONGEST_NAME = 200  # characters of a model, protocol or clip
 # Weights of the checksum of a clip: fractional parts of multiples of the golden ratio, which are
 # distinct, so that swapped dimensions change the sum.
 WEIGHTS = 1 + np.arange(1, len(KEYS) + 1) * (np.sqrt(5) - 1) / 2 % 1
@@ -36,6 +36,8 @@ WEIGHTS = 1 + np.arange(1, len(KEYS) + 1) * (np.sqrt(5) - 1) / 2 % 1
 _DATA = resources.files("percepiano_ast") / "data"
 _SAME_RATING = 1e-3  # tolerance for labels with fewer digits
 _ROUNDING = 5e-4  # largest rounding error of a rating with three decimals
+_HIGHEST = 2**31  # of a seed or fold
+_FILE_NAME = re.compile(r"[\w+@-][\w+@.-]*")
 
 
 class RunPredictions(NamedTuple):
@@ -64,36 +66,6 @@ class RunPredictions(NamedTuple):
         return RunPredictions(*self.name, *(column[rows] for column in self[3:]))
 
 
-# --- Untrusted CSV files --------------------------------------------------------------------------
-
-
-def read_limited(path: str | Path) -> bytes:
-    """The bytes of a CSV file, decompressed if its name ends in ``.gz``; a ValueError for more than
-    ``MAX_BYTES``."""
-    opened = gzip.open if str(path).endswith(".gz") else open
-    with opened(path, "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes, the limit for a table")
-    return content
-
-
-def read_csv(path, what: str) -> pd.DataFrame:
-    """Read a CSV as text cells, so that messages can quote a bad value as written; an `InputError`
-    if it is missing or invalid."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a line that is too long
-            return pd.read_csv(io.BytesIO(read_limited(path)), dtype=str, index_col=False)
-    except FileNotFoundError:
-        raise InputError(
-            f"no {what} file {path}; check the path or run the command that writes it."
-        ) from None
-    # pandas' own errors are ValueErrors
-    except (ValueError, EOFError, OSError, pd.errors.ParserWarning) as error:
-        raise InputError(f"{path} is not a readable CSV file ({error}); write it again.") from None
-
-
 # --- Index and protocols --------------------------------------------------------------------------
 
 
@@ -115,36 +87,40 @@ def load_index(path: str | Path | None = None) -> pd.DataFrame:
         InputError: missing file or column, an empty, repeated or invalid value, or a segment in two
             content groups.
     """
-    index = read_csv(_DATA / "percepiano_index.csv" if path is None else Path(path), "index")
+    required = ["clip", "segment", "content_group", "human"]
+    index = read_csv(_DATA / "percepiano_index.csv" if path is None else path, "index", required)
     name = f"index {'percepiano_index.csv' if path is None else path}"
     folds = [fold_column(protocol) for protocol in protocols(index)]
-    required = ["clip", "segment", "content_group", "human"]
     missing = [column for column in required if column not in index.columns]
     if missing or not folds:
         raise InputError(f"{name} lacks the columns {missing or ['fold_<protocol>']}; add them.")
+    for protocol in protocols(index):
+        if not _FILE_NAME.fullmatch(protocol):  # reports name files by it
+            raise InputError(
+                f"{name} has the protocol {protocol!r:.60}; name it with letters, digits, _ - + @ ."
+            )
     if (empty := index[required + folds].isna().any(axis=1)).any():
-        raise InputError(f"{name}, line {empty.idxmax() + 2}: a value is empty; fill every column.")
+        raise InputError(f"{name}, line {empty.idxmax()}: a value is empty; fill every column.")
 
     def refuse(wrong: pd.Series, column: str, action: str) -> None:
         if wrong.any():
-            value = index[column][wrong].iloc[0]
-            raise InputError(f"{name}: {column} is {value!r}; {action}.")
+            line = wrong.idxmax()
+            value = index[column][line]
+            raise InputError(f"{name}, line {line}: {column} is {value!r:.60}; {action}.")
 
-    index["clip"] = index["clip"].str.strip()
     if (repeated := index["clip"].duplicated()).any():
         clip = index["clip"][repeated].iloc[0]
-        raise InputError(f"{name} lists clip {clip!r} twice; keep one line per clip.")
+        raise InputError(f"{name} lists clip {clip!r:.60} twice; keep one line per clip.")
     refuse(~index["human"].isin(["True", "False"]), "human", "write True or False")
     index["human"] = index["human"] == "True"
-    for column in folds:
-        numbers = pd.to_numeric(index[column], errors="coerce")
-        refuse(~(numbers % 1 == 0), column, "write whole numbers")
-        index[column] = numbers.astype(int)
+    for column, given in numbers(index, folds).items():
+        refuse(~((given % 1 == 0) & (given.abs() < _HIGHEST)), column, "write whole numbers")
+        index[column] = given.astype(int)
     groups = index.groupby("segment")["content_group"].nunique()
     if (n := groups.max()) > 1:
         segment = groups.idxmax()
         raise InputError(f"{name}: segment {segment!r} is in {n} content groups; put it into one.")
-    return index
+    return index.reset_index(drop=True)
 
 
 def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
@@ -181,7 +157,8 @@ def check_protocol(index: pd.DataFrame, protocol: str) -> pd.DataFrame:
 
 def read_predictions(path: str | Path) -> pd.DataFrame:
     """Read a predictions table; an `InputError` names the line of an invalid value."""
-    return _typed(read_csv(Path(path), "predictions"), lambda row: f"{path}, line {row + 2}")
+    table = read_csv(path, "predictions", COLUMNS)
+    return _typed(table, lambda line: f"{path}, line {line}").reset_index(drop=True)
 
 
 def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
@@ -190,7 +167,7 @@ def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
     def refuse(wrong: pd.Series, name: str, action: str):
         if wrong.any():
             value = table[name][row := wrong.idxmax()]
-            shown = repr(value) if isinstance(value, str) else value
+            shown = f"{value!r:.60}" if isinstance(value, str) else value
             raise InputError(f"{where(row)}: {name} is {shown}; {action}.")
 
     if missing := [column for column in COLUMNS if column not in table.columns]:
@@ -200,26 +177,27 @@ def _typed(table: pd.DataFrame, where) -> pd.DataFrame:
     table = table.copy()
     for name in ("model", "protocol", "clip", "dimension"):
         refuse(table[name].isna(), name, "write a name")
-        table[name] = table[name].astype(str).str.strip()
+        table[name] = table[name].astype(str)
+        long = table[name].str.len() > LONGEST_NAME
+        refuse(long, name, f"write a name of at most {LONGEST_NAME} characters")
     known = f"choose one of: {', '.join(KEYS)}. For custom ratings use `finetune --ratings`"
     refuse(~table["dimension"].isin(KEYS), "dimension", known)
-    for name in ("seed", "fold", "rating", "prediction", "uncertainty"):
-        if name not in table.columns:
-            continue
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        wrong = ~np.isfinite(numbers)
+    names = ("seed", "fold", "rating", "prediction", "uncertainty")
+    for name, given in numbers(table, [name for name in names if name in table.columns]).items():
+        wrong = ~np.isfinite(given)
         if name == "uncertainty":  # optional per run, see validate_predictions
-            wrong &= table[name].notna()
+            wrong &= table[name].notna() & ~table[name].isin(MISSING)
         refuse(wrong, name, "write a finite number")
         if name in ("seed", "fold"):
-            refuse((numbers % 1 != 0) | (numbers < 0), name, "write a whole number from 0")
-            numbers = numbers.astype(int)
+            whole = (given % 1 == 0) & (given >= 0) & (given < _HIGHEST)
+            refuse(~whole, name, "write a whole number from 0")
+            given = given.astype(int)
         elif name == "rating":
-            outside = (numbers < 0) | (numbers > 1)
+            outside = (given < 0) | (given > 1)
             refuse(outside, name, "ratings are 0 to 1: divide raw ratings by 7")
         elif name == "uncertainty":
-            refuse(numbers < 0, name, "write a standard deviation, 0 or more")
-        table[name] = numbers
+            refuse(given < 0, name, "write a standard deviation, 0 or more")
+        table[name] = given
     return table
 
 
@@ -405,5 +383,5 @@ def ensemble(table: pd.DataFrame, word: str) -> pd.DataFrame:
 
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a predictions table atomically; gzipped if the name ends with ``.gz``."""
-    content = table.to_csv(index=False, float_format="%.6f", lineterminator="\n").encode()
+    content = to_csv(table, "%.6f")
     write_atomic(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

@@ -10,7 +10,8 @@ from scipy import sparse
 
 from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
-from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, SCOPES, load_index, read_csv
+from percepiano_ast.evaluation.predictions import MIN_IN_SEGMENT, SCOPES, load_index
+from percepiano_ast.tables import MISSING, numbers, read_csv
 
 RATERS = "labels/total_2rounds.csv"
 N_SPLITS = 500
@@ -29,25 +30,29 @@ def read_raters(path: str | Path) -> pd.DataFrame:
         InputError: missing file or columns, a value that is not a number, or no valid row.
     """
     path = Path(path) / RATERS if Path(path).is_dir() else Path(path)
-    table = read_csv(path, "rater")
+    table = read_csv(path, "rater", ["user", "filename"])
     questions = [name for name in table.columns if name.startswith("Question_")][: len(KEYS)]
     if len(questions) < len(KEYS) or not {"user", "filename"} <= set(table.columns):
         raise InputError(
             f"{path} lacks user, filename or some of the {len(KEYS)} Question_ columns; give"
             f" PercePiano's {RATERS}."
         )
-    values = table[questions].apply(pd.to_numeric, errors="coerce")
-    wrong = values.isna() & table[questions].notna() | (values < 0)
+    values, given = numbers(table, questions), table[questions]
+    wrong = ~np.isfinite(values) & given.notna() & ~given.isin(MISSING) | (values < 0)
     if wrong.any(axis=None):
         row, column = np.argwhere(wrong)[0]
-        name, value = questions[column], table[questions].iloc[row, column]
+        name, value = questions[column], given.iloc[row, column]
         raise InputError(
-            f"{path}, line {row + 2}: {name} is {value!r}; write 1 to 7, or 0 for a missing value."
+            f"{path}, line {table.index[row]}: {name} is {value!r:.60}; write 1 to 7, or 0 for a"
+            " missing value."
         )
     valid = ~(values > _HIGHEST).any(axis=1) & values.notna().any(axis=1)
     if not valid.any():
         raise InputError(f"{path} has no valid rating; give PercePiano's {RATERS}.")
-    clips = table["filename"].str.strip().str.removesuffix(".wav").str.strip()
+    for name in ("user", "filename"):
+        if (empty := table[name].isna() & valid).any():
+            raise InputError(f"{path}, line {empty.idxmax()}: {name} is empty; write a name.")
+    clips = table["filename"].str.removesuffix(".wav").str.strip()
     names = pd.DataFrame({"rater": table["user"], "clip": clips})
     ratings = names.join(values.where(values > 0).set_axis(list(KEYS), axis=1))
     return ratings[valid].reset_index(drop=True)
@@ -220,15 +225,17 @@ def load_ceiling(index: pd.DataFrame, path: str | Path | None = None) -> pd.Data
     if path is None and not set(index["clip"]) <= set(load_index()["clip"]):
         return None
     bundled = resources.files("percepiano_ast") / "data" / "percepiano_noise_ceiling.csv"
-    table = read_csv(source := path or bundled, "noise ceiling")
+    table = read_csv(source := path or bundled, "noise ceiling", ["dimension"])
     scopes = [scope for scope in SCOPES if scope in table.columns]
     if "dimension" not in table.columns or not scopes or set(KEYS) - set(table["dimension"]):
         raise InputError(
             f"noise ceiling {source} lacks the column dimension, a scope ({', '.join(SCOPES)}) or a"
             " row of the 19 dimensions; create it with `percepiano reliability`."
         )
-    table = table.set_index("dimension").loc[list(KEYS), scopes]
-    table = table.apply(pd.to_numeric, errors="coerce")
+    if (repeated := table["dimension"].duplicated()).any():
+        twice = f"line {repeated.idxmax()}: {table['dimension'][repeated].iloc[0]!r:.60}"
+        raise InputError(f"noise ceiling {source}, {twice} has a row already; keep one.")
+    table = numbers(table, scopes).set_index(table["dimension"]).loc[list(KEYS)]
     if not ((table >= 0) & (table <= 1)).all(axis=None):
         raise InputError(f"noise ceiling {source}: a value is not from 0 to 1; write correlations.")
     return table

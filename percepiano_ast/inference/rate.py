@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
@@ -39,9 +39,11 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.files import (
     MAX_MODEL,
     as_path,
+    as_text,
     check_tensors,
     download,
     one_line,
+    printable,
     read_json,
     read_signed_json,
     sha256_of,
@@ -150,6 +152,8 @@ class Rater(abc.ABC):
         opened = audio.Recording(source, name=name, min_rate=self._lowest_rate)
         wave = opened.read(self.sample_rate)
         rating = self.rate_wave(wave, written, opened.name, progress=progress)
+        if isinstance(source, str):
+            rating = replace(rating, file=source)  # messages have its name on one line
         rating.warnings.extend(opened.remarks)
         if opened.full_scale > _DISTORTED:
             rating.warnings.append(
@@ -704,20 +708,19 @@ def rate(
     return load_model(model).rate(recording, sample_rate, score=score)
 
 
-def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], list[Path]]:
-    """The recordings that files and folders name, in order, and the other files in these folders.
-    A folder without a recording is among the former: rating it raises an error that says so."""
+def recordings_in(places: Iterable[str | Path]) -> tuple[list[str | Path], dict[Path, str]]:
+    """The recordings that files and folders name, in order, and what is left out of the folders,
+    see `audio.find_recordings`. A folder without a recording is among the former: rating it raises
+    an error that says so."""
     found: list[str | Path] = []
-    others: list[Path] = []
+    left: dict[Path, str] = {}
     for place in places:
-        inside = sorted(path for path in Path(place).rglob("*") if path.is_file())
-        if inside:
-            recordings = [path for path in inside if audio.is_audio(path.name)]
-            found += recordings or [place]
-            others += [path for path in inside if path not in recordings]
-        else:
-            found.append(place)
-    return found, others
+        inside: list[Path] = []
+        if os.path.isdir(place):
+            inside, others = audio.find_recordings(place)
+            left |= others
+        found += inside or [place]
+    return found, left
 
 
 def rate_files(
@@ -740,7 +743,7 @@ def rate_files(
         show: called with each result.
 
     Returns:
-        for each file a `Rating`, or ``{"file", "error"}``.
+        for each file a `Rating`, or ``{"file", "error"}``, see `files.as_text`.
 
     Raises:
         InputError: before rating: options that exclude each other, a page or table that cannot be
@@ -771,7 +774,8 @@ def rate_files(
                 results.append(rater.rate(file, score=written, progress=say))
                 sounds.append(sound)
             except InputError as error:
-                results.append({"file": file, "error": str(error).removeprefix(f"{file}: ")})
+                reason = str(error).removeprefix(f"{printable(file)}: ")
+                results.append({"file": as_text(file), "error": reason})
             finally:
                 if say:
                     say("")
@@ -779,7 +783,9 @@ def rate_files(
                 show(results[-1])
         rated = [one for one in results if isinstance(one, Rating)]
         if csv:
-            to_table(rated).to_csv(csv, index=False, lineterminator="\n")
+            from percepiano_ast.tables import to_csv  # here, because pandas takes 0.2 s to import
+
+            Path(csv).write_bytes(to_csv(to_table(rated)))
         if html and rated:
             page.write_page(rated, html, [one.result() for one in sounds if one])
     return results

@@ -15,6 +15,7 @@ import numpy as np
 
 from percepiano_ast.dimensions import PERCEPIANO, Dimension, RatingScale
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import as_text, printable
 from percepiano_ast.music.midi import Performance
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Rating:
     those without a default, ``warnings`` and ``scale``.
 
     Attributes:
-        file, seconds: its name and length.
+        file, seconds: its path or name as given, and length; what is shown of the name is
+            `files.printable`.
         ratings, uncertainty: by dimension, on ``scale``: the predicted mean rating by people, and
             the standard deviation of its error (of a model in one file: for works, soundfonts and
             rooms that were left out of training).
@@ -135,8 +137,9 @@ class Rating:
 
     def as_json(self) -> dict:
         """``{"file", "ratings", "uncertainty", "percentiles", "warnings"}``, without percentiles if
-        there are none."""
-        found: dict = {name: getattr(self, name) for name in ("file", "ratings", "uncertainty")}
+        there are none; for ``file`` see `files.as_text`."""
+        found: dict = {"file": as_text(self.file)}
+        found |= {"ratings": self.ratings, "uncertainty": self.uncertainty}
         if self.percentiles:
             found["percentiles"] = self.percentiles
         return found | {"warnings": self.warnings}
@@ -162,7 +165,7 @@ class Rating:
     def __repr__(self) -> str:
         """Five lines: file, length, the two most distinctive ratings, warnings."""
         far = sorted(self.ratings, key=lambda key: -abs(self.position(key)[0] - 50))
-        lines = [f"Rating of {self.file}", in_short(self)]
+        lines = [f"Rating of {printable(self.file)}", in_short(self)]
         for key in far[:2]:
             percentile = f", percentile {self.percentiles[key]:.0f}" if self.percentiles else ""
             lines.append(f"{self.sentence(key)} ({self.number(key)}{percentile})")
@@ -228,8 +231,8 @@ def to_table(ratings: Iterable[Rating]) -> pd.DataFrame:
     import pandas as pd  # here, because it takes 0.2 s to import
 
     rows = [
-        (one.file, key, value, one.uncertainty[key], one.percentiles.get(key), one.sentence(key))
-        for one in ratings
+        (file, key, value, one.uncertainty[key], one.percentiles.get(key), one.sentence(key))
+        for one, file in ((one, printable(one.file)) for one in ratings)
         for key, value in one.ratings.items()
     ]
     columns = ["file", "dimension", "rating", "uncertainty", "percentile", "words"]
@@ -246,7 +249,8 @@ def to_text(rating: Rating, colour: bool = False, ascii_only: bool = False) -> s
     def styled(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colour else text
 
-    name = rating.file if len(rating.file) <= WIDTH else f"...{rating.file[3 - WIDTH :]}"
+    name = printable(rating.file)
+    name = name if len(name) <= WIDTH else f"...{name[3 - WIDTH :]}"
     wrap = functools.partial(textwrap.wrap, width=WIDTH, subsequent_indent="  ")
     lines = [name, f"  {in_short(rating)}"]
     for warning in rating.warnings:
@@ -297,8 +301,8 @@ def compare(one: Rating, other: Rating) -> pd.DataFrame:
 
     if not (one.within and other.within):
         raise InputError(
-            f"{one.file} and {other.file}: their model states no errors within a passage. Compare"
-            " ratings by the bundled model"
+            f"{printable(one.file)} and {printable(other.file)}: their model states no errors"
+            " within a passage. Compare ratings by the bundled model"
         )
     rows = []
     for key, _, low, high in one.scale.dimensions:
@@ -316,7 +320,7 @@ def compare(one: Rating, other: Rating) -> pd.DataFrame:
 def comparison_text(one: Rating, other: Rating) -> str:
     """Two performances of one piece for a terminal: the differences that exceed their error."""
     found = compare(one, other)
-    names = f"{Path(other.file).name} against {Path(one.file).name}"
+    names = " against ".join(printable(Path(rating.file).name) for rating in (other, one))
     lines = textwrap.wrap(f"{names}, if both are of the same music:", WIDTH)
     for key, _, low, high in one.scale.dimensions:
         if found.reported[key]:
@@ -339,6 +343,6 @@ def templates():
         autoescape=True,
         trim_blocks=True,
     )
-    jinja.filters["filename"] = lambda file: Path(file).name
+    jinja.filters["filename"] = lambda file: printable(Path(file).name)
     jinja.globals |= {"clock": clock, "in_short": in_short}
     return jinja

@@ -184,7 +184,7 @@ def ablate_training(
             path = lock_config(here, settings) / "predictions.csv.gz"
             if path.exists():
                 logger.info(f"{name}, seed {seed}: already done")
-                tables.append(pd.read_csv(path))
+                tables.append(predictions.read_predictions(path))
                 continue
             logger.info(f"{name}, seed {seed}")
             facts = {"data": metadata["licence"], "simulated": metadata["simulated"]}

@@ -31,11 +31,12 @@ from percepiano_ast.dimensions import RatingScale
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.predictions import fold_column
-from percepiano_ast.files import TimeLeft, atomic, lock_config, process_map, sha256_of
+from percepiano_ast.files import TimeLeft, lock_config, process_map, sha256_of, write_atomic
 from percepiano_ast.inference import regressors
 from percepiano_ast.models.cnn import CNNConfig
 from percepiano_ast.music import align, midi, performance_features, score, score_features
 from percepiano_ast.music.synth import RenderCache
+from percepiano_ast.tables import read_own, to_csv
 from percepiano_ast.training.finetune import Finetuning, fit_heads, steps_of_epoch
 
 # Identity baselines and their factors.
@@ -132,7 +133,7 @@ def run_baselines(folder: str | Path, out: str | Path, options: BaselineOptions)
         "simulated": percepiano.is_simulated(folder),
     }
     lock_config(out, settings)
-    index.to_csv(out / "index.csv", index=False, lineterminator="\n")
+    (out / "index.csv").write_bytes(to_csv(index))
 
     def tables(baseline: str) -> list[pd.DataFrame]:
         """The features of a baseline: one table per synthesizer, or one of the MIDI files."""
@@ -148,7 +149,7 @@ def run_baselines(folder: str | Path, out: str | Path, options: BaselineOptions)
         informed, unmatched = score_table(files, scores, *where)
         if unmatched:
             rows = pd.DataFrame(unmatched.items(), columns=["clip", "reason"])
-            rows.to_csv(out / "without_score.csv", index=False, lineterminator="\n")
+            (out / "without_score.csv").write_bytes(to_csv(rows))
             logger.info(
                 f"skipped {len(unmatched)} clips without a matching score, see without_score.csv"
             )
@@ -194,7 +195,7 @@ def run_baselines(folder: str | Path, out: str | Path, options: BaselineOptions)
             predictions.write(table, paths[name])
         logger.info(f"{baseline}, {protocol}: done in {time.monotonic() - started:.0f} s")
     if left_out:
-        pd.DataFrame(left_out).to_csv(out / "left_out.csv", index=False, lineterminator="\n")
+        (out / "left_out.csv").write_bytes(to_csv(pd.DataFrame(left_out)))
         logger.info(
             f"skipped {len(left_out)} combinations of baseline and protocol, see left_out.csv"
         )
@@ -425,10 +426,10 @@ def _table(
         if not path.exists():
             return {}
         try:
-            table = pd.read_csv(path, dtype={"clip": str, "key": str} | dict.fromkeys(names, float))
-        except ValueError as error:  # includes errors of pandas
+            table = read_own(path, ["clip", "key"])
+        except InputError as error:
             raise InputError(
-                f"{path} is not a readable table ({error}); delete it to recompute it."
+                f"{path} is not a readable table; delete it to recompute it."
             ) from error
         if list(table.columns) != ["clip", "key", *names]:
             return {}
@@ -454,8 +455,7 @@ def _table(
             last = time.monotonic()
             table = pd.DataFrame.from_dict(rows, orient="index", columns=names)
             table.insert(0, "key", [keys[one] for one in rows])
-            with atomic(path) as partial:
-                table.rename_axis("clip").to_csv(partial, float_format="%.7g", lineterminator="\n")
+            write_atomic(path, to_csv(table.rename_axis("clip").reset_index(), "%.7g"))
     # Always read back, so that new and cached rows have the same rounding.
     table = pd.DataFrame.from_dict(saved(), orient="index", columns=names)
     return table.loc[list(files)]

@@ -20,6 +20,7 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis, predictions
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, config_for, cross_validate
+from percepiano_ast.tables import to_csv
 from percepiano_ast.training.checkpoints import Storage
 
 logger = logging.getLogger(__name__)
@@ -157,6 +158,6 @@ def finetune_custom(
     table = rated.table(rated.name, which, values, **more)
     predictions.write(table, here.predictions(rated.name))
     result = analysis.few_shot_table(table, found.index)
-    result.to_csv(here.root / f"result_{rated.name}.csv", index=False, float_format="%.4f")
+    (here.root / f"result_{rated.name}.csv").write_bytes(to_csv(result, "%.4f"))
     remarks = analysis.few_shot_remarks(result, found.index)
     return CustomResult(str(here.store or here.root), table, result, remarks, simulated)

@@ -41,6 +41,7 @@ from percepiano_ast.pipeline.steps import (
     rated_clips_of,
     sound_features,
 )
+from percepiano_ast.tables import to_csv
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +170,8 @@ def regression_data(
     if left_out:
         rows = [int(row) for row in left_out]
         columns = {"clip": clips.clip[rows], "synthesizer": np.array(clips.synthesizer)[rows]}
-        pd.DataFrame(columns | {"reason": left_out.values()}).to_csv(
-            home / "without_score.csv", index=False, lineterminator="\n"
-        )
+        table = pd.DataFrame(columns | {"reason": left_out.values()})
+        (home / "without_score.csv").write_bytes(to_csv(table))
         logger.info(
             f"{len(left_out)} of {len(clips.clip)} renderings do not match their score, see"
             " without_score.csv"

@@ -29,6 +29,7 @@ from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES, WIND
 from percepiano_ast.pipeline.baselines import IDENTITY, fold_by_fold, predict_identity
 from percepiano_ast.pipeline.run import MADE_BY_FINETUNE, EncoderInit, Run, load_encoder, workers
 from percepiano_ast.studies import report
+from percepiano_ast.tables import read_own
 from percepiano_ast.training import finetune as finetuning
 from percepiano_ast.training import mesh
 from percepiano_ast.training import pretrain as pretraining
@@ -377,7 +378,7 @@ def rated_clips_of(
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
     clips, path, raters = batches.rated_clips(shard_set), home / "raters.csv", None
     if path.exists():
-        raters = pd.read_csv(path, index_col="clip").loc[clips.clip, "n_ratings"].to_numpy()
+        raters = read_own(path, ["clip"]).set_index("clip").loc[clips.clip, "n_ratings"].to_numpy()
     given = run, start, config, clips, shard_set.front_end, load_index(home / "index.csv"), raters
     return CrossValidation(*given), shard_set.metadata
 
@@ -454,7 +455,7 @@ def predict_baselines(run: Run) -> pd.DataFrame:
 
 def sound_features(home: Path, clips: batches.RatedClips) -> np.ndarray:
     """Classic audio features of the renderings, (n, features), from the folder of their shards."""
-    table = pd.read_csv(home / "classic_features.csv").set_index(["clip", "synthesizer"])
+    table = read_own(home / "classic_features.csv", percepiano.KEY).set_index(percepiano.KEY)
     return table.loc[list(zip(clips.clip, clips.synthesizer))].to_numpy(np.float32)
 
 
@@ -469,7 +470,7 @@ def evaluate(run: Run) -> Path:
         raise InputError(f"no predictions_*.csv in {run.root}. Run {MADE_BY_FINETUNE} first")
     home = run.percepiano
     shard_set = shards.open_shards(home, percepiano.SPLIT, made_by=percepiano.MADE_BY)
-    rendered = pd.read_csv(home / "classic_features.csv", usecols=["clip"])["clip"].nunique()
+    rendered = read_own(home / "classic_features.csv", percepiano.KEY)["clip"].nunique()
     return report.evaluate_files(
         paths,
         run.evaluation,

@@ -4,6 +4,7 @@ colour."""
 import base64
 import html
 import io
+import warnings
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.text import Text
 
 from percepiano_ast.audio.mel import band_centres
 from percepiano_ast.config import FrontEnd
@@ -32,11 +35,20 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 FREQUENCIES = (100, 500, 1000, 2000, 4000, 8000)  # Hz, ticks of the mel axis
 SLANTED: Look = {"ha": "right", "rotation_mode": "anchor"}  # tick labels that end at their tick
+_NO_GLYPH = "Glyph .* missing from"
 LABELS = {one.key: f"{one.family}: {one.low} \N{EN DASH} {one.high}" for one in DIMENSIONS}
 
 
 class Figure(matplotlib.figure.Figure):
-    """A matplotlib figure with alt text in notebooks."""
+    """A matplotlib figure with alt text in notebooks, whose text is never mathematics: names of
+    models and files may have dollar signs."""
+
+    def draw(self, renderer) -> None:
+        """Draw the figure; letters that the font lacks become boxes without a warning."""
+        with rc_context({"text.parse_math": False}), warnings.catch_warnings():  # for new ticks
+            warnings.filterwarnings("ignore", _NO_GLYPH)
+            _as_written(self)
+            super().draw(renderer)
 
     def _ipython_display_(self) -> None:
         # HTML instead of image/png, for which JupyterLab writes no alt attribute.
@@ -48,6 +60,11 @@ class Figure(matplotlib.figure.Figure):
         source = f'src="data:image/png;base64,{image}" style="max-width: 100%"'
         tag = f'<img alt="{html.escape(alt)}" {source}>'
         display({"text/html": tag, "text/plain": alt}, raw=True)
+
+
+def _as_written(artist: Artist) -> None:
+    for text in artist.findobj(Text):
+        text.set_parse_math(False)
 
 
 def canvas(width: float, height: float, *shape: int, **options) -> tuple[Figure, Any]:
@@ -80,8 +97,11 @@ def finish(figure: Figure, title: str, columns: int = 0, **legend) -> Figure:
     legend = {"handles": figure.axes[0].get_legend_handles_labels()[0]} | legend
     for n in range(columns, 0, -1):
         below = figure.legend(loc="outside lower center", ncols=n, frameon=False, **legend)
-        if n == 1 or below.get_window_extent().width <= figure.bbox.width:
-            break
+        _as_written(below)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _NO_GLYPH)
+            if n == 1 or below.get_window_extent().width <= figure.bbox.width:
+                break
         below.remove()
     return figure
 

@@ -37,6 +37,7 @@ from percepiano_ast.audio.mel import window_starts
 from percepiano_ast.config import ComputeConfig, FrontEnd, ModelConfig, lookup
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import printable
 from percepiano_ast.inference.rate import FoldEnsemble, FoldModel, require_explained
 from percepiano_ast.models.heads import RatingModel, moments_to_embedding
 from percepiano_ast.music.midi import Performance, damped, note_name, read_midi
@@ -44,6 +45,7 @@ from percepiano_ast.plots import studies as figures
 from percepiano_ast.plots.style import save
 from percepiano_ast.studies import attribution
 from percepiano_ast.studies.report import sentences
+from percepiano_ast.tables import to_csv
 from percepiano_ast.training.finetune import Finetuning
 from percepiano_ast.training.state import normalise
 
@@ -223,7 +225,7 @@ class Explainer:
         wave = audio.load(file, self.front_end.sample_rate)
         codes, _ = audio.quantize(audio.log_mel(wave, self.front_end), self.front_end)
         level = audio.dequantize(codes, self.front_end)
-        return ExplainedRecording(Path(file).stem.strip(), wave, level, self.front_end)
+        return ExplainedRecording(printable(Path(file).stem.strip()), wave, level, self.front_end)
 
     def excerpt(
         self, recording: str | Path | ExplainedRecording, dimension: str, seconds: float = SECONDS
@@ -667,7 +669,7 @@ def explain_files(
         raise InputError(
             f"one MIDI for {len(files)} recordings: give --midi with a single recording."
         )
-    names = [Path(file).stem.strip() for file in files]
+    names = [printable(Path(file).stem.strip()) for file in files]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(
             f"two recordings are called {', '.join(sorted(twice))} and would share a folder; rename"
@@ -690,7 +692,7 @@ def explain_files(
         return
     tables = run_checks(explainer, explained)
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False, float_format="%.6f")
+        (out / f"{name}.csv").write_bytes(to_csv(table, "%.6f"))
     title = f"Deletion curves ({tables['deletion']['recording'].nunique()} recordings)"
     save(figures.deletion_curves(tables["deletion"], title), out / "deletion")
     curves = figures.randomisation_curves(tables["randomisation"], ALIKE, "Weight randomisation")

@@ -35,6 +35,7 @@ from percepiano_ast.evaluation.predictions import (
 from percepiano_ast.files import sha256_of
 from percepiano_ast.plots.results import ERROR_PARTS, SCOPE_NAMES
 from percepiano_ast.plots.style import MOST, save
+from percepiano_ast.tables import to_csv
 
 # What each protocol holds out. In the leaky ones the music of a held-out clip is also in training.
 PROTOCOLS = pd.read_csv(
@@ -89,7 +90,7 @@ def evaluate_files(
         settings=settings,
         ceiling=known,
         reference=reference,
-        command=shlex.join(command + ["--partial"] * partial),
+        command=shlex.join(command + ["--partial"] * partial).replace("\n", "'$'\\n''"),
         files={Path(path).name: sha256_of(Path(path)) for path in paths},
     )
 
@@ -131,7 +132,7 @@ def write(
     tables = evaluate(predictions, index, settings, ceiling)
     out.mkdir(parents=True, exist_ok=True)
     for name, found in tables.items():
-        found.to_csv(out / f"{name}.csv", index=False, float_format="%.6f", lineterminator="\n")
+        (out / f"{name}.csv").write_bytes(to_csv(found, "%.6f"))
     marks, mark = ", SIMULATED ratings" * simulated, " (simulated ratings)" * simulated
     parts = [
         _protocol(tables | {"predictions": predictions}, protocol, ceiling, marks)
@@ -182,7 +183,7 @@ def _protocol(
             lowest = part[name].groupby("model")["seed"].transform("min")
             part[name] = part[name][part[name]["seed"] == lowest]
     models = part["models"] = list(ranking(part["summary"]).index)
-    part["informed"] = ", ".join(f"`{model}`" for model in models if "+score" in model)
+    part["informed"] = ", ".join(code(model) for model in models if "+score" in model)
     shown = part["shown"] = {}
 
     # Agreement of each model, and the same for the comparison page
@@ -333,7 +334,7 @@ def _compared(tables: dict[str, pd.DataFrame], parts: list[dict], wanted: str) -
         },
         "reference": reference,
         "chosen": chosen,
-        "not_compared": ", ".join(f"`{name}`" for name in chosen if name not in gains),
+        "not_compared": ", ".join(code(name) for name in chosen if name not in gains),
         "gains": gains,
         "gains_drawn": pd.concat(list(gains.values())[:MOST]) if gains else None,
         "gained_text": gained_text,
@@ -388,7 +389,7 @@ def pairwise(found: pd.DataFrame) -> str:
 
 
 def sentences(study: str, macro: str, *about) -> list[str]:
-    """The lines of a macro of ``templates/STUDY_sentences.md.j2``."""
+    """The lines of a macro of ``templates/STUDY_sentences.md.j2``, in Markdown."""
     template = TEMPLATES.get_template(f"{study}_sentences.md.j2")
     text = getattr(template.module, macro)(*about)
     return [line.rstrip() for line in text.splitlines() if line.strip()]
@@ -463,6 +464,38 @@ def _text(found: pd.DataFrame, form: str = "z.2f") -> pd.DataFrame:
     return found.assign(text=[ranged(row, form) for _, row in found.iterrows()])
 
 
+# --- Names in Markdown and LaTeX ------------------------------------------------------------------
+
+
+# Not the stars of numbers, underscores within words, or intervals.
+_MARKUP = re.compile(
+    r"[\\`~$]|(?<![0-9])\*|\*(?! |$)|(?<!\w)_|_(?!\w)"
+    r"|\[(?![-+.\d]+, [-+.\d]+\](?![(\[:]))|(?<=\])[(\[:]"
+)
+
+
+def escaped(text: str) -> str:
+    """Text in Markdown, on one line: characters of HTML and of markup as entities."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", plain)
+
+
+def code(name: str) -> str:
+    """A name as a code span of Markdown, or `escaped` if it has characters that end one, or HTML,
+    which is shown as it stands there."""
+    return escaped(name) if re.search(r"[`<>&\\$]|\s\s|[^\S ]", name) else f"`{name}`"
+
+
+def latex(text: str) -> str:
+    """Text in LaTeX."""
+    words = {"\\": "textbackslash", "~": "textasciitilde", "^": "textasciicircum"}
+    return re.sub(
+        r"[\\~^%_&#${}]",
+        lambda found: f"\\{words[found[0]]}{{}}" if found[0] in words else f"\\{found[0]}",
+        text,
+    )
+
+
 # --- Pages ----------------------------------------------------------------------------------------
 
 TEMPLATES = Environment(
@@ -471,7 +504,12 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {"paragraph": lambda text: " ".join(text.split()), "number": number}
+TEMPLATES.filters |= {
+    "paragraph": lambda text: " ".join(text.split()),
+    "number": number,
+    "code": code,
+    "escaped": escaped,
+}
 TEMPLATES.tests |= {"encoder": is_encoder, "starting": str.startswith, "ending": str.endswith}
 TEMPLATES.globals |= {"report": sys.modules[__name__], "plots": plots, "len": len}
 
@@ -488,15 +526,15 @@ def _page(folder: Path, name: str, context: dict) -> Path:
         plain = plain.rename_axis(index=shown.index.name or "")
         path = folder / "tables" / f"{name}.csv"
         path.parent.mkdir(exist_ok=True)
-        plain.to_csv(path, lineterminator="\n")
-        escaped = re.sub(r"([%_&#$])", r"\\\1", _plain(caption))
-        options = {"index": False, "escape": True, "caption": escaped, "position": "htbp"}
-        latex = plain.reset_index().to_latex(label=f"tab:{name}", **options)
-        path.with_suffix(".tex").write_text(latex, encoding="utf-8")
+        plain = plain.reset_index()
+        path.write_bytes(to_csv(plain))
+        options = {"index": False, "escape": True, "caption": latex(caption), "position": "htbp"}
+        text = plain.to_latex(label=f"tab:{name}", **options)
+        path.with_suffix(".tex").write_text(text, encoding="utf-8")
         lines = [[shown.index.name or "", *shown.columns], ["---"] * (1 + len(shown.columns))]
         lines += [[key, *row] for key, row in zip(shown.index, shown.to_numpy().tolist())]
-        cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-        return f"*{caption}*\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        cells = [[_cell(str(cell)) for cell in line] for line in lines]
+        return f"*{escaped(caption)}*\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
     def figure(name: str, caption: str, drawn: Figure, part: dict | None = None) -> str:
         """A figure as SVG and PNG in ``figures/``, titled by its caption unless it has a title."""
@@ -509,16 +547,18 @@ def _page(folder: Path, name: str, context: dict) -> Path:
         path = folder / "figures" / name
         path.parent.mkdir(exist_ok=True)
         save(drawn, path, dpi=110)
-        return f"![{caption}](figures/{name}.png)"
+        return f"![{escaped(caption)}](figures/{name}.png)"
 
     template = TEMPLATES.get_template(f"{name}.md.j2")
     text = template.render(context | {"table": table, "figure": figure})
     text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
 
-    # Names from predictions files are text, never HTML; in code spans `markdown` escapes once more.
-    body = re.sub(r"(?m)^(\*.*) \* ", r"\1 \\* ", html.escape(text, quote=False))  # in captions
+    # Names from predictions files are text, never HTML; `html.escape` escapes their entities once
+    # more, as `markdown` does in code spans.
+    body = html.escape(text, quote=False)
     body = markdown.markdown(body, extensions=["tables", "fenced_code"])
+    body = re.sub(r"&amp;#(\d+);", lambda found: chr(int(found[1])), body)
     body = re.sub(r"&amp;(amp|lt|gt);", r"&\1;", body)
 
     def embedded(found: re.Match) -> str:
@@ -537,6 +577,15 @@ def _page(folder: Path, name: str, context: dict) -> Path:
     return path
 
 
-def _plain(text):
-    """Text without Markdown markup."""
-    return re.sub(r"\*\*|`", "", text) if isinstance(text, str) else text
+_MARKED = re.compile(r"\*\*(\w+)\*\*|`([0-9a-f]{16})`")  # dimensions and checksums in tables
+
+
+def _plain(cell):
+    """A cell without our Markdown markup."""
+    found = _MARKED.fullmatch(cell) if isinstance(cell, str) else None
+    return found[1] or found[2] if found else cell
+
+
+def _cell(text: str) -> str:
+    """A cell of a table in Markdown."""
+    return text if _MARKED.fullmatch(text) else escaped(text).replace("|", "\\|")

@@ -38,6 +38,7 @@ from percepiano_ast.music.synth import SOUNDFONTS, BuiltinPiano, RenderCache, ma
 from percepiano_ast.plots import studies as figures
 from percepiano_ast.plots.style import save
 from percepiano_ast.studies.report import sentences
+from percepiano_ast.tables import to_csv
 
 logger = logging.getLogger(__name__)
 PROTOCOL = "content"
@@ -468,7 +469,7 @@ def run_sensitivity(
     if robustness:
         tables["robustness"] = pd.concat(robustness, ignore_index=True)
     for name, table in tables.items():
-        table.to_csv(out / f"{name}.csv", index=False, float_format="%.5f", lineterminator="\n")
+        (out / f"{name}.csv").write_bytes(to_csv(table, "%.5f"))
     facts = {"clips": options.clips, "synthesizer": options.synthesizer}
     facts |= {"others": options.synthesizers[1:], "seed": options.seed}
     write_json(out / "settings.json", facts | {"simulated": data.simulated})
