@@ -600,6 +600,26 @@ def test_unusable_tables_are_refused(csv, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "encoding"),
+    [
+        (lambda text: text.replace(",", ";").replace(".5", ",5"), "utf-8"),
+        (lambda text: text.replace("\n", "\r"), "utf-8-sig"),
+        (lambda text: text.replace(",", "\t").replace("\n", "\r\n"), "utf-16"),
+        (lambda text: text.replace("\n", ",,\n\n"), "cp1252"),
+    ],
+)
+def test_tables_of_spreadsheets_are_read(change, encoding, tmp_path):
+    text = GOOD.replace("B,", "N\u00e4he,").replace("A,", "null,").replace(",12", ",12.5")
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    (tmp_path / "table.csv").write_text(text)
+    expected = sources.read_table(sources.open_source(str(tmp_path))).rows
+    assert list(expected["canonical_title"]) == ["N\u00e4he"] and "null" in expected.to_numpy()
+    (tmp_path / "table.csv").write_bytes(change(text).encode(encoding))
+    found = sources.read_table(sources.open_source(str(tmp_path))).rows
+    pd.testing.assert_frame_equal(found, expected)
+
+
 def test_unusable_sources_are_refused(archive, tmp_path):
     (tmp_path / "half.zip").write_bytes(archive.read_bytes()[:500_000])
     (tmp_path / "empty").mkdir()
