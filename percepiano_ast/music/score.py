@@ -1,23 +1,76 @@
 """Scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo."""
 
+import codecs
+import contextlib
 import io
 import itertools
+import operator
+import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from xml.parsers import expat
 
 import mido
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.music.midi import DRUM_CHANNEL
+from percepiano_ast.music.midi import DRUM_CHANNEL, MOST_NOTES, WRAPPER_BYTES, parse_midi
 
 SCORE_NOTE = np.dtype(
     [("onset", "f8"), ("duration", "f8")]
-    + [("pitch", "u1"), ("velocity", "u1"), ("staff", "u1"), ("grace", "?")]
+    + [("pitch", "u1"), ("velocity", "u1"), ("staff", "u2"), ("grace", "?")]
 )
 MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
 _TOGETHER = 1 / 48  # quarters: closer onsets are simultaneous (triplets and 32nds are not)
+_EXPORT = f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))})."
+
+# Limits of what is read: a sonata has 20,000 notes, in 20 MB and 400,000 elements of MusicXML.
+_MOST_BYTES, _MOST_ELEMENTS, _MOST_PARTS, _MOST_REPEATS, _DEEPEST = (
+    50_000_000,
+    1_500_000,
+    255,
+    100,
+    50,
+)
+# Range of numbers in elements: music21 counts up to some of them.
+_LIMITS = {
+    "staves": (1, 255),
+    "octave": (-1, 10),
+    "alter": (-4, 4),
+    "divisions": (1e-6, 1e6),
+    "duration": (0, 1e9),
+    "fifths": (-40, 40),
+    "beats": (1, 255),
+    "beat-type": (1, 256),
+    "actual-notes": (1, 1000),
+    "normal-notes": (1, 1000),
+    "chromatic": (-128, 128),
+    "diatonic": (-128, 128),
+    "octave-change": (-10, 10),
+    "per-minute": (1e-3, 1e5),
+    "multiple-rest": (0, 10_000),
+}
+_MUSICXML_TYPE = "application/vnd.recordare.musicxml"
+_OTHER_FORMATS = {
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "a gzip archive",
+    b"X:": "ABC notation",
+    b"!!": "Humdrum",
+    b"**": "Humdrum",
+    b"\\version": "LilyPond",
+    b"\x0fSIBELIUS": "a Sibelius file",
+    b"ENIGMA BINARY FILE": "a Finale file",
+    b"\x18FICHIER GUITAR PRO": "a Guitar Pro file",
+}
+_ROOTS = {
+    "score-timewise": "a score-timewise document; only score-partwise is read",
+    "opus": "an opus document, a list of scores",
+    "museScore": "a MuseScore file",
+    "mei": "an MEI file",
+    "html": "a web page",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,32 +115,46 @@ class Score:
 
 
 def read_score(path: str | Path) -> Score:
-    """Read a score; the file extension determines the format.
+    """Read a score; its content determines the format, not the file extension.
 
     Repeats are expanded (MIDI contains them already; music21 follows repeat signs, voltas, D.C. and
     D.S.).
 
     Raises:
-        InputError: missing, of an unsupported format, damaged, or without notes.
+        InputError: missing, of an unsupported format, too large, damaged, or without notes.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such score. Check the path.")
-    if path.suffix.lower() not in (*MIDI, *MUSICXML):
-        raise InputError(
-            f"{path}: {path.suffix or 'a file without extension'} is not a supported score format. "
-            f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))})."
-        )
-    reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    start = content[:200].removeprefix(codecs.BOM_UTF8).lstrip()
+    xml_or_zip = (b"<", b"\0<", codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"PK")
     try:
-        rows, metres, keys, tempi, remarks = reader(path)
+        if len(content) > _MOST_BYTES:
+            raise InputError(f"more than {_MOST_BYTES / 1e6:g} MB. {_EXPORT}")
+        if found := [name for begin, name in _OTHER_FORMATS.items() if start.startswith(begin)]:
+            raise InputError(f"not a readable score: {found[0]}. {_EXPORT}")
+        if start.startswith(xml_or_zip):
+            rows, metres, keys, tempi, remarks = _read_musicxml(content)
+        elif b"MThd" in content[:WRAPPER_BYTES]:
+            rows, metres, keys, tempi, remarks = _read_midi(content)
+        elif path.suffix.lower() in (*MIDI, *MUSICXML):
+            raise ValueError("it is neither MIDI nor MusicXML")
+        else:
+            suffix = path.suffix or "a file without extension"
+            raise InputError(f"{suffix} is not a supported score format. {_EXPORT}")
+        if len(rows) > MOST_NOTES:
+            raise InputError(f"more than {MOST_NOTES:,} notes. Give a part of it.")
     except ImportError as error:
         raise InputError(
             f'{path}: reading MusicXML needs music21. Run pip install "percepiano_ast[formats]", or'
             " give the score as MIDI."
         ) from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path}: not a readable score ({reason:.200}). Export or download it again."
         ) from error
@@ -114,66 +181,225 @@ def _in_force(entries: list[tuple]) -> tuple[tuple, ...]:
     return tuple(next(same) for _, same in itertools.groupby(at.values(), lambda entry: entry[1:]))
 
 
-def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
+def _read_midi(content: bytes) -> tuple[list, list, list, list, list]:
     """Rows of ``SCORE_NOTE``, metres, keys, tempi and remarks; each track with notes is a staff."""
-    midi = mido.MidiFile(str(path))
+    events, _, division, repaired = parse_midi(content)
+    if division < 0:
+        raise InputError(f"its times are in SMPTE frames, not in beats. {_EXPORT}")
     rows, metres, keys, tempi = [], [], [], []
     staff = empty = drums = unreleased = 0
-    for track in midi.tracks:
-        tick, found = 0, []
+    events.sort(key=operator.attrgetter("track"))
+    for _, track in itertools.groupby(events, operator.attrgetter("track")):
+        found = []
         down: dict[tuple[int, int], tuple[float, int]] = {}
-        for message in track:
-            tick += message.time
-            at = tick / midi.ticks_per_beat
-            if message.type == "time_signature":
-                metres.append((at, message.numerator, 4 / message.denominator))
-            elif message.type == "key_signature":  # in mido's notation: Eb, F#m
-                name = message.key
-                fifths = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}[name[0]]
-                shift = 7 * (name.count("#") - name.count("b")) - 3 * name.endswith("m")
-                keys.append((at, fifths + shift))
-            elif message.type == "set_tempo":
-                tempi.append((at, mido.tempo2bpm(message.tempo)))
-            elif message.type not in ("note_on", "note_off"):
+        for tick, _, kind, channel, number, value in track:
+            at = tick / division
+            if kind == "metre":
+                metres.append((at, number, 4 / value))
+            elif kind == "key":
+                keys.append((at, number))
+            elif kind == "tempo":
+                tempi.append((at, mido.tempo2bpm(number)))
+            elif kind != "note":
                 continue
-            elif message.channel == DRUM_CHANNEL:
-                drums += message.type == "note_on" and message.velocity > 0
+            elif channel == DRUM_CHANNEL:
+                drums += value > 0
             else:
-                key = message.channel, message.note
+                key = channel, number
                 if key in down:  # released, or struck again
                     onset, velocity = down.pop(key)
                     if at > onset:
-                        found.append((onset, at - onset, message.note, velocity))
+                        found.append((onset, at - onset, number, velocity))
                     else:  # MuseScore writes some ornaments this way
                         empty += 1
-                if message.type == "note_on" and message.velocity:
-                    down[key] = at, message.velocity
+                if value:
+                    down[key] = at, value
         staff += bool(found)
         unreleased += len(down)
         rows += [(*note, staff, False) for note in found]
     counts = {"of zero length": empty, "of drums": drums, "never released": unreleased}
     remarks = [f"{count} notes {what} were ignored" for what, count in counts.items() if count]
-    return rows, metres, keys, tempi, remarks
+    return rows, metres, keys, tempi, repaired + remarks
 
 
-def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
+def _from_archive(content: bytes, remarks: list[str]) -> bytes:
+    """The MusicXML document of an ``.mxl``: the one that META-INF/container.xml names, whatever its
+    name, else the only one."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {one.filename: one for one in archive.infolist() if not one.is_dir()}
+
+        def inflated(name: str, most: int) -> bytes:
+            one = members[name]
+            # zipfile inflates other methods without a limit
+            if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is not compressed by deflate")
+            with archive.open(one) as file:
+                document = file.read(most + 1)
+            if len(document) > most:
+                raise InputError(f"{name} has more than {most / 1e6:g} MB. {_EXPORT}")
+            return document
+
+        if any(name.lower().endswith(".mscx") for name in members):
+            raise InputError(f"not a readable score: a MuseScore file. {_EXPORT}")
+        named: list[str] = []
+        for name in members:
+            if name.lower() == "meta-inf/container.xml":
+                parser = _safe_parser()
+
+                def start(tag: str, attributes: dict[str, str]) -> None:
+                    kind = attributes.get("media-type", _MUSICXML_TYPE)
+                    if tag.split(":")[-1] == "rootfile" and kind.startswith(_MUSICXML_TYPE):
+                        named.append(attributes.get("full-path", "").removeprefix("/"))
+
+                parser.StartElementHandler = start
+                parser.Parse(inflated(name, 1_000_000), True)
+                break
+        # Names without the flag for UTF-8 are decoded as code page 437 by zipfile.
+        other = {_utf8(name): name for name in members}
+        if named and (name := other.get(named[0], named[0])) in members:
+            return inflated(name, _MOST_BYTES)
+        documents = [
+            name
+            for name in members
+            if name.lower().endswith((".xml", ".musicxml"))
+            and not name.startswith((".", "META-INF/", "__MACOSX/"))
+            and "/." not in name
+        ]
+        if len(documents) != 1:
+            lacking = (
+                f"container.xml names {named[0]}, which is missing" if named else "none is named"
+            )
+            raise ValueError(f"{len(documents)} MusicXML documents in the archive, and {lacking}")
+        if named:
+            remarks.append(
+                f"its container names {named[0]}, which is missing: {documents[0]} is read"
+            )
+        return inflated(documents[0], _MOST_BYTES)
+
+
+def _utf8(name: str) -> str:
+    try:
+        return name.encode("cp437").decode()
+    except UnicodeError:
+        return name
+
+
+def _decoded(content: bytes, remarks: list[str]) -> str:
+    """An XML document in its declared encoding; expat knows few."""
+    declared = re.match(rb"\s*<\?xml[^>]{,200}?\sencoding\s*=\s*[\"']([\w.:-]+)", content[:500])
+    encoding = declared[1].decode("ascii", "replace").lower() if declared else "utf-8"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif content.startswith((b"<\0", b"\0<")):
+        encoding = "utf-16-le" if content[0] else "utf-16-be"
+    elif content.startswith(codecs.BOM_UTF8) or encoding.startswith(("utf-16", "utf-8")):
+        encoding = "utf-8-sig"  # UTF-16 would not begin with ASCII
+    try:
+        if encoding in ("idna", "punycode", "undefined"):  # no encodings of documents, and slow
+            raise LookupError
+        text = content.decode(encoding, "replace")
+    except (LookupError, UnicodeError) as error:
+        raise InputError(f"its encoding {encoding} is unknown. {_EXPORT}") from error
+    if wrong := text.count("\ufffd"):
+        remarks.append(f"{wrong} characters that are not {encoding} were replaced")
+    return text
+
+
+def _safe_parser() -> expat.XMLParserType:
+    """A parser that refuses entities (they may expand without limit) and deep nesting; expat does
+    not load external ones."""
+
+    def entity(name: str, *_) -> None:
+        raise ValueError(f"it declares the entity {name}")
+
+    parser = expat.ParserCreate("utf-8")
+    parser.EntityDeclHandler = entity
+    return parser
+
+
+def _check_document(text: str) -> None:
+    """Refuse, before music21 builds its objects, what is no score or would take too long or too
+    much memory: 50,000 notes take about 1 GB."""
+    depth = elements = parts = size = since = highest = 0
+    value: list[str] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth, elements, parts, size, since, highest
+        if not depth and tag != "score-partwise":
+            what = _ROOTS.get(tag, f"an XML document of type {tag:.40}")
+            raise InputError(f"not a readable score: {what}. {_EXPORT}")
+        depth, elements = depth + 1, elements + 1
+        if depth > _DEEPEST or elements > _MOST_ELEMENTS:
+            raise InputError(
+                f"more than {_MOST_ELEMENTS:,} elements, or {_DEEPEST} nested ones. {_EXPORT}"
+            )
+        value.clear()
+        if tag == "part":
+            since = 0
+            parts += 1
+            if parts > _MOST_PARTS:
+                raise InputError(f"more than {_MOST_PARTS} parts. Export that of the piano.")
+        elif tag in ("note", "measure"):
+            size, since = size + 1, since + 1
+        elif tag == "ending":
+            highest = max([highest, *map(int, re.findall(r"\d+", attributes.get("number", "")))])
+        elif tag == "repeat":
+            if attributes.get("direction") == "backward":
+                highest = max(highest, int(attributes.get("times", 2)))
+                size += (highest - 1) * since
+            if highest > _MOST_REPEATS:
+                raise InputError(
+                    f"{highest:,} repeats, at most {_MOST_REPEATS} are read. {_EXPORT}"
+                )
+            since = highest = 0
+        if size > MOST_NOTES:
+            raise InputError(f"more than {MOST_NOTES:,} notes with repeats. Give a part of it.")
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        if limits := _LIMITS.get(tag):
+            content = "".join(value).strip()
+            try:
+                number = float(content)
+            except ValueError:  # 3+2 beats
+                return
+            if not limits[0] <= number <= limits[1]:
+                raise ValueError(f"{tag} is {content:.20}")
+
+    parser = _safe_parser()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = value.append
+    parser.buffer_text = True
+    parser.Parse(text.encode(), True)
+    if elements and not size:
+        raise InputError(f"no notes. {_EXPORT}")
+
+
+def _read_musicxml(content: bytes) -> tuple[list, list, list, list, list]:
     """The same from MusicXML by music21 (Cuthbert and Ariza 2010, ISMIR), which handles ties,
     tuplets, grace notes and transposition; each part, or each staff of a part, is a staff."""
+    remarks: list[str] = []
+    if content.startswith(b"PK"):
+        content = _from_archive(content, remarks)
+    text = _decoded(content, remarks)
+    _check_document(text)
+    # music21 writes warnings to standard error.
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("always")
+        found = _by_music21(text, remarks)
+    if caught:
+        first = " ".join(str(caught[0].message).split())
+        remarks.append(f"music21 has {len(caught)} warnings: {first:.100}")
+    return found
+
+
+def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, list]:
     from music21 import converter, repeat, stream, tempo  # slow to import
 
-    content = path.read_bytes()
-    if path.suffix.lower() == ".mxl":
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = [name for name in archive.namelist() if name.endswith((".xml", ".musicxml"))]
-            names = [name for name in names if not name.startswith(("META-INF", "__MACOSX"))]
-            if not names:
-                raise ValueError("no MusicXML document in the archive")
-            content = archive.read(names[0])
-    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     written = converter.parseData(text, format="musicxml")
     if not isinstance(written, stream.Score):
         raise ValueError("not a single score")
-    remarks = []
     parts = list(written.parts)
     if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
         try:
