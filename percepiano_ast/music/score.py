@@ -6,6 +6,7 @@ import io
 import itertools
 import operator
 import re
+import urllib.parse
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -27,17 +28,12 @@ _TOGETHER = 1 / 48  # quarters: closer onsets are simultaneous (triplets and 32n
 _EXPORT = f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))})."
 
 # Limits of what is read: a sonata has 20,000 notes, in 20 MB and 400,000 elements of MusicXML.
-_MOST_BYTES, _MOST_ELEMENTS, _MOST_PARTS, _MOST_REPEATS, _DEEPEST = (
-    50_000_000,
-    1_500_000,
-    255,
-    100,
-    50,
-)
+_MOST_BYTES, _MOST_ELEMENTS, _MOST_PARTS, _MOST_REPEATS = 50_000_000, 1_500_000, 255, 100
+_DEEPEST, _MOST_ATTRIBUTES, _LONGEST_TEXT = 50, 100, 100_000
 # Range of numbers in elements: music21 counts up to some of them.
 _LIMITS = {
     "staves": (1, 255),
-    "octave": (-1, 10),
+    "octave": (-1, 9),
     "alter": (-4, 4),
     "divisions": (1e-6, 1e6),
     "duration": (0, 1e9),
@@ -243,21 +239,22 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
             raise InputError(f"not a readable score: a MuseScore file. {_EXPORT}")
         named: list[str] = []
         for name in members:
-            if name.lower() == "meta-inf/container.xml":
+            if name.lower().replace("\\", "/") == "meta-inf/container.xml":
                 parser = _safe_parser()
 
                 def start(tag: str, attributes: dict[str, str]) -> None:
                     kind = attributes.get("media-type", _MUSICXML_TYPE)
                     if tag.split(":")[-1] == "rootfile" and kind.startswith(_MUSICXML_TYPE):
-                        named.append(attributes.get("full-path", "").removeprefix("/"))
+                        named.append(attributes.get("full-path", ""))
 
                 parser.StartElementHandler = start
                 parser.Parse(inflated(name, 1_000_000), True)
                 break
-        # Names without the flag for UTF-8 are decoded as code page 437 by zipfile.
-        other = {_utf8(name): name for name in members}
-        if named and (name := other.get(named[0], named[0])) in members:
-            return inflated(name, _MOST_BYTES)
+        # zipfile decodes names without the flag for UTF-8 as code page 437.
+        plain = {_utf8(name).replace("\\", "/"): name for name in members}
+        for name in (named[0], urllib.parse.unquote(named[0])) if named else ():
+            if name.removeprefix("./").removeprefix("/") in plain:
+                return inflated(plain[name.removeprefix("./").removeprefix("/")], _MOST_BYTES)
         documents = [
             name
             for name in members
@@ -293,7 +290,7 @@ def _decoded(content: bytes, remarks: list[str]) -> str:
     elif content.startswith((b"<\0", b"\0<")):
         encoding = "utf-16-le" if content[0] else "utf-16-be"
     elif content.startswith(codecs.BOM_UTF8) or encoding.startswith(("utf-16", "utf-8")):
-        encoding = "utf-8-sig"  # UTF-16 would not begin with ASCII
+        encoding = "utf-8"  # UTF-16 would not begin with ASCII
     try:
         if encoding in ("idna", "punycode", "undefined"):  # no encodings of documents, and slow
             raise LookupError
@@ -302,7 +299,8 @@ def _decoded(content: bytes, remarks: list[str]) -> str:
         raise InputError(f"its encoding {encoding} is unknown. {_EXPORT}") from error
     if wrong := text.count("\ufffd"):
         remarks.append(f"{wrong} characters that are not {encoding} were replaced")
-    return text
+    # Without the declaration, which would make the parser decode the text again.
+    return re.sub(r"^\ufeff?\s*(<\?xml[^>]*\?>)?", "", text, count=1)
 
 
 def _safe_parser() -> expat.XMLParserType:
@@ -317,6 +315,10 @@ def _safe_parser() -> expat.XMLParserType:
     return parser
 
 
+def _integers(text: str) -> list[int]:
+    return [int(digits[:9]) for digits in re.findall(r"\d+", text[:1000])]
+
+
 def _check_document(text: str) -> None:
     """Refuse, before music21 builds its objects, what is no score or would take too long or too
     much memory: 50,000 notes take about 1 GB."""
@@ -329,9 +331,10 @@ def _check_document(text: str) -> None:
             what = _ROOTS.get(tag, f"an XML document of type {tag:.40}")
             raise InputError(f"not a readable score: {what}. {_EXPORT}")
         depth, elements = depth + 1, elements + 1
-        if depth > _DEEPEST or elements > _MOST_ELEMENTS:
+        if depth > _DEEPEST or elements > _MOST_ELEMENTS or len(attributes) > _MOST_ATTRIBUTES:
             raise InputError(
-                f"more than {_MOST_ELEMENTS:,} elements, or {_DEEPEST} nested ones. {_EXPORT}"
+                f"more than {_MOST_ELEMENTS:,} elements, {_DEEPEST} nested ones, or"
+                f" {_MOST_ATTRIBUTES} attributes of one. {_EXPORT}"
             )
         value.clear()
         if tag == "part":
@@ -342,10 +345,10 @@ def _check_document(text: str) -> None:
         elif tag in ("note", "measure"):
             size, since = size + 1, since + 1
         elif tag == "ending":
-            highest = max([highest, *map(int, re.findall(r"\d+", attributes.get("number", "")))])
+            highest = max([highest, *_integers(attributes.get("number", ""))])
         elif tag == "repeat":
             if attributes.get("direction") == "backward":
-                highest = max(highest, int(attributes.get("times", 2)))
+                highest = max([2, highest, *_integers(attributes.get("times", ""))])
                 size += (highest - 1) * since
             if highest > _MOST_REPEATS:
                 raise InputError(
@@ -358,13 +361,13 @@ def _check_document(text: str) -> None:
     def end(tag: str) -> None:
         nonlocal depth
         depth -= 1
-        if limits := _LIMITS.get(tag):
-            content = "".join(value).strip()
-            try:
-                number = float(content)
-            except ValueError:  # 3+2 beats
-                return
-            if not limits[0] <= number <= limits[1]:
+        content = "".join(value).strip()
+        value.clear()
+        if len(content) > (50 if tag in _LIMITS else _LONGEST_TEXT):
+            raise ValueError(f"{tag:.40} has {len(content):,} characters")
+        if tag in _LIMITS and re.fullmatch(r"[-+.\deE]+|nan|inf", content):  # not 3+2 beats
+            low, high = _LIMITS[tag]
+            if not low <= float(content) <= high:
                 raise ValueError(f"{tag} is {content:.20}")
 
     parser = _safe_parser()
@@ -395,7 +398,8 @@ def _read_musicxml(content: bytes) -> tuple[list, list, list, list, list]:
 
 
 def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, list]:
-    from music21 import converter, repeat, stream, tempo  # slow to import
+    from music21 import converter, dynamics, repeat, stream, tempo  # slow to import
+    from music21.note import NotRest
 
     written = converter.parseData(text, format="musicxml")
     if not isinstance(written, stream.Score):
@@ -408,18 +412,6 @@ def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, 
         except repeat.ExpanderException as error:
             raise ValueError(f"unmatched repeat signs: {error}") from error
 
-    rows, ignored = [], 0
-    for staff, part in enumerate(parts, 1):
-        for note in part.toSoundingPitch().stripTies().flatten().notes:
-            if "ChordSymbol" in note.classes or not note.pitches:
-                ignored += 1
-                continue
-            onset, length = float(note.offset), float(note.duration.quarterLength)
-            velocity, grace = round(127 * note.volume.getRealized()), note.duration.isGrace
-            rows += [(onset, length, one.midi, velocity, staff, grace) for one in note.pitches]
-    if ignored:
-        remarks.append(f"{ignored} chord symbols and unpitched notes were ignored")
-
     first = parts[0].flatten() if parts else written.flatten()
     signatures = first.getElementsByClass("TimeSignature")
     metres = [(float(one.offset), one.numerator, 4 / one.denominator) for one in signatures]
@@ -429,11 +421,40 @@ def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, 
         length, (at, beats, unit) = float(bars[1].offset - bars[0].offset), metres[0]
         if not at and 0 < length < beats * unit - 1e-6:
             metres[:1] = [(0.0, 1, length), (length, beats, unit)]
-    keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
+    signatures = first.getElementsByClass("KeySignature")
+    keys = [(float(one.offset), one.sharps) for one in signatures if abs(one.sharps) <= 7]
+    if dropped := len(signatures) - len(keys):
+        remarks.append(f"{dropped} impossible key signatures were dropped")
     tempi = [
         (float(one.offset), float(speed))
         for part in parts
         for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
         if (speed := one.getQuarterBPM())
     ]
+    if dropped := sum(not 1 <= speed <= 1000 for _, speed in tempi):
+        remarks.append(f"{dropped} impossible tempi were dropped")
+        tempi = [(at, speed) for at, speed in tempi if 1 <= speed <= 1000]
+
+    rows: list[tuple] = []
+    ignored = 0
+    for staff, part in enumerate(parts, 1):
+        # In place: copies would take half of the time.
+        part.toSoundingPitch(inPlace=True)
+        part.stripTies(inPlace=True)
+        dynamic: dynamics.Dynamic | bool = False
+        # Passed on, because music21 would search the whole part for every note.
+        for note in part.flatten():
+            if isinstance(note, dynamics.Dynamic):
+                dynamic = note
+            if not isinstance(note, NotRest):
+                continue
+            pitches = [one.midi for one in note.pitches if 0 <= one.ps <= 127]
+            if "ChordSymbol" in note.classes or not pitches:
+                ignored += 1
+                continue
+            onset, length = float(note.offset), float(note.duration.quarterLength)
+            velocity, grace = round(127 * note.volume.getRealized(dynamic)), note.duration.isGrace
+            rows += [(onset, length, pitch, velocity, staff, grace) for pitch in pitches]
+    if ignored:
+        remarks.append(f"{ignored} chord symbols and unpitched notes were ignored")
     return rows, metres, keys, tempi, remarks
