@@ -30,6 +30,7 @@ _EXPORT = f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))
 # Limits of what is read: a sonata has 20,000 notes, in 20 MB and 400,000 elements of MusicXML.
 _MOST_BYTES, _MOST_ELEMENTS, _MOST_PARTS, _MOST_REPEATS = 50_000_000, 1_500_000, 255, 100
 _DEEPEST, _MOST_ATTRIBUTES, _LONGEST_TEXT = 50, 100, 100_000
+_MOST_BARS = 4_000  # of one part: music21's time grows with their square
 # Range of numbers in elements: music21 counts up to some of them.
 _LIMITS = {
     "staves": (1, 255),
@@ -322,11 +323,11 @@ def _integers(text: str) -> list[int]:
 def _check_document(text: str) -> None:
     """Refuse, before music21 builds its objects, what is no score or would take too long or too
     much memory: 50,000 notes take about 1 GB."""
-    depth = elements = parts = size = since = highest = 0
+    depth = elements = parts = bars = work = size = since = highest = 0
     value: list[str] = []
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth, elements, parts, size, since, highest
+        nonlocal depth, elements, parts, bars, work, size, since, highest
         if not depth and tag != "score-partwise":
             what = _ROOTS.get(tag, f"an XML document of type {tag:.40}")
             raise InputError(f"not a readable score: {what}. {_EXPORT}")
@@ -339,11 +340,13 @@ def _check_document(text: str) -> None:
         value.clear()
         if tag == "part":
             since = 0
-            parts += 1
+            parts, bars = parts + 1, 0
             if parts > _MOST_PARTS:
                 raise InputError(f"more than {_MOST_PARTS} parts. Export that of the piano.")
         elif tag in ("note", "measure"):
             size, since = size + 1, since + 1
+            bars += tag == "measure"
+            work += bars if tag == "measure" else 0
         elif tag == "ending":
             highest = max([highest, *_integers(attributes.get("number", ""))])
         elif tag == "repeat":
@@ -355,8 +358,11 @@ def _check_document(text: str) -> None:
                     f"{highest:,} repeats, at most {_MOST_REPEATS} are read. {_EXPORT}"
                 )
             since = highest = 0
-        if size > MOST_NOTES:
-            raise InputError(f"more than {MOST_NOTES:,} notes with repeats. Give a part of it.")
+        if size > MOST_NOTES or work > _MOST_BARS**2 / 2:
+            raise InputError(
+                f"more than {MOST_NOTES:,} notes with repeats, or {_MOST_BARS:,} bars. Give a part"
+                " of it."
+            )
 
     def end(tag: str) -> None:
         nonlocal depth
@@ -398,7 +404,7 @@ def _read_musicxml(content: bytes) -> tuple[list, list, list, list, list]:
 
 
 def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, list]:
-    from music21 import converter, dynamics, repeat, stream, tempo  # slow to import
+    from music21 import bar, converter, dynamics, repeat, stream, tempo  # slow to import
     from music21.note import NotRest
 
     written = converter.parseData(text, format="musicxml")
@@ -406,6 +412,19 @@ def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, 
         raise ValueError("not a single score")
     parts = list(written.parts)
     if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
+        for part in parts:
+            # music21 repeats from the beginning if no sign opens a repeat: exponentially many bars
+            # for sections that only close. They begin after the previous end or bracket.
+            opened, begin = True, None
+            for measure in part.getElementsByClass("Measure"):
+                begin, left, right = begin or measure, measure.leftBarline, measure.rightBarline
+                bracketed = bool(measure.getSpannerSites("RepeatBracket"))
+                opened |= isinstance(left, bar.Repeat) and left.direction == "start"
+                closes = isinstance(right, bar.Repeat) and right.direction == "end"
+                if closes and not opened and not bracketed:
+                    begin.leftBarline = bar.Repeat("start")
+                if closes or bracketed:
+                    opened, begin = opened and not closes, None
         try:
             parts = [part.expandRepeats() for part in parts]
             remarks.append("repeats are expanded as marked")
@@ -441,7 +460,7 @@ def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, 
         # In place: copies would take half of the time.
         part.toSoundingPitch(inPlace=True)
         part.stripTies(inPlace=True)
-        dynamic: dynamics.Dynamic | bool = False
+        dynamic: dynamics.Dynamic | bool = True
         # Passed on, because music21 would search the whole part for every note.
         for note in part.flatten():
             if isinstance(note, dynamics.Dynamic):
