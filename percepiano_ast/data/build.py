@@ -344,6 +344,13 @@ def build(
     builder = job.builder(data_dir=job.directory, dtype=job.dtype, metadata=metadata)
     builder.write_info(lengths, num_bytes)
     facts = [one for record in records for one in record["recordings"]]
+    repaired = {
+        one.get("clip", one["key"]): one["midi_remarks"] for one in facts if one.get("midi_remarks")
+    }
+    for name, remarks in sorted(repaired.items())[:20]:
+        logger.info(f"  MIDI of {name}: {remarks}")
+    if len(repaired) > 20:
+        logger.info(f"  and {len(repaired) - 20} more, see midi_remarks in records/")
     for name, table in tables(facts).items():
         content = table if isinstance(table, bytes) else to_csv(table)
         (job.directory / name).write_bytes(content)

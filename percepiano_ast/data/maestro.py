@@ -114,6 +114,7 @@ def _produce(
         facts["midi_fault"] = str(error)
     else:
         facts["notes"] = len(performance.notes)
+        facts["midi_remarks"] = "; ".join(performance.remarks)
         facts["performance"] = shards.pack_performance(performance)
 
 
@@ -194,7 +195,7 @@ def preprocess(
 
     def tables(facts: list[dict]) -> dict[str, pd.DataFrame | bytes]:
         columns = ["key", "seconds", "n_frames", "source_rate", "channels", "full_scale"]
-        known = pd.DataFrame(facts)[[*columns, "notes", "sha256"]]
+        known = pd.DataFrame(facts).reindex(columns=[*columns, "notes", "midi_remarks", "sha256"])
         merged = rows.merge(known, left_on="audio_filename", right_on="key").drop(columns="key")
         for one in [one for one in facts if "midi_fault" in one][:20]:
             logger.info(f"  no MIDI for {one['key']}: {one['midi_fault']}")

@@ -463,6 +463,7 @@ def _produce(
         raise InputError(f"no MIDI file {clip}.mid")
     piano, augmentation = split_augmentation(name)
     performance, rng = trimmed(read_midi(midi[clip])), augmentation_rng(clip, augmentation)
+    facts["midi_remarks"] = "; ".join(performance.remarks)
     edit, effect = AUGMENTATIONS.get(augmentation, (None, None))
     if piano == OWN:
         wave = aligned_recording(recordings[clip], performance, rate)

@@ -312,6 +312,8 @@ class RatingModelFile(Rater):
 
         # --- Warn
         long, warnings = played[1] - played[0], []
+        if score is not None and score.remarks:
+            warnings.append(f"the score was read with remarks: {'; '.join(score.remarks)}")
         if performance is None:
             warnings.append(
                 "no piano notes were detected: the ratings rest on sound statistics alone and say"

@@ -1,5 +1,6 @@
 """Chords of a performance, its note alignment with a score, and its tempo curve."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,15 +52,18 @@ def match_notes(played: np.ndarray, written: np.ndarray) -> np.ndarray:
         played, written: with ``onset`` and ``pitch``, sorted by onset; ``written`` in any unit.
     """
     ours, theirs = chords(played), np.unique(written["onset"], return_inverse=True)[1]
-    keys = []  # of each chord
-    for notes, chord in ((played, ours), (written, theirs)):
-        present = np.zeros((len(np.bincount(chord)), 128), np.float32)
-        present[chord, notes["pitch"]] = 1
-        keys.append(present)
+    has_key = np.zeros((128, theirs.max() + 1), np.int32)  # of each chord of the score
+    has_key[written["pitch"], theirs] = 1
+    begins = np.searchsorted(ours, np.arange(ours[-1] + 2))  # the first note of each chord
+    moments = np.unique(written["onset"])
+
+    def common_keys(i: int) -> np.ndarray:
+        return has_key[played["pitch"][begins[i] : begins[i + 1]]].sum(axis=0, dtype=np.int32)
+
     anchors = []
-    for i, j in _in_order((keys[0] @ keys[1].T).astype(np.int32), 0):
-        members = (ours == i) & (keys[1][j, played["pitch"]] > 0)
-        anchors.append((played["onset"][members].mean(), written["onset"][theirs == j][0]))
+    for i, j in _in_order(common_keys, 0, (len(begins) - 1, len(moments))):
+        chord = played[begins[i] : begins[i + 1]]
+        anchors.append((chord["onset"][has_key[chord["pitch"], j] > 0].mean(), moments[j]))
     if not anchors:
         return np.zeros((0, 2), dtype=int)
     # Smoothing corrects chord anchors that are off by one chord in repeated notes.
@@ -159,19 +163,35 @@ def spaced(moments: np.ndarray, least: float = STEP) -> np.ndarray:
     return moments[rows]
 
 
-def _in_order(gain: np.ndarray, base: float) -> list[tuple[int, int]]:
+def _in_order(
+    gain: Callable[[int], np.ndarray], base: float, shape: tuple[int, int]
+) -> list[tuple[int, int]]:
     """The order-preserving pairs of rows and columns with the largest sum of ``base + gain`` (pairs
-    that add nothing excluded), by dynamic programming."""
-    n, m = gain.shape
-    best = np.zeros((n + 1, m + 1), gain.dtype)
+    that add nothing excluded), by dynamic programming.
+
+    Args:
+        gain: of a row, (columns,); rows are computed one at a time.
+        shape: numbers of rows and columns. Two bits of each pair are stored: 100 MB for 20,000 of
+            both.
+    """
+    n, m = shape
+    best = np.zeros(m + 1, gain(0).dtype)
+    # whether the best sum up to a row and column is that without the row, or without the column
+    without_row = np.zeros((n, m // 8 + 1), np.uint8)
+    without_column = np.zeros_like(without_row)
     for i in range(n):
-        paired = best[i, :-1] + base + gain[i]
-        best[i + 1, 1:] = np.maximum.accumulate(np.maximum(best[i, 1:], paired))
+        paired = best[:-1] + base + gain(i)
+        following = np.maximum.accumulate(np.maximum(best[1:], paired))
+        without_row[i] = np.packbits(np.append(following == best[1:], False))
+        before = np.concatenate([best[:1], following[:-1]])
+        without_column[i] = np.packbits(np.append(following == before, False))
+        best[1:] = following
     pairs, i, j = [], n, m
     while i and j:
-        if best[i, j] == best[i - 1, j]:
+        bit = 128 >> (j - 1) % 8
+        if without_row[i - 1, (j - 1) // 8] & bit:
             i -= 1
-        elif best[i, j] == best[i, j - 1]:
+        elif without_column[i - 1, (j - 1) // 8] & bit:
             j -= 1
         else:
             i, j = i - 1, j - 1
@@ -219,7 +239,12 @@ def _by_key(played, written, expected: np.ndarray, reach: float) -> np.ndarray:
     found = []
     for pitch in np.intersect1d(played["pitch"], written["pitch"]):
         ours, theirs = (np.flatnonzero(part["pitch"] == pitch) for part in (played, written))
-        away = np.abs(played["onset"][ours][:, None] - expected[theirs])
-        found += [(ours[i], theirs[j]) for i, j in _in_order(-away, reach)]
-    pairs = np.array(found, dtype=int).reshape(-1, 2)
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        onsets, times = played["onset"][ours], expected[theirs]
+
+        def nearness(i: int, onsets=onsets, times=times) -> np.ndarray:
+            return -np.abs(onsets[i] - times)
+
+        pairs = _in_order(nearness, reach, (len(ours), len(theirs)))
+        found += [(ours[i], theirs[j]) for i, j in pairs]
+    matched = np.array(found, dtype=int).reshape(-1, 2)
+    return matched[np.lexsort((matched[:, 1], matched[:, 0]))]

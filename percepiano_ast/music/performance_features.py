@@ -29,6 +29,7 @@ _LONGEST_HELD = 4.0  # relative to the next chord, reached by a held bass note u
 _HALF = (20, 107)  # between these values (half pedal) the dampers touch the strings partially
 _GRID = 0.05  # seconds; time grid for pedal values and sounding notes
 _RING = 4.0  # seconds; an undamped string is assumed to be inaudible afterwards
+_BLOCK = 2**22  # elements of a matrix that is computed at once
 _FEWEST_CHORDS = 5  # for the tempo features; with fewer they are 0
 
 
@@ -101,6 +102,25 @@ def correlation(x: np.ndarray, y: np.ndarray, least: int = 2) -> float:
     return float(np.corrcoef(x[both], y[both])[0, 1])
 
 
+def smoothed(
+    where: np.ndarray,
+    at: np.ndarray,
+    values: np.ndarray,
+    width: float,
+    weight: np.ndarray | float = 1.0,
+    least: float = 0.0,
+) -> np.ndarray:
+    """Mean of ``values`` at ``at`` under a Gaussian kernel of standard deviation ``width`` around
+    each of ``where``, times ``weight``; ``least`` is added to the kernel."""
+    rows = max(_BLOCK // len(at), 1)  # of the kernel, which would be large for a long piece
+    found = []
+    for first in range(0, len(where), rows):
+        kernel = np.exp(-0.5 * ((where[first : first + rows, None] - at) / width) ** 2) * weight
+        kernel += least * weight
+        found.append(kernel @ values / kernel.sum(axis=1))
+    return np.concatenate(found) if found else np.zeros(0)
+
+
 def entropy(counts: np.ndarray) -> float:
     """Entropy in bits of a distribution given by ``counts``."""
     return float(entr(counts / counts.sum()).sum() / np.log(2))
@@ -152,8 +172,7 @@ def performance_features(
     # --- Dynamics ---
     spread = velocity.std()
     of_chord = of_chords(np.add, velocity) / size
-    kernel = np.exp(-0.5 * ((start[:, None] - start) / _PHRASE) ** 2)
-    contour = kernel @ of_chord / kernel.sum(axis=1)
+    contour = smoothed(start, start, of_chord, _PHRASE)
     rank = np.linspace(0, 1, len(velocity))
     inner = velocity - of_chord[chord]
     values = {
@@ -222,10 +241,9 @@ def performance_features(
     not_up = (value > _HALF[0]).mean()
     ups, downs = pedalling(performance)
     before = start[np.maximum(np.searchsorted(start, downs) - 1, 0)]
-    end = offset.copy()
-    for up, press in zip(ups, downs, strict=True):
-        end[(offset >= press) & (offset < up)] = up
-    end = np.minimum(end, onset + _RING)
+    # the pedalling in which each key is released, if any
+    pressed = np.concatenate([[-np.inf], ups])[np.searchsorted(downs, offset, side="right")]
+    end = np.minimum(np.maximum(offset, pressed), onset + _RING)
     sounding = np.zeros((128, len(time)), dtype=bool)
     spans = np.searchsorted(time, (onset, end))
     for key, first, last in zip(pitch.astype(int), *spans, strict=True):
@@ -339,10 +357,11 @@ def estimate_tempo(steps: np.ndarray) -> TempoEstimate:
     levels = _LEVEL * np.arange(-_FARTHEST, _FARTHEST + 1)
     period = np.median(np.log(steps)) + levels  # log of seconds per unit
 
-    # Log-likelihood of each step with every note value at every tempo, (n, values, levels)
-    deviation = np.sqrt(_LOOSE**2 + 2 * (_JITTER / steps) ** 2)[:, None, None]
-    away = (np.log(steps)[:, None, None] - period - NOTE_VALUES[:, None]) / deviation
-    fits = -np.minimum(away**2, _OUTLIER) / 2 - np.log(deviation)
+    def fit_of(step: float) -> np.ndarray:
+        """Log-likelihood of a step with every note value at every tempo, (values, levels)."""
+        deviation = np.sqrt(_LOOSE**2 + 2 * (_JITTER / step) ** 2)
+        away = (np.log(step) - period - NOTE_VALUES[:, None]) / deviation
+        return -np.minimum(away**2, _OUTLIER) / 2 - np.log(deviation)
 
     # Costs of tempo changes by -_JUMP to _JUMP levels
     between = np.clip((steps[1:] + steps[:-1]) / 2 / 0.25, 0.3, 4)
@@ -350,12 +369,12 @@ def estimate_tempo(steps: np.ndarray) -> TempoEstimate:
     jumps = np.abs(np.arange(-_JUMP, _JUMP + 1)) * _LEVEL / wander + np.log(2 * wander)
 
     # Best path to every state
-    best = [fits[0] - _PRIOR * _RARE[:, None] - _NEAR * levels**2]
-    for fit, jump in zip(fits[1:], jumps, strict=True):
+    best = [fit_of(steps[0]) - _PRIOR * _RARE[:, None] - _NEAR * levels**2]
+    for step, jump in zip(steps[1:], jumps, strict=True):
         valued = (best[-1][:, None] - _CHANGE[:, :, None]).max(axis=0)
         padded = np.pad(valued, ((0, 0), (_JUMP, _JUMP)), constant_values=-np.inf)
         shifted = np.lib.stride_tricks.sliding_window_view(padded, len(levels), axis=1)
-        best.append((shifted - jump[:, None]).max(axis=1) + fit)
+        best.append((shifted - jump[:, None]).max(axis=1) + fit_of(step))
 
     # Backwards: the previous state on the best path to a note value and tempo level
     path = [np.unravel_index(best[-1].argmax(), best[-1].shape)]

@@ -1,23 +1,73 @@
 """Scores from metronomic MIDI and MusicXML: notes in score time, metre, key, tempo."""
 
+import codecs
+import contextlib
 import io
 import itertools
+import operator
+import re
+import urllib.parse
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from xml.parsers import expat
 
 import mido
 import numpy as np
 
 from percepiano_ast.errors import InputError
-from percepiano_ast.music.midi import DRUM_CHANNEL
+from percepiano_ast.music.midi import DRUM_CHANNEL, MOST_NOTES, WRAPPER_BYTES, parse_midi
 
 SCORE_NOTE = np.dtype(
     [("onset", "f8"), ("duration", "f8")]
-    + [("pitch", "u1"), ("velocity", "u1"), ("staff", "u1"), ("grace", "?")]
+    + [("pitch", "u1"), ("velocity", "u1"), ("staff", "u2"), ("grace", "?")]
 )
 MIDI, MUSICXML = (".mid", ".midi"), (".xml", ".musicxml", ".mxl")
 _TOGETHER = 1 / 48  # quarters: closer onsets are simultaneous (triplets and 32nds are not)
+_EXPORT = f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))})."
+
+# Limits of what is read: a sonata has 20,000 notes, in 20 MB and 400,000 elements of MusicXML.
+_MOST_BYTES, _MOST_ELEMENTS, _MOST_PARTS, _MOST_REPEATS = 50_000_000, 1_500_000, 255, 100
+_DEEPEST, _MOST_ATTRIBUTES, _LONGEST_TEXT = 50, 100, 100_000
+_MOST_BARS = 4_000  # of one part: music21's time grows with their square
+# Range of numbers in elements: music21 counts up to some of them.
+_LIMITS = {
+    "staves": (1, 255),
+    "octave": (-1, 9),
+    "alter": (-4, 4),
+    "divisions": (1e-6, 1e6),
+    "duration": (0, 1e9),
+    "fifths": (-40, 40),
+    "beats": (1, 255),
+    "beat-type": (1, 256),
+    "actual-notes": (1, 1000),
+    "normal-notes": (1, 1000),
+    "chromatic": (-128, 128),
+    "diatonic": (-128, 128),
+    "octave-change": (-10, 10),
+    "per-minute": (1e-3, 1e5),
+    "multiple-rest": (0, 10_000),
+}
+_MUSICXML_TYPE = "application/vnd.recordare.musicxml"
+_OTHER_FORMATS = {
+    b"%PDF": "a PDF",
+    b"\x1f\x8b": "a gzip archive",
+    b"X:": "ABC notation",
+    b"!!": "Humdrum",
+    b"**": "Humdrum",
+    b"\\version": "LilyPond",
+    b"\x0fSIBELIUS": "a Sibelius file",
+    b"ENIGMA BINARY FILE": "a Finale file",
+    b"\x18FICHIER GUITAR PRO": "a Guitar Pro file",
+}
+_ROOTS = {
+    "score-timewise": "a score-timewise document; only score-partwise is read",
+    "opus": "an opus document, a list of scores",
+    "museScore": "a MuseScore file",
+    "mei": "an MEI file",
+    "html": "a web page",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,32 +112,46 @@ class Score:
 
 
 def read_score(path: str | Path) -> Score:
-    """Read a score; the file extension determines the format.
+    """Read a score; its content determines the format, not the file extension.
 
     Repeats are expanded (MIDI contains them already; music21 follows repeat signs, voltas, D.C. and
     D.S.).
 
     Raises:
-        InputError: missing, of an unsupported format, damaged, or without notes.
+        InputError: missing, of an unsupported format, too large, damaged, or without notes.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such score. Check the path.")
-    if path.suffix.lower() not in (*MIDI, *MUSICXML):
-        raise InputError(
-            f"{path}: {path.suffix or 'a file without extension'} is not a supported score format. "
-            f"Export the score as MusicXML or MIDI ({', '.join((*MIDI, *MUSICXML))})."
-        )
-    reader = _read_midi if path.suffix.lower() in MIDI else _read_musicxml
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    start = content[:200].removeprefix(codecs.BOM_UTF8).lstrip()
+    xml_or_zip = (b"<", b"\0<", codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, b"PK")
     try:
-        rows, metres, keys, tempi, remarks = reader(path)
+        if len(content) > _MOST_BYTES:
+            raise InputError(f"more than {_MOST_BYTES / 1e6:g} MB. {_EXPORT}")
+        if found := [name for begin, name in _OTHER_FORMATS.items() if start.startswith(begin)]:
+            raise InputError(f"not a readable score: {found[0]}. {_EXPORT}")
+        if start.startswith(xml_or_zip):
+            rows, metres, keys, tempi, remarks = _read_musicxml(content)
+        elif b"MThd" in content[:WRAPPER_BYTES]:
+            rows, metres, keys, tempi, remarks = _read_midi(content)
+        elif path.suffix.lower() in (*MIDI, *MUSICXML):
+            raise ValueError("it is neither MIDI nor MusicXML")
+        else:
+            suffix = path.suffix or "a file without extension"
+            raise InputError(f"{suffix} is not a supported score format. {_EXPORT}")
+        if len(rows) > MOST_NOTES:
+            raise InputError(f"more than {MOST_NOTES:,} notes. Give a part of it.")
     except ImportError as error:
         raise InputError(
             f'{path}: reading MusicXML needs music21. Run pip install "percepiano_ast[formats]", or'
             " give the score as MIDI."
         ) from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except Exception as error:  # parsers raise exceptions of any type: each means a damaged file
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path}: not a readable score ({reason:.200}). Export or download it again."
         ) from error
@@ -114,85 +178,258 @@ def _in_force(entries: list[tuple]) -> tuple[tuple, ...]:
     return tuple(next(same) for _, same in itertools.groupby(at.values(), lambda entry: entry[1:]))
 
 
-def _read_midi(path: Path) -> tuple[list, list, list, list, list]:
+def _read_midi(content: bytes) -> tuple[list, list, list, list, list]:
     """Rows of ``SCORE_NOTE``, metres, keys, tempi and remarks; each track with notes is a staff."""
-    midi = mido.MidiFile(str(path))
+    events, _, division, repaired = parse_midi(content)
+    if division < 0:
+        raise InputError(f"its times are in SMPTE frames, not in beats. {_EXPORT}")
     rows, metres, keys, tempi = [], [], [], []
     staff = empty = drums = unreleased = 0
-    for track in midi.tracks:
-        tick, found = 0, []
+    events.sort(key=operator.attrgetter("track"))
+    for _, track in itertools.groupby(events, operator.attrgetter("track")):
+        found = []
         down: dict[tuple[int, int], tuple[float, int]] = {}
-        for message in track:
-            tick += message.time
-            at = tick / midi.ticks_per_beat
-            if message.type == "time_signature":
-                metres.append((at, message.numerator, 4 / message.denominator))
-            elif message.type == "key_signature":  # in mido's notation: Eb, F#m
-                name = message.key
-                fifths = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}[name[0]]
-                shift = 7 * (name.count("#") - name.count("b")) - 3 * name.endswith("m")
-                keys.append((at, fifths + shift))
-            elif message.type == "set_tempo":
-                tempi.append((at, mido.tempo2bpm(message.tempo)))
-            elif message.type not in ("note_on", "note_off"):
+        for tick, _, kind, channel, number, value in track:
+            at = tick / division
+            if kind == "metre":
+                metres.append((at, number, 4 / value))
+            elif kind == "key":
+                keys.append((at, number))
+            elif kind == "tempo":
+                tempi.append((at, mido.tempo2bpm(number)))
+            elif kind != "note":
                 continue
-            elif message.channel == DRUM_CHANNEL:
-                drums += message.type == "note_on" and message.velocity > 0
+            elif channel == DRUM_CHANNEL:
+                drums += value > 0
             else:
-                key = message.channel, message.note
+                key = channel, number
                 if key in down:  # released, or struck again
                     onset, velocity = down.pop(key)
                     if at > onset:
-                        found.append((onset, at - onset, message.note, velocity))
+                        found.append((onset, at - onset, number, velocity))
                     else:  # MuseScore writes some ornaments this way
                         empty += 1
-                if message.type == "note_on" and message.velocity:
-                    down[key] = at, message.velocity
+                if value:
+                    down[key] = at, value
         staff += bool(found)
         unreleased += len(down)
         rows += [(*note, staff, False) for note in found]
     counts = {"of zero length": empty, "of drums": drums, "never released": unreleased}
     remarks = [f"{count} notes {what} were ignored" for what, count in counts.items() if count]
-    return rows, metres, keys, tempi, remarks
+    return rows, metres, keys, tempi, repaired + remarks
 
 
-def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
+def _from_archive(content: bytes, remarks: list[str]) -> bytes:
+    """The MusicXML document of an ``.mxl``: the one that META-INF/container.xml names, whatever its
+    name, else the only one."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {one.filename: one for one in archive.infolist() if not one.is_dir()}
+
+        def inflated(name: str, most: int) -> bytes:
+            one = members[name]
+            # zipfile inflates other methods without a limit
+            if one.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is not compressed by deflate")
+            with archive.open(one) as file:
+                document = file.read(most + 1)
+            if len(document) > most:
+                raise InputError(f"{name} has more than {most / 1e6:g} MB. {_EXPORT}")
+            return document
+
+        if any(name.lower().endswith(".mscx") for name in members):
+            raise InputError(f"not a readable score: a MuseScore file. {_EXPORT}")
+        named: list[str] = []
+        for name in members:
+            if name.lower().replace("\\", "/") == "meta-inf/container.xml":
+                parser = _safe_parser()
+
+                def start(tag: str, attributes: dict[str, str]) -> None:
+                    kind = attributes.get("media-type", _MUSICXML_TYPE)
+                    if tag.split(":")[-1] == "rootfile" and kind.startswith(_MUSICXML_TYPE):
+                        named.append(attributes.get("full-path", ""))
+
+                parser.StartElementHandler = start
+                parser.Parse(inflated(name, 1_000_000), True)
+                break
+        # zipfile decodes names without the flag for UTF-8 as code page 437.
+        plain = {_utf8(name).replace("\\", "/"): name for name in members}
+        for name in (named[0], urllib.parse.unquote(named[0])) if named else ():
+            if name.removeprefix("./").removeprefix("/") in plain:
+                return inflated(plain[name.removeprefix("./").removeprefix("/")], _MOST_BYTES)
+        documents = [
+            name
+            for name in members
+            if name.lower().endswith((".xml", ".musicxml"))
+            and not name.startswith((".", "META-INF/", "__MACOSX/"))
+            and "/." not in name
+        ]
+        if len(documents) != 1:
+            lacking = (
+                f"container.xml names {named[0]}, which is missing" if named else "none is named"
+            )
+            raise ValueError(f"{len(documents)} MusicXML documents in the archive, and {lacking}")
+        if named:
+            remarks.append(
+                f"its container names {named[0]}, which is missing: {documents[0]} is read"
+            )
+        return inflated(documents[0], _MOST_BYTES)
+
+
+def _utf8(name: str) -> str:
+    try:
+        return name.encode("cp437").decode()
+    except UnicodeError:
+        return name
+
+
+def _decoded(content: bytes, remarks: list[str]) -> str:
+    """An XML document in its declared encoding; expat knows few."""
+    declared = re.match(rb"\s*<\?xml[^>]{,200}?\sencoding\s*=\s*[\"']([\w.:-]+)", content[:500])
+    encoding = declared[1].decode("ascii", "replace").lower() if declared else "utf-8"
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif content.startswith((b"<\0", b"\0<")):
+        encoding = "utf-16-le" if content[0] else "utf-16-be"
+    elif content.startswith(codecs.BOM_UTF8) or encoding.startswith(("utf-16", "utf-8")):
+        encoding = "utf-8"  # UTF-16 would not begin with ASCII
+    try:
+        if encoding in ("idna", "punycode", "undefined"):  # no encodings of documents, and slow
+            raise LookupError
+        text = content.decode(encoding, "replace")
+    except (LookupError, UnicodeError) as error:
+        raise InputError(f"its encoding {encoding} is unknown. {_EXPORT}") from error
+    if wrong := text.count("\ufffd"):
+        remarks.append(f"{wrong} characters that are not {encoding} were replaced")
+    # Without the declaration, which would make the parser decode the text again.
+    return re.sub(r"^\ufeff?\s*(<\?xml[^>]*\?>)?", "", text, count=1)
+
+
+def _safe_parser() -> expat.XMLParserType:
+    """A parser that refuses entities (they may expand without limit) and deep nesting; expat does
+    not load external ones."""
+
+    def entity(name: str, *_) -> None:
+        raise ValueError(f"it declares the entity {name}")
+
+    parser = expat.ParserCreate("utf-8")
+    parser.EntityDeclHandler = entity
+    return parser
+
+
+def _integers(text: str) -> list[int]:
+    return [int(digits[:9]) for digits in re.findall(r"\d+", text[:1000])]
+
+
+def _check_document(text: str) -> None:
+    """Refuse, before music21 builds its objects, what is no score or would take too long or too
+    much memory: 50,000 notes take about 1 GB."""
+    depth = elements = parts = bars = work = size = since = highest = 0
+    value: list[str] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth, elements, parts, bars, work, size, since, highest
+        if not depth and tag != "score-partwise":
+            what = _ROOTS.get(tag, f"an XML document of type {tag:.40}")
+            raise InputError(f"not a readable score: {what}. {_EXPORT}")
+        depth, elements = depth + 1, elements + 1
+        if depth > _DEEPEST or elements > _MOST_ELEMENTS or len(attributes) > _MOST_ATTRIBUTES:
+            raise InputError(
+                f"more than {_MOST_ELEMENTS:,} elements, {_DEEPEST} nested ones, or"
+                f" {_MOST_ATTRIBUTES} attributes of one. {_EXPORT}"
+            )
+        value.clear()
+        if tag == "part":
+            since = 0
+            parts, bars = parts + 1, 0
+            if parts > _MOST_PARTS:
+                raise InputError(f"more than {_MOST_PARTS} parts. Export that of the piano.")
+        elif tag in ("note", "measure"):
+            size, since = size + 1, since + 1
+            bars += tag == "measure"
+            work += bars if tag == "measure" else 0
+        elif tag == "ending":
+            highest = max([highest, *_integers(attributes.get("number", ""))])
+        elif tag == "repeat":
+            if attributes.get("direction") == "backward":
+                highest = max([2, highest, *_integers(attributes.get("times", ""))])
+                size += (highest - 1) * since
+            if highest > _MOST_REPEATS:
+                raise InputError(
+                    f"{highest:,} repeats, at most {_MOST_REPEATS} are read. {_EXPORT}"
+                )
+            since = highest = 0
+        if size > MOST_NOTES or work > _MOST_BARS**2 / 2:
+            raise InputError(
+                f"more than {MOST_NOTES:,} notes with repeats, or {_MOST_BARS:,} bars. Give a part"
+                " of it."
+            )
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        content = "".join(value).strip()
+        value.clear()
+        if len(content) > (50 if tag in _LIMITS else _LONGEST_TEXT):
+            raise ValueError(f"{tag:.40} has {len(content):,} characters")
+        if tag in _LIMITS and re.fullmatch(r"[-+.\deE]+|nan|inf", content):  # not 3+2 beats
+            low, high = _LIMITS[tag]
+            if not low <= float(content) <= high:
+                raise ValueError(f"{tag} is {content:.20}")
+
+    parser = _safe_parser()
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = value.append
+    parser.buffer_text = True
+    parser.Parse(text.encode(), True)
+    if elements and not size:
+        raise InputError(f"no notes. {_EXPORT}")
+
+
+def _read_musicxml(content: bytes) -> tuple[list, list, list, list, list]:
     """The same from MusicXML by music21 (Cuthbert and Ariza 2010, ISMIR), which handles ties,
     tuplets, grace notes and transposition; each part, or each staff of a part, is a staff."""
-    from music21 import converter, repeat, stream, tempo  # slow to import
+    remarks: list[str] = []
+    if content.startswith(b"PK"):
+        content = _from_archive(content, remarks)
+    text = _decoded(content, remarks)
+    _check_document(text)
+    # music21 writes warnings to standard error.
+    with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("always")
+        found = _by_music21(text, remarks)
+    if caught:
+        first = " ".join(str(caught[0].message).split())
+        remarks.append(f"music21 has {len(caught)} warnings: {first:.100}")
+    return found
 
-    content = path.read_bytes()
-    if path.suffix.lower() == ".mxl":
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            names = [name for name in archive.namelist() if name.endswith((".xml", ".musicxml"))]
-            names = [name for name in names if not name.startswith(("META-INF", "__MACOSX"))]
-            if not names:
-                raise ValueError("no MusicXML document in the archive")
-            content = archive.read(names[0])
-    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+def _by_music21(text: str, remarks: list[str]) -> tuple[list, list, list, list, list]:
+    from music21 import bar, converter, dynamics, repeat, stream, tempo  # slow to import
+    from music21.note import NotRest
+
     written = converter.parseData(text, format="musicxml")
     if not isinstance(written, stream.Score):
         raise ValueError("not a single score")
-    remarks = []
     parts = list(written.parts)
     if any(part.recurse().getElementsByClass(("RepeatMark", "Repeat")) for part in parts):
+        for part in parts:
+            # music21 repeats from the beginning if no sign opens a repeat: exponentially many bars
+            # for sections that only close. They begin after the previous end or bracket.
+            opened, begin = True, None
+            for measure in part.getElementsByClass("Measure"):
+                begin, left, right = begin or measure, measure.leftBarline, measure.rightBarline
+                bracketed = bool(measure.getSpannerSites("RepeatBracket"))
+                opened |= isinstance(left, bar.Repeat) and left.direction == "start"
+                closes = isinstance(right, bar.Repeat) and right.direction == "end"
+                if closes and not opened and not bracketed:
+                    begin.leftBarline = bar.Repeat("start")
+                if closes or bracketed:
+                    opened, begin = opened and not closes, None
         try:
             parts = [part.expandRepeats() for part in parts]
             remarks.append("repeats are expanded as marked")
         except repeat.ExpanderException as error:
             raise ValueError(f"unmatched repeat signs: {error}") from error
-
-    rows, ignored = [], 0
-    for staff, part in enumerate(parts, 1):
-        for note in part.toSoundingPitch().stripTies().flatten().notes:
-            if "ChordSymbol" in note.classes or not note.pitches:
-                ignored += 1
-                continue
-            onset, length = float(note.offset), float(note.duration.quarterLength)
-            velocity, grace = round(127 * note.volume.getRealized()), note.duration.isGrace
-            rows += [(onset, length, one.midi, velocity, staff, grace) for one in note.pitches]
-    if ignored:
-        remarks.append(f"{ignored} chord symbols and unpitched notes were ignored")
 
     first = parts[0].flatten() if parts else written.flatten()
     signatures = first.getElementsByClass("TimeSignature")
@@ -203,11 +440,40 @@ def _read_musicxml(path: Path) -> tuple[list, list, list, list, list]:
         length, (at, beats, unit) = float(bars[1].offset - bars[0].offset), metres[0]
         if not at and 0 < length < beats * unit - 1e-6:
             metres[:1] = [(0.0, 1, length), (length, beats, unit)]
-    keys = [(float(one.offset), one.sharps) for one in first.getElementsByClass("KeySignature")]
+    signatures = first.getElementsByClass("KeySignature")
+    keys = [(float(one.offset), one.sharps) for one in signatures if abs(one.sharps) <= 7]
+    if dropped := len(signatures) - len(keys):
+        remarks.append(f"{dropped} impossible key signatures were dropped")
     tempi = [
         (float(one.offset), float(speed))
         for part in parts
         for one in part.flatten().getElementsByClass(tempo.MetronomeMark)
         if (speed := one.getQuarterBPM())
     ]
+    if dropped := sum(not 1 <= speed <= 1000 for _, speed in tempi):
+        remarks.append(f"{dropped} impossible tempi were dropped")
+        tempi = [(at, speed) for at, speed in tempi if 1 <= speed <= 1000]
+
+    rows: list[tuple] = []
+    ignored = 0
+    for staff, part in enumerate(parts, 1):
+        # In place: copies would take half of the time.
+        part.toSoundingPitch(inPlace=True)
+        part.stripTies(inPlace=True)
+        dynamic: dynamics.Dynamic | bool = True
+        # Passed on, because music21 would search the whole part for every note.
+        for note in part.flatten():
+            if isinstance(note, dynamics.Dynamic):
+                dynamic = note
+            if not isinstance(note, NotRest):
+                continue
+            pitches = [one.midi for one in note.pitches if 0 <= one.ps <= 127]
+            if "ChordSymbol" in note.classes or not pitches:
+                ignored += 1
+                continue
+            onset, length = float(note.offset), float(note.duration.quarterLength)
+            velocity, grace = round(127 * note.volume.getRealized(dynamic)), note.duration.isGrace
+            rows += [(onset, length, pitch, velocity, staff, grace) for pitch in pitches]
+    if ignored:
+        remarks.append(f"{ignored} chord symbols and unpitched notes were ignored")
     return rows, metres, keys, tempi, remarks

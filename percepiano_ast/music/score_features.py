@@ -26,6 +26,7 @@ from percepiano_ast.music.performance_features import (
     pedalling,
     quantile,
     read_features,
+    smoothed,
     statistics,
     std,
 )
@@ -131,9 +132,13 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     top = pitch == np.maximum.reduceat(plain["pitch"], starts)[group]
     bottom = pitch == np.minimum.reduceat(plain["pitch"], starts)[group]
     # lowest pitch in the score that sounds at each onset
-    ends, now = plain["onset"] + plain["duration"], quarters[:, None]
-    sounds = (plain["onset"] <= now) & ((ends > now + _SLACK) | (plain["onset"] == now))
-    bass = np.where(sounds, plain["pitch"].astype(float), np.inf).min(axis=1)
+    bass = np.full(len(quarters), np.inf)
+    for key in np.unique(plain["pitch"])[::-1]:
+        notes = plain[plain["pitch"] == key]
+        latest = np.maximum.accumulate(np.append(-np.inf, notes["onset"] + notes["duration"]))
+        before = np.searchsorted(notes["onset"], quarters, side="right")
+        begins = np.append(-np.inf, notes["onset"])[before] == quarters
+        bass[(latest[before] > quarters + _SLACK) | begins] = key
 
     # --- Local tempo: log of quarters per second between onsets ---
     latest = np.maximum.accumulate(seconds)
@@ -149,9 +154,8 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
 
     def smooth(where: np.ndarray, width: float = _LOCAL) -> np.ndarray:
         """Log tempo at ``where`` quarters: mean under a Gaussian kernel, weighted by duration."""
-        weights = np.exp(-0.5 * ((where[:, None] - middle) / width) ** 2) * step_quarters
-        weights += 1e-12 * step_quarters  # far from all steps, use the overall mean
-        return weights @ pace / weights.sum(axis=1)
+        # far from all steps, use the overall mean
+        return smoothed(where, middle, pace, width, step_quarters, least=1e-12)
 
     relative = (middle - middle[0]) / max(middle[-1] - middle[0], 1e-9)
     median = float(np.median(pace))
@@ -312,9 +316,12 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
 
     # --- Extra and missing notes ---
     extra, missing = performance.notes[found.extra], score.notes[found.missing]
-    apart = np.abs(onset - extra["onset"][:, None])
-    steps_apart = np.abs(pitch - extra["pitch"][:, None].astype(float))
-    beside = ((apart < _CLOSE) & (steps_apart <= 2)).any(axis=1).sum()
+    by_time = np.argsort(onset, kind="stable")
+    near = np.searchsorted(onset[by_time], extra["onset"][:, None] + (-_CLOSE, _CLOSE))
+    beside = sum(
+        bool((np.abs(pitch[by_time[first:last]] - float(key)) <= 2).any())
+        for (first, last), key in zip(near, extra["pitch"], strict=True)
+    )
     # sorted by pitch within an onset: the lowest notes
     lowest = np.flatnonzero(np.r_[True, np.diff(score.notes["onset"]) > 0])
     brushed = np.sum(extra["offset"] - extra["onset"] < _SLIP)
@@ -336,7 +343,10 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
     near_beat = np.abs(position - np.round(position)) * unit < _NEAR
     before = quarters[np.maximum(np.searchsorted(quarters, presses, side="right") - 1, 0)]
     new = quarters[1:][np.diff(bass) != 0]
-    distance = np.abs(new[:, None] - presses)
+    # of each harmony to the nearest press
+    ends = np.concatenate([[-np.inf], presses, [np.inf]])
+    after = np.searchsorted(presses, new)
+    distance = np.minimum(new - ends[after], ends[after + 1] - new)
     harmonies = [
         len(np.unique(bass[(seconds >= press - _CATCH) & (seconds < up - _CATCH)]))
         for up, press in zip(ups, downs, strict=True)
@@ -350,7 +360,7 @@ def score_features(performance: Performance, score: Score) -> dict[str, float]:
         "pedal_on_beats": mean(near_beat),
         "pedal_on_bars": mean(near_beat & (np.round(position) % max(per_bar, 1) == 0)),
         "pedal_late": mean(np.clip(presses - before, 0, 1)),
-        "pedal_of_harmony": mean(distance.min(axis=1) < _NEAR) if distance.size else np.nan,
+        "pedal_of_harmony": mean(distance < _NEAR) if len(presses) else np.nan,
         "pedal_harmonies": mean(np.array(harmonies, float)),
         "pedal_downbeats": over_rest(sounding, downbeat),
     }
