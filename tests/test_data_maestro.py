@@ -329,6 +329,15 @@ class TestOwnRecordings:
             assert skipped.pop(name).startswith(reason) and any(name in line for line in log)
         assert skipped.empty and "5 recordings, 0.02 h" in log[0]
 
+    def test_works_of_percepiano_are_excluded_without_a_suffix_too(self, folder):
+        (folder / "Chopin").rename(folder / "Franz Schubert")
+        (folder / "Franz Schubert" / "four.mp3").rename(folder / "Franz Schubert" / "Son. D. 960")
+        rows = sources.read_table(sources.open_source(str(folder))).rows
+        works = zip(rows["canonical_composer"], rows["canonical_title"])
+        assert [title for name, title in works if maestro.is_percepiano_work(name, title)] == [
+            "Son. D. 960"
+        ]
+
     def test_midi_that_no_table_names_is_a_warning(self, folder, tmp_path):
         assert not any("MIDI file" in line for line in preprocess(folder, tmp_path / "1"))
         (folder / "Bach" / "one.MID").write_bytes(b"MThd")

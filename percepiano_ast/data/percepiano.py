@@ -318,7 +318,7 @@ def recordings_in(folder: str | Path) -> tuple[dict[str, Path], dict[Path, str]]
     paths, left = audio.find_recordings(folder)
     found: dict[str, Path] = {}
     for path in paths:
-        if (clip := clean_name(printable(path.stem))) in found:
+        if (clip := clean_name(audio.stem(printable(path.name)))) in found:
             both = " and ".join(printable(p.relative_to(folder)) for p in (found[clip], path))
             what = f"{both} in {folder} are both of clip {clip!r}"
             raise InputError(f"{what}. Keep one of them.")
