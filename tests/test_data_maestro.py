@@ -297,6 +297,8 @@ class TestOwnRecordings:
         assert skipped.to_dict() == {"bad\\xe9\\n.wav": "bad", "text\\xe9\\n.txt": "other"}
         assert all(len(line.splitlines()) == 1 and line.encode() for line in log)
         assert any("bad\\xe9\\n.wav: cannot be read as audio (Invalid data" in line for line in log)
+        for name in (".DS_Store", "records/._train-00000-of-00001.json", "desktop.ini"):
+            (tmp_path / "out" / name).write_bytes(b"\0\5\x16\7")
         assert not build.verify(tmp_path / "out")
 
     def kept(self, home: Path, split: str) -> list[str]:

@@ -368,6 +368,8 @@ def check_complete(directory: Path) -> bool:
 def _names(directory: Path, below: str = "") -> Iterator[str]:
     """Names of all files of the data set; also at ``gs://``, which has no recursive listing."""
     for path in sorted(directory.iterdir(), key=lambda path: path.name):
+        if files.of_the_system(path.name):
+            continue
         if path.is_dir():
             yield from _names(path, f"{below}{path.name}/")
         elif below + path.name != MANIFEST and path.suffix != ".partial":
@@ -376,7 +378,7 @@ def _names(directory: Path, below: str = "") -> Iterator[str]:
 
 def _records(directory: Path, damaged: Collection[str] = ()) -> dict[str, dict]:
     """The records of the shards, except damaged ones."""
-    paths = sorted((directory / "records").glob("*.json"))
+    paths = files.matching(directory / "records", "*.json")
     valid = [path for path in paths if f"records/{path.name}" not in damaged]
     return {path.stem: json.loads(path.read_text()) for path in valid}
 

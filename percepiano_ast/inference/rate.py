@@ -37,7 +37,15 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, as_text, download, printable, read_json, sha256_of
+from percepiano_ast.files import (
+    as_path,
+    as_text,
+    download,
+    matching,
+    printable,
+    read_json,
+    sha256_of,
+)
 from percepiano_ast.inference import page
 from percepiano_ast.inference.rating import WINDOW_SECONDS, Rating, decimals, to_table
 from percepiano_ast.inference.regressors import CalibratedRegressors, below
@@ -627,7 +635,7 @@ class FoldEnsemble(Rater):
 
 def names_of_models(home: Path) -> list[str]:
     """Names of all fine-tuned models in ``home``, the folder ``finetune`` of a run or its store."""
-    return sorted(path.name for path in home.glob("*") if path.is_dir())
+    return [path.name for path in matching(home, "*") if path.is_dir()]
 
 
 def require_percepiano(ensemble: FoldEnsemble, what: str) -> None:
