@@ -471,6 +471,11 @@ def of_the_system(name: str) -> bool:
     return any(_OF_THE_SYSTEM.fullmatch(part) for part in name.split("/"))
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """What of a folder matches a pattern, sorted, except files of the operating system."""
+    return sorted(path for path in folder.glob(pattern) if not of_the_system(path.name))
+
+
 def walk(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
     """The files below a folder, sorted, and what is left out, with the reason in the plural, see
     `summary`. Links are followed, to every folder and file once: files have names without links

@@ -16,7 +16,7 @@ from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
-from percepiano_ast.files import as_path, read_json
+from percepiano_ast.files import as_path, matching, read_json
 from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.transcription import STEP
@@ -246,7 +246,7 @@ def results(run: Run) -> dict[str, pd.DataFrame]:
     """The tables of the run's evaluation by name, see `evaluation.evaluate`, of the run's protocol;
     ``ceiling`` (19 dimensions, scopes) if the noise ceiling is known."""
     found = {}
-    for path in sorted(run.evaluation.glob("*.csv")):
+    for path in matching(run.evaluation, "*.csv"):
         table = tables.read_own(path, ["model", "model_a", "model_b", "protocol"])
         of_protocol = table["protocol"] == run.preset.finetune.protocol
         found[path.stem] = table[of_protocol].reset_index(drop=True)

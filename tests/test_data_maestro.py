@@ -297,6 +297,8 @@ class TestOwnRecordings:
         assert skipped.to_dict() == {"bad\\xe9\\n.wav": "bad", "text\\xe9\\n.txt": "other"}
         assert all(len(line.splitlines()) == 1 and line.encode() for line in log)
         assert any("bad\\xe9\\n.wav: cannot be read as audio (Invalid data" in line for line in log)
+        for name in (".DS_Store", "records/._train-00000-of-00001.json", "desktop.ini"):
+            (tmp_path / "out" / name).write_bytes(b"\0\5\x16\7")
         assert not build.verify(tmp_path / "out")
 
     def kept(self, home: Path, split: str) -> list[str]:
@@ -328,6 +330,15 @@ class TestOwnRecordings:
         }.items():
             assert skipped.pop(name).startswith(reason) and any(name in line for line in log)
         assert skipped.empty and "5 recordings, 0.02 h" in log[0]
+
+    def test_works_of_percepiano_are_excluded_without_a_suffix_too(self, folder):
+        (folder / "Chopin").rename(folder / "Franz Schubert")
+        (folder / "Franz Schubert" / "four.mp3").rename(folder / "Franz Schubert" / "Son. D. 960")
+        rows = sources.read_table(sources.open_source(str(folder))).rows
+        works = zip(rows["canonical_composer"], rows["canonical_title"])
+        assert [title for name, title in works if maestro.is_percepiano_work(name, title)] == [
+            "Son. D. 960"
+        ]
 
     def test_midi_that_no_table_names_is_a_warning(self, folder, tmp_path):
         assert not any("MIDI file" in line for line in preprocess(folder, tmp_path / "1"))

@@ -227,3 +227,21 @@ def test_names_are_shown_on_one_line_of_utf8(name, text, line):
 
 def test_names_with_surrogates_that_stand_for_no_byte_are_shown_too():
     assert files.printable("a\ud800\udc80.wav") == "a\\ud800\\udc80.wav"
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("take.wav", "take"),
+        ("Take.01.FLAC", "Take.01"),
+        ("take.wav.mp3", "take.wav"),
+        ("take.3gp", "take"),
+        ("take.rec", "take"),
+        ("Sonata D. 960", "Sonata D. 960"),
+        ("K.331", "K.331"),
+        ("Op. 27 No. 2", "Op. 27 No. 2"),
+        ("take", "take"),
+    ],
+)
+def test_the_suffix_of_a_recording_is_no_part_of_its_name(name, stem):
+    assert audio.stem(name) == stem

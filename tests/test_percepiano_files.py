@@ -44,7 +44,9 @@ def test_a_clip_twice_is_refused_by_name(folder):
 
 
 def test_equal_files_are_found_and_scores_must_be_there(folder):
-    midi = percepiano.find_midi(folder)
+    midi, found = percepiano.find_midi(folder), percepiano.fingerprints(folder)
+    (folder / percepiano.MIDI_FOLDER / f"._{CLIPS[0]}.mid").write_bytes(b"\0\5\x16\7")
+    assert percepiano.find_midi(folder) == midi and percepiano.fingerprints(folder) == found
     assert percepiano.identical_midi(folder) == []
     midi[CLIPS[2]].write_bytes(midi[CLIPS[0]].read_bytes())
     assert percepiano.identical_midi(folder) == [sorted([CLIPS[0], CLIPS[2]])]

@@ -13,7 +13,7 @@ from percepiano_ast.audio.effects import (
     retune,
 )
 from percepiano_ast.audio.features import audio_feature_names, audio_features
-from percepiano_ast.audio.formats import NO_RECORDING, SUFFIXES, find_recordings, is_audio
+from percepiano_ast.audio.formats import NO_RECORDING, SUFFIXES, find_recordings, is_audio, stem
 from percepiano_ast.audio.io import (
     SILENCE_DB,
     OffsetFilter,

@@ -43,6 +43,14 @@ def is_audio(name: str) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def stem(name: str) -> str:
+    """The name of a recording without its suffix, of a known format or of up to five letters and
+    digits: "Op. 27 No. 2" has none."""
+    suffix = PurePath(name).suffix
+    is_one = suffix.lower() in SUFFIXES or re.fullmatch(r"\.(?=\d*[a-z])\w{1,5}", suffix, re.I)
+    return name.removesuffix(suffix) if is_one else name
+
+
 def find_recordings(folder: str | Path) -> tuple[list[Path], dict[Path, str]]:
     """The recordings below a folder, sorted, and its other files with the reason, see
     `files.walk`. Files with the suffix of text, an image or another known type are not opened."""

@@ -399,6 +399,8 @@ def saved_settings(directory: Path, settings: dict) -> dict | None:
 def _names(directory: Path, below: str = "") -> Iterator[str]:
     """Names of all files of the data set; also at ``gs://``, which has no recursive listing."""
     for path in sorted(directory.iterdir(), key=lambda path: path.name):
+        if files.of_the_system(path.name):
+            continue
         if path.is_dir():
             yield from _names(path, f"{below}{path.name}/")
         elif below + path.name != MANIFEST and path.suffix != ".partial" and path.name[0] != ".":
@@ -407,7 +409,7 @@ def _names(directory: Path, below: str = "") -> Iterator[str]:
 
 def _records(directory: Path, damaged: Collection[str] = ()) -> dict[str, dict]:
     """The records of the shards, except damaged ones."""
-    paths = sorted((directory / "records").glob("*.json"))
+    paths = files.matching(directory / "records", "*.json")
     valid = [path for path in paths if f"records/{path.name}" not in damaged]
     advice = "Run preprocess again to restore it."
     return {path.stem: files.read_json(path, _RECORD, advice=advice) for path in valid}

@@ -28,7 +28,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import download, lock_config, printable, sha256_of, summary
+from percepiano_ast.files import download, lock_config, matching, printable, sha256_of, summary
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
@@ -129,7 +129,7 @@ def read_labels(folder: str | Path) -> dict[str, list]:
 def find_midi(folder: str | Path) -> dict[str, Path]:
     """MIDI file of every clip; InputError if there is none, or two files of one clip."""
     where = Path(folder) / MIDI_FOLDER
-    files = _unique(((path.stem, path) for path in sorted(where.glob("*.mid"))), where)
+    files = _unique(((path.stem, path) for path in matching(where, "*.mid")), where)
     if not files:
         what = f"no MIDI files in {where}: the data directory is missing or incomplete"
         raise InputError(f"{what}. Download it again.")
@@ -138,7 +138,7 @@ def find_midi(folder: str | Path) -> dict[str, Path]:
 
 def find_scores(folder: str | Path) -> dict[str, Path]:
     """Score of every passage as MIDI, ``ClipName.passage`` -> file; InputError if there is none."""
-    paths = sorted((Path(folder) / SCORE_FOLDER).glob("*_Score_*.mid"))
+    paths = matching(Path(folder) / SCORE_FOLDER, "*_Score_*.mid")
     if not paths:
         advice = "Download PercePiano again, which includes them."
         raise InputError(f"no scores in {Path(folder) / SCORE_FOLDER}. {advice}")
@@ -162,7 +162,7 @@ def fingerprints(folder: str | Path) -> dict[str, tuple[int, str]]:
     found = {}
     for part in PUBLISHED:
         path = Path(folder) / part
-        files = [path] * path.is_file() or sorted(path.glob("*.mid"))
+        files = [path] * path.is_file() or matching(path, "*.mid")
         lines = [f"{sha256_of(file)}  {file.name}\n" for file in files]
         found[part] = len(lines), sha256_of(*lines)
     return found
@@ -318,7 +318,7 @@ def recordings_in(folder: str | Path) -> tuple[dict[str, Path], dict[Path, str]]
     paths, left = audio.find_recordings(folder)
     found: dict[str, Path] = {}
     for path in paths:
-        if (clip := clean_name(printable(path.stem))) in found:
+        if (clip := clean_name(audio.stem(printable(path.name)))) in found:
             both = " and ".join(printable(p.relative_to(folder)) for p in (found[clip], path))
             what = f"{both} in {folder} are both of clip {clip!r}"
             raise InputError(f"{what}. Keep one of them.")

@@ -166,9 +166,11 @@ class Archive:
             with self._zip.open(info) as member, path.open("wb") as file:
                 shutil.copyfileobj(member, file, _PIECE)  # compares the CRC at the end
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise Damaged(f"{info.filename} is damaged in {self.where}: {error}") from error
+            raise Damaged(
+                f"{files.printable(info.filename)} is damaged in {self.where}: {error}"
+            ) from error
         except NotImplementedError as error:  # a compression method that this Python lacks
-            message = f"{info.filename} cannot be read from {self.where}: {error}"
+            message = f"{files.printable(info.filename)} cannot be read from {self.where}: {error}"
             raise InputError(message) from error
 
 
@@ -478,7 +480,8 @@ def _table_of_folder(source: Folder, tables: list[str]) -> Table:
         except InputError as error:
             refused[name] = str(error)
         else:
-            rows.append((path.parent.name or "own recording", path.stem, "", 0, "", name, seconds))
+            composer, title = path.parent.name or "own recording", audio.stem(path.name)
+            rows.append((composer, title, "", 0, "", name, seconds))
     if not rows:
         what = f"none of the {len(names)} recordings in {source.where} can be read"
         raise InputError(f"{what}; {next(iter(refused.values()))}")

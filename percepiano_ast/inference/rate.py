@@ -42,6 +42,7 @@ from percepiano_ast.files import (
     as_text,
     check_tensors,
     download,
+    matching,
     one_line,
     printable,
     read_json,
@@ -651,7 +652,7 @@ class FoldEnsemble(Rater):
 
 def names_of_models(home: Path) -> list[str]:
     """Names of all fine-tuned models in ``home``, the folder ``finetune`` of a run or its store."""
-    return sorted(path.name for path in home.glob("*") if path.is_dir())
+    return [path.name for path in matching(home, "*") if path.is_dir()]
 
 
 def require_percepiano(ensemble: FoldEnsemble, what: str) -> None:

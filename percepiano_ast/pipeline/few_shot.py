@@ -18,6 +18,7 @@ import pandas as pd
 from percepiano_ast.data import custom_ratings, demo, percepiano, sources
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import analysis, predictions
+from percepiano_ast.files import matching
 from percepiano_ast.pipeline.run import Run, load_encoder
 from percepiano_ast.pipeline.steps import CrossValidation, config_for, cross_validate
 from percepiano_ast.tables import to_csv
@@ -83,7 +84,7 @@ def custom_runs(run: Run) -> list[Run]:
         files = Storage(home).fs.find(home)
         names = {file.split(f"/{HOME}/")[1].split("/")[0] for file in files}
     else:
-        names = {path.name for path in Path(home).glob("*") if path.is_dir()}
+        names = {path.name for path in matching(Path(home), "*") if path.is_dir()}
     return [custom_run(run, f"{name}.csv") for name in sorted(names)]
 
 
