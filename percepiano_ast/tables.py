@@ -45,11 +45,14 @@ _NAMES = {"cp1252": "Windows-1252", "mac_roman": "Mac OS Roman"}
 _INTERNED = 2**16  # different cells of a column that are stored once, or more
 _BLOCK = 2**14  # rows
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_EDGES = re.compile(r"\A[\s\u200b-\u200d\u2060\ufeff]+|[\s\u200b-\u200d\u2060\ufeff]+\Z")
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u2060\ufeff"
+_LONGEST_NAME = 256  # in form NFC; accents are sorted in the square of the time
 # Text in another encoding than assumed: European languages have at most two letters with accents in
-# succession, and few symbols within words.
+# succession, and few symbols within words or beside such letters.
 _MISREAD = re.compile(
-    r"[À-ÖØ-öø-ÿŠšŽžŒœŸ]{3}|(?<=[A-Za-z])[^\s!-~À-ÖØ-öø-ÿœ’´–—…”“]|[ŠšŽžŸ](?=[a-z])"
+    r"[À-ÖØ-öø-ÿŠšŽžŒœŸ]{3}|[ŠšŽžŸ](?=[a-z])|(?<=[A-Za-zÀ-ÿ])[“”–—…™®](?=[a-z])"
+    r"|(?<=[A-Za-z])[^\s!-~À-ÖØ-öø-ÿœ’´°²«»·“”–—…™®]"
+    r"|(?<=[À-ÿ])[¢-ª¬-¯±³-¶¸-º¼-¾]|[¢-ª¬-¯±³-¶¸-º¼-¾](?=[À-ÿ])"
 )
 _COMMA_NUMBER = re.compile(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
@@ -65,7 +68,9 @@ def clean_name(text: str) -> str:
     ends. Names of files on macOS are in form NFD."""
     if text.isascii():
         return text.strip()
-    return _EDGES.sub("", unicodedata.normalize("NFC", text))
+    return (unicodedata.normalize("NFC", text) if len(text) <= _LONGEST_NAME else text).strip(
+        _BLANKS
+    )
 
 
 def read_csv(
