@@ -172,11 +172,11 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
         return content.count(b"\n", 0, end) + content.count(b"\r", 0, end) - by_two
 
     for start in range(0, len(content), MAX_LINE):
-        block = content[start : start + MAX_LINE]
-        if found := _CONTROLS.search(block):
-            line = 1 + lines_before(start + found.start())
-            raise refuse(line, f"the control character {found[0].decode()!r}")
-        if len(block) == MAX_LINE and b"\n" not in block and b"\r" not in block:
+        part = content[start : start + MAX_LINE]
+        if control := _CONTROLS.search(part):
+            line = 1 + lines_before(start + control.start())
+            raise refuse(line, f"the control character {control[0].decode()!r}")
+        if len(part) == MAX_LINE and b"\n" not in part and b"\r" not in part:
             raise refuse(1 + lines_before(start), f"more than {MAX_LINE:,} bytes")
     if (count := lines_before(len(content))) > MAX_LINES:
         advice = "Split it, or give the right file."
@@ -264,7 +264,7 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     if names[1:].count(""):
         del kept[""]
     if read != "UTF-8, separator comma":
-        logger.info(f"{name}: {read}")
+        logger.info(f"{name}: read as {read}")
     table = pd.DataFrame(kept, index).dropna(how="all")
     table.attrs |= {"name": name, "separator": separator, "read": read}
     return table
@@ -308,7 +308,7 @@ def numbers(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     if table.attrs["separator"] != ";" and thousands:
         what = "which may have a decimal comma or one of thousands"
         raise InputError(f"{name}, {shown(commas[0])}, {what} ({read}). Use decimal points.")
-    logger.info(f"{name}: decimal commas")
+    logger.info(f"{name}: read with decimal commas")
     for at in commas:
         values[at] = float(cells[at].replace(",", "."))
     return pd.DataFrame(values, text.index, text.columns)
