@@ -115,7 +115,8 @@ def read_csv(
         with contextlib.suppress(UnicodeError):  # try the next
             return _parse(_as_utf8(content, encoding), _encoding(encoding), required, name)
     tried = " or ".join(map(_encoding, encodings))
-    raise InputError(f"{name} is not a readable CSV file in {tried}. Save it as CSV in UTF-8.")
+    advice = "Save it as CSV in UTF-8, separated by commas, with decimal points."
+    raise InputError(f"{name} is not a readable CSV file in {tried}. {advice}")
 
 
 def _content(path: Any, what: str) -> bytes:
@@ -237,7 +238,9 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
                 row += empty * (width - len(row))
             elif len(row) > width and any(map(_cleaned, row[width:])):
                 advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
-                advice += ", or separate cells by semicolons." if separator == "," else "."
+                advice += (
+                    " (decimal commas too)" * (separator == ",") + ", or use other separators."
+                )
                 reason = f"{len(row)} cells, but the header has {width}"
                 raise refuse(line, reason, advice)
             starts.append(line)
@@ -293,13 +296,16 @@ def numbers(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     cells, values = text.to_numpy(object), found.to_numpy(copy=True)
     unread = map(tuple, np.argwhere(np.isnan(values) & text.notna().to_numpy()))
     commas = [at for at in unread if re.fullmatch(_COMMA_NUMBER, str(cells[at]))]
-    if not commas or "read" not in table.attrs:
+    if "read" not in table.attrs:  # made by a program
+        return found
+    name, read = table.attrs["name"], table.attrs["read"]
+    table.attrs["read"] = f"{read}, decimal {'comma' if commas else 'point'}"
+    if not commas:
         return found
 
     def shown(at: tuple[int, int]) -> str:
         return f"line {text.index[at[0]]}: {text.columns[at[1]]} is {cells[at]!r:.60}"
 
-    name, read = table.attrs["name"], table.attrs["read"]
     known = map(tuple, np.argwhere(~np.isnan(values)))
     if point := next((at for at in known if "." in cells[at]), None):
         both = f"{name}, {shown(commas[0])}, but {shown(point)}"
