@@ -347,10 +347,9 @@ def read_table(source: Archive | Folder) -> Table:
             f" {tables or 'none'}. Give MAESTRO's archive, or a source in its format."
         )
     name = tables[0]
-    with source.open(name) as path:
-        content = path.read_bytes()
     label = f"{name} in {source.where}"
-    rows = read_csv(content, "MAESTRO", COLUMNS, name=label)
+    with source.open(name) as path:
+        rows, digest = read_csv(path, "MAESTRO", COLUMNS, name=label), files.sha256_of(path)
     if missing := ", ".join(column for column in COLUMNS if column not in rows):
         raise InputError(f"{label} lacks the columns {missing}. Use the columns of MAESTRO v3.")
     if rows.empty:
@@ -379,7 +378,7 @@ def read_table(source: Archive | Folder) -> Table:
     strays = (name for name in source.names if audio.is_audio(name) and name not in known)
     refused |= {name: unsafe(name) or "not listed in the table" for name in strays}
     rows = rows[~listed.isin(refused)]
-    return Table(rows, root, files.sha256_of(content)[:16], refused, MAESTRO_LICENCE)
+    return Table(rows, root, digest[:16], refused, MAESTRO_LICENCE)
 
 
 def _table_of_folder(source: Folder) -> Table:
