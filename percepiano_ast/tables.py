@@ -45,11 +45,14 @@ _NAMES = {"cp1252": "Windows-1252", "mac_roman": "Mac OS Roman"}
 _INTERNED = 2**16  # different cells of a column that are stored once, or more
 _BLOCK = 2**14  # rows
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_EDGES = re.compile(r"\A[\s\u200b-\u200d\u2060\ufeff]+|[\s\u200b-\u200d\u2060\ufeff]+\Z")
+_BLANKS = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u2060\ufeff"
+_LONGEST_NAME = 256  # in form NFC; accents are sorted in the square of the time
 # Text in another encoding than assumed: European languages have at most two letters with accents in
-# succession, and few symbols within words.
+# succession, and few symbols within words or beside such letters.
 _MISREAD = re.compile(
-    r"[À-ÖØ-öø-ÿŠšŽžŒœŸ]{3}|(?<=[A-Za-z])[^\s!-~À-ÖØ-öø-ÿœ’´–—…”“]|[ŠšŽžŸ](?=[a-z])"
+    r"[À-ÖØ-öø-ÿŠšŽžŒœŸ]{3}|[ŠšŽžŸ](?=[a-z])|(?<=[A-Za-zÀ-ÿ])[“”–—…™®](?=[a-z])"
+    r"|(?<=[A-Za-z])[^\s!-~À-ÖØ-öø-ÿœ’´°²«»·“”–—…™®]"
+    r"|(?<=[À-ÿ])[¢-ª¬-¯±³-¶¸-º¼-¾]|[¢-ª¬-¯±³-¶¸-º¼-¾](?=[À-ÿ])"
 )
 _COMMA_NUMBER = re.compile(r"[+-]?[0-9]+,[0-9]+(?:[eE][+-]?[0-9]+)?")
 _THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2},[0-9]{3}")
@@ -65,7 +68,9 @@ def clean_name(text: str) -> str:
     ends. Names of files on macOS are in form NFD."""
     if text.isascii():
         return text.strip()
-    return _EDGES.sub("", unicodedata.normalize("NFC", text))
+    return (unicodedata.normalize("NFC", text) if len(text) <= _LONGEST_NAME else text).strip(
+        _BLANKS
+    )
 
 
 def read_csv(
@@ -110,7 +115,8 @@ def read_csv(
         with contextlib.suppress(UnicodeError):  # try the next
             return _parse(_as_utf8(content, encoding), _encoding(encoding), required, name)
     tried = " or ".join(map(_encoding, encodings))
-    raise InputError(f"{name} is not a readable CSV file in {tried}. Save it as CSV in UTF-8.")
+    advice = "Save it as CSV in UTF-8, separated by commas, with decimal points."
+    raise InputError(f"{name} is not a readable CSV file in {tried}. {advice}")
 
 
 def _content(path: Any, what: str) -> bytes:
@@ -167,11 +173,11 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
         return content.count(b"\n", 0, end) + content.count(b"\r", 0, end) - by_two
 
     for start in range(0, len(content), MAX_LINE):
-        block = content[start : start + MAX_LINE]
-        if found := _CONTROLS.search(block):
-            line = 1 + lines_before(start + found.start())
-            raise refuse(line, f"the control character {found[0].decode()!r}")
-        if len(block) == MAX_LINE and b"\n" not in block and b"\r" not in block:
+        part = content[start : start + MAX_LINE]
+        if control := _CONTROLS.search(part):
+            line = 1 + lines_before(start + control.start())
+            raise refuse(line, f"the control character {control[0].decode()!r}")
+        if len(part) == MAX_LINE and b"\n" not in part and b"\r" not in part:
             raise refuse(1 + lines_before(start), f"more than {MAX_LINE:,} bytes")
     if (count := lines_before(len(content))) > MAX_LINES:
         advice = "Split it, or give the right file."
@@ -232,7 +238,9 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
                 row += empty * (width - len(row))
             elif len(row) > width and any(map(_cleaned, row[width:])):
                 advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
-                advice += ", or separate cells by semicolons." if separator == "," else "."
+                advice += (
+                    " (decimal commas too)" * (separator == ",") + ", or use other separators."
+                )
                 reason = f"{len(row)} cells, but the header has {width}"
                 raise refuse(line, reason, advice)
             starts.append(line)
@@ -259,7 +267,7 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     if names[1:].count(""):
         del kept[""]
     if read != "UTF-8, separator comma":
-        logger.info(f"{name}: {read}")
+        logger.info(f"{name}: read as {read}")
     table = pd.DataFrame(kept, index).dropna(how="all")
     table.attrs |= {"name": name, "separator": separator, "read": read}
     return table
@@ -288,13 +296,16 @@ def numbers(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     cells, values = text.to_numpy(object), found.to_numpy(copy=True)
     unread = map(tuple, np.argwhere(np.isnan(values) & text.notna().to_numpy()))
     commas = [at for at in unread if re.fullmatch(_COMMA_NUMBER, str(cells[at]))]
-    if not commas or "read" not in table.attrs:
+    if "read" not in table.attrs:  # made by a program
+        return found
+    name, read = table.attrs["name"], table.attrs["read"]
+    table.attrs["read"] = f"{read}, decimal {'comma' if commas else 'point'}"
+    if not commas:
         return found
 
     def shown(at: tuple[int, int]) -> str:
         return f"line {text.index[at[0]]}: {text.columns[at[1]]} is {cells[at]!r:.60}"
 
-    name, read = table.attrs["name"], table.attrs["read"]
     known = map(tuple, np.argwhere(~np.isnan(values)))
     if point := next((at for at in known if "." in cells[at]), None):
         both = f"{name}, {shown(commas[0])}, but {shown(point)}"
@@ -303,7 +314,7 @@ def numbers(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     if table.attrs["separator"] != ";" and thousands:
         what = "which may have a decimal comma or one of thousands"
         raise InputError(f"{name}, {shown(commas[0])}, {what} ({read}). Use decimal points.")
-    logger.info(f"{name}: decimal commas")
+    logger.info(f"{name}: read with decimal commas")
     for at in commas:
         values[at] = float(cells[at].replace(",", "."))
     return pd.DataFrame(values, text.index, text.columns)

@@ -182,6 +182,10 @@ def test_tables_of_spreadsheets_and_names_of_macos_are_the_same(made):
     csv.write_bytes(csv.read_bytes().replace(b";11,5;", b";11.5;"))
     with pytest.raises(InputError, match=r"line 3: Warmth is '0,0', but line 26: Warmth is '11.5'"):
         custom_ratings.read_ratings(*made, group="pianist")
+    csv.write_bytes(csv.read_bytes().replace(b";11.5;", b";1.011,5;"))
+    read = r"Windows-1252, separator semicolon, decimal comma"
+    with pytest.raises(InputError, match=rf"line 26: Warmth of 'take 23' is '1.011,5'.*{read}"):
+        custom_ratings.read_ratings(*made, group="pianist")
 
 
 def drop_rows(folder, csv):

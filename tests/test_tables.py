@@ -74,6 +74,18 @@ def test_what_spreadsheets_write_is_read(text, encoding):
         assert values["Wärme"].tolist() == VALUES
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *"Größe|Übung “süß”|L’œuvre n°3|Bach–Busoni|créée à Noël".split("|"),
+        *"¿Qué?|Steinway™|«Été»|Pärt, m²|20 €".split("|"),
+    ],
+)
+def test_names_in_windows_1252(name):
+    content = f"clip;group;W\n{name};g;1\n".encode("cp1252")
+    assert found(content)[0]["clip"].tolist() == [name]
+
+
 @pytest.mark.parametrize("first", ['sep="', "sep= ", "sep=a"])
 def test_what_excel_would_not_write_is_a_header(first):
     assert list(read_csv(f"{first}\nx\n".encode(), "ratings")) == [clean_name(first)]
@@ -122,6 +134,10 @@ def test_only_empty_cells_are_empty():
         ("clip,group,W\nИванов,g,1\n".encode("cp1251"), "not a readable CSV file in UTF-8 or Win"),
         ("clip,group,W\nK\u00e4se,g,1\n".encode("cp437"), "not a readable CSV file in UTF-8"),
         ("clip,group,W\n\u30d4\u30a2\u30ce,g,1\n".encode("shift_jis"), "Save it as CSV in UTF-8"),
+        ("clip,group,W\nK\u00f6nig,g,1\n".encode("cp437"), "not a readable CSV file in UTF-8"),
+        ("clip,group,W\n\u0141\u00f3d\u017a,g,1\n".encode("cp1250"), "not a readable CSV"),
+        ("clip,group,W\n\u94a2\u7434,g,1\n".encode("gbk"), "not a readable CSV file in UTF-8"),
+        ("clip,group,W\n\u00e9x\u00e9,g,1\n".encode("mac_roman"), "Save it as CSV in UTF-8"),
         (b"\xff\xfec\0l\0i", "in UTF-16. Save it"),
         (gzip.compress(written().encode())[:60], "damaged gzip data"),
         (gzip.compress(written().encode()) + b"junk", "damaged gzip data"),
@@ -129,6 +145,7 @@ def test_only_empty_cells_are_empty():
         (b"\x1f\x8b\x08\0" + b"\xff" * 50, "damaged gzip data"),
         (b",".join([b"x"] * 3000), "3,000 columns"),
         (b"clip,group,W" + b",x" * 10_000_000, "more than 1,048,576 bytes"),
+        (b"clip,group,W\n" + ("\u00e9" + " " * 2**16 + "x\n").encode() * 20 + b"\0", "control"),
         (b"clip,group,W\n" + b"x" * 200_000_000, "more than 1,048,576 bytes"),
     ],
 )
@@ -170,8 +187,8 @@ def test_a_dialect_other_than_commas_and_utf_8_is_logged(caplog):
     assert not caplog.messages
     found(written(";", decimal=",").encode("cp1252"))
     assert caplog.messages == [
-        "ratings.csv: Windows-1252, separator semicolon",
-        "ratings.csv: decimal commas",
+        "ratings.csv: read as Windows-1252, separator semicolon",
+        "ratings.csv: read with decimal commas",
     ]
 
 
@@ -220,7 +237,7 @@ def test_own_tables_come_back_as_they_were(tmp_path):
         ("gzip.compress(b'clip,group\\n' + bytes(2**29), 1)", "more than 268,435,456 bytes"),
         ("gzip.compress(b'clip,group\\n' + b'a,b\\n' * 2**25, 1)", "more than 4,194,304 lines"),
         (
-            "b'clip,group\\n' + b''.join(b'%d,b,c,d,e,f\\n' % n for n in range(2**22))",
+            "b'a,b,c,d,e,f,g,h\\n' + b''.join(b'%d,,,,,,,%d\\n' % (n, n) for n in range(4194300))",
             "bytes of cells",
         ),
     ],

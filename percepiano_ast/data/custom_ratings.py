@@ -126,7 +126,8 @@ def read_ratings(
         what = "is empty" if pd.isna(cell) else f"is {cell!r:.60}"
         raise InputError(
             f"{csv}, line {lines[row]}: {dimensions[column]} of {clips[row]!r:.60} {what}. Enter a"
-            " number, remove the clip, or name the columns that are ratings."
+            " number, remove the clip, or name the columns that are ratings (read as"
+            f" {table.attrs['read']})."
         )
     for column in np.flatnonzero(np.ptp(values, axis=0) == 0):
         raise InputError(

@@ -406,10 +406,9 @@ def read_table(source: Archive | Folder) -> Table:
             f" {advice}, or MAESTRO's archive."
         )
     (name,) = found
-    with source.open(name) as path:
-        content = path.read_bytes()
     label = f"{name} in {source.where}"
-    rows = read_csv(content, "MAESTRO", COLUMNS, name=label)
+    with source.open(name) as path:
+        rows, digest = read_csv(path, "MAESTRO", COLUMNS, name=label), files.sha256_of(path)
     if missing := ", ".join(column for column in COLUMNS if column not in rows):
         raise InputError(f"{label} lacks the columns {missing}. Use the columns of MAESTRO v3.")
     if rows.empty:
@@ -441,7 +440,7 @@ def read_table(source: Archive | Folder) -> Table:
     known |= {table, *(root + rows["midi_filename"].dropna())}
     others = {name: reason for name, reason in source.left.items() if name not in known}
     rows = rows[~listed.isin(refused)]
-    return Table(rows, root, files.sha256_of(content)[:16], refused, MAESTRO_LICENCE, others)
+    return Table(rows, root, digest[:16], refused, MAESTRO_LICENCE, others)
 
 
 def _is_meant_as_table(path: Path, name: str) -> bool:

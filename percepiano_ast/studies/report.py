@@ -504,12 +504,8 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters |= {
-    "paragraph": lambda text: " ".join(text.split()),
-    "number": number,
-    "code": code,
-    "escaped": escaped,
-}
+TEMPLATES.filters["paragraph"] = lambda text: " ".join(text.split())
+TEMPLATES.filters |= {"number": number, "code": code, "escaped": escaped}
 TEMPLATES.tests |= {"encoder": is_encoder, "starting": str.startswith, "ending": str.endswith}
 TEMPLATES.globals |= {"report": sys.modules[__name__], "plots": plots, "len": len}
 
