@@ -316,7 +316,8 @@ def check_tensors(path: str | Path, limit: int = MAX_MODEL) -> bool:
 
 def one_line(error: BaseException | None) -> str:
     """The message of another library's error, in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())[:200]
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}"
 
 
 @contextlib.contextmanager
