@@ -577,7 +577,10 @@ class FoldEnsemble(Rater):
                 )
             home = home / wanted[0]
         self.name = home.name
-        finished = sorted({marker.parent for marker in home.glob("fold_*/model/step_*.json")})
+        markers = home.glob("fold_*/model/step_*.json")
+        finished = sorted(
+            {m.parent for m in markers if re.search(r"/fold_\d+/model/", m.as_posix())}
+        )
         if not finished:
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} to resume")
         self.models = [FoldModel.open(folder) for folder in finished]

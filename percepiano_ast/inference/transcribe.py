@@ -122,8 +122,10 @@ class Transcriber:
             front_end.n_mels,
         )
         if not statistics.valid:
-            raise ValueError(f"{statistics} cannot be used")
-        if stated != found or len(model.stem) > len(tensors):
+            raise ValueError(f"{statistics} is not valid")
+        if len(model.stem) > len(tensors):
+            raise ValueError(f"a stem of {len(model.stem):,} convolutions is stated")
+        if stated != found:
             raise ValueError(f"{stated} patches, blocks and mel bands are stated, {found} found")
         window = jax.ShapeDtypeStruct((1, model.n_frames, model.n_mels), jnp.float32)
         like = jax.eval_shape(TranscriptionModel(model).init, jax.random.key(0), window)["params"]
