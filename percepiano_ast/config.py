@@ -14,6 +14,9 @@ class FrontEnd:
 
     Levels are ``10 log10(max(S, amin))`` dB of mel power, not normalised per clip: loudness is a
     rated quality. ``kind`` is ``slaney`` (librosa) or ``kaldi`` (AST and SSAST, see `KALDI`).
+
+    Raises:
+        InputError: values out of range, such as those of a damaged file.
     """
 
     kind: str = "slaney"
@@ -27,6 +30,19 @@ class FrontEnd:
     amin: float = 1e-10
     floor_db: float = -80.0  # uint8 code 0
     step_db: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (
+            self.kind in ("slaney", "kaldi")
+            and 1000 <= self.sample_rate <= 10**6
+            and 1 <= self.win_length <= self.n_fft <= 2**16
+            and 16 <= self.hop_length <= 2**16
+            and 1 <= self.n_mels <= 1024
+            and 0 <= self.fmin < self.fmax <= self.sample_rate / 2
+            and min(self.amin, self.step_db) > 0
+            and math.isfinite(self.floor_db)
+        ):
+            raise InputError(f"{self} is not a valid front end. Correct it.")
 
     def n_frames(self, n_samples: int) -> int:
         """Frames of a recording of ``n_samples``: frame k is centred on sample ``k * hop_length``
@@ -50,6 +66,11 @@ class LevelStats:
     count: int
     at_floor: float
     at_ceiling: float
+
+    @property
+    def valid(self) -> bool:
+        """Whether levels can be normalised by it."""
+        return math.isfinite(self.mean_db) and 0 < self.std_db < math.inf
 
 
 # The front end of AST and SSAST (Gong et al. 2021, section 2.1), required by AudioSet weights:

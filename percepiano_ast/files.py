@@ -267,14 +267,13 @@ def read_npz(
     """
     name = name or ("a .npz file" if isinstance(source, bytes) else str(source))
     try:
-        if isinstance(source, bytes):
-            content = source
-        else:
-            with as_path(source).open("rb") as file:
-                content = file.read(MAX_ARRAYS + 1)
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-        if max(len(content), sum(member.file_size for member in members)) > MAX_ARRAYS:
+        size = len(source) if isinstance(source, bytes) else size_of(as_path(source))
+        if size <= MAX_ARRAYS:
+            content = source if isinstance(source, bytes) else as_path(source).read_bytes()
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                members = archive.infolist()
+            size = sum(member.file_size for member in members)
+        if size > MAX_ARRAYS:
             raise InputError(f"{name} expands to more than {MAX_ARRAYS:,} bytes. {advice}")
         # Python's readers of other methods inflate without a limit.
         known = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
@@ -342,7 +341,8 @@ def check_tensors(path: str | Path, limit: int = MAX_MODEL) -> bool:
 
 def one_line(error: BaseException | None) -> str:
     """The message of another library's error, in one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())[:200]
+    return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}"
 
 
 @contextlib.contextmanager

@@ -9,18 +9,24 @@ import functools
 import json
 import os
 import pickle
+import re
+import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from percepiano_ast.cli import main
 from percepiano_ast.config import AUDIOSET, KALDI, MODELS, FrontEnd, LevelStats, ModelConfig
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import write_tensors
 from percepiano_ast.models import ast, ssast, weights
 
 SMALL = ModelConfig("custom", width=64, depth=2, num_heads=1, n_mels=32, n_frames=96)
@@ -236,6 +242,92 @@ class TestFiles:
         ):
             weights.write_weights(path, wide)
 
+    def test_a_flipped_bit_anywhere_is_noticed(self, tmp_path):
+        thin = dataclasses.replace(SMALL, depth=1)
+        known = weights.Weights(params_of("ast", thin), thin, "ast")
+        path = weights.write_weights(tmp_path / "w.safetensors", known)
+        content = path.read_bytes()
+        header = 8 + int.from_bytes(content[:8], "little")
+        key = content.index(b'"sha256"')
+        bits = {*range(64), *range(64, 8 * header, 97), *range(8 * key, 8 * key + 160)}
+        for bit in sorted(bits | {*range(8 * header, 8 * len(content), 8 * len(content) // 20)}):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(InputError) as refused:
+                weights.read_weights(path)
+            assert len(str(refused.value).splitlines()) == 1
+        path.write_bytes(content)
+        assert weights.read_weights(path).config == thin
+
+    def test_a_file_of_an_earlier_version_is_read_with_a_remark(self, tmp_path, logged):
+        good = weights.Weights(params_of("ast"), SMALL, "ast")
+        path = weights.write_weights(tmp_path / "w.safetensors", good)
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        assert len(metadata.pop("sha256")) == 64 and not logged
+        save_file(load_file(path), path, metadata)
+        assert_equal(weights.read_weights(path).params, good.params)
+        assert logged == [f"{path} has no checksum: an earlier version wrote it"]
+
+    @pytest.mark.parametrize(
+        "name, value",
+        [
+            ("config", "[" * 100_000),
+            ("config", '{"name": %s}' % ("9" * 5000)),
+            ("config", "[]"),
+            ("config", json.dumps(dataclasses.asdict(SMALL) | {"n_frames": 2**40})),
+            ("config", json.dumps(dataclasses.asdict(SMALL) | {"depth": 10**9})),
+            ("config", json.dumps(dataclasses.asdict(SMALL) | {"num_heads": 0})),
+            ("config", json.dumps(dataclasses.asdict(SMALL) | {"stride": [0, 0]})),
+            ("config", json.dumps(dataclasses.asdict(SMALL) | {"width": "64"})),
+            ("front_end", json.dumps(dataclasses.asdict(KALDI) | {"n_fft": 2**40})),
+            ("statistics", json.dumps(dataclasses.asdict(AUDIOSET) | {"std_db": 0.0})),
+            ("norm_epsilon", "null"),
+            ("kind", "beats"),
+            ("surprise", "{}"),
+        ],
+    )
+    def test_metadata_of_others_is_refused_in_one_line(self, tmp_path, name, value):
+        good = weights.Weights(params_of("ast"), SMALL, "ast")
+        path = weights.write_weights(tmp_path / "w.safetensors", good)
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        write_tensors(path, load_file(path), metadata | {name: value})
+        with pytest.raises(InputError) as refused:
+            weights.read_weights(path)
+        assert len(str(refused.value).splitlines()) == 1 and len(str(refused.value)) < 800
+
+    def test_tensors_of_others_are_refused_in_one_line(self, tmp_path):
+        good = weights.Weights(params_of("ast"), SMALL, "ast")
+        path = weights.write_weights(tmp_path / "w.safetensors", good)
+        tensors = load_file(path)
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        for name, value, message in (
+            ("v.norm.bias", np.full(64, np.nan, np.float32), "encoder/norm/bias in .* has NaN or"),
+            ("v.norm.bias", np.full(64, 1e300), "encoder/norm/bias in .* has NaN or infinite"),
+            ("v.norm.bias", np.zeros((), np.float32), r"encoder/norm/bias is \(\) in"),
+            ("v.pos_embed", np.zeros((), np.float32), "does not hold weights as this version"),
+            (
+                "mlp_head.1.bias",
+                np.zeros(0, np.float32),
+                r"head/kernel is \(64, 3\) in|does not hold weights",
+            ),
+            ("v.blocks.99999999999.norm1.bias", np.zeros(0, np.float32), "unknown .'v.blocks.999"),
+        ):
+            write_tensors(path, tensors | {name: value}, metadata)
+            with pytest.raises(InputError, match=message) as refused:
+                weights.read_weights(path)
+            assert len(str(refused.value).splitlines()) == 1
+        # A header of a gigabyte of names; a file without content on the disk
+        for header, size in ((2**30, 2**30 + 100), (100, 3 * 10**9)):
+            with path.open("wb") as file:
+                file.write(header.to_bytes(8, "little"))
+                file.truncate(size)
+            with pytest.raises(InputError, match="bytes, and at most .* are read"):
+                weights.read_weights(path)
+
     def test_hugging_face_folders_that_lie_are_refused(self, tmp_path):
         good = weights.Weights(params_of("hf_ast"), SMALL, "hf_ast")
         folder = weights.write_weights(tmp_path / "hf", good)
@@ -261,10 +353,22 @@ class TestFiles:
             ({"hidden_act": "relu"}, "hidden_act = 'relu'; an AST needs 'gelu'"),
             ({"max_length": 200}, "encoder/pos_embed is .1, 14, 64."),
             ({"patch_size": None}, "does not describe an AST"),
+            ({"max_length": 2**40}, "encoder/pos_embed is .1, 14, 64.* 32 mel bands and 1,099,511"),
+            ({"max_length": "96"}, "it.'max_length'. is '96', not int"),
+            ({"num_attention_heads": 0}, "does not hold weights as this version"),
+            ({"frequency_stride": 0}, "does not hold weights as this version"),
+            ({"num_hidden_layers": 10**9}, "does not hold weights as this version"),
         ):
             (folder / "config.json").write_text(json.dumps(config | change))
             with pytest.raises(InputError, match=message):
                 weights.read_weights(folder)
+        (folder / "config.json").write_text("[" * 100_000)
+        with pytest.raises(InputError, match="config.json is damaged .nested too deeply"):
+            weights.read_weights(folder)
+        del config["time_stride"]
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="config.json is damaged .it lacks 'time_stride'"):
+            weights.read_weights(folder)
         (folder / "config.json").unlink()
         with pytest.raises(InputError, match="config.json is missing"):
             weights.read_weights(folder)
@@ -331,6 +435,67 @@ class TestGeometry:
     def test_unknown_sizes_are_refused(self, tmp_path, config, message):
         with pytest.raises(InputError, match=message):
             weights.read_weights(self.write(tmp_path, "ast", config))
+
+    # As many positions as another geometry has: 12 x 35 = 10 x 42, 8 x 18 = 12 x 12, ...
+    @pytest.mark.parametrize(
+        "stride, n_frames, other",
+        [
+            (10, 360, "stride 12 with 508 to 519"),
+            (12, 512, "stride 10 with 356 to 365"),
+            (16, 300, "stride 10 with 126 to 135"),
+            (14, 230, "stride 10 with 126 to 135"),
+            (10, 128, "stride 16 with 288 to 303"),
+            (16, 1200, "stride 10 with 506 to 515"),
+            (12, 730, "stride 16 with 1,200 to 1,215"),
+            (10, 280, "stride 14 with 506 to 519"),
+        ],
+    )
+    def test_a_shared_number_of_positions_is_refused_unless_it_is_stated(
+        self, tmp_path, capsys, stride, n_frames, other
+    ):
+        config = dataclasses.replace(THIN, stride=(stride, stride), n_frames=n_frames)
+        path = self.write(tmp_path, "ast", config)
+        with pytest.raises(InputError) as refused:
+            weights.read_weights(path)
+        for words in (other, f"stride {stride} with", "--frames and --stride"):
+            assert words in str(refused.value)
+        command = ["convert", str(path), "--output", str(tmp_path / "out.safetensors")]
+        assert main([*command, "--frames", str(n_frames), "--stride", str(stride)]) == 0
+        assert weights.read_weights(tmp_path / "out.safetensors").config == config
+        capsys.readouterr()
+        # Of the same file, and of one that states its geometry
+        for file in (path, tmp_path / "out.safetensors"):
+            command = ["convert", str(file), "--output", str(tmp_path / "no.safetensors")]
+            assert main([*command, "--frames", "1024", "--stride", "16"]) == 2
+            assert re.search("8 x 64 = 512|not .16, 16. and 1,024", capsys.readouterr().err)
+        assert not (tmp_path / "no.safetensors").exists()
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            (["--frames", "360"], "a geometry needs both"),
+            (["--stride", "10"], "a geometry needs both"),
+            (["--frames", "-1", "--stride", "10"], "a geometry needs both"),
+            (["--frames", "360", "--stride", "ten"], "--stride ten: give one number, or two"),
+            (["--frames", "360", "--stride", "10,0"], "a geometry needs both"),
+        ],
+    )
+    def test_half_a_geometry_is_refused(self, tmp_path, capsys, options, message):
+        path = self.write(tmp_path, "ast", THIN)
+        assert main(["convert", str(path), "--output", str(tmp_path / "out"), *options]) == 2
+        assert message in capsys.readouterr().err
+
+    def test_frequency_and_time_may_have_their_own_strides(self, tmp_path):
+        config = dataclasses.replace(THIN, stride=(10, 16), n_frames=600)
+        path = self.write(tmp_path, "ast", config)
+        assert weights.read_weights(path, ((10, 16), 600)).config == config
+        frames = dataclasses.replace(THIN, patch_size=(128, 2), stride=(128, 1), n_frames=513)
+        path = self.write(tmp_path, "ast", frames)
+        with pytest.raises(
+            InputError, match="stride 1 with 513 .* or stride 2 with 1,024 to 1,025"
+        ):
+            weights.read_weights(path)
+        assert weights.read_weights(path, ((128, 1), 513)).config == frames
 
 
 class Call:
@@ -424,6 +589,95 @@ class TestTorchFiles:
         torch.save({"a": zeros}, path)
         with pytest.raises(InputError, match="not hold the weights of a model of the kind ast"):
             weights.read_weights(path)
+
+
+class TestExpanding:
+    """.pth files that expand: refused with less than 0.2 GB."""
+
+    pytestmark = pytest.mark.peer
+
+    @staticmethod
+    def refused(path: Path, message: str) -> None:
+        code = """if True:
+            import resource, sys
+            from percepiano_ast.errors import InputError
+            from percepiano_ast.models import weights
+            import torch
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            try:
+                weights.read_weights(sys.argv[1])
+            except InputError as error:
+                print(error)
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        """
+        command = [sys.executable, "-c", code, str(path)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True)
+        reason, grown = run.stdout.splitlines()
+        assert re.search(message, reason) and int(grown) < 2e5, run.stdout
+
+    @staticmethod
+    def rewrite(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> None:
+        """Replace a member of the archive."""
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, old in members.items():
+                inside = member.endswith(name)
+                with archive.open(
+                    zipfile.ZipInfo(member) if not inside else _member(member, method), "w"
+                ) as file:
+                    file.write(content if inside else old)
+
+    @pytest.mark.parametrize("name", ["data.pkl", "data/0"])
+    def test_compressed_members(self, tmp_path, name):
+        import torch
+
+        path = tmp_path / "file.pth"
+        torch.save({"v.norm.bias": torch.zeros(4)}, path)
+        self.rewrite(path, name, bytes(5 * 10**8), zipfile.ZIP_DEFLATED)
+        assert path.stat().st_size < 2**20
+        self.refused(path, f"finds no state_dict in .*{name} is compressed")
+
+    def test_shapes_beyond_the_file(self, tmp_path):
+        import torch
+
+        path = tmp_path / "file.pth"
+        for value in (
+            torch.zeros(1).expand(2**34),
+            torch.zeros(1, dtype=torch.float16).expand(2**17, 2**17),
+        ):
+            torch.save({"v.norm.bias": value}, path)
+            self.refused(path, "its tensors have .* bytes, more than the file")
+        shared = torch.zeros(2**18)
+        torch.save({f"v.blocks.{n}.norm1.bias": shared for n in range(1000)}, path)
+        self.refused(path, "its tensors have 1,048,576,000 bytes, more than the file")
+
+    @pytest.mark.parametrize(
+        "pickled, message",
+        [
+            (
+                b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\0\0\0\0\x02\x85R.",
+                "GLOBAL builtins.bytearray",
+            ),
+            (b"\x80\x02ctorch\nTensor\n\x8a\x05\0\0\0\0\x02\x85R.", "GLOBAL torch.Tensor"),
+            (b"\x80\x02" + b"]" * 2**20 + b".", "its description has 1,048,579 bytes"),
+            (b"", "pickle exhausted before seeing STOP"),
+            (b"\x80\x02}K\x01K\x02s.", "has no attribute"),
+        ],
+    )
+    def test_descriptions_that_allocate(self, tmp_path, pickled, message):
+        import torch
+
+        path = tmp_path / "file.pth"
+        torch.save({"v.norm.bias": torch.zeros(4)}, path)
+        self.rewrite(path, "data.pkl", pickled)
+        self.refused(path, f"finds no state_dict in .*{message}")
+
+
+def _member(name: str, method: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.compress_type = method
+    return info
 
 
 class TestPeer:

@@ -14,6 +14,7 @@ from tiny import CLIPS, FINETUNE, FRONT_END, STATISTICS, compiled_once, embed, f
 from percepiano_ast import audio
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
+from percepiano_ast.files import write_signed_json
 from percepiano_ast.inference.rate import FoldEnsemble, load_model, rate_files
 from percepiano_ast.inference.rating import to_text
 from percepiano_ast.models.cnn import CNNConfig
@@ -139,6 +140,41 @@ class TestRating:
         expected = np.sqrt(np.square(1.5 * predicted).mean(axis=0) + rated.var(axis=0))
         np.testing.assert_allclose(list(result.uncertainty.values()), expected, atol=2e-4)
         assert not any("not calibrated" in warning for warning in result.warnings)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            '{"temperature": 1.5, "manifest_sha256": "%s"}' % ("0" * 64),
+            '{"temperature": 1.5, "manifest_sha257": "0"}',
+            '{"temperature": NaN}',
+            '{"temperature": -1}',
+            '{"temperature": "1.5"}',
+            '{"temperature": %s}' % ("9" * 5000),
+            '{"temperature": 1.5',
+            "[1.5]",
+            "[" * 100_000,
+            "",
+        ],
+    )
+    def test_a_damaged_temperature_is_refused(self, finetuned, tmp_path, content):
+        shutil.copytree(finetuned, tmp_path / "run")
+        (home,) = (tmp_path / "run" / "finetune").iterdir()
+        (home / "temperature.json").write_text(content)
+        with pytest.raises(
+            InputError, match="temperature.json.*Delete it and run `percepiano"
+        ) as e:
+            FoldEnsemble(tmp_path / "run")
+        assert len(str(e.value).splitlines()) == 1
+
+    def test_a_changed_digit_of_the_temperature_is_noticed(self, finetuned, tmp_path):
+        shutil.copytree(finetuned, tmp_path / "run")
+        (home,) = (tmp_path / "run" / "finetune").iterdir()
+        write_signed_json(home / "temperature.json", {"temperature": 1.53})
+        assert FoldEnsemble(tmp_path / "run").temperature == 1.53
+        content = (home / "temperature.json").read_text()
+        (home / "temperature.json").write_text(content.replace("1.53", "1.73"))
+        with pytest.raises(InputError, match="temperature.json is damaged .its checksum differs"):
+            FoldEnsemble(tmp_path / "run")
 
     def test_the_convolutional_baseline_rates_but_has_no_attention_to_explain(self, wav, tmp_path):
         config = dataclasses.replace(FINETUNE, strategy="full", encoder_rate=1.0)

@@ -1,6 +1,8 @@
 """Notes and pedals beside the shards, and batches that say what is to be heard. Cost: 10 s."""
 
 import io
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +10,13 @@ from archives import FRONT_END, preprocess, row, sound, write_usual_archive
 
 from percepiano_ast.data import maestro
 from percepiano_ast.data.batches import DESCRIBE_EVERY, TranscriptionTargets, pretrain_batches
-from percepiano_ast.data.shards import TICK, open_performances, open_shards
+from percepiano_ast.data.shards import (
+    TICK,
+    join_performances,
+    open_performances,
+    open_shards,
+    pack_performance,
+)
 from percepiano_ast.errors import InputError
 from percepiano_ast.music.midi import NOTE, PEDAL, SUSTAIN, Performance, read_midi, write_midi
 from percepiano_ast.music.performance_features import WINDOW_FEATURES
@@ -120,3 +128,78 @@ def test_a_recording_without_notes_among_others_is_named(tmp_path):
         ),
     ):
         TranscriptionTargets.open(tmp_path / "out", opened(tmp_path / "out", "train"), 1024)
+
+
+def npz(change=None, **more) -> bytes:
+    """A file of two performances, with ``more`` arrays or a changed member."""
+    one = Performance(np.zeros(3, NOTE), np.zeros(2, PEDAL))
+    content = join_performances({"a": pack_performance(one), "b": pack_performance(one)})
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for name, values in more.items():
+        file = io.BytesIO()
+        np.save(file, values, allow_pickle=True)
+        members[name.replace("__", ".") + ".npy"] = file.getvalue()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in (members if change is None else change(members)).items():
+            archive.writestr(name, values)
+    return packed.getvalue()
+
+
+def huge(members: dict[str, bytes]) -> dict[str, bytes]:
+    """An array whose header states 2^40 values."""
+    head = io.BytesIO()
+    shape = {"descr": "<u4", "fortran_order": False, "shape": (2**40,)}
+    np.lib.format.write_array_header_1_0(head, shape)
+    return members | {"notes.onset.npy": head.getvalue()}
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    position = int(position * len(content))
+    return content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x05\x06" + bytes(18),
+        npz()[:-40],
+        flipped(npz(), 0.1),
+        flipped(npz(), 0.3),
+        flipped(npz(), 0.5),
+        npz(huge),
+        npz(key=np.array(["a", object()], object)),
+        npz(key=np.array(["a", "a"])),
+        npz(key=np.zeros((2, 2))),
+        npz(notes__onset=np.zeros(3, np.uint32)),
+        npz(notes__onset=np.zeros(6, np.float64)),
+        npz(notes__count=np.array([-3, 9])),
+        npz(lambda members: members | {"key.npy": b"not an array"}),
+        npz(lambda members: {"key.npy": members["key.npy"]}),
+    ],
+)
+def test_damaged_performances_are_refused(tmp_path, content):
+    (tmp_path / "performances.npz").write_bytes(content)
+    with pytest.raises(InputError, match="performances.npz .*Run preprocess again") as refused:
+        open_performances(tmp_path)
+    assert len(str(refused.value).splitlines()) == 1
+    (tmp_path / "performances.npz").write_bytes(npz())
+    assert len(open_performances(tmp_path)["b"].notes) == 3
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_performances_that_expand_are_refused_before_they_do(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "performances.npz", "w", method) as archive:
+        for name in ("key.npy", "notes.count.npy"):
+            with archive.open(name, "w") as file:
+                for _ in range(300 if method == zipfile.ZIP_DEFLATED else 30):
+                    file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(
+        InputError, match="expands to more than 536,870,912 bytes|is not compressed"
+    ):
+        open_performances(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 5e7
+    tracemalloc.stop()

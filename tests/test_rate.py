@@ -20,8 +20,9 @@ import pytest
 import soundfile
 import soxr
 import yaml
-from safetensors.numpy import load_file
-from servers import RangeServer
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from servers import RangeServer, answering
 from tiny import compiled_once
 
 import percepiano_ast
@@ -30,6 +31,7 @@ from percepiano_ast.cli import main
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
+from percepiano_ast.files import write_tensors
 from percepiano_ast.inference import page, rate, rating
 from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import synth
@@ -667,6 +669,13 @@ class TestCommand:
         assert [path.name for path in tmp_path.iterdir()] == ["pages.html"]
 
 
+@pytest.fixture(scope="module")
+def encoded():
+    """Tensors and metadata of the bundled model."""
+    with safe_open(BUNDLED, "np") as file:
+        return load_file(BUNDLED), file.metadata()
+
+
 class TestFile:
     def test_a_model_is_written_as_it_was_read(self, model, tmp_path):
         again = RatingModelFile.read(model.write(tmp_path / "again.safetensors"))
@@ -735,6 +744,127 @@ class TestFile:
         )
         with pytest.raises(InputError, match="another version, with the descriptors swing"):
             RatingModelFile.read(other.write(tmp_path / "other.safetensors"))
+
+    def test_a_flipped_bit_anywhere_is_noticed(self, tmp_path):
+        content = BUNDLED.read_bytes()
+        path = tmp_path / "piano-rater.safetensors"
+        path.write_bytes(content)
+        header = 8 + int.from_bytes(content[:8], "little")
+        key = content.index(b'"sha256"')
+        bits = [*range(0, 64, 5), *range(64, 8 * header, 4999), 8 * header - 2]
+        bits += [
+            *range(8 * key, 8 * key + 100, 9),
+            *range(8 * header, 8 * len(content), 15_000_017),
+        ]
+        for bit in bits:
+            with path.open("r+b") as file:
+                file.seek(bit // 8)
+                file.write(bytes([content[bit // 8] ^ (1 << bit % 8)]))
+            with pytest.raises(InputError, match="damaged|not a rating model|header of") as refused:
+                RatingModelFile.read(path)
+            assert len(str(refused.value).splitlines()) == 1
+            with path.open("r+b") as file:
+                file.seek(bit // 8)
+                file.write(content[bit // 8 : bit // 8 + 1])
+        assert RatingModelFile.read(path).description["model"] == "piano-rater"
+
+    def test_the_command_names_the_damage_in_one_line(self, folder, tmp_path, capsys):
+        content = bytearray(BUNDLED.read_bytes())
+        content[-1_000_000] ^= 64
+        (tmp_path / "m.safetensors").write_bytes(content)
+        given = ["rate", str(folder / "tune.wav"), "--weights", str(tmp_path / "m.safetensors")]
+        assert main(given) == 2
+        out, err = capsys.readouterr()
+        assert not out and "m.safetensors is damaged (its checksum differs)" in err
+        assert err.count("\n") == 1
+
+    def test_a_file_of_an_earlier_version_is_read_with_a_remark(self, model, tmp_path, logged):
+        path = model.write(tmp_path / "m.safetensors")
+        with safe_open(path, "np") as file:
+            metadata = file.metadata()
+        assert RatingModelFile.read(path) and not logged
+        del metadata["sha256"]
+        save_file(load_file(path), path, metadata)
+        assert RatingModelFile.read(path).description == model.description
+        assert logged == [f"{path} has no checksum: an earlier version wrote it"]
+
+    @pytest.mark.parametrize(
+        "name, changes, message",
+        [
+            ("model", {"n_frames": 2**40}, "patches, blocks and mel bands are stated"),
+            ("model", {"depth": 10**9}, "patches, blocks and mel bands are stated"),
+            ("model", {"stem": [8] * 1000}, "a stem of 1,000 convolutions is stated"),
+            (
+                "model",
+                {"width": 2**30},
+                "is .4, 192. in the file, but .4, 1073741824. in the model",
+            ),
+            ("model", {"num_heads": 0}, "modulo by zero"),
+            ("front_end", {"n_fft": 2**40}, "is not a valid front end"),
+            ("front_end", {"hop_length": 0}, "is not a valid front end"),
+            ("front_end", {"sample_rate": "22050"}, "is '22050', not int"),
+            ("statistics", {"std_db": 0}, "is not valid"),
+            ("statistics", {"mean_db": float("nan")}, "is not valid"),
+            ("description", {"descriptors": "all"}, "is a str, not a list"),
+            ("description", {"r": {"mean": "high"}}, "is 'high', not float"),
+            ("judges", "[" * 100_000, "nested too deeply"),
+            ("judges", "[%s]" % ("9" * 5000), "limit .4300 digits"),
+            ("judges", "[]", "no regressors without a score"),
+            ("judges", '["alone", "other"]', "KeyError"),
+            ("more", "{}", "unknown metadata 'more'"),
+        ],
+    )
+    def test_metadata_of_others_is_refused_in_one_line(
+        self, encoded, tmp_path, name, changes, message
+    ):
+        tensors, metadata = encoded
+        text = changes if isinstance(changes, str) else json.loads(metadata[name]) | changes
+        text = text if isinstance(text, str) else json.dumps(text)
+        path = tmp_path / "m.safetensors"
+        write_tensors(path, tensors, metadata | {name: text})
+        with pytest.raises(
+            InputError, match=f"not a rating model of this version.*{message}"
+        ) as why:
+            RatingModelFile.read(path)
+        assert len(str(why.value).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "name, change, message",
+        [
+            (
+                "trees/other",
+                lambda values: values * 0,
+                "its trees or training clips are incomplete",
+            ),
+            (
+                "trees/start",
+                lambda values: values - 1,
+                "its trees or training clips are incomplete",
+            ),
+            ("trees/feature", lambda values: values + 9999, "its trees or training clips are inc"),
+            ("trees/value", lambda values: values[:, 1:], "trees/value is"),
+            ("kernel/known", lambda values: values[:, 1:], "feature_mean is"),
+            ("ridge/coef", lambda values: values * np.nan, "has NaN or infinite values"),
+        ],
+    )
+    def test_tables_of_others_are_refused(self, encoded, tmp_path, name, change, message):
+        tensors, metadata = encoded
+        name = f"judge/alone/regressors/{name}"
+        changed = np.ascontiguousarray(change(tensors[name]))
+        write_tensors(tmp_path / "m.safetensors", tensors | {name: changed}, metadata)
+        with pytest.raises(InputError, match=f"not a rating model of this version.*{message}"):
+            RatingModelFile.read(tmp_path / "m.safetensors")
+
+    def test_more_bytes_than_a_model_has_are_not_downloaded(self, tmp_path, capsys):
+        def endless(handler):
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(2**40))
+            handler.end_headers()
+
+        with answering(endless) as url:
+            given = ["--weights", f"{url}#sha256={'0' * 64}"]
+            assert main(["rate", str(tmp_path / "any.wav"), *given]) == 2
+        assert "has more than 268 MB. Check the address" in capsys.readouterr().err
 
     def test_from_an_address_only_with_its_checksum(self, tmp_path):
         (tmp_path / "m.safetensors").write_bytes(b"a model" * 100)

@@ -433,10 +433,12 @@ class RatingModelFile(Rater):
         try:
             tensors, metadata = read_tensors(path, (*METADATA, "judges"), signed)
             known = {"model": str, "descriptors": [str], "r": {str: float}, "r_works": {str: float}}
-            description = read_json(metadata["description"].encode(), known, name="description")
+            description = read_json(
+                metadata["description"].encode(), known, name="its description", advice=""
+            )
             regressors = {
                 name: CalibratedRegressors.from_tensors(below(tensors, f"{_REGRESSORS}{name}/"))
-                for name in read_json(metadata["judges"].encode(), [str], name="judges")
+                for name in read_json(metadata["judges"].encode(), [str], name="judges", advice="")
             }
             transcriber = Transcriber.from_tensors(below(tensors, _TRANSCRIBER), metadata)
             if unknown := [n for n in description["descriptors"] if n not in PERFORMANCE_FEATURES]:
@@ -449,8 +451,8 @@ class RatingModelFile(Rater):
             return cls(transcriber, tensors["unheard"], regressors, description)
         except NOT_A_MODEL as error:
             raise InputError(
-                f"{path}: not a rating model of this version ({type(error).__name__}:"
-                f" {one_line(error)}). Give a file made by this version's `percepiano package`"
+                f"{path}: not a rating model of this version ({one_line(error)}). Give a file made"
+                " by this version's `percepiano package`"
             ) from error
 
 
@@ -580,7 +582,10 @@ class FoldEnsemble(Rater):
                 )
             home = home / wanted[0]
         self.name = home.name
-        finished = sorted({marker.parent for marker in home.glob("fold_*/model/step_*.json")})
+        markers = home.glob("fold_*/model/step_*.json")
+        finished = sorted(
+            {m.parent for m in markers if re.search(r"/fold_\d+/model/", m.as_posix())}
+        )
         if not finished:
             raise InputError(f"no fold in {home} is finished. Run {MADE_BY} to resume")
         self.models = [FoldModel.open(folder) for folder in finished]

@@ -109,13 +109,24 @@ class Transcriber:
         """The inverse of `tensors`; raises one of ``NOT_A_MODEL`` for those of another kind."""
         kinds = {"model": ModelConfig, "front_end": FrontEnd, "statistics": LevelStats}
         model, front_end, statistics = (
-            from_json(kind, read_json(metadata[name].encode(), schema_of(kind), name=name))
+            from_json(
+                kind, read_json(metadata[name].encode(), schema_of(kind), name=name, advice="")
+            )
             for name, kind in kinds.items()
         )
         # Before anything of the stated size is computed.
-        positions = tensors["encoder/pos_embed"].shape[1] - PREFIX_TOKENS
-        if model.num_patches != positions or model.n_mels != front_end.n_mels:
-            raise ValueError(f"{positions} positions, but a model of {model.num_patches} patches")
+        stated = model.num_patches, model.depth, model.n_mels
+        found = (
+            tensors["encoder/pos_embed"].shape[1] - PREFIX_TOKENS,
+            len(tensors["encoder/blocks/norm1/scale"]),
+            front_end.n_mels,
+        )
+        if not statistics.valid:
+            raise ValueError(f"{statistics} is not valid")
+        if len(model.stem) > len(tensors):
+            raise ValueError(f"a stem of {len(model.stem):,} convolutions is stated")
+        if stated != found:
+            raise ValueError(f"{stated} patches, blocks and mel bands are stated, {found} found")
         window = jax.ShapeDtypeStruct((1, model.n_frames, model.n_mels), jnp.float32)
         like = jax.eval_shape(TranscriptionModel(model).init, jax.random.key(0), window)["params"]
         require_same_shapes(unflatten_dict(tensors, sep="/"), like, "the file")
@@ -140,8 +151,7 @@ class Transcriber:
         try:
             return cls.from_tensors(*read_tensors(path, METADATA, signed))
         except NOT_A_MODEL as error:
-            reason = f"{type(error).__name__}: {one_line(error)}"
-            wrong = f"{path} does not hold a transcription model ({reason})"
+            wrong = f"{path} does not hold a transcription model ({one_line(error)})"
             raise InputError(f"{wrong}; give a file of Transcriber.write") from error
 
     def predict(self, codes: np.ndarray) -> FramePredictions:

@@ -218,6 +218,10 @@ def read_weights(path: str | Path, geometry: Geometry | None = None) -> Weights:
                     f" stride {config.stride} give {high} x {wide} = {config.num_patches:,}. State"
                     " the geometry of these weights."
                 )
+            if config.depth > len(shapes) or config.stem:
+                raise ValueError(f"it states {config.depth:,} blocks or a stem")
+            if not known.get("statistics", AUDIOSET).valid:
+                raise InputError(f"{path} states {known['statistics']}. Correct mean and std.")
             params = from_torch({name: stored.load(name) for name in shapes}, kind)
             found = Weights(params, kind=kind, **known)
             require_same_shapes(found.params, found.shapes(), str(path))
@@ -359,8 +363,6 @@ def _hugging_face(folder: Path) -> dict[str, Any]:
             raise InputError(f"{window} has {key} {level[key]!r:.60}, not {value}. Correct it.")
     if {"mean", "std"} <= level.keys():  # AudioSet's are the extractor's own default
         mean, std = float(level["mean"]), float(level["std"])
-        if not (math.isfinite(mean) and 0 < std < math.inf):
-            raise InputError(f"{window} has mean {mean} and std {std}. {_AGAIN}")
         statistics = LevelStats(mean * _NEPER, std * _NEPER, 0, 0.0, 0.0)
     epsilon = float(theirs["layer_norm_eps"])
     known = {"norm_epsilon": epsilon, "head_epsilon": epsilon}
