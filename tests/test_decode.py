@@ -505,13 +505,14 @@ APE = b"APETAGEX" + struct.pack("<4I8x", 2000, 64, 1, 0) + b"z" * 64
 @pytest.mark.parametrize(
     ("before", "after", "by"),
     [
-        *[
-            (before, after, by)
-            for before, after in ((b"", b""), (id3(300_000), b""), (b"", APE + ID3V1))
-            for by in ("ffmpeg", "no_ffmpeg")
-        ],
-        (b"", bytes(5000), "ffmpeg"),
-        (bytes(3000), b"", "ffmpeg"),
+        pytest.param(b"", b"", "ffmpeg", id="plain"),
+        pytest.param(b"", b"", "no_ffmpeg", id="plain, no ffmpeg"),
+        pytest.param(id3(300_000), b"", "ffmpeg", id="ID3v2"),
+        pytest.param(id3(300_000), b"", "no_ffmpeg", id="ID3v2, no ffmpeg"),
+        pytest.param(b"", APE + ID3V1, "ffmpeg", id="APE and ID3v1"),
+        pytest.param(b"", APE + ID3V1, "no_ffmpeg", id="APE and ID3v1, no ffmpeg"),
+        pytest.param(b"", bytes(5000), "ffmpeg", id="zeros behind"),
+        pytest.param(bytes(3000), b"", "ffmpeg", id="zeros before"),
     ],
 )
 def test_mp3_without_a_length_is_decoded_to_its_end(
@@ -539,7 +540,7 @@ def test_mp3_with_a_length_is_decoded_as_before(tmp_path, no_ffmpeg, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("between", [b"", ID3V1 + id3(2000)])
+@pytest.mark.parametrize("between", [b"", ID3V1 + id3(2000)], ids=["", "tags between"])
 @pytest.mark.parametrize("tags", [(True, True), (True, False), (False, True), (False, False)])
 def test_joined_mp3_is_decoded_whole(ffmpeg, tags, between):
     first, second = (mp3(tag=tag) for tag in tags)

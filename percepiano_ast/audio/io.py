@@ -621,7 +621,11 @@ class _Ffmpeg:
         command += "-map 0:a:0 -f au -c:a pcm_f32be -".split()
         # a file, because an unread pipe could fill up and block ffmpeg
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
+        try:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
+        except OSError:
+            self._messages.close()
+            raise
         assert self._process.stdout is not None  # as it is a pipe
         self._sound, self._stopped = self._process.stdout, False
         header = self._read(24)  # six numbers, followed by samples until the pipe ends
