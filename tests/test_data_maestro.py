@@ -354,6 +354,33 @@ class TestOwnRecordings:
         with pytest.raises(InputError, match=f"1 recordings of MAESTRO, such as {name}.* Give the"):
             preprocess(folder, tmp_path / "out")
 
+    def test_odd_ones_are_used_and_what_was_done_is_said(self, tmp_path):
+        home, wave = tmp_path / "mine", sound(12, 0, 44_100)
+        home.mkdir()
+        piped = bytearray(wav(wave, 44_100))
+        piped[40:44] = bytes(4)
+        for name, content in {
+            "clean.wav": wav(wave, 44_100),
+            "piped.wav": bytes(piped),
+            "offset.wav": wav(wave + 0.1, 44_100, "FLOAT"),
+            "joined.wav": 2 * wav(wave, 44_100),
+            "loud.wav": wav(1000 * wave, 44_100, "FLOAT"),
+        }.items():
+            (home / name).write_bytes(content)
+        log = preprocess(home, tmp_path / "out")
+        assert "  offset.wav: a constant offset of +0.1 of full scale was removed" in log
+        assert any("loud.wav: " in one and "levels are above the highest" in one for one in log)
+        stored: dict[str, np.ndarray] = {}
+        for split in ("train", "validation", "test"):
+            for one in examples_of(tmp_path / "out", split):
+                name = one["recording"].decode()
+                before = stored.get(name, one["log_mel"][:0])
+                stored[name] = np.concatenate([before, one["log_mel"]])
+        clean = stored["clean.wav"].astype(int)
+        np.testing.assert_array_equal(stored["piped.wav"], clean)
+        assert np.abs(stored["offset.wav"] - clean).mean() < 0.05
+        assert len(stored["joined.wav"]) == pytest.approx(2 * len(clean), abs=1)
+
     def test_a_folder_without_any_is_refused(self, tmp_path):
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match="neither a CSV table .* nor a recording"):

@@ -123,7 +123,7 @@ class Recording:
     @property
     def full_scale(self) -> float:
         """Share of samples decoded so far that are clipped: with a magnitude of 32767/32768 or
-        more, and in files of floats, which may exceed full scale, equal to a neighbour too."""
+        more, and in files of floats, which may exceed full scale, a repeated extreme."""
         return self._loudest / max(self._frames * self.channels, 1)
 
     @property
@@ -155,7 +155,8 @@ class Recording:
                 scale, loudest = _FULL_SCALE[samples.dtype.name]
                 if not last and (samples.max() >= loudest or samples.min() <= -loudest):
                     beyond = (samples >= loudest) | (samples <= -loudest)
-                    if self._decoder.floats:
+                    if self._decoder.floats:  # where they are cut off, the extreme is repeated
+                        beyond &= (samples == samples.max()) | (samples == samples.min())
                         equal = np.pad(samples[1:] == samples[:-1], ((1, 1), (0, 0)))
                         beyond &= equal[1:] | equal[:-1]
                     self._loudest += int(np.count_nonzero(beyond))
@@ -525,8 +526,8 @@ class _Libsndfile(soundfile.SoundFile):
         if unsized:
             source, feeding = os.pipe()
             threading.Thread(target=_feed, args=(path, feeding), daemon=True).start()
-        else:
-            source = os.fsencode(path) if (mended := _mended(path)) is None else mended
+        elif (source := _mended(path)) is None:
+            source = os.open(path, os.O_RDONLY)  # without a name, from which a format is guessed
         with _quiet_libraries():
             super().__init__(source)
         self._recording, self._done, self.remarks = name, 0, list[str]()
@@ -611,7 +612,11 @@ class _Ffmpeg:
         command += "-map 0:a:0 -f au -c:a pcm_f32be -".split()
         # a file, because an unread pipe could fill up and block ffmpeg
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115, `close` closes it
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
+        try:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._messages)
+        except OSError:
+            self._messages.close()
+            raise
         assert self._process.stdout is not None  # as it is a pipe
         self._sound, self._stopped = self._process.stdout, False
         header = self._read(24)  # six numbers, followed by samples until the pipe ends
@@ -745,9 +750,6 @@ def _open(path: str | Path, name: str) -> _Libsndfile | _Ffmpeg:
         known = _Libsndfile(path, name)
         if known.reliable:
             return known
-        if known.format == "RAW":  # guessed from the name
-            known.close()
-            known, reason = None, "unknown format"
     except soundfile.LibsndfileError as error:
         reason = error.error_string
     if program := _ffmpeg():
