@@ -5,6 +5,7 @@ import tracemalloc
 import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
 from archives import FRONT_END, preprocess, row, sound, write_usual_archive
 
@@ -41,7 +42,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("performances")
     splits = [split for split, count in SPLITS.items() for _ in range(count)]
     parts = (
-        (row(split), sound(31, number), midi_of(number)) for number, split in enumerate(splits)
+        (row(split), sound(31, number), midi_of(number) + b"\0" * 9 * (number == 1))
+        for number, split in enumerate(splits)
     )
     source = maestro.write_archive(folder / "maestro.zip", parts, 22_050)
     preprocess(source, folder / "out")
@@ -50,6 +52,14 @@ def made(tmp_path_factory):
 
 def opened(directory, split):
     return open_shards(directory, split, made_by="")
+
+
+def test_what_was_repaired_is_listed(made):
+    recordings = pd.read_csv(made / "recordings.csv").set_index("audio_filename")
+    remarks = recordings["midi_remarks"].dropna()
+    assert remarks.to_dict() == {
+        "2026/recording_0001.wav": "9 bytes outside its tracks were skipped"
+    }
 
 
 def test_what_was_played_comes_back(made):

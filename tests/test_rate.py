@@ -380,6 +380,10 @@ def test_what_cannot_be_rated_is_refused_with_the_reason(
 def test_the_score_makes_another_rating_and_must_be_of_this_music(model, folder, rated, tmp_path):
     informed = percepiano_ast.rate(folder / "tune.wav", score=folder / "tune.mid")
     assert informed.informed and informed.ratings != rated.ratings
+    (tmp_path / "padded.mid").write_bytes((folder / "tune.mid").read_bytes() + b"\0" * 9)
+    padded = percepiano_ast.rate(folder / "tune.wav", score=tmp_path / "padded.mid")
+    assert padded.ratings == informed.ratings
+    assert any("9 bytes outside its tracks were skipped" in line for line in padded.warnings)
     notes = tune().notes.copy()
     notes["pitch"] = notes["pitch"].astype(int) + np.arange(len(notes)) % 7 * 2 - 5
     write_midi(Performance(notes, np.zeros(0, PEDAL)), tmp_path / "other.mid")

@@ -1,6 +1,7 @@
 """A score is read, found again in a performance, and what is told from both is right. About 10 s;
 20 s with real data."""
 
+import tracemalloc
 import zipfile
 from dataclasses import replace
 
@@ -274,6 +275,204 @@ def test_a_grace_note_is_found_and_has_no_time_of_its_own(tmp_path):
     assert one["extra_share"] == one["missing_share"] == 0 and plain["missing_grace"] == 1
     for name in family("tempo"):
         assert one[name] == pytest.approx(plain[name], abs=1e-6), name
+
+
+# --- What people have ---------------------------------------------------------------------------
+
+BAR = xml_note("C", 4, 2) + xml_note("E", 4, 2)
+OTHER = xml_note("G", 4, 4)
+BACKWARD = "<barline location='right'><repeat direction='backward' {}/></barline>"
+
+
+def read_as(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_score(path)
+
+
+def zipped(path, members, **options):
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def container(*names, kind=" media-type='application/vnd.recordare.musicxml+xml'"):
+    files = "".join(f"<rootfile full-path='{name}'{kind}/>" for name in names)
+    return f"<?xml version='1.0'?><container><rootfiles>{files}</rootfiles></container>"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a/b/score.bin", " media-type='application/vnd.recordare.musicxml+xml'"),
+        ("b.xml", ""),
+        ("Kl\xe4vier \u97f3.musicxml", ""),
+        ("./b.xml", ""),
+        ("My%20score.xml", ""),
+    ],
+)
+def test_the_container_names_the_document(tmp_path, name, kind):
+    stored = name.removeprefix("./").replace("%20", " ")
+    members = {"a.xml": musicxml([HEAD + OTHER]), "__MACOSX/._b.xml": "junk", "cover.pdf": "%PDF"}
+    members |= {"META-INF/container.xml": container(name, kind=kind)}
+    path = zipped(tmp_path / "one.mxl", members | {stored: musicxml([HEAD + BAR])})
+    assert read_score(path).notes["pitch"].tolist() == [60, 64]
+    members["META-INF/container.xml"] = container("cover.pdf", kind=" media-type='application/pdf'")
+    with pytest.raises(InputError, match="2 MusicXML documents in the archive, and none is named"):
+        read_score(zipped(path, members | {"b.xml": musicxml([HEAD + BAR])}))
+
+
+def test_without_a_container_the_only_document_is_read(tmp_path):
+    members = {"sub/b.xml": musicxml([HEAD + BAR]), "__MACOSX/._b.xml": "junk", "._b.xml": "junk"}
+    assert len(read_score(zipped(tmp_path / "zip.xml", members)).notes) == 2
+    members["META-INF/container.xml"] = container("gone.xml")
+    read = read_score(zipped(tmp_path / "gone.mxl", members))
+    assert "its container names gone.xml, which is missing: sub/b.xml is read" in read.remarks
+    with pytest.raises(InputError, match="0 MusicXML documents"):
+        read_score(zipped(tmp_path / "none.mxl", {"a.txt": "x"}))
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "iso-8859-1", "windows-1252"]
+    + ["shift_jis", "gb18030", "mac-roman"],
+)
+def test_musicxml_is_read_in_its_encoding(tmp_path, encoding):
+    title = (
+        "\u30d4\u30a2\u30ce" if encoding in ("shift_jis", "gb18030", "utf-16") else "\xc9l\xe9gie"
+    )
+    title = "plain" if encoding == "mac-roman" else title
+    declared = "UTF-16" if "16" in encoding else encoding.removesuffix("-sig")
+    text = musicxml([HEAD + BAR]).replace("Piano", title).replace("UTF-8", declared)
+    read = read_as(tmp_path / "one.musicxml", text.encode(encoding))
+    assert read.notes["pitch"].tolist() == [60, 64] and read.remarks == ()
+
+
+def test_wrong_encodings_are_read_with_a_remark_or_refused(tmp_path):
+    text = musicxml([HEAD + BAR]).replace("Piano", "\xc9tude")
+    read = read_as(tmp_path / "latin.xml", text.encode("latin-1"))
+    assert read.remarks == ("1 characters that are not utf-8 were replaced",)
+    assert not read_as(tmp_path / "lie.xml", text.replace("UTF-8", "UTF-16")).remarks
+    with pytest.raises(InputError, match="its encoding klingon is unknown"):
+        read_as(tmp_path / "odd.xml", text.replace("UTF-8", "klingon"))
+
+
+def test_the_content_decides_not_the_suffix(tmp_path):
+    text = musicxml([HEAD + BAR])
+    for name in ("one.mid", "one.mxl", "one.txt", "one"):
+        assert len(read_as(tmp_path / name, text).notes) == 2
+    path = write_score(tmp_path / "two.mid", [(0, 1, 60, 70, 1)])
+    assert len(read_as(tmp_path / "two.xml", path.read_bytes()).notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"%PDF-1.4", "a PDF"),
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        ("X:1\nK:C\nCDEF|", "ABC notation"),
+        ("!!!COM: Bach\n**kern", "Humdrum"),
+        ("<?xml version='1.0'?><museScore version='3'/>", "a MuseScore file"),
+        ("<!DOCTYPE html><html><body/></html>", "a web page"),
+        ("<opus><title>x</title></opus>", "an opus document"),
+        (musicxml([HEAD + BAR]).replace("score-partwise", "score-timewise"), "score-timewise"),
+        ("plain text", "neither MIDI nor MusicXML"),
+        (musicxml([HEAD + BAR])[:-40], "unclosed token"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, content, message):
+    with pytest.raises(InputError, match=rf"one.xml: not a readable score.*{message}"):
+        read_as(tmp_path / "one.xml", content)
+
+
+ENTITY = "<!DOCTYPE s [<!ENTITY a 'aaaaaaaaaa'><!ENTITY b '&a;&a;&a;&a;&a;&a;'>]>"
+LOCAL = "<!DOCTYPE s [<!ENTITY a SYSTEM 'file:///etc/hostname'>]>"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (musicxml([HEAD + BAR + BACKWARD.format("times='1000000'")]), "1,000,000 repeats"),
+        (musicxml([HEAD + BAR + BACKWARD.format(f"times='{'9' * 5000}'")]), "999,999,999 repeats"),
+        (musicxml([HEAD + BAR * 300 + BACKWARD.format("times='99'")]), "more than 50,000 notes"),
+        (musicxml([HEAD + BAR * 26_000]), "more than 50,000 notes"),
+        (musicxml([HEAD + BAR] + [""] * 4100), "4,000 bars"),
+        (musicxml([HEAD + BAR]) + "<a>" * 200, "nested|junk after"),
+        ("<score-partwise>" + "<a>" * 100_000, "50 nested"),
+        (musicxml([HEAD + BAR]).replace("Piano", "<a/>" * 1_600_000), "1,500,000 elements"),
+        (musicxml([HEAD + BAR]).replace("Piano", "x" * 200_000), "200,000 characters"),
+        (musicxml([HEAD + BAR]).replace("Piano", " " * 50_000_000), "more than 50 MB"),
+        (musicxml([HEAD + BAR]).replace("<divisions>2", "<divisions>0"), "divisions is 0"),
+        (musicxml([HEAD + xml_note("C", 99, 2)]), "octave is 99"),
+        (musicxml([HEAD + xml_note("C", 4, 10**12)]), "duration is 1000000000000"),
+        (ENTITY + musicxml([HEAD + BAR]).partition("?>")[2], "declares the entity a"),
+        (LOCAL + musicxml([HEAD + BAR]).partition("?>")[2], "declares the entity a"),
+    ],
+)
+def test_documents_that_expand_are_refused(tmp_path, content, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_as(tmp_path / "one.xml", content)
+    assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_expands_is_refused_while_reading(tmp_path):
+    path = tmp_path / "bomb.mxl"
+    zipped(path, {"b.xml": b" " * 60_000_000}, compression=zipfile.ZIP_DEFLATED, compresslevel=1)
+    with pytest.raises(InputError, match="bomb.mxl: b.xml has more than 50 MB"):
+        read_score(path)
+    members = {"b.xml": musicxml([HEAD + BAR])}
+    with pytest.raises(InputError, match="b.xml is not compressed by deflate"):
+        read_score(zipped(path, members, compression=zipfile.ZIP_BZIP2))
+
+
+def test_sections_that_only_close_repeat_from_the_previous_end(tmp_path):
+    bars = [HEAD + xml_note("C", 4, 4) + BACKWARD.format("")]
+    bars += [xml_note(step, 4, 4) + BACKWARD.format("") for step in "DEFGAB"] * 4
+    read = read_as(tmp_path / "one.xml", musicxml(bars))
+    assert (
+        read.notes["pitch"].tolist()
+        == [60, 60] + [pitch for one in (62, 64, 65, 67, 69, 71) for pitch in (one, one)] * 4
+    )
+
+
+def test_many_parts_and_tracks_are_read_or_refused(tmp_path):
+    notes = [(i, 1, 60, 70, i) for i in range(1, 301)]
+    many = read_score(write_score(tmp_path / "many.mid", notes))
+    assert many.notes["staff"].max() > 255
+    one = musicxml([HEAD + BAR])
+    part = one[one.index("<part id") : one.index("</score-partwise>")]
+    with pytest.raises(InputError, match="more than 255 parts. Export that of the piano"):
+        read_as(tmp_path / "many.xml", one.replace(part, part * 300))
+
+
+def test_impossible_keys_and_tempi_are_dropped_with_a_remark(tmp_path, capfd):
+    path = write_score(tmp_path / "key.mid", [(0, 1, 60, 70, 1)])
+    path.write_bytes(path.read_bytes().replace(b"\xff\x59\x02\x01", b"\xff\x59\x02\x09"))
+    read = read_score(path)
+    assert read.keys == () and read.remarks == ("1 impossible key signatures were dropped",)
+    text = musicxml([HEAD + BAR, "<direction><sound tempo='0'/></direction>" + BAR])
+    read = read_as(tmp_path / "key.xml", text.replace("<fifths>-2", "<fifths>-12"))
+    assert read.keys == () and "1 impossible key signatures were dropped" in read.remarks
+    assert "music21 has 1 warnings: 0 qpm tempo tag found, skipping." in read.remarks
+    assert capfd.readouterr().err == ""
+
+
+def test_a_score_in_smpte_frames_is_refused(tmp_path):
+    path = write_score(tmp_path / "frames.mid", [(0, 1, 60, 70, 1)])
+    content = path.read_bytes()
+    with pytest.raises(InputError, match="frames.mid: its times are in SMPTE frames, not in beats"):
+        read_as(path, content[:12] + bytes([256 - 25, 40]) + content[14:])
+
+
+def test_a_long_score_is_aligned_in_little_memory():
+    count = 6_000
+    written = np.zeros(count, SCORE_NOTE)
+    written["onset"], written["duration"], written["pitch"] = np.arange(count) / 2, 0.5, 60
+    one = play(Score(written, ((0.0, 4, 1.0),), (), ()))
+    tracemalloc.start()
+    found = align.align(one, Score(written, ((0.0, 4, 1.0),), (), ()))
+    assert found.share == 1 and tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
 
 
 # --- Matching -----------------------------------------------------------------------------------

@@ -340,12 +340,11 @@ def _parse(midi: MidiContent) -> tuple[list[tuple], list[tuple], list[str]]:
     """Rows of ``NOTE``, and of ``PEDAL`` by time, in seconds, and remarks on what was repaired or
     ignored."""
     tempi = [event for event in midi.events if event.kind == "tempo"]
-    clocks = collections.defaultdict(lambda clock=_clock(midi.division, tempi): clock)
+    clock, own = _clock(midi.division, tempi), {}
     for track in {event.track for event in tempi} if midi.format == 2 else ():
-        own = [event for event in tempi if event.track == track]
-        clocks[track] = _clock(midi.division, own)
+        own[track] = _clock(midi.division, (event for event in tempi if event.track == track))
     timed = [
-        (clocks[event.track](event.tick), event)
+        (own.get(event.track, clock)(event.tick), event)
         for event in midi.events
         if event.kind in ("note", "control")
     ]

@@ -29,7 +29,7 @@ _LONGEST_HELD = 4.0  # relative to the next chord, reached by a held bass note u
 _HALF = (20, 107)  # between these values (half pedal) the dampers touch the strings partially
 _GRID = 0.05  # seconds; time grid for pedal values and sounding notes
 _RING = 4.0  # seconds; an undamped string is assumed to be inaudible afterwards
-_BLOCK = 2**22  # elements of a matrix that is computed at once
+_BLOCK = 512  # rows of a matrix that are computed at once
 _FEWEST_CHORDS = 5  # for the tempo features; with fewer they are 0
 
 
@@ -107,18 +107,21 @@ def smoothed(
     at: np.ndarray,
     values: np.ndarray,
     width: float,
-    weight: np.ndarray | float = 1.0,
+    weights: np.ndarray | None = None,
     least: float = 0.0,
 ) -> np.ndarray:
-    """Mean of ``values`` at ``at`` under a Gaussian kernel of standard deviation ``width`` around
-    each of ``where``, times ``weight``; ``least`` is added to the kernel."""
-    rows = max(_BLOCK // len(at), 1)  # of the kernel, which would be large for a long piece
-    found = []
-    for first in range(0, len(where), rows):
-        kernel = np.exp(-0.5 * ((where[first : first + rows, None] - at) / width) ** 2) * weight
-        kernel += least * weight
-        found.append(kernel @ values / kernel.sum(axis=1))
-    return np.concatenate(found) if found else np.zeros(0)
+    """Means of ``values`` at ``at`` (ascending), weighted by a Gaussian kernel of standard
+    deviation ``width`` around each of ``where`` plus ``least``, times ``weights``."""
+    weights = np.ones(len(at)) if weights is None else weights
+    found = [np.zeros(0)]
+    for first in range(0, len(where), _BLOCK):
+        block = where[first : first + _BLOCK]
+        # Farther away the kernel is 0 in double precision.
+        near = slice(*np.searchsorted(at, (block.min() - 39 * width, block.max() + 39 * width)))
+        kernel = np.exp(-0.5 * ((block[:, None] - at[near]) / width) ** 2) * weights[near]
+        total = kernel @ values[near] + least * (weights @ values)
+        found.append(total / (kernel.sum(axis=1) + least * weights.sum()))
+    return np.concatenate(found)
 
 
 def entropy(counts: np.ndarray) -> float:

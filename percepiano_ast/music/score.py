@@ -321,8 +321,8 @@ def _integers(text: str) -> list[int]:
 
 
 def _check_document(text: str) -> None:
-    """Refuse, before music21 builds its objects, what is no score or would take too long or too
-    much memory: 50,000 notes take about 1 GB."""
+    """Refuse other documents than scores, and those that would take music21 too long or too much
+    memory."""
     depth = elements = parts = bars = work = size = since = highest = 0
     value: list[str] = []
 
