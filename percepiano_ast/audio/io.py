@@ -447,13 +447,23 @@ def _links(path: str | Path, name: str) -> list[int]:
     return starts
 
 
-def _mended(path: str | Path) -> mmap.mmap | None:
+class _FileInMemory(mmap.mmap):
+    def seek(self, offset: int, whence: Any = os.SEEK_SET) -> None:
+        """As in files, a position behind the end is allowed."""
+        try:
+            super().seek(offset, whence)
+        except ValueError:
+            super().seek(0, os.SEEK_END)
+
+
+def _mended(path: str | Path) -> _FileInMemory | None:
     """The file in memory with the length of its sound in the header, where an encoder that wrote to
     a pipe left a placeholder: WAV, RF64, AIFF, AU, CAF; else None."""
     if (size := os.path.getsize(path)) < 48:
         return None
     with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the file stays as it is
+        # the file itself stays as it is
+        content = _FileInMemory(file.fileno(), 0, access=mmap.ACCESS_COPY)
     kind = content[:4]
     order: Literal["big", "little"] = "little" if kind in (b"RIFF", b"RF64") else "big"
     field = 8 if kind == b"caff" else 4  # bytes of a length
