@@ -1,4 +1,4 @@
-"""Recordings are decoded from front to back in bounded memory, whole or not at all. About 8 s.
+"""Recordings are decoded from front to back in bounded memory, whole or not at all. About 40 s.
 
 The tests of M4A run with the ffmpeg on PATH, if there is one, and with that of the package
 imageio-ffmpeg.

@@ -70,7 +70,8 @@ class Recording:
         peak: largest magnitude of the blocks so far, full scale at 1.
 
     Raises:
-        InputError: missing, not audio, truncated, or below ``min_rate``.
+        InputError: missing, no file, not audio, truncated, below ``min_rate``, or with more channels
+            or a higher sampling rate than are read.
     """
 
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
@@ -683,7 +684,7 @@ class _Ffmpeg:
 
     def _log(self) -> str:
         # without moving the position, at which ffmpeg writes
-        return os.pread(self._messages.fileno(), 1 << 20, 0).decode(errors="replace")
+        return os.pread(self._messages.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def _fault(self) -> str:
         """The first error in ffmpeg's output, else its exit code, else nothing."""
