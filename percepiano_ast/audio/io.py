@@ -70,8 +70,8 @@ class Recording:
         peak: largest magnitude of the blocks so far, full scale at 1.
 
     Raises:
-        InputError: missing, no file, not audio, truncated, below ``min_rate``, or with more channels
-            or a higher sampling rate than are read.
+        InputError: missing, no file, not audio, truncated, below ``min_rate``, or of a sampling
+            rate or number of channels that is not read.
     """
 
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
