@@ -1,9 +1,10 @@
-"""Recordings are decoded from front to back in bounded memory, whole or not at all. About 8 s.
+"""Recordings are decoded from front to back in bounded memory, whole or not at all. About 40 s.
 
 The tests of M4A run with the ffmpeg on PATH, if there is one, and with that of the package
 imageio-ffmpeg.
 """
 
+import contextlib
 import functools
 import io
 import os
@@ -462,6 +463,19 @@ def test_placeholders_for_lengths_do_not_matter(tmp_path, no_ffmpeg, kind, lengt
     path.write_bytes(with_lengths(kind, **lengths))
     np.testing.assert_array_equal(audio.load(path), expected)
     assert audio.duration(path) == 1.5
+
+
+def test_damaged_headers_with_placeholders_end_in_a_result_or_a_refusal(no_ffmpeg, tmp_path, capfd):
+    rng, path = np.random.default_rng(0), tmp_path / "take"
+    for _ in range(300):
+        kind, lengths = PLACEHOLDERS[rng.integers(len(PLACEHOLDERS))]
+        content = bytearray(with_lengths(kind, **lengths))
+        for at in rng.integers(120, size=5):
+            content[at] = rng.integers(256)
+        path.write_bytes(content[: rng.integers(100, len(content))])
+        with contextlib.suppress(InputError):
+            audio.load(path)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("length", [None, 0, 0xFFFFFFFF])

@@ -67,7 +67,8 @@ class Recording:
         peak: largest magnitude of the blocks so far, full scale at 1.
 
     Raises:
-        InputError: missing, not audio, truncated, or below ``min_rate``.
+        InputError: missing, no file, not audio, truncated, below ``min_rate``, or of a sampling
+            rate or number of channels that is not read.
     """
 
     def __init__(self, source: Source, *, name: str | None = None, min_rate: int = 0):
@@ -438,13 +439,23 @@ def _links(path: str | Path, name: str) -> list[int]:
     return starts
 
 
-def _mended(path: str | Path) -> mmap.mmap | None:
+class _FileInMemory(mmap.mmap):
+    def seek(self, offset: int, whence: Any = os.SEEK_SET) -> None:
+        """As in files, a position behind the end is allowed."""
+        try:
+            super().seek(offset, whence)
+        except ValueError:
+            super().seek(0, os.SEEK_END)
+
+
+def _mended(path: str | Path) -> _FileInMemory | None:
     """The file in memory with the length of its sound in the header, where an encoder that wrote to
     a pipe left a placeholder: WAV, RF64, AIFF, AU, CAF; else None."""
     if (size := os.path.getsize(path)) < 48:
         return None
     with open(path, "rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the file stays as it is
+        # the file itself stays as it is
+        content = _FileInMemory(file.fileno(), 0, access=mmap.ACCESS_COPY)
     kind = content[:4]
     order: Literal["big", "little"] = "little" if kind in (b"RIFF", b"RF64") else "big"
     field = 8 if kind == b"caff" else 4  # bytes of a length
@@ -664,7 +675,7 @@ class _Ffmpeg:
 
     def _log(self) -> str:
         # without moving the position, at which ffmpeg writes; a path may have several lines
-        log = os.pread(self._messages.fileno(), 1 << 20, 0)
+        log = os.pread(self._messages.fileno(), 1 << 24, 0)
         return log.replace(os.fsencode(f"{self._path}: "), b"").decode(errors="replace")
 
     def _fault(self) -> str:
