@@ -111,8 +111,8 @@ def read_json(
         advice: the next action.
 
     Raises:
-        InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, a key twice,
-            or not of the schema; infinity and NaN are allowed.
+        InputError: missing, larger or deeper than the limits, not UTF-8 or not JSON, or not of the
+            schema; infinity and NaN are allowed.
     """
     name = name or ("JSON" if isinstance(source, bytes) else str(source))
     try:
@@ -123,7 +123,7 @@ def read_json(
                 content = file.read(MAX_JSON + 1)
         if len(content) > MAX_JSON:
             raise InputError(f"{name} has more than {MAX_JSON:,} bytes. {advice}")
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
+        value = json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{name} is missing. {advice}") from None
     except RecursionError:
@@ -136,14 +136,6 @@ def read_json(
     if fault := _mismatch(value, schema, "it"):
         raise InputError(f"{name} is damaged ({fault}). {advice}")
     return value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; a ValueError for a key that stands twice."""
-    if len(found := dict(pairs)) < len(pairs):
-        ((twice, _),) = collections.Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{twice!r:.60} twice")
-    return found
 
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:

@@ -243,12 +243,9 @@ def halve(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda f: halve(f / percepiano.LABELS), r"is damaged \("),
-        (lambda f: (f / percepiano.LABELS).write_bytes(b""), r"is damaged \("),
-        (
-            lambda f: (f / percepiano.LABELS).write_text("[1, 2]"),
-            r"is damaged \(it is \[1, 2\], not dict\)",
-        ),
+        (lambda f: halve(f / percepiano.LABELS), "damaged or truncated"),
+        (lambda f: (f / percepiano.LABELS).write_bytes(b""), "damaged or truncated"),
+        (lambda f: (f / percepiano.LABELS).write_text("[1, 2]"), "should hold a JSON object"),
         (lambda f: (f / percepiano.LABELS).unlink(), f"no {percepiano.LABELS} in"),
         (lambda f: shutil.rmtree(f / percepiano.MIDI_FOLDER), "no MIDI files in"),
         (lambda f: (f / "dataset.json").write_text('{"simulated"'), "dataset.json is damaged"),

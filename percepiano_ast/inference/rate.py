@@ -37,7 +37,7 @@ from percepiano_ast.config import (
 )
 from percepiano_ast.dimensions import KEYS, PERCEPIANO, RatingScale
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import as_path, download, read_json, sha256_of
+from percepiano_ast.files import as_path, download, sha256_of
 from percepiano_ast.inference import page
 from percepiano_ast.inference.rating import WINDOW_SECONDS, Rating, decimals, to_table
 from percepiano_ast.inference.regressors import CalibratedRegressors, below
@@ -566,8 +566,7 @@ class FoldEnsemble(Rater):
         self.scale = self.models[0].run.questionnaire
         self.sample_rate = self.models[0].run.front_end.sample_rate
         file = home / "temperature.json"
-        known = {"temperature": float}
-        self.temperature = read_json(file, known)["temperature"] if file.exists() else None
+        self.temperature = json.loads(file.read_text())["temperature"] if file.exists() else None
         names = [path.parent.name for path in finished]
         self.folds = [int(name.removeprefix("fold_")) for name in names]
         self.unfinished = sorted({path.name for path in home.glob("fold_*")} - {*names})

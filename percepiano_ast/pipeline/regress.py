@@ -97,7 +97,7 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
     for clip, synthesizer, codes in zip(clips.clip, clips.synthesizer, clips.codes, strict=True):
         parts += [f"{clip} {synthesizer}", codes]
     key = sha256_of(*parts)
-    if not (home / "heard.json").exists() or read_json(home / "heard.json").get("key") != key:
+    if not (home / "heard.json").exists() or read_json(home / "heard.json")["key"] != key:
         home.mkdir(parents=True, exist_ok=True)
         for name in ("heard.json", "embeddings.npy"):
             (home / name).unlink(missing_ok=True)
