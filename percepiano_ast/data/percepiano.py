@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import tensorflow_datasets as tfds
 
-from percepiano_ast import audio, files
+from percepiano_ast import audio
 from percepiano_ast.audio.effects import EFFECTS, HELD_OUT_ROOM
 from percepiano_ast.config import PERCEPIANO_URL, FrontEnd, lookup
 from percepiano_ast.data import build, shards
@@ -110,9 +110,18 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON object; spaces around names are removed. InputError: see `files.read_json`, or a
+    """Read a JSON object; spaces around names are removed. InputError: damaged, not an object, or a
     duplicated name."""
-    return _unique(files.read_json(path, advice="Download it again.").items(), path)
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        what = f"should hold a JSON object, holds {content!r:.40}"
+        raise InputError(f"{path} {what}. Download it again.")
+    return content
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
