@@ -701,6 +701,10 @@ def test_opening_shards_says_what_is_missing(run, tmp_path):
     ):
         shards.open_shards(run[0], "rated", made_by="notebook 01")
     (tmp_path / shards.MANIFEST).write_text("{}")
+    with pytest.raises(InputError, match="is damaged .it lacks 'data_set'.. Run preprocess again"):
+        shards.open_shards(tmp_path, "train", made_by="notebook 01")
+    none = {"data_set": "maestro_log_mel", "version": shards.VERSION, "files": {}}
+    write_signed_json(tmp_path / shards.MANIFEST, none)
     with pytest.raises(
         InputError, match="should hold one data set, holds 0. Delete it and run notebook 01"
     ):
