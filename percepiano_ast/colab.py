@@ -5,7 +5,6 @@ import base64
 import dataclasses
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import pandas as pd
 
 from percepiano_ast import pipeline
 from percepiano_ast.config import PRESETS, Preset, lookup
-from percepiano_ast.data import build, demo
+from percepiano_ast.data import build, demo, shards
 from percepiano_ast.data.shards import MANIFEST
 from percepiano_ast.errors import InputError, RunFailed
-from percepiano_ast.files import copy_verified, show_progress
+from percepiano_ast.files import copy_verified, show_progress, write_atomic
 from percepiano_ast.training import checkpoints
 from percepiano_ast.training.checkpoints import Storage, StorageError
 
@@ -229,7 +228,7 @@ def upload_shards(run: pipeline.Run) -> None:
     """
     if not run.in_bucket:
         return
-    files = build.read_manifest(run.maestro)["files"]
+    files = shards.read_manifest(run.maestro)["files"]
     bucket = Storage(run.kept(run.root / "maestro"))
     manifest = (run.maestro / MANIFEST).read_bytes()
     if MANIFEST in bucket.names():
@@ -266,14 +265,12 @@ def download_shards(run: pipeline.Run) -> pipeline.Run:
         raise InputError(
             f"{bucket.place} has no {MANIFEST}: run notebook 01 with the same SAVE_TO first"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = Path(folder) / MANIFEST
-        bucket.get(MANIFEST, manifest, 2**26)
-        files, content = build.read_manifest(manifest.parent)["files"], manifest.read_bytes()
+    content = bucket.read(MANIFEST)
+    files = shards.read_manifest(bucket.place, content)["files"]
     (run.maestro / MANIFEST).unlink(missing_ok=True)
     advice = "Run notebook 01 again, which replaces it."
     copy_verified(files, bucket.place, run.maestro, advice, copy=bucket.get)
-    (run.maestro / MANIFEST).write_bytes(content)
+    write_atomic(run.maestro / MANIFEST, content)
     return run
 
 

@@ -1,6 +1,5 @@
 """Tables, arrays, figures and sentences about a run, for the notebooks."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from percepiano_ast.dimensions import KEYS, PRIMARY
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import compare, reliability
 from percepiano_ast.evaluation.predictions import fold_column, load_index
-from percepiano_ast.files import as_path
+from percepiano_ast.files import as_path, read_json
 from percepiano_ast.inference.rate import FoldEnsemble, names_of_models
 from percepiano_ast.inference.transcribe import Transcriber
 from percepiano_ast.models.transcription import STEP
@@ -66,7 +65,7 @@ def excerpt(run: Run, source: str = "", seconds: float = 20) -> tuple[str, np.nd
 
 def shard_sizes(run: Run) -> pd.Series:
     """Hours in the pre-training shards, bytes read from the source, bytes on disk."""
-    files = build.read_manifest(run.maestro)["files"]
+    files = shards.read_manifest(run.maestro)["files"]
     facts = pd.DataFrame(build.recordings(run.maestro))
     hours = facts["seconds"].sum() / 3600
     stored = sum(file["bytes"] for name, file in files.items() if ".array_record" in name)
@@ -215,7 +214,7 @@ def rated_clip(run: Run) -> tuple[np.ndarray, str, dict[str, float]]:
 def label(data: Run | str | Path, title: str) -> str:
     """The title, marked as simulated if the ratings of a run or of PercePiano's folder are."""
     if isinstance(data, Run):
-        simulated = json.loads((data.percepiano / "settings.json").read_text())["simulated"]
+        simulated = read_json(data.percepiano / "settings.json", {"simulated": bool})["simulated"]
     else:
         simulated = percepiano.is_simulated(data)
     return f"{title} (simulated ratings)" if simulated else title
@@ -233,7 +232,7 @@ def finetune_history(run: Run) -> pd.DataFrame:
             rows = pd.read_csv(own)
         elif made := listing(f"{place}/model") or listing(f"{place}/checkpoints"):
             # trained on another machine
-            unknown = [{"epoch": made[-1]["epoch"], "loss": np.nan}]
+            unknown = [{"epoch": made[-1].get("epoch", 0), "loss": np.nan}]
             rows = pd.DataFrame(made[-1].get("history") or unknown)
         else:
             continue
@@ -358,9 +357,12 @@ def status(run: Run) -> pd.DataFrame:
         if "bytes" in row:
             row["MB"] = round(row["bytes"] / 1e6, 1)
         if "saved" in row:
-            row["age"] = _age(datetime.now(UTC) - row["saved"])
+            row["age"] = _age(row["saved"])
     rows = [{name: row.get(name, "") for name in STATUS} for row in rows]
     return pd.DataFrame(rows, columns=STATUS)
+
+
+CLOCKS = timedelta(minutes=5)  # by which the clocks of two machines may differ
 
 
 def _folds(run: Run) -> list[tuple[str, str, str]]:
@@ -393,10 +395,13 @@ def _shard_rows(item: str, place: str) -> list[dict]:
     row["saved"] = _stat(store.path_of(shards.MANIFEST))[1]
     try:
         if "://" in place:  # the manifest is uploaded last
-            files, lost = json.loads(store.read(shards.MANIFEST))["files"], []
+            files, lost = shards.read_manifest(place, store.read(shards.MANIFEST))["files"], []
         else:
-            files, lost = build.read_manifest(Path(place))["files"], build.shortcomings(Path(place))
-    except (InputError, ValueError) as error:
+            files, lost = (
+                shards.read_manifest(Path(place))["files"],
+                build.shortcomings(Path(place)),
+            )
+    except InputError as error:
         return [row | {"integrity": f"damaged: {error}"}]
     damage = f"damaged: {len(lost)} files differ from the manifest, such as {(*lost, '')[0]}"
     row["bytes"] = sum(known["bytes"] for known in files.values())
@@ -416,14 +421,24 @@ def _checkpoint_rows(item: str, place: str) -> list[dict]:
                 whole = False
             if not whole:
                 integrity = f"damaged: {file['name']} differs from its manifest"
-        row = {name: made.get(name) for name in ("step", "epoch", "bytes")}
-        rows.append(row | {"saved": datetime.fromisoformat(made["saved"]), "integrity": integrity})
+        names = [one for one in ("step", "epoch", "bytes") if type(made.get(one)) is int]
+        row = {name: made[name] for name in names} | {"integrity": integrity}
+        try:
+            row["saved"] = datetime.fromisoformat(made["saved"]).astimezone(UTC)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            row["saved"] = "unknown"
+        rows.append(row)
     rows += [{"integrity": f"damaged: {line}"} for line in damaged]
     return [row | {"item": item, "location": place} for row in rows]
 
 
-def _age(age: timedelta) -> str:
-    """An age in its largest unit, such as ``3 minutes``."""
+def _age(saved: datetime | str) -> str:
+    """The time since then in its largest unit, such as ``3 minutes``."""
+    if isinstance(saved, str):
+        return saved
+    age = datetime.now(UTC) - saved
+    if age < -CLOCKS:
+        return "in the future"
     for unit, seconds in {"day": 86_400, "hour": 3_600, "minute": 60}.items():
         if count := int(age.total_seconds() // seconds):
             return f"{count} {unit}{'s' * (count > 1)}"

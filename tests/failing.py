@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -138,6 +139,17 @@ class Training:
 
     def open_gate(self, step: int) -> None:
         (self.home / f"gate {step}").touch()
+
+
+def other_lock(folder: Path, age: float = 0.0, name: str = "0" * 16, **facts) -> Path:
+    """The lock of a run on another machine, whose last sign of life is so many seconds ago."""
+    beat = (datetime.now(UTC) - timedelta(seconds=age)).isoformat(timespec="seconds")
+    known = {"host": "elsewhere", "process": 7, "started": "1", "machine": "elsewhere 1"}
+    known |= {"since": "2026-11-30T08:15:00+00:00", "beat": beat, **facts}
+    path = folder / f"lock.{name}.json"
+    path.with_suffix(".new").write_text(json.dumps(known))
+    path.with_suffix(".new").replace(path)
+    return path
 
 
 # --- In the nursery -----------------------------------------------------------------------------

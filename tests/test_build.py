@@ -393,6 +393,60 @@ class TestVerify:
         assert "the data set is incomplete" in capsys.readouterr().err
 
 
+def flip(path: Path) -> None:
+    """Another digit or letter, so that JSON and CSV can still be read."""
+    content = bytearray(path.read_bytes())
+    places = [at for at, byte in enumerate(content) if chr(byte).isalnum()]
+    content[places[len(places) // 2]] ^= 1
+    path.write_bytes(content)
+
+
+SMALL = [
+    "maestro_log_mel/2.0.0/metadata.json",
+    "maestro_log_mel/2.0.0/features.json",
+    "maestro_log_mel/2.0.0/dataset_info.json",
+    "recordings.csv",
+    "settings.json",
+    "records/train-00001-of-00002.json",
+    "manifest.json",
+]
+
+
+class TestSmallFiles:
+    """What describes the shards is compared with the manifest before it is used."""
+
+    @pytest.fixture
+    def copy(self, run, tmp_path, monkeypatch) -> Path:
+        monkeypatch.setattr(shards, "SHARD_SECONDS", 25)
+        return shutil.copytree(run, tmp_path / "maestro")
+
+    @pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: path.write_bytes(b"")])
+    def test_damage_is_named_when_it_is_opened_and_mended_by_the_same_call(
+        self, copy, archive, run, damage
+    ):
+        for name in SMALL:
+            damage(copy / name)
+            if not name.startswith("records"):  # they are for resuming
+                words = "is damaged|does not match manifest.json|is missing|is incomplete"
+                with pytest.raises(InputError, match=words) as error:
+                    shards.open_shards(copy, "train", made_by="this")
+                assert re.search("[Rr]un (this|preprocess) ", str(error.value))
+                assert "elete" not in str(error.value)
+            preprocess(archive, copy)
+            assert data_set_bytes(copy) == data_set_bytes(run), name
+            assert len(shards.open_shards(copy, "train", made_by="this"))
+
+    def test_a_data_set_of_an_earlier_version_opens(self, copy):
+        manifest = json.loads((copy / "manifest.json").read_text())
+        del manifest[files.SIGNATURE]
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        assert len(shards.open_shards(copy, "train", made_by="this"))
+
+    def test_settings_of_another_configuration_are_refused(self, copy, archive):
+        with pytest.raises(InputError, match="another configuration .limit_hours: found 0.0"):
+            preprocess(archive, copy, max_hours=0.001)
+
+
 class TestCopy:
     """Shards brought to a faster disk."""
 

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from failing import other_lock
 from safetensors import safe_open
 
 from percepiano_ast.config import FinetuneConfig
-from percepiano_ast.errors import InputError
-from percepiano_ast.files import read_signed_json, write_signed_json
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import cached_arrays, read_signed_json, write_signed_json
+from percepiano_ast.training import lock
 from percepiano_ast.training.checkpoints import (
     Background,
     Checkpoints,
@@ -33,6 +36,7 @@ from percepiano_ast.training.checkpoints import (
     listing,
     open_latest,
 )
+from percepiano_ast.training.lock import Lock
 from percepiano_ast.training.state import TrainState, make_optimizer, new_state, train_step
 
 OPTIMIZER = make_optimizer(FinetuneConfig(4, 1, 1e-2, weight_decay=0.1), 10)
@@ -412,6 +416,30 @@ class TestSignedJson:
             read_signed_json(tmp_path / "x.json", schema)
 
 
+def test_a_damaged_cache_of_arrays_is_computed_again(tmp_path, logged):
+    path, calls = tmp_path / "new" / "a.npz", []
+
+    def compute():
+        calls.append(1)
+        return {"a": np.arange(50.0), "b": np.array("text")}
+
+    whole = cached_arrays(path, "ab", compute)
+    content = path.read_bytes()
+    assert (
+        cached_arrays(path, "ab", compute).keys() == whole.keys() and calls == [1] and logged == []
+    )
+    for position in range(0, len(content), 13):
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 8]) + content[position + 1 :]
+        )
+        found = cached_arrays(path, "ab", compute)
+        assert found["a"].tobytes() == whole["a"].tobytes() and found["b"] == "text"
+    assert len(calls) > 25 and "a.npz is damaged (" in logged[0]
+    for damaged in (b"", content[:100], b"\x93NUMPY", pickle.dumps([1])):
+        path.write_bytes(damaged)
+        assert cached_arrays(path, "ab", compute)["a"].tobytes() == whole["a"].tobytes()
+
+
 class TestNoCheckpoint:
     @pytest.mark.parametrize("name", ["", "missing"])
     def test_the_message_names_the_step_to_run(self, tmp_path, name):
@@ -419,6 +447,10 @@ class TestNoCheckpoint:
             InputError, match=f"no checkpoint in {tmp_path / name}. Run notebook 02 first"
         ):
             open_latest(tmp_path / name, made_by="notebook 02")
+
+    def test_one_of_another_kind_is_refused(self, saved):
+        with pytest.raises(InputError, match="no 'pretrain': it is of another kind .*of notebook"):
+            open_latest(saved[2], made_by="notebook 02", fields=("licence", "pretrain"))
 
 
 # --- From a stranger ----------------------------------------------------------------------------
@@ -555,6 +587,148 @@ class TestStrangers:
             archive.write(bytes(10_000))
         assert saved[0].load()[1]["step"] == 2
         assert "it is larger than" in lines[0]
+
+
+# --- Two runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A lock that looks often."""
+    for name, seconds in (("HEARTBEAT", 0.1), ("STALE", 1.0), ("POLL", 0.05)):
+        monkeypatch.setattr(lock, name, seconds)
+
+
+def locks(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("lock*"))
+
+
+class TestLock:
+    """One run at a time; real trainings are in `test_kills`."""
+
+    OTHER = "process 7 on elsewhere since 2026-11-30 08:15 UTC"
+
+    @pytest.mark.parametrize("age", [0, 7200, -(10**9)])
+    def test_that_of_a_machine_that_is_gone_is_taken_over(self, quick, tmp_path, logged, age):
+        """Its clock may be wrong."""
+        other_lock(tmp_path, age)
+        with Lock(tmp_path) as one:
+            one.check()
+            assert len(locks(tmp_path)) == 1
+        assert locks(tmp_path) == []
+        waited = [f"  {tmp_path} was in use by {self.OTHER}. Waiting up to 1 s to see whether"]
+        assert [line[: len(waited[0])] for line in logged[:-1]] == waited * (age < 3600)
+        assert logged[-1] == f"  the run of {self.OTHER} has ended: taking over"
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"[", b"{}", b"[" * 9999, b'{"beat": "now", "process": [1]}', b"\xff"]
+    )
+    def test_a_damaged_one_is_watched(self, quick, tmp_path, logged, content):
+        other_lock(tmp_path).write_bytes(content)
+        with Lock(tmp_path):
+            assert len(locks(tmp_path)) == 1
+        assert "was in use by another run. Waiting" in logged[0]
+
+    def test_a_sign_of_life_refuses(self, quick, tmp_path, monkeypatch):
+        monkeypatch.setattr(lock, "STALE", 60)
+        other_lock(tmp_path, age=90)
+        threading.Timer(0.3, other_lock, (tmp_path,)).start()
+        with pytest.raises(InputError, match=f"in use by {self.OTHER}. Wait until .* or choose an"):
+            Lock(tmp_path).__enter__()
+        assert locks(tmp_path) == ["lock.0000000000000000.json"]
+
+    def test_one_that_ends_meanwhile_is_no_obstacle(self, quick, tmp_path, logged, monkeypatch):
+        monkeypatch.setattr(lock, "STALE", 60)
+        threading.Timer(0.3, other_lock(tmp_path).unlink).start()
+        with Lock(tmp_path):
+            assert len(logged) == 1
+
+    def test_on_this_machine_the_process_decides_at_once(self, tmp_path, logged):
+        child = subprocess.Popen(["sleep", "60"])
+        facts = {"process": child.pid, "machine": lock._machine(), "host": "here"}
+        started = lock._start_of(child.pid)
+        other_lock(tmp_path, 10**6, **facts, started=started)
+        with pytest.raises(InputError, match=f"in use by process {child.pid} on here"):
+            Lock(tmp_path).__enter__()
+        child.kill()
+        while lock._start_of(child.pid):  # a zombie, as nobody has asked how it ended
+            pass
+        with Lock(tmp_path):
+            assert len(locks(tmp_path)) == 1
+        child.wait()
+        other_lock(tmp_path, 0, **facts | {"process": os.getppid()}, started=started)
+        with Lock(tmp_path):  # a later process with that number
+            assert len(locks(tmp_path)) == 1
+        assert [line.split()[-1] for line in logged] == ["over", "over"]
+
+    def test_it_shows_signs_of_life(self, quick, tmp_path, monkeypatch):
+        times = iter(range(10**6))
+        monkeypatch.setattr(lock, "_now", lambda: f"{next(times):08d}")
+        with Lock(tmp_path):
+            (path,) = tmp_path.glob("lock*")
+            first, deadline = path.read_bytes(), time.monotonic() + 20
+            while path.read_bytes() == first:
+                assert time.monotonic() < deadline
+            assert len(path.read_bytes()) == len(first) and locks(tmp_path) == [path.name]
+
+    def test_taken_over_nothing_is_written_or_deleted(self, template, tmp_path, logged):
+        shutil.copytree(template, tmp_path / "run")
+        with (
+            pytest.raises(RunFailed, match=f"was taken over by {self.OTHER}: this run stops"),
+            Lock(tmp_path) as one,
+            Checkpoints(tmp_path / "run", check=one.check) as saving,
+        ):
+            saving.prepare()
+            Path(tmp_path, one._name).unlink()
+            other_lock(tmp_path)
+            before = {path: path.read_bytes() for path in tmp_path.rglob("step*")}
+            saving.save(4, {"a": np.ones(3)}, {})
+        assert {path: path.read_bytes() for path in tmp_path.rglob("step*")} == before
+        assert locks(tmp_path) == ["lock.0000000000000000.json"]
+
+    def test_of_two_that_see_each_other_late_one_stops(self, quick, tmp_path):
+        with Lock(tmp_path) as one:
+            deadline, age = time.monotonic() + 20, 0
+            while not one.lost and time.monotonic() < deadline:
+                other_lock(tmp_path, age := age + 1)
+                time.sleep(0.05)
+            assert self.OTHER in one.lost and not Path(tmp_path, one._name).exists()
+        Path(tmp_path, "lock.0000000000000000.json").unlink()
+        with Lock(tmp_path) as one:  # the other one's name comes later: it stops
+            for age in range(20):
+                other_lock(tmp_path, age, name="f" * 16)
+                time.sleep(0.05)
+            one.check()
+
+    def test_deleted_by_somebody_it_is_written_again(self, tmp_path):
+        with Lock(tmp_path / "run") as one:
+            shutil.rmtree(tmp_path / "run")
+            one.check()
+            assert locks(tmp_path / "run") == [one._name]
+        with pytest.raises(RunFailed, match="the run has ended"):
+            one.check()
+
+    def test_a_place_that_cannot_be_written_is_refused(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(InputError, match="cannot list .*Choose another output directory"):
+            Lock(tmp_path / "file" / "run").__enter__()
+
+
+def test_what_a_manifest_names_is_not_deleted_as_left_over(tmp_path):
+    """That of a run that did not know of the lock."""
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.prepare()
+        for step in (1, 2):
+            save(tmp_path, 10 + step)
+            checkpoints.save(step, {"a": np.ones(3)}, {})
+            checkpoints._background.wait()
+        (tmp_path / "step_00000001.0123abcd.p0.safetensors").write_bytes(b"being written")
+        for step in (3, 4):
+            checkpoints.save(step, {"a": np.ones(3)}, {})
+            checkpoints._background.wait()
+    assert [one["step"] for one in listing(tmp_path)] == [3, 4, 11, 12]
+    assert files(tmp_path).count("1.safetensors") == 1
+    assert open_latest(tmp_path, made_by="")[1]["step"] == 12
 
 
 # --- In the background --------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from percepiano_ast.cli import main
 from percepiano_ast.config import PRESETS
 from percepiano_ast.data import build
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import read_signed_json, write_signed_json
 from percepiano_ast.training.checkpoints import Checkpoints, Storage, listing
 
 BUCKET = "gs://bucket/mine"
@@ -431,6 +432,45 @@ class TestStatus:
         )
         assert main(["status", "--out", str(tmp_path / "nothing")]) == 2
         assert "no run in" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "changes, age",
+        [
+            ({"saved": "2099-01-01T00:00:00+00:00"}, "in the future"),
+            ({"saved": "9999-12-31T23:59:59-23:00"}, "unknown"),
+            ({"saved": None}, "unknown"),
+            ({"saved": [1]}, "unknown"),
+            ({"saved": "soon"}, "unknown"),
+            ({"saved": ...}, "unknown"),
+            ({"epoch": ...}, "under a minute"),
+            ({"epoch": ["a\nb"], "history": 7, "score": "good"}, ""),
+            ({"step": -1}, ""),
+            ({"step": ...}, ""),
+            ({"files": None}, ""),
+            ({"files": [{}]}, ""),
+        ],
+    )
+    def test_a_manifest_with_other_fields_is_a_row(self, run, capsys, changes, age):
+        path = max((run.pretrain / "checkpoints").glob("step_*.json"))
+        made = read_signed_json(path) | changes
+        write_signed_json(path, {name: value for name, value in made.items() if value is not ...})
+        assert main(["status", "--out", str(run.root)]) == 0
+        printed = capsys.readouterr().out
+        rows = table_of(run)["pre-training ssast"]
+        assert len(rows) == 2 and printed.count("pre-training ssast") == 2
+        if age:
+            assert rows[0]["age"] == age and age in printed and rows[0]["step"] == 9
+        else:
+            assert rows[1]["integrity"].startswith("damaged: ") and rows[0]["step"] == 6
+
+    @pytest.mark.parametrize("content", [b"", b"[" * 9999, b"\xff", b"7" * 5000, b"[1]", b"{}"])
+    def test_any_damage_is_a_row(self, run, content):
+        max((run.pretrain / "checkpoints").glob("step_*.json")).write_bytes(content)
+        (run.maestro / "manifest.json").write_bytes(content)
+        rows = table_of(run)
+        assert [row["step"] for row in rows["pre-training ssast"]] == [6, ""]
+        for row in rows["pre-training ssast"][1], rows["shards for pre-training"][0]:
+            assert row["integrity"].startswith("damaged: ") and "\n" not in row["integrity"]
 
     def test_reads_a_bucket(self, run, bucket, logged):
         """What was trained there is shown on a machine that has nothing of it."""

@@ -243,9 +243,12 @@ def halve(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda f: halve(f / percepiano.LABELS), "damaged or truncated"),
-        (lambda f: (f / percepiano.LABELS).write_bytes(b""), "damaged or truncated"),
-        (lambda f: (f / percepiano.LABELS).write_text("[1, 2]"), "should hold a JSON object"),
+        (lambda f: halve(f / percepiano.LABELS), "is damaged"),
+        (lambda f: (f / percepiano.LABELS).write_bytes(b""), "is damaged"),
+        (lambda f: (f / percepiano.LABELS).write_bytes(b"{\xff"), "is damaged .*0xff"),
+        (lambda f: (f / percepiano.LABELS).write_text("[" * 99999), "nested too deeply"),
+        (lambda f: (f / percepiano.LABELS).write_text('{"a": %s}' % ("7" * 5000)), "is damaged"),
+        (lambda f: (f / percepiano.LABELS).write_text("[1, 2]"), "is a list, not dict|not dict"),
         (lambda f: (f / percepiano.LABELS).unlink(), f"no {percepiano.LABELS} in"),
         (lambda f: shutil.rmtree(f / percepiano.MIDI_FOLDER), "no MIDI files in"),
         (lambda f: (f / "dataset.json").write_text('{"simulated"'), "dataset.json is damaged"),

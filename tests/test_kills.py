@@ -13,13 +13,14 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from failing import EPOCHS, LOOK_EVERY, STEPS, Nursery, Training
+from failing import EPOCHS, LOOK_EVERY, STEPS, Nursery, Training, other_lock
 from safetensors.numpy import load_file
 from tiny import bits, compiled_once, without_seconds
 
@@ -364,3 +365,89 @@ def test_the_command_killed_at_random_ends_as_if_it_never_was(kills, tmp_path):
         "p0.safetensors",
     }
     assert list((cut / "tmp").iterdir()) == [] and not list((cut / "run").rglob("*.partial"))
+
+
+# --- Two runs in one directory -------------------------------------------------------------------
+
+
+def beside(training: Training, home: Path, **request) -> Training:
+    """Another training, by the command line, with the same ``--out``."""
+    home.mkdir()
+    (home / "out").symlink_to(training.out)
+    return Training(training.nursery, home, {"work": "command", **request})
+
+
+def refusal(training: Training) -> str:
+    """The one line of error of a training."""
+    assert "Traceback" not in training.printed()
+    (line,) = [line for line in training.printed().splitlines() if line.startswith("error: ")]
+    return line
+
+
+def locks(training: Training) -> list[Path]:
+    return list(training.out.glob("lock.*"))
+
+
+QUICK = {"lock.HEARTBEAT": 0.2, "lock.STALE": 1.5, "lock.POLL": 0.1}
+OTHER = "process 7 on elsewhere since 2026-11-30 08:15 UTC"
+
+
+class TestLock:
+    """A second run in a directory is refused while the first goes on; see `test_checkpoints`."""
+
+    @pytest.mark.slow
+    def test_the_second_is_refused_and_the_first_is_undisturbed(self, nursery, whole, tmp_path):
+        first = Training(nursery, tmp_path / "first", {"work": "command", "gates": [STEPS + 5]})
+        first.start()
+        first.until_gate(STEPS + 5)
+        second = beside(first, tmp_path / "second")
+        assert second.run() == 2, second.printed()
+        name = f"{second.out} is in use by process {first.pid} on {socket.gethostname()} since 2"
+        assert re.search(f"{name}.* UTC. Wait until .* or choose another output", refusal(second))
+        assert second.started_from() is None
+        first.open_gate(STEPS + 5)
+        assert first.wait() == 0, first.printed()
+        assert outcome(first) == {name: whole[name] for name in whole if name != "steps.csv"}
+        assert_clean(first)
+        assert not locks(first)
+
+    def test_of_two_that_start_at_once_one_goes_on(self, nursery, whole, tmp_path):
+        first = Training(nursery, tmp_path / "first", {"work": "command"})
+        second = beside(first, tmp_path / "second")
+        first.start(pause=0.02)
+        second.start(pause=0.02)
+        codes = {first.wait(): first, second.wait(): second}
+        assert codes.keys() == {0, 2}, first.printed() + second.printed()
+        assert "is in use by process" in refusal(codes[2])
+        assert outcome(first) == {name: whole[name] for name in whole if name != "steps.csv"}
+        assert_clean(first)
+        assert not locks(first)
+
+    @pytest.mark.parametrize("own", ["deleted", pytest.param("left", marks=pytest.mark.slow)])
+    def test_a_run_whose_place_was_taken_over_stops_and_leaves_everything(
+        self, nursery, tmp_path, own
+    ):
+        """The machine slept, or Drive showed two that started at once late."""
+        request = {"work": "command", "changes": QUICK, "gates": [STEPS + 5]}
+        training = Training(nursery, tmp_path, request)
+        training.start()
+        training.until_gate(STEPS + 5)
+        training.until(lambda: training.newest() == STEPS)
+        if own == "deleted":
+            locks(training)[0].unlink()
+        other_lock(training.out)
+        if own == "left":  # that run goes on too, and its name comes first
+            for age in range(9):
+                time.sleep(0.2)
+                other_lock(training.out, age)
+        before = {path: path.read_bytes() for path in training.out.rglob("*") if path.is_file()}
+        training.open_gate(STEPS + 5)
+        assert training.wait() == 1, training.printed()
+        assert f"{training.out} was taken over by {OTHER}" in refusal(
+            training
+        ) and "this run stops" in refusal(training)
+        after = {path: path.read_bytes() for path in training.out.rglob("*") if path.is_file()}
+        own_lock = before.keys() - after.keys()
+        assert {path.name.split(".")[0] for path in own_lock} <= {"lock"}
+        changed = {path.name for path in after if after[path] != before.get(path)}
+        assert not {name for name in changed if not name.startswith("events")}, changed

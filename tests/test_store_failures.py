@@ -9,15 +9,19 @@ import contextlib
 import errno
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
-from failing import EPOCHS, STEPS, Nursery, Training
+from failing import EPOCHS, STEPS, Nursery, Training, other_lock
 from failing_places import Front, Fuse, Small
 from servers import StorageEmulator
 from tiny import bits, without_seconds
 
-from percepiano_ast.training.checkpoints import listing, open_latest
+from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.training import lock
+from percepiano_ast.training.checkpoints import Storage, listing, open_latest
+from percepiano_ast.training.lock import Lock
 
 # Waits of seconds instead of minutes.
 SHORT = {"TIMEOUT": 1.0, "FIRST_WAIT": 0.05, "FINAL_WAITS": [0.0, 0.2, 0.5]}
@@ -265,6 +269,28 @@ def front():
 
 class TestBucket:
     """``gs://``, through an emulator of Google's store."""
+
+    def test_one_run_at_a_time(self, front, tmp_path, monkeypatch, logged):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", front.url)
+        for name, seconds in (("HEARTBEAT", 0.2), ("STALE", 2.0), ("POLL", 0.1)):
+            monkeypatch.setattr(lock, name, seconds)
+        storage, content = Storage("gs://bucket/run"), other_lock(tmp_path).read_bytes()
+        storage.write("lock.0000000000000000.json", content)
+        with Lock("gs://bucket/run") as one:  # of a machine that is gone
+            assert storage.names() == [one._name] and "taking over" in logged[-1]
+            first, deadline = storage.read(one._name), time.monotonic() + 20
+            while storage.read(one._name) == first:  # it shows signs of life
+                assert time.monotonic() < deadline
+            monkeypatch.setattr(lock, "_machine", lambda: "another machine")
+            with pytest.raises(
+                InputError, match=f"gs://bucket/run is in use by process {os.getpid()}"
+            ):
+                Lock("gs://bucket/run").__enter__()
+            storage.remove(one._name)
+            storage.write("lock.0000000000000000.json", content)
+            with pytest.raises(RunFailed, match="gs://bucket/run was taken over by process 7 on"):
+                one.check()
+        assert storage.names() == ["lock.0000000000000000.json"]
 
     def of(self, front: Front, **request) -> dict:
         return {

@@ -185,6 +185,39 @@ class TestPretrain:
         ):
             pretrain_to(pretrained[0], **changed[what])
 
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda path: path.write_bytes(b""),
+            lambda path: path.write_bytes(path.read_bytes()[:200]),
+            lambda path: path.write_bytes(b"\xff"),
+            lambda path: path.write_text("[1]"),
+            lambda path: path.write_text("[" * 99999),
+            lambda path: path.write_text(path.read_text().replace('"depth": 1', '"depth": 0')),
+            Path.unlink,
+        ],
+    )
+    def test_damaged_settings_are_those_of_the_checkpoints(
+        self, pretrained, tmp_path, damage, logged
+    ):
+        out = shutil.copytree(pretrained[0], tmp_path / "run")
+        before = (out / "settings.json").read_bytes()
+        damage(out / "settings.json")
+        assert (out / "settings.json").exists() == (damage is not Path.unlink)
+        with pytest.raises(InputError, match="another configuration .statistics: found"):
+            pretrain_to(out, statistics=dataclasses.replace(STATISTICS, mean_db=-21.0))
+        assert pretrain_to(out) == pretrained[1]
+        assert (out / "settings.json").read_bytes() == before
+        assert any("settings.json was damaged or missing: written again" in line for line in logged)
+
+    def test_damaged_settings_without_checkpoints_are_refused_and_nothing_is_to_be_deleted(
+        self, tmp_path
+    ):
+        (tmp_path / "settings.json").write_bytes(b"")
+        with pytest.raises(InputError, match="settings.json is damaged .*Rename the dir") as error:
+            pretrain_to(tmp_path)
+        assert "delete" not in str(error.value) and not (tmp_path / "checkpoints").exists()
+
     @pytest.mark.parametrize("rate, broken", [(1e30, 2), (1e17, 3)])
     def test_what_is_no_number_names_its_step_and_keeps_the_state_before(
         self, tmp_path, rate, broken
@@ -371,6 +404,16 @@ class TestFinetune:
             np.square(after - RATINGS[TRAIN]).mean()
             < 0.95 * np.square(before - RATINGS[TRAIN]).mean()
         )
+
+    def test_damaged_settings_of_a_fold_are_those_of_its_model(self, start, frozen, tmp_path):
+        home = shutil.copytree(frozen[0], tmp_path / "fold_0")
+        before = (home / "settings.json").read_bytes()
+        (home / "settings.json").write_bytes(b"")
+        with pytest.raises(InputError, match="holds the output of another configuration .finetune"):
+            fold_to(home, start, finetuning(learning_rate=1.0))
+        again = fold_to(home, start, finetuning(), lambda step: pytest.fail("it is finished"))
+        assert bits(again) == bits(frozen[1:])
+        assert (home / "settings.json").read_bytes() == before
 
     def test_only_training_clips_set_the_scale(self, start, frozen):
         scaled = np.asarray(frozen[2].apply(jnp.asarray(start[1])))

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ from percepiano_ast.errors import InputError, RunFailed
 
 logger = logging.getLogger(__name__)
 
+# the record of a shard, see `write_shard`
+_RECORD: dict[str, Any] = {"file": str, "bytes": int, "sha256": str, "bad": {str: str}}
+_RECORD |= {"recordings": [{"key": str, "n_frames": int, "sha256": str}]}
 GIVE_UP_AFTER = 3  # consecutive recordings that the source did not deliver
 
 
@@ -76,7 +79,11 @@ class Job:
         path, file = self.record(shard), self.builder.file_of(self.directory, shard)
         if not path.exists() or not file.exists():
             return None
-        record = json.loads(path.read_text())
+        try:
+            record = files.read_json(path, _RECORD)
+        except InputError as error:
+            logger.info(f"  {error}: making the shard again")
+            return None
         return record if files.size_of(file) == record["bytes"] else None
 
 
@@ -346,19 +353,36 @@ def build(
 
 
 def check_complete(directory: Path) -> bool:
-    """Whether ``directory`` holds a complete data set with all its files; if some are missing, it
-    is marked as incomplete."""
+    """Whether ``directory`` holds a complete data set with all its files; if some are missing or
+    damaged, it is marked as incomplete."""
     if not shards.is_complete(directory):
         return False
-    lost = shortcomings(directory)
+    try:
+        lost = shortcomings(directory)
+    except InputError as error:
+        lost = [str(error)]
     if not lost:
         logger.info(f"shards in {directory} are complete")
         return True
     for line in lost[:20]:
         logger.info(f"  {line}")
     logger.info(f"{len(lost)} files in {directory} do not match the manifest; making them again")
+    for name in {line.partition(": ")[0] for line in lost}:
+        if name.startswith("records/"):  # its shard is made again
+            (directory / name).unlink(missing_ok=True)
     (directory / MANIFEST).unlink()
     return False
+
+
+def saved_settings(directory: Path, settings: dict) -> dict | None:
+    """The settings if they are those of the data set in ``directory``, according to its manifest;
+    None if that is unknown. For `files.lock_config`."""
+    try:
+        known = shards.read_manifest(directory)["files"]["settings.json"]
+    except (InputError, KeyError):
+        return None
+    same = known["sha256"] == files.sha256_of(json.dumps(settings, indent=1) + "\n")
+    return settings if same else None
 
 
 # --- The manifest: lengths and checksums of all files ---------------------------------------------
@@ -369,7 +393,7 @@ def _names(directory: Path, below: str = "") -> Iterator[str]:
     for path in sorted(directory.iterdir(), key=lambda path: path.name):
         if path.is_dir():
             yield from _names(path, f"{below}{path.name}/")
-        elif below + path.name != MANIFEST and path.suffix != ".partial":
+        elif below + path.name != MANIFEST and path.suffix != ".partial" and path.name[0] != ".":
             yield below + path.name
 
 
@@ -377,7 +401,8 @@ def _records(directory: Path, damaged: Collection[str] = ()) -> dict[str, dict]:
     """The records of the shards, except damaged ones."""
     paths = sorted((directory / "records").glob("*.json"))
     valid = [path for path in paths if f"records/{path.name}" not in damaged]
-    return {path.stem: json.loads(path.read_text()) for path in valid}
+    advice = "Run preprocess again to restore it."
+    return {path.stem: files.read_json(path, _RECORD, advice=advice) for path in valid}
 
 
 def recordings(directory: Path) -> list[dict]:
@@ -400,49 +425,21 @@ def write_manifest(directory: Path, data_set: str) -> None:
         one = known.get(name) or {"bytes": files.size_of(path), "sha256": files.sha256_of(path)}
         found[name] = {"bytes": one["bytes"], "sha256": one["sha256"]}
     content = {"data_set": data_set, "version": VERSION, "files": found}
-    files.write_json(directory / MANIFEST, content)
-
-
-def read_manifest(directory: Path) -> dict:
-    """The manifest of a complete data set.
-
-    Raises:
-        InputError: it is missing, damaged, or lists an invalid file.
-    """
-    path = directory / MANIFEST
-    if not path.exists():
-        raise InputError(
-            f"{directory} has no {MANIFEST}: the data set is incomplete. Run notebook 01 or"
-            " `percepiano preprocess` to resume."
-        )
-
-    def valid(name: str, known: dict) -> bool:
-        # Untrusted input: a name must stay inside the directory, a length must be a valid number.
-        parts = PurePosixPath(name).parts
-        inside = parts and ".." not in parts and not name.startswith("/") and "\\" not in name
-        return bool(inside) and type(known["bytes"]) is int and known["bytes"] >= 0
-
-    try:
-        manifest = json.loads(path.read_text())
-        odd = [name for name, known in manifest["files"].items() if not valid(name, known)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{path} is damaged ({error}). Delete it and run preprocess again to restore it."
-        raise InputError(message) from error
-    if odd:
-        what = f"{odd[0]!r}, which is not a valid file of a data set"
-        raise InputError(f"{path} lists {what}. Do not use this data set.")
-    return manifest
+    files.write_signed_json(directory / MANIFEST, content)
 
 
 def shortcomings(directory: Path) -> list[str]:
-    """Files of the manifest that are missing or have another length."""
+    """Files of the manifest that are missing or have another length, and others than shards with
+    another checksum."""
     found = []
-    for name, known in read_manifest(directory)["files"].items():
+    for name, known in shards.read_manifest(directory)["files"].items():
         path = directory / name
         if not path.is_file():
             found.append(f"{name}: missing")
         elif files.size_of(path) != known["bytes"]:
             found.append(f"{name}: {files.size_of(path):,} bytes, expected {known['bytes']:,}")
+        elif not shards.is_shard(name) and files.sha256_of(path) != known["sha256"]:
+            found.append(f"{name}: its SHA-256 does not match the manifest")
     return found
 
 
@@ -452,7 +449,7 @@ def verify(directory: Path) -> list[str]:
     Raises:
         InputError: no complete data set.
     """
-    manifest = read_manifest(directory)
+    manifest = shards.read_manifest(directory)
     wrong = shortcomings(directory)
     damaged = {line.partition(": ")[0] for line in wrong}
     for number, (name, known) in enumerate(manifest["files"].items(), start=1):
@@ -475,7 +472,7 @@ def _damaged_recordings(path: Path, record: dict) -> list[str]:
         reader = array_record_module.ArrayRecordReader(str(path))
     except (RuntimeError, ValueError, OSError) as error:
         return [f"cannot be opened ({error})"]
-    metadata = json.loads((path.parent / "metadata.json").read_text())
+    metadata = files.read_json(path.parent / "metadata.json", {"chunk_frames": int})
     features = tfds.builder_from_directory(path.parent).info.features
     found, first = [], 0
     for facts in record["recordings"]:
@@ -502,7 +499,7 @@ def copy_shards(source: Path, target: Path) -> Path:
         InputError: no complete data set, or too little disk space.
         RunFailed: a file does not match the manifest.
     """
-    known = read_manifest(source)["files"]
+    known = shards.read_manifest(source)["files"]
     (target / MANIFEST).unlink(missing_ok=True)
     advice = "Check it with `percepiano preprocess --verify`."
     files.copy_verified(known, source, target, advice)

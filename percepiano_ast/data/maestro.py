@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,12 +141,14 @@ def preprocess(
     if not isinstance(as_path(out), Path) and not options.beam_runner:
         raise InputError(f"{out}: only --beam-runner can write there. Give a local directory.")
     table = sources.read_table(_open(str(where)))
-    settings = {
+    settings: dict[str, Any] = {
         "source": Path(where).name,
         "table": table.fingerprint,
         "front_end": asdict(front_end),
     }
-    out = lock_config(out, {**settings, "stored": dtype, "limit_hours": max_hours})
+    settings |= {"stored": dtype, "limit_hours": max_hours}
+    saved = functools.partial(build.saved_settings, as_path(out), settings)
+    out = lock_config(out, settings, saved)
     if build.check_complete(out):
         return out
     rows = table.rows

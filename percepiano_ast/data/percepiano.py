@@ -29,6 +29,7 @@ from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
 from percepiano_ast.files import download, lock_config, sha256_of
+from percepiano_ast.files import read_json as read_plain_json
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
@@ -110,16 +111,9 @@ def _unique(pairs: Iterable[tuple[str, Any]], where: str | Path) -> dict[str, An
 def read_json(path: Path) -> dict:
     """Read a JSON object; spaces around names are removed. InputError: damaged, not an object, or a
     duplicated name."""
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _unique(pairs, path)
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged or truncated ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        what = f"should hold a JSON object, holds {content!r:.40}"
-        raise InputError(f"{path} {what}. Download it again.")
-    return content
+    read_plain_json(path, advice="Download it again.")  # refuses damage
+    text = path.read_text(encoding="utf-8-sig")
+    return json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, path))
 
 
 def read_labels(folder: str | Path) -> dict[str, list]:
@@ -562,7 +556,9 @@ def preprocess(
         for name in sorted(pianos - {OWN}):
             # an unusable soundfont fails here, before hours of work
             _renderings(cache, name, front_end.sample_rate)
-    out = lock_config(out, {**settings, "simulated": simulated})
+    settings["simulated"] = simulated
+    saved = functools.partial(build.saved_settings, Path(out), settings)
+    out = lock_config(out, settings, saved)
     if build.check_complete(out):
         return out
 

@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from percepiano_ast.config import FrontEnd, LevelStats
 from percepiano_ast.errors import InputError
-from percepiano_ast.files import read_npz
+from percepiano_ast.files import as_path, read_npz, read_signed_json, sha256_of
 from percepiano_ast.music.midi import NOTE, PEDAL, Performance
 
 VERSION = "2.0.0"
@@ -205,6 +205,62 @@ def is_complete(directory: Path) -> bool:
     return (directory / MANIFEST).exists()
 
 
+def is_shard(name: str) -> bool:
+    """Whether a file of a data set is one of its shards, which may have gigabytes; ArrayRecord
+    verifies each record that is read."""
+    return ".array_record-" in name
+
+
+def read_manifest(directory: Path | str, content: bytes | None = None) -> dict:
+    """The manifest of a complete data set: ``data_set``, ``version``, and ``files``, ``{name:
+    {"bytes", "sha256"}}``.
+
+    Args:
+        content: of the manifest, if it has been read already.
+
+    Raises:
+        InputError: it is missing, damaged, or lists an invalid file.
+    """
+    path = as_path(directory) / MANIFEST
+    if content is None and not path.exists():
+        raise InputError(
+            f"{directory} has no {MANIFEST}: the data set is incomplete. Run notebook 01 or"
+            " `percepiano preprocess` to resume."
+        )
+    schema = {"data_set": str, "version": str, "files": {str: {"bytes": int, "sha256": str}}}
+    advice = "Run preprocess again to restore it, or copy it again."
+    source = path if content is None else content
+    manifest = read_signed_json(source, schema, name=str(path), advice=advice, unsigned=True)
+
+    def valid(name: str, known: dict) -> bool:
+        # Untrusted input: a name must stay inside the directory, a length must be a valid number.
+        parts = PurePosixPath(name).parts
+        inside = parts and ".." not in parts and not name.startswith("/") and "\\" not in name
+        return bool(inside) and known["bytes"] >= 0
+
+    if odd := [name for name, known in manifest["files"].items() if not valid(name, known)]:
+        what = f"{odd[0]!r}, which is not a valid file of a data set"
+        raise InputError(f"{path} lists {what}. Do not use this data set.")
+    return manifest
+
+
+def check_tables(directory: Path, made_by: str) -> None:
+    """Compare the small files of a data set, which describe its shards and clips, with its
+    manifest.
+
+    Raises:
+        InputError: one is missing or differs.
+    """
+    for name, known in read_manifest(directory)["files"].items():
+        # records are for resuming; hidden files are those of other programs
+        if is_shard(name) or name.startswith("records/") or PurePosixPath(name).name[0] == ".":
+            continue
+        path = directory / name
+        if not path.is_file() or sha256_of(path) != known["sha256"]:
+            state = "does not match" if path.is_file() else "is missing, but is in"
+            raise InputError(f"{path} {state} {MANIFEST}. Run {made_by} again to restore it.")
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """One split of a data set, and the data set's metadata.
@@ -234,14 +290,15 @@ def open_shards(directory: str | Path, split: str, *, made_by: str) -> ShardSet:
     """Open a split of the data set in ``directory``.
 
     Raises:
-        InputError: no complete data set (``made_by`` names the step that makes it), or no such
-            split.
+        InputError: no complete data set (``made_by`` names the step that makes it), a damaged
+            one, or no such split.
     """
     directory = Path(directory)
     if not is_complete(directory):
         state = "is incomplete" if directory.exists() else "does not exist"
         advice = f"Run {made_by} first; an interrupted run resumes."
         raise InputError(f"the data set {directory} {state}. {advice}")
+    check_tables(directory, made_by)  # before TFDS reads them
     homes = [path.parent for path in directory.glob(f"*/{VERSION}/dataset_info.json")]
     if len(homes) != 1:
         advice = f"Delete it and run {made_by} again."
@@ -436,7 +493,10 @@ def open_performances(directory: Path) -> Performances:
             " MIDI of each recording. Preprocess a source with MIDI, such as MAESTRO, into another"
             " directory, or pre-train with ssast."
         )
-    return Performances(path, "Run preprocess again to restore it.")
+    again = "Run preprocess again to restore it."
+    if sha256_of(path) != read_manifest(directory)["files"].get(PERFORMANCES, {}).get("sha256"):
+        raise InputError(f"{path} does not match {MANIFEST}. {again}")
+    return Performances(path, again)
 
 
 def require_performances(performances: Performances, keys: Iterable[str], split: str) -> None:

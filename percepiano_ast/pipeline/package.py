@@ -10,10 +10,11 @@ import pandas as pd
 from percepiano_ast import audio
 from percepiano_ast.audio import BED_DB, JITTER_DB, LOUDNESS
 from percepiano_ast.data import percepiano
+from percepiano_ast.data.percepiano import read_json
 from percepiano_ast.dimensions import DIMENSIONS, KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import metrics, predictions
-from percepiano_ast.files import atomic, lock_config, read_json, read_npz
+from percepiano_ast.files import cached_arrays, lock_config
 from percepiano_ast.inference import rate, regressors, transcribe
 from percepiano_ast.inference.regressors import RegressorEnsemble, pack
 from percepiano_ast.music.performance_features import PERFORMANCE_FEATURES
@@ -173,17 +174,18 @@ def _held_out(
     predicted, distances = np.full(data.ratings.shape, np.nan), np.full(len(folds), np.nan)
     for number in sorted(set(percepiano.fold_of_clip(rated.index, protocol).values())):
         test, path = folds == number, home / f"held_out_{'_'.join(parts)}_{protocol}_{number}.npz"
-        if not path.exists():
+
+        def compute(number=number, test=test):
             train = ~test & (folds >= 0) & ~data.unseen
             model = _fit(data, parts, train, rated.config.seed)
             values = model.predict(features[test]).mean(axis=0)
             far = model.distance(features[test])
-            with atomic(path) as partial, partial.open("wb") as file:
-                np.savez(file, predicted=values, distances=far)
             logger.info(
                 f"{protocol}, {', '.join(parts)}, fold {number}: {test.sum():,} renderings held out"
             )
-        found = read_npz(path)
+            return {"predicted": values, "distances": far}
+
+        found = cached_arrays(path, ("predicted", "distances"), compute)
         predicted[test], distances[test] = found["predicted"], found["distances"]
     return predicted, distances
 

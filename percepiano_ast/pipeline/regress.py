@@ -7,11 +7,12 @@ published ones do.
 """
 
 import dataclasses
+import io
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,13 +22,12 @@ from percepiano_ast.data import percepiano, shards
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.files import (
-    atomic,
     lock_config,
-    read_json,
-    read_npz,
+    read_signed_json,
     sha256_of,
     write_atomic,
     write_json,
+    write_signed_json,
 )
 from percepiano_ast.inference import regressors, transcribe
 from percepiano_ast.inference.regressors import gaussian_ridge, standard
@@ -103,26 +103,41 @@ def transcribe_clips(rated: CrossValidation, embed: bool = True) -> TranscribedC
     for clip, synthesizer, codes in zip(clips.clip, clips.synthesizer, clips.codes, strict=True):
         parts += [f"{clip} {synthesizer}", codes]
     key = sha256_of(*parts)
-    made, again = home / "heard.json", f"Delete {home} and run again."
-    if not made.exists() or read_json(made, {"key": str}, advice=again)["key"] != key:
+    marker = home / "heard.json"
+    known: dict[str, Any] = {"key": key, "files": {}}
+    if marker.exists():
+        try:
+            before = read_signed_json(marker, {"key": str, "files": {str: str}})
+            known = before if before["key"] == key else known
+        except InputError as error:  # or of an earlier version
+            logger.info(f"  {error}")
+
+    def cached(name: str) -> bool:
+        """Whether a file is the one that was written for these renderings."""
+        stated = known["files"].get(name)
+        return (home / name).is_file() and sha256_of(home / name) == stated
+
+    def write(name: str, content: bytes) -> None:
+        write_atomic(home / name, content)
+        known["files"][name] = sha256_of(content)
+        write_signed_json(marker, known)
+
+    if not cached(shards.PERFORMANCES):
         home.mkdir(parents=True, exist_ok=True)
-        for name in ("heard.json", "embeddings.npz"):
-            (home / name).unlink(missing_ok=True)
         logger.info(f"{start.name}: transcribing {len(clips.codes):,} renderings")
         packed = {
             str(row): shards.pack_performance(one or _EMPTY)
             for row, one in enumerate(transcriber.transcribe_all(clips.codes))
         }
-        write_atomic(home / shards.PERFORMANCES, shards.join_performances(packed))
-        write_json(made, {"key": key})
-    stored = home / "embeddings.npz"  # unlike .npy it has a checksum
-    if embed and not stored.exists():
+        write(shards.PERFORMANCES, shards.join_performances(packed))
+    if embed and not cached("embeddings.npy"):
         logger.info(f"{start.name}: embedding {len(clips.codes):,} renderings")
-        with atomic(stored) as partial, partial.open("wb") as file:
-            np.savez(file, embeddings=rated.embed(rated.params, np.arange(len(clips.codes))))
-    found = shards.Performances(home / shards.PERFORMANCES, again)
+        content = io.BytesIO()
+        np.save(content, rated.embed(rated.params, np.arange(len(clips.codes))))
+        write("embeddings.npy", content.getvalue())
+    found = shards.Performances(home / shards.PERFORMANCES, "Delete it and run again.")
     played = [found[str(row)] for row in range(len(found))]
-    embeddings = read_npz(stored, advice=again)["embeddings"] if embed else None
+    embeddings = np.load(home / "embeddings.npy") if embed else None
     return TranscribedClips(key, embeddings, [one if len(one.notes) else None for one in played])
 
 

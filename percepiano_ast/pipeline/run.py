@@ -214,7 +214,8 @@ def load_encoder(run: Run, init: str, source: str = "") -> EncoderInit:
         rated = shards.open_shards(run.percepiano, percepiano.SPLIT, made_by=percepiano.MADE_BY)
         return EncoderInit(name, model, rated.front_end, rated.statistics)
     # All other starts share one normalisation: the statistics of the pre-training split.
-    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN)
+    fields = "front_end", "statistics"
+    tree, made = checkpoints.open_latest(made_before, made_by=MADE_BY_PRETRAIN, fields=fields)
     plain = name, model, FrontEnd(**made["front_end"]), LevelStats(**made["statistics"])
     if untrained:
         return EncoderInit(*plain)
@@ -254,7 +255,9 @@ def convert(
         geometry = (stride[0], stride[-1]), frames
     home = Path(source) / "checkpoints"
     if home.is_dir():
-        tree, made = checkpoints.open_latest(home, made_by="`percepiano pretrain`")
+        fields = "pretrain", "model", "front_end", "statistics", "data", "epoch"
+        made_by = "`percepiano pretrain`"
+        tree, made = checkpoints.open_latest(home, made_by=made_by, fields=fields)
         if made["pretrain"]["decoder_depth"]:
             raise InputError(
                 f"{home} holds a model with a decoder, which SSAST's published form does not have."

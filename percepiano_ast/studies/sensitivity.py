@@ -28,7 +28,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import intervals, metrics
 from percepiano_ast.evaluation.analysis import group_means
-from percepiano_ast.files import TimeLeft, atomic, read_npz, sha256_of, write_json
+from percepiano_ast.files import TimeLeft, cached_arrays, sha256_of, write_json
 from percepiano_ast.inference import rate, regressors
 from percepiano_ast.inference.rate import BUNDLED, RatingModelFile
 from percepiano_ast.music import performance_features as midi_features
@@ -556,6 +556,7 @@ class _Data:
             features = _cached(
                 self.out,
                 [code, *(piano.path(take).name for take in takes)],
+                ["features"],
                 lambda: {"features": _features(model, map(piano.wave, takes))},
             )["features"]
         logger.info(f"{model}: fitting on {len(clips):,} clips")
@@ -599,17 +600,12 @@ def _rate_clip(
         alike = [equal(takes[0], take) for take in takes[: len(performances)]]
         return {"ratings": ratings, "alike": np.array(alike)}
 
-    found = _cached(out, names, compute)
+    found = _cached(out, names, ["ratings", "alike"], compute)
     return found["ratings"], found["alike"]
 
 
 def _cached(
-    out: Path, names: list[str], compute: Callable[[], dict[str, np.ndarray]]
+    out: Path, key: list[str], names: list[str], compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The result of ``compute``, cached below ``out`` under the hash of ``names``."""
-    path = out / "kept" / f"{sha256_of(' '.join(names))[:32]}.npz"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as partial, partial.open("wb") as file:
-            np.savez(file, **compute())
-    return read_npz(path)
+    """The arrays ``names`` of ``compute``, cached below ``out`` under the hash of ``key``."""
+    return cached_arrays(out / "kept" / f"{sha256_of(' '.join(key))[:32]}.npz", names, compute)

@@ -28,7 +28,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -905,10 +905,24 @@ def listing(place: str | Path, damaged: list[str] | None = None) -> list[dict]:
     return found
 
 
-def open_latest(place: str | Path, *, made_by: str) -> tuple[dict, dict]:
-    """Tree and manifest of the newest intact checkpoint; damaged newer ones are logged. If there is
-    none, InputError names ``made_by``, the command or notebook that makes them."""
+def open_latest(
+    place: str | Path, *, made_by: str, fields: Sequence[str] = ()
+) -> tuple[dict, dict]:
+    """Tree and manifest of the newest intact checkpoint; damaged newer ones are logged.
+
+    Args:
+        made_by: the command or notebook that makes them, for messages.
+        fields: which the manifest must have.
+
+    Raises:
+        InputError: no checkpoint, or one without a field, of another kind of training.
+    """
     found = Checkpoints(place).load()
     if found is None:
         raise InputError(f"no checkpoint in {place}. Run {made_by} first")
+    if missing := [field for field in fields if field not in found[1]]:
+        raise InputError(
+            f"the newest checkpoint in {place} has no {missing[0]!r}: it is of another kind of"
+            f" training. Give the folder of {made_by}"
+        )
     return found

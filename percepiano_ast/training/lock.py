@@ -57,19 +57,19 @@ class Lock:
         self._since, self._over, self._alone = _now(), threading.Event(), threading.RLock()
 
     def __enter__(self) -> "Lock":
-        while True:
-            for name in self._others():
-                self._remove_stale(name)
-            try:
+        try:
+            while True:
+                for name in self._others():
+                    self._remove_stale(name)
                 self._storage.write(self._name, self._content())
-            except StorageError as error:
-                if error.errno not in _NOT_WRITABLE:
-                    raise
-                raise InputError(f"{error}. Choose another output directory") from error
-            if not self._others():
-                break
-            self._storage.remove(self._name)
-            time.sleep(random.uniform(0.1, 1.0))
+                if not self._others():
+                    break
+                self._storage.remove(self._name)
+                time.sleep(random.uniform(0.1, 1.0))
+        except StorageError as error:
+            if error.errno not in _NOT_WRITABLE:
+                raise
+            raise InputError(f"{error}. Choose another output directory") from error
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         return self
 
