@@ -238,24 +238,6 @@ def _mismatch(value: Any, schema: Any, where: str) -> str:
     return "" if right else f"{where} is {value!r:.60}, not {expected}"
 
 
-def cached_arrays(
-    path: Path, names: Collection[str], compute: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The arrays of these names in an ``.npz`` file, which has a checksum of each; computed and
-    written if the file is missing or damaged."""
-    if path.exists():
-        try:
-            found = read_npz(path, advice="It is computed again")
-            return {name: found[name] for name in names}
-        except (InputError, KeyError) as error:
-            logger.info(f"  {error}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as partial, partial.open("wb") as file:
-        np.savez(file, **compute())
-    with np.load(path) as found:
-        return {name: found[name] for name in names}
-
-
 def read_npz(
     source: str | Path | bytes, *, name: str = "", advice: str = "Delete it and run again."
 ) -> dict[str, np.ndarray]:
@@ -343,6 +325,24 @@ def one_line(error: BaseException | None) -> str:
     """The message of another library's error, in one line of at most 200 characters."""
     text = " ".join(str(error).split())[:200]
     return text if text and not isinstance(error, KeyError) else f"{type(error).__name__} {text}"
+
+
+def cached_arrays(
+    path: Path, names: Collection[str], compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays of these names in an ``.npz`` file, which has a checksum of each; computed and
+    written if the file is missing or damaged."""
+    if path.exists():
+        try:
+            found = read_npz(path, advice="It is computed again")
+            return {name: found[name] for name in names}
+        except (InputError, KeyError) as error:
+            logger.info(f"  {one_line(error)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as partial, partial.open("wb") as file:
+        np.savez(file, **compute())
+    found = read_npz(path)
+    return {name: found[name] for name in names}
 
 
 @contextlib.contextmanager

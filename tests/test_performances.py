@@ -13,6 +13,7 @@ from percepiano_ast.data import maestro
 from percepiano_ast.data.batches import DESCRIBE_EVERY, TranscriptionTargets, pretrain_batches
 from percepiano_ast.data.shards import (
     TICK,
+    Performances,
     join_performances,
     open_performances,
     open_shards,
@@ -193,10 +194,10 @@ def flipped(content: bytes, position: int) -> bytes:
 def test_damaged_performances_are_refused(tmp_path, content):
     (tmp_path / "performances.npz").write_bytes(content)
     with pytest.raises(InputError, match="performances.npz .*Run preprocess again") as refused:
-        open_performances(tmp_path)
+        Performances(tmp_path / "performances.npz", "Run preprocess again.")
     assert len(str(refused.value).splitlines()) == 1
     (tmp_path / "performances.npz").write_bytes(npz())
-    assert len(open_performances(tmp_path)["b"].notes) == 3
+    assert len(Performances(tmp_path / "performances.npz", "Run preprocess again.")["b"].notes) == 3
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -210,6 +211,6 @@ def test_performances_that_expand_are_refused_before_they_do(tmp_path, method):
     with pytest.raises(
         InputError, match="expands to more than 536,870,912 bytes|is not compressed"
     ):
-        open_performances(tmp_path)
+        Performances(tmp_path / "performances.npz", "Run preprocess again.")
     assert tracemalloc.get_traced_memory()[1] < 5e7
     tracemalloc.stop()

@@ -403,7 +403,6 @@ class Recordings:
 # --- Performances ---------------------------------------------------------------------------------
 
 PERFORMANCES = "performances.npz"
-MAX_PERFORMANCES = 2**30  # bytes; those of MAESTRO have a fifth of it
 TICK = 1e-4  # seconds: the unit of stored times, a hundredth of a frame
 _TIME = np.uint32
 # Storage format of a performance's structured arrays: columns and their types.

@@ -209,6 +209,7 @@ class RemoteFile(io.RawIOBase):
         self.where, self.size, self.fetched, self._position = where, 0, 0, 0
         self._version: dict[str, str] = {}  # as the first response states it
         self._credentials: Any = None
+        self._opener = urllib.request.build_opener(files.Redirects())
         self._advice = "Give a public address"
         bucket, _, key = where.removeprefix("gs://").partition("/")
         if where.startswith("gs://") and bucket and key:
@@ -275,8 +276,7 @@ class RemoteFile(io.RawIOBase):
         if self._credentials:  # not sent to the targets of redirects
             request.add_unredirected_header("Authorization", f"Bearer {self._token()}")
         try:
-            opener = urllib.request.build_opener(files.Redirects())
-            answer = opener.open(request, timeout=files.TIMEOUT)
+            answer = self._opener.open(request, timeout=files.TIMEOUT)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (401, 403) and self._log_in():

@@ -692,7 +692,8 @@ def fetch_audioset(folder: str | Path, url: str = AUDIOSET_URL) -> Path:
     """
     folder = Path(folder)
     sums = folder / "SHA256SUMS"  # in sha256sum's format
-    pairs = [line.split("  ") for line in sums.read_text().splitlines()] if sums.is_file() else []
+    text = sums.read_text(errors="replace") if sums.is_file() else ""
+    pairs = [line.split("  ") for line in text.splitlines()]
     if any(len(pair) != 2 for pair in pairs):
         raise InputError(f"{sums} is damaged. Delete it and run again.")
     known = {name: digest for digest, name in pairs}
