@@ -395,6 +395,10 @@ LOCAL = "<!DOCTYPE s [<!ENTITY a SYSTEM 'file:///etc/hostname'>]>"
         (musicxml([HEAD + BAR + BACKWARD.format("times='1000000'")]), "1,000,000 repeats"),
         (musicxml([HEAD + BAR + BACKWARD.format(f"times='{'9' * 5000}'")]), "999,999,999 repeats"),
         (musicxml([HEAD + BAR * 300 + BACKWARD.format("times='99'")]), "more than 50,000 notes"),
+        (
+            musicxml([HEAD + BAR + "<barline><ending number='1-9999' type='start'/></barline>"]),
+            "9,999",
+        ),
         (musicxml([HEAD + BAR * 26_000]), "more than 50,000 notes"),
         (musicxml([HEAD + BAR] + [""] * 4100), "4,000 bars"),
         (musicxml([HEAD + BAR]) + "<a>" * 200, "nested|junk after"),

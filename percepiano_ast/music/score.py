@@ -305,8 +305,8 @@ def _decoded(content: bytes, remarks: list[str]) -> str:
 
 
 def _safe_parser() -> expat.XMLParserType:
-    """A parser that refuses entities (they may expand without limit) and deep nesting; expat does
-    not load external ones."""
+    """A parser that refuses entities, which may expand without limit; expat does not load external
+    ones."""
 
     def entity(name: str, *_) -> None:
         raise ValueError(f"it declares the entity {name}")
@@ -349,14 +349,12 @@ def _check_document(text: str) -> None:
             work += bars if tag == "measure" else 0
         elif tag == "ending":
             highest = max([highest, *_integers(attributes.get("number", ""))])
-        elif tag == "repeat":
-            if attributes.get("direction") == "backward":
-                highest = max([2, highest, *_integers(attributes.get("times", ""))])
-                size += (highest - 1) * since
-            if highest > _MOST_REPEATS:
-                raise InputError(
-                    f"{highest:,} repeats, at most {_MOST_REPEATS} are read. {_EXPORT}"
-                )
+        elif tag == "repeat" and attributes.get("direction") == "backward":
+            highest = max([2, highest, *_integers(attributes.get("times", ""))])
+            size += (highest - 1) * since
+        if highest > _MOST_REPEATS:
+            raise InputError(f"{highest:,} repeats, at most {_MOST_REPEATS} are read. {_EXPORT}")
+        if tag == "repeat":
             since = highest = 0
         if size > MOST_NOTES or work > _MOST_BARS**2 / 2:
             raise InputError(
@@ -381,8 +379,6 @@ def _check_document(text: str) -> None:
     parser.CharacterDataHandler = value.append
     parser.buffer_text = True
     parser.Parse(text.encode(), True)
-    if elements and not size:
-        raise InputError(f"no notes. {_EXPORT}")
 
 
 def _read_musicxml(content: bytes) -> tuple[list, list, list, list, list]:
