@@ -35,6 +35,7 @@ from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import build, maestro, shards, sources
 from percepiano_ast.data.batches import grain  # imported without its warning
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import write_signed_json
 from percepiano_ast.tables import read_own
 
 
