@@ -1,17 +1,32 @@
 """The two errors that the command line reports in one line."""
 
+import re
 import sys
 from collections.abc import Callable
 
+_CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _line(message: object) -> str:
+    """A text in one line: names in it, and messages of libraries, may have more."""
+    text = " ".join(str(message).splitlines())
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class InputError(ValueError):
-    """Bad input or usage. The message names the value, the problem and the next action; the command
-    line exits with 2."""
+    """Bad input or usage. The message, one line, names the value, the problem and the next action;
+    the command line exits with 2."""
+
+    def __init__(self, message: object):
+        super().__init__(_line(message))
 
 
 class RunFailed(RuntimeError):
-    """A run failed for a known reason, which the message states; the command line exits with 1,
-    without a traceback."""
+    """A run failed for a known reason, which the message states in one line; the command line exits
+    with 1, without a traceback."""
+
+    def __init__(self, message: object):
+        super().__init__(_line(message))
 
 
 def exit_code(command: Callable[[], int | None]) -> int:
@@ -20,7 +35,7 @@ def exit_code(command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except InputError as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:  # a plain installation only rates recordings
         if not error.name or error.name.startswith("percepiano_ast"):
@@ -35,7 +50,3 @@ def exit_code(command: Callable[[], int | None]) -> int:
     except (FloatingPointError, OSError, RunFailed) as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         return 1
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).splitlines())
