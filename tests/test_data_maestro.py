@@ -33,6 +33,7 @@ from percepiano_ast.config import FrontEnd
 from percepiano_ast.data import maestro, shards, sources
 from percepiano_ast.data.batches import grain  # imported without its warning
 from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.files import write_signed_json
 
 
 @pytest.fixture(scope="module")
