@@ -33,8 +33,7 @@ class FrontEnd:
 
     def __post_init__(self) -> None:
         if not (
-            self.kind in ("slaney", "kaldi")
-            and 1000 <= self.sample_rate <= 10**6
+            1000 <= self.sample_rate <= 10**6
             and 1 <= self.win_length <= self.n_fft <= 2**16
             and 16 <= self.hop_length <= 2**16
             and 1 <= self.n_mels <= 1024
