@@ -32,7 +32,7 @@ import numpy as np
 import tenacity
 from safetensors.numpy import save_file
 
-from percepiano_ast.errors import InputError, RunFailed
+from percepiano_ast.errors import InputError, RunFailed, visible
 
 LOG_SECONDS = 5.0  # between two lines of progress
 ATTEMPTS = 6  # of a transfer, without a byte of progress
@@ -123,9 +123,7 @@ def write_json(path: str | Path, value) -> None:
 def signed_json(value: dict) -> bytes:
     """JSON of an object with the SHA-256 of its content, which does not depend on the formatting,
     as the last item ``manifest_sha256``. It shows damage; it does not prove the origin."""
-    value = json.loads(
-        json.dumps(value)
-    )  # keys that are numbers are sorted as the text that is read
+    value = json.loads(json.dumps(value))  # keys that are numbers are sorted as text
     return (json.dumps(value | {SIGNATURE: _digest(value)}, indent=1) + "\n").encode()
 
 
@@ -435,10 +433,7 @@ def disk_is_full(error: Exception) -> bool:
 
 # --- Names and folders ----------------------------------------------------------------------------
 
-# Surrogates, and what would break a line or change its order or colour: control characters, the
-# separators of lines and paragraphs, and the marks of direction.
 _SURROGATES = re.compile("[\ud800-\udfff]+")
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 # What macOS, Windows, a NAS and Jupyter put into folders and archives.
 _OF_THE_SYSTEM = re.compile(
     r"\._.*|\.DS_Store|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r|__MACOSX"
@@ -463,7 +458,7 @@ def as_text(name: str | os.PathLike) -> str:
 def printable(name: str | os.PathLike) -> str:
     """A file name on one line of a text, see `as_text`, with control characters as in
     ``\\n``."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), as_text(name))
+    return visible(as_text(name))
 
 
 def of_the_system(name: str) -> bool:
@@ -578,6 +573,11 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return min(max(FIRST_WAIT * 2 ** (state.attempt_number - 1), seconds), LONGEST_WAIT)
 
 
+def quoted(url: str) -> str:
+    """An address without spaces and non-ASCII letters; sequences that are quoted already stay."""
+    return urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+
+
 def download(url: str, path: str | Path, limit: int = MAX_DOWNLOAD) -> str:
     """Download ``url`` to ``path`` and return its SHA-256; resumes an interrupted call.
 
@@ -654,9 +654,7 @@ def _transfer(url: str, partial: Path, name: str, limit: int) -> str | None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     redirects = Redirects()
     try:
-        # Quotes spaces and non-ASCII letters; sequences that are quoted already stay.
-        quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
-        request = urllib.request.Request(quoted, headers=headers)
+        request = urllib.request.Request(quoted(url), headers=headers)
         answer = urllib.request.build_opener(redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
