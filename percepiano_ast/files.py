@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import email.utils
 import errno
 import hashlib
@@ -171,7 +172,8 @@ def read_json(
     Args:
         source: a path, local or at ``gs://``, or the content.
         schema: what the value must be: a type or union of types (``int | None``); ``[schema]``, a
-            list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least.
+            list; ``{str: schema}``, any keys; ``{"key": schema, ...}``, these keys at least; a
+            configuration of `config`, an object with all its fields.
         name: in messages; by default the path.
         advice: the next action; empty for a message that is part of another.
 
@@ -216,6 +218,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _mismatch(value: Any, schema: Any, where: str) -> str:
     """How a value of JSON differs from a schema of `read_json`; empty if it does not."""
+    if dataclasses.is_dataclass(schema):  # tuples are of integers
+        fields = dataclasses.fields(schema)
+        schema = {f.name: f.type if isinstance(f.type, type) else [int] for f in fields}
     if isinstance(schema, (list, dict)):
         if not isinstance(value, type(schema)):
             return f"{where} is a {type(value).__name__}, not a {type(schema).__name__}"
@@ -337,10 +342,10 @@ def cached_arrays(
         except (InputError, KeyError) as error:
             logger.info(f"  {one_line(error)}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    found = compute()
     with atomic(path) as partial, partial.open("wb") as file:
-        np.savez(file, **compute())
-    found = read_npz(path)
-    return {name: found[name] for name in names}
+        np.savez(file, **found)
+    return found
 
 
 @contextlib.contextmanager

@@ -35,7 +35,6 @@ from percepiano_ast.config import (
     ModelConfig,
     from_json,
     lookup,
-    schema_of,
 )
 from percepiano_ast.errors import InputError
 from percepiano_ast.files import (
@@ -321,8 +320,7 @@ def _described(metadata: dict[str, str], path: Path) -> dict[str, Any]:
         if name not in schemas:
             raise InputError(f"{where}. Update the package.")
         kind, text = schemas[name], metadata[name].encode()
-        schema = schema_of(kind) if dataclasses.is_dataclass(kind) else kind
-        value = read_json(text, schema, name=where, advice="Update the package.")
+        value = read_json(text, kind, name=where, advice="Update the package.")
         known[name] = from_json(kind, value) if dataclasses.is_dataclass(kind) else value
     return known
 
