@@ -438,7 +438,6 @@ def disk_is_full(error: Exception) -> bool:
 
 # --- Names and folders ----------------------------------------------------------------------------
 
-_SURROGATES = re.compile("[\ud800-\udfff]+")
 # What macOS, Windows, a NAS and Jupyter put into folders and archives.
 _OF_THE_SYSTEM = re.compile(
     r"\._.*|\.DS_Store|\.localized|\.Spotlight-V100|\.Trashes|\.fseventsd|Icon\r|__MACOSX"
@@ -450,14 +449,11 @@ _OF_THE_SYSTEM = re.compile(
 
 def as_text(name: str | os.PathLike) -> str:
     """A file name that can be encoded: bytes that are not UTF-8 as ``\\xNN``."""
-
-    def text(found: re.Match) -> str:
-        try:
-            return found[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        except UnicodeEncodeError:  # surrogates that stand for no byte
-            return found[0].encode("ascii", "backslashreplace").decode()
-
-    return _SURROGATES.sub(text, os.fspath(name))
+    text = os.fspath(name)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 def printable(name: str | os.PathLike) -> str:

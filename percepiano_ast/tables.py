@@ -68,9 +68,9 @@ def clean_name(text: str) -> str:
     ends. Names of files on macOS are in form NFD."""
     if text.isascii():
         return text.strip()
-    return (unicodedata.normalize("NFC", text) if len(text) <= _LONGEST_NAME else text).strip(
-        _BLANKS
-    )
+    if len(text) <= _LONGEST_NAME:
+        text = unicodedata.normalize("NFC", text)
+    return text.strip(_BLANKS)
 
 
 def read_csv(
@@ -222,7 +222,7 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     names = [_cleaned(title) for title in titles]
     while names and not names[-1]:
         names.pop()
-    width, empty = len(names), [""]
+    width = len(names)
     if width > MAX_COLUMNS:
         raise refuse(line, f"{width:,} columns, {MAX_COLUMNS:,} are allowed", "Remove some.")
     for title in filter(None, names):
@@ -235,14 +235,12 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     while block := list(itertools.islice(every, _BLOCK)):
         for line, row in block:
             if len(row) < width:
-                row += empty * (width - len(row))
+                row += [""] * (width - len(row))
             elif len(row) > width and any(map(_cleaned, row[width:])):
-                advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
-                advice += (
-                    " (decimal commas too)" * (separator == ",") + ", or use other separators."
-                )
                 reason = f"{len(row)} cells, but the header has {width}"
-                raise refuse(line, reason, advice)
+                quoted = f"cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
+                also = " (decimal commas too)" * (separator == ",")
+                raise refuse(line, reason, f"Put {quoted}{also}, or use other separators.")
             starts.append(line)
         # Every different cell is cleaned and, while they are few, stored once.
         for column, known, cells in zip(columns, seen, zip(*(row for _, row in block))):

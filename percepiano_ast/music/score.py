@@ -253,9 +253,10 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
                 break
         # zipfile decodes names without the flag for UTF-8 as code page 437.
         plain = {_utf8(name).replace("\\", "/"): name for name in members}
-        for name in (named[0], urllib.parse.unquote(named[0])) if named else ():
-            if name.removeprefix("./").removeprefix("/") in plain:
-                return inflated(plain[name.removeprefix("./").removeprefix("/")], _MOST_BYTES)
+        for path in (named[0], urllib.parse.unquote(named[0])) if named else ():
+            if name := plain.get(path.removeprefix("./").removeprefix("/")):
+                return inflated(name, _MOST_BYTES)
+        lacking = f"its container names {named[0]}, which is missing" if named else "none is named"
         documents = [
             name
             for name in members
@@ -264,14 +265,9 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
             and "/." not in name
         ]
         if len(documents) != 1:
-            lacking = (
-                f"container.xml names {named[0]}, which is missing" if named else "none is named"
-            )
             raise ValueError(f"{len(documents)} MusicXML documents in the archive, and {lacking}")
         if named:
-            remarks.append(
-                f"its container names {named[0]}, which is missing: {documents[0]} is read"
-            )
+            remarks.append(f"{lacking}: {documents[0]} is read")
         return inflated(documents[0], _MOST_BYTES)
 
 
