@@ -80,7 +80,7 @@ def show_progress(quiet: bool = False) -> None:
 @contextlib.contextmanager
 def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
     """Path of a temporary file, which replaces ``path`` when the block ends, or is deleted if the
-    block raises.
+    block raises; missing folders are made.
 
     Args:
         unique: several processes may write the same file.
@@ -88,6 +88,7 @@ def atomic(path: str | Path, *, unique: bool = False) -> Iterator[Path]:
     path = as_path(path)
     middle = f".{os.getpid()}" if unique else ""
     partial = path.with_name(f"{path.name}{middle}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         partial.replace(path)
@@ -285,6 +286,8 @@ def write_tensors(
 ) -> None:
     """Write a safetensors file in one step, with ``sha256`` in its metadata: the SHA-256 of the
     file in which this value is 64 zeros. `check_tensors` compares it."""
+    # safetensors writes an array's memory as it is, whatever its strides are.
+    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
     with atomic(path) as partial:
         save_file(tensors, partial, metadata | {"sha256": "0" * 64})
         digest = sha256_of(partial)
@@ -341,7 +344,6 @@ def cached_arrays(
             return {name: found[name] for name in names}
         except (InputError, KeyError) as error:
             logger.info(f"  {one_line(error)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     found = compute()
     with atomic(path) as partial, partial.open("wb") as file:
         np.savez(file, **found)
@@ -412,7 +414,6 @@ def copy_verified(
         need = f"{target} has {free / 1e9:.1f} GB free, the files need {size / 1e9:.1f} GB"
         raise InputError(f"{need}. Free disk space there.")
     for number, (name, known) in enumerate(todo.items(), start=1):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic(target / name) as partial:
             (copy or copy_local)(name, partial, known["bytes"])
             if not matches(partial, known):
@@ -767,7 +768,6 @@ def lock_config(
     if known:
         logger.info(f"  {path} was damaged or missing: written again, as the output there says")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     except OSError as error:
         message = f"cannot write to {directory} ({error}). Choose another output directory."

@@ -28,15 +28,7 @@ from percepiano_ast.dimensions import KEYS
 from percepiano_ast.errors import InputError
 from percepiano_ast.evaluation import predictions
 from percepiano_ast.evaluation.reliability import RATERS, read_raters
-from percepiano_ast.files import (
-    download,
-    lock_config,
-    matching,
-    printable,
-    read_json,
-    sha256_of,
-    summary,
-)
+from percepiano_ast.files import download, matching, printable, read_json, sha256_of, summary
 from percepiano_ast.music.edits import HIGHEST, LOWEST, PARAMETERS
 from percepiano_ast.music.midi import LEAD, Performance, read_midi, trimmed
 from percepiano_ast.music.synth import TAIL, RenderCache, wave_level
@@ -565,8 +557,7 @@ def preprocess(
             # an unusable soundfont fails here, before hours of work
             _renderings(cache, name, front_end.sample_rate)
     settings["simulated"] = simulated
-    saved = functools.partial(build.saved_settings, Path(out), settings)
-    out = lock_config(out, settings, saved)
+    out = build.lock(out, settings)
     if build.check_complete(out):
         return out
 

@@ -471,7 +471,6 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
             tensors["p_input_tdim"] = np.array(config.n_frames)
         if path.suffix != ".safetensors":
             raise InputError(f"{path} should end in .safetensors; change the name.")
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, tensors, metadata)
         return path
 
@@ -510,7 +509,6 @@ def write_weights(path: str | Path, weights: Weights) -> Path:
         "std": weights.statistics.std_db / _NEPER,
     }
     partial = path.with_name(path.name + ".partial")
-    partial.mkdir(parents=True, exist_ok=True)
     write_json(partial / "config.json", model)
     write_json(partial / "preprocessor_config.json", extractor)
     write_tensors(partial / "model.safetensors", tensors, {"format": "pt", **metadata})

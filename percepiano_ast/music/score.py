@@ -254,8 +254,8 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
         # zipfile decodes names without the flag for UTF-8 as code page 437.
         plain = {_utf8(name).replace("\\", "/"): name for name in members}
         for path in (named[0], urllib.parse.unquote(named[0])) if named else ():
-            if name := plain.get(path.removeprefix("./").removeprefix("/")):
-                return inflated(name, _MOST_BYTES)
+            if member := plain.get(path.removeprefix("./").removeprefix("/")):
+                return inflated(member, _MOST_BYTES)
         lacking = f"its container names {named[0]}, which is missing" if named else "none is named"
         documents = [
             name
