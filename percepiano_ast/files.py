@@ -287,7 +287,7 @@ def write_tensors(
     """Write a safetensors file in one step, with ``sha256`` in its metadata: the SHA-256 of the
     file in which this value is 64 zeros. `check_tensors` compares it."""
     # safetensors writes an array's memory as it is, whatever its strides are.
-    tensors = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    tensors = {name: np.asarray(values, order="C") for name, values in tensors.items()}
     with atomic(path) as partial:
         save_file(tensors, partial, metadata | {"sha256": "0" * 64})
         digest = sha256_of(partial)
