@@ -253,10 +253,9 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
                 break
         # zipfile decodes names without the flag for UTF-8 as code page 437.
         plain = {_utf8(name).replace("\\", "/"): name for name in members}
-        for path in (named[0], urllib.parse.unquote(named[0])) if named else ():
-            if member := plain.get(path.removeprefix("./").removeprefix("/")):
-                return inflated(member, _MOST_BYTES)
-        lacking = f"its container names {named[0]}, which is missing" if named else "none is named"
+        for name in (named[0], urllib.parse.unquote(named[0])) if named else ():
+            if name.removeprefix("./").removeprefix("/") in plain:
+                return inflated(plain[name.removeprefix("./").removeprefix("/")], _MOST_BYTES)
         documents = [
             name
             for name in members
@@ -264,6 +263,7 @@ def _from_archive(content: bytes, remarks: list[str]) -> bytes:
             and not name.startswith((".", "META-INF/", "__MACOSX/"))
             and "/." not in name
         ]
+        lacking = f"its container names {named[0]}, which is missing" if named else "none is named"
         if len(documents) != 1:
             raise ValueError(f"{len(documents)} MusicXML documents in the archive, and {lacking}")
         if named:
