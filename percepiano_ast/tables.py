@@ -222,7 +222,7 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     names = [_cleaned(title) for title in titles]
     while names and not names[-1]:
         names.pop()
-    width = len(names)
+    width, empty = len(names), [""]
     if width > MAX_COLUMNS:
         raise refuse(line, f"{width:,} columns, {MAX_COLUMNS:,} are allowed", "Remove some.")
     for title in filter(None, names):
@@ -235,12 +235,14 @@ def _parse(content: bytes, read: str, required: Sequence[str], name: str) -> pd.
     while block := list(itertools.islice(every, _BLOCK)):
         for line, row in block:
             if len(row) < width:
-                row += [""] * (width - len(row))
+                row += empty * (width - len(row))
             elif len(row) > width and any(map(_cleaned, row[width:])):
+                advice = f"Put cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
+                advice += (
+                    " (decimal commas too)" * (separator == ",") + ", or use other separators."
+                )
                 reason = f"{len(row)} cells, but the header has {width}"
-                quoted = f"cells with a {_SEPARATORS.get(separator, 'separator')} into quotes"
-                also = " (decimal commas too)" * (separator == ",")
-                raise refuse(line, reason, f"Put {quoted}{also}, or use other separators.")
+                raise refuse(line, reason, advice)
             starts.append(line)
         # Every different cell is cleaned and, while they are few, stored once.
         for column, known, cells in zip(columns, seen, zip(*(row for _, row in block))):
